@@ -1,0 +1,47 @@
+"""Crops that are cut while a file is decoded, before its pixels are resized."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated
+
+from rescue_cli.draws import Floats
+from rescue_cli.registry import Positive, Within
+
+TRIES = 10
+
+
+@dataclass(frozen=True)
+class FileCrop:
+    """`box(height, width, draws)` -> (top, left, height, width), from `columns` uniform draws."""
+
+    columns: int
+    box: Callable[[int, int, Floats], tuple[int, int, int, int]]
+
+
+def random_resized_crop(
+    *,
+    scale: tuple[Annotated[float, Within(0, 1)], Annotated[float, Within(0, 1)]],
+    ratio: tuple[Positive, Positive],
+) -> FileCrop:
+    """A box of a random share of the area and a random aspect ratio (Szegedy et al. 2015).
+
+    Ten tries as in torchvision and timm, then the largest central box of an allowed ratio.
+    """
+    low, high = math.log(ratio[0]), math.log(ratio[1])
+
+    def box(height: int, width: int, draws: Floats) -> tuple[int, int, int, int]:
+        for area_draw, ratio_draw, top_draw, left_draw in draws.reshape(TRIES, 4).tolist():
+            area = height * width * (scale[0] + (scale[1] - scale[0]) * area_draw)
+            aspect = math.exp(low + (high - low) * ratio_draw)
+            w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+            if 0 < w <= width and 0 < h <= height:
+                return int(top_draw * (height - h + 1)), int(left_draw * (width - w + 1)), h, w
+        w, h = width, height
+        if width / height < ratio[0]:
+            h = round(width / ratio[0])
+        elif width / height > ratio[1]:
+            w = round(height * ratio[1])
+        return (height - h) // 2, (width - w) // 2, h, w
+
+    return FileCrop(TRIES * 4, box)

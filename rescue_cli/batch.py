@@ -1,0 +1,63 @@
+"""What flows through a step: one slice of images, and the only door between host and device."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One slice: images (n, channels, height, width), targets (n,) labels or (n, classes).
+
+    `step` and `slice` say which draws belong to it.
+    """
+
+    images: Tensor
+    targets: Tensor
+    step: int
+    slice: int
+
+
+class Transfers:
+    """Counts the copies between host and device, so that a test can say how many a step makes."""
+
+    to_device = 0
+    to_host = 0
+
+
+def to_device(array: NDArray[np.generic] | Tensor, device: torch.device) -> Tensor:
+    """A copy on the device that does not wait for it (from pinned memory on CUDA)."""
+    Transfers.to_device += 1
+    tensor = torch.from_numpy(array) if isinstance(array, np.ndarray) else array
+    if device.type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
+def to_host(tensor: Tensor) -> list[float]:
+    """The numbers of a tensor as a flat list; waits for the device."""
+    Transfers.to_host += 1
+    numbers: list[float] = tensor.detach().double().reshape(-1).tolist()
+    return numbers
+
+
+class View(NamedTuple):
+    """A way to look at a test image: size in pixels, and the resized image's share that is kept."""
+
+    size: int
+    crop: float
+
+    def __str__(self) -> str:
+        return f"{self.size}px@{self.crop:g}"
+
+
+class Shown(NamedTuple):
+    """One evaluation batch on the device: indices (n,), labels (n,), uint8 images for each view."""
+
+    indices: Tensor
+    labels: Tensor
+    views: dict[View, Tensor]

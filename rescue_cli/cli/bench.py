@@ -1,0 +1,45 @@
+"""`rescue bench`: what the loop costs, as a ratio measured in one run."""
+
+import json as json_module
+from typing import Annotated
+
+import typer
+
+from rescue_cli.cli import common
+from rescue_cli.cli.common import Device, Json, Overrides, RecipeName
+
+app = typer.Typer(help="Measure speed, as ratios within one run.", no_args_is_help=True)
+
+
+@app.callback()
+def group() -> None:
+    """Measure speed, as ratios within one run."""
+
+
+@app.command()
+def step(
+    overrides: Overrides = None,
+    recipe: RecipeName = None,
+    steps: Annotated[int, typer.Option(help="Steps a round.", min=1)] = 20,
+    rounds: Annotated[int, typer.Option(help="Rounds of each, in turn.", min=1)] = 7,
+    json: Json = False,
+    device: Device = None,
+) -> None:
+    """Time the engine's step against a bare PyTorch loop written out by hand."""
+    from rescue_cli import bench, build
+    from rescue_cli import recipe as recipes
+
+    where = common.device(device)
+    resolved = recipes.load(common.named_or_default(recipe), overrides or [])
+    build.check(resolved)
+    common.check_precision(resolved, where)
+    found = bench.step(resolved, where, steps, rounds)
+    if json:
+        print(json_module.dumps(found))
+        return
+    print(
+        f"{found['what']}: ours {found['ours']:.1f}, bare loop {found['theirs']:.1f} "
+        f"{found['unit']}; "
+        f"ratio of times {found['ratio']:.3f} "
+        f"(rounds {found['ratio_low']:.3f} to {found['ratio_high']:.3f})"
+    )

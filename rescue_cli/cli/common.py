@@ -1,0 +1,158 @@
+"""What the verbs share: finding the recipe, the device, and printing a result."""
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from rescue_cli import recipe as recipes
+from rescue_cli.errors import UsageError
+from rescue_cli.recipe import Recipe
+
+
+def recipe_names(incomplete: str) -> list[str]:
+    """For shell completion."""
+    return [name for name in recipes.names() if name.startswith(incomplete)]
+
+
+def override_keys(incomplete: str) -> list[str]:
+    """Section names, for shell completion of overrides."""
+    return [f"{s}." for s in recipes.SECTIONS if s.startswith(incomplete)]
+
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[SECTION.KEY=VALUE]...",
+        help="Changes to the recipe.",
+        autocompletion=override_keys,
+    ),
+]
+RecipeName = Annotated[
+    str | None,
+    typer.Option("--recipe", "-r", help="Name or path of a recipe.", autocompletion=recipe_names),
+]
+Device = Annotated[
+    str | None, typer.Option(help="cpu or cuda; by default cuda where there is one.")
+]
+Procs = Annotated[int | None, typer.Option(help="Processes in all, through torchrun.", min=1)]
+Workers = Annotated[int | None, typer.Option(help="Loader workers a process.", min=0)]
+Json = Annotated[bool, typer.Option("--json", help="The result as one JSON object.")]
+
+
+def note(message: str) -> None:
+    """A line for the person at the terminal; stdout carries the result alone."""
+    print(message, file=sys.stderr, flush=True)
+
+
+def console() -> Console:
+    return Console(highlight=False, soft_wrap=False)
+
+
+def named_or_default(name: str | None) -> str:
+    if name is None:
+        note("no --recipe given: quickstart")
+        return "quickstart"
+    return name
+
+
+def device(asked: str | None) -> str:
+    """The device type; raises `UsageError` where it is not there."""
+    import torch
+
+    if asked is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if asked not in ("cpu", "cuda"):
+        raise UsageError(f"--device: '{asked}' is not known. Use cpu or cuda.")
+    if asked == "cuda" and not torch.cuda.is_available():
+        raise UsageError("--device: cuda is not available on this machine. Use --device cpu.")
+    return asked
+
+
+def check_precision(recipe: Recipe, device: str) -> None:
+    """Refuses float16 where it does not exist, and says what an emulated precision costs."""
+    import torch
+
+    computed = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    precision = recipe.train.precision
+    if device == "cuda":
+        return
+    if precision == "float16":
+        cure = "bfloat16" if computed else "float32"
+        raise UsageError(
+            "train.precision: float16 needs CUDA, and this run is on a CPU. "
+            f"Use train.precision={cure}."
+        )
+    if precision == "bfloat16" and not computed:
+        note(
+            "warning: this processor only emulates bfloat16; a matrix product takes hundreds of "
+            "times longer than in float32. Use train.precision=float32."
+        )
+
+
+def print_result(result: Mapping[str, Any], *, as_json: bool) -> None:
+    """A run's result on stdout: a table, or one JSON object."""
+    if as_json:
+        print(json.dumps(result))
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("set", "size", "crop", "TTA", "top-1 %", "top-5 %", "loss", "images"):
+        table.add_column(heading, justify="left" if heading in ("set", "TTA") else "right")
+    for entry in result["sets"]:
+        protocol = entry["protocol"]
+        table.add_row(
+            entry["set"],
+            str(entry["size"]),
+            f"{entry['crop']:g}",
+            protocol["tta"],
+            f"{entry['top1']:.2f}",
+            f"{entry['top5']:.2f}",
+            f"{entry['loss']:.4f}",
+            str(entry["count"]),
+        )
+    out = console()
+    out.print(table)
+    out.print(_summary(result), highlight=False)
+
+
+def _summary(result: Mapping[str, Any]) -> str:
+    protocol = result["protocol"]
+    lines = [
+        f"{result['recipe']}, seed {result['seed']}: {result['parameters']:,} parameters, "
+        f"{protocol['precision']}, decoder {protocol['decoder']}, weights {protocol['weights']}",
+    ]
+    if result["steps"]:
+        lines.append(
+            f"{result['epochs']:g} epochs, {result['steps']:,} steps in "
+            f"{result['seconds_train']:.1f} s ({result['images_per_second']:.0f} images/s), "
+            f"evaluation {result['seconds_eval']:.1f} s, peak {result['peak_memory_mb']:.0f} MB"
+        )
+    else:
+        lines.append(
+            f"evaluated in {result['seconds_eval']:.1f} s "
+            f"({result['images_per_second']:.0f} images/s)"
+        )
+    return "\n".join(lines)
+
+
+def job(path: Path, recipe: Recipe, facts: dict[str, Any], *, resume: bool) -> None:
+    """Prepares a run directory and says where it is."""
+    from rescue_cli import launch
+
+    launch.prepare(path, recipe, facts, resume=resume)
+
+
+def with_lists(
+    sets: str | None, sizes: str | None, crops: str | None, tta: str | None
+) -> Sequence[str]:
+    """The overrides that `eval`'s list options stand for."""
+    found = []
+    for key, value in (("sets", sets), ("sizes", sizes), ("crops", crops)):
+        if value is not None:
+            found.append(f"eval.{key}=[{value}]")
+    return [*found, *([f"eval.tta={tta}"] if tta is not None else [])]

@@ -1,0 +1,36 @@
+"""`rescue predict`: what a run's network says of images."""
+
+import json as json_module
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from rescue_cli.cli import common
+from rescue_cli.cli.common import Device, Json
+
+
+def predict(
+    run: Annotated[Path, typer.Argument(metavar="RUN|WEIGHTS", help="Run or .safetensors file.")],
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files.")],
+    top: Annotated[int, typer.Option(help="Classes to show.", min=1)] = 3,
+    json: Json = False,
+    device: Device = None,
+) -> None:
+    """Print the most probable classes of images."""
+    from rescue_cli.prediction import predict_images
+
+    found = predict_images(run, images, top, common.device(device))
+    if json:
+        print(json_module.dumps(found))
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("image", overflow="fold")
+    table.add_column("class")
+    table.add_column("probability %", justify="right")
+    for entry in found:
+        for place, guess in enumerate(entry["classes"]):
+            name = "" if place else str(entry["image"])
+            table.add_row(name, guess["class"], f"{100 * guess['probability']:.1f}")
+    common.console().print(table)

@@ -1,0 +1,113 @@
+"""`rescue recipes`: what is shipped, what it claims, how recipes differ. torch only in `check`."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from rescue_cli import plans
+from rescue_cli import recipe as recipes
+from rescue_cli.cli import common
+from rescue_cli.cli.common import Json, Overrides, recipe_names
+from rescue_cli.errors import UsageError
+from rescue_cli.results import read_json
+
+app = typer.Typer(help="List, show, compare, copy and check recipes.", invoke_without_command=True)
+Name = Annotated[str, typer.Argument(help="Name or path.", autocompletion=recipe_names)]
+
+
+@app.callback()
+def listing(context: typer.Context, json: Json = False) -> None:
+    """List, show, compare, copy and check recipes."""
+    if context.invoked_subcommand is not None:
+        return
+    rows = [_row(name) for name in recipes.names()]
+    if json:
+        import json as json_module
+
+        print(json_module.dumps(rows))
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("recipe", "paper", "data", "epochs", "paper top-1 %", "measured top-1 %"):
+        numeric = heading.endswith("%") or heading == "epochs"
+        table.add_column(heading, justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        table.add_row(
+            row["recipe"],
+            row["paper"] or "-",
+            row["data"],
+            f"{row['epochs']:g}",
+            "-" if row["expected"] is None else f"{row['expected']:.2f}",
+            row["measured"] or "not run",
+        )
+    common.console().print(table)
+
+
+def _row(name: str) -> dict[str, Any]:
+    recipe = recipes.load(name)
+    record = recipes.recipes_folder() / "records" / f"{name}.json"
+    measured = read_json(record) if record.exists() else None
+    return {
+        "recipe": name,
+        "paper": recipe.tree.get("paper", {}).get("title"),
+        "data": recipe.data.name,
+        "epochs": recipe.train.epochs,
+        "expected": recipe.tree.get("expect", {}).get("top1"),
+        "measured": measured["summary"] if measured else None,
+    }
+
+
+@app.command()
+def show(name: Name) -> None:
+    """Print a recipe as it is written."""
+    print(recipes.find(name).read_text(), end="")
+
+
+@app.command()
+def diff(a: Name, b: Name) -> None:
+    """Print the keys in which two recipes differ."""
+    first, second = recipes.load(a), recipes.load(b)
+    changed = plans.differences(_procedure(first.tree), _procedure(second.tree))
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("key")
+    for recipe in (first, second):
+        table.add_column(recipe.name, overflow="fold")
+    for key, values in changed.items():
+        table.add_row(key, *("-" if v is None else str(v) for v in values))
+    Console(highlight=False).print(table if changed else f"{a} and {b} train the same thing.")
+
+
+def _procedure(tree: Any) -> dict[str, Any]:
+    """The sections that change what is trained or measured; the claim and its source do not."""
+    return {k: v for k, v in tree.items() if k in recipes.SECTIONS}
+
+
+@app.command()
+def copy(
+    name: Name,
+    file: Annotated[Path, typer.Argument(help="The new file.")],
+) -> None:
+    """Copy a recipe to a file of your own."""
+    try:
+        with file.open("x") as target:
+            target.write(recipes.find(name).read_text())
+    except FileExistsError:
+        raise UsageError(f"{file}: exists already. Give another name, or remove it.") from None
+    except OSError as error:
+        raise UsageError(f"{file}: cannot be written: {error.strerror}.") from None
+    print(file)
+
+
+@app.command()
+def check(
+    name: Annotated[str | None, typer.Argument(help="Name or path; all shipped without.")] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Validate recipes, and build their models without memory for weights."""
+    from rescue_cli import build
+
+    for each in [name] if name else recipes.names():
+        build.check(recipes.load(each, overrides or []))
+        print(f"{each}: valid")

@@ -1,0 +1,175 @@
+"""`rescue train`: parse, load, plan, launch, print."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from rescue_cli import plans
+from rescue_cli import recipe as recipes
+from rescue_cli.cli import common
+from rescue_cli.cli.common import Device, Json, Overrides, Procs, RecipeName, Workers
+from rescue_cli.errors import UsageError
+from rescue_cli.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How a run is started, apart from what it trains."""
+
+    device: str
+    procs: int
+    through_torchrun: bool
+    max_restarts: int
+    workers: int | None
+
+
+def train(
+    overrides: Overrides = None,
+    recipe: RecipeName = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Run directory; runs/RECIPE/N by default.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint.")] = False,
+    subset: Annotated[str | None, typer.Option(help="N or TRAIN:TEST images, balanced.")] = None,
+    smoke: Annotated[bool, typer.Option("--smoke", help="Two steps on a few images.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the plan, train nothing.")
+    ] = False,
+    json: Json = False,
+    device: Device = None,
+    gpus: Annotated[int | None, typer.Option(help="Processes, one a GPU.", min=1)] = None,
+    procs: Procs = None,
+    workers: Workers = None,
+    max_restarts: Annotated[int, typer.Option(help="Of torchrun.", min=0)] = 0,
+    nodes: Annotated[int, typer.Option(help="Machines.", min=1)] = 1,
+    node_rank: Annotated[int, typer.Option(help="This machine's number.", min=0)] = 0,
+    rendezvous: Annotated[str | None, typer.Option(help="HOST:PORT of machine 0.")] = None,
+) -> None:
+    """Train a recipe; the result is printed and kept in the run directory."""
+    from rescue_cli import build
+    from rescue_cli.launch import Nodes
+
+    machines = Nodes(nodes, node_rank, rendezvous)
+    where = common.device("cuda" if gpus is not None and device is None else device)
+    resolved = _resolve(recipe, overrides or [], out, resume, subset, smoke, where)
+    build.check(resolved)
+    common.check_precision(resolved, where)
+    launch = _launch(resolved, where, gpus, procs, machines.count, max_restarts, workers)
+    if dry_run:
+        _print_plan(resolved, launch, json)
+        return
+    _run(resolved, launch, machines, out, resume, json)
+
+
+def _resolve(
+    name: str | None,
+    overrides: Sequence[str],
+    out: Path | None,
+    resume: bool,
+    subset: str | None,
+    smoke: bool,
+    device: str,
+) -> Recipe:
+    """The recipe with the options' overrides and then the user's, which win."""
+    if name is None and resume and out is not None and (out / "recipe.yaml").exists():
+        return recipes.recipe_in(out).with_overrides(*overrides)
+    name = common.named_or_default(name)
+    shipped = recipes.load(name)
+    implied = plans.smoke(shipped, cuda=device == "cuda") if smoke else []
+    if subset is not None:
+        implied.append(plans.subset(subset))
+    if implied:
+        common.note(f"{'--smoke' if smoke else '--subset'} sets: {' '.join(implied)}")
+    resolved = recipes.load(name, [*implied, *overrides])
+    for warning in plans.warnings(shipped, resolved, overrides):
+        common.note(f"warning: {warning}")
+    return resolved
+
+
+def _launch(
+    recipe: Recipe,
+    device: str,
+    gpus: int | None,
+    procs: int | None,
+    nodes: int,
+    max_restarts: int,
+    workers: int | None,
+) -> Launch:
+    import torch
+
+    if gpus is not None and procs is not None:
+        raise UsageError("--gpus and --procs say the same thing. Give one of them.")
+    asked = gpus if gpus is not None else procs
+    visible = torch.cuda.device_count() if device == "cuda" else 1
+    if gpus is not None and gpus > visible * nodes:
+        raise UsageError(f"--gpus: {gpus} asked for, {visible} visible. Use at most {visible}.")
+    count = plans.processes(recipe.train.slices, asked, visible * nodes)
+    if count % nodes:
+        raise UsageError(f"--procs: {count} processes do not divide over {nodes} nodes.")
+    return Launch(device, count, asked is not None or count > 1, max_restarts, workers)
+
+
+def _run(
+    recipe: Recipe, launch: Launch, nodes: Any, out: Path | None, resume: bool, as_json: bool
+) -> None:
+    from rescue_cli import report
+    from rescue_cli.launch import environment, is_finished, prepare, run_directory, wait_for
+    from rescue_cli.results import RunDirectory, read_json
+
+    path = _directory(recipe, out, resume, nodes.count)
+    common.note(str(path))
+    finished = resume and is_finished(path)
+    if nodes.rank == 0:
+        facts = environment(
+            recipe,
+            verb="train",
+            device=launch.device,
+            procs=launch.procs,
+            workers=launch.workers,
+            cache=path.parent / ".cache",
+        )
+        prepare(path, recipe, facts, resume=resume)
+    else:
+        wait_for(path)
+    if finished:
+        common.note("finished already; nothing to do")
+    else:
+        common.note(f"{recipe.name} on {launch.device}, {launch.procs} process(es)")
+        procs = launch.procs if launch.through_torchrun else None
+        run_directory(path, procs, launch.max_restarts, nodes)
+        if nodes.rank == 0:
+            report.draw(path)
+    if nodes.rank == 0:
+        common.print_result(read_json(RunDirectory(path).result), as_json=as_json)
+    common.note(str(path))
+
+
+def _directory(recipe: Recipe, out: Path | None, resume: bool, nodes: int) -> Path:
+    from rescue_cli.launch import latest, next_free
+
+    if out is not None:
+        return out
+    if nodes > 1:
+        raise UsageError("--nodes: several nodes need the same --out DIR that all of them see.")
+    parent = Path("runs", recipe.name)
+    return (latest(parent) if resume else None) or next_free(parent)
+
+
+def _print_plan(recipe: Recipe, launch: Launch, as_json: bool) -> None:
+    """The resolved recipe, and what it comes to in steps and learning rates."""
+    import json
+
+    from rescue_cli import build
+
+    plan = build.outline(recipe)
+    plan["processes"] = launch.procs
+    plan["device"] = launch.device
+    if as_json:
+        print(json.dumps({"recipe": recipe.tree, **plan}))
+        return
+    print(recipe.to_yaml(), end="")
+    for key, value in plan.items():
+        print(f"{key.replace('_', ' ')}: {value}")

@@ -1,0 +1,92 @@
+"""Bytes of an image file to uint8 pixels of the size that the network sees."""
+
+import io
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import simplejpeg
+import torch
+from PIL import Image
+from torch import Tensor
+
+from rescue_cli.data.splits import Pixels
+
+Decoder = Literal["fast", "pil"]
+Interpolation = Literal["bilinear", "bicubic"]
+_PIL = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+
+
+@dataclass(frozen=True)
+class Box:
+    """A rectangle in pixels."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+def pil_image(data: bytes) -> Image.Image:
+    """The image as timm's loader has it: any mode to RGB, EXIF rotation ignored."""
+    with Image.open(io.BytesIO(data)) as image:
+        return image.convert("RGB")
+
+
+def pixels(data: bytes, decoder: Decoder) -> Pixels:
+    """The image (height, width, 3) uint8. `fast` is libjpeg-turbo, with PIL for what it refuses.
+
+    Raises what PIL raises where PIL cannot read the file either.
+    """
+    if decoder == "fast" and data[:2] == b"\xff\xd8":
+        try:
+            decoded: Pixels = simplejpeg.decode_jpeg(data, colorspace="RGB", strict=True)
+            return decoded
+        except ValueError:
+            pass  # CMYK, truncated or with warnings: PIL decides
+    return np.asarray(pil_image(data))
+
+
+def size_of(image: Pixels | Image.Image) -> tuple[int, int]:
+    """(height, width)."""
+    if isinstance(image, Image.Image):
+        return image.height, image.width
+    return image.shape[0], image.shape[1]
+
+
+def crop_resize(
+    image: Pixels | Image.Image, box: Box, height: int, width: int, interpolation: Interpolation
+) -> Tensor:
+    """The box of the image resized with antialiasing, (3, height, width) uint8.
+
+    A PIL image is resized by PIL; an array by torch's uint8 kernels, which round like PIL's but
+    for one grey level.
+    """
+    if isinstance(image, Image.Image):
+        edges = (box.left, box.top, box.left + box.width, box.top + box.height)
+        cut = image.crop(edges).resize((width, height), _PIL[interpolation])
+        return torch.from_numpy(np.array(cut)).permute(2, 0, 1)
+    part = image[box.top : box.top + box.height, box.left : box.left + box.width]
+    planes = torch.from_numpy(part).permute(2, 0, 1).unsqueeze(0)
+    if (box.height, box.width) == (height, width):
+        return planes[0].clone()
+    return torch.nn.functional.interpolate(
+        planes, (height, width), mode=interpolation, antialias=True, align_corners=False
+    )[0]
+
+
+def centre_crop(
+    image: Pixels | Image.Image, size: int, crop: float, interpolation: Interpolation
+) -> Tensor:
+    """Shorter side to floor(size / crop), then the centre: (3, size, size) uint8, as in timm."""
+    height, width = size_of(image)
+    short = math.floor(size / crop)
+    if height < width:
+        resized = (short, int(short * width / height))
+    else:
+        resized = (int(short * height / width), short)
+    whole: Any = crop_resize(image, Box(0, 0, height, width), *resized, interpolation)
+    top, left = (round((side - size) / 2) for side in resized)
+    centre: Tensor = whole[:, top : top + size, left : left + size]
+    return centre

@@ -1,0 +1,87 @@
+"""Folders of images: one folder a class, or flat with a label file."""
+
+import csv
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from rescue_cli.data.splits import FileNames, Files
+from rescue_cli.errors import DataError, did_you_mean
+
+ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+
+
+def class_folders(root: Path) -> list[str]:
+    """The names of the folders below `root` in order; raises `DataError` where there is none."""
+    if not root.is_dir():
+        raise DataError(
+            f"{root}: no such folder. Point data.root= (or train_root, test_root) at it."
+        )
+    names = sorted(e.name for e in os.scandir(root) if e.is_dir() and not e.name.startswith("."))
+    if not names:
+        raise DataError(f"{root}: has no class folders. It must hold one folder of images a class.")
+    return names
+
+
+def read(root: Path, labels: Mapping[str, int], *, complete: bool) -> Files:
+    """The images in `root`'s class folders; the label is the folder's place in `labels`.
+
+    `complete` demands that every class has its folder. Raises `DataError`.
+    """
+    present = class_folders(root)
+    for name in present:
+        if name not in labels:
+            raise DataError(f"{root / name}: not one of the classes. {did_you_mean(name, labels)}")
+    missing = [name for name in labels if name not in present]
+    if complete and missing:
+        raise DataError(
+            f"{root / missing[0]}: the class folder is missing ({len(missing)} of {len(labels)}). "
+            "Add it, or remove the class from the training set."
+        )
+    names: list[str] = []
+    found: list[int] = []
+    for name in present:
+        images = sorted(e.name for e in os.scandir(root / name) if e.name.lower().endswith(ENDINGS))
+        if not images:
+            raise DataError(
+                f"{root / name}: holds no image ({', '.join(ENDINGS)}). Remove the folder."
+            )
+        names += [f"{name}/{image}" for image in images]
+        found += [labels[name]] * len(images)
+    return Files(FileNames.of(root, names), np.array(found, dtype=np.int64))
+
+
+def is_flat(root: Path) -> bool:
+    """Whether the folder holds images itself."""
+    return root.is_dir() and any(e.name.lower().endswith(ENDINGS) for e in os.scandir(root))
+
+
+def read_flat(root: Path, labels: Mapping[str, int]) -> Files:
+    """Images lying in `root` itself, labelled by a file of lines `name class` beside them.
+
+    The file is `val_labels.txt`, `labels.txt` or `LOC_val_solution.csv`, in the folder or above it;
+    the class is a folder name (WordNet id) or its place.
+    """
+    candidates = ("val_labels.txt", "labels.txt", "LOC_val_solution.csv")
+    files = [f / name for f in (root, root.parent) for name in candidates]
+    file = next((f for f in files if f.is_file()), None)
+    if file is None:
+        raise DataError(
+            f"{root}: images without class folders need a label file. "
+            f"Put {candidates[0]} (lines: FILE CLASS) in the folder or above it."
+        )
+    with file.open(newline="") as lines:
+        rows = [" ".join(row).split() for row in csv.reader(lines)]
+    known = {row[0].rsplit(".", 1)[0]: row[1] for row in rows if len(row) > 1}
+    names = sorted(e.name for e in os.scandir(root) if e.name.lower().endswith(ENDINGS))
+    found = []
+    for name in names:
+        label = known.get(name.rsplit(".", 1)[0])
+        if label is None:
+            raise DataError(f"{root / name}: has no line in {file}. Add it or remove the image.")
+        if label not in labels and not (label.isdecimal() and int(label) < len(labels)):
+            raise DataError(f"{file}: '{label}' of {name} is not one of the {len(labels)} classes.")
+        found.append(labels[label] if label in labels else int(label))
+    return Files(FileNames.of(root, names), np.array(found, dtype=np.int64))

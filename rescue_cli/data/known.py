@@ -1,0 +1,207 @@
+"""The data sets that recipes can name: each finds its files and returns a `Dataset`."""
+
+import gzip
+import importlib.util
+import io
+import lzma
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rescue_cli.data import archives, folders
+from rescue_cli.data.place import Place
+from rescue_cli.data.splits import Dataset, Files, Images, Pixels
+from rescue_cli.draws import Indices
+from rescue_cli.errors import DataError
+
+FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker")
+FASHION += ("Bag", "Ankle boot")
+CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+IMAGENETTE = ("n01440764", "n02102040", "n02979186", "n03000684", "n03028079", "n03394916")
+IMAGENETTE += ("n03417042", "n03425413", "n03445777", "n03888257")
+
+
+def fashion_mini(_place: Place) -> Dataset:
+    """Fashion-MNIST's first 600 training and 100 test images of each class, in this package."""
+    file = Path(__file__).parent / "files" / "fashion-mini.npz.xz"
+    arrays = np.load(io.BytesIO(lzma.decompress(file.read_bytes())))
+    train, test = (
+        Images(arrays[f"{split}_images"][:, None], arrays[f"{split}_labels"].astype(np.int64))
+        for split in ("train", "test")
+    )
+    return Dataset(train, {"test": test}, FASHION)
+
+
+def fashion_mnist(place: Place) -> Dataset:
+    """Fashion-MNIST: IDX files, plain or gzipped, at `data.root` or fetched there."""
+    return _idx_dataset(place, "FashionMNIST", FASHION)
+
+
+def mnist(place: Place) -> Dataset:
+    """MNIST: IDX files, plain or gzipped, at `data.root` or fetched there."""
+    return _idx_dataset(place, "MNIST", tuple(str(digit) for digit in range(10)))
+
+
+def cifar10(place: Place) -> Dataset:
+    """CIFAR-10: the Python version, its archive, or class folders `train/` and `test/`."""
+    if not place.one_root or (place.root / "train").is_dir():
+        return _class_folders(
+            place, {name: i for i, name in enumerate(CIFAR10)}, CIFAR10, ("test",)
+        )
+    return _cifar(place, "CIFAR10", "cifar-10-batches-py", "cifar-10-python.tar.gz")
+
+
+def cifar100(place: Place) -> Dataset:
+    """CIFAR-100: the Python version or its archive."""
+    return _cifar(place, "CIFAR100", "cifar-100-python", "cifar-100-python.tar.gz")
+
+
+def imagenette(place: Place) -> Dataset:
+    """Imagenette: its folders `train/` and `val/`, or the 160 px archive fetched to `data.root`."""
+    if place.one_root and not (place.root / "train").is_dir():
+        from torchvision.datasets import Imagenette
+
+        url, md5 = Imagenette._ARCHIVES["160px"]
+        inside = place.root / Path(url).stem
+        if not inside.is_dir():
+            archives.unpack(archives.fetch(url, place.root / Path(url).name, md5), place.root)
+        place = place.at(inside)
+    words = imagenet_words()
+    return _class_folders(
+        place,
+        {w: i for i, w in enumerate(IMAGENETTE)},
+        tuple(words[w] for w in IMAGENETTE),
+        ("val",),
+    )
+
+
+def imagenet(place: Place) -> Dataset:
+    """ImageNet-1k: folders by WordNet id; the label is the place among the 1,000 sorted ids.
+
+    Class folders may be missing. A flat validation folder needs its label file; folders named
+    0 to 999 (ImageNet-V2) are labels themselves.
+    """
+    words = imagenet_words()
+    labels = {wnid: i for i, wnid in enumerate(sorted(words))}
+    return _class_folders(
+        place, labels, tuple(words[w] for w in sorted(words)), ("val",), complete=False
+    )
+
+
+def folder(place: Place) -> Dataset:
+    """Class folders of one's own; the classes are the training folders' names in order."""
+    classes = folders.class_folders(place.train_root)
+    return _class_folders(
+        place, {n: i for i, n in enumerate(classes)}, tuple(classes), ("val", "test")
+    )
+
+
+def imagenet_words() -> dict[str, str]:
+    """ImageNet's 1,000 WordNet ids and what they are called, as timm carries them."""
+    spec = importlib.util.find_spec("timm")
+    assert spec is not None
+    assert spec.submodule_search_locations is not None
+    info = Path(spec.submodule_search_locations[0]) / "data" / "_info"
+    wnids = (info / "imagenet_synsets.txt").read_text().split()
+    lines = (info / "imagenet_synset_to_lemma.txt").read_text().splitlines()
+    words = dict(line.split("\t", 1) for line in lines)
+    return {wnid: words[wnid].split(",")[0].strip() for wnid in wnids}
+
+
+DATASETS = {
+    "fashion-mini": fashion_mini,
+    "fashion-mnist": fashion_mnist,
+    "mnist": mnist,
+    "cifar10": cifar10,
+    "cifar100": cifar100,
+    "imagenette": imagenette,
+    "imagenet": imagenet,
+    "folder": folder,
+}
+
+
+def _class_folders(
+    place: Place,
+    labels: dict[str, int],
+    classes: tuple[str, ...],
+    test_names: tuple[str, ...],
+    *,
+    complete: bool = True,
+) -> Dataset:
+    train = folders.read(place.train_root, labels, complete=complete)
+    roots = {**place.test_root(test_names), **place.extra_sets}
+    tests: dict[str, Any] = {
+        name: _test_split(root, labels, complete=complete) for name, root in roots.items()
+    }
+    return Dataset(train, tests, classes)
+
+
+def _test_split(root: Path, labels: dict[str, int], *, complete: bool) -> Files:
+    if folders.is_flat(root):
+        return folders.read_flat(root, labels)
+    numbered = {str(i): i for i in range(len(labels))}
+    by_number = all(name in numbered for name in folders.class_folders(root))
+    return folders.read(root, numbered if by_number else labels, complete=complete)
+
+
+def _cifar(place: Place, kind: str, folder_name: str, archive_name: str) -> Dataset:
+    import torchvision.datasets
+
+    reader = getattr(torchvision.datasets, kind)
+    root = place.root.parent if place.root.name == folder_name else place.root
+    if not (root / folder_name).is_dir():
+        archive = archives.fetch(reader.url, root / archive_name, reader.tgz_md5)
+        archives.unpack(archive, root)
+    try:  # checks every file's md5 before unpickling it
+        splits = {train: reader(str(root), train=train) for train in (True, False)}
+    except RuntimeError as error:
+        raise DataError(
+            f"{root / folder_name}: {error}. Delete the folder to unpack it anew."
+        ) from None
+    train, test = (
+        Images(
+            np.ascontiguousarray(s.data.transpose(0, 3, 1, 2)), np.array(s.targets, dtype=np.int64)
+        )
+        for s in (splits[True], splits[False])
+    )
+    return Dataset(train, {"test": test}, tuple(splits[True].classes))
+
+
+def _idx_dataset(place: Place, kind: str, classes: tuple[str, ...]) -> Dataset:
+    train, test = (
+        Images(
+            _idx(place, kind, f"{split}-images-idx3-ubyte")[:, None], _labels(place, kind, split)
+        )
+        for split in ("train", "t10k")
+    )
+    return Dataset(train, {"test": test}, classes)
+
+
+def _labels(place: Place, kind: str, split: str) -> Indices:
+    return _idx(place, kind, f"{split}-labels-idx1-ubyte").astype(np.int64)
+
+
+def _idx(place: Place, kind: str, name: str) -> Pixels:
+    """An IDX file of bytes: a magic number with the rank, the sizes, the values."""
+    below = ("", "raw", f"{kind}/raw", kind)
+    files = [place.root / b / f"{name}{ending}" for b in below for ending in ("", ".gz")]
+    file = next((f for f in files if f.is_file()), None) or _fetch_idx(place, kind, name)
+    try:
+        data = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
+        rank = data[3]
+        shape = np.frombuffer(data, ">i4", count=rank, offset=4)
+        values: Pixels = np.frombuffer(data, np.uint8, offset=4 + 4 * rank).reshape(shape)
+    except (ValueError, IndexError, EOFError, OSError, zlib.error) as error:
+        raise DataError(f"{file}: not an IDX file of bytes: {error}") from None
+    return values
+
+
+def _fetch_idx(place: Place, kind: str, name: str) -> Path:
+    import torchvision.datasets
+
+    reader = getattr(torchvision.datasets, kind)
+    md5 = dict(reader.resources)
+    file = f"{name}.gz"
+    return archives.fetch(f"{reader.mirrors[-1]}{file}", place.root / file, md5[file])

@@ -1,0 +1,82 @@
+"""Batches of a split in memory: gathers on the device, no loader."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from rescue_cli.batch import Batch, Shown, View, to_device
+from rescue_cli.data.decode import Interpolation
+from rescue_cli.data.splits import Images
+from rescue_cli.draws import Indices
+
+
+class MemoryFeed:
+    """Training slices of a split that lies on the device as uint8."""
+
+    def __init__(
+        self,
+        images: Images,
+        sampler: Callable[[int, int], Indices],
+        slices: Sequence[int],
+        device: torch.device,
+    ) -> None:
+        self.images, self.labels = (to_device(a, device) for a in (images.pixels, images.labels))
+        self.sampler = sampler
+        self.mine = slices
+        self.device = device
+        self.waited = 0.0
+        self.replaced = 0
+        self.corrupt: list[str] = []
+
+    def start(self, step: int) -> None:
+        """Nothing to prepare: a step's images are a function of the step."""
+
+    def slices(self, step: int) -> Iterator[Batch]:
+        for slice_ in self.mine:
+            indices = to_device(self.sampler(step, slice_), self.device)
+            yield Batch(self.images[indices], self.labels[indices], step, slice_)
+
+
+class MemoryEvalFeed:
+    """A test set on the device, in order, in batches dealt to the processes in turn."""
+
+    def __init__(
+        self,
+        images: Images,
+        views: Sequence[View],
+        batch_size: int,
+        interpolation: Interpolation,
+        device: torch.device,
+    ) -> None:
+        self.images, self.labels = (to_device(a, device) for a in (images.pixels, images.labels))
+        self.views = views
+        self.batch_size = batch_size
+        self.interpolation = interpolation
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def rounds(self, world_size: int) -> int:
+        return math.ceil(math.ceil(len(self) / self.batch_size) / world_size)
+
+    def batches(self, rank: int, world_size: int) -> Iterator[Shown]:
+        order = torch.arange(len(self), device=self.labels.device)
+        for part in order.split(self.batch_size)[rank::world_size]:
+            images = self.images[part]
+            views = {view: resize_centre(images, view, self.interpolation) for view in self.views}
+            yield Shown(part, self.labels[part], views)
+
+
+def resize_centre(images: Tensor, view: View, interpolation: Interpolation) -> Tensor:
+    """uint8 images (n, c, h, w) resized by torch, antialiased, to floor(size / crop), then cut."""
+    short = math.floor(view.size / view.crop)
+    if images.shape[-2:] != (short, short):
+        resized = functional.interpolate(
+            images.float(), (short, short), mode=interpolation, antialias=True
+        )
+        images = resized.round_().clamp_(0, 255).to(torch.uint8)
+    edge = round((short - view.size) / 2)
+    return images[..., edge : edge + view.size, edge : edge + view.size]

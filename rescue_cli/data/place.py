@@ -1,0 +1,113 @@
+"""Where a data set's files are, and the keys that every data set has."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+
+from rescue_cli.data.decode import Decoder, Interpolation
+from rescue_cli.errors import DataError
+from rescue_cli.registry import NotNegativeInt, PositiveInt
+
+
+@dataclass(frozen=True, kw_only=True)
+class Keys:
+    """The keys of the section `data` that every data set has."""
+
+    root: str | None = None
+    train_root: str | None = None
+    test_root: str | None = None
+    sets: dict[str, str] = field(default_factory=dict)
+    holdout: NotNegativeInt = 0
+    subset: tuple[PositiveInt, PositiveInt] | None = None
+    mean: list[float] | None = None
+    std: list[float] | None = None
+    resident: bool | None = None
+    train_size: PositiveInt | None = None
+    train_interpolation: Interpolation = "bicubic"
+    decoder: Decoder = "fast"
+    eval_decoder: Decoder = "pil"
+    max_corrupt: NotNegativeInt = 100
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of a data set before its files are: for checks and for the head's size."""
+
+    classes: int | None
+    channels: int
+    size: int | None
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    images: int | None  # in the training set
+
+
+_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+_FASHION = ((0.2860,), (0.3530,))  # of the 60,000 training images
+FACTS: Mapping[str, Facts] = {
+    "fashion-mini": Facts(10, 1, 28, *_FASHION, 6000),
+    "fashion-mnist": Facts(10, 1, 28, *_FASHION, 60000),
+    "mnist": Facts(10, 1, 28, (0.1307,), (0.3081,), 60000),
+    "cifar10": Facts(10, 3, 32, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616), 50000),
+    "cifar100": Facts(100, 3, 32, (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762), 50000),
+    "imagenette": Facts(10, 3, None, *_IMAGENET, 9469),
+    "imagenet": Facts(1000, 3, None, *_IMAGENET, 1_281_167),
+    "folder": Facts(None, 3, None, *_IMAGENET, None),
+}
+
+
+@dataclass(frozen=True)
+class Place:
+    """The folders that one recipe's data come from. Raises `DataError` where one is not said."""
+
+    name: str
+    keys: Keys
+
+    @cached_property
+    def root(self) -> Path:
+        if self.keys.root is not None:
+            return Path(self.keys.root).expanduser()
+        if "RESCUE_DATA" in os.environ:
+            return Path(os.environ["RESCUE_DATA"], self.name)
+        raise DataError(
+            f"data.root: not given, and the data set '{self.name}' is not packaged. "
+            f"Give data.root=DIR or set RESCUE_DATA so that RESCUE_DATA/{self.name} is the folder."
+        )
+
+    @property
+    def one_root(self) -> bool:
+        return self.keys.train_root is None and self.keys.test_root is None
+
+    @property
+    def train_root(self) -> Path:
+        return (
+            Path(self.keys.train_root).expanduser() if self.keys.train_root else self.root / "train"
+        )
+
+    def test_root(self, names: tuple[str, ...]) -> dict[str, Path]:
+        """The main test folder by its name: `test_root`, else the first of `names` that exists."""
+        if self.keys.holdout:
+            return {}
+        if self.keys.test_root:
+            return {names[0]: Path(self.keys.test_root).expanduser()}
+        found = next((n for n in names if (self.root / n).is_dir()), None)
+        if found is None:
+            raise DataError(
+                f"{self.root / names[0]}: no such folder. Add it, give data.test_root=DIR, "
+                "or hold out training images with data.holdout=N."
+            )
+        return {found: self.root / found}
+
+    @property
+    def extra_sets(self) -> dict[str, Path]:
+        return {name: Path(root).expanduser() for name, root in self.keys.sets.items()}
+
+    def at(self, root: Path) -> "Place":
+        return Place(self.name, replace(self.keys, root=str(root)))
+
+
+def normalisation(name: str, keys: Keys) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of each channel, of pixels in [0, 1]: given, else as known."""
+    facts = FACTS[name]
+    return keys.mean or list(facts.mean), keys.std or list(facts.std)

@@ -1,0 +1,118 @@
+"""What a data set is once it is found on disk: pixels in memory, or names of files."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rescue_cli.draws import Indices, permute
+from rescue_cli.errors import UsageError
+
+SPLIT_SEED = 2018  # subsets and hold-outs are the same for every seed of a run
+Pixels = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class FileNames:
+    """Paths below `root` in one block of bytes, so that loader workers share its pages."""
+
+    root: str
+    block: NDArray[np.uint8]
+    ends: Indices
+
+    @staticmethod
+    def of(root: Path, names: Iterable[str]) -> "FileNames":
+        encoded = [name.encode("utf-8", "surrogateescape") for name in names]
+        ends = np.cumsum([len(name) for name in encoded], dtype=np.int64)
+        return FileNames(str(root), np.frombuffer(b"".join(encoded), dtype=np.uint8), ends)
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def name(self, index: int) -> str:
+        """The path below `root`."""
+        start = self.ends[index - 1] if index else 0
+        return self.block[start : self.ends[index]].tobytes().decode("utf-8", "surrogateescape")
+
+    def path(self, index: int) -> Path:
+        return Path(self.root, self.name(index))
+
+    def take(self, indices: Indices) -> "FileNames":
+        return FileNames.of(Path(self.root), (self.name(int(i)) for i in indices))
+
+
+@dataclass(frozen=True)
+class Images:
+    """A split in memory: pixels (n, channels, height, width) uint8, labels (n,) int64."""
+
+    pixels: Pixels
+    labels: Indices
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, indices: Indices) -> "Images":
+        return Images(self.pixels[indices], self.labels[indices])
+
+
+@dataclass(frozen=True)
+class Files:
+    """A split on disk: image files and labels (n,) int64."""
+
+    names: FileNames
+    labels: Indices
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, indices: Indices) -> "Files":
+        return Files(self.names.take(indices), self.labels[indices])
+
+
+Split = Images | Files
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A training split, test splits by name (the main one first), class names."""
+
+    train: Split
+    tests: dict[str, Split]
+    classes: tuple[str, ...]
+
+
+def balanced(labels: Indices, count: int) -> Indices:
+    """`count` indices in ascending order, as many of each class as there are, drawn at random."""
+    order = permute(np.arange(len(labels)), len(labels), SPLIT_SEED, 0)
+    by_class = np.lexsort((order, labels))
+    starts = np.searchsorted(labels[by_class], labels[by_class], side="left")
+    place = np.arange(len(labels)) - starts  # the how-many-th of its class
+    chosen = by_class[np.lexsort((labels[by_class], place))[:count]]
+    return np.sort(chosen)
+
+
+def hold_out(dataset: Dataset, count: int) -> Dataset:
+    """The data set with `count` training images in place of its test sets (for tuning)."""
+    if count == 0:
+        return dataset
+    if count >= len(dataset.train):
+        raise UsageError(
+            f"data.holdout: {count} of {len(dataset.train)} training images leaves none to train."
+        )
+    held = balanced(dataset.train.labels, count)
+    kept = np.setdiff1d(np.arange(len(dataset.train)), held)
+    tests: dict[str, Split] = {"holdout": dataset.train.take(held)}
+    return replace(dataset, train=dataset.train.take(kept), tests=tests)
+
+
+def subset(dataset: Dataset, sizes: tuple[int, int] | None) -> Dataset:
+    """The data set cut to (training, test) images, balanced over classes, capped at what exists."""
+    if sizes is None:
+        return dataset
+    train, test = sizes
+    tests = {k: s.take(balanced(s.labels, test)) for k, s in dataset.tests.items()}
+    return replace(
+        dataset, train=dataset.train.take(balanced(dataset.train.labels, train)), tests=tests
+    )

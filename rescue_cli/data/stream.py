@@ -1,0 +1,314 @@
+"""Batches of a split on disk: loader workers decode and crop, the rest happens on the device."""
+
+import itertools
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from rescue_cli.batch import Batch, Shown, View, to_device
+from rescue_cli.data.decode import (
+    Box,
+    Decoder,
+    Interpolation,
+    centre_crop,
+    crop_resize,
+    pil_image,
+    pixels,
+    size_of,
+)
+from rescue_cli.data.splits import Files
+from rescue_cli.draws import Floats, Indices, uniform, words
+from rescue_cli.errors import DataError, RescueError
+
+CHUNK = 16  # distinct images that one worker decodes at a time
+REDRAWS = 20
+UNREADABLE = (OSError, ValueError, SyntaxError, EOFError)  # what PIL raises for a broken image
+
+
+class Chunk(NamedTuple):
+    """Some images of a step, each with the places (slice, position) that want a view of it."""
+
+    step: int
+    images: list[tuple[int, list[tuple[int, int]]]]
+
+
+class Views(NamedTuple):
+    """A decoded chunk: uint8 views (n, 3, size, size), where they belong, what went wrong."""
+
+    images: Tensor
+    labels: Tensor
+    places: Tensor  # (n, 2): slice, position
+    broken: list[tuple[str, str]]  # file, reason
+    replaced: int
+
+
+@dataclass(frozen=True)
+class Cropping:
+    """How a training view is cut: `box` from `columns` draws, or the centre where it is None."""
+
+    box: Callable[[int, int, Floats], tuple[int, int, int, int]] | None
+    columns: int
+    size: int
+    interpolation: Interpolation
+    decoder: Decoder
+
+
+class TrainViews(Dataset[Views]):
+    """Decodes chunks; runs inside loader workers and knows nothing of torch's randomness."""
+
+    def __init__(self, files: Files, cropping: Cropping, slice_size: int, seed: int) -> None:
+        self.files = files
+        self.cropping = cropping
+        self.slice_size = slice_size
+        self.seed = seed
+
+    def __getitem__(self, chunk: Any) -> Views:
+        draws: dict[int, Floats] = {}
+        images, labels, places = [], [], []
+        broken: list[tuple[str, str]] = []
+        replaced = 0
+        for index, wanted in chunk.images:
+            found, decoded = self._readable(index, broken)
+            replaced += len(wanted) if found != index else 0
+            for slice_, position in wanted:
+                if slice_ not in draws:
+                    shape = (self.slice_size, self.cropping.columns)
+                    draws[slice_] = uniform(self.seed, "crop", chunk.step, slice_, shape)
+                images.append(self._view(decoded, draws[slice_][position]))
+                labels.append(int(self.files.labels[found]))
+                places.append((slice_, position))
+        return Views(
+            torch.stack(images), torch.tensor(labels), torch.tensor(places), broken, replaced
+        )
+
+    def _readable(self, index: int, broken: list[tuple[str, str]]) -> tuple[int, Any]:
+        """The image, or where it cannot be decoded another one drawn for it."""
+        for attempt in range(REDRAWS):
+            path = self.files.names.path(index)
+            try:
+                return index, decode(path.read_bytes(), self.cropping.decoder)
+            except UNREADABLE as error:
+                broken.append((str(path), _reason(error)))
+            (word,) = words(self.seed, "redraw", index, attempt, 1)
+            index = int(word % np.uint64(len(self.files)))
+        raise DataError(
+            f"{broken[-1][0]}: {REDRAWS} images drawn in its place are corrupt as well."
+        )
+
+    def _view(self, image: Any, draws: Floats) -> Tensor:
+        crop = self.cropping
+        if crop.box is None:
+            return centre_crop(image, crop.size, 1.0, crop.interpolation)
+        box = Box(*crop.box(*size_of(image), draws))
+        return crop_resize(image, box, crop.size, crop.size, crop.interpolation)
+
+
+class StreamFeed:
+    """Training slices from files, `workers` ahead of the step that wants them."""
+
+    def __init__(
+        self,
+        views: TrainViews,
+        sampler: Callable[[int, int], Indices],
+        slices: Sequence[int],
+        *,
+        steps: int,
+        max_corrupt: int,
+        workers: int,
+        device: torch.device,
+        log: Callable[[str], None],
+    ) -> None:
+        self.views = views
+        self.sampler = sampler
+        self.mine = slices
+        self.steps = steps
+        self.max_corrupt = max_corrupt
+        self.workers = workers
+        self.device = device
+        self.log = log
+        self.waited = 0.0
+        self.replaced = 0
+        self.corrupt: list[str] = []
+        self.decoded: Iterator[Views] = iter(())
+
+    def start(self, step: int) -> None:
+        """Sets the workers to work from `step` on."""
+        chunks = itertools.chain.from_iterable(self.chunks(s) for s in range(step, self.steps))
+        self.decoded = iter(_loader(self.views, chunks, self.workers, self.device))
+
+    def chunks(self, step: int) -> list[Chunk]:
+        """This process's share of a step, an image that several places want only once."""
+        wanted: dict[int, list[tuple[int, int]]] = {}
+        for slice_ in self.mine:
+            for position, index in enumerate(self.sampler(step, slice_).tolist()):
+                wanted.setdefault(index, []).append((slice_, position))
+        items = list(wanted.items())
+        return [Chunk(step, items[i : i + CHUNK]) for i in range(0, len(items), CHUNK)]
+
+    def slices(self, step: int) -> Iterator[Batch]:
+        size = self.views.cropping.size
+        shape = (len(self.mine), self.views.slice_size)
+        images = torch.empty((*shape, 3, size, size), dtype=torch.uint8, device=self.device)
+        labels = torch.empty(shape, dtype=torch.int64, device=self.device)
+        row = {slice_: i for i, slice_ in enumerate(self.mine)}
+        for _ in self.chunks(step):
+            views = self._next()
+            places = views.places.clone()
+            places[:, 0] = torch.tensor([row[int(s)] for s in places[:, 0]])
+            where = to_device(places, self.device)
+            images[where[:, 0], where[:, 1]] = to_device(views.images, self.device)
+            labels[where[:, 0], where[:, 1]] = to_device(views.labels, self.device)
+        for i, slice_ in enumerate(self.mine):
+            yield Batch(images[i], labels[i], step, slice_)
+
+    def _next(self) -> Views:
+        started = time.perf_counter()
+        views = _from_workers(self.decoded)
+        self.waited += time.perf_counter() - started
+        self.replaced += views.replaced
+        for path, reason in views.broken:
+            if path not in self.corrupt:
+                self.corrupt.append(path)
+                self.log(f"corrupt image replaced by another: {path}: {reason}")
+        if len(self.corrupt) > self.max_corrupt:
+            files = "\n  ".join(self.corrupt)
+            raise DataError(
+                f"data.max_corrupt: {len(self.corrupt)} images are corrupt, more than "
+                f"{self.max_corrupt}. "
+                f"Repair or remove them, or raise the number:\n  {files}"
+            )
+        return views
+
+
+class EvalPart(NamedTuple):
+    """Part of an evaluation batch, decoded; or the file that could not be."""
+
+    indices: Tensor
+    labels: Tensor
+    views: list[Tensor]
+    broken: tuple[str, str] | None
+
+
+class EvalViews(Dataset[EvalPart]):
+    """Decodes each test image once and cuts every view of it."""
+
+    def __init__(
+        self, files: Files, views: Sequence[View], interpolation: Interpolation, decoder: Decoder
+    ) -> None:
+        self.files = files
+        self.views = views
+        self.interpolation = interpolation
+        self.decoder = decoder
+
+    def __getitem__(self, indices: Any) -> EvalPart:
+        cut: list[list[Tensor]] = [[] for _ in self.views]
+        for index in indices:
+            path = self.files.names.path(index)
+            try:
+                image = decode(path.read_bytes(), self.decoder)
+            except UNREADABLE as error:
+                return EvalPart(torch.empty(0), torch.empty(0), [], (str(path), _reason(error)))
+            for images, view in zip(cut, self.views, strict=True):
+                images.append(centre_crop(image, view.size, view.crop, self.interpolation))
+        labels = torch.from_numpy(self.files.labels[np.array(indices)])
+        return EvalPart(torch.tensor(indices), labels, [torch.stack(c) for c in cut], None)
+
+
+class StreamEvalFeed:
+    """A test set on disk, in order, in batches dealt to the processes in turn."""
+
+    def __init__(
+        self, decoding: EvalViews, batch_size: int, workers: int, device: torch.device
+    ) -> None:
+        self.decoding = decoding
+        self.views = decoding.views
+        self.batch_size = batch_size
+        self.workers = workers
+        self.device = device
+
+    def __len__(self) -> int:
+        return len(self.decoding.files)
+
+    def rounds(self, world_size: int) -> int:
+        return math.ceil(math.ceil(len(self) / self.batch_size) / world_size)
+
+    def batches(self, rank: int, world_size: int) -> Iterator[Shown]:
+        starts = range(0, len(self), self.batch_size)[rank::world_size]
+        whole = [list(range(s, min(s + self.batch_size, len(self)))) for s in starts]
+        parts = [[b[i : i + CHUNK] for i in range(0, len(b), CHUNK)] for b in whole]
+        loader = _loader(
+            self.decoding, itertools.chain.from_iterable(parts), self.workers, self.device
+        )
+        decoded = iter(loader)
+        for batch in parts:
+            found = [self._checked(_from_workers(decoded)) for _ in batch]
+            columns = [torch.cat([p.views[v] for p in found]) for v in range(len(self.views))]
+            yield Shown(
+                to_device(torch.cat([p.indices for p in found]), self.device),
+                to_device(torch.cat([p.labels for p in found]), self.device),
+                {v: to_device(c, self.device) for v, c in zip(self.views, columns, strict=True)},
+            )
+
+    @staticmethod
+    def _checked(part: EvalPart) -> EvalPart:
+        if part.broken is not None:
+            path, reason = part.broken
+            raise DataError(
+                f"{path}: cannot be decoded: {reason}. A test image is never replaced: "
+                "repair the file, or remove it and say so."
+            )
+        return part
+
+
+def decode(data: bytes, decoder: Decoder) -> Any:
+    """A PIL image where PIL is to crop and resize, else an array (height, width, 3) uint8."""
+    return pil_image(data) if decoder == "pil" else pixels(data, decoder)
+
+
+def _loader(
+    dataset: Dataset[Any], order: Iterator[Any], workers: int, device: torch.device
+) -> DataLoader[Any]:
+    return DataLoader(
+        dataset,
+        batch_size=None,
+        sampler=order,
+        collate_fn=_as_is,
+        num_workers=workers,
+        prefetch_factor=4 if workers else None,
+        pin_memory=device.type == "cuda",
+        worker_init_fn=_quiet_worker,
+    )
+
+
+def _as_is(value: Any) -> Any:
+    return value
+
+
+def _quiet_worker(_: int) -> None:
+    """The process that trains decides when to stop; its workers end with it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def _from_workers(decoded: Iterator[Any]) -> Any:
+    try:
+        return next(decoded)
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise RescueError(
+            f"a loader worker was killed ({str(error).splitlines()[0]}). Where memory ran out, "
+            "use fewer with --workers, then --resume."
+        ) from None
+
+
+def _reason(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,64 @@
+"""Every random number of a run, as a pure function of what it is for.
+
+Raw words of the counter-based Philox generator (Salmon et al. 2011), keyed by seed and purpose and
+counted by step and slice. numpy may change how its distributions use the words, never the words,
+so everything is derived from those; there is no generator state to save.
+"""
+
+import hashlib
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float32]
+Indices = NDArray[np.int64]
+
+
+@lru_cache(maxsize=256)
+def _stream(purpose: str) -> int:
+    return int.from_bytes(hashlib.sha256(purpose.encode()).digest()[:8], "little")
+
+
+def words(seed: int, purpose: str, a: int, b: int, count: int) -> NDArray[np.uint64]:
+    """`count` words of 64 bits for (seed, purpose, a, b)."""
+    counter = np.array([0, 0, b, a], dtype=np.uint64)
+    key = np.array([seed, _stream(purpose)], dtype=np.uint64)
+    return np.random.Philox(counter=counter, key=key).random_raw(count)
+
+
+def uniform(seed: int, purpose: str, a: int, b: int, shape: tuple[int, ...]) -> Floats:
+    """Uniform draws in [0, 1) with 24 random bits each, exact in float32."""
+    raw = words(seed, purpose, a, b, int(np.prod(shape)))
+    return ((raw >> np.uint64(40)).astype(np.float32) * np.float32(2.0**-24)).reshape(shape)
+
+
+def permute(positions: Indices, size: int, seed: int, epoch: int) -> Indices:
+    """Where a random order of `size` items keyed by (seed, epoch) puts the given positions.
+
+    A keyed bijection on [0, size): a Feistel network of eight rounds over the next
+    even number of bits, walked until the value falls inside, so that no permutation is in memory.
+    """
+    half = max(1, ((size - 1).bit_length() + 1) // 2)
+    keys = words(seed, "order", epoch, 0, 8)
+    values = positions.astype(np.uint64)
+    values = _feistel(values, half, keys)
+    while (outside := values >= size).any():
+        values[outside] = _feistel(values[outside], half, keys)
+    return values.astype(np.int64)
+
+
+def _feistel(values: NDArray[np.uint64], half: int, keys: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    shift, mask = np.uint64(half), np.uint64((1 << half) - 1)
+    left, right = values >> shift, values & mask
+    for key in keys:
+        left, right = right, left ^ (_mix(right ^ key) & mask)
+    return (left << shift) | right
+
+
+def _mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """The finaliser of splitmix64 (Steele et al. 2014)."""
+    with np.errstate(over="ignore"):
+        values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))

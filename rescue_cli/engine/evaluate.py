@@ -1,0 +1,103 @@
+"""One evaluation for training and for `rescue eval`: every image once, in any world."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from rescue_cli import distributed
+from rescue_cli.augment.pipeline import Normalise
+from rescue_cli.batch import Shown, View
+
+
+class EvalFeed(Protocol):
+    """A test set in batches whose make-up does not depend on how many processes share them."""
+
+    views: Sequence[View]
+
+    def __len__(self) -> int: ...
+    def batches(self, rank: int, world_size: int) -> Iterator[Shown]: ...
+    def rounds(self, world_size: int) -> int: ...
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What the network said of each image of a set, in the set's order."""
+
+    labels: NDArray[np.int64]
+    losses: NDArray[np.float64]
+    probabilities: NDArray[np.float64]
+    top: NDArray[np.int64]  # (count, 5), the most probable class first
+
+    @property
+    def count(self) -> int:
+        return len(self.labels)
+
+    @property
+    def loss(self) -> float:
+        return float(self.losses.mean())
+
+    def accuracy(self, k: int) -> float:
+        """Percent of images whose label is among the k most probable classes."""
+        right = (self.top[:, :k] == self.labels[:, None]).any(1)
+        return float(100 * right.mean())
+
+    def confusion(self, classes: int) -> NDArray[np.int64]:
+        """(label, predicted) counts."""
+        pairs = self.labels * classes + self.top[:, 0]
+        return np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """Evaluates a model on one feed; `show` is the recipe's test-time augmentation."""
+
+    rows: Callable[[Tensor, Tensor, Tensor], Tensor]
+    show: Callable[[nn.Module, Tensor], Tensor]
+    normalise: Normalise
+    autocast: Callable[[], AbstractContextManager[None]]
+    device: torch.device
+
+    @torch.inference_mode()
+    def __call__(
+        self, model: nn.Module, feed: EvalFeed, between: Callable[[], None]
+    ) -> dict[View, Predictions]:
+        """Predictions for each view; `between` is called by all processes after each batch."""
+        training = model.training
+        model.eval()
+        found: dict[View, list[Tensor]] = {view: [] for view in feed.views}
+        batches = feed.batches(distributed.rank(), distributed.world_size())
+        try:
+            for _ in range(feed.rounds(distributed.world_size())):
+                shown = next(batches, None)
+                if shown is not None:
+                    self._add(found, model, shown)
+                between()
+        finally:
+            model.train(training)
+        return {view: self._gather(rows, len(feed)) for view, rows in found.items()}
+
+    def _add(self, found: dict[View, list[Tensor]], model: nn.Module, shown: Shown) -> None:
+        for view, images in shown.views.items():
+            with self.autocast():
+                logits = self.show(model, self.normalise(images))
+            found[view].append(self.rows(shown.indices, shown.labels, logits))
+
+    def _gather(self, parts: list[Tensor], count: int) -> Predictions:
+        width = 4 if not parts else parts[0].shape[1]
+        (width_everywhere,) = distributed.max_over_ranks([float(width)], self.device)
+        empty = torch.zeros((0, int(width_everywhere)), dtype=torch.float64, device=self.device)
+        rows = distributed.gather(torch.cat([empty, *parts]), self.device).cpu().numpy()
+        rows = rows[np.argsort(rows[:, 0], kind="stable")]
+        assert np.array_equal(rows[:, 0], np.arange(count)), "every image exactly once"
+        return Predictions(
+            labels=rows[:, 1].astype(np.int64),
+            losses=rows[:, 2],
+            probabilities=rows[:, 3],
+            top=rows[:, 4:].astype(np.int64),
+        )

@@ -1,0 +1,282 @@
+"""The loop around the step: evaluate, save, stop, go on; from any checkpoint onwards."""
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rescue_cli import distributed
+from rescue_cli.batch import View, to_host
+from rescue_cli.engine import checkpoint
+from rescue_cli.engine.evaluate import EvalFeed, Evaluator, Predictions
+from rescue_cli.engine.recorder import Recorder
+from rescue_cli.engine.signals import Agreement, Stop
+from rescue_cli.engine.step import Step
+from rescue_cli.errors import DivergedError, StoppedError
+from rescue_cli.results import RunDirectory
+
+
+@dataclass(frozen=True)
+class Plan:
+    """When things happen, in steps; `every` and `save_every` may be fractions of an epoch."""
+
+    steps: int
+    steps_per_epoch: int
+    batch_size: int
+    eval_every: float
+    save_every: float
+    log_every: int
+    snapshots: frozenset[int]
+
+    def epoch(self, step: int) -> float:
+        return step / self.steps_per_epoch
+
+    def evaluates(self, step: int) -> bool:
+        return step == self.steps or self._passes(step, self.eval_every)
+
+    def saves(self, step: int) -> bool:
+        """Before the end, where the run is saved in any case."""
+        return step < self.steps and (step in self.snapshots or self._passes(step, self.save_every))
+
+    def logs(self, step: int) -> bool:
+        whole_epoch = step % self.steps_per_epoch == 0
+        return step == self.steps or whole_epoch or step % self.log_every == 0
+
+    def _passes(self, step: int, epochs: float) -> bool:
+        """Whether a multiple of `epochs` lies after the step before and not after this one."""
+        steps = epochs * self.steps_per_epoch
+        return step > 0 and math.floor(step / steps + 1e-9) > math.floor((step - 1) / steps + 1e-9)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run is; plain numbers, saved with every checkpoint."""
+
+    step: int = 0
+    evaluated: int = -1  # the last step whose evaluation is on record
+    logged: int = 0
+    seconds_train: float = 0.0
+    seconds_eval: float = 0.0
+    best: dict[str, float] = field(default_factory=dict)  # top1 and step; chosen on the test set
+
+
+@dataclass
+class Loop:
+    """Everything that one run needs; `run` trains from the checkpoint, if any, to the end."""
+
+    plan: Plan
+    step: Step
+    model: nn.Module  # not wrapped: its state is what is saved
+    evaluator: Evaluator
+    test_sets: dict[str, EvalFeed]
+    directory: RunDirectory
+    recorder: Recorder
+    save_minutes: float
+
+    def __post_init__(self) -> None:
+        self.progress = Progress()
+        self.latest: dict[str, dict[View, Predictions]] = {}
+        self.clock = time.perf_counter()
+        self.waited = 0.0
+        self.mark = (0, 0.0)  # step and seconds of training at the last line of metrics
+
+    def run(self) -> Progress:
+        """Trains. Raises `StoppedError` on a signal, `DivergedError` on a loss not finite."""
+        plan = self.plan
+        with Stop() as stop:
+            agreement = Agreement(stop, self.step.device, self.save_minutes * 60)
+            self._resume()
+            agreement.begin(self.progress.step)
+            self.step.feed.start(self.progress.step)
+            self.clock = time.perf_counter()
+            self.mark = (self.progress.step, self.progress.seconds_train)
+            while self.progress.step < plan.steps:
+                self._evaluate_if_due(agreement)
+                self.step(self.progress.step)
+                self.progress = replace(self.progress, step=self.progress.step + 1)
+                self._log_if_due()
+                code, save = agreement.reach(self.progress.step)
+                if code:
+                    self._stop(code)
+                if save or plan.saves(self.progress.step):
+                    self._evaluate_if_due(agreement)
+                    self._save()
+                    agreement.saved()
+            self._evaluate_if_due(agreement)
+            if not self.latest:  # killed after the last checkpoint and before the result
+                self._measure(agreement)
+            self._save()
+            return self.progress
+
+    def _stop(self, code: int) -> None:
+        self._save()
+        raise StoppedError(
+            f"stopped at step {self.progress.step} of {self.plan.steps}; the checkpoint is saved. "
+            f"Go on with: rescue train --resume --out {self.directory.path}",
+            code,
+        )
+
+    # --- evaluation ---
+
+    def _evaluate_if_due(self, agreement: Agreement) -> None:
+        step = self.progress.step
+        if not self.plan.evaluates(step) or self.progress.evaluated == step:
+            return
+        self._count_seconds()
+        self._measure(agreement)
+        seconds = time.perf_counter() - self.clock
+        self.clock = time.perf_counter()
+        self._record_evaluation(seconds)
+
+    def _measure(self, agreement: Agreement) -> None:
+        def between() -> None:
+            if code := agreement.within_evaluation():
+                self._stop(code)
+
+        model = self.step.average.model
+        self.latest = {n: self.evaluator(model, f, between) for n, f in self.test_sets.items()}
+
+    def _record_evaluation(self, seconds: float) -> None:
+        step, epoch = self.progress.step, self.plan.epoch(self.progress.step)
+        for name, views in self.latest.items():
+            for view, found in views.items():
+                values = {
+                    "epoch": epoch,
+                    "set": name,
+                    **view._asdict(),
+                    "top1": found.accuracy(1),
+                    "top5": found.accuracy(5),
+                    "loss": found.loss,
+                    "count": found.count,
+                    "seconds": seconds,
+                }
+                self.recorder.add("eval", step, values)
+                self.recorder.say(
+                    f"epoch {epoch:g}  {name} {view}  top-1 {found.accuracy(1):.2f} %  "
+                    f"loss {found.loss:.4f}"
+                )
+        top1 = next(iter(next(iter(self.latest.values())).values())).accuracy(1)
+        better = top1 > self.progress.best.get("top1", -1.0)
+        best = {"top1": top1, "step": step} if better else self.progress.best
+        self.progress = replace(
+            self.progress,
+            evaluated=step,
+            best=best,
+            seconds_eval=self.progress.seconds_eval + seconds,
+        )
+        if better and distributed.is_first():
+            weights = self.step.average.model.state_dict()
+            checkpoint.save(self.directory.best, {"model": weights, **best})
+
+    # --- metrics ---
+
+    def _log_if_due(self) -> None:
+        step = self.progress.step
+        if not self.plan.logs(step):
+            return
+        self._count_seconds()
+        steps = step - self.progress.logged
+        loss = self._mean_loss(steps)
+        self.step.loss_sum.zero_()
+        waited, self.waited = self.step.feed.waited - self.waited, self.step.feed.waited
+        marked_step, marked_seconds = self.mark
+        self.mark = (step, self.progress.seconds_train)
+        seconds = max(self.progress.seconds_train - marked_seconds, 1e-9)
+        rates = self.step.optimizers.set_rates(step - 1)
+        values = {
+            "epoch": self.plan.epoch(step),
+            "loss": loss,
+            "lr": rates.lr,
+            "momentum": rates.momentum,
+            "seconds": self.progress.seconds_train,
+            "images_per_second": (step - marked_step) * self.plan.batch_size / seconds,
+            "waiting": waited / seconds,
+        }
+        self.progress = replace(self.progress, logged=step)
+        self.recorder.add("train", step, values)
+        top1 = self.progress.best.get("top1")
+        self.recorder.show(
+            step,
+            f"epoch {values['epoch']:.1f}  loss {loss:.3f}  lr {rates.lr:.2g}  "
+            f"{values['images_per_second']:.0f} img/s  wait {100 * waited / seconds:.0f} %"
+            + (f"  best {top1:.1f} %" if top1 is not None else ""),
+        )
+
+    def _mean_loss(self, steps: int) -> float:
+        """The mean loss since the last line of metrics; raises `DivergedError` if not finite."""
+        total = distributed.sum_over_ranks(self.step.loss_sum.clone())
+        (loss,) = to_host(total / (distributed.world_size() * max(steps, 1)))
+        if not math.isfinite(loss):
+            rates = self.step.optimizers.set_rates(self.progress.step - 1)
+            known = self.recorder.last_loss
+            last = (
+                f"the last finite loss was {known:.4g}"
+                if known is not None
+                else ("no loss before it is on record")
+            )
+            raise DivergedError(
+                f"the loss is {loss} between steps {self.progress.logged} and {self.progress.step} "
+                f"(learning rate {rates.lr:.4g}); {last}. "
+                "Lower optim.lr, lengthen the warm-up, or set train.clip_grad_norm. "
+                "The last good checkpoint stands."
+            )
+        return loss
+
+    def _count_seconds(self) -> None:
+        now = time.perf_counter()
+        seconds = self.progress.seconds_train + now - self.clock
+        self.progress = replace(self.progress, seconds_train=seconds)
+        self.clock = now
+
+    # --- checkpoints ---
+
+    def _save(self) -> None:
+        """Writes the state, but never one whose loss or weights are not finite."""
+        self._count_seconds()
+        self._mean_loss(self.progress.step - self.progress.logged)
+        weights = [p.detach() for p in self.model.parameters()]
+        (norm,) = to_host(torch.stack(torch._foreach_norm(weights)).sum())
+        if not math.isfinite(norm):
+            raise DivergedError(
+                f"a weight is not finite after step {self.progress.step}. Lower optim.lr. "
+                "The last good checkpoint stands."
+            )
+        feed = self.step.feed
+        replaced, corrupt = distributed.union(feed.replaced, feed.corrupt)
+        loss_sum = distributed.sum_over_ranks(self.step.loss_sum.clone())
+        if distributed.is_first():
+            state = self._state(loss_sum / distributed.world_size(), replaced, corrupt)
+            checkpoint.save(self.directory.last, state)
+            if self.progress.step in self.plan.snapshots:
+                checkpoint.save(self.directory.snapshot(self.progress.step), state)
+        self.clock = time.perf_counter()
+
+    def _state(self, loss_sum: Tensor, replaced: int, corrupt: Sequence[str]) -> dict[str, Any]:
+        return {
+            "progress": asdict(self.progress),
+            "model": self.model.state_dict(),
+            "updates": self.step.optimizers.state_dict(),
+            "average": self.step.average.state_dict(),
+            "loss_sum": loss_sum,
+            "replaced": replaced,
+            "corrupt": list(corrupt),
+        }
+
+    def _resume(self) -> None:
+        if self.directory.last.exists():
+            state = checkpoint.load(self.directory.last, self.step.device)
+            self.progress = Progress(**state["progress"])
+            self.model.load_state_dict(state["model"])
+            self.step.optimizers.load_state_dict(state["updates"])
+            self.step.average.load_state_dict(state["average"])
+            self.step.loss_sum.copy_(state["loss_sum"])
+            if distributed.is_first():
+                self.step.feed.replaced = state["replaced"]
+                self.step.feed.corrupt = list(state["corrupt"])
+            self.recorder.say(f"resumed at step {self.progress.step} of {self.plan.steps}")
+        self.recorder.open(self.progress.step, self.progress.evaluated)
+        distributed.barrier()

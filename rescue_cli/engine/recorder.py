@@ -1,0 +1,100 @@
+"""metrics.jsonl, log.txt and the progress that a person sees; only the first process writes."""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Mapping
+from typing import IO, Any
+
+from rescue_cli.results import RunDirectory, read_metrics
+
+
+class Recorder:
+    """Appends whole lines to the run's files, and shows a bar on a terminal."""
+
+    def __init__(self, run: RunDirectory, *, writes: bool, steps: int) -> None:
+        self.run = run
+        self.steps = steps
+        self.writes = writes
+        self.metrics: IO[str] | None = None
+        self.log_file: IO[str] | None = None
+        self.last_loss: float | None = None
+        self.bar = Bar(steps) if writes and sys.stderr.isatty() else None
+
+    def open(self, step: int, evaluated: int) -> None:
+        """Starts at a step: lines of metrics beyond it are dropped, as they will come again."""
+        if not self.writes:
+            return
+        kept = [
+            line
+            for line in read_metrics(self.run.metrics)
+            if line["step"] < step
+            or (line["step"] == step and (line["kind"] == "train" or evaluated == step))
+        ]
+        partial = self.run.metrics.with_suffix(".partial")
+        partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        os.replace(partial, self.run.metrics)
+        self.metrics = self.run.metrics.open("a")
+
+    def open_log(self) -> None:
+        if self.writes:
+            self.log_file = self.run.log.open("a")
+
+    def close(self) -> None:
+        for file in (self.metrics, self.log_file):
+            if file is not None:
+                file.close()
+        if self.bar is not None:
+            self.bar.close()
+
+    def add(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
+        """One line of metrics."""
+        if kind == "train":
+            self.last_loss = values["loss"]
+        if self.metrics is not None:
+            self.metrics.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
+            self.metrics.flush()
+
+    def say(self, message: str) -> None:
+        """A line in log.txt and on stderr."""
+        if self.log_file is not None:
+            self.log_file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {message}\n")
+            self.log_file.flush()
+        if self.bar is not None:
+            self.bar.print(message)
+        elif self.writes:
+            print(message, file=sys.stderr, flush=True)
+
+    def show(self, step: int, text: str) -> None:
+        """Where the run is, on the bar."""
+        if self.bar is not None:
+            self.bar.show(step, text)
+
+
+class Bar:
+    """A progress bar with the time that is left, on stderr."""
+
+    def __init__(self, steps: int) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self.progress = Progress(
+            TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+            BarColumn(bar_width=20),
+            TimeRemainingColumn(compact=True),
+            TextColumn("{task.description}"),
+            console=Console(stderr=True),
+            transient=True,
+        )
+        self.task = self.progress.add_task("starting", total=steps)
+        self.progress.start()
+
+    def show(self, step: int, text: str) -> None:
+        self.progress.update(self.task, completed=step, description=text)
+
+    def print(self, message: str) -> None:
+        self.progress.console.print(message, highlight=False, markup=False)
+
+    def close(self) -> None:
+        self.progress.stop()

@@ -1,0 +1,79 @@
+"""One training step, every ingredient a visible line."""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from rescue_cli.averaging import Average
+from rescue_cli.batch import Batch
+from rescue_cli.engine.norms import RunningStatistics
+from rescue_cli.engine.updates import Optimizers
+
+
+class Feed(Protocol):
+    """This process's slices of each step."""
+
+    waited: float  # seconds
+    replaced: int  # images that could not be decoded and gave way to another
+    corrupt: list[str]  # their files
+
+    def start(self, step: int) -> None: ...
+    def slices(self, step: int) -> Iterator[Batch]: ...
+
+
+class Task(Protocol):
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor: ...
+    def rows(self, indices: Tensor, labels: Tensor, logits: Tensor) -> Tensor: ...
+
+
+@dataclass
+class Step:
+    """Runs update number `step`; nothing in it waits for the device."""
+
+    feed: Feed
+    augment: Callable[[Batch], Batch]
+    mix: Callable[[Batch], Batch]
+    task: Task
+    model: nn.Module  # wrapped for several processes, compiled where asked for
+    optimizers: Optimizers
+    statistics: RunningStatistics
+    average: Average
+    autocast: Callable[[], AbstractContextManager[None]]
+    device: torch.device
+    seed: int
+    local_slices: int
+    loss_factor: float  # the global batch size where the recipe sums its loss, else 1
+
+    def __post_init__(self) -> None:
+        self.loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
+
+    def __call__(self, step: int) -> None:
+        self.optimizers.set_rates(step)
+        for number, batch in enumerate(self.feed.slices(step)):
+            seed_device(self.seed, step, batch.slice)
+            batch = self.mix(self.augment(batch))
+            with self.gradients_meet(number):
+                with self.autocast(), self.statistics.slice():
+                    loss = self.task.loss(self.model, batch)
+                scaled = loss * (self.loss_factor / self.local_slices)
+                self.optimizers.scaler.scale(scaled).backward()  # type: ignore[no-untyped-call]
+            self.loss_sum += loss.detach() / self.local_slices
+        self.statistics.settle()
+        self.optimizers.step()
+        self.average.update(step)
+
+    def gradients_meet(self, number: int) -> AbstractContextManager[None]:
+        """Processes exchange gradients on the last of their slices only."""
+        last = number == self.local_slices - 1
+        if last or not isinstance(self.model, nn.parallel.DistributedDataParallel):
+            return nullcontext()
+        return self.model.no_sync()
+
+
+def seed_device(seed: int, step: int, slice_: int) -> None:
+    """The device's generator (dropout, drop path) as a function of (seed, step, slice)."""
+    torch.manual_seed(((seed * 1_000_003 + step) * 4_099 + slice_) % 2**63)

@@ -1,0 +1,92 @@
+"""Several optimizers that step as one, their rates set from schedules."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
+from torch.optim import Optimizer
+
+from rescue_cli.schedule import Rates, Schedule
+
+
+@dataclass(frozen=True)
+class RatedGroup:
+    """A parameter group whose learning rate is `ratio` times what `schedule` says."""
+
+    optimizer: Optimizer
+    index: int
+    schedule: Schedule
+    ratio: float
+
+    @property
+    def group(self) -> dict[str, Any]:
+        """Looked up each time, since loading a state replaces the optimizer's groups."""
+        group: dict[str, Any] = self.optimizer.param_groups[self.index]
+        return group
+
+
+class Optimizers:
+    """The recipe's optimizers: one for each name, over all parameters together."""
+
+    def __init__(
+        self,
+        optimizers: Sequence[Optimizer],
+        rated: Sequence[RatedGroup],
+        clip_grad_norm: float | None,
+        scaler: torch.amp.GradScaler,
+    ) -> None:
+        self.optimizers = list(optimizers)
+        self.rated = list(rated)
+        self.clip_grad_norm = clip_grad_norm
+        self.scaler = scaler
+        self.parameters: list[Tensor] = [
+            p for o in self.optimizers for g in o.param_groups for p in g["params"]
+        ]
+        self.skipped = torch.zeros((), device=self.parameters[0].device)
+
+    def set_rates(self, step: int) -> Rates:
+        """Gives every group its learning rate and momentum; returns the reference group's."""
+        for rated in self.rated:
+            rates = rated.schedule(step)
+            rated.group["lr"] = rates.lr * rated.ratio
+            if rates.momentum is not None:
+                rated.group["momentum"] = rates.momentum
+        return self.rated[0].schedule(step)
+
+    def step(self) -> None:
+        """Unscales, clips over all parameters, updates, and forgets the gradients."""
+        if self.clip_grad_norm is not None:
+            for optimizer in self.optimizers:
+                self.scaler.unscale_(optimizer)
+            clip_grad_norm_(self.parameters, self.clip_grad_norm)
+        for optimizer in self.optimizers:
+            self.scaler.step(optimizer)
+        if self.scaler.is_enabled():
+            self.skipped += self._found_inf()
+        self.scaler.update()
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+
+    def _found_inf(self) -> Tensor:
+        """1 where the scaler found an infinity in this step's gradients; stays on the device.
+
+        The scaler tells only the optimizer, so its record is read before `update` clears it.
+        """
+        records = [self.scaler._found_inf_per_device(o).values() for o in self.optimizers]
+        return torch.stack([found for record in records for found in record]).amax()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "optimizers": [o.state_dict() for o in self.optimizers],
+            "scaler": self.scaler.state_dict(),
+            "skipped": self.skipped.clone(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        self.scaler.load_state_dict(state["scaler"])
+        self.skipped.copy_(state["skipped"])

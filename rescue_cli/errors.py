@@ -1,0 +1,64 @@
+"""Every way a run can end badly, each with the exit code that the command returns."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class RescueError(Exception):
+    """A failure with a message for the user: key, value, rule and cure."""
+
+    exit_code = 1
+
+
+class UsageError(RescueError):
+    """The command line or the recipe is wrong; nothing was started."""
+
+    exit_code = 2
+
+
+class DataError(RescueError):
+    """A data set, an image or a weights file cannot be used."""
+
+    exit_code = 3
+
+
+class DivergedError(RescueError):
+    """The loss or the weights are no longer finite."""
+
+    exit_code = 4
+
+
+class MemoryExhausted(RescueError):
+    """The device has no room for a slice."""
+
+    exit_code = 5
+
+
+class StoppedError(RescueError):
+    """A signal ended the run; its checkpoint is saved unless the message says otherwise."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+BY_CODE: dict[int, type[RescueError]] = {
+    error.exit_code: error
+    for error in (RescueError, UsageError, DataError, DivergedError, MemoryExhausted)
+}
+
+
+def from_code(message: str, exit_code: int) -> RescueError:
+    """The error that `exit_code` stands for, as one process tells it to another."""
+    if exit_code in BY_CODE:
+        return BY_CODE[exit_code](message)
+    return StoppedError(message, exit_code)
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """A sentence that names the nearest known word, else all of them."""
+    words = list(known)
+    near = difflib.get_close_matches(word, words, n=1)
+    if near:
+        return f"Did you mean '{near[0]}'?"
+    return f"Known: {', '.join(sorted(words))}." if words else ""

@@ -1,0 +1,130 @@
+"""A run directory's birth: a free number, the resolved recipe, what it runs on."""
+
+import fcntl
+import importlib.metadata
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from rescue_cli import __version__
+from rescue_cli.errors import UsageError
+from rescue_cli.plans import differences
+from rescue_cli.recipe import Recipe, recipe_in
+from rescue_cli.results import RunDirectory, write_json, write_text
+
+PACKAGES = ("torch", "torchvision", "timm", "numpy", "simplejpeg", "pillow")
+
+
+def next_free(parent: Path) -> Path:
+    """Creates and returns the next numbered folder below `parent`: 0, 1, 2, ..."""
+    parent.mkdir(parents=True, exist_ok=True)
+    number = max((int(p.name) for p in parent.iterdir() if p.name.isdecimal()), default=-1) + 1
+    while True:
+        try:
+            (parent / str(number)).mkdir()
+        except FileExistsError:
+            number += 1
+        else:
+            return parent / str(number)
+
+
+def latest(parent: Path) -> Path | None:
+    """The numbered folder below `parent` with the highest number."""
+    if not parent.is_dir():
+        return None
+    numbers = [p for p in parent.iterdir() if p.name.isdecimal()]
+    return max(numbers, key=lambda p: int(p.name), default=None)
+
+
+def is_finished(path: Path) -> bool:
+    return RunDirectory(path).result.is_file()
+
+
+def prepare(path: Path, recipe: Recipe, facts: dict[str, Any], *, resume: bool) -> None:
+    """Writes what the workers read; raises `UsageError` where a run is there that must not change.
+
+    With `resume` a directory that holds the same recipe is taken up again.
+    """
+    run = RunDirectory(path)
+    if _in_use(run):
+        raise UsageError(f"{path}: another run is using this directory. Wait or use another --out.")
+    if run.recipe.exists():
+        if not resume:
+            raise UsageError(f"{path}: holds a run already. Use another --out, or --resume.")
+        changed = differences(recipe_in(path).tree, recipe.tree)
+        if changed:
+            shown = "; ".join(f"{k}: {a} -> {b}" for k, (a, b) in changed.items())
+            raise UsageError(
+                f"{path}: --resume with another recipe: {shown}. "
+                "Drop the overrides, or use a new --out."
+            )
+    else:
+        write_text(run.recipe, recipe.to_yaml())
+    run.failure.unlink(missing_ok=True)
+    write_text(run.command, shlex.join(["rescue", *sys.argv[1:]]) + "\n")
+    write_json(run.environment, facts)
+
+
+def _in_use(run: RunDirectory) -> bool:
+    if not run.lock.exists():
+        return False
+    with run.lock.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return True
+    return False
+
+
+def environment(
+    recipe: Recipe, *, verb: str, device: str, procs: int, workers: int | None, cache: Path
+) -> dict[str, Any]:
+    """What a run runs on: versions, commit, processor, device, threads, seed."""
+    import torch
+
+    cores = len(os.sched_getaffinity(0))
+    local = torch.cuda.get_device_name() if device == "cuda" else _processor()
+    return {
+        "verb": verb,
+        "device": device,
+        "procs": procs,
+        "threads": max(1, cores // procs),
+        "workers": max(1, min(8, cores // procs)) if workers is None else workers,
+        "cache": os.environ.get("RESCUE_CACHE", str(cache)),
+        "seed": recipe.train.seed,
+        "device_name": local,
+        "processor": _processor(),
+        "cores": cores,
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "bfloat16_computed": bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "rescue": __version__,
+        "commit": _commit(),
+        **{name: importlib.metadata.version(name) for name in PACKAGES},
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def _commit() -> str | None:
+    """The commit of the checkout that this code lies in, with `+` where it was changed."""
+    here = Path(__file__).resolve().parents[2]
+    if not (here / ".git").exists():
+        return None
+    try:
+        call = ["git", "-C", str(here), "describe", "--always", "--dirty=+", "--exclude=*"]
+        return subprocess.run(call, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

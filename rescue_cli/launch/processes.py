@@ -1,0 +1,120 @@
+"""From a prepared run directory to an exit status: in this process, or through torchrun."""
+
+import os
+import sys
+import time
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+
+from rescue_cli.errors import RescueError, StoppedError, UsageError, from_code
+from rescue_cli.results import RunDirectory, read_json
+
+LOG_LINES = 20
+
+
+@dataclass(frozen=True)
+class Nodes:
+    """Several machines that see one file system; `rendezvous` is HOST:PORT of the first."""
+
+    count: int = 1
+    rank: int = 0
+    rendezvous: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.count > 1 and self.rendezvous is None:
+            raise UsageError(
+                "--nodes: several nodes need --rendezvous HOST:PORT, the same on each."
+            )
+        if not 0 <= self.rank < self.count:
+            raise UsageError(f"--node-rank: {self.rank} must be between 0 and {self.count - 1}.")
+
+
+def run_directory(path: Path, procs: int | None, max_restarts: int, nodes: Nodes) -> None:
+    """Works on a prepared run directory; `procs` None: in this process. Raises `RescueError`."""
+    if procs is None:
+        from rescue_cli import worker
+
+        worker.work(path)
+        return
+    _elastic(path, procs // nodes.count, max_restarts, nodes)
+
+
+def wait_for(path: Path, seconds: float = 300.0) -> None:
+    """Until the first node has prepared the directory; raises `RescueError` if it does not."""
+    end = time.monotonic() + seconds
+    while not RunDirectory(path).environment.exists():
+        if time.monotonic() > end:
+            raise RescueError(
+                f"{path}: the first node did not prepare this directory in {seconds:.0f} s. "
+                "All nodes must see the same file system and give the same --out."
+            )
+        time.sleep(0.2)
+
+
+def _elastic(path: Path, procs: int, max_restarts: int, nodes: Nodes) -> None:
+    """torchrun's own agent, with a free port, so that two runs on a machine never meet."""
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException, Std
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    logs = path / "logs"
+    logs.mkdir(exist_ok=True)
+    config = LaunchConfig(
+        min_nodes=nodes.count,
+        max_nodes=nodes.count,
+        nproc_per_node=procs,
+        run_id=uuid.uuid4().hex if nodes.count == 1 else path.name,
+        rdzv_backend="c10d",
+        rdzv_endpoint=nodes.rendezvous or "localhost:0",
+        max_restarts=max_restarts,
+        # the first process speaks to the terminal; what the others say is kept
+        logs_specs=DefaultLogsSpecs(
+            log_dir=str(logs), redirects=dict.fromkeys(range(1, procs), Std.ALL)
+        ),
+    )
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # else torchrun warns; the worker sets its own
+    try:
+        elastic_launch(config, sys.executable)("-m", "rescue_cli.worker", str(path))
+    except ChildFailedError as error:
+        raise _first_failure(path, error) from None
+    except SignalException as error:
+        raise _stopped(path, int(error.sigval)) from None
+
+
+def _first_failure(path: Path, error: Exception) -> RescueError:
+    """What went wrong first: the process that a signal killed, else the one that left word."""
+    failures = error.failures  # type: ignore[attr-defined]
+    killed = {rank: f for rank, f in failures.items() if f.exitcode < 0}
+    if killed:
+        rank, failure = min(killed.items(), key=lambda item: item[1].timestamp)
+        return RescueError(
+            f"rank {rank} (pid {failure.pid}) was killed by {failure.signal_name()}. "
+            f"{_log_of(path, rank)}Where memory ran out, use smaller slices. Go on with --resume."
+        )
+    if RunDirectory(path).failure.exists():
+        word = read_json(RunDirectory(path).failure)
+        return from_code(f"rank {word['rank']}: {word['message']}", word["exit_code"])
+    rank, failure = error.get_first_failure()  # type: ignore[attr-defined]
+    return RescueError(f"rank {rank} ended with {failure.exitcode}. {_log_of(path, rank)}")
+
+
+def _log_of(path: Path, rank: int) -> str:
+    """The end of what a process printed, and where the rest is."""
+    files = sorted(
+        path.glob(f"logs/*/attempt_*/{rank}/stderr.log"), key=lambda f: f.stat().st_mtime
+    )
+    if not files:
+        return ""
+    lines = files[-1].read_text(errors="replace").splitlines()[-LOG_LINES:]
+    shown = "\n  ".join(lines)
+    return f"Its log is {files[-1]}:\n  {shown}\n" if lines else f"Its log {files[-1]} is empty. "
+
+
+def _stopped(path: Path, number: int) -> RescueError:
+    run = RunDirectory(path)
+    if run.failure.exists():
+        word = read_json(run.failure)
+        return StoppedError(str(word["message"]), 128 + number)
+    kept = "The last checkpoint stands." if run.last.exists() else "There was no checkpoint yet."
+    return StoppedError(f"stopped before the processes could agree to save. {kept}", 128 + number)

@@ -1,0 +1,15 @@
+"""The section `optim`: optimizers, and which parameters each of them moves."""
+
+from rescue_cli.optim.groups import GROUPS, Claim, claims, common, groups_of
+from rescue_cli.optim.sgd import sgd, sgd_velocity
+
+OPTIMIZERS = {"sgd": sgd, "sgd-velocity": sgd_velocity}
+
+__all__ = [
+    "GROUPS",
+    "OPTIMIZERS",
+    "Claim",
+    "claims",
+    "common",
+    "groups_of",
+]

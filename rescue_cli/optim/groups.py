@@ -1,0 +1,120 @@
+"""Names for kinds of parameters, and who owns which parameter."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from rescue_cli.errors import UsageError, did_you_mean
+
+_NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
+
+
+def _norms(module: nn.Module, name: str, parameter: nn.Parameter) -> bool:
+    """Weights and biases of normalisation layers, and other vectors that are no bias."""
+    return isinstance(module, _NORMS) or (parameter.ndim <= 1 and name != "bias")
+
+
+def _biases(module: nn.Module, name: str, parameter: nn.Parameter) -> bool:
+    """Biases, but for those of normalisation layers."""
+    return name == "bias" and not _norms(module, name, parameter)
+
+
+def _filters(_module: nn.Module, _name: str, parameter: nn.Parameter) -> bool:
+    """Weights of convolutions: (out, in, height, width)."""
+    return parameter.ndim == 4
+
+
+# Disjoint by construction: the first that fits owns the parameter. `head` is the weight of the
+# last linear layer, `rest` what no other name fits; both need the whole model and are added below.
+GROUPS: dict[str, Callable[[nn.Module, str, nn.Parameter], bool] | None] = {
+    "norms": _norms,
+    "biases": _biases,
+    "filters": _filters,
+    "head": None,
+    "rest": None,
+}
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One optimizer item's parameters by full name, split by whether weight decay acts on them."""
+
+    decayed: tuple[str, ...]
+    undecayed: tuple[str, ...]
+
+
+def common(
+    *,
+    params: str | None = None,
+    no_decay: list[str] = (),  # type: ignore[assignment]
+    schedule: dict[str, Any] | None = None,
+) -> None:
+    """Keys that every optimizer item has."""
+
+
+def groups_of(model: nn.Module) -> dict[str, str]:
+    """The group in `GROUPS` that owns each trainable parameter, by the parameter's full name."""
+    linears = [name for name, m in model.named_modules() if isinstance(m, nn.Linear)]
+    head = f"{linears[-1]}.weight" if linears else None
+    owner: dict[str, str] = {}
+    for path, module in model.named_modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            full = f"{path}.{name}" if path else name
+            fits = (g for g, rule in GROUPS.items() if rule and rule(module, name, parameter))
+            owner[full] = "head" if full == head else next(fits, "rest")
+    return {name: owner[name] for name, p in model.named_parameters() if p.requires_grad}
+
+
+def claims(model: nn.Module, items: Sequence[Mapping[str, Any]]) -> list[Claim]:
+    """Each optimizer item's parameters; raises `UsageError` unless all are claimed exactly once."""
+    owner = groups_of(model)
+    claimed: dict[str, int] = {}
+    for i, item in enumerate(items):
+        for group in _named(i, item, len(items)):
+            if group in claimed:
+                raise UsageError(
+                    f"optim: the parameters '{group}' are claimed twice, by items "
+                    f"{claimed[group]} and {i}. Give them to one."
+                )
+            claimed[group] = i
+    free = sorted({group for group in owner.values() if group not in claimed})
+    if free:
+        names = [n for n, g in owner.items() if g == free[0]]
+        raise UsageError(
+            f"optim: {len(names)} parameters ('{free[0]}': {names[0]}, ...) are claimed by none. "
+            f"Add an item with params: {free[0]}, or params: all to one."
+        )
+    return [_claim(i, item, owner, claimed) for i, item in enumerate(items)]
+
+
+def _named(i: int, item: Mapping[str, Any], count: int) -> list[str]:
+    """The groups that an item names: one, several joined by '+', or all."""
+    params = item.get("params")
+    if params is None and count > 1:
+        raise UsageError(f"optim[{i}]: missing key 'params' (one of {', '.join(GROUPS)}). Add it.")
+    groups = list(GROUPS) if params in (None, "all") else str(params).split("+")
+    for group in groups:
+        if group not in GROUPS:
+            raise UsageError(
+                f"optim[{i}].params: '{group}' is not known. {did_you_mean(group, GROUPS)}"
+            )
+    for group in item.get("no_decay", ()):
+        if group not in GROUPS:
+            raise UsageError(
+                f"optim[{i}].no_decay: '{group}' is not known. {did_you_mean(group, GROUPS)}"
+            )
+    return groups
+
+
+def _claim(
+    i: int, item: Mapping[str, Any], owner: Mapping[str, str], claimed: Mapping[str, int]
+) -> Claim:
+    mine = [name for name, group in owner.items() if claimed[group] == i]
+    free_of_decay = item.get("no_decay", ())
+    return Claim(
+        decayed=tuple(n for n in mine if owner[n] not in free_of_decay),
+        undecayed=tuple(n for n in mine if owner[n] in free_of_decay),
+    )

@@ -1,0 +1,116 @@
+"""Stochastic gradient descent in torch's form, and with the learning rate inside the velocity."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from rescue_cli.registry import Fraction, NotNegative, Positive
+
+
+def sgd(
+    groups: Iterable[dict[str, Any]],
+    *,
+    lr: Positive,
+    momentum: Fraction,
+    nesterov: bool,
+    weight_decay: NotNegative,
+) -> Optimizer:
+    """torch's SGD: v = momentum v + (g + wd w); w -= lr (g + wd w + momentum v with Nesterov).
+
+    Fused, so that a step which the gradient scaler skips needs no word from the device.
+    """
+    return torch.optim.SGD(
+        groups, lr=lr, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay, fused=True
+    )
+
+
+def sgd_velocity(
+    groups: Iterable[dict[str, Any]],
+    *,
+    lr: Positive,
+    momentum: Fraction,
+    nesterov: bool,
+    weight_decay: NotNegative,
+) -> Optimizer:
+    """SGD whose velocity carries the learning rate of the step that made it (Myrtle).
+
+    d = lr (g + wd w); v = momentum v - d; w += momentum v - d with Nesterov, else v. Equal to
+    torch's form while the learning rate is constant, and only then.
+    """
+    return SgdVelocity(
+        groups, lr=lr, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay
+    )
+
+
+class SgdVelocity(Optimizer):
+    """See `sgd_velocity`. Understands the gradient scaler, and skips a step without asking it."""
+
+    _step_supports_amp_scaling = True
+
+    def __init__(
+        self,
+        groups: Iterable[dict[str, Any]],
+        *,
+        lr: float,
+        momentum: float,
+        nesterov: bool,
+        weight_decay: float,
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "momentum": momentum,
+            "nesterov": nesterov,
+            "weight_decay": weight_decay,
+        }
+        super().__init__(groups, defaults)
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """One update from the parameters' gradients."""
+        assert closure is None
+        found_inf: Tensor | None = getattr(self, "found_inf", None)
+        for group in self.param_groups:
+            parameters = [p for p in group["params"] if p.grad is not None]
+            if not parameters:
+                continue
+            gradients = [p.grad for p in parameters]
+            if getattr(self, "grad_scale", None) is not None:
+                gradients = torch._foreach_div(gradients, self.grad_scale)
+            velocities = [self._velocity(p) for p in parameters]
+            _update(parameters, gradients, velocities, group, found_inf)
+
+    def _velocity(self, parameter: Tensor) -> Tensor:
+        state = self.state[parameter]
+        if not state:
+            state["velocity"] = torch.zeros_like(parameter)
+        velocity: Tensor = state["velocity"]
+        return velocity
+
+
+def _update(
+    parameters: list[Tensor],
+    gradients: list[Tensor],
+    velocities: list[Tensor],
+    group: dict[str, Any],
+    found_inf: Tensor | None,
+) -> None:
+    changes = torch._foreach_add(gradients, parameters, alpha=group["weight_decay"])
+    torch._foreach_mul_(changes, group["lr"])
+    moved = torch._foreach_mul(velocities, group["momentum"])
+    torch._foreach_sub_(moved, changes)
+    if found_inf is not None:  # keep the velocity of a skipped step, without a host sync
+        moved = [
+            torch.where(found_inf.bool(), v, m) for v, m in zip(velocities, moved, strict=True)
+        ]
+    if group["nesterov"]:
+        ahead = torch._foreach_mul(moved, group["momentum"])
+        torch._foreach_sub_(ahead, changes)
+    else:
+        ahead = list(moved)
+    if found_inf is not None:
+        ahead = [torch.where(found_inf.bool(), 0.0, a) for a in ahead]
+    torch._foreach_copy_(velocities, list(moved))
+    torch._foreach_add_(parameters, ahead)

@@ -1,0 +1,98 @@
+"""What a verb's options make of a recipe: `--smoke`, `--subset`, and how many processes."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rescue_cli.errors import UsageError
+from rescue_cli.recipe import Recipe
+
+SMOKE_SLICE = 8
+SMOKE_STEPS = 2
+SMOKE_IMAGES = 16
+
+
+def smoke(recipe: Recipe, *, cuda: bool) -> list[str]:
+    """Overrides for a run of seconds: as many slices, each of 8 images, one epoch of two steps."""
+    overrides = [
+        f"train.batch_size={recipe.train.slices * SMOKE_SLICE}",
+        f"train.device_batch_size={SMOKE_SLICE}",
+        "train.epochs=1",
+        f"train.steps_per_epoch={SMOKE_STEPS}",
+        f"data.subset=[{SMOKE_IMAGES}, {SMOKE_IMAGES}]",
+        "data.holdout=0",
+    ]
+    return overrides if cuda else [*overrides, "train.precision=float32"]
+
+
+def subset(text: str) -> str:
+    """The override that `--subset N` or `--subset TRAIN:TEST` stands for."""
+    parts = text.split(":")
+    if len(parts) > 2 or not all(p.isdecimal() and int(p) > 0 for p in parts):
+        raise UsageError(f"--subset: '{text}' must be N or TRAIN:TEST, whole numbers above 0.")
+    return f"data.subset=[{int(parts[0])}, {int(parts[-1])}]"
+
+
+def processes(slices: int, asked: int | None, visible: int) -> int:
+    """How many processes share the slices: as asked, else the most of the visible that divide them.
+
+    Raises `UsageError` where the number asked for does not divide them.
+    """
+    fitting = [n for n in range(1, slices + 1) if slices % n == 0]
+    if asked is None:
+        return max(n for n in fitting if n <= max(1, visible))
+    if asked not in fitting:
+        raise UsageError(
+            f"--procs: {asked} processes do not divide the {slices} slices of a step. "
+            f"Use {', '.join(map(str, fitting))}, or another train.device_batch_size."
+        )
+    return asked
+
+
+def warnings(before: Recipe, after: Recipe, overrides: Sequence[str]) -> list[str]:
+    """What the usual rules say about a batch that was changed without its learning rate."""
+    keys = {override.partition("=")[0] for override in overrides}
+    found = []
+    ratio = after.train.batch_size / before.train.batch_size
+    if "train.batch_size" in keys and ratio != 1 and not any(k.endswith(".lr") for k in keys):
+        name = after.optim[0].name
+        rule, factor = ("square-root", ratio**0.5) if name == "lamb" else ("linear", ratio)
+        lr = after.optim[0].options.get("lr")
+        suggestion = f" Its {rule} rule gives optim.lr={factor * lr:.4g}." if lr else ""
+        found.append(
+            f"train.batch_size is {after.train.batch_size} in place of {before.train.batch_size}, "
+            f"and optim.lr is unchanged.{suggestion}"
+        )
+    if after.train.device_batch_size < before.train.device_batch_size:
+        found.append(
+            f"slices of {after.train.device_batch_size} in place of "
+            f"{before.train.device_batch_size}: batch norm normalises over fewer images."
+        )
+    return found
+
+
+def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """The keys in which two recipe trees differ, as dotted paths: (before, after)."""
+    old, new = flat(before), flat(after)
+    keys = [*old, *(k for k in new if k not in old)]
+    return {k: (old.get(k), new.get(k)) for k in keys if old.get(k, _NO) != new.get(k, _NO)}
+
+
+_NO = object()
+
+
+def flat(value: Any, path: str = "") -> dict[str, Any]:
+    """A tree's leaves by dotted path; items of a list stand under their name."""
+    if isinstance(value, Mapping) and value:
+        return {
+            k: v for key, item in value.items() for k, v in flat(item, _join(path, key)).items()
+        }
+    if isinstance(value, list) and value and all(isinstance(i, Mapping) for i in value):
+        named = [
+            (str(item.get("params") or item.get("name", i)), item) for i, item in enumerate(value)
+        ]
+        return {k: v for name, item in named for k, v in flat(item, _join(path, name)).items()}
+    return {path: value}
+
+
+def _join(path: str, key: str) -> str:
+    return f"{path}.{key}" if path else key

@@ -1,0 +1,35 @@
+"""A recipe: a complete, frozen description of one training procedure, and its claim."""
+
+from rescue_cli.recipe.library import find, names, recipes_folder
+from rescue_cli.recipe.model import (
+    SECTIONS,
+    Eval,
+    Item,
+    Recipe,
+    Train,
+    from_text,
+    from_tree,
+    load,
+    recipe_in,
+    steps_per_epoch,
+    total_steps,
+)
+from rescue_cli.recipe.overrides import apply
+
+__all__ = [
+    "SECTIONS",
+    "Eval",
+    "Item",
+    "Recipe",
+    "Train",
+    "apply",
+    "find",
+    "from_text",
+    "from_tree",
+    "load",
+    "names",
+    "recipe_in",
+    "recipes_folder",
+    "steps_per_epoch",
+    "total_steps",
+]

@@ -1,0 +1,195 @@
+"""The recipe's parts as frozen values, built from the tree that its YAML file holds."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from rescue_cli.errors import UsageError, did_you_mean
+from rescue_cli.recipe import yaml
+from rescue_cli.recipe.library import find
+from rescue_cli.recipe.overrides import apply
+from rescue_cli.registry import Epochs, NotNegativeInt, Positive, PositiveInt, check, convert
+
+NEUTRAL: dict[str, Any] = {
+    "sampling": {"name": "shuffled"},
+    "augment": [],
+    "mix": {"name": "none"},
+    "averaging": {"name": "none"},
+}
+REQUIRED = ("task", "data", "model", "loss", "optim", "schedule", "eval", "train")
+SECTIONS = ("task", "data", "sampling", "augment", "mix", "model", "loss", "optim", "schedule")
+SECTIONS += ("averaging", "eval", "train")
+HEADER = ("name", "paper", "expect", "unknown")
+LISTS = ("augment", "optim")
+
+
+@dataclass(frozen=True)
+class Item:
+    """An ingredient as the recipe names it, with the options given to it."""
+
+    name: str
+    options: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train:
+    """The section `train`: how long, how much at once, in which numbers; engine switches off."""
+
+    epochs: Epochs
+    batch_size: PositiveInt
+    device_batch_size: PositiveInt
+    precision: Literal["float16", "bfloat16", "float32", "float64"]
+    channels_last: bool
+    seed: NotNegativeInt
+    clip_grad_norm: Positive | None = None
+    compile: bool = False
+    deterministic: bool = False
+    steps_per_epoch: PositiveInt | None = None
+    log_every: PositiveInt = 50
+    checkpoint_epochs: Positive = 1.0
+    checkpoint_minutes: Positive = 10.0
+    snapshots: list[NotNegativeInt] = field(default_factory=list)
+
+    @property
+    def slices(self) -> int:
+        """How many slices of `device_batch_size` images make a step."""
+        return self.batch_size // self.device_batch_size
+
+
+@dataclass(frozen=True, kw_only=True)
+class Eval:
+    """The section `eval`: when to evaluate, on which sets, at which sizes and crop ratios."""
+
+    sizes: list[PositiveInt]
+    crops: list[Positive]
+    interpolation: Literal["bilinear", "bicubic"]
+    every: Positive = 1.0
+    sets: list[str] | None = None
+    tta: str = "none"
+    batch_size: PositiveInt = 250
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One training procedure; `tree` is the complete mapping that its YAML file holds."""
+
+    name: str
+    tree: Mapping[str, Any]
+    task: Item
+    data: Item
+    sampling: Item
+    augment: tuple[Item, ...]
+    mix: Item
+    model: Item
+    loss: Item
+    optim: tuple[Item, ...]
+    schedule: Item
+    averaging: Item
+    eval: Eval
+    train: Train
+
+    def to_yaml(self) -> str:
+        return yaml.write(self.tree)
+
+    def with_overrides(self, *overrides: str) -> "Recipe":
+        return from_tree(apply(self.tree, overrides, SECTIONS))
+
+
+def load(name: str, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe of that name or path with the overrides applied; raises `UsageError`."""
+    path = find(name)
+    tree = yaml.read(path.read_text(encoding="utf-8", errors="replace"), str(path.name))
+    return from_tree(apply(_checked(tree), overrides, SECTIONS))
+
+
+def from_tree(tree: Any) -> Recipe:
+    """The recipe that a tree describes, its sections checked as far as needs no ingredient."""
+    tree = _checked(tree)
+    full = {**{k: v for k, v in NEUTRAL.items() if k not in tree}, **tree}
+    items = {s: _item(s, full[s]) for s in SECTIONS if s not in (*LISTS, "eval", "train")}
+    lists = {s: _items(s, full[s]) for s in LISTS}
+    train = Train(**check("train", _mapping("train", full["train"]), Train))
+    evaluation = Eval(**check("eval", _mapping("eval", full["eval"]), Eval))
+    _check_numbers(train, evaluation)
+    name = convert("name", full.get("name"), str)
+    return Recipe(name=name, tree=tree, train=train, eval=evaluation, **items, **lists)
+
+
+def steps_per_epoch(train: Train, samples: int) -> int:
+    """Full steps in an epoch of `samples` images; raises `UsageError` where there is none."""
+    steps = train.steps_per_epoch or samples // train.batch_size
+    if steps == 0:
+        raise UsageError(
+            f"train.batch_size: {train.batch_size} is more than the {samples} training images. "
+            f"Use at most {samples}."
+        )
+    return steps
+
+
+def total_steps(train: Train, steps: int) -> int:
+    """Updates in the whole run: ceil(epochs x steps an epoch)."""
+    return math.ceil(round(train.epochs * steps, 6))
+
+
+def _checked(tree: Any) -> dict[str, Any]:
+    if not isinstance(tree, Mapping):
+        raise UsageError("recipe: must be a mapping of sections. See: rescue recipes show NAME")
+    known = (*HEADER, *SECTIONS)
+    for key in tree:
+        if key not in known:
+            raise UsageError(f"recipe: unknown section '{key}'. {did_you_mean(str(key), known)}")
+    for key in ("name", *REQUIRED):
+        if key not in tree:
+            raise UsageError(f"recipe: missing section '{key}'. Add it.")
+    return dict(tree)
+
+
+def _mapping(where: str, value: Any) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise UsageError(f"{where}: {value!r} is not a mapping. Write {where}: {{key: value}}.")
+    return value
+
+
+def _item(where: str, value: Any) -> Item:
+    options = dict(_mapping(where, value))
+    if not isinstance(options.get("name"), str):
+        raise UsageError(f"{where}: missing key 'name' (a string). Name an ingredient.")
+    return Item(options.pop("name"), options)
+
+
+def _items(where: str, value: Any) -> tuple[Item, ...]:
+    if isinstance(value, list):
+        return tuple(_item(f"{where}[{i}]", v) for i, v in enumerate(value))
+    if where == "optim":
+        return (_item(where, value),)
+    raise UsageError(f"{where}: {value!r} is not a list. Write {where}: [{{name: ...}}].")
+
+
+def _check_numbers(train: Train, evaluation: Eval) -> None:
+    size, slice_size = train.batch_size, train.device_batch_size
+    if size % slice_size:
+        nearest = max(slice_size, round(size / slice_size) * slice_size)
+        fits = max(d for d in range(1, slice_size + 1) if size % d == 0)
+        raise UsageError(
+            f"train.batch_size: {size} does not divide into slices of {slice_size}. "
+            f"Use {nearest} or set train.device_batch_size={fits}."
+        )
+    if train.epochs == 0:
+        raise UsageError("train.epochs: 0 must be above 0.")
+    if not evaluation.sizes or not evaluation.crops:
+        raise UsageError("eval.sizes, eval.crops: an empty list. Give at least one of each.")
+    if any(crop > 1 for crop in evaluation.crops):
+        raise UsageError(f"eval.crops: {evaluation.crops}: a crop ratio is at most 1.")
+
+
+def from_text(text: str, where: str) -> Recipe:
+    """The recipe that a YAML text holds; `where` begins every message."""
+    return from_tree(yaml.read(text, where))
+
+
+def recipe_in(run: Path) -> Recipe:
+    """The resolved recipe of a run directory."""
+    file = run / "recipe.yaml"
+    return from_text(file.read_text(), str(file))

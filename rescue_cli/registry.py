@@ -1,0 +1,199 @@
+"""The signature is the schema: a function's keyword-only parameters are its YAML keys.
+
+`check` compares the options that a recipe gives with the annotations of the function that will
+receive them, so that a misspelt key or a value out of range is refused before anything starts.
+"""
+
+import inspect
+import math
+import types
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from rescue_cli.errors import UsageError, did_you_mean
+
+
+@dataclass(frozen=True)
+class Within:
+    """A bound on a number; `above` makes the lower end exclusive."""
+
+    low: float = -math.inf
+    high: float = math.inf
+    above: bool = False
+
+    def holds(self, value: float) -> bool:
+        return (value > self.low if self.above else value >= self.low) and value <= self.high
+
+    def __str__(self) -> str:
+        low = f"{'above' if self.above else 'at least'} {self.low:g}"
+        if self.high == math.inf:
+            return low
+        if self.low == -math.inf:
+            return f"at most {self.high:g}"
+        return (
+            f"above {self.low:g} and at most {self.high:g}"
+            if self.above
+            else (f"between {self.low:g} and {self.high:g}")
+        )
+
+
+@dataclass(frozen=True)
+class InEpochs:
+    """Marks a key that is counted in epochs, so that `--epochs` can scale it."""
+
+
+Positive = Annotated[float, Within(0, above=True)]
+NotNegative = Annotated[float, Within(0)]
+Fraction = Annotated[float, Within(0, 1)]
+PositiveInt = Annotated[int, Within(1)]
+NotNegativeInt = Annotated[int, Within(0)]
+Epochs = Annotated[float, Within(0), InEpochs()]
+
+
+@dataclass(frozen=True)
+class Key:
+    """One YAML key: its type with bounds, and its default (or `inspect.Parameter.empty`)."""
+
+    annotation: Any
+    default: Any
+
+    @property
+    def required(self) -> bool:
+        return self.default is inspect.Parameter.empty
+
+
+@cache
+def keys(function: Callable[..., Any]) -> dict[str, Key]:
+    """The keyword-only parameters of `function`, in order."""
+    parameters = inspect.signature(function, eval_str=True).parameters.values()
+    return {p.name: Key(p.annotation, p.default) for p in parameters if p.kind is p.KEYWORD_ONLY}
+
+
+def check(where: str, options: Mapping[str, Any], *functions: Callable[..., Any]) -> dict[str, Any]:
+    """The options, complete and converted to the types that `functions` annotate.
+
+    `where` names the section and the ingredient in messages. Several functions share one mapping
+    where a section has keys of its own beside the ingredient's. Raises `UsageError`.
+    """
+    known = {name: key for function in functions for name, key in keys(function).items()}
+    for name in options:
+        if name not in known:
+            raise UsageError(f"{where}: unknown key '{name}'. {did_you_mean(name, known)}".strip())
+    for name, key in known.items():
+        if key.required and name not in options:
+            rule = describe(key.annotation)
+            raise UsageError(f"{where}: missing key '{name}' ({rule}). Add {name}: to the section.")
+    return {
+        name: convert(f"{where}.{name}", v, known[name].annotation) for name, v in options.items()
+    }
+
+
+def pick(options: Mapping[str, Any], function: Callable[..., Any]) -> dict[str, Any]:
+    """The options that belong to `function`, for a section that several functions share."""
+    return {name: value for name, value in options.items() if name in keys(function)}
+
+
+def lookup(section: str, name: Any, registry: Mapping[str, Any]) -> Any:
+    """The entry called `name`; raises `UsageError` with the nearest known name."""
+    if not isinstance(name, str) or name not in registry:
+        hint = did_you_mean(str(name), registry)
+        raise UsageError(f"{section}.name: '{name}' is not known. {hint}".strip())
+    return registry[name]
+
+
+def convert(where: str, value: Any, annotation: Any) -> Any:
+    """`value` as the annotated type; raises `UsageError` naming key, value and rule."""
+    bare, bounds = _split(annotation)
+    for choice in _choices(bare):
+        converted = _as_type(where, value, choice)
+        if converted is not _NO:
+            for bound in bounds if converted is not None else ():
+                if isinstance(bound, Within) and not bound.holds(converted):
+                    raise UsageError(f"{where}: {_show(value)} must be {bound}.")
+            return converted
+    raise UsageError(f"{where}: {_show(value)} is not {describe(annotation)}.")
+
+
+def describe(annotation: Any) -> str:
+    """The rule behind an annotation, in words: `a number above 0`."""
+    bare, bounds = _split(annotation)
+    words = " or ".join(_name(choice) for choice in _choices(bare))
+    return " ".join([words, *(str(b) for b in bounds if isinstance(b, Within))])
+
+
+_NO = object()
+_NAMES = {float: "a number", int: "an integer", bool: "true or false", str: "a string"}
+_NAMES[types.NoneType] = "null"
+
+
+def _split(annotation: Any) -> tuple[Any, tuple[Any, ...]]:
+    if get_origin(annotation) is Annotated:
+        bare, *bounds = get_args(annotation)
+        return bare, tuple(bounds)
+    return annotation, ()
+
+
+def _choices(bare: Any) -> tuple[Any, ...]:
+    return get_args(bare) if get_origin(bare) in (Union, types.UnionType) else (bare,)
+
+
+def _name(choice: Any) -> str:
+    bare, bounds = _split(choice)
+    if bounds:
+        return describe(choice)
+    origin = get_origin(bare)
+    if origin is Literal:
+        return "one of " + ", ".join(str(v) for v in get_args(bare))
+    if origin in (list, tuple):
+        return f"a list ({describe(get_args(bare)[0])} each)"
+    if origin is dict:
+        return "a mapping"
+    return _NAMES.get(bare, str(bare))
+
+
+def _as_type(where: str, value: Any, choice: Any) -> Any:
+    """The converted value, or `_NO` where the type does not fit."""
+    bare, bounds = _split(choice)
+    if bounds:
+        return convert(where, value, choice) if _as_type(where, value, bare) is not _NO else _NO
+    origin = get_origin(bare)
+    if origin is Literal:
+        fits = any(type(value) is type(v) and value == v for v in get_args(bare))
+        return value if fits else _NO
+    if origin is list:
+        if not isinstance(value, list | tuple):
+            return _NO
+        (item,) = get_args(bare)
+        return [convert(f"{where}[{i}]", v, item) for i, v in enumerate(value)]
+    if origin is tuple:
+        items = get_args(bare)
+        if not isinstance(value, list | tuple) or len(value) != len(items):
+            return _NO
+        return tuple(
+            convert(f"{where}[{i}]", v, t)
+            for i, (v, t) in enumerate(zip(value, items, strict=True))
+        )
+    if origin is dict:
+        if not isinstance(value, Mapping):
+            return _NO
+        item = get_args(bare)[1]
+        return {k: convert(f"{where}.{k}", v, item) for k, v in value.items()}
+    if bare is types.NoneType:
+        return None if value is None else _NO
+    if bare is float and isinstance(value, int | float) and not isinstance(value, bool):
+        if abs(value) > 1e300 or math.isnan(value):  # an integer may exceed every float
+            raise UsageError(f"{where}: {value:.9e} is not finite. Give a finite number.")
+        return float(value)
+    return value if type(value) is bare else _NO
+
+
+def _show(value: Any) -> str:
+    if isinstance(value, str):
+        return f"'{value}'"
+    return (
+        {True: "true", False: "false", None: "null"}.get(value, str(value))
+        if (value is None or isinstance(value, bool))
+        else str(value)
+    )

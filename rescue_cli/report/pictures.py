@@ -1,0 +1,120 @@
+"""A run's pictures: curves, augmented samples, the confusion matrix."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rescue_cli.results import RunDirectory, read_metrics
+
+SHOWN_CLASSES = 40  # a larger confusion matrix cannot be read
+
+
+def draw(path: Path) -> None:
+    """Writes the pictures that the run directory has data for, and per-class accuracies."""
+    run = RunDirectory(path)
+    lines = read_metrics(run.metrics)
+    if lines:
+        _save(_curves(lines), path / "curves.png")
+    if run.samples.exists():
+        _save(_samples(run.samples), path / "samples.png")
+    for file in sorted((path / "predictions").glob("*.npz")):
+        with np.load(file) as arrays:
+            _write_classes(arrays, file.with_suffix(".csv"))
+            if len(arrays["classes"]) <= SHOWN_CLASSES:
+                _save(_confusion(arrays, file.stem), file.with_suffix(".png"))
+
+
+def _figure(width: float, height: float) -> Any:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained", dpi=120)
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _save(figure: Any, path: Path) -> None:
+    figure.savefig(path)
+
+
+def _curves(lines: Sequence[Mapping[str, Any]]) -> Any:
+    """Loss, accuracy and learning rate by epoch."""
+    train = [line for line in lines if line["kind"] == "train"]
+    figure = _figure(10, 3.2)
+    loss, accuracy, rate = figure.subplots(1, 3)
+    loss.plot(*_columns(train, "loss"), label="training", linewidth=1)
+    for name, rows in _by_set(lines).items():
+        mark = "o" if len(rows) == 1 else None
+        loss.plot(*_columns(rows, "loss"), label=name, marker=mark)
+        accuracy.plot(*_columns(rows, "top1"), label=name, marker=mark)
+    rate.plot(*_columns(train, "lr"), color="tab:green")
+    titles = ((loss, "loss"), (accuracy, "top-1 %"), (rate, "learning rate"))
+    for axes, title in titles:
+        axes.set_title(title, fontsize=10)
+        axes.set_xlabel("epoch")
+        axes.grid(alpha=0.3)
+    for axes in (loss, accuracy):
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(fontsize=8)
+    return figure
+
+
+def _by_set(lines: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
+    """Evaluations by test set, and by view where there are several."""
+    found: dict[str, list[Mapping[str, Any]]] = {}
+    views = {(e["size"], e["crop"]) for e in lines if e["kind"] == "eval"}
+    for line in lines:
+        if line["kind"] == "eval":
+            view = "" if len(views) == 1 else f" {line['size']}px@{line['crop']:g}"
+            found.setdefault(line["set"] + view, []).append(line)
+    return found
+
+
+def _columns(rows: Sequence[Mapping[str, Any]], key: str) -> tuple[list[float], list[float]]:
+    return [r["epoch"] for r in rows], [r[key] for r in rows]
+
+
+def _samples(file: Path) -> Any:
+    """Augmented training images with their labels, four by four."""
+    with np.load(file) as arrays:
+        images, labels = arrays["images"], arrays["labels"]
+    figure = _figure(6, 6.4)
+    for axes, image, label in zip(figure.subplots(4, 4).flat, images, labels, strict=False):
+        grey = image.shape[0] == 1
+        axes.imshow(image[0] if grey else image.transpose(1, 2, 0), cmap="gray" if grey else None)
+        axes.set_title(str(label), fontsize=8)
+    for axes in figure.axes:
+        axes.axis("off")
+    return figure
+
+
+def _confusion(arrays: Mapping[str, Any], title: str) -> Any:
+    """Percent of each class that was called each class."""
+    classes = [str(name) for name in arrays["classes"]]
+    counts = arrays["confusion"]
+    percent = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    side = 3 + 0.35 * len(classes)
+    figure = _figure(side, side)
+    axes = figure.subplots()
+    axes.imshow(percent, cmap="Blues", vmin=0, vmax=100)
+    axes.set_xticks(range(len(classes)), classes, rotation=60, ha="right", fontsize=8)
+    axes.set_yticks(range(len(classes)), classes, fontsize=8)
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("label")
+    axes.set_title(f"{title}: % of each class", fontsize=10)
+    if len(classes) <= 12:
+        for (row, column), value in np.ndenumerate(percent):
+            if value >= 0.5:
+                colour = "white" if value > 60 else "black"
+                axes.text(
+                    column, row, f"{value:.0f}", ha="center", va="center", fontsize=7, color=colour
+                )
+    return figure
+
+
+def _write_classes(arrays: Mapping[str, Any], path: Path) -> None:
+    rows = zip(arrays["classes"], arrays["per_class"], arrays["confusion"].sum(1), strict=True)
+    lines = [f'"{name}",{accuracy:.2f},{count}' for name, accuracy, count in rows]
+    path.write_text("\n".join(["class,top1,images", *lines]) + "\n")

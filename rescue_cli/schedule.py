@@ -1,0 +1,101 @@
+"""The section `schedule`: learning rate and momentum as pure functions of the step."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal
+
+from rescue_cli.errors import UsageError
+from rescue_cli.registry import Epochs, NotNegative, NotNegativeInt, Positive
+
+
+@dataclass(frozen=True)
+class Rates:
+    """`lr` of the reference group; other groups keep their ratio. `momentum` None: as it is."""
+
+    lr: float
+    momentum: float | None = None
+
+
+@dataclass(frozen=True)
+class Span:
+    """What a schedule runs over: the reference group's `lr`, steps an epoch, epochs in all."""
+
+    lr: float
+    steps_per_epoch: int
+    epochs: float
+
+
+Schedule = Callable[[int], Rates]
+
+
+def constant(span: Span) -> Schedule:
+    """The recipe's learning rate throughout."""
+    return lambda _: Rates(span.lr)
+
+
+def cosine(
+    span: Span,
+    *,
+    warmup_epochs: Epochs,
+    warmup_lr: NotNegative,
+    min_lr: NotNegative,
+    per: Literal["epoch", "step"],
+) -> Schedule:
+    """Half a cosine from `lr` to `min_lr` over all epochs, its first ones replaced by a ramp.
+
+    As timm's `CosineLRScheduler` without warm-up prefix: the cosine counts from epoch 0, so the
+    peak is never quite reached. `per: epoch` holds the rate within an epoch (timm's default).
+    """
+
+    def rates(step: int) -> Rates:
+        epoch = step / span.steps_per_epoch
+        t = math.floor(epoch) if per == "epoch" else epoch
+        if t < warmup_epochs:
+            return Rates(warmup_lr + t * (span.lr - warmup_lr) / warmup_epochs)
+        if t >= span.epochs:
+            return Rates(min_lr)
+        return Rates(min_lr + (span.lr - min_lr) * (1 + math.cos(math.pi * t / span.epochs)) / 2)
+
+    return rates
+
+
+def step(span: Span, *, milestones: list[Epochs], factor: Positive) -> Schedule:
+    """The learning rate times `factor` at each milestone (epochs), held in between."""
+
+    def rates(step: int) -> Rates:
+        epoch = step / span.steps_per_epoch
+        return Rates(span.lr * factor ** sum(epoch >= m for m in milestones))
+
+    return rates
+
+
+def piecewise(span: Span, *, epochs: list[Epochs], factors: list[NotNegative]) -> Schedule:
+    """Straight lines between knots: at `epochs[i]` the rate is `lr * factors[i]`."""
+    if len(epochs) != len(factors) or len(epochs) < 2:
+        raise UsageError(
+            f"schedule (piecewise): {len(epochs)} epochs and {len(factors)} factors. "
+            "Give one factor for each knot, and at least two knots."
+        )
+    if any(a >= b for a, b in pairwise(epochs)):
+        raise UsageError(f"schedule (piecewise).epochs: {epochs} must increase.")
+
+    def rates(step: int) -> Rates:
+        epoch = step / span.steps_per_epoch
+        if epoch <= epochs[0]:
+            return Rates(span.lr * factors[0])
+        for (a, b), (low, high) in zip(pairwise(epochs), pairwise(factors), strict=True):
+            if epoch <= b:
+                return Rates(span.lr * (low + (high - low) * (epoch - a) / (b - a)))
+        return Rates(span.lr * factors[-1])
+
+    return rates
+
+
+def common(*, first_step: NotNegativeInt = 0) -> int:
+    """Keys that every schedule has. `first_step` 1 reads update 0 at step 1, as Myrtle does."""
+    return first_step
+
+
+SCHEDULES = {"constant": constant, "cosine": cosine, "step": step, "piecewise": piecewise}

@@ -1,0 +1,38 @@
+"""One label an image."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from rescue_cli.batch import Batch
+
+COLUMNS = ("index", "label", "loss", "probability", "top")  # of `rows`; `top` takes all the rest
+TOP = 5
+
+
+@dataclass(frozen=True)
+class Classification:
+    """The loss of a batch, and what evaluation keeps of each image."""
+
+    criterion: Callable[[Tensor, Tensor], Tensor]
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """The mean loss of a slice, a scalar."""
+        return self.criterion(model(batch.images), batch.targets)
+
+    @staticmethod
+    def rows(indices: Tensor, labels: Tensor, logits: Tensor) -> Tensor:
+        """(n, 4 + min(5, classes)): index, label, cross-entropy, probability, top classes."""
+        logits = logits.double()
+        losses = functional.cross_entropy(logits, labels, reduction="none")
+        probabilities, top = logits.softmax(1).topk(min(TOP, logits.shape[1]), dim=1)
+        columns = [indices, labels, losses, probabilities[:, 0]]
+        return torch.cat([torch.stack([c.double() for c in columns], 1), top.double()], 1)
+
+
+def classification(criterion: Callable[[Tensor, Tensor], Tensor]) -> Classification:
+    """Images with one label each."""
+    return Classification(criterion)
