@@ -99,7 +99,7 @@ def placed(recipe: Recipe, network: nn.Module, device: torch.device) -> nn.Modul
     dtype = torch.float64 if recipe.train.precision == "float64" else torch.float32
     network = network.to(device=device, dtype=dtype)
     if recipe.train.channels_last:
-        network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        network = network.to(memory_format=torch.channels_last)
     return network
 
 

@@ -75,7 +75,7 @@ class RunDirectory:
         return self.path / "predictions" / f"{name}.npz"
 
 
-def write_whole(path: Path, write: Callable[[IO[bytes]], None]) -> None:
+def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Writes a file under a temporary name, flushes it to disk, renames it.
 
     Whoever reads `path` sees the old file or the new one. Raises `RescueError` where the disk is
@@ -109,7 +109,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    write_whole(path, lambda file: file.write(text.encode()) and None)
+    write_whole(path, lambda file: file.write(text.encode()))
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

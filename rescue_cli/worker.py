@@ -246,7 +246,7 @@ def _write_weights(run: RunDirectory, recipe: Recipe, model: nn.Module, data: Da
         "recipe": recipe.to_yaml(),
     }
     content = save(tensors, metadata)
-    write_whole(run.weights, lambda file: file.write(content) and None)
+    write_whole(run.weights, lambda file: file.write(content))
 
 
 def _write_predictions(
@@ -292,7 +292,7 @@ def _write_samples(run: RunDirectory, loop: Loop, data: Dataset) -> None:
     normalise = loop.evaluator.normalise
     images = normalise.undo(batch.images[:SAMPLES]).cpu().numpy()
     labels = batch.targets[:SAMPLES].cpu().numpy()
-    arrays = {
+    arrays: dict[str, Any] = {
         "images": images,
         "labels": np.array([data.classes[int(label)] for label in labels]),
     }

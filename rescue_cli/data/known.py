@@ -16,10 +16,26 @@ from rescue_cli.data.splits import Dataset, Files, Images, Pixels
 from rescue_cli.draws import Indices
 from rescue_cli.errors import DataError
 
-FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker")
+FASHION: tuple[str, ...] = (
+    "T-shirt/top",
+    "Trouser",
+    "Pullover",
+    "Dress",
+    "Coat",
+    "Sandal",
+    "Shirt",
+    "Sneaker",
+)
 FASHION += ("Bag", "Ankle boot")
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-IMAGENETTE = ("n01440764", "n02102040", "n02979186", "n03000684", "n03028079", "n03394916")
+IMAGENETTE: tuple[str, ...] = (
+    "n01440764",
+    "n02102040",
+    "n02979186",
+    "n03000684",
+    "n03028079",
+    "n03394916",
+)
 IMAGENETTE += ("n03417042", "n03425413", "n03445777", "n03888257")
 
 

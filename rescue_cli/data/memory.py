@@ -64,7 +64,7 @@ class MemoryEvalFeed:
 
     def batches(self, rank: int, world_size: int) -> Iterator[Shown]:
         order = torch.arange(len(self), device=self.labels.device)
-        for part in order.split(self.batch_size)[rank::world_size]:
+        for part in torch.split(order, self.batch_size)[rank::world_size]:
             images = self.images[part]
             views = {view: resize_centre(images, view, self.interpolation) for view in self.views}
             yield Shown(part, self.labels[part], views)

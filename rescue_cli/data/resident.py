@@ -17,7 +17,9 @@ def make_resident(
     dataset: Dataset, size: int, interpolation: Interpolation, cache: Path
 ) -> Dataset:
     """The data set with every split in memory as size x size pixels, from `cache` where it can."""
-    tests = {k: _images(split, size, interpolation, cache) for k, split in dataset.tests.items()}
+    tests: dict[str, Split] = {
+        k: _images(split, size, interpolation, cache) for k, split in dataset.tests.items()
+    }
     return replace(dataset, train=_images(dataset.train, size, interpolation, cache), tests=tests)
 
 

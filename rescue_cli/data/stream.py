@@ -171,7 +171,7 @@ class StreamFeed:
 
     def _next(self) -> Views:
         started = time.perf_counter()
-        views = _from_workers(self.decoded)
+        views: Views = _from_workers(self.decoded)
         self.waited += time.perf_counter() - started
         self.replaced += views.replaced
         for path, reason in views.broken:

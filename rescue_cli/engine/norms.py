@@ -52,7 +52,7 @@ class RunningStatistics:
             return
         flat = torch.cat([s.reshape(-1) for s in self.sums])
         flat = distributed.sum_over_ranks(flat) / self.slices
-        parts = flat.split([b.numel() for b in self.buffers])
+        parts = torch.split(flat, [b.numel() for b in self.buffers])
         torch._foreach_copy_(
             self.buffers, [p.view_as(b) for p, b in zip(parts, self.buffers, strict=True)]
         )

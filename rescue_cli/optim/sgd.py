@@ -72,13 +72,14 @@ class SgdVelocity(Optimizer):
         """One update from the parameters' gradients."""
         assert closure is None
         found_inf: Tensor | None = getattr(self, "found_inf", None)
+        scale: Tensor | None = getattr(self, "grad_scale", None)
         for group in self.param_groups:
             parameters = [p for p in group["params"] if p.grad is not None]
             if not parameters:
                 continue
             gradients = [p.grad for p in parameters]
-            if getattr(self, "grad_scale", None) is not None:
-                gradients = torch._foreach_div(gradients, self.grad_scale)
+            if scale is not None:
+                gradients = list(torch._foreach_div(gradients, scale))
             velocities = [self._velocity(p) for p in parameters]
             _update(parameters, gradients, velocities, group, found_inf)
 
@@ -99,18 +100,15 @@ def _update(
 ) -> None:
     changes = torch._foreach_add(gradients, parameters, alpha=group["weight_decay"])
     torch._foreach_mul_(changes, group["lr"])
-    moved = torch._foreach_mul(velocities, group["momentum"])
+    moved = list(torch._foreach_mul(velocities, group["momentum"]))
     torch._foreach_sub_(moved, changes)
-    if found_inf is not None:  # keep the velocity of a skipped step, without a host sync
-        moved = [
-            torch.where(found_inf.bool(), v, m) for v, m in zip(velocities, moved, strict=True)
-        ]
+    ahead = moved
     if group["nesterov"]:
-        ahead = torch._foreach_mul(moved, group["momentum"])
+        ahead = list(torch._foreach_mul(moved, group["momentum"]))
         torch._foreach_sub_(ahead, changes)
-    else:
-        ahead = list(moved)
-    if found_inf is not None:
-        ahead = [torch.where(found_inf.bool(), 0.0, a) for a in ahead]
-    torch._foreach_copy_(velocities, list(moved))
+    if found_inf is not None:  # a skipped step keeps velocity and weights, without a host sync
+        skip = found_inf.bool()
+        moved = [torch.where(skip, v, m) for v, m in zip(velocities, moved, strict=True)]
+        ahead = [torch.where(skip, 0.0, a) for a in ahead]
+    torch._foreach_copy_(velocities, moved)
     torch._foreach_add_(parameters, ahead)

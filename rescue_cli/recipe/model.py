@@ -19,8 +19,10 @@ NEUTRAL: dict[str, Any] = {
     "averaging": {"name": "none"},
 }
 REQUIRED = ("task", "data", "model", "loss", "optim", "schedule", "eval", "train")
-SECTIONS = ("task", "data", "sampling", "augment", "mix", "model", "loss", "optim", "schedule")
-SECTIONS += ("averaging", "eval", "train")
+SECTIONS = (
+    "task", "data", "sampling", "augment", "mix", "model", "loss", "optim", "schedule",
+    "averaging", "eval", "train",
+)  # fmt: skip
 HEADER = ("name", "paper", "expect", "unknown")
 LISTS = ("augment", "optim")
 
@@ -108,13 +110,18 @@ def from_tree(tree: Any) -> Recipe:
     """The recipe that a tree describes, its sections checked as far as needs no ingredient."""
     tree = _checked(tree)
     full = {**{k: v for k, v in NEUTRAL.items() if k not in tree}, **tree}
-    items = {s: _item(s, full[s]) for s in SECTIONS if s not in (*LISTS, "eval", "train")}
-    lists = {s: _items(s, full[s]) for s in LISTS}
+    parts: dict[str, Any] = {
+        section: _items(section, full[section])
+        if section in LISTS
+        else _item(section, full[section])
+        for section in SECTIONS
+        if section not in ("eval", "train")
+    }
     train = Train(**check("train", _mapping("train", full["train"]), Train))
     evaluation = Eval(**check("eval", _mapping("eval", full["eval"]), Eval))
     _check_numbers(train, evaluation)
     name = convert("name", full.get("name"), str)
-    return Recipe(name=name, tree=tree, train=train, eval=evaluation, **items, **lists)
+    return Recipe(name=name, tree=tree, train=train, eval=evaluation, **parts)
 
 
 def steps_per_epoch(train: Train, samples: int) -> int:
