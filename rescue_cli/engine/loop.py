@@ -43,8 +43,8 @@ class Plan:
         return step < self.steps and (step in self.snapshots or self._passes(step, self.save_every))
 
     def logs(self, step: int) -> bool:
-        whole_epoch = step % self.steps_per_epoch == 0
-        return step == self.steps or whole_epoch or step % self.log_every == 0
+        """At every epoch's end, and every `log_every` steps within an epoch."""
+        return step == self.steps or step % self.steps_per_epoch % self.log_every == 0
 
     def _passes(self, step: int, epochs: float) -> bool:
         """Whether a multiple of `epochs` lies after the step before and not after this one."""

@@ -80,8 +80,10 @@ def _samples(file: Path) -> Any:
     """Augmented training images with their labels, four by four."""
     with np.load(file) as arrays:
         images, labels = arrays["images"], arrays["labels"]
-    figure = _figure(6, 6.4)
-    for axes, image, label in zip(figure.subplots(4, 4).flat, images, labels, strict=False):
+    rows = -(-len(images) // 4)
+    figure = _figure(6, 1.6 * rows)
+    places = figure.subplots(rows, 4, squeeze=False).flat
+    for axes, image, label in zip(places, images, labels, strict=False):
         grey = image.shape[0] == 1
         axes.imshow(image[0] if grey else image.transpose(1, 2, 0), cmap="gray" if grey else None)
         axes.set_title(str(label), fontsize=8)
