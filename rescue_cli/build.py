@@ -22,7 +22,7 @@ from rescue_cli.engine.evaluate import EvalFeed, Evaluator
 from rescue_cli.engine.norms import RunningStatistics
 from rescue_cli.engine.step import Feed, Step
 from rescue_cli.engine.updates import Optimizers, RatedGroup
-from rescue_cli.errors import UsageError
+from rescue_cli.errors import RescueError, UsageError
 from rescue_cli.evaluation import TTAS
 from rescue_cli.loss import LOSSES, Loss
 from rescue_cli.mix import MIXES
@@ -60,16 +60,22 @@ def check(recipe: Recipe) -> None:
     Raises `UsageError` before a device or a data set is touched.
     """
     check_ingredients(recipe)
-    with torch.device("meta"):
-        model = _model(recipe, FACTS[recipe.data.name].classes or 10)
+    try:
+        with torch.device("meta"):
+            model = _model(recipe, FACTS[recipe.data.name].classes or 10)
+    except RescueError:
+        raise
+    except Exception as error:  # what an architecture raises has no common base
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise UsageError(f"model ({recipe.model.name}): cannot be built ({reason}).") from None
     claims(model, [item.options for item in recipe.optim])
 
 
 def check_ingredients(recipe: Recipe) -> None:
     """As `check`, without building the model."""
     _checked("task", recipe.task, TASKS)
-    registry.lookup("data", recipe.data.name, DATASETS)
-    registry.check(f"data ({recipe.data.name})", recipe.data.options, Keys)
+    registry.lookup("data.name", recipe.data.name, DATASETS)
+    _check_data(recipe)
     _checked("sampling", recipe.sampling, SAMPLERS)
     operations = [_checked("augment", item, AUGMENTATIONS)() for item in recipe.augment]
     for place, operation in enumerate(operations):
@@ -232,7 +238,7 @@ def _checked(
     section: str, item: Item, ingredients: dict[str, Any], *others: Callable[..., Any]
 ) -> Callable[..., Any]:
     """The ingredient with the recipe's options filled in; what is missing are runtime objects."""
-    function = registry.lookup(section, item.name, ingredients)
+    function = registry.lookup(f"{section}.name", item.name, ingredients)
     options = registry.check(f"{section} ({item.name})", item.options, function, *others)
     mine = registry.pick(options, function)
     return lambda *runtime: function(*runtime, **mine)
@@ -240,6 +246,16 @@ def _checked(
 
 def _data_keys(recipe: Recipe) -> Keys:
     return Keys(**registry.check(f"data ({recipe.data.name})", recipe.data.options, Keys))
+
+
+def _check_data(recipe: Recipe) -> None:
+    """The section's keys, and as many means and deviations as the images have channels."""
+    keys, channels = _data_keys(recipe), FACTS[recipe.data.name].channels
+    for key, values in (("mean", keys.mean), ("std", keys.std)):
+        if values is not None and len(values) != channels:
+            raise UsageError(f"data.{key}: {len(values)} values for {channels} channels.")
+    if keys.std is not None and min(keys.std) <= 0:
+        raise UsageError(f"data.std: {keys.std} must be above 0.")
 
 
 def _loss(recipe: Recipe) -> Loss:

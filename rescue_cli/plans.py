@@ -11,21 +11,41 @@ SMOKE_STEPS = 2
 SMOKE_IMAGES = 16
 
 
-def smoke(recipe: Recipe, *, cuda: bool) -> list[str]:
-    """Overrides for a run of seconds: as many slices, each of 8 images, one epoch of two steps."""
-    overrides = [
-        f"train.batch_size={recipe.train.slices * SMOKE_SLICE}",
-        f"train.device_batch_size={SMOKE_SLICE}",
-        "train.epochs=1",
-        f"train.steps_per_epoch={SMOKE_STEPS}",
-        f"data.subset=[{SMOKE_IMAGES}, {SMOKE_IMAGES}]",
-        "data.holdout=0",
-    ]
-    return overrides if cuda else [*overrides, "train.precision=float32"]
+def smoke(recipe: Recipe, overrides: Sequence[str], *, cuda: bool) -> list[str]:
+    """Overrides for a run of seconds: as many slices, each of 8 images, one epoch of two steps.
+
+    `recipe` has the user's `overrides` already; the keys in them are the user's and stay.
+    """
+    given = given_keys(overrides)
+    slice_size = SMOKE_SLICE
+    if _is_given("train.device_batch_size", given):
+        slice_size = recipe.train.device_batch_size
+    values = {
+        "train.batch_size": recipe.train.slices * slice_size,
+        "train.device_batch_size": slice_size,
+        "train.epochs": 1,
+        "train.steps_per_epoch": SMOKE_STEPS,
+        "data.subset": [SMOKE_IMAGES, SMOKE_IMAGES],
+        "data.holdout": 0,
+        **({} if cuda else {"train.precision": "float32"}),
+    }
+    return [f"{key}={value}" for key, value in values.items() if not _is_given(key, given)]
 
 
-def subset(text: str) -> str:
-    """The override that `--subset N` or `--subset TRAIN:TEST` stands for."""
+def given_keys(overrides: Sequence[str]) -> list[str]:
+    """The keys that overrides set: `train.epochs` of `train.epochs=3`."""
+    return [override.removeprefix("~").partition("=")[0] for override in overrides]
+
+
+def _is_given(key: str, given: Sequence[str]) -> bool:
+    """Whether the user set the key, the section that it is in, or a part of it."""
+    return any(f"{key}.".startswith(f"{g}.") or g.startswith(f"{key}.") for g in given)
+
+
+def subset(text: str, overrides: Sequence[str] = ()) -> str:
+    """The override that `--subset N` or `--subset TRAIN:TEST` stands for, beside the user's."""
+    if _is_given("data.subset", [k for k in given_keys(overrides) if k != "data"]):
+        raise UsageError("--subset and data.subset say the same thing. Give one of them.")
     parts = text.split(":")
     if len(parts) > 2 or not all(p.isdecimal() and int(p) > 0 for p in parts):
         raise UsageError(f"--subset: '{text}' must be N or TRAIN:TEST, whole numbers above 0.")
@@ -50,14 +70,16 @@ def processes(slices: int, asked: int | None, visible: int) -> int:
 
 def warnings(before: Recipe, after: Recipe, overrides: Sequence[str]) -> list[str]:
     """What the usual rules say about a batch that was changed without its learning rate."""
-    keys = {override.partition("=")[0] for override in overrides}
+    keys = given_keys(overrides)
     found = []
     ratio = after.train.batch_size / before.train.batch_size
-    if "train.batch_size" in keys and ratio != 1 and not any(k.endswith(".lr") for k in keys):
+    same_rate = not any(key == "optim" or key.endswith(".lr") for key in keys)
+    if _is_given("train.batch_size", keys) and ratio != 1 and same_rate:
         name = after.optim[0].name
         rule, factor = ("square-root", ratio**0.5) if name == "lamb" else ("linear", ratio)
-        lr = after.optim[0].options.get("lr")
-        suggestion = f" Its {rule} rule gives optim.lr={factor * lr:.4g}." if lr else ""
+        suggestion = ""
+        if isinstance(lr := after.optim[0].options.get("lr"), int | float):
+            suggestion = f" Its {rule} rule gives optim.lr={factor * lr:.4g}."
         found.append(
             f"train.batch_size is {after.train.batch_size} in place of {before.train.batch_size}, "
             f"and optim.lr is unchanged.{suggestion}"
@@ -71,26 +93,31 @@ def warnings(before: Recipe, after: Recipe, overrides: Sequence[str]) -> list[st
 
 
 def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """The keys in which two recipe trees differ, as dotted paths: (before, after)."""
+    """The keys in which two recipe trees differ, as dotted paths: (before, after).
+
+    A key that is absent and one that is null are the same.
+    """
     old, new = flat(before), flat(after)
     keys = [*old, *(k for k in new if k not in old)]
-    return {k: (old.get(k), new.get(k)) for k in keys if old.get(k, _NO) != new.get(k, _NO)}
-
-
-_NO = object()
+    return {k: (old.get(k), new.get(k)) for k in keys if old.get(k) != new.get(k)}
 
 
 def flat(value: Any, path: str = "") -> dict[str, Any]:
-    """A tree's leaves by dotted path; items of a list stand under their name."""
+    """A tree's leaves by dotted path; items of a list stand under their name, beside its order."""
     if isinstance(value, Mapping) and value:
         return {
             k: v for key, item in value.items() for k, v in flat(item, _join(path, key)).items()
         }
     if isinstance(value, list) and value and all(isinstance(i, Mapping) for i in value):
-        named = [
-            (str(item.get("params") or item.get("name", i)), item) for i, item in enumerate(value)
-        ]
-        return {k: v for name, item in named for k, v in flat(item, _join(path, name)).items()}
+        labels: list[str] = []
+        for i, item in enumerate(value):
+            label = str(item.get("params") or item.get("name", i))
+            labels.append(f"{label}[{i}]" if label in labels else label)
+        leaves: dict[str, Any] = {path: labels}
+        for label, item in zip(labels, value, strict=True):
+            rest = {k: v for k, v in item.items() if k != "name" or v != label}
+            leaves |= flat(rest, _join(path, label)) if rest else {}
+        return leaves
     return {path: value}
 
 

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from rescue_cli import build
 from rescue_cli.data import FACTS
-from rescue_cli.data.decode import centre_crop, pil_image
+from rescue_cli.data.decode import UNREADABLE, centre_crop, pil_image
 from rescue_cli.errors import DataError, UsageError
+from rescue_cli.evaluation import TTAS
 from rescue_cli.model import weights
 from rescue_cli.recipe import Recipe, from_text
 
@@ -33,10 +34,11 @@ def predict_images(
     classes = json.loads(metadata["classes"])
     model = build.model(recipe, len(classes), torch.device(device)).eval()
     normalise = build.normalise(recipe, torch.device(device))
+    show = TTAS[recipe.eval.tta]
     found = []
     for path in images:
         pixels = _pixels(path, recipe).unsqueeze(0).to(device)
-        probabilities = model(normalise(pixels)).double().softmax(1)[0]
+        probabilities = show(model, normalise(pixels)).double().softmax(1)[0]
         values, places = probabilities.topk(min(top, len(classes)))
         guesses = zip(places.tolist(), values.tolist(), strict=True)
         found.append(
@@ -51,8 +53,10 @@ def predict_images(
 def _pixels(path: Path, recipe: Recipe) -> Tensor:
     try:
         image = pil_image(path.read_bytes())
-    except (OSError, ValueError, SyntaxError) as error:
-        raise DataError(f"{path}: cannot be decoded: {error}") from None
+    except UNREADABLE as error:
+        raise DataError(
+            f"{path}: cannot be decoded: {error}. Give an image file that can be read."
+        ) from None
     evaluation = recipe.eval
     if FACTS[recipe.data.name].channels == 1:
         grey = Image.fromarray(np.array(image.convert("L"))).convert("RGB")

@@ -14,6 +14,8 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from rescue_cli.errors import UsageError, did_you_mean
 
+LONGEST = 100  # characters of a value that a message repeats
+
 
 @dataclass(frozen=True)
 class Within:
@@ -27,16 +29,13 @@ class Within:
         return (value > self.low if self.above else value >= self.low) and value <= self.high
 
     def __str__(self) -> str:
-        low = f"{'above' if self.above else 'at least'} {self.low:g}"
         if self.high == math.inf:
-            return low
+            return f"{'above' if self.above else 'at least'} {self.low}"
         if self.low == -math.inf:
-            return f"at most {self.high:g}"
-        return (
-            f"above {self.low:g} and at most {self.high:g}"
-            if self.above
-            else (f"between {self.low:g} and {self.high:g}")
-        )
+            return f"at most {self.high}"
+        if self.above:
+            return f"above {self.low} and at most {self.high}"
+        return f"between {self.low} and {self.high}"
 
 
 @dataclass(frozen=True)
@@ -80,7 +79,9 @@ def check(where: str, options: Mapping[str, Any], *functions: Callable[..., Any]
     known = {name: key for function in functions for name, key in keys(function).items()}
     for name in options:
         if name not in known:
-            raise UsageError(f"{where}: unknown key '{name}'. {did_you_mean(name, known)}".strip())
+            raise UsageError(
+                f"{where}: unknown key '{name}'. {did_you_mean(str(name), known)}".strip()
+            )
     for name, key in known.items():
         if key.required and name not in options:
             rule = describe(key.annotation)
@@ -95,11 +96,11 @@ def pick(options: Mapping[str, Any], function: Callable[..., Any]) -> dict[str, 
     return {name: value for name, value in options.items() if name in keys(function)}
 
 
-def lookup(section: str, name: Any, registry: Mapping[str, Any]) -> Any:
-    """The entry called `name`; raises `UsageError` with the nearest known name."""
+def lookup(key: str, name: Any, registry: Mapping[str, Any]) -> Any:
+    """The entry that the recipe's `key` names; raises `UsageError` with the nearest known name."""
     if not isinstance(name, str) or name not in registry:
         hint = did_you_mean(str(name), registry)
-        raise UsageError(f"{section}.name: '{name}' is not known. {hint}".strip())
+        raise UsageError(f"{key}: '{name}' is not known. {hint}".strip())
     return registry[name]
 
 
@@ -111,9 +112,9 @@ def convert(where: str, value: Any, annotation: Any) -> Any:
         if converted is not _NO:
             for bound in bounds if converted is not None else ():
                 if isinstance(bound, Within) and not bound.holds(converted):
-                    raise UsageError(f"{where}: {_show(value)} must be {bound}.")
+                    raise UsageError(f"{where}: {show(value)} must be {bound}.")
             return converted
-    raise UsageError(f"{where}: {_show(value)} is not {describe(annotation)}.")
+    raise UsageError(f"{where}: {show(value)} is not {describe(annotation)}.")
 
 
 def describe(annotation: Any) -> str:
@@ -121,6 +122,16 @@ def describe(annotation: Any) -> str:
     bare, bounds = _split(annotation)
     words = " or ".join(_name(choice) for choice in _choices(bare))
     return " ".join([words, *(str(b) for b in bounds if isinstance(b, Within))])
+
+
+def show(value: Any) -> str:
+    """A value as a message repeats it: as YAML writes it, cut where it is long."""
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else str(value).lower()
+    if isinstance(value, int) and abs(value) >= 10**40:
+        return f"an integer of {value.bit_length()} bits"
+    text = f"'{value}'" if isinstance(value, str) else str(value)
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
 
 
 _NO = object()
@@ -183,17 +194,9 @@ def _as_type(where: str, value: Any, choice: Any) -> Any:
     if bare is types.NoneType:
         return None if value is None else _NO
     if bare is float and isinstance(value, int | float) and not isinstance(value, bool):
-        if abs(value) > 1e300 or math.isnan(value):  # an integer may exceed every float
-            raise UsageError(f"{where}: {value:.9e} is not finite. Give a finite number.")
+        if not abs(value) <= 1e300:  # an integer may exceed every float
+            raise UsageError(f"{where}: {show(value)} is not finite. Give a finite number.")
         return float(value)
-    return value if type(value) is bare else _NO
-
-
-def _show(value: Any) -> str:
-    if isinstance(value, str):
-        return f"'{value}'"
-    return (
-        {True: "true", False: "false", None: "null"}.get(value, str(value))
-        if (value is None or isinstance(value, bool))
-        else str(value)
-    )
+    if type(value) is int and bare is int and abs(value) >= 2**63:
+        raise UsageError(f"{where}: {show(value)} does not fit into 64 bits. Give a smaller one.")
+    return value if bare is Any or type(value) is bare else _NO

@@ -114,6 +114,7 @@ def _alone(run: RunDirectory) -> Iterator[None]:
         yield
         return
     with run.lock.open("a+") as file:
+        os.register_at_fork(after_in_child=file.close)  # loader workers outlive a killed run
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -146,16 +147,15 @@ def _train(run: RunDirectory, recipe: Recipe, machine: build.Machine, started: f
     data = build.dataset(recipe, machine.cache)
     steps = total_steps(recipe.train, steps_per_epoch(recipe.train, len(data.train)))
     recorder = Recorder(run, writes=distributed.is_first(), steps=steps)
-    try:
+    with contextlib.closing(recorder):
         loop = _loop(run, recipe, data, machine, recorder)
         recorder.open_log()
-        if distributed.is_first() and not run.samples.exists():
-            _write_samples(run, loop, data)
-        prepared = time.perf_counter() - started
-        progress = loop.run()
-        _finish(run, recipe, data, loop, progress, prepared)
-    finally:
-        recorder.close()
+        with contextlib.closing(loop.step.feed):
+            if distributed.is_first() and not run.samples.exists():
+                _write_samples(run, loop, data)
+            prepared = time.perf_counter() - started
+            progress = loop.run()
+            _finish(run, recipe, data, loop, progress, prepared)
 
 
 def _loop(

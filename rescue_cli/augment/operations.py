@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from rescue_cli.errors import UsageError
 from rescue_cli.registry import Fraction, NotNegativeInt, PositiveInt
 
 
@@ -27,6 +28,11 @@ def pad_crop(*, pad: NotNegativeInt, mode: Literal["reflect", "zeros"]) -> Opera
 
     def apply(images: Tensor, draws: Tensor) -> Tensor:
         n, _, height, width = images.shape
+        if pad >= min(height, width):
+            side = min(height, width)
+            raise UsageError(
+                f"augment (pad-crop).pad: {pad} must be below the image's side, {side}."
+            )
         shift = (draws * (2 * pad + 1)).long() - pad
         rows = shift[:, 0, None] + torch.arange(height, device=images.device)
         columns = shift[:, 1, None] + torch.arange(width, device=images.device)
@@ -60,6 +66,11 @@ def cutout(*, size: PositiveInt) -> Operation:
 
     def apply(images: Tensor, draws: Tensor) -> Tensor:
         height, width = images.shape[-2:]
+        if size > min(height, width):
+            side = min(height, width)
+            raise UsageError(
+                f"augment (cutout).size: {size} must be at most the image's side, {side}."
+            )
         top = (draws[:, 0] * (height - size + 1)).long()[:, None, None, None]
         left = (draws[:, 1] * (width - size + 1)).long()[:, None, None, None]
         rows = torch.arange(height, device=images.device)[:, None]

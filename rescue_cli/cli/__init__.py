@@ -2,12 +2,17 @@
 
 import os
 import sys
+from typing import Any
 
-import click
 import typer
 
 from rescue_cli.cli import bench, evaluate, predict, recipes, train
 from rescue_cli.errors import RescueError
+
+# The base of typer's own errors, which is click's or its copy of click's
+_Misuse: Any = next(
+    kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException"
+)
 
 app = typer.Typer(
     name="rescue",
@@ -34,11 +39,11 @@ def main() -> None:
     except RescueError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except click.exceptions.Abort:
+    except typer.Abort:
         sys.exit(130)
-    except click.ClickException as error:
+    except _Misuse as error:
         error.show()
-        sys.exit(error.exit_code)
+        sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)

@@ -32,7 +32,8 @@ def step(
     where = common.device(device)
     resolved = recipes.load(common.named_or_default(recipe), overrides or [])
     build.check(resolved)
-    common.check_precision(resolved, where)
+    for warning in common.check_precision(resolved, where):
+        common.note(f"warning: {warning}")
     found = bench.step(resolved, where, steps, rounds)
     if json:
         print(json_module.dumps(found))

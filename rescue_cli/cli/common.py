@@ -14,6 +14,9 @@ from rescue_cli import recipe as recipes
 from rescue_cli.errors import UsageError
 from rescue_cli.recipe import Recipe
 
+DEFAULT = "quickstart"
+NO_RECIPE = f"no --recipe given: {DEFAULT}"
+
 
 def recipe_names(incomplete: str) -> list[str]:
     """For shell completion."""
@@ -51,14 +54,13 @@ def note(message: str) -> None:
 
 
 def console() -> Console:
-    return Console(highlight=False, soft_wrap=False)
+    return Console(highlight=False, markup=False)
 
 
 def named_or_default(name: str | None) -> str:
     if name is None:
-        note("no --recipe given: quickstart")
-        return "quickstart"
-    return name
+        note(NO_RECIPE)
+    return name or DEFAULT
 
 
 def device(asked: str | None) -> str:
@@ -74,14 +76,14 @@ def device(asked: str | None) -> str:
     return asked
 
 
-def check_precision(recipe: Recipe, device: str) -> None:
-    """Refuses float16 where it does not exist, and says what an emulated precision costs."""
+def check_precision(recipe: Recipe, device: str) -> list[str]:
+    """Refuses float16 where it does not exist; the warnings say what an emulated one costs."""
     import torch
 
     computed = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
     precision = recipe.train.precision
     if device == "cuda":
-        return
+        return []
     if precision == "float16":
         cure = "bfloat16" if computed else "float32"
         raise UsageError(
@@ -89,10 +91,11 @@ def check_precision(recipe: Recipe, device: str) -> None:
             f"Use train.precision={cure}."
         )
     if precision == "bfloat16" and not computed:
-        note(
-            "warning: this processor only emulates bfloat16; a matrix product takes hundreds of "
+        return [
+            "this processor only emulates bfloat16; a matrix product takes hundreds of "
             "times longer than in float32. Use train.precision=float32."
-        )
+        ]
+    return []
 
 
 def print_result(result: Mapping[str, Any], *, as_json: bool) -> None:

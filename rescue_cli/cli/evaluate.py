@@ -30,15 +30,17 @@ def evaluate(
     workers: Workers = None,
 ) -> None:
     """Evaluate weights as training does: every image once, one table."""
-    from rescue_cli import build, report
+    from rescue_cli import build
     from rescue_cli.launch import Nodes, environment, prepare, run_directory
+    from rescue_cli.report.pictures import draw
     from rescue_cli.results import RunDirectory, read_json
 
     where = common.device(device)
     changes = [*common.with_lists(sets, sizes, crops, tta), *(overrides or [])]
     resolved = _recipe_of(Path(weights).expanduser(), recipe, changes)
     build.check(resolved)
-    common.check_precision(resolved, where)
+    for warning in common.check_precision(resolved, where):
+        common.note(f"warning: {warning}")
     path = _directory(Path(weights).expanduser(), out)
     facts = environment(
         resolved,
@@ -55,7 +57,7 @@ def evaluate(
         if out is None:
             shutil.rmtree(path, ignore_errors=True)  # an evaluation leaves a result or nothing
         raise
-    report.draw(path)
+    draw(path)
     common.print_result(read_json(RunDirectory(path).result), as_json=json)
     common.note(str(path))
 

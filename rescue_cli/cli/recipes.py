@@ -1,10 +1,9 @@
 """`rescue recipes`: what is shipped, what it claims, how recipes differ. torch only in `check`."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from rescue_cli import plans
@@ -12,7 +11,7 @@ from rescue_cli import recipe as recipes
 from rescue_cli.cli import common
 from rescue_cli.cli.common import Json, Overrides, recipe_names
 from rescue_cli.errors import UsageError
-from rescue_cli.results import read_json
+from rescue_cli.report import records
 
 app = typer.Typer(help="List, show, compare, copy and check recipes.", invoke_without_command=True)
 Name = Annotated[str, typer.Argument(help="Name or path.", autocompletion=recipe_names)]
@@ -30,39 +29,38 @@ def listing(context: typer.Context, json: Json = False) -> None:
         print(json_module.dumps(rows))
         return
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("recipe", "paper", "data", "epochs", "paper top-1 %", "measured top-1 %"):
+    for heading in ("recipe", "data", "epochs", "paper %", "measured %", "paper"):
         numeric = heading.endswith("%") or heading == "epochs"
-        table.add_column(heading, justify="right" if numeric else "left", overflow="fold")
+        justify: Literal["left", "right"] = "right" if numeric else "left"
+        table.add_column(heading, justify=justify, no_wrap=heading in ("recipe", "data"))
     for row in rows:
         table.add_row(
             row["recipe"],
-            row["paper"] or "-",
             row["data"],
             f"{row['epochs']:g}",
             "-" if row["expected"] is None else f"{row['expected']:.2f}",
             row["measured"] or "not run",
+            row["paper"] or "-",
         )
     common.console().print(table)
 
 
 def _row(name: str) -> dict[str, Any]:
     recipe = recipes.load(name)
-    record = recipes.recipes_folder() / "records" / f"{name}.json"
-    measured = read_json(record) if record.exists() else None
     return {
         "recipe": name,
         "paper": recipe.tree.get("paper", {}).get("title"),
         "data": recipe.data.name,
         "epochs": recipe.train.epochs,
         "expected": recipe.tree.get("expect", {}).get("top1"),
-        "measured": measured["summary"] if measured else None,
+        "measured": records.summary(name),
     }
 
 
 @app.command()
 def show(name: Name) -> None:
     """Print a recipe as it is written."""
-    print(recipes.find(name).read_text(), end="")
+    print(recipes.read_text(recipes.find(name)), end="")
 
 
 @app.command()
@@ -72,11 +70,11 @@ def diff(a: Name, b: Name) -> None:
     changed = plans.differences(_procedure(first.tree), _procedure(second.tree))
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("key")
-    for recipe in (first, second):
-        table.add_column(recipe.name, overflow="fold")
+    for name in (a, b):
+        table.add_column(name, overflow="fold")
     for key, values in changed.items():
         table.add_row(key, *("-" if v is None else str(v) for v in values))
-    Console(highlight=False).print(table if changed else f"{a} and {b} train the same thing.")
+    common.console().print(table if changed else f"{a} and {b} train the same thing.")
 
 
 def _procedure(tree: Any) -> dict[str, Any]:
@@ -90,9 +88,10 @@ def copy(
     file: Annotated[Path, typer.Argument(help="The new file.")],
 ) -> None:
     """Copy a recipe to a file of your own."""
+    text = recipes.read_text(recipes.find(name))
     try:
-        with file.open("x") as target:
-            target.write(recipes.find(name).read_text())
+        with file.open("x", encoding="utf-8") as target:
+            target.write(text)
     except FileExistsError:
         raise UsageError(f"{file}: exists already. Give another name, or remove it.") from None
     except OSError as error:
@@ -111,3 +110,12 @@ def check(
     for each in [name] if name else recipes.names():
         build.check(recipes.load(each, overrides or []))
         print(f"{each}: valid")
+
+
+@app.command()
+def record(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Finished runs.")],
+    note: Annotated[str | None, typer.Option(help="What a reader should know.")] = None,
+) -> None:
+    """Keep finished runs as what was measured with their recipe."""
+    print(records.add(runs, note))

@@ -54,14 +54,17 @@ def train(
 
     machines = Nodes(nodes, node_rank, rendezvous)
     where = common.device("cuda" if gpus is not None and device is None else device)
-    resolved = _resolve(recipe, overrides or [], out, resume, subset, smoke, where)
+    resolved, notes = _resolve(recipe, overrides or [], out, resume, subset, smoke, where)
     build.check(resolved)
-    common.check_precision(resolved, where)
+    notes += [f"warning: {warning}" for warning in common.check_precision(resolved, where)]
     launch = _launch(resolved, where, gpus, procs, machines.count, max_restarts, workers)
-    if dry_run:
+    path = None if dry_run else _directory(resolved, out, resume, machines.count)
+    for line in [str(path), *notes] if path else notes:
+        common.note(line)
+    if path is None:
         _print_plan(resolved, launch, json)
-        return
-    _run(resolved, launch, machines, out, resume, json)
+    else:
+        _run(path, resolved, launch, machines, resume, json)
 
 
 def _resolve(
@@ -72,21 +75,19 @@ def _resolve(
     subset: str | None,
     smoke: bool,
     device: str,
-) -> Recipe:
-    """The recipe with the options' overrides and then the user's, which win."""
+) -> tuple[Recipe, list[str]]:
+    """The recipe with what the user and the options set, and what is to be said of it."""
     if name is None and resume and out is not None and (out / "recipe.yaml").exists():
-        return recipes.recipe_in(out).with_overrides(*overrides)
-    name = common.named_or_default(name)
-    shipped = recipes.load(name)
-    implied = plans.smoke(shipped, cuda=device == "cuda") if smoke else []
-    if subset is not None:
-        implied.append(plans.subset(subset))
-    if implied:
-        common.note(f"{'--smoke' if smoke else '--subset'} sets: {' '.join(implied)}")
-    resolved = recipes.load(name, [*implied, *overrides])
-    for warning in plans.warnings(shipped, resolved, overrides):
-        common.note(f"warning: {warning}")
-    return resolved
+        return recipes.recipe_in(out).with_overrides(*overrides), []
+    notes = [] if name else [common.NO_RECIPE]
+    name = name or common.DEFAULT
+    given = [*overrides, *([plans.subset(subset, overrides)] if subset is not None else [])]
+    asked = recipes.load(name, given)
+    implied = plans.smoke(asked, given, cuda=device == "cuda") if smoke else []
+    if smoke:
+        notes.append(f"--smoke sets: {' '.join(implied)}")
+    notes += [f"warning: {w}" for w in plans.warnings(recipes.load(name), asked, overrides)]
+    return recipes.load(name, [*given, *implied]), notes
 
 
 def _launch(
@@ -113,14 +114,12 @@ def _launch(
 
 
 def _run(
-    recipe: Recipe, launch: Launch, nodes: Any, out: Path | None, resume: bool, as_json: bool
+    path: Path, recipe: Recipe, launch: Launch, nodes: Any, resume: bool, as_json: bool
 ) -> None:
-    from rescue_cli import report
     from rescue_cli.launch import environment, is_finished, prepare, run_directory, wait_for
+    from rescue_cli.report.pictures import draw
     from rescue_cli.results import RunDirectory, read_json
 
-    path = _directory(recipe, out, resume, nodes.count)
-    common.note(str(path))
     finished = resume and is_finished(path)
     if nodes.rank == 0:
         facts = environment(
@@ -141,7 +140,7 @@ def _run(
         procs = launch.procs if launch.through_torchrun else None
         run_directory(path, procs, launch.max_restarts, nodes)
         if nodes.rank == 0:
-            report.draw(path)
+            draw(path)
     if nodes.rank == 0:
         common.print_result(read_json(RunDirectory(path).result), as_json=as_json)
     common.note(str(path))
@@ -151,6 +150,8 @@ def _directory(recipe: Recipe, out: Path | None, resume: bool, nodes: int) -> Pa
     from rescue_cli.launch import latest, next_free
 
     if out is not None:
+        if out.exists() and not out.is_dir():
+            raise UsageError(f"--out: {out} is a file. Give a folder.")
         return out
     if nodes > 1:
         raise UsageError("--nodes: several nodes need the same --out DIR that all of them see.")

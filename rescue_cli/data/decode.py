@@ -15,6 +15,9 @@ from rescue_cli.data.splits import Pixels
 
 Decoder = Literal["fast", "pil"]
 Interpolation = Literal["bilinear", "bicubic"]
+# What PIL raises for a broken image; the last for one that claims an absurd number of pixels
+UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
+LARGEST = Image.MAX_IMAGE_PIXELS or 2**62  # beyond it PIL warns
 _PIL = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
@@ -37,15 +40,19 @@ def pil_image(data: bytes) -> Image.Image:
 def pixels(data: bytes, decoder: Decoder) -> Pixels:
     """The image (height, width, 3) uint8. `fast` is libjpeg-turbo, with PIL for what it refuses.
 
+    CMYK, whose conversion to RGB differs, and what is absurdly large go to PIL as well.
+
     Raises what PIL raises where PIL cannot read the file either.
     """
     if decoder == "fast" and data[:2] == b"\xff\xd8":
         try:
-            decoded: Pixels = simplejpeg.decode_jpeg(data, colorspace="RGB", strict=True)
-            return decoded
+            height, width, space, _ = simplejpeg.decode_jpeg_header(data)
+            if space in ("RGB", "YCbCr", "Gray") and height * width <= LARGEST:
+                decoded: Pixels = simplejpeg.decode_jpeg(data, colorspace="RGB", strict=True)
+                return decoded
         except ValueError:
-            pass  # CMYK, truncated or with warnings: PIL decides
-    return np.asarray(pil_image(data))
+            pass  # truncated or with warnings: PIL decides
+    return np.array(pil_image(data))  # a copy: torch warns of arrays that it may not write
 
 
 def size_of(image: Pixels | Image.Image) -> tuple[int, int]:

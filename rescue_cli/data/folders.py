@@ -33,7 +33,11 @@ def read(root: Path, labels: Mapping[str, int], *, complete: bool) -> Files:
     present = class_folders(root)
     for name in present:
         if name not in labels:
-            raise DataError(f"{root / name}: not one of the classes. {did_you_mean(name, labels)}")
+            near = did_you_mean(name, labels)
+            hint = near if len(near) < 200 else f"There are {len(labels)}."
+            raise DataError(
+                f"{root / name}: not one of the classes. {hint} Rename or remove the folder."
+            )
     missing = [name for name in labels if name not in present]
     if complete and missing:
         raise DataError(
@@ -55,7 +59,10 @@ def read(root: Path, labels: Mapping[str, int], *, complete: bool) -> Files:
 
 def is_flat(root: Path) -> bool:
     """Whether the folder holds images itself."""
-    return root.is_dir() and any(e.name.lower().endswith(ENDINGS) for e in os.scandir(root))
+    if not root.is_dir():
+        return False
+    with os.scandir(root) as entries:
+        return any(e.name.lower().endswith(ENDINGS) for e in entries)
 
 
 def read_flat(root: Path, labels: Mapping[str, int]) -> Files:
@@ -72,7 +79,7 @@ def read_flat(root: Path, labels: Mapping[str, int]) -> Files:
             f"{root}: images without class folders need a label file. "
             f"Put {candidates[0]} (lines: FILE CLASS) in the folder or above it."
         )
-    with file.open(newline="") as lines:
+    with file.open(newline="", encoding="utf-8", errors="surrogateescape") as lines:
         rows = [" ".join(row).split() for row in csv.reader(lines)]
     known = {row[0].rsplit(".", 1)[0]: row[1] for row in rows if len(row) > 1}
     names = sorted(e.name for e in os.scandir(root) if e.name.lower().endswith(ENDINGS))

@@ -13,7 +13,6 @@ import numpy as np
 from rescue_cli.data import archives, folders
 from rescue_cli.data.place import Place
 from rescue_cli.data.splits import Dataset, Files, Images, Pixels
-from rescue_cli.draws import Indices
 from rescue_cli.errors import DataError
 
 FASHION: tuple[str, ...] = (
@@ -157,8 +156,9 @@ def _class_folders(
 def _test_split(root: Path, labels: dict[str, int], *, complete: bool) -> Files:
     if folders.is_flat(root):
         return folders.read_flat(root, labels)
+    names = folders.class_folders(root)
     numbered = {str(i): i for i in range(len(labels))}
-    by_number = all(name in numbered for name in folders.class_folders(root))
+    by_number = not any(n in labels for n in names) and all(n in numbered for n in names)
     return folders.read(root, numbered if by_number else labels, complete=complete)
 
 
@@ -186,29 +186,32 @@ def _cifar(place: Place, kind: str, folder_name: str, archive_name: str) -> Data
 
 
 def _idx_dataset(place: Place, kind: str, classes: tuple[str, ...]) -> Dataset:
-    train, test = (
-        Images(
-            _idx(place, kind, f"{split}-images-idx3-ubyte")[:, None], _labels(place, kind, split)
-        )
-        for split in ("train", "t10k")
-    )
+    train, test = (_idx_split(place, kind, split) for split in ("train", "t10k"))
     return Dataset(train, {"test": test}, classes)
 
 
-def _labels(place: Place, kind: str, split: str) -> Indices:
-    return _idx(place, kind, f"{split}-labels-idx1-ubyte").astype(np.int64)
+def _idx_split(place: Place, kind: str, split: str) -> Images:
+    pixels = _idx(place, kind, f"{split}-images-idx3-ubyte", rank=3)
+    labels = _idx(place, kind, f"{split}-labels-idx1-ubyte", rank=1).astype(np.int64)
+    if len(pixels) != len(labels):
+        raise DataError(
+            f"{place.root}: {len(pixels)} images and {len(labels)} labels in its {split} files. "
+            "Fetch them again."
+        )
+    return Images(pixels[:, None], labels)
 
 
-def _idx(place: Place, kind: str, name: str) -> Pixels:
-    """An IDX file of bytes: a magic number with the rank, the sizes, the values."""
+def _idx(place: Place, kind: str, name: str, *, rank: int) -> Pixels:
+    """An IDX file of bytes: a magic number (0, 0, 8, rank), the sizes, the values."""
     below = ("", "raw", f"{kind}/raw", kind)
     files = [place.root / b / f"{name}{ending}" for b in below for ending in ("", ".gz")]
     file = next((f for f in files if f.is_file()), None) or _fetch_idx(place, kind, name)
     try:
         data = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
-        rank = data[3]
+        if data[:4] != bytes((0, 0, 8, rank)):
+            raise ValueError(f"it does not begin with 0, 0, 8, {rank}")
         shape = np.frombuffer(data, ">i4", count=rank, offset=4)
-        values: Pixels = np.frombuffer(data, np.uint8, offset=4 + 4 * rank).reshape(shape)
+        values: Pixels = np.frombuffer(data, np.uint8, offset=4 + 4 * rank).reshape(shape).copy()
     except (ValueError, IndexError, EOFError, OSError, zlib.error) as error:
         raise DataError(f"{file}: not an IDX file of bytes: {error}") from None
     return values

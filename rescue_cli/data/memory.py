@@ -1,7 +1,7 @@
 """Batches of a split in memory: gathers on the device, no loader."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -34,6 +34,9 @@ class MemoryFeed:
     def start(self, step: int) -> None:
         """Nothing to prepare: a step's images are a function of the step."""
 
+    def close(self) -> None:
+        """Nothing is left running."""
+
     def slices(self, step: int) -> Iterator[Batch]:
         for slice_ in self.mine:
             indices = to_device(self.sampler(step, slice_), self.device)
@@ -62,7 +65,7 @@ class MemoryEvalFeed:
     def rounds(self, world_size: int) -> int:
         return math.ceil(math.ceil(len(self) / self.batch_size) / world_size)
 
-    def batches(self, rank: int, world_size: int) -> Iterator[Shown]:
+    def batches(self, rank: int, world_size: int) -> Generator[Shown, None, None]:
         order = torch.arange(len(self), device=self.labels.device)
         for part in torch.split(order, self.batch_size)[rank::world_size]:
             images = self.images[part]

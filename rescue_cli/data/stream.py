@@ -3,8 +3,9 @@
 import itertools
 import math
 import signal
+import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from rescue_cli.batch import Batch, Shown, View, to_device
 from rescue_cli.data.decode import (
+    UNREADABLE,
     Box,
     Decoder,
     Interpolation,
@@ -30,7 +32,6 @@ from rescue_cli.errors import DataError, RescueError
 
 CHUNK = 16  # distinct images that one worker decodes at a time
 REDRAWS = 20
-UNREADABLE = (OSError, ValueError, SyntaxError, EOFError)  # what PIL raises for a broken image
 
 
 class Chunk(NamedTuple):
@@ -41,7 +42,10 @@ class Chunk(NamedTuple):
 
 
 class Views(NamedTuple):
-    """A decoded chunk: uint8 views (n, 3, size, size), where they belong, what went wrong."""
+    """A decoded chunk: uint8 views (n, 3, size, size), where they belong, what went wrong.
+
+    No views at all: an image and all that were drawn in its place are corrupt.
+    """
 
     images: Tensor
     labels: Tensor
@@ -77,6 +81,9 @@ class TrainViews(Dataset[Views]):
         replaced = 0
         for index, wanted in chunk.images:
             found, decoded = self._readable(index, broken)
+            if decoded is None:
+                nothing = torch.empty(0)
+                return Views(nothing, nothing, nothing, broken, 0)
             replaced += len(wanted) if found != index else 0
             for slice_, position in wanted:
                 if slice_ not in draws:
@@ -90,7 +97,7 @@ class TrainViews(Dataset[Views]):
         )
 
     def _readable(self, index: int, broken: list[tuple[str, str]]) -> tuple[int, Any]:
-        """The image, or where it cannot be decoded another one drawn for it."""
+        """The image, or where it cannot be decoded another one drawn for it; None: all corrupt."""
         for attempt in range(REDRAWS):
             path = self.files.names.path(index)
             try:
@@ -99,9 +106,7 @@ class TrainViews(Dataset[Views]):
                 broken.append((str(path), _reason(error)))
             (word,) = words(self.seed, "redraw", index, attempt, 1)
             index = int(word % np.uint64(len(self.files)))
-        raise DataError(
-            f"{broken[-1][0]}: {REDRAWS} images drawn in its place are corrupt as well."
-        )
+        return index, None
 
     def _view(self, image: Any, draws: Floats) -> Tensor:
         crop = self.cropping
@@ -141,8 +146,14 @@ class StreamFeed:
 
     def start(self, step: int) -> None:
         """Sets the workers to work from `step` on."""
+        self.close()
         chunks = itertools.chain.from_iterable(self.chunks(s) for s in range(step, self.steps))
-        self.decoded = iter(_loader(self.views, chunks, self.workers, self.device))
+        self.decoded = _loader(self.views, chunks, self.workers, self.device)
+
+    def close(self) -> None:
+        """Ends the workers."""
+        _end_workers(self.decoded)
+        self.decoded = iter(())
 
     def chunks(self, step: int) -> list[Chunk]:
         """This process's share of a step, an image that several places want only once."""
@@ -184,6 +195,11 @@ class StreamFeed:
                 f"data.max_corrupt: {len(self.corrupt)} images are corrupt, more than "
                 f"{self.max_corrupt}. "
                 f"Repair or remove them, or raise the number:\n  {files}"
+            )
+        if not len(views.images):
+            raise DataError(
+                f"{views.broken[-REDRAWS][0]}: corrupt, and so are the {REDRAWS - 1} images drawn "
+                "in its place. Repair or remove them."
             )
         return views
 
@@ -240,22 +256,25 @@ class StreamEvalFeed:
     def rounds(self, world_size: int) -> int:
         return math.ceil(math.ceil(len(self) / self.batch_size) / world_size)
 
-    def batches(self, rank: int, world_size: int) -> Iterator[Shown]:
+    def batches(self, rank: int, world_size: int) -> Generator[Shown, None, None]:
         starts = range(0, len(self), self.batch_size)[rank::world_size]
         whole = [list(range(s, min(s + self.batch_size, len(self)))) for s in starts]
         parts = [[b[i : i + CHUNK] for i in range(0, len(b), CHUNK)] for b in whole]
-        loader = _loader(
-            self.decoding, itertools.chain.from_iterable(parts), self.workers, self.device
+        order = itertools.chain.from_iterable(parts)
+        decoded = _loader(self.decoding, order, self.workers, self.device)
+        try:
+            for batch in parts:
+                yield self._shown([self._checked(_from_workers(decoded)) for _ in batch])
+        finally:
+            _end_workers(decoded)
+
+    def _shown(self, parts: list[EvalPart]) -> Shown:
+        columns = [torch.cat([p.views[v] for p in parts]) for v in range(len(self.views))]
+        return Shown(
+            to_device(torch.cat([p.indices for p in parts]), self.device),
+            to_device(torch.cat([p.labels for p in parts]), self.device),
+            {v: to_device(c, self.device) for v, c in zip(self.views, columns, strict=True)},
         )
-        decoded = iter(loader)
-        for batch in parts:
-            found = [self._checked(_from_workers(decoded)) for _ in batch]
-            columns = [torch.cat([p.views[v] for p in found]) for v in range(len(self.views))]
-            yield Shown(
-                to_device(torch.cat([p.indices for p in found]), self.device),
-                to_device(torch.cat([p.labels for p in found]), self.device),
-                {v: to_device(c, self.device) for v, c in zip(self.views, columns, strict=True)},
-            )
 
     @staticmethod
     def _checked(part: EvalPart) -> EvalPart:
@@ -275,8 +294,8 @@ def decode(data: bytes, decoder: Decoder) -> Any:
 
 def _loader(
     dataset: Dataset[Any], order: Iterator[Any], workers: int, device: torch.device
-) -> DataLoader[Any]:
-    return DataLoader(
+) -> Iterator[Any]:
+    loader: DataLoader[Any] = DataLoader(
         dataset,
         batch_size=None,
         sampler=order,
@@ -286,6 +305,12 @@ def _loader(
         pin_memory=device.type == "cuda",
         worker_init_fn=_quiet_worker,
     )
+    decoded = iter(loader)
+    if workers and threading.current_thread() is threading.main_thread():
+        # torch's handler raises wherever this process happens to be, in mid-step or while it
+        # saves; without it a worker's death is raised where its images are waited for
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    return decoded
 
 
 def _as_is(value: Any) -> Any:
@@ -296,6 +321,14 @@ def _quiet_worker(_: int) -> None:
     """The process that trains decides when to stop; its workers end with it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def _end_workers(decoded: Iterator[Any]) -> None:
+    """Tells a loader's workers to end. Left to the interpreter's exit they would be sent SIGTERM,
+    which they ignore, and be waited for without end."""
+    shutdown = getattr(decoded, "_shutdown_workers", None)  # torch has no public name for it
+    if shutdown is not None:
+        shutdown()
 
 
 def _from_workers(decoded: Iterator[Any]) -> Any:

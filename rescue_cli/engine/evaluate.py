@@ -1,6 +1,6 @@
 """One evaluation for training and for `rescue eval`: every image once, in any world."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
@@ -21,7 +21,7 @@ class EvalFeed(Protocol):
     views: Sequence[View]
 
     def __len__(self) -> int: ...
-    def batches(self, rank: int, world_size: int) -> Iterator[Shown]: ...
+    def batches(self, rank: int, world_size: int) -> Generator[Shown, None, None]: ...
     def rounds(self, world_size: int) -> int: ...
 
 
@@ -79,6 +79,7 @@ class Evaluator:
                     self._add(found, model, shown)
                 between()
         finally:
+            batches.close()
             model.train(training)
         return {view: self._gather(rows, len(feed)) for view, rows in found.items()}
 

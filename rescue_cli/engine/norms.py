@@ -30,7 +30,7 @@ class RunningStatistics:
 
     @contextmanager
     def slice(self) -> Iterator[None]:
-        """Around the forward pass of one slice."""
+        """Around one slice, forward and backward: autograd lets no buffer change in between."""
         if self.alone:
             yield
             return

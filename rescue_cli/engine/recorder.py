@@ -32,6 +32,7 @@ class Recorder:
             if line["step"] < step
             or (line["step"] == step and (line["kind"] == "train" or evaluated == step))
         ]
+        self.last_loss = next((x["loss"] for x in reversed(kept) if x["kind"] == "train"), None)
         partial = self.run.metrics.with_suffix(".partial")
         partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
         os.replace(partial, self.run.metrics)

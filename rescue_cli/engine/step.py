@@ -23,6 +23,7 @@ class Feed(Protocol):
 
     def start(self, step: int) -> None: ...
     def slices(self, step: int) -> Iterator[Batch]: ...
+    def close(self) -> None: ...
 
 
 class Task(Protocol):
@@ -56,8 +57,8 @@ class Step:
         for number, batch in enumerate(self.feed.slices(step)):
             seed_device(self.seed, step, batch.slice)
             batch = self.mix(self.augment(batch))
-            with self.gradients_meet(number):
-                with self.autocast(), self.statistics.slice():
+            with self.gradients_meet(number), self.statistics.slice():
+                with self.autocast():
                     loss = self.task.loss(self.model, batch)
                 scaled = loss * (self.loss_factor / self.local_slices)
                 self.optimizers.scaler.scale(scaled).backward()  # type: ignore[no-untyped-call]

@@ -22,9 +22,14 @@ def sgd(
 
     Fused, so that a step which the gradient scaler skips needs no word from the device.
     """
-    return torch.optim.SGD(
+    optimizer = torch.optim.SGD(
         groups, lr=lr, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay, fused=True
     )
+    # Where the scaler skips the very first step, torch would leave velocities of unwritten memory
+    for group in optimizer.param_groups:
+        for parameter in group["params"] if group["momentum"] else ():
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
 
 
 def sgd_velocity(

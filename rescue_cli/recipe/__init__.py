@@ -15,6 +15,7 @@ from rescue_cli.recipe.model import (
     total_steps,
 )
 from rescue_cli.recipe.overrides import apply
+from rescue_cli.recipe.yaml import read_text
 
 __all__ = [
     "SECTIONS",
@@ -28,6 +29,7 @@ __all__ = [
     "from_tree",
     "load",
     "names",
+    "read_text",
     "recipe_in",
     "recipes_folder",
     "steps_per_epoch",

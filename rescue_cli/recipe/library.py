@@ -27,7 +27,10 @@ def find(name: str) -> Path:
     """The file of a recipe given by name or by path; raises `UsageError`."""
     if name in names():
         return names()[name]
-    path = Path(name).expanduser()
+    try:
+        path = Path(name).expanduser()
+    except RuntimeError:  # ~nobody/
+        path = Path(name)
     if path.suffix in (".yaml", ".yml") or "/" in name:
         if path.is_file():
             return path

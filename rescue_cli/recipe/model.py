@@ -1,16 +1,26 @@
 """The recipe's parts as frozen values, built from the tree that its YAML file holds."""
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from rescue_cli.errors import UsageError, did_you_mean
 from rescue_cli.recipe import yaml
 from rescue_cli.recipe.library import find
 from rescue_cli.recipe.overrides import apply
-from rescue_cli.registry import Epochs, NotNegativeInt, Positive, PositiveInt, check, convert
+from rescue_cli.registry import (
+    InEpochs,
+    NotNegativeInt,
+    Positive,
+    PositiveInt,
+    Within,
+    check,
+    convert,
+    show,
+)
 
 NEUTRAL: dict[str, Any] = {
     "sampling": {"name": "shuffled"},
@@ -23,7 +33,9 @@ SECTIONS = (
     "task", "data", "sampling", "augment", "mix", "model", "loss", "optim", "schedule",
     "averaging", "eval", "train",
 )  # fmt: skip
+BatchSize = Annotated[int, Within(1, 1_000_000)]
 HEADER = ("name", "paper", "expect", "unknown")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 LISTS = ("augment", "optim")
 
 
@@ -39,12 +51,12 @@ class Item:
 class Train:
     """The section `train`: how long, how much at once, in which numbers; engine switches off."""
 
-    epochs: Epochs
-    batch_size: PositiveInt
-    device_batch_size: PositiveInt
+    epochs: Annotated[float, Within(0, 1_000_000, above=True), InEpochs()]
+    batch_size: BatchSize
+    device_batch_size: BatchSize
     precision: Literal["float16", "bfloat16", "float32", "float64"]
     channels_last: bool
-    seed: NotNegativeInt
+    seed: Annotated[int, Within(0, 2**63 - 1)]
     clip_grad_norm: Positive | None = None
     compile: bool = False
     deterministic: bool = False
@@ -70,7 +82,25 @@ class Eval:
     every: Positive = 1.0
     sets: list[str] | None = None
     tta: str = "none"
-    batch_size: PositiveInt = 250
+    batch_size: BatchSize = 250
+
+
+@dataclass(frozen=True, kw_only=True)
+class Paper:
+    """Where the procedure is published."""
+
+    title: str
+    url: str
+    table: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Expect:
+    """The published accuracy in percent: its mean, and its standard deviation over `n` runs."""
+
+    top1: Annotated[float, Within(0, 100)]
+    std: Positive | None = None
+    n: PositiveInt | None = None
 
 
 @dataclass(frozen=True)
@@ -102,13 +132,14 @@ class Recipe:
 def load(name: str, overrides: Sequence[str] = ()) -> Recipe:
     """The recipe of that name or path with the overrides applied; raises `UsageError`."""
     path = find(name)
-    tree = yaml.read(path.read_text(encoding="utf-8", errors="replace"), str(path.name))
+    tree = yaml.read(yaml.read_text(path), path.name)
     return from_tree(apply(_checked(tree), overrides, SECTIONS))
 
 
 def from_tree(tree: Any) -> Recipe:
     """The recipe that a tree describes, its sections checked as far as needs no ingredient."""
     tree = _checked(tree)
+    _check_header(tree)
     full = {**{k: v for k, v in NEUTRAL.items() if k not in tree}, **tree}
     parts: dict[str, Any] = {
         section: _items(section, full[section])
@@ -120,7 +151,9 @@ def from_tree(tree: Any) -> Recipe:
     train = Train(**check("train", _mapping("train", full["train"]), Train))
     evaluation = Eval(**check("eval", _mapping("eval", full["eval"]), Eval))
     _check_numbers(train, evaluation)
-    name = convert("name", full.get("name"), str)
+    name = convert("name", full["name"], str)
+    if not _NAME.fullmatch(name):  # it names the folder of the runs
+        raise UsageError(f"name: {show(name)} must be letters, digits, '.', '_' and '-'.")
     return Recipe(name=name, tree=tree, train=train, eval=evaluation, **parts)
 
 
@@ -153,9 +186,17 @@ def _checked(tree: Any) -> dict[str, Any]:
     return dict(tree)
 
 
+def _check_header(tree: Mapping[str, Any]) -> None:
+    """The claim: what may stand in `paper`, `expect` and `unknown`."""
+    for key, kind in (("paper", Paper), ("expect", Expect)):
+        if key in tree:
+            check(key, _mapping(key, tree[key]), kind)
+    convert("unknown", tree.get("unknown", []), list[str])
+
+
 def _mapping(where: str, value: Any) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
-        raise UsageError(f"{where}: {value!r} is not a mapping. Write {where}: {{key: value}}.")
+        raise UsageError(f"{where}: {show(value)} is not a mapping. Write {where}: {{key: value}}.")
     return value
 
 
@@ -167,11 +208,13 @@ def _item(where: str, value: Any) -> Item:
 
 
 def _items(where: str, value: Any) -> tuple[Item, ...]:
+    if where == "optim" and value == []:
+        raise UsageError("optim: an empty list. Give at least one optimizer.")
     if isinstance(value, list):
         return tuple(_item(f"{where}[{i}]", v) for i, v in enumerate(value))
     if where == "optim":
         return (_item(where, value),)
-    raise UsageError(f"{where}: {value!r} is not a list. Write {where}: [{{name: ...}}].")
+    raise UsageError(f"{where}: {show(value)} is not a list. Write {where}: [{{name: ...}}].")
 
 
 def _check_numbers(train: Train, evaluation: Eval) -> None:
@@ -183,8 +226,6 @@ def _check_numbers(train: Train, evaluation: Eval) -> None:
             f"train.batch_size: {size} does not divide into slices of {slice_size}. "
             f"Use {nearest} or set train.device_batch_size={fits}."
         )
-    if train.epochs == 0:
-        raise UsageError("train.epochs: 0 must be above 0.")
     if not evaluation.sizes or not evaluation.crops:
         raise UsageError("eval.sizes, eval.crops: an empty list. Give at least one of each.")
     if any(crop > 1 for crop in evaluation.crops):
@@ -199,4 +240,4 @@ def from_text(text: str, where: str) -> Recipe:
 def recipe_in(run: Path) -> Recipe:
     """The resolved recipe of a run directory."""
     file = run / "recipe.yaml"
-    return from_text(file.read_text(), str(file))
+    return from_text(yaml.read_text(file), str(file))

@@ -1,9 +1,8 @@
 """`section.key=value`, `section={...}` and `~section.key` on a recipe's tree."""
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
-
-from omegaconf import OmegaConf
 
 from rescue_cli.errors import UsageError, did_you_mean
 from rescue_cli.recipe import yaml
@@ -15,6 +14,10 @@ def apply(tree: Mapping[str, Any], overrides: Sequence[str], sections: Sequence[
     A list's items are addressed by their name (`augment.flip.p=0.3`), optimizer items also by the
     group they claim (`optim.biases.lr=0.1`), and any list by position.
     """
+    if not overrides:
+        return copy.deepcopy(dict(tree))
+    from omegaconf import OmegaConf  # a tenth of a second, for those who change something
+
     config = OmegaConf.create(dict(tree))
     for override in overrides:
         remove = override.startswith("~")
@@ -22,35 +25,37 @@ def apply(tree: Mapping[str, Any], overrides: Sequence[str], sections: Sequence[
         if bool(equals) == remove:
             rule = "~section.key" if remove else "section.key=value"
             raise UsageError(f"override '{override}': must read {rule}.")
-        place = _place(OmegaConf.to_container(config), path.split("."), override, sections)
-        if remove:
-            _remove(config, place, override)
+        *parents, key = _place(OmegaConf.to_container(config), path.split("."), override, sections)
+        if parents and parents[0] not in config:
+            config[parents[0]] = {}  # a section that the recipe leaves at its neutral value
+        node: Any = config
+        for parent in parents:
+            node = node[parent]
+        if not remove:
+            node[key] = yaml.read(text, f"override '{override}'")
+        elif OmegaConf.is_dict(node) and key not in node:
+            raise UsageError(f"override '{override}': there is no such key to remove.")
         else:
-            OmegaConf.update(
-                config,
-                place,
-                yaml.read(text, f"override '{override}'"),
-                merge=False,
-                force_add=True,
-            )
+            del node[key]
     return OmegaConf.to_container(config)
 
 
-def _place(tree: Any, path: list[str], override: str, sections: Sequence[str]) -> str:
-    """The path in OmegaConf's notation, list items found by name: `augment[1].p`."""
+def _place(tree: Any, path: list[str], override: str, sections: Sequence[str]) -> list[str | int]:
+    """The keys that lead to the place, list items found by name: `["augment", 1, "p"]`."""
     if path[0] not in sections:
         raise UsageError(
             f"override '{override}': unknown section '{path[0]}'. {did_you_mean(path[0], sections)}"
         )
-    place, node = path[0], tree.get(path[0], {})
+    place: list[str | int] = [path[0]]
+    node = tree.get(path[0], {})
     for i, word in enumerate(path[1:], 1):
         if isinstance(node, list):
             index = _index(node, word, override)
-            place, node = f"{place}[{index}]", node[index]
+            place, node = [*place, index], node[index]
         elif isinstance(node, dict):
             if not word:
                 raise UsageError(f"override '{override}': an empty key in the path.")
-            place, node = f"{place}[{word}]", node.get(word)
+            place, node = [*place, word], node.get(word)
         else:
             parent = ".".join(path[:i])
             raise UsageError(f"override '{override}': {parent} is a value and has no keys.")
@@ -62,7 +67,7 @@ def _place(tree: Any, path: list[str], override: str, sections: Sequence[str]) -
 
 def _index(items: list[Any], word: str, override: str) -> int:
     names = [
-        {item.get("name"), item.get("params")} if isinstance(item, dict) else {str(i)}
+        [item.get("name"), item.get("params")] if isinstance(item, dict) else [str(i)]
         for i, item in enumerate(items)
     ]
     found = [i for i, known in enumerate(names) if word in known]
@@ -70,16 +75,12 @@ def _index(items: list[Any], word: str, override: str) -> int:
         return found[0]
     if word.isdecimal() and int(word) < len(items):
         return int(word)
+    if found:
+        places = " or ".join(map(str, found))
+        raise UsageError(
+            f"override '{override}': '{word}' stands for several items. Use the position {places}."
+        )
     known = [str(name) for item in names for name in item if name]
-    problem = "stands for several items" if found else "is not in the list"
-    raise UsageError(f"override '{override}': '{word}' {problem}. {did_you_mean(word, known)}")
-
-
-def _remove(config: Any, place: str, override: str) -> None:
-    parent, _, key = place.replace("]", "").rpartition("[")
-    node = OmegaConf.select(config, parent.replace("[", ".")) if parent else config
-    key = key if parent else place
-    index: Any = int(key) if OmegaConf.is_list(node) else key
-    if OmegaConf.is_dict(node) and key not in node:
-        raise UsageError(f"override '{override}': there is no such key to remove.")
-    del node[index]
+    raise UsageError(
+        f"override '{override}': '{word}' is not in the list. {did_you_mean(word, known)}"
+    )

@@ -8,6 +8,7 @@ YAML 1.2's core schema: `1e-3` is a number, `yes` and `012` are strings.
 import math
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -16,9 +17,13 @@ from rescue_cli.errors import UsageError
 
 MOST_BYTES = 1_000_000
 MOST_DEPTH = 20
+MOST_DIGITS = 300
 _INT = re.compile(r"[-+]?(0|[1-9][0-9]*)")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|(0|[1-9][0-9]*)(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
-_WORDS = {"null": None, "~": None, "": None, "true": True, "false": False}
+_WORDS: dict[str, Any] = {"~": None, "": None}
+_WORDS |= dict.fromkeys(("null", "Null", "NULL"), None)
+_WORDS |= dict.fromkeys(("true", "True", "TRUE"), True)
+_WORDS |= dict.fromkeys(("false", "False", "FALSE"), False)
 _NOT_FINITE = re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
 
 
@@ -33,10 +38,24 @@ def read(text: str, where: str) -> Any:
         events = yaml.parse(text, Loader=yaml.CSafeLoader)
         value = _Reader(events, where).document()
     except yaml.YAMLError as error:
-        raise UsageError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from None
-    except ValueError as error:
-        raise UsageError(f"{where}: {error}") from None
+        raise UsageError(f"{where}, {_explain(error, text)}") from None
+    except UnicodeEncodeError as error:
+        line = f"{where}, line {_line(text, error.start)}"
+        raise UsageError(f"{line}: not text in UTF-8. Save it as UTF-8.") from None
     return value
+
+
+def read_text(file: Path) -> str:
+    """What a file holds; raises `UsageError` with the line where it is not UTF-8."""
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise UsageError(f"{file}: cannot be read: {error.strerror}.") from None
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise UsageError(f"{file}, line {line}: not text in UTF-8. Save it as UTF-8.") from None
 
 
 def write(value: Any) -> str:
@@ -52,6 +71,21 @@ def write(value: Any) -> str:
     return str(dumped)
 
 
+def _explain(error: yaml.YAMLError, text: str) -> str:
+    """The line, and what the parser says of it, in one line."""
+    if isinstance(error, yaml.MarkedYAMLError) and (mark := error.problem_mark):
+        context = f"{error.context}: " if error.context else ""
+        return f"line {mark.line + 1}: not valid YAML: {context}{error.problem}."
+    if isinstance(error, yaml.reader.ReaderError):
+        character = f"#x{error.character:04x}"
+        return f"line {_line(text, error.position)}: not valid YAML: character {character}."
+    return f"not valid YAML: {' '.join(str(error).split())}"
+
+
+def _line(text: str, position: int) -> int:
+    return text.count("\n", 0, position) + 1
+
+
 class _Reader:
     def __init__(self, events: Iterator[Any], where: str) -> None:
         self.events = events
@@ -63,8 +97,9 @@ class _Reader:
             return None
         value = self.node(next(self.events), 0)
         next(self.events)  # document end
-        if not isinstance(next(self.events), yaml.StreamEndEvent):
-            raise UsageError(f"{self.where}: more than one YAML document. Keep the first.")
+        if not isinstance(event := next(self.events), yaml.StreamEndEvent):
+            line = f"{self.where}, line {event.start_mark.line + 1}"
+            raise UsageError(f"{line}: more than one YAML document. Keep the first.")
         return value
 
     def node(self, event: Any, depth: int) -> Any:
@@ -103,6 +138,8 @@ def scalar(text: str, where: str) -> Any:
     if text in _WORDS:
         return _WORDS[text]
     if _INT.fullmatch(text):
+        if len(text) > MOST_DIGITS:
+            raise UsageError(f"{where}: a number of {len(text)} digits. Give a smaller one.")
         return int(text)
     if _NOT_FINITE.fullmatch(text):
         raise UsageError(f"{where}: {text} is not finite. Give a finite number.")
@@ -127,6 +164,8 @@ class _Dumper(yaml.SafeDumper):
 def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
     looks_plain = text not in _WORDS and not _FLOAT.fullmatch(text)
     style = None if looks_plain and not _NOT_FINITE.fullmatch(text) else "'"
+    if any(character in text for character in "\x85\u2028\u2029\ufeff"):
+        style = '"'  # line breaks that the other styles would fold into spaces
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
 

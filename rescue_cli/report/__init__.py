@@ -1,5 +1,1 @@
-"""Pictures and tables from run directories; nothing here imports torch."""
-
-from rescue_cli.report.pictures import draw
-
-__all__ = ["draw"]
+"""Pictures, tables and records from run directories; nothing here imports torch."""

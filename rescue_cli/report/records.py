@@ -1,0 +1,75 @@
+"""Records: what was measured with a recipe, kept beside it in `recipes/records/NAME.json`."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from rescue_cli.errors import DataError
+from rescue_cli.plans import differences
+from rescue_cli.recipe import load, recipe_in, recipes_folder
+from rescue_cli.results import RunDirectory, read_json, write_json
+
+# Keys that say where and how a run was made, not what was trained.
+PLACE = (
+    "data.root", "data.train_root", "data.test_root", "data.resident", "train.seed",
+    "train.precision", "train.log_every", "train.checkpoint_epochs", "train.checkpoint_minutes",
+)  # fmt: skip
+RESULT = (
+    "top1", "top5", "loss", "count", "epochs", "steps", "seconds_train", "seconds_prepare",
+    "seconds_eval", "images_per_second", "peak_memory_mb", "parameters", "protocol",
+)  # fmt: skip
+
+
+def record_of(name: str) -> Path:
+    return recipes_folder() / "records" / f"{name}.json"
+
+
+def add(runs: Sequence[Path], note: str | None) -> Path:
+    """Adds finished runs of one shipped recipe to its record; raises `DataError`."""
+    entries = [_entry(run, note) for run in runs]
+    names = {recipe_in(run).name for run in runs}
+    if len(names) != 1:
+        raise DataError(f"records: runs of several recipes ({', '.join(sorted(names))}). Give one.")
+    path = record_of(names.pop())
+    kept = read_json(path)["runs"] if path.exists() else []
+    write_json(path, {"runs": [*kept, *entries]})
+    return path
+
+
+def _entry(run: Path, note: str | None) -> dict[str, Any]:
+    files = RunDirectory(run)
+    recipe = recipe_in(run)
+    result = read_json(files.result)
+    changed = differences(load(recipe.name).tree, recipe.tree)
+    environment = read_json(files.environment)
+    return {
+        "command": _portable(files.command.read_text()),
+        "seed": recipe.train.seed,
+        "differs": {k: list(v) for k, v in changed.items() if not _is_path(k)},
+        "result": {k: result[k] for k in RESULT},
+        "environment": {k: v for k, v in environment.items() if k != "cache"},
+        **({"note": note} if note else {}),
+    }
+
+
+def _portable(command: str) -> str:
+    """The command without the folders of the machine that it ran on."""
+    words = re.sub(r"--out[ =]\S+", "", command).split()
+    return " ".join(re.sub(r"^(data\.\w*root)=.*", r"\1=DIR", word) for word in words)
+
+
+def _is_path(key: str) -> bool:
+    return key.startswith("data.") and key.endswith("root")
+
+
+def summary(name: str) -> str | None:
+    """`89.90 (3)`: mean top-1 and number of seeds of the whole procedure; `partly` for less."""
+    path = record_of(name)
+    if not path.exists():
+        return None
+    whole = [e for e in read_json(path)["runs"] if not set(e["differs"]) - set(PLACE)]
+    if not whole:
+        return "partly"
+    return f"{mean(e['result']['top1'] for e in whole):.2f} ({len(whole)})"

@@ -1,0 +1,55 @@
+"""What tests of several rooms share: real images, unpacked once a session to a scratch folder."""
+
+import os
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of archives of real data that RESCUE_TEST_DATA names."""
+    folder = os.environ.get("RESCUE_TEST_DATA")
+    if not folder:
+        pytest.skip("RESCUE_TEST_DATA is unset: no real data here")
+    return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def imagenet_sample(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """256 ImageNet training photographs, WNID/*.JPEG."""
+    scratch = tmp_path_factory.mktemp("imagenet")
+    _unpack(real_data / "imagenet-sample-256.tar", scratch, lambda _: True)
+    return scratch / "imagenet-sample-256"
+
+
+@pytest.fixture(scope="session")
+def cifar_folders(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """CIFAR-10 re-encoded as JPEG: the first 20 training and 10 test images of each class."""
+    scratch = tmp_path_factory.mktemp("cifar")
+
+    def wanted(name: str) -> bool:
+        split, _, file = name.partition("/")
+        return int(Path(file).stem) < {"train": 20, "test": 10}[split]
+
+    _unpack(real_data / "cifar10-imagefolder.tar.xz", scratch, wanted)
+    return scratch
+
+
+@pytest.fixture(scope="session")
+def imagenette_folders(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Imagenette, squashed to 160 px: train/WNID/*.JPEG and val/, every 40th image."""
+    scratch = tmp_path_factory.mktemp("imagenette")
+    places = iter(range(10**6))
+    _unpack(real_data / "imagenette-160.tar.xz", scratch, lambda _: next(places) % 40 == 0)
+    return scratch / "imagenette-160"
+
+
+def _unpack(archive: Path, folder: Path, wanted: Callable[[str], bool]) -> None:
+    """The files of the archive whose names are wanted."""
+    with tarfile.open(archive, "r|*") as tar:
+        for member in tar:
+            if member.isfile() and wanted(member.name):
+                tar.extract(member, folder, filter="data")

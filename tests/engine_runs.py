@@ -1,0 +1,334 @@
+"""Runs of the real command in processes of their own, and what two finished runs have in common.
+
+Each process is forked from one that holds torch already, so that a start takes a fraction of a
+second, and can be stopped or killed at a chosen moment like any other.
+"""
+
+import contextlib
+import json
+import multiprocessing
+import os
+import random
+import resource
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+
+from rescue_cli.data import Dataset, Images
+from rescue_cli.results import CLOCK, RunDirectory, read_json, read_metrics
+
+PATIENCE = 120.0  # seconds that anything may take on a busy machine
+_processes = multiprocessing.get_context("forkserver")
+_processes.set_forkserver_preload(
+    ["rescue_cli.cli", "rescue_cli.worker", "rescue_cli.report.pictures", "torch._dynamo"]
+)
+
+
+@dataclass(frozen=True)
+class Command:
+    """A process that runs `rescue` or one worker of it; what it printed is in two files."""
+
+    process: BaseProcess
+    stdout: Path
+    stderr: Path
+
+    @property
+    def pid(self) -> int:
+        assert self.process.pid is not None
+        return self.process.pid
+
+    def send(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        """SIGKILL, and waits until the process is gone."""
+        self.process.kill()
+        self.process.join(PATIENCE)
+
+    def ends(self, exit_code: int) -> str:
+        """What it wrote on stderr, once it has ended with this code."""
+        self.process.join(PATIENCE)
+        said = self.stderr.read_text(errors="replace")
+        assert self.process.exitcode == exit_code, (self.process.exitcode, said[-3000:])
+        return said
+
+    def result(self) -> dict[str, Any]:
+        """The object that `--json` printed."""
+        found: dict[str, Any] = json.loads(self.stdout.read_text())
+        return found
+
+    def until(self, happened: Callable[[], bool]) -> None:
+        """Waits for a moment in the life of the run."""
+        end = time.monotonic() + PATIENCE
+        while not happened():
+            assert self.process.is_alive(), self.stderr.read_text(errors="replace")[-3000:]
+            assert time.monotonic() < end, "the moment never came"
+            time.sleep(0.004)
+
+    def workers(self) -> dict[int, int]:
+        """The pid of each rank that torchrun started for it."""
+        ranks = {pid: rank_of(pid) for pid in descendants(self.pid)}
+        return {rank: pid for pid, rank in ranks.items() if rank is not None}
+
+
+def seconds_until_gone(pids: Sequence[int]) -> float:
+    """How long the processes live on."""
+    started = time.monotonic()
+    while any(alive(pid) for pid in pids):
+        assert time.monotonic() - started < PATIENCE, f"{pids} live on"
+        time.sleep(0.02)
+    return time.monotonic() - started
+
+
+def start(
+    arguments: Sequence[str | Path],
+    told: Path,
+    *,
+    environment: Mapping[str, str] | None = None,
+    largest_file: int | None = None,
+    cores: int = 1,
+    worker: bool = False,
+) -> Command:
+    """Starts `rescue ARGUMENTS...`; what it prints goes to files named after `told`.
+
+    `largest_file` is a limit in bytes, at which the system refuses to write on. The process sees
+    so many `cores`, and takes as many threads. With `worker` the arguments are those of
+    `python -m rescue_cli.worker`.
+    """
+    told.parent.mkdir(parents=True, exist_ok=True)
+    stdout, stderr = told.with_suffix(".out"), told.with_suffix(".err")
+    words = [str(a) for a in arguments]
+    given = (words, stdout, stderr, dict(environment or {}), largest_file, cores, worker)
+    process = _processes.Process(target=_run, args=given)
+    process.start()
+    return Command(process, stdout, stderr)
+
+
+def _run(
+    arguments: list[str],
+    stdout: Path,
+    stderr: Path,
+    environment: dict[str, str],
+    largest_file: int | None,
+    cores: int,
+    worker: bool,
+) -> None:
+    from rescue_cli import worker as worker_module
+    from rescue_cli.cli import main
+
+    for path, number in ((stdout, 1), (stderr, 2)):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+    sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
+    os.environ.update(environment)
+    multiprocessing.set_start_method("fork", force=True)  # as in a process of one's own
+    allowed = sorted(os.sched_getaffinity(0))
+    first = os.getpid() % len(allowed)
+    os.sched_setaffinity(0, [*allowed[first:], *allowed[:first]][:cores])
+    if largest_file is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
+    sys.argv = ["rescue", *arguments]
+    worker_module.main() if worker else main()
+
+
+def group_of(count: int, run: Path, told: Path) -> list[Command]:
+    """`count` workers of a prepared run directory, in one process group over gloo."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    return [
+        start(
+            [run],
+            told.with_name(f"{told.name}-{rank}"),
+            environment={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            worker=True,
+        )
+        for rank in range(count)
+    ]
+
+
+# --- moments ---
+
+
+def last_step(run: Path, kind: str) -> int:
+    """The step of the last line of that kind in the run's metrics, else -1."""
+    lines = read_metrics(RunDirectory(run).metrics)
+    return max((line["step"] for line in lines if line["kind"] == kind), default=-1)
+
+
+def trained(run: Path, step: int) -> Callable[[], bool]:
+    """The moment when the losses up to `step` are on record."""
+    return lambda: last_step(run, "train") >= step
+
+
+def saved_after(run: Path, step: int) -> Callable[[], bool]:
+    """The moment when a checkpoint has been written since the losses of `step` were."""
+    on_record, last = trained(run, step), RunDirectory(run).last
+
+    def written() -> float:
+        return last.stat().st_mtime if last.exists() else 0.0
+
+    before: list[float] = []
+
+    def happened() -> bool:
+        if not before and on_record():
+            before.append(written())
+        return bool(before) and written() > before[0]
+
+    return happened
+
+
+def saved_step(run: Path) -> int:
+    step: int = checkpoint_of(run)["progress"]["step"]
+    return step
+
+
+def checkpoint_of(run: Path) -> dict[str, Any]:
+    state: dict[str, Any] = torch.load(RunDirectory(run).last, weights_only=True)
+    return state
+
+
+@contextlib.contextmanager
+def stuck_while_saving(run: Path, command: Command) -> Iterator[None]:
+    """Holds the process in the middle of writing its next checkpoint.
+
+    Its temporary file is a pipe here, which takes 64 KB and then makes the writer wait. On leaving,
+    what got through lies there in its place, as a kill at that moment leaves it.
+    """
+    pipe = RunDirectory(run).last.with_name(f".last.pt.{command.pid}.partial")
+    command.until(lambda: _is_pipe(pipe))
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    written = b""
+
+    def some() -> bool:
+        nonlocal written
+        with contextlib.suppress(BlockingIOError):
+            written += os.read(reader, 4096)
+        return len(written) >= 4096
+
+    command.until(some)
+    yield
+    os.close(reader)
+    pipe.unlink()
+    pipe.write_bytes(written)
+
+
+def _is_pipe(path: Path) -> bool:
+    """Whether the pipe could be put there: not while the process has the name in use."""
+    with contextlib.suppress(FileExistsError, FileNotFoundError):
+        os.mkfifo(path)
+        return True
+    return False
+
+
+def steps_at(seed: int, count: int, low: int, high: int) -> list[int]:
+    """`count` random steps in ascending order, the same in every run of the tests."""
+    return sorted(random.Random(seed).sample(range(low, high), count))
+
+
+# --- outcomes ---
+
+
+def outcome(run: Path) -> dict[str, Any]:
+    """All that a run leaves behind and that does not depend on the clock."""
+    directory = RunDirectory(run)
+    state = checkpoint_of(run)
+    progress = {k: v for k, v in state["progress"].items() if not k.startswith("seconds")}
+    result = {k: v for k, v in read_json(directory.result).items() if k not in _PHYSICAL}
+    with np.load(directory.predictions("test" if _has(run, "test") else "val")) as file:
+        predictions = {name: file[name].tobytes() for name in file.files}
+    return {
+        "weights": _plain(load_file(directory.weights)),
+        "state": _plain({**state, "progress": progress}),
+        "best": _plain(torch.load(directory.best, weights_only=True)),
+        "metrics": metrics_of(run),
+        "result": result,
+        "predictions": predictions,
+    }
+
+
+def metrics_of(run: Path) -> list[dict[str, Any]]:
+    """The lines of the run's metrics without what the clock says."""
+    lines = read_metrics(RunDirectory(run).metrics)
+    return [{k: v for k, v in line.items() if k not in CLOCK} for line in lines]
+
+
+def assert_same(run: Path, reference: Path) -> None:
+    """Bit for bit: weights, buffers, optimizer, averages, metrics, result, predictions."""
+    mine, other = outcome(run), outcome(reference)
+    for part in mine:
+        assert mine[part] == other[part], f"{part} differs from the run that was not interrupted"
+
+
+_PHYSICAL = (
+    "run",
+    "images_per_second",
+    "peak_memory_mb",
+    "seconds_train",
+    "seconds_prepare",
+    "seconds_eval",
+)
+
+
+def _has(run: Path, name: str) -> bool:
+    return RunDirectory(run).predictions(name).exists()
+
+
+def _plain(value: Any) -> Any:
+    """Tensors as their bytes, so that `==` is bitwise."""
+    if isinstance(value, torch.Tensor):
+        return (str(value.dtype), tuple(value.shape), value.contiguous().numpy().tobytes())
+    if isinstance(value, Mapping):
+        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    return value
+
+
+def drawn(channels: int, pixels: int, count: int) -> Dataset:
+    """Images of ten classes, drawn from a fixed seed: no file is needed."""
+    draws = np.random.Generator(np.random.Philox(key=2012))
+    shape = (count, channels, pixels, pixels)
+    images = Images(draws.integers(0, 256, shape, dtype=np.uint8), draws.integers(0, 10, count))
+    return Dataset(images, {"test": images}, tuple("abcdefghij"))
+
+
+def alive(pid: int) -> bool:
+    """Whether the process runs; one that ended and waits to be reaped does not."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return state != "Z"
+
+
+def descendants(pid: int) -> list[int]:
+    """The processes below a process, by their parents in /proc."""
+    parents: dict[int, list[int]] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            with contextlib.suppress(OSError):
+                fields = (entry / "stat").read_text().rpartition(")")[2].split()
+                parents.setdefault(int(fields[1]), []).append(int(entry.name))
+    found = list(parents.get(pid, []))
+    for child in found:
+        found += parents.get(child, [])
+    return found
+
+
+def rank_of(pid: int) -> int | None:
+    """The rank in a process's environment."""
+    with contextlib.suppress(OSError):
+        block = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        ranks = [int(word[5:]) for word in block if word.startswith(b"RANK=")]
+        return ranks[0] if ranks else None
+    return None

@@ -1,0 +1,201 @@
+"""Augmentations against implementations that have nothing in common with ours."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torchvision.transforms.functional import hflip, normalize
+
+from rescue_cli.augment import Augment, Operation
+from rescue_cli.augment.operations import cutout, flip, pad_crop
+from rescue_cli.augment.pipeline import Normalise
+from rescue_cli.batch import Batch
+from rescue_cli.errors import UsageError
+
+CPU = torch.device("cpu")
+MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+
+
+def images(n: int, height: int = 9, width: int = 11, channels: int = 3) -> Tensor:
+    generator = torch.Generator().manual_seed(4)
+    shape = (n, channels, height, width)
+    return torch.randint(1, 256, shape, generator=generator, dtype=torch.uint8)
+
+
+def every_offset(pad: int) -> tuple[list[tuple[int, int]], Tensor]:
+    """All (top, left) in the padded image, and for each the draws in the middle of its interval."""
+    offsets = list(itertools.product(range(2 * pad + 1), repeat=2))
+    return offsets, (torch.tensor(offsets) + 0.5) / (2 * pad + 1)
+
+
+@pytest.mark.parametrize("pad", [0, 1, 2, 4, 8])
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize(("mode", "theirs"), [("reflect", "reflect"), ("zeros", "constant")])
+def test_pad_crop_is_numpys_pad_and_a_slice_at_every_offset(
+    mode: str, theirs: str, pad: int, channels_last: bool
+) -> None:
+    offsets, draws = every_offset(pad)
+    whole = images(len(offsets))
+    if channels_last:
+        whole = whole.to(memory_format=torch.channels_last)
+    padded = np.pad(
+        whole.numpy(),
+        [(0, 0), (0, 0), (pad, pad), (pad, pad)],
+        mode=theirs,  # type: ignore[call-overload]
+    )
+    expected = np.stack(
+        [padded[i, :, top : top + 9, left : left + 11] for i, (top, left) in enumerate(offsets)]
+    )
+    operation = pad_crop(pad=pad, mode=mode)  # type: ignore[arg-type]
+    found = operation.apply(whole, draws)
+    assert found.dtype == torch.uint8
+    np.testing.assert_array_equal(found.numpy(), expected)
+
+
+def test_every_offset_of_pad_crop_is_equally_likely() -> None:
+    draws = torch.from_numpy(np.random.default_rng(2).random((20_000, 2), dtype=np.float32))
+    numbers = torch.arange(81, dtype=torch.uint8).reshape(1, 1, 9, 9).expand(20_000, -1, -1, -1)
+    corner = pad_crop(pad=2, mode="reflect").apply(numbers, draws)[:, 0, 4, 4]  # shifted centre
+    seen = torch.bincount(corner.long())
+    assert int((seen > 0).sum()) == 25
+    assert seen[seen > 0].min() > 680  # 800 expected, deviation 28
+    assert seen.max() < 920
+
+
+def test_the_greatest_draw_stays_inside() -> None:
+    last = float(np.nextafter(np.float32(1), np.float32(0)))
+    for pad in range(9):
+        draws = torch.full((1, 2), last)
+        padded = np.pad(images(1).numpy(), [(0, 0), (0, 0), (pad, pad), (pad, pad)])
+        found = pad_crop(pad=pad, mode="zeros").apply(images(1), draws)
+        np.testing.assert_array_equal(found, padded[:, :, 2 * pad :, 2 * pad :])
+
+
+@pytest.mark.parametrize("mode", ["reflect", "zeros"])
+def test_padding_as_wide_as_the_image_is_refused(mode: str) -> None:
+    operation = pad_crop(pad=9, mode=mode)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match=r"pad-crop\).pad: 9 must be below the image's side, 9"):
+        operation.apply(images(1), torch.zeros(1, 2))
+
+
+def test_flip_mirrors_as_torchvision_does_where_the_draw_is_below_p() -> None:
+    whole = images(4)
+    draws = torch.tensor([[0.0], [0.2999], [0.3], [0.9999]])
+    found = flip(p=0.3).apply(whole, draws)
+    assert torch.equal(found, torch.stack([*hflip(whole[:2]), *whole[2:]]))
+
+
+@pytest.mark.parametrize("p", [0.0, 1.0])
+def test_flip_with_certainty(p: float) -> None:
+    whole = images(64)
+    draws = torch.from_numpy(np.random.default_rng(0).random((64, 1), dtype=np.float32))
+    assert torch.equal(flip(p=p).apply(whole, draws), hflip(whole) if p else whole)
+
+
+@pytest.mark.parametrize("size", [1, 4, 9])
+def test_cutout_sets_one_square_inside_the_image_to_the_mean(size: int) -> None:
+    tops, lefts = 9 - size + 1, 11 - size + 1
+    places = list(itertools.product(range(tops), range(lefts)))
+    draws = (torch.tensor(places) + 0.5) / torch.tensor([tops, lefts])
+    floats = images(len(places)).double()
+    expected = floats.numpy().copy()
+    for i, (top, left) in enumerate(places):
+        expected[i, :, top : top + size, left : left + size] = 0
+    found = cutout(size=size).apply(floats, draws)
+    np.testing.assert_array_equal(found.numpy(), expected)
+
+
+def test_what_cutout_leaves_is_the_mean_colour_of_the_data_set() -> None:
+    normalise = Normalise(MEAN, STD, CPU, torch.float64, False)
+    cut = cutout(size=9).apply(normalise(images(1, 9, 9)), torch.zeros(1, 2))
+    found = normalise.undo(cut)
+    assert found.unique(dim=0).flatten()[::81].tolist() == [125, 123, 114]  # MEAN x 255
+
+
+def test_a_square_larger_than_the_image_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"cutout\).size: 10 must be at most the image's side, 9"):
+        cutout(size=10).apply(images(1).float(), torch.zeros(1, 2))
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float64, 1e-12)])
+def test_normalise_is_torchvisions(
+    dtype: torch.dtype, tolerance: float, channels_last: bool
+) -> None:
+    ramp = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16).expand(2, 3, 16, 16)
+    expected = normalize(ramp.double() / 255, list(MEAN), list(STD))
+    found = Normalise(MEAN, STD, CPU, dtype, channels_last)(ramp)
+    assert found.dtype == dtype
+    assert (found.double() - expected).abs().max().item() <= tolerance
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    assert found.is_contiguous(memory_format=layout)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_undo_gives_every_pixel_back(dtype: torch.dtype) -> None:
+    ramp = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16).expand(1, 3, 16, 16)
+    normalise = Normalise(MEAN, STD, CPU, dtype, False)
+    assert torch.equal(normalise.undo(normalise(ramp)), ramp)
+
+
+# --- the list of operations ---
+
+
+def pipeline(seed: int = 0, *operations: Operation) -> Augment:
+    listed = operations or (pad_crop(pad=2, mode="reflect"), flip(p=0.5), cutout(size=3))
+    return Augment(listed, Normalise(MEAN, STD, CPU, torch.float64, False), seed)
+
+
+def batch(pixels: Tensor, step: int = 5, slice_: int = 2) -> Batch:
+    return Batch(pixels, torch.zeros(len(pixels), dtype=torch.int64), step, slice_)
+
+
+def test_each_image_has_its_own_draws() -> None:
+    same = images(1).expand(64, -1, -1, -1)
+    found = pipeline()(batch(same)).images
+    distinct = {image.tobytes() for image in found.numpy()}
+    assert len(distinct) > 55, "64 copies of one image, of thousands of possible views"
+
+
+def test_the_draws_of_a_slice_are_its_own() -> None:
+    pixels = images(16)
+    first = pipeline()(batch(pixels, 5, 2)).images
+    pipeline()(batch(images(99), 5, 1))  # what happens to other slices changes nothing
+    torch.rand(3)  # nor does torch's generator
+    np.random.rand(3)  # noqa: NPY002
+    assert torch.equal(pipeline()(batch(pixels, 5, 2)).images, first)
+    for other in (batch(pixels, 5, 3), batch(pixels, 6, 2), batch(pixels, 2, 5)):
+        assert not torch.equal(pipeline()(other).images, first)
+    assert not torch.equal(pipeline(1)(batch(pixels, 5, 2)).images, first)
+
+
+def test_operations_run_in_order_each_on_its_own_columns() -> None:
+    """The block of draws goes to the operations on pixels first, then to those after."""
+    seen: dict[str, NDArray[np.float32]] = {}
+
+    def note(name: str, columns: int, stage: str) -> Operation:
+        def apply(images: Tensor, draws: Tensor) -> Tensor:
+            seen[name] = draws.numpy()
+            assert images.is_floating_point() == (stage == "normalised")
+            return images
+
+        return Operation(columns, stage, apply)  # type: ignore[arg-type]
+
+    operations = [note("a", 2, "pixels"), note("b", 3, "normalised"), note("c", 1, "pixels")]
+    pipeline(0, *operations)(batch(images(8)))
+    assert list(seen) == ["a", "c", "b"]
+    assert [seen[name].shape for name in "abc"] == [(8, 2), (8, 3), (8, 1)]
+    together = np.concatenate([seen[name] for name in "abc"], axis=1)
+    assert len(np.unique(together)) == together.size, "no draw is used twice"
+    assert together.min() >= 0
+    assert together.max() < 1
+
+
+def test_without_operations_images_are_only_normalised() -> None:
+    normalise = Normalise(MEAN, STD, CPU, torch.float64, False)
+    found = Augment([], normalise, 0)(batch(images(3)))
+    assert torch.equal(found.images, normalise(images(3)))
+    assert (found.step, found.slice) == (5, 2)

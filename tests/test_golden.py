@@ -1,0 +1,147 @@
+"""Numbers that must not change: losses of the shipped recipes, and the draws under them.
+
+After a change that is meant to alter them: `python -m tests.test_golden` writes golden.json anew.
+"""
+
+import json
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from scipy import stats
+
+from rescue_cli import build, draws
+from rescue_cli import recipe as recipes
+from rescue_cli.data import Dataset, FileNames, Files, Images
+from tests.engine_runs import drawn
+
+GOLDEN = Path(__file__).with_name("golden.json")
+STEPS = 5
+SLICES = ["train.batch_size=16", "train.device_batch_size=8", "train.precision=float64"]
+SMALLEST = {
+    "quickstart": ["model.width=4"],
+    "myrtle-baseline": ["model.width=4"],
+    "pytorch": ["model.name=resnet18", "data.train_size=32"],
+}
+
+
+def losses(name: str, folder: Path) -> list[float]:
+    """The mean loss of each of the first steps of a shipped recipe, small, in float64."""
+    recipe = recipes.load(name, [*SLICES, *SMALLEST[name]])
+    cpu = torch.device("cpu")
+    data = {
+        "quickstart": lambda: drawn(1, 28, 64),
+        "myrtle-baseline": lambda: drawn(3, 32, 64),
+        "pytorch": lambda: files(folder),
+    }[name]()
+    machine = build.Machine(cpu, 0, folder)
+    step = build.step(recipe, build.model(recipe, 10, cpu), data, machine, print)
+    step.feed.start(0)
+    found = []
+    for number in range(STEPS):
+        step.loss_sum.zero_()
+        step(number)
+        found.append(float(step.loss_sum))
+    return found
+
+
+def files(folder: Path) -> Dataset:
+    """PNG files, which every decoder reads alike."""
+    images = drawn(3, 48, 64).train
+    assert isinstance(images, Images)
+    names = [f"{number}.png" for number in range(len(images))]
+    for name, pixels in zip(names, images.pixels, strict=True):
+        Image.fromarray(pixels.transpose(1, 2, 0)).save(folder / name)
+    split = Files(FileNames.of(folder, names), images.labels)
+    return Dataset(split, {"val": split}, tuple("abcdefghij"))
+
+
+@pytest.mark.parametrize("name", SMALLEST)
+def test_the_first_losses_of_a_shipped_recipe_are_what_they_were(name: str, tmp_path: Path) -> None:
+    stored = json.loads(GOLDEN.read_text())["losses"][name]
+    found = losses(name, tmp_path)
+    np.testing.assert_allclose(found, stored, rtol=1e-6)
+    assert losses(name, tmp_path) == found, "a second run is bitwise equal"
+
+
+def test_every_shipped_recipe_has_golden_losses() -> None:
+    assert set(SMALLEST) == set(recipes.names())
+
+
+# --- draws ---
+
+
+def some_draws() -> list[float]:
+    return [float(u) for u in draws.uniform(3, "augment", 5, 1, (8,))]
+
+
+def an_order() -> list[int]:
+    return [int(i) for i in draws.permute(np.arange(12), 12, 3, 1)]
+
+
+def test_the_draws_are_what_they_were() -> None:
+    stored = json.loads(GOLDEN.read_text())
+    assert some_draws() == stored["uniform"]
+    assert an_order() == stored["order"]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 7, 16, 17, 63, 64, 65, 255, 1000, 4096, 50_000])
+def test_an_order_holds_every_item_once(size: int) -> None:
+    order = draws.permute(np.arange(size), size, 1, 2)
+    assert np.array_equal(np.sort(order), np.arange(size))
+
+
+def test_a_part_of_an_order_needs_not_the_rest() -> None:
+    whole = draws.permute(np.arange(1000), 1000, 4, 7)
+    assert np.array_equal(draws.permute(np.array([999, 0, 500]), 1000, 4, 7), whole[[999, 0, 500]])
+
+
+def test_epochs_and_seeds_have_orders_of_their_own() -> None:
+    orders = [
+        draws.permute(np.arange(500), 500, seed, epoch).tobytes()
+        for seed in range(4)
+        for epoch in range(4)
+    ]
+    assert len(set(orders)) == 16
+
+
+def test_orders_are_spread_as_chance_spreads_them() -> None:
+    size, epochs = 10, 2000
+    counts = np.zeros((size, size))
+    for epoch in range(epochs):
+        counts[np.arange(size), draws.permute(np.arange(size), size, 11, epoch)] += 1
+    assert stats.chisquare(counts.ravel()).pvalue > 1e-3
+    first, second = (draws.permute(np.arange(5000), 5000, 0, epoch) for epoch in (0, 1))
+    assert abs(stats.spearmanr(first, second).statistic) < 0.06
+    assert abs(stats.spearmanr(first, np.arange(5000)).statistic) < 0.06
+
+
+def test_uniform_draws_are_uniform_and_differ_with_what_they_are_for() -> None:
+    blocks = [
+        draws.uniform(seed, purpose, step, slice_, (2000,))
+        for seed in (0, 1)
+        for purpose in ("augment", "crop")
+        for step in (0, 1)
+        for slice_ in (0, 1)
+    ]
+    for block in blocks:
+        assert block.dtype == np.float32
+        assert 0 <= block.min() <= block.max() < 1
+        assert stats.kstest(block, "uniform").pvalue > 1e-3
+    correlations = np.corrcoef(np.stack(blocks)) - np.eye(len(blocks))
+    assert np.abs(correlations).max() < 0.1
+
+
+def regenerate() -> None:
+    """Writes golden.json from what the code computes now."""
+    with tempfile.TemporaryDirectory() as folder:
+        found = {name: losses(name, Path(folder)) for name in SMALLEST}
+    values = {"losses": found, "uniform": some_draws(), "order": an_order()}
+    GOLDEN.write_text(json.dumps(values, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    regenerate()

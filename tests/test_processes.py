@@ -1,0 +1,196 @@
+"""One, two and four processes train and evaluate the same thing, and fail together."""
+
+import os
+import re
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from rescue_cli import recipe as recipes
+from rescue_cli.data import Images
+from rescue_cli.data.memory import MemoryFeed
+from rescue_cli.launch import environment, prepare
+from rescue_cli.results import RunDirectory, read_json
+from rescue_cli.sampling import Steps, shuffled
+from tests.engine_runs import (
+    Command,
+    alive,
+    assert_same,
+    checkpoint_of,
+    group_of,
+    metrics_of,
+    saved_step,
+    seconds_until_gone,
+    start,
+    trained,
+)
+
+FOUR_SLICES = [
+    "data.subset=[320, 127]",
+    "model.width=4",
+    "train.batch_size=32",
+    "train.device_batch_size=8",
+    "train.epochs=2",
+    "train.log_every=5",
+    "train.precision=float64",
+    "averaging={name: ema, decay: 0.9, every: 1}",
+    "eval.batch_size=10",
+]
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_a_slice_holds_the_same_samples_on_any_number_of_processes(world_size: int) -> None:
+    steps = Steps(samples=100, batch_size=32, slice_size=8, per_epoch=3, seed=5)
+    numbers = np.arange(100, dtype=np.int64)
+    images = Images(np.zeros((100, 1, 2, 2), dtype=np.uint8), numbers)
+
+    def samples(worlds: int, step: int) -> dict[int, list[int]]:
+        cpu = torch.device("cpu")
+        feeds = [
+            MemoryFeed(images, shuffled(steps), range(r, 4, worlds), cpu) for r in range(worlds)
+        ]
+        return {b.slice: b.targets.tolist() for feed in feeds for b in feed.slices(step)}
+
+    for step in range(9):
+        alone = samples(1, step)
+        assert sorted(alone) == [0, 1, 2, 3]
+        assert samples(world_size, step) == alone
+        assert len({i for held in alone.values() for i in held}) == 32, "none twice in an epoch"
+
+
+def test_twenty_steps_on_one_two_and_four_processes_give_the_same_weights(tmp_path: Path) -> None:
+    recipe = recipes.load("quickstart", FOUR_SLICES)
+    states = {}
+    for world_size in (1, 2, 4):
+        run = tmp_path / str(world_size)
+        facts = environment(
+            recipe, verb="train", device="cpu", procs=2, workers=0, cache=tmp_path / "cache"
+        )
+        run.mkdir()
+        prepare(run, recipe, facts, resume=False)
+        for worker in group_of(world_size, run, tmp_path / f"told{world_size}"):
+            worker.ends(0)
+        states[world_size] = checkpoint_of(run)
+
+    assert states[1]["progress"]["step"] == 20
+    alone = states[1]
+    for world_size in (2, 4):
+        for part in ("model", "average"):
+            for name, tensor in states[world_size][part].items():
+                assert difference(tensor, alone[part][name]) <= 1e-10, (world_size, part, name)
+    norms = [name for name in alone["model"] if name.endswith("running_var")]
+    assert len(norms) == 8
+    assert all(int(alone["model"][n.replace("var", "mean")].count_nonzero()) for n in norms)
+    losses = {w: [line["loss"] for line in metrics_of(tmp_path / str(w))] for w in states}
+    np.testing.assert_allclose(losses[2], losses[1], rtol=1e-10)
+    np.testing.assert_allclose(losses[4], losses[1], rtol=1e-10)
+
+
+def difference(a: torch.Tensor, b: torch.Tensor) -> float:
+    """The largest difference, relative to the tensor's largest value."""
+    return float((a.double() - b.double()).abs().max() / b.double().abs().max().clamp_min(1e-300))
+
+
+# --- the command, through torchrun ---
+
+TWO = [
+    "--recipe",
+    "quickstart",
+    "data.subset=[256, 127]",
+    "model.width=4",
+    "train.batch_size=32",
+    "train.device_batch_size=16",
+    "train.epochs=4",
+    "train.log_every=3",
+    "train.checkpoint_epochs=0.5",
+    "averaging={name: ema, decay: 0.9, every: 2}",
+    "eval.batch_size=10",
+]
+
+
+def two(run: Path, told: Path) -> Command:
+    """Starts or goes on with a run on two processes."""
+    words = ["train", "--resume", "--json", "--procs", "2", "--out", run, *TWO]
+    return start(words, told, cores=2)
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on two processes that nothing happened to."""
+    run = tmp_path_factory.mktemp("pair") / "run"
+    two(run, run.with_name("told")).ends(0)
+    return run
+
+
+def test_a_run_on_two_processes_survives_a_killed_rank_and_a_signal_exactly(
+    pair: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+
+    command = two(run, tmp_path / "killed")
+    command.until(trained(run, 9))
+    workers = command.workers()
+    assert set(workers) == {0, 1}
+    victim = workers[1]
+    os.kill(victim, signal.SIGKILL)
+    assert seconds_until_gone([workers[0]]) < 10
+    said = command.ends(1)
+    error = said[said.index("error: ") :]
+    assert error.startswith(f"error: rank 1 (pid {victim}) was killed by SIGKILL.")
+    assert str(run / "logs") in error
+    assert "--resume" in error
+    assert not alive(victim)
+
+    command = two(run, tmp_path / "stopped")
+    command.until(trained(run, 15))
+    command.send(signal.SIGTERM)
+    said = command.ends(143)
+    step = saved_step(run)
+    assert 15 <= step < 32
+    assert re.search(rf"error: (rank \d: )?stopped at step {step} of 32", said), said[-500:]
+
+    command = two(run, tmp_path / "launcher")
+    command.until(trained(run, 21))
+    pids = list(command.workers().values())
+    command.kill()  # the launcher itself: its workers must not live on
+    assert seconds_until_gone(pids) < 10
+
+    two(run, tmp_path / "again").ends(0)
+    assert_same(run, pair)
+
+
+@pytest.mark.parametrize("procs", [None, 2])
+def test_eval_equals_the_runs_own_last_evaluation_exactly(
+    procs: int | None, pair: Path, tmp_path: Path
+) -> None:
+    options = [] if procs is None else ["--procs", str(procs)]
+    command = start(
+        ["eval", "--json", "--out", tmp_path / "eval", *options, pair], tmp_path / "told", cores=2
+    )
+    command.ends(0)
+    found, own = command.result(), read_json(RunDirectory(pair).result)
+    assert found["count"] == 127, "a count that neither the batches nor the processes divide"
+    for key in ("top1", "top5", "loss", "count", "protocol"):
+        assert found[key] == own[key], key
+    assert predictions(tmp_path / "eval") == predictions(pair)
+
+
+def predictions(run: Path) -> dict[str, bytes]:
+    with np.load(RunDirectory(run).predictions("test")) as file:
+        arrays: dict[str, NDArray[np.generic]] = {name: file[name] for name in file.files}
+    return {name: array.tobytes() for name, array in arrays.items()}
+
+
+def test_a_world_size_that_does_not_divide_the_slices_names_those_that_do(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    words = ["train", "--procs", "3", "--out", run, "train.device_batch_size=32"]
+    said = start(words, tmp_path / "told").ends(2)
+    assert (
+        "error: --procs: 3 processes do not divide the 4 slices of a step. "
+        "Use 1, 2, 4, or another train.device_batch_size." in said
+    )
+    assert not run.exists(), "nothing was started"

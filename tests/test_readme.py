@@ -1,0 +1,104 @@
+"""Every command of the README runs, as written or with the substitutions below."""
+
+import re
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from rescue_cli.cli import main
+
+README = Path(__file__).parents[1] / "README.md"
+# What is written -> what is run. `make` lines are not run here; the rest is as written.
+SMALL = "--smoke model.name=resnet18 data.train_size=64 eval.sizes=[64]"
+SUBSTITUTIONS = {
+    "--recipe myrtle-baseline data.root=DATA": "--recipe myrtle-baseline data.root=CIFAR --smoke",
+    "data.name=folder data.root=DATA --subset 100:50": f"data.name=folder data.root=FOLDER {SMALL}",
+    "data.root=DATA --gpus 4": f"data.root=IMAGENET --procs 1 {SMALL}",
+    "data.root=DATA --dry-run": "data.root=IMAGENET --dry-run",
+    "--rendezvous host0:29500 --gpus 8": "--rendezvous host0:29500 --procs 8 --dry-run",
+    "train.device_batch_size=64 --procs 2": "train.device_batch_size=64 --procs 2 --smoke",
+    "optim.lr=0.2 train.epochs=3": "optim.lr=0.2 train.epochs=3 --smoke",
+    "bench step --recipe quickstart": (
+        "bench step --recipe quickstart data.subset=[256,16] model.width=4 --steps 1 --rounds 1"
+    ),
+}
+CIFAR = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+
+
+def commands() -> list[str]:
+    """The lines of the README's console blocks, and the commands of its workflow."""
+    text = README.read_text()
+    blocks = re.findall(r"```console\n(.*?)```", text, re.DOTALL)
+    lines = [line for block in blocks for line in block.splitlines()]
+    return [*lines, *re.findall(r"- run: (rescue .*)", text)]
+
+
+def drawn_images(root: Path, classes: Sequence[str], splits: tuple[str, ...], size: int) -> None:
+    pixels = np.random.Generator(np.random.Philox(7)).integers(0, 256, (size, size, 3), np.uint8)
+    for split in splits:
+        for number, name in enumerate(classes):
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for shift in range(4):
+                Image.fromarray(np.roll(pixels, 16 * number + shift, 1)).save(
+                    folder / f"{shift}.png"
+                )
+
+
+@pytest.fixture
+def places(tmp_path: Path) -> dict[str, str]:
+    drawn_images(tmp_path / "cifar", CIFAR, ("train", "test"), 32)
+    drawn_images(tmp_path / "imagenet", ["n01440764", "n02102040"], ("train", "val"), 256)
+    drawn_images(tmp_path / "folder", ["cat", "dog"], ("train", "val"), 256)
+    image = tmp_path / "image.png"
+    Image.fromarray(np.zeros((28, 28), np.uint8)).save(image)
+    return {
+        "CIFAR": str(tmp_path / "cifar"),
+        "IMAGENET": str(tmp_path / "imagenet"),
+        "FOLDER": str(tmp_path / "folder"),
+        "IMAGE": str(image),
+    }
+
+
+def run(line: str, monkeypatch: pytest.MonkeyPatch) -> object:
+    monkeypatch.setattr(sys, "argv", shlex.split(line))
+    with pytest.raises(SystemExit) as ended:
+        main()
+    return ended.value.code
+
+
+def substituted(line: str, places: dict[str, str]) -> str:
+    for written, runs in SUBSTITUTIONS.items():
+        if written in line:
+            line = line.replace(written, runs)
+            break
+    for word, path in places.items():
+        line = re.sub(rf"(?<![\w/]){word}(?![\w/])", path, line)
+    if line == "rescue train --recipe quickstart":
+        line += " --smoke"
+    return line
+
+
+# torch's elastic agent leaves the log files of its processes to the garbage collector
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_every_command_of_the_readme_runs(
+    places: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the README's own order, since later lines use what earlier ones made."""
+    monkeypatch.chdir(tmp_path)
+    lines = [line for line in commands() if line.startswith("rescue ")]
+    failed = []
+    for line in lines:
+        if run(command := substituted(line, places), monkeypatch) != 0:
+            failed.append(command)
+    assert len(lines) > 15
+    assert failed == []
+
+
+def test_every_console_line_is_a_command_that_is_run_or_make() -> None:
+    assert {line.split()[0] for line in commands() if line.strip()} == {"rescue", "make"}
