@@ -32,7 +32,7 @@ def predict_images(
         f"model.weights={file.resolve()}", "train.precision=float32"
     )
     classes = json.loads(metadata["classes"])
-    model = build.model(recipe, len(classes), torch.device(device)).eval()
+    model = build.model(recipe, len(classes), torch.device(device), whole=True).eval()
     normalise = build.normalise(recipe, torch.device(device))
     show = TTAS[recipe.eval.tta]
     found = []

@@ -7,7 +7,6 @@ import contextlib
 import fcntl
 import json
 import os
-import resource
 import sys
 import time
 import traceback
@@ -15,22 +14,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import nn
 
-from rescue_cli import build, distributed
-from rescue_cli.batch import View
-from rescue_cli.data import Dataset, Images
-from rescue_cli.engine.evaluate import Predictions
+from rescue_cli import build, distributed, outcome
+from rescue_cli.data import Dataset
 from rescue_cli.engine.loop import Loop, Plan, Progress
 from rescue_cli.engine.recorder import Recorder
 from rescue_cli.engine.signals import Stop, leave_with_parent
 from rescue_cli.errors import MemoryExhausted, RescueError, StoppedError, UsageError
 from rescue_cli.recipe import Recipe, recipe_in, steps_per_epoch, total_steps
-from rescue_cli.results import RunDirectory, read_json, write_json, write_whole
-
-SAMPLES = 16
+from rescue_cli.results import RunDirectory, read_json, write_json
 
 
 def work(path: Path) -> None:
@@ -152,7 +145,7 @@ def _train(run: RunDirectory, recipe: Recipe, machine: build.Machine, started: f
         recorder.open_log()
         with contextlib.closing(loop.step.feed):
             if distributed.is_first() and not run.samples.exists():
-                _write_samples(run, loop, data)
+                outcome.write_samples(run, loop.step, loop.evaluator.normalise, data)
             prepared = time.perf_counter() - started
             progress = loop.run()
             _finish(run, recipe, data, loop, progress, prepared)
@@ -194,119 +187,36 @@ def _finish(
     prepared: float,
 ) -> None:
     """Writes the weights, the predictions and the result, in this order."""
-    replaced, corrupt = distributed.union(loop.step.feed.replaced, loop.step.feed.corrupt)
-    memory = distributed.max_over_ranks([_peak_memory_mb(loop.step.device)], loop.step.device)[0]
+    step = loop.step
+    replaced, corrupt = distributed.union(step.feed.replaced, step.feed.corrupt)
+    memory = outcome.peak_memory_mb(step.device)
     if not distributed.is_first():
         return
-    model = loop.step.average.model
-    _write_weights(run, recipe, model, data)
-    entries = _write_predictions(run, recipe, data, loop.latest)
-    images = loop.plan.steps * loop.plan.batch_size
-    result = {
-        "run": str(run.path),
-        "recipe": recipe.name,
-        "seed": recipe.train.seed,
-        **_main_entry(entries),
+    model = step.average.model
+    outcome.write_weights(run, recipe, model, data)
+    clock = outcome.Clock(
+        images=loop.plan.steps * loop.plan.batch_size,
+        prepare=prepared,
+        train=progress.seconds_train,
+        evaluate=progress.seconds_eval,
+    )
+    found = outcome.result(run, recipe, data, model, loop.latest, clock, memory)
+    trained = {
         "epochs": loop.plan.epoch(progress.step),
         "steps": progress.step,
-        "seconds_train": round(progress.seconds_train, 3),
-        "seconds_prepare": round(prepared, 3),
-        "seconds_eval": round(progress.seconds_eval, 3),
-        "images_per_second": round(images / max(progress.seconds_train, 1e-9), 1),
-        "peak_memory_mb": memory,
-        "parameters": sum(p.numel() for p in model.parameters()),
         "best": {**progress.best, "chosen_on": "the test set"},
         "replaced_images": replaced,
         "corrupt_files": corrupt,
-        "skipped_steps": int(loop.step.optimizers.skipped.item()),
-        "sets": entries,
+        "skipped_steps": int(step.optimizers.skipped.item()),
     }
-    write_json(run.result, result)
-
-
-def _main_entry(entries: list[dict[str, Any]]) -> dict[str, Any]:
-    return {k: entries[0][k] for k in ("top1", "top5", "loss", "count", "protocol")}
-
-
-def _peak_memory_mb(device: torch.device) -> float:
-    """Of the device where it counts, else of this process, in megabytes of 2^20 bytes."""
-    if device.type == "cuda":
-        return round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10, 1)
-
-
-def _write_weights(run: RunDirectory, recipe: Recipe, model: nn.Module, data: Dataset) -> None:
-    from safetensors.torch import save
-
-    tensors = {k: v.detach().cpu().contiguous().clone() for k, v in model.state_dict().items()}
-    metadata = {
-        "format": "pt",
-        "architecture": recipe.model.name,
-        "classes": json.dumps(data.classes),
-        "recipe": recipe.to_yaml(),
-    }
-    content = save(tensors, metadata)
-    write_whole(run.weights, lambda file: file.write(content))
-
-
-def _write_predictions(
-    run: RunDirectory, recipe: Recipe, data: Dataset, found: dict[str, dict[View, Predictions]]
-) -> list[dict[str, Any]]:
-    """Stores each set's predictions and returns its entry in the result."""
-    entries = []
-    for name, views in found.items():
-        for view, predictions in views.items():
-            stem = name if len(views) == 1 else f"{name}-{view}"
-            confusion = predictions.confusion(len(data.classes))
-            arrays = {
-                "labels": predictions.labels,
-                "top": predictions.top,
-                "probabilities": predictions.probabilities,
-                "losses": predictions.losses,
-                "confusion": confusion,
-                "per_class": 100 * np.diag(confusion) / np.maximum(confusion.sum(1), 1),
-                "classes": np.array(data.classes),
-            }
-            write_whole(run.predictions(stem), lambda file, a=arrays: np.savez(file, **a))  # type: ignore[misc]
-            entries.append(
-                {
-                    "set": name,
-                    "size": view.size,
-                    "crop": view.crop,
-                    "top1": predictions.accuracy(1),
-                    "top5": predictions.accuracy(5),
-                    "loss": predictions.loss,
-                    "count": predictions.count,
-                    "protocol": build.protocol(
-                        recipe, name, view, isinstance(data.tests[name], Images)
-                    ),
-                }
-            )
-    return entries
-
-
-def _write_samples(run: RunDirectory, loop: Loop, data: Dataset) -> None:
-    """The first images of step 0 as the network sees them, back in pixels, with their labels."""
-    loop.step.feed.start(0)
-    batch = loop.step.augment(next(iter(loop.step.feed.slices(0))))
-    normalise = loop.evaluator.normalise
-    images = normalise.undo(batch.images[:SAMPLES]).cpu().numpy()
-    labels = batch.targets[:SAMPLES].cpu().numpy()
-    arrays: dict[str, Any] = {
-        "images": images,
-        "labels": np.array([data.classes[int(label)] for label in labels]),
-    }
-    write_whole(run.samples, lambda file: np.savez(file, **arrays))
-    loop.step.feed.waited = 0.0
-
-
-# --- evaluate ---
+    write_json(run.result, {**found, **trained})
 
 
 def _evaluate(run: RunDirectory, recipe: Recipe, machine: build.Machine, started: float) -> None:
     data = build.dataset(recipe, machine.cache)
-    network = build.model(recipe, len(data.classes), machine.device)
+    network = build.model(recipe, len(data.classes), machine.device, whole=True)
     evaluator = build.evaluator(recipe, machine)
+    feeds = build.test_feeds(recipe, data, machine)
     prepared = time.perf_counter() - started
     with Stop() as stop:
 
@@ -315,30 +225,13 @@ def _evaluate(run: RunDirectory, recipe: Recipe, machine: build.Machine, started
             if code:
                 raise StoppedError("evaluation stopped; nothing was written.", int(code))
 
-        feeds = build.test_feeds(recipe, data, machine)
         found = {name: evaluator(network, feed, between) for name, feed in feeds.items()}
-    memory = distributed.max_over_ranks([_peak_memory_mb(machine.device)], machine.device)[0]
-    if not distributed.is_first():
-        return
-    entries = _write_predictions(run, recipe, data, found)
     seconds = time.perf_counter() - started - prepared
-    count = sum(len(feed) for feed in feeds.values())
-    result = {
-        "run": str(run.path),
-        "recipe": recipe.name,
-        "seed": recipe.train.seed,
-        **_main_entry(entries),
-        "epochs": None,
-        "steps": None,
-        "seconds_train": 0.0,
-        "seconds_prepare": round(prepared, 3),
-        "seconds_eval": round(seconds, 3),
-        "images_per_second": round(count / max(seconds, 1e-9), 1),
-        "peak_memory_mb": memory,
-        "parameters": sum(p.numel() for p in network.parameters()),
-        "sets": entries,
-    }
-    write_json(run.result, result)
+    memory = outcome.peak_memory_mb(machine.device)
+    if distributed.is_first():
+        images = sum(len(feed) for feed in feeds.values())
+        clock = outcome.Clock(images=images, prepare=prepared, train=0.0, evaluate=seconds)
+        write_json(run.result, outcome.result(run, recipe, data, network, found, clock, memory))
 
 
 if __name__ == "__main__":

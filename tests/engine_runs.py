@@ -90,7 +90,7 @@ def seconds_until_gone(pids: Sequence[int]) -> float:
 
 
 def start(
-    arguments: Sequence[str | Path],
+    arguments: Sequence[object],
     told: Path,
     *,
     environment: Mapping[str, str] | None = None,

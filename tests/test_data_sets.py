@@ -3,7 +3,9 @@
 import gzip
 import shutil
 import struct
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,14 +19,14 @@ from rescue_cli.data.splits import FileNames, balanced
 from rescue_cli.errors import DataError, RescueError, UsageError
 
 GOLDEN_SUBSET = [8, 13, 43, 50, 53, 56, 60, 61, 62]
-CIFAR10 = "airplane automobile bird cat deer dog frog horse ship truck".split()
+CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 
-def load(name: str, cache: Path | None = None, **keys: object) -> Dataset:
-    return data.load(name, Keys(**keys), cache or Path("unused"))  # type: ignore[arg-type]
+def load(name: str, cache: Path = Path("unused"), **keys: Any) -> Dataset:
+    return data.load(name, Keys(**keys), cache)
 
 
-def refusal(name: str, **keys: object) -> str:
+def refusal(name: str, **keys: Any) -> str:
     """The message of the DataError that loading ends in."""
     with pytest.raises(DataError) as error:
         load(name, **keys)
@@ -33,7 +35,7 @@ def refusal(name: str, **keys: object) -> str:
 
 
 def counts(split: Split) -> list[int]:
-    return np.bincount(split.labels).tolist()
+    return [int(n) for n in np.bincount(split.labels)]
 
 
 def image(path: Path, shade: int = 128, size: tuple[int, int] = (8, 8)) -> None:
@@ -114,8 +116,14 @@ def write_idx(folder: Path, *, zipped: bool) -> dict[str, NDArray[np.uint8]]:
 @pytest.mark.parametrize("zipped", [False, True], ids=["plain", "gzipped"])
 @pytest.mark.parametrize(
     ("name", "below"),
-    [("mnist", ""), ("mnist", "raw"), ("mnist", "MNIST/raw")]
-    + [("fashion-mnist", ""), ("fashion-mnist", "raw"), ("fashion-mnist", "FashionMNIST/raw")],
+    [
+        ("mnist", ""),
+        ("mnist", "raw"),
+        ("mnist", "MNIST/raw"),
+        ("fashion-mnist", ""),
+        ("fashion-mnist", "raw"),
+        ("fashion-mnist", "FashionMNIST/raw"),
+    ],
 )
 def test_idx_files_are_read_where_people_keep_them(
     tmp_path: Path, name: str, below: str, zipped: bool
@@ -143,17 +151,19 @@ def test_idx_files_are_read_as_torchvision_reads_them(tmp_path: Path) -> None:
     "spoil",
     [
         lambda content: content[:-100],
-        lambda content: b"",
-        lambda content: b"<html>404 Not Found</html>",
+        lambda _: b"",
+        lambda _: b"<html>404 Not Found</html>",
         lambda content: content[:2] + b"\x0d" + content[3:],
     ],
     ids=["truncated", "empty", "a web page", "floats instead of bytes"],
 )
 @pytest.mark.parametrize("file", ["train-images-idx3-ubyte", "t10k-labels-idx1-ubyte"])
-def test_a_damaged_idx_file_is_named(tmp_path: Path, file: str, spoil: object) -> None:
+def test_a_damaged_idx_file_is_named(
+    tmp_path: Path, file: str, spoil: Callable[[bytes], bytes]
+) -> None:
     write_idx(tmp_path / "root", zipped=False)
     path = tmp_path / "root" / file
-    path.write_bytes(spoil(path.read_bytes()))  # type: ignore[operator]
+    path.write_bytes(spoil(path.read_bytes()))
     assert str(path) in refusal("mnist", root=str(tmp_path / "root"))
 
 
@@ -235,7 +245,7 @@ def test_cifar10_comes_from_class_folders_of_real_images(
 ) -> None:
     dataset = load("cifar10", tmp_path, root=str(cifar_folders))
     train, test = in_memory(dataset.train), in_memory(dataset.tests["test"])
-    assert dataset.classes == tuple(CIFAR10)
+    assert dataset.classes == CIFAR10
     assert train.pixels.shape == (200, 3, 32, 32)
     assert counts(train) == [20] * 10
     assert counts(test) == [10] * 10
@@ -245,8 +255,8 @@ def test_cifar10_comes_from_class_folders_of_real_images(
 
 
 def test_cifar10_takes_two_roots_of_its_own(cifar_folders: Path, tmp_path: Path) -> None:
-    roots = {f"{split}_root": str(cifar_folders / split) for split in ("train", "test")}
-    dataset = load("cifar10", tmp_path, **roots)
+    train, test = (str(cifar_folders / split) for split in ("train", "test"))
+    dataset = load("cifar10", tmp_path, train_root=train, test_root=test)
     assert (len(dataset.train), len(dataset.tests["test"])) == (200, 100)
 
 
@@ -280,16 +290,17 @@ def test_an_imagenette_class_without_folder_is_named(
 
 def known_ids() -> list[str]:
     """The 1,000 WordNet ids, in an independent table: timm's, of ImageNet-1k's class indices."""
-    from timm.data import ImageNetInfo
+    from timm.data.imagenet_info import ImageNetInfo
 
-    return list(ImageNetInfo("imagenet-1k").label_names())
+    info: Any = ImageNetInfo("imagenet-1k")
+    return list(info.label_names())
 
 
 def test_the_label_is_the_place_among_1000_ids_even_where_folders_are_missing(
     imagenet_sample: Path,
 ) -> None:
-    roots = {"train_root": str(imagenet_sample), "test_root": str(imagenet_sample)}
-    dataset = load("imagenet", **roots)
+    root = str(imagenet_sample)
+    dataset = load("imagenet", train_root=root, test_root=root)
     assert len(dataset.train) == 256
     assert len(dataset.classes) == 1000
     ids = known_ids()
@@ -560,8 +571,9 @@ def test_the_names_of_imagenet_take_less_than_100_megabytes() -> None:
 
 
 @pytest.mark.parametrize("name", list(data.DATASETS))
+@pytest.mark.usefixtures("no_network")
 def test_every_data_set_without_its_files_ends_in_a_data_error(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_network: None
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RESCUE_DATA", str(tmp_path / "nowhere"))
     if name == "fashion-mini":

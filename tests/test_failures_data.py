@@ -1,5 +1,6 @@
-"""What a user leans on when images, folders or loader workers fail; and the verdict on one image."""
+"""What a user leans on when images, folders or loader workers fail; and `rescue predict`."""
 
+import contextlib
 import multiprocessing
 import os
 import shutil
@@ -22,11 +23,10 @@ from rescue_cli.data.folders import class_folders, read
 from rescue_cli.data.stream import (
     REDRAWS,
     Cropping,
-    EvalViews,
-    StreamEvalFeed,
     StreamFeed,
     TrainViews,
 )
+from rescue_cli.data.stream_eval import EvalViews, StreamEvalFeed
 from rescue_cli.draws import words
 from rescue_cli.errors import DataError, RescueError
 from rescue_cli.evaluation import TTAS
@@ -71,12 +71,13 @@ def feed(root: Path, log: list[str], *, workers: int = 0, max_corrupt: int = 100
 
 def shown(of: StreamFeed, steps: int = STEPS) -> list[tuple[int, int]]:
     """(the image's own number, its label) of every place in order."""
-    of.start(0)
     found = []
-    for step in range(steps):
-        for batch in of.slices(step):
-            numbers = batch.images[:, 0, 0, 0].tolist()
-            found += list(zip(numbers, batch.targets.tolist(), strict=True))
+    with contextlib.closing(of):
+        of.start(0)
+        for step in range(steps):
+            for batch in of.slices(step):
+                numbers = batch.images[:, 0, 0, 0].tolist()
+                found += list(zip(numbers, batch.targets.tolist(), strict=True))
     return found
 
 
@@ -184,9 +185,8 @@ def test_a_killed_loader_worker_ends_the_run_with_the_cure(folder: Path) -> None
         assert child.pid is not None
         os.kill(child.pid, signal.SIGKILL)
     started = time.monotonic()
-    with pytest.raises(RescueError) as error:
-        for step in range(1, 2 * STEPS):
-            list(of.slices(step))
+    with contextlib.closing(of), pytest.raises(RescueError) as error:
+        _ = [list(of.slices(step)) for step in range(1, 2 * STEPS)]
     assert time.monotonic() - started < 30
     assert error.value.exit_code == 1
     assert "a loader worker was killed" in str(error.value)
@@ -194,7 +194,8 @@ def test_a_killed_loader_worker_ends_the_run_with_the_cure(folder: Path) -> None
 
 
 def test_a_training_folder_that_vanishes_is_counted_like_corrupt_images(folder: Path) -> None:
-    of = feed(folder, log := [], max_corrupt=3)
+    log: list[str] = []
+    of = feed(folder, log, max_corrupt=3)
     shutil.rmtree(folder)
     with pytest.raises(DataError, match="more than 3"):
         shown(of)

@@ -21,6 +21,7 @@ LAYERS = (
      "averaging", "evaluation"},
     {"engine"},
     {"build"},
+    {"outcome"},
     {"worker", "prediction", "bench"},
     {"launch"},
     {"report"},

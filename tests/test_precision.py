@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ RATES = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6]
 def optimizers_of(
     name: str, parameter: nn.Parameter, clip: float | None, growth_interval: int = 2
 ) -> Optimizers:
-    options = {"lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 0.01}
+    options: dict[str, Any] = {"lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 0.01}
     optimizer = OPTIMIZERS[name]([{"params": [parameter]}], **options)
     scaler = torch.amp.GradScaler("cpu", enabled=True, growth_interval=growth_interval)
     rated = RatedGroup(optimizer, 0, lambda step: Rates(RATES[step]), 1.0)

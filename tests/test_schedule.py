@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from timm.scheduler import CosineLRScheduler
+from timm.scheduler.cosine_lr import CosineLRScheduler
 
 from rescue_cli import recipe as recipes
 from rescue_cli.errors import UsageError
@@ -83,13 +83,13 @@ def test_a_milestone_within_an_epoch_is_reached_in_mid_epoch() -> None:
 
 def test_piecewise_is_numpys_interp_read_one_step_ahead_as_myrtle_reads_it() -> None:
     # dawn.py: lr_schedule = PiecewiseLinear([0, 5, 24], [0, 0.4, 0]), read at (step + 1) / steps
-    from rescue_cli import build
+    from rescue_cli.build.updates import schedule_of
 
     per_epoch = 97
     recipe = recipes.load("myrtle-baseline")
     assert recipe.schedule.options["first_step"] == 1
     lr = float(recipe.optim[0].options["lr"])
-    ours = build._schedule(recipe.schedule, Span(lr, per_epoch, 24))
+    ours = schedule_of(recipe.schedule, Span(lr, per_epoch, 24))
     updates = np.arange(24 * per_epoch)
     expected = np.interp((updates + 1) / per_epoch, [0, 5, 24], [0, 0.4 / 512, 0])
     found = np.array([ours(int(update)).lr for update in updates])
@@ -190,11 +190,11 @@ def test_a_small_subset_wraps_where_an_epoch_asks_for_more() -> None:
 
 
 def test_the_shipped_recipes_name_schedules_that_reach_their_end() -> None:
-    from rescue_cli import build
+    from rescue_cli.build.updates import schedule_of
 
     for name in recipes.names():
         recipe = recipes.load(name)
-        ours = build._schedule(recipe.schedule, Span(1.0, 10, recipe.train.epochs))
+        ours = schedule_of(recipe.schedule, Span(1.0, 10, recipe.train.epochs))
         rates = [ours(u).lr for u in range(round(recipe.train.epochs * 10))]
         assert max(rates) <= 1.0
         assert min(rates) >= 0

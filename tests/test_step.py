@@ -4,6 +4,7 @@ import copy
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -129,8 +130,9 @@ def test_a_step_never_waits_for_a_gpu(name: str) -> None:
 @pytest.mark.parametrize("slices", [1, 2])
 def test_the_engine_trains_what_a_loop_written_by_hand_trains(slices: int) -> None:
     plain = ["model.width=4", "train.precision=float64", "augment=[]", "train.epochs=10"]
-    sizes = ["train.batch_size=16", f"train.device_batch_size={16 // slices}"]
-    recipe = recipes.load("quickstart", [*plain, *sizes])
+    plain += ["schedule={name: piecewise, epochs: [0, 2, 10], factors: [0, 1, 0], first_step: 1}"]
+    plain += ["optim.lr=0.4", "train.batch_size=16", f"train.device_batch_size={16 // slices}"]
+    recipe = recipes.load("quickstart", plain)
     network = build.model(recipe, 10, CPU)
     twin = copy.deepcopy(network)
     step = step_of(recipe, network)
@@ -219,7 +221,12 @@ def test_ema_follows_its_formula_on_weights_and_buffers() -> None:
 def weights_after(name: str, rates: list[float], nesterov: bool) -> Tensor:
     """A vector after one update for each rate, its gradients a function of the update alone."""
     parameter = nn.Parameter(torch.linspace(-1, 1, 7, dtype=torch.float64))
-    options = {"lr": rates[0], "momentum": 0.9, "nesterov": nesterov, "weight_decay": 0.05}
+    options: dict[str, Any] = {
+        "lr": rates[0],
+        "momentum": 0.9,
+        "nesterov": nesterov,
+        "weight_decay": 0.05,
+    }
     optimizer = OPTIMIZERS[name]([{"params": [parameter]}], **options)
     for number, rate in enumerate(rates):
         optimizer.param_groups[0]["lr"] = rate

@@ -57,6 +57,10 @@ FACTS: Mapping[str, Facts] = {
 }
 
 
+def _folder(text: str) -> Path:
+    return Path(os.path.expanduser(text))  # unlike Path.expanduser, leaves ~nobody as it is
+
+
 @dataclass(frozen=True)
 class Place:
     """The folders that one recipe's data come from. Raises `DataError` where one is not said."""
@@ -67,7 +71,7 @@ class Place:
     @cached_property
     def root(self) -> Path:
         if self.keys.root is not None:
-            return Path(self.keys.root).expanduser()
+            return _folder(self.keys.root)
         if "RESCUE_DATA" in os.environ:
             return Path(os.environ["RESCUE_DATA"], self.name)
         raise DataError(
@@ -81,16 +85,14 @@ class Place:
 
     @property
     def train_root(self) -> Path:
-        return (
-            Path(self.keys.train_root).expanduser() if self.keys.train_root else self.root / "train"
-        )
+        return _folder(self.keys.train_root) if self.keys.train_root else self.root / "train"
 
     def test_root(self, names: tuple[str, ...]) -> dict[str, Path]:
         """The main test folder by its name: `test_root`, else the first of `names` that exists."""
         if self.keys.holdout:
             return {}
         if self.keys.test_root:
-            return {names[0]: Path(self.keys.test_root).expanduser()}
+            return {names[0]: _folder(self.keys.test_root)}
         found = next((n for n in names if (self.root / n).is_dir()), None)
         if found is None:
             raise DataError(
@@ -101,7 +103,7 @@ class Place:
 
     @property
     def extra_sets(self) -> dict[str, Path]:
-        return {name: Path(root).expanduser() for name, root in self.keys.sets.items()}
+        return {name: _folder(root) for name, root in self.keys.sets.items()}
 
     def at(self, root: Path) -> "Place":
         return Place(self.name, replace(self.keys, root=str(root)))

@@ -1,20 +1,17 @@
-"""Batches of a split on disk: loader workers decode and crop, the rest happens on the device."""
+"""Training slices of a split on disk: workers decode and crop, the rest happens on the device."""
 
 import itertools
-import math
-import signal
-import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
-from rescue_cli.batch import Batch, Shown, View, to_device
+from rescue_cli.batch import Batch, to_device
 from rescue_cli.data.decode import (
     UNREADABLE,
     Box,
@@ -22,15 +19,13 @@ from rescue_cli.data.decode import (
     Interpolation,
     centre_crop,
     crop_resize,
-    pil_image,
-    pixels,
     size_of,
 )
 from rescue_cli.data.splits import Files
+from rescue_cli.data.workers import CHUNK, decode, end_workers, next_of, reason_of, start_workers
 from rescue_cli.draws import Floats, Indices, uniform, words
-from rescue_cli.errors import DataError, RescueError
+from rescue_cli.errors import DataError
 
-CHUNK = 16  # distinct images that one worker decodes at a time
 REDRAWS = 20
 
 
@@ -103,7 +98,7 @@ class TrainViews(Dataset[Views]):
             try:
                 return index, decode(path.read_bytes(), self.cropping.decoder)
             except UNREADABLE as error:
-                broken.append((str(path), _reason(error)))
+                broken.append((str(path), reason_of(error)))
             (word,) = words(self.seed, "redraw", index, attempt, 1)
             index = int(word % np.uint64(len(self.files)))
         return index, None
@@ -148,11 +143,11 @@ class StreamFeed:
         """Sets the workers to work from `step` on."""
         self.close()
         chunks = itertools.chain.from_iterable(self.chunks(s) for s in range(step, self.steps))
-        self.decoded = _loader(self.views, chunks, self.workers, self.device)
+        self.decoded = start_workers(self.views, chunks, self.workers, self.device)
 
     def close(self) -> None:
         """Ends the workers."""
-        _end_workers(self.decoded)
+        end_workers(self.decoded)
         self.decoded = iter(())
 
     def chunks(self, step: int) -> list[Chunk]:
@@ -182,7 +177,7 @@ class StreamFeed:
 
     def _next(self) -> Views:
         started = time.perf_counter()
-        views: Views = _from_workers(self.decoded)
+        views: Views = next_of(self.decoded)
         self.waited += time.perf_counter() - started
         self.replaced += views.replaced
         for path, reason in views.broken:
@@ -202,146 +197,3 @@ class StreamFeed:
                 "in its place. Repair or remove them."
             )
         return views
-
-
-class EvalPart(NamedTuple):
-    """Part of an evaluation batch, decoded; or the file that could not be."""
-
-    indices: Tensor
-    labels: Tensor
-    views: list[Tensor]
-    broken: tuple[str, str] | None
-
-
-class EvalViews(Dataset[EvalPart]):
-    """Decodes each test image once and cuts every view of it."""
-
-    def __init__(
-        self, files: Files, views: Sequence[View], interpolation: Interpolation, decoder: Decoder
-    ) -> None:
-        self.files = files
-        self.views = views
-        self.interpolation = interpolation
-        self.decoder = decoder
-
-    def __getitem__(self, indices: Any) -> EvalPart:
-        cut: list[list[Tensor]] = [[] for _ in self.views]
-        for index in indices:
-            path = self.files.names.path(index)
-            try:
-                image = decode(path.read_bytes(), self.decoder)
-            except UNREADABLE as error:
-                return EvalPart(torch.empty(0), torch.empty(0), [], (str(path), _reason(error)))
-            for images, view in zip(cut, self.views, strict=True):
-                images.append(centre_crop(image, view.size, view.crop, self.interpolation))
-        labels = torch.from_numpy(self.files.labels[np.array(indices)])
-        return EvalPart(torch.tensor(indices), labels, [torch.stack(c) for c in cut], None)
-
-
-class StreamEvalFeed:
-    """A test set on disk, in order, in batches dealt to the processes in turn."""
-
-    def __init__(
-        self, decoding: EvalViews, batch_size: int, workers: int, device: torch.device
-    ) -> None:
-        self.decoding = decoding
-        self.views = decoding.views
-        self.batch_size = batch_size
-        self.workers = workers
-        self.device = device
-
-    def __len__(self) -> int:
-        return len(self.decoding.files)
-
-    def rounds(self, world_size: int) -> int:
-        return math.ceil(math.ceil(len(self) / self.batch_size) / world_size)
-
-    def batches(self, rank: int, world_size: int) -> Generator[Shown, None, None]:
-        starts = range(0, len(self), self.batch_size)[rank::world_size]
-        whole = [list(range(s, min(s + self.batch_size, len(self)))) for s in starts]
-        parts = [[b[i : i + CHUNK] for i in range(0, len(b), CHUNK)] for b in whole]
-        order = itertools.chain.from_iterable(parts)
-        decoded = _loader(self.decoding, order, self.workers, self.device)
-        try:
-            for batch in parts:
-                yield self._shown([self._checked(_from_workers(decoded)) for _ in batch])
-        finally:
-            _end_workers(decoded)
-
-    def _shown(self, parts: list[EvalPart]) -> Shown:
-        columns = [torch.cat([p.views[v] for p in parts]) for v in range(len(self.views))]
-        return Shown(
-            to_device(torch.cat([p.indices for p in parts]), self.device),
-            to_device(torch.cat([p.labels for p in parts]), self.device),
-            {v: to_device(c, self.device) for v, c in zip(self.views, columns, strict=True)},
-        )
-
-    @staticmethod
-    def _checked(part: EvalPart) -> EvalPart:
-        if part.broken is not None:
-            path, reason = part.broken
-            raise DataError(
-                f"{path}: cannot be decoded: {reason}. A test image is never replaced: "
-                "repair the file, or remove it and say so."
-            )
-        return part
-
-
-def decode(data: bytes, decoder: Decoder) -> Any:
-    """A PIL image where PIL is to crop and resize, else an array (height, width, 3) uint8."""
-    return pil_image(data) if decoder == "pil" else pixels(data, decoder)
-
-
-def _loader(
-    dataset: Dataset[Any], order: Iterator[Any], workers: int, device: torch.device
-) -> Iterator[Any]:
-    loader: DataLoader[Any] = DataLoader(
-        dataset,
-        batch_size=None,
-        sampler=order,
-        collate_fn=_as_is,
-        num_workers=workers,
-        prefetch_factor=4 if workers else None,
-        pin_memory=device.type == "cuda",
-        worker_init_fn=_quiet_worker,
-    )
-    decoded = iter(loader)
-    if workers and threading.current_thread() is threading.main_thread():
-        # torch's handler raises wherever this process happens to be, in mid-step or while it
-        # saves; without it a worker's death is raised where its images are waited for
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    return decoded
-
-
-def _as_is(value: Any) -> Any:
-    return value
-
-
-def _quiet_worker(_: int) -> None:
-    """The process that trains decides when to stop; its workers end with it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-
-
-def _end_workers(decoded: Iterator[Any]) -> None:
-    """Tells a loader's workers to end. Left to the interpreter's exit they would be sent SIGTERM,
-    which they ignore, and be waited for without end."""
-    shutdown = getattr(decoded, "_shutdown_workers", None)  # torch has no public name for it
-    if shutdown is not None:
-        shutdown()
-
-
-def _from_workers(decoded: Iterator[Any]) -> Any:
-    try:
-        return next(decoded)
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        raise RescueError(
-            f"a loader worker was killed ({str(error).splitlines()[0]}). Where memory ran out, "
-            "use fewer with --workers, then --resume."
-        ) from None
-
-
-def _reason(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

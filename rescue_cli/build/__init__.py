@@ -1,0 +1,166 @@
+"""The only place where the names of a recipe become the objects that the engine runs."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import nn
+
+from rescue_cli import distributed
+from rescue_cli.augment import Augment, Operation
+from rescue_cli.averaging import AVERAGES
+from rescue_cli.batch import View
+from rescue_cli.build.check import check, check_ingredients
+from rescue_cli.build.ingredients import data_keys, filled, loss_of, network_of, operations_of
+from rescue_cli.build.inputs import (
+    Machine,
+    dataset,
+    normalise,
+    test_feeds,
+    train_feed,
+    training_images,
+)
+from rescue_cli.build.updates import optimizers, rates_of
+from rescue_cli.data import Dataset
+from rescue_cli.engine.evaluate import Evaluator
+from rescue_cli.engine.norms import RunningStatistics
+from rescue_cli.engine.step import Step
+from rescue_cli.evaluation import TTAS
+from rescue_cli.mix import MIXES
+from rescue_cli.model import load_weights
+from rescue_cli.recipe import Recipe, steps_per_epoch, total_steps
+from rescue_cli.sampling import SAMPLERS, Steps
+from rescue_cli.task import TASKS
+
+__all__ = [
+    "Autocast",
+    "Machine",
+    "autocast",
+    "check",
+    "check_ingredients",
+    "dataset",
+    "evaluator",
+    "model",
+    "normalise",
+    "outline",
+    "protocol",
+    "step",
+    "test_feeds",
+]
+SHOWN_RATES = 100_000  # the peak of a longer schedule is looked for at as many of its steps
+MIXED = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+Autocast = Callable[[], AbstractContextManager[None]]
+
+
+def model(recipe: Recipe, classes: int, device: torch.device, *, whole: bool = False) -> nn.Module:
+    """The recipe's network on the device, in its dtype and memory format, its weights loaded.
+
+    `whole` demands that the weights fit to the last tensor; else a head of another size is new.
+    """
+    torch.manual_seed(recipe.train.seed)
+    network = network_of(recipe, classes)
+    if weights := recipe.model.options.get("weights"):
+        load_weights(network, weights, recipe.model.name, head=whole)
+    return _placed(recipe, network, device)
+
+
+def _placed(recipe: Recipe, network: nn.Module, device: torch.device) -> nn.Module:
+    """The network where and how the recipe's precision and memory format want it."""
+    dtype = torch.float64 if recipe.train.precision == "float64" else torch.float32
+    network = network.to(device=device, dtype=dtype)
+    if recipe.train.channels_last:
+        network = network.to(memory_format=torch.channels_last)
+    return network
+
+
+def step(recipe: Recipe, network: nn.Module, data: Dataset, machine: Machine, log: Any) -> Step:
+    """Everything that one update needs, for this process's share of the slices."""
+    train = recipe.train
+    per_epoch = steps_per_epoch(train, len(data.train))
+    mine = range(distributed.rank(), train.slices, distributed.world_size())
+    operations = operations_of(recipe)
+    span_steps = Steps(
+        len(data.train), train.batch_size, train.device_batch_size, per_epoch, train.seed
+    )
+    sampler = filled("sampling", recipe.sampling, SAMPLERS)(span_steps)
+    scaler = torch.amp.GradScaler(machine.device.type, enabled=train.precision == "float16")
+    loss = loss_of(recipe)
+    forward = torch.compile(network, dynamic=False) if train.compile else network
+    return Step(
+        feed=train_feed(recipe, data, sampler, mine, operations, machine, log, per_epoch),
+        augment=Augment(
+            [op for op in operations if isinstance(op, Operation)],
+            normalise(recipe, machine.device),
+            train.seed,
+        ),
+        mix=filled("mix", recipe.mix, MIXES)(),
+        task=TASKS[recipe.task.name](loss.mean),
+        model=distributed.wrap(forward, machine.device),  # type: ignore[arg-type]
+        optimizers=optimizers(recipe, network, per_epoch, scaler),
+        statistics=RunningStatistics(network, train.slices),
+        average=filled("averaging", recipe.averaging, AVERAGES)(network),
+        autocast=autocast(recipe, machine.device),
+        device=machine.device,
+        seed=train.seed,
+        local_slices=len(mine),
+        loss_factor=loss.factor,
+    )
+
+
+def evaluator(recipe: Recipe, machine: Machine) -> Evaluator:
+    """The evaluation that training and `rescue eval` share."""
+    return Evaluator(
+        rows=TASKS[recipe.task.name](loss_of(recipe).mean).rows,
+        show=TTAS[recipe.eval.tta],
+        normalise=normalise(recipe, machine.device),
+        autocast=autocast(recipe, machine.device),
+        device=machine.device,
+    )
+
+
+def autocast(recipe: Recipe, device: torch.device) -> Autocast:
+    """Mixed precision as the recipe says; in float32 and float64 nothing is cast."""
+    dtype = MIXED.get(recipe.train.precision)
+    return lambda: torch.autocast(
+        device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None
+    )
+
+
+def protocol(recipe: Recipe, data_name: str, view: View, resident: bool) -> dict[str, Any]:
+    """How a result was measured, from the recipe's keys."""
+    return {
+        "data": recipe.data.name,
+        "set": data_name,
+        "size": view.size,
+        "crop": view.crop,
+        "interpolation": recipe.eval.interpolation,
+        "decoder": "resident" if resident else data_keys(recipe).eval_decoder,
+        "tta": recipe.eval.tta,
+        "weights": "last epoch" if recipe.averaging.name == "none" else recipe.averaging.name,
+        "precision": recipe.train.precision,
+    }
+
+
+def outline(recipe: Recipe) -> dict[str, Any]:
+    """What a run comes to, without data where the data set's size is known: for `--dry-run`."""
+    train, images = recipe.train, training_images(recipe)
+    found: dict[str, Any] = {
+        "training_images": images,
+        "slices": f"{train.slices} of {train.device_batch_size} images",
+    }
+    if images is None and train.steps_per_epoch is None:
+        return {**found, "steps": "unknown until data.root is there"}
+    per_epoch = steps_per_epoch(train, images or 0)
+    steps = total_steps(train, per_epoch)
+    schedule, ratio = rates_of(recipe, per_epoch)[0]
+    shown = [*range(0, steps, max(1, steps // SHOWN_RATES)), steps - 1]
+    rates = [schedule(step).lr * ratio for step in shown]
+    return {
+        **found,
+        "steps_per_epoch": per_epoch,
+        "steps": steps,
+        "learning_rate_at_start": rates[0],
+        "learning_rate_at_peak": max(rates),
+        "learning_rate_at_end": rates[-1],
+    }

@@ -1,0 +1,73 @@
+"""A recipe held against its ingredients, before a device or a data set is touched."""
+
+import torch
+
+from rescue_cli import registry
+from rescue_cli.augment import AUGMENTATIONS, FileCrop
+from rescue_cli.averaging import AVERAGES
+from rescue_cli.build.ingredients import data_keys, filled, network_of
+from rescue_cli.build.updates import own_schedule, schedule_of
+from rescue_cli.data import DATASETS, FACTS
+from rescue_cli.errors import RescueError, UsageError
+from rescue_cli.evaluation import TTAS
+from rescue_cli.loss import LOSSES
+from rescue_cli.mix import MIXES
+from rescue_cli.model import MODELS, zoo
+from rescue_cli.model import common as model_keys
+from rescue_cli.optim import OPTIMIZERS, claims
+from rescue_cli.optim import common as optim_keys
+from rescue_cli.recipe import Item, Recipe
+from rescue_cli.sampling import SAMPLERS
+from rescue_cli.schedule import Span
+from rescue_cli.task import TASKS
+
+
+def check(recipe: Recipe) -> None:
+    """Every name, key, type and range of the recipe, and its parameter groups on the meta device.
+
+    Raises `UsageError` before a device or a data set is touched.
+    """
+    check_ingredients(recipe)
+    try:
+        with torch.device("meta"):
+            model = network_of(recipe, FACTS[recipe.data.name].classes or 10)
+    except RescueError:
+        raise
+    except Exception as error:  # what an architecture raises has no common base
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise UsageError(f"model ({recipe.model.name}): cannot be built ({reason}).") from None
+    claims(model, [item.options for item in recipe.optim])
+
+
+def check_ingredients(recipe: Recipe) -> None:
+    """As `check`, without building the model."""
+    filled("task", recipe.task, TASKS)
+    registry.lookup("data.name", recipe.data.name, DATASETS)
+    _check_data(recipe)
+    filled("sampling", recipe.sampling, SAMPLERS)
+    operations = [filled("augment", item, AUGMENTATIONS)() for item in recipe.augment]
+    for place, operation in enumerate(operations):
+        if isinstance(operation, FileCrop) and place:
+            raise UsageError(f"augment: {recipe.augment[place].name} must come first in the list.")
+    filled("mix", recipe.mix, MIXES)
+    _check_model(recipe.model)
+    filled("loss", recipe.loss, LOSSES)
+    for item in recipe.optim:
+        filled("optim", item, OPTIMIZERS, optim_keys)
+        schedule_of(own_schedule(item) or recipe.schedule, Span(1.0, 1, recipe.train.epochs))
+    filled("averaging", recipe.averaging, AVERAGES)
+    registry.lookup("eval.tta", recipe.eval.tta, TTAS)
+
+
+def _check_data(recipe: Recipe) -> None:
+    """The section's keys, and as many means and deviations as the images have channels."""
+    keys, channels = data_keys(recipe), FACTS[recipe.data.name].channels
+    for key, values in (("mean", keys.mean), ("std", keys.std)):
+        if values is not None and len(values) != channels:
+            raise UsageError(f"data.{key}: {len(values)} values for {channels} channels.")
+    if keys.std is not None and min(keys.std) <= 0:
+        raise UsageError(f"data.std: {keys.std} must be above 0.")
+
+
+def _check_model(item: Item) -> None:
+    registry.check(f"model ({item.name})", item.options, MODELS.get(item.name, zoo), model_keys)

@@ -1,0 +1,47 @@
+"""A section of the recipe as its ingredient, the options checked and filled in."""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from rescue_cli import registry
+from rescue_cli.augment import AUGMENTATIONS, FileCrop, Operation
+from rescue_cli.data import FACTS, Keys
+from rescue_cli.loss import LOSSES, Loss
+from rescue_cli.model import MODELS, zoo
+from rescue_cli.model import common as model_keys
+from rescue_cli.recipe import Item, Recipe
+
+
+def filled(
+    section: str, item: Item, ingredients: dict[str, Any], *others: Callable[..., Any]
+) -> Callable[..., Any]:
+    """The ingredient with the recipe's options filled in; what is missing are runtime objects."""
+    function = registry.lookup(f"{section}.name", item.name, ingredients)
+    options = registry.check(f"{section} ({item.name})", item.options, function, *others)
+    mine = registry.pick(options, function)
+    return lambda *runtime: function(*runtime, **mine)
+
+
+def data_keys(recipe: Recipe) -> Keys:
+    return Keys(**registry.check(f"data ({recipe.data.name})", recipe.data.options, Keys))
+
+
+def loss_of(recipe: Recipe) -> Loss:
+    loss: Loss = filled("loss", recipe.loss, LOSSES)(recipe.train.batch_size)
+    return loss
+
+
+def network_of(recipe: Recipe, classes: int) -> nn.Module:
+    item, channels = recipe.model, FACTS[recipe.data.name].channels
+    function = MODELS.get(item.name, zoo)
+    options = registry.check(f"model ({item.name})", item.options, function, model_keys)
+    mine = registry.pick(options, function)
+    if item.name in MODELS:
+        return MODELS[item.name](classes, channels, **mine)
+    return zoo(item.name, classes, channels, **mine)
+
+
+def operations_of(recipe: Recipe) -> list[FileCrop | Operation]:
+    return [filled("augment", item, AUGMENTATIONS)() for item in recipe.augment]

@@ -1,0 +1,111 @@
+"""Where images come from in a run: training slices and test sets, in memory or from files."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rescue_cli import registry
+from rescue_cli.augment import FileCrop, Operation
+from rescue_cli.augment.pipeline import Normalise
+from rescue_cli.batch import View
+from rescue_cli.build.ingredients import data_keys
+from rescue_cli.data import FACTS, Dataset, Files, Images, load, normalisation
+from rescue_cli.data.memory import MemoryEvalFeed, MemoryFeed
+from rescue_cli.data.stream import Cropping, StreamFeed, TrainViews
+from rescue_cli.data.stream_eval import EvalViews, StreamEvalFeed
+from rescue_cli.engine.evaluate import EvalFeed
+from rescue_cli.engine.step import Feed
+from rescue_cli.errors import UsageError
+from rescue_cli.recipe import Recipe, total_steps
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What the launcher decided: where this process computes, and with how many loader workers."""
+
+    device: torch.device
+    workers: int
+    cache: Path
+
+
+def dataset(recipe: Recipe, cache: Path) -> Dataset:
+    """The recipe's images, found and cut."""
+    return load(recipe.data.name, data_keys(recipe), cache)
+
+
+def normalise(recipe: Recipe, device: torch.device) -> Normalise:
+    """uint8 pixels to what the network sees."""
+    mean, std = normalisation(recipe.data.name, data_keys(recipe))
+    dtype = torch.float64 if recipe.train.precision == "float64" else torch.float32
+    return Normalise(mean, std, device, dtype, recipe.train.channels_last)
+
+
+def train_feed(
+    recipe: Recipe,
+    data: Dataset,
+    sampler: Any,
+    mine: range,
+    operations: list[FileCrop | Operation],
+    machine: Machine,
+    log: Any,
+    per_epoch: int,
+) -> Feed:
+    train, keys = recipe.train, data_keys(recipe)
+    crop = next((op for op in operations if isinstance(op, FileCrop)), None)
+    if isinstance(data.train, Images):
+        if crop is not None:
+            raise UsageError(
+                f"augment: {recipe.augment[0].name} needs files; {recipe.data.name} is in memory. "
+                "Use pad-crop, or set data.resident=false where the data set is a folder."
+            )
+        return MemoryFeed(data.train, sampler, mine, machine.device)
+    assert isinstance(data.train, Files)
+    cropping = Cropping(
+        box=crop.box if crop else None,
+        columns=crop.columns if crop else 0,
+        size=keys.train_size or 224,
+        interpolation=keys.train_interpolation,
+        decoder=keys.decoder,
+    )
+    return StreamFeed(
+        TrainViews(data.train, cropping, train.device_batch_size, train.seed),
+        sampler,
+        mine,
+        steps=total_steps(train, per_epoch),
+        max_corrupt=keys.max_corrupt,
+        workers=machine.workers,
+        device=machine.device,
+        log=log,
+    )
+
+
+def test_feeds(recipe: Recipe, data: Dataset, machine: Machine) -> dict[str, EvalFeed]:
+    """The test sets that `eval.sets` names (the main one by default), with every size and crop."""
+    wanted = recipe.eval.sets or [next(iter(data.tests))]
+    views = [View(s, c) for s in recipe.eval.sizes for c in recipe.eval.crops]
+    feeds: dict[str, EvalFeed] = {}
+    for name in wanted:
+        split = registry.lookup("eval.sets", name, data.tests)
+        if isinstance(split, Images):
+            feeds[name] = MemoryEvalFeed(
+                split, views, recipe.eval.batch_size, recipe.eval.interpolation, machine.device
+            )
+        else:
+            keys = data_keys(recipe)
+            decoding = EvalViews(split, views, recipe.eval.interpolation, keys.eval_decoder)
+            feeds[name] = StreamEvalFeed(
+                decoding, recipe.eval.batch_size, machine.workers, machine.device
+            )
+    return feeds
+
+
+def training_images(recipe: Recipe) -> int | None:
+    """How many images the run trains on, as far as is known without the data."""
+    keys = data_keys(recipe)
+    known = FACTS[recipe.data.name].images
+    if known is None:
+        return None
+    left = known - keys.holdout
+    return min(left, keys.subset[0]) if keys.subset else left

@@ -1,0 +1,76 @@
+"""Optimizers, their parameter groups and the schedules of their rates."""
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from rescue_cli import registry
+from rescue_cli.build.ingredients import filled
+from rescue_cli.engine.updates import Optimizers, RatedGroup
+from rescue_cli.errors import UsageError
+from rescue_cli.optim import OPTIMIZERS, claims
+from rescue_cli.optim import common as optim_keys
+from rescue_cli.recipe import Item, Recipe
+from rescue_cli.schedule import SCHEDULES, Schedule, Span
+from rescue_cli.schedule import common as schedule_keys
+
+
+def schedule_of(item: Item, span: Span) -> Schedule:
+    first = item.options.get("first_step", 0)
+    rates: Schedule = filled("schedule", item, SCHEDULES, schedule_keys)(span)
+    return (lambda step: rates(step + first)) if first else rates
+
+
+def own_schedule(item: Item) -> Item | None:
+    """The schedule that an optimizer item carries itself."""
+    own = item.options.get("schedule")
+    if own is None:
+        return None
+    if not isinstance(own, dict) or not isinstance(own.get("name"), str):
+        raise UsageError(f"optim ({item.name}).schedule: must be a mapping with a name.")
+    return Item(own["name"], {k: v for k, v in own.items() if k != "name"})
+
+
+def rates_of(recipe: Recipe, per_epoch: int) -> list[tuple[Schedule, float]]:
+    """Each optimizer item's schedule and its ratio to it.
+
+    The schedule's `lr` is the first item's; other items keep their ratio to that, unless they
+    carry a schedule of their own.
+    """
+    lrs = [float(item.options["lr"]) for item in recipe.optim]
+    found = []
+    for item, lr in zip(recipe.optim, lrs, strict=True):
+        own = own_schedule(item)
+        span = Span(lr if own else lrs[0], per_epoch, recipe.train.epochs)
+        found.append((schedule_of(own or recipe.schedule, span), 1.0 if own else lr / lrs[0]))
+    return found
+
+
+def optimizers(
+    recipe: Recipe, network: nn.Module, per_epoch: int, scaler: torch.amp.GradScaler
+) -> Optimizers:
+    """One optimizer for each name, a parameter group for each item and decay, rates for each."""
+    parameters = dict(network.named_parameters())
+    groups: dict[str, list[dict[str, Any]]] = {}
+    makers: dict[str, Any] = {}
+    rates: dict[str, list[tuple[Schedule, float]]] = {}
+    found = claims(network, [item.options for item in recipe.optim])
+    for item, claim, rate in zip(recipe.optim, found, rates_of(recipe, per_epoch), strict=True):
+        function = OPTIMIZERS[item.name]
+        options = registry.check(f"optim ({item.name})", item.options, function, optim_keys)
+        mine = registry.pick(options, function)
+        makers.setdefault(item.name, partial(function, **mine))
+        for names, decay in ((claim.decayed, mine["weight_decay"]), (claim.undecayed, 0.0)):
+            if names:
+                group = {**mine, "params": [parameters[n] for n in names], "weight_decay": decay}
+                groups.setdefault(item.name, []).append(group)
+                rates.setdefault(item.name, []).append(rate)
+    optimizers = {name: make(groups[name]) for name, make in makers.items() if name in groups}
+    rated = [
+        RatedGroup(optimizers[name], index, schedule, ratio)
+        for name in optimizers
+        for index, (schedule, ratio) in enumerate(rates[name])
+    ]
+    return Optimizers(list(optimizers.values()), rated, recipe.train.clip_grad_norm, scaler)

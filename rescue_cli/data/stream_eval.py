@@ -1,0 +1,100 @@
+"""Test sets on disk: each image decoded once, every view of it cut."""
+
+import itertools
+import math
+from collections.abc import Generator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from rescue_cli.batch import Shown, View, to_device
+from rescue_cli.data.decode import UNREADABLE, Decoder, Interpolation, centre_crop
+from rescue_cli.data.splits import Files
+from rescue_cli.data.workers import CHUNK, decode, end_workers, next_of, reason_of, start_workers
+from rescue_cli.errors import DataError
+
+
+class EvalPart(NamedTuple):
+    """Part of an evaluation batch, decoded; or the file that could not be."""
+
+    indices: Tensor
+    labels: Tensor
+    views: list[Tensor]
+    broken: tuple[str, str] | None
+
+
+class EvalViews(Dataset[EvalPart]):
+    """Decodes each test image once and cuts every view of it."""
+
+    def __init__(
+        self, files: Files, views: Sequence[View], interpolation: Interpolation, decoder: Decoder
+    ) -> None:
+        self.files = files
+        self.views = views
+        self.interpolation = interpolation
+        self.decoder = decoder
+
+    def __getitem__(self, indices: Any) -> EvalPart:
+        cut: list[list[Tensor]] = [[] for _ in self.views]
+        for index in indices:
+            path = self.files.names.path(index)
+            try:
+                image = decode(path.read_bytes(), self.decoder)
+            except UNREADABLE as error:
+                return EvalPart(torch.empty(0), torch.empty(0), [], (str(path), reason_of(error)))
+            for images, view in zip(cut, self.views, strict=True):
+                images.append(centre_crop(image, view.size, view.crop, self.interpolation))
+        labels = torch.from_numpy(self.files.labels[np.array(indices)])
+        return EvalPart(torch.tensor(indices), labels, [torch.stack(c) for c in cut], None)
+
+
+class StreamEvalFeed:
+    """A test set on disk, in order, in batches dealt to the processes in turn."""
+
+    def __init__(
+        self, decoding: EvalViews, batch_size: int, workers: int, device: torch.device
+    ) -> None:
+        self.decoding = decoding
+        self.views = decoding.views
+        self.batch_size = batch_size
+        self.workers = workers
+        self.device = device
+
+    def __len__(self) -> int:
+        return len(self.decoding.files)
+
+    def rounds(self, world_size: int) -> int:
+        return math.ceil(math.ceil(len(self) / self.batch_size) / world_size)
+
+    def batches(self, rank: int, world_size: int) -> Generator[Shown, None, None]:
+        starts = range(0, len(self), self.batch_size)[rank::world_size]
+        whole = [list(range(s, min(s + self.batch_size, len(self)))) for s in starts]
+        parts = [[b[i : i + CHUNK] for i in range(0, len(b), CHUNK)] for b in whole]
+        order = itertools.chain.from_iterable(parts)
+        decoded = start_workers(self.decoding, order, self.workers, self.device)
+        try:
+            for batch in parts:
+                yield self._shown([self._checked(next_of(decoded)) for _ in batch])
+        finally:
+            end_workers(decoded)
+
+    def _shown(self, parts: list[EvalPart]) -> Shown:
+        columns = [torch.cat([p.views[v] for p in parts]) for v in range(len(self.views))]
+        return Shown(
+            to_device(torch.cat([p.indices for p in parts]), self.device),
+            to_device(torch.cat([p.labels for p in parts]), self.device),
+            {v: to_device(c, self.device) for v, c in zip(self.views, columns, strict=True)},
+        )
+
+    @staticmethod
+    def _checked(part: EvalPart) -> EvalPart:
+        if part.broken is not None:
+            path, reason = part.broken
+            raise DataError(
+                f"{path}: cannot be decoded: {reason}. A test image is never replaced: "
+                "repair the file, or remove it and say so."
+            )
+        return part

@@ -1,0 +1,74 @@
+"""Loader processes: started, asked, ended."""
+
+import signal
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from rescue_cli.data.decode import Decoder, pil_image, pixels
+from rescue_cli.errors import RescueError
+
+CHUNK = 16  # distinct images that one worker decodes at a time
+
+
+def decode(data: bytes, decoder: Decoder) -> Any:
+    """A PIL image where PIL is to crop and resize, else an array (height, width, 3) uint8."""
+    return pil_image(data) if decoder == "pil" else pixels(data, decoder)
+
+
+def start_workers(
+    dataset: Dataset[Any], order: Iterator[Any], workers: int, device: torch.device
+) -> Iterator[Any]:
+    loader: DataLoader[Any] = DataLoader(
+        dataset,
+        batch_size=None,
+        sampler=order,
+        collate_fn=_as_is,
+        num_workers=workers,
+        prefetch_factor=4 if workers else None,
+        pin_memory=device.type == "cuda",
+        worker_init_fn=_quiet_worker,
+    )
+    decoded = iter(loader)
+    if workers and threading.current_thread() is threading.main_thread():
+        # torch's handler raises wherever this process happens to be, in mid-step or while it
+        # saves; without it a worker's death is raised where its images are waited for
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    return decoded
+
+
+def _as_is(value: Any) -> Any:
+    return value
+
+
+def _quiet_worker(_: int) -> None:
+    """The process that trains decides when to stop; its workers end with it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def end_workers(decoded: Iterator[Any]) -> None:
+    """Tells a loader's workers to end. Left to the interpreter's exit they would be sent SIGTERM,
+    which they ignore, and be waited for without end."""
+    shutdown = getattr(decoded, "_shutdown_workers", None)  # torch has no public name for it
+    if shutdown is not None:
+        shutdown()
+
+
+def next_of(decoded: Iterator[Any]) -> Any:
+    try:
+        return next(decoded)
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise RescueError(
+            f"a loader worker was killed ({str(error).splitlines()[0]}). Where memory ran out, "
+            "use fewer with --workers, then --resume."
+        ) from None
+
+
+def reason_of(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

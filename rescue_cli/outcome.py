@@ -1,0 +1,133 @@
+"""What a run leaves behind: weights, predictions, samples and the result's numbers."""
+
+import json
+import resource
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from rescue_cli import build, distributed
+from rescue_cli.augment.pipeline import Normalise
+from rescue_cli.batch import View
+from rescue_cli.data import Dataset, Images
+from rescue_cli.engine.evaluate import Predictions
+from rescue_cli.engine.step import Step
+from rescue_cli.recipe import Recipe
+from rescue_cli.results import RunDirectory, write_whole
+
+SAMPLES = 16
+
+
+@dataclass(frozen=True)
+class Clock:
+    """Seconds of each part of a run, and how many images its longest part saw."""
+
+    images: int
+    prepare: float
+    train: float
+    evaluate: float
+
+
+def result(
+    run: RunDirectory,
+    recipe: Recipe,
+    data: Dataset,
+    model: nn.Module,
+    found: dict[str, dict[View, Predictions]],
+    clock: Clock,
+    peak_memory_mb: float,
+) -> dict[str, Any]:
+    """Stores the predictions; returns the keys of `result.json` that train and eval share."""
+    entries = _write_predictions(run, recipe, data, found)
+    main = {k: entries[0][k] for k in ("top1", "top5", "loss", "count", "protocol")}
+    return {
+        "run": str(run.path),
+        "recipe": recipe.name,
+        "seed": recipe.train.seed,
+        **main,
+        "epochs": None,
+        "steps": None,
+        "seconds_train": round(clock.train, 3),
+        "seconds_prepare": round(clock.prepare, 3),
+        "seconds_eval": round(clock.evaluate, 3),
+        "images_per_second": round(clock.images / max(clock.train or clock.evaluate, 1e-9), 1),
+        "peak_memory_mb": peak_memory_mb,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "sets": entries,
+    }
+
+
+def peak_memory_mb(device: torch.device) -> float:
+    """The largest of all processes: of the device where it counts, else of the process; 2^20 B."""
+    if device.type == "cuda":
+        mine = torch.cuda.max_memory_allocated(device) / 2**20
+    else:
+        mine = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    return round(distributed.max_over_ranks([mine], device)[0], 1)
+
+
+def write_weights(run: RunDirectory, recipe: Recipe, model: nn.Module, data: Dataset) -> None:
+    """The weights that were reported, as safetensors with class names and recipe."""
+    from safetensors.torch import save
+
+    tensors = {k: v.detach().cpu().contiguous().clone() for k, v in model.state_dict().items()}
+    metadata = {
+        "format": "pt",
+        "architecture": recipe.model.name,
+        "classes": json.dumps(data.classes),
+        "recipe": recipe.to_yaml(),
+    }
+    content = save(tensors, metadata)
+    write_whole(run.weights, lambda file: file.write(content))
+
+
+def write_samples(run: RunDirectory, step: Step, normalise: Normalise, data: Dataset) -> None:
+    """The first images of step 0 as the network sees them, back in pixels, with their labels."""
+    step.feed.start(0)
+    batch = step.augment(next(iter(step.feed.slices(0))))
+    labels = batch.targets[:SAMPLES].cpu().numpy()
+    arrays: dict[str, Any] = {
+        "images": normalise.undo(batch.images[:SAMPLES]).cpu().numpy(),
+        "labels": np.array([data.classes[int(label)] for label in labels]),
+    }
+    write_whole(run.samples, lambda file: np.savez(file, **arrays))
+    step.feed.waited = 0.0
+
+
+def _write_predictions(
+    run: RunDirectory, recipe: Recipe, data: Dataset, found: dict[str, dict[View, Predictions]]
+) -> list[dict[str, Any]]:
+    """Stores each set's predictions and returns its entry in the result."""
+    entries = []
+    for name, views in found.items():
+        for view, predictions in views.items():
+            stem = name if len(views) == 1 else f"{name}-{view}"
+            confusion = predictions.confusion(len(data.classes))
+            arrays = {
+                "labels": predictions.labels,
+                "top": predictions.top,
+                "probabilities": predictions.probabilities,
+                "losses": predictions.losses,
+                "confusion": confusion,
+                "per_class": 100 * np.diag(confusion) / np.maximum(confusion.sum(1), 1),
+                "classes": np.array(data.classes),
+            }
+            write_whole(run.predictions(stem), lambda file, a=arrays: np.savez(file, **a))  # type: ignore[misc]
+            entries.append(
+                {
+                    "set": name,
+                    "size": view.size,
+                    "crop": view.crop,
+                    "top1": predictions.accuracy(1),
+                    "top5": predictions.accuracy(5),
+                    "loss": predictions.loss,
+                    "count": predictions.count,
+                    "protocol": build.protocol(
+                        recipe, name, view, isinstance(data.tests[name], Images)
+                    ),
+                }
+            )
+    return entries
