@@ -100,6 +100,12 @@ def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
         ) from None
 
 
+def discard_partials(folder: Path) -> None:
+    """Removes what a process that was killed while it wrote has left behind."""
+    for partial in folder.rglob(".*.partial"):
+        partial.unlink(missing_ok=True)
+
+
 def _sync_folder(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY)
     try:

@@ -23,7 +23,7 @@ from rescue_cli.engine.recorder import Recorder
 from rescue_cli.engine.signals import Stop, leave_with_parent
 from rescue_cli.errors import MemoryExhausted, RescueError, StoppedError, UsageError
 from rescue_cli.recipe import Recipe, recipe_in, steps_per_epoch, total_steps
-from rescue_cli.results import RunDirectory, read_json, write_json
+from rescue_cli.results import RunDirectory, discard_partials, read_json, write_json
 
 
 def work(path: Path) -> None:
@@ -143,6 +143,8 @@ def _train(run: RunDirectory, recipe: Recipe, machine: build.Machine, started: f
     with contextlib.closing(recorder):
         loop = _loop(run, recipe, data, machine, recorder)
         recorder.open_log()
+        if distributed.is_first():
+            discard_partials(run.path)
         with contextlib.closing(loop.step.feed):
             if distributed.is_first() and not run.samples.exists():
                 outcome.write_samples(run, loop.step, loop.evaluator.normalise, data)

@@ -28,6 +28,7 @@ def start_workers(
         sampler=order,
         collate_fn=_as_is,
         num_workers=workers,
+        multiprocessing_context="fork" if workers else None,  # shares the file names' pages
         prefetch_factor=4 if workers else None,
         pin_memory=device.type == "cuda",
         worker_init_fn=_quiet_worker,
