@@ -215,7 +215,7 @@ def _finish(
 
 
 def _evaluate(run: RunDirectory, recipe: Recipe, machine: build.Machine, started: float) -> None:
-    data = build.dataset(recipe, machine.cache)
+    data = build.dataset(recipe, machine.cache, test_only=True)
     network = build.model(recipe, len(data.classes), machine.device, whole=True)
     evaluator = build.evaluator(recipe, machine)
     feeds = build.test_feeds(recipe, data, machine)

@@ -18,8 +18,9 @@ from PIL import Image
 
 from rescue_cli import build
 from rescue_cli.batch import View
-from rescue_cli.data import Files, Images
+from rescue_cli.data import Files, Images, Keys, load
 from rescue_cli.data.folders import class_folders, read
+from rescue_cli.data.memory import MemoryFeed
 from rescue_cli.data.stream import (
     REDRAWS,
     Cropping,
@@ -125,6 +126,16 @@ def test_the_redraw_is_a_function_of_seed_and_image(folder: Path) -> None:
     assert files.names.name(index) == "even/06.png"
     place = [number for number, _ in intact].index(6)
     assert found[place][0] == int(Path(files.names.name(expected)).stem)
+
+
+def test_an_image_that_stands_in_brings_its_own_label(folder: Path) -> None:
+    for path in folder.glob("even/*.png"):
+        path.write_bytes(b"")
+    of = feed(folder, [])
+    found = shown(of)
+    assert {number % 2 for number, _ in found} == {1}
+    assert {label for _, label in found} == {1}
+    assert (of.replaced, len(of.corrupt)) == (20, 20)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -301,3 +312,49 @@ def test_predict_refuses_what_is_not_an_image(quickstart: Path, tmp_path: Path) 
         assert str(error.value).startswith(f"{broken}: cannot be decoded: ")
     with pytest.raises(DataError, match="No such file"):
         predict_images(quickstart, [tmp_path / "absent.png"], 3, "cpu")
+
+
+def test_a_corrupt_training_image_of_a_resident_folder_gives_way_to_another(
+    tmp_path: Path,
+) -> None:
+    for split in ("train", "test"):
+        for number, name in enumerate(("cat", "dog")):
+            folder = tmp_path / split / name
+            folder.mkdir(parents=True)
+            for i in range(4):
+                grey = np.full((8, 8, 3), 100 * number + i, np.uint8)
+                Image.fromarray(grey).save(folder / f"{i}.png")
+    broken = tmp_path / "train" / "cat" / "2.png"
+    broken.write_bytes(b"")
+    keys = Keys(root=str(tmp_path), resident=True, train_size=8)
+    images = load("folder", keys, tmp_path / "cache").train
+    assert isinstance(images, Images)
+    assert [path for path, _ in images.corrupt] == [str(broken)]
+    assert (images.labels == (images.pixels[:, 0, 0, 0] >= 100)).all()  # the label came along
+    said: list[str] = []
+    steps = Steps(samples=8, batch_size=4, slice_size=4, per_epoch=2, seed=0)
+    for most in (1, 0):
+        feed = MemoryFeed(
+            images, shuffled(steps), [0], max_corrupt=most, device=CPU, log=said.append
+        )
+        if most:
+            feed.start(0)
+            feed.start(0)
+            assert (feed.replaced, feed.corrupt, len(said)) == (1, [str(broken)], 1)
+        else:
+            with pytest.raises(DataError, match=r"max_corrupt: 1 images are corrupt, more than 0"):
+                feed.start(0)
+    broken.rename(tmp_path / "test" / "cat" / "9.png")
+    with pytest.raises(DataError, match="A test image is never replaced"):
+        load("folder", keys, tmp_path / "cache")
+
+
+def test_an_evaluation_does_without_the_training_folder(tmp_path: Path) -> None:
+    for name in ("cat", "dog"):
+        (tmp_path / "val" / name).mkdir(parents=True)
+        Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "val" / name / "0.png")
+    keys = Keys(root=str(tmp_path))
+    data = load("folder", keys, tmp_path / "cache", test_only=True)
+    assert (data.classes, len(data.tests["val"]), len(data.train)) == (("cat", "dog"), 2, 0)
+    with pytest.raises(DataError, match="train: no such folder"):
+        load("folder", keys, tmp_path / "cache")

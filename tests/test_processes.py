@@ -51,7 +51,10 @@ def test_a_slice_holds_the_same_samples_on_any_number_of_processes(world_size: i
     def samples(worlds: int, step: int) -> dict[int, list[int]]:
         cpu = torch.device("cpu")
         feeds = [
-            MemoryFeed(images, shuffled(steps), range(r, 4, worlds), cpu) for r in range(worlds)
+            MemoryFeed(
+                images, shuffled(steps), range(r, 4, worlds), max_corrupt=0, device=cpu, log=print
+            )
+            for r in range(worlds)
         ]
         return {b.slice: b.targets.tolist() for feed in feeds for b in feed.slices(step)}
 

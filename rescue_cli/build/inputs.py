@@ -30,9 +30,9 @@ class Machine:
     cache: Path
 
 
-def dataset(recipe: Recipe, cache: Path) -> Dataset:
-    """The recipe's images, found and cut."""
-    return load(recipe.data.name, data_keys(recipe), cache)
+def dataset(recipe: Recipe, cache: Path, *, test_only: bool = False) -> Dataset:
+    """The recipe's images, found and cut; `test_only` for an evaluation."""
+    return load(recipe.data.name, data_keys(recipe), cache, test_only=test_only)
 
 
 def normalise(recipe: Recipe, device: torch.device) -> Normalise:
@@ -60,7 +60,14 @@ def train_feed(
                 f"augment: {recipe.augment[0].name} needs files; {recipe.data.name} is in memory. "
                 "Use pad-crop, or set data.resident=false where the data set is a folder."
             )
-        return MemoryFeed(data.train, sampler, mine, machine.device)
+        return MemoryFeed(
+            data.train,
+            sampler,
+            mine,
+            max_corrupt=keys.max_corrupt,
+            device=machine.device,
+            log=log,
+        )
     assert isinstance(data.train, Files)
     cropping = Cropping(
         box=crop.box if crop else None,

@@ -1,6 +1,9 @@
 """The section `data`: which images, where they are, and how they become pixels."""
 
+from dataclasses import replace
 from pathlib import Path
+
+import numpy as np
 
 from rescue_cli.data.known import DATASETS, imagenet_words
 from rescue_cli.data.place import FACTS, Facts, Keys, Place, normalisation
@@ -27,9 +30,15 @@ __all__ = [
 ]
 
 
-def load(name: str, keys: Keys, cache: Path) -> Dataset:
-    """The data set called `name`, held out, cut and made resident as `keys` say."""
-    dataset = subset(hold_out(DATASETS[name](Place(name, keys)), keys.holdout), keys.subset)
+def load(name: str, keys: Keys, cache: Path, *, test_only: bool = False) -> Dataset:
+    """The data set called `name`, held out, cut and made resident as `keys` say.
+
+    With `test_only` its training folder may be missing, and is not decoded.
+    """
+    place = Place(name, keys, test_only and not keys.holdout)
+    dataset = subset(hold_out(DATASETS[name](place), keys.holdout), keys.subset)
+    if place.test_only:
+        dataset = replace(dataset, train=dataset.train.take(np.zeros(0, dtype=np.int64)))
     size = FACTS[name].size
     resident = keys.resident if keys.resident is not None else size is not None
     if not resident:

@@ -67,8 +67,8 @@ def crop_resize(
 ) -> Tensor:
     """The box of the image resized with antialiasing, (3, height, width) uint8.
 
-    A PIL image is resized by PIL; an array by torch's uint8 kernels, which round like PIL's but
-    for one grey level.
+    A PIL image is resized by PIL; an array by torch's uint8 kernels, within one grey level of
+    PIL's (bicubic: 99.9 % of the values).
     """
     if isinstance(image, Image.Image):
         edges = (box.left, box.top, box.left + box.width, box.top + box.height)

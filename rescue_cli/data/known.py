@@ -12,7 +12,7 @@ import numpy as np
 
 from rescue_cli.data import archives, folders
 from rescue_cli.data.place import Place
-from rescue_cli.data.splits import Dataset, Files, Images, Pixels
+from rescue_cli.data.splits import Dataset, FileNames, Files, Images, Pixels
 from rescue_cli.errors import DataError
 
 FASHION: tuple[str, ...] = (
@@ -107,7 +107,10 @@ def imagenet(place: Place) -> Dataset:
 
 def folder(place: Place) -> Dataset:
     """Class folders of one's own; the classes are the training folders' names in order."""
-    classes = folders.class_folders(place.train_root)
+    root = place.train_root
+    if place.test_only and not root.is_dir():
+        (root,) = place.test_root(("val", "test")).values()
+    classes = folders.class_folders(root)
     return _class_folders(
         place, {n: i for i, n in enumerate(classes)}, tuple(classes), ("val", "test")
     )
@@ -145,7 +148,10 @@ def _class_folders(
     *,
     complete: bool = True,
 ) -> Dataset:
-    train = folders.read(place.train_root, labels, complete=complete)
+    if place.test_only and not place.train_root.is_dir():
+        train = Files(FileNames.of(place.train_root, []), np.zeros(0, dtype=np.int64))
+    else:
+        train = folders.read(place.train_root, labels, complete=complete)
     roots = {**place.test_root(test_names), **place.extra_sets}
     tests: dict[str, Any] = {
         name: _test_split(root, labels, complete=complete) for name, root in roots.items()

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from rescue_cli.batch import Batch, Shown, View, to_device
+from rescue_cli.data.corrupt import tally
 from rescue_cli.data.decode import Interpolation
 from rescue_cli.data.splits import Images
 from rescue_cli.draws import Indices
@@ -21,8 +22,14 @@ class MemoryFeed:
         images: Images,
         sampler: Callable[[int, int], Indices],
         slices: Sequence[int],
+        *,
+        max_corrupt: int,
         device: torch.device,
+        log: Callable[[str], None],
     ) -> None:
+        self.found_corrupt = images.corrupt if 0 in slices else ()  # one process speaks of them
+        self.max_corrupt = max_corrupt
+        self.log = log
         self.images, self.labels = (to_device(a, device) for a in (images.pixels, images.labels))
         self.sampler = sampler
         self.mine = slices
@@ -31,8 +38,10 @@ class MemoryFeed:
         self.replaced = 0
         self.corrupt: list[str] = []
 
-    def start(self, step: int) -> None:
-        """Nothing to prepare: a step's images are a function of the step."""
+    def start(self, _step: int) -> None:
+        """Names the images that were corrupt when the set was read; the rest needs nothing."""
+        tally(self.corrupt, self.found_corrupt, self.max_corrupt, self.log)
+        self.replaced = len(self.corrupt)
 
     def close(self) -> None:
         """Nothing is left running."""

@@ -67,6 +67,7 @@ class Place:
 
     name: str
     keys: Keys
+    test_only: bool = False  # an evaluation does without the training images
 
     @cached_property
     def root(self) -> Path:
@@ -106,7 +107,7 @@ class Place:
         return {name: _folder(root) for name, root in self.keys.sets.items()}
 
     def at(self, root: Path) -> "Place":
-        return Place(self.name, replace(self.keys, root=str(root)))
+        return replace(self, keys=replace(self.keys, root=str(root)))
 
 
 def normalisation(name: str, keys: Keys) -> tuple[list[float], list[float]]:

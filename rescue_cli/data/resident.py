@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import os
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -10,29 +11,46 @@ from pathlib import Path
 import numpy as np
 
 from rescue_cli.data.decode import UNREADABLE, Interpolation, centre_crop, pil_image
-from rescue_cli.data.splits import Dataset, Files, Images, Pixels, Split
+from rescue_cli.data.splits import SPLIT_SEED, Dataset, Files, Images, Pixels, Split
+from rescue_cli.draws import words
 from rescue_cli.errors import DataError
+
+REDRAWS = 1000
 
 
 def make_resident(
     dataset: Dataset, size: int, interpolation: Interpolation, cache: Path
 ) -> Dataset:
-    """The data set with every split in memory as size x size pixels, from `cache` where it can."""
+    """The data set with every split in memory as size x size pixels, from `cache` where it can.
+
+    A corrupt training image gives way to another and is named in `Images.corrupt`; a corrupt test
+    image is a `DataError`.
+    """
     tests: dict[str, Split] = {
         k: _images(split, size, interpolation, cache) for k, split in dataset.tests.items()
     }
-    return replace(dataset, train=_images(dataset.train, size, interpolation, cache), tests=tests)
+    train = _images(dataset.train, size, interpolation, cache, replacing=True)
+    return replace(dataset, train=train, tests=tests)
 
 
-def _images(split: Split, size: int, interpolation: Interpolation, cache: Path) -> Images:
+def _images(
+    split: Split,
+    size: int,
+    interpolation: Interpolation,
+    cache: Path,
+    *,
+    replacing: bool = False,
+) -> Images:
     if isinstance(split, Images):
         return split
     file = cache / f"{_key(split, size, interpolation)}.npy"
     pixels = _read(file, (len(split), 3, size, size))
-    if pixels is None:
-        pixels = _decode(split, size, interpolation)
-        _write(file, pixels)
-    return Images(pixels, split.labels)
+    if pixels is not None:
+        return Images(pixels, split.labels)
+    images = _decode(split, size, interpolation, replacing)
+    if not images.corrupt:
+        _write(file, images.pixels)
+    return images
 
 
 def _key(split: Files, size: int, interpolation: Interpolation) -> str:
@@ -45,18 +63,39 @@ def _key(split: Files, size: int, interpolation: Interpolation) -> str:
     return digest.hexdigest()[:32]
 
 
-def _decode(split: Files, size: int, interpolation: Interpolation) -> Pixels:
-    def one(index: int) -> Pixels:
+def _decode(split: Files, size: int, interpolation: Interpolation, replacing: bool) -> Images:
+    def one(index: int) -> Pixels | tuple[str, str]:
         path = split.names.path(index)
         try:
             image = pil_image(path.read_bytes())
         except UNREADABLE as error:
-            raise DataError(f"{path}: cannot be decoded: {error}. Repair or remove it.") from None
+            reason = " ".join(str(error).split())
+            if not replacing:
+                raise DataError(
+                    f"{path}: cannot be decoded: {reason}. A test image is never replaced: "
+                    "repair the file, or remove it and say so."
+                ) from None
+            return str(path), reason
         decoded: Pixels = centre_crop(image, size, 1.0, interpolation).numpy()
         return decoded
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # PIL decodes without the interpreter's lock
-        return np.stack(list(pool.map(one, range(len(split)), chunksize=256)))
+        found = list(pool.map(one, range(len(split)), chunksize=256))
+    places = np.array([_readable(found, index) for index in range(len(found))], dtype=np.int64)
+    pixels = np.array([found[i] for i in places], np.uint8).reshape(-1, 3, size, size)
+    corrupt = tuple(entry for entry in found if isinstance(entry, tuple))
+    return Images(pixels, split.labels[places], corrupt)
+
+
+def _readable(found: Sequence[Pixels | tuple[str, str]], index: int) -> int:
+    """The image itself, or where it is corrupt another one drawn for it."""
+    attempt = 0
+    while isinstance(found[index], tuple):
+        if attempt == REDRAWS:
+            raise DataError(f"{found[index][0]}: corrupt, and so are those drawn in its place.")
+        (word,) = words(SPLIT_SEED, "redraw", index, attempt, 1)
+        index, attempt = int(word % np.uint64(len(found))), attempt + 1
+    return index
 
 
 def _read(file: Path, shape: tuple[int, ...]) -> Pixels | None:

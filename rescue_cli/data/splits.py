@@ -45,10 +45,14 @@ class FileNames:
 
 @dataclass(frozen=True)
 class Images:
-    """A split in memory: pixels (n, channels, height, width) uint8, labels (n,) int64."""
+    """A split in memory: pixels (n, channels, height, width) uint8, labels (n,) int64.
+
+    `corrupt`: files that could not be decoded and gave way to another image, with the reason.
+    """
 
     pixels: Pixels
     labels: Indices
+    corrupt: tuple[tuple[str, str], ...] = ()
 
     def __len__(self) -> int:
         return len(self.labels)

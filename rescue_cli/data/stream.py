@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from rescue_cli.batch import Batch, to_device
+from rescue_cli.data.corrupt import tally
 from rescue_cli.data.decode import (
     UNREADABLE,
     Box,
@@ -180,17 +181,7 @@ class StreamFeed:
         views: Views = next_of(self.decoded)
         self.waited += time.perf_counter() - started
         self.replaced += views.replaced
-        for path, reason in views.broken:
-            if path not in self.corrupt:
-                self.corrupt.append(path)
-                self.log(f"corrupt image replaced by another: {path}: {reason}")
-        if len(self.corrupt) > self.max_corrupt:
-            files = "\n  ".join(self.corrupt)
-            raise DataError(
-                f"data.max_corrupt: {len(self.corrupt)} images are corrupt, more than "
-                f"{self.max_corrupt}. "
-                f"Repair or remove them, or raise the number:\n  {files}"
-            )
+        tally(self.corrupt, views.broken, self.max_corrupt, self.log)
         if not len(views.images):
             raise DataError(
                 f"{views.broken[-REDRAWS][0]}: corrupt, and so are the {REDRAWS - 1} images drawn "

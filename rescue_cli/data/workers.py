@@ -62,11 +62,12 @@ def end_workers(decoded: Iterator[Any]) -> None:
 def next_of(decoded: Iterator[Any]) -> Any:
     try:
         return next(decoded)
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+    except (RuntimeError, EOFError, ConnectionError) as error:  # the last two in mid-transfer
+        if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
             raise
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise RescueError(
-            f"a loader worker was killed ({str(error).splitlines()[0]}). Where memory ran out, "
+            f"a loader worker was killed ({reason}). Where memory ran out, "
             "use fewer with --workers, then --resume."
         ) from None
 
