@@ -101,9 +101,13 @@ def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
 
 
 def discard_partials(folder: Path) -> None:
-    """Removes what a process that was killed while it wrote has left behind."""
+    """Removes what processes that were killed while they wrote have left behind.
+
+    What bears this process's own number it will overwrite itself.
+    """
     for partial in folder.rglob(".*.partial"):
-        partial.unlink(missing_ok=True)
+        if not partial.name.endswith(f".{os.getpid()}.partial"):
+            partial.unlink(missing_ok=True)
 
 
 def _sync_folder(folder: Path) -> None:
