@@ -6,6 +6,7 @@ so everything is derived from those; there is no generator state to save.
 """
 
 import hashlib
+import math
 from functools import lru_cache
 
 import numpy as np
@@ -36,29 +37,33 @@ def uniform(seed: int, purpose: str, a: int, b: int, shape: tuple[int, ...]) -> 
 def permute(positions: Indices, size: int, seed: int, epoch: int) -> Indices:
     """Where a random order of `size` items keyed by (seed, epoch) puts the given positions.
 
-    A keyed bijection on [0, size): a Feistel network of eight rounds over the next
-    even number of bits, walked until the value falls inside, so that no permutation is in memory.
+    A keyed bijection on [0, size): a generalised Feistel network of eight rounds on a rectangle
+    of a x b >= size places (Black and Rogaway 2002), walked until the value falls inside, so that
+    no permutation is in memory. The rectangle has fewer than b places to spare, so almost every
+    value is inside at once.
     """
-    half = max(1, ((size - 1).bit_length() + 1) // 2)
+    b = math.isqrt(max(size - 1, 0)) + 1
+    a = -(-size // b)
     keys = words(seed, "order", epoch, 0, 8)
-    values = positions.astype(np.uint64)
-    values = _feistel(values, half, keys)
+    values = _feistel(positions.astype(np.uint64), a, b, keys)
     while (outside := values >= size).any():
-        values[outside] = _feistel(values[outside], half, keys)
+        values[outside] = _feistel(values[outside], a, b, keys)
     return values.astype(np.int64)
 
 
-def _feistel(values: NDArray[np.uint64], half: int, keys: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    shift, mask = np.uint64(half), np.uint64((1 << half) - 1)
-    left, right = values >> shift, values & mask
-    for key in keys:
-        left, right = right, left ^ (_mix(right ^ key) & mask)
-    return (left << shift) | right
+def _feistel(
+    values: NDArray[np.uint64], a: int, b: int, keys: NDArray[np.uint64]
+) -> NDArray[np.uint64]:
+    """Adds to each half in turn a hash of the other, modulo the half's own range."""
+    left, right = np.divmod(values, np.uint64(b))
+    for even, odd in keys.reshape(-1, 2):
+        left = (left + (_mix(right ^ even) >> np.uint64(32))) % np.uint64(a)
+        right = (right + (_mix(left ^ odd) >> np.uint64(32))) % np.uint64(b)
+    return left * np.uint64(b) + right
 
 
 def _mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """The finaliser of splitmix64 (Steele et al. 2014)."""
-    with np.errstate(over="ignore"):
-        values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    """The finaliser of splitmix64 (Steele et al. 2014); products wrap around."""
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return values ^ (values >> np.uint64(31))
