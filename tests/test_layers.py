@@ -20,6 +20,7 @@ LAYERS = (
     {"task", "data", "sampling", "augment", "mix", "model", "loss", "optim", "schedule",
      "averaging", "evaluation"},
     {"engine"},
+    {"parts"},
     {"build"},
     {"outcome"},
     {"worker", "prediction", "bench"},

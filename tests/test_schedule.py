@@ -83,7 +83,7 @@ def test_a_milestone_within_an_epoch_is_reached_in_mid_epoch() -> None:
 
 def test_piecewise_is_numpys_interp_read_one_step_ahead_as_myrtle_reads_it() -> None:
     # dawn.py: lr_schedule = PiecewiseLinear([0, 5, 24], [0, 0.4, 0]), read at (step + 1) / steps
-    from rescue_cli.build.updates import schedule_of
+    from rescue_cli.parts.updates import schedule_of
 
     per_epoch = 97
     recipe = recipes.load("myrtle-baseline")
@@ -190,7 +190,7 @@ def test_a_small_subset_wraps_where_an_epoch_asks_for_more() -> None:
 
 
 def test_the_shipped_recipes_name_schedules_that_reach_their_end() -> None:
-    from rescue_cli.build.updates import schedule_of
+    from rescue_cli.parts.updates import schedule_of
 
     for name in recipes.names():
         recipe = recipes.load(name)

@@ -7,11 +7,11 @@ import torch
 from torch import nn
 
 from rescue_cli import registry
-from rescue_cli.build.ingredients import filled
 from rescue_cli.engine.updates import Optimizers, RatedGroup
 from rescue_cli.errors import UsageError
 from rescue_cli.optim import OPTIMIZERS, claims
 from rescue_cli.optim import common as optim_keys
+from rescue_cli.parts.ingredients import filled
 from rescue_cli.recipe import Item, Recipe
 from rescue_cli.schedule import SCHEDULES, Schedule, Span
 from rescue_cli.schedule import common as schedule_keys

@@ -10,7 +10,6 @@ from rescue_cli import registry
 from rescue_cli.augment import FileCrop, Operation
 from rescue_cli.augment.pipeline import Normalise
 from rescue_cli.batch import View
-from rescue_cli.build.ingredients import data_keys
 from rescue_cli.data import FACTS, Dataset, Files, Images, load, normalisation
 from rescue_cli.data.memory import MemoryEvalFeed, MemoryFeed
 from rescue_cli.data.stream import Cropping, StreamFeed, TrainViews
@@ -18,6 +17,7 @@ from rescue_cli.data.stream_eval import EvalViews, StreamEvalFeed
 from rescue_cli.engine.evaluate import EvalFeed
 from rescue_cli.engine.step import Feed
 from rescue_cli.errors import UsageError
+from rescue_cli.parts.ingredients import data_keys
 from rescue_cli.recipe import Recipe, total_steps
 
 

@@ -11,17 +11,6 @@ from rescue_cli import distributed
 from rescue_cli.augment import Augment, Operation
 from rescue_cli.averaging import AVERAGES
 from rescue_cli.batch import View
-from rescue_cli.build.check import check, check_ingredients
-from rescue_cli.build.ingredients import data_keys, filled, loss_of, network_of, operations_of
-from rescue_cli.build.inputs import (
-    Machine,
-    dataset,
-    normalise,
-    test_feeds,
-    train_feed,
-    training_images,
-)
-from rescue_cli.build.updates import optimizers, rates_of
 from rescue_cli.data import Dataset
 from rescue_cli.engine.evaluate import Evaluator
 from rescue_cli.engine.norms import RunningStatistics
@@ -29,6 +18,17 @@ from rescue_cli.engine.step import Step
 from rescue_cli.evaluation import TTAS
 from rescue_cli.mix import MIXES
 from rescue_cli.model import load_weights
+from rescue_cli.parts.check import check, check_ingredients
+from rescue_cli.parts.ingredients import data_keys, filled, loss_of, network_of, operations_of
+from rescue_cli.parts.inputs import (
+    Machine,
+    dataset,
+    normalise,
+    test_feeds,
+    train_feed,
+    training_images,
+)
+from rescue_cli.parts.updates import optimizers, rates_of
 from rescue_cli.recipe import Recipe, steps_per_epoch, total_steps
 from rescue_cli.sampling import SAMPLERS, Steps
 from rescue_cli.task import TASKS

@@ -5,8 +5,6 @@ import torch
 from rescue_cli import registry
 from rescue_cli.augment import AUGMENTATIONS, FileCrop
 from rescue_cli.averaging import AVERAGES
-from rescue_cli.build.ingredients import data_keys, filled, network_of
-from rescue_cli.build.updates import own_schedule, schedule_of
 from rescue_cli.data import DATASETS, FACTS
 from rescue_cli.errors import RescueError, UsageError
 from rescue_cli.evaluation import TTAS
@@ -16,6 +14,8 @@ from rescue_cli.model import MODELS, zoo
 from rescue_cli.model import common as model_keys
 from rescue_cli.optim import OPTIMIZERS, claims
 from rescue_cli.optim import common as optim_keys
+from rescue_cli.parts.ingredients import data_keys, filled, network_of
+from rescue_cli.parts.updates import own_schedule, schedule_of
 from rescue_cli.recipe import Item, Recipe
 from rescue_cli.sampling import SAMPLERS
 from rescue_cli.schedule import Span

@@ -1,0 +1,1 @@
+"""What `build` assembles, part by part: checks, ingredients, inputs, updates."""
