@@ -3,7 +3,6 @@
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -141,13 +140,6 @@ def _summary(result: Mapping[str, Any]) -> str:
             f"({result['images_per_second']:.0f} images/s)"
         )
     return "\n".join(lines)
-
-
-def job(path: Path, recipe: Recipe, facts: dict[str, Any], *, resume: bool) -> None:
-    """Prepares a run directory and says where it is."""
-    from rescue_cli import launch
-
-    launch.prepare(path, recipe, facts, resume=resume)
 
 
 def with_lists(
