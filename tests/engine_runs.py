@@ -29,7 +29,13 @@ from rescue_cli.results import CLOCK, RunDirectory, read_json, read_metrics
 PATIENCE = 120.0  # seconds that anything may take on a busy machine
 _processes = multiprocessing.get_context("forkserver")
 _processes.set_forkserver_preload(
-    ["rescue_cli.cli", "rescue_cli.worker", "rescue_cli.report.pictures", "torch._dynamo"]
+    [
+        "rescue_cli.cli",
+        "rescue_cli.cli.train",
+        "rescue_cli.worker",
+        "rescue_cli.report.pictures",
+        "torch._dynamo",
+    ]
 )
 
 

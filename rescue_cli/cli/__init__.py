@@ -1,35 +1,64 @@
 """The command `rescue`: one file for each verb, and one place that turns errors into exit codes."""
 
+import importlib
 import os
 import sys
 from typing import Any
 
 import typer
+from typer.core import TyperCommand, TyperGroup
+from typer.main import get_command
 
-from rescue_cli.cli import bench, evaluate, predict, recipes, train
 from rescue_cli.errors import RescueError
+
+# Each is the module of that name here, imported when it is asked for, and what help says of it.
+VERBS = {
+    "train": "Train a recipe; the result is printed and kept in the run directory.",
+    "eval": "Evaluate weights as training does: every image once, one table.",
+    "predict": "Print the most probable classes of images.",
+    "recipes": "List, show, compare, copy and check recipes.",
+    "bench": "Measure speed, as ratios within one run.",
+}
+MODULES = {"eval": "evaluate"}  # where the verb is no good name for a module
 
 # The base of typer's own errors, which is click's or its copy of click's
 _Misuse: Any = next(
     kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException"
 )
 
+
+class Verbs(TyperGroup):
+    """The verbs by name; only the one that is run is imported."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        for name, text in VERBS.items():
+            self.add_command(TyperCommand(name, help=text))
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Puts the verb itself in the place of what help shows of it."""
+        if args and args[0] in VERBS:
+            module = importlib.import_module(f"rescue_cli.cli.{MODULES.get(args[0], args[0])}")
+            command = get_command(module.app)
+            command.name = args[0]
+            self.add_command(command)
+        return super().resolve_command(ctx, args)
+
+
 app = typer.Typer(
     name="rescue",
-    help="Train, evaluate and compare image classifiers by named recipes.",
+    cls=Verbs,
     epilog="Start with: rescue train --recipe quickstart",
     no_args_is_help=True,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("train", epilog="Example: rescue train --recipe myrtle-baseline data.root=DIR")(
-    train.train
-)
-app.command("eval", epilog="Example: rescue eval runs/quickstart/0")(evaluate.evaluate)
-app.command("predict", epilog="Example: rescue predict runs/quickstart/0 coat.png")(predict.predict)
-app.add_typer(recipes.app, name="recipes")
-app.add_typer(bench.app, name="bench")
+
+
+@app.callback()
+def rescue() -> None:
+    """Train, evaluate and compare image classifiers by named recipes."""
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ import typer
 from rescue_cli.cli import common
 from rescue_cli.cli.common import Device, Json, Overrides, RecipeName
 
-app = typer.Typer(help="Measure speed, as ratios within one run.", no_args_is_help=True)
+app = common.verb(no_args_is_help=True)
 
 
 @app.callback()
@@ -26,15 +26,16 @@ def step(
     device: Device = None,
 ) -> None:
     """Time the engine's step against a bare PyTorch loop written out by hand."""
-    from rescue_cli import bench, build
+    from rescue_cli import build
     from rescue_cli import recipe as recipes
+    from rescue_cli.bench.step import step as measure
 
     where = common.device(device)
     resolved = recipes.load(common.named_or_default(recipe), overrides or [])
     build.check(resolved)
     for warning in common.check_precision(resolved, where):
         common.note(f"warning: {warning}")
-    found = bench.step(resolved, where, steps, rounds)
+    found = measure(resolved, where, steps, rounds)
     if json:
         print(json_module.dumps(found))
         return

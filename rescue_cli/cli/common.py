@@ -17,6 +17,16 @@ DEFAULT = "quickstart"
 NO_RECIPE = f"no --recipe given: {DEFAULT}"
 
 
+def verb(**options: Any) -> typer.Typer:
+    """The app of one verb; `rescue` adds completion and the rest."""
+    return typer.Typer(
+        add_completion=False,
+        rich_markup_mode="markdown",
+        context_settings={"help_option_names": ["-h", "--help"]},
+        **options,
+    )
+
+
 def recipe_names(incomplete: str) -> list[str]:
     """For shell completion."""
     return [name for name in recipes.names() if name.startswith(incomplete)]

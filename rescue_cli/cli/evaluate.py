@@ -12,7 +12,10 @@ from rescue_cli.cli.common import Device, Json, Overrides, Procs, RecipeName, Wo
 from rescue_cli.errors import UsageError
 from rescue_cli.recipe import Recipe
 
+app = common.verb()
 
+
+@app.command("eval", epilog="Example: rescue eval runs/quickstart/0")
 def evaluate(
     weights: Annotated[
         str, typer.Argument(metavar="RUN|WEIGHTS", help="Run or .safetensors file.")

@@ -10,7 +10,10 @@ from rich.table import Table
 from rescue_cli.cli import common
 from rescue_cli.cli.common import Device, Json
 
+app = common.verb()
 
+
+@app.command(epilog="Example: rescue predict runs/quickstart/0 coat.png")
 def predict(
     run: Annotated[Path, typer.Argument(metavar="RUN|WEIGHTS", help="Run or .safetensors file.")],
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files.")],

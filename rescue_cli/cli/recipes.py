@@ -13,7 +13,7 @@ from rescue_cli.cli.common import Json, Overrides, recipe_names
 from rescue_cli.errors import UsageError
 from rescue_cli.report import records
 
-app = typer.Typer(help="List, show, compare, copy and check recipes.", invoke_without_command=True)
+app = common.verb(invoke_without_command=True)
 Name = Annotated[str, typer.Argument(help="Name or path.", autocompletion=recipe_names)]
 
 

@@ -14,6 +14,8 @@ from rescue_cli.cli.common import Device, Json, Overrides, Procs, RecipeName, Wo
 from rescue_cli.errors import UsageError
 from rescue_cli.recipe import Recipe
 
+app = common.verb()
+
 
 @dataclass(frozen=True)
 class Launch:
@@ -26,6 +28,7 @@ class Launch:
     workers: int | None
 
 
+@app.command(epilog="Example: rescue train --recipe myrtle-baseline data.root=DIR")
 def train(
     overrides: Overrides = None,
     recipe: RecipeName = None,

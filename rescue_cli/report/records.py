@@ -3,7 +3,6 @@
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import mean
 from typing import Any
 
 from rescue_cli.errors import DataError
@@ -72,4 +71,5 @@ def summary(name: str) -> str | None:
     whole = [e for e in read_json(path)["runs"] if not set(e["differs"]) - set(PLACE)]
     if not whole:
         return "partly"
-    return f"{mean(e['result']['top1'] for e in whole):.2f} ({len(whole)})"
+    mean = sum(e["result"]["top1"] for e in whole) / len(whole)
+    return f"{mean:.2f} ({len(whole)})"

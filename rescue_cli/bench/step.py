@@ -1,9 +1,7 @@
-"""The engine's step against the same arithmetic written out by hand, in turn, in one run."""
+"""The engine's step against the same arithmetic written out by hand."""
 
-import time
 from collections.abc import Callable
 from pathlib import Path
-from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -12,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from rescue_cli import build
+from rescue_cli.bench.turns import in_turn
 from rescue_cli.data import Images
 from rescue_cli.errors import UsageError
 from rescue_cli.recipe import Recipe, steps_per_epoch
@@ -41,7 +40,19 @@ def step(recipe: Recipe, device: str, steps: int, rounds: int) -> dict[str, Any]
         def engine_step() -> None:
             ours(next(place) % per_epoch)
 
-        return _in_turn(recipe, engine_step, bare, steps, rounds, machine.device)
+        return {
+            "what": f"step of {recipe.name} on {device}, {recipe.train.precision}, "
+            f"batch {recipe.train.batch_size}",
+            **in_turn(
+                engine_step,
+                bare,
+                calls=steps,
+                rounds=rounds,
+                images=recipe.train.batch_size,
+                device=machine.device,
+            ),
+            "unit": "images/s",
+        }
 
 
 def _bare(
@@ -65,43 +76,3 @@ def _bare(
         optimizer.zero_grad(set_to_none=True)
 
     return run
-
-
-def _in_turn(
-    recipe: Recipe,
-    ours: Callable[[], None],
-    theirs: Callable[[], None],
-    steps: int,
-    rounds: int,
-    device: torch.device,
-) -> dict[str, Any]:
-    for warm_up in (ours, theirs):
-        _seconds(warm_up, max(2, steps // 4), device)
-    pairs = []
-    for turn in range(rounds):  # who goes first alternates
-        order = (ours, theirs) if turn % 2 else (theirs, ours)
-        times = {f: _seconds(f, steps, device) for f in order}
-        pairs.append((times[ours], times[theirs]))
-    ratios = sorted(a / b for a, b in pairs)
-    images = steps * recipe.train.batch_size
-    return {
-        "what": f"step of {recipe.name} on {device.type}, {recipe.train.precision}, "
-        f"batch {recipe.train.batch_size}",
-        "ours": images / median(a for a, _ in pairs),
-        "theirs": images / median(b for _, b in pairs),
-        "ratio": median(ratios),
-        "ratio_low": ratios[0],
-        "ratio_high": ratios[-1],
-        "unit": "images/s",
-    }
-
-
-def _seconds(run: Callable[[], None], steps: int, device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    started = time.perf_counter()
-    for _ in range(steps):
-        run()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - started

@@ -1,0 +1,1 @@
+"""Speed, as ratios within one run: one module for each `rescue bench` command."""
