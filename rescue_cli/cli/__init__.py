@@ -17,6 +17,7 @@ VERBS = {
     "eval": "Evaluate weights as training does: every image once, one table.",
     "predict": "Print the most probable classes of images.",
     "recipes": "List, show, compare, copy and check recipes.",
+    "study": "Print a published comparison, with what was measured of it.",
     "bench": "Measure speed, as ratios within one run.",
 }
 MODULES = {"eval": "evaluate"}  # where the verb is no good name for a module

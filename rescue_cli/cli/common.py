@@ -152,6 +152,11 @@ def _summary(result: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def measured(figure: tuple[float, int] | None) -> str:
+    """Mean top-1 and number of runs on record, as tables show them."""
+    return "not run" if figure is None else f"{figure[0]:.2f} ({figure[1]})"
+
+
 def with_lists(
     sets: str | None, sizes: str | None, crops: str | None, tta: str | None
 ) -> Sequence[str]:

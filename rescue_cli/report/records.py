@@ -1,7 +1,7 @@
 """Records: what was measured with a recipe, kept beside it in `recipes/records/NAME.json`."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,11 +65,22 @@ def _is_path(key: str) -> bool:
 
 def summary(name: str) -> str | None:
     """`89.90 (3)`: mean top-1 and number of seeds of the whole procedure; `partly` for less."""
-    path = record_of(name)
-    if not path.exists():
+    if not record_of(name).exists():
         return None
-    whole = [e for e in read_json(path)["runs"] if not set(e["differs"]) - set(PLACE)]
-    if not whole:
-        return "partly"
-    mean = sum(e["result"]["top1"] for e in whole) / len(whole)
-    return f"{mean:.2f} ({len(whole)})"
+    whole = measured(name, {})
+    return "partly" if whole is None else f"{whole[0]:.2f} ({whole[1]})"
+
+
+def measured(name: str, differs: Mapping[str, Any]) -> tuple[float, int] | None:
+    """Mean top-1 and number of the runs on record whose changes to the recipe are `differs`.
+
+    What only says where and how a run was made is no change.
+    """
+    path = record_of(name)
+    runs = read_json(path)["runs"] if path.exists() else []
+    found = [
+        run["result"]["top1"]
+        for run in runs
+        if {k: v for k, v in run["differs"].items() if k not in PLACE} == differs
+    ]
+    return (sum(found) / len(found), len(found)) if found else None

@@ -1,0 +1,105 @@
+"""Studies: every cell is a recipe that can be trained, and the figures are the paper's."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from rescue_cli import build
+from rescue_cli.report import records, studies
+
+
+@pytest.mark.parametrize("name", studies.names())
+def test_every_cell_of_a_study_is_a_recipe_that_holds(name: str) -> None:
+    study = studies.load(name)
+    assert study.name == name
+    resolved = [recipe for _, recipe in studies.cells(study) if recipe is not None]
+    for recipe in resolved:
+        build.check_ingredients(recipe)
+    trees = [recipe.to_yaml() for recipe in resolved]
+    assert len(trees) == len(set(trees)), "two cells train and measure the same thing"
+
+
+@pytest.mark.parametrize("name", studies.names())
+def test_every_column_of_a_study_says_something_of_most_cells(name: str) -> None:
+    rows = studies.rows(studies.load(name))
+    for heading in rows[0]["columns"]:
+        shown = [row["columns"][heading] for row in rows]
+        assert sum(value is not None for value in shown) >= len(shown) / 2, heading
+        assert len({str(value) for value in shown}) > 1, f"{heading} is the same everywhere"
+
+
+def test_what_the_paper_says_of_a2_stands_in_each_of_its_tables_alike() -> None:
+    """The baseline of the ablations is one number, 79.85, wherever it is printed."""
+    found = {
+        name: [c.paper for c, r in studies.cells(studies.load(name)) if r and _is_a2(r.to_yaml())]
+        for name in studies.names()
+    }
+    assert found == {
+        "rsb-a2-against-t2": [{"val": 79.9, "v2": 67.9}],
+        "rsb-crop-ratio": [
+            {"mean": 79.68, "std": 0.09, "max": 79.85, "min": 79.57, "seed0": 79.85}
+        ],
+        "rsb-loss-grid": [{"val": 79.85}],
+        "rsb-one-change": [{"val": 79.85}],
+        "rsb-procedures": [{"val": 79.8, "real": 85.4, "v2": 67.9}],
+        "rsb-smoothing": [{"val": 79.85}],
+        "rsb-stochastic-depth": [{"val": 79.85}],
+    }
+
+
+def _is_a2(text: str) -> bool:
+    from rescue_cli import recipe as recipes
+
+    return text == recipes.load("a2").to_yaml()
+
+
+def test_a_measured_figure_is_that_of_runs_with_exactly_the_same_changes() -> None:
+    record = json.loads(records.record_of("myrtle-baseline").read_text())
+    (run, *_) = record["runs"]
+    differs = {k: v for k, v in run["differs"].items() if k not in records.PLACE}
+    found = records.measured("myrtle-baseline", differs)
+    assert found is not None
+    assert found[0] == pytest.approx(run["result"]["top1"])
+    assert records.measured("myrtle-baseline", {**differs, "optim.lr": [1, 2]}) is None
+    assert records.measured("a2", {}) is None
+
+
+def test_a_study_as_it_is_printed(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rescue_cli.cli import main
+
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr("sys.argv", ["rescue", "study", "rsb-a2-against-t2"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 0
+    assert [line.rstrip() for line in capsys.readouterr().out.splitlines()] == [
+        "procedure  net                     paper val  paper v2  measured",
+        "a2         resnet50                    79.90     67.90   not run",
+        "a2         deit_small_patch16_224      79.60     68.10   not run",
+        "T2         resnet50                    79.20     67.90   not run",
+        "T2         deit_small_patch16_224      80.40     69.20   not run",
+        "ResNet strikes back, Comparing architectures and training procedures. Top-1 in",
+        "percent; measured on val.",
+    ]
+
+
+def test_a_misspelt_study_is_told_of_its_neighbour(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rescue_cli.cli import main
+
+    monkeypatch.setattr("sys.argv", ["rescue", "study", "rsb-smothing"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert "Did you mean 'rsb-smoothing'?" in capsys.readouterr().err
+
+
+def test_studies_are_no_recipes() -> None:
+    from rescue_cli import recipe as recipes
+
+    assert not set(studies.names()) & set(recipes.names())
+    assert all(isinstance(path, Path) for path in studies.names().values())
