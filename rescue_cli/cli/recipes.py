@@ -22,12 +22,17 @@ def listing(context: typer.Context, json: Json = False) -> None:
     """List, show, compare, copy and check recipes."""
     if context.invoked_subcommand is not None:
         return
-    rows = [_row(name) for name in recipes.names()]
     if json:
         import json as json_module
 
-        print(json_module.dumps(rows))
-        return
+        print(json_module.dumps([_row(name) for name in recipes.names()]))
+    else:
+        print_listing()
+
+
+def print_listing() -> None:
+    """The table of all shipped recipes."""
+    rows = [_row(name) for name in recipes.names()]
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in ("recipe", "data", "epochs", "paper %", "measured %", "paper"):
         numeric = heading.endswith("%") or heading == "epochs"
