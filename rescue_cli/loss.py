@@ -6,12 +6,13 @@ batch size, so that a recipe whose paper sums its loss keeps the paper's learnin
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
-from rescue_cli.registry import Fraction
+from rescue_cli.registry import Fraction, Within
 
 
 @dataclass(frozen=True)
@@ -36,4 +37,30 @@ def cross_entropy(
     return Loss(mean, batch_size if reduction == "sum" else 1)
 
 
-LOSSES = {"cross-entropy": cross_entropy}
+def binary_cross_entropy(
+    _batch_size: int,
+    *,
+    targets: Literal["present", "soft"] | Annotated[float, Within(0, 1)],
+    label_smoothing: Fraction,
+) -> Loss:
+    """Each class a question of its own, mean over images and classes (ResNet strikes back, 3.1).
+
+    `present`: every class with a share in a mixed image is wholly there, the paper's reading;
+    `soft`: shares as they are; a number: there where the share is above it. Smoothing comes after
+    that: t -> t (1 - s) + s / classes. (timm's threshold comes after smoothing and undoes it.)
+    logits (n, classes), targets (n,) labels or (n, classes) shares.
+    """
+    threshold = {"present": 0.0, "soft": None}.get(targets, targets)  # type: ignore[arg-type]
+
+    def mean(logits: Tensor, shares: Tensor) -> Tensor:
+        if shares.ndim == 1:
+            shares = functional.one_hot(shares, logits.shape[1])
+        wanted = shares if threshold is None else shares > threshold
+        wanted = wanted.to(torch.float64 if logits.dtype == torch.float64 else torch.float32)
+        wanted = wanted * (1 - label_smoothing) + label_smoothing / logits.shape[1]
+        return functional.binary_cross_entropy_with_logits(logits, wanted)
+
+    return Loss(mean, 1)
+
+
+LOSSES = {"cross-entropy": cross_entropy, "binary-cross-entropy": binary_cross_entropy}

@@ -2,10 +2,12 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
 from rescue_cli.draws import Indices, permute
+from rescue_cli.registry import PositiveInt
 
 
 @dataclass(frozen=True)
@@ -37,4 +39,33 @@ def shuffled(steps: Steps) -> Sampler:
     return indices
 
 
-SAMPLERS = {"shuffled": shuffled}
+def repeated(
+    steps: Steps, *, views: PositiveInt, placement: Literal["spread", "together"]
+) -> Sampler:
+    """As `shuffled`, each image `views` times in a row (repeated augmentation, Hoffer et al. 2020).
+
+    An epoch stays as long as before and sees so many times fewer distinct images. `spread` deals
+    the row to a step's slices in turn, as timm's sampler does to GPUs, so that copies lie in
+    different slices; `together` cuts it into slices, so that they lie in one.
+    """
+    deal = _spread if placement == "spread" else _together
+
+    def indices(step: int, slice_: int) -> Indices:
+        epoch, within = divmod(step, steps.per_epoch)
+        entries = within * steps.batch_size + deal(steps, slice_)
+        return permute(entries // views % steps.samples, steps.samples, steps.seed, epoch)
+
+    return indices
+
+
+def _spread(steps: Steps, slice_: int) -> Indices:
+    """Which entries of a step's row the positions of a slice take: every n-th of n slices."""
+    return np.arange(slice_, steps.batch_size, steps.batch_size // steps.slice_size)
+
+
+def _together(steps: Steps, slice_: int) -> Indices:
+    """Which entries of a step's row the positions of a slice take: one after another."""
+    return slice_ * steps.slice_size + np.arange(steps.slice_size)
+
+
+SAMPLERS = {"shuffled": shuffled, "repeated": repeated}

@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import Literal
 
 from rescue_cli.errors import UsageError
-from rescue_cli.registry import Epochs, NotNegative, NotNegativeInt, Positive
+from rescue_cli.registry import Epochs, Fraction, NotNegative, NotNegativeInt, Positive
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,29 @@ def cosine(
     return rates
 
 
+def exponential(
+    span: Span,
+    *,
+    end_factor: Positive,
+    warmup_epochs: Epochs,
+    warmup_factor: Fraction,
+    per: Literal["epoch", "step"],
+) -> Schedule:
+    """lr end_factor^(t / epochs), in the first epochs times a factor that rises to 1 (FAMS, pycls).
+
+    `per: epoch` holds the rate within an epoch.
+    """
+
+    def rates(step: int) -> Rates:
+        epoch = step / span.steps_per_epoch
+        t = math.floor(epoch) if per == "epoch" else epoch
+        rising = min(1.0, t / warmup_epochs) if warmup_epochs else 1.0
+        warmth = warmup_factor * (1 - rising) + rising
+        return Rates(span.lr * end_factor ** (t / span.epochs) * warmth)
+
+    return rates
+
+
 def step(span: Span, *, milestones: list[Epochs], factor: Positive) -> Schedule:
     """The learning rate times `factor` at each milestone (epochs), held in between."""
 
@@ -98,4 +121,10 @@ def common(*, first_step: NotNegativeInt = 0) -> int:
     return first_step
 
 
-SCHEDULES = {"constant": constant, "cosine": cosine, "step": step, "piecewise": piecewise}
+SCHEDULES = {
+    "constant": constant,
+    "cosine": cosine,
+    "exponential": exponential,
+    "step": step,
+    "piecewise": piecewise,
+}

@@ -10,7 +10,7 @@ from timm.scheduler.cosine_lr import CosineLRScheduler
 from rescue_cli import recipe as recipes
 from rescue_cli.errors import UsageError
 from rescue_cli.sampling import Steps, shuffled
-from rescue_cli.schedule import Span, constant, cosine, piecewise, step
+from rescue_cli.schedule import Span, constant, cosine, exponential, piecewise, step
 
 
 def optimizer(lr: float) -> torch.optim.Optimizer:
@@ -199,3 +199,44 @@ def test_the_shipped_recipes_name_schedules_that_reach_their_end() -> None:
         assert max(rates) <= 1.0
         assert min(rates) >= 0
         assert rates[-1] < 0.1 * max(rates)
+
+
+# --- ResNet strikes back ---
+
+
+@pytest.mark.parametrize(
+    ("name", "epochs", "lr"), [("a1", 600, 5e-3), ("a2", 300, 5e-3), ("a3", 100, 8e-3)]
+)
+def test_the_rate_of_every_epoch_is_that_of_timms_scheduler(
+    name: str, epochs: int, lr: float
+) -> None:
+    recipe = recipes.load(name)
+    keys = dict(recipe.schedule.options)
+    ours = cosine(Span(lr, 625, epochs), **keys)
+    theirs_on = optimizer(lr)
+    theirs = CosineLRScheduler(
+        theirs_on, t_initial=epochs, lr_min=1e-6, warmup_t=5, warmup_lr_init=1e-4
+    )
+    assert (recipe.train.epochs, recipe.optim[0].options["lr"]) == (epochs, lr)
+    for epoch in range(epochs):
+        for within in (0, 624):
+            assert abs(ours(epoch * 625 + within).lr - rate(theirs_on)) <= 1e-12
+        theirs.step(epoch + 1)
+
+
+def test_exponential_is_the_formula_of_its_authors_code() -> None:
+    """FAMS: 2.0 x 0.02^(t/400), its first five epochs times a factor that rises from 0.1 to 1."""
+    recipe = recipes.load("fams")
+    ours = exponential(Span(2.0, 10, 400), **recipe.schedule.options)
+    for epoch in range(400):
+        factor = 0.1 * (1 - epoch / 5) + epoch / 5 if epoch < 5 else 1
+        expected = 2.0 * 0.02 ** (epoch / 400) * factor
+        assert ours(epoch * 10 + 9).lr == pytest.approx(expected, rel=1e-12)
+    assert ours(4000).lr == pytest.approx(0.04)
+
+
+def test_exponential_per_step_moves_within_an_epoch() -> None:
+    ours = exponential(
+        Span(1.0, 10, 4), end_factor=0.1, warmup_epochs=0, warmup_factor=0.0, per="step"
+    )
+    assert [ours(s).lr for s in (0, 5, 40)] == pytest.approx([1.0, 0.1 ** (0.5 / 4), 0.1])
