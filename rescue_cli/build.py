@@ -11,7 +11,7 @@ from rescue_cli import distributed
 from rescue_cli.augment import Augment, Operation
 from rescue_cli.averaging import AVERAGES
 from rescue_cli.batch import View
-from rescue_cli.data import Dataset
+from rescue_cli.data import Dataset, normalisation
 from rescue_cli.engine.evaluate import Evaluator
 from rescue_cli.engine.norms import RunningStatistics
 from rescue_cli.engine.step import Step
@@ -24,10 +24,11 @@ from rescue_cli.parts.inputs import (
     Machine,
     dataset,
     normalise,
-    test_feeds,
+    test_sets,
     train_feed,
     training_images,
 )
+from rescue_cli.parts.source import PREPROCESSING
 from rescue_cli.parts.updates import optimizers, rates_of
 from rescue_cli.recipe import Recipe, steps_per_epoch, total_steps
 from rescue_cli.sampling import SAMPLERS, Steps
@@ -46,7 +47,7 @@ __all__ = [
     "outline",
     "protocol",
     "step",
-    "test_feeds",
+    "test_sets",
 ]
 SHOWN_RATES = 100_000  # the peak of a longer schedule is looked for at as many of its steps
 MIXED = {"float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -129,6 +130,7 @@ def autocast(recipe: Recipe, device: torch.device) -> Autocast:
 
 def protocol(recipe: Recipe, data_name: str, view: View, resident: bool) -> dict[str, Any]:
     """How a result was measured, from the recipe's keys."""
+    mean, std = normalisation(recipe.data.name, data_keys(recipe))
     return {
         "data": recipe.data.name,
         "set": data_name,
@@ -139,6 +141,9 @@ def protocol(recipe: Recipe, data_name: str, view: View, resident: bool) -> dict
         "tta": recipe.eval.tta,
         "weights": "last epoch" if recipe.averaging.name == "none" else recipe.averaging.name,
         "precision": recipe.train.precision,
+        "mean": mean,
+        "std": std,
+        "preprocessing": dict.fromkeys(PREPROCESSING, "recipe"),
     }
 
 

@@ -16,7 +16,7 @@ from rescue_cli.data import Dataset, Images
 from rescue_cli.engine.evaluate import Predictions
 from rescue_cli.engine.step import Step
 from rescue_cli.recipe import Recipe
-from rescue_cli.results import RunDirectory, write_whole
+from rescue_cli.results import RunDirectory, read_json, write_whole
 
 SAMPLES = 16
 
@@ -46,7 +46,7 @@ def result(
     return {
         "run": str(run.path),
         "recipe": recipe.name,
-        "seed": recipe.train.seed,
+        "seed": recipe.train.seed if "model" not in main["protocol"] else None,
         **main,
         "epochs": None,
         "steps": None,
@@ -102,20 +102,26 @@ def _write_predictions(
 ) -> list[dict[str, Any]]:
     """Stores each set's predictions and returns its entry in the result."""
     entries = []
+    told = read_json(run.environment).get("protocol", {})  # of weights that carry no recipe
     for name, views in found.items():
         for view, predictions in views.items():
             stem = name if len(views) == 1 else f"{name}-{view}"
             confusion = predictions.confusion(len(data.classes))
+            losses = {} if predictions.losses is None else {"losses": predictions.losses}
             arrays = {
                 "labels": predictions.labels,
                 "top": predictions.top,
                 "probabilities": predictions.probabilities,
-                "losses": predictions.losses,
+                **losses,
                 "confusion": confusion,
                 "per_class": 100 * np.diag(confusion) / np.maximum(confusion.sum(1), 1),
                 "classes": np.array(data.classes),
             }
-            write_whole(run.predictions(stem), lambda file, a=arrays: np.savez(file, **a))  # type: ignore[misc]
+            # a thousand classes' confusion is 8 MB, almost all of it zero
+            write_whole(
+                run.predictions(stem),
+                lambda file, a=arrays: np.savez_compressed(file, **a),  # type: ignore[misc]
+            )
             entries.append(
                 {
                     "set": name,
@@ -125,9 +131,12 @@ def _write_predictions(
                     "top5": predictions.accuracy(5),
                     "loss": predictions.loss,
                     "count": predictions.count,
-                    "protocol": build.protocol(
-                        recipe, name, view, isinstance(data.tests[name], Images)
-                    ),
+                    "protocol": {
+                        **build.protocol(
+                            recipe, name, view, isinstance(data.tests.get(name), Images)
+                        ),
+                        **told,
+                    },
                 }
             )
     return entries

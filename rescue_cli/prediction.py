@@ -1,7 +1,7 @@
 """Classes and probabilities of single images, by the weights and the protocol of a run."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,34 +11,40 @@ from PIL import Image
 from torch import Tensor
 
 from rescue_cli import build
-from rescue_cli.data import FACTS
+from rescue_cli.data import FACTS, imagenet_words
 from rescue_cli.data.decode import UNREADABLE, centre_crop, pil_image
 from rescue_cli.errors import DataError, UsageError
 from rescue_cli.evaluation import TTAS
-from rescue_cli.model import weights
-from rescue_cli.recipe import Recipe, from_text
+from rescue_cli.parts.source import Source, find_weights
+from rescue_cli.recipe import Recipe
 
 
 @torch.inference_mode()
 def predict_images(
-    source: Path, images: Sequence[Path], top: int, device: str
+    given: Path | str,
+    images: Sequence[Path],
+    top: int,
+    device: str,
+    *,
+    model: str | None = None,
+    note: Callable[[str], None] = lambda _: None,
 ) -> list[dict[str, Any]]:
-    """For each image its `top` classes with probabilities; raises `DataError`, `UsageError`."""
-    _, metadata = weights.read(source)
-    if "recipe" not in metadata or "classes" not in metadata:
-        raise UsageError(f"{source}: carries no recipe and class names. Give a run of this tool.")
-    file = source / "model.safetensors" if source.is_dir() else source
-    recipe = from_text(metadata["recipe"], str(source)).with_overrides(
-        f"model.weights={file.resolve()}", "train.precision=float32"
-    )
-    classes = json.loads(metadata["classes"])
-    model = build.model(recipe, len(classes), torch.device(device), whole=True).eval()
+    """For each image its `top` classes with probabilities; `model` names the architecture of
+    weights without a recipe, and `note` is told what they are shown. Raises `DataError`,
+    `UsageError`.
+    """
+    source = find_weights(str(given), ["train.precision=float32"], model=model)
+    recipe, classes = source.recipe, _classes(source)
+    for line in source.notes:
+        note(line)
+    build.check(recipe)
+    network = build.model(recipe, len(classes), torch.device(device), whole=True).eval()
     normalise = build.normalise(recipe, torch.device(device))
     show = TTAS[recipe.eval.tta]
     found = []
     for path in images:
         pixels = _pixels(path, recipe).unsqueeze(0).to(device)
-        probabilities = show(model, normalise(pixels)).double().softmax(1)[0]
+        probabilities = show(network, normalise(pixels)).double().softmax(1)[0]
         values, places = probabilities.topk(min(top, len(classes)))
         guesses = zip(places.tolist(), values.tolist(), strict=True)
         found.append(
@@ -48,6 +54,20 @@ def predict_images(
             }
         )
     return found
+
+
+def _classes(source: Source) -> list[str]:
+    """The classes' names: the file's own, else ImageNet's in words."""
+    try:
+        names = json.loads(source.metadata.get("classes", ""))
+    except ValueError:  # a file of others may say something else there
+        names = None
+    if isinstance(names, list):
+        return [str(name) for name in names]
+    if "recipe" not in source.metadata:
+        words = imagenet_words()
+        return [words[wnid] for wnid in sorted(words)]
+    raise UsageError(f"{source.name}: its metadata names no classes. Give a run of this tool.")
 
 
 def _pixels(path: Path, recipe: Recipe) -> Tensor:

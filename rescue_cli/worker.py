@@ -173,7 +173,7 @@ def _loop(
         step=step,
         model=network,
         evaluator=build.evaluator(recipe, machine),
-        test_sets=build.test_feeds(recipe, data, machine),
+        test_sets=build.test_sets(recipe, data, machine),
         directory=run,
         recorder=recorder,
         save_minutes=recipe.train.checkpoint_minutes,
@@ -218,7 +218,7 @@ def _evaluate(run: RunDirectory, recipe: Recipe, machine: build.Machine, started
     data = build.dataset(recipe, machine.cache, test_only=True)
     network = build.model(recipe, len(data.classes), machine.device, whole=True)
     evaluator = build.evaluator(recipe, machine)
-    feeds = build.test_feeds(recipe, data, machine)
+    tests = build.test_sets(recipe, data, machine)
     prepared = time.perf_counter() - started
     with Stop() as stop:
 
@@ -227,11 +227,11 @@ def _evaluate(run: RunDirectory, recipe: Recipe, machine: build.Machine, started
             if code:
                 raise StoppedError("evaluation stopped; nothing was written.", int(code))
 
-        found = {name: evaluator(network, feed, between) for name, feed in feeds.items()}
+        found = evaluator.sets(network, tests, between)
     seconds = time.perf_counter() - started - prepared
     memory = outcome.peak_memory_mb(machine.device)
     if distributed.is_first():
-        images = sum(len(feed) for feed in feeds.values())
+        images = sum(len(feed) for feed in {test.feed for test in tests.values()})
         clock = outcome.Clock(images=images, prepare=prepared, train=0.0, evaluate=seconds)
         write_json(run.result, outcome.result(run, recipe, data, network, found, clock, memory))
 

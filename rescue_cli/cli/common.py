@@ -49,6 +49,10 @@ RecipeName = Annotated[
     str | None,
     typer.Option("--recipe", "-r", help="Name or path of a recipe.", autocompletion=recipe_names),
 ]
+Architecture = Annotated[
+    str | None,
+    typer.Option("--model", help="Architecture, where the weights carry no recipe: a timm name."),
+]
 Device = Annotated[
     str | None, typer.Option(help="cpu or cuda; by default cuda where there is one.")
 ]
@@ -124,19 +128,22 @@ def print_result(result: Mapping[str, Any], *, as_json: bool) -> None:
             protocol["tta"],
             f"{entry['top1']:.2f}",
             f"{entry['top5']:.2f}",
-            f"{entry['loss']:.4f}",
+            "-" if entry["loss"] is None else f"{entry['loss']:.4f}",
             str(entry["count"]),
         )
     out = console()
     out.print(table)
-    out.print(_summary(result), highlight=False)
+    out.print(_summary(result), highlight=False, soft_wrap=True)
 
 
 def _summary(result: Mapping[str, Any]) -> str:
+    """Size and cost of the run, and what every row's protocol shares."""
     protocol = result["protocol"]
+    seed = "" if result["seed"] is None else f", seed {result['seed']}"
     lines = [
-        f"{result['recipe']}, seed {result['seed']}: {result['parameters']:,} parameters, "
+        f"{result['recipe']}{seed}: {result['parameters']:,} parameters, "
         f"{protocol['precision']}, decoder {protocol['decoder']}, weights {protocol['weights']}",
+        _preprocessing(protocol),
     ]
     if result["steps"]:
         lines.append(
@@ -150,6 +157,19 @@ def _summary(result: Mapping[str, Any]) -> str:
             f"({result['images_per_second']:.0f} images/s)"
         )
     return "\n".join(lines)
+
+
+def _preprocessing(protocol: Mapping[str, Any]) -> str:
+    """`bicubic, mean 0.5 0.5 0.5, std 0.5 0.5 0.5; size, mean by metadata; crop by timm`."""
+    numbers = {key: " ".join(f"{v:g}" for v in protocol[key]) for key in ("mean", "std")}
+    origins: dict[str, list[str]] = {}
+    for key, origin in protocol["preprocessing"].items():
+        origins.setdefault(origin, []).append(key)
+    words = [f"{', '.join(keys)} by {origin}" for origin, keys in origins.items()]
+    told = f"all by {next(iter(origins))}" if len(origins) == 1 else "; ".join(words)
+    return (
+        f"{protocol['interpolation']}, mean {numbers['mean']}, std {numbers['std']}; {told}"
+    ).replace("by given", "as given")
 
 
 def measured(figure: tuple[float, int] | None) -> str:

@@ -6,11 +6,8 @@ from typing import Annotated
 
 import typer
 
-from rescue_cli import recipe as recipes
 from rescue_cli.cli import common
-from rescue_cli.cli.common import Device, Json, Overrides, Procs, RecipeName, Workers
-from rescue_cli.errors import UsageError
-from rescue_cli.recipe import Recipe
+from rescue_cli.cli.common import Architecture, Device, Json, Overrides, Procs, RecipeName, Workers
 
 app = common.verb()
 
@@ -18,11 +15,15 @@ app = common.verb()
 @app.command("eval", epilog="Example: rescue eval runs/quickstart/0")
 def evaluate(
     weights: Annotated[
-        str, typer.Argument(metavar="RUN|WEIGHTS", help="Run or .safetensors file.")
+        str,
+        typer.Argument(
+            metavar="RUN|FILE|timm:NAME", help="Run, .safetensors file, or timm's weights."
+        ),
     ],
     overrides: Overrides = None,
     recipe: RecipeName = None,
-    sets: Annotated[str | None, typer.Option(help="Test sets: val,v2")] = None,
+    model: Architecture = None,
+    sets: Annotated[str | None, typer.Option(help="Test sets: val,real,v2")] = None,
     sizes: Annotated[str | None, typer.Option(help="Sizes in pixels: 224,288")] = None,
     crops: Annotated[str | None, typer.Option(help="Crop ratios: 0.875,0.95")] = None,
     tta: Annotated[str | None, typer.Option(help="Test-time augmentation: none, flip.")] = None,
@@ -35,16 +36,20 @@ def evaluate(
     """Evaluate weights as training does: every image once, one table."""
     from rescue_cli import build
     from rescue_cli.launch import Nodes, environment, prepare, run_directory
+    from rescue_cli.parts.source import find_weights
     from rescue_cli.report.pictures import draw
     from rescue_cli.results import RunDirectory, read_json
 
     where = common.device(device)
     changes = [*common.with_lists(sets, sizes, crops, tta), *(overrides or [])]
-    resolved = _recipe_of(Path(weights).expanduser(), recipe, changes)
+    source = find_weights(weights, changes, recipe=recipe, model=model)
+    resolved = source.recipe
     build.check(resolved)
+    for line in source.notes:
+        common.note(line)
     for warning in common.check_precision(resolved, where):
         common.note(f"warning: {warning}")
-    path = _directory(Path(weights).expanduser(), out)
+    path = _directory(source.name, weights, out)
     facts = environment(
         resolved,
         verb="eval",
@@ -53,7 +58,7 @@ def evaluate(
         workers=workers,
         cache=path.parent / ".cache",
     )
-    prepare(path, resolved, facts, resume=False)
+    prepare(path, resolved, {**facts, "protocol": source.protocol}, resume=False)
     try:
         run_directory(path, procs, 0, Nodes())
     except BaseException:
@@ -65,26 +70,10 @@ def evaluate(
     common.note(str(path))
 
 
-def _recipe_of(weights: Path, name: str | None, changes: list[str]) -> Recipe:
-    """The run's recipe, the one in the file's metadata, or the one given; its weights filled in."""
-    from rescue_cli.model import weights as files
-
-    source = weights / "model.safetensors" if weights.is_dir() else weights
-    if name is not None:
-        found = recipes.load(name)
-    else:
-        _, metadata = files.read(source)
-        if "recipe" not in metadata:
-            raise UsageError(f"{weights}: carries no recipe. Say which with --recipe NAME.")
-        found = recipes.from_text(metadata["recipe"], str(source))
-    return found.with_overrides(f"model.weights={source.resolve()}", *changes)
-
-
-def _directory(weights: Path, out: Path | None) -> Path:
+def _directory(name: str, given: str, out: Path | None) -> Path:
     from rescue_cli.launch import next_free
 
     if out is not None:
         return out
-    return next_free(
-        weights / "evals" if weights.is_dir() else Path("runs", f"eval-{weights.stem}")
-    )
+    run = Path(given).expanduser()
+    return next_free(run / "evals" if run.is_dir() else Path("runs", f"eval-{name}"))

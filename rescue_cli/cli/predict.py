@@ -1,4 +1,4 @@
-"""`rescue predict`: what a run's network says of images."""
+"""`rescue predict`: what a network says of images."""
 
 import json as json_module
 from pathlib import Path
@@ -8,23 +8,30 @@ import typer
 from rich.table import Table
 
 from rescue_cli.cli import common
-from rescue_cli.cli.common import Device, Json
+from rescue_cli.cli.common import Architecture, Device, Json
 
 app = common.verb()
 
 
 @app.command(epilog="Example: rescue predict runs/quickstart/0 coat.png")
 def predict(
-    run: Annotated[Path, typer.Argument(metavar="RUN|WEIGHTS", help="Run or .safetensors file.")],
+    weights: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN|FILE|timm:NAME", help="Run, .safetensors file, or timm's weights."
+        ),
+    ],
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files.")],
     top: Annotated[int, typer.Option(help="Classes to show.", min=1)] = 3,
+    model: Architecture = None,
     json: Json = False,
     device: Device = None,
 ) -> None:
     """Print the most probable classes of images."""
     from rescue_cli.prediction import predict_images
 
-    found = predict_images(run, images, top, common.device(device))
+    where = common.device(device)
+    found = predict_images(weights, images, top, where, model=model, note=common.note)
     if json:
         print(json_module.dumps(found))
         return

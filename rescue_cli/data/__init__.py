@@ -5,7 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from rescue_cli.data.known import DATASETS, imagenet_words
+from rescue_cli.data.imagenet import imagenet_words
+from rescue_cli.data.known import DATASETS
 from rescue_cli.data.place import FACTS, Facts, Keys, Place, normalisation
 from rescue_cli.data.resident import make_resident
 from rescue_cli.data.splits import Dataset, FileNames, Files, Images, Split, hold_out, subset

@@ -1,19 +1,20 @@
 """The data sets that recipes can name: each finds its files and returns a `Dataset`."""
 
 import gzip
-import importlib.util
 import io
 import lzma
 import zlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from rescue_cli.data import archives, folders
+from rescue_cli.data.imagenet import imagenet_words, real_answers
 from rescue_cli.data.place import Place
 from rescue_cli.data.splits import Dataset, FileNames, Files, Images, Pixels
-from rescue_cli.errors import DataError
+from rescue_cli.errors import DataError, UsageError
 
 FASHION: tuple[str, ...] = (
     "T-shirt/top",
@@ -96,36 +97,29 @@ def imagenet(place: Place) -> Dataset:
     """ImageNet-1k: folders by WordNet id; the label is the place among the 1,000 sorted ids.
 
     Class folders may be missing. A flat validation folder needs its label file; folders named
-    0 to 999 (ImageNet-V2) are labels themselves.
+    0 to 999 (ImageNet-V2) are labels themselves. `real` is `val` by ImageNet-ReaL's labels.
     """
+    if "real" in place.extra_sets:
+        raise UsageError(
+            "data.sets.real: real is val by other labels, and needs no folder. Remove the key."
+        )
     words = imagenet_words()
     labels = {wnid: i for i, wnid in enumerate(sorted(words))}
-    return _class_folders(
-        place, labels, tuple(words[w] for w in sorted(words)), ("val",), complete=False
-    )
+    names = tuple(words[w] for w in sorted(words))
+    dataset = _class_folders(place, labels, names, ("val",), complete=False)
+    return replace(dataset, relabelled={"real": real_answers})
 
 
 def folder(place: Place) -> Dataset:
     """Class folders of one's own; the classes are the training folders' names in order."""
-    root = place.train_root
-    if place.test_only and not root.is_dir():
+    if place.test_only and not (place.has_train_root and place.train_root.is_dir()):
         (root,) = place.test_root(("val", "test")).values()
+    else:
+        root = place.train_root
     classes = folders.class_folders(root)
     return _class_folders(
         place, {n: i for i, n in enumerate(classes)}, tuple(classes), ("val", "test")
     )
-
-
-def imagenet_words() -> dict[str, str]:
-    """ImageNet's 1,000 WordNet ids and what they are called, as timm carries them."""
-    spec = importlib.util.find_spec("timm")
-    assert spec is not None
-    assert spec.submodule_search_locations is not None
-    info = Path(spec.submodule_search_locations[0]) / "data" / "_info"
-    wnids = (info / "imagenet_synsets.txt").read_text().split()
-    lines = (info / "imagenet_synset_to_lemma.txt").read_text().splitlines()
-    words = dict(line.split("\t", 1) for line in lines)
-    return {wnid: words[wnid].split(",")[0].strip() for wnid in wnids}
 
 
 DATASETS = {
@@ -148,8 +142,8 @@ def _class_folders(
     *,
     complete: bool = True,
 ) -> Dataset:
-    if place.test_only and not place.train_root.is_dir():
-        train = Files(FileNames.of(place.train_root, []), np.zeros(0, dtype=np.int64))
+    if place.test_only:
+        train = Files(FileNames.of(Path(), []), np.zeros(0, dtype=np.int64))
     else:
         train = folders.read(place.train_root, labels, complete=complete)
     roots = {**place.test_root(test_names), **place.extra_sets}

@@ -81,6 +81,15 @@ class Place:
         )
 
     @property
+    def has_root(self) -> bool:
+        """Whether one folder is named that holds training and test images."""
+        return self.keys.root is not None or "RESCUE_DATA" in os.environ
+
+    @property
+    def has_train_root(self) -> bool:
+        return self.keys.train_root is not None or self.has_root
+
+    @property
     def one_root(self) -> bool:
         return self.keys.train_root is None and self.keys.test_root is None
 
@@ -94,6 +103,8 @@ class Place:
             return {}
         if self.keys.test_root:
             return {names[0]: _folder(self.keys.test_root)}
+        if self.test_only and self.keys.sets and not self.has_root:
+            return {}  # an evaluation of further sets alone
         found = next((n for n in names if (self.root / n).is_dir()), None)
         if found is None:
             raise DataError(

@@ -1,7 +1,7 @@
 """What a data set is once it is found on disk: pixels in memory, or names of files."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -80,11 +80,16 @@ Split = Images | Files
 
 @dataclass(frozen=True)
 class Dataset:
-    """A training split, test splits by name (the main one first), class names."""
+    """A training split, test splits by name (the main one first), class names.
+
+    `relabelled`: test sets that are the main one by other labels, as functions from that split to
+    the labels that are right for each image, (n, most) filled up with -1.
+    """
 
     train: Split
     tests: dict[str, Split]
     classes: tuple[str, ...]
+    relabelled: Mapping[str, Callable[[Split], Indices]] = field(default_factory=dict)
 
 
 def balanced(labels: Indices, count: int) -> Indices:

@@ -1,9 +1,9 @@
 """One evaluation for training and for `rescue eval`: every image once, in any world."""
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -25,12 +25,23 @@ class EvalFeed(Protocol):
     def rounds(self, world_size: int) -> int: ...
 
 
+class EvalSet(NamedTuple):
+    """A set's images, and the labels to score by: (n, most) filled up with -1, or their own."""
+
+    feed: EvalFeed
+    answers: NDArray[np.int64] | None = None
+
+
 @dataclass(frozen=True)
 class Predictions:
-    """What the network said of each image of a set, in the set's order."""
+    """What the network said of each image of a set, in the set's order.
+
+    `labels` is (count,), or (count, most) filled up with -1 where each of several labels is right;
+    such a set has no losses.
+    """
 
     labels: NDArray[np.int64]
-    losses: NDArray[np.float64]
+    losses: NDArray[np.float64] | None
     probabilities: NDArray[np.float64]
     top: NDArray[np.int64]  # (count, 5), the most probable class first
 
@@ -39,18 +50,34 @@ class Predictions:
         return len(self.labels)
 
     @property
-    def loss(self) -> float:
-        return float(self.losses.mean())
+    def loss(self) -> float | None:
+        return None if self.losses is None else float(self.losses.mean())
 
     def accuracy(self, k: int) -> float:
-        """Percent of images whose label is among the k most probable classes."""
-        right = (self.top[:, :k] == self.labels[:, None]).any(1)
-        return float(100 * right.mean())
+        """Percent of images that have one of their labels among the k most probable classes."""
+        return float(100 * self._hits(k).any(1).mean())
 
     def confusion(self, classes: int) -> NDArray[np.int64]:
-        """(label, predicted) counts."""
-        pairs = self.labels * classes + self.top[:, 0]
+        """(label, predicted) counts; of several labels the predicted one, else the first."""
+        first = self.labels.reshape(self.count, -1)[:, 0]
+        labels = np.where(self._hits(1).any(1), self.top[:, 0], first)
+        pairs = labels * classes + self.top[:, 0]
         return np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
+
+    def by(self, answers: NDArray[np.int64]) -> "Predictions":
+        """The images that `answers` (n, most) has a label for, scored by these."""
+        kept = (answers >= 0).any(1)
+        return Predictions(answers[kept], None, self.probabilities[kept], self.top[kept])
+
+    def __str__(self) -> str:
+        loss = "" if self.loss is None else f"  loss {self.loss:.4f}"
+        return f"top-1 {self.accuracy(1):.2f} %{loss}"
+
+    def _hits(self, k: int) -> NDArray[np.bool_]:
+        """(count, k): whether each of the k most probable classes is a label of the image."""
+        labels = self.labels.reshape(self.count, 1, -1)
+        hits: NDArray[np.bool_] = (self.top[:, :k, None] == labels).any(2)
+        return hits
 
 
 @dataclass(frozen=True)
@@ -82,6 +109,20 @@ class Evaluator:
             batches.close()
             model.train(training)
         return {view: self._gather(rows, len(feed)) for view, rows in found.items()}
+
+    def sets(
+        self, model: nn.Module, tests: Mapping[str, EvalSet], between: Callable[[], None]
+    ) -> dict[str, dict[View, Predictions]]:
+        """As for one feed, for each set; a feed that several sets share is passed over once."""
+        feeds = {id(test.feed): test.feed for test in tests.values()}
+        said = {key: self(model, feed, between) for key, feed in feeds.items()}
+        return {
+            name: {
+                view: found if answers is None else found.by(answers)
+                for view, found in said[id(feed)].items()
+            }
+            for name, (feed, answers) in tests.items()
+        }
 
     def _add(self, found: dict[View, list[Tensor]], model: nn.Module, shown: Shown) -> None:
         for view, images in shown.views.items():

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from rescue_cli import distributed
 from rescue_cli.batch import View, to_host
 from rescue_cli.engine import checkpoint
-from rescue_cli.engine.evaluate import EvalFeed, Evaluator, Predictions
+from rescue_cli.engine.evaluate import EvalSet, Evaluator, Predictions
 from rescue_cli.engine.recorder import Recorder
 from rescue_cli.engine.signals import Agreement, Stop
 from rescue_cli.engine.step import Step
@@ -72,7 +72,7 @@ class Loop:
     step: Step
     model: nn.Module  # not wrapped: its state is what is saved
     evaluator: Evaluator
-    test_sets: dict[str, EvalFeed]
+    test_sets: Mapping[str, EvalSet]
     directory: RunDirectory
     recorder: Recorder
     save_minutes: float
@@ -137,8 +137,7 @@ class Loop:
             if code := agreement.within_evaluation():
                 self._stop(code)
 
-        model = self.step.average.model
-        self.latest = {n: self.evaluator(model, f, between) for n, f in self.test_sets.items()}
+        self.latest = self.evaluator.sets(self.step.average.model, self.test_sets, between)
 
     def _record_evaluation(self, seconds: float) -> None:
         step, epoch = self.progress.step, self.plan.epoch(self.progress.step)
@@ -155,10 +154,7 @@ class Loop:
                     "seconds": seconds,
                 }
                 self.recorder.add("eval", step, values)
-                self.recorder.say(
-                    f"epoch {epoch:g}  {name} {view}  top-1 {found.accuracy(1):.2f} %  "
-                    f"loss {found.loss:.4f}"
-                )
+                self.recorder.say(f"epoch {epoch:g}  {name} {view}  {found}")
         top1 = next(iter(next(iter(self.latest.values())).values())).accuracy(1)
         better = top1 > self.progress.best.get("top1", -1.0)
         best = {"top1": top1, "step": step} if better else self.progress.best

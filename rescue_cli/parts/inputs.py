@@ -10,11 +10,11 @@ from rescue_cli import registry
 from rescue_cli.augment import FileCrop, Operation
 from rescue_cli.augment.pipeline import Normalise
 from rescue_cli.batch import View
-from rescue_cli.data import FACTS, Dataset, Files, Images, load, normalisation
+from rescue_cli.data import FACTS, Dataset, Files, Images, Split, load, normalisation
 from rescue_cli.data.memory import MemoryEvalFeed, MemoryFeed
 from rescue_cli.data.stream import Cropping, StreamFeed, TrainViews
 from rescue_cli.data.stream_eval import EvalViews, StreamEvalFeed
-from rescue_cli.engine.evaluate import EvalFeed
+from rescue_cli.engine.evaluate import EvalFeed, EvalSet
 from rescue_cli.engine.step import Feed
 from rescue_cli.errors import UsageError
 from rescue_cli.parts.ingredients import data_keys
@@ -88,24 +88,34 @@ def train_feed(
     )
 
 
-def test_feeds(recipe: Recipe, data: Dataset, machine: Machine) -> dict[str, EvalFeed]:
-    """The test sets that `eval.sets` names (the main one by default), with every size and crop."""
-    wanted = recipe.eval.sets or [next(iter(data.tests))]
-    views = [View(s, c) for s in recipe.eval.sizes for c in recipe.eval.crops]
+def test_sets(recipe: Recipe, data: Dataset, machine: Machine) -> dict[str, EvalSet]:
+    """The test sets that `eval.sets` names (the main one by default), with every size and crop.
+
+    Sets that are the same images by other labels share one feed. Raises `UsageError`, `DataError`.
+    """
+    main = next(iter(data.tests))
     feeds: dict[str, EvalFeed] = {}
-    for name in wanted:
-        split = registry.lookup("eval.sets", name, data.tests)
-        if isinstance(split, Images):
-            feeds[name] = MemoryEvalFeed(
-                split, views, recipe.eval.batch_size, recipe.eval.interpolation, machine.device
-            )
-        else:
-            keys = data_keys(recipe)
-            decoding = EvalViews(split, views, recipe.eval.interpolation, keys.eval_decoder)
-            feeds[name] = StreamEvalFeed(
-                decoding, recipe.eval.batch_size, machine.workers, machine.device
-            )
-    return feeds
+    found = {}
+    for name in recipe.eval.sets or [main]:
+        registry.lookup("eval.sets", name, {**data.tests, **data.relabelled})
+        source = name if name in data.tests else main
+        if source not in feeds:
+            feeds[source] = _test_feed(recipe, data.tests[source], machine)
+        answers = None if source == name else data.relabelled[name](data.tests[source])
+        found[name] = EvalSet(feeds[source], answers)
+    return found
+
+
+def _test_feed(recipe: Recipe, split: Split, machine: Machine) -> EvalFeed:
+    evaluation = recipe.eval
+    views = list(dict.fromkeys(View(s, c) for s in evaluation.sizes for c in evaluation.crops))
+    if isinstance(split, Images):
+        return MemoryEvalFeed(
+            split, views, evaluation.batch_size, evaluation.interpolation, machine.device
+        )
+    decoder = data_keys(recipe).eval_decoder
+    decoding = EvalViews(split, views, evaluation.interpolation, decoder)
+    return StreamEvalFeed(decoding, evaluation.batch_size, machine.workers, machine.device)
 
 
 def training_images(recipe: Recipe) -> int | None:
