@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from rescue_cli.draws import Floats
-from rescue_cli.registry import Positive, Within
+from rescue_cli.errors import UsageError
+from rescue_cli.registry import Positive, PositiveInt, Within
 
 TRIES = 10
 
@@ -45,3 +46,27 @@ def random_resized_crop(
         return (height - h) // 2, (width - w) // 2, h, w
 
     return FileCrop(TRIES * 4, box)
+
+
+def scale_jitter_crop(
+    *, short_side: tuple[PositiveInt, PositiveInt], size: PositiveInt
+) -> FileCrop:
+    """A square of `size` pixels out of the image with its shorter side scaled to a random length.
+
+    The length is a whole number between the two of `short_side` (He et al. 2015, 3.4; Simonyan and
+    Zisserman 2015). The box is cut before scaling, from where it comes to lie.
+    """
+    low, high = short_side
+    if not size <= low <= high:
+        raise UsageError(
+            f"augment (scale-jitter-crop).short_side: [{low}, {high}] must not fall, "
+            f"and not be below size ({size})."
+        )
+
+    def box(height: int, width: int, draws: Floats) -> tuple[int, int, int, int]:
+        scale_draw, top_draw, left_draw = draws.tolist()
+        length = low + int(scale_draw * (high - low + 1))
+        side = max(1, round(size / length * min(height, width)))
+        return int(top_draw * (height - side + 1)), int(left_draw * (width - side + 1)), side, side
+
+    return FileCrop(3, box)

@@ -1,11 +1,20 @@
 """The section `optim`: optimizers, and which parameters each of them moves."""
 
+from collections.abc import Callable
+
+from torch.optim import Optimizer
+
 from rescue_cli.optim.adamw import adamw
 from rescue_cli.optim.groups import GROUPS, Claim, claims, common, groups_of
 from rescue_cli.optim.lamb import lamb
 from rescue_cli.optim.sgd import sgd, sgd_velocity
 
-OPTIMIZERS = {"sgd": sgd, "sgd-velocity": sgd_velocity, "lamb": lamb, "adamw": adamw}
+OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
+    "sgd": sgd,
+    "sgd-velocity": sgd_velocity,
+    "lamb": lamb,
+    "adamw": adamw,
+}
 
 __all__ = [
     "GROUPS",
