@@ -16,7 +16,7 @@ from rescue_cli.engine.evaluate import Evaluator
 from rescue_cli.engine.norms import RunningStatistics
 from rescue_cli.engine.step import Step
 from rescue_cli.evaluation import TTAS
-from rescue_cli.mix import MIXES
+from rescue_cli.mix import MIXES, Mixing
 from rescue_cli.model import load_weights
 from rescue_cli.parts.check import check, check_ingredients
 from rescue_cli.parts.ingredients import data_keys, filled, loss_of, network_of, operations_of
@@ -95,7 +95,7 @@ def step(recipe: Recipe, network: nn.Module, data: Dataset, machine: Machine, lo
             normalise(recipe, machine.device),
             train.seed,
         ),
-        mix=filled("mix", recipe.mix, MIXES)(),
+        mix=filled("mix", recipe.mix, MIXES)(Mixing(len(data.classes), train.seed)),
         task=TASKS[recipe.task.name](loss.mean),
         model=distributed.wrap(forward, machine.device),  # type: ignore[arg-type]
         optimizers=optimizers(recipe, network, per_epoch, scaler),
