@@ -74,7 +74,9 @@ class StreamEvalFeed:
         whole = [list(range(s, min(s + self.batch_size, len(self)))) for s in starts]
         parts = [[b[i : i + CHUNK] for i in range(0, len(b), CHUNK)] for b in whole]
         order = itertools.chain.from_iterable(parts)
-        decoded = start_workers(self.decoding, order, self.workers, self.device)
+        decoded = start_workers(
+            self.decoding, order, self.workers, pinned=self.device.type == "cuda"
+        )
         try:
             for batch in parts:
                 yield self._shown([self._checked(next_of(decoded)) for _ in batch])

@@ -5,13 +5,13 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-import torch
 from torch.utils.data import DataLoader, Dataset
 
 from rescue_cli.data.decode import Decoder, pil_image, pixels
 from rescue_cli.errors import RescueError
 
 CHUNK = 16  # distinct images that one worker decodes at a time
+AHEAD = 4  # chunks that each worker may be ahead, at least
 
 
 def decode(data: bytes, decoder: Decoder) -> Any:
@@ -20,8 +20,14 @@ def decode(data: bytes, decoder: Decoder) -> Any:
 
 
 def start_workers(
-    dataset: Dataset[Any], order: Iterator[Any], workers: int, device: torch.device
+    dataset: Dataset[Any],
+    order: Iterator[Any],
+    workers: int,
+    *,
+    ahead: int = AHEAD,
+    pinned: bool = False,
 ) -> Iterator[Any]:
+    """What `dataset` makes of each item of `order`, in order; `ahead` items a worker in advance."""
     loader: DataLoader[Any] = DataLoader(
         dataset,
         batch_size=None,
@@ -29,8 +35,8 @@ def start_workers(
         collate_fn=_as_is,
         num_workers=workers,
         multiprocessing_context="fork" if workers else None,  # shares the file names' pages
-        prefetch_factor=4 if workers else None,
-        pin_memory=device.type == "cuda",
+        prefetch_factor=ahead if workers else None,
+        pin_memory=pinned,
         worker_init_fn=_quiet_worker,
     )
     decoded = iter(loader)
