@@ -75,9 +75,9 @@ def crop_resize(
         cut = image.crop(edges).resize((width, height), _PIL[interpolation])
         return torch.from_numpy(np.array(cut)).permute(2, 0, 1)
     part = image[box.top : box.top + box.height, box.left : box.left + box.width]
-    # A copy of the crop in order costs a twentieth of what torch saves where the last dimension is
-    # the channels: it resizes such an image without making planes of it and packing them again
-    planes = torch.from_numpy(np.array(part)[None]).permute(0, 3, 1, 2)
+    # Only where all four strides are those of channels last (numpy's [None] has a stride of 0) does
+    # torch resize without making planes of the image: 0.15 ms instead of 0.23, the copy 0.01
+    planes = torch.from_numpy(np.array(part)).unsqueeze(0).permute(0, 3, 1, 2)
     if (box.height, box.width) == (height, width):
         return planes[0]
     return torch.nn.functional.interpolate(
