@@ -4,9 +4,13 @@ A `FileCrop` runs where files are decoded; every `Operation` runs batched on the
 with its own draws.
 """
 
+from rescue_cli.augment.auto_augment import auto_augment
 from rescue_cli.augment.crops import FileCrop, random_resized_crop, scale_jitter_crop
+from rescue_cli.augment.erasing import random_erasing
+from rescue_cli.augment.jitter import colour_jitter, pca_lighting
 from rescue_cli.augment.operations import Operation, cutout, flip, pad_crop
 from rescue_cli.augment.pipeline import Augment
+from rescue_cli.augment.rand_augment import rand_augment
 
 AUGMENTATIONS = {
     "random-resized-crop": random_resized_crop,
@@ -14,6 +18,11 @@ AUGMENTATIONS = {
     "pad-crop": pad_crop,
     "flip": flip,
     "cutout": cutout,
+    "rand-augment": rand_augment,
+    "auto-augment": auto_augment,
+    "colour-jitter": colour_jitter,
+    "pca-lighting": pca_lighting,
+    "random-erasing": random_erasing,
 }
 
 __all__ = ["AUGMENTATIONS", "Augment", "FileCrop", "Operation"]

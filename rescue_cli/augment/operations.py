@@ -2,25 +2,38 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from rescue_cli.draws import Floats
 from rescue_cli.errors import UsageError
 from rescue_cli.registry import Fraction, NotNegativeInt, PositiveInt
+
+Plan = Callable[[Floats], tuple[Any, ...]]
+
+
+def as_drawn(draws: Floats) -> tuple[Any, ...]:
+    """The plan of an operation that needs nothing of the host."""
+    return (draws,)
 
 
 @dataclass(frozen=True)
 class Operation:
-    """`apply(images (n, c, h, w), draws (n, columns))` -> images.
+    """`apply(images (n, c, h, w), *planned)` -> images, where `planned` is what `plan` makes of the
+    slice's draws (n, columns) on the host, by default the draws themselves.
 
-    On `pixels` the images are uint8; once `normalised` they are floats of mean 0.
+    Arrays in it arrive on the device (all operations' in one copy), the rest as it is: so the host
+    may know which image gets what, and no step waits for the device. On `pixels` the images are
+    uint8, on `levels` floats of 0 to 255, once `normalised` floats of mean 0, which `apply` may
+    write to.
     """
 
     columns: int
-    stage: Literal["pixels", "normalised"]
-    apply: Callable[[Tensor, Tensor], Tensor]
+    stage: Literal["pixels", "levels", "normalised"]
+    apply: Callable[..., Tensor]
+    plan: Plan = as_drawn
 
 
 def pad_crop(*, pad: NotNegativeInt, mode: Literal["reflect", "zeros"]) -> Operation:

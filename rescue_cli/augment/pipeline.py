@@ -1,14 +1,20 @@
-"""The recipe's operations in order, with one block of draws a slice and normalisation between."""
+"""The recipe's operations in order, with one block of draws a slice and one copy to the device."""
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from rescue_cli.augment.operations import Operation
 from rescue_cli.batch import Batch, to_device
-from rescue_cli.draws import uniform
+from rescue_cli.draws import Floats, uniform
+
+STAGES = ("pixels", "levels", "normalised")
+Planned = tuple[Operation, tuple[Any, ...]]
 
 
 class Normalise:
@@ -29,9 +35,12 @@ class Normalise:
         self.dtype = dtype
         self.format = torch.channels_last if channels_last else torch.contiguous_format
 
+    def floats(self, images: Tensor) -> Tensor:
+        """The same levels, 0 to 255, in `dtype` and memory format."""
+        return images.to(dtype=self.dtype, memory_format=self.format)
+
     def __call__(self, images: Tensor) -> Tensor:
-        floats = images.to(dtype=self.dtype, memory_format=self.format)
-        return (floats - self.shift) * self.factor
+        return (self.floats(images) - self.shift) * self.factor
 
     def undo(self, images: Tensor) -> Tensor:
         """Normalised images back to uint8 pixels."""
@@ -42,8 +51,7 @@ class Augment:
     """Batch of uint8 pixels -> batch of normalised, augmented images."""
 
     def __init__(self, operations: Sequence[Operation], normalise: Normalise, seed: int) -> None:
-        self.pixels = [op for op in operations if op.stage == "pixels"]
-        self.normalised = [op for op in operations if op.stage == "normalised"]
+        self.stages = [[op for op in operations if op.stage == stage] for stage in STAGES]
         self.normalise = normalise
         self.seed = seed
         self.columns = sum(op.columns for op in operations)
@@ -51,16 +59,45 @@ class Augment:
     def __call__(self, batch: Batch) -> Batch:
         shape = (len(batch.images), self.columns)
         block = uniform(self.seed, "augment", batch.step, batch.slice, shape)
-        draws = to_device(block, batch.images.device)
-        images, used = self._apply(self.pixels, batch.images, draws, 0)
-        images, _ = self._apply(self.normalised, self.normalise(images), draws, used)
-        return replace(batch, images=images)
+        pixels, levels, normalised = self._planned(block, batch.images.device)
+        images = _applied(pixels, batch.images)
+        images = self.normalise(_applied(levels, self.normalise.floats(images)))
+        return replace(batch, images=_applied(normalised, images))
 
-    @staticmethod
-    def _apply(
-        operations: Sequence[Operation], images: Tensor, draws: Tensor, used: int
-    ) -> tuple[Tensor, int]:
-        for operation in operations:
-            images = operation.apply(images, draws[:, used : used + operation.columns])
-            used += operation.columns
-        return images, used
+    def _planned(self, draws: Floats, device: torch.device) -> list[list[Planned]]:
+        """Each stage's operations with what their plans say, its arrays on the device."""
+        used = 0
+        plans: list[list[Planned]] = []
+        for operations in self.stages:
+            plans.append([])
+            for operation in operations:
+                mine = draws[:, used : used + operation.columns]
+                plans[-1].append((operation, operation.plan(mine)))
+                used += operation.columns
+        arrays = [a for stage in plans for _, plan in stage for a in plan if _is_array(a)]
+        sent = iter(_sent(arrays, device))
+        return [
+            [(op, tuple(next(sent) if _is_array(a) else a for a in plan)) for op, plan in stage]
+            for stage in plans
+        ]
+
+
+def _is_array(value: Any) -> bool:
+    return isinstance(value, np.ndarray)
+
+
+def _sent(arrays: Sequence[NDArray[Any]], device: torch.device) -> list[Tensor]:
+    """The arrays as tensors on the device, in one copy, in double precision on the way."""
+    flat = [array.astype(np.float64).ravel() for array in arrays]
+    whole = to_device(np.concatenate([*flat, np.zeros(0)]), device)
+    parts = torch.split(whole, [len(part) for part in flat])
+    return [
+        part.to(torch.from_numpy(array[:0]).dtype).view(array.shape)
+        for part, array in zip(parts, arrays, strict=True)
+    ]
+
+
+def _applied(planned: Sequence[Planned], images: Tensor) -> Tensor:
+    for operation, plan in planned:
+        images = operation.apply(images, *plan)
+    return images

@@ -1,0 +1,70 @@
+"""Blends of an image with a duller version of itself, to the level as PIL's ImageEnhance has them.
+
+Images are uint8 (k, 3, h, w); `factor` is (k,) float64 on their device: 0 gives the duller
+version, 1 the image, above 1 goes beyond it.
+"""
+
+import torch
+from torch import Tensor
+
+
+def brightness(images: Tensor, factor: Tensor) -> Tensor:
+    """Blend with black."""
+    return to_levels(images.float().mul_(_column(factor)))
+
+
+def contrast(images: Tensor, factor: Tensor) -> Tensor:
+    """Blend with the rounded mean of the image's grey."""
+    whole = images.float()
+    mean = grey(whole).mean((1, 2, 3), keepdim=True, dtype=torch.float64)
+    return blend(whole, (mean + 0.5).floor().float(), factor)
+
+
+def saturation(images: Tensor, factor: Tensor) -> Tensor:
+    """Blend with the image's grey: PIL's Color."""
+    whole = images.float()
+    return blend(whole, grey(whole), factor)
+
+
+def sharpness(images: Tensor, factor: Tensor) -> Tensor:
+    """Blend with the image smoothed by PIL's SMOOTH filter, which leaves the border as it is."""
+    whole = images.float()
+    return blend(whole, _smooth(images, whole), factor)
+
+
+def grey(images: Tensor) -> Tensor:
+    """PIL's grey (k, 1, h, w) of float levels: integers, exact in float32."""
+    red, green, blue = images.unbind(1)
+    weighted = red.mul(19595).add_(green, alpha=38470).add_(blue, alpha=7471).add_(32768)
+    return weighted.mul_(2.0**-16).floor_().unsqueeze(1)
+
+
+def blend(images: Tensor, dull: Tensor, factor: Tensor) -> Tensor:
+    """dull + factor * (images - dull) in single precision as in PIL's Blend.c, cut to levels."""
+    # two roundings, as PIL's: neither lerp nor addcmul, which may use a fused multiply-add
+    return to_levels(images.sub(dull).mul_(_column(factor)).add_(dull))
+
+
+def to_levels(values: Tensor) -> Tensor:
+    """Floats, which it overwrites, cut to 0..255 and truncated to uint8 as PIL does."""
+    # through int16, for which torch has a vector instruction: 6 times as fast on a CPU
+    return values.clamp_(0, 255).to(torch.int16).to(torch.uint8)
+
+
+def _smooth(images: Tensor, whole: Tensor) -> Tensor:
+    """The 3 x 3 filter (1 1 1, 1 5 1, 1 1 1) / 13, rounded; a tie cannot occur."""
+    smoothed = whole.clone()
+    height, width = images.shape[-2:]
+    if min(height, width) < 3:
+        return smoothed
+    levels = images.to(torch.int16)
+    rows = levels[..., :-2] + levels[..., 1:-1] + levels[..., 2:]
+    box = rows[..., :-2, :] + rows[..., 1:-1, :] + rows[..., 2:, :]
+    box.add_(levels[..., 1:-1, 1:-1], alpha=4)
+    smoothed[..., 1:-1, 1:-1] = box.float().mul_(1 / 13).add_(0.5).floor_()
+    return smoothed
+
+
+def _column(factor: Tensor) -> Tensor:
+    """(k,) as (k, 1, 1, 1) in single precision."""
+    return factor.float()[:, None, None, None]
