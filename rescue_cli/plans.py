@@ -18,7 +18,7 @@ def smoke(recipe: Recipe, overrides: Sequence[str], *, cuda: bool) -> list[str]:
     """
     given = given_keys(overrides)
     slice_size = SMOKE_SLICE
-    if _is_given("train.device_batch_size", given):
+    if is_given("train.device_batch_size", given):
         slice_size = recipe.train.device_batch_size
     values = {
         "train.batch_size": recipe.train.slices * slice_size,
@@ -29,7 +29,7 @@ def smoke(recipe: Recipe, overrides: Sequence[str], *, cuda: bool) -> list[str]:
         "data.holdout": 0,
         **({} if cuda else {"train.precision": "float32"}),
     }
-    return [f"{key}={value}" for key, value in values.items() if not _is_given(key, given)]
+    return [f"{key}={value}" for key, value in values.items() if not is_given(key, given)]
 
 
 def given_keys(overrides: Sequence[str]) -> list[str]:
@@ -37,14 +37,14 @@ def given_keys(overrides: Sequence[str]) -> list[str]:
     return [override.removeprefix("~").partition("=")[0] for override in overrides]
 
 
-def _is_given(key: str, given: Sequence[str]) -> bool:
+def is_given(key: str, given: Sequence[str]) -> bool:
     """Whether the user set the key, the section that it is in, or a part of it."""
     return any(f"{key}.".startswith(f"{g}.") or g.startswith(f"{key}.") for g in given)
 
 
 def subset(text: str, overrides: Sequence[str] = ()) -> str:
     """The override that `--subset N` or `--subset TRAIN:TEST` stands for, beside the user's."""
-    if _is_given("data.subset", [k for k in given_keys(overrides) if k != "data"]):
+    if is_given("data.subset", [k for k in given_keys(overrides) if k != "data"]):
         raise UsageError("--subset and data.subset say the same thing. Give one of them.")
     parts = text.split(":")
     if len(parts) > 2 or not all(p.isdecimal() and int(p) > 0 for p in parts):
@@ -52,7 +52,7 @@ def subset(text: str, overrides: Sequence[str] = ()) -> str:
     return f"data.subset=[{int(parts[0])}, {int(parts[-1])}]"
 
 
-def processes(slices: int, asked: int | None, visible: int) -> int:
+def processes(slices: int, asked: int | None, visible: int, *, option: str = "--procs") -> int:
     """How many processes share the slices: as asked, else the most of the visible that divide them.
 
     Raises `UsageError` where the number asked for does not divide them.
@@ -62,7 +62,7 @@ def processes(slices: int, asked: int | None, visible: int) -> int:
         return max(n for n in fitting if n <= max(1, visible))
     if asked not in fitting:
         raise UsageError(
-            f"--procs: {asked} processes do not divide the {slices} slices of a step. "
+            f"{option}: {asked} processes do not divide the {slices} slices of a step. "
             f"Use {', '.join(map(str, fitting))}, or another train.device_batch_size."
         )
     return asked
@@ -74,7 +74,7 @@ def warnings(before: Recipe, after: Recipe, overrides: Sequence[str]) -> list[st
     found = []
     ratio = after.train.batch_size / before.train.batch_size
     same_rate = not any(key == "optim" or key.endswith(".lr") for key in keys)
-    if _is_given("train.batch_size", keys) and ratio != 1 and same_rate:
+    if is_given("train.batch_size", keys) and ratio != 1 and same_rate:
         name = after.optim[0].name
         rule, factor = ("square-root", ratio**0.5) if name == "lamb" else ("linear", ratio)
         suggestion = ""

@@ -138,7 +138,7 @@ def test_the_value_is_yaml_as_in_a_recipe() -> None:
             "train.epochs.x=1",
             "override 'train.epochs.x=1': train.epochs is a value and has no keys.",
         ),
-        ("train.a.b=1", "override 'train.a.b=1': train.a does not exist."),
+        ("~train.a.b", "override '~train.a.b': train.a does not exist."),
         ("train..b=1", "override 'train..b=1': an empty key in the path."),
         ("~train.nope", "override '~train.nope': there is no such key to remove."),
         ("~mix", "override '~mix': there is no such key to remove."),
@@ -161,6 +161,14 @@ def test_the_value_is_yaml_as_in_a_recipe() -> None:
 )
 def test_an_override_that_fits_nothing_says_why(override: str, message: str) -> None:
     assert refusal(override) == message
+
+
+def test_a_mapping_that_the_recipe_leaves_out_is_made() -> None:
+    assert applied("data.sets.v2=DIR", "data.sets.x=E")["data"]["sets"] == {"v2": "DIR", "x": "E"}
+    from rescue_cli.build import check_ingredients
+
+    with pytest.raises(UsageError, match=r"unknown key 'stes'\. Did you mean 'sets'\?"):
+        check_ingredients(load("quickstart", ["data.stes.v2=DIR"]))
 
 
 @pytest.mark.parametrize("word", ["[", "]", "a[0]", "a]", "'", '"', "${x}", "???", "\\", " ", "é"])

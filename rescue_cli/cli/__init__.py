@@ -16,6 +16,8 @@ VERBS = {
     "train": "Train a recipe; the result is printed and kept in the run directory.",
     "eval": "Evaluate weights as training does: every image once, one table.",
     "predict": "Print the most probable classes of images.",
+    "plan": "Say what a recipe costs in updates, FLOPs, memory, hours and money; needs no GPU.",
+    "models": "List the architectures of the paper's tables; train takes each as --model NAME.",
     "recipes": "List, show, compare, copy and check recipes.",
     "study": "Print a published comparison, with what was measured of it.",
     "bench": "Measure speed, as ratios within one run.",

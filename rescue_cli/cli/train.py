@@ -11,6 +11,7 @@ from rescue_cli import plans
 from rescue_cli import recipe as recipes
 from rescue_cli.cli import common
 from rescue_cli.cli.common import Device, Json, Overrides, Procs, RecipeName, Workers
+from rescue_cli.cli.expand import Epochs, Model, expand
 from rescue_cli.errors import UsageError
 from rescue_cli.recipe import Recipe
 
@@ -28,10 +29,23 @@ class Launch:
     workers: int | None
 
 
+@dataclass(frozen=True)
+class Changes:
+    """What the user wants to have other than the recipe has it."""
+
+    overrides: Sequence[str]
+    model: str | None
+    epochs: float | None
+    subset: str | None
+    smoke: bool
+
+
 @app.command(epilog="Example: rescue train --recipe myrtle-baseline data.root=DIR")
 def train(
     overrides: Overrides = None,
     recipe: RecipeName = None,
+    model: Model = None,
+    epochs: Epochs = None,
     out: Annotated[
         Path | None, typer.Option(help="Run directory; runs/RECIPE/N by default.")
     ] = None,
@@ -57,7 +71,8 @@ def train(
 
     machines = Nodes(nodes, node_rank, rendezvous)
     where = common.device("cuda" if gpus is not None and device is None else device)
-    resolved, notes = _resolve(recipe, overrides or [], out, resume, subset, smoke, where)
+    changes = Changes(overrides or [], model, epochs, subset, smoke)
+    resolved, notes = _resolve(recipe, changes, out if resume else None, where)
     build.check(resolved)
     notes += [f"warning: {warning}" for warning in common.check_precision(resolved, where)]
     launch = _launch(resolved, where, gpus, procs, machines.count, max_restarts, workers)
@@ -71,25 +86,27 @@ def train(
 
 
 def _resolve(
-    name: str | None,
-    overrides: Sequence[str],
-    out: Path | None,
-    resume: bool,
-    subset: str | None,
-    smoke: bool,
-    device: str,
+    name: str | None, changes: Changes, resumed: Path | None, device: str
 ) -> tuple[Recipe, list[str]]:
     """The recipe with what the user and the options set, and what is to be said of it."""
-    if name is None and resume and out is not None and (out / "recipe.yaml").exists():
-        return recipes.recipe_in(out).with_overrides(*overrides), []
+    given = list(changes.overrides)
+    if name is None and resumed is not None and (resumed / "recipe.yaml").exists():
+        base = recipes.recipe_in(resumed)
+        found, notes = expand(base, given, changes.model, changes.epochs)
+        return base.with_overrides(*given, *found), notes
     notes = [] if name else [common.NO_RECIPE]
     name = name or common.DEFAULT
-    given = [*overrides, *([plans.subset(subset, overrides)] if subset is not None else [])]
+    if changes.subset is not None:
+        given.append(plans.subset(changes.subset, given))
+    if changes.model is not None or changes.epochs is not None:
+        found, said = expand(recipes.load(name), given, changes.model, changes.epochs)
+        given, notes = [*given, *found], [*notes, *said]
     asked = recipes.load(name, given)
-    implied = plans.smoke(asked, given, cuda=device == "cuda") if smoke else []
-    if smoke:
+    implied = plans.smoke(asked, given, cuda=device == "cuda") if changes.smoke else []
+    if changes.smoke:
         notes.append(f"--smoke sets: {' '.join(implied)}")
-    notes += [f"warning: {w}" for w in plans.warnings(recipes.load(name), asked, overrides)]
+    before = recipes.load(name)
+    notes += [f"warning: {w}" for w in plans.warnings(before, asked, changes.overrides)]
     return recipes.load(name, [*given, *implied]), notes
 
 

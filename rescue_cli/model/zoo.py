@@ -1,8 +1,10 @@
 """Every architecture of timm, by its timm name."""
 
 import warnings
+from collections.abc import Iterable
 from typing import Any
 
+import torch
 from torch import nn
 
 from rescue_cli.errors import UsageError, did_you_mean
@@ -12,8 +14,10 @@ _TIMM_NAMES = {
     "drop_path": "drop_path_rate",
     "dropout": "drop_rate",
     "img_size": "img_size",
+    "dynamic_img_size": "dynamic_img_size",
     "zero_init_last": "zero_init_last",
 }
+_NEUTRAL = {"drop_path": 0.0, "dropout": 0.0, "img_size": 224}  # any value that is not None
 
 
 def zoo(
@@ -24,31 +28,26 @@ def zoo(
     drop_path: Fraction | None = None,
     dropout: Fraction | None = None,
     img_size: PositiveInt | None = None,
+    dynamic_img_size: bool | None = None,
     zero_init_last: bool | None = None,
 ) -> nn.Module:
     """timm's model with random weights; keys not given keep timm's values.
 
-    Raises `UsageError` for an unknown name, or a key that the architecture lacks.
+    `dynamic_img_size` lets a transformer made for `img_size` see others, its position embedding
+    resampled (bicubic). Raises `UsageError` for an unknown name, or a key that the architecture
+    lacks.
     """
-    import timm
-
-    if not timm.is_model(name):
-        hint = did_you_mean(name, timm.list_models())
-        raise UsageError(f"model.name: '{name}' is neither ours nor timm's. {hint[:200]}")
+    _check_name(name)
     values = {
         "drop_path": drop_path,
         "dropout": dropout,
         "img_size": img_size,
+        "dynamic_img_size": dynamic_img_size,
         "zero_init_last": zero_init_last,
     }
     given: dict[str, Any] = {k: v for k, v in values.items() if v is not None}
-    options = {_TIMM_NAMES[k]: v for k, v in given.items()}
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # timm's own deprecations are not the user's
-            model: nn.Module = timm.create_model(
-                name, pretrained=False, num_classes=classes, in_chans=channels, **options
-            )
+        return _create(name, classes, channels, given)
     except TypeError as error:
         lacking = [k for k in given if _TIMM_NAMES[k] in str(error)] or list(given)
         if not lacking:
@@ -56,4 +55,48 @@ def zoo(
         raise UsageError(
             f"model ({name}): has no key '{lacking[0]}'. Remove it with ~model.{lacking[0]}."
         ) from None
+
+
+def lacking(name: str, keys: Iterable[str]) -> list[str]:
+    """Those of the keys of `zoo` that timm's architecture lacks; raises `UsageError`."""
+    _check_name(name)
+    found = []
+    for key in keys:
+        try:
+            with torch.device("meta"):
+                _create(name, 10, 3, {key: _NEUTRAL.get(key, False)})
+        except TypeError:
+            found.append(key)
+    return found
+
+
+def fixed_size(name: str) -> bool:
+    """Whether timm's architecture is made for images of one size; raises `UsageError`."""
+    import timm
+
+    _check_name(name)
+    config = timm.get_pretrained_cfg(name)
+    return bool(config and config.fixed_input_size)
+
+
+def _check_name(name: str) -> None:
+    import timm
+
+    if not timm.is_model(name):
+        hint = did_you_mean(name, timm.list_models())
+        raise UsageError(f"model.name: '{name}' is neither ours nor timm's. {hint[:200]}")
+
+
+def _create(name: str, classes: int, channels: int, options: dict[str, Any]) -> nn.Module:
+    import timm
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # timm's own deprecations are not the user's
+        model: nn.Module = timm.create_model(
+            name,
+            pretrained=False,
+            num_classes=classes,
+            in_chans=channels,
+            **{_TIMM_NAMES[key]: value for key, value in options.items()},
+        )
     return model

@@ -26,10 +26,10 @@ def apply(tree: Mapping[str, Any], overrides: Sequence[str], sections: Sequence[
             rule = "~section.key" if remove else "section.key=value"
             raise UsageError(f"override '{override}': must read {rule}.")
         *parents, key = _place(OmegaConf.to_container(config), path.split("."), override, sections)
-        if parents and parents[0] not in config:
-            config[parents[0]] = {}  # a section that the recipe leaves at its neutral value
         node: Any = config
         for parent in parents:
+            if OmegaConf.is_dict(node) and node.get(parent) is None:
+                node[parent] = {}  # a section at its neutral value, a mapping not there yet
             node = node[parent]
         if not remove:
             node[key] = yaml.read(text, f"override '{override}'")
@@ -60,8 +60,10 @@ def _place(tree: Any, path: list[str], override: str, sections: Sequence[str]) -
             parent = ".".join(path[:i])
             raise UsageError(f"override '{override}': {parent} is a value and has no keys.")
         if node is None and i < len(path) - 1:
-            parent = ".".join(path[: i + 1])
-            raise UsageError(f"override '{override}': {parent} does not exist.")
+            if override.startswith("~"):
+                parent = ".".join(path[: i + 1])
+                raise UsageError(f"override '{override}': {parent} does not exist.")
+            node = {}  # a mapping that is not there yet, as in data.sets.v2=DIR
     return place
 
 

@@ -1,0 +1,266 @@
+"""What a training costs before it is paid for: parameters, multiply-adds, peak memory of a GPU.
+
+Memory is counted on fake tensors, which have shapes and no values, so it takes neither a GPU nor
+memory.
+"""
+
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils.flop_counter import FlopCounterMode
+
+from rescue_cli import build
+from rescue_cli.averaging import AVERAGES
+from rescue_cli.batch import Batch
+from rescue_cli.data import FACTS
+from rescue_cli.engine.norms import RunningStatistics
+from rescue_cli.engine.step import Step
+from rescue_cli.parts.ingredients import data_keys, filled, loss_of
+from rescue_cli.parts.updates import optimizers
+from rescue_cli.recipe import Recipe
+from rescue_cli.task import TASKS
+
+MEGABYTE = 2**20  # as torch's and the papers' counts of memory have it
+BLOCK = 512  # bytes; CUDA's allocator rounds up to them
+CLASSES = 10  # of a folder of one's own, until it is there to be looked at
+CPU, META = torch.device("cpu"), torch.device("meta")
+# Of the operations that autocast computes in float32 on CUDA and not on a CPU, those of networks
+IN_FLOAT32 = {
+    "layer_norm", "group_norm", "softmax", "log_softmax", "pow", "exp", "log", "norm", "prod",
+    "sum", "cumsum", "rsqrt", "reciprocal", "softplus", "logsumexp", "cosine_similarity",
+    "nll_loss", "binary_cross_entropy_with_logits", "cross_entropy", "cross_entropy_loss",
+    "mse_loss", "kl_div",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Flops:
+    """Of one image: multiply-adds of products and convolutions, and elements that are normalised.
+
+    Papers count 0 to 5 operations for a normalised element beside the multiply-adds.
+    """
+
+    multiply_adds: int
+    normalised: int
+
+
+def network_of(recipe: Recipe) -> nn.Module:
+    """The recipe's network on the meta device, without memory for weights."""
+    if "weights" in recipe.model.options:
+        recipe = recipe.with_overrides("~model.weights")
+    with META:
+        return build.model(recipe, FACTS[recipe.data.name].classes or CLASSES, META)
+
+
+def parameters(network: nn.Module) -> int:
+    return sum(p.numel() for p in network.parameters())
+
+
+def flops(network: nn.Module, size: int, channels: int = 3) -> Flops:
+    """The count of a network on the meta device, for an image of size x size pixels."""
+    elements: list[int] = []
+
+    def count(_module: nn.Module, inputs: tuple[Tensor, ...], _output: Tensor) -> None:
+        elements.append(inputs[0].numel())
+
+    norms = (_BatchNorm, nn.LayerNorm, nn.GroupNorm)
+    hooks = [m.register_forward_hook(count) for m in network.modules() if isinstance(m, norms)]
+    was_training = network.training
+    dtype = next(network.parameters()).dtype
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network.eval()(torch.empty(1, channels, size, size, device=META, dtype=dtype))
+    network.train(was_training)
+    for hook in hooks:
+        hook.remove()
+    return Flops(counter.get_total_flops() // 2, sum(elements))
+
+
+def channels(recipe: Recipe) -> int:
+    return FACTS[recipe.data.name].channels
+
+
+def train_size(recipe: Recipe) -> int:
+    """Height and width of a training image in pixels."""
+    return data_keys(recipe).train_size or FACTS[recipe.data.name].size or 224
+
+
+def peak_memory(recipe: Recipe, slice_size: int | None = None, gpus: int = 1) -> float:
+    """The most that PyTorch's allocator holds on a GPU in a step, in MB of 2^20 bytes.
+
+    The engine's own step, forward, backward and optimizer, with the optimizer's state, over at most
+    two slices. Not in it: CUDA's context, workspaces of convolutions, a set of images that lies
+    on the device, what augmentation needs for a moment before the forward pass, what compiling
+    saves, and what fragmentation wastes.
+    """
+    train, keys = recipe.train, FACTS[recipe.data.name]
+    size = train_size(recipe)
+    shape = (slice_size or train.device_batch_size, keys.channels, size, size)
+    local = max(1, train.batch_size // shape[0] // gpus)
+    network = network_of(recipe)
+    with FakeTensorMode(), Live() as live, _CudaCasts():
+        _materialise(network)
+        feed = _Feed(shape, None if recipe.mix.name == "none" else keys.classes or CLASSES, local)
+        step = _step(recipe, network, feed)
+        buckets = [_like(p) for p in _trained(network)] if gpus > 1 else None
+        _share(network, [_like(p) for p in _trained(network)])
+        step.optimizers.step()  # which makes its state
+        _share(network, buckets)
+        live.peak = live.now
+        step(0)
+        peak: int = live.peak
+    return peak / MEGABYTE
+
+
+def largest_slice(recipe: Recipe, peak: float, megabytes: float, gpus: int = 1) -> int | None:
+    """The largest slice, of those that divide the batch and share evenly, that fits; or None.
+
+    `peak` is what the recipe's own slices need, which is too much.
+    """
+    train = recipe.train
+    an_image = peak / train.device_batch_size
+    for size in range(train.device_batch_size - 1, 0, -1):
+        if train.batch_size % size or train.batch_size // size % gpus:
+            continue
+        if an_image * size > megabytes:
+            continue  # weights and state weigh the more on an image, the smaller the slice
+        needed = peak_memory(recipe, size, gpus)
+        if needed <= megabytes:
+            return size
+        an_image = needed / size
+    return None
+
+
+def _step(recipe: Recipe, network: nn.Module, feed: "_Feed") -> Step:
+    """The engine's step on the slices of `feed`, which are neither augmented nor mixed."""
+    normalise = build.normalise(recipe, CPU)
+    loss = loss_of(recipe)
+    scaler = torch.amp.GradScaler("cpu", enabled=False)  # some bytes, and a look at values
+    return Step(
+        feed=feed,
+        augment=lambda batch: replace(batch, images=normalise(batch.images)),
+        mix=lambda batch: batch,
+        task=TASKS[recipe.task.name](loss.mean),
+        model=network,
+        optimizers=optimizers(recipe, network, 1000, scaler),
+        statistics=RunningStatistics(network, recipe.train.slices),
+        average=filled("averaging", recipe.averaging, AVERAGES)(network),
+        autocast=build.autocast(recipe, CPU),
+        device=CPU,
+        seed=0,
+        local_slices=feed.count,
+        loss_factor=loss.factor,
+    )
+
+
+class _Feed:
+    """Slices of fake images, at most two a step: more of them need no more memory."""
+
+    waited = 0.0
+    replaced = 0
+
+    def __init__(self, shape: Sequence[int], classes: int | None, local: int) -> None:
+        self.shape = shape
+        self.classes = classes
+        self.count = min(2, local)
+        self.corrupt: list[str] = []
+
+    def start(self, step: int) -> None:
+        """Nothing to prepare."""
+
+    def slices(self, step: int) -> Iterator[Batch]:
+        for number in range(self.count):
+            images = torch.empty(self.shape, dtype=torch.uint8)
+            if self.classes is None:
+                targets = torch.empty(self.shape[0], dtype=torch.int64)
+            else:
+                targets = torch.empty(self.shape[0], self.classes)
+            yield Batch(images, targets, step, number)
+
+    def close(self) -> None:
+        """Nothing to end."""
+
+
+class Live(TorchDispatchMode):
+    """Bytes of all storages that are alive, and the most there were."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.sizes: dict[int, int] = {}
+        self.now = 0
+        self.peak = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        found = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(found):
+            if isinstance(tensor, Tensor):
+                self._see(tensor.untyped_storage())
+        return found
+
+    def _see(self, storage: torch.UntypedStorage) -> None:
+        if storage._cdata in self.sizes:
+            return
+        self.sizes[storage._cdata] = -(-storage.nbytes() // BLOCK) * BLOCK
+        self.now += self.sizes[storage._cdata]
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self._forget, storage._cdata)
+
+    def _forget(self, key: int) -> None:
+        self.now -= self.sizes.pop(key)
+
+
+class _CudaCasts(TorchFunctionMode):
+    """Casts to float32 under autocast what CUDA's autocast casts and a CPU's leaves alone."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: Any = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        name = getattr(func, "__name__", "")
+        if name in IN_FLOAT32 and torch.is_autocast_enabled("cpu"):
+            args, kwargs = tree_map_only(Tensor, _in_float32, (args, kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+def _in_float32(tensor: Tensor) -> Tensor:
+    half = tensor.dtype in (torch.float16, torch.bfloat16)
+    return tensor.float() if half else tensor
+
+
+def _materialise(network: nn.Module) -> None:
+    """Fake tensors on the CPU in place of the meta device's, with their strides."""
+    for module in network.modules():
+        for key, parameter in module._parameters.items():
+            if parameter is not None:
+                module._parameters[key] = nn.Parameter(_like(parameter), parameter.requires_grad)
+        for key, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[key] = _like(buffer)
+
+
+def _like(tensor: Tensor) -> Tensor:
+    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype)
+
+
+def _trained(network: nn.Module) -> list[nn.Parameter]:
+    return [p for p in network.parameters() if p.requires_grad]
+
+
+def _share(network: nn.Module, gradients: list[Tensor] | None) -> None:
+    """Gives the parameters their gradients, as several processes hold them from step to step."""
+    if gradients is not None:
+        for parameter, gradient in zip(_trained(network), gradients, strict=True):
+            parameter.grad = gradient

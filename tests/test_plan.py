@@ -1,0 +1,169 @@
+"""`rescue plan`: updates, memory and cost, against what the paper used."""
+
+import json
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from rescue_cli import estimate
+from rescue_cli.cli import main
+from rescue_cli.recipe import architectures, load
+
+SMALL = ["model.name=resnet18"]
+Plan = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def plan(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Plan:
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["rescue", "plan", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert isinstance(ended.value.code, int)
+        caught = capsys.readouterr()
+        return ended.value.code, caught.out, caught.err
+
+    return run
+
+
+def planned(plan: Plan, *arguments: str) -> dict[str, Any]:
+    code, out, _ = plan(*arguments, "--json")
+    assert code == 0
+    found: dict[str, Any] = json.loads(out)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("recipe", "updates", "memory", "hours"),
+    [("a1", 375_000, 22_095, 110), ("a2", 187_500, 22_095, 55), ("a3", 62_500, 11_390, 15)],
+)
+def test_plans_are_what_the_papers_table_1_reports(
+    plan: Plan, recipe: str, updates: int, memory: int, hours: int
+) -> None:
+    per_epoch = hours / load(recipe).train.epochs
+    found = planned(
+        plan, "--recipe", recipe, "--gpus", "4", "--hours-per-epoch", str(per_epoch), "--price", "3"
+    )
+    assert list(found)[:6] == [
+        "recipe", "parameters", "flops", "updates", "images", "peak_memory_mb",
+    ]  # fmt: skip
+    assert found["updates"] == updates
+    assert found["images"] == 2048 * updates
+    assert found["peak_memory_mb"] == pytest.approx(memory, rel=0.05)
+    assert (found["parameters"], found["flops"]) == (25_557_032, 4_089_184_256)
+    assert found["hours"] == pytest.approx(hours)
+    assert found["cost"] == pytest.approx(4 * 3 * hours)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "name"), [("a1", "resnet18"), ("a3", "regnety_040"), ("a3", "efficientnet_b0")]
+)
+def test_memory_of_other_networks_is_near_the_papers_table_3(recipe: str, name: str) -> None:
+    row = architectures.row_of(name)
+    assert row is not None
+    cost = row["cost"][recipe]
+    slice_size = architectures.BATCH // cost["gpus"]
+    resolved = load(recipe, [f"model.name={name}"])
+    found = estimate.peak_memory(resolved, slice_size, cost["gpus"])
+    assert found / 1000 == pytest.approx(cost["memory_gb"], rel=0.05)
+
+
+def test_memory_grows_by_the_same_for_each_image_and_not_with_more_slices() -> None:
+    recipe = load("a3", SMALL)
+    one, two, four = (estimate.peak_memory(recipe, n, 4) for n in (64, 128, 256))
+    assert four - two == pytest.approx(2 * (two - one), rel=0.01)
+    larger = load("a3", [*SMALL, "train.batch_size=8192"])
+    assert estimate.peak_memory(recipe, 128) == estimate.peak_memory(larger, 128)
+
+
+def test_memory_counts_storages_once_in_blocks_of_512_bytes_while_they_live() -> None:
+    with FakeTensorMode(), estimate.Live() as live:
+        first = torch.empty(1000)  # 4,000 bytes in 8 blocks
+        assert live.now == 4096
+        second = first[:10].reshape(2, 5)
+        assert live.now == 4096
+        third = first + 1
+        assert live.now == 8192
+        del first, third
+        assert (live.now, live.peak) == (4096, 8192)
+        del second
+        assert live.now == 0
+
+
+def test_plan_warns_and_names_the_largest_slice_that_fits(plan: Plan) -> None:
+    recipe = load("a3", SMALL)
+    code, _, err = plan("--recipe", "a3", *SMALL, "--gpus", "2", "--gpu-memory", "2", "--json")
+    peak = estimate.peak_memory(recipe, gpus=2)
+    assert code == 0
+    assert err == (
+        f"warning: slices of 512 images need {peak:.0f} MB, more than the 2048 MB of a GPU. "
+        "The largest slice that fits is 256: train.device_batch_size=256.\n"
+    )
+    assert estimate.peak_memory(recipe, 256, 2) <= 2048 < peak
+    assert estimate.largest_slice(recipe, peak, 100.0, 2) is None
+
+
+def test_plan_prints_what_is_needed_and_assumed(plan: Plan) -> None:
+    code, out, err = plan(
+        "--recipe", "a3", "--model", "resnet18", "--epochs", "10", "--images-per-second", "1000",
+        "--price", "2.5",
+    )  # fmt: skip
+    assert code == 0
+    lines = dict(line.split(":", 1) for line in out.splitlines())
+    assert lines["recipe"].strip() == "a3, resnet18"
+    assert lines["parameters"].strip() == "11,689,512"
+    assert lines["FLOPs"].strip() == "1.81 G multiply-adds an image, forward, at 224 px"
+    assert lines["updates"].strip() == "6,250 of 2048 images, 4 slices of 512"
+    assert lines["images"].strip() == "12,800,000 in 10 epochs"
+    assert lines["hours"].strip() == "3.6 on 1 GPU(s)"
+    assert lines["cost"].strip() == "8.89 in the currency of --price"
+    assert err.splitlines() == [
+        "--model sets: model.name=resnet18 data.train_size=160 eval.sizes=[224]",
+        "the paper trained ResNet-18 on 2 GPUs of 1024 images; slices stay as they are unless "
+        "train.device_batch_size=1024 is given",
+        "--epochs sets: train.epochs=10 schedule.warmup_epochs=0.5",
+    ]
+
+
+def test_hours_and_cost_are_null_where_nobody_says_how_fast(plan: Plan) -> None:
+    found = planned(plan, "--recipe", "quickstart")
+    assert (found["hours"], found["cost"]) == (None, None)
+    assert found["updates"] == 6 * (6000 // 128)
+    assert found["peak_memory_mb"] > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["--gpus", "3"],
+            "--gpus: 3 processes do not divide the 4 slices of a step. Use 1, 2, 4, or another "
+            "train.device_batch_size.",
+        ),
+        (
+            ["--price", "2"],
+            "--price: the hours are not known. Give --images-per-second or --hours-per-epoch.",
+        ),
+        (
+            ["--images-per-second", "9", "--hours-per-epoch", "1"],
+            "--images-per-second and --hours-per-epoch say the same thing. Give one of them.",
+        ),
+        (["--gpu-memory", "0"], "--gpu-memory: 0.0 must be a finite number above 0."),
+        (["--price", "nan"], "--price: nan must be a finite number above 0."),
+        (
+            ["data={name: folder, root: x, train_size: 160}"],
+            "data: how many images there are is not known before they are read. Say how long an "
+            "epoch is with train.steps_per_epoch=N.",
+        ),
+    ],
+)
+def test_a_plan_that_cannot_be_made_says_why(
+    plan: Plan, arguments: list[str], message: str
+) -> None:
+    code, out, err = plan("--recipe", "a3", *arguments)
+    assert (code, out) == (2, "")
+    assert err == f"error: {message}\n"
