@@ -1,0 +1,72 @@
+"""Images/s of a network that predicts, as in the throughput column of the paper's tables."""
+
+from statistics import median
+from typing import Any
+
+import torch
+
+from rescue_cli.bench.turns import seconds
+from rescue_cli.model.zoo import fixed_size, zoo
+from rescue_cli.recipe.architectures import row_of
+
+CLASSES = 1000
+DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+
+
+def inference(
+    model: str,
+    device: torch.device,
+    *,
+    size: int | None,
+    batch_size: int,
+    precision: str,
+    channels_last: bool,
+    batches: int,
+    rounds: int,
+) -> dict[str, Any]:
+    """Images/s, the median over rounds, beside the paper's on its V100 where the table has the net.
+
+    Weights are random and lie in `precision`, as does the batch. Raises `UsageError` for an unknown
+    name.
+    """
+    row = row_of(model)
+    size = size or (row["sizes"]["a1-a2"][1] if row else _own_size(model))
+    network = zoo(model, CLASSES, 3, **_for_size(model, size)).eval()
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    network = network.to(device=device, dtype=DTYPES[precision], memory_format=layout)  # type: ignore[call-overload]
+    images = torch.randn(batch_size, 3, size, size).to(
+        device=device, dtype=DTYPES[precision], memory_format=layout
+    )
+
+    def run() -> None:
+        network(images)
+
+    with torch.inference_mode():
+        seconds(run, 2, device)
+        rates = [batch_size * batches / seconds(run, batches, device) for _ in range(rounds)]
+    paper = row["images_per_second"] if row else None
+    return {
+        "what": f"inference of {model} on {device.type}, {size} px, batch {batch_size}, "
+        f"{precision}, {'channels last' if channels_last else 'channels first'}",
+        "ours": median(rates),
+        "theirs": None,
+        "ratio": None,
+        "low": min(rates),
+        "high": max(rates),
+        "paper_v100_float16": paper,
+        "unit": "images/s",
+    }
+
+
+def _own_size(model: str) -> int:
+    """The side of the images that timm tests the network with."""
+    import timm
+
+    config = timm.get_pretrained_cfg(model)
+    wanted = (config.test_input_size or config.input_size) if config else (3, 224, 224)
+    return int(wanted[-1])
+
+
+def _for_size(model: str, size: int) -> dict[str, Any]:
+    """What a network made for images of one size must be told."""
+    return {"img_size": size} if fixed_size(model) else {}

@@ -1,0 +1,173 @@
+"""What an input pipeline costs, in CPU seconds: ours and timm's, in turn in one run."""
+
+import math
+import resource
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+
+from rescue_cli.augment import Augment, Operation
+from rescue_cli.bench import timms
+from rescue_cli.data import Dataset, Files
+from rescue_cli.data.folders import class_folders, read
+from rescue_cli.data.stream import StreamFeed
+from rescue_cli.parts.ingredients import data_keys, filled, operations_of
+from rescue_cli.parts.inputs import Machine, normalise, train_feed
+from rescue_cli.recipe import Item, Recipe
+from rescue_cli.sampling import SAMPLERS, Steps
+
+CPU = torch.device("cpu")
+SHUFFLED = Item("shuffled", {})
+
+
+@dataclass(frozen=True)
+class Cost:
+    """CPU milliseconds a view, of the loader process and of the process that trains."""
+
+    worker: float
+    loading: float  # taking batches from the worker; timm's normalisation is here
+    device: float  # augmentation and normalisation of whole batches
+
+    @property
+    def views_per_second(self) -> float:
+        """Of one core that does nothing but the worker's part."""
+        return 1e3 / self.worker
+
+    @property
+    def total(self) -> float:
+        return self.worker + self.loading + self.device
+
+
+def against_timm(recipe: Recipe, folder: Path, *, steps: int, rounds: int) -> dict[str, Any]:
+    """Views/s a core of both loaders' worker, and the CPU time a view of everything up to the
+    batch that the network sees. Mixing is left out on both sides.
+
+    `shared` has all slices of a step in one process with the recipe's own sampling, `alone` each
+    image decoded for a single view. Medians over rounds. Raises `UsageError`, `DataError`.
+    """
+    names = class_folders(folder)
+    files = read(folder, {name: place for place, name in enumerate(names)}, complete=True)
+    times = math.ceil(recipe.train.batch_size / len(files))  # no image twice in a step's order
+    size = data_keys(recipe).train_size or 224
+    given = timms.options(recipe)
+    tiled = files.take(np.tile(np.arange(len(files)), times))
+    samplings = {"alone": SHUFFLED}
+    if recipe.sampling.name != SHUFFLED.name:
+        samplings["shared"] = recipe.sampling
+    views = recipe.train.batch_size * steps
+    costs: dict[str, list[Cost]] = {name: [] for name in ("theirs", *samplings)}
+    with one_thread():
+        for turn in range(rounds):
+            order = list(costs) if turn % 2 else list(costs)[::-1]
+            for name in order:
+                if name == "theirs":
+                    cost = _theirs(folder, recipe, size, views, len(files), given)
+                else:
+                    cost = _ours(recipe, tiled, tuple(names), samplings[name], steps)
+                costs[name].append(cost)
+    return {
+        "what": f"worker of {recipe.name}'s input at {size} px, {len(files)} images x {times}, "
+        f"timm: {given.get('auto_augment', 'no auto-augment')}",
+        **_figures({name: _median(found) for name, found in costs.items()}),
+        "unit": "views/s a core",
+    }
+
+
+def _figures(costs: dict[str, Cost]) -> dict[str, float]:
+    theirs, alone = costs["theirs"], costs["alone"]
+    ours = costs.get("shared", alone)
+    return {
+        "ours": ours.views_per_second,
+        "theirs": theirs.views_per_second,
+        "ratio": ours.views_per_second / theirs.views_per_second,
+        "alone": alone.views_per_second,
+        "ratio_alone": alone.views_per_second / theirs.views_per_second,
+        "worker_ms": ours.worker,
+        "loading_ms": ours.loading,
+        "device_ms": ours.device,
+        "total_ms": ours.total,
+        "total_ms_alone": alone.total,
+        "theirs_total_ms": theirs.total,
+        "total_ratio": ours.total / theirs.total,
+        "total_ratio_alone": alone.total / theirs.total,
+    }
+
+
+def _median(found: list[Cost]) -> Cost:
+    return Cost(
+        *(median(getattr(c, key) for c in found) for key in ("worker", "loading", "device"))
+    )
+
+
+def _ours(
+    recipe: Recipe, files: Files, classes: tuple[str, ...], sampling: Item, steps: int
+) -> Cost:
+    train = recipe.train
+    per_epoch = len(files) // train.batch_size
+    counted = Steps(len(files), train.batch_size, train.device_batch_size, per_epoch, train.seed)
+    operations = operations_of(recipe)
+    feed = train_feed(
+        recipe,
+        Dataset(files, {}, classes),
+        filled("sampling", sampling, SAMPLERS)(counted),
+        range(train.slices),
+        operations,
+        Machine(CPU, 1, Path()),
+        print,
+        per_epoch,
+    )
+    assert isinstance(feed, StreamFeed)
+    feed.steps = steps
+    augment = Augment(
+        [op for op in operations if isinstance(op, Operation)], normalise(recipe, CPU), train.seed
+    )
+    device, mine, children = 0.0, time.process_time(), _children()
+    with closing(feed):
+        feed.start(0)
+        for step in range(steps):
+            for batch in feed.slices(step):
+                started = time.process_time()
+                augment(batch)
+                device += time.process_time() - started
+    return _cost(steps * train.batch_size, mine, children, device)
+
+
+def _theirs(
+    folder: Path, recipe: Recipe, size: int, views: int, images: int, given: timms.Options
+) -> Cost:
+    """An epoch of timm's loader, of at least as many views."""
+    batch_size = recipe.train.device_batch_size
+    times = math.ceil(views / images)
+    loader = timms.loader(folder, size, batch_size, times, given)
+    mine, children = time.process_time(), _children()
+    seen = sum(len(batch) for batch, _ in loader)
+    return _cost(seen, mine, children, 0.0)
+
+
+def _cost(views: int, mine: float, children: float, device: float) -> Cost:
+    loading = time.process_time() - mine - device
+    return Cost(*(1e3 * s / views for s in (_children() - children, loading, device)))
+
+
+def _children() -> float:
+    """CPU seconds of the processes that were started and have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Without torch's pool, whose threads burn time while they wait."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
