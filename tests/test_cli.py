@@ -169,7 +169,7 @@ def test_check_validates_all_that_is_shipped(rescue: Rescue) -> None:
         ("train train.batch_size=256 optim.lr=x", "error: train.batch_size: 256 does not divide"),
         ("train optim.lr=x", "error: optim (sgd).lr: 'x' is not a number above 0."),
         ("recipes show nosuch", "error: recipe: 'nosuch' is not known."),
-        ("recipes check quickstart mix.name=mixup", "error: mix.name: 'mixup' is not known."),
+        ("recipes check quickstart mix.name=mixupp", "error: mix.name: 'mixupp' is not known."),
         ("bench step train.epoch=3", "error: train: unknown key 'epoch'."),
     ],
 )

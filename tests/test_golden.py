@@ -25,18 +25,20 @@ SMALLEST = {
     "quickstart": ["model.width=4"],
     "myrtle-baseline": ["model.width=4"],
     "pytorch": ["model.name=resnet18", "data.train_size=32"],
+    **{name: ["model.name=resnet18", "data.train_size=64"] for name in ("a1", "a2", "a3")},
+    **{
+        name: ["model.name=resnet18", "data.train_size=32"]
+        for name in ("resnet", "fixres", "deit", "fams")
+    },
 }
+IN_MEMORY = {"quickstart": (1, 28), "myrtle-baseline": (3, 32)}  # channels, pixels
 
 
 def losses(name: str, folder: Path) -> list[float]:
     """The mean loss of each of the first steps of a shipped recipe, small, in float64."""
     recipe = recipes.load(name, [*SLICES, *SMALLEST[name]])
     cpu = torch.device("cpu")
-    data = {
-        "quickstart": lambda: drawn(1, 28, 64),
-        "myrtle-baseline": lambda: drawn(3, 32, 64),
-        "pytorch": lambda: files(folder),
-    }[name]()
+    data = drawn(*IN_MEMORY[name], 64) if name in IN_MEMORY else files(folder)
     machine = build.Machine(cpu, 0, folder)
     step = build.step(recipe, build.model(recipe, 10, cpu), data, machine, print)
     step.feed.start(0)

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 from PIL import Image
+from safetensors.torch import save_file
 
 from rescue_cli.cli import main
 
@@ -20,6 +22,12 @@ SUBSTITUTIONS = {
     "data.name=folder data.root=DATA --subset 100:50": f"data.name=folder data.root=FOLDER {SMALL}",
     "data.root=DATA --gpus 4": f"data.root=IMAGENET --procs 1 {SMALL}",
     "data.root=DATA --dry-run": "data.root=IMAGENET --dry-run",
+    "--model regnety_040 --epochs 50 data.root=DATA": (
+        "--model regnety_040 --epochs 50 data.root=IMAGENET train.precision=float32 --dry-run"
+    ),
+    "WEIGHTS --model resnet50 data.root=DATA --sizes 224,288 --crops 0.875,0.95": (
+        "WEIGHTS --model test_resnet data.root=IMAGENET --sizes 64,96 --crops 0.875,0.95"
+    ),
     "--rendezvous host0:29500 --gpus 8": "--rendezvous host0:29500 --procs 8 --dry-run",
     "train.device_batch_size=64 --procs 2": "train.device_batch_size=64 --procs 2 --smoke",
     "optim.lr=0.2 train.epochs=3": "optim.lr=0.2 train.epochs=3 --smoke",
@@ -55,6 +63,8 @@ def places(tmp_path: Path) -> dict[str, str]:
     drawn_images(tmp_path / "cifar", CIFAR, ("train", "test"), 32)
     drawn_images(tmp_path / "imagenet", ["n01440764", "n02102040"], ("train", "val"), 256)
     drawn_images(tmp_path / "folder", ["cat", "dog"], ("train", "val"), 256)
+    weights = tmp_path / "weights.safetensors"
+    save_file(timm.create_model("test_resnet").state_dict(), weights)
     image = tmp_path / "image.png"
     Image.fromarray(np.zeros((28, 28), np.uint8)).save(image)
     return {
@@ -62,6 +72,7 @@ def places(tmp_path: Path) -> dict[str, str]:
         "IMAGENET": str(tmp_path / "imagenet"),
         "FOLDER": str(tmp_path / "folder"),
         "IMAGE": str(image),
+        "WEIGHTS": str(weights),
     }
 
 

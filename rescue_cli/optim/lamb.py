@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from rescue_cli.errors import UsageError
 from rescue_cli.registry import Fraction, NotNegative, Positive
 
 
@@ -23,8 +24,14 @@ def lamb(
 
     u = m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + eps) + wd w; w -= lr |w| / |u| u. Gradients are
     first divided by max(1, norm over all parameters / `max_grad_norm`). Tensors without decay take
-    Adam's step as it is.
+    Adam's step as it is. Raises `UsageError` where groups of one optimizer differ in that norm.
     """
+    groups = list(groups)
+    if len({group.get("max_grad_norm", max_grad_norm) for group in groups}) > 1:
+        raise UsageError(
+            "optim (lamb).max_grad_norm: the items share one norm over all their parameters. "
+            "Give each the same."
+        )
     return Lamb(
         groups, lr=lr, weight_decay=weight_decay, max_grad_norm=max_grad_norm, betas=betas, eps=eps
     )

@@ -1,0 +1,63 @@
+"""A2 whole, on real photographs: its smoke run, and its ingredients killed and resumed."""
+
+from pathlib import Path
+
+import pytest
+
+from rescue_cli.results import RunDirectory, read_json
+from tests.engine_runs import Command, assert_same, start, steps_at, trained
+
+SMALL = [
+    "--recipe",
+    "a2",
+    "model.name=test_resnet",  # timm's smallest residual net: drop path, zero-initialised gammas
+    "data.train_size=64",
+    "eval.sizes=[64]",
+    "train.precision=float32",
+    "train.batch_size=32",
+    "train.device_batch_size=8",
+    "train.epochs=3",
+    "train.log_every=1",
+    "train.checkpoint_epochs=0.3",
+    "data.subset=[256, 24]",
+]
+
+
+def small(run: Path, photographs: Path, procs: int, told: str) -> Command:
+    """Starts or goes on with A2's ingredients on a small net."""
+    where = [f"data.train_root={photographs}", f"data.test_root={photographs}"]
+    several = ["--procs", procs] if procs > 1 else []
+    words = ["train", "--resume", "--json", "--workers", 1, "--out", run, *several, *SMALL, *where]
+    return start(words, run.with_name(told), cores=procs)
+
+
+@pytest.mark.parametrize("procs", [1, 2])
+def test_a2s_ingredients_go_on_exactly_after_a_kill(
+    procs: int, imagenet_sample: Path, tmp_path: Path
+) -> None:
+    """Repeated sampling, RandAugment, mixing, drop path, binary cross-entropy and LAMB."""
+    never_killed, run = tmp_path / "reference", tmp_path / "run"
+    small(never_killed, imagenet_sample, procs, "told").ends(0)
+    for number, step in enumerate(steps_at(51, 2, 3, 20)):
+        command = small(run, imagenet_sample, procs, f"killed{number}")
+        command.until(trained(run, step))
+        command.kill()
+    small(run, imagenet_sample, procs, "again").ends(0)
+    assert read_json(RunDirectory(run).result)["steps"] == 24
+    assert_same(run, never_killed)
+
+
+@pytest.mark.long
+def test_the_smoke_run_of_a2_trains_resnet50_on_photographs(
+    imagenet_sample: Path, tmp_path: Path
+) -> None:
+    where = [f"data.train_root={imagenet_sample}", f"data.test_root={imagenet_sample}"]
+    words = ["train", "--recipe", "a2", "--smoke", "--json", "--out", tmp_path / "run", *where]
+    command = start(words, tmp_path / "told", cores=2)
+    said = command.ends(0)
+    assert "--smoke sets: train.batch_size=32 train.device_batch_size=8" in said
+    result = command.result()
+    assert (result["recipe"], result["steps"], result["count"]) == ("a2", 2, 16)
+    assert result["parameters"] == 25_557_032
+    assert result["protocol"]["size"] == 224
+    assert result["protocol"]["crop"] == 0.95
