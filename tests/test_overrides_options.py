@@ -13,7 +13,6 @@ from rescue_cli.cli import main
 from rescue_cli.cli.expand import expand
 from rescue_cli.errors import UsageError
 from rescue_cli.parts.updates import rates_of
-from rescue_cli.parts.updates import rates_of
 from rescue_cli.recipe import Recipe, architectures, from_tree, load, names
 from rescue_cli.registry import Epochs, InEpochs, PositiveInt, Within
 from rescue_cli.schedule import SCHEDULES, Rates, Schedule, Span
