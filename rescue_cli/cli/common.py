@@ -142,7 +142,7 @@ def _summary(result: Mapping[str, Any]) -> str:
     seed = "" if result["seed"] is None else f", seed {result['seed']}"
     lines = [
         f"{result['recipe']}{seed}: {result['parameters']:,} parameters, "
-        f"{protocol['precision']}, decoder {protocol['decoder']}, weights {protocol['weights']}",
+        f"{protocol['precision']}, weights {protocol['weights']}",
         _preprocessing(protocol),
     ]
     if result["steps"]:
@@ -160,15 +160,16 @@ def _summary(result: Mapping[str, Any]) -> str:
 
 
 def _preprocessing(protocol: Mapping[str, Any]) -> str:
-    """`bicubic, mean 0.5 0.5 0.5, std 0.5 0.5 0.5; size, mean by metadata; crop by timm`."""
+    """`decoder pil, bicubic, mean 0.5 0.5 0.5, std ...; size, mean by metadata; crop by timm`."""
     numbers = {key: " ".join(f"{v:g}" for v in protocol[key]) for key in ("mean", "std")}
     origins: dict[str, list[str]] = {}
     for key, origin in protocol["preprocessing"].items():
         origins.setdefault(origin, []).append(key)
     words = [f"{', '.join(keys)} by {origin}" for origin, keys in origins.items()]
-    told = f"all by {next(iter(origins))}" if len(origins) == 1 else "; ".join(words)
+    told = "" if set(origins) == {"recipe"} else "; " + "; ".join(words)
     return (
-        f"{protocol['interpolation']}, mean {numbers['mean']}, std {numbers['std']}; {told}"
+        f"decoder {protocol['decoder']}, {protocol['interpolation']}, "
+        f"mean {numbers['mean']}, std {numbers['std']}{told}"
     ).replace("by given", "as given")
 
 
