@@ -23,8 +23,9 @@ Level = Annotated[int, Within(0, 255)]
 Fill = tuple[Level, Level, Level]
 
 MOST = 10.0  # magnitude
-# images that one operation takes at a time on a CPU: what it computes with then stays in the cache
-AT_A_TIME = 4
+# images, or pixels where that is more images, that one operation takes at a time on a CPU: what it
+# computes with then stays in the cache, and the calls of torch do not outweigh small images
+AT_A_TIME, PIXELS_AT_A_TIME = 4, 65_536
 
 
 class Kind(NamedTuple):
@@ -167,7 +168,9 @@ def apply_groups(
         )
     images = images.clone(memory_format=torch.contiguous_format)
     each = images.unbind()
-    at_a_time = AT_A_TIME if images.device.type == "cpu" else len(each)
+    at_a_time = max(AT_A_TIME, PIXELS_AT_A_TIME // max(images.shape[2:].numel(), 1))
+    if images.device.type != "cpu":
+        at_a_time = len(each)
     used = 0
     for name, kernel, rows in groups:
         apply = KINDS[name].apply
