@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -52,6 +53,16 @@ def rescue(
         return Ended(ended.value.code, caught.out, caught.err)
 
     return run
+
+
+@pytest.fixture(autouse=True)
+def one_core() -> Iterator[None]:
+    """One processor core, so that a process has one thread wherever it runs: equal to the bit."""
+    cores, threads = os.sched_getaffinity(0), torch.get_num_threads()
+    os.sched_setaffinity(0, {min(cores)})
+    yield
+    os.sched_setaffinity(0, cores)
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture
@@ -218,18 +229,8 @@ def _assert_real_is_val_by_other_labels(run: Path, validation: Path) -> None:
             assert [label for label in row if label >= 0] == table[numbers[index] - 1]
 
 
-@pytest.fixture
-def one_core() -> Iterator[None]:
-    """One processor core, so that a process has one thread wherever it runs: equal to the bit."""
-    cores = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {min(cores)})
-    yield
-    os.sched_setaffinity(0, cores)
-
-
 # torch's elastic agent leaves the log files of its processes to the garbage collector
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.usefixtures("one_core")
 def test_two_processes_find_the_very_same_rows(
     rescue: Rescue, network: Path, validation: Path, tmp_path: Path
 ) -> None:
