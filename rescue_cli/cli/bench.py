@@ -45,3 +45,33 @@ def step(
         f"ratio of times {found['ratio']:.3f} "
         f"(rounds {found['ratio_low']:.3f} to {found['ratio_high']:.3f})"
     )
+
+
+@app.command()
+def optimizer(
+    model: Annotated[str, typer.Option(help="A network of timm's.")] = "resnet50",
+    against: Annotated[str, typer.Option(help="timm, whose LAMB is the one to beat.")] = "timm",
+    steps: Annotated[int, typer.Option(help="Steps a round.", min=1)] = 4,
+    rounds: Annotated[int, typer.Option(help="Rounds of each, in turn.", min=1)] = 9,
+    json: Json = False,
+    device: Device = None,
+) -> None:
+    """Time LAMB's step over a network's parameters against timm's."""
+    import torch
+
+    from rescue_cli.bench.optimizer import against_timm
+    from rescue_cli.errors import UsageError
+
+    if against != "timm":
+        raise UsageError(f"--against: '{against}' is not known. Use timm.")
+    where = torch.device(common.device(device))
+    found = against_timm(model, where, calls=steps, rounds=rounds)
+    if json:
+        print(json_module.dumps(found))
+        return
+    print(
+        f"{found['what']}: ours {found['ours']:.1f}, timm {found['theirs']:.1f} {found['unit']} "
+        f"a step; ratio of times {found['ratio']:.3f} "
+        f"(rounds {found['ratio_low']:.3f} to {found['ratio_high']:.3f}); "
+        f"dispatched operations {found['operations']}, timm {found['operations_theirs']}"
+    )
