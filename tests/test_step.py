@@ -29,6 +29,15 @@ from tests.engine_runs import drawn
 CPU = torch.device("cpu")
 SMALL = ["model.width=4", "train.batch_size=16", "train.device_batch_size=8"]
 AVERAGED = ["averaging={name: ema, decay: 0.9, every: 1}", "train.clip_grad_norm=1.0"]
+STRIKES_BACK = [
+    "sampling={name: repeated, views: 3, placement: spread}",
+    "mix={name: mixup-or-cutmix, mixup: 0.1, cutmix: 1.0, switch: 0.5}",
+    "model={name: test_resnet, drop_path: 0.05}",
+    "loss={name: binary-cross-entropy, targets: present, label_smoothing: 0.1}",
+    "optim={name: lamb, lr: 5.0e-3, weight_decay: 0.02, no_decay: [norms, biases], "
+    "max_grad_norm: 1.0}",
+    "schedule={name: cosine, warmup_epochs: 5, warmup_lr: 0, min_lr: 0, per: epoch}",
+]
 
 
 def step_of(recipe: recipes.Recipe, network: nn.Module, device: torch.device = CPU) -> Step:
@@ -64,7 +73,9 @@ def on_fake_tensors(
         return Transfers.to_device - to_device, Transfers.to_host - to_host
 
 
-@pytest.mark.parametrize("extra", [[], AVERAGED], ids=["as shipped", "averaged and clipped"])
+@pytest.mark.parametrize(
+    "extra", [[], AVERAGED, STRIKES_BACK], ids=["as shipped", "averaged and clipped", "as in A2"]
+)
 @pytest.mark.parametrize("name", ["quickstart", "myrtle-baseline"])
 def test_a_step_never_asks_the_device_for_a_value(name: str, extra: list[str]) -> None:
     to_device, to_host = on_fake_tensors(name, extra)
@@ -109,10 +120,11 @@ def test_a_step_that_asks_the_device_for_a_value_is_caught(
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("extra", [AVERAGED, STRIKES_BACK], ids=["averaged", "as in A2"])
 @pytest.mark.parametrize("name", ["quickstart", "myrtle-baseline"])
-def test_a_step_never_waits_for_a_gpu(name: str) -> None:
+def test_a_step_never_waits_for_a_gpu(name: str, extra: list[str]) -> None:
     device = torch.device("cuda", 0)
-    recipe = recipes.load(name, [*SMALL, *AVERAGED])
+    recipe = recipes.load(name, [*SMALL, *extra])
     step = step_of(recipe, build.model(recipe, 10, device), device)
     step.feed.start(0)
     step(0)  # what is set up once may wait
