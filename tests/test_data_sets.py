@@ -376,6 +376,24 @@ def test_folders_0_to_999_are_labels_themselves(tmp_path: Path) -> None:
     assert sorted(v2.labels.tolist()) == list(range(1000))
 
 
+def test_an_evaluation_needs_and_reads_no_training_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RESCUE_DATA", raising=False)
+    image(tmp_path / "val/n01443537/a.jpg")
+    image(tmp_path / "train/not a class/a.jpg")
+    for keys in (Keys(root=str(tmp_path)), Keys(test_root=str(tmp_path / "val"))):
+        dataset = data.load("imagenet", keys, tmp_path, test_only=True)
+        assert (len(dataset.train), list(dataset.tests)) == (0, ["val"])
+        assert dataset.tests["val"].labels.tolist() == [1]
+    image(tmp_path / "own/cat/a.jpg")
+    keys = Keys(test_root=str(tmp_path / "own"), subset=(5, 5))
+    dataset = data.load("folder", keys, tmp_path, test_only=True)
+    assert (dataset.classes, len(dataset.tests["val"])) == (("cat",), 1)
+    with pytest.raises(DataError, match=r"data\.root: not given"):
+        data.load("imagenet", Keys(), tmp_path, test_only=True)
+
+
 def test_a_folder_that_is_no_imagenet_class_is_named(tmp_path: Path) -> None:
     image(tmp_path / "train/n01440764/a.jpg")
     image(tmp_path / "train/n01440765/a.jpg")

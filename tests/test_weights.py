@@ -139,6 +139,14 @@ def test_a_crop_that_timm_would_not_make_is_a_warning(write: Write) -> None:
     )
 
 
+def test_a_network_of_one_size_is_asked_for_no_other(write: Write) -> None:
+    file = write()
+    assert seen(find_weights(file, [], model="vit_tiny_patch16_224"))["size"] == [224]
+    assert refusal(file, "eval.sizes=[224, 288]", model="vit_tiny_patch16_224") == (
+        "eval.sizes: 288: vit_tiny_patch16_224 takes images of 224 px only. Use eval.sizes=[224]."
+    )
+
+
 @pytest.mark.parametrize(
     ("key", "value", "option"),
     [

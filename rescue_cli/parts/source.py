@@ -92,9 +92,11 @@ def _without_recipe(
     config = _timm_config(known["name"], downloads=place.startswith(weights.TIMM))
     origins = _fill(tree, given, known["name"], metadata, config)
     tree["model"]["name"] = tree["name"] = known["name"].partition(".")[0]  # less timm's tag
+    found = recipes.from_tree(tree)
+    _check_sizes(found, config)
     protocol = {"weights": given, "model": known["name"], "preprocessing": origins}
     notes = (_said(known["name"], tree, origins), *_differences(config))
-    return Source(name, recipes.from_tree(tree), metadata, protocol, notes)
+    return Source(name, found, metadata, protocol, notes)
 
 
 def _timm_config(name: str, *, downloads: bool) -> Any:
@@ -171,6 +173,19 @@ def _of_timm(config: Any) -> dict[str, Any]:
         "crop": [config.crop_pct],
         "interpolation": config.interpolation,
     }
+
+
+def _check_sizes(recipe: Recipe, config: Any) -> None:
+    """Raises `UsageError` for a size that the network cannot take (ViT's positions are counted)."""
+    if config is None or not config.fixed_input_size:
+        return
+    built = recipe.model.options.get("img_size", config.input_size[-1])
+    for size in recipe.eval.sizes:
+        if size != built:
+            raise UsageError(
+                f"eval.sizes: {size}: {recipe.model.name} takes images of {built} px only. "
+                f"Use eval.sizes=[{built}]."
+            )
 
 
 def _said(name: str, tree: Mapping[str, Any], origins: Mapping[str, str]) -> str:
