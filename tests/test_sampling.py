@@ -4,8 +4,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 
+from rescue_cli.data import Images
+from rescue_cli.data.memory import MemoryFeed
 from rescue_cli.draws import permute
 from rescue_cli.sampling import Steps, repeated
 
@@ -31,8 +34,6 @@ def theirs(epoch: int) -> list[list[int]]:
 @pytest.mark.parametrize("epoch", [0, 3])
 def test_spread_is_timms_sampler_given_its_order(epoch: int) -> None:
     """Ours names places in our own order, which are then looked up in timm's."""
-    import torch
-
     generator = torch.Generator()
     generator.manual_seed(epoch)
     order = torch.randperm(SAMPLES, generator=generator).numpy()
@@ -66,6 +67,26 @@ def test_an_epoch_is_as_long_as_before_and_sees_a_third_of_the_images(placement:
     values, counts = np.unique(seen, return_counts=True)
     assert len(values) == -(-len(seen) // 3)
     assert (counts == 3).sum() >= len(values) - 1
+
+
+@pytest.mark.parametrize("placement", ["spread", "together"])
+@pytest.mark.parametrize("processes", [1, 2, 4])
+def test_the_images_of_a_slice_do_not_depend_on_how_many_processes_there_are(
+    placement: str, processes: int
+) -> None:
+    """What the feeds of all processes give together is what one sampler says of each slice."""
+    marks = np.arange(SAMPLES, dtype=np.int64)
+    images = Images(np.zeros((SAMPLES, 1, 1, 1), np.uint8), marks)
+    sampler = repeated(STEPS, views=3, placement=placement)  # type: ignore[arg-type]
+    given: dict[int, list[int]] = {}
+    for rank in range(processes):
+        mine = range(rank, SLICES, processes)
+        feed = MemoryFeed(
+            images, sampler, mine, max_corrupt=0, device=torch.device("cpu"), log=print
+        )
+        given |= {batch.slice: batch.targets.tolist() for batch in feed.slices(7)}
+    expected = step_of(placement, 7)
+    assert [given[slice_] for slice_ in range(SLICES)] == [part.tolist() for part in expected]
 
 
 def test_another_epoch_sees_other_images() -> None:
