@@ -69,7 +69,9 @@ def flip(*, p: Fraction) -> Operation:
     """Mirrors an image left to right with probability `p`."""
 
     def apply(images: Tensor, draws: Tensor) -> Tensor:
-        return torch.where(draws[:, :, None, None] < p, images.flip(-1), images)
+        # as a choice of bits: torch.where has no vector loop for bytes and takes five times as long
+        chosen = (draws[:, :, None, None] < p).to(torch.uint8).neg_()
+        return images.flip(-1).bitwise_xor_(images).bitwise_and_(chosen).bitwise_xor_(images)
 
     return Operation(1, "pixels", apply)
 

@@ -40,7 +40,9 @@ class Normalise:
         return images.to(dtype=self.dtype, memory_format=self.format)
 
     def __call__(self, images: Tensor) -> Tensor:
-        return (self.floats(images) - self.shift) * self.factor
+        # in place: each new tensor of this size costs its page faults as well
+        floats = images.to(dtype=self.dtype, memory_format=self.format, copy=True)
+        return floats.sub_(self.shift).mul_(self.factor)
 
     def undo(self, images: Tensor) -> Tensor:
         """Normalised images back to uint8 pixels."""
@@ -61,8 +63,9 @@ class Augment:
         block = uniform(self.seed, "augment", batch.step, batch.slice, shape)
         pixels, levels, normalised = self._planned(block, batch.images.device)
         images = _applied(pixels, batch.images)
-        images = self.normalise(_applied(levels, self.normalise.floats(images)))
-        return replace(batch, images=_applied(normalised, images))
+        if levels:
+            images = _applied(levels, self.normalise.floats(images))
+        return replace(batch, images=_applied(normalised, self.normalise(images)))
 
     def _planned(self, draws: Floats, device: torch.device) -> list[list[Planned]]:
         """Each stage's operations with what their plans say, its arrays on the device."""
