@@ -62,6 +62,12 @@ def main() -> None:
             else:
                 tell(run, traceback.format_exc(), 1)
             sys.exit(1)
+    if "LOCAL_RANK" in os.environ:
+        # All is written and the group is left. What the interpreter would still take down can abort
+        # in a thread of torch's (seen once on a busy machine), and fail a run that is finished.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 def tell(run: RunDirectory, message: str, exit_code: int) -> None:
