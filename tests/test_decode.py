@@ -180,23 +180,26 @@ def test_the_fast_decoder_gives_pils_pixels_on_real_photographs(imagenet_sample:
 def test_the_fast_path_differs_from_pils_by_rounding_only(
     imagenet_sample: Path, interpolation: Interpolation
 ) -> None:
+    """Over all 256: mean 0.030 grey levels (bilinear) and 0.034 (bicubic), 99.9th percentile 1."""
     crop = random_resized_crop(scale=(0.08, 1.0), ratio=(0.75, 4 / 3))
     random = np.random.default_rng(1)
-    differences = []
-    for data in photographs(imagenet_sample, 8):
+    counts = np.zeros(256, dtype=np.int64)  # of values that differ by so many grey levels
+    for data in photographs(imagenet_sample, 1):
         whole = pil_image(data)
         draws = random.random(crop.columns, dtype=np.float32)
         box = Box(*crop.box(whole.height, whole.width, draws))
         slow = crop_resize(whole, box, 224, 224, interpolation)
         fast = crop_resize(decode(data, "fast"), box, 224, 224, interpolation)
-        differences.append((slow.int() - fast.int()).abs().flatten().numpy())
-    together = np.concatenate(differences)
+        differences = (slow.short() - fast.short()).abs_().flatten()
+        counts += torch.bincount(differences, minlength=256).numpy()
+    mean = (counts * np.arange(256)).sum() / counts.sum()
+    percentile = np.searchsorted(counts.cumsum() / counts.sum(), 0.999)
     print(
-        f"fast - PIL, {interpolation} crops: mean {together.mean():.4f}, "
-        f"99.9th percentile {np.percentile(together, 99.9):g}, greatest {together.max()}"
+        f"fast - PIL, {interpolation} crops: mean {mean:.4f}, 99.9th percentile {percentile}, "
+        f"greatest {np.flatnonzero(counts)[-1]}"
     )
-    assert together.mean() < 0.05  # another filter (no antialiasing) gives more than 2
-    assert np.percentile(together, 99.9) <= 1
+    assert mean < 0.05  # bilinear in place of bicubic: 1.5; no antialiasing: 1.9
+    assert percentile <= 1
 
 
 # --- broken files ---

@@ -4,6 +4,7 @@ import contextlib
 import io
 import multiprocessing
 import os
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,9 +23,11 @@ from rescue_cli.data.decode import Box, Decoder, centre_crop, crop_resize, pil_i
 from rescue_cli.data.folders import class_folders, read
 from rescue_cli.data.splits import Pixels
 from rescue_cli.data.stream import (
+    VIEWS,
     Cropping,
     StreamFeed,
     TrainViews,
+    dealt,
 )
 from rescue_cli.data.stream_eval import EvalViews, StreamEvalFeed
 from rescue_cli.data.workers import CHUNK
@@ -210,6 +213,32 @@ def test_a_share_larger_than_a_chunk_is_dealt_in_chunks(folder: Path) -> None:
     assert [len(chunk.images) for chunk in chunks] == [CHUNK, SLICES * SLICE - CHUNK]
     places = [place for chunk in chunks for _, wanted in chunk.images for place in wanted]
     assert sorted(places) == [(s, p) for s in range(SLICES) for p in range(SLICE)]
+
+
+def test_slots_that_are_written_again_hold_what_is_read_then(folder: Path) -> None:
+    """More chunks than slots, and a reader so slow that the workers are always ahead of it."""
+    files, steps = split_of(folder), 14
+    of = feed(files, workers=2, steps=steps)
+    found = {}
+    with contextlib.closing(of):
+        of.start(0)
+        assert len(of.views.slots) < steps * len(of.chunks(0))
+        for step in range(steps):
+            time.sleep(0.05)
+            for batch in of.slices(step):
+                found[step, batch.slice] = (batch.images.clone(), batch.targets.clone())
+    assert same(found, run(feed(files, steps=steps), steps=steps))
+
+
+def test_an_image_that_more_places_want_than_a_chunk_holds_is_dealt_to_several() -> None:
+    places = [(0, i) for i in range(VIEWS + 5)]
+    chunks = dealt(7, {3: places, 4: places[:2], 5: places[:VIEWS]})
+    assert [[(i, len(p)) for i, p in chunk.images] for chunk in chunks] == [
+        [(3, VIEWS)],
+        [(3, 5), (4, 2)],
+        [(5, VIEWS)],
+    ]
+    assert [chunk.step for chunk in chunks] == [7, 7, 7]
 
 
 def test_names_beyond_ascii_reach_the_workers_whole(folder: Path) -> None:
