@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from rescue_cli.bench.turns import seconds
+from rescue_cli.errors import UsageError
 from rescue_cli.model.zoo import fixed_size, zoo
 from rescue_cli.recipe.architectures import row_of
 
@@ -27,10 +28,13 @@ def inference(
     """Images/s, the median over rounds, beside the paper's on its V100 where the table has the net.
 
     Weights are random and lie in `precision`, as does the batch. Raises `UsageError` for an unknown
-    name.
+    name or precision.
     """
+    if precision not in DTYPES:
+        raise UsageError(f"--precision: '{precision}' is not known. Use {', '.join(DTYPES)}.")
     row = row_of(model)
-    size = size or (row["sizes"]["a1-a2"][1] if row else _own_size(model))
+    tabled = row["sizes"]["a1-a2"][1] if row else None
+    size = size or tabled or _own_size(model)
     network = zoo(model, CLASSES, 3, **_for_size(model, size)).eval()
     layout = torch.channels_last if channels_last else torch.contiguous_format
     network = network.to(device=device, dtype=DTYPES[precision], memory_format=layout)  # type: ignore[call-overload]
@@ -44,7 +48,7 @@ def inference(
     with torch.inference_mode():
         seconds(run, 2, device)
         rates = [batch_size * batches / seconds(run, batches, device) for _ in range(rounds)]
-    paper = row["images_per_second"] if row else None
+    paper = row["images_per_second"] if row and size == tabled else None
     return {
         "what": f"inference of {model} on {device.type}, {size} px, batch {batch_size}, "
         f"{precision}, {'channels last' if channels_last else 'channels first'}",

@@ -2,7 +2,7 @@
 
 import itertools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from statistics import median
@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from rescue_cli import build
+from rescue_cli import recipe as recipes
 from rescue_cli.bench import timms
-from rescue_cli.data import Images
+from rescue_cli.data import Images, Place
 from rescue_cli.errors import UsageError
-from rescue_cli.mix import MIXES
-from rescue_cli.parts.ingredients import data_keys, filled
+from rescue_cli.parts.ingredients import data_keys
 from rescue_cli.recipe import Recipe, steps_per_epoch
 
 WARM_UP = 3  # steps before the clock starts: timm's worker has its two batches ahead by then
@@ -38,6 +38,17 @@ OVERRIDES = (
 )
 
 Timed = Callable[[int], float]  # so many steps -> seconds
+
+
+def measured_recipe(name: str | None, overrides: Sequence[str]) -> Recipe:
+    """The recipe that was asked for, else `BASE` as `OVERRIDES` make it, in the precision that
+    this processor computes fastest.
+    """
+    if name is not None:
+        return recipes.load(name, overrides)
+    computed = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    precision = f"train.precision={'bfloat16' if computed else 'float32'}"
+    return recipes.load(BASE, [*OVERRIDES, precision, *overrides])
 
 
 def against_timm(recipe: Recipe, *, steps: int, rounds: int) -> dict[str, Any]:
@@ -108,8 +119,6 @@ def _in_turn(ways: dict[str, Timed], steps: int, rounds: int) -> dict[str, list[
 
 def _train_folder(recipe: Recipe) -> Path:
     """Where the training set's class folders are; raises `UsageError` where it has none."""
-    from rescue_cli.data import Place
-
     place = Place(recipe.data.name, data_keys(recipe))
     folder = place.train_root
     if not folder.is_dir():
@@ -187,7 +196,6 @@ def _collate(recipe: Recipe, classes: int) -> Any:
     collate: Any = FastCollateMixup
     if recipe.mix.name != "mixup-or-cutmix":
         raise UsageError(f"mix ({recipe.mix.name}): bench train compares mixup-or-cutmix only.")
-    filled("mix", recipe.mix, MIXES)
     o = recipe.mix.options
     return collate(
         o["mixup"], o["cutmix"], switch_prob=o["switch"], label_smoothing=0.0, num_classes=classes

@@ -7,6 +7,7 @@ import typer
 
 from rescue_cli.cli import common
 from rescue_cli.cli.common import Device, Json, Overrides, RecipeName
+from rescue_cli.errors import UsageError
 
 app = common.verb(no_args_is_help=True)
 
@@ -75,3 +76,131 @@ def optimizer(
         f"(rounds {found['ratio_low']:.3f} to {found['ratio_high']:.3f}); "
         f"dispatched operations {found['operations']}, timm {found['operations_theirs']}"
     )
+
+
+Against = Annotated[str, typer.Option(help="What to compare with: timm.")]
+Data = Annotated[str | None, typer.Option("--data", help="Folder of the images.")]
+Rounds = Annotated[int, typer.Option(help="Rounds of each, in turn.", min=1)]
+
+
+@app.command()
+def input(
+    data: Annotated[str, typer.Option("--data", help="Folder of class folders of images.")],
+    overrides: Overrides = None,
+    recipe: RecipeName = "a2",
+    against: Against = "timm",
+    steps: Annotated[int, typer.Option(help="Steps a round.", min=1)] = 1,
+    rounds: Rounds = 3,
+    json: Json = False,
+) -> None:
+    """Time a recipe's input pipeline against timm's loader, in CPU seconds, on one worker each.
+
+    Files are listed until a step asks for none twice. Mixing is left out on both sides.
+    """
+    from pathlib import Path
+
+    from rescue_cli import build
+    from rescue_cli import recipe as recipes
+    from rescue_cli.bench.input import against_timm
+
+    _only_timm(against)
+    resolved = recipes.load(recipe or "a2", overrides or [])
+    build.check_ingredients(resolved)
+    found = against_timm(resolved, Path(data), steps=steps, rounds=rounds)
+    if json:
+        print(json_module.dumps(found))
+        return
+    print(
+        f"{found['what']}\n"
+        f"views/s a core: ours {found['ours']:.0f}, timm {found['theirs']:.0f}; "
+        f"ratio {found['ratio']:.2f}\n"
+        f"  each image decoded for one view: {found['alone']:.0f}; "
+        f"ratio {found['ratio_alone']:.2f}\n"
+        f"CPU ms a view: worker {found['worker_ms']:.2f}, loading {found['loading_ms']:.2f}, "
+        f"device side {found['device_ms']:.2f}\n"
+        f"  in all {found['total_ms']:.2f}, timm {found['theirs_total_ms']:.2f}; "
+        f"ratio {found['total_ratio']:.2f}"
+    )
+
+
+@app.command()
+def train(
+    overrides: Overrides = None,
+    recipe: RecipeName = None,
+    data: Data = None,
+    against: Against = "timm",
+    steps: Annotated[int, typer.Option(help="Steps a round.", min=1)] = 20,
+    rounds: Rounds = 5,
+    json: Json = False,
+) -> None:
+    """Time training against a loop of timm's parts, and what both add to a bare loop.
+
+    Without --recipe: resnet18 on CIFAR-10's class folders, batch 256, RandAugment, mixup and
+    cutmix, in the precision that this processor computes fastest.
+    """
+    from rescue_cli import build
+    from rescue_cli.bench.train import against_timm, measured_recipe
+
+    _only_timm(against)
+    root = [] if data is None else [f"data.root={data}"]
+    resolved = measured_recipe(recipe, [*root, *(overrides or [])])
+    build.check(resolved)
+    for warning in common.check_precision(resolved, "cpu"):
+        common.note(f"warning: {warning}")
+    found = against_timm(resolved, steps=steps, rounds=rounds)
+    if json:
+        print(json_module.dumps(found))
+        return
+    print(
+        f"{found['what']}\n"
+        f"images/s: ours {found['ours']:.0f}, timm {found['theirs']:.0f}, "
+        f"bare loop {found['bare']:.0f}; ours by timm {found['speed_ratio']:.2f}\n"
+        f"added to the bare loop, ms an image: ours {1e3 * found['ours_adds']:.3f}, "
+        f"timm {1e3 * found['theirs_adds']:.3f}; ratio {found['ratio']:.2f}"
+    )
+
+
+@app.command()
+def inference(
+    model: Annotated[str, typer.Option("--model", help="Architecture: a timm name.")],
+    size: Annotated[int | None, typer.Option(help="Side of the images in pixels.", min=1)] = None,
+    batch_size: Annotated[int, typer.Option(help="Images at a time.", min=1)] = 128,
+    precision: Annotated[
+        str | None, typer.Option(help="float16 (on CUDA the default), bfloat16, float32.")
+    ] = None,
+    channels_last: Annotated[bool, typer.Option(help="Memory format.")] = True,
+    batches: Annotated[int, typer.Option(help="Batches a round.", min=1)] = 5,
+    rounds: Rounds = 3,
+    json: Json = False,
+    device: Device = None,
+) -> None:
+    """Time a network that predicts: images/s, beside the paper's where its table has it."""
+    import torch
+
+    from rescue_cli.bench.inference import inference as measure
+
+    where = common.device(device)
+    found = measure(
+        model,
+        torch.device(where),
+        size=size,
+        batch_size=batch_size,
+        precision=precision or ("float16" if where == "cuda" else "float32"),
+        channels_last=channels_last,
+        batches=batches,
+        rounds=rounds,
+    )
+    if json:
+        print(json_module.dumps(found))
+        return
+    paper = found["paper_v100_float16"]
+    print(
+        f"{found['what']}: {found['ours']:.1f} images/s "
+        f"(rounds {found['low']:.1f} to {found['high']:.1f})"
+        + (f"; paper, on a V100 in float16: {paper:.1f}" if paper else "")
+    )
+
+
+def _only_timm(against: str) -> None:
+    if against != "timm":
+        raise UsageError(f"--against: '{against}' is not known. Use timm.")
