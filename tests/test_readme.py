@@ -31,6 +31,7 @@ SUBSTITUTIONS = {
     "--rendezvous host0:29500 --gpus 8": "--rendezvous host0:29500 --procs 8 --dry-run",
     "train.device_batch_size=64 --procs 2": "train.device_batch_size=64 --procs 2 --smoke",
     "optim.lr=0.2 train.epochs=3": "optim.lr=0.2 train.epochs=3 --smoke",
+    "bench optimizer --model resnet50": "bench optimizer --model test_resnet --steps 1 --rounds 1",
     "bench step --recipe quickstart": (
         "bench step --recipe quickstart data.subset=[256,16] model.width=4 --steps 1 --rounds 1"
     ),
