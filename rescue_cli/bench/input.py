@@ -50,7 +50,9 @@ def against_timm(recipe: Recipe, folder: Path, *, steps: int, rounds: int) -> di
     batch that the network sees. Mixing is left out on both sides.
 
     `shared` has all slices of a step in one process with the recipe's own sampling, `alone` each
-    image decoded for a single view. Medians over rounds. Raises `UsageError`, `DataError`.
+    image decoded for a single view. A round is `steps` steps of ours (in the first of them memory
+    is touched for the first time) and one of timm's. Medians over rounds. Raises `UsageError` and
+    `DataError`.
     """
     names = class_folders(folder)
     files = read(folder, {name: place for place, name in enumerate(names)}, complete=True)
@@ -61,14 +63,13 @@ def against_timm(recipe: Recipe, folder: Path, *, steps: int, rounds: int) -> di
     samplings = {"alone": SHUFFLED}
     if recipe.sampling.name != SHUFFLED.name:
         samplings["shared"] = recipe.sampling
-    views = recipe.train.batch_size * steps
     costs: dict[str, list[Cost]] = {name: [] for name in ("theirs", *samplings)}
     with one_thread():
         for turn in range(rounds):
             order = list(costs) if turn % 2 else list(costs)[::-1]
             for name in order:
                 if name == "theirs":
-                    cost = _theirs(folder, recipe, size, views, len(files), given)
+                    cost = _theirs(folder, recipe, size, len(files), given)
                 else:
                     cost = _ours(recipe, tiled, tuple(names), samplings[name], steps)
                 costs[name].append(cost)
@@ -128,32 +129,32 @@ def _ours(
     augment = Augment(
         [op for op in operations if isinstance(op, Operation)], normalise(recipe, CPU), train.seed
     )
-    device, mine, children = 0.0, time.process_time(), _children()
+    mine, children = time.process_time(), _children()
     with closing(feed):
         feed.start(0)
         for step in range(steps):
-            for batch in feed.slices(step):
-                started = time.process_time()
-                augment(batch)
-                device += time.process_time() - started
-    return _cost(steps * train.batch_size, mine, children, device)
+            batches = list(feed.slices(step))
+    loading, worker = time.process_time() - mine, _children() - children
+    # afterwards: at the same time it would take caches and memory away from the worker
+    started = time.process_time()
+    for batch in batches:
+        augment(batch)
+    device = (time.process_time() - started) * steps
+    return _cost(steps * train.batch_size, worker, loading, device)
 
 
-def _theirs(
-    folder: Path, recipe: Recipe, size: int, views: int, images: int, given: timms.Options
-) -> Cost:
-    """An epoch of timm's loader, of at least as many views."""
+def _theirs(folder: Path, recipe: Recipe, size: int, images: int, given: timms.Options) -> Cost:
+    """An epoch of timm's loader, of at least a step's images."""
     batch_size = recipe.train.device_batch_size
-    times = math.ceil(views / images)
+    times = math.ceil(recipe.train.batch_size / images)
     loader = timms.loader(folder, size, batch_size, times, given)
     mine, children = time.process_time(), _children()
     seen = sum(len(batch) for batch, _ in loader)
-    return _cost(seen, mine, children, 0.0)
+    return _cost(seen, _children() - children, time.process_time() - mine, 0.0)
 
 
-def _cost(views: int, mine: float, children: float, device: float) -> Cost:
-    loading = time.process_time() - mine - device
-    return Cost(*(1e3 * s / views for s in (_children() - children, loading, device)))
+def _cost(views: int, *seconds: float) -> Cost:
+    return Cost(*(1e3 * s / views for s in seconds))
 
 
 def _children() -> float:

@@ -89,7 +89,7 @@ def input(
     overrides: Overrides = None,
     recipe: RecipeName = "a2",
     against: Against = "timm",
-    steps: Annotated[int, typer.Option(help="Steps a round.", min=1)] = 1,
+    steps: Annotated[int, typer.Option(help="Our steps a round.", min=1)] = 3,
     rounds: Rounds = 3,
     json: Json = False,
 ) -> None:
