@@ -1,4 +1,4 @@
-"""Numbers that must not change: losses of the shipped recipes, and the draws under them.
+"""Numbers that must not change: losses and rates of the shipped recipes, and the draws under them.
 
 After a change that is meant to alter them: `python -m tests.test_golden` writes golden.json anew.
 """
@@ -16,10 +16,12 @@ from scipy import stats
 from rescue_cli import build, draws
 from rescue_cli import recipe as recipes
 from rescue_cli.data import Dataset, FileNames, Files, Images
+from rescue_cli.parts.updates import rates_of
 from tests.engine_runs import drawn
 
 GOLDEN = Path(__file__).with_name("golden.json")
 STEPS = 5
+PER_EPOCH = 100  # steps, of the learning-rate curves
 SLICES = ["train.batch_size=16", "train.device_batch_size=8", "train.precision=float64"]
 SMALLEST = {
     "quickstart": ["model.width=4"],
@@ -71,6 +73,21 @@ def test_the_first_losses_of_a_shipped_recipe_are_what_they_were(name: str, tmp_
 
 def test_every_shipped_recipe_has_golden_losses() -> None:
     assert set(SMALLEST) == set(recipes.names())
+
+
+def curve(name: str) -> list[list[float]]:
+    """A recipe's learning rates, one a schedule, at 25 steps from its first to its last."""
+    recipe = recipes.load(name)
+    schedules = rates_of(recipe, PER_EPOCH)
+    last = round(recipe.train.epochs * PER_EPOCH) - 1
+    steps = [round(place) for place in np.linspace(0, last, 25)]
+    return [[schedule(step).lr * ratio for step in steps] for schedule, ratio in schedules]
+
+
+@pytest.mark.parametrize("name", SMALLEST)
+def test_the_learning_rates_of_a_shipped_recipe_are_what_they_were(name: str) -> None:
+    stored = json.loads(GOLDEN.read_text())["curves"][name]
+    np.testing.assert_allclose(curve(name), stored, rtol=1e-9)
 
 
 # --- draws ---
@@ -141,7 +158,8 @@ def regenerate() -> None:
     """Writes golden.json from what the code computes now."""
     with tempfile.TemporaryDirectory() as folder:
         found = {name: losses(name, Path(folder)) for name in SMALLEST}
-    values = {"losses": found, "uniform": some_draws(), "order": an_order()}
+    curves = {name: curve(name) for name in SMALLEST}
+    values = {"losses": found, "curves": curves, "uniform": some_draws(), "order": an_order()}
     GOLDEN.write_text(json.dumps(values, indent=1) + "\n")
 
 
