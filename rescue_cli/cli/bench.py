@@ -129,8 +129,8 @@ def train(
     recipe: RecipeName = None,
     data: Data = None,
     against: Against = "timm",
-    steps: Annotated[int, typer.Option(help="Steps a round.", min=1)] = 20,
-    rounds: Rounds = 5,
+    steps: Annotated[int, typer.Option(help="Steps a round.", min=1)] = 10,
+    rounds: Rounds = 9,
     json: Json = False,
 ) -> None:
     """Time training against a loop of timm's parts, and what both add to a bare loop.
