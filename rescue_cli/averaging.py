@@ -1,12 +1,23 @@
 """The section `averaging`: which weights are evaluated and reported."""
 
 import copy
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from rescue_cli.registry import Fraction, PositiveInt
+from rescue_cli.registry import Epochs, Fraction, NotNegative, PositiveInt
+
+
+@dataclass(frozen=True)
+class Length:
+    """How long the run is, in steps."""
+
+    steps: int
+    steps_per_epoch: int
 
 
 class Average(Protocol):
@@ -62,18 +73,81 @@ class Ema:
         self.model.load_state_dict(state)
 
 
+class Lookahead:
+    """An average that is copied back into the model, which is what is evaluated."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        decay_after: Callable[[int], float],
+        every: int,
+        first: int,
+        last: int,
+    ) -> None:
+        self.model = model
+        self.decay_after = decay_after  # of the number of updates
+        self.every = every
+        self.first = first  # after as many updates the average is a copy of the weights
+        self.last = last
+        self.sources = [t for t in _tensors(model) if t.is_floating_point()]
+        self.averages = [s.clone() for s in self.sources]
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        updates = step + 1
+        if updates < self.first:
+            return
+        if updates % self.every == 0:
+            decay = self.decay_after(updates) if updates > self.first else 0.0
+            torch._foreach_lerp_(self.averages, self.sources, 1 - decay)
+        if updates % self.every == 0 or updates == self.last:
+            torch._foreach_copy_(self.sources, self.averages)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"averages": self.averages}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        torch._foreach_copy_(self.averages, state["averages"])
+
+
 def _tensors(model: nn.Module) -> list[Tensor]:
     return [*(p.data for p in model.parameters()), *model.buffers()]
 
 
-def none(model: nn.Module) -> Average:
+def none(model: nn.Module, _length: Length) -> Average:
     """No averaging."""
     return NoAverage(model)
 
 
-def ema(model: nn.Module, *, decay: Fraction, every: PositiveInt) -> Average:
-    """An exponential moving average that starts from the initial weights."""
+def ema(model: nn.Module, _length: Length, *, decay: Fraction, every: PositiveInt) -> Average:
+    """An exponential moving average that starts from the initial weights.
+
+    `decay` acts once in `every` steps: what a paper gives for a single step is to be raised to
+    that power.
+    """
     return Ema(model, decay, every)
 
 
-AVERAGES = {"none": none, "ema": ema}
+def lookahead(
+    model: nn.Module,
+    length: Length,
+    *,
+    decay: Fraction,
+    every: PositiveInt,
+    power: NotNegative,
+    start: Epochs = 0.0,
+) -> Average:
+    """Every so many steps weights and buffers become their average, ever slower (hlb, airbench).
+
+    After t of T updates, t a multiple of `every`, average = lerp(average, weights, 1 - d) and
+    weights = average, with d = decay^every (t / T)^power: unlike `ema`'s, `decay` is that of a
+    single step. After update T the weights are the average in any case. The average starts as the
+    initial weights, or at the first such t from epoch `start` on.
+    """
+    first = every * math.ceil(round(start * length.steps_per_epoch, 6) / every)
+    return Lookahead(
+        model, lambda t: decay**every * (t / length.steps) ** power, every, first, length.steps
+    )
+
+
+AVERAGES = {"none": none, "ema": ema, "lookahead": lookahead}

@@ -8,18 +8,22 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from rescue_cli.draws import Indices
+
 
 @dataclass(frozen=True)
 class Batch:
     """One slice: images (n, channels, height, width), targets (n,) labels or (n, classes).
 
-    `step` and `slice` say which draws belong to it.
+    `step` and `slice` say which draws belong to it; `indices` (n,), on the host, which images of
+    the training set the sampler put into the slice.
     """
 
     images: Tensor
     targets: Tensor
     step: int
     slice: int
+    indices: Indices
 
 
 class Transfers:
@@ -55,9 +59,36 @@ class View(NamedTuple):
         return f"{self.size}px@{self.crop:g}"
 
 
+class Measurement(NamedTuple):
+    """How an image is evaluated: the view that is cut of it, and the test-time augmentation."""
+
+    size: int
+    crop: float
+    tta: str
+
+    @property
+    def view(self) -> View:
+        return View(self.size, self.crop)
+
+    def __str__(self) -> str:
+        return f"{self.view}" + (f" {self.tta}" if self.tta != "none" else "")
+
+
 class Shown(NamedTuple):
     """One evaluation batch on the device: indices (n,), labels (n,), uint8 images for each view."""
 
     indices: Tensor
     labels: Tensor
     views: dict[View, Tensor]
+
+
+def squares(draws: Tensor, size: int, height: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Which images, rows and columns: `images[which, :, rows, columns]` is a square of each image.
+
+    Of `size` x `size` pixels and wholly inside, its place by draws (n, 2) in [0, 1).
+    """
+    along = torch.arange(size, device=draws.device)
+    top = (draws[:, 0] * (height - size + 1)).long()
+    left = (draws[:, 1] * (width - size + 1)).long()
+    which = torch.arange(len(draws), device=draws.device)[:, None, None]
+    return which, (top[:, None] + along)[:, :, None], (left[:, None] + along)[:, None, :]

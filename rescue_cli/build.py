@@ -9,8 +9,8 @@ from torch import nn
 
 from rescue_cli import distributed
 from rescue_cli.augment import Augment, Operation
-from rescue_cli.averaging import AVERAGES
-from rescue_cli.batch import View
+from rescue_cli.averaging import AVERAGES, Length
+from rescue_cli.batch import Measurement
 from rescue_cli.data import Dataset, normalisation
 from rescue_cli.engine.evaluate import Evaluator
 from rescue_cli.engine.norms import RunningStatistics
@@ -19,7 +19,14 @@ from rescue_cli.evaluation import TTAS
 from rescue_cli.mix import MIXES, Mixing
 from rescue_cli.model import load_weights
 from rescue_cli.parts.check import check, check_ingredients
-from rescue_cli.parts.ingredients import data_keys, filled, loss_of, network_of, operations_of
+from rescue_cli.parts.ingredients import (
+    data_keys,
+    filled,
+    loss_of,
+    network_of,
+    operations_of,
+    proxy_recipe,
+)
 from rescue_cli.parts.inputs import (
     Machine,
     dataset,
@@ -27,11 +34,13 @@ from rescue_cli.parts.inputs import (
     test_sets,
     train_feed,
     training_images,
+    whiten,
 )
 from rescue_cli.parts.source import PREPROCESSING
 from rescue_cli.parts.updates import optimizers, rates_of
 from rescue_cli.recipe import Recipe, steps_per_epoch, total_steps
 from rescue_cli.sampling import SAMPLERS, Steps
+from rescue_cli.selection import SELECTIONS, Learner
 from rescue_cli.task import TASKS
 
 __all__ = [
@@ -86,7 +95,11 @@ def step(recipe: Recipe, network: nn.Module, data: Dataset, machine: Machine, lo
     )
     sampler = filled("sampling", recipe.sampling, SAMPLERS)(span_steps)
     scaler = torch.amp.GradScaler(machine.device.type, enabled=train.precision == "float16")
-    loss = loss_of(recipe)
+    select = filled("selection", recipe.selection, SELECTIONS)(
+        lambda changes, share: _learner(proxy_recipe(recipe, changes), share, data, machine)
+    )
+    loss = loss_of(recipe, select.share)
+    whiten(recipe, network, data, machine.device)
     forward = torch.compile(network, dynamic=False) if train.compile else network
     return Step(
         feed=train_feed(recipe, data, sampler, mine, operations, machine, log, per_epoch),
@@ -94,13 +107,17 @@ def step(recipe: Recipe, network: nn.Module, data: Dataset, machine: Machine, lo
             [op for op in operations if isinstance(op, Operation)],
             normalise(recipe, machine.device),
             train.seed,
+            per_epoch,
         ),
-        mix=filled("mix", recipe.mix, MIXES)(Mixing(len(data.classes), train.seed)),
+        select=select,
+        mix=filled("mix", recipe.mix, MIXES)(Mixing(len(data.classes), train.seed, per_epoch)),
         task=TASKS[recipe.task.name](loss.mean),
         model=distributed.wrap(forward, machine.device),  # type: ignore[arg-type]
         optimizers=optimizers(recipe, network, per_epoch, scaler),
         statistics=RunningStatistics(network, train.slices),
-        average=filled("averaging", recipe.averaging, AVERAGES)(network),
+        average=filled("averaging", recipe.averaging, AVERAGES)(
+            network, Length(total_steps(train, per_epoch), per_epoch)
+        ),
         autocast=autocast(recipe, machine.device),
         device=machine.device,
         seed=train.seed,
@@ -109,11 +126,27 @@ def step(recipe: Recipe, network: nn.Module, data: Dataset, machine: Machine, lo
     )
 
 
+def _learner(recipe: Recipe, share: float, data: Dataset, machine: Machine) -> Learner:
+    """A network that follows the recipe beside the trained one, on a share of the images."""
+    network = model(recipe, len(data.classes), machine.device)
+    whiten(recipe, network, data, machine.device)
+    scaler = torch.amp.GradScaler(machine.device.type, enabled=recipe.train.precision == "float16")
+    per_epoch = steps_per_epoch(recipe.train, len(data.train))
+    loss = loss_of(recipe, share)
+    return Learner(
+        network=network.train(),
+        updates=optimizers(recipe, network, per_epoch, scaler),
+        each=loss.each,
+        autocast=autocast(recipe, machine.device),
+        factor=loss.factor,
+    )
+
+
 def evaluator(recipe: Recipe, machine: Machine) -> Evaluator:
     """The evaluation that training and `rescue eval` share."""
     return Evaluator(
         rows=TASKS[recipe.task.name](loss_of(recipe).mean).rows,
-        show=TTAS[recipe.eval.tta],
+        ttas={name: TTAS[name] for name in recipe.eval.ttas},
         normalise=normalise(recipe, machine.device),
         autocast=autocast(recipe, machine.device),
         device=machine.device,
@@ -128,17 +161,19 @@ def autocast(recipe: Recipe, device: torch.device) -> Autocast:
     )
 
 
-def protocol(recipe: Recipe, data_name: str, view: View, resident: bool) -> dict[str, Any]:
+def protocol(
+    recipe: Recipe, data_name: str, measurement: Measurement, resident: bool
+) -> dict[str, Any]:
     """How a result was measured, from the recipe's keys."""
     mean, std = normalisation(recipe.data.name, data_keys(recipe))
     return {
         "data": recipe.data.name,
         "set": data_name,
-        "size": view.size,
-        "crop": view.crop,
+        "size": measurement.size,
+        "crop": measurement.crop,
         "interpolation": recipe.eval.interpolation,
         "decoder": "resident" if resident else data_keys(recipe).eval_decoder,
-        "tta": recipe.eval.tta,
+        "tta": measurement.tta,
         "weights": "last epoch" if recipe.averaging.name == "none" else recipe.averaging.name,
         "precision": recipe.train.precision,
         "mean": mean,

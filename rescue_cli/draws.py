@@ -34,6 +34,16 @@ def uniform(seed: int, purpose: str, a: int, b: int, shape: tuple[int, ...]) -> 
     return ((raw >> np.uint64(40)).astype(np.float32) * np.float32(2.0**-24)).reshape(shape)
 
 
+def bits(seed: int, purpose: str, counters: Indices) -> NDArray[np.bool_]:
+    """For each counter a fair bit that is its own: the same in any order and company.
+
+    The highest bit of that output of splitmix64 whose state starts at a word of (seed, purpose).
+    """
+    (start,) = words(seed, purpose, 0, 0, 1)
+    states = start + counters.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    return (_mix(states) >> np.uint64(63)).astype(np.bool_)
+
+
 def permute(positions: Indices, size: int, seed: int, epoch: int) -> Indices:
     """Where a random order of `size` items keyed by (seed, epoch) puts the given positions.
 

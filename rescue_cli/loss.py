@@ -1,11 +1,12 @@
 """The section `loss`: what a step minimises.
 
-Every loss is a mean over the images of a slice; `reduction: sum` is that mean times the global
-batch size, so that a recipe whose paper sums its loss keeps the paper's learning rate.
+Every loss is a mean over the images of a slice; `reduction: sum` is that mean times the number
+of images in a step, so that a recipe whose paper sums its loss keeps the paper's learning rate.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Literal
 
 import torch
@@ -17,9 +18,13 @@ from rescue_cli.registry import Fraction, Within
 
 @dataclass(frozen=True)
 class Loss:
-    """`mean(logits, targets)` over a slice, and what its gradient is multiplied with."""
+    """`mean(logits, targets)` over a slice, and what its gradient is multiplied with.
+
+    `each`: the losses of the slice's images, (n,).
+    """
 
     mean: Callable[[Tensor, Tensor], Tensor]
+    each: Callable[[Tensor, Tensor], Tensor]
     factor: float
 
 
@@ -31,10 +36,8 @@ def cross_entropy(
     logits (n, classes), targets (n,) labels or (n, classes) probabilities.
     """
 
-    def mean(logits: Tensor, targets: Tensor) -> Tensor:
-        return functional.cross_entropy(logits, targets, label_smoothing=label_smoothing)
-
-    return Loss(mean, batch_size if reduction == "sum" else 1)
+    mean = partial(functional.cross_entropy, label_smoothing=label_smoothing)
+    return Loss(mean, partial(mean, reduction="none"), batch_size if reduction == "sum" else 1)
 
 
 def binary_cross_entropy(
@@ -52,15 +55,18 @@ def binary_cross_entropy(
     """
     threshold = {"present": 0.0, "soft": None}.get(targets, targets)  # type: ignore[arg-type]
 
-    def mean(logits: Tensor, shares: Tensor) -> Tensor:
+    def mean(logits: Tensor, shares: Tensor, reduction: str = "mean") -> Tensor:
         if shares.ndim == 1:
             shares = functional.one_hot(shares, logits.shape[1])
         wanted = shares if threshold is None else shares > threshold
         wanted = wanted.to(torch.float64 if logits.dtype == torch.float64 else torch.float32)
         wanted = wanted * (1 - label_smoothing) + label_smoothing / logits.shape[1]
-        return functional.binary_cross_entropy_with_logits(logits, wanted)
+        return functional.binary_cross_entropy_with_logits(logits, wanted, reduction=reduction)
 
-    return Loss(mean, 1)
+    def each(logits: Tensor, shares: Tensor) -> Tensor:
+        return mean(logits, shares, "none").mean(1)
+
+    return Loss(mean, each, 1)
 
 
 LOSSES = {"cross-entropy": cross_entropy, "binary-cross-entropy": binary_cross_entropy}

@@ -4,6 +4,7 @@ Image i of a slice meets image n-1-i, as in timm; the middle one of an odd numbe
 Labels become (n, classes) shares of each class. Smoothing them is the loss's part.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -11,9 +12,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from rescue_cli.batch import Batch
+from rescue_cli.batch import Batch, squares, to_device
 from rescue_cli.draws import uniform
-from rescue_cli.registry import Fraction, Positive
+from rescue_cli.errors import UsageError
+from rescue_cli.registry import Epochs, Fraction, Positive, PositiveInt
 
 Mix = Callable[[Batch], Batch]
 DRAWS = 4  # of a slice: which of the two, the share, the box's centre
@@ -25,6 +27,7 @@ class Mixing:
 
     classes: int
     seed: int
+    steps_per_epoch: int
 
     def draws(self, batch: Batch) -> list[float]:
         """The slice's draws in [0, 1)."""
@@ -76,7 +79,41 @@ def mixup_or_cutmix(mixing: Mixing, *, mixup: Positive, cutmix: Positive, switch
     return mix
 
 
-MIXES = {"none": none, "mixup": mixup, "cutmix": cutmix, "mixup-or-cutmix": mixup_or_cutmix}
+def cutmix_patch(mixing: Mixing, *, size: PositiveInt, from_epoch: Epochs) -> Mix:
+    """A `size` x `size` square of the partner, each image's at a place of its own inside it.
+
+    So from epoch `from_epoch` on, counted from 0; before that nothing is mixed. As in hlb-CIFAR10
+    0.7, where the partner is drawn from the whole epoch.
+    """
+    first = math.ceil(round(from_epoch * mixing.steps_per_epoch, 6))
+
+    def mix(batch: Batch) -> Batch:
+        if batch.step < first:
+            return batch
+        n, _, height, width = batch.images.shape
+        if size > min(height, width):
+            raise UsageError(
+                f"mix (cutmix-patch).size: {size} must be at most the image's side, "
+                f"{min(height, width)}."
+            )
+        draws = uniform(mixing.seed, "cutmix-patch", batch.step, batch.slice, (n, 2))
+        places = to_device(draws, batch.images.device)
+        which, rows, columns = squares(places, size, height, width)
+        images = batch.images.clone()
+        images[which, :, rows, columns] = batch.images.flip(0)[which, :, rows, columns]
+        shares = _shares(batch, 1 - size**2 / (height * width), mixing.classes)
+        return replace(batch, images=images, targets=shares)
+
+    return mix
+
+
+MIXES = {
+    "none": none,
+    "mixup": mixup,
+    "cutmix": cutmix,
+    "mixup-or-cutmix": mixup_or_cutmix,
+    "cutmix-patch": cutmix_patch,
+}
 
 
 def beta(draw: float, alpha: float) -> float:

@@ -23,6 +23,7 @@ from rescue_cli.recipe import Eval, Item, Recipe, Train, architectures
 from rescue_cli.sampling import SAMPLERS
 from rescue_cli.schedule import SCHEDULES
 from rescue_cli.schedule import common as schedule_keys
+from rescue_cli.selection import SELECTIONS
 from rescue_cli.task import TASKS
 
 Signatures = Sequence[Callable[..., Any]]
@@ -31,6 +32,7 @@ INGREDIENTS: dict[str, tuple[dict[str, Any], Signatures]] = {
     "sampling": (SAMPLERS, ()),
     "augment": (AUGMENTATIONS, ()),
     "mix": (MIXES, ()),
+    "selection": (SELECTIONS, ()),
     "loss": (LOSSES, ()),
     "optim": (OPTIMIZERS, (optim_keys,)),
     "schedule": (SCHEDULES, (schedule_keys,)),

@@ -2,6 +2,7 @@
 
 import json
 import resource
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import nn
 
 from rescue_cli import build, distributed
 from rescue_cli.augment.pipeline import Normalise
-from rescue_cli.batch import View
+from rescue_cli.batch import Measurement
 from rescue_cli.data import Dataset, Images
 from rescue_cli.engine.evaluate import Predictions
 from rescue_cli.engine.step import Step
@@ -36,7 +37,7 @@ def result(
     recipe: Recipe,
     data: Dataset,
     model: nn.Module,
-    found: dict[str, dict[View, Predictions]],
+    found: dict[str, dict[Measurement, Predictions]],
     clock: Clock,
     peak_memory_mb: float,
 ) -> dict[str, Any]:
@@ -98,14 +99,16 @@ def write_samples(run: RunDirectory, step: Step, normalise: Normalise, data: Dat
 
 
 def _write_predictions(
-    run: RunDirectory, recipe: Recipe, data: Dataset, found: dict[str, dict[View, Predictions]]
+    run: RunDirectory,
+    recipe: Recipe,
+    data: Dataset,
+    found: dict[str, dict[Measurement, Predictions]],
 ) -> list[dict[str, Any]]:
     """Stores each set's predictions and returns its entry in the result."""
     entries = []
     told = read_json(run.environment).get("protocol", {})  # of weights that carry no recipe
-    for name, views in found.items():
-        for view, predictions in views.items():
-            stem = name if len(views) == 1 else f"{name}-{view}"
+    for name, measured in found.items():
+        for measurement, predictions in measured.items():
             confusion = predictions.confusion(len(data.classes))
             losses = {} if predictions.losses is None else {"losses": predictions.losses}
             arrays = {
@@ -119,24 +122,31 @@ def _write_predictions(
             }
             # a thousand classes' confusion is 8 MB, almost all of it zero
             write_whole(
-                run.predictions(stem),
+                run.predictions(_stem(name, measurement, measured)),
                 lambda file, a=arrays: np.savez_compressed(file, **a),  # type: ignore[misc]
             )
             entries.append(
                 {
                     "set": name,
-                    "size": view.size,
-                    "crop": view.crop,
+                    "size": measurement.size,
+                    "crop": measurement.crop,
                     "top1": predictions.accuracy(1),
                     "top5": predictions.accuracy(5),
                     "loss": predictions.loss,
                     "count": predictions.count,
                     "protocol": {
                         **build.protocol(
-                            recipe, name, view, isinstance(data.tests.get(name), Images)
+                            recipe, name, measurement, isinstance(data.tests.get(name), Images)
                         ),
                         **told,
                     },
                 }
             )
     return entries
+
+
+def _stem(name: str, measurement: Measurement, among: Collection[Measurement]) -> str:
+    """The set's name, and what tells this measurement from the others: `val-288px@1-flip`."""
+    view = f"-{measurement.view}" if len({other.view for other in among}) > 1 else ""
+    tta = f"-{measurement.tta}" if len({other.tta for other in among}) > 1 else ""
+    return f"{name}{view}{tta}"

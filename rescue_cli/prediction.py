@@ -40,7 +40,7 @@ def predict_images(
     build.check(recipe)
     network = build.model(recipe, len(classes), torch.device(device), whole=True).eval()
     normalise = build.normalise(recipe, torch.device(device))
-    show = TTAS[recipe.eval.tta]
+    show = TTAS[recipe.eval.ttas[0]]
     found = []
     for path in images:
         pixels = _pixels(path, recipe).unsqueeze(0).to(device)

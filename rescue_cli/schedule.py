@@ -28,6 +28,7 @@ class Span:
 
 
 Schedule = Callable[[int], Rates]
+FROZEN = Rates(0.0, 0.0)  # no momentum either: a velocity with the rate inside would roll on
 
 
 def constant(span: Span) -> Schedule:
@@ -116,9 +117,18 @@ def piecewise(span: Span, *, epochs: list[Epochs], factors: list[NotNegative]) -
     return rates
 
 
-def common(*, first_step: NotNegativeInt = 0) -> int:
-    """Keys that every schedule has. `first_step` 1 reads update 0 at step 1, as Myrtle does."""
-    return first_step
+def common(*, first_step: NotNegativeInt = 0, until: Epochs | None = None) -> None:
+    """Keys that every schedule has.
+
+    `first_step` 1 reads update 0 at step 1, as Myrtle does. From epoch `until` on the rate is 0,
+    and what it moves is frozen.
+    """
+
+
+def ending(schedule: Schedule, until: float, steps_per_epoch: int) -> Schedule:
+    """The schedule up to epoch `until`, `FROZEN` from there on."""
+    end = math.ceil(round(until * steps_per_epoch, 6))
+    return lambda step: schedule(step) if step < end else FROZEN
 
 
 SCHEDULES = {

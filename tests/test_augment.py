@@ -1,19 +1,27 @@
 """Augmentations against implementations that have nothing in common with ours."""
 
 import itertools
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 from torchvision.transforms.functional import hflip, normalize
 
 from rescue_cli.augment import Augment, Operation
-from rescue_cli.augment.operations import cutout, flip, pad_crop
+from rescue_cli.augment.operations import alternating_flip, cutout, flip, pad_crop
 from rescue_cli.augment.pipeline import Normalise
 from rescue_cli.batch import Batch
+from rescue_cli.data import FileNames, Files, Images
+from rescue_cli.data.memory import MemoryFeed
+from rescue_cli.data.stream import Cropping, StreamFeed, TrainViews
+from rescue_cli.draws import bits
+from rescue_cli.engine.step import Feed
 from rescue_cli.errors import UsageError
+from rescue_cli.sampling import Steps, repeated, shuffled
 
 CPU = torch.device("cpu")
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
@@ -148,11 +156,12 @@ def test_undo_gives_every_pixel_back(dtype: torch.dtype) -> None:
 
 def pipeline(seed: int = 0, *operations: Operation) -> Augment:
     listed = operations or (pad_crop(pad=2, mode="reflect"), flip(p=0.5), cutout(size=3))
-    return Augment(listed, Normalise(MEAN, STD, CPU, torch.float64, False), seed)
+    return Augment(listed, Normalise(MEAN, STD, CPU, torch.float64, False), seed, 4)
 
 
 def batch(pixels: Tensor, step: int = 5, slice_: int = 2) -> Batch:
-    return Batch(pixels, torch.zeros(len(pixels), dtype=torch.int64), step, slice_)
+    count = len(pixels)
+    return Batch(pixels, torch.zeros(count).long(), step, slice_, np.arange(count))
 
 
 def test_each_image_has_its_own_draws() -> None:
@@ -198,6 +207,121 @@ def test_operations_run_in_order_each_on_its_own_columns() -> None:
 
 def test_without_operations_images_are_only_normalised() -> None:
     normalise = Normalise(MEAN, STD, CPU, torch.float64, False)
-    found = Augment([], normalise, 0)(batch(images(3)))
+    found = Augment([], normalise, 0, 4)(batch(images(3)))
     assert torch.equal(found.images, normalise(images(3)))
     assert (found.step, found.slice) == (5, 2)
+
+
+# --- the flip that alternates ---
+
+PER_EPOCH, SLICES, SLICE = 3, 2, 8
+SAMPLES = PER_EPOCH * SLICES * SLICE
+LOPSIDED = np.zeros((SAMPLES, 3, 8, 8), np.uint8)
+LOPSIDED[..., :4] = 200
+STEPS = Steps(SAMPLES, SLICES * SLICE, SLICE, PER_EPOCH, seed=6)
+SAMPLER = shuffled(STEPS)
+Feeds = Callable[[range], Feed]
+
+
+def resident(mine: range) -> Feed:
+    marks = Images(LOPSIDED, np.arange(SAMPLES))
+    return MemoryFeed(marks, SAMPLER, mine, max_corrupt=0, device=CPU, log=print)
+
+
+@pytest.fixture(scope="module")
+def streamed(tmp_path_factory: pytest.TempPathFactory) -> Feeds:
+    folder = tmp_path_factory.mktemp("lopsided")
+    names = [f"{number}.png" for number in range(SAMPLES)]
+    for name, pixels in zip(names, LOPSIDED, strict=True):
+        Image.fromarray(pixels.transpose(1, 2, 0)).save(folder / name)
+    files = Files(FileNames.of(folder, names), np.arange(SAMPLES))
+
+    def feed(mine: range) -> Feed:
+        cropping = Cropping(None, 0, 8, "bilinear", "pil")
+        views = TrainViews(files, cropping, SLICE, seed=6)
+        return StreamFeed(
+            views, SAMPLER, mine, steps=100, max_corrupt=0, workers=0, device=CPU, log=print
+        )
+
+    return feed
+
+
+def mirrored(feeds: Feeds, epoch: int, *, seed: int = 0, processes: int = 1) -> NDArray[np.bool_]:
+    """Of each image of the training set whether it is mirrored in this epoch."""
+    normalise = Normalise(MEAN, STD, CPU, torch.float64, False)
+    augment = Augment([alternating_flip()], normalise, seed, PER_EPOCH)
+    found = np.full(SAMPLES, -1)
+    for rank in range(processes):
+        feed = feeds(range(rank, SLICES, processes))
+        feed.start(epoch * PER_EPOCH)
+        for step in range(epoch * PER_EPOCH, (epoch + 1) * PER_EPOCH):
+            for part in feed.slices(step):
+                images = augment(part).images
+                right = images[:, 0, 0, 7] > images[:, 0, 0, 0]
+                assert (found[part.targets] == -1).all(), "each image once an epoch"
+                found[part.targets] = right.long()
+                original = Normalise.undo(normalise, images)
+                expected = torch.from_numpy(LOPSIDED)[part.targets]
+                assert torch.equal(
+                    torch.where(right[:, None, None, None], hflip(original), original), expected
+                )
+        feed.close()
+    assert (found >= 0).all()
+    return found.astype(np.bool_)
+
+
+@pytest.mark.parametrize("kind", ["resident", "streamed"])
+def test_each_image_is_mirrored_exactly_every_other_epoch(kind: str, streamed: Feeds) -> None:
+    feeds = resident if kind == "resident" else streamed
+    epochs = [mirrored(feeds, epoch) for epoch in range(4)]
+    for before, after in itertools.pairwise(epochs):
+        np.testing.assert_array_equal(after, ~before)
+    assert 0.25 < epochs[0].mean() < 0.75
+    np.testing.assert_array_equal(mirrored(feeds, 2, processes=2), epochs[2])
+    np.testing.assert_array_equal(mirrored(resident, 3), epochs[3])
+    assert (mirrored(feeds, 0, seed=1) != epochs[0]).any()
+
+
+def test_copies_of_an_image_in_an_epoch_are_mirrored_alike() -> None:
+    sampler = repeated(STEPS, views=3, placement="spread")
+    marks = Images(LOPSIDED, np.arange(SAMPLES))
+    feed = MemoryFeed(marks, sampler, range(SLICES), max_corrupt=0, device=CPU, log=print)
+    augment = pipeline(0, alternating_flip())
+    seen: dict[int, set[bool]] = {}
+    for part in feed.slices(0):
+        right = augment(part).images[:, 0, 0, 7] > 0
+        for index, side in zip(part.indices.tolist(), right.tolist(), strict=True):
+            seen.setdefault(index, set()).add(side)
+    assert len(seen) < SLICES * SLICE
+    assert all(len(sides) == 1 for sides in seen.values())
+
+
+def test_bits_are_those_of_splitmix64() -> None:
+    """The generator written out, state by state (Steele et al. 2014)."""
+    from rescue_cli.draws import words
+
+    (state,) = (int(word) for word in words(7, "coins", 0, 0, 1))
+    expected = []
+    for _ in range(1000):
+        z = state
+        z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) % 2**64
+        z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) % 2**64
+        expected.append(bool((z ^ (z >> 31)) >> 63))
+        state = (state + 0x9E3779B97F4A7C15) % 2**64
+    assert bits(7, "coins", np.arange(1000)).tolist() == expected
+    assert bits(7, "coins", np.array([999, 3])).tolist() == [expected[999], expected[3]]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_first_epochs_flips_are_fair_and_independent_of_neighbours(seed: int) -> None:
+    n = 50_000
+    coins = bits(seed, "alternating-flip", np.arange(n))
+    five_deviations = 5 * np.sqrt(n) / 2
+    assert abs(int(coins.sum()) - n / 2) < five_deviations
+    for apart in (1, 2, 16, 1000):
+        equal = (coins == np.roll(coins, apart)).sum()
+        assert abs(int(equal) - n / 2) < five_deviations
+    assert (
+        abs(int((coins == bits(seed + 1, "alternating-flip", np.arange(n))).sum()) - n / 2)
+        < five_deviations
+    )

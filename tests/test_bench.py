@@ -3,17 +3,27 @@
 import json
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
+from rescue_cli import build, estimate
 from rescue_cli import recipe as recipes
-from rescue_cli.bench import timms
+from rescue_cli.bench import plain, timms
+from rescue_cli.bench.peak import matrix_peak
+from rescue_cli.bench.plain_optim import LR, plain_optimizers
 from rescue_cli.bench.train import measured_recipe
 from rescue_cli.cli import main
 from rescue_cli.errors import UsageError
+from rescue_cli.optim import OPTIMIZERS
+from rescue_cli.parts.updates import optimizers
+
+CPU = torch.device("cpu")
+TINY = ("model.width=4", "train.batch_size=32", "train.device_batch_size=16")
 
 
 def said(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
@@ -66,6 +76,129 @@ def test_other_opponents_are_refused(
 ) -> None:
     assert said(monkeypatch, "train", "--against", "dali") == 2
     assert "--against: 'dali' is not known. Use timm." in capsys.readouterr().err
+
+
+def test_bench_step_says_what_share_of_the_matrix_peak_it_computes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ("--recipe", "quickstart", "--device", "cpu", "--steps", "4", "--rounds", "1")
+    assert said(monkeypatch, "step", *options, "--json", *TINY) == 0
+    found = json.loads(capsys.readouterr().out)
+    recipe = recipes.load("quickstart", TINY)
+    multiply_adds = estimate.flops(estimate.network_of(recipe), 28, 1).multiply_adds
+    assert found["gigaflops"] == pytest.approx(6e-9 * found["ours"] * multiply_adds)
+    assert found["peak_share"] == pytest.approx(found["gigaflops"] / found["peak_gigaflops"])
+    assert 0 < found["peak_share"] < 1
+    assert 0 < found["input_share"] < 1
+    assert said(monkeypatch, "step", *options, *TINY) == 0
+    speed, peak, share = capsys.readouterr().out.splitlines()
+    assert speed.startswith("step of quickstart on cpu, float32, batch 32: ours ")
+    assert peak.startswith("matrix peak: ")
+    assert share.endswith(" % of a step gathers, augments and mixes")
+
+
+def test_the_matrix_peak_is_that_of_its_precision() -> None:
+    assert matrix_peak(torch.float32, CPU) > 1.3 * matrix_peak(torch.float64, CPU)
+
+
+PLAIN_FORMS = {
+    "sgd": "optim={name: sgd, lr: 1.0e-4, momentum: 0.9, nesterov: true, weight_decay: 0.1}",
+    "sgd-velocity": "optim={name: sgd-velocity, lr: 1.0e-4, momentum: 0.9, nesterov: true, "
+    "weight_decay: 0.1, no_decay: [biases]}",
+    "adamw": "optim={name: adamw, lr: 1.0e-4, weight_decay: 0.1, no_decay: [norms]}",
+    "lamb": "optim={name: lamb, lr: 1.0e-4, weight_decay: 0.1, max_grad_norm: 1.0}",
+    "muon": "optim=[{name: muon, params: filters, lr: 1.0e-4, momentum: 0.6, nesterov: true, "
+    "weight_decay: 0.1, steps: 3, coefficients: [3.4445, -4.775, 2.0315], iterate: bfloat16, "
+    "renormalise_every: 2}, {name: sgd, params: norms+biases+head+rest, lr: 1.0e-4, "
+    "momentum: 0.9, nesterov: true, weight_decay: 0.1}]",
+}
+
+
+def moved(network: nn.Module, update: Any) -> dict[str, torch.Tensor]:
+    """The parameters after three updates with gradients that are the same for every network."""
+    draws = torch.Generator().manual_seed(3)
+    for _ in range(3):
+        for p in network.parameters():
+            p.grad = torch.empty_like(p).copy_(torch.randn(p.shape, generator=draws))
+        update()
+    return {name: p.detach() for name, p in network.named_parameters()}
+
+
+@pytest.mark.parametrize("name", sorted(PLAIN_FORMS))
+def test_the_plain_optimizers_move_weights_as_ours_do(name: str) -> None:
+    if name not in OPTIMIZERS:
+        pytest.skip(f"{name} is not there yet")
+    recipe = recipes.load("quickstart", [PLAIN_FORMS[name], "train.precision=float64", *TINY])
+    mine, theirs = (build.model(recipe, 10, CPU) for _ in range(2))
+    ours = optimizers(recipe, mine, 10, torch.amp.GradScaler("cpu", enabled=False))
+    for rated in ours.rated:
+        rated.group["lr"] = LR
+    plainly = plain_optimizers(recipe, theirs)
+
+    def update() -> None:
+        for optimizer in plainly:
+            optimizer.step()
+
+    start = {n: p.detach().clone() for n, p in build.model(recipe, 10, CPU).named_parameters()}
+    after, wanted = moved(mine, ours.step), moved(theirs, update)
+    for key, weight in after.items():
+        step = weight - start[key]
+        assert step.abs().max() > LR / 10
+        assert torch.allclose(step, wanted[key] - start[key], rtol=1e-6, atol=1e-12), key
+
+
+def test_an_optimizer_without_plain_form_is_refused() -> None:
+    recipe = recipes.load("quickstart", [PLAIN_FORMS["sgd"]])
+    network = build.model(recipe, 10, CPU)
+    unknown = replace(recipe, optim=(replace(recipe.optim[0], name="shampoo"),))
+    with pytest.raises(UsageError, match=r"has no plain form of optim \(shampoo\)\. It has sgd, "):
+        plain_optimizers(unknown, network)
+
+
+def test_gains_are_medians_of_ratios_within_a_round() -> None:
+    names = [way for pair in plain.MEASURES.values() for way in pair]
+    rounds = dict(
+        zip(dict.fromkeys(names), ([9, 9], [6, 8], [5, 5], [4, 5], [2, 4], [1, 4]), strict=True)
+    )
+    found = plain._figures(rounds, plain.TUNED, 12, has_settings=True)
+    assert (found["ours"], found["theirs"]) == (4, pytest.approx(12 / 7))
+    assert [gain["times"] for gain in found["gains"].values()] == [
+        pytest.approx((9 / 6 + 9 / 8) / 2),
+        pytest.approx((6 / 5 + 8 / 5) / 2),
+        pytest.approx((5 / 4 + 5 / 5) / 2),
+        pytest.approx((4 / 2 + 5 / 4) / 2),
+        pytest.approx((2 / 1 + 4 / 4) / 2),
+    ]
+    assert found["ratio"] == found["with_settings"] == pytest.approx(1 / 2.5)
+    assert found["without_settings"] == pytest.approx(1 / 1.55)
+    assert found["with_compile"] == pytest.approx(1 / 4)
+    alone = {(name, False): times for (name, _), times in rounds.items()}
+    bare = plain._figures(alone, plain.TUNED, 12, has_settings=False)
+    assert "allocator: settings" not in bare["gains"]
+    assert bare["with_settings"] is None
+
+
+@pytest.mark.long
+def test_bench_step_against_plain_shows_what_each_measure_gains(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    options = ("--recipe", "quickstart", "--device", "cpu", "--steps", "2", "--rounds", "1")
+    assert said(monkeypatch, "step", *options, "--against", "plain", "--json", *TINY) == 0
+    found = json.loads(capfd.readouterr().out)
+    assert found["what"] == ("step of quickstart on cpu, float32, batch 32, against plain PyTorch")
+    assert set(plain.MEASURES) - {"allocator: settings"} <= set(found["gains"])
+    assert found["ratio"] == pytest.approx(found["theirs"] / found["ours"])
+
+
+def test_what_a_timed_process_refuses_is_the_commands_error(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    options = ("--recipe", "quickstart", "--device", "cpu", "--against", "plain")
+    data = "data={name: fashion-mnist, root: " + str(tmp_path) + "}"
+    assert said(monkeypatch, "step", *options, data) == 3
+    assert capfd.readouterr().err.startswith("error: ")
+    assert said(monkeypatch, "step", "--against", "timm") == 2
+    assert capfd.readouterr().err == "error: --against: 'timm' is not known. Use bare or plain.\n"
 
 
 @pytest.fixture

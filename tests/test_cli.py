@@ -76,7 +76,7 @@ def test_recipes_are_listed_one_a_row_in_80_columns(rescue: Rescue) -> None:
     assert max(map(len, lines)) <= 80
     first_words = [line.split()[0] for line in lines[1:] if not line.startswith(" ")]
     assert first_words == list(names())
-    (myrtle,) = (line for line in lines if line.startswith("myrtle-baseline"))
+    (myrtle,) = (line for line in lines if line.startswith("myrtle-baseline "))
     assert myrtle.split()[:4] == ["myrtle-baseline", "cifar10", "24", "94.10"]
     assert "How to train" in myrtle
 

@@ -221,6 +221,7 @@ def test_a_checkpoint_holds_what_a_run_is_and_no_generator(run: Path) -> None:
         "model",
         "updates",
         "average",
+        "selection",
         "loss_sum",
         "replaced",
         "corrupt",

@@ -4,8 +4,10 @@ After a change that is meant to alter them: `python -m tests.test_golden` writes
 """
 
 import json
+import math
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +17,9 @@ from scipy import stats
 
 from rescue_cli import build, draws
 from rescue_cli import recipe as recipes
-from rescue_cli.data import Dataset, FileNames, Files, Images
+from rescue_cli.data import FACTS, Dataset, FileNames, Files, Images
+from rescue_cli.optim import claims
+from rescue_cli.parts.ingredients import network_of
 from rescue_cli.parts.updates import rates_of
 from tests.engine_runs import drawn
 
@@ -23,9 +27,21 @@ GOLDEN = Path(__file__).with_name("golden.json")
 STEPS = 5
 PER_EPOCH = 100  # steps, of the learning-rate curves
 SLICES = ["train.batch_size=16", "train.device_batch_size=8", "train.precision=float64"]
+LADDER = (
+    "baseline", "maxpool", "label-smoothing", "celu", "ghost-norm", "frozen-scale", "whitening",
+    "whitening-short", "ema", "tta", "long", "baseline-long",
+)  # fmt: skip
+GHOSTS = {"ghost-norm", "frozen-scale", "whitening", "whitening-short", "ema", "tta", "long"}
+AIRBENCH = ("hlb", "airbench94", "airbench95", "airbench96", "airbench94-muon", "hiverge94")
 SMALLEST = {
     "quickstart": ["model.width=4"],
-    "myrtle-baseline": ["model.width=4"],
+    "myrtle": ["model.width=4", "model.ghost=4"],
+    **{
+        f"myrtle-{rung}": ["model.width=4", *(["model.ghost=4"] if rung in GHOSTS else [])]
+        for rung in LADDER
+    },
+    **{name: ["model.widths=[8,8,8]"] for name in AIRBENCH},
+    "airbench96-filter": ["model.widths=[8,8,8]", "train.device_batch_size=16"],
     "pytorch": ["model.name=resnet18", "data.train_size=32"],
     **{name: ["model.name=resnet18", "data.train_size=64"] for name in ("a1", "a2", "a3")},
     **{
@@ -33,14 +49,14 @@ SMALLEST = {
         for name in ("resnet", "fixres", "deit", "fams")
     },
 }
-IN_MEMORY = {"quickstart": (1, 28), "myrtle-baseline": (3, 32)}  # channels, pixels
 
 
 def losses(name: str, folder: Path) -> list[float]:
     """The mean loss of each of the first steps of a shipped recipe, small, in float64."""
     recipe = recipes.load(name, [*SLICES, *SMALLEST[name]])
     cpu = torch.device("cpu")
-    data = drawn(*IN_MEMORY[name], 64) if name in IN_MEMORY else files(folder)
+    known = FACTS[recipe.data.name]
+    data = drawn(known.channels, known.size, 64) if known.size else files(folder)
     machine = build.Machine(cpu, 0, folder)
     step = build.step(recipe, build.model(recipe, 10, cpu), data, machine, print)
     step.feed.start(0)
@@ -88,6 +104,36 @@ def curve(name: str) -> list[list[float]]:
 def test_the_learning_rates_of_a_shipped_recipe_are_what_they_were(name: str) -> None:
     stored = json.loads(GOLDEN.read_text())["curves"][name]
     np.testing.assert_allclose(curve(name), stored, rtol=1e-9)
+
+
+def groups(name: str) -> list[dict[str, Any]]:
+    """Each optimizer item's parameters, decay and rates at its first, middle and last step."""
+    recipe = recipes.load(name)
+    with torch.device("meta"):
+        network = network_of(recipe, FACTS[recipe.data.name].classes or 10)
+    found = claims(network, [item.options for item in recipe.optim])
+    last = math.ceil(round(recipe.train.epochs * PER_EPOCH, 6)) - 1
+    return [
+        {
+            "name": item.name,
+            "params": item.options.get("params", "all"),
+            "decayed": len(claim.decayed),
+            "undecayed": len(claim.undecayed),
+            "weight_decay": item.options["weight_decay"],
+            "rates": [schedule(step).lr * ratio for step in (0, last // 2, last)],
+        }
+        for item, claim, (schedule, ratio) in zip(
+            recipe.optim, found, rates_of(recipe, PER_EPOCH), strict=True
+        )
+    ]
+
+
+@pytest.mark.parametrize("name", SMALLEST)
+def test_the_parameter_groups_of_a_shipped_recipe_are_what_they_were(name: str) -> None:
+    stored = json.loads(GOLDEN.read_text())["groups"][name]
+    for found, wanted in zip(groups(name), stored, strict=True):
+        assert found.pop("rates") == pytest.approx(wanted.pop("rates"), rel=1e-9)
+        assert found == wanted
 
 
 # --- draws ---
@@ -159,7 +205,13 @@ def regenerate() -> None:
     with tempfile.TemporaryDirectory() as folder:
         found = {name: losses(name, Path(folder)) for name in SMALLEST}
     curves = {name: curve(name) for name in SMALLEST}
-    values = {"losses": found, "curves": curves, "uniform": some_draws(), "order": an_order()}
+    values = {
+        "losses": found,
+        "curves": curves,
+        "groups": {name: groups(name) for name in SMALLEST},
+        "uniform": some_draws(),
+        "order": an_order(),
+    }
     GOLDEN.write_text(json.dumps(values, indent=1) + "\n")
 
 

@@ -1,4 +1,4 @@
-"""Which parameters `norms`, `biases`, `filters`, `head` and `rest` stand for."""
+"""Which parameters `norms`, `whitening`, `biases`, `filters`, `head` and `rest` stand for."""
 
 from typing import Any
 
@@ -66,6 +66,40 @@ def test_every_parameter_of_a_network_is_in_one_group() -> None:
     assert set(owner.values()) == {"filters", "norms", "head", "biases"}
 
 
+class Whitening(nn.Conv2d):
+    """A layer as the airbench nets have it: its filters are fixed, its bias learns."""
+
+    whitens = True
+
+    def __init__(self) -> None:
+        super().__init__(3, 24, 2)
+        self.weight.requires_grad_(False)
+
+
+def test_the_bias_of_a_whitening_layer_is_a_group_of_its_own() -> None:
+    plain = nn.Conv2d(24, 64, 3)
+    model = nn.Sequential(Whitening(), plain, nn.BatchNorm2d(64), nn.Flatten(), nn.Linear(64, 10))
+    assert groups_of(model) == {
+        "0.bias": "whitening",
+        "1.weight": "filters",
+        "1.bias": "biases",
+        "2.weight": "norms",
+        "2.bias": "norms",
+        "4.weight": "head",
+        "4.bias": "biases",
+    }
+    plain.whitens = False  # type: ignore[assignment]
+    whitening, others = claims(
+        model, [{"params": "whitening"}, {"params": "filters+norms+head+biases+rest"}]
+    )
+    assert whitening.decayed == ("0.bias",)
+    assert len(others.decayed) == 6
+    with pytest.raises(UsageError, match=r"'whitening': 0.bias, ...\) are claimed by none"):
+        claims(model, [{"params": "filters+norms+head+biases+rest"}])
+    model[0].weight.requires_grad_(True)
+    assert groups_of(model)["0.weight"] == "filters"
+
+
 def test_a_list_of_optimizers_shares_the_parameters_out() -> None:
     model = network("resnet18")
     items: list[dict[str, Any]] = [
@@ -94,7 +128,8 @@ def test_a_list_of_optimizers_shares_the_parameters_out() -> None:
         ),
         (
             [{"params": "all"}, {}],
-            "optim[1]: missing key 'params' (one of norms, biases, filters, head, rest). Add it.",
+            "optim[1]: missing key 'params' "
+            "(one of norms, whitening, biases, filters, head, rest). Add it.",
         ),
         ([{"params": "bias"}], "optim[0].params: 'bias' is not known. Did you mean 'biases'?"),
         (

@@ -10,7 +10,13 @@ from torchvision.transforms import ColorJitter
 from torchvision.transforms import functional as theirs
 
 from rescue_cli.augment import Augment
-from rescue_cli.augment.jitter import VALUES, VECTORS, colour_jitter, pca_lighting
+from rescue_cli.augment.jitter import (
+    VALUES,
+    VECTORS,
+    brightness_contrast,
+    colour_jitter,
+    pca_lighting,
+)
 from rescue_cli.augment.pipeline import Normalise
 from rescue_cli.batch import Batch
 from rescue_cli.draws import uniform
@@ -69,8 +75,8 @@ def test_lighting_adds_one_colour_along_the_principal_axes_before_normalisation(
     op = pca_lighting(std=0.1)
     normalise = Normalise(mean, std, torch.device("cpu"), torch.float64, False)
     pixels = torch.randint(0, 256, (n, 3, 2, 2), dtype=torch.uint8)
-    batch = Batch(pixels, torch.zeros(n), 4, 1)
-    found = Augment([op], normalise, 0)(batch).images
+    batch = Batch(pixels, torch.zeros(n), 4, 1, np.arange(n))
+    found = Augment([op], normalise, 0, 100)(batch).images
     values = found * torch.tensor(std)[:, None, None].double()
     values += torch.tensor(mean)[:, None, None].double()
     added = (values - pixels.double() / 255).numpy()
@@ -79,6 +85,25 @@ def test_lighting_adds_one_colour_along_the_principal_axes_before_normalisation(
     for alpha in alphas:
         assert stats.kstest(alpha, stats.norm(0, 0.1).cdf).pvalue > 1e-3
     assert abs(np.corrcoef(alphas) - np.eye(3)).max() < 0.06
+
+
+def test_brightness_is_added_and_contrast_multiplied_once_an_image() -> None:
+    n, brightness, contrast = 4000, 0.14, 0.13
+    op = brightness_contrast(brightness=brightness, contrast=contrast)
+    identity = Normalise((0.0,) * 3, (1 / 255,) * 3, torch.device("cpu"), torch.float64, False)
+    pixels = torch.randint(0, 256, (n, 3, 2, 2), dtype=torch.uint8)
+    pixels[:, 0, 0, 0], pixels[:, 0, 0, 1] = 0, 100
+    batch = Batch(pixels, torch.zeros(n), 4, 1, np.arange(n))
+    found = Augment([op], identity, 0, 100)(batch).images
+    low, high = found[:, 0, 0, 0], found[:, 0, 0, 1]
+    factors, shifts = (high - low) / 100, 100 * low / (high - low)
+    each = (slice(None), None, None, None)
+    expected = (pixels.double() + shifts[each]) * factors[each]
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-9)
+    for drawn, middle, reach in ((shifts, 0, brightness), (factors, 1, contrast)):
+        spread = stats.uniform(middle - reach, 2 * reach)
+        assert stats.kstest(drawn.numpy(), spread.cdf).pvalue > 1e-3
+    assert abs(np.corrcoef(shifts, factors)[0, 1]) < 0.06
 
 
 def test_the_axes_are_those_of_imagenets_colours() -> None:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -16,7 +17,8 @@ LABELS = torch.tensor([2, 0, 5, 2])
 
 
 def shares(lam: float = 0.7) -> Tensor:
-    return blend(Batch(torch.zeros(4, 1, 1, 1).double(), LABELS, 0, 0), lam, CLASSES).targets
+    batch = Batch(torch.zeros(4, 1, 1, 1).double(), LABELS, 0, 0, np.arange(4))
+    return blend(batch, lam, CLASSES).targets
 
 
 def loss(targets: Any, smoothing: float, wanted: Tensor) -> float:

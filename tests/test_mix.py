@@ -3,22 +3,35 @@
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 from torch import Tensor
 from torch.nn import functional
 
 from rescue_cli.batch import Batch
+from rescue_cli.errors import UsageError
 from rescue_cli.loss import cross_entropy
-from rescue_cli.mix import Mixing, beta, blend, box, cutmix, mixup, mixup_or_cutmix, none, paste
+from rescue_cli.mix import (
+    Mixing,
+    beta,
+    blend,
+    box,
+    cutmix,
+    cutmix_patch,
+    mixup,
+    mixup_or_cutmix,
+    none,
+    paste,
+)
 
 CLASSES = 7
-MIXING = Mixing(CLASSES, seed=3)
+MIXING = Mixing(CLASSES, seed=3, steps_per_epoch=5)
 
 
 def a_slice(n: int = 8, height: int = 15, width: int = 12, step: int = 0, slice_: int = 0) -> Batch:
     generator = torch.Generator().manual_seed(1)
     images = torch.randn((n, 3, height, width), generator=generator, dtype=torch.float64)
     labels = torch.randint(0, CLASSES, (n,), generator=generator)
-    return Batch(images, labels, step, slice_)
+    return Batch(images, labels, step, slice_, np.arange(n))
 
 
 def theirs(batch: Batch, seed: int, **options: float) -> tuple[Tensor, Tensor, float]:
@@ -107,8 +120,6 @@ def test_smoothing_in_the_loss_is_timms_smoothing_in_the_targets() -> None:
 
 @pytest.mark.parametrize("alpha", [0.1, 0.2, 0.8, 1.0, 3.0])
 def test_shares_are_distributed_as_beta(alpha: float) -> None:
-    from scipy import stats
-
     draws = [MIXING.draws(a_slice(2, 2, 2, step=step))[1] for step in range(2000)]
     shares = [beta(draw, alpha) for draw in draws]
     assert stats.kstest(shares, stats.beta(alpha, alpha).cdf).pvalue > 1e-3
@@ -143,3 +154,53 @@ def test_the_middle_image_of_an_odd_number_stays_itself() -> None:
 def test_none_keeps_labels() -> None:
     batch = a_slice()
     assert none(MIXING)(batch) is batch
+
+
+@pytest.mark.parametrize("size", [1, 3, 4, 12])
+def test_a_patch_is_a_square_of_the_partner_at_a_place_of_each_images_own(size: int) -> None:
+    """Written out image by image; every place inside is taken about equally often."""
+    n, height, width = 2000, 15, 12
+    batch = a_slice(n, height, width, step=10)
+    mixed = cutmix_patch(MIXING, size=size, from_epoch=2.0)(batch)
+    rows, columns = height - size + 1, width - size + 1
+    seen = np.zeros((rows, columns), dtype=int)
+    for i in range(n):
+        partner = n - 1 - i
+        changed = np.argwhere((mixed.images[i, 0] != batch.images[i, 0]).numpy())
+        assert len(changed) == size**2
+        top, left = changed.min(0)
+        expected = batch.images[i].clone()
+        patch = (slice(None), slice(top, top + size), slice(left, left + size))
+        expected[patch] = batch.images[partner][patch]
+        assert torch.equal(mixed.images[i], expected)
+        seen[top, left] += 1
+        if i < 20:
+            shares = torch.zeros(CLASSES, dtype=torch.float64)
+            shares[batch.targets[i]] += 1 - size**2 / (height * width)
+            shares[batch.targets[partner]] += size**2 / (height * width)
+            torch.testing.assert_close(mixed.targets[i], shares, rtol=0, atol=1e-12)
+    assert stats.chisquare(seen.sum(1)).pvalue > 1e-3
+    assert stats.chisquare(seen.sum(0)).pvalue > 1e-3 or columns == 1
+
+
+@pytest.mark.parametrize(("from_epoch", "first"), [(0, 0), (2, 10), (2.1, 11), (2.2, 11)])
+def test_patches_come_from_an_epoch_on(from_epoch: float, first: int) -> None:
+    mix = cutmix_patch(MIXING, size=3, from_epoch=from_epoch)
+    for step in range(15):
+        batch = a_slice(step=step)
+        assert (mix(batch) is batch) == (step < first)
+
+
+def test_patches_are_the_same_again_and_others_in_another_slice() -> None:
+    mix = cutmix_patch(MIXING, size=3, from_epoch=0)
+    first = mix(a_slice(step=5, slice_=1)).images
+    assert torch.equal(first, mix(a_slice(step=5, slice_=1)).images)
+    assert not torch.equal(first, mix(a_slice(step=5, slice_=2)).images)
+    assert not torch.equal(first, mix(a_slice(step=6, slice_=1)).images)
+
+
+def test_a_patch_larger_than_the_image_is_refused() -> None:
+    with pytest.raises(
+        UsageError, match=r"cutmix-patch\).size: 13 must be at most the image's side"
+    ):
+        cutmix_patch(MIXING, size=13, from_epoch=0)(a_slice())

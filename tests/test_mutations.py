@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from rescue_cli import build
 from rescue_cli.errors import RescueError
+from rescue_cli.model import MODELS
 from rescue_cli.plans import flat
 from rescue_cli.recipe import SECTIONS, Recipe, apply, from_text, from_tree, load, names, yaml
 
@@ -278,8 +279,11 @@ def test_any_number_in_a_network_is_a_net_or_a_usage_error(
     tree: Any, number: float, key: str
 ) -> None:
     """Beyond the keys: the whole check, which builds the net on the meta device."""
-    own = tree["model"]["name"] == "resnet9"
-    model = {**tree["model"], "width": 8} if own else {"name": "vit_tiny_patch16_224"}
+    model = tree["model"]
+    if model["name"] == "resnet9":
+        model = {**model, "width": 8}
+    elif model["name"] not in MODELS:
+        model = {"name": "vit_tiny_patch16_224"}
     changed = {**tree, "model": {**model, key: number}}
     _, refusal = outcome(lambda: build.check(from_tree(changed)))
     assert refusal == "" or refusal.startswith("model (")

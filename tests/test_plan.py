@@ -11,6 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from rescue_cli import estimate
 from rescue_cli.cli import main
+from rescue_cli.estimate.memory import Live
 from rescue_cli.recipe import architectures, load
 
 SMALL = ["model.name=resnet18"]
@@ -81,7 +82,7 @@ def test_memory_grows_by_the_same_for_each_image_and_not_with_more_slices() -> N
 
 
 def test_memory_counts_storages_once_in_blocks_of_512_bytes_while_they_live() -> None:
-    with FakeTensorMode(), estimate.Live() as live:
+    with FakeTensorMode(), Live() as live:
         first = torch.empty(1000)  # 4,000 bytes in 8 blocks
         assert live.now == 4096
         second = first[:10].reshape(2, 5)

@@ -108,6 +108,68 @@ def test_scaler_state_goes_through_a_checkpoint_bit_for_bit(name: str, tmp_path:
     assert float(resumed.skipped) == float(never_stopped.skipped) == 2
 
 
+# --- several optimizers ---
+
+
+def two_optimizers() -> tuple[Optimizers, nn.Parameter, nn.Parameter]:
+    """Filters under Muon, a bias under SGD."""
+    torch.manual_seed(0)
+    filters, bias = nn.Parameter(torch.randn(4, 3, 2, 2)), nn.Parameter(torch.ones(4))
+    shared: dict[str, Any] = {"lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 0.01}
+    muon = OPTIMIZERS["muon"](
+        [{"params": [filters]}],
+        **shared,
+        steps=3,
+        coefficients=(3.4445, -4.775, 2.0315),
+        iterate="float32",
+        renormalise_every=1,
+    )
+    sgd = OPTIMIZERS["sgd"]([{"params": [bias]}], **shared)
+    rated = [RatedGroup(o, 0, lambda step: Rates(RATES[step]), 1.0) for o in (muon, sgd)]
+    scaler = torch.amp.GradScaler("cpu", enabled=True)
+    return Optimizers([muon, sgd], rated, None, scaler), filters, bias
+
+
+def update_both(
+    optimizers: Optimizers, filters: nn.Parameter, bias: nn.Parameter, number: int, spoilt: str
+) -> None:
+    optimizers.set_rates(number)
+    factors = torch.linspace(1, 2, 48).reshape(4, 3, 2, 2) * torch.cos(filters.detach())
+    one = torch.inf if spoilt == "filters" else 1.0
+    other = torch.inf if spoilt == "bias" else 1.0
+    loss = (filters * factors).sum() * one + (bias * torch.arange(4.0)).sum() * other
+    optimizers.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+    optimizers.step()
+
+
+@pytest.mark.parametrize("spoilt", ["filters", "bias"])
+@pytest.mark.parametrize("first", [0, 2], ids=["the first step", "a later step"])
+def test_an_infinity_in_one_optimizers_gradients_skips_the_step_of_all(
+    spoilt: str, first: int
+) -> None:
+    optimizers, filters, bias = two_optimizers()
+    others, unspoilt_filters, unspoilt_bias = two_optimizers()
+    for number in range(first):
+        update_both(optimizers, filters, bias, number, "")
+        update_both(others, unspoilt_filters, unspoilt_bias, number, "")
+    before = filters.detach().clone(), bias.detach().clone()
+    scale = 65536.0
+
+    update_both(optimizers, filters, bias, first, spoilt)
+    assert torch.equal(filters, before[0])
+    assert torch.equal(bias, before[1])
+    assert optimizers.scaler.get_scale() == scale / 2, "it fell once"
+    assert float(optimizers.skipped) == 1
+
+    update_both(optimizers, filters, bias, first + 1, "")
+    update_both(others, unspoilt_filters, unspoilt_bias, first + 1, "")
+    torch.testing.assert_close(filters, unspoilt_filters, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(bias, unspoilt_bias, rtol=1e-6, atol=1e-7)
+    assert not torch.equal(filters, before[0])
+    assert float(optimizers.skipped) == 1
+    assert optimizers.scaler.get_scale() == scale / 2
+
+
 # --- the whole step ---
 
 

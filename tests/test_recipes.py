@@ -52,8 +52,9 @@ def test_a_recipe_of_a_paper_carries_its_claim(recipe: Recipe) -> None:
         return
     assert set(tree["paper"]) == {"title", "url", "table"}
     assert tree["paper"]["url"].startswith("https://")
-    assert 50 < tree["expect"]["top1"] < 100
-    assert tree["expect"].get("std", 0) < 1
+    expect = tree.get("expect", {})
+    assert 50 < expect["top1"] < 100 if expect else "top1" in tree["unknown"]
+    assert expect.get("std", 0) < 1
     assert tree["unknown"], "no paper says everything"
 
 

@@ -209,7 +209,7 @@ def test_running_statistics_of_a_step_are_the_mean_over_its_slices() -> None:
 
 def test_ema_follows_its_formula_on_weights_and_buffers() -> None:
     model = nn.BatchNorm1d(3).double()
-    average = averaging.ema(model, decay=0.75, every=2)
+    average = averaging.ema(model, averaging.Length(6, 6), decay=0.75, every=2)
     held = {k: v.clone() for k, v in model.state_dict().items()}
     for step in range(6):
         with torch.no_grad():

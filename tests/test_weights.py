@@ -266,7 +266,12 @@ def test_timms_weights_without_a_network_are_refused_with_the_cure(tmp_path: Pat
     ended = subprocess.run(
         [sys.executable, "-m", "rescue_cli", *line],
         cwd=tmp_path,
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hub")},
+        env={
+            **os.environ,
+            "HF_HUB_OFFLINE": "1",
+            "RESCUE_ALLOCATOR": "off",
+            "HF_HOME": str(tmp_path / "hub"),
+        },
         capture_output=True,
         text=True,
         timeout=120,

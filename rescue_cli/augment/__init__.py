@@ -7,20 +7,24 @@ with its own draws.
 from rescue_cli.augment.auto_augment import auto_augment
 from rescue_cli.augment.crops import FileCrop, random_resized_crop, scale_jitter_crop
 from rescue_cli.augment.erasing import random_erasing
-from rescue_cli.augment.jitter import colour_jitter, pca_lighting
-from rescue_cli.augment.operations import Operation, cutout, flip, pad_crop
+from rescue_cli.augment.jitter import brightness_contrast, colour_jitter, pca_lighting
+from rescue_cli.augment.operations import Operation, alternating_flip, cutout, flip, pad_crop
 from rescue_cli.augment.pipeline import Augment
 from rescue_cli.augment.rand_augment import rand_augment
+from rescue_cli.augment.resize import progressive_resize
 
 AUGMENTATIONS = {
     "random-resized-crop": random_resized_crop,
     "scale-jitter-crop": scale_jitter_crop,
     "pad-crop": pad_crop,
     "flip": flip,
+    "alternating-flip": alternating_flip,
     "cutout": cutout,
+    "progressive-resize": progressive_resize,
     "rand-augment": rand_augment,
     "auto-augment": auto_augment,
     "colour-jitter": colour_jitter,
+    "brightness-contrast": brightness_contrast,
     "pca-lighting": pca_lighting,
     "random-erasing": random_erasing,
 }

@@ -1,4 +1,6 @@
-"""Colour jitter as in torchvision, and AlexNet's noise along the colours' principal axes."""
+"""Colour jitter as in torchvision, brightness and contrast of normalised images, and AlexNet's
+noise along the colours' principal axes.
+"""
 
 from functools import partial
 from itertools import permutations
@@ -55,6 +57,25 @@ def colour_jitter(
         return *policy.grouped(JITTERED, layers), np.zeros(3, dtype=np.uint8)
 
     return Operation(4, "pixels", partial(policy.apply_groups, "colour-jitter"), plan)
+
+
+def brightness_contrast(*, brightness: NotNegative, contrast: NotNegative) -> Operation:
+    """A normalised image plus a number that is uniform in [-brightness, brightness], times one in
+    [1 - contrast, 1 + contrast]; for all of its values the same (hiverge 2025).
+
+    In units of the data set's deviation, neither rounded nor cut.
+    """
+    amounts = np.array([brightness, contrast])
+
+    def plan(draws: Floats) -> tuple[Any, ...]:
+        shift, stretch = (amounts * (2 * draws.astype(np.float64) - 1)).T
+        return shift, 1 + stretch
+
+    def apply(images: Tensor, shift: Tensor, factor: Tensor) -> Tensor:
+        each = (slice(None), None, None, None)
+        return images.add_(shift.to(images.dtype)[each]).mul_(factor.to(images.dtype)[each])
+
+    return Operation(2, "normalised", apply, plan)
 
 
 def pca_lighting(*, std: NotNegative) -> Operation:

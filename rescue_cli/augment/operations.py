@@ -2,16 +2,26 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from rescue_cli.draws import Floats
+from rescue_cli.batch import squares
+from rescue_cli.draws import Floats, Indices, bits
 from rescue_cli.errors import UsageError
 from rescue_cli.registry import Fraction, NotNegativeInt, PositiveInt
 
 Plan = Callable[[Floats], tuple[Any, ...]]
+
+
+class Which(NamedTuple):
+    """The images of a slice: their indices (n,) in the training set of this run, and its epoch."""
+
+    indices: Indices
+    epoch: int
+    seed: int
 
 
 def as_drawn(draws: Floats) -> tuple[Any, ...]:
@@ -22,7 +32,8 @@ def as_drawn(draws: Floats) -> tuple[Any, ...]:
 @dataclass(frozen=True)
 class Operation:
     """`apply(images (n, c, h, w), *planned)` -> images, where `planned` is what `plan` makes of the
-    slice's draws (n, columns) on the host, by default the draws themselves.
+    slice's draws (n, columns) on the host, by default the draws themselves; or what `plan_by_image`
+    makes of the images' numbers, where an image's draws are to last from epoch to epoch.
 
     Arrays in it arrive on the device (all operations' in one copy), the rest as it is: so the host
     may know which image gets what, and no step waits for the device. On `pixels` the images are
@@ -34,46 +45,67 @@ class Operation:
     stage: Literal["pixels", "levels", "normalised"]
     apply: Callable[..., Tensor]
     plan: Plan = as_drawn
+    plan_by_image: Callable[[Which], tuple[Any, ...]] | None = None
 
 
 def pad_crop(*, pad: NotNegativeInt, mode: Literal["reflect", "zeros"]) -> Operation:
     """A window of the image's own size out of the image padded on all sides, as one gather."""
 
     def apply(images: Tensor, draws: Tensor) -> Tensor:
-        n, _, height, width = images.shape
+        height, width = images.shape[-2:]
         if pad >= min(height, width):
             side = min(height, width)
             raise UsageError(
                 f"augment (pad-crop).pad: {pad} must be below the image's side, {side}."
             )
-        shift = (draws * (2 * pad + 1)).long() - pad
-        rows = shift[:, 0, None] + torch.arange(height, device=images.device)
-        columns = shift[:, 1, None] + torch.arange(width, device=images.device)
-        each = torch.arange(n, device=images.device)[:, None, None]
-        inside_rows, inside_columns = _reflect(rows, height), _reflect(columns, width)
-        cut = images[each, :, inside_rows[:, :, None], inside_columns[:, None, :]]
-        if mode == "zeros":
-            kept = (rows == inside_rows)[:, :, None] & (columns == inside_columns)[:, None, :]
-            cut = cut * kept[..., None]
-        return cut.permute(0, 3, 1, 2)
+        corners = (draws * (2 * pad + 1)).long()
+        padded = reflected(images, pad) if mode == "reflect" else functional.pad(images, (pad,) * 4)
+        windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # a view, of any top and left
+        each = torch.arange(len(images), device=images.device)
+        return windows[each, :, corners[:, 0], corners[:, 1]]
 
     return Operation(2, "pixels", apply)
 
 
-def _reflect(places: Tensor, size: int) -> Tensor:
-    """Places outside [0, size) mirrored about the border pixels, as `reflect` padding has it."""
-    return (size - 1) - ((size - 1) - places.abs()).abs()
+def reflected(images: Tensor, pad: int) -> Tensor:
+    """The images with `pad` pixels more on all sides, mirrored about those of the border.
+
+    As `functional.pad` has it, which does not take bytes.
+    """
+    for dim in (2, 3):
+        before = images.narrow(dim, 1, pad).flip(dim)
+        after = images.narrow(dim, images.shape[dim] - 1 - pad, pad).flip(dim)
+        images = torch.cat([before, images, after], dim)
+    return images
 
 
 def flip(*, p: Fraction) -> Operation:
     """Mirrors an image left to right with probability `p`."""
 
     def apply(images: Tensor, draws: Tensor) -> Tensor:
-        # as a choice of bits: torch.where has no vector loop for bytes and takes five times as long
-        chosen = (draws[:, :, None, None] < p).to(torch.uint8).neg_()
-        return images.flip(-1).bitwise_xor_(images).bitwise_and_(chosen).bitwise_xor_(images)
+        return _mirrored(images, draws[:, 0] < p)
 
     return Operation(1, "pixels", apply)
+
+
+def alternating_flip() -> Operation:
+    """Mirrors a random half of the images in the first epoch, in the next the others, and so on.
+
+    So every image is seen mirrored exactly every other epoch (airbench, Jordan 2024).
+    """
+
+    def plan(which: Which) -> tuple[Any, ...]:
+        flipped = bits(which.seed, "alternating-flip", which.indices)
+        return (flipped ^ bool(which.epoch % 2),)
+
+    return Operation(0, "pixels", _mirrored, plan_by_image=plan)
+
+
+def _mirrored(images: Tensor, chosen: Tensor) -> Tensor:
+    """The images (n, c, h, w), the chosen ones (n,) mirrored left to right."""
+    # as a choice of bits: torch.where has no vector loop for bytes and takes five times as long
+    mask = chosen[:, None, None, None].to(torch.uint8).neg_()
+    return images.flip(-1).bitwise_xor_(images).bitwise_and_(mask).bitwise_xor_(images)
 
 
 def cutout(*, size: PositiveInt) -> Operation:
@@ -86,11 +118,8 @@ def cutout(*, size: PositiveInt) -> Operation:
             raise UsageError(
                 f"augment (cutout).size: {size} must be at most the image's side, {side}."
             )
-        top = (draws[:, 0] * (height - size + 1)).long()[:, None, None, None]
-        left = (draws[:, 1] * (width - size + 1)).long()[:, None, None, None]
-        rows = torch.arange(height, device=images.device)[:, None]
-        columns = torch.arange(width, device=images.device)
-        inside = (rows >= top) & (rows < top + size) & (columns >= left) & (columns < left + size)
-        return images.masked_fill(inside, 0)
+        which, rows, columns = squares(draws, size, height, width)
+        images[which, :, rows, columns] = 0
+        return images
 
     return Operation(2, "normalised", apply)

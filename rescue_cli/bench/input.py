@@ -127,7 +127,10 @@ def _ours(
     assert isinstance(feed, StreamFeed)
     feed.steps = steps
     augment = Augment(
-        [op for op in operations if isinstance(op, Operation)], normalise(recipe, CPU), train.seed
+        [op for op in operations if isinstance(op, Operation)],
+        normalise(recipe, CPU),
+        train.seed,
+        per_epoch,
     )
     mine, children = time.process_time(), _children()
     with closing(feed):

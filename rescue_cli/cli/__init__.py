@@ -23,6 +23,9 @@ VERBS = {
     "bench": "Measure speed, as ratios within one run.",
 }
 MODULES = {"eval": "evaluate"}  # where the verb is no good name for a module
+# What trains or evaluates for long, and begins with the allocator's settings on a CPU
+COMPUTING = (["train"], ["eval"], ["bench", "step"], ["bench", "train"], ["bench", "inference"])
+COMPUTING_NOTHING = {"-h", "--help", "--dry-run"}
 
 # The base of typer's own errors, which is click's or its copy of click's
 _Misuse: Any = next(
@@ -67,6 +70,7 @@ def rescue() -> None:
 def main() -> None:
     """Runs the command line; the exit code says how it ended (see README)."""
     try:
+        _prepare_allocator(sys.argv[1:])
         code = _plain_listing() if sys.argv[1:] == ["recipes"] else app(standalone_mode=False)
     except RescueError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -83,6 +87,14 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _prepare_allocator(words: list[str]) -> None:
+    """Where it is going to compute on a CPU, the command begins anew with settings for malloc."""
+    if any(words[: len(verb)] == verb for verb in COMPUTING) and not COMPUTING_NOTHING & {*words}:
+        from rescue_cli.launch.allocator import restart_with_settings
+
+        restart_with_settings()
 
 
 def _plain_listing() -> int:

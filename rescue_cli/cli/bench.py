@@ -1,13 +1,15 @@
 """`rescue bench`: what the loop costs, as a ratio measured in one run."""
 
 import json as json_module
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from rich.table import Table
 
 from rescue_cli.cli import common
 from rescue_cli.cli.common import Device, Json, Overrides, RecipeName
 from rescue_cli.errors import UsageError
+from rescue_cli.recipe import Recipe
 
 app = common.verb(no_args_is_help=True)
 
@@ -21,30 +23,84 @@ def group() -> None:
 def step(
     overrides: Overrides = None,
     recipe: RecipeName = None,
+    against: Annotated[
+        str,
+        typer.Option(help="bare: a loop on ready tensors; plain: the net written straight down."),
+    ] = "bare",
     steps: Annotated[int, typer.Option(help="Steps a round.", min=1)] = 20,
     rounds: Annotated[int, typer.Option(help="Rounds of each, in turn.", min=1)] = 7,
     json: Json = False,
     device: Device = None,
 ) -> None:
-    """Time the engine's step against a bare PyTorch loop written out by hand."""
+    """Time the engine's step against a bare PyTorch loop, or what each of its measures gains."""
     from rescue_cli import build
     from rescue_cli import recipe as recipes
-    from rescue_cli.bench.step import step as measure
 
+    if against not in ("bare", "plain"):
+        raise UsageError(f"--against: '{against}' is not known. Use bare or plain.")
     where = common.device(device)
     resolved = recipes.load(common.named_or_default(recipe), overrides or [])
     build.check(resolved)
     for warning in common.check_precision(resolved, where):
         common.note(f"warning: {warning}")
-    found = measure(resolved, where, steps, rounds)
+    if against == "plain":
+        found, show = _against_plain(resolved, where, steps, rounds), _print_gains
+    else:
+        found, show = _against_bare(resolved, where, steps, rounds), _print_step
     if json:
         print(json_module.dumps(found))
-        return
+    else:
+        show(found)
+
+
+def _against_bare(recipe: Recipe, device: str, steps: int, rounds: int) -> dict[str, Any]:
+    from rescue_cli import estimate
+    from rescue_cli.bench.step import step as measure
+
+    for line in common.allocator_notes():
+        common.note(line)
+    size, channels = estimate.train_size(recipe), estimate.channels(recipe)
+    counted = estimate.flops(estimate.network_of(recipe), size, channels)
+    return measure(recipe, device, counted.multiply_adds, steps=steps, rounds=rounds)
+
+
+def _against_plain(recipe: Recipe, device: str, steps: int, rounds: int) -> dict[str, Any]:
+    from rescue_cli.bench.plain import against_plain
+    from rescue_cli.launch import allocator
+
+    settings = allocator.SETTINGS if device == "cpu" and allocator.available() else None
+    return against_plain(recipe, device, settings, steps=steps, rounds=rounds)
+
+
+def _print_step(found: dict[str, Any]) -> None:
     print(
         f"{found['what']}: ours {found['ours']:.1f}, bare loop {found['theirs']:.1f} "
         f"{found['unit']}; "
         f"ratio of times {found['ratio']:.3f} "
-        f"(rounds {found['ratio_low']:.3f} to {found['ratio_high']:.3f})"
+        f"(rounds {found['ratio_low']:.3f} to {found['ratio_high']:.3f})\n"
+        f"matrix peak: {found['gigaflops']:.0f} of {found['peak_gigaflops']:.0f} GFLOP/s, "
+        f"{100 * found['peak_share']:.1f} % (convolutions and products, forward and backward "
+        "three forward passes)\n"
+        f"input: {100 * found['input_share']:.1f} % of a step gathers, augments and mixes"
+    )
+
+
+def _print_gains(found: dict[str, Any]) -> None:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("what was done", "images/s", "times as fast", "rounds"):
+        table.add_column(heading, justify="left" if heading == "what was done" else "right")
+    for what, gain in found["gains"].items():
+        rounds = f"{gain['low']:.2f} to {gain['high']:.2f}"
+        table.add_row(what, f"{gain['images_per_second']:.0f}", f"{gain['times']:.2f}", rounds)
+    print(found["what"])
+    common.console().print(table)
+    tuned = found["with_settings"]
+    print(
+        f"ours {found['ours']:.0f} images/s, plain {found['theirs']:.0f}; times as fast: "
+        f"{1 / found['ratio']:.2f} as the recipe has it, "
+        f"{1 / found['without_settings']:.2f} without the allocator's settings"
+        + (f", {1 / tuned:.2f} with them" if tuned else "")
+        + f", {1 / found['with_compile']:.2f} compiled"
     )
 
 
@@ -147,6 +203,8 @@ def train(
     build.check(resolved)
     for warning in common.check_precision(resolved, "cpu"):
         common.note(f"warning: {warning}")
+    for line in common.allocator_notes():
+        common.note(line)
     found = against_timm(resolved, steps=steps, rounds=rounds)
     if json:
         print(json_module.dumps(found))

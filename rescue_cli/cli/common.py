@@ -66,6 +66,13 @@ def note(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
 
 
+def allocator_notes() -> list[str]:
+    """Whether this process runs with settings for malloc that nobody typed."""
+    from rescue_cli.launch import allocator
+
+    return [allocator.SAID] if allocator.in_force() else []
+
+
 def console() -> Console:
     return Console(highlight=False, markup=False)
 
@@ -147,16 +154,27 @@ def _summary(result: Mapping[str, Any]) -> str:
     ]
     if result["steps"]:
         lines.append(
-            f"{result['epochs']:g} epochs, {result['steps']:,} steps in "
-            f"{result['seconds_train']:.1f} s ({result['images_per_second']:.0f} images/s), "
-            f"evaluation {result['seconds_eval']:.1f} s, peak {result['peak_memory_mb']:.0f} MB"
+            f"{result['epochs']:g} epochs, {result['steps']:,} steps, "
+            f"peak {result['peak_memory_mb']:.0f} MB"
         )
-    else:
-        lines.append(
-            f"evaluated in {result['seconds_eval']:.1f} s "
-            f"({result['images_per_second']:.0f} images/s)"
-        )
-    return "\n".join(lines)
+    return "\n".join([*lines, *_clocks(result)])
+
+
+def _clocks(result: Mapping[str, Any]) -> list[str]:
+    """The run's seconds with what each of them includes; what is outside is in none of them."""
+    rate = f"{result['images_per_second']:.0f} images/s"
+    trained = bool(result["steps"])
+    parts = {
+        "seconds_prepare": "to prepare: data, network and its whitening, first augmented batch"
+        if trained
+        else "to prepare: data, network, weights",
+        "seconds_train": f"to train ({rate}): steps, augmentation, compilation",
+        "seconds_eval": "to evaluate: every evaluation of the run, with its TTA"
+        if trained
+        else f"to evaluate ({rate}): decoding, network, TTA",
+    }
+    shown = {key: said for key, said in parts.items() if trained or key != "seconds_train"}
+    return [f"{result[key]:.1f} s {said}" for key, said in shown.items()]
 
 
 def _preprocessing(protocol: Mapping[str, Any]) -> str:
@@ -183,7 +201,7 @@ def with_lists(
 ) -> Sequence[str]:
     """The overrides that `eval`'s list options stand for."""
     found = []
-    for key, value in (("sets", sets), ("sizes", sizes), ("crops", crops)):
+    for key, value in (("sets", sets), ("sizes", sizes), ("crops", crops), ("tta", tta)):
         if value is not None:
             found.append(f"eval.{key}=[{value}]")
-    return [*found, *([f"eval.tta={tta}"] if tta is not None else [])]
+    return found

@@ -26,7 +26,7 @@ def evaluate(
     sets: Annotated[str | None, typer.Option(help="Test sets: val,real,v2")] = None,
     sizes: Annotated[str | None, typer.Option(help="Sizes in pixels: 224,288")] = None,
     crops: Annotated[str | None, typer.Option(help="Crop ratios: 0.875,0.95")] = None,
-    tta: Annotated[str | None, typer.Option(help="Test-time augmentation: none, flip.")] = None,
+    tta: Annotated[str | None, typer.Option(help="Test-time augmentations: flip,none")] = None,
     out: Annotated[Path | None, typer.Option(help="Where the result is kept.")] = None,
     json: Json = False,
     device: Device = None,
@@ -45,7 +45,7 @@ def evaluate(
     source = find_weights(weights, changes, recipe=recipe, model=model)
     resolved = source.recipe
     build.check(resolved)
-    for line in source.notes:
+    for line in [*source.notes, *common.allocator_notes()]:
         common.note(line)
     for warning in common.check_precision(resolved, where):
         common.note(f"warning: {warning}")

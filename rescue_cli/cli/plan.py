@@ -85,9 +85,6 @@ def _estimate(recipe: Recipe, gpus: int, gpu_memory: float | None) -> dict[str, 
     network = estimate.network_of(recipe)
     size, channels = recipe.eval.sizes[0], estimate.channels(recipe)
     counts = estimate.flops(network, size, channels)
-    training = counts
-    if size != estimate.train_size(recipe):
-        training = estimate.flops(network, estimate.train_size(recipe), channels)
     images = outline["steps"] * recipe.train.batch_size
     peak = estimate.peak_memory(recipe, gpus=gpus)
     if gpu_memory is not None and peak > gpu_memory * MEGABYTES:
@@ -99,7 +96,7 @@ def _estimate(recipe: Recipe, gpus: int, gpu_memory: float | None) -> dict[str, 
         "updates": outline["steps"],
         "images": images,
         "peak_memory_mb": peak,
-        "training_flops": 3 * training.multiply_adds * images,
+        "training_flops": estimate.training(recipe, outline["steps"], outline["steps_per_epoch"]),
         "gpus": gpus,
     }
 
@@ -126,7 +123,7 @@ def _print(found: dict[str, Any], recipe: Recipe) -> None:
         "FLOPs": f"{found['flops'] / 1e9:.2f} G multiply-adds an image, forward, "
         f"at {recipe.eval.sizes[0]} px",
         "training": f"{found['training_flops']:.3g} multiply-adds in all "
-        "(three forward passes an image)",
+        "(three forward passes for an image that is trained on)",
         "updates": f"{found['updates']:,} of {train.batch_size} images, "
         f"{train.slices} slices of {train.device_batch_size}",
         "images": f"{found['images']:,} in {train.epochs:g} epochs",

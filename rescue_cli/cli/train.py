@@ -75,6 +75,7 @@ def train(
     resolved, notes = _resolve(recipe, changes, out if resume else None, where)
     build.check(resolved)
     notes += [f"warning: {warning}" for warning in common.check_precision(resolved, where)]
+    notes += common.allocator_notes()
     launch = _launch(resolved, where, gpus, procs, machines.count, max_restarts, workers)
     path = None if dry_run else _directory(resolved, out, resume, machines.count)
     for line in [str(path), *notes] if path else notes:

@@ -48,8 +48,9 @@ class MemoryFeed:
 
     def slices(self, step: int) -> Iterator[Batch]:
         for slice_ in self.mine:
-            indices = to_device(self.sampler(step, slice_), self.device)
-            yield Batch(self.images[indices], self.labels[indices], step, slice_)
+            indices = self.sampler(step, slice_)
+            rows = to_device(indices, self.device)
+            yield Batch(self.images[rows], self.labels[rows], step, slice_, indices)
 
 
 class MemoryEvalFeed:
@@ -71,11 +72,17 @@ class MemoryEvalFeed:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def rounds(self, world_size: int) -> int:
-        return math.ceil(math.ceil(len(self) / self.batch_size) / world_size)
+    def rounds(self, world_size: int, among: Indices | None = None) -> int:
+        count = len(self) if among is None else len(among)
+        return math.ceil(math.ceil(count / self.batch_size) / world_size)
 
-    def batches(self, rank: int, world_size: int) -> Generator[Shown, None, None]:
-        order = torch.arange(len(self), device=self.labels.device)
+    def batches(
+        self, rank: int, world_size: int, among: Indices | None = None
+    ) -> Generator[Shown, None, None]:
+        device = self.labels.device
+        order = (
+            torch.arange(len(self), device=device) if among is None else to_device(among, device)
+        )
         for part in torch.split(order, self.batch_size)[rank::world_size]:
             images = self.images[part]
             views = {view: resize_centre(images, view, self.interpolation) for view in self.views}

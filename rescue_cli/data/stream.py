@@ -208,7 +208,8 @@ class StreamFeed:
         for slice_, start in first.items():
             mine = slice(start, start + rows)
             planes = to_device(images[mine], self.device).permute(0, 3, 1, 2)
-            yield Batch(planes, to_device(labels[mine], self.device), step, slice_)
+            targets = to_device(labels[mine], self.device)
+            yield Batch(planes, targets, step, slice_, self.sampler(step, slice_))
 
     def _next(self) -> Views:
         started = time.perf_counter()

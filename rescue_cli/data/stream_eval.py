@@ -14,6 +14,7 @@ from rescue_cli.batch import Shown, View, to_device
 from rescue_cli.data.decode import UNREADABLE, Decoder, Interpolation, centre_crop
 from rescue_cli.data.splits import Files
 from rescue_cli.data.workers import CHUNK, decode, end_workers, next_of, reason_of, start_workers
+from rescue_cli.draws import Indices
 from rescue_cli.errors import DataError
 
 
@@ -66,16 +67,20 @@ class StreamEvalFeed:
     def __len__(self) -> int:
         return len(self.decoding.files)
 
-    def rounds(self, world_size: int) -> int:
-        return math.ceil(math.ceil(len(self) / self.batch_size) / world_size)
+    def rounds(self, world_size: int, among: Indices | None = None) -> int:
+        count = len(self) if among is None else len(among)
+        return math.ceil(math.ceil(count / self.batch_size) / world_size)
 
-    def batches(self, rank: int, world_size: int) -> Generator[Shown, None, None]:
-        starts = range(0, len(self), self.batch_size)[rank::world_size]
-        whole = [list(range(s, min(s + self.batch_size, len(self)))) for s in starts]
+    def batches(
+        self, rank: int, world_size: int, among: Indices | None = None
+    ) -> Generator[Shown, None, None]:
+        order = range(len(self)) if among is None else among.tolist()
+        starts = range(0, len(order), self.batch_size)[rank::world_size]
+        whole = [list(order[s : s + self.batch_size]) for s in starts]
         parts = [[b[i : i + CHUNK] for i in range(0, len(b), CHUNK)] for b in whole]
-        order = itertools.chain.from_iterable(parts)
+        chunks = itertools.chain.from_iterable(parts)
         decoded = start_workers(
-            self.decoding, order, self.workers, pinned=self.device.type == "cuda"
+            self.decoding, chunks, self.workers, pinned=self.device.type == "cuda"
         )
         try:
             for batch in parts:

@@ -12,17 +12,26 @@ from torch import Tensor, nn
 
 from rescue_cli import distributed
 from rescue_cli.augment.pipeline import Normalise
-from rescue_cli.batch import Shown, View
+from rescue_cli.batch import Measurement, Shown, View
+from rescue_cli.draws import Indices
+from rescue_cli.evaluation import Tta, Weights, least_confident, logits
+
+Table = NDArray[np.float64]  # a row for each image, as the task has it
+CONFIDENCE = 3  # the column of the highest probability
 
 
 class EvalFeed(Protocol):
-    """A test set in batches whose make-up does not depend on how many processes share them."""
+    """A test set, or the images `among` it with these indices, in batches whose make-up does not
+    depend on how many processes share them.
+    """
 
     views: Sequence[View]
 
     def __len__(self) -> int: ...
-    def batches(self, rank: int, world_size: int) -> Generator[Shown, None, None]: ...
-    def rounds(self, world_size: int) -> int: ...
+    def batches(
+        self, rank: int, world_size: int, among: Indices | None, /
+    ) -> Generator[Shown, None, None]: ...
+    def rounds(self, world_size: int, among: Indices | None, /) -> int: ...
 
 
 class EvalSet(NamedTuple):
@@ -82,10 +91,10 @@ class Predictions:
 
 @dataclass(frozen=True)
 class Evaluator:
-    """Evaluates a model on one feed; `show` is the recipe's test-time augmentation."""
+    """Evaluates a model on one feed, by each test-time augmentation in turn."""
 
     rows: Callable[[Tensor, Tensor, Tensor], Tensor]
-    show: Callable[[nn.Module, Tensor], Tensor]
+    ttas: Mapping[str, Tta]
     normalise: Normalise
     autocast: Callable[[], AbstractContextManager[None]]
     device: torch.device
@@ -93,53 +102,92 @@ class Evaluator:
     @torch.inference_mode()
     def __call__(
         self, model: nn.Module, feed: EvalFeed, between: Callable[[], None]
-    ) -> dict[View, Predictions]:
-        """Predictions for each view; `between` is called by all processes after each batch."""
+    ) -> dict[Measurement, Predictions]:
+        """Predictions by view and test-time augmentation, the first of them first.
+
+        `between` is called by all processes after each batch.
+        """
         training = model.training
         model.eval()
-        found: dict[View, list[Tensor]] = {view: [] for view in feed.views}
-        batches = feed.batches(distributed.rank(), distributed.world_size())
+        ttas = {Measurement(*view, n): tta for view in feed.views for n, tta in self.ttas.items()}
         try:
-            for _ in range(feed.rounds(distributed.world_size())):
-                shown = next(batches, None)
-                if shown is not None:
-                    self._add(found, model, shown)
-                between()
+            wanted = {measurement: tta.first for measurement, tta in ttas.items()}
+            tables = self._tables(model, feed, wanted, between)
+            for measurement, table in tables.items():
+                tta = ttas[measurement]
+                among = least_confident(table[:, CONFIDENCE], tta.share)
+                if 0 < len(among) < len(table):
+                    again = {measurement: tta.weights}
+                    table[among] = self._tables(model, feed, again, between, among)[measurement]
         finally:
-            batches.close()
             model.train(training)
-        return {view: self._gather(rows, len(feed)) for view, rows in found.items()}
+        return {measurement: _said(table) for measurement, table in tables.items()}
 
     def sets(
         self, model: nn.Module, tests: Mapping[str, EvalSet], between: Callable[[], None]
-    ) -> dict[str, dict[View, Predictions]]:
+    ) -> dict[str, dict[Measurement, Predictions]]:
         """As for one feed, for each set; a feed that several sets share is passed over once."""
         feeds = {id(test.feed): test.feed for test in tests.values()}
         said = {key: self(model, feed, between) for key, feed in feeds.items()}
         return {
             name: {
-                view: found if answers is None else found.by(answers)
-                for view, found in said[id(feed)].items()
+                measurement: found if answers is None else found.by(answers)
+                for measurement, found in said[id(feed)].items()
             }
             for name, (feed, answers) in tests.items()
         }
 
-    def _add(self, found: dict[View, list[Tensor]], model: nn.Module, shown: Shown) -> None:
-        for view, images in shown.views.items():
-            with self.autocast():
-                logits = self.show(model, self.normalise(images))
-            found[view].append(self.rows(shown.indices, shown.labels, logits))
+    def _tables(
+        self,
+        model: nn.Module,
+        feed: EvalFeed,
+        wanted: Mapping[Measurement, Weights],
+        between: Callable[[], None],
+        among: Indices | None = None,
+    ) -> dict[Measurement, Table]:
+        """The rows of the set's images, or of those `among` them, in order, on every process."""
+        found: dict[Measurement, list[Tensor]] = {measurement: [] for measurement in wanted}
+        batches = feed.batches(distributed.rank(), distributed.world_size(), among)
+        try:
+            for _ in range(feed.rounds(distributed.world_size(), among)):
+                shown = next(batches, None)
+                if shown is not None:
+                    self._add(found, model, shown, wanted)
+                between()
+        finally:
+            batches.close()
+        expected = np.arange(len(feed)) if among is None else among
+        return {measurement: self._gather(rows, expected) for measurement, rows in found.items()}
 
-    def _gather(self, parts: list[Tensor], count: int) -> Predictions:
+    def _add(
+        self,
+        found: dict[Measurement, list[Tensor]],
+        model: nn.Module,
+        shown: Shown,
+        wanted: Mapping[Measurement, Weights],
+    ) -> None:
+        for view in dict.fromkeys(measurement.view for measurement in wanted):
+            mine = [measurement for measurement in wanted if measurement.view == view]
+            images = self.normalise(shown.views[view])
+            with self.autocast():
+                said = logits(model, images, [wanted[measurement] for measurement in mine])
+            for measurement, weighted in zip(mine, said, strict=True):
+                found[measurement].append(self.rows(shown.indices, shown.labels, weighted))
+
+    def _gather(self, parts: list[Tensor], expected: Indices) -> Table:
         width = 4 if not parts else parts[0].shape[1]
         (width_everywhere,) = distributed.max_over_ranks([float(width)], self.device)
         empty = torch.zeros((0, int(width_everywhere)), dtype=torch.float64, device=self.device)
         rows = distributed.gather(torch.cat([empty, *parts]), self.device).cpu().numpy()
         rows = rows[np.argsort(rows[:, 0], kind="stable")]
-        assert np.array_equal(rows[:, 0], np.arange(count)), "every image exactly once"
-        return Predictions(
-            labels=rows[:, 1].astype(np.int64),
-            losses=rows[:, 2],
-            probabilities=rows[:, 3],
-            top=rows[:, 4:].astype(np.int64),
-        )
+        assert np.array_equal(rows[:, 0], expected), "every image exactly once"
+        return rows
+
+
+def _said(table: Table) -> Predictions:
+    return Predictions(
+        labels=table[:, 1].astype(np.int64),
+        losses=table[:, 2],
+        probabilities=table[:, CONFIDENCE],
+        top=table[:, 4:].astype(np.int64),
+    )

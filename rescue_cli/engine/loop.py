@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from rescue_cli import distributed
-from rescue_cli.batch import View, to_host
+from rescue_cli.batch import Measurement, to_host
 from rescue_cli.engine import checkpoint
 from rescue_cli.engine.evaluate import EvalSet, Evaluator, Predictions
 from rescue_cli.engine.recorder import Recorder
@@ -79,7 +79,7 @@ class Loop:
 
     def __post_init__(self) -> None:
         self.progress = Progress()
-        self.latest: dict[str, dict[View, Predictions]] = {}
+        self.latest: dict[str, dict[Measurement, Predictions]] = {}
         self.clock = time.perf_counter()
         self.waited = 0.0
         self.mark = (0, 0.0)  # step and seconds of training at the last line of metrics
@@ -141,12 +141,12 @@ class Loop:
 
     def _record_evaluation(self, seconds: float) -> None:
         step, epoch = self.progress.step, self.plan.epoch(self.progress.step)
-        for name, views in self.latest.items():
-            for view, found in views.items():
+        for name, measured in self.latest.items():
+            for measurement, found in measured.items():
                 values = {
                     "epoch": epoch,
                     "set": name,
-                    **view._asdict(),
+                    **measurement._asdict(),
                     "top1": found.accuracy(1),
                     "top5": found.accuracy(5),
                     "loss": found.loss,
@@ -154,7 +154,7 @@ class Loop:
                     "seconds": seconds,
                 }
                 self.recorder.add("eval", step, values)
-                self.recorder.say(f"epoch {epoch:g}  {name} {view}  {found}")
+                self.recorder.say(f"epoch {epoch:g}  {name} {measurement}  {found}")
         top1 = next(iter(next(iter(self.latest.values())).values())).accuracy(1)
         better = top1 > self.progress.best.get("top1", -1.0)
         best = {"top1": top1, "step": step} if better else self.progress.best
@@ -257,6 +257,7 @@ class Loop:
             "model": self.model.state_dict(),
             "updates": self.step.optimizers.state_dict(),
             "average": self.step.average.state_dict(),
+            "selection": self.step.select.state_dict(),
             "loss_sum": loss_sum,
             "replaced": replaced,
             "corrupt": list(corrupt),
@@ -269,6 +270,7 @@ class Loop:
             self.model.load_state_dict(state["model"])
             self.step.optimizers.load_state_dict(state["updates"])
             self.step.average.load_state_dict(state["average"])
+            self.step.select.load_state_dict(state["selection"])
             self.step.loss_sum.copy_(state["loss_sum"])
             if distributed.is_first():
                 self.step.feed.replaced = state["replaced"]

@@ -12,6 +12,7 @@ from rescue_cli.averaging import Average
 from rescue_cli.batch import Batch
 from rescue_cli.engine.norms import RunningStatistics
 from rescue_cli.engine.updates import Optimizers
+from rescue_cli.selection import Selection
 
 
 class Feed(Protocol):
@@ -38,6 +39,7 @@ class Step:
     feed: Feed
     augment: Callable[[Batch], Batch]
     mix: Callable[[Batch], Batch]
+    select: Selection
     task: Task
     model: nn.Module  # wrapped for several processes, compiled where asked for
     optimizers: Optimizers
@@ -47,7 +49,7 @@ class Step:
     device: torch.device
     seed: int
     local_slices: int
-    loss_factor: float  # the global batch size where the recipe sums its loss, else 1
+    loss_factor: float  # of a mean over images: how many are summed where the recipe sums its loss
 
     def __post_init__(self) -> None:
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
@@ -56,7 +58,7 @@ class Step:
         self.optimizers.set_rates(step)
         for number, batch in enumerate(self.feed.slices(step)):
             seed_device(self.seed, step, batch.slice)
-            batch = self.mix(self.augment(batch))
+            batch = self.select(self.mix(self.augment(batch)))
             with self.gradients_meet(number), self.statistics.slice():
                 with self.autocast():
                     loss = self.task.loss(self.model, batch)

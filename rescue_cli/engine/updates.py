@@ -52,31 +52,35 @@ class Optimizers:
         for rated in self.rated:
             rates = rated.schedule(step)
             rated.group["lr"] = rates.lr * rated.ratio
-            if rates.momentum is not None:
+            if rates.momentum is not None and "momentum" in rated.group:
                 rated.group["momentum"] = rates.momentum
         return self.rated[0].schedule(step)
 
     def step(self) -> None:
         """Unscales, clips over all parameters, updates, and forgets the gradients."""
+        for optimizer in self.optimizers:
+            self.scaler.unscale_(optimizer)
+        if self.scaler.is_enabled():
+            self.skipped += self._share_infinities()
         if self.clip_grad_norm is not None:
-            for optimizer in self.optimizers:
-                self.scaler.unscale_(optimizer)
             clip_grad_norm_(self.parameters, self.clip_grad_norm)
         for optimizer in self.optimizers:
             self.scaler.step(optimizer)
-        if self.scaler.is_enabled():
-            self.skipped += self._found_inf()
         self.scaler.update()
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
 
-    def _found_inf(self) -> Tensor:
+    def _share_infinities(self) -> Tensor:
         """1 where the scaler found an infinity in this step's gradients; stays on the device.
 
-        The scaler tells only the optimizer, so its record is read before `update` clears it.
+        The scaler tells each optimizer of its own gradients alone. The weights of a step belong
+        together, so that one optimizer's infinity is written into the records of all.
         """
         records = [self.scaler._found_inf_per_device(o).values() for o in self.optimizers]
-        return torch.stack([found for record in records for found in record]).amax()
+        founds = [found for record in records for found in record]
+        worst = torch.stack(founds).amax()
+        torch._foreach_copy_(founds, [worst] * len(founds))
+        return worst
 
     def state_dict(self) -> dict[str, Any]:
         return {

@@ -100,6 +100,7 @@ def environment(
         "processor": _processor(),
         "cores": cores,
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "allocator": os.environ.get("GLIBC_TUNABLES"),
         "bfloat16_computed": bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()),
         "python": platform.python_version(),
         "platform": platform.platform(),

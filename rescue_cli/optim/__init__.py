@@ -7,6 +7,7 @@ from torch.optim import Optimizer
 from rescue_cli.optim.adamw import adamw
 from rescue_cli.optim.groups import GROUPS, Claim, claims, common, groups_of
 from rescue_cli.optim.lamb import lamb
+from rescue_cli.optim.muon import muon
 from rescue_cli.optim.sgd import sgd, sgd_velocity
 
 OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
@@ -14,6 +15,7 @@ OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
     "sgd-velocity": sgd_velocity,
     "lamb": lamb,
     "adamw": adamw,
+    "muon": muon,
 }
 
 __all__ = [

@@ -17,6 +17,11 @@ def _norms(module: nn.Module, name: str, parameter: nn.Parameter) -> bool:
     return isinstance(module, _NORMS) or (parameter.ndim <= 1 and name != "bias")
 
 
+def _whitening(module: nn.Module, name: str, _parameter: nn.Parameter) -> bool:
+    """The bias of a layer that whitens its input, whose filters are fixed."""
+    return name == "bias" and getattr(module, "whitens", False) is True
+
+
 def _biases(module: nn.Module, name: str, parameter: nn.Parameter) -> bool:
     """Biases, but for those of normalisation layers."""
     return name == "bias" and not _norms(module, name, parameter)
@@ -31,6 +36,7 @@ def _filters(_module: nn.Module, _name: str, parameter: nn.Parameter) -> bool:
 # last linear layer, `rest` what no other name fits; both need the whole model and are added below.
 GROUPS: dict[str, Callable[[nn.Module, str, nn.Parameter], bool] | None] = {
     "norms": _norms,
+    "whitening": _whitening,
     "biases": _biases,
     "filters": _filters,
     "head": None,

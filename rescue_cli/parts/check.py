@@ -10,15 +10,16 @@ from rescue_cli.errors import RescueError, UsageError
 from rescue_cli.evaluation import TTAS
 from rescue_cli.loss import LOSSES
 from rescue_cli.mix import MIXES
-from rescue_cli.model import MODELS, zoo
+from rescue_cli.model import MODELS, GhostBatchNorm2d, group_count, zoo
 from rescue_cli.model import common as model_keys
 from rescue_cli.optim import OPTIMIZERS, claims
 from rescue_cli.optim import common as optim_keys
-from rescue_cli.parts.ingredients import data_keys, filled, network_of
+from rescue_cli.parts.ingredients import data_keys, filled, network_of, proxy_recipe
 from rescue_cli.parts.updates import own_schedule, schedule_of
 from rescue_cli.recipe import Item, Recipe
 from rescue_cli.sampling import SAMPLERS
 from rescue_cli.schedule import Span
+from rescue_cli.selection import SELECTIONS
 from rescue_cli.task import TASKS
 
 
@@ -37,6 +38,16 @@ def check(recipe: Recipe) -> None:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise UsageError(f"model ({recipe.model.name}): cannot be built ({reason}).") from None
     claims(model, [item.options for item in recipe.optim])
+    for module in model.modules():
+        if isinstance(module, GhostBatchNorm2d):
+            group_count(recipe.train.device_batch_size, module.size)
+    if recipe.selection.name == "proxy":
+        if recipe.train.slices > 1:
+            raise UsageError(
+                f"selection (proxy): a step of {recipe.train.slices} slices. The proxy sees a step "
+                f"whole: set train.device_batch_size={recipe.train.batch_size}."
+            )
+        check(proxy_recipe(recipe, recipe.selection.options["model"]))
 
 
 def check_ingredients(recipe: Recipe) -> None:
@@ -50,13 +61,15 @@ def check_ingredients(recipe: Recipe) -> None:
         if isinstance(operation, FileCrop) and place:
             raise UsageError(f"augment: {recipe.augment[place].name} must come first in the list.")
     filled("mix", recipe.mix, MIXES)
+    filled("selection", recipe.selection, SELECTIONS)
     _check_model(recipe.model)
     filled("loss", recipe.loss, LOSSES)
     for item in recipe.optim:
         filled("optim", item, OPTIMIZERS, optim_keys)
         schedule_of(own_schedule(item) or recipe.schedule, Span(1.0, 1, recipe.train.epochs))
     filled("averaging", recipe.averaging, AVERAGES)
-    registry.lookup("eval.tta", recipe.eval.tta, TTAS)
+    for name in recipe.eval.ttas:
+        registry.lookup("eval.tta", name, TTAS)
 
 
 def _check_data(recipe: Recipe) -> None:

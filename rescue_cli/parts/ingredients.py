@@ -1,6 +1,6 @@
 """A section of the recipe as its ingredient, the options checked and filled in."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import nn
@@ -11,7 +11,7 @@ from rescue_cli.data import FACTS, Keys
 from rescue_cli.loss import LOSSES, Loss
 from rescue_cli.model import MODELS, zoo
 from rescue_cli.model import common as model_keys
-from rescue_cli.recipe import Item, Recipe
+from rescue_cli.recipe import Item, Recipe, from_tree
 
 
 def filled(
@@ -28,8 +28,9 @@ def data_keys(recipe: Recipe) -> Keys:
     return Keys(**registry.check(f"data ({recipe.data.name})", recipe.data.options, Keys))
 
 
-def loss_of(recipe: Recipe) -> Loss:
-    loss: Loss = filled("loss", recipe.loss, LOSSES)(recipe.train.batch_size)
+def loss_of(recipe: Recipe, share: float = 1.0) -> Loss:
+    """The loss over that share of a step's images."""
+    loss: Loss = filled("loss", recipe.loss, LOSSES)(round(recipe.train.batch_size * share))
     return loss
 
 
@@ -41,6 +42,12 @@ def network_of(recipe: Recipe, classes: int) -> nn.Module:
     if item.name in MODELS:
         return MODELS[item.name](classes, channels, **mine)
     return zoo(item.name, classes, channels, **mine)
+
+
+def proxy_recipe(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
+    """The recipe with keys of its `model` changed, and nothing selected: what the proxy follows."""
+    model = {**recipe.tree["model"], **changes}
+    return from_tree({**recipe.tree, "model": model, "selection": {"name": "none"}})
 
 
 def operations_of(recipe: Recipe) -> list[FileCrop | Operation]:

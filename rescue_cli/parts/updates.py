@@ -13,14 +13,16 @@ from rescue_cli.optim import OPTIMIZERS, claims
 from rescue_cli.optim import common as optim_keys
 from rescue_cli.parts.ingredients import filled
 from rescue_cli.recipe import Item, Recipe
-from rescue_cli.schedule import SCHEDULES, Schedule, Span
+from rescue_cli.schedule import SCHEDULES, Schedule, Span, ending
 from rescue_cli.schedule import common as schedule_keys
 
 
 def schedule_of(item: Item, span: Span) -> Schedule:
-    first = item.options.get("first_step", 0)
+    """The item's rates, read from its first step and until its last epoch; checks its keys."""
     rates: Schedule = filled("schedule", item, SCHEDULES, schedule_keys)(span)
-    return (lambda step: rates(step + first)) if first else rates
+    first, until = item.options.get("first_step", 0), item.options.get("until")
+    shifted: Schedule = (lambda step: rates(step + first)) if first else rates
+    return shifted if until is None else ending(shifted, until, span.steps_per_epoch)
 
 
 def own_schedule(item: Item) -> Item | None:

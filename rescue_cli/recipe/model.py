@@ -26,11 +26,12 @@ NEUTRAL: dict[str, Any] = {
     "sampling": {"name": "shuffled"},
     "augment": [],
     "mix": {"name": "none"},
+    "selection": {"name": "none"},
     "averaging": {"name": "none"},
 }
 REQUIRED = ("task", "data", "model", "loss", "optim", "schedule", "eval", "train")
 SECTIONS = (
-    "task", "data", "sampling", "augment", "mix", "model", "loss", "optim", "schedule",
+    "task", "data", "sampling", "augment", "mix", "selection", "model", "loss", "optim", "schedule",
     "averaging", "eval", "train",
 )  # fmt: skip
 BatchSize = Annotated[int, Within(1, 1_000_000)]
@@ -74,15 +75,22 @@ class Train:
 
 @dataclass(frozen=True, kw_only=True)
 class Eval:
-    """The section `eval`: when to evaluate, on which sets, at which sizes and crop ratios."""
+    """The section `eval`: when to evaluate, on which sets, at which sizes and crop ratios, by which
+    test-time augmentations; the first of each list is the number that the recipe claims.
+    """
 
     sizes: list[PositiveInt]
     crops: list[Positive]
     interpolation: Literal["bilinear", "bicubic"]
     every: Positive = 1.0
     sets: list[str] | None = None
-    tta: str = "none"
+    tta: str | list[str] = "none"
     batch_size: BatchSize = 250
+
+    @property
+    def ttas(self) -> tuple[str, ...]:
+        """The names in `tta`, which may be one or a list."""
+        return (self.tta,) if isinstance(self.tta, str) else tuple(dict.fromkeys(self.tta))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +122,7 @@ class Recipe:
     sampling: Item
     augment: tuple[Item, ...]
     mix: Item
+    selection: Item
     model: Item
     loss: Item
     optim: tuple[Item, ...]
@@ -228,6 +237,8 @@ def _check_numbers(train: Train, evaluation: Eval) -> None:
         )
     if not evaluation.sizes or not evaluation.crops:
         raise UsageError("eval.sizes, eval.crops: an empty list. Give at least one of each.")
+    if not evaluation.ttas:
+        raise UsageError("eval.tta: an empty list. Give at least one, or none by its name.")
     if any(crop > 1 for crop in evaluation.crops):
         raise UsageError(f"eval.crops: {evaluation.crops}: a crop ratio is at most 1.")
 

@@ -62,13 +62,15 @@ def _curves(lines: Sequence[Mapping[str, Any]]) -> Any:
 
 
 def _by_set(lines: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
-    """Evaluations by test set, and by view where there are several."""
+    """Evaluations by test set, and by view and test-time augmentation where there are several."""
     found: dict[str, list[Mapping[str, Any]]] = {}
-    views = {(e["size"], e["crop"]) for e in lines if e["kind"] == "eval"}
-    for line in lines:
-        if line["kind"] == "eval":
-            view = "" if len(views) == 1 else f" {line['size']}px@{line['crop']:g}"
-            found.setdefault(line["set"] + view, []).append(line)
+    tests = [line for line in lines if line["kind"] == "eval"]
+    views = {(line["size"], line["crop"]) for line in tests}
+    ttas = {line.get("tta") for line in tests}
+    for line in tests:
+        view = "" if len(views) == 1 else f" {line['size']}px@{line['crop']:g}"
+        tta = "" if len(ttas) == 1 else f" {line.get('tta')}"
+        found.setdefault(line["set"] + view + tta, []).append(line)
     return found
 
 

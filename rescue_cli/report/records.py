@@ -47,10 +47,17 @@ def _entry(run: Path, note: str | None) -> dict[str, Any]:
         "command": _portable(files.command.read_text()),
         "seed": recipe.train.seed,
         "differs": {k: list(v) for k, v in changed.items() if not _is_path(k)},
-        "result": {k: result[k] for k in RESULT},
+        "result": {**{k: result[k] for k in RESULT}, **_others(result["sets"])},
         "environment": {k: v for k, v in environment.items() if k != "cache"},
         **({"note": note} if note else {}),
     }
+
+
+def _others(sets: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """All that was measured, where that is more than the number that is reported."""
+    keys = ("set", "size", "crop", "top1", "top5", "loss", "count")
+    found = [{**{k: e[k] for k in keys}, "tta": e["protocol"]["tta"]} for e in sets]
+    return {"sets": found} if len(found) > 1 else {}
 
 
 def _portable(command: str) -> str:

@@ -1,38 +1,34 @@
-"""What a training costs before it is paid for: parameters, multiply-adds, peak memory of a GPU.
-
-Memory is counted on fake tensors, which have shapes and no values, so it takes neither a GPU nor
-memory.
-"""
+"""Peak memory of a GPU, counted on fake tensors: they have shapes and no values, and take none."""
 
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
-from torch.utils.flop_counter import FlopCounterMode
 
 from rescue_cli import build
-from rescue_cli.averaging import AVERAGES
+from rescue_cli.averaging import AVERAGES, Length
 from rescue_cli.batch import Batch
 from rescue_cli.data import FACTS
 from rescue_cli.engine.norms import RunningStatistics
 from rescue_cli.engine.step import Step
-from rescue_cli.parts.ingredients import data_keys, filled, loss_of
+from rescue_cli.estimate.flops import CLASSES, network_of, train_size
+from rescue_cli.parts.ingredients import filled, loss_of
 from rescue_cli.parts.updates import optimizers
 from rescue_cli.recipe import Recipe
+from rescue_cli.selection import Everything
 from rescue_cli.task import TASKS
 
 MEGABYTE = 2**20  # as torch's and the papers' counts of memory have it
 BLOCK = 512  # bytes; CUDA's allocator rounds up to them
-CLASSES = 10  # of a folder of one's own, until it is there to be looked at
-CPU, META = torch.device("cpu"), torch.device("meta")
+CPU = torch.device("cpu")
 # Of the operations that autocast computes in float32 on CUDA and not on a CPU, those of networks
 IN_FLOAT32 = {
     "layer_norm", "group_norm", "softmax", "log_softmax", "pow", "exp", "log", "norm", "prod",
@@ -40,57 +36,6 @@ IN_FLOAT32 = {
     "nll_loss", "binary_cross_entropy_with_logits", "cross_entropy", "cross_entropy_loss",
     "mse_loss", "kl_div",
 }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Flops:
-    """Of one image: multiply-adds of products and convolutions, and elements that are normalised.
-
-    Papers count 0 to 5 operations for a normalised element beside the multiply-adds.
-    """
-
-    multiply_adds: int
-    normalised: int
-
-
-def network_of(recipe: Recipe) -> nn.Module:
-    """The recipe's network on the meta device, without memory for weights."""
-    if "weights" in recipe.model.options:
-        recipe = recipe.with_overrides("~model.weights")
-    with META:
-        return build.model(recipe, FACTS[recipe.data.name].classes or CLASSES, META)
-
-
-def parameters(network: nn.Module) -> int:
-    return sum(p.numel() for p in network.parameters())
-
-
-def flops(network: nn.Module, size: int, channels: int = 3) -> Flops:
-    """The count of a network on the meta device, for an image of size x size pixels."""
-    elements: list[int] = []
-
-    def count(_module: nn.Module, inputs: tuple[Tensor, ...], _output: Tensor) -> None:
-        elements.append(inputs[0].numel())
-
-    norms = (_BatchNorm, nn.LayerNorm, nn.GroupNorm)
-    hooks = [m.register_forward_hook(count) for m in network.modules() if isinstance(m, norms)]
-    was_training = network.training
-    dtype = next(network.parameters()).dtype
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        network.eval()(torch.empty(1, channels, size, size, device=META, dtype=dtype))
-    network.train(was_training)
-    for hook in hooks:
-        hook.remove()
-    return Flops(counter.get_total_flops() // 2, sum(elements))
-
-
-def channels(recipe: Recipe) -> int:
-    return FACTS[recipe.data.name].channels
-
-
-def train_size(recipe: Recipe) -> int:
-    """Height and width of a training image in pixels."""
-    return data_keys(recipe).train_size or FACTS[recipe.data.name].size or 224
 
 
 def peak_memory(recipe: Recipe, slice_size: int | None = None, gpus: int = 1) -> float:
@@ -106,7 +51,7 @@ def peak_memory(recipe: Recipe, slice_size: int | None = None, gpus: int = 1) ->
     shape = (slice_size or train.device_batch_size, keys.channels, size, size)
     local = max(1, train.batch_size // shape[0] // gpus)
     network = network_of(recipe)
-    with FakeTensorMode(), Live() as live, _CudaCasts():
+    with _Fake(), Live() as live, _CudaCasts():
         _materialise(network)
         feed = _Feed(shape, None if recipe.mix.name == "none" else keys.classes or CLASSES, local)
         step = _step(recipe, network, feed)
@@ -148,11 +93,12 @@ def _step(recipe: Recipe, network: nn.Module, feed: "_Feed") -> Step:
         feed=feed,
         augment=lambda batch: replace(batch, images=normalise(batch.images)),
         mix=lambda batch: batch,
+        select=Everything(),
         task=TASKS[recipe.task.name](loss.mean),
         model=network,
         optimizers=optimizers(recipe, network, 1000, scaler),
         statistics=RunningStatistics(network, recipe.train.slices),
-        average=filled("averaging", recipe.averaging, AVERAGES)(network),
+        average=filled("averaging", recipe.averaging, AVERAGES)(network, Length(1000, 1000)),
         autocast=build.autocast(recipe, CPU),
         device=CPU,
         seed=0,
@@ -183,10 +129,17 @@ class _Feed:
                 targets = torch.empty(self.shape[0], dtype=torch.int64)
             else:
                 targets = torch.empty(self.shape[0], self.classes)
-            yield Batch(images, targets, step, number)
+            yield Batch(images, targets, step, number, np.arange(len(images)))
 
     def close(self) -> None:
         """Nothing to end."""
+
+
+class _Fake(FakeTensorMode):  # type: ignore[no-untyped-call]
+    """Stays itself where a network of fake tensors is copied, as an average does."""
+
+    def __deepcopy__(self, _memo: dict[int, Any]) -> "_Fake":
+        return self
 
 
 class Live(TorchDispatchMode):

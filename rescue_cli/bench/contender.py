@@ -1,0 +1,140 @@
+"""A process that times ways of one training step when it is asked: python -m, see `plain.py`.
+
+It reads one JSON object, then lines WAY STEPS, and answers each with seconds.
+"""
+
+import contextlib
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from torch import nn
+from torch.nn.utils import clip_grad_norm_
+
+from rescue_cli import build
+from rescue_cli import recipe as recipes
+from rescue_cli.batch import Batch
+from rescue_cli.bench.plain_optim import LR, plain_optimizers
+from rescue_cli.bench.step import in_memory, numbered
+from rescue_cli.bench.turns import seconds
+from rescue_cli.data import Dataset
+from rescue_cli.engine.step import Step
+from rescue_cli.engine.updates import Optimizers
+from rescue_cli.errors import RescueError
+from rescue_cli.recipe import Recipe, steps_per_epoch
+
+Run = Callable[[], None]
+
+
+def main() -> None:
+    """Serves until its input ends."""
+    asked = json.loads(sys.stdin.readline())
+    recipe, device = recipes.from_text(asked["recipe"], "bench step"), torch.device(asked["device"])
+    with TemporaryDirectory() as cache:
+        machine = build.Machine(device, 0, Path(cache))
+        try:
+            data = in_memory(recipe, machine)
+            ways = {name: WAYS[name](recipe, data, machine) for name in asked["ways"]}
+        except RescueError as error:
+            print(json.dumps({"message": str(error), "exit_code": error.exit_code}), flush=True)
+            return
+        print(json.dumps({}), flush=True)
+        for line in sys.stdin:
+            name, steps = line.split("\t")
+            print(seconds(ways[name], int(steps), device), flush=True)
+
+
+def engine(recipe: Recipe, data: Dataset, machine: build.Machine, *, compile: bool) -> Run:
+    """Our step with all that it does, augmentation included."""
+    chosen = recipe.with_overrides(f"train.compile={str(compile).lower()}")
+    network = build.model(chosen, len(data.classes), machine.device)
+    step = build.step(chosen, network, data, machine, _say)
+    step.feed.start(0)
+    return numbered(step, steps_per_epoch(chosen.train, len(data.train)))
+
+
+def plain(
+    recipe: Recipe,
+    data: Dataset,
+    machine: build.Machine,
+    *,
+    channels_last: bool,
+    plain_update: bool,
+) -> Run:
+    """The usual loop on ready batches of float32 in NCHW; the network is the recipe's own."""
+    eager = recipe.with_overrides(
+        "train.compile=false", f"train.channels_last={str(channels_last).lower()}"
+    )
+    network = build.model(eager, len(data.classes), machine.device)
+    step = build.step(eager, network, data, machine, _say)  # its batches, its average
+    step.feed.start(0)
+    batches = [_ready(step, batch) for batch in step.feed.slices(0)]
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    update = _plain_update(eager, network, step.optimizers.scaler)
+    if not plain_update:
+        update = _small_steps(step.optimizers)
+
+    def run() -> None:
+        for batch in batches:
+            images = batch.images.contiguous(memory_format=layout)
+            with step.autocast():
+                loss = step.task.loss(network, replace(batch, images=images))
+            scaled = loss * (step.loss_factor / len(batches))
+            step.optimizers.scaler.scale(scaled).backward()  # type: ignore[no-untyped-call]
+        update()
+        step.average.update(0)
+
+    return run
+
+
+def _small_steps(optimizers: Optimizers) -> Run:
+    """The recipe's optimizers at a rate that a batch which comes again and again bears."""
+    for rated in optimizers.rated:
+        rated.group["lr"] = LR
+    return optimizers.step
+
+
+def _plain_update(recipe: Recipe, network: nn.Module, scaler: torch.amp.GradScaler) -> Run:
+    optimizers = plain_optimizers(recipe, network)
+    largest_norm = recipe.train.clip_grad_norm
+
+    def update() -> None:
+        if largest_norm is not None:
+            for optimizer in optimizers:
+                scaler.unscale_(optimizer)
+            clip_grad_norm_(network.parameters(), largest_norm)
+        for optimizer in optimizers:
+            scaler.step(optimizer)
+        scaler.update()
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+
+    return update
+
+
+def _ready(step: Step, batch: Batch) -> Batch:
+    """The slice as the network sees it, but in NCHW."""
+    batch = step.select(step.mix(step.augment(batch)))
+    return replace(batch, images=batch.images.contiguous())
+
+
+def _say(message: str) -> None:
+    print(message, file=sys.stderr)
+
+
+WAYS: dict[str, Callable[[Recipe, Dataset, build.Machine], Run]] = {
+    "plain, NCHW": partial(plain, channels_last=False, plain_update=True),
+    "plain": partial(plain, channels_last=True, plain_update=True),
+    "our optimizer": partial(plain, channels_last=True, plain_update=False),
+    "engine": partial(engine, compile=False),
+    "compiled": partial(engine, compile=True),
+}
+
+if __name__ == "__main__":
+    with contextlib.suppress(KeyboardInterrupt):  # the command says so already
+        main()

@@ -1,0 +1,24 @@
+"""What a training costs before it is paid for; takes neither a GPU nor memory."""
+
+from rescue_cli.estimate.flops import (
+    Flops,
+    channels,
+    flops,
+    network_of,
+    parameters,
+    train_size,
+    training,
+)
+from rescue_cli.estimate.memory import largest_slice, peak_memory
+
+__all__ = [
+    "Flops",
+    "channels",
+    "flops",
+    "largest_slice",
+    "network_of",
+    "parameters",
+    "peak_memory",
+    "train_size",
+    "training",
+]

@@ -1,0 +1,97 @@
+"""Parameters and multiply-adds, counted on the meta device."""
+
+from collections import Counter
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.flop_counter import FlopCounterMode
+
+from rescue_cli import build
+from rescue_cli.augment.resize import size_in
+from rescue_cli.data import FACTS
+from rescue_cli.parts.ingredients import data_keys, proxy_recipe
+from rescue_cli.recipe import Recipe
+
+CLASSES = 10  # of a folder of one's own, until it is there to be looked at
+META = torch.device("meta")
+
+
+@dataclass(frozen=True)
+class Flops:
+    """Of one image: multiply-adds of products and convolutions, and elements that are normalised.
+
+    Papers count 0 to 5 operations for a normalised element beside the multiply-adds.
+    """
+
+    multiply_adds: int
+    normalised: int
+
+
+def network_of(recipe: Recipe) -> nn.Module:
+    """The recipe's network on the meta device, without memory for weights."""
+    if "weights" in recipe.model.options:
+        recipe = recipe.with_overrides("~model.weights")
+    with META:
+        return build.model(recipe, FACTS[recipe.data.name].classes or CLASSES, META)
+
+
+def parameters(network: nn.Module) -> int:
+    return sum(p.numel() for p in network.parameters())
+
+
+def flops(network: nn.Module, size: int, channels: int = 3) -> Flops:
+    """The count of a network on the meta device, for an image of size x size pixels."""
+    elements: list[int] = []
+
+    def count(_module: nn.Module, inputs: tuple[Tensor, ...], _output: Tensor) -> None:
+        elements.append(inputs[0].numel())
+
+    norms = (_BatchNorm, nn.LayerNorm, nn.GroupNorm)
+    hooks = [m.register_forward_hook(count) for m in network.modules() if isinstance(m, norms)]
+    was_training = network.training
+    dtype = next(network.parameters()).dtype
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network.eval()(torch.empty(1, channels, size, size, device=META, dtype=dtype))
+    network.train(was_training)
+    for hook in hooks:
+        hook.remove()
+    return Flops(counter.get_total_flops() // 2, sum(elements))
+
+
+def training(recipe: Recipe, steps: int, per_epoch: int) -> int:
+    """Multiply-adds of the whole training: three forward passes for an image that is trained on.
+
+    With images of growing size each at its own, with a proxy its passes too.
+    """
+    sizes: Counter[int] = Counter()
+    for first in range(0, steps, per_epoch):
+        sizes[_size_in(recipe, first // per_epoch)] += min(per_epoch, steps - first)
+    network, share, passes = network_of(recipe), 1.0, 0.0
+    if recipe.selection.name == "proxy":
+        options = recipe.selection.options
+        share, passes = options["share"], 1 + 2 / options["every"]
+        proxy = network_of(proxy_recipe(recipe, options["model"]))
+    total = 0.0
+    for size, count in sizes.items():
+        one = 3 * share * flops(network, size, channels(recipe)).multiply_adds
+        if passes:
+            one += passes * flops(proxy, size, channels(recipe)).multiply_adds
+        total += one * count * recipe.train.batch_size
+    return round(total)
+
+
+def _size_in(recipe: Recipe, epoch: int) -> int:
+    growing = [item for item in recipe.augment if item.name == "progressive-resize"]
+    size = size_in(epoch, **growing[0].options) if growing else None
+    return size or train_size(recipe)
+
+
+def channels(recipe: Recipe) -> int:
+    return FACTS[recipe.data.name].channels
+
+
+def train_size(recipe: Recipe) -> int:
+    """Height and width of a training image in pixels."""
+    return data_keys(recipe).train_size or FACTS[recipe.data.name].size or 224

@@ -1,0 +1,96 @@
+"""glibc's allocator, told by the environment of a process to keep what a training step frees.
+
+Left to itself it gives a block back to the system when it is freed and asks for it again a moment
+later, and each of its pages is then cleared and mapped anew, in every step.
+"""
+
+import ctypes
+import os
+import sys
+from pathlib import Path
+
+from rescue_cli.errors import UsageError
+
+VARIABLE = "GLIBC_TUNABLES"  # read by the dynamic loader, before a program begins
+SWITCH = "RESCUE_ALLOCATOR"
+GIGABYTE = 2**30
+SETTINGS = ":".join(
+    (
+        f"glibc.malloc.mmap_threshold={4 * GIGABYTE}",  # smaller blocks come from the heap,
+        f"glibc.malloc.trim_threshold={8 * GIGABYTE}",  # whose free end stays,
+        "glibc.malloc.hugetlb=1",  # and which asks for huge pages
+    )
+)
+OLDEST = (2, 35)  # glibc with `hugetlb`; older ones refuse such thresholds and get slower
+SAID = (
+    "allocator: freed memory is kept, in huge pages "
+    f"({VARIABLE}; {SWITCH}=off leaves it to the system)"
+)
+_MAIN = Path(__file__).parents[1] / "__main__.py"
+
+
+def restart_with_settings() -> None:
+    """Executes this command again, once, with `SETTINGS` in its environment.
+
+    Only where they act: on a CPU, with glibc, where the user has no settings of his own. The
+    process keeps its number, its files and its parent. Raises `UsageError` for an unknown switch.
+    """
+    if not _switched_on() or VARIABLE in os.environ or not _has_glibc() or not _is_the_command():
+        return
+    if not _computes_on_cpu(sys.argv[1:]):
+        return
+    os.environ[VARIABLE] = SETTINGS
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+def in_force() -> bool:
+    """Whether this process began with the settings."""
+    return os.environ.get(VARIABLE) == SETTINGS
+
+
+def available() -> bool:
+    """Whether this system's allocator knows the settings."""
+    return _has_glibc()
+
+
+def _switched_on() -> bool:
+    value = os.environ.get(SWITCH, "on")
+    if value not in ("on", "off"):
+        raise UsageError(f"{SWITCH}: '{value}' is not known. Use on or off.")
+    return value == "on"
+
+
+def _has_glibc() -> bool:
+    try:
+        name, _, version = (os.confstr("CS_GNU_LIBC_VERSION") or "").partition(" ")
+    except (ValueError, OSError):  # musl, macOS
+        return False
+    return name == "glibc" and tuple(map(int, version.split(".")[:2])) >= OLDEST
+
+
+def _is_the_command() -> bool:
+    """Whether this process is `rescue` and nothing else, so that no test or script begins anew."""
+    given = sys.argv[1:]
+    named = Path(sys.argv[0]).name == "rescue" or Path(sys.argv[0]) == _MAIN
+    return named and bool(given) and sys.orig_argv[-len(given) :] == given and bool(sys.executable)
+
+
+def _computes_on_cpu(words: list[str]) -> bool:
+    """What the command line asks for, else whether there is a GPU that CUDA's driver can use."""
+    if any(word == "--gpus" or word.startswith("--gpus=") for word in words):
+        return False
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        if word == "--device" or word.startswith("--device="):
+            return (word.partition("=")[2] or following) == "cpu"
+    return not _sees_cuda()
+
+
+def _sees_cuda() -> bool:
+    """Asked of the driver, because torch is not imported yet."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    count = ctypes.c_int(0)
+    working = driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0
+    return working and count.value > 0
