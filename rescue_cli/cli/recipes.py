@@ -31,13 +31,13 @@ def listing(context: typer.Context, json: Json = False) -> None:
 
 
 def print_listing() -> None:
-    """The table of all shipped recipes."""
+    """The table of all shipped recipes, one a line; which paper each is from, `show` says."""
     rows = [_row(name) for name in recipes.names()]
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("recipe", "data", "epochs", "paper %", "measured %", "paper"):
+    for heading in ("recipe", "data", "epochs", "paper %", "measured %"):
         numeric = heading.endswith("%") or heading == "epochs"
         justify: Literal["left", "right"] = "right" if numeric else "left"
-        table.add_column(heading, justify=justify, no_wrap=heading in ("recipe", "data"))
+        table.add_column(heading, justify=justify, no_wrap=True)
     for row in rows:
         table.add_row(
             row["recipe"],
@@ -45,7 +45,6 @@ def print_listing() -> None:
             f"{row['epochs']:g}",
             "-" if row["expected"] is None else f"{row['expected']:.2f}",
             row["measured"] or "not run",
-            row["paper"] or "-",
         )
     common.console().print(table)
 
