@@ -10,7 +10,7 @@ from torch.nn import functional
 from rescue_cli.batch import Batch, Shown, View, to_device
 from rescue_cli.data.corrupt import tally
 from rescue_cli.data.decode import Interpolation
-from rescue_cli.data.splits import Images
+from rescue_cli.data.splits import Images, rounds_of
 from rescue_cli.draws import Indices
 
 
@@ -74,7 +74,7 @@ class MemoryEvalFeed:
 
     def rounds(self, world_size: int, among: Indices | None = None) -> int:
         count = len(self) if among is None else len(among)
-        return math.ceil(math.ceil(count / self.batch_size) / world_size)
+        return rounds_of(count, self.batch_size, world_size)
 
     def batches(
         self, rank: int, world_size: int, among: Indices | None = None

@@ -1,5 +1,6 @@
 """What a data set is once it is found on disk: pixels in memory, or names of files."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -125,3 +126,8 @@ def subset(dataset: Dataset, sizes: tuple[int, int] | None) -> Dataset:
     return replace(
         dataset, train=dataset.train.take(balanced(dataset.train.labels, train)), tests=tests
     )
+
+
+def rounds_of(images: int, batch_size: int, world_size: int) -> int:
+    """How many batches the process with the most of them gets."""
+    return math.ceil(math.ceil(images / batch_size) / world_size)

@@ -1,7 +1,6 @@
 """Test sets on disk: each image decoded once, every view of it cut."""
 
 import itertools
-import math
 from collections.abc import Generator, Sequence
 from typing import Any, NamedTuple
 
@@ -12,7 +11,7 @@ from torch.utils.data import Dataset
 
 from rescue_cli.batch import Shown, View, to_device
 from rescue_cli.data.decode import UNREADABLE, Decoder, Interpolation, centre_crop
-from rescue_cli.data.splits import Files
+from rescue_cli.data.splits import Files, rounds_of
 from rescue_cli.data.workers import CHUNK, decode, end_workers, next_of, reason_of, start_workers
 from rescue_cli.draws import Indices
 from rescue_cli.errors import DataError
@@ -69,7 +68,7 @@ class StreamEvalFeed:
 
     def rounds(self, world_size: int, among: Indices | None = None) -> int:
         count = len(self) if among is None else len(among)
-        return math.ceil(math.ceil(count / self.batch_size) / world_size)
+        return rounds_of(count, self.batch_size, world_size)
 
     def batches(
         self, rank: int, world_size: int, among: Indices | None = None

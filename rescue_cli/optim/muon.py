@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from rescue_cli.errors import UsageError
+from rescue_cli.optim.scaled import moving
 from rescue_cli.registry import Fraction, NotNegative, Positive, PositiveInt
 
 Coefficients = tuple[float, float, float]
@@ -70,14 +71,7 @@ class Muon(Optimizer):
         """One update from the parameters' gradients."""
         assert closure is None
         found_inf: Tensor | None = getattr(self, "found_inf", None)
-        scale: Tensor | None = getattr(self, "grad_scale", None)
-        for group in self.param_groups:
-            parameters = [p for p in group["params"] if p.grad is not None]
-            if not parameters:
-                continue
-            gradients = [p.grad for p in parameters]
-            if scale is not None:
-                gradients = list(torch._foreach_div(gradients, scale))
+        for group, parameters, gradients in moving(self):
             directions = self._directions(parameters, gradients, group, found_inf)
             if group["lr"]:
                 self._move(parameters, directions, group, found_inf)

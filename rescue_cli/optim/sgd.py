@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from rescue_cli.optim.scaled import moving
 from rescue_cli.registry import Fraction, NotNegative, Positive
 
 
@@ -77,14 +78,7 @@ class SgdVelocity(Optimizer):
         """One update from the parameters' gradients."""
         assert closure is None
         found_inf: Tensor | None = getattr(self, "found_inf", None)
-        scale: Tensor | None = getattr(self, "grad_scale", None)
-        for group in self.param_groups:
-            parameters = [p for p in group["params"] if p.grad is not None]
-            if not parameters:
-                continue
-            gradients = [p.grad for p in parameters]
-            if scale is not None:
-                gradients = list(torch._foreach_div(gradients, scale))
+        for group, parameters, gradients in moving(self):
             velocities = [self._velocity(p) for p in parameters]
             _update(parameters, gradients, velocities, group, found_inf)
 

@@ -1,0 +1,24 @@
+"""What an optimizer of ours needs to step under torch's gradient scaler."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+
+def moving(optimizer: Optimizer) -> Iterator[tuple[dict[str, Any], list[Tensor], list[Tensor]]]:
+    """Each group that has gradients: the group, its parameters, their gradients unscaled.
+
+    A scaler that has not unscaled them yet leaves the scale in the optimizer's `grad_scale`.
+    """
+    scale: Tensor | None = getattr(optimizer, "grad_scale", None)
+    for group in optimizer.param_groups:
+        parameters = [p for p in group["params"] if p.grad is not None]
+        if not parameters:
+            continue
+        gradients = [p.grad for p in parameters]
+        if scale is not None:
+            gradients = list(torch._foreach_div(gradients, scale))
+        yield group, parameters, gradients
