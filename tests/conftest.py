@@ -1,11 +1,50 @@
 """What tests of several rooms share: real images, unpacked once a session to a scratch folder."""
 
 import os
+import sys
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
+
+from rescue_cli.cli import main
+
+
+class Ended(NamedTuple):
+    """What a call of the command left."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def said(self) -> list[str]:
+        return self.err.splitlines()
+
+
+Rescue = Callable[..., Ended]
+
+
+@pytest.fixture
+def rescue(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> Rescue:
+    """Runs the command in an empty folder, in this process, on a terminal 80 columns wide."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.delenv("RESCUE_DATA", raising=False)
+
+    def run(*arguments: object) -> Ended:
+        monkeypatch.setattr(sys, "argv", ["rescue", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert Path.cwd() == tmp_path
+        assert isinstance(ended.value.code, int)
+        return Ended(ended.value.code, *capsys.readouterr())
+
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -4,16 +4,14 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from rescue_cli.cli import main
 from rescue_cli.recipe import find, load, names
+from tests.conftest import Ended, Rescue
 
 STABLE = {
     "run", "recipe", "seed", "top1", "top5", "loss", "count", "epochs", "steps", "seconds_train",
@@ -23,42 +21,6 @@ STABLE = {
 # Beside the stable keys: a list with an entry for each set, size and crop, and a run's accidents
 OTHER = {"sets", "best", "replaced_images", "corrupt_files", "skipped_steps"}
 SMALL = ("model.width=4",)
-
-
-@dataclass(frozen=True)
-class Ended:
-    code: int
-    out: str
-    err: str
-
-    @property
-    def said(self) -> list[str]:
-        return self.err.splitlines()
-
-
-Rescue = Callable[..., Ended]
-
-
-@pytest.fixture
-def rescue(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> Rescue:
-    """Runs the command in an empty folder, in this process, on a terminal 80 columns wide."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "80")
-    monkeypatch.delenv("RESCUE_DATA", raising=False)
-
-    def run(*arguments: str) -> Ended:
-        monkeypatch.setattr(sys, "argv", ["rescue", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        assert Path.cwd() == tmp_path
-        caught = capsys.readouterr()
-        code = ended.value.code
-        assert isinstance(code, int)
-        return Ended(code, caught.out, caught.err)
-
-    return run
 
 
 def written(folder: Path) -> list[str]:

@@ -3,9 +3,7 @@
 import json
 import os
 import shutil
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,43 +14,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from rescue_cli import data
-from rescue_cli.cli import main
 from rescue_cli.data import Files, Keys
 from rescue_cli.results import RunDirectory, read_json
+from tests.conftest import Rescue
 
 NETWORK = "tf_efficientnet_lite0"
 # What timm's own transform, model and cross-entropy say of the 256 photographs (timm 1.0.31)
 TIMM = {"right": 223, "right_in_5": 250, "loss": 0.5628237}
-
-
-@dataclass(frozen=True)
-class Ended:
-    code: int
-    out: str
-    err: str
-
-
-Rescue = Callable[..., Ended]
-
-
-@pytest.fixture
-def rescue(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> Rescue:
-    """Runs the command in an empty folder, in this process, on a terminal 80 columns wide."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "80")
-    monkeypatch.delenv("RESCUE_DATA", raising=False)
-
-    def run(*arguments: object) -> Ended:
-        monkeypatch.setattr(sys, "argv", ["rescue", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        caught = capsys.readouterr()
-        assert isinstance(ended.value.code, int)
-        return Ended(ended.value.code, caught.out, caught.err)
-
-    return run
 
 
 @pytest.fixture(autouse=True)

@@ -1,40 +1,21 @@
 """`--model` and `--epochs`: the overrides that they stand for."""
 
 import json
-import sys
-from collections.abc import Callable
 from typing import Annotated, Any
 
 import pytest
 import torch
 
 from rescue_cli import build, options
-from rescue_cli.cli import main
 from rescue_cli.cli.expand import expand
 from rescue_cli.errors import UsageError
 from rescue_cli.parts.updates import rates_of
 from rescue_cli.recipe import Recipe, architectures, from_tree, load, names
 from rescue_cli.registry import Epochs, InEpochs, PositiveInt, Within
 from rescue_cli.schedule import SCHEDULES, Rates, Schedule, Span
+from tests.conftest import Rescue
 
 ROWS: list[dict[str, Any]] = architectures.table()["architectures"]
-Rescue = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def rescue(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Any
-) -> Rescue:
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(sys, "argv", ["rescue", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        assert isinstance(ended.value.code, int)
-        caught = capsys.readouterr()
-        return ended.value.code, caught.out, caught.err
-
-    return run
 
 
 def with_model(recipe: str, name: str, *overrides: str) -> Recipe:

@@ -1,8 +1,6 @@
 """`rescue plan`: updates, memory and cost, against what the paper used."""
 
 import json
-import sys
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,29 +8,15 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from rescue_cli import estimate
-from rescue_cli.cli import main
 from rescue_cli.estimate.memory import Live
 from rescue_cli.recipe import architectures, load
+from tests.conftest import Rescue
 
 SMALL = ["model.name=resnet18"]
-Plan = Callable[..., tuple[int, str, str]]
 
 
-@pytest.fixture
-def plan(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Plan:
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["rescue", "plan", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        assert isinstance(ended.value.code, int)
-        caught = capsys.readouterr()
-        return ended.value.code, caught.out, caught.err
-
-    return run
-
-
-def planned(plan: Plan, *arguments: str) -> dict[str, Any]:
-    code, out, _ = plan(*arguments, "--json")
+def planned(rescue: Rescue, *arguments: str) -> dict[str, Any]:
+    code, out, _ = rescue("plan", *arguments, "--json")
     assert code == 0
     found: dict[str, Any] = json.loads(out)
     return found
@@ -43,11 +27,19 @@ def planned(plan: Plan, *arguments: str) -> dict[str, Any]:
     [("a1", 375_000, 22_095, 110), ("a2", 187_500, 22_095, 55), ("a3", 62_500, 11_390, 15)],
 )
 def test_plans_are_what_the_papers_table_1_reports(
-    plan: Plan, recipe: str, updates: int, memory: int, hours: int
+    rescue: Rescue, recipe: str, updates: int, memory: int, hours: int
 ) -> None:
     per_epoch = hours / load(recipe).train.epochs
     found = planned(
-        plan, "--recipe", recipe, "--gpus", "4", "--hours-per-epoch", str(per_epoch), "--price", "3"
+        rescue,
+        "--recipe",
+        recipe,
+        "--gpus",
+        "4",
+        "--hours-per-epoch",
+        str(per_epoch),
+        "--price",
+        "3",
     )
     assert list(found)[:6] == [
         "recipe", "parameters", "flops", "updates", "images", "peak_memory_mb",
@@ -95,9 +87,11 @@ def test_memory_counts_storages_once_in_blocks_of_512_bytes_while_they_live() ->
         assert live.now == 0
 
 
-def test_plan_warns_and_names_the_largest_slice_that_fits(plan: Plan) -> None:
+def test_plan_warns_and_names_the_largest_slice_that_fits(rescue: Rescue) -> None:
     recipe = load("a3", SMALL)
-    code, _, err = plan("--recipe", "a3", *SMALL, "--gpus", "2", "--gpu-memory", "2", "--json")
+    code, _, err = rescue(
+        "plan", "--recipe", "a3", *SMALL, "--gpus", "2", "--gpu-memory", "2", "--json"
+    )
     peak = estimate.peak_memory(recipe, gpus=2)
     assert code == 0
     assert err == (
@@ -108,8 +102,9 @@ def test_plan_warns_and_names_the_largest_slice_that_fits(plan: Plan) -> None:
     assert estimate.largest_slice(recipe, peak, 100.0, 2) is None
 
 
-def test_plan_prints_what_is_needed_and_assumed(plan: Plan) -> None:
-    code, out, err = plan(
+def test_plan_prints_what_is_needed_and_assumed(rescue: Rescue) -> None:
+    code, out, err = rescue(
+        "plan",
         "--recipe", "a3", "--model", "resnet18", "--epochs", "10", "--images-per-second", "1000",
         "--price", "2.5",
     )  # fmt: skip
@@ -130,8 +125,8 @@ def test_plan_prints_what_is_needed_and_assumed(plan: Plan) -> None:
     ]
 
 
-def test_hours_and_cost_are_null_where_nobody_says_how_fast(plan: Plan) -> None:
-    found = planned(plan, "--recipe", "quickstart")
+def test_hours_and_cost_are_null_where_nobody_says_how_fast(rescue: Rescue) -> None:
+    found = planned(rescue, "--recipe", "quickstart")
     assert (found["hours"], found["cost"]) == (None, None)
     assert found["updates"] == 6 * (6000 // 128)
     assert found["peak_memory_mb"] > 0
@@ -163,8 +158,8 @@ def test_hours_and_cost_are_null_where_nobody_says_how_fast(plan: Plan) -> None:
     ],
 )
 def test_a_plan_that_cannot_be_made_says_why(
-    plan: Plan, arguments: list[str], message: str
+    rescue: Rescue, arguments: list[str], message: str
 ) -> None:
-    code, out, err = plan("--recipe", "a3", *arguments)
+    code, out, err = rescue("plan", "--recipe", "a3", *arguments)
     assert (code, out) == (2, "")
     assert err == f"error: {message}\n"

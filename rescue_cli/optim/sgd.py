@@ -99,15 +99,16 @@ def _update(
 ) -> None:
     changes = torch._foreach_add(gradients, parameters, alpha=group["weight_decay"])
     torch._foreach_mul_(changes, group["lr"])
-    moved = list(torch._foreach_mul(velocities, group["momentum"]))
-    torch._foreach_sub_(moved, changes)
-    ahead = moved
+    before = velocities if found_inf is None else torch._foreach_clone(velocities)
+    torch._foreach_mul_(velocities, group["momentum"])
+    torch._foreach_sub_(velocities, changes)
+    ahead = velocities
     if group["nesterov"]:
-        ahead = list(torch._foreach_mul(moved, group["momentum"]))
+        ahead = list(torch._foreach_mul(velocities, group["momentum"]))
         torch._foreach_sub_(ahead, changes)
     if found_inf is not None:  # a skipped step keeps velocity and weights, without a host sync
         skip = found_inf.bool()
-        moved = [torch.where(skip, v, m) for v, m in zip(velocities, moved, strict=True)]
         ahead = [torch.where(skip, 0.0, a) for a in ahead]
-    torch._foreach_copy_(velocities, moved)
+        kept = [torch.where(skip, b, v) for b, v in zip(before, velocities, strict=True)]
+        torch._foreach_copy_(velocities, kept)
     torch._foreach_add_(parameters, ahead)
