@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,11 +31,11 @@ from rescue_cli.parts.ingredients import (
 from rescue_cli.parts.inputs import (
     Machine,
     dataset,
+    look,
     normalise,
     test_sets,
     train_feed,
     training_images,
-    whiten,
 )
 from rescue_cli.parts.source import PREPROCESSING
 from rescue_cli.parts.updates import optimizers, rates_of
@@ -50,6 +51,7 @@ __all__ = [
     "check",
     "check_ingredients",
     "dataset",
+    "epoch_length",
     "evaluator",
     "model",
     "normalise",
@@ -99,7 +101,7 @@ def step(recipe: Recipe, network: nn.Module, data: Dataset, machine: Machine, lo
         lambda changes, share: _learner(proxy_recipe(recipe, changes), share, data, machine)
     )
     loss = loss_of(recipe, select.share)
-    whiten(recipe, network, data, machine.device)
+    look(recipe, network, data, machine.device)
     forward = torch.compile(network, dynamic=False) if train.compile else network
     return Step(
         feed=train_feed(recipe, data, sampler, mine, operations, machine, log, per_epoch),
@@ -129,7 +131,7 @@ def step(recipe: Recipe, network: nn.Module, data: Dataset, machine: Machine, lo
 def _learner(recipe: Recipe, share: float, data: Dataset, machine: Machine) -> Learner:
     """A network that follows the recipe beside the trained one, on a share of the images."""
     network = model(recipe, len(data.classes), machine.device)
-    whiten(recipe, network, data, machine.device)
+    look(recipe, network, data, machine.device)
     scaler = torch.amp.GradScaler(machine.device.type, enabled=recipe.train.precision == "float16")
     per_epoch = steps_per_epoch(recipe.train, len(data.train))
     loss = loss_of(recipe, share)
@@ -180,6 +182,14 @@ def protocol(
         "std": std,
         "preprocessing": dict.fromkeys(PREPROCESSING, "recipe"),
     }
+
+
+def epoch_length(recipe: Recipe, cache: Path) -> int:
+    """The updates of an epoch; looks at the data only where their number is not known without."""
+    images = training_images(recipe)
+    if images is None and recipe.train.steps_per_epoch is None:
+        images = len(dataset(recipe, cache).train)
+    return steps_per_epoch(recipe.train, images or 0)
 
 
 def outline(recipe: Recipe) -> dict[str, Any]:

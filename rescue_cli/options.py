@@ -143,7 +143,8 @@ def _addresses(section: str, items: Sequence[Item], place: int) -> list[str]:
     """The paths by which an item of a list can be reached: its group, its name, its position."""
     labels = [[i.options.get("params"), i.name] for i in items]
     flat = [label for pair in labels for label in pair]
-    mine = [str(label) for label in labels[place] if label and flat.count(label) == 1]
+    unique = (str(label) for label in labels[place] if label and flat.count(label) == 1)
+    mine = [label for label in unique if "." not in label]  # a parameter's name is no address
     return [f"{section}.{label}" for label in (*mine, place)]
 
 

@@ -172,6 +172,7 @@ def _loop(
         eval_every=recipe.eval.every,
         save_every=recipe.train.checkpoint_epochs,
         log_every=recipe.train.log_every,
+        stop_above=recipe.train.stop_above,
         snapshots=frozenset(recipe.train.snapshots),
     )
     return Loop(

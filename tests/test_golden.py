@@ -32,6 +32,7 @@ LADDER = (
     "whitening-short", "ema", "tta", "long", "baseline-long",
 )  # fmt: skip
 GHOSTS = {"ghost-norm", "frozen-scale", "whitening", "whitening-short", "ema", "tta", "long"}
+SMITH = ("1cycle", "step")
 AIRBENCH = ("hlb", "airbench94", "airbench95", "airbench96", "airbench94-muon", "hiverge94")
 SMALLEST = {
     "quickstart": ["model.width=4"],
@@ -47,6 +48,18 @@ SMALLEST = {
     **{
         name: ["model.name=resnet18", "data.train_size=32"]
         for name in ("resnet", "fixres", "deit", "fams")
+    },
+    **{f"{kind}-{net}": [] for kind in SMITH for net in ("3layer", "lenet")},
+    **{f"{kind}-resnet56": ["model.depth=14"] for kind in SMITH},
+    **{
+        f"{kind}-{net}": ["model={name: smith-resnet56, depth: 14, norm_momentum: 0.1}"]
+        for kind in SMITH
+        for net in ("wide32", "densenet40")
+    },
+    **{
+        f"{kind}-imagenet-{net}": ["model.name=resnet18", "data.train_size=32"]
+        for kind in SMITH
+        for net in ("resnet50", "inception")
     },
 }
 

@@ -16,11 +16,11 @@ LAYERS = (
     {"errors"},
     {"registry", "results"},
     {"recipe", "distributed", "draws"},
-    {"batch", "plans"},
+    {"batch", "plans", "clues"},
     {"task", "data", "sampling", "augment", "mix", "selection", "model", "loss", "optim",
      "schedule", "averaging", "evaluation"},
     {"engine"},
-    {"parts", "options"},
+    {"parts", "options", "range_test"},
     {"build"},
     {"outcome"},
     {"worker", "prediction", "bench", "estimate"},
@@ -31,7 +31,10 @@ LAYERS = (
 )  # fmt: skip
 LAYER = {room: number for number, rooms in enumerate(LAYERS) for room in rooms}
 SLOW = {"timm", "torchvision", "scipy", "matplotlib"}
-WITHOUT_TORCH = {"errors", "registry", "results", "recipe", "plans", "report", "cli", "launch"}
+WITHOUT_TORCH = {
+    "errors", "registry", "results", "recipe", "plans", "clues", "range_test", "report", "cli",
+    "launch",
+}  # fmt: skip
 MODULES = sorted(file for file in PACKAGE.rglob("*.py") if file != PACKAGE / "__init__.py")
 
 

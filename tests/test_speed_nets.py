@@ -17,7 +17,7 @@ from rescue_cli.data import Dataset, FileNames, Files, Images
 from rescue_cli.errors import UsageError
 from rescue_cli.model import MODELS, GhostBatchNorm2d, Whitening
 from rescue_cli.model.airbench import dirac_added
-from rescue_cli.parts.inputs import whiten
+from rescue_cli.parts.inputs import look
 from tests.engine_runs import drawn
 
 CPU = torch.device("cpu")
@@ -185,7 +185,7 @@ def prepared(net: nn.Module, *, training: bool) -> tuple[nn.Module, Tensor]:
                 if module.weight.requires_grad:
                     module.weight.uniform_(0.5, 2)
             if isinstance(module, Whitening):
-                module.set_filters([torch.randn(20, 3, 8, 8)])
+                module.look([torch.randn(20, 3, 8, 8)])
     return net, torch.randn(8, 3, 32, 32, dtype=torch.float64)
 
 
@@ -347,7 +347,7 @@ def test_whitened_patches_of_photographs_are_uncorrelated(
 ) -> None:
     images = photographs(cifar_folders)
     layer = whitening(size=size, eps=eps, mirrored=mirrored, centred=centred)
-    layer.set_filters(torch.split(images, 64))
+    layer.look(torch.split(images, 64))
     count = 3 * size**2
     patches = patches_by_hand(images, size)
     filters = layer.weight.flatten(1)[:count]
@@ -376,7 +376,7 @@ def test_filters_depend_on_neither_batches_nor_the_sign_that_eigh_picks(
     found = []
     for batches in ((images,), torch.split(images.flip(0), 7), (images.float(),)):
         layer = whitening(size=2, eps=5e-4, mirrored=True, centred=False)
-        layer.set_filters(batches)
+        layer.look(batches)
         found.append(layer.weight)
     torch.testing.assert_close(found[1], found[0], rtol=0, atol=1e-6)
     torch.testing.assert_close(found[2], found[0], rtol=0, atol=1e-3)
@@ -424,7 +424,7 @@ def test_a_set_smaller_than_asked_for_is_used_whole() -> None:
     data, filters = drawn(1, 28, 16), []
     for images in (16, 5000):
         network = build.model(recipe_of(whitening_images=images), 10, CPU)
-        whiten(recipe_of(whitening_images=images), network, data, CPU)
+        look(recipe_of(whitening_images=images), network, data, CPU)
         filters.append(network.state_dict()["whitening.weight"])
     assert torch.equal(*filters)
 
@@ -434,10 +434,10 @@ def test_whitening_wants_images_in_memory(tmp_path: Path) -> None:
     files = Files(FileNames.of(tmp_path, []), np.zeros(0, dtype=np.int64))
     data = Dataset(files, {"test": files}, tuple("abcdefghij"))
     with pytest.raises(UsageError) as error:
-        whiten(recipe, build.model(recipe, 10, CPU), data, CPU)
+        look(recipe, build.model(recipe, 10, CPU), data, CPU)
     assert str(error.value) == (
-        "model.whitening_images: 10 images are looked at together, and fashion-mini is read from "
-        "files. Set data.resident=true."
+        "model (airbench): looks at 10 training images before it trains, and fashion-mini is read "
+        "from files. Set data.resident=true."
     )
 
 

@@ -15,6 +15,7 @@ from rescue_cli.errors import RescueError
 VERBS = {
     "train": "Train a recipe; the result is printed and kept in the run directory.",
     "eval": "Evaluate weights as training does: every image once, one table.",
+    "lr-range-test": "Find the largest stable learning rate from a run in which it rises (Smith).",
     "predict": "Print the most probable classes of images.",
     "plan": "Say what a recipe costs in updates, FLOPs, memory, hours and money; needs no GPU.",
     "models": "List the architectures of the paper's tables; train takes each as --model NAME.",
@@ -22,9 +23,17 @@ VERBS = {
     "study": "Print a published comparison, with what was measured of it.",
     "bench": "Measure speed, as ratios within one run.",
 }
-MODULES = {"eval": "evaluate"}  # where the verb is no good name for a module
+# Where the verb is no good name for a module
+MODULES = {"eval": "evaluate", "lr-range-test": "lr_range_test"}
 # What trains or evaluates for long, and begins with the allocator's settings on a CPU
-COMPUTING = (["train"], ["eval"], ["bench", "step"], ["bench", "train"], ["bench", "inference"])
+COMPUTING = (
+    ["train"],
+    ["eval"],
+    ["lr-range-test"],
+    ["bench", "step"],
+    ["bench", "train"],
+    ["bench", "inference"],
+)
 COMPUTING_NOTHING = {"-h", "--help", "--dry-run"}
 
 # The base of typer's own errors, which is click's or its copy of click's

@@ -30,6 +30,7 @@ class Plan:
     eval_every: float
     save_every: float
     log_every: int
+    stop_above: float | None
     snapshots: frozenset[int]
 
     def epoch(self, step: int) -> float:
@@ -205,6 +206,12 @@ class Loop:
         """The mean loss since the last line of metrics; raises `DivergedError` if not finite."""
         total = distributed.sum_over_ranks(self.step.loss_sum.clone())
         (loss,) = to_host(total / (distributed.world_size() * max(steps, 1)))
+        if steps and self._is_beyond(loss):
+            raise DivergedError(
+                f"the loss is {loss:.4g} between steps {self.progress.logged} and "
+                f"{self.progress.step}, above train.stop_above={self.plan.stop_above:g} times the "
+                f"first ({self.recorder.first_loss:.4g}). Lower optim.lr."
+            )
         if not math.isfinite(loss):
             rates = self.step.optimizers.set_rates(self.progress.step - 1)
             known = self.recorder.last_loss
@@ -220,6 +227,11 @@ class Loop:
                 "The last good checkpoint stands."
             )
         return loss
+
+    def _is_beyond(self, loss: float) -> bool:
+        """Whether a finite loss is so many times the first on record that the run is given up."""
+        first, limit = self.recorder.first_loss, self.plan.stop_above
+        return limit is not None and first is not None and limit * first < loss < math.inf
 
     def _count_seconds(self) -> None:
         now = time.perf_counter()

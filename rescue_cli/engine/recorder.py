@@ -19,20 +19,22 @@ class Recorder:
         self.writes = writes
         self.metrics: IO[str] | None = None
         self.log_file: IO[str] | None = None
+        self.first_loss: float | None = None
         self.last_loss: float | None = None
         self.bar = Bar(steps) if writes and sys.stderr.isatty() else None
 
     def open(self, step: int, evaluated: int) -> None:
         """Starts at a step: lines of metrics beyond it are dropped, as they will come again."""
-        if not self.writes:
-            return
         kept = [
             line
             for line in read_metrics(self.run.metrics)
             if line["step"] < step
             or (line["step"] == step and (line["kind"] == "train" or evaluated == step))
         ]
-        self.last_loss = next((x["loss"] for x in reversed(kept) if x["kind"] == "train"), None)
+        losses = [line["loss"] for line in kept if line["kind"] == "train"]
+        self.first_loss, self.last_loss = (losses[0], losses[-1]) if losses else (None, None)
+        if not self.writes:
+            return
         partial = self.run.metrics.with_suffix(".partial")
         partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
         os.replace(partial, self.run.metrics)
@@ -53,6 +55,7 @@ class Recorder:
         """One line of metrics."""
         if kind == "train":
             self.last_loss = values["loss"]
+            self.first_loss = self.last_loss if self.first_loss is None else self.first_loss
         if self.metrics is not None:
             self.metrics.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
             self.metrics.flush()

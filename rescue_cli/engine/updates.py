@@ -52,8 +52,12 @@ class Optimizers:
         for rated in self.rated:
             rates = rated.schedule(step)
             rated.group["lr"] = rates.lr * rated.ratio
-            if rates.momentum is not None and "momentum" in rated.group:
+            if rates.momentum is None:
+                continue
+            if "momentum" in rated.group:
                 rated.group["momentum"] = rates.momentum
+            else:  # the first of Adam's and LAMB's
+                rated.group["betas"] = (rates.momentum, *rated.group["betas"][1:])
         return self.rated[0].schedule(step)
 
     def step(self) -> None:

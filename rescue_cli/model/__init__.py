@@ -5,25 +5,47 @@ from collections.abc import Callable
 from torch import nn
 
 from rescue_cli.model.airbench import airbench
+from rescue_cli.model.fillers import Filler, fill
 from rescue_cli.model.ghost import GhostBatchNorm2d, group_count
+from rescue_cli.model.looking import Looking
 from rescue_cli.model.resnet9 import resnet9
+from rescue_cli.model.smith import (
+    lenet,
+    smith_3layer,
+    smith_densenet40,
+    smith_resnet56,
+    smith_wide32,
+)
 from rescue_cli.model.weights import load_weights
 from rescue_cli.model.whitening import Whitening
 from rescue_cli.model.zoo import zoo
 
-MODELS: dict[str, Callable[..., nn.Module]] = {"airbench": airbench, "resnet9": resnet9}
+MODELS: dict[str, Callable[..., nn.Module]] = {
+    "airbench": airbench,
+    "resnet9": resnet9,
+    "smith-3layer": smith_3layer,
+    "smith-resnet56": smith_resnet56,
+    "smith-wide32": smith_wide32,
+    "smith-densenet40": smith_densenet40,
+    "lenet": lenet,
+}
 
 
-def common(*, weights: str | None = None) -> str | None:
-    """Keys that every model has. `weights`: a run, a safetensors file, or `timm` to download."""
-    return weights
+def common(*, weights: str | None = None, init: Filler | None = None) -> None:
+    """Keys that every model has.
+
+    `weights`: a run, a safetensors file, or `timm` to download. `init`: other initial weights than
+    the network's own, see `fill`.
+    """
 
 
 __all__ = [
     "MODELS",
     "GhostBatchNorm2d",
+    "Looking",
     "Whitening",
     "common",
+    "fill",
     "group_count",
     "load_weights",
     "zoo",

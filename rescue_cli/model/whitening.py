@@ -7,13 +7,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from rescue_cli.model.looking import Looking
 
-class Whitening(nn.Conv2d):
+
+class Whitening(Looking, nn.Conv2d):
     """Frozen filters: the principal components of image patches, each scaled to unit variance.
 
     Images (n, channels, h, w) -> (n, channels * size^2, ...), twice as many where `mirrored`, which
-    adds each filter's negation. The filters are random until `set_filters`, which wants `images`
-    of them. A `bias` is trained; it starts as torch's or at zero.
+    adds each filter's negation. The filters are random until `look`, which wants `images` images.
+    A `bias` is trained; it starts as torch's or at zero.
     """
 
     whitens = True  # the mark of the parameter group `whitening`
@@ -41,7 +43,7 @@ class Whitening(nn.Conv2d):
         self.centred = centred
 
     @torch.no_grad()
-    def set_filters(self, batches: Iterable[Tensor]) -> None:
+    def look(self, batches: Iterable[Tensor]) -> None:
         """Takes the filters from normalised images in batches (n, channels, h, w)."""
         covariance = patch_covariance(batches, self.kernel_size[0], centred=self.centred)
         filters = components(covariance, self.eps)

@@ -32,6 +32,7 @@ def _filters(_module: nn.Module, _name: str, parameter: nn.Parameter) -> bool:
     return parameter.ndim == 4
 
 
+# An item may also name a parameter itself (`conv1.bias`), which then leaves its group.
 # Disjoint by construction: the first that fits owns the parameter. `head` is the weight of the
 # last linear layer, `rest` what no other name fits; both need the whole model and are added below.
 GROUPS: dict[str, Callable[[nn.Module, str, nn.Parameter], bool] | None] = {
@@ -77,9 +78,11 @@ def groups_of(model: nn.Module) -> dict[str, str]:
 def claims(model: nn.Module, items: Sequence[Mapping[str, Any]]) -> list[Claim]:
     """Each optimizer item's parameters; raises `UsageError` unless all are claimed exactly once."""
     owner = groups_of(model)
+    named = [_named(i, item, len(items), owner) for i, item in enumerate(items)]
+    owner |= {name: name for groups in named for name in groups if name in owner}
     claimed: dict[str, int] = {}
-    for i, item in enumerate(items):
-        for group in _named(i, item, len(items)):
+    for i, groups in enumerate(named):
+        for group in groups:
             if group in claimed:
                 raise UsageError(
                     f"optim: the parameters '{group}' are claimed twice, by items "
@@ -96,17 +99,16 @@ def claims(model: nn.Module, items: Sequence[Mapping[str, Any]]) -> list[Claim]:
     return [_claim(i, item, owner, claimed) for i, item in enumerate(items)]
 
 
-def _named(i: int, item: Mapping[str, Any], count: int) -> list[str]:
-    """The groups that an item names: one, several joined by '+', or all."""
+def _named(i: int, item: Mapping[str, Any], count: int, known: Mapping[str, str]) -> list[str]:
+    """What an item names: groups or parameters, one or several joined by '+', or all groups."""
     params = item.get("params")
     if params is None and count > 1:
         raise UsageError(f"optim[{i}]: missing key 'params' (one of {', '.join(GROUPS)}). Add it.")
     groups = list(GROUPS) if params in (None, "all") else str(params).split("+")
     for group in groups:
-        if group not in GROUPS:
-            raise UsageError(
-                f"optim[{i}].params: '{group}' is not known. {did_you_mean(group, GROUPS)}"
-            )
+        if group not in GROUPS and group not in known:
+            hint = did_you_mean(group, known if "." in group else GROUPS)
+            raise UsageError(f"optim[{i}].params: '{group}' is not known. {hint}")
     for group in item.get("no_decay", ()):
         if group not in GROUPS:
             raise UsageError(

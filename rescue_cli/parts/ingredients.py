@@ -9,7 +9,7 @@ from rescue_cli import registry
 from rescue_cli.augment import AUGMENTATIONS, FileCrop, Operation
 from rescue_cli.data import FACTS, Keys
 from rescue_cli.loss import LOSSES, Loss
-from rescue_cli.model import MODELS, zoo
+from rescue_cli.model import MODELS, fill, zoo
 from rescue_cli.model import common as model_keys
 from rescue_cli.recipe import Item, Recipe, from_tree
 
@@ -40,8 +40,12 @@ def network_of(recipe: Recipe, classes: int) -> nn.Module:
     options = registry.check(f"model ({item.name})", item.options, function, model_keys)
     mine = registry.pick(options, function)
     if item.name in MODELS:
-        return MODELS[item.name](classes, channels, **mine)
-    return zoo(item.name, classes, channels, **mine)
+        network = MODELS[item.name](classes, channels, **mine)
+    else:
+        network = zoo(item.name, classes, channels, **mine)
+    if filler := options.get("init"):
+        fill(network, filler)
+    return network
 
 
 def proxy_recipe(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:

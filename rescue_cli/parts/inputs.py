@@ -19,11 +19,11 @@ from rescue_cli.data.stream_eval import EvalViews, StreamEvalFeed
 from rescue_cli.engine.evaluate import EvalFeed, EvalSet
 from rescue_cli.engine.step import Feed
 from rescue_cli.errors import UsageError
-from rescue_cli.model import Whitening
+from rescue_cli.model import Looking
 from rescue_cli.parts.ingredients import data_keys
 from rescue_cli.recipe import Recipe, total_steps
 
-WHITENED = 500  # images whose patches are in memory at once, 100 MB at 32 px
+LOOKED_AT = 500  # images in memory at once: their patches are 100 MB at 32 px
 
 
 @dataclass(frozen=True)
@@ -123,25 +123,25 @@ def _test_feed(recipe: Recipe, split: Split, machine: Machine) -> EvalFeed:
     return StreamEvalFeed(decoding, evaluation.batch_size, machine.workers, machine.device)
 
 
-def whiten(recipe: Recipe, network: nn.Module, data: Dataset, device: torch.device) -> None:
-    """Sets the network's whitening filters from the training images, normalised, not augmented.
+def look(recipe: Recipe, network: nn.Module, data: Dataset, device: torch.device) -> None:
+    """Sets the layers that want to see training images first: whitening filters, a mean image.
 
     The images are evenly spaced over the set, which may be sorted by class; all of them where it
     has fewer than asked for. Weights that the recipe loads keep theirs. Raises `UsageError`.
     """
-    layers = [module for module in network.modules() if isinstance(module, Whitening)]
+    layers = [module for module in network.modules() if isinstance(module, Looking)]
     if not layers or recipe.model.options.get("weights"):
         return
     if not isinstance(data.train, Images):
         raise UsageError(
-            f"model.whitening_images: {layers[0].images} images are looked at together, and "
-            f"{recipe.data.name} is read from files. Set data.resident=true."
+            f"model ({recipe.model.name}): looks at {layers[0].images or 'all'} training images "
+            f"before it trains, and {recipe.data.name} is read from files. Set data.resident=true."
         )
     pixels, to_floats = data.train.pixels, normalise(recipe, device)
     for layer in layers:
-        count = min(layer.images, len(pixels))
-        parts = np.array_split(np.arange(count) * len(pixels) // count, -(-count // WHITENED))
-        layer.set_filters(to_floats(to_device(pixels[part], device)) for part in parts)
+        count = min(layer.images or len(pixels), len(pixels))
+        parts = np.array_split(np.arange(count) * len(pixels) // count, -(-count // LOOKED_AT))
+        layer.look(to_floats(to_device(pixels[part], device)) for part in parts)
 
 
 def training_images(recipe: Recipe) -> int | None:

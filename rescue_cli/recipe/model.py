@@ -61,6 +61,7 @@ class Train:
     clip_grad_norm: Positive | None = None
     compile: bool = False
     deterministic: bool = False
+    stop_above: Positive | None = None  # times the first loss on record: the run has diverged
     steps_per_epoch: PositiveInt | None = None
     log_every: PositiveInt = 50
     checkpoint_epochs: Positive = 1.0

@@ -16,17 +16,17 @@ def draw(path: Path) -> None:
     run = RunDirectory(path)
     lines = read_metrics(run.metrics)
     if lines:
-        _save(_curves(lines), path / "curves.png")
+        save(_curves(lines), path / "curves.png")
     if run.samples.exists():
-        _save(_samples(run.samples), path / "samples.png")
+        save(_samples(run.samples), path / "samples.png")
     for file in sorted((path / "predictions").glob("*.npz")):
         with np.load(file) as arrays:
             _write_classes(arrays, file.with_suffix(".csv"))
             if len(arrays["classes"]) <= SHOWN_CLASSES:
-                _save(_confusion(arrays, file.stem), file.with_suffix(".png"))
+                save(_confusion(arrays, file.stem), file.with_suffix(".png"))
 
 
-def _figure(width: float, height: float) -> Any:
+def figure_of(width: float, height: float) -> Any:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -35,14 +35,14 @@ def _figure(width: float, height: float) -> Any:
     return figure
 
 
-def _save(figure: Any, path: Path) -> None:
+def save(figure: Any, path: Path) -> None:
     figure.savefig(path)
 
 
 def _curves(lines: Sequence[Mapping[str, Any]]) -> Any:
     """Loss, accuracy and learning rate by epoch."""
     train = [line for line in lines if line["kind"] == "train"]
-    figure = _figure(10, 3.2)
+    figure = figure_of(10, 3.2)
     loss, accuracy, rate = figure.subplots(1, 3)
     loss.plot(*_columns(train, "loss"), label="training", linewidth=1)
     for name, rows in _by_set(lines).items():
@@ -83,7 +83,7 @@ def _samples(file: Path) -> Any:
     with np.load(file) as arrays:
         images, labels = arrays["images"], arrays["labels"]
     rows = -(-len(images) // 4)
-    figure = _figure(6, 1.6 * rows)
+    figure = figure_of(6, 1.6 * rows)
     places = figure.subplots(rows, 4, squeeze=False).flat
     for axes, image, label in zip(places, images, labels, strict=False):
         grey = image.shape[0] == 1
@@ -100,7 +100,7 @@ def _confusion(arrays: Mapping[str, Any], title: str) -> Any:
     counts = arrays["confusion"]
     percent = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
     side = 3 + 0.35 * len(classes)
-    figure = _figure(side, side)
+    figure = figure_of(side, side)
     axes = figure.subplots()
     axes.imshow(percent, cmap="Blues", vmin=0, vmax=100)
     axes.set_xticks(range(len(classes)), classes, rotation=60, ha="right", fontsize=8)

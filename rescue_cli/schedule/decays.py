@@ -1,34 +1,12 @@
-"""The section `schedule`: learning rate and momentum as pure functions of the step."""
+"""Rates that fall: constant, cosine, exponential, by steps, by a power, along straight lines."""
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
 from rescue_cli.errors import UsageError
-from rescue_cli.registry import Epochs, Fraction, NotNegative, NotNegativeInt, Positive
-
-
-@dataclass(frozen=True)
-class Rates:
-    """`lr` of the reference group; other groups keep their ratio. `momentum` None: as it is."""
-
-    lr: float
-    momentum: float | None = None
-
-
-@dataclass(frozen=True)
-class Span:
-    """What a schedule runs over: the reference group's `lr`, steps an epoch, epochs in all."""
-
-    lr: float
-    steps_per_epoch: int
-    epochs: float
-
-
-Schedule = Callable[[int], Rates]
-FROZEN = Rates(0.0, 0.0)  # no momentum either: a velocity with the rate inside would roll on
+from rescue_cli.registry import Epochs, Fraction, NotNegative, Positive
+from rescue_cli.schedule.span import Rates, Schedule, Span
 
 
 def constant(span: Span) -> Schedule:
@@ -85,14 +63,29 @@ def exponential(
     return rates
 
 
-def step(span: Span, *, milestones: list[Epochs], factor: Positive) -> Schedule:
-    """The learning rate times `factor` at each milestone (epochs), held in between."""
+def step(span: Span, *, milestones: list[Epochs], factor: Positive | list[Positive]) -> Schedule:
+    """The learning rate times `factor` at each milestone (epochs), held in between.
+
+    A list of factors has one for each milestone.
+    """
+    factors = factor if isinstance(factor, list) else [factor] * len(milestones)
+    if len(factors) != len(milestones):
+        raise UsageError(
+            f"schedule (step): {len(milestones)} milestones and {len(factors)} factors. "
+            "Give one factor for each milestone, or one for all."
+        )
 
     def rates(step: int) -> Rates:
         epoch = step / span.steps_per_epoch
-        return Rates(span.lr * factor ** sum(epoch >= m for m in milestones))
+        passed = (f for f, m in zip(factors, milestones, strict=True) if epoch >= m)
+        return Rates(span.lr * math.prod(passed))
 
     return rates
+
+
+def inv(span: Span, *, gamma: Positive, power: Positive) -> Schedule:
+    """lr (1 + gamma t)^-power after t updates (Caffe's `inv`, LeNet's policy there)."""
+    return lambda step: Rates(span.lr * (1 + gamma * step) ** -power)
 
 
 def piecewise(span: Span, *, epochs: list[Epochs], factors: list[NotNegative]) -> Schedule:
@@ -115,26 +108,3 @@ def piecewise(span: Span, *, epochs: list[Epochs], factors: list[NotNegative]) -
         return Rates(span.lr * factors[-1])
 
     return rates
-
-
-def common(*, first_step: NotNegativeInt = 0, until: Epochs | None = None) -> None:
-    """Keys that every schedule has.
-
-    `first_step` 1 reads update 0 at step 1, as Myrtle does. From epoch `until` on the rate is 0,
-    and what it moves is frozen.
-    """
-
-
-def ending(schedule: Schedule, until: float, steps_per_epoch: int) -> Schedule:
-    """The schedule up to epoch `until`, `FROZEN` from there on."""
-    end = math.ceil(round(until * steps_per_epoch, 6))
-    return lambda step: schedule(step) if step < end else FROZEN
-
-
-SCHEDULES = {
-    "constant": constant,
-    "cosine": cosine,
-    "exponential": exponential,
-    "step": step,
-    "piecewise": piecewise,
-}

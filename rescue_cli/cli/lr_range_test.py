@@ -1,0 +1,259 @@
+"""`rescue lr-range-test`: runs of a rising rate, what they say, and a recipe that follows it."""
+
+import json as json_module
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from rich.table import Table
+
+from rescue_cli import range_test
+from rescue_cli import recipe as recipes
+from rescue_cli.cli import common
+from rescue_cli.cli.common import Device, Json, Overrides, Procs, RecipeName, Workers
+from rescue_cli.errors import DivergedError, UsageError
+from rescue_cli.range_test import Answer, Curves, Ramp, Reading
+from rescue_cli.recipe import Recipe, total_steps
+
+app = common.verb()
+SHOWN = 12  # rows of the table
+
+
+@app.command(epilog="Example: rescue lr-range-test --recipe 1cycle-3layer data.root=DIR")
+def lr_range_test(
+    overrides: Overrides = None,
+    recipe: RecipeName = None,
+    start: Annotated[
+        float | None, typer.Option(help="First rate; a hundredth of the recipe's.")
+    ] = None,
+    end: Annotated[float | None, typer.Option(help="Last rate; ten times the recipe's.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Updates of a run.", min=10)] = None,
+    epochs: Annotated[
+        float | None, typer.Option(help="Or its epochs; the recipe's by default.")
+    ] = None,
+    ramp: Annotated[str, typer.Option(help="linear or exponential.")] = "linear",
+    momentum: Annotated[
+        str | None, typer.Option(help="A:B, from the lowest rate to the highest.")
+    ] = None,
+    seeds: Annotated[int, typer.Option(help="Runs, each of its own seed.", min=1)] = 1,
+    points: Annotated[int, typer.Option(help="Evaluations of a run.", min=10)] = 40,
+    apply: Annotated[
+        Path | None, typer.Option(help="Write the recipe with a 1cycle to the rate found.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder; runs/lr-range-test/RECIPE/N by default.")
+    ] = None,
+    json: Json = False,
+    device: Device = None,
+    procs: Procs = None,
+    workers: Workers = None,
+) -> None:
+    """Find the largest stable learning rate from a run in which it rises (Smith)."""
+    from rescue_cli import build
+
+    where = common.device(device)
+    resolved = recipes.load(common.named_or_default(recipe), overrides or [])
+    build.check(resolved)
+    notes = [f"warning: {warning}" for warning in common.check_precision(resolved, where)]
+    if apply is not None and apply.exists():
+        raise UsageError(f"--apply: {apply} exists. Give the name of a new file.")
+    length, per_epoch = _length(resolved, steps, epochs)
+    lr = float(resolved.optim[0].options["lr"])
+    test = Ramp(
+        start=lr / 100 if start is None else start,
+        end=lr * 10 if end is None else end,
+        shape=_shape(ramp),
+        momentum=range_test.momentum_of(momentum),
+        epochs=length,
+        points=points,
+    )
+    planned = _planned(resolved, test, seeds, per_epoch)
+    folder = _folder(resolved, out)
+    for line in [str(folder), *notes, *common.allocator_notes()]:
+        common.note(line)
+    curves = [_run(folder / name, one, where, procs, workers) for name, one in planned.items()]
+    found = _Found(resolved, test, curves[:-1], curves[-1])
+    _write(folder, found)
+    print(json_module.dumps(found.summary)) if json else _print(found)
+    common.note(str(folder))
+    if apply is not None:
+        _apply(apply, found)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One run of a test."""
+
+    recipe: Recipe
+    ramp: Ramp
+    steps: int
+
+
+def _planned(recipe: Recipe, test: Ramp, seeds: int, per_epoch: int) -> dict[str, _Run]:
+    """The runs by the names of their folders, the one of half the steps last; all checked."""
+    from rescue_cli import build
+
+    half = replace(test, epochs=test.epochs / 2)
+    ramps = {**{f"seed-{seed}": (test, seed) for seed in range(seeds)}, "half": (half, 0)}
+    found = {}
+    for name, (ramp, seed) in ramps.items():
+        one = ramp.of(recipe, seed, per_epoch)
+        build.check(one)
+        found[name] = _Run(one, ramp, total_steps(one.train, per_epoch))
+    return found
+
+
+class _Found:
+    """The runs of a test, each read alone, and the answer of all."""
+
+    def __init__(self, recipe: Recipe, ramp: Ramp, full: list[Curves], half: Curves) -> None:
+        self.recipe, self.ramp, self.full, self.half = recipe, ramp, full, half
+        self.readings: list[Reading] = [range_test.reading(curves) for curves in full]
+        self.answer: Answer = range_test.answer(self.readings, range_test.reading(half), ramp.end)
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """The stable keys of `--json`, and the evidence."""
+        rates = [r.max_lr for r in self.readings if r.max_lr is not None]
+        return {
+            "recipe": self.recipe.name,
+            "max_lr": self.answer.max_lr,
+            "min_lr": self.answer.min_lr,
+            "band": [min(rates), max(rates)] if rates else None,
+            "trusted": self.answer.trusted,
+            "reasons": self.answer.reasons,
+            "suggestions": self.readings[0].suggestions,
+            "seeds": [
+                {"seed": curves.seed, "max_lr": r.max_lr, "evidence": r.evidence,
+                 "overfitting": r.overfitting, "suggestions": r.suggestions}
+                for curves, r in zip(self.full, self.readings, strict=True)
+            ],
+        }  # fmt: skip
+
+
+def _shape(text: str) -> Literal["linear", "exponential"]:
+    if text == "linear" or text == "exponential":
+        return text
+    raise UsageError(f"--ramp: '{text}' is not known. Use linear or exponential.")
+
+
+def _length(recipe: Recipe, steps: int | None, epochs: float | None) -> tuple[float, int]:
+    """A run's length in epochs, and the updates of an epoch."""
+    from rescue_cli import build
+
+    if steps is not None and epochs is not None:
+        raise UsageError("--steps and --epochs say the same thing. Give one of them.")
+    if epochs is not None and not 0 < epochs <= 1_000_000:
+        raise UsageError(f"--epochs: {epochs} must be above 0 and at most 1000000.")
+    per_epoch = build.epoch_length(recipe, Path("runs", ".cache"))
+    if steps is not None:
+        return steps / per_epoch, per_epoch
+    return recipe.train.epochs if epochs is None else epochs, per_epoch
+
+
+def _folder(recipe: Recipe, out: Path | None) -> Path:
+    from rescue_cli.launch import next_free
+
+    if out is None:
+        return next_free(Path("runs", "lr-range-test", recipe.name))
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"--out: {out} is a file. Give a folder.")
+    return out
+
+
+def _run(path: Path, run: _Run, device: str, procs: int | None, workers: int | None) -> Curves:
+    """Trains, or goes on, or takes what is there; a run that diverges ends there."""
+    from rescue_cli.launch import Nodes, environment, is_finished, prepare, run_directory
+
+    seed, diverged = run.recipe.train.seed, False
+    if not is_finished(path):
+        common.note(f"{path}: {run.steps} updates, seed {seed}")
+        facts = environment(
+            run.recipe,
+            verb="train",
+            device=device,
+            procs=procs or 1,
+            workers=workers,
+            cache=path.parent / ".cache",
+        )
+        prepare(path, run.recipe, facts, resume=True)
+        try:
+            run_directory(path, procs, 0, Nodes())
+        except DivergedError as error:
+            common.note(f"diverged: {error}")
+            diverged = True
+    return range_test.read(path, run.ramp, run.steps, seed, diverged=diverged)
+
+
+def _write(folder: Path, found: _Found) -> None:
+    from rescue_cli.report.ranges import draw
+    from rescue_cli.results import write_json
+
+    runs = [*found.full, found.half]
+    write_json(
+        folder / "lr-range.json",
+        {
+            **found.summary,
+            "ramp": asdict(found.ramp),
+            "runs": [curves.written() for curves in runs],
+        },
+    )
+    draw(folder / "lr-range.png", found.full, found.half, found.readings, found.answer)
+
+
+def _apply(path: Path, found: _Found) -> None:
+    from rescue_cli.results import write_text
+
+    if found.answer.max_lr is None:
+        raise UsageError(
+            f"--apply: no turn was found up to {found.ramp.end:.3g}, so there is nothing to apply. "
+            "Give a higher --end."
+        )
+    recipe = range_test.applied(found.recipe, found.answer.max_lr, found.ramp.momentum)
+    write_text(path, recipe.to_yaml())
+    common.note(f"{path}: a 1cycle up to {found.answer.max_lr:.3g}")
+
+
+def _print(found: _Found) -> None:
+    curves = found.full[0]
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("learning rate", "training loss", "test loss", "difference", "top-1 %"):
+        table.add_column(heading, justify="right")
+    every = max(1, -(-len(curves.rates) // SHOWN))
+    for i in range(every - 1, len(curves.rates), every):
+        values = (curves.train_losses[i], curves.test_losses[i], curves.errors[i])
+        table.add_row(
+            f"{curves.rates[i]:.3g}",
+            *(f"{value:.3f}" for value in values),
+            f"{curves.accuracies[i]:.2f}",
+        )
+    out = common.console()
+    out.print(table)
+    for line in _sentences(found):
+        out.print(line)
+
+
+def _sentences(found: _Found) -> list[str]:
+    """The answer in the paper's terms, its evidence, and what fastai's finder would say."""
+    given = found.answer
+    lines = []
+    if given.max_lr is not None and given.min_lr is not None:
+        lines = [
+            f"max_lr {given.max_lr:.3g}, the largest stable rate",
+            f"min_lr {given.min_lr:.3g}, a tenth (one cycle: {given.max_lr / 20:.3g} to "
+            f"{given.max_lr / 10:.3g}; many cycles: {given.max_lr / 4:.3g} to "
+            f"{given.max_lr / 3:.3g})",
+        ]
+    else:
+        lines = [f"no turn found up to {found.ramp.end:.3g}: the largest stable rate lies beyond"]
+    for curves, each in zip(found.full, found.readings, strict=True):
+        lines.append(f"seed {curves.seed}: {'; '.join(each.evidence)}")
+        for low, high in each.overfitting:
+            lines.append(f"seed {curves.seed}: signs of overfitting from {low:.3g} to {high:.3g}")
+    word = "trusted" if given.trusted else f"not to be trusted: {'; '.join(given.reasons)}"
+    lines.append(f"{word}")
+    fastai = found.readings[0].suggestions
+    shown = ", ".join(f"{k} {'-' if v is None else f'{v:.3g}'}" for k, v in fastai.items())
+    lines.append(f"fastai's suggestions, from the training loss: {shown}")
+    return lines

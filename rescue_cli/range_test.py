@@ -1,0 +1,207 @@
+"""The LR range test: what its runs are, and what their curves say in the paper's terms.
+
+A run of the recipe whose rate rises from start to end, with everything else as it is (Smith 2018,
+section 3.1).
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any, Literal
+
+from rescue_cli import clues
+from rescue_cli.errors import UsageError
+from rescue_cli.recipe import Recipe
+from rescue_cli.results import RunDirectory, read_metrics
+
+NAN = float("nan")
+FACTOR = 2.0  # between suggestions that agree
+STOP_ABOVE = 4.0  # times the first loss: what a run is stopped at, as fastai's finder is
+# What --apply writes: 45 % of the run up and 45 % down, as in most of the paper's
+ONE_CYCLE = {
+    "name": "one-cycle",
+    "base_factor": 0.1,
+    "tail_momentum": "paper",
+}
+
+
+@dataclass(frozen=True)
+class Ramp:
+    """From `start` to `end` over `epochs`; `momentum` moves against it; `points` evaluations."""
+
+    start: float
+    end: float
+    shape: Literal["linear", "exponential"]
+    momentum: tuple[float, float] | None
+    epochs: float
+    points: int
+
+    def of(self, recipe: Recipe, seed: int, per_epoch: int) -> Recipe:
+        """The recipe with this ramp in place of its schedules; an epoch has `per_epoch` updates."""
+        between = self.epochs * per_epoch / self.points  # updates
+        momentum = "null" if self.momentum is None else list(self.momentum)
+        own = [
+            f"~{_path(recipe, place)}.schedule"
+            for place, item in enumerate(recipe.optim)
+            if "schedule" in item.options
+        ]
+        return recipe.with_overrides(
+            f"schedule={{name: ramp, start_lr: {self.start}, end_lr: {self.end}, "
+            f"shape: {self.shape}, momentum: {momentum}}}",
+            *own,
+            f"train.epochs={self.epochs}",
+            f"train.seed={seed}",
+            f"train.stop_above={STOP_ABOVE}",
+            f"train.log_every={max(1, int(between / 2))}",
+            f"eval.every={self.epochs / self.points}",
+            f"eval.sizes=[{recipe.eval.sizes[0]}]",
+            f"eval.crops=[{recipe.eval.crops[0]}]",
+            "eval.tta=[none]",
+        )
+
+    def rate(self, share: float) -> float:
+        """The rate after that share of the run."""
+        if self.shape == "linear":
+            return self.start + (self.end - self.start) * share
+        return self.start * (self.end / self.start) ** share
+
+
+@dataclass(frozen=True)
+class Curves:
+    """One run's points, all over `rates`; the last losses are NaN where the run diverged."""
+
+    seed: int
+    steps: int
+    rates: list[float]
+    train_losses: list[float]
+    test_losses: list[float]
+    accuracies: list[float]
+
+    @property
+    def errors(self) -> list[float]:
+        """Generalisation error: test loss less training loss."""
+        pairs = zip(self.test_losses, self.train_losses, strict=True)
+        return [test - train for test, train in pairs]
+
+    def written(self) -> dict[str, Any]:
+        """As JSON takes it: null where a run diverged."""
+        lists = {k: v for k, v in asdict(self).items() if isinstance(v, list)}
+        finite = {k: [x if math.isfinite(x) else None for x in v] for k, v in lists.items()}
+        return {"seed": self.seed, "steps": self.steps, **finite}
+
+
+def read(path: Path, ramp: Ramp, steps: int, seed: int, *, diverged: bool) -> Curves:
+    """A run's curves at its evaluations; the training loss is the mean since the one before."""
+    lines = read_metrics(RunDirectory(path).metrics)
+    tests = [line for line in lines if line["kind"] == "eval"]
+    trained = [line for line in lines if line["kind"] == "train"]
+    rates, train, test, accuracy = [], [], [], []
+    before = 0
+    for line in tests:
+        since = [x for x in trained if before < x["step"] <= line["step"]]
+        known = [x["loss"] for x in since] or train[-1:]
+        if not known:
+            continue
+        before = line["step"]
+        rates.append(ramp.rate(line["step"] / steps))
+        train.append(sum(known) / len(known))
+        test.append(line["loss"])
+        accuracy.append(line["top1"])
+    if diverged:
+        last = max((line["step"] for line in lines), default=0)
+        rates.append(ramp.rate(min(1.0, (last + 1) / steps)))
+        train, test, accuracy = [*train, NAN], [*test, NAN], [*accuracy, NAN]
+    return Curves(seed, steps, rates, train, test, accuracy)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What one run's curves say."""
+
+    max_lr: float | None  # None: no turn was found
+    evidence: list[str]
+    overfitting: list[tuple[float, float]]
+    suggestions: dict[str, float | None]
+
+
+def reading(curves: Curves) -> Reading:
+    """The largest stable rate: where the test loss turns up or accuracy falls, whichever first."""
+    loss = clues.turn(curves.rates, curves.test_losses)
+    falling = [-value for value in curves.accuracies]
+    accuracy = clues.turn(curves.rates, falling, "accuracy")
+    found = [turn.rate for turn in (loss, accuracy) if turn.rate is not None]
+    return Reading(
+        max_lr=min(found) if found else None,
+        evidence=[loss.evidence, accuracy.evidence],
+        overfitting=clues.overfitting_rates(curves.rates, curves.test_losses, curves.errors),
+        suggestions=clues.suggestions(curves.rates, curves.train_losses),
+    )
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What all runs say together; `max_lr` is the median over seeds of the full length."""
+
+    max_lr: float | None
+    trusted: bool
+    reasons: list[str]
+
+    @property
+    def min_lr(self) -> float | None:
+        """A tenth: the paper's, who takes 3 to 4 less for cycles and 10 to 20 for one."""
+        return None if self.max_lr is None else self.max_lr / 10
+
+
+def answer(readings: Sequence[Reading], half: Reading | None, end: float) -> Answer:
+    """The suggestion, and whether seeds and half the steps agree on it within a factor of two."""
+    found = [r.max_lr for r in readings if r.max_lr is not None]
+    reasons = []
+    if len(found) < len(readings):
+        missing = len(readings) - len(found)
+        reasons.append(f"no turn found up to {end:.3g} in {missing} of {len(readings)} runs")
+    if not found:
+        return Answer(None, False, reasons)
+    if max(found) > FACTOR * min(found):
+        reasons.append(f"between seeds it moves from {min(found):.3g} to {max(found):.3g}")
+    middle = median(found)
+    if half is not None and half.max_lr is None:
+        reasons.append("with half the steps no turn is found")
+    elif half is not None and not middle / FACTOR <= half.max_lr <= middle * FACTOR:  # type: ignore[operator]
+        reasons.append(f"with half the steps it is {half.max_lr:.3g}")
+    return Answer(middle, not reasons, reasons)
+
+
+def applied(recipe: Recipe, max_lr: float, momentum: tuple[float, float] | None) -> Recipe:
+    """The recipe with a 1cycle up to `max_lr`; every group keeps its ratio to the first."""
+    ratio = max_lr / float(recipe.optim[0].options["lr"])
+    rates = [
+        f"{_path(recipe, place)}.lr={float(item.options['lr']) * ratio:.6g}"
+        for place, item in enumerate(recipe.optim)
+    ]
+    cycled: Any = "null" if momentum is None else list(momentum)
+    keys = {**ONE_CYCLE, "stepsize_epochs": round(0.45 * recipe.train.epochs, 6)}
+    written = ", ".join(f"{key}: {value}" for key, value in keys.items())
+    return recipe.with_overrides(*rates, f"schedule={{{written}, momentum: {cycled}}}")
+
+
+def _path(recipe: Recipe, place: int) -> str:
+    """Where an optimizer item stands in the recipe: `optim`, or `optim.2` of a list."""
+    return "optim" if isinstance(recipe.tree["optim"], Mapping) else f"optim.{place}"
+
+
+def momentum_of(text: str | None) -> tuple[float, float] | None:
+    """`0.95:0.85`, at the lowest rate and at the highest; raises `UsageError`."""
+    if text is None:
+        return None
+    try:
+        first, last = (float(part) for part in text.split(":"))
+    except ValueError:
+        raise UsageError(
+            f"--momentum: '{text}' is not A:B. Give momentum at the lowest and the highest rate, "
+            "as 0.95:0.85."
+        ) from None
+    if not (0 <= first < 1 and 0 <= last < 1):
+        raise UsageError(f"--momentum: {text} must be at least 0 and below 1, both.")
+    return first, last

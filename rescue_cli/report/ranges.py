@@ -1,0 +1,68 @@
+"""The picture of an LR range test."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rescue_cli.clues import smooth
+from rescue_cli.range_test import Answer, Curves, Reading
+from rescue_cli.report.pictures import figure_of, save
+
+MARKS = {"valley": "v", "steepest": "s", "slide": ">", "minimum": "o"}
+
+
+def draw(
+    path: Path,
+    full: Sequence[Curves],
+    half: Curves,
+    readings: Sequence[Reading],
+    answer: Answer,
+) -> None:
+    """Losses, their difference and accuracy over the learning rate, with the rates suggested."""
+    figure = figure_of(10, 7)
+    (train, test), (gap, accuracy) = figure.subplots(2, 2)
+    panels = (
+        (train, "training loss", "train_losses"),
+        (test, "test loss", "test_losses"),
+        (gap, "generalisation error: test less training loss", "errors"),
+        (accuracy, "top-1 %", "accuracies"),
+    )
+    exponential = _is_exponential(full[0].rates)
+    for axes, title, key in panels:
+        for place, curves in enumerate([*full, half]):
+            values = getattr(curves, key)
+            colour = "0.6" if curves is half else f"C{place}"
+            name = "half the steps" if curves is half else f"seed {curves.seed}"
+            axes.plot(curves.rates, values, color=colour, alpha=0.3, linewidth=1)
+            axes.plot(curves.rates, smooth(values), color=colour, label=f"{name}, smoothed")
+        if answer.max_lr is not None:
+            axes.axvline(answer.max_lr, color="k", linestyle="--", linewidth=1, label="max_lr")
+        axes.set_title(title, fontsize=10)
+        axes.set_xlabel("learning rate")
+        if exponential:
+            axes.set_xscale("log")
+        axes.grid(alpha=0.3)
+    _mark(train, full[0], readings[0])
+    for low, high in readings[0].overfitting:
+        gap.axvspan(low, high, color="tab:red", alpha=0.1, label="signs of overfitting")
+    for axes in (train, test, gap, accuracy):
+        axes.legend(fontsize=7)
+    save(figure, path)
+
+
+def _is_exponential(rates: Sequence[float]) -> bool:
+    """Whether the points are nearer to equal ratios than to equal differences."""
+    if len(rates) < 3 or rates[0] <= 0:
+        return False
+    return rates[len(rates) // 2] < (rates[0] + rates[-1]) / 4
+
+
+def _mark(axes: object, curves: Curves, reading: Reading) -> None:
+    """fastai's suggestions on the training loss."""
+    smoothed = smooth(curves.train_losses)
+    for name, rate in reading.suggestions.items():
+        if rate is None:
+            continue
+        nearest = min(range(len(curves.rates)), key=lambda i: abs(curves.rates[i] - rate))
+        axes.plot(  # type: ignore[attr-defined]
+            rate, smoothed[nearest], MARKS[name], color="k", markersize=5, label=name
+        )

@@ -1,0 +1,171 @@
+"""What is read from curves: made ones whose answer is known, and noise of every kind."""
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rescue_cli import clues
+
+RATES = np.linspace(0.025, 1.0, 40)
+
+
+def falls_then_rises(turn: float, spread: float, seed: int) -> list[float]:
+    """A test loss that falls from 2.3 to 0.8, is flat, and rises from `turn` on; with noise."""
+    rng = np.random.default_rng(seed)
+    loss = 0.8 + 1.5 * np.exp(-RATES / 0.06) + 4.0 * np.maximum(0, RATES - turn) ** 1.5
+    return list(loss + spread * rng.standard_normal(len(RATES)))
+
+
+@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("spread", [0.0, 0.02, 0.05])
+@pytest.mark.parametrize("turn", [0.3, 0.5, 0.8])
+def test_the_turn_is_found_within_a_fifth(turn: float, spread: float, seed: int) -> None:
+    found = clues.turn(list(RATES), falls_then_rises(turn, spread, seed)).rate
+    assert found is not None
+    assert turn - 0.05 <= found <= turn + 0.2
+
+
+def test_a_rise_in_accuracy_that_ends_is_a_turn_too() -> None:
+    accuracy = 90 - 60 * np.exp(-RATES / 0.1) - 100 * np.maximum(0, RATES - 0.6) ** 1.5
+    found = clues.turn(list(RATES), list(-accuracy), "accuracy")
+    assert found.rate == pytest.approx(0.7, abs=0.08)
+    assert found.evidence.startswith("accuracy turns at 0.")
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_loss_that_only_falls_has_no_turn(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    loss = 2.3 * np.exp(-RATES) + 0.02 * rng.standard_normal(40)
+    assert clues.turn(list(RATES), list(loss)) == clues.Turn(
+        None, "test loss: no turn found up to 1"
+    )
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_noise_about_a_level_has_no_turn(seed: int) -> None:
+    loss = 2.3 + 0.1 * np.random.default_rng(seed).standard_normal(40)
+    found = clues.turn(list(RATES), list(loss))
+    assert found.rate is None
+    assert found.evidence == "test loss: it never improved beyond its noise up to 1"
+
+
+def test_a_single_spike_is_no_turn() -> None:
+    loss = 2.3 * np.exp(-RATES)
+    loss[20] = 30.0
+    assert clues.turn(list(RATES), list(loss)).rate is None
+
+
+def test_what_ends_in_nan_turned_just_before() -> None:
+    loss = [*(2.3 * np.exp(-RATES[:30])), math.nan, 1.0]
+    found = clues.turn(list(RATES), loss)
+    assert found.rate == RATES[29]
+    assert found.evidence == f"test loss is not finite from {RATES[30]:.3g} on"
+    assert clues.turn([0.1, 0.2], [2.0, math.inf]).rate == 0.1
+    assert clues.turn([0.1], [math.nan]).rate == 0.1
+
+
+curves = st.lists(st.floats(allow_nan=True, allow_infinity=True, width=32), max_size=60)
+
+
+@given(curves)
+@settings(max_examples=300, deadline=None)
+def test_no_curve_makes_it_fail(values: list[float]) -> None:
+    rates = list(np.linspace(0.01, 1, len(values))) if values else []
+    if values:
+        found: Any = clues.turn(rates, values)
+        assert found.rate is None or found.rate in rates
+        assert found.evidence
+    assert clues.clue(values, rates) in ("underfitting", "overfitting", "divergence", "plateau")
+    assert set(clues.suggestions(rates, values)) == {"valley", "steepest", "slide", "minimum"}
+    assert len(clues.smooth(values)) == len(values)
+    clues.overfitting_rates(rates, values, values[::-1])
+
+
+TIME = np.linspace(0, 1, 50)
+EXPLODING = 0.6 + 1.7 * np.exp(-TIME / 0.1) + 40 * np.maximum(0, TIME - 0.9)
+
+
+def noisy(curve: Any, seed: int = 0) -> list[float]:
+    return list(curve + 0.01 * np.random.default_rng(seed).standard_normal(len(curve)))
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize(
+    ("said", "curve"),
+    [
+        ("underfitting", 2.3 - 1.2 * TIME),
+        ("plateau", 0.6 + 1.7 * np.exp(-TIME / 0.08)),
+        ("overfitting", 0.6 + 1.7 * np.exp(-TIME / 0.05) + 0.6 * TIME),
+        ("divergence", EXPLODING),
+    ],
+)
+def test_the_four_clues(said: str, curve: Any, seed: int) -> None:
+    assert clues.clue(noisy(curve, seed)) == said
+
+
+def test_a_rise_is_overfitting_at_a_small_rate_and_divergence_at_a_large_one() -> None:
+    curve = noisy(EXPLODING)
+    assert clues.clue(curve, list(0.01 + TIME)) == "divergence"
+    assert clues.clue(curve, list(1.01 - TIME)) == "overfitting"
+    assert clues.clue([2.0, 1.0, math.nan]) == "divergence"
+
+
+def test_overfitting_is_seen_where_test_loss_and_difference_both_rise() -> None:
+    rates = list(RATES)
+    bump = 0.6 * np.exp(-(((RATES - 0.3) / 0.08) ** 2))
+    test = 0.8 + 1.5 * np.exp(-RATES / 0.06) + bump
+    errors = 0.1 + bump
+    ((low, high),) = clues.overfitting_rates(rates, list(test), list(errors))
+    assert 0.12 < low < 0.22
+    assert 0.27 < high < 0.33
+    assert clues.overfitting_rates(rates, list(test), [0.1] * 40) == []
+
+
+# --- fastai's finder ---
+
+
+def longest_decrease(losses: list[float]) -> int:
+    """The finder's valley as its source has it, by two loops over indices."""
+    length = len(losses)
+    end = 0
+    run = [1] * length
+    for i in range(1, length):
+        for j in range(i):
+            if losses[i] < losses[j] and run[i] < run[j] + 1:
+                run[i] = run[j] + 1
+        if run[end] < run[i]:
+            end = i
+    start = end - run[end]
+    sections = (end - start) / 3
+    return max(0, start) + int(sections) + int(sections / 2)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_suggestions_on_a_curve_of_a_finder(seed: int) -> None:
+    rates = list(10 ** np.linspace(-7, 1, 100))
+    decades = np.log10(rates)
+    curve = 2.3 - 1.8 / (1 + np.exp(-4 * (decades + 2.5))) + np.exp(4 * (decades - 0.2))
+    losses = noisy(curve, seed)
+    found = clues.suggestions(rates, losses)
+    smoothed = clues.smooth(losses)
+    lowest = rates[int(smoothed.argmin())]
+    assert found["minimum"] == pytest.approx(lowest / 10)
+    assert found["steepest"] == pytest.approx(10**-2.5, rel=1.0)
+    assert found["valley"] is not None
+    assert found["slide"] is not None
+    assert 1e-4 < found["valley"] < lowest
+    assert rates[0] <= found["slide"] <= lowest
+    place = longest_decrease(list(smoothed))
+    start = rates[place]
+    assert 0.3 < found["valley"] / start < 3
+
+
+def test_suggestions_want_rates_above_zero_and_enough_points() -> None:
+    none = {"valley": None, "steepest": None, "slide": None, "minimum": None}
+    assert clues.suggestions([0.0, 0.1, 0.2, 0.3], [2.0, 1.5, 1.2, 1.1]) == none
+    assert clues.suggestions([0.1] * 10, [2.0] * 10) == none
+    assert clues.suggestions(list(RATES), [math.nan] * 40) == none
