@@ -45,29 +45,51 @@ def work(path: Path) -> None:
 
 
 def main() -> None:
-    """Runs the directories on the command line; the exit code is that of the first failure."""
+    """Runs the directories on the command line; the exit code is that of the first failure.
+
+    With `-` for a directory, those whose names come on stdin, for as long as they come.
+    """
     if "LOCAL_RANK" in os.environ:
         leave_with_parent()
+    if sys.argv[1:] == ["-"]:
+        _serve()
+        return
     for argument in sys.argv[1:]:
-        run = RunDirectory(Path(argument))
-        try:
-            work(run.path)
-        except RescueError as error:
-            tell(run, str(error), error.exit_code)
-            sys.exit(error.exit_code)
-        except Exception as error:
-            if _lost_a_peer(error):
-                print(f"rank {_rank()}: another process is gone: {error}", file=sys.stderr)
-                time.sleep(3)  # whoever died first is reported first
-            else:
-                tell(run, traceback.format_exc(), 1)
-            sys.exit(1)
+        if code := _attempt(RunDirectory(Path(argument))):
+            sys.exit(code)
     if "LOCAL_RANK" in os.environ:
         # All is written and the group is left. What the interpreter would still take down can abort
         # in a thread of torch's (seen once on a busy machine), and fail a run that is finished.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(0)
+
+
+def _serve() -> None:
+    """Runs directory after directory, each failure for itself; says the exit code of each."""
+    leave_with_parent()
+    for line in sys.stdin:
+        code = _attempt(RunDirectory(Path(line.rstrip("\n"))))
+        print(code, flush=True)
+        if code > 128:  # a signal meant all of them
+            return
+
+
+def _attempt(run: RunDirectory) -> int:
+    """Works on a directory; the exit code, with word of a failure left in the directory."""
+    try:
+        work(run.path)
+    except RescueError as error:
+        tell(run, str(error), error.exit_code)
+        return error.exit_code
+    except Exception as error:
+        if _lost_a_peer(error):
+            print(f"rank {_rank()}: another process is gone: {error}", file=sys.stderr)
+            time.sleep(3)  # whoever died first is reported first
+        else:
+            tell(run, traceback.format_exc(), 1)
+        return 1
+    return 0
 
 
 def tell(run: RunDirectory, message: str, exit_code: int) -> None:

@@ -16,7 +16,7 @@ LAYERS = (
     {"errors"},
     {"registry", "results"},
     {"recipe", "distributed", "draws"},
-    {"batch", "plans", "clues"},
+    {"batch", "plans", "clues", "statistics"},
     {"task", "data", "sampling", "augment", "mix", "selection", "model", "loss", "optim",
      "schedule", "averaging", "evaluation"},
     {"engine"},
@@ -32,8 +32,8 @@ LAYERS = (
 LAYER = {room: number for number, rooms in enumerate(LAYERS) for room in rooms}
 SLOW = {"timm", "torchvision", "scipy", "matplotlib"}
 WITHOUT_TORCH = {
-    "errors", "registry", "results", "recipe", "plans", "clues", "range_test", "report", "cli",
-    "launch",
+    "errors", "registry", "results", "recipe", "plans", "clues", "statistics", "range_test",
+    "report", "cli", "launch",
 }  # fmt: skip
 MODULES = sorted(file for file in PACKAGE.rglob("*.py") if file != PACKAGE / "__init__.py")
 

@@ -20,7 +20,7 @@ VERBS = {
     "plan": "Say what a recipe costs in updates, FLOPs, memory, hours and money; needs no GPU.",
     "models": "List the architectures of the paper's tables; train takes each as --model NAME.",
     "recipes": "List, show, compare, copy and check recipes.",
-    "study": "Print a published comparison, with what was measured of it.",
+    "study": "Run a published comparison; print paper and measured side by side.",
     "bench": "Measure speed, as ratios within one run.",
 }
 # Where the verb is no good name for a module
@@ -30,11 +30,12 @@ COMPUTING = (
     ["train"],
     ["eval"],
     ["lr-range-test"],
+    ["study"],
     ["bench", "step"],
     ["bench", "train"],
     ["bench", "inference"],
 )
-COMPUTING_NOTHING = {"-h", "--help", "--dry-run"}
+COMPUTING_NOTHING = {"-h", "--help", "--dry-run", "--plan", "--table"}
 
 # The base of typer's own errors, which is click's or its copy of click's
 _Misuse: Any = next(

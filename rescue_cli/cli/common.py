@@ -191,9 +191,12 @@ def _preprocessing(protocol: Mapping[str, Any]) -> str:
     ).replace("by given", "as given")
 
 
-def measured(figure: tuple[float, int] | None) -> str:
-    """Mean top-1 and number of runs on record, as tables show them."""
-    return "not run" if figure is None else f"{figure[0]:.2f} ({figure[1]})"
+def measured(figure: Mapping[str, Any] | None) -> str:
+    """Mean top-1, standard deviation and number of runs, as tables show them."""
+    if figure is None:
+        return "not run"
+    spread = "" if figure["std"] is None else f" ± {figure['std']:.2f}"
+    return f"{figure['mean']:.2f}{spread} ({figure['n']})"
 
 
 def with_lists(

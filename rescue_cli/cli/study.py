@@ -1,16 +1,23 @@
-"""`rescue study`: a paper's table, what it found beside what was measured here."""
+"""`rescue study`: a paper's table as one command: what is missing is run, then both are printed."""
 
 import json as json_module
+import time
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.table import Table
 
 from rescue_cli.cli import common
-from rescue_cli.cli.common import Json
+from rescue_cli.cli.common import Device, Json, Workers
+from rescue_cli.errors import DataError, RescueError, UsageError
+from rescue_cli.recipe import Recipe
 from rescue_cli.report import studies
+from rescue_cli.report.studies import Snapshot, Study
 
 app = common.verb()
+LIKELY = 0.05  # p above which a difference is no more than noise explains
 
 
 def study_names(incomplete: str) -> list[str]:
@@ -18,44 +25,241 @@ def study_names(incomplete: str) -> list[str]:
     return [name for name in studies.names() if name.startswith(incomplete)]
 
 
-@app.command(epilog="Example: rescue study rsb-procedures")
+@app.command(epilog="Example: rescue study smith-momentum data.root=DIR --only 1")
 def study(
     name: Annotated[
         str | None, typer.Argument(help="All names without.", autocompletion=study_names)
     ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[SECTION.KEY=VALUE]...", help="Changes to every cell."),
+    ] = None,
+    only: Annotated[str | None, typer.Option(help="Rows by number: 1,3.")] = None,
+    seeds: Annotated[
+        int | None, typer.Option(help="Runs of a row; the study's own points by default.", min=1)
+    ] = None,
+    jobs: Annotated[int, typer.Option(help="Runs at a time, each its share of threads.")] = 1,
+    budget: Annotated[
+        float | None, typer.Option(help="Hours, after which no run is begun.")
+    ] = None,
+    plan: Annotated[bool, typer.Option("--plan", help="Print the cost, run nothing.")] = False,
+    table: Annotated[bool, typer.Option("--table", help="Print the table, run nothing.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Folder; runs/study/NAME by default.")] = None,
     json: Json = False,
+    device: Device = None,
+    workers: Workers = None,
 ) -> None:
-    """Print a published comparison, with what was measured of it."""
+    """Run what is missing of a published comparison; print paper and measured side by side."""
     if name is None:
         for each in studies.names():
             print(each)
         return
     found = studies.load(name)
-    rows = studies.rows(found)
+    given = overrides or []
+    folder = out or Path("runs", "study", found.name)
+    chosen = _chosen(found, only)
+    if plan:
+        _print_plan(_missing(found, given, chosen, seeds, folder), json)
+        return
+    if not table:
+        where = common.device(device)
+        common.note(str(folder))
+        _run(_missing(found, given, chosen, seeds, folder), where, jobs, workers, budget)
+    rows = [row for row in studies.rows(found, given, folder) if row["row"] in chosen]
     if json:
-        print(json_module.dumps({"study": name, "paper": found.paper, "rows": rows}))
+        print(json_module.dumps({"study": found.name, "paper": found.paper, "rows": rows}))
         return
     common.console().print(_table(rows))
-    said = f"{found.paper['title']}, {found.paper['table']}. Top-1 in percent; measured on val."
-    common.console().print(said)
+    common.console().print(_legend(found))
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A run that has no result yet."""
+
+    row: int
+    path: Path
+    recipe: Recipe
+    begins: Path | None  # a state of another run
+    done: bool
+
+
+def _chosen(study: Study, only: str | None) -> list[int]:
+    """The rows asked for; raises `UsageError`."""
+    every = list(range(1, len(study.cells) + 1))
+    if only is None:
+        return every
+    words = only.split(",")
+    if not all(word.isdecimal() and int(word) in every for word in words):
+        raise UsageError(f"--only: '{only}' must be numbers of rows from 1 to {every[-1]}.")
+    return [int(word) for word in words]
+
+
+def _missing(
+    study: Study, overrides: list[str], chosen: list[int], seeds: int | None, folder: Path
+) -> list[_Run]:
+    """Every run of the rows, those with a result marked; checked before any begins."""
+    from rescue_cli import build
+    from rescue_cli.launch import is_finished
+
+    found = []
+    for row, (cell, recipe) in enumerate(studies.cells(study, overrides), 1):
+        if recipe is None or row not in chosen:
+            continue
+        snapshot = studies.snapshot_of(study, cell)
+        for name, one in studies.runs(study, recipe, seeds).items():
+            build.check(one)
+            path = folder / studies.row_folder(row) / name
+            begins = None if snapshot is None else _begins(folder, snapshot, name)
+            found.append(_Run(row, path, one, begins, is_finished(path)))
+    return found
+
+
+def _begins(folder: Path, snapshot: Snapshot, name: str) -> Path:
+    from rescue_cli.results import RunDirectory
+
+    run = RunDirectory(folder / studies.row_folder(snapshot.cell) / name)
+    return run.snapshot(snapshot.step)
+
+
+def _run(
+    runs: list[_Run], device: str, jobs: int, workers: int | None, budget: float | None
+) -> None:
+    """Trains what has no result, row after row; raises what all would fail of."""
+    import torch
+
+    from rescue_cli.launch import Ended, environment, prepare, run_all
+
+    waiting = [run for run in runs if not run.done]
+    common.note(f"{len(runs) - len(waiting)} of {len(runs)} runs are there")
+    gpus = range(torch.cuda.device_count()) if device == "cuda" else ()
+    if jobs < 1 or (gpus and jobs > len(gpus)):
+        raise UsageError(f"--jobs: {jobs} must be at least 1, and on GPUs at most their number.")
+    for run in waiting:
+        for warning in common.check_precision(run.recipe, device)[:1] if run is waiting[0] else []:
+            common.note(f"warning: {warning}")
+        facts = environment(
+            run.recipe,
+            verb="train",
+            device=device,
+            procs=1,
+            workers=workers,
+            cache=run.path.parent.parent / ".cache",
+            share=jobs,
+        )
+        prepare(run.path, run.recipe, facts, resume=True)
+    begun, fatal = time.monotonic(), []
+
+    def tell(ended: Ended) -> bool:
+        word = ended.error or "done"
+        common.note(f"{ended.path}: {word}")
+        if isinstance(ended.error, UsageError | DataError):
+            fatal.append(ended.error)
+        over = budget is not None and time.monotonic() - begun > 3600 * budget
+        if over:
+            common.note(f"--budget: {budget} hours are over; the same command goes on")
+        return not fatal and not over
+
+    for group in _in_order(waiting):
+        if fatal or (budget is not None and time.monotonic() - begun > 3600 * budget):
+            break
+        for run in group:
+            _take_up(run)
+        run_all([run.path for run in group], jobs, gpus, tell)
+    if fatal:
+        raise fatal[0]
+
+
+def _in_order(runs: list[_Run]) -> list[list[_Run]]:
+    """Those that begin at the beginning, then those that begin where these have been."""
+    first = [run for run in runs if run.begins is None]
+    rest = [run for run in runs if run.begins is not None]
+    return [group for group in (first, rest) if group]
+
+
+def _take_up(run: _Run) -> None:
+    """Puts another run's state where this one resumes from; raises `RescueError`."""
+    from rescue_cli.results import RunDirectory, write_whole
+
+    last = RunDirectory(run.path).last
+    if run.begins is None or last.exists():
+        return
+    if not run.begins.is_file():
+        raise RescueError(
+            f"{run.begins}: the state that row {run.row} begins with is not there. "
+            "Run its row first, with train.snapshots naming the step."
+        )
+    content = run.begins.read_bytes()
+    write_whole(last, lambda file: file.write(content))
+
+
+def _print_plan(runs: list[_Run], as_json: bool) -> None:
+    """What is to run, in updates, images and computation."""
+    from rescue_cli import build, estimate
+    from rescue_cli.recipe import total_steps
+
+    rows: dict[int, dict[str, Any]] = {}
+    for run in runs:
+        row = rows.setdefault(
+            run.row, {"row": run.row, "recipe": run.recipe.name, "runs": 0, "left": 0,
+                      "updates": 0, "petaflop": 0.0}
+        )  # fmt: skip
+        row["runs"] += 1
+        if run.done:
+            continue
+        per_epoch = build.epoch_length(run.recipe, Path("runs", ".cache"))
+        steps = total_steps(run.recipe.train, per_epoch)
+        row["left"] += 1
+        row["updates"] += steps
+        row["petaflop"] += 2 * estimate.training(run.recipe, steps, per_epoch) / 1e15
+    if as_json:
+        print(json_module.dumps(list(rows.values())))
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("row", "recipe", "runs", "left", "updates", "PFLOP"):
+        table.add_column(heading, justify="left" if heading == "recipe" else "right")
+    for row in [*rows.values(), _total(rows.values())]:
+        table.add_row(
+            str(row["row"]), row["recipe"], str(row["runs"]), str(row["left"]),
+            f"{row['updates']:,}", f"{row['petaflop']:.3g}",
+        )  # fmt: skip
+    common.console().print(table)
+
+
+def _total(rows: Any) -> dict[str, Any]:
+    sums = {key: sum(row[key] for row in rows) for key in ("runs", "left", "updates", "petaflop")}
+    return {"row": "", "recipe": "in all", **sums}
 
 
 def _table(rows: list[dict[str, Any]]) -> Table:
     metrics = list(dict.fromkeys(metric for row in rows for metric in row["paper"]))
     table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("row", justify="right")
     for heading in rows[0]["columns"]:
         table.add_column(heading)
     for metric in metrics:
         table.add_column(f"paper {metric}", justify="right")
     table.add_column("measured", justify="right")
+    table.add_column("p", justify="right")
     for row in rows:
         figures = [row["paper"].get(metric) for metric in metrics]
+        measured = row["measured"] or {}
         table.add_row(
+            str(row["row"]),
             *(_shown(value) for value in row["columns"].values()),
             *("-" if figure is None else f"{figure:.2f}" for figure in figures),
             common.measured(row["measured"]),
+            "-" if measured.get("p") is None else f"{measured['p']:.2g}",
         )
     return table
+
+
+def _legend(study: Study) -> str:
+    return (
+        f"{study.paper['title']}, {study.paper['table']}. Top-1 in percent; measured: mean, "
+        "standard deviation (runs), last epoch. p: how probable so large a difference from the "
+        f"paper is by chance (Welch's t-test); above {LIKELY:g} noise explains it."
+    )
 
 
 def _shown(value: Any) -> str:

@@ -95,6 +95,10 @@ class Optimizers:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            # The options stay the recipe's: a study goes on from a snapshot with others
+            own = [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
             optimizer.load_state_dict(saved)
+            for group, options in zip(optimizer.param_groups, own, strict=True):
+                group.update(options)
         self.scaler.load_state_dict(state["scaler"])
         self.skipped.copy_(state["skipped"])

@@ -81,9 +81,19 @@ def _in_use(run: RunDirectory) -> bool:
 
 
 def environment(
-    recipe: Recipe, *, verb: str, device: str, procs: int, workers: int | None, cache: Path
+    recipe: Recipe,
+    *,
+    verb: str,
+    device: str,
+    procs: int,
+    workers: int | None,
+    cache: Path,
+    share: int = 1,
 ) -> dict[str, Any]:
-    """What a run runs on: versions, commit, processor, device, threads, seed."""
+    """What a run runs on: versions, commit, processor, device, threads, seed.
+
+    `share` runs are at work at a time, each on its part of the cores.
+    """
     import torch
 
     cores = len(os.sched_getaffinity(0))
@@ -92,8 +102,8 @@ def environment(
         "verb": verb,
         "device": device,
         "procs": procs,
-        "threads": max(1, cores // procs),
-        "workers": max(1, min(8, cores // procs)) if workers is None else workers,
+        "threads": max(1, cores // (procs * share)),
+        "workers": max(1, min(8, cores // (procs * share))) if workers is None else workers,
         "cache": os.environ.get("RESCUE_CACHE", str(cache)),
         "seed": recipe.train.seed,
         "device_name": local,

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from torch.optim import Optimizer
 
 from rescue_cli.optim.adamw import adamw
+from rescue_cli.optim.adaptive import adadelta, adagrad, adam
 from rescue_cli.optim.groups import GROUPS, Claim, claims, common, groups_of
 from rescue_cli.optim.lamb import lamb
 from rescue_cli.optim.muon import muon
@@ -15,6 +16,9 @@ OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
     "sgd-velocity": sgd_velocity,
     "lamb": lamb,
     "adamw": adamw,
+    "adam": adam,
+    "adagrad": adagrad,
+    "adadelta": adadelta,
     "muon": muon,
 }
 

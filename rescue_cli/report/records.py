@@ -75,19 +75,18 @@ def summary(name: str) -> str | None:
     if not record_of(name).exists():
         return None
     whole = measured(name, {})
-    return "partly" if whole is None else f"{whole[0]:.2f} ({whole[1]})"
+    return f"{sum(whole) / len(whole):.2f} ({len(whole)})" if whole else "partly"
 
 
-def measured(name: str, differs: Mapping[str, Any]) -> tuple[float, int] | None:
-    """Mean top-1 and number of the runs on record whose changes to the recipe are `differs`.
+def measured(name: str, differs: Mapping[str, Any]) -> list[float]:
+    """Top-1 of each run on record whose changes to the recipe are `differs`.
 
     What only says where and how a run was made is no change.
     """
     path = record_of(name)
     runs = read_json(path)["runs"] if path.exists() else []
-    found = [
+    return [
         run["result"]["top1"]
         for run in runs
         if {k: v for k, v in run["differs"].items() if k not in PLACE} == differs
     ]
-    return (sum(found) / len(found), len(found)) if found else None

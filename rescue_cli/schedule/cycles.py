@@ -2,14 +2,13 @@
 
 import math
 from itertools import pairwise
-from typing import Annotated, Literal
+from typing import Literal
 
 from rescue_cli.errors import UsageError
-from rescue_cli.registry import Epochs, Fraction, NotNegative, Positive, Within
+from rescue_cli.registry import Epochs, Fraction, NotNegative, Positive
 from rescue_cli.schedule.span import Rates, Schedule, Span
 
-Below1 = Annotated[float, Within(0, 0.9999)]
-Cycled = tuple[Below1, Below1] | None  # momentum at the lowest rate and at the highest
+Cycled = tuple[Fraction, Fraction] | None  # momentum at the lowest rate and at the highest
 FLOOR = 1e-3  # of the base rate: what Smith's solver never goes below, and its tail
 
 

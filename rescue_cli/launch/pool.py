@@ -1,0 +1,152 @@
+"""Many prepared run directories, several at a time, in processes that import torch once."""
+
+import os
+import selectors
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from rescue_cli.errors import RescueError, StoppedError, from_code
+from rescue_cli.results import RunDirectory, read_json
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a run ended: `error` None where it has a result."""
+
+    path: Path
+    error: RescueError | None
+
+
+class _Worker:
+    """A process that works on one directory after another, as they are told to it."""
+
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "rescue_cli.worker", "-"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,  # log.txt of each run has it
+            text=True,
+            env={**os.environ, **environment},
+            start_new_session=True,  # a Ctrl-C reaches it through us, once
+        )
+        self.environment = environment
+        self.path: Path | None = None
+
+    @property
+    def words(self) -> IO[str]:
+        assert self.process.stdout is not None
+        return self.process.stdout
+
+    def begin(self, path: Path) -> None:
+        assert self.process.stdin is not None
+        self.path = path
+        self.process.stdin.write(f"{path}\n")
+        self.process.stdin.flush()
+
+    def ended(self) -> Ended:
+        """Reads the code of the run that was begun; the worker may have died of it."""
+        path, self.path = self.path, None
+        assert path is not None
+        line = self.words.readline().strip()
+        if line == "0":
+            return Ended(path, None)
+        failure = RunDirectory(path).failure
+        if failure.exists():
+            word = read_json(failure)
+            return Ended(path, from_code(str(word["message"]), int(word["exit_code"])))
+        code = self.process.wait()
+        return Ended(path, RescueError(f"{path}: its process ended with {code} and left no word."))
+
+
+def run_all(
+    paths: Sequence[Path], jobs: int, gpus: Sequence[int], tell: Callable[[Ended], bool]
+) -> None:
+    """Works on all directories, `jobs` at a time; `tell` hears of each end, and False stops.
+
+    With `gpus` worker i sees the i-th of them alone. On a signal every run saves and the pool
+    raises `StoppedError`; a run that fails or diverges is told, and the others go on.
+    """
+    waiting = iter(paths)
+    with _stopping() as stop, selectors.DefaultSelector() as selector:
+        workers: list[_Worker] = []
+        try:
+            for number in range(min(jobs, len(paths))):
+                gpu = {"CUDA_VISIBLE_DEVICES": str(gpus[number])} if gpus else {}
+                workers.append(_Worker(gpu))
+                _begin_next(workers[-1], waiting, selector)
+            while selector.get_map():
+                for key, _ in selector.select(timeout=0.2):
+                    worker: _Worker = key.data
+                    selector.unregister(worker.words)
+                    ended = worker.ended()
+                    if not tell(ended):
+                        waiting = iter(())
+                    if worker.process.poll() is not None:
+                        worker = _replaced(workers, worker)
+                    if not stop.number:
+                        _begin_next(worker, waiting, selector)
+                if stop.number and not stop.passed_on:
+                    stop.pass_on(workers)
+            if stop.number:
+                raise StoppedError("stopped; what was running is saved.", 128 + stop.number)
+        finally:
+            _dismiss(workers)
+
+
+def _begin_next(worker: _Worker, waiting: Iterator[Path], selector: selectors.BaseSelector) -> None:
+    path = next(waiting, None)
+    if path is not None:
+        worker.begin(path)
+        selector.register(worker.words, selectors.EVENT_READ, worker)
+
+
+def _replaced(workers: list[_Worker], dead: _Worker) -> _Worker:
+    """A new worker in the place of one that died."""
+    worker = _Worker(dead.environment)
+    workers[workers.index(dead)] = worker
+    return worker
+
+
+def _dismiss(workers: Sequence[_Worker]) -> None:
+    for worker in workers:
+        assert worker.process.stdin is not None
+        worker.process.stdin.close()
+    for worker in workers:
+        if worker.path is not None and worker.process.poll() is None:
+            worker.process.terminate()
+        worker.process.wait()
+        worker.words.close()
+
+
+class _Stopping:
+    """The signal that asked to stop, 0 for none, and whether the workers know."""
+
+    number = 0
+    passed_on = False
+
+    def note(self, number: int, _frame: object) -> None:
+        self.number = number
+
+    def pass_on(self, workers: Sequence[_Worker]) -> None:
+        self.passed_on = True
+        for worker in workers:
+            if worker.process.poll() is None:
+                worker.process.send_signal(signal.SIGTERM)
+
+
+@contextmanager
+def _stopping() -> Iterator[_Stopping]:
+    stop = _Stopping()
+    before = {n: signal.signal(n, stop.note) for n in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,195 @@
+"""`rescue study` at work: what is missing is run, once, and stands beside the paper's figures."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from rescue_cli.errors import UsageError
+from rescue_cli.report import studies
+from rescue_cli.statistics import Sample, interval, sample, welch
+from tests.conftest import Rescue
+
+STUDY = """
+name: mine
+paper: {title: A paper, url: https://example.org, table: Table 9}
+columns: {rate: optim.lr, decay: optim.weight_decay}
+set: [model.width=4, "data.subset=[256, 100]", train.batch_size=32, train.device_batch_size=32]
+cells:
+  - recipe: quickstart
+    set: [train.epochs=2, "train.snapshots=[8]"]
+    paper: {val: 50.0}
+    std: 0.5
+    n: 4
+  - {recipe: quickstart, set: [train.epochs=2, optim.lr=0.2], paper: {val: 99.0}, std: 0.5, n: 4}
+  - recipe: quickstart
+    set: [train.epochs=2, optim.weight_decay=0.1]
+    paper: {}
+    from_snapshot: {cell: 1, step: 8}
+"""
+
+
+@pytest.fixture
+def mine(tmp_path: Path) -> str:
+    (tmp_path / "mine.yaml").write_text(STUDY)
+    return "mine.yaml"
+
+
+def finished(folder: Path) -> dict[str, float]:
+    """When each result was written."""
+    return {
+        str(f.parent.relative_to(folder)): f.stat().st_mtime for f in folder.rglob("result.json")
+    }
+
+
+def test_rows_are_run_once_and_a_later_call_adds_what_is_missing(
+    rescue: Rescue, mine: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / "runs" / "study" / "mine"
+    first = rescue("study", mine, "--only", "1,2", "--jobs", "2")
+    assert first.code == 0, first.err
+    assert "0 of 2 runs are there" in first.err
+    before = finished(folder)
+    assert sorted(before) == ["01/seed-0", "02/seed-0"]
+    again = rescue("study", mine, "--seeds", "2", "--json")
+    assert again.code == 0, again.err
+    assert "2 of 6 runs are there" in again.err
+    after = finished(folder)
+    assert len(after) == 6
+    assert {name: after[name] for name in before} == before
+    rows = json.loads(again.out)["rows"]
+    assert [row["measured"]["n"] for row in rows] == [2, 2, 2]
+    assert rows[1]["measured"]["p"] < 0.05
+    assert rows[2]["measured"]["p"] is None
+    printed = rescue("study", mine, "--table")
+    assert max(map(len, printed.out.splitlines())) <= 80
+    assert " ± " in printed.out
+
+
+def test_a_row_goes_on_from_another_rows_state_with_its_own_decay(
+    rescue: Rescue, mine: str, tmp_path: Path
+) -> None:
+    assert rescue("study", mine, "--only", "1").code == 0
+    assert rescue("study", mine, "--only", "3").code == 0
+    folder = tmp_path / "runs" / "study" / "mine"
+    lines = [
+        json.loads(line) for line in (folder / "03/seed-0/metrics.jsonl").read_text().splitlines()
+    ]
+    assert min(line["step"] for line in lines) > 8
+    states = [
+        torch.load(folder / row / "seed-0/checkpoints/last.pt", weights_only=True)
+        for row in ("01", "03")
+    ]
+    decays = [
+        max(g["weight_decay"] for g in s["updates"]["optimizers"][0]["param_groups"])
+        for s in states
+    ]
+    assert decays == [5e-4, 0.1]
+    weights = [next(iter(s["model"].values())) for s in states]
+    assert not torch.equal(*weights)
+
+
+def test_a_state_that_is_not_there_is_asked_for(rescue: Rescue, mine: str) -> None:
+    ended = rescue("study", mine, "--only", "3")
+    assert ended.code == 1
+    assert "the state that row 3 begins with is not there. Run its row first" in ended.err
+
+
+def test_the_plan_counts_what_is_left(rescue: Rescue, mine: str) -> None:
+    ended = rescue("study", mine, "--plan", "--json")
+    rows = json.loads(ended.out)
+    assert [(row["row"], row["runs"], row["left"], row["updates"]) for row in rows] == [
+        (1, 1, 1, 16), (2, 1, 1, 16), (3, 1, 1, 16),
+    ]  # fmt: skip
+    assert all(row["petaflop"] > 0 for row in rows)
+    assert rescue("study", mine, "--plan").out.splitlines()[-1].split()[:4] == [
+        "in", "all", "3", "3",
+    ]  # fmt: skip
+
+
+def test_data_that_is_not_there_ends_it_at_once(rescue: Rescue) -> None:
+    ended = rescue("study", "rsb-a2-against-t2", "data.root=/nowhere", "train.precision=float32")
+    assert ended.code == 3
+    assert "/nowhere" in ended.err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("mine.yaml", "--only", "4"), "--only: '4' must be numbers of rows from 1 to 3."),
+        (("mine.yaml", "--jobs", "0"), "--jobs: 0 must be at least 1"),
+        (("smith-momentun",), "Did you mean 'smith-momentum'?"),
+    ],
+)
+@pytest.mark.usefixtures("mine")
+def test_bad_words_are_refused(rescue: Rescue, words: tuple[str, ...], said: str) -> None:
+    ended = rescue("study", *words)
+    assert ended.code == 2
+    assert said in ended.err
+
+
+def test_a_study_killed_and_begun_again_repeats_no_finished_run(mine: str, tmp_path: Path) -> None:
+    call = [sys.executable, "-m", "rescue_cli", "study", mine, "--only", "1,2", "--seeds", "3"]
+    folder = tmp_path / "runs" / "study" / "mine"
+    environment = {**os.environ, "RESCUE_ALLOCATOR": "off"}
+    with subprocess.Popen(call, cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL) as one:
+        end = time.monotonic() + 120
+        while len(finished(folder)) < 2 and time.monotonic() < end:
+            time.sleep(0.05)
+        one.send_signal(signal.SIGKILL)
+    before = finished(folder)
+    assert 2 <= len(before) < 6
+    time.sleep(1.5)  # its worker leaves with it
+    done = finished(folder)
+    subprocess.run(call, cwd=tmp_path, env=environment, check=True, stderr=subprocess.DEVNULL)
+    after = finished(folder)
+    assert len(after) == 6
+    assert {name: after[name] for name in done} == done
+
+
+def test_smiths_points_are_four_batches_begun_in_two_ways() -> None:
+    study = studies.load("smith-momentum")
+    found = studies.cells(study)
+    three, deep = found[0][1], found[10][1]
+    assert three is not None
+    assert deep is not None
+    assert list(studies.runs(study, three, None)) == [
+        "batch-128", "batch-132", "batch-136", "batch-140",
+    ]  # fmt: skip
+    made = studies.runs(study, deep, None)
+    assert list(made) == [
+        "batch-512-msra", "batch-516-xavier", "batch-520-msra", "batch-524-xavier",
+    ]  # fmt: skip
+    assert [r.train.device_batch_size for r in made.values()] == [128, 129, 130, 131]
+    assert len(studies.runs(study, deep, 3)) == 3
+
+
+def test_samples_and_welchs_test_are_scipys() -> None:
+    from scipy import stats
+
+    a, b = [90.1, 90.4, 89.8, 90.2], [91.0, 90.6, 90.9]
+    assert welch(sample(a), sample(b)) == pytest.approx(
+        float(stats.ttest_ind(a, b, equal_var=False).pvalue)
+    )
+    low, high = stats.t.interval(0.95, 3, 90.125, stats.sem(a))
+    assert interval(sample(a)) == pytest.approx((float(low), float(high)))
+    assert sample([1.0]) == Sample(1.0, None, 1)
+    assert welch(sample([1.0]), sample([2.0])) is None
+    # one run against a paper's four: t with the paper's three degrees of freedom
+    error = 0.5 * (1 / 4 + 1) ** 0.5
+    expected = 2 * float(stats.t.sf(2.0 / error, 3))
+    assert welch(Sample(92.0, None, 1), Sample(90.0, 0.5, 4)) == pytest.approx(expected)
+
+
+def test_a_snapshot_of_a_row_that_is_none_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "wrong.yaml").write_text(STUDY.replace("cell: 1", "cell: 7"))
+    study = studies.load(str(tmp_path / "wrong.yaml"))
+    cell, _ = studies.cells(study)[2]
+    with pytest.raises(UsageError, match=r"from_snapshot\.cell: 7 is none of its 3 cells"):
+        studies.snapshot_of(study, cell)
