@@ -33,7 +33,9 @@ LADDER = (
 )  # fmt: skip
 GHOSTS = {"ghost-norm", "frozen-scale", "whitening", "whitening-short", "ema", "tta", "long"}
 SMITH = ("1cycle", "step")
-AIRBENCH = ("hlb", "airbench94", "airbench95", "airbench96", "airbench94-muon", "hiverge94")
+AIRBENCH = (
+    "hlb", "airbench94", "airbench95", "airbench96", "airbench94-muon", "hiverge94", "rescue94",
+)  # fmt: skip
 SMALLEST = {
     "quickstart": ["model.width=4"],
     "myrtle": ["model.width=4", "model.ghost=4"],
