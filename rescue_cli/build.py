@@ -59,6 +59,7 @@ __all__ = [
     "protocol",
     "step",
     "test_sets",
+    "training_images",
 ]
 SHOWN_RATES = 100_000  # the peak of a longer schedule is looked for at as many of its steps
 MIXED = {"float16": torch.float16, "bfloat16": torch.bfloat16}

@@ -43,7 +43,7 @@ class Ramp:
         between = self.epochs * per_epoch / self.points  # updates
         momentum = "null" if self.momentum is None else list(self.momentum)
         own = [
-            f"~{_path(recipe, place)}.schedule"
+            f"~{path_of(recipe, place)}.schedule"
             for place, item in enumerate(recipe.optim)
             if "schedule" in item.options
         ]
@@ -177,7 +177,7 @@ def applied(recipe: Recipe, max_lr: float, momentum: tuple[float, float] | None)
     """The recipe with a 1cycle up to `max_lr`; every group keeps its ratio to the first."""
     ratio = max_lr / float(recipe.optim[0].options["lr"])
     rates = [
-        f"{_path(recipe, place)}.lr={float(item.options['lr']) * ratio:.6g}"
+        f"{path_of(recipe, place)}.lr={float(item.options['lr']) * ratio:.6g}"
         for place, item in enumerate(recipe.optim)
     ]
     cycled: Any = "null" if momentum is None else list(momentum)
@@ -186,7 +186,7 @@ def applied(recipe: Recipe, max_lr: float, momentum: tuple[float, float] | None)
     return recipe.with_overrides(*rates, f"schedule={{{written}, momentum: {cycled}}}")
 
 
-def _path(recipe: Recipe, place: int) -> str:
+def path_of(recipe: Recipe, place: int) -> str:
     """Where an optimizer item stands in the recipe: `optim`, or `optim.2` of a list."""
     return "optim" if isinstance(recipe.tree["optim"], Mapping) else f"optim.{place}"
 

@@ -21,7 +21,7 @@ LAYERS = (
      "schedule", "averaging", "evaluation"},
     {"engine"},
     {"parts", "options", "range_test"},
-    {"build"},
+    {"build", "tuning"},
     {"outcome"},
     {"worker", "prediction", "bench", "estimate"},
     {"launch"},
@@ -33,7 +33,7 @@ LAYER = {room: number for number, rooms in enumerate(LAYERS) for room in rooms}
 SLOW = {"timm", "torchvision", "scipy", "matplotlib"}
 WITHOUT_TORCH = {
     "errors", "registry", "results", "recipe", "plans", "clues", "statistics", "range_test",
-    "report", "cli", "launch",
+    "tuning", "report", "cli", "launch",
 }  # fmt: skip
 MODULES = sorted(file for file in PACKAGE.rglob("*.py") if file != PACKAGE / "__init__.py")
 

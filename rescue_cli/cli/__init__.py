@@ -21,6 +21,7 @@ VERBS = {
     "models": "List the architectures of the paper's tables; train takes each as --model NAME.",
     "recipes": "List, show, compare, copy and check recipes.",
     "study": "Run a published comparison; print paper and measured side by side.",
+    "tune": "Choose batch size, learning rate, momentum and weight decay by held-out loss (Smith).",
     "bench": "Measure speed, as ratios within one run.",
 }
 # Where the verb is no good name for a module
@@ -31,6 +32,7 @@ COMPUTING = (
     ["eval"],
     ["lr-range-test"],
     ["study"],
+    ["tune"],
     ["bench", "step"],
     ["bench", "train"],
     ["bench", "inference"],

@@ -12,7 +12,8 @@ from rescue_cli import range_test
 from rescue_cli import recipe as recipes
 from rescue_cli.cli import common
 from rescue_cli.cli.common import Device, Json, Overrides, Procs, RecipeName, Workers
-from rescue_cli.errors import DivergedError, UsageError
+from rescue_cli.cli.runs import train_here
+from rescue_cli.errors import UsageError
 from rescue_cli.range_test import Answer, Curves, Ramp, Reading
 from rescue_cli.recipe import Recipe, total_steps
 
@@ -163,26 +164,9 @@ def _folder(recipe: Recipe, out: Path | None) -> Path:
 
 
 def _run(path: Path, run: _Run, device: str, procs: int | None, workers: int | None) -> Curves:
-    """Trains, or goes on, or takes what is there; a run that diverges ends there."""
-    from rescue_cli.launch import Nodes, environment, is_finished, prepare, run_directory
-
-    seed, diverged = run.recipe.train.seed, False
-    if not is_finished(path):
-        common.note(f"{path}: {run.steps} updates, seed {seed}")
-        facts = environment(
-            run.recipe,
-            verb="train",
-            device=device,
-            procs=procs or 1,
-            workers=workers,
-            cache=path.parent / ".cache",
-        )
-        prepare(path, run.recipe, facts, resume=True)
-        try:
-            run_directory(path, procs, 0, Nodes())
-        except DivergedError as error:
-            common.note(f"diverged: {error}")
-            diverged = True
+    """A run's curves; one that diverges ends there."""
+    diverged = train_here(path, run.recipe, device, procs, workers)
+    seed = run.recipe.train.seed
     return range_test.read(path, run.ramp, run.steps, seed, diverged=diverged)
 
 

@@ -1,0 +1,258 @@
+"""`rescue tune`: Smith's steps on a recipe by short runs, with a report of what was seen."""
+
+import json as json_module
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from rescue_cli import range_test, tuning
+from rescue_cli import recipe as recipes
+from rescue_cli.cli import common
+from rescue_cli.cli.common import Device, Json, Overrides, RecipeName, Workers
+from rescue_cli.cli.runs import train_here
+from rescue_cli.errors import RescueError, UsageError
+from rescue_cli.range_test import Curves, Ramp
+from rescue_cli.recipe import Recipe, from_tree, total_steps
+from rescue_cli.tuning import Decision, Outcome
+
+app = common.verb()
+HELD_OUT = 0.1  # of the training images
+RANGE_STEPS = 200  # updates of a range test, or an epoch where that is more
+EVALUATIONS = 8  # of a short run
+SHORT = 0.5  # of the recipe's epochs, at most
+
+
+class _BudgetOver(Exception):
+    """No time for another run."""
+
+
+@app.command(epilog="Example: rescue tune --recipe quickstart --budget 0.3")
+def tune(
+    overrides: Overrides = None,
+    recipe: RecipeName = None,
+    budget: Annotated[float, typer.Option(help="Hours.", min=0.001)] = 1.0,
+    out: Annotated[Path | None, typer.Option(help="Folder; runs/tune/RECIPE by default.")] = None,
+    json: Json = False,
+    device: Device = None,
+    workers: Workers = None,
+) -> None:
+    """Choose batch size, learning rate, momentum and weight decay by the held-out loss (Smith)."""
+    from rescue_cli import build
+
+    where = common.device(device)
+    base = recipes.load(common.named_or_default(recipe), overrides or [])
+    build.check(base)
+    notes = [f"warning: {warning}" for warning in common.check_precision(base, where)]
+    folder = out or Path("runs", "tune", base.name)
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"--out: {folder} is a file. Give a folder.")
+    for line in [str(folder), *notes, *common.allocator_notes()]:
+        common.note(line)
+    search = _Search(base, folder, where, workers, budget * 3600)
+    search.go()
+    search.write()
+    if json:
+        print(json_module.dumps(search.summary))
+    else:
+        _print(search)
+    common.note(str(folder))
+
+
+@dataclass
+class _Search:
+    """A search and where it has come to."""
+
+    base: Recipe
+    folder: Path
+    device: str
+    workers: int | None
+    seconds: float
+    decisions: list[Decision] = field(default_factory=list)
+    final: Outcome | None = None
+    finished: bool = False
+
+    def __post_init__(self) -> None:
+        from rescue_cli import build
+
+        self.begun = time.monotonic()
+        held, images = _split(self.base)
+        self.images = images
+        self.recipe = _measured(self.base.with_overrides(f"data.holdout={held}"))
+        self.per_epoch = build.epoch_length(self.recipe, self.folder / ".cache")
+
+    def go(self) -> None:
+        """Decides step after step, as long as there is time for another run."""
+        try:
+            self._choose_batch()
+            range_epochs = max(1.0, RANGE_STEPS / self.per_epoch)
+            self._take(lambda r: tuning.learning_rate(r, range_epochs, self._ramp, self._short))
+            self._take(lambda r: tuning.momentum(r, self._short))
+            self._take(lambda r: tuning.weight_decay(r, self._short))
+            self.final = self._outcome("final", self.recipe)
+            self.finished = True
+        except _BudgetOver:
+            common.note("--budget: the time is over; the same command with more goes on")
+
+    def _take(self, step: Callable[[Recipe], tuple[Recipe, Decision]]) -> None:
+        self.recipe, decision = step(self.recipe)
+        self.decisions.append(decision)
+        common.note(f"{decision.step}: {decision.chosen} ({decision.why})")
+
+    def _choose_batch(self) -> None:
+        from rescue_cli import build
+
+        free = _free_memory_mb(self.device)
+
+        def fits(size: int) -> bool:
+            from rescue_cli import estimate
+
+            return estimate.peak_memory(tuning.with_batch(self.recipe, size), gpus=1) < free
+
+        size, why = tuning.batch_size(self.images, fits)
+        self.recipe = tuning.with_batch(self.recipe, size)
+        self.per_epoch = build.epoch_length(self.recipe, self.folder / ".cache")
+        self.decisions.append(Decision("batch size", [], str(size), why, [], []))
+        common.note(f"batch size: {size} ({why})")
+
+    def _ramp(self, name: str, recipe: Recipe, ramp: Ramp) -> Curves:
+        one = ramp.of(recipe, recipe.train.seed, self.per_epoch)
+        diverged = self._train(name, one)
+        steps = total_steps(one.train, self.per_epoch)
+        return range_test.read(self.folder / name, ramp, steps, one.train.seed, diverged=diverged)
+
+    def _short(self, name: str, recipe: Recipe) -> Outcome:
+        return self._outcome(name, tuning.shortened(recipe, self._short_epochs()))
+
+    def _outcome(self, name: str, recipe: Recipe) -> Outcome:
+        from rescue_cli.results import RunDirectory, read_metrics
+
+        recipe = recipe.with_overrides(f"eval.every={recipe.train.epochs / EVALUATIONS:.6g}")
+        diverged = self._train(name, recipe)
+        lines = read_metrics(RunDirectory(self.folder / name).metrics)
+        tests = [line for line in lines if line["kind"] == "eval"]
+        found = Outcome(
+            name, [x["loss"] for x in tests], [x["top1"] for x in tests], diverged=diverged
+        )
+        common.note(f"{name}: {found}")
+        return found
+
+    def _train(self, name: str, recipe: Recipe) -> bool:
+        from rescue_cli.launch import is_finished
+
+        if not is_finished(self.folder / name) and self._left() <= 0:
+            raise _BudgetOver
+        return train_here(self.folder / name, recipe, self.device, None, self.workers)
+
+    def _left(self) -> float:
+        """Seconds, less what the final run will take."""
+        return (
+            self.seconds
+            - (time.monotonic() - self.begun)
+            - self._epoch_seconds() * float(self.recipe.train.epochs)
+        )
+
+    def _epoch_seconds(self) -> float:
+        """As the last range test had it; 0 before."""
+        from rescue_cli.results import RunDirectory, read_metrics
+
+        lines = read_metrics(RunDirectory(self.folder / "range-fine").metrics)
+        timed = [line for line in lines if line["kind"] == "train"]
+        return float(timed[-1]["seconds"] / timed[-1]["epoch"]) if timed else 0.0
+
+    def _short_epochs(self) -> float:
+        """What the budget leaves for each run, decided once and kept for every later call."""
+        from rescue_cli.results import read_json, write_json
+
+        file = self.folder / "lengths.json"
+        if file.exists():
+            return float(read_json(file)["short_epochs"])
+        runs = tuning.planned_runs(self.recipe)
+        affordable = self._left() / max(runs * self._epoch_seconds(), 1e-9)
+        longest = SHORT * self.recipe.train.epochs
+        epochs = round(min(longest, max(min(1.0, longest), affordable)), 3)
+        write_json(file, {"short_epochs": epochs})
+        common.note(f"short runs have {epochs:g} epochs")
+        return epochs
+
+    @property
+    def tuned(self) -> Recipe:
+        """The recipe as it was given, with what was chosen."""
+        tree = {**self.recipe.tree, "data": self.base.tree["data"], "eval": self.base.tree["eval"]}
+        return from_tree(tree)
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        return {
+            "recipe": self.base.name,
+            "finished": self.finished,
+            "held_out": self.recipe.data.options["holdout"],
+            "decisions": [tuning.written(decision) for decision in self.decisions],
+            "top1": None if self.final is None else self.final.accuracies[-1],
+            "loss": None if self.final is None else self.final.losses[-1],
+        }
+
+    def write(self) -> None:
+        """The tuned recipe, the decisions and the page that shows them."""
+        from rescue_cli.report.tuned import page
+        from rescue_cli.results import write_json, write_text
+
+        write_text(self.folder / "tuned.yaml", self.tuned.to_yaml())
+        write_json(self.folder / "tune.json", self.summary)
+        title = f"{self.base.name}, tuned on {self.summary['held_out']} held-out training images"
+        write_text(self.folder / "tune.html", page(title, self.decisions, self.final))
+
+
+def _split(recipe: Recipe) -> tuple[int, int]:
+    """How many training images are held out, as the user said or a tenth, and how many stay."""
+    from rescue_cli import build
+    from rescue_cli.data import FACTS
+
+    given = int(recipe.data.options.get("holdout", 0))
+    whole = build.training_images(recipe)
+    if whole is None:
+        whole = len(build.dataset(recipe, Path("runs", ".cache")).train)
+    if given:
+        return given, whole
+    classes = FACTS[recipe.data.name].classes or 1
+    held = max(classes, round(HELD_OUT * whole / classes) * classes)
+    if held >= whole:
+        raise RescueError(f"{whole} training images are too few to hold some out.")
+    return held, whole - held
+
+
+def _measured(recipe: Recipe) -> Recipe:
+    """Evaluated once over, without test-time augmentation."""
+    return recipe.with_overrides(
+        "eval.sets=null",
+        f"eval.sizes=[{recipe.eval.sizes[0]}]",
+        f"eval.crops=[{recipe.eval.crops[0]}]",
+        "eval.tta=[none]",
+    )
+
+
+def _free_memory_mb(device: str) -> float:
+    import os
+
+    import torch
+
+    if device == "cuda":
+        return float(torch.cuda.mem_get_info()[0]) / 2**20
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def _print(search: _Search) -> None:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("step", "chosen", "why"):
+        table.add_column(heading, overflow="fold")
+    for decision in search.decisions:
+        table.add_row(decision.step, decision.chosen, decision.why)
+    out = common.console()
+    out.print(table)
+    if search.final is not None:
+        out.print(f"the whole procedure, on the held-out images: {search.final}")
+    out.print(f"{search.folder}/tuned.yaml, and {search.folder}/tune.html for what was seen")
