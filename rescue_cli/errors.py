@@ -34,6 +34,12 @@ class MemoryExhausted(RescueError):
     exit_code = 5
 
 
+class UnexpectedError(RescueError):
+    """A result outside the band of what its recipe expects, where that was to be checked."""
+
+    exit_code = 6
+
+
 class StoppedError(RescueError):
     """A signal ended the run; its checkpoint is saved unless the message says otherwise."""
 
@@ -44,7 +50,14 @@ class StoppedError(RescueError):
 
 BY_CODE: dict[int, type[RescueError]] = {
     error.exit_code: error
-    for error in (RescueError, UsageError, DataError, DivergedError, MemoryExhausted)
+    for error in (
+        RescueError,
+        UsageError,
+        DataError,
+        DivergedError,
+        MemoryExhausted,
+        UnexpectedError,
+    )
 }
 
 

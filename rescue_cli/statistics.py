@@ -1,10 +1,19 @@
-"""What samples of runs say: intervals, tests, and how large a difference could have been seen."""
+"""What samples of runs say: intervals, tests, and how large a difference could have been seen.
+
+Numbers are scipy's, which is imported where it is used.
+"""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 CONFIDENCE = 0.95
+POWER = 0.8
+EXACT = 20_000  # arrangements up to which a permutation test goes through all of them
+Floats = Sequence[float] | NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -16,7 +25,23 @@ class Sample:
     n: int
 
 
-def sample(values: Sequence[float]) -> Sample:
+@dataclass(frozen=True)
+class Difference:
+    """How far the mean of b is above that of a, and how sure that is."""
+
+    mean: float
+    low: float | None  # of the 95 % interval
+    high: float | None
+    p: float | None  # two-sided, by Student's t
+    permutation: float | None  # the same by permutation, where it could fall below 0.01
+    effect: float | None  # the difference in standard deviations
+    n: tuple[int, int]
+    paired: bool
+    detectable: float | None  # what these n would see in 4 of 5 cases, at 5 %
+    needed: int | None  # runs of each to see the difference found, in as many cases
+
+
+def sample(values: Floats) -> Sample:
     """Of at least one value."""
     n = len(values)
     mean = math.fsum(values) / n
@@ -29,9 +54,7 @@ def interval(of: Sample) -> tuple[float, float] | None:
     """95 % of the mean by Student's t; None for fewer than two runs."""
     if of.std is None or of.n < 2:
         return None
-    from scipy.stats import t
-
-    half = float(t.ppf((1 + CONFIDENCE) / 2, of.n - 1)) * of.std / math.sqrt(of.n)
+    half = _t_quantile(of.n - 1) * of.std / math.sqrt(of.n)
     return of.mean - half, of.mean + half
 
 
@@ -40,19 +63,235 @@ def welch(a: Sample, b: Sample) -> float | None:
 
     A sample of one run borrows the other's std. None where neither has one, or no run differs.
     """
-    stds = [s.std for s in (a, b) if s.std is not None]
-    if not stds or not any(stds):
-        return None
-    if a.std is not None and b.std is not None and min(a.n, b.n) > 1:
-        from scipy.stats import ttest_ind_from_stats
-
-        test = ttest_ind_from_stats(a.mean, a.std, a.n, b.mean, b.std, b.n, equal_var=False)
-        return float(test.pvalue)
-    known, single = (a, b) if a.std is not None else (b, a)
-    assert known.std is not None
-    if known.n < 2:
+    error, freedom = _error(a, b)
+    if error is None or freedom is None or error == 0:
         return None
     from scipy.stats import t
 
-    error = known.std * math.sqrt(1 / known.n + 1 / single.n)
-    return float(2 * t.sf(abs(a.mean - b.mean) / error, known.n - 1))
+    return float(2 * t.sf(abs(a.mean - b.mean) / error, freedom))
+
+
+def difference(a: Sample, b: Sample) -> Difference:
+    """b less a for independent runs, by Welch's t-test."""
+    error, freedom = _error(a, b)
+    mean = b.mean - a.mean
+    if error is None or freedom is None or error == 0:
+        return Difference(mean, None, None, None, None, None, (a.n, b.n), False, None, None)
+    half = _t_quantile(freedom) * error
+    spread = _pooled(a, b)
+    return Difference(
+        mean,
+        mean - half,
+        mean + half,
+        welch(a, b),
+        None,
+        mean / spread if spread else None,
+        (a.n, b.n),
+        paired=False,
+        detectable=_detectable(error, freedom),
+        needed=_needed(mean, spread, paired=False) if spread else None,
+    )
+
+
+def paired_difference(a: Floats, b: Floats) -> Difference:
+    """b less a run by run, for runs of equal seeds, by the paired t-test."""
+    differences = np.asarray(b, dtype=np.float64) - np.asarray(a, dtype=np.float64)
+    found = sample(differences)
+    both = (found.n, found.n)
+    if found.std is None or found.std == 0:
+        return Difference(found.mean, None, None, None, None, None, both, True, None, None)
+    from scipy.stats import t
+
+    error = found.std / math.sqrt(found.n)
+    half = _t_quantile(found.n - 1) * error
+    return Difference(
+        found.mean,
+        found.mean - half,
+        found.mean + half,
+        float(2 * t.sf(abs(found.mean) / error, found.n - 1)),
+        sign_flips(differences) if 2.0 ** (1 - found.n) < 0.01 else None,
+        found.mean / found.std,
+        both,
+        paired=True,
+        detectable=_detectable(error, found.n - 1),
+        needed=_needed(found.mean, found.std, paired=True),
+    )
+
+
+def independent_difference(a: Floats, b: Floats) -> Difference:
+    """b less a for runs whose values are known: Welch's t-test, and by permutation."""
+    found = difference(sample(a), sample(b))
+    smallest = 2 / math.comb(len(a) + len(b), len(a))
+    if smallest >= 0.01:
+        return found
+    return Difference(**{**found.__dict__, "permutation": exchanges(a, b)})
+
+
+def sign_flips(differences: Floats) -> float:
+    """Two-sided p by flipping signs: every way of them, or 20,000 drawn by a fixed seed."""
+    from scipy.stats import permutation_test
+
+    values = np.asarray(differences, dtype=np.float64)
+    found = permutation_test(
+        (values,),
+        lambda x, axis: np.mean(x, axis=axis),
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=np.inf if 2.0 ** len(values) <= EXACT else EXACT,
+        rng=np.random.default_rng(0),
+    )
+    return float(found.pvalue)
+
+
+def exchanges(a: Floats, b: Floats) -> float:
+    """Two-sided p by exchanging runs between the two: every way of it, or 20,000 drawn."""
+    from scipy.stats import permutation_test
+
+    found = permutation_test(
+        (np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)),
+        lambda x, y, axis: np.mean(y, axis=axis) - np.mean(x, axis=axis),
+        permutation_type="independent",
+        vectorized=True,
+        n_resamples=np.inf if math.comb(len(a) + len(b), len(a)) <= EXACT else EXACT,
+        rng=np.random.default_rng(0),
+    )
+    return float(found.pvalue)
+
+
+def holm(p_values: Floats) -> list[float]:
+    """Holm's correction: p-values that may be judged together."""
+    order = np.argsort(p_values)
+    corrected = [0.0] * len(p_values)
+    largest = 0.0
+    for rank, place in enumerate(order):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * float(p_values[place])))
+        corrected[place] = largest
+    return corrected
+
+
+def mcnemar(right_a: NDArray[np.bool_], right_b: NDArray[np.bool_]) -> tuple[int, int, float]:
+    """On the same images: only a right, only b right, and the exact two-sided p (McNemar)."""
+    from scipy.stats import binomtest
+
+    only_a, only_b = int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum())
+    if only_a + only_b == 0:
+        return 0, 0, 1.0
+    return only_a, only_b, float(binomtest(only_a, only_a + only_b).pvalue)
+
+
+def correlation(a: Floats, b: Floats) -> tuple[float, float, float]:
+    """Pearson's r with its 95 % interval (Fisher), for at least four pairs."""
+    from scipy.stats import pearsonr
+
+    found = pearsonr(np.asarray(a), np.asarray(b))
+    band = found.confidence_interval(CONFIDENCE)
+    return float(found.statistic), float(band.low), float(band.high)
+
+
+def expected_maximum(of: Sample, n: int) -> float | None:
+    """The mean of the best of n runs, were runs normal: mean + std times the n-th order statistic.
+
+    None where the std is unknown.
+    """
+    if of.std is None:
+        return None
+    from scipy.integrate import quad
+    from scipy.stats import norm
+
+    def density(x: float) -> float:
+        return float(x * n * norm.pdf(x) * norm.cdf(x) ** (n - 1))
+
+    return of.mean + of.std * float(quad(density, -10, 10, limit=200)[0])
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The best seed by one set: how far above the mean it stands there and on the other."""
+
+    inflation: tuple[float, float, float]  # on the set that chose; with its 95 % interval
+    remains: tuple[float, float, float]  # on the other
+
+
+def chosen_best(by: Floats, other: Floats, draws: int = 10_000) -> Chosen:
+    """What choosing the best seed on one set is worth there and elsewhere, by bootstrap."""
+    first, second = np.asarray(by, dtype=np.float64), np.asarray(other, dtype=np.float64)
+    places = np.random.default_rng(0).integers(0, len(first), (draws, len(first)))
+    best = np.take_along_axis(places, first[places].argmax(1)[:, None], 1)[:, 0]
+    inflated = first[best] - first[places].mean(1)
+    remaining = second[best] - second[places].mean(1)
+    now = int(first.argmax())
+    return Chosen(
+        _with_band(float(first[now] - first.mean()), inflated),
+        _with_band(float(second[now] - second.mean()), remaining),
+    )
+
+
+def _with_band(value: float, drawn: NDArray[np.float64]) -> tuple[float, float, float]:
+    low, high = np.quantile(drawn, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return value, float(low), float(high)
+
+
+def _t_quantile(freedom: float) -> float:
+    from scipy.stats import t
+
+    return float(t.ppf((1 + CONFIDENCE) / 2, freedom))
+
+
+def _error(a: Sample, b: Sample) -> tuple[float | None, float | None]:
+    """The standard error of a difference of means, and its degrees of freedom (Welch)."""
+    known = [s for s in (a, b) if s.std is not None and s.n > 1]
+    if not known:
+        return None, None
+    if len(known) == 1:
+        spread = known[0].std or 0.0
+        return spread * math.sqrt(1 / a.n + 1 / b.n), known[0].n - 1
+    parts = [(s.std or 0.0) ** 2 / s.n for s in (a, b)]
+    total = sum(parts)
+    if total == 0:
+        return 0.0, None
+    freedom = total**2 / sum(p**2 / (s.n - 1) for p, s in zip(parts, (a, b), strict=True))
+    return math.sqrt(total), freedom
+
+
+def _pooled(a: Sample, b: Sample) -> float:
+    """The standard deviation that both are taken to share, each weighing by its runs."""
+    known = [s for s in (a, b) if s.std is not None and s.n > 1]
+    weights = sum(s.n - 1 for s in known)
+    return math.sqrt(sum((s.n - 1) * (s.std or 0.0) ** 2 for s in known) / weights)
+
+
+def _detectable(error: float, freedom: float) -> float:
+    """The true difference that a 5 % test sees in 80 % of cases, by the noncentral t."""
+    from scipy.optimize import brentq
+
+    return error * float(brentq(lambda d: _power(d, freedom) - POWER, 1e-6, 1e3))
+
+
+def _needed(mean: float, spread: float, *, paired: bool) -> int | None:
+    """Runs of each for 80 % power at the difference found; None where that is past a million."""
+    if mean == 0:
+        return None
+
+    def power(n: int) -> float:
+        error = spread * math.sqrt((1 if paired else 2) / n)
+        return _power(abs(mean) / error, n - 1 if paired else 2 * n - 2)
+
+    low, high = 2, 2
+    while power(high) < POWER:
+        low, high = high, 2 * high
+        if high > 1_000_000:
+            return None
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if power(middle) >= POWER else (middle + 1, high)
+    return high
+
+
+def _power(noncentrality: float, freedom: float) -> float:
+    """How often a two-sided 5 % t-test sees a difference of so many standard errors."""
+    from scipy.stats import nct
+
+    bound = _t_quantile(freedom)
+    if noncentrality > 50:  # where the distribution's own series fails, and the answer is plain
+        return 1.0 if noncentrality > 2 * bound else 0.0
+    return float(nct.sf(bound, freedom, noncentrality) + nct.cdf(-bound, freedom, noncentrality))

@@ -15,6 +15,7 @@ from rescue_cli.recipe import Recipe
 
 FEWEST_STEPS = 50  # updates of an epoch that a batch should leave
 MOMENTA = (0.99, 0.97, 0.95, 0.9)
+USUAL_MOMENTUM = 0.9
 LOWEST_MOMENTUM = 0.85  # of the cycle, at the highest rate
 EXPONENTS = (-3.0, -4.0, -5.0)  # of weight decay; and none
 DECADES = (-2.0, 3.0)  # of the first range test, about the recipe's own rate
@@ -75,7 +76,11 @@ def batch_size(images: int, fits: Callable[[int], bool]) -> tuple[int, str]:
 def learning_rate(
     recipe: Recipe, epochs: float, range_run: RangeRun, run: Run
 ) -> tuple[Recipe, Decision]:
-    """A range test over five decades, one about what it found, then cycles to that and below."""
+    """A range test over five decades, one about what it found, then cycles to that and below.
+
+    Momentum, where there is one, is 0.9 meanwhile, as in the paper's range tests.
+    """
+    recipe = _cycled(recipe, USUAL_MOMENTUM, USUAL_MOMENTUM, cycle=False)
     lr = float(recipe.optim[0].options["lr"])
     low, high = (lr * 10**decade for decade in DECADES)
     wide = Ramp(low, high, "exponential", None, epochs, 40)
@@ -161,15 +166,20 @@ def shortened(recipe: Recipe, epochs: float) -> Recipe:
     return recipe.with_overrides(*keys)
 
 
-def _cycled(recipe: Recipe, first: float, last: float) -> Recipe:
-    """Momentum `first` at the lowest rate and `last` at the highest."""
+def _cycled(recipe: Recipe, first: float, last: float, *, cycle: bool = True) -> Recipe:
+    """Momentum `first` at the lowest rate and `last` at the highest.
+
+    Not a `cycle`: in the optimizer alone, whatever the schedule is.
+    """
     own = [
         f"{range_test.path_of(recipe, place)}.momentum={first}"
         for place, item in enumerate(recipe.optim)
         if "momentum" in item.options
     ]
-    cycle = "null" if first == last else f"[{first}, {last}]"
-    return recipe.with_overrides(*own, f"schedule.momentum={cycle}")
+    if not cycle:
+        return recipe.with_overrides(*own)
+    moved = "null" if first == last else f"[{first}, {last}]"
+    return recipe.with_overrides(*own, f"schedule.momentum={moved}")
 
 
 def _decayed(recipe: Recipe, value: float) -> Recipe:

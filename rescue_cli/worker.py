@@ -68,11 +68,13 @@ def main() -> None:
 def _serve() -> None:
     """Runs directory after directory, each failure for itself; says the exit code of each."""
     leave_with_parent()
-    for line in sys.stdin:
-        code = _attempt(RunDirectory(Path(line.rstrip("\n"))))
-        print(code, flush=True)
-        if code > 128:  # a signal meant all of them
-            return
+    with os.fdopen(os.dup(1), "w") as answers:
+        os.dup2(2, 1)  # what else is printed is no answer
+        for line in sys.stdin:
+            code = _attempt(RunDirectory(Path(line.rstrip("\n"))))
+            print(code, file=answers, flush=True)
+            if code > 128:  # a signal meant all of them
+                return
 
 
 def _attempt(run: RunDirectory) -> int:

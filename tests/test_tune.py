@@ -140,7 +140,7 @@ def test_a_search_ends_with_a_recipe_and_a_page_and_a_second_call_trains_nothing
     assert tuned.data == given.data
     assert tuned.eval == given.eval
     assert tuned.schedule.name == "one-cycle"
-    assert tuned.train.batch_size == 8
+    assert tuned.train.batch_size == 16
     page = (tmp_path / "found" / "tune.html").read_text()
     assert page.count("<h2>") == 5
     assert page.count("data:image/png;base64") == 5
@@ -156,4 +156,4 @@ def test_a_budget_that_is_over_leaves_what_was_decided(rescue: Rescue, tmp_path:
     found = json.loads(ended.out)
     assert not found["finished"]
     assert "the time is over; the same command with more goes on" in ended.err
-    assert recipes.load(str(tmp_path / "found" / "tuned.yaml")).train.batch_size == 8
+    assert recipes.load(str(tmp_path / "found" / "tuned.yaml")).train.batch_size == 16

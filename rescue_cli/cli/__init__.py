@@ -20,18 +20,21 @@ VERBS = {
     "plan": "Say what a recipe costs in updates, FLOPs, memory, hours and money; needs no GPU.",
     "models": "List the architectures of the paper's tables; train takes each as --model NAME.",
     "recipes": "List, show, compare, copy and check recipes.",
+    "seed-sweep": "Train a recipe with many seeds, and say what they say together.",
+    "compare": "Say whether B is better than A, how sure that is, and what may be claimed.",
     "study": "Run a published comparison; print paper and measured side by side.",
     "tune": "Choose batch size, learning rate, momentum and weight decay by held-out loss (Smith).",
     "bench": "Measure speed, as ratios within one run.",
 }
 # Where the verb is no good name for a module
-MODULES = {"eval": "evaluate", "lr-range-test": "lr_range_test"}
+MODULES = {"eval": "evaluate", "lr-range-test": "lr_range_test", "seed-sweep": "seed_sweep"}
 # What trains or evaluates for long, and begins with the allocator's settings on a CPU
 COMPUTING = (
     ["train"],
     ["eval"],
     ["lr-range-test"],
     ["study"],
+    ["seed-sweep"],
     ["tune"],
     ["bench", "step"],
     ["bench", "train"],

@@ -135,9 +135,10 @@ def _run(
     gpus = range(torch.cuda.device_count()) if device == "cuda" else ()
     if jobs < 1 or (gpus and jobs > len(gpus)):
         raise UsageError(f"--jobs: {jobs} must be at least 1, and on GPUs at most their number.")
+    warnings = [w for run in waiting for w in common.check_precision(run.recipe, device)]
+    for warning in dict.fromkeys(warnings):
+        common.note(f"warning: {warning}")
     for run in waiting:
-        for warning in common.check_precision(run.recipe, device)[:1] if run is waiting[0] else []:
-            common.note(f"warning: {warning}")
         facts = environment(
             run.recipe,
             verb="train",

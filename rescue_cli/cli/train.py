@@ -12,7 +12,7 @@ from rescue_cli import recipe as recipes
 from rescue_cli.cli import common
 from rescue_cli.cli.common import Device, Json, Overrides, Procs, RecipeName, Workers
 from rescue_cli.cli.expand import Epochs, Model, expand
-from rescue_cli.errors import UsageError
+from rescue_cli.errors import UnexpectedError, UsageError
 from rescue_cli.recipe import Recipe
 
 app = common.verb()
@@ -55,6 +55,9 @@ def train(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show the plan, train nothing.")
     ] = False,
+    check_expected: Annotated[
+        bool, typer.Option("--check-expected", help="Exit 6 outside the recipe's band.")
+    ] = False,
     json: Json = False,
     device: Device = None,
     gpus: Annotated[int | None, typer.Option(help="Processes, one a GPU.", min=1)] = None,
@@ -84,6 +87,8 @@ def train(
         _print_plan(resolved, launch, json)
     else:
         _run(path, resolved, launch, machines, resume, json)
+        if check_expected and machines.rank == 0:
+            _check_expected(path, resolved)
 
 
 def _resolve(
@@ -165,6 +170,20 @@ def _run(
     if nodes.rank == 0:
         common.print_result(read_json(RunDirectory(path).result), as_json=as_json)
     common.note(str(path))
+
+
+def _check_expected(path: Path, recipe: Recipe) -> None:
+    """Says whether the result is inside the recipe's band; raises `UnexpectedError` outside."""
+    from rescue_cli.report.expected import verdict
+    from rescue_cli.results import RunDirectory, read_json
+
+    result = read_json(RunDirectory(path).result)
+    found = verdict(recipe, result["top1"], result["count"])
+    if found is None:
+        raise UsageError("--check-expected: the recipe has no `expect:`. Add it, or drop this.")
+    if not found["inside"]:
+        raise UnexpectedError(found["said"])
+    common.note(found["said"])
 
 
 def _directory(recipe: Recipe, out: Path | None, resume: bool, nodes: int) -> Path:

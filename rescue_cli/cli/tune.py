@@ -80,10 +80,12 @@ class _Search:
         from rescue_cli import build
 
         self.begun = time.monotonic()
-        held, images = _split(self.base)
-        self.images = images
-        self.recipe = _measured(self.base.with_overrides(f"data.holdout={held}"))
-        self.per_epoch = build.epoch_length(self.recipe, self.folder / ".cache")
+        cache = self.folder / ".cache"
+        self.recipe = _measured(self.base.with_overrides(f"data.holdout={_held_out(self.base)}"))
+        self.images = build.training_images(self.recipe) or len(
+            build.dataset(self.recipe, cache).train
+        )
+        self.per_epoch = build.epoch_length(self.recipe, cache)
 
     def go(self) -> None:
         """Decides step after step, as long as there is time for another run."""
@@ -207,22 +209,21 @@ class _Search:
         write_text(self.folder / "tune.html", page(title, self.decisions, self.final))
 
 
-def _split(recipe: Recipe) -> tuple[int, int]:
-    """How many training images are held out, as the user said or a tenth, and how many stay."""
+def _held_out(recipe: Recipe) -> int:
+    """How many training images judge: as the user said, or a tenth. Raises `RescueError`."""
     from rescue_cli import build
     from rescue_cli.data import FACTS
 
-    given = int(recipe.data.options.get("holdout", 0))
+    if given := int(recipe.data.options.get("holdout", 0)):
+        return given
     whole = build.training_images(recipe)
     if whole is None:
         whole = len(build.dataset(recipe, Path("runs", ".cache")).train)
-    if given:
-        return given, whole
     classes = FACTS[recipe.data.name].classes or 1
     held = max(classes, round(HELD_OUT * whole / classes) * classes)
     if held >= whole:
         raise RescueError(f"{whole} training images are too few to hold some out.")
-    return held, whole - held
+    return held
 
 
 def _measured(recipe: Recipe) -> Recipe:

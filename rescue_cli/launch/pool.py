@@ -88,10 +88,11 @@ def run_all(
                     ended = worker.ended()
                     if not tell(ended):
                         waiting = iter(())
+                    if stop.number:
+                        continue
                     if worker.process.poll() is not None:
                         worker = _replaced(workers, worker)
-                    if not stop.number:
-                        _begin_next(worker, waiting, selector)
+                    _begin_next(worker, waiting, selector)
                 if stop.number and not stop.passed_on:
                     stop.pass_on(workers)
             if stop.number:

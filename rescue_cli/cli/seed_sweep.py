@@ -1,0 +1,198 @@
+"""`rescue seed-sweep`: one recipe, many seeds, and what they say together."""
+
+import json as json_module
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from rescue_cli import recipe as recipes
+from rescue_cli.cli import common
+from rescue_cli.cli.common import Device, Json, Overrides, RecipeName, Workers
+from rescue_cli.errors import DataError, RescueError, UsageError
+from rescue_cli.recipe import Recipe
+from rescue_cli.report import sweeps
+from rescue_cli.report.sweeps import PREFIX, Sweep
+
+app = common.verb()
+
+
+@app.command(epilog="Example: rescue seed-sweep --recipe quickstart --seeds 10")
+def seed_sweep(
+    overrides: Overrides = None,
+    recipe: RecipeName = None,
+    seeds: Annotated[str, typer.Option(help="100, 0-9 or 3,7,11.")] = "5",
+    jobs: Annotated[
+        int | None, typer.Option(help="Runs at a time; one a GPU, on a CPU one.", min=1)
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder; runs/sweep/RECIPE by default.")] = None,
+    sets: Annotated[str | None, typer.Option(help="Test sets, short for eval.sets.")] = None,
+    json: Json = False,
+    device: Device = None,
+    workers: Workers = None,
+) -> None:
+    """Train a recipe with many seeds; a seed that has a result is not trained again."""
+    from rescue_cli import build
+
+    where = common.device(device)
+    given = [*(overrides or []), *common.with_lists(sets, None, None, None)]
+    base = recipes.load(common.named_or_default(recipe), given)
+    chosen = sweeps.seeds_of(seeds)
+    if any(override.startswith("train.seed=") for override in given):
+        raise UsageError("--seeds and train.seed say the same thing. Give --seeds.")
+    build.check(base)
+    folder = out or Path("runs", "sweep", base.name)
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"--out: {folder} is a file. Give a folder.")
+    notes = [f"warning: {warning}" for warning in common.check_precision(base, where)]
+    for line in [str(folder), *notes, *common.allocator_notes()]:
+        common.note(line)
+    _run(base, chosen, folder, where, jobs, workers)
+    sweep = sweeps.read(folder)
+    _write(sweep)
+    found = {"recipe": base.name, **sweeps.summary(sweep)}
+    print(json_module.dumps(found)) if json else _print(found)
+    common.note(str(folder))
+
+
+def _run(
+    base: Recipe,
+    seeds: list[int],
+    folder: Path,
+    device: str,
+    jobs: int | None,
+    workers: int | None,
+) -> None:
+    """Trains the seeds that have no result; one that fails or diverges is kept and told."""
+    import torch
+
+    from rescue_cli.launch import Ended, environment, is_finished, prepare, run_all
+
+    gpus = list(range(torch.cuda.device_count())) if device == "cuda" else []
+    at_once = jobs or max(1, len(gpus))
+    if gpus and at_once > len(gpus):
+        raise UsageError(f"--jobs: {at_once} asked for, {len(gpus)} GPUs visible.")
+    paths = {seed: folder / f"{PREFIX}{seed}" for seed in seeds}
+    missing = {seed: path for seed, path in paths.items() if not is_finished(path)}
+    common.note(f"{len(paths) - len(missing)} of {len(paths)} seeds are there")
+    for seed, path in missing.items():
+        recipe = base.with_overrides(f"train.seed={seed}")
+        facts = environment(
+            recipe,
+            verb="train",
+            device=device,
+            procs=1,
+            workers=workers,
+            cache=folder / ".cache",
+            share=at_once,
+        )
+        prepare(path, recipe, facts, resume=True)
+    fatal: list[RescueError] = []
+    with _progress(folder, len(missing)) as show:
+
+        def tell(ended: Ended) -> bool:
+            if isinstance(ended.error, UsageError | DataError):
+                fatal.append(ended.error)
+            show(ended)
+            return not fatal
+
+        if missing:
+            run_all(list(missing.values()), at_once, gpus, tell)
+    if fatal:
+        raise fatal[0]
+
+
+@contextmanager
+def _progress(folder: Path, count: int) -> Iterator[Any]:
+    """Shows each end: a live table on a terminal, else a line."""
+    from rich.console import Console
+    from rich.live import Live
+
+    begun = time.monotonic()
+    done = 0
+
+    def line(ended: Any) -> str:
+        seed = ended.path.name.removeprefix(PREFIX)
+        left = (time.monotonic() - begun) / done * (count - done)
+        word = f"failed: {ended.error}" if ended.error else _running(folder)
+        return f"seed {seed}: {word}; {done} of {count}, {_duration(left)} left"
+
+    if not sys.stderr.isatty():
+
+        def say(ended: Any) -> None:
+            nonlocal done
+            done += 1
+            common.note(line(ended))
+
+        yield say
+        return
+    with Live(console=Console(stderr=True), refresh_per_second=4) as live:
+
+        def show(ended: Any) -> None:
+            nonlocal done
+            done += 1
+            table = Table(box=None, pad_edge=False)
+            table.add_row(line(ended))
+            live.update(table)
+
+        yield show
+
+
+def _running(folder: Path) -> str:
+    """Mean and standard deviation so far, of the first measurement."""
+    sweep = sweeps.read(folder)
+    if not sweep.results:
+        return "no result yet"
+    row = next(iter(sweeps.summary(sweep)["sets"].values()))
+    spread = "" if row["std"] is None else f" ± {row['std']:.2f}"
+    return f"mean {row['mean']:.2f}{spread} %"
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def _write(sweep: Sweep) -> None:
+    from rescue_cli.report.sweep_pictures import draw
+    from rescue_cli.results import write_json, write_text
+
+    write_json(sweep.path / "sweep.json", sweeps.summary(sweep))
+    write_text(sweep.path / "sweep.csv", sweeps.table(sweep))
+    draw(sweep)
+
+
+def _print(found: dict[str, Any]) -> None:
+    """The table of the paper's Figure 1, then what the best seed is worth."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("set", "mean", "std", "max", "min", "seed 0", "95 % of the mean"):
+        table.add_column(heading, justify="left" if heading == "set" else "right")
+    for name, row in found["sets"].items():
+        band = row["interval"]
+        table.add_row(
+            name,
+            f"{row['mean']:.2f}",
+            "-" if row["std"] is None else f"{row['std']:.2f}",
+            f"{row['max']:.2f}",
+            f"{row['min']:.2f}",
+            "-" if row["seed0"] is None else f"{row['seed0']:.2f}",
+            "-" if band is None else f"{band[0]:.2f} to {band[1]:.2f}",
+        )
+    out = common.console()
+    out.print(table)
+    out.print(f"{found['recipe']}: {found['n']} seeds, {len(found['failed'])} failed; top-1 in %")
+    for seed, why in found["failed"].items():
+        out.print(f"seed {seed} failed: {why}")
+    for name, peak in found["peak"].items():
+        if peak is None:
+            continue
+        for other, (value, low, high) in peak.get("remains", {}).items():
+            out.print(
+                f"the best seed on {name} is {peak['inflation'][0]:.2f} above the mean there and "
+                f"{value:+.2f} on {other} ({low:+.2f} to {high:+.2f})"
+            )

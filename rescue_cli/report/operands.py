@@ -1,0 +1,141 @@
+"""What can be compared: runs, sweeps, recipes' claims, and numbers that are typed in."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rescue_cli import recipe as recipes
+from rescue_cli.errors import DataError, UsageError
+from rescue_cli.report import sweeps
+from rescue_cli.results import RunDirectory, read_json, read_metrics
+from rescue_cli.statistics import Sample, sample
+
+TYPED = re.compile(r"(?P<mean>\d+(\.\d+)?)((±|\+-|\+/-)(?P<std>\d+(\.\d+)?))?(/(?P<n>\d+))?")
+
+
+@dataclass(frozen=True)
+class Point:
+    """Where a run stood at one evaluation."""
+
+    epoch: float
+    step: int
+    seconds: float  # of training until then
+    top1: float
+
+
+@dataclass(frozen=True)
+class Operand:
+    """One side of a comparison; `values` by seed where single runs are known."""
+
+    name: str
+    sample: Sample
+    values: Mapping[int, float] = field(default_factory=dict)
+    paths: Mapping[int, Path] = field(default_factory=dict)
+
+    def curves(self) -> dict[int, list[Point]]:
+        """Each run's evaluations."""
+        return {seed: points(path) for seed, path in self.paths.items()}
+
+
+def operand(text: str) -> Operand:
+    """What a word of the command line stands for; raises `UsageError`, `DataError`."""
+    path = Path(text)
+    if RunDirectory(path).result.is_file():
+        result = read_json(RunDirectory(path).result)
+        seed = int(result["seed"] or 0)
+        return Operand(text, sample([result["top1"]]), {seed: result["top1"]}, {seed: path})
+    if path.is_dir():
+        return _sweep(text, path)
+    if text in recipes.names():
+        expect = recipes.load(text).tree.get("expect")
+        if not expect:
+            raise UsageError(f"{text}: the recipe claims nothing. Give a run or a sweep of it.")
+        return Operand(f"{text} (published)", sweeps.published(expect))
+    typed = TYPED.fullmatch(text)
+    if typed is not None:
+        std = typed["std"]
+        found = Sample(
+            float(typed["mean"]), None if std is None else float(std), int(typed["n"] or 1)
+        )
+        return Operand(text, found)
+    raise UsageError(
+        f"compare: '{text}' is no run, no sweep, no recipe, and no number. "
+        "Give a directory, a recipe's name, or MEAN±STD/N as 79.72±0.10/100."
+    )
+
+
+def _sweep(text: str, path: Path) -> Operand:
+    found = sweeps.read(path)
+    if not found.results:
+        raise DataError(f"{path}: holds neither a result nor seeds that have one.")
+    values = {seed: float(result["top1"]) for seed, result in found.results.items()}
+    paths = {seed: path / f"{sweeps.PREFIX}{seed}" for seed in values}
+    return Operand(text, sample(list(values.values())), values, paths)
+
+
+def points(path: Path) -> list[Point]:
+    """A run's evaluations on its first measurement, with the seconds trained until each."""
+    lines = read_metrics(RunDirectory(path).metrics)
+    seconds = {line["step"]: line["seconds"] for line in lines if line["kind"] == "train"}
+    found: dict[int, Point] = {}
+    for line in lines:
+        if line["kind"] == "eval" and line["step"] not in found:
+            spent = max((s for step, s in seconds.items() if step <= line["step"]), default=0.0)
+            found[line["step"]] = Point(line["epoch"], line["step"], spent, line["top1"])
+    return list(found.values())
+
+
+def right(path: Path) -> NDArray[np.bool_]:
+    """Which test images a run called right, in the order of the set; raises `DataError`."""
+    files = sorted((path / "predictions").glob("*.npz"))
+    if not files:
+        raise DataError(f"{path}: has no stored predictions.")
+    result = read_json(RunDirectory(path).result)
+    name = str(result["protocol"]["set"])
+    file = next((f for f in files if f.stem.split("-")[0] == name), files[0])
+    with np.load(file) as arrays:
+        found: NDArray[np.bool_] = arrays["top"][:, 0] == arrays["labels"]
+    return found
+
+
+def count_of(path: Path) -> int:
+    """The test images of a run's first measurement."""
+    return int(read_json(RunDirectory(path).result)["count"])
+
+
+def reached(curves: Mapping[int, list[Point]], top1: float) -> dict[int, Point]:
+    """The first evaluation of each run that has at least that accuracy."""
+    firsts = {
+        seed: next((p for p in line if p.top1 >= top1), None) for seed, line in curves.items()
+    }
+    return {seed: point for seed, point in firsts.items() if point is not None}
+
+
+def at_equal(a: Operand, b: Operand, what: str) -> tuple[float, Operand, Operand] | None:
+    """Both as they stood at the last `epoch`, or `seconds`, that every run of both had come to."""
+    curves = [a.curves(), b.curves()]
+    lines = [line for side in curves for line in side.values()]
+    if not lines or not all(lines):
+        return None
+    end = min(getattr(line[-1], what) for line in lines)
+    sides = []
+    for side, found in zip((a, b), curves, strict=True):
+        values = {}
+        for seed, line in found.items():
+            before = [p.top1 for p in line if getattr(p, what) <= end * (1 + 1e-9)]
+            if not before:
+                return None
+            values[seed] = before[-1]
+        sides.append(Operand(side.name, sample(list(values.values())), values))
+    return end, sides[0], sides[1]
+
+
+def steps_of(path: Path) -> tuple[Any, int]:
+    """The run's recipe, and the updates of an epoch."""
+    last = points(path)[-1]
+    return recipes.recipe_in(path), round(last.step / last.epoch)

@@ -1,0 +1,84 @@
+"""A sweep's pictures: histograms, one set against another, and the band by epoch."""
+
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from rescue_cli.report.pictures import figure_of, save
+from rescue_cli.report.sweeps import Sweep, by_epoch, summary
+
+
+def draw(sweep: Sweep) -> list[Path]:
+    """Writes what the sweep has enough runs for; the files."""
+    if not sweep.results:
+        return []
+    figures = {"histogram.png": _histograms(sweep), "band.png": _band(sweep)}
+    if len(sweep.measurements) > 1 and len(sweep.results) > 1:
+        figures["cloud.png"] = _cloud(sweep)
+    for name, figure in figures.items():
+        save(figure, sweep.path / name)
+    return [sweep.path / name for name in figures]
+
+
+def _histograms(sweep: Sweep) -> Any:
+    """Each measurement's seeds, with their mean and seed 0."""
+    names = sweep.measurements
+    figure = figure_of(4.5 * len(names), 3.2)
+    for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
+        values = sweep.values(name)
+        axes.hist(list(values.values()), bins="auto", color="tab:blue", alpha=0.7)
+        axes.axvline(mean(values.values()), color="k", label="mean")
+        if 0 in values:
+            axes.axvline(values[0], color="tab:red", linestyle="--", label="seed 0")
+        axes.set_title(f"{name}: {len(values)} seeds", fontsize=10)
+        axes.set_xlabel("top-1 %")
+        axes.legend(fontsize=8)
+    return figure
+
+
+def _cloud(sweep: Sweep) -> Any:
+    """The second measurement against the first, a point for each seed."""
+    first, second = sweep.measurements[:2]
+    a, b = sweep.values(first), sweep.values(second)
+    figure = figure_of(4.5, 4.2)
+    axes = figure.subplots()
+    axes.scatter(list(a.values()), list(b.values()), s=14)
+    best = max(a, key=lambda seed: a[seed])
+    axes.scatter([a[best]], [b[best]], s=60, facecolors="none", edgecolors="tab:red")
+    axes.annotate(f"best on {first}", (a[best], b[best]), fontsize=8)
+    axes.axvline(mean(a.values()), color="0.7", linewidth=1)
+    axes.axhline(mean(b.values()), color="0.7", linewidth=1)
+    found = summary(sweep)["correlation"].get(f"{first} {second}")
+    if found is not None:
+        axes.set_title(f"r = {found[0]:.2f} ({found[1]:.2f} to {found[2]:.2f})", fontsize=10)
+    axes.set_xlabel(f"{first}: top-1 %")
+    axes.set_ylabel(f"{second}: top-1 %")
+    axes.grid(alpha=0.3)
+    return figure
+
+
+def _band(sweep: Sweep) -> Any:
+    """Mean, one standard deviation, and the extremes of all seeds by epoch."""
+    curves = by_epoch(sweep)
+    epochs = list(curves)
+    figure = figure_of(6, 3.6)
+    axes = figure.subplots()
+    means = [mean(values) for values in curves.values()]
+    spreads = [stdev(values) if len(values) > 1 else 0.0 for values in curves.values()]
+    low = [m - s for m, s in zip(means, spreads, strict=True)]
+    high = [m + s for m, s in zip(means, spreads, strict=True)]
+    axes.fill_between(
+        epochs,
+        [min(v) for v in curves.values()],
+        [max(v) for v in curves.values()],
+        alpha=0.15,
+        label="min to max",
+    )
+    axes.fill_between(epochs, low, high, alpha=0.3, label="one standard deviation")
+    axes.plot(epochs, means, marker="o" if len(epochs) == 1 else None, label="mean")
+    axes.set_title(f"{sweep.measurements[0]}: {len(sweep.results)} seeds", fontsize=10)
+    axes.set_xlabel("epoch")
+    axes.set_ylabel("top-1 %")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    return figure

@@ -1,0 +1,179 @@
+"""A sweep as numbers: each seed's accuracies, what failed, and what the seeds say together."""
+
+import csv
+import io
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from rescue_cli.errors import UsageError
+from rescue_cli.results import RunDirectory, read_json, read_metrics
+from rescue_cli.statistics import (
+    Sample,
+    chosen_best,
+    correlation,
+    expected_maximum,
+    interval,
+    sample,
+)
+
+PREFIX = "seed-"
+FEWEST_PAIRS = 4  # of a correlation with an interval
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Runs that differ in their seed alone."""
+
+    path: Path
+    results: Mapping[int, Mapping[str, Any]]  # by seed, of finished runs
+    failures: Mapping[int, str]  # by seed, why there is no result
+
+    def values(self, name: str) -> dict[int, float]:
+        """Top-1 in percent of each finished seed on a measurement, see `measurements`."""
+        return {
+            seed: next(e["top1"] for e in result["sets"] if _label(e, result["sets"]) == name)
+            for seed, result in self.results.items()
+        }
+
+    @property
+    def measurements(self) -> list[str]:
+        """What every run measured: the sets, and size, crop or TTA where they are several."""
+        first = next(iter(self.results.values()), None)
+        return [] if first is None else [_label(e, first["sets"]) for e in first["sets"]]
+
+
+def read(path: Path) -> Sweep:
+    """The sweep in a folder; a run that neither ended nor failed yet is left out."""
+    results, failures = {}, {}
+    for folder in sorted(path.glob(f"{PREFIX}*"), key=_seed_of):
+        run = RunDirectory(folder)
+        if run.result.is_file():
+            results[_seed_of(folder)] = read_json(run.result)
+        elif run.failure.is_file():
+            failures[_seed_of(folder)] = str(read_json(run.failure)["message"]).split("\n")[0]
+    return Sweep(path, results, failures)
+
+
+def seeds_of(text: str) -> list[int]:
+    """`100`: 0 to 99; `0-9`: both ends; `3,7,11`. Raises `UsageError`."""
+    found: list[int] = []
+    if text.isdecimal():
+        found = list(range(int(text)))
+    else:
+        for part in text.split(","):
+            match = re.fullmatch(r"(\d+)(?:-(\d+))?", part.strip())
+            if match is None:
+                raise UsageError(f"--seeds: '{text}' is none of 100, 0-9 and 3,7,11.")
+            first = int(match[1])
+            found += range(first, int(match[2] or first) + 1)
+    if not found or len(set(found)) != len(found):
+        raise UsageError(f"--seeds: '{text}' names no seed, or one of them twice.")
+    return found
+
+
+def summary(sweep: Sweep) -> dict[str, Any]:
+    """The stable keys of `--json`: per measurement mean, std, min, max and seed 0, and the rest.
+
+    `peak`: what the best of so many seeds was to be expected to reach, and what choosing it on one
+    measurement is worth there and on each other one.
+    """
+    names = sweep.measurements
+    rows = {name: _row(sweep.values(name)) for name in names}
+    return {
+        "n": len(sweep.results),
+        "failed": {str(seed): why for seed, why in sweep.failures.items()},
+        "sets": rows,
+        "peak": {name: _peak(sweep, name) for name in names},
+        "correlation": {
+            f"{a} {b}": _correlation(sweep, a, b)
+            for a, b in pairwise(names)
+            if len(sweep.results) >= FEWEST_PAIRS
+        },
+    }
+
+
+def _row(values: Mapping[int, float]) -> dict[str, Any]:
+    found = sample(list(values.values()))
+    return {
+        "mean": found.mean,
+        "std": found.std,
+        "interval": interval(found),
+        "min": min(values.values()),
+        "max": max(values.values()),
+        "seed0": values.get(0),
+    }
+
+
+def _peak(sweep: Sweep, name: str) -> dict[str, Any] | None:
+    """The best seed by a measurement, there and on the others."""
+    values = list(sweep.values(name).values())
+    if len(values) < 2:
+        return None
+    found: dict[str, Any] = {"expected_maximum": expected_maximum(sample(values), len(values))}
+    for other in sweep.measurements:
+        if other != name:
+            chosen = chosen_best(values, list(sweep.values(other).values()))
+            found["inflation"] = chosen.inflation
+            found.setdefault("remains", {})[other] = chosen.remains
+    return found
+
+
+def _correlation(sweep: Sweep, a: str, b: str) -> tuple[float, float, float] | None:
+    first, second = list(sweep.values(a).values()), list(sweep.values(b).values())
+    if len(set(first)) < 2 or len(set(second)) < 2:
+        return None
+    return correlation(first, second)
+
+
+def table(sweep: Sweep) -> str:
+    """Every seed's figures as CSV, the failed ones with their reason."""
+    names = sweep.measurements
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["seed", *names, "seconds_train", "failed"])
+    columns = {name: sweep.values(name) for name in names}
+    for seed, result in sweep.results.items():
+        writer.writerow(
+            [seed, *(columns[name][seed] for name in names), result["seconds_train"], ""]
+        )
+    for seed, why in sweep.failures.items():
+        writer.writerow([seed, *("" for _ in names), "", why])
+    return text.getvalue()
+
+
+def by_epoch(sweep: Sweep) -> dict[float, list[float]]:
+    """The first measurement's top-1 of every finished seed at each epoch that all evaluated."""
+    found: dict[float, list[float]] = {}
+    for seed in sweep.results:
+        lines = read_metrics(RunDirectory(sweep.path / f"{PREFIX}{seed}").metrics)
+        tests = [line for line in lines if line["kind"] == "eval"]
+        firsts = {line["epoch"]: line["top1"] for line in reversed(tests)}
+        for epoch, top1 in firsts.items():
+            found.setdefault(epoch, []).append(top1)
+    whole = len(sweep.results)
+    return {epoch: found[epoch] for epoch in sorted(found) if len(found[epoch]) == whole}
+
+
+def published(values: Mapping[str, Any]) -> Sample:
+    """A recipe's `expect` as a sample; a std without n counts as one of many runs."""
+    return Sample(float(values["top1"]), values.get("std"), int(values.get("n", 1)))
+
+
+def _label(entry: Mapping[str, Any], among: Sequence[Mapping[str, Any]]) -> str:
+    """The set's name, with what tells this measurement from the run's others."""
+    parts = [str(entry["set"])]
+    for key in ("size", "crop"):
+        if len({e[key] for e in among}) > 1:
+            parts.append(f"{key} {entry[key]:g}")
+    if len({e["protocol"]["tta"] for e in among}) > 1:
+        parts.append(str(entry["protocol"]["tta"]))
+    return " ".join(parts)
+
+
+def _seed_of(folder: Path) -> int:
+    text = folder.name.removeprefix(PREFIX)
+    return int(text) if text.isdecimal() else -1
