@@ -22,6 +22,7 @@ VERBS = {
     "recipes": "List, show, compare, copy and check recipes.",
     "seed-sweep": "Train a recipe with many seeds, and say what they say together.",
     "compare": "Say whether B is better than A, how sure that is, and what may be claimed.",
+    "report": "Write one self-contained page about runs and sweeps, or their table as data.",
     "study": "Run a published comparison; print paper and measured side by side.",
     "tune": "Choose batch size, learning rate, momentum and weight decay by held-out loss (Smith).",
     "bench": "Measure speed, as ratios within one run.",

@@ -77,6 +77,8 @@ def train(
     changes = Changes(overrides or [], model, epochs, subset, smoke)
     resolved, notes = _resolve(recipe, changes, out if resume else None, where)
     build.check(resolved)
+    if check_expected and not resolved.tree.get("expect"):
+        raise UsageError("--check-expected: the recipe has no `expect:`. Add it, or drop this.")
     notes += [f"warning: {warning}" for warning in common.check_precision(resolved, where)]
     notes += common.allocator_notes()
     launch = _launch(resolved, where, gpus, procs, machines.count, max_restarts, workers)
@@ -179,8 +181,7 @@ def _check_expected(path: Path, recipe: Recipe) -> None:
 
     result = read_json(RunDirectory(path).result)
     found = verdict(recipe, result["top1"], result["count"])
-    if found is None:
-        raise UsageError("--check-expected: the recipe has no `expect:`. Add it, or drop this.")
+    assert found is not None
     if not found["inside"]:
         raise UnexpectedError(found["said"])
     common.note(found["said"])

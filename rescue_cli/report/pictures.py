@@ -16,7 +16,7 @@ def draw(path: Path) -> None:
     run = RunDirectory(path)
     lines = read_metrics(run.metrics)
     if lines:
-        save(_curves(lines), path / "curves.png")
+        save(curves_of(lines), path / "curves.png")
     if run.samples.exists():
         save(_samples(run.samples), path / "samples.png")
     for file in sorted((path / "predictions").glob("*.npz")):
@@ -39,7 +39,7 @@ def save(figure: Any, path: Path) -> None:
     figure.savefig(path)
 
 
-def _curves(lines: Sequence[Mapping[str, Any]]) -> Any:
+def curves_of(lines: Sequence[Mapping[str, Any]]) -> Any:
     """Loss, accuracy and learning rate by epoch."""
     train = [line for line in lines if line["kind"] == "train"]
     figure = figure_of(10, 3.2)

@@ -10,14 +10,20 @@ from rescue_cli.report.sweeps import Sweep, by_epoch, summary
 
 def draw(sweep: Sweep) -> list[Path]:
     """Writes what the sweep has enough runs for; the files."""
-    if not sweep.results:
-        return []
-    figures = {"histogram.png": _histograms(sweep), "band.png": _band(sweep)}
-    if len(sweep.measurements) > 1 and len(sweep.results) > 1:
-        figures["cloud.png"] = _cloud(sweep)
+    figures = figures_of(sweep)
     for name, figure in figures.items():
         save(figure, sweep.path / name)
     return [sweep.path / name for name in figures]
+
+
+def figures_of(sweep: Sweep) -> dict[str, Any]:
+    """The pictures that the sweep has enough runs for, by file name."""
+    if not sweep.results:
+        return {}
+    figures = {"histogram.png": _histograms(sweep), "band.png": _band(sweep)}
+    if len(sweep.measurements) > 1 and len(sweep.results) > 1:
+        figures["cloud.png"] = _cloud(sweep)
+    return figures
 
 
 def _histograms(sweep: Sweep) -> Any:

@@ -1,0 +1,80 @@
+"""`rescue report`: one page about runs and sweeps, or their table as data."""
+
+import csv
+import io
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rescue_cli.cli import common
+from rescue_cli.errors import DataError, RescueError, UsageError
+from rescue_cli.results import RunDirectory
+
+app = common.verb()
+
+
+@app.command(epilog="Example: rescue report runs/quickstart/0 runs/sweep/quickstart")
+def report(
+    paths: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Runs and sweeps.")],
+    out: Annotated[Path, typer.Option(help="The page.")] = Path("report.html"),
+    csv_: Annotated[bool, typer.Option("--csv", help="The table as CSV, on stdout.")] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="The table in Markdown.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="The table as JSON.")] = False,
+    tensorboard: Annotated[
+        Path | None, typer.Option(help="Write the curves as event files to this folder.")
+    ] = None,
+) -> None:
+    """Write one self-contained HTML page, or print the table of results as data."""
+    from rescue_cli.report import page
+
+    for path in paths:
+        _check(path)
+    if sum((csv_, markdown, json)) > 1:
+        raise UsageError("report: --csv, --markdown and --json exclude each other. Give one.")
+    if tensorboard is not None:
+        _write_events(paths, tensorboard)
+        print(tensorboard)
+    elif csv_:
+        text = io.StringIO()
+        headings, rows = page.results(paths)
+        csv.writer(text, lineterminator="\n").writerows([["path", *headings[1:]], *rows])
+        print(text.getvalue(), end="")
+    elif markdown:
+        print(page.as_markdown(paths), end="")
+    elif json:
+        print(page.as_json(paths))
+    else:
+        from rescue_cli.results import write_text
+
+        write_text(out, page.page(paths))
+        print(out)
+
+
+def _check(path: Path) -> None:
+    """Raises `DataError` where there is nothing to report."""
+    if RunDirectory(path).result.is_file() or any(path.glob("seed-*/result.json")):
+        return
+    raise DataError(f"{path}: holds no result. Give run directories or sweeps that have ended.")
+
+
+def _write_events(paths: list[Path], folder: Path) -> None:
+    """Each run's curves as TensorBoard reads them; raises `RescueError` without the package."""
+    from rescue_cli.report import sweeps
+    from rescue_cli.results import read_metrics
+
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise RescueError(
+            "--tensorboard: the package tensorboard is not installed. pip install tensorboard"
+        ) from None
+    for path in paths:
+        is_run = RunDirectory(path).result.is_file()
+        for run in [path] if is_run else sorted(path.glob(f"{sweeps.PREFIX}*")):
+            with SummaryWriter(str(folder / path.name / ("" if is_run else run.name))) as writer:
+                for line in read_metrics(RunDirectory(run).metrics):
+                    prefix = "train" if line["kind"] == "train" else line["set"]
+                    for key in ("loss", "lr", "momentum", "top1", "top5"):
+                        if line.get(key) is not None:
+                            writer.add_scalar(f"{prefix}/{key}", line[key], line["step"])

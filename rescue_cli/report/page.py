@@ -1,0 +1,231 @@
+"""`report.html`: runs, sweeps and studies on one page that needs nothing beside itself."""
+
+import base64
+import html
+import io
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rescue_cli import recipe as recipes
+from rescue_cli.plans import differences
+from rescue_cli.recipe import Recipe, recipe_in
+from rescue_cli.report import sweeps
+from rescue_cli.report.pictures import curves_of, figure_of
+from rescue_cli.report.sweep_pictures import figures_of
+from rescue_cli.results import RunDirectory, read_json, read_metrics
+
+STYLE = """
+:root{color-scheme:light dark;--ink:#1a1a1a;--paper:#fff;--line:#ddd;--dim:#666}
+@media (prefers-color-scheme:dark){:root{--ink:#e6e6e6;--paper:#16181c;--line:#3a3d44;--dim:#9aa}
+img{filter:invert(.88) hue-rotate(180deg)}}
+body{font:16px/1.5 system-ui,sans-serif;color:var(--ink);background:var(--paper);
+max-width:62rem;margin:0 auto;padding:1rem}
+h1{font-size:1.5rem}h2{font-size:1.2rem;border-top:1px solid var(--line);padding-top:1rem}
+.wide{overflow-x:auto}table{border-collapse:collapse;font-variant-numeric:tabular-nums}
+th,td{padding:.2rem .9rem .2rem 0;border-bottom:1px solid var(--line);text-align:left;
+vertical-align:top}td.n,th.n{text-align:right}img{max-width:100%;height:auto}
+pre{white-space:pre-wrap;overflow-wrap:anywhere;border-left:3px solid var(--line);
+padding-left:.8rem}.dim{color:var(--dim)}details{margin:.5rem 0}
+"""
+SHOWN_ENVIRONMENT = (
+    "device_name", "cores", "threads", "cpu_capability", "torch", "torchvision", "timm", "python",
+    "rescue", "commit",
+)  # fmt: skip
+SHOWN_CLASSES = 40
+
+
+def page(paths: Sequence[Path]) -> str:
+    """The whole page; every path is a run or a sweep that has results."""
+    found = [sweeps.read(path) for path in paths if not _is_run(path)]
+    runs = [path for path in paths if _is_run(path)]
+    title = ", ".join(path.name or str(path) for path in paths)
+    parts = [
+        "<!doctype html><html lang=en><meta charset=utf-8>",
+        '<meta name=viewport content="width=device-width,initial-scale=1">',
+        f"<title>{_text(title)}</title><style>{STYLE}</style>",
+        "<h1>Results</h1>",
+        _table(*results(paths)),
+        "<p class=dim>Top-1 in percent, of the last epoch. Paper: what the recipe's source "
+        "claims. Measured: mean and standard deviation over seeds where there are several.</p>",
+    ]
+    parts += [_sweep(sweep) for sweep in found]
+    parts += [_run(path) for path in runs]
+    return "\n".join([*parts, "</html>"]) + "\n"
+
+
+def results(paths: Sequence[Path]) -> tuple[list[str], list[list[str]]]:
+    """Headings and rows of the table of results: one row a run, or a sweep's measurement."""
+    headings = ["", "recipe", "set", "paper", "measured", "std", "runs", "seconds"]
+    rows = []
+    for path in paths:
+        if _is_run(path):
+            rows += [_row(path, entry) for entry in read_json(RunDirectory(path).result)["sets"]]
+            continue
+        sweep = sweeps.read(path)
+        recipe = recipe_of(path)
+        summary = sweeps.summary(sweep)
+        seconds = [float(r["seconds_train"]) for r in sweep.results.values()]
+        for name, row in summary["sets"].items():
+            rows.append(
+                [
+                    str(path), recipe.name, name, _claim(recipe), f"{row['mean']:.2f}",
+                    "-" if row["std"] is None else f"{row['std']:.2f}", str(summary["n"]),
+                    f"{sum(seconds) / len(seconds):.0f}",
+                ]
+            )  # fmt: skip
+    return headings, rows
+
+
+def recipe_of(path: Path) -> Recipe:
+    """The recipe of a run, or of a sweep's runs."""
+    if _is_run(path):
+        return recipe_in(path)
+    return recipe_in(next(p for p in sorted(path.glob("*")) if RunDirectory(p).recipe.is_file()))
+
+
+def _is_run(path: Path) -> bool:
+    return RunDirectory(path).recipe.is_file()
+
+
+def _row(path: Path, entry: Mapping[str, Any]) -> list[str]:
+    recipe, result = recipe_in(path), read_json(RunDirectory(path).result)
+    tta = entry["protocol"]["tta"]
+    name = f"{entry['set']} {entry['size']} px" + ("" if tta == "none" else f", {tta}")
+    return [
+        str(path), recipe.name, name, _claim(recipe), f"{entry['top1']:.2f}", "-", "1",
+        f"{result['seconds_train']:.0f}",
+    ]  # fmt: skip
+
+
+def _claim(recipe: Recipe) -> str:
+    expect = recipe.tree.get("expect") or {}
+    if "paper" not in recipe.tree or "top1" not in expect:
+        return "-"
+    spread = f" ± {expect['std']:.2f}" if "std" in expect else ""
+    return f"{expect['top1']:.2f}{spread}" + (f" ({expect['n']})" if "n" in expect else "")
+
+
+def _sweep(sweep: sweeps.Sweep) -> str:
+    summary = sweeps.summary(sweep)
+    parts = [f"<h2>{_text(sweep.path)}: {summary['n']} seeds</h2>"]
+    for seed, why in summary["failed"].items():
+        parts.append(f"<p>Seed {seed} failed: {_text(why)}</p>")
+    parts += [_image(figure) for figure in figures_of(sweep).values()]
+    first = next((sweep.path / f"{sweeps.PREFIX}{seed}" for seed in sweep.results), None)
+    return "\n".join([*parts, *([] if first is None else [_procedure(first)])])
+
+
+def _run(path: Path) -> str:
+    lines = read_metrics(RunDirectory(path).metrics)
+    parts = [f"<h2>{_text(path)}</h2>"]
+    if lines:
+        parts += [_image(curves_of(lines)), _image(_schedule(lines))]
+    for file in sorted((path / "predictions").glob("*.npz")):
+        parts.append(_classes(file))
+    return "\n".join([*parts, _procedure(path)])
+
+
+def _procedure(path: Path) -> str:
+    """Command, environment, the recipe, and what differs from the shipped one."""
+    run, recipe = RunDirectory(path), recipe_in(path)
+    parts = [f"<p>To repeat it:</p><pre>{_text(_command(run))}</pre>"]
+    environment = read_json(run.environment)
+    shown = [[key, str(environment[key])] for key in SHOWN_ENVIRONMENT if environment.get(key)]
+    parts.append(_folded("Environment", _table(["", ""], shown)))
+    if recipe.name in recipes.names():
+        changed = differences(recipes.load(recipe.name).tree, recipe.tree)
+        rows = [[key, str(old), str(new)] for key, (old, new) in changed.items()]
+        neighbour = f"What differs from the shipped {recipe.name}"
+        parts.append(_folded(neighbour, _table(["key", "shipped", "here"], rows)))
+    parts.append(_folded("The recipe", f"<pre>{_text(recipe.to_yaml())}</pre>"))
+    return "\n".join(parts)
+
+
+def _command(run: RunDirectory) -> str:
+    """What trained the run: of a sweep's or a study's run, the command of its own."""
+    written = run.command.read_text().strip()
+    if shlex.split(written)[1:2] == ["train"]:
+        return written
+    return f"rescue train --recipe {run.recipe} --out OUT    # begun by: {written}"
+
+
+def _schedule(lines: Sequence[Mapping[str, Any]]) -> Any:
+    """Learning rate and, where it moves, momentum by epoch."""
+    train = [line for line in lines if line["kind"] == "train"]
+    moved = [line for line in train if line.get("momentum") is not None]
+    figure = figure_of(10 if moved else 5, 2.8)
+    axes = figure.subplots(1, 2 if moved else 1, squeeze=False)[0]
+    axes[0].plot([x["epoch"] for x in train], [x["lr"] for x in train], color="tab:green")
+    axes[0].set_title("learning rate", fontsize=10)
+    if moved:
+        axes[1].plot([x["epoch"] for x in moved], [x["momentum"] for x in moved])
+        axes[1].set_title("momentum", fontsize=10)
+    for each in axes:
+        each.set_xlabel("epoch")
+        each.grid(alpha=0.3)
+    return figure
+
+
+def _classes(file: Path) -> str:
+    """Accuracy of each class, the worst first."""
+    with np.load(file) as arrays:
+        names = [str(name) for name in arrays["classes"]]
+        accuracy, counts = arrays["per_class"], arrays["confusion"].sum(1)
+    order = np.argsort(accuracy, kind="stable")[:SHOWN_CLASSES]
+    rows = [[names[i], f"{accuracy[i]:.1f}", str(counts[i])] for i in order if counts[i]]
+    more = len(names) - len(order)
+    title = f"Classes of {file.stem}, the worst first" + (f" ({more} more)" if more else "")
+    return _folded(title, _table(["class", "top-1 %", "images"], rows))
+
+
+def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    numeric = [all(_is_number(row[i]) for row in rows) for i in range(len(headings))]
+    mark = [" class=n" if n else "" for n in numeric]
+    head = "".join(f"<th{m}>{_text(h)}</th>" for m, h in zip(mark, headings, strict=True))
+    body = "".join(
+        "<tr>"
+        + "".join(f"<td{m}>{_text(c)}</td>" for m, c in zip(mark, row, strict=True))
+        + "</tr>"
+        for row in rows
+    )
+    return f"<div class=wide><table><tr>{head}</tr>{body}</table></div>"
+
+
+def _is_number(text: str) -> bool:
+    return text == "-" or text.split(" ")[0].replace(".", "").replace(",", "").isdecimal()
+
+
+def _folded(title: str, content: str) -> str:
+    return f"<details><summary>{_text(title)}</summary>{content}</details>"
+
+
+def _text(value: object) -> str:
+    return html.escape(str(value))
+
+
+def _image(figure: Any) -> str:
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=100)
+    return (
+        '<p><img alt="" src="data:image/png;base64,'
+        f'{base64.b64encode(content.getvalue()).decode()}"></p>'
+    )
+
+
+def as_json(paths: Sequence[Path]) -> str:
+    """The table of results as a JSON list of objects."""
+    headings, rows = results(paths)
+    keys = ["path", *headings[1:]]
+    return json.dumps([dict(zip(keys, row, strict=True)) for row in rows])
+
+
+def as_markdown(paths: Sequence[Path]) -> str:
+    """The table of results for a README."""
+    headings, rows = results(paths)
+    lines = [headings, ["---"] * len(headings), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"

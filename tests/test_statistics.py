@@ -1,0 +1,177 @@
+"""Statistics of runs against scipy's own calls, textbook values, and simulation."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from rescue_cli import statistics
+from rescue_cli.report import operands, sweeps
+from rescue_cli.statistics import Sample, difference, sample
+
+RNG = np.random.default_rng(1)
+A = [90.1, 90.4, 89.8, 90.2, 90.0]
+B = [90.9, 90.6, 90.8, 90.7, 91.1, 90.5]
+
+
+def test_welchs_test_and_its_interval_are_scipys() -> None:
+    found = difference(sample(A), sample(B))
+    theirs = stats.ttest_ind(B, A, equal_var=False)
+    band = theirs.confidence_interval(0.95)
+    assert found.p == pytest.approx(float(theirs.pvalue))
+    assert (found.low, found.high) == pytest.approx((float(band.low), float(band.high)))
+    assert found.mean == pytest.approx(float(np.mean(B) - np.mean(A)))
+
+
+def test_the_paired_test_and_its_interval_are_scipys() -> None:
+    found = statistics.paired_difference(A, B[:5])
+    theirs = stats.ttest_rel(B[:5], A)
+    band = theirs.confidence_interval(0.95)
+    assert found.p == pytest.approx(float(theirs.pvalue))
+    assert (found.low, found.high) == pytest.approx((float(band.low), float(band.high)))
+    assert found.permutation is None  # 5 pairs cannot fall below 0.0625
+
+
+def test_a_permutation_of_eight_pairs_counts_every_flip() -> None:
+    values = np.array([0.3, 0.1, 0.4, -0.05, 0.2, 0.25, 0.6, 0.15])
+    signs = np.array([[1 - 2 * ((k >> i) & 1) for i in range(8)] for k in range(256)])
+    means = (signs * values).mean(1)
+    expected = float((np.abs(means) >= abs(values.mean()) - 1e-12).mean())
+    assert statistics.sign_flips(values) == pytest.approx(expected)
+
+
+def test_five_against_five_by_permutation_counts_every_exchange() -> None:
+    from itertools import combinations
+
+    both = np.array(A + B[:5])
+    seen = abs(np.mean(B[:5]) - np.mean(A))
+    differences = []
+    for chosen in combinations(range(10), 5):
+        inside = both[list(chosen)]
+        rest = np.delete(both, list(chosen))
+        differences.append(abs(inside.mean() - rest.mean()))
+    expected = float((np.array(differences) >= seen - 1e-12).mean())
+    assert statistics.exchanges(A, B[:5]) == pytest.approx(expected)
+    assert statistics.independent_difference(A, B[:5]).permutation == pytest.approx(expected)
+    assert statistics.independent_difference(A[:4], B[:4]).permutation is None
+
+
+@pytest.mark.parametrize(("effect", "n"), [(0.2, 394), (0.5, 64), (0.8, 26), (1.0, 17)])
+def test_runs_needed_are_cohens_table_for_80_percent_power(effect: float, n: int) -> None:
+    """Two-sided 5 %, two independent means of n each (Cohen 1988, table 2.4.1)."""
+    found = difference(Sample(0.0, 1.0, 20), Sample(effect, 1.0, 20))
+    assert found.effect == pytest.approx(effect)
+    assert found.needed is not None
+    assert abs(found.needed - n) <= 1
+
+
+def test_what_can_be_detected_needs_just_these_runs() -> None:
+    found = difference(Sample(90.0, 0.15, 35), Sample(90.1, 0.15, 35))
+    assert found.detectable == pytest.approx(0.1, abs=0.003)  # about 35 each, for 0.1 at 0.15
+    again = difference(Sample(0.0, 0.15, 35), Sample(found.detectable or 0, 0.15, 35))
+    assert again.needed == 35
+
+
+def test_holm_is_the_step_down_procedure() -> None:
+    assert statistics.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert statistics.holm([0.5, 0.001]) == pytest.approx([0.5, 0.002])
+    assert statistics.holm([]) == []
+
+
+def test_mcnemar_is_the_exact_binomial_of_the_disagreements() -> None:
+    a = np.array([True] * 80 + [False] * 12 + [True] * 4 + [False] * 4)
+    b = np.array([True] * 80 + [True] * 12 + [False] * 4 + [False] * 4)
+    only_a, only_b, p = statistics.mcnemar(a, b)
+    assert (only_a, only_b) == (4, 12)
+    assert p == pytest.approx(2 * float(stats.binom.cdf(4, 16, 0.5)))
+    assert statistics.mcnemar(a, a) == (0, 0, 1.0)
+
+
+def test_the_expected_maximum_is_the_normal_order_statistics() -> None:
+    for n, deviations in ((1, 0.0), (2, 0.56419), (5, 1.16296), (10, 1.53875), (100, 2.50759)):
+        found = statistics.expected_maximum(Sample(79.72, 0.10, 100), n)
+        assert found == pytest.approx(79.72 + 0.10 * deviations, abs=1e-5)
+    assert statistics.expected_maximum(Sample(79.72, None, 1), 5) is None
+
+
+def test_intervals_cover_in_95_percent_of_made_sweeps() -> None:
+    """2,000 sweeps: within 3 standard errors of 95 %."""
+    trials, error = 2000, math.sqrt(0.95 * 0.05 / 2000)
+    means = differences = paired = 0
+    for _ in range(trials):
+        a, b = RNG.normal(90, 0.2, 6), RNG.normal(90.1, 0.4, 9)
+        band = statistics.interval(sample(a))
+        assert band is not None
+        means += band[0] <= 90 <= band[1]
+        found = difference(sample(a), sample(b))
+        assert found.low is not None
+        assert found.high is not None
+        differences += found.low <= 0.1 <= found.high
+        seed = RNG.normal(0, 0.2, 6)
+        pair = statistics.paired_difference(a + seed, a + seed + RNG.normal(0.1, 0.1, 6))
+        assert pair.low is not None
+        assert pair.high is not None
+        paired += pair.low <= 0.1 <= pair.high
+    for count in (means, differences, paired):
+        assert abs(count / trials - 0.95) <= 3 * error
+
+
+def test_p_by_permutation_is_uniform_where_nothing_differs() -> None:
+    found = [
+        statistics.exchanges(RNG.normal(90, 0.2, 5), RNG.normal(90, 0.2, 5)) for _ in range(400)
+    ]
+    assert float(stats.kstest(found, "uniform").pvalue) > 0.001
+    assert np.mean(np.array(found) <= 0.05) < 0.05 + 3 * math.sqrt(0.05 * 0.95 / 400)
+
+
+def test_the_papers_seed_0_stands_13_hundredths_above_its_100_seeds() -> None:
+    """A2: val 79.72, std 0.10, n 100; seed 0 has 79.85. One in ten seeds stands so high."""
+    paper, seed0 = operands.operand("79.72±0.10/100"), operands.operand("79.85")
+    found = difference(paper.sample, seed0.sample)
+    assert found.mean == pytest.approx(0.13)
+    assert found.p == pytest.approx(2 * float(stats.t.sf(0.13 / (0.1 * 1.01**0.5), 99)))
+    assert found.p is not None
+    assert 0.15 < found.p < 0.25
+
+
+def test_the_best_of_100_seeds_on_one_set_is_average_on_the_other() -> None:
+    """A made sweep of the paper's means and stds, val and V2, their correlation next to none."""
+    rng = np.random.default_rng(3)
+    inflated, remains = [], []
+    for _ in range(50):
+        val, v2 = rng.normal(79.72, 0.10, 100), rng.normal(67.99, 0.23, 100)
+        found = statistics.chosen_best(v2, val, draws=500)
+        inflated.append(found.inflation[0])
+        remains.append(found.remains[0])
+        assert found.inflation[1] <= found.inflation[0] + 0.3
+    assert np.mean(inflated) == pytest.approx(0.23 * 2.5076, abs=0.05)
+    assert abs(np.mean(remains)) < 0.05
+
+
+def test_correlation_has_fishers_interval() -> None:
+    a = RNG.normal(0, 1, 30)
+    b = 0.6 * a + RNG.normal(0, 0.8, 30)
+    r, low, high = statistics.correlation(a, b)
+    z, half = math.atanh(r), 1.959964 / math.sqrt(27)
+    assert (low, high) == pytest.approx((math.tanh(z - half), math.tanh(z + half)), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("79.72±0.10/100", Sample(79.72, 0.10, 100)),
+        ("79.72+-0.1/5", Sample(79.72, 0.1, 5)),
+        ("79.72", Sample(79.72, None, 1)),
+        ("80/3", Sample(80.0, None, 3)),
+    ],
+)
+def test_numbers_are_read_as_they_are_typed(text: str, found: Sample) -> None:
+    assert operands.operand(text).sample == found
+
+
+@pytest.mark.parametrize(
+    ("text", "seeds"), [("3", [0, 1, 2]), ("0-3", [0, 1, 2, 3]), ("3,7,9-10", [3, 7, 9, 10])]
+)
+def test_seeds_are_read_as_they_are_typed(text: str, seeds: list[int]) -> None:
+    assert sweeps.seeds_of(text) == seeds

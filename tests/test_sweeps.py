@@ -1,0 +1,154 @@
+"""`rescue seed-sweep` and `compare`, through the command on images that ship with the package."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from rescue_cli.report import sweeps
+from rescue_cli.results import read_json
+from tests.conftest import Rescue
+
+TINY = (
+    "model.width=4", "data.subset=[256,200]", "train.batch_size=32",
+    "train.device_batch_size=32", "train.epochs=2",
+)  # fmt: skip
+
+
+def finished(folder: Path) -> dict[str, float]:
+    return {f.parent.name: f.stat().st_mtime for f in folder.glob("*/result.json")}
+
+
+def test_a_sweep_does_what_is_missing_and_says_what_its_seeds_say(
+    rescue: Rescue, tmp_path: Path
+) -> None:
+    call = ("seed-sweep", "--out", "sweep", "eval.tta=[none,flip]", *TINY)
+    assert rescue(*call, "--seeds", "2").code == 0
+    folder = tmp_path / "sweep"
+    before = finished(folder)
+    ended = rescue(*call, "--seeds", "0-4", "--jobs", "2", "--json")
+    assert ended.code == 0, ended.err
+    assert "2 of 5 seeds are there" in ended.err
+    found = json.loads(ended.out)
+    assert (found["recipe"], found["n"], found["failed"]) == ("quickstart", 5, {})
+    assert list(found["sets"]) == ["test none", "test flip"]
+    values = sweeps.read(folder).values("test none")
+    row = found["sets"]["test none"]
+    assert row["max"] == max(values.values())
+    assert row["seed0"] == values[0]
+    assert row["interval"][0] < row["mean"] < row["interval"][1]
+    assert {k: v for k, v in finished(folder).items() if k in before} == before
+    for name in ("histogram.png", "band.png", "cloud.png"):
+        assert (folder / name).read_bytes()[:4] == b"\x89PNG"
+    lines = (folder / "sweep.csv").read_text().splitlines()
+    assert lines[0] == "seed,test none,test flip,seconds_train,failed"
+    assert len(lines) == 6
+    printed = rescue(*call, "--seeds", "5")
+    assert max(map(len, printed.out.splitlines())) <= 80
+
+
+def test_a_seed_that_diverges_is_kept_shown_and_counted(rescue: Rescue, tmp_path: Path) -> None:
+    ended = rescue(
+        "seed-sweep", "--out", "sweep", "--seeds", "2", "--json", *TINY, "optim.lr=1e9",
+        "train.log_every=2",
+    )  # fmt: skip
+    assert ended.code == 0, ended.err
+    found = json.loads(ended.out)
+    assert found["n"] == 0
+    assert sorted(found["failed"]) == ["0", "1"]
+    assert "the loss is" in found["failed"]["0"]
+    assert "1,,the loss is" in (tmp_path / "sweep" / "sweep.csv").read_text().replace('"', "")
+
+
+def test_a_sweep_killed_twice_ends_bitwise_as_one_that_was_not(tmp_path: Path) -> None:
+    call = [sys.executable, "-m", "rescue_cli", "seed-sweep", "--seeds", "4", *TINY, "--out"]
+    environment = {**os.environ, "RESCUE_ALLOCATOR": "off"}
+    for goal in (1, 2):
+        with subprocess.Popen(
+            [*call, "killed"], cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL
+        ) as process:
+            end = time.monotonic() + 120
+            while len(finished(tmp_path / "killed")) < goal and time.monotonic() < end:
+                time.sleep(0.02)
+            process.send_signal(signal.SIGTERM if goal == 1 else signal.SIGKILL)
+        time.sleep(1.5)  # a worker leaves with its parent
+        assert len(finished(tmp_path / "killed")) < 4
+    for name in ("killed", "whole"):
+        subprocess.run(
+            [*call, name], cwd=tmp_path, env=environment, check=True, stderr=subprocess.DEVNULL
+        )
+    for seed in range(4):
+        a, b = (
+            load_file(tmp_path / name / f"seed-{seed}" / "model.safetensors")
+            for name in ("killed", "whole")
+        )
+        assert all(bool((a[key] == b[key]).all()) for key in a)
+        one, other = (
+            read_json(tmp_path / name / f"seed-{seed}" / "result.json")
+            for name in ("killed", "whole")
+        )
+        assert one["sets"] == other["sets"]
+
+
+def test_compare_pairs_sweeps_by_seed_and_says_what_may_be_claimed(rescue: Rescue) -> None:
+    for name, change in (("a", "optim.lr=0.001"), ("b", "optim.lr=0.4")):
+        call = ("seed-sweep", "--seeds", "4", "--out", name, *TINY, change)
+        assert rescue(*call).code == 0
+    found = json.loads(rescue("compare", "a", "b", "--json").out)
+    assert found["how"] == "paired by seed"
+    assert found["n"] == [4, 4]
+    assert found["low"] < found["difference"] < found["high"]
+    assert found["claim"].startswith("b is better than a by ")
+    assert found["equal"]["epoch"]["at"] == 2
+    assert found["equal"]["epoch"]["difference"] == pytest.approx(found["difference"])
+    three = rescue("compare", "a", "b", "50.0±1.0/10", "--to", "12")
+    assert three.code == 0, three.err
+    assert "corrected over all pairs (Holm)" in three.out
+    assert "b: 4 of 4 runs reach 12 %" in three.out
+    assert max(map(len, three.out.splitlines())) <= 80
+    runs = json.loads(rescue("compare", "a/seed-0", "b/seed-0", "--json").out)
+    assert runs["how"].startswith("McNemar on 200 images")
+    assert runs["claim"].endswith("These two runs, not their recipes.")
+
+
+def test_numbers_alone_are_compared_and_too_few_of_them_claim_nothing(rescue: Rescue) -> None:
+    found = json.loads(rescue("compare", "79.72±0.10/100", "79.85", "--json").out)
+    assert found["difference"] == pytest.approx(0.13)
+    assert found["claim"].startswith("No difference may be claimed: 0.13 points, p = 0.2")
+    assert rescue("compare", "80", "81").out.splitlines()[-2].startswith("Nothing may be claimed")
+    named = json.loads(rescue("compare", "a2", "79.60±0.10/100", "--json").out)
+    assert named["a"] == "a2 (published)"
+    assert named["p"] < 1e-10
+
+
+def test_a_result_outside_the_band_is_exit_6_only_where_it_is_asked(rescue: Rescue) -> None:
+    call = ("train", "--out", "run", *TINY)
+    assert rescue(*call, "--check-expected").code == 2  # quickstart expects nothing
+    assert rescue(*call).code == 0
+    ended = rescue("compare", "run", "a2")
+    assert ended.code == 0, ended.err
+    assert "is outside what a2 expects, 79.72 ± " in ended.out
+    assert rescue("compare", "run", "a2", "--check-expected").code == 6
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("seed-sweep", "--seeds", "1,1"), "--seeds: '1,1' names no seed, or one of them twice."),
+        (("seed-sweep", "--seeds", "a"), "--seeds: 'a' is none of 100, 0-9 and 3,7,11."),
+        (("seed-sweep", "train.seed=3"), "--seeds and train.seed say the same thing."),
+        (("compare", "79.72"), "compare: give two or more"),
+        (("compare", "79.72", "nothing"), "'nothing' is no run, no sweep, no recipe"),
+        (("compare", "quickstart", "80"), "quickstart: the recipe claims nothing."),
+    ],
+)
+def test_bad_words_are_refused(rescue: Rescue, words: tuple[str, ...], said: str) -> None:
+    ended = rescue(*words)
+    assert ended.code == 2
+    assert said in ended.err
