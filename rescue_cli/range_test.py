@@ -65,7 +65,7 @@ class Ramp:
         """The rate after that share of the run."""
         if self.shape == "linear":
             return self.start + (self.end - self.start) * share
-        return self.start * (self.end / self.start) ** share
+        return float(self.start * (self.end / self.start) ** share)
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,10 @@ def read(path: Path, ramp: Ramp, steps: int, seed: int, *, diverged: bool) -> Cu
     lines = read_metrics(RunDirectory(path).metrics)
     tests = [line for line in lines if line["kind"] == "eval"]
     trained = [line for line in lines if line["kind"] == "train"]
-    rates, train, test, accuracy = [], [], [], []
+    rates: list[float] = []
+    train: list[float] = []
+    test: list[float] = []
+    accuracy: list[float] = []
     before = 0
     for line in tests:
         since = [x for x in trained if before < x["step"] <= line["step"]]

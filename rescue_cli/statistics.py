@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 CONFIDENCE = 0.95
 POWER = 0.8
+FAR = 5.0  # standard errors
 EXACT = 20_000  # arrangements up to which a permutation test goes through all of them
 Floats = Sequence[float] | NDArray[np.float64]
 
@@ -264,7 +265,10 @@ def _detectable(error: float, freedom: float) -> float:
     """The true difference that a 5 % test sees in 80 % of cases, by the noncentral t."""
     from scipy.optimize import brentq
 
-    return error * float(brentq(lambda d: _power(d, freedom) - POWER, 1e-6, 1e3))
+    high = 4.0
+    while _power(high, freedom) < POWER:
+        high *= 2
+    return error * float(brentq(lambda d: _power(d, freedom) - POWER, 0.0, high))
 
 
 def _needed(mean: float, spread: float, *, paired: bool) -> int | None:
@@ -292,6 +296,7 @@ def _power(noncentrality: float, freedom: float) -> float:
     from scipy.stats import nct
 
     bound = _t_quantile(freedom)
-    if noncentrality > 50:  # where the distribution's own series fails, and the answer is plain
-        return 1.0 if noncentrality > 2 * bound else 0.0
-    return float(nct.sf(bound, freedom, noncentrality) + nct.cdf(-bound, freedom, noncentrality))
+    above = float(nct.sf(bound, freedom, noncentrality))
+    if noncentrality > FAR:  # the other tail is next to nothing, and scipy's series for it fails
+        return above
+    return above + float(nct.cdf(-bound, freedom, noncentrality))

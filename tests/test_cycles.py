@@ -51,8 +51,7 @@ def test_one_cycle_ends_as_the_logs_of_resnet_50_do() -> None:
     keys: dict[str, Any] = {"stepsize_epochs": 9.5, "base_factor": 0.05, "momentum": (0.95, 0.85)}
     span = Span(1.0, 10_000, 20)
     ends = {
-        tail: one_cycle(span, **keys, tail_momentum=tail)(199_999)  # type: ignore[arg-type]
-        for tail in ("paper", "hold")
+        tail: one_cycle(span, **keys, tail_momentum=tail)(199_999) for tail in ("paper", "hold")
     }
     assert ends["paper"].momentum == pytest.approx(0.9447, abs=1e-4)
     assert ends["hold"].momentum == 0.95

@@ -31,6 +31,16 @@ SUBSTITUTIONS = {
     "--rendezvous host0:29500 --gpus 8": "--rendezvous host0:29500 --procs 8 --dry-run",
     "train.device_batch_size=64 --procs 2": "train.device_batch_size=64 --procs 2 --smoke",
     "optim.lr=0.2 train.epochs=3": "optim.lr=0.2 train.epochs=3 --smoke",
+    "lr-range-test --recipe quickstart --seeds 3": (
+        "lr-range-test --recipe quickstart --seeds 1 --epochs 0.5 --points 10 data.subset=[512,64]"
+    ),
+    "tune --recipe quickstart --budget 0.3": (
+        "tune --recipe quickstart --budget 0.001 model.width=4 data.subset=[512,64]"
+    ),
+    "study smith-momentum data.root=DATA --plan": "study smith-momentum --plan --only 1",
+    "seed-sweep --recipe quickstart --seeds 10": (
+        "seed-sweep --recipe quickstart --seeds 2 data.subset=[256,64] train.epochs=1"
+    ),
     "bench optimizer --model resnet50": "bench optimizer --model test_resnet --steps 1 --rounds 1",
     "bench step --recipe quickstart": (
         "bench step --recipe quickstart data.subset=[256,16] model.width=4 --steps 1 --rounds 1"

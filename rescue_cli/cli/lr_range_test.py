@@ -134,8 +134,10 @@ class _Found:
 
 
 def _shape(text: str) -> Literal["linear", "exponential"]:
-    if text == "linear" or text == "exponential":
-        return text
+    if text == "linear":
+        return "linear"
+    if text == "exponential":
+        return "exponential"
     raise UsageError(f"--ramp: '{text}' is not known. Use linear or exponential.")
 
 

@@ -120,7 +120,7 @@ def at_equal(a: Operand, b: Operand, what: str) -> tuple[float, Operand, Operand
     """Both as they stood at the last `epoch`, or `seconds`, that every run of both had come to."""
     curves = [a.curves(), b.curves()]
     lines = [line for side in curves for line in side.values()]
-    if not lines or not all(lines):
+    if not all(curves) or not all(lines):  # a number, or a claim, has no past
         return None
     end = min(getattr(line[-1], what) for line in lines)
     sides = []
