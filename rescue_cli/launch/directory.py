@@ -65,7 +65,8 @@ def prepare(path: Path, recipe: Recipe, facts: dict[str, Any], *, resume: bool) 
     else:
         write_text(run.recipe, recipe.to_yaml())
     run.failure.unlink(missing_ok=True)
-    write_text(run.command, shlex.join(["rescue", *sys.argv[1:]]) + "\n")
+    before = run.command.read_text() if run.command.exists() else ""
+    write_text(run.command, before + shlex.join(["rescue", *sys.argv[1:]]) + "\n")
     write_json(run.environment, facts)
 
 

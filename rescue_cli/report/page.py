@@ -148,7 +148,7 @@ def _procedure(path: Path) -> str:
 
 def _command(run: RunDirectory) -> str:
     """What trained the run: of a sweep's or a study's run, the command of its own."""
-    written = run.command.read_text().strip()
+    written = run.command.read_text().splitlines()[0]
     if shlex.split(written)[1:2] == ["train"]:
         return written
     return f"rescue train --recipe {run.recipe} --out OUT    # begun by: {written}"

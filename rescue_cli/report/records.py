@@ -44,7 +44,7 @@ def _entry(run: Path, note: str | None) -> dict[str, Any]:
     changed = differences(load(recipe.name).tree, recipe.tree)
     environment = read_json(files.environment)
     return {
-        "command": _portable(files.command.read_text()),
+        "command": _portable(files.command.read_text().splitlines()[0]),
         "seed": recipe.train.seed,
         "differs": {k: list(v) for k, v in changed.items() if not _is_path(k)},
         "result": {**{k: result[k] for k in RESULT}, **_others(result["sets"])},
