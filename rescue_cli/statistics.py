@@ -1,7 +1,4 @@
-"""What samples of runs say: intervals, tests, and how large a difference could have been seen.
-
-Numbers are scipy's, which is imported where it is used.
-"""
+"""What samples of runs say: intervals, tests, what could have been seen; by scipy."""
 
 import math
 from collections.abc import Sequence

@@ -56,7 +56,8 @@ def test_the_wheel_holds_recipes_data_and_licences_and_no_tests(wheel: Path) -> 
     assert "rescue_cli/data/files/FASHION-MNIST-LICENSE" in held
     licences = {name.rpartition("/")[2] for name in held if ".dist-info/licenses/" in name}
     assert licences == {"LICENSE", "FASHION-MNIST-LICENSE"}
-    assert not [name for name in held if "test" in name or name.endswith((".pyc", "Makefile"))]
+    unwanted = ("/test_", "tests/", ".pyc", "Makefile")
+    assert not [name for name in held if any(part in name for part in unwanted)]
     assert {name.partition("/")[0] for name in held if ".dist-info" not in name} == {"rescue_cli"}
 
 

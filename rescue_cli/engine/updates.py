@@ -11,6 +11,8 @@ from torch.optim import Optimizer
 
 from rescue_cli.schedule import Rates, Schedule
 
+FAR = 10**9  # a step past every end that a schedule may have
+
 
 @dataclass(frozen=True)
 class RatedGroup:
@@ -56,7 +58,7 @@ class Optimizers:
                 continue
             if "momentum" in rated.group:
                 rated.group["momentum"] = rates.momentum
-            else:  # the first of Adam's and LAMB's
+            elif "betas" in rated.group:  # the first of Adam's and LAMB's
                 rated.group["betas"] = (rates.momentum, *rated.group["betas"][1:])
         return self.rated[0].schedule(step)
 
@@ -94,11 +96,18 @@ class Optimizers:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        # What no schedule moves stays the recipe's: a study goes on from a state with other options
+        own = [self._unmoved(rated) for rated in self.rated]
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-            # The options stay the recipe's: a study goes on from a snapshot with others
-            own = [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
             optimizer.load_state_dict(saved)
-            for group, options in zip(optimizer.param_groups, own, strict=True):
-                group.update(options)
+        for rated, options in zip(self.rated, own, strict=True):
+            rated.group.update(options)
         self.scaler.load_state_dict(state["scaler"])
         self.skipped.copy_(state["skipped"])
+
+    @staticmethod
+    def _unmoved(rated: RatedGroup) -> dict[str, Any]:
+        """A group's options without its rate, and without a momentum that its schedule moves."""
+        moves = any(rated.schedule(step).momentum is not None for step in (0, FAR))
+        moved = {"params", "lr", *(("momentum", "betas") if moves else ())}
+        return {key: value for key, value in rated.group.items() if key not in moved}

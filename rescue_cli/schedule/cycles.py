@@ -141,7 +141,7 @@ def _stepsize(epochs: float, span: Span) -> float:
 def _triangle(x: float, *, halving: bool) -> float:
     """0 at x = 0, 1 at 1, 0 at 2 and so on; with every cycle half as high, or not."""
     cycle = math.floor(x / 2)
-    return (1 - abs(x - 2 * cycle - 1)) / (2.0**cycle if halving else 1.0)
+    return math.ldexp(1 - abs(x - 2 * cycle - 1), -cycle if halving else 0)
 
 
 def _against(momentum: tuple[float, float] | None, height: float) -> float | None:
