@@ -14,6 +14,7 @@ from rescue_cli.results import RunDirectory, read_json, write_json
 PLACE = (
     "data.root", "data.train_root", "data.test_root", "data.resident", "train.seed",
     "train.precision", "train.log_every", "train.checkpoint_epochs", "train.checkpoint_minutes",
+    "eval.every",
 )  # fmt: skip
 RESULT = (
     "top1", "top5", "loss", "count", "epochs", "steps", "seconds_train", "seconds_prepare",
