@@ -26,7 +26,7 @@ def optimizers_of(
     options: dict[str, Any] = {"lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 0.01}
     optimizer = OPTIMIZERS[name]([{"params": [parameter]}], **options)
     scaler = torch.amp.GradScaler("cpu", enabled=True, growth_interval=growth_interval)
-    rated = RatedGroup(optimizer, 0, lambda step: Rates(RATES[step]), 1.0)
+    rated = RatedGroup(optimizer, 0, lambda step: Rates(RATES[min(step, len(RATES) - 1)]), 1.0)
     return Optimizers([optimizer], [rated], clip, scaler)
 
 
@@ -125,7 +125,10 @@ def two_optimizers() -> tuple[Optimizers, nn.Parameter, nn.Parameter]:
         renormalise_every=1,
     )
     sgd = OPTIMIZERS["sgd"]([{"params": [bias]}], **shared)
-    rated = [RatedGroup(o, 0, lambda step: Rates(RATES[step]), 1.0) for o in (muon, sgd)]
+    rated = [
+        RatedGroup(o, 0, lambda step: Rates(RATES[min(step, len(RATES) - 1)]), 1.0)
+        for o in (muon, sgd)
+    ]
     scaler = torch.amp.GradScaler("cpu", enabled=True)
     return Optimizers([muon, sgd], rated, None, scaler), filters, bias
 
