@@ -14,7 +14,8 @@ from rich.table import Table
 from rescue_cli import recipe as recipes
 from rescue_cli.cli import common
 from rescue_cli.cli.common import Device, Json, Overrides, RecipeName, Workers
-from rescue_cli.errors import DataError, RescueError, UsageError
+from rescue_cli.cli.runs import places, train_all
+from rescue_cli.errors import UsageError
 from rescue_cli.recipe import Recipe
 from rescue_cli.report import sweeps
 from rescue_cli.report.sweeps import PREFIX, Sweep
@@ -69,42 +70,23 @@ def _run(
     workers: int | None,
 ) -> None:
     """Trains the seeds that have no result; one that fails or diverges is kept and told."""
-    import torch
+    from rescue_cli.launch import is_finished
 
-    from rescue_cli.launch import Ended, environment, is_finished, prepare, run_all
-
-    gpus = list(range(torch.cuda.device_count())) if device == "cuda" else []
-    at_once = jobs or max(1, len(gpus))
-    if gpus and at_once > len(gpus):
-        raise UsageError(f"--jobs: {at_once} asked for, {len(gpus)} GPUs visible.")
+    where = places(device, jobs, workers)
     paths = {seed: folder / f"{PREFIX}{seed}" for seed in seeds}
-    missing = {seed: path for seed, path in paths.items() if not is_finished(path)}
+    missing = {
+        path: base.with_overrides(f"train.seed={seed}")
+        for seed, path in paths.items()
+        if not is_finished(path)
+    }
     common.note(f"{len(paths) - len(missing)} of {len(paths)} seeds are there")
-    for seed, path in missing.items():
-        recipe = base.with_overrides(f"train.seed={seed}")
-        facts = environment(
-            recipe,
-            verb="train",
-            device=device,
-            procs=1,
-            workers=workers,
-            cache=folder / ".cache",
-            share=at_once,
-        )
-        prepare(path, recipe, facts, resume=True)
-    fatal: list[RescueError] = []
     with _progress(folder, len(missing)) as show:
 
-        def tell(ended: Ended) -> bool:
-            if isinstance(ended.error, UsageError | DataError):
-                fatal.append(ended.error)
+        def hear(ended: Any) -> bool:
             show(ended)
-            return not fatal
+            return True
 
-        if missing:
-            run_all(list(missing.values()), at_once, gpus, tell)
-    if fatal:
-        raise fatal[0]
+        train_all(missing, where, folder / ".cache", hear)
 
 
 @contextmanager

@@ -11,7 +11,8 @@ from rich.table import Table
 
 from rescue_cli.cli import common
 from rescue_cli.cli.common import Device, Json, Workers
-from rescue_cli.errors import DataError, RescueError, UsageError
+from rescue_cli.cli.runs import places, train_all
+from rescue_cli.errors import RescueError, UsageError
 from rescue_cli.recipe import Recipe
 from rescue_cli.report import studies
 from rescue_cli.report.studies import Snapshot, Study
@@ -64,7 +65,8 @@ def study(
     if not table:
         where = common.device(device)
         common.note(str(folder))
-        _run(_missing(found, given, chosen, seeds, folder), where, jobs, workers, budget)
+        missing = _missing(found, given, chosen, seeds, folder)
+        _run(missing, folder, where, jobs, workers, budget)
     rows = [row for row in studies.rows(found, given, folder) if row["row"] in chosen]
     if json:
         print(json_module.dumps({"study": found.name, "paper": found.paper, "rows": rows}))
@@ -123,52 +125,36 @@ def _begins(folder: Path, snapshot: Snapshot, name: str) -> Path:
 
 
 def _run(
-    runs: list[_Run], device: str, jobs: int, workers: int | None, budget: float | None
+    runs: list[_Run],
+    folder: Path,
+    device: str,
+    jobs: int,
+    workers: int | None,
+    budget: float | None,
 ) -> None:
     """Trains what has no result, row after row; raises what all would fail of."""
-    import torch
-
-    from rescue_cli.launch import Ended, environment, prepare, run_all
-
     waiting = [run for run in runs if not run.done]
     common.note(f"{len(runs) - len(waiting)} of {len(runs)} runs are there")
-    gpus = range(torch.cuda.device_count()) if device == "cuda" else ()
-    if jobs < 1 or (gpus and jobs > len(gpus)):
-        raise UsageError(f"--jobs: {jobs} must be at least 1, and on GPUs at most their number.")
+    where = places(device, jobs, workers)
     warnings = [w for run in waiting for w in common.check_precision(run.recipe, device)]
     for warning in dict.fromkeys(warnings):
         common.note(f"warning: {warning}")
-    for run in waiting:
-        facts = environment(
-            run.recipe,
-            verb="train",
-            device=device,
-            procs=1,
-            workers=workers,
-            cache=run.path.parent.parent / ".cache",
-            share=jobs,
-        )
-        prepare(run.path, run.recipe, facts, resume=True)
-    begun, fatal = time.monotonic(), []
+    begun = time.monotonic()
 
-    def tell(ended: Ended) -> bool:
-        word = ended.error or "done"
-        common.note(f"{ended.path}: {word}")
-        if isinstance(ended.error, UsageError | DataError):
-            fatal.append(ended.error)
-        over = budget is not None and time.monotonic() - begun > 3600 * budget
-        if over:
-            common.note(f"--budget: {budget} hours are over; the same command goes on")
-        return not fatal and not over
+    def in_time() -> bool:
+        return budget is None or time.monotonic() - begun < 3600 * budget
+
+    def hear(ended: Any) -> bool:
+        common.note(f"{ended.path}: {ended.error or 'done'}")
+        return in_time()
 
     for group in _in_order(waiting):
-        if fatal or (budget is not None and time.monotonic() - begun > 3600 * budget):
-            break
-        for run in group:
-            _take_up(run)
-        run_all([run.path for run in group], jobs, gpus, tell)
-    if fatal:
-        raise fatal[0]
+        if in_time():
+            for run in group:
+                _take_up(run)
+            train_all({run.path: run.recipe for run in group}, where, folder / ".cache", hear)
+    if not in_time():
+        common.note(f"--budget: {budget} hours are over; the same command goes on")
 
 
 def _in_order(runs: list[_Run]) -> list[list[_Run]]:
