@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: install train test test-long clean
+.PHONY: install train test test-long test-slurm test-browser clean
 
 install: $(VENV)/installed
 
@@ -23,6 +23,18 @@ test: install
 
 test-long: install
 	$(BIN)/pytest -m long
+
+# SLURM with one node on this machine: needs Debian and root
+test-slurm: install
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[slurm]'
+	bash tests/start_slurm.sh
+	$(BIN)/pytest tests/test_slurm.py
+
+# The report in Debian's chromium; screenshots in build/screenshots
+test-browser: install
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check playwright
+	command -v chromium || (apt-get update && apt-get install --yes chromium)
+	$(BIN)/pytest tests/test_browser.py
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache

@@ -18,13 +18,11 @@ from rescue_cli.engine.norms import RunningStatistics
 from rescue_cli.engine.step import Step
 from rescue_cli.evaluation import TTAS
 from rescue_cli.mix import MIXES, Mixing
-from rescue_cli.model import load_weights
 from rescue_cli.parts.check import check, check_ingredients
 from rescue_cli.parts.ingredients import (
     data_keys,
     filled,
     loss_of,
-    network_of,
     operations_of,
     proxy_recipe,
 )
@@ -37,12 +35,14 @@ from rescue_cli.parts.inputs import (
     train_feed,
     training_images,
 )
+from rescue_cli.parts.networks import model, teacher
 from rescue_cli.parts.source import PREPROCESSING
 from rescue_cli.parts.updates import optimizers, rates_of
 from rescue_cli.recipe import Recipe, steps_per_epoch, total_steps
 from rescue_cli.sampling import SAMPLERS, Steps
 from rescue_cli.selection import SELECTIONS, Learner
 from rescue_cli.task import TASKS
+from rescue_cli.teacher import TEACHERS, untaught
 
 __all__ = [
     "Autocast",
@@ -58,33 +58,13 @@ __all__ = [
     "outline",
     "protocol",
     "step",
+    "teacher",
     "test_sets",
     "training_images",
 ]
 SHOWN_RATES = 100_000  # the peak of a longer schedule is looked for at as many of its steps
 MIXED = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 Autocast = Callable[[], AbstractContextManager[None]]
-
-
-def model(recipe: Recipe, classes: int, device: torch.device, *, whole: bool = False) -> nn.Module:
-    """The recipe's network on the device, in its dtype and memory format, its weights loaded.
-
-    `whole` demands that the weights fit to the last tensor; else a head of another size is new.
-    """
-    torch.manual_seed(recipe.train.seed)
-    network = network_of(recipe, classes)
-    if weights := recipe.model.options.get("weights"):
-        load_weights(network, weights, recipe.model.name, head=whole)
-    return _placed(recipe, network, device)
-
-
-def _placed(recipe: Recipe, network: nn.Module, device: torch.device) -> nn.Module:
-    """The network where and how the recipe's precision and memory format want it."""
-    dtype = torch.float64 if recipe.train.precision == "float64" else torch.float32
-    network = network.to(device=device, dtype=dtype)
-    if recipe.train.channels_last:
-        network = network.to(memory_format=torch.channels_last)
-    return network
 
 
 def step(recipe: Recipe, network: nn.Module, data: Dataset, machine: Machine, log: Any) -> Step:
@@ -102,6 +82,9 @@ def step(recipe: Recipe, network: nn.Module, data: Dataset, machine: Machine, lo
         lambda changes, share: _learner(proxy_recipe(recipe, changes), share, data, machine)
     )
     loss = loss_of(recipe, select.share)
+    teach = filled("teacher", recipe.teacher, TEACHERS)(
+        lambda weights: teacher(recipe, weights, data.classes, machine.device)
+    )
     look(recipe, network, data, machine.device)
     forward = torch.compile(network, dynamic=False) if train.compile else network
     return Step(
@@ -114,7 +97,7 @@ def step(recipe: Recipe, network: nn.Module, data: Dataset, machine: Machine, lo
         ),
         select=select,
         mix=filled("mix", recipe.mix, MIXES)(Mixing(len(data.classes), train.seed, per_epoch)),
-        task=TASKS[recipe.task.name](loss.mean),
+        task=TASKS[recipe.task.name](teach(loss.mean)),
         model=distributed.wrap(forward, machine.device),  # type: ignore[arg-type]
         optimizers=optimizers(recipe, network, per_epoch, scaler),
         statistics=RunningStatistics(network, train.slices),
@@ -148,7 +131,7 @@ def _learner(recipe: Recipe, share: float, data: Dataset, machine: Machine) -> L
 def evaluator(recipe: Recipe, machine: Machine) -> Evaluator:
     """The evaluation that training and `rescue eval` share."""
     return Evaluator(
-        rows=TASKS[recipe.task.name](loss_of(recipe).mean).rows,
+        rows=TASKS[recipe.task.name](untaught(loss_of(recipe).mean)).rows,
         ttas={name: TTAS[name] for name in recipe.eval.ttas},
         normalise=normalise(recipe, machine.device),
         autocast=autocast(recipe, machine.device),

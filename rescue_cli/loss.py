@@ -29,14 +29,26 @@ class Loss:
 
 
 def cross_entropy(
-    batch_size: int, *, label_smoothing: Fraction, reduction: Literal["mean", "sum"]
+    batch_size: int,
+    *,
+    label_smoothing: Fraction,
+    reduction: Literal["mean", "sum"],
+    smoothing_over: Literal["all", "others"] = "all",
 ) -> Loss:
     """Softmax cross-entropy; smoothing spreads its share evenly over all classes (Szegedy 2016).
 
+    `smoothing_over: others`: over the classes that are not the label, eps / (K - 1) each and
+    1 - eps for the label (Bag of Tricks, equation 4).
     logits (n, classes), targets (n,) labels or (n, classes) probabilities.
     """
 
-    mean = partial(functional.cross_entropy, label_smoothing=label_smoothing)
+    def mean(logits: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
+        classes = logits.shape[1]
+        # the label's own share of what is spread over all K is what (K - 1) others would lack
+        whole = classes / (classes - 1) if smoothing_over == "others" else 1.0
+        share = whole * label_smoothing
+        return functional.cross_entropy(logits, targets, label_smoothing=share, reduction=reduction)
+
     return Loss(mean, partial(mean, reduction="none"), batch_size if reduction == "sum" else 1)
 
 

@@ -25,6 +25,7 @@ from rescue_cli.schedule import SCHEDULES
 from rescue_cli.schedule import common as schedule_keys
 from rescue_cli.selection import SELECTIONS
 from rescue_cli.task import TASKS
+from rescue_cli.teacher import TEACHERS
 
 Signatures = Sequence[Callable[..., Any]]
 INGREDIENTS: dict[str, tuple[dict[str, Any], Signatures]] = {
@@ -33,6 +34,7 @@ INGREDIENTS: dict[str, tuple[dict[str, Any], Signatures]] = {
     "augment": (AUGMENTATIONS, ()),
     "mix": (MIXES, ()),
     "selection": (SELECTIONS, ()),
+    "teacher": (TEACHERS, ()),
     "loss": (LOSSES, ()),
     "optim": (OPTIMIZERS, (optim_keys,)),
     "schedule": (SCHEDULES, (schedule_keys,)),

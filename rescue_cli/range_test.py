@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from rescue_cli import clues
 from rescue_cli.errors import UsageError
+from rescue_cli.plans import without_rule
 from rescue_cli.recipe import Recipe
 from rescue_cli.results import RunDirectory, read_metrics
 
@@ -186,7 +187,8 @@ def applied(recipe: Recipe, max_lr: float, momentum: tuple[float, float] | None)
     cycled: Any = "null" if momentum is None else list(momentum)
     keys = {**ONE_CYCLE, "stepsize_epochs": round(0.45 * recipe.train.epochs, 6)}
     written = ", ".join(f"{key}: {value}" for key, value in keys.items())
-    return recipe.with_overrides(*rates, f"schedule={{{written}, momentum: {cycled}}}")
+    cycle = f"schedule={{{written}, momentum: {cycled}}}"
+    return recipe.with_overrides(*rates, cycle, *without_rule(recipe))
 
 
 def path_of(recipe: Recipe, place: int) -> str:

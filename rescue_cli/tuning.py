@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rescue_cli import clues, range_test
+from rescue_cli.plans import without_rule
 from rescue_cli.range_test import Curves, Ramp
 from rescue_cli.recipe import Recipe
 
@@ -153,7 +154,8 @@ def weight_decay(recipe: Recipe, run: Run) -> tuple[Recipe, Decision]:
 
 def with_batch(recipe: Recipe, size: int) -> Recipe:
     """The recipe with batches of one slice."""
-    return recipe.with_overrides(f"train.batch_size={size}", f"train.device_batch_size={size}")
+    sizes = [f"train.batch_size={size}", f"train.device_batch_size={size}"]
+    return recipe.with_overrides(*sizes, *without_rule(recipe))
 
 
 def shortened(recipe: Recipe, epochs: float) -> Recipe:

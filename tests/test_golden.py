@@ -27,6 +27,11 @@ GOLDEN = Path(__file__).with_name("golden.json")
 STEPS = 5
 PER_EPOCH = 100  # steps, of the learning-rate curves
 SLICES = ["train.batch_size=16", "train.device_batch_size=8", "train.precision=float64"]
+BAG_OF_TRICKS = (
+    "baseline", "efficient-linear-scaling", "efficient-warmup", "efficient-zero-gamma",
+    "efficient-no-bias-decay", "efficient-fp16", "resnet50b", "resnet50c", "resnet50d", "cosine",
+    "label-smoothing", "mixup", "places365",
+)  # fmt: skip
 LADDER = (
     "baseline", "maxpool", "label-smoothing", "celu", "ghost-norm", "frozen-scale", "whitening",
     "whitening-short", "ema", "tta", "long", "baseline-long",
@@ -50,6 +55,14 @@ SMALLEST = {
     **{
         name: ["model.name=resnet18", "data.train_size=32"]
         for name in ("resnet", "fixres", "deit", "fams")
+    },
+    **{
+        name: ["model={name: resnet18, init: glorot}", "data.train_size=32"]
+        for name in (f"bot-{trick}" for trick in BAG_OF_TRICKS)
+    },
+    **{  # whose teacher is a file; what he adds is held in test_bag_of_tricks.py
+        name: ["model={name: resnet18, init: glorot}", "data.train_size=32", "~teacher"]
+        for name in ("bot-distill", "bag-of-tricks")
     },
     **{f"{kind}-{net}": [] for kind in SMITH for net in ("3layer", "lenet")},
     **{f"{kind}-resnet56": ["model.depth=14"] for kind in SMITH},

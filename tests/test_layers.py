@@ -17,7 +17,7 @@ LAYERS = (
     {"registry", "results"},
     {"recipe", "distributed", "draws"},
     {"batch", "plans", "clues", "statistics"},
-    {"task", "data", "sampling", "augment", "mix", "selection", "model", "loss", "optim",
+    {"task", "data", "sampling", "augment", "mix", "selection", "teacher", "model", "loss", "optim",
      "schedule", "averaging", "evaluation"},
     {"engine"},
     {"parts", "options", "range_test"},

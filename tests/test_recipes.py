@@ -214,7 +214,7 @@ def test_myrtles_pixel_statistics_are_the_notebooks_of_255() -> None:
         (
             ["model.name=resnet5O"],
             "model (resnet5O): unknown key 'width'. Known: drop_path, dropout, "
-            "dynamic_img_size, img_size, init, weights, zero_init_last.",
+            "dynamic_img_size, img_size, init, stride_in, weights, zero_init_last.",
         ),
         (
             ["model={name: resnet5O}"],

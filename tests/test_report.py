@@ -57,10 +57,58 @@ def test_the_page_is_whole_small_and_fetches_nothing(
     assert all(source.startswith("data:image/png;base64,") for source in page.fetched)
     assert "prefers-color-scheme:dark" in text
     assert "width=device-width" in text
-    assert re.findall(r"<h2>([^<]*)</h2>", text) == ["sweep: 3 seeds", "run"]
+    assert re.findall(r"<h2>([^<]*)</h2>", text) == ["run", "sweep: 3 seeds"]
     for said in ("To repeat it:", "rescue train --out run", "What differs from the shipped"):
         assert said in text
     assert "model.width" in text
+    assert "The recipe is that of run." in text
+
+
+def test_a_study_stands_on_the_page_with_paper_and_measured_apart(
+    rescue: Rescue, tmp_path: Path
+) -> None:
+    (tmp_path / "widths.yaml").write_text(
+        "name: widths\n"
+        "paper: {title: Made up, table: Table 0}\n"
+        "columns: {width: model.width}\n"
+        "cells:\n"
+        "  - {recipe: quickstart, set: [model.width=4], paper: {top1: 91.0}, std: 0.1, n: 5}\n"
+        "  - {recipe: quickstart, set: [model.width=8], paper: {top1: 92.0}}\n"
+    )
+    small = [override for override in TINY if not override.startswith("model.width")]
+    call = ("study", "widths.yaml", "--only", "1", "--seeds", "2", "--out", "widths", *small)
+    assert rescue(*call).code == 0
+    assert rescue("report", "widths").code == 0
+    text = (tmp_path / "report.html").read_text()
+    page = Nesting()
+    page.feed(text)
+    assert page.open == []
+    assert "Made up, Table 0. 1 of 2 rows are measured." in text
+    assert "rescue study widths.yaml --only 1" in text
+    rows = json.loads(rescue("report", "widths", "--json").out)
+    results = [json.loads(f.read_text()) for f in (tmp_path / "widths").glob("01/*/result.json")]
+    assert [(row["path"], row["paper"], row["runs"]) for row in rows] == [
+        ("widths, row 1", "91.00", "2")
+    ]
+    assert rows[0]["measured"] == f"{sum(r['top1'] for r in results) / 2:.2f}"
+
+
+def test_the_curves_become_events_that_tensorboard_reads(
+    rescue: Rescue, made: tuple[str, str], tmp_path: Path
+) -> None:
+    pytest.importorskip("tensorboard", reason="tensorboard is not installed")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    assert rescue("report", *made, "--tensorboard", "events").code == 0
+    found = EventAccumulator(str(tmp_path / "events" / "run"))
+    found.Reload()
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    last = found.Scalars("test/top1")[-1]
+    assert last.step == result["steps"]
+    assert last.value == pytest.approx(result["top1"], abs=1e-4)
+    assert sorted(f.name for f in (tmp_path / "events" / "sweep").iterdir()) == [
+        "seed-0", "seed-1", "seed-2",
+    ]  # fmt: skip
 
 
 def test_the_table_is_data_too(rescue: Rescue, made: tuple[str, str], tmp_path: Path) -> None:

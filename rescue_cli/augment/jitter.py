@@ -4,7 +4,7 @@ noise along the colours' principal axes.
 
 from functools import partial
 from itertools import permutations
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from torch import Tensor
@@ -14,10 +14,9 @@ from rescue_cli.augment.operations import Operation
 from rescue_cli.augment.policy import Drawn, normal
 from rescue_cli.draws import Floats
 from rescue_cli.errors import UsageError
-from rescue_cli.registry import NotNegative
+from rescue_cli.registry import Fraction, NotNegative, Within
 
 JITTERED = ("BrightnessFactor", "ContrastFactor", "ColorFactor")
-ORDERS = np.array(list(permutations(range(3))))
 
 # Of ImageNet's RGB values in [0, 1] (Krizhevsky et al. 2012), as in fb.resnet.torch and pycls
 VALUES = np.array([0.2175, 0.0188, 0.0045])
@@ -31,32 +30,55 @@ VECTORS = np.array(
 
 
 def colour_jitter(
-    *, brightness: NotNegative, contrast: NotNegative, saturation: NotNegative
+    *,
+    brightness: NotNegative,
+    contrast: NotNegative,
+    saturation: NotNegative,
+    hue: Annotated[float, Within(0, 0.5)] = 0.0,
+    hue_factor: Fraction = 0.0,
 ) -> Operation:
-    """Brightness, contrast and saturation, in a random order for each image.
+    """Brightness, contrast, saturation and, where given, hue, in an order of each image's own.
 
     Each by a factor that is uniform in [max(0, 1 - x), 1 + x], as torchvision's ColorJitter of a
-    PIL image has it.
+    PIL image has it. `hue` is added, uniform in [-hue, hue] of the colour circle, as there;
+    `hue_factor` is a factor too (Bag of Tricks, 2.1). Raises `UsageError` where both are given.
     """
-    amounts = np.array([brightness, contrast, saturation])
-    low, high = np.maximum(0, 1 - amounts), 1 + amounts
+    if hue and hue_factor:
+        raise UsageError("augment (colour-jitter): hue is shifted or scaled. Give one of the two.")
+    amounts = [brightness, contrast, saturation]
+    names: tuple[str, ...] = JITTERED
+    low, high = [max(0.0, 1 - x) for x in amounts], [1 + x for x in amounts]
+    if hue:
+        names, amounts, low, high = (
+            (*names, "HueShift"),
+            [*amounts, hue],
+            [*low, -hue],
+            [*high, hue],
+        )
+    if hue_factor:
+        names, amounts = (*names, "HueFactor"), [*amounts, hue_factor]
+        low, high = [*low, 1 - hue_factor], [*high, 1 + hue_factor]
+    count = len(names)
+    present, least, width = np.array(amounts) > 0, np.array(low), np.array(high) - np.array(low)
+    orders = np.array(list(permutations(range(count))))
 
     def plan(draws: Floats) -> tuple[Any, ...]:
-        factors = low + (high - low) * draws[:, :3]
-        order = ORDERS[policy.choice(draws[:, 3], len(ORDERS))]
+        factors = least + width * draws[:, :count]
+        order = orders[policy.choice(draws[:, count], len(orders))]
         every = np.arange(len(draws))
         layers = [
             Drawn(
-                np.where(amounts[which] > 0, which, -1),
+                np.where(present[which], which, -1),
                 factors[every, which],
                 np.ones(len(draws)),
                 np.ones(len(draws), dtype=np.bool_),
             )
             for which in order.T
         ]
-        return *policy.grouped(JITTERED, layers), np.zeros(3, dtype=np.uint8)
+        return *policy.grouped(names, layers), np.zeros(3, dtype=np.uint8)
 
-    return Operation(4, "pixels", partial(policy.apply_groups, "colour-jitter"), plan)
+    apply = partial(policy.apply_groups, "colour-jitter")
+    return Operation(count + 1, "pixels", apply, plan)
 
 
 def brightness_contrast(*, brightness: NotNegative, contrast: NotNegative) -> Operation:

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rescue_cli.augment import affine, colour, levels
+from rescue_cli.augment import affine, colour, hue, levels
 from rescue_cli.draws import Floats
 from rescue_cli.errors import UsageError
 from rescue_cli.registry import Within
@@ -90,6 +90,8 @@ KINDS = {
     "ColorFactor": Kind(colour.saturation, lambda factor, _: factor),
     "ContrastFactor": Kind(colour.contrast, lambda factor, _: factor),
     "BrightnessFactor": Kind(colour.brightness, lambda factor, _: factor),
+    "HueShift": Kind(hue.shift, lambda turns, _: turns),
+    "HueFactor": Kind(hue.scale, lambda factor, _: factor),
 }
 GEOMETRIC = {"Rotate", "ShearX", "ShearY", "TranslateXRel", "TranslateYRel"}
 

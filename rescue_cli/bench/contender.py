@@ -19,6 +19,7 @@ from torch.nn.utils import clip_grad_norm_
 from rescue_cli import build
 from rescue_cli import recipe as recipes
 from rescue_cli.batch import Batch
+from rescue_cli.bench.plain_layers import write_down
 from rescue_cli.bench.plain_optim import LR, plain_optimizers
 from rescue_cli.bench.step import in_memory, numbered
 from rescue_cli.bench.turns import seconds
@@ -64,13 +65,19 @@ def plain(
     machine: build.Machine,
     *,
     channels_last: bool,
+    plain_layers: bool,
     plain_update: bool,
 ) -> Run:
-    """The usual loop on ready batches of float32 in NCHW; the network is the recipe's own."""
+    """The usual loop on ready batches of float32 in NCHW.
+
+    The network is the recipe's own, with `plain_layers` as torch's modules write it down.
+    """
     eager = recipe.with_overrides(
         "train.compile=false", f"train.channels_last={str(channels_last).lower()}"
     )
     network = build.model(eager, len(data.classes), machine.device)
+    if plain_layers:
+        write_down(network)
     step = build.step(eager, network, data, machine, _say)  # its batches, its average
     step.feed.start(0)
     batches = [_ready(step, batch) for batch in step.feed.slices(0)]
@@ -128,9 +135,10 @@ def _say(message: str) -> None:
 
 
 WAYS: dict[str, Callable[[Recipe, Dataset, build.Machine], Run]] = {
-    "plain, NCHW": partial(plain, channels_last=False, plain_update=True),
-    "plain": partial(plain, channels_last=True, plain_update=True),
-    "our optimizer": partial(plain, channels_last=True, plain_update=False),
+    "plain, NCHW": partial(plain, channels_last=False, plain_layers=True, plain_update=True),
+    "plain": partial(plain, channels_last=True, plain_layers=True, plain_update=True),
+    "our layers": partial(plain, channels_last=True, plain_layers=False, plain_update=True),
+    "our optimizer": partial(plain, channels_last=True, plain_layers=False, plain_update=False),
     "engine": partial(engine, compile=False),
     "compiled": partial(engine, compile=True),
 }

@@ -18,12 +18,14 @@ from rescue_cli.recipe import Recipe
 
 VARIABLE = "GLIBC_TUNABLES"
 Way = tuple[str, bool]  # a name of `contender.WAYS`, and whether with the allocator's settings
-NCHW, PLAIN, OPTIMIZER = ("plain, NCHW", False), ("plain", False), ("our optimizer", False)
+NCHW, PLAIN = ("plain, NCHW", False), ("plain", False)
+LAYERS, OPTIMIZER = ("our layers", False), ("our optimizer", False)
 ENGINE, TUNED, COMPILED = ("engine", False), ("engine", True), ("compiled", True)
 # What was done -> the step before and after it, one thing at a time
 MEASURES: Mapping[str, tuple[Way, Way]] = {
     "layout: channels last": (NCHW, PLAIN),
-    "optimizer: fused or batched": (PLAIN, OPTIMIZER),
+    "layers: CELU, ghost norm": (PLAIN, LAYERS),
+    "optimizer: fused or batched": (LAYERS, OPTIMIZER),
     "engine: augmentation and all": (OPTIMIZER, ENGINE),
     "allocator: settings": (ENGINE, TUNED),
     "compile: train.compile=true": (TUNED, COMPILED),

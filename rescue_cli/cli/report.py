@@ -16,7 +16,9 @@ app = common.verb()
 
 @app.command(epilog="Example: rescue report runs/quickstart/0 runs/sweep/quickstart")
 def report(
-    paths: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Runs and sweeps.")],
+    paths: Annotated[
+        list[Path], typer.Argument(metavar="DIR...", help="Runs, sweeps and studies.")
+    ],
     out: Annotated[Path, typer.Option(help="The page.")] = Path("report.html"),
     csv_: Annotated[bool, typer.Option("--csv", help="The table as CSV, on stdout.")] = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="The table in Markdown.")] = False,
@@ -53,9 +55,11 @@ def report(
 
 def _check(path: Path) -> None:
     """Raises `DataError` where there is nothing to report."""
-    if RunDirectory(path).result.is_file() or any(path.glob("seed-*/result.json")):
-        return
-    raise DataError(f"{path}: holds no result. Give run directories or sweeps that have ended.")
+    patterns = ("result.json", "seed-*/result.json", "study.json")
+    if not any(True for pattern in patterns for _ in path.glob(pattern)):
+        raise DataError(
+            f"{path}: holds no result. Give the folders of runs, sweeps or studies that have ended."
+        )
 
 
 def _write_events(paths: list[Path], folder: Path) -> None:

@@ -1,6 +1,7 @@
 """Runs within a verb that makes several: begun, taken up, or found finished."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,18 +39,61 @@ def train_all(
 
     A run that fails or diverges is told like the others. Raises what all of them would fail of.
     """
-    from rescue_cli.launch import Ended, run_all
+    from rescue_cli.launch import run_all
 
     for path, recipe in recipes.items():
         _prepare(path, recipe, where.device, 1, where.workers, cache, where.jobs)
+    with _unless_fatal(hear) as tell:
+        run_all(list(recipes), where.jobs, where.gpus, tell)
+
+
+@dataclass(frozen=True)
+class Queue:
+    """SLURM's: sbatch's options, those of `rescue train` on the node, and the logs' folder."""
+
+    settings: Mapping[str, Any]
+    options: Sequence[str]
+    folder: Path
+
+
+def queue(
+    asked: Sequence[str], jobs: int | None, device: str | None, workers: int | None, folder: Path
+) -> Queue:
+    """The queue that `--slurm KEY=VALUE ...` describes; raises `UsageError`."""
+    settings: dict[str, Any] = {}
+    for text in asked:
+        key, equals, value = text.partition("=")
+        if not (key and equals and value):
+            raise UsageError(f"--slurm: '{text}' is not KEY=VALUE. Write --slurm partition=gpu.")
+        settings[key.replace("-", "_")] = int(value) if value.isdecimal() else value
+    if jobs is not None:
+        settings["array_parallelism"] = jobs
+    given = {"--device": device, "--workers": workers}
+    options = [part for key, v in given.items() if v is not None for part in (key, str(v))]
+    return Queue(settings, options, folder)
+
+
+def queue_all(recipes: Mapping[Path, Recipe], where: Queue, hear: Callable[[Any], bool]) -> None:
+    """As `train_all`, by SLURM; what is in its queue already is waited for."""
+    from rescue_cli.launch import claim, slurm
+
+    for path, recipe in recipes.items():
+        claim(path, recipe, resume=True)
+    with _unless_fatal(hear) as tell:
+        slurm.run_all(list(recipes), where.settings, where.options, where.folder, tell)
+
+
+@contextmanager
+def _unless_fatal(hear: Callable[[Any], bool]) -> Iterator[Callable[[Any], bool]]:
+    """`hear`, which ends the rest too at an error that all of them would make; it is raised."""
     fatal: list[RescueError] = []
 
-    def tell(ended: Ended) -> bool:
+    def tell(ended: Any) -> bool:
         if isinstance(ended.error, UsageError | DataError):
             fatal.append(ended.error)
         return hear(ended) and not fatal
 
-    run_all(list(recipes), where.jobs, where.gpus, tell)
+    yield tell
     if fatal:
         raise fatal[0]
 
@@ -58,9 +102,10 @@ def train_here(
     path: Path, recipe: Recipe, device: str, procs: int | None, workers: int | None
 ) -> bool:
     """Trains, or goes on, or leaves what is there; whether it diverged, which is no error here."""
-    from rescue_cli.launch import Nodes, is_finished, run_directory
+    from rescue_cli.launch import Nodes, claim, is_finished, run_directory
 
     if is_finished(path):
+        claim(path, recipe, resume=True)
         return False
     common.note(f"{path}: {recipe.train.epochs:g} epochs, seed {recipe.train.seed}")
     _prepare(path, recipe, device, procs or 1, workers, path.parent / ".cache", 1)

@@ -3,8 +3,9 @@
 import json as json_module
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,13 +15,23 @@ from rich.table import Table
 from rescue_cli import recipe as recipes
 from rescue_cli.cli import common
 from rescue_cli.cli.common import Device, Json, Overrides, RecipeName, Workers
-from rescue_cli.cli.runs import places, train_all
+from rescue_cli.cli.runs import Places, Queue, places, queue, queue_all, train_all
 from rescue_cli.errors import UsageError
 from rescue_cli.recipe import Recipe
 from rescue_cli.report import sweeps
 from rescue_cli.report.sweeps import PREFIX, Sweep
 
 app = common.verb()
+
+# Trains the directories' recipes and tells of each end
+Work = Callable[[Mapping[Path, Recipe], Callable[[Any], bool]], None]
+
+
+class Where(StrEnum):
+    """Where the runs are at work."""
+
+    local = "local"
+    slurm = "slurm"
 
 
 @app.command(epilog="Example: rescue seed-sweep --recipe quickstart --seeds 10")
@@ -33,6 +44,10 @@ def seed_sweep(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder; runs/sweep/RECIPE by default.")] = None,
     sets: Annotated[str | None, typer.Option(help="Test sets, short for eval.sets.")] = None,
+    on: Annotated[Where, typer.Option(help="This machine, or SLURM's queue.")] = Where.local,
+    slurm: Annotated[
+        list[str] | None, typer.Option(metavar="KEY=VALUE", help="For sbatch: partition=gpu.")
+    ] = None,
     json: Json = False,
     device: Device = None,
     workers: Workers = None,
@@ -40,7 +55,8 @@ def seed_sweep(
     """Train a recipe with many seeds; a seed that has a result is not trained again."""
     from rescue_cli import build
 
-    where = common.device(device)
+    if slurm and on is not Where.slurm:
+        raise UsageError("--slurm: options of sbatch, and the sweep is local. Add --on slurm.")
     given = [*(overrides or []), *common.with_lists(sets, None, None, None)]
     base = recipes.load(common.named_or_default(recipe), given)
     chosen = sweeps.seeds_of(seeds)
@@ -50,10 +66,12 @@ def seed_sweep(
     folder = out or Path("runs", "sweep", base.name)
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"--out: {folder} is a file. Give a folder.")
-    notes = [f"warning: {warning}" for warning in common.check_precision(base, where)]
-    for line in [str(folder), *notes, *common.allocator_notes()]:
-        common.note(line)
-    _run(base, chosen, folder, where, jobs, workers)
+    common.note(str(folder))
+    if on is Where.slurm:
+        work = _queued(queue(slurm or [], jobs, device, workers, folder / ".slurm"))
+    else:
+        work = _local(base, places(common.device(device), jobs, workers), folder / ".cache")
+    _run(base, chosen, folder, work)
     sweep = sweeps.read(folder)
     _write(sweep)
     found = {"recipe": base.name, **sweeps.summary(sweep)}
@@ -61,32 +79,35 @@ def seed_sweep(
     common.note(str(folder))
 
 
-def _run(
-    base: Recipe,
-    seeds: list[int],
-    folder: Path,
-    device: str,
-    jobs: int | None,
-    workers: int | None,
-) -> None:
-    """Trains the seeds that have no result; one that fails or diverges is kept and told."""
-    from rescue_cli.launch import is_finished
+def _local(base: Recipe, where: Places, cache: Path) -> Work:
+    notes = [f"warning: {warning}" for warning in common.check_precision(base, where.device)]
+    for line in [*notes, *common.allocator_notes()]:
+        common.note(line)
+    return lambda missing, hear: train_all(missing, where, cache, hear)
 
-    where = places(device, jobs, workers)
-    paths = {seed: folder / f"{PREFIX}{seed}" for seed in seeds}
-    missing = {
-        path: base.with_overrides(f"train.seed={seed}")
-        for seed, path in paths.items()
-        if not is_finished(path)
+
+def _queued(where: Queue) -> Work:
+    return lambda missing, hear: queue_all(missing, where, hear)
+
+
+def _run(base: Recipe, seeds: list[int], folder: Path, work: Work) -> None:
+    """Has the seeds trained that have no result; one that fails or diverges is kept and told."""
+    from rescue_cli.launch import claim, is_finished
+
+    named = {
+        folder / f"{PREFIX}{seed}": base.with_overrides(f"train.seed={seed}") for seed in seeds
     }
-    common.note(f"{len(paths) - len(missing)} of {len(paths)} seeds are there")
+    missing = {path: recipe for path, recipe in named.items() if not is_finished(path)}
+    for path in named.keys() - missing.keys():
+        claim(path, named[path], resume=True)  # a seed of another recipe is none of this sweep
+    common.note(f"{len(named) - len(missing)} of {len(named)} seeds are there")
     with _progress(folder, len(missing)) as show:
 
         def hear(ended: Any) -> bool:
             show(ended)
             return True
 
-        train_all(missing, where, folder / ".cache", hear)
+        work(missing, hear)
 
 
 @contextmanager

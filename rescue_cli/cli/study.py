@@ -1,6 +1,8 @@
 """`rescue study`: a paper's table as one command: what is missing is run, then both are printed."""
 
 import json as json_module
+import shlex
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +16,9 @@ from rescue_cli.cli.common import Device, Json, Workers
 from rescue_cli.cli.runs import places, train_all
 from rescue_cli.errors import RescueError, UsageError
 from rescue_cli.recipe import Recipe
-from rescue_cli.report import studies
+from rescue_cli.report import studies, study_page
 from rescue_cli.report.studies import Snapshot, Study
+from rescue_cli.results import write_json
 
 app = common.verb()
 LIKELY = 0.05  # p above which a difference is no more than noise explains
@@ -66,7 +69,10 @@ def study(
         where = common.device(device)
         common.note(str(folder))
         missing = _missing(found, given, chosen, seeds, folder)
-        _run(missing, folder, where, jobs, workers, budget)
+        try:
+            _run(missing, folder, where, jobs, workers, budget)
+        finally:
+            _keep(found, given, folder)
     rows = [row for row in studies.rows(found, given, folder) if row["row"] in chosen]
     if json:
         print(json_module.dumps({"study": found.name, "paper": found.paper, "rows": rows}))
@@ -102,7 +108,7 @@ def _missing(
 ) -> list[_Run]:
     """Every run of the rows, those with a result marked; checked before any begins."""
     from rescue_cli import build
-    from rescue_cli.launch import is_finished
+    from rescue_cli.launch import claim, is_finished
 
     found = []
     for row, (cell, recipe) in enumerate(studies.cells(study, overrides), 1):
@@ -113,7 +119,9 @@ def _missing(
             build.check(one)
             path = folder / studies.row_folder(row) / name
             begins = None if snapshot is None else _begins(folder, snapshot, name)
-            found.append(_Run(row, path, one, begins, is_finished(path)))
+            if done := is_finished(path):
+                claim(path, one, resume=True)  # a result of another recipe is none of this study
+            found.append(_Run(row, path, one, begins, done))
     return found
 
 
@@ -155,6 +163,19 @@ def _run(
             train_all({run.path: run.recipe for run in group}, where, folder / ".cache", hear)
     if not in_time():
         common.note(f"--budget: {budget} hours are over; the same command goes on")
+
+
+def _keep(study: Study, overrides: list[str], folder: Path) -> None:
+    """Writes what `rescue report` shows of the folder; whatever was measured so far."""
+    if not folder.is_dir():
+        return
+    kept = {
+        "study": study.name,
+        "paper": study.paper,
+        "command": shlex.join(["rescue", *sys.argv[1:]]),
+        "rows": studies.rows(study, overrides, folder),
+    }
+    write_json(folder / study_page.FILE, kept)
 
 
 def _in_order(runs: list[_Run]) -> list[list[_Run]]:
@@ -233,7 +254,7 @@ def _table(rows: list[dict[str, Any]]) -> Table:
         measured = row["measured"] or {}
         table.add_row(
             str(row["row"]),
-            *(_shown(value) for value in row["columns"].values()),
+            *(studies.shown(value) for value in row["columns"].values()),
             *("-" if figure is None else f"{figure:.2f}" for figure in figures),
             common.measured(row["measured"]),
             "-" if measured.get("p") is None else f"{measured['p']:.2g}",
@@ -247,9 +268,3 @@ def _legend(study: Study) -> str:
         "standard deviation (runs), last epoch. p: how probable so large a difference from the "
         f"paper is by chance (Welch's t-test); above {LIKELY:g} noise explains it."
     )
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, list):
-        return ", ".join(map(str, value))
-    return "-" if value is None else str(value)

@@ -28,6 +28,7 @@ FASHION: tuple[str, ...] = (
 )
 FASHION += ("Bag", "Ankle boot")
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+PLACES = 365
 IMAGENETTE: tuple[str, ...] = (
     "n01440764",
     "n02102040",
@@ -122,6 +123,17 @@ def folder(place: Place) -> Dataset:
     )
 
 
+def places365(place: Place) -> Dataset:
+    """Places365 (standard): class folders `train/` and `val/` of 365 scenes."""
+    dataset = folder(place)
+    if len(dataset.classes) != PLACES:
+        raise DataError(
+            f"{place.train_root}: {len(dataset.classes)} class folders; Places365 has {PLACES}. "
+            "Unpack places365standard_easyformat there."
+        )
+    return dataset
+
+
 DATASETS = {
     "fashion-mini": fashion_mini,
     "fashion-mnist": fashion_mnist,
@@ -130,6 +142,7 @@ DATASETS = {
     "cifar100": cifar100,
     "imagenette": imagenette,
     "imagenet": imagenet,
+    "places365": places365,
     "folder": folder,
 }
 

@@ -53,6 +53,7 @@ FACTS: Mapping[str, Facts] = {
     "cifar100": Facts(100, 3, 32, (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762), 50000),
     "imagenette": Facts(10, 3, None, *_IMAGENET, 9469),
     "imagenet": Facts(1000, 3, None, *_IMAGENET, 1_281_167),
+    "places365": Facts(365, 3, None, *_IMAGENET, 1_803_460),
     "folder": Facts(None, 3, None, *_IMAGENET, None),
 }
 

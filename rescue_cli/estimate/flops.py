@@ -12,6 +12,7 @@ from rescue_cli import build
 from rescue_cli.augment.resize import size_in
 from rescue_cli.data import FACTS
 from rescue_cli.parts.ingredients import data_keys, proxy_recipe
+from rescue_cli.parts.source import find_weights
 from rescue_cli.recipe import Recipe
 
 CLASSES = 10  # of a folder of one's own, until it is there to be looked at
@@ -63,21 +64,26 @@ def flops(network: nn.Module, size: int, channels: int = 3) -> Flops:
 def training(recipe: Recipe, steps: int, per_epoch: int) -> int:
     """Multiply-adds of the whole training: three forward passes for an image that is trained on.
 
-    With images of growing size each at its own, with a proxy its passes too.
+    With images of growing size each at its own; with a proxy its passes too, and with a teacher
+    one of his for each image. Raises `DataError` where the teacher's weights are not there.
     """
     sizes: Counter[int] = Counter()
     for first in range(0, steps, per_epoch):
         sizes[_size_in(recipe, first // per_epoch)] += min(per_epoch, steps - first)
-    network, share, passes = network_of(recipe), 1.0, 0.0
+    share = 1.0
+    passes: list[tuple[nn.Module, float]] = []  # networks, and how often an image goes through each
     if recipe.selection.name == "proxy":
         options = recipe.selection.options
-        share, passes = options["share"], 1 + 2 / options["every"]
+        share = options["share"]
         proxy = network_of(proxy_recipe(recipe, options["model"]))
+        passes.append((proxy, 1 + 2 / options["every"]))
+    if recipe.teacher.name == "network":
+        source = find_weights(recipe.teacher.options["weights"], ())
+        passes.append((network_of(source.recipe), 1.0))
+    passes.append((network_of(recipe), 3 * share))
     total = 0.0
     for size, count in sizes.items():
-        one = 3 * share * flops(network, size, channels(recipe)).multiply_adds
-        if passes:
-            one += passes * flops(proxy, size, channels(recipe)).multiply_adds
+        one = sum(k * flops(net, size, channels(recipe)).multiply_adds for net, k in passes)
         total += one * count * recipe.train.batch_size
     return round(total)
 

@@ -25,6 +25,7 @@ from rescue_cli.parts.updates import optimizers
 from rescue_cli.recipe import Recipe
 from rescue_cli.selection import Everything
 from rescue_cli.task import TASKS
+from rescue_cli.teacher import untaught
 
 MEGABYTE = 2**20  # as torch's and the papers' counts of memory have it
 BLOCK = 512  # bytes; CUDA's allocator rounds up to them
@@ -94,7 +95,7 @@ def _step(recipe: Recipe, network: nn.Module, feed: "_Feed") -> Step:
         augment=lambda batch: replace(batch, images=normalise(batch.images)),
         mix=lambda batch: batch,
         select=Everything(),
-        task=TASKS[recipe.task.name](loss.mean),
+        task=TASKS[recipe.task.name](untaught(loss.mean)),
         model=network,
         optimizers=optimizers(recipe, network, 1000, scaler),
         statistics=RunningStatistics(network, recipe.train.slices),

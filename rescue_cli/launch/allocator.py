@@ -18,7 +18,8 @@ SETTINGS = ":".join(
     (
         f"glibc.malloc.mmap_threshold={4 * GIGABYTE}",  # smaller blocks come from the heap,
         f"glibc.malloc.trim_threshold={8 * GIGABYTE}",  # whose free end stays,
-        "glibc.malloc.hugetlb=1",  # and which asks for huge pages
+        "glibc.malloc.hugetlb=1",  # and which asks for huge pages;
+        "glibc.malloc.arena_max=1",  # one heap, the backward pass's thread has another else
     )
 )
 OLDEST = (2, 35)  # glibc with `hugetlb`; older ones refuse such thresholds and get slower

@@ -47,11 +47,21 @@ def is_finished(path: Path) -> bool:
 def prepare(path: Path, recipe: Recipe, facts: dict[str, Any], *, resume: bool) -> None:
     """Writes what the workers read; raises `UsageError` where a run is there that must not change.
 
-    With `resume` a directory that holds the same recipe is taken up again.
+    `facts` are what the run runs on; with `resume` a directory of the same recipe is taken up.
     """
     run = RunDirectory(path)
     if _in_use(run):
         raise UsageError(f"{path}: another run is using this directory. Wait or use another --out.")
+    claim(path, recipe, resume=resume)
+    run.failure.unlink(missing_ok=True)
+    before = run.command.read_text() if run.command.exists() else ""
+    write_text(run.command, before + shlex.join(["rescue", *sys.argv[1:]]) + "\n")
+    write_json(run.environment, facts)
+
+
+def claim(path: Path, recipe: Recipe, *, resume: bool) -> None:
+    """Puts the recipe there; raises `UsageError` where another is, or any without `resume`."""
+    run = RunDirectory(path)
     if run.recipe.exists():
         if not resume:
             raise UsageError(f"{path}: holds a run already. Use another --out, or --resume.")
@@ -64,10 +74,6 @@ def prepare(path: Path, recipe: Recipe, facts: dict[str, Any], *, resume: bool) 
             )
     else:
         write_text(run.recipe, recipe.to_yaml())
-    run.failure.unlink(missing_ok=True)
-    before = run.command.read_text() if run.command.exists() else ""
-    write_text(run.command, before + shlex.join(["rescue", *sys.argv[1:]]) + "\n")
-    write_json(run.environment, facts)
 
 
 def _in_use(run: RunDirectory) -> bool:

@@ -5,10 +5,11 @@ from collections.abc import Callable
 from torch import nn
 
 from rescue_cli.model.airbench import airbench
+from rescue_cli.model.celu import Celu
 from rescue_cli.model.fillers import Filler, fill
 from rescue_cli.model.ghost import GhostBatchNorm2d, group_count
 from rescue_cli.model.looking import Looking
-from rescue_cli.model.resnet9 import resnet9
+from rescue_cli.model.resnet9 import ResNet9, resnet9
 from rescue_cli.model.smith import (
     lenet,
     smith_3layer,
@@ -41,8 +42,10 @@ def common(*, weights: str | None = None, init: Filler | None = None) -> None:
 
 __all__ = [
     "MODELS",
+    "Celu",
     "GhostBatchNorm2d",
     "Looking",
+    "ResNet9",
     "Whitening",
     "common",
     "fill",

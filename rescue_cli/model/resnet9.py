@@ -6,6 +6,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from rescue_cli.errors import UsageError
+from rescue_cli.model.celu import Celu
 from rescue_cli.model.ghost import GhostBatchNorm2d, dealt, gathered, group_count
 from rescue_cli.model.whitening import Whitening
 from rescue_cli.registry import Positive, PositiveInt
@@ -40,7 +41,7 @@ class Layers:
     def _activation(self) -> nn.Module:
         if self.celu is None:
             return nn.ReLU(inplace=True)
-        return nn.CELU(self.celu, inplace=True)
+        return Celu(self.celu)
 
 
 class ConvBlock(nn.Sequential):

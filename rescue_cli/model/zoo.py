@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -30,8 +30,12 @@ def zoo(
     img_size: PositiveInt | None = None,
     dynamic_img_size: bool | None = None,
     zero_init_last: bool | None = None,
+    stride_in: Literal["1x1", "3x3"] = "3x3",
 ) -> nn.Module:
     """timm's model with random weights; keys not given keep timm's values.
+
+    `stride_in: 1x1` halves a ResNet's images in the first convolution of a bottleneck, as first
+    published (ResNet-A of Bag of Tricks, table 5), and not in the second (B; timm, torchvision).
 
     `dynamic_img_size` lets a transformer made for `img_size` see others, its position embedding
     resampled (bicubic). Raises `UsageError` for an unknown name, or a key that the architecture
@@ -47,7 +51,7 @@ def zoo(
     }
     given: dict[str, Any] = {k: v for k, v in values.items() if v is not None}
     try:
-        return _create(name, classes, channels, given)
+        return _strided(_create(name, classes, channels, given), name, stride_in)
     except TypeError as error:
         lacking = [k for k in given if _TIMM_NAMES[k] in str(error)] or list(given)
         if not lacking:
@@ -57,6 +61,22 @@ def zoo(
         ) from None
 
 
+def _strided(model: nn.Module, name: str, stride_in: str) -> nn.Module:
+    """The model with its bottlenecks' strides moved; raises `UsageError` where it has none."""
+    if stride_in == "3x3":
+        return model
+    from timm.models.resnet import Bottleneck
+
+    blocks = [m for m in model.modules() if isinstance(m, Bottleneck) and m.conv2.stride != (1, 1)]
+    if not blocks:
+        raise UsageError(
+            f"model ({name}).stride_in: 1x1 needs a ResNet of bottlenecks. Remove the key."
+        )
+    for block in blocks:
+        block.conv1.stride, block.conv2.stride = block.conv2.stride, (1, 1)
+    return model
+
+
 def lacking(name: str, keys: Iterable[str]) -> list[str]:
     """Those of the keys of `zoo` that timm's architecture lacks; raises `UsageError`."""
     _check_name(name)
@@ -64,8 +84,11 @@ def lacking(name: str, keys: Iterable[str]) -> list[str]:
     for key in keys:
         try:
             with torch.device("meta"):
-                _create(name, 10, 3, {key: _NEUTRAL.get(key, False)})
-        except TypeError:
+                if key == "stride_in":
+                    _strided(_create(name, 10, 3, {}), name, "1x1")
+                else:
+                    _create(name, 10, 3, {key: _NEUTRAL.get(key, False)})
+        except (TypeError, UsageError):
             found.append(key)
     return found
 

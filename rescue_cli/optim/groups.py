@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from rescue_cli.errors import UsageError, did_you_mean
+from rescue_cli.registry import Positive
 
 _NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 
@@ -58,8 +59,13 @@ def common(
     params: str | None = None,
     no_decay: list[str] = (),  # type: ignore[assignment]
     schedule: dict[str, Any] | None = None,
+    lr_per_256: Positive | None = None,
 ) -> None:
-    """Keys that every optimizer item has."""
+    """Keys that every optimizer item has.
+
+    `lr_per_256`: the linear scaling rule (Goyal et al. 2017), lr = lr_per_256 * batch / 256, which
+    is checked and changes nothing.
+    """
 
 
 def groups_of(model: nn.Module) -> dict[str, str]:

@@ -1,5 +1,7 @@
 """A recipe held against its ingredients, before a device or a data set is touched."""
 
+import math
+
 import torch
 
 from rescue_cli import registry
@@ -21,6 +23,7 @@ from rescue_cli.sampling import SAMPLERS
 from rescue_cli.schedule import Span
 from rescue_cli.selection import SELECTIONS
 from rescue_cli.task import TASKS
+from rescue_cli.teacher import TEACHERS
 
 
 def check(recipe: Recipe) -> None:
@@ -62,14 +65,27 @@ def check_ingredients(recipe: Recipe) -> None:
             raise UsageError(f"augment: {recipe.augment[place].name} must come first in the list.")
     filled("mix", recipe.mix, MIXES)
     filled("selection", recipe.selection, SELECTIONS)
+    filled("teacher", recipe.teacher, TEACHERS)
     _check_model(recipe.model)
     filled("loss", recipe.loss, LOSSES)
     for item in recipe.optim:
         filled("optim", item, OPTIMIZERS, optim_keys)
+        _check_scaling(item, recipe.train.batch_size)
         schedule_of(own_schedule(item) or recipe.schedule, Span(1.0, 1, recipe.train.epochs))
     filled("averaging", recipe.averaging, AVERAGES)
     for name in recipe.eval.ttas:
         registry.lookup("eval.tta", name, TTAS)
+
+
+def _check_scaling(item: Item, batch_size: int) -> None:
+    """Holds the learning rate against the rule that the recipe states for it."""
+    rule, lr = item.options.get("lr_per_256"), item.options["lr"]
+    if rule is None or math.isclose(wanted := rule * batch_size / 256, lr, rel_tol=1e-6):
+        return
+    raise UsageError(
+        f"optim ({item.name}).lr: {lr:g} is not {rule:g} for 256 images times {batch_size} / 256. "
+        f"Set optim.lr={wanted:g}, or drop the rule with ~optim.lr_per_256."
+    )
 
 
 def _check_data(recipe: Recipe) -> None:

@@ -27,12 +27,13 @@ NEUTRAL: dict[str, Any] = {
     "augment": [],
     "mix": {"name": "none"},
     "selection": {"name": "none"},
+    "teacher": {"name": "none"},
     "averaging": {"name": "none"},
 }
 REQUIRED = ("task", "data", "model", "loss", "optim", "schedule", "eval", "train")
 SECTIONS = (
-    "task", "data", "sampling", "augment", "mix", "selection", "model", "loss", "optim", "schedule",
-    "averaging", "eval", "train",
+    "task", "data", "sampling", "augment", "mix", "selection", "model", "teacher", "loss",
+    "optim", "schedule", "averaging", "eval", "train",
 )  # fmt: skip
 BatchSize = Annotated[int, Within(1, 1_000_000)]
 HEADER = ("name", "paper", "expect", "unknown")
@@ -125,6 +126,7 @@ class Recipe:
     mix: Item
     selection: Item
     model: Item
+    teacher: Item
     loss: Item
     optim: tuple[Item, ...]
     schedule: Item

@@ -1,8 +1,5 @@
 """`report.html`: runs, sweeps and studies on one page that needs nothing beside itself."""
 
-import base64
-import html
-import io
 import json
 import shlex
 from collections.abc import Mapping, Sequence
@@ -14,7 +11,8 @@ import numpy as np
 from rescue_cli import recipe as recipes
 from rescue_cli.plans import differences
 from rescue_cli.recipe import Recipe, recipe_in
-from rescue_cli.report import sweeps
+from rescue_cli.report import study_page, sweeps
+from rescue_cli.report.markup import folded, image, table, text
 from rescue_cli.report.pictures import curves_of, figure_of
 from rescue_cli.report.sweep_pictures import figures_of
 from rescue_cli.results import RunDirectory, read_json, read_metrics
@@ -40,31 +38,39 @@ SHOWN_CLASSES = 40
 
 
 def page(paths: Sequence[Path]) -> str:
-    """The whole page; every path is a run or a sweep that has results."""
-    found = [sweeps.read(path) for path in paths if not _is_run(path)]
-    runs = [path for path in paths if _is_run(path)]
+    """The whole page; every path is a run, a sweep or a study that has results."""
     title = ", ".join(path.name or str(path) for path in paths)
     parts = [
         "<!doctype html><html lang=en><meta charset=utf-8>",
         '<meta name=viewport content="width=device-width,initial-scale=1">',
-        f"<title>{_text(title)}</title><style>{STYLE}</style>",
+        f"<title>{text(title)}</title><style>{STYLE}</style>",
         "<h1>Results</h1>",
-        _table(*results(paths)),
+        table(*results(paths)),
         "<p class=dim>Top-1 in percent, of the last epoch. Paper: what the recipe's source "
         "claims. Measured: mean and standard deviation over seeds where there are several.</p>",
     ]
-    parts += [_sweep(sweep) for sweep in found]
-    parts += [_run(path) for path in runs]
+    before = None
+    for path in paths:
+        if study_page.is_study(path):
+            parts.append(study_page.section(path))
+            continue
+        parts.append(_run(path) if _is_run(path) else _sweep(sweeps.read(path)))
+        if before is not None:
+            parts.append(_neighbour(before, path))
+        before = path
     return "\n".join([*parts, "</html>"]) + "\n"
 
 
 def results(paths: Sequence[Path]) -> tuple[list[str], list[list[str]]]:
-    """Headings and rows of the table of results: one row a run, or a sweep's measurement."""
+    """Headings and rows of the table: one for a run, a sweep's measurement, a study's row."""
     headings = ["", "recipe", "set", "paper", "measured", "std", "runs", "seconds"]
     rows = []
     for path in paths:
         if _is_run(path):
             rows += [_row(path, entry) for entry in read_json(RunDirectory(path).result)["sets"]]
+            continue
+        if study_page.is_study(path):
+            rows += study_page.results(path)
             continue
         sweep = sweeps.read(path)
         recipe = recipe_of(path)
@@ -112,19 +118,19 @@ def _claim(recipe: Recipe) -> str:
 
 def _sweep(sweep: sweeps.Sweep) -> str:
     summary = sweeps.summary(sweep)
-    parts = [f"<h2>{_text(sweep.path)}: {summary['n']} seeds</h2>"]
+    parts = [f"<h2>{text(sweep.path)}: {summary['n']} seeds</h2>"]
     for seed, why in summary["failed"].items():
-        parts.append(f"<p>Seed {seed} failed: {_text(why)}</p>")
-    parts += [_image(figure) for figure in figures_of(sweep).values()]
+        parts.append(f"<p>Seed {seed} failed: {text(why)}</p>")
+    parts += [image(figure) for figure in figures_of(sweep).values()]
     first = next((sweep.path / f"{sweeps.PREFIX}{seed}" for seed in sweep.results), None)
     return "\n".join([*parts, *([] if first is None else [_procedure(first)])])
 
 
 def _run(path: Path) -> str:
     lines = read_metrics(RunDirectory(path).metrics)
-    parts = [f"<h2>{_text(path)}</h2>"]
+    parts = [f"<h2>{text(path)}</h2>"]
     if lines:
-        parts += [_image(curves_of(lines)), _image(_schedule(lines))]
+        parts += [image(curves_of(lines)), image(_schedule(lines))]
     for file in sorted((path / "predictions").glob("*.npz")):
         parts.append(_classes(file))
     return "\n".join([*parts, _procedure(path)])
@@ -133,17 +139,26 @@ def _run(path: Path) -> str:
 def _procedure(path: Path) -> str:
     """Command, environment, the recipe, and what differs from the shipped one."""
     run, recipe = RunDirectory(path), recipe_in(path)
-    parts = [f"<p>To repeat it:</p><pre>{_text(_command(run))}</pre>"]
+    parts = [f"<p>To repeat it:</p><pre>{text(_command(run))}</pre>"]
     environment = read_json(run.environment)
     shown = [[key, str(environment[key])] for key in SHOWN_ENVIRONMENT if environment.get(key)]
-    parts.append(_folded("Environment", _table(["", ""], shown)))
+    parts.append(folded("Environment", table(["", ""], shown)))
     if recipe.name in recipes.names():
         changed = differences(recipes.load(recipe.name).tree, recipe.tree)
         rows = [[key, str(old), str(new)] for key, (old, new) in changed.items()]
         neighbour = f"What differs from the shipped {recipe.name}"
-        parts.append(_folded(neighbour, _table(["key", "shipped", "here"], rows)))
-    parts.append(_folded("The recipe", f"<pre>{_text(recipe.to_yaml())}</pre>"))
+        parts.append(folded(neighbour, table(["key", "shipped", "here"], rows)))
+    parts.append(folded("The recipe", f"<pre>{text(recipe.to_yaml())}</pre>"))
     return "\n".join(parts)
+
+
+def _neighbour(before: Path, path: Path) -> str:
+    """What a path's recipe changes of the one above it."""
+    changed = differences(recipe_of(before).tree, recipe_of(path).tree)
+    rows = [[key, str(old), str(new)] for key, (old, new) in changed.items()]
+    if not rows:
+        return f"<p class=dim>The recipe is that of {text(before)}.</p>"
+    return folded(f"What differs from {before}", table(["key", str(before), str(path)], rows))
 
 
 def _command(run: RunDirectory) -> str:
@@ -180,41 +195,7 @@ def _classes(file: Path) -> str:
     rows = [[names[i], f"{accuracy[i]:.1f}", str(counts[i])] for i in order if counts[i]]
     more = len(names) - len(order)
     title = f"Classes of {file.stem}, the worst first" + (f" ({more} more)" if more else "")
-    return _folded(title, _table(["class", "top-1 %", "images"], rows))
-
-
-def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    numeric = [all(_is_number(row[i]) for row in rows) for i in range(len(headings))]
-    mark = [" class=n" if n else "" for n in numeric]
-    head = "".join(f"<th{m}>{_text(h)}</th>" for m, h in zip(mark, headings, strict=True))
-    body = "".join(
-        "<tr>"
-        + "".join(f"<td{m}>{_text(c)}</td>" for m, c in zip(mark, row, strict=True))
-        + "</tr>"
-        for row in rows
-    )
-    return f"<div class=wide><table><tr>{head}</tr>{body}</table></div>"
-
-
-def _is_number(text: str) -> bool:
-    return text == "-" or text.split(" ")[0].replace(".", "").replace(",", "").isdecimal()
-
-
-def _folded(title: str, content: str) -> str:
-    return f"<details><summary>{_text(title)}</summary>{content}</details>"
-
-
-def _text(value: object) -> str:
-    return html.escape(str(value))
-
-
-def _image(figure: Any) -> str:
-    content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=100)
-    return (
-        '<p><img alt="" src="data:image/png;base64,'
-        f'{base64.b64encode(content.getvalue()).decode()}"></p>'
-    )
+    return folded(title, table(["class", "top-1 %", "images"], rows))
 
 
 def as_json(paths: Sequence[Path]) -> str:

@@ -122,23 +122,32 @@ def snapshot_of(study: Study, cell: Cell) -> Snapshot | None:
 def rows(
     study: Study, overrides: Sequence[str] = (), folder: Path | None = None
 ) -> list[dict[str, Any]]:
-    """For each cell the columns' values, the paper's figures, and what was measured here.
+    """For each cell its recipe, the columns' values, the paper's figures, and what was measured.
 
     `measured` is the top-1 of the runs in `folder` that have a result, else of those on record with
     exactly these changes: mean, std, n, and `p` that the paper's figure is the same by Welch's
-    t-test; None where nothing was run.
+    t-test; None where nothing was run. `seconds` is the mean of the folder's runs.
     """
     return [
         {
             "row": number,
+            "recipe": cell.recipe,
             "columns": _columns(study, cell, recipe),
             "paper": cell.paper,
             "measured": None
             if recipe is None
             else _measured(cell, recipe, folder and folder / row_folder(number)),
+            "seconds": None if folder is None else _seconds(folder / row_folder(number)),
         }
         for number, (cell, recipe) in enumerate(cells(study, overrides), 1)
     ]
+
+
+def shown(value: Any) -> str:
+    """A column's value as the tables have it."""
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return "-" if value is None else str(value)
 
 
 def row_folder(number: int) -> str:
@@ -170,5 +179,15 @@ def _measured(cell: Cell, recipe: Recipe, folder: Path | None) -> dict[str, Any]
 
 def _results(folder: Path) -> list[float]:
     """The top-1 of every finished run in a row's folder."""
+    return [float(result["top1"]) for result in _finished(folder)]
+
+
+def _seconds(folder: Path) -> float | None:
+    """A row's mean seconds of training."""
+    found = [float(result["seconds_train"]) for result in _finished(folder)]
+    return sum(found) / len(found) if found else None
+
+
+def _finished(folder: Path) -> list[dict[str, Any]]:
     files = (RunDirectory(path).result for path in sorted(folder.glob("*")))
-    return [float(read_json(file)["top1"]) for file in files if file.is_file()]
+    return [read_json(file) for file in files if file.is_file()]

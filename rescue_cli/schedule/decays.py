@@ -21,12 +21,15 @@ def cosine(
     warmup_lr: NotNegative,
     min_lr: NotNegative,
     per: Literal["epoch", "step"],
+    warmup_prefix: bool = False,
 ) -> Schedule:
     """Half a cosine from `lr` to `min_lr` over all epochs, its first ones replaced by a ramp.
 
-    As timm's `CosineLRScheduler` without warm-up prefix: the cosine counts from epoch 0, so the
-    peak is never quite reached. `per: epoch` holds the rate within an epoch (timm's default).
+    As timm's `CosineLRScheduler`: the cosine counts from epoch 0, so that the peak is never quite
+    reached; with `warmup_prefix` it begins where the ramp ends, and takes the epochs that are left
+    (Bag of Tricks, 5.1). `per: epoch` holds the rate within an epoch (timm's default).
     """
+    begun = warmup_epochs if warmup_prefix else 0.0
 
     def rates(step: int) -> Rates:
         epoch = step / span.steps_per_epoch
@@ -35,7 +38,8 @@ def cosine(
             return Rates(warmup_lr + t * (span.lr - warmup_lr) / warmup_epochs)
         if t >= span.epochs:
             return Rates(min_lr)
-        return Rates(min_lr + (span.lr - min_lr) * (1 + math.cos(math.pi * t / span.epochs)) / 2)
+        angle = math.pi * (t - begun) / (span.epochs - begun)
+        return Rates(min_lr + (span.lr - min_lr) * (1 + math.cos(angle)) / 2)
 
     return rates
 
@@ -63,10 +67,17 @@ def exponential(
     return rates
 
 
-def step(span: Span, *, milestones: list[Epochs], factor: Positive | list[Positive]) -> Schedule:
+def step(
+    span: Span,
+    *,
+    milestones: list[Epochs],
+    factor: Positive | list[Positive],
+    warmup_epochs: Epochs = 0.0,
+) -> Schedule:
     """The learning rate times `factor` at each milestone (epochs), held in between.
 
-    A list of factors has one for each milestone.
+    A list of factors has one for each milestone. In the first `warmup_epochs` the rate rises from
+    0 in a straight line, update by update (Goyal et al. 2017; Bag of Tricks, 3.1).
     """
     factors = factor if isinstance(factor, list) else [factor] * len(milestones)
     if len(factors) != len(milestones):
@@ -78,7 +89,8 @@ def step(span: Span, *, milestones: list[Epochs], factor: Positive | list[Positi
     def rates(step: int) -> Rates:
         epoch = step / span.steps_per_epoch
         passed = (f for f, m in zip(factors, milestones, strict=True) if epoch >= m)
-        return Rates(span.lr * math.prod(passed))
+        warmth = min(1.0, epoch / warmup_epochs) if warmup_epochs else 1.0
+        return Rates(span.lr * math.prod(passed) * warmth)
 
     return rates
 

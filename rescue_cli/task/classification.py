@@ -17,11 +17,11 @@ TOP = 5
 class Classification:
     """The loss of a batch, and what evaluation keeps of each image."""
 
-    criterion: Callable[[Tensor, Tensor], Tensor]
+    criterion: Callable[[Tensor, Batch], Tensor]  # of logits and the slice they are of
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """The mean loss of a slice, a scalar."""
-        return self.criterion(model(batch.images), batch.targets)
+        return self.criterion(model(batch.images), batch)
 
     @staticmethod
     def rows(indices: Tensor, labels: Tensor, logits: Tensor) -> Tensor:
@@ -33,6 +33,6 @@ class Classification:
         return torch.cat([torch.stack([c.double() for c in columns], 1), top.double()], 1)
 
 
-def classification(criterion: Callable[[Tensor, Tensor], Tensor]) -> Classification:
+def classification(criterion: Callable[[Tensor, Batch], Tensor]) -> Classification:
     """Images with one label each."""
     return Classification(criterion)

@@ -1,0 +1,67 @@
+"""A recipe's network on its device, and the teacher that it may learn from."""
+
+import json
+from itertools import zip_longest
+
+import torch
+from torch import nn
+
+from rescue_cli.data import normalisation
+from rescue_cli.errors import UsageError
+from rescue_cli.model import load_weights
+from rescue_cli.parts.ingredients import data_keys, network_of
+from rescue_cli.parts.source import find_weights
+from rescue_cli.recipe import Recipe
+from rescue_cli.teacher import Renormalised
+
+
+def model(recipe: Recipe, classes: int, device: torch.device, *, whole: bool = False) -> nn.Module:
+    """The recipe's network on the device, in its dtype and memory format, its weights loaded.
+
+    `whole` demands that the weights fit to the last tensor; else a head of another size is new.
+    """
+    torch.manual_seed(recipe.train.seed)
+    network = network_of(recipe, classes)
+    if weights := recipe.model.options.get("weights"):
+        load_weights(network, weights, recipe.model.name, head=whole)
+    return placed(recipe, network, device)
+
+
+def placed(recipe: Recipe, network: nn.Module, device: torch.device) -> nn.Module:
+    """The network where and how the recipe's precision and memory format want it."""
+    dtype = torch.float64 if recipe.train.precision == "float64" else torch.float32
+    network = network.to(device=device, dtype=dtype)
+    if recipe.train.channels_last:
+        network = network.to(memory_format=torch.channels_last)
+    return network
+
+
+def teacher(
+    recipe: Recipe, weights: str, classes: tuple[str, ...], device: torch.device
+) -> nn.Module:
+    """The network of these weights on the device, for images as the recipe normalises them.
+
+    Raises `DataError`, and `UsageError` unless it knows the recipe's classes in the same order.
+    """
+    train = recipe.train
+    channels_last = str(train.channels_last).lower()
+    numbers = [f"train.precision={train.precision}", f"train.channels_last={channels_last}"]
+    source = find_weights(weights, numbers)
+    known = tuple(json.loads(source.metadata.get("classes", "null")) or classes)
+    if known != classes:
+        theirs, ours = next((a, b) for a, b in zip_longest(known, classes) if a != b)
+        raise UsageError(
+            f"teacher.weights: {weights} knows {len(known)} classes and the data has "
+            f"{len(classes)}; the first that differs is {theirs!r} in place of {ours!r}. "
+            "Give a teacher that was trained on these classes."
+        )
+    network = model(source.recipe, len(classes), device, whole=True)
+    (mean, std), (its_mean, its_std) = (
+        (torch.tensor(v, device=device) for v in normalisation(r.data.name, data_keys(r)))
+        for r in (recipe, source.recipe)
+    )
+    factor, shift = std / its_std, (mean - its_mean) / its_std
+    if bool((factor == 1).all()) and bool((shift == 0).all()):
+        return network
+    dtype = next(network.parameters()).dtype
+    return Renormalised(network, *(v.to(dtype)[:, None, None] for v in (factor, shift)))

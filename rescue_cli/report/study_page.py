@@ -1,0 +1,98 @@
+"""A study's part of the page: its table, and its rows as a picture, paper beside measured."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rescue_cli.report.markup import image, table, text
+from rescue_cli.report.pictures import figure_of
+from rescue_cli.report.studies import shown
+from rescue_cli.results import read_json
+
+FILE = "study.json"  # what `rescue study` leaves in its folder
+
+
+def is_study(path: Path) -> bool:
+    """Whether `rescue study` has worked in this folder."""
+    return (path / FILE).is_file()
+
+
+def results(path: Path) -> list[list[str]]:
+    """The rows that were measured, for the table of all results."""
+    return [
+        [
+            f"{path}, row {row['row']}", row["recipe"], "test", _paper(row),
+            f"{row['measured']['mean']:.2f}", _spread(row["measured"]), str(row["measured"]["n"]),
+            "-" if row["seconds"] is None else f"{row['seconds']:.0f}",
+        ]
+        for row in read_json(path / FILE)["rows"]
+        if row["measured"] is not None
+    ]  # fmt: skip
+
+
+def section(path: Path) -> str:
+    """The study's heading, source, table, picture, and the command that goes on with it."""
+    found = read_json(path / FILE)
+    source = f"{found['paper']['title']}, {found['paper']['table']}"
+    measured = [row for row in found["rows"] if row["measured"] is not None]
+    parts = [
+        f"<h2>{text(path)}: study {text(found['study'])}</h2>",
+        f"<p>{text(source)}. {len(measured)} of {len(found['rows'])} rows are measured.</p>",
+        _table(found["rows"]),
+    ]
+    if measured:
+        parts.append(image(_picture(measured)))
+    return "\n".join([*parts, f"<p>To go on with it:</p><pre>{text(found['command'])}</pre>"])
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> str:
+    columns = list(rows[0]["columns"])
+    lines = []
+    for row in rows:
+        ours = row["measured"]
+        chance = None if ours is None else ours["p"]
+        lines.append(
+            [
+                str(row["row"]), *(shown(row["columns"][name]) for name in columns), _paper(row),
+                "-" if ours is None else f"{ours['mean']:.2f}",
+                "-" if ours is None else _spread(ours), "-" if ours is None else str(ours["n"]),
+                "-" if chance is None else f"{chance:.2g}",
+            ]
+        )  # fmt: skip
+    return table(["row", *columns, "paper", "measured", "std", "runs", "p"], lines)
+
+
+def _picture(rows: Sequence[Mapping[str, Any]]) -> Any:
+    """The measured rows from above, with one standard deviation, beside the paper's figures."""
+    figure = figure_of(7, 1.2 + 0.32 * len(rows))
+    axes = figure.subplots()
+    places = [-row["row"] for row in rows]
+    axes.errorbar(
+        [row["measured"]["mean"] for row in rows],
+        places,
+        xerr=[row["measured"]["std"] or 0.0 for row in rows],
+        fmt="o",
+        label="measured",
+    )
+    published = [row for row in rows if row["paper"]]
+    axes.scatter(
+        [next(iter(row["paper"].values())) for row in published],
+        [-row["row"] for row in published],
+        marker="D",
+        facecolors="none",
+        edgecolors="tab:red",
+        label="paper",
+    )
+    axes.set_yticks(places, [f"row {row['row']}" for row in rows], fontsize=8)
+    axes.set_xlabel("top-1 %")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    return figure
+
+
+def _paper(row: Mapping[str, Any]) -> str:
+    return " / ".join(f"{value:.2f}" for value in row["paper"].values()) or "-"
+
+
+def _spread(measured: Mapping[str, Any]) -> str:
+    return "-" if measured["std"] is None else f"{measured['std']:.2f}"

@@ -1,0 +1,90 @@
+"""`seed-sweep --on slurm`: refusals anywhere, and four seeds where SLURM runs (make test-slurm)."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Rescue
+
+SMALL = (
+    "model.width=4", "data.subset=[512,200]", "train.batch_size=32",
+    "train.device_batch_size=32", "train.epochs=150", "train.log_every=1", "eval.every=150",
+)  # fmt: skip
+runs_here = pytest.mark.skipif(
+    shutil.which("sbatch") is None, reason="no SLURM here: make test-slurm starts one"
+)
+
+
+def command(*words: str) -> list[str]:
+    return [sys.executable, "-m", "rescue_cli", "seed-sweep", "--seeds", "4", *SMALL, *words]
+
+
+@runs_here
+def test_four_seeds_one_of_them_requeued_equal_those_of_a_local_sweep(tmp_path: Path) -> None:
+    environment = {**os.environ, "RESCUE_ALLOCATOR": "off"}
+    cores = len(os.sched_getaffinity(0))
+    queued = command("--out", "queued", "--on", "slurm", "--slurm", f"cpus_per_task={cores}")
+    with subprocess.Popen(
+        queued, cwd=tmp_path, env=environment, text=True, stderr=subprocess.PIPE
+    ) as process:
+        run = tmp_path / "queued" / "seed-1"
+        _wait_for(lambda: len(_lines(run)) > 20, seconds=300)
+        jobs = json.loads((tmp_path / "queued" / ".slurm" / "jobs.json").read_text())
+        subprocess.run(["scontrol", "requeue", jobs[str(run)]], check=True)
+        _, said = process.communicate(timeout=900)
+    assert process.returncode == 0, said
+    assert "4 of 4" in said
+    assert len((run / "command.txt").read_text().splitlines()) == 2  # begun, and gone on
+    subprocess.run(command("--out", "local"), cwd=tmp_path, env=environment, check=True)
+    for seed in range(4):
+        ours, theirs = (tmp_path / f / f"seed-{seed}" for f in ("queued", "local"))
+        assert json.loads((ours / "result.json").read_text())["steps"] == 150 * 16
+        weights = [(path / "model.safetensors").read_bytes() for path in (ours, theirs)]
+        assert weights[0] == weights[1]
+        assert _lines(ours) == _lines(theirs)
+
+
+def _lines(run: Path) -> list[tuple[object, ...]]:
+    """Losses and accuracies by step, without clocks."""
+    if not (run / "metrics.jsonl").exists():
+        return []
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [(line["kind"], line["step"], line["loss"], line.get("top1")) for line in lines]
+
+
+def _wait_for(condition: object, seconds: float) -> None:
+    assert callable(condition)
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "SLURM did not come so far in time"
+        time.sleep(0.5)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--slurm", "time=5"), "--slurm: options of sbatch, and the sweep is local."),
+        (("--on", "slurm", "--slurm", "gpu"), "--slurm: 'gpu' is not KEY=VALUE."),
+    ],
+)
+def test_what_the_queue_cannot_be_asked_is_refused(
+    rescue: Rescue, words: tuple[str, ...], said: str
+) -> None:
+    ended = rescue("seed-sweep", "--seeds", "2", *words)
+    assert ended.code == 2
+    assert said in ended.err
+
+
+def test_without_slurm_the_sweep_says_so_and_where_it_can_run(
+    rescue: Rescue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    ended = rescue("seed-sweep", "--seeds", "2", "--on", "slurm")
+    assert ended.code == 2
+    assert "--on slurm: there is no squeue on this machine." in ended.err
