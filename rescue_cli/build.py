@@ -1,7 +1,5 @@
 """The only place where the names of a recipe become the objects that the engine runs."""
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +8,20 @@ from torch import nn
 
 from rescue_cli import distributed
 from rescue_cli.augment import Augment, Operation
+from rescue_cli.augment.pipeline import Normalise, Unchanged
 from rescue_cli.averaging import AVERAGES, Length
 from rescue_cli.batch import Measurement
-from rescue_cli.data import Dataset, normalisation
+from rescue_cli.data import Dataset, Features, normalisation
 from rescue_cli.engine.evaluate import Evaluator
 from rescue_cli.engine.norms import RunningStatistics
 from rescue_cli.engine.step import Step
 from rescue_cli.evaluation import TTAS
 from rescue_cli.mix import MIXES, Mixing
 from rescue_cli.parts.check import check, check_ingredients
+from rescue_cli.parts.features import Trainee
+from rescue_cli.parts.features import trainee as _trainee
 from rescue_cli.parts.ingredients import (
+    Autocast,
     data_keys,
     filled,
     loss_of,
@@ -47,6 +49,7 @@ from rescue_cli.teacher import TEACHERS, untaught
 __all__ = [
     "Autocast",
     "Machine",
+    "Trainee",
     "autocast",
     "check",
     "check_ingredients",
@@ -60,11 +63,17 @@ __all__ = [
     "step",
     "teacher",
     "test_sets",
+    "trainee",
     "training_images",
 ]
 SHOWN_RATES = 100_000  # the peak of a longer schedule is looked for at as many of its steps
 MIXED = {"float16": torch.float16, "bfloat16": torch.bfloat16}
-Autocast = Callable[[], AbstractContextManager[None]]
+
+
+def trainee(recipe: Recipe, data: Dataset, machine: Machine) -> Trainee:
+    """The recipe's network, or its head alone on features where it is frozen; see `features`."""
+    network = model(recipe, len(data.classes), machine.device)
+    return _trainee(recipe, network, data, machine, autocast(recipe, machine.device))
 
 
 def step(recipe: Recipe, network: nn.Module, data: Dataset, machine: Machine, log: Any) -> Step:
@@ -91,7 +100,7 @@ def step(recipe: Recipe, network: nn.Module, data: Dataset, machine: Machine, lo
         feed=train_feed(recipe, data, sampler, mine, operations, machine, log, per_epoch),
         augment=Augment(
             [op for op in operations if isinstance(op, Operation)],
-            normalise(recipe, machine.device),
+            _floats(recipe, data, machine.device),
             train.seed,
             per_epoch,
         ),
@@ -128,12 +137,19 @@ def _learner(recipe: Recipe, share: float, data: Dataset, machine: Machine) -> L
     )
 
 
-def evaluator(recipe: Recipe, machine: Machine) -> Evaluator:
+def _floats(recipe: Recipe, data: Dataset, device: torch.device) -> Normalise:
+    """From what a feed gives to what the network sees: features come as floats already."""
+    if isinstance(data.train, Features):
+        return Unchanged(device, torch.float32)
+    return normalise(recipe, device)
+
+
+def evaluator(recipe: Recipe, data: Dataset, machine: Machine) -> Evaluator:
     """The evaluation that training and `rescue eval` share."""
     return Evaluator(
         rows=TASKS[recipe.task.name](untaught(loss_of(recipe).mean)).rows,
         ttas={name: TTAS[name] for name in recipe.eval.ttas},
-        normalise=normalise(recipe, machine.device),
+        normalise=_floats(recipe, data, machine.device),
         autocast=autocast(recipe, machine.device),
         device=machine.device,
     )

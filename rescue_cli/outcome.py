@@ -2,7 +2,7 @@
 
 import json
 import resource
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from rescue_cli import build, distributed
 from rescue_cli.augment.pipeline import Normalise
 from rescue_cli.batch import Measurement
 from rescue_cli.data import Dataset, Images
-from rescue_cli.engine.evaluate import Predictions
+from rescue_cli.engine.evaluate import Measured
 from rescue_cli.engine.step import Step
 from rescue_cli.recipe import Recipe
 from rescue_cli.results import RunDirectory, read_json, write_whole
@@ -37,13 +37,14 @@ def result(
     recipe: Recipe,
     data: Dataset,
     model: nn.Module,
-    found: dict[str, dict[Measurement, Predictions]],
+    found: Mapping[str, Mapping[Measurement, Measured]],
     clock: Clock,
     peak_memory_mb: float,
 ) -> dict[str, Any]:
     """Stores the predictions; returns the keys of `result.json` that train and eval share."""
     entries = _write_predictions(run, recipe, data, found)
-    main = {k: entries[0][k] for k in ("top1", "top5", "loss", "count", "protocol")}
+    first = next(iter(next(iter(found.values())).values()))
+    main = {k: entries[0][k] for k in (*first.metrics, "loss", "count", "protocol")}
     return {
         "run": str(run.path),
         "recipe": recipe.name,
@@ -102,24 +103,14 @@ def _write_predictions(
     run: RunDirectory,
     recipe: Recipe,
     data: Dataset,
-    found: dict[str, dict[Measurement, Predictions]],
+    found: Mapping[str, Mapping[Measurement, Measured]],
 ) -> list[dict[str, Any]]:
     """Stores each set's predictions and returns its entry in the result."""
     entries = []
     told = read_json(run.environment).get("protocol", {})  # of weights that carry no recipe
     for name, measured in found.items():
         for measurement, predictions in measured.items():
-            confusion = predictions.confusion(len(data.classes))
-            losses = {} if predictions.losses is None else {"losses": predictions.losses}
-            arrays = {
-                "labels": predictions.labels,
-                "top": predictions.top,
-                "probabilities": predictions.probabilities,
-                **losses,
-                "confusion": confusion,
-                "per_class": 100 * np.diag(confusion) / np.maximum(confusion.sum(1), 1),
-                "classes": np.array(data.classes),
-            }
+            arrays = predictions.arrays(data.classes)
             # a thousand classes' confusion is 8 MB, almost all of it zero
             write_whole(
                 run.predictions(_stem(name, measurement, measured)),
@@ -130,8 +121,7 @@ def _write_predictions(
                     "set": name,
                     "size": measurement.size,
                     "crop": measurement.crop,
-                    "top1": predictions.accuracy(1),
-                    "top5": predictions.accuracy(5),
+                    **predictions.metrics,
                     "loss": predictions.loss,
                     "count": predictions.count,
                     "protocol": {

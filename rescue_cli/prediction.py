@@ -11,10 +11,11 @@ from PIL import Image
 from torch import Tensor
 
 from rescue_cli import build
-from rescue_cli.data import FACTS, imagenet_words
+from rescue_cli.data import FACTS, channels_of, imagenet_words
 from rescue_cli.data.decode import UNREADABLE, centre_crop, pil_image
 from rescue_cli.errors import DataError, UsageError
 from rescue_cli.evaluation import TTAS
+from rescue_cli.parts.ingredients import data_keys
 from rescue_cli.parts.source import Source, find_weights
 from rescue_cli.recipe import Recipe
 
@@ -79,8 +80,6 @@ def _pixels(path: Path, recipe: Recipe) -> Tensor:
         ) from None
     evaluation = recipe.eval
     if FACTS[recipe.data.name].channels == 1:
-        grey = Image.fromarray(np.array(image.convert("L"))).convert("RGB")
-        return centre_crop(
-            grey, evaluation.sizes[0], evaluation.crops[0], evaluation.interpolation
-        )[:1]
-    return centre_crop(image, evaluation.sizes[0], evaluation.crops[0], evaluation.interpolation)
+        image = Image.fromarray(np.array(image.convert("L"))).convert("RGB")
+    view = evaluation.sizes[0], evaluation.crops[0], evaluation.interpolation
+    return centre_crop(image, *view)[: channels_of(recipe.data.name, data_keys(recipe))]

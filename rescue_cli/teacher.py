@@ -72,6 +72,8 @@ class Renormalised(nn.Module):
     def __init__(self, network: nn.Module, factor: Tensor, shift: Tensor) -> None:
         super().__init__()
         self.network = network
+        self.factor: Tensor
+        self.shift: Tensor
         self.register_buffer("factor", factor)
         self.register_buffer("shift", shift)
 

@@ -17,7 +17,6 @@ from typing import Any
 import torch
 
 from rescue_cli import build, distributed, outcome
-from rescue_cli.data import Dataset
 from rescue_cli.engine.loop import Loop, Plan, Progress
 from rescue_cli.engine.recorder import Recorder
 from rescue_cli.engine.signals import Stop, leave_with_parent
@@ -171,22 +170,27 @@ def _train(run: RunDirectory, recipe: Recipe, machine: build.Machine, started: f
     steps = total_steps(recipe.train, steps_per_epoch(recipe.train, len(data.train)))
     recorder = Recorder(run, writes=distributed.is_first(), steps=steps)
     with contextlib.closing(recorder):
-        loop = _loop(run, recipe, data, machine, recorder)
+        trainee = build.trainee(recipe, data, machine)
+        loop = _loop(run, recipe, trainee, machine, recorder)
         recorder.open_log()
         if distributed.is_first():
             discard_partials(run.path)
         with contextlib.closing(loop.step.feed):
-            if distributed.is_first() and not run.samples.exists():
+            if trainee.data is data and distributed.is_first() and not run.samples.exists():
                 outcome.write_samples(run, loop.step, loop.evaluator.normalise, data)
             prepared = time.perf_counter() - started
             progress = loop.run()
-            _finish(run, recipe, data, loop, progress, prepared)
+            _finish(run, recipe, trainee, loop, progress, prepared)
 
 
 def _loop(
-    run: RunDirectory, recipe: Recipe, data: Dataset, machine: build.Machine, recorder: Recorder
+    run: RunDirectory,
+    recipe: Recipe,
+    trainee: build.Trainee,
+    machine: build.Machine,
+    recorder: Recorder,
 ) -> Loop:
-    network = build.model(recipe, len(data.classes), machine.device)
+    network, data = trainee.network, trainee.data
     step = build.step(recipe, network, data, machine, recorder.say)
     per_epoch = steps_per_epoch(recipe.train, len(data.train))
     plan = Plan(
@@ -203,7 +207,7 @@ def _loop(
         plan=plan,
         step=step,
         model=network,
-        evaluator=build.evaluator(recipe, machine),
+        evaluator=build.evaluator(recipe, data, machine),
         test_sets=build.test_sets(recipe, data, machine),
         directory=run,
         recorder=recorder,
@@ -214,7 +218,7 @@ def _loop(
 def _finish(
     run: RunDirectory,
     recipe: Recipe,
-    data: Dataset,
+    trainee: build.Trainee,
     loop: Loop,
     progress: Progress,
     prepared: float,
@@ -225,7 +229,7 @@ def _finish(
     memory = outcome.peak_memory_mb(step.device)
     if not distributed.is_first():
         return
-    model = step.average.model
+    model, data = trainee.whole(step.average.model), trainee.images
     outcome.write_weights(run, recipe, model, data)
     clock = outcome.Clock(
         images=loop.plan.steps * loop.plan.batch_size,
@@ -248,7 +252,7 @@ def _finish(
 def _evaluate(run: RunDirectory, recipe: Recipe, machine: build.Machine, started: float) -> None:
     data = build.dataset(recipe, machine.cache, test_only=True)
     network = build.model(recipe, len(data.classes), machine.device, whole=True)
-    evaluator = build.evaluator(recipe, machine)
+    evaluator = build.evaluator(recipe, data, machine)
     tests = build.test_sets(recipe, data, machine)
     prepared = time.perf_counter() - started
     with Stop() as stop:

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -151,15 +152,16 @@ def test_the_loss_of_distillation_is_the_papers_with_labels_smoothed() -> None:
     rng = np.random.default_rng(1)
     z, r, labels, t = rng.normal(size=(5, 7)), rng.normal(size=(5, 7)), rng.integers(0, 7, 5), 20.0
 
-    def softmax(x: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
-        return np.exp(x) / np.exp(x).sum(1, keepdims=True)
+    def softmax(x: NDArray[np.float64]) -> NDArray[np.float64]:
+        shares: NDArray[np.float64] = np.exp(x) / np.exp(x).sum(1, keepdims=True)
+        return shares
 
     q = np.full((5, 7), 0.1 / 6)
     q[np.arange(5), labels] = 0.9
     hard = -(q * np.log(softmax(z))).sum(1).mean()
     soft = -(softmax(r / t) * np.log(softmax(z / t))).sum(1).mean()
     wise = nn.Module()
-    wise.forward = lambda _images: torch.from_numpy(r)  # type: ignore[method-assign]
+    wise.forward = lambda _images: torch.from_numpy(r)
     teach = teacher.network(lambda _: wise, weights="", temperature=t, hard=0.5, soft=0.25)
     criterion = cross_entropy(5, label_smoothing=0.1, reduction="mean", smoothing_over="others")
     batch = build_batch(torch.zeros(5, 3, 4, 4), torch.from_numpy(labels))

@@ -60,6 +60,10 @@ SMALLEST = {
         name: ["model={name: resnet18, init: glorot}", "data.train_size=32"]
         for name in (f"bot-{trick}" for trick in BAG_OF_TRICKS)
     },
+    **{
+        name: ["model={name: resnet18}", "data.train_size=32"]
+        for name in ("transfer", "transfer-linear", "transfer-layerwise")
+    },
     **{  # whose teacher is a file; what he adds is held in test_bag_of_tricks.py
         name: ["model={name: resnet18, init: glorot}", "data.train_size=32", "~teacher"]
         for name in ("bot-distill", "bag-of-tricks")

@@ -87,6 +87,21 @@ def test_memory_counts_storages_once_in_blocks_of_512_bytes_while_they_live() ->
         assert live.now == 0
 
 
+def test_a_plan_of_averaged_weights_says_nothing_that_is_torchs_own(rescue: Rescue) -> None:
+    ended = rescue("plan", "--recipe", "myrtle")
+    assert (ended.code, ended.err) == (0, "")
+
+
+def test_a_teacher_costs_a_forward_pass_of_his_own(rescue: Rescue) -> None:
+    found = {
+        name: json.loads(rescue("plan", "--recipe", name, "--json").out)["training_flops"]
+        for name in ("bot-label-smoothing", "bot-distill")
+    }
+    images = 120 * (1_281_167 // 1024) * 1024
+    per_image = (found["bot-distill"] - found["bot-label-smoothing"]) / images
+    assert per_image == pytest.approx(11.8e9, rel=0.01)  # ResNet-152-D at 224 px
+
+
 def test_plan_warns_and_names_the_largest_slice_that_fits(rescue: Rescue) -> None:
     recipe = load("a3", SMALL)
     code, _, err = rescue(

@@ -31,6 +31,15 @@ SUBSTITUTIONS = {
     "--rendezvous host0:29500 --gpus 8": "--rendezvous host0:29500 --procs 8 --dry-run",
     "train.device_batch_size=64 --procs 2": "train.device_batch_size=64 --procs 2 --smoke",
     "optim.lr=0.2 train.epochs=3": "optim.lr=0.2 train.epochs=3 --smoke",
+    "--model resnet50 --to DATA --recipe transfer-linear train.precision=float32": (
+        "--model test_resnet --to FOLDER --recipe transfer-linear --epochs 1 "
+        "train.precision=float32 train.batch_size=8 train.device_batch_size=8 --out linear"
+    ),
+    "--model resnet50 --to DATA --recipe transfer-layerwise --seeds 3": (
+        "--model test_resnet --to FOLDER --recipe transfer-layerwise --seeds 2 --epochs 1 "
+        "train.precision=float32 train.batch_size=8 train.device_batch_size=8 "
+        "data.train_size=64 eval.sizes=[64]"
+    ),
     "lr-range-test --recipe quickstart --seeds 3": (
         "lr-range-test --recipe quickstart --seeds 1 --epochs 0.5 --points 10 data.subset=[512,64]"
     ),

@@ -42,13 +42,15 @@ def test_a_shipped_recipe_is_valid(recipe: Recipe) -> None:
 
 def test_a_shipped_recipe_begins_with_its_command(recipe: Recipe) -> None:
     first = find(recipe.name).read_text().splitlines()[0]
-    assert first.startswith(f"# rescue train --recipe {recipe.name}")
+    verb = "transfer" if recipe.name.startswith("transfer") else "train"
+    assert first.startswith(f"# rescue {verb} --recipe {recipe.name}")
 
 
 def test_a_recipe_of_a_paper_carries_its_claim(recipe: Recipe) -> None:
     tree = recipe.tree
     if "paper" not in tree:
-        assert recipe.name in {"quickstart", "rescue94"}, "ours, of no paper"
+        ours = {"quickstart", "rescue94", "transfer-linear", "transfer-layerwise"}
+        assert recipe.name in ours, "ours, of no paper"
         return
     assert set(tree["paper"]) == {"title", "url", "table"}
     assert tree["paper"]["url"].startswith("https://")

@@ -1,23 +1,38 @@
 """`seed-sweep --on slurm`: refusals anywhere, and four seeds where SLURM runs (make test-slurm)."""
 
+import contextlib
 import json
 import os
 import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from tests.conftest import Rescue
 
 SMALL = (
     "model.width=4", "data.subset=[512,200]", "train.batch_size=32",
-    "train.device_batch_size=32", "train.epochs=150", "train.log_every=1", "eval.every=150",
+    "train.device_batch_size=32", "train.epochs=30", "train.log_every=1", "eval.every=30",
 )  # fmt: skip
+
+
+def _slurm_runs() -> bool:
+    """Whether its tools are here and its controller answers."""
+    if shutil.which("sbatch") is None:
+        return False
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        return subprocess.run(["scontrol", "ping"], capture_output=True, timeout=10).returncode == 0
+    return False
+
+
 runs_here = pytest.mark.skipif(
-    shutil.which("sbatch") is None, reason="no SLURM here: make test-slurm starts one"
+    not _slurm_runs(), reason="no SLURM runs here: make test-slurm starts one"
 )
 
 
@@ -34,19 +49,22 @@ def test_four_seeds_one_of_them_requeued_equal_those_of_a_local_sweep(tmp_path: 
         queued, cwd=tmp_path, env=environment, text=True, stderr=subprocess.PIPE
     ) as process:
         run = tmp_path / "queued" / "seed-1"
-        _wait_for(lambda: len(_lines(run)) > 20, seconds=300)
-        jobs = json.loads((tmp_path / "queued" / ".slurm" / "jobs.json").read_text())
-        subprocess.run(["scontrol", "requeue", jobs[str(run)]], check=True)
-        _, said = process.communicate(timeout=900)
+        try:
+            _wait_for(lambda: len(_lines(run)) > 20, seconds=300)
+            jobs = json.loads((tmp_path / "queued" / ".slurm" / "jobs.json").read_text())
+            subprocess.run(["scontrol", "requeue", jobs[str(run)]], check=True)
+            _, said = process.communicate(timeout=900)
+        finally:
+            process.kill()
     assert process.returncode == 0, said
     assert "4 of 4" in said
     assert len((run / "command.txt").read_text().splitlines()) == 2  # begun, and gone on
     subprocess.run(command("--out", "local"), cwd=tmp_path, env=environment, check=True)
     for seed in range(4):
         ours, theirs = (tmp_path / f / f"seed-{seed}" for f in ("queued", "local"))
-        assert json.loads((ours / "result.json").read_text())["steps"] == 150 * 16
-        weights = [(path / "model.safetensors").read_bytes() for path in (ours, theirs)]
-        assert weights[0] == weights[1]
+        assert json.loads((ours / "result.json").read_text())["steps"] == 30 * 16
+        weights = [load_file(path / "model.safetensors") for path in (ours, theirs)]
+        assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[1])
         assert _lines(ours) == _lines(theirs)
 
 
@@ -58,8 +76,7 @@ def _lines(run: Path) -> list[tuple[object, ...]]:
     return [(line["kind"], line["step"], line["loss"], line.get("top1")) for line in lines]
 
 
-def _wait_for(condition: object, seconds: float) -> None:
-    assert callable(condition)
+def _wait_for(condition: Callable[[], bool], seconds: float) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "SLURM did not come so far in time"

@@ -13,9 +13,10 @@ from torch.nn import functional
 
 from rescue_cli import build
 from rescue_cli import recipe as recipes
+from rescue_cli.bench.plain_layers import write_down
 from rescue_cli.data import Dataset, FileNames, Files, Images
 from rescue_cli.errors import UsageError
-from rescue_cli.model import MODELS, GhostBatchNorm2d, Whitening
+from rescue_cli.model import MODELS, Celu, GhostBatchNorm2d, Whitening
 from rescue_cli.model.airbench import dirac_added
 from rescue_cli.parts.inputs import look
 from tests.engine_runs import drawn
@@ -66,6 +67,35 @@ def airbench(name: str, *, divide: int = 1) -> nn.Module:
     """The net of that name, its widths divided."""
     keys = {**KIN[name], "widths": tuple(w // divide for w in KIN[name]["widths"])}
     return MODELS["airbench"](10, 3, **keys)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+def test_celu_is_torchs_to_single_precision(
+    dtype: torch.dtype, layout: torch.memory_format
+) -> None:
+    torch.manual_seed(0)
+    x = (3 * torch.randn(64, 33, 31, 17)).to(dtype).contiguous(memory_format=layout)
+    gradient = torch.randn_like(x)
+    ours, torchs = (x.clone().requires_grad_() for _ in range(2))
+    y = Celu(0.3)(ours * 1)
+    z = functional.celu(torchs * 1, 0.3)
+    y.backward(gradient)
+    z.backward(gradient)  # type: ignore[no-untyped-call]
+    assert y.stride() == z.stride()
+    torch.testing.assert_close(y, z, rtol=1e-6, atol=4e-8)
+    torch.testing.assert_close(ours.grad, torchs.grad, rtol=1e-6, atol=2e-6)
+
+
+def test_the_plain_network_of_the_bench_computes_what_ours_computes() -> None:
+    recipe = recipes.load("myrtle", ["train.precision=float64", "model.width=8"])
+    ours, plain = (build.model(recipe, 10, CPU).train() for _ in range(2))
+    write_down(plain)
+    kinds = {type(layer) for layer in plain.modules()}
+    assert nn.CELU in kinds
+    assert not kinds & {Celu, GhostBatchNorm2d}
+    images = torch.randn(128, 3, 32, 32, dtype=torch.float64)
+    torch.testing.assert_close(ours(images), plain(images))
 
 
 # --- restatements ---

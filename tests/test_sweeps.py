@@ -49,6 +49,9 @@ def test_a_sweep_does_what_is_missing_and_says_what_its_seeds_say(
     lines = (folder / "sweep.csv").read_text().splitlines()
     assert lines[0] == "seed,test none,test flip,seconds_train,failed"
     assert len(lines) == 6
+    mixed = rescue(*call, "--seeds", "6", "optim.lr=0.1")
+    assert mixed.code == 2
+    assert "with another recipe: optim.lr: 0.4 -> 0.1" in mixed.err
     printed = rescue(*call, "--seeds", "5")
     assert max(map(len, printed.out.splitlines())) <= 80
 

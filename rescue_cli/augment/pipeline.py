@@ -55,6 +55,16 @@ class Normalise:
         return (images / self.factor + self.shift).round().clamp(0, 255).to(torch.uint8)
 
 
+class Unchanged(Normalise):
+    """Floats that are seen as they are."""
+
+    def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
+        super().__init__([0.0], [1.0], device, dtype, channels_last=False)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return images.to(self.dtype)
+
+
 class Augment:
     """Batch of uint8 pixels -> batch of normalised, augmented images."""
 

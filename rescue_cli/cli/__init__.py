@@ -15,6 +15,7 @@ from rescue_cli.errors import RescueError
 VERBS = {
     "train": "Train a recipe; the result is printed and kept in the run directory.",
     "eval": "Evaluate weights as training does: every image once, one table.",
+    "transfer": "Train weights further on another data set; several, and from scratch, compared.",
     "lr-range-test": "Find the largest stable learning rate from a run in which it rises (Smith).",
     "predict": "Print the most probable classes of images.",
     "plan": "Say what a recipe costs in updates, FLOPs, memory, hours and money; needs no GPU.",
@@ -36,6 +37,7 @@ COMPUTING = (
     ["lr-range-test"],
     ["study"],
     ["seed-sweep"],
+    ["transfer"],
     ["tune"],
     ["bench", "step"],
     ["bench", "train"],

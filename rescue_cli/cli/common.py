@@ -3,7 +3,7 @@
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -12,6 +12,9 @@ from rich.table import Table
 from rescue_cli import recipe as recipes
 from rescue_cli.errors import UsageError
 from rescue_cli.recipe import Recipe
+
+if TYPE_CHECKING:
+    from rescue_cli.report.operands import Operand
 
 DEFAULT = "quickstart"
 NO_RECIPE = f"no --recipe given: {DEFAULT}"
@@ -208,3 +211,28 @@ def with_lists(
         if value is not None:
             found.append(f"eval.{key}=[{value}]")
     return found
+
+
+def print_comparison(sides: Sequence["Operand"], pairs: Sequence[Mapping[str, Any]]) -> None:
+    """Each side's mean, then what may be claimed of each pair, and by which test."""
+    out = console()
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("", "mean %", "std", "runs"):
+        table.add_column(heading, justify="right" if heading else "left", overflow="fold")
+    for side in sides:
+        std = side.sample.std
+        table.add_row(
+            side.name, f"{side.sample.mean:.2f}", "-" if std is None else f"{std:.2f}",
+            str(side.sample.n),
+        )  # fmt: skip
+    out.print(table)
+    for pair in pairs:
+        out.print(pair["claim"])
+        corrected = ", corrected over all pairs (Holm)" if "p_uncorrected" in pair else ""
+        by_permutation = pair["permutation_p"]
+        also = "" if by_permutation is None else f"; by permutation p = {by_permutation:.2g}"
+        out.print(f"  {pair['how']}{corrected}{also}")
+        for what, equal in pair["equal"].items():
+            if equal is not None:
+                unit = "epochs" if what == "epoch" else "seconds of training"
+                out.print(f"  after {equal['at']:.4g} {unit} of both: {equal['difference']:+.2f}")

@@ -14,6 +14,7 @@ from rich.table import Table
 from rescue_cli.cli import common
 from rescue_cli.cli.common import Device, Json, Workers
 from rescue_cli.cli.runs import places, train_all
+from rescue_cli.cli.study_plan import print_plan
 from rescue_cli.errors import RescueError, UsageError
 from rescue_cli.recipe import Recipe
 from rescue_cli.report import studies, study_page
@@ -63,7 +64,8 @@ def study(
     folder = out or Path("runs", "study", found.name)
     chosen = _chosen(found, only)
     if plan:
-        _print_plan(_missing(found, given, chosen, seeds, folder), json)
+        planned = _missing(found, given, chosen, seeds, folder)
+        print_plan([(run.row, run.recipe, run.done) for run in planned], as_json=json)
         return
     if not table:
         where = common.device(device)
@@ -199,44 +201,6 @@ def _take_up(run: _Run) -> None:
         )
     content = run.begins.read_bytes()
     write_whole(last, lambda file: file.write(content))
-
-
-def _print_plan(runs: list[_Run], as_json: bool) -> None:
-    """What is to run, in updates, images and computation."""
-    from rescue_cli import build, estimate
-    from rescue_cli.recipe import total_steps
-
-    rows: dict[int, dict[str, Any]] = {}
-    for run in runs:
-        row = rows.setdefault(
-            run.row, {"row": run.row, "recipe": run.recipe.name, "runs": 0, "left": 0,
-                      "updates": 0, "petaflop": 0.0}
-        )  # fmt: skip
-        row["runs"] += 1
-        if run.done:
-            continue
-        per_epoch = build.epoch_length(run.recipe, Path("runs", ".cache"))
-        steps = total_steps(run.recipe.train, per_epoch)
-        row["left"] += 1
-        row["updates"] += steps
-        row["petaflop"] += 2 * estimate.training(run.recipe, steps, per_epoch) / 1e15
-    if as_json:
-        print(json_module.dumps(list(rows.values())))
-        return
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("row", "recipe", "runs", "left", "updates", "PFLOP"):
-        table.add_column(heading, justify="left" if heading == "recipe" else "right")
-    for row in [*rows.values(), _total(rows.values())]:
-        table.add_row(
-            str(row["row"]), row["recipe"], str(row["runs"]), str(row["left"]),
-            f"{row['updates']:,}", f"{row['petaflop']:.3g}",
-        )  # fmt: skip
-    common.console().print(table)
-
-
-def _total(rows: Any) -> dict[str, Any]:
-    sums = {key: sum(row[key] for row in rows) for key in ("runs", "left", "updates", "petaflop")}
-    return {"row": "", "recipe": "in all", **sums}
 
 
 def _table(rows: list[dict[str, Any]]) -> Table:

@@ -7,23 +7,36 @@ import numpy as np
 
 from rescue_cli.data.imagenet import imagenet_words
 from rescue_cli.data.known import DATASETS
-from rescue_cli.data.place import FACTS, Facts, Keys, Place, normalisation
+from rescue_cli.data.place import FACTS, Facts, Keys, Place, channels_of, normalisation
 from rescue_cli.data.resident import make_resident
-from rescue_cli.data.splits import Dataset, FileNames, Files, Images, Split, hold_out, subset
+from rescue_cli.data.splits import (
+    Dataset,
+    Features,
+    FileNames,
+    Files,
+    Images,
+    Split,
+    hold_out,
+    in_colour,
+    subset,
+)
 
 __all__ = [
     "DATASETS",
     "FACTS",
     "Dataset",
     "Facts",
+    "Features",
     "FileNames",
     "Files",
     "Images",
     "Keys",
     "Place",
     "Split",
+    "channels_of",
     "hold_out",
     "imagenet_words",
+    "in_colour",
     "load",
     "make_resident",
     "normalisation",
@@ -38,6 +51,8 @@ def load(name: str, keys: Keys, cache: Path, *, test_only: bool = False) -> Data
     """
     place = Place(name, keys, test_only and not keys.holdout)
     dataset = subset(hold_out(DATASETS[name](place), keys.holdout), keys.subset)
+    if keys.channels is not None:
+        dataset = in_colour(dataset)
     if place.test_only:
         dataset = replace(dataset, train=dataset.train.take(np.zeros(0, dtype=np.int64)))
     size = FACTS[name].size

@@ -14,6 +14,13 @@ from rescue_cli.data import archives, folders
 from rescue_cli.data.imagenet import imagenet_words, real_answers
 from rescue_cli.data.place import Place
 from rescue_cli.data.splits import Dataset, FileNames, Files, Images, Pixels
+from rescue_cli.data.transfer_sets import (
+    flowers102,
+    food101,
+    inaturalist2019,
+    oxford_pets,
+    stanford_cars,
+)
 from rescue_cli.errors import DataError, UsageError
 
 FASHION: tuple[str, ...] = (
@@ -143,6 +150,11 @@ DATASETS = {
     "imagenette": imagenette,
     "imagenet": imagenet,
     "places365": places365,
+    "flowers102": flowers102,
+    "stanford-cars": stanford_cars,
+    "food101": food101,
+    "oxford-pets": oxford_pets,
+    "inaturalist2019": inaturalist2019,
     "folder": folder,
 }
 

@@ -91,6 +91,8 @@ class MemoryEvalFeed:
 
 def resize_centre(images: Tensor, view: View, interpolation: Interpolation) -> Tensor:
     """uint8 images (n, c, h, w) resized by torch, antialiased, to floor(size / crop), then cut."""
+    if images.is_floating_point():  # features of a frozen network, which saw this view
+        return images
     short = math.floor(view.size / view.crop)
     if images.shape[-2:] != (short, short):
         resized = functional.interpolate(

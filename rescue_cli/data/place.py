@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 from rescue_cli.data.decode import Decoder, Interpolation
 from rescue_cli.errors import DataError
@@ -23,6 +24,7 @@ class Keys:
     subset: tuple[PositiveInt, PositiveInt] | None = None
     mean: list[float] | None = None
     std: list[float] | None = None
+    channels: Literal[3] | None = None  # grey images in memory are repeated to three
     resident: bool | None = None
     train_size: PositiveInt | None = None
     train_interpolation: Interpolation = "bicubic"
@@ -54,6 +56,11 @@ FACTS: Mapping[str, Facts] = {
     "imagenette": Facts(10, 3, None, *_IMAGENET, 9469),
     "imagenet": Facts(1000, 3, None, *_IMAGENET, 1_281_167),
     "places365": Facts(365, 3, None, *_IMAGENET, 1_803_460),
+    "flowers102": Facts(102, 3, None, *_IMAGENET, 2040),
+    "stanford-cars": Facts(196, 3, None, *_IMAGENET, 8144),
+    "food101": Facts(101, 3, None, *_IMAGENET, 75_750),
+    "oxford-pets": Facts(37, 3, None, *_IMAGENET, 3680),
+    "inaturalist2019": Facts(1010, 3, None, *_IMAGENET, 265_213),
     "folder": Facts(None, 3, None, *_IMAGENET, None),
 }
 
@@ -125,4 +132,10 @@ class Place:
 def normalisation(name: str, keys: Keys) -> tuple[list[float], list[float]]:
     """Mean and standard deviation of each channel, of pixels in [0, 1]: given, else as known."""
     facts = FACTS[name]
-    return keys.mean or list(facts.mean), keys.std or list(facts.std)
+    times = (keys.channels or facts.channels) // facts.channels
+    return keys.mean or list(facts.mean) * times, keys.std or list(facts.std) * times
+
+
+def channels_of(name: str, keys: Keys) -> int:
+    """How many channels the network sees."""
+    return keys.channels or FACTS[name].channels

@@ -63,6 +63,13 @@ class Images:
 
 
 @dataclass(frozen=True)
+class Features(Images):
+    """What a frozen network makes of images, in their place: (n, features, 1, 1) float32."""
+
+    pixels: NDArray[np.float32]  # type: ignore[assignment]
+
+
+@dataclass(frozen=True)
 class Files:
     """A split on disk: image files and labels (n,) int64."""
 
@@ -126,6 +133,18 @@ def subset(dataset: Dataset, sizes: tuple[int, int] | None) -> Dataset:
     return replace(
         dataset, train=dataset.train.take(balanced(dataset.train.labels, train)), tests=tests
     )
+
+
+def in_colour(dataset: Dataset) -> Dataset:
+    """The data set with grey images in memory repeated to three channels; files are RGB already."""
+
+    def repeated(split: Split) -> Split:
+        if isinstance(split, Files) or split.pixels.shape[1] != 1:
+            return split
+        return replace(split, pixels=split.pixels.repeat(3, axis=1))
+
+    tests = {name: repeated(split) for name, split in dataset.tests.items()}
+    return replace(dataset, train=repeated(dataset.train), tests=tests)
 
 
 def rounds_of(images: int, batch_size: int, world_size: int) -> int:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -34,6 +34,18 @@ class EvalFeed(Protocol):
     def rounds(self, world_size: int, among: Indices | None, /) -> int: ...
 
 
+class Measured(Protocol):
+    """What a network was found to do on a set; what a recipe claims is the first of its metrics."""
+
+    @property
+    def metrics(self) -> Mapping[str, float]: ...
+    @property
+    def loss(self) -> float | None: ...
+    @property
+    def count(self) -> int: ...
+    def arrays(self, classes: Sequence[str]) -> dict[str, Any]: ...
+
+
 class EvalSet(NamedTuple):
     """A set's images, and the labels to score by: (n, most) filled up with -1, or their own."""
 
@@ -61,6 +73,25 @@ class Predictions:
     @property
     def loss(self) -> float | None:
         return None if self.losses is None else float(self.losses.mean())
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Percent of images whose class is the first said, and one of the first five."""
+        return {"top1": self.accuracy(1), "top5": self.accuracy(5)}
+
+    def arrays(self, classes: Sequence[str]) -> dict[str, Any]:
+        """What is kept in `predictions/SET.npz`."""
+        confusion = self.confusion(len(classes))
+        losses = {} if self.losses is None else {"losses": self.losses}
+        return {
+            "labels": self.labels,
+            "top": self.top,
+            "probabilities": self.probabilities,
+            **losses,
+            "confusion": confusion,
+            "per_class": 100 * np.diag(confusion) / np.maximum(confusion.sum(1), 1),
+            "classes": np.array(classes),
+        }
 
     def accuracy(self, k: int) -> float:
         """Percent of images that have one of their labels among the k most probable classes."""

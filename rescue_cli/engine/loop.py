@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from rescue_cli import distributed
 from rescue_cli.batch import Measurement, to_host
 from rescue_cli.engine import checkpoint
-from rescue_cli.engine.evaluate import EvalSet, Evaluator, Predictions
+from rescue_cli.engine.evaluate import EvalSet, Evaluator, Measured
 from rescue_cli.engine.recorder import Recorder
 from rescue_cli.engine.signals import Agreement, Stop
 from rescue_cli.engine.step import Step
@@ -62,7 +62,9 @@ class Progress:
     logged: int = 0
     seconds_train: float = 0.0
     seconds_eval: float = 0.0
-    best: dict[str, float] = field(default_factory=dict)  # top1 and step; chosen on the test set
+    best: dict[str, float] = field(
+        default_factory=dict
+    )  # the metric and its step; chosen on the test set
 
 
 @dataclass
@@ -80,7 +82,7 @@ class Loop:
 
     def __post_init__(self) -> None:
         self.progress = Progress()
-        self.latest: dict[str, dict[Measurement, Predictions]] = {}
+        self.latest: Mapping[str, Mapping[Measurement, Measured]] = {}
         self.clock = time.perf_counter()
         self.waited = 0.0
         self.mark = (0, 0.0)  # step and seconds of training at the last line of metrics
@@ -147,17 +149,17 @@ class Loop:
                     "epoch": epoch,
                     "set": name,
                     **measurement._asdict(),
-                    "top1": found.accuracy(1),
-                    "top5": found.accuracy(5),
+                    **found.metrics,
                     "loss": found.loss,
                     "count": found.count,
                     "seconds": seconds,
                 }
                 self.recorder.add("eval", step, values)
                 self.recorder.say(f"epoch {epoch:g}  {name} {measurement}  {found}")
-        top1 = next(iter(next(iter(self.latest.values())).values())).accuracy(1)
-        better = top1 > self.progress.best.get("top1", -1.0)
-        best = {"top1": top1, "step": step} if better else self.progress.best
+        main = next(iter(next(iter(self.latest.values())).values())).metrics
+        name, value = next(iter(main.items()))
+        better = value > self.progress.best.get(name, -1.0)
+        best = {name: value, "step": step} if better else self.progress.best
         self.progress = replace(
             self.progress,
             evaluated=step,
@@ -194,12 +196,12 @@ class Loop:
         }
         self.progress = replace(self.progress, logged=step)
         self.recorder.add("train", step, values)
-        top1 = self.progress.best.get("top1")
+        best = next((v for key, v in self.progress.best.items() if key != "step"), None)
         self.recorder.show(
             step,
             f"epoch {values['epoch']:.1f}  loss {loss:.3f}  lr {rates.lr:.2g}  "
             f"{values['images_per_second']:.0f} img/s  wait {100 * waited / seconds:.0f} %"
-            + (f"  best {top1:.1f} %" if top1 is not None else ""),
+            + (f"  best {best:.1f} %" if best is not None else ""),
         )
 
     def _mean_loss(self, steps: int) -> float:

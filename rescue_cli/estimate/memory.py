@@ -1,5 +1,6 @@
 """Peak memory of a GPU, counted on fake tensors: they have shapes and no values, and take none."""
 
+import warnings
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -19,7 +20,7 @@ from rescue_cli.batch import Batch
 from rescue_cli.data import FACTS
 from rescue_cli.engine.norms import RunningStatistics
 from rescue_cli.engine.step import Step
-from rescue_cli.estimate.flops import CLASSES, network_of, train_size
+from rescue_cli.estimate.flops import CLASSES, channels, network_of, train_size
 from rescue_cli.parts.ingredients import filled, loss_of
 from rescue_cli.parts.updates import optimizers
 from rescue_cli.recipe import Recipe
@@ -47,15 +48,17 @@ def peak_memory(recipe: Recipe, slice_size: int | None = None, gpus: int = 1) ->
     on the device, what augmentation needs for a moment before the forward pass, what compiling
     saves, and what fragmentation wastes.
     """
-    train, keys = recipe.train, FACTS[recipe.data.name]
+    train, classes = recipe.train, FACTS[recipe.data.name].classes or CLASSES
     size = train_size(recipe)
-    shape = (slice_size or train.device_batch_size, keys.channels, size, size)
+    shape = (slice_size or train.device_batch_size, channels(recipe), size, size)
     local = max(1, train.batch_size // shape[0] // gpus)
     network = network_of(recipe)
     with _Fake(), Live() as live, _CudaCasts():
         _materialise(network)
-        feed = _Feed(shape, None if recipe.mix.name == "none" else keys.classes or CLASSES, local)
-        step = _step(recipe, network, feed)
+        feed = _Feed(shape, None if recipe.mix.name == "none" else classes, local)
+        with warnings.catch_warnings():  # of deepcopy, which an average makes of the network
+            warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")
+            step = _step(recipe, network, feed)
         buckets = [_like(p) for p in _trained(network)] if gpus > 1 else None
         _share(network, [_like(p) for p in _trained(network)])
         step.optimizers.step()  # which makes its state

@@ -32,11 +32,19 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
 }
 
 
-def common(*, weights: str | None = None, init: Filler | None = None) -> None:
+def common(
+    *,
+    weights: str | None = None,
+    new_head: bool = False,
+    init: Filler | None = None,
+    frozen: bool = False,
+) -> None:
     """Keys that every model has.
 
-    `weights`: a run, a safetensors file, or `timm` to download. `init`: other initial weights than
-    the network's own, see `fill`.
+    `weights`: a run, a safetensors file, or `timm` to download. A last linear layer of another size
+    than theirs is new; with `new_head` it is new in any case. `init`: other initial weights than
+    the network's own, see `fill`. `frozen`: all but the last linear layer stays as it is, and each
+    image's features are computed once (linear probing).
     """
 
 

@@ -24,7 +24,7 @@ class Celu(nn.CELU):
             return super().forward(values)
         if (flat := _in_memory_order(values)) is None:
             return super().forward(values)
-        result: Tensor = _Celu.apply(values, flat, self.alpha)  # type: ignore[no-untyped-call]
+        result: Tensor = _Celu.apply(values, flat, self.alpha)
         return result
 
 
@@ -42,7 +42,7 @@ class _Celu(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, flat: Tensor, alpha: float) -> Tensor:
-        for part in flat.split(AT_A_TIME):
+        for part in torch.split(flat, AT_A_TIME):
             below = part.clamp(max=0).float().mul_(1 / alpha).exp_().sub_(1).mul_(alpha)
             torch.maximum(part, below.to(part.dtype), out=part)
         ctx.mark_dirty(values)
@@ -51,7 +51,7 @@ class _Celu(torch.autograd.Function):
         return values
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         (result,) = ctx.saved_tensors
         alpha = ctx.alpha
         slope = torch.ops.aten.elu_backward(gradient, alpha, 1.0, 1 / alpha, True, result)

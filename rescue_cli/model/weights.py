@@ -42,13 +42,15 @@ def _opened(path: Path) -> Iterator[Any]:
         raise DataError(f"{file}: not a readable safetensors file: {error}") from None
 
 
-def load_weights(model: nn.Module, source: str, name: str, *, head: bool = False) -> None:
+def load_weights(
+    model: nn.Module, source: str, name: str, *, head: bool = False, new_head: bool = False
+) -> None:
     """Copies weights into `model`: from a run, a safetensors file, or timm's, downloaded.
 
     timm's are `timm` (those it has for `name` by default) or `timm:NAME`.
 
-    A classifier of another size is left at its random start, unless `head` demands it; anything
-    else that differs is a `UsageError` naming the tensors.
+    A classifier of another size is left at its random start, unless `head` demands it, and one of
+    the same size with `new_head`; anything else that differs is a `UsageError` naming the tensors.
     """
     if source == "timm" or source.startswith(TIMM):
         tensors = _from_timm(source.removeprefix(TIMM) if source != "timm" else name)
@@ -56,7 +58,8 @@ def load_weights(model: nn.Module, source: str, name: str, *, head: bool = False
         tensors = read(Path(source).expanduser())[0]
     own = model.state_dict()
     differs = {k for k in own.keys() & tensors.keys() if own[k].shape != tensors[k].shape}
-    heads = set() if head else {k for k in differs if _is_head(model, k)}
+    left = own.keys() if new_head else differs
+    heads = set() if head else {k for k in left if _is_head(model, k)}
     missing, extra = own.keys() - tensors.keys(), tensors.keys() - own.keys()
     if problems := sorted((differs - heads) | missing | extra):
         shown = ", ".join(problems[:5]) + (" ..." if len(problems) > 5 else "")

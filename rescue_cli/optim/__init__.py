@@ -6,7 +6,7 @@ from torch.optim import Optimizer
 
 from rescue_cli.optim.adamw import adamw
 from rescue_cli.optim.adaptive import adadelta, adagrad, adam
-from rescue_cli.optim.groups import GROUPS, Claim, claims, common, groups_of
+from rescue_cli.optim.groups import GROUPS, Claim, claims, common, depths, groups_of
 from rescue_cli.optim.lamb import lamb
 from rescue_cli.optim.muon import muon
 from rescue_cli.optim.sgd import sgd, sgd_velocity
@@ -28,5 +28,6 @@ __all__ = [
     "Claim",
     "claims",
     "common",
+    "depths",
     "groups_of",
 ]

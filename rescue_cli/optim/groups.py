@@ -2,13 +2,13 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from rescue_cli.errors import UsageError, did_you_mean
-from rescue_cli.registry import Positive
+from rescue_cli.registry import Positive, Within
 
 _NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 
@@ -60,8 +60,12 @@ def common(
     no_decay: list[str] = (),  # type: ignore[assignment]
     schedule: dict[str, Any] | None = None,
     lr_per_256: Positive | None = None,
+    layer_decay: Annotated[float, Within(0, 1, above=True)] | None = None,
 ) -> None:
     """Keys that every optimizer item has.
+
+    `layer_decay`: a layer's rate is that of the layer above it times this number, the head's is the
+    recipe's (Clark et al. 2020; layers as timm orders them, see `depths`).
 
     `lr_per_256`: the linear scaling rule (Goyal et al. 2017), lr = lr_per_256 * batch / 256, which
     is checked and changes nothing.
@@ -79,6 +83,24 @@ def groups_of(model: nn.Module) -> dict[str, str]:
             fits = (g for g, rule in GROUPS.items() if rule and rule(module, name, parameter))
             owner[full] = "head" if full == head else next(fits, "rest")
     return {name: owner[name] for name, p in model.named_parameters() if p.requires_grad}
+
+
+def depths(model: nn.Module, name: str) -> dict[str, int]:
+    """Of each parameter, how many layers lie above it; raises `UsageError`.
+
+    Layers are timm's groups of an architecture's parameters, from the stem to the head.
+    """
+    matcher = getattr(model, "group_matcher", None)
+    if matcher is None:
+        raise UsageError(
+            f"optim.layer_decay: the layers of {name} have no order that timm knows. "
+            "Remove it with ~optim.layer_decay."
+        )
+    from timm.models import group_parameters
+
+    place: dict[str, int] = group_parameters(model, matcher(coarse=False), reverse=True)
+    top = max(place.values())
+    return {parameter: top - layer for parameter, layer in place.items()}
 
 
 def claims(model: nn.Module, items: Sequence[Mapping[str, Any]]) -> list[Claim]:

@@ -7,7 +7,7 @@ import torch
 from rescue_cli import registry
 from rescue_cli.augment import AUGMENTATIONS, FileCrop
 from rescue_cli.averaging import AVERAGES
-from rescue_cli.data import DATASETS, FACTS
+from rescue_cli.data import DATASETS, FACTS, channels_of
 from rescue_cli.errors import RescueError, UsageError
 from rescue_cli.evaluation import TTAS
 from rescue_cli.loss import LOSSES
@@ -90,7 +90,8 @@ def _check_scaling(item: Item, batch_size: int) -> None:
 
 def _check_data(recipe: Recipe) -> None:
     """The section's keys, and as many means and deviations as the images have channels."""
-    keys, channels = data_keys(recipe), FACTS[recipe.data.name].channels
+    keys = data_keys(recipe)
+    channels = channels_of(recipe.data.name, keys)
     for key, values in (("mean", keys.mean), ("std", keys.std)):
         if values is not None and len(values) != channels:
             raise UsageError(f"data.{key}: {len(values)} values for {channels} channels.")

@@ -1,17 +1,20 @@
 """A section of the recipe as its ingredient, the options checked and filled in."""
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 from torch import nn
 
 from rescue_cli import registry
 from rescue_cli.augment import AUGMENTATIONS, FileCrop, Operation
-from rescue_cli.data import FACTS, Keys
+from rescue_cli.data import Keys, channels_of
 from rescue_cli.loss import LOSSES, Loss
 from rescue_cli.model import MODELS, fill, zoo
 from rescue_cli.model import common as model_keys
 from rescue_cli.recipe import Item, Recipe, from_tree
+
+Autocast = Callable[[], AbstractContextManager[None]]
 
 
 def filled(
@@ -35,7 +38,7 @@ def loss_of(recipe: Recipe, share: float = 1.0) -> Loss:
 
 
 def network_of(recipe: Recipe, classes: int) -> nn.Module:
-    item, channels = recipe.model, FACTS[recipe.data.name].channels
+    item, channels = recipe.model, channels_of(recipe.data.name, data_keys(recipe))
     function = MODELS.get(item.name, zoo)
     options = registry.check(f"model ({item.name})", item.options, function, model_keys)
     mine = registry.pick(options, function)

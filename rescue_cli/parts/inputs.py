@@ -105,13 +105,14 @@ def test_sets(recipe: Recipe, data: Dataset, machine: Machine) -> dict[str, Eval
         registry.lookup("eval.sets", name, {**data.tests, **data.relabelled})
         source = name if name in data.tests else main
         if source not in feeds:
-            feeds[source] = _test_feed(recipe, data.tests[source], machine)
+            feeds[source] = test_feed(recipe, data.tests[source], machine)
         answers = None if source == name else data.relabelled[name](data.tests[source])
         found[name] = EvalSet(feeds[source], answers)
     return found
 
 
-def _test_feed(recipe: Recipe, split: Split, machine: Machine) -> EvalFeed:
+def test_feed(recipe: Recipe, split: Split, machine: Machine) -> EvalFeed:
+    """A split's images, in order, at the recipe's sizes and crops."""
     evaluation = recipe.eval
     views = list(dict.fromkeys(View(s, c) for s in evaluation.sizes for c in evaluation.crops))
     if isinstance(split, Images):

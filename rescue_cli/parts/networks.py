@@ -23,7 +23,8 @@ def model(recipe: Recipe, classes: int, device: torch.device, *, whole: bool = F
     torch.manual_seed(recipe.train.seed)
     network = network_of(recipe, classes)
     if weights := recipe.model.options.get("weights"):
-        load_weights(network, weights, recipe.model.name, head=whole)
+        new = bool(recipe.model.options.get("new_head"))
+        load_weights(network, weights, recipe.model.name, head=whole, new_head=new and not whole)
     return placed(recipe, network, device)
 
 

@@ -1,5 +1,6 @@
 """Optimizers, their parameter groups and the schedules of their rates."""
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -9,7 +10,7 @@ from torch import nn
 from rescue_cli import registry
 from rescue_cli.engine.updates import Optimizers, RatedGroup
 from rescue_cli.errors import UsageError
-from rescue_cli.optim import OPTIMIZERS, claims
+from rescue_cli.optim import OPTIMIZERS, claims, depths
 from rescue_cli.optim import common as optim_keys
 from rescue_cli.parts.ingredients import filled
 from rescue_cli.recipe import Item, Recipe
@@ -65,10 +66,10 @@ def optimizers(
         mine = registry.pick(options, function)
         makers.setdefault(item.name, partial(function, **mine))
         for names, decay in ((claim.decayed, mine["weight_decay"]), (claim.undecayed, 0.0)):
-            if names:
-                group = {**mine, "params": [parameters[n] for n in names], "weight_decay": decay}
+            for factor, layer in _layers(recipe, network, item, names):
+                group = {**mine, "params": [parameters[n] for n in layer], "weight_decay": decay}
                 groups.setdefault(item.name, []).append(group)
-                rates.setdefault(item.name, []).append(rate)
+                rates.setdefault(item.name, []).append((rate[0], rate[1] * factor))
     optimizers = {name: make(groups[name]) for name, make in makers.items() if name in groups}
     rated = [
         RatedGroup(optimizers[name], index, schedule, ratio)
@@ -76,3 +77,17 @@ def optimizers(
         for index, (schedule, ratio) in enumerate(rates[name])
     ]
     return Optimizers(list(optimizers.values()), rated, recipe.train.clip_grad_norm, scaler)
+
+
+def _layers(
+    recipe: Recipe, network: nn.Module, item: Item, names: Sequence[str]
+) -> list[tuple[float, list[str]]]:
+    """The parameters by the factor of their learning rate; all at 1 without `layer_decay`."""
+    decay = item.options.get("layer_decay")
+    if decay is None:
+        return [(1.0, list(names))] if names else []
+    depth = depths(network, recipe.model.name)
+    found: dict[int, list[str]] = {}
+    for name in names:
+        found.setdefault(depth[name], []).append(name)
+    return [(float(decay) ** above, found[above]) for above in sorted(found)]

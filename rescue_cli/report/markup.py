@@ -41,3 +41,8 @@ def image(figure: Any) -> str:
         '<p><img alt="" src="data:image/png;base64,'
         f'{base64.b64encode(content.getvalue()).decode()}"></p>'
     )
+
+
+def shown_seconds(seconds: float) -> str:
+    """Whole seconds, and tenths of few."""
+    return f"{seconds:.0f}" if seconds >= 10 else f"{seconds:.1f}"

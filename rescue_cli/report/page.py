@@ -12,7 +12,7 @@ from rescue_cli import recipe as recipes
 from rescue_cli.plans import differences
 from rescue_cli.recipe import Recipe, recipe_in
 from rescue_cli.report import study_page, sweeps
-from rescue_cli.report.markup import folded, image, table, text
+from rescue_cli.report.markup import folded, image, shown_seconds, table, text
 from rescue_cli.report.pictures import curves_of, figure_of
 from rescue_cli.report.sweep_pictures import figures_of
 from rescue_cli.results import RunDirectory, read_json, read_metrics
@@ -81,7 +81,7 @@ def results(paths: Sequence[Path]) -> tuple[list[str], list[list[str]]]:
                 [
                     str(path), recipe.name, name, _claim(recipe), f"{row['mean']:.2f}",
                     "-" if row["std"] is None else f"{row['std']:.2f}", str(summary["n"]),
-                    f"{sum(seconds) / len(seconds):.0f}",
+                    shown_seconds(sum(seconds) / len(seconds)),
                 ]
             )  # fmt: skip
     return headings, rows
@@ -104,7 +104,7 @@ def _row(path: Path, entry: Mapping[str, Any]) -> list[str]:
     name = f"{entry['set']} {entry['size']} px" + ("" if tta == "none" else f", {tta}")
     return [
         str(path), recipe.name, name, _claim(recipe), f"{entry['top1']:.2f}", "-", "1",
-        f"{result['seconds_train']:.0f}",
+        shown_seconds(result["seconds_train"]),
     ]  # fmt: skip
 
 

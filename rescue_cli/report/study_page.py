@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rescue_cli.report.markup import image, table, text
+from rescue_cli.report.markup import image, shown_seconds, table, text
 from rescue_cli.report.pictures import figure_of
 from rescue_cli.report.studies import shown
 from rescue_cli.results import read_json
@@ -23,7 +23,7 @@ def results(path: Path) -> list[list[str]]:
         [
             f"{path}, row {row['row']}", row["recipe"], "test", _paper(row),
             f"{row['measured']['mean']:.2f}", _spread(row["measured"]), str(row["measured"]["n"]),
-            "-" if row["seconds"] is None else f"{row['seconds']:.0f}",
+            "-" if row["seconds"] is None else shown_seconds(row["seconds"]),
         ]
         for row in read_json(path / FILE)["rows"]
         if row["measured"] is not None
@@ -42,6 +42,9 @@ def section(path: Path) -> str:
     ]
     if measured:
         parts.append(image(_picture(measured)))
+    parts.append(
+        "<p class=dim>p: how probable so large a difference from the paper is by chance.</p>"
+    )
     return "\n".join([*parts, f"<p>To go on with it:</p><pre>{text(found['command'])}</pre>"])
 
 
@@ -84,9 +87,10 @@ def _picture(rows: Sequence[Mapping[str, Any]]) -> Any:
         label="paper",
     )
     axes.set_yticks(places, [f"row {row['row']}" for row in rows], fontsize=8)
+    axes.set_ylim(min(places) - 0.7, max(places) + 0.7)
     axes.set_xlabel("top-1 %")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
     return figure
 
 

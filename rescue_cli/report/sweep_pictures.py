@@ -38,6 +38,7 @@ def _histograms(sweep: Sweep) -> Any:
             axes.axvline(values[0], color="tab:red", linestyle="--", label="seed 0")
         axes.set_title(f"{name}: {len(values)} seeds", fontsize=10)
         axes.set_xlabel("top-1 %")
+        axes.yaxis.get_major_locator().set_params(integer=True)
         axes.legend(fontsize=8)
     return figure
 
@@ -84,6 +85,7 @@ def _band(sweep: Sweep) -> Any:
     axes.plot(epochs, means, marker="o" if len(epochs) == 1 else None, label="mean")
     axes.set_title(f"{sweep.measurements[0]}: {len(sweep.results)} seeds", fontsize=10)
     axes.set_xlabel("epoch")
+    axes.xaxis.get_major_locator().set_params(integer=all(float(e).is_integer() for e in epochs))
     axes.set_ylabel("top-1 %")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)

@@ -1,0 +1,122 @@
+"""`rescue transfer`: trained weights, another data set, and what they are worth there."""
+
+import json as json_module
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from rescue_cli import recipe as recipes
+from rescue_cli.cli import common
+from rescue_cli.cli.common import Architecture, Device, Json, Overrides, RecipeName, Workers
+from rescue_cli.cli.expand import Epochs, expand
+from rescue_cli.cli.runs import places, train_all
+from rescue_cli.errors import RescueError, UsageError
+from rescue_cli.recipe import Recipe
+from rescue_cli.report import operands, sweeps
+from rescue_cli.report.comparison import pairs_of
+
+app = common.verb()
+DEFAULT = "transfer"
+
+
+@app.command(epilog="Example: rescue transfer --from runs/a2/0 --to flowers102 data.root=DIR")
+def transfer(
+    overrides: Overrides = None,
+    from_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--from", help="A run, a weights file, timm:NAME, or scratch:ONE; several compare."
+        ),
+    ] = None,
+    to: Annotated[str | None, typer.Option(help="A data set, or a folder of one's own.")] = None,
+    recipe: RecipeName = None,
+    model: Architecture = None,
+    epochs: Epochs = None,
+    seeds: Annotated[str, typer.Option(help="3, 0-9 or 3,7,11.")] = "1",
+    jobs: Annotated[int | None, typer.Option(help="Runs at a time.", min=1)] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder; runs/transfer/TO by default.")] = None,
+    json: Json = False,
+    device: Device = None,
+    workers: Workers = None,
+) -> None:
+    """Train weights further on another data set; several, and from scratch, are compared."""
+    if not from_ or to is None:
+        raise UsageError("transfer: give --from WEIGHTS and --to DATA (a data set or a folder).")
+    base = recipes.load(recipe or DEFAULT)
+    folder = out or Path("runs", "transfer", to if not Path(to).is_dir() else Path(to).name)
+    common.note(str(folder))
+    starts = _starts(base, from_, to, overrides or [], model, epochs)
+    chosen = sweeps.seeds_of(seeds)
+    runs = {
+        folder / label / f"{sweeps.PREFIX}{seed}": one.with_overrides(f"train.seed={seed}")
+        for label, one in starts.items()
+        for seed in chosen
+    }
+    _run(runs, folder, common.device(device), jobs, workers)
+    _show([folder / label for label in starts], to, as_json=json)
+    common.note(str(folder))
+
+
+def _starts(
+    base: Recipe,
+    words: list[str],
+    to: str,
+    given: list[str],
+    model: str | None,
+    epochs: float | None,
+) -> dict[str, Recipe]:
+    """The recipe of each start by its name; all are checked before anything is trained."""
+    from rescue_cli import build
+    from rescue_cli.parts.transfer import distinct, start
+
+    begun = {word: start(base, word, to, given, model=model) for word in words}
+    distinct(begun)
+    found = {}
+    for word, each in begun.items():
+        common.note(f"--from {word} sets: {' '.join(each.overrides)}")
+        changed = base.with_overrides(*each.overrides, *given)
+        longer, notes = expand(changed, given, None, epochs)
+        for line in notes:
+            common.note(line)
+        found[each.label] = changed.with_overrides(*longer)
+        build.check(found[each.label])
+    return found
+
+
+def _run(
+    runs: dict[Path, Recipe], folder: Path, device: str, jobs: int | None, workers: int | None
+) -> None:
+    """Trains what has no result; one that fails is told, and all failing is an error."""
+    from rescue_cli.launch import claim, is_finished
+
+    for warning in {w for one in runs.values() for w in common.check_precision(one, device)}:
+        common.note(f"warning: {warning}")
+    missing = {path: one for path, one in runs.items() if not is_finished(path)}
+    for path in runs.keys() - missing.keys():
+        claim(path, runs[path], resume=True)
+    common.note(f"{len(runs) - len(missing)} of {len(runs)} runs are there")
+    failures: list[RescueError] = []
+
+    def hear(ended: Any) -> bool:
+        common.note(f"{ended.path}: {ended.error or 'done'}")
+        if ended.error is not None:
+            failures.append(ended.error)
+        return True
+
+    train_all(missing, places(device, jobs, workers), folder / ".cache", hear)
+    if failures and not any(is_finished(path) for path in runs):
+        raise failures[0]
+
+
+def _show(folders: list[Path], to: str, *, as_json: bool) -> None:
+    """Each start's accuracy, and of several what may be claimed."""
+    sides = [operands.operand(str(f)) for f in folders if any(f.glob("*/result.json"))]
+    pairs = pairs_of(sides)
+    if not as_json:
+        common.print_comparison(sides, pairs)
+        return
+    found = [
+        {"from": s.name, "mean": s.sample.mean, "std": s.sample.std, "n": s.sample.n} for s in sides
+    ]
+    print(json_module.dumps({"to": to, "starts": found, "pairs": pairs}))

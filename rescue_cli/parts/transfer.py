@@ -1,0 +1,123 @@
+"""A recipe begun with the weights of another training, on another data set, as overrides."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rescue_cli import registry
+from rescue_cli.data import DATASETS, FACTS, channels_of, normalisation
+from rescue_cli.errors import UsageError
+from rescue_cli.parts.ingredients import data_keys
+from rescue_cli.parts.source import Source, find_weights
+from rescue_cli.plans import given_keys, is_given
+from rescue_cli.recipe import Recipe
+
+SCRATCH = "scratch:"  # before weights, or a timm name: the same network at a random start
+_OWN = (
+    "weights",
+    "new_head",
+    "frozen",
+    "init",
+)  # keys of the source's `model` that are not its network
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a transfer begins: a name for its folder, and what it sets in the recipe."""
+
+    label: str
+    overrides: list[str]
+
+
+def start(
+    base: Recipe, word: str, to: str, given: Sequence[str], *, model: str | None = None
+) -> Start:
+    """The overrides that put the network `word` into `base` and have it see `to`.
+
+    `word` is a run, a weights file, `timm:NAME`, or one of these after `scratch:`; `to` a data set
+    or a folder; what `given` overrides set stays. The source's normalisation goes with its weights.
+    Raises `UsageError`, `DataError`.
+    """
+    random = word.startswith(SCRATCH)
+    source = find_weights(word.removeprefix(SCRATCH), [], model=model)
+    values: dict[str, Any] = _target(to)
+    values["model"] = _network(base, source, random=random)
+    values |= _images(source, values["data.name"], given)
+    keys = given_keys(given)
+    kept = {key: v for key, v in values.items() if key == "model" or not is_given(key, keys)}
+    return Start(_label(word), [f"{key}={json.dumps(value)}" for key, value in kept.items()])
+
+
+def _target(to: str) -> dict[str, Any]:
+    """`data.name`, and `data.root` of a folder of one's own."""
+    if to in DATASETS:
+        return {"data.name": to}
+    if Path(to).is_dir():
+        return {"data.name": "folder", "data.root": to}
+    registry.lookup("--to", to, DATASETS)
+    raise AssertionError
+
+
+def _network(base: Recipe, source: Source, *, random: bool) -> dict[str, Any]:
+    """The section `model`: the source's network, with the recipe's own keys for it."""
+    theirs = source.recipe.model
+    weights = {} if random else {"weights": theirs.options["weights"], "new_head": True}
+    network = {k: v for k, v in theirs.options.items() if k not in _OWN}
+    mine = {k: v for k, v in base.model.options.items() if k != "weights"}
+    if random and mine.get("frozen"):
+        raise UsageError(
+            f"--from {SCRATCH}...: {base.name} trains a head on features, and a network that "
+            "learned nothing has none. Use --recipe transfer."
+        )
+    return {"name": theirs.name, **network, **mine, **weights}
+
+
+def _images(source: Source, name: str, given: Sequence[str]) -> dict[str, Any]:
+    """Normalisation, channels, and what images that lie in memory at one size ask for."""
+    keys = data_keys(source.recipe)
+    mean, std = normalisation(source.recipe.data.name, keys)
+    seen, facts = channels_of(source.recipe.data.name, keys), FACTS[name]
+    found: dict[str, Any] = {"data.mean": mean, "data.std": std}
+    if seen == 3 and facts.channels == 1:
+        found["data.channels"] = 3
+    elif seen != facts.channels:
+        raise UsageError(
+            f"--from {source.name}: sees images of {seen} channel, and those of {name} have "
+            f"{facts.channels}. Use weights that were trained on colour images."
+        )
+    if facts.size is not None and "data.resident=false" not in given:
+        found |= {
+            "augment": [
+                {"name": "pad-crop", "pad": facts.size // 8, "mode": "reflect"},
+                {"name": "flip", "p": 0.5},
+            ],
+            "data.train_size": None,
+            "eval.sizes": [facts.size],
+            "eval.crops": [1.0],
+        }
+    return found
+
+
+def _label(word: str) -> str:
+    """A folder's name: `quickstart-0` of runs/quickstart/0, else the file's or timm's name."""
+    random, plain = word.startswith(SCRATCH), word.removeprefix(SCRATCH)
+    path = Path(plain)
+    if path.is_dir():
+        name = f"{path.resolve().parent.name}-{path.resolve().name}"
+    else:
+        name = plain.removeprefix("timm:").rpartition("/")[2].removesuffix(".safetensors")
+    return f"scratch-{name}" if random else name
+
+
+def distinct(starts: Mapping[str, Start]) -> None:
+    """Raises `UsageError` where two words would have one folder."""
+    seen: dict[str, str] = {}
+    for word, each in starts.items():
+        if each.label in seen:
+            raise UsageError(
+                f"--from: {seen[each.label]} and {word} would both be called {each.label}. "
+                "Give one of them another name."
+            )
+        seen[each.label] = word

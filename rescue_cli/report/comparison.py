@@ -1,0 +1,121 @@
+"""Every pair of a comparison: how large the difference is, how sure, and what may be claimed."""
+
+from collections.abc import Sequence
+from itertools import combinations
+from typing import Any
+
+from rescue_cli.report import operands
+from rescue_cli.report.operands import Operand
+from rescue_cli.statistics import (
+    Difference,
+    difference,
+    holm,
+    independent_difference,
+    mcnemar,
+    paired_difference,
+)
+
+LEVEL = 0.05
+
+
+def pairs_of(sides: Sequence[Operand]) -> list[dict[str, Any]]:
+    """Each pair of two or more sides, with Holm's correction where there are several."""
+    found = [_pair(a, b) for a, b in combinations(sides, 2)]
+    if len(found) > 1:
+        _correct(found)
+    return found
+
+
+def _pair(a: Operand, b: Operand) -> dict[str, Any]:
+    """The stable keys of `--json` for one pair, and what else was looked at."""
+    found, how = _difference(a, b)
+    pair: dict[str, Any] = {
+        "a": a.name,
+        "b": b.name,
+        "difference": found.mean,
+        "low": found.low,
+        "high": found.high,
+        "p": found.p,
+        "permutation_p": found.permutation,
+        "effect": found.effect,
+        "n": list(found.n),
+        "detectable": found.detectable,
+        "needed": found.needed,
+        "how": how,
+    }
+    if len(a.paths) == len(b.paths) == 1 and found.p is None:
+        pair |= _same_images(a, b)
+    pair["claim"] = _claim(pair)
+    pair["equal"] = {what: _equal(a, b, what) for what in ("epoch", "seconds")}
+    return pair
+
+
+def _difference(a: Operand, b: Operand) -> tuple[Difference, str]:
+    """Paired where the seeds match, else Welch's."""
+    if len(a.values) > 1 and a.values.keys() == b.values.keys():
+        seeds = sorted(a.values)
+        found = paired_difference([a.values[s] for s in seeds], [b.values[s] for s in seeds])
+        return found, "paired by seed"
+    if len(a.values) > 1 and len(b.values) > 1:
+        found = independent_difference(list(a.values.values()), list(b.values.values()))
+        return found, "Welch's t-test"
+    return difference(a.sample, b.sample), "Welch's t-test"
+
+
+def _same_images(a: Operand, b: Operand) -> dict[str, Any]:
+    """McNemar's test of two single runs on the same images."""
+    first, second = (operands.right(next(iter(side.paths.values()))) for side in (a, b))
+    if len(first) != len(second):
+        return {}
+    only_a, only_b, p = mcnemar(first, second)
+    return {
+        "p": p,
+        "how": f"McNemar on {len(first)} images: {only_a} right in A alone, {only_b} in B alone",
+    }
+
+
+def _claim(pair: dict[str, Any]) -> str:
+    """One sentence: what may be said, or what it would take."""
+    size = abs(pair["difference"])
+    better, worse = ("b", "a") if pair["difference"] > 0 else ("a", "b")
+    if pair["p"] is None:
+        return (
+            f"Nothing may be claimed: the difference of {size:.2f} stands on "
+            f"{pair['n'][0]} against {pair['n'][1]} runs without a spread."
+        )
+    p = f"p = {pair['p']:.2g}"
+    if pair["p"] < LEVEL:
+        band = "" if pair["low"] is None else f", 95 % interval {_interval(pair)}"
+        runs = " These two runs, not their recipes." if pair["low"] is None else ""
+        return (
+            f"{pair[better]} is better than {pair[worse]} by {size:.2f} points ({p}{band}).{runs}"
+        )
+    seen = pair["detectable"]
+    could = "" if seen is None else f" These runs could have seen {seen:.2f} points."
+    needed = pair["needed"]
+    more = "" if needed is None else f" To see {size:.2f}, {needed} runs of each are needed."
+    return f"No difference may be claimed: {size:.2f} points, {p}.{could}{more}"
+
+
+def _interval(pair: dict[str, Any]) -> str:
+    sign = 1 if pair["difference"] > 0 else -1
+    low, high = sorted((sign * pair["low"], sign * pair["high"]))
+    return f"{low:.2f} to {high:.2f}"
+
+
+def _equal(a: Operand, b: Operand, what: str) -> dict[str, Any] | None:
+    """The pair as both stood at the same epoch, or after the same seconds."""
+    found = operands.at_equal(a, b, what)
+    if found is None:
+        return None
+    end, first, second = found
+    result, how = _difference(first, second)
+    return {"at": end, "difference": result.mean, "p": result.p, "how": how}
+
+
+def _correct(pairs: list[dict[str, Any]]) -> None:
+    """Holm's correction over all pairs that have a p."""
+    judged = [pair for pair in pairs if pair["p"] is not None]
+    for pair, p in zip(judged, holm([pair["p"] for pair in judged]), strict=True):
+        pair["p_uncorrected"], pair["p"] = pair["p"], p
+        pair["claim"] = _claim(pair)
