@@ -118,7 +118,7 @@ def test_the_value_is_yaml_as_in_a_recipe() -> None:
         (
             "a=b=c",
             "override 'a=b=c': unknown section 'a'. Known: augment, averaging, data, eval, loss, "
-            "mix, model, optim, sampling, schedule, selection, task, train.",
+            "mix, model, optim, sampling, schedule, selection, task, teacher, train.",
         ),
         (
             "augment.flipp.p=1",

@@ -72,7 +72,7 @@ def step(
     *,
     milestones: list[Epochs],
     factor: Positive | list[Positive],
-    warmup_epochs: Epochs = 0.0,
+    warmup_epochs: Epochs | None = None,
 ) -> Schedule:
     """The learning rate times `factor` at each milestone (epochs), held in between.
 
