@@ -55,7 +55,8 @@ def test_a_misspelt_key_is_named_with_the_nearest_known_one() -> None:
 
 def test_a_key_like_no_other_is_answered_with_all_of_them() -> None:
     assert refusal("schedule (cosine)", {**COSINE, "zzz": 5}, cosine) == (
-        "schedule (cosine): unknown key 'zzz'. Known: min_lr, per, warmup_epochs, warmup_lr, warmup_prefix."
+        "schedule (cosine): unknown key 'zzz'. Known: min_lr, per, warmup_epochs, warmup_lr, "
+        "warmup_prefix."
     )
 
 
