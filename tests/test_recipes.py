@@ -215,8 +215,8 @@ def test_myrtles_pixel_statistics_are_the_notebooks_of_255() -> None:
         (["data.std=[0.0]"], "data.std: [0.0] must be above 0."),
         (
             ["model.name=resnet5O"],
-            "model (resnet5O): unknown key 'width'. Known: drop_path, dropout, "
-            "dynamic_img_size, img_size, init, stride_in, weights, zero_init_last.",
+            "model (resnet5O): unknown key 'width'. Known: drop_path, dropout, dynamic_img_size, "
+            "frozen, img_size, init, new_head, stride_in, weights, zero_init_last.",
         ),
         (
             ["model={name: resnet5O}"],
