@@ -18,11 +18,11 @@ from rescue_cli.engine.step import Step
 from rescue_cli.evaluation import TTAS
 from rescue_cli.mix import MIXES, Mixing
 from rescue_cli.parts.check import check, check_ingredients
-from rescue_cli.parts.features import Trainee
-from rescue_cli.parts.features import trainee as _trainee
+from rescue_cli.parts.features import Trainee, trainee_of
 from rescue_cli.parts.ingredients import (
     Autocast,
     data_keys,
+    dtype_of,
     filled,
     loss_of,
     operations_of,
@@ -73,7 +73,7 @@ MIXED = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 def trainee(recipe: Recipe, data: Dataset, machine: Machine) -> Trainee:
     """The recipe's network, or its head alone on features where it is frozen; see `features`."""
     network = model(recipe, len(data.classes), machine.device)
-    return _trainee(recipe, network, data, machine, autocast(recipe, machine.device))
+    return trainee_of(recipe, network, data, machine, autocast(recipe, machine.device))
 
 
 def step(recipe: Recipe, network: nn.Module, data: Dataset, machine: Machine, log: Any) -> Step:
@@ -140,7 +140,7 @@ def _learner(recipe: Recipe, share: float, data: Dataset, machine: Machine) -> L
 def _floats(recipe: Recipe, data: Dataset, device: torch.device) -> Normalise:
     """From what a feed gives to what the network sees: features come as floats already."""
     if isinstance(data.train, Features):
-        return Unchanged(device, torch.float32)
+        return Unchanged(device, dtype_of(recipe))
     return normalise(recipe, device)
 
 

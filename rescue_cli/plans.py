@@ -34,8 +34,17 @@ def smoke(recipe: Recipe, overrides: Sequence[str], *, cuda: bool) -> list[str]:
 
 
 def without_rule(recipe: Recipe) -> list[str]:
-    """The override that drops the check of learning rate by batch size, where the recipe has it."""
-    return ["~optim.lr_per_256"] if "lr_per_256" in recipe.optim[0].options else []
+    """The overrides that drop the check of learning rate by batch size, where a recipe has it."""
+    return [
+        f"~{path_of(recipe, place)}.lr_per_256"
+        for place, item in enumerate(recipe.optim)
+        if "lr_per_256" in item.options
+    ]
+
+
+def path_of(recipe: Recipe, place: int) -> str:
+    """Where an optimizer item stands in the recipe: `optim`, or `optim.2` of a list."""
+    return "optim" if isinstance(recipe.tree["optim"], Mapping) else f"optim.{place}"
 
 
 def given_keys(overrides: Sequence[str]) -> list[str]:

@@ -5,7 +5,7 @@ section 3.1).
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from rescue_cli import clues
 from rescue_cli.errors import UsageError
-from rescue_cli.plans import without_rule
+from rescue_cli.plans import path_of, without_rule
 from rescue_cli.recipe import Recipe
 from rescue_cli.results import RunDirectory, read_metrics
 
@@ -189,11 +189,6 @@ def applied(recipe: Recipe, max_lr: float, momentum: tuple[float, float] | None)
     written = ", ".join(f"{key}: {value}" for key, value in keys.items())
     cycle = f"schedule={{{written}, momentum: {cycled}}}"
     return recipe.with_overrides(*rates, cycle, *without_rule(recipe))
-
-
-def path_of(recipe: Recipe, place: int) -> str:
-    """Where an optimizer item stands in the recipe: `optim`, or `optim.2` of a list."""
-    return "optim" if isinstance(recipe.tree["optim"], Mapping) else f"optim.{place}"
 
 
 def momentum_of(text: str | None) -> tuple[float, float] | None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rescue_cli import clues, range_test
-from rescue_cli.plans import without_rule
+from rescue_cli.plans import path_of, without_rule
 from rescue_cli.range_test import Curves, Ramp
 from rescue_cli.recipe import Recipe
 
@@ -174,7 +174,7 @@ def _cycled(recipe: Recipe, first: float, last: float, *, cycle: bool = True) ->
     Not a `cycle`: in the optimizer alone, whatever the schedule is.
     """
     own = [
-        f"{range_test.path_of(recipe, place)}.momentum={first}"
+        f"{path_of(recipe, place)}.momentum={first}"
         for place, item in enumerate(recipe.optim)
         if "momentum" in item.options
     ]
@@ -191,7 +191,7 @@ def _decayed(recipe: Recipe, value: float) -> Recipe:
     changes = []
     for place, decay in enumerate(decays):
         mine = value if reference is None else value * decay / reference
-        changes.append(f"{range_test.path_of(recipe, place)}.weight_decay={mine:g}")
+        changes.append(f"{path_of(recipe, place)}.weight_decay={mine:g}")
     return recipe.with_overrides(*changes)
 
 

@@ -86,7 +86,8 @@ def test_celu_is_torchs_to_single_precision(
     a_step = torch.finfo(dtype).eps  # where the two lie on either side of a rounding
     torch.testing.assert_close(y, z, rtol=a_step, atol=4e-8)
     torch.testing.assert_close(ours.grad, torchs.grad, rtol=a_step, atol=2e-6)
-    assert (y != z).float().mean() < 0.01 or dtype == torch.float32
+    if dtype == torch.bfloat16:
+        assert (y != z).float().mean() < 0.01
 
 
 def test_the_plain_network_of_the_bench_computes_what_ours_computes() -> None:

@@ -45,30 +45,23 @@ def colour_jitter(
     """
     if hue and hue_factor:
         raise UsageError("augment (colour-jitter): hue is shifted or scaled. Give one of the two.")
-    amounts = [brightness, contrast, saturation]
-    names: tuple[str, ...] = JITTERED
-    low, high = [max(0.0, 1 - x) for x in amounts], [1 + x for x in amounts]
+    blends = zip(JITTERED, (brightness, contrast, saturation), strict=True)
+    ranges = [(name, max(0.0, 1 - x), 1 + x) for name, x in blends]
     if hue:
-        names, amounts, low, high = (
-            (*names, "HueShift"),
-            [*amounts, hue],
-            [*low, -hue],
-            [*high, hue],
-        )
+        ranges.append(("HueShift", -hue, hue))
     if hue_factor:
-        names, amounts = (*names, "HueFactor"), [*amounts, hue_factor]
-        low, high = [*low, 1 - hue_factor], [*high, 1 + hue_factor]
-    count = len(names)
-    present, least, width = np.array(amounts) > 0, np.array(low), np.array(high) - np.array(low)
+        ranges.append(("HueFactor", 1 - hue_factor, 1 + hue_factor))
+    names, count = [name for name, _, _ in ranges], len(ranges)
+    low, high = np.array([bounds for _, *bounds in ranges]).T
     orders = np.array(list(permutations(range(count))))
 
     def plan(draws: Floats) -> tuple[Any, ...]:
-        factors = least + width * draws[:, :count]
+        factors = low + (high - low) * draws[:, :count]
         order = orders[policy.choice(draws[:, count], len(orders))]
         every = np.arange(len(draws))
         layers = [
             Drawn(
-                np.where(present[which], which, -1),
+                np.where(high[which] > low[which], which, -1),
                 factors[every, which],
                 np.ones(len(draws)),
                 np.ones(len(draws), dtype=np.bool_),

@@ -55,8 +55,10 @@ def report(
 
 def _check(path: Path) -> None:
     """Raises `DataError` where there is nothing to report."""
-    patterns = ("result.json", "seed-*/result.json", "study.json")
-    if not any(True for pattern in patterns for _ in path.glob(pattern)):
+    from rescue_cli.report import study_page
+
+    patterns = ("result.json", "seed-*/result.json", study_page.FILE)
+    if not any(any(path.glob(pattern)) for pattern in patterns):
         raise DataError(
             f"{path}: holds no result. Give the folders of runs, sweeps or studies that have ended."
         )

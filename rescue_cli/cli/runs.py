@@ -1,6 +1,6 @@
 """Runs within a verb that makes several: begun, taken up, or found finished."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,14 +98,30 @@ def _unless_fatal(hear: Callable[[Any], bool]) -> Iterator[Callable[[Any], bool]
         raise fatal[0]
 
 
+def is_done(path: Path, recipe: Recipe) -> bool:
+    """Whether the directory holds a result; raises `UsageError` for one of another recipe."""
+    from rescue_cli.launch import claim, is_finished
+
+    if not is_finished(path):
+        return False
+    claim(path, recipe, resume=True)
+    return True
+
+
+def note_precision(recipes: Iterable[Recipe], device: str) -> None:
+    """Says what an emulated precision costs; raises `UsageError` for one that is not there."""
+    warnings = [w for recipe in recipes for w in common.check_precision(recipe, device)]
+    for warning in dict.fromkeys(warnings):
+        common.note(f"warning: {warning}")
+
+
 def train_here(
     path: Path, recipe: Recipe, device: str, procs: int | None, workers: int | None
 ) -> bool:
     """Trains, or goes on, or leaves what is there; whether it diverged, which is no error here."""
-    from rescue_cli.launch import Nodes, claim, is_finished, run_directory
+    from rescue_cli.launch import Nodes, run_directory
 
-    if is_finished(path):
-        claim(path, recipe, resume=True)
+    if is_done(path, recipe):
         return False
     common.note(f"{path}: {recipe.train.epochs:g} epochs, seed {recipe.train.seed}")
     _prepare(path, recipe, device, procs or 1, workers, path.parent / ".cache", 1)

@@ -15,7 +15,16 @@ from rich.table import Table
 from rescue_cli import recipe as recipes
 from rescue_cli.cli import common
 from rescue_cli.cli.common import Device, Json, Overrides, RecipeName, Workers
-from rescue_cli.cli.runs import Places, Queue, places, queue, queue_all, train_all
+from rescue_cli.cli.runs import (
+    Places,
+    Queue,
+    is_done,
+    note_precision,
+    places,
+    queue,
+    queue_all,
+    train_all,
+)
 from rescue_cli.errors import UsageError
 from rescue_cli.recipe import Recipe
 from rescue_cli.report import sweeps
@@ -80,8 +89,8 @@ def seed_sweep(
 
 
 def _local(base: Recipe, where: Places, cache: Path) -> Work:
-    notes = [f"warning: {warning}" for warning in common.check_precision(base, where.device)]
-    for line in [*notes, *common.allocator_notes()]:
+    note_precision([base], where.device)
+    for line in common.allocator_notes():
         common.note(line)
     return lambda missing, hear: train_all(missing, where, cache, hear)
 
@@ -92,14 +101,10 @@ def _queued(where: Queue) -> Work:
 
 def _run(base: Recipe, seeds: list[int], folder: Path, work: Work) -> None:
     """Has the seeds trained that have no result; one that fails or diverges is kept and told."""
-    from rescue_cli.launch import claim, is_finished
-
     named = {
         folder / f"{PREFIX}{seed}": base.with_overrides(f"train.seed={seed}") for seed in seeds
     }
-    missing = {path: recipe for path, recipe in named.items() if not is_finished(path)}
-    for path in named.keys() - missing.keys():
-        claim(path, named[path], resume=True)  # a seed of another recipe is none of this sweep
+    missing = {path: recipe for path, recipe in named.items() if not is_done(path, recipe)}
     common.note(f"{len(named) - len(missing)} of {len(named)} seeds are there")
     with _progress(folder, len(missing)) as show:
 

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from rescue_cli.cli import common
 from rescue_cli.cli.common import Device, Json, Workers
-from rescue_cli.cli.runs import places, train_all
+from rescue_cli.cli.runs import is_done, note_precision, places, train_all
 from rescue_cli.cli.study_plan import print_plan
 from rescue_cli.errors import RescueError, UsageError
 from rescue_cli.recipe import Recipe
@@ -110,7 +110,6 @@ def _missing(
 ) -> list[_Run]:
     """Every run of the rows, those with a result marked; checked before any begins."""
     from rescue_cli import build
-    from rescue_cli.launch import claim, is_finished
 
     found = []
     for row, (cell, recipe) in enumerate(studies.cells(study, overrides), 1):
@@ -121,9 +120,7 @@ def _missing(
             build.check(one)
             path = folder / studies.row_folder(row) / name
             begins = None if snapshot is None else _begins(folder, snapshot, name)
-            if done := is_finished(path):
-                claim(path, one, resume=True)  # a result of another recipe is none of this study
-            found.append(_Run(row, path, one, begins, done))
+            found.append(_Run(row, path, one, begins, is_done(path, one)))
     return found
 
 
@@ -146,9 +143,7 @@ def _run(
     waiting = [run for run in runs if not run.done]
     common.note(f"{len(runs) - len(waiting)} of {len(runs)} runs are there")
     where = places(device, jobs, workers)
-    warnings = [w for run in waiting for w in common.check_precision(run.recipe, device)]
-    for warning in dict.fromkeys(warnings):
-        common.note(f"warning: {warning}")
+    note_precision((run.recipe for run in waiting), device)
     begun = time.monotonic()
 
     def in_time() -> bool:

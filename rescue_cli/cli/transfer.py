@@ -10,7 +10,7 @@ from rescue_cli import recipe as recipes
 from rescue_cli.cli import common
 from rescue_cli.cli.common import Architecture, Device, Json, Overrides, RecipeName, Workers
 from rescue_cli.cli.expand import Epochs, expand
-from rescue_cli.cli.runs import places, train_all
+from rescue_cli.cli.runs import is_done, note_precision, places, train_all
 from rescue_cli.errors import RescueError, UsageError
 from rescue_cli.recipe import Recipe
 from rescue_cli.report import operands, sweeps
@@ -88,13 +88,8 @@ def _run(
     runs: dict[Path, Recipe], folder: Path, device: str, jobs: int | None, workers: int | None
 ) -> None:
     """Trains what has no result; one that fails is told, and all failing is an error."""
-    from rescue_cli.launch import claim, is_finished
-
-    for warning in {w for one in runs.values() for w in common.check_precision(one, device)}:
-        common.note(f"warning: {warning}")
-    missing = {path: one for path, one in runs.items() if not is_finished(path)}
-    for path in runs.keys() - missing.keys():
-        claim(path, runs[path], resume=True)
+    note_precision(runs.values(), device)
+    missing = {path: one for path, one in runs.items() if not is_done(path, one)}
     common.note(f"{len(runs) - len(missing)} of {len(runs)} runs are there")
     failures: list[RescueError] = []
 
@@ -105,7 +100,7 @@ def _run(
         return True
 
     train_all(missing, places(device, jobs, workers), folder / ".cache", hear)
-    if failures and not any(is_finished(path) for path in runs):
+    if failures and len(failures) == len(runs):
         raise failures[0]
 
 

@@ -62,9 +62,7 @@ class Progress:
     logged: int = 0
     seconds_train: float = 0.0
     seconds_eval: float = 0.0
-    best: dict[str, float] = field(
-        default_factory=dict
-    )  # the metric and its step; chosen on the test set
+    best: dict[str, float] = field(default_factory=dict)  # metric and step; by the test set
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""CELU at the speed of the exponential on a processor, where torch's takes five times as long."""
+"""CELU at the speed of the exponential on a processor; `rescue bench step` says what it gains."""
 
 from typing import Any
 

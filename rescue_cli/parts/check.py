@@ -67,6 +67,7 @@ def check_ingredients(recipe: Recipe) -> None:
     filled("selection", recipe.selection, SELECTIONS)
     filled("teacher", recipe.teacher, TEACHERS)
     _check_model(recipe.model)
+    _check_frozen(recipe)
     filled("loss", recipe.loss, LOSSES)
     for item in recipe.optim:
         filled("optim", item, OPTIMIZERS, optim_keys)
@@ -97,6 +98,17 @@ def _check_data(recipe: Recipe) -> None:
             raise UsageError(f"data.{key}: {len(values)} values for {channels} channels.")
     if keys.std is not None and min(keys.std) <= 0:
         raise UsageError(f"data.std: {keys.std} must be above 0.")
+
+
+def _check_frozen(recipe: Recipe) -> None:
+    """A frozen network sees each image once and alone."""
+    views = len(recipe.eval.sizes) * len(recipe.eval.crops)
+    plain = recipe.eval.ttas == ("none",) and recipe.teacher.name == "none"
+    if recipe.model.options.get("frozen") and (recipe.augment or views > 1 or not plain):
+        raise UsageError(
+            f"model ({recipe.model.name}).frozen: features are computed once, of one view. Use "
+            "augment=[], one size and one crop, eval.tta=none, and no teacher."
+        )
 
 
 def _check_model(item: Item) -> None:

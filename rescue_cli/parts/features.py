@@ -40,7 +40,7 @@ class Trainee:
     whole: Callable[[nn.Module], nn.Module]
 
 
-def trainee(
+def trainee_of(
     recipe: Recipe, network: nn.Module, data: Dataset, machine: Machine, autocast: Autocast
 ) -> Trainee:
     """The network itself, or where `model.frozen` is set its head, on features in place of images.
@@ -69,12 +69,9 @@ def trainee(
 
 def _last_linear(recipe: Recipe, network: nn.Module) -> nn.Linear:
     layers = [module for module in network.modules() if isinstance(module, nn.Linear)]
-    if layers and not recipe.augment and len(recipe.eval.sizes) == len(recipe.eval.crops) == 1:
-        return layers[-1]
-    raise UsageError(
-        f"model ({recipe.model.name}).frozen: features are computed once, of one view, and a "
-        "linear head is trained on them. Use a network with one, augment=[], and one size and crop."
-    )
+    if not layers:
+        raise UsageError(f"model ({recipe.model.name}).frozen: it has no linear layer to train.")
+    return layers[-1]
 
 
 class _Reader:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
+import torch
 from torch import nn
 
 from rescue_cli import registry
@@ -55,6 +56,11 @@ def proxy_recipe(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
     """The recipe with keys of its `model` changed, and nothing selected: what the proxy follows."""
     model = {**recipe.tree["model"], **changes}
     return from_tree({**recipe.tree, "model": model, "selection": {"name": "none"}})
+
+
+def dtype_of(recipe: Recipe) -> torch.dtype:
+    """Of weights and images, which mixed precision keeps in float32."""
+    return torch.float64 if recipe.train.precision == "float64" else torch.float32
 
 
 def operations_of(recipe: Recipe) -> list[FileCrop | Operation]:

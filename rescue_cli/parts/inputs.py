@@ -20,7 +20,7 @@ from rescue_cli.engine.evaluate import EvalFeed, EvalSet
 from rescue_cli.engine.step import Feed
 from rescue_cli.errors import UsageError
 from rescue_cli.model import Looking
-from rescue_cli.parts.ingredients import data_keys
+from rescue_cli.parts.ingredients import data_keys, dtype_of
 from rescue_cli.recipe import Recipe, total_steps
 
 LOOKED_AT = 500  # images in memory at once: their patches are 100 MB at 32 px
@@ -43,8 +43,7 @@ def dataset(recipe: Recipe, cache: Path, *, test_only: bool = False) -> Dataset:
 def normalise(recipe: Recipe, device: torch.device) -> Normalise:
     """uint8 pixels to what the network sees."""
     mean, std = normalisation(recipe.data.name, data_keys(recipe))
-    dtype = torch.float64 if recipe.train.precision == "float64" else torch.float32
-    return Normalise(mean, std, device, dtype, recipe.train.channels_last)
+    return Normalise(mean, std, device, dtype_of(recipe), recipe.train.channels_last)
 
 
 def train_feed(

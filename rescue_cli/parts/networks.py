@@ -9,7 +9,7 @@ from torch import nn
 from rescue_cli.data import normalisation
 from rescue_cli.errors import UsageError
 from rescue_cli.model import load_weights
-from rescue_cli.parts.ingredients import data_keys, network_of
+from rescue_cli.parts.ingredients import data_keys, dtype_of, network_of
 from rescue_cli.parts.source import find_weights
 from rescue_cli.recipe import Recipe
 from rescue_cli.teacher import Renormalised
@@ -30,8 +30,7 @@ def model(recipe: Recipe, classes: int, device: torch.device, *, whole: bool = F
 
 def placed(recipe: Recipe, network: nn.Module, device: torch.device) -> nn.Module:
     """The network where and how the recipe's precision and memory format want it."""
-    dtype = torch.float64 if recipe.train.precision == "float64" else torch.float32
-    network = network.to(device=device, dtype=dtype)
+    network = network.to(device=device, dtype=dtype_of(recipe))
     if recipe.train.channels_last:
         network = network.to(memory_format=torch.channels_last)
     return network
@@ -64,5 +63,4 @@ def teacher(
     factor, shift = std / its_std, (mean - its_mean) / its_std
     if bool((factor == 1).all()) and bool((shift == 0).all()):
         return network
-    dtype = next(network.parameters()).dtype
-    return Renormalised(network, *(v.to(dtype)[:, None, None] for v in (factor, shift)))
+    return Renormalised(network, *(v.to(dtype_of(recipe))[:, None, None] for v in (factor, shift)))

@@ -65,7 +65,8 @@ def find_weights(
         found, protocol = recipes.load(recipe), {"weights": given}
     else:
         found, protocol = recipes.from_text(metadata["recipe"], place), {}
-    loaded = found.with_overrides(f"model.weights={json.dumps(place)}", *changes)
+    trained = ["~model.frozen"] if "frozen" in found.model.options else []  # how, and not what
+    loaded = found.with_overrides(f"model.weights={json.dumps(place)}", *trained, *changes)
     return Source(name, loaded, metadata, protocol)
 
 

@@ -15,12 +15,8 @@ from rescue_cli.plans import given_keys, is_given
 from rescue_cli.recipe import Recipe
 
 SCRATCH = "scratch:"  # before weights, or a timm name: the same network at a random start
-_OWN = (
-    "weights",
-    "new_head",
-    "frozen",
-    "init",
-)  # keys of the source's `model` that are not its network
+# Keys of the source's `model` that say how it was trained and not what it is
+_OWN = ("weights", "new_head", "frozen", "init")
 
 
 @dataclass(frozen=True)
