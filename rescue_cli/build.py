@@ -1,5 +1,6 @@
 """The only place where the names of a recipe become the objects that the engine runs."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,12 @@ from rescue_cli import distributed
 from rescue_cli.augment import Augment, Operation
 from rescue_cli.augment.pipeline import Normalise, Unchanged
 from rescue_cli.averaging import AVERAGES, Length
-from rescue_cli.batch import Measurement
+from rescue_cli.batch import Batch, Measurement
 from rescue_cli.data import Dataset, Features, normalisation
 from rescue_cli.engine.evaluate import Evaluator
 from rescue_cli.engine.norms import RunningStatistics
-from rescue_cli.engine.step import Step
+from rescue_cli.engine.scenes import SceneEvaluator
+from rescue_cli.engine.step import Feed, Step
 from rescue_cli.evaluation import TTAS
 from rescue_cli.mix import MIXES, Mixing
 from rescue_cli.parts.check import check, check_ingredients
@@ -38,12 +40,13 @@ from rescue_cli.parts.inputs import (
     training_images,
 )
 from rescue_cli.parts.networks import model, teacher
+from rescue_cli.parts.scenes import Normalised, is_of_scenes, scene_feed
 from rescue_cli.parts.source import PREPROCESSING
 from rescue_cli.parts.updates import optimizers, rates_of
 from rescue_cli.recipe import Recipe, steps_per_epoch, total_steps
 from rescue_cli.sampling import SAMPLERS, Steps
 from rescue_cli.selection import SELECTIONS, Learner
-from rescue_cli.task import TASKS
+from rescue_cli.task import TASKS, Classification
 from rescue_cli.teacher import TEACHERS, untaught
 
 __all__ = [
@@ -81,7 +84,6 @@ def step(recipe: Recipe, network: nn.Module, data: Dataset, machine: Machine, lo
     train = recipe.train
     per_epoch = steps_per_epoch(train, len(data.train))
     mine = range(distributed.rank(), train.slices, distributed.world_size())
-    operations = operations_of(recipe)
     span_steps = Steps(
         len(data.train), train.batch_size, train.device_batch_size, per_epoch, train.seed
     )
@@ -95,18 +97,14 @@ def step(recipe: Recipe, network: nn.Module, data: Dataset, machine: Machine, lo
         lambda weights: teacher(recipe, weights, data.classes, machine.device)
     )
     look(recipe, network, data, machine.device)
+    feed, augment = _inputs(recipe, data, sampler, mine, machine, log, per_epoch)
     forward = torch.compile(network, dynamic=False) if train.compile else network
     return Step(
-        feed=train_feed(recipe, data, sampler, mine, operations, machine, log, per_epoch),
-        augment=Augment(
-            [op for op in operations if isinstance(op, Operation)],
-            _floats(recipe, data, machine.device),
-            train.seed,
-            per_epoch,
-        ),
+        feed=feed,
+        augment=augment,
         select=select,
         mix=filled("mix", recipe.mix, MIXES)(Mixing(len(data.classes), train.seed, per_epoch)),
-        task=TASKS[recipe.task.name](teach(loss.mean)),
+        task=TASKS[recipe.task.name](teach(loss.mean), len(data.classes)),
         model=distributed.wrap(forward, machine.device),  # type: ignore[arg-type]
         optimizers=optimizers(recipe, network, per_epoch, scaler),
         statistics=RunningStatistics(network, train.slices),
@@ -121,6 +119,26 @@ def step(recipe: Recipe, network: nn.Module, data: Dataset, machine: Machine, lo
     )
 
 
+def _inputs(
+    recipe: Recipe,
+    data: Dataset,
+    sampler: Any,
+    mine: range,
+    machine: Machine,
+    log: Any,
+    per_epoch: int,
+) -> tuple[Feed, Callable[[Batch], Batch]]:
+    """Where the slices come from, and what happens to their pixels on the device."""
+    floats = _floats(recipe, data, machine.device)
+    if is_of_scenes(recipe):
+        feed = scene_feed(recipe, data, sampler, mine, machine, log, per_epoch)
+        return feed, Normalised(floats)
+    operations = operations_of(recipe)
+    images = train_feed(recipe, data, sampler, mine, operations, machine, log, per_epoch)
+    on_device = [op for op in operations if isinstance(op, Operation)]
+    return images, Augment(on_device, floats, recipe.train.seed, per_epoch)
+
+
 def _learner(recipe: Recipe, share: float, data: Dataset, machine: Machine) -> Learner:
     """A network that follows the recipe beside the trained one, on a share of the images."""
     network = model(recipe, len(data.classes), machine.device)
@@ -128,6 +146,7 @@ def _learner(recipe: Recipe, share: float, data: Dataset, machine: Machine) -> L
     scaler = torch.amp.GradScaler(machine.device.type, enabled=recipe.train.precision == "float16")
     per_epoch = steps_per_epoch(recipe.train, len(data.train))
     loss = loss_of(recipe, share)
+    assert loss.each is not None, "a proxy selects images, not scenes"
     return Learner(
         network=network.train(),
         updates=optimizers(recipe, network, per_epoch, scaler),
@@ -144,10 +163,18 @@ def _floats(recipe: Recipe, data: Dataset, device: torch.device) -> Normalise:
     return normalise(recipe, device)
 
 
-def evaluator(recipe: Recipe, data: Dataset, machine: Machine) -> Evaluator:
+def evaluator(recipe: Recipe, data: Dataset, machine: Machine) -> Evaluator | SceneEvaluator:
     """The evaluation that training and `rescue eval` share."""
+    task = TASKS[recipe.task.name](untaught(loss_of(recipe).mean), len(data.classes))
+    if not isinstance(task, Classification):
+        return SceneEvaluator(
+            task,
+            _floats(recipe, data, machine.device),
+            autocast(recipe, machine.device),
+            machine.device,
+        )
     return Evaluator(
-        rows=TASKS[recipe.task.name](untaught(loss_of(recipe).mean)).rows,
+        rows=task.rows,
         ttas={name: TTAS[name] for name in recipe.eval.ttas},
         normalise=_floats(recipe, data, machine.device),
         autocast=autocast(recipe, machine.device),

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 Curve = NDArray[np.float64]
 Clue = Literal["underfitting", "overfitting", "divergence", "plateau"]
 FEWEST = 5  # points that a judgement needs
+CALM = 2 * FEWEST  # points that noise is measured over, at least
 DEPARTED = 0.1  # of the way a curve has come: less of a way back is no turn
 STILL_FALLING = 0.02  # of the way, from the third quarter of a curve to its last
 SHARP = 0.5  # of the way, lost within a tenth of the curve
@@ -57,18 +58,23 @@ def turn(rates: Sequence[float], values: Sequence[float], what: str = "test loss
         if end is None:
             return Turn(None, f"{what}: {len(curve)} points are too few to judge")
         return Turn(_before(rates, end), f"{what} is not finite from {rates[end]:.3g} on")
+    # How far it blows up says nothing more, and would be smoothed into what came before
+    curve = np.minimum(curve, curve[: int(curve.argmin()) + 1].max())
     smoothed = smooth(curve)
     lowest = int(smoothed.argmin())
+    calm = max(lowest + 1, CALM)  # past it a training that falls apart is no measure of noise
     way = float(smoothed[: lowest + 1].max() - smoothed[lowest])
-    if way <= 3 * noise(curve):
+    if way <= 3 * noise(curve[:calm]):
         return Turn(None, f"{what}: it never improved beyond its noise up to {rates[-1]:.3g}")
-    margin = max(DEPARTED * way, 3 * noise(smoothed))
-    within = np.flatnonzero(smoothed <= smoothed[lowest] + margin)
-    last = int(within[-1])
+    margin = max(DEPARTED * way, 3 * noise(smoothed[:calm]))
+    if end is not None:  # its last points may be those that blow up
+        last = int(np.flatnonzero(curve <= smoothed[lowest] + margin)[-1])
+    else:
+        last = int(np.flatnonzero(smoothed <= smoothed[lowest] + margin)[-1])
     if last < len(curve) - 2:
         return Turn(float(rates[last]), f"{what} turns at {rates[last]:.3g}")
     if end is not None:
-        return Turn(_before(rates, end), f"{what} is not finite from {rates[end]:.3g} on")
+        return Turn(float(rates[last]), f"{what} is not finite from {rates[end]:.3g} on")
     return Turn(None, f"{what}: no turn found up to {rates[len(curve) - 1]:.3g}")
 
 
@@ -81,16 +87,18 @@ def overfitting_rates(
     """
     curve, _ = _finite(test_losses)
     gap, _ = _finite(errors)
-    count = min(len(curve), len(gap))
+    turned = turn(rates, test_losses).rate
+    stable = len(curve) if turned is None else list(rates).index(turned) + 1
+    count = min(stable, len(gap))
     if count < FEWEST:
         return []
-    loss, gap = smooth(curve[:count]), smooth(gap[:count])
-    turned = turn(rates, test_losses).rate
+    curve, gap = curve[:count], gap[:count]
+    loss, gap = smooth(curve), smooth(gap)
     found: list[tuple[float, float]] = []
     first = 0
     for place in range(1, count + 1):
         rises = place < count and loss[place] > loss[place - 1] and gap[place] > gap[place - 1]
-        if rises and (turned is None or rates[place] <= turned):
+        if rises:
             continue
         last = place - 1
         enough = (

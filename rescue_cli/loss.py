@@ -4,27 +4,28 @@ Every loss is a mean over the images of a slice; `reduction: sum` is that mean t
 of images in a step, so that a recipe whose paper sums its loss keeps the paper's learning rate.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from rescue_cli.registry import Fraction, Within
+from rescue_cli.registry import Fraction, NotNegative, Within
+from rescue_cli.scene import IGNORED
 
 
 @dataclass(frozen=True)
 class Loss:
     """`mean(logits, targets)` over a slice, and what its gradient is multiplied with.
 
-    `each`: the losses of the slice's images, (n,).
+    `each`: the losses of the slice's images, (n,); a scene has none of its own.
     """
 
-    mean: Callable[[Tensor, Tensor], Tensor]
-    each: Callable[[Tensor, Tensor], Tensor]
+    mean: Callable[[Any, Any], Tensor]
+    each: Callable[[Tensor, Tensor], Tensor] | None
     factor: float
 
 
@@ -81,4 +82,30 @@ def binary_cross_entropy(
     return Loss(mean, each, 1)
 
 
-LOSSES = {"cross-entropy": cross_entropy, "binary-cross-entropy": binary_cross_entropy}
+def detector(_batch_size: int) -> Loss:
+    """The sum of the losses that a detector computes itself: Faster R-CNN's four (Ren 2015)."""
+    return Loss(lambda losses, _targets: torch.stack(list(losses.values())).sum(), None, 1)
+
+
+def pixel_cross_entropy(_batch_size: int, *, auxiliary: NotNegative) -> Loss:
+    """Cross-entropy over the pixels that are not ignored, and `auxiliary` times that of `aux`.
+
+    logits by head (n, classes, height, width), masks (n, height, width).
+    """
+
+    def mean(logits: Mapping[str, Tensor], masks: Tensor) -> Tensor:
+        out, aux = (
+            functional.cross_entropy(logits[head], masks, ignore_index=IGNORED)
+            for head in ("out", "aux")
+        )
+        return out + auxiliary * aux
+
+    return Loss(mean, None, 1)
+
+
+LOSSES = {
+    "cross-entropy": cross_entropy,
+    "binary-cross-entropy": binary_cross_entropy,
+    "detector": detector,
+    "pixel-cross-entropy": pixel_cross_entropy,
+}

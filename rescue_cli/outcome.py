@@ -4,22 +4,25 @@ import json
 import resource
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from rescue_cli import build, distributed
+from rescue_cli import build, distributed, overlays
 from rescue_cli.augment.pipeline import Normalise
 from rescue_cli.batch import Measurement
 from rescue_cli.data import Dataset, Images
-from rescue_cli.engine.evaluate import Measured
+from rescue_cli.engine.evaluate import EvalSet, Measured
 from rescue_cli.engine.step import Step
 from rescue_cli.recipe import Recipe
 from rescue_cli.results import RunDirectory, read_json, write_whole
+from rescue_cli.scene import SceneBatch
 
 SAMPLES = 16
+EXAMPLES = 8
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,7 @@ def result(
         "images_per_second": round(clock.images / max(clock.train or clock.evaluate, 1e-9), 1),
         "peak_memory_mb": peak_memory_mb,
         "parameters": sum(p.numel() for p in model.parameters()),
+        **({"notes": data.notes} if data.notes else {}),
         "sets": entries,
     }
 
@@ -90,13 +94,34 @@ def write_samples(run: RunDirectory, step: Step, normalise: Normalise, data: Dat
     """The first images of step 0 as the network sees them, back in pixels, with their labels."""
     step.feed.start(0)
     batch = step.augment(next(iter(step.feed.slices(0))))
-    labels = batch.targets[:SAMPLES].cpu().numpy()
-    arrays: dict[str, Any] = {
-        "images": normalise.undo(batch.images[:SAMPLES]).cpu().numpy(),
-        "labels": np.array([data.classes[int(label)] for label in labels]),
-    }
-    write_whole(run.samples, lambda file: np.savez(file, **arrays))
+    if isinstance(batch, SceneBatch):
+        images = overlays.samples(batch, normalise.undo, SAMPLES)
+        names = [""] * len(images)
+    else:
+        images = normalise.undo(batch.images[:SAMPLES]).cpu().numpy()
+        labels = batch.targets[:SAMPLES].cpu().numpy()
+        names = [data.classes[int(label)] for label in labels]
+    _write_pictures(run.samples, images, names)
     step.feed.waited = 0.0
+
+
+def write_examples(
+    run: RunDirectory, model: nn.Module, test: EvalSet, normalise: Normalise
+) -> None:
+    """The first scenes of a test set with what is there and what the network says."""
+    batches = test.feed.batches(0, 1)
+    try:
+        shown = next(batches)
+    finally:
+        batches.close()
+    some = [(s, normalise(s.image[None])[0]) for s in shown.scenes[:EXAMPLES]]
+    images, titles = overlays.examples(model, some, test.feed.views[0].size)
+    _write_pictures(run.examples, images, titles)
+
+
+def _write_pictures(path: Path, images: Any, labels: list[str]) -> None:
+    arrays = {"images": images, "labels": np.array(labels)}
+    write_whole(path, lambda file: np.savez(file, **arrays))
 
 
 def _write_predictions(

@@ -39,6 +39,7 @@ def predict_images(
     for line in source.notes:
         note(line)
     build.check(recipe)
+    recipe.demand_classification("predict")
     network = build.model(recipe, len(classes), torch.device(device), whole=True).eval()
     normalise = build.normalise(recipe, torch.device(device))
     show = TTAS[recipe.eval.ttas[0]]

@@ -13,6 +13,17 @@ from rescue_cli.errors import DataError, RescueError
 # Keys of a metrics line that depend on the clock and not on the recipe.
 CLOCK = ("seconds", "images_per_second", "waiting")
 
+# What tasks measure, in percent, by what tables call it; of each task the first is its score
+METRICS = {
+    "top1": "top-1 %",
+    "top5": "top-5 %",
+    "ap50": "AP50 %",
+    "ap50_07": "AP50 VOC07 %",
+    "map": "mAP COCO %",
+    "miou": "mIoU %",
+    "pixels": "pixels %",
+}
+
 
 @dataclass(frozen=True)
 class RunDirectory:
@@ -68,11 +79,25 @@ class RunDirectory:
     def samples(self) -> Path:
         return self.path / "samples.npz"
 
+    @property
+    def examples(self) -> Path:
+        return self.path / "examples.npz"
+
     def snapshot(self, step: int) -> Path:
         return self.path / "snapshots" / f"{step}.pt"
 
     def predictions(self, name: str) -> Path:
         return self.path / "predictions" / f"{name}.npz"
+
+
+def score(entry: Mapping[str, Any]) -> float:
+    """What a run is judged by, in percent: the first of METRICS that a result or a line has."""
+    return float(next(entry[metric] for metric in METRICS if metric in entry))
+
+
+def metrics_of(entry: Mapping[str, Any]) -> list[str]:
+    """The metrics that a result or a line of metrics has."""
+    return [metric for metric in METRICS if metric in entry]
 
 
 def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:

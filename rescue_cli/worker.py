@@ -19,6 +19,7 @@ import torch
 from rescue_cli import build, distributed, outcome
 from rescue_cli.engine.loop import Loop, Plan, Progress
 from rescue_cli.engine.recorder import Recorder
+from rescue_cli.engine.scenes import SceneEvaluator
 from rescue_cli.engine.signals import Stop, leave_with_parent
 from rescue_cli.errors import MemoryExhausted, RescueError, StoppedError, UsageError
 from rescue_cli.recipe import Recipe, recipe_in, steps_per_epoch, total_steps
@@ -173,6 +174,8 @@ def _train(run: RunDirectory, recipe: Recipe, machine: build.Machine, started: f
         trainee = build.trainee(recipe, data, machine)
         loop = _loop(run, recipe, trainee, machine, recorder)
         recorder.open_log()
+        for note in data.notes:
+            recorder.say(note)
         if distributed.is_first():
             discard_partials(run.path)
         with contextlib.closing(loop.step.feed):
@@ -231,6 +234,9 @@ def _finish(
         return
     model, data = trainee.whole(step.average.model), trainee.images
     outcome.write_weights(run, recipe, model, data)
+    if isinstance(loop.evaluator, SceneEvaluator):
+        first = next(iter(loop.test_sets.values()))
+        outcome.write_examples(run, model, first, loop.evaluator.normalise)
     clock = outcome.Clock(
         images=loop.plan.steps * loop.plan.batch_size,
         prepare=prepared,
@@ -266,6 +272,8 @@ def _evaluate(run: RunDirectory, recipe: Recipe, machine: build.Machine, started
     seconds = time.perf_counter() - started - prepared
     memory = outcome.peak_memory_mb(machine.device)
     if distributed.is_first():
+        if isinstance(evaluator, SceneEvaluator):
+            outcome.write_examples(run, network, next(iter(tests.values())), evaluator.normalise)
         images = sum(len(feed) for feed in {test.feed for test in tests.values()})
         clock = outcome.Clock(images=images, prepare=prepared, train=0.0, evaluate=seconds)
         write_json(run.result, outcome.result(run, recipe, data, network, found, clock, memory))

@@ -144,6 +144,7 @@ def test_smoothing_over_the_others_is_equation_4() -> None:
     loss = cross_entropy(6, label_smoothing=eps, reduction="mean", smoothing_over="others")
     found = loss.mean(torch.from_numpy(z), torch.from_numpy(labels))
     assert float(found) == pytest.approx(-(q * log_p).sum(1).mean(), rel=1e-12)
+    assert loss.each is not None
     each = loss.each(torch.from_numpy(z), torch.from_numpy(labels))
     np.testing.assert_allclose(each.numpy(), -(q * log_p).sum(1), rtol=1e-12)
 

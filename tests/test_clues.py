@@ -169,3 +169,20 @@ def test_suggestions_want_rates_above_zero_and_enough_points() -> None:
     assert clues.suggestions([0.0, 0.1, 0.2, 0.3], [2.0, 1.5, 1.2, 1.1]) == none
     assert clues.suggestions([0.1] * 10, [2.0] * 10) == none
     assert clues.suggestions(list(RATES), [math.nan] * 40) == none
+
+
+def test_a_blow_up_is_not_smoothed_into_what_came_before() -> None:
+    # ResNet-20's test losses, seed 1: fine at 1.03, ten thousand times that at the next point
+    rates = [0.253, 0.445, 0.648, 0.841, 1.03, 1.24, 1.25]
+    loss = [14.18, 7.84, 3.39, 2.11, 1.79, 219142.8, math.nan]
+    found = clues.turn(rates, loss)
+    assert found == clues.Turn(1.03, "test loss is not finite from 1.25 on")
+    assert clues.overfitting_rates(rates, loss, loss) == []
+
+
+def test_a_training_that_falls_apart_is_no_measure_of_noise() -> None:
+    rng = np.random.default_rng(0)
+    calm = 1.8 - 0.5 * RATES[:16] / RATES[15]
+    apart = 2.0 + 0.3 * rng.standard_normal(24)
+    found = clues.turn(list(RATES), [*calm, *apart])
+    assert found.rate == pytest.approx(RATES[15], abs=0.05)

@@ -16,11 +16,12 @@ LAYERS = (
     {"errors"},
     {"registry", "results"},
     {"recipe", "distributed", "draws"},
-    {"batch", "plans", "clues", "statistics"},
+    {"batch", "plans", "clues", "statistics", "precision"},
+    {"scene"},
     {"task", "data", "sampling", "augment", "mix", "selection", "teacher", "model", "loss", "optim",
      "schedule", "averaging", "evaluation"},
     {"engine"},
-    {"parts", "options", "range_test"},
+    {"parts", "options", "overlays", "range_test"},
     {"build", "tuning"},
     {"outcome"},
     {"worker", "prediction", "bench", "estimate"},
@@ -32,8 +33,8 @@ LAYERS = (
 LAYER = {room: number for number, rooms in enumerate(LAYERS) for room in rooms}
 SLOW = {"timm", "torchvision", "scipy", "matplotlib"}
 WITHOUT_TORCH = {
-    "errors", "registry", "results", "recipe", "plans", "clues", "statistics", "range_test",
-    "tuning", "report", "cli", "launch",
+    "errors", "registry", "results", "recipe", "plans", "clues", "statistics", "precision",
+    "range_test", "tuning", "report", "cli", "launch",
 }  # fmt: skip
 MODULES = sorted(file for file in PACKAGE.rglob("*.py") if file != PACKAGE / "__init__.py")
 

@@ -42,7 +42,7 @@ def test_a_shipped_recipe_is_valid(recipe: Recipe) -> None:
 
 def test_a_shipped_recipe_begins_with_its_command(recipe: Recipe) -> None:
     first = find(recipe.name).read_text().splitlines()[0]
-    verb = "transfer" if recipe.name.startswith("transfer") else "train"
+    verb = "transfer" if find(recipe.name).parent.name == "transfer" else "train"
     assert first.startswith(f"# rescue {verb} --recipe {recipe.name}")
 
 
@@ -55,7 +55,8 @@ def test_a_recipe_of_a_paper_carries_its_claim(recipe: Recipe) -> None:
     assert set(tree["paper"]) == {"title", "url", "table"}
     assert tree["paper"]["url"].startswith("https://")
     expect = tree.get("expect", {})
-    assert 50 < expect["top1"] < 100 if expect else "top1" in tree["unknown"]
+    hangs_on = "weights" if recipe.task.name != "classification" else "top1"
+    assert 50 < expect["top1"] < 100 if expect else hangs_on in tree["unknown"]
     assert expect.get("std", 0) < 1
     assert tree["unknown"], "no paper says everything"
 

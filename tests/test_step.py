@@ -107,7 +107,6 @@ def test_a_step_that_asks_the_device_for_a_value_is_caught(
 
         def __init__(self, step: Step) -> None:
             self.task = step.task
-            self.rows = step.task.rows
 
         def loss(self, model: nn.Module, batch: Batch) -> Tensor:
             loss = self.task.loss(model, batch)

@@ -81,7 +81,7 @@ def test_a_study_as_it_is_printed(
         "  2  a2         deit_small_patch16_224      79.60     68.10   not run  -",
         "  3  T2         resnet50                    79.20     67.90   not run  -",
         "  4  T2         deit_small_patch16_224      80.40     69.20   not run  -",
-        "ResNet strikes back, Comparing architectures and training procedures. Top-1 in",
+        "ResNet strikes back, Comparing architectures and training procedures. In",
         "percent; measured: mean, standard deviation (runs), last epoch. p: how probable",
         "so large a difference from the paper is by chance (Welch's t-test); above 0.05",
         "noise explains it.",

@@ -1,7 +1,7 @@
 """The section `augment`: what happens to an image before the network sees it.
 
 A `FileCrop` runs where files are decoded; every `Operation` runs batched on the device, each image
-with its own draws.
+with its own draws. What acts on an image together with its boxes or mask has its own table.
 """
 
 from rescue_cli.augment.auto_augment import auto_augment
@@ -12,6 +12,7 @@ from rescue_cli.augment.operations import Operation, alternating_flip, cutout, f
 from rescue_cli.augment.pipeline import Augment
 from rescue_cli.augment.rand_augment import rand_augment
 from rescue_cli.augment.resize import progressive_resize
+from rescue_cli.augment.scenes import SCENE_AUGMENTATIONS
 
 AUGMENTATIONS = {
     "random-resized-crop": random_resized_crop,
@@ -29,4 +30,4 @@ AUGMENTATIONS = {
     "random-erasing": random_erasing,
 }
 
-__all__ = ["AUGMENTATIONS", "Augment", "FileCrop", "Operation"]
+__all__ = ["AUGMENTATIONS", "SCENE_AUGMENTATIONS", "Augment", "FileCrop", "Operation"]

@@ -12,6 +12,7 @@ from rich.table import Table
 from rescue_cli import recipe as recipes
 from rescue_cli.errors import UsageError
 from rescue_cli.recipe import Recipe
+from rescue_cli.results import METRICS, metrics_of
 
 if TYPE_CHECKING:
     from rescue_cli.report.operands import Operand
@@ -127,7 +128,9 @@ def print_result(result: Mapping[str, Any], *, as_json: bool) -> None:
         print(json.dumps(result))
         return
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("set", "size", "crop", "TTA", "top-1 %", "top-5 %", "loss", "images"):
+    metrics = metrics_of(result["sets"][0])
+    said = [METRICS[metric] for metric in metrics]
+    for heading in ("set", "size", "crop", "TTA", *said, "loss", "images"):
         table.add_column(heading, justify="left" if heading in ("set", "TTA") else "right")
     for entry in result["sets"]:
         protocol = entry["protocol"]
@@ -136,8 +139,7 @@ def print_result(result: Mapping[str, Any], *, as_json: bool) -> None:
             str(entry["size"]),
             f"{entry['crop']:g}",
             protocol["tta"],
-            f"{entry['top1']:.2f}",
-            f"{entry['top5']:.2f}",
+            *(f"{entry[metric]:.2f}" for metric in metrics),
             "-" if entry["loss"] is None else f"{entry['loss']:.4f}",
             str(entry["count"]),
         )

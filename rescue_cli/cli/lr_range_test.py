@@ -56,6 +56,7 @@ def lr_range_test(
     where = common.device(device)
     resolved = recipes.load(common.named_or_default(recipe), overrides or [])
     build.check(resolved)
+    resolved.demand_classification("lr-range-test")
     notes = [f"warning: {warning}" for warning in common.check_precision(resolved, where)]
     if apply is not None and apply.exists():
         raise UsageError(f"--apply: {apply} exists. Give the name of a new file.")

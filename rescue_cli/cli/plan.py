@@ -75,6 +75,7 @@ def _estimate(recipe: Recipe, gpus: int, gpu_memory: float | None) -> dict[str, 
     from rescue_cli import build, estimate
 
     build.check(recipe)
+    recipe.demand_classification("plan")
     plans.processes(recipe.train.slices, gpus, 1, option="--gpus")
     outline = build.outline(recipe)
     if "steps_per_epoch" not in outline:

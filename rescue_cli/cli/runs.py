@@ -108,6 +108,18 @@ def is_done(path: Path, recipe: Recipe) -> bool:
     return True
 
 
+def _has_diverged(path: Path, recipe: Recipe) -> bool:
+    """Whether the run ended so; raises `UsageError` for a run of another recipe."""
+    from rescue_cli.launch import claim
+    from rescue_cli.results import RunDirectory, read_json
+
+    failure = RunDirectory(path).failure
+    if not failure.is_file() or read_json(failure)["exit_code"] != DivergedError.exit_code:
+        return False
+    claim(path, recipe, resume=True)
+    return True
+
+
 def note_precision(recipes: Iterable[Recipe], device: str) -> None:
     """Says what an emulated precision costs; raises `UsageError` for one that is not there."""
     warnings = [w for recipe in recipes for w in common.check_precision(recipe, device)]
@@ -123,6 +135,9 @@ def train_here(
 
     if is_done(path, recipe):
         return False
+    if _has_diverged(path, recipe):
+        common.note(f"{path}: diverged before")
+        return True
     common.note(f"{path}: {recipe.train.epochs:g} epochs, seed {recipe.train.seed}")
     _prepare(path, recipe, device, procs or 1, workers, path.parent / ".cache", 1)
     try:

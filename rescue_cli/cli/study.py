@@ -223,7 +223,7 @@ def _table(rows: list[dict[str, Any]]) -> Table:
 
 def _legend(study: Study) -> str:
     return (
-        f"{study.paper['title']}, {study.paper['table']}. Top-1 in percent; measured: mean, "
+        f"{study.paper['title']}, {study.paper['table']}. In percent; measured: mean, "
         "standard deviation (runs), last epoch. p: how probable so large a difference from the "
         f"paper is by chance (Welch's t-test); above {LIKELY:g} noise explains it."
     )

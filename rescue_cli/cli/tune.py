@@ -47,6 +47,7 @@ def tune(
     where = common.device(device)
     base = recipes.load(common.named_or_default(recipe), overrides or [])
     build.check(base)
+    base.demand_classification("tune")
     notes = [f"warning: {warning}" for warning in common.check_precision(base, where)]
     folder = out or Path("runs", "tune", base.name)
     if folder.exists() and not folder.is_dir():

@@ -7,8 +7,10 @@ import numpy as np
 
 from rescue_cli.data.imagenet import imagenet_words
 from rescue_cli.data.known import DATASETS
+from rescue_cli.data.paired import Boxed, Masked, Paired
 from rescue_cli.data.place import FACTS, Facts, Keys, Place, channels_of, normalisation
 from rescue_cli.data.resident import make_resident
+from rescue_cli.data.scenes import SceneEvalFeed, SceneFeed, TestScenes, TrainScenes
 from rescue_cli.data.splits import (
     Dataset,
     Features,
@@ -24,6 +26,7 @@ from rescue_cli.data.splits import (
 __all__ = [
     "DATASETS",
     "FACTS",
+    "Boxed",
     "Dataset",
     "Facts",
     "Features",
@@ -31,8 +34,14 @@ __all__ = [
     "Files",
     "Images",
     "Keys",
+    "Masked",
+    "Paired",
     "Place",
+    "SceneEvalFeed",
+    "SceneFeed",
     "Split",
+    "TestScenes",
+    "TrainScenes",
     "channels_of",
     "hold_out",
     "imagenet_words",
@@ -56,6 +65,8 @@ def load(name: str, keys: Keys, cache: Path, *, test_only: bool = False) -> Data
     if place.test_only:
         dataset = replace(dataset, train=dataset.train.take(np.zeros(0, dtype=np.int64)))
     size = FACTS[name].size
+    if isinstance(dataset.train, Paired):
+        return dataset
     resident = keys.resident if keys.resident is not None else size is not None
     if not resident:
         return dataset

@@ -12,6 +12,7 @@ import numpy as np
 
 from rescue_cli.data import archives, folders
 from rescue_cli.data.imagenet import imagenet_words, real_answers
+from rescue_cli.data.masks import ade20k, mask_folder
 from rescue_cli.data.place import Place
 from rescue_cli.data.splits import Dataset, FileNames, Files, Images, Pixels
 from rescue_cli.data.transfer_sets import (
@@ -21,6 +22,7 @@ from rescue_cli.data.transfer_sets import (
     oxford_pets,
     stanford_cars,
 )
+from rescue_cli.data.voc import pascal_voc, voc_folder
 from rescue_cli.errors import DataError, UsageError
 
 FASHION: tuple[str, ...] = (
@@ -156,6 +158,10 @@ DATASETS = {
     "oxford-pets": oxford_pets,
     "inaturalist2019": inaturalist2019,
     "folder": folder,
+    "pascal-voc": pascal_voc,
+    "voc-folder": voc_folder,
+    "ade20k": ade20k,
+    "mask-folder": mask_folder,
 }
 
 

@@ -43,6 +43,7 @@ class Facts:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     images: int | None  # in the training set
+    task: str = "classification"
 
 
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -62,6 +63,10 @@ FACTS: Mapping[str, Facts] = {
     "oxford-pets": Facts(37, 3, None, *_IMAGENET, 3680),
     "inaturalist2019": Facts(1010, 3, None, *_IMAGENET, 265_213),
     "folder": Facts(None, 3, None, *_IMAGENET, None),
+    "pascal-voc": Facts(20, 3, None, *_IMAGENET, 16_551, "detection"),
+    "voc-folder": Facts(None, 3, None, *_IMAGENET, None, "detection"),
+    "ade20k": Facts(150, 3, None, *_IMAGENET, 20_210, "segmentation"),
+    "mask-folder": Facts(None, 3, None, *_IMAGENET, None, "segmentation"),
 }
 
 

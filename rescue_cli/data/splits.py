@@ -91,13 +91,15 @@ class Dataset:
     """A training split, test splits by name (the main one first), class names.
 
     `relabelled`: test sets that are the main one by other labels, as functions from that split to
-    the labels that are right for each image, (n, most) filled up with -1.
+    the labels that are right for each image, (n, most) filled up with -1. `notes`: what was found
+    amiss and passed over, a sentence each.
     """
 
     train: Split
     tests: dict[str, Split]
     classes: tuple[str, ...]
     relabelled: Mapping[str, Callable[[Split], Indices]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 def balanced(labels: Indices, count: int) -> Indices:

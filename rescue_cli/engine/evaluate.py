@@ -46,10 +46,20 @@ class Measured(Protocol):
     def arrays(self, classes: Sequence[str]) -> dict[str, Any]: ...
 
 
+class Evaluates(Protocol):
+    """The evaluation of a model on several sets."""
+
+    @property
+    def normalise(self) -> Normalise: ...
+    def sets(
+        self, model: nn.Module, tests: Mapping[str, "EvalSet"], between: Callable[[], None], /
+    ) -> Mapping[str, Mapping[Measurement, Measured]]: ...
+
+
 class EvalSet(NamedTuple):
     """A set's images, and the labels to score by: (n, most) filled up with -1, or their own."""
 
-    feed: EvalFeed
+    feed: Any  # an EvalFeed for images, SceneTests for scenes
     answers: NDArray[np.int64] | None = None
 
 

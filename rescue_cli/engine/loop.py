@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from rescue_cli import distributed
 from rescue_cli.batch import Measurement, to_host
 from rescue_cli.engine import checkpoint
-from rescue_cli.engine.evaluate import EvalSet, Evaluator, Measured
+from rescue_cli.engine.evaluate import EvalSet, Evaluates, Measured
 from rescue_cli.engine.recorder import Recorder
 from rescue_cli.engine.signals import Agreement, Stop
 from rescue_cli.engine.step import Step
@@ -72,7 +72,7 @@ class Loop:
     plan: Plan
     step: Step
     model: nn.Module  # not wrapped: its state is what is saved
-    evaluator: Evaluator
+    evaluator: Evaluates
     test_sets: Mapping[str, EvalSet]
     directory: RunDirectory
     recorder: Recorder

@@ -29,7 +29,6 @@ class Feed(Protocol):
 
 class Task(Protocol):
     def loss(self, model: nn.Module, batch: Batch) -> Tensor: ...
-    def rows(self, indices: Tensor, labels: Tensor, logits: Tensor) -> Tensor: ...
 
 
 @dataclass

@@ -98,7 +98,7 @@ def _step(recipe: Recipe, network: nn.Module, feed: "_Feed") -> Step:
         augment=lambda batch: replace(batch, images=normalise(batch.images)),
         mix=lambda batch: batch,
         select=Everything(),
-        task=TASKS[recipe.task.name](untaught(loss.mean)),
+        task=TASKS[recipe.task.name](untaught(loss.mean), 0),
         model=network,
         optimizers=optimizers(recipe, network, 1000, scaler),
         statistics=RunningStatistics(network, recipe.train.slices),

@@ -6,6 +6,7 @@ from torch import nn
 
 from rescue_cli.model.airbench import airbench
 from rescue_cli.model.celu import Celu
+from rescue_cli.model.dense import Backbone, faster_rcnn, fcn
 from rescue_cli.model.fillers import Filler, fill
 from rescue_cli.model.ghost import GhostBatchNorm2d, group_count
 from rescue_cli.model.looking import Looking
@@ -29,6 +30,8 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "smith-wide32": smith_wide32,
     "smith-densenet40": smith_densenet40,
     "lenet": lenet,
+    "faster-rcnn": faster_rcnn,
+    "fcn": fcn,
 }
 
 
@@ -50,6 +53,7 @@ def common(
 
 __all__ = [
     "MODELS",
+    "Backbone",
     "Celu",
     "GhostBatchNorm2d",
     "Looking",

@@ -52,10 +52,7 @@ def load_weights(
     A classifier of another size is left at its random start, unless `head` demands it, and one of
     the same size with `new_head`; anything else that differs is a `UsageError` naming the tensors.
     """
-    if source == "timm" or source.startswith(TIMM):
-        tensors = _from_timm(source.removeprefix(TIMM) if source != "timm" else name)
-    else:
-        tensors = read(Path(source).expanduser())[0]
+    tensors = source_tensors(source, name)
     own = model.state_dict()
     differs = {k for k in own.keys() & tensors.keys() if own[k].shape != tensors[k].shape}
     left = own.keys() if new_head else differs
@@ -68,6 +65,13 @@ def load_weights(
             f"{len(extra)} unknown, {len(differs)} of another shape ({shown})."
         )
     model.load_state_dict({k: v for k, v in tensors.items() if k not in heads}, strict=False)
+
+
+def source_tensors(source: str, name: str) -> dict[str, Tensor]:
+    """The tensors that a recipe's `model.weights` names; `name` is the architecture."""
+    if source == "timm" or source.startswith(TIMM):
+        return _from_timm(source.removeprefix(TIMM) if source != "timm" else name)
+    return read(Path(source).expanduser())[0]
 
 
 def _is_head(model: nn.Module, key: str) -> bool:

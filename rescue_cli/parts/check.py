@@ -17,6 +17,7 @@ from rescue_cli.model import common as model_keys
 from rescue_cli.optim import OPTIMIZERS, claims
 from rescue_cli.optim import common as optim_keys
 from rescue_cli.parts.ingredients import data_keys, filled, network_of, proxy_recipe
+from rescue_cli.parts.scenes import check_scenes, is_of_scenes, scene_operations
 from rescue_cli.parts.updates import own_schedule, schedule_of
 from rescue_cli.recipe import Item, Recipe
 from rescue_cli.sampling import SAMPLERS
@@ -59,10 +60,8 @@ def check_ingredients(recipe: Recipe) -> None:
     registry.lookup("data.name", recipe.data.name, DATASETS)
     _check_data(recipe)
     filled("sampling", recipe.sampling, SAMPLERS)
-    operations = [filled("augment", item, AUGMENTATIONS)() for item in recipe.augment]
-    for place, operation in enumerate(operations):
-        if isinstance(operation, FileCrop) and place:
-            raise UsageError(f"augment: {recipe.augment[place].name} must come first in the list.")
+    check_scenes(recipe, FACTS[recipe.data.name].task)
+    _check_augment(recipe)
     filled("mix", recipe.mix, MIXES)
     filled("selection", recipe.selection, SELECTIONS)
     filled("teacher", recipe.teacher, TEACHERS)
@@ -76,6 +75,16 @@ def check_ingredients(recipe: Recipe) -> None:
     filled("averaging", recipe.averaging, AVERAGES)
     for name in recipe.eval.ttas:
         registry.lookup("eval.tta", name, TTAS)
+
+
+def _check_augment(recipe: Recipe) -> None:
+    if is_of_scenes(recipe):
+        scene_operations(recipe)
+        return
+    operations = [filled("augment", item, AUGMENTATIONS)() for item in recipe.augment]
+    for place, operation in enumerate(operations):
+        if isinstance(operation, FileCrop) and place:
+            raise UsageError(f"augment: {recipe.augment[place].name} must come first in the list.")
 
 
 def _check_scaling(item: Item, batch_size: int) -> None:

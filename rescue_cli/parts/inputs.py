@@ -12,11 +12,22 @@ from rescue_cli import registry
 from rescue_cli.augment import FileCrop, Operation
 from rescue_cli.augment.pipeline import Normalise
 from rescue_cli.batch import View, to_device
-from rescue_cli.data import FACTS, Dataset, Files, Images, Split, load, normalisation
+from rescue_cli.data import (
+    FACTS,
+    Dataset,
+    Files,
+    Images,
+    Paired,
+    SceneEvalFeed,
+    Split,
+    TestScenes,
+    load,
+    normalisation,
+)
 from rescue_cli.data.memory import MemoryEvalFeed, MemoryFeed
 from rescue_cli.data.stream import Cropping, StreamFeed, TrainViews
 from rescue_cli.data.stream_eval import EvalViews, StreamEvalFeed
-from rescue_cli.engine.evaluate import EvalFeed, EvalSet
+from rescue_cli.engine.evaluate import EvalSet
 from rescue_cli.engine.step import Feed
 from rescue_cli.errors import UsageError
 from rescue_cli.model import Looking
@@ -98,7 +109,7 @@ def test_sets(recipe: Recipe, data: Dataset, machine: Machine) -> dict[str, Eval
     Sets that are the same images by other labels share one feed. Raises `UsageError`, `DataError`.
     """
     main = next(iter(data.tests))
-    feeds: dict[str, EvalFeed] = {}
+    feeds: dict[str, Any] = {}
     found = {}
     for name in recipe.eval.sets or [main]:
         registry.lookup("eval.sets", name, {**data.tests, **data.relabelled})
@@ -110,8 +121,8 @@ def test_sets(recipe: Recipe, data: Dataset, machine: Machine) -> dict[str, Eval
     return found
 
 
-def test_feed(recipe: Recipe, split: Split, machine: Machine) -> EvalFeed:
-    """A split's images, in order, at the recipe's sizes and crops."""
+def test_feed(recipe: Recipe, split: Split, machine: Machine) -> Any:
+    """A split's images or scenes, in order, at the recipe's sizes and crops."""
     evaluation = recipe.eval
     views = list(dict.fromkeys(View(s, c) for s in evaluation.sizes for c in evaluation.crops))
     if isinstance(split, Images):
@@ -119,6 +130,9 @@ def test_feed(recipe: Recipe, split: Split, machine: Machine) -> EvalFeed:
             split, views, evaluation.batch_size, evaluation.interpolation, machine.device
         )
     decoder = data_keys(recipe).eval_decoder
+    if isinstance(split, Paired):
+        scenes = TestScenes(split, decoder)
+        return SceneEvalFeed(scenes, views, evaluation.batch_size, machine.workers, machine.device)
     decoding = EvalViews(split, views, evaluation.interpolation, decoder)
     return StreamEvalFeed(decoding, evaluation.batch_size, machine.workers, machine.device)
 

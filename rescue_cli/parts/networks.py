@@ -8,7 +8,7 @@ from torch import nn
 
 from rescue_cli.data import normalisation
 from rescue_cli.errors import UsageError
-from rescue_cli.model import load_weights
+from rescue_cli.model import Backbone, load_weights
 from rescue_cli.parts.ingredients import data_keys, dtype_of, network_of
 from rescue_cli.parts.source import find_weights
 from rescue_cli.recipe import Recipe
@@ -18,12 +18,17 @@ from rescue_cli.teacher import Renormalised
 def model(recipe: Recipe, classes: int, device: torch.device, *, whole: bool = False) -> nn.Module:
     """The recipe's network on the device, in its dtype and memory format, its weights loaded.
 
-    `whole` demands that the weights fit to the last tensor; else a head of another size is new.
+    `whole` demands that the weights fit to the last tensor; else a head of another size is new, and
+    a detector's weights, or an FCN's, are those of its backbone.
     """
     torch.manual_seed(recipe.train.seed)
     network = network_of(recipe, classes)
     if weights := recipe.model.options.get("weights"):
         new = bool(recipe.model.options.get("new_head"))
+        backbone = next((m for m in network.modules() if isinstance(m, Backbone)), None)
+        if backbone is not None and not whole:
+            backbone.load(weights, recipe.model.options["backbone"])
+            return placed(recipe, network, device)
         load_weights(network, weights, recipe.model.name, head=whole, new_head=new and not whole)
     return placed(recipe, network, device)
 

@@ -9,11 +9,19 @@ from typing import Any
 from rescue_cli import registry
 from rescue_cli.data import DATASETS, FACTS, channels_of, normalisation
 from rescue_cli.errors import UsageError
+from rescue_cli.model import MODELS
 from rescue_cli.parts.ingredients import data_keys
+from rescue_cli.parts.scenes import is_of_scenes
 from rescue_cli.parts.source import Source, find_weights
 from rescue_cli.plans import given_keys, is_given
 from rescue_cli.recipe import Recipe
 
+# What a folder of one's own is called as a data set, by task
+FOLDERS = {
+    "classification": "folder",
+    "detection": "voc-folder",
+    "segmentation": "mask-folder",
+}
 SCRATCH = "scratch:"  # before weights, or a timm name: the same network at a random start
 # Keys of the source's `model` that say how it was trained and not what it is
 _OWN = ("weights", "new_head", "frozen", "init")
@@ -38,22 +46,40 @@ def start(
     """
     random = word.startswith(SCRATCH)
     source = find_weights(word.removeprefix(SCRATCH), [], model=model)
-    values: dict[str, Any] = _target(to)
-    values["model"] = _network(base, source, random=random)
-    values |= _images(source, values["data.name"], given)
+    values: dict[str, Any] = _target(base, to)
+    if is_of_scenes(base):
+        values |= _backbone(source, random=random)
+    else:
+        values["model"] = _network(base, source, random=random)
+        values |= _images(source, values["data.name"], given)
     keys = given_keys(given)
     kept = {key: v for key, v in values.items() if key == "model" or not is_given(key, keys)}
     return Start(_label(word), [f"{key}={json.dumps(value)}" for key, value in kept.items()])
 
 
-def _target(to: str) -> dict[str, Any]:
+def _target(base: Recipe, to: str) -> dict[str, Any]:
     """`data.name`, and `data.root` of a folder of one's own."""
     if to in DATASETS:
         return {"data.name": to}
     if Path(to).is_dir():
-        return {"data.name": "folder", "data.root": to}
+        return {"data.name": FOLDERS[base.task.name], "data.root": to}
     registry.lookup("--to", to, DATASETS)
     raise AssertionError
+
+
+def _backbone(source: Source, *, random: bool) -> dict[str, Any]:
+    """The source's network as a detector's or an FCN's backbone, and its normalisation."""
+    theirs = source.recipe.model
+    if theirs.name in MODELS:
+        raise UsageError(
+            f"--from {source.name}: {theirs.name} is no network of timm's, and a backbone is. Use "
+            "a run of one, as ResNet or EfficientNet."
+        )
+    mean, std = normalisation(source.recipe.data.name, data_keys(source.recipe))
+    weights = None if random else theirs.options["weights"]
+    found = {"model.backbone": theirs.name, "data.mean": mean, "data.std": std}
+    # A backbone at random has no statistics that could be kept
+    return {**found, "model.norms": "trained"} if random else {**found, "model.weights": weights}
 
 
 def _network(base: Recipe, source: Source, *, random: bool) -> dict[str, Any]:

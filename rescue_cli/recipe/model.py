@@ -134,6 +134,14 @@ class Recipe:
     eval: Eval
     train: Train
 
+    def demand_classification(self, verb: str) -> None:
+        """Raises `UsageError` where a verb that reads accuracies of labels can do nothing."""
+        if self.task.name != "classification":
+            raise UsageError(
+                f"{verb}: knows classification, and {self.name} does {self.task.name}. "
+                "Use train, eval, transfer, seed-sweep, compare or report."
+            )
+
     def to_yaml(self) -> str:
         return yaml.write(self.tree)
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from itertools import combinations
 from typing import Any
 
-from rescue_cli.report import operands
+from rescue_cli.report import operands, scenes
 from rescue_cli.report.operands import Operand
 from rescue_cli.statistics import (
     Difference,
@@ -63,8 +63,14 @@ def _difference(a: Operand, b: Operand) -> tuple[Difference, str]:
 
 
 def _same_images(a: Operand, b: Operand) -> dict[str, Any]:
-    """McNemar's test of two single runs on the same images."""
-    first, second = (operands.right(next(iter(side.paths.values()))) for side in (a, b))
+    """Two single runs on the same images: McNemar's test, or a bootstrap over scenes."""
+    arrays = [operands.predictions(next(iter(side.paths.values()))) for side in (a, b)]
+    kinds = [scenes.kind_of(each) for each in arrays]
+    if kinds[0] != kinds[1]:
+        return {}
+    if kinds[0] is not None:
+        return scenes.bootstrap(arrays[0], arrays[1])
+    first, second = (operands.right(each) for each in arrays)
     if len(first) != len(second):
         return {}
     only_a, only_b, p = mcnemar(first, second)
@@ -86,7 +92,8 @@ def _claim(pair: dict[str, Any]) -> str:
     p = f"p = {pair['p']:.2g}"
     if pair["p"] < LEVEL:
         band = "" if pair["low"] is None else f", 95 % interval {_interval(pair)}"
-        runs = " These two runs, not their recipes." if pair["low"] is None else ""
+        single = pair["n"] == [1, 1]
+        runs = " These two runs, not their recipes." if single else ""
         return (
             f"{pair[better]} is better than {pair[worse]} by {size:.2f} points ({p}{band}).{runs}"
         )

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from rescue_cli import recipe as recipes
 from rescue_cli.errors import DataError, UsageError
 from rescue_cli.report import sweeps
-from rescue_cli.results import RunDirectory, read_json, read_metrics
+from rescue_cli.results import RunDirectory, read_json, read_metrics, score
 from rescue_cli.statistics import Sample, sample
 
 TYPED = re.compile(r"(?P<mean>\d+(\.\d+)?)((±|\+-|\+/-)(?P<std>\d+(\.\d+)?))?(/(?P<n>\d+))?")
@@ -48,7 +48,8 @@ def operand(text: str) -> Operand:
     if RunDirectory(path).result.is_file():
         result = read_json(RunDirectory(path).result)
         seed = int(result["seed"] or 0)
-        return Operand(text, sample([result["top1"]]), {seed: result["top1"]}, {seed: path})
+        value = score(result)
+        return Operand(text, sample([value]), {seed: value}, {seed: path})
     if path.is_dir():
         return _sweep(text, path)
     if text in recipes.names():
@@ -73,7 +74,7 @@ def _sweep(text: str, path: Path) -> Operand:
     found = sweeps.read(path)
     if not found.results:
         raise DataError(f"{path}: holds neither a result nor seeds that have one.")
-    values = {seed: float(result["top1"]) for seed, result in found.results.items()}
+    values = {seed: score(result) for seed, result in found.results.items()}
     paths = {seed: path / f"{sweeps.PREFIX}{seed}" for seed in values}
     return Operand(text, sample(list(values.values())), values, paths)
 
@@ -86,12 +87,12 @@ def points(path: Path) -> list[Point]:
     for line in lines:
         if line["kind"] == "eval" and line["step"] not in found:
             spent = max((s for step, s in seconds.items() if step <= line["step"]), default=0.0)
-            found[line["step"]] = Point(line["epoch"], line["step"], spent, line["top1"])
+            found[line["step"]] = Point(line["epoch"], line["step"], spent, score(line))
     return list(found.values())
 
 
-def right(path: Path) -> NDArray[np.bool_]:
-    """Which test images a run called right, in the order of the set; raises `DataError`."""
+def predictions(path: Path) -> dict[str, NDArray[Any]]:
+    """What a run said of its first measurement's images; raises `DataError`."""
     files = sorted((path / "predictions").glob("*.npz"))
     if not files:
         raise DataError(f"{path}: has no stored predictions.")
@@ -99,7 +100,12 @@ def right(path: Path) -> NDArray[np.bool_]:
     name = str(result["protocol"]["set"])
     file = next((f for f in files if f.stem.split("-")[0] == name), files[0])
     with np.load(file) as arrays:
-        found: NDArray[np.bool_] = arrays["top"][:, 0] == arrays["labels"]
+        return dict(arrays)
+
+
+def right(arrays: Mapping[str, NDArray[Any]]) -> NDArray[np.bool_]:
+    """Which test images were called right, in the order of the set."""
+    found: NDArray[np.bool_] = arrays["top"][:, 0] == arrays["labels"]
     return found
 
 

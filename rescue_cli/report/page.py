@@ -15,7 +15,7 @@ from rescue_cli.report import study_page, sweeps
 from rescue_cli.report.markup import folded, image, shown_seconds, table, text
 from rescue_cli.report.pictures import curves_of, figure_of
 from rescue_cli.report.sweep_pictures import figures_of
-from rescue_cli.results import RunDirectory, read_json, read_metrics
+from rescue_cli.results import RunDirectory, read_json, read_metrics, score
 
 STYLE = """
 :root{color-scheme:light dark;--ink:#1a1a1a;--paper:#fff;--line:#ddd;--dim:#666}
@@ -103,7 +103,7 @@ def _row(path: Path, entry: Mapping[str, Any]) -> list[str]:
     tta = entry["protocol"]["tta"]
     name = f"{entry['set']} {entry['size']} px" + ("" if tta == "none" else f", {tta}")
     return [
-        str(path), recipe.name, name, _claim(recipe), f"{entry['top1']:.2f}", "-", "1",
+        str(path), recipe.name, name, _claim(recipe), f"{score(entry):.2f}", "-", "1",
         shown_seconds(result["seconds_train"]),
     ]  # fmt: skip
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from rescue_cli.results import RunDirectory, read_metrics
+from rescue_cli.results import METRICS, RunDirectory, metrics_of, read_metrics
 
 SHOWN_CLASSES = 40  # a larger confusion matrix cannot be read
 
@@ -19,10 +19,12 @@ def draw(path: Path) -> None:
         save(curves_of(lines), path / "curves.png")
     if run.samples.exists():
         save(_samples(run.samples), path / "samples.png")
+    if run.examples.exists():
+        save(_samples(run.examples), path / "examples.png")
     for file in sorted((path / "predictions").glob("*.npz")):
         with np.load(file) as arrays:
             _write_classes(arrays, file.with_suffix(".csv"))
-            if len(arrays["classes"]) <= SHOWN_CLASSES:
+            if "confusion" in arrays and len(arrays["classes"]) <= SHOWN_CLASSES:
                 save(_confusion(arrays, file.stem), file.with_suffix(".png"))
 
 
@@ -42,15 +44,18 @@ def save(figure: Any, path: Path) -> None:
 def curves_of(lines: Sequence[Mapping[str, Any]]) -> Any:
     """Loss, accuracy and learning rate by epoch."""
     train = [line for line in lines if line["kind"] == "train"]
+    tests = [line for line in lines if line["kind"] == "eval"]
+    metric = metrics_of(tests[0])[0] if tests else "top1"
     figure = figure_of(10, 3.2)
     loss, accuracy, rate = figure.subplots(1, 3)
     loss.plot(*_columns(train, "loss"), label="training", linewidth=1)
     for name, rows in _by_set(lines).items():
         mark = "o" if len(rows) == 1 else None
-        loss.plot(*_columns(rows, "loss"), label=name, marker=mark)
-        accuracy.plot(*_columns(rows, "top1"), label=name, marker=mark)
+        if rows[0]["loss"] is not None:
+            loss.plot(*_columns(rows, "loss"), label=name, marker=mark)
+        accuracy.plot(*_columns(rows, metric), label=name, marker=mark)
     rate.plot(*_columns(train, "lr"), color="tab:green")
-    titles = ((loss, "loss"), (accuracy, "top-1 %"), (rate, "learning rate"))
+    titles = ((loss, "loss"), (accuracy, METRICS[metric]), (rate, "learning rate"))
     for axes, title in titles:
         axes.set_title(title, fontsize=10)
         axes.set_xlabel("epoch")
@@ -119,6 +124,10 @@ def _confusion(arrays: Mapping[str, Any], title: str) -> Any:
 
 
 def _write_classes(arrays: Mapping[str, Any], path: Path) -> None:
-    rows = zip(arrays["classes"], arrays["per_class"], arrays["confusion"].sum(1), strict=True)
+    known = "confusion" in arrays
+    counts = arrays["confusion"].sum(1) if known else arrays["images_per_class"]
+    rows = zip(arrays["classes"], arrays["per_class"], counts, strict=True)
     lines = [f'"{name}",{accuracy:.2f},{count}' for name, accuracy, count in rows]
-    path.write_text("\n".join(["class,top1,images", *lines]) + "\n")
+    metric = "top1" if known else "ap50" if "truths" in arrays else "iou"
+    what = "objects" if metric == "ap50" else "images"
+    path.write_text("\n".join([f"class,{metric},{what}", *lines]) + "\n")

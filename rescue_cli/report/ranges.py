@@ -1,12 +1,16 @@
 """The picture of an LR range test."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import median
+from typing import Any
 
 from rescue_cli.clues import smooth
 from rescue_cli.range_test import Answer, Curves, Reading
 from rescue_cli.report.pictures import figure_of, save
 
+WIDE = 10  # times the median of the losses
 MARKS = {"valley": "v", "steepest": "s", "slide": ">", "minimum": "o"}
 
 
@@ -44,9 +48,25 @@ def draw(
     _mark(train, full[0], readings[0])
     for low, high in readings[0].overfitting:
         gap.axvspan(low, high, color="tab:red", alpha=0.1, label="signs of overfitting")
+    for axes, key in ((train, "train_losses"), (test, "test_losses"), (gap, "errors")):
+        _scale(axes, [v for curves in [*full, half] for v in getattr(curves, key)])
+    named: dict[str, Any] = {}
     for axes in (train, test, gap, accuracy):
-        axes.legend(fontsize=7)
+        for handle, name in zip(*axes.get_legend_handles_labels(), strict=True):
+            named.setdefault(name, handle)
+    figure.legend(named.values(), named.keys(), loc="outside lower center", ncol=4, fontsize=8)
     save(figure, path)
+
+
+def _scale(axes: Any, values: Sequence[float]) -> None:
+    """Logarithmic where a loss that blows up would flatten all the rest."""
+    finite = [abs(value) for value in values if math.isfinite(value) and value]
+    if not finite or max(finite) < WIDE * min(2.0, median(finite)):
+        return
+    if min(values, default=0.0) > 0:
+        axes.set_yscale("log")
+    else:
+        axes.set_yscale("symlog", linthresh=max(1e-3, median(finite)))
 
 
 def _is_exponential(rates: Sequence[float]) -> bool:
@@ -56,13 +76,11 @@ def _is_exponential(rates: Sequence[float]) -> bool:
     return rates[len(rates) // 2] < (rates[0] + rates[-1]) / 4
 
 
-def _mark(axes: object, curves: Curves, reading: Reading) -> None:
+def _mark(axes: Any, curves: Curves, reading: Reading) -> None:
     """fastai's suggestions on the training loss."""
     smoothed = smooth(curves.train_losses)
     for name, rate in reading.suggestions.items():
         if rate is None:
             continue
         nearest = min(range(len(curves.rates)), key=lambda i: abs(curves.rates[i] - rate))
-        axes.plot(  # type: ignore[attr-defined]
-            rate, smoothed[nearest], MARKS[name], color="k", markersize=5, label=name
-        )
+        axes.plot(rate, smoothed[nearest], MARKS[name], color="k", markersize=5, label=name)

@@ -8,7 +8,7 @@ from typing import Any
 from rescue_cli.errors import DataError
 from rescue_cli.plans import differences
 from rescue_cli.recipe import load, recipe_in, recipes_folder
-from rescue_cli.results import RunDirectory, read_json, write_json
+from rescue_cli.results import METRICS, RunDirectory, read_json, score, write_json
 
 # Keys that say where and how a run was made, not what was trained.
 PLACE = (
@@ -17,7 +17,7 @@ PLACE = (
     "eval.every",
 )  # fmt: skip
 RESULT = (
-    "top1", "top5", "loss", "count", "epochs", "steps", "seconds_train", "seconds_prepare",
+    *METRICS, "loss", "count", "epochs", "steps", "seconds_train", "seconds_prepare",
     "seconds_eval", "images_per_second", "peak_memory_mb", "parameters", "protocol",
 )  # fmt: skip
 
@@ -48,7 +48,7 @@ def _entry(run: Path, note: str | None) -> dict[str, Any]:
         "command": _portable(files.command.read_text().splitlines()[0]),
         "seed": recipe.train.seed,
         "differs": {k: list(v) for k, v in changed.items() if not _is_path(k)},
-        "result": {**{k: result[k] for k in RESULT}, **_others(result["sets"])},
+        "result": {**{k: result[k] for k in RESULT if k in result}, **_others(result["sets"])},
         "environment": {k: v for k, v in environment.items() if k != "cache"},
         **({"note": note} if note else {}),
     }
@@ -56,8 +56,8 @@ def _entry(run: Path, note: str | None) -> dict[str, Any]:
 
 def _others(sets: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """All that was measured, where that is more than the number that is reported."""
-    keys = ("set", "size", "crop", "top1", "top5", "loss", "count")
-    found = [{**{k: e[k] for k in keys}, "tta": e["protocol"]["tta"]} for e in sets]
+    keys = ("set", "size", "crop", *METRICS, "loss", "count")
+    found = [{**{k: e[k] for k in keys if k in e}, "tta": e["protocol"]["tta"]} for e in sets]
     return {"sets": found} if len(found) > 1 else {}
 
 
@@ -87,7 +87,7 @@ def measured(name: str, differs: Mapping[str, Any]) -> list[float]:
     path = record_of(name)
     runs = read_json(path)["runs"] if path.exists() else []
     return [
-        run["result"]["top1"]
+        score(run["result"])
         for run in runs
         if {k: v for k, v in run["differs"].items() if k not in PLACE} == differs
     ]

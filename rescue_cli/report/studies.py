@@ -15,7 +15,7 @@ from rescue_cli.recipe import load as load_recipe
 from rescue_cli.recipe.yaml import read
 from rescue_cli.registry import PositiveInt, check
 from rescue_cli.report import records
-from rescue_cli.results import RunDirectory, read_json
+from rescue_cli.results import METRICS, RunDirectory, read_json, score
 from rescue_cli.statistics import Sample, sample, welch
 
 STEPS = 4  # runs of a point of Smith's, with 0, 4, 8 and 12 images more in a batch
@@ -163,7 +163,7 @@ def _columns(study: Study, cell: Cell, recipe: Recipe | None) -> dict[str, Any]:
 
 
 def _measured(cell: Cell, recipe: Recipe, folder: Path | None) -> dict[str, Any] | None:
-    values = [] if folder is None else _results(folder)
+    values = [] if folder is None else _results(folder, cell)
     if not values:
         changed = differences(load_recipe(recipe.name).tree, recipe.tree)
         values = records.measured(recipe.name, {k: list(v) for k, v in changed.items()})
@@ -177,9 +177,11 @@ def _measured(cell: Cell, recipe: Recipe, folder: Path | None) -> dict[str, Any]
     return found
 
 
-def _results(folder: Path) -> list[float]:
-    """The top-1 of every finished run in a row's folder."""
-    return [float(result["top1"]) for result in _finished(folder)]
+def _results(folder: Path, cell: Cell) -> list[float]:
+    """Every finished run in a row's folder by what the paper gives first, else by its score."""
+    metric = next((metric for metric in cell.paper if metric in METRICS), None)
+    found = _finished(folder)
+    return [score(result) if metric is None else float(result[metric]) for result in found]
 
 
 def _seconds(folder: Path) -> float | None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rescue_cli.errors import UsageError
-from rescue_cli.results import RunDirectory, read_json, read_metrics
+from rescue_cli.results import RunDirectory, read_json, read_metrics, score
 from rescue_cli.statistics import (
     Sample,
     chosen_best,
@@ -35,7 +35,7 @@ class Sweep:
     def values(self, name: str) -> dict[int, float]:
         """Top-1 in percent of each finished seed on a measurement, see `measurements`."""
         return {
-            seed: next(e["top1"] for e in result["sets"] if _label(e, result["sets"]) == name)
+            seed: next(score(e) for e in result["sets"] if _label(e, result["sets"]) == name)
             for seed, result in self.results.items()
         }
 
@@ -151,7 +151,7 @@ def by_epoch(sweep: Sweep) -> dict[float, list[float]]:
     for seed in sweep.results:
         lines = read_metrics(RunDirectory(sweep.path / f"{PREFIX}{seed}").metrics)
         tests = [line for line in lines if line["kind"] == "eval"]
-        firsts = {line["epoch"]: line["top1"] for line in reversed(tests)}
+        firsts = {line["epoch"]: score(line) for line in reversed(tests)}
         for epoch, top1 in firsts.items():
             found.setdefault(epoch, []).append(top1)
     whole = len(sweep.results)

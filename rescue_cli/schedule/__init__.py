@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from rescue_cli.schedule.cycles import cyclical, one_cycle, ramp, torch_one_cycle
-from rescue_cli.schedule.decays import constant, cosine, exponential, inv, piecewise, step
+from rescue_cli.schedule.decays import constant, cosine, exponential, inv, piecewise, poly, step
 from rescue_cli.schedule.span import FROZEN, Rates, Schedule, Span, common, ending
 
 SCHEDULES: dict[str, Callable[..., Schedule]] = {
@@ -13,6 +13,7 @@ SCHEDULES: dict[str, Callable[..., Schedule]] = {
     "step": step,
     "inv": inv,
     "piecewise": piecewise,
+    "poly": poly,
     "one-cycle": one_cycle,
     "cyclical": cyclical,
     "torch-one-cycle": torch_one_cycle,
@@ -34,6 +35,7 @@ __all__ = [
     "inv",
     "one_cycle",
     "piecewise",
+    "poly",
     "ramp",
     "step",
     "torch_one_cycle",

@@ -100,6 +100,11 @@ def inv(span: Span, *, gamma: Positive, power: Positive) -> Schedule:
     return lambda step: Rates(span.lr * (1 + gamma * step) ** -power)
 
 
+def poly(span: Span, *, power: Positive) -> Schedule:
+    """lr (1 - t / steps)^power, update by update (DeepLab; Chen et al. 2016)."""
+    return lambda step: Rates(span.lr * max(0.0, 1 - step / span.steps) ** power)
+
+
 def piecewise(span: Span, *, epochs: list[Epochs], factors: list[NotNegative]) -> Schedule:
     """Straight lines between knots: at `epochs[i]` the rate is `lr * factors[i]`."""
     if len(epochs) != len(factors) or len(epochs) < 2:

@@ -1,7 +1,16 @@
 """The section `task`: what a batch's targets mean, and what is measured."""
 
+from collections.abc import Callable
+from typing import Any
+
 from rescue_cli.task.classification import Classification, classification
+from rescue_cli.task.detection import Detection, detection
+from rescue_cli.task.segmentation import Segmentation, segmentation
 
-TASKS = {"classification": classification}
+TASKS: dict[str, Callable[..., Any]] = {
+    "classification": classification,
+    "detection": detection,
+    "segmentation": segmentation,
+}
 
-__all__ = ["TASKS", "Classification"]
+__all__ = ["TASKS", "Classification", "Detection", "Segmentation"]

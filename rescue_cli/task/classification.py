@@ -33,6 +33,6 @@ class Classification:
         return torch.cat([torch.stack([c.double() for c in columns], 1), top.double()], 1)
 
 
-def classification(criterion: Callable[[Tensor, Batch], Tensor]) -> Classification:
+def classification(criterion: Callable[[Tensor, Batch], Tensor], _classes: int) -> Classification:
     """Images with one label each."""
     return Classification(criterion)

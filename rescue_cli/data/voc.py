@@ -1,0 +1,189 @@
+"""Detection in PASCAL VOC's format: `Annotations/*.xml`, `ImageSets/Main/*.txt`, `JPEGImages/`."""
+
+import xml.etree.ElementTree as ElementTree
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from rescue_cli.data.paired import Boxed
+from rescue_cli.data.place import Place
+from rescue_cli.data.splits import Dataset, FileNames
+from rescue_cli.errors import DataError, did_you_mean
+from rescue_cli.scene import Objects
+
+VOC: tuple[str, ...] = ("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat")
+VOC += ("chair", "cow", "diningtable", "dog", "horse", "motorbike", "person", "pottedplant")
+VOC += ("sheep", "sofa", "train", "tvmonitor")
+ENDINGS = (".jpg", ".jpeg", ".png")
+
+
+@dataclass
+class Skipped:
+    """Boxes that were passed over or cut, by the reason, and the first file of each."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    first: dict[str, Path] = field(default_factory=dict)
+
+    def add(self, reason: str, file: Path) -> None:
+        self.counts[reason] += 1
+        self.first.setdefault(reason, file)
+
+    def notes(self) -> tuple[str, ...]:
+        return tuple(
+            f"{count} boxes {reason}; the first in {self.first[reason]}"
+            for reason, count in self.counts.items()
+        )
+
+
+def pascal_voc(place: Place) -> Dataset:
+    """PASCAL VOC: 2007 and 2012 trainval, tested on 2007 test; 20 classes.
+
+    `data.root` holds `VOC2007` and `VOC2012`, or the `VOCdevkit` that the archives unpack to.
+    """
+    root = place.root / "VOCdevkit" if (place.root / "VOCdevkit").is_dir() else place.root
+    skipped = Skipped()
+    labels = {name: i for i, name in enumerate(VOC, 1)}
+    parts = [_read(root / y, _listed(root / y, "trainval"), labels, skipped) for y in _years(root)]
+    test = _read(root / "VOC2007", _listed(root / "VOC2007", "test"), labels, skipped)
+    return Dataset(_joined(root, parts), {"test": test}, VOC, notes=skipped.notes())
+
+
+def voc_folder(place: Place) -> Dataset:
+    """A folder in PASCAL VOC's format: train and val together, tested on test; without a
+    `test.txt` train alone, tested on val. The classes are those of the training annotations.
+    """
+    root, skipped = place.root, Skipped()
+    lists = root / "ImageSets" / "Main"
+    tested = "test" if (lists / "test.txt").is_file() else "val"
+    parts = ("train", "val") if tested == "test" and (lists / "val.txt").is_file() else ("train",)
+    names = list(dict.fromkeys(name for part in parts for name in _listed(root, part)))
+    classes = sorted({o.name for name in names for o in _annotation(root, name).objects})
+    if not classes:
+        raise DataError(f"{root / 'Annotations'}: no object in any training image. Add boxes.")
+    labels = {name: i for i, name in enumerate(classes, 1)}
+    train = _read(root, names, labels, skipped)
+    test = _read(root, _listed(root, tested), labels, skipped)
+    return Dataset(train, {tested: test}, tuple(classes), notes=skipped.notes())
+
+
+@dataclass(frozen=True)
+class _Object:
+    name: str
+    box: tuple[float, float, float, float]  # as written: from 1, both ends inside
+    difficult: bool
+
+
+@dataclass(frozen=True)
+class _Annotation:
+    file: Path
+    size: tuple[int, int] | None  # width, height
+    objects: tuple[_Object, ...]
+
+
+def _years(root: Path) -> list[str]:
+    return ["VOC2007", "VOC2012"] if (root / "VOC2012").is_dir() else ["VOC2007"]
+
+
+def _listed(root: Path, split: str) -> list[str]:
+    """The images' names in a split; raises `DataError`."""
+    file = root / "ImageSets" / "Main" / f"{split}.txt"
+    if not file.is_file():
+        raise DataError(
+            f"{file}: no such file. A folder in PASCAL VOC's format has ImageSets/Main/train.txt "
+            "and test.txt (or val.txt), Annotations/*.xml and JPEGImages/."
+        )
+    names = [line.split()[0] for line in file.read_text().splitlines() if line.strip()]
+    if not names:
+        raise DataError(f"{file}: names no image.")
+    return names
+
+
+def _read(root: Path, names: Sequence[str], labels: Mapping[str, int], skipped: Skipped) -> Boxed:
+    folder = root / "JPEGImages"
+    found, files = [], []
+    for name in names:
+        annotation = _annotation(root, name)
+        image = next((f"{name}{e}" for e in ENDINGS if (folder / f"{name}{e}").is_file()), None)
+        if image is None:
+            raise DataError(f"{folder / name}.jpg: no such file, and a split names it.")
+        found.append(_objects(annotation, folder / image, labels, skipped))
+        files.append(f"JPEGImages/{image}")
+    return Boxed(FileNames.of(root, files), np.zeros(len(files), dtype=np.int64), tuple(found))
+
+
+def _annotation(root: Path, name: str) -> _Annotation:
+    """What `Annotations/NAME.xml` says; raises `DataError`."""
+    file = root / "Annotations" / f"{name}.xml"
+    try:
+        tree = ElementTree.parse(file).getroot()
+        size = tree.find("size")
+        wide, high = (int(size.findtext(k, "0")) if size is not None else 0 for k in SIDES)
+        objects = tuple(_object(element) for element in tree.iter("object"))
+    except (OSError, ElementTree.ParseError, ValueError) as error:
+        raise DataError(f"{file}: cannot be read: {error}.") from None
+    return _Annotation(file, (wide, high) if wide > 0 and high > 0 else None, objects)
+
+
+SIDES = ("width", "height")
+EDGES = ("xmin", "ymin", "xmax", "ymax")
+
+
+def _object(element: ElementTree.Element) -> _Object:
+    """Raises `ValueError` for an object without a name or a box."""
+    name, box = element.findtext("name"), element.find("bndbox")
+    if not name or box is None:
+        raise ValueError("an object without a name or without a bndbox")
+    left, top, right, bottom = (float(box.findtext(edge, "nothing")) for edge in EDGES)
+    difficult = element.findtext("difficult", "0").strip() == "1"
+    return _Object(name.strip(), (left, top, right, bottom), difficult)
+
+
+def _objects(
+    annotation: _Annotation, image: Path, labels: Mapping[str, int], skipped: Skipped
+) -> Objects:
+    """The objects in pixels from 0; what has no area is left out, what stands out is cut."""
+    rows = []
+    size = annotation.size or _size(image)
+    for each in annotation.objects:
+        if each.name not in labels:
+            hint = did_you_mean(each.name, labels)
+            raise DataError(f"{annotation.file}: '{each.name}' is not one of the classes. {hint}")
+        left, top, right, bottom = each.box
+        if right <= left or bottom <= top:
+            skipped.add("have no area and are left out", annotation.file)
+            continue
+        cut = _cut((left - 1, top - 1, right, bottom), size)
+        if cut is None:
+            skipped.add("lie outside their image and are left out", annotation.file)
+            continue
+        if cut != (left - 1, top - 1, right, bottom):
+            skipped.add("reach over their image's edge and are cut", annotation.file)
+        rows.append((cut, labels[each.name], each.difficult))
+    return Objects.of(rows)
+
+
+def _cut(box: tuple[float, ...], size: tuple[int, int]) -> tuple[float, ...] | None:
+    """The part of a box that lies in the image, or None."""
+    left, top, right, bottom = box
+    inside = (max(left, 0.0), max(top, 0.0), min(right, size[0]), min(bottom, size[1]))
+    return inside if inside[2] > inside[0] and inside[3] > inside[1] else None
+
+
+def _size(image: Path) -> tuple[int, int]:
+    from PIL import Image
+
+    try:
+        with Image.open(image) as opened:
+            return opened.size
+    except OSError as error:
+        raise DataError(f"{image}: cannot be read: {error}.") from None
+
+
+def _joined(root: Path, parts: Sequence[Boxed]) -> Boxed:
+    """Several years' images as one split."""
+    names = [str(part.names.path(i).relative_to(root)) for part in parts for i in range(len(part))]
+    objects = tuple(o for part in parts for o in part.objects)
+    return Boxed(FileNames.of(root, names), np.zeros(len(names), dtype=np.int64), objects)

@@ -1,0 +1,196 @@
+"""torchvision's Faster R-CNN and FCN on any backbone of timm's that gives feature maps."""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from rescue_cli.errors import UsageError, did_you_mean
+from rescue_cli.model.weights import source_tensors
+from rescue_cli.registry import PositiveInt
+
+Norms = Literal["frozen", "trained"]
+STRIDES = (4, 8, 16, 32)  # of the feature maps that a pyramid is built on
+PYRAMID = 256  # channels; Lin et al. 2017
+RATIOS = (0.5, 1.0, 2.0)
+# What timm raises for a network that gives no such maps; it has no error of its own for that
+UNFIT = (RuntimeError, TypeError, AssertionError, AttributeError)
+DILATED = 8  # the stride of an FCN's backbone
+
+
+class Backbone(nn.Module):
+    """timm's network without its head: images -> its feature maps by their names `0`, `1`, ..."""
+
+    def __init__(self, body: nn.Module, widths: Sequence[int]) -> None:
+        super().__init__()
+        self.body = body
+        self.widths = tuple(widths)
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        return {str(place): map_ for place, map_ in enumerate(self.body(images))}
+
+    def load(self, source: str, name: str) -> None:
+        """The weights of a classifier, but for those of layers that give no feature map.
+
+        Raises `UsageError` where one of the backbone's own is not there.
+        """
+        given = source_tensors(source, name)
+        own = {k: v for k, v in self.body.state_dict().items() if "num_batches" not in k}
+        lacking = sorted(k for k in own if k not in given or given[k].shape != own[k].shape)
+        if lacking:
+            shown = ", ".join(lacking[:5]) + (" ..." if len(lacking) > 5 else "")
+            raise UsageError(
+                f"model.weights: {source} is no {name}: {len(lacking)} of the backbone's "
+                f"{len(own)} tensors are missing or of another shape ({shown})."
+            )
+        self.body.load_state_dict({k: given[k] for k in own}, strict=False)
+
+
+def backbone_of(name: str, channels: int, norms: Norms, **layout: Any) -> Backbone:
+    """The backbone by timm's name; raises `UsageError` where it cannot be laid out so."""
+    import timm
+    from timm.layers.norm_act import freeze_batch_norm_2d
+
+    if not timm.is_model(name):
+        hint = did_you_mean(name, timm.list_models())
+        raise UsageError(f"model.backbone: '{name}' is not one of timm's. {hint[:200]}")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # timm's own deprecations are not the user's
+            body = timm.create_model(name, features_only=True, in_chans=channels, **layout)
+    except UNFIT as error:
+        reason = " ".join(str(error).split())[:120]
+        raise UsageError(
+            f"model.backbone: {name} has no feature maps of the strides that are needed "
+            f"({reason}). Use a ResNet, RegNet or EfficientNet."
+        ) from None
+    widths = _feature_info(body).channels()
+    if norms == "frozen":
+        body = freeze_batch_norm_2d(body)  # type: ignore[no-untyped-call]
+    return Backbone(body, widths)
+
+
+def _feature_info(body: nn.Module) -> Any:
+    """What timm says of the feature maps of one of its networks."""
+    return body.feature_info
+
+
+class Pyramid(nn.Module):
+    """A feature pyramid on a backbone; see `pyramid`."""
+
+    def __init__(self, backbone: Backbone, fpn: nn.Module) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.fpn = fpn
+        self.out_channels = PYRAMID
+
+    def forward(self, images: Tensor) -> Mapping[str, Tensor]:
+        maps: Mapping[str, Tensor] = self.fpn(self.backbone(images))
+        return maps
+
+
+def pyramid(backbone: Backbone) -> Pyramid:
+    """A feature pyramid, with a coarser map for large objects (Lin et al. 2017)."""
+    from torchvision.ops import FeaturePyramidNetwork
+    from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
+
+    fpn = FeaturePyramidNetwork(list(backbone.widths), PYRAMID, LastLevelMaxPool())
+    return Pyramid(backbone, fpn)
+
+
+def faster_rcnn(
+    classes: int,
+    channels: int,
+    *,
+    backbone: str,
+    min_size: PositiveInt,
+    max_size: PositiveInt,
+    anchors: list[PositiveInt],
+    norms: Norms,
+) -> nn.Module:
+    """Faster R-CNN with a feature pyramid (Ren et al. 2015; Lin et al. 2017), of torchvision.
+
+    `min_size`, `max_size`: an image's shorter side, unless the longer one exceeds the second;
+    `anchors`: the side of the anchors on each of the five maps, in pixels. `norms: frozen` keeps
+    the backbone's batch norms as its weights have them. Images come normalised.
+    """
+    from torchvision.models.detection import FasterRCNN
+    from torchvision.models.detection.rpn import AnchorGenerator
+
+    body = backbone_of(backbone, channels, norms, **_at_strides(backbone))
+    if len(anchors) != len(STRIDES) + 1:
+        raise UsageError(
+            f"model (faster-rcnn).anchors: {len(anchors)} sides for {len(STRIDES) + 1} maps."
+        )
+    sides = tuple((side,) for side in anchors)
+    return FasterRCNN(  # type: ignore[no-any-return]
+        pyramid(body),
+        classes + 1,  # and the background
+        min_size=min_size,
+        max_size=max_size,
+        image_mean=[0.0] * channels,
+        image_std=[1.0] * channels,
+        rpn_anchor_generator=AnchorGenerator(sides, (RATIOS,) * len(sides)),
+    )
+
+
+def _at_strides(name: str) -> dict[str, Any]:
+    """timm's places of the maps of STRIDES; raises `UsageError` where it has not all of them."""
+    import timm
+
+    if not timm.is_model(name):
+        return {}  # said where it is built
+    with warnings.catch_warnings(), torch.device("meta"):
+        warnings.simplefilter("ignore")
+        strides = _strides(name)
+    places = tuple(place for place, stride in enumerate(strides) if stride in STRIDES)
+    if len(places) != len(STRIDES):
+        raise UsageError(
+            f"model.backbone: {name} has no feature maps of strides {STRIDES}. "
+            "Use a ResNet, RegNet or EfficientNet."
+        )
+    return {"out_indices": places}
+
+
+def _strides(name: str) -> list[int]:
+    import timm
+
+    try:
+        found: list[int] = _feature_info(timm.create_model(name, features_only=True)).reduction()
+    except UNFIT:
+        return []
+    return found
+
+
+class Fcn(nn.Module):
+    """Images (n, channels, height, width) -> logits of that size by name: `out`, and `aux`."""
+
+    def __init__(self, backbone: Backbone, head: nn.Module, auxiliary: nn.Module) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.classifier = head
+        self.aux_classifier = auxiliary
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        maps = list(self.backbone(images).values())
+        logits = {"out": self.classifier(maps[-1])}
+        if self.training:
+            logits["aux"] = self.aux_classifier(maps[-2])
+        size = images.shape[-2:]
+        return {
+            name: nn.functional.interpolate(few, size, mode="bilinear", align_corners=False)
+            for name, few in logits.items()
+        }
+
+
+def fcn(classes: int, channels: int, *, backbone: str, norms: Norms) -> nn.Module:
+    """A fully convolutional network whose last stages are dilated to stride 8 (Long et al. 2015).
+
+    torchvision's heads: one on the last stage, and an auxiliary one on the stage before it.
+    """
+    from torchvision.models.segmentation.fcn import FCNHead
+
+    body = backbone_of(backbone, channels, norms, output_stride=DILATED)
+    return Fcn(body, FCNHead(body.widths[-1], classes), FCNHead(body.widths[-2], classes))

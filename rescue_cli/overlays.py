@@ -1,0 +1,98 @@
+"""Scenes as pictures, with their boxes or masks drawn on them."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from rescue_cli.scene import IGNORED, Mask, Objects, Scene, SceneBatch
+
+SIDE = 256  # pixels of a picture, which is padded to a square
+SURE = 0.5  # less certain detections are not drawn
+OPAQUE = 0.55
+COLOURS = 10  # as many, then again from the first
+
+
+def samples(batch: SceneBatch, undo: Callable[[Tensor], Tensor], count: int) -> Any:
+    """The first scenes of a training slice as the network gets them: (n, 3, SIDE, SIDE) uint8."""
+    found = []
+    for image, target in zip(batch.images[:count], batch.targets[:count], strict=True):
+        pixels = undo(image[None])[0].cpu()
+        if isinstance(target, Mapping):
+            boxes, labels = target["boxes"].cpu().numpy(), target["labels"].cpu().numpy()
+            found.append(drawn(pixels, Objects(boxes, labels, np.zeros(len(labels), bool))))
+        else:
+            found.append(drawn(pixels, target.cpu().numpy().astype(np.uint8)))
+    return np.stack(found)
+
+
+@torch.inference_mode()
+def examples(
+    model: nn.Module, shown: Sequence[tuple[Scene, Tensor]], size: int
+) -> tuple[Any, list[str]]:
+    """What is there and what the model says, of scenes with their normalised images, in turn."""
+    training = model.training
+    model.eval()
+    pictures, titles = [], []
+    for place, (scene, image) in enumerate(shown):
+        pixels = scene.image.cpu()
+        pictures += [drawn(pixels, scene.target), drawn(pixels, said(model, scene, image, size))]
+        titles += [f"{place}: labels", f"{place}: said"]
+    model.train(training)
+    return np.stack(pictures), titles
+
+
+def said(model: nn.Module, scene: Scene, image: Tensor, size: int) -> Objects | Mask:
+    """What the model says of one scene, as its target would say it."""
+    if not isinstance(scene.target, Objects):
+        logits: Tensor = model(image[None])["out"]
+        mask: Mask = logits.argmax(1)[0].cpu().numpy().astype(np.uint8)
+        return mask
+    model.transform.min_size = (size,)  # type: ignore[union-attr]
+    (found,) = model([image])
+    sure = found["scores"] >= SURE
+    boxes, labels = (found[key][sure].cpu().numpy() for key in ("boxes", "labels"))
+    return Objects(boxes, labels, np.zeros(len(labels), dtype=np.bool_))
+
+
+def drawn(image: Tensor, target: Objects | Mask) -> Any:
+    """uint8 (3, SIDE, SIDE), a colour for each class."""
+    from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
+
+    colours = _colours()
+    if isinstance(target, Objects):
+        if len(target.boxes):
+            boxes = torch.from_numpy(target.boxes)
+            of_each = [colours[int(label) % COLOURS] for label in target.labels]
+            image = draw_bounding_boxes(image, boxes, colors=of_each, width=3)
+    else:
+        mask = torch.from_numpy(target)
+        present = [int(label) for label in np.unique(target) if label != IGNORED]
+        if present:
+            layers = torch.stack([mask == label for label in present])
+            of_each = [colours[label % COLOURS] for label in present]
+            image = draw_segmentation_masks(image, layers, alpha=OPAQUE, colors=of_each)
+    return _squared(image)
+
+
+def _squared(image: Tensor) -> Any:
+    """The picture with its longer side at SIDE pixels, padded with white."""
+    height, width = image.shape[-2:]
+    factor = SIDE / max(height, width)
+    to = (max(1, round(height * factor)), max(1, round(width * factor)))
+    small = functional.interpolate(
+        image[None].float(), to, mode="bilinear", antialias=True, align_corners=False
+    )[0]
+    padded = functional.pad(small, (0, SIDE - to[1], 0, SIDE - to[0]), value=255)
+    return padded.round().clamp(0, 255).to(torch.uint8).numpy()
+
+
+def _colours() -> list[tuple[int, int, int]]:
+    """The ten of matplotlib's table `tab10`."""
+    from matplotlib import colormaps
+
+    table = colormaps["tab10"].colors  # type: ignore[attr-defined]
+    return [tuple(round(255 * part) for part in colour) for colour in table]

@@ -1,0 +1,132 @@
+"""Training slices of scenes, and what a recipe that detects or segments may say."""
+
+import importlib.util
+from typing import Any
+
+from rescue_cli.augment import SCENE_AUGMENTATIONS
+from rescue_cli.augment.pipeline import Normalise
+from rescue_cli.batch import Batch
+from rescue_cli.data import Dataset, Paired, SceneFeed, TrainScenes
+from rescue_cli.errors import UsageError
+from rescue_cli.parts.ingredients import data_keys, filled
+from rescue_cli.parts.inputs import Machine
+from rescue_cli.recipe import Recipe, total_steps
+from rescue_cli.scene import SceneBatch, SceneOperation
+
+TASKS_OF_SCENES = ("detection", "segmentation")
+# What only these tasks have, by section
+THEIRS = {
+    "detection": {"model": ("faster-rcnn",), "loss": ("detector",)},
+    "segmentation": {"model": ("fcn",), "loss": ("pixel-cross-entropy",)},
+}
+EXTRA = ("torchmetrics", "faster_coco_eval")
+NEUTRAL = {"sampling": "shuffled", "mix": "none", "selection": "none", "teacher": "none"}
+
+
+def is_of_scenes(recipe: Recipe) -> bool:
+    return recipe.task.name in TASKS_OF_SCENES
+
+
+def scene_operations(recipe: Recipe) -> list[SceneOperation]:
+    return [filled("augment", item, SCENE_AUGMENTATIONS)() for item in recipe.augment]
+
+
+def scene_feed(
+    recipe: Recipe,
+    data: Dataset,
+    sampler: Any,
+    mine: range,
+    machine: Machine,
+    log: Any,
+    per_epoch: int,
+) -> SceneFeed:
+    """This process's training slices."""
+    train, keys = recipe.train, data_keys(recipe)
+    assert isinstance(data.train, Paired)
+    scenes = TrainScenes(
+        data.train, scene_operations(recipe), train.device_batch_size, keys.decoder, train.seed
+    )
+    return SceneFeed(
+        scenes,
+        sampler,
+        mine,
+        steps=total_steps(train, per_epoch),
+        max_corrupt=keys.max_corrupt,
+        workers=machine.workers,
+        device=machine.device,
+        log=log,
+    )
+
+
+class Normalised:
+    """Batch of uint8 scenes -> batch of normalised ones, stacked or in a list."""
+
+    def __init__(self, normalise: Normalise) -> None:
+        self.normalise = normalise
+
+    def __call__(self, batch: Batch) -> Batch:
+        images: Any = batch.images
+        if isinstance(images, list):
+            images = [self.normalise(image[None])[0] for image in images]
+        else:
+            images = self.normalise(images)
+        return SceneBatch(images, batch.targets, batch.step, batch.slice, batch.indices)
+
+
+def check_scenes(recipe: Recipe, known: str) -> None:
+    """That task, data, network and loss belong together, and nothing is asked of scenes that only
+    images have; `known` is the data set's task. Raises `UsageError`.
+    """
+    task = recipe.task.name
+    if known != task:
+        raise UsageError(
+            f"task.name: {task}, and the data set '{recipe.data.name}' is for {known}. "
+            f"Set task.name={known}, or another data.name."
+        )
+    for section in ("model", "loss"):
+        name = getattr(recipe, section).name
+        owner = next((t for t, names in THEIRS.items() if name in names[section]), None)
+        if owner is not None and owner != task:
+            raise UsageError(f"{section}.name: {name} is for {owner}, and task.name is {task}.")
+        if owner is None and task in THEIRS:
+            raise UsageError(
+                f"{section}.name: {name} is for classification, and task.name is {task}. "
+                f"Set {section}.name={THEIRS[task][section][0]}."
+            )
+    if task in THEIRS:
+        _check_neutral(recipe)
+
+
+def _check_extra() -> None:
+    """Raises `UsageError` where the packages of the extra `detection` are missing."""
+    lacking = [name for name in EXTRA if importlib.util.find_spec(name) is None]
+    if lacking:
+        raise UsageError(
+            f"task.name: detection needs {' and '.join(lacking)}. "
+            "Install them with: pip install 'rescue[detection]'"
+        )
+
+
+def _check_neutral(recipe: Recipe) -> None:
+    if recipe.task.name == "detection":
+        _check_extra()
+    for section, neutral in NEUTRAL.items():
+        name = getattr(recipe, section).name
+        if name != neutral:
+            raise UsageError(
+                f"{section}.name: {name} is for classification. Remove the section with ~{section}."
+            )
+    if recipe.eval.crops != [1.0] or recipe.eval.ttas != ("none",):
+        raise UsageError(
+            "eval.crops, eval.tta: a scene is seen whole and once. Use [1.0] and none."
+        )
+    if recipe.model.options.get("frozen"):
+        raise UsageError("model.frozen: trains a classifier's head. Remove it with ~model.frozen.")
+    operations = scene_operations(recipe)
+    alone = recipe.train.device_batch_size == 1
+    one_size = alone or any(operation.one_size for operation in operations)
+    if recipe.task.name == "segmentation" and not one_size:
+        raise UsageError(
+            "augment: masks of a slice must have one size. Add scale-crop, or set "
+            "train.device_batch_size=1."
+        )

@@ -1,0 +1,126 @@
+"""How well objects were found and pixels classed: average precision, intersection over union."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+Rows = NDArray[np.float64]
+MISS, HIT, PASSED = 0, 1, 2  # a detection's verdict; PASSED counts for nothing
+ELEVEN = np.linspace(0, 1, 11)
+
+
+class Judged(NamedTuple):
+    """Each detection by image, class, score and verdict; objects to be found by image and class."""
+
+    image: NDArray[np.int64]
+    label: NDArray[np.int64]
+    score: NDArray[np.float64]
+    verdict: NDArray[np.int64]
+    wanted: NDArray[np.int64]  # (images, classes)
+
+
+def judged(detections: Rows, truths: Rows, images: int, classes: int, overlap: float) -> Judged:
+    """PASCAL VOC's verdicts: the most certain detection of an object hits, others of it miss.
+
+    detections (n, 7): image, label from 1, score, box; truths (m, 7): image, label, difficult, box.
+    A detection whose best object is difficult is passed over, and such objects are not wanted.
+    """
+    order = np.argsort(-detections[:, 2], kind="stable")
+    verdict = np.full(len(detections), MISS)
+    taken: set[int] = set()
+    groups: dict[tuple[int, int], list[int]] = {}
+    for place, row in enumerate(truths):
+        groups.setdefault((int(row[0]), int(row[1])), []).append(place)
+    for place in order:
+        image, label = (int(v) for v in detections[place, :2])
+        objects = groups.get((image, label), [])
+        if not objects:
+            continue
+        shares = overlaps(detections[place, 3:], truths[objects, 3:])
+        best = objects[int(shares.argmax())]
+        if shares.max() < overlap:
+            continue
+        if truths[best, 2]:
+            verdict[place] = PASSED
+        elif best not in taken:
+            taken.add(best)
+            verdict[place] = HIT
+    wanted = np.zeros((images, classes), dtype=np.int64)
+    easy = truths[truths[:, 2] == 0]
+    np.add.at(wanted, (easy[:, 0].astype(int), easy[:, 1].astype(int) - 1), 1)
+    by_image = detections[:, 0].astype(np.int64)
+    return Judged(by_image, detections[:, 1].astype(np.int64), detections[:, 2], verdict, wanted)
+
+
+def overlaps(box: Rows, others: Rows) -> Rows:
+    """Intersection over union of a box (4,) with others (n, 4)."""
+    low, high = np.maximum(box[:2], others[:, :2]), np.minimum(box[2:], others[:, 2:])
+    shared = np.clip(high - low, 0, None).prod(1)
+    return np.asarray(shared / ((box[2:] - box[:2]).prod() + _areas(others) - shared))
+
+
+def _areas(boxes: Rows) -> Rows:
+    return np.asarray((boxes[:, 2:] - boxes[:, :2]).prod(1))
+
+
+def average_precisions(
+    found: Judged, times: NDArray[np.int64] | None = None, *, eleven: bool = False
+) -> Rows:
+    """Each class's average precision, percent; nan where the images have none of it.
+
+    The area under precision made monotone (VOC 2010 on), or with `eleven` its mean at recalls of 0,
+    0.1, ... 1 (VOC 2007). `times` (images,): how often each image counts, for a bootstrap.
+    """
+    times = np.ones(len(found.wanted), dtype=np.int64) if times is None else times
+    wanted = times @ found.wanted
+    result = np.full(found.wanted.shape[1], np.nan)
+    for label in np.flatnonzero(wanted):
+        mine = (found.label == label + 1) & (found.verdict != PASSED)
+        order = np.argsort(-found.score[mine], kind="stable")
+        weights = times[found.image[mine]][order]
+        hits = np.cumsum(weights * (found.verdict[mine][order] == HIT))
+        seen = np.cumsum(weights)
+        kept = seen > 0
+        recall = hits[kept] / wanted[label]
+        precision = hits[kept] / seen[kept]
+        result[label] = 100 * _average(recall, precision, eleven=eleven)
+    return result
+
+
+def _average(recall: Rows, precision: Rows, *, eleven: bool) -> float:
+    if eleven:
+        best = [precision[recall >= level - 1e-9].max(initial=0) for level in ELEVEN]
+        return float(np.mean(best))
+    envelope = np.maximum.accumulate(precision[::-1])[::-1]
+    steps = np.diff(recall, prepend=0.0)
+    return float((steps * envelope).sum())
+
+
+def intersections(predicted: NDArray[np.uint8], mask: NDArray[np.uint8], classes: int) -> Rows:
+    """(3, classes) pixels of an image: rightly classed, classed so, labelled so; 255 ignored."""
+    counted = mask < classes
+    said, true = predicted[counted].astype(np.int64), mask[counted].astype(np.int64)
+    rows = [true[said == true], said, true]
+    return np.stack([np.bincount(r, minlength=classes) for r in rows]).astype(np.float64)
+
+
+def overlap_of_classes(counts: Rows) -> Rows:
+    """Each class's intersection over union, percent, of (..., 3, classes) pixels; nan where the
+    class is neither there nor said to be.
+    """
+    shared, said, true = counts
+    union = said + true - shared
+    return np.where(union > 0, 100 * shared / np.maximum(union, 1), np.nan)
+
+
+def pixel_accuracy(counts: Rows) -> float:
+    """Percent of the pixels that are rightly classed."""
+    return float(100 * counts[0].sum() / max(counts[2].sum(), 1))
+
+
+def mean(values: Rows | Sequence[float]) -> float:
+    """The mean over classes that there are."""
+    known = np.asarray(values)[~np.isnan(np.asarray(values))]
+    return float(known.mean()) if len(known) else 0.0

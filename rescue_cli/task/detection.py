@@ -1,0 +1,143 @@
+"""Objects in boxes: torchvision's losses, PASCAL VOC's and COCO's average precision."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from rescue_cli import precision
+from rescue_cli.batch import Batch
+from rescue_cli.precision import Rows
+from rescue_cli.scene import Objects, Scene
+
+OVERLAP = 0.5
+DETECTION, TRUTH = 0.0, 1.0  # a row's kind
+COLUMNS = 8  # image, kind, label, score or difficult, box
+
+
+@dataclass(frozen=True)
+class Detection:
+    """The loss of a batch, and what evaluation keeps of each image."""
+
+    criterion: Callable[[Any, Batch], Tensor]  # of the detector's losses
+    classes: int
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """The loss of a slice, a scalar; boxes are lists, and the detector waits for the device."""
+        return self.criterion(model(batch.images, batch.targets), batch)
+
+    def rows(self, model: nn.Module, index: int, scene: Scene, image: Tensor, size: int) -> Tensor:
+        """(k, 8): image, kind, label, score or difficult, box; what it says, then what is there.
+
+        `image` is the normalised one; its shorter side comes to `size` in the detector.
+        """
+        model.transform.min_size = (size,)  # type: ignore[union-attr]
+        (said,) = model([image])
+        target = scene.target
+        assert isinstance(target, Objects)
+        found = [said["labels"][:, None], said["scores"][:, None], said["boxes"]]
+        there = [target.labels[:, None], target.difficult[:, None], target.boxes]
+        parts = (
+            (DETECTION, torch.cat([part.double().cpu() for part in found], 1)),
+            (TRUTH, torch.from_numpy(np.concatenate(there, 1).astype(np.float64))),
+        )
+        return torch.cat(
+            [
+                torch.cat([torch.tensor([[float(index), kind]]).expand(len(rows), 2), rows], 1)
+                for kind, rows in parts
+            ]
+        )
+
+    def measured(self, rows: Rows, count: int) -> "Detected":
+        """What the rows of a whole set come to."""
+        told = rows[rows[:, 1] == DETECTION][:, [0, 2, 3, 4, 5, 6, 7]]
+        there = rows[rows[:, 1] == TRUTH][:, [0, 2, 3, 4, 5, 6, 7]]
+        return Detected(told, there, count, self.classes)
+
+
+@dataclass(frozen=True)
+class Detected:
+    """What a detector said of a set: detections (n, 7) with image, label, score, box; truths (m, 7)
+    with image, label, difficult, box.
+    """
+
+    detections: Rows
+    truths: Rows
+    count: int
+    classes: int
+    loss: float | None = None
+    metrics: Mapping[str, float] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "metrics", self._metrics())
+
+    def _metrics(self) -> dict[str, float]:
+        """Percent: VOC's mean average precision at an overlap of 0.5, by area and by 11 points, and
+        COCO's mean over overlaps from 0.5 to 0.95.
+        """
+        found = self._judged()
+        return {
+            "ap50": precision.mean(precision.average_precisions(found)),
+            "ap50_07": precision.mean(precision.average_precisions(found, eleven=True)),
+            "map": coco(self.detections, self.truths, self.count),
+        }
+
+    def arrays(self, classes: Sequence[str]) -> dict[str, Any]:
+        """What is kept in `predictions/SET.npz`."""
+        return {
+            "detections": self.detections,
+            "truths": self.truths,
+            "count": np.array(self.count),
+            "per_class": precision.average_precisions(self._judged()),
+            "images_per_class": np.bincount(
+                self.truths[:, 1].astype(int), minlength=self.classes + 1
+            )[1:],
+            "classes": np.array(classes),
+        }
+
+    def _judged(self) -> precision.Judged:
+        return precision.judged(self.detections, self.truths, self.count, self.classes, OVERLAP)
+
+    def __str__(self) -> str:
+        return "  ".join(f"{name} {value:.2f} %" for name, value in self.metrics.items())
+
+
+def coco(detections: Rows, truths: Rows, count: int) -> float:
+    """COCO's mean average precision in percent; a difficult object is passed over as a crowd is."""
+    from torchmetrics.detection import MeanAveragePrecision
+
+    measure = MeanAveragePrecision(backend="faster_coco_eval")
+    for image in range(count):
+        told, there = (rows[rows[:, 0] == image] for rows in (detections, truths))
+        measure.update(
+            [{"boxes": _boxes(told), "labels": _whole(told[:, 1]), "scores": _floats(told[:, 2])}],
+            [
+                {
+                    "boxes": _boxes(there),
+                    "labels": _whole(there[:, 1]),
+                    "iscrowd": _whole(there[:, 2]),
+                }
+            ],
+        )
+    return max(0.0, 100 * float(measure.compute()["map"]))
+
+
+def _boxes(rows: Rows) -> Tensor:
+    return torch.from_numpy(rows[:, 3:].astype(np.float32))
+
+
+def _whole(values: NDArray[Any]) -> Tensor:
+    return torch.from_numpy(values.astype(np.int64))
+
+
+def _floats(values: NDArray[Any]) -> Tensor:
+    return torch.from_numpy(values.astype(np.float32))
+
+
+def detection(criterion: Callable[[Any, Batch], Tensor], classes: int) -> Detection:
+    """Images with objects in boxes."""
+    return Detection(criterion, classes)

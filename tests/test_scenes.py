@@ -1,0 +1,360 @@
+"""Detection and segmentation through the command, on drawn scenes; what their files may hold."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch.nn import functional
+
+from rescue_cli import build
+from rescue_cli import recipe as recipes
+from rescue_cli.augment.scenes import flip, scale_crop
+from rescue_cli.data import Keys, load
+from rescue_cli.errors import DataError, UsageError
+from rescue_cli.scene import IGNORED, Objects, Scene
+from rescue_cli.schedule import Span, poly
+from tests import drawn_scenes
+from tests.conftest import Rescue
+from tests.engine_runs import assert_same, last_step, start, trained
+
+BACKBONE = "test_resnet"
+DETECT = (
+    "--recipe", "detection-voc", f"model.backbone={BACKBONE}", "model.min_size=48",
+    "model.max_size=64", "model.anchors=[8,16,24,32,48]", "model.norms=trained", "eval.sizes=[48]",
+    "train.batch_size=4", "train.device_batch_size=2", "train.epochs=3", "eval.every=1",
+    "optim.lr=0.01", "schedule.milestones=[2]", "train.log_every=1",
+)  # fmt: skip
+SEGMENT = (
+    "--recipe", "segmentation-ade20k", f"model.backbone={BACKBONE}", "eval.sizes=[48]",
+    "augment=[{name: scale-crop, short_side: 48, scale: [0.5, 2.0], size: 48},"
+    " {name: flip, p: 0.5}]",
+    "train.batch_size=4", "train.device_batch_size=2", "train.epochs=3", "eval.every=1",
+    "train.precision=float32", "train.log_every=1",
+)  # fmt: skip
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def voc(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return drawn_scenes.voc(tmp_path_factory.mktemp("drawn") / "voc")
+
+
+@pytest.fixture(scope="module")
+def masks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return drawn_scenes.masks(tmp_path_factory.mktemp("drawn") / "masks")
+
+
+def words(task: str, voc: Path, masks: Path) -> list[str]:
+    if task == "detection":
+        return [*DETECT, "data.name=voc-folder", f"data.root={voc}"]
+    return [*SEGMENT, "data.name=mask-folder", f"data.root={masks}"]
+
+
+@pytest.mark.parametrize(
+    ("task", "metrics"),
+    [("detection", {"ap50", "ap50_07", "map"}), ("segmentation", {"miou", "pixels"})],
+)
+def test_a_run_killed_and_resumed_ends_as_the_one_never_killed(
+    task: str, metrics: set[str], voc: Path, masks: Path, tmp_path: Path
+) -> None:
+    given = ["train", "--json", "--resume", "--workers", "1", *words(task, voc, masks)]
+    whole = tmp_path / "whole"
+    start([*given, "--out", whole], tmp_path / "whole-told").ends(0)
+    found = json.loads((whole / "result.json").read_text())
+    assert metrics <= found.keys()
+    assert found["loss"] is None
+    assert found["count"] == 4
+    killed = tmp_path / "killed"
+    again = [*given, "--out", killed, "train.checkpoint_epochs=0.5"]
+    whole_again = tmp_path / "whole-again"
+    start([*given, "--out", whole_again, "train.checkpoint_epochs=0.5"], tmp_path / "w2").ends(0)
+    first = start(again, tmp_path / "killed-told")
+    first.until(trained(killed, 3))
+    first.kill()
+    assert last_step(killed, "train") < 6
+    start(again, tmp_path / "killed-again").ends(0)
+    assert_same(killed, whole_again)
+    for name in ("examples.png", "samples.png", "curves.png"):
+        assert (whole / name).read_bytes()[:4] == b"\x89PNG"
+    assert load_file(whole / "model.safetensors")
+
+
+@pytest.mark.parametrize("task", ["detection", "segmentation"])
+def test_two_processes_train_what_one_does(
+    task: str, voc: Path, masks: Path, tmp_path: Path
+) -> None:
+    given = ["train", "--json", *words(task, voc, masks), "train.epochs=1"]
+    results = []
+    for procs in (1, 2):
+        out = tmp_path / str(procs)
+        start([*given, "--procs", procs, "--out", out], tmp_path / f"told{procs}").ends(0)
+        results.append(load_file(out / "model.safetensors"))
+    for name, tensor in results[0].items():
+        torch.testing.assert_close(tensor, results[1][name], rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_the_first_losses_are_those_of_a_plain_loop_of_torchvisions_parts(
+    voc: Path, masks: Path, tmp_path: Path
+) -> None:
+    for task in ("detection", "segmentation"):
+        recipe = recipes.load(words(task, voc, masks)[1], words(task, voc, masks)[2:])
+        steady = ["schedule={name: constant}"] if task == "detection" else []
+        longer = ["train.device_batch_size=4", "train.epochs=5"]
+        recipe = recipe.with_overrides(*longer, *steady)
+        machine = build.Machine(CPU, 0, tmp_path)
+        data = build.dataset(recipe, tmp_path)
+        networks = [build.model(recipe, len(data.classes), CPU) for _ in range(2)]
+        step = build.step(recipe, networks[0], data, machine, print)
+        plain = build.step(recipe, networks[1], data, machine, print)
+        optimizer = torch.optim.SGD(
+            networks[1].parameters(),
+            lr=recipe.optim[0].options["lr"],
+            momentum=0.9,
+            weight_decay=recipe.optim[0].options["weight_decay"],
+        )
+        step.feed.start(0)
+        plain.feed.start(0)
+        for number in range(10):
+            step.loss_sum.zero_()
+            step(number)
+            (batch,) = plain.feed.slices(number)
+            batch = plain.augment(batch)
+            torch.manual_seed(((number) * 4_099 + batch.slice) % 2**63)  # as the engine draws
+            if task == "detection":
+                loss = sum(networks[1](batch.images, batch.targets).values())
+            else:
+                out = networks[1](batch.images)
+                losses = [
+                    functional.cross_entropy(out[head], batch.targets, ignore_index=255)
+                    for head in ("out", "aux")
+                ]
+                loss = losses[0] + 0.5 * losses[1]
+                optimizer.param_groups[0]["lr"] = 0.01 * (1 - number / 10) ** 0.9
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            assert float(step.loss_sum) == pytest.approx(float(loss.detach()), abs=1e-5), number
+
+
+def test_a_backbone_comes_from_a_classifier_and_is_compared_with_none(
+    rescue: Rescue, masks: Path, tmp_path: Path
+) -> None:
+    torch.manual_seed(1)
+    file = tmp_path / "small.safetensors"
+    weights = timm.create_model(BACKBONE, num_classes=10).state_dict()
+    save_file(weights, file, metadata={"architecture": BACKBONE})
+    ended = rescue(
+        "transfer", "--from", file, "--from", f"scratch:{file}", "--to", masks, *SEGMENT[:2],
+        *SEGMENT[3:], "--seeds", "2", "train.epochs=1", "--out", "out", "--json",
+    )  # fmt: skip
+    assert ended.code == 0
+    found = json.loads(ended.out)
+    assert [start["n"] for start in found["starts"]] == [2, 2]
+    assert found["pairs"][0]["how"] == "paired by seed"
+    run = tmp_path / "out" / "small" / "seed-0"
+    recipe = recipes.recipe_in(run)
+    assert recipe.model.options["backbone"] == BACKBONE
+    network = build.model(recipe, 3, CPU)
+    ours = network.backbone.body.state_dict()  # type: ignore[union-attr]
+    assert set(ours) < set(weights), "all but the head"
+    for name, tensor in ours.items():
+        torch.testing.assert_close(tensor, weights[name])
+    compared = rescue(
+        "compare", str(run), str(tmp_path / "out" / "scratch-small" / "seed-0"), "--json"
+    )
+    assert "bootstrap over 4 scenes" in json.loads(compared.out)["how"]
+    evaluated = rescue("eval", str(run), "--json", f"data.root={masks}")
+    said = json.loads(evaluated.out)
+    assert said["miou"] == json.loads((run / "result.json").read_text())["miou"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (["data.name=cifar10"], "task.name: detection, and the data set 'cifar10' is for class"),
+        (["model={name: resnet18}"], "model.name: resnet18 is for classification, and task.name"),
+        (["model={name: fcn, backbone: resnet18, norms: frozen}"], "fcn is for segmentation"),
+        (["mix={name: mixup, alpha: 0.2}"], "mix.name: mixup is for classification."),
+        (["eval.crops=[0.9]"], "eval.crops, eval.tta: a scene is seen whole and once."),
+        (["model.anchors=[8,16]"], "anchors: 2 sides for 5 maps."),
+        (["model.backbone=resnet1"], "model.backbone: 'resnet1' is not one of timm's."),
+        (["model.backbone=vit_tiny_patch16_224"], "has no feature maps of strides (4, 8, 16, 32)"),
+    ],
+)
+def test_a_recipe_that_does_not_hold_together_is_refused(changes: list[str], said: str) -> None:
+    recipe = recipes.load("detection-voc", ["data.name=voc-folder", *DETECT[2:]])
+    with pytest.raises(UsageError) as refused:
+        build.check(recipe.with_overrides(*changes))
+    assert said in str(refused.value)
+
+
+def test_masks_of_a_slice_need_one_size() -> None:
+    recipe = recipes.load("segmentation-ade20k", ["augment=[{name: flip, p: 0.5}]"])
+    with pytest.raises(UsageError, match="masks of a slice must have one size"):
+        build.check(recipe)
+
+
+@pytest.mark.parametrize("verb", ["lr-range-test", "tune", "plan"])
+def test_verbs_that_read_labels_say_so(rescue: Rescue, voc: Path, verb: str) -> None:
+    ended = rescue(verb, "--recipe", "detection-voc", "data.name=voc-folder", f"data.root={voc}")
+    assert ended.code == 2
+    assert f"{verb}: knows classification, and detection-voc does detection." in ended.err
+
+
+def test_weights_of_another_network_are_refused_by_what_is_missing(tmp_path: Path) -> None:
+    file = tmp_path / "other.safetensors"
+    save_file(timm.create_model("resnet18", num_classes=10).state_dict(), file)
+    recipe = recipes.load("detection-voc", [*DETECT[2:], f"model.weights={file}"])
+    with pytest.raises(UsageError, match=f"is no {BACKBONE}: .* of the backbone's"):
+        build.model(recipe, 2, CPU)
+
+
+# --- files ---
+
+
+def read(name: str, root: Path) -> Any:
+    return load(name, Keys(root=str(root)), root / "cache")
+
+
+def test_boxes_are_counted_from_nought_with_their_ends_outside(voc: Path) -> None:
+    data = read("voc-folder", voc)
+    assert data.classes == ("green", "red")
+    _, boxes = drawn_scenes.scene(0)
+    objects = data.train.target(0)
+    assert objects.boxes.tolist() == [list(map(float, box)) for _, box in boxes]
+    assert objects.labels.tolist() == [2, 1]
+    assert data.notes == ()
+
+
+def test_boxes_without_area_are_left_out_and_counted(tmp_path: Path) -> None:
+    root = drawn_scenes.voc(tmp_path / "voc", 3, 1)
+    whole = drawn_scenes.Box(5, 5, 20, 20)
+    odd = [
+        ("red", drawn_scenes.Box(8, 8, 9, 9)),  # VOC: xmin = xmax
+        ("red", drawn_scenes.Box(50, 30, 70, 50)),  # over the corner
+        ("green", drawn_scenes.Box(80, 10, 90, 20)),  # outside
+        ("green", whole),
+    ]
+    (root / "Annotations" / "0.xml").write_text(drawn_scenes.annotation(odd))
+    (root / "Annotations" / "1.xml").write_text(drawn_scenes.annotation([]))
+    data = read("voc-folder", root)
+    assert data.train.target(0).boxes.tolist() == [[50, 30, 64, 48], list(map(float, whole))]
+    assert len(data.train.target(1).boxes) == 0, "an image without objects stays"
+    file = root / "Annotations" / "0.xml"
+    assert data.notes == (
+        f"1 boxes have no area and are left out; the first in {file}",
+        f"1 boxes reach over their image's edge and are cut; the first in {file}",
+        f"1 boxes lie outside their image and are left out; the first in {file}",
+    )
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "said"),
+    [
+        ("Annotations/0.xml", "<annotation>", "0.xml: cannot be read: "),
+        ("Annotations/0.xml", "<annotation><object><name>red</name></object></annotation>",
+         "an object without a name or without a bndbox"),
+        ("Annotations/8.xml", drawn_scenes.annotation([("blue", drawn_scenes.Box(1, 1, 9, 9))]),
+         "'blue' is not one of the classes."),
+        ("ImageSets/Main/train.txt", "0\n99\n", "99.xml: cannot be read"),
+        ("ImageSets/Main/train.txt", "", "train.txt: names no image."),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_with_a_voc_folder_names_the_file(
+    tmp_path: Path, file: str, text: str, said: str
+) -> None:
+    root = drawn_scenes.voc(tmp_path / "voc")
+    (root / file).write_text(text)
+    with pytest.raises(DataError) as refused:
+        read("voc-folder", root)
+    assert said in str(refused.value)
+
+
+def test_masks_that_do_not_fit_name_their_file(tmp_path: Path) -> None:
+    root = drawn_scenes.masks(tmp_path / "masks", 2, 1)
+    mask = root / "train" / "masks" / "0.png"
+    Image.fromarray(np.full((48, 64), 3, np.uint8)).save(mask)
+    data = read("mask-folder", root)
+    with pytest.raises(ValueError, match=r"0.png: a label 3, where the 3 classes end at 2 and 255"):
+        data.train.target(0)
+    mask.unlink()
+    with pytest.raises(DataError, match=r"masks/0.png: no such file; it is the mask of 0.png."):
+        read("mask-folder", root)
+    (root / "classes.txt").unlink()
+    with pytest.raises(DataError, match=r"classes.txt: no such file."):
+        read("mask-folder", root)
+
+
+def test_a_mask_with_an_unknown_label_ends_a_run_with_exit_3(
+    rescue: Rescue, tmp_path: Path
+) -> None:
+    root = drawn_scenes.masks(tmp_path / "masks", 4, 1)
+    mask = root / "train" / "masks" / "1.png"
+    Image.fromarray(np.full((48, 64), 7, np.uint8)).save(mask)
+    ended = rescue(
+        "train", *SEGMENT, "data.name=mask-folder", f"data.root={root}", "--workers", "0"
+    )
+    assert ended.code == 3
+    assert "1.png: a label 7, where the 3 classes end at 2" in ended.err
+
+
+def test_ade20k_starts_at_one(tmp_path: Path) -> None:
+    root = tmp_path / "ADEChallengeData2016"
+    for part in ("training", "validation"):
+        for kind in ("images", "annotations"):
+            (root / kind / part).mkdir(parents=True)
+        Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(root / "images" / part / "a.jpg")
+        mask = np.array([[0, 1, 2, 150]] * 4, dtype=np.uint8)
+        Image.fromarray(mask).save(root / "annotations" / part / "a.png")
+    lines = ["Idx\tRatio\tTrain\tVal\tStuff\tName"]
+    lines += [f"{i}\t0.1\t1\t1\t0\tname{i}, other" for i in range(1, 151)]
+    (root / "objectInfo150.txt").write_text("\n".join(lines) + "\n")
+    data = read("ade20k", tmp_path)
+    assert data.classes[:2] == ("name1", "name2")
+    assert data.train.target(0)[0].tolist() == [IGNORED, 0, 1, 149]
+
+
+# --- augmentations ---
+
+
+def test_a_mirrored_box_holds_the_same_pixels() -> None:
+    pixels, boxes = drawn_scenes.scene(0)
+    image = torch.from_numpy(pixels).permute(2, 0, 1)
+    target = Objects.of([(tuple(map(float, box)), 1, False) for _, box in boxes])
+    mirrored = flip(p=1.0).apply(Scene(image, target), np.zeros(1, np.float32))
+    assert isinstance(mirrored.target, Objects)
+    for before, after in zip(target.boxes, mirrored.target.boxes, strict=True):
+        a, b = ((slice(int(t), int(v)), slice(int(x), int(u))) for x, t, u, v in (before, after))
+        assert torch.equal(image[:, a[0], a[1]].flip(-1), mirrored.image[:, b[0], b[1]])
+    kept = flip(p=0.4).apply(Scene(image, target), np.array([0.5], np.float32))
+    assert torch.equal(kept.image, image)
+
+
+@pytest.mark.parametrize("side", [0.0, 0.5, 0.99])
+def test_a_scaled_crop_moves_image_and_mask_alike(side: float) -> None:
+    mask = np.zeros((40, 60), dtype=np.uint8)
+    mask[10:30, 20:45] = 1
+    image = torch.from_numpy(mask * np.uint8(200)).expand(3, 40, 60)
+    crop = scale_crop(short_side=40, scale=(0.5, 2.0), size=48)
+    found = crop.apply(Scene(image, mask), np.array([side, 0.3, 0.7], np.float32))
+    assert found.image.shape == (3, 48, 48)
+    assert isinstance(found.target, np.ndarray)
+    assert found.target.shape == (48, 48)
+    bright = found.image[0].numpy() > 100
+    agree = (bright == (found.target == 1)) | (found.target == IGNORED)
+    assert agree.mean() > 0.97, "all but the edges, which are interpolated"
+    assert (found.target == IGNORED).any() == (side == 0.0), "black and ignored beyond the scene"
+
+
+def test_poly_is_the_formula() -> None:
+    rates = poly(Span(0.01, 10, 3), power=0.9)
+    assert [rates(step).lr for step in (0, 15, 29)] == pytest.approx(
+        [0.01, 0.01 * 0.5**0.9, 0.01 * (1 / 30) ** 0.9]
+    )
+    assert rates(30).lr == 0.0
