@@ -23,8 +23,10 @@ from rescue_cli.errors import UsageError
 from rescue_cli.loss import cross_entropy
 from rescue_cli.model import fill
 from rescue_cli.parts.updates import rates_of
+from rescue_cli.report.gaps import figure_of_runs, theoretical
 from rescue_cli.schedule.decays import cosine, step
 from rescue_cli.schedule.span import Span
+from rescue_cli.task.classification import COLUMNS, Classification
 from tests.conftest import Rescue
 from tests.photographs import as_batch, crops, differences
 
@@ -133,6 +135,47 @@ def test_a_net_without_bottlenecks_has_no_stride_to_move(rescue: Rescue) -> None
     )
     assert "~model.stride_in" in moved.err
     assert moved.code == 0, moved.err
+
+
+@pytest.mark.parametrize(("over", "eps"), [("others", 0.1), ("others", 0.3), ("all", 0.1)])
+def test_a_linear_model_trained_to_the_end_has_the_gap_of_equation_5(over: str, eps: float) -> None:
+    classes = 7
+    loss = cross_entropy(classes, label_smoothing=eps, reduction="mean", smoothing_over=over)  # type: ignore[arg-type]
+    images, labels = torch.eye(classes, dtype=torch.float64), torch.arange(classes)
+    weights = torch.zeros(classes, classes, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS(
+        [weights],
+        max_iter=500,
+        tolerance_grad=1e-12,
+        tolerance_change=0.0,
+        line_search_fn="strong_wolfe",
+    )
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        value = loss.mean(images @ weights, labels)
+        value.backward()  # type: ignore[no-untyped-call]
+        return value
+
+    optimizer.step(closure)  # type: ignore[no-untyped-call]
+    logits = (images @ weights).detach()
+    row = Classification.rows(torch.arange(classes), labels, logits)
+    gaps = row[:, COLUMNS.index("gap")].numpy()
+    share = eps if over == "others" else eps * (classes - 1) / classes
+    np.testing.assert_allclose(gaps, np.log((classes - 1) * (1 - share) / share), atol=1e-5)
+    assert theoretical(0.1, 1000) == pytest.approx(9.1, abs=0.01), "as the paper has it"
+
+
+def test_a_report_of_two_runs_shows_their_gaps(rescue: Rescue, tmp_path: Path) -> None:
+    for name, smoothing in (("plain", 0.0), ("smoothed", 0.1)):
+        words = (*TINY, f"loss.label_smoothing={smoothing}")
+        assert rescue("train", "--out", name, *words).code == 0
+    assert rescue("report", "plain", "smoothed", "--out", "report.html").code == 0
+    assert "<h2>Logits</h2>" in (tmp_path / "report.html").read_text()
+    figure = figure_of_runs([tmp_path / "plain", tmp_path / "smoothed"])
+    (axes,) = figure.axes
+    lines = [line.get_label() for line in axes.lines]
+    assert lines == [f"its optimum, {theoretical(0.1 * 9 / 10, 10):.2f}"]
 
 
 def test_smoothing_over_the_others_is_equation_4() -> None:

@@ -17,10 +17,11 @@ from scipy import stats
 
 from rescue_cli import build, draws
 from rescue_cli import recipe as recipes
-from rescue_cli.data import FACTS, Dataset, FileNames, Files, Images
+from rescue_cli.data import FACTS, Dataset, FileNames, Files, Images, Keys, load
 from rescue_cli.optim import claims
 from rescue_cli.parts.ingredients import network_of
 from rescue_cli.parts.updates import rates_of
+from tests import drawn_scenes
 from tests.engine_runs import drawn
 
 GOLDEN = Path(__file__).with_name("golden.json")
@@ -64,6 +65,17 @@ SMALLEST = {
         name: ["model={name: resnet18}", "data.train_size=32"]
         for name in ("transfer", "transfer-linear", "transfer-layerwise")
     },
+    "detection-voc": [
+        "model.backbone=test_resnet",
+        "model.min_size=48",
+        "model.max_size=64",
+        "train.batch_size=2",  # every image has 512 proposals
+        "train.device_batch_size=1",
+    ],
+    "segmentation-ade20k": [
+        "model.backbone=test_resnet",
+        "augment=[{name: scale-crop, short_side: 48, scale: [0.5, 2.0], size: 48}]",
+    ],
     **{  # whose teacher is a file; what he adds is held in test_bag_of_tricks.py
         name: ["model={name: resnet18, init: glorot}", "data.train_size=32", "~teacher"]
         for name in ("bot-distill", "bag-of-tricks")
@@ -88,9 +100,13 @@ def losses(name: str, folder: Path) -> list[float]:
     recipe = recipes.load(name, [*SLICES, *SMALLEST[name]])
     cpu = torch.device("cpu")
     known = FACTS[recipe.data.name]
-    data = drawn(known.channels, known.size, 64) if known.size else files(folder)
+    if known.task != "classification":
+        data = scenes(known.task, folder / "scenes")
+    else:
+        data = drawn(known.channels, known.size, 64) if known.size else files(folder)
     machine = build.Machine(cpu, 0, folder)
-    step = build.step(recipe, build.model(recipe, 10, cpu), data, machine, print)
+    network = build.model(recipe, len(data.classes), cpu)
+    step = build.step(recipe, network, data, machine, print)
     step.feed.start(0)
     found = []
     for number in range(STEPS):
@@ -98,6 +114,14 @@ def losses(name: str, folder: Path) -> list[float]:
         step(number)
         found.append(float(step.loss_sum))
     return found
+
+
+def scenes(task: str, root: Path) -> Dataset:
+    """Drawn scenes with boxes or masks."""
+    if not root.exists():
+        (drawn_scenes.voc if task == "detection" else drawn_scenes.masks)(root, 16, 1)
+    name = "voc-folder" if task == "detection" else "mask-folder"
+    return load(name, Keys(root=str(root)), root)
 
 
 def files(folder: Path) -> Dataset:

@@ -56,7 +56,11 @@ def test_made_up_logits_are_scored_as_timm_scores_them(every: list[int]) -> None
         rows.append(Classification.rows(indices, torch.zeros(1000, dtype=torch.int64), logits))
     table = torch.cat(rows).numpy()
     said = Predictions(
-        np.zeros(IMAGES, dtype=np.int64), table[:, 2], table[:, 3], table[:, 4:].astype(np.int64)
+        np.zeros(IMAGES, dtype=np.int64),
+        table[:, 2],
+        table[:, 3],
+        table[:, 4],
+        table[:, 5:].astype(np.int64),
     )
     real = said.by(answers)
     assert (real.count, real.loss) == (SCORED, None)
@@ -70,6 +74,7 @@ def test_any_of_several_labels_is_right_and_images_without_are_not_counted() -> 
         labels=np.array([9, 9, 9, 9]),
         losses=np.zeros(4),
         probabilities=np.full(4, 0.5),
+        gaps=np.zeros(4),
         top=np.array([[1, 2, 3], [2, 1, 3], [3, 1, 2], [1, 2, 3]]),
     )
     real = said.by(np.array([[2, 1], [3, -1], [-1, -1], [7, 3]]))

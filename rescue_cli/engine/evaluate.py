@@ -74,6 +74,7 @@ class Predictions:
     labels: NDArray[np.int64]
     losses: NDArray[np.float64] | None
     probabilities: NDArray[np.float64]
+    gaps: NDArray[np.float64]  # the largest logit less the mean of the others
     top: NDArray[np.int64]  # (count, 5), the most probable class first
 
     @property
@@ -97,6 +98,7 @@ class Predictions:
             "labels": self.labels,
             "top": self.top,
             "probabilities": self.probabilities,
+            "gaps": self.gaps,
             **losses,
             "confusion": confusion,
             "per_class": 100 * np.diag(confusion) / np.maximum(confusion.sum(1), 1),
@@ -117,7 +119,9 @@ class Predictions:
     def by(self, answers: NDArray[np.int64]) -> "Predictions":
         """The images that `answers` (n, most) has a label for, scored by these."""
         kept = (answers >= 0).any(1)
-        return Predictions(answers[kept], None, self.probabilities[kept], self.top[kept])
+        return Predictions(
+            answers[kept], None, self.probabilities[kept], self.gaps[kept], self.top[kept]
+        )
 
     def __str__(self) -> str:
         loss = "" if self.loss is None else f"  loss {self.loss:.4f}"
@@ -216,7 +220,7 @@ class Evaluator:
                 found[measurement].append(self.rows(shown.indices, shown.labels, weighted))
 
     def _gather(self, parts: list[Tensor], expected: Indices) -> Table:
-        width = 4 if not parts else parts[0].shape[1]
+        width = 5 if not parts else parts[0].shape[1]
         (width_everywhere,) = distributed.max_over_ranks([float(width)], self.device)
         empty = torch.zeros((0, int(width_everywhere)), dtype=torch.float64, device=self.device)
         rows = distributed.gather(torch.cat([empty, *parts]), self.device).cpu().numpy()
@@ -230,5 +234,6 @@ def _said(table: Table) -> Predictions:
         labels=table[:, 1].astype(np.int64),
         losses=table[:, 2],
         probabilities=table[:, CONFIDENCE],
-        top=table[:, 4:].astype(np.int64),
+        gaps=table[:, CONFIDENCE + 1],
+        top=table[:, CONFIDENCE + 2 :].astype(np.int64),
     )

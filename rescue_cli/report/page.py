@@ -11,9 +11,9 @@ import numpy as np
 from rescue_cli import recipe as recipes
 from rescue_cli.plans import differences
 from rescue_cli.recipe import Recipe, recipe_in
-from rescue_cli.report import study_page, sweeps
+from rescue_cli.report import gaps, study_page, sweeps
 from rescue_cli.report.markup import folded, image, shown_seconds, table, text
-from rescue_cli.report.pictures import curves_of, figure_of
+from rescue_cli.report.pictures import by_class, curves_of, figure_of, samples_of
 from rescue_cli.report.sweep_pictures import figures_of
 from rescue_cli.results import RunDirectory, read_json, read_metrics, score
 
@@ -46,9 +46,13 @@ def page(paths: Sequence[Path]) -> str:
         f"<title>{text(title)}</title><style>{STYLE}</style>",
         "<h1>Results</h1>",
         table(*results(paths)),
-        "<p class=dim>Top-1 in percent, of the last epoch. Paper: what the recipe's source "
-        "claims. Measured: mean and standard deviation over seeds where there are several.</p>",
+        "<p class=dim>In percent, of the last epoch: top-1, of detectors AP50, of segmentation "
+        "mIoU. Paper: what the recipe's source claims. Measured: mean and standard deviation over "
+        "seeds where there are several.</p>",
     ]
+    runs = [path for path in paths if _is_run(path)]
+    if (figure := gaps.figure_of_runs(runs)) is not None:
+        parts.append(f"<h2>Logits</h2>{image(figure)}")
     before = None
     for path in paths:
         if study_page.is_study(path):
@@ -133,6 +137,8 @@ def _run(path: Path) -> str:
         parts += [image(curves_of(lines)), image(_schedule(lines))]
     for file in sorted((path / "predictions").glob("*.npz")):
         parts.append(_classes(file))
+    if RunDirectory(path).examples.is_file():
+        parts.append(image(samples_of(RunDirectory(path).examples)))
     return "\n".join([*parts, _procedure(path)])
 
 
@@ -190,12 +196,12 @@ def _classes(file: Path) -> str:
     """Accuracy of each class, the worst first."""
     with np.load(file) as arrays:
         names = [str(name) for name in arrays["classes"]]
-        accuracy, counts = arrays["per_class"], arrays["confusion"].sum(1)
+        accuracy, (counts, heading) = arrays["per_class"], by_class(arrays)
     order = np.argsort(accuracy, kind="stable")[:SHOWN_CLASSES]
     rows = [[names[i], f"{accuracy[i]:.1f}", str(counts[i])] for i in order if counts[i]]
     more = len(names) - len(order)
     title = f"Classes of {file.stem}, the worst first" + (f" ({more} more)" if more else "")
-    return folded(title, table(["class", "top-1 %", "images"], rows))
+    return folded(title, table(["class", *heading], rows))
 
 
 def as_json(paths: Sequence[Path]) -> str:

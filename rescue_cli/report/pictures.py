@@ -18,9 +18,9 @@ def draw(path: Path) -> None:
     if lines:
         save(curves_of(lines), path / "curves.png")
     if run.samples.exists():
-        save(_samples(run.samples), path / "samples.png")
+        save(samples_of(run.samples), path / "samples.png")
     if run.examples.exists():
-        save(_samples(run.examples), path / "examples.png")
+        save(samples_of(run.examples), path / "examples.png")
     for file in sorted((path / "predictions").glob("*.npz")):
         with np.load(file) as arrays:
             _write_classes(arrays, file.with_suffix(".csv"))
@@ -83,7 +83,7 @@ def _columns(rows: Sequence[Mapping[str, Any]], key: str) -> tuple[list[float], 
     return [r["epoch"] for r in rows], [r[key] for r in rows]
 
 
-def _samples(file: Path) -> Any:
+def samples_of(file: Path) -> Any:
     """Augmented training images with their labels, four by four."""
     with np.load(file) as arrays:
         images, labels = arrays["images"], arrays["labels"]
@@ -124,10 +124,15 @@ def _confusion(arrays: Mapping[str, Any], title: str) -> Any:
 
 
 def _write_classes(arrays: Mapping[str, Any], path: Path) -> None:
-    known = "confusion" in arrays
-    counts = arrays["confusion"].sum(1) if known else arrays["images_per_class"]
+    counts, (metric, what) = by_class(arrays)
     rows = zip(arrays["classes"], arrays["per_class"], counts, strict=True)
     lines = [f'"{name}",{accuracy:.2f},{count}' for name, accuracy, count in rows]
-    metric = "top1" if known else "ap50" if "truths" in arrays else "iou"
-    what = "objects" if metric == "ap50" else "images"
-    path.write_text("\n".join([f"class,{metric},{what}", *lines]) + "\n")
+    path.write_text("\n".join([f'class,"{metric}",{what}', *lines]) + "\n")
+
+
+def by_class(arrays: Mapping[str, Any]) -> tuple[Any, tuple[str, str]]:
+    """How much there is of each class, and what its accuracy and that number are called."""
+    if "confusion" in arrays:
+        return arrays["confusion"].sum(1), ("top-1 %", "images")
+    measure = ("AP50 %", "objects") if "truths" in arrays else ("IoU %", "images")
+    return arrays["images_per_class"], measure

@@ -9,7 +9,8 @@ from torch.nn import functional
 
 from rescue_cli.batch import Batch
 
-COLUMNS = ("index", "label", "loss", "probability", "top")  # of `rows`; `top` takes all the rest
+# of `rows`; `top` takes all the rest
+COLUMNS = ("index", "label", "loss", "probability", "gap", "top")
 TOP = 5
 
 
@@ -25,11 +26,17 @@ class Classification:
 
     @staticmethod
     def rows(indices: Tensor, labels: Tensor, logits: Tensor) -> Tensor:
-        """(n, 4 + min(5, classes)): index, label, cross-entropy, probability, top classes."""
+        """(n, 5 + min(5, classes)): index, label, cross-entropy, probability, gap, top classes.
+
+        The gap is the largest logit less the mean of the others (Bag of Tricks, figure 4b).
+        """
         logits = logits.double()
+        others = max(logits.shape[1] - 1, 1)
+        largest = logits.amax(1)
+        gaps = largest - (logits.sum(1) - largest) / others
         losses = functional.cross_entropy(logits, labels, reduction="none")
         probabilities, top = logits.softmax(1).topk(min(TOP, logits.shape[1]), dim=1)
-        columns = [indices, labels, losses, probabilities[:, 0]]
+        columns = [indices, labels, losses, probabilities[:, 0], gaps]
         return torch.cat([torch.stack([c.double() for c in columns], 1), top.double()], 1)
 
 
