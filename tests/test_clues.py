@@ -1,5 +1,6 @@
 """What is read from curves: made ones whose answer is known, and noise of every kind."""
 
+import json
 import math
 from typing import Any
 
@@ -9,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rescue_cli import clues
+from rescue_cli.recipe import recipes_folder
 
 RATES = np.linspace(0.025, 1.0, 40)
 
@@ -169,6 +171,21 @@ def test_suggestions_want_rates_above_zero_and_enough_points() -> None:
     assert clues.suggestions([0.0, 0.1, 0.2, 0.3], [2.0, 1.5, 1.2, 1.1]) == none
     assert clues.suggestions([0.1] * 10, [2.0] * 10) == none
     assert clues.suggestions(list(RATES), [math.nan] * 40) == none
+
+
+@pytest.mark.parametrize(
+    ("name", "lowest", "highest"),
+    [("1cycle-3layer", 0.0105, 0.0136), ("1cycle-resnet56-depth20", 1.0, 1.3)],
+)
+def test_real_curves_on_record_are_read_as_the_eye_reads_them(
+    name: str, lowest: float, highest: float
+) -> None:
+    record = json.loads((recipes_folder() / "records" / "lr-range" / f"{name}.json").read_text())
+    for run in record["runs"][:-1]:
+        accuracies = [math.nan if a is None else -a for a in run["accuracies"]]
+        found = clues.turn(run["rates"], accuracies, "accuracy").rate
+        assert found is not None
+        assert lowest <= found <= highest
 
 
 def test_a_blow_up_is_not_smoothed_into_what_came_before() -> None:

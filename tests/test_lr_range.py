@@ -44,8 +44,12 @@ def test_it_answers_writes_its_curves_and_a_picture_and_goes_on(
 
 
 def test_a_run_that_diverges_ends_there_and_is_read(rescue: Rescue) -> None:
-    ended = rescue(*QUICK, "--end", "1e6", "--ramp", "exponential", "optim.weight_decay=0.5")
+    call = (*QUICK, "--end", "1e6", "--ramp", "exponential", "optim.weight_decay=0.5")
+    ended = rescue(*call)
     assert ended.code == 0
+    again = rescue(*call)
+    assert again.out == ended.out
+    assert "test/seed-0: diverged before" in again.err
     assert "diverged: the loss is" in ended.err
     assert "max_lr" in ended.out
     assert max(map(len, ended.out.splitlines())) <= 80

@@ -13,6 +13,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from rescue_cli.cli import main
+from tests import drawn_scenes
 
 README = Path(__file__).parents[1] / "README.md"
 # What is written -> what is run. `make` lines are not run here; the rest is as written.
@@ -39,6 +40,14 @@ SUBSTITUTIONS = {
         "--model test_resnet --to FOLDER --recipe transfer-layerwise --seeds 2 --epochs 1 "
         "train.precision=float32 train.batch_size=8 train.device_batch_size=8 "
         "data.train_size=64 eval.sizes=[64]"
+    ),
+    "--model resnet50 --to VOC train.epochs=10": (
+        "--model test_resnet --to VOC train.epochs=1 model.min_size=48 model.max_size=64 "
+        "eval.sizes=[48] --out detection"
+    ),
+    "--model resnet50 --to MASKS train.precision=float32": (
+        "--model test_resnet --to MASKS train.precision=float32 train.epochs=1 "
+        "train.batch_size=4 train.device_batch_size=4 --out segmentation"
     ),
     "lr-range-test --recipe quickstart --seeds 3": (
         "lr-range-test --recipe quickstart --seeds 1 --epochs 0.5 --points 10 data.subset=[512,64]"
@@ -91,6 +100,8 @@ def places(tmp_path: Path) -> dict[str, str]:
         "CIFAR": str(tmp_path / "cifar"),
         "IMAGENET": str(tmp_path / "imagenet"),
         "FOLDER": str(tmp_path / "folder"),
+        "VOC": str(drawn_scenes.voc(tmp_path / "voc")),
+        "MASKS": str(drawn_scenes.masks(tmp_path / "masks")),
         "IMAGE": str(image),
         "WEIGHTS": str(weights),
     }

@@ -182,6 +182,7 @@ def test_a_backbone_comes_from_a_classifier_and_is_compared_with_none(
         (["model={name: fcn, backbone: resnet18, norms: frozen}"], "fcn is for segmentation"),
         (["mix={name: mixup, alpha: 0.2}"], "mix.name: mixup is for classification."),
         (["eval.crops=[0.9]"], "eval.crops, eval.tta: a scene is seen whole and once."),
+        (["data.train_size=224"], "data.train_size: is for classification; scenes lie below"),
         (["model.anchors=[8,16]"], "anchors: 2 sides for 5 maps."),
         (["model.backbone=resnet1"], "model.backbone: 'resnet1' is not one of timm's."),
         (["model.backbone=vit_tiny_patch16_224"], "has no feature maps of strides (4, 8, 16, 32)"),

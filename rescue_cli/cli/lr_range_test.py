@@ -1,6 +1,8 @@
 """`rescue lr-range-test`: runs of a rising rate, what they say, and a recipe that follows it."""
 
 import json as json_module
+import shlex
+import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -175,13 +177,16 @@ def _run(path: Path, run: _Run, device: str, procs: int | None, workers: int | N
 
 def _write(folder: Path, found: _Found) -> None:
     from rescue_cli.report.ranges import draw
-    from rescue_cli.results import write_json
+    from rescue_cli.results import RunDirectory, read_json, write_json
 
     runs = [*found.full, found.half]
+    environment = read_json(RunDirectory(folder / f"seed-{found.full[0].seed}").environment)
     write_json(
         folder / "lr-range.json",
         {
             **found.summary,
+            "command": shlex.join(["rescue", *sys.argv[1:]]),
+            "environment": {k: v for k, v in environment.items() if k != "cache"},
             "ramp": asdict(found.ramp),
             "runs": [curves.written() for curves in runs],
         },

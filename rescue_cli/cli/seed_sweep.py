@@ -193,7 +193,7 @@ def _print(found: dict[str, Any]) -> None:
         )
     out = common.console()
     out.print(table)
-    out.print(f"{found['recipe']}: {found['n']} seeds, {len(found['failed'])} failed; top-1 in %")
+    out.print(f"{found['recipe']}: {found['n']} seeds, {len(found['failed'])} failed; in percent")
     for seed, why in found["failed"].items():
         out.print(f"seed {seed} failed: {why}")
     for name, peak in found["peak"].items():

@@ -20,6 +20,8 @@ THEIRS = {
     "segmentation": {"model": ("fcn",), "loss": ("pixel-cross-entropy",)},
 }
 EXTRA = ("torchmetrics", "faster_coco_eval")
+# Keys of `data` that act on images with one label
+OF_IMAGES = ("sets", "channels", "resident", "train_size", "train_root", "test_root")
 NEUTRAL = {"sampling": "shuffled", "mix": "none", "selection": "none", "teacher": "none"}
 
 
@@ -116,6 +118,12 @@ def _check_neutral(recipe: Recipe) -> None:
             raise UsageError(
                 f"{section}.name: {name} is for classification. Remove the section with ~{section}."
             )
+    given = [key for key in OF_IMAGES if key in recipe.data.options]
+    if given:
+        raise UsageError(
+            f"data.{given[0]}: is for classification; scenes lie below data.root and keep their "
+            f"size. Remove it with ~data.{given[0]}."
+        )
     if recipe.eval.crops != [1.0] or recipe.eval.ttas != ("none",):
         raise UsageError(
             "eval.crops, eval.tta: a scene is seen whole and once. Use [1.0] and none."

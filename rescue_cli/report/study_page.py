@@ -7,7 +7,7 @@ from typing import Any
 from rescue_cli.report.markup import image, shown_seconds, table, text
 from rescue_cli.report.pictures import figure_of
 from rescue_cli.report.studies import shown
-from rescue_cli.results import read_json
+from rescue_cli.results import METRICS, read_json
 
 FILE = "study.json"  # what `rescue study` leaves in its folder
 
@@ -88,7 +88,8 @@ def _picture(rows: Sequence[Mapping[str, Any]]) -> Any:
     )
     axes.set_yticks(places, [f"row {row['row']}" for row in rows], fontsize=8)
     axes.set_ylim(min(places) - 0.7, max(places) + 0.7)
-    axes.set_xlabel("top-1 %")
+    first = next((metric for row in rows for metric in row["paper"] if metric in METRICS), "top1")
+    axes.set_xlabel(METRICS[first])
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
     return figure

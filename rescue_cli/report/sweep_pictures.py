@@ -5,7 +5,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from rescue_cli.report.pictures import figure_of, save
-from rescue_cli.report.sweeps import Sweep, by_epoch, summary
+from rescue_cli.report.sweeps import Sweep, by_epoch, metric_of, summary
 
 
 def draw(sweep: Sweep) -> list[Path]:
@@ -37,7 +37,7 @@ def _histograms(sweep: Sweep) -> Any:
         if 0 in values:
             axes.axvline(values[0], color="tab:red", linestyle="--", label="seed 0")
         axes.set_title(f"{name}: {len(values)} seeds", fontsize=10)
-        axes.set_xlabel("top-1 %")
+        axes.set_xlabel(metric_of(sweep))
         axes.yaxis.get_major_locator().set_params(integer=True)
         axes.legend(fontsize=8)
     return figure
@@ -58,8 +58,8 @@ def _cloud(sweep: Sweep) -> Any:
     found = summary(sweep)["correlation"].get(f"{first} {second}")
     if found is not None:
         axes.set_title(f"r = {found[0]:.2f} ({found[1]:.2f} to {found[2]:.2f})", fontsize=10)
-    axes.set_xlabel(f"{first}: top-1 %")
-    axes.set_ylabel(f"{second}: top-1 %")
+    axes.set_xlabel(f"{first}: {metric_of(sweep)}")
+    axes.set_ylabel(f"{second}: {metric_of(sweep)}")
     axes.grid(alpha=0.3)
     return figure
 
@@ -86,7 +86,7 @@ def _band(sweep: Sweep) -> Any:
     axes.set_title(f"{sweep.measurements[0]}: {len(sweep.results)} seeds", fontsize=10)
     axes.set_xlabel("epoch")
     axes.xaxis.get_major_locator().set_params(integer=all(float(e).is_integer() for e in epochs))
-    axes.set_ylabel("top-1 %")
+    axes.set_ylabel(metric_of(sweep))
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     return figure

@@ -10,7 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from rescue_cli.errors import UsageError
-from rescue_cli.results import RunDirectory, read_json, read_metrics, score
+from rescue_cli.results import (
+    METRICS,
+    RunDirectory,
+    metrics_of,
+    read_json,
+    read_metrics,
+    score,
+)
 from rescue_cli.statistics import (
     Sample,
     chosen_best,
@@ -44,6 +51,12 @@ class Sweep:
         """What every run measured: the sets, and size, crop or TTA where they are several."""
         first = next(iter(self.results.values()), None)
         return [] if first is None else [_label(e, first["sets"]) for e in first["sets"]]
+
+
+def metric_of(sweep: Sweep) -> str:
+    """What the seeds are judged by, as tables call it."""
+    first = next(iter(sweep.results.values()))
+    return METRICS[metrics_of(first)[0]]
 
 
 def read(path: Path) -> Sweep:
