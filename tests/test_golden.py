@@ -69,7 +69,8 @@ SMALLEST = {
         "model.backbone=test_resnet",
         "model.min_size=48",
         "model.max_size=64",
-        "train.batch_size=2",  # every image has 512 proposals
+        "model.proposals=8",
+        "train.batch_size=2",
         "train.device_batch_size=1",
     ],
     "segmentation-ade20k": [

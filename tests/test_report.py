@@ -57,7 +57,7 @@ def test_the_page_is_whole_small_and_fetches_nothing(
     assert all(source.startswith("data:image/png;base64,") for source in page.fetched)
     assert "prefers-color-scheme:dark" in text
     assert "width=device-width" in text
-    assert re.findall(r"<h2>([^<]*)</h2>", text) == ["run", "sweep: 3 seeds"]
+    assert re.findall(r"<h2>([^<]*)</h2>", text) == ["run", "sweep: 3 seeds", "Logits"]
     for said in ("To repeat it:", "rescue train --out run", "What differs from the shipped"):
         assert said in text
     assert "model.width" in text

@@ -41,6 +41,7 @@ def step(
     where = common.device(device)
     resolved = recipes.load(common.named_or_default(recipe), overrides or [])
     build.check(resolved)
+    resolved.demand_classification("bench")
     for warning in common.check_precision(resolved, where):
         common.note(f"warning: {warning}")
     if against == "plain":
@@ -162,6 +163,7 @@ def input(
     _only_timm(against)
     resolved = recipes.load(recipe or "a2", overrides or [])
     build.check_ingredients(resolved)
+    resolved.demand_classification("bench")
     found = against_timm(resolved, Path(data), steps=steps, rounds=rounds)
     if json:
         print(json_module.dumps(found))
@@ -201,6 +203,7 @@ def train(
     root = [] if data is None else [f"data.root={data}"]
     resolved = measured_recipe(recipe, [*root, *(overrides or [])])
     build.check(resolved)
+    resolved.demand_classification("bench")
     for warning in common.check_precision(resolved, "cpu"):
         common.note(f"warning: {warning}")
     for line in common.allocator_notes():

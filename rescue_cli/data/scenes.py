@@ -34,11 +34,15 @@ class Wanted(NamedTuple):
 
 
 class Read(NamedTuple):
-    """One image's scene, or none where it and all drawn in its place are corrupt."""
+    """One image's scene, or none where it and all drawn in its place are corrupt.
+
+    `fault`: what is wrong with it for good; a worker's exceptions would come with tracebacks.
+    """
 
     scene: Scene | None
     broken: list[tuple[str, str]]  # file, reason
     replaced: int
+    fault: str | None = None
 
 
 class TrainScenes(Dataset[list[Read]]):
@@ -68,6 +72,8 @@ class TrainScenes(Dataset[list[Read]]):
         for attempt in range(REDRAWS):
             try:
                 scene = read(self.pairs, index, self.decoder)
+            except DataError as error:
+                return Read(None, [], 0, str(error))
             except UNREADABLE as error:
                 broken.append((str(self.pairs.names.path(index)), reason_of(error)))
                 (word,) = words(self.seed, "redraw", index, attempt, 1)
@@ -162,6 +168,7 @@ class SceneFeed:
         self.waited += time.perf_counter() - started
         scenes = []
         for part in parts:
+            _raise_fault(part)
             self.replaced += part.replaced
             tally(self.corrupt, part.broken, self.max_corrupt, self.log)
             if part.scene is None:
@@ -171,6 +178,11 @@ class SceneFeed:
                 )
             scenes.append(part.scene)
         return scenes
+
+
+def _raise_fault(part: Read) -> None:
+    if part.fault is not None:
+        raise DataError(part.fault)
 
 
 def batched(scenes: Sequence[Scene], device: torch.device) -> tuple[Any, Any]:
@@ -205,6 +217,8 @@ class TestScenes(Dataset[Read]):
     def __getitem__(self, index: Any) -> Read:
         try:
             return Read(read(self.pairs, index, self.decoder), [], 0)
+        except DataError as error:
+            return Read(None, [], 0, str(error))
         except UNREADABLE as error:
             return Read(None, [(str(self.pairs.names.path(index)), reason_of(error))], 0)
 
@@ -243,6 +257,7 @@ class SceneEvalFeed:
             end_workers(decoded)
 
     def _checked(self, part: Read) -> Scene:
+        _raise_fault(part)
         if part.scene is None:
             path, reason = part.broken[0]
             raise DataError(

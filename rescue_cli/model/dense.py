@@ -108,12 +108,14 @@ def faster_rcnn(
     min_size: PositiveInt,
     max_size: PositiveInt,
     anchors: list[PositiveInt],
+    proposals: PositiveInt,
     norms: Norms,
 ) -> nn.Module:
     """Faster R-CNN with a feature pyramid (Ren et al. 2015; Lin et al. 2017), of torchvision.
 
     `min_size`, `max_size`: an image's shorter side, unless the longer one exceeds the second;
-    `anchors`: the side of the anchors on each of the five maps, in pixels. `norms: frozen` keeps
+    `anchors`: the side of the anchors on each of the five maps, in pixels. `proposals`: how many of
+    them the second stage learns from in an image. `norms: frozen` keeps
     the backbone's batch norms as its weights have them. Images come normalised.
     """
     from torchvision.models.detection import FasterRCNN
@@ -132,6 +134,7 @@ def faster_rcnn(
         max_size=max_size,
         image_mean=[0.0] * channels,
         image_std=[1.0] * channels,
+        box_batch_size_per_image=proposals,
         rpn_anchor_generator=AnchorGenerator(sides, (RATIOS,) * len(sides)),
     )
 

@@ -6,6 +6,29 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
+STYLE = """
+:root{color-scheme:light dark;--ink:#1a1a1a;--paper:#fff;--line:#ddd;--dim:#666}
+@media (prefers-color-scheme:dark){:root{--ink:#e6e6e6;--paper:#16181c;--line:#3a3d44;--dim:#9aa}
+img{filter:invert(.88) hue-rotate(180deg)}}
+body{font:16px/1.5 system-ui,sans-serif;color:var(--ink);background:var(--paper);
+max-width:62rem;margin:0 auto;padding:1rem}
+h1{font-size:1.5rem}h2{font-size:1.2rem;border-top:1px solid var(--line);padding-top:1rem}
+.wide{overflow-x:auto}table{border-collapse:collapse;font-variant-numeric:tabular-nums}
+th,td{padding:.2rem .9rem .2rem 0;border-bottom:1px solid var(--line);text-align:left;
+vertical-align:top}td.n,th.n{text-align:right}img{max-width:100%;height:auto}
+pre{white-space:pre-wrap;overflow-wrap:anywhere;border-left:3px solid var(--line);
+padding-left:.8rem}.dim{color:var(--dim)}details{margin:.5rem 0}
+"""
+
+
+def head(title: str) -> str:
+    """How a page begins, in both schemes and at any width."""
+    return (
+        "<!doctype html><html lang=en><meta charset=utf-8>\n"
+        '<meta name=viewport content="width=device-width,initial-scale=1">\n'
+        f"<title>{text(title)}</title><style>{STYLE}</style>"
+    )
+
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table that scrolls where it is too wide; columns of numbers are set to the right."""
@@ -20,7 +43,11 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _is_number(cell: str) -> bool:
-    return cell == "-" or cell.split(" ")[0].replace(".", "").replace(",", "").isdecimal()
+    try:
+        float(cell.split(" ")[0].replace(",", ""))
+    except ValueError:
+        return cell == "-"
+    return True
 
 
 def folded(title: str, content: str) -> str:

@@ -12,24 +12,11 @@ from rescue_cli import recipe as recipes
 from rescue_cli.plans import differences
 from rescue_cli.recipe import Recipe, recipe_in
 from rescue_cli.report import gaps, study_page, sweeps
-from rescue_cli.report.markup import folded, image, shown_seconds, table, text
+from rescue_cli.report.markup import folded, head, image, shown_seconds, table, text
 from rescue_cli.report.pictures import by_class, curves_of, figure_of, samples_of
 from rescue_cli.report.sweep_pictures import figures_of
 from rescue_cli.results import RunDirectory, read_json, read_metrics, score
 
-STYLE = """
-:root{color-scheme:light dark;--ink:#1a1a1a;--paper:#fff;--line:#ddd;--dim:#666}
-@media (prefers-color-scheme:dark){:root{--ink:#e6e6e6;--paper:#16181c;--line:#3a3d44;--dim:#9aa}
-img{filter:invert(.88) hue-rotate(180deg)}}
-body{font:16px/1.5 system-ui,sans-serif;color:var(--ink);background:var(--paper);
-max-width:62rem;margin:0 auto;padding:1rem}
-h1{font-size:1.5rem}h2{font-size:1.2rem;border-top:1px solid var(--line);padding-top:1rem}
-.wide{overflow-x:auto}table{border-collapse:collapse;font-variant-numeric:tabular-nums}
-th,td{padding:.2rem .9rem .2rem 0;border-bottom:1px solid var(--line);text-align:left;
-vertical-align:top}td.n,th.n{text-align:right}img{max-width:100%;height:auto}
-pre{white-space:pre-wrap;overflow-wrap:anywhere;border-left:3px solid var(--line);
-padding-left:.8rem}.dim{color:var(--dim)}details{margin:.5rem 0}
-"""
 SHOWN_ENVIRONMENT = (
     "device_name", "cores", "threads", "cpu_capability", "torch", "torchvision", "timm", "python",
     "rescue", "commit",
@@ -41,18 +28,13 @@ def page(paths: Sequence[Path]) -> str:
     """The whole page; every path is a run, a sweep or a study that has results."""
     title = ", ".join(path.name or str(path) for path in paths)
     parts = [
-        "<!doctype html><html lang=en><meta charset=utf-8>",
-        '<meta name=viewport content="width=device-width,initial-scale=1">',
-        f"<title>{text(title)}</title><style>{STYLE}</style>",
+        head(title),
         "<h1>Results</h1>",
         table(*results(paths)),
         "<p class=dim>In percent, of the last epoch: top-1, of detectors AP50, of segmentation "
         "mIoU. Paper: what the recipe's source claims. Measured: mean and standard deviation over "
         "seeds where there are several.</p>",
     ]
-    runs = [path for path in paths if _is_run(path)]
-    if (figure := gaps.figure_of_runs(runs)) is not None:
-        parts.append(f"<h2>Logits</h2>{image(figure)}")
     before = None
     for path in paths:
         if study_page.is_study(path):
@@ -62,6 +44,8 @@ def page(paths: Sequence[Path]) -> str:
         if before is not None:
             parts.append(_neighbour(before, path))
         before = path
+    if (figure := gaps.figure_of_runs([path for path in paths if _is_run(path)])) is not None:
+        parts.append(f"<h2>Logits</h2>{image(figure)}")
     return "\n".join([*parts, "</html>"]) + "\n"
 
 

@@ -49,7 +49,7 @@ def draw(
     for low, high in readings[0].overfitting:
         gap.axvspan(low, high, color="tab:red", alpha=0.1, label="signs of overfitting")
     for axes, key in ((train, "train_losses"), (test, "test_losses"), (gap, "errors")):
-        _scale(axes, [v for curves in [*full, half] for v in getattr(curves, key)])
+        scale(axes, [v for curves in [*full, half] for v in getattr(curves, key)])
     named: dict[str, Any] = {}
     for axes in (train, test, gap, accuracy):
         for handle, name in zip(*axes.get_legend_handles_labels(), strict=True):
@@ -58,7 +58,7 @@ def draw(
     save(figure, path)
 
 
-def _scale(axes: Any, values: Sequence[float]) -> None:
+def scale(axes: Any, values: Sequence[float]) -> None:
     """Logarithmic where a loss that blows up would flatten all the rest."""
     finite = [abs(value) for value in values if math.isfinite(value) and value]
     if not finite or max(finite) < WIDE * min(2.0, median(finite)):
