@@ -103,7 +103,7 @@ def test_the_first_losses_are_those_of_a_plain_loop_of_torchvisions_parts(
     for task in ("detection", "segmentation"):
         recipe = recipes.load(words(task, voc, masks)[1], words(task, voc, masks)[2:])
         steady = ["schedule={name: constant}"] if task == "detection" else []
-        longer = ["train.device_batch_size=4", "train.epochs=5"]
+        longer = ["train.device_batch_size=4", "train.epochs=5", "train.precision=float64"]
         recipe = recipe.with_overrides(*longer, *steady)
         machine = build.Machine(CPU, 0, tmp_path)
         data = build.dataset(recipe, tmp_path)
