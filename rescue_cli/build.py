@@ -16,7 +16,7 @@ from rescue_cli.data import Dataset, Features, normalisation
 from rescue_cli.engine.evaluate import Evaluator
 from rescue_cli.engine.norms import RunningStatistics
 from rescue_cli.engine.scenes import SceneEvaluator
-from rescue_cli.engine.step import Feed, Step
+from rescue_cli.engine.step import Step
 from rescue_cli.evaluation import TTAS
 from rescue_cli.mix import MIXES, Mixing
 from rescue_cli.parts.check import check, check_ingredients
@@ -40,7 +40,7 @@ from rescue_cli.parts.inputs import (
     training_images,
 )
 from rescue_cli.parts.networks import model, teacher
-from rescue_cli.parts.scenes import Normalised, is_of_scenes, scene_feed
+from rescue_cli.parts.scenes import Normalised
 from rescue_cli.parts.source import PREPROCESSING
 from rescue_cli.parts.updates import optimizers, rates_of
 from rescue_cli.recipe import Recipe, steps_per_epoch, total_steps
@@ -97,11 +97,11 @@ def step(recipe: Recipe, network: nn.Module, data: Dataset, machine: Machine, lo
         lambda weights: teacher(recipe, weights, data.classes, machine.device)
     )
     look(recipe, network, data, machine.device)
-    feed, augment = _inputs(recipe, data, sampler, mine, machine, log, per_epoch)
+    operations = operations_of(recipe)
     forward = torch.compile(network, dynamic=False) if train.compile else network
     return Step(
-        feed=feed,
-        augment=augment,
+        feed=train_feed(recipe, data, sampler, mine, operations, machine, log, per_epoch),
+        augment=_augment(recipe, operations, _floats(recipe, data, machine.device), per_epoch),
         select=select,
         mix=filled("mix", recipe.mix, MIXES)(Mixing(len(data.classes), train.seed, per_epoch)),
         task=TASKS[recipe.task.name](teach(loss.mean), len(data.classes)),
@@ -119,24 +119,14 @@ def step(recipe: Recipe, network: nn.Module, data: Dataset, machine: Machine, lo
     )
 
 
-def _inputs(
-    recipe: Recipe,
-    data: Dataset,
-    sampler: Any,
-    mine: range,
-    machine: Machine,
-    log: Any,
-    per_epoch: int,
-) -> tuple[Feed, Callable[[Batch], Batch]]:
-    """Where the slices come from, and what happens to their pixels on the device."""
-    floats = _floats(recipe, data, machine.device)
-    if is_of_scenes(recipe):
-        feed = scene_feed(recipe, data, sampler, mine, machine, log, per_epoch)
-        return feed, Normalised(floats)
-    operations = operations_of(recipe)
-    images = train_feed(recipe, data, sampler, mine, operations, machine, log, per_epoch)
+def _augment(
+    recipe: Recipe, operations: list[Any], floats: Normalise, per_epoch: int
+) -> Callable[[Batch], Batch]:
+    """What happens to a slice's pixels on the device; scenes are augmented where they are read."""
+    if recipe.of_scenes:
+        return Normalised(floats)
     on_device = [op for op in operations if isinstance(op, Operation)]
-    return images, Augment(on_device, floats, recipe.train.seed, per_epoch)
+    return Augment(on_device, floats, recipe.train.seed, per_epoch)
 
 
 def _learner(recipe: Recipe, share: float, data: Dataset, machine: Machine) -> Learner:

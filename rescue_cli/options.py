@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, get_args, get_origin
 
 from rescue_cli import registry
-from rescue_cli.augment import AUGMENTATIONS, SCENE_AUGMENTATIONS
+from rescue_cli.augment import AUGMENTATIONS, AUGMENTATIONS_OF
 from rescue_cli.averaging import AVERAGES
 from rescue_cli.data import Keys
 from rescue_cli.errors import UsageError
@@ -128,8 +128,8 @@ def _sections(
         part = recipe.tree.get(section, {})
         yield [section], part, signatures
     for section, (ingredients, shared) in INGREDIENTS.items():
-        if section == "augment" and recipe.task.name != "classification":
-            ingredients = SCENE_AUGMENTATIONS
+        if section == "augment":
+            ingredients = AUGMENTATIONS_OF[recipe.task.name]
         tree = recipe.tree.get(section)
         items: Sequence[Item] | Item = getattr(recipe, section)
         listed = (items,) if isinstance(items, Item) else items

@@ -15,7 +15,8 @@ from rescue_cli import build, distributed, overlays
 from rescue_cli.augment.pipeline import Normalise
 from rescue_cli.batch import Measurement
 from rescue_cli.data import Dataset, Images
-from rescue_cli.engine.evaluate import EvalSet, Measured
+from rescue_cli.engine.evaluate import EvalSet, Evaluates, Measured
+from rescue_cli.engine.scenes import SceneEvaluator
 from rescue_cli.engine.step import Step
 from rescue_cli.recipe import Recipe
 from rescue_cli.results import RunDirectory, read_json, write_whole
@@ -106,17 +107,13 @@ def write_samples(run: RunDirectory, step: Step, normalise: Normalise, data: Dat
 
 
 def write_examples(
-    run: RunDirectory, model: nn.Module, test: EvalSet, normalise: Normalise
+    run: RunDirectory, model: nn.Module, evaluator: Evaluates, tests: Mapping[str, EvalSet]
 ) -> None:
-    """The first scenes of a test set with what is there and what the network says."""
-    batches = test.feed.batches(0, 1)
-    try:
-        shown = next(batches)
-    finally:
-        batches.close()
-    some = [(s, normalise(s.image[None])[0]) for s in shown.scenes[:EXAMPLES]]
-    images, titles = overlays.examples(model, some, test.feed.views[0].size)
-    _write_pictures(run.examples, images, titles)
+    """The first scenes of the main test set with what is there and what the network says."""
+    if isinstance(evaluator, SceneEvaluator):
+        main = next(iter(tests.values()))
+        said = evaluator.examples(model, main.feed, EXAMPLES)
+        _write_pictures(run.examples, *overlays.side_by_side(said))
 
 
 def _write_pictures(path: Path, images: Any, labels: list[str]) -> None:

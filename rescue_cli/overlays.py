@@ -5,13 +5,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from rescue_cli.scene import IGNORED, Mask, Objects, Scene, SceneBatch
 
 SIDE = 256  # pixels of a picture, which is padded to a square
-SURE = 0.5  # less certain detections are not drawn
 OPAQUE = 0.55
 COLOURS = 10  # as many, then again from the first
 
@@ -29,33 +28,14 @@ def samples(batch: SceneBatch, undo: Callable[[Tensor], Tensor], count: int) -> 
     return np.stack(found)
 
 
-@torch.inference_mode()
-def examples(
-    model: nn.Module, shown: Sequence[tuple[Scene, Tensor]], size: int
-) -> tuple[Any, list[str]]:
-    """What is there and what the model says, of scenes with their normalised images, in turn."""
-    training = model.training
-    model.eval()
+def side_by_side(said: Sequence[tuple[Scene, Objects | Mask]]) -> tuple[Any, list[str]]:
+    """Pictures of what is there and of what was said, in turn, with their titles."""
     pictures, titles = [], []
-    for place, (scene, image) in enumerate(shown):
+    for place, (scene, target) in enumerate(said):
         pixels = scene.image.cpu()
-        pictures += [drawn(pixels, scene.target), drawn(pixels, said(model, scene, image, size))]
+        pictures += [drawn(pixels, scene.target), drawn(pixels, target)]
         titles += [f"{place}: labels", f"{place}: said"]
-    model.train(training)
     return np.stack(pictures), titles
-
-
-def said(model: nn.Module, scene: Scene, image: Tensor, size: int) -> Objects | Mask:
-    """What the model says of one scene, as its target would say it."""
-    if not isinstance(scene.target, Objects):
-        logits: Tensor = model(image[None])["out"]
-        mask: Mask = logits.argmax(1)[0].cpu().numpy().astype(np.uint8)
-        return mask
-    model.transform.min_size = (size,)  # type: ignore[union-attr]
-    (found,) = model([image])
-    sure = found["scores"] >= SURE
-    boxes, labels = (found[key][sure].cpu().numpy() for key in ("boxes", "labels"))
-    return Objects(boxes, labels, np.zeros(len(labels), dtype=np.bool_))
 
 
 def drawn(image: Tensor, target: Objects | Mask) -> Any:

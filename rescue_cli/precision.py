@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Rows = NDArray[np.float64]
+OVERLAP = 0.5  # intersection over union of a detection and the object that it finds, at least
 MISS, HIT, PASSED = 0, 1, 2  # a detection's verdict; PASSED counts for nothing
 ELEVEN = np.linspace(0, 1, 11)
 
@@ -21,7 +22,9 @@ class Judged(NamedTuple):
     wanted: NDArray[np.int64]  # (images, classes)
 
 
-def judged(detections: Rows, truths: Rows, images: int, classes: int, overlap: float) -> Judged:
+def judged(
+    detections: Rows, truths: Rows, images: int, classes: int, overlap: float = OVERLAP
+) -> Judged:
     """PASCAL VOC's verdicts: the most certain detection of an object hits, others of it miss.
 
     detections (n, 7): image, label from 1, score, box; truths (m, 7): image, label, difficult, box.

@@ -219,14 +219,15 @@ def chosen_best(by: Floats, other: Floats, draws: int = 10_000) -> Chosen:
     remaining = second[best] - second[places].mean(1)
     now = int(first.argmax())
     return Chosen(
-        _with_band(float(first[now] - first.mean()), inflated),
-        _with_band(float(second[now] - second.mean()), remaining),
+        (float(first[now] - first.mean()), *band(inflated)),
+        (float(second[now] - second.mean()), *band(remaining)),
     )
 
 
-def _with_band(value: float, drawn: NDArray[np.float64]) -> tuple[float, float, float]:
+def band(drawn: NDArray[np.float64]) -> tuple[float, float]:
+    """The 95 % interval of what a bootstrap has drawn, by its quantiles."""
     low, high = np.quantile(drawn, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    return value, float(low), float(high)
+    return float(low), float(high)
 
 
 def _t_quantile(freedom: float) -> float:

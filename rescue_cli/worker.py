@@ -19,7 +19,6 @@ import torch
 from rescue_cli import build, distributed, outcome
 from rescue_cli.engine.loop import Loop, Plan, Progress
 from rescue_cli.engine.recorder import Recorder
-from rescue_cli.engine.scenes import SceneEvaluator
 from rescue_cli.engine.signals import Stop, leave_with_parent
 from rescue_cli.errors import MemoryExhausted, RescueError, StoppedError, UsageError
 from rescue_cli.recipe import Recipe, recipe_in, steps_per_epoch, total_steps
@@ -234,9 +233,7 @@ def _finish(
         return
     model, data = trainee.whole(step.average.model), trainee.images
     outcome.write_weights(run, recipe, model, data)
-    if isinstance(loop.evaluator, SceneEvaluator):
-        first = next(iter(loop.test_sets.values()))
-        outcome.write_examples(run, model, first, loop.evaluator.normalise)
+    outcome.write_examples(run, model, loop.evaluator, loop.test_sets)
     clock = outcome.Clock(
         images=loop.plan.steps * loop.plan.batch_size,
         prepare=prepared,
@@ -272,8 +269,7 @@ def _evaluate(run: RunDirectory, recipe: Recipe, machine: build.Machine, started
     seconds = time.perf_counter() - started - prepared
     memory = outcome.peak_memory_mb(machine.device)
     if distributed.is_first():
-        if isinstance(evaluator, SceneEvaluator):
-            outcome.write_examples(run, network, next(iter(tests.values())), evaluator.normalise)
+        outcome.write_examples(run, network, evaluator, tests)
         images = sum(len(feed) for feed in {test.feed for test in tests.values()})
         clock = outcome.Clock(images=images, prepare=prepared, train=0.0, evaluate=seconds)
         write_json(run.result, outcome.result(run, recipe, data, network, found, clock, memory))

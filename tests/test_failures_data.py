@@ -19,10 +19,10 @@ from PIL import Image
 from rescue_cli import build
 from rescue_cli.batch import View
 from rescue_cli.data import Files, Images, Keys, load
+from rescue_cli.data.corrupt import REDRAWS
 from rescue_cli.data.folders import class_folders, read
 from rescue_cli.data.memory import MemoryFeed
 from rescue_cli.data.stream import (
-    REDRAWS,
     Cropping,
     StreamFeed,
     TrainViews,

@@ -16,7 +16,9 @@ from rescue_cli import build
 from rescue_cli import recipe as recipes
 from rescue_cli.augment.scenes import flip, scale_crop
 from rescue_cli.data import Keys, load
+from rescue_cli.engine.scenes import SceneEvaluator
 from rescue_cli.errors import DataError, UsageError
+from rescue_cli.precision import intersections
 from rescue_cli.scene import IGNORED, Objects, Scene
 from rescue_cli.schedule import Span, poly
 from tests import drawn_scenes
@@ -170,6 +172,35 @@ def test_a_backbone_comes_from_a_classifier_and_is_compared_with_none(
     evaluated = rescue("eval", str(run), "--json", f"data.root={masks}")
     said = json.loads(evaluated.out)
     assert said["miou"] == json.loads((run / "result.json").read_text())["miou"]
+
+
+def test_an_evaluation_at_another_size_leaves_that_of_training(voc: Path, tmp_path: Path) -> None:
+    given = [f"data.root={voc}", "data.name=voc-folder", "eval.sizes=[32,64]"]
+    recipe = recipes.load("detection-voc", [*DETECT[2:], *given])
+    machine = build.Machine(CPU, 0, tmp_path)
+    data = build.dataset(recipe, tmp_path)
+    network = build.model(recipe, len(data.classes), CPU)
+    tests = build.test_sets(recipe, data, machine)
+    evaluator = build.evaluator(recipe, data, machine)
+    (found,) = evaluator.sets(network, tests, lambda: None).values()
+    assert [measurement.size for measurement in found] == [32, 64]
+    assert network.transform.min_size == (48,)  # type: ignore[union-attr]
+    assert network.training
+
+
+def test_a_picture_shows_the_mask_that_is_scored(masks: Path, tmp_path: Path) -> None:
+    given = [f"data.root={masks}", "data.name=mask-folder", "eval.sizes=[32]"]
+    recipe = recipes.load("segmentation-ade20k", [*SEGMENT[2:], *given])
+    machine = build.Machine(CPU, 0, tmp_path)
+    data = build.dataset(recipe, tmp_path)
+    network = build.model(recipe, len(data.classes), CPU)
+    evaluator = build.evaluator(recipe, data, machine)
+    assert isinstance(evaluator, SceneEvaluator)
+    tests = build.test_sets(recipe, data, machine)
+    (found,) = evaluator.sets(network, tests, lambda: None)["test"].values()
+    shown = evaluator.examples(network, tests["test"].feed, 4)
+    counts = [intersections(said, scene.target, 3) for scene, said in shown]  # type: ignore[arg-type]
+    np.testing.assert_array_equal(np.stack(counts), found.arrays(data.classes)["counts"])
 
 
 @pytest.mark.parametrize(

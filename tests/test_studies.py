@@ -60,7 +60,7 @@ def test_a_measured_figure_is_that_of_runs_with_exactly_the_same_changes() -> No
     (run, *_) = record["runs"]
     differs = {k: v for k, v in run["differs"].items() if k not in records.PLACE}
     found = records.measured("myrtle-baseline", differs)
-    assert found[0] == run["result"]["top1"]
+    assert found[0] == run["result"]
     assert records.measured("myrtle-baseline", {**differs, "optim.lr": [1, 2]}) == []
     assert records.measured("a2", {}) == []
 

@@ -30,4 +30,10 @@ AUGMENTATIONS = {
     "random-erasing": random_erasing,
 }
 
-__all__ = ["AUGMENTATIONS", "SCENE_AUGMENTATIONS", "Augment", "FileCrop", "Operation"]
+AUGMENTATIONS_OF = {
+    "classification": AUGMENTATIONS,
+    "detection": SCENE_AUGMENTATIONS,
+    "segmentation": SCENE_AUGMENTATIONS,
+}
+
+__all__ = ["AUGMENTATIONS", "AUGMENTATIONS_OF", "Augment", "FileCrop", "Operation"]

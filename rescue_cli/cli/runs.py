@@ -132,7 +132,6 @@ def train_here(
 ) -> bool:
     """Trains, or goes on, or leaves what is there; whether it diverged, which is no error here."""
     from rescue_cli.launch import Nodes, run_directory
-    from rescue_cli.results import RunDirectory, write_json
 
     if is_done(path, recipe):
         return False
@@ -145,8 +144,6 @@ def train_here(
         run_directory(path, procs, 0, Nodes())
     except DivergedError as error:
         common.note(f"diverged: {error}")
-        word = {"rank": 0, "exit_code": error.exit_code, "message": str(error)}
-        write_json(RunDirectory(path).failure, word)  # as a process of its own would leave it
         return True
     return False
 

@@ -1,7 +1,6 @@
 """Images with their boxes or masks from files: training slices and test sets."""
 
 import itertools
-import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -11,17 +10,17 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from rescue_cli.batch import View, to_device
-from rescue_cli.data.corrupt import tally
+from rescue_cli.data.corrupt import all_corrupt, never_replaced, readable
 from rescue_cli.data.decode import UNREADABLE, Decoder, pixels
+from rescue_cli.data.feed import FileFeed
 from rescue_cli.data.paired import Paired
 from rescue_cli.data.splits import rounds_of
 from rescue_cli.data.workers import end_workers, next_of, reason_of, start_workers
-from rescue_cli.draws import Indices, uniform, words
+from rescue_cli.draws import Indices, uniform
 from rescue_cli.errors import DataError
 from rescue_cli.scene import Mask, Objects, Scene, SceneBatch, SceneOperation, ShownScenes
 
 AT_A_TIME = 4  # images that one worker reads at a time
-REDRAWS = 20
 
 
 class Wanted(NamedTuple):
@@ -68,19 +67,20 @@ class TrainScenes(Dataset[list[Read]]):
 
     def _read(self, wanted: Wanted) -> Read:
         broken: list[tuple[str, str]] = []
-        index = wanted.image
-        for attempt in range(REDRAWS):
-            try:
-                scene = read(self.pairs, index, self.decoder)
-            except DataError as error:
-                return Read(None, [], 0, str(error))
-            except UNREADABLE as error:
-                broken.append((str(self.pairs.names.path(index)), reason_of(error)))
-                (word,) = words(self.seed, "redraw", index, attempt, 1)
-                index = int(word % np.uint64(len(self.pairs)))
-            else:
-                return Read(self._augmented(scene, wanted), broken, int(index != wanted.image))
-        return Read(None, broken, 0)
+
+        def scene_of(place: int) -> Scene:
+            return read(self.pairs, place, self.decoder)
+
+        path = self.pairs.names.path
+        try:
+            found, scene = readable(
+                wanted.image, len(self.pairs), self.seed, scene_of, path, broken
+            )
+        except DataError as error:
+            return Read(None, [], 0, str(error))
+        if scene is None:
+            return Read(None, broken, 0)
+        return Read(self._augmented(scene, wanted), broken, int(found != wanted.image))
 
     def _augmented(self, scene: Scene, wanted: Wanted) -> Scene:
         shape = (self.slice_size, self.columns)
@@ -105,7 +105,7 @@ def read(pairs: Paired, index: int, decoder: Decoder) -> Scene:
     return Scene(image, target)
 
 
-class SceneFeed:
+class SceneFeed(FileFeed):
     """Training slices of scenes, `workers` ahead of the step that wants them."""
 
     def __init__(
@@ -113,36 +113,16 @@ class SceneFeed:
         scenes: TrainScenes,
         sampler: Callable[[int, int], Indices],
         slices: Sequence[int],
-        *,
-        steps: int,
-        max_corrupt: int,
-        workers: int,
-        device: torch.device,
-        log: Callable[[str], None],
+        **run: Any,
     ) -> None:
+        super().__init__(sampler, slices, **run)
         self.scenes = scenes
-        self.sampler = sampler
-        self.mine = slices
-        self.steps = steps
-        self.max_corrupt = max_corrupt
-        self.workers = workers
-        self.device = device
-        self.log = log
-        self.waited = 0.0
-        self.replaced = 0
-        self.corrupt: list[str] = []
-        self.decoded: Iterator[list[Read]] = iter(())
 
     def start(self, step: int) -> None:
         """Sets the workers to work from `step` on."""
         self.close()
         order = itertools.chain.from_iterable(self._parts(s) for s in range(step, self.steps))
-        self.decoded = start_workers(self.scenes, order, self.workers)
-
-    def close(self) -> None:
-        """Ends the workers."""
-        end_workers(self.decoded)
-        self.decoded = iter(())
+        self.begin(self.scenes, order)
 
     def slices(self, step: int) -> Iterator[SceneBatch]:
         found: list[Scene] = []
@@ -163,19 +143,12 @@ class SceneFeed:
         return [wanted[i : i + AT_A_TIME] for i in range(0, len(wanted), AT_A_TIME)]
 
     def _next(self) -> list[Scene]:
-        started = time.perf_counter()
-        parts: list[Read] = next_of(self.decoded)
-        self.waited += time.perf_counter() - started
         scenes = []
-        for part in parts:
+        for part in self.next():
             _raise_fault(part)
-            self.replaced += part.replaced
-            tally(self.corrupt, part.broken, self.max_corrupt, self.log)
+            self.count(part.broken, part.replaced)
             if part.scene is None:
-                raise DataError(
-                    f"{part.broken[0][0]}: corrupt, and so are the {REDRAWS - 1} images drawn in "
-                    "its place. Repair or remove them."
-                )
+                raise all_corrupt(part.broken)
             scenes.append(part.scene)
         return scenes
 
@@ -256,12 +229,12 @@ class SceneEvalFeed:
         finally:
             end_workers(decoded)
 
+    def first(self, count: int) -> list[Scene]:
+        """So many of the set, read here."""
+        return [self._checked(self.scenes[place]) for place in range(min(count, len(self)))]
+
     def _checked(self, part: Read) -> Scene:
         _raise_fault(part)
         if part.scene is None:
-            path, reason = part.broken[0]
-            raise DataError(
-                f"{path}: cannot be decoded: {reason}. A test image is never replaced: "
-                "repair the file, or remove it and say so."
-            )
+            raise never_replaced(*part.broken[0])
         return part.scene._replace(image=to_device(part.scene.image, self.device))

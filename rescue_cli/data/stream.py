@@ -2,20 +2,17 @@
 
 import itertools
 import math
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from rescue_cli.batch import Batch, to_device
-from rescue_cli.data.corrupt import tally
+from rescue_cli.data.corrupt import all_corrupt, readable
 from rescue_cli.data.decode import (
-    UNREADABLE,
     Box,
     Decoder,
     Interpolation,
@@ -23,21 +20,16 @@ from rescue_cli.data.decode import (
     crop_resize,
     size_of,
 )
+from rescue_cli.data.feed import FileFeed
 from rescue_cli.data.slots import Slots
 from rescue_cli.data.splits import Files
 from rescue_cli.data.workers import (
     AHEAD,
     CHUNK,
     decode,
-    end_workers,
-    next_of,
-    reason_of,
-    start_workers,
 )
-from rescue_cli.draws import Floats, Indices, uniform, words
-from rescue_cli.errors import DataError
+from rescue_cli.draws import Floats, Indices, uniform
 
-REDRAWS = 20
 VIEWS = 3 * CHUNK  # at most as many views in a chunk
 Place = tuple[int, int]  # slice, position
 
@@ -122,15 +114,12 @@ class TrainViews(Dataset[Views]):
 
     def _readable(self, index: int, broken: list[tuple[str, str]]) -> tuple[int, Any]:
         """The image, or where it cannot be decoded another one drawn for it; None: all corrupt."""
-        for attempt in range(REDRAWS):
-            path = self.files.names.path(index)
-            try:
-                return index, decode(path.read_bytes(), self.cropping.decoder)
-            except UNREADABLE as error:
-                broken.append((str(path), reason_of(error)))
-            (word,) = words(self.seed, "redraw", index, attempt, 1)
-            index = int(word % np.uint64(len(self.files)))
-        return index, None
+        path = self.files.names.path
+
+        def read(place: int) -> Any:
+            return decode(path(place).read_bytes(), self.cropping.decoder)
+
+        return readable(index, len(self.files), self.seed, read, path, broken)
 
     def _view(self, image: Any, draws: Floats) -> Tensor:
         crop = self.cropping
@@ -140,7 +129,7 @@ class TrainViews(Dataset[Views]):
         return crop_resize(image, box, crop.size, crop.size, crop.interpolation)
 
 
-class StreamFeed:
+class StreamFeed(FileFeed):
     """Training slices from files, `workers` ahead of the step that wants them."""
 
     def __init__(
@@ -148,25 +137,10 @@ class StreamFeed:
         views: TrainViews,
         sampler: Callable[[int, int], Indices],
         slices: Sequence[int],
-        *,
-        steps: int,
-        max_corrupt: int,
-        workers: int,
-        device: torch.device,
-        log: Callable[[str], None],
+        **run: Any,
     ) -> None:
+        super().__init__(sampler, slices, **run)
         self.views = views
-        self.sampler = sampler
-        self.mine = slices
-        self.steps = steps
-        self.max_corrupt = max_corrupt
-        self.workers = workers
-        self.device = device
-        self.log = log
-        self.waited = 0.0
-        self.replaced = 0
-        self.corrupt: list[str] = []
-        self.decoded: Iterator[Views] = iter(())
 
     def start(self, step: int) -> None:
         """Sets the workers to work from `step` on, a whole step ahead of the one that trains."""
@@ -177,12 +151,7 @@ class StreamFeed:
         self.views.slots = Slots(count, VIEWS, self.views.cropping.size)
         chunks = itertools.chain.from_iterable(self.chunks(s) for s in range(step, self.steps))
         numbered = (chunk._replace(slot=n % count) for n, chunk in enumerate(chunks))
-        self.decoded = start_workers(self.views, numbered, self.workers, ahead=ahead)
-
-    def close(self) -> None:
-        """Ends the workers."""
-        end_workers(self.decoded)
-        self.decoded = iter(())
+        self.begin(self.views, numbered, ahead)
 
     def chunks(self, step: int) -> list[Chunk]:
         """This process's share of a step, an image that several places want only once."""
@@ -212,16 +181,10 @@ class StreamFeed:
             yield Batch(planes, targets, step, slice_, self.sampler(step, slice_))
 
     def _next(self) -> Views:
-        started = time.perf_counter()
-        views: Views = next_of(self.decoded)
-        self.waited += time.perf_counter() - started
-        self.replaced += views.replaced
-        tally(self.corrupt, views.broken, self.max_corrupt, self.log)
+        views: Views = self.next()
+        self.count(views.broken, views.replaced)
         if not views.places:
-            raise DataError(
-                f"{views.broken[-REDRAWS][0]}: corrupt, and so are the {REDRAWS - 1} images drawn "
-                "in its place. Repair or remove them."
-            )
+            raise all_corrupt(views.broken)
         return views
 
 

@@ -10,11 +10,11 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from rescue_cli.batch import Shown, View, to_device
+from rescue_cli.data.corrupt import never_replaced
 from rescue_cli.data.decode import UNREADABLE, Decoder, Interpolation, centre_crop
 from rescue_cli.data.splits import Files, rounds_of
 from rescue_cli.data.workers import CHUNK, decode, end_workers, next_of, reason_of, start_workers
 from rescue_cli.draws import Indices
-from rescue_cli.errors import DataError
 
 
 class EvalPart(NamedTuple):
@@ -98,9 +98,5 @@ class StreamEvalFeed:
     @staticmethod
     def _checked(part: EvalPart) -> EvalPart:
         if part.broken is not None:
-            path, reason = part.broken
-            raise DataError(
-                f"{path}: cannot be decoded: {reason}. A test image is never replaced: "
-                "repair the file, or remove it and say so."
-            )
+            raise never_replaced(*part.broken)
         return part

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from rescue_cli.data.folders import ENDINGS
 from rescue_cli.data.paired import Boxed
 from rescue_cli.data.place import Place
 from rescue_cli.data.splits import Dataset, FileNames
@@ -17,7 +18,6 @@ from rescue_cli.scene import Objects
 VOC: tuple[str, ...] = ("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat")
 VOC += ("chair", "cow", "diningtable", "dog", "horse", "motorbike", "person", "pottedplant")
 VOC += ("sheep", "sofa", "train", "tvmonitor")
-ENDINGS = (".jpg", ".jpeg", ".png")
 
 
 @dataclass
@@ -46,8 +46,11 @@ def pascal_voc(place: Place) -> Dataset:
     root = place.root / "VOCdevkit" if (place.root / "VOCdevkit").is_dir() else place.root
     skipped = Skipped()
     labels = {name: i for i, name in enumerate(VOC, 1)}
-    parts = [_read(root / y, _listed(root / y, "trainval"), labels, skipped) for y in _years(root)]
-    test = _read(root / "VOC2007", _listed(root / "VOC2007", "test"), labels, skipped)
+    years = [year for year in ("VOC2007", "VOC2012") if (root / year).is_dir()] or ["VOC2007"]
+    train = {year: _annotations(root / year, _listed(root / year, "trainval")) for year in years}
+    parts = [_read(root / year, found, labels, skipped) for year, found in train.items()]
+    tested = _annotations(root / "VOC2007", _listed(root / "VOC2007", "test"))
+    test = _read(root / "VOC2007", tested, labels, skipped)
     return Dataset(_joined(root, parts), {"test": test}, VOC, notes=skipped.notes())
 
 
@@ -60,12 +63,13 @@ def voc_folder(place: Place) -> Dataset:
     tested = "test" if (lists / "test.txt").is_file() else "val"
     parts = ("train", "val") if tested == "test" and (lists / "val.txt").is_file() else ("train",)
     names = list(dict.fromkeys(name for part in parts for name in _listed(root, part)))
-    classes = sorted({o.name for name in names for o in _annotation(root, name).objects})
+    annotations = _annotations(root, names)
+    classes = sorted({o.name for found in annotations.values() for o in found.objects})
     if not classes:
         raise DataError(f"{root / 'Annotations'}: no object in any training image. Add boxes.")
     labels = {name: i for i, name in enumerate(classes, 1)}
-    train = _read(root, names, labels, skipped)
-    test = _read(root, _listed(root, tested), labels, skipped)
+    train = _read(root, annotations, labels, skipped)
+    test = _read(root, _annotations(root, _listed(root, tested)), labels, skipped)
     return Dataset(train, {tested: test}, tuple(classes), notes=skipped.notes())
 
 
@@ -83,10 +87,6 @@ class _Annotation:
     objects: tuple[_Object, ...]
 
 
-def _years(root: Path) -> list[str]:
-    return ["VOC2007", "VOC2012"] if (root / "VOC2012").is_dir() else ["VOC2007"]
-
-
 def _listed(root: Path, split: str) -> list[str]:
     """The images' names in a split; raises `DataError`."""
     file = root / "ImageSets" / "Main" / f"{split}.txt"
@@ -101,17 +101,26 @@ def _listed(root: Path, split: str) -> list[str]:
     return names
 
 
-def _read(root: Path, names: Sequence[str], labels: Mapping[str, int], skipped: Skipped) -> Boxed:
+def _read(
+    root: Path,
+    annotations: Mapping[str, _Annotation],
+    labels: Mapping[str, int],
+    skipped: Skipped,
+) -> Boxed:
+    """The images that have these annotations, by their names; raises `DataError`."""
     folder = root / "JPEGImages"
     found, files = [], []
-    for name in names:
-        annotation = _annotation(root, name)
+    for name, annotation in annotations.items():
         image = next((f"{name}{e}" for e in ENDINGS if (folder / f"{name}{e}").is_file()), None)
         if image is None:
             raise DataError(f"{folder / name}.jpg: no such file, and a split names it.")
         found.append(_objects(annotation, folder / image, labels, skipped))
         files.append(f"JPEGImages/{image}")
     return Boxed(FileNames.of(root, files), np.zeros(len(files), dtype=np.int64), tuple(found))
+
+
+def _annotations(root: Path, names: Sequence[str]) -> dict[str, _Annotation]:
+    return {name: _annotation(root, name) for name in names}
 
 
 def _annotation(root: Path, name: str) -> _Annotation:

@@ -1,7 +1,7 @@
 """One evaluation for training and for `rescue eval`: every image once, in any world."""
 
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -134,6 +134,17 @@ class Predictions:
         return hits
 
 
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """The model in evaluation mode, and afterwards as it was."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
+
+
 @dataclass(frozen=True)
 class Evaluator:
     """Evaluates a model on one feed, by each test-time augmentation in turn."""
@@ -152,10 +163,8 @@ class Evaluator:
 
         `between` is called by all processes after each batch.
         """
-        training = model.training
-        model.eval()
         ttas = {Measurement(*view, n): tta for view in feed.views for n, tta in self.ttas.items()}
-        try:
+        with evaluating(model):
             wanted = {measurement: tta.first for measurement, tta in ttas.items()}
             tables = self._tables(model, feed, wanted, between)
             for measurement, table in tables.items():
@@ -164,8 +173,6 @@ class Evaluator:
                 if 0 < len(among) < len(table):
                     again = {measurement: tta.weights}
                     table[among] = self._tables(model, feed, again, between, among)[measurement]
-        finally:
-            model.train(training)
         return {measurement: _said(table) for measurement, table in tables.items()}
 
     def sets(

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from rescue_cli import distributed
 from rescue_cli.augment.pipeline import Normalise
 from rescue_cli.batch import Measurement, View
-from rescue_cli.engine.evaluate import EvalSet, Measured, Table
-from rescue_cli.scene import Scene, ShownScenes
+from rescue_cli.engine.evaluate import EvalSet, Measured, Table, evaluating
+from rescue_cli.scene import Mask, Objects, Scene, ShownScenes
 
 
 class SceneTests(Protocol):
@@ -24,6 +24,7 @@ class SceneTests(Protocol):
     def __len__(self) -> int: ...
     def batches(self, rank: int, world_size: int, /) -> Generator[ShownScenes, None, None]: ...
     def rounds(self, world_size: int, /) -> int: ...
+    def first(self, count: int, /) -> list[Scene]: ...
 
 
 class SceneTask(Protocol):
@@ -32,6 +33,7 @@ class SceneTask(Protocol):
     def rows(
         self, model: nn.Module, index: int, scene: Scene, image: Tensor, size: int
     ) -> Tensor: ...
+    def said(self, model: nn.Module, image: Tensor, size: int) -> Objects | Mask: ...
     def measured(self, rows: Table, count: int) -> Measured: ...
 
 
@@ -49,12 +51,20 @@ class SceneEvaluator:
         self, model: nn.Module, tests: Mapping[str, EvalSet], between: Callable[[], None]
     ) -> dict[str, dict[Measurement, Measured]]:
         """What the model does on each set by view; `between` is called after each batch."""
-        training = model.training
-        model.eval()
-        try:
+        with evaluating(model):
             return {name: self._measure(model, test.feed, between) for name, test in tests.items()}
-        finally:
-            model.train(training)
+
+    @torch.inference_mode()
+    def examples(
+        self, model: nn.Module, feed: SceneTests, count: int
+    ) -> list[tuple[Scene, Objects | Mask]]:
+        """The first scenes of a set with what the model says of them."""
+        size = feed.views[0].size
+        with evaluating(model), self.autocast():
+            return [
+                (scene, self.task.said(model, self.normalise(scene.image[None])[0], size))
+                for scene in feed.first(count)
+            ]
 
     def _measure(
         self, model: nn.Module, feed: SceneTests, between: Callable[[], None]

@@ -7,7 +7,7 @@ import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
-from rescue_cli.errors import RescueError, StoppedError, UsageError, from_code
+from rescue_cli.errors import DivergedError, RescueError, StoppedError, UsageError, from_code
 from rescue_cli.results import RunDirectory, read_json
 
 LOG_LINES = 20
@@ -35,7 +35,11 @@ def run_directory(path: Path, procs: int | None, max_restarts: int, nodes: Nodes
     if procs is None:
         from rescue_cli import worker
 
-        worker.work(path)
+        try:
+            worker.work(path)
+        except DivergedError as error:  # a process of its own would leave word too
+            worker.tell(RunDirectory(path), str(error), error.exit_code)
+            raise
         return
     _elastic(path, procs // nodes.count, max_restarts, nodes)
 

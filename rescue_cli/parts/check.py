@@ -5,7 +5,7 @@ import math
 import torch
 
 from rescue_cli import registry
-from rescue_cli.augment import AUGMENTATIONS, FileCrop
+from rescue_cli.augment import FileCrop
 from rescue_cli.averaging import AVERAGES
 from rescue_cli.data import DATASETS, FACTS, channels_of
 from rescue_cli.errors import RescueError, UsageError
@@ -16,8 +16,8 @@ from rescue_cli.model import MODELS, GhostBatchNorm2d, group_count, zoo
 from rescue_cli.model import common as model_keys
 from rescue_cli.optim import OPTIMIZERS, claims
 from rescue_cli.optim import common as optim_keys
-from rescue_cli.parts.ingredients import data_keys, filled, network_of, proxy_recipe
-from rescue_cli.parts.scenes import check_scenes, is_of_scenes, scene_operations
+from rescue_cli.parts.ingredients import data_keys, filled, network_of, operations_of, proxy_recipe
+from rescue_cli.parts.scenes import check_scenes
 from rescue_cli.parts.updates import own_schedule, schedule_of
 from rescue_cli.recipe import Item, Recipe
 from rescue_cli.sampling import SAMPLERS
@@ -61,7 +61,9 @@ def check_ingredients(recipe: Recipe) -> None:
     _check_data(recipe)
     filled("sampling", recipe.sampling, SAMPLERS)
     check_scenes(recipe, FACTS[recipe.data.name].task)
-    _check_augment(recipe)
+    for place, operation in enumerate(operations_of(recipe)):
+        if isinstance(operation, FileCrop) and place:
+            raise UsageError(f"augment: {recipe.augment[place].name} must come first in the list.")
     filled("mix", recipe.mix, MIXES)
     filled("selection", recipe.selection, SELECTIONS)
     filled("teacher", recipe.teacher, TEACHERS)
@@ -75,16 +77,6 @@ def check_ingredients(recipe: Recipe) -> None:
     filled("averaging", recipe.averaging, AVERAGES)
     for name in recipe.eval.ttas:
         registry.lookup("eval.tta", name, TTAS)
-
-
-def _check_augment(recipe: Recipe) -> None:
-    if is_of_scenes(recipe):
-        scene_operations(recipe)
-        return
-    operations = [filled("augment", item, AUGMENTATIONS)() for item in recipe.augment]
-    for place, operation in enumerate(operations):
-        if isinstance(operation, FileCrop) and place:
-            raise UsageError(f"augment: {recipe.augment[place].name} must come first in the list.")
 
 
 def _check_scaling(item: Item, batch_size: int) -> None:

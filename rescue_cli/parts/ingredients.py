@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from rescue_cli import registry
-from rescue_cli.augment import AUGMENTATIONS, FileCrop, Operation
+from rescue_cli.augment import AUGMENTATIONS_OF
 from rescue_cli.data import Keys, channels_of
 from rescue_cli.loss import LOSSES, Loss
 from rescue_cli.model import MODELS, fill, zoo
@@ -63,5 +63,7 @@ def dtype_of(recipe: Recipe) -> torch.dtype:
     return torch.float64 if recipe.train.precision == "float64" else torch.float32
 
 
-def operations_of(recipe: Recipe) -> list[FileCrop | Operation]:
-    return [filled("augment", item, AUGMENTATIONS)() for item in recipe.augment]
+def operations_of(recipe: Recipe) -> list[Any]:
+    """The recipe's augmentations: `FileCrop` and `Operation`, of scenes `SceneOperation`."""
+    known = AUGMENTATIONS_OF[recipe.task.name]
+    return [filled("augment", item, known)() for item in recipe.augment]

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from rescue_cli import registry
-from rescue_cli.augment import FileCrop, Operation
+from rescue_cli.augment import FileCrop
 from rescue_cli.augment.pipeline import Normalise
 from rescue_cli.batch import View, to_device
 from rescue_cli.data import (
@@ -19,8 +19,10 @@ from rescue_cli.data import (
     Images,
     Paired,
     SceneEvalFeed,
+    SceneFeed,
     Split,
     TestScenes,
+    TrainScenes,
     load,
     normalisation,
 )
@@ -62,11 +64,12 @@ def train_feed(
     data: Dataset,
     sampler: Any,
     mine: range,
-    operations: list[FileCrop | Operation],
+    operations: list[Any],
     machine: Machine,
     log: Any,
     per_epoch: int,
 ) -> Feed:
+    """This process's slices, from memory, from files, or of scenes; raises `UsageError`."""
     train, keys = recipe.train, data_keys(recipe)
     crop = next((op for op in operations if isinstance(op, FileCrop)), None)
     if isinstance(data.train, Images):
@@ -83,6 +86,18 @@ def train_feed(
             device=machine.device,
             log=log,
         )
+    run: dict[str, Any] = {
+        "steps": total_steps(train, per_epoch),
+        "max_corrupt": keys.max_corrupt,
+        "workers": machine.workers,
+        "device": machine.device,
+        "log": log,
+    }
+    if isinstance(data.train, Paired):
+        scenes = TrainScenes(
+            data.train, operations, train.device_batch_size, keys.decoder, train.seed
+        )
+        return SceneFeed(scenes, sampler, mine, **run)
     assert isinstance(data.train, Files)
     cropping = Cropping(
         box=crop.box if crop else None,
@@ -91,16 +106,8 @@ def train_feed(
         interpolation=keys.train_interpolation,
         decoder=keys.decoder,
     )
-    return StreamFeed(
-        TrainViews(data.train, cropping, train.device_batch_size, train.seed),
-        sampler,
-        mine,
-        steps=total_steps(train, per_epoch),
-        max_corrupt=keys.max_corrupt,
-        workers=machine.workers,
-        device=machine.device,
-        log=log,
-    )
+    views = TrainViews(data.train, cropping, train.device_batch_size, train.seed)
+    return StreamFeed(views, sampler, mine, **run)
 
 
 def test_sets(recipe: Recipe, data: Dataset, machine: Machine) -> dict[str, EvalSet]:

@@ -1,19 +1,15 @@
-"""Training slices of scenes, and what a recipe that detects or segments may say."""
+"""What a recipe that detects or segments may say, and how its scenes are normalised."""
 
 import importlib.util
+from dataclasses import replace
 from typing import Any
 
-from rescue_cli.augment import SCENE_AUGMENTATIONS
 from rescue_cli.augment.pipeline import Normalise
 from rescue_cli.batch import Batch
-from rescue_cli.data import Dataset, Paired, SceneFeed, TrainScenes
 from rescue_cli.errors import UsageError
-from rescue_cli.parts.ingredients import data_keys, filled
-from rescue_cli.parts.inputs import Machine
-from rescue_cli.recipe import Recipe, total_steps
-from rescue_cli.scene import SceneBatch, SceneOperation
+from rescue_cli.parts.ingredients import operations_of
+from rescue_cli.recipe import Recipe
 
-TASKS_OF_SCENES = ("detection", "segmentation")
 # What only these tasks have, by section
 THEIRS = {
     "detection": {"model": ("faster-rcnn",), "loss": ("detector",)},
@@ -23,41 +19,6 @@ EXTRA = ("torchmetrics", "faster_coco_eval")
 # Keys of `data` that act on images with one label
 OF_IMAGES = ("sets", "channels", "resident", "train_size", "train_root", "test_root")
 NEUTRAL = {"sampling": "shuffled", "mix": "none", "selection": "none", "teacher": "none"}
-
-
-def is_of_scenes(recipe: Recipe) -> bool:
-    return recipe.task.name in TASKS_OF_SCENES
-
-
-def scene_operations(recipe: Recipe) -> list[SceneOperation]:
-    return [filled("augment", item, SCENE_AUGMENTATIONS)() for item in recipe.augment]
-
-
-def scene_feed(
-    recipe: Recipe,
-    data: Dataset,
-    sampler: Any,
-    mine: range,
-    machine: Machine,
-    log: Any,
-    per_epoch: int,
-) -> SceneFeed:
-    """This process's training slices."""
-    train, keys = recipe.train, data_keys(recipe)
-    assert isinstance(data.train, Paired)
-    scenes = TrainScenes(
-        data.train, scene_operations(recipe), train.device_batch_size, keys.decoder, train.seed
-    )
-    return SceneFeed(
-        scenes,
-        sampler,
-        mine,
-        steps=total_steps(train, per_epoch),
-        max_corrupt=keys.max_corrupt,
-        workers=machine.workers,
-        device=machine.device,
-        log=log,
-    )
 
 
 class Normalised:
@@ -72,7 +33,7 @@ class Normalised:
             images = [self.normalise(image[None])[0] for image in images]
         else:
             images = self.normalise(images)
-        return SceneBatch(images, batch.targets, batch.step, batch.slice, batch.indices)
+        return replace(batch, images=images)
 
 
 def check_scenes(recipe: Recipe, known: str) -> None:
@@ -90,12 +51,12 @@ def check_scenes(recipe: Recipe, known: str) -> None:
         owner = next((t for t, names in THEIRS.items() if name in names[section]), None)
         if owner is not None and owner != task:
             raise UsageError(f"{section}.name: {name} is for {owner}, and task.name is {task}.")
-        if owner is None and task in THEIRS:
+        if owner is None and recipe.of_scenes:
             raise UsageError(
                 f"{section}.name: {name} is for classification, and task.name is {task}. "
                 f"Set {section}.name={THEIRS[task][section][0]}."
             )
-    if task in THEIRS:
+    if recipe.of_scenes:
         _check_neutral(recipe)
 
 
@@ -130,7 +91,7 @@ def _check_neutral(recipe: Recipe) -> None:
         )
     if recipe.model.options.get("frozen"):
         raise UsageError("model.frozen: trains a classifier's head. Remove it with ~model.frozen.")
-    operations = scene_operations(recipe)
+    operations = operations_of(recipe)
     alone = recipe.train.device_batch_size == 1
     one_size = alone or any(operation.one_size for operation in operations)
     if recipe.task.name == "segmentation" and not one_size:

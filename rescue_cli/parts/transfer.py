@@ -11,7 +11,6 @@ from rescue_cli.data import DATASETS, FACTS, channels_of, normalisation
 from rescue_cli.errors import UsageError
 from rescue_cli.model import MODELS
 from rescue_cli.parts.ingredients import data_keys
-from rescue_cli.parts.scenes import is_of_scenes
 from rescue_cli.parts.source import Source, find_weights
 from rescue_cli.plans import given_keys, is_given
 from rescue_cli.recipe import Recipe
@@ -47,7 +46,7 @@ def start(
     random = word.startswith(SCRATCH)
     source = find_weights(word.removeprefix(SCRATCH), [], model=model)
     values: dict[str, Any] = _target(base, to)
-    if is_of_scenes(base):
+    if base.of_scenes:
         values |= _backbone(source, random=random)
     else:
         values["model"] = _network(base, source, random=random)

@@ -134,9 +134,14 @@ class Recipe:
     eval: Eval
     train: Train
 
+    @property
+    def of_scenes(self) -> bool:
+        """Whether images carry boxes or masks in place of one label."""
+        return self.task.name != "classification"
+
     def demand_classification(self, verb: str) -> None:
         """Raises `UsageError` where a verb that reads accuracies of labels can do nothing."""
-        if self.task.name != "classification":
+        if self.of_scenes:
             raise UsageError(
                 f"{verb}: knows classification, and {self.name} does {self.task.name}. "
                 "Use train, eval, transfer, seed-sweep, compare or report."

@@ -135,4 +135,4 @@ def by_class(arrays: Mapping[str, Any]) -> tuple[Any, tuple[str, str]]:
     if "confusion" in arrays:
         return arrays["confusion"].sum(1), ("top-1 %", "images")
     measure = ("AP50 %", "objects") if "truths" in arrays else ("IoU %", "images")
-    return arrays["images_per_class"], measure
+    return arrays["count_per_class"], measure

@@ -75,19 +75,19 @@ def summary(name: str) -> str | None:
     """`89.90 (3)`: mean top-1 and number of seeds of the whole procedure; `partly` for less."""
     if not record_of(name).exists():
         return None
-    whole = measured(name, {})
+    whole = [score(result) for result in measured(name, {})]
     return f"{sum(whole) / len(whole):.2f} ({len(whole)})" if whole else "partly"
 
 
-def measured(name: str, differs: Mapping[str, Any]) -> list[float]:
-    """Top-1 of each run on record whose changes to the recipe are `differs`.
+def measured(name: str, differs: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The result of each run on record whose changes to the recipe are `differs`.
 
     What only says where and how a run was made is no change.
     """
     path = record_of(name)
     runs = read_json(path)["runs"] if path.exists() else []
     return [
-        score(run["result"])
+        run["result"]
         for run in runs
         if {k: v for k, v in run["differs"].items() if k not in PLACE} == differs
     ]

@@ -7,11 +7,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rescue_cli import precision
+from rescue_cli.statistics import band
 
 Arrays = Mapping[str, NDArray[Any]]  # as `predictions/SET.npz` has them
 DRAWS = 2000
-OVERLAP = 0.5
-LEVEL = 0.05
 
 
 def kind_of(arrays: Arrays) -> Literal["detection", "segmentation"] | None:
@@ -33,11 +32,11 @@ def bootstrap(a: Arrays, b: Arrays) -> dict[str, Any]:
     rng = np.random.default_rng(0)
     draws = rng.multinomial(first.count, np.full(first.count, 1 / first.count), size=DRAWS)
     found = np.array([second.score(times) - first.score(times) for times in draws])
-    low, high = np.quantile(found, [LEVEL / 2, 1 - LEVEL / 2])
+    low, high = band(found)
     beyond = min((found <= 0).mean(), (found >= 0).mean())
     return {
-        "low": float(low),
-        "high": float(high),
+        "low": low,
+        "high": high,
         "p": float(min(1.0, max(2 * beyond, 2 / DRAWS))),
         "how": f"bootstrap over {first.count} scenes, {DRAWS} draws",
     }
@@ -51,9 +50,7 @@ class _Scored:
         if self.detects:
             self.count, self.there = int(arrays["count"]), arrays["truths"]
             classes = len(arrays["classes"])
-            self.judged = precision.judged(
-                arrays["detections"], self.there, self.count, classes, OVERLAP
-            )
+            self.judged = precision.judged(arrays["detections"], self.there, self.count, classes)
         else:
             self.counts = arrays["counts"]
             self.count, self.there = len(self.counts), self.counts[:, 2]

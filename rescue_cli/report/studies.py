@@ -163,25 +163,19 @@ def _columns(study: Study, cell: Cell, recipe: Recipe | None) -> dict[str, Any]:
 
 
 def _measured(cell: Cell, recipe: Recipe, folder: Path | None) -> dict[str, Any] | None:
-    values = [] if folder is None else _results(folder, cell)
-    if not values:
+    results = [] if folder is None else _finished(folder)
+    if not results:
         changed = differences(load_recipe(recipe.name).tree, recipe.tree)
-        values = records.measured(recipe.name, {k: list(v) for k, v in changed.items()})
-    if not values:
+        results = records.measured(recipe.name, {k: list(v) for k, v in changed.items()})
+    if not results:
         return None
-    ours = sample(values)
+    metric = next((metric for metric in cell.paper if metric in METRICS), None)
+    ours = sample([score(r) if metric is None else float(r[metric]) for r in results])
     found = {"mean": ours.mean, "std": ours.std, "n": ours.n, "p": None}
     if cell.paper:
         paper = Sample(next(iter(cell.paper.values())), cell.std, cell.n or 1)
         found["p"] = welch(ours, paper)
     return found
-
-
-def _results(folder: Path, cell: Cell) -> list[float]:
-    """Every finished run in a row's folder by what the paper gives first, else by its score."""
-    metric = next((metric for metric in cell.paper if metric in METRICS), None)
-    found = _finished(folder)
-    return [score(result) if metric is None else float(result[metric]) for result in found]
 
 
 def _seconds(folder: Path) -> float | None:
@@ -190,6 +184,6 @@ def _seconds(folder: Path) -> float | None:
     return sum(found) / len(found) if found else None
 
 
-def _finished(folder: Path) -> list[dict[str, Any]]:
+def _finished(folder: Path) -> list[Mapping[str, Any]]:
     files = (RunDirectory(path).result for path in sorted(folder.glob("*")))
     return [read_json(file) for file in files if file.is_file()]

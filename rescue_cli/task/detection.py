@@ -1,7 +1,8 @@
 """Objects in boxes: torchvision's losses, PASCAL VOC's and COCO's average precision."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,8 @@ from rescue_cli.batch import Batch
 from rescue_cli.precision import Rows
 from rescue_cli.scene import Objects, Scene
 
-OVERLAP = 0.5
+SURE = 0.5  # less certain detections are not shown
 DETECTION, TRUTH = 0.0, 1.0  # a row's kind
-COLUMNS = 8  # image, kind, label, score or difficult, box
 
 
 @dataclass(frozen=True)
@@ -30,13 +30,27 @@ class Detection:
         """The loss of a slice, a scalar; boxes are lists, and the detector waits for the device."""
         return self.criterion(model(batch.images, batch.targets), batch)
 
-    def rows(self, model: nn.Module, index: int, scene: Scene, image: Tensor, size: int) -> Tensor:
-        """(k, 8): image, kind, label, score or difficult, box; what it says, then what is there.
+    def said(self, model: nn.Module, image: Tensor, size: int) -> Objects:
+        """The objects that it is sure of in a normalised image."""
+        found = self._found(model, image, size)
+        sure = found["scores"] >= SURE
+        boxes, labels = (found[key][sure].cpu().numpy() for key in ("boxes", "labels"))
+        return Objects(boxes, labels, np.zeros(len(labels), dtype=np.bool_))
 
-        `image` is the normalised one; its shorter side comes to `size` in the detector.
-        """
-        model.transform.min_size = (size,)  # type: ignore[union-attr]
-        (said,) = model([image])
+    @staticmethod
+    def _found(model: nn.Module, image: Tensor, size: int) -> dict[str, Tensor]:
+        """torchvision's `boxes`, `labels`, `scores`, the image's shorter side brought to `size`."""
+        transform: Any = model.transform
+        trained_at, transform.min_size = transform.min_size, (size,)
+        try:
+            (found,) = model([image])
+        finally:
+            transform.min_size = trained_at
+        return dict(found)
+
+    def rows(self, model: nn.Module, index: int, scene: Scene, image: Tensor, size: int) -> Tensor:
+        """(k, 8): image, kind, label, score or difficult, box; what it says, then what is there."""
+        said = self._found(model, image, size)
         target = scene.target
         assert isinstance(target, Objects)
         found = [said["labels"][:, None], said["scores"][:, None], said["boxes"]]
@@ -70,19 +84,15 @@ class Detected:
     count: int
     classes: int
     loss: float | None = None
-    metrics: Mapping[str, float] = field(init=False)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "metrics", self._metrics())
-
-    def _metrics(self) -> dict[str, float]:
+    @cached_property
+    def metrics(self) -> dict[str, float]:
         """Percent: VOC's mean average precision at an overlap of 0.5, by area and by 11 points, and
         COCO's mean over overlaps from 0.5 to 0.95.
         """
-        found = self._judged()
         return {
-            "ap50": precision.mean(precision.average_precisions(found)),
-            "ap50_07": precision.mean(precision.average_precisions(found, eleven=True)),
+            "ap50": precision.mean(precision.average_precisions(self._judged)),
+            "ap50_07": precision.mean(precision.average_precisions(self._judged, eleven=True)),
             "map": coco(self.detections, self.truths, self.count),
         }
 
@@ -92,15 +102,16 @@ class Detected:
             "detections": self.detections,
             "truths": self.truths,
             "count": np.array(self.count),
-            "per_class": precision.average_precisions(self._judged()),
-            "images_per_class": np.bincount(
+            "per_class": precision.average_precisions(self._judged),
+            "count_per_class": np.bincount(
                 self.truths[:, 1].astype(int), minlength=self.classes + 1
             )[1:],
             "classes": np.array(classes),
         }
 
+    @cached_property
     def _judged(self) -> precision.Judged:
-        return precision.judged(self.detections, self.truths, self.count, self.classes, OVERLAP)
+        return precision.judged(self.detections, self.truths, self.count, self.classes)
 
     def __str__(self) -> str:
         return "  ".join(f"{name} {value:.2f} %" for name, value in self.metrics.items())
@@ -111,8 +122,8 @@ def coco(detections: Rows, truths: Rows, count: int) -> float:
     from torchmetrics.detection import MeanAveragePrecision
 
     measure = MeanAveragePrecision(backend="faster_coco_eval")
-    for image in range(count):
-        told, there = (rows[rows[:, 0] == image] for rows in (detections, truths))
+    by_image = (_by_image(rows, count) for rows in (detections, truths))
+    for told, there in zip(*by_image, strict=True):
         measure.update(
             [{"boxes": _boxes(told), "labels": _whole(told[:, 1]), "scores": _floats(told[:, 2])}],
             [
@@ -124,6 +135,11 @@ def coco(detections: Rows, truths: Rows, count: int) -> float:
             ],
         )
     return max(0.0, 100 * float(measure.compute()["map"]))
+
+
+def _by_image(rows: Rows, count: int) -> list[Rows]:
+    """The rows of each image, which come in the order of the images."""
+    return np.split(rows, np.searchsorted(rows[:, 0], np.arange(1, count)))
 
 
 def _boxes(rows: Rows) -> Tensor:

@@ -12,7 +12,7 @@ from torch.nn import functional
 from rescue_cli import precision
 from rescue_cli.batch import Batch
 from rescue_cli.precision import Rows
-from rescue_cli.scene import Objects, Scene
+from rescue_cli.scene import Mask, Objects, Scene
 
 
 @dataclass(frozen=True)
@@ -26,13 +26,10 @@ class Segmentation:
         """The mean loss over a slice's pixels, a scalar."""
         return self.criterion(model(batch.images), batch)
 
-    def rows(self, model: nn.Module, index: int, scene: Scene, image: Tensor, size: int) -> Tensor:
-        """(1, 1 + 3 classes): image, then pixels rightly classed, classed so, labelled so.
-
-        `image` is the normalised one; it is seen with a shorter side of `size`, and what is said of
-        it brought back to the mask's size.
+    def said(self, model: nn.Module, image: Tensor, size: int) -> Mask:
+        """The class of each pixel of a normalised image, which is seen with a shorter side of
+        `size`, and what is said of it brought back to its own.
         """
-        assert not isinstance(scene.target, Objects)
         seen = image[None]
         height, width = image.shape[-2:]
         if size != min(height, width):
@@ -46,7 +43,12 @@ class Segmentation:
             logits = functional.interpolate(
                 logits, (height, width), mode="bilinear", align_corners=False
             )
-        said = logits.argmax(1)[0].cpu().numpy().astype(np.uint8)
+        return logits.argmax(1)[0].cpu().numpy().astype(np.uint8)
+
+    def rows(self, model: nn.Module, index: int, scene: Scene, image: Tensor, size: int) -> Tensor:
+        """(1, 1 + 3 classes): image, then pixels rightly classed, classed so, labelled so."""
+        assert not isinstance(scene.target, Objects)
+        said = self.said(model, image, size)
         counts = precision.intersections(said, scene.target, self.classes)
         return torch.from_numpy(np.concatenate([[float(index)], counts.ravel()])[None])
 
@@ -81,7 +83,7 @@ class Segmented:
         return {
             "counts": self.counts,
             "per_class": precision.overlap_of_classes(self.counts.sum(0)),
-            "images_per_class": (self.counts[:, 2] > 0).sum(0),
+            "count_per_class": (self.counts[:, 2] > 0).sum(0),
             "classes": np.array(classes),
         }
 
