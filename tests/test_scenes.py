@@ -18,9 +18,11 @@ from rescue_cli.augment.scenes import flip, scale_crop
 from rescue_cli.data import Keys, load
 from rescue_cli.engine.scenes import SceneEvaluator
 from rescue_cli.errors import DataError, UsageError
+from rescue_cli.model import faster_rcnn
 from rescue_cli.precision import intersections
 from rescue_cli.scene import IGNORED, Objects, Scene
 from rescue_cli.schedule import Span, poly
+from rescue_cli.task.detection import Detection
 from tests import drawn_scenes
 from tests.conftest import Rescue
 from tests.engine_runs import assert_same, last_step, start, trained
@@ -97,6 +99,18 @@ def test_two_processes_train_what_one_does(
         results.append(load_file(out / "model.safetensors"))
     for name, tensor in results[0].items():
         torch.testing.assert_close(tensor, results[1][name], rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_under_autocast_boxes_are_found_in_float32() -> None:
+    network = faster_rcnn(
+        2, 3, backbone=BACKBONE, min_size=48, max_size=64, strides=[8, 16], anchors=[8, 16, 24],
+        proposals=8, norms="frozen",
+    ).eval()  # fmt: skip
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        (found,) = network([torch.rand(3, 48, 64)])
+        shown = Detection(len, 2).said(network, torch.rand(3, 48, 64), 48)  # type: ignore[arg-type]
+    assert {found["boxes"].dtype, found["scores"].dtype} == {torch.float32}
+    assert shown.boxes.shape[1] == 4
 
 
 def test_the_first_losses_are_those_of_a_plain_loop_of_torchvisions_parts(
@@ -212,9 +226,11 @@ def test_a_picture_shows_the_mask_that_is_scored(masks: Path, tmp_path: Path) ->
         (["mix={name: mixup, alpha: 0.2}"], "mix.name: mixup is for classification."),
         (["eval.crops=[0.9]"], "eval.crops, eval.tta: a scene is seen whole and once."),
         (["data.train_size=224"], "data.train_size: is for classification; scenes lie below"),
-        (["model.anchors=[8,16]"], "anchors: 2 sides for 5 maps."),
+        (["model.anchors=[8,16]"], "anchors: 2 sides for 5 maps, the 4 of model.strides"),
         (["model.backbone=resnet1"], "model.backbone: 'resnet1' is not one of timm's."),
-        (["model.backbone=vit_tiny_patch16_224"], "has no feature maps of strides (4, 8, 16, 32)"),
+        (["model.backbone=vit_tiny_patch16_224"], "vit_tiny_patch16_224 has feature maps of the"),
+        (["model.strides=[8,4]"], "model.strides: [8, 4], and test_resnet has feature maps of"),
+        (["model.strides=[8,16]"], "anchors: 5 sides for 3 maps, the 2 of model.strides"),
     ],
 )
 def test_a_recipe_that_does_not_hold_together_is_refused(changes: list[str], said: str) -> None:

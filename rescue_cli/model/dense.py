@@ -12,7 +12,7 @@ from rescue_cli.model.weights import source_tensors
 from rescue_cli.registry import PositiveInt
 
 Norms = Literal["frozen", "trained"]
-STRIDES = (4, 8, 16, 32)  # of the feature maps that a pyramid is built on
+HALVES = (torch.float16, torch.bfloat16)
 PYRAMID = 256  # channels; Lin et al. 2017
 RATIOS = (0.5, 1.0, 2.0)
 # What timm raises for a network that gives no such maps; it has no error of its own for that
@@ -107,6 +107,7 @@ def faster_rcnn(
     backbone: str,
     min_size: PositiveInt,
     max_size: PositiveInt,
+    strides: list[PositiveInt],
     anchors: list[PositiveInt],
     proposals: PositiveInt,
     norms: Norms,
@@ -114,20 +115,22 @@ def faster_rcnn(
     """Faster R-CNN with a feature pyramid (Ren et al. 2015; Lin et al. 2017), of torchvision.
 
     `min_size`, `max_size`: an image's shorter side, unless the longer one exceeds the second;
-    `anchors`: the side of the anchors on each of the five maps, in pixels. `proposals`: how many of
-    them the second stage learns from in an image. `norms: frozen` keeps
-    the backbone's batch norms as its weights have them. Images come normalised.
+    `strides`: of the backbone's maps that the pyramid is built on, 4 to 32 (the finest costs most);
+    `anchors`: the side of the anchors on each of them and on the coarser map, in pixels;
+    `proposals`: how many the second stage learns from in an image. `norms: frozen` keeps the
+    backbone's batch norms as its weights have them. Images come normalised.
     """
     from torchvision.models.detection import FasterRCNN
     from torchvision.models.detection.rpn import AnchorGenerator
 
-    body = backbone_of(backbone, channels, norms, **_at_strides(backbone))
-    if len(anchors) != len(STRIDES) + 1:
+    body = backbone_of(backbone, channels, norms, **_at_strides(backbone, strides))
+    if len(anchors) != len(strides) + 1:
         raise UsageError(
-            f"model (faster-rcnn).anchors: {len(anchors)} sides for {len(STRIDES) + 1} maps."
+            f"model (faster-rcnn).anchors: {len(anchors)} sides for {len(strides) + 1} maps, the "
+            f"{len(strides)} of model.strides and a coarser one."
         )
     sides = tuple((side,) for side in anchors)
-    return FasterRCNN(  # type: ignore[no-any-return]
+    network = FasterRCNN(
         pyramid(body),
         classes + 1,  # and the background
         min_size=min_size,
@@ -137,10 +140,20 @@ def faster_rcnn(
         box_batch_size_per_image=proposals,
         rpn_anchor_generator=AnchorGenerator(sides, (RATIOS,) * len(sides)),
     )
+    for head in (network.rpn.head, network.roi_heads.box_predictor):
+        head.register_forward_hook(_in_float32)
+    return network  # type: ignore[no-any-return]
 
 
-def _at_strides(name: str) -> dict[str, Any]:
-    """timm's places of the maps of STRIDES; raises `UsageError` where it has not all of them."""
+def _in_float32(_head: nn.Module, _given: Any, said: Any) -> Any:
+    """What a head says under autocast, in float32: half a type has no room for a box's pixels."""
+    if isinstance(said, Tensor):
+        return said.float() if said.dtype in HALVES else said
+    return type(said)(_in_float32(_head, _given, part) for part in said)
+
+
+def _at_strides(name: str, wanted: list[int]) -> dict[str, Any]:
+    """timm's places of the maps of these strides; raises `UsageError` where it has not all."""
     import timm
 
     if not timm.is_model(name):
@@ -148,11 +161,11 @@ def _at_strides(name: str) -> dict[str, Any]:
     with warnings.catch_warnings(), torch.device("meta"):
         warnings.simplefilter("ignore")
         strides = _strides(name)
-    places = tuple(place for place, stride in enumerate(strides) if stride in STRIDES)
-    if len(places) != len(STRIDES):
+    places = tuple(place for place, stride in enumerate(strides) if stride in wanted)
+    if not wanted or [strides[place] for place in places] != wanted:
         raise UsageError(
-            f"model.backbone: {name} has no feature maps of strides {STRIDES}. "
-            "Use a ResNet, RegNet or EfficientNet."
+            f"model.strides: {wanted}, and {name} has feature maps of the strides {strides}. Take "
+            "them from these, in their order; or use a ResNet, RegNet or EfficientNet."
         )
     return {"out_indices": places}
 
