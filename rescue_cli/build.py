@@ -1,7 +1,6 @@
 """The only place where the names of a recipe become the objects that the engine runs."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,7 +31,9 @@ from rescue_cli.parts.ingredients import (
 )
 from rescue_cli.parts.inputs import (
     Machine,
+    counted_images,
     dataset,
+    has_data,
     look,
     normalise,
     test_sets,
@@ -56,6 +57,7 @@ __all__ = [
     "autocast",
     "check",
     "check_ingredients",
+    "counted_images",
     "dataset",
     "epoch_length",
     "evaluator",
@@ -201,17 +203,17 @@ def protocol(
     }
 
 
-def epoch_length(recipe: Recipe, cache: Path) -> int:
+def epoch_length(recipe: Recipe) -> int:
     """The updates of an epoch; looks at the data only where their number is not known without."""
-    images = training_images(recipe)
-    if images is None and recipe.train.steps_per_epoch is None:
-        images = len(dataset(recipe, cache).train)
-    return steps_per_epoch(recipe.train, images or 0)
+    given = recipe.train.steps_per_epoch is not None
+    return steps_per_epoch(recipe.train, 0 if given else counted_images(recipe))
 
 
 def outline(recipe: Recipe) -> dict[str, Any]:
     """What a run comes to, without data where the data set's size is known: for `--dry-run`."""
     train, images = recipe.train, training_images(recipe)
+    if images is None and has_data(recipe):
+        images = counted_images(recipe)
     found: dict[str, Any] = {
         "training_images": images,
         "slices": f"{train.slices} of {train.device_batch_size} images",

@@ -183,7 +183,7 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(rescue: Rescue, tmp_path: 
         "steps: 300240",
         "learning rate at start: 0.1",
         "learning rate at peak: 0.1",
-        "learning rate at end: 0.010000000000000002",
+        "learning rate at end: 0.01",
         "processes: 1",
         "device: cpu",
     ]

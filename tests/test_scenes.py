@@ -18,7 +18,7 @@ from rescue_cli.augment.scenes import flip, scale_crop
 from rescue_cli.data import Keys, load
 from rescue_cli.engine.scenes import SceneEvaluator
 from rescue_cli.errors import DataError, UsageError
-from rescue_cli.model import faster_rcnn
+from rescue_cli.model.dense import faster_rcnn
 from rescue_cli.precision import intersections
 from rescue_cli.scene import IGNORED, Objects, Scene
 from rescue_cli.schedule import Span, poly
@@ -238,6 +238,15 @@ def test_a_recipe_that_does_not_hold_together_is_refused(changes: list[str], sai
     with pytest.raises(UsageError) as refused:
         build.check(recipe.with_overrides(*changes))
     assert said in str(refused.value)
+
+
+def test_a_dry_run_counts_the_files_of_a_folder(rescue: Rescue, voc: Path) -> None:
+    call = ["train", "--dry-run", *DETECT, "data.name=voc-folder"]
+    there = rescue(*call, f"data.root={voc}", "--json")
+    assert json.loads(there.out)["training_images"] == 8
+    assert json.loads(there.out)["steps"] == 6
+    away = rescue(*call, f"data.root={voc / 'away'}", "--json")
+    assert json.loads(away.out)["steps"] == "unknown until data.root is there"
 
 
 def test_masks_of_a_slice_need_one_size() -> None:

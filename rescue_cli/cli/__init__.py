@@ -6,26 +6,27 @@ import sys
 from typing import Any
 
 import typer
-from typer.core import TyperCommand, TyperGroup
+from typer.core import TyperCommand
 from typer.main import get_command
 
+from rescue_cli.cli.screen import Group
 from rescue_cli.errors import RescueError
 
 # Each is the module of that name here, imported when it is asked for, and what help says of it.
 VERBS = {
-    "train": "Train a recipe; the result is printed and kept in the run directory.",
-    "eval": "Evaluate weights as training does: every image once, one table.",
-    "transfer": "Train weights further on another data set; several, and from scratch, compared.",
-    "lr-range-test": "Find the largest stable learning rate from a run in which it rises (Smith).",
-    "predict": "Print the most probable classes of images.",
-    "plan": "Say what a recipe costs in updates, FLOPs, memory, hours and money; needs no GPU.",
-    "models": "List the architectures of the paper's tables; train takes each as --model NAME.",
     "recipes": "List, show, compare, copy and check recipes.",
-    "seed-sweep": "Train a recipe with many seeds, and say what they say together.",
-    "compare": "Say whether B is better than A, how sure that is, and what may be claimed.",
-    "report": "Write one self-contained page about runs and sweeps, or their table as data.",
-    "study": "Run a published comparison; print paper and measured side by side.",
-    "tune": "Choose batch size, learning rate, momentum and weight decay by held-out loss (Smith).",
+    "plan": "Say what a recipe costs: updates, FLOPs, memory, hours, money.",
+    "train": "Train a recipe; its result stays in the run directory.",
+    "eval": "Evaluate weights on test sets, at sizes and crops; one table.",
+    "predict": "Print the most probable classes of images.",
+    "transfer": "Train weights further on another data set, and compare starts.",
+    "lr-range-test": "Find the largest stable learning rate (Smith).",
+    "tune": "Choose batch, rates, momentum and decay by held-out loss.",
+    "seed-sweep": "Train a recipe with many seeds; mean, spread and interval.",
+    "study": "Run a published comparison; paper and measured side by side.",
+    "compare": "Say whether B is better than A, and what may be claimed.",
+    "report": "Write one page about runs, sweeps and studies.",
+    "models": "List the architectures of the paper's tables.",
     "bench": "Measure speed, as ratios within one run.",
 }
 # Where the verb is no good name for a module
@@ -51,7 +52,7 @@ _Misuse: Any = next(
 )
 
 
-class Verbs(TyperGroup):
+class Verbs(Group):
     """The verbs by name; only the one that is run is imported."""
 
     def __init__(self, **options: Any) -> None:
@@ -72,9 +73,9 @@ class Verbs(TyperGroup):
 app = typer.Typer(
     name="rescue",
     cls=Verbs,
-    epilog="Start with: rescue train --recipe quickstart",
+    epilog="Start with: rescue train --recipe quickstart\nA verb's options: rescue VERB --help",
     no_args_is_help=True,
-    rich_markup_mode="markdown",
+    rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -89,7 +90,11 @@ def main() -> None:
     """Runs the command line; the exit code says how it ended (see README)."""
     try:
         _prepare_allocator(sys.argv[1:])
-        code = _plain_listing() if sys.argv[1:] == ["recipes"] else app(standalone_mode=False)
+        code = (
+            _plain_listing()
+            if sys.argv[1:] == ["recipes"]
+            else app(prog_name="rescue", standalone_mode=False)
+        )
     except RescueError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from rescue_cli import recipe as recipes
+from rescue_cli.cli.screen import App, Group
 from rescue_cli.errors import UsageError
 from rescue_cli.recipe import Recipe
 from rescue_cli.results import METRICS, metrics_of
@@ -23,9 +24,10 @@ NO_RECIPE = f"no --recipe given: {DEFAULT}"
 
 def verb(**options: Any) -> typer.Typer:
     """The app of one verb; `rescue` adds completion and the rest."""
-    return typer.Typer(
+    return App(
         add_completion=False,
-        rich_markup_mode="markdown",
+        rich_markup_mode=None,
+        cls=Group,
         context_settings={"help_option_names": ["-h", "--help"]},
         **options,
     )

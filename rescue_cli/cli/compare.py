@@ -7,6 +7,7 @@ import typer
 
 from rescue_cli.cli import common
 from rescue_cli.cli.common import Json
+from rescue_cli.cli.screen import then
 from rescue_cli.errors import UnexpectedError, UsageError
 from rescue_cli.report import operands
 from rescue_cli.report.comparison import pairs_of
@@ -15,7 +16,12 @@ from rescue_cli.report.operands import Operand
 app = common.verb()
 
 
-@app.command(epilog="Example: rescue compare runs/sweep/a runs/sweep/b '79.72±0.10/100'")
+@app.command(
+    epilog=then(
+        "rescue compare runs/sweep/a runs/sweep/b '79.72±0.10/100'",
+        "rescue report runs/sweep/a runs/sweep/b",
+    )
+)
 def compare(
     words: Annotated[
         list[str], typer.Argument(metavar="A B...", help="Runs, sweeps, recipes, MEAN±STD/N.")

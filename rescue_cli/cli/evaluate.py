@@ -8,11 +8,15 @@ import typer
 
 from rescue_cli.cli import common
 from rescue_cli.cli.common import Architecture, Device, Json, Overrides, Procs, RecipeName, Workers
+from rescue_cli.cli.screen import then
 
 app = common.verb()
 
 
-@app.command("eval", epilog="Example: rescue eval runs/quickstart/0")
+@app.command(
+    "eval",
+    epilog=then("rescue eval runs/quickstart/0", "rescue predict runs/quickstart/0 IMAGE"),
+)
 def evaluate(
     weights: Annotated[
         str,

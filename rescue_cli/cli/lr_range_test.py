@@ -15,6 +15,7 @@ from rescue_cli import recipe as recipes
 from rescue_cli.cli import common
 from rescue_cli.cli.common import Device, Json, Overrides, Procs, RecipeName, Workers
 from rescue_cli.cli.runs import train_here
+from rescue_cli.cli.screen import then
 from rescue_cli.errors import UsageError
 from rescue_cli.range_test import Answer, Curves, Ramp, Reading
 from rescue_cli.recipe import Recipe, total_steps
@@ -23,7 +24,12 @@ app = common.verb()
 SHOWN = 12  # rows of the table
 
 
-@app.command(epilog="Example: rescue lr-range-test --recipe 1cycle-3layer data.root=DIR")
+@app.command(
+    epilog=then(
+        "rescue lr-range-test --recipe 1cycle-3layer data.root=DIR",
+        "the same with --apply my.yaml, then rescue train --recipe my.yaml",
+    )
+)
 def lr_range_test(
     overrides: Overrides = None,
     recipe: RecipeName = None,
@@ -152,7 +158,7 @@ def _length(recipe: Recipe, steps: int | None, epochs: float | None) -> tuple[fl
         raise UsageError("--steps and --epochs say the same thing. Give one of them.")
     if epochs is not None and not 0 < epochs <= 1_000_000:
         raise UsageError(f"--epochs: {epochs} must be above 0 and at most 1000000.")
-    per_epoch = build.epoch_length(recipe, Path("runs", ".cache"))
+    per_epoch = build.epoch_length(recipe)
     if steps is not None:
         return steps / per_epoch, per_epoch
     return recipe.train.epochs if epochs is None else epochs, per_epoch

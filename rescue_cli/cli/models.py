@@ -11,6 +11,7 @@ from rich.table import Table
 from rescue_cli.cli import common
 from rescue_cli.cli.common import Json
 from rescue_cli.cli.expand import model_names
+from rescue_cli.cli.screen import then
 from rescue_cli.errors import UsageError, did_you_mean
 from rescue_cli.recipe import architectures
 
@@ -23,7 +24,11 @@ LEGEND = (
 )
 
 
-@app.command(epilog="Example: rescue models regnety_040")
+@app.command(
+    epilog=then(
+        "rescue models regnety_040", "rescue train --recipe a3 --model regnety_040 data.root=DIR"
+    )
+)
 def models(
     name: Annotated[
         str | None,

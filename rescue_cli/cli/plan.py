@@ -10,6 +10,7 @@ from rescue_cli import recipe as recipes
 from rescue_cli.cli import common
 from rescue_cli.cli.common import Json, Overrides, RecipeName
 from rescue_cli.cli.expand import Epochs, Model, expand
+from rescue_cli.cli.screen import then
 from rescue_cli.errors import UsageError
 from rescue_cli.recipe import Recipe
 
@@ -17,7 +18,12 @@ app = common.verb()
 MEGABYTES = 1024  # in a GB of a GPU's memory
 
 
-@app.command(epilog="Example: rescue plan --recipe a2 --gpus 4 --hours-per-epoch 0.18 --price 2.5")
+@app.command(
+    epilog=then(
+        "rescue plan --recipe a2 --gpus 4 --hours-per-epoch 0.18 --price 2.5",
+        "rescue train --recipe a2 --gpus 4 data.root=DIR",
+    )
+)
 def plan(
     overrides: Overrides = None,
     recipe: RecipeName = None,

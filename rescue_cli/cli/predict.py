@@ -9,11 +9,17 @@ from rich.table import Table
 
 from rescue_cli.cli import common
 from rescue_cli.cli.common import Architecture, Device, Json
+from rescue_cli.cli.screen import then
 
 app = common.verb()
 
 
-@app.command(epilog="Example: rescue predict runs/quickstart/0 coat.png")
+@app.command(
+    epilog=then(
+        "rescue predict runs/quickstart/0 coat.png",
+        "rescue transfer --from runs/quickstart/0 --to YOUR-FOLDER",
+    )
+)
 def predict(
     weights: Annotated[
         str,

@@ -8,13 +8,18 @@ from typing import Annotated
 import typer
 
 from rescue_cli.cli import common
+from rescue_cli.cli.screen import then
 from rescue_cli.errors import DataError, RescueError, UsageError
 from rescue_cli.results import RunDirectory
 
 app = common.verb()
 
 
-@app.command(epilog="Example: rescue report runs/quickstart/0 runs/sweep/quickstart")
+@app.command(
+    epilog=then(
+        "rescue report runs/quickstart/0 runs/sweep/quickstart", "open the page that it names"
+    )
+)
 def report(
     paths: Annotated[
         list[Path], typer.Argument(metavar="DIR...", help="Runs, sweeps and studies.")

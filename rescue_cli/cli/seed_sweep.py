@@ -25,6 +25,7 @@ from rescue_cli.cli.runs import (
     queue_all,
     train_all,
 )
+from rescue_cli.cli.screen import then
 from rescue_cli.errors import UsageError
 from rescue_cli.recipe import Recipe
 from rescue_cli.report import sweeps
@@ -43,7 +44,12 @@ class Where(StrEnum):
     slurm = "slurm"
 
 
-@app.command(epilog="Example: rescue seed-sweep --recipe quickstart --seeds 10")
+@app.command(
+    epilog=then(
+        "rescue seed-sweep --recipe quickstart --seeds 10",
+        "rescue report runs/sweep/quickstart, or rescue compare it with another",
+    )
+)
 def seed_sweep(
     overrides: Overrides = None,
     recipe: RecipeName = None,

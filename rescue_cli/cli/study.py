@@ -14,6 +14,7 @@ from rich.table import Table
 from rescue_cli.cli import common
 from rescue_cli.cli.common import Device, Json, Workers
 from rescue_cli.cli.runs import is_done, note_precision, places, train_all
+from rescue_cli.cli.screen import then
 from rescue_cli.cli.study_plan import print_plan
 from rescue_cli.errors import RescueError, UsageError
 from rescue_cli.recipe import Recipe
@@ -30,7 +31,12 @@ def study_names(incomplete: str) -> list[str]:
     return [name for name in studies.names() if name.startswith(incomplete)]
 
 
-@app.command(epilog="Example: rescue study smith-momentum data.root=DIR --only 1")
+@app.command(
+    epilog=then(
+        "rescue study smith-momentum data.root=DIR --only 1",
+        "rescue report runs/study/smith-momentum",
+    )
+)
 def study(
     name: Annotated[
         str | None, typer.Argument(help="All names without.", autocompletion=study_names)

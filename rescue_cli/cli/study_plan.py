@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from rich.table import Table
@@ -25,7 +24,7 @@ def print_plan(runs: Sequence[tuple[int, Recipe, bool]], *, as_json: bool) -> No
         row["runs"] += 1
         if done:
             continue
-        per_epoch = build.epoch_length(recipe, Path("runs", ".cache"))
+        per_epoch = build.epoch_length(recipe)
         steps = total_steps(recipe.train, per_epoch)
         row["left"] += 1
         row["updates"] += steps

@@ -12,6 +12,7 @@ from rescue_cli import recipe as recipes
 from rescue_cli.cli import common
 from rescue_cli.cli.common import Device, Json, Overrides, Procs, RecipeName, Workers
 from rescue_cli.cli.expand import Epochs, Model, expand
+from rescue_cli.cli.screen import then
 from rescue_cli.errors import UnexpectedError, UsageError
 from rescue_cli.recipe import Recipe
 
@@ -40,7 +41,12 @@ class Changes:
     smoke: bool
 
 
-@app.command(epilog="Example: rescue train --recipe myrtle-baseline data.root=DIR")
+@app.command(
+    epilog=then(
+        "rescue train --recipe myrtle-baseline data.root=DIR",
+        "rescue eval RUN, or rescue report RUN",
+    )
+)
 def train(
     overrides: Overrides = None,
     recipe: RecipeName = None,
@@ -214,4 +220,5 @@ def _print_plan(recipe: Recipe, launch: Launch, as_json: bool) -> None:
         return
     print(recipe.to_yaml(), end="")
     for key, value in plan.items():
-        print(f"{key.replace('_', ' ')}: {value}")
+        shown = f"{value:.4g}" if isinstance(value, float) else value
+        print(f"{key.replace('_', ' ')}: {shown}")

@@ -11,6 +11,7 @@ from rescue_cli.cli import common
 from rescue_cli.cli.common import Architecture, Device, Json, Overrides, RecipeName, Workers
 from rescue_cli.cli.expand import Epochs, expand
 from rescue_cli.cli.runs import is_done, note_precision, places, train_all
+from rescue_cli.cli.screen import then
 from rescue_cli.errors import RescueError, UsageError
 from rescue_cli.recipe import Recipe
 from rescue_cli.report import operands, sweeps
@@ -20,7 +21,12 @@ app = common.verb()
 DEFAULT = "transfer"
 
 
-@app.command(epilog="Example: rescue transfer --from runs/a2/0 --to flowers102 data.root=DIR")
+@app.command(
+    epilog=then(
+        "rescue transfer --from runs/a2/0 --to flowers102 data.root=DIR",
+        "rescue predict RUN IMAGE, or rescue report RUN",
+    )
+)
 def transfer(
     overrides: Overrides = None,
     from_: Annotated[

@@ -15,6 +15,7 @@ from rescue_cli import recipe as recipes
 from rescue_cli.cli import common
 from rescue_cli.cli.common import Device, Json, Overrides, RecipeName, Workers
 from rescue_cli.cli.runs import train_here
+from rescue_cli.cli.screen import then
 from rescue_cli.errors import RescueError, UsageError
 from rescue_cli.range_test import Curves, Ramp
 from rescue_cli.recipe import Recipe, from_tree, total_steps
@@ -31,7 +32,12 @@ class _BudgetOver(Exception):
     """No time for another run."""
 
 
-@app.command(epilog="Example: rescue tune --recipe quickstart --budget 0.3")
+@app.command(
+    epilog=then(
+        "rescue tune --recipe quickstart --budget 0.3",
+        "rescue train --recipe quickstart optim.lr=FOUND ..., as it prints",
+    )
+)
 def tune(
     overrides: Overrides = None,
     recipe: RecipeName = None,
@@ -81,12 +87,9 @@ class _Search:
         from rescue_cli import build
 
         self.begun = time.monotonic()
-        cache = self.folder / ".cache"
         self.recipe = _measured(self.base.with_overrides(f"data.holdout={_held_out(self.base)}"))
-        self.images = build.training_images(self.recipe) or len(
-            build.dataset(self.recipe, cache).train
-        )
-        self.per_epoch = build.epoch_length(self.recipe, cache)
+        self.images = build.counted_images(self.recipe)
+        self.per_epoch = build.epoch_length(self.recipe)
 
     def go(self) -> None:
         """Decides step after step, as long as there is time for another run."""
@@ -118,7 +121,7 @@ class _Search:
 
         size, why = tuning.batch_size(self.images, fits)
         self.recipe = tuning.with_batch(self.recipe, size)
-        self.per_epoch = build.epoch_length(self.recipe, self.folder / ".cache")
+        self.per_epoch = build.epoch_length(self.recipe)
         self.decisions.append(Decision("batch size", [], str(size), why, [], []))
         common.note(f"batch size: {size} ({why})")
 
@@ -217,9 +220,7 @@ def _held_out(recipe: Recipe) -> int:
 
     if given := int(recipe.data.options.get("holdout", 0)):
         return given
-    whole = build.training_images(recipe)
-    if whole is None:
-        whole = len(build.dataset(recipe, Path("runs", ".cache")).train)
+    whole = build.counted_images(recipe)
     classes = FACTS[recipe.data.name].classes or 1
     held = max(classes, round(HELD_OUT * whole / classes) * classes)
     if held >= whole:

@@ -1,6 +1,6 @@
 """Where images come from in a run: training slices and test sets, in memory or from files."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from rescue_cli.data import (
     Files,
     Images,
     Paired,
+    Place,
     SceneEvalFeed,
     SceneFeed,
     Split,
@@ -173,3 +174,20 @@ def training_images(recipe: Recipe) -> int | None:
         return None
     left = known - keys.holdout
     return min(left, keys.subset[0]) if keys.subset else left
+
+
+def counted_images(recipe: Recipe) -> int:
+    """How many images the run trains on, from the files where it is not known without them."""
+    known = training_images(recipe)
+    if known is not None:
+        return known
+    listed = replace(data_keys(recipe), resident=False)  # counted, not decoded
+    return len(load(recipe.data.name, listed, Path()).train)
+
+
+def has_data(recipe: Recipe) -> bool:
+    """Whether there is a folder where the recipe's training images should be."""
+    place = Place(recipe.data.name, data_keys(recipe))
+    if not place.has_train_root:
+        return False
+    return (place.train_root if place.keys.train_root else place.root).is_dir()
