@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from rescue_cli.errors import UsageError
-from rescue_cli.optim.adamw import adamw
+from rescue_cli.optim.adaptive import adamw
 from rescue_cli.optim.lamb import Lamb, lamb
 from rescue_cli.optim.sgd import SgdVelocity
 

@@ -4,8 +4,7 @@ from collections.abc import Callable
 
 from torch.optim import Optimizer
 
-from rescue_cli.optim.adamw import adamw
-from rescue_cli.optim.adaptive import adadelta, adagrad, adam
+from rescue_cli.optim.adaptive import adadelta, adagrad, adam, adamw
 from rescue_cli.optim.groups import GROUPS, Claim, claims, common, depths, groups_of
 from rescue_cli.optim.lamb import lamb
 from rescue_cli.optim.muon import muon

@@ -1,4 +1,4 @@
-"""torch's adaptive optimizers with decay in the gradient, as super-convergence is compared with."""
+"""torch's adaptive optimizers: AdamW, and those with decay in the gradient."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -9,6 +9,23 @@ from torch.optim import Optimizer
 from rescue_cli.registry import Fraction, NotNegative, Positive
 
 
+def adamw(
+    groups: Iterable[dict[str, Any]],
+    *,
+    lr: Positive,
+    weight_decay: NotNegative,
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999),
+    eps: Positive = 1e-8,
+) -> Optimizer:
+    """Decoupled decay (Loshchilov and Hutter 2019): w -= lr wd w, then lr times Adam's direction.
+
+    Fused, so that a step which the gradient scaler skips needs no word from the device.
+    """
+    return torch.optim.AdamW(
+        groups, lr=lr, weight_decay=weight_decay, betas=betas, eps=eps, fused=True
+    )
+
+
 def adam(
     groups: Iterable[dict[str, Any]],
     *,
@@ -17,7 +34,7 @@ def adam(
     betas: tuple[Fraction, Fraction] = (0.9, 0.999),
     eps: Positive = 1e-8,
 ) -> Optimizer:
-    """Adam (Kingma and Ba 2015); `adamw` decouples the decay."""
+    """Adam (Kingma and Ba 2015), its decay in the gradient."""
     return torch.optim.Adam(
         groups, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, fused=True
     )

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from rescue_cli.errors import UsageError
+from rescue_cli.optim.scaled import Scaled
 from rescue_cli.registry import Fraction, NotNegative, Positive
 
 # On a CPU, so that a tensor is still in the cache when it is read again: 0.31 of timm's time for
@@ -37,40 +38,20 @@ def lamb(
             "Give each the same."
         )
     return Lamb(
-        groups, lr=lr, weight_decay=weight_decay, max_grad_norm=max_grad_norm, betas=betas, eps=eps
+        groups,
+        lr=lr,
+        weight_decay=weight_decay,
+        max_grad_norm=max_grad_norm,
+        betas=betas,
+        eps=eps,
+        fused=True,  # keeps the step counters as they are when a state is loaded
     )
 
 
-class Lamb(Optimizer):
-    """See `lamb`. Understands the gradient scaler, and skips a step without asking the device."""
+class Lamb(Scaled):
+    """See `lamb`."""
 
-    _step_supports_amp_scaling = True
-
-    def __init__(
-        self,
-        groups: Iterable[dict[str, Any]],
-        *,
-        lr: float,
-        weight_decay: float,
-        max_grad_norm: float | None,
-        betas: tuple[float, float],
-        eps: float,
-    ) -> None:
-        defaults = {
-            "lr": lr,
-            "weight_decay": weight_decay,
-            "max_grad_norm": max_grad_norm,
-            "betas": betas,
-            "eps": eps,
-            "fused": True,  # keeps the step counters as they are when a state is loaded
-        }
-        super().__init__(groups, defaults)
-
-    @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """One update from the parameters' gradients, which it may leave divided."""
-        assert closure is None
-        found_inf: Tensor | None = getattr(self, "found_inf", None)
+    def update(self, found_inf: Tensor | None) -> None:
         moving = [[p for p in g["params"] if p.grad is not None] for g in self.param_groups]
         parameters = [p for members in moving for p in members]
         if not parameters:

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from rescue_cli.errors import UsageError
-from rescue_cli.optim.scaled import moving
+from rescue_cli.optim.scaled import Scaled, moving
 from rescue_cli.registry import Fraction, NotNegative, Positive, PositiveInt
 
 Coefficients = tuple[float, float, float]
@@ -58,19 +58,10 @@ def muon(
     )
 
 
-class Muon(Optimizer):
-    """See `muon`. Understands the gradient scaler, and skips a step without asking the device."""
+class Muon(Scaled):
+    """See `muon`."""
 
-    _step_supports_amp_scaling = True
-
-    def __init__(self, groups: Iterable[dict[str, Any]], **defaults: Any) -> None:
-        super().__init__(groups, defaults)
-
-    @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """One update from the parameters' gradients."""
-        assert closure is None
-        found_inf: Tensor | None = getattr(self, "found_inf", None)
+    def update(self, found_inf: Tensor | None) -> None:
         for group, parameters, gradients in moving(self):
             directions = self._directions(parameters, gradients, group, found_inf)
             if group["lr"]:

@@ -1,6 +1,6 @@
 """What an optimizer of ours needs to step under torch's gradient scaler."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -22,3 +22,22 @@ def moving(optimizer: Optimizer) -> Iterator[tuple[dict[str, Any], list[Tensor],
         if scale is not None:
             gradients = list(torch._foreach_div(gradients, scale))
         yield group, parameters, gradients
+
+
+class Scaled(Optimizer):
+    """An optimizer of ours: understands the scaler, and skips a step without asking the device."""
+
+    _step_supports_amp_scaling = True
+
+    def __init__(self, groups: Iterable[dict[str, Any]], **defaults: Any) -> None:
+        super().__init__(groups, defaults)
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """One update from the parameters' gradients, which it may leave divided."""
+        assert closure is None
+        self.update(getattr(self, "found_inf", None))
+
+    def update(self, found_inf: Tensor | None) -> None:
+        """Moves the parameters; where `found_inf` is not 0, nothing changes."""
+        raise NotImplementedError

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from rescue_cli.optim.scaled import moving
+from rescue_cli.optim.scaled import Scaled, moving
 from rescue_cli.registry import Fraction, NotNegative, Positive
 
 
@@ -51,33 +51,10 @@ def sgd_velocity(
     )
 
 
-class SgdVelocity(Optimizer):
-    """See `sgd_velocity`. Understands the gradient scaler, and skips a step without asking it."""
+class SgdVelocity(Scaled):
+    """See `sgd_velocity`."""
 
-    _step_supports_amp_scaling = True
-
-    def __init__(
-        self,
-        groups: Iterable[dict[str, Any]],
-        *,
-        lr: float,
-        momentum: float,
-        nesterov: bool,
-        weight_decay: float,
-    ) -> None:
-        defaults = {
-            "lr": lr,
-            "momentum": momentum,
-            "nesterov": nesterov,
-            "weight_decay": weight_decay,
-        }
-        super().__init__(groups, defaults)
-
-    @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """One update from the parameters' gradients."""
-        assert closure is None
-        found_inf: Tensor | None = getattr(self, "found_inf", None)
+    def update(self, found_inf: Tensor | None) -> None:
         for group, parameters, gradients in moving(self):
             velocities = [self._velocity(p) for p in parameters]
             _update(parameters, gradients, velocities, group, found_inf)
