@@ -219,15 +219,18 @@ def with_lists(
 
 def print_comparison(sides: Sequence["Operand"], pairs: Sequence[Mapping[str, Any]]) -> None:
     """Each side's mean, then what may be claimed of each pair, and by which test."""
+    from rescue_cli.statistics import interval
+
     out = console()
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("", "mean %", "std", "runs"):
+    for heading in ("", "mean %", "std", "runs", "95 % of the mean"):
         table.add_column(heading, justify="right" if heading else "left", overflow="fold")
     for side in sides:
         std = side.sample.std
+        band = interval(side.sample)
         table.add_row(
             side.name, f"{side.sample.mean:.2f}", "-" if std is None else f"{std:.2f}",
-            str(side.sample.n),
+            str(side.sample.n), "-" if band is None else f"{band[0]:.2f} to {band[1]:.2f}",
         )  # fmt: skip
     out.print(table)
     for pair in pairs:

@@ -4,7 +4,8 @@ import json as json_module
 import shlex
 import sys
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,6 +14,7 @@ from rich.table import Table
 
 from rescue_cli.cli import common
 from rescue_cli.cli.common import Device, Json, Workers
+from rescue_cli.cli.expand import Epochs, Model
 from rescue_cli.cli.runs import is_done, note_precision, places, train_all
 from rescue_cli.cli.screen import then
 from rescue_cli.cli.study_plan import print_plan
@@ -46,6 +48,8 @@ def study(
         typer.Argument(metavar="[SECTION.KEY=VALUE]...", help="Changes to every cell."),
     ] = None,
     only: Annotated[str | None, typer.Option(help="Rows by number: 1,3.")] = None,
+    model: Model = None,
+    epochs: Epochs = None,
     seeds: Annotated[
         int | None, typer.Option(help="Runs of a row; the study's own points by default.", min=1)
     ] = None,
@@ -66,9 +70,13 @@ def study(
             print(each)
         return
     found = studies.load(name)
+    if model is not None or epochs is not None:
+        found = replace(found, model=model or found.model, epochs=epochs or found.epochs)
     given = overrides or []
     folder = out or Path("runs", "study", found.name)
     chosen = _chosen(found, only)
+    if not table:
+        _note_expanded(found, given, chosen)
     if plan:
         planned = _missing(found, given, chosen, seeds, folder)
         print_plan([(run.row, run.recipe, run.done) for run in planned], as_json=json)
@@ -82,11 +90,15 @@ def study(
         finally:
             _keep(found, given, folder)
     rows = [row for row in studies.rows(found, given, folder) if row["row"] in chosen]
+    compared = studies.compared(found, rows, folder)
     if json:
-        print(json_module.dumps({"study": found.name, "paper": found.paper, "rows": rows}))
+        told = {"study": found.name, "paper": found.paper, "rows": rows, "pairs": compared.pairs}
+        print(json_module.dumps(told))
         return
     common.console().print(_table(rows))
     common.console().print(_legend(found))
+    if compared.pairs:
+        common.print_comparison(compared.sides, compared.pairs)
 
 
 @dataclass(frozen=True)
@@ -98,6 +110,15 @@ class _Run:
     recipe: Recipe
     begins: Path | None  # a state of another run
     done: bool
+
+
+def _note_expanded(study: Study, overrides: list[str], chosen: list[int]) -> None:
+    """Says what the study's network and length set in each row."""
+    for row, (cell, _) in enumerate(studies.cells(study, overrides), 1):
+        if cell.recipe is not None and row in chosen:
+            changes = [*study.set, *cell.set, *overrides]
+            if found := studies.expanded(study, cell.recipe, changes):
+                common.note(f"row {row} ({cell.recipe}) sets: {' '.join(found)}")
 
 
 def _chosen(study: Study, only: str | None) -> list[int]:
@@ -172,11 +193,13 @@ def _keep(study: Study, overrides: list[str], folder: Path) -> None:
     """Writes what `rescue report` shows of the folder; whatever was measured so far."""
     if not folder.is_dir():
         return
+    rows = studies.rows(study, overrides, folder)
     kept = {
         "study": study.name,
-        "paper": study.paper,
+        "source": study.source,
         "command": shlex.join(["rescue", *sys.argv[1:]]),
-        "rows": studies.rows(study, overrides, folder),
+        "rows": rows,
+        "claims": [pair["claim"] for pair in studies.compared(study, rows, folder).pairs],
     }
     write_json(folder / study_page.FILE, kept)
 
@@ -212,8 +235,8 @@ def _table(rows: list[dict[str, Any]]) -> Table:
         table.add_column(heading)
     for metric in metrics:
         table.add_column(f"paper {metric}", justify="right")
-    table.add_column("measured", justify="right")
-    table.add_column("p", justify="right")
+    for heading in ("measured", "p" if metrics else "seconds"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
         figures = [row["paper"].get(metric) for metric in metrics]
         measured = row["measured"] or {}
@@ -222,14 +245,24 @@ def _table(rows: list[dict[str, Any]]) -> Table:
             *(studies.shown(value) for value in row["columns"].values()),
             *("-" if figure is None else f"{figure:.2f}" for figure in figures),
             common.measured(row["measured"]),
-            "-" if measured.get("p") is None else f"{measured['p']:.2g}",
+            _chance(measured) if metrics else _seconds(row),
         )
     return table
 
 
+def _chance(measured: Mapping[str, Any]) -> str:
+    return "-" if measured.get("p") is None else f"{measured['p']:.2g}"
+
+
+def _seconds(row: Mapping[str, Any]) -> str:
+    return "-" if row["seconds"] is None else f"{row['seconds']:.0f}"
+
+
 def _legend(study: Study) -> str:
+    measured = "In percent; measured: mean, standard deviation (runs), last epoch."
+    if study.paper is None:
+        return measured
     return (
-        f"{study.paper['title']}, {study.paper['table']}. In percent; measured: mean, "
-        "standard deviation (runs), last epoch. p: how probable so large a difference from the "
+        f"{study.source}. {measured} p: how probable so large a difference from the "
         f"paper is by chance (Welch's t-test); above {LIKELY:g} noise explains it."
     )

@@ -4,7 +4,7 @@ A study is a file in `recipes/studies/`; its cells are recipes with overrides.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,8 +13,10 @@ from rescue_cli.plans import differences, flat
 from rescue_cli.recipe import Recipe, read_text, recipes_folder
 from rescue_cli.recipe import load as load_recipe
 from rescue_cli.recipe.yaml import read
-from rescue_cli.registry import PositiveInt, check
+from rescue_cli.registry import Positive, PositiveInt, check
 from rescue_cli.report import records
+from rescue_cli.report.comparison import pairs_of
+from rescue_cli.report.operands import Operand, operand
 from rescue_cli.results import METRICS, RunDirectory, read_json, score
 from rescue_cli.statistics import Sample, sample, welch
 
@@ -30,14 +32,22 @@ class Snapshot:
     step: PositiveInt
 
 
+@dataclass(frozen=True)
+class Compared:
+    """Rows with what their runs come to, and what may be claimed of each pair."""
+
+    sides: Sequence[Operand]
+    pairs: Sequence[Mapping[str, Any]]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Cell:
     """One row: a recipe with overrides, or a `label` for each column where there is no recipe.
 
-    `std` and `n` are the paper's, of its first figure.
+    `paper`: its figures, none in a study of our own; `std` and `n` are of the first.
     """
 
-    paper: dict[str, float]
+    paper: dict[str, float] = field(default_factory=dict)
     recipe: str | None = None
     set: list[str] = field(default_factory=list)
     label: list[str] = field(default_factory=list)
@@ -50,16 +60,27 @@ class Cell:
 class Study:
     """A table as it is published: `columns` are headings and the recipe keys under them.
 
-    `set` holds for all cells. A point is a run for each seed, or `smith`: 4 runs of batches that
-    grow by 4 images, begun from msra and xavier in turn where the recipe names a filler.
+    `set` holds for all cells, and so do `model` and `epochs`, which are the options of `rescue
+    train`. A point is a run for each seed, or `smith`: 4 runs of batches that grow by 4 images,
+    begun from msra and xavier in turn where the recipe names a filler. `pairs`: the rows are
+    compared with one another. Without `paper` it is a study of our own.
     """
 
     name: str
-    paper: dict[str, str]
     columns: dict[str, str]
     cells: list[dict[str, Any]]
+    paper: dict[str, str] | None = None
     set: list[str] = field(default_factory=list)
+    model: str | None = None
+    epochs: Positive | None = None
+    seeds: PositiveInt = 1
     points: Literal["seeds", "smith"] = "seeds"
+    pairs: bool = False
+
+    @property
+    def source(self) -> str:
+        """The paper and its table, or whose study it is."""
+        return "our own" if self.paper is None else f"{self.paper['title']}, {self.paper['table']}"
 
 
 def names() -> dict[str, Path]:
@@ -81,16 +102,33 @@ def cells(study: Study, overrides: Sequence[str] = ()) -> list[tuple[Cell, Recip
     found = []
     for number, tree in enumerate(study.cells):
         cell = Cell(**check(f"study {study.name}, cell {number}", tree, Cell))
-        changes = [*study.set, *cell.set, *overrides]
-        recipe = None if cell.recipe is None else load_recipe(cell.recipe, changes)
+        recipe = None
+        if cell.recipe is not None:
+            changes = [*study.set, *cell.set, *overrides]
+            recipe = load_recipe(cell.recipe, [*changes, *expanded(study, cell.recipe, changes)])
         found.append((cell, recipe))
+    return found
+
+
+def expanded(study: Study, recipe: str, changes: Sequence[str]) -> list[str]:
+    """The overrides that the study's `model` and `epochs` stand for, beside its other changes."""
+    if study.model is None and study.epochs is None:
+        return []
+    from rescue_cli import options
+
+    base, found = load_recipe(recipe), []
+    if study.model is not None:
+        found = options.model(base, study.model, changes)
+    if study.epochs is not None:
+        found += options.epochs(base.with_overrides(*changes, *found), study.epochs, changes)
     return found
 
 
 def runs(study: Study, recipe: Recipe, seeds: int | None) -> dict[str, Recipe]:
     """The runs of a cell by the names of their folders; None: as many as its points have."""
     if study.points == "seeds" or seeds is not None:
-        return {f"seed-{s}": recipe.with_overrides(f"train.seed={s}") for s in range(seeds or 1)}
+        count = seeds or study.seeds
+        return {f"seed-{s}": recipe.with_overrides(f"train.seed={s}") for s in range(count)}
     found = {}
     for place in range(STEPS):
         batch = recipe.train.batch_size + 4 * place
@@ -141,6 +179,18 @@ def rows(
         }
         for number, (cell, recipe) in enumerate(cells(study, overrides), 1)
     ]
+
+
+def compared(study: Study, rows: Sequence[Mapping[str, Any]], folder: Path) -> Compared:
+    """The rows that have runs in the folder, by their first column, each against each other."""
+    sides: list[Operand] = []
+    for row in rows:
+        if _finished(folder / row_folder(row["row"])):
+            side = operand(str(folder / row_folder(row["row"])))
+            name = shown(next(iter(row["columns"].values())))
+            taken = name in [other.name for other in sides]
+            sides.append(replace(side, name=f"row {row['row']}" if taken else name))
+    return Compared(sides, pairs_of(sides) if study.pairs and len(sides) > 1 else [])
 
 
 def shown(value: Any) -> str:

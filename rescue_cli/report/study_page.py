@@ -33,36 +33,43 @@ def results(path: Path) -> list[list[str]]:
 def section(path: Path) -> str:
     """The study's heading, source, table, picture, and the command that goes on with it."""
     found = read_json(path / FILE)
-    source = f"{found['paper']['title']}, {found['paper']['table']}"
     measured = [row for row in found["rows"] if row["measured"] is not None]
     parts = [
         f"<h2>{text(path)}: study {text(found['study'])}</h2>",
-        f"<p>{text(source)}. {len(measured)} of {len(found['rows'])} rows are measured.</p>",
+        f"<p>Source: {text(found['source'])}. {len(measured)} of {len(found['rows'])} rows are "
+        "measured.</p>",
         _table(found["rows"]),
     ]
     if measured:
         parts.append(image(_picture(measured)))
-    parts.append(
-        "<p class=dim>p: how probable so large a difference from the paper is by chance.</p>"
-    )
+    if any(row["paper"] for row in found["rows"]):
+        parts.append(
+            "<p class=dim>p: how probable so large a difference from the paper is by chance.</p>"
+        )
+    parts += [f"<p>{text(claim)}</p>" for claim in found["claims"]]
     return "\n".join([*parts, f"<p>To go on with it:</p><pre>{text(found['command'])}</pre>"])
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> str:
     columns = list(rows[0]["columns"])
+    published = any(row["paper"] for row in rows)
     lines = []
     for row in rows:
         ours = row["measured"]
         chance = None if ours is None else ours["p"]
         lines.append(
             [
-                str(row["row"]), *(shown(row["columns"][name]) for name in columns), _paper(row),
+                str(row["row"]), *(shown(row["columns"][name]) for name in columns),
+                *([_paper(row)] if published else []),
                 "-" if ours is None else f"{ours['mean']:.2f}",
                 "-" if ours is None else _spread(ours), "-" if ours is None else str(ours["n"]),
-                "-" if chance is None else f"{chance:.2g}",
+                *(["-" if chance is None else f"{chance:.2g}"] if published else []),
+                "-" if row["seconds"] is None else shown_seconds(row["seconds"]),
             ]
         )  # fmt: skip
-    return table(["row", *columns, "paper", "measured", "std", "runs", "p"], lines)
+    paper, p = (["paper"], ["p"]) if published else ([], [])
+    headings = ["row", *columns, *paper, "measured", "std", "runs", *p, "seconds"]
+    return table(headings, lines)
 
 
 def _picture(rows: Sequence[Mapping[str, Any]]) -> Any:
