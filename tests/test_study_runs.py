@@ -111,6 +111,8 @@ def test_the_plan_counts_what_is_left(rescue: Rescue, mine: str) -> None:
     assert rescue("study", mine, "--plan").out.splitlines()[-1].split()[:4] == [
         "in", "all", "3", "3",
     ]  # fmt: skip
+    timed = rescue("study", mine, "--plan", "--images-per-second", "0.1", "--json")
+    assert [row["hours"] for row in json.loads(timed.out)] == pytest.approx([512 / 360] * 3)
 
 
 def test_data_that_is_not_there_ends_it_at_once(rescue: Rescue) -> None:
@@ -193,3 +195,46 @@ def test_a_snapshot_of_a_row_that_is_none_is_refused(tmp_path: Path) -> None:
     cell, _ = studies.cells(study)[2]
     with pytest.raises(UsageError, match=r"from_snapshot\.cell: 7 is none of its 3 cells"):
         studies.snapshot_of(study, cell)
+
+
+OWN = """
+name: own
+columns: {procedure: name, rate: optim.lr}
+epochs: 2
+seeds: 3
+pairs: true
+set: [model.width=4, "data.subset=[256, 100]", train.batch_size=32, train.device_batch_size=32]
+cells:
+  - {recipe: quickstart}
+  - {recipe: quickstart, set: [optim.lr=1.0e-6]}
+"""
+
+
+def test_a_study_of_our_own_compares_its_rows_at_equal_length(
+    rescue: Rescue, tmp_path: Path
+) -> None:
+    (tmp_path / "own.yaml").write_text(OWN)
+    ended = rescue("study", "own.yaml", "--json", "--out", "out")
+    assert ended.code == 0, ended.err
+    assert "row 1 (quickstart) sets: train.epochs=2 schedule.epochs=[0,0.5,2]" in ended.err
+    told = json.loads(ended.out)
+    assert [row["measured"]["n"] for row in told["rows"]] == [3, 3]
+    (pair,) = told["pairs"]
+    assert (pair["a"], pair["b"], pair["how"]) == ("quickstart", "row 2", "paired by seed")
+    assert pair["claim"].startswith("quickstart is better than row 2 by ")
+    assert pair["equal"]["epoch"]["at"] == 2
+    text = rescue("study", "own.yaml", "--table", "--out", "out").out
+    assert text.splitlines()[0].split() == ["row", "procedure", "rate", "measured", "seconds"]
+    assert pair["claim"] in " ".join(text.split())
+    assert rescue("report", "out", "--out", "page.html").code == 0
+    page = (tmp_path / "page.html").read_text()
+    assert "Source: our own. 2 of 2 rows are measured." in page
+    assert pair["claim"] in page
+    assert "<th class=n>p</th>" not in page
+
+
+def test_a_study_can_be_run_for_another_length(rescue: Rescue, tmp_path: Path) -> None:
+    (tmp_path / "own.yaml").write_text(OWN)
+    ended = rescue("study", "own.yaml", "--epochs", "4", "--plan", "--json", "--only", "1")
+    assert json.loads(ended.out)[0]["updates"] == 3 * 4 * 8
+    assert "sets: train.epochs=4 schedule.epochs=[0,1,4]" in ended.err

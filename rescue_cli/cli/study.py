@@ -58,6 +58,9 @@ def study(
         float | None, typer.Option(help="Hours, after which no run is begun.")
     ] = None,
     plan: Annotated[bool, typer.Option("--plan", help="Print the cost, run nothing.")] = False,
+    images_per_second: Annotated[
+        float | None, typer.Option(help="With --plan: hours at this speed.", min=0.001)
+    ] = None,
     table: Annotated[bool, typer.Option("--table", help="Print the table, run nothing.")] = False,
     out: Annotated[Path | None, typer.Option(help="Folder; runs/study/NAME by default.")] = None,
     json: Json = False,
@@ -79,7 +82,8 @@ def study(
         _note_expanded(found, given, chosen)
     if plan:
         planned = _missing(found, given, chosen, seeds, folder)
-        print_plan([(run.row, run.recipe, run.done) for run in planned], as_json=json)
+        runs = [(run.row, run.recipe, run.done) for run in planned]
+        print_plan(runs, images_per_second, as_json=json)
         return
     if not table:
         where = common.device(device)

@@ -1,7 +1,7 @@
 """What a study would cost, before it is begun."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
@@ -9,9 +9,15 @@ from rich.table import Table
 from rescue_cli.cli import common
 from rescue_cli.recipe import Recipe
 
+Rows = Collection[Mapping[str, Any]]
 
-def print_plan(runs: Sequence[tuple[int, Recipe, bool]], *, as_json: bool) -> None:
-    """Of runs (row, recipe, whether it is done) what is left, in updates and computation."""
+
+def print_plan(
+    runs: Sequence[tuple[int, Recipe, bool]], images_per_second: float | None, *, as_json: bool
+) -> None:
+    """Of runs (row, recipe, whether it is done) what is left: updates, images, computation, and
+    hours where a speed is given.
+    """
     from rescue_cli import build, estimate
     from rescue_cli.recipe import total_steps
 
@@ -19,7 +25,7 @@ def print_plan(runs: Sequence[tuple[int, Recipe, bool]], *, as_json: bool) -> No
     for number, recipe, done in runs:
         row = rows.setdefault(
             number, {"row": number, "recipe": recipe.name, "runs": 0, "left": 0,
-                      "updates": 0, "petaflop": 0.0}
+                      "updates": 0, "images": 0, "petaflop": 0.0, "hours": None}
         )  # fmt: skip
         row["runs"] += 1
         if done:
@@ -28,21 +34,28 @@ def print_plan(runs: Sequence[tuple[int, Recipe, bool]], *, as_json: bool) -> No
         steps = total_steps(recipe.train, per_epoch)
         row["left"] += 1
         row["updates"] += steps
+        row["images"] += steps * recipe.train.batch_size
         row["petaflop"] += 2 * estimate.training(recipe, steps, per_epoch) / 1e15
+    for row in rows.values():
+        if images_per_second is not None:
+            row["hours"] = row["images"] / images_per_second / 3600
     if as_json:
         print(json.dumps(list(rows.values())))
         return
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("row", "recipe", "runs", "left", "updates", "PFLOP"):
+    for heading in ("row", "recipe", "runs", "left", "updates", "images", "PFLOP", "hours"):
         table.add_column(heading, justify="left" if heading == "recipe" else "right")
     for row in [*rows.values(), _total(rows.values())]:
         table.add_row(
             str(row["row"]), row["recipe"], str(row["runs"]), str(row["left"]),
-            f"{row['updates']:,}", f"{row['petaflop']:.3g}",
+            f"{row['updates']:,}", f"{row['images']:,}", f"{row['petaflop']:.3g}",
+            "-" if row["hours"] is None else f"{row['hours']:.2f}",
         )  # fmt: skip
     common.console().print(table)
 
 
-def _total(rows: Any) -> dict[str, Any]:
-    sums = {key: sum(row[key] for row in rows) for key in ("runs", "left", "updates", "petaflop")}
-    return {"row": "", "recipe": "in all", **sums}
+def _total(rows: Rows) -> dict[str, Any]:
+    keys = ("runs", "left", "updates", "images", "petaflop", "hours")
+    timed = all(row["hours"] is not None for row in rows)
+    sums = {key: sum(row[key] for row in rows) for key in (keys if timed else keys[:-1])}
+    return {"row": "", "recipe": "in all", "hours": None, **sums}
