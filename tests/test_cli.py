@@ -81,12 +81,15 @@ def test_copy_writes_a_recipe_that_loads_and_never_overwrites(
 ) -> None:
     assert rescue("recipes", "copy", "quickstart", "mine.yaml").out == "mine.yaml\n"
     copied = tmp_path / "mine.yaml"
-    assert copied.read_text() == find("quickstart").read_text()
+    given = find("quickstart").read_text()
+    mine = given.replace("--recipe quickstart", "--recipe mine.yaml")
+    mine = mine.replace("name: quickstart", "name: mine")
+    assert copied.read_text() == mine != given
     assert rescue("recipes", "check", "mine.yaml").out == "mine.yaml: valid\n"
     ended = rescue("recipes", "copy", "pytorch", "mine.yaml")
     assert (ended.code, ended.out) == (2, "")
     assert ended.err == "error: mine.yaml: exists already. Give another name, or remove it.\n"
-    assert copied.read_text() == find("quickstart").read_text()
+    assert copied.read_text() == mine
 
 
 def test_a_copy_that_fails_leaves_no_file(rescue: Rescue, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """`rescue recipes`: what is shipped, what it claims, how recipes differ. torch only in `check`."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -91,8 +92,11 @@ def copy(
     name: Name,
     file: Annotated[Path, typer.Argument(help="The new file.")],
 ) -> None:
-    """Copy a recipe to a file of your own."""
-    text = recipes.read_text(recipes.find(name))
+    """Copy a recipe to a file of your own, under that file's name."""
+    source = recipes.find(name)
+    text = recipes.read_text(source)
+    text = re.sub(rf"^name: {re.escape(source.stem)}$", f"name: {file.stem}", text, flags=re.M)
+    text = re.sub(rf"^(# .*--recipe ){re.escape(source.stem)}\b", rf"\1{file}", text)
     try:
         with file.open("x", encoding="utf-8") as target:
             target.write(text)
