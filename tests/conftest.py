@@ -27,6 +27,15 @@ class Ended(NamedTuple):
 Rescue = Callable[..., Ended]
 
 
+def pytest_configure() -> None:
+    """Of several workers of xdist each keeps to its own cores, and has no more threads."""
+    number = os.environ.get("PYTEST_XDIST_WORKER", "").removeprefix("gw")
+    if number:
+        every = sorted(os.sched_getaffinity(0))
+        mine = every[int(number) :: int(os.environ["PYTEST_XDIST_WORKER_COUNT"])]
+        os.sched_setaffinity(0, mine or every)
+
+
 @pytest.fixture
 def rescue(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path

@@ -94,6 +94,8 @@ def _run(
     runs: dict[Path, Recipe], folder: Path, device: str, jobs: int | None, workers: int | None
 ) -> None:
     """Trains what has no result; one that fails is told, and all failing is an error."""
+    from rescue_cli.report.pictures import draw
+
     note_precision(runs.values(), device)
     missing = {path: one for path, one in runs.items() if not is_done(path, one)}
     common.note(f"{len(runs) - len(missing)} of {len(runs)} runs are there")
@@ -101,7 +103,9 @@ def _run(
 
     def hear(ended: Any) -> bool:
         common.note(f"{ended.path}: {ended.error or 'done'}")
-        if ended.error is not None:
+        if ended.error is None:
+            draw(ended.path)
+        else:
             failures.append(ended.error)
         return True
 
