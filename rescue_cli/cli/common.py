@@ -13,7 +13,7 @@ from rescue_cli import recipe as recipes
 from rescue_cli.cli.screen import App, Group
 from rescue_cli.errors import UsageError
 from rescue_cli.recipe import Recipe
-from rescue_cli.results import METRICS, metrics_of
+from rescue_cli.report.measurements import WORDS, measurements
 
 if TYPE_CHECKING:
     from rescue_cli.report.operands import Operand
@@ -130,21 +130,11 @@ def print_result(result: Mapping[str, Any], *, as_json: bool) -> None:
         print(json.dumps(result))
         return
     table = Table(box=None, pad_edge=False, header_style="bold")
-    metrics = metrics_of(result["sets"][0])
-    said = [METRICS[metric] for metric in metrics]
-    for heading in ("set", "size", "crop", "TTA", *said, "loss", "images"):
-        table.add_column(heading, justify="left" if heading in ("set", "TTA") else "right")
-    for entry in result["sets"]:
-        protocol = entry["protocol"]
-        table.add_row(
-            entry["set"],
-            str(entry["size"]),
-            f"{entry['crop']:g}",
-            protocol["tta"],
-            *(f"{entry[metric]:.2f}" for metric in metrics),
-            "-" if entry["loss"] is None else f"{entry['loss']:.4f}",
-            str(entry["count"]),
-        )
+    headings, rows = measurements(result)
+    for heading in headings:
+        table.add_column(heading, justify="left" if heading in WORDS else "right")
+    for row in rows:
+        table.add_row(*row)
     out = console()
     out.print(table)
     out.print(_summary(result), highlight=False, soft_wrap=True)

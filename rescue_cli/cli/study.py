@@ -1,16 +1,13 @@
 """`rescue study`: a paper's table as one command: what is missing is run, then both are printed."""
 
-import json as json_module
 import shlex
 import sys
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
 
 from rescue_cli.cli import common
 from rescue_cli.cli.common import Device, Json, Workers
@@ -18,6 +15,7 @@ from rescue_cli.cli.expand import Epochs, Model
 from rescue_cli.cli.runs import is_done, note_precision, places, train_all
 from rescue_cli.cli.screen import then
 from rescue_cli.cli.study_plan import print_plan
+from rescue_cli.cli.study_table import print_study
 from rescue_cli.errors import RescueError, UsageError
 from rescue_cli.recipe import Recipe
 from rescue_cli.report import studies, study_page
@@ -25,7 +23,6 @@ from rescue_cli.report.studies import Snapshot, Study
 from rescue_cli.results import write_json
 
 app = common.verb()
-LIKELY = 0.05  # p above which a difference is no more than noise explains
 
 
 def study_names(incomplete: str) -> list[str]:
@@ -69,8 +66,7 @@ def study(
 ) -> None:
     """Run what is missing of a published comparison; print paper and measured side by side."""
     if name is None:
-        for each in studies.names():
-            print(each)
+        print("\n".join(studies.names()))
         return
     found = studies.load(name)
     if model is not None or epochs is not None:
@@ -94,15 +90,7 @@ def study(
         finally:
             _keep(found, given, folder)
     rows = [row for row in studies.rows(found, given, folder) if row["row"] in chosen]
-    compared = studies.compared(found, rows, folder)
-    if json:
-        told = {"study": found.name, "paper": found.paper, "rows": rows, "pairs": compared.pairs}
-        print(json_module.dumps(told))
-        return
-    common.console().print(_table(rows))
-    common.console().print(_legend(found))
-    if compared.pairs:
-        common.print_comparison(compared.sides, compared.pairs)
+    print_study(found, rows, studies.compared(found, rows, folder), as_json=json)
 
 
 @dataclass(frozen=True)
@@ -229,44 +217,3 @@ def _take_up(run: _Run) -> None:
         )
     content = run.begins.read_bytes()
     write_whole(last, lambda file: file.write(content))
-
-
-def _table(rows: list[dict[str, Any]]) -> Table:
-    metrics = list(dict.fromkeys(metric for row in rows for metric in row["paper"]))
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("row", justify="right")
-    for heading in rows[0]["columns"]:
-        table.add_column(heading)
-    for metric in metrics:
-        table.add_column(f"paper {metric}", justify="right")
-    for heading in ("measured", "p" if metrics else "seconds"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for row in rows:
-        figures = [row["paper"].get(metric) for metric in metrics]
-        measured = row["measured"] or {}
-        table.add_row(
-            str(row["row"]),
-            *(studies.shown(value) for value in row["columns"].values()),
-            *("-" if figure is None else f"{figure:.2f}" for figure in figures),
-            common.measured(row["measured"]),
-            _chance(measured) if metrics else _seconds(row),
-        )
-    return table
-
-
-def _chance(measured: Mapping[str, Any]) -> str:
-    return "-" if measured.get("p") is None else f"{measured['p']:.2g}"
-
-
-def _seconds(row: Mapping[str, Any]) -> str:
-    return "-" if row["seconds"] is None else f"{row['seconds']:.0f}"
-
-
-def _legend(study: Study) -> str:
-    measured = "In percent; measured: mean, standard deviation (runs), last epoch."
-    if study.paper is None:
-        return measured
-    return (
-        f"{study.source}. {measured} p: how probable so large a difference from the "
-        f"paper is by chance (Welch's t-test); above {LIKELY:g} noise explains it."
-    )

@@ -13,6 +13,7 @@ from rescue_cli.plans import differences
 from rescue_cli.recipe import Recipe, recipe_in
 from rescue_cli.report import gaps, study_page, sweeps
 from rescue_cli.report.markup import folded, head, image, shown_seconds, table, text
+from rescue_cli.report.measurements import measurements
 from rescue_cli.report.pictures import by_class, curves_of, figure_of, samples_of
 from rescue_cli.report.sweep_pictures import figures_of
 from rescue_cli.results import RunDirectory, read_json, read_metrics, score
@@ -116,9 +117,11 @@ def _sweep(sweep: sweeps.Sweep) -> str:
 
 def _run(path: Path) -> str:
     lines = read_metrics(RunDirectory(path).metrics)
-    parts = [f"<h2>{text(path)}</h2>"]
+    parts = [f"<h2>{text(path)}</h2>", table(*measurements(read_json(RunDirectory(path).result)))]
     if lines:
-        parts += [image(curves_of(lines)), image(_schedule(lines))]
+        parts.append(image(curves_of(lines)))
+    if moved := [line for line in lines if line.get("momentum") is not None]:
+        parts.append(image(_momentum(moved)))
     for file in sorted((path / "predictions").glob("*.npz")):
         parts.append(_classes(file))
     if RunDirectory(path).examples.is_file():
@@ -159,20 +162,14 @@ def _command(run: RunDirectory) -> str:
     return f"rescue train --recipe {run.recipe} --out OUT    # begun by: {written}"
 
 
-def _schedule(lines: Sequence[Mapping[str, Any]]) -> Any:
-    """Learning rate and, where it moves, momentum by epoch."""
-    train = [line for line in lines if line["kind"] == "train"]
-    moved = [line for line in train if line.get("momentum") is not None]
-    figure = figure_of(10 if moved else 5, 2.8)
-    axes = figure.subplots(1, 2 if moved else 1, squeeze=False)[0]
-    axes[0].plot([x["epoch"] for x in train], [x["lr"] for x in train], color="tab:green")
-    axes[0].set_title("learning rate", fontsize=10)
-    if moved:
-        axes[1].plot([x["epoch"] for x in moved], [x["momentum"] for x in moved])
-        axes[1].set_title("momentum", fontsize=10)
-    for each in axes:
-        each.set_xlabel("epoch")
-        each.grid(alpha=0.3)
+def _momentum(lines: Sequence[Mapping[str, Any]]) -> Any:
+    """Momentum by epoch, of a schedule that moves it."""
+    figure = figure_of(5, 2.8)
+    axes = figure.subplots()
+    axes.plot([line["epoch"] for line in lines], [line["momentum"] for line in lines])
+    axes.set_title("momentum", fontsize=10)
+    axes.set_xlabel("epoch")
+    axes.grid(alpha=0.3)
     return figure
 
 

@@ -1,0 +1,68 @@
+"""A study as it is printed: paper and measured side by side, then what may be claimed."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.table import Table
+
+from rescue_cli.cli import common
+from rescue_cli.report import studies
+from rescue_cli.report.studies import Compared, Study
+
+LIKELY = 0.05  # p above which a difference is no more than noise explains
+Rows = Sequence[Mapping[str, Any]]
+
+
+def print_study(study: Study, rows: Rows, compared: Compared, *, as_json: bool) -> None:
+    """The rows, and of a study that compares them the claim of each pair."""
+    if as_json:
+        told = {"study": study.name, "paper": study.paper, "rows": rows, "pairs": compared.pairs}
+        print(json.dumps(told))
+        return
+    out = common.console()
+    out.print(_table(rows))
+    out.print(_legend(study))
+    if compared.pairs:
+        common.print_comparison(compared.sides, compared.pairs)
+
+
+def _table(rows: Rows) -> Table:
+    metrics = list(dict.fromkeys(metric for row in rows for metric in row["paper"]))
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("row", justify="right")
+    for heading in rows[0]["columns"]:
+        table.add_column(heading)
+    for metric in metrics:
+        table.add_column(f"paper {metric}", justify="right")
+    for heading in ("measured", "p" if metrics else "seconds"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in rows:
+        figures = [row["paper"].get(metric) for metric in metrics]
+        measured = row["measured"] or {}
+        table.add_row(
+            str(row["row"]),
+            *(studies.shown(value) for value in row["columns"].values()),
+            *("-" if figure is None else f"{figure:.2f}" for figure in figures),
+            common.measured(row["measured"]),
+            _chance(measured) if metrics else _seconds(row),
+        )
+    return table
+
+
+def _chance(measured: Mapping[str, Any]) -> str:
+    return "-" if measured.get("p") is None else f"{measured['p']:.2g}"
+
+
+def _seconds(row: Mapping[str, Any]) -> str:
+    return "-" if row["seconds"] is None else f"{row['seconds']:.0f}"
+
+
+def _legend(study: Study) -> str:
+    measured = "In percent; measured: mean, standard deviation (runs), last epoch."
+    if study.paper is None:
+        return measured
+    return (
+        f"{study.source}. {measured} p: how probable so large a difference from the "
+        f"paper is by chance (Welch's t-test); above {LIKELY:g} noise explains it."
+    )
