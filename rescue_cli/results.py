@@ -3,7 +3,7 @@
 import contextlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -95,6 +95,25 @@ def score(entry: Mapping[str, Any]) -> float:
     return float(next(entry[metric] for metric in METRICS if metric in entry))
 
 
+def label(entry: Mapping[str, Any], among: Sequence[Mapping[str, Any]]) -> str:
+    """`val`, or `val 224px@0.95 flip`: the set, and what tells it from the others."""
+    parts = [str(entry["set"])]
+    if len({(e["size"], e["crop"]) for e in among}) > 1:
+        parts.append(f"{entry['size']}px@{entry['crop']:g}")
+    if len({_tta(e) for e in among}) > 1:
+        parts.append(_tta(entry))
+    return " ".join(parts)
+
+
+def _tta(entry: Mapping[str, Any]) -> str:
+    return str(entry["protocol"]["tta"] if "protocol" in entry else entry.get("tta"))
+
+
+def said(metrics: Mapping[str, float]) -> str:
+    """`top-1 34.30 %`, several after one another."""
+    return "  ".join(f"{METRICS[m].removesuffix(' %')} {v:.2f} %" for m, v in metrics.items())
+
+
 def metrics_of(entry: Mapping[str, Any]) -> list[str]:
     """The metrics that a result or a line of metrics has."""
     return [metric for metric in METRICS if metric in entry]
@@ -121,7 +140,7 @@ def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
         kept = " The one written before still stands." if path.exists() else ""
         reason = " ".join(str(error).split("\n")[0].split())
         raise RescueError(
-            f"{path}: could not be written ({reason}).{kept} Free space, then --resume."
+            f"{path}: could not be written ({reason}).{kept} Free space, and go on from there."
         ) from None
 
 

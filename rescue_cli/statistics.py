@@ -49,7 +49,7 @@ def sample(values: Floats) -> Sample:
 
 
 def interval(of: Sample) -> tuple[float, float] | None:
-    """95 % of the mean by Student's t; None for fewer than two runs."""
+    """95 % interval of the mean by Student's t; None for fewer than two runs."""
     if of.std is None or of.n < 2:
         return None
     half = _t_quantile(of.n - 1) * of.std / math.sqrt(of.n)

@@ -312,7 +312,7 @@ def test_resuming_a_finished_run_prints_its_result_and_another_recipe_is_refused
     assert json.loads(again.out) == json.loads(first.out)
     other = rescue(*line, "--resume", "optim.lr=0.5")
     assert (other.code, other.out) == (2, "")
-    assert other.said[-1].startswith("error: here: --resume with another recipe: optim.lr: ")
+    assert other.said[-1].startswith("error: here: holds a run of another recipe: optim.lr: ")
     assert other.said[-1].endswith("-> 0.5. Drop the overrides, or use a new --out.")
 
 

@@ -138,7 +138,7 @@ def test_a_full_disk_during_a_checkpoint_leaves_the_old_one(run: Path) -> None:
     said = command.ends(1)
     assert re.search(
         rf"error: {RunDirectory(run).last}: could not be written \(.+\)\. "
-        r"The one written before still stands\. Free space, then --resume\.",
+        r"The one written before still stands\. Free space, and go on from there\.",
         said,
     ), said[-1500:]
     assert RunDirectory(run).last.read_bytes() == before
@@ -164,7 +164,7 @@ def test_a_second_run_in_the_same_directory_is_refused(tmp_path: Path) -> None:
 def test_resuming_with_another_recipe_names_the_keys(run: Path) -> None:
     before = RunDirectory(run).recipe.read_text()
     said = train(run, "--resume", "optim.lr=0.2", "train.seed=3").ends(2)
-    assert "--resume with another recipe: " in said
+    assert "holds a run of another recipe: " in said
     assert "optim.lr: 0.4 -> 0.2" in said
     assert "train.seed: 0 -> 3" in said
     assert RunDirectory(run).recipe.read_text() == before

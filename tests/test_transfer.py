@@ -72,7 +72,7 @@ def test_weights_and_a_start_from_scratch_are_compared_on_a_folder(
     assert "small" in again.out
     other = rescue(*call, "optim.weight_decay=0.0")
     assert other.code == 2
-    assert "--resume with another recipe: optim.weight_decay" in other.err
+    assert "holds a run of another recipe: optim.weight_decay" in other.err
 
 
 def test_a_frozen_network_keeps_its_weights_and_its_head_learns(

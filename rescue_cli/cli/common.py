@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -65,6 +66,13 @@ Device = Annotated[
 Procs = Annotated[int | None, typer.Option(help="Processes in all, through torchrun.", min=1)]
 Workers = Annotated[int | None, typer.Option(help="Loader workers a process.", min=0)]
 Json = Annotated[bool, typer.Option("--json", help="The result as one JSON object.")]
+
+
+def folder(path: Path) -> Path:
+    """The path, where results are to stand; raises `UsageError` for a file."""
+    if path.exists() and not path.is_dir():
+        raise UsageError(f"--out: {path} is a file. Give a folder.")
+    return path
 
 
 def note(message: str) -> None:
@@ -209,11 +217,12 @@ def with_lists(
 
 def print_comparison(sides: Sequence["Operand"], pairs: Sequence[Mapping[str, Any]]) -> None:
     """Each side's mean, then what may be claimed of each pair, and by which test."""
+    from rescue_cli.report.markup import shown_seconds
     from rescue_cli.statistics import interval
 
     out = console()
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("", "mean %", "std", "runs", "95 % of the mean"):
+    for heading in ("", "mean %", "std", "runs", "95 % interval"):
         table.add_column(heading, justify="right" if heading else "left", overflow="fold")
     for side in sides:
         std = side.sample.std
@@ -232,4 +241,5 @@ def print_comparison(sides: Sequence["Operand"], pairs: Sequence[Mapping[str, An
         for what, equal in pair["equal"].items():
             if equal is not None:
                 unit = "epochs" if what == "epoch" else "seconds of training"
-                out.print(f"  after {equal['at']:.4g} {unit} of both: {equal['difference']:+.2f}")
+                at = f"{equal['at']:g}" if what == "epoch" else shown_seconds(equal["at"])
+                out.print(f"  after {at} {unit} of both: {equal['difference']:+.2f} points")

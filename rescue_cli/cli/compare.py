@@ -11,6 +11,7 @@ from rescue_cli.cli.screen import then
 from rescue_cli.errors import UnexpectedError, UsageError
 from rescue_cli.report import operands
 from rescue_cli.report.comparison import pairs_of
+from rescue_cli.report.markup import shown_seconds
 from rescue_cli.report.operands import Operand
 
 app = common.verb()
@@ -103,6 +104,6 @@ def _when(one: dict[str, Any], to: float | None) -> str:
     if not one["reached"]:
         return head
     return (
-        f"{head}, after {one['epochs']:.3g} epochs, {one['seconds']:.4g} s, "
+        f"{head}, after {one['epochs']:g} epochs, {shown_seconds(one['seconds'])} s, "
         f"{one['petaflop']:.3g} PFLOP of training on average"
     )

@@ -31,7 +31,7 @@ def evaluate(
     sizes: Annotated[str | None, typer.Option(help="Sizes in pixels: 224,288")] = None,
     crops: Annotated[str | None, typer.Option(help="Crop ratios: 0.875,0.95")] = None,
     tta: Annotated[str | None, typer.Option(help="Test-time augmentations: flip,none")] = None,
-    out: Annotated[Path | None, typer.Option(help="Where the result is kept.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder; RUN/evals/N by default.")] = None,
     json: Json = False,
     device: Device = None,
     procs: Procs = None,
@@ -78,6 +78,6 @@ def _directory(name: str, given: str, out: Path | None) -> Path:
     from rescue_cli.launch import next_free
 
     if out is not None:
-        return out
+        return common.folder(out)
     run = Path(given).expanduser()
     return next_free(run / "evals" if run.is_dir() else Path("runs", f"eval-{name}"))

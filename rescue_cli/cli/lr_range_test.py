@@ -169,9 +169,7 @@ def _folder(recipe: Recipe, out: Path | None) -> Path:
 
     if out is None:
         return next_free(Path("runs", "lr-range-test", recipe.name))
-    if out.exists() and not out.is_dir():
-        raise UsageError(f"--out: {out} is a file. Give a folder.")
-    return out
+    return common.folder(out)
 
 
 def _run(path: Path, run: _Run, device: str, procs: int | None, workers: int | None) -> Curves:

@@ -1,5 +1,7 @@
 """Runs within a verb that makes several: begun, taken up, or found finished."""
 
+import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -45,6 +47,35 @@ def train_all(
         _prepare(path, recipe, where.device, 1, where.workers, cache, where.jobs)
     with _unless_fatal(hear) as tell:
         run_all(list(recipes), where.jobs, where.gpus, tell)
+
+
+@contextmanager
+def progress(count: int, say: Callable[[Any], str]) -> Iterator[Callable[[Any], bool]]:
+    """Tells each end of `count` runs, how many are done and what is left; a bar on a terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    begun = time.monotonic()
+    parts = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    out = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+    with Progress(*parts, console=out, disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task("runs", total=count)
+        done = 0
+
+        def hear(ended: Any) -> bool:
+            nonlocal done
+            done += 1
+            left = (time.monotonic() - begun) / done * (count - done)
+            out.print(f"{say(ended)}; {done} of {count}, {_duration(left)} left")
+            bar.advance(task)
+            return True
+
+        yield hear
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,7 @@
 """`rescue seed-sweep`: one recipe, many seeds, and what they say together."""
 
 import json as json_module
-import sys
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,6 +18,7 @@ from rescue_cli.cli.runs import (
     is_done,
     note_precision,
     places,
+    progress,
     queue,
     queue_all,
     train_all,
@@ -78,9 +76,7 @@ def seed_sweep(
     if any(override.startswith("train.seed=") for override in given):
         raise UsageError("--seeds and train.seed say the same thing. Give --seeds.")
     build.check(base)
-    folder = out or Path("runs", "sweep", base.name)
-    if folder.exists() and not folder.is_dir():
-        raise UsageError(f"--out: {folder} is a file. Give a folder.")
+    folder = common.folder(out or Path("runs", "sweep", base.name))
     common.note(str(folder))
     if on is Where.slurm:
         work = _queued(queue(slurm or [], jobs, device, workers, folder / ".slurm"))
@@ -112,49 +108,14 @@ def _run(base: Recipe, seeds: list[int], folder: Path, work: Work) -> None:
     }
     missing = {path: recipe for path, recipe in named.items() if not is_done(path, recipe)}
     common.note(f"{len(named) - len(missing)} of {len(named)} seeds are there")
-    with _progress(folder, len(missing)) as show:
-
-        def hear(ended: Any) -> bool:
-            show(ended)
-            return True
-
+    with progress(len(missing), lambda ended: _told(folder, ended)) as hear:
         work(missing, hear)
 
 
-@contextmanager
-def _progress(folder: Path, count: int) -> Iterator[Any]:
-    """Shows each end: a live table on a terminal, else a line."""
-    from rich.console import Console
-    from rich.live import Live
-
-    begun = time.monotonic()
-    done = 0
-
-    def line(ended: Any) -> str:
-        seed = ended.path.name.removeprefix(PREFIX)
-        left = (time.monotonic() - begun) / done * (count - done)
-        word = f"failed: {ended.error}" if ended.error else _running(folder)
-        return f"seed {seed}: {word}; {done} of {count}, {_duration(left)} left"
-
-    if not sys.stderr.isatty():
-
-        def say(ended: Any) -> None:
-            nonlocal done
-            done += 1
-            common.note(line(ended))
-
-        yield say
-        return
-    with Live(console=Console(stderr=True), refresh_per_second=4) as live:
-
-        def show(ended: Any) -> None:
-            nonlocal done
-            done += 1
-            table = Table(box=None, pad_edge=False)
-            table.add_row(line(ended))
-            live.update(table)
-
-        yield show
+def _told(folder: Path, ended: Any) -> str:
+    """A run that ended: the mean so far, or why it failed."""
+    seed = ended.path.name.removeprefix(PREFIX)
+    return f"seed {seed}: " + (f"failed: {ended.error}" if ended.error else _running(folder))
 
 
 def _running(folder: Path) -> str:
@@ -165,11 +126,6 @@ def _running(folder: Path) -> str:
     row = next(iter(sweeps.summary(sweep)["sets"].values()))
     spread = "" if row["std"] is None else f" ± {row['std']:.2f}"
     return f"mean {row['mean']:.2f}{spread} %"
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
 def _write(sweep: Sweep) -> None:
@@ -184,7 +140,7 @@ def _write(sweep: Sweep) -> None:
 def _print(found: dict[str, Any]) -> None:
     """The table of the paper's Figure 1, then what the best seed is worth."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("set", "mean", "std", "max", "min", "seed 0", "95 % of the mean"):
+    for heading in ("set", "mean", "std", "max", "min", "seed 0", "95 % interval"):
         table.add_column(heading, justify="left" if heading == "set" else "right")
     for name, row in found["sets"].items():
         band = row["interval"]

@@ -12,7 +12,7 @@ import typer
 from rescue_cli.cli import common
 from rescue_cli.cli.common import Device, Json, Workers
 from rescue_cli.cli.expand import Epochs, Model
-from rescue_cli.cli.runs import is_done, note_precision, places, train_all
+from rescue_cli.cli.runs import is_done, note_precision, places, progress, train_all
 from rescue_cli.cli.screen import then
 from rescue_cli.cli.study_plan import print_plan
 from rescue_cli.cli.study_table import print_study
@@ -72,7 +72,7 @@ def study(
     if model is not None or epochs is not None:
         found = replace(found, model=model or found.model, epochs=epochs or found.epochs)
     given = overrides or []
-    folder = out or Path("runs", "study", found.name)
+    folder = common.folder(out or Path("runs", "study", found.name))
     chosen = _chosen(found, only)
     if not table:
         _note_expanded(found, given, chosen)
@@ -168,15 +168,16 @@ def _run(
     def in_time() -> bool:
         return budget is None or time.monotonic() - begun < 3600 * budget
 
-    def hear(ended: Any) -> bool:
-        common.note(f"{ended.path}: {ended.error or 'done'}")
-        return in_time()
+    def said(ended: Any) -> str:
+        return f"{ended.path}: {ended.error or 'done'}"
 
-    for group in _in_order(waiting):
-        if in_time():
-            for run in group:
-                _take_up(run)
-            train_all({run.path: run.recipe for run in group}, where, folder / ".cache", hear)
+    with progress(len(waiting), said) as hear:
+        for group in _in_order(waiting):
+            if in_time():
+                for run in group:
+                    _take_up(run)
+                named = {run.path: run.recipe for run in group}
+                train_all(named, where, folder / ".cache", lambda end: hear(end) and in_time())
     if not in_time():
         common.note(f"--budget: {budget} hours are over; the same command goes on")
 

@@ -9,6 +9,7 @@ from rich.table import Table
 from rescue_cli.cli import common
 from rescue_cli.report import studies
 from rescue_cli.report.studies import Compared, Study
+from rescue_cli.results import METRICS
 
 LIKELY = 0.05  # p above which a difference is no more than noise explains
 Rows = Sequence[Mapping[str, Any]]
@@ -34,7 +35,7 @@ def _table(rows: Rows) -> Table:
     for heading in rows[0]["columns"]:
         table.add_column(heading)
     for metric in metrics:
-        table.add_column(f"paper {metric}", justify="right")
+        table.add_column(f"paper {METRICS.get(metric, metric)}", justify="right")
     for heading in ("measured", "p" if metrics else "seconds"):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in rows:

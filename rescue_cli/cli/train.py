@@ -139,11 +139,15 @@ def _launch(
         raise UsageError("--gpus and --procs say the same thing. Give one of them.")
     asked = gpus if gpus is not None else procs
     visible = torch.cuda.device_count() if device == "cuda" else 1
+    option = "--procs" if gpus is None else "--gpus"
     if gpus is not None and gpus > visible * nodes:
-        raise UsageError(f"--gpus: {gpus} asked for, {visible} visible. Use at most {visible}.")
+        most = visible * nodes
+        raise UsageError(f"--gpus: {gpus} asked for, {most} visible. Use at most {most}.")
     count = plans.processes(recipe.train.slices, asked, visible * nodes)
     if count % nodes:
-        raise UsageError(f"--procs: {count} processes do not divide over {nodes} nodes.")
+        raise UsageError(
+            f"{option}: {count} processes do not divide over {nodes} nodes. Use a multiple of them."
+        )
     return Launch(device, count, asked is not None or count > 1, max_restarts, workers)
 
 
@@ -197,9 +201,7 @@ def _directory(recipe: Recipe, out: Path | None, resume: bool, nodes: int) -> Pa
     from rescue_cli.launch import latest, next_free
 
     if out is not None:
-        if out.exists() and not out.is_dir():
-            raise UsageError(f"--out: {out} is a file. Give a folder.")
-        return out
+        return common.folder(out)
     if nodes > 1:
         raise UsageError("--nodes: several nodes need the same --out DIR that all of them see.")
     parent = Path("runs", recipe.name)

@@ -10,7 +10,7 @@ from rescue_cli import recipe as recipes
 from rescue_cli.cli import common
 from rescue_cli.cli.common import Architecture, Device, Json, Overrides, RecipeName, Workers
 from rescue_cli.cli.expand import Epochs, expand
-from rescue_cli.cli.runs import is_done, note_precision, places, train_all
+from rescue_cli.cli.runs import is_done, note_precision, places, progress, train_all
 from rescue_cli.cli.screen import then
 from rescue_cli.errors import RescueError, UsageError
 from rescue_cli.recipe import Recipe
@@ -50,7 +50,8 @@ def transfer(
     if not from_ or to is None:
         raise UsageError("transfer: give --from WEIGHTS and --to DATA (a data set or a folder).")
     base = recipes.load(recipe or DEFAULT)
-    folder = out or Path("runs", "transfer", to if not Path(to).is_dir() else Path(to).name)
+    name = Path(to).name if Path(to).is_dir() else to
+    folder = common.folder(out or Path("runs", "transfer", name))
     common.note(str(folder))
     starts = _starts(base, from_, to, overrides or [], model, epochs)
     chosen = sweeps.seeds_of(seeds)
@@ -101,15 +102,15 @@ def _run(
     common.note(f"{len(runs) - len(missing)} of {len(runs)} runs are there")
     failures: list[RescueError] = []
 
-    def hear(ended: Any) -> bool:
-        common.note(f"{ended.path}: {ended.error or 'done'}")
+    def said(ended: Any) -> str:
         if ended.error is None:
             draw(ended.path)
         else:
             failures.append(ended.error)
-        return True
+        return f"{ended.path}: {ended.error or 'done'}"
 
-    train_all(missing, places(device, jobs, workers), folder / ".cache", hear)
+    with progress(len(missing), said) as hear:
+        train_all(missing, places(device, jobs, workers), folder / ".cache", hear)
     if failures and len(failures) == len(runs):
         raise failures[0]
 

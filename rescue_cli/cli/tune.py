@@ -16,7 +16,7 @@ from rescue_cli.cli import common
 from rescue_cli.cli.common import Device, Json, Overrides, RecipeName, Workers
 from rescue_cli.cli.runs import train_here
 from rescue_cli.cli.screen import then
-from rescue_cli.errors import RescueError, UsageError
+from rescue_cli.errors import RescueError
 from rescue_cli.range_test import Curves, Ramp
 from rescue_cli.recipe import Recipe, from_tree, total_steps
 from rescue_cli.tuning import Decision, Outcome
@@ -55,9 +55,7 @@ def tune(
     build.check(base)
     base.demand_classification("tune")
     notes = [f"warning: {warning}" for warning in common.check_precision(base, where)]
-    folder = out or Path("runs", "tune", base.name)
-    if folder.exists() and not folder.is_dir():
-        raise UsageError(f"--out: {folder} is a file. Give a folder.")
+    folder = common.folder(out or Path("runs", "tune", base.name))
     for line in [str(folder), *notes, *common.allocator_notes()]:
         common.note(line)
     search = _Search(base, folder, where, workers, budget * 3600)

@@ -51,7 +51,9 @@ def prepare(path: Path, recipe: Recipe, facts: dict[str, Any], *, resume: bool) 
     """
     run = RunDirectory(path)
     if _in_use(run):
-        raise UsageError(f"{path}: another run is using this directory. Wait or use another --out.")
+        raise UsageError(
+            f"{path}: another run is using this directory. Wait, or use another --out."
+        )
     claim(path, recipe, resume=resume)
     run.failure.unlink(missing_ok=True)
     before = run.command.read_text() if run.command.exists() else ""
@@ -69,7 +71,7 @@ def claim(path: Path, recipe: Recipe, *, resume: bool) -> None:
         if changed:
             shown = "; ".join(f"{k}: {a} -> {b}" for k, (a, b) in changed.items())
             raise UsageError(
-                f"{path}: --resume with another recipe: {shown}. "
+                f"{path}: holds a run of another recipe: {shown}. "
                 "Drop the overrides, or use a new --out."
             )
     else:

@@ -25,11 +25,12 @@ def verdict(recipe: Recipe, top1: float, count: int) -> dict[str, Any] | None:
         width = WIDTH * math.sqrt(float(std) ** 2 + 1e4 * p * (1 - p) / count)
     inside = abs(top1 - claim) <= width
     word = "inside" if inside else "outside"
+    band = f"{claim - width:.2f} to {claim + width:.2f} %"
     return {
         "recipe": recipe.name,
         "expected": claim,
         "width": width,
         "top1": top1,
         "inside": inside,
-        "said": f"{top1:.2f} is {word} what {recipe.name} expects, {claim:.2f} ± {width:.2f}",
+        "said": f"top-1 {top1:.2f} % is {word} what {recipe.name} expects, {band}",
     }

@@ -16,7 +16,7 @@ from rescue_cli.report.markup import folded, head, image, shown_seconds, table, 
 from rescue_cli.report.measurements import measurements
 from rescue_cli.report.pictures import by_class, curves_of, figure_of, samples_of
 from rescue_cli.report.sweep_pictures import figures_of
-from rescue_cli.results import RunDirectory, read_json, read_metrics, score
+from rescue_cli.results import RunDirectory, label, read_json, read_metrics, score
 
 SHOWN_ENVIRONMENT = (
     "device_name", "cores", "threads", "cpu_capability", "torch", "torchvision", "timm", "python",
@@ -89,11 +89,9 @@ def _is_run(path: Path) -> bool:
 
 def _row(path: Path, entry: Mapping[str, Any]) -> list[str]:
     recipe, result = recipe_in(path), read_json(RunDirectory(path).result)
-    tta = entry["protocol"]["tta"]
-    name = f"{entry['set']} {entry['size']} px" + ("" if tta == "none" else f", {tta}")
     return [
-        str(path), recipe.name, name, _claim(recipe), f"{score(entry):.2f}", "-", "1",
-        shown_seconds(result["seconds_train"]),
+        str(path), recipe.name, label(entry, result["sets"]), _claim(recipe),
+        f"{score(entry):.2f}", "-", "1", shown_seconds(result["seconds_train"]),
     ]  # fmt: skip
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from rescue_cli.results import METRICS, RunDirectory, metrics_of, read_metrics
+from rescue_cli.results import METRICS, RunDirectory, label, metrics_of, read_metrics
 
 SHOWN_CLASSES = 40  # a larger confusion matrix cannot be read
 
@@ -70,12 +70,8 @@ def _by_set(lines: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, A
     """Evaluations by test set, and by view and test-time augmentation where there are several."""
     found: dict[str, list[Mapping[str, Any]]] = {}
     tests = [line for line in lines if line["kind"] == "eval"]
-    views = {(line["size"], line["crop"]) for line in tests}
-    ttas = {line.get("tta") for line in tests}
     for line in tests:
-        view = "" if len(views) == 1 else f" {line['size']}px@{line['crop']:g}"
-        tta = "" if len(ttas) == 1 else f" {line.get('tta')}"
-        found.setdefault(line["set"] + view + tta, []).append(line)
+        found.setdefault(label(line, tests), []).append(line)
     return found
 
 
@@ -90,10 +86,10 @@ def samples_of(file: Path) -> Any:
     rows = -(-len(images) // 4)
     figure = figure_of(6, 1.6 * rows)
     places = figure.subplots(rows, 4, squeeze=False).flat
-    for axes, image, label in zip(places, images, labels, strict=False):
+    for axes, image, title in zip(places, images, labels, strict=False):
         grey = image.shape[0] == 1
         axes.imshow(image[0] if grey else image.transpose(1, 2, 0), cmap="gray" if grey else None)
-        axes.set_title(str(label), fontsize=8)
+        axes.set_title(str(title), fontsize=8)
     for axes in figure.axes:
         axes.axis("off")
     return figure

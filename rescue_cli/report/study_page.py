@@ -21,7 +21,7 @@ def results(path: Path) -> list[list[str]]:
     """The rows that were measured, for the table of all results."""
     return [
         [
-            f"{path}, row {row['row']}", row["recipe"], "test", _paper(row),
+            f"{path}, row {row['row']}", row["recipe"], "-", _paper(row),
             f"{row['measured']['mean']:.2f}", _spread(row["measured"]), str(row["measured"]["n"]),
             "-" if row["seconds"] is None else shown_seconds(row["seconds"]),
         ]

@@ -3,7 +3,7 @@
 import csv
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -13,6 +13,7 @@ from rescue_cli.errors import UsageError
 from rescue_cli.results import (
     METRICS,
     RunDirectory,
+    label,
     metrics_of,
     read_json,
     read_metrics,
@@ -42,7 +43,7 @@ class Sweep:
     def values(self, name: str) -> dict[int, float]:
         """Top-1 in percent of each finished seed on a measurement, see `measurements`."""
         return {
-            seed: next(score(e) for e in result["sets"] if _label(e, result["sets"]) == name)
+            seed: next(score(e) for e in result["sets"] if label(e, result["sets"]) == name)
             for seed, result in self.results.items()
         }
 
@@ -50,7 +51,7 @@ class Sweep:
     def measurements(self) -> list[str]:
         """What every run measured: the sets, and size, crop or TTA where they are several."""
         first = next(iter(self.results.values()), None)
-        return [] if first is None else [_label(e, first["sets"]) for e in first["sets"]]
+        return [] if first is None else [label(e, first["sets"]) for e in first["sets"]]
 
 
 def metric_of(sweep: Sweep) -> str:
@@ -174,17 +175,6 @@ def by_epoch(sweep: Sweep) -> dict[float, list[float]]:
 def published(values: Mapping[str, Any]) -> Sample:
     """A recipe's `expect` as a sample; a std without n counts as one of many runs."""
     return Sample(float(values["top1"]), values.get("std"), int(values.get("n", 1)))
-
-
-def _label(entry: Mapping[str, Any], among: Sequence[Mapping[str, Any]]) -> str:
-    """The set's name, with what tells this measurement from the run's others."""
-    parts = [str(entry["set"])]
-    for key in ("size", "crop"):
-        if len({e[key] for e in among}) > 1:
-            parts.append(f"{key} {entry[key]:g}")
-    if len({e["protocol"]["tta"] for e in among}) > 1:
-        parts.append(str(entry["protocol"]["tta"]))
-    return " ".join(parts)
 
 
 def _seed_of(folder: Path) -> int:

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from rescue_cli import precision
+from rescue_cli import precision, results
 from rescue_cli.batch import Batch
 from rescue_cli.precision import Rows
 from rescue_cli.scene import Objects, Scene
@@ -114,7 +114,7 @@ class Detected:
         return precision.judged(self.detections, self.truths, self.count, self.classes)
 
     def __str__(self) -> str:
-        return "  ".join(f"{name} {value:.2f} %" for name, value in self.metrics.items())
+        return results.said(self.metrics)
 
 
 def coco(detections: Rows, truths: Rows, count: int) -> float:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from rescue_cli import precision
+from rescue_cli import precision, results
 from rescue_cli.batch import Batch
 from rescue_cli.precision import Rows
 from rescue_cli.scene import Mask, Objects, Scene
@@ -88,7 +88,7 @@ class Segmented:
         }
 
     def __str__(self) -> str:
-        return "  ".join(f"{name} {value:.2f} %" for name, value in self.metrics.items())
+        return results.said(self.metrics)
 
 
 def segmentation(criterion: Callable[[Any, Batch], Tensor], classes: int) -> Segmentation:
