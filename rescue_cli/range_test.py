@@ -130,9 +130,9 @@ class Reading:
     suggestions: dict[str, float | None]
 
 
-def reading(curves: Curves) -> Reading:
+def reading(curves: Curves, loss_name: str = "test loss") -> Reading:
     """The largest stable rate: where the test loss turns up or accuracy falls, whichever first."""
-    loss = clues.turn(curves.rates, curves.test_losses)
+    loss = clues.turn(curves.rates, curves.test_losses, loss_name)
     falling = [-value for value in curves.accuracies]
     accuracy = clues.turn(curves.rates, falling, "accuracy")
     found = [turn.rate for turn in (loss, accuracy) if turn.rate is not None]

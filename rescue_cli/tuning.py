@@ -89,7 +89,7 @@ def learning_rate(
     turn = range_test.reading(coarse).max_lr or coarse.rates[-1]
     fine_ramp = Ramp(turn * FINE / 100, turn * FINE, "linear", None, epochs, 40)
     fine = range_run("range-fine", recipe, fine_ramp)
-    reading = range_test.reading(fine)
+    reading = range_test.reading(fine, "held-out loss")
     highest = reading.max_lr or turn
     tried = [
         (f"ramp {low:.2g} to {high:.2g}", f"turns at {turn:.3g}"),

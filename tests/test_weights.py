@@ -235,7 +235,7 @@ def test_files_that_are_no_weights_are_refused(tmp_path: Path) -> None:
     broken = tmp_path / "broken.safetensors"
     broken.write_bytes(b"not weights")
     assert refusal(str(broken), error=DataError, model="resnet18").startswith(
-        f"{broken}: not a readable safetensors file: "
+        f"{broken}: not a readable safetensors file ("
     )
 
 

@@ -65,7 +65,7 @@ Device = Annotated[
 ]
 Procs = Annotated[int | None, typer.Option(help="Processes in all, through torchrun.", min=1)]
 Workers = Annotated[int | None, typer.Option(help="Loader workers a process.", min=0)]
-Json = Annotated[bool, typer.Option("--json", help="The result as one JSON object.")]
+Json = Annotated[bool, typer.Option("--json", help="The result as JSON.")]
 
 
 def folder(path: Path) -> Path:

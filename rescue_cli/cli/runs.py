@@ -151,11 +151,16 @@ def _has_diverged(path: Path, recipe: Recipe) -> bool:
     return True
 
 
-def note_precision(recipes: Iterable[Recipe], device: str) -> None:
-    """Says what an emulated precision costs; raises `UsageError` for one that is not there."""
+def note_machine(recipes: Iterable[Recipe], device: str) -> None:
+    """Says what an emulated precision costs, and what nobody typed of the allocator.
+
+    Raises `UsageError` for a precision that is not there.
+    """
     warnings = [w for recipe in recipes for w in common.check_precision(recipe, device)]
     for warning in dict.fromkeys(warnings):
         common.note(f"warning: {warning}")
+    for line in common.allocator_notes():
+        common.note(line)
 
 
 def train_here(

@@ -16,7 +16,7 @@ from rescue_cli.cli.runs import (
     Places,
     Queue,
     is_done,
-    note_precision,
+    note_machine,
     places,
     progress,
     queue,
@@ -91,9 +91,7 @@ def seed_sweep(
 
 
 def _local(base: Recipe, where: Places, cache: Path) -> Work:
-    note_precision([base], where.device)
-    for line in common.allocator_notes():
-        common.note(line)
+    note_machine([base], where.device)
     return lambda missing, hear: train_all(missing, where, cache, hear)
 
 

@@ -1,5 +1,6 @@
 """`rescue study`: a paper's table as one command: what is missing is run, then both are printed."""
 
+import json as json_module
 import shlex
 import sys
 import time
@@ -12,7 +13,7 @@ import typer
 from rescue_cli.cli import common
 from rescue_cli.cli.common import Device, Json, Workers
 from rescue_cli.cli.expand import Epochs, Model
-from rescue_cli.cli.runs import is_done, note_precision, places, progress, train_all
+from rescue_cli.cli.runs import is_done, note_machine, places, progress, train_all
 from rescue_cli.cli.screen import then
 from rescue_cli.cli.study_plan import print_plan
 from rescue_cli.cli.study_table import print_study
@@ -66,7 +67,8 @@ def study(
 ) -> None:
     """Run what is missing of a published comparison; print paper and measured side by side."""
     if name is None:
-        print("\n".join(studies.names()))
+        listed = list(studies.names())
+        print(json_module.dumps(listed) if json else "\n".join(listed))
         return
     found = studies.load(name)
     if model is not None or epochs is not None:
@@ -162,7 +164,7 @@ def _run(
     waiting = [run for run in runs if not run.done]
     common.note(f"{len(runs) - len(waiting)} of {len(runs)} runs are there")
     where = places(device, jobs, workers)
-    note_precision((run.recipe for run in waiting), device)
+    note_machine((run.recipe for run in waiting), device)
     begun = time.monotonic()
 
     def in_time() -> bool:

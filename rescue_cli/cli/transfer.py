@@ -10,7 +10,7 @@ from rescue_cli import recipe as recipes
 from rescue_cli.cli import common
 from rescue_cli.cli.common import Architecture, Device, Json, Overrides, RecipeName, Workers
 from rescue_cli.cli.expand import Epochs, expand
-from rescue_cli.cli.runs import is_done, note_precision, places, progress, train_all
+from rescue_cli.cli.runs import is_done, note_machine, places, progress, train_all
 from rescue_cli.cli.screen import then
 from rescue_cli.errors import RescueError, UsageError
 from rescue_cli.recipe import Recipe
@@ -97,7 +97,7 @@ def _run(
     """Trains what has no result; one that fails is told, and all failing is an error."""
     from rescue_cli.report.pictures import draw
 
-    note_precision(runs.values(), device)
+    note_machine(runs.values(), device)
     missing = {path: one for path, one in runs.items() if not is_done(path, one)}
     common.note(f"{len(runs) - len(missing)} of {len(runs)} runs are there")
     failures: list[RescueError] = []

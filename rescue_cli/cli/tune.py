@@ -222,7 +222,7 @@ def _held_out(recipe: Recipe) -> int:
     classes = FACTS[recipe.data.name].classes or 1
     held = max(classes, round(HELD_OUT * whole / classes) * classes)
     if held >= whole:
-        raise RescueError(f"{whole} training images are too few to hold some out.")
+        raise RescueError(f"{whole} training images are too few to hold some out. Use more.")
     return held
 
 

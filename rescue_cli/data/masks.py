@@ -56,7 +56,7 @@ def _ade_names(root: Path) -> tuple[str, ...]:
     rows = [line.split("\t")[-1].split(",")[0].strip() for line in file.read_text().splitlines()]
     names = tuple(rows[1:])
     if len(names) != ADE20K:
-        raise DataError(f"{file}: names {len(names)} classes, not {ADE20K}.")
+        raise DataError(f"{file}: names {len(names)} classes, not {ADE20K}. Unpack it anew.")
     return names
 
 

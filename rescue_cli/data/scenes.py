@@ -101,7 +101,9 @@ def read(pairs: Paired, index: int, decoder: Decoder) -> Scene:
         raise DataError(f"{reason_of(error)}. Repair the mask of {path}.") from None
     if not isinstance(target, Objects) and target.shape != image.shape[1:]:
         sizes = " x ".join(map(str, target.shape)), " x ".join(map(str, image.shape[1:]))
-        raise DataError(f"{path}: its mask is {sizes[0]} pixels, the image {sizes[1]}.")
+        raise DataError(
+            f"{path}: its mask is {sizes[0]} pixels, the image {sizes[1]}. Bring them to one size."
+        )
     return Scene(image, target)
 
 

@@ -39,7 +39,9 @@ def _opened(path: Path) -> Iterator[Any]:
         with safe_open(str(file), framework="pt") as opened:
             yield opened
     except (SafetensorError, OSError) as error:
-        raise DataError(f"{file}: not a readable safetensors file: {error}") from None
+        raise DataError(
+            f"{file}: not a readable safetensors file ({error}). Copy it again."
+        ) from None
 
 
 def load_weights(
@@ -62,7 +64,8 @@ def load_weights(
         shown = ", ".join(problems[:5]) + (" ..." if len(problems) > 5 else "")
         raise UsageError(
             f"model.weights: {source} does not fit {name}: {len(missing)} tensors are missing, "
-            f"{len(extra)} unknown, {len(differs)} of another shape ({shown})."
+            f"{len(extra)} unknown, {len(differs)} of another shape ({shown}). "
+            "Name the architecture that they are of with model.name or --model."
         )
     model.load_state_dict({k: v for k, v in tensors.items() if k not in heads}, strict=False)
 

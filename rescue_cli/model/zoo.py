@@ -55,7 +55,9 @@ def zoo(
     except TypeError as error:
         lacking = [k for k in given if _TIMM_NAMES[k] in str(error)] or list(given)
         if not lacking:
-            raise UsageError(f"model ({name}): timm cannot build it ({error}).") from None
+            raise UsageError(
+                f"model ({name}): timm cannot build it ({error}). Use another."
+            ) from None
         raise UsageError(
             f"model ({name}): has no key '{lacking[0]}'. Remove it with ~model.{lacking[0]}."
         ) from None

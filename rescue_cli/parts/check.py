@@ -40,7 +40,10 @@ def check(recipe: Recipe) -> None:
         raise
     except Exception as error:  # what an architecture raises has no common base
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise UsageError(f"model ({recipe.model.name}): cannot be built ({reason}).") from None
+        raise UsageError(
+            f"model ({recipe.model.name}): cannot be built ({reason}). "
+            "Change its keys, or take another."
+        ) from None
     claims(model, [item.options for item in recipe.optim])
     for module in model.modules():
         if isinstance(module, GhostBatchNorm2d):
@@ -96,7 +99,9 @@ def _check_data(recipe: Recipe) -> None:
     channels = channels_of(recipe.data.name, keys)
     for key, values in (("mean", keys.mean), ("std", keys.std)):
         if values is not None and len(values) != channels:
-            raise UsageError(f"data.{key}: {len(values)} values for {channels} channels.")
+            raise UsageError(
+                f"data.{key}: {len(values)} values for {channels} channels. Give one for each."
+            )
     if keys.std is not None and min(keys.std) <= 0:
         raise UsageError(f"data.std: {keys.std} must be above 0.")
 

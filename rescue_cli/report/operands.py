@@ -95,7 +95,7 @@ def predictions(path: Path) -> dict[str, NDArray[Any]]:
     """What a run said of its first measurement's images; raises `DataError`."""
     files = sorted((path / "predictions").glob("*.npz"))
     if not files:
-        raise DataError(f"{path}: has no stored predictions.")
+        raise DataError(f"{path}: has no stored predictions. Evaluate it: rescue eval {path}")
     result = read_json(RunDirectory(path).result)
     name = str(result["protocol"]["set"])
     file = next((f for f in files if f.stem.split("-")[0] == name), files[0])
