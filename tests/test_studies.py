@@ -1,12 +1,14 @@
 """Studies: every cell is a recipe that can be trained, and the figures are the paper's."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
 from rescue_cli import build
 from rescue_cli.report import records, studies
+from tests.conftest import Rescue
 
 
 @pytest.mark.parametrize("name", studies.names())
@@ -105,3 +107,23 @@ def test_studies_are_no_recipes() -> None:
 
     assert not set(studies.names()) & set(recipes.names())
     assert all(isinstance(path, Path) for path in studies.names().values())
+
+
+def test_no_record_says_in_which_folders_it_was_made() -> None:
+    files = sorted(records.record_of("x").parent.glob("**/*.json"))
+    assert len(files) > 20
+    for file in files:
+        assert not re.search(r'[\s"=:\[]/\w+/', file.read_text()), file
+
+
+def test_a_record_names_files_without_their_folders(rescue: Rescue, tmp_path: Path) -> None:
+    run = tmp_path / "deep" / "run"
+    words = ["model.width=4", "train.epochs=0.5", "data.subset=[128, 20]"]
+    assert rescue("train", "--recipe", "quickstart", "--out", run, *words).code == 0
+    again = tmp_path / "deep" / "again"
+    from_run = [f"model.weights={run}", *words]
+    assert rescue("train", "--recipe", "quickstart", "--out", again, *from_run).code == 0
+    entry = records._entry(again, None)
+    assert entry["differs"]["model.weights"] == [None, "run"]
+    assert "model.weights=run" in entry["command"]
+    assert str(tmp_path) not in json.dumps(entry)

@@ -16,6 +16,7 @@ PLACE = (
     "train.precision", "train.log_every", "train.checkpoint_epochs", "train.checkpoint_minutes",
     "eval.every",
 )  # fmt: skip
+FOLDERS = re.compile(r"(?<![\w.])/(?:[^\s/,'\"]+/)+")  # of an absolute path
 RESULT = (
     *METRICS, "loss", "count", "epochs", "steps", "seconds_train", "seconds_prepare",
     "seconds_eval", "images_per_second", "peak_memory_mb", "parameters", "protocol",
@@ -47,7 +48,7 @@ def _entry(run: Path, note: str | None) -> dict[str, Any]:
     return {
         "command": _portable(files.command.read_text().splitlines()[0]),
         "seed": recipe.train.seed,
-        "differs": {k: list(v) for k, v in changed.items() if not _is_path(k)},
+        "differs": {k: _named(list(v)) for k, v in changed.items() if not _is_path(k)},
         "result": {**{k: result[k] for k in RESULT if k in result}, **_others(result["sets"])},
         "environment": {k: v for k, v in environment.items() if k != "cache"},
         **({"note": note} if note else {}),
@@ -64,7 +65,15 @@ def _others(sets: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def _portable(command: str) -> str:
     """The command without the folders of the machine that it ran on."""
     words = re.sub(r"--out[ =]\S+", "", command).split()
-    return " ".join(re.sub(r"^(data\.\w*root)=.*", r"\1=DIR", word) for word in words)
+    placeless = " ".join(re.sub(r"^(data\.\w*root)=.*", r"\1=DIR", word) for word in words)
+    return str(_named(placeless))
+
+
+def _named(value: Any) -> Any:
+    """What a command or a recipe says, each absolute path in it by its last name."""
+    if isinstance(value, list):
+        return [_named(item) for item in value]
+    return FOLDERS.sub("", value) if isinstance(value, str) else value
 
 
 def _is_path(key: str) -> bool:
