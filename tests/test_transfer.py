@@ -284,3 +284,19 @@ def test_the_classes_of_places_are_counted(tmp_path: Path) -> None:
         blank(tmp_path / split / "abbey" / "1.png")
     with pytest.raises(DataError, match="1 class folders; Places365 has 365"):
         load("places365", Keys(root=str(tmp_path)), tmp_path)
+
+
+def test_a_range_test_of_a_transfer_begins_with_its_weights(
+    rescue: Rescue, pets: Path, weights: Path, tmp_path: Path
+) -> None:
+    words = ("--recipe", "transfer-layerwise", *SHORT, *SEEN, "--steps", "10", "--points", "10")
+    call = ("lr-range-test", *words, "--out", "out", "--json")
+    ended = rescue(*call, "--from", weights, "--to", pets)
+    assert ended.code == 0, ended.err
+    recipe = recipes.recipe_in(tmp_path / "out" / "seed-0")
+    assert recipe.model.options["weights"] == str(weights.resolve())
+    assert recipe.data.options["root"] == str(pets)
+    lonely = rescue(*call, "--from", weights)
+    assert lonely.code == 2
+    assert lonely.said[-1].startswith("error: --from and --to: a transfer has both.")
+    assert rescue(*call, "--model", "resnet18").said[-1].startswith("error: --model: goes with")

@@ -47,7 +47,7 @@ def override_keys(incomplete: str) -> list[str]:
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="[SECTION.KEY=VALUE]...",
+        metavar="SECTION.KEY=VALUE",
         help="Changes to the recipe.",
         autocompletion=override_keys,
     ),
@@ -58,7 +58,7 @@ RecipeName = Annotated[
 ]
 Architecture = Annotated[
     str | None,
-    typer.Option("--model", help="Architecture, where the weights carry no recipe: a timm name."),
+    typer.Option("--model", help="timm's name of the network, where the weights say none."),
 ]
 Device = Annotated[
     str | None, typer.Option(help="cpu or cuda; by default cuda where there is one.")

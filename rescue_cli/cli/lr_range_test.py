@@ -13,7 +13,7 @@ from rich.table import Table
 from rescue_cli import range_test
 from rescue_cli import recipe as recipes
 from rescue_cli.cli import common
-from rescue_cli.cli.common import Device, Json, Overrides, Procs, RecipeName, Workers
+from rescue_cli.cli.common import Architecture, Device, Json, Overrides, Procs, RecipeName, Workers
 from rescue_cli.cli.runs import train_here
 from rescue_cli.cli.screen import then
 from rescue_cli.errors import UsageError
@@ -33,6 +33,11 @@ SHOWN = 12  # rows of the table
 def lr_range_test(
     overrides: Overrides = None,
     recipe: RecipeName = None,
+    from_: Annotated[
+        str | None, typer.Option("--from", help="Of a transfer: the weights it begins with.")
+    ] = None,
+    to: Annotated[str | None, typer.Option(help="And its data set, or folder.")] = None,
+    model: Architecture = None,
     start: Annotated[
         float | None, typer.Option(help="First rate; a hundredth of the recipe's.")
     ] = None,
@@ -62,22 +67,16 @@ def lr_range_test(
     from rescue_cli import build
 
     where = common.device(device)
-    resolved = recipes.load(common.named_or_default(recipe), overrides or [])
+    resolved = _resolved(recipe, from_, to, model, overrides or [])
     build.check(resolved)
     resolved.demand_classification("lr-range-test")
     notes = [f"warning: {warning}" for warning in common.check_precision(resolved, where)]
     if apply is not None and apply.exists():
         raise UsageError(f"--apply: {apply} exists. Give the name of a new file.")
     length, per_epoch = _length(resolved, steps, epochs)
-    lr = float(resolved.optim[0].options["lr"])
-    test = Ramp(
-        start=lr / 100 if start is None else start,
-        end=lr * 10 if end is None else end,
-        shape=_shape(ramp),
-        momentum=range_test.momentum_of(momentum),
-        epochs=length,
-        points=points,
-    )
+    low, high = _ends(resolved, start, end)
+    rise = range_test.momentum_of(momentum)
+    test = Ramp(low, high, shape=_shape(ramp), momentum=rise, epochs=length, points=points)
     planned = _planned(resolved, test, seeds, per_epoch)
     folder = _folder(resolved, out)
     for line in [str(folder), *notes, *common.allocator_notes()]:
@@ -89,6 +88,30 @@ def lr_range_test(
     common.note(str(folder))
     if apply is not None:
         _apply(apply, found)
+
+
+def _ends(recipe: Recipe, start: float | None, end: float | None) -> tuple[float, float]:
+    """From a hundredth of the recipe's rate to ten times of it, where nothing else is asked."""
+    lr = float(recipe.optim[0].options["lr"])
+    return lr / 100 if start is None else start, lr * 10 if end is None else end
+
+
+def _resolved(
+    recipe: str | None, from_: str | None, to: str | None, model: str | None, given: list[str]
+) -> Recipe:
+    """The recipe, or what `rescue transfer` would train with these options."""
+    if from_ is None and to is None:
+        if model is not None:
+            raise UsageError("--model: goes with --from and --to. Else set model.name.")
+        return recipes.load(common.named_or_default(recipe), given)
+    if from_ is None or to is None:
+        raise UsageError("--from and --to: a transfer has both. Give the other one too.")
+    from rescue_cli.parts.transfer import DEFAULT, start
+
+    base = recipes.load(recipe or DEFAULT)
+    begun = start(base, from_, to, given, model=model)
+    common.note(f"--from {from_} sets: {' '.join(begun.overrides)}")
+    return base.with_overrides(*begun.overrides, *given)
 
 
 @dataclass(frozen=True)

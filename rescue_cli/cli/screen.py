@@ -9,7 +9,8 @@ from typer.core import TyperCommand, TyperGroup
 
 WIDTH, HEIGHT = 80, 24
 KINDS = {"int": "N", "float": "X", "path": "PATH"}
-NOT_SHOWN = ("help", "install_completion", "show_completion")
+# Completion, and what the usage line says already
+NOT_SHOWN = ("help", "install_completion", "show_completion", "overrides")
 
 
 def then(example: str, following: str) -> str:

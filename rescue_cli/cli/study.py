@@ -43,7 +43,7 @@ def study(
     ] = None,
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[SECTION.KEY=VALUE]...", help="Changes to every cell."),
+        typer.Argument(metavar="SECTION.KEY=VALUE", help="Changes to every cell."),
     ] = None,
     only: Annotated[str | None, typer.Option(help="Rows by number: 1,3.")] = None,
     model: Model = None,
@@ -65,7 +65,7 @@ def study(
     device: Device = None,
     workers: Workers = None,
 ) -> None:
-    """Run what is missing of a published comparison; print paper and measured side by side."""
+    """Run what is missing of a study; print paper and measured side by side."""
     if name is None:
         listed = list(studies.names())
         print(json_module.dumps(listed) if json else "\n".join(listed))

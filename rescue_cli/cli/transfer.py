@@ -18,7 +18,6 @@ from rescue_cli.report import operands, sweeps
 from rescue_cli.report.comparison import pairs_of
 
 app = common.verb()
-DEFAULT = "transfer"
 
 
 @app.command(
@@ -49,6 +48,8 @@ def transfer(
     """Train weights further on another data set; several, and from scratch, are compared."""
     if not from_ or to is None:
         raise UsageError("transfer: give --from WEIGHTS and --to DATA (a data set or a folder).")
+    from rescue_cli.parts.transfer import DEFAULT
+
     base = recipes.load(recipe or DEFAULT)
     name = Path(to).name if Path(to).is_dir() else to
     folder = common.folder(out or Path("runs", "transfer", name))

@@ -21,6 +21,7 @@ FOLDERS = {
     "detection": "voc-folder",
     "segmentation": "mask-folder",
 }
+DEFAULT = "transfer"  # the recipe without --recipe
 SCRATCH = "scratch:"  # before weights, or a timm name: the same network at a random start
 # Keys of the source's `model` that say how it was trained and not what it is
 _OWN = ("weights", "new_head", "frozen", "init")
