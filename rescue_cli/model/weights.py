@@ -51,8 +51,8 @@ def load_weights(
 
     timm's are `timm` (those it has for `name` by default) or `timm:NAME`.
 
-    A classifier of another size is left at its random start, unless `head` demands it, and one of
-    the same size with `new_head`; anything else that differs is a `UsageError` naming the tensors.
+    A classifier of another size begins as torch's linear layer does, unless `head` demands it, and
+    one of the same size with `new_head`; anything else that differs is a `UsageError` naming the tensors.
     """
     tensors = source_tensors(source, name)
     own = model.state_dict()
@@ -68,6 +68,10 @@ def load_weights(
             "Name the architecture that they are of with model.name or --model."
         )
     model.load_state_dict({k: v for k, v in tensors.items() if k not in heads}, strict=False)
+    for name in {key.rpartition(".")[0] for key in heads}:
+        last = model.get_submodule(name)
+        assert isinstance(last, nn.Linear)
+        last.reset_parameters()  # as timm's reset_classifier: a net's own start may be far larger
 
 
 def source_tensors(source: str, name: str) -> dict[str, Tensor]:
