@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 from safetensors.torch import save_file
 
@@ -288,3 +289,14 @@ def test_timms_weights_without_a_network_are_refused_with_the_cure(tmp_path: Pat
         "timm:resnet50.a2_in1k, or model.weights=FILE.",
     ]
     assert not list(tmp_path.glob("runs/*/*")), "an evaluation leaves a result or nothing"
+
+
+def test_a_new_head_of_few_classes_begins_as_small_as_torchs_own(tmp_path: Path) -> None:
+    """timm's EfficientNet begins its own within 1 / sqrt(classes), far above what features need."""
+    file = tmp_path / "weights.safetensors"
+    save_file(timm.create_model("test_efficientnet", num_classes=100).state_dict(), file)
+    network = timm.create_model("test_efficientnet", num_classes=3)
+    bound = network.classifier.in_features**-0.5
+    assert network.classifier.weight.abs().max() > 2 * bound
+    weights.load_weights(network, str(file), "test_efficientnet")
+    assert 0.9 * bound < network.classifier.weight.abs().max() <= bound

@@ -52,7 +52,8 @@ def load_weights(
     timm's are `timm` (those it has for `name` by default) or `timm:NAME`.
 
     A classifier of another size begins as torch's linear layer does, unless `head` demands it, and
-    one of the same size with `new_head`; anything else that differs is a `UsageError` naming the tensors.
+    one of the same size with `new_head`; anything else that differs is a `UsageError` naming the
+    tensors.
     """
     tensors = source_tensors(source, name)
     own = model.state_dict()
