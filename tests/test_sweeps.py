@@ -51,9 +51,18 @@ def test_a_sweep_does_what_is_missing_and_says_what_its_seeds_say(
     assert len(lines) == 6
     mixed = rescue(*call, "--seeds", "6", "optim.lr=0.1")
     assert mixed.code == 2
-    assert "with another recipe: optim.lr: 0.4 -> 0.1" in mixed.err
+    assert "of another recipe: optim.lr: 0.4 -> 0.1" in mixed.err
     printed = rescue(*call, "--seeds", "5")
     assert max(map(len, printed.out.splitlines())) <= 80
+
+
+def test_a_sweep_of_another_length_keeps_what_is_counted_in_epochs(
+    rescue: Rescue, tmp_path: Path
+) -> None:
+    words = [word for word in TINY if not word.startswith("train.epochs")]
+    ended = rescue("seed-sweep", "--out", "s", "--seeds", "1", "--epochs", "0.5", *words)
+    assert ended.code == 0, ended.err
+    assert "--epochs sets: train.epochs=0.5 schedule.epochs=[0,0.125,0.5]" in ended.err
 
 
 def test_a_seed_that_diverges_is_kept_shown_and_counted(rescue: Rescue, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from rich.table import Table
 from rescue_cli import recipe as recipes
 from rescue_cli.cli import common
 from rescue_cli.cli.common import Device, Json, Overrides, RecipeName, Workers
+from rescue_cli.cli.expand import Epochs, Model, expand
 from rescue_cli.cli.runs import (
     Places,
     Queue,
@@ -51,6 +52,8 @@ class Where(StrEnum):
 def seed_sweep(
     overrides: Overrides = None,
     recipe: RecipeName = None,
+    model: Model = None,
+    epochs: Epochs = None,
     seeds: Annotated[str, typer.Option(help="100, 0-9 or 3,7,11.")] = "5",
     jobs: Annotated[
         int | None, typer.Option(help="Runs at a time; one a GPU, on a CPU one.", min=1)
@@ -71,13 +74,16 @@ def seed_sweep(
     if slurm and on is not Where.slurm:
         raise UsageError("--slurm: options of sbatch, and the sweep is local. Add --on slurm.")
     given = [*(overrides or []), *common.with_lists(sets, None, None, None)]
-    base = recipes.load(common.named_or_default(recipe), given)
+    name = common.named_or_default(recipe)
+    longer, said = expand(recipes.load(name), given, model, epochs)
+    base = recipes.load(name, [*given, *longer])
     chosen = sweeps.seeds_of(seeds)
     if any(override.startswith("train.seed=") for override in given):
         raise UsageError("--seeds and train.seed say the same thing. Give --seeds.")
     build.check(base)
     folder = common.folder(out or Path("runs", "sweep", base.name))
-    common.note(str(folder))
+    for line in [str(folder), *said]:
+        common.note(line)
     if on is Where.slurm:
         work = _queued(queue(slurm or [], jobs, device, workers, folder / ".slurm"))
     else:
