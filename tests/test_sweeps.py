@@ -56,9 +56,7 @@ def test_a_sweep_does_what_is_missing_and_says_what_its_seeds_say(
     assert max(map(len, printed.out.splitlines())) <= 80
 
 
-def test_a_sweep_of_another_length_keeps_what_is_counted_in_epochs(
-    rescue: Rescue, tmp_path: Path
-) -> None:
+def test_a_sweep_of_another_length_keeps_what_is_counted_in_epochs(rescue: Rescue) -> None:
     words = [word for word in TINY if not word.startswith("train.epochs")]
     ended = rescue("seed-sweep", "--out", "s", "--seeds", "1", "--epochs", "0.5", *words)
     assert ended.code == 0, ended.err

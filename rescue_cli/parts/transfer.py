@@ -51,7 +51,8 @@ def start(
         values |= _backbone(source, random=random)
     else:
         values["model"] = _network(base, source, random=random)
-        values |= _images(source, values["data.name"], given)
+        frozen = bool(base.model.options.get("frozen"))
+        values |= _images(source, values["data.name"], given, frozen=frozen)
     keys = given_keys(given)
     kept = {key: v for key, v in values.items() if key == "model" or not is_given(key, keys)}
     return Start(_label(word), [f"{key}={json.dumps(value)}" for key, value in kept.items()])
@@ -96,7 +97,7 @@ def _network(base: Recipe, source: Source, *, random: bool) -> dict[str, Any]:
     return {"name": theirs.name, **network, **mine, **weights}
 
 
-def _images(source: Source, name: str, given: Sequence[str]) -> dict[str, Any]:
+def _images(source: Source, name: str, given: Sequence[str], *, frozen: bool) -> dict[str, Any]:
     """Normalisation, channels, and what images that lie in memory at one size ask for."""
     keys = data_keys(source.recipe)
     mean, std = normalisation(source.recipe.data.name, keys)
@@ -111,7 +112,9 @@ def _images(source: Source, name: str, given: Sequence[str]) -> dict[str, Any]:
         )
     if facts.size is not None and "data.resident=false" not in given:
         found |= {
-            "augment": [
+            "augment": []
+            if frozen
+            else [
                 {"name": "pad-crop", "pad": facts.size // 8, "mode": "reflect"},
                 {"name": "flip", "p": 0.5},
             ],
