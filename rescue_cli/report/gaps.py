@@ -38,7 +38,7 @@ def figure_of_runs(runs: Sequence[Path]) -> Any:
             axes.axvline(optimum, color=colour, linestyle="--", linewidth=1,
                          label=f"its optimum, {optimum:.2f}")  # fmt: skip
     axes.set_xlabel("largest logit less the mean of the others")
-    axes.set_ylabel("share of test images")
+    axes.set_ylabel("test images, density")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     return figure
