@@ -212,7 +212,7 @@ def test_myrtles_pixel_statistics_are_the_notebooks_of_255() -> None:
         (["augment.flip.q=1"], "augment (flip): unknown key 'q'. Known: p."),
         (["schedule.name=cosin"], "schedule.name: 'cosin' is not known. Did you mean 'cosine'?"),
         (["data.name=cifar"], "data.name: 'cifar' is not known. Did you mean 'cifar10'?"),
-        (["data.mean=[0.5, 0.5, 0.5]"], "data.mean: 3 values for 1 channels."),
+        (["data.mean=[0.5, 0.5, 0.5]"], "data.mean: 3 values for 1 channels. Give one for each."),
         (["data.std=[0.0]"], "data.std: [0.0] must be above 0."),
         (
             ["model.name=resnet5O"],
