@@ -238,3 +238,17 @@ def test_a_study_can_be_run_for_another_length(rescue: Rescue, tmp_path: Path) -
     ended = rescue("study", "own.yaml", "--epochs", "4", "--plan", "--json", "--only", "1")
     assert json.loads(ended.out)[0]["updates"] == 3 * 4 * 8
     assert "sets: train.epochs=4 schedule.epochs=[0,1,4]" in ended.err
+
+
+def test_points_of_smiths_are_run_and_shown(rescue: Rescue, tmp_path: Path) -> None:
+    lines = ["points: smith" if line.startswith("seeds") else line for line in OWN.splitlines()]
+    (tmp_path / "own.yaml").write_text("\n".join(lines))
+    ended = rescue("study", "own.yaml", "--out", "out")
+    assert (ended.code, ended.said[-1]) == (
+        2, "error: study own.pairs: compares seeds. Remove it, or points.",
+    )  # fmt: skip
+    (tmp_path / "own.yaml").write_text("\n".join(x for x in lines if not x.startswith("pairs")))
+    ended = rescue("study", "own.yaml", "--only", "1", "--json", "--out", "out", "--epochs", "1")
+    assert ended.code == 0, ended.err
+    told = json.loads(ended.out)
+    assert (told["rows"][0]["measured"]["n"], told["pairs"]) == (4, [])

@@ -109,10 +109,9 @@ class _Run:
 def _note_expanded(study: Study, overrides: list[str], chosen: list[int]) -> None:
     """Says what the study's network and length set in each row."""
     for row, (cell, _) in enumerate(studies.cells(study, overrides), 1):
-        if cell.recipe is not None and row in chosen:
-            changes = [*study.set, *cell.set, *overrides]
-            if found := studies.expanded(study, cell.recipe, changes):
-                common.note(f"row {row} ({cell.recipe}) sets: {' '.join(found)}")
+        found = studies.expanded(study, cell, overrides) if row in chosen else []
+        if found:
+            common.note(f"row {row} ({cell.recipe}) sets: {' '.join(found)}")
 
 
 def _chosen(study: Study, only: str | None) -> list[int]:

@@ -103,6 +103,13 @@ class Place:
         return self.keys.train_root is not None or self.has_root
 
     @property
+    def is_there(self) -> bool:
+        """Whether the folder that is named for training images exists."""
+        if not self.has_train_root:
+            return False
+        return (self.train_root if self.keys.train_root else self.root).is_dir()
+
+    @property
     def one_root(self) -> bool:
         return self.keys.train_root is None and self.keys.test_root is None
 

@@ -187,7 +187,4 @@ def counted_images(recipe: Recipe) -> int:
 
 def has_data(recipe: Recipe) -> bool:
     """Whether there is a folder where the recipe's training images should be."""
-    place = Place(recipe.data.name, data_keys(recipe))
-    if not place.has_train_root:
-        return False
-    return (place.train_root if place.keys.train_root else place.root).is_dir()
+    return Place(recipe.data.name, data_keys(recipe)).is_there

@@ -94,7 +94,10 @@ def load(name: str) -> Study:
     if file is None or not file.is_file():
         raise UsageError(f"study: '{name}' is not known. {did_you_mean(name, names())}")
     tree = read(read_text(file), file.name)
-    return Study(**check(f"study {file.stem}", tree, Study))
+    study = Study(**check(f"study {file.stem}", tree, Study))
+    if study.pairs and study.points != "seeds":
+        raise UsageError(f"study {file.stem}.pairs: compares seeds. Remove it, or points.")
+    return study
 
 
 def cells(study: Study, overrides: Sequence[str] = ()) -> list[tuple[Cell, Recipe | None]]:
@@ -104,19 +107,19 @@ def cells(study: Study, overrides: Sequence[str] = ()) -> list[tuple[Cell, Recip
         cell = Cell(**check(f"study {study.name}, cell {number}", tree, Cell))
         recipe = None
         if cell.recipe is not None:
-            changes = [*study.set, *cell.set, *overrides]
-            recipe = load_recipe(cell.recipe, [*changes, *expanded(study, cell.recipe, changes)])
+            more = expanded(study, cell, overrides)
+            recipe = load_recipe(cell.recipe, [*study.set, *cell.set, *overrides, *more])
         found.append((cell, recipe))
     return found
 
 
-def expanded(study: Study, recipe: str, changes: Sequence[str]) -> list[str]:
-    """The overrides that the study's `model` and `epochs` stand for, beside its other changes."""
-    if study.model is None and study.epochs is None:
+def expanded(study: Study, cell: Cell, overrides: Sequence[str]) -> list[str]:
+    """The overrides that the study's `model` and `epochs` stand for, beside all other changes."""
+    if cell.recipe is None or (study.model is None and study.epochs is None):
         return []
     from rescue_cli import options
 
-    base, found = load_recipe(recipe), []
+    base, changes, found = load_recipe(cell.recipe), [*study.set, *cell.set, *overrides], []
     if study.model is not None:
         found = options.model(base, study.model, changes)
     if study.epochs is not None:
@@ -182,15 +185,18 @@ def rows(
 
 
 def compared(study: Study, rows: Sequence[Mapping[str, Any]], folder: Path) -> Compared:
-    """The rows that have runs in the folder, by their first column, each against each other."""
+    """The rows that have runs in the folder, by their first column, each against each other.
+
+    Nothing of a study that does not compare its rows.
+    """
     sides: list[Operand] = []
-    for row in rows:
+    for row in rows if study.pairs else ():
         if _finished(folder / row_folder(row["row"])):
             side = operand(str(folder / row_folder(row["row"])))
             name = shown(next(iter(row["columns"].values())))
             taken = name in [other.name for other in sides]
             sides.append(replace(side, name=f"row {row['row']}" if taken else name))
-    return Compared(sides, pairs_of(sides) if study.pairs and len(sides) > 1 else [])
+    return Compared(sides, pairs_of(sides))
 
 
 def shown(value: Any) -> str:
