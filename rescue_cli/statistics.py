@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from rescue_cli.power import detectable, needed, t_quantile
+
 CONFIDENCE = 0.95
-POWER = 0.8
-FAR = 5.0  # standard errors
+LEVEL = 0.05  # of a test that stands alone
 EXACT = 20_000  # arrangements up to which a permutation test goes through all of them
 Floats = Sequence[float] | NDArray[np.float64]
 
@@ -35,7 +36,7 @@ class Difference:
     effect: float | None  # the difference in standard deviations
     n: tuple[int, int]
     paired: bool
-    detectable: float | None  # what these n would see in 4 of 5 cases, at 5 %
+    detectable: float | None  # what these n would see in 4 of 5 cases
     needed: int | None  # runs of each to see the difference found, in as many cases
 
 
@@ -52,7 +53,7 @@ def interval(of: Sample) -> tuple[float, float] | None:
     """95 % interval of the mean by Student's t; None for fewer than two runs."""
     if of.std is None or of.n < 2:
         return None
-    half = _t_quantile(of.n - 1) * of.std / math.sqrt(of.n)
+    half = t_quantile(of.n - 1, LEVEL) * of.std / math.sqrt(of.n)
     return of.mean - half, of.mean + half
 
 
@@ -69,13 +70,16 @@ def welch(a: Sample, b: Sample) -> float | None:
     return float(2 * t.sf(abs(a.mean - b.mean) / error, freedom))
 
 
-def difference(a: Sample, b: Sample) -> Difference:
-    """b less a for independent runs, by Welch's t-test."""
+def difference(a: Sample, b: Sample, level: float = LEVEL) -> Difference:
+    """b less a for independent runs, by Welch's t-test.
+
+    `level` is that of the test whose power is told; the interval is the 95 % one of this pair.
+    """
     error, freedom = _error(a, b)
     mean = b.mean - a.mean
     if error is None or freedom is None or error == 0:
         return Difference(mean, None, None, None, None, None, (a.n, b.n), False, None, None)
-    half = _t_quantile(freedom) * error
+    half = t_quantile(freedom, LEVEL) * error
     spread = _pooled(a, b)
     return Difference(
         mean,
@@ -86,13 +90,13 @@ def difference(a: Sample, b: Sample) -> Difference:
         mean / spread if spread else None,
         (a.n, b.n),
         paired=False,
-        detectable=_detectable(error, freedom),
-        needed=_needed(mean, spread, paired=False) if spread else None,
+        detectable=detectable(error, freedom, level),
+        needed=needed(mean, spread, level, paired=False) if spread else None,
     )
 
 
-def paired_difference(a: Floats, b: Floats) -> Difference:
-    """b less a run by run, for runs of equal seeds, by the paired t-test."""
+def paired_difference(a: Floats, b: Floats, level: float = LEVEL) -> Difference:
+    """As `difference`, run by run for runs of equal seeds, by the paired t-test."""
     differences = np.asarray(b, dtype=np.float64) - np.asarray(a, dtype=np.float64)
     found = sample(differences)
     both = (found.n, found.n)
@@ -101,7 +105,7 @@ def paired_difference(a: Floats, b: Floats) -> Difference:
     from scipy.stats import t
 
     error = found.std / math.sqrt(found.n)
-    half = _t_quantile(found.n - 1) * error
+    half = t_quantile(found.n - 1, LEVEL) * error
     return Difference(
         found.mean,
         found.mean - half,
@@ -111,14 +115,14 @@ def paired_difference(a: Floats, b: Floats) -> Difference:
         found.mean / found.std,
         both,
         paired=True,
-        detectable=_detectable(error, found.n - 1),
-        needed=_needed(found.mean, found.std, paired=True),
+        detectable=detectable(error, found.n - 1, level),
+        needed=needed(found.mean, found.std, level, paired=True),
     )
 
 
-def independent_difference(a: Floats, b: Floats) -> Difference:
-    """b less a for runs whose values are known: Welch's t-test, and by permutation."""
-    found = difference(sample(a), sample(b))
+def independent_difference(a: Floats, b: Floats, level: float = LEVEL) -> Difference:
+    """As `difference`, for runs whose values are known: also by permutation."""
+    found = difference(sample(a), sample(b), level)
     smallest = 2 / math.comb(len(a) + len(b), len(a))
     if smallest >= 0.01:
         return found
@@ -230,12 +234,6 @@ def band(drawn: NDArray[np.float64]) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def _t_quantile(freedom: float) -> float:
-    from scipy.stats import t
-
-    return float(t.ppf((1 + CONFIDENCE) / 2, freedom))
-
-
 def _error(a: Sample, b: Sample) -> tuple[float | None, float | None]:
     """The standard error of a difference of means, and its degrees of freedom (Welch)."""
     known = [s for s in (a, b) if s.std is not None and s.n > 1]
@@ -257,44 +255,3 @@ def _pooled(a: Sample, b: Sample) -> float:
     known = [s for s in (a, b) if s.std is not None and s.n > 1]
     weights = sum(s.n - 1 for s in known)
     return math.sqrt(sum((s.n - 1) * (s.std or 0.0) ** 2 for s in known) / weights)
-
-
-def _detectable(error: float, freedom: float) -> float:
-    """The true difference that a 5 % test sees in 80 % of cases, by the noncentral t."""
-    from scipy.optimize import brentq
-
-    high = 4.0
-    while _power(high, freedom) < POWER:
-        high *= 2
-    return error * float(brentq(lambda d: _power(d, freedom) - POWER, 0.0, high))
-
-
-def _needed(mean: float, spread: float, *, paired: bool) -> int | None:
-    """Runs of each for 80 % power at the difference found; None where that is past a million."""
-    if mean == 0:
-        return None
-
-    def power(n: int) -> float:
-        error = spread * math.sqrt((1 if paired else 2) / n)
-        return _power(abs(mean) / error, n - 1 if paired else 2 * n - 2)
-
-    low, high = 2, 2
-    while power(high) < POWER:
-        low, high = high, 2 * high
-        if high > 1_000_000:
-            return None
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (low, middle) if power(middle) >= POWER else (middle + 1, high)
-    return high
-
-
-def _power(noncentrality: float, freedom: float) -> float:
-    """How often a two-sided 5 % t-test sees a difference of so many standard errors."""
-    from scipy.stats import nct
-
-    bound = _t_quantile(freedom)
-    above = float(nct.sf(bound, freedom, noncentrality))
-    if noncentrality > FAR:  # the other tail is next to nothing, and scipy's series for it fails
-        return above
-    return above + float(nct.cdf(-bound, freedom, noncentrality))

@@ -8,6 +8,8 @@ from scipy import stats
 
 from rescue_cli import statistics
 from rescue_cli.report import operands, sweeps
+from rescue_cli.report.comparison import pairs_of
+from rescue_cli.report.operands import Operand
 from rescue_cli.statistics import Sample, difference, sample
 
 RNG = np.random.default_rng(1)
@@ -57,10 +59,23 @@ def test_five_against_five_by_permutation_counts_every_exchange() -> None:
     assert statistics.independent_difference(A[:4], B[:4]).permutation is None
 
 
-@pytest.mark.parametrize(("effect", "n"), [(0.2, 394), (0.5, 64), (0.8, 26), (1.0, 17)])
-def test_runs_needed_are_cohens_table_for_80_percent_power(effect: float, n: int) -> None:
-    """Two-sided 5 %, two independent means of n each (Cohen 1988, table 2.4.1)."""
-    found = difference(Sample(0.0, 1.0, 20), Sample(effect, 1.0, 20))
+@pytest.mark.parametrize(
+    ("level", "effect", "n"),
+    [
+        (0.05, 0.2, 394),
+        (0.05, 0.5, 64),
+        (0.05, 0.8, 26),
+        (0.05, 1.0, 17),
+        (0.01, 0.2, 586),
+        (0.01, 0.5, 95),
+        (0.01, 0.8, 38),
+    ],
+)
+def test_runs_needed_are_cohens_table_for_80_percent_power(
+    level: float, effect: float, n: int
+) -> None:
+    """Two-sided, two independent means of n each (Cohen 1988, table 2.4.1)."""
+    found = difference(Sample(0.0, 1.0, 20), Sample(effect, 1.0, 20), level)
     assert found.effect == pytest.approx(effect)
     assert found.needed is not None
     assert abs(found.needed - n) <= 1
@@ -77,6 +92,24 @@ def test_holm_is_the_step_down_procedure() -> None:
     assert statistics.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
     assert statistics.holm([0.5, 0.001]) == pytest.approx([0.5, 0.002])
     assert statistics.holm([]) == []
+
+
+def test_runs_that_showed_nothing_under_holm_are_not_said_to_suffice() -> None:
+    """Alone the first pair has p = 0.03; of three pairs it may not be claimed, nor may its n do."""
+    shifts = {"a": 0.0, "b": 1.0, "c": 0.2}
+    noise = {"a": [0.0, 0.0, 0.0], "b": [-0.3, 0.0, 0.3], "c": [0.4, -0.9, 0.5]}
+    sides = [
+        Operand(name, sample(values), dict(enumerate(values)))
+        for name, shift in shifts.items()
+        if (values := [90 + shift + x for x in noise[name]])
+    ]
+    alone, together = pairs_of(sides[:2])[0], pairs_of(sides)[0]
+    assert alone["p"] == pytest.approx(together["p_uncorrected"]) == pytest.approx(0.0287, abs=1e-3)
+    assert together["p"] > 0.05
+    assert alone["needed"] == 3
+    assert together["needed"] > 3
+    assert f"{together['needed']} runs of each are needed" in together["claim"]
+    assert together["detectable"] > alone["detectable"]
 
 
 def test_mcnemar_is_the_exact_binomial_of_the_disagreements() -> None:

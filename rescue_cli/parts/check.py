@@ -14,7 +14,7 @@ from rescue_cli.loss import LOSSES
 from rescue_cli.mix import MIXES
 from rescue_cli.model import MODELS, GhostBatchNorm2d, group_count, zoo
 from rescue_cli.model import common as model_keys
-from rescue_cli.optim import OPTIMIZERS, claims
+from rescue_cli.optim import OPTIMIZERS, claims, depths
 from rescue_cli.optim import common as optim_keys
 from rescue_cli.parts.ingredients import data_keys, filled, network_of, operations_of, proxy_recipe
 from rescue_cli.parts.scenes import check_scenes
@@ -45,6 +45,8 @@ def check(recipe: Recipe) -> None:
             "Change its keys, or take another."
         ) from None
     claims(model, [item.options for item in recipe.optim])
+    if any(item.options.get("layer_decay") is not None for item in recipe.optim):
+        depths(model, recipe.model.name)
     for module in model.modules():
         if isinstance(module, GhostBatchNorm2d):
             group_count(recipe.train.device_batch_size, module.size)

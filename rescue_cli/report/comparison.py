@@ -7,6 +7,7 @@ from typing import Any
 from rescue_cli.report import operands, scenes
 from rescue_cli.report.operands import Operand
 from rescue_cli.statistics import (
+    LEVEL,
     Difference,
     difference,
     holm,
@@ -15,20 +16,23 @@ from rescue_cli.statistics import (
     paired_difference,
 )
 
-LEVEL = 0.05
-
 
 def pairs_of(sides: Sequence[Operand]) -> list[dict[str, Any]]:
-    """Each pair of two or more sides, with Holm's correction where there are several."""
-    found = [_pair(a, b) for a, b in combinations(sides, 2)]
+    """Each pair of two or more sides, with Holm's correction where there are several.
+
+    What could have been seen and what it would take are of the correction's first and strictest
+    step, the level divided by the pairs.
+    """
+    pairs = list(combinations(sides, 2))
+    found = [_pair(a, b, LEVEL / len(pairs)) for a, b in pairs]
     if len(found) > 1:
         _correct(found)
     return found
 
 
-def _pair(a: Operand, b: Operand) -> dict[str, Any]:
+def _pair(a: Operand, b: Operand, level: float) -> dict[str, Any]:
     """The stable keys of `--json` for one pair, and what else was looked at."""
-    found, how = _difference(a, b)
+    found, how = _difference(a, b, level)
     pair: dict[str, Any] = {
         "a": a.name,
         "b": b.name,
@@ -50,16 +54,16 @@ def _pair(a: Operand, b: Operand) -> dict[str, Any]:
     return pair
 
 
-def _difference(a: Operand, b: Operand) -> tuple[Difference, str]:
+def _difference(a: Operand, b: Operand, level: float = LEVEL) -> tuple[Difference, str]:
     """Paired where the seeds match, else Welch's."""
     if len(a.values) > 1 and a.values.keys() == b.values.keys():
         seeds = sorted(a.values)
-        found = paired_difference([a.values[s] for s in seeds], [b.values[s] for s in seeds])
+        found = paired_difference([a.values[s] for s in seeds], [b.values[s] for s in seeds], level)
         return found, "paired by seed"
     if len(a.values) > 1 and len(b.values) > 1:
-        found = independent_difference(list(a.values.values()), list(b.values.values()))
+        found = independent_difference(list(a.values.values()), list(b.values.values()), level)
         return found, "Welch's t-test"
-    return difference(a.sample, b.sample), "Welch's t-test"
+    return difference(a.sample, b.sample, level), "Welch's t-test"
 
 
 def _same_images(a: Operand, b: Operand) -> dict[str, Any]:
