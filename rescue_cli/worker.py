@@ -18,7 +18,7 @@ import torch
 
 from rescue_cli import build, distributed, outcome
 from rescue_cli.engine.loop import Loop, Plan, Progress
-from rescue_cli.engine.recorder import Recorder
+from rescue_cli.engine.recorder import Recorder, counted
 from rescue_cli.engine.signals import Stop, leave_with_parent
 from rescue_cli.errors import MemoryExhausted, RescueError, StoppedError, UsageError
 from rescue_cli.recipe import Recipe, recipe_in, steps_per_epoch, total_steps
@@ -258,9 +258,12 @@ def _evaluate(run: RunDirectory, recipe: Recipe, machine: build.Machine, started
     evaluator = build.evaluator(recipe, data, machine)
     tests = build.test_sets(recipe, data, machine)
     prepared = time.perf_counter() - started
-    with Stop() as stop:
+    feeds = {test.feed for test in tests.values()}
+    batches = sum(feed.rounds(distributed.world_size()) for feed in feeds)
+    with Stop() as stop, counted(batches) as count:
 
         def between() -> None:
+            count()
             (code,) = distributed.max_over_ranks([float(stop.exit_code)], machine.device)
             if code:
                 raise StoppedError("evaluation stopped; nothing was written.", int(code))
@@ -270,7 +273,7 @@ def _evaluate(run: RunDirectory, recipe: Recipe, machine: build.Machine, started
     memory = outcome.peak_memory_mb(machine.device)
     if distributed.is_first():
         outcome.write_examples(run, network, evaluator, tests)
-        images = sum(len(feed) for feed in {test.feed for test in tests.values()})
+        images = sum(len(feed) for feed in feeds)
         clock = outcome.Clock(images=images, prepare=prepared, train=0.0, evaluate=seconds)
         write_json(run.result, outcome.result(run, recipe, data, network, found, clock, memory))
 

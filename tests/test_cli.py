@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -326,3 +327,15 @@ def test_a_run_needs_no_home_folder_no_colour_and_no_terminal(tmp_path: Path) ->
     assert "\x1b" not in done.stdout + done.stderr
     assert done.stderr.splitlines()[0] == done.stderr.splitlines()[-1] == "runs/quickstart/0"
     assert [p.name for p in tmp_path.iterdir()] == ["runs"]
+
+
+def test_an_evaluation_counts_its_batches_on_a_terminal_and_nowhere_else(
+    rescue: Rescue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert rescue("train", "--smoke", "--out", "run", "model.width=4").code == 0
+    assert "batches evaluated" not in rescue("eval", "run", "eval.batch_size=4").err
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    said = rescue("eval", "run", "eval.batch_size=4").err
+    last = [line for line in said.splitlines() if "batches evaluated" in line][-1]
+    assert re.search(r"(\d+)/\1 ", last)

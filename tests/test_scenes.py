@@ -169,7 +169,7 @@ def test_a_backbone_comes_from_a_classifier_and_is_compared_with_none(
     )  # fmt: skip
     assert ended.code == 0
     found = json.loads(ended.out)
-    assert [start["n"] for start in found["starts"]] == [2, 2]
+    assert [side["n"] for side in found["sides"]] == [2, 2]
     assert found["pairs"][0]["how"] == "paired by seed"
     run = tmp_path / "out" / "small" / "seed-0"
     recipe = recipes.recipe_in(run)

@@ -115,6 +115,10 @@ def test_compare_pairs_sweeps_by_seed_and_says_what_may_be_claimed(rescue: Rescu
     assert found["n"] == [4, 4]
     assert found["low"] < found["difference"] < found["high"]
     assert found["claim"].startswith("b is better than a by ")
+    first, second = found["sides"]
+    assert second["mean"] - first["mean"] == pytest.approx(found["difference"])
+    assert (second["name"], second["n"]) == ("b", 4)
+    assert second["low"] < second["mean"] < second["high"]
     assert found["equal"]["epoch"]["at"] == 6
     assert found["equal"]["epoch"]["difference"] == pytest.approx(found["difference"])
     three = rescue("compare", "a", "b", "50.0±1.0/10", "--to", "12")

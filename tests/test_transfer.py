@@ -60,8 +60,8 @@ def test_weights_and_a_start_from_scratch_are_compared_on_a_folder(
     ended = rescue(*call, "--json")
     assert ended.code == 0, ended.err
     found = json.loads(ended.out)
-    assert [start["n"] for start in found["starts"]] == [2, 2]
-    assert [Path(start["from"]).name for start in found["starts"]] == ["small", "scratch-small"]
+    assert [side["n"] for side in found["sides"]] == [2, 2]
+    assert [Path(side["name"]).name for side in found["sides"]] == ["small", "scratch-small"]
     assert found["pairs"][0]["how"] == "paired by seed"
     recipe = recipes.recipe_in(tmp_path / "out" / "small" / "seed-1")
     assert recipe.model.name == "test_resnet"

@@ -1,7 +1,8 @@
 """Two ways of doing the same thing, timed in turn in one run."""
 
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from statistics import median
 from typing import Any
 
@@ -24,7 +25,7 @@ def in_turn(
     for warm_up in (ours, theirs):
         seconds(warm_up, max(2, calls // 4), device)
     pairs = []
-    for turn in range(rounds):
+    for turn in counted(rounds):
         order = (ours, theirs) if turn % 2 else (theirs, ours)
         times = {f: seconds(f, calls, device) for f in order}
         pairs.append((times[ours], times[theirs]))
@@ -36,6 +37,17 @@ def in_turn(
         "ratio_low": ratios[0],
         "ratio_high": ratios[-1],
     }
+
+
+def counted(rounds: int) -> Iterable[int]:
+    """The rounds' numbers; a bar on a terminal counts them, and moves between them only."""
+    from rich.console import Console
+    from rich.progress import track
+
+    out, shown = Console(stderr=True), sys.stderr.isatty()
+    return track(
+        range(rounds), "rounds", console=out, auto_refresh=False, transient=True, disable=not shown
+    )
 
 
 def seconds(run: Callable[[], None], calls: int, device: torch.device) -> float:

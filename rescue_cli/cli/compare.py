@@ -10,7 +10,7 @@ from rescue_cli.cli.common import Json
 from rescue_cli.cli.screen import then
 from rescue_cli.errors import UnexpectedError, UsageError
 from rescue_cli.report import operands
-from rescue_cli.report.comparison import pairs_of
+from rescue_cli.report.comparison import pairs_of, told
 from rescue_cli.report.markup import shown_seconds
 from rescue_cli.report.operands import Operand
 
@@ -40,7 +40,9 @@ def compare(
         raise UsageError("compare: give two or more of runs, sweeps, recipes and MEAN±STD/N.")
     sides = [operands.operand(word) for word in words]
     pairs = pairs_of(sides)
-    found = {**pairs[0], "pairs": pairs} if len(pairs) > 1 else pairs[0]
+    found = {**pairs[0], "sides": told(sides)}
+    if len(pairs) > 1:
+        found["pairs"] = pairs
     if to is not None:
         found["reached"] = [_reached(side, to) for side in sides]
     bands = [b for b in (_band(words[0], sides[1]), _band(words[1], sides[0])) if b]

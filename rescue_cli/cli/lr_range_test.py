@@ -81,7 +81,10 @@ def lr_range_test(
     folder = _folder(resolved, out)
     for line in [str(folder), *notes, *common.allocator_notes()]:
         common.note(line)
-    curves = [_run(folder / name, one, where, procs, workers) for name, one in planned.items()]
+    curves = []
+    for number, (name, one) in enumerate(planned.items(), 1):
+        common.note(f"run {number} of {len(planned)}: {name}")
+        curves.append(_run(folder / name, one, where, procs, workers))
     found = _Found(resolved, test, curves[:-1], curves[-1])
     _write(folder, found)
     print(json_module.dumps(found.summary)) if json else _print(found)

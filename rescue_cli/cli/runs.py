@@ -66,14 +66,15 @@ def progress(count: int, say: Callable[[Any], str]) -> Iterator[Callable[[Any], 
             nonlocal done
             done += 1
             left = (time.monotonic() - begun) / done * (count - done)
-            out.print(f"{say(ended)}; {done} of {count}, {_duration(left)} left")
+            out.print(f"{say(ended)}; {done} of {count}, {duration(left)} left")
             bar.advance(task)
             return True
 
         yield hear
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """As a person says it: `3 min 20 s`."""
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 

@@ -8,6 +8,7 @@ from rich.table import Table
 
 from rescue_cli.cli import common
 from rescue_cli.report import studies
+from rescue_cli.report.comparison import told
 from rescue_cli.report.studies import Compared, Study
 from rescue_cli.results import METRICS
 
@@ -18,8 +19,8 @@ Rows = Sequence[Mapping[str, Any]]
 def print_study(study: Study, rows: Rows, compared: Compared, *, as_json: bool) -> None:
     """The rows, and of a study that compares them the claim of each pair."""
     if as_json:
-        told = {"study": study.name, "paper": study.paper, "rows": rows, "pairs": compared.pairs}
-        print(json.dumps(told))
+        found = {"study": study.name, "paper": study.paper, "rows": rows}
+        print(json.dumps({**found, "sides": told(compared.sides), "pairs": compared.pairs}))
         return
     out = common.console()
     out.print(_table(rows))

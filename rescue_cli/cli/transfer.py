@@ -15,7 +15,7 @@ from rescue_cli.cli.screen import then
 from rescue_cli.errors import RescueError, UsageError
 from rescue_cli.recipe import Recipe
 from rescue_cli.report import operands, sweeps
-from rescue_cli.report.comparison import pairs_of
+from rescue_cli.report.comparison import pairs_of, told
 
 app = common.verb()
 
@@ -123,7 +123,4 @@ def _show(folders: list[Path], to: str, *, as_json: bool) -> None:
     if not as_json:
         common.print_comparison(sides, pairs)
         return
-    found = [
-        {"from": s.name, "mean": s.sample.mean, "std": s.sample.std, "n": s.sample.n} for s in sides
-    ]
-    print(json_module.dumps({"to": to, "starts": found, "pairs": pairs}))
+    print(json_module.dumps({"to": to, "sides": told(sides), "pairs": pairs}))

@@ -14,7 +14,7 @@ from rescue_cli import range_test, tuning
 from rescue_cli import recipe as recipes
 from rescue_cli.cli import common
 from rescue_cli.cli.common import Device, Json, Overrides, RecipeName, Workers
-from rescue_cli.cli.runs import train_here
+from rescue_cli.cli.runs import duration, train_here
 from rescue_cli.cli.screen import then
 from rescue_cli.errors import RescueError
 from rescue_cli.range_test import Curves, Ramp
@@ -148,8 +148,10 @@ class _Search:
     def _train(self, name: str, recipe: Recipe) -> bool:
         from rescue_cli.launch import is_finished
 
-        if not is_finished(self.folder / name) and self._left() <= 0:
-            raise _BudgetOver
+        if not is_finished(self.folder / name):
+            if self._left() <= 0:
+                raise _BudgetOver
+            common.note(f"{name}: begins, {duration(self._left())} of the budget left")
         return train_here(self.folder / name, recipe, self.device, None, self.workers)
 
     def _left(self) -> float:

@@ -1,12 +1,15 @@
 """metrics.jsonl, log.txt and the progress that a person sees; only the first process writes."""
 
+import itertools
 import json
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import IO, Any
 
+from rescue_cli import distributed
 from rescue_cli.results import RunDirectory, read_metrics
 
 
@@ -102,3 +105,16 @@ class Bar:
 
     def close(self) -> None:
         self.progress.stop()
+
+
+@contextmanager
+def counted(batches: int) -> Iterator[Callable[[], None]]:
+    """What is to be called after each of so many batches; a bar counts them on a terminal."""
+    if not (distributed.is_first() and sys.stderr.isatty()):
+        yield lambda: None
+        return
+    bar, done = Bar(batches), itertools.count(1)
+    try:
+        yield lambda: bar.show(next(done), "batches evaluated")
+    finally:
+        bar.close()

@@ -12,6 +12,7 @@ from rescue_cli.statistics import (
     difference,
     holm,
     independent_difference,
+    interval,
     mcnemar,
     paired_difference,
 )
@@ -27,6 +28,25 @@ def pairs_of(sides: Sequence[Operand]) -> list[dict[str, Any]]:
     found = [_pair(a, b, LEVEL / len(pairs)) for a, b in pairs]
     if len(found) > 1:
         _correct(found)
+    return found
+
+
+def told(sides: Sequence[Operand]) -> list[dict[str, Any]]:
+    """Each side by itself: mean, std and number of its runs, and the mean's 95 % interval."""
+    found = []
+    for side in sides:
+        low, high = interval(side.sample) or (None, None)
+        one = side.sample
+        found.append(
+            {
+                "name": side.name,
+                "mean": one.mean,
+                "std": one.std,
+                "n": one.n,
+                "low": low,
+                "high": high,
+            }
+        )
     return found
 
 
