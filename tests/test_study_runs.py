@@ -95,6 +95,17 @@ def test_a_row_goes_on_from_another_rows_state_with_its_own_decay(
     assert not torch.equal(*weights)
 
 
+def test_rows_of_a_recipe_of_ones_own_are_not_looked_for_on_record(
+    rescue: Rescue, tmp_path: Path
+) -> None:
+    assert rescue("recipes", "copy", "quickstart", "own.yaml").code == 0
+    study = "name: own\ncolumns: {rate: optim.0.lr}\ncells: [{recipe: own.yaml}]\n"
+    (tmp_path / "own-study.yaml").write_text(study)
+    ended = rescue("study", "own-study.yaml", "--table")
+    assert ended.code == 0, ended.err
+    assert "not run" in ended.out
+
+
 def test_a_state_that_is_not_there_is_asked_for(rescue: Rescue, mine: str) -> None:
     ended = rescue("study", mine, "--only", "3")
     assert ended.code == 1

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from rescue_cli import recipe as recipes
 from rescue_cli.errors import UsageError, did_you_mean
-from rescue_cli.plans import differences, flat
+from rescue_cli.plans import differences
 from rescue_cli.recipe import Recipe, read_text, recipes_folder
 from rescue_cli.recipe import load as load_recipe
 from rescue_cli.recipe.yaml import read
@@ -214,13 +215,24 @@ def row_folder(number: int) -> str:
 def _columns(study: Study, cell: Cell, recipe: Recipe | None) -> dict[str, Any]:
     if recipe is None or cell.label:
         return dict(zip(study.columns, cell.label, strict=True))
-    values: Mapping[str, Any] = flat(recipe.tree)
-    return {heading: values.get(key) for heading, key in study.columns.items()}
+    return {heading: _at(recipe.tree, key) for heading, key in study.columns.items()}
+
+
+def _at(tree: Any, path: str) -> Any:
+    """What the recipe has there, a list's item by its name, its group or its place; or None."""
+    for word in path.split("."):
+        if isinstance(tree, list):
+            named = [item for item in tree if word in (item.get("name"), item.get("params"))]
+            placed = tree[int(word) :] if word.isdecimal() else []
+            tree = next(iter([*named, *placed]), None)
+        else:
+            tree = tree.get(word) if isinstance(tree, Mapping) else None
+    return tree
 
 
 def _measured(cell: Cell, recipe: Recipe, folder: Path | None) -> dict[str, Any] | None:
     results = [] if folder is None else _finished(folder)
-    if not results:
+    if not results and recipe.name in recipes.names():  # nothing is on record of one's own
         changed = differences(load_recipe(recipe.name).tree, recipe.tree)
         results = records.measured(recipe.name, {k: list(v) for k, v in changed.items()})
     if not results:
