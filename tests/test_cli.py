@@ -35,7 +35,7 @@ def test_recipes_are_listed_one_a_row_in_80_columns(rescue: Rescue) -> None:
     ended = rescue("recipes")
     assert (ended.code, ended.err) == (0, "")
     lines = ended.out.splitlines()
-    assert lines[0].split() == ["recipe", "data", "epochs", "claim", "%", "measured", "%"]
+    assert lines[0].split() == ["recipe", "data", "epochs", "expected", "%", "measured", "%"]
     assert max(map(len, lines)) <= 80
     first_words = [line.split()[0] for line in lines[1:] if not line.startswith(" ")]
     assert first_words == list(names())

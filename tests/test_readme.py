@@ -32,6 +32,16 @@ SUBSTITUTIONS = {
     "--rendezvous host0:29500 --gpus 8": "--rendezvous host0:29500 --procs 8 --dry-run",
     "train.device_batch_size=64 --procs 2": "train.device_batch_size=64 --procs 2 --smoke",
     "optim.lr=0.2 train.epochs=3": "optim.lr=0.2 train.epochs=3 --smoke",
+    "tf_efficientnet_lite0 --to PHOTOS --steps 60 data.holdout=100 data.train_size=160 "
+    "eval.sizes=[160]": (
+        "test_resnet --to PHOTOS --steps 10 --points 10 data.holdout=4 data.train_size=64 "
+        "eval.sizes=[64] train.batch_size=4 train.device_batch_size=4"
+    ),
+    "tf_efficientnet_lite0 --to PHOTOS data.train_size=160 eval.sizes=[160]": (
+        "test_resnet --to PHOTOS --epochs 1 --out walk data.train_size=64 eval.sizes=[64] "
+        "train.batch_size=4 train.device_batch_size=4"
+    ),
+    "eval RUN --sizes 160,192": "eval RUN --sizes 64,96",
     "--model resnet50 --to DATA --recipe transfer-linear train.precision=float32": (
         "--model test_resnet --to FOLDER --recipe transfer-linear --epochs 1 "
         "train.precision=float32 train.batch_size=8 train.device_batch_size=8 --out linear"
@@ -104,6 +114,8 @@ def places(tmp_path: Path) -> dict[str, str]:
         "MASKS": str(drawn_scenes.masks(tmp_path / "masks")),
         "IMAGE": str(image),
         "WEIGHTS": str(weights),
+        "PHOTOS": str(tmp_path / "folder"),
+        "RUN": "walk/weights/seed-0",
     }
 
 

@@ -1,4 +1,4 @@
-"""`rescue recipes`: what is shipped, what it claims, how recipes differ. torch only in `check`."""
+"""`rescue recipes`: what is shipped, what it expects, how recipes differ. torch only in `check`."""
 
 import re
 from pathlib import Path
@@ -35,7 +35,7 @@ def print_listing() -> None:
     """The table of all shipped recipes, one a line; which paper each is from, `show` says."""
     rows = [_row(name) for name in recipes.names()]
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("recipe", "data", "epochs", "claim %", "measured %"):
+    for heading in ("recipe", "data", "epochs", "expected %", "measured %"):
         numeric = heading.endswith("%") or heading == "epochs"
         justify: Literal["left", "right"] = "right" if numeric else "left"
         table.add_column(heading, justify=justify, no_wrap=True)

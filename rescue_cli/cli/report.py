@@ -1,7 +1,8 @@
 """`rescue report`: one page about runs and sweeps, or their table as data."""
 
 import csv
-import io
+import json as json_module
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -43,14 +44,15 @@ def report(
         _write_events(paths, tensorboard)
         print(tensorboard)
     elif csv_:
-        text = io.StringIO()
-        headings, rows = page.results(paths)
-        csv.writer(text, lineterminator="\n").writerows([["path", *headings[1:]], *rows])
-        print(text.getvalue(), end="")
+        from rescue_cli.report.lines import KEYS
+
+        table = csv.DictWriter(sys.stdout, KEYS, lineterminator="\n")
+        table.writeheader()
+        table.writerows(line.values for line in page.results(paths))
     elif markdown:
         print(page.as_markdown(paths), end="")
     elif json:
-        print(page.as_json(paths))
+        print(json_module.dumps([line.values for line in page.results(paths)]))
     else:
         from rescue_cli.results import write_text
 

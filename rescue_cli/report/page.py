@@ -1,6 +1,5 @@
 """`report.html`: runs, sweeps and studies on one page that needs nothing beside itself."""
 
-import json
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,11 +11,13 @@ from rescue_cli import recipe as recipes
 from rescue_cli.plans import differences
 from rescue_cli.recipe import Recipe, recipe_in
 from rescue_cli.report import gaps, study_page, sweeps
-from rescue_cli.report.markup import folded, head, image, shown_seconds, table, text
+from rescue_cli.report.lines import HEADINGS, Line
+from rescue_cli.report.markup import folded, head, image, table, text
 from rescue_cli.report.measurements import measurements
 from rescue_cli.report.pictures import by_class, curves_of, figure_of, samples_of
 from rescue_cli.report.sweep_pictures import figures_of
 from rescue_cli.results import RunDirectory, label, read_json, read_metrics, score
+from rescue_cli.statistics import Sample, sample
 
 SHOWN_ENVIRONMENT = (
     "device_name", "cores", "threads", "cpu_capability", "torch", "torchvision", "timm", "python",
@@ -31,7 +32,7 @@ def page(paths: Sequence[Path]) -> str:
     parts = [
         head(title),
         "<h1>Results</h1>",
-        table(*results(paths)),
+        table(HEADINGS, [line.cells for line in results(paths)]),
         "<p class=dim>In percent, of the last epoch: top-1, of detectors AP50, of segmentation "
         "mIoU. Paper: what the recipe's source claims. Measured: mean and standard deviation over "
         "seeds where there are several.</p>",
@@ -50,30 +51,41 @@ def page(paths: Sequence[Path]) -> str:
     return "\n".join([*parts, "</html>"]) + "\n"
 
 
-def results(paths: Sequence[Path]) -> tuple[list[str], list[list[str]]]:
-    """Headings and rows of the table: one for a run, a sweep's measurement, a study's row."""
-    headings = ["", "recipe", "set", "paper", "measured", "std", "runs", "seconds"]
-    rows = []
+def results(paths: Sequence[Path]) -> list[Line]:
+    """A line for each set of a run or a sweep, and for each row of a study that was measured."""
+    found = []
     for path in paths:
-        if _is_run(path):
-            rows += [_row(path, entry) for entry in read_json(RunDirectory(path).result)["sets"]]
-            continue
         if study_page.is_study(path):
-            rows += study_page.results(path)
-            continue
-        sweep = sweeps.read(path)
-        recipe = recipe_of(path)
-        summary = sweeps.summary(sweep)
-        seconds = [float(r["seconds_train"]) for r in sweep.results.values()]
-        for name, row in summary["sets"].items():
-            rows.append(
-                [
-                    str(path), recipe.name, name, _claim(recipe), f"{row['mean']:.2f}",
-                    "-" if row["std"] is None else f"{row['std']:.2f}", str(summary["n"]),
-                    shown_seconds(sum(seconds) / len(seconds)),
-                ]
-            )  # fmt: skip
-    return headings, rows
+            found += study_page.results(path)
+        elif _is_run(path):
+            found += _lines_of_run(path)
+        else:
+            found += _lines_of_sweep(path)
+    return found
+
+
+def _lines_of_run(path: Path) -> list[Line]:
+    recipe, result = recipe_in(path), read_json(RunDirectory(path).result)
+    return [
+        Line(
+            str(path), recipe.name, label(entry, result["sets"]), _claim(recipe),
+            Sample(score(entry), None, 1), float(result["seconds_train"]),
+        )
+        for entry in result["sets"]
+    ]  # fmt: skip
+
+
+def _lines_of_sweep(path: Path) -> list[Line]:
+    sweep, recipe = sweeps.read(path), recipe_of(path)
+    summary = sweeps.summary(sweep)
+    seconds = sample([float(result["seconds_train"]) for result in sweep.results.values()]).mean
+    return [
+        Line(
+            str(path), recipe.name, name, _claim(recipe),
+            Sample(row["mean"], row["std"], summary["n"]), seconds,
+        )
+        for name, row in summary["sets"].items()
+    ]  # fmt: skip
 
 
 def recipe_of(path: Path) -> Recipe:
@@ -87,20 +99,12 @@ def _is_run(path: Path) -> bool:
     return RunDirectory(path).recipe.is_file()
 
 
-def _row(path: Path, entry: Mapping[str, Any]) -> list[str]:
-    recipe, result = recipe_in(path), read_json(RunDirectory(path).result)
-    return [
-        str(path), recipe.name, label(entry, result["sets"]), _claim(recipe),
-        f"{score(entry):.2f}", "-", "1", shown_seconds(result["seconds_train"]),
-    ]  # fmt: skip
-
-
-def _claim(recipe: Recipe) -> str:
+def _claim(recipe: Recipe) -> Sample | None:
+    """What the recipe's paper claims of it; None of a recipe of our own."""
     expect = recipe.tree.get("expect") or {}
     if "paper" not in recipe.tree or "top1" not in expect:
-        return "-"
-    spread = f" ± {expect['std']:.2f}" if "std" in expect else ""
-    return f"{expect['top1']:.2f}{spread}" + (f" ({expect['n']})" if "n" in expect else "")
+        return None
+    return sweeps.published(expect)
 
 
 def _sweep(sweep: sweeps.Sweep) -> str:
@@ -183,15 +187,7 @@ def _classes(file: Path) -> str:
     return folded(title, table(["class", *heading], rows))
 
 
-def as_json(paths: Sequence[Path]) -> str:
-    """The table of results as a JSON list of objects."""
-    headings, rows = results(paths)
-    keys = ["path", *headings[1:]]
-    return json.dumps([dict(zip(keys, row, strict=True)) for row in rows])
-
-
 def as_markdown(paths: Sequence[Path]) -> str:
     """The table of results for a README."""
-    headings, rows = results(paths)
-    lines = [headings, ["---"] * len(headings), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+    cells = [list(HEADINGS), ["---"] * len(HEADINGS), *(line.cells for line in results(paths))]
+    return "\n".join("| " + " | ".join(row) + " |" for row in cells) + "\n"

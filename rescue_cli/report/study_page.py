@@ -4,10 +4,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rescue_cli.report.lines import Line
 from rescue_cli.report.markup import image, shown_seconds, table, text
 from rescue_cli.report.pictures import figure_of
 from rescue_cli.report.studies import shown
 from rescue_cli.results import METRICS, read_json
+from rescue_cli.statistics import Sample
 
 FILE = "study.json"  # what `rescue study` leaves in its folder
 
@@ -17,17 +19,16 @@ def is_study(path: Path) -> bool:
     return (path / FILE).is_file()
 
 
-def results(path: Path) -> list[list[str]]:
+def results(path: Path) -> list[Line]:
     """The rows that were measured, for the table of all results."""
-    return [
-        [
-            f"{path}, row {row['row']}", row["recipe"], "-", _paper(row),
-            f"{row['measured']['mean']:.2f}", _spread(row["measured"]), str(row["measured"]["n"]),
-            "-" if row["seconds"] is None else shown_seconds(row["seconds"]),
-        ]
-        for row in read_json(path / FILE)["rows"]
-        if row["measured"] is not None
-    ]  # fmt: skip
+    found = []
+    for row in read_json(path / FILE)["rows"]:
+        if (measured := row["measured"]) is not None:
+            paper = next((Sample(value, None, 1) for value in row["paper"].values()), None)
+            ours = Sample(measured["mean"], measured["std"], measured["n"])
+            name = f"{path}, row {row['row']}"
+            found.append(Line(name, row["recipe"], "-", paper, ours, row["seconds"]))
+    return found
 
 
 def section(path: Path) -> str:
