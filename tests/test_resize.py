@@ -39,17 +39,18 @@ def test_a_size_needs_an_end() -> None:
         build.check(recipes.load("airbench94", [wrong]))
 
 
-def test_the_multiply_adds_of_a_training_follow_sizes_and_selection() -> None:
-    def training(name: str, *overrides: str) -> int:
+def test_the_operations_of_a_training_follow_sizes_and_selection() -> None:
+    def training(name: str, *overrides: str) -> float:
         recipe = recipes.load(name, list(overrides))
         steps = round(recipe.train.epochs * 48)
-        return estimate.training(recipe, steps, 48)
+        return estimate.petaflop(recipe, steps, 48)
 
     network = estimate.network_of(recipes.load("airbench95"))
     at = {side: estimate.flops(network, side).multiply_adds for side in (16, 24, 32)}
-    an_epoch = 3 * 48 * 1024
-    assert training("airbench95") == 15 * an_epoch * at[32]
-    assert training("airbench95", GROWING) == an_epoch * (at[16] + at[24] + 13 * at[32])
-    # 3.1 PFLOP, of two operations each (the source's first lines)
-    assert 2 * training("airbench96-filter") == pytest.approx(3.1e15, rel=0.02)
-    assert 2 * training("airbench96") == pytest.approx(4.91e15, rel=0.02)
+    an_epoch = 2 * 3 * 48 * 1024 / 1e15
+    assert training("airbench95") == pytest.approx(15 * an_epoch * at[32])
+    growing = an_epoch * (at[16] + at[24] + 13 * at[32])
+    assert training("airbench95", GROWING) == pytest.approx(growing)
+    # the source's first lines
+    assert training("airbench96-filter") == pytest.approx(3.1, rel=0.02)
+    assert training("airbench96") == pytest.approx(4.91, rel=0.02)

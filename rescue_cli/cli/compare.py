@@ -68,7 +68,7 @@ def _reached(side: Operand, top1: float) -> dict[str, Any]:
     computed = []
     for seed, point in firsts.items():
         recipe, per_epoch = operands.steps_of(side.paths[seed])
-        computed.append(2 * estimate.training(recipe, point.step, per_epoch) / 1e15)
+        computed.append(estimate.petaflop(recipe, point.step, per_epoch))
     count = len(firsts)
     return {
         **found,

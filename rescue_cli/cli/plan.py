@@ -103,7 +103,7 @@ def _estimate(recipe: Recipe, gpus: int, gpu_memory: float | None) -> dict[str, 
         "updates": outline["steps"],
         "images": images,
         "peak_memory_mb": peak,
-        "training_flops": estimate.training(recipe, outline["steps"], outline["steps_per_epoch"]),
+        "petaflop": estimate.petaflop(recipe, outline["steps"], outline["steps_per_epoch"]),
         "gpus": gpus,
     }
 
@@ -129,13 +129,13 @@ def _print(found: dict[str, Any], recipe: Recipe) -> None:
         "parameters": f"{found['parameters']:,}",
         "FLOPs": f"{found['flops'] / 1e9:.2f} G multiply-adds an image, forward, "
         f"at {recipe.eval.sizes[0]} px",
-        "training": f"{found['training_flops']:.3g} multiply-adds in all "
-        "(three forward passes for an image that is trained on)",
+        "training": f"{_significant(found['petaflop'])} PFLOP, "
+        "two for a multiply-add, three forward passes",
         "updates": f"{found['updates']:,} of {train.batch_size} images, "
         f"{train.slices} slices of {train.device_batch_size}",
         "images": f"{found['images']:,} in {train.epochs:g} epochs",
-        "peak memory": f"{found['peak_memory_mb']:,.0f} MB a GPU (MB of 2^20 bytes; estimated, "
-        "without CUDA's context and workspaces)",
+        "peak memory": f"{found['peak_memory_mb']:,.0f} MB (2^20 bytes) a GPU, "
+        "without CUDA's context and workspaces",
     }
     if found["hours"] is not None:
         lines["hours"] = f"{found['hours']:,.1f} on {found['gpus']} GPU(s)"
@@ -144,3 +144,8 @@ def _print(found: dict[str, Any], recipe: Recipe) -> None:
     width = max(map(len, lines)) + 2
     for key, text in lines.items():
         print(f"{key + ':':{width}}{text}")
+
+
+def _significant(value: float) -> str:
+    """With three digits that count, and no power of ten."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

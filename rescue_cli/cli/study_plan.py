@@ -35,7 +35,7 @@ def print_plan(
         row["left"] += 1
         row["updates"] += steps
         row["images"] += steps * recipe.train.batch_size
-        row["petaflop"] += 2 * estimate.training(recipe, steps, per_epoch) / 1e15
+        row["petaflop"] += estimate.petaflop(recipe, steps, per_epoch)
     for row in rows.values():
         if images_per_second is not None:
             row["hours"] = row["images"] / images_per_second / 3600

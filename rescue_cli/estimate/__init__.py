@@ -6,8 +6,8 @@ from rescue_cli.estimate.flops import (
     flops,
     network_of,
     parameters,
+    petaflop,
     train_size,
-    training,
 )
 from rescue_cli.estimate.memory import largest_slice, peak_memory
 
@@ -19,6 +19,6 @@ __all__ = [
     "network_of",
     "parameters",
     "peak_memory",
+    "petaflop",
     "train_size",
-    "training",
 ]

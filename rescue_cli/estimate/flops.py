@@ -61,9 +61,10 @@ def flops(network: nn.Module, size: int, channels: int = 3) -> Flops:
     return Flops(counter.get_total_flops() // 2, sum(elements))
 
 
-def training(recipe: Recipe, steps: int, per_epoch: int) -> int:
-    """Multiply-adds of the whole training: three forward passes for an image that is trained on.
+def petaflop(recipe: Recipe, steps: int, per_epoch: int) -> float:
+    """10^15 operations of the whole training, a multiply-add counted as two.
 
+    Three forward passes for an image that is trained on.
     With images of growing size each at its own; with a proxy its passes too, and with a teacher
     one of his for each image. Raises `DataError` where the teacher's weights are not there.
     """
@@ -85,7 +86,7 @@ def training(recipe: Recipe, steps: int, per_epoch: int) -> int:
     for size, count in sizes.items():
         one = sum(k * flops(net, size, channels(recipe)).multiply_adds for net, k in passes)
         total += one * count * recipe.train.batch_size
-    return round(total)
+    return 2 * total / 1e15
 
 
 def _size_in(recipe: Recipe, epoch: int) -> int:
