@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from rescue_cli import build
+from rescue_cli import recipe as recipes
 from rescue_cli.report import records, studies
 from tests.conftest import Rescue
 
@@ -52,8 +53,6 @@ def test_what_the_paper_says_of_a2_stands_in_each_of_its_tables_alike() -> None:
 
 
 def _is_a2(text: str) -> bool:
-    from rescue_cli import recipe as recipes
-
     return text == recipes.load("a2").to_yaml()
 
 
@@ -64,7 +63,17 @@ def test_a_measured_figure_is_that_of_runs_with_exactly_the_same_changes() -> No
     found = records.measured("myrtle-baseline", differs)
     assert found[0] == run["result"]
     assert records.measured("myrtle-baseline", {**differs, "optim.lr": [1, 2]}) == []
+    elsewhere = {**differs, "train.precision": ["float16", "bfloat16"], "eval.every": [1, 5]}
+    assert records.measured("myrtle-baseline", elsewhere)[0] == run["result"]
     assert records.measured("a2", {}) == []
+
+
+def test_the_study_that_tuned_imagenette_is_on_record() -> None:
+    rows = studies.rows(studies.load("imagenette-tuning"))
+    figures = [round(row["measured"]["mean"], 2) for row in rows]
+    assert figures == [74.20, 76.24, 78.90, 82.85, 82.30, 81.62, 81.82, 80.80, 81.82]
+    best = rows[figures.index(max(figures))]
+    assert best["columns"]["rate"] == recipes.load("imagenette-5").optim[0].options["lr"]
 
 
 def test_a_study_as_it_is_printed(

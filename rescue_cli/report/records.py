@@ -95,8 +95,10 @@ def measured(name: str, differs: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """
     path = record_of(name)
     runs = read_json(path)["runs"] if path.exists() else []
-    return [
-        run["result"]
-        for run in runs
-        if {k: v for k, v in run["differs"].items() if k not in PLACE} == differs
-    ]
+    wanted = _procedure(differs)
+    return [run["result"] for run in runs if _procedure(run["differs"]) == wanted]
+
+
+def _procedure(differs: Mapping[str, Any]) -> dict[str, Any]:
+    """The changes that change what is trained or measured."""
+    return {key: values for key, values in differs.items() if key not in PLACE}
