@@ -94,7 +94,26 @@ def test_bench_step_says_what_share_of_the_matrix_peak_it_computes(
     speed, peak, share = capsys.readouterr().out.splitlines()
     assert speed.startswith("step of quickstart on cpu, float32, batch 32: ours ")
     assert peak.startswith("matrix peak: ")
-    assert share.endswith(" % of a step gathers, augments and mixes")
+    assert share.endswith(
+        " % of a step gathers, augments and mixes its images, 0.0 % waits for them"
+    )
+
+
+def test_bench_step_reads_files_in_their_order_and_says_what_waited(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    from tests.test_readme import drawn_images
+
+    drawn_images(tmp_path, ["cat", "dog"], ("train", "val"), 64)
+    small = ("data={name: folder, root: .}", "data.train_size=32", "model={name: test_resnet}")
+    whole = ("augment=[{name: flip, p: 0.5}]", "train.batch_size=2", "train.device_batch_size=2")
+    options = ("--recipe", "quickstart", "--device", "cpu", "--rounds", "1", *small, *whole)
+    monkeypatch.chdir(tmp_path)
+    assert said(monkeypatch, "step", *options, "--steps", "4", "--json", "train.epochs=3") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert 0 < found["waiting"] < found["input_share"] < 1
+    assert said(monkeypatch, "step", *options, "--steps", "4", "train.epochs=1") == 2
+    assert "the recipe ends after 4 steps" in capsys.readouterr().err
 
 
 def test_the_matrix_peak_is_that_of_its_precision() -> None:

@@ -1,6 +1,7 @@
 """The engine's step against the same arithmetic written out by hand."""
 
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -15,7 +16,7 @@ from rescue_cli.bench.turns import in_turn, seconds
 from rescue_cli.data import Dataset, Images
 from rescue_cli.engine.step import Step
 from rescue_cli.errors import UsageError
-from rescue_cli.recipe import Recipe, steps_per_epoch
+from rescue_cli.recipe import Recipe, steps_per_epoch, total_steps
 
 DTYPES = {
     "float16": torch.float16,
@@ -29,37 +30,41 @@ OPERATIONS = 2 * 3
 
 
 def step(
-    recipe: Recipe, device: str, multiply_adds: int, *, steps: int, rounds: int
+    recipe: Recipe,
+    device: str,
+    multiply_adds: int,
+    *,
+    steps: int,
+    rounds: int,
+    workers: int = 1,
 ) -> dict[str, Any]:
     """Images/s of both, and the median over rounds of our time by the bare loop's.
 
     The bare loop trains a copy of the same network on batches that lie ready on the device, with
-    torch's SGD: what is left between the two is everything that the engine adds, augmentation
-    included. `multiply_adds` are those of an image's forward pass; from them follows the share of
-    the matrix peak, measured before and after. `input_share` is the part of a step's time that
-    gathering, augmenting and mixing its images take. Raises `UsageError` for data that are not in
-    memory.
+    torch's SGD: what is left between the two is everything that the engine adds, decoding by
+    `workers` and augmentation included. `multiply_adds` are those of an image's forward pass; from
+    them follows the share of the matrix peak, measured before and after. `input_share` is the part
+    of a step's time that its images take: gathering them or waiting for the workers (which is
+    `waiting`), augmenting and mixing. Raises `UsageError` where the recipe has too few steps.
     """
     with TemporaryDirectory() as cache:
-        machine = build.Machine(torch.device(device), 0, Path(cache))
-        data = in_memory(recipe, machine)
+        machine = build.Machine(torch.device(device), workers, Path(cache))
+        data = build.dataset(recipe, machine.cache)
         network = build.model(recipe, len(data.classes), machine.device)
         twin = build.model(recipe, len(data.classes), machine.device)
         engine = build.step(recipe, network, data, machine, print)
-        engine.feed.start(0)
-        batch = engine.augment(next(iter(engine.feed.slices(0))))
-        bare = _bare(recipe, twin, batch.images, batch.targets, machine.device)
-        images, dtype = recipe.train.batch_size, DTYPES[recipe.train.precision]
-        peaks = [matrix_peak(dtype, machine.device)]
-        found = in_turn(
-            numbered(engine, steps_per_epoch(recipe.train, len(data.train))),
-            bare,
-            calls=steps,
-            rounds=rounds,
-            images=images,
-            device=machine.device,
-        )
-        peaks.append(matrix_peak(dtype, machine.device))
+        with closing(engine.feed):
+            ours = _Ours(engine, recipe, data)
+            ready = engine.augment(ours.slices[0])
+            bare = _bare(recipe, twin, ready.images, ready.targets, machine.device)
+            images, dtype = recipe.train.batch_size, DTYPES[recipe.train.precision]
+            peaks = [matrix_peak(dtype, machine.device)]
+            found = in_turn(
+                ours, bare, calls=steps, rounds=rounds, images=images, device=machine.device
+            )
+            peaks.append(matrix_peak(dtype, machine.device))
+            a_step, waited = images / found["ours"], ours.waited()
+            spent = waited + ours.prepared(steps)
         computed = found["ours"] * multiply_adds * OPERATIONS
         return {
             "what": f"step of {recipe.name} on {device}, {recipe.train.precision}, batch {images}",
@@ -68,8 +73,45 @@ def step(
             "gigaflops": computed / 1e9,
             "peak_gigaflops": max(peaks) / 1e9,
             "peak_share": computed / max(peaks),
-            "input_share": _input_seconds(engine, steps, machine.device) * found["ours"] / images,
+            "input_share": spent / a_step,
+            "waiting": waited / a_step,
         }
+
+
+class _Ours:
+    """The engine's next step at each call, and the seconds that a step's images take."""
+
+    def __init__(self, engine: Step, recipe: Recipe, data: Dataset) -> None:
+        self.engine = engine
+        self.resident = isinstance(data.train, Images)
+        self.per_epoch = steps_per_epoch(recipe.train, len(data.train))
+        self.last = total_steps(recipe.train, self.per_epoch) - 1
+        engine.feed.start(0)
+        self.slices = list(engine.feed.slices(0))
+        self.number, self.before = 0, engine.feed.waited
+
+    def __call__(self) -> None:
+        self.number += 1
+        if self.number > self.last and not self.resident:
+            raise UsageError(
+                f"bench step: the recipe ends after {self.last + 1} steps, and its files are read "
+                "in their order. Give fewer --steps or --rounds, or more train.epochs."
+            )
+        self.engine(self.number % self.per_epoch if self.resident else self.number)
+
+    def waited(self) -> float:
+        """For the workers."""
+        return (self.engine.feed.waited - self.before) / self.number
+
+    def prepared(self, steps: int) -> float:
+        """Augmenting and mixing, and where they lie in memory gathering them."""
+
+        def prepare() -> None:
+            for batch in self.engine.feed.slices(0) if self.resident else self.slices:
+                self.engine.mix(self.engine.augment(batch))
+
+        seconds(prepare, 1, self.engine.device)
+        return seconds(prepare, steps, self.engine.device) / steps
 
 
 def in_memory(recipe: Recipe, machine: build.Machine) -> Dataset:
@@ -84,17 +126,6 @@ def numbered(engine: Step, per_epoch: int) -> Callable[[], None]:
     """The engine's next step at each call; after an epoch's last comes its first again."""
     place = iter(range(10**9))
     return lambda: engine(next(place) % per_epoch)
-
-
-def _input_seconds(engine: Step, steps: int, device: torch.device) -> float:
-    """What a step spends on its images before the network sees them."""
-
-    def prepare() -> None:
-        for batch in engine.feed.slices(0):
-            engine.mix(engine.augment(batch))
-
-    seconds(prepare, 1, device)
-    return seconds(prepare, steps, device) / steps
 
 
 def _bare(

@@ -7,7 +7,7 @@ import typer
 from rich.table import Table
 
 from rescue_cli.cli import common
-from rescue_cli.cli.common import Device, Json, Overrides, RecipeName
+from rescue_cli.cli.common import Device, Json, Overrides, RecipeName, Workers
 from rescue_cli.errors import UsageError
 from rescue_cli.recipe import Recipe
 
@@ -31,6 +31,7 @@ def step(
     rounds: Annotated[int, typer.Option(help="Rounds of each, in turn.", min=1)] = 7,
     json: Json = False,
     device: Device = None,
+    workers: Workers = None,
 ) -> None:
     """Time the engine's step against a bare PyTorch loop, or what each of its measures gains."""
     from rescue_cli import build
@@ -47,14 +48,16 @@ def step(
     if against == "plain":
         found, show = _against_plain(resolved, where, steps, rounds), _print_gains
     else:
-        found, show = _against_bare(resolved, where, steps, rounds), _print_step
+        found, show = _against_bare(resolved, where, steps, rounds, workers), _print_step
     if json:
         print(json_module.dumps(found))
     else:
         show(found)
 
 
-def _against_bare(recipe: Recipe, device: str, steps: int, rounds: int) -> dict[str, Any]:
+def _against_bare(
+    recipe: Recipe, device: str, steps: int, rounds: int, workers: int | None
+) -> dict[str, Any]:
     from rescue_cli import estimate
     from rescue_cli.bench.step import step as measure
 
@@ -62,7 +65,14 @@ def _against_bare(recipe: Recipe, device: str, steps: int, rounds: int) -> dict[
         common.note(line)
     size, channels = estimate.train_size(recipe), estimate.channels(recipe)
     counted = estimate.flops(estimate.network_of(recipe), size, channels)
-    return measure(recipe, device, counted.multiply_adds, steps=steps, rounds=rounds)
+    return measure(
+        recipe,
+        device,
+        counted.multiply_adds,
+        steps=steps,
+        rounds=rounds,
+        workers=1 if workers is None else workers,
+    )
 
 
 def _against_plain(recipe: Recipe, device: str, steps: int, rounds: int) -> dict[str, Any]:
@@ -82,7 +92,8 @@ def _print_step(found: dict[str, Any]) -> None:
         f"matrix peak: {found['gigaflops']:.0f} of {found['peak_gigaflops']:.0f} GFLOP/s, "
         f"{100 * found['peak_share']:.1f} % (convolutions and products, forward and backward "
         "three forward passes)\n"
-        f"input: {100 * found['input_share']:.1f} % of a step gathers, augments and mixes"
+        f"input: {100 * found['input_share']:.1f} % of a step gathers, augments and mixes its "
+        f"images, {100 * found['waiting']:.1f} % waits for them"
     )
 
 
