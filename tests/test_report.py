@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from rescue_cli import recipe as recipes
+from rescue_cli.report import page
+from rescue_cli.statistics import Sample
 from tests.conftest import Rescue
 
 TINY = (
@@ -50,18 +53,39 @@ def test_the_page_is_whole_small_and_fetches_nothing(
     assert (ended.code, ended.out) == (0, "report.html\n")
     text = (tmp_path / "report.html").read_text()
     assert len(text) < 3_000_000
-    page = Nesting()
-    page.feed(text)
-    assert page.open == []
-    assert len(page.fetched) >= 4
-    assert all(source.startswith("data:image/png;base64,") for source in page.fetched)
+    nesting = Nesting()
+    nesting.feed(text)
+    assert nesting.open == []
+    assert len(nesting.fetched) >= 4
+    assert all(source.startswith("data:image/png;base64,") for source in nesting.fetched)
     assert "prefers-color-scheme:dark" in text
     assert "width=device-width" in text
-    assert re.findall(r"<h2>([^<]*)</h2>", text) == ["run", "sweep: 3 seeds", "Logits"]
+    assert re.findall(r"<h2>([^<]*)</h2>", text) == [
+        "Compared", "run", "sweep: 3 seeds", "Logits",
+    ]  # fmt: skip
     for said in ("To repeat it:", "rescue train --out run", "What differs from the shipped"):
         assert said in text
     assert "model.width" in text
     assert "The recipe is that of run." in text
+    assert "may be claimed: " in text
+
+
+def test_what_has_other_test_images_is_not_compared(
+    rescue: Rescue, made: tuple[str, str], tmp_path: Path
+) -> None:
+    fewer = [*TINY, "data.subset=[256,100]"]
+    assert rescue("seed-sweep", "--out", "other", "--seeds", "1", *fewer).code == 0
+    assert rescue("report", made[0], "other").code == 0
+    text = (tmp_path / "report.html").read_text()
+    assert "Not compared with one another: their test images differ." in text
+    assert re.findall(r"<h2>([^<]*)</h2>", text)[1] == "other: 1 seed"
+
+
+def test_a_papers_figure_stands_beside_its_unchanged_recipe_alone() -> None:
+    assert page._claim(recipes.load("a2")) == Sample(79.72, 0.10, 100)
+    assert page._claim(recipes.load("a2", ["train.precision=float32", "train.seed=3"])) is not None
+    assert page._claim(recipes.load("a2", ["model.name=resnet18"])) is None
+    assert page._claim(recipes.load("rescue94")) is None
 
 
 def test_a_study_stands_on_the_page_with_paper_and_measured_apart(
@@ -80,9 +104,9 @@ def test_a_study_stands_on_the_page_with_paper_and_measured_apart(
     assert rescue(*call).code == 0
     assert rescue("report", "widths").code == 0
     text = (tmp_path / "report.html").read_text()
-    page = Nesting()
-    page.feed(text)
-    assert page.open == []
+    nesting = Nesting()
+    nesting.feed(text)
+    assert nesting.open == []
     assert "Made up, Table 0. 1 of 2 rows are measured." in text
     assert "rescue study widths.yaml --only 1" in text
     rows = json.loads(rescue("report", "widths", "--json").out)

@@ -50,6 +50,11 @@ def _is_number(cell: str) -> bool:
     return True
 
 
+def counted(number: int, what: str) -> str:
+    """`1 seed`, `3 seeds`."""
+    return f"{number} {what}" + ("" if number == 1 else "s")
+
+
 def folded(title: str, content: str) -> str:
     """Content that a click on its title opens."""
     return f"<details><summary>{text(title)}</summary>{content}</details>"

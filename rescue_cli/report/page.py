@@ -10,10 +10,12 @@ import numpy as np
 from rescue_cli import recipe as recipes
 from rescue_cli.plans import differences
 from rescue_cli.recipe import Recipe, recipe_in
-from rescue_cli.report import gaps, study_page, sweeps
+from rescue_cli.report import gaps, records, study_page, sweeps
+from rescue_cli.report.comparison import pairs_of
 from rescue_cli.report.lines import HEADINGS, Line
-from rescue_cli.report.markup import folded, head, image, table, text
+from rescue_cli.report.markup import counted, folded, head, image, table, text
 from rescue_cli.report.measurements import measurements
+from rescue_cli.report.operands import operand
 from rescue_cli.report.pictures import by_class, curves_of, figure_of, samples_of
 from rescue_cli.report.sweep_pictures import figures_of
 from rescue_cli.results import RunDirectory, label, read_json, read_metrics, score
@@ -34,8 +36,9 @@ def page(paths: Sequence[Path]) -> str:
         "<h1>Results</h1>",
         table(HEADINGS, [line.cells for line in results(paths)]),
         "<p class=dim>In percent, of the last epoch: top-1, of detectors AP50, of segmentation "
-        "mIoU. Paper: what the recipe's source claims. Measured: mean and standard deviation over "
-        "seeds where there are several.</p>",
+        "mIoU. Paper: what the recipe's source claims, where nothing of it was changed. Measured: "
+        "mean and standard deviation over seeds where there are several.</p>",
+        _compared([path for path in paths if not study_page.is_study(path)]),
     ]
     before = None
     for path in paths:
@@ -90,9 +93,12 @@ def _lines_of_sweep(path: Path) -> list[Line]:
 
 def recipe_of(path: Path) -> Recipe:
     """The recipe of a run, or of a sweep's runs."""
-    if _is_run(path):
-        return recipe_in(path)
-    return recipe_in(next(p for p in sorted(path.glob("*")) if RunDirectory(p).recipe.is_file()))
+    return recipe_in(path if _is_run(path) else _runs_of(path)[0])
+
+
+def _runs_of(sweep: Path) -> list[Path]:
+    """The folders of its runs that have a result."""
+    return [path for path in sorted(sweep.glob("*")) if RunDirectory(path).result.is_file()]
 
 
 def _is_run(path: Path) -> bool:
@@ -100,16 +106,30 @@ def _is_run(path: Path) -> bool:
 
 
 def _claim(recipe: Recipe) -> Sample | None:
-    """What the recipe's paper claims of it; None of a recipe of our own."""
+    """What the recipe's paper claims of it; None of one that is changed, or of our own."""
     expect = recipe.tree.get("expect") or {}
-    if "paper" not in recipe.tree or "top1" not in expect:
+    if "paper" not in recipe.tree or "top1" not in expect or records.changes(recipe):
         return None
     return sweeps.published(expect)
 
 
+def _compared(paths: Sequence[Path]) -> str:
+    """What may be claimed of runs and sweeps on one test set."""
+    if len(paths) < 2:
+        return ""
+    firsts = [path if _is_run(path) else _runs_of(path)[0] for path in paths]
+    sets = [read_json(RunDirectory(path).result) for path in firsts]
+    if len({(r["protocol"]["data"], r["protocol"]["set"], r["count"]) for r in sets}) > 1:
+        return "<p>Not compared with one another: their test images differ.</p>"
+    pairs = pairs_of([operand(str(path)) for path in paths])
+    claims = "".join(f"<li>{text(pair['claim'])} {text(pair['how'])}.</li>" for pair in pairs)
+    corrected = "<p class=dim>p is corrected over all pairs (Holm).</p>" if len(pairs) > 1 else ""
+    return f"<h2>Compared</h2><ul>{claims}</ul>{corrected}"
+
+
 def _sweep(sweep: sweeps.Sweep) -> str:
     summary = sweeps.summary(sweep)
-    parts = [f"<h2>{text(sweep.path)}: {summary['n']} seeds</h2>"]
+    parts = [f"<h2>{text(sweep.path)}: {counted(summary['n'], 'seed')}</h2>"]
     for seed, why in summary["failed"].items():
         parts.append(f"<p>Seed {seed} failed: {text(why)}</p>")
     parts += [image(figure) for figure in figures_of(sweep).values()]

@@ -7,7 +7,7 @@ from typing import Any
 
 from rescue_cli.errors import DataError
 from rescue_cli.plans import differences
-from rescue_cli.recipe import load, recipe_in, recipes_folder
+from rescue_cli.recipe import Recipe, load, names, recipe_in, recipes_folder
 from rescue_cli.results import METRICS, RunDirectory, read_json, score, write_json
 
 # Keys that say where and how a run was made, not what was trained.
@@ -97,6 +97,13 @@ def measured(name: str, differs: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     runs = read_json(path)["runs"] if path.exists() else []
     wanted = _procedure(differs)
     return [run["result"] for run in runs if _procedure(run["differs"]) == wanted]
+
+
+def changes(recipe: Recipe) -> dict[str, Any]:
+    """What a run's recipe changes of the procedure that is shipped under its name."""
+    if recipe.name not in names():
+        return {}
+    return _procedure(differences(load(recipe.name).tree, recipe.tree))
 
 
 def _procedure(differs: Mapping[str, Any]) -> dict[str, Any]:

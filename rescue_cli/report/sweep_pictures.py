@@ -4,6 +4,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from rescue_cli.report.markup import counted
 from rescue_cli.report.pictures import figure_of, save
 from rescue_cli.report.sweeps import Sweep, by_epoch, metric_of, summary
 
@@ -18,9 +19,11 @@ def draw(sweep: Sweep) -> list[Path]:
 
 def figures_of(sweep: Sweep) -> dict[str, Any]:
     """The pictures that the sweep has enough runs for, by file name."""
-    if not sweep.results:
-        return {}
-    figures = {"histogram.png": _histograms(sweep), "band.png": _band(sweep)}
+    figures = {}
+    if len(sweep.results) > 1:
+        figures["histogram.png"] = _histograms(sweep)
+    if len(by_epoch(sweep)) > 1:
+        figures["band.png"] = _band(sweep)
     if len(sweep.measurements) > 1 and len(sweep.results) > 1:
         figures["cloud.png"] = _cloud(sweep)
     return figures
@@ -36,7 +39,7 @@ def _histograms(sweep: Sweep) -> Any:
         axes.axvline(mean(values.values()), color="k", label="mean")
         if 0 in values:
             axes.axvline(values[0], color="tab:red", linestyle="--", label="seed 0")
-        axes.set_title(f"{name}: {len(values)} seeds", fontsize=10)
+        axes.set_title(f"{name}: {counted(len(values), 'seed')}", fontsize=10)
         axes.set_xlabel(metric_of(sweep))
         axes.yaxis.get_major_locator().set_params(integer=True)
         axes.legend(fontsize=8)
@@ -82,8 +85,8 @@ def _band(sweep: Sweep) -> Any:
         label="min to max",
     )
     axes.fill_between(epochs, low, high, alpha=0.3, label="one standard deviation")
-    axes.plot(epochs, means, marker="o" if len(epochs) == 1 else None, label="mean")
-    axes.set_title(f"{sweep.measurements[0]}: {len(sweep.results)} seeds", fontsize=10)
+    axes.plot(epochs, means, label="mean")
+    axes.set_title(f"{sweep.measurements[0]}: {counted(len(sweep.results), 'seed')}", fontsize=10)
     axes.set_xlabel("epoch")
     axes.xaxis.get_major_locator().set_params(integer=all(float(e).is_integer() for e in epochs))
     axes.set_ylabel(metric_of(sweep))
