@@ -7,7 +7,7 @@ import pytest
 
 from rescue_cli import range_test
 from rescue_cli import recipe as recipes
-from rescue_cli.errors import UsageError
+from rescue_cli.errors import StoppedError, UsageError
 from rescue_cli.range_test import Ramp, Reading
 from tests.conftest import Rescue
 
@@ -41,6 +41,17 @@ def test_it_answers_writes_its_curves_and_a_picture_and_goes_on(
     again = rescue(*QUICK, "--seeds", "2", "--end", "2", "--json")
     assert json.loads(again.out) == found
     assert (tmp_path / "test" / "seed-0" / "metrics.jsonl").read_text() == before
+
+
+def test_stopped_it_says_how_it_goes_on(rescue: Rescue, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*_: object) -> None:
+        raise StoppedError("stopped at step 3", 130)
+
+    monkeypatch.setattr("rescue_cli.launch.run_directory", stop)
+    ended = rescue(*QUICK)
+    assert ended.code == 130
+    assert "run 1 of 2: seed-0" in ended.err
+    assert "The same command with --out test goes on." in ended.err
 
 
 def test_a_run_that_diverges_ends_there_and_is_read(rescue: Rescue) -> None:

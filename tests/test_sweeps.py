@@ -80,14 +80,19 @@ def test_a_sweep_killed_twice_ends_bitwise_as_one_that_was_not(tmp_path: Path) -
     call = [sys.executable, "-m", "rescue_cli", "seed-sweep", "--seeds", "4", *TINY, "--out"]
     environment = {**os.environ, "RESCUE_ALLOCATOR": "off"}
     for goal in (1, 2):
-        with subprocess.Popen(
-            [*call, "killed"], cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL
-        ) as process:
+        with (
+            (tmp_path / "said").open("w") as said,
+            subprocess.Popen(
+                [*call, "killed"], cwd=tmp_path, env=environment, stderr=said
+            ) as process,
+        ):
             end = time.monotonic() + 120
             while len(finished(tmp_path / "killed")) < goal and time.monotonic() < end:
                 time.sleep(0.02)
             process.send_signal(signal.SIGTERM if goal == 1 else signal.SIGKILL)
         time.sleep(1.5)  # a worker leaves with its parent
+        if goal == 1:
+            assert "The same command goes on." in (tmp_path / "said").read_text()
         assert len(finished(tmp_path / "killed")) < 4
     for name in ("killed", "whole"):
         subprocess.run(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rescue_cli.cli import common
-from rescue_cli.errors import DataError, DivergedError, RescueError, UsageError
+from rescue_cli.errors import DataError, DivergedError, RescueError, StoppedError, UsageError
 from rescue_cli.recipe import Recipe
 
 
@@ -182,6 +182,12 @@ def train_here(
     except DivergedError as error:
         common.note(f"diverged: {error}")
         return True
+    except StoppedError as error:
+        raise StoppedError(
+            f"stopped in {path.name}; what was trained is saved. "
+            f"The same command with --out {path.parent} goes on.",
+            error.exit_code,
+        ) from None
     return False
 
 

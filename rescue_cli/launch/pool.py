@@ -96,7 +96,10 @@ def run_all(
                 if stop.number and not stop.passed_on:
                     stop.pass_on(workers)
             if stop.number:
-                raise StoppedError("stopped; what was running is saved.", 128 + stop.number)
+                raise StoppedError(
+                    "stopped; what was running is saved. The same command goes on.",
+                    128 + stop.number,
+                )
         finally:
             _dismiss(workers)
 
