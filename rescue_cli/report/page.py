@@ -122,7 +122,7 @@ def _compared(paths: Sequence[Path]) -> str:
     if len({(r["protocol"]["data"], r["protocol"]["set"], r["count"]) for r in sets}) > 1:
         return "<p>Not compared with one another: their test images differ.</p>"
     pairs = pairs_of([operand(str(path)) for path in paths])
-    claims = "".join(f"<li>{text(pair['claim'])} {text(pair['how'])}.</li>" for pair in pairs)
+    claims = "".join(f"<li>{text(pair['claim'])} ({text(pair['how'])})</li>" for pair in pairs)
     corrected = "<p class=dim>p is corrected over all pairs (Holm).</p>" if len(pairs) > 1 else ""
     return f"<h2>Compared</h2><ul>{claims}</ul>{corrected}"
 

@@ -8,6 +8,8 @@ from rescue_cli.report.markup import counted
 from rescue_cli.report.pictures import figure_of, save
 from rescue_cli.report.sweeps import Sweep, by_epoch, metric_of, summary
 
+FEW = 10  # seeds below which each is a point, and no histogram
+
 
 def draw(sweep: Sweep) -> list[Path]:
     """Writes what the sweep has enough runs for; the files."""
@@ -35,13 +37,18 @@ def _histograms(sweep: Sweep) -> Any:
     figure = figure_of(4.5 * len(names), 3.2)
     for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
         values = sweep.values(name)
-        axes.hist(list(values.values()), bins="auto", color="tab:blue", alpha=0.7)
+        if len(values) < FEW:
+            axes.plot(list(values.values()), [0.5] * len(values), "o", alpha=0.7, label="a seed")
+            axes.set_ylim(0, 1)
+            axes.set_yticks([])
+        else:
+            axes.hist(list(values.values()), bins="auto", color="tab:blue", alpha=0.7)
+            axes.yaxis.get_major_locator().set_params(integer=True)
         axes.axvline(mean(values.values()), color="k", label="mean")
         if 0 in values:
             axes.axvline(values[0], color="tab:red", linestyle="--", label="seed 0")
         axes.set_title(f"{name}: {counted(len(values), 'seed')}", fontsize=10)
         axes.set_xlabel(metric_of(sweep))
-        axes.yaxis.get_major_locator().set_params(integer=True)
         axes.legend(fontsize=8)
     return figure
 
