@@ -90,7 +90,7 @@ def _print_step(found: dict[str, Any]) -> None:
         f"ratio of times {found['ratio']:.3f} "
         f"(rounds {found['ratio_low']:.3f} to {found['ratio_high']:.3f})\n"
         f"matrix peak: {found['gigaflops']:.0f} of {found['peak_gigaflops']:.0f} GFLOP/s, "
-        f"{100 * found['peak_share']:.1f} % (convolutions and products, forward and backward "
+        f"{100 * found['peak_share']:.1f} % (convolutions and products, forward and backward as "
         "three forward passes)\n"
         f"input: {100 * found['input_share']:.1f} % of a step gathers, augments and mixes its "
         f"images, {100 * found['waiting']:.1f} % waits for them"
