@@ -54,7 +54,10 @@ SMALLEST = {
     **{name: ["model.widths=[8,8,8]"] for name in AIRBENCH},
     "airbench96-filter": ["model.widths=[8,8,8]", "train.device_batch_size=16"],
     "pytorch": ["model.name=resnet18", "data.train_size=32"],
-    **{name: ["data.train_size=32"] for name in ("imagenette-5", "imagenette-20")},
+    **{
+        name: ["model.name=test_resnet", "data.train_size=32"]
+        for name in ("imagenette-5", "imagenette-20")
+    },
     **{name: ["model.name=resnet18", "data.train_size=64"] for name in ("a1", "a2", "a3")},
     **{
         name: ["model.name=resnet18", "data.train_size=32"]

@@ -81,10 +81,7 @@ def lr_range_test(
     folder = _folder(resolved, out)
     for line in [str(folder), *notes, *common.allocator_notes()]:
         common.note(line)
-    curves = []
-    for number, (name, one) in enumerate(planned.items(), 1):
-        common.note(f"run {number} of {len(planned)}: {name}")
-        curves.append(_run(folder / name, one, where, procs, workers))
+    curves = _curves(planned, folder, where, procs, workers)
     found = _Found(resolved, test, curves[:-1], curves[-1])
     _write(folder, found)
     print(json_module.dumps(found.summary)) if json else _print(found)
@@ -198,11 +195,17 @@ def _folder(recipe: Recipe, out: Path | None) -> Path:
     return common.folder(out)
 
 
-def _run(path: Path, run: _Run, device: str, procs: int | None, workers: int | None) -> Curves:
-    """A run's curves; one that diverges ends there."""
-    diverged = train_here(path, run.recipe, device, procs, workers)
-    seed = run.recipe.train.seed
-    return range_test.read(path, run.ramp, run.steps, seed, diverged=diverged)
+def _curves(
+    planned: dict[str, _Run], folder: Path, device: str, procs: int | None, workers: int | None
+) -> list[Curves]:
+    """Each run's curves; one that diverges ends there."""
+    found = []
+    for number, (name, run) in enumerate(planned.items(), 1):
+        common.note(f"run {number} of {len(planned)}: {name}")
+        diverged = train_here(folder / name, run.recipe, device, procs, workers)
+        seed = run.recipe.train.seed
+        found.append(range_test.read(folder / name, run.ramp, run.steps, seed, diverged=diverged))
+    return found
 
 
 def _write(folder: Path, found: _Found) -> None:
