@@ -18,7 +18,7 @@ import torch
 
 from rescue_cli import build, distributed, outcome
 from rescue_cli.engine.loop import Loop, Plan, Progress
-from rescue_cli.engine.recorder import Recorder, counted
+from rescue_cli.engine.recorder import Recorder, batch_bar
 from rescue_cli.engine.signals import Stop, leave_with_parent
 from rescue_cli.errors import MemoryExhausted, RescueError, StoppedError, UsageError
 from rescue_cli.recipe import Recipe, recipe_in, steps_per_epoch, total_steps
@@ -260,7 +260,7 @@ def _evaluate(run: RunDirectory, recipe: Recipe, machine: build.Machine, started
     prepared = time.perf_counter() - started
     feeds = {test.feed for test in tests.values()}
     batches = sum(feed.rounds(distributed.world_size()) for feed in feeds)
-    with Stop() as stop, counted(batches) as count:
+    with Stop() as stop, batch_bar(batches) as count:
 
         def between() -> None:
             count()

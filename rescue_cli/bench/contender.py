@@ -21,12 +21,11 @@ from rescue_cli import recipe as recipes
 from rescue_cli.batch import Batch
 from rescue_cli.bench.plain_layers import write_down
 from rescue_cli.bench.plain_optim import LR, plain_optimizers
-from rescue_cli.bench.step import in_memory, numbered
 from rescue_cli.bench.turns import seconds
-from rescue_cli.data import Dataset
+from rescue_cli.data import Dataset, Images
 from rescue_cli.engine.step import Step
 from rescue_cli.engine.updates import Optimizers
-from rescue_cli.errors import RescueError
+from rescue_cli.errors import RescueError, UsageError
 from rescue_cli.recipe import Recipe, steps_per_epoch
 
 Run = Callable[[], None]
@@ -39,7 +38,7 @@ def main() -> None:
     with TemporaryDirectory() as cache:
         machine = build.Machine(device, 0, Path(cache))
         try:
-            data = in_memory(recipe, machine)
+            data = _in_memory(recipe, machine)
             ways = {name: WAYS[name](recipe, data, machine) for name in asked["ways"]}
         except RescueError as error:
             print(json.dumps({"message": str(error), "exit_code": error.exit_code}), flush=True)
@@ -56,7 +55,21 @@ def engine(recipe: Recipe, data: Dataset, machine: build.Machine, *, compile: bo
     network = build.model(chosen, len(data.classes), machine.device)
     step = build.step(chosen, network, data, machine, _say)
     step.feed.start(0)
-    return numbered(step, steps_per_epoch(chosen.train, len(data.train)))
+    return _numbered(step, steps_per_epoch(chosen.train, len(data.train)))
+
+
+def _in_memory(recipe: Recipe, machine: build.Machine) -> Dataset:
+    """The recipe's images; raises `UsageError` where they stay in files."""
+    data = build.dataset(recipe, machine.cache)
+    if not isinstance(data.train, Images):
+        raise UsageError("bench step: needs data in memory. Set data.resident=true.")
+    return data
+
+
+def _numbered(step: Step, per_epoch: int) -> Run:
+    """The engine's next step at each call; after an epoch's last comes its first again."""
+    place = iter(range(10**9))
+    return lambda: step(next(place) % per_epoch)
 
 
 def plain(

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from rescue_cli.bench.turns import counted, seconds
+from rescue_cli.bench.turns import each_round, seconds
 from rescue_cli.errors import UsageError
 from rescue_cli.model.zoo import fixed_size, zoo
 from rescue_cli.recipe.architectures import row_of
@@ -47,7 +47,7 @@ def inference(
 
     with torch.inference_mode():
         seconds(run, 2, device)
-        rates = [batch_size * batches / seconds(run, batches, device) for _ in counted(rounds)]
+        rates = [batch_size * batches / seconds(run, batches, device) for _ in each_round(rounds)]
     paper = row["images_per_second"] if row and size == tabled else None
     return {
         "what": f"inference of {model} on {device.type}, {size} px, batch {batch_size}, "

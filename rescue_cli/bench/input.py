@@ -15,7 +15,7 @@ import torch
 
 from rescue_cli.augment import Augment, Operation
 from rescue_cli.bench import timms
-from rescue_cli.bench.turns import counted
+from rescue_cli.bench.turns import each_round
 from rescue_cli.data import Dataset, Files
 from rescue_cli.data.folders import class_folders, read
 from rescue_cli.data.stream import StreamFeed
@@ -66,7 +66,7 @@ def against_timm(recipe: Recipe, folder: Path, *, steps: int, rounds: int) -> di
         samplings["shared"] = recipe.sampling
     costs: dict[str, list[Cost]] = {name: [] for name in ("theirs", *samplings)}
     with one_thread():
-        for turn in counted(rounds):
+        for turn in each_round(rounds):
             order = list(costs) if turn % 2 else list(costs)[::-1]
             for name in order:
                 if name == "theirs":

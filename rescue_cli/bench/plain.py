@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 from statistics import median
 from typing import Any
 
-from rescue_cli.bench.turns import counted
+from rescue_cli.bench.turns import each_round
 from rescue_cli.errors import RescueError, from_code
 from rescue_cli.recipe import Recipe
 
@@ -102,7 +102,7 @@ def _in_turn(
     for name, tuned in ways:
         processes[tuned].seconds(name, max(2, steps // 4))
     found: dict[Way, list[float]] = {way: [] for way in ways}
-    for turn in counted(rounds):
+    for turn in each_round(rounds):
         for name, tuned in ways[:: 1 if turn % 2 else -1]:
             found[name, tuned].append(processes[tuned].seconds(name, steps))
     return found

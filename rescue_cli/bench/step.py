@@ -36,7 +36,7 @@ def step(
     *,
     steps: int,
     rounds: int,
-    workers: int = 1,
+    workers: int,
 ) -> dict[str, Any]:
     """Images/s of both, and the median over rounds of our time by the bare loop's.
 
@@ -112,20 +112,6 @@ class _Ours:
 
         seconds(prepare, 1, self.engine.device)
         return seconds(prepare, steps, self.engine.device) / steps
-
-
-def in_memory(recipe: Recipe, machine: build.Machine) -> Dataset:
-    """The recipe's images; raises `UsageError` where they stay in files."""
-    data = build.dataset(recipe, machine.cache)
-    if not isinstance(data.train, Images):
-        raise UsageError("bench step: needs data in memory. Set data.resident=true.")
-    return data
-
-
-def numbered(engine: Step, per_epoch: int) -> Callable[[], None]:
-    """The engine's next step at each call; after an epoch's last comes its first again."""
-    place = iter(range(10**9))
-    return lambda: engine(next(place) % per_epoch)
 
 
 def _bare(

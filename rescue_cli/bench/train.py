@@ -16,7 +16,7 @@ from torch.nn import functional
 from rescue_cli import build
 from rescue_cli import recipe as recipes
 from rescue_cli.bench import timms
-from rescue_cli.bench.turns import counted
+from rescue_cli.bench.turns import each_round
 from rescue_cli.data import Images, Place
 from rescue_cli.errors import UsageError
 from rescue_cli.parts.ingredients import data_keys
@@ -112,7 +112,7 @@ def _figures(seconds: dict[str, list[float]], images: int) -> dict[str, float]:
 
 def _in_turn(ways: dict[str, Timed], steps: int, rounds: int) -> dict[str, list[float]]:
     seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for turn in counted(rounds):
+    for turn in each_round(rounds):
         for name in list(ways)[:: 1 if turn % 2 else -1]:
             seconds[name].append(ways[name](steps))
     return seconds

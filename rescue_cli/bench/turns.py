@@ -25,7 +25,7 @@ def in_turn(
     for warm_up in (ours, theirs):
         seconds(warm_up, max(2, calls // 4), device)
     pairs = []
-    for turn in counted(rounds):
+    for turn in each_round(rounds):
         order = (ours, theirs) if turn % 2 else (theirs, ours)
         times = {f: seconds(f, calls, device) for f in order}
         pairs.append((times[ours], times[theirs]))
@@ -39,7 +39,7 @@ def in_turn(
     }
 
 
-def counted(rounds: int) -> Iterable[int]:
+def each_round(rounds: int) -> Iterable[int]:
     """The rounds' numbers; a bar on a terminal counts them, and moves between them only."""
     from rich.console import Console
     from rich.progress import track

@@ -217,19 +217,18 @@ def with_lists(
 
 def print_comparison(sides: Sequence["Operand"], pairs: Sequence[Mapping[str, Any]]) -> None:
     """Each side's mean, then what may be claimed of each pair, and by which test."""
+    from rescue_cli.report.comparison import told
     from rescue_cli.report.markup import shown_seconds
-    from rescue_cli.statistics import interval
 
     out = console()
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in ("", "mean %", "std", "runs", "95 % interval"):
         table.add_column(heading, justify="right" if heading else "left", overflow="fold")
-    for side in sides:
-        std = side.sample.std
-        band = interval(side.sample)
+    for side in told(sides):
+        std, low, high = side["std"], side["low"], side["high"]
         table.add_row(
-            side.name, f"{side.sample.mean:.2f}", "-" if std is None else f"{std:.2f}",
-            str(side.sample.n), "-" if band is None else f"{band[0]:.2f} to {band[1]:.2f}",
+            side["name"], f"{side['mean']:.2f}", "-" if std is None else f"{std:.2f}",
+            str(side["n"]), "-" if low is None else f"{low:.2f} to {high:.2f}",
         )  # fmt: skip
     out.print(table)
     for pair in pairs:

@@ -108,7 +108,7 @@ class Bar:
 
 
 @contextmanager
-def counted(batches: int) -> Iterator[Callable[[], None]]:
+def batch_bar(batches: int) -> Iterator[Callable[[], None]]:
     """What is to be called after each of so many batches; a bar counts them on a terminal."""
     if not (distributed.is_first() and sys.stderr.isatty()):
         yield lambda: None

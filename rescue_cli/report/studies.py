@@ -8,9 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from rescue_cli import recipe as recipes
 from rescue_cli.errors import UsageError, did_you_mean
-from rescue_cli.plans import differences
 from rescue_cli.recipe import Recipe, read_text, recipes_folder
 from rescue_cli.recipe import load as load_recipe
 from rescue_cli.recipe.yaml import read
@@ -232,8 +230,8 @@ def _at(tree: Any, path: str) -> Any:
 
 def _measured(cell: Cell, recipe: Recipe, folder: Path | None) -> dict[str, Any] | None:
     results = [] if folder is None else _finished(folder)
-    if not results and recipe.name in recipes.names():  # nothing is on record of one's own
-        changed = differences(load_recipe(recipe.name).tree, recipe.tree)
+    if not results:
+        changed = records.changes(recipe)
         results = records.measured(recipe.name, {k: list(v) for k, v in changed.items()})
     if not results:
         return None
