@@ -33,7 +33,6 @@ from rescue_cli.parts.inputs import (
     Machine,
     counted_images,
     dataset,
-    has_data,
     look,
     normalise,
     test_sets,
@@ -204,16 +203,14 @@ def protocol(
 
 
 def epoch_length(recipe: Recipe) -> int:
-    """The updates of an epoch; looks at the data only where their number is not known without."""
+    """The steps of an epoch, by the files where they are there."""
     given = recipe.train.steps_per_epoch is not None
     return steps_per_epoch(recipe.train, 0 if given else counted_images(recipe))
 
 
 def outline(recipe: Recipe) -> dict[str, Any]:
-    """What a run comes to, without data where the data set's size is known: for `--dry-run`."""
+    """What a run comes to, by the files, or without them where the set's size is known."""
     train, images = recipe.train, training_images(recipe)
-    if images is None and has_data(recipe):
-        images = counted_images(recipe)
     found: dict[str, Any] = {
         "training_images": images,
         "slices": f"{train.slices} of {train.device_batch_size} images",

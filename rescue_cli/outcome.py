@@ -2,7 +2,7 @@
 
 import json
 import resource
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from rescue_cli.engine.evaluate import EvalSet, Evaluates, Measured
 from rescue_cli.engine.scenes import SceneEvaluator
 from rescue_cli.engine.step import Step
 from rescue_cli.recipe import Recipe
-from rescue_cli.results import RunDirectory, read_json, write_whole
+from rescue_cli.results import RunDirectory, read_json, stem, write_whole
 from rescue_cli.scene import SceneBatch
 
 SAMPLES = 16
@@ -43,7 +43,7 @@ def result(
     model: nn.Module,
     found: Mapping[str, Mapping[Measurement, Measured]],
     clock: Clock,
-    peak_memory_mb: float,
+    peak_memory_mb: float | None,
 ) -> dict[str, Any]:
     """Stores the predictions; returns the keys of `result.json` that train and eval share."""
     entries = _write_predictions(run, recipe, data, found)
@@ -67,13 +67,22 @@ def result(
     }
 
 
-def peak_memory_mb(device: torch.device) -> float:
-    """The largest of all processes: of the device where it counts, else of the process; 2^20 B."""
+def process_peak_mb() -> float:
+    """The most memory that this process ever had, in 2^20 bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+
+def peak_memory_mb(device: torch.device, before: float) -> float | None:
+    """The largest of all processes: of the device where it counts, else of the process; 2^20 B.
+
+    A process that works on several runs keeps the memory of the largest. None where the run did not
+    rise above `before`, the peak that it found: what it needed itself is not known.
+    """
     if device.type == "cuda":
         mine = torch.cuda.max_memory_allocated(device) / 2**20
-    else:
-        mine = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
-    return round(distributed.max_over_ranks([mine], device)[0], 1)
+        return round(distributed.max_over_ranks([mine], device)[0], 1)
+    now, earlier = distributed.max_over_ranks([process_peak_mb(), before], device)
+    return round(now, 1) if now > earlier else None
 
 
 def write_weights(run: RunDirectory, recipe: Recipe, model: nn.Module, data: Dataset) -> None:
@@ -93,6 +102,7 @@ def write_weights(run: RunDirectory, recipe: Recipe, model: nn.Module, data: Dat
 
 def write_samples(run: RunDirectory, step: Step, normalise: Normalise, data: Dataset) -> None:
     """The first images of step 0 as the network sees them, back in pixels, with their labels."""
+    replaced = step.feed.replaced
     step.feed.start(0)
     batch = step.augment(next(iter(step.feed.slices(0))))
     if isinstance(batch, SceneBatch):
@@ -103,7 +113,7 @@ def write_samples(run: RunDirectory, step: Step, normalise: Normalise, data: Dat
         labels = batch.targets[:SAMPLES].cpu().numpy()
         names = [data.classes[int(label)] for label in labels]
     _write_pictures(run.samples, images, names)
-    step.feed.waited = 0.0
+    step.feed.waited, step.feed.replaced = 0.0, replaced  # training sees step 0 again
 
 
 def write_examples(
@@ -127,38 +137,27 @@ def _write_predictions(
     data: Dataset,
     found: Mapping[str, Mapping[Measurement, Measured]],
 ) -> list[dict[str, Any]]:
-    """Stores each set's predictions and returns its entry in the result."""
-    entries = []
+    """Stores the predictions of each measurement and returns its entry in the result."""
     told = read_json(run.environment).get("protocol", {})  # of weights that carry no recipe
-    for name, measured in found.items():
-        for measurement, predictions in measured.items():
-            arrays = predictions.arrays(data.classes)
-            # a thousand classes' confusion is 8 MB, almost all of it zero
-            write_whole(
-                run.predictions(_stem(name, measurement, measured)),
-                lambda file, a=arrays: np.savez_compressed(file, **a),  # type: ignore[misc]
-            )
-            entries.append(
-                {
-                    "set": name,
-                    "size": measurement.size,
-                    "crop": measurement.crop,
-                    **predictions.metrics,
-                    "loss": predictions.loss,
-                    "count": predictions.count,
-                    "protocol": {
-                        **build.protocol(
-                            recipe, name, measurement, isinstance(data.tests.get(name), Images)
-                        ),
-                        **told,
-                    },
-                }
-            )
+    kept = [(name, at, one) for name, each in found.items() for at, one in each.items()]
+    entries = []
+    for name, measurement, predictions in kept:
+        resident = isinstance(data.tests.get(name), Images)
+        entry = {
+            "set": name,
+            "size": measurement.size,
+            "crop": measurement.crop,
+            **predictions.metrics,
+            "loss": predictions.loss,
+            "count": predictions.count,
+            "protocol": {**build.protocol(recipe, name, measurement, resident), **told},
+        }
+        entries.append(entry)
+    for entry, (_, _, predictions) in zip(entries, kept, strict=True):
+        arrays = predictions.arrays(data.classes)
+        # a thousand classes' confusion is 8 MB, almost all of it zero
+        write_whole(
+            run.predictions(stem(entry, entries)),
+            lambda file, a=arrays: np.savez_compressed(file, **a),  # type: ignore[misc]
+        )
     return entries
-
-
-def _stem(name: str, measurement: Measurement, among: Collection[Measurement]) -> str:
-    """The set's name, and what tells this measurement from the others: `val-288px@1-flip`."""
-    view = f"-{measurement.view}" if len({other.view for other in among}) > 1 else ""
-    tta = f"-{measurement.tta}" if len({other.tta for other in among}) > 1 else ""
-    return f"{name}{view}{tta}"

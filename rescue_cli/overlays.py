@@ -34,7 +34,7 @@ def side_by_side(said: Sequence[tuple[Scene, Objects | Mask]]) -> tuple[Any, lis
     for place, (scene, target) in enumerate(said):
         pixels = scene.image.cpu()
         pictures += [drawn(pixels, scene.target), drawn(pixels, target)]
-        titles += [f"{place}: labels", f"{place}: said"]
+        titles += [f"{place}: labels", f"{place}: predicted"]
     return np.stack(pictures), titles
 
 

@@ -105,6 +105,11 @@ def label(entry: Mapping[str, Any], among: Sequence[Mapping[str, Any]]) -> str:
     return " ".join(parts)
 
 
+def stem(entry: Mapping[str, Any], among: Sequence[Mapping[str, Any]]) -> str:
+    """As `label`, of the entry's own set, for the name of a file: `val-288px@1-flip`."""
+    return label(entry, [e for e in among if e["set"] == entry["set"]]).replace(" ", "-")
+
+
 def _tta(entry: Mapping[str, Any]) -> str:
     return str(entry["protocol"]["tta"] if "protocol" in entry else entry.get("tta"))
 

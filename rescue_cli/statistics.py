@@ -12,6 +12,7 @@ from rescue_cli.power import detectable, needed, t_quantile
 CONFIDENCE = 0.95
 LEVEL = 0.05  # of a test that stands alone
 EXACT = 20_000  # arrangements up to which a permutation test goes through all of them
+NOISE = 1e-9  # of the values: a spread below it is that of rounding, and none
 Floats = Sequence[float] | NDArray[np.float64]
 
 
@@ -41,12 +42,22 @@ class Difference:
 
 
 def sample(values: Floats) -> Sample:
-    """Of at least one value."""
+    """Of at least one value; a spread of rounding errors alone is 0."""
     n = len(values)
     mean = math.fsum(values) / n
     if n < 2:
         return Sample(mean, None, n)
-    return Sample(mean, math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (n - 1)), n)
+    return Sample(mean, _spread(values, mean, abs(mean)), n)
+
+
+def _spread(values: Floats, mean: float, size: float) -> float:
+    """The standard deviation of at least two values; 0 where it is rounding, for values of `size`.
+
+    Accuracies are multiples of one test image, so that equal values and equal differences are
+    common, and a test would take the last bits of a float for a tiny spread.
+    """
+    found = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (len(values) - 1))
+    return found if found > NOISE * max(1.0, size) else 0.0
 
 
 def interval(of: Sample) -> tuple[float, float] | None:
@@ -98,7 +109,10 @@ def difference(a: Sample, b: Sample, level: float = LEVEL) -> Difference:
 def paired_difference(a: Floats, b: Floats, level: float = LEVEL) -> Difference:
     """As `difference`, run by run for runs of equal seeds, by the paired t-test."""
     differences = np.asarray(b, dtype=np.float64) - np.asarray(a, dtype=np.float64)
-    found = sample(differences)
+    size = max(float(np.abs(a).max()), float(np.abs(b).max()))
+    mean = math.fsum(differences) / len(differences)
+    std = _spread(differences, mean, size) if len(differences) > 1 else None
+    found = Sample(mean, std, len(differences))
     both = (found.n, found.n)
     if found.std is None or found.std == 0:
         return Difference(found.mean, None, None, None, None, None, both, True, None, None)
@@ -210,17 +224,22 @@ def expected_maximum(of: Sample, n: int) -> float | None:
 class Chosen:
     """The best seed by one set: how far above the mean it stands there and on the other."""
 
-    inflation: tuple[float, float, float]  # on the set that chose; with its 95 % interval
+    inflation: tuple[float, float, float]  # on the set that chose; with the 95 % of such sweeps
     remains: tuple[float, float, float]  # on the other
 
 
 def chosen_best(by: Floats, other: Floats, draws: int = 10_000) -> Chosen:
-    """What choosing the best seed on one set is worth there and elsewhere, by bootstrap."""
+    """What choosing the best seed on one set is worth there and elsewhere.
+
+    The intervals are those of sweeps like this one: as many runs, normal with the stds and the
+    correlation found (a parametric bootstrap; runs drawn again would hold the best too often).
+    """
     first, second = np.asarray(by, dtype=np.float64), np.asarray(other, dtype=np.float64)
-    places = np.random.default_rng(0).integers(0, len(first), (draws, len(first)))
-    best = np.take_along_axis(places, first[places].argmax(1)[:, None], 1)[:, 0]
-    inflated = first[best] - first[places].mean(1)
-    remaining = second[best] - second[places].mean(1)
+    covariance = np.cov(first, second)
+    drawn = np.random.default_rng(0).multivariate_normal((0, 0), covariance, (draws, len(first)))
+    drawn -= drawn.mean(1, keepdims=True)
+    best = drawn[:, :, 0].argmax(1)
+    inflated, remaining = drawn[np.arange(draws), best].T
     now = int(first.argmax())
     return Chosen(
         (float(first[now] - first.mean()), *band(inflated)),

@@ -44,7 +44,7 @@ class Outcome:
     def __str__(self) -> str:
         if self.loss == math.inf:
             return "diverged"
-        return f"loss {self.loss:.4f}, {self.accuracies[-1]:.2f} %, {self.clue}"
+        return f"loss {self.loss:.4f}, top-1 {self.accuracies[-1]:.2f} %, {self.clue}"
 
 
 @dataclass(frozen=True)
@@ -64,13 +64,13 @@ RangeRun = Callable[[str, Recipe, Ramp], Curves]
 
 
 def batch_size(images: int, fits: Callable[[int], bool]) -> tuple[int, str]:
-    """The largest power of two that fits into memory and leaves 50 updates an epoch, and why."""
+    """The largest power of two that fits into memory and leaves 50 steps an epoch, and why."""
     most = max(1, images // FEWEST_STEPS)
     size: int = 2 ** int(math.log2(most))
-    why = f"{images} images leave {FEWEST_STEPS} updates an epoch up to {most}"
+    why = f"{images} images leave {FEWEST_STEPS} steps an epoch up to {most}"
     while size > 1 and not fits(size):
         size //= 2
-        why = f"the largest power of two that fits into memory; {FEWEST_STEPS} updates allow {most}"
+        why = f"the largest power of two that fits into memory; {FEWEST_STEPS} steps allow {most}"
     return size, why
 
 

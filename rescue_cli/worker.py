@@ -11,13 +11,14 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from rescue_cli import build, distributed, outcome
-from rescue_cli.engine.loop import Loop, Plan, Progress
+from rescue_cli.engine.loop import Loop, Plan
 from rescue_cli.engine.recorder import Recorder, batch_bar
 from rescue_cli.engine.signals import Stop, leave_with_parent
 from rescue_cli.errors import MemoryExhausted, RescueError, StoppedError, UsageError
@@ -25,9 +26,17 @@ from rescue_cli.recipe import Recipe, recipe_in, steps_per_epoch, total_steps
 from rescue_cli.results import RunDirectory, discard_partials, read_json, write_json
 
 
+@dataclass(frozen=True)
+class _Start:
+    """Where the process stood when it took up a run."""
+
+    clock: float  # seconds
+    peak_mb: float
+
+
 def work(path: Path) -> None:
     """Does what the run directory asks for; raises `RescueError`."""
-    started = time.perf_counter()
+    start = _Start(time.perf_counter(), outcome.process_peak_mb())
     run = RunDirectory(path)
     recipe = recipe_in(path)
     environment = read_json(run.environment)
@@ -36,9 +45,9 @@ def work(path: Path) -> None:
     with distributed.group(machine.device), _alone(run):
         try:
             if environment["verb"] == "train":
-                _train(run, recipe, machine, started)
+                _train(run, recipe, machine, start)
             else:
-                _evaluate(run, recipe, machine, started)
+                _evaluate(run, recipe, machine, start)
         except (RuntimeError, MemoryError) as error:
             raise _explained(error, recipe) from error
 
@@ -124,7 +133,7 @@ def _prepare_torch(recipe: Recipe, environment: dict[str, Any], machine: build.M
     torch.backends.cudnn.benchmark = not recipe.train.deterministic
     if recipe.train.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
+    torch.use_deterministic_algorithms(recipe.train.deterministic)
     if machine.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(machine.device)
 
@@ -165,7 +174,7 @@ def _explained(error: BaseException, recipe: Recipe) -> BaseException:
 # --- train ---
 
 
-def _train(run: RunDirectory, recipe: Recipe, machine: build.Machine, started: float) -> None:
+def _train(run: RunDirectory, recipe: Recipe, machine: build.Machine, start: _Start) -> None:
     data = build.dataset(recipe, machine.cache)
     steps = total_steps(recipe.train, steps_per_epoch(recipe.train, len(data.train)))
     recorder = Recorder(run, writes=distributed.is_first(), steps=steps)
@@ -180,9 +189,9 @@ def _train(run: RunDirectory, recipe: Recipe, machine: build.Machine, started: f
         with contextlib.closing(loop.step.feed):
             if trainee.data is data and distributed.is_first() and not run.samples.exists():
                 outcome.write_samples(run, loop.step, loop.evaluator.normalise, data)
-            prepared = time.perf_counter() - started
-            progress = loop.run()
-            _finish(run, recipe, trainee, loop, progress, prepared)
+            prepared = time.perf_counter() - start.clock
+            loop.run()
+            _finish(run, recipe, trainee, loop, prepared, start.peak_mb)
 
 
 def _loop(
@@ -195,8 +204,13 @@ def _loop(
     network, data = trainee.network, trainee.data
     step = build.step(recipe, network, data, machine, recorder.say)
     per_epoch = steps_per_epoch(recipe.train, len(data.train))
+    steps = total_steps(recipe.train, per_epoch)
+    if beyond := [step for step in recipe.train.snapshots if step > steps]:
+        raise UsageError(
+            f"train.snapshots: {beyond[0]} is beyond the run, which has {steps} steps."
+        )
     plan = Plan(
-        steps=total_steps(recipe.train, per_epoch),
+        steps=steps,
         steps_per_epoch=per_epoch,
         batch_size=recipe.train.batch_size,
         eval_every=recipe.eval.every,
@@ -222,13 +236,13 @@ def _finish(
     recipe: Recipe,
     trainee: build.Trainee,
     loop: Loop,
-    progress: Progress,
     prepared: float,
+    peak_before: float,
 ) -> None:
     """Writes the weights, the predictions and the result, in this order."""
-    step = loop.step
+    step, progress = loop.step, loop.progress
     replaced, corrupt = distributed.union(step.feed.replaced, step.feed.corrupt)
-    memory = outcome.peak_memory_mb(step.device)
+    memory = outcome.peak_memory_mb(step.device, peak_before)
     if not distributed.is_first():
         return
     model, data = trainee.whole(step.average.model), trainee.images
@@ -252,12 +266,12 @@ def _finish(
     write_json(run.result, {**found, **trained})
 
 
-def _evaluate(run: RunDirectory, recipe: Recipe, machine: build.Machine, started: float) -> None:
+def _evaluate(run: RunDirectory, recipe: Recipe, machine: build.Machine, start: _Start) -> None:
     data = build.dataset(recipe, machine.cache, test_only=True)
     network = build.model(recipe, len(data.classes), machine.device, whole=True)
     evaluator = build.evaluator(recipe, data, machine)
     tests = build.test_sets(recipe, data, machine)
-    prepared = time.perf_counter() - started
+    prepared = time.perf_counter() - start.clock
     feeds = {test.feed for test in tests.values()}
     batches = sum(feed.rounds(distributed.world_size()) for feed in feeds)
     with Stop() as stop, batch_bar(batches) as count:
@@ -269,8 +283,8 @@ def _evaluate(run: RunDirectory, recipe: Recipe, machine: build.Machine, started
                 raise StoppedError("evaluation stopped; nothing was written.", int(code))
 
         found = evaluator.sets(network, tests, between)
-    seconds = time.perf_counter() - started - prepared
-    memory = outcome.peak_memory_mb(machine.device)
+    seconds = time.perf_counter() - start.clock - prepared
+    memory = outcome.peak_memory_mb(machine.device, start.peak_mb)
     if distributed.is_first():
         outcome.write_examples(run, network, evaluator, tests)
         images = sum(len(feed) for feed in feeds)

@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch.optim.lr_scheduler import CyclicLR, OneCycleLR
 
+from rescue_cli import build
+from rescue_cli import recipe as recipes
 from rescue_cli.engine.updates import Optimizers, RatedGroup
 from rescue_cli.errors import UsageError
 from rescue_cli.optim import OPTIMIZERS
@@ -144,7 +146,7 @@ def test_torch_one_cycle_is_torchs_onecyclelr(
 
 @pytest.mark.parametrize("pct_start", [0.0, 0.001, 1.0])
 def test_a_phase_without_an_update_is_refused(pct_start: float) -> None:
-    with pytest.raises(UsageError, match="leaves a phase without an update"):
+    with pytest.raises(UsageError, match="leaves a phase without a step"):
         torch_one_cycle(
             Span(1.0, 10, 10),
             pct_start=pct_start,
@@ -154,6 +156,15 @@ def test_a_phase_without_an_update_is_refused(pct_start: float) -> None:
             three_phase=False,
             momentum=None,
         )
+
+
+def test_a_short_recipe_is_checked_by_its_steps_and_not_by_its_epochs() -> None:
+    """A tenth of 3 epochs is less than an epoch, and 13 steps of quickstart's 46 an epoch."""
+    schedule = (
+        "schedule={name: torch-one-cycle, pct_start: 0.1, anneal: cos, div_factor: 25.0, "
+        "final_div_factor: 10000.0, three_phase: false, momentum: null}"
+    )
+    build.check(recipes.load("quickstart", [schedule, "train.epochs=3"]))
 
 
 def test_inv_is_caffes_formula() -> None:

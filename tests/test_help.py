@@ -35,7 +35,7 @@ def test_help_of_an_option_is_one_line_with_its_kind_and_default(rescue: Rescue)
     lines = rescue("lr-range-test", "--help").out.splitlines()
     assert "  -r, --recipe TEXT  Name or path of a recipe." in lines
     assert "  --points N         Evaluations of a run. [40]" in lines
-    assert "  --steps N          Updates of a run." in lines
+    assert "  --steps N          Steps of a run." in lines
     assert not any(re.search("<.*>|x>=", line) for line in lines)
 
 

@@ -232,6 +232,22 @@ def test_a_number_of_epochs_that_is_none_is_refused(rescue: Rescue, value: str) 
     assert err == f"error: --epochs: {float(value)} must be above 0 and at most 1000000.\n"
 
 
+def test_a_snapshot_that_would_never_be_written_is_refused(rescue: Rescue) -> None:
+    words = ("train", "--out", "run", "model.width=4", "data.subset=[256, 100]", "train.epochs=1")
+    code, _, err = rescue(*words, "train.snapshots=[0]")
+    assert (code, "train.snapshots[0]: 0 must be at least 1." in err) == (2, True), err
+    code, _, err = rescue(*words, "train.snapshots=[1, 3]")
+    assert code == 2
+    assert "train.snapshots: 3 is beyond the run, which has 2 steps." in err
+
+
+def test_test_images_in_memory_are_as_large_as_they_are_looked_at() -> None:
+    words = ["data.name=imagenette", "data.resident=true", "data.train_size=32"]
+    with pytest.raises(UsageError, match=r"kept at data\.train_size, 32 px, and .* need 64 px"):
+        build.check(load("pytorch", [*words, "eval.sizes=[64]", "eval.crops=[1.0]"]))
+    build.check(load("pytorch", [*words, "eval.sizes=[28]", "eval.crops=[0.875]"]))
+
+
 def test_resuming_with_the_same_options_is_the_same_run(rescue: Rescue) -> None:
     call = ("train", "--recipe", "quickstart", "--epochs", "0.05", "--out", "run", "--json")
     small = ("model.width=4", "data.subset=[256, 100]")
@@ -239,3 +255,7 @@ def test_resuming_with_the_same_options_is_the_same_run(rescue: Rescue) -> None:
     code, _, err = rescue("train", "--out", "run", "--epochs", "0.05", "--resume", "--json")
     assert code == 0
     assert "finished already; nothing to do" in err
+    for option in (["--smoke"], ["--subset", "100:50"]):
+        code, _, err = rescue("train", "--out", "run", "--resume", *option)
+        assert code == 2
+        assert "--subset and --smoke: the run that is resumed has its recipe. Drop them." in err

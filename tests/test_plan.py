@@ -1,13 +1,15 @@
 """`rescue plan`: updates, memory and cost, against what the paper used."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from rescue_cli import estimate
+from rescue_cli import build, estimate
 from rescue_cli.estimate.memory import Live
 from rescue_cli.recipe import architectures, load
 from tests.conftest import Rescue
@@ -127,10 +129,10 @@ def test_plan_prints_what_is_needed_and_assumed(rescue: Rescue) -> None:
     lines = dict(line.split(":", 1) for line in out.splitlines())
     assert lines["recipe"].strip() == "a3, resnet18"
     assert lines["parameters"].strip() == "11,689,512"
-    assert lines["FLOPs"].strip() == "1.81 G multiply-adds an image, forward, at 224 px"
-    assert lines["updates"].strip() == "6,250 of 2048 images, 4 slices of 512"
+    assert lines["multiply-adds"].strip() == "1.81 G an image, forward, at 224 px"
+    assert lines["steps"].strip() == "6,250 of 2048 images, 4 slices of 512"
     assert lines["images"].strip() == "12,800,000 in 10 epochs"
-    assert lines["hours"].strip() == "3.6 on 1 GPU(s)"
+    assert lines["hours"].strip() == "3.6 on 1 GPU"
     assert lines["cost"].strip() == "8.89 in the currency of --price"
     assert err.splitlines() == [
         "--model sets: model.name=resnet18 data.train_size=160 eval.sizes=[224]",
@@ -178,3 +180,27 @@ def test_a_plan_that_cannot_be_made_says_why(
     code, out, err = rescue("plan", "--recipe", "a3", *arguments)
     assert (code, out) == (2, "")
     assert err == f"error: {message}\n"
+
+
+def test_a_frozen_network_sees_each_image_once() -> None:
+    """100 epochs of a head cost one forward pass over 40 images, of 4.09 G multiply-adds each."""
+    batch = ["train.batch_size=20", "train.device_batch_size=20"]
+    found = estimate.petaflop(load("transfer-linear", batch), 200, 2)
+    assert found == pytest.approx(2 * 40 * 4.087e9 / 1e15, rel=1e-3)
+
+
+def test_an_epoch_has_the_images_that_are_there(rescue: Rescue, tmp_path: Path) -> None:
+    """Two of ImageNet's classes, five images each, are no 1,281,167 images."""
+    for name in ("n01440764", "n02102040"):
+        for split in ("train", "val"):
+            folder = tmp_path / split / name
+            folder.mkdir(parents=True)
+            for number in range(5):
+                Image.new("RGB", (8, 8)).save(folder / f"{number}.png")
+    words = [f"data.root={tmp_path}", "train.batch_size=2", "train.device_batch_size=2"]
+    assert build.epoch_length(load("pytorch", words)) == 5
+    there = json.loads(rescue("train", "--recipe", "pytorch", *words, "--dry-run", "--json",
+                              "train.precision=float32").out)  # fmt: skip
+    assert (there["training_images"], there["steps_per_epoch"]) == (10, 5)
+    elsewhere = [f"data.root={tmp_path / 'nowhere'}", *words[1:]]
+    assert build.epoch_length(load("pytorch", elsewhere)) == 1_281_167 // 2

@@ -10,6 +10,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from rescue_cli import outcome
 from rescue_cli import recipe as recipes
 from rescue_cli.data import Images
 from rescue_cli.data.memory import MemoryFeed
@@ -197,3 +198,27 @@ def test_a_world_size_that_does_not_divide_the_slices_names_those_that_do(tmp_pa
         "Use 1, 2, 4, or another train.device_batch_size." in said
     )
     assert not run.exists(), "nothing was started"
+
+
+def test_processes_of_other_machines_take_no_core_of_this_one(tmp_path: Path) -> None:
+    recipe = recipes.load("quickstart")
+    found = [
+        environment(
+            recipe,
+            verb="train",
+            device="cpu",
+            procs=procs,
+            nodes=nodes,
+            workers=None,
+            cache=tmp_path,
+        )
+        for procs, nodes in ((1, 1), (8, 8))
+    ]
+    assert found[0]["threads"] == found[1]["threads"] == len(os.sched_getaffinity(0))
+
+
+def test_a_peak_that_an_earlier_run_left_is_not_this_runs() -> None:
+    cpu = torch.device("cpu")
+    stood = outcome.process_peak_mb()
+    assert outcome.peak_memory_mb(cpu, stood) is None
+    assert outcome.peak_memory_mb(cpu, stood - 1) == pytest.approx(stood, abs=1)

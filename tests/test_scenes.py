@@ -273,6 +273,21 @@ def test_weights_of_another_network_are_refused_by_what_is_missing(tmp_path: Pat
         build.model(recipe, 2, CPU)
 
 
+def test_weights_of_a_resnet_that_strides_elsewhere_are_refused(tmp_path: Path) -> None:
+    """They fit by name and shape, and their features are others."""
+    file = tmp_path / "older.safetensors"
+    weights = timm.create_model("resnet26", num_classes=10).state_dict()
+    older = recipes.load("bot-baseline", ["model.name=resnet26"])
+    words = [*DETECT[2:], "model.backbone=resnet26", f"model.weights={file}"]
+    save_file(weights, file, metadata={"recipe": older.to_yaml()})
+    with pytest.raises(UsageError, match=r"was trained with model\.stride_in=1x1"):
+        build.check(recipes.load("detection-voc", words))
+    save_file(
+        weights, file, metadata={"recipe": older.with_overrides("~model.stride_in").to_yaml()}
+    )
+    build.check(recipes.load("detection-voc", words))
+
+
 # --- files ---
 
 

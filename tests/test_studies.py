@@ -8,7 +8,9 @@ import pytest
 
 from rescue_cli import build
 from rescue_cli import recipe as recipes
+from rescue_cli.errors import DataError
 from rescue_cli.report import records, studies
+from rescue_cli.results import read_json
 from tests.conftest import Rescue
 
 
@@ -87,15 +89,15 @@ def test_a_study_as_it_is_printed(
         main()
     assert ended.value.code == 0
     assert [line.rstrip() for line in capsys.readouterr().out.splitlines()] == [
-        "row  procedure  net                     paper val  paper v2  measured  p",
-        "  1  a2         resnet50                    79.90     67.90   not run  -",
-        "  2  a2         deit_small_patch16_224      79.60     68.10   not run  -",
-        "  3  T2         resnet50                    79.20     67.90   not run  -",
-        "  4  T2         deit_small_patch16_224      80.40     69.20   not run  -",
-        "ResNet strikes back, Comparing architectures and training procedures. In",
-        "percent; measured: mean, standard deviation (runs), last epoch. p: how probable",
-        "so large a difference from the paper is by chance (Welch's t-test); above 0.05",
-        "noise explains it.",
+        "row  procedure  network                 paper val %  paper v2 %  measured %  p",
+        "  1  a2         resnet50                      79.90       67.90     not run  -",
+        "  2  a2         deit_small_patch16_224        79.60       68.10     not run  -",
+        "  3  T2         resnet50                      79.20       67.90     not run  -",
+        "  4  T2         deit_small_patch16_224        80.40       69.20     not run  -",
+        "ResNet strikes back, Comparing architectures and training procedures. measured:",
+        "mean ± standard deviation (runs), last epoch. p: how probable so large a",
+        "difference from the paper is by chance (Welch's t-test, each row for itself);",
+        "above 0.05 noise explains it.",
     ]
 
 
@@ -136,3 +138,20 @@ def test_a_record_names_files_without_their_folders(rescue: Rescue, tmp_path: Pa
     assert entry["differs"]["model.weights"] == [None, "run"]
     assert "model.weights=run" in entry["command"]
     assert str(tmp_path) not in json.dumps(entry)
+
+
+def test_a_seed_on_record_counts_once_and_by_its_latest_run() -> None:
+    """`quickstart` was measured at several commits, seed 0 three times."""
+    runs = read_json(records.record_of("quickstart"))["runs"]
+    whole = [run for run in runs if not set(run["differs"]) - set(records.PLACE)]
+    assert len(whole) > len({run["seed"] for run in whole}) == 10
+    latest = {run["seed"]: run["result"]["top1"] for run in whole}
+    assert [r["top1"] for r in records.measured("quickstart", {})] == list(latest.values())
+    assert records.summary("quickstart") == f"{sum(latest.values()) / 10:.2f} (10)"
+
+
+def test_a_run_is_put_on_record_once() -> None:
+    runs = read_json(records.record_of("quickstart"))["runs"]
+    with pytest.raises(DataError, match=r"records: seed \d+ of `rescue .*` is on record already"):
+        records._joined(runs, [{**runs[1], "note": "another"}])
+    assert len(records._joined(runs[:1], runs[1:2])) == 2

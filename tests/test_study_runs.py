@@ -235,7 +235,15 @@ def test_a_study_of_our_own_compares_its_rows_at_equal_length(
     assert pair["claim"].startswith("quickstart is better than row 2 by ")
     assert pair["equal"]["epoch"]["at"] == 2
     text = rescue("study", "own.yaml", "--table", "--out", "out").out
-    assert text.splitlines()[0].split() == ["row", "procedure", "rate", "measured", "seconds"]
+    assert text.splitlines()[0].split() == [
+        "row",
+        "procedure",
+        "rate",
+        "measured",
+        "%",
+        "train",
+        "s",
+    ]
     assert pair["claim"] in " ".join(text.split())
     assert rescue("report", "out", "--out", "page.html").code == 0
     page = (tmp_path / "page.html").read_text()

@@ -8,11 +8,13 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from safetensors.torch import load_file
 
-from rescue_cli.report import sweeps
+from rescue_cli.report import operands, sweeps
 from rescue_cli.results import read_json
+from rescue_cli.statistics import Sample
 from tests.conftest import Rescue
 
 TINY = (
@@ -34,7 +36,7 @@ def test_a_sweep_does_what_is_missing_and_says_what_its_seeds_say(
     before = finished(folder)
     ended = rescue(*call, "--seeds", "0-4", "--jobs", "2", "--json")
     assert ended.code == 0, ended.err
-    assert "2 of 5 seeds are there" in ended.err
+    assert "2 of 5 runs are there" in ended.err
     found = json.loads(ended.out)
     assert (found["recipe"], found["n"], found["failed"]) == ("quickstart", 5, {})
     assert list(found["sets"]) == ["test none", "test flip"]
@@ -74,6 +76,14 @@ def test_a_seed_that_diverges_is_kept_shown_and_counted(rescue: Rescue, tmp_path
     assert sorted(found["failed"]) == ["0", "1"]
     assert "the loss is" in found["failed"]["0"]
     assert "1,,the loss is" in (tmp_path / "sweep" / "sweep.csv").read_text().replace('"', "")
+    words = {f: f.stat().st_mtime_ns for f in (tmp_path / "sweep").glob("*/failure.json")}
+    again = rescue(
+        "seed-sweep", "--out", "sweep", "--seeds", "2", "--json", *TINY, "optim.lr=1e9",
+        "train.log_every=2",
+    )  # fmt: skip
+    assert again.err.count("diverged before") == 2
+    assert json.loads(again.out) == found
+    assert {f: f.stat().st_mtime_ns for f in words} == words, "it would diverge again"
 
 
 def test_a_sweep_killed_twice_ends_bitwise_as_one_that_was_not(tmp_path: Path) -> None:
@@ -133,6 +143,7 @@ def test_compare_pairs_sweeps_by_seed_and_says_what_may_be_claimed(rescue: Rescu
     assert max(map(len, three.out.splitlines())) <= 80
     runs = json.loads(rescue("compare", "a/seed-0", "b/seed-0", "--json").out)
     assert runs["how"].startswith("McNemar on 200 images")
+    assert "right in a/seed-0 alone" in runs["how"]
     assert runs["claim"].endswith("These two runs, not their recipes.")
 
 
@@ -142,7 +153,7 @@ def test_numbers_alone_are_compared_and_too_few_of_them_claim_nothing(rescue: Re
     assert found["claim"].startswith("No difference may be claimed: 0.13 points, p = 0.2")
     assert "Nothing may be claimed: the difference of 1.00" in rescue("compare", "80", "81").out
     named = json.loads(rescue("compare", "a2", "79.60±0.10/100", "--json").out)
-    assert named["a"] == "a2 (published)"
+    assert named["a"] == "a2 (expected)"
     assert named["p"] < 1e-10
 
 
@@ -164,10 +175,35 @@ def test_a_result_outside_the_band_is_exit_6_only_where_it_is_asked(rescue: Resc
         (("seed-sweep", "train.seed=3"), "--seeds and train.seed say the same thing."),
         (("compare", "79.72"), "compare: give two or more"),
         (("compare", "79.72", "nothing"), "'nothing' is no run, no sweep, no recipe"),
-        (("compare", "quickstart", "80"), "quickstart: the recipe claims nothing."),
+        (("compare", "quickstart", "80"), "quickstart: the recipe expects nothing."),
     ],
 )
 def test_bad_words_are_refused(rescue: Rescue, words: tuple[str, ...], said: str) -> None:
     ended = rescue(*words)
     assert ended.code == 2
     assert said in ended.err
+
+
+def test_the_images_compared_are_those_of_the_measurement_compared(
+    rescue: Rescue, tmp_path: Path
+) -> None:
+    """`none` comes first here, and `flip` by the alphabet."""
+    words = [*TINY, "eval.tta=[none,flip]", "train.epochs=6"]
+    assert rescue("train", "--out", "run", *words).code == 0
+    entries = read_json(tmp_path / "run" / "result.json")["sets"]
+    assert entries[0]["top1"] != entries[1]["top1"]
+    right = operands.right(operands.predictions(tmp_path / "run"))
+    assert 100 * right.mean() == pytest.approx(entries[0]["top1"])
+    several = {
+        "top": np.array([[3, 1], [2, 0], [1, 4]]),
+        "labels": np.array([[1, 3], [4, -1], [1, -1]]),
+    }
+    assert operands.right(several).tolist() == [True, False, True]
+
+
+def test_a_spread_of_an_unknown_number_of_runs_is_refused_or_left_out(rescue: Rescue) -> None:
+    ended = rescue("compare", "79.72±0.10", "79.9")
+    assert ended.code == 2
+    assert "does not say of how many runs. Write 79.72±0.10/N, or 79.72." in ended.err
+    assert sweeps.published({"top1": 94.1, "std": 0.15}) == Sample(94.1, None, 1)
+    assert sweeps.published({"top1": 79.72, "std": 0.1, "n": 100}) == Sample(79.72, 0.1, 100)

@@ -150,6 +150,18 @@ def test_a_search_ends_with_a_recipe_and_a_page_and_a_second_call_trains_nothing
     assert {f: f.stat().st_mtime for f in (tmp_path / "found").rglob("result.json")} == times
 
 
+def test_a_later_call_takes_what_the_first_decided_by_its_machine(
+    rescue: Rescue, tmp_path: Path
+) -> None:
+    """Another batch, for other memory, would make every run there one of another recipe."""
+    (tmp_path / "found").mkdir()
+    (tmp_path / "found" / "decided.json").write_text('{"batch_size": [8, "as it was decided"]}')
+    found = json.loads(rescue(*QUICK, "0.001", "--json").out)
+    assert (found["decisions"][0]["chosen"], found["decisions"][0]["why"]) == (
+        "8", "as it was decided",
+    )  # fmt: skip
+
+
 def test_a_budget_that_is_over_leaves_what_was_decided(rescue: Rescue, tmp_path: Path) -> None:
     ended = rescue(*QUICK, "0.001", "--json")
     assert ended.code == 0, ended.err

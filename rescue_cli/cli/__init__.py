@@ -15,7 +15,7 @@ from rescue_cli.errors import RescueError
 # Each is the module of that name here, imported when it is asked for, and what help says of it.
 VERBS = {
     "recipes": "List, show, compare, copy and check recipes.",
-    "plan": "Say what a recipe costs: updates, FLOPs, memory, hours, money.",
+    "plan": "Say what a recipe costs: steps, FLOPs, memory, hours, money.",
     "train": "Train a recipe; its result stays in the run directory.",
     "eval": "Evaluate weights on test sets, at sizes and crops; one table.",
     "predict": "Print the most probable classes of images.",

@@ -8,13 +8,19 @@ from rich.table import Table
 
 from rescue_cli.cli import common
 from rescue_cli.cli.common import Device, Json, Overrides, RecipeName, Workers
+from rescue_cli.cli.screen import then
 from rescue_cli.errors import UsageError
 from rescue_cli.recipe import Recipe
 
 app = common.verb(no_args_is_help=True)
 
 
-@app.callback()
+@app.callback(
+    epilog=then(
+        "rescue bench step --recipe quickstart",
+        "rescue plan --recipe quickstart --images-per-second FOUND",
+    )
+)
 def group() -> None:
     """Measure speed, as ratios within one run."""
 
@@ -25,7 +31,9 @@ def step(
     recipe: RecipeName = None,
     against: Annotated[
         str,
-        typer.Option(help="bare: a loop on ready tensors; plain: the net written straight down."),
+        typer.Option(
+            help="bare: a loop on ready tensors; plain: the network written straight down."
+        ),
     ] = "bare",
     steps: Annotated[int, typer.Option(help="Steps a round.", min=1)] = 20,
     rounds: Annotated[int, typer.Option(help="Rounds of each, in turn.", min=1)] = 7,
@@ -182,13 +190,13 @@ def input(
     print(
         f"{found['what']}\n"
         f"views/s a core: ours {found['ours']:.0f}, timm {found['theirs']:.0f}; "
-        f"ratio {found['ratio']:.2f}\n"
+        f"{found['ratio']:.2f} times as fast (a view is one crop of an image)\n"
         f"  each image decoded for one view: {found['alone']:.0f}; "
-        f"ratio {found['ratio_alone']:.2f}\n"
+        f"{found['ratio_alone']:.2f} times as fast\n"
         f"CPU ms a view: worker {found['worker_ms']:.2f}, loading {found['loading_ms']:.2f}, "
         f"device side {found['device_ms']:.2f}\n"
         f"  in all {found['total_ms']:.2f}, timm {found['theirs_total_ms']:.2f}; "
-        f"ratio {found['total_ratio']:.2f}"
+        f"ratio of times {found['total_ratio']:.2f}"
     )
 
 
@@ -226,9 +234,9 @@ def train(
     print(
         f"{found['what']}\n"
         f"images/s: ours {found['ours']:.0f}, timm {found['theirs']:.0f}, "
-        f"bare loop {found['bare']:.0f}; ours by timm {found['speed_ratio']:.2f}\n"
+        f"bare loop {found['bare']:.0f}; {found['speed_ratio']:.2f} times as fast as timm\n"
         f"added to the bare loop, ms an image: ours {1e3 * found['ours_adds']:.3f}, "
-        f"timm {1e3 * found['theirs_adds']:.3f}; ratio {found['ratio']:.2f}"
+        f"timm {1e3 * found['theirs_adds']:.3f}; ratio of times {found['ratio']:.2f}"
     )
 
 

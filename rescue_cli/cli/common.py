@@ -159,8 +159,8 @@ def _summary(result: Mapping[str, Any]) -> str:
     ]
     if result["steps"]:
         lines.append(
-            f"{result['epochs']:g} epochs, {result['steps']:,} steps, "
-            f"peak {result['peak_memory_mb']:.0f} MB"
+            f"{result['epochs']:g} epochs, {result['steps']:,} steps"
+            + ("" if (peak := result["peak_memory_mb"]) is None else f", peak {peak:,.0f} MB")
         )
     return "\n".join([*lines, *_clocks(result)])
 
@@ -217,8 +217,7 @@ def with_lists(
 
 def print_comparison(sides: Sequence["Operand"], pairs: Sequence[Mapping[str, Any]]) -> None:
     """Each side's mean, then what may be claimed of each pair, and by which test."""
-    from rescue_cli.report.comparison import told
-    from rescue_cli.report.markup import shown_seconds
+    from rescue_cli.report.comparison import details, told
 
     out = console()
     table = Table(box=None, pad_edge=False, header_style="bold")
@@ -233,12 +232,5 @@ def print_comparison(sides: Sequence["Operand"], pairs: Sequence[Mapping[str, An
     out.print(table)
     for pair in pairs:
         out.print(pair["claim"])
-        corrected = ", corrected over all pairs (Holm)" if "p_uncorrected" in pair else ""
-        by_permutation = pair["permutation_p"]
-        also = "" if by_permutation is None else f"; by permutation p = {by_permutation:.2g}"
-        out.print(f"  {pair['how']}{corrected}{also}")
-        for what, equal in pair["equal"].items():
-            if equal is not None:
-                unit = "epochs" if what == "epoch" else "seconds of training"
-                at = f"{equal['at']:g}" if what == "epoch" else shown_seconds(equal["at"])
-                out.print(f"  after {at} {unit} of both: {equal['difference']:+.2f} points")
+        for line in details(pair):
+            out.print(f"  {line}")

@@ -11,7 +11,7 @@ from rescue_cli.cli.screen import then
 from rescue_cli.errors import UnexpectedError, UsageError
 from rescue_cli.report import operands
 from rescue_cli.report.comparison import pairs_of, told
-from rescue_cli.report.markup import shown_seconds
+from rescue_cli.report.markup import shown_seconds, significant
 from rescue_cli.report.operands import Operand
 
 app = common.verb()
@@ -25,7 +25,7 @@ app = common.verb()
 )
 def compare(
     words: Annotated[
-        list[str], typer.Argument(metavar="A B...", help="Runs, sweeps, recipes, MEAN±STD/N.")
+        list[str], typer.Argument(metavar="A B", help="Runs, sweeps, recipes, MEAN±STD/N.")
     ],
     to: Annotated[
         float | None, typer.Option(help="An accuracy in percent: when was it reached?")
@@ -107,5 +107,5 @@ def _when(one: dict[str, Any], to: float | None) -> str:
         return head
     return (
         f"{head}, after {one['epochs']:g} epochs, {shown_seconds(one['seconds'])} s, "
-        f"{one['petaflop']:.3g} PFLOP of training on average"
+        f"{significant(one['petaflop'])} PFLOP of training on average"
     )

@@ -1,6 +1,7 @@
 """`rescue lr-range-test`: runs of a rising rate, what they say, and a recipe that follows it."""
 
 import json as json_module
+import math
 import shlex
 import sys
 from dataclasses import asdict, dataclass, replace
@@ -42,7 +43,7 @@ def lr_range_test(
         float | None, typer.Option(help="First rate; a hundredth of the recipe's.")
     ] = None,
     end: Annotated[float | None, typer.Option(help="Last rate; ten times the recipe's.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Updates of a run.", min=10)] = None,
+    steps: Annotated[int | None, typer.Option(help="Steps of a run.", min=10)] = None,
     epochs: Annotated[
         float | None, typer.Option(help="Or its epochs; the recipe's by default.")
     ] = None,
@@ -50,7 +51,7 @@ def lr_range_test(
     momentum: Annotated[
         str | None, typer.Option(help="A:B, from the lowest rate to the highest.")
     ] = None,
-    seeds: Annotated[int, typer.Option(help="Runs, each of its own seed.", min=1)] = 1,
+    seeds: Annotated[int, typer.Option(help="How many runs, each of its own seed.", min=1)] = 1,
     points: Annotated[int, typer.Option(help="Evaluations of a run.", min=10)] = 40,
     apply: Annotated[
         Path | None, typer.Option(help="Write the recipe with a 1cycle to the rate found.")
@@ -243,15 +244,15 @@ def _apply(path: Path, found: _Found) -> None:
 def _print(found: _Found) -> None:
     curves = found.full[0]
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("learning rate", "training loss", "test loss", "difference", "top-1 %"):
+    for heading in ("learning rate", "training loss", "test loss", "test - training", "top-1 %"):
         table.add_column(heading, justify="right")
     every = max(1, -(-len(curves.rates) // SHOWN))
     for i in range(every - 1, len(curves.rates), every):
         values = (curves.train_losses[i], curves.test_losses[i], curves.errors[i])
         table.add_row(
             f"{curves.rates[i]:.3g}",
-            *(f"{value:.3f}" for value in values),
-            f"{curves.accuracies[i]:.2f}",
+            *("-" if math.isnan(value) else f"{value:.3f}" for value in values),
+            "-" if math.isnan(curves.accuracies[i]) else f"{curves.accuracies[i]:.2f}",
         )
     out = common.console()
     out.print(table)

@@ -17,10 +17,11 @@ from rescue_cli.recipe import architectures
 
 app = common.verb()
 WIDTH = 80
-HEADINGS = ("model", "A1-A2", "A3", "M", "ours", "G", "ours", "A1 %", "A2 %", "A3 %", "")
+HEADINGS = ("model", "A1-A2", "A3", "M", "here", "G", "here", "A1 %", "A2 %", "A3 %", "")
 LEGEND = (
     "A1-A2, A3: training>test px. M: parameters, millions; G: multiply-adds, 10^9, at A1's test "
-    "size; both the paper's (Tables 3 and 4), then ours. %: the paper's top-1 on ImageNet."
+    "size; both the paper's (Tables 3 and 4), then as counted here. "
+    "%: the paper's top-1 on ImageNet."
 )
 
 
@@ -32,7 +33,9 @@ LEGEND = (
 def models(
     name: Annotated[
         str | None,
-        typer.Argument(help="One architecture, with all figures.", autocompletion=model_names),
+        typer.Argument(
+            metavar="NAME", help="One architecture, with all figures.", autocompletion=model_names
+        ),
     ] = None,
     json: Json = False,
 ) -> None:
@@ -78,7 +81,7 @@ def _one(row: Mapping[str, Any], notes: Mapping[str, str]) -> None:
     published = "not given" if top1["original"] is None else f"{top1['original']:.1f} %"
     print(f"{row['paper']}, in timm {row['name']}")
     _table(
-        ("", "paper", "ours"),
+        ("", "paper", "here"),
         ("parameters, M", f"{row['parameters_m']:.1f}", f"{ours['parameters'] / 1e6:.3f}"),
         ("multiply-adds, G", f"{row['flops_g']:.1f}", f"{ours['multiply_adds'] / 1e9:.3f}"),
         ("with 5 a normalised element", "", f"{with_norms / 1e9:.3f}"),
@@ -86,7 +89,7 @@ def _one(row: Mapping[str, Any], notes: Mapping[str, str]) -> None:
         ("inference, peak MB", str(row["memory_mb"]), "not run"),
     )
     _table(
-        ("paper", "px", "hours", "GPUs", "GB a GPU", "top-1 %"),
+        ("procedure", "px", "hours", "GPUs", "GB a GPU", "top-1 %"),
         *(
             (
                 key.upper(),

@@ -13,6 +13,7 @@ from rescue_cli.cli.expand import Epochs, Model, expand
 from rescue_cli.cli.screen import then
 from rescue_cli.errors import UsageError
 from rescue_cli.recipe import Recipe
+from rescue_cli.report.markup import counted, significant
 
 app = common.verb()
 MEGABYTES = 1024  # in a GB of a GPU's memory
@@ -38,7 +39,7 @@ def plan(
     gpu_memory: Annotated[float | None, typer.Option(help="Of one GPU, in GB (2^30 B).")] = None,
     json: Json = False,
 ) -> None:
-    """Say what a recipe costs in updates, FLOPs, memory, hours and money; needs no GPU."""
+    """Say what a recipe costs in steps, FLOPs, memory, hours and money; needs no GPU."""
     options = {
         "--images-per-second": images_per_second,
         "--hours-per-epoch": hours_per_epoch,
@@ -100,7 +101,7 @@ def _estimate(recipe: Recipe, gpus: int, gpu_memory: float | None) -> dict[str, 
         "recipe": recipe.name,
         "parameters": estimate.parameters(network),
         "flops": counts.multiply_adds,
-        "updates": outline["steps"],
+        "updates": outline["steps"],  # the key is a promise; everything printed says steps
         "images": images,
         "peak_memory_mb": peak,
         "petaflop": estimate.petaflop(recipe, outline["steps"], outline["steps_per_epoch"]),
@@ -123,29 +124,24 @@ def _too_much(recipe: Recipe, peak: float, gpu_memory: float, gpus: int) -> str:
 
 
 def _print(found: dict[str, Any], recipe: Recipe) -> None:
-    train = recipe.train
+    train, frozen = recipe.train, bool(recipe.model.options.get("frozen"))
     lines = {
         "recipe": f"{found['recipe']}, {recipe.model.name}",
         "parameters": f"{found['parameters']:,}",
-        "FLOPs": f"{found['flops'] / 1e9:.2f} G multiply-adds an image, forward, "
+        "multiply-adds": f"{found['flops'] / 1e9:.2f} G an image, forward, "
         f"at {recipe.eval.sizes[0]} px",
-        "training": f"{_significant(found['petaflop'])} PFLOP, "
-        "two for a multiply-add, three forward passes",
-        "updates": f"{found['updates']:,} of {train.batch_size} images, "
-        f"{train.slices} slices of {train.device_batch_size}",
+        "training": f"{significant(found['petaflop'])} PFLOP, two for a multiply-add, "
+        + ("features once" if frozen else "three forward passes"),
+        "steps": f"{found['updates']:,} of {train.batch_size} images, "
+        f"{counted(train.slices, 'slice')} of {train.device_batch_size}",
         "images": f"{found['images']:,} in {train.epochs:g} epochs",
-        "peak memory": f"{found['peak_memory_mb']:,.0f} MB (2^20 bytes) a GPU, "
-        "without CUDA's context and workspaces",
+        "peak memory": ("at most " if frozen else "") + f"{found['peak_memory_mb']:,.0f} MB (2^20 "
+        "bytes) a GPU, without CUDA's context and workspaces",
     }
     if found["hours"] is not None:
-        lines["hours"] = f"{found['hours']:,.1f} on {found['gpus']} GPU(s)"
+        lines["hours"] = f"{found['hours']:,.1f} on {counted(found['gpus'], 'GPU')}"
     if found["cost"] is not None:
         lines["cost"] = f"{found['cost']:,.2f} in the currency of --price"
     width = max(map(len, lines)) + 2
     for key, text in lines.items():
         print(f"{key + ':':{width}}{text}")
-
-
-def _significant(value: float) -> str:
-    """With three digits that count, and no power of ten."""
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

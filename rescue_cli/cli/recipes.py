@@ -11,14 +11,17 @@ from rescue_cli import plans
 from rescue_cli import recipe as recipes
 from rescue_cli.cli import common
 from rescue_cli.cli.common import Json, Overrides, recipe_names
+from rescue_cli.cli.screen import then
 from rescue_cli.errors import UsageError
 from rescue_cli.report import records
 
 app = common.verb(invoke_without_command=True)
-Name = Annotated[str, typer.Argument(help="Name or path.", autocompletion=recipe_names)]
+Name = Annotated[
+    str, typer.Argument(metavar="NAME", help="Name or path.", autocompletion=recipe_names)
+]
 
 
-@app.callback()
+@app.callback(epilog=then("rescue recipes show quickstart", "rescue train --recipe quickstart"))
 def listing(context: typer.Context, json: Json = False) -> None:
     """List, show, compare, copy and check recipes."""
     if context.invoked_subcommand is not None:
@@ -90,7 +93,7 @@ def _procedure(tree: Any) -> dict[str, Any]:
 @app.command()
 def copy(
     name: Name,
-    file: Annotated[Path, typer.Argument(help="The new file.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The new file.")],
 ) -> None:
     """Copy a recipe to a file of your own, under that file's name."""
     source = recipes.find(name)
@@ -109,7 +112,9 @@ def copy(
 
 @app.command()
 def check(
-    name: Annotated[str | None, typer.Argument(help="Name or path; all shipped without.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(metavar="NAME", help="Name or path; all shipped without.")
+    ] = None,
     overrides: Overrides = None,
 ) -> None:
     """Validate recipes, and build their models without memory for weights."""
@@ -122,7 +127,7 @@ def check(
 
 @app.command()
 def record(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Finished runs.")],
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Finished runs.")],
     note: Annotated[str | None, typer.Option(help="What a reader should know.")] = None,
 ) -> None:
     """Keep finished runs as what was measured with their recipe."""

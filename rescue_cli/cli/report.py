@@ -22,9 +22,7 @@ app = common.verb()
     )
 )
 def report(
-    paths: Annotated[
-        list[Path], typer.Argument(metavar="DIR...", help="Runs, sweeps and studies.")
-    ],
+    paths: Annotated[list[Path], typer.Argument(metavar="DIR", help="Runs, sweeps and studies.")],
     out: Annotated[Path, typer.Option(help="The page.")] = Path("report.html"),
     csv_: Annotated[bool, typer.Option("--csv", help="The table as CSV, on stdout.")] = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="The table in Markdown.")] = False,

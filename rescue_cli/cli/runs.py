@@ -12,6 +12,8 @@ from rescue_cli.cli import common
 from rescue_cli.errors import DataError, DivergedError, RescueError, StoppedError, UsageError
 from rescue_cli.recipe import Recipe
 
+Work = Callable[[Mapping[Path, Recipe], Callable[[Any], bool]], None]  # trains, telling each end
+
 
 @dataclass(frozen=True)
 class Places:
@@ -47,6 +49,22 @@ def train_all(
         _prepare(path, recipe, where.device, 1, where.workers, cache, where.jobs)
     with _unless_fatal(hear) as tell:
         run_all(list(recipes), where.jobs, where.gpus, tell)
+
+
+def train_missing(runs: Mapping[Path, Recipe], work: Work, say: Callable[[Any], str]) -> None:
+    """Has every run trained that has not ended; `say` tells an end.
+
+    One that fails or diverges is told like the others, and one that diverged before is left, since
+    it would again. Raises what all of them would fail of.
+    """
+    done = [path for path, recipe in runs.items() if is_done(path, recipe)]
+    lost = [path for path, recipe in runs.items() if path not in done and diverged(path, recipe)]
+    common.note(f"{len(done)} of {len(runs)} runs are there")
+    for path in lost:
+        common.note(f"{path}: diverged before")
+    missing = {path: one for path, one in runs.items() if path not in {*done, *lost}}
+    with progress(len(missing), say) as hear:
+        work(missing, hear)
 
 
 @contextmanager
@@ -140,7 +158,7 @@ def is_done(path: Path, recipe: Recipe) -> bool:
     return True
 
 
-def _has_diverged(path: Path, recipe: Recipe) -> bool:
+def diverged(path: Path, recipe: Recipe) -> bool:
     """Whether the run ended so; raises `UsageError` for a run of another recipe."""
     from rescue_cli.launch import claim
     from rescue_cli.results import RunDirectory, read_json
@@ -172,7 +190,7 @@ def train_here(
 
     if is_done(path, recipe):
         return False
-    if _has_diverged(path, recipe):
+    if diverged(path, recipe):
         common.note(f"{path}: diverged before")
         return True
     common.note(f"{path}: {recipe.train.epochs:g} epochs, seed {recipe.train.seed}")

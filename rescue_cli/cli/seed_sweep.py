@@ -1,7 +1,6 @@
 """`rescue seed-sweep`: one recipe, many seeds, and what they say together."""
 
 import json as json_module
-from collections.abc import Callable, Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,24 +15,22 @@ from rescue_cli.cli.expand import Epochs, Model, expand
 from rescue_cli.cli.runs import (
     Places,
     Queue,
-    is_done,
+    Work,
     note_machine,
     places,
-    progress,
     queue,
     queue_all,
     train_all,
+    train_missing,
 )
 from rescue_cli.cli.screen import then
 from rescue_cli.errors import UsageError
 from rescue_cli.recipe import Recipe
 from rescue_cli.report import sweeps
+from rescue_cli.report.markup import counted
 from rescue_cli.report.sweeps import PREFIX, Sweep
 
 app = common.verb()
-
-# Trains the directories' recipes and tells of each end
-Work = Callable[[Mapping[Path, Recipe], Callable[[Any], bool]], None]
 
 
 class Where(StrEnum):
@@ -110,10 +107,7 @@ def _run(base: Recipe, seeds: list[int], folder: Path, work: Work) -> None:
     named = {
         folder / f"{PREFIX}{seed}": base.with_overrides(f"train.seed={seed}") for seed in seeds
     }
-    missing = {path: recipe for path, recipe in named.items() if not is_done(path, recipe)}
-    common.note(f"{len(named) - len(missing)} of {len(named)} seeds are there")
-    with progress(len(missing), lambda ended: _told(folder, ended)) as hear:
-        work(missing, hear)
+    train_missing(named, work, lambda ended: _told(folder, ended))
 
 
 def _told(folder: Path, ended: Any) -> str:
@@ -159,7 +153,8 @@ def _print(found: dict[str, Any]) -> None:
         )
     out = common.console()
     out.print(table)
-    out.print(f"{found['recipe']}: {found['n']} seeds, {len(found['failed'])} failed; in percent")
+    seeds = counted(found["n"], "seed")
+    out.print(f"{found['recipe']}: {seeds}, {len(found['failed'])} failed; in percent")
     for seed, why in found["failed"].items():
         out.print(f"seed {seed} failed: {why}")
     for name, peak in found["peak"].items():

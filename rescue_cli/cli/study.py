@@ -13,7 +13,7 @@ import typer
 from rescue_cli.cli import common
 from rescue_cli.cli.common import Device, Json, Workers
 from rescue_cli.cli.expand import Epochs, Model
-from rescue_cli.cli.runs import is_done, note_machine, places, progress, train_all
+from rescue_cli.cli.runs import diverged, is_done, note_machine, places, progress, train_all
 from rescue_cli.cli.screen import then
 from rescue_cli.cli.study_plan import print_plan
 from rescue_cli.cli.study_table import print_study
@@ -39,11 +39,12 @@ def study_names(incomplete: str) -> list[str]:
 )
 def study(
     name: Annotated[
-        str | None, typer.Argument(help="All names without.", autocompletion=study_names)
+        str | None,
+        typer.Argument(metavar="NAME", help="All names without.", autocompletion=study_names),
     ] = None,
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="SECTION.KEY=VALUE", help="Changes to every cell."),
+        typer.Argument(metavar="SECTION.KEY=VALUE", help="Changes to every row."),
     ] = None,
     only: Annotated[str | None, typer.Option(help="Rows by number: 1,3.")] = None,
     model: Model = None,
@@ -97,13 +98,13 @@ def study(
 
 @dataclass(frozen=True)
 class _Run:
-    """A run that has no result yet."""
+    """A run of a row."""
 
     row: int
     path: Path
     recipe: Recipe
     begins: Path | None  # a state of another run
-    done: bool
+    done: bool  # or diverged
 
 
 def _note_expanded(study: Study, overrides: list[str], chosen: list[int]) -> None:
@@ -140,7 +141,8 @@ def _missing(
             build.check(one)
             path = folder / studies.row_folder(row) / name
             begins = None if snapshot is None else _begins(folder, snapshot, name)
-            found.append(_Run(row, path, one, begins, is_done(path, one)))
+            ended = is_done(path, one) or diverged(path, one)
+            found.append(_Run(row, path, one, begins, ended))
     return found
 
 
@@ -193,7 +195,7 @@ def _keep(study: Study, overrides: list[str], folder: Path) -> None:
         "source": study.source,
         "command": shlex.join(["rescue", *sys.argv[1:]]),
         "rows": rows,
-        "claims": [pair["claim"] for pair in studies.compared(study, rows, folder).pairs],
+        "pairs": studies.compared(study, rows, folder).pairs,
     }
     write_json(folder / study_page.FILE, kept)
 

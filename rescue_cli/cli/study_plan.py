@@ -8,6 +8,7 @@ from rich.table import Table
 
 from rescue_cli.cli import common
 from rescue_cli.recipe import Recipe
+from rescue_cli.report.markup import significant
 
 Rows = Collection[Mapping[str, Any]]
 
@@ -15,7 +16,7 @@ Rows = Collection[Mapping[str, Any]]
 def print_plan(
     runs: Sequence[tuple[int, Recipe, bool]], images_per_second: float | None, *, as_json: bool
 ) -> None:
-    """Of runs (row, recipe, whether it is done) what is left: updates, images, computation, and
+    """Of runs (row, recipe, whether it is done) what is left: steps, images, computation, and
     hours where a speed is given.
     """
     from rescue_cli import build, estimate
@@ -43,13 +44,13 @@ def print_plan(
         print(json.dumps(list(rows.values())))
         return
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("row", "recipe", "runs", "left", "updates", "images", "PFLOP", "hours"):
+    for heading in ("row", "recipe", "runs", "left", "steps", "images", "PFLOP", "hours"):
         table.add_column(heading, justify="left" if heading == "recipe" else "right")
     for row in [*rows.values(), _total(rows.values())]:
         table.add_row(
             str(row["row"]), row["recipe"], str(row["runs"]), str(row["left"]),
-            f"{row['updates']:,}", f"{row['images']:,}", f"{row['petaflop']:.3g}",
-            "-" if row["hours"] is None else f"{row['hours']:.2f}",
+            f"{row['updates']:,}", f"{row['images']:,}", f"{significant(row['petaflop'])}",
+            "-" if row["hours"] is None else f"{row['hours']:,.1f}",
         )  # fmt: skip
     common.console().print(table)
 

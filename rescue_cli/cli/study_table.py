@@ -9,6 +9,7 @@ from rich.table import Table
 from rescue_cli.cli import common
 from rescue_cli.report import studies
 from rescue_cli.report.comparison import told
+from rescue_cli.report.markup import shown_seconds
 from rescue_cli.report.studies import Compared, Study
 from rescue_cli.results import METRICS
 
@@ -24,7 +25,7 @@ def print_study(study: Study, rows: Rows, compared: Compared, *, as_json: bool) 
         return
     out = common.console()
     out.print(_table(rows))
-    out.print(_legend(study))
+    out.print(_legend(study, metrics=any(row["paper"] for row in rows)))
     if compared.pairs:
         common.print_comparison(compared.sides, compared.pairs)
 
@@ -34,10 +35,11 @@ def _table(rows: Rows) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("row", justify="right")
     for heading in rows[0]["columns"]:
-        table.add_column(heading)
+        table.add_column(heading, overflow="fold")
     for metric in metrics:
-        table.add_column(f"paper {METRICS.get(metric, metric)}", justify="right")
-    for heading in ("measured", "p" if metrics else "seconds"):
+        table.add_column(f"paper {METRICS.get(metric, metric.replace('seed0', 'seed 0') + ' %')}",
+                         justify="right")  # fmt: skip
+    for heading in ("measured %", "p" if metrics else "train s"):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
         figures = [row["paper"].get(metric) for metric in metrics]
@@ -57,14 +59,15 @@ def _chance(measured: Mapping[str, Any]) -> str:
 
 
 def _seconds(row: Mapping[str, Any]) -> str:
-    return "-" if row["seconds"] is None else f"{row['seconds']:.0f}"
+    return "-" if row["seconds"] is None else shown_seconds(row["seconds"])
 
 
-def _legend(study: Study) -> str:
-    measured = "In percent; measured: mean, standard deviation (runs), last epoch."
-    if study.paper is None:
-        return measured
+def _legend(study: Study, *, metrics: bool) -> str:
+    source = "" if study.paper is None else f"{study.source}. "
+    measured = "measured: mean ± standard deviation (runs), last epoch."
+    if not metrics:
+        return f"{source}{measured} train s: seconds of training, mean of the runs."
     return (
-        f"{study.source}. {measured} p: how probable so large a difference from the "
-        f"paper is by chance (Welch's t-test); above {LIKELY:g} noise explains it."
+        f"{source}{measured} p: how probable so large a difference from the paper is by chance "
+        f"(Welch's t-test, each row for itself); above {LIKELY:g} noise explains it."
     )

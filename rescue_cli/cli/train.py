@@ -105,6 +105,10 @@ def _resolve(
     """The recipe with what the user and the options set, and what is to be said of it."""
     given = list(changes.overrides)
     if name is None and resumed is not None and (resumed / "recipe.yaml").exists():
+        if changes.subset is not None or changes.smoke:
+            raise UsageError(
+                "--subset and --smoke: the run that is resumed has its recipe. Drop them."
+            )
         base = recipes.recipe_in(resumed)
         found, notes = expand(base, given, changes.model, changes.epochs)
         return base.with_overrides(*given, *found), notes
@@ -143,10 +147,10 @@ def _launch(
     if gpus is not None and gpus > visible * nodes:
         most = visible * nodes
         raise UsageError(f"--gpus: {gpus} asked for, {most} visible. Use at most {most}.")
-    count = plans.processes(recipe.train.slices, asked, visible * nodes)
+    count = plans.processes(recipe.train.slices, asked, visible * nodes, option=option)
     if count % nodes:
         raise UsageError(
-            f"{option}: {count} processes do not divide over {nodes} nodes. Use a multiple of them."
+            f"{option}: {count} processes do not divide over {nodes} machines. Use a multiple."
         )
     return Launch(device, count, asked is not None or count > 1, max_restarts, workers)
 
@@ -165,6 +169,7 @@ def _run(
             verb="train",
             device=launch.device,
             procs=launch.procs,
+            nodes=nodes.count,
             workers=launch.workers,
             cache=path.parent / ".cache",
         )
@@ -203,7 +208,7 @@ def _directory(recipe: Recipe, out: Path | None, resume: bool, nodes: int) -> Pa
     if out is not None:
         return common.folder(out)
     if nodes > 1:
-        raise UsageError("--nodes: several nodes need the same --out DIR that all of them see.")
+        raise UsageError("--nodes: several machines need the same --out DIR that all of them see.")
     parent = Path("runs", recipe.name)
     return (latest(parent) if resume else None) or next_free(parent)
 

@@ -10,9 +10,9 @@ from rescue_cli import recipe as recipes
 from rescue_cli.cli import common
 from rescue_cli.cli.common import Architecture, Device, Json, Overrides, RecipeName, Workers
 from rescue_cli.cli.expand import Epochs, expand
-from rescue_cli.cli.runs import is_done, note_machine, places, progress, train_all
+from rescue_cli.cli.runs import note_machine, places, train_all, train_missing
 from rescue_cli.cli.screen import then
-from rescue_cli.errors import RescueError, UsageError
+from rescue_cli.errors import UsageError, from_code
 from rescue_cli.recipe import Recipe
 from rescue_cli.report import operands, sweeps
 from rescue_cli.report.comparison import pairs_of, told
@@ -97,23 +97,23 @@ def _run(
 ) -> None:
     """Trains what has no result; one that fails is told, and all failing is an error."""
     from rescue_cli.report.pictures import draw
+    from rescue_cli.results import RunDirectory, read_json
 
     note_machine(runs.values(), device)
-    missing = {path: one for path, one in runs.items() if not is_done(path, one)}
-    common.note(f"{len(runs) - len(missing)} of {len(runs)} runs are there")
-    failures: list[RescueError] = []
+    where = places(device, jobs, workers)
 
     def said(ended: Any) -> str:
         if ended.error is None:
             draw(ended.path)
-        else:
-            failures.append(ended.error)
         return f"{ended.path}: {ended.error or 'done'}"
 
-    with progress(len(missing), said) as hear:
-        train_all(missing, places(device, jobs, workers), folder / ".cache", hear)
-    if failures and len(failures) == len(runs):
-        raise failures[0]
+    train_missing(
+        runs, lambda missing, hear: train_all(missing, where, folder / ".cache", hear), said
+    )
+    ends = [RunDirectory(path) for path in runs]
+    words = [read_json(end.failure) for end in ends if end.failure.is_file()]
+    if words and not any(end.result.is_file() for end in ends):
+        raise from_code(str(words[0]["message"]), int(words[0]["exit_code"]))
 
 
 def _show(folders: list[Path], to: str, *, as_json: bool) -> None:

@@ -1,5 +1,6 @@
 """`rescue tune`: Smith's steps on a recipe by short runs, with a report of what was seen."""
 
+import contextlib
 import json as json_module
 import time
 from collections.abc import Callable
@@ -110,14 +111,17 @@ class _Search:
     def _choose_batch(self) -> None:
         from rescue_cli import build
 
-        free = _free_memory_mb(self.device)
+        def decided() -> tuple[int, str]:
+            free = _free_memory_mb(self.device)  # now; later calls must find the same runs
 
-        def fits(size: int) -> bool:
-            from rescue_cli import estimate
+            def fits(size: int) -> bool:
+                from rescue_cli import estimate
 
-            return estimate.peak_memory(tuning.with_batch(self.recipe, size), gpus=1) < free
+                return estimate.peak_memory(tuning.with_batch(self.recipe, size), gpus=1) < free
 
-        size, why = tuning.batch_size(self.images, fits)
+            return tuning.batch_size(self.images, fits)
+
+        size, why = self._once("batch_size", decided)
         self.recipe = tuning.with_batch(self.recipe, size)
         self.per_epoch = build.epoch_length(self.recipe)
         self.decisions.append(Decision("batch size", [], str(size), why, [], []))
@@ -172,18 +176,27 @@ class _Search:
 
     def _short_epochs(self) -> float:
         """What the budget leaves for each run, decided once and kept for every later call."""
+
+        def decided() -> float:
+            runs = tuning.planned_runs(self.recipe)
+            affordable = self._left() / max(runs * self._epoch_seconds(), 1e-9)
+            longest = SHORT * self.recipe.train.epochs
+            epochs = round(min(longest, max(min(1.0, longest), affordable)), 3)
+            common.note(f"short runs have {epochs:g} epochs")
+            return epochs
+
+        return float(self._once("short_epochs", decided))
+
+    def _once(self, key: str, decide: Callable[[], Any]) -> Any:
+        """What depends on the machine or the clock: decided once, kept for every later call."""
         from rescue_cli.results import read_json, write_json
 
-        file = self.folder / "lengths.json"
-        if file.exists():
-            return float(read_json(file)["short_epochs"])
-        runs = tuning.planned_runs(self.recipe)
-        affordable = self._left() / max(runs * self._epoch_seconds(), 1e-9)
-        longest = SHORT * self.recipe.train.epochs
-        epochs = round(min(longest, max(min(1.0, longest), affordable)), 3)
-        write_json(file, {"short_epochs": epochs})
-        common.note(f"short runs have {epochs:g} epochs")
-        return epochs
+        file = self.folder / "decided.json"
+        kept = read_json(file) if file.exists() else {}
+        if key not in kept:
+            kept = {**kept, key: decide()}
+            write_json(file, kept)
+        return kept[key]
 
     @property
     def tuned(self) -> Recipe:
@@ -245,12 +258,15 @@ def _free_memory_mb(device: str) -> float:
 
     if device == "cuda":
         return float(torch.cuda.mem_get_info()[0]) / 2**20
+    with contextlib.suppress(OSError, StopIteration):  # the page cache gives way
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return int(next(x for x in lines if x.startswith("MemAvailable:")).split()[1]) / 2**10
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 def _print(search: _Search) -> None:
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("step", "chosen", "why"):
+    for heading in ("key", "chosen", "why"):
         table.add_column(heading, overflow="fold")
     for decision in search.decisions:
         table.add_row(decision.step, decision.chosen, decision.why)

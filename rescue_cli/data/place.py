@@ -110,6 +110,11 @@ class Place:
         return (self.train_root if self.keys.train_root else self.root).is_dir()
 
     @property
+    def has_train_folder(self) -> bool:
+        """Whether there is a folder of training images alone, as class folders are."""
+        return self.has_train_root and self.train_root.is_dir()
+
+    @property
     def one_root(self) -> bool:
         return self.keys.train_root is None and self.keys.test_root is None
 

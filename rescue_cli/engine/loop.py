@@ -135,6 +135,9 @@ class Loop:
     def _measure(self, agreement: Agreement) -> None:
         def between() -> None:
             if code := agreement.within_evaluation():
+                now = time.perf_counter()
+                spent = self.progress.seconds_eval + now - self.clock
+                self.progress, self.clock = replace(self.progress, seconds_eval=spent), now
                 self._stop(code)
 
         self.latest = self.evaluator.sets(self.step.average.model, self.test_sets, between)
@@ -198,7 +201,7 @@ class Loop:
         self.recorder.show(
             step,
             f"epoch {values['epoch']:.1f}  loss {loss:.3f}  lr {rates.lr:.2g}  "
-            f"{values['images_per_second']:.0f} img/s  wait {100 * waited / seconds:.0f} %"
+            f"{values['images_per_second']:.0f} images/s  wait {100 * waited / seconds:.0f} %"
             + (f"  best {best:.1f} %" if best is not None else ""),
         )
 

@@ -64,10 +64,14 @@ def flops(network: nn.Module, size: int, channels: int = 3) -> Flops:
 def petaflop(recipe: Recipe, steps: int, per_epoch: int) -> float:
     """10^15 operations of the whole training, a multiply-add counted as two.
 
-    Three forward passes for an image that is trained on.
-    With images of growing size each at its own; with a proxy its passes too, and with a teacher
-    one of his for each image. Raises `DataError` where the teacher's weights are not there.
+    Three forward passes for an image that is trained on; of a frozen network one in all, without
+    its head. With images of growing size each at its own; with a proxy its passes too, and with a
+    teacher one of his for each image. Raises `DataError` where the teacher's weights are not there.
     """
+    if recipe.model.options.get("frozen"):
+        size = recipe.eval.sizes[0]
+        features = flops(network_of(recipe), size, channels(recipe)).multiply_adds
+        return 2 * features * per_epoch * recipe.train.batch_size / 1e15
     sizes: Counter[int] = Counter()
     for first in range(0, steps, per_epoch):
         sizes[_size_in(recipe, first // per_epoch)] += min(per_epoch, steps - first)

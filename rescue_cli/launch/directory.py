@@ -55,7 +55,6 @@ def prepare(path: Path, recipe: Recipe, facts: dict[str, Any], *, resume: bool) 
             f"{path}: another run is using this directory. Wait, or use another --out."
         )
     claim(path, recipe, resume=resume)
-    run.failure.unlink(missing_ok=True)
     before = run.command.read_text() if run.command.exists() else ""
     write_text(run.command, before + shlex.join(["rescue", *sys.argv[1:]]) + "\n")
     write_json(run.environment, facts)
@@ -98,21 +97,24 @@ def environment(
     workers: int | None,
     cache: Path,
     share: int = 1,
+    nodes: int = 1,
 ) -> dict[str, Any]:
     """What a run runs on: versions, commit, processor, device, threads, seed.
 
-    `share` runs are at work at a time, each on its part of the cores.
+    `procs` share a step, evenly on `nodes` machines; `share` runs are at work on this one at a
+    time, each on its part of the cores.
     """
     import torch
 
     cores = len(os.sched_getaffinity(0))
+    each = max(1, cores // (procs // nodes * share))
     local = torch.cuda.get_device_name() if device == "cuda" else _processor()
     return {
         "verb": verb,
         "device": device,
         "procs": procs,
-        "threads": max(1, cores // (procs * share)),
-        "workers": max(1, min(8, cores // (procs * share))) if workers is None else workers,
+        "threads": each,
+        "workers": min(8, each) if workers is None else workers,
         "cache": os.environ.get("RESCUE_CACHE", str(cache)),
         "seed": recipe.train.seed,
         "device_name": local,

@@ -47,6 +47,7 @@ class _Worker:
     def begin(self, path: Path) -> None:
         assert self.process.stdin is not None
         self.path = path
+        RunDirectory(path).failure.unlink(missing_ok=True)
         self.process.stdin.write(f"{path}\n")
         self.process.stdin.flush()
 

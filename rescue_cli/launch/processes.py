@@ -24,7 +24,7 @@ class Nodes:
     def __post_init__(self) -> None:
         if self.count > 1 and self.rendezvous is None:
             raise UsageError(
-                "--nodes: several nodes need --rendezvous HOST:PORT, the same on each."
+                "--nodes: several machines need --rendezvous HOST:PORT, the same on each."
             )
         if not 0 <= self.rank < self.count:
             raise UsageError(f"--node-rank: {self.rank} must be between 0 and {self.count - 1}.")
@@ -32,6 +32,8 @@ class Nodes:
 
 def run_directory(path: Path, procs: int | None, max_restarts: int, nodes: Nodes) -> None:
     """Works on a prepared run directory; `procs` None: in this process. Raises `RescueError`."""
+    if nodes.rank == 0:
+        RunDirectory(path).failure.unlink(missing_ok=True)
     if procs is None:
         from rescue_cli import worker
 
@@ -50,8 +52,8 @@ def wait_for(path: Path, seconds: float = 300.0) -> None:
     while not RunDirectory(path).environment.exists():
         if time.monotonic() > end:
             raise RescueError(
-                f"{path}: the first node did not prepare this directory in {seconds:.0f} s. "
-                "All nodes must see the same file system and give the same --out."
+                f"{path}: the first machine did not prepare this directory in {seconds:.0f} s. "
+                "All machines must see the same file system and give the same --out."
             )
         time.sleep(0.2)
 

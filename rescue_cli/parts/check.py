@@ -26,6 +26,8 @@ from rescue_cli.selection import SELECTIONS
 from rescue_cli.task import TASKS
 from rescue_cli.teacher import TEACHERS
 
+MANY = 10**6  # steps of an epoch, for keys that are looked at before the images are counted
+
 
 def check(recipe: Recipe) -> None:
     """Every name, key, type and range of the recipe, and its parameter groups on the meta device.
@@ -78,7 +80,7 @@ def check_ingredients(recipe: Recipe) -> None:
     for item in recipe.optim:
         filled("optim", item, OPTIMIZERS, optim_keys)
         _check_scaling(item, recipe.train.batch_size)
-        schedule_of(own_schedule(item) or recipe.schedule, Span(1.0, 1, recipe.train.epochs))
+        schedule_of(own_schedule(item) or recipe.schedule, Span(1.0, MANY, recipe.train.epochs))
     filled("averaging", recipe.averaging, AVERAGES)
     for name in recipe.eval.ttas:
         registry.lookup("eval.tta", name, TTAS)
@@ -106,6 +108,14 @@ def _check_data(recipe: Recipe) -> None:
             )
     if keys.std is not None and min(keys.std) <= 0:
         raise UsageError(f"data.std: {keys.std} must be above 0.")
+    size, views = keys.train_size, [(s, c) for s in recipe.eval.sizes for c in recipe.eval.crops]
+    needed = max(math.floor(s / c) for s, c in views)
+    if keys.resident and FACTS[recipe.data.name].size is None and needed > (size or 224):
+        raise UsageError(
+            f"data.resident: test images are kept at data.train_size, {size or 224} px, and "
+            f"eval.sizes and eval.crops need {needed} px. Set data.train_size={needed}, "
+            "data.resident=false, or smaller views."
+        )
 
 
 def _check_frozen(recipe: Recipe) -> None:

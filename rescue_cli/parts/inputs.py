@@ -167,9 +167,15 @@ def look(recipe: Recipe, network: nn.Module, data: Dataset, device: torch.device
 
 
 def training_images(recipe: Recipe) -> int | None:
-    """How many images the run trains on, as far as is known without the data."""
+    """How many images the run trains on: the files that are there, else what the set is known for.
+
+    A class folder may hold less than the whole set. None where neither is known. Raises `DataError`
+    for files that cannot be used.
+    """
     keys = data_keys(recipe)
-    known = FACTS[recipe.data.name].images
+    place, known = Place(recipe.data.name, keys), FACTS[recipe.data.name].images
+    if place.has_train_folder or (known is None and place.is_there):
+        return _listed(recipe)
     if known is None:
         return None
     left = known - keys.holdout
@@ -177,14 +183,11 @@ def training_images(recipe: Recipe) -> int | None:
 
 
 def counted_images(recipe: Recipe) -> int:
-    """How many images the run trains on, from the files where it is not known without them."""
-    known = training_images(recipe)
-    if known is not None:
-        return known
-    listed = replace(data_keys(recipe), resident=False)  # counted, not decoded
-    return len(load(recipe.data.name, listed, Path()).train)
+    """As `training_images`; raises `DataError`, which says what is missing, where it is None."""
+    found = training_images(recipe)
+    return _listed(recipe) if found is None else found
 
 
-def has_data(recipe: Recipe) -> bool:
-    """Whether there is a folder where the recipe's training images should be."""
-    return Place(recipe.data.name, data_keys(recipe)).is_there
+def _listed(recipe: Recipe) -> int:
+    keys = replace(data_keys(recipe), resident=False)  # counted, not decoded
+    return len(load(recipe.data.name, keys, Path()).train)

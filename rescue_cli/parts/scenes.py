@@ -2,13 +2,15 @@
 
 import importlib.util
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from rescue_cli.augment.pipeline import Normalise
 from rescue_cli.batch import Batch
 from rescue_cli.errors import UsageError
+from rescue_cli.model.weights import TIMM, metadata
 from rescue_cli.parts.ingredients import operations_of
-from rescue_cli.recipe import Recipe
+from rescue_cli.recipe import Recipe, from_text
 
 # What only these tasks have, by section
 THEIRS = {
@@ -58,6 +60,22 @@ def check_scenes(recipe: Recipe, known: str) -> None:
             )
     if recipe.of_scenes:
         _check_neutral(recipe)
+        _check_strides(recipe.model.options.get("weights"))
+
+
+def _check_strides(given: str | None) -> None:
+    """A backbone has its strides in the 3x3; weights of another ResNet fit by name and shape."""
+    if given is None or given.startswith(TIMM):
+        return
+    path = Path(given).expanduser()
+    if not (path / "model.safetensors" if path.is_dir() else path).is_file():
+        return  # loading says what is missing
+    text = metadata(path).get("recipe")
+    if text and from_text(text, given).model.options.get("stride_in", "3x3") != "3x3":
+        raise UsageError(
+            f"model.weights: {given} was trained with model.stride_in=1x1, and a backbone "
+            "strides in its 3x3 convolutions. Train its recipe with ~model.stride_in."
+        )
 
 
 def _check_extra() -> None:

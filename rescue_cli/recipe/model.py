@@ -13,7 +13,6 @@ from rescue_cli.recipe.library import find
 from rescue_cli.recipe.overrides import apply
 from rescue_cli.registry import (
     InEpochs,
-    NotNegativeInt,
     Positive,
     PositiveInt,
     Within,
@@ -67,7 +66,7 @@ class Train:
     log_every: PositiveInt = 50
     checkpoint_epochs: Positive = 1.0
     checkpoint_minutes: Positive = 10.0
-    snapshots: list[NotNegativeInt] = field(default_factory=list)
+    snapshots: list[PositiveInt] = field(default_factory=list)
 
     @property
     def slices(self) -> int:

@@ -1,10 +1,11 @@
 """Every pair of a comparison: how large the difference is, how sure, and what may be claimed."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
 from rescue_cli.report import operands, scenes
+from rescue_cli.report.markup import shown_seconds
 from rescue_cli.report.operands import Operand
 from rescue_cli.statistics import (
     LEVEL,
@@ -100,8 +101,31 @@ def _same_images(a: Operand, b: Operand) -> dict[str, Any]:
     only_a, only_b, p = mcnemar(first, second)
     return {
         "p": p,
-        "how": f"McNemar on {len(first)} images: {only_a} right in A alone, {only_b} in B alone",
+        "how": f"McNemar on {len(first)} images: {only_a} right in {a.name} alone, "
+        f"{only_b} in {b.name} alone",
     }
+
+
+def details(pair: Mapping[str, Any]) -> list[str]:
+    """What stands below a pair's claim: its test, and who was ahead at equal epochs and seconds."""
+    how = pair["how"] + (", p corrected over all pairs (Holm)" if "p_uncorrected" in pair else "")
+    if (p := pair["permutation_p"]) is not None:
+        how += f"; by permutation p = {p:.2g}"
+        how += ", uncorrected" if "p_uncorrected" in pair else ""
+    lines = [how]
+    for what, equal in pair["equal"].items():
+        if equal is None:
+            continue
+        at = (
+            f"{equal['at']:g} epochs"
+            if what == "epoch"
+            else f"{shown_seconds(equal['at'])} seconds of training"
+        )
+        ahead = pair["b" if equal["difference"] > 0 else "a"]
+        lines.append(
+            f"after {at} of both {ahead} is ahead by {abs(equal['difference']):.2f} points"
+        )
+    return lines
 
 
 def _claim(pair: dict[str, Any]) -> str:
@@ -110,7 +134,7 @@ def _claim(pair: dict[str, Any]) -> str:
     better, worse = ("b", "a") if pair["difference"] > 0 else ("a", "b")
     if pair["p"] is None:
         return (
-            f"Nothing may be claimed: the difference of {size:.2f} stands on "
+            f"Nothing may be claimed: the difference of {size:.2f} points stands on "
             f"{pair['n'][0]} against {pair['n'][1]} runs without a spread."
         )
     p = f"p = {pair['p']:.2g}"
@@ -124,7 +148,7 @@ def _claim(pair: dict[str, Any]) -> str:
     seen = pair["detectable"]
     could = "" if seen is None else f" These runs could have seen {seen:.2f} points."
     needed = pair["needed"]
-    more = "" if needed is None else f" To see {size:.2f}, {needed} runs of each are needed."
+    more = "" if needed is None else f" To see {size:.2f} points, {needed} runs of each are needed."
     return f"No difference may be claimed: {size:.2f} points, {p}.{could}{more}"
 
 

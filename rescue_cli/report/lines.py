@@ -6,8 +6,8 @@ from typing import Any
 from rescue_cli.report.markup import shown_seconds
 from rescue_cli.statistics import Sample
 
-HEADINGS = ("", "recipe", "set", "paper", "measured", "std", "runs", "seconds")
-KEYS = ("path", *HEADINGS[1:])
+HEADINGS = ("path", "recipe", "set", "paper %", "measured %", "std", "runs", "train s")
+KEYS = ("path", "recipe", "set", "paper", "measured", "std", "runs", "seconds")
 
 
 @dataclass(frozen=True)

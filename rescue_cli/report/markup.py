@@ -3,7 +3,7 @@
 import base64
 import html
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 STYLE = """
@@ -53,6 +53,20 @@ def _is_number(cell: str) -> bool:
 def counted(number: int, what: str) -> str:
     """`1 seed`, `3 seeds`."""
     return f"{number} {what}" + ("" if number == 1 else "s")
+
+
+def significant(value: float) -> str:
+    """With three digits that count, and no power of ten."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def listed(items: Iterable[tuple[str, Iterable[str]]]) -> str:
+    """Points of a list, each with dim lines below it."""
+    points = (
+        f"<li>{text(point)}" + "".join(f"<br><span class=dim>{text(x)}</span>" for x in below)
+        for point, below in items
+    )
+    return f"<ul>{'</li>'.join(points)}</li></ul>"
 
 
 def folded(title: str, content: str) -> str:

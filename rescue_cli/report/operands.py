@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from rescue_cli import recipe as recipes
 from rescue_cli.errors import DataError, UsageError
 from rescue_cli.report import sweeps
-from rescue_cli.results import RunDirectory, read_json, read_metrics, score
+from rescue_cli.results import RunDirectory, read_json, read_metrics, score, stem
 from rescue_cli.statistics import Sample, sample
 
 TYPED = re.compile(r"(?P<mean>\d+(\.\d+)?)((±|\+-|\+/-)(?P<std>\d+(\.\d+)?))?(/(?P<n>\d+))?")
@@ -55,11 +55,16 @@ def operand(text: str) -> Operand:
     if text in recipes.names():
         expect = recipes.load(text).tree.get("expect")
         if not expect:
-            raise UsageError(f"{text}: the recipe claims nothing. Give a run or a sweep of it.")
-        return Operand(f"{text} (published)", sweeps.published(expect))
+            raise UsageError(f"{text}: the recipe expects nothing. Give a run or a sweep of it.")
+        return Operand(f"{text} (expected)", sweeps.published(expect))
     typed = TYPED.fullmatch(text)
     if typed is not None:
         std = typed["std"]
+        if std is not None and typed["n"] is None:
+            raise UsageError(
+                f"compare: '{text}' does not say of how many runs. "
+                f"Write {text}/N, or {typed['mean']}."
+            )
         found = Sample(
             float(typed["mean"]), None if std is None else float(std), int(typed["n"] or 1)
         )
@@ -93,19 +98,19 @@ def points(path: Path) -> list[Point]:
 
 def predictions(path: Path) -> dict[str, NDArray[Any]]:
     """What a run said of its first measurement's images; raises `DataError`."""
-    files = sorted((path / "predictions").glob("*.npz"))
-    if not files:
+    run = RunDirectory(path)
+    entries = read_json(run.result)["sets"]
+    file = run.predictions(stem(entries[0], entries))
+    if not file.is_file():
         raise DataError(f"{path}: has no stored predictions. Evaluate it: rescue eval {path}")
-    result = read_json(RunDirectory(path).result)
-    name = str(result["protocol"]["set"])
-    file = next((f for f in files if f.stem.split("-")[0] == name), files[0])
     with np.load(file) as arrays:
         return dict(arrays)
 
 
 def right(arrays: Mapping[str, NDArray[Any]]) -> NDArray[np.bool_]:
-    """Which test images were called right, in the order of the set."""
-    found: NDArray[np.bool_] = arrays["top"][:, 0] == arrays["labels"]
+    """Which test images were called right, in the order of the set; any label of several is."""
+    labels = arrays["labels"]
+    found: NDArray[np.bool_] = (arrays["top"][:, :1] == labels.reshape(len(labels), -1)).any(1)
     return found
 
 

@@ -11,9 +11,9 @@ from rescue_cli import recipe as recipes
 from rescue_cli.plans import differences
 from rescue_cli.recipe import Recipe, recipe_in
 from rescue_cli.report import gaps, records, study_page, sweeps
-from rescue_cli.report.comparison import pairs_of
+from rescue_cli.report.comparison import details, pairs_of
 from rescue_cli.report.lines import HEADINGS, Line
-from rescue_cli.report.markup import counted, folded, head, image, table, text
+from rescue_cli.report.markup import counted, folded, head, image, listed, table, text
 from rescue_cli.report.measurements import measurements
 from rescue_cli.report.operands import operand
 from rescue_cli.report.pictures import by_class, curves_of, figure_of, samples_of
@@ -122,9 +122,7 @@ def _compared(paths: Sequence[Path]) -> str:
     if len({(r["protocol"]["data"], r["protocol"]["set"], r["count"]) for r in sets}) > 1:
         return "<p>Not compared with one another: their test images differ.</p>"
     pairs = pairs_of([operand(str(path)) for path in paths])
-    claims = "".join(f"<li>{text(pair['claim'])} ({text(pair['how'])})</li>" for pair in pairs)
-    corrected = "<p class=dim>p is corrected over all pairs (Holm).</p>" if len(pairs) > 1 else ""
-    return f"<h2>Compared</h2><ul>{claims}</ul>{corrected}"
+    return f"<h2>Compared</h2>{listed((pair['claim'], details(pair)) for pair in pairs)}"
 
 
 def _sweep(sweep: sweeps.Sweep) -> str:

@@ -27,7 +27,7 @@ def draw(
     panels = (
         (train, "training loss", "train_losses"),
         (test, "test loss", "test_losses"),
-        (gap, "generalisation error: test less training loss", "errors"),
+        (gap, "test loss less training loss", "errors"),
         (accuracy, "top-1 %", "accuracies"),
     )
     exponential = _is_exponential(full[0].rates)
@@ -39,7 +39,9 @@ def draw(
             axes.plot(curves.rates, values, color=colour, alpha=0.3, linewidth=1)
             axes.plot(curves.rates, smooth(values), color=colour, label=f"{name}, smoothed")
         if answer.max_lr is not None:
-            axes.axvline(answer.max_lr, color="k", linestyle="--", linewidth=1, label="max_lr")
+            axes.axvline(
+                answer.max_lr, color="k", linestyle="--", linewidth=1, label="largest stable rate"
+            )
         axes.set_title(title, fontsize=10)
         axes.set_xlabel("learning rate")
         if exponential:

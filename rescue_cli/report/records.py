@@ -17,6 +17,7 @@ PLACE = (
     "eval.every",
 )  # fmt: skip
 FOLDERS = re.compile(r"(?<![\w.])/(?:[^\s/,'\"]+/)+")  # of an absolute path
+Entries = Sequence[dict[str, Any]]
 RESULT = (
     *METRICS, "loss", "count", "epochs", "steps", "seconds_train", "seconds_prepare",
     "seconds_eval", "images_per_second", "peak_memory_mb", "parameters", "protocol",
@@ -35,7 +36,7 @@ def add(runs: Sequence[Path], note: str | None) -> Path:
         raise DataError(f"records: runs of several recipes ({', '.join(sorted(names))}). Give one.")
     path = record_of(names.pop())
     kept = read_json(path)["runs"] if path.exists() else []
-    write_json(path, {"runs": [*kept, *entries]})
+    write_json(path, {"runs": _joined(kept, entries)})
     return path
 
 
@@ -53,6 +54,22 @@ def _entry(run: Path, note: str | None) -> dict[str, Any]:
         "environment": {k: v for k, v in environment.items() if k != "cache"},
         **({"note": note} if note else {}),
     }
+
+
+def _joined(kept: Entries, entries: Entries) -> list[dict[str, Any]]:
+    """The record with new entries; raises `DataError` for one that is there."""
+    for entry in entries:
+        if any(_figures(entry) == _figures(other) for other in kept):
+            raise DataError(
+                f"records: seed {entry['seed']} of `{entry['command']}` is on record already, to "
+                "the last digit. Leave it out."
+            )
+    return [*kept, *entries]
+
+
+def _figures(entry: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What two runs never share, their time with all digits among them."""
+    return entry["seed"], entry["differs"], entry["result"]
 
 
 def _others(sets: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -89,14 +106,18 @@ def summary(name: str) -> str | None:
 
 
 def measured(name: str, differs: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The result of each run on record whose changes to the recipe are `differs`.
+    """The result of each seed on record whose changes to the recipe are `differs`, the latest.
 
     What only says where and how a run was made is no change.
     """
     path = record_of(name)
     runs = read_json(path)["runs"] if path.exists() else []
     wanted = _procedure(differs)
-    return [run["result"] for run in runs if _procedure(run["differs"]) == wanted]
+    return list(
+        {
+            run["seed"]: run["result"] for run in runs if _procedure(run["differs"]) == wanted
+        }.values()
+    )
 
 
 def changes(recipe: Recipe) -> dict[str, Any]:

@@ -4,8 +4,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rescue_cli.errors import DataError
+from rescue_cli.report.comparison import details
 from rescue_cli.report.lines import Line
-from rescue_cli.report.markup import image, shown_seconds, table, text
+from rescue_cli.report.markup import image, listed, shown_seconds, table, text
 from rescue_cli.report.pictures import figure_of
 from rescue_cli.report.studies import shown
 from rescue_cli.results import METRICS, read_json
@@ -22,7 +24,7 @@ def is_study(path: Path) -> bool:
 def results(path: Path) -> list[Line]:
     """The rows that were measured, for the table of all results."""
     found = []
-    for row in read_json(path / FILE)["rows"]:
+    for row in _kept(path)["rows"]:
         if (measured := row["measured"]) is not None:
             paper = next((Sample(value, None, 1) for value in row["paper"].values()), None)
             ours = Sample(measured["mean"], measured["std"], measured["n"])
@@ -31,9 +33,20 @@ def results(path: Path) -> list[Line]:
     return found
 
 
+def _kept(path: Path) -> dict[str, Any]:
+    """What `rescue study` left; raises `DataError` for an older version's."""
+    found = read_json(path / FILE)
+    if missing := {"study", "source", "command", "rows", "pairs"} - found.keys():
+        raise DataError(
+            f"{path / FILE}: has no {', '.join(sorted(missing))}; an older version wrote it. "
+            f"Write it anew: rescue study {found.get('study', 'NAME')} --out {path}"
+        )
+    return found
+
+
 def section(path: Path) -> str:
     """The study's heading, source, table, picture, and the command that goes on with it."""
-    found = read_json(path / FILE)
+    found = _kept(path)
     measured = [row for row in found["rows"] if row["measured"] is not None]
     parts = [
         f"<h2>{text(path)}: study {text(found['study'])}</h2>",
@@ -45,9 +58,11 @@ def section(path: Path) -> str:
         parts.append(image(_picture(measured)))
     if any(row["paper"] for row in found["rows"]):
         parts.append(
-            "<p class=dim>p: how probable so large a difference from the paper is by chance.</p>"
+            "<p class=dim>p: how probable so large a difference from the paper is by chance, "
+            "each row for itself.</p>"
         )
-    parts += [f"<p>{text(claim)}</p>" for claim in found["claims"]]
+    if found["pairs"]:
+        parts.append(listed((pair["claim"], details(pair)) for pair in found["pairs"]))
     return "\n".join([*parts, f"<p>To go on with it:</p><pre>{text(found['command'])}</pre>"])
 
 
@@ -68,8 +83,8 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> str:
                 "-" if row["seconds"] is None else shown_seconds(row["seconds"]),
             ]
         )  # fmt: skip
-    paper, p = (["paper"], ["p"]) if published else ([], [])
-    headings = ["row", *columns, *paper, "measured", "std", "runs", *p, "seconds"]
+    paper, p = (["paper %"], ["p"]) if published else ([], [])
+    headings = ["row", *columns, *paper, "measured %", "std", "runs", *p, "train s"]
     return table(headings, lines)
 
 
@@ -94,13 +109,17 @@ def _picture(rows: Sequence[Mapping[str, Any]]) -> Any:
         edgecolors="tab:red",
         label="paper",
     )
-    axes.set_yticks(places, [f"row {row['row']}" for row in rows], fontsize=8)
+    axes.set_yticks(places, [_named(row) for row in rows], fontsize=8)
     axes.set_ylim(min(places) - 0.7, max(places) + 0.7)
     first = next((metric for row in rows for metric in row["paper"] if metric in METRICS), "top1")
     axes.set_xlabel(METRICS[first])
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
     return figure
+
+
+def _named(row: Mapping[str, Any]) -> str:
+    return f"{row['row']}: {shown(next(iter(row['columns'].values())))}"
 
 
 def _paper(row: Mapping[str, Any]) -> str:

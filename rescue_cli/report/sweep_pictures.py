@@ -44,6 +44,7 @@ def _histograms(sweep: Sweep) -> Any:
         else:
             axes.hist(list(values.values()), bins="auto", color="tab:blue", alpha=0.7)
             axes.yaxis.get_major_locator().set_params(integer=True)
+            axes.set_ylabel("seeds")
         axes.axvline(mean(values.values()), color="k", label="mean")
         if 0 in values:
             axes.axvline(values[0], color="tab:red", linestyle="--", label="seed 0")
@@ -84,14 +85,15 @@ def _band(sweep: Sweep) -> Any:
     spreads = [stdev(values) if len(values) > 1 else 0.0 for values in curves.values()]
     low = [m - s for m, s in zip(means, spreads, strict=True)]
     high = [m + s for m, s in zip(means, spreads, strict=True)]
-    axes.fill_between(
-        epochs,
-        [min(v) for v in curves.values()],
-        [max(v) for v in curves.values()],
-        alpha=0.15,
-        label="min to max",
-    )
-    axes.fill_between(epochs, low, high, alpha=0.3, label="one standard deviation")
+    if len(sweep.results) > 1:
+        axes.fill_between(
+            epochs,
+            [min(v) for v in curves.values()],
+            [max(v) for v in curves.values()],
+            alpha=0.15,
+            label="min to max",
+        )
+        axes.fill_between(epochs, low, high, alpha=0.3, label="one standard deviation")
     axes.plot(epochs, means, label="mean")
     axes.set_title(f"{sweep.measurements[0]}: {counted(len(sweep.results), 'seed')}", fontsize=10)
     axes.set_xlabel("epoch")

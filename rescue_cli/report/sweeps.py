@@ -173,8 +173,9 @@ def by_epoch(sweep: Sweep) -> dict[float, list[float]]:
 
 
 def published(values: Mapping[str, Any]) -> Sample:
-    """A recipe's `expect` as a sample; a std without n counts as one of many runs."""
-    return Sample(float(values["top1"]), values.get("std"), int(values.get("n", 1)))
+    """A recipe's `expect` as a sample; a std of nobody knows how many runs is not taken for one."""
+    n = values.get("n")
+    return Sample(float(values["top1"]), values.get("std") if n else None, int(n or 1))
 
 
 def _seed_of(folder: Path) -> int:

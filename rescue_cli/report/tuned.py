@@ -54,7 +54,7 @@ def _ranges(ranges: Sequence[Curves]) -> Any:
     """Training and held-out loss over the learning rate."""
     figure = figure_of(10, 3.4)
     for axes, curves in zip(figure.subplots(1, len(ranges), squeeze=False)[0], ranges, strict=True):
-        for name, values in (("training", curves.train_losses), ("held out", curves.test_losses)):
+        for name, values in (("training", curves.train_losses), ("held-out", curves.test_losses)):
             axes.plot(curves.rates, smooth(values), label=f"{name}, smoothed")
         if curves.rates[-1] > 100 * max(curves.rates[0], 1e-12):
             axes.set_xscale("log")

@@ -88,8 +88,8 @@ def torch_one_cycle(
         ends, lrs, heights = [up, last], [start, span.lr, end], [0, 1, 0]
     if any(b <= a for a, b in pairwise([0.0, *ends])):
         raise UsageError(
-            f"schedule (torch-one-cycle).pct_start: {pct_start} of {span.steps} updates leaves a "
-            "phase without an update. Give another share, or more epochs."
+            f"schedule (torch-one-cycle).pct_start: {pct_start} of {span.steps} steps leaves a "
+            "phase without a step. Give another share, or more epochs."
         )
     ease = _cosine if anneal == "cos" else _line
 
