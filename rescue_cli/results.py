@@ -10,9 +10,6 @@ from typing import IO, Any
 
 from rescue_cli.errors import DataError, RescueError
 
-# Keys of a metrics line that depend on the clock and not on the recipe.
-CLOCK = ("seconds", "images_per_second", "waiting")
-
 # What tasks measure, in percent, by what tables call it; of each task the first is its score
 METRICS = {
     "top1": "top-1 %",

@@ -81,7 +81,7 @@ def learning_rate(
 
     Momentum, where there is one, is 0.9 meanwhile, as in the paper's range tests.
     """
-    recipe = _cycled(recipe, USUAL_MOMENTUM, USUAL_MOMENTUM, cycle=False)
+    recipe = _with_momentum(recipe, USUAL_MOMENTUM)
     lr = float(recipe.optim[0].options["lr"])
     low, high = (lr * 10**decade for decade in DECADES)
     wide = Ramp(low, high, "exponential", None, epochs, 40)
@@ -147,7 +147,7 @@ def weight_decay(recipe: Recipe, run: Run) -> tuple[Recipe, Decision]:
     best = min(losses, key=lambda e: losses[e])
     if best != -math.inf:
         for neighbour in (best + 0.5, best - 0.5):
-            losses[neighbour] = tried(neighbour).loss
+            tried(neighbour)
     chosen, made, outcome = _lowest(found)
     return made, _decision("weight decay", found, chosen, f"the lowest loss, {outcome}")
 
@@ -168,20 +168,21 @@ def shortened(recipe: Recipe, epochs: float) -> Recipe:
     return recipe.with_overrides(*keys)
 
 
-def _cycled(recipe: Recipe, first: float, last: float, *, cycle: bool = True) -> Recipe:
-    """Momentum `first` at the lowest rate and `last` at the highest.
+def _with_momentum(recipe: Recipe, value: float) -> Recipe:
+    """The momentum of every optimizer that has one."""
+    return recipe.with_overrides(
+        *(
+            f"{path_of(recipe, place)}.momentum={value}"
+            for place, item in enumerate(recipe.optim)
+            if "momentum" in item.options
+        )
+    )
 
-    Not a `cycle`: in the optimizer alone, whatever the schedule is.
-    """
-    own = [
-        f"{path_of(recipe, place)}.momentum={first}"
-        for place, item in enumerate(recipe.optim)
-        if "momentum" in item.options
-    ]
-    if not cycle:
-        return recipe.with_overrides(*own)
+
+def _cycled(recipe: Recipe, first: float, last: float) -> Recipe:
+    """Momentum `first` at the lowest rate and `last` at the highest."""
     moved = "null" if first == last else f"[{first}, {last}]"
-    return recipe.with_overrides(*own, f"schedule.momentum={moved}")
+    return _with_momentum(recipe, first).with_overrides(f"schedule.momentum={moved}")
 
 
 def _decayed(recipe: Recipe, value: float) -> Recipe:

@@ -24,8 +24,9 @@ import torch
 from safetensors.torch import load_file
 
 from rescue_cli.data import Dataset, Images
-from rescue_cli.results import CLOCK, RunDirectory, read_json, read_metrics
+from rescue_cli.results import RunDirectory, read_json, read_metrics
 
+CLOCK = ("seconds", "images_per_second", "waiting")  # what no two runs share in a line of metrics
 PATIENCE = 120.0  # seconds that anything may take on a busy machine
 _processes = multiprocessing.get_context("forkserver")
 _processes.set_forkserver_preload(

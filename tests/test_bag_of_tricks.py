@@ -26,7 +26,7 @@ from rescue_cli.parts.updates import rates_of
 from rescue_cli.report.gaps import figure_of_runs, theoretical
 from rescue_cli.schedule.decays import cosine, step
 from rescue_cli.schedule.span import Span
-from rescue_cli.task.classification import COLUMNS, Classification
+from rescue_cli.task.classification import Classification
 from tests.conftest import Rescue
 from tests.photographs import as_batch, crops, differences
 
@@ -160,7 +160,7 @@ def test_a_linear_model_trained_to_the_end_has_the_gap_of_equation_5(over: str, 
     optimizer.step(closure)  # type: ignore[no-untyped-call]
     logits = (images @ weights).detach()
     row = Classification.rows(torch.arange(classes), labels, logits)
-    gaps = row[:, COLUMNS.index("gap")].numpy()
+    gaps = row[:, 4].numpy()
     share = eps if over == "others" else eps * (classes - 1) / classes
     np.testing.assert_allclose(gaps, np.log((classes - 1) * (1 - share) / share), atol=1e-5)
     assert theoretical(0.1, 1000) == pytest.approx(9.1, abs=0.01), "as the paper has it"

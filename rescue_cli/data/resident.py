@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from rescue_cli.data.corrupt import never_replaced
 from rescue_cli.data.decode import UNREADABLE, Interpolation, centre_crop, pil_image
 from rescue_cli.data.splits import SPLIT_SEED, Dataset, Files, Images, Pixels, Split
 from rescue_cli.draws import words
@@ -71,10 +72,7 @@ def _decode(split: Files, size: int, interpolation: Interpolation, replacing: bo
         except UNREADABLE as error:
             reason = " ".join(str(error).split())
             if not replacing:
-                raise DataError(
-                    f"{path}: cannot be decoded: {reason}. A test image is never replaced: "
-                    "repair the file, or remove it and say so."
-                ) from None
+                raise never_replaced(str(path), reason) from None
             return str(path), reason
         decoded: Pixels = centre_crop(image, size, 1.0, interpolation).numpy()
         return decoded

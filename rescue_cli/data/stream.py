@@ -82,7 +82,7 @@ class TrainViews(Dataset[Views]):
         self.cropping = cropping
         self.slice_size = slice_size
         self.seed = seed
-        self.draws: dict[Place, Floats] = {}  # of the latest step, by (step, slice)
+        self.draws: dict[tuple[int, int], Floats] = {}  # of the latest step, by (step, slice)
 
     def __getitem__(self, chunk: Any) -> Views:
         labels: list[int] = []

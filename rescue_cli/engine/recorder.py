@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -10,7 +9,7 @@ from contextlib import contextmanager
 from typing import IO, Any
 
 from rescue_cli import distributed
-from rescue_cli.results import RunDirectory, read_metrics
+from rescue_cli.results import RunDirectory, read_metrics, write_text
 
 
 class Recorder:
@@ -38,9 +37,7 @@ class Recorder:
         self.first_loss, self.last_loss = (losses[0], losses[-1]) if losses else (None, None)
         if not self.writes:
             return
-        partial = self.run.metrics.with_suffix(".partial")
-        partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        os.replace(partial, self.run.metrics)
+        write_text(self.run.metrics, "".join(json.dumps(line) + "\n" for line in kept))
         self.metrics = self.run.metrics.open("a")
 
     def open_log(self) -> None:

@@ -9,8 +9,6 @@ from torch.nn import functional
 
 from rescue_cli.batch import Batch
 
-# of `rows`; `top` takes all the rest
-COLUMNS = ("index", "label", "loss", "probability", "gap", "top")
 TOP = 5
 
 
