@@ -128,7 +128,7 @@ def test_check_validates_all_that_is_shipped(rescue: Rescue) -> None:
         ("train --procs 2", "error: --procs: 2 processes do not divide the 1 slices of a step."),
         ("train --gpus 1", "error: --device: cuda is not available on this machine."),
         ("train --device tpu", "error: --device: 'tpu' is not known. Use cpu or cuda."),
-        ("train --nodes 2", "error: --nodes: several nodes need --rendezvous HOST:PORT"),
+        ("train --nodes 2", "error: --nodes: several machines need --rendezvous HOST:PORT"),
         ("train --recipe myrtle-baseline", "error: train.precision: float16 needs CUDA"),
         ("train --dry-run optim.lr=0", "error: optim (sgd).lr: 0 must be above 0."),
         ("train train.batch_size=256 optim.lr=x", "error: train.batch_size: 256 does not divide"),

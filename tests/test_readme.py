@@ -22,9 +22,9 @@ SUBSTITUTIONS = {
     "--recipe myrtle-baseline data.root=DATA": "--recipe myrtle-baseline data.root=CIFAR --smoke",
     "data.name=folder data.root=DATA --subset 100:50": f"data.name=folder data.root=FOLDER {SMALL}",
     "data.root=DATA --gpus 4": f"data.root=IMAGENET --procs 1 {SMALL}",
-    "data.root=DATA --dry-run": "data.root=IMAGENET --dry-run",
+    "data.root=DATA --dry-run": "data.root=nowhere --dry-run",  # 1,281,167 images then
     "--model regnety_040 --epochs 50 data.root=DATA": (
-        "--model regnety_040 --epochs 50 data.root=IMAGENET train.precision=float32 --dry-run"
+        "--model regnety_040 --epochs 50 data.root=nowhere train.precision=float32 --dry-run"
     ),
     "WEIGHTS --model resnet50 data.root=DATA --sizes 224,288 --crops 0.875,0.95": (
         "WEIGHTS --model test_resnet data.root=IMAGENET --sizes 64,96 --crops 0.875,0.95"
