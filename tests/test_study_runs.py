@@ -204,7 +204,7 @@ def test_a_snapshot_of_a_row_that_is_none_is_refused(tmp_path: Path) -> None:
     (tmp_path / "wrong.yaml").write_text(STUDY.replace("cell: 1", "cell: 7"))
     study = studies.load(str(tmp_path / "wrong.yaml"))
     cell, _ = studies.cells(study)[2]
-    with pytest.raises(UsageError, match=r"from_snapshot\.cell: 7 is none of its 3 cells"):
+    with pytest.raises(UsageError, match=r"from_snapshot\.cell: 7 is none of its 3 rows"):
         studies.snapshot_of(study, cell)
 
 

@@ -102,8 +102,8 @@ def load(name: str) -> Study:
 def cells(study: Study, overrides: Sequence[str] = ()) -> list[tuple[Cell, Recipe | None]]:
     """Each cell with its recipe resolved, the user's `overrides` last; raises `UsageError`."""
     found = []
-    for number, tree in enumerate(study.cells):
-        cell = Cell(**check(f"study {study.name}, cell {number}", tree, Cell))
+    for number, tree in enumerate(study.cells, 1):
+        cell = Cell(**check(f"study {study.name}, row {number}", tree, Cell))
         recipe = None
         if cell.recipe is not None:
             more = expanded(study, cell, overrides)
@@ -154,7 +154,7 @@ def snapshot_of(study: Study, cell: Cell) -> Snapshot | None:
     if not found.cell <= len(study.cells):
         raise UsageError(
             f"study {study.name}.from_snapshot.cell: {found.cell} is none of its "
-            f"{len(study.cells)} cells. Give the number of a row."
+            f"{len(study.cells)} rows. Give the number of one."
         )
     return found
 
