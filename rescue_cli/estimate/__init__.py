@@ -7,9 +7,9 @@ from rescue_cli.estimate.flops import (
     network_of,
     parameters,
     petaflop,
-    train_size,
 )
 from rescue_cli.estimate.memory import largest_slice, peak_memory
+from rescue_cli.parts.ingredients import train_size
 
 __all__ = [
     "Flops",

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from rescue_cli import build
 from rescue_cli.augment.resize import size_in
 from rescue_cli.data import FACTS, channels_of
-from rescue_cli.parts.ingredients import data_keys, proxy_recipe
+from rescue_cli.parts.ingredients import data_keys, proxy_recipe, train_size
 from rescue_cli.parts.source import find_weights
 from rescue_cli.recipe import Recipe
 
@@ -101,8 +101,3 @@ def _size_in(recipe: Recipe, epoch: int) -> int:
 
 def channels(recipe: Recipe) -> int:
     return channels_of(recipe.data.name, data_keys(recipe))
-
-
-def train_size(recipe: Recipe) -> int:
-    """Height and width of a training image in pixels."""
-    return data_keys(recipe).train_size or FACTS[recipe.data.name].size or 224

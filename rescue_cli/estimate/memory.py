@@ -20,8 +20,8 @@ from rescue_cli.batch import Batch
 from rescue_cli.data import FACTS
 from rescue_cli.engine.norms import RunningStatistics
 from rescue_cli.engine.step import Step
-from rescue_cli.estimate.flops import CLASSES, channels, network_of, train_size
-from rescue_cli.parts.ingredients import filled, loss_of
+from rescue_cli.estimate.flops import CLASSES, channels, network_of
+from rescue_cli.parts.ingredients import filled, loss_of, train_size
 from rescue_cli.parts.updates import optimizers
 from rescue_cli.recipe import Recipe
 from rescue_cli.selection import Everything

@@ -16,7 +16,14 @@ from rescue_cli.model import MODELS, GhostBatchNorm2d, group_count, zoo
 from rescue_cli.model import common as model_keys
 from rescue_cli.optim import OPTIMIZERS, claims, depths
 from rescue_cli.optim import common as optim_keys
-from rescue_cli.parts.ingredients import data_keys, filled, network_of, operations_of, proxy_recipe
+from rescue_cli.parts.ingredients import (
+    data_keys,
+    filled,
+    network_of,
+    operations_of,
+    proxy_recipe,
+    train_size,
+)
 from rescue_cli.parts.scenes import check_scenes
 from rescue_cli.parts.updates import own_schedule, schedule_of
 from rescue_cli.recipe import Item, Recipe
@@ -108,11 +115,11 @@ def _check_data(recipe: Recipe) -> None:
             )
     if keys.std is not None and min(keys.std) <= 0:
         raise UsageError(f"data.std: {keys.std} must be above 0.")
-    size, views = keys.train_size, [(s, c) for s in recipe.eval.sizes for c in recipe.eval.crops]
-    needed = max(math.floor(s / c) for s, c in views)
-    if keys.resident and FACTS[recipe.data.name].size is None and needed > (size or 224):
+    size = train_size(recipe)
+    needed = max(math.floor(s / c) for s in recipe.eval.sizes for c in recipe.eval.crops)
+    if keys.resident and FACTS[recipe.data.name].size is None and needed > size:
         raise UsageError(
-            f"data.resident: test images are kept at data.train_size, {size or 224} px, and "
+            f"data.resident: test images are kept at data.train_size, {size} px, and "
             f"eval.sizes and eval.crops need {needed} px. Set data.train_size={needed}, "
             "data.resident=false, or smaller views."
         )

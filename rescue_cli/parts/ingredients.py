@@ -9,7 +9,7 @@ from torch import nn
 
 from rescue_cli import registry
 from rescue_cli.augment import AUGMENTATIONS_OF
-from rescue_cli.data import Keys, channels_of
+from rescue_cli.data import FACTS, Keys, channels_of
 from rescue_cli.loss import LOSSES, Loss
 from rescue_cli.model import MODELS, fill, zoo
 from rescue_cli.model import common as model_keys
@@ -30,6 +30,11 @@ def filled(
 
 def data_keys(recipe: Recipe) -> Keys:
     return Keys(**registry.check(f"data ({recipe.data.name})", recipe.data.options, Keys))
+
+
+def train_size(recipe: Recipe) -> int:
+    """Height and width of a training image in pixels."""
+    return data_keys(recipe).train_size or FACTS[recipe.data.name].size or 224
 
 
 def loss_of(recipe: Recipe, share: float = 1.0) -> Loss:

@@ -7,8 +7,8 @@ from typing import Any
 
 from rescue_cli.augment.pipeline import Normalise
 from rescue_cli.batch import Batch
-from rescue_cli.errors import UsageError
-from rescue_cli.model.weights import TIMM, metadata
+from rescue_cli.errors import DataError, UsageError
+from rescue_cli.model.weights import metadata
 from rescue_cli.parts.ingredients import operations_of
 from rescue_cli.recipe import Recipe, from_text
 
@@ -65,12 +65,12 @@ def check_scenes(recipe: Recipe, known: str) -> None:
 
 def _check_strides(given: str | None) -> None:
     """A backbone has its strides in the 3x3; weights of another ResNet fit by name and shape."""
-    if given is None or given.startswith(TIMM):
+    if given is None:
         return
-    path = Path(given).expanduser()
-    if not (path / "model.safetensors" if path.is_dir() else path).is_file():
-        return  # loading says what is missing
-    text = metadata(path).get("recipe")
+    try:
+        text = metadata(Path(given).expanduser()).get("recipe")
+    except DataError:  # a name of timm's, or nothing, which loading says
+        return
     if text and from_text(text, given).model.options.get("stride_in", "3x3") != "3x3":
         raise UsageError(
             f"model.weights: {given} was trained with model.stride_in=1x1, and a backbone "
