@@ -31,6 +31,7 @@ from rescue_cli.parts.ingredients import (
 )
 from rescue_cli.parts.inputs import (
     Machine,
+    are_counted,
     counted_images,
     dataset,
     look,
@@ -39,7 +40,7 @@ from rescue_cli.parts.inputs import (
     train_feed,
     training_images,
 )
-from rescue_cli.parts.networks import model, teacher
+from rescue_cli.parts.networks import check_classes, model, teacher
 from rescue_cli.parts.scenes import Normalised
 from rescue_cli.parts.source import PREPROCESSING
 from rescue_cli.parts.updates import optimizers, rates_of
@@ -55,6 +56,7 @@ __all__ = [
     "Trainee",
     "autocast",
     "check",
+    "check_classes",
     "check_ingredients",
     "counted_images",
     "dataset",
@@ -213,6 +215,7 @@ def outline(recipe: Recipe) -> dict[str, Any]:
     train, images = recipe.train, training_images(recipe)
     found: dict[str, Any] = {
         "training_images": images,
+        "images_known_by": "the files" if are_counted(recipe) else "the data set's name",
         "slices": f"{train.slices} of {train.device_batch_size} images",
     }
     if images is None and train.steps_per_epoch is None:

@@ -19,7 +19,7 @@ from rescue_cli.engine.evaluate import EvalSet, Evaluates, Measured
 from rescue_cli.engine.scenes import SceneEvaluator
 from rescue_cli.engine.step import Step
 from rescue_cli.recipe import Recipe
-from rescue_cli.results import RunDirectory, read_json, stem, write_whole
+from rescue_cli.results import RunDirectory, finite, read_json, stem, write_whole
 from rescue_cli.scene import SceneBatch
 
 SAMPLES = 16
@@ -148,7 +148,7 @@ def _write_predictions(
             "size": measurement.size,
             "crop": measurement.crop,
             **predictions.metrics,
-            "loss": predictions.loss,
+            "loss": finite(predictions.loss),
             "count": predictions.count,
             "protocol": {**build.protocol(recipe, name, measurement, resident), **told},
         }

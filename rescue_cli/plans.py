@@ -1,5 +1,6 @@
 """What a verb's options make of a recipe: `--smoke`, `--subset`, and how many processes."""
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -115,6 +116,11 @@ def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str
     old, new = flat(before), flat(after)
     keys = [*old, *(k for k in new if k not in old)]
     return {k: (old.get(k), new.get(k)) for k in keys if old.get(k) != new.get(k)}
+
+
+def shown(value: Any) -> str:
+    """A key's value as a recipe has it: null, true, 0.1, cosine, [224, 288]."""
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def flat(value: Any, path: str = "") -> dict[str, Any]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rescue_cli import build
 from rescue_cli.data import FACTS, channels_of, imagenet_words
-from rescue_cli.data.decode import UNREADABLE, centre_crop, pil_image
+from rescue_cli.data.decode import UNREADABLE, centre_crop, pil_image, reason_of
 from rescue_cli.errors import DataError, UsageError
 from rescue_cli.evaluation import TTAS
 from rescue_cli.parts.ingredients import data_keys
@@ -77,7 +77,7 @@ def _pixels(path: Path, recipe: Recipe) -> Tensor:
         image = pil_image(path.read_bytes())
     except UNREADABLE as error:
         raise DataError(
-            f"{path}: cannot be decoded: {error}. Give an image file that can be read."
+            f"{path}: cannot be decoded: {reason_of(error)}. Give an image file that can be read."
         ) from None
     evaluation = recipe.eval
     if FACTS[recipe.data.name].channels == 1:

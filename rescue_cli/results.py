@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import IO, Any
 
 from rescue_cli.errors import DataError, RescueError
 
+LINE = 4096  # bytes, more than a line of metrics has
 # What tasks measure, in percent, by what tables call it; of each task the first is its score
 METRICS = {
     "top1": "top-1 %",
@@ -111,6 +113,11 @@ def _tta(entry: Mapping[str, Any]) -> str:
     return str(entry["protocol"]["tta"] if "protocol" in entry else entry.get("tta"))
 
 
+def finite(value: float | None) -> float | None:
+    """As JSON can have it: None for what is not a number or has no end."""
+    return value if value is not None and math.isfinite(value) else None
+
+
 def said(metrics: Mapping[str, float]) -> str:
     """`top-1 34.30 %`, several after one another."""
     return "  ".join(f"{METRICS[m].removesuffix(' %')} {v:.2f} %" for m, v in metrics.items())
@@ -176,8 +183,10 @@ def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file; raises `DataError`."""
     try:
         value = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read: {error}") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}.") from None
+    except ValueError as error:
+        raise DataError(f"{path}: cannot be read: {error}.") from None
     if not isinstance(value, dict):
         raise DataError(f"{path}: not a JSON object.")
     return value
@@ -188,6 +197,17 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     return list(_lines(path))
+
+
+def last_epoch(path: Path) -> float:
+    """The epoch of the last whole line of `metrics.jsonl`; 0 where there is none."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - LINE))
+            lines = file.read().split(b"\n")[:-1]
+    except FileNotFoundError:
+        return 0.0
+    return float(json.loads(lines[-1])["epoch"]) if lines else 0.0
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:

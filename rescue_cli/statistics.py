@@ -11,6 +11,7 @@ from rescue_cli.power import detectable, needed, t_quantile
 
 CONFIDENCE = 0.95
 LEVEL = 0.05  # of a test that stands alone
+PERCENT = (0.0, 100.0)  # where accuracies can be
 EXACT = 20_000  # arrangements up to which a permutation test goes through all of them
 NOISE = 1e-9  # of the values: a spread below it is that of rounding, and none
 Floats = Sequence[float] | NDArray[np.float64]
@@ -60,12 +61,17 @@ def _spread(values: Floats, mean: float, size: float) -> float:
     return found if found > NOISE * max(1.0, size) else 0.0
 
 
-def interval(of: Sample) -> tuple[float, float] | None:
-    """95 % interval of the mean by Student's t; None for fewer than two runs."""
+def interval(
+    of: Sample, within: tuple[float, float] = (-math.inf, math.inf)
+) -> tuple[float, float] | None:
+    """95 % interval of the mean by Student's t; None for fewer than two runs.
+
+    Cut off where no value can be: `within` is `PERCENT` for accuracies.
+    """
     if of.std is None or of.n < 2:
         return None
     half = t_quantile(of.n - 1, LEVEL) * of.std / math.sqrt(of.n)
-    return of.mean - half, of.mean + half
+    return max(within[0], of.mean - half), min(within[1], of.mean + half)
 
 
 def welch(a: Sample, b: Sample) -> float | None:

@@ -18,10 +18,12 @@ from typing import Any
 import torch
 
 from rescue_cli import build, distributed, outcome
-from rescue_cli.engine.loop import Loop, Plan
+from rescue_cli.engine.loop import Loop
+from rescue_cli.engine.plan import Plan
 from rescue_cli.engine.recorder import Recorder, batch_bar
 from rescue_cli.engine.signals import Stop, leave_with_parent
-from rescue_cli.errors import MemoryExhausted, RescueError, StoppedError, UsageError
+from rescue_cli.errors import RescueError, StoppedError, UsageError
+from rescue_cli.failures import explained
 from rescue_cli.recipe import Recipe, recipe_in, steps_per_epoch, total_steps
 from rescue_cli.results import RunDirectory, discard_partials, read_json, write_json
 
@@ -49,7 +51,7 @@ def work(path: Path) -> None:
             else:
                 _evaluate(run, recipe, machine, start)
         except (RuntimeError, MemoryError) as error:
-            raise _explained(error, recipe) from error
+            raise explained(error, recipe) from error
 
 
 def main() -> None:
@@ -155,22 +157,6 @@ def _alone(run: RunDirectory) -> Iterator[None]:
         yield
 
 
-def _explained(error: BaseException, recipe: Recipe) -> BaseException:
-    """Out of memory, on any device, as an error that says which slice to try."""
-    text = str(error)
-    exhausted = isinstance(error, torch.OutOfMemoryError | MemoryError)
-    if not exhausted and "can't allocate memory" not in text and "out of memory" not in text:
-        return error
-    train = recipe.train
-    smaller = [d for d in range(1, train.device_batch_size) if train.batch_size % d == 0]
-    fits = [d for d in smaller if d <= train.device_batch_size // 2] or smaller
-    cure = f"Try train.device_batch_size={fits[-1]}" if fits else "Use a smaller model or size"
-    return MemoryExhausted(
-        f"train.device_batch_size: {train.device_batch_size} images do not fit into the memory of "
-        f"the device ({text.splitlines()[0][:120]}). {cure} (batch norm then sees smaller slices)."
-    )
-
-
 # --- train ---
 
 
@@ -268,6 +254,8 @@ def _finish(
 
 def _evaluate(run: RunDirectory, recipe: Recipe, machine: build.Machine, start: _Start) -> None:
     data = build.dataset(recipe, machine.cache, test_only=True)
+    if distributed.is_first() and (said := build.check_classes(recipe, data.classes)):
+        print(said, file=sys.stderr)
     network = build.model(recipe, len(data.classes), machine.device, whole=True)
     evaluator = build.evaluator(recipe, data, machine)
     tests = build.test_sets(recipe, data, machine)

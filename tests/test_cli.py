@@ -113,11 +113,14 @@ def test_check_validates_all_that_is_shipped(rescue: Rescue) -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("nosuch", "Error: No such command 'nosuch'."),
-        ("train --nosuch", "Error: No such option: --nosuch"),
-        ("train --procs none", "Error: Invalid value for '--procs':"),
-        ("train --procs 0", "Error: Invalid value for '--procs':"),
-        ("recipes diff quickstart", "Error: Missing argument"),
+        ("nosuch", "error: No such command 'nosuch'. See rescue --help."),
+        ("train --nosuch", "error: No such option: --nosuch"),
+        ("train --procs none", "error: Invalid value for '--procs':"),
+        ("train --procs 0", "error: Invalid value for '--procs':"),
+        ("recipes diff quickstart", "error: Missing argument 'NAME'. See rescue recipes diff --help."),
+        ("train quickstart", "must read section.key=value. For that recipe: --recipe quickstart."),
+        ("train --resume --out nothere", "error: --resume: nothere holds no run. Give --out RUN"),
+        ("train data.root=photos", "error: data.root: fashion-mini lies in this package"),
         ("train --recipe quickstrat", "error: recipe: 'quickstrat' is not known. Did you mean"),
         ("train --recipe no/r.yaml", "error: recipe: no file 'no/r.yaml'."),
         ("train train.epoch=3", "error: train: unknown key 'epoch'. Did you mean 'epochs'?"),
@@ -182,6 +185,7 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(rescue: Rescue, tmp_path: 
     assert yaml.safe_load(text) == load("pytorch", ["train.epochs=60"]).tree
     assert plan.splitlines() == [
         "1281167",
+        "images known by: the data set's name",
         "slices: 8 of 32 images",
         "steps per epoch: 5004",
         "steps: 300240",

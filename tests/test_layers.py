@@ -23,7 +23,7 @@ LAYERS = (
     {"engine"},
     {"parts", "options", "overlays", "range_test"},
     {"build", "tuning"},
-    {"outcome"},
+    {"outcome", "failures"},
     {"worker", "prediction", "bench", "estimate"},
     {"launch"},
     {"report"},

@@ -77,7 +77,11 @@ def test_what_has_other_test_images_is_not_compared(
     assert rescue("seed-sweep", "--out", "other", "--seeds", "1", *fewer).code == 0
     assert rescue("report", made[0], "other").code == 0
     text = (tmp_path / "report.html").read_text()
-    assert "Not compared with one another: their test images differ." in text
+    assert f"Not compared with one another: {made[0]} was measured on fashion-mini" in text
+    assert "other on fashion-mini test (100 images)." in text
+    refused = rescue("compare", made[0], "other")
+    assert refused.code == 2
+    assert "Evaluate them on the same images: rescue eval." in refused.err
     assert re.findall(r"<h2>([^<]*)</h2>", text)[1] == "other: 1 seed"
 
 

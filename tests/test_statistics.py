@@ -222,3 +222,11 @@ def test_a_spread_of_rounding_errors_is_none() -> None:
     assert (found.p, found.needed) == (None, None)
     assert statistics.sample([90.1] * 3).std == 0
     assert statistics.sample([90.1, 90.1, 90.1 + 1e-4]).std == pytest.approx(1e-4 / 3**0.5)
+
+
+def test_an_interval_of_accuracies_ends_where_accuracies_end() -> None:
+    """Two seeds at 98.0 and 99.4: 98.7 ± 12.706 · 0.7."""
+    band = statistics.interval(sample([98.0, 99.4]))
+    assert band == pytest.approx((98.7 - 8.894, 98.7 + 8.894), abs=1e-3)
+    cut = statistics.interval(sample([98.0, 99.4]), statistics.PERCENT)
+    assert cut == pytest.approx((98.7 - 8.894, 100.0), abs=1e-3)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file
 
+from rescue_cli import recipe as recipes
 from rescue_cli.report import operands, sweeps
 from rescue_cli.results import read_json
 from rescue_cli.statistics import Sample
@@ -157,14 +158,22 @@ def test_numbers_alone_are_compared_and_too_few_of_them_claim_nothing(rescue: Re
     assert named["p"] < 1e-10
 
 
-def test_a_result_outside_the_band_is_exit_6_only_where_it_is_asked(rescue: Rescue) -> None:
+def test_a_result_outside_the_band_is_exit_6_only_where_it_is_asked(
+    rescue: Rescue, tmp_path: Path
+) -> None:
     call = ("train", "--out", "run", *TINY)
     assert rescue(*call, "--check-expected").code == 2  # quickstart expects nothing
     assert rescue(*call).code == 0
-    ended = rescue("compare", "run", "a2")
+    own = recipes.load("quickstart").to_yaml() + "expect: {top1: 96.0, std: 0.1, n: 100}\n"
+    (tmp_path / "own.yaml").write_text(own)
+    ended = rescue("compare", "run", "own.yaml")
     assert ended.code == 0, ended.err
-    assert "is outside what a2 expects, 71.19 to 88.25 %" in ended.out
-    assert rescue("compare", "run", "a2", "--check-expected").code == 6
+    assert "is outside what quickstart expects, 91.83 to 100.00 %" in ended.out
+    assert rescue("compare", "run", "own.yaml", "--check-expected").code == 6
+    other = rescue("compare", "run", "a2")
+    assert other.code == 2
+    said = "run was measured on fashion-mini test (200 images), a2 (expected) on imagenet."
+    assert said in other.err
 
 
 @pytest.mark.parametrize(
@@ -176,6 +185,7 @@ def test_a_result_outside_the_band_is_exit_6_only_where_it_is_asked(rescue: Resc
         (("compare", "79.72"), "compare: give two or more"),
         (("compare", "79.72", "nothing"), "'nothing' is no run, no sweep, no recipe"),
         (("compare", "quickstart", "80"), "quickstart: the recipe expects nothing."),
+        (("compare", "179.72±0.1/100", "80"), "is no accuracy in percent. Give 0 to 100."),
     ],
 )
 def test_bad_words_are_refused(rescue: Rescue, words: tuple[str, ...], said: str) -> None:

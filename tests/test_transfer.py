@@ -97,6 +97,19 @@ def test_a_frozen_network_keeps_its_weights_and_its_head_learns(
     assert rescue("eval", run, f"data.root={pets}", "--crops", "0.875,1.0").code == 0
 
 
+def test_each_recipe_has_its_folder_and_one_start_names_its_run(
+    rescue: Rescue, pets: Path, weights: Path, tmp_path: Path
+) -> None:
+    for recipe in ("transfer", "transfer-linear"):
+        call = ("transfer", "--recipe", recipe, "--from", weights, "--to", "pets", *SHORT, *SEEN)
+        ended = rescue(*call, "--epochs", "1", "optim.lr=0.01")
+        assert ended.code == 0, ended.err
+        run = Path("runs", recipe, "pets", "small", "seed-0")
+        assert ended.said[-1] == str(run)
+        assert recipes.recipe_in(tmp_path / run).data.options["root"] == str(pets)
+        assert rescue("predict", run, pets / "val" / "cat" / "0.png").code == 0
+
+
 def test_linear_probing_needs_a_net_that_ends_in_its_head(
     rescue: Rescue, pets: Path, weights: Path
 ) -> None:

@@ -3,12 +3,13 @@
 import importlib
 import os
 import sys
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand
 from typer.main import get_command
 
+from rescue_cli import __version__
 from rescue_cli.cli.screen import Group
 from rescue_cli.errors import RescueError
 
@@ -81,8 +82,18 @@ app = typer.Typer(
 )
 
 
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"rescue {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
-def rescue() -> None:
+def rescue(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print it.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
     """Train, evaluate and compare image classifiers by named recipes."""
 
 
@@ -101,7 +112,7 @@ def main() -> None:
     except typer.Abort:
         sys.exit(130)
     except _Misuse as error:
-        error.show()
+        _show(error)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -110,6 +121,16 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _show(error: Any) -> None:
+    """What typer found wrong, as our own errors are told; help where a verb alone was given."""
+    words = error.format_message()
+    if type(error).__name__ == "NoArgsIsHelpError":
+        print(words, file=sys.stderr)
+        return
+    path = error.ctx.command_path if getattr(error, "ctx", None) else "rescue"
+    print(f"error: {words.rstrip('.')}. See {path} --help.", file=sys.stderr)
 
 
 def _prepare_allocator(words: list[str]) -> None:

@@ -1,6 +1,7 @@
 """`rescue compare`: is B better than A, and how sure is that?"""
 
 import json as json_module
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -25,7 +26,8 @@ app = common.verb()
 )
 def compare(
     words: Annotated[
-        list[str], typer.Argument(metavar="A B", help="Runs, sweeps, recipes, MEAN±STD/N.")
+        list[str],
+        typer.Argument(metavar="A B", help="Runs, sweeps, recipes, or MEAN±STD/N in percent."),
     ],
     to: Annotated[
         float | None, typer.Option(help="An accuracy in percent: when was it reached?")
@@ -36,16 +38,22 @@ def compare(
     json: Json = False,
 ) -> None:
     """Say whether B is better than A, how sure that is, and what may be claimed."""
-    if len(words) < 2:
+    if len(words) == 1 and check_expected:
+        words = [*words, *_recipe_of(words[0])]
+    if len(words) < 2 and to is None:
         raise UsageError("compare: give two or more of runs, sweeps, recipes and MEAN±STD/N.")
     sides = [operands.operand(word) for word in words]
+    if (said := operands.unlike(sides)) is not None:
+        raise UsageError(f"compare: {said} Evaluate them on the same images: rescue eval.")
     pairs = pairs_of(sides)
-    found = {**pairs[0], "sides": told(sides)}
+    found = {**(pairs[0] if pairs else {}), "sides": told(sides)}
     if len(pairs) > 1:
         found["pairs"] = pairs
     if to is not None:
         found["reached"] = [_reached(side, to) for side in sides]
-    bands = [b for b in (_band(words[0], sides[1]), _band(words[1], sides[0])) if b]
+    bands = []
+    if pairs:
+        bands = [b for b in (_band(words[0], sides[1]), _band(words[1], sides[0])) if b]
     found["expected"] = bands
     if json:
         print(json_module.dumps(found))
@@ -55,6 +63,16 @@ def compare(
         raise UsageError("--check-expected: needs a recipe with a claim on one side, a run on one.")
     if check_expected and not all(band["inside"] for band in bands):
         raise UnexpectedError(bands[0]["said"])
+
+
+def _recipe_of(word: str) -> list[str]:
+    """The shipped recipe that a run was trained by, to be compared with; none of other words."""
+    from rescue_cli import recipe as recipes
+    from rescue_cli.results import RunDirectory
+
+    run = RunDirectory(Path(word))
+    name = recipes.recipe_in(run.path).name if run.recipe.is_file() else ""
+    return [name] if name in recipes.names() else []
 
 
 def _reached(side: Operand, top1: float) -> dict[str, Any]:
@@ -82,7 +100,7 @@ def _band(word: str, other: Operand) -> dict[str, Any] | None:
     """Whether the other side's mean is inside the band of the recipe that a word names."""
     from rescue_cli import recipe as recipes
 
-    if word not in recipes.names() or not other.paths:
+    if not operands.is_recipe(word) or not other.paths:
         return None
     from rescue_cli.report.expected import verdict
 

@@ -40,13 +40,14 @@ def evaluate(
     """Evaluate weights as training does: every image once, one table."""
     from rescue_cli import build
     from rescue_cli.launch import Nodes, environment, prepare, run_directory
-    from rescue_cli.parts.source import find_weights
+    from rescue_cli.parts.source import check_changes, find_weights
     from rescue_cli.report.pictures import draw
     from rescue_cli.results import RunDirectory, read_json
 
     where = common.device(device)
     changes = [*common.with_lists(sets, sizes, crops, tta), *(overrides or [])]
     source = find_weights(weights, changes, recipe=recipe, model=model)
+    check_changes(weights, changes, source)
     resolved = source.recipe
     build.check(resolved)
     for line in [*source.notes, *common.allocator_notes()]:

@@ -1,7 +1,5 @@
 """Runs within a verb that makes several: begun, taken up, or found finished."""
 
-import sys
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rescue_cli.cli import common
+from rescue_cli.cli.progress import progress
 from rescue_cli.errors import DataError, DivergedError, RescueError, StoppedError, UsageError
 from rescue_cli.recipe import Recipe
 
@@ -47,7 +46,7 @@ def train_all(
 
     for path, recipe in recipes.items():
         _prepare(path, recipe, where.device, 1, where.workers, cache, where.jobs)
-    with _unless_fatal(hear) as tell:
+    with _unless_fatal(recipes, hear) as tell:
         run_all(list(recipes), where.jobs, where.gpus, tell)
 
 
@@ -63,38 +62,8 @@ def train_missing(runs: Mapping[Path, Recipe], work: Work, say: Callable[[Any], 
     for path in lost:
         common.note(f"{path}: diverged before")
     missing = {path: one for path, one in runs.items() if path not in {*done, *lost}}
-    with progress(len(missing), say) as hear:
+    with progress(missing, say) as hear:
         work(missing, hear)
-
-
-@contextmanager
-def progress(count: int, say: Callable[[Any], str]) -> Iterator[Callable[[Any], bool]]:
-    """Tells each end of `count` runs, how many are done and what is left; a bar on a terminal."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
-
-    begun = time.monotonic()
-    parts = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    out = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
-    with Progress(*parts, console=out, disable=not sys.stderr.isatty()) as bar:
-        task = bar.add_task("runs", total=count)
-        done = 0
-
-        def hear(ended: Any) -> bool:
-            nonlocal done
-            done += 1
-            left = (time.monotonic() - begun) / done * (count - done)
-            out.print(f"{say(ended)}; {done} of {count}, {duration(left)} left")
-            bar.advance(task)
-            return True
-
-        yield hear
-
-
-def duration(seconds: float) -> str:
-    """As a person says it: `3 min 20 s`."""
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
 @dataclass(frozen=True)
@@ -129,22 +98,32 @@ def queue_all(recipes: Mapping[Path, Recipe], where: Queue, hear: Callable[[Any]
 
     for path, recipe in recipes.items():
         claim(path, recipe, resume=True)
-    with _unless_fatal(hear) as tell:
+    with _unless_fatal(recipes, hear) as tell:
         slurm.run_all(list(recipes), where.settings, where.options, where.folder, tell)
 
 
 @contextmanager
-def _unless_fatal(hear: Callable[[Any], bool]) -> Iterator[Callable[[Any], bool]]:
-    """`hear`, which ends the rest too at an error that all of them would make; it is raised."""
+def _unless_fatal(
+    paths: Iterable[Path], hear: Callable[[Any], bool]
+) -> Iterator[Callable[[Any], bool]]:
+    """`hear`, which ends the rest too at an error that all of them would make; it is raised.
+
+    What was prepared and not begun is then taken back.
+    """
+    from rescue_cli.launch import abandon
+
     fatal: list[RescueError] = []
 
     def tell(ended: Any) -> bool:
         if isinstance(ended.error, UsageError | DataError):
             fatal.append(ended.error)
+            return False
         return hear(ended) and not fatal
 
     yield tell
     if fatal:
+        for path in paths:
+            abandon(path)
         raise fatal[0]
 
 

@@ -13,7 +13,8 @@ import typer
 from rescue_cli.cli import common
 from rescue_cli.cli.common import Device, Json, Workers
 from rescue_cli.cli.expand import Epochs, Model
-from rescue_cli.cli.runs import diverged, is_done, note_machine, places, progress, train_all
+from rescue_cli.cli.progress import progress
+from rescue_cli.cli.runs import diverged, is_done, note_machine, places, train_all
 from rescue_cli.cli.screen import then
 from rescue_cli.cli.study_plan import print_plan
 from rescue_cli.cli.study_table import print_study
@@ -174,7 +175,7 @@ def _run(
     def said(ended: Any) -> str:
         return f"{ended.path}: {ended.error or 'done'}"
 
-    with progress(len(waiting), said) as hear:
+    with progress({run.path: run.recipe for run in waiting}, said) as hear:
         for group in _in_order(waiting):
             if in_time():
                 for run in group:

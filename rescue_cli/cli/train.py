@@ -13,7 +13,7 @@ from rescue_cli.cli import common
 from rescue_cli.cli.common import Device, Json, Overrides, Procs, RecipeName, Workers
 from rescue_cli.cli.expand import Epochs, Model, expand
 from rescue_cli.cli.screen import then
-from rescue_cli.errors import UnexpectedError, UsageError
+from rescue_cli.errors import DataError, UnexpectedError, UsageError
 from rescue_cli.recipe import Recipe
 
 app = common.verb()
@@ -112,6 +112,10 @@ def _resolve(
         base = recipes.recipe_in(resumed)
         found, notes = expand(base, given, changes.model, changes.epochs)
         return base.with_overrides(*given, *found), notes
+    if name is None and resumed is not None:
+        raise UsageError(
+            f"--resume: {resumed} holds no run. Give --out RUN, or --recipe to begin one there."
+        )
     notes = [] if name else [common.NO_RECIPE]
     name = name or common.DEFAULT
     if changes.subset is not None:
@@ -158,7 +162,14 @@ def _launch(
 def _run(
     path: Path, recipe: Recipe, launch: Launch, nodes: Any, resume: bool, as_json: bool
 ) -> None:
-    from rescue_cli.launch import environment, is_finished, prepare, run_directory, wait_for
+    from rescue_cli.launch import (
+        abandon,
+        environment,
+        is_finished,
+        prepare,
+        run_directory,
+        wait_for,
+    )
     from rescue_cli.report.pictures import draw
     from rescue_cli.results import RunDirectory, read_json
 
@@ -181,7 +192,12 @@ def _run(
     else:
         common.note(f"{recipe.name} on {launch.device}, {launch.procs} process(es)")
         procs = launch.procs if launch.through_torchrun else None
-        run_directory(path, procs, launch.max_restarts, nodes)
+        try:
+            run_directory(path, procs, launch.max_restarts, nodes)
+        except (UsageError, DataError):
+            if nodes.rank == 0:
+                abandon(path)
+            raise
         if nodes.rank == 0:
             draw(path)
     if nodes.rank == 0:

@@ -40,7 +40,7 @@ def transfer(
     epochs: Epochs = None,
     seeds: Annotated[str, typer.Option(help="3, 0-9 or 3,7,11.")] = "1",
     jobs: Annotated[int | None, typer.Option(help="Runs at a time.", min=1)] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder; runs/transfer/TO by default.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder; runs/RECIPE/TO by default.")] = None,
     json: Json = False,
     device: Device = None,
     workers: Workers = None,
@@ -51,9 +51,8 @@ def transfer(
     from rescue_cli.parts.transfer import DEFAULT
 
     base = recipes.load(recipe or DEFAULT)
-    name = Path(to).name if Path(to).is_dir() else to
-    folder = common.folder(out or Path("runs", "transfer", name))
-    common.note(str(folder))
+    name = Path(to).resolve().name if Path(to).is_dir() else to
+    folder = common.folder(out or Path("runs", base.name, name))
     starts = _starts(base, from_, to, overrides or [], model, epochs)
     chosen = sweeps.seeds_of(seeds)
     runs = {
@@ -61,9 +60,11 @@ def transfer(
         for label, one in starts.items()
         for seed in chosen
     }
+    place = str(next(iter(runs)) if len(runs) == 1 else folder)
+    common.note(place)
     _run(runs, folder, common.device(device), jobs, workers)
     _show([folder / label for label in starts], to, as_json=json)
-    common.note(str(folder))
+    common.note(place)
 
 
 def _starts(

@@ -15,7 +15,8 @@ from rescue_cli import range_test, tuning
 from rescue_cli import recipe as recipes
 from rescue_cli.cli import common
 from rescue_cli.cli.common import Device, Json, Overrides, RecipeName, Workers
-from rescue_cli.cli.runs import duration, train_here
+from rescue_cli.cli.progress import duration
+from rescue_cli.cli.runs import train_here
 from rescue_cli.cli.screen import then
 from rescue_cli.errors import RescueError
 from rescue_cli.range_test import Curves, Ramp
@@ -155,31 +156,39 @@ class _Search:
         if not is_finished(self.folder / name):
             if self._left() <= 0:
                 raise _BudgetOver
-            common.note(f"{name}: begins, {duration(self._left())} of the budget left")
+            common.note(
+                f"{name}: begins; the budget leaves {duration(self._left())} before the last run"
+            )
         return train_here(self.folder / name, recipe, self.device, None, self.workers)
 
     def _left(self) -> float:
         """Seconds, less what the final run will take."""
-        return (
-            self.seconds
-            - (time.monotonic() - self.begun)
-            - self._epoch_seconds() * float(self.recipe.train.epochs)
-        )
+        epoch, besides = self._cost()
+        spent = time.monotonic() - self.begun
+        return self.seconds - spent - besides - epoch * float(self.recipe.train.epochs)
 
-    def _epoch_seconds(self) -> float:
-        """As the last range test had it; 0 before."""
-        from rescue_cli.results import RunDirectory, read_metrics
+    def _cost(self) -> tuple[float, float]:
+        """Seconds of an epoch's steps, and of a run's start and evaluations; 0 before any is known.
 
-        lines = read_metrics(RunDirectory(self.folder / "range-fine").metrics)
+        As the last range test had them.
+        """
+        from rescue_cli.results import RunDirectory, read_json, read_metrics
+
+        run = RunDirectory(self.folder / "range-fine")
+        lines = read_metrics(run.metrics)
         timed = [line for line in lines if line["kind"] == "train"]
-        return float(timed[-1]["seconds"] / timed[-1]["epoch"]) if timed else 0.0
+        tests = [float(line["seconds"]) for line in lines if line["kind"] == "eval"]
+        start = read_json(run.result)["seconds_prepare"] if run.result.is_file() else 0.0
+        epoch = float(timed[-1]["seconds"] / timed[-1]["epoch"]) if timed else 0.0
+        return epoch, start + EVALUATIONS * (sum(tests) / len(tests) if tests else 0.0)
 
     def _short_epochs(self) -> float:
         """What the budget leaves for each run, decided once and kept for every later call."""
 
         def decided() -> float:
             runs = tuning.planned_runs(self.recipe)
-            affordable = self._left() / max(runs * self._epoch_seconds(), 1e-9)
+            epoch, besides = self._cost()
+            affordable = (self._left() / runs - besides) / max(epoch, 1e-9)
             longest = SHORT * self.recipe.train.epochs
             epochs = round(min(longest, max(min(1.0, longest), affordable)), 3)
             common.note(f"short runs have {epochs:g} epochs")

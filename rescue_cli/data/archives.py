@@ -43,8 +43,10 @@ def _download(url: str, target: Path, md5: str | None) -> None:
     except (http.client.HTTPException, OSError) as error:  # URLError is an OSError
         if isinstance(error, urllib.error.HTTPError):
             error.close()
+        why = getattr(error, "reason", None) or error
+        why = getattr(why, "strerror", None) or why
         raise DataError(
-            f"{target}: not there, and {url} could not be downloaded ({error}). "
+            f"{target}: not there, and {url} could not be downloaded ({why}). "
             "Put the file there by hand or point data.root= at the data."
         ) from None
     finally:

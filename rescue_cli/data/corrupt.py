@@ -6,8 +6,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from rescue_cli.data.decode import UNREADABLE
-from rescue_cli.data.workers import reason_of
+from rescue_cli.data.decode import UNREADABLE, reason_of
 from rescue_cli.draws import words
 from rescue_cli.errors import DataError
 

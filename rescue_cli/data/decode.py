@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 import simplejpeg
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from rescue_cli.data.splits import Pixels
@@ -29,6 +29,14 @@ class Box:
     left: int
     height: int
     width: int
+
+
+def reason_of(error: BaseException) -> str:
+    """Why a file could not be read, without what only Python knows of it."""
+    if isinstance(error, UnidentifiedImageError):
+        return "no kind of image that is known"
+    said = (error.strerror if isinstance(error, OSError) else None) or str(error)
+    return " ".join(said.split()) or type(error).__name__
 
 
 def pil_image(data: bytes) -> Image.Image:

@@ -48,6 +48,11 @@ def read(root: Path, labels: Mapping[str, int], *, complete: bool) -> Files:
     found: list[int] = []
     for name in present:
         images = sorted(e.name for e in os.scandir(root / name) if e.name.lower().endswith(ENDINGS))
+        if not images and any(e.is_dir() for e in (root / name).iterdir()):
+            raise DataError(
+                f"{root / name}: holds folders and no image. Where these are the classes, give "
+                f"{root / name} in place of {root}."
+            )
         if not images:
             raise DataError(
                 f"{root / name}: holds no image ({', '.join(ENDINGS)}). Remove the folder."

@@ -173,6 +173,7 @@ def _class_folders(
     *,
     complete: bool = True,
 ) -> Dataset:
+    _check_classes(place, labels)
     if place.test_only:
         train = Files(FileNames.of(Path(), []), np.zeros(0, dtype=np.int64))
     else:
@@ -182,6 +183,18 @@ def _class_folders(
         name: _test_split(root, labels, complete=complete) for name, root in roots.items()
     }
     return Dataset(train, tests, classes)
+
+
+def _check_classes(place: Place, labels: dict[str, int]) -> None:
+    """Raises `DataError` for training folders that are all of another data set."""
+    if place.test_only or not place.train_root.is_dir():
+        return
+    present = folders.class_folders(place.train_root)
+    if not any(name in labels for name in present):
+        raise DataError(
+            f"{place.train_root}: none of its folders is a class of {place.name} ({present[0]} is "
+            "not). For classes of your own: data.name=folder."
+        )
 
 
 def _test_split(root: Path, labels: dict[str, int], *, complete: bool) -> Files:

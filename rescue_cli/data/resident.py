@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from rescue_cli.data.corrupt import never_replaced
-from rescue_cli.data.decode import UNREADABLE, Interpolation, centre_crop, pil_image
+from rescue_cli.data.decode import UNREADABLE, Interpolation, centre_crop, pil_image, reason_of
 from rescue_cli.data.splits import SPLIT_SEED, Dataset, Files, Images, Pixels, Split
 from rescue_cli.draws import words
 from rescue_cli.errors import DataError
@@ -70,7 +70,7 @@ def _decode(split: Files, size: int, interpolation: Interpolation, replacing: bo
         try:
             image = pil_image(path.read_bytes())
         except UNREADABLE as error:
-            reason = " ".join(str(error).split())
+            reason = reason_of(error)
             if not replacing:
                 raise never_replaced(str(path), reason) from None
             return str(path), reason

@@ -11,11 +11,11 @@ from torch.utils.data import Dataset
 
 from rescue_cli.batch import View, to_device
 from rescue_cli.data.corrupt import all_corrupt, never_replaced, readable
-from rescue_cli.data.decode import UNREADABLE, Decoder, pixels
+from rescue_cli.data.decode import UNREADABLE, Decoder, pixels, reason_of
 from rescue_cli.data.feed import FileFeed
 from rescue_cli.data.paired import Paired
 from rescue_cli.data.splits import rounds_of
-from rescue_cli.data.workers import end_workers, next_of, reason_of, start_workers
+from rescue_cli.data.workers import end_workers, next_of, start_workers
 from rescue_cli.draws import Indices, uniform
 from rescue_cli.errors import DataError
 from rescue_cli.scene import Mask, Objects, Scene, SceneBatch, SceneOperation, ShownScenes

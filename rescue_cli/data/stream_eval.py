@@ -11,9 +11,9 @@ from torch.utils.data import Dataset
 
 from rescue_cli.batch import Shown, View, to_device
 from rescue_cli.data.corrupt import never_replaced
-from rescue_cli.data.decode import UNREADABLE, Decoder, Interpolation, centre_crop
+from rescue_cli.data.decode import UNREADABLE, Decoder, Interpolation, centre_crop, reason_of
 from rescue_cli.data.splits import Files, rounds_of
-from rescue_cli.data.workers import CHUNK, decode, end_workers, next_of, reason_of, start_workers
+from rescue_cli.data.workers import CHUNK, decode, end_workers, next_of, start_workers
 from rescue_cli.draws import Indices
 
 

@@ -76,7 +76,3 @@ def next_of(decoded: Iterator[Any]) -> Any:
             f"a loader worker was killed ({reason}). Where memory ran out, "
             "use fewer with --workers, then --resume."
         ) from None
-
-
-def reason_of(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

@@ -13,44 +13,12 @@ from rescue_cli import distributed
 from rescue_cli.batch import Measurement, to_host
 from rescue_cli.engine import checkpoint
 from rescue_cli.engine.evaluate import EvalSet, Evaluates, Measured
+from rescue_cli.engine.plan import Plan
 from rescue_cli.engine.recorder import Recorder
 from rescue_cli.engine.signals import Agreement, Stop
 from rescue_cli.engine.step import Step
 from rescue_cli.errors import DivergedError, StoppedError
-from rescue_cli.results import RunDirectory
-
-
-@dataclass(frozen=True)
-class Plan:
-    """When things happen, in steps; `every` and `save_every` may be fractions of an epoch."""
-
-    steps: int
-    steps_per_epoch: int
-    batch_size: int
-    eval_every: float
-    save_every: float
-    log_every: int
-    stop_above: float | None
-    snapshots: frozenset[int]
-
-    def epoch(self, step: int) -> float:
-        return step / self.steps_per_epoch
-
-    def evaluates(self, step: int) -> bool:
-        return step == self.steps or self._passes(step, self.eval_every)
-
-    def saves(self, step: int) -> bool:
-        """Before the end, where the run is saved in any case."""
-        return step < self.steps and (step in self.snapshots or self._passes(step, self.save_every))
-
-    def logs(self, step: int) -> bool:
-        """At every epoch's end, and every `log_every` steps within an epoch."""
-        return step == self.steps or step % self.steps_per_epoch % self.log_every == 0
-
-    def _passes(self, step: int, epochs: float) -> bool:
-        """Whether a multiple of `epochs` lies after the step before and not after this one."""
-        steps = epochs * self.steps_per_epoch
-        return step > 0 and math.floor(step / steps + 1e-9) > math.floor((step - 1) / steps + 1e-9)
+from rescue_cli.results import RunDirectory, finite
 
 
 @dataclass(frozen=True)
@@ -129,6 +97,7 @@ class Loop:
             return
         self._count_seconds()
         self._measure(agreement)
+        self._check_evaluation()
         self._record_evaluation(time.perf_counter() - self.clock)
         self.clock = time.perf_counter()  # writing the best weights counts as neither
 
@@ -142,6 +111,23 @@ class Loop:
 
         self.latest = self.evaluator.sets(self.step.average.model, self.test_sets, between)
 
+    def _check_evaluation(self) -> None:
+        """Raises `DivergedError` where the trained network's loss on a test set is not finite.
+
+        Before the last step it may come back, as where float16 overflows early in training.
+        """
+        step = self.progress.step
+        found = [(name, one) for name, each in self.latest.items() for one in each.values()]
+        for name, measured in found:
+            if measured.loss is None or math.isfinite(measured.loss):
+                continue
+            if step == self.plan.steps:
+                raise DivergedError(
+                    f"the loss on {name} is {measured.loss} after the last step, {step}. Lower "
+                    "optim.lr, or lengthen the warm-up. The last good checkpoint stands."
+                )
+            self.recorder.say(f"warning: the loss on {name} is {measured.loss} at step {step}")
+
     def _record_evaluation(self, seconds: float) -> None:
         step, epoch = self.progress.step, self.plan.epoch(self.progress.step)
         for name, measured in self.latest.items():
@@ -151,7 +137,7 @@ class Loop:
                     "set": name,
                     **measurement._asdict(),
                     **found.metrics,
-                    "loss": found.loss,
+                    "loss": finite(found.loss),
                     "count": found.count,
                     "seconds": seconds,
                 }
@@ -197,12 +183,10 @@ class Loop:
         }
         self.progress = replace(self.progress, logged=step)
         self.recorder.add("train", step, values)
-        best = next((v for key, v in self.progress.best.items() if key != "step"), None)
         self.recorder.show(
             step,
-            f"epoch {values['epoch']:.1f}  loss {loss:.3f}  lr {rates.lr:.2g}  "
-            f"{values['images_per_second']:.0f} images/s  wait {100 * waited / seconds:.0f} %"
-            + (f"  best {best:.1f} %" if best is not None else ""),
+            f"epoch {values['epoch']:.1f}  loss {loss:.3f}  "
+            f"{values['images_per_second']:.0f} images/s  wait {100 * waited / seconds:.0f} %",
         )
 
     def _mean_loss(self, steps: int) -> float:

@@ -1,12 +1,21 @@
 """Run directories and the processes that work on them; nothing here knows of training."""
 
-from rescue_cli.launch.directory import claim, environment, is_finished, latest, next_free, prepare
+from rescue_cli.launch.directory import (
+    abandon,
+    claim,
+    environment,
+    is_finished,
+    latest,
+    next_free,
+    prepare,
+)
 from rescue_cli.launch.pool import Ended, run_all
 from rescue_cli.launch.processes import Nodes, run_directory, wait_for
 
 __all__ = [
     "Ended",
     "Nodes",
+    "abandon",
     "claim",
     "environment",
     "is_finished",

@@ -1,5 +1,6 @@
 """A run directory's birth: a free number, the resolved recipe, what it runs on."""
 
+import contextlib
 import fcntl
 import importlib.metadata
 import os
@@ -12,10 +13,11 @@ from typing import Any
 
 from rescue_cli import __version__
 from rescue_cli.errors import UsageError
-from rescue_cli.plans import differences
+from rescue_cli.plans import differences, shown
 from rescue_cli.recipe import Recipe, recipe_in
 from rescue_cli.results import RunDirectory, write_json, write_text
 
+LOGS = (".log", ".out", ".err")  # what a shell or a queue writes in a folder before the run
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "simplejpeg", "pillow")
 
 
@@ -61,20 +63,42 @@ def prepare(path: Path, recipe: Recipe, facts: dict[str, Any], *, resume: bool) 
 
 
 def claim(path: Path, recipe: Recipe, *, resume: bool) -> None:
-    """Puts the recipe there; raises `UsageError` where another is, or any without `resume`."""
+    """Puts the recipe there.
+
+    Raises `UsageError` where another is, or any without `resume`, or where the folder is none of a
+    run's.
+    """
     run = RunDirectory(path)
     if run.recipe.exists():
         if not resume:
             raise UsageError(f"{path}: holds a run already. Use another --out, or --resume.")
         changed = differences(recipe_in(path).tree, recipe.tree)
         if changed:
-            shown = "; ".join(f"{k}: {a} -> {b}" for k, (a, b) in changed.items())
+            told = "; ".join(f"{k}: {shown(a)} -> {shown(b)}" for k, (a, b) in changed.items())
             raise UsageError(
-                f"{path}: holds a run of another recipe: {shown}. "
+                f"{path}: holds a run of another recipe: {told}. "
                 "Drop the overrides, or use a new --out."
             )
-    else:
-        write_text(run.recipe, recipe.to_yaml())
+        return
+    if path.is_dir() and (other := [e.name for e in path.iterdir() if _is_foreign(e)]):
+        raise UsageError(f"{path}: is no run's folder; it holds {min(other)}. Use a new --out.")
+    write_text(run.recipe, recipe.to_yaml())
+
+
+def abandon(path: Path) -> None:
+    """Takes back what was prepared of a run in which nothing was trained; anything else stays."""
+    run = RunDirectory(path)
+    if run.metrics.exists() or run.last.exists() or run.result.exists():
+        return
+    for file in (run.recipe, run.command, run.environment, run.failure, run.log, run.lock):
+        file.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # not empty, or not there
+        path.rmdir()
+
+
+def _is_foreign(entry: Path) -> bool:
+    """Whether a file or folder is what no run begins beside: not hidden, and nobody's log."""
+    return not entry.name.startswith(".") and entry.suffix not in LOGS
 
 
 def _in_use(run: RunDirectory) -> bool:

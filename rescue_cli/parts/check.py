@@ -33,6 +33,7 @@ from rescue_cli.selection import SELECTIONS
 from rescue_cli.task import TASKS
 from rescue_cli.teacher import TEACHERS
 
+PACKAGED = "fashion-mini"
 MANY = 10**6  # steps of an epoch, for keys that are looked at before the images are counted
 
 
@@ -107,6 +108,11 @@ def _check_scaling(item: Item, batch_size: int) -> None:
 def _check_data(recipe: Recipe) -> None:
     """The section's keys, and as many means and deviations as the images have channels."""
     keys = data_keys(recipe)
+    if recipe.data.name == PACKAGED and (keys.root or keys.train_root or keys.test_root):
+        raise UsageError(
+            f"data.root: {PACKAGED} lies in this package and reads no folder. Name the data set "
+            "that does: data.name=folder for class folders of your own."
+        )
     channels = channels_of(recipe.data.name, keys)
     for key, values in (("mean", keys.mean), ("std", keys.std)):
         if values is not None and len(values) != channels:

@@ -173,13 +173,19 @@ def training_images(recipe: Recipe) -> int | None:
     for files that cannot be used.
     """
     keys = data_keys(recipe)
-    place, known = Place(recipe.data.name, keys), FACTS[recipe.data.name].images
-    if place.has_train_folder or (known is None and place.is_there):
+    known = FACTS[recipe.data.name].images
+    if are_counted(recipe):
         return _listed(recipe)
     if known is None:
         return None
     left = known - keys.holdout
     return min(left, keys.subset[0]) if keys.subset else left
+
+
+def are_counted(recipe: Recipe) -> bool:
+    """Whether `training_images` counts files, and does not go by what the set is known for."""
+    place = Place(recipe.data.name, data_keys(recipe))
+    return place.has_train_folder or (FACTS[recipe.data.name].images is None and place.is_there)
 
 
 def counted_images(recipe: Recipe) -> int:

@@ -1,7 +1,9 @@
 """A recipe's network on its device, and the teacher that it may learn from."""
 
 import json
+from collections.abc import Mapping
 from itertools import zip_longest
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -9,6 +11,8 @@ from torch import nn
 from rescue_cli.data import normalisation
 from rescue_cli.errors import UsageError
 from rescue_cli.model import Backbone, load_weights
+from rescue_cli.model.weights import TIMM
+from rescue_cli.model.weights import metadata as weights_metadata
 from rescue_cli.parts.ingredients import data_keys, dtype_of, network_of
 from rescue_cli.parts.source import find_weights
 from rescue_cli.recipe import Recipe
@@ -41,6 +45,34 @@ def placed(recipe: Recipe, network: nn.Module, device: torch.device) -> nn.Modul
     return network
 
 
+def check_classes(recipe: Recipe, classes: tuple[str, ...]) -> str | None:
+    """What is to be said where the recipe's weights know other classes than those of the data.
+
+    Classes of one's own may have other names in the same order. Raises `UsageError` where there are
+    more or fewer.
+    """
+    weights = str(recipe.model.options.get("weights"))
+    if weights.startswith(TIMM):
+        return None
+    metadata = weights_metadata(Path(weights))
+    said = _unlike(weights, metadata, classes)
+    if said and len(json.loads(metadata["classes"])) != len(classes):
+        raise UsageError(f"data.name: {said} To train it on these: rescue transfer.")
+    return said and f"warning: {said} Accuracies are by the classes' order."
+
+
+def _unlike(weights: str, metadata: Mapping[str, str], classes: tuple[str, ...]) -> str | None:
+    """In what the classes that the weights know differ from these; None where they do not say."""
+    known = tuple(json.loads(metadata.get("classes", "null")) or classes)
+    if known == classes:
+        return None
+    theirs, ours = next((a, b) for a, b in zip_longest(known, classes) if a != b)
+    return (
+        f"{weights} knows {len(known)} classes and the data has {len(classes)}; the first that "
+        f"differs is {theirs!r} in place of {ours!r}."
+    )
+
+
 def teacher(
     recipe: Recipe, weights: str, classes: tuple[str, ...], device: torch.device
 ) -> nn.Module:
@@ -52,13 +84,9 @@ def teacher(
     channels_last = str(train.channels_last).lower()
     numbers = [f"train.precision={train.precision}", f"train.channels_last={channels_last}"]
     source = find_weights(weights, numbers)
-    known = tuple(json.loads(source.metadata.get("classes", "null")) or classes)
-    if known != classes:
-        theirs, ours = next((a, b) for a, b in zip_longest(known, classes) if a != b)
+    if said := _unlike(weights, source.metadata, classes):
         raise UsageError(
-            f"teacher.weights: {weights} knows {len(known)} classes and the data has "
-            f"{len(classes)}; the first that differs is {theirs!r} in place of {ours!r}. "
-            "Give a teacher that was trained on these classes."
+            f"teacher.weights: {said} Give a teacher that was trained on these classes."
         )
     network = model(source.recipe, len(classes), device, whole=True)
     (mean, std), (its_mean, its_std) = (

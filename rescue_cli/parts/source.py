@@ -11,8 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from rescue_cli import recipe as recipes
+from rescue_cli.data import channels_of
 from rescue_cli.errors import DataError, UsageError, did_you_mean
 from rescue_cli.model import MODELS, weights
+from rescue_cli.parts.ingredients import data_keys
+from rescue_cli.plans import given_keys
 from rescue_cli.recipe import Recipe
 
 # What the network's images go through, and the key of the recipe that says it
@@ -23,6 +26,10 @@ PREPROCESSING = {
     "crop": ("eval", "crops"),
     "interpolation": ("eval", "interpolation"),
 }
+# What trains and is not read when weights are evaluated
+_UNREAD = (
+    "sampling", "augment", "mix", "teacher", "loss", "optim", "schedule", "averaging", "selection",
+)  # fmt: skip
 _LENDER = "pytorch"
 _WORDS = {"given": "as given", "metadata": "by the file's metadata", "timm": "by timm"}
 
@@ -36,6 +43,31 @@ class Source:
     metadata: Mapping[str, str]
     protocol: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+
+
+def check_changes(given: str, changes: Sequence[str], source: Source) -> None:
+    """Raises `UsageError` for a change that an evaluation would not see, or that would mislead it.
+
+    `given` are the weights as the user names them.
+    """
+    for key in given_keys(changes):
+        if key.partition(".")[0] in _UNREAD:
+            raise UsageError(f"{key}: an evaluation does not read it. Drop it.")
+    if "recipe" not in source.metadata:
+        return
+    asked, trained = source.recipe, recipes.from_text(source.metadata["recipe"], given)
+    keys = data_keys(asked)
+    if keys.holdout and data_keys(trained).holdout != keys.holdout:
+        raise UsageError(
+            f"data.holdout: {keys.holdout}: {given} was trained on these images. Drop it, or name "
+            "others with data.test_root=DIR."
+        )
+    seen = channels_of(trained.data.name, data_keys(trained))
+    if (there := channels_of(asked.data.name, keys)) != seen:
+        raise UsageError(
+            f"data.name: {given} sees images of {seen} channel(s), and those of {asked.data.name} "
+            f"have {there}. Use weights that were trained on such images."
+        )
 
 
 def find_weights(

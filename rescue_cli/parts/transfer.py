@@ -63,7 +63,7 @@ def _target(base: Recipe, to: str) -> dict[str, Any]:
     if to in DATASETS:
         return {"data.name": to}
     if Path(to).is_dir():
-        return {"data.name": FOLDERS[base.task.name], "data.root": to}
+        return {"data.name": FOLDERS[base.task.name], "data.root": str(Path(to).resolve())}
     registry.lookup("--to", to, DATASETS)
     raise AssertionError
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from rescue_cli.errors import UsageError, did_you_mean
 from rescue_cli.recipe import yaml
+from rescue_cli.recipe.library import names
 
 
 def apply(tree: Mapping[str, Any], overrides: Sequence[str], sections: Sequence[str]) -> Any:
@@ -24,7 +25,8 @@ def apply(tree: Mapping[str, Any], overrides: Sequence[str], sections: Sequence[
         path, equals, text = override.removeprefix("~").partition("=")
         if bool(equals) == remove:
             rule = "~section.key" if remove else "section.key=value"
-            raise UsageError(f"override '{override}': must read {rule}.")
+            meant = f" For that recipe: --recipe {override}." if override in names() else ""
+            raise UsageError(f"override '{override}': must read {rule}.{meant}")
         *parents, key = _place(OmegaConf.to_container(config), path.split("."), override, sections)
         node: Any = config
         for parent in parents:

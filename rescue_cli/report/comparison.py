@@ -9,6 +9,7 @@ from rescue_cli.report.markup import shown_seconds
 from rescue_cli.report.operands import Operand
 from rescue_cli.statistics import (
     LEVEL,
+    PERCENT,
     Difference,
     difference,
     holm,
@@ -36,7 +37,7 @@ def told(sides: Sequence[Operand]) -> list[dict[str, Any]]:
     """Each side by itself: mean, std and number of its runs, and the mean's 95 % interval."""
     found = []
     for side in sides:
-        low, high = interval(side.sample) or (None, None)
+        low, high = interval(side.sample, PERCENT) or (None, None)
         one = side.sample
         found.append(
             {

@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 from rescue_cli.recipe import Recipe
+from rescue_cli.statistics import PERCENT
 
 WIDTH = 3.0  # standard deviations
 UNKNOWN = 0.5  # points, where no standard deviation is published
@@ -25,7 +26,8 @@ def verdict(recipe: Recipe, top1: float, count: int) -> dict[str, Any] | None:
         width = WIDTH * math.sqrt(float(std) ** 2 + 1e4 * p * (1 - p) / count)
     inside = abs(top1 - claim) <= width
     word = "inside" if inside else "outside"
-    band = f"{claim - width:.2f} to {claim + width:.2f} %"
+    low, high = PERCENT
+    band = f"{max(low, claim - width):.2f} to {min(high, claim + width):.2f} %"
     return {
         "recipe": recipe.name,
         "expected": claim,

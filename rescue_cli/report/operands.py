@@ -1,8 +1,9 @@
 """What can be compared: runs, sweeps, recipes' claims, and numbers that are typed in."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from rescue_cli import recipe as recipes
 from rescue_cli.errors import DataError, UsageError
 from rescue_cli.report import sweeps
 from rescue_cli.results import RunDirectory, read_json, read_metrics, score, stem
-from rescue_cli.statistics import Sample, sample
+from rescue_cli.statistics import PERCENT, Sample, sample
 
 TYPED = re.compile(r"(?P<mean>\d+(\.\d+)?)((±|\+-|\+/-)(?P<std>\d+(\.\d+)?))?(/(?P<n>\d+))?")
 
@@ -29,6 +30,26 @@ class Point:
 
 
 @dataclass(frozen=True)
+class Images:
+    """What an accuracy was measured on; of a recipe's claim the data set alone is known."""
+
+    data: str
+    set: str | None = None
+    count: int | None = None
+
+    def __str__(self) -> str:
+        if self.set is None:
+            return self.data
+        return f"{self.data} {self.set} ({self.count:,} images)"
+
+    def can_be(self, other: "Images") -> bool:
+        """Whether they may be the same; a folder of one's own may hold any data set."""
+        if None in (self.set, other.set):
+            return self.data == other.data or "folder" in (self.data, other.data)
+        return self == other
+
+
+@dataclass(frozen=True)
 class Operand:
     """One side of a comparison; `values` by seed where single runs are known."""
 
@@ -36,6 +57,7 @@ class Operand:
     sample: Sample
     values: Mapping[int, float] = field(default_factory=dict)
     paths: Mapping[int, Path] = field(default_factory=dict)
+    images: Images | None = None  # None of a number, which does not say
 
     def curves(self) -> dict[int, list[Point]]:
         """Each run's evaluations."""
@@ -49,17 +71,21 @@ def operand(text: str) -> Operand:
         result = read_json(RunDirectory(path).result)
         seed = int(result["seed"] or 0)
         value = score(result)
-        return Operand(text, sample([value]), {seed: value}, {seed: path})
+        return Operand(text, sample([value]), {seed: value}, {seed: path}, _images(result))
     if path.is_dir():
         return _sweep(text, path)
-    if text in recipes.names():
-        expect = recipes.load(text).tree.get("expect")
+    if is_recipe(text):
+        recipe = recipes.load(text)
+        expect = recipe.tree.get("expect")
         if not expect:
             raise UsageError(f"{text}: the recipe expects nothing. Give a run or a sweep of it.")
-        return Operand(f"{text} (expected)", sweeps.published(expect))
+        claim = sweeps.published(expect)
+        return Operand(f"{text} (expected)", claim, images=Images(recipe.data.name))
     typed = TYPED.fullmatch(text)
     if typed is not None:
         std = typed["std"]
+        if float(typed["mean"]) > PERCENT[1]:
+            raise UsageError(f"compare: '{text}' is no accuracy in percent. Give 0 to 100.")
         if std is not None and typed["n"] is None:
             raise UsageError(
                 f"compare: '{text}' does not say of how many runs. "
@@ -75,13 +101,32 @@ def operand(text: str) -> Operand:
     )
 
 
+def is_recipe(text: str) -> bool:
+    """Whether a word is a recipe's name, or the path of one."""
+    return text in recipes.names() or (text.endswith(".yaml") and Path(text).is_file())
+
+
 def _sweep(text: str, path: Path) -> Operand:
     found = sweeps.read(path)
     if not found.results:
         raise DataError(f"{path}: holds neither a result nor seeds that have one.")
     values = {seed: score(result) for seed, result in found.results.items()}
     paths = {seed: path / f"{sweeps.PREFIX}{seed}" for seed in values}
-    return Operand(text, sample(list(values.values())), values, paths)
+    images = _images(next(iter(found.results.values())))
+    return Operand(text, sample(list(values.values())), values, paths, images)
+
+
+def _images(result: Mapping[str, Any]) -> Images:
+    protocol = result["protocol"]
+    return Images(protocol["data"], protocol["set"], int(result["count"]))
+
+
+def unlike(sides: Sequence[Operand]) -> str | None:
+    """Which two sides were measured on other test images, as a sentence; None where none were."""
+    for a, b in combinations(sides, 2):
+        if a.images and b.images and not a.images.can_be(b.images):
+            return f"{a.name} was measured on {a.images}, {b.name} on {b.images}."
+    return None
 
 
 def points(path: Path) -> list[Point]:

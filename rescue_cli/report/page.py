@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 
 from rescue_cli import recipe as recipes
-from rescue_cli.plans import differences
+from rescue_cli.plans import differences, shown
 from rescue_cli.recipe import Recipe, recipe_in
 from rescue_cli.report import gaps, records, study_page, sweeps
 from rescue_cli.report.comparison import details, pairs_of
 from rescue_cli.report.lines import HEADINGS, Line
 from rescue_cli.report.markup import counted, folded, head, image, listed, table, text
 from rescue_cli.report.measurements import measurements
-from rescue_cli.report.operands import operand
+from rescue_cli.report.operands import operand, unlike
 from rescue_cli.report.pictures import by_class, curves_of, figure_of, samples_of
 from rescue_cli.report.sweep_pictures import figures_of
 from rescue_cli.results import RunDirectory, label, read_json, read_metrics, score
@@ -117,11 +117,10 @@ def _compared(paths: Sequence[Path]) -> str:
     """What may be claimed of runs and sweeps on one test set."""
     if len(paths) < 2:
         return ""
-    firsts = [path if _is_run(path) else _runs_of(path)[0] for path in paths]
-    sets = [read_json(RunDirectory(path).result) for path in firsts]
-    if len({(r["protocol"]["data"], r["protocol"]["set"], r["count"]) for r in sets}) > 1:
-        return "<p>Not compared with one another: their test images differ.</p>"
-    pairs = pairs_of([operand(str(path)) for path in paths])
+    sides = [operand(str(path)) for path in paths]
+    if (said := unlike(sides)) is not None:
+        return f"<p>Not compared with one another: {text(said)}</p>"
+    pairs = pairs_of(sides)
     return f"<h2>Compared</h2>{listed((pair['claim'], details(pair)) for pair in pairs)}"
 
 
@@ -154,13 +153,15 @@ def _procedure(path: Path) -> str:
     run, recipe = RunDirectory(path), recipe_in(path)
     parts = [f"<p>To repeat it:</p><pre>{text(_command(run))}</pre>"]
     environment = read_json(run.environment)
-    shown = [[key, str(environment[key])] for key in SHOWN_ENVIRONMENT if environment.get(key)]
-    parts.append(folded("Environment", table(["", ""], shown)))
+    facts = [[key, str(environment[key])] for key in SHOWN_ENVIRONMENT if environment.get(key)]
+    parts.append(folded("Environment", table(["", ""], facts)))
     if recipe.name in recipes.names():
         changed = differences(recipes.load(recipe.name).tree, recipe.tree)
-        rows = [[key, str(old), str(new)] for key, (old, new) in changed.items()]
+        rows = [[key, shown(old), shown(new)] for key, (old, new) in changed.items()]
         neighbour = f"What differs from the shipped {recipe.name}"
-        parts.append(folded(neighbour, table(["key", "shipped", "here"], rows)))
+        same = f"<p class=dim>The recipe is the shipped {text(recipe.name)}.</p>"
+        differing = folded(neighbour, table(["key", "shipped", "here"], rows))
+        parts.append(differing if rows else same)
     parts.append(folded("The recipe", f"<pre>{text(recipe.to_yaml())}</pre>"))
     return "\n".join(parts)
 
@@ -168,7 +169,7 @@ def _procedure(path: Path) -> str:
 def _neighbour(before: Path, path: Path) -> str:
     """What a path's recipe changes of the one above it."""
     changed = differences(recipe_of(before).tree, recipe_of(path).tree)
-    rows = [[key, str(old), str(new)] for key, (old, new) in changed.items()]
+    rows = [[key, shown(old), shown(new)] for key, (old, new) in changed.items()]
     if not rows:
         return f"<p class=dim>The recipe is that of {text(before)}.</p>"
     return folded(f"What differs from {before}", table(["key", str(before), str(path)], rows))

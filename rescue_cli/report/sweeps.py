@@ -20,6 +20,7 @@ from rescue_cli.results import (
     score,
 )
 from rescue_cli.statistics import (
+    PERCENT,
     Sample,
     chosen_best,
     correlation,
@@ -115,7 +116,7 @@ def _row(values: Mapping[int, float]) -> dict[str, Any]:
     return {
         "mean": found.mean,
         "std": found.std,
-        "interval": interval(found),
+        "interval": interval(found, PERCENT),
         "min": min(values.values()),
         "max": max(values.values()),
         "seed0": values.get(0),

@@ -1,0 +1,31 @@
+"""What torch says when a run cannot go on, in the words of its recipe."""
+
+import torch
+
+from rescue_cli.errors import MemoryExhausted, UsageError
+from rescue_cli.recipe import Recipe
+
+# How torch says of a layer that its input has no pixels left
+TOO_SMALL = ("Output size is too small", "Kernel size can't be greater than actual input size")
+
+
+def explained(error: BaseException, recipe: Recipe) -> BaseException:
+    """Out of memory as an error that says which slice to try, and images that vanish in the net."""
+    text = str(error)
+    if any(sign in text for sign in TOO_SMALL):
+        sizes = ", ".join(map(str, recipe.eval.sizes))
+        return UsageError(
+            f"eval.sizes: {sizes} (or data.train_size): nothing is left of images so small in "
+            f"{recipe.model.name} ({text.splitlines()[0]}). Use larger ones."
+        )
+    exhausted = isinstance(error, torch.OutOfMemoryError | MemoryError)
+    if not exhausted and "can't allocate memory" not in text and "out of memory" not in text:
+        return error
+    train = recipe.train
+    smaller = [d for d in range(1, train.device_batch_size) if train.batch_size % d == 0]
+    fits = [d for d in smaller if d <= train.device_batch_size // 2] or smaller
+    cure = f"Try train.device_batch_size={fits[-1]}" if fits else "Use a smaller model or size"
+    return MemoryExhausted(
+        f"train.device_batch_size: {train.device_batch_size} images do not fit into the memory of "
+        f"the device ({text.splitlines()[0][:120]}). {cure} (batch norm then sees smaller slices)."
+    )

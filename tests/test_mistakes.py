@@ -1,0 +1,150 @@
+"""What people do by mistake: it is refused, says what is wrong, and leaves nothing half done."""
+
+import json
+import math
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, UnidentifiedImageError
+
+from rescue_cli import __version__
+from rescue_cli.data.decode import pil_image, reason_of
+from rescue_cli.results import finite, read_json, read_metrics
+from tests.conftest import Rescue
+
+TINY = (
+    "model.width=4", "data.subset=[256,200]", "train.batch_size=32",
+    "train.device_batch_size=32", "train.epochs=2",
+)  # fmt: skip
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Two classes of one's own, four images of each in `train/` and `val/`."""
+    for split in ("train", "val"):
+        for number, name in enumerate(("cat", "dog")):
+            folder = tmp_path / "photos" / split / name
+            folder.mkdir(parents=True)
+            for i in range(4):
+                grey = np.full((40, 40, 3), 60 + 90 * number + i, np.uint8)
+                Image.fromarray(grey).save(folder / f"{i}.png")
+    return tmp_path / "photos"
+
+
+def test_the_version_is_said(rescue: Rescue) -> None:
+    ended = rescue("--version")
+    assert (ended.code, ended.out, ended.err) == (0, f"rescue {__version__}\n", "")
+
+
+def test_a_run_begins_in_no_folder_of_something_else(rescue: Rescue, tmp_path: Path) -> None:
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.tex").write_text("")
+    for options in ((), ("--recipe", "quickstart", "--resume")):
+        ended = rescue("train", "--out", "thesis", *options, *TINY)
+        assert ended.code == 2
+        assert "thesis: is no run's folder; it holds chapter.tex. Use a new --out." in ended.err
+    assert [each.name for each in (tmp_path / "thesis").iterdir()] == ["chapter.tex"]
+    (tmp_path / "logged").mkdir()
+    (tmp_path / "logged" / "said.log").write_text("")
+    assert rescue("train", "--out", "logged", *TINY).code == 0
+
+
+def test_a_start_without_its_data_leaves_no_folder(
+    rescue: Rescue, photos: Path, tmp_path: Path
+) -> None:
+    words = ("--recipe", "imagenette-5", "train.precision=float32")
+    ended = rescue("train", *words, f"data.root={photos}")
+    assert ended.code == 3
+    assert (
+        f"{photos}/train: none of its folders is a class of imagenette (cat is not). "
+        "For classes of your own: data.name=folder." in ended.err
+    )
+    assert list((tmp_path / "runs" / "imagenette-5").iterdir()) == []
+    again = rescue("seed-sweep", *words, f"data.root={photos}", "--seeds", "2", "--out", "sweep")
+    assert again.code == 3
+    assert again.err.count("none of its folders") == 1
+    assert not list((tmp_path / "sweep").glob("seed-*"))
+
+
+def test_class_folders_one_level_down_are_pointed_at(rescue: Rescue, photos: Path) -> None:
+    ended = rescue("bench", "input", "--data", photos)
+    assert ended.code == 3
+    assert f"{photos}/train: holds folders and no image. Where these are the classes" in ended.err
+
+
+def test_a_loss_that_is_not_finite_at_the_end_is_a_run_that_diverged(
+    rescue: Rescue, tmp_path: Path
+) -> None:
+    """The rate is 0 until the last update, after which no training loss is read."""
+    schedule = "schedule={name: piecewise, epochs: [0, 1.8, 2], factors: [0, 0, 1]}"
+    ended = rescue("train", "--out", "run", *TINY, "optim.lr=1.0e+25", schedule, "eval.every=1")
+    assert ended.code == 4, ended.err
+    assert re.search(r"the loss on test is (nan|inf) after the last step, 16\. Lower", ended.err)
+    assert not (tmp_path / "run" / "result.json").exists()
+    lines = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert [x["step"] for x in lines if x["kind"] == "eval"] == [8]
+    assert [finite(value) for value in (math.nan, math.inf, None, 2.5)] == [None, None, None, 2.5]
+
+
+def test_an_evaluation_refuses_what_it_would_not_read_and_what_would_mislead_it(
+    rescue: Rescue, photos: Path
+) -> None:
+    assert rescue("train", "--out", "run", *TINY).code == 0
+    for change, said in (
+        ("optim.lr=3", "optim.lr: an evaluation does not read it. Drop it."),
+        ("averaging={name: ema, decay: 0.9, every: 1}", "averaging: an evaluation does not read"),
+        ("data.holdout=100", "data.holdout: 100: run was trained on these images."),
+        ("eval.sizes=[1]", "eval.sizes: 1 (or data.train_size): nothing is left of images so"),
+    ):
+        ended = rescue("eval", "run", change)
+        assert ended.code == 2, ended.err
+        assert said in ended.err
+    grey = rescue("eval", "run", "data.name=folder", f"data.root={photos}")
+    assert grey.code == 2
+    assert "run sees images of 1 channel(s), and those of folder have 3." in grey.err
+
+
+def test_classes_that_a_network_does_not_know_are_refused_or_told(
+    rescue: Rescue, photos: Path, tmp_path: Path
+) -> None:
+    words = (
+        "data.name=folder", f"data.root={photos}", "data.train_size=32", "eval.sizes=[32]",
+        "train.precision=float32", "train.batch_size=8", "train.device_batch_size=8",
+        "train.epochs=1", "model={name: test_resnet}",
+    )  # fmt: skip
+    made = rescue("train", "--recipe", "pytorch", "--out", "run", *words)
+    assert made.code == 0, made.err
+    for split in ("train", "val"):
+        (photos / split / "dog").rename(photos / split / "wolf")
+    told = rescue("eval", "run", "--json")
+    assert told.code == 0
+    assert "the first that differs is 'dog' in place of 'wolf'. Accuracies are by" in told.err
+    assert json.loads(told.out)["top1"] == read_json(tmp_path / "run" / "result.json")["top1"]
+    for split in ("train", "val"):
+        (photos / split / "owl").mkdir()
+        (photos / split / "cat" / "0.png").rename(photos / split / "owl" / "0.png")
+    refused = rescue("eval", "run")
+    assert refused.code == 2
+    assert "knows 2 classes and the data has 3;" in refused.err
+    assert "To train it on these: rescue transfer." in refused.err
+
+
+def test_why_a_file_cannot_be_read_is_said_without_pythons_own_words(tmp_path: Path) -> None:
+    with pytest.raises(UnidentifiedImageError) as unknown:
+        pil_image(b"no image")
+    assert reason_of(unknown.value) == "no kind of image that is known"
+    with pytest.raises(IsADirectoryError) as folder:
+        tmp_path.read_bytes()
+    assert reason_of(folder.value) == "Is a directory"
+
+
+def test_one_run_is_compared_with_a_number_of_percent_alone(rescue: Rescue) -> None:
+    assert rescue("train", "--out", "run", *TINY).code == 0
+    when = rescue("compare", "run", "--to", "5")
+    assert when.code == 0, when.err
+    assert "run: 1 of 1 runs reach 5 %" in when.out
+    alone = rescue("compare", "run", "--check-expected")
+    assert alone.code == 2
+    assert "quickstart: the recipe expects nothing." in alone.err
