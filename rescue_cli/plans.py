@@ -120,6 +120,8 @@ def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str
 
 def shown(value: Any) -> str:
     """A key's value as a recipe has it: null, true, 0.1, cosine, [224, 288]."""
+    if isinstance(value, list):
+        return f"[{', '.join(map(shown, value))}]"
     return value if isinstance(value, str) else json.dumps(value)
 
 

@@ -43,6 +43,13 @@ def test_it_answers_writes_its_curves_and_a_picture_and_goes_on(
     assert (tmp_path / "test" / "seed-0" / "metrics.jsonl").read_text() == before
 
 
+def test_a_report_points_at_the_tests_own_picture(rescue: Rescue) -> None:
+    assert rescue(*QUICK).code == 0
+    ended = rescue("report", "test")
+    assert ended.code == 3
+    assert "test: is a search, and has its own page: test/lr-range.png." in ended.err
+
+
 def test_stopped_it_says_how_it_goes_on(rescue: Rescue, monkeypatch: pytest.MonkeyPatch) -> None:
     def stop(*_: object) -> None:
         raise StoppedError("stopped at step 3", 130)

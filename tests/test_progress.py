@@ -30,7 +30,7 @@ def test_the_time_left_is_by_the_epochs_of_ended_and_of_running_runs(
 ) -> None:
     """Of 2 runs of 10 epochs one began at 2; at 10 and 4 after 10 s: 12 in 10 s, and 6 are left."""
     now = [100.0]
-    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
     recipe = recipes.load("quickstart", ["train.epochs=10"])
     paths = [tmp_path / "a", tmp_path / "b"]
     reach(paths[0], 2)

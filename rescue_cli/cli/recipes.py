@@ -50,7 +50,9 @@ def print_listing() -> None:
             "-" if row["expected"] is None else f"{row['expected']:.2f}",
             row["measured"] or "not run",
         )
-    common.console().print(table)
+    out = common.console()
+    out.print(table)
+    out.print("measured: mean (seeds) of the whole procedure; partly: of changed runs")
 
 
 def _row(name: str) -> dict[str, Any]:
@@ -77,7 +79,7 @@ def diff(a: Name, b: Name) -> None:
     first, second = recipes.load(a), recipes.load(b)
     changed = plans.differences(_procedure(first.tree), _procedure(second.tree))
     table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("key")
+    table.add_column("key", no_wrap=True)
     for name in (a, b):
         table.add_column(name, overflow="fold")
     for key, values in changed.items():

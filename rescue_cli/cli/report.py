@@ -14,6 +14,8 @@ from rescue_cli.errors import DataError, RescueError, UsageError
 from rescue_cli.results import RunDirectory
 
 app = common.verb()
+# What a search leaves, by what it is known by: a range test's picture, the page of `rescue tune`
+SEARCHES = {"lr-range.json": "lr-range.png", "tune.json": "tune.html"}
 
 
 @app.command(
@@ -62,6 +64,9 @@ def _check(path: Path) -> None:
     """Raises `DataError` where there is nothing to report."""
     from rescue_cli.report import study_page
 
+    for file, page in SEARCHES.items():
+        if (path / file).is_file():
+            raise DataError(f"{path}: is a search, and has its own page: {path / page}.")
     patterns = ("result.json", "seed-*/result.json", study_page.FILE)
     if not any(any(path.glob(pattern)) for pattern in patterns):
         raise DataError(

@@ -83,7 +83,8 @@ def study(
     if plan:
         planned = _missing(found, given, chosen, seeds, folder)
         runs = [(run.row, run.recipe, run.done) for run in planned]
-        print_plan(runs, images_per_second, as_json=json)
+        columns = {row["row"]: row["columns"] for row in studies.rows(found, given, None)}
+        print_plan(runs, columns, images_per_second, as_json=json)
         return
     if not table:
         where = common.device(device)

@@ -9,15 +9,20 @@ from rich.table import Table
 from rescue_cli.cli import common
 from rescue_cli.recipe import Recipe
 from rescue_cli.report.markup import significant
+from rescue_cli.report.studies import shown
 
 Rows = Collection[Mapping[str, Any]]
 
 
 def print_plan(
-    runs: Sequence[tuple[int, Recipe, bool]], images_per_second: float | None, *, as_json: bool
+    runs: Sequence[tuple[int, Recipe, bool]],
+    columns: Mapping[int, Mapping[str, Any]],
+    images_per_second: float | None,
+    *,
+    as_json: bool,
 ) -> None:
     """Of runs (row, recipe, whether it is done) what is left: steps, images, computation, and
-    hours where a speed is given.
+    hours where a speed is given; each row by what its study's `columns` have of it.
     """
     from rescue_cli import build, estimate
     from rescue_cli.recipe import total_steps
@@ -25,8 +30,8 @@ def print_plan(
     rows: dict[int, dict[str, Any]] = {}
     for number, recipe, done in runs:
         row = rows.setdefault(
-            number, {"row": number, "recipe": recipe.name, "runs": 0, "left": 0,
-                      "updates": 0, "images": 0, "petaflop": 0.0, "hours": None}
+            number, {"row": number, "recipe": recipe.name, "columns": columns[number], "runs": 0,
+                      "left": 0, "updates": 0, "images": 0, "petaflop": 0.0, "hours": None}
         )  # fmt: skip
         row["runs"] += 1
         if done:
@@ -44,12 +49,16 @@ def print_plan(
         print(json.dumps(list(rows.values())))
         return
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("row", "recipe", "runs", "left", "steps", "images", "PFLOP", "hours"):
-        table.add_column(heading, justify="left" if heading == "recipe" else "right")
+    headings = ", ".join(next(iter(columns.values())))
+    table.add_column("row", justify="right")
+    table.add_column(headings, overflow="fold")
+    for heading in ("runs", "left", "steps", "images", "PFLOP", "hours"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for row in [*rows.values(), _total(rows.values())]:
         table.add_row(
-            str(row["row"]), row["recipe"], str(row["runs"]), str(row["left"]),
-            f"{row['updates']:,}", f"{row['images']:,}", f"{significant(row['petaflop'])}",
+            str(row["row"]), ", ".join(map(shown, row["columns"].values())),
+            str(row["runs"]), str(row["left"]), f"{row['updates']:,}", f"{row['images']:,}",
+            f"{significant(row['petaflop'])}",
             "-" if row["hours"] is None else f"{row['hours']:,.1f}",
         )  # fmt: skip
     common.console().print(table)
@@ -59,4 +68,4 @@ def _total(rows: Rows) -> dict[str, Any]:
     keys = ("runs", "left", "updates", "images", "petaflop", "hours")
     timed = all(row["hours"] is not None for row in rows)
     sums = {key: sum(row[key] for row in rows) for key in (keys if timed else keys[:-1])}
-    return {"row": "", "recipe": "in all", "hours": None, **sums}
+    return {"row": "", "columns": {"": "in all"}, "hours": None, **sums}
