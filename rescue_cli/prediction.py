@@ -1,6 +1,5 @@
 """Classes and probabilities of single images, by the weights and the protocol of a run."""
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from rescue_cli.data.decode import UNREADABLE, centre_crop, pil_image, reason_of
 from rescue_cli.errors import DataError, UsageError
 from rescue_cli.evaluation import TTAS
 from rescue_cli.parts.ingredients import data_keys
-from rescue_cli.parts.source import Source, find_weights
+from rescue_cli.parts.source import Source, find_weights, known_classes
 from rescue_cli.recipe import Recipe
 
 
@@ -60,12 +59,8 @@ def predict_images(
 
 def _classes(source: Source) -> list[str]:
     """The classes' names: the file's own, else ImageNet's in words."""
-    try:
-        names = json.loads(source.metadata.get("classes", ""))
-    except ValueError:  # a file of others may say something else there
-        names = None
-    if isinstance(names, list):
-        return [str(name) for name in names]
+    if (names := known_classes(source.metadata)) is not None:
+        return names
     if "recipe" not in source.metadata:
         words = imagenet_words()
         return [words[wnid] for wnid in sorted(words)]

@@ -18,6 +18,7 @@ from rescue_cli.recipe import Recipe, recipe_in
 from rescue_cli.results import RunDirectory, write_json, write_text
 
 LOGS = (".log", ".out", ".err")  # what a shell or a queue writes in a folder before the run
+BEGINNING = RunDirectory(Path()).last.parent.name
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "simplejpeg", "pillow")
 
 
@@ -90,15 +91,19 @@ def abandon(path: Path) -> None:
     run = RunDirectory(path)
     if run.metrics.exists() or run.last.exists() or run.result.exists():
         return
-    for file in (run.recipe, run.command, run.environment, run.failure, run.log, run.lock):
+    prepared = (run.recipe, run.command, run.environment, run.failure, run.log, run.lock)
+    for file in (*prepared, run.samples):
         file.unlink(missing_ok=True)
     with contextlib.suppress(OSError):  # not empty, or not there
         path.rmdir()
 
 
 def _is_foreign(entry: Path) -> bool:
-    """Whether a file or folder is what no run begins beside: not hidden, and nobody's log."""
-    return not entry.name.startswith(".") and entry.suffix not in LOGS
+    """Whether a file or folder is what no run begins beside.
+
+    What is hidden is not, nor somebody's log, nor the state of another run that it begins with.
+    """
+    return not entry.name.startswith(".") and entry.name != BEGINNING and entry.suffix not in LOGS
 
 
 def _in_use(run: RunDirectory) -> bool:

@@ -1,6 +1,5 @@
 """A recipe's network on its device, and the teacher that it may learn from."""
 
-import json
 from collections.abc import Mapping
 from itertools import zip_longest
 from pathlib import Path
@@ -14,7 +13,7 @@ from rescue_cli.model import Backbone, load_weights
 from rescue_cli.model.weights import TIMM
 from rescue_cli.model.weights import metadata as weights_metadata
 from rescue_cli.parts.ingredients import data_keys, dtype_of, network_of
-from rescue_cli.parts.source import find_weights
+from rescue_cli.parts.source import find_weights, known_classes
 from rescue_cli.recipe import Recipe
 from rescue_cli.teacher import Renormalised
 
@@ -56,14 +55,14 @@ def check_classes(recipe: Recipe, classes: tuple[str, ...]) -> str | None:
         return None
     metadata = weights_metadata(Path(weights))
     said = _unlike(weights, metadata, classes)
-    if said and len(json.loads(metadata["classes"])) != len(classes):
+    if said and len(known_classes(metadata) or ()) != len(classes):
         raise UsageError(f"data.name: {said} To train it on these: rescue transfer.")
     return said and f"warning: {said} Accuracies are by the classes' order."
 
 
 def _unlike(weights: str, metadata: Mapping[str, str], classes: tuple[str, ...]) -> str | None:
     """In what the classes that the weights know differ from these; None where they do not say."""
-    known = tuple(json.loads(metadata.get("classes", "null")) or classes)
+    known = tuple(known_classes(metadata) or classes)
     if known == classes:
         return None
     theirs, ours = next((a, b) for a, b in zip_longest(known, classes) if a != b)

@@ -45,6 +45,15 @@ class Source:
     notes: tuple[str, ...] = ()
 
 
+def known_classes(metadata: Mapping[str, str]) -> list[str] | None:
+    """The classes' names that our weights carry; None of a file of others, whatever it says."""
+    try:
+        names = json.loads(metadata.get("classes", ""))
+    except ValueError:
+        return None
+    return [str(name) for name in names] if isinstance(names, list) else None
+
+
 def check_changes(given: str, changes: Sequence[str], source: Source) -> None:
     """Raises `UsageError` for a change that an evaluation would not see, or that would mislead it.
 
