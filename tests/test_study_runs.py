@@ -95,6 +95,30 @@ def test_a_row_goes_on_from_another_rows_state_with_its_own_decay(
     assert not torch.equal(*weights)
 
 
+def test_a_row_that_only_evaluates_otherwise_trains_nothing(rescue: Rescue, tmp_path: Path) -> None:
+    """As the paper's study of the test crop, whose rows are a net at several crops."""
+    text = STUDY.replace("set: [train.epochs=2, optim.weight_decay=0.1]", "set: [XXX]")
+    text = text.replace("XXX", 'train.epochs=2, "train.snapshots=[8]", "eval.tta=[flip]"')
+    (tmp_path / "crops.yaml").write_text(text.replace("step: 8}", "step: last}"))
+    early = rescue("study", "crops.yaml", "--only", "3")
+    assert early.code == 1
+    assert "the state that row 3 begins with is not there. Run its row first, to its end." in (
+        early.err
+    )
+    plan = json.loads(rescue("study", "crops.yaml", "--plan", "--json").out)
+    assert [row["updates"] for row in plan] == [16, 16, 0]
+    assert rescue("study", "crops.yaml", "--only", "1").code == 0
+    assert rescue("study", "crops.yaml", "--only", "3").code == 0
+    folder = tmp_path / "runs" / "study" / "mine"
+    first, third = (json.loads((folder / f"0{r}/seed-0/result.json").read_text()) for r in (1, 3))
+    measured = json.loads(rescue("eval", folder / "01/seed-0", "--tta", "flip", "--json").out)
+    assert (third["top1"], third["protocol"]["tta"]) == (measured["top1"], "flip")
+    assert third["loss"] == pytest.approx(measured["loss"], rel=1e-6)
+    assert third["loss"] != first["loss"]
+    assert (folder / "03/seed-0/metrics.jsonl").read_text() == ""
+    assert rescue("report", folder / "03").code == 0
+
+
 def test_rows_of_a_recipe_of_ones_own_are_not_looked_for_on_record(
     rescue: Rescue, tmp_path: Path
 ) -> None:
@@ -116,14 +140,16 @@ def test_the_plan_counts_what_is_left(rescue: Rescue, mine: str) -> None:
     ended = rescue("study", mine, "--plan", "--json")
     rows = json.loads(ended.out)
     assert [(row["row"], row["runs"], row["left"], row["updates"]) for row in rows] == [
-        (1, 1, 1, 16), (2, 1, 1, 16), (3, 1, 1, 16),
+        (1, 1, 1, 16), (2, 1, 1, 16), (3, 1, 1, 8),
     ]  # fmt: skip
     assert all(row["petaflop"] > 0 for row in rows)
     assert rescue("study", mine, "--plan").out.splitlines()[-1].split()[:4] == [
         "in", "all", "3", "3",
     ]  # fmt: skip
     timed = rescue("study", mine, "--plan", "--images-per-second", "0.1", "--json")
-    assert [row["hours"] for row in json.loads(timed.out)] == pytest.approx([512 / 360] * 3)
+    assert [row["hours"] for row in json.loads(timed.out)] == pytest.approx(
+        [512 / 360, 512 / 360, 256 / 360]
+    )
 
 
 def test_data_that_is_not_there_ends_it_at_once(rescue: Rescue) -> None:

@@ -6,7 +6,7 @@ import sys
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -82,7 +82,7 @@ def study(
         _note_expanded(found, given, chosen)
     if plan:
         planned = _missing(found, given, chosen, seeds, folder)
-        runs = [(run.row, run.recipe, run.done) for run in planned]
+        runs = [(run.row, run.recipe, run.done, run.before) for run in planned]
         columns = {row["row"]: row["columns"] for row in studies.rows(found, given, None)}
         print_plan(runs, columns, images_per_second, as_json=json)
         return
@@ -106,6 +106,7 @@ class _Run:
     path: Path
     recipe: Recipe
     begins: Path | None  # a state of another run
+    before: int | Literal["last"]  # the steps that it has behind it there
     done: bool  # or diverged
 
 
@@ -144,7 +145,8 @@ def _missing(
             path = folder / studies.row_folder(row) / name
             begins = None if snapshot is None else _begins(folder, snapshot, name)
             ended = is_done(path, one) or diverged(path, one)
-            found.append(_Run(row, path, one, begins, ended))
+            before = 0 if snapshot is None else snapshot.step
+            found.append(_Run(row, path, one, begins, before, ended))
     return found
 
 
@@ -152,7 +154,7 @@ def _begins(folder: Path, snapshot: Snapshot, name: str) -> Path:
     from rescue_cli.results import RunDirectory
 
     run = RunDirectory(folder / studies.row_folder(snapshot.cell) / name)
-    return run.snapshot(snapshot.step)
+    return run.last if snapshot.step == "last" else run.snapshot(snapshot.step)
 
 
 def _run(
@@ -216,10 +218,13 @@ def _take_up(run: _Run) -> None:
     last = RunDirectory(run.path).last
     if run.begins is None or last.exists():
         return
-    if not run.begins.is_file():
+    source = RunDirectory(run.begins.parent.parent)
+    at_the_end = run.before == "last"
+    if not run.begins.is_file() or (at_the_end and not source.result.is_file()):
+        cure = "to its end" if at_the_end else "with train.snapshots naming the step"
         raise RescueError(
             f"{run.begins}: the state that row {run.row} begins with is not there. "
-            "Run its row first, with train.snapshots naming the step."
+            f"Run its row first, {cure}."
         )
     content = run.begins.read_bytes()
     write_whole(last, lambda file: file.write(content))

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from rich.table import Table
 
@@ -15,20 +15,20 @@ Rows = Collection[Mapping[str, Any]]
 
 
 def print_plan(
-    runs: Sequence[tuple[int, Recipe, bool]],
+    runs: Sequence[tuple[int, Recipe, bool, int | Literal["last"]]],
     columns: Mapping[int, Mapping[str, Any]],
     images_per_second: float | None,
     *,
     as_json: bool,
 ) -> None:
-    """Of runs (row, recipe, whether it is done) what is left: steps, images, computation, and
-    hours where a speed is given; each row by what its study's `columns` have of it.
+    """Of runs (row, recipe, whether it is done, the steps behind it) what is left: steps, images,
+    computation, and hours where a speed is given; a row by what its study's `columns` have of it.
     """
     from rescue_cli import build, estimate
     from rescue_cli.recipe import total_steps
 
     rows: dict[int, dict[str, Any]] = {}
-    for number, recipe, done in runs:
+    for number, recipe, done, before in runs:
         row = rows.setdefault(
             number, {"row": number, "recipe": recipe.name, "columns": columns[number], "runs": 0,
                       "left": 0, "updates": 0, "images": 0, "petaflop": 0.0, "hours": None}
@@ -37,7 +37,8 @@ def print_plan(
         if done:
             continue
         per_epoch = build.epoch_length(recipe)
-        steps = total_steps(recipe.train, per_epoch)
+        whole = total_steps(recipe.train, per_epoch)
+        steps = 0 if before == "last" else whole - before
         row["left"] += 1
         row["updates"] += steps
         row["images"] += steps * recipe.train.batch_size

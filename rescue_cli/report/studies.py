@@ -25,10 +25,13 @@ FILLERS = ("msra", "xavier")
 
 @dataclass(frozen=True, kw_only=True)
 class Snapshot:
-    """Where a cell begins: a state of the cell of that number, its optimizers' included."""
+    """Where a cell begins: a state of the cell of that number, its optimizers' included.
+
+    One that begins with the `last` differs in its evaluation alone, and trains nothing.
+    """
 
     cell: PositiveInt
-    step: PositiveInt
+    step: PositiveInt | Literal["last"]
 
 
 @dataclass(frozen=True)
