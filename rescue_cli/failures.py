@@ -1,7 +1,10 @@
 """What torch says when a run cannot go on, in the words of its recipe."""
 
+import traceback
+
 import torch
 
+from rescue_cli.engine import evaluate
 from rescue_cli.errors import MemoryExhausted, UsageError
 from rescue_cli.recipe import Recipe
 
@@ -21,11 +24,25 @@ def explained(error: BaseException, recipe: Recipe) -> BaseException:
     exhausted = isinstance(error, torch.OutOfMemoryError | MemoryError)
     if not exhausted and "can't allocate memory" not in text and "out of memory" not in text:
         return error
+    why = f"the memory of the device ({text.splitlines()[0][:120]})"
+    if _evaluating(error):
+        shown = recipe.eval.batch_size
+        return MemoryExhausted(
+            f"eval.batch_size: {shown} images do not fit into {why}. "
+            f"Set eval.batch_size={max(1, shown // 2)}."
+        )
     train = recipe.train
     smaller = [d for d in range(1, train.device_batch_size) if train.batch_size % d == 0]
     fits = [d for d in smaller if d <= train.device_batch_size // 2] or smaller
-    cure = f"Try train.device_batch_size={fits[-1]}" if fits else "Use a smaller model or size"
+    cure = "Use a smaller model or size."
+    if fits:
+        cure = f"Try train.device_batch_size={fits[-1]} (batch norm then sees smaller slices)."
     return MemoryExhausted(
-        f"train.device_batch_size: {train.device_batch_size} images do not fit into the memory of "
-        f"the device ({text.splitlines()[0][:120]}). {cure} (batch norm then sees smaller slices)."
+        f"train.device_batch_size: {train.device_batch_size} images do not fit into {why}. {cure}"
     )
+
+
+def _evaluating(error: BaseException) -> bool:
+    """Whether it was raised while test images were seen."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return any(frame.filename == evaluate.__file__ for frame in frames)

@@ -64,7 +64,7 @@ def _classes(source: Source) -> list[str]:
     if "recipe" not in source.metadata:
         words = imagenet_words()
         return [words[wnid] for wnid in sorted(words)]
-    raise UsageError(f"{source.name}: its metadata names no classes. Give a run of this tool.")
+    raise UsageError(f"{source.given}: its metadata names no classes. Give a run of this tool.")
 
 
 def _pixels(path: Path, recipe: Recipe) -> Tensor:

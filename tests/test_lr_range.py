@@ -47,7 +47,7 @@ def test_a_report_points_at_the_tests_own_picture(rescue: Rescue) -> None:
     assert rescue(*QUICK).code == 0
     ended = rescue("report", "test")
     assert ended.code == 3
-    assert "test: is a search, and has its own page: test/lr-range.png." in ended.err
+    assert "test: is a search, and has its own page. Open test/lr-range.png." in ended.err
 
 
 def test_stopped_it_says_how_it_goes_on(rescue: Rescue, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,7 +31,7 @@ SUBSTITUTIONS = {
     ),
     "--rendezvous host0:29500 --gpus 8": "--rendezvous host0:29500 --procs 8 --dry-run",
     "train.device_batch_size=64 --procs 2": "train.device_batch_size=64 --procs 2 --smoke",
-    "optim.lr=0.2 train.epochs=3": "optim.lr=0.2 train.epochs=3 --smoke",
+    "--epochs 3 optim.lr=0.2": "--epochs 3 optim.lr=0.2 --smoke",
     "tf_efficientnet_lite0 --to PHOTOS --steps 60 data.holdout=100 data.train_size=160 "
     "eval.sizes=[160]": (
         "test_resnet --to PHOTOS --steps 10 --points 10 data.holdout=4 data.train_size=64 "
@@ -51,8 +51,8 @@ SUBSTITUTIONS = {
         "train.precision=float32 train.batch_size=8 train.device_batch_size=8 "
         "data.train_size=64 eval.sizes=[64]"
     ),
-    "--model resnet50 --to VOC train.epochs=10": (
-        "--model test_resnet --to VOC train.epochs=1 model.min_size=48 model.max_size=64 "
+    "--model resnet50 --to VOC --epochs 10": (
+        "--model test_resnet --to VOC --epochs 1 model.min_size=48 model.max_size=64 "
         "eval.sizes=[48] --out detection"
     ),
     "--model resnet50 --to MASKS train.precision=float32": (

@@ -91,7 +91,7 @@ def _version(asked: bool) -> None:
 @app.callback()
 def rescue(
     version: Annotated[
-        bool, typer.Option("--version", help="Print it.", callback=_version, is_eager=True)
+        bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
     ] = False,
 ) -> None:
     """Train, evaluate and compare image classifiers by named recipes."""

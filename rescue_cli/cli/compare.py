@@ -60,7 +60,10 @@ def compare(
     else:
         _print(sides, pairs, found, to)
     if check_expected and not bands:
-        raise UsageError("--check-expected: needs a recipe with a claim on one side, a run on one.")
+        raise UsageError(
+            "--check-expected: needs a recipe with a claim on one side and a run on the other. "
+            "Write: rescue compare RECIPE RUN --check-expected."
+        )
     if check_expected and not all(band["inside"] for band in bands):
         raise UnexpectedError(bands[0]["said"])
 

@@ -47,7 +47,7 @@ def evaluate(
     where = common.device(device)
     changes = [*common.with_lists(sets, sizes, crops, tta), *(overrides or [])]
     source = find_weights(weights, changes, recipe=recipe, model=model)
-    check_changes(weights, changes, source)
+    check_changes(changes, source)
     resolved = source.recipe
     build.check(resolved)
     for line in [*source.notes, *common.allocator_notes()]:

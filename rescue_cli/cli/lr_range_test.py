@@ -28,7 +28,7 @@ SHOWN = 12  # rows of the table
 @app.command(
     epilog=then(
         "rescue lr-range-test --recipe 1cycle-3layer data.root=DIR",
-        "the same with --apply my.yaml, then rescue train --recipe my.yaml",
+        "the same with --out FOLDER --apply my.yaml (it trains nothing again)",
     )
 )
 def lr_range_test(
@@ -40,9 +40,11 @@ def lr_range_test(
     to: Annotated[str | None, typer.Option(help="And its data set, or folder.")] = None,
     model: Architecture = None,
     start: Annotated[
-        float | None, typer.Option(help="First rate; a hundredth of the recipe's.")
+        float | None, typer.Option(help="First rate; by default a hundredth of the recipe's.")
     ] = None,
-    end: Annotated[float | None, typer.Option(help="Last rate; ten times the recipe's.")] = None,
+    end: Annotated[
+        float | None, typer.Option(help="Last rate; by default ten times the recipe's.")
+    ] = None,
     steps: Annotated[int | None, typer.Option(help="Steps of a run.", min=10)] = None,
     epochs: Annotated[
         float | None, typer.Option(help="Or its epochs; the recipe's by default.")

@@ -17,7 +17,7 @@ app = common.verb()
 @app.command(
     epilog=then(
         "rescue predict runs/quickstart/0 coat.png",
-        "rescue transfer --from runs/quickstart/0 --to YOUR-FOLDER",
+        "rescue eval runs/quickstart/0",
     )
 )
 def predict(

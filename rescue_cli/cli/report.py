@@ -66,7 +66,7 @@ def _check(path: Path) -> None:
 
     for file, page in SEARCHES.items():
         if (path / file).is_file():
-            raise DataError(f"{path}: is a search, and has its own page: {path / page}.")
+            raise DataError(f"{path}: is a search, and has its own page. Open {path / page}.")
     patterns = ("result.json", "seed-*/result.json", study_page.FILE)
     if not any(any(path.glob(pattern)) for pattern in patterns):
         raise DataError(

@@ -31,7 +31,8 @@ def places(device: str, jobs: int | None, workers: int | None) -> Places:
     gpus = list(range(torch.cuda.device_count())) if device == "cuda" else []
     at_once = max(1, len(gpus)) if jobs is None else jobs
     if at_once < 1 or (gpus and at_once > len(gpus)):
-        raise UsageError(f"--jobs: {at_once} must be at least 1, and on GPUs at most their number.")
+        most = f" and at most {len(gpus)}, a run on each GPU" if gpus else ""
+        raise UsageError(f"--jobs: {at_once} must be at least 1{most}.")
     return Places(device, at_once, gpus, workers)
 
 

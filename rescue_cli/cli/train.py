@@ -69,7 +69,9 @@ def train(
     gpus: Annotated[int | None, typer.Option(help="Processes, one a GPU.", min=1)] = None,
     procs: Procs = None,
     workers: Workers = None,
-    max_restarts: Annotated[int, typer.Option(help="Of torchrun.", min=0)] = 0,
+    max_restarts: Annotated[
+        int, typer.Option(help="Times torchrun begins a failed run anew.", min=0)
+    ] = 0,
     nodes: Annotated[int, typer.Option(help="Machines.", min=1)] = 1,
     node_rank: Annotated[int, typer.Option(help="This machine's number.", min=0)] = 0,
     rendezvous: Annotated[str | None, typer.Option(help="HOST:PORT of machine 0.")] = None,

@@ -18,7 +18,7 @@ from rescue_cli.cli.common import Device, Json, Overrides, RecipeName, Workers
 from rescue_cli.cli.progress import duration
 from rescue_cli.cli.runs import train_here
 from rescue_cli.cli.screen import then
-from rescue_cli.errors import RescueError
+from rescue_cli.errors import UsageError
 from rescue_cli.range_test import Curves, Ramp
 from rescue_cli.recipe import Recipe, from_tree, total_steps
 from rescue_cli.tuning import Decision, Outcome
@@ -37,13 +37,13 @@ class _BudgetOver(Exception):
 @app.command(
     epilog=then(
         "rescue tune --recipe quickstart --budget 0.3",
-        "rescue train --recipe quickstart optim.lr=FOUND ..., as it prints",
+        "rescue train --recipe runs/tune/quickstart/tuned.yaml",
     )
 )
 def tune(
     overrides: Overrides = None,
     recipe: RecipeName = None,
-    budget: Annotated[float, typer.Option(help="Hours.", min=0.001)] = 1.0,
+    budget: Annotated[float, typer.Option(help="Hours for all runs.", min=0.001)] = 1.0,
     out: Annotated[Path | None, typer.Option(help="Folder; runs/tune/RECIPE by default.")] = None,
     json: Json = False,
     device: Device = None,
@@ -236,7 +236,7 @@ class _Search:
 
 
 def _held_out(recipe: Recipe) -> int:
-    """How many training images judge: as the user said, or a tenth. Raises `RescueError`."""
+    """How many training images judge: as the user said, or a tenth. Raises `UsageError`."""
     from rescue_cli import build
     from rescue_cli.data import FACTS
 
@@ -246,7 +246,10 @@ def _held_out(recipe: Recipe) -> int:
     classes = FACTS[recipe.data.name].classes or 1
     held = max(classes, round(HELD_OUT * whole / classes) * classes)
     if held >= whole:
-        raise RescueError(f"{whole} training images are too few to hold some out. Use more.")
+        raise UsageError(
+            f"data.holdout: {held} of {whole} training images leaves none to train on. "
+            "Give data.holdout=N with a smaller N, or more images."
+        )
     return held
 
 
@@ -275,7 +278,7 @@ def _free_memory_mb(device: str) -> float:
 
 def _print(search: _Search) -> None:
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("key", "chosen", "why"):
+    for heading in ("step", "chosen", "why"):
         table.add_column(heading, overflow="fold")
     for decision in search.decisions:
         table.add_row(decision.step, decision.chosen, decision.why)

@@ -70,11 +70,14 @@ def _read(root: Path, pairs: list[tuple[str, str]], classes: int, first: int) ->
             raise DataError(f"{folder}: no such folder. Point data.root= at the folder above.")
         names = sorted(e.name for e in os.scandir(folder) if e.name.lower().endswith(ENDINGS))
         if not names:
-            raise DataError(f"{folder}: holds no image ({', '.join(ENDINGS)}).")
+            raise DataError(f"{folder}: holds no image ({', '.join(ENDINGS)}). Put them there.")
         for name in names:
             mask = f"{of_masks}/{Path(name).stem}.png"
             if not (root / mask).is_file():
-                raise DataError(f"{root / mask}: no such file; it is the mask of {name}.")
+                raise DataError(
+                    f"{root / mask}: no such file; it is the mask of {name}. Add it, or remove "
+                    "the image."
+                )
             images.append(f"{of_images}/{name}")
             masks.append(mask)
     labels = np.zeros(len(images), dtype=np.int64)

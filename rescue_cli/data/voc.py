@@ -92,12 +92,12 @@ def _listed(root: Path, split: str) -> list[str]:
     file = root / "ImageSets" / "Main" / f"{split}.txt"
     if not file.is_file():
         raise DataError(
-            f"{file}: no such file. A folder in PASCAL VOC's format has ImageSets/Main/train.txt "
-            "and test.txt (or val.txt), Annotations/*.xml and JPEGImages/."
+            f"{file}: no such file. A folder in PASCAL VOC's format has Annotations/*.xml, "
+            f"JPEGImages/ and ImageSets/Main/ with {split}.txt. Add it, or point data.root= at one."
         )
     names = [line.split()[0] for line in file.read_text().splitlines() if line.strip()]
     if not names:
-        raise DataError(f"{file}: names no image.")
+        raise DataError(f"{file}: names no image. Write a name a line.")
     return names
 
 
@@ -113,7 +113,9 @@ def _read(
     for name, annotation in annotations.items():
         image = next((f"{name}{e}" for e in ENDINGS if (folder / f"{name}{e}").is_file()), None)
         if image is None:
-            raise DataError(f"{folder / name}.jpg: no such file, and a split names it.")
+            raise DataError(
+                f"{folder / name}.jpg: no such file. Add it, or remove its line from the split."
+            )
         found.append(_objects(annotation, folder / image, labels, skipped))
         files.append(f"JPEGImages/{image}")
     return Boxed(FileNames.of(root, files), np.zeros(len(files), dtype=np.int64), tuple(found))

@@ -57,14 +57,14 @@ def prepare(path: Path, recipe: Recipe, facts: dict[str, Any], *, resume: bool) 
         raise UsageError(
             f"{path}: another run is using this directory. Wait, or use another --out."
         )
-    claim(path, recipe, resume=resume)
+    claim(path, recipe, resume=resume, verb=facts["verb"])
     before = run.command.read_text() if run.command.exists() else ""
     write_text(run.command, before + shlex.join(["rescue", *sys.argv[1:]]) + "\n")
     write_json(run.environment, facts)
 
 
-def claim(path: Path, recipe: Recipe, *, resume: bool) -> None:
-    """Puts the recipe there.
+def claim(path: Path, recipe: Recipe, *, resume: bool, verb: str = "train") -> None:
+    """Puts the recipe there, for what the verb does.
 
     Raises `UsageError` where another is, or any without `resume`, or where the folder is none of a
     run's.
@@ -72,7 +72,8 @@ def claim(path: Path, recipe: Recipe, *, resume: bool) -> None:
     run = RunDirectory(path)
     if run.recipe.exists():
         if not resume:
-            raise UsageError(f"{path}: holds a run already. Use another --out, or --resume.")
+            more = "" if verb == "eval" else ", or --resume"
+            raise UsageError(f"{path}: holds a run already. Use another --out{more}.")
         changed = differences(recipe_in(path).tree, recipe.tree)
         if changed:
             told = "; ".join(f"{k}: {shown(a)} -> {shown(b)}" for k, (a, b) in changed.items())

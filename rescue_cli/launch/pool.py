@@ -63,7 +63,13 @@ class _Worker:
             word = read_json(failure)
             return Ended(path, from_code(str(word["message"]), int(word["exit_code"])))
         code = self.process.wait()
-        return Ended(path, RescueError(f"{path}: its process ended with {code} and left no word."))
+        return Ended(
+            path,
+            RescueError(
+                f"{path}: its process ended with {code} and left no word. "
+                "See its log.txt; the same command goes on."
+            ),
+        )
 
 
 def run_all(

@@ -70,7 +70,9 @@ def trainee_of(
 def _last_linear(recipe: Recipe, network: nn.Module) -> nn.Linear:
     layers = [module for module in network.modules() if isinstance(module, nn.Linear)]
     if not layers:
-        raise UsageError(f"model ({recipe.model.name}).frozen: it has no linear layer to train.")
+        raise UsageError(
+            f"model ({recipe.model.name}).frozen: it has no linear layer to train. Drop frozen."
+        )
     return layers[-1]
 
 

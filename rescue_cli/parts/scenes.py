@@ -52,7 +52,10 @@ def check_scenes(recipe: Recipe, known: str) -> None:
         name = getattr(recipe, section).name
         owner = next((t for t, names in THEIRS.items() if name in names[section]), None)
         if owner is not None and owner != task:
-            raise UsageError(f"{section}.name: {name} is for {owner}, and task.name is {task}.")
+            raise UsageError(
+                f"{section}.name: {name} is for {owner}, and task.name is {task}. "
+                f"Set task.name={owner}, or another {section}.name."
+            )
         if owner is None and recipe.of_scenes:
             raise UsageError(
                 f"{section}.name: {name} is for classification, and task.name is {task}. "

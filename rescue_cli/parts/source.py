@@ -38,6 +38,7 @@ _WORDS = {"given": "as given", "metadata": "by the file's metadata", "timm": "by
 class Source:
     """The recipe, complete with the weights; what it cannot say of itself goes to `protocol`."""
 
+    given: str  # as the user names it
     name: str
     recipe: Recipe
     metadata: Mapping[str, str]
@@ -54,28 +55,25 @@ def known_classes(metadata: Mapping[str, str]) -> list[str] | None:
     return [str(name) for name in names] if isinstance(names, list) else None
 
 
-def check_changes(given: str, changes: Sequence[str], source: Source) -> None:
-    """Raises `UsageError` for a change that an evaluation would not see, or that would mislead it.
-
-    `given` are the weights as the user names them.
-    """
+def check_changes(changes: Sequence[str], source: Source) -> None:
+    """Raises `UsageError` for a change that an evaluation would not see, or would be misled by."""
     for key in given_keys(changes):
         if key.partition(".")[0] in _UNREAD:
             raise UsageError(f"{key}: an evaluation does not read it. Drop it.")
     if "recipe" not in source.metadata:
         return
-    asked, trained = source.recipe, recipes.from_text(source.metadata["recipe"], given)
+    asked, trained = source.recipe, recipes.from_text(source.metadata["recipe"], source.given)
     keys = data_keys(asked)
     if keys.holdout and data_keys(trained).holdout != keys.holdout:
         raise UsageError(
-            f"data.holdout: {keys.holdout}: {given} was trained on these images. Drop it, or name "
-            "others with data.test_root=DIR."
+            f"data.holdout: {keys.holdout}: {source.given} was trained on these images. Drop it, "
+            "or name others with data.test_root=DIR."
         )
     seen = channels_of(trained.data.name, data_keys(trained))
     if (there := channels_of(asked.data.name, keys)) != seen:
         raise UsageError(
-            f"data.name: {given} sees images of {seen} channel(s), and those of {asked.data.name} "
-            f"have {there}. Use weights that were trained on such images."
+            f"data.name: {source.given} sees images of {seen} channel(s), and those of "
+            f"{asked.data.name} have {there}. Use weights that were trained on such images."
         )
 
 
@@ -108,7 +106,7 @@ def find_weights(
         found, protocol = recipes.from_text(metadata["recipe"], place), {}
     trained = ["~model.frozen"] if "frozen" in found.model.options else []  # how, and not what
     loaded = found.with_overrides(f"model.weights={json.dumps(place)}", *trained, *changes)
-    return Source(name, loaded, metadata, protocol)
+    return Source(given, name, loaded, metadata, protocol)
 
 
 def _without_recipe(
@@ -138,7 +136,7 @@ def _without_recipe(
     _check_sizes(found, config)
     protocol = {"weights": given, "model": known["name"], "preprocessing": origins}
     notes = (_said(known["name"], tree, origins), *_differences(config))
-    return Source(name, found, metadata, protocol, notes)
+    return Source(given, name, found, metadata, protocol, notes)
 
 
 def _timm_config(name: str, *, downloads: bool) -> Any:

@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rescue_cli import registry
 from rescue_cli.data import DATASETS, FACTS, channels_of, normalisation
-from rescue_cli.errors import UsageError
+from rescue_cli.errors import UsageError, did_you_mean
 from rescue_cli.model import MODELS
 from rescue_cli.parts.ingredients import data_keys
 from rescue_cli.parts.source import Source, find_weights
@@ -64,8 +63,9 @@ def _target(base: Recipe, to: str) -> dict[str, Any]:
         return {"data.name": to}
     if Path(to).is_dir():
         return {"data.name": FOLDERS[base.task.name], "data.root": str(Path(to).resolve())}
-    registry.lookup("--to", to, DATASETS)
-    raise AssertionError
+    raise UsageError(
+        f"--to: '{to}' is neither a folder here nor a data set. {did_you_mean(to, DATASETS)}"
+    )
 
 
 def _backbone(source: Source, *, random: bool) -> dict[str, Any]:
@@ -73,7 +73,7 @@ def _backbone(source: Source, *, random: bool) -> dict[str, Any]:
     theirs = source.recipe.model
     if theirs.name in MODELS:
         raise UsageError(
-            f"--from {source.name}: {theirs.name} is no network of timm's, and a backbone is. Use "
+            f"--from {source.given}: {theirs.name} is no network of timm's, and a backbone is. Use "
             "a run of one, as ResNet or EfficientNet."
         )
     mean, std = normalisation(source.recipe.data.name, data_keys(source.recipe))
@@ -107,7 +107,7 @@ def _images(source: Source, name: str, given: Sequence[str], *, frozen: bool) ->
         found["data.channels"] = 3
     elif seen != facts.channels:
         raise UsageError(
-            f"--from {source.name}: sees images of {seen} channel, and those of {name} have "
+            f"--from {source.given}: sees images of {seen} channel, and those of {name} have "
             f"{facts.channels}. Use weights that were trained on colour images."
         )
     if facts.size is not None and "data.resident=false" not in given:

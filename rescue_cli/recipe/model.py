@@ -187,7 +187,7 @@ def steps_per_epoch(train: Train, samples: int) -> int:
     if steps == 0:
         raise UsageError(
             f"train.batch_size: {train.batch_size} is more than the {samples} training images. "
-            f"Use at most {samples}."
+            f"Set train.batch_size and train.device_batch_size to at most {samples}."
         )
     return steps
 

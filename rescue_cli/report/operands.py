@@ -109,7 +109,9 @@ def is_recipe(text: str) -> bool:
 def _sweep(text: str, path: Path) -> Operand:
     found = sweeps.read(path)
     if not found.results:
-        raise DataError(f"{path}: holds neither a result nor seeds that have one.")
+        raise DataError(
+            f"{path}: holds neither result.json nor seed-N/ with one. Give a run or a sweep."
+        )
     values = {seed: score(result) for seed, result in found.results.items()}
     paths = {seed: path / f"{sweeps.PREFIX}{seed}" for seed in values}
     images = _images(next(iter(found.results.values())))
