@@ -213,9 +213,10 @@ def epoch_length(recipe: Recipe) -> int:
 def outline(recipe: Recipe) -> dict[str, Any]:
     """What a run comes to, by the files, or without them where the set's size is known."""
     train, images = recipe.train, training_images(recipe)
+    by = "the files" if are_counted(recipe) else "the data set's name"
     found: dict[str, Any] = {
         "training_images": images,
-        "images_known_by": "the files" if are_counted(recipe) else "the data set's name",
+        **({} if images is None else {"images_known_by": by}),
         "slices": f"{train.slices} of {train.device_batch_size} images",
     }
     if images is None and train.steps_per_epoch is None:

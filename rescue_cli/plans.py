@@ -118,10 +118,10 @@ def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str
     return {k: (old.get(k), new.get(k)) for k in keys if old.get(k) != new.get(k)}
 
 
-def shown(value: Any) -> str:
+def as_written(value: Any) -> str:
     """A key's value as a recipe has it: null, true, 0.1, cosine, [224, 288]."""
     if isinstance(value, list):
-        return f"[{', '.join(map(shown, value))}]"
+        return f"[{', '.join(map(as_written, value))}]"
     return value if isinstance(value, str) else json.dumps(value)
 
 

@@ -111,7 +111,7 @@ def read(path: Path, ramp: Ramp, steps: int, seed: int, *, diverged: bool) -> Cu
         before = line["step"]
         rates.append(ramp.rate(line["step"] / steps))
         train.append(sum(known) / len(known))
-        test.append(line["loss"])
+        test.append(NAN if line["loss"] is None else line["loss"])
         accuracy.append(line["top1"])
     if diverged:
         last = max((line["step"] for line in lines), default=0)

@@ -1,6 +1,7 @@
 """`rescue lr-range-test`, through the command on images that ship with the package."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,19 @@ def test_it_answers_writes_its_curves_and_a_picture_and_goes_on(
     again = rescue(*QUICK, "--seeds", "2", "--end", "2", "--json")
     assert json.loads(again.out) == found
     assert (tmp_path / "test" / "seed-0" / "metrics.jsonl").read_text() == before
+
+
+def test_a_test_loss_that_is_not_finite_is_read_as_such(tmp_path: Path) -> None:
+    lines = [
+        {"kind": "train", "step": 5, "loss": 2.0},
+        {"kind": "eval", "step": 5, "loss": None, "top1": 10.0},
+    ]
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (tmp_path / "metrics.jsonl").write_text(text)
+    ramp = Ramp(0.0, 1.0, shape="linear", momentum=None, epochs=1, points=10)
+    found = range_test.read(tmp_path, ramp, 10, 0, diverged=False)
+    assert math.isnan(found.test_losses[0])
+    assert found.accuracies == [10.0]
 
 
 def test_a_report_points_at_the_tests_own_picture(rescue: Rescue) -> None:

@@ -1,5 +1,6 @@
 """What people do by mistake: it is refused, says what is wrong, and leaves nothing half done."""
 
+import fcntl
 import json
 import math
 import re
@@ -10,8 +11,12 @@ import pytest
 from PIL import Image, UnidentifiedImageError
 
 from rescue_cli import __version__
+from rescue_cli import recipe as recipes
 from rescue_cli.data.decode import pil_image, reason_of
-from rescue_cli.results import finite, read_json, read_metrics
+from rescue_cli.errors import UsageError
+from rescue_cli.launch import abandon, claim
+from rescue_cli.report.operands import Images
+from rescue_cli.results import RunDirectory, finite, read_json, read_metrics
 from tests.conftest import Rescue
 
 TINY = (
@@ -66,6 +71,52 @@ def test_a_start_without_its_data_leaves_no_folder(
     assert again.code == 3
     assert again.err.count("none of its folders") == 1
     assert not list((tmp_path / "sweep").glob("seed-*"))
+
+
+def test_a_start_through_torchrun_that_failed_can_be_repeated(rescue: Rescue, photos: Path) -> None:
+    words = ("--recipe", "imagenette-5", "train.precision=float32", f"data.root={photos}")
+    for _ in range(2):
+        ended = rescue("train", *words, "--procs", "1", "--out", "run")
+        assert ended.code == 3, ended.err
+        assert "none of its folders is a class of imagenette" in ended.err
+
+
+def test_what_another_process_is_at_work_on_is_not_taken_back(tmp_path: Path) -> None:
+    recipe = recipes.load("quickstart")
+    run = RunDirectory(tmp_path / "run")
+    assert claim(run.path, recipe, resume=True)
+    assert not claim(run.path, recipe, resume=True), "it is the first call's"
+    with run.lock.open("a+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        abandon(run.path)
+        assert run.recipe.exists()
+    abandon(run.path)
+    assert not run.path.exists()
+
+
+def test_one_folder_by_two_names_is_one_recipe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    near, far = (
+        recipes.load("pytorch", [f"data.root={root}"]) for root in ("photos", tmp_path / "photos")
+    )
+    assert claim(tmp_path / "run", near, resume=True)
+    assert not claim(tmp_path / "run", far, resume=True)
+    with pytest.raises(UsageError, match=r"data\.root: photos -> elsewhere\. Drop"):
+        claim(tmp_path / "run", recipes.load("pytorch", ["data.root=elsewhere"]), resume=True)
+
+
+def test_test_images_are_the_same_by_data_set_set_and_number() -> None:
+    nette, own = Images("imagenette", "val", 3925), Images("folder", "val", 3925)
+    claim = Images("imagenette")
+    assert nette.can_be(own)
+    assert claim.can_be(nette)
+    assert claim.can_be(own)
+    assert not nette.can_be(Images("imagenette", "val", 100))
+    assert not nette.can_be(Images("imagenet", "val", 3925))
+    assert not claim.can_be(Images("imagenette", "holdout", 500))
+    assert not claim.can_be(Images("imagenet"))
 
 
 def test_class_folders_one_level_down_are_pointed_at(rescue: Rescue, photos: Path) -> None:

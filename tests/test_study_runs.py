@@ -95,6 +95,30 @@ def test_a_row_goes_on_from_another_rows_state_with_its_own_decay(
     assert not torch.equal(*weights)
 
 
+def test_a_run_whose_beginning_is_lost_is_told_and_the_others_go_on(
+    rescue: Rescue, mine: str, tmp_path: Path
+) -> None:
+    assert rescue("study", mine, "--only", "1", "--seeds", "2").code == 0
+    folder = tmp_path / "runs" / "study" / "mine"
+    (folder / "01/seed-1/snapshots/8.pt").unlink()
+    ended = rescue("study", mine, "--only", "3", "--seeds", "2")
+    assert ended.code == 0, ended.err
+    assert "seed-1/snapshots/8.pt: the state that row 3 begins with is not there." in ended.err
+    assert [p.parent.name for p in folder.glob("03/*/result.json")] == ["seed-0"]
+
+
+def test_a_row_that_would_train_on_from_a_last_state_is_refused(
+    rescue: Rescue, tmp_path: Path
+) -> None:
+    (tmp_path / "wrong.yaml").write_text(STUDY.replace("step: 8}", "step: last}"))
+    ended = rescue("study", "wrong.yaml", "--plan")
+    assert ended.code == 2
+    assert (
+        "study mine, row 3.from_snapshot: begins with the last state of a row that differs in "
+        "optim.weight_decay. Change eval alone, or name a step." in ended.err
+    )
+
+
 def test_a_row_that_only_evaluates_otherwise_trains_nothing(rescue: Rescue, tmp_path: Path) -> None:
     """As the paper's study of the test crop, whose rows are a net at several crops."""
     text = STUDY.replace("set: [train.epochs=2, optim.weight_decay=0.1]", "set: [XXX]")

@@ -39,7 +39,7 @@ def evaluate(
 ) -> None:
     """Evaluate weights as training does: every image once, one table."""
     from rescue_cli import build
-    from rescue_cli.launch import Nodes, environment, prepare, run_directory
+    from rescue_cli.launch import Nodes, abandon, environment, prepare, run_directory
     from rescue_cli.parts.source import check_changes, find_weights
     from rescue_cli.report.pictures import draw
     from rescue_cli.results import RunDirectory, read_json
@@ -66,9 +66,10 @@ def evaluate(
     prepare(path, resolved, {**facts, "protocol": source.protocol}, resume=False)
     try:
         run_directory(path, procs, 0, Nodes())
-    except BaseException:
+    except BaseException:  # an evaluation leaves a result or nothing
+        abandon(path)
         if out is None:
-            shutil.rmtree(path, ignore_errors=True)  # an evaluation leaves a result or nothing
+            shutil.rmtree(path, ignore_errors=True)
         raise
     draw(path)
     common.print_result(read_json(RunDirectory(path).result), as_json=json)

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from rescue_cli.errors import StoppedError
@@ -15,8 +16,11 @@ from rescue_cli.results import RunDirectory, last_epoch
 class _Work:
     """The epochs of several runs: all, those that are done, and the time that the rest takes."""
 
-    def __init__(self, runs: Mapping[Path, Recipe]) -> None:
-        self.epochs = {path: recipe.train.epochs for path, recipe in runs.items()}
+    def __init__(self, runs: Mapping[Path, Recipe], behind: Mapping[Path, float]) -> None:
+        self.behind = {path: behind.get(path, 0.0) for path in runs}
+        self.epochs = {
+            path: max(0.0, recipe.train.epochs - self.behind[path]) for path, recipe in runs.items()
+        }
         self.ended: set[Path] = set()
         self.begun, self.before = time.monotonic(), self.done()
 
@@ -27,9 +31,12 @@ class _Work:
     def done(self) -> float:
         """The epochs of runs that ended, however they did, and of those that are at work."""
         return sum(
-            epochs if path in self.ended else min(epochs, last_epoch(RunDirectory(path).metrics))
+            epochs if path in self.ended else min(epochs, self._of(path))
             for path, epochs in self.epochs.items()
         )
+
+    def _of(self, path: Path) -> float:
+        return max(0.0, last_epoch(RunDirectory(path).metrics) - self.behind[path])
 
     def left(self) -> str:
         """As a person says it, by the pace until now."""
@@ -42,12 +49,17 @@ class _Work:
 
 @contextmanager
 def progress(
-    runs: Mapping[Path, Recipe], say: Callable[[Any], str]
+    runs: Mapping[Path, Recipe],
+    say: Callable[[Any], str],
+    behind: Mapping[Path, float] = MappingProxyType({}),
 ) -> Iterator[Callable[[Any], bool]]:
-    """Tells each end as `say` has it, how many have ended, and what time is left."""
+    """Tells each end as `say` has it, how many have ended, and what time is left.
+
+    `behind` are epochs that other runs have trained for some of these.
+    """
     from rich.console import Console
 
-    work = _Work(runs)
+    work = _Work(runs, behind)
     out = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
 
     def hear(ended: Any) -> bool:

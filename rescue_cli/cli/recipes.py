@@ -83,7 +83,7 @@ def diff(a: Name, b: Name) -> None:
     for name in (a, b):
         table.add_column(name, overflow="fold")
     for key, values in changed.items():
-        table.add_row(key, *("-" if v is None else plans.shown(v) for v in values))
+        table.add_row(key, *("-" if v is None else plans.as_written(v) for v in values))
     common.console().print(table if changed else f"{a} and {b} train the same thing.")
 
 

@@ -43,11 +43,19 @@ def train_all(
 
     A run that fails or diverges is told like the others. Raises what all of them would fail of.
     """
-    from rescue_cli.launch import run_all
+    from rescue_cli.launch import abandon, run_all
 
-    for path, recipe in recipes.items():
-        _prepare(path, recipe, where.device, 1, where.workers, cache, where.jobs)
-    with _unless_fatal(recipes, hear) as tell:
+    new = [
+        path
+        for path, recipe in recipes.items()
+        if _prepare(path, recipe, where.device, 1, where.workers, cache, where.jobs)
+    ]
+
+    def take_back() -> None:
+        for path in new:
+            abandon(path)
+
+    with _unless_fatal(hear, take_back) as tell:
         run_all(list(recipes), where.jobs, where.gpus, tell)
 
 
@@ -99,20 +107,18 @@ def queue_all(recipes: Mapping[Path, Recipe], where: Queue, hear: Callable[[Any]
 
     for path, recipe in recipes.items():
         claim(path, recipe, resume=True)
-    with _unless_fatal(recipes, hear) as tell:
+    with _unless_fatal(hear) as tell:
         slurm.run_all(list(recipes), where.settings, where.options, where.folder, tell)
 
 
 @contextmanager
 def _unless_fatal(
-    paths: Iterable[Path], hear: Callable[[Any], bool]
+    hear: Callable[[Any], bool], take_back: Callable[[], object] = lambda: None
 ) -> Iterator[Callable[[Any], bool]]:
     """`hear`, which ends the rest too at an error that all of them would make; it is raised.
 
-    What was prepared and not begun is then taken back.
+    `take_back` is called first, of what was prepared and not begun.
     """
-    from rescue_cli.launch import abandon
-
     fatal: list[RescueError] = []
 
     def tell(ended: Any) -> bool:
@@ -123,8 +129,7 @@ def _unless_fatal(
 
     yield tell
     if fatal:
-        for path in paths:
-            abandon(path)
+        take_back()
         raise fatal[0]
 
 
@@ -166,7 +171,7 @@ def train_here(
     path: Path, recipe: Recipe, device: str, procs: int | None, workers: int | None
 ) -> bool:
     """Trains, or goes on, or leaves what is there; whether it diverged, which is no error here."""
-    from rescue_cli.launch import Nodes, run_directory
+    from rescue_cli.launch import Nodes, abandon, run_directory
 
     if is_done(path, recipe):
         return False
@@ -174,9 +179,13 @@ def train_here(
         common.note(f"{path}: diverged before")
         return True
     common.note(f"{path}: {recipe.train.epochs:g} epochs, seed {recipe.train.seed}")
-    _prepare(path, recipe, device, procs or 1, workers, path.parent / ".cache", 1)
+    new = _prepare(path, recipe, device, procs or 1, workers, path.parent / ".cache", 1)
     try:
         run_directory(path, procs, 0, Nodes())
+    except (UsageError, DataError):
+        if new:
+            abandon(path)
+        raise
     except DivergedError as error:
         common.note(f"diverged: {error}")
         return True
@@ -197,7 +206,8 @@ def _prepare(
     workers: int | None,
     cache: Path,
     share: int,
-) -> None:
+) -> bool:
+    """Whether the run is new."""
     from rescue_cli.launch import environment, prepare
 
     facts = environment(
@@ -209,4 +219,4 @@ def _prepare(
         cache=cache,
         share=share,
     )
-    prepare(path, recipe, facts, resume=True)
+    return prepare(path, recipe, facts, resume=True)

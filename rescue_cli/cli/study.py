@@ -136,10 +136,13 @@ def _missing(
     from rescue_cli import build
 
     found = []
-    for row, (cell, recipe) in enumerate(studies.cells(study, overrides), 1):
+    cells = studies.cells(study, overrides)
+    for row, (cell, recipe) in enumerate(cells, 1):
         if recipe is None or row not in chosen:
             continue
         snapshot = studies.snapshot_of(study, cell)
+        if snapshot is not None and snapshot.step == "last":
+            studies.check_last(study, row, recipe, cells[snapshot.cell - 1][1])
         for name, one in studies.runs(study, recipe, seeds).items():
             build.check(one)
             path = folder / studies.row_folder(row) / name
@@ -178,12 +181,11 @@ def _run(
     def said(ended: Any) -> str:
         return f"{ended.path}: {ended.error or 'done'}"
 
-    with progress({run.path: run.recipe for run in waiting}, said) as hear:
+    behind = {run.path: _epochs_behind(run) for run in waiting}
+    with progress({run.path: run.recipe for run in waiting}, said, behind) as hear:
         for group in _in_order(waiting):
             if in_time():
-                for run in group:
-                    _take_up(run)
-                named = {run.path: run.recipe for run in group}
+                named = {run.path: run.recipe for run in _taken_up(group)}
                 train_all(named, where, folder / ".cache", lambda end: hear(end) and in_time())
     if not in_time():
         common.note(f"--budget: {budget} hours are over; the same command goes on")
@@ -209,6 +211,32 @@ def _in_order(runs: list[_Run]) -> list[list[_Run]]:
     first = [run for run in runs if run.begins is None]
     rest = [run for run in runs if run.begins is not None]
     return [group for group in (first, rest) if group]
+
+
+def _epochs_behind(run: _Run) -> float:
+    """The epochs that another run has trained for this one."""
+    from rescue_cli import build
+
+    if run.before == "last":
+        return run.recipe.train.epochs
+    return run.before / build.epoch_length(run.recipe) if run.before else 0.0
+
+
+def _taken_up(group: list[_Run]) -> list[_Run]:
+    """Those that can begin; the others are told, and are an error where no run is left."""
+    found: list[_Run] = []
+    lost: list[RescueError] = []
+    for run in group:
+        try:
+            _take_up(run)
+            found.append(run)
+        except RescueError as error:
+            lost.append(error)
+    if lost and not found:
+        raise lost[0]
+    for each in lost:
+        common.note(str(each))
+    return found
 
 
 def _take_up(run: _Run) -> None:

@@ -175,7 +175,7 @@ def _run(
     from rescue_cli.report.pictures import draw
     from rescue_cli.results import RunDirectory, read_json
 
-    finished = resume and is_finished(path)
+    finished, new = resume and is_finished(path), False
     if nodes.rank == 0:
         facts = environment(
             recipe,
@@ -186,7 +186,7 @@ def _run(
             workers=launch.workers,
             cache=path.parent / ".cache",
         )
-        prepare(path, recipe, facts, resume=resume)
+        new = prepare(path, recipe, facts, resume=resume)
     else:
         wait_for(path)
     if finished:
@@ -197,7 +197,7 @@ def _run(
         try:
             run_directory(path, procs, launch.max_restarts, nodes)
         except (UsageError, DataError):
-            if nodes.rank == 0:
+            if new and nodes.count == 1:  # other machines still read what is there
                 abandon(path)
             raise
         if nodes.rank == 0:

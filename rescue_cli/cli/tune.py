@@ -2,6 +2,7 @@
 
 import contextlib
 import json as json_module
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -145,7 +146,10 @@ class _Search:
         lines = read_metrics(RunDirectory(self.folder / name).metrics)
         tests = [line for line in lines if line["kind"] == "eval"]
         found = Outcome(
-            name, [x["loss"] for x in tests], [x["top1"] for x in tests], diverged=diverged
+            name,
+            [math.inf if x["loss"] is None else x["loss"] for x in tests],
+            [x["top1"] for x in tests],
+            diverged=diverged,
         )
         common.note(f"{name}: {found}")
         return found
@@ -178,7 +182,8 @@ class _Search:
         lines = read_metrics(run.metrics)
         timed = [line for line in lines if line["kind"] == "train"]
         tests = [float(line["seconds"]) for line in lines if line["kind"] == "eval"]
-        start = read_json(run.result)["seconds_prepare"] if run.result.is_file() else 0.0
+        ended = self.folder.glob("*/result.json")  # a range test often diverges and has none
+        start = max((float(read_json(file)["seconds_prepare"]) for file in ended), default=0.0)
         epoch = float(timed[-1]["seconds"] / timed[-1]["epoch"]) if timed else 0.0
         return epoch, start + EVALUATIONS * (sum(tests) / len(tests) if tests else 0.0)
 

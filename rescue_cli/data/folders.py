@@ -50,8 +50,8 @@ def read(root: Path, labels: Mapping[str, int], *, complete: bool) -> Files:
         images = sorted(e.name for e in os.scandir(root / name) if e.name.lower().endswith(ENDINGS))
         if not images and any(e.is_dir() for e in (root / name).iterdir()):
             raise DataError(
-                f"{root / name}: holds folders and no image. Where these are the classes, give "
-                f"{root / name} in place of {root}."
+                f"{root / name}: holds folders and no image. Where these are the classes, name "
+                f"{root / name} itself: data.train_root= or data.test_root=, or --data."
             )
         if not images:
             raise DataError(

@@ -78,6 +78,7 @@ class Loop:
             self._evaluate_if_due(agreement)
             if not self.latest:  # killed after the last checkpoint and before the result
                 self._measure(agreement)
+                self._check_evaluation()
             self._save()
             return self.progress
 
@@ -112,21 +113,21 @@ class Loop:
         self.latest = self.evaluator.sets(self.step.average.model, self.test_sets, between)
 
     def _check_evaluation(self) -> None:
-        """Raises `DivergedError` where the trained network's loss on a test set is not finite.
+        """Raises `DivergedError` where the trained network's loss on its test set is not finite.
 
         Before the last step it may come back, as where float16 overflows early in training.
         """
         step = self.progress.step
-        found = [(name, one) for name, each in self.latest.items() for one in each.values()]
-        for name, measured in found:
-            if measured.loss is None or math.isfinite(measured.loss):
-                continue
-            if step == self.plan.steps:
-                raise DivergedError(
-                    f"the loss on {name} is {measured.loss} after the last step, {step}. Lower "
-                    "optim.lr, or lengthen the warm-up. The last good checkpoint stands."
-                )
-            self.recorder.say(f"warning: the loss on {name} is {measured.loss} at step {step}")
+        name, measured = next(iter(self.latest.items()))
+        loss = next(iter(measured.values())).loss
+        if loss is None or math.isfinite(loss):
+            return
+        if step == self.plan.steps:
+            raise DivergedError(
+                f"the loss on {name} is {loss} after the last step, {step}. Lower optim.lr, or "
+                "lengthen the warm-up. The last good checkpoint stands."
+            )
+        self.recorder.say(f"warning: the loss on {name} is {loss} at step {step}")
 
     def _record_evaluation(self, seconds: float) -> None:
         step, epoch = self.progress.step, self.plan.epoch(self.progress.step)

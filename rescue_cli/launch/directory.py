@@ -13,12 +13,12 @@ from typing import Any
 
 from rescue_cli import __version__
 from rescue_cli.errors import UsageError
-from rescue_cli.plans import differences, shown
+from rescue_cli.plans import as_written, differences
 from rescue_cli.recipe import Recipe, recipe_in
 from rescue_cli.results import RunDirectory, write_json, write_text
 
 LOGS = (".log", ".out", ".err")  # what a shell or a queue writes in a folder before the run
-BEGINNING = RunDirectory(Path()).last.parent.name
+BEFORE = (RunDirectory(Path()).last.parent.name, "logs")  # torchrun's, or a queue's
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "simplejpeg", "pillow")
 
 
@@ -47,24 +47,26 @@ def is_finished(path: Path) -> bool:
     return RunDirectory(path).result.is_file()
 
 
-def prepare(path: Path, recipe: Recipe, facts: dict[str, Any], *, resume: bool) -> None:
-    """Writes what the workers read; raises `UsageError` where a run is there that must not change.
+def prepare(path: Path, recipe: Recipe, facts: dict[str, Any], *, resume: bool) -> bool:
+    """Writes what the workers read; whether the run is new, and so this call's to `abandon`.
 
     `facts` are what the run runs on; with `resume` a directory of the same recipe is taken up.
+    Raises `UsageError` where a run is there that must not change.
     """
     run = RunDirectory(path)
     if _in_use(run):
         raise UsageError(
             f"{path}: another run is using this directory. Wait, or use another --out."
         )
-    claim(path, recipe, resume=resume, verb=facts["verb"])
+    new = claim(path, recipe, resume=resume, verb=facts["verb"])
     before = run.command.read_text() if run.command.exists() else ""
     write_text(run.command, before + shlex.join(["rescue", *sys.argv[1:]]) + "\n")
     write_json(run.environment, facts)
+    return new
 
 
-def claim(path: Path, recipe: Recipe, *, resume: bool, verb: str = "train") -> None:
-    """Puts the recipe there, for what the verb does.
+def claim(path: Path, recipe: Recipe, *, resume: bool, verb: str = "train") -> bool:
+    """Puts the recipe there, for what the verb does; whether none was there.
 
     Raises `UsageError` where another is, or any without `resume`, or where the folder is none of a
     run's.
@@ -75,22 +77,35 @@ def claim(path: Path, recipe: Recipe, *, resume: bool, verb: str = "train") -> N
             more = "" if verb == "eval" else ", or --resume"
             raise UsageError(f"{path}: holds a run already. Use another --out{more}.")
         changed = differences(recipe_in(path).tree, recipe.tree)
+        changed = {k: pair for k, pair in changed.items() if not _same_folder(k, *pair)}
         if changed:
-            told = "; ".join(f"{k}: {shown(a)} -> {shown(b)}" for k, (a, b) in changed.items())
+            told = "; ".join(
+                f"{k}: {as_written(a)} -> {as_written(b)}" for k, (a, b) in changed.items()
+            )
             raise UsageError(
                 f"{path}: holds a run of another recipe: {told}. "
                 "Drop the overrides, or use a new --out."
             )
-        return
+        return False
     if path.is_dir() and (other := [e.name for e in path.iterdir() if _is_foreign(e)]):
         raise UsageError(f"{path}: is no run's folder; it holds {min(other)}. Use a new --out.")
     write_text(run.recipe, recipe.to_yaml())
+    return True
+
+
+def _same_folder(key: str, a: Any, b: Any) -> bool:
+    """Whether two values of a key name one folder, as from a folder and from the one above it."""
+    folders = isinstance(a, str) and isinstance(b, str) and key.endswith("root")
+    return folders and Path(a).resolve() == Path(b).resolve()
 
 
 def abandon(path: Path) -> None:
-    """Takes back what was prepared of a run in which nothing was trained; anything else stays."""
+    """Takes back what this call prepared of a run in which nothing was trained.
+
+    Anything else stays, and so does all of a run that another process is at work on.
+    """
     run = RunDirectory(path)
-    if run.metrics.exists() or run.last.exists() or run.result.exists():
+    if run.metrics.exists() or run.last.exists() or run.result.exists() or _in_use(run):
         return
     prepared = (run.recipe, run.command, run.environment, run.failure, run.log, run.lock)
     for file in (*prepared, run.samples):
@@ -102,9 +117,9 @@ def abandon(path: Path) -> None:
 def _is_foreign(entry: Path) -> bool:
     """Whether a file or folder is what no run begins beside.
 
-    What is hidden is not, nor somebody's log, nor the state of another run that it begins with.
+    What is hidden is not, nor logs, nor the state of another run that it begins with.
     """
-    return not entry.name.startswith(".") and entry.name != BEGINNING and entry.suffix not in LOGS
+    return not entry.name.startswith(".") and entry.name not in BEFORE and entry.suffix not in LOGS
 
 
 def _in_use(run: RunDirectory) -> bool:

@@ -110,8 +110,8 @@ def _check_data(recipe: Recipe) -> None:
     keys = data_keys(recipe)
     if recipe.data.name == PACKAGED and (keys.root or keys.train_root or keys.test_root):
         raise UsageError(
-            f"data.root: {PACKAGED} lies in this package and reads no folder. Name the data set "
-            "that does: data.name=folder for class folders of your own."
+            f"data.root: {PACKAGED} lies in this package and reads no folder. Drop the folder "
+            "(~data.root), or name what reads it: data.name=folder for class folders of your own."
         )
     channels = channels_of(recipe.data.name, keys)
     for key, values in (("mean", keys.mean), ("std", keys.std)):

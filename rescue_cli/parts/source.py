@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rescue_cli import recipe as recipes
-from rescue_cli.data import channels_of
+from rescue_cli.data import FACTS, channels_of
 from rescue_cli.errors import DataError, UsageError, did_you_mean
 from rescue_cli.model import MODELS, weights
 from rescue_cli.parts.ingredients import data_keys
@@ -44,6 +44,7 @@ class Source:
     metadata: Mapping[str, str]
     protocol: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    trained: Recipe | None = None  # the weights' own, unchanged, where it is what is used
 
 
 def known_classes(metadata: Mapping[str, str]) -> list[str] | None:
@@ -57,19 +58,19 @@ def known_classes(metadata: Mapping[str, str]) -> list[str] | None:
 
 def check_changes(changes: Sequence[str], source: Source) -> None:
     """Raises `UsageError` for a change that an evaluation would not see, or would be misled by."""
-    for key in given_keys(changes):
+    for key in given_keys([change for change in changes if not change.startswith("~")]):
         if key.partition(".")[0] in _UNREAD:
             raise UsageError(f"{key}: an evaluation does not read it. Drop it.")
-    if "recipe" not in source.metadata:
+    asked, trained = source.recipe, source.trained
+    if trained is None:
         return
-    asked, trained = source.recipe, recipes.from_text(source.metadata["recipe"], source.given)
     keys = data_keys(asked)
-    if keys.holdout and data_keys(trained).holdout != keys.holdout:
+    if keys.holdout and trained.data.options.get("holdout", 0) != keys.holdout:
         raise UsageError(
             f"data.holdout: {keys.holdout}: {source.given} was trained on these images. Drop it, "
             "or name others with data.test_root=DIR."
         )
-    seen = channels_of(trained.data.name, data_keys(trained))
+    seen = trained.data.options.get("channels") or FACTS[trained.data.name].channels
     if (there := channels_of(asked.data.name, keys)) != seen:
         raise UsageError(
             f"data.name: {source.given} sees images of {seen} channel(s), and those of "
@@ -101,12 +102,13 @@ def find_weights(
         whose = f"--recipe {recipe}" if recipe is not None else f"the recipe in {given}"
         raise UsageError(f"--model: {whose} says it already. Drop --model {model}.")
     if recipe is not None:
-        found, protocol = recipes.load(recipe), {"weights": given}
+        found, protocol, own = recipes.load(recipe), {"weights": given}, None
     else:
         found, protocol = recipes.from_text(metadata["recipe"], place), {}
-    trained = ["~model.frozen"] if "frozen" in found.model.options else []  # how, and not what
-    loaded = found.with_overrides(f"model.weights={json.dumps(place)}", *trained, *changes)
-    return Source(given, name, loaded, metadata, protocol)
+        own = found
+    how = ["~model.frozen"] if "frozen" in found.model.options else []  # how, and not what
+    loaded = found.with_overrides(f"model.weights={json.dumps(place)}", *how, *changes)
+    return Source(given, name, loaded, metadata, protocol, trained=own)
 
 
 def _without_recipe(

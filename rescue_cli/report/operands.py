@@ -16,6 +16,7 @@ from rescue_cli.report import sweeps
 from rescue_cli.results import RunDirectory, read_json, read_metrics, score, stem
 from rescue_cli.statistics import PERCENT, Sample, sample
 
+MAIN = ("val", "test")  # what data sets call their test images
 TYPED = re.compile(r"(?P<mean>\d+(\.\d+)?)((±|\+-|\+/-)(?P<std>\d+(\.\d+)?))?(/(?P<n>\d+))?")
 
 
@@ -43,10 +44,15 @@ class Images:
         return f"{self.data} {self.set} ({self.count:,} images)"
 
     def can_be(self, other: "Images") -> bool:
-        """Whether they may be the same; a folder of one's own may hold any data set."""
-        if None in (self.set, other.set):
-            return self.data == other.data or "folder" in (self.data, other.data)
-        return self == other
+        """Whether they may be the same; a folder of one's own may hold any data set.
+
+        A claim is of its data set's main test images.
+        """
+        if self.data != other.data and "folder" not in (self.data, other.data):
+            return False
+        if self.set is None or other.set is None:
+            return {self.set, other.set} <= {None, *MAIN}
+        return (self.set, self.count) == (other.set, other.count)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from rescue_cli import recipe as recipes
-from rescue_cli.plans import differences, shown
+from rescue_cli.plans import as_written, differences
 from rescue_cli.recipe import Recipe, recipe_in
 from rescue_cli.report import gaps, records, study_page, sweeps
 from rescue_cli.report.comparison import details, pairs_of
@@ -157,7 +157,7 @@ def _procedure(path: Path) -> str:
     parts.append(folded("Environment", table(["", ""], facts)))
     if recipe.name in recipes.names():
         changed = differences(recipes.load(recipe.name).tree, recipe.tree)
-        rows = [[key, shown(old), shown(new)] for key, (old, new) in changed.items()]
+        rows = [[key, as_written(old), as_written(new)] for key, (old, new) in changed.items()]
         neighbour = f"What differs from the shipped {recipe.name}"
         same = f"<p class=dim>The recipe is the shipped {text(recipe.name)}.</p>"
         differing = folded(neighbour, table(["key", "shipped", "here"], rows))
@@ -169,7 +169,7 @@ def _procedure(path: Path) -> str:
 def _neighbour(before: Path, path: Path) -> str:
     """What a path's recipe changes of the one above it."""
     changed = differences(recipe_of(before).tree, recipe_of(path).tree)
-    rows = [[key, shown(old), shown(new)] for key, (old, new) in changed.items()]
+    rows = [[key, as_written(old), as_written(new)] for key, (old, new) in changed.items()]
     if not rows:
         return f"<p class=dim>The recipe is that of {text(before)}.</p>"
     return folded(f"What differs from {before}", table(["key", str(before), str(path)], rows))

@@ -51,7 +51,7 @@ def curves_of(lines: Sequence[Mapping[str, Any]]) -> Any:
     loss.plot(*_columns(train, "loss"), label="training", linewidth=1)
     for name, rows in _by_set(lines).items():
         mark = "o" if len(rows) == 1 else None
-        if rows[0]["loss"] is not None:
+        if any(row["loss"] is not None for row in rows):
             loss.plot(*_columns(rows, "loss"), label=name, marker=mark)
         accuracy.plot(*_columns(rows, metric), label=name, marker=mark)
     rate.plot(*_columns(train, "lr"), color="tab:green")

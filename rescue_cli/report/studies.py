@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rescue_cli.errors import UsageError, did_you_mean
-from rescue_cli.recipe import Recipe, read_text, recipes_folder
+from rescue_cli.plans import differences
+from rescue_cli.recipe import SECTIONS, Recipe, read_text, recipes_folder
 from rescue_cli.recipe import load as load_recipe
 from rescue_cli.recipe.yaml import read
 from rescue_cli.registry import Positive, PositiveInt, check
@@ -160,6 +161,19 @@ def snapshot_of(study: Study, cell: Cell) -> Snapshot | None:
             f"{len(study.cells)} rows. Give the number of one."
         )
     return found
+
+
+def check_last(study: Study, row: int, recipe: Recipe, source: Recipe | None) -> None:
+    """Raises `UsageError` where a row that begins with another's last state would train on."""
+    changed = {} if source is None else differences(source.tree, recipe.tree)
+    own = [k for k in changed if k.partition(".")[0] in SECTIONS and not k.startswith("eval.")]
+    own = [key for key in own if key != "train.snapshots"]
+    if source is None or own:
+        what = f"differs in {own[0]}" if own else "has no recipe"
+        raise UsageError(
+            f"study {study.name}, row {row}.from_snapshot: begins with the last state of a row "
+            f"that {what}. Change eval alone, or name a step."
+        )
 
 
 def rows(
