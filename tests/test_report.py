@@ -115,9 +115,7 @@ def test_a_study_stands_on_the_page_with_paper_and_measured_apart(
     assert "rescue study widths.yaml --only 1" in text
     rows = json.loads(rescue("report", "widths", "--json").out)
     results = [json.loads(f.read_text()) for f in (tmp_path / "widths").glob("01/*/result.json")]
-    assert [(row["path"], row["paper"], row["runs"]) for row in rows] == [
-        ("widths, row 1", 91.0, 2)
-    ]
+    assert [(row["path"], row["paper"], row["n"]) for row in rows] == [("widths, row 1", 91.0, 2)]
     assert rows[0]["measured"] == pytest.approx(sum(r["top1"] for r in results) / 2)
 
 
@@ -142,7 +140,7 @@ def test_the_curves_become_events_that_tensorboard_reads(
 def test_the_table_is_data_too(rescue: Rescue, made: tuple[str, str], tmp_path: Path) -> None:
     rows = json.loads(rescue("report", *made, "--json").out)
     assert [row["path"] for row in rows] == list(made)
-    assert [row["runs"] for row in rows] == [1, 3]
+    assert [row["n"] for row in rows] == [1, 3]
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert rows[0]["measured"] == result["top1"]
     assert (rows[0]["paper"], rows[0]["std"]) == (None, None)

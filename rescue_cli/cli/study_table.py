@@ -59,7 +59,7 @@ def _chance(measured: Mapping[str, Any]) -> str:
 
 
 def _seconds(row: Mapping[str, Any]) -> str:
-    return "-" if row["seconds"] is None else shown_seconds(row["seconds"])
+    return "-" if row["seconds_train"] is None else shown_seconds(row["seconds_train"])
 
 
 def _legend(study: Study, *, metrics: bool) -> str:

@@ -7,7 +7,7 @@ from rescue_cli.report.markup import shown_seconds
 from rescue_cli.statistics import Sample
 
 HEADINGS = ("path", "recipe", "set", "paper %", "measured %", "std", "runs", "train s")
-KEYS = ("path", "recipe", "set", "paper", "measured", "std", "runs", "seconds")
+KEYS = ("path", "recipe", "set", "paper", "measured", "std", "n", "seconds_train")
 
 
 @dataclass(frozen=True)

@@ -183,7 +183,7 @@ def rows(
 
     `measured` is the top-1 of the runs in `folder` that have a result, else of those on record with
     exactly these changes: mean, std, n, and `p` that the paper's figure is the same by Welch's
-    t-test; None where nothing was run. `seconds` is the mean of the folder's runs.
+    t-test; None where nothing was run. `seconds_train` is the mean of the folder's runs.
     """
     return [
         {
@@ -194,7 +194,7 @@ def rows(
             "measured": None
             if recipe is None
             else _measured(cell, recipe, folder and folder / row_folder(number)),
-            "seconds": None if folder is None else _seconds(folder / row_folder(number)),
+            "seconds_train": None if folder is None else _seconds(folder / row_folder(number)),
         }
         for number, (cell, recipe) in enumerate(cells(study, overrides), 1)
     ]

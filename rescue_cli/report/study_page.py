@@ -29,7 +29,7 @@ def results(path: Path) -> list[Line]:
             paper = next((Sample(value, None, 1) for value in row["paper"].values()), None)
             ours = Sample(measured["mean"], measured["std"], measured["n"])
             name = f"{path}, row {row['row']}"
-            found.append(Line(name, row["recipe"], "-", paper, ours, row["seconds"]))
+            found.append(Line(name, row["recipe"], "-", paper, ours, row["seconds_train"]))
     return found
 
 
@@ -80,7 +80,7 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> str:
                 "-" if ours is None else f"{ours['mean']:.2f}",
                 "-" if ours is None else _spread(ours), "-" if ours is None else str(ours["n"]),
                 *(["-" if chance is None else f"{chance:.2g}"] if published else []),
-                "-" if row["seconds"] is None else shown_seconds(row["seconds"]),
+                "-" if row["seconds_train"] is None else shown_seconds(row["seconds_train"]),
             ]
         )  # fmt: skip
     paper, p = (["paper %"], ["p"]) if published else ([], [])
