@@ -151,8 +151,13 @@ def test_compare_pairs_sweeps_by_seed_and_says_what_may_be_claimed(rescue: Rescu
 def test_numbers_alone_are_compared_and_too_few_of_them_claim_nothing(rescue: Rescue) -> None:
     found = json.loads(rescue("compare", "79.72±0.10/100", "79.85", "--json").out)
     assert found["difference"] == pytest.approx(0.13)
-    assert found["claim"].startswith("No difference may be claimed: 0.13 points, p = 0.2")
-    assert "Nothing may be claimed: the difference of 1.00" in rescue("compare", "80", "81").out
+    assert found["claim"].startswith(
+        "No difference between 79.72±0.10/100 and 79.85 may be claimed: 0.13 points, p = 0.2"
+    )
+    assert (
+        "Nothing may be claimed of 80 and 81: the difference of 1.00"
+        in rescue("compare", "80", "81").out
+    )
     named = json.loads(rescue("compare", "a2", "79.60±0.10/100", "--json").out)
     assert named["a"] == "a2 (expected)"
     assert named["p"] < 1e-10

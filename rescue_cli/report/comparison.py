@@ -131,11 +131,11 @@ def details(pair: Mapping[str, Any]) -> list[str]:
 
 def _claim(pair: dict[str, Any]) -> str:
     """One sentence: what may be said, or what it would take."""
-    size = abs(pair["difference"])
+    size, both = abs(pair["difference"]), f"{pair['a']} and {pair['b']}"
     better, worse = ("b", "a") if pair["difference"] > 0 else ("a", "b")
     if pair["p"] is None:
         return (
-            f"Nothing may be claimed: the difference of {size:.2f} points stands on "
+            f"Nothing may be claimed of {both}: the difference of {size:.2f} points stands on "
             f"{pair['n'][0]} against {pair['n'][1]} runs without a spread."
         )
     p = f"p = {pair['p']:.2g}"
@@ -150,7 +150,7 @@ def _claim(pair: dict[str, Any]) -> str:
     could = "" if seen is None else f" These runs could have seen {seen:.2f} points."
     needed = pair["needed"]
     more = "" if needed is None else f" To see {size:.2f} points, {needed} runs of each are needed."
-    return f"No difference may be claimed: {size:.2f} points, {p}.{could}{more}"
+    return f"No difference between {both} may be claimed: {size:.2f} points, {p}.{could}{more}"
 
 
 def _interval(pair: dict[str, Any]) -> str:

@@ -98,7 +98,7 @@ def _picture(rows: Sequence[Mapping[str, Any]]) -> Any:
         places,
         xerr=[row["measured"]["std"] or 0.0 for row in rows],
         fmt="o",
-        label="measured",
+        label="measured ± std",
     )
     published = [row for row in rows if row["paper"]]
     axes.scatter(
@@ -107,7 +107,7 @@ def _picture(rows: Sequence[Mapping[str, Any]]) -> Any:
         marker="D",
         facecolors="none",
         edgecolors="tab:red",
-        label="paper",
+        label="paper" if published else None,
     )
     axes.set_yticks(places, [_named(row) for row in rows], fontsize=8)
     axes.set_ylim(min(places) - 0.7, max(places) + 0.7)
