@@ -4,7 +4,7 @@ import traceback
 
 import torch
 
-from rescue_cli.engine import evaluate
+from rescue_cli.engine import evaluate, scenes
 from rescue_cli.errors import MemoryExhausted, UsageError
 from rescue_cli.recipe import Recipe
 
@@ -27,9 +27,14 @@ def explained(error: BaseException, recipe: Recipe) -> BaseException:
     why = f"the memory of the device ({text.splitlines()[0][:120]})"
     if _evaluating(error):
         shown = recipe.eval.batch_size
+        if recipe.of_scenes or shown == 1:
+            sizes = ", ".join(map(str, recipe.eval.sizes))
+            return MemoryExhausted(
+                f"eval.sizes: {sizes}: a test image does not fit into {why}. Use a smaller size."
+            )
         return MemoryExhausted(
-            f"eval.batch_size: {shown} images do not fit into {why}. "
-            f"Set eval.batch_size={max(1, shown // 2)}."
+            f"eval.batch_size: {shown} images, or as many as there are, do not fit into {why}. "
+            "Set a smaller one."
         )
     train = recipe.train
     smaller = [d for d in range(1, train.device_batch_size) if train.batch_size % d == 0]
@@ -45,4 +50,4 @@ def explained(error: BaseException, recipe: Recipe) -> BaseException:
 def _evaluating(error: BaseException) -> bool:
     """Whether it was raised while test images were seen."""
     frames = traceback.extract_tb(error.__traceback__)
-    return any(frame.filename == evaluate.__file__ for frame in frames)
+    return any(frame.filename in (evaluate.__file__, scenes.__file__) for frame in frames)

@@ -43,19 +43,14 @@ def train_all(
 
     A run that fails or diverges is told like the others. Raises what all of them would fail of.
     """
-    from rescue_cli.launch import abandon, run_all
+    from rescue_cli.launch import run_all
 
     new = [
         path
         for path, recipe in recipes.items()
         if _prepare(path, recipe, where.device, 1, where.workers, cache, where.jobs)
     ]
-
-    def take_back() -> None:
-        for path in new:
-            abandon(path)
-
-    with _unless_fatal(hear, take_back) as tell:
+    with _unless_fatal(hear, new) as tell:
         run_all(list(recipes), where.jobs, where.gpus, tell)
 
 
@@ -105,20 +100,21 @@ def queue_all(recipes: Mapping[Path, Recipe], where: Queue, hear: Callable[[Any]
     """As `train_all`, by SLURM; what is in its queue already is waited for."""
     from rescue_cli.launch import claim, slurm
 
-    for path, recipe in recipes.items():
-        claim(path, recipe, resume=True)
-    with _unless_fatal(hear) as tell:
+    new = [path for path, recipe in recipes.items() if claim(path, recipe, resume=True)]
+    with _unless_fatal(hear, new) as tell:
         slurm.run_all(list(recipes), where.settings, where.options, where.folder, tell)
 
 
 @contextmanager
 def _unless_fatal(
-    hear: Callable[[Any], bool], take_back: Callable[[], object] = lambda: None
+    hear: Callable[[Any], bool], new: Sequence[Path]
 ) -> Iterator[Callable[[Any], bool]]:
     """`hear`, which ends the rest too at an error that all of them would make; it is raised.
 
-    `take_back` is called first, of what was prepared and not begun.
+    What this call prepared and nothing trained in, of the `new` runs, is then taken back.
     """
+    from rescue_cli.launch import abandon
+
     fatal: list[RescueError] = []
 
     def tell(ended: Any) -> bool:
@@ -129,7 +125,8 @@ def _unless_fatal(
 
     yield tell
     if fatal:
-        take_back()
+        for path in new:
+            abandon(path)
         raise fatal[0]
 
 

@@ -235,7 +235,7 @@ def _taken_up(group: list[_Run]) -> list[_Run]:
     if lost and not found:
         raise lost[0]
     for each in lost:
-        common.note(str(each))
+        common.note(f"warning: {each}")
     return found
 
 

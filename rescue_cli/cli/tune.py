@@ -22,6 +22,7 @@ from rescue_cli.cli.screen import then
 from rescue_cli.errors import UsageError
 from rescue_cli.range_test import Curves, Ramp
 from rescue_cli.recipe import Recipe, from_tree, total_steps
+from rescue_cli.results import finite
 from rescue_cli.tuning import Decision, Outcome
 
 app = common.verb()
@@ -226,7 +227,7 @@ class _Search:
             "held_out": self.recipe.data.options["holdout"],
             "decisions": [tuning.written(decision) for decision in self.decisions],
             "top1": None if self.final is None else self.final.accuracies[-1],
-            "loss": None if self.final is None else self.final.losses[-1],
+            "loss": None if self.final is None else finite(self.final.losses[-1]),
         }
 
     def write(self) -> None:

@@ -44,7 +44,7 @@ class Source:
     metadata: Mapping[str, str]
     protocol: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
-    trained: Recipe | None = None  # the weights' own, unchanged, where it is what is used
+    trained: Recipe | None = None  # the weights' own, unchanged, where they carry one
 
 
 def known_classes(metadata: Mapping[str, str]) -> list[str] | None:
@@ -70,8 +70,9 @@ def check_changes(changes: Sequence[str], source: Source) -> None:
             f"data.holdout: {keys.holdout}: {source.given} was trained on these images. Drop it, "
             "or name others with data.test_root=DIR."
         )
-    seen = trained.data.options.get("channels") or FACTS[trained.data.name].channels
-    if (there := channels_of(asked.data.name, keys)) != seen:
+    seen = trained.data.options.get("channels")
+    seen = seen or (FACTS[trained.data.name].channels if trained.data.name in FACTS else None)
+    if seen is not None and (there := channels_of(asked.data.name, keys)) != seen:
         raise UsageError(
             f"data.name: {source.given} sees images of {seen} channel(s), and those of "
             f"{asked.data.name} have {there}. Use weights that were trained on such images."
@@ -102,13 +103,22 @@ def find_weights(
         whose = f"--recipe {recipe}" if recipe is not None else f"the recipe in {given}"
         raise UsageError(f"--model: {whose} says it already. Drop --model {model}.")
     if recipe is not None:
-        found, protocol, own = recipes.load(recipe), {"weights": given}, None
+        found, protocol = recipes.load(recipe), {"weights": given}
+        own = _own(metadata, place)
     else:
         found, protocol = recipes.from_text(metadata["recipe"], place), {}
         own = found
     how = ["~model.frozen"] if "frozen" in found.model.options else []  # how, and not what
     loaded = found.with_overrides(f"model.weights={json.dumps(place)}", *how, *changes)
     return Source(given, name, loaded, metadata, protocol, trained=own)
+
+
+def _own(metadata: Mapping[str, str], place: str) -> Recipe | None:
+    """The recipe in the file where another stands in for it; None where it says nothing to us."""
+    try:
+        return recipes.from_text(metadata["recipe"], place)
+    except (KeyError, UsageError):
+        return None
 
 
 def _without_recipe(

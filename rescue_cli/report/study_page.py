@@ -36,7 +36,10 @@ def results(path: Path) -> list[Line]:
 def _kept(path: Path) -> dict[str, Any]:
     """What `rescue study` left; raises `DataError` for an older version's."""
     found = read_json(path / FILE)
-    if missing := {"study", "source", "command", "rows", "pairs"} - found.keys():
+    missing = {"study", "source", "command", "rows", "pairs"} - found.keys()
+    if any("seconds_train" not in row for row in found.get("rows", ())):
+        missing.add("seconds_train")
+    if missing:
         raise DataError(
             f"{path / FILE}: has no {', '.join(sorted(missing))}; an older version wrote it. "
             f"Write it anew: rescue study {found.get('study', 'NAME')} --out {path}"
