@@ -32,15 +32,8 @@ def pytest_configure() -> None:
     number = os.environ.get("PYTEST_XDIST_WORKER", "").removeprefix("gw")
     if number:
         every = sorted(os.sched_getaffinity(0))
-        first = int(number) % len(every)
-        mine = every[first :: int(os.environ["PYTEST_XDIST_WORKER_COUNT"])]
-        os.sched_setaffinity(0, mine)
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_auto_num_workers() -> int:
-    """A worker for each core and one more, for whom tests leave cores that wait for processes."""
-    return len(os.sched_getaffinity(0)) + 1
+        mine = every[int(number) :: int(os.environ["PYTEST_XDIST_WORKER_COUNT"])]
+        os.sched_setaffinity(0, mine or every)
 
 
 @pytest.fixture

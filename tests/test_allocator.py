@@ -68,7 +68,7 @@ def test_what_computes_on_a_cpu_begins_anew_once_in_the_same_process(
 ) -> None:
     code, begun, said = starts(tmp_path, f"{verb} --device cpu {NEVER_STARTED}")
     assert code == 2
-    assert said.count("Error: ") == 1
+    assert said.count("error: ") == 1
     (first, without), (second, settings) = begun
     assert (without, settings) == ("None", allocator.SETTINGS)
     assert first == second
