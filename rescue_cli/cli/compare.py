@@ -51,9 +51,8 @@ def compare(
         found["pairs"] = pairs
     if to is not None:
         found["reached"] = [_reached(side, to) for side in sides]
-    bands = []
-    if pairs:
-        bands = [b for b in (_band(words[0], sides[1]), _band(words[1], sides[0])) if b]
+    judged = [(words[0], sides[1]), (words[1], sides[0])] if pairs else []
+    bands = [band for word, side in judged if (band := _band(word, side))]
     found["expected"] = bands
     if json:
         print(json_module.dumps(found))

@@ -67,9 +67,10 @@ def evaluate(
     try:
         run_directory(path, procs, 0, Nodes())
     except BaseException:  # an evaluation leaves a result or nothing
-        abandon(path)
         if out is None:
             shutil.rmtree(path, ignore_errors=True)
+        else:
+            abandon(path)
         raise
     draw(path)
     common.print_result(read_json(RunDirectory(path).result), as_json=json)

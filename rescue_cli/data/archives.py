@@ -12,6 +12,7 @@ import urllib.request
 import zlib
 from pathlib import Path
 
+from rescue_cli.data.decode import reason_of
 from rescue_cli.errors import DataError
 
 
@@ -43,8 +44,8 @@ def _download(url: str, target: Path, md5: str | None) -> None:
     except (http.client.HTTPException, OSError) as error:  # URLError is an OSError
         if isinstance(error, urllib.error.HTTPError):
             error.close()
-        why = getattr(error, "reason", None) or error
-        why = getattr(why, "strerror", None) or why
+        cause = getattr(error, "reason", None)  # of a URLError what the network said
+        why = reason_of(cause if isinstance(cause, OSError) else error)
         raise DataError(
             f"{target}: not there, and {url} could not be downloaded ({why}). "
             "Put the file there by hand or point data.root= at the data."

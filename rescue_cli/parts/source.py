@@ -104,17 +104,15 @@ def find_weights(
         raise UsageError(f"--model: {whose} says it already. Drop --model {model}.")
     if recipe is not None:
         found, protocol = recipes.load(recipe), {"weights": given}
-        own = _own(metadata, place)
     else:
         found, protocol = recipes.from_text(metadata["recipe"], place), {}
-        own = found
     how = ["~model.frozen"] if "frozen" in found.model.options else []  # how, and not what
     loaded = found.with_overrides(f"model.weights={json.dumps(place)}", *how, *changes)
-    return Source(given, name, loaded, metadata, protocol, trained=own)
+    return Source(given, name, loaded, metadata, protocol, trained=_own(metadata, place))
 
 
 def _own(metadata: Mapping[str, str], place: str) -> Recipe | None:
-    """The recipe in the file where another stands in for it; None where it says nothing to us."""
+    """The recipe in the file, whether or not another stands in; None where we cannot read it."""
     try:
         return recipes.from_text(metadata["recipe"], place)
     except (KeyError, UsageError):
