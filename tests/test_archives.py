@@ -184,16 +184,22 @@ def test_a_download_is_verified_and_kept(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "answer",
-    [http(b"", 0, "404 Not Found"), b"\x00\x01 not http", b"", http(b"conte", 7)],
+    ("answer", "why"),
+    [
+        (http(b"", 0, "404 Not Found"), "(HTTP Error 404: Not Found)"),
+        (b"\x00\x01 not http", "could not be downloaded ("),
+        (b"", "could not be downloaded ("),
+        (http(b"conte", 7), "could not be downloaded ("),
+    ],
     ids=["404", "garbage", "hung up", "cut off"],
 )
 def test_a_download_that_fails_leaves_no_file_and_says_the_cure(
-    tmp_path: Path, answer: bytes
+    tmp_path: Path, answer: bytes, why: str
 ) -> None:
     target = tmp_path / "file.bin"
     with serving(answer) as url, pytest.raises(DataError) as error:
         fetch(url, target, hashlib.md5(b"content").hexdigest())
+    assert why in str(error.value)
     assert str(target) in str(error.value)
     assert "Put the file there by hand or point data.root= at the data." in str(error.value)
     assert everything(tmp_path) == set()
