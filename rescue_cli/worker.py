@@ -135,7 +135,8 @@ def _prepare_torch(recipe: Recipe, environment: dict[str, Any], machine: build.M
     torch.backends.cudnn.benchmark = not recipe.train.deterministic
     if recipe.train.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(recipe.train.deterministic)
+    if recipe.train.deterministic != torch.are_deterministic_algorithms_enabled():
+        torch.use_deterministic_algorithms(recipe.train.deterministic)  # imports torch's compiler
     if machine.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(machine.device)
 

@@ -24,6 +24,8 @@ import torch
 from safetensors.torch import load_file
 
 from rescue_cli.data import Dataset, Images
+from rescue_cli.launch import environment, prepare
+from rescue_cli.recipe import Recipe
 from rescue_cli.results import RunDirectory, read_json, read_metrics
 
 CLOCK = ("seconds", "images_per_second", "waiting")  # what no two runs share in a line of metrics
@@ -104,8 +106,9 @@ def start(
     largest_file: int | None = None,
     cores: int = 1,
     worker: bool = False,
+    folder: Path | None = None,
 ) -> Command:
-    """Starts `rescue ARGUMENTS...`; what it prints goes to files named after `told`.
+    """Starts `rescue ARGUMENTS...` in that folder; what it prints goes to files named after `told`.
 
     `largest_file` is a limit in bytes, at which the system refuses to write on. The process sees
     so many `cores`, and takes as many threads. With `worker` the arguments are those of
@@ -114,7 +117,7 @@ def start(
     told.parent.mkdir(parents=True, exist_ok=True)
     stdout, stderr = told.with_suffix(".out"), told.with_suffix(".err")
     words = [str(a) for a in arguments]
-    given = (words, stdout, stderr, dict(environment or {}), largest_file, cores, worker)
+    given = (words, stdout, stderr, dict(environment or {}), largest_file, cores, worker, folder)
     process = _processes.Process(target=_run, args=given)
     process.start()
     return Command(process, stdout, stderr)
@@ -128,6 +131,7 @@ def _run(
     largest_file: int | None,
     cores: int,
     worker: bool,
+    folder: Path | None,
 ) -> None:
     from rescue_cli import worker as worker_module
     from rescue_cli.cli import main
@@ -136,6 +140,7 @@ def _run(
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
     sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
     os.environ.update(environment)
+    os.chdir(folder or Path.cwd())
     multiprocessing.set_start_method("fork", force=True)  # as in a process of one's own
     allowed = sorted(os.sched_getaffinity(0))
     first = os.getpid() % len(allowed)
@@ -146,8 +151,15 @@ def _run(
     worker_module.main() if worker else main()
 
 
-def group_of(count: int, run: Path, told: Path) -> list[Command]:
-    """`count` workers of a prepared run directory, in one process group over gloo."""
+def group_of(count: int, run: Path, recipe: Recipe, told: Path) -> list[Command]:
+    """`count` workers of a new run, in one process group over gloo, without torchrun.
+
+    Each has as many threads, however many they are.
+    """
+    cache = run.with_name("cache")
+    facts = environment(recipe, verb="train", device="cpu", procs=2, workers=0, cache=cache)
+    run.mkdir()
+    prepare(run, recipe, facts, resume=False)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

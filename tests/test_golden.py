@@ -53,22 +53,22 @@ SMALLEST = {
     },
     **{name: ["model.widths=[8,8,8]"] for name in AIRBENCH},
     "airbench96-filter": ["model.widths=[8,8,8]", "train.device_batch_size=16"],
-    "pytorch": ["model.name=resnet18", "data.train_size=32"],
+    "pytorch": ["model.name=test_resnet", "data.train_size=32"],
     **{
         name: ["model.name=test_resnet", "data.train_size=32"]
         for name in ("imagenette-5", "imagenette-20")
     },
-    **{name: ["model.name=resnet18", "data.train_size=64"] for name in ("a1", "a2", "a3")},
+    **{name: ["model.name=test_resnet", "data.train_size=64"] for name in ("a1", "a2", "a3")},
     **{
-        name: ["model.name=resnet18", "data.train_size=32"]
+        name: ["model.name=test_resnet", "data.train_size=32"]
         for name in ("resnet", "fixres", "deit", "fams")
     },
     **{
-        name: ["model={name: resnet18, init: glorot}", "data.train_size=32"]
+        name: ["model={name: test_resnet, init: glorot}", "data.train_size=32"]
         for name in (f"bot-{trick}" for trick in BAG_OF_TRICKS)
     },
     **{
-        name: ["model={name: resnet18}", "data.train_size=32"]
+        name: ["model={name: test_resnet}", "data.train_size=32"]
         for name in ("transfer", "transfer-linear", "transfer-layerwise")
     },
     "detection-voc": [
@@ -84,7 +84,7 @@ SMALLEST = {
         "augment=[{name: scale-crop, short_side: 48, scale: [0.5, 2.0], size: 48}]",
     ],
     **{  # whose teacher is a file; what he adds is held in test_bag_of_tricks.py
-        name: ["model={name: resnet18, init: glorot}", "data.train_size=32", "~teacher"]
+        name: ["model={name: test_resnet, init: glorot}", "data.train_size=32", "~teacher"]
         for name in ("bot-distill", "bag-of-tricks")
     },
     **{f"{kind}-{net}": [] for kind in SMITH for net in ("3layer", "lenet")},
@@ -95,7 +95,7 @@ SMALLEST = {
         for net in ("wide32", "densenet40")
     },
     **{
-        f"{kind}-imagenet-{net}": ["model.name=resnet18", "data.train_size=32"]
+        f"{kind}-imagenet-{net}": ["model.name=test_resnet", "data.train_size=32"]
         for kind in SMITH
         for net in ("resnet50", "inception")
     },
@@ -266,11 +266,11 @@ def test_uniform_draws_are_uniform_and_differ_with_what_they_are_for() -> None:
 def regenerate(names: Sequence[str]) -> None:
     """Writes what the code computes now for these recipes; the others stay as they are."""
     values = json.loads(GOLDEN.read_text())
-    with tempfile.TemporaryDirectory() as folder:
-        for name in names:
+    for name in names:
+        with tempfile.TemporaryDirectory() as folder:
             values["losses"][name] = losses(name, Path(folder))
-            values["curves"][name] = curve(name)
-            values["groups"][name] = groups(name)
+        values["curves"][name] = curve(name)
+        values["groups"][name] = groups(name)
     for part in ("losses", "curves", "groups"):  # in the order in which they stand above
         values[part] = {name: values[part][name] for name in SMALLEST if name in values[part]}
     GOLDEN.write_text(json.dumps(values, indent=1) + "\n")

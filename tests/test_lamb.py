@@ -15,11 +15,11 @@ from rescue_cli.optim.lamb import Lamb, lamb
 from rescue_cli.optim.sgd import SgdVelocity
 
 
-def resnet18(dtype: torch.dtype = torch.float64) -> nn.Module:
+def network(dtype: torch.dtype = torch.float64) -> nn.Module:
     import timm
 
     torch.manual_seed(0)
-    model: nn.Module = timm.create_model("resnet18", num_classes=10)
+    model: nn.Module = timm.create_model("test_resnet", num_classes=10)
     return model.to(dtype)
 
 
@@ -41,7 +41,7 @@ def test_lamb_is_timms_over_50_steps() -> None:
     """With gradients above and below the norm at which they are clipped; the rate changes."""
     from timm.optim.lamb import Lamb as Theirs
 
-    mine, other = resnet18(), resnet18()
+    mine, other = network(), network()
     start = copy.deepcopy(mine)
     ours = lamb(split(mine), lr=5e-3, weight_decay=0.02, max_grad_norm=1.0)
     theirs = Theirs(split(other), lr=5e-3, weight_decay=0.02)
@@ -117,7 +117,7 @@ def test_the_scaler_divides_and_skips_without_leaving_a_trace(make: str) -> None
         "lamb": lambda g: lamb(g, lr=1e-2, weight_decay=0.02, max_grad_norm=1.0),
         "adamw": lambda g: adamw(g, lr=1e-2, weight_decay=0.02),
     }
-    plain, scaled = resnet18(torch.float32), resnet18(torch.float32)
+    plain, scaled = network(torch.float32), network(torch.float32)
     ours, amp = makers[make](split(plain)), makers[make](split(scaled))
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
     for step in range(4):
@@ -155,7 +155,7 @@ def test_a_skipped_first_step_leaves_weights_and_moments_alone() -> None:
 
 
 def test_a_loaded_state_goes_on_bitwise() -> None:
-    model = resnet18(torch.float32)
+    model = network(torch.float32)
     optimizer = lamb(split(model), lr=1e-2, weight_decay=0.02, max_grad_norm=1.0)
     for step in range(3):
         set_gradients(model, step, 1e-2)

@@ -14,7 +14,7 @@ from rescue_cli import outcome
 from rescue_cli import recipe as recipes
 from rescue_cli.data import Images
 from rescue_cli.data.memory import MemoryFeed
-from rescue_cli.launch import environment, prepare
+from rescue_cli.launch import environment
 from rescue_cli.results import RunDirectory, read_json
 from rescue_cli.sampling import Steps, shuffled
 from tests.engine_runs import (
@@ -71,12 +71,7 @@ def test_twenty_steps_on_one_two_and_four_processes_give_the_same_weights(tmp_pa
     states = {}
     for world_size in (1, 2, 4):
         run = tmp_path / str(world_size)
-        facts = environment(
-            recipe, verb="train", device="cpu", procs=2, workers=0, cache=tmp_path / "cache"
-        )
-        run.mkdir()
-        prepare(run, recipe, facts, resume=False)
-        for worker in group_of(world_size, run, tmp_path / f"told{world_size}"):
+        for worker in group_of(world_size, run, recipe, tmp_path / f"told{world_size}"):
             worker.ends(0)
         states[world_size] = checkpoint_of(run)
 

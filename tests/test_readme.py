@@ -17,7 +17,7 @@ from tests import drawn_scenes
 
 README = Path(__file__).parents[1] / "README.md"
 # What is written -> what is run. `make` lines are not run here; the rest is as written.
-SMALL = "--smoke model.name=resnet18 data.train_size=64 eval.sizes=[64]"
+SMALL = "--smoke model.name=test_resnet data.train_size=64 eval.sizes=[64]"
 SUBSTITUTIONS = {
     "--recipe myrtle-baseline data.root=DATA": "--recipe myrtle-baseline data.root=CIFAR --smoke",
     "data.name=folder data.root=DATA --subset 100:50": f"data.name=folder data.root=FOLDER {SMALL}",
@@ -53,7 +53,7 @@ SUBSTITUTIONS = {
     ),
     "--model resnet50 --to VOC --epochs 10": (
         "--model test_resnet --to VOC --epochs 1 model.min_size=48 model.max_size=64 "
-        "eval.sizes=[48] --out detection"
+        "model.strides=[8,16] model.anchors=[16,32,48] eval.sizes=[48] --out detection"
     ),
     "--model resnet50 --to MASKS train.precision=float32": (
         "--model test_resnet --to MASKS train.precision=float32 train.epochs=1 "

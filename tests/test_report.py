@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from rescue_cli import recipe as recipes
 from rescue_cli.report import page
 from rescue_cli.statistics import Sample
 from tests.conftest import Rescue
+from tests.engine_runs import start
 
 TINY = (
     "model.width=4", "data.subset=[256,200]", "train.batch_size=32",
@@ -38,11 +40,21 @@ class Nesting(HTMLParser):
         assert self.open.pop() == tag
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a run and a sweep."""
+    folder = tmp_path_factory.mktemp("finished")
+    start(["train", "--out", "run", *TINY], folder / "run-told", folder=folder).ends(0)
+    words = ["seed-sweep", "--out", "sweep", "--seeds", "3", *TINY]
+    start(words, folder / "sweep-told", folder=folder).ends(0)
+    return folder
+
+
 @pytest.fixture
-def made(rescue: Rescue) -> tuple[str, str]:
-    """A run and a sweep."""
-    assert rescue("train", "--out", "run", *TINY).code == 0
-    assert rescue("seed-sweep", "--out", "sweep", "--seeds", "3", *TINY).code == 0
+def made(finished: Path, tmp_path: Path) -> tuple[str, str]:
+    """A run and a sweep, of the test's own."""
+    for name in ("run", "sweep"):
+        shutil.copytree(finished / name, tmp_path / name)
     return "run", "sweep"
 
 

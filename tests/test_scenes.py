@@ -25,12 +25,13 @@ from rescue_cli.schedule import Span, poly
 from rescue_cli.task.detection import Detection
 from tests import drawn_scenes
 from tests.conftest import Rescue
-from tests.engine_runs import assert_same, last_step, start, trained
+from tests.engine_runs import assert_same, group_of, last_step, start, trained
 
 BACKBONE = "test_resnet"
 DETECT = (
     "--recipe", "detection-voc", f"model.backbone={BACKBONE}", "model.min_size=48",
-    "model.max_size=64", "model.anchors=[8,16,24,32,48]", "model.norms=trained", "eval.sizes=[48]",
+    "model.max_size=64", "model.strides=[8,16]", "model.anchors=[16,32,48]", "model.norms=trained",
+    "eval.sizes=[48]",
     "train.batch_size=4", "train.device_batch_size=2", "train.epochs=3", "eval.every=1",
     "model.proposals=8", "optim.lr=0.01", "schedule.milestones=[2]", "train.log_every=1",
 )  # fmt: skip
@@ -91,12 +92,14 @@ def test_a_run_killed_and_resumed_ends_as_the_one_never_killed(
 def test_two_processes_train_what_one_does(
     task: str, voc: Path, masks: Path, tmp_path: Path
 ) -> None:
-    given = ["train", "--json", *words(task, voc, masks), "train.epochs=1"]
+    given = words(task, voc, masks)
+    recipe = recipes.load(given[1], [*given[2:], "train.epochs=1"])
     results = []
     for procs in (1, 2):
-        out = tmp_path / str(procs)
-        start([*given, "--procs", procs, "--out", out], tmp_path / f"told{procs}").ends(0)
-        results.append(load_file(out / "model.safetensors"))
+        run = tmp_path / str(procs)
+        for worker in group_of(procs, run, recipe, tmp_path / f"told{procs}"):
+            worker.ends(0)
+        results.append(load_file(run / "model.safetensors"))
     for name, tensor in results[0].items():
         torch.testing.assert_close(tensor, results[1][name], rtol=1e-4, atol=1e-5, msg=name)
 
@@ -226,11 +229,11 @@ def test_a_picture_shows_the_mask_that_is_scored(masks: Path, tmp_path: Path) ->
         (["mix={name: mixup, alpha: 0.2}"], "mix.name: mixup is for classification."),
         (["eval.crops=[0.9]"], "eval.crops, eval.tta: a scene is seen whole and once."),
         (["data.train_size=224"], "data.train_size: is for classification; scenes lie below"),
-        (["model.anchors=[8,16]"], "anchors: 2 sides for 5 maps, the 4 of model.strides"),
+        (["model.anchors=[8,16]"], "anchors: 2 sides for 3 maps, the 2 of model.strides"),
         (["model.backbone=resnet1"], "model.backbone: 'resnet1' is not one of timm's."),
         (["model.backbone=vit_tiny_patch16_224"], "vit_tiny_patch16_224 has feature maps of the"),
         (["model.strides=[8,4]"], "model.strides: [8, 4], and test_resnet has feature maps of"),
-        (["model.strides=[8,16]"], "anchors: 5 sides for 3 maps, the 2 of model.strides"),
+        (["model.strides=[8]"], "anchors: 3 sides for 2 maps, the 1 of model.strides"),
     ],
 )
 def test_a_recipe_that_does_not_hold_together_is_refused(changes: list[str], said: str) -> None:

@@ -128,8 +128,10 @@ def test_the_expected_maximum_is_the_normal_order_statistics() -> None:
     assert statistics.expected_maximum(Sample(79.72, None, 1), 5) is None
 
 
-def test_intervals_cover_in_95_percent_of_made_sweeps() -> None:
+def test_intervals_cover_in_95_percent_of_made_sweeps(monkeypatch: pytest.MonkeyPatch) -> None:
     """2,000 sweeps: within 3 standard errors of 95 %."""
+    for slow in ("detectable", "needed"):  # their power, which is not looked at
+        monkeypatch.setattr(statistics, slow, lambda *_, **__: None)
     trials, error = 2000, math.sqrt(0.95 * 0.05 / 2000)
     means = differences = paired = 0
     for _ in range(trials):

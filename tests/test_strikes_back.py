@@ -31,14 +31,14 @@ def small(run: Path, photographs: Path, procs: int, told: str) -> Command:
     return start(words, run.with_name(told), cores=procs)
 
 
-@pytest.mark.parametrize("procs", [1, 2])
+@pytest.mark.parametrize(("procs", "kills"), [(1, 2), (2, 1)])
 def test_a2s_ingredients_go_on_exactly_after_a_kill(
-    procs: int, imagenet_sample: Path, tmp_path: Path
+    procs: int, kills: int, imagenet_sample: Path, tmp_path: Path
 ) -> None:
     """Repeated sampling, RandAugment, mixing, drop path, binary cross-entropy and LAMB."""
     never_killed, run = tmp_path / "reference", tmp_path / "run"
     small(never_killed, imagenet_sample, procs, "told").ends(0)
-    for number, step in enumerate(steps_at(51, 2, 3, 20)):
+    for number, step in enumerate(steps_at(51, kills, 3, 20)):
         command = small(run, imagenet_sample, procs, f"killed{number}")
         command.until(trained(run, step))
         command.kill()

@@ -1,11 +1,6 @@
 """`rescue study` at work: what is missing is run, once, and stands beside the paper's figures."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -15,6 +10,7 @@ from rescue_cli.errors import UsageError
 from rescue_cli.report import studies
 from rescue_cli.statistics import Sample, interval, sample, welch
 from tests.conftest import Rescue
+from tests.engine_runs import descendants, seconds_until_gone, start
 
 STUDY = """
 name: mine
@@ -197,19 +193,16 @@ def test_bad_words_are_refused(rescue: Rescue, words: tuple[str, ...], said: str
 
 
 def test_a_study_killed_and_begun_again_repeats_no_finished_run(mine: str, tmp_path: Path) -> None:
-    call = [sys.executable, "-m", "rescue_cli", "study", mine, "--only", "1,2", "--seeds", "3"]
+    words = ["study", mine, "--only", "1,2", "--seeds", "3"]
     folder = tmp_path / "runs" / "study" / "mine"
-    environment = {**os.environ, "RESCUE_ALLOCATOR": "off"}
-    with subprocess.Popen(call, cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL) as one:
-        end = time.monotonic() + 120
-        while len(finished(folder)) < 2 and time.monotonic() < end:
-            time.sleep(0.05)
-        one.send_signal(signal.SIGKILL)
-    before = finished(folder)
-    assert 2 <= len(before) < 6
-    time.sleep(1.5)  # its worker leaves with it
+    killed = start(words, tmp_path / "killed", folder=tmp_path)
+    killed.until(lambda: len(finished(folder)) >= 2)
+    workers = descendants(killed.pid)
+    killed.kill()
+    seconds_until_gone(workers)
     done = finished(folder)
-    subprocess.run(call, cwd=tmp_path, env=environment, check=True, stderr=subprocess.DEVNULL)
+    assert 2 <= len(done) < 6
+    start(words, tmp_path / "again", folder=tmp_path).ends(0)
     after = finished(folder)
     assert len(after) == 6
     assert {name: after[name] for name in done} == done

@@ -1,11 +1,8 @@
 """`rescue seed-sweep` and `compare`, through the command on images that ship with the package."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
-import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +14,7 @@ from rescue_cli.report import operands, sweeps
 from rescue_cli.results import read_json
 from rescue_cli.statistics import Sample
 from tests.conftest import Rescue
+from tests.engine_runs import Command, descendants, seconds_until_gone, start
 
 TINY = (
     "model.width=4", "data.subset=[256,200]", "train.batch_size=32",
@@ -26,6 +24,11 @@ TINY = (
 
 def finished(folder: Path) -> dict[str, float]:
     return {f.parent.name: f.stat().st_mtime for f in folder.glob("*/result.json")}
+
+
+def have_finished(folder: Path, count: int) -> Callable[[], bool]:
+    """The moment when so many of a sweep's runs have their result."""
+    return lambda: len(finished(folder)) >= count
 
 
 def test_a_sweep_does_what_is_missing_and_says_what_its_seeds_say(
@@ -88,27 +91,21 @@ def test_a_seed_that_diverges_is_kept_shown_and_counted(rescue: Rescue, tmp_path
 
 
 def test_a_sweep_killed_twice_ends_bitwise_as_one_that_was_not(tmp_path: Path) -> None:
-    call = [sys.executable, "-m", "rescue_cli", "seed-sweep", "--seeds", "4", *TINY, "--out"]
-    environment = {**os.environ, "RESCUE_ALLOCATOR": "off"}
-    for goal in (1, 2):
-        with (
-            (tmp_path / "said").open("w") as said,
-            subprocess.Popen(
-                [*call, "killed"], cwd=tmp_path, env=environment, stderr=said
-            ) as process,
-        ):
-            end = time.monotonic() + 120
-            while len(finished(tmp_path / "killed")) < goal and time.monotonic() < end:
-                time.sleep(0.02)
-            process.send_signal(signal.SIGTERM if goal == 1 else signal.SIGKILL)
-        time.sleep(1.5)  # a worker leaves with its parent
-        if goal == 1:
-            assert "The same command goes on." in (tmp_path / "said").read_text()
+    def begin(name: str) -> Command:
+        words = ["seed-sweep", "--seeds", "4", *TINY, "--out", name]
+        return start(words, tmp_path / "told", folder=tmp_path)
+
+    for goal, number in ((1, signal.SIGTERM), (2, signal.SIGKILL)):
+        sweep = begin("killed")
+        sweep.until(have_finished(tmp_path / "killed", goal))
+        workers = descendants(sweep.pid)
+        sweep.send(number)
+        said = sweep.ends(143 if number == signal.SIGTERM else -signal.SIGKILL)
+        seconds_until_gone(workers)  # a worker leaves with its parent
+        assert ("The same command goes on." in said) == (number == signal.SIGTERM)
         assert len(finished(tmp_path / "killed")) < 4
     for name in ("killed", "whole"):
-        subprocess.run(
-            [*call, name], cwd=tmp_path, env=environment, check=True, stderr=subprocess.DEVNULL
-        )
+        begin(name).ends(0)
     for seed in range(4):
         a, b = (
             load_file(tmp_path / name / f"seed-{seed}" / "model.safetensors")

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -28,11 +28,14 @@ def draw(path: Path) -> None:
                 save(_confusion(arrays, file.stem), file.with_suffix(".png"))
 
 
-def figure_of(width: float, height: float) -> Any:
+def figure_of(
+    width: float, height: float, *, layout: Literal["constrained"] | None = "constrained"
+) -> Any:
+    """Inches. `layout` None for margins of one's own: every run draws, and half of it is layout."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), layout="constrained", dpi=120)
+    figure = Figure(figsize=(width, height), layout=layout, dpi=120)
     FigureCanvasAgg(figure)
     return figure
 
@@ -46,7 +49,8 @@ def curves_of(lines: Sequence[Mapping[str, Any]]) -> Any:
     train = [line for line in lines if line["kind"] == "train"]
     tests = [line for line in lines if line["kind"] == "eval"]
     metric = metrics_of(tests[0])[0] if tests else "top1"
-    figure = figure_of(10, 3.2)
+    figure = figure_of(10, 3.2, layout=None)
+    figure.subplots_adjust(left=0.06, right=0.985, bottom=0.15, top=0.91, wspace=0.24)
     loss, accuracy, rate = figure.subplots(1, 3)
     loss.plot(*_columns(train, "loss"), label="training", linewidth=1)
     for name, rows in _by_set(lines).items():
@@ -59,6 +63,7 @@ def curves_of(lines: Sequence[Mapping[str, Any]]) -> Any:
     for axes, title in titles:
         axes.set_title(title, fontsize=10)
         axes.set_xlabel("epoch")
+        axes.ticklabel_format(axis="y", scilimits=(-3, 4))  # so that labels fit the margin
         axes.grid(alpha=0.3)
     for axes in (loss, accuracy):
         if axes.get_legend_handles_labels()[0]:
@@ -83,15 +88,19 @@ def samples_of(file: Path) -> Any:
     """Augmented training images with their labels, four by four."""
     with np.load(file) as arrays:
         images, labels = arrays["images"], arrays["labels"]
-    rows = -(-len(images) // 4)
-    figure = figure_of(6, 1.6 * rows)
-    places = figure.subplots(rows, 4, squeeze=False).flat
-    for axes, image, title in zip(places, images, labels, strict=False):
-        grey = image.shape[0] == 1
-        axes.imshow(image[0] if grey else image.transpose(1, 2, 0), cmap="gray" if grey else None)
-        axes.set_title(str(title), fontsize=8)
-    for axes in figure.axes:
-        axes.axis("off")
+    count, _, height, width = images.shape
+    across, down = 1.1 * width, 1.2 * height  # from one image to the next, with its label above
+    rows = -(-count // 4)
+    figure = figure_of(6, 6 * rows * down / (4 * across), layout=None)
+    axes = figure.add_axes((0, 0, 1, 1))  # one for all: axes are what takes time
+    axes.axis("off")
+    for place, (image, words) in enumerate(zip(images, labels, strict=True)):
+        left, top = place % 4 * across, place // 4 * down
+        shown = image[0] if image.shape[0] == 1 else image.transpose(1, 2, 0)
+        axes.imshow(shown, cmap="gray", extent=(left, left + width, top + height, top))
+        axes.text(left + width / 2, top - 0.03 * height, str(words), fontsize=8, ha="center")
+    axes.set_xlim(-0.05 * width, 4 * across - 0.05 * width)
+    axes.set_ylim(rows * down - 0.18 * height, -0.18 * height)
     return figure
 
 
@@ -114,8 +123,9 @@ def _confusion(arrays: Mapping[str, Any], title: str) -> Any:
             if value >= 0.5:
                 colour = "white" if value > 60 else "black"
                 axes.text(
-                    column, row, f"{value:.0f}", ha="center", va="center", fontsize=7, color=colour
-                )
+                    column, row, f"{value:.0f}", ha="center", va="center", fontsize=7,
+                    color=colour, in_layout=False,
+                )  # fmt: skip
     return figure
 
 
