@@ -10,6 +10,8 @@ from typing import NamedTuple
 import pytest
 
 from rescue_cli.cli import main
+from rescue_cli.launch import pool
+from tests.engine_runs import ForkedWorker
 
 
 class Ended(NamedTuple):
@@ -40,8 +42,12 @@ def pytest_configure() -> None:
 def rescue(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> Rescue:
-    """Runs the command in an empty folder, in this process, on a terminal 80 columns wide."""
+    """Runs the command in an empty folder, in this process, on a terminal 80 columns wide.
+
+    Where it starts workers for many runs, they are forked from a process that holds torch already.
+    """
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(pool, "_started", ForkedWorker)
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.delenv("RESCUE_DATA", raising=False)
 

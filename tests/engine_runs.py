@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,12 @@ _processes.set_forkserver_preload(
         "rescue_cli.cli.train",
         "rescue_cli.worker",
         "rescue_cli.report.pictures",
+        # what a run imports on its way
+        "matplotlib.backends.backend_agg",
+        "scipy.stats",
+        "timm",
         "torch._dynamo",
+        "torchvision.models.detection",
     ]
 )
 
@@ -151,15 +157,17 @@ def _run(
     worker_module.main() if worker else main()
 
 
-def group_of(count: int, run: Path, recipe: Recipe, told: Path) -> list[Command]:
-    """`count` workers of a new run, in one process group over gloo, without torchrun.
+def group_of(
+    count: int, run: Path, recipe: Recipe, told: Path, *, workers: int = 0
+) -> list[Command]:
+    """`count` processes that begin a run or go on with it, in a group over gloo without torchrun.
 
-    Each has as many threads, however many they are.
+    Each has as many threads, however many they are, and so many loader `workers`.
     """
     cache = run.with_name("cache")
-    facts = environment(recipe, verb="train", device="cpu", procs=2, workers=0, cache=cache)
-    run.mkdir()
-    prepare(run, recipe, facts, resume=False)
+    facts = environment(recipe, verb="train", device="cpu", procs=2, workers=workers, cache=cache)
+    run.mkdir(exist_ok=True)
+    prepare(run, recipe, facts, resume=True)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -173,6 +181,55 @@ def group_of(count: int, run: Path, recipe: Recipe, told: Path) -> list[Command]
         )
         for rank in range(count)
     ]
+
+
+class ForkedWorker:
+    """What `rescue_cli.launch.pool` knows of the process that it starts; forked as above."""
+
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        theirs, mine = (_processes.Pipe(duplex=False) for _ in range(2))
+        given = (theirs[0], mine[1], dict(environment), str(Path.cwd()))
+        self.process = _processes.Process(target=_serve, args=given)
+        self.process.start()
+        self.stdin = os.fdopen(os.dup(theirs[1].fileno()), "w")
+        self.stdout = os.fdopen(os.dup(mine[0].fileno()))
+        for end in (*theirs, *mine):
+            end.close()
+
+    def poll(self) -> int | None:
+        return self.process.exitcode
+
+    def wait(self) -> int | None:
+        self.process.join(PATIENCE)
+        return self.process.exitcode
+
+    def terminate(self) -> None:
+        self.process.terminate()
+
+    def send_signal(self, number: int) -> None:
+        assert self.process.pid is not None
+        os.kill(self.process.pid, number)
+
+
+def _serve(words: Connection, answers: Connection, environment: dict[str, str], cwd: str) -> None:
+    from rescue_cli import worker
+
+    os.setsid()
+    os.chdir(cwd)
+    os.environ.clear()
+    os.environ.update(environment)
+    for number, file in ((0, words.fileno()), (1, answers.fileno())):
+        os.dup2(file, number)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    words.close()
+    answers.close()
+    sys.stdin, sys.stdout, sys.stderr = (
+        open(number, mode, closefd=False)  # noqa: SIM115
+        for number, mode in ((0, "r"), (1, "w"), (2, "w"))
+    )
+    multiprocessing.set_start_method("fork", force=True)  # as in a process of one's own
+    sys.argv = ["rescue_cli.worker", "-"]
+    worker.main()
 
 
 # --- moments ---

@@ -4,12 +4,11 @@ from pathlib import Path
 
 import pytest
 
+from rescue_cli import recipe as recipes
 from rescue_cli.results import RunDirectory, read_json
-from tests.engine_runs import Command, assert_same, start, steps_at, trained
+from tests.engine_runs import Command, assert_same, group_of, start, steps_at, trained
 
 SMALL = [
-    "--recipe",
-    "a2",
     "model.name=test_resnet",  # timm's smallest residual net: drop path, zero-initialised gammas
     "data.train_size=64",
     "eval.sizes=[64]",
@@ -23,26 +22,28 @@ SMALL = [
 ]
 
 
-def small(run: Path, photographs: Path, procs: int, told: str) -> Command:
+def small(run: Path, photographs: Path, procs: int, told: str) -> list[Command]:
     """Starts or goes on with A2's ingredients on a small net."""
     where = [f"data.train_root={photographs}", f"data.test_root={photographs}"]
-    several = ["--procs", procs] if procs > 1 else []
-    words = ["train", "--resume", "--json", "--workers", 1, "--out", run, *several, *SMALL, *where]
-    return start(words, run.with_name(told), cores=procs)
+    recipe = recipes.load("a2", [*SMALL, *where])
+    return group_of(procs, run, recipe, run.with_name(told), workers=1)
 
 
-@pytest.mark.parametrize(("procs", "kills"), [(1, 2), (2, 1)])
+@pytest.mark.parametrize("procs", [1, 2])
 def test_a2s_ingredients_go_on_exactly_after_a_kill(
-    procs: int, kills: int, imagenet_sample: Path, tmp_path: Path
+    procs: int, imagenet_sample: Path, tmp_path: Path
 ) -> None:
     """Repeated sampling, RandAugment, mixing, drop path, binary cross-entropy and LAMB."""
     never_killed, run = tmp_path / "reference", tmp_path / "run"
-    small(never_killed, imagenet_sample, procs, "told").ends(0)
-    for number, step in enumerate(steps_at(51, kills, 3, 20)):
-        command = small(run, imagenet_sample, procs, f"killed{number}")
-        command.until(trained(run, step))
-        command.kill()
-    small(run, imagenet_sample, procs, "again").ends(0)
+    for process in small(never_killed, imagenet_sample, procs, "told"):
+        process.ends(0)
+    for number, step in enumerate(steps_at(51, 2, 3, 20)):
+        processes = small(run, imagenet_sample, procs, f"killed{number}")
+        processes[0].until(trained(run, step))
+        for process in processes:
+            process.kill()
+    for process in small(run, imagenet_sample, procs, "again"):
+        process.ends(0)
     assert read_json(RunDirectory(run).result)["steps"] == 24
     assert_same(run, never_killed)
 

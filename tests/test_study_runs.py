@@ -1,6 +1,7 @@
 """`rescue study` at work: what is missing is run, once, and stands beside the paper's figures."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,22 @@ def mine(tmp_path: Path) -> str:
     return "mine.yaml"
 
 
+@pytest.fixture(scope="module")
+def first_row(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the study's first row, two seeds of it."""
+    folder = tmp_path_factory.mktemp("first-row")
+    (folder / "mine.yaml").write_text(STUDY)
+    words = ["study", "mine.yaml", "--only", "1", "--seeds", "2"]
+    start(words, folder / "told", folder=folder).ends(0)
+    return folder / "runs" / "study" / "mine"
+
+
+@pytest.fixture
+def begun(first_row: Path, tmp_path: Path) -> Path:
+    """The study with its first row, of the test's own."""
+    return shutil.copytree(first_row, tmp_path / "runs" / "study" / "mine")
+
+
 def finished(folder: Path) -> dict[str, float]:
     """When each result was written."""
     return {
@@ -69,17 +86,15 @@ def test_rows_are_run_once_and_a_later_call_adds_what_is_missing(
 
 
 def test_a_row_goes_on_from_another_rows_state_with_its_own_decay(
-    rescue: Rescue, mine: str, tmp_path: Path
+    rescue: Rescue, mine: str, begun: Path
 ) -> None:
-    assert rescue("study", mine, "--only", "1").code == 0
     assert rescue("study", mine, "--only", "3").code == 0
-    folder = tmp_path / "runs" / "study" / "mine"
     lines = [
-        json.loads(line) for line in (folder / "03/seed-0/metrics.jsonl").read_text().splitlines()
+        json.loads(line) for line in (begun / "03/seed-0/metrics.jsonl").read_text().splitlines()
     ]
     assert min(line["step"] for line in lines) > 8
     states = [
-        torch.load(folder / row / "seed-0/checkpoints/last.pt", weights_only=True)
+        torch.load(begun / row / "seed-0/checkpoints/last.pt", weights_only=True)
         for row in ("01", "03")
     ]
     decays = [
@@ -92,15 +107,13 @@ def test_a_row_goes_on_from_another_rows_state_with_its_own_decay(
 
 
 def test_a_run_whose_beginning_is_lost_is_told_and_the_others_go_on(
-    rescue: Rescue, mine: str, tmp_path: Path
+    rescue: Rescue, mine: str, begun: Path
 ) -> None:
-    assert rescue("study", mine, "--only", "1", "--seeds", "2").code == 0
-    folder = tmp_path / "runs" / "study" / "mine"
-    (folder / "01/seed-1/snapshots/8.pt").unlink()
+    (begun / "01/seed-1/snapshots/8.pt").unlink()
     ended = rescue("study", mine, "--only", "3", "--seeds", "2")
     assert ended.code == 0, ended.err
     assert "seed-1/snapshots/8.pt: the state that row 3 begins with is not there." in ended.err
-    assert [p.parent.name for p in folder.glob("03/*/result.json")] == ["seed-0"]
+    assert [p.parent.name for p in begun.glob("03/*/result.json")] == ["seed-0"]
 
 
 def test_a_row_that_would_train_on_from_a_last_state_is_refused(
@@ -115,7 +128,9 @@ def test_a_row_that_would_train_on_from_a_last_state_is_refused(
     )
 
 
-def test_a_row_that_only_evaluates_otherwise_trains_nothing(rescue: Rescue, tmp_path: Path) -> None:
+def test_a_row_that_only_evaluates_otherwise_trains_nothing(
+    rescue: Rescue, first_row: Path, tmp_path: Path
+) -> None:
     """As the paper's study of the test crop, whose rows are a net at several crops."""
     text = STUDY.replace("optim.weight_decay=0.1", "'eval.tta=[flip]'")
     (tmp_path / "crops.yaml").write_text(text.replace("step: 8}", "step: last}"))
@@ -126,9 +141,9 @@ def test_a_row_that_only_evaluates_otherwise_trains_nothing(rescue: Rescue, tmp_
     )
     plan = json.loads(rescue("study", "crops.yaml", "--plan", "--json").out)
     assert [row["updates"] for row in plan] == [16, 16, 0]
-    assert rescue("study", "crops.yaml", "--only", "1").code == 0
-    assert rescue("study", "crops.yaml", "--only", "3").code == 0
     folder = tmp_path / "runs" / "study" / "mine"
+    shutil.copytree(first_row, folder, dirs_exist_ok=True)
+    assert rescue("study", "crops.yaml", "--only", "3").code == 0
     first, third = (json.loads((folder / f"0{r}/seed-0/result.json").read_text()) for r in (1, 3))
     measured = json.loads(rescue("eval", folder / "01/seed-0", "--tta", "flip", "--json").out)
     assert (third["top1"], third["protocol"]["tta"]) == (measured["top1"], "flip")

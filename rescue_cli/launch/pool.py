@@ -27,15 +27,7 @@ class _Worker:
     """A process that works on one directory after another, as they are told to it."""
 
     def __init__(self, environment: Mapping[str, str]) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "rescue_cli.worker", "-"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,  # log.txt of each run has it
-            text=True,
-            env={**os.environ, **environment},
-            start_new_session=True,  # a Ctrl-C reaches it through us, once
-        )
+        self.process = _started({**os.environ, **environment})
         self.environment = environment
         self.path: Path | None = None
 
@@ -70,6 +62,19 @@ class _Worker:
                 "See its log.txt; the same command goes on."
             ),
         )
+
+
+def _started(environment: Mapping[str, str]) -> subprocess.Popen[str]:
+    """A process that works on the directories that it reads, and answers with their codes."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "rescue_cli.worker", "-"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,  # log.txt of each run has it
+        text=True,
+        env=environment,
+        start_new_session=True,  # a Ctrl-C reaches it through us, once
+    )
 
 
 def run_all(
