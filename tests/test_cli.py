@@ -49,7 +49,7 @@ def test_recipes_are_listed_as_json_with_claim_and_measurement_apart(rescue: Res
     assert list(rows) == list(names())
     for row in rows.values():
         assert set(row) == {"recipe", "paper", "data", "epochs", "expected", "measured"}
-    assert rows["pytorch"]["paper"] == "ResNet strikes back"
+    assert rows["pytorch"]["paper"]["title"] == "ResNet strikes back"
     assert rows["pytorch"]["expected"] == 76.1
     assert rows["pytorch"]["epochs"] == 90
 

@@ -4,6 +4,7 @@ import fcntl
 import json
 import math
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from PIL import Image, UnidentifiedImageError
 
 from rescue_cli import __version__
 from rescue_cli import recipe as recipes
+from rescue_cli.__main__ import main as started
 from rescue_cli.data.decode import pil_image, reason_of
 from rescue_cli.errors import UsageError
 from rescue_cli.launch import abandon, claim
@@ -79,6 +81,44 @@ def test_a_start_through_torchrun_that_failed_can_be_repeated(rescue: Rescue, ph
         ended = rescue("train", *words, "--procs", "1", "--out", "run")
         assert ended.code == 3, ended.err
         assert "none of its folders is a class of imagenette" in ended.err
+
+
+def test_a_run_that_others_wait_for_leaves_word_of_what_it_lacks(
+    rescue: Rescue, photos: Path, tmp_path: Path
+) -> None:
+    """As a job of SLURM, whose folder the sweep has prepared and watches."""
+    words = [
+        "data={name: folder, root: later}", "data.train_size=32", "eval.sizes=[32]",
+        "train.precision=float32", "train.batch_size=8", "train.device_batch_size=8",
+        "train.epochs=1", "model={name: test_resnet}",
+    ]  # fmt: skip
+    run = RunDirectory(tmp_path / "run")
+    claim(run.path, recipes.load("pytorch", words), resume=True)
+    ended = rescue("train", "--resume", "--out", "run")
+    assert ended.code == 3
+    word = read_json(run.failure)
+    assert word["exit_code"] == 3
+    assert ended.said[-1] == f"error: {word['message']}"
+    photos.rename(tmp_path / "later")
+    again = rescue("train", "--resume", "--out", "run")
+    assert again.code == 0, again.err
+    assert not run.failure.exists()
+
+
+def test_ctrl_c_before_the_command_line_is_imported_ends_quietly(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Interrupts:
+        @staticmethod
+        def find_spec(name: str, *_: object) -> None:
+            if name == "rescue_cli.cli":
+                raise KeyboardInterrupt
+
+    monkeypatch.delitem(sys.modules, "rescue_cli.cli")
+    monkeypatch.setattr(sys, "meta_path", [Interrupts, *sys.meta_path])
+    with pytest.raises(SystemExit) as ended:
+        started()
+    assert (ended.value.code, *capsys.readouterr()) == (130, "", "interrupted\n")
 
 
 def test_what_another_process_is_at_work_on_is_not_taken_back(tmp_path: Path) -> None:

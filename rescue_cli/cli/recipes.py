@@ -59,7 +59,7 @@ def _row(name: str) -> dict[str, Any]:
     recipe = recipes.load(name)
     return {
         "recipe": name,
-        "paper": recipe.tree.get("paper", {}).get("title"),
+        "paper": recipe.tree.get("paper"),
         "data": recipe.data.name,
         "epochs": recipe.train.epochs,
         "expected": recipe.tree.get("expect", {}).get("top1"),

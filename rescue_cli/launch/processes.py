@@ -7,7 +7,7 @@ import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
-from rescue_cli.errors import DivergedError, RescueError, StoppedError, UsageError, from_code
+from rescue_cli.errors import RescueError, StoppedError, UsageError, from_code
 from rescue_cli.results import RunDirectory, read_json
 
 LOG_LINES = 20
@@ -39,7 +39,9 @@ def run_directory(path: Path, procs: int | None, max_restarts: int, nodes: Nodes
 
         try:
             worker.work(path)
-        except DivergedError as error:  # a process of its own would leave word too
+        except StoppedError:
+            raise
+        except RescueError as error:  # a process of its own would leave word too
             worker.tell(RunDirectory(path), str(error), error.exit_code)
             raise
         return
