@@ -4,13 +4,14 @@ import sys
 
 
 def main() -> None:
-    """Runs the command line, and ends quietly where it is interrupted before it is there."""
+    """Runs the command line; Ctrl-C ends it quietly, while it is being imported too."""
     try:
         from rescue_cli.cli import main as command
+
+        command()
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
-    command()
 
 
 if __name__ == "__main__":

@@ -16,6 +16,13 @@ class UsageError(RescueError):
     exit_code = 2
 
 
+class InUseError(UsageError):
+    """Another process is at work in the run's directory; what lies there is that one's."""
+
+    def __init__(self, run: object) -> None:
+        super().__init__(f"{run}: another run is using this directory. Wait, or use another --out.")
+
+
 class DataError(RescueError):
     """A data set, an image or a weights file cannot be used."""
 

@@ -22,7 +22,7 @@ from rescue_cli.engine.loop import Loop
 from rescue_cli.engine.plan import Plan
 from rescue_cli.engine.recorder import Recorder, batch_bar
 from rescue_cli.engine.signals import Stop, leave_with_parent
-from rescue_cli.errors import RescueError, StoppedError, UsageError
+from rescue_cli.errors import InUseError, RescueError, StoppedError, UsageError
 from rescue_cli.failures import explained
 from rescue_cli.recipe import Recipe, recipe_in, steps_per_epoch, total_steps
 from rescue_cli.results import RunDirectory, discard_partials, read_json, write_json
@@ -90,22 +90,38 @@ def _serve() -> None:
 def _attempt(run: RunDirectory) -> int:
     """Works on a directory; the exit code, with word of a failure left in the directory."""
     try:
-        work(run.path)
+        with leaving_word(run):
+            work(run.path)
     except RescueError as error:
-        tell(run, str(error), error.exit_code)
+        if isinstance(error, InUseError):
+            print(error, file=sys.stderr)
         return error.exit_code
+    except Exception:
+        return 1
+    return 0
+
+
+@contextlib.contextmanager
+def leaving_word(run: RunDirectory) -> Iterator[None]:
+    """Leaves word of what goes wrong in the directory, for whoever waits for the run."""
+    try:
+        yield
+    except InUseError:
+        raise  # a word there would be taken for the other run's
+    except RescueError as error:
+        _tell(run, str(error), error.exit_code)
+        raise
     except Exception as error:
         if _lost_a_peer(error):
             print(f"rank {_rank()}: another process is gone: {error}", file=sys.stderr)
             time.sleep(3)  # whoever died first is reported first
         else:
-            tell(run, traceback.format_exc(), 1)
-        return 1
-    return 0
+            _tell(run, traceback.format_exc(), 1)
+        raise
 
 
-def tell(run: RunDirectory, message: str, exit_code: int) -> None:
-    """Leaves word for the launcher, unless another process already has."""
+def _tell(run: RunDirectory, message: str, exit_code: int) -> None:
+    """Leaves word unless another process already has."""
     failure = {"rank": _rank(), "exit_code": exit_code, "message": message}
     with contextlib.suppress(OSError), run.failure.open("x") as file:
         json.dump(failure, file)
@@ -152,9 +168,7 @@ def _alone(run: RunDirectory) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise UsageError(
-                f"{run.path}: another run is using this directory. Wait, or use another --out."
-            ) from None
+            raise InUseError(run.path) from None
         yield
 
 

@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import random
 import resource
+import signal
 import socket
 import sys
 import time
@@ -123,7 +124,8 @@ def start(
     told.parent.mkdir(parents=True, exist_ok=True)
     stdout, stderr = told.with_suffix(".out"), told.with_suffix(".err")
     words = [str(a) for a in arguments]
-    given = (words, stdout, stderr, dict(environment or {}), largest_file, cores, worker, folder)
+    surroundings = {**os.environ, **(environment or {})}
+    given = (words, stdout, stderr, surroundings, largest_file, cores, worker, folder)
     process = _processes.Process(target=_run, args=given)
     process.start()
     return Command(process, stdout, stderr)
@@ -142,19 +144,28 @@ def _run(
     from rescue_cli import worker as worker_module
     from rescue_cli.cli import main
 
-    for path, number in ((stdout, 1), (stderr, 2)):
-        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
-    sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
-    os.environ.update(environment)
-    os.chdir(folder or Path.cwd())
-    multiprocessing.set_start_method("fork", force=True)  # as in a process of one's own
+    files = [os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) for path in (stdout, stderr)]
+    _become(["rescue", *arguments], environment, dict(zip((1, 2), files, strict=True)))
+    if folder is not None:
+        os.chdir(folder)
     allowed = sorted(os.sched_getaffinity(0))
     first = os.getpid() % len(allowed)
     os.sched_setaffinity(0, [*allowed[first:], *allowed[:first]][:cores])
     if largest_file is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
-    sys.argv = ["rescue", *arguments]
     worker_module.main() if worker else main()
+
+
+def _become(words: list[str], environment: Mapping[str, str], files: Mapping[int, int]) -> None:
+    """Makes of a forked process what it would be had it been executed; `files` are its streams."""
+    os.environ.clear()
+    os.environ.update(environment)
+    for number, file in files.items():
+        os.dup2(file, number)
+        stream = open(number, "w" if number else "r", closefd=False)  # noqa: SIM115
+        setattr(sys, ("stdin", "stdout", "stderr")[number], stream)
+    multiprocessing.set_start_method("fork", force=True)
+    sys.argv = words
 
 
 def group_of(
@@ -162,12 +173,14 @@ def group_of(
 ) -> list[Command]:
     """`count` processes that begin a run or go on with it, in a group over gloo without torchrun.
 
-    Each has as many threads, however many they are, and so many loader `workers`.
+    Each has one thread, since sums depend on their number, and so many loader `workers`.
     """
     cache = run.with_name("cache")
-    facts = environment(recipe, verb="train", device="cpu", procs=2, workers=workers, cache=cache)
+    facts = environment(
+        recipe, verb="train", device="cpu", procs=count, workers=workers, cache=cache
+    )
     run.mkdir(exist_ok=True)
-    prepare(run, recipe, facts, resume=True)
+    prepare(run, recipe, {**facts, "threads": 1}, resume=True)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -188,7 +201,7 @@ class ForkedWorker:
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         theirs, mine = (_processes.Pipe(duplex=False) for _ in range(2))
-        given = (theirs[0], mine[1], dict(environment), str(Path.cwd()))
+        given = (theirs[0], mine[1], dict(environment))
         self.process = _processes.Process(target=_serve, args=given)
         self.process.start()
         self.stdin = os.fdopen(os.dup(theirs[1].fileno()), "w")
@@ -201,34 +214,25 @@ class ForkedWorker:
 
     def wait(self) -> int | None:
         self.process.join(PATIENCE)
+        assert self.process.exitcode is not None, "a worker lives on"
         return self.process.exitcode
 
     def terminate(self) -> None:
         self.process.terminate()
 
     def send_signal(self, number: int) -> None:
-        assert self.process.pid is not None
-        os.kill(self.process.pid, number)
+        assert number == signal.SIGTERM, "the pool sends no other"
+        self.terminate()
 
 
-def _serve(words: Connection, answers: Connection, environment: dict[str, str], cwd: str) -> None:
+def _serve(words: Connection, answers: Connection, environment: dict[str, str]) -> None:
     from rescue_cli import worker
 
     os.setsid()
-    os.chdir(cwd)
-    os.environ.clear()
-    os.environ.update(environment)
-    for number, file in ((0, words.fileno()), (1, answers.fileno())):
-        os.dup2(file, number)
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    files = {0: words.fileno(), 1: answers.fileno(), 2: os.open(os.devnull, os.O_WRONLY)}
+    _become(["rescue_cli.worker", "-"], environment, files)
     words.close()
     answers.close()
-    sys.stdin, sys.stdout, sys.stderr = (
-        open(number, mode, closefd=False)  # noqa: SIM115
-        for number, mode in ((0, "r"), (1, "w"), (2, "w"))
-    )
-    multiprocessing.set_start_method("fork", force=True)  # as in a process of one's own
-    sys.argv = ["rescue_cli.worker", "-"]
     worker.main()
 
 

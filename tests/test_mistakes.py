@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image, UnidentifiedImageError
 
-from rescue_cli import __version__
+from rescue_cli import __version__, worker
 from rescue_cli import recipe as recipes
 from rescue_cli.__main__ import main as started
 from rescue_cli.data.decode import pil_image, reason_of
 from rescue_cli.errors import UsageError
-from rescue_cli.launch import abandon, claim
+from rescue_cli.launch import abandon, claim, environment, prepare
 from rescue_cli.report.operands import Images
 from rescue_cli.results import RunDirectory, finite, read_json, read_metrics
 from tests.conftest import Rescue
@@ -102,6 +102,24 @@ def test_a_run_that_others_wait_for_leaves_word_of_what_it_lacks(
     photos.rename(tmp_path / "later")
     again = rescue("train", "--resume", "--out", "run")
     assert again.code == 0, again.err
+    assert not run.failure.exists()
+
+
+def test_a_worker_leaves_no_word_in_the_directory_of_another_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = RunDirectory(tmp_path / "run")
+    recipe = recipes.load("quickstart", TINY)
+    facts = environment(
+        recipe, verb="train", device="cpu", procs=1, workers=0, cache=tmp_path / "cache"
+    )
+    prepare(run.path, recipe, facts, resume=False)
+    with run.lock.open("a+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert worker._attempt(run) == 2
+    assert capsys.readouterr().err == (
+        f"{run.path}: another run is using this directory. Wait, or use another --out.\n"
+    )
     assert not run.failure.exists()
 
 

@@ -53,7 +53,7 @@ SUBSTITUTIONS = {
     ),
     "--model resnet50 --to VOC --epochs 10": (
         "--model test_resnet --to VOC --epochs 1 model.min_size=48 model.max_size=64 "
-        "model.strides=[8,16] model.anchors=[16,32,48] eval.sizes=[48] --out detection"
+        "eval.sizes=[48] --out detection"
     ),
     "--model resnet50 --to MASKS train.precision=float32": (
         "--model test_resnet --to MASKS train.precision=float32 train.epochs=1 "

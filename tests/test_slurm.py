@@ -9,11 +9,15 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from rescue_cli.launch import slurm
+from rescue_cli.launch.pool import Ended
+from rescue_cli.results import RunDirectory, write_json
 from tests.conftest import Rescue
 
 SMALL = (
@@ -81,6 +85,46 @@ def _wait_for(condition: Callable[[], bool], seconds: float) -> None:
     while not condition():
         assert time.monotonic() < end, "SLURM did not come so far in time"
         time.sleep(0.5)
+
+
+@pytest.mark.parametrize(
+    ("word", "code", "said"),
+    [
+        (None, 1, "job 7 left the queue without a word."),
+        ({"message": "no such folder", "exit_code": 3}, 3, "no such folder"),
+    ],
+)
+def test_a_job_is_judged_by_its_own_word_and_not_by_an_earlier_ones(
+    word: dict[str, object] | None,
+    code: int,
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run = RunDirectory(tmp_path / "seed-0")
+    write_json(run.failure, {"message": "an earlier job's", "exit_code": 3})
+    heard: list[Ended] = []
+
+    class Executor:
+        def map_array(self, _train: object, paths: list[Path]) -> list[SimpleNamespace]:
+            assert paths == [run.path]
+            if word is not None:
+                write_json(run.failure, word)
+            return [SimpleNamespace(job_id="7")]
+
+    def hear(ended: Ended) -> bool:
+        heard.append(ended)
+        return True
+
+    monkeypatch.setattr(slurm, "_executor", lambda *_: Executor())
+    monkeypatch.setattr(slurm, "_queued", set)
+    monkeypatch.setattr(slurm, "LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(slurm, "ASK_SECONDS", 0.0)
+    slurm.run_all([run.path], {}, (), tmp_path, hear)
+    ((path, error),) = [(end.path, end.error) for end in heard]
+    assert path == run.path
+    assert error is not None
+    assert (error.exit_code, said in str(error)) == (code, True)
 
 
 @pytest.mark.parametrize(

@@ -23,10 +23,12 @@ SMALL = [
 
 
 def small(run: Path, photographs: Path, procs: int, told: str) -> list[Command]:
-    """Starts or goes on with A2's ingredients on a small net."""
-    where = [f"data.train_root={photographs}", f"data.test_root={photographs}"]
-    recipe = recipes.load("a2", [*SMALL, *where])
-    return group_of(procs, run, recipe, run.with_name(told), workers=1)
+    """Starts or goes on with A2's ingredients on a small net: the command, or a group."""
+    keys = [*SMALL, f"data.train_root={photographs}", f"data.test_root={photographs}"]
+    if procs == 1:
+        words = ["train", "--recipe", "a2", "--resume", "--workers", 1, "--out", run, *keys]
+        return [start(words, run.with_name(told))]
+    return group_of(procs, run, recipes.load("a2", keys), run.with_name(told), workers=1)
 
 
 @pytest.mark.parametrize("procs", [1, 2])

@@ -214,7 +214,8 @@ def test_a_study_killed_and_begun_again_repeats_no_finished_run(mine: str, tmp_p
     killed.until(lambda: len(finished(folder)) >= 2)
     workers = descendants(killed.pid)
     killed.kill()
-    seconds_until_gone(workers)
+    assert workers
+    assert seconds_until_gone(workers) < 10
     done = finished(folder)
     assert 2 <= len(done) < 6
     start(words, tmp_path / "again", folder=tmp_path).ends(0)

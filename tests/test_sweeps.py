@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from rescue_cli import recipe as recipes
 from rescue_cli.report import operands, sweeps
-from rescue_cli.results import read_json
+from rescue_cli.results import RunDirectory, read_json, write_json
 from rescue_cli.statistics import Sample
 from tests.conftest import Rescue
 from tests.engine_runs import Command, descendants, seconds_until_gone, start
@@ -101,7 +101,8 @@ def test_a_sweep_killed_twice_ends_bitwise_as_one_that_was_not(tmp_path: Path) -
         workers = descendants(sweep.pid)
         sweep.send(number)
         said = sweep.ends(143 if number == signal.SIGTERM else -signal.SIGKILL)
-        seconds_until_gone(workers)  # a worker leaves with its parent
+        assert workers
+        assert seconds_until_gone(workers) < 10, "a worker leaves with its parent"
         assert ("The same command goes on." in said) == (number == signal.SIGTERM)
         assert len(finished(tmp_path / "killed")) < 4
     for name in ("killed", "whole"):
@@ -117,6 +118,14 @@ def test_a_sweep_killed_twice_ends_bitwise_as_one_that_was_not(tmp_path: Path) -
             for name in ("killed", "whole")
         )
         assert one["sets"] == other["sets"]
+
+
+def test_a_seed_that_was_stopped_has_not_failed(tmp_path: Path) -> None:
+    for seed, code in enumerate((143, 3)):
+        folder = tmp_path / f"seed-{seed}"
+        folder.mkdir()
+        write_json(RunDirectory(folder).failure, {"message": "why", "exit_code": code})
+    assert sweeps.read(tmp_path).failures == {1: "why"}
 
 
 def test_compare_pairs_sweeps_by_seed_and_says_what_may_be_claimed(rescue: Rescue) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rescue_cli import __version__
-from rescue_cli.errors import UsageError
+from rescue_cli.errors import InUseError, UsageError
 from rescue_cli.plans import as_written, differences
 from rescue_cli.recipe import Recipe, recipe_in
 from rescue_cli.results import RunDirectory, write_json, write_text
@@ -55,9 +55,7 @@ def prepare(path: Path, recipe: Recipe, facts: dict[str, Any], *, resume: bool) 
     """
     run = RunDirectory(path)
     if _in_use(run):
-        raise UsageError(
-            f"{path}: another run is using this directory. Wait, or use another --out."
-        )
+        raise InUseError(path)
     new = claim(path, recipe, resume=resume, verb=facts["verb"])
     before = run.command.read_text() if run.command.exists() else ""
     write_text(run.command, before + shlex.join(["rescue", *sys.argv[1:]]) + "\n")

@@ -54,7 +54,7 @@ class _Worker:
         if failure.exists():
             word = read_json(failure)
             return Ended(path, from_code(str(word["message"]), int(word["exit_code"])))
-        code = self.process.wait()
+        code = line or self.process.wait()
         return Ended(
             path,
             RescueError(

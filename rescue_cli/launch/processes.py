@@ -37,13 +37,8 @@ def run_directory(path: Path, procs: int | None, max_restarts: int, nodes: Nodes
     if procs is None:
         from rescue_cli import worker
 
-        try:
+        with worker.leaving_word(RunDirectory(path)):
             worker.work(path)
-        except StoppedError:
-            raise
-        except RescueError as error:  # a process of its own would leave word too
-            worker.tell(RunDirectory(path), str(error), error.exit_code)
-            raise
         return
     _elastic(path, procs // nodes.count, max_restarts, nodes)
 

@@ -70,6 +70,8 @@ def run_all(
     waiting = {str(path.resolve()): path for path in paths}
     queued = _queued()
     new = [Path(name) for name in waiting if jobs.get(name) not in queued]
+    for path in new:
+        RunDirectory(path).failure.unlink(missing_ok=True)  # of an earlier job
     if new:
         submitted = _executor(folder, settings).map_array(Train(tuple(options)), new)
         jobs |= {str(path): job.job_id for path, job in zip(new, submitted, strict=True)}

@@ -9,7 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from rescue_cli.errors import UsageError
+from rescue_cli.errors import StoppedError, UsageError, from_code
 from rescue_cli.results import (
     METRICS,
     RunDirectory,
@@ -69,7 +69,9 @@ def read(path: Path) -> Sweep:
         if run.result.is_file():
             results[_seed_of(folder)] = read_json(run.result)
         elif run.failure.is_file():
-            failures[_seed_of(folder)] = str(read_json(run.failure)["message"]).split("\n")[0]
+            word = read_json(run.failure)
+            if not isinstance(from_code(word["message"], word["exit_code"]), StoppedError):
+                failures[_seed_of(folder)] = word["message"].split("\n")[0]
     return Sweep(path, results, failures)
 
 

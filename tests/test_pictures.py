@@ -1,0 +1,81 @@
+"""A run's pictures as they are drawn: everything lies inside, apart, and where it belongs."""
+
+from collections.abc import Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rescue_cli.report.pictures import curves_of, samples_of
+
+
+def boxes_of(figure: Any, artists: Sequence[Any]) -> list[Any]:
+    """The extent of each artist in pixels, all of them inside the figure."""
+    figure.canvas.draw()
+    boxes = [artist.get_window_extent() for artist in artists]
+    width, height = figure.canvas.get_width_height()
+    for box in boxes:
+        assert -0.1 < box.x0 < box.x1 < width + 0.1
+        assert -0.1 < box.y0 < box.y1 < height + 0.1
+    return boxes
+
+
+@pytest.mark.parametrize("count", [1, 3, 4, 16])
+@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 40, 40), (3, 48, 96)])
+def test_every_sample_stands_upright_below_its_own_label(
+    count: int, shape: tuple[int, int, int], tmp_path: Path
+) -> None:
+    images = np.zeros((count, *shape), np.uint8)
+    images[:, :, : shape[1] // 4, : shape[2] // 4] = 255  # the upper left corner
+    labels = np.array([f"class {number}" for number in range(count)])
+    np.savez(tmp_path / "samples.npz", images=images, labels=labels)
+    figure = samples_of(tmp_path / "samples.npz")
+    (axes,) = figure.axes
+    assert [text.get_text() for text in axes.texts] == list(labels)
+    drawn, said = (boxes_of(figure, artists) for artists in (axes.images, axes.texts))
+    pixels = np.asarray(figure.canvas.buffer_rgba())[::-1, :, 0]  # from below, as extents are
+    for box, text in zip(drawn, said, strict=True):
+        assert box.width / box.height == pytest.approx(shape[2] / shape[1], rel=0.02)
+        assert abs((text.x0 + text.x1) / 2 - (box.x0 + box.x1) / 2) < 2
+        assert box.y1 - 0.1 < text.y0 < box.y1 + 4
+        bright = [
+            pixels[round(box.y0 + y * box.height), round(box.x0 + x * box.width)] > 128
+            for y, x in ((0.9, 0.1), (0.9, 0.9), (0.1, 0.1), (0.1, 0.9))
+        ]
+        assert bright == [True, False, False, False]
+    for box in said:
+        assert not any(box.y0 < other.y1 - 0.1 and other.y0 < box.y1 for other in drawn)
+    assert not any(a.overlaps(b) for a, b in combinations(drawn, 2))
+
+
+@pytest.mark.parametrize(
+    ("losses", "rates"),
+    [
+        ((2.3001, 2.3011), (0.4, 0.1)),  # a net that does not learn
+        ((0.69314, 0.69315), (2.5e-5, 2.5e-5)),
+        ((2.4e6, 31.0), (0.000295, 0.000012)),
+    ],
+)
+def test_curves_have_room_for_the_numbers_at_their_axes(
+    losses: tuple[float, float], rates: tuple[float, float]
+) -> None:
+    lines: list[dict[str, object]] = []
+    for epoch, (loss, rate) in enumerate(zip(losses, rates, strict=True), 1):
+        said = {"epoch": epoch, "loss": loss, "lr": rate, "top1": 89.975 + epoch / 100}
+        view = {"set": "test", "size": 28, "crop": 1.0, "tta": "none"}
+        lines += [{"kind": "train", **said}, {"kind": "eval", **said, **view}]
+    figure = curves_of(lines)
+    figure.canvas.draw()
+    frames = [axes.get_window_extent() for axes in figure.axes]
+    for axes, frame in zip(figure.axes, frames, strict=True):
+        numbers = [
+            text
+            for text, place in zip(axes.get_yticklabels(), axes.get_yticks(), strict=True)
+            if axes.viewLim.y0 <= place <= axes.viewLim.y1
+        ]
+        assert len(numbers) >= 3
+        for box in boxes_of(figure, numbers):
+            assert box.x1 < frame.x0
+            assert not any(box.overlaps(other) for other in frames)
