@@ -139,6 +139,19 @@ def test_ctrl_c_before_the_command_line_is_imported_ends_quietly(
     assert (ended.value.code, *capsys.readouterr()) == (130, "", "interrupted\n")
 
 
+def test_ctrl_c_in_a_verb_ends_quietly(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(recipes, "load", interrupted)
+    monkeypatch.setattr(sys, "argv", ["rescue", "train", "--recipe", "quickstart", "--dry-run"])
+    with pytest.raises(SystemExit) as ended:
+        started()
+    assert (ended.value.code, *capsys.readouterr()) == (130, "", "interrupted\n")
+
+
 def test_what_another_process_is_at_work_on_is_not_taken_back(tmp_path: Path) -> None:
     recipe = recipes.load("quickstart")
     run = RunDirectory(tmp_path / "run")

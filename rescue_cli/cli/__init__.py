@@ -45,6 +45,7 @@ COMPUTING = (
     ["bench", "train"],
     ["bench", "inference"],
 )
+INTERRUPTED = 130
 COMPUTING_NOTHING = {"-h", "--help", "--dry-run", "--plan", "--table"}
 
 # The base of typer's own errors, which is click's or its copy of click's
@@ -110,13 +111,15 @@ def main() -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
     except typer.Abort:
-        sys.exit(130)
+        sys.exit(INTERRUPTED)
     except _Misuse as error:
         _show(error)
         sys.exit(2)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    if code == INTERRUPTED:  # typer has caught it
+        raise KeyboardInterrupt
     sys.exit(code if isinstance(code, int) else 0)
 
 
