@@ -1,12 +1,19 @@
-"""What torch says when a run cannot go on, in the words of its recipe."""
+"""A run that cannot go on: what torch says, in the words of its recipe; the word that is left."""
 
+import contextlib
+import json
+import os
+import sys
+import time
 import traceback
+from collections.abc import Iterator
 
 import torch
 
 from rescue_cli.engine import evaluate, scenes
-from rescue_cli.errors import MemoryExhausted, UsageError
+from rescue_cli.errors import InUseError, MemoryExhausted, RescueError, UsageError
 from rescue_cli.recipe import Recipe
+from rescue_cli.results import RunDirectory
 
 # How torch says of a layer that its input has no pixels left
 TOO_SMALL = ("Output size is too small", "Kernel size can't be greater than actual input size")
@@ -51,3 +58,43 @@ def _evaluating(error: BaseException) -> bool:
     """Whether it was raised while test images were seen."""
     frames = traceback.extract_tb(error.__traceback__)
     return any(frame.filename in (evaluate.__file__, scenes.__file__) for frame in frames)
+
+
+@contextlib.contextmanager
+def leaving_word(run: RunDirectory) -> Iterator[None]:
+    """Leaves word of what goes wrong in the directory, for whoever waits for the run."""
+    try:
+        yield
+    except InUseError:
+        raise  # a word there would be taken for the other run's
+    except RescueError as error:
+        _tell(run, str(error), error.exit_code)
+        raise
+    except Exception as error:
+        if "RANK" in os.environ and _lost_a_peer(error):
+            print(f"rank {_rank()}: another process is gone: {error}", file=sys.stderr)
+            time.sleep(3)  # whoever died first is reported first
+        else:
+            _tell(run, traceback.format_exc(), 1)
+        raise
+
+
+def _tell(run: RunDirectory, message: str, exit_code: int) -> None:
+    """Leaves word unless another process already has."""
+    failure = {"rank": _rank(), "exit_code": exit_code, "message": message}
+    try:
+        with run.failure.open("x") as file:
+            json.dump(failure, file)
+    except FileExistsError:
+        pass
+    except OSError:
+        run.failure.unlink(missing_ok=True)  # no word at all before half a one
+
+
+def _rank() -> int:
+    return int(os.environ.get("RANK", "0"))
+
+
+def _lost_a_peer(error: Exception) -> bool:
+    signs = ("closed by peer", "Connection reset", "Connection refused", "Broken pipe")
+    return any(sign in str(error) for sign in signs)

@@ -5,11 +5,9 @@ Everything it needs to know is in the run directory, and everything it finds is 
 
 import contextlib
 import fcntl
-import json
 import os
 import sys
 import time
-import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +21,7 @@ from rescue_cli.engine.plan import Plan
 from rescue_cli.engine.recorder import Recorder, batch_bar
 from rescue_cli.engine.signals import Stop, leave_with_parent
 from rescue_cli.errors import InUseError, RescueError, StoppedError, UsageError
-from rescue_cli.failures import explained
+from rescue_cli.failures import explained, leaving_word
 from rescue_cli.recipe import Recipe, recipe_in, steps_per_epoch, total_steps
 from rescue_cli.results import RunDirectory, discard_partials, read_json, write_json
 
@@ -93,47 +91,10 @@ def _attempt(run: RunDirectory) -> int:
         with leaving_word(run):
             work(run.path)
     except RescueError as error:
-        if isinstance(error, InUseError):
-            print(error, file=sys.stderr)
         return error.exit_code
     except Exception:
         return 1
     return 0
-
-
-@contextlib.contextmanager
-def leaving_word(run: RunDirectory) -> Iterator[None]:
-    """Leaves word of what goes wrong in the directory, for whoever waits for the run."""
-    try:
-        yield
-    except InUseError:
-        raise  # a word there would be taken for the other run's
-    except RescueError as error:
-        _tell(run, str(error), error.exit_code)
-        raise
-    except Exception as error:
-        if _lost_a_peer(error):
-            print(f"rank {_rank()}: another process is gone: {error}", file=sys.stderr)
-            time.sleep(3)  # whoever died first is reported first
-        else:
-            _tell(run, traceback.format_exc(), 1)
-        raise
-
-
-def _tell(run: RunDirectory, message: str, exit_code: int) -> None:
-    """Leaves word unless another process already has."""
-    failure = {"rank": _rank(), "exit_code": exit_code, "message": message}
-    with contextlib.suppress(OSError), run.failure.open("x") as file:
-        json.dump(failure, file)
-
-
-def _rank() -> int:
-    return int(os.environ.get("RANK", "0"))
-
-
-def _lost_a_peer(error: Exception) -> bool:
-    signs = ("closed by peer", "Connection reset", "Connection refused", "Broken pipe")
-    return any(sign in str(error) for sign in signs)
 
 
 def _machine(environment: dict[str, Any]) -> build.Machine:

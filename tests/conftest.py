@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import pytest
 
-from rescue_cli.cli import main
+from rescue_cli.__main__ import main
 from rescue_cli.launch import pool
 from tests.engine_runs import ForkedWorker
 

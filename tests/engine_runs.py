@@ -142,7 +142,7 @@ def _run(
     folder: Path | None,
 ) -> None:
     from rescue_cli import worker as worker_module
-    from rescue_cli.cli import main
+    from rescue_cli.__main__ import main
 
     files = [os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) for path in (stdout, stderr)]
     _become(["rescue", *arguments], environment, dict(zip((1, 2), files, strict=True)))

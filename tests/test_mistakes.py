@@ -1,5 +1,6 @@
 """What people do by mistake: it is refused, says what is wrong, and leaves nothing half done."""
 
+import errno
 import fcntl
 import json
 import math
@@ -15,8 +16,10 @@ from rescue_cli import __version__, worker
 from rescue_cli import recipe as recipes
 from rescue_cli.__main__ import main as started
 from rescue_cli.data.decode import pil_image, reason_of
-from rescue_cli.errors import UsageError
-from rescue_cli.launch import abandon, claim, environment, prepare
+from rescue_cli.errors import DataError, InUseError, UsageError
+from rescue_cli.failures import leaving_word
+from rescue_cli.launch import Nodes, abandon, claim, environment, pool, prepare, run_directory
+from rescue_cli.launch.pool import Ended
 from rescue_cli.report.operands import Images
 from rescue_cli.results import RunDirectory, finite, read_json, read_metrics
 from tests.conftest import Rescue
@@ -105,9 +108,7 @@ def test_a_run_that_others_wait_for_leaves_word_of_what_it_lacks(
     assert not run.failure.exists()
 
 
-def test_a_worker_leaves_no_word_in_the_directory_of_another_run(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_worker_leaves_no_word_in_the_directory_of_another_run(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path / "run")
     recipe = recipes.load("quickstart", TINY)
     facts = environment(
@@ -117,9 +118,22 @@ def test_a_worker_leaves_no_word_in_the_directory_of_another_run(
     with run.lock.open("a+") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         assert worker._attempt(run) == 2
-    assert capsys.readouterr().err == (
-        f"{run.path}: another run is using this directory. Wait, or use another --out.\n"
-    )
+        heard: list[Ended] = []
+        pool.run_all([run.path], 1, [], lambda ended: bool(heard.append(ended)))  # type: ignore[func-returns-value]
+        with pytest.raises(InUseError):
+            run_directory(run.path, 1, 0, Nodes())
+    assert [type(ended.error) for ended in heard] == [InUseError]
+    assert not run.failure.exists()
+
+
+def test_a_word_that_found_no_room_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(json, "dump", full)
+    run = RunDirectory(tmp_path)
+    with pytest.raises(DataError), leaving_word(run):
+        raise DataError("why")
     assert not run.failure.exists()
 
 
@@ -134,8 +148,9 @@ def test_ctrl_c_before_the_command_line_is_imported_ends_quietly(
 
     monkeypatch.delitem(sys.modules, "rescue_cli.cli")
     monkeypatch.setattr(sys, "meta_path", [Interrupts, *sys.meta_path])
-    with pytest.raises(SystemExit) as ended:
+    with pytest.raises((SystemExit, KeyboardInterrupt)) as ended:
         started()
+    assert isinstance(ended.value, SystemExit)
     assert (ended.value.code, *capsys.readouterr()) == (130, "", "interrupted\n")
 
 
@@ -147,8 +162,9 @@ def test_ctrl_c_in_a_verb_ends_quietly(
 
     monkeypatch.setattr(recipes, "load", interrupted)
     monkeypatch.setattr(sys, "argv", ["rescue", "train", "--recipe", "quickstart", "--dry-run"])
-    with pytest.raises(SystemExit) as ended:
+    with pytest.raises((SystemExit, KeyboardInterrupt)) as ended:
         started()
+    assert isinstance(ended.value, SystemExit)
     assert (ended.value.code, *capsys.readouterr()) == (130, "", "interrupted\n")
 
 

@@ -79,3 +79,6 @@ def test_curves_have_room_for_the_numbers_at_their_axes(
         for box in boxes_of(figure, numbers):
             assert box.x1 < frame.x0
             assert not any(box.overlaps(other) for other in frames)
+        title, power = axes.title, axes.yaxis.get_offset_text()
+        words = boxes_of(figure, [title, axes.xaxis.label, *([power] if power.get_text() else [])])
+        assert not any(a.overlaps(b) for a, b in combinations([*words, frame], 2))

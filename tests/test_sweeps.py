@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file
 
+from rescue_cli import launch
 from rescue_cli import recipe as recipes
 from rescue_cli.report import operands, sweeps
 from rescue_cli.results import RunDirectory, read_json, write_json
@@ -118,6 +119,20 @@ def test_a_sweep_killed_twice_ends_bitwise_as_one_that_was_not(tmp_path: Path) -
             for name in ("killed", "whole")
         )
         assert one["sets"] == other["sets"]
+
+
+def test_a_seed_that_neither_ended_nor_failed_is_told(
+    rescue: Rescue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call = ("seed-sweep", "--out", "sweep", *TINY, "--json")
+    assert "no result yet" not in rescue(*call, "--seeds", "1").err
+    monkeypatch.setattr(launch, "run_all", lambda *_: None)
+    ended = rescue(*call, "--seeds", "3")
+    assert ended.code == 0
+    assert [line for line in ended.said if "no result yet" in line] == [
+        f"seed {seed} has no result yet; the same command goes on" for seed in (1, 2)
+    ]
+    assert json.loads(ended.out)["n"] == 1
 
 
 def test_a_seed_that_was_stopped_has_not_failed(tmp_path: Path) -> None:

@@ -99,7 +99,10 @@ def rescue(
 
 
 def main() -> None:
-    """Runs the command line; the exit code says how it ended (see README)."""
+    """Runs the command line; the exit code says how it ended (see README).
+
+    Ctrl-C is raised, and told by `__main__`.
+    """
     try:
         _prepare_allocator(sys.argv[1:])
         code = (

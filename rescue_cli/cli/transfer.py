@@ -12,7 +12,7 @@ from rescue_cli.cli.common import Architecture, Device, Json, Overrides, RecipeN
 from rescue_cli.cli.expand import Epochs, expand
 from rescue_cli.cli.runs import note_machine, places, train_all, train_missing
 from rescue_cli.cli.screen import then
-from rescue_cli.errors import UsageError, from_code
+from rescue_cli.errors import RescueError, UsageError, from_code
 from rescue_cli.recipe import Recipe
 from rescue_cli.report import operands, sweeps
 from rescue_cli.report.comparison import pairs_of, told
@@ -103,18 +103,25 @@ def _run(
     note_machine(runs.values(), device)
     where = places(device, jobs, workers)
 
+    errors: list[RescueError] = []
+
     def said(ended: Any) -> str:
         if ended.error is None:
             draw(ended.path)
+        else:
+            errors.append(ended.error)
         return f"{ended.path}: {ended.error or 'done'}"
 
     train_missing(
         runs, lambda missing, hear: train_all(missing, where, folder / ".cache", hear), said
     )
     ends = [RunDirectory(path) for path in runs]
+    if any(end.result.is_file() for end in ends):
+        return
     words = [read_json(end.failure) for end in ends if end.failure.is_file()]
-    if words and not any(end.result.is_file() for end in ends):
-        raise from_code(str(words[0]["message"]), int(words[0]["exit_code"]))
+    errors += [from_code(str(word["message"]), int(word["exit_code"])) for word in words]
+    if errors:
+        raise errors[0]
 
 
 def _show(folders: list[Path], to: str, *, as_json: bool) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from rescue_cli.errors import RescueError, StoppedError, from_code
+from rescue_cli.errors import InUseError, RescueError, StoppedError, from_code
 from rescue_cli.results import RunDirectory, read_json
 
 
@@ -54,6 +54,8 @@ class _Worker:
         if failure.exists():
             word = read_json(failure)
             return Ended(path, from_code(str(word["message"]), int(word["exit_code"])))
+        if line == str(InUseError.exit_code):  # the only error of which no word is left
+            return Ended(path, InUseError(path))
         code = line or self.process.wait()
         return Ended(
             path,

@@ -7,7 +7,7 @@ import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
-from rescue_cli.errors import RescueError, StoppedError, UsageError, from_code
+from rescue_cli.errors import InUseError, RescueError, StoppedError, UsageError, from_code
 from rescue_cli.results import RunDirectory, read_json
 
 LOG_LINES = 20
@@ -35,10 +35,11 @@ def run_directory(path: Path, procs: int | None, max_restarts: int, nodes: Nodes
     if nodes.rank == 0:
         RunDirectory(path).failure.unlink(missing_ok=True)
     if procs is None:
-        from rescue_cli import worker
+        from rescue_cli.failures import leaving_word
+        from rescue_cli.worker import work
 
-        with worker.leaving_word(RunDirectory(path)):
-            worker.work(path)
+        with leaving_word(RunDirectory(path)):
+            work(path)
         return
     _elastic(path, procs // nodes.count, max_restarts, nodes)
 
@@ -99,6 +100,8 @@ def _first_failure(path: Path, error: Exception) -> RescueError:
         word = read_json(RunDirectory(path).failure)
         return from_code(f"rank {word['rank']}: {word['message']}", word["exit_code"])
     rank, failure = error.get_first_failure()  # type: ignore[attr-defined]
+    if failure.exitcode == InUseError.exit_code:  # the only error of which no word is left
+        return InUseError(path)
     return RescueError(f"rank {rank} ended with {failure.exitcode}. {_log_of(path, rank)}")
 
 

@@ -33,6 +33,7 @@ class Train:
 
     def __call__(self, path: Path) -> int:
         """Trains the directory's recipe; the exit code of `rescue train`."""
+        RunDirectory(path).failure.unlink(missing_ok=True)  # of this job before it was requeued
         call = [sys.executable, "-m", "rescue_cli", "train", "--resume", "--out", str(path)]
         # SLURM gives a job's signals to all of its processes; submitit's own would end this one
         before = signal.signal(signal.SIGUSR2, signal.SIG_IGN)
@@ -70,10 +71,11 @@ def run_all(
     waiting = {str(path.resolve()): path for path in paths}
     queued = _queued()
     new = [Path(name) for name in waiting if jobs.get(name) not in queued]
-    for path in new:
-        RunDirectory(path).failure.unlink(missing_ok=True)  # of an earlier job
     if new:
-        submitted = _executor(folder, settings).map_array(Train(tuple(options)), new)
+        executor = _executor(folder, settings)
+        for path in new:
+            RunDirectory(path).failure.unlink(missing_ok=True)  # of an earlier job
+        submitted = executor.map_array(Train(tuple(options)), new)
         jobs |= {str(path): job.job_id for path, job in zip(new, submitted, strict=True)}
         write_json(kept, jobs)
     try:

@@ -51,7 +51,7 @@ def curves_of(lines: Sequence[Mapping[str, Any]]) -> Any:
     tests = [line for line in lines if line["kind"] == "eval"]
     metric = metrics_of(tests[0])[0] if tests else "top1"
     figure = figure_of(10, 3.2, arranged=False)
-    figure.subplots_adjust(left=0.08, right=0.985, bottom=0.15, top=0.91, wspace=0.32)
+    figure.subplots_adjust(left=0.08, right=0.985, bottom=0.15, top=0.86, wspace=0.32)
     loss, accuracy, rate = figure.subplots(1, 3)
     loss.plot(*_columns(train, "loss"), label="training", linewidth=1)
     for name, rows in _by_set(lines).items():
