@@ -7,13 +7,14 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator
+from dataclasses import asdict
 
 import torch
 
 from rescue_cli.engine import evaluate, scenes
 from rescue_cli.errors import InUseError, MemoryExhausted, RescueError, UsageError
 from rescue_cli.recipe import Recipe
-from rescue_cli.results import RunDirectory
+from rescue_cli.results import RunDirectory, Word
 
 # How torch says of a layer that its input has no pixels left
 TOO_SMALL = ("Output size is too small", "Kernel size can't be greater than actual input size")
@@ -81,10 +82,9 @@ def leaving_word(run: RunDirectory) -> Iterator[None]:
 
 def _tell(run: RunDirectory, message: str, exit_code: int) -> None:
     """Leaves word unless another process already has."""
-    failure = {"rank": _rank(), "exit_code": exit_code, "message": message}
     try:
         with run.failure.open("x") as file:
-            json.dump(failure, file)
+            json.dump(asdict(Word(_rank(), exit_code, message)), file)
     except FileExistsError:
         pass
     except OSError:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from rescue_cli.errors import DataError, RescueError
+from rescue_cli.errors import DataError, RescueError, from_code
 
 LINE = 4096  # bytes, more than a line of metrics has
 # What tasks measure, in percent, by what tables call it; of each task the first is its score
@@ -87,6 +87,24 @@ class RunDirectory:
 
     def predictions(self, name: str) -> Path:
         return self.path / "predictions" / f"{name}.npz"
+
+
+@dataclass(frozen=True)
+class Word:
+    """What a process says of the failure that it ended with, in `failure.json`."""
+
+    rank: int
+    exit_code: int
+    message: str
+
+    @property
+    def error(self) -> RescueError:
+        return from_code(self.message, self.exit_code)
+
+
+def word_of(run: RunDirectory) -> Word | None:
+    """The word that the run's processes left; None where they left none."""
+    return Word(**read_json(run.failure)) if run.failure.is_file() else None
 
 
 def score(entry: Mapping[str, Any]) -> float:

@@ -119,7 +119,12 @@ def test_a_worker_leaves_no_word_in_the_directory_of_another_run(tmp_path: Path)
         fcntl.flock(file, fcntl.LOCK_EX)
         assert worker._attempt(run) == 2
         heard: list[Ended] = []
-        pool.run_all([run.path], 1, [], lambda ended: bool(heard.append(ended)))  # type: ignore[func-returns-value]
+
+        def hear(ended: Ended) -> bool:
+            heard.append(ended)
+            return True
+
+        pool.run_all([run.path], 1, [], hear)
         with pytest.raises(InUseError):
             run_directory(run.path, 1, 0, Nodes())
     assert [type(ended.error) for ended in heard] == [InUseError]

@@ -91,7 +91,7 @@ def _wait_for(condition: Callable[[], bool], seconds: float) -> None:
     ("word", "code", "said"),
     [
         (None, 1, "job 7 left the queue without a word."),
-        ({"message": "no such folder", "exit_code": 3}, 3, "no such folder"),
+        ({"rank": 0, "exit_code": 3, "message": "no such folder"}, 3, "no such folder"),
     ],
 )
 def test_a_job_is_judged_by_its_own_word_and_not_by_an_earlier_ones(
@@ -102,7 +102,7 @@ def test_a_job_is_judged_by_its_own_word_and_not_by_an_earlier_ones(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     run = RunDirectory(tmp_path / "seed-0")
-    write_json(run.failure, {"message": "an earlier job's", "exit_code": 3})
+    write_json(run.failure, {"rank": 0, "exit_code": 3, "message": "an earlier job's"})
     heard: list[Ended] = []
 
     class Executor:

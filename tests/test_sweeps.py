@@ -139,7 +139,8 @@ def test_a_seed_that_was_stopped_has_not_failed(tmp_path: Path) -> None:
     for seed, code in enumerate((143, 3)):
         folder = tmp_path / f"seed-{seed}"
         folder.mkdir()
-        write_json(RunDirectory(folder).failure, {"message": "why", "exit_code": code})
+        word = {"rank": 0, "exit_code": code, "message": "why"}
+        write_json(RunDirectory(folder).failure, word)
     assert sweeps.read(tmp_path).failures == {1: "why"}
 
 

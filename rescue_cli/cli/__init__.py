@@ -30,6 +30,7 @@ VERBS = {
     "models": "List the architectures of the paper's tables.",
     "bench": "Measure speed, as ratios within one run.",
 }
+INTERRUPTED = 130  # as the shell has it
 # Where the verb is no good name for a module
 MODULES = {"eval": "evaluate", "lr-range-test": "lr_range_test", "seed-sweep": "seed_sweep"}
 # What trains or evaluates for long, and begins with the allocator's settings on a CPU
@@ -45,7 +46,6 @@ COMPUTING = (
     ["bench", "train"],
     ["bench", "inference"],
 )
-INTERRUPTED = 130
 COMPUTING_NOTHING = {"-h", "--help", "--dry-run", "--plan", "--table"}
 
 # The base of typer's own errors, which is click's or its copy of click's
@@ -114,14 +114,14 @@ def main() -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
     except typer.Abort:
-        sys.exit(INTERRUPTED)
+        code = INTERRUPTED
     except _Misuse as error:
         _show(error)
         sys.exit(2)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    if code == INTERRUPTED:  # typer has caught it
+    if code == INTERRUPTED:  # typer has caught Ctrl-C
         raise KeyboardInterrupt
     sys.exit(code if isinstance(code, int) else 0)
 

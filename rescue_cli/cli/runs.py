@@ -143,10 +143,10 @@ def is_done(path: Path, recipe: Recipe) -> bool:
 def diverged(path: Path, recipe: Recipe) -> bool:
     """Whether the run ended so; raises `UsageError` for a run of another recipe."""
     from rescue_cli.launch import claim
-    from rescue_cli.results import RunDirectory, read_json
+    from rescue_cli.results import RunDirectory, word_of
 
-    failure = RunDirectory(path).failure
-    if not failure.is_file() or read_json(failure)["exit_code"] != DivergedError.exit_code:
+    word = word_of(RunDirectory(path))
+    if word is None or word.exit_code != DivergedError.exit_code:
         return False
     claim(path, recipe, resume=True)
     return True

@@ -12,7 +12,7 @@ from rescue_cli.cli.common import Architecture, Device, Json, Overrides, RecipeN
 from rescue_cli.cli.expand import Epochs, expand
 from rescue_cli.cli.runs import note_machine, places, train_all, train_missing
 from rescue_cli.cli.screen import then
-from rescue_cli.errors import RescueError, UsageError, from_code
+from rescue_cli.errors import RescueError, UsageError
 from rescue_cli.recipe import Recipe
 from rescue_cli.report import operands, sweeps
 from rescue_cli.report.comparison import pairs_of, told
@@ -97,8 +97,9 @@ def _run(
     runs: dict[Path, Recipe], folder: Path, device: str, jobs: int | None, workers: int | None
 ) -> None:
     """Trains what has no result; one that fails is told, and all failing is an error."""
+    from rescue_cli.launch import is_finished
     from rescue_cli.report.pictures import draw
-    from rescue_cli.results import RunDirectory, read_json
+    from rescue_cli.results import RunDirectory, word_of
 
     note_machine(runs.values(), device)
     where = places(device, jobs, workers)
@@ -115,11 +116,10 @@ def _run(
     train_missing(
         runs, lambda missing, hear: train_all(missing, where, folder / ".cache", hear), said
     )
-    ends = [RunDirectory(path) for path in runs]
-    if any(end.result.is_file() for end in ends):
+    if any(is_finished(path) for path in runs):
         return
-    words = [read_json(end.failure) for end in ends if end.failure.is_file()]
-    errors += [from_code(str(word["message"]), int(word["exit_code"])) for word in words]
+    # one that diverged before is not trained again, and is no end that was told
+    errors += [word.error for path in runs if (word := word_of(RunDirectory(path)))]
     if errors:
         raise errors[0]
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from rescue_cli.errors import InUseError, RescueError, StoppedError, from_code
-from rescue_cli.results import RunDirectory, read_json
+from rescue_cli.errors import InUseError, RescueError, StoppedError
+from rescue_cli.results import RunDirectory, word_of
 
 
 @dataclass(frozen=True)
@@ -50,10 +50,8 @@ class _Worker:
         line = self.words.readline().strip()
         if line == "0":
             return Ended(path, None)
-        failure = RunDirectory(path).failure
-        if failure.exists():
-            word = read_json(failure)
-            return Ended(path, from_code(str(word["message"]), int(word["exit_code"])))
+        if (word := word_of(RunDirectory(path))) is not None:
+            return Ended(path, word.error)
         if line == str(InUseError.exit_code):  # the only error of which no word is left
             return Ended(path, InUseError(path))
         code = line or self.process.wait()

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rescue_cli.errors import InUseError, RescueError, StoppedError, UsageError, from_code
-from rescue_cli.results import RunDirectory, read_json
+from rescue_cli.results import RunDirectory, word_of
 
 LOG_LINES = 20
 
@@ -96,9 +96,8 @@ def _first_failure(path: Path, error: Exception) -> RescueError:
             f"rank {rank} (pid {failure.pid}) was killed by {failure.signal_name()}. "
             f"{_log_of(path, rank)}Where memory ran out, use smaller slices. Go on with --resume."
         )
-    if RunDirectory(path).failure.exists():
-        word = read_json(RunDirectory(path).failure)
-        return from_code(f"rank {word['rank']}: {word['message']}", word["exit_code"])
+    if (word := word_of(RunDirectory(path))) is not None:
+        return from_code(f"rank {word.rank}: {word.message}", word.exit_code)
     rank, failure = error.get_first_failure()  # type: ignore[attr-defined]
     if failure.exitcode == InUseError.exit_code:  # the only error of which no word is left
         return InUseError(path)
@@ -119,8 +118,7 @@ def _log_of(path: Path, rank: int) -> str:
 
 def _stopped(path: Path, number: int) -> RescueError:
     run = RunDirectory(path)
-    if run.failure.exists():
-        word = read_json(run.failure)
-        return StoppedError(str(word["message"]), 128 + number)
+    if (word := word_of(run)) is not None:
+        return StoppedError(word.message, 128 + number)
     kept = "The last checkpoint stands." if run.last.exists() else "There was no checkpoint yet."
     return StoppedError(f"stopped before the processes could agree to save. {kept}", 128 + number)

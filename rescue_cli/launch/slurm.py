@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rescue_cli.errors import RescueError, StoppedError, UsageError, from_code
+from rescue_cli.errors import RescueError, StoppedError, UsageError
 from rescue_cli.launch.directory import is_finished
 from rescue_cli.launch.pool import Ended
-from rescue_cli.results import RunDirectory, read_json, write_json
+from rescue_cli.results import RunDirectory, read_json, word_of, write_json
 
 LOOK_SECONDS = 2.0  # how often the directories are looked at,
 ASK_SECONDS = 10.0  # and how often SLURM's controller is asked
@@ -106,10 +106,8 @@ def _failure(path: Path, job: str, folder: Path) -> RescueError | None:
     """Why a run that left the queue has no result."""
     if is_finished(path):
         return None
-    failure = RunDirectory(path).failure
-    if failure.exists():
-        word = read_json(failure)
-        return from_code(str(word["message"]), int(word["exit_code"]))
+    if (word := word_of(RunDirectory(path))) is not None:
+        return word.error
     return RescueError(
         f"{path}: job {job} left the queue without a word. Its log: {folder}/{job}_0_log.err"
     )

@@ -93,8 +93,9 @@ def samples_of(file: Path) -> Any:
     count, _, height, width = images.shape
     gap = 0.1 * width  # between the images of a row
     across = width + gap
-    inch = 4 * across / 6
-    down = height + 0.25 * inch  # with the label
+    inch = 4 * across / 6  # in the images' pixels
+    head = 0.25 * inch  # for a label
+    down = height + head
     rows = -(-count // 4)
     figure = figure_of(6, rows * down / inch, arranged=False)
     axes = figure.add_axes((0, 0, 1, 1))  # one for all: axes are what takes time
@@ -105,7 +106,7 @@ def samples_of(file: Path) -> Any:
         axes.imshow(shown, cmap="gray", extent=(left, left + width, top + height, top))
         axes.text(left + width / 2, top, str(words), fontsize=8, ha="center", va="bottom")
     axes.set_xlim(-gap / 2, 4 * across - gap / 2)
-    axes.set_ylim(rows * down - 0.24 * inch, -0.24 * inch)
+    axes.set_ylim(rows * down - head, -head)
     return figure
 
 

@@ -9,7 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from rescue_cli.errors import StoppedError, UsageError, from_code
+from rescue_cli.errors import StoppedError, UsageError
 from rescue_cli.results import (
     METRICS,
     RunDirectory,
@@ -18,6 +18,7 @@ from rescue_cli.results import (
     read_json,
     read_metrics,
     score,
+    word_of,
 )
 from rescue_cli.statistics import (
     PERCENT,
@@ -68,10 +69,8 @@ def read(path: Path) -> Sweep:
         run = RunDirectory(folder)
         if run.result.is_file():
             results[_seed_of(folder)] = read_json(run.result)
-        elif run.failure.is_file():
-            word = read_json(run.failure)
-            if not isinstance(from_code(word["message"], word["exit_code"]), StoppedError):
-                failures[_seed_of(folder)] = word["message"].split("\n")[0]
+        elif (word := word_of(run)) and not isinstance(word.error, StoppedError):
+            failures[_seed_of(folder)] = word.message.split("\n")[0]
     return Sweep(path, results, failures)
 
 
