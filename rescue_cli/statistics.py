@@ -2,17 +2,16 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rescue_cli.power import detectable, needed, t_quantile
+from rescue_cli.power import detectable, needed, t_quantile, upper_bound
 
 CONFIDENCE = 0.95
 LEVEL = 0.05  # of a test that stands alone
 PERCENT = (0.0, 100.0)  # where accuracies can be
-EXACT = 20_000  # arrangements up to which a permutation test goes through all of them
 NOISE = 1e-9  # of the values: a spread below it is that of rounding, and none
 Floats = Sequence[float] | NDArray[np.float64]
 
@@ -28,18 +27,53 @@ class Sample:
 
 @dataclass(frozen=True)
 class Difference:
-    """How far the mean of b is above that of a, and how sure that is."""
+    """How far the mean of b is above that of a, and how sure that is, by Student's t."""
 
     mean: float
-    low: float | None  # of the 95 % interval
-    high: float | None
-    p: float | None  # two-sided, by Student's t
-    permutation: float | None  # the same by permutation, where it could fall below 0.01
-    effect: float | None  # the difference in standard deviations
     n: tuple[int, int]
     paired: bool
-    detectable: float | None  # what these n would see in 4 of 5 cases
-    needed: int | None  # runs of each to see the difference found, in as many cases
+    error: float | None = None  # the standard error; None where no spread is known
+    freedom: float | None = None
+    std: float | None = None  # of single runs, pooled; of the differences where they are paired
+    borrowed: bool = False  # one side is a single run, and is taken to scatter like the other
+
+    @property
+    def p(self) -> float | None:
+        """Two-sided, that there is no difference; None where no spread is known."""
+        if self.error is None or self.freedom is None:
+            return None
+        from scipy.special import stdtr
+
+        return float(2 * stdtr(self.freedom, -abs(self.mean) / self.error))
+
+    def interval(self, level: float = LEVEL) -> tuple[float, float] | None:
+        """Of the mean, with confidence 1 - `level`."""
+        if self.error is None or self.freedom is None:
+            return None
+        half = t_quantile(self.freedom, level) * self.error
+        return self.mean - half, self.mean + half
+
+    def detectable(self, level: float = LEVEL) -> float | None:
+        """The smallest true difference that these runs see in 4 of 5 cases, by a test at `level`."""
+        if self.error is None or self.freedom is None:
+            return None
+        return detectable(self.error, self.freedom, level)
+
+    def needed(self, want: float, level: float = LEVEL) -> int | None:
+        """Runs of each to see a difference of `want` in 4 of 5 cases.
+
+        Planned with the upper bound of the standard deviation; None where no spread is known, or
+        for over a million runs.
+        """
+        if self.freedom is None or not self.std:
+            return None
+        bound = upper_bound(self.std, self.freedom)
+        return needed(want, bound, level, paired=self.paired)
+
+    @property
+    def effect(self) -> float | None:
+        """The difference in standard deviations: Cohen's d, of pairs d_z."""
+        return self.mean / self.std if self.std else None
 
 
 def sample(values: Floats) -> Sample:
@@ -61,6 +95,17 @@ def _spread(values: Floats, mean: float, size: float) -> float:
     return found if found > NOISE * max(1.0, size) else 0.0
 
 
+def wilson(right: float, count: int) -> tuple[float, float]:
+    """95 % interval of an accuracy in percent by the test images drawn (Wilson 1927).
+
+    `right`: how many of `count` images were classified correctly.
+    """
+    from scipy.stats import binomtest
+
+    band = binomtest(round(right), count).proportion_ci(CONFIDENCE, method="wilson")
+    return 100 * float(band.low), 100 * float(band.high)
+
+
 def interval(
     of: Sample, within: tuple[float, float] = (-math.inf, math.inf)
 ) -> tuple[float, float] | None:
@@ -74,110 +119,31 @@ def interval(
     return max(within[0], of.mean - half), min(within[1], of.mean + half)
 
 
-def welch(a: Sample, b: Sample) -> float | None:
-    """Two-sided p that a and b have one mean, by Welch's t-test.
-
-    A sample of one run borrows the other's std. None where neither has one, or no run differs.
-    """
-    error, freedom = _error(a, b)
-    if error is None or freedom is None or error == 0:
-        return None
-    from scipy.stats import t
-
-    return float(2 * t.sf(abs(a.mean - b.mean) / error, freedom))
-
-
-def difference(a: Sample, b: Sample, level: float = LEVEL) -> Difference:
+def difference(a: Sample, b: Sample) -> Difference:
     """b less a for independent runs, by Welch's t-test.
 
-    `level` is that of the test whose power is told; the interval is the 95 % one of this pair.
+    A sample of one run borrows the other's std, and the difference says so. Without an error where
+    neither has one, or no run differs.
     """
     error, freedom = _error(a, b)
-    mean = b.mean - a.mean
-    if error is None or freedom is None or error == 0:
-        return Difference(mean, None, None, None, None, None, (a.n, b.n), False, None, None)
-    half = t_quantile(freedom, LEVEL) * error
-    spread = _pooled(a, b)
-    return Difference(
-        mean,
-        mean - half,
-        mean + half,
-        welch(a, b),
-        None,
-        mean / spread if spread else None,
-        (a.n, b.n),
-        paired=False,
-        detectable=detectable(error, freedom, level),
-        needed=needed(mean, spread, level, paired=False) if spread else None,
-    )
+    found = Difference(b.mean - a.mean, (a.n, b.n), paired=False)
+    if not error or freedom is None:
+        return found
+    alone = (a.std is None) != (b.std is None)
+    return replace(found, error=error, freedom=freedom, std=_pooled(a, b), borrowed=alone)
 
 
-def paired_difference(a: Floats, b: Floats, level: float = LEVEL) -> Difference:
+def paired_difference(a: Floats, b: Floats) -> Difference:
     """As `difference`, run by run for runs of equal seeds, by the paired t-test."""
     differences = np.asarray(b, dtype=np.float64) - np.asarray(a, dtype=np.float64)
+    n = len(differences)
     size = max(float(np.abs(a).max()), float(np.abs(b).max()))
-    mean = math.fsum(differences) / len(differences)
-    std = _spread(differences, mean, size) if len(differences) > 1 else None
-    found = Sample(mean, std, len(differences))
-    both = (found.n, found.n)
-    if found.std is None or found.std == 0:
-        return Difference(found.mean, None, None, None, None, None, both, True, None, None)
-    from scipy.stats import t
-
-    error = found.std / math.sqrt(found.n)
-    half = t_quantile(found.n - 1, LEVEL) * error
-    return Difference(
-        found.mean,
-        found.mean - half,
-        found.mean + half,
-        float(2 * t.sf(abs(found.mean) / error, found.n - 1)),
-        sign_flips(differences) if 2.0 ** (1 - found.n) < 0.01 else None,
-        found.mean / found.std,
-        both,
-        paired=True,
-        detectable=detectable(error, found.n - 1, level),
-        needed=needed(found.mean, found.std, level, paired=True),
-    )
-
-
-def independent_difference(a: Floats, b: Floats, level: float = LEVEL) -> Difference:
-    """As `difference`, for runs whose values are known: also by permutation."""
-    found = difference(sample(a), sample(b), level)
-    smallest = 2 / math.comb(len(a) + len(b), len(a))
-    if smallest >= 0.01:
+    mean = math.fsum(differences) / n
+    std = _spread(differences, mean, size) if n > 1 else 0.0
+    found = Difference(mean, (n, n), paired=True)
+    if std == 0:
         return found
-    return Difference(**{**found.__dict__, "permutation": exchanges(a, b)})
-
-
-def sign_flips(differences: Floats) -> float:
-    """Two-sided p by flipping signs: every way of them, or 20,000 drawn by a fixed seed."""
-    from scipy.stats import permutation_test
-
-    values = np.asarray(differences, dtype=np.float64)
-    found = permutation_test(
-        (values,),
-        lambda x, axis: np.mean(x, axis=axis),
-        permutation_type="samples",
-        vectorized=True,
-        n_resamples=np.inf if 2.0 ** len(values) <= EXACT else EXACT,
-        rng=np.random.default_rng(0),
-    )
-    return float(found.pvalue)
-
-
-def exchanges(a: Floats, b: Floats) -> float:
-    """Two-sided p by exchanging runs between the two: every way of it, or 20,000 drawn."""
-    from scipy.stats import permutation_test
-
-    found = permutation_test(
-        (np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)),
-        lambda x, y, axis: np.mean(y, axis=axis) - np.mean(x, axis=axis),
-        permutation_type="independent",
-        vectorized=True,
-        n_resamples=np.inf if math.comb(len(a) + len(b), len(a)) <= EXACT else EXACT,
-        rng=np.random.default_rng(0),
-    )
-    return float(found.pvalue)
+    return replace(found, error=std / math.sqrt(n), freedom=n - 1, std=std)
 
 
 def holm(p_values: Floats) -> list[float]:
@@ -199,6 +165,20 @@ def mcnemar(right_a: NDArray[np.bool_], right_b: NDArray[np.bool_]) -> tuple[int
     if only_a + only_b == 0:
         return 0, 0, 1.0
     return only_a, only_b, float(binomtest(only_a, only_a + only_b).pvalue)
+
+
+def fisher(diverged: Sequence[int], finished: Sequence[int]) -> float:
+    """Two-sided p that runs of both sides diverge equally often (Fisher's exact test)."""
+    from scipy.stats import fisher_exact
+
+    return float(fisher_exact([diverged, finished]).pvalue)
+
+
+def pearson(a: Floats, b: Floats) -> float | None:
+    """The correlation of pairs; None where one side has no spread."""
+    if sample(a).std == 0 or sample(b).std == 0:
+        return None
+    return float(np.corrcoef(a, b)[0, 1])
 
 
 def correlation(a: Floats, b: Floats) -> tuple[float, float, float]:

@@ -14,7 +14,7 @@ from rescue_cli import recipe as recipes
 from rescue_cli.cli.screen import App, Group
 from rescue_cli.errors import UsageError
 from rescue_cli.recipe import Recipe
-from rescue_cli.report.measurements import WORDS, measurements
+from rescue_cli.report.measurements import WORDS, measurements, of_images, with_interval
 
 if TYPE_CHECKING:
     from rescue_cli.report.operands import Operand
@@ -135,7 +135,7 @@ def check_precision(recipe: Recipe, device: str) -> list[str]:
 def print_result(result: Mapping[str, Any], *, as_json: bool) -> None:
     """A run's result on stdout: a table, or one JSON object."""
     if as_json:
-        print(json.dumps(result))
+        print(json.dumps({**result, **with_interval(result)}))
         return
     table = Table(box=None, pad_edge=False, header_style="bold")
     headings, rows = measurements(result)
@@ -145,7 +145,8 @@ def print_result(result: Mapping[str, Any], *, as_json: bool) -> None:
         table.add_row(*row)
     out = console()
     out.print(table)
-    out.print(_summary(result), highlight=False, soft_wrap=True)
+    for line in (*of_images(result), _summary(result)):
+        out.print(line, highlight=False, soft_wrap=True)
 
 
 def _summary(result: Mapping[str, Any]) -> str:
@@ -217,19 +218,26 @@ def with_lists(
 
 def print_comparison(sides: Sequence["Operand"], pairs: Sequence[Mapping[str, Any]]) -> None:
     """Each side's mean, then what may be claimed of each pair, and by which test."""
-    from rescue_cli.report.comparison import details, told
+    from rescue_cli.report.claims import details
+    from rescue_cli.report.comparison import told
 
     out = console()
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in ("", "mean %", "std", "runs", "95 % interval"):
         table.add_column(heading, justify="right" if heading else "left", overflow="fold")
-    for side in told(sides):
+    known = told(sides)
+    for side in known:
         std, low, high = side["std"], side["low"], side["high"]
+        mark = "*" if side["over"] == "images" else ""
         table.add_row(
             side["name"], f"{side['mean']:.2f}", "-" if std is None else f"{std:.2f}",
-            str(side["n"]), "-" if low is None else f"{low:.2f} to {high:.2f}",
+            side["runs"], "-" if low is None else f"{low:.2f} to {high:.2f}{mark}",
         )  # fmt: skip
     out.print(table)
+    if any(side["over"] == "seeds" and side["n"] > 1 for side in known):
+        out.print("95 % interval: of the mean, over new seeds on these test images")
+    if any(side["over"] == "images" for side in known):
+        out.print("* of this one network, over new test images")
     for pair in pairs:
         out.print(pair["claim"])
         for line in details(pair):

@@ -10,7 +10,7 @@ from rescue_cli.cli import common
 from rescue_cli.cli.common import Json
 from rescue_cli.cli.screen import then
 from rescue_cli.errors import UnexpectedError, UsageError
-from rescue_cli.report import operands
+from rescue_cli.report import looks, operands
 from rescue_cli.report.comparison import pairs_of, told
 from rescue_cli.report.markup import shown_seconds, significant
 from rescue_cli.report.operands import Operand
@@ -32,6 +32,10 @@ def compare(
     to: Annotated[
         float | None, typer.Option(help="An accuracy in percent: when was it reached?")
     ] = None,
+    want: Annotated[
+        float | None,
+        typer.Option(help="A difference in points that matters: how many runs would see it?"),
+    ] = None,
     check_expected: Annotated[
         bool, typer.Option("--check-expected", help="Exit 6 unless inside the recipe's band.")
     ] = False,
@@ -45,7 +49,11 @@ def compare(
     sides = [operands.operand(word) for word in words]
     if (said := operands.unlike(sides)) is not None:
         raise UsageError(f"compare: {said} Evaluate them on the same images: rescue eval.")
-    pairs = pairs_of(sides)
+    if want is not None and not 0 < want <= 100:
+        raise UsageError(f"--want: {want:g} must be above 0 and at most 100 points.")
+    pairs = pairs_of(sides, want)
+    for line in looks.note(sides):
+        common.note(f"warning: {line}")
     found = {**(pairs[0] if pairs else {}), "sides": told(sides)}
     if len(pairs) > 1:
         found["pairs"] = pairs
@@ -104,10 +112,11 @@ def _band(word: str, other: Operand) -> dict[str, Any] | None:
 
     if not operands.is_recipe(word) or not other.paths:
         return None
-    from rescue_cli.report.expected import verdict
+    from rescue_cli.report.expected import drawn_of, verdict
 
-    counts = [operands.count_of(path) for path in other.paths.values()]
-    return verdict(recipes.load(word), other.sample.mean, min(counts))
+    first = next(iter(other.paths.values()))
+    drawn = drawn_of(recipes.recipe_in(first), operands.count_of(first))
+    return verdict(recipes.load(word), other.sample, drawn)
 
 
 def _print(

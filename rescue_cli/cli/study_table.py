@@ -13,7 +13,6 @@ from rescue_cli.report.markup import shown_seconds
 from rescue_cli.report.studies import Compared, Study
 from rescue_cli.results import METRICS
 
-LIKELY = 0.05  # p above which a difference is no more than noise explains
 Rows = Sequence[Mapping[str, Any]]
 
 
@@ -69,5 +68,6 @@ def _legend(study: Study, *, metrics: bool) -> str:
         return f"{source}{measured} train s: seconds of training, mean of the runs."
     return (
         f"{source}{measured} p: how probable so large a difference from the paper is by chance "
-        f"(Welch's t-test, each row for itself); above {LIKELY:g} noise explains it."
+        "(Welch's t-test, each row for itself; a side without a std is taken to scatter like the "
+        "other). A large p does not show that they agree."
     )

@@ -209,11 +209,12 @@ def _run(
 
 def _check_expected(path: Path, recipe: Recipe) -> None:
     """Says whether the result is inside the recipe's band; raises `UnexpectedError` outside."""
-    from rescue_cli.report.expected import verdict
+    from rescue_cli.report.expected import drawn_of, verdict
     from rescue_cli.results import RunDirectory, read_json
+    from rescue_cli.statistics import sample
 
     result = read_json(RunDirectory(path).result)
-    found = verdict(recipe, result["top1"], result["count"])
+    found = verdict(recipe, sample([result["top1"]]), drawn_of(recipe, result["count"]))
     assert found is not None
     if not found["inside"]:
         raise UnexpectedError(found["said"])

@@ -1,177 +1,293 @@
 """Every pair of a comparison: how large the difference is, how sure, and what may be claimed."""
 
 from collections.abc import Mapping, Sequence
-from itertools import combinations
+from dataclasses import dataclass, replace
+from itertools import combinations, product
+from statistics import median
 from typing import Any
 
-from rescue_cli.report import operands, scenes
-from rescue_cli.report.markup import shown_seconds
+from rescue_cli.report import claims, operands, scenes
 from rescue_cli.report.operands import Operand
+from rescue_cli.report.pairing import Pairing, pairing
+from rescue_cli.results import RunDirectory, read_json
+from rescue_cli.robust import (
+    exchanges,
+    interquartile_mean,
+    is_skewed,
+    sign_flips,
+    superiority,
+)
 from rescue_cli.statistics import (
     LEVEL,
     PERCENT,
     Difference,
     difference,
+    fisher,
     holm,
-    independent_difference,
     interval,
     mcnemar,
     paired_difference,
+    pearson,
+    sample,
+    wilson,
 )
 
+FEWEST_CORRELATED = 3  # seeds in common, from which their correlation is told
+CHANCE = 1.959964 * 2**0.5  # stds between two runs of one recipe that 5 % of pairs go beyond
 
-def pairs_of(sides: Sequence[Operand]) -> list[dict[str, Any]]:
-    """Each pair of two or more sides, with Holm's correction where there are several.
 
-    What could have been seen and what it would take are of the correction's first and strictest
-    step, the level divided by the pairs.
+@dataclass(frozen=True)
+class _Case:
+    """Two sides as they did on one test set."""
+
+    a: Operand
+    b: Operand
+    labels: tuple[str | None, str | None]  # of the measurements, None for numbers
+    pairing: Pairing
+
+    @property
+    def set(self) -> str | None:
+        return next((_set_of(label) for label in self.labels if label is not None), None)
+
+
+def pairs_of(
+    sides: Sequence[Operand], want: float | None = None, level: float = LEVEL
+) -> list[dict[str, Any]]:
+    """Each pair of two or more sides on each test set that both have, the main sets first.
+
+    Where that makes several tests their p are corrected by Holm, and their intervals hold together
+    by Bonferroni. `want`: the difference that the runs asked for are to see; `level`: of all tests.
     """
-    pairs = list(combinations(sides, 2))
-    found = [_pair(a, b, LEVEL / len(pairs)) for a, b in pairs]
+    each = [_cases(a, b) for a, b in combinations(sides, 2)]
+    cases = [cases[0] for cases in each] + [case for cases in each for case in cases[1:]]
+    found = [_pair(case, level / len(cases), want) for case in cases]
+    judged = [pair for pair in found if pair["p"] is not None]
     if len(found) > 1:
-        _correct(found)
+        for pair, p in zip(judged, holm([pair["p"] for pair in judged]), strict=True):
+            pair["p_uncorrected"], pair["p"] = pair["p"], p
+    for place, (pair, case) in enumerate(zip(found, cases, strict=True)):
+        _away_from_zero(pair, level)
+        pair["claim"] = claims.claim(pair, level, on=case.set if place >= len(each) else None)
     return found
 
 
 def told(sides: Sequence[Operand]) -> list[dict[str, Any]]:
-    """Each side by itself: mean, std and number of its runs, and the mean's 95 % interval."""
-    found = []
-    for side in sides:
-        low, high = interval(side.sample, PERCENT) or (None, None)
-        one = side.sample
-        found.append(
-            {
-                "name": side.name,
-                "mean": one.mean,
-                "std": one.std,
-                "n": one.n,
-                "low": low,
-                "high": high,
-            }
-        )
+    """Each side by itself: mean, std, number and fate of its runs, middles, and its 95 % interval.
+
+    The interval of several runs is that of the mean, for new seeds on these test images; of one run
+    that of its network's accuracy, for new test images.
+    """
+    return [
+        {
+            "name": side.name,
+            "mean": side.sample.mean,
+            "std": side.sample.std,
+            "n": side.sample.n,
+            "runs": claims.runs_of(side),
+            "lost": dict(side.lost),
+            **middles(side.values),
+            **_bounds(side),
+        }
+        for side in sides
+    ]
+
+
+def _bounds(side: Operand) -> dict[str, Any]:
+    """Low and high of a side's interval, and what it is over."""
+    if (band := interval(side.sample, PERCENT)) is not None:
+        return {"low": band[0], "high": band[1], "over": "seeds"}
+    if len(side.paths) == 1:
+        result = read_json(RunDirectory(next(iter(side.paths.values()))).result)
+        if "top1" in result:
+            low, high = wilson(result["top1"] / 100 * result["count"], result["count"])
+            return {"low": low, "high": high, "over": "images"}
+    return {"low": None, "high": None, "over": None}
+
+
+def _cases(a: Operand, b: Operand) -> list[_Case]:
+    """The main test set of both, then each other that both were measured on."""
+    how = pairing(a, b)
+    mains = next(iter(a.sets), None), next(iter(b.sets), None)
+    found = [_Case(a, b, mains, how)]
+    seen = {_set_of(label) for label in mains if label is not None}
+    for first, second in product(list(a.sets)[1:], list(b.sets)[1:]):
+        new = _set_of(first) == _set_of(second) and _set_of(first) not in seen
+        if new and a.images_of[first].can_be(b.images_of[second]):
+            seen.add(_set_of(first))
+            found.append(_Case(_at(a, first), _at(b, second), (first, second), how))
     return found
 
 
-def _pair(a: Operand, b: Operand, level: float) -> dict[str, Any]:
+def _set_of(label: str) -> str:
+    """The test set of a measurement: `val` of `val 224px@0.95 flip`."""
+    return label.split(" ")[0]
+
+
+def _at(side: Operand, label: str) -> Operand:
+    """The side on another of its measurements."""
+    values = side.sets[label]
+    return replace(
+        side, values=values, sample=sample(list(values.values())), images=side.images_of[label]
+    )
+
+
+def _pair(case: _Case, level: float, want: float | None) -> dict[str, Any]:
     """The stable keys of `--json` for one pair, and what else was looked at."""
-    found, how = _difference(a, b, level)
+    a, b = case.a, case.b
+    found, how = _difference(a, b, case.pairing)
+    low, high = found.interval(level) or (None, None)
+    samples = _samples(case, found)
     pair: dict[str, Any] = {
         "a": a.name,
         "b": b.name,
+        "set": case.set,
         "difference": found.mean,
-        "low": found.low,
-        "high": found.high,
+        "low": low,
+        "high": high,
         "p": found.p,
-        "permutation_p": found.permutation,
-        "effect": found.effect,
+        "permutation_p": _permuted(samples),
+        "cohens_dz" if found.paired else "cohens_d": found.effect,
         "n": list(found.n),
-        "detectable": found.detectable,
-        "needed": found.needed,
+        "runs": [claims.runs_of(a), claims.runs_of(b)],
+        "lost": [dict(a.lost), dict(b.lost)],
+        "detectable": found.detectable(level),
+        "want": want,
+        "needed": None if want is None else found.needed(want, level),
         "how": how,
+        "about": _about(found),
+        "skewed": [name for name, values in samples.items() if is_skewed(values)],
+        "correlation": _correlation(a, b),
+        "superiority": _superiority(a, b),
+        "middles": {side.name: middles(side.values) for side in (a, b) if len(side.values) > 1},
+        "diverged": _diverged(a, b),
+        "equal": {what: _equal(case, what) for what in ("epoch", "seconds")},
     }
-    if len(a.paths) == len(b.paths) == 1 and found.p is None:
-        pair |= _same_images(a, b)
-    pair["claim"] = _claim(pair)
-    pair["equal"] = {what: _equal(a, b, what) for what in ("epoch", "seconds")}
+    if found.p is not None and pair["skewed"] and pair["permutation_p"] is not None:
+        pair["p"] = max(found.p, pair["permutation_p"])
+    if found.borrowed:
+        alone, other = (b, a) if b.sample.std is None else (a, b)
+        pair["assumes"] = {"alone": alone.name, "like": other.name, "runs": alone.sample.n}
+    if found.p is None and len(a.paths) == len(b.paths) == 1:
+        pair |= _same_images(case)
     return pair
 
 
-def _difference(a: Operand, b: Operand, level: float = LEVEL) -> tuple[Difference, str]:
-    """Paired where the seeds match, else Welch's."""
-    if len(a.values) > 1 and a.values.keys() == b.values.keys():
-        seeds = sorted(a.values)
-        found = paired_difference([a.values[s] for s in seeds], [b.values[s] for s in seeds], level)
-        return found, "paired by seed"
-    if len(a.values) > 1 and len(b.values) > 1:
-        found = independent_difference(list(a.values.values()), list(b.values.values()), level)
-        return found, "Welch's t-test"
-    return difference(a.sample, b.sample, level), "Welch's t-test"
+def _difference(a: Operand, b: Operand, pairs: Pairing) -> tuple[Difference, str]:
+    """By the test that the pairing says; Welch's where the differences of pairs have no spread."""
+    if pairs.seeds:
+        first, second = ([side.values[seed] for seed in pairs.seeds] for side in (a, b))
+        found = paired_difference(first, second)
+        if found.p is not None:
+            return found, f"paired by seed ({pairs.why})"
+    why = "the differences of equal seeds have no spread" if pairs.seeds else pairs.why
+    return difference(a.sample, b.sample), "Welch's t-test" + (f" ({why})" if why else "")
 
 
-def _same_images(a: Operand, b: Operand) -> dict[str, Any]:
-    """Two single runs on the same images: McNemar's test, or a bootstrap over scenes."""
-    arrays = [operands.predictions(next(iter(side.paths.values()))) for side in (a, b)]
+def _about(found: Difference) -> str:
+    """What a test would speak of: recipes, or recipes by an assumption, or nothing."""
+    if found.p is None:
+        return "nothing"
+    return "assumed" if found.borrowed else "recipes"
+
+
+def _samples(case: _Case, found: Difference) -> dict[str, list[float]]:
+    """What the test takes for normal: the differences of pairs, else each side's runs."""
+    a, b = case.a, case.b
+    if found.paired:
+        seeds = case.pairing.seeds
+        return {"the differences of equal seeds": [b.values[s] - a.values[s] for s in seeds]}
+    known = [side for side in (a, b) if len(side.values) > 1]
+    return {f"the runs of {side.name}": list(side.values.values()) for side in known}
+
+
+def _permuted(samples: Mapping[str, Sequence[float]]) -> float | None:
+    """The p by permutation, where the runs of both sides are known."""
+    values = list(samples.values())
+    if samples.keys() == {"the differences of equal seeds"}:
+        return sign_flips(values[0])
+    return exchanges(*values) if len(values) == 2 else None
+
+
+def _correlation(a: Operand, b: Operand) -> float | None:
+    """Of the results of seeds that both have."""
+    common = sorted(a.values.keys() & b.values.keys())
+    if len(common) < FEWEST_CORRELATED:
+        return None
+    return pearson([a.values[seed] for seed in common], [b.values[seed] for seed in common])
+
+
+def _superiority(a: Operand, b: Operand) -> list[float] | None:
+    """How probable it is that a run of b beats one of a, with its 95 % interval."""
+    if min(len(a.values), len(b.values)) < 2:
+        return None
+    return list(superiority(list(a.values.values()), list(b.values.values())))
+
+
+def middles(values: Mapping[int, float]) -> dict[str, float | None]:
+    """Median and interquartile mean, None where no single run is known."""
+    runs = list(values.values())
+    if not runs:
+        return {"median": None, "iqm": None}
+    return {"median": median(runs), "iqm": interquartile_mean(runs)}
+
+
+def _diverged(a: Operand, b: Operand) -> dict[str, Any] | None:
+    """How many runs diverged on each side, and Fisher's exact p that it is equally likely."""
+    runs = [list(side.lost.values()).count("diverged") for side in (a, b)]
+    if not any(runs):
+        return None
+    finished = [len(side.values) for side in (a, b)]
+    return {"runs": runs, "p": fisher(runs, finished) if all(finished) else None}
+
+
+def _same_images(case: _Case) -> dict[str, Any]:
+    """Two single runs on the same images: McNemar's test, or a bootstrap over scenes.
+
+    It speaks of two networks. `seed_noise`: the standard deviation between seeds at which two runs
+    of one recipe are as far apart in 5 % of cases.
+    """
+    a, b = case.a, case.b
+    paths = [next(iter(side.paths.values())) for side in (a, b)]
+    arrays = [operands.predictions(*each) for each in zip(paths, case.labels, strict=True)]
     kinds = [scenes.kind_of(each) for each in arrays]
     if kinds[0] != kinds[1]:
         return {}
+    noise = abs(b.sample.mean - a.sample.mean) / CHANCE
+    networks = {"about": "networks", "seed_noise": noise}
     if kinds[0] is not None:
-        return scenes.bootstrap(arrays[0], arrays[1])
+        found = scenes.bootstrap(arrays[0], arrays[1])
+        return {**networks, **found} if found else {}
     first, second = (operands.right(each) for each in arrays)
     if len(first) != len(second):
         return {}
     only_a, only_b, p = mcnemar(first, second)
     return {
+        **networks,
         "p": p,
+        "images": len(first),
         "how": f"McNemar on {len(first)} images: {only_a} right in {a.name} alone, "
         f"{only_b} in {b.name} alone",
     }
 
 
-def details(pair: Mapping[str, Any]) -> list[str]:
-    """What stands below a pair's claim: its test, and who was ahead at equal epochs and seconds."""
-    how = pair["how"] + (", p corrected over all pairs (Holm)" if "p_uncorrected" in pair else "")
-    if (p := pair["permutation_p"]) is not None:
-        how += f"; by permutation p = {p:.2g}"
-        how += ", uncorrected" if "p_uncorrected" in pair else ""
-    lines = [how]
-    for what, equal in pair["equal"].items():
-        if equal is None:
-            continue
-        at = (
-            f"{equal['at']:g} epochs"
-            if what == "epoch"
-            else f"{shown_seconds(equal['at'])} seconds of training"
-        )
-        ahead = pair["b" if equal["difference"] > 0 else "a"]
-        lines.append(
-            f"after {at} of both {ahead} is ahead by {abs(equal['difference']):.2f} points"
-        )
-    return lines
-
-
-def _claim(pair: dict[str, Any]) -> str:
-    """One sentence: what may be said, or what it would take."""
-    size, both = abs(pair["difference"]), f"{pair['a']} and {pair['b']}"
-    better, worse = ("b", "a") if pair["difference"] > 0 else ("a", "b")
-    if pair["p"] is None:
-        return (
-            f"Nothing may be claimed of {both}: the difference of {size:.2f} points stands on "
-            f"{pair['n'][0]} against {pair['n'][1]} runs without a spread."
-        )
-    p = f"p = {pair['p']:.2g}"
-    if pair["p"] < LEVEL:
-        band = "" if pair["low"] is None else f", 95 % interval {_interval(pair)}"
-        single = pair["n"] == [1, 1]
-        runs = " These two runs, not their recipes." if single else ""
-        return (
-            f"{pair[better]} is better than {pair[worse]} by {size:.2f} points ({p}{band}).{runs}"
-        )
-    seen = pair["detectable"]
-    could = "" if seen is None else f" These runs could have seen {seen:.2f} points."
-    needed = pair["needed"]
-    more = "" if needed is None else f" To see {size:.2f} points, {needed} runs of each are needed."
-    return f"No difference between {both} may be claimed: {size:.2f} points, {p}.{could}{more}"
-
-
-def _interval(pair: dict[str, Any]) -> str:
-    sign = 1 if pair["difference"] > 0 else -1
-    low, high = sorted((sign * pair["low"], sign * pair["high"]))
-    return f"{low:.2f} to {high:.2f}"
-
-
-def _equal(a: Operand, b: Operand, what: str) -> dict[str, Any] | None:
+def _equal(case: _Case, what: str) -> dict[str, Any] | None:
     """The pair as both stood at the same epoch, or after the same seconds."""
-    found = operands.at_equal(a, b, what)
-    if found is None:
+    if (found := operands.at_equal(case.a, case.b, what)) is None:
         return None
     end, first, second = found
-    result, how = _difference(first, second)
+    result, how = _difference(first, second, case.pairing)
     return {"at": end, "difference": result.mean, "p": result.p, "how": how}
 
 
-def _correct(pairs: list[dict[str, Any]]) -> None:
-    """Holm's correction over all pairs that have a p."""
-    judged = [pair for pair in pairs if pair["p"] is not None]
-    for pair, p in zip(judged, holm([pair["p"] for pair in judged]), strict=True):
-        pair["p_uncorrected"], pair["p"] = pair["p"], p
-        pair["claim"] = _claim(pair)
+def _away_from_zero(pair: dict[str, Any], level: float) -> None:
+    """Cuts the interval of a difference that Holm claims off at 0.
+
+    Holm rejects more than Bonferroni's intervals exclude; cut so, they hold together with its
+    claims (Guilbaud 2008).
+    """
+    if pair["low"] is None or pair["p"] >= level:
+        return
+    if pair["difference"] > 0:
+        pair["low"] = max(pair["low"], 0.0)
+    else:
+        pair["high"] = min(pair["high"], 0.0)

@@ -1,38 +1,50 @@
-"""Whether a result is inside the band of what its recipe expects."""
+"""Whether a result agrees with what its recipe expects, by the test that `compare` makes."""
 
 import math
 from typing import Any
 
 from rescue_cli.recipe import Recipe
-from rescue_cli.statistics import PERCENT
+from rescue_cli.report.sweeps import published
+from rescue_cli.statistics import LEVEL, PERCENT, Sample, difference
 
-WIDTH = 3.0  # standard deviations
-UNKNOWN = 0.5  # points, where no standard deviation is published
+UNKNOWN = 0.5  # points of difference, where no spread is known to test by
+Z = 1.959964  # standard errors of a 95 % interval
 
 
-def verdict(recipe: Recipe, top1: float, count: int) -> dict[str, Any] | None:
+def verdict(recipe: Recipe, ours: Sample, drawn: int | None = None) -> dict[str, Any] | None:
     """Claim, result and whether it is inside; None for a recipe that expects nothing.
 
-    Inside is |top1 - claim| <= 3 sqrt(std^2 + p (1 - p) / count), with the spread of single runs
-    and that of drawing `count` test images; 0.5 points without a published spread.
+    Inside is where Welch's test of our runs against the published ones has p >= 0.05, so that a
+    mean of n is held to the width of a mean of n. Claim and result share their test images, unless
+    ours are `drawn` of them; then that many images add their spread. Where neither side has a
+    standard deviation over a known number of runs, inside is within half a point.
     """
     expect = recipe.tree.get("expect")
     if not expect:
         return None
-    claim, std = float(expect["top1"]), expect.get("std")
-    width = UNKNOWN
-    if std is not None:
-        p = claim / 100
-        width = WIDTH * math.sqrt(float(std) ** 2 + 1e4 * p * (1 - p) / count)
-    inside = abs(top1 - claim) <= width
-    word = "inside" if inside else "outside"
-    low, high = PERCENT
-    band = f"{max(low, claim - width):.2f} to {min(high, claim + width):.2f} %"
+    claim = published(expect)
+    found = difference(claim, ours)
+    band = found.interval(LEVEL)
+    width = UNKNOWN if band is None else (band[1] - band[0]) / 2
+    if drawn is not None:
+        p = claim.mean / 100
+        width = math.hypot(width, 100 * Z * math.sqrt(p * (1 - p) / drawn))
+    inside = abs(found.mean) <= width
+    low, high = max(PERCENT[0], claim.mean - width), min(PERCENT[1], claim.mean + width)
+    runs = "one run" if ours.n == 1 else f"mean of {ours.n} runs"
+    by = f"within {UNKNOWN:g} points, as no spread is known" if band is None else "95 % interval"
     return {
         "recipe": recipe.name,
-        "expected": claim,
+        "expected": claim.mean,
         "width": width,
-        "top1": top1,
+        "top1": ours.mean,
+        "n": ours.n,
         "inside": inside,
-        "said": f"top-1 {top1:.2f} % is {word} what {recipe.name} expects, {band}",
+        "said": f"top-1 {ours.mean:.2f} % ({runs}) is {'inside' if inside else 'outside'} what "
+        f"{recipe.name} expects, {low:.2f} to {high:.2f} % ({by})",
     }
+
+
+def drawn_of(recipe: Recipe, count: int) -> int | None:
+    """The number of test images of a run that was given a part of them; None of one with all."""
+    return None if recipe.data.options.get("subset") is None else count

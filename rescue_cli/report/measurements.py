@@ -4,14 +4,40 @@ from collections.abc import Mapping
 from typing import Any
 
 from rescue_cli.results import METRICS, metrics_of
+from rescue_cli.statistics import wilson
 
 WORDS = ("set", "TTA")  # columns that hold no numbers
+
+
+def interval_of(entry: Mapping[str, Any]) -> tuple[float, float]:
+    """Of a top-1 accuracy, 95 % over new test images (Wilson)."""
+    return wilson(entry["top1"] / 100 * entry["count"], entry["count"])
+
+
+def with_interval(result: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of JSON that give each measured accuracy's interval; none of other metrics."""
+    if "top1" not in result:
+        return {}
+    entries = [{**entry, "interval": interval_of(entry)} for entry in result["sets"]]
+    return {"interval": interval_of(result), "sets": entries}
+
+
+def of_images(result: Mapping[str, Any]) -> list[str]:
+    """What the intervals of a table are, and how much an image is; nothing of other metrics."""
+    if "top1" not in result:
+        return []
+    steps = {entry["set"]: 100 / entry["count"] for entry in result["sets"]}
+    each = ", ".join(f"{points:.2g} points" + f" on {name}" * (len(steps) > 1)
+                     for name, points in steps.items())  # fmt: skip
+    return [f"95 % interval: top-1 of this one network, over new test images; one image is {each}"]
 
 
 def measurements(result: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Headings and rows, in percent where the heading says so."""
     metrics = metrics_of(result["sets"][0])
-    headings = ["set", "size", "crop", "TTA", *(METRICS[m] for m in metrics), "loss", "images"]
+    judged = "top1" in metrics
+    headings = ["set", "size", "crop", "TTA", *(METRICS[m] for m in metrics),
+                *(["95 % interval"] if judged else []), "loss", "images"]  # fmt: skip
     rows = [
         [
             entry["set"],
@@ -19,6 +45,7 @@ def measurements(result: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]
             f"{entry['crop']:g}",
             entry["protocol"]["tta"],
             *(f"{entry[metric]:.2f}" for metric in metrics),
+            *([f"{low:.2f} to {high:.2f}" for low, high in [interval_of(entry)]] if judged else []),
             "-" if entry["loss"] is None else f"{entry['loss']:.4f}",
             str(entry["count"]),
         ]

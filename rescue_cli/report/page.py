@@ -11,7 +11,8 @@ from rescue_cli import recipe as recipes
 from rescue_cli.plans import as_written, differences
 from rescue_cli.recipe import Recipe, recipe_in
 from rescue_cli.report import gaps, records, study_page, sweeps
-from rescue_cli.report.comparison import details, pairs_of
+from rescue_cli.report.claims import details
+from rescue_cli.report.comparison import pairs_of
 from rescue_cli.report.lines import HEADINGS, Line
 from rescue_cli.report.markup import counted, folded, head, image, listed, table, text
 from rescue_cli.report.measurements import measurements

@@ -1,5 +1,6 @@
 """Two detectors, or two segmentations, on the same scenes: how sure is their difference?"""
 
+import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -7,10 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rescue_cli import precision
-from rescue_cli.statistics import band
+from rescue_cli.power import t_quantile
+from rescue_cli.statistics import LEVEL
 
 Arrays = Mapping[str, NDArray[Any]]  # as `predictions/SET.npz` has them
-DRAWS = 2000
+DRAWS = 4000
+FEWEST = 10  # scenes
 
 
 def kind_of(arrays: Arrays) -> Literal["detection", "segmentation"] | None:
@@ -20,26 +23,32 @@ def kind_of(arrays: Arrays) -> Literal["detection", "segmentation"] | None:
     return "segmentation" if "counts" in arrays else None
 
 
-def bootstrap(a: Arrays, b: Arrays) -> dict[str, Any]:
+def bootstrap(a: Arrays, b: Arrays, draws: int = DRAWS) -> dict[str, Any]:
     """The interval of b's score less a's over scenes drawn anew, the same for both (Efron 1979).
 
-    `p` is twice the share of draws on the other side of no difference. Empty where the scenes are
-    not the same.
+    Quantiles of a bootstrap are too close together for few scenes; here they are those that a
+    t-interval of as many scenes would take (Hesterberg 2015, the expanded percentile interval), and
+    `p` is the level at which that interval reaches no difference. Empty where the scenes are not
+    the same.
     """
     first, second = _Scored(a), _Scored(b)
     if first.count != second.count or not np.array_equal(first.there, second.there):
         return {}
+    count = first.count
+    from scipy.special import ndtr, ndtri, stdtr
+
+    how = f"bootstrap over {count} scenes, {draws} draws"
+    if count < FEWEST:
+        return {"how": f"{count} scenes are too few for a bootstrap, which takes {FEWEST}"}
     rng = np.random.default_rng(0)
-    draws = rng.multinomial(first.count, np.full(first.count, 1 / first.count), size=DRAWS)
-    found = np.array([second.score(times) - first.score(times) for times in draws])
-    low, high = band(found)
-    beyond = min((found <= 0).mean(), (found >= 0).mean())
-    return {
-        "low": low,
-        "high": high,
-        "p": float(min(1.0, max(2 * beyond, 2 / DRAWS))),
-        "how": f"bootstrap over {first.count} scenes, {DRAWS} draws",
-    }
+    drawn = rng.multinomial(count, np.full(count, 1 / count), size=draws)
+    found = np.array([second.score(times) - first.score(times) for times in drawn])
+    wide = math.sqrt(count / (count - 1))
+    tail = float(ndtr(-wide * t_quantile(count - 1, LEVEL)))
+    low, high = np.quantile(found, [tail, 1 - tail])
+    beyond = max(min((found <= 0).mean(), (found >= 0).mean()), 1 / draws)
+    p = 2 * float(stdtr(count - 1, ndtri(beyond) / wide))
+    return {"low": float(low), "high": float(high), "p": min(1.0, p), "how": how}
 
 
 class _Scored:

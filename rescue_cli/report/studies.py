@@ -18,7 +18,7 @@ from rescue_cli.report import records
 from rescue_cli.report.comparison import pairs_of
 from rescue_cli.report.operands import Operand, operand
 from rescue_cli.results import METRICS, RunDirectory, read_json, score
-from rescue_cli.statistics import Sample, sample, welch
+from rescue_cli.statistics import Sample, difference, sample
 
 STEPS = 4  # runs of a point of Smith's, with 0, 4, 8 and 12 images more in a batch
 FILLERS = ("msra", "xavier")
@@ -257,7 +257,7 @@ def _measured(cell: Cell, recipe: Recipe, folder: Path | None) -> dict[str, Any]
     found = {"mean": ours.mean, "std": ours.std, "n": ours.n, "p": None}
     if cell.paper:
         paper = Sample(next(iter(cell.paper.values())), cell.std, cell.n or 1)
-        found["p"] = welch(ours, paper)
+        found["p"] = difference(paper, ours).p
     return found
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from rescue_cli.errors import DataError
-from rescue_cli.report.comparison import details
+from rescue_cli.report.claims import details
 from rescue_cli.report.lines import Line
 from rescue_cli.report.markup import image, listed, shown_seconds, table, text
 from rescue_cli.report.pictures import figure_of
@@ -62,7 +62,8 @@ def section(path: Path) -> str:
     if any(row["paper"] for row in found["rows"]):
         parts.append(
             "<p class=dim>p: how probable so large a difference from the paper is by chance, "
-            "each row for itself.</p>"
+            "each row for itself; a side without a std is taken to scatter like the other. A large "
+            "p does not show that they agree.</p>"
         )
     if found["pairs"]:
         parts.append(listed((pair["claim"], details(pair)) for pair in found["pairs"]))

@@ -1,0 +1,75 @@
+"""Which sweeps were compared at how many seeds, kept in their folders.
+
+Whoever compares, adds seeds and compares again gives chance several occasions: looking after every
+seed up to 20 claims a difference that is not there in one case of four, not one of twenty. `rescue
+seed-sweep --until` looks several times and keeps the level.
+"""
+
+import contextlib
+from collections.abc import Sequence
+from itertools import combinations
+from pathlib import Path
+
+from rescue_cli.errors import RescueError
+from rescue_cli.report.operands import Operand
+from rescue_cli.results import read_json, write_json
+
+FILE = ".compared.json"
+
+
+def note(sides: Sequence[Operand]) -> list[str]:
+    """Keeps that the sides were compared; a warning for each pair that was with fewer seeds."""
+    found = []
+    for a, b in combinations(sides, 2):
+        now = f"{a.sample.n} {b.sample.n}"
+        earlier: list[str] = []
+        for side, other in ((a, b), (b, a)):
+            if (folder := _sweep_of(side)) is not None:
+                earlier = _kept(folder, other) or earlier
+                _keep(folder, other, f"{side.sample.n} {other.sample.n}")
+        before = [n for n in earlier if n != now and n != " ".join(reversed(now.split()))]
+        if before:
+            shown = ", ".join(n.replace(" ", " and ") for n in before)
+            found.append(
+                f"{a.name} and {b.name} were compared before, with {shown} runs. Looking again "
+                "after more seeds claims differences that are not there in more than 5 % of "
+                "cases; rescue seed-sweep --until keeps to 5 %."
+            )
+    return found
+
+
+def before(folder: Path) -> list[str]:
+    """What a sweep was compared with so far."""
+    return list(_read(folder))
+
+
+def _sweep_of(side: Operand) -> Path | None:
+    """The folder of a sweep; None of single runs and numbers."""
+    path = Path(side.name)
+    return path if len(side.paths) > 0 and path not in side.paths.values() else None
+
+
+def _kept(folder: Path, other: Operand) -> list[str]:
+    return list(_read(folder).get(_key(other), []))
+
+
+def _keep(folder: Path, other: Operand, n: str) -> None:
+    """Adds a look; a folder that cannot be written to keeps none."""
+    known = _read(folder)
+    looks = known.setdefault(_key(other), [])
+    if n not in looks:
+        with contextlib.suppress(RescueError):
+            write_json(folder / FILE, {**known, _key(other): [*looks, n]})
+
+
+def _read(folder: Path) -> dict[str, list[str]]:
+    file = folder / FILE
+    with contextlib.suppress(RescueError):
+        return read_json(file) if file.is_file() else {}
+    return {}
+
+
+def _key(side: Operand) -> str:
+    """A side by where it lies, or by its word."""
+    path = Path(side.name)
+    return str(path.resolve()) if side.paths else side.name
