@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from rescue_cli import launch
 from rescue_cli import recipe as recipes
 from rescue_cli.report import operands, sweeps
+from rescue_cli.report.planned import Lost
 from rescue_cli.results import RunDirectory, read_json, write_json
 from rescue_cli.statistics import Sample
 from tests.conftest import Rescue
@@ -78,9 +79,12 @@ def test_a_seed_that_diverges_is_kept_shown_and_counted(rescue: Rescue, tmp_path
     assert ended.code == 0, ended.err
     found = json.loads(ended.out)
     assert found["n"] == 0
-    assert sorted(found["failed"]) == ["0", "1"]
-    assert "the loss is" in found["failed"]["0"]
-    assert "1,,the loss is" in (tmp_path / "sweep" / "sweep.csv").read_text().replace('"', "")
+    assert (found["planned"], found["failed"], found["not_run"]) == (2, {}, [])
+    assert sorted(found["diverged"]) == ["0", "1"]
+    assert "the loss is" in found["diverged"]["0"]
+    assert "1,,diverged: the loss is" in (tmp_path / "sweep" / "sweep.csv").read_text().replace(
+        '"', ""
+    )
     words = {f: f.stat().st_mtime_ns for f in (tmp_path / "sweep").glob("*/failure.json")}
     again = rescue(
         "seed-sweep", "--out", "sweep", "--seeds", "2", "--json", *TINY, "optim.lr=1e9",
@@ -141,7 +145,7 @@ def test_a_seed_that_was_stopped_has_not_failed(tmp_path: Path) -> None:
         folder.mkdir()
         word = {"rank": 0, "exit_code": code, "message": "why"}
         write_json(RunDirectory(folder).failure, word)
-    assert sweeps.read(tmp_path).failures == {1: "why"}
+    assert sweeps.read(tmp_path).lost == {0: Lost("not run"), 1: Lost("failed", "why")}
 
 
 def test_compare_pairs_sweeps_by_seed_and_says_what_may_be_claimed(rescue: Rescue) -> None:

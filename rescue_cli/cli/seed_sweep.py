@@ -87,8 +87,9 @@ def seed_sweep(
         work = _local(base, places(common.device(device), jobs, workers), folder / ".cache")
     _run(base, chosen, folder, work)
     sweep = sweeps.read(folder)
-    for seed in sorted({*chosen} - {*sweep.results, *sweep.failures}):
-        common.note(f"seed {seed} has no result yet; the same command goes on")
+    for seed, lost in sweep.lost.items():
+        if lost.how == "not run":
+            common.note(f"seed {seed} has no result yet; the same command goes on")
     _write(sweep)
     found = {"recipe": base.name, **sweeps.summary(sweep)}
     print(json_module.dumps(found)) if json else _print(found)

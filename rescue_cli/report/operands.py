@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from rescue_cli import recipe as recipes
 from rescue_cli.errors import DataError, UsageError
 from rescue_cli.report import sweeps
-from rescue_cli.results import RunDirectory, read_json, read_metrics, score, stem
+from rescue_cli.report.planned import How, counted_lost
+from rescue_cli.results import RunDirectory, label, read_json, read_metrics, score, stem
 from rescue_cli.statistics import PERCENT, Sample, sample
 
 MAIN = ("val", "test")  # what data sets call their test images
@@ -64,6 +65,15 @@ class Operand:
     values: Mapping[int, float] = field(default_factory=dict)
     paths: Mapping[int, Path] = field(default_factory=dict)
     images: Images | None = None  # None of a number, which does not say
+    # every measurement of its runs, the first of which is `values` and `images`
+    sets: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
+    images_of: Mapping[str, Images] = field(default_factory=dict)
+    lost: Mapping[int, How] = field(default_factory=dict)  # planned seeds without a result
+
+    @property
+    def lost_words(self) -> str:
+        """`4 diverged, 1 failed`; empty where every planned seed has a result."""
+        return counted_lost(self.lost.values())
 
     def curves(self) -> dict[int, list[Point]]:
         """Each run's evaluations."""
@@ -77,7 +87,16 @@ def operand(text: str) -> Operand:
         result = read_json(RunDirectory(path).result)
         seed = int(result["seed"] or 0)
         value = score(result)
-        return Operand(text, sample([value]), {seed: value}, {seed: path}, _images(result))
+        entries = {label(entry, result["sets"]): entry for entry in result["sets"]}
+        return Operand(
+            text,
+            sample([value]),
+            {seed: value},
+            {seed: path},
+            _images(result),
+            {name: {seed: score(entry)} for name, entry in entries.items()},
+            _images_of(result),
+        )
     if path.is_dir():
         return _sweep(text, path)
     if is_recipe(text):
@@ -120,13 +139,27 @@ def _sweep(text: str, path: Path) -> Operand:
         )
     values = {seed: score(result) for seed, result in found.results.items()}
     paths = {seed: path / f"{sweeps.PREFIX}{seed}" for seed in values}
-    images = _images(next(iter(found.results.values())))
-    return Operand(text, sample(list(values.values())), values, paths, images)
+    first = next(iter(found.results.values()))
+    return Operand(
+        text,
+        sample(list(values.values())),
+        values,
+        paths,
+        _images(first),
+        {name: found.values(name) for name in found.measurements},
+        _images_of(first),
+        {seed: lost.how for seed, lost in found.lost.items()},
+    )
 
 
-def _images(result: Mapping[str, Any]) -> Images:
-    protocol = result["protocol"]
-    return Images(protocol["data"], protocol["set"], int(result["count"]))
+def _images(entry: Mapping[str, Any]) -> Images:
+    """Those of a result, or of one of its measurements."""
+    protocol = entry["protocol"]
+    return Images(protocol["data"], protocol["set"], int(entry["count"]))
+
+
+def _images_of(result: Mapping[str, Any]) -> dict[str, Images]:
+    return {label(entry, result["sets"]): _images(entry) for entry in result["sets"]}
 
 
 def unlike(sides: Sequence[Operand]) -> str | None:
@@ -149,11 +182,14 @@ def points(path: Path) -> list[Point]:
     return list(found.values())
 
 
-def predictions(path: Path) -> dict[str, NDArray[Any]]:
-    """What a run said of its first measurement's images; raises `DataError`."""
+def predictions(path: Path, name: str | None = None) -> dict[str, NDArray[Any]]:
+    """What a run said of the images of a measurement, its first by default; raises `DataError`."""
     run = RunDirectory(path)
     entries = read_json(run.result)["sets"]
-    file = run.predictions(stem(entries[0], entries))
+    named = {label(entry, entries): entry for entry in entries}
+    if name is not None and name not in named:
+        raise DataError(f"{path}: was not measured on {name}. Measured: {', '.join(named)}.")
+    file = run.predictions(stem(entries[0] if name is None else named[name], entries))
     if not file.is_file():
         raise DataError(f"{path}: has no stored predictions. Evaluate it: rescue eval {path}")
     with np.load(file) as arrays:

@@ -9,7 +9,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from rescue_cli.errors import StoppedError, UsageError
+from rescue_cli.errors import UsageError
+from rescue_cli.report.planned import Lost, lost_of, planned, told_lost
 from rescue_cli.results import (
     METRICS,
     RunDirectory,
@@ -18,7 +19,6 @@ from rescue_cli.results import (
     read_json,
     read_metrics,
     score,
-    word_of,
 )
 from rescue_cli.statistics import (
     PERCENT,
@@ -31,6 +31,7 @@ from rescue_cli.statistics import (
 )
 
 PREFIX = "seed-"
+NAMED = re.compile(PREFIX + r"(0|[1-9][0-9]*)")
 FEWEST_PAIRS = 4  # of a correlation with an interval
 
 
@@ -40,7 +41,7 @@ class Sweep:
 
     path: Path
     results: Mapping[int, Mapping[str, Any]]  # by seed, of finished runs
-    failures: Mapping[int, str]  # by seed, why there is no result
+    lost: Mapping[int, Lost]  # by seed, of planned runs without a result
 
     def values(self, name: str) -> dict[int, float]:
         """Top-1 in percent of each finished seed on a measurement, see `measurements`."""
@@ -63,15 +64,22 @@ def metric_of(sweep: Sweep) -> str:
 
 
 def read(path: Path) -> Sweep:
-    """The sweep in a folder; a run that neither ended nor failed yet is left out."""
-    results, failures = {}, {}
-    for folder in sorted(path.glob(f"{PREFIX}*"), key=_seed_of):
+    """The sweep in a folder: what was planned there, and every other seed that is there."""
+    results, lost = {}, {}
+    for seed, folder in sorted(_folders(path).items()):
         run = RunDirectory(folder)
         if run.result.is_file():
-            results[_seed_of(folder)] = read_json(run.result)
-        elif (word := word_of(run)) and not isinstance(word.error, StoppedError):
-            failures[_seed_of(folder)] = word.message.split("\n")[0]
-    return Sweep(path, results, failures)
+            results[seed] = read_json(run.result)
+        else:
+            lost[seed] = lost_of(run)
+    return Sweep(path, results, lost)
+
+
+def _folders(path: Path) -> dict[int, Path]:
+    """The run directories by seed, planned or there."""
+    names = [*planned(path), *(folder.name for folder in path.glob(f"{PREFIX}*"))]
+    found = {name: NAMED.fullmatch(name) for name in names}
+    return {int(match[1]): path / name for name, match in found.items() if match}
 
 
 def seeds_of(text: str) -> list[int]:
@@ -100,8 +108,9 @@ def summary(sweep: Sweep) -> dict[str, Any]:
     names = sweep.measurements
     rows = {name: _row(sweep.values(name)) for name in names}
     return {
+        "planned": len(sweep.results) + len(sweep.lost),
         "n": len(sweep.results),
-        "failed": {str(seed): why for seed, why in sweep.failures.items()},
+        **told_lost(sweep.lost),
         "sets": rows,
         "peak": {name: _peak(sweep, name) for name in names},
         "correlation": {
@@ -156,8 +165,8 @@ def table(sweep: Sweep) -> str:
         writer.writerow(
             [seed, *(columns[name][seed] for name in names), result["seconds_train"], ""]
         )
-    for seed, why in sweep.failures.items():
-        writer.writerow([seed, *("" for _ in names), "", why])
+    for seed, lost in sweep.lost.items():
+        writer.writerow([seed, *("" for _ in names), "", f"{lost}"])
     return text.getvalue()
 
 
@@ -178,8 +187,3 @@ def published(values: Mapping[str, Any]) -> Sample:
     """A recipe's `expect` as a sample; a std of nobody knows how many runs is not taken for one."""
     n = values.get("n")
     return Sample(float(values["top1"]), values.get("std") if n else None, int(n or 1))
-
-
-def _seed_of(folder: Path) -> int:
-    text = folder.name.removeprefix(PREFIX)
-    return int(text) if text.isdecimal() else -1

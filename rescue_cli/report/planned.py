@@ -1,0 +1,66 @@
+"""The runs that a folder was to hold, and how those ended that have no result."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from rescue_cli.errors import DivergedError, StoppedError
+from rescue_cli.results import RunDirectory, read_json, word_of, write_json
+
+FILE = "planned.json"  # in the folder of a sweep, or of a study's row
+How = Literal["diverged", "failed", "not run"]
+
+
+@dataclass(frozen=True)
+class Lost:
+    """How a planned run came to have no result, and why where it left word."""
+
+    how: How
+    why: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.how}: {self.why}" if self.why else self.how
+
+
+def plan(folder: Path, names: Iterable[str]) -> None:
+    """Adds runs, by the names of their folders, to those that are planned in a folder."""
+    known = planned(folder)
+    new = [name for name in names if name not in known]
+    if new:
+        write_json(folder / FILE, {"runs": [*known, *new]})
+
+
+def planned(folder: Path) -> list[str]:
+    """The names of the runs that were ever asked for in a folder, where that was kept."""
+    file = folder / FILE
+    return list(read_json(file)["runs"]) if file.exists() else []
+
+
+def lost_of(run: RunDirectory) -> Lost:
+    """How a run without a result ended; one that was stopped, or never began, was not run."""
+    word = word_of(run)
+    if word is None or isinstance(word.error, StoppedError):
+        return Lost("not run")
+    how: How = "diverged" if word.exit_code == DivergedError.exit_code else "failed"
+    return Lost(how, word.message.split("\n")[0])
+
+
+def counted_lost(ends: Iterable[How]) -> str:
+    """`4 diverged, 1 failed, 2 not run`; empty where there are none."""
+    found = list(ends)
+    counts = {how: found.count(how) for how in get_args(How)}
+    return ", ".join(f"{count} {how}" for how, count in counts.items() if count)
+
+
+def told_lost(lost: Mapping[Any, Lost]) -> dict[str, Any]:
+    """The stable keys of `--json`: why runs diverged or failed, and which were not run."""
+
+    def reasons(how: How) -> dict[str, str]:
+        return {str(key): one.why for key, one in lost.items() if one.how == how}
+
+    return {
+        "diverged": reasons("diverged"),
+        "failed": reasons("failed"),
+        "not_run": list(reasons("not run")),
+    }
