@@ -7,10 +7,11 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
+from rescue_cli.power import t_quantile
+
 EXACT = 20_000  # arrangements up to which a permutation test goes through all of them
 DRAWS = 20_000  # normal samples that a skewness is held against
 SKEWED = 0.99  # of normal samples of as many runs are less skewed than one that is warned of
-Z = 1.959964  # standard errors of a 95 % interval
 EDGE = 1e-9
 Floats = Sequence[float] | NDArray[np.float64]
 
@@ -51,7 +52,7 @@ def superiority(a: Floats, b: Floats) -> tuple[float, float, float]:
     """The probability that a run of b beats one of a, a tie counting half; its 95 % interval.
 
     Mann and Whitney's U over all pairs; the interval is Newcombe's method 5 (2006), which neither
-    shrinks to a point nor leaves 0 to 1 where the samples do not overlap.
+    shrinks to a point nor leaves 0 to 1 where the samples do not overlap, by Student's t.
     """
     from scipy.optimize import brentq
 
@@ -60,11 +61,12 @@ def superiority(a: Floats, b: Floats) -> tuple[float, float, float]:
     theta = float(((above > 0) + 0.5 * (above == 0)).mean())
     m, n = len(first), len(second)
     weight = (m + n) / 2 - 1
+    bound = t_quantile(m + n - 2, 0.05)
 
     def beyond(x: float) -> float:
-        """Squared distance of x from theta less what 1.96 of x's standard errors allow."""
+        """Squared distance of x from theta less what x's standard errors allow."""
         variance = x * (1 - x) * (1 + weight * ((1 - x) / (2 - x) + x / (1 + x))) / (m * n)
-        return (x - theta) ** 2 - Z**2 * variance
+        return (x - theta) ** 2 - bound**2 * variance
 
     inside = min(max(theta, EDGE), 1 - EDGE)  # at 0 and 1 `beyond` has a root that bounds nothing
     low = float(brentq(beyond, 0.0, inside)) if theta > 0 else 0.0

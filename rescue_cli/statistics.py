@@ -12,6 +12,7 @@ from rescue_cli.power import detectable, needed, t_quantile, upper_bound
 CONFIDENCE = 0.95
 LEVEL = 0.05  # of a test that stands alone
 PERCENT = (0.0, 100.0)  # where accuracies can be
+FEWEST = 3  # runs; of fewer Welch's degrees of freedom are too many, and the smaller n - 1 stands
 NOISE = 1e-9  # of the values: a spread below it is that of rounding, and none
 Floats = Sequence[float] | NDArray[np.float64]
 
@@ -217,12 +218,14 @@ class Chosen:
 def chosen_best(by: Floats, other: Floats, draws: int = 10_000) -> Chosen:
     """What choosing the best seed on one set is worth there and elsewhere.
 
-    The intervals are those of sweeps like this one: as many runs, normal with the stds and the
-    correlation found (a parametric bootstrap; runs drawn again would hold the best too often).
+    The bands are what chance gives in sweeps like this one, and not intervals of the numbers: as
+    many runs, normal, with the stds found, as well as these runs know them, and the correlation.
     """
     first, second = np.asarray(by, dtype=np.float64), np.asarray(other, dtype=np.float64)
     covariance = np.cov(first, second)
-    drawn = np.random.default_rng(0).multivariate_normal((0, 0), covariance, (draws, len(first)))
+    rng, n = np.random.default_rng(0), len(first)
+    drawn = rng.multivariate_normal((0, 0), covariance, (draws, n))
+    drawn *= np.sqrt((n - 1) / rng.chisquare(n - 1, (draws, 1, 1)))  # the stds are known so well
     drawn -= drawn.mean(1, keepdims=True)
     best = drawn[:, :, 0].argmax(1)
     inflated, remaining = drawn[np.arange(draws), best].T
@@ -251,6 +254,8 @@ def _error(a: Sample, b: Sample) -> tuple[float | None, float | None]:
     total = sum(parts)
     if total == 0:
         return 0.0, None
+    if min(a.n, b.n) < FEWEST:
+        return math.sqrt(total), min(a.n, b.n) - 1
     freedom = total**2 / sum(p**2 / (s.n - 1) for p, s in zip(parts, (a, b), strict=True))
     return math.sqrt(total), freedom
 

@@ -107,9 +107,8 @@ def _power(pair: Mapping[str, Any]) -> str:
     if pair["want"] is None:
         return seen
     if pair["needed"] is None:
-        return f"{seen} To see {pair['want']:g} points would take over a million runs of each."
-    needed = f"{pair['needed']} runs of each are planned for"
-    return f"{seen} To see {pair['want']:g} points, {needed}."
+        return f"{seen} To see {pair['want']:g} points takes over a million runs of each."
+    return f"{seen} To see {pair['want']:g} points in 4 of 5 cases: {pair['needed']} runs of each."
 
 
 def _ordered(pair: Mapping[str, Any]) -> tuple[str, str]:
@@ -125,7 +124,9 @@ def details(pair: Mapping[str, Any]) -> list[str]:
 
 def _test(pair: Mapping[str, Any]) -> str:
     corrected = "p_uncorrected" in pair
-    how = pair["how"] + (", p corrected over all tests (Holm), intervals joint" * corrected)
+    if not pair["how"]:
+        return ""
+    how: str = pair["how"] + (", p corrected over all tests (Holm), intervals joint" * corrected)
     if (p := pair["permutation_p"]) is not None:
         how += f"; by permutation p = {p:.2g}" + (", uncorrected" * corrected)
     return how

@@ -180,7 +180,9 @@ def _difference(a: Operand, b: Operand, pairs: Pairing) -> tuple[Difference, str
         if found.p is not None:
             return found, f"paired by seed ({pairs.why})"
     why = "the differences of equal seeds have no spread" if pairs.seeds else pairs.why
-    return difference(a.sample, b.sample), "Welch's t-test" + (f" ({why})" if why else "")
+    found = difference(a.sample, b.sample)
+    how = "" if found.p is None else "Welch's t-test" + (f" ({why})" if why else "")
+    return found, how
 
 
 def _about(found: Difference) -> str:
