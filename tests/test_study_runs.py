@@ -12,6 +12,7 @@ from rescue_cli.report import studies
 from rescue_cli.statistics import Sample, interval, sample, welch
 from tests.conftest import Rescue
 from tests.engine_runs import descendants, seconds_until_gone, start
+from tests.made_runs import made_sweep
 
 STUDY = """
 name: mine
@@ -266,25 +267,34 @@ def test_a_snapshot_of_a_row_that_is_none_is_refused(tmp_path: Path) -> None:
         studies.snapshot_of(study, cell)
 
 
-OWN = """
+SMALL = (
+    "model.width=4", "data.subset=[256,100]", "train.batch_size=32", "train.device_batch_size=32",
+)  # fmt: skip
+OWN = f"""
 name: own
-columns: {procedure: name, rate: optim.lr}
+columns: {{procedure: name, rate: optim.lr}}
 epochs: 2
 seeds: 3
 pairs: true
-set: [model.width=4, "data.subset=[256, 100]", train.batch_size=32, train.device_batch_size=32]
+set: {list(SMALL)}
 cells:
-  - {recipe: quickstart}
-  - {recipe: quickstart, set: [optim.lr=1.0e-6]}
+  - {{recipe: quickstart}}
+  - {{recipe: quickstart, set: [optim.lr=1.0e-6]}}
 """
 
 
 def test_a_study_of_our_own_compares_its_rows_at_equal_length(
     rescue: Rescue, tmp_path: Path
 ) -> None:
+    """Its runs are there, and so far apart that no rule calls the rows alike."""
     (tmp_path / "own.yaml").write_text(OWN)
+    words = [*SMALL, "train.epochs=2", "schedule.epochs=[0,0.5,2]"]
+    made_sweep(tmp_path / "out" / "01", {0: 61.0, 1: 60.0, 2: 62.0}, overrides=words)
+    slow = [*words, "optim.lr=1.0e-6"]
+    made_sweep(tmp_path / "out" / "02", {0: 11.0, 1: 9.0, 2: 12.0}, overrides=slow)
     ended = rescue("study", "own.yaml", "--json", "--out", "out")
     assert ended.code == 0, ended.err
+    assert "6 of 6 runs are there" in ended.err
     assert "row 1 (quickstart) sets: train.epochs=2 schedule.epochs=[0,0.5,2]" in ended.err
     told = json.loads(ended.out)
     assert [row["measured"]["n"] for row in told["rows"]] == [3, 3]
