@@ -15,8 +15,8 @@ from rescue_cli.report import operands, sweeps
 from rescue_cli.results import RunDirectory, read_json, write_json
 from rescue_cli.statistics import Sample
 from tests.conftest import Rescue
-from tests.engine_runs import Command, descendants, seconds_until_gone, start
-from tests.made_runs import made_sweep
+from tests.engine_runs import Command, descendants, start, until_gone
+from tests.made_runs import made_run, made_sweep
 
 TINY = (
     "model.width=4", "data.subset=[256,200]", "train.batch_size=32",
@@ -52,7 +52,7 @@ def test_a_sweep_does_what_is_missing_and_says_what_its_seeds_say(
     row = found["sets"]["test none"]
     assert row["max"] == max(values.values())
     assert row["seed0"] == values[0]
-    assert row["interval"][0] < row["mean"] < row["interval"][1]
+    assert row["interval"][0] <= row["mean"] <= row["interval"][1]
     assert {k: v for k, v in finished(folder).items() if k in before} == before
     for name in ("histogram.png", "band.png", "cloud.png"):
         assert (folder / name).read_bytes()[:4] == b"\x89PNG"
@@ -106,7 +106,7 @@ def test_a_sweep_killed_twice_ends_bitwise_as_one_that_was_not(tmp_path: Path) -
         sweep.send(number)
         said = sweep.ends(143 if number == signal.SIGTERM else -signal.SIGKILL)
         assert workers
-        assert seconds_until_gone(workers) < 10, "a worker leaves with its parent"
+        until_gone(workers)
         assert ("The same command goes on." in said) == (number == signal.SIGTERM)
         assert len(finished(tmp_path / "killed")) < 4
     for name in ("killed", "whole"):
@@ -211,7 +211,7 @@ def test_a_result_outside_the_band_is_exit_6_only_where_it_is_asked(
 ) -> None:
     call = ("train", "--out", "run", *TINY)
     assert rescue(*call, "--check-expected").code == 2  # quickstart expects nothing
-    assert rescue(*call).code == 0
+    made_run(tmp_path / "run", 50.0, overrides=TINY)
     own = recipes.load("quickstart").to_yaml() + "expect: {top1: 96.0, std: 0.1, n: 100}\n"
     (tmp_path / "own.yaml").write_text(own)
     ended = rescue("compare", "run", "own.yaml")
@@ -243,13 +243,13 @@ def test_bad_words_are_refused(rescue: Rescue, words: tuple[str, ...], said: str
 
 
 def test_the_images_compared_are_those_of_the_measurement_compared(
-    rescue: Rescue, tmp_path: Path
+    tmp_path: Path,
 ) -> None:
     """`none` comes first here, and `flip` by the alphabet."""
-    words = [*TINY, "eval.tta=[none,flip]", "train.epochs=6"]
-    assert rescue("train", "--out", "run", *words).code == 0
+    words = [*TINY, "eval.tta=[none,flip]"]
+    made_run(tmp_path / "run", {"test none": 40.0, "test flip": 50.0}, overrides=words)
     entries = read_json(tmp_path / "run" / "result.json")["sets"]
-    assert entries[0]["top1"] != entries[1]["top1"]
+    assert [entry["top1"] for entry in entries] == [40.0, 50.0]
     right = operands.right(operands.predictions(tmp_path / "run"))
     assert 100 * right.mean() == pytest.approx(entries[0]["top1"])
     several = {
