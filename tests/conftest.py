@@ -3,11 +3,13 @@
 import os
 import sys
 import tarfile
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import torch
 
 from rescue_cli.__main__ import main
 from rescue_cli.launch import pool
@@ -36,6 +38,33 @@ def pytest_configure() -> None:
         every = sorted(os.sched_getaffinity(0))
         mine = every[int(number) :: int(os.environ["PYTEST_XDIST_WORKER_COUNT"])]
         os.sched_setaffinity(0, mine or every)
+
+
+@pytest.fixture(autouse=True)
+def alike() -> Iterator[None]:
+    """Draws and threads do not depend on the tests before, of which there are others at each load.
+
+    A run in this process takes as many threads as there are cores.
+    """
+    threads = torch.get_num_threads()
+    torch.manual_seed(0)
+    yield
+    torch.set_num_threads(threads)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """The tests that were skipped: a line for each reason."""
+    reasons = Counter(_reason(report) for report in terminalreporter.getreports("skipped"))
+    if reasons:
+        terminalreporter.section("skipped")
+    for reason, count in sorted(reasons.items()):
+        terminalreporter.line(f"{count:5}  {reason}")
+
+
+def _reason(report: pytest.TestReport) -> str:
+    """Of a report of a skipped test, which has file, line and reason; also where xdist sent it."""
+    found = report.longrepr
+    return str(found[2] if isinstance(found, tuple | list) else found).removeprefix("Skipped: ")
 
 
 @pytest.fixture

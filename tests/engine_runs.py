@@ -65,6 +65,11 @@ class Command:
     def send(self, number: int) -> None:
         os.kill(self.pid, number)
 
+    def hold(self) -> None:
+        """SIGSTOP, and waits until the process stands still."""
+        self.send(signal.SIGSTOP)
+        self.until(lambda: state_of(self.pid) == "T")
+
     def kill(self) -> None:
         """SIGKILL, and waits until the process is gone."""
         self.process.kill()
@@ -96,13 +101,12 @@ class Command:
         return {rank: pid for pid, rank in ranks.items() if rank is not None}
 
 
-def seconds_until_gone(pids: Sequence[int]) -> float:
-    """How long the processes live on."""
-    started = time.monotonic()
+def until_gone(pids: Sequence[int]) -> None:
+    """Waits for the end of the processes, which would else outlive what started them."""
+    end = time.monotonic() + PATIENCE
     while any(alive(pid) for pid in pids):
-        assert time.monotonic() - started < PATIENCE, f"{pids} live on"
+        assert time.monotonic() < end, f"{pids} live on"
         time.sleep(0.02)
-    return time.monotonic() - started
 
 
 def start(
@@ -277,6 +281,20 @@ def checkpoint_of(run: Path) -> dict[str, Any]:
     return state
 
 
+def held_while_evaluating(run: Path, command: Command, per_epoch: int) -> int:
+    """Holds the process in the evaluation at the end of an epoch; the step at which that is.
+
+    On a busy machine one may be over before it is seen; then the next one will do.
+    """
+    while True:
+        step = per_epoch * (last_step(run, "train") // per_epoch + 1)
+        command.until(trained(run, step))
+        command.hold()
+        if (last_step(run, "train"), last_step(run, "eval")) == (step, step - per_epoch):
+            return step
+        command.send(signal.SIGCONT)
+
+
 @contextlib.contextmanager
 def stuck_while_saving(run: Path, command: Command) -> Iterator[None]:
     """Holds the process in the middle of writing its next checkpoint.
@@ -384,11 +402,15 @@ def drawn(channels: int, pixels: int, count: int) -> Dataset:
 
 def alive(pid: int) -> bool:
     """Whether the process runs; one that ended and waits to be reaped does not."""
+    return state_of(pid) not in (None, "Z")
+
+
+def state_of(pid: int) -> str | None:
+    """The letter that Linux has for what a process does; None where there is none."""
     try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except (FileNotFoundError, ProcessLookupError):
-        return False
-    return state != "Z"
+        return None
 
 
 def descendants(pid: int) -> list[int]:

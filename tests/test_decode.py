@@ -347,4 +347,6 @@ def test_a_view_is_the_box_resized_as_torchvision_resizes_it() -> None:
         theirs: Tensor = resized_crop(
             image, box.top, box.left, box.height, box.width, [64, 48], modes[name], antialias=True
         )
-        assert torch.equal(crop_resize(scene(200, 150), box, 64, 48, name), theirs)
+        off = (crop_resize(scene(200, 150), box, 64, 48, name).int() - theirs.int()).abs()
+        assert off.max() <= 1, "torchvision goes by float32 where the processor has no AVX2"
+        assert (off > 0).float().mean() < 0.02

@@ -23,6 +23,7 @@ from rescue_cli.launch.pool import Ended
 from rescue_cli.report.operands import Images
 from rescue_cli.results import RunDirectory, finite, read_json, read_metrics
 from tests.conftest import Rescue
+from tests.made_runs import made_run
 
 TINY = (
     "model.width=4", "data.subset=[256,200]", "train.batch_size=32",
@@ -283,8 +284,8 @@ def test_why_a_file_cannot_be_read_is_said_without_pythons_own_words(tmp_path: P
     assert reason_of(folder.value) == "Is a directory"
 
 
-def test_one_run_is_compared_with_a_number_of_percent_alone(rescue: Rescue) -> None:
-    assert rescue("train", "--out", "run", *TINY).code == 0
+def test_one_run_is_compared_with_a_number_of_percent_alone(rescue: Rescue, tmp_path: Path) -> None:
+    made_run(tmp_path / "run", 40.0, overrides=TINY)
     when = rescue("compare", "run", "--to", "5")
     assert when.code == 0, when.err
     assert "run: 1 of 1 runs reach 5 %" in when.out

@@ -25,9 +25,9 @@ from tests.engine_runs import (
     group_of,
     metrics_of,
     saved_step,
-    seconds_until_gone,
     start,
     trained,
+    until_gone,
 )
 
 FOUR_SLICES = [
@@ -136,7 +136,7 @@ def test_a_run_on_two_processes_survives_a_killed_rank_and_a_signal_exactly(
     assert set(workers) == {0, 1}
     victim = workers[1]
     os.kill(victim, signal.SIGKILL)
-    assert seconds_until_gone([workers[0]]) < 10
+    until_gone([workers[0]])
     said = command.ends(1)
     error = said[said.index("error: ") :]
     assert error.startswith(f"error: rank 1 (pid {victim}) was killed by SIGKILL.")
@@ -156,7 +156,7 @@ def test_a_run_on_two_processes_survives_a_killed_rank_and_a_signal_exactly(
     command.until(trained(run, 21))
     pids = list(command.workers().values())
     command.kill()  # the launcher itself: its workers must not live on
-    assert seconds_until_gone(pids) < 10
+    until_gone(pids)
 
     two(run, tmp_path / "again").ends(0)
     assert_same(run, pair)

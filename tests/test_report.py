@@ -5,6 +5,7 @@ import io
 import json
 import re
 import shutil
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from rescue_cli.report import page
 from rescue_cli.statistics import Sample
 from tests.conftest import Rescue
 from tests.engine_runs import start
+from tests.made_runs import made_sweep
 
 TINY = (
     "model.width=4", "data.subset=[256,200]", "train.batch_size=32",
@@ -42,11 +44,10 @@ class Nesting(HTMLParser):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a run and a sweep."""
+    """A folder with a run that was trained, and with a sweep whose seeds differ by 2 points."""
     folder = tmp_path_factory.mktemp("finished")
     start(["train", "--out", "run", *TINY], folder / "run-told", folder=folder).ends(0)
-    words = ["seed-sweep", "--out", "sweep", "--seeds", "3", *TINY]
-    start(words, folder / "sweep-told", folder=folder).ends(0)
+    made_sweep(folder / "sweep", {0: 40.0, 1: 41.0, 2: 42.0}, overrides=TINY)
     return folder
 
 
@@ -79,7 +80,7 @@ def test_the_page_is_whole_small_and_fetches_nothing(
         assert said in text
     assert "model.width" in text
     assert "The recipe is that of run." in text
-    assert "may be claimed: " in text
+    assert json.loads(rescue("compare", *made, "--json").out)["claim"] in unescape(text)
 
 
 def test_what_has_other_test_images_is_not_compared(
@@ -156,7 +157,7 @@ def test_the_table_is_data_too(rescue: Rescue, made: tuple[str, str], tmp_path: 
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert rows[0]["measured"] == result["top1"]
     assert (rows[0]["paper"], rows[0]["std"]) == (None, None)
-    assert rows[1]["std"] > 0
+    assert (rows[1]["measured"], rows[1]["std"]) == pytest.approx((41.0, 1.0))
     table = list(csv.DictReader(io.StringIO(rescue("report", *made, "--csv").out)))
     assert [float(row["measured"]) for row in table] == [row["measured"] for row in rows]
     assert [row["paper"] for row in table] == ["", ""]

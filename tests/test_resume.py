@@ -13,6 +13,7 @@ from tests.engine_runs import (
     Command,
     assert_same,
     checkpoint_of,
+    held_while_evaluating,
     last_step,
     metrics_of,
     saved_after,
@@ -75,8 +76,7 @@ def test_a_run_killed_five_times_ends_as_the_one_never_killed(
     assert saved_step(run) == before, "the checkpoint before it is untouched"
 
     command = train(run, RESIDENT)  # during an evaluation
-    evaluating = PER_EPOCH * (last_step(run, "train") // PER_EPOCH + 1)
-    command.until(trained(run, evaluating))
+    evaluating = held_while_evaluating(run, command, PER_EPOCH)
     command.kill()
     assert metrics_of(run)[-1] == {**metrics_of(run)[-1], "kind": "train", "step": evaluating}
 
@@ -108,11 +108,13 @@ def test_a_stopped_run_saves_where_it_stopped_and_goes_on_exactly(
 def test_a_run_stopped_during_evaluation_evaluates_again(reference: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     command = train(run, RESIDENT)
-    command.until(trained(run, 2 * PER_EPOCH))
+    command.until(trained(run, PER_EPOCH))  # one evaluation is to be on record
+    step = held_while_evaluating(run, command, PER_EPOCH)
     command.send(signal.SIGTERM)
+    command.send(signal.SIGCONT)
     command.ends(143)
-    assert checkpoint_of(run)["progress"]["evaluated"] == PER_EPOCH, "the second is not on record"
-    assert saved_step(run) == 2 * PER_EPOCH
+    assert checkpoint_of(run)["progress"]["evaluated"] == step - PER_EPOCH, "it is not on record"
+    assert saved_step(run) == step
 
     train(run, RESIDENT).ends(0)
     assert_same(run, reference)

@@ -93,7 +93,8 @@ def test_two_processes_train_what_one_does(
     task: str, voc: Path, masks: Path, tmp_path: Path
 ) -> None:
     given = words(task, voc, masks)
-    recipe = recipes.load(given[1], [*given[2:], "train.epochs=1"])
+    exact = ["train.epochs=1", "train.precision=float64"]  # no box is chosen by a rounding
+    recipe = recipes.load(given[1], [*given[2:], *exact])
     results = []
     for procs in (1, 2):
         run = tmp_path / str(procs)
@@ -101,7 +102,7 @@ def test_two_processes_train_what_one_does(
             worker.ends(0)
         results.append(load_file(run / "model.safetensors"))
     for name, tensor in results[0].items():
-        torch.testing.assert_close(tensor, results[1][name], rtol=1e-4, atol=1e-5, msg=name)
+        torch.testing.assert_close(tensor, results[1][name], rtol=1e-6, atol=1e-7, msg=name)
 
 
 def test_under_autocast_boxes_are_found_in_float32() -> None:
@@ -188,7 +189,8 @@ def test_a_backbone_comes_from_a_classifier_and_is_compared_with_none(
     assert "bootstrap over 4 scenes" in json.loads(compared.out)["how"]
     evaluated = rescue("eval", str(run), "--json", f"data.root={masks}")
     said = json.loads(evaluated.out)
-    assert said["miou"] == json.loads((run / "result.json").read_text())["miou"]
+    trained_to = json.loads((run / "result.json").read_text())["miou"]
+    assert said["miou"] == pytest.approx(trained_to, abs=0.1), "on other threads a pixel may flip"
 
 
 def test_an_evaluation_at_another_size_leaves_that_of_training(voc: Path, tmp_path: Path) -> None:
