@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO
 
 from rescue_cli.errors import InUseError, RescueError, StoppedError
-from rescue_cli.results import RunDirectory, word_of
+from rescue_cli.results import RunDirectory, Word, leave_word, word_of
 
 
 @dataclass(frozen=True)
@@ -55,19 +55,16 @@ class _Worker:
         if line == str(InUseError.exit_code):  # the only error of which no word is left
             return Ended(path, InUseError(path))
         code = line or self.process.wait()
-        return Ended(
-            path,
-            RescueError(
-                f"{path}: its process ended with {code} and left no word. "
-                "See its log.txt; the same command goes on."
-            ),
-        )
+        said = f"its process ended with {code} and left no word. See {RunDirectory(path).log}."
+        leave_word(RunDirectory(path), Word(0, RescueError.exit_code, said))
+        return Ended(path, RescueError(said))
 
 
 def _started(environment: Mapping[str, str]) -> subprocess.Popen[str]:
     """A process that works on the directories that it reads, and answers with their codes."""
     return subprocess.Popen(
-        [sys.executable, "-m", "rescue_cli.worker", "-"],
+        # -P: a file of the user's called timeit.py is not imported in place of Python's
+        [sys.executable, "-P", "-m", "rescue_cli.worker", "-"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,  # log.txt of each run has it

@@ -69,6 +69,15 @@ def of_planned(n: int, ends: Iterable[How]) -> str:
     return f"{n} of {n + len(found)} ({counted_lost(found)})" if found else str(n)
 
 
+def lost_in(told: Mapping[str, Any]) -> dict[str, Lost]:
+    """The runs without a result again, of what `told_lost` made of them."""
+    return {
+        **{name: Lost("diverged", why) for name, why in told["diverged"].items()},
+        **{name: Lost("failed", why) for name, why in told["failed"].items()},
+        **{name: Lost("not run") for name in told["not_run"]},
+    }
+
+
 def told_lost(n: int, lost: Mapping[Any, Lost]) -> dict[str, Any]:
     """The stable keys of `--json` of `n` runs with a result and those without."""
 
