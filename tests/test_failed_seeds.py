@@ -87,13 +87,14 @@ def test_a_sweep_of_the_lost_alone_says_so(rescue: Rescue, tmp_path: Path) -> No
         assert "3 seeds (3 diverged)" in ended.err
 
 
+@pytest.mark.parametrize("script", ["input(); exit(9)", "exit(9)"])
 def test_a_worker_that_dies_without_a_word_is_a_seed_that_failed(
-    rescue: Rescue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    rescue: Rescue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str
 ) -> None:
     def dies(_environment: object) -> subprocess.Popen[str]:
         pipe = subprocess.PIPE
-        call = [sys.executable, "-c", "input(); exit(9)"]
-        return subprocess.Popen(call, stdin=pipe, stdout=pipe, text=True)
+        call = [sys.executable, "-c", script]
+        return subprocess.Popen(call, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True)
 
     monkeypatch.setattr(pool, "_started", dies)
     ended = rescue("seed-sweep", "--seeds", "2", "--out", "sweep", "--json", *TINY)

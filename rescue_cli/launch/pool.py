@@ -1,5 +1,6 @@
 """Many prepared run directories, several at a time, in processes that import torch once."""
 
+import contextlib
 import os
 import selectors
 import signal
@@ -40,14 +41,17 @@ class _Worker:
         assert self.process.stdin is not None
         self.path = path
         RunDirectory(path).failure.unlink(missing_ok=True)
-        self.process.stdin.write(f"{path}\n")
-        self.process.stdin.flush()
+        with contextlib.suppress(BrokenPipeError):  # it is dead, and `ended` will say so
+            self.process.stdin.write(f"{path}\n")
+            self.process.stdin.flush()
 
     def ended(self) -> Ended:
         """Reads the code of the run that was begun; the worker may have died of it."""
         path, self.path = self.path, None
         assert path is not None
         line = self.words.readline().strip()
+        if not line:
+            self.process.wait()  # it is dying, and must not be given another run
         if line == "0":
             return Ended(path, None)
         if (word := word_of(RunDirectory(path))) is not None:
@@ -122,15 +126,26 @@ def _begin_next(worker: _Worker, waiting: Iterator[Path], selector: selectors.Ba
 
 def _replaced(workers: list[_Worker], dead: _Worker) -> _Worker:
     """A new worker in the place of one that died."""
+    _close(dead)
     worker = _Worker(dead.environment)
     workers[workers.index(dead)] = worker
     return worker
 
 
+def _close(dead: _Worker) -> None:
+    _close_input(dead)
+    dead.words.close()
+
+
+def _close_input(worker: _Worker) -> None:
+    assert worker.process.stdin is not None
+    with contextlib.suppress(BrokenPipeError):  # what was told to a dead one is lost
+        worker.process.stdin.close()
+
+
 def _dismiss(workers: Sequence[_Worker]) -> None:
     for worker in workers:
-        assert worker.process.stdin is not None
-        worker.process.stdin.close()
+        _close_input(worker)
     for worker in workers:
         if worker.path is not None and worker.process.poll() is None:
             worker.process.terminate()
