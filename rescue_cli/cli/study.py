@@ -107,8 +107,12 @@ def study(
     rows = [row for row in studies.rows(found, given, folder) if row["row"] in chosen]
     print_study(found, rows, studies.compared(found, rows, folder), as_json=json)
     if not table:
-        lost = [each.how for row in rows for each in lost_in(row["runs"]).values()]
-        demand_results(sum(row["runs"]["n"] for row in rows), lost)
+        _demand_results(rows)
+
+
+def _demand_results(rows: list[dict[str, Any]]) -> None:
+    lost = [each.how for row in rows for each in lost_in(row["runs"]).values()]
+    demand_results(sum(row["runs"]["n"] for row in rows), lost)
 
 
 @dataclass(frozen=True)
