@@ -91,9 +91,7 @@ def study(
         _note_expanded(found, given, chosen)
     if plan:
         planned = _missing(found, given, chosen, seeds, folder)
-        runs = [(run.row, run.recipe, run.done, run.before) for run in planned]
-        columns = {row["row"]: row["columns"] for row in studies.rows(found, given, None)}
-        print_plan(runs, columns, images_per_second, as_json=json)
+        _print_plan(found, given, planned, images_per_second, as_json=json)
         return
     if not table:
         where = common.device(device)
@@ -108,6 +106,14 @@ def study(
     print_study(found, rows, studies.compared(found, rows, folder), as_json=json)
     if not table:
         _demand_results(rows)
+
+
+def _print_plan(
+    study: Study, overrides: list[str], runs: list["_Run"], speed: float | None, *, as_json: bool
+) -> None:
+    columns = {row["row"]: row["columns"] for row in studies.rows(study, overrides, None)}
+    told = [(run.row, run.recipe, run.done, run.before) for run in runs]
+    print_plan(told, columns, speed, as_json=as_json)
 
 
 def _demand_results(rows: list[dict[str, Any]]) -> None:
