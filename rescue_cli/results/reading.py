@@ -243,7 +243,7 @@ def read_arrays(path: Path, *names: str) -> dict[str, "NDArray[np.generic]"]:
 
     cure = f"Write it anew: rescue eval {path.parent.parent}"
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as content, np.load(content, allow_pickle=False) as file:
             found = dict(file)
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}. {cure}") from None
