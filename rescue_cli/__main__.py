@@ -15,4 +15,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    if not sys.flags.safe_path:  # -m puts the working directory first, where timeit.py may lie
+        sys.path.append(sys.path.pop(0))
     main()

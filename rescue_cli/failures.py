@@ -1,20 +1,18 @@
 """A run that cannot go on: what torch says, in the words of its recipe; the word that is left."""
 
 import contextlib
-import json
 import os
 import sys
 import time
 import traceback
 from collections.abc import Iterator
-from dataclasses import asdict
 
 import torch
 
 from rescue_cli.engine import evaluate, scenes
 from rescue_cli.errors import InUseError, MemoryExhausted, RescueError, UsageError
 from rescue_cli.recipe import Recipe
-from rescue_cli.results import RunDirectory, Word
+from rescue_cli.results import RunDirectory, Word, leave_word
 
 # How torch says of a layer that its input has no pixels left
 TOO_SMALL = ("Output size is too small", "Kernel size can't be greater than actual input size")
@@ -69,26 +67,15 @@ def leaving_word(run: RunDirectory) -> Iterator[None]:
     except InUseError:
         raise  # a word there would be taken for the other run's
     except RescueError as error:
-        _tell(run, str(error), error.exit_code)
+        leave_word(run, Word(_rank(), error.exit_code, str(error)))
         raise
     except Exception as error:
         if "RANK" in os.environ and _lost_a_peer(error):
             print(f"rank {_rank()}: another process is gone: {error}", file=sys.stderr)
             time.sleep(3)  # whoever died first is reported first
         else:
-            _tell(run, traceback.format_exc(), 1)
+            leave_word(run, Word(_rank(), 1, traceback.format_exc()))
         raise
-
-
-def _tell(run: RunDirectory, message: str, exit_code: int) -> None:
-    """Leaves word unless another process already has."""
-    try:
-        with run.failure.open("x") as file:
-            json.dump(asdict(Word(_rank(), exit_code, message)), file)
-    except FileExistsError:
-        pass
-    except OSError:
-        run.failure.unlink(missing_ok=True)  # no word at all before half a one
 
 
 def _rank() -> int:

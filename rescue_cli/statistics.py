@@ -55,7 +55,7 @@ class Difference:
         return self.mean - half, self.mean + half
 
     def detectable(self, level: float = LEVEL) -> float | None:
-        """The smallest true difference that these runs see in 4 of 5 cases, by a test at `level`."""
+        """The true difference that these runs see in 4 of 5 cases, by a test at `level`."""
         if self.error is None or self.freedom is None:
             return None
         return detectable(self.error, self.freedom, level)

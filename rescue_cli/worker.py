@@ -23,7 +23,7 @@ from rescue_cli.engine.signals import Stop, leave_with_parent
 from rescue_cli.errors import InUseError, RescueError, StoppedError, UsageError
 from rescue_cli.failures import explained, leaving_word
 from rescue_cli.recipe import Recipe, recipe_in, steps_per_epoch, total_steps
-from rescue_cli.results import RunDirectory, discard_partials, read_json, write_json
+from rescue_cli.results import RunDirectory, discard_partials, read_environment, write_json
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def work(path: Path) -> None:
     start = _Start(time.perf_counter(), outcome.process_peak_mb())
     run = RunDirectory(path)
     recipe = recipe_in(path)
-    environment = read_json(run.environment)
+    environment = read_environment(run)
     machine = _machine(environment)
     _prepare_torch(recipe, environment, machine)
     with distributed.group(machine.device), _alone(run):

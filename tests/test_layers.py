@@ -33,8 +33,8 @@ LAYERS = (
 LAYER = {room: number for number, rooms in enumerate(LAYERS) for room in rooms}
 SLOW = {"timm", "torchvision", "scipy", "matplotlib"}
 WITHOUT_TORCH = {
-    "errors", "registry", "results", "recipe", "plans", "clues", "statistics", "power", "robust", "sequential", "precision",
-    "range_test", "tuning", "report", "cli", "launch",
+    "errors", "registry", "results", "recipe", "plans", "clues", "statistics", "power", "robust",
+    "sequential", "precision", "range_test", "tuning", "report", "cli", "launch",
 }  # fmt: skip
 MODULES = sorted(file for file in PACKAGE.rglob("*.py") if file != PACKAGE / "__init__.py")
 

@@ -130,7 +130,7 @@ def test_a_run_whose_beginning_is_lost_is_told_and_the_others_go_on(
 ) -> None:
     (begun / "01/seed-1/snapshots/8.pt").unlink()
     ended = rescue("study", mine, "--only", "3", "--seeds", "2")
-    assert ended.code == 0, ended.err
+    assert ended.code == 1, ended.err
     assert "seed-1/snapshots/8.pt: the state that row 3 begins with is not there." in ended.err
     assert [p.parent.name for p in begun.glob("03/*/result.json")] == ["seed-0"]
 

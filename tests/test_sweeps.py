@@ -79,7 +79,8 @@ def test_a_seed_that_diverges_is_kept_shown_and_counted(rescue: Rescue, tmp_path
         "seed-sweep", "--out", "sweep", "--seeds", "2", "--json", *TINY, "optim.lr=1e9",
         "train.log_every=2",
     )  # fmt: skip
-    assert ended.code == 0, ended.err
+    assert ended.code == 4, ended.err
+    assert "2 of 2 planned runs have no result (2 diverged)." in ended.err
     found = json.loads(ended.out)
     assert found["n"] == 0
     assert (found["planned"], found["failed"], found["not_run"]) == (2, {}, [])
@@ -132,14 +133,13 @@ def test_a_seed_that_neither_ended_nor_failed_is_told(
     rescue: Rescue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     call = ("seed-sweep", "--out", "sweep", *TINY, "--json")
-    assert "no result yet" not in rescue(*call, "--seeds", "1").err
+    assert rescue(*call, "--seeds", "1").code == 0
     monkeypatch.setattr(launch, "run_all", lambda *_: None)
     ended = rescue(*call, "--seeds", "3")
-    assert ended.code == 0
-    assert [line for line in ended.said if "no result yet" in line] == [
-        f"seed {seed} has no result yet; the same command goes on" for seed in (1, 2)
-    ]
-    assert json.loads(ended.out)["n"] == 1
+    assert ended.code == 1
+    assert "2 of 3 planned runs have no result (2 not run)." in ended.err
+    found = json.loads(ended.out)
+    assert (found["planned"], found["n"], found["not_run"]) == (3, 1, ["1", "2"])
 
 
 def test_a_seed_that_was_stopped_has_not_failed(tmp_path: Path) -> None:

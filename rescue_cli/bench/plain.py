@@ -141,7 +141,7 @@ def _contender(
     if tuned:
         assert settings is not None
         environment[VARIABLE] = settings
-    call = [sys.executable, "-m", "rescue_cli.bench.contender"]
+    call = [sys.executable, "-P", "-m", "rescue_cli.bench.contender"]
     pipe = subprocess.PIPE
     with subprocess.Popen(call, stdin=pipe, stdout=pipe, text=True, env=environment) as process:
         try:

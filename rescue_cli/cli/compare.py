@@ -46,7 +46,7 @@ def compare(
         words = [*words, *_recipe_of(words[0])]
     if len(words) < 2 and to is None:
         raise UsageError("compare: give two or more of runs, sweeps, recipes and MEAN±STD/N.")
-    sides = [operands.operand(word) for word in words]
+    sides = operands.operands_of(words)
     if (said := operands.unlike(sides)) is not None:
         raise UsageError(f"compare: {said} Evaluate them on the same images: rescue eval.")
     if want is not None and not 0 < want <= 100:

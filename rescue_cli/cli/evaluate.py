@@ -42,7 +42,7 @@ def evaluate(
     from rescue_cli.launch import Nodes, abandon, environment, prepare, run_directory
     from rescue_cli.parts.source import check_changes, find_weights
     from rescue_cli.report.pictures import draw
-    from rescue_cli.results import RunDirectory, read_json
+    from rescue_cli.results import RunDirectory, read_result
 
     where = common.device(device)
     changes = [*common.with_lists(sets, sizes, crops, tta), *(overrides or [])]
@@ -73,7 +73,8 @@ def evaluate(
             abandon(path)
         raise
     draw(path)
-    common.print_result(read_json(RunDirectory(path).result), as_json=json)
+    result = read_result(RunDirectory(path), summarised=True)
+    common.print_result(result, as_json=json)
     common.note(str(path))
 
 

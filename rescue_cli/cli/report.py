@@ -2,6 +2,7 @@
 
 import csv
 import json as json_module
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -14,8 +15,6 @@ from rescue_cli.errors import DataError, RescueError, UsageError
 from rescue_cli.results import RunDirectory
 
 app = common.verb()
-# What a search leaves, by what it is known by: a range test's picture, the page of `rescue tune`
-SEARCHES = {"lr-range.json": "lr-range.png", "tune.json": "tune.html"}
 
 
 @app.command(
@@ -36,10 +35,10 @@ def report(
     """Write one self-contained HTML page, or print the table of results as data."""
     from rescue_cli.report import page
 
-    for path in paths:
-        _check(path)
     if sum((csv_, markdown, json)) > 1:
         raise UsageError("report: --csv, --markdown and --json exclude each other. Give one.")
+    for path in paths:
+        _check(path)
     if tensorboard is not None:
         _write_events(paths, tensorboard)
         print(tensorboard)
@@ -48,7 +47,7 @@ def report(
 
         table = csv.DictWriter(sys.stdout, KEYS, lineterminator="\n")
         table.writeheader()
-        table.writerows(line.values for line in page.results(paths))
+        table.writerows(line.row for line in page.results(paths))
     elif markdown:
         print(page.as_markdown(paths), end="")
     elif json:
@@ -62,16 +61,21 @@ def report(
 
 def _check(path: Path) -> None:
     """Raises `DataError` where there is nothing to report."""
-    from rescue_cli.report import study_page
+    from rescue_cli.report import study_page, sweeps
+    from rescue_cli.report.operands import refuse_search
 
-    for file, page in SEARCHES.items():
-        if (path / file).is_file():
-            raise DataError(f"{path}: is a search, and has its own page. Open {path / page}.")
-    patterns = ("result.json", "seed-*/result.json", study_page.FILE)
-    if not any(any(path.glob(pattern)) for pattern in patterns):
+    refuse_search(path)
+    found = None if _is_run(path) or study_page.is_study(path) else sweeps.read(path)
+    if found is not None and not found.results:
+        lost = f" of {found.counted.removeprefix('0 of ')}" if found.lost else ""
         raise DataError(
-            f"{path}: holds no result. Give the folders of runs, sweeps or studies that have ended."
+            f"{path}: holds no result{lost}. "
+            "Give the folders of runs, sweeps or studies that have ended."
         )
+
+
+def _is_run(path: Path) -> bool:
+    return os.path.isfile(RunDirectory(path).result)
 
 
 def _write_events(paths: list[Path], folder: Path) -> None:
@@ -86,8 +90,8 @@ def _write_events(paths: list[Path], folder: Path) -> None:
             "--tensorboard: the package tensorboard is not installed. pip install tensorboard"
         ) from None
     for path in paths:
-        is_run = RunDirectory(path).result.is_file()
-        for run in [path] if is_run else sorted(path.glob(f"{sweeps.PREFIX}*")):
+        is_run = _is_run(path)
+        for run in [path] if is_run else sweeps.folders_of(path).values():
             with SummaryWriter(str(folder / path.name / ("" if is_run else run.name))) as writer:
                 for line in read_metrics(RunDirectory(run).metrics):
                     prefix = "train" if line["kind"] == "train" else line["set"]

@@ -4,12 +4,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rescue_cli.cli import common
 from rescue_cli.cli.progress import progress
 from rescue_cli.errors import DataError, DivergedError, RescueError, StoppedError, UsageError
 from rescue_cli.recipe import Recipe
+
+if TYPE_CHECKING:
+    from rescue_cli.report.planned import How
 
 Work = Callable[[Mapping[Path, Recipe], Callable[[Any], bool]], None]  # trains, telling each end
 
@@ -66,8 +69,44 @@ def train_missing(runs: Mapping[Path, Recipe], work: Work, say: Callable[[Any], 
     for path in lost:
         common.note(f"{path}: diverged before")
     missing = {path: one for path, one in runs.items() if path not in {*done, *lost}}
-    with progress(missing, say) as hear:
+    with planning(runs), progress(missing, say) as hear:
         work(missing, hear)
+
+
+@contextmanager
+def planning(runs: Iterable[Path]) -> Iterator[None]:
+    """Puts on record that these are to be run; not of what cannot begin, which is an error."""
+    from rescue_cli.report.planned import FILE, plan
+
+    folders: dict[Path, list[str]] = {}
+    for path in runs:
+        folders.setdefault(path.parent, []).append(path.name)
+    files = [folder / FILE for folder in folders]
+    before = {file: file.read_bytes() if file.exists() else None for file in files}
+    for folder, names in folders.items():
+        plan(folder, names)
+    try:
+        yield
+    except (UsageError, DataError):
+        for file, content in before.items():
+            file.unlink() if content is None else file.write_bytes(content)
+        raise
+
+
+def demand_results(n: int, lost: Iterable["How"]) -> None:
+    """Raises an error where planned runs have no result, a `DivergedError` where those diverged.
+
+    `n` are the runs that have one.
+    """
+    from rescue_cli.report.planned import counted_lost
+
+    ends = list(lost)
+    if not ends:
+        return
+    said = f"{len(ends)} of {n + len(ends)} planned runs have no result ({counted_lost(ends)})."
+    if set(ends) == {"diverged"}:
+        raise DivergedError(f"{said} Lower the learning rate, and use a new --out.")
+    raise RescueError(f"{said} The same command goes on with those that did not diverge.")
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from rescue_cli.cli.runs import (
     Places,
     Queue,
     Work,
+    demand_results,
     note_machine,
     places,
     queue,
@@ -24,10 +25,9 @@ from rescue_cli.cli.runs import (
     train_missing,
 )
 from rescue_cli.cli.screen import then
-from rescue_cli.errors import UsageError
+from rescue_cli.errors import DataError, DivergedError, UsageError
 from rescue_cli.recipe import Recipe
 from rescue_cli.report import sweeps
-from rescue_cli.report.markup import counted
 from rescue_cli.report.sweeps import PREFIX, Sweep
 
 app = common.verb()
@@ -85,15 +85,14 @@ def seed_sweep(
         work = _queued(queue(slurm or [], jobs, device, workers, folder / ".slurm"))
     else:
         work = _local(base, places(common.device(device), jobs, workers), folder / ".cache")
+    sweeps.read(folder)  # raises what would else be found at the end
     _run(base, chosen, folder, work)
     sweep = sweeps.read(folder)
-    for seed, lost in sweep.lost.items():
-        if lost.how == "not run":
-            common.note(f"seed {seed} has no result yet; the same command goes on")
     _write(sweep)
     found = {"recipe": base.name, **sweeps.summary(sweep)}
-    print(json_module.dumps(found)) if json else _print(found)
+    print(json_module.dumps(found)) if json else _print(found, sweep)
     common.note(str(folder))
+    demand_results(len(sweep.results), [lost.how for lost in sweep.lost.values()])
 
 
 def _local(base: Recipe, where: Places, cache: Path) -> Work:
@@ -116,12 +115,18 @@ def _run(base: Recipe, seeds: list[int], folder: Path, work: Work) -> None:
 def _told(folder: Path, ended: Any) -> str:
     """A run that ended: the mean so far, or why it failed."""
     seed = ended.path.name.removeprefix(PREFIX)
-    return f"seed {seed}: " + (f"failed: {ended.error}" if ended.error else _running(folder))
+    if ended.error is None:
+        return f"seed {seed}: {_running(folder)}"
+    how = "diverged" if isinstance(ended.error, DivergedError) else "failed"
+    return f"seed {seed}: {how}: {ended.error}"
 
 
 def _running(folder: Path) -> str:
     """Mean and standard deviation so far, of the first measurement."""
-    sweep = sweeps.read(folder)
+    try:
+        sweep = sweeps.read(folder)
+    except DataError as error:  # told again at the end; what is running goes on
+        return str(error)
     if not sweep.results:
         return "no result yet"
     row = next(iter(sweeps.summary(sweep)["sets"].values()))
@@ -138,7 +143,7 @@ def _write(sweep: Sweep) -> None:
     draw(sweep)
 
 
-def _print(found: dict[str, Any]) -> None:
+def _print(found: dict[str, Any], sweep: Sweep) -> None:
     """The table of the paper's Figure 1, then what the best seed is worth."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in ("set", "mean", "std", "max", "min", "seed 0", "95 % interval"):
@@ -156,10 +161,9 @@ def _print(found: dict[str, Any]) -> None:
         )
     out = common.console()
     out.print(table)
-    seeds = counted(found["n"], "seed")
-    out.print(f"{found['recipe']}: {seeds}, {len(found['failed'])} failed; in percent")
-    for seed, why in found["failed"].items():
-        out.print(f"seed {seed} failed: {why}")
+    out.print(f"{found['recipe']}: {sweep.counted}; in percent")
+    for seed, lost in sweep.lost.items():
+        out.print(f"seed {seed} {lost}")
     for name, peak in found["peak"].items():
         if peak is None:
             continue

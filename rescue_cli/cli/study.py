@@ -14,13 +14,22 @@ from rescue_cli.cli import common
 from rescue_cli.cli.common import Device, Json, Workers
 from rescue_cli.cli.expand import Epochs, Model
 from rescue_cli.cli.progress import progress
-from rescue_cli.cli.runs import diverged, is_done, note_machine, places, train_all
+from rescue_cli.cli.runs import (
+    demand_results,
+    diverged,
+    is_done,
+    note_machine,
+    places,
+    planning,
+    train_all,
+)
 from rescue_cli.cli.screen import then
 from rescue_cli.cli.study_plan import print_plan
 from rescue_cli.cli.study_table import print_study
 from rescue_cli.errors import RescueError, UsageError
 from rescue_cli.recipe import Recipe
 from rescue_cli.report import studies, study_page
+from rescue_cli.report.planned import lost_in
 from rescue_cli.report.studies import Snapshot, Study
 from rescue_cli.results import write_json
 
@@ -82,20 +91,34 @@ def study(
         _note_expanded(found, given, chosen)
     if plan:
         planned = _missing(found, given, chosen, seeds, folder)
-        runs = [(run.row, run.recipe, run.done, run.before) for run in planned]
-        columns = {row["row"]: row["columns"] for row in studies.rows(found, given, None)}
-        print_plan(runs, columns, images_per_second, as_json=json)
+        _print_plan(found, given, planned, images_per_second, as_json=json)
         return
     if not table:
         where = common.device(device)
         common.note(str(folder))
         missing = _missing(found, given, chosen, seeds, folder)
         try:
-            _run(missing, folder, where, jobs, workers, budget)
+            with planning(run.path for run in missing):
+                _run(missing, folder, where, jobs, workers, budget)
         finally:
             _keep(found, given, folder)
     rows = [row for row in studies.rows(found, given, folder) if row["row"] in chosen]
     print_study(found, rows, studies.compared(found, rows, folder), as_json=json)
+    if not table:
+        _demand_results(rows)
+
+
+def _print_plan(
+    study: Study, overrides: list[str], runs: list["_Run"], speed: float | None, *, as_json: bool
+) -> None:
+    columns = {row["row"]: row["columns"] for row in studies.rows(study, overrides, None)}
+    told = [(run.row, run.recipe, run.done, run.before) for run in runs]
+    print_plan(told, columns, speed, as_json=as_json)
+
+
+def _demand_results(rows: list[dict[str, Any]]) -> None:
+    lost = [each.how for row in rows for each in lost_in(row["runs"]).values()]
+    demand_results(sum(row["runs"]["n"] for row in rows), lost)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from rescue_cli.cli import common
 from rescue_cli.report import studies
 from rescue_cli.report.comparison import told
 from rescue_cli.report.markup import shown_seconds
+from rescue_cli.report.planned import counted_lost, lost_in, of_planned
 from rescue_cli.report.studies import Compared, Study
 from rescue_cli.results import METRICS
 
@@ -25,6 +26,8 @@ def print_study(study: Study, rows: Rows, compared: Compared, *, as_json: bool) 
     out = common.console()
     out.print(_table(rows))
     out.print(_legend(study, metrics=any(row["paper"] for row in rows)))
+    for line in _lost(rows):
+        out.print(line)
     if compared.pairs:
         common.print_comparison(compared.sides, compared.pairs)
 
@@ -47,10 +50,28 @@ def _table(rows: Rows) -> Table:
             str(row["row"]),
             *(studies.shown(value) for value in row["columns"].values()),
             *("-" if figure is None else f"{figure:.2f}" for figure in figures),
-            common.measured(row["measured"]),
+            _measured(row),
             _chance(measured) if metrics else _seconds(row),
         )
     return table
+
+
+def _measured(row: Mapping[str, Any]) -> str:
+    """Of runs all of which were lost, how."""
+    lost = [one.how for one in lost_in(row["runs"]).values()]
+    if row["measured"] is None and lost:
+        return counted_lost(lost)
+    return common.measured(row["measured"])
+
+
+def _lost(rows: Rows) -> list[str]:
+    """A line for each row that has planned runs without a result."""
+    told = [(row, [one.how for one in lost_in(row["runs"]).values()]) for row in rows]
+    return [
+        f"row {row['row']}: runs with a result: {of_planned(row['runs']['n'], lost)}"
+        for row, lost in told
+        if lost
+    ]
 
 
 def _chance(measured: Mapping[str, Any]) -> str:

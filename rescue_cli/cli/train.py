@@ -173,7 +173,7 @@ def _run(
         wait_for,
     )
     from rescue_cli.report.pictures import draw
-    from rescue_cli.results import RunDirectory, read_json
+    from rescue_cli.results import RunDirectory, read_result
 
     finished, new = resume and is_finished(path), False
     if nodes.rank == 0:
@@ -203,17 +203,18 @@ def _run(
         if nodes.rank == 0:
             draw(path)
     if nodes.rank == 0:
-        common.print_result(read_json(RunDirectory(path).result), as_json=as_json)
+        result = read_result(RunDirectory(path), summarised=True)
+        common.print_result(result, as_json=as_json)
     common.note(str(path))
 
 
 def _check_expected(path: Path, recipe: Recipe) -> None:
     """Says whether the result is inside the recipe's band; raises `UnexpectedError` outside."""
     from rescue_cli.report.expected import drawn_of, verdict
-    from rescue_cli.results import RunDirectory, read_json
+    from rescue_cli.results import RunDirectory, read_result
     from rescue_cli.statistics import sample
 
-    result = read_json(RunDirectory(path).result)
+    result = read_result(RunDirectory(path))
     found = verdict(recipe, sample([result["top1"]]), drawn_of(recipe, result["count"]))
     assert found is not None
     if not found["inside"]:

@@ -10,12 +10,13 @@ from rescue_cli import recipe as recipes
 from rescue_cli.cli import common
 from rescue_cli.cli.common import Architecture, Device, Json, Overrides, RecipeName, Workers
 from rescue_cli.cli.expand import Epochs, expand
-from rescue_cli.cli.runs import note_machine, places, train_all, train_missing
+from rescue_cli.cli.runs import demand_results, note_machine, places, train_all, train_missing
 from rescue_cli.cli.screen import then
 from rescue_cli.errors import RescueError, UsageError
 from rescue_cli.recipe import Recipe
 from rescue_cli.report import operands, sweeps
 from rescue_cli.report.comparison import pairs_of, told
+from rescue_cli.report.sweeps import Sweep
 
 app = common.verb()
 
@@ -63,8 +64,11 @@ def transfer(
     place = str(next(iter(runs)) if len(runs) == 1 else folder)
     common.note(place)
     _run(runs, folder, common.device(device), jobs, workers)
-    _show([folder / label for label in starts], to, as_json=json)
+    found = [sweeps.read(folder / label) for label in starts]
+    _show(found, to, as_json=json)
     common.note(place)
+    ends = [lost.how for sweep in found for lost in sweep.lost.values()]
+    demand_results(sum(len(sweep.results) for sweep in found), ends)
 
 
 def _starts(
@@ -124,9 +128,12 @@ def _run(
         raise errors[0]
 
 
-def _show(folders: list[Path], to: str, *, as_json: bool) -> None:
+def _show(found: list[Sweep], to: str, *, as_json: bool) -> None:
     """Each start's accuracy, and of several what may be claimed."""
-    sides = [operands.operand(str(f)) for f in folders if any(f.glob("*/result.json"))]
+    for sweep in found:
+        if sweep.lost:
+            common.note(f"{sweep.path}: {sweep.counted}")
+    sides = [operands.operand(str(sweep.path)) for sweep in found if sweep.results]
     pairs = pairs_of(sides)
     if not as_json:
         common.print_comparison(sides, pairs)

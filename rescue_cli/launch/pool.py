@@ -1,5 +1,6 @@
 """Many prepared run directories, several at a time, in processes that import torch once."""
 
+import contextlib
 import os
 import selectors
 import signal
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import IO
 
 from rescue_cli.errors import InUseError, RescueError, StoppedError
-from rescue_cli.results import RunDirectory, word_of
+from rescue_cli.results import RunDirectory, Word, leave_word, word_of
 
 
 @dataclass(frozen=True)
@@ -40,14 +41,17 @@ class _Worker:
         assert self.process.stdin is not None
         self.path = path
         RunDirectory(path).failure.unlink(missing_ok=True)
-        self.process.stdin.write(f"{path}\n")
-        self.process.stdin.flush()
+        with contextlib.suppress(BrokenPipeError):  # it is dead, and `ended` will say so
+            self.process.stdin.write(f"{path}\n")
+            self.process.stdin.flush()
 
     def ended(self) -> Ended:
         """Reads the code of the run that was begun; the worker may have died of it."""
         path, self.path = self.path, None
         assert path is not None
         line = self.words.readline().strip()
+        if not line:
+            self.process.wait()  # it is dying, and must not be given another run
         if line == "0":
             return Ended(path, None)
         if (word := word_of(RunDirectory(path))) is not None:
@@ -55,19 +59,16 @@ class _Worker:
         if line == str(InUseError.exit_code):  # the only error of which no word is left
             return Ended(path, InUseError(path))
         code = line or self.process.wait()
-        return Ended(
-            path,
-            RescueError(
-                f"{path}: its process ended with {code} and left no word. "
-                "See its log.txt; the same command goes on."
-            ),
-        )
+        said = f"its process ended with {code} and left no word. See {RunDirectory(path).log}."
+        leave_word(RunDirectory(path), Word(0, RescueError.exit_code, said))
+        return Ended(path, RescueError(said))
 
 
 def _started(environment: Mapping[str, str]) -> subprocess.Popen[str]:
     """A process that works on the directories that it reads, and answers with their codes."""
     return subprocess.Popen(
-        [sys.executable, "-m", "rescue_cli.worker", "-"],
+        # -P: a file of the user's called timeit.py is not imported in place of Python's
+        [sys.executable, "-P", "-m", "rescue_cli.worker", "-"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,  # log.txt of each run has it
@@ -125,15 +126,26 @@ def _begin_next(worker: _Worker, waiting: Iterator[Path], selector: selectors.Ba
 
 def _replaced(workers: list[_Worker], dead: _Worker) -> _Worker:
     """A new worker in the place of one that died."""
+    _close(dead)
     worker = _Worker(dead.environment)
     workers[workers.index(dead)] = worker
     return worker
 
 
+def _close(dead: _Worker) -> None:
+    _close_input(dead)
+    dead.words.close()
+
+
+def _close_input(worker: _Worker) -> None:
+    assert worker.process.stdin is not None
+    with contextlib.suppress(BrokenPipeError):  # what was told to a dead one is lost
+        worker.process.stdin.close()
+
+
 def _dismiss(workers: Sequence[_Worker]) -> None:
     for worker in workers:
-        assert worker.process.stdin is not None
-        worker.process.stdin.close()
+        _close_input(worker)
     for worker in workers:
         if worker.path is not None and worker.process.poll() is None:
             worker.process.terminate()

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rescue_cli.errors import InUseError, RescueError, StoppedError, UsageError, from_code
-from rescue_cli.results import RunDirectory, word_of
+from rescue_cli.results import RunDirectory, Word, leave_word, word_of
 
 LOG_LINES = 20
 
@@ -79,9 +79,12 @@ def _elastic(path: Path, procs: int, max_restarts: int, nodes: Nodes) -> None:
     )
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # else torchrun warns; the worker sets its own
     try:
-        elastic_launch(config, sys.executable)("-m", "rescue_cli.worker", str(path))
+        elastic_launch(config, sys.executable)("-P", "-m", "rescue_cli.worker", str(path))
     except ChildFailedError as error:
-        raise _first_failure(path, error) from None
+        first = _first_failure(path, error)
+        if not isinstance(first, InUseError):  # a word there would be taken for the other run's
+            leave_word(RunDirectory(path), Word(0, first.exit_code, str(first)))
+        raise first from None
     except SignalException as error:
         raise _stopped(path, int(error.sigval)) from None
 

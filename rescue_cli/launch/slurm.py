@@ -18,7 +18,7 @@ from typing import Any
 from rescue_cli.errors import RescueError, StoppedError, UsageError
 from rescue_cli.launch.directory import is_finished
 from rescue_cli.launch.pool import Ended
-from rescue_cli.results import RunDirectory, read_json, word_of, write_json
+from rescue_cli.results import RunDirectory, Word, leave_word, read_json, word_of, write_json
 
 LOOK_SECONDS = 2.0  # how often the directories are looked at,
 ASK_SECONDS = 10.0  # and how often SLURM's controller is asked
@@ -34,7 +34,7 @@ class Train:
     def __call__(self, path: Path) -> int:
         """Trains the directory's recipe; the exit code of `rescue train`."""
         RunDirectory(path).failure.unlink(missing_ok=True)  # of this job before it was requeued
-        call = [sys.executable, "-m", "rescue_cli", "train", "--resume", "--out", str(path)]
+        call = [sys.executable, "-P", "-m", "rescue_cli", "train", "--resume", "--out", str(path)]
         # SLURM gives a job's signals to all of its processes; submitit's own would end this one
         before = signal.signal(signal.SIGUSR2, signal.SIG_IGN)
         process = subprocess.Popen([*call, *self.options])
@@ -108,9 +108,9 @@ def _failure(path: Path, job: str, folder: Path) -> RescueError | None:
         return None
     if (word := word_of(RunDirectory(path))) is not None:
         return word.error
-    return RescueError(
-        f"{path}: job {job} left the queue without a word. Its log: {folder}/{job}_0_log.err"
-    )
+    said = f"job {job} left the queue without a word. Its log: {folder}/{job}_0_log.err"
+    leave_word(RunDirectory(path), Word(0, RescueError.exit_code, said))
+    return RescueError(said)
 
 
 def _executor(folder: Path, settings: Mapping[str, Any]) -> Any:

@@ -1,6 +1,6 @@
 """What can be compared: runs, sweeps, recipes' claims, and numbers that are typed in."""
 
-import re
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
@@ -14,11 +14,21 @@ from rescue_cli import recipe as recipes
 from rescue_cli.errors import DataError, UsageError
 from rescue_cli.report import sweeps
 from rescue_cli.report.planned import How, counted_lost
-from rescue_cli.results import RunDirectory, label, read_json, read_metrics, score, stem
-from rescue_cli.statistics import PERCENT, Sample, sample
+from rescue_cli.report.typed import short, typed
+from rescue_cli.results import (
+    RunDirectory,
+    label,
+    read_arrays,
+    read_metrics,
+    read_result,
+    score,
+    stem,
+)
+from rescue_cli.statistics import Sample, sample
 
 MAIN = ("val", "test")  # what data sets call their test images
-TYPED = re.compile(r"(?P<mean>\d+(\.\d+)?)((±|\+-|\+/-)(?P<std>\d+(\.\d+)?))?(/(?P<n>\d+))?")
+# What a search leaves, by what it is known by: a range test's picture, the page of `rescue tune`
+SEARCHES = {"lr-range.json": "lr-range.png", "tune.json": "tune.html"}
 
 
 @dataclass(frozen=True)
@@ -80,24 +90,21 @@ class Operand:
         return {seed: points(path) for seed, path in self.paths.items()}
 
 
+def operands_of(words: Sequence[str]) -> list[Operand]:
+    """What each word stands for; raises `UsageError` also where a run would count twice."""
+    sides = [operand(word) for word in words]
+    for a, b in combinations(sides, 2):
+        if (said := shared(a, b)) is not None:
+            raise UsageError(f"compare: {said} Give one of them.")
+    return sides
+
+
 def operand(text: str) -> Operand:
     """What a word of the command line stands for; raises `UsageError`, `DataError`."""
     path = Path(text)
-    if RunDirectory(path).result.is_file():
-        result = read_json(RunDirectory(path).result)
-        seed = int(result["seed"] or 0)
-        value = score(result)
-        entries = {label(entry, result["sets"]): entry for entry in result["sets"]}
-        return Operand(
-            text,
-            sample([value]),
-            {seed: value},
-            {seed: path},
-            _images(result),
-            {name: {seed: score(entry)} for name, entry in entries.items()},
-            _images_of(result),
-        )
-    if path.is_dir():
+    if os.path.isfile(RunDirectory(path).result):  # of the OS: True of no name that cannot be
+        return _run(text, path)
+    if os.path.isdir(path):
         return _sweep(text, path)
     if is_recipe(text):
         recipe = recipes.load(text)
@@ -106,50 +113,63 @@ def operand(text: str) -> Operand:
             raise UsageError(f"{text}: the recipe expects nothing. Give a run or a sweep of it.")
         claim = sweeps.published(expect)
         return Operand(f"{text} (expected)", claim, images=Images(recipe.data.name))
-    typed = TYPED.fullmatch(text)
-    if typed is not None:
-        std = typed["std"]
-        if float(typed["mean"]) > PERCENT[1]:
-            raise UsageError(f"compare: '{text}' is no accuracy in percent. Give 0 to 100.")
-        if std is not None and typed["n"] is None:
-            raise UsageError(
-                f"compare: '{text}' does not say of how many runs. "
-                f"Write {text}/N, or {typed['mean']}."
-            )
-        found = Sample(
-            float(typed["mean"]), None if std is None else float(std), int(typed["n"] or 1)
-        )
-        return Operand(text, found)
+    if (number := typed(text)) is not None:
+        return Operand(text, number)
     raise UsageError(
-        f"compare: '{text}' is no run, no sweep, no recipe, and no number. "
+        f"compare: '{short(text)}' is no run, no sweep, no recipe, and no number. "
         "Give a directory, a recipe's name, or MEAN±STD/N as 79.72±0.10/100."
     )
 
 
 def is_recipe(text: str) -> bool:
     """Whether a word is a recipe's name, or the path of one."""
-    return text in recipes.names() or (text.endswith(".yaml") and Path(text).is_file())
+    return text in recipes.names() or (text.endswith(".yaml") and os.path.isfile(text))
+
+
+def _run(text: str, path: Path) -> Operand:
+    result = read_result(RunDirectory(path))
+    seed = int(result["seed"] or 0)
+    value = score(result)
+    return Operand(
+        text,
+        sample([value]),
+        {seed: value},
+        {seed: path},
+        _images(result),
+        {label(entry, result["sets"]): {seed: score(entry)} for entry in result["sets"]},
+        _images_of(result),
+    )
 
 
 def _sweep(text: str, path: Path) -> Operand:
+    refuse_search(path)
     found = sweeps.read(path)
     if not found.results:
         raise DataError(
-            f"{path}: holds neither result.json nor seed-N/ with one. Give a run or a sweep."
+            f"{path}: none of its {found.counted.removeprefix('0 of ')} has a result. "
+            f"See {sweeps.PREFIX}N/failure.json, and run the sweep again."
+            if found.lost
+            else f"{path}: holds neither result.json nor seed-N/ with one. Give a run or a sweep."
         )
     values = {seed: score(result) for seed, result in found.results.items()}
-    paths = {seed: path / f"{sweeps.PREFIX}{seed}" for seed in values}
     first = next(iter(found.results.values()))
     return Operand(
         text,
         sample(list(values.values())),
         values,
-        paths,
+        {seed: path / f"{sweeps.PREFIX}{seed}" for seed in values},
         _images(first),
         {name: found.values(name) for name in found.measurements},
         _images_of(first),
         {seed: lost.how for seed, lost in found.lost.items()},
     )
+
+
+def refuse_search(path: Path) -> None:
+    """Raises `DataError` for the folder of a range test or of `tune`, whose runs are no sweep."""
+    for file, page in SEARCHES.items():
+        if (path / file).is_file():
+            raise DataError(f"{path}: is a search, and has its own page. Open {path / page}.")
 
 
 def _images(entry: Mapping[str, Any]) -> Images:
@@ -170,6 +190,16 @@ def unlike(sides: Sequence[Operand]) -> str | None:
     return None
 
 
+def shared(a: Operand, b: Operand) -> str | None:
+    """Which run two sides have in common, as a sentence; None where they have none."""
+    theirs = {path.resolve(): path for path in b.paths.values()}
+    for path in a.paths.values():
+        if (other := theirs.get(path.resolve())) is not None:
+            also = "" if other == path else f" (as {other})"
+            return f"{path} is a run of both {a.name} and {b.name}{also}, and would count twice."
+    return None
+
+
 def points(path: Path) -> list[Point]:
     """A run's evaluations on its first measurement, with the seconds trained until each."""
     lines = read_metrics(RunDirectory(path).metrics)
@@ -185,15 +215,23 @@ def points(path: Path) -> list[Point]:
 def predictions(path: Path, name: str | None = None) -> dict[str, NDArray[Any]]:
     """What a run said of the images of a measurement, its first by default; raises `DataError`."""
     run = RunDirectory(path)
-    entries = read_json(run.result)["sets"]
+    entries = read_result(run)["sets"]
     named = {label(entry, entries): entry for entry in entries}
     if name is not None and name not in named:
         raise DataError(f"{path}: was not measured on {name}. Measured: {', '.join(named)}.")
-    file = run.predictions(stem(entries[0] if name is None else named[name], entries))
+    entry = entries[0] if name is None else named[name]
+    file = run.predictions(stem(entry, entries))
     if not file.is_file():
         raise DataError(f"{path}: has no stored predictions. Evaluate it: rescue eval {path}")
-    with np.load(file) as arrays:
-        return dict(arrays)
+    arrays = read_arrays(file)
+    if {"detections", "counts"} & arrays.keys():
+        return arrays
+    if any(len(np.atleast_1d(arrays.get(key, ()))) != entry["count"] for key in ("labels", "top")):
+        raise DataError(
+            f"{file}: labels, top: not one for each of the {entry['count']} images of result.json. "
+            f"Write it anew: rescue eval {path}"
+        )
+    return arrays
 
 
 def right(arrays: Mapping[str, NDArray[Any]]) -> NDArray[np.bool_]:
@@ -205,7 +243,7 @@ def right(arrays: Mapping[str, NDArray[Any]]) -> NDArray[np.bool_]:
 
 def count_of(path: Path) -> int:
     """The test images of a run's first measurement."""
-    return int(read_json(RunDirectory(path).result)["count"])
+    return int(read_result(RunDirectory(path))["count"])
 
 
 def reached(curves: Mapping[int, list[Point]], top1: float) -> dict[int, Point]:
@@ -236,6 +274,9 @@ def at_equal(a: Operand, b: Operand, what: str) -> tuple[float, Operand, Operand
 
 
 def steps_of(path: Path) -> tuple[Any, int]:
-    """The run's recipe, and the updates of an epoch."""
-    last = points(path)[-1]
-    return recipes.recipe_in(path), round(last.step / last.epoch)
+    """The run's recipe, and the updates of an epoch; raises `DataError` where neither can tell."""
+    recipe = recipes.recipe_in(path)
+    lines = read_metrics(RunDirectory(path).metrics)
+    if not lines[-1]["epoch"]:
+        raise DataError(f"{path}: all of metrics.jsonl is of epoch 0. Train the run further.")
+    return recipe, max(1, round(lines[-1]["step"] / lines[-1]["epoch"]))

@@ -1,6 +1,5 @@
 """`report.html`: runs, sweeps and studies on one page that needs nothing beside itself."""
 
-import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,13 +12,22 @@ from rescue_cli.recipe import Recipe, recipe_in
 from rescue_cli.report import gaps, records, study_page, sweeps
 from rescue_cli.report.claims import details
 from rescue_cli.report.comparison import pairs_of
+from rescue_cli.report.groups import comparable
 from rescue_cli.report.lines import HEADINGS, Line
-from rescue_cli.report.markup import counted, folded, head, image, listed, table, text
+from rescue_cli.report.markup import folded, head, image, listed, table, text
 from rescue_cli.report.measurements import measurements
-from rescue_cli.report.operands import operand, unlike
-from rescue_cli.report.pictures import by_class, curves_of, figure_of, samples_of
+from rescue_cli.report.operands import operand
+from rescue_cli.report.pictures import by_class, curves_of, figure_of, read_classes, samples_of
 from rescue_cli.report.sweep_pictures import figures_of
-from rescue_cli.results import RunDirectory, label, read_json, read_metrics, score
+from rescue_cli.results import (
+    RunDirectory,
+    label,
+    read_command,
+    read_json,
+    read_metrics,
+    read_result,
+    score,
+)
 from rescue_cli.statistics import Sample, sample
 
 SHOWN_ENVIRONMENT = (
@@ -69,7 +77,7 @@ def results(paths: Sequence[Path]) -> list[Line]:
 
 
 def _lines_of_run(path: Path) -> list[Line]:
-    recipe, result = recipe_in(path), read_json(RunDirectory(path).result)
+    recipe, result = recipe_in(path), read_result(RunDirectory(path))
     return [
         Line(
             str(path), recipe.name, label(entry, result["sets"]), _claim(recipe),
@@ -86,7 +94,7 @@ def _lines_of_sweep(path: Path) -> list[Line]:
     return [
         Line(
             str(path), recipe.name, name, _claim(recipe),
-            Sample(row["mean"], row["std"], summary["n"]), seconds,
+            Sample(row["mean"], row["std"], summary["n"]), seconds, sweep.lost,
         )
         for name, row in summary["sets"].items()
     ]  # fmt: skip
@@ -94,16 +102,13 @@ def _lines_of_sweep(path: Path) -> list[Line]:
 
 def recipe_of(path: Path) -> Recipe:
     """The recipe of a run, or of a sweep's runs."""
-    return recipe_in(path if _is_run(path) else _runs_of(path)[0])
-
-
-def _runs_of(sweep: Path) -> list[Path]:
-    """The folders of its runs that have a result."""
-    return [path for path in sorted(sweep.glob("*")) if RunDirectory(path).result.is_file()]
+    if _is_run(path):
+        return recipe_in(path)
+    return recipe_in(path / f"{sweeps.PREFIX}{min(sweeps.read(path).results)}")
 
 
 def _is_run(path: Path) -> bool:
-    return RunDirectory(path).recipe.is_file()
+    return RunDirectory(path).result.is_file()
 
 
 def _claim(recipe: Recipe) -> Sample | None:
@@ -115,21 +120,19 @@ def _claim(recipe: Recipe) -> Sample | None:
 
 
 def _compared(paths: Sequence[Path]) -> str:
-    """What may be claimed of runs and sweeps on one test set."""
-    if len(paths) < 2:
-        return ""
-    sides = [operand(str(path)) for path in paths]
-    if (said := unlike(sides)) is not None:
-        return f"<p>Not compared with one another: {text(said)}</p>"
-    pairs = pairs_of(sides)
-    return f"<h2>Compared</h2>{listed((pair['claim'], details(pair)) for pair in pairs)}"
+    """What may be claimed of those runs and sweeps that were tested on the same images."""
+    groups, why = comparable([operand(str(path)) for path in paths])
+    parts = [f"<p>Not compared with one another: {text(said)}</p>" for said in why]
+    pairs = [pair for group in groups if len(group) > 1 for pair in pairs_of(group)]
+    if pairs:
+        claims = listed((pair["claim"], details(pair)) for pair in pairs)
+        parts.insert(0, f"<h2>Compared</h2>{claims}")
+    return "\n".join(parts)
 
 
 def _sweep(sweep: sweeps.Sweep) -> str:
-    summary = sweeps.summary(sweep)
-    parts = [f"<h2>{text(sweep.path)}: {counted(summary['n'], 'seed')}</h2>"]
-    for seed, why in summary["failed"].items():
-        parts.append(f"<p>Seed {seed} failed: {text(why)}</p>")
+    parts = [f"<h2>{text(sweep.path)}: {text(sweep.counted)}</h2>"]
+    parts += [f"<p>Seed {seed} {text(lost)}</p>" for seed, lost in sweep.lost.items()]
     parts += [image(figure) for figure in figures_of(sweep).values()]
     first = next((sweep.path / f"{sweeps.PREFIX}{seed}" for seed in sweep.results), None)
     return "\n".join([*parts, *([] if first is None else [_procedure(first)])])
@@ -137,7 +140,7 @@ def _sweep(sweep: sweeps.Sweep) -> str:
 
 def _run(path: Path) -> str:
     lines = read_metrics(RunDirectory(path).metrics)
-    parts = [f"<h2>{text(path)}</h2>", table(*measurements(read_json(RunDirectory(path).result)))]
+    parts = [f"<h2>{text(path)}</h2>", table(*measurements(read_result(RunDirectory(path))))]
     if lines:
         parts.append(image(curves_of(lines)))
     if moved := [line for line in lines if line.get("momentum") is not None]:
@@ -178,8 +181,8 @@ def _neighbour(before: Path, path: Path) -> str:
 
 def _command(run: RunDirectory) -> str:
     """What trained the run: of a sweep's or a study's run, the command of its own."""
-    written = run.command.read_text().splitlines()[0]
-    if shlex.split(written)[1:2] == ["train"]:
+    written = read_command(run)
+    if written.split()[1:2] == ["train"]:
         return written
     return f"rescue train --recipe {run.recipe} --out OUT    # begun by: {written}"
 
@@ -197,9 +200,9 @@ def _momentum(lines: Sequence[Mapping[str, Any]]) -> Any:
 
 def _classes(file: Path) -> str:
     """Accuracy of each class, the worst first."""
-    with np.load(file) as arrays:
-        names = [str(name) for name in arrays["classes"]]
-        accuracy, (counts, heading) = arrays["per_class"], by_class(arrays)
+    arrays = read_classes(file)
+    names = [str(name) for name in arrays["classes"]]
+    accuracy, (counts, heading) = arrays["per_class"], by_class(arrays)
     order = np.argsort(accuracy, kind="stable")[:SHOWN_CLASSES]
     rows = [[names[i], f"{accuracy[i]:.1f}", str(counts[i])] for i in order if counts[i]]
     more = len(names) - len(order)

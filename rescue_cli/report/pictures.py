@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from rescue_cli.results import METRICS, RunDirectory, label, metrics_of, read_metrics
+from rescue_cli.errors import DataError
+from rescue_cli.results import METRICS, RunDirectory, label, metrics_of, read_arrays, read_metrics
 
 SHOWN_CLASSES = 40  # a larger confusion matrix cannot be read
 
@@ -22,10 +23,10 @@ def draw(path: Path) -> None:
     if run.examples.exists():
         save(samples_of(run.examples), path / "examples.png")
     for file in sorted((path / "predictions").glob("*.npz")):
-        with np.load(file) as arrays:
-            _write_classes(arrays, file.with_suffix(".csv"))
-            if "confusion" in arrays and len(arrays["classes"]) <= SHOWN_CLASSES:
-                save(_confusion(arrays, file.stem), file.with_suffix(".png"))
+        arrays = read_classes(file)
+        _write_classes(arrays, file.with_suffix(".csv"))
+        if "confusion" in arrays and len(arrays["classes"]) <= SHOWN_CLASSES:
+            save(_confusion(arrays, file.stem), file.with_suffix(".png"))
 
 
 def figure_of(width: float, height: float, *, arranged: bool = True) -> Any:
@@ -88,8 +89,10 @@ def _columns(rows: Sequence[Mapping[str, Any]], key: str) -> tuple[list[float], 
 
 def samples_of(file: Path) -> Any:
     """Images with their labels above, in rows of four."""
-    with np.load(file) as arrays:
-        images, labels = arrays["images"], arrays["labels"]
+    arrays = read_arrays(file, "images", "labels")
+    images, labels = arrays["images"], arrays["labels"]
+    if images.ndim != 4 or len(images) != len(labels):
+        raise DataError(f"{file}: images, labels: not a label for each image. Remove the file.")
     count, _, height, width = images.shape
     gap = 0.1 * width  # between the images of a row
     across = width + gap
@@ -140,6 +143,17 @@ def _write_classes(arrays: Mapping[str, Any], path: Path) -> None:
     rows = zip(arrays["classes"], arrays["per_class"], counts, strict=True)
     lines = [f'"{name}",{accuracy:.2f},{count}' for name, accuracy, count in rows]
     path.write_text("\n".join([f'class,"{metric}",{what}', *lines]) + "\n")
+
+
+def read_classes(file: Path) -> Mapping[str, Any]:
+    """The stored predictions, with as many accuracies as classes; raises `DataError`."""
+    arrays = read_arrays(file, "classes", "per_class")
+    if "confusion" not in arrays and "count_per_class" not in arrays:
+        raise DataError(f"{file}: has no array count_per_class. Remove the file.")
+    counts, _ = by_class(arrays)
+    if not len(arrays["classes"]) == len(arrays["per_class"]) == len(counts):
+        raise DataError(f"{file}: per_class: not one for each class. Remove the file.")
+    return arrays
 
 
 def by_class(arrays: Mapping[str, Any]) -> tuple[Any, tuple[str, str]]:

@@ -1,4 +1,8 @@
-"""The runs that a folder was to hold, and how those ended that have no result."""
+"""The runs that a folder was to hold, and how those ended that have no result.
+
+The folder is a sweep's, a study's row's, or that of one start of `rescue transfer`. Of every
+planned run exactly one is true: it is done, it diverged, it failed, or it was not run.
+"""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -6,15 +10,17 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from rescue_cli.errors import DivergedError, StoppedError
-from rescue_cli.results import RunDirectory, read_json, word_of, write_json
+from rescue_cli.results import RunDirectory, demand, read_json, word_of, write_json
+from rescue_cli.results.rules import NAME, Rule
 
-FILE = "planned.json"  # in the folder of a sweep, or of a study's row
+FILE = "planned.json"
+NAMES = Rule("a list of folders' names", lambda v: isinstance(v, list) and all(map(NAME.holds, v)))
 How = Literal["diverged", "failed", "not run"]
 
 
 @dataclass(frozen=True)
 class Lost:
-    """How a planned run came to have no result, and why where it left word."""
+    """How a planned run came to have no result, and why, where that is known."""
 
     how: How
     why: str = ""
@@ -34,7 +40,11 @@ def plan(folder: Path, names: Iterable[str]) -> None:
 def planned(folder: Path) -> list[str]:
     """The names of the runs that were ever asked for in a folder, where that was kept."""
     file = folder / FILE
-    return list(read_json(file)["runs"]) if file.exists() else []
+    if not file.exists():
+        return []
+    found = read_json(file)
+    demand(file, found, {"runs": NAMES}, "Remove the file; the runs that are there then count.")
+    return list(found["runs"])
 
 
 def lost_of(run: RunDirectory) -> Lost:
@@ -43,7 +53,7 @@ def lost_of(run: RunDirectory) -> Lost:
     if word is None or isinstance(word.error, StoppedError):
         return Lost("not run")
     how: How = "diverged" if word.exit_code == DivergedError.exit_code else "failed"
-    return Lost(how, word.message.split("\n")[0])
+    return Lost(how, word.reason)
 
 
 def counted_lost(ends: Iterable[How]) -> str:
@@ -53,13 +63,30 @@ def counted_lost(ends: Iterable[How]) -> str:
     return ", ".join(f"{count} {how}" for how, count in counts.items() if count)
 
 
-def told_lost(lost: Mapping[Any, Lost]) -> dict[str, Any]:
-    """The stable keys of `--json`: why runs diverged or failed, and which were not run."""
+def of_planned(n: int, ends: Iterable[How]) -> str:
+    """The number of runs with a result: `10`, or `6 of 10 (4 diverged)`."""
+    found = list(ends)
+    return f"{n} of {n + len(found)} ({counted_lost(found)})" if found else str(n)
+
+
+def lost_in(told: Mapping[str, Any]) -> dict[str, Lost]:
+    """The runs without a result again, of what `told_lost` made of them."""
+    return {
+        **{name: Lost("diverged", why) for name, why in told["diverged"].items()},
+        **{name: Lost("failed", why) for name, why in told["failed"].items()},
+        **{name: Lost("not run") for name in told["not_run"]},
+    }
+
+
+def told_lost(n: int, lost: Mapping[Any, Lost]) -> dict[str, Any]:
+    """The stable keys of `--json` of `n` runs with a result and those without."""
 
     def reasons(how: How) -> dict[str, str]:
         return {str(key): one.why for key, one in lost.items() if one.how == how}
 
     return {
+        "planned": n + len(lost),
+        "n": n,
         "diverged": reasons("diverged"),
         "failed": reasons("failed"),
         "not_run": list(reasons("not run")),

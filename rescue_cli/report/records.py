@@ -8,7 +8,15 @@ from typing import Any
 from rescue_cli.errors import DataError
 from rescue_cli.plans import differences
 from rescue_cli.recipe import Recipe, load, names, recipe_in, recipes_folder
-from rescue_cli.results import METRICS, RunDirectory, read_json, score, write_json
+from rescue_cli.results import (
+    METRICS,
+    RunDirectory,
+    read_command,
+    read_json,
+    read_result,
+    score,
+    write_json,
+)
 
 # Keys that say where and how a run was made, not what was trained.
 PLACE = (
@@ -43,11 +51,11 @@ def add(runs: Sequence[Path], note: str | None) -> Path:
 def _entry(run: Path, note: str | None) -> dict[str, Any]:
     files = RunDirectory(run)
     recipe = recipe_in(run)
-    result = read_json(files.result)
+    result = read_result(files)
     changed = differences(load(recipe.name).tree, recipe.tree)
     environment = read_json(files.environment)
     return {
-        "command": _portable(files.command.read_text().splitlines()[0]),
+        "command": _portable(read_command(files)),
         "seed": recipe.train.seed,
         "differs": {k: _named(list(v)) for k, v in changed.items() if not _is_path(k)},
         "result": {**{k: result[k] for k in RESULT if k in result}, **_others(result["sets"])},

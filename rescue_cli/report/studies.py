@@ -14,10 +14,12 @@ from rescue_cli.recipe import SECTIONS, Recipe, read_text, recipes_folder
 from rescue_cli.recipe import load as load_recipe
 from rescue_cli.recipe.yaml import read
 from rescue_cli.registry import Positive, PositiveInt, check
-from rescue_cli.report import records
+from rescue_cli.report import records, sweeps
+from rescue_cli.report.agreement import demand_one_recipe, demand_one_test
 from rescue_cli.report.comparison import pairs_of
 from rescue_cli.report.operands import Operand, operand
-from rescue_cli.results import METRICS, RunDirectory, read_json, score
+from rescue_cli.report.planned import Lost, lost_of, planned, told_lost
+from rescue_cli.results import METRICS, RunDirectory, read_result, score
 from rescue_cli.statistics import Sample, difference, sample
 
 STEPS = 4  # runs of a point of Smith's, with 0, 4, 8 and 12 images more in a batch
@@ -183,21 +185,48 @@ def rows(
 
     `measured` is the top-1 of the runs in `folder` that have a result, else of those on record with
     exactly these changes: mean, std, n, and `p` that the paper's figure is the same by Welch's
-    t-test; None where nothing was run. `seconds_train` is the mean of the folder's runs.
+    t-test; None where nothing was run. `runs` says how the planned runs of the folder ended, and
+    `seconds_train` is the mean of those that have a result.
     """
-    return [
-        {
-            "row": number,
-            "recipe": cell.recipe,
-            "columns": _columns(study, cell, recipe),
-            "paper": cell.paper,
-            "measured": None
-            if recipe is None
-            else _measured(cell, recipe, folder and folder / row_folder(number)),
-            "seconds_train": None if folder is None else _seconds(folder / row_folder(number)),
-        }
-        for number, (cell, recipe) in enumerate(cells(study, overrides), 1)
-    ]
+    found = []
+    for number, (cell, recipe) in enumerate(cells(study, overrides), 1):
+        results, lost = ends(study, None if folder is None else folder / row_folder(number))
+        seconds = [float(result["seconds_train"]) for result in results.values()]
+        found.append(
+            {
+                "row": number,
+                "recipe": cell.recipe,
+                "columns": _columns(study, cell, recipe),
+                "paper": cell.paper,
+                "measured": None
+                if recipe is None
+                else _measured(cell, recipe, list(results.values())),
+                "runs": told_lost(len(results), lost),
+                "seconds_train": sum(seconds) / len(seconds) if seconds else None,
+            }
+        )
+    return found
+
+
+def ends(study: Study, folder: Path | None) -> tuple[dict[str, Mapping[str, Any]], dict[str, Lost]]:
+    """The results of a row's runs by name, and how those ended that have none.
+
+    Raises `DataError` where they differ in more than a row's runs may.
+    """
+    if folder is None:
+        return {}, {}
+    if study.points == "seeds":
+        names = [path.name for path in sweeps.folders_of(folder).values()]
+        demand_one_recipe([folder / name for name in names])
+    else:
+        there = sorted(path.parent.name for path in folder.glob("*/recipe.yaml"))
+        names = list(dict.fromkeys([*planned(folder), *there]))
+    runs = {name: RunDirectory(folder / name) for name in names}
+    results: dict[str, Mapping[str, Any]] = {
+        name: read_result(run) for name, run in runs.items() if run.result.is_file()
+    }
+    demand_one_test({folder / name: result for name, result in results.items()})
+    return results, {name: lost_of(run) for name, run in runs.items() if name not in results}
 
 
 def compared(study: Study, rows: Sequence[Mapping[str, Any]], folder: Path) -> Compared:
@@ -207,7 +236,7 @@ def compared(study: Study, rows: Sequence[Mapping[str, Any]], folder: Path) -> C
     """
     sides: list[Operand] = []
     for row in rows if study.pairs else ():
-        if _finished(folder / row_folder(row["row"])):
+        if row["runs"]["n"]:
             side = operand(str(folder / row_folder(row["row"])))
             name = shown(next(iter(row["columns"].values())))
             taken = name in [other.name for other in sides]
@@ -245,8 +274,9 @@ def _at(tree: Any, path: str) -> Any:
     return tree
 
 
-def _measured(cell: Cell, recipe: Recipe, folder: Path | None) -> dict[str, Any] | None:
-    results = [] if folder is None else _finished(folder)
+def _measured(
+    cell: Cell, recipe: Recipe, results: Sequence[Mapping[str, Any]]
+) -> dict[str, Any] | None:
     if not results:
         changed = records.changes(recipe)
         results = records.measured(recipe.name, {k: list(v) for k, v in changed.items()})
@@ -259,14 +289,3 @@ def _measured(cell: Cell, recipe: Recipe, folder: Path | None) -> dict[str, Any]
         paper = Sample(next(iter(cell.paper.values())), cell.std, cell.n or 1)
         found["p"] = difference(paper, ours).p
     return found
-
-
-def _seconds(folder: Path) -> float | None:
-    """A row's mean seconds of training."""
-    found = [float(result["seconds_train"]) for result in _finished(folder)]
-    return sum(found) / len(found) if found else None
-
-
-def _finished(folder: Path) -> list[Mapping[str, Any]]:
-    files = (RunDirectory(path).result for path in sorted(folder.glob("*")))
-    return [read_json(file) for file in files if file.is_file()]

@@ -9,11 +9,41 @@ from rescue_cli.report.claims import details
 from rescue_cli.report.lines import Line
 from rescue_cli.report.markup import image, listed, shown_seconds, table, text
 from rescue_cli.report.pictures import figure_of
+from rescue_cli.report.planned import lost_in, of_planned
 from rescue_cli.report.studies import shown
-from rescue_cli.results import METRICS, read_json
+from rescue_cli.results import METRICS, demand, read_json
+from rescue_cli.results.rules import (
+    COUNT,
+    LIST,
+    MAPPING,
+    NUMBER,
+    OBJECTS,
+    PERCENT,
+    POSITIVE,
+    STEP,
+    TEXT,
+    Rule,
+)
 from rescue_cli.statistics import Sample
 
 FILE = "study.json"  # what `rescue study` leaves in its folder
+STUDY = {
+    "study": TEXT, "source": TEXT, "command": TEXT, "rows": OBJECTS,
+    "pairs": Rule("a list of objects", lambda v: v == [] or OBJECTS.holds(v)),
+}  # fmt: skip
+FIGURES = Rule(
+    "percentages by name", lambda v: MAPPING.holds(v) and all(map(NUMBER.holds, v.values()))
+)
+REASONS = Rule("texts by name", lambda v: MAPPING.holds(v) and all(map(TEXT.holds, v.values())))
+ROW = {
+    "row": COUNT, "recipe": TEXT.or_null(), "paper": FIGURES, "measured": MAPPING.or_null(),
+    "seconds_train": POSITIVE.or_null(), "runs": MAPPING,
+    "columns": Rule("an object, and not an empty one", lambda v: MAPPING.holds(v) and bool(v)),
+}  # fmt: skip
+RUNS = {"n": STEP, "diverged": REASONS, "failed": REASONS, "not_run": LIST}
+MEASURED = {
+    "mean": PERCENT, "std": POSITIVE.or_null(), "n": COUNT, "p": PERCENT.or_null(),
+}  # fmt: skip
 
 
 def is_study(path: Path) -> bool:
@@ -29,21 +59,28 @@ def results(path: Path) -> list[Line]:
             paper = next((Sample(value, None, 1) for value in row["paper"].values()), None)
             ours = Sample(measured["mean"], measured["std"], measured["n"])
             name = f"{path}, row {row['row']}"
-            found.append(Line(name, row["recipe"], "-", paper, ours, row["seconds_train"]))
+            lost = lost_in(row["runs"]) if row["runs"]["n"] else {}  # else it is one on record
+            found.append(Line(name, row["recipe"], "-", paper, ours, row["seconds_train"], lost))
     return found
 
 
 def _kept(path: Path) -> dict[str, Any]:
-    """What `rescue study` left; raises `DataError` for an older version's."""
-    found = read_json(path / FILE)
-    missing = {"study", "source", "command", "rows", "pairs"} - found.keys()
-    if any("seconds_train" not in row for row in found.get("rows", ())):
-        missing.add("seconds_train")
-    if missing:
-        raise DataError(
-            f"{path / FILE}: has no {', '.join(sorted(missing))}; an older version wrote it. "
-            f"Write it anew: rescue study {found.get('study', 'NAME')} --out {path}"
-        )
+    """What `rescue study` left; raises `DataError` for an older version's, or what was changed."""
+    file = path / FILE
+    found = read_json(file)
+    name = found["study"] if TEXT.holds(found.get("study")) else "NAME"
+    cure = f"Write it anew, an older version wrote it: rescue study {name} --out {path}"
+    demand(file, found, STUDY, cure)
+    for place, row in enumerate(found["rows"]):
+        at = f"rows[{place}]."
+        demand(file, row, ROW, cure, at)
+        demand(file, row["runs"], RUNS, cure, f"{at}runs.")
+        if row["measured"] is not None:
+            demand(file, row["measured"], MEASURED, cure, f"{at}measured.")
+        if row["columns"].keys() != found["rows"][0]["columns"].keys():
+            raise DataError(f"{file}: {at}columns: not those of the first row. {cure}")
+    for place, pair in enumerate(found["pairs"]):
+        demand(file, pair, {"claim": TEXT}, cure, f"pairs[{place}].")
     return found
 
 
@@ -82,7 +119,7 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> str:
                 str(row["row"]), *(shown(row["columns"][name]) for name in columns),
                 *([_paper(row)] if published else []),
                 "-" if ours is None else f"{ours['mean']:.2f}",
-                "-" if ours is None else _spread(ours), "-" if ours is None else str(ours["n"]),
+                "-" if ours is None else _spread(ours), _runs(row),
                 *(["-" if chance is None else f"{chance:.2g}"] if published else []),
                 "-" if row["seconds_train"] is None else shown_seconds(row["seconds_train"]),
             ]
@@ -128,6 +165,13 @@ def _named(row: Mapping[str, Any]) -> str:
 
 def _paper(row: Mapping[str, Any]) -> str:
     return " / ".join(f"{value:.2f}" for value in row["paper"].values()) or "-"
+
+
+def _runs(row: Mapping[str, Any]) -> str:
+    """How many runs the row's figure is of, and how the others ended."""
+    lost = [one.how for one in lost_in(row["runs"]).values()]
+    n = 0 if row["measured"] is None else row["measured"]["n"]
+    return of_planned(n, lost) if n or lost else "-"
 
 
 def _spread(measured: Mapping[str, Any]) -> str:

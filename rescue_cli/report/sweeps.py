@@ -9,15 +9,17 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from rescue_cli.errors import UsageError
-from rescue_cli.report.planned import Lost, lost_of, planned, told_lost
+from rescue_cli.errors import DataError, UsageError
+from rescue_cli.report.agreement import demand_one_recipe, demand_one_test, demand_seeds
+from rescue_cli.report.markup import counted
+from rescue_cli.report.planned import Lost, counted_lost, lost_of, planned, told_lost
 from rescue_cli.results import (
     METRICS,
     RunDirectory,
     label,
     metrics_of,
-    read_json,
     read_metrics,
+    read_result,
     score,
 )
 from rescue_cli.statistics import (
@@ -31,7 +33,10 @@ from rescue_cli.statistics import (
 )
 
 PREFIX = "seed-"
-NAMED = re.compile(PREFIX + r"(0|[1-9][0-9]*)")
+MOST_SEEDS = 100_000  # of a sweep
+COUNT = re.compile(r"[1-9][0-9]{0,14}")
+SEEDS = re.compile(r"([0-9]{1,15})(?:-([0-9]{1,15}))?")
+NAMED = re.compile(PREFIX + r"(0|[1-9][0-9]{0,14})")
 FEWEST_PAIRS = 4  # of a correlation with an interval
 
 
@@ -42,6 +47,19 @@ class Sweep:
     path: Path
     results: Mapping[int, Mapping[str, Any]]  # by seed, of finished runs
     lost: Mapping[int, Lost]  # by seed, of planned runs without a result
+
+    @property
+    def counted(self) -> str:
+        """How many seeds have a result: `10 seeds`, `6 of 10 seeds (4 diverged)`."""
+        n, every = len(self.results), len(self.results) + len(self.lost)
+        if not self.lost:
+            return counted(n, "seed")
+        return f"{n} of {counted(every, 'seed')} ({self.lost_words})"
+
+    @property
+    def lost_words(self) -> str:
+        """`4 diverged, 1 failed`; empty where every planned seed has a result."""
+        return counted_lost(lost.how for lost in self.lost.values())
 
     def values(self, name: str) -> dict[int, float]:
         """Top-1 in percent of each finished seed on a measurement, see `measurements`."""
@@ -64,36 +82,60 @@ def metric_of(sweep: Sweep) -> str:
 
 
 def read(path: Path) -> Sweep:
-    """The sweep in a folder: what was planned there, and every other seed that is there."""
-    results, lost = {}, {}
-    for seed, folder in sorted(_folders(path).items()):
+    """The sweep in a folder: what was planned there, and every other seed that is there.
+
+    Raises `DataError` where its runs differ in more than their seed, and for a file that is wrong.
+    """
+    folders = folders_of(path)
+    results: dict[int, Mapping[str, Any]] = {}
+    lost = {}
+    for seed, folder in folders.items():
         run = RunDirectory(folder)
         if run.result.is_file():
-            results[seed] = read_json(run.result)
+            results[seed] = read_result(run)
         else:
             lost[seed] = lost_of(run)
+    demand_seeds(folders, results)
+    demand_one_recipe(list(folders.values()))
+    demand_one_test({folders[seed]: result for seed, result in results.items()})
     return Sweep(path, results, lost)
 
 
-def _folders(path: Path) -> dict[int, Path]:
-    """The run directories by seed, planned or there."""
-    names = [*planned(path), *(folder.name for folder in path.glob(f"{PREFIX}*"))]
-    found = {name: NAMED.fullmatch(name) for name in names}
-    return {int(match[1]): path / name for name, match in found.items() if match}
+def folders_of(path: Path) -> dict[int, Path]:
+    """A sweep's run directories by seed, planned or there.
+
+    Raises `DataError` for one whose name may or may not be meant for a seed: `seed-0.bak`.
+    """
+    there = [folder.name for folder in path.glob(f"{PREFIX}*") if _holds_run(folder)]
+    found = {}
+    for name in dict.fromkeys([*planned(path), *there]):
+        match = NAMED.fullmatch(name)
+        if match is None:
+            raise DataError(
+                f"{path / name}: holds a run, and its name is none of {PREFIX}0, {PREFIX}1, ... "
+                f"Move it out of {path}."
+            )
+        found[int(match[1])] = path / name
+    return dict(sorted(found.items()))
+
+
+def _holds_run(folder: Path) -> bool:
+    run = RunDirectory(folder)
+    return run.recipe.is_file() or run.result.is_file() or run.failure.is_file()
 
 
 def seeds_of(text: str) -> list[int]:
     """`100`: 0 to 99; `0-9`: both ends; `3,7,11`. Raises `UsageError`."""
+    parts = [f"0-{int(text) - 1}"] if COUNT.fullmatch(text) else text.split(",")
     found: list[int] = []
-    if text.isdecimal():
-        found = list(range(int(text)))
-    else:
-        for part in text.split(","):
-            match = re.fullmatch(r"(\d+)(?:-(\d+))?", part.strip())
-            if match is None:
-                raise UsageError(f"--seeds: '{text}' is none of 100, 0-9 and 3,7,11.")
-            first = int(match[1])
-            found += range(first, int(match[2] or first) + 1)
+    for part in parts:
+        match = SEEDS.fullmatch(part.strip())
+        if match is None:
+            raise UsageError(f"--seeds: '{text}' is none of 100, 0-9 and 3,7,11.")
+        first, last = int(match[1]), int(match[2] or match[1])
+        if last - first + len(found) >= MOST_SEEDS:
+            raise UsageError(f"--seeds: '{text}' are more than {MOST_SEEDS:,}. Give fewer.")
+        found += range(first, last + 1)
     if not found or len(set(found)) != len(found):
         raise UsageError(f"--seeds: '{text}' names no seed, or one of them twice.")
     return found
@@ -108,9 +150,7 @@ def summary(sweep: Sweep) -> dict[str, Any]:
     names = sweep.measurements
     rows = {name: _row(sweep.values(name)) for name in names}
     return {
-        "planned": len(sweep.results) + len(sweep.lost),
-        "n": len(sweep.results),
-        **told_lost(sweep.lost),
+        **told_lost(len(sweep.results), sweep.lost),
         "sets": rows,
         "peak": {name: _peak(sweep, name) for name in names},
         "correlation": {

@@ -1,0 +1,84 @@
+"""What the values in a run's files must be, and the error where one is not."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rescue_cli.errors import DataError
+
+LARGEST = 1e300  # that no sum of a few numbers overflows
+MOST = 2**53  # whole numbers that a float holds exactly
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What a value must be, in words and as a test."""
+
+    words: str
+    holds: Callable[[Any], bool]
+
+    def or_null(self) -> "Rule":
+        return Rule(f"{self.words}, or null", lambda value: value is None or self.holds(value))
+
+
+def _between(value: Any, low: float, high: float) -> bool:
+    """Whether it is a number there; no bool, and no NaN, which is nowhere."""
+    return isinstance(value, int | float) and value is not True and value is not False and (
+        low <= value <= high
+    )  # fmt: skip
+
+
+def _is_whole(value: Any, low: int) -> bool:
+    return isinstance(value, int) and _between(value, low, MOST)
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and 0 < len(value) <= 200 and value.isprintable() and (
+        "/" not in value
+    )  # fmt: skip
+
+
+PERCENT = Rule("a number from 0 to 100", lambda v: _between(v, 0, 100))
+NUMBER = Rule("a finite number", lambda v: _between(v, -LARGEST, LARGEST))
+POSITIVE = Rule("a number from 0 up", lambda v: _between(v, 0, LARGEST))
+EPOCH = Rule("a number from 0 to 1,000,000", lambda v: _between(v, 0, 1e6))
+LOSS = Rule(  # of a step that diverged too
+    "a number", lambda v: NUMBER.holds(v) or (isinstance(v, float) and not math.isfinite(v))
+)
+STEP = Rule("a whole number from 0 up", lambda v: _is_whole(v, 0))
+COUNT = Rule("a whole number above 0", lambda v: _is_whole(v, 1))
+NAME = Rule("a name without '/'", _is_name)
+TEXT = Rule("a text", lambda v: isinstance(v, str))
+MAPPING = Rule("an object", lambda v: isinstance(v, dict))
+LIST = Rule("a list", lambda v: isinstance(v, list))
+OBJECTS = Rule(
+    "a list of objects, and not an empty one",
+    lambda v: isinstance(v, list) and bool(v) and all(isinstance(item, dict) for item in v),
+)
+NUMBERS = Rule(
+    "a list of numbers", lambda v: isinstance(v, list) and all(NUMBER.holds(item) for item in v)
+)
+
+
+def demand(
+    file: Path | str, found: Mapping[str, Any], rules: Mapping[str, Rule], cure: str, at: str = ""
+) -> None:
+    """Raises `DataError` for the first key that is not there, or whose value breaks its rule.
+
+    `at` is where in the file the object stands: `sets[1].`.
+    """
+    for key, rule in rules.items():
+        if key not in found:
+            raise DataError(f"{file}: has no key {at}{key}. {cure}")
+        if not rule.holds(found[key]):
+            raise DataError(f"{file}: {at}{key}: {shown(found[key])} is not {rule.words}. {cure}")
+
+
+def shown(value: Any) -> str:
+    """A value in a message, not longer than a line has room for."""
+    if isinstance(value, int) and not -MOST < value < MOST:
+        return "a whole number of many digits"
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
