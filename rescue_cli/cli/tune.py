@@ -1,12 +1,14 @@
-"""`rescue tune`: Smith's steps on a recipe by short runs, with a report of what was seen."""
+"""`rescue tune`: Smith's steps on a recipe by short runs, then the verdict of full ones."""
 
 import contextlib
 import json as json_module
 import math
+import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 from typing import Annotated, Any
 
 import typer
@@ -19,17 +21,21 @@ from rescue_cli.cli.common import Device, Json, Overrides, RecipeName, Workers
 from rescue_cli.cli.progress import duration
 from rescue_cli.cli.runs import train_here
 from rescue_cli.cli.screen import then
-from rescue_cli.errors import UsageError
+from rescue_cli.errors import RescueError, StoppedError, UsageError
 from rescue_cli.range_test import Curves, Ramp
 from rescue_cli.recipe import Recipe, from_tree, total_steps
-from rescue_cli.results import finite
+from rescue_cli.report.sweeps import PREFIX
+from rescue_cli.report.tuned import UNCHANGED, Verdict, page, title_of, verdict
+from rescue_cli.results import RunDirectory, read_json, read_metrics, write_json, write_text
 from rescue_cli.tuning import Decision, Outcome
 
 app = common.verb()
 HELD_OUT = 0.1  # of the training images
+TIMED_STEPS = 10  # of the run that says what the others will take
 RANGE_STEPS = 200  # updates of a range test, or an epoch where that is more
 EVALUATIONS = 8  # of a short run
-SHORT = 0.5  # of the recipe's epochs, at most
+SHORT = (0.1, 0.5)  # of the recipe's epochs: a short run's least and most
+SLACK = 1.15  # for what no clock of a run counts: weights and predictions written, a busy machine
 
 
 class _BudgetOver(Exception):
@@ -38,22 +44,29 @@ class _BudgetOver(Exception):
 
 @app.command(
     epilog=then(
-        "rescue tune --recipe quickstart --budget 0.3",
-        "rescue train --recipe runs/tune/quickstart/tuned.yaml",
+        "rescue tune --recipe quickstart --budget 0.5",
+        "rescue train --recipe runs/tune/quickstart/tuned.yaml, where it was written",
     )
 )
 def tune(
     overrides: Overrides = None,
     recipe: RecipeName = None,
-    budget: Annotated[float, typer.Option(help="Hours for all runs.", min=0.001)] = 1.0,
+    budget: Annotated[float, typer.Option(help="Hours that this call may take.", min=0.001)] = 1.0,
+    seeds: Annotated[
+        int, typer.Option(help="Full runs each of the recipe and the tuned one.", min=3)
+    ] = 5,
     out: Annotated[Path | None, typer.Option(help="Folder; runs/tune/RECIPE by default.")] = None,
     json: Json = False,
     device: Device = None,
     workers: Workers = None,
 ) -> None:
-    """Choose batch size, learning rate, momentum and weight decay by the held-out loss (Smith)."""
+    """Choose batch size, learning rate, momentum and weight decay by the held-out loss (Smith).
+
+    Writes tuned.yaml where the tuned recipe is better on other held-out images, by full runs.
+    """
     from rescue_cli import build
 
+    begun = time.monotonic()
     where = common.device(device)
     base = recipes.load(common.named_or_default(recipe), overrides or [])
     build.check(base)
@@ -62,7 +75,7 @@ def tune(
     folder = common.folder(out or Path("runs", "tune", base.name))
     for line in [str(folder), *notes, *common.allocator_notes()]:
         common.note(line)
-    search = _Search(base, folder, where, workers, budget * 3600)
+    search = _Search(base, folder, where, workers, seeds, begun + budget * 3600)
     search.go()
     search.write()
     if json:
@@ -70,48 +83,123 @@ def tune(
     else:
         _print(search)
     common.note(str(folder))
+    if search.verdict is None:
+        raise RescueError(
+            "--budget: the time is over and the search is unfinished: there is no tuned.yaml. "
+            f"{search.missing}The same command with a larger --budget goes on."
+        )
+
+
+@dataclass(frozen=True)
+class _Cost:
+    """Seconds that a run takes to start, for an epoch's updates, and for an evaluation."""
+
+    start: float
+    epoch: float
+    evaluation: float
+
+    def of(self, recipe: Recipe) -> float:
+        """What a run of the recipe takes."""
+        epochs = recipe.train.epochs
+        evaluations = math.ceil(round(epochs / recipe.eval.every, 6))
+        return SLACK * (self.start + epochs * self.epoch + evaluations * self.evaluation)
 
 
 @dataclass
 class _Search:
-    """A search and where it has come to."""
+    """A search and where it has come to; `verdict` is None until it is finished."""
 
     base: Recipe
     folder: Path
     device: str
     workers: int | None
-    seconds: float
+    seeds: int
+    end: float  # of the budget, by the monotonic clock
     decisions: list[Decision] = field(default_factory=list)
-    final: Outcome | None = None
-    finished: bool = False
+    verdict: Verdict | None = None
+    missing: str = ""  # how much, where the budget is over
+    judging: bool = False
 
     def __post_init__(self) -> None:
-        from rescue_cli import build
-
-        self.begun = time.monotonic()
-        self.recipe = _measured(self.base.with_overrides(f"data.holdout={_held_out(self.base)}"))
-        self.images = build.counted_images(self.recipe)
-        self.per_epoch = build.epoch_length(self.recipe)
+        self.held = _held_out(self.base)
+        fold = int(self.base.data.options.get("fold", 0))
+        self.folds = (fold, fold + 1)  # the one that chooses, the one that judges
+        self.tuned = self.base
 
     def go(self) -> None:
-        """Decides step after step, as long as there is time for another run."""
+        """Searches, then judges what was found, as far as the budget reaches."""
         try:
-            self._choose_batch()
-            range_epochs = max(1.0, RANGE_STEPS / self.per_epoch)
-            self._take(lambda r: tuning.learning_rate(r, range_epochs, self._ramp, self._short))
-            self._take(lambda r: tuning.momentum(r, self._short))
-            self._take(lambda r: tuning.weight_decay(r, self._short))
-            self.final = self._outcome("final", self.recipe)
-            self.finished = True
+            self._time()
+            # By now the folder is known to be this recipe's; what it said is said anew
+            (self.folder / "tuned.yaml").unlink(missing_ok=True)
+            self._search()
+            self.verdict = UNCHANGED if self.tuned == self.base else self._judge()
         except _BudgetOver:
-            common.note("--budget: the time is over; the same command with more goes on")
+            self.missing = self._rest()
 
-    def _take(self, step: Callable[[Recipe], tuple[Recipe, Decision]]) -> None:
-        self.recipe, decision = step(self.recipe)
+    def _search(self) -> None:
+        from rescue_cli import build
+
+        short = self._short_epochs()
+        self._keep_seeds()
+        base = self._searched(self.base)
+        found = tuning.Search(base, lambda name, one: self._outcome(name, _shortened(one, short)))
+        self._take(found.base)
+        size, why = self._batch(base)
+        per_epoch = build.epoch_length(tuning.with_batch(base, size))
+        self._take(
+            found.rate(
+                size,
+                why,
+                max(1.0, RANGE_STEPS / per_epoch),
+                lambda name, one, ramp: self._ramp(name, one, ramp, per_epoch),
+            )
+        )
+        self._take(found.momentum())
+        self._take(found.weight_decay())
+        if found.recipe != base:
+            tree = {**found.recipe.tree, "data": self.base.tree["data"]}
+            self.tuned = from_tree({**tree, "eval": self.base.tree["eval"]})
+
+    def _judge(self) -> Verdict:
+        """Both recipes by the same seeds at full length, on images that chose nothing."""
+        # The search had the first seeds
+        first = self.base.train.seed + 1 + tuning.SEEDS
+        seeds = range(first, first + self.seeds)
+        base, tuned = self.folder / "base", self.folder / "tuned"
+        self.judging = True
+        for seed in seeds:
+            for folder, recipe in ((base, self.base), (tuned, self.tuned)):
+                one = self._full(recipe).with_overrides(f"train.seed={seed}")
+                self._train(folder / f"{PREFIX}{seed}", one)
+        return verdict(base, tuned, seeds)
+
+    def _keep_seeds(self) -> None:
+        """Raises `UsageError` for other seeds than first asked for.
+
+        More of them after a look at the verdict would be looked at until they please.
+        """
+        if (kept := self._once("seeds", lambda: self.seeds)) != self.seeds:
+            raise UsageError(
+                f"--seeds: {self.folder} is judged by {kept} runs each, as it was first asked. "
+                f"Give --seeds {kept}, or another --out."
+            )
+
+    def _take(self, decision: Decision) -> None:
         self.decisions.append(decision)
         common.note(f"{decision.step}: {decision.chosen} ({decision.why})")
 
-    def _choose_batch(self) -> None:
+    # --- recipes ---
+
+    def _searched(self, recipe: Recipe) -> Recipe:
+        """Judged by the images that choose, once over, without test-time augmentation."""
+        return _measured(recipe, self.held, self.folds[0]).with_overrides("eval.tta=[none]")
+
+    def _full(self, recipe: Recipe) -> Recipe:
+        """As it is written, on the images that judge."""
+        return _measured(recipe, self.held, self.folds[1])
+
+    def _batch(self, base: Recipe) -> tuple[int, str]:
         from rescue_cli import build
 
         def decided() -> tuple[int, str]:
@@ -120,32 +208,29 @@ class _Search:
             def fits(size: int) -> bool:
                 from rescue_cli import estimate
 
-                return estimate.peak_memory(tuning.with_batch(self.recipe, size), gpus=1) < free
+                return estimate.peak_memory(tuning.with_batch(base, size), gpus=1) < free
 
-            return tuning.batch_size(self.images, fits)
+            return tuning.batch_size(build.counted_images(base), fits)
 
         size, why = self._once("batch_size", decided)
-        self.recipe = tuning.with_batch(self.recipe, size)
-        self.per_epoch = build.epoch_length(self.recipe)
-        self.decisions.append(Decision("batch size", [], str(size), why, [], []))
-        common.note(f"batch size: {size} ({why})")
+        return int(size), str(why)
 
-    def _ramp(self, name: str, recipe: Recipe, ramp: Ramp) -> Curves:
-        one = ramp.of(recipe, recipe.train.seed, self.per_epoch)
-        diverged = self._train(name, one)
-        steps = total_steps(one.train, self.per_epoch)
-        return range_test.read(self.folder / name, ramp, steps, one.train.seed, diverged=diverged)
+    # --- runs ---
 
-    def _short(self, name: str, recipe: Recipe) -> Outcome:
-        return self._outcome(name, tuning.shortened(recipe, self._short_epochs()))
+    def _ramp(self, name: str, recipe: Recipe, ramp: Ramp, per_epoch: int) -> Curves:
+        one = ramp.of(recipe, recipe.train.seed, per_epoch)
+        path = self.folder / "search" / name
+        diverged = self._train(path, one)
+        steps = total_steps(one.train, per_epoch)
+        return range_test.read(path, ramp, steps, one.train.seed, diverged=diverged)
 
     def _outcome(self, name: str, recipe: Recipe) -> Outcome:
-        from rescue_cli.results import RunDirectory, read_metrics
-
         recipe = recipe.with_overrides(f"eval.every={recipe.train.epochs / EVALUATIONS:.6g}")
-        diverged = self._train(name, recipe)
-        lines = read_metrics(RunDirectory(self.folder / name).metrics)
-        tests = [line for line in lines if line["kind"] == "eval"]
+        path = self.folder / "search" / name
+        diverged = self._train(path, recipe)
+        tests = [
+            line for line in read_metrics(RunDirectory(path).metrics) if line["kind"] == "eval"
+        ]
         found = Outcome(
             name,
             [math.inf if x["loss"] is None else x["loss"] for x in tests],
@@ -155,117 +240,212 @@ class _Search:
         common.note(f"{name}: {found}")
         return found
 
-    def _train(self, name: str, recipe: Recipe) -> bool:
+    def _train(self, path: Path, recipe: Recipe) -> bool:
+        """Whether it diverged; raises `_BudgetOver` where the budget does not hold the run."""
         from rescue_cli.launch import is_finished
 
-        if not is_finished(self.folder / name):
-            if self._left() <= 0:
-                raise _BudgetOver
-            common.note(
-                f"{name}: begins; the budget leaves {duration(self._left())} before the last run"
-            )
-        return train_here(self.folder / name, recipe, self.device, None, self.workers)
+        new = not is_finished(path) and not RunDirectory(path).failure.exists()
+        if new and self._left() < self._cost().of(recipe):
+            raise _BudgetOver
+        try:
+            with _alarm(self.end - time.monotonic()):
+                return train_here(path, recipe, self.device, None, self.workers, self.folder)
+        except StoppedError:
+            if time.monotonic() < self.end:
+                raise
+            raise _BudgetOver from None
+
+    # --- time ---
+
+    def _time(self) -> None:
+        """A run of a few updates, at rates that change nothing, by which the others are planned."""
+        from rescue_cli import build
+
+        recipe = self._searched(self.base)
+        per_epoch = build.epoch_length(recipe)
+        lr = float(recipe.optim[0].options["lr"])
+        ramp = Ramp(lr * 1e-6, lr * 1e-5, "linear", None, TIMED_STEPS / per_epoch, 1)
+        self._train(
+            self.folder / "search" / "timing", ramp.of(recipe, recipe.train.seed, per_epoch)
+        )
 
     def _left(self) -> float:
-        """Seconds, less what the final run will take."""
-        epoch, besides = self._cost()
-        spent = time.monotonic() - self.begun
-        return self.seconds - spent - besides - epoch * float(self.recipe.train.epochs)
+        """Seconds for another run, besides those that the judgement will take."""
+        left = self.end - time.monotonic()
+        return left if self.judging else left - self._judgement()
 
-    def _cost(self) -> tuple[float, float]:
-        """Seconds of an epoch's steps, and of a run's start and evaluations; 0 before any is known.
+    def _judgement(self) -> float:
+        return 2 * self.seeds * self._cost().of(self._full(self.base))
 
-        As the last range test had them.
-        """
-        from rescue_cli.results import RunDirectory, read_json, read_metrics
-
-        run = RunDirectory(self.folder / "range-fine")
-        lines = read_metrics(run.metrics)
-        timed = [line for line in lines if line["kind"] == "train"]
-        tests = [float(line["seconds"]) for line in lines if line["kind"] == "eval"]
-        ended = self.folder.glob("*/result.json")  # a range test often diverges and has none
-        start = max((float(read_json(file)["seconds_prepare"]) for file in ended), default=0.0)
-        epoch = float(timed[-1]["seconds"] / timed[-1]["epoch"]) if timed else 0.0
-        return epoch, start + EVALUATIONS * (sum(tests) / len(tests) if tests else 0.0)
+    def _cost(self) -> _Cost:
+        """By the runs that are there, and by the timed one as long as there is no other."""
+        ended = [RunDirectory(file.parent) for file in self.folder.rglob("result.json")]
+        known = [run for run in ended if run.path.name != "timing"] or ended
+        costs = [_cost_of(run) for run in known] or [_Cost(0.0, 0.0, 0.0)]
+        return _Cost(
+            median(cost.start for cost in costs),
+            median(cost.epoch for cost in costs),
+            median(cost.evaluation for cost in costs),
+        )
 
     def _short_epochs(self) -> float:
-        """What the budget leaves for each run, decided once and kept for every later call."""
+        """What the budget leaves for each short run, decided once and kept for every later call.
+
+        Raises `UsageError` where it does not hold the shortest.
+        """
 
         def decided() -> float:
-            runs = tuning.planned_runs(self.recipe)
-            epoch, besides = self._cost()
-            affordable = (self._left() / runs - besides) / max(epoch, 1e-9)
-            longest = SHORT * self.recipe.train.epochs
-            epochs = round(min(longest, max(min(1.0, longest), affordable)), 3)
-            common.note(f"short runs have {epochs:g} epochs")
+            longest = SHORT[1] * self.base.train.epochs
+            shortest = min(longest, max(1.0, SHORT[0] * self.base.train.epochs))
+            least, most = (self._needed(epochs) for epochs in (shortest, longest))
+            left = self.end - time.monotonic()
+            if left < least:
+                raise UsageError(
+                    f"--budget: the search and the {2 * self.seeds} full runs that judge it take "
+                    f"about {_hours(least)} hours here. Give --budget {_hours(1.1 * least)}."
+                )
+            share = min(1.0, (left - least) / max(most - least, 1e-9))
+            epochs = round(shortest + share * (longest - shortest), 3)
+            common.note(f"about {duration(min(left, most))}; short runs have {epochs:g} epochs")
             return epochs
 
         return float(self._once("short_epochs", decided))
 
+    def _needed(self, short_epochs: float) -> float:
+        """Seconds of a whole search and its judgement, at most."""
+        from rescue_cli import build
+
+        base, cost = self._searched(self.base), self._cost()
+        short = _shortened(base, short_epochs).with_overrides(
+            f"eval.every={short_epochs / EVALUATIONS:.6g}"
+        )
+        size, _ = self._batch(base)
+        epochs = max(1.0, RANGE_STEPS / build.epoch_length(tuning.with_batch(base, size)))
+        ramp = SLACK * (cost.start + epochs * cost.epoch + tuning.POINTS * cost.evaluation)
+        return tuning.planned_runs(base) * cost.of(short) + ramp + self._judgement()
+
+    def _rest(self) -> str:
+        """How much is missing, where that is known."""
+        file = self.folder / "decided.json"
+        epochs = read_json(file).get("short_epochs") if file.exists() else None
+        if epochs is None:
+            return ""
+        ended = [file.parent for file in self.folder.rglob("result.json")]
+        done = sum(self._cost().of(recipes.recipe_in(path)) for path in ended)
+        return f"It takes about {_hours(max(0.0, self._needed(epochs) - done))} hours more. "
+
     def _once(self, key: str, decide: Callable[[], Any]) -> Any:
         """What depends on the machine or the clock: decided once, kept for every later call."""
-        from rescue_cli.results import read_json, write_json
-
         file = self.folder / "decided.json"
-        kept = read_json(file) if file.exists() else {}
-        if key not in kept:
-            kept = {**kept, key: decide()}
-            write_json(file, kept)
-        return kept[key]
 
-    @property
-    def tuned(self) -> Recipe:
-        """The recipe as it was given, with what was chosen."""
-        tree = {**self.recipe.tree, "data": self.base.tree["data"], "eval": self.base.tree["eval"]}
-        return from_tree(tree)
+        def kept() -> dict[str, Any]:
+            return read_json(file) if file.exists() else {}
+
+        if key not in kept():
+            value = decide()  # may itself decide what it stands on
+            write_json(file, {**kept(), key: value})
+        return kept()[key]
+
+    # --- what it comes to ---
 
     @property
     def summary(self) -> dict[str, Any]:
+        found = self.verdict
         return {
             "recipe": self.base.name,
-            "finished": self.finished,
-            "held_out": self.recipe.data.options["holdout"],
+            "finished": found is not None,
+            "held_out": self.held,
             "decisions": [tuning.written(decision) for decision in self.decisions],
-            "top1": None if self.final is None else self.final.accuracies[-1],
-            "loss": None if self.final is None else finite(self.final.losses[-1]),
+            "verdict": None if found is None else found.written(),
+            "tuned": str(self.folder / "tuned.yaml") if found and found.better else None,
         }
 
     def write(self) -> None:
-        """The tuned recipe, the decisions and the page that shows them."""
-        from rescue_cli.report.tuned import page
-        from rescue_cli.results import write_json, write_text
-
-        write_text(self.folder / "tuned.yaml", self.tuned.to_yaml())
+        """The decisions, the page that shows them, and the tuned recipe where it is better."""
+        if self.verdict is not None and self.verdict.better:
+            write_text(self.folder / "tuned.yaml", self.tuned.to_yaml())
         write_json(self.folder / "tune.json", self.summary)
-        title = f"{self.base.name}, tuned on {self.summary['held_out']} held-out training images"
-        write_text(self.folder / "tune.html", page(title, self.decisions, self.final))
+        title = title_of(self.base.name, self.verdict)
+        write_text(self.folder / "tune.html", page(title, self.held, self.decisions, self.verdict))
+
+
+def _cost_of(run: RunDirectory) -> _Cost:
+    """What a finished run took; its first updates, which are slower, count as its start."""
+    result, lines = read_json(run.result), read_metrics(run.metrics)
+    timed = [line for line in lines if line["kind"] == "train"]
+    first, last = timed[0], timed[-1]
+    epoch = (last["seconds"] - first["seconds"]) / max(last["epoch"] - first["epoch"], 1e-9)
+    if len(timed) == 1:
+        epoch = last["seconds"] / last["epoch"]
+    start = result["seconds_prepare"] + max(0.0, last["seconds"] - epoch * last["epoch"])
+    evaluations = sum(line["kind"] == "eval" for line in lines)
+    return _Cost(start, epoch, result["seconds_eval"] / max(1, evaluations))
+
+
+@contextlib.contextmanager
+def _alarm(seconds: float) -> Iterator[None]:
+    """Stops what is at work after so many seconds as a signal does: a training saves first."""
+    before = signal.getsignal(signal.SIGTERM)
+
+    def ring(*_: object) -> None:
+        if signal.getsignal(signal.SIGTERM) == before:  # nothing is trained that could be saved
+            raise StoppedError("the budget is over.", 128 + signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+
+    other = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, max(0.001, seconds))
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, other)
+
+
+def _shortened(recipe: Recipe, epochs: float) -> Recipe:
+    """A run of so many epochs; what is counted in epochs follows."""
+    from rescue_cli import options
+
+    return recipe.with_overrides(*options.epochs(recipe, epochs, []))
+
+
+def _hours(seconds: float) -> str:
+    """Rounded up, with two digits."""
+    hours = max(seconds / 3600, 0.001)
+    digit = 10 ** (math.floor(math.log10(hours)) - 1)
+    rounded = math.ceil(hours / digit) * digit
+    return f"{rounded:.2g}" if rounded < 10 else f"{rounded:.0f}"
 
 
 def _held_out(recipe: Recipe) -> int:
-    """How many training images judge: as the user said, or a tenth. Raises `UsageError`."""
+    """How many training images choose, and as many judge: as the user said, or a tenth.
+
+    Raises `UsageError`.
+    """
     from rescue_cli import build
     from rescue_cli.data import FACTS
 
-    if given := int(recipe.data.options.get("holdout", 0)):
-        return given
-    whole = build.counted_images(recipe)
+    whole = build.counted_images(recipe.with_overrides("data.holdout=0", "data.fold=0"))
     classes = FACTS[recipe.data.name].classes or 1
-    held = max(classes, round(HELD_OUT * whole / classes) * classes)
-    if held >= whole:
+    given = int(recipe.data.options.get("holdout", 0))
+    held = given or max(classes, round(HELD_OUT * whole / classes) * classes)
+    folds = int(recipe.data.options.get("fold", 0)) + 2
+    if folds * held >= whole:
         raise UsageError(
-            f"data.holdout: {held} of {whole} training images leaves none to train on. "
-            "Give data.holdout=N with a smaller N, or more images."
+            f"data.holdout: {held} images to choose by and as many to judge by leave none of the "
+            f"{whole} training images. Give data.holdout=N with a smaller N, or more images."
         )
     return held
 
 
-def _measured(recipe: Recipe) -> Recipe:
-    """Evaluated once over, without test-time augmentation."""
+def _measured(recipe: Recipe, held: int, fold: int) -> Recipe:
+    """Evaluated on held-out images, by the first measurement that the recipe names."""
     return recipe.with_overrides(
+        f"data.holdout={held}",
+        f"data.fold={fold}",
         "eval.sets=null",
         f"eval.sizes=[{recipe.eval.sizes[0]}]",
         f"eval.crops=[{recipe.eval.crops[0]}]",
-        "eval.tta=[none]",
+        f"eval.tta=[{recipe.eval.ttas[0]}]",
     )
 
 
@@ -283,13 +463,19 @@ def _free_memory_mb(device: str) -> float:
 
 
 def _print(search: _Search) -> None:
+    out = common.console()
+    out.print(title_of(search.base.name, search.verdict))
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in ("step", "chosen", "why"):
         table.add_column(heading, overflow="fold")
     for decision in search.decisions:
         table.add_row(decision.step, decision.chosen, decision.why)
-    out = common.console()
     out.print(table)
-    if search.final is not None:
-        out.print(f"the whole procedure, on the held-out images: {search.final}")
-    out.print(f"{search.folder}/tuned.yaml, and {search.folder}/tune.html for what was seen")
+    found = search.verdict
+    if found is not None and found.pairs:
+        common.print_comparison(found.sides, found.pairs)
+    for line in found.said if found else []:
+        out.print(line)
+    if found is not None and found.better:
+        out.print(f"The tuned recipe: {search.folder}/tuned.yaml")
+    out.print(f"What was seen: {search.folder}/tune.html")
