@@ -217,25 +217,26 @@ class Search:
             return Decision(step, tried, KEPT, f"none is below its {self.standing}", outcomes)
         before, challenger = self.standing, self._measure(first.name, recipe)
         tried += [(f"{label}, again", str(outcome)) for outcome in challenger.outcomes]
-        better, errors = self._beyond_noise(before, challenger)
+        better, why = self._beyond_noise(before, challenger)
         if not better:
-            why = f"the best, {label}, has {challenger}, against {before.loss:.4f}{errors}"
-            return Decision(step, tried, KEPT, why, outcomes)
+            return Decision(step, tried, KEPT, f"the best was {label}: {why}", outcomes)
         self.standing = challenger
-        return Decision(step, tried, label, f"{challenger}, against {before}{errors}", outcomes)
+        return Decision(step, tried, label, why, outcomes)
 
     def _beyond_noise(self, before: Measured, challenger: Measured) -> tuple[bool, str]:
         """Whether a t-test finds it better, by the noise of all that was measured until now."""
         if math.inf in (before.loss, challenger.loss):
-            return challenger.loss < before.loss, ""
+            return challenger.loss < before.loss, f"{challenger}, against {before}"
         known = [one for one in self.known if one.loss < math.inf]
         noise = math.sqrt(fmean(one.noise**2 for one in known))
         freedom = len(known) * (SEEDS - 1)
-        gain, error = 1 - challenger.loss / before.loss, noise * math.sqrt(2 / SEEDS)
-        bound = t_quantile(freedom, 2 * LEVEL) * error
-        sign = "more" if gain > bound else "not more"
-        said = f": {100 * gain:+.1f} %, {sign} than the {100 * bound:.1f} % that noise may give"
-        return gain > bound, said
+        gain = 1 - challenger.loss / before.loss
+        bound = t_quantile(freedom, 2 * LEVEL) * noise * math.sqrt(2 / SEEDS)
+        way = "lower" if gain > 0 else "higher"
+        return gain > bound, (
+            f"loss {challenger.loss:.4f} against {before.loss:.4f} ({SEEDS} runs each), "
+            f"{100 * abs(gain):.1f} % {way}; noise gives {100 * bound:.1f} %"
+        )
 
 
 def with_batch(recipe: Recipe, size: int) -> Recipe:

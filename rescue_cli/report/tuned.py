@@ -112,10 +112,13 @@ def _judgement(held: int, found: Verdict | None) -> str:
         ]
         parts.insert(0, listed((pair["claim"], details(pair)) for pair in found.pairs))
         parts.insert(0, table(["", "mean %", "std", "runs"], rows))
+        parts.append(
+            f"<p class=dim>Judged by runs of full length on {held} training images that were held "
+            "out and chose nothing.</p>"
+        )
     parts.append(
-        f"<p class=dim>Judged by runs of full length on {held} training images, held out of them, "
-        f"whose loss chose nothing. The losses below are of short runs on {held} others and only "
-        "chose: the lowest of them is lower than it will be again.</p>"
+        f"<p class=dim>The losses below are of short runs on {held} other images, and only chose: "
+        "the lowest of them is lower than it will be again.</p>"
     )
     return "\n".join(parts)
 
