@@ -9,7 +9,7 @@ import pytest
 
 from rescue_cli import recipe as recipes
 from rescue_cli import tuning
-from rescue_cli.cli import tune
+from rescue_cli.cli import budget, tune
 from rescue_cli.cli.runs import train_here
 from rescue_cli.errors import DivergedError, StoppedError
 from rescue_cli.range_test import Curves, Ramp
@@ -358,7 +358,7 @@ def test_a_search_that_runs_out_of_time_is_unfinished_and_writes_no_recipe(
 
 def test_what_outlives_the_budget_is_stopped_and_saved(tmp_path: Path) -> None:
     recipe = recipes.load("quickstart", [*QUICK[5:8], "train.epochs=100000"])
-    with pytest.raises(StoppedError, match="what was trained is saved"), tune._alarm(4.0):
+    with pytest.raises(StoppedError, match="what was trained is saved"), budget.alarm(4.0):
         train_here(tmp_path / "run", recipe, "cpu", None, 0)
     assert not (tmp_path / "run" / "result.json").exists()
 
@@ -370,6 +370,6 @@ def test_the_images_that_judge_must_be_there_beside_those_that_choose(rescue: Re
 
 
 def test_hours_are_rounded_up() -> None:
-    assert [tune._hours(seconds) for seconds in (3600, 3601, 1800.1, 0, 360_000)] == [
+    assert [budget.hours(seconds) for seconds in (3600, 3601, 1800.1, 0, 360_000)] == [
         "1", "1.1", "0.51", "0.001", "100",
     ]  # fmt: skip

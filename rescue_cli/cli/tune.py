@@ -3,9 +3,8 @@
 import contextlib
 import json as json_module
 import math
-import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -17,6 +16,7 @@ from rich.table import Table
 from rescue_cli import range_test, tuning
 from rescue_cli import recipe as recipes
 from rescue_cli.cli import common
+from rescue_cli.cli.budget import SLACK, Cost, alarm, cost_of, hours
 from rescue_cli.cli.common import Device, Json, Overrides, RecipeName, Workers
 from rescue_cli.cli.progress import duration
 from rescue_cli.cli.runs import train_here
@@ -35,7 +35,6 @@ TIMED_STEPS = 10  # of the run that says what the others will take
 RANGE_STEPS = 200  # updates of a range test, or an epoch where that is more
 EVALUATIONS = 8  # of a short run
 SHORT = (0.1, 0.5)  # of the recipe's epochs: a short run's least and most
-SLACK = 1.15  # for what no clock of a run counts: weights and predictions written, a busy machine
 
 
 class _BudgetOver(Exception):
@@ -45,7 +44,7 @@ class _BudgetOver(Exception):
 @app.command(
     epilog=then(
         "rescue tune --recipe quickstart --budget 0.5",
-        "rescue train --recipe runs/tune/quickstart/tuned.yaml, where it was written",
+        "rescue train --recipe runs/tune/quickstart/tuned.yaml",
     )
 )
 def tune(
@@ -60,10 +59,7 @@ def tune(
     device: Device = None,
     workers: Workers = None,
 ) -> None:
-    """Choose batch size, learning rate, momentum and weight decay by the held-out loss (Smith).
-
-    Writes tuned.yaml where the tuned recipe is better on other held-out images, by full runs.
-    """
+    """Tune batch, rate, momentum and decay (Smith); tuned.yaml where that is better."""
     from rescue_cli import build
 
     begun = time.monotonic()
@@ -88,21 +84,6 @@ def tune(
             "--budget: the time is over and the search is unfinished: there is no tuned.yaml. "
             f"{search.missing}The same command with a larger --budget goes on."
         )
-
-
-@dataclass(frozen=True)
-class _Cost:
-    """Seconds that a run takes to start, for an epoch's updates, and for an evaluation."""
-
-    start: float
-    epoch: float
-    evaluation: float
-
-    def of(self, recipe: Recipe) -> float:
-        """What a run of the recipe takes."""
-        epochs = recipe.train.epochs
-        evaluations = math.ceil(round(epochs / recipe.eval.every, 6))
-        return SLACK * (self.start + epochs * self.epoch + evaluations * self.evaluation)
 
 
 @dataclass
@@ -248,7 +229,7 @@ class _Search:
         if new and self._left() < self._cost().of(recipe):
             raise _BudgetOver
         try:
-            with _alarm(self.end - time.monotonic()):
+            with alarm(self.end - time.monotonic()):
                 return train_here(path, recipe, self.device, None, self.workers, self.folder)
         except StoppedError:
             if time.monotonic() < self.end:
@@ -277,12 +258,12 @@ class _Search:
     def _judgement(self) -> float:
         return 2 * self.seeds * self._cost().of(self._full(self.base))
 
-    def _cost(self) -> _Cost:
+    def _cost(self) -> Cost:
         """By the runs that are there, and by the timed one as long as there is no other."""
         ended = [RunDirectory(file.parent) for file in self.folder.rglob("result.json")]
         known = [run for run in ended if run.path.name != "timing"] or ended
-        costs = [_cost_of(run) for run in known] or [_Cost(0.0, 0.0, 0.0)]
-        return _Cost(
+        costs = [cost_of(run) for run in known] or [Cost(0.0, 0.0, 0.0)]
+        return Cost(
             median(cost.start for cost in costs),
             median(cost.epoch for cost in costs),
             median(cost.evaluation for cost in costs),
@@ -302,7 +283,7 @@ class _Search:
             if left < least:
                 raise UsageError(
                     f"--budget: the search and the {2 * self.seeds} full runs that judge it take "
-                    f"about {_hours(least)} hours here. Give --budget {_hours(1.1 * least)}."
+                    f"about {hours(least)} hours here. Give --budget {hours(1.1 * least)}."
                 )
             share = min(1.0, (left - least) / max(most - least, 1e-9))
             epochs = round(shortest + share * (longest - shortest), 3)
@@ -332,7 +313,7 @@ class _Search:
             return ""
         ended = [file.parent for file in self.folder.rglob("result.json")]
         done = sum(self._cost().of(recipes.recipe_in(path)) for path in ended)
-        return f"It takes about {_hours(max(0.0, self._needed(epochs) - done))} hours more. "
+        return f"It takes about {hours(max(0.0, self._needed(epochs) - done))} hours more. "
 
     def _once(self, key: str, decide: Callable[[], Any]) -> Any:
         """What depends on the machine or the clock: decided once, kept for every later call."""
@@ -369,51 +350,11 @@ class _Search:
         write_text(self.folder / "tune.html", page(title, self.held, self.decisions, self.verdict))
 
 
-def _cost_of(run: RunDirectory) -> _Cost:
-    """What a finished run took; its first updates, which are slower, count as its start."""
-    result, lines = read_json(run.result), read_metrics(run.metrics)
-    timed = [line for line in lines if line["kind"] == "train"]
-    first, last = timed[0], timed[-1]
-    epoch = (last["seconds"] - first["seconds"]) / max(last["epoch"] - first["epoch"], 1e-9)
-    if len(timed) == 1:
-        epoch = last["seconds"] / last["epoch"]
-    start = result["seconds_prepare"] + max(0.0, last["seconds"] - epoch * last["epoch"])
-    evaluations = sum(line["kind"] == "eval" for line in lines)
-    return _Cost(start, epoch, result["seconds_eval"] / max(1, evaluations))
-
-
-@contextlib.contextmanager
-def _alarm(seconds: float) -> Iterator[None]:
-    """Stops what is at work after so many seconds as a signal does: a training saves first."""
-    before = signal.getsignal(signal.SIGTERM)
-
-    def ring(*_: object) -> None:
-        if signal.getsignal(signal.SIGTERM) == before:  # nothing is trained that could be saved
-            raise StoppedError("the budget is over.", 128 + signal.SIGTERM)
-        signal.raise_signal(signal.SIGTERM)
-
-    other = signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, max(0.001, seconds))
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, other)
-
-
 def _shortened(recipe: Recipe, epochs: float) -> Recipe:
     """A run of so many epochs; what is counted in epochs follows."""
     from rescue_cli import options
 
     return recipe.with_overrides(*options.epochs(recipe, epochs, []))
-
-
-def _hours(seconds: float) -> str:
-    """Rounded up, with two digits."""
-    hours = max(seconds / 3600, 0.001)
-    digit = 10 ** (math.floor(math.log10(hours)) - 1)
-    rounded = math.ceil(hours / digit) * digit
-    return f"{rounded:.2g}" if rounded < 10 else f"{rounded:.0f}"
 
 
 def _held_out(recipe: Recipe) -> int:
