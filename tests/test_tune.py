@@ -9,7 +9,8 @@ import pytest
 
 from rescue_cli import recipe as recipes
 from rescue_cli import tuning
-from rescue_cli.cli import budget, tune
+from rescue_cli.cli import budget
+from rescue_cli.cli import search as search_runs
 from rescue_cli.cli.runs import train_here
 from rescue_cli.errors import DivergedError, StoppedError
 from rescue_cli.range_test import Curves, Ramp
@@ -278,8 +279,8 @@ def _few(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tuning, "MOMENTA", (0.95,))
     monkeypatch.setattr(tuning, "EXPONENTS", (-4.0,))
     monkeypatch.setattr(tuning, "POINTS", 10)
-    monkeypatch.setattr(tune, "RANGE_STEPS", 20)
-    monkeypatch.setattr(tune, "EVALUATIONS", 2)
+    monkeypatch.setattr(search_runs, "RANGE_STEPS", 20)
+    monkeypatch.setattr(search_runs, "EVALUATIONS", 2)
 
 
 @pytest.mark.usefixtures("_few")
