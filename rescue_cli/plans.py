@@ -28,6 +28,7 @@ def smoke(recipe: Recipe, overrides: Sequence[str], *, cuda: bool) -> list[str]:
         "train.steps_per_epoch": SMOKE_STEPS,
         "data.subset": [SMOKE_IMAGES, SMOKE_IMAGES],
         "data.holdout": 0,
+        **({"data.fold": 0} if "fold" in recipe.data.options else {}),
         **({} if cuda else {"train.precision": "float32"}),
     }
     set_ = [f"{key}={value}" for key, value in values.items() if not is_given(key, given)]

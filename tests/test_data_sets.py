@@ -553,6 +553,34 @@ def test_a_holdout_is_disjoint_balanced_and_in_place_of_the_test_set() -> None:
     )
 
 
+def test_folds_share_no_image_and_each_is_balanced() -> None:
+    whole = load("fashion-mini")
+    seen: list[bytes] = []
+    for fold in range(3):
+        dataset = hold_out(whole, 600, fold)
+        (name,) = dataset.tests
+        assert name == ["holdout", "holdout-1", "holdout-2"][fold]
+        assert counts(dataset.tests[name]) == [60] * 10
+        assert len(dataset.train) == 5400
+        seen += [pixels.tobytes() for pixels in in_memory(dataset.tests[name]).pixels]
+    assert len(set(seen)) == len(seen) == 1800
+
+
+def test_two_folds_are_what_one_of_twice_the_size_is() -> None:
+    labels = uneven().train.labels
+    whole, first, second = (set(balanced(labels, n, k)) for n, k in ((20, 0), (10, 0), (10, 1)))
+    assert first | second == whole
+
+
+def test_a_fold_that_is_not_there_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"data.fold: 3: 64 training images have only 3 folds"):
+        hold_out(uneven(), 20, 3)
+    with pytest.raises(
+        UsageError, match=r"data.fold: 1 of no held-out images. Give data.holdout=N"
+    ):
+        load("fashion-mini", fold=1)
+
+
 def test_a_holdout_needs_no_test_folder(tmp_path: Path) -> None:
     for name in ("cat", "dog"):
         for i in range(5):

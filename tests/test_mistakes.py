@@ -245,6 +245,10 @@ def test_an_evaluation_refuses_what_it_would_not_read_and_what_would_mislead_it(
         ended = rescue("eval", "run", change)
         assert ended.code == 2, ended.err
         assert said in ended.err
+    assert rescue("train", "--out", "held", *TINY, "data.holdout=100").code == 0
+    other = rescue("eval", "held", "data.fold=1")
+    assert other.code == 2
+    assert "data.holdout: 100, data.fold: 1: held was trained on these images." in other.err
     grey = rescue("eval", "run", "data.name=folder", f"data.root={photos}")
     assert grey.code == 2
     assert "run sees images of 1 channel(s), and those of folder have 3." in grey.err

@@ -204,18 +204,27 @@ def note_machine(recipes: Iterable[Recipe], device: str) -> None:
 
 
 def train_here(
-    path: Path, recipe: Recipe, device: str, procs: int | None, workers: int | None
+    path: Path,
+    recipe: Recipe,
+    device: str,
+    procs: int | None,
+    workers: int | None,
+    folder: Path | None = None,
 ) -> bool:
-    """Trains, or goes on, or leaves what is there; whether it diverged, which is no error here."""
+    """Trains, or goes on, or leaves what is there; whether it diverged, which is no error here.
+
+    `folder` is the verb's --out, the one above `path` by default.
+    """
     from rescue_cli.launch import Nodes, abandon, run_directory
 
+    folder = folder or path.parent
     if is_done(path, recipe):
         return False
     if diverged(path, recipe):
         common.note(f"{path}: diverged before")
         return True
     common.note(f"{path}: {recipe.train.epochs:g} epochs, seed {recipe.train.seed}")
-    new = _prepare(path, recipe, device, procs or 1, workers, path.parent / ".cache", 1)
+    new = _prepare(path, recipe, device, procs or 1, workers, folder / ".cache", 1)
     try:
         run_directory(path, procs, 0, Nodes())
     except (UsageError, DataError):
@@ -228,7 +237,7 @@ def train_here(
     except StoppedError as error:
         raise StoppedError(
             f"stopped in {path.name}; what was trained is saved. "
-            f"The same command with --out {path.parent} goes on.",
+            f"The same command with --out {folder} goes on.",
             error.exit_code,
         ) from None
     return False

@@ -59,7 +59,7 @@ def load(name: str, keys: Keys, cache: Path, *, test_only: bool = False) -> Data
     With `test_only` its training folder may be missing, and is not decoded.
     """
     place = Place(name, keys, test_only and not keys.holdout)
-    dataset = subset(hold_out(DATASETS[name](place), keys.holdout), keys.subset)
+    dataset = subset(hold_out(DATASETS[name](place), keys.holdout, keys.fold), keys.subset)
     if keys.channels is not None:
         dataset = in_colour(dataset)
     if place.test_only:

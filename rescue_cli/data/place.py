@@ -21,6 +21,7 @@ class Keys:
     test_root: str | None = None
     sets: dict[str, str] = field(default_factory=dict)
     holdout: NotNegativeInt = 0
+    fold: NotNegativeInt = 0  # which of the disjoint sets of `holdout` images
     subset: tuple[PositiveInt, PositiveInt] | None = None
     mean: list[float] | None = None
     std: list[float] | None = None

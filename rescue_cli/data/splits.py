@@ -102,27 +102,44 @@ class Dataset:
     notes: tuple[str, ...] = ()
 
 
-def balanced(labels: Indices, count: int) -> Indices:
-    """`count` indices in ascending order, as many of each class as there are, drawn at random."""
+def balanced(labels: Indices, count: int, fold: int = 0) -> Indices:
+    """`count` indices in ascending order, as many of each class as there are, drawn at random.
+
+    Another `fold` has none of them.
+    """
     order = permute(np.arange(len(labels)), len(labels), SPLIT_SEED, 0)
     by_class = np.lexsort((order, labels))
     starts = np.searchsorted(labels[by_class], labels[by_class], side="left")
-    place = np.arange(len(labels)) - starts  # the how-many-th of its class
-    chosen = by_class[np.lexsort((labels[by_class], place))[:count]]
-    return np.sort(chosen)
+    place = np.arange(len(labels)) - starts  # the index within the class
+    drawn = by_class[np.lexsort((labels[by_class], place))]
+    return np.sort(drawn[fold * count : (fold + 1) * count])
 
 
-def hold_out(dataset: Dataset, count: int) -> Dataset:
-    """The data set with `count` training images in place of its test sets (for tuning)."""
+def hold_out(dataset: Dataset, count: int, fold: int = 0) -> Dataset:
+    """The data set with `count` training images in place of its test sets (for tuning).
+
+    Each `fold` holds out images that no other does.
+    """
+    if count == 0 and fold:
+        raise UsageError(
+            f"data.fold: {fold} of no held-out images. Give data.holdout=N, or drop it."
+        )
     if count == 0:
         return dataset
     if count >= len(dataset.train):
         raise UsageError(
             f"data.holdout: {count} of {len(dataset.train)} training images leaves none to train."
         )
-    held = balanced(dataset.train.labels, count)
+    if (fold + 1) * count > len(dataset.train):
+        raise UsageError(
+            f"data.fold: {fold}: {len(dataset.train)} training images have only "
+            f"{len(dataset.train) // count} folds of data.holdout={count}, from 0 on. "
+            "Give a smaller fold, or a smaller data.holdout."
+        )
+    held = balanced(dataset.train.labels, count, fold)
     kept = np.setdiff1d(np.arange(len(dataset.train)), held)
-    tests: dict[str, Split] = {"holdout": dataset.train.take(held)}
+    name = f"holdout-{fold}" if fold else "holdout"  # results of two folds are no pair
+    tests: dict[str, Split] = {name: dataset.train.take(held)}
     return replace(dataset, train=dataset.train.take(kept), tests=tests)
 
 

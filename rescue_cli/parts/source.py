@@ -65,10 +65,12 @@ def check_changes(changes: Sequence[str], source: Source) -> None:
     if trained is None:
         return
     keys = data_keys(asked)
-    if keys.holdout and trained.data.options.get("holdout", 0) != keys.holdout:
+    unseen = (trained.data.options.get("holdout", 0), trained.data.options.get("fold", 0))
+    if keys.holdout and (keys.holdout, keys.fold) != unseen:
+        fold = f", data.fold: {keys.fold}" if (keys.fold, unseen[1]) != (0, 0) else ""
         raise UsageError(
-            f"data.holdout: {keys.holdout}: {source.given} was trained on these images. Drop it, "
-            "or name others with data.test_root=DIR."
+            f"data.holdout: {keys.holdout}{fold}: {source.given} was trained on these images. "
+            "Drop it, or name others with data.test_root=DIR."
         )
     seen = trained.data.options.get("channels")
     seen = seen or (FACTS[trained.data.name].channels if trained.data.name in FACTS else None)
