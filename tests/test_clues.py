@@ -28,13 +28,13 @@ def falls_then_rises(turn: float, spread: float, seed: int) -> list[float]:
 def test_the_turn_is_found_within_a_fifth(turn: float, spread: float, seed: int) -> None:
     found = clues.turn(list(RATES), falls_then_rises(turn, spread, seed)).rate
     assert found is not None
-    assert turn - 0.05 <= found <= turn + 0.2
+    assert turn - 0.2 <= found <= turn + 0.1
 
 
 def test_a_rise_in_accuracy_that_ends_is_a_turn_too() -> None:
     accuracy = 90 - 60 * np.exp(-RATES / 0.1) - 100 * np.maximum(0, RATES - 0.6) ** 1.5
     found = clues.turn(list(RATES), list(-accuracy), "accuracy")
-    assert found.rate == pytest.approx(0.7, abs=0.08)
+    assert found.rate == pytest.approx(0.62, abs=0.05)
     assert found.evidence.startswith("accuracy turns at 0.")
 
 
@@ -43,7 +43,7 @@ def test_a_loss_that_only_falls_has_no_turn(seed: int) -> None:
     rng = np.random.default_rng(seed)
     loss = 2.3 * np.exp(-RATES) + 0.02 * rng.standard_normal(40)
     assert clues.turn(list(RATES), list(loss)) == clues.Turn(
-        None, "test loss: no turn found up to 1"
+        None, "falling", None, "test loss: still falling, no turn up to 1"
     )
 
 
@@ -51,8 +51,9 @@ def test_a_loss_that_only_falls_has_no_turn(seed: int) -> None:
 def test_noise_about_a_level_has_no_turn(seed: int) -> None:
     loss = 2.3 + 0.1 * np.random.default_rng(seed).standard_normal(40)
     found = clues.turn(list(RATES), list(loss))
-    assert found.rate is None
-    assert found.evidence == "test loss: it never improved beyond its noise up to 1"
+    assert found == clues.Turn(
+        None, "nothing learned", None, "test loss: no improvement beyond noise up to 1"
+    )
 
 
 def test_a_single_spike_is_no_turn() -> None:
@@ -61,13 +62,41 @@ def test_a_single_spike_is_no_turn() -> None:
     assert clues.turn(list(RATES), list(loss)).rate is None
 
 
-def test_what_ends_in_nan_turned_just_before() -> None:
+def test_what_ends_in_nan_turned_just_before_and_is_bounded() -> None:
     loss = [*(2.3 * np.exp(-RATES[:30])), math.nan, 1.0]
     found = clues.turn(list(RATES), loss)
-    assert found.rate == RATES[29]
-    assert found.evidence == f"test loss is not finite from {RATES[30]:.3g} on"
-    assert clues.turn([0.1, 0.2], [2.0, math.inf]).rate == 0.1
-    assert clues.turn([0.1], [math.nan]).rate == 0.1
+    assert (found.rate, found.verdict, found.bounded_above) == (RATES[29], "turn", RATES[30])
+    assert found.evidence == f"test loss: turns at {RATES[29]:.3g}, lost from {RATES[30]:.3g} on"
+
+
+@pytest.mark.parametrize(
+    ("losses", "bound"),
+    [
+        ([math.nan], 1.0),  # all but the last are curves of real runs, at rates far too high
+        ([427533184880.64, math.nan], 1.0),
+        ([2.2, 4.6, 10408.0, math.nan], 2.0),
+        ([4.9, 30.0, 35.0, math.nan], 1.0),
+        ([762.204, 1231.493, math.nan], 1.0),
+        ([2.3, 2.2, 2.1, math.inf], 4.0),
+    ],
+)
+def test_a_run_that_died_before_it_learned_bounds_the_rate_and_names_none(
+    losses: list[float], bound: float
+) -> None:
+    found = clues.turn([1.0, 2.0, 3.0, 4.0], losses, ceiling=math.log(10))
+    assert (found.rate, found.verdict, found.bounded_above) == (None, "died", bound)
+
+
+def test_a_way_back_from_an_explosion_to_guessing_is_nothing_learned() -> None:
+    loss = 2.31 + 1e4 * np.exp(-np.arange(40) / 3)
+    found = clues.turn(list(RATES), list(loss), ceiling=math.log(10))
+    assert found.rate is None
+    assert found.verdict in ("died", "nothing learned")
+
+
+def test_two_points_before_a_turn_are_too_few() -> None:
+    loss = [2.0, 1.0, 1.5, 2.0, 2.1, 2.2, 2.2, 2.2, 2.1, 2.2]
+    assert clues.turn(list(RATES), loss).rate is None
 
 
 curves = st.lists(st.floats(allow_nan=True, allow_infinity=True, width=32), max_size=60)
@@ -193,7 +222,7 @@ def test_a_blow_up_is_not_smoothed_into_what_came_before() -> None:
     rates = [0.253, 0.445, 0.648, 0.841, 1.03, 1.24, 1.25]
     loss = [14.18, 7.84, 3.39, 2.11, 1.79, 219142.8, math.nan]
     found = clues.turn(rates, loss)
-    assert found == clues.Turn(1.03, "test loss is not finite from 1.25 on")
+    assert (found.rate, found.bounded_above) == (1.03, 1.24)
     assert clues.overfitting_rates(rates, loss, loss) == []
 
 
