@@ -91,11 +91,13 @@ def turn(
             return said("too few points", f"{len(curve)} points are too few to judge")
         return said("died", f"{_points(len(kept))} before it is lost, from {bound:.3g} on")
     near = _near_the_lowest(kept, noise(finite[:lost][:CALM]))
-    before, bottom, after = kept[: near.start], kept[near.start : near.stop], kept[near.stop :]
+    # How far it blows up says nothing more than that it is lost
+    curve = np.minimum(curve, kept[: int(kept.argmin()) + 1].max())
+    before, bottom, after = kept[: near.start], kept[near.start : near.stop], curve[near.stop :]
     if not _above(before, bottom, near.spread):
         verdict: Verdict = "nothing learned" if bound is None else "died"
         return said(verdict, f"no improvement beyond noise up to {rates[len(kept) - 1]:.3g}{dies}")
-    if bound is None and (len(after) < AFTER or not _above(after, bottom, near.spread)):
+    if end is None and (len(after) < AFTER or not _above(after, bottom, near.spread)):
         return said(*_no_turn(kept, near.way, near.spread, rates))
     if near.place + 1 < BEFORE:
         words = f"turns at {rates[near.place]:.3g}, {_points(near.place)} before it: too few"
@@ -123,9 +125,10 @@ def _near_the_lowest(curve: Curve, spread: float) -> _Near:
     way = float(smoothed[: lowest + 1].max()) - least
     departed = least + max(DEPARTED * way, BEYOND_NOISE * SMOOTHED * spread)
     near = np.flatnonzero(smoothed <= departed)
-    alike = np.flatnonzero(curve[: near[-1] + 1] <= least + spread)
+    # One point more: smoothing draws a steep rise a point down
+    alike = np.flatnonzero(curve[: near[-1] + 2] <= least + spread)
     place = int(alike[-1]) if len(alike) else lowest
-    return _Near(int(near[0]), int(near[-1]) + 1, place, way, spread)
+    return _Near(int(near[0]), max(int(near[-1]), place) + 1, place, way, spread)
 
 
 def _above(some: Curve, bottom: Curve, spread: float) -> bool:
@@ -133,7 +136,8 @@ def _above(some: Curve, bottom: Curve, spread: float) -> bool:
     if not len(some):
         return False
     errors = (max(spread, noise(part)) / len(part) ** 0.5 for part in (some, bottom))
-    return float(some.mean() - bottom.mean()) > BEYOND_NOISE * math.hypot(*errors)
+    difference = float(some.mean() - bottom.mean())
+    return difference > float(BEYOND_NOISE * math.hypot(*errors))
 
 
 def _lost(curve: Curve, end: int | None) -> int | None:
@@ -165,7 +169,7 @@ def _falls_at_the_end(curve: Curve, way: float, spread: float) -> bool:
     quarter = max(1, len(curve) // 4)
     before, after = curve[-2 * quarter : -quarter], curve[-quarter:]
     fall = float(before.mean() - after.mean())
-    return fall > max(STILL_FALLING * way, BEYOND_NOISE * spread / quarter**0.5)
+    return bool(fall > max(STILL_FALLING * way, 3 * spread / quarter**0.5))
 
 
 def _points(count: int) -> str:

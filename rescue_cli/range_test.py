@@ -146,8 +146,6 @@ def reading(curves: Curves, loss_name: str = "test loss") -> Reading:
     falling = [-value for value in curves.accuracies]
     accuracy = clues.turn(curves.rates, falling, "accuracy")
     bounds = [turn.bounded_above for turn in (loss, accuracy)]
-    if {loss.verdict, accuracy.verdict} <= {"died", "nothing learned"}:
-        bounds.append(_exploded(curves, guess))
     bound = min((rate for rate in bounds if rate is not None), default=None)
     found = [turn.rate for turn in (loss, accuracy) if turn.rate is not None]
     max_lr = min(found) if found and (bound is None or min(found) < bound) else None
@@ -160,12 +158,6 @@ def reading(curves: Curves, loss_name: str = "test loss") -> Reading:
         overfitting=clues.overfitting_rates(curves.rates, curves.test_losses, curves.errors),
         suggestions=clues.suggestions(curves.rates, curves.train_losses),
     )
-
-
-def _exploded(curves: Curves, guess: float) -> float | None:
-    """The first rate with a test loss at twice that of a guess: a network that training broke."""
-    pairs = zip(curves.rates, curves.test_losses, strict=True)
-    return next((rate for rate, loss in pairs if loss > 2 * guess), None)
 
 
 def _verdict(*said: Verdict) -> Verdict:

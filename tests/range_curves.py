@@ -108,7 +108,7 @@ def falling_with_spike(draw: Draw) -> Array:
 
 def flat_at_the_end(draw: Draw) -> Array:
     """It has fallen at a fifth of the ramp, and stays."""
-    return GUESS - WAY * (1 - np.exp(-3 * 5 * draw.over / draw.over[-1]))
+    return np.array(GUESS - WAY * (1 - np.exp(-15 * draw.over / draw.over[-1])))
 
 
 def pure_noise(draw: Draw) -> Array:
