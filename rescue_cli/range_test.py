@@ -21,6 +21,7 @@ from rescue_cli.results import RunDirectory, read_metrics
 NAN = float("nan")
 FACTOR = 2.0  # between rates that agree
 WIDER = 1000.0  # times below a rate that was too high already: where the next test should begin
+LEARNED = 0.1  # of the way from a guess to all images
 STOP_ABOVE = 4.0  # times the first loss: what a run is stopped at, as fastai's finder is
 # What --apply writes: 45 % of the run up and 45 % down, as in most of the paper's
 ONE_CYCLE = {
@@ -151,7 +152,7 @@ def reading(curves: Curves, loss_name: str = "test loss") -> Reading:
     max_lr = min(found) if found and (bound is None or min(found) < bound) else None
     return Reading(
         max_lr=max_lr,
-        verdict="turn" if max_lr is not None else _verdict(loss.verdict, accuracy.verdict),
+        verdict="turn" if max_lr is not None else _verdict(curves, loss.verdict, accuracy.verdict),
         bounded_above=bound,
         spacing=1.0 if max_lr is None else _spacing(curves.rates, max_lr),
         evidence=[loss.evidence, accuracy.evidence],
@@ -160,10 +161,22 @@ def reading(curves: Curves, loss_name: str = "test loss") -> Reading:
     )
 
 
-def _verdict(*said: Verdict) -> Verdict:
+def _verdict(curves: Curves, *said: Verdict) -> Verdict:
     """Of a loss and an accuracy without a turn: an end first, then who saw the network learn."""
     order: tuple[Verdict, ...] = ("died", "too few points", "falling", "flat", "nothing learned")
-    return next((verdict for verdict in order if verdict in said), "too few points")
+    verdict: Verdict = next((verdict for verdict in order if verdict in said), "too few points")
+    ended = any(math.isnan(loss) for loss in curves.test_losses)
+    alive = verdict == "nothing learned" or (verdict == "died" and not ended)
+    return "noisy" if alive and _has_learned(curves) else verdict
+
+
+def _has_learned(curves: Curves) -> bool:
+    """Whether half of the points are far better than a guess, though none stands out."""
+    known = [value for value in curves.accuracies if math.isfinite(value)]
+    if curves.classes is None or not known:
+        return False
+    guess = 100 / curves.classes
+    return median(known) > guess + LEARNED * (100 - guess)
 
 
 def _spacing(rates: Sequence[float], rate: float) -> float:
@@ -197,6 +210,8 @@ class Answer:
             return f"Give a higher --end, such as {10 * ramp.end:.3g}."
         if self.verdict == "flat":
             return f"Give a higher --end, such as {10 * ramp.end:.3g}, or more --steps."
+        if self.verdict == "noisy":
+            return "Give more --steps, and a lower --start."
         if self.bounded_above is not None:
             low = self.bounded_above / WIDER
             return f"Try --start {low:.3g} --end {self.bounded_above:.3g} --ramp exponential."
@@ -248,6 +263,7 @@ def _no_rate(one: Reading, end: float) -> str:
     bound = one.bounded_above
     words = {
         "died": f"lost from {bound or end:.3g} on, before it had learned enough to judge",
+        "noisy": f"noise hides any turn up to {end:.3g}",
         "nothing learned": f"nothing was learned up to {end:.3g}",
         "too few points": "too few points to judge",
         "falling": f"no turn found up to {end:.3g}, still falling",

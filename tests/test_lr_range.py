@@ -6,6 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from rescue_cli import range_test
@@ -20,7 +21,7 @@ from tests.range_curves import TURNING, WITHOUT, Family, every_setting, simulate
 TINY = ("model.width=4", "data.subset=[640,200]", "train.batch_size=32",
         "train.device_batch_size=32")  # fmt: skip
 QUICK = ("lr-range-test", "--epochs", "1.5", "--points", "10", "--out", "test", *TINY)
-NONE = dict.fromkeys(("valley", "steepest", "slide", "minimum"))
+NONE = dict.fromkeys(("valley", "steepest", "minimum"))
 
 
 def a_ramp(**changes: object) -> Ramp:
@@ -165,6 +166,14 @@ def test_without_any_turn_there_is_no_rate() -> None:
     assert (found.max_lr, found.min_lr, found.trusted) == (None, None, False)
     assert found.reasons == ["seed 0: no turn found up to 3, still falling"]
     assert found.cure(a_ramp(end=3.0)) == "Give a higher --end, such as 30."
+
+
+def test_a_run_that_learned_at_once_and_is_noisy_is_not_said_to_have_learned_nothing() -> None:
+    rng = np.random.default_rng(0)
+    accuracies = list(65 + 12 * rng.standard_normal(40))
+    losses = list(1 + 0.3 * rng.standard_normal(40))
+    one = Curves(0, 40, list(np.linspace(0.1, 4, 40)), losses, losses, accuracies, classes=10)
+    assert range_test.reading(one).verdict == "noisy"
 
 
 def test_a_run_that_only_explodes_says_which_rates_to_try() -> None:

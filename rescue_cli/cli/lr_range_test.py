@@ -352,6 +352,7 @@ def _rates(given: Answer, ramp: Ramp) -> list[str]:
         words = {
             "falling": f"no turn found {upto}: the largest stable rate lies beyond",
             "flat": f"no turn found {upto}: the loss is flat at the end",
+            "noisy": "no rate found: it learned, but noise hides any turn",
             "nothing learned": f"no rate found: nothing was learned from {ramp.start:.3g} on",
             "died": "no rate found: the run died before it had learned enough to judge",
             "too few points": "no rate found: too few points on either side of a turn",
