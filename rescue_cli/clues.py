@@ -3,7 +3,8 @@
 Every function takes noisy curves of any length and always answers.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -12,18 +13,30 @@ from numpy.typing import NDArray
 
 Curve = NDArray[np.float64]
 Clue = Literal["underfitting", "overfitting", "divergence", "plateau"]
+Verdict = Literal["turn", "died", "nothing learned", "noisy", "too few points", "falling", "flat"]
 FEWEST = 5  # points that a judgement needs
 CALM = 2 * FEWEST  # points that noise is measured over, at least
 DEPARTED = 0.1  # of the way a curve has come: less of a way back is no turn
 STILL_FALLING = 0.02  # of the way, from the third quarter of a curve to its last
 SHARP = 0.5  # of the way, lost within a tenth of the curve
+# Of a turn: points up to it and points after it. Fewer may be chance: with noise alone the lowest
+# of n points has only one before it, or only one after it, in 2 / n of the curves.
+BEFORE, AFTER = 4, 2
+BEYOND_NOISE = 4.0  # standard deviations: what a fall or a rise must exceed
+SMOOTHED = 0.55  # the standard deviation of `smooth`ed white noise, of the noise's own
 
 
 @dataclass(frozen=True)
 class Turn:
-    """The largest rate before a curve turns back for good; None where it does not."""
+    """What a curve says of the largest stable rate.
+
+    `rate` is None unless the verdict is `turn`. From `bounded_above` on, where it is not None, all
+    that was learned is lost, whether or not there was a turn before it.
+    """
 
     rate: float | None
+    verdict: Verdict
+    bounded_above: float | None
     evidence: str
 
 
@@ -46,36 +59,122 @@ def noise(values: Sequence[float] | Curve) -> float:
     return float(1.4826 * np.median(np.abs(bends - np.median(bends))) / np.sqrt(6))
 
 
-def turn(rates: Sequence[float], values: Sequence[float], what: str = "test loss") -> Turn:
+def turn(
+    rates: Sequence[float],
+    values: Sequence[float],
+    what: str = "test loss",
+    ceiling: float = math.inf,
+) -> Turn:
     """Where a curve that should fall, over rising rates, begins to rise and does not come back.
 
-    `values` are losses, or accuracies with their sign changed. The end of the finite part counts as
-    a turn where something follows it. A way back is a turn if it is more than a tenth of the way
-    that the curve had come, and more than its noise.
+    `values` are losses, or accuracies with their sign changed; `ceiling` is what a guess would
+    have, so that what lies above it was never learned. There is a turn where the curve
+
+    - improved by more than its noise, over at least `BEFORE` points,
+    - and then lost more than its noise and a tenth of what it had gained, for good, over at least
+      `AFTER` points or by an end: a value that is not finite, or a level no better than the first.
+
+    The rate is the last one whose value cannot be told from the lowest.
     """
-    curve, end = _finite(values)
-    if len(curve) < FEWEST:
-        if end is None:
-            return Turn(None, f"{what}: {len(curve)} points are too few to judge")
-        return Turn(_before(rates, end), f"{what} is not finite from {rates[end]:.3g} on")
-    # How far it blows up says nothing more, and would be smoothed into what came before
-    curve = np.minimum(curve, curve[: int(curve.argmin()) + 1].max())
+    finite, end = _finite(values)
+    curve = np.minimum(finite, ceiling)
+    lost = _lost(curve, end)
+    kept = curve[:lost]  # smoothed alone: a blow-up would reach into what came before it
+    bound = None if lost is None else float(rates[lost])
+
+    def said(verdict: Verdict, words: str, rate: float | None = None) -> Turn:
+        return Turn(rate, verdict, bound, f"{what}: {words}")
+
+    dies = "" if bound is None else f", lost from {bound:.3g} on"
+    if len(kept) < BEFORE:
+        if bound is None:
+            return said("too few points", f"{len(curve)} points are too few to judge")
+        return said("died", f"{_points(len(kept))} before it is lost, from {bound:.3g} on")
+    near = _near_the_lowest(kept, noise(finite[:lost][:CALM]))
+    # How far it blows up says nothing more than that it is lost
+    curve = np.minimum(curve, kept[: int(kept.argmin()) + 1].max())
+    before, bottom, after = kept[: near.start], kept[near.start : near.stop], curve[near.stop :]
+    if not _above(before, bottom, near.spread):
+        verdict: Verdict = "nothing learned" if bound is None else "died"
+        return said(verdict, f"no improvement beyond noise up to {rates[len(kept) - 1]:.3g}{dies}")
+    if end is None and (len(after) < AFTER or not _above(after, bottom, near.spread)):
+        return said(*_no_turn(kept, near.way, near.spread, rates))
+    if near.place + 1 < BEFORE:
+        words = f"turns at {rates[near.place]:.3g}, {_points(near.place)} before it: too few"
+        return said("too few points", words + dies)
+    rate = float(rates[near.place])
+    return said("turn", f"turns at {rate:.3g}{dies}", rate)
+
+
+@dataclass(frozen=True)
+class _Near:
+    """The stretch from `start` to before `stop` that is near the lowest, its last `place` that
+    cannot be told from it, how far the curve came down, and its noise."""
+
+    start: int
+    stop: int
+    place: int
+    way: float
+    spread: float
+
+
+def _near_the_lowest(curve: Curve, spread: float) -> _Near:
     smoothed = smooth(curve)
     lowest = int(smoothed.argmin())
-    calm = max(lowest + 1, CALM)  # past it a training that falls apart is no measure of noise
-    way = float(smoothed[: lowest + 1].max() - smoothed[lowest])
-    if way <= 3 * noise(curve[:calm]):
-        return Turn(None, f"{what}: it never improved beyond its noise up to {rates[-1]:.3g}")
-    margin = max(DEPARTED * way, 3 * noise(smoothed[:calm]))
-    if end is not None:  # its last points may be those that blow up
-        last = int(np.flatnonzero(curve <= smoothed[lowest] + margin)[-1])
-    else:
-        last = int(np.flatnonzero(smoothed <= smoothed[lowest] + margin)[-1])
-    if last < len(curve) - 2:
-        return Turn(float(rates[last]), f"{what} turns at {rates[last]:.3g}")
-    if end is not None:
-        return Turn(float(rates[last]), f"{what} is not finite from {rates[end]:.3g} on")
-    return Turn(None, f"{what}: no turn found up to {rates[len(curve) - 1]:.3g}")
+    least = float(smoothed[lowest])
+    way = float(smoothed[: lowest + 1].max()) - least
+    departed = least + max(DEPARTED * way, BEYOND_NOISE * SMOOTHED * spread)
+    near = np.flatnonzero(smoothed <= departed)
+    # One point more: smoothing draws a steep rise a point down
+    alike = np.flatnonzero(curve[: near[-1] + 2] <= least + spread)
+    place = int(alike[-1]) if len(alike) else lowest
+    return _Near(int(near[0]), max(int(near[-1]), place) + 1, place, way, spread)
+
+
+def _above(some: Curve, bottom: Curve, spread: float) -> bool:
+    """Whether the mean of some points is above that of the bottom by more than noise."""
+    if not len(some):
+        return False
+    errors = (max(spread, noise(part)) / len(part) ** 0.5 for part in (some, bottom))
+    difference = float(some.mean() - bottom.mean())
+    return difference > float(BEYOND_NOISE * math.hypot(*errors))
+
+
+def _lost(curve: Curve, end: int | None) -> int | None:
+    """From where on a curve is no better than it began, to its end; `end`: where it is not finite.
+
+    None where it ends better than it began.
+    """
+    if not len(curve):
+        return end
+    ceiling = curve[: int(curve.argmin()) + 1].max()
+    first = len(curve)
+    while first > 0 and curve[first - 1] >= ceiling:
+        first -= 1
+    enough = AFTER if end is None else 1  # a last point alone may be noise
+    return first if first <= len(curve) - enough else end
+
+
+def _no_turn(
+    curve: Curve, way: float, spread: float, rates: Sequence[float]
+) -> tuple[Verdict, str]:
+    """Whether a curve without a turn still falls at its end."""
+    upto = f"up to {rates[len(curve) - 1]:.3g}"
+    if _falls_at_the_end(curve, way, spread):
+        return "falling", f"still falling, no turn {upto}"
+    return "flat", f"flat at the end, no turn {upto}"
+
+
+def _falls_at_the_end(curve: Curve, way: float, spread: float) -> bool:
+    """Whether the last quarter is lower than the one before by more than noise."""
+    quarter = max(1, len(curve) // 4)
+    before, after = curve[-2 * quarter : -quarter], curve[-quarter:]
+    fall = float(before.mean() - after.mean())
+    return bool(fall > max(STILL_FALLING * way, 3 * spread / quarter**0.5))
+
+
+def _points(count: int) -> str:
+    return f"{count} point{'' if count == 1 else 's'}"
 
 
 def overfitting_rates(
@@ -133,35 +232,30 @@ def clue(losses: Sequence[float], rates: Sequence[float] | None = None) -> Clue:
         steepest = first + int(climbs[first:].argmax())
         at_large = rates is None or rates[steepest] >= max(rates) / 2
         return "divergence" if climbs[steepest] > SHARP * way and at_large else "overfitting"
-    quarter = max(1, len(curve) // 4)
-    before, after = curve[-2 * quarter : -quarter], curve[-quarter:]
-    fall = float(before.mean() - after.mean())
-    return (
-        "underfitting" if fall > max(STILL_FALLING * way, 3 * spread / quarter**0.5) else "plateau"
-    )
+    return "underfitting" if _falls_at_the_end(curve, way, spread) else "plateau"
 
 
 # --- what fastai's users know ---
 
 
 def suggestions(rates: Sequence[float], losses: Sequence[float]) -> dict[str, float | None]:
-    """fastai's four suggestions for a learning rate, over the base-10 logarithm of the rate.
+    """Three of fastai's suggestions for a learning rate, over the base-10 logarithm of the rate.
 
     From smoothed training losses: `valley`, the middle of the longest decreasing run of losses;
-    `steepest`, the steepest fall; `slide`, from the right the end of the rise; `minimum`, a tenth
-    of the rate of the lowest loss. None where there are too few finite points.
+    `steepest`, the steepest fall; `minimum`, a tenth of the rate of the lowest loss. None where
+    there are too few finite points. Its fourth, `slide`, is made for a hundred points or more: of
+    40 and fewer it named one of the first two in 87 % of simulated curves, smoothed twice in 86 %.
     """
     curve, _ = _finite(losses)
     points = np.asarray(rates, dtype=np.float64)[: len(curve)]
     curve, points = curve[points > 0], points[points > 0]
     if len(curve) < FEWEST or len(np.unique(points)) < len(points):
-        return dict.fromkeys(("valley", "steepest", "slide", "minimum"))
+        return dict.fromkeys(("valley", "steepest", "minimum"))
     curve = smooth(curve)
     slope = np.gradient(curve, np.log10(points))
     found = {
         "valley": _valley(curve),
         "steepest": int(slope.argmin()),
-        "slide": _slide(slope * np.ptp(np.log10(points)) / (len(points) - 1)),
         "minimum": int(curve.argmin()),
     }
     rate = {name: float(points[place]) for name, place in found.items()}
@@ -180,15 +274,6 @@ def _valley(curve: Curve) -> int:
     return first + int(third) + int(third / 2)
 
 
-def _slide(slope: Curve, width: int = 15, threshold: float = 0.005) -> int:
-    """A window slides down from the right until the slopes a point at its ends agree."""
-    width = min(width, len(slope) // 2)
-    right = len(slope) - 1
-    while right - width > 0 and abs(slope[right] - slope[right - width]) > threshold:
-        right -= 1
-    return right - width
-
-
 def _finite(values: Sequence[float] | Curve) -> tuple[Curve, int | None]:
     """The curve up to its first value that is not finite, and where that is."""
     curve = np.asarray(values, dtype=np.float64)
@@ -196,12 +281,9 @@ def _finite(values: Sequence[float] | Curve) -> tuple[Curve, int | None]:
     return (curve, None) if not len(bad) else (curve[: bad[0]], int(bad[0]))
 
 
-def _before(rates: Sequence[float], place: int) -> float:
-    return float(rates[max(0, place - 1)])
-
-
-def _running(curve: Curve, of: Any) -> Curve:
+def _running(curve: Curve, of: Callable[..., Any]) -> Curve:
     """`of` over each point and its neighbours; fewer at the ends."""
     if len(curve) < 3:
         return curve
-    return np.array([of(curve[max(0, i - 1) : i + 2]) for i in range(len(curve))])
+    inside = of(np.lib.stride_tricks.sliding_window_view(curve, 3), axis=1)
+    return np.concatenate([[of(curve[:2])], inside, [of(curve[-2:])]])

@@ -12,13 +12,16 @@ from statistics import median
 from typing import Any, Literal
 
 from rescue_cli import clues
+from rescue_cli.clues import Verdict
 from rescue_cli.errors import UsageError
 from rescue_cli.plans import path_of, without_rule
 from rescue_cli.recipe import Recipe
 from rescue_cli.results import RunDirectory, read_metrics
 
 NAN = float("nan")
-FACTOR = 2.0  # between suggestions that agree
+FACTOR = 2.0  # between rates that agree
+WIDER = 1000.0  # times below a rate that was too high already: where the next test should begin
+LEARNED = 0.1  # of the way from a guess to all images
 STOP_ABOVE = 4.0  # times the first loss: what a run is stopped at, as fastai's finder is
 # What --apply writes: 45 % of the run up and 45 % down, as in most of the paper's
 ONE_CYCLE = {
@@ -57,6 +60,7 @@ class Ramp:
             f"train.stop_above={STOP_ABOVE}",
             f"train.log_every={max(1, int(between / 2))}",
             f"eval.every={self.epochs / self.points}",
+            *(f"eval.sets=[{name}]" for name in (recipe.eval.sets or [])[:1]),
             f"eval.sizes=[{recipe.eval.sizes[0]}]",
             f"eval.crops=[{recipe.eval.crops[0]}]",
             "eval.tta=[none]",
@@ -79,6 +83,7 @@ class Curves:
     train_losses: list[float]
     test_losses: list[float]
     accuracies: list[float]
+    classes: int | None = None  # None: it is not known what a guess would reach
 
     @property
     def errors(self) -> list[float]:
@@ -93,7 +98,9 @@ class Curves:
         return {"seed": self.seed, "steps": self.steps, **finite}
 
 
-def read(path: Path, ramp: Ramp, steps: int, seed: int, *, diverged: bool) -> Curves:
+def read(
+    path: Path, ramp: Ramp, steps: int, seed: int, *, diverged: bool, classes: int | None = None
+) -> Curves:
     """A run's curves at its evaluations; the training loss is the mean since the one before."""
     lines = read_metrics(RunDirectory(path).metrics)
     tests = [line for line in lines if line["kind"] == "eval"]
@@ -117,14 +124,17 @@ def read(path: Path, ramp: Ramp, steps: int, seed: int, *, diverged: bool) -> Cu
         last = max((line["step"] for line in lines), default=0)
         rates.append(ramp.rate(min(1.0, (last + 1) / steps)))
         train, test, accuracy = [*train, NAN], [*test, NAN], [*accuracy, NAN]
-    return Curves(seed, steps, rates, train, test, accuracy)
+    return Curves(seed, steps, rates, train, test, accuracy, classes)
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What one run's curves say."""
+    """What one run's curves say; `max_lr` is None unless the verdict is `turn`."""
 
-    max_lr: float | None  # None: no turn was found
+    max_lr: float | None
+    verdict: Verdict
+    bounded_above: float | None  # from this rate on nothing that was learned is left
+    spacing: float  # the rate of the point after the turn, in times of the turn's
     evidence: list[str]
     overfitting: list[tuple[float, float]]
     suggestions: dict[str, float | None]
@@ -132,23 +142,58 @@ class Reading:
 
 def reading(curves: Curves, loss_name: str = "test loss") -> Reading:
     """The largest stable rate: where the test loss turns up or accuracy falls, whichever first."""
-    loss = clues.turn(curves.rates, curves.test_losses, loss_name)
+    guess = math.log(curves.classes) if curves.classes else math.inf
+    loss = clues.turn(curves.rates, curves.test_losses, loss_name, guess)
     falling = [-value for value in curves.accuracies]
     accuracy = clues.turn(curves.rates, falling, "accuracy")
+    bounds = [turn.bounded_above for turn in (loss, accuracy)]
+    bound = min((rate for rate in bounds if rate is not None), default=None)
     found = [turn.rate for turn in (loss, accuracy) if turn.rate is not None]
+    max_lr = min(found) if found and (bound is None or min(found) < bound) else None
     return Reading(
-        max_lr=min(found) if found else None,
+        max_lr=max_lr,
+        verdict="turn" if max_lr is not None else _verdict(curves, loss.verdict, accuracy.verdict),
+        bounded_above=bound,
+        spacing=1.0 if max_lr is None else _spacing(curves.rates, max_lr),
         evidence=[loss.evidence, accuracy.evidence],
         overfitting=clues.overfitting_rates(curves.rates, curves.test_losses, curves.errors),
         suggestions=clues.suggestions(curves.rates, curves.train_losses),
     )
 
 
+def _verdict(curves: Curves, *said: Verdict) -> Verdict:
+    """Of a loss and an accuracy without a turn: an end first, then who saw the network learn."""
+    order: tuple[Verdict, ...] = ("died", "too few points", "falling", "flat", "nothing learned")
+    verdict: Verdict = next((verdict for verdict in order if verdict in said), "too few points")
+    ended = any(math.isnan(loss) for loss in curves.test_losses)
+    alive = verdict == "nothing learned" or (verdict == "died" and not ended)
+    return "noisy" if alive and _has_learned(curves) else verdict
+
+
+def _has_learned(curves: Curves) -> bool:
+    """Whether half of the points are far better than a guess, though none stands out."""
+    known = [value for value in curves.accuracies if math.isfinite(value)]
+    if curves.classes is None or not known:
+        return False
+    guess = 100 / curves.classes
+    return median(known) > guess + LEARNED * (100 - guess)
+
+
+def _spacing(rates: Sequence[float], rate: float) -> float:
+    place = list(rates).index(rate)
+    return rates[place + 1] / rate if place + 1 < len(rates) and rate > 0 else 1.0
+
+
 @dataclass(frozen=True)
 class Answer:
-    """What all runs say together; `max_lr` is the median over seeds of the full length."""
+    """What all runs say together; `max_lr` is the median over seeds of the full length.
+
+    `reasons`: why it is not trusted, or what agreed.
+    """
 
     max_lr: float | None
+    verdict: Verdict
+    bounded_above: float | None
     trusted: bool
     reasons: list[str]
 
@@ -157,24 +202,81 @@ class Answer:
         """A tenth: the paper's, who takes 3 to 4 less for cycles and 10 to 20 for one."""
         return None if self.max_lr is None else self.max_lr / 10
 
+    def cure(self, ramp: Ramp) -> str:
+        """What to try where no rate was found, or none to be trusted."""
+        if self.max_lr is not None:
+            return "Give more --seeds, --steps or --points, or ends nearer to it."
+        if self.verdict == "falling":
+            return f"Give a higher --end, such as {10 * ramp.end:.3g}."
+        if self.verdict == "flat":
+            return f"Give a higher --end, such as {10 * ramp.end:.3g}, or more --steps."
+        if self.verdict == "noisy":
+            return "Give more --steps, and a lower --start."
+        if self.bounded_above is not None:
+            low = self.bounded_above / WIDER
+            return f"Try --start {low:.3g} --end {self.bounded_above:.3g} --ramp exponential."
+        if self.verdict == "too few points":
+            return "Give a lower --start and --end, or more --points and --steps."
+        low, high = ramp.start / WIDER, ramp.end * WIDER
+        return (
+            f"The rates may be too high or too low. Try --start {low:.3g} --ramp exponential, "
+            f"then --end {high:.3g}."
+        )
 
-def answer(readings: Sequence[Reading], half: Reading | None, end: float) -> Answer:
-    """The suggestion, and whether seeds and half the steps agree on it within a factor of two."""
+
+def answer(readings: Sequence[Reading], half: Reading, end: float) -> Answer:
+    """The rate, and whether independent runs agree on it within a factor of two.
+
+    Seeds count from 0, the run of half the steps has the next one. It is evidence only by a turn
+    of its own: where the others fail it would fail alike.
+    """
     found = [r.max_lr for r in readings if r.max_lr is not None]
+    bound = min((r.bounded_above for r in readings if r.bounded_above is not None), default=None)
     reasons = []
-    if len(found) < len(readings):
-        missing = len(readings) - len(found)
-        reasons.append(f"no turn found up to {end:.3g} in {missing} of {len(readings)} runs")
+    for seed, one in enumerate(readings):
+        if one.max_lr is None:
+            reasons.append(f"seed {seed}: {_no_rate(one, end)}")
     if not found:
-        return Answer(None, False, reasons)
+        return Answer(None, readings[0].verdict, bound, False, reasons)
     if max(found) > FACTOR * min(found):
         reasons.append(f"between seeds it moves from {min(found):.3g} to {max(found):.3g}")
-    middle = median(found)
-    if half is not None and half.max_lr is None:
-        reasons.append("with half the steps no turn is found")
-    elif half is not None and not middle / FACTOR <= half.max_lr <= middle * FACTOR:  # type: ignore[operator]
-        reasons.append(f"with half the steps it is {half.max_lr:.3g}")
-    return Answer(middle, not reasons, reasons)
+    middle, last = median(found), len(readings)
+    if half.max_lr is None:
+        words = f"with half the steps, seed {last}: {_no_rate(half, end)}"
+        if last == 1:
+            words += ", and a single run cannot agree with itself"
+        reasons.append(words)
+    elif not middle / FACTOR <= half.max_lr <= middle * FACTOR:
+        reasons.append(f"with half the steps, seed {last}, it is {half.max_lr:.3g}")
+    apart = max(r.spacing for r in readings)
+    if apart > FACTOR:
+        reasons.append(f"the next point is {apart:.1f} times as high: too far apart to tell")
+    trusted = not reasons
+    if trusted:
+        reasons = [f"{_seeds(last)} and, with half the steps, seed {last} agree within a factor of "
+                   f"{FACTOR:g}"]  # fmt: skip
+    return Answer(middle, "turn", bound, trusted, reasons)
+
+
+def _no_rate(one: Reading, end: float) -> str:
+    """Why a reading has no rate."""
+    bound = one.bounded_above
+    words = {
+        "died": f"lost from {bound or end:.3g} on, before it had learned enough to judge",
+        "noisy": f"noise hides any turn up to {end:.3g}",
+        "nothing learned": f"nothing was learned up to {end:.3g}",
+        "too few points": "too few points to judge",
+        "falling": f"no turn found up to {end:.3g}, still falling",
+        "flat": f"no turn found up to {end:.3g}, flat at the end",
+        "turn": "the curves contradict each other",
+    }[one.verdict]
+    late = bound is not None and one.verdict in ("nothing learned", "too few points")
+    return f"{words}; lost from {bound:.3g} on" if late else words
+
+
+def _seeds(count: int) -> str:
+    numbers = ", ".join(str(seed) for seed in range(count))
+    return f"seed{'s' if count > 1 else ''} {numbers}"
 
 
 def applied(recipe: Recipe, max_lr: float, momentum: tuple[float, float] | None) -> Recipe:

@@ -232,7 +232,8 @@ def train_here(
             abandon(path)
         raise
     except DivergedError as error:
-        common.note(f"diverged: {error}")
+        observed, _, _ = str(error).partition(" Lower optim.lr")  # here it is a result
+        common.note(f"diverged: {observed}")
         return True
     except StoppedError as error:
         raise StoppedError(

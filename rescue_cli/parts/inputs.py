@@ -175,7 +175,7 @@ def training_images(recipe: Recipe) -> int | None:
     keys = data_keys(recipe)
     known = FACTS[recipe.data.name].images
     if are_counted(recipe):
-        return _listed(recipe)
+        return len(listed(recipe).train)
     if known is None:
         return None
     left = known - keys.holdout
@@ -191,9 +191,9 @@ def are_counted(recipe: Recipe) -> bool:
 def counted_images(recipe: Recipe) -> int:
     """As `training_images`; raises `DataError`, which says what is missing, where it is None."""
     found = training_images(recipe)
-    return _listed(recipe) if found is None else found
+    return len(listed(recipe).train) if found is None else found
 
 
-def _listed(recipe: Recipe) -> int:
-    keys = replace(data_keys(recipe), resident=False)  # counted, not decoded
-    return len(load(recipe.data.name, keys, Path()).train)
+def listed(recipe: Recipe) -> Dataset:
+    """The recipe's data set with its files counted, not decoded; raises `DataError`."""
+    return load(recipe.data.name, replace(data_keys(recipe), resident=False), Path())

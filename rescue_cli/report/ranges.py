@@ -11,7 +11,7 @@ from rescue_cli.range_test import Answer, Curves, Reading
 from rescue_cli.report.pictures import figure_of, save
 
 WIDE = 10  # times the median of the losses
-MARKS = {"valley": "v", "steepest": "s", "slide": ">", "minimum": "o"}
+MARKS = {"valley": "v", "steepest": "s", "minimum": "o"}
 
 
 def draw(
