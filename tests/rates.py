@@ -246,7 +246,7 @@ def scene_bootstrap(count: int, trials: int, draws: int) -> Rate:
 
     def claims(rng: np.random.Generator) -> bool:
         counts = [_segmented(rng, shared) for shared in [_drawn(rng, count)] * 2]
-        found = scenes.bootstrap(*({"counts": each} for each in counts), draws=draws)  # type: ignore[misc]
+        found = scenes.bootstrap({"counts": counts[0]}, {"counts": counts[1]}, draws)
         return "p" in found and found["p"] < 0.05
 
     return over(0.05, trials, claims)

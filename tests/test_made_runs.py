@@ -10,6 +10,7 @@ import pytest
 
 from rescue_cli.errors import DivergedError
 from rescue_cli.report import operands, sweeps
+from rescue_cli.report.planned import Lost
 from rescue_cli.results import RunDirectory, read_json, read_metrics
 from tests.conftest import Rescue
 from tests.made_runs import made_failure, made_run, made_sweep
@@ -59,7 +60,7 @@ def test_a_made_sweep_says_what_it_was_told_to(tmp_path: Path) -> None:
     )  # fmt: skip
     found = sweeps.read(folder)
     assert found.values("test") == pytest.approx(tops)
-    assert found.failures == {2: "diverged at step 3"}
+    assert found.lost == {2: Lost("diverged", "diverged at step 3")}
     assert [r["loss"] for r in found.results.values()] == pytest.approx([1.5, 1.25, 2.0])
     right = operands.right(operands.predictions(folder / "seed-1"))
     assert (100 * right.mean(), len(right)) == (42.5, 200)

@@ -9,7 +9,7 @@ import torch
 
 from rescue_cli.errors import UsageError
 from rescue_cli.report import studies
-from rescue_cli.statistics import Sample, interval, sample, welch
+from rescue_cli.statistics import Sample, difference, interval, sample
 from tests.conftest import Rescue
 from tests.engine_runs import descendants, start, until_gone
 from tests.made_runs import made_sweep
@@ -264,17 +264,17 @@ def test_samples_and_welchs_test_are_scipys() -> None:
     from scipy import stats
 
     a, b = [90.1, 90.4, 89.8, 90.2], [91.0, 90.6, 90.9]
-    assert welch(sample(a), sample(b)) == pytest.approx(
+    assert difference(sample(a), sample(b)).p == pytest.approx(
         float(stats.ttest_ind(a, b, equal_var=False).pvalue)
     )
     low, high = stats.t.interval(0.95, 3, 90.125, stats.sem(a))
     assert interval(sample(a)) == pytest.approx((float(low), float(high)))
     assert sample([1.0]) == Sample(1.0, None, 1)
-    assert welch(sample([1.0]), sample([2.0])) is None
+    assert difference(sample([1.0]), sample([2.0])).p is None
     # one run against a paper's four: t with the paper's three degrees of freedom
     error = 0.5 * (1 / 4 + 1) ** 0.5
     expected = 2 * float(stats.t.sf(2.0 / error, 3))
-    assert welch(Sample(92.0, None, 1), Sample(90.0, 0.5, 4)) == pytest.approx(expected)
+    assert difference(Sample(92.0, None, 1), Sample(90.0, 0.5, 4)).p == pytest.approx(expected)
 
 
 def test_a_snapshot_of_a_row_that_is_none_is_refused(tmp_path: Path) -> None:

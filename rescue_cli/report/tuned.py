@@ -7,7 +7,8 @@ from typing import Any
 
 from rescue_cli.clues import smooth
 from rescue_cli.range_test import Curves
-from rescue_cli.report.comparison import details, pairs_of, told
+from rescue_cli.report.claims import details
+from rescue_cli.report.comparison import pairs_of, told
 from rescue_cli.report.markup import counted, head, image, listed, table, text
 from rescue_cli.report.operands import Operand, operand
 from rescue_cli.report.pictures import figure_of
