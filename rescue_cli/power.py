@@ -15,6 +15,13 @@ def t_quantile(freedom: float, level: float) -> float:
     return float(stdtrit(freedom, 1 - level / 2))
 
 
+def two_sided(t: float, freedom: float) -> float:
+    """The p of a t-test, given its statistic."""
+    from scipy.special import stdtr
+
+    return float(2 * stdtr(freedom, -abs(t)))
+
+
 def detectable(error: float, freedom: float, level: float) -> float:
     """The true difference that the test sees in 80 % of cases, by the noncentral t."""
     from scipy.optimize import brentq

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from rescue_cli.power import detectable, needed, t_quantile, upper_bound
+from rescue_cli.power import detectable, needed, t_quantile, two_sided, upper_bound
 
 CONFIDENCE = 0.95
 LEVEL = 0.05  # of a test that stands alone
@@ -43,9 +43,7 @@ class Difference:
         """Two-sided, that there is no difference; None where no spread is known."""
         if self.error is None or self.freedom is None:
             return None
-        from scipy.special import stdtr
-
-        return float(2 * stdtr(self.freedom, -abs(self.mean) / self.error))
+        return two_sided(self.mean / self.error, self.freedom)
 
     def interval(self, level: float = LEVEL) -> tuple[float, float] | None:
         """Of the mean, with confidence 1 - `level`."""

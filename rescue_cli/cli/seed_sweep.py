@@ -25,9 +25,10 @@ from rescue_cli.cli.runs import (
     train_missing,
 )
 from rescue_cli.cli.screen import then
+from rescue_cli.cli.until import opponent, train_until
 from rescue_cli.errors import DataError, DivergedError, UsageError
 from rescue_cli.recipe import Recipe
-from rescue_cli.report import sweeps
+from rescue_cli.report import looks, sweeps
 from rescue_cli.report.sweeps import PREFIX, Sweep
 
 app = common.verb()
@@ -57,6 +58,10 @@ def seed_sweep(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder; runs/sweep/RECIPE by default.")] = None,
     sets: Annotated[str | None, typer.Option(help="Test sets, short for eval.sets.")] = None,
+    until: Annotated[
+        str | None,
+        typer.Option(metavar="A", help="Stop at the first of planned looks that tells it from A."),
+    ] = None,
     on: Annotated[Where, typer.Option(help="This machine, or SLURM's queue.")] = Where.local,
     slurm: Annotated[
         list[str] | None, typer.Option(metavar="KEY=VALUE", help="For sbatch: partition=gpu.")
@@ -78,6 +83,7 @@ def seed_sweep(
     if any(override.startswith("train.seed=") for override in given):
         raise UsageError("--seeds and train.seed say the same thing. Give --seeds.")
     build.check(base)
+    against = None if until is None else opponent(until)
     folder = common.folder(out or Path("runs", "sweep", base.name))
     for line in [str(folder), *said]:
         common.note(line)
@@ -85,14 +91,29 @@ def seed_sweep(
         work = _queued(queue(slurm or [], jobs, device, workers, folder / ".slurm"))
     else:
         work = _local(base, places(common.device(device), jobs, workers), folder / ".cache")
-    sweeps.read(folder)  # raises what would else be found at the end
-    _run(base, chosen, folder, work)
+    known = sweeps.read(folder)  # raises what would else be found at the end
+    pair: dict[str, Any] = {}
+    if against is None:
+        _warn_of_looks(known, chosen)
+        _run(base, chosen, folder, work)
+    else:
+        pair = train_until(against, chosen, folder, lambda some: _run(base, some, folder, work))
     sweep = sweeps.read(folder)
     _write(sweep)
-    found = {"recipe": base.name, **sweeps.summary(sweep)}
+    found = {"recipe": base.name, **sweeps.summary(sweep), **({"until": pair} if pair else {})}
     print(json_module.dumps(found)) if json else _print(found, sweep)
     common.note(str(folder))
     demand_results(len(sweep.results), [lost.how for lost in sweep.lost.values()])
+
+
+def _warn_of_looks(known: Sweep, seeds: list[int]) -> None:
+    """Says what becomes of a comparison that is made again with more seeds."""
+    others = looks.before(known.path)
+    if others and known.results and not set(seeds) <= known.results.keys():
+        common.note(
+            f"warning: {known.path} was compared with {others[0]} already. A test repeated after "
+            "more seeds errs in more than 5 % of cases; --until keeps to 5 %"
+        )
 
 
 def _local(base: Recipe, where: Places, cache: Path) -> Work:
@@ -165,10 +186,26 @@ def _print(found: dict[str, Any], sweep: Sweep) -> None:
     for seed, lost in sweep.lost.items():
         out.print(f"seed {seed} {lost}")
     for name, peak in found["peak"].items():
-        if peak is None:
-            continue
-        for other, (value, low, high) in peak.get("remains", {}).items():
-            out.print(
-                f"the best seed on {name} is {peak['inflation'][0]:.2f} above the mean there and "
-                f"{value:+.2f} on {other} ({low:+.2f} to {high:+.2f})"
-            )
+        for line in _worth(name, peak):
+            out.print(line)
+    if "until" in found:
+        out.print(found["until"]["claim"])
+        look = found["until"]["look"]
+        out.print(
+            f"look {look['number']} of {look['of']}, after {look['seeds']} seeds; each look has "
+            f"p < {look['level']:.2g}, 5 % over all"
+        )
+
+
+def _worth(name: str, peak: dict[str, Any] | None) -> list[str]:
+    """What choosing the best seed on a measurement is worth there and elsewhere."""
+    lines = []
+    for other, (value, low, high) in (peak or {}).get("remains", {}).items():
+        assert peak is not None
+        above, least, most = peak["inflation"]
+        lines.append(
+            f"the best seed on {name} is {above:.2f} above the mean there (by chance "
+            f"{least:.2f} to {most:.2f}) and {value:+.2f} on {other} (by chance {low:+.2f} to "
+            f"{high:+.2f})"
+        )
+    return lines

@@ -21,18 +21,12 @@ def note(sides: Sequence[Operand]) -> list[str]:
     """Keeps that the sides were compared; a warning for each pair that was with fewer seeds."""
     found = []
     for a, b in combinations(sides, 2):
-        now = f"{a.sample.n} {b.sample.n}"
-        earlier: list[str] = []
-        for side, other in ((a, b), (b, a)):
-            if (folder := _sweep_of(side)) is not None:
-                earlier = _kept(folder, other) or earlier
-                _keep(folder, other, f"{side.sample.n} {other.sample.n}")
-        before = [n for n in earlier if n != now and n != " ".join(reversed(now.split()))]
-        if before:
-            shown = ", ".join(n.replace(" ", " and ") for n in before)
+        earlier = {n for side, other in ((a, b), (b, a)) for n in _look(side, other)}
+        if earlier - {a.sample.n + b.sample.n}:
+            counts = ", ".join(map(str, sorted(earlier - {a.sample.n + b.sample.n})))
             found.append(
-                f"{a.name} and {b.name} were compared before, with {shown} runs. Looking again "
-                "after more seeds claims differences that are not there in more than 5 % of "
+                f"{a.name} and {b.name} were compared before, with {counts} runs together. Looking "
+                "again after more seeds claims differences that are not there in more than 5 % of "
                 "cases; rescue seed-sweep --until keeps to 5 %."
             )
     return found
@@ -49,20 +43,22 @@ def _sweep_of(side: Operand) -> Path | None:
     return path if len(side.paths) > 0 and path not in side.paths.values() else None
 
 
-def _kept(folder: Path, other: Operand) -> list[str]:
-    return list(_read(folder).get(_key(other), []))
+def _look(side: Operand, other: Operand) -> list[int]:
+    """The runs of both at earlier looks, as the side's folder has kept them; keeps this one.
 
-
-def _keep(folder: Path, other: Operand, n: str) -> None:
-    """Adds a look; a folder that cannot be written to keeps none."""
-    known = _read(folder)
-    looks = known.setdefault(_key(other), [])
-    if n not in looks:
+    A folder that cannot be written to keeps none.
+    """
+    if (folder := _sweep_of(side)) is None:
+        return []
+    known, now = _read(folder), side.sample.n + other.sample.n
+    earlier = known.get(_key(other), [])
+    if now not in earlier:
         with contextlib.suppress(RescueError):
-            write_json(folder / FILE, {**known, _key(other): [*looks, n]})
+            write_json(folder / FILE, {**known, _key(other): [*earlier, now]})
+    return earlier
 
 
-def _read(folder: Path) -> dict[str, list[str]]:
+def _read(folder: Path) -> dict[str, list[int]]:
     file = folder / FILE
     with contextlib.suppress(RescueError):
         return read_json(file) if file.is_file() else {}

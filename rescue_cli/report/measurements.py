@@ -4,13 +4,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from rescue_cli.results import METRICS, metrics_of
-from rescue_cli.statistics import wilson
 
 WORDS = ("set", "TTA")  # columns that hold no numbers
 
 
 def interval_of(entry: Mapping[str, Any]) -> tuple[float, float]:
     """Of a top-1 accuracy, 95 % over new test images (Wilson)."""
+    from rescue_cli.statistics import wilson
+
     return wilson(entry["top1"] / 100 * entry["count"], entry["count"])
 
 

@@ -1,0 +1,74 @@
+"""A sweep that ends when its comparison is decided: planned looks that keep 5 % together."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rescue_cli import sequential
+from rescue_cli.cli import common
+from rescue_cli.errors import DataError, UsageError
+from rescue_cli.report import looks
+from rescue_cli.report.comparison import pairs_of
+from rescue_cli.report.markup import counted
+from rescue_cli.report.operands import Operand, operand
+from rescue_cli.results import read_json, write_json
+
+FILE = "until.json"
+
+
+def opponent(word: str) -> Operand:
+    """What the sweep is compared with; raises `UsageError` for what has no spread of its own."""
+    found = operand(word)
+    if found.sample.std is None or found.sample.n < 2:
+        raise UsageError(
+            f"--until: {word} has no standard deviation of its own. Give a sweep of two seeds or "
+            "more, or MEAN±STD/N."
+        )
+    return found
+
+
+def train_until(
+    against: Operand, seeds: Sequence[int], folder: Path, train: Callable[[list[int]], None]
+) -> dict[str, Any]:
+    """Trains seeds from look to look until a difference may be claimed; the last look's pair.
+
+    The looks are planned before the first and kept in the folder. Raises `UsageError` for a folder
+    whose looks were not planned so.
+    """
+    planned = sequential.looks(len(seeds))
+    level = sequential.level(planned)
+    _keep(folder, {"against": against.name, "seeds": list(seeds), "looks": planned})
+    common.note(
+        f"looks after {', '.join(map(str, planned))} seeds, each at p < {level:.2g}: 5 % over all"
+    )
+    found: dict[str, Any] = {}
+    for number, count in enumerate(planned, 1):
+        train(list(seeds[:count]))
+        try:
+            found = pairs_of([against, operand(str(folder))], level=level)[0]
+        except DataError:  # no seed has a result yet
+            continue
+        decided = found["p"] is not None and found["p"] < level
+        found["look"] = {"number": number, "of": len(planned), "seeds": count, "level": level}
+        p = "-" if found["p"] is None else f"{found['p']:.2g}"
+        common.note(f"look {number} of {len(planned)}, after {counted(count, 'seed')}: p = {p}")
+        if decided:
+            break
+    return found
+
+
+def _keep(folder: Path, plan: dict[str, Any]) -> None:
+    file = folder / FILE
+    if file.is_file():
+        if (before := read_json(file)) != plan:
+            raise UsageError(
+                f"--until: {folder} was begun with other looks, against {before.get('against')} "
+                f"with {len(before.get('seeds', []))} seeds. Repeat that, or use a new --out."
+            )
+        return
+    if others := looks.before(folder):
+        raise UsageError(
+            f"--until: {folder} was compared with {others[0]} already, at a look that was not "
+            "planned. Use a new --out."
+        )
+    write_json(file, plan)

@@ -1,0 +1,74 @@
+"""`seed-sweep --until`: planned looks at made sweeps, and what an unplanned look costs."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Rescue
+from tests.made_runs import made_sweep
+
+TINY = ("model.width=4", "data.subset=[256,200]", "train.batch_size=32",
+        "train.device_batch_size=32", "train.epochs=2")  # fmt: skip
+LOW = {seed: 50 + 0.5 * (seed % 3) for seed in range(6)}
+HIGH = {seed: 60 + 0.5 * (seed % 4) for seed in range(10)}
+CALL = ("seed-sweep", *TINY, "--seeds", "10", "--out", "b", "--until", "a", "--json")
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Path:
+    made_sweep(tmp_path / "a", LOW, overrides=TINY)
+    made_sweep(tmp_path / "b", HIGH, overrides=TINY)
+    return tmp_path
+
+
+@pytest.mark.usefixtures("made")
+def test_a_sweep_ends_at_the_first_look_that_decides(rescue: Rescue) -> None:
+    ended = rescue(*CALL)
+    assert ended.code == 0, ended.err
+    assert "looks after 3, 5, 10 seeds, each at p < 0.017: 5 % over all" in ended.err
+    found = json.loads(ended.out)["until"]
+    assert found["look"]["number"] == 1
+    assert found["claim"].startswith("b is better than a by ")
+    assert "look 2 of 3" not in ended.err
+    assert json.loads(rescue(*CALL).out)["until"] == found
+
+
+def test_a_sweep_that_differs_in_nothing_is_looked_at_to_its_end(
+    rescue: Rescue, made: Path
+) -> None:
+    made_sweep(made / "c", {seed: 50 + 0.5 * (seed % 4) for seed in range(10)}, overrides=TINY)
+    words = [word if word != "b" else "c" for word in CALL]
+    ended = rescue(*words)
+    assert ended.code == 0, ended.err
+    assert json.loads(ended.out)["until"]["look"] == {
+        "number": 3, "of": 3, "seeds": 10, "level": pytest.approx(0.05 / 3),
+    }  # fmt: skip
+    more = rescue(*(word if word != "10" else "20" for word in words))
+    assert more.code == 2
+    assert "c was begun with other looks, against a with 10 seeds. Repeat that" in more.err
+
+
+@pytest.mark.usefixtures("made")
+def test_looks_that_were_not_planned_are_told_and_cannot_become_planned(rescue: Rescue) -> None:
+    assert "warning" not in rescue("compare", "a", "b").err
+    assert "warning" not in rescue("compare", "a", "b").err, "the same look again"
+    refused = rescue(*CALL)
+    assert refused.code == 2
+    assert "at a look that was not planned. Use a new --out." in refused.err
+
+
+def test_comparing_again_after_more_seeds_is_warned_of(rescue: Rescue, made: Path) -> None:
+    assert "warning" not in rescue("compare", "a", "b").err
+    made_sweep(made / "a", {6: 50.5}, overrides=TINY)
+    again = rescue("compare", "a", "b")
+    assert again.code == 0, again.err
+    assert "a and b were compared before, with 16 runs together." in again.err
+    assert "warning" not in rescue("compare", "b", "80.0±0.5/5").err
+
+
+@pytest.mark.usefixtures("made")
+def test_one_number_is_nothing_to_look_for(rescue: Rescue) -> None:
+    refused = rescue(*CALL[:-2], "91.0")
+    assert refused.code == 2
+    assert "--until: 91.0 has no standard deviation of its own." in refused.err
