@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import median
+from statistics import median, median_low
 from typing import Any, Literal
 
 from rescue_cli import clues
@@ -232,6 +232,7 @@ def answer(readings: Sequence[Reading], half: Reading, end: float) -> Answer:
     """
     found = [r.max_lr for r in readings if r.max_lr is not None]
     bound = min((r.bounded_above for r in readings if r.bounded_above is not None), default=None)
+    below = [rate for rate in found if bound is None or rate < bound]
     reasons = []
     for seed, one in enumerate(readings):
         if one.max_lr is None:
@@ -240,7 +241,11 @@ def answer(readings: Sequence[Reading], half: Reading, end: float) -> Answer:
         return Answer(None, readings[0].verdict, bound, False, reasons)
     if max(found) > FACTOR * min(found):
         reasons.append(f"between seeds it moves from {min(found):.3g} to {max(found):.3g}")
-    middle, last = median(found), len(readings)
+    if not below:
+        reasons.append(f"a run is lost from {bound:.3g} on, below every rate found")
+        return Answer(None, "died", bound, False, reasons)
+    # One of the rates seen, and none at which another run was lost
+    middle, last = min(median_low(found), max(below)), len(readings)
     if half.max_lr is None:
         words = f"with half the steps, seed {last}: {_no_rate(half, end)}"
         if last == 1:

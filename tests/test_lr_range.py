@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -144,7 +145,7 @@ def reading(rate: float | None, verdict: Verdict = "falling", spacing: float = 1
          "and a single run cannot agree with itself"),
         ([0.4, 0.6, 0.9], 0.5, False, "between seeds it moves from 0.4 to 0.9"),
         ([0.5, 0.6, 0.7], 0.2, False, "with half the steps, seed 3, it is 0.2"),
-        ([0.5, None, 0.7], 0.5, False, "seed 1: no turn found up to 1, still falling"),
+        ([0.6, None, 0.7], 0.5, False, "seed 1: no turn found up to 1, still falling"),
     ],
 )  # fmt: skip
 def test_a_rate_is_trusted_where_independent_runs_agree_within_two(
@@ -154,6 +155,15 @@ def test_a_rate_is_trusted_where_independent_runs_agree_within_two(
     assert found.trusted is trusted
     assert "; ".join(found.reasons) == reason
     assert found.max_lr == pytest.approx(0.6)
+
+
+def test_no_rate_is_named_at_which_another_run_was_lost() -> None:
+    died = replace(reading(0.5), bounded_above=0.6)
+    found = range_test.answer([died, reading(0.8), reading(0.9)], reading(0.5), 1.0)
+    assert (found.max_lr, found.bounded_above) == (0.5, 0.6)
+    early = replace(reading(None, "died"), bounded_above=0.2)
+    found = range_test.answer([early, reading(0.8)], reading(0.8), 1.0)
+    assert (found.max_lr, found.verdict, found.trusted) == (None, "died", False)
 
 
 def test_points_further_apart_than_two_agree_on_nothing() -> None:
