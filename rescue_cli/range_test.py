@@ -13,7 +13,6 @@ from typing import Any, Literal
 
 from rescue_cli import clues
 from rescue_cli.clues import Verdict
-from rescue_cli.errors import UsageError
 from rescue_cli.plans import path_of, without_rule
 from rescue_cli.recipe import Recipe
 from rescue_cli.results import RunDirectory, read_metrics
@@ -296,19 +295,3 @@ def applied(recipe: Recipe, max_lr: float, momentum: tuple[float, float] | None)
     written = ", ".join(f"{key}: {value}" for key, value in keys.items())
     cycle = f"schedule={{{written}, momentum: {cycled}}}"
     return recipe.with_overrides(*rates, cycle, *without_rule(recipe))
-
-
-def momentum_of(text: str | None) -> tuple[float, float] | None:
-    """`0.95:0.85`, at the lowest rate and at the highest; raises `UsageError`."""
-    if text is None:
-        return None
-    try:
-        first, last = (float(part) for part in text.split(":"))
-    except ValueError:
-        raise UsageError(
-            f"--momentum: '{text}' is not A:B. Give momentum at the lowest and the highest rate, "
-            "as 0.95:0.85."
-        ) from None
-    if not (0 <= first < 1 and 0 <= last < 1):
-        raise UsageError(f"--momentum: {text} must be at least 0 and below 1, both.")
-    return first, last
