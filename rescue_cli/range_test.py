@@ -8,12 +8,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import median
+from statistics import median, median_low
 from typing import Any, Literal
 
 from rescue_cli import clues
 from rescue_cli.clues import Verdict
-from rescue_cli.errors import UsageError
 from rescue_cli.plans import path_of, without_rule
 from rescue_cli.recipe import Recipe
 from rescue_cli.results import RunDirectory, read_metrics
@@ -232,6 +231,7 @@ def answer(readings: Sequence[Reading], half: Reading, end: float) -> Answer:
     """
     found = [r.max_lr for r in readings if r.max_lr is not None]
     bound = min((r.bounded_above for r in readings if r.bounded_above is not None), default=None)
+    below = [rate for rate in found if bound is None or rate < bound]
     reasons = []
     for seed, one in enumerate(readings):
         if one.max_lr is None:
@@ -240,7 +240,11 @@ def answer(readings: Sequence[Reading], half: Reading, end: float) -> Answer:
         return Answer(None, readings[0].verdict, bound, False, reasons)
     if max(found) > FACTOR * min(found):
         reasons.append(f"between seeds it moves from {min(found):.3g} to {max(found):.3g}")
-    middle, last = median(found), len(readings)
+    if not below:
+        reasons.append(f"a run is lost from {bound:.3g} on, below every rate found")
+        return Answer(None, "died", bound, False, reasons)
+    # One of the rates seen, and none at which another run was lost
+    middle, last = min(median_low(found), max(below)), len(readings)
     if half.max_lr is None:
         words = f"with half the steps, seed {last}: {_no_rate(half, end)}"
         if last == 1:
@@ -291,19 +295,3 @@ def applied(recipe: Recipe, max_lr: float, momentum: tuple[float, float] | None)
     written = ", ".join(f"{key}: {value}" for key, value in keys.items())
     cycle = f"schedule={{{written}, momentum: {cycled}}}"
     return recipe.with_overrides(*rates, cycle, *without_rule(recipe))
-
-
-def momentum_of(text: str | None) -> tuple[float, float] | None:
-    """`0.95:0.85`, at the lowest rate and at the highest; raises `UsageError`."""
-    if text is None:
-        return None
-    try:
-        first, last = (float(part) for part in text.split(":"))
-    except ValueError:
-        raise UsageError(
-            f"--momentum: '{text}' is not A:B. Give momentum at the lowest and the highest rate, "
-            "as 0.95:0.85."
-        ) from None
-    if not (0 <= first < 1 and 0 <= last < 1):
-        raise UsageError(f"--momentum: {text} must be at least 0 and below 1, both.")
-    return first, last

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rescue_cli import range_test
+from rescue_cli import build, range_test
 from rescue_cli import recipe as recipes
-from rescue_cli.cli import lr_range_test
+from rescue_cli.cli import lr_range_found, lr_range_test
 from rescue_cli.clues import Verdict
 from rescue_cli.errors import StoppedError, UsageError
 from rescue_cli.range_test import Curves, Ramp, Reading
@@ -144,7 +145,7 @@ def reading(rate: float | None, verdict: Verdict = "falling", spacing: float = 1
          "and a single run cannot agree with itself"),
         ([0.4, 0.6, 0.9], 0.5, False, "between seeds it moves from 0.4 to 0.9"),
         ([0.5, 0.6, 0.7], 0.2, False, "with half the steps, seed 3, it is 0.2"),
-        ([0.5, None, 0.7], 0.5, False, "seed 1: no turn found up to 1, still falling"),
+        ([0.6, None, 0.7], 0.5, False, "seed 1: no turn found up to 1, still falling"),
     ],
 )  # fmt: skip
 def test_a_rate_is_trusted_where_independent_runs_agree_within_two(
@@ -154,6 +155,15 @@ def test_a_rate_is_trusted_where_independent_runs_agree_within_two(
     assert found.trusted is trusted
     assert "; ".join(found.reasons) == reason
     assert found.max_lr == pytest.approx(0.6)
+
+
+def test_no_rate_is_named_at_which_another_run_was_lost() -> None:
+    died = replace(reading(0.5), bounded_above=0.6)
+    found = range_test.answer([died, reading(0.8), reading(0.9)], reading(0.5), 1.0)
+    assert (found.max_lr, found.bounded_above) == (0.5, 0.6)
+    early = replace(reading(None, "died"), bounded_above=0.2)
+    found = range_test.answer([early, reading(0.8)], reading(0.8), 1.0)
+    assert (found.max_lr, found.verdict, found.trusted) == (None, "died", False)
 
 
 def test_points_further_apart_than_two_agree_on_nothing() -> None:
@@ -203,26 +213,27 @@ def a_finding(half: float) -> Any:
 def test_what_is_not_trusted_is_applied_only_where_it_is_forced(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     with pytest.raises(UsageError, match=r"0\.3 is not to be trusted \(with half the steps"):
-        lr_range_test._apply(file, a_finding(0.1), untrusted=False)
+        lr_range_found.apply(file, a_finding(0.1), untrusted=False)
     assert not file.exists()
-    lr_range_test._apply(file, a_finding(0.1), untrusted=True)
+    lr_range_found.apply(file, a_finding(0.1), untrusted=True)
     said = file.read_text().splitlines()[0]
     assert said.endswith(
         "NOT TRUSTED, applied all the same: with half the steps, seed 1, it is 0.1."
     )
     assert recipes.load(str(file)).optim[0].options["lr"] == 0.3
-    lr_range_test._apply(file, a_finding(0.3), untrusted=False)
+    lr_range_found.apply(file, a_finding(0.3), untrusted=False)
     assert "trusted: seed 0 and, with half the steps, seed 1 agree" in file.read_text()
 
 
-def test_a_large_test_set_is_cut_and_the_training_set_is_not(
-    rescue: Rescue, tmp_path: Path
-) -> None:
-    ended = rescue(*QUICK, "--images", "100")
-    assert "30 + 15 steps, 20 evaluations of 100 of 200 test images" in ended.err
-    assert recipes.load(str(tmp_path / "test" / "seed-0" / "recipe.yaml")).data.options[
-        "subset"
-    ] == [640, 100]
+def test_a_large_test_set_is_cut_and_the_training_set_is_not() -> None:
+    recipe = recipes.load("quickstart")
+    data = build.listed(recipe)
+    cut, said = lr_range_test._fewer_images(recipe, data, 100)
+    assert said == "100 of 1,000"
+    assert cut.data.options["subset"] == [6000, 100]
+    assert lr_range_test._fewer_images(recipe, data, 1000) == (recipe, "1,000")
+    given = recipe.with_overrides("data.subset=[640, 200]")
+    assert lr_range_test._fewer_images(given, build.listed(given), 100) == (given, "200")
 
 
 # --- the whole decision, on curves whose answer is known ---
@@ -267,7 +278,7 @@ def test_bad_words_are_refused(rescue: Rescue, words: tuple[str, ...], said: str
 
 
 def test_momentum_is_read_as_it_is_written() -> None:
-    assert range_test.momentum_of("0.95:0.85") == (0.95, 0.85)
-    assert range_test.momentum_of(None) is None
+    assert lr_range_test.momentum_of("0.95:0.85") == (0.95, 0.85)
+    assert lr_range_test.momentum_of(None) is None
     with pytest.raises(UsageError):
-        range_test.momentum_of("a:b")
+        lr_range_test.momentum_of("a:b")

@@ -1,30 +1,27 @@
 """`rescue lr-range-test`: runs of a rising rate, what they say, and a recipe that follows it."""
 
 import json as json_module
-import math
-import shlex
-import sys
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
-from rich.table import Table
 
 from rescue_cli import range_test
 from rescue_cli import recipe as recipes
 from rescue_cli.cli import common
 from rescue_cli.cli.common import Architecture, Device, Json, Overrides, Procs, RecipeName, Workers
+from rescue_cli.cli.lr_range_found import Found, show, write
+from rescue_cli.cli.lr_range_found import apply as write_recipe
 from rescue_cli.cli.progress import duration
 from rescue_cli.cli.runs import train_here
 from rescue_cli.cli.screen import then
 from rescue_cli.errors import UsageError
-from rescue_cli.range_test import Answer, Curves, Ramp, Reading
+from rescue_cli.range_test import Curves, Ramp
 from rescue_cli.recipe import Recipe, total_steps
 
 app = common.verb()
-SHOWN = 12  # rows of the table
 IMAGES = 1000  # of the test set at a point: a point is compared with others on the same images
 
 
@@ -58,9 +55,6 @@ def lr_range_test(
     ] = None,
     seeds: Annotated[int, typer.Option(help="How many runs, each of its own seed.", min=1)] = 1,
     points: Annotated[int, typer.Option(help="Evaluations of a run.", min=10)] = 40,
-    images: Annotated[
-        int, typer.Option(help="Test images of an evaluation, at most; balanced.", min=1)
-    ] = IMAGES,
     apply: Annotated[
         Path | None, typer.Option(help="Write the recipe with a 1cycle to the rate found.")
     ] = None,
@@ -83,28 +77,30 @@ def lr_range_test(
     build.check(resolved)
     resolved.demand_classification("lr-range-test")
     notes = [f"warning: {warning}" for warning in common.check_precision(resolved, where)]
-    if apply is not None and apply.exists():
-        raise UsageError(f"--apply: {apply} exists. Give the name of a new file.")
-    if apply_untrusted and apply is None:
-        raise UsageError("--apply-untrusted: goes with --apply FILE. Give both.")
+    _check_apply(apply, untrusted=apply_untrusted)
     length, per_epoch = _length(resolved, steps, epochs)
     low, high = _ends(resolved, start, end)
-    rise = range_test.momentum_of(momentum)
+    rise = momentum_of(momentum)
     test = Ramp(low, high, shape=_shape(ramp), momentum=rise, epochs=length, points=points)
-    build.check(test.of(resolved, 0, per_epoch))
-    data = build.listed(resolved)
-    measured, count = _fewer_images(resolved, data, images)
-    planned = _planned(measured, test, seeds, per_epoch)
+    plan = _planned(resolved, test, seeds, per_epoch)
     folder = _folder(resolved, out)
-    for line in [str(folder), *notes, *common.allocator_notes(), _cost(planned, count)]:
+    for line in [str(folder), *notes, *common.allocator_notes(), plan.cost]:
         common.note(line)
-    curves = _curves(planned, len(data.classes), folder, where, procs, workers)
-    found = _Found(resolved, test, curves[:-1], curves[-1])
-    _write(folder, found)
-    print(json_module.dumps(found.summary)) if json else _print(found)
+    curves = _curves(plan, folder, where, procs, workers)
+    found = Found(resolved, test, curves[:-1], curves[-1])
+    write(folder, found)
+    print(json_module.dumps(found.summary)) if json else show(found)
     common.note(str(folder))
     if apply is not None:
-        _apply(apply, found, untrusted=apply_untrusted)
+        write_recipe(apply, found, untrusted=apply_untrusted)
+
+
+def _check_apply(path: Path | None, *, untrusted: bool) -> None:
+    """Raises `UsageError` where the recipe cannot be written."""
+    if path is not None and path.exists():
+        raise UsageError(f"--apply: {path} exists. Give the name of a new file.")
+    if untrusted and path is None:
+        raise UsageError("--apply-untrusted: goes with --apply FILE. Give both.")
 
 
 def _ends(recipe: Recipe, start: float | None, end: float | None) -> tuple[float, float]:
@@ -140,73 +136,56 @@ class _Run:
     steps: int
 
 
-def _planned(recipe: Recipe, test: Ramp, seeds: int, per_epoch: int) -> dict[str, _Run]:
-    """The runs by the names of their folders, the one of half the steps last; all checked."""
+@dataclass(frozen=True)
+class _Plan:
+    """The runs by the names of their folders, the one of half the steps last."""
+
+    runs: dict[str, _Run]
+    classes: int
+    images: str  # of an evaluation, in words
+
+    @property
+    def cost(self) -> str:
+        """What the test will take, in words."""
+        *full, half = self.runs.values()
+        times = f"{len(full)} x " if len(full) > 1 else ""
+        evaluations = sum(min(run.ramp.points, run.steps) for run in self.runs.values())
+        return (
+            f"{len(self.runs)} runs, {times}{full[0].steps} + {half.steps} steps, "
+            f"{evaluations} evaluations of {self.images} test images"
+        )
+
+
+def _planned(recipe: Recipe, test: Ramp, seeds: int, per_epoch: int) -> _Plan:
+    """All runs, checked, on a test set that is not too large."""
     from rescue_cli import build
 
+    build.check(test.of(recipe, 0, per_epoch))
+    data = build.listed(recipe)
+    measured, images = _fewer_images(recipe, data, IMAGES)
     half = replace(test, epochs=test.epochs / 2)
     # Of half the steps with a seed of its own: only an independent run can agree
     ramps = {**{f"seed-{seed}": (test, seed) for seed in range(seeds)}, "half": (half, seeds)}
     found = {}
     for name, (ramp, seed) in ramps.items():
-        one = ramp.of(recipe, seed, per_epoch)
+        one = ramp.of(measured, seed, per_epoch)
         build.check(one)
         found[name] = _Run(one, ramp, total_steps(one.train, per_epoch))
-    return found
+    return _Plan(found, len(data.classes), images)
 
 
 def _fewer_images(recipe: Recipe, data: Any, most: int) -> tuple[Recipe, str]:
-    """The recipe that is evaluated on `most` images of its test set, if it has more, and in words
-    how many that is."""
-    name = (recipe.eval.sets or [next(iter(data.tests))])[0]
-    there = len(data.tests[name]) if name in data.tests else len(next(iter(data.tests.values())))
-    if there <= most:
+    """The recipe, evaluated on `most` images of its test set if it has more, and how many in words.
+
+    A `data.subset` that is given stays.
+    """
+    main = next(iter(data.tests))
+    name = (recipe.eval.sets or [main])[0]
+    there = len(data.tests.get(name, data.tests[main]))  # other labels are of the main set's images
+    if there <= most or recipe.data.options.get("subset"):
         return recipe, f"{there:,}"
     cut = recipe.with_overrides(f"data.subset=[{len(data.train)}, {most}]")
     return cut, f"{most:,} of {there:,}"
-
-
-def _cost(planned: dict[str, _Run], images: str) -> str:
-    """What the test will take, in words."""
-    runs = list(planned.values())
-    full, half = runs[:-1], runs[-1]
-    times = f"{len(full)} x " if len(full) > 1 else ""
-    evaluations = sum(min(run.ramp.points, run.steps) for run in runs)
-    return (
-        f"{len(runs)} runs, {times}{full[0].steps} + {half.steps} steps, "
-        f"{evaluations} evaluations of {images} test images"
-    )
-
-
-class _Found:
-    """The runs of a test, each read alone, and the answer of all."""
-
-    def __init__(self, recipe: Recipe, ramp: Ramp, full: list[Curves], half: Curves) -> None:
-        self.recipe, self.ramp, self.full, self.half = recipe, ramp, full, half
-        self.readings: list[Reading] = [range_test.reading(curves) for curves in full]
-        self.answer: Answer = range_test.answer(self.readings, range_test.reading(half), ramp.end)
-
-    @property
-    def summary(self) -> dict[str, Any]:
-        """The stable keys of `--json`, and the evidence."""
-        rates = [r.max_lr for r in self.readings if r.max_lr is not None]
-        return {
-            "recipe": self.recipe.name,
-            "max_lr": self.answer.max_lr,
-            "min_lr": self.answer.min_lr,
-            "band": [min(rates), max(rates)] if rates else None,
-            "verdict": self.answer.verdict,
-            "bounded_above": self.answer.bounded_above,
-            "trusted": self.answer.trusted,
-            "reasons": self.answer.reasons,
-            "suggestions": self.readings[0].suggestions,
-            "seeds": [
-                {"seed": curves.seed, "max_lr": r.max_lr, "verdict": r.verdict,
-                 "bounded_above": r.bounded_above, "evidence": r.evidence,
-                 "overfitting": r.overfitting, "suggestions": r.suggestions}
-                for curves, r in zip(self.full, self.readings, strict=True)
-            ],
-        }  # fmt: skip
 
 
 def _shape(text: str) -> Literal["linear", "exponential"]:
@@ -240,14 +219,10 @@ def _folder(recipe: Recipe, out: Path | None) -> Path:
 
 
 def _curves(
-    planned: dict[str, _Run],
-    classes: int,
-    folder: Path,
-    device: str,
-    procs: int | None,
-    workers: int | None,
+    plan: _Plan, folder: Path, device: str, procs: int | None, workers: int | None
 ) -> list[Curves]:
     """Each run's curves; one that diverges ends there."""
+    planned = plan.runs
     found = []
     left = sum(run.steps for run in planned.values())
     for number, (name, run) in enumerate(planned.items(), 1):
@@ -263,106 +238,23 @@ def _curves(
         seed = run.recipe.train.seed
         found.append(
             range_test.read(
-                folder / name, run.ramp, run.steps, seed, diverged=diverged, classes=classes
+                folder / name, run.ramp, run.steps, seed, diverged=diverged, classes=plan.classes
             )
         )
     return found
 
 
-def _write(folder: Path, found: _Found) -> None:
-    from rescue_cli.report.ranges import draw
-    from rescue_cli.results import RunDirectory, read_json, write_json
-
-    runs = [*found.full, found.half]
-    environment = read_json(RunDirectory(folder / f"seed-{found.full[0].seed}").environment)
-    write_json(
-        folder / "lr-range.json",
-        {
-            **found.summary,
-            "command": shlex.join(["rescue", *sys.argv[1:]]),
-            "environment": {k: v for k, v in environment.items() if k != "cache"},
-            "ramp": asdict(found.ramp),
-            "runs": [curves.written() for curves in runs],
-        },
-    )
-    draw(folder / "lr-range.png", found.full, found.half, found.readings, found.answer)
-
-
-def _apply(path: Path, found: _Found, *, untrusted: bool) -> None:
-    """Writes the recipe, and what the rate rests on as its comment; raises `UsageError`."""
-    from rescue_cli.results import write_text
-
-    said, cure = found.answer, found.answer.cure(found.ramp)
-    reasons = "; ".join(said.reasons)
-    if said.max_lr is None:
-        raise UsageError(f"--apply: no rate was found ({reasons}). {cure}")
-    if not said.trusted and not untrusted:
+def momentum_of(text: str | None) -> tuple[float, float] | None:
+    """`0.95:0.85`, at the lowest rate and at the highest; raises `UsageError`."""
+    if text is None:
+        return None
+    try:
+        first, last = (float(part) for part in text.split(":"))
+    except ValueError:
         raise UsageError(
-            f"--apply: {said.max_lr:.3g} is not to be trusted ({reasons}). {cure} "
-            "Or write it all the same with --apply-untrusted."
-        )
-    recipe = range_test.applied(found.recipe, said.max_lr, found.ramp.momentum)
-    word = "trusted" if said.trusted else "NOT TRUSTED, applied all the same"
-    comment = f"# A 1cycle up to {said.max_lr:.3g}, by rescue lr-range-test. {word}: {reasons}.\n"
-    write_text(path, comment + recipe.to_yaml())
-    common.note(f"{path}: a 1cycle up to {said.max_lr:.3g}")
-
-
-def _print(found: _Found) -> None:
-    curves = found.full[0]
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("learning rate", "training loss", "test loss", "test - training", "top-1 %"):
-        table.add_column(heading, justify="right")
-    every = max(1, -(-len(curves.rates) // SHOWN))
-    for i in range(every - 1, len(curves.rates), every):
-        values = (curves.train_losses[i], curves.test_losses[i], curves.errors[i])
-        table.add_row(
-            f"{curves.rates[i]:.3g}",
-            *("-" if math.isnan(value) else f"{value:.3f}" for value in values),
-            "-" if math.isnan(curves.accuracies[i]) else f"{curves.accuracies[i]:.2f}",
-        )
-    out = common.console()
-    out.print(table)
-    for line in _sentences(found):
-        out.print(line)
-
-
-def _sentences(found: _Found) -> list[str]:
-    """The answer in the paper's terms, its evidence, and what fastai's finder would say."""
-    given = found.answer
-    lines = _rates(given, found.ramp)
-    for curves, each in zip(found.full, found.readings, strict=True):
-        lines.append(f"seed {curves.seed}: {'; '.join(each.evidence)}")
-        for low, high in each.overfitting:
-            lines.append(f"seed {curves.seed}: signs of overfitting from {low:.3g} to {high:.3g}")
-    word = "trusted" if given.trusted else "not to be trusted"
-    lines.append(f"{word}: {'; '.join(given.reasons)}")
-    if not given.trusted:
-        lines.append(given.cure(found.ramp))
-    fastai = found.readings[0].suggestions
-    shown = ", ".join(f"{k} {'-' if v is None else f'{v:.3g}'}" for k, v in fastai.items())
-    lines.append(f"fastai's suggestions, from the training loss: {shown}")
-    return lines
-
-
-def _rates(given: Answer, ramp: Ramp) -> list[str]:
-    """The rates found, or why there is none."""
-    if given.max_lr is None or given.min_lr is None:
-        upto = f"up to {ramp.end:.3g}"
-        words = {
-            "falling": f"no turn found {upto}: the largest stable rate lies beyond",
-            "flat": f"no turn found {upto}: the loss is flat at the end",
-            "noisy": "no rate found: it learned, but noise hides any turn",
-            "nothing learned": f"no rate found: nothing was learned from {ramp.start:.3g} on",
-            "died": "no rate found: the run died before it had learned enough to judge",
-            "too few points": "no rate found: too few points on either side of a turn",
-        }
-        lines = [words.get(given.verdict, "no rate found")]
-        if given.bounded_above is not None:
-            lines.append(f"the largest stable rate is below {given.bounded_above:.3g}")
-        return lines
-    return [
-        f"max_lr {given.max_lr:.3g}, the largest stable rate",
-        f"min_lr {given.min_lr:.3g}, a tenth (one cycle: {given.max_lr / 20:.3g} to "
-        f"{given.max_lr / 10:.3g}; many cycles: {given.max_lr / 4:.3g} to {given.max_lr / 3:.3g})",
-    ]
+            f"--momentum: '{text}' is not A:B. Give momentum at the lowest and the highest rate, "
+            "as 0.95:0.85."
+        ) from None
+    if not (0 <= first < 1 and 0 <= last < 1):
+        raise UsageError(f"--momentum: {text} must be at least 0 and below 1, both.")
+    return first, last
