@@ -79,13 +79,11 @@ def lr_range_test(
     notes = [f"warning: {warning}" for warning in common.check_precision(resolved, where)]
     _check_apply(apply, untrusted=apply_untrusted)
     length, per_epoch = _length(resolved, steps, epochs)
-    low, high = _ends(resolved, start, end)
-    rise = momentum_of(momentum)
-    test = Ramp(low, high, shape=_shape(ramp), momentum=rise, epochs=length, points=points)
+    ends = _ends(resolved, start, end)
+    test = Ramp(*ends, _shape(ramp), momentum_of(momentum), length, points)
     plan = _planned(resolved, test, seeds, per_epoch)
     folder = _folder(resolved, out)
-    for line in [str(folder), *notes, *common.allocator_notes(), plan.cost]:
-        common.note(line)
+    common.note("\n".join([str(folder), *notes, *common.allocator_notes(), plan.cost]))
     curves = _curves(plan, folder, where, procs, workers)
     found = Found(resolved, test, curves[:-1], curves[-1])
     write(folder, found)
