@@ -10,7 +10,7 @@ from rescue_cli import power, robust, statistics
 from rescue_cli.report import operands, sweeps
 from rescue_cli.report.claims import details
 from rescue_cli.report.comparison import pairs_of
-from rescue_cli.report.operands import Operand
+from rescue_cli.report.operands import Images, Operand
 from rescue_cli.statistics import Sample, difference, sample
 
 RNG = np.random.default_rng(1)
@@ -122,6 +122,27 @@ def test_several_pairs_are_judged_together_and_so_are_their_intervals() -> None:
     assert together["claim"].startswith("No difference between a and b may be claimed: 0.68")
 
 
+def test_every_test_set_that_both_have_is_judged_and_corrected_for() -> None:
+    """V2 is 10,000 images of both; ReaL was not measured on b, nor val at a second size."""
+    sets = {"val": A, "v2": [x - 20 for x in A], "real": A}
+    sides = []
+    for name, shift, known in (("a", 0.0, ("val", "v2", "real")), ("b", 0.6, ("val", "v2"))):
+        values = {label: {i: x + shift for i, x in enumerate(sets[label])} for label in known}
+        images = {label: Images("imagenet", label, 10_000) for label in known}
+        first = list(values["val"].values())
+        sides.append(
+            Operand(
+                name, sample(first), values["val"], images=images["val"], sets=values,
+                images_of=images,
+            )
+        )  # fmt: skip
+    val, v2 = pairs_of(sides)
+    assert (val["set"], v2["set"]) == ("val", "v2")
+    assert val["p"] == v2["p"] == pytest.approx(2 * val["p_uncorrected"])
+    assert val["claim"].startswith("b is better than a by 0.60 points")
+    assert v2["claim"].startswith("On v2: b is better than a by 0.60 points")
+
+
 def test_no_number_of_runs_is_asked_for_but_for_a_difference_that_is_wanted() -> None:
     sides = sides_of({"a": [-0.1, 0.0, 0.1], "b": [-0.3, 0.0, 0.3]}, {"a": 0.0, "b": 0.1})
     (pair,) = pairs_of(sides)
@@ -136,8 +157,8 @@ def test_a_claim_says_what_it_assumes_of_a_side_without_a_spread() -> None:
     assert pair["p"] < 1e-6
     assert " is better than " not in pair["claim"]
     assert pair["claim"].endswith(
-        "if runs of 91.0 scatter like those of 90.0±0.1/20. That is assumed: of 91.0 there is one "
-        "run."
+        "if runs of 91.0 scatter like those of 90.0±0.1/20, which is assumed: of 91.0 there is "
+        "one run."
     )
     assert (pair["about"], pair["assumes"]["runs"]) == ("assumed", 1)
 

@@ -96,8 +96,9 @@ def test_a_study_as_it_is_printed(
         "  4  T2         deit_small_patch16_224        80.40       69.20     not run  -",
         "ResNet strikes back, Comparing architectures and training procedures. measured:",
         "mean ± standard deviation (runs), last epoch. p: how probable so large a",
-        "difference from the paper is by chance (Welch's t-test, each row for itself);",
-        "above 0.05 noise explains it.",
+        "difference from the paper is by chance (Welch's t-test, each row for itself; a",
+        "side without a std is taken to scatter like the other). A large p does not show",
+        "that they agree.",
     ]
 
 

@@ -37,15 +37,14 @@ def _assumed(pair: Mapping[str, Any], level: float) -> str:
     taken, size = pair["assumes"], f"{abs(pair['difference']):.2f} points ({_evidence(pair)})"
     known = "there is one run" if taken["runs"] == 1 else f"the {taken['runs']} runs have no std"
     holds = f"runs of {taken['alone']} scatter like those of {taken['like']}"
+    assumed = f"{holds}, which is assumed: of {taken['alone']} {known}."
     if pair["p"] < level:
         better, worse = _ordered(pair)
-        found = f"{better} is above {worse} by {size} if {holds}."
-    else:
-        found = (
-            f"No difference between {pair['a']} and {pair['b']} may be claimed: {size}, even if "
-            f"{holds}. {_power(pair)}"
-        )
-    return f"{found} That is assumed: of {taken['alone']} {known}."
+        return f"{better} is above {worse} by {size} if {assumed}"
+    return (
+        f"No difference between {pair['a']} and {pair['b']} may be claimed: {size}, even if "
+        f"{assumed} {_power(pair)}"
+    )
 
 
 def _networks(pair: Mapping[str, Any], level: float) -> str:
