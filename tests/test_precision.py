@@ -153,7 +153,7 @@ def test_a_bootstrap_says_which_of_two_is_better_and_nothing_of_the_same() -> No
         {"counts": worse, "classes": classes}, {"counts": better, "classes": classes}
     )
     assert found["low"] > 10
-    assert found["p"] == pytest.approx(0.001)
+    assert found["p"] < 0.002  # no draw of 4,000 is on the other side
     same = scenes.bootstrap(
         {"counts": worse, "classes": classes}, {"counts": worse, "classes": classes}
     )
