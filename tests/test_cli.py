@@ -273,7 +273,10 @@ def test_a_smoke_run_gives_one_object_with_the_stable_keys(rescue: Rescue, tmp_p
     ended = rescue("train", "--smoke", "--json", "--subset", "12:10", "train.epochs=2", *SMALL)
     assert ended.code == 0
     result = json.loads(ended.out)
-    assert set(result) == STABLE | OTHER
+    assert set(result) == STABLE | OTHER | {"interval"}
+    low, high = result["interval"]
+    assert low <= result["top1"] <= high
+    assert result["sets"][0]["interval"] == [low, high]
     assert (result["epochs"], result["steps"], result["count"]) == (2, 4, 10)
     assert result["recipe"] == "quickstart"
     assert result["protocol"]["precision"] == "float32"
@@ -284,7 +287,8 @@ def test_a_smoke_run_gives_one_object_with_the_stable_keys(rescue: Rescue, tmp_p
     kept = yaml.safe_load((run / "recipe.yaml").read_text())
     assert kept["data"]["subset"] == [12, 10]
     assert kept["train"]["epochs"] == 2
-    assert json.loads((run / "result.json").read_text()) == result
+    written = json.loads((run / "result.json").read_text())
+    assert result == {**written, "interval": [low, high], "sets": result["sets"]}
     assert (run / "command.txt").read_text() == (
         "rescue train --smoke --json --subset 12:10 train.epochs=2 model.width=4\n"
     )
@@ -300,7 +304,8 @@ def test_runs_are_numbered_from_0_and_a_table_shows_the_result(
     assert ended.said[0] == ended.said[-1] == "runs/quickstart/5"
     heading, row, *_ = ended.out.splitlines()
     assert heading.split() == [
-        "set", "size", "crop", "TTA", "top-1", "%", "top-5", "%", "loss", "images",
+        "set", "size", "crop", "TTA", "top-1", "%", "top-5", "%", "95", "%", "interval", "loss",
+        "images",
     ]  # fmt: skip
     assert row.split()[:4] == ["test", "28", "1", "none"]
     assert max(len(text) for text in ended.out.splitlines()) <= 80

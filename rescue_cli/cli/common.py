@@ -145,8 +145,9 @@ def print_result(result: Mapping[str, Any], *, as_json: bool) -> None:
         table.add_row(*row)
     out = console()
     out.print(table)
-    for line in (*of_images(result), _summary(result)):
-        out.print(line, highlight=False, soft_wrap=True)
+    for line in of_images(result):
+        out.print(line)
+    out.print(_summary(result), highlight=False, soft_wrap=True)
 
 
 def _summary(result: Mapping[str, Any]) -> str:

@@ -258,7 +258,7 @@ def _same_images(case: _Case) -> dict[str, Any]:
     networks = {"about": "networks", "seed_noise": noise}
     if kinds[0] is not None:
         found = scenes.bootstrap(arrays[0], arrays[1])
-        return {**networks, **found} if found else {}
+        return {**networks, **found} if "p" in found else found
     first, second = (operands.right(each) for each in arrays)
     if len(first) != len(second):
         return {}

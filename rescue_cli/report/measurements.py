@@ -30,7 +30,7 @@ def of_images(result: Mapping[str, Any]) -> list[str]:
     steps = {entry["set"]: 100 / entry["count"] for entry in result["sets"]}
     each = ", ".join(f"{points:.2g} points" + f" on {name}" * (len(steps) > 1)
                      for name, points in steps.items())  # fmt: skip
-    return [f"95 % interval: top-1 of this one network, over new test images; one image is {each}"]
+    return [f"95 % interval: of this network, over new images; one image is {each}"]
 
 
 def measurements(result: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
