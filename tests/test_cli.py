@@ -304,7 +304,7 @@ def test_runs_are_numbered_from_0_and_a_table_shows_the_result(
     assert ended.said[0] == ended.said[-1] == "runs/quickstart/5"
     heading, row, *_ = ended.out.splitlines()
     assert heading.split() == [
-        "set", "size", "crop", "TTA", "top-1", "%", "top-5", "%", "95", "%", "interval", "loss",
+        "set", "size", "crop", "TTA", "top-1", "%", "top-5", "%", "95", "%", "loss",
         "images",
     ]  # fmt: skip
     assert row.split()[:4] == ["test", "28", "1", "none"]

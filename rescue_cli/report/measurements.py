@@ -30,7 +30,7 @@ def of_images(result: Mapping[str, Any]) -> list[str]:
     steps = {entry["set"]: 100 / entry["count"] for entry in result["sets"]}
     each = ", ".join(f"{points:.2g} points" + f" on {name}" * (len(steps) > 1)
                      for name, points in steps.items())  # fmt: skip
-    return [f"95 % interval: of this network, over new images; one image is {each}"]
+    return [f"95 %: of this network, over new images; one image is {each}"]
 
 
 def measurements(result: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
@@ -38,7 +38,7 @@ def measurements(result: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]
     metrics = metrics_of(result["sets"][0])
     judged = "top1" in metrics
     headings = ["set", "size", "crop", "TTA", *(METRICS[m] for m in metrics),
-                *(["95 % interval"] if judged else []), "loss", "images"]  # fmt: skip
+                *(["95 %"] if judged else []), "loss", "images"]  # fmt: skip
     rows = [
         [
             entry["set"],
@@ -46,7 +46,7 @@ def measurements(result: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]
             f"{entry['crop']:g}",
             entry["protocol"]["tta"],
             *(f"{entry[metric]:.2f}" for metric in metrics),
-            *([f"{low:.2f} to {high:.2f}" for low, high in [interval_of(entry)]] if judged else []),
+            *([f"{low:.1f} to {high:.1f}" for low, high in [interval_of(entry)]] if judged else []),
             "-" if entry["loss"] is None else f"{entry['loss']:.4f}",
             str(entry["count"]),
         ]
