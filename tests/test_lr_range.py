@@ -58,8 +58,18 @@ def test_it_answers_writes_its_curves_and_a_picture_and_goes_on(
 
 def test_a_test_loss_that_is_not_finite_is_read_as_such(tmp_path: Path) -> None:
     lines = [
-        {"kind": "train", "step": 5, "loss": 2.0},
-        {"kind": "eval", "step": 5, "loss": None, "top1": 10.0},
+        {"kind": "train", "step": 5, "epoch": 0.5, "loss": 2.0, "seconds": 1.0, "lr": 0.5},
+        {
+            "kind": "eval",
+            "step": 5,
+            "epoch": 0.5,
+            "set": "test",
+            "size": 28,
+            "crop": 1.0,
+            "tta": "none",
+            "loss": None,
+            "top1": 10.0,
+        },
     ]
     text = "".join(json.dumps(line) + "\n" for line in lines)
     (tmp_path / "metrics.jsonl").write_text(text)
