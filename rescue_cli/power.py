@@ -5,6 +5,7 @@ import math
 POWER = 0.8
 SURE = 0.8  # that the standard deviation planned with is not below the true one
 FAR = 5.0  # standard errors
+NORMAL = 1.959964  # standard errors of a 95 % interval of known spread
 MOST = 1_000_000  # runs
 
 

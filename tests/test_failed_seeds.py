@@ -15,7 +15,7 @@ import pytest
 
 from rescue_cli.launch import pool
 from rescue_cli.report import operands, sweeps
-from rescue_cli.report.planned import Lost, plan
+from rescue_cli.report.planned import Lost, counted_lost, plan
 from rescue_cli.results import RunDirectory, read_json
 from tests.conftest import Rescue
 from tests.made_runs import made_run, made_sweep
@@ -59,13 +59,13 @@ def test_an_operand_knows_its_lost_seeds_and_all_of_its_measurements(
 ) -> None:
     side = operands.operand(str(tmp_path / survivors))
     assert side.lost == {3: "diverged", 4: "diverged", 8: "diverged", 9: "not run"}
-    assert side.lost_words == "3 diverged, 1 not run"
+    assert counted_lost(side.lost.values()) == "3 diverged, 1 not run"
     assert list(side.sets) == ["test"]
     assert side.sets["test"] == side.values == TOPS
     assert side.images_of == {"test": side.images}
     made_run(tmp_path / "run", {"test none": 50.0, "test flip": 52.0})
     run = operands.operand(str(tmp_path / "run"))
-    assert run.lost_words == ""
+    assert not run.lost
     assert {name: each[0] for name, each in run.sets.items()} == {
         "test none": 50.0, "test flip": 52.0,
     }  # fmt: skip

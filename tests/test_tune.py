@@ -252,6 +252,16 @@ def test_the_tuned_recipe_is_better_where_compare_says_so_and_none_of_its_runs_d
     assert json.loads(json.dumps(found.written()))["better"] == better
 
 
+def test_one_base_run_that_is_left_makes_nothing_better(tmp_path: Path) -> None:
+    """Its spread would be assumed, and `compare` then claims nothing of the recipes."""
+    base = {seed: x if seed == 4 else None for seed, x in BASE.items()}
+    tuned = {seed: x + 15 for seed, x in BASE.items()}
+    found = verdict(sweep(tmp_path / "base", base), sweep(tmp_path / "tuned", tuned), SEEDS)
+    assert found.pairs[0]["p"] < 0.05
+    assert found.pairs[0]["about"] == "assumed"
+    assert (found.better, KEEP in found.said) == (False, True)
+
+
 @pytest.mark.parametrize(("lost", "better"), [(0, True), (1, False)])
 def test_a_base_that_never_trains_gives_way_to_what_always_does(
     tmp_path: Path, lost: int, better: bool

@@ -29,6 +29,7 @@ def test_a_sweep_ends_at_the_first_look_that_decides(rescue: Rescue) -> None:
     assert "looks after 3, 5, 10 seeds, each at p < 0.017: 5 % over all" in ended.err
     found = json.loads(ended.out)["until"]
     assert found["look"]["number"] == 1
+    assert found["n"] == [6, 3], "the seeds of the look, of the ten that are there"
     assert found["claim"].startswith("b is better than a by ")
     assert "look 2 of 3" not in ended.err
     assert json.loads(rescue(*CALL).out)["until"] == found
@@ -65,6 +66,26 @@ def test_comparing_again_after_more_seeds_is_warned_of(rescue: Rescue, made: Pat
     assert again.code == 0, again.err
     assert "a and b were compared before, with 16 runs together." in again.err
     assert "warning" not in rescue("compare", "b", "80.0±0.5/5").err
+
+
+@pytest.mark.usefixtures("made")
+def test_a_planned_sweep_compared_again_points_at_its_own_verdict(rescue: Rescue) -> None:
+    assert rescue(*CALL).code == 0
+    again = rescue("compare", "a", "b")
+    assert again.code == 0, again.err
+    assert "b was trained by --until against a, with 3 looks planned" in again.err
+    assert rescue("report", "a", "b", "--out", "page.html").code == 0
+
+
+def test_a_broken_plan_or_record_of_looks_is_told_or_passed_over(
+    rescue: Rescue, made: Path
+) -> None:
+    (made / "b" / ".compared.json").write_text('{"x": "y", "z": [1, "a", null]}')
+    assert rescue("compare", "a", "b").code == 0
+    (made / "b" / "until.json").write_text('{"against": 3}')
+    refused = rescue(*CALL)
+    assert refused.code == 3
+    assert "until.json: against: 3 is not a text." in refused.err
 
 
 @pytest.mark.usefixtures("made")

@@ -29,6 +29,7 @@ from rescue_cli.cli.study_table import print_study
 from rescue_cli.errors import RescueError, UsageError
 from rescue_cli.recipe import Recipe
 from rescue_cli.report import studies, study_page
+from rescue_cli.report.claims import details
 from rescue_cli.report.planned import lost_in
 from rescue_cli.report.studies import Snapshot, Study
 from rescue_cli.results import write_json
@@ -224,7 +225,10 @@ def _keep(study: Study, overrides: list[str], folder: Path) -> None:
         "source": study.source,
         "command": shlex.join(["rescue", *sys.argv[1:]]),
         "rows": rows,
-        "pairs": studies.compared(study, rows, folder).pairs,
+        "pairs": [
+            {**pair, "details": details(pair)}
+            for pair in studies.compared(study, rows, folder).pairs
+        ],
     }
     write_json(folder / study_page.FILE, kept)
 

@@ -8,12 +8,11 @@ from rescue_cli import sequential
 from rescue_cli.cli import common
 from rescue_cli.errors import DataError, UsageError
 from rescue_cli.report import looks
+from rescue_cli.report.claims import is_claimed
 from rescue_cli.report.comparison import pairs_of
 from rescue_cli.report.markup import counted
-from rescue_cli.report.operands import Operand, operand
-from rescue_cli.results import read_json, write_json
-
-FILE = "until.json"
+from rescue_cli.report.operands import Operand, only, operand
+from rescue_cli.results import write_json
 
 
 def opponent(word: str) -> Operand:
@@ -45,25 +44,24 @@ def train_until(
     for number, count in enumerate(planned, 1):
         train(list(seeds[:count]))
         try:
-            found = pairs_of([against, operand(str(folder))], level=level)[0]
+            so_far = only(operand(str(folder)), seeds[:count])
+            found = pairs_of([against, so_far], level=level)[0]
         except DataError:  # no seed has a result yet
             continue
-        decided = found["p"] is not None and found["p"] < level
         found["look"] = {"number": number, "of": len(planned), "seeds": count, "level": level}
         p = "-" if found["p"] is None else f"{found['p']:.2g}"
         common.note(f"look {number} of {len(planned)}, after {counted(count, 'seed')}: p = {p}")
-        if decided:
+        if is_claimed(found, level):
             break
     return found
 
 
 def _keep(folder: Path, plan: dict[str, Any]) -> None:
-    file = folder / FILE
-    if file.is_file():
-        if (before := read_json(file)) != plan:
+    if (before := looks.plan_of(folder)) is not None:
+        if before != plan:
             raise UsageError(
-                f"--until: {folder} was begun with other looks, against {before.get('against')} "
-                f"with {len(before.get('seeds', []))} seeds. Repeat that, or use a new --out."
+                f"--until: {folder} was begun with other looks, against {before['against']} "
+                f"with {len(before['seeds'])} seeds. Repeat that, or use a new --out."
             )
         return
     if others := looks.before(folder):
@@ -71,4 +69,4 @@ def _keep(folder: Path, plan: dict[str, Any]) -> None:
             f"--until: {folder} was compared with {others[0]} already, at a look that was not "
             "planned. Use a new --out."
         )
-    write_json(file, plan)
+    write_json(folder / looks.PLAN, plan)

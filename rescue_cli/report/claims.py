@@ -4,14 +4,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from rescue_cli.report.markup import shown_seconds
-from rescue_cli.report.operands import Operand
 
 
-def runs_of(side: Operand) -> str:
-    """`10`, or `6 of 10 (4 diverged)` where planned seeds have no result."""
-    if not side.lost:
-        return str(side.sample.n)
-    return f"{side.sample.n} of {side.sample.n + len(side.lost)} ({side.lost_words})"
+def is_claimed(pair: Mapping[str, Any], level: float) -> bool:
+    """Whether one recipe may be called better than the other, without an assumption."""
+    return pair["about"] == "recipes" and bool(pair["p"] < level)
 
 
 def claim(pair: Mapping[str, Any], level: float, *, on: str | None) -> str:
@@ -23,7 +20,7 @@ def claim(pair: Mapping[str, Any], level: float, *, on: str | None) -> str:
 
 def _recipes(pair: Mapping[str, Any], level: float) -> str:
     size = abs(pair["difference"])
-    if pair["p"] < level:
+    if is_claimed(pair, level):
         better, worse = _ordered(pair)
         return f"{better} is better than {worse} by {size:.2f} points ({_evidence(pair)})."
     return (

@@ -3,20 +3,18 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations, product
+from math import comb
 from statistics import median
 from typing import Any
 
+from rescue_cli.power import NORMAL
 from rescue_cli.report import claims, operands, scenes
+from rescue_cli.report.measurements import interval_of
 from rescue_cli.report.operands import Operand
 from rescue_cli.report.pairing import Pairing, pairing
-from rescue_cli.results import RunDirectory, read_json
-from rescue_cli.robust import (
-    exchanges,
-    interquartile_mean,
-    is_skewed,
-    sign_flips,
-    superiority,
-)
+from rescue_cli.report.planned import of_planned
+from rescue_cli.results import RunDirectory, read_result
+from rescue_cli.robust import exchanges, interquartile_mean, is_skewed, sign_flips, superiority
 from rescue_cli.statistics import (
     LEVEL,
     PERCENT,
@@ -29,11 +27,10 @@ from rescue_cli.statistics import (
     paired_difference,
     pearson,
     sample,
-    wilson,
 )
 
 FEWEST_CORRELATED = 3  # seeds in common, from which their correlation is told
-CHANCE = 1.959964 * 2**0.5  # stds between two runs of one recipe that 5 % of pairs go beyond
+CHANCE = NORMAL * 2**0.5  # stds between two runs of one recipe that 5 % of pairs go beyond
 
 
 @dataclass(frozen=True)
@@ -83,7 +80,7 @@ def told(sides: Sequence[Operand]) -> list[dict[str, Any]]:
             "mean": side.sample.mean,
             "std": side.sample.std,
             "n": side.sample.n,
-            "runs": claims.runs_of(side),
+            "runs": of_planned(side.sample.n, side.lost.values()),
             "lost": dict(side.lost),
             **middles(side.values),
             **_bounds(side),
@@ -97,9 +94,9 @@ def _bounds(side: Operand) -> dict[str, Any]:
     if (band := interval(side.sample, PERCENT)) is not None:
         return {"low": band[0], "high": band[1], "over": "seeds"}
     if len(side.paths) == 1:
-        result = read_json(RunDirectory(next(iter(side.paths.values()))).result)
+        result = read_result(RunDirectory(next(iter(side.paths.values()))))
         if "top1" in result:
-            low, high = wilson(result["top1"] / 100 * result["count"], result["count"])
+            low, high = interval_of(result)
             return {"low": low, "high": high, "over": "images"}
     return {"low": None, "high": None, "over": None}
 
@@ -137,6 +134,8 @@ def _pair(case: _Case, level: float, want: float | None) -> dict[str, Any]:
     found, how = _difference(a, b, case.pairing)
     low, high = found.interval(level) or (None, None)
     samples = _samples(case, found)
+    skewed = [name for name, values in samples.items() if is_skewed(values)]
+    permuted = _permuted(list(samples.values()), paired=found.paired, whatever=bool(skewed))
     pair: dict[str, Any] = {
         "a": a.name,
         "b": b.name,
@@ -145,25 +144,25 @@ def _pair(case: _Case, level: float, want: float | None) -> dict[str, Any]:
         "low": low,
         "high": high,
         "p": found.p,
-        "permutation_p": _permuted(samples),
+        "permutation_p": permuted,
         "cohens_dz" if found.paired else "cohens_d": found.effect,
         "n": list(found.n),
-        "runs": [claims.runs_of(a), claims.runs_of(b)],
+        "runs": [of_planned(side.sample.n, side.lost.values()) for side in (a, b)],
         "lost": [dict(a.lost), dict(b.lost)],
         "detectable": found.detectable(level),
         "want": want,
         "needed": None if want is None else found.needed(want, level),
         "how": how,
         "about": _about(found),
-        "skewed": [name for name, values in samples.items() if is_skewed(values)],
+        "skewed": skewed,
         "correlation": _correlation(a, b),
         "superiority": _superiority(a, b),
         "middles": {side.name: middles(side.values) for side in (a, b) if len(side.values) > 1},
         "diverged": _diverged(a, b),
         "equal": {what: _equal(case, what) for what in ("epoch", "seconds")},
     }
-    if found.p is not None and pair["skewed"] and pair["permutation_p"] is not None:
-        pair["p"] = max(found.p, pair["permutation_p"])
+    if found.p is not None and skewed and permuted is not None:
+        pair["p"] = max(found.p, permuted)
     if found.borrowed:
         alone, other = (b, a) if b.sample.std is None else (a, b)
         pair["assumes"] = {"alone": alone.name, "like": other.name, "runs": alone.sample.n}
@@ -202,12 +201,17 @@ def _samples(case: _Case, found: Difference) -> dict[str, list[float]]:
     return {f"the runs of {side.name}": list(side.values.values()) for side in known}
 
 
-def _permuted(samples: Mapping[str, Sequence[float]]) -> float | None:
-    """The p by permutation, where the runs of both sides are known."""
-    values = list(samples.values())
-    if samples.keys() == {"the differences of equal seeds"}:
-        return sign_flips(values[0])
-    return exchanges(*values) if len(values) == 2 else None
+def _permuted(samples: Sequence[Sequence[float]], *, paired: bool, whatever: bool) -> float | None:
+    """The p by permutation, where the runs of both sides are known.
+
+    None where so few runs could not bring it below the level, unless it is wanted `whatever` it is.
+    """
+    if len(samples) < 2 and not paired:
+        return None
+    arrangements = 2 ** len(samples[0]) if paired else comb(sum(map(len, samples)), len(samples[0]))
+    if 2 / arrangements >= LEVEL and not whatever:
+        return None
+    return sign_flips(samples[0]) if paired else exchanges(*samples)
 
 
 def _correlation(a: Operand, b: Operand) -> float | None:

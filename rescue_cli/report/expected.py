@@ -3,12 +3,12 @@
 import math
 from typing import Any
 
+from rescue_cli.power import NORMAL
 from rescue_cli.recipe import Recipe
 from rescue_cli.report.sweeps import published
 from rescue_cli.statistics import LEVEL, PERCENT, Sample, difference
 
 UNKNOWN = 0.5  # points of difference, where no spread is known to test by
-Z = 1.959964  # standard errors of a 95 % interval
 
 
 def verdict(recipe: Recipe, ours: Sample, drawn: int | None = None) -> dict[str, Any] | None:
@@ -28,7 +28,7 @@ def verdict(recipe: Recipe, ours: Sample, drawn: int | None = None) -> dict[str,
     width = UNKNOWN if band is None else (band[1] - band[0]) / 2
     if drawn is not None:
         p = claim.mean / 100
-        width = math.hypot(width, 100 * Z * math.sqrt(p * (1 - p) / drawn))
+        width = math.hypot(width, 100 * NORMAL * math.sqrt(p * (1 - p) / drawn))
     inside = abs(found.mean) <= width
     low, high = max(PERCENT[0], claim.mean - width), min(PERCENT[1], claim.mean + width)
     runs = "one run" if ours.n == 1 else f"mean of {ours.n} runs"

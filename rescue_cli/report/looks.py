@@ -9,17 +9,21 @@ import contextlib
 from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 from rescue_cli.errors import RescueError
 from rescue_cli.report.operands import Operand
-from rescue_cli.results import read_json, write_json
+from rescue_cli.results import demand, read_json, write_json
+from rescue_cli.results.rules import COUNT, LIST, TEXT
 
 FILE = ".compared.json"
+PLAN = "until.json"  # what `seed-sweep --until` has planned
+PLANNED = {"against": TEXT, "seeds": LIST, "looks": LIST}
 
 
 def note(sides: Sequence[Operand]) -> list[str]:
-    """Keeps that the sides were compared; a warning for each pair that was with fewer seeds."""
-    found = []
+    """Keeps that the sides were compared; what a claim about them must be read with."""
+    found = [said for side in sides if (said := _sequential(side)) is not None]
     for a, b in combinations(sides, 2):
         earlier = {n for side, other in ((a, b), (b, a)) for n in _look(side, other)}
         if earlier - {a.sample.n + b.sample.n}:
@@ -30,6 +34,29 @@ def note(sides: Sequence[Operand]) -> list[str]:
                 "cases; rescue seed-sweep --until keeps to 5 %."
             )
     return found
+
+
+def plan_of(folder: Path) -> dict[str, Any] | None:
+    """The looks that `--until` has planned for a sweep, if it has; raises `DataError`."""
+    file = folder / PLAN
+    if not file.is_file():
+        return None
+    found = read_json(file)
+    demand(file, found, PLANNED, "Use a new --out: without its plan the looks keep no level.")
+    return found
+
+
+def _sequential(side: Operand) -> str | None:
+    """That a sweep grew until it was told from another, so that an ordinary p is too small."""
+    folder = _sweep_of(side)
+    plan = None if folder is None else plan_of(folder)
+    if plan is None:
+        return None
+    looks = len(plan["looks"])
+    return (
+        f"{side.name} was trained by --until against {plan['against']}, with {looks} looks "
+        f"planned: its own verdict stands, and an ordinary p errs in more than 5 % of cases."
+    )
 
 
 def before(folder: Path) -> list[str]:
@@ -61,7 +88,12 @@ def _look(side: Operand, other: Operand) -> list[int]:
 def _read(folder: Path) -> dict[str, list[int]]:
     file = folder / FILE
     with contextlib.suppress(RescueError):
-        return read_json(file) if file.is_file() else {}
+        found = read_json(file) if file.is_file() else {}
+        return {
+            key: [n for n in counts if COUNT.holds(n)]
+            for key, counts in found.items()
+            if LIST.holds(counts)
+        }
     return {}
 
 

@@ -1,8 +1,8 @@
 """What can be compared: runs, sweeps, recipes' claims, and numbers that are typed in."""
 
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from rescue_cli import recipe as recipes
 from rescue_cli.errors import DataError, UsageError
 from rescue_cli.report import sweeps
-from rescue_cli.report.planned import How, counted_lost
+from rescue_cli.report.planned import How
 from rescue_cli.report.typed import short, typed
 from rescue_cli.results import (
     RunDirectory,
@@ -79,11 +79,6 @@ class Operand:
     sets: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
     images_of: Mapping[str, Images] = field(default_factory=dict)
     lost: Mapping[int, How] = field(default_factory=dict)  # planned seeds without a result
-
-    @property
-    def lost_words(self) -> str:
-        """`4 diverged, 1 failed`; empty where every planned seed has a result."""
-        return counted_lost(self.lost.values())
 
     def curves(self) -> dict[int, list[Point]]:
         """Each run's evaluations."""
@@ -162,6 +157,25 @@ def _sweep(text: str, path: Path) -> Operand:
         {name: found.values(name) for name in found.measurements},
         _images_of(first),
         {seed: lost.how for seed, lost in found.lost.items()},
+    )
+
+
+def only(side: Operand, seeds: Collection[int]) -> Operand:
+    """A sweep as if it had these seeds alone; raises `DataError` where none has a result."""
+
+    def kept(by_seed: Mapping[int, Any]) -> dict[int, Any]:
+        return {seed: value for seed, value in by_seed.items() if seed in seeds}
+
+    values = kept(side.values)
+    if not values:
+        raise DataError(f"{side.name}: none of these seeds has a result.")
+    return replace(
+        side,
+        sample=sample(list(values.values())),
+        values=values,
+        paths=kept(side.paths),
+        sets={name: kept(by_seed) for name, by_seed in side.sets.items()},
+        lost=kept(side.lost),
     )
 
 

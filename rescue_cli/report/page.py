@@ -9,13 +9,13 @@ import numpy as np
 from rescue_cli import recipe as recipes
 from rescue_cli.plans import as_written, differences
 from rescue_cli.recipe import Recipe, recipe_in
-from rescue_cli.report import gaps, records, study_page, sweeps
+from rescue_cli.report import gaps, looks, records, study_page, sweeps
 from rescue_cli.report.claims import details
 from rescue_cli.report.comparison import pairs_of
 from rescue_cli.report.groups import comparable
 from rescue_cli.report.lines import HEADINGS, Line
 from rescue_cli.report.markup import folded, head, image, listed, table, text
-from rescue_cli.report.measurements import measurements
+from rescue_cli.report.measurements import measurements, of_images
 from rescue_cli.report.operands import operand
 from rescue_cli.report.pictures import by_class, curves_of, figure_of, read_classes, samples_of
 from rescue_cli.report.sweep_pictures import figures_of
@@ -123,6 +123,7 @@ def _compared(paths: Sequence[Path]) -> str:
     """What may be claimed of those runs and sweeps that were tested on the same images."""
     groups, why = comparable([operand(str(path)) for path in paths])
     parts = [f"<p>Not compared with one another: {text(said)}</p>" for said in why]
+    parts += [f"<p>{text(said)}</p>" for group in groups for said in looks.note(group)]
     pairs = [pair for group in groups if len(group) > 1 for pair in pairs_of(group)]
     if pairs:
         claims = listed((pair["claim"], details(pair)) for pair in pairs)
@@ -140,7 +141,9 @@ def _sweep(sweep: sweeps.Sweep) -> str:
 
 def _run(path: Path) -> str:
     lines = read_metrics(RunDirectory(path).metrics)
-    parts = [f"<h2>{text(path)}</h2>", table(*measurements(read_result(RunDirectory(path))))]
+    result = read_result(RunDirectory(path))
+    parts = [f"<h2>{text(path)}</h2>", table(*measurements(result))]
+    parts += [f"<p class=dim>{text(line)}</p>" for line in of_images(result)]
     if lines:
         parts.append(image(curves_of(lines)))
     if moved := [line for line in lines if line.get("momentum") is not None]:

@@ -41,7 +41,10 @@ def pairing(a: Operand, b: Operand) -> Pairing:
         return Pairing((), "")
     changed = _changed(next(iter(a.paths.values())), next(iter(b.paths.values())))
     if all(_is_in(key, ("eval",)) for key in changed):
-        return Pairing(tuple(common), "the same networks, evaluated in two ways")
+        alike = (
+            "the same networks, evaluated in two ways" if changed else "one recipe, trained twice"
+        )
+        return Pairing(tuple(common), alike)
     other = sorted(key for key in changed if _is_in(key, DRAWN))
     if other:
         return Pairing((), f"equal seeds draw differently: {other[0]} differs")

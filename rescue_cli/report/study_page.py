@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from rescue_cli.errors import DataError
-from rescue_cli.report.claims import details
 from rescue_cli.report.lines import Line
 from rescue_cli.report.markup import image, listed, shown_seconds, table, text
 from rescue_cli.report.pictures import figure_of
@@ -40,6 +39,7 @@ ROW = {
     "seconds_train": POSITIVE.or_null(), "runs": MAPPING,
     "columns": Rule("an object, and not an empty one", lambda v: MAPPING.holds(v) and bool(v)),
 }  # fmt: skip
+TEXTS = Rule("a list of texts", lambda v: LIST.holds(v) and all(map(TEXT.holds, v)))
 RUNS = {"n": STEP, "diverged": REASONS, "failed": REASONS, "not_run": LIST}
 MEASURED = {
     "mean": PERCENT, "std": POSITIVE.or_null(), "n": COUNT, "p": PERCENT.or_null(),
@@ -80,7 +80,7 @@ def _kept(path: Path) -> dict[str, Any]:
         if row["columns"].keys() != found["rows"][0]["columns"].keys():
             raise DataError(f"{file}: {at}columns: not those of the first row. {cure}")
     for place, pair in enumerate(found["pairs"]):
-        demand(file, pair, {"claim": TEXT}, cure, f"pairs[{place}].")
+        demand(file, pair, {"claim": TEXT, "details": TEXTS}, cure, f"pairs[{place}].")
     return found
 
 
@@ -103,7 +103,7 @@ def section(path: Path) -> str:
             "p does not show that they agree.</p>"
         )
     if found["pairs"]:
-        parts.append(listed((pair["claim"], details(pair)) for pair in found["pairs"]))
+        parts.append(listed((pair["claim"], pair["details"]) for pair in found["pairs"]))
     return "\n".join([*parts, f"<p>To go on with it:</p><pre>{text(found['command'])}</pre>"])
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from rescue_cli.clues import smooth
 from rescue_cli.range_test import Curves
-from rescue_cli.report.claims import details
+from rescue_cli.report.claims import details, is_claimed
 from rescue_cli.report.comparison import pairs_of, told
 from rescue_cli.report.markup import counted, head, image, listed, table, text
 from rescue_cli.report.operands import Operand, operand
@@ -66,8 +66,7 @@ def judged(base: Operand, tuned: Operand, *, lost: int = 0) -> Verdict:
     """
     sides = [base, tuned]
     pairs = pairs_of(sides)
-    p = pairs[0]["p"]
-    better = not lost and p is not None and p < LEVEL and pairs[0]["difference"] > 0
+    better = not lost and is_claimed(pairs[0], LEVEL) and pairs[0]["difference"] > 0
     return Verdict(better, [] if better else [KEEP], sides, pairs)
 
 
