@@ -38,6 +38,7 @@ def pytest_configure() -> None:
         every = sorted(os.sched_getaffinity(0))
         mine = every[int(number) :: int(os.environ["PYTEST_XDIST_WORKER_COUNT"])]
         os.sched_setaffinity(0, mine or every)
+        torch.set_num_threads(len(mine or every))  # which it chose by the cores there were before
 
 
 @pytest.fixture(autouse=True)
