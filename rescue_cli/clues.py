@@ -89,13 +89,14 @@ def turn(
     if len(kept) < BEFORE:
         if bound is None:
             return said("too few points", f"{len(curve)} points are too few to judge")
-        return said("died", f"{_points(len(kept))} before it is lost, from {bound:.3g} on")
+        few: Verdict = "too few points" if len(kept) else "nothing learned"
+        return said("died" if end is not None else few, _lost_early(len(kept), bound))
     near = _near_the_lowest(kept, noise(finite[:lost][:CALM]))
     # How far it blows up says nothing more than that it is lost
     curve = np.minimum(curve, kept[: int(kept.argmin()) + 1].max())
     before, bottom, after = kept[: near.start], kept[near.start : near.stop], curve[near.stop :]
     if not _above(before, bottom, near.spread):
-        verdict: Verdict = "nothing learned" if bound is None else "died"
+        verdict: Verdict = "nothing learned" if end is None else "died"
         return said(verdict, f"no improvement beyond noise up to {rates[len(kept) - 1]:.3g}{dies}")
     if end is None and (len(after) < AFTER or not _above(after, bottom, near.spread)):
         return said(*_no_turn(kept, near.way, near.spread, rates))
@@ -171,6 +172,11 @@ def _falls_at_the_end(curve: Curve, way: float, spread: float) -> bool:
     before, after = curve[-2 * quarter : -quarter], curve[-quarter:]
     fall = float(before.mean() - after.mean())
     return bool(fall > max(STILL_FALLING * way, 3 * spread / quarter**0.5))
+
+
+def _lost_early(count: int, bound: float) -> str:
+    """Of a curve that is lost after `count` points, at the rate `bound`."""
+    return f"lost from {bound:.3g} on, {f'after {_points(count)}' if count else 'the first point'}"
 
 
 def _points(count: int) -> str:

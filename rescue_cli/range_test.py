@@ -98,7 +98,7 @@ class Curves:
 
 
 def read(
-    path: Path, ramp: Ramp, steps: int, seed: int, *, diverged: bool, classes: int | None = None
+    path: Path, ramp: Ramp, steps: int, seed: int, classes: int, *, diverged: bool
 ) -> Curves:
     """A run's curves at its evaluations; the training loss is the mean since the one before."""
     lines = read_metrics(RunDirectory(path).metrics)
@@ -164,9 +164,7 @@ def _verdict(curves: Curves, *said: Verdict) -> Verdict:
     """Of a loss and an accuracy without a turn: an end first, then who saw the network learn."""
     order: tuple[Verdict, ...] = ("died", "too few points", "falling", "flat", "nothing learned")
     verdict: Verdict = next((verdict for verdict in order if verdict in said), "too few points")
-    ended = any(math.isnan(loss) for loss in curves.test_losses)
-    alive = verdict == "nothing learned" or (verdict == "died" and not ended)
-    return "noisy" if alive and _has_learned(curves) else verdict
+    return "noisy" if verdict == "nothing learned" and _has_learned(curves) else verdict
 
 
 def _has_learned(curves: Curves) -> bool:

@@ -32,13 +32,17 @@ Rescue = Callable[..., Ended]
 
 
 def pytest_configure() -> None:
-    """Of several workers of xdist each keeps to its own cores, and has no more threads."""
+    """Of several workers of xdist each keeps to its own cores.
+
+    It has no more threads than those, unless OMP_NUM_THREADS says how many.
+    """
     number = os.environ.get("PYTEST_XDIST_WORKER", "").removeprefix("gw")
     if number:
         every = sorted(os.sched_getaffinity(0))
         mine = every[int(number) :: int(os.environ["PYTEST_XDIST_WORKER_COUNT"])]
         os.sched_setaffinity(0, mine or every)
-        torch.set_num_threads(len(mine or every))  # which it chose by the cores there were before
+        if "OMP_NUM_THREADS" not in os.environ:  # else torch chose by the cores there were before
+            torch.set_num_threads(len(mine or every))
 
 
 @pytest.fixture(autouse=True)

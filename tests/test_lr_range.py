@@ -74,7 +74,7 @@ def test_a_test_loss_that_is_not_finite_is_read_as_such(tmp_path: Path) -> None:
     text = "".join(json.dumps(line) + "\n" for line in lines)
     (tmp_path / "metrics.jsonl").write_text(text)
     ramp = Ramp(0.0, 1.0, shape="linear", momentum=None, epochs=1, points=10)
-    found = range_test.read(tmp_path, ramp, 10, 0, diverged=False)
+    found = range_test.read(tmp_path, ramp, 10, 0, 10, diverged=False)
     assert math.isnan(found.test_losses[0])
     assert found.accuracies == [10.0]
 

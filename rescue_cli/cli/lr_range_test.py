@@ -236,7 +236,7 @@ def _curves(
         seed = run.recipe.train.seed
         found.append(
             range_test.read(
-                folder / name, run.ramp, run.steps, seed, diverged=diverged, classes=plan.classes
+                folder / name, run.ramp, run.steps, seed, plan.classes, diverged=diverged
             )
         )
     return found

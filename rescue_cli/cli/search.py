@@ -146,11 +146,13 @@ class Search:
     # --- runs ---
 
     def _ramp(self, name: str, recipe: Recipe, ramp: Ramp, per_epoch: int) -> Curves:
+        from rescue_cli import build
+
         one = ramp.of(recipe, recipe.train.seed, per_epoch)
         path = self.folder / "search" / name
         diverged = self._train(path, one)
-        steps = total_steps(one.train, per_epoch)
-        return range_test.read(path, ramp, steps, one.train.seed, diverged=diverged)
+        steps, classes = total_steps(one.train, per_epoch), len(build.listed(one).classes)
+        return range_test.read(path, ramp, steps, one.train.seed, classes, diverged=diverged)
 
     def _outcome(self, name: str, recipe: Recipe) -> Outcome:
         recipe = recipe.with_overrides(f"eval.every={recipe.train.epochs / EVALUATIONS:.6g}")
