@@ -97,9 +97,7 @@ class Curves:
         return {"seed": self.seed, "steps": self.steps, **finite}
 
 
-def read(
-    path: Path, ramp: Ramp, steps: int, seed: int, classes: int, *, diverged: bool
-) -> Curves:
+def read(path: Path, ramp: Ramp, steps: int, seed: int, classes: int, *, diverged: bool) -> Curves:
     """A run's curves at its evaluations; the training loss is the mean since the one before."""
     lines = read_metrics(RunDirectory(path).metrics)
     tests = [line for line in lines if line["kind"] == "eval"]

@@ -334,6 +334,11 @@ def test_a_study_of_our_own_compares_its_rows_at_equal_length(
     assert "Source: our own. 2 of 2 rows are measured." in page
     assert pair["claim"] in page
     assert "<th class=n>p</th>" not in page
+    made_sweep(tmp_path / "out" / "01", {3: 60.5}, overrides=words)
+    assert (
+        "were compared before, with 6 runs together."
+        in rescue("study", "own.yaml", "--table", "--out", "out").err
+    )
 
 
 def test_a_study_can_be_run_for_another_length(rescue: Rescue, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 from rich.table import Table
 
 from rescue_cli.cli import common
-from rescue_cli.report import studies
+from rescue_cli.report import looks, studies
 from rescue_cli.report.comparison import told
 from rescue_cli.report.markup import shown_seconds
 from rescue_cli.report.planned import counted_lost, lost_in, of_planned
@@ -18,7 +18,9 @@ Rows = Sequence[Mapping[str, Any]]
 
 
 def print_study(study: Study, rows: Rows, compared: Compared, *, as_json: bool) -> None:
-    """The rows, and of a study that compares them the claim of each pair."""
+    """The rows, and of a study that compares them the claim of each pair, which is a look."""
+    for line in looks.note(compared.sides):
+        common.note(f"warning: {line}")
     if as_json:
         found = {"study": study.name, "paper": study.paper, "rows": rows}
         print(json.dumps({**found, "sides": told(compared.sides), "pairs": compared.pairs}))

@@ -66,8 +66,8 @@ def before(folder: Path) -> list[str]:
 
 def _sweep_of(side: Operand) -> Path | None:
     """The folder of a sweep; None of single runs and numbers."""
-    path = Path(side.name)
-    return path if len(side.paths) > 0 and path not in side.paths.values() else None
+    first = next(iter(side.paths.values()), None)
+    return None if first is None or first == Path(side.name) else first.parent
 
 
 def _look(side: Operand, other: Operand) -> list[int]:
@@ -99,5 +99,5 @@ def _read(folder: Path) -> dict[str, list[int]]:
 
 def _key(side: Operand) -> str:
     """A side by where it lies, or by its word."""
-    path = Path(side.name)
+    path = _sweep_of(side) or Path(side.name)
     return str(path.resolve()) if side.paths else side.name
