@@ -98,8 +98,8 @@ def turn(
     if not _above(before, bottom, near.spread):
         verdict: Verdict = "nothing learned" if end is None else "died"
         return said(verdict, f"no improvement beyond noise up to {rates[len(kept) - 1]:.3g}{dies}")
-    if end is None and (len(after) < AFTER or not _above(after, bottom, near.spread)):
-        return said(*_no_turn(kept, near.way, near.spread, rates))
+    if bound is None and (len(after) < AFTER or not _above(after, bottom, near.spread)):
+        return said(*_no_turn(kept, near, rates))
     if near.place + 1 < BEFORE:
         words = f"turns at {rates[near.place]:.3g}, {_points(near.place)} before it: too few"
         return said("too few points", words + dies)
@@ -156,13 +156,15 @@ def _lost(curve: Curve, end: int | None) -> int | None:
     return first if first <= len(curve) - enough else end
 
 
-def _no_turn(
-    curve: Curve, way: float, spread: float, rates: Sequence[float]
-) -> tuple[Verdict, str]:
-    """Whether a curve without a turn still falls at its end."""
+def _no_turn(curve: Curve, near: _Near, rates: Sequence[float]) -> tuple[Verdict, str]:
+    """Whether a curve without a turn still falls at its end, or rises there within its noise."""
     upto = f"up to {rates[len(curve) - 1]:.3g}"
-    if _falls_at_the_end(curve, way, spread):
+    if _falls_at_the_end(curve, near.way, near.spread):
         return "falling", f"still falling, no turn {upto}"
+    after = curve[near.stop :]
+    lowest = curve[near.start : near.stop].mean()
+    if len(after) >= AFTER and after.mean() - lowest > DEPARTED * near.way:
+        return "noisy", f"noise hides any turn {upto}"
     return "flat", f"flat at the end, no turn {upto}"
 
 

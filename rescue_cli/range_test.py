@@ -160,7 +160,9 @@ def reading(curves: Curves, loss_name: str = "test loss") -> Reading:
 
 def _verdict(curves: Curves, *said: Verdict) -> Verdict:
     """Of a loss and an accuracy without a turn: an end first, then who saw the network learn."""
-    order: tuple[Verdict, ...] = ("died", "too few points", "falling", "flat", "nothing learned")
+    order: tuple[Verdict, ...] = (
+        "died", "too few points", "falling", "noisy", "flat", "nothing learned",
+    )  # fmt: skip
     verdict: Verdict = next((verdict for verdict in order if verdict in said), "too few points")
     return "noisy" if verdict == "nothing learned" and _has_learned(curves) else verdict
 

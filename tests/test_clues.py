@@ -94,6 +94,25 @@ def test_a_way_back_from_an_explosion_to_guessing_is_nothing_learned() -> None:
     assert found.verdict in ("died", "nothing learned")
 
 
+# A small residual network's losses over rates from 0.005 to 4, noisier with every rate
+FALLS = [2.30, 2.30, 2.28, 2.20, 2.03, 1.84, 1.67, 1.48, 1.28, 1.18, 1.02, 0.89, 0.78, 0.71, 0.84]
+STAYS = [0.76, 0.85, 0.69, 1.65, 0.68, 0.78, 0.71, 0.67, 1.04, 1.22, 1.09, 0.86, 1.24, 0.63, 0.74]
+NOISY = [1.69, 0.85, 0.96, 0.92, 0.97, 1.64, 0.78]
+
+
+def test_a_noisy_curve_that_ends_where_it_began_has_turned() -> None:
+    loss = [*FALLS, *STAYS, *NOISY, 3.10, 2.61, 3.50]
+    rates = list(np.geomspace(0.005, 4, len(loss)))
+    found = clues.turn(rates, loss)
+    assert (found.rate, found.verdict, found.bounded_above) == (rates[28], "turn", rates[37])
+
+
+def test_a_rise_within_the_noise_is_not_called_flat() -> None:
+    loss = [*FALLS, *STAYS, *NOISY, 1.10, 2.61, 0.90]
+    found = clues.turn(list(np.geomspace(0.005, 4, len(loss))), loss)
+    assert (found.rate, found.evidence) == (None, "test loss: noise hides any turn up to 4")
+
+
 def test_two_points_before_a_turn_are_too_few() -> None:
     loss = [2.0, 1.0, 1.5, 2.0, 2.1, 2.2, 2.2, 2.2, 2.1, 2.2]
     assert clues.turn(list(RATES), loss).rate is None
