@@ -21,6 +21,7 @@ from rescue_cli.data.stream import Cropping, StreamFeed, TrainViews
 from rescue_cli.draws import bits
 from rescue_cli.engine.step import Feed
 from rescue_cli.errors import UsageError
+from rescue_cli.recipe import load
 from rescue_cli.sampling import Steps, repeated, shuffled
 
 CPU = torch.device("cpu")
@@ -71,6 +72,25 @@ def test_every_offset_of_pad_crop_is_equally_likely() -> None:
     assert int((seen > 0).sum()) == 25
     assert seen[seen > 0].min() > 680  # 800 expected, deviation 28
     assert seen.max() < 920
+
+
+def test_hlbs_crop_draws_the_first_four_of_five_offsets() -> None:
+    """Where its code puts a window of 32 in 36: its centre from 15 to 18, 15 pixels before it."""
+    (item,) = (item for item in load("hlb").augment if item.name == "pad-crop")
+    draws = torch.from_numpy(np.random.default_rng(5).random((20_000, 2), dtype=np.float32))
+    rows, columns = torch.meshgrid(torch.arange(32), torch.arange(32), indexing="ij")
+    where = torch.stack([rows, columns]).byte().expand(20_000, -1, -1, -1)
+    found = pad_crop(**item.options).apply(where, draws)[:, :, 16, 16].long() - 16 + 2
+    seen = torch.bincount(found[:, 0] * 5 + found[:, 1], minlength=25).view(5, 5)
+    centres = range(32 // 2 - 1, 36 - 32 // 2 - 1)  # of an even window
+    assert [centre - (32 // 2 - 1) for centre in centres] == [0, 1, 2, 3]
+    assert seen[4].sum() == seen[:, 4].sum() == 0
+    assert 1100 < int(seen[:4, :4].min()) <= int(seen.max()) < 1400  # 1,250, deviation 34
+
+
+def test_more_offsets_than_there_are_are_refused() -> None:
+    with pytest.raises(UsageError, match=r"offsets: 6, and a pad of 2 has 5\. Give at most that"):
+        pad_crop(pad=2, mode="reflect", offsets=6)
 
 
 def test_the_greatest_draw_stays_inside() -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from PIL import Image, ImageOps
 from scipy import stats
 
 from rescue_cli.augment import Operation
@@ -19,6 +20,7 @@ from rescue_cli.draws import uniform
 timms: Any = importlib.import_module("timm.data.auto_augment")
 
 FILL = (124, 116, 104)
+POLICIES = ("original", "v0", "v0-pycls")  # the last is timm's v0 but for posterize
 IMAGES = 20_000
 
 
@@ -28,14 +30,45 @@ def drawn(op: Operation) -> list[tuple[Group, NDArray[np.float64]]]:
     return list(zip(groups, np.split(arguments, ends[:-1]), strict=True))
 
 
-@pytest.mark.parametrize("policy", ["original", "v0"])
+def timms_name(name: str) -> str:
+    return name.removesuffix("AtLeastOne")
+
+
+@pytest.mark.parametrize("policy", POLICIES)
 def test_the_sub_policies_are_timms(policy: str) -> None:
-    theirs = timms.auto_augment_policy(policy)
+    theirs = timms.auto_augment_policy(policy.removesuffix("-pycls"))
     listed = [tuple((op.name, op.prob, op.magnitude) for op in sub_policy) for sub_policy in theirs]
-    assert list(SUB_POLICIES[policy]) == listed
+    ours = [tuple((timms_name(n), p, m) for n, p, m in row) for row in SUB_POLICIES[policy]]
+    assert ours == listed
 
 
-@pytest.mark.parametrize("policy", ["original", "v0"])
+def test_pycls_leaves_a_bit_where_v0_leaves_none() -> None:
+    """Levels of PIL's posterize with max(1, int(4 m / 10)) bits: `v0` has m = 6, and m = 2."""
+    ramp = torch.arange(256).byte().view(1, 1, 16, 16).expand(1, 3, -1, -1).contiguous()
+    picture = Image.fromarray(ramp[0].permute(1, 2, 0).numpy())
+    found = {}
+    for policy in ("v0", "v0-pycls"):
+        op = auto_augment(policy=policy, interpolation="bilinear", fill=(128,) * 3)
+        for row, sub_policy in enumerate(SUB_POLICIES[policy]):
+            (name, _, magnitude), _ = sub_policy
+            if timms_name(name) != "Posterize":
+                continue
+            draws = np.full((1, op.columns), 0.5, dtype=np.float32)
+            draws[:, 0], draws[:, 1], draws[:, 6] = (row + 0.5) / 25, 0.0, 0.99
+            groups, arguments, fill = op.plan(draws)
+            colour = torch.from_numpy(fill)
+            found[policy, magnitude] = op.apply(ramp, groups, torch.from_numpy(arguments), colour)
+    for (policy, magnitude), pixels in found.items():
+        bits = max(1 if policy == "v0-pycls" else 0, int(4 * magnitude / 10))
+        posterized = (
+            np.asarray(ImageOps.posterize(picture, bits)) if bits else np.zeros((16, 16, 3))
+        )
+        np.testing.assert_array_equal(pixels[0].permute(1, 2, 0).numpy(), posterized)
+    assert sorted({m for _, m in found}) == [2, 6]
+    assert set(found["v0-pycls", 2].flatten().tolist()) == {0, 128}
+
+
+@pytest.mark.parametrize("policy", POLICIES)
 def test_what_an_image_gets_is_distributed_as_with_timm(policy: Any) -> None:
     """Every sequence of operations and arguments, as often as timm's transform calls it."""
     ours: list[tuple[tuple[str, float], ...]] = [()] * IMAGES
@@ -44,11 +77,14 @@ def test_what_an_image_gets_is_distributed_as_with_timm(policy: Any) -> None:
             ours[row] = (*ours[row], (group.name, round(argument, 9)))
 
     theirs: list[tuple[tuple[str, float], ...]] = []
-    transform = timms.auto_augment_transform(policy, {"img_mean": FILL})
+    transform = timms.auto_augment_transform(policy.removesuffix("-pycls"), {"img_mean": FILL})
     for op in itertools.chain.from_iterable(transform.policy):
 
         def note(image: Any, *given: float, name: str = op.name, **_: Any) -> Any:
-            theirs[-1] = (*theirs[-1], (name, round(float((*given, 0)[0]), 9)))
+            argument = float((*given, 0)[0])
+            if policy == "v0-pycls" and name == "Posterize":
+                name, argument = "PosterizeAtLeastOne", max(1.0, argument)
+            theirs[-1] = (*theirs[-1], (name, round(argument, 9)))
             return image
 
         op.aug_fn = note

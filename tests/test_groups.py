@@ -114,6 +114,23 @@ def test_a_list_of_optimizers_shares_the_parameters_out() -> None:
     assert len(norms.decayed) == 40
 
 
+def test_a_module_is_named_for_all_its_parameters_which_keep_their_kinds() -> None:
+    model = network("resnet18")
+    items: list[dict[str, Any]] = [
+        {"params": "all", "no_decay": ["norms"]},
+        {"params": "layer4+fc", "no_decay": ["norms", "biases"]},
+        {"params": "layer4.1.conv2.weight"},
+    ]
+    rest, named, one = claims(model, items)
+    below = {n for n, _ in model.named_parameters() if n.startswith(("layer4.", "fc."))}
+    assert one.decayed == ("layer4.1.conv2.weight",)
+    assert {*named.decayed, *named.undecayed} == below - set(one.decayed)
+    norms = {n for n in below if "bn" in n or "downsample.1" in n}
+    assert set(named.undecayed) == norms | {"fc.bias"}
+    assert not below & {*rest.decayed, *rest.undecayed}
+    assert len(rest.decayed) + len(rest.undecayed) + len(below) == 62
+
+
 @pytest.mark.parametrize(
     ("items", "message"),
     [

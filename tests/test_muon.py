@@ -10,10 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
+from rescue_cli import build
+from rescue_cli import recipe as recipes
 from rescue_cli.engine import checkpoint
 from rescue_cli.errors import UsageError
 from rescue_cli.optim import OPTIMIZERS
 from rescue_cli.optim.muon import Muon, muon, newton_schulz
+from rescue_cli.parts.updates import optimizers
 
 JORDAN = (3.4445, -4.7750, 2.0315)  # airbench94_muon.py
 HIVERGE = (3.4576, -4.7391, 2.0843)  # cifar10_speedrun.py
@@ -98,6 +101,18 @@ def test_the_update_is_orthogonal_within_the_band_of_three_steps(
 # --- the optimizer ---
 
 
+def renormalised(every: Any, updates: int) -> list[int]:
+    """The updates, counted from 1, that renormalise: hiverge's rule in floats for a pair."""
+    if isinstance(every, int):
+        return list(range(every, updates + 1, every))
+    first, last = every
+    found = [0]
+    for number in range(1, updates + 1):
+        if number - found[-1] >= first + int((last - first) * (number / updates)):
+            found.append(number)
+    return found[1:]
+
+
 def plainly(
     weights: Sequence[Tensor],
     gradients: Callable[[int], list[Tensor]],
@@ -114,7 +129,7 @@ def plainly(
             g = gradients(number)[i]
             v = options["momentum"] * v + g
             d = g + options["momentum"] * v if options["nesterov"] else v
-            if every and number % every == 0:
+            if every and number in renormalised(every, len(rates)):
                 w = w * len(w) ** 0.5 / (w**2).sum() ** 0.5
             x = d.reshape(len(d), -1)
             x = x / ((x**2).sum() ** 0.5 + 1e-7)
@@ -133,9 +148,10 @@ def plainly(
         {},
         {"nesterov": False},
         {"renormalise_every": 8, "weight_decay": 0.05, "coefficients": HIVERGE, "momentum": 0.655},
+        {"renormalise_every": (2, 17), "coefficients": HIVERGE, "momentum": 0.655},
         {"renormalise_every": None, "weight_decay": 0.1, "momentum": 0.0, "steps": 5},
     ],
-    ids=["airbench", "no Nesterov", "hiverge", "never renormalised"],
+    ids=["airbench", "no Nesterov", "every eighth", "ever rarer", "never renormalised"],
 )
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_twenty_steps_are_the_formula_written_out(
@@ -149,7 +165,7 @@ def test_twenty_steps_are_the_formula_written_out(
         for p in ours:
             if p.ndim == 4:
                 p.data = p.data.to(memory_format=torch.channels_last)
-    optimizer = muon([{"params": ours}], **options)
+    optimizer = muon([{"params": ours, "updates": len(rates)}], **options)
     for number, lr in enumerate(rates, 1):
         set_gradients(ours, number)
         if channels_last and number % 2:  # gradients of either layout
@@ -167,6 +183,35 @@ def test_twenty_steps_are_the_formula_written_out(
 
     for mine, expected in zip(ours, plainly(start, gradients, options, rates), strict=True):
         torch.testing.assert_close(mine.detach(), expected, rtol=0, atol=1e-10)
+
+
+def test_hiverges_filters_are_renormalised_37_times_ever_rarer() -> None:
+    """2 + floor(15 progress) updates after the last time: cifar10_speedrun.py of 5cd49b1."""
+    expected = [
+        2, 4, 6, 8, 10, 12, 14, 16, 19, 22, 25, 28, 31, 35, 39, 43, 47, 52, 57, 62, 68, 74, 80, 87,
+        94, 102, 110, 119, 128, 138, 149, 160, 172, 185, 199, 214, 230,
+    ]  # fmt: skip
+    assert renormalised((2, 17), 243) == expected
+    recipe = recipes.load("hiverge94", ["model.widths=[8,8,8]", "train.precision=float64"])
+    network = build.model(recipe, 10, torch.device("cpu"))
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    made = optimizers(recipe, network, 50_000 // 1536, scaler)
+    (rated,) = (r for r in made.rated if isinstance(r.optimizer, Muon))
+    assert rated.group["updates"] == 243
+    filters = rated.group["params"]
+    found = []
+    for number in range(1, 244):
+        for p in filters:
+            p.data.mul_(3 * len(p) ** 0.5 / p.norm())
+            p.grad = torch.ones_like(p)
+        made.set_rates(number - 1)
+        rated.group["lr"] = 1e-12
+        rated.optimizer.step()
+        norms = [float(p.detach().norm()) / len(p) ** 0.5 for p in filters]
+        assert max(norms) - min(norms) < 1e-9
+        if norms[0] == pytest.approx(1.0):
+            found.append(number)
+    assert found == expected
 
 
 def test_a_renormalised_filter_bank_has_unit_filters_on_average() -> None:
@@ -204,17 +249,17 @@ def test_the_iteration_runs_in_the_named_precision_where_it_is_computed(iterate:
     assert off > 1e-4 or not computed
 
 
-@pytest.mark.parametrize("every", [1, 2, None])
-def test_a_loaded_state_goes_on_bitwise(every: int | None, tmp_path: Path) -> None:
+@pytest.mark.parametrize("every", [1, 2, (1, 3), None])
+def test_a_loaded_state_goes_on_bitwise(every: Any, tmp_path: Path) -> None:
     options = {**AIRBENCH, "renormalise_every": every, "weight_decay": 0.01}
     straight = parameters(torch.float32)
-    optimizer = muon([{"params": straight}], **options)
+    optimizer = muon([{"params": straight, "updates": 6}], **options)
     for step in range(3):
         set_gradients(straight, step)
         optimizer.step()
     resumed = copy.deepcopy(straight)
     checkpoint.save(tmp_path / "last.pt", {"optimizer": optimizer.state_dict()})
-    other = muon([{"params": resumed}], **options)
+    other = muon([{"params": resumed, "updates": 6}], **options)
     other.load_state_dict(checkpoint.load(tmp_path / "last.pt", torch.device("cpu"))["optimizer"])
     for step in range(3, 6):
         for each, its in ((optimizer, straight), (other, resumed)):
@@ -223,12 +268,12 @@ def test_a_loaded_state_goes_on_bitwise(every: int | None, tmp_path: Path) -> No
     assert all(torch.equal(a, b) for a, b in zip(straight, resumed, strict=True))
 
 
-@pytest.mark.parametrize("every", [1, 2])
-def test_the_scaler_divides_and_skips_without_leaving_a_trace(every: int) -> None:
+@pytest.mark.parametrize("every", [1, 2, (1, 3)])
+def test_the_scaler_divides_and_skips_without_leaving_a_trace(every: Any) -> None:
     """A scaled run equals an unscaled one; infinities at first and in between change nothing."""
     options = {**AIRBENCH, "renormalise_every": every, "weight_decay": 0.01}
     plain, scaled = parameters(torch.float32), parameters(torch.float32)
-    ours, amp = muon([{"params": plain}], **options), muon([{"params": scaled}], **options)
+    ours, amp = (muon([{"params": p, "updates": 4}], **options) for p in (plain, scaled))
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
     for step in range(4):
         set_gradients(plain, step)
@@ -256,7 +301,8 @@ def test_the_scaler_divides_and_skips_without_leaving_a_trace(every: int) -> Non
 def test_an_update_never_asks_the_device_for_a_value() -> None:
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         ours = [nn.Parameter(mode.from_tensor(p.detach())) for p in parameters(torch.float32)]
-        optimizer = muon([{"params": ours}], **{**AIRBENCH, "renormalise_every": 2})
+        every = {"renormalise_every": (2, 17)}
+        optimizer = muon([{"params": ours, "updates": 9}], **{**AIRBENCH, **every})
         scaler = torch.amp.GradScaler("cpu")
         for _ in range(3):
             loss = torch.stack([(p**2).sum() for p in ours]).sum()

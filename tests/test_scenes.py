@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 import timm
 import torch
+import torchvision
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch.nn import functional
+from torchvision.models import ResNet50_Weights
+from torchvision.models.detection import fasterrcnn_resnet50_fpn
 
 from rescue_cli import build
 from rescue_cli import recipe as recipes
@@ -19,6 +22,7 @@ from rescue_cli.data import Keys, load
 from rescue_cli.engine.scenes import SceneEvaluator
 from rescue_cli.errors import DataError, UsageError
 from rescue_cli.model.dense import faster_rcnn
+from rescue_cli.parts import transfer
 from rescue_cli.precision import intersections
 from rescue_cli.scene import IGNORED, Objects, Scene
 from rescue_cli.schedule import Span, poly
@@ -130,11 +134,20 @@ def test_the_first_losses_are_those_of_a_plain_loop_of_torchvisions_parts(
         networks = [build.model(recipe, len(data.classes), CPU) for _ in range(2)]
         step = build.step(recipe, networks[0], data, machine, print)
         plain = build.step(recipe, networks[1], data, machine, print)
+        parts: dict[bool, list[torch.nn.Parameter]] = {False: [], True: []}
+        for name, parameter in networks[1].named_parameters():
+            parts["classifier" in name].append(parameter)
+        # GluonCV's lr_mult 10 of both heads of its FCN; torchvision's detector has one rate
+        lr, factor = (0.01, 1) if task == "detection" else (0.01, 10)
+        rated: list[dict[str, Any]] = [
+            {"params": parts[False]},
+            {"params": parts[True], "lr": lr * factor},
+        ]
         optimizer = torch.optim.SGD(
-            networks[1].parameters(),
-            lr=recipe.optim[0].options["lr"],
+            rated,
+            lr=lr,
             momentum=0.9,
-            weight_decay=recipe.optim[0].options["weight_decay"],
+            weight_decay=5e-4 if task == "detection" else 1e-4,
         )
         step.feed.start(0)
         plain.feed.start(0)
@@ -153,11 +166,53 @@ def test_the_first_losses_are_those_of_a_plain_loop_of_torchvisions_parts(
                     for head in ("out", "aux")
                 ]
                 loss = losses[0] + 0.5 * losses[1]
-                optimizer.param_groups[0]["lr"] = 0.01 * (1 - number / 10) ** 0.9
+                for group, first in zip(optimizer.param_groups, (lr, lr * factor), strict=True):
+                    group["lr"] = first * (1 - number / 10) ** 0.9
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             assert float(step.loss_sum) == pytest.approx(float(loss.detach()), abs=1e-5), number
+
+
+def test_what_stays_of_a_detectors_backbone_is_what_torchvisions_builder_keeps(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its `trainable_backbone_layers=3`, on a ResNet-50 whose tensors have timm's names as well."""
+    drawn = torchvision.models.resnet50().state_dict()  # the builder keeps none without weights
+    monkeypatch.setattr(ResNet50_Weights, "get_state_dict", lambda *_, **__: drawn)
+    theirs: Any = fasterrcnn_resnet50_fpn(
+        weights=None,
+        weights_backbone=ResNet50_Weights.IMAGENET1K_V1,
+        trainable_backbone_layers=3,
+    )
+    recipe = recipes.load("detection-voc", ["model.backbone=resnet50"])
+    ours: Any = build.model(recipe, 20, CPU)
+    learns, wanted = (
+        {n: p.requires_grad for n, p in body.named_parameters()}
+        for body in (ours.backbone.backbone.body, theirs.backbone.body)
+    )
+    assert learns == wanted
+    assert sum(not does for does in learns.values()) == 1 + 10, "the stem's, the first stage's"
+    shipped = build.model(recipes.load("detection-voc"), 20, CPU)
+    still = {n for n, p in shipped.named_parameters() if not p.requires_grad}
+    assert len(still) == 3 + 10, "the deep stem of ResNet-50-D has three convolutions"
+    assert {n.split(".")[3] for n in still} == {"conv1", "layer1"}
+    every = build.model(recipe.with_overrides("model.frozen_stages=0"), 20, CPU)
+    assert all(p.requires_grad for p in every.parameters())
+
+
+def test_a_detector_from_scratch_learns_in_all_stages(tmp_path: Path) -> None:
+    """As torchvision's builder has it, which keeps nothing of a backbone without weights."""
+    file = tmp_path / "small.safetensors"
+    weights = timm.create_model(BACKBONE, num_classes=10).state_dict()
+    save_file(weights, file, metadata={"architecture": BACKBONE})
+    base = recipes.load("detection-voc")
+    begun, scratch = (
+        transfer.start(base, word, "pascal-voc", []).overrides
+        for word in (str(file), f"scratch:{file}")
+    )
+    assert not [o for o in begun if "frozen" in o or "norms" in o]
+    assert {'model.norms="trained"', "model.frozen_stages=0"} <= set(scratch)
 
 
 def test_a_backbone_comes_from_a_classifier_and_is_compared_with_none(

@@ -13,7 +13,8 @@ from rescue_cli.registry import NotNegative
 
 # Sub-policies, one a line: two operations, each with its probability and its magnitude.
 # `original`: table 9 of the paper; `v0`: of EfficientNet's code for TPUs.
-SUB_POLICIES = {
+Step = tuple[str, float, int]
+SUB_POLICIES: dict[str, tuple[tuple[Step, Step], ...]] = {
     "original": (
         (("PosterizeOriginal", 0.4, 8), ("Rotate", 0.6, 9)),
         (("Solarize", 0.6, 5), ("AutoContrast", 0.6, 5)),
@@ -69,12 +70,18 @@ SUB_POLICIES = {
         (("Color", 0.8, 6), ("Rotate", 0.4, 5)),
     ),
 }
+# pycls has v0 with at least one bit where `Posterize` leaves none, and so black
+# (facebookresearch/pycls 5719de6, pycls/datasets/augment.py)
+SUB_POLICIES["v0-pycls"] = tuple(
+    (first, second) if first[0] != "Posterize" else (("PosterizeAtLeastOne", *first[1:]), second)
+    for first, second in SUB_POLICIES["v0"]
+)
 COLUMNS = 5  # an operation
 
 
 def auto_augment(
     *,
-    policy: Literal["original", "v0"],
+    policy: Literal["original", "v0", "v0-pycls"],
     std: NotNegative = 0.0,
     interpolation: Interpolation,
     fill: Fill,

@@ -48,8 +48,21 @@ class Operation:
     plan_by_image: Callable[[Which], tuple[Any, ...]] | None = None
 
 
-def pad_crop(*, pad: NotNegativeInt, mode: Literal["reflect", "zeros"]) -> Operation:
-    """A window of the image's own size out of the image padded on all sides, as one gather."""
+def pad_crop(
+    *, pad: NotNegativeInt, mode: Literal["reflect", "zeros"], offsets: PositiveInt | None = None
+) -> Operation:
+    """A window of the image's own size out of the image padded on all sides, as one gather.
+
+    Its top and its left are each one of the first `offsets` of the 2 pad + 1 that there are, or
+    of them all. Raises `UsageError` where there are fewer.
+    """
+    places = 2 * pad + 1
+    if offsets is not None and offsets > places:
+        raise UsageError(
+            f"augment (pad-crop).offsets: {offsets}, and a pad of {pad} has {places}. "
+            "Give at most that, or leave it out for all."
+        )
+    drawn = places if offsets is None else offsets
 
     def apply(images: Tensor, draws: Tensor) -> Tensor:
         height, width = images.shape[-2:]
@@ -58,7 +71,7 @@ def pad_crop(*, pad: NotNegativeInt, mode: Literal["reflect", "zeros"]) -> Opera
             raise UsageError(
                 f"augment (pad-crop).pad: {pad} must be below the image's side, {side}."
             )
-        corners = (draws * (2 * pad + 1)).long()
+        corners = (draws * drawn).long()
         padded = reflected(images, pad) if mode == "reflect" else functional.pad(images, (pad,) * 4)
         windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # a view, of any top and left
         each = torch.arange(len(images), device=images.device)

@@ -69,6 +69,7 @@ KINDS = {
     "Invert": Kind(levels.invert, _none),
     "Rotate": Kind(affine.rotate, _signed(30.0)),
     "Posterize": Kind(levels.posterize, lambda m, _: _bits(m)),
+    "PosterizeAtLeastOne": Kind(levels.posterize, lambda m, _: np.maximum(1, _bits(m))),
     "PosterizeIncreasing": Kind(levels.posterize, lambda m, _: 4 - _bits(m)),
     "PosterizeOriginal": Kind(levels.posterize, lambda m, _: _bits(m) + 4),
     "Solarize": Kind(levels.solarize, lambda m, _: _threshold(m)),

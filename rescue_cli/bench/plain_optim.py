@@ -78,6 +78,7 @@ class PlainMuon(Optimizer):
         self.count += 1
         options, (group,) = self.options, self.param_groups
         every = options["renormalise_every"]
+        every = every if every is None or isinstance(every, int) else every[0]  # a run's beginning
         for p in group["params"]:
             velocity = self.state[p].setdefault("velocity", torch.zeros_like(p))
             velocity.mul_(options["momentum"]).add_(p.grad)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from rescue_cli.errors import UsageError, did_you_mean
 from rescue_cli.model.weights import source_tensors
-from rescue_cli.registry import PositiveInt
+from rescue_cli.registry import NotNegativeInt, PositiveInt
 
 Norms = Literal["frozen", "trained"]
 HALVES = (torch.float16, torch.bfloat16)
@@ -72,6 +72,31 @@ def backbone_of(name: str, channels: int, norms: Norms, **layout: Any) -> Backbo
     return Backbone(body, widths)
 
 
+def freeze_stages(body: nn.Module, name: str, stages: int) -> None:
+    """Keeps the parameters of timm's first `stages` stages, of which the stem is the first.
+
+    Raises `UsageError` where timm knows no stages of the backbone `name`.
+    """
+    if not stages:
+        return
+    import timm
+    from timm.models import group_parameters
+
+    with warnings.catch_warnings(), torch.device("meta"):
+        warnings.simplefilter("ignore")
+        whole = timm.create_model(name)
+    matcher = getattr(whole, "group_matcher", None)
+    if matcher is None:
+        raise UsageError(
+            f"model.frozen_stages: the stages of {name} have no order that timm knows. "
+            "Remove it with ~model.frozen_stages."
+        )
+    stage_of = group_parameters(whole, matcher(coarse=True), reverse=True)
+    for parameter, tensor in body.named_parameters():
+        if stage_of[parameter] < stages:
+            tensor.requires_grad_(False)
+
+
 def _feature_info(body: nn.Module) -> Any:
     """What timm says of the feature maps of one of its networks."""
     return body.feature_info
@@ -111,6 +136,7 @@ def faster_rcnn(
     anchors: list[PositiveInt],
     proposals: PositiveInt,
     norms: Norms,
+    frozen_stages: NotNegativeInt = 0,
 ) -> nn.Module:
     """Faster R-CNN with a feature pyramid (Ren et al. 2015; Lin et al. 2017), of torchvision.
 
@@ -118,12 +144,14 @@ def faster_rcnn(
     `strides`: of the backbone's maps that the pyramid is built on, 4 to 32 (the finest costs most);
     `anchors`: the side of the anchors on each of them and on the coarser map, in pixels;
     `proposals`: how many the second stage learns from in an image. `norms: frozen` keeps the
-    backbone's batch norms as its weights have them. Images come normalised.
+    backbone's batch norms as its weights have them, `frozen_stages` all of its first stages, of
+    which the stem is one (torchvision: 5 less `trainable_backbone_layers`). Images come normalised.
     """
     from torchvision.models.detection import FasterRCNN
     from torchvision.models.detection.rpn import AnchorGenerator
 
     body = backbone_of(backbone, channels, norms, **_at_strides(backbone, strides))
+    freeze_stages(body.body, backbone, frozen_stages)
     if len(anchors) != len(strides) + 1:
         raise UsageError(
             f"model (faster-rcnn).anchors: {len(anchors)} sides for {len(strides) + 1} maps, the "

@@ -33,7 +33,8 @@ def _filters(_module: nn.Module, _name: str, parameter: nn.Parameter) -> bool:
     return parameter.ndim == 4
 
 
-# An item may also name a parameter itself (`conv1.bias`), which then leaves its group.
+# An item may also name a parameter (`conv1.bias`), or a module for all of its parameters
+# (`classifier`), which then leave their groups; `no_decay` knows them by their groups still.
 # Disjoint by construction: the first that fits owns the parameter. `head` is the weight of the
 # last linear layer, `rest` what no other name fits; both need the whole model and are added below.
 GROUPS: dict[str, Callable[[nn.Module, str, nn.Parameter], bool] | None] = {
@@ -105,9 +106,11 @@ def depths(model: nn.Module, name: str) -> dict[str, int]:
 
 def claims(model: nn.Module, items: Sequence[Mapping[str, Any]]) -> list[Claim]:
     """Each optimizer item's parameters; raises `UsageError` unless all are claimed exactly once."""
-    owner = groups_of(model)
-    named = [_named(i, item, len(items), owner) for i, item in enumerate(items)]
-    owner |= {name: name for groups in named for name in groups if name in owner}
+    kinds = groups_of(model)
+    named = [_named(i, item, len(items), kinds) for i, item in enumerate(items)]
+    paths = {group for groups in named for group in groups if group not in GROUPS}
+    # the longest last: a parameter is its own before it is its module's
+    owner = kinds | {n: path for path in sorted(paths, key=len) for n in kinds if _in(path, n)}
     claimed: dict[str, int] = {}
     for i, groups in enumerate(named):
         for group in groups:
@@ -124,17 +127,25 @@ def claims(model: nn.Module, items: Sequence[Mapping[str, Any]]) -> list[Claim]:
             f"optim: {len(names)} parameters ('{free[0]}': {names[0]}, ...) are claimed by none. "
             f"Add an item with params: {free[0]}, or params: all to one."
         )
-    return [_claim(i, item, owner, claimed) for i, item in enumerate(items)]
+    return [
+        _claim([n for n, group in owner.items() if claimed[group] == i], item, kinds)
+        for i, item in enumerate(items)
+    ]
+
+
+def _in(path: str, parameter: str) -> bool:
+    """Whether `path` is the parameter's name or that of a module that it is in."""
+    return parameter == path or parameter.startswith(f"{path}.")
 
 
 def _named(i: int, item: Mapping[str, Any], count: int, known: Mapping[str, str]) -> list[str]:
-    """What an item names: groups or parameters, one or several joined by '+', or all groups."""
+    """What an item names: groups, parameters or modules, several joined by '+'; or all groups."""
     params = item.get("params")
     if params is None and count > 1:
         raise UsageError(f"optim[{i}]: missing key 'params' (one of {', '.join(GROUPS)}). Add it.")
     groups = list(GROUPS) if params in (None, "all") else str(params).split("+")
     for group in groups:
-        if group not in GROUPS and group not in known:
+        if group not in GROUPS and not any(_in(group, name) for name in known):
             hint = did_you_mean(group, known if "." in group else GROUPS)
             raise UsageError(f"optim[{i}].params: '{group}' is not known. {hint}")
     for group in item.get("no_decay", ()):
@@ -145,12 +156,9 @@ def _named(i: int, item: Mapping[str, Any], count: int, known: Mapping[str, str]
     return groups
 
 
-def _claim(
-    i: int, item: Mapping[str, Any], owner: Mapping[str, str], claimed: Mapping[str, int]
-) -> Claim:
-    mine = [name for name, group in owner.items() if claimed[group] == i]
+def _claim(names: Sequence[str], item: Mapping[str, Any], kinds: Mapping[str, str]) -> Claim:
     free_of_decay = item.get("no_decay", ())
     return Claim(
-        decayed=tuple(n for n in mine if owner[n] not in free_of_decay),
-        undecayed=tuple(n for n in mine if owner[n] in free_of_decay),
+        decayed=tuple(n for n in names if kinds[n] not in free_of_decay),
+        undecayed=tuple(n for n in names if kinds[n] in free_of_decay),
     )

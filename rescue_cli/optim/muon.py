@@ -27,14 +27,16 @@ def muon(
     steps: PositiveInt,
     coefficients: Coefficients,
     iterate: Iterate,
-    renormalise_every: PositiveInt | None,
+    renormalise_every: PositiveInt | tuple[PositiveInt, PositiveInt] | None,
 ) -> Optimizer:
     """airbench94_muon's optimizer for filters (out, in, height, width) and matrices (out, in).
 
     v = momentum v + g; w *= sqrt(out) / |w|, every `renormalise_every` updates; w -= lr times
     `newton_schulz` of g + momentum v with Nesterov, else of v; w *= 1 - lr wd. At rate 0 weights
-    stand still. The iteration runs in `iterate`, but in the parameters' own dtype where that is
-    float64 or a processor would have to emulate `iterate`. Raises `UsageError` for other shapes.
+    stand still. Of a pair [a, b], update n of all the `updates` that its group names renormalises
+    when the last that did lies a + floor((b - a) n / updates) back or more (hiverge 2025). The
+    iteration runs in `iterate`, but in the parameters' own dtype where that is float64 or a
+    processor would have to emulate `iterate`. Raises `UsageError` for other shapes.
     """
     groups = list(groups)
     for group in groups:
@@ -99,7 +101,7 @@ class Muon(Scaled):
         """w = shrink (factor w - lr update), shrink being 1 - lr wd and factor renormalising."""
         shrink = 1 - group["lr"] * group["weight_decay"]
         updates = _orthogonal(directions, group)
-        factors = self._factors(parameters, group["renormalise_every"])
+        factors = self._factors(parameters, group, found_inf)
         torch._foreach_mul_(factors, shrink)
         if found_inf is not None:
             updates = _unless(found_inf, updates, [0.0] * len(updates))
@@ -107,16 +109,39 @@ class Muon(Scaled):
         torch._foreach_mul_(parameters, factors)
         torch._foreach_add_(parameters, updates, alpha=-group["lr"] * shrink)
 
-    def _factors(self, parameters: list[Tensor], every: int | None) -> list[Tensor]:
+    def _factors(
+        self, parameters: list[Tensor], group: dict[str, Any], found_inf: Tensor | None
+    ) -> list[Tensor]:
         """sqrt(out) / |w| for each parameter whose turn it is, 1 for the others."""
-        if every is None:
+        if group["renormalise_every"] is None:
             return [p.new_ones(()) for p in parameters]
         factors = list(torch._foreach_norm(parameters))
         torch._foreach_clamp_min_(factors, EPS)
         torch._foreach_reciprocal_(factors)
         torch._foreach_mul_(factors, [p.shape[0] ** 0.5 for p in parameters])
-        due = torch.stack([self.state[p]["step"] for p in parameters]) % every == 0
+        due = self._due([self.state[p] for p in parameters], group, found_inf)
         return list(torch.where(due, torch.stack(factors), 1.0).unbind())
+
+    @staticmethod
+    def _due(
+        states: list[dict[str, Tensor]], group: dict[str, Any], found_inf: Tensor | None
+    ) -> Tensor:
+        """(parameters,): whether this update renormalises, and of a pair that it did."""
+        every, steps = group["renormalise_every"], torch.stack([s["step"] for s in states])
+        if isinstance(every, int):
+            of_turn: Tensor = steps % every == 0
+            return of_turn
+        first, last = every
+        for state in states:
+            if "renormalised" not in state:
+                state["renormalised"] = torch.zeros_like(state["step"])
+        before = torch.stack([s["renormalised"] for s in states])
+        interval = first + (last - first) * steps.long() // group["updates"]
+        due: Tensor = steps - before >= interval
+        taken = due if found_inf is None else due & ~found_inf.bool()
+        now = torch.where(taken, steps, before)
+        torch._foreach_copy_([s["renormalised"] for s in states], list(now.unbind()))
+        return due
 
     def _state_of(self, parameter: Tensor) -> dict[str, Tensor]:
         state: dict[str, Tensor] = self.state[parameter]

@@ -47,7 +47,7 @@ def start(
     source = find_weights(word.removeprefix(SCRATCH), [], model=model)
     values: dict[str, Any] = _target(base, to)
     if base.of_scenes:
-        values |= _backbone(source, random=random)
+        values |= _backbone(base, source, random=random)
     else:
         values["model"] = _network(base, source, random=random)
         frozen = bool(base.model.options.get("frozen"))
@@ -68,7 +68,7 @@ def _target(base: Recipe, to: str) -> dict[str, Any]:
     )
 
 
-def _backbone(source: Source, *, random: bool) -> dict[str, Any]:
+def _backbone(base: Recipe, source: Source, *, random: bool) -> dict[str, Any]:
     """The source's network as a detector's or an FCN's backbone, and its normalisation."""
     theirs = source.recipe.model
     if theirs.name in MODELS:
@@ -79,8 +79,16 @@ def _backbone(source: Source, *, random: bool) -> dict[str, Any]:
     mean, std = normalisation(source.recipe.data.name, data_keys(source.recipe))
     weights = None if random else theirs.options["weights"]
     found = {"model.backbone": theirs.name, "data.mean": mean, "data.std": std}
-    # A backbone at random has no statistics that could be kept
-    return {**found, "model.norms": "trained"} if random else {**found, "model.weights": weights}
+    if not random:
+        return {**found, "model.weights": weights}
+    # A backbone at random has neither statistics nor filters that could be kept
+    found["model.norms"] = "trained"
+    return {**found, "model.frozen_stages": 0} if _freezes(base) else found
+
+
+def _freezes(base: Recipe) -> bool:
+    """Whether the recipe keeps stages of its backbone as they are."""
+    return bool(base.model.options.get("frozen_stages"))
 
 
 def _network(base: Recipe, source: Source, *, random: bool) -> dict[str, Any]:

@@ -54,7 +54,11 @@ def rates_of(recipe: Recipe, per_epoch: int) -> list[tuple[Schedule, float]]:
 def optimizers(
     recipe: Recipe, network: nn.Module, per_epoch: int, scaler: torch.amp.GradScaler
 ) -> Optimizers:
-    """One optimizer for each name, a parameter group for each item and decay, rates for each."""
+    """One optimizer for each name, a parameter group for each item and decay, rates for each.
+
+    Each group says as `updates` how many the run has, for what an optimizer changes over it.
+    """
+    updates = Span(0.0, per_epoch, recipe.train.epochs).steps
     parameters = dict(network.named_parameters())
     groups: dict[str, list[dict[str, Any]]] = {}
     makers: dict[str, Any] = {}
@@ -67,7 +71,8 @@ def optimizers(
         makers.setdefault(item.name, partial(function, **mine))
         for names, decay in ((claim.decayed, mine["weight_decay"]), (claim.undecayed, 0.0)):
             for factor, layer in _layers(recipe, network, item, names):
-                group = {**mine, "params": [parameters[n] for n in layer], "weight_decay": decay}
+                tensors = [parameters[n] for n in layer]
+                group = {**mine, "params": tensors, "weight_decay": decay, "updates": updates}
                 groups.setdefault(item.name, []).append(group)
                 rates.setdefault(item.name, []).append((rate[0], rate[1] * factor))
     optimizers = {name: make(groups[name]) for name, make in makers.items() if name in groups}
