@@ -224,7 +224,8 @@ def test_myrtles_pixel_statistics_are_the_notebooks_of_255() -> None:
         (
             ["model.name=resnet5O"],
             "model (resnet5O): unknown key 'width'. Known: drop_path, dropout, dynamic_img_size, "
-            "frozen, img_size, init, new_head, stride_in, weights, zero_init_last.",
+            "first_norm, frozen, img_size, init, new_head, norm_momentum, pooling, stride_in, "
+            "weights, zero_init_last.",
         ),
         (
             ["model={name: resnet5O}"],
