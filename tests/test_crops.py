@@ -52,7 +52,7 @@ def test_a_range_that_falls_or_is_below_the_size_is_refused(short_side: tuple[in
 def smooth(width: int, height: int) -> Image.Image:
     """A picture of waves, on which a resizing's details are below a grey level."""
     y, x = np.mgrid[0:height, 0:width]
-    waves = [np.sin(x / 40 + k) * np.cos(y / 30 - k) * 100 + 128 for k in range(3)]
+    waves = [np.sin(x / 80 + k) * np.cos(y / 60 - k) * 100 + 128 for k in range(3)]
     return Image.fromarray(np.stack(waves, -1).astype(np.uint8))
 
 
