@@ -203,6 +203,7 @@ def protocol(
         "mean": mean,
         "std": std,
         "preprocessing": dict.fromkeys(PREPROCESSING, "recipe"),
+        **({"resize": "squash"} if recipe.eval.resize == "squash" else {}),
     }
 
 

@@ -77,5 +77,5 @@ def _pixels(path: Path, recipe: Recipe) -> Tensor:
     evaluation = recipe.eval
     if FACTS[recipe.data.name].channels == 1:
         image = Image.fromarray(np.array(image.convert("L"))).convert("RGB")
-    view = evaluation.sizes[0], evaluation.crops[0], evaluation.interpolation
+    view = evaluation.sizes[0], evaluation.crops[0], evaluation.interpolation, evaluation.resize
     return centre_crop(image, *view)[: channels_of(recipe.data.name, data_keys(recipe))]

@@ -62,8 +62,9 @@ SMALLEST = {
     **{name: ["model.name=test_resnet", "data.train_size=64"] for name in ("a1", "a2", "a3")},
     **{
         name: ["model.name=test_resnet", "data.train_size=32"]
-        for name in ("resnet", "fixres", "deit", "fams")
+        for name in ("fixres", "deit", "fams")
     },
+    "resnet": ["model={name: test_resnet, zero_init_last: false}", "data.train_size=32"],
     **{
         name: ["model={name: test_resnet, init: glorot}", "data.train_size=32"]
         for name in (f"bot-{trick}" for trick in BAG_OF_TRICKS)
@@ -89,14 +90,18 @@ SMALLEST = {
         for name in ("bot-distill", "bag-of-tricks")
     },
     **{f"{kind}-{net}": [] for kind in SMITH for net in ("3layer", "lenet")},
-    **{f"{kind}-resnet56": ["model.depth=14"] for kind in SMITH},
+    "1cycle-resnet56": ["model.depth=14"],
+    **{name: ["model.depth=8"] for name in ("clr-resnet56", "step-resnet56")},
     **{
         f"{kind}-{net}": ["model={name: smith-resnet56, depth: 14, norm_momentum: 0.1}"]
         for kind in SMITH
         for net in ("wide32", "densenet40")
     },
     **{
-        f"{kind}-imagenet-{net}": ["model.name=test_resnet", "data.train_size=32"]
+        f"{kind}-imagenet-{net}": [
+            "model={name: test_resnet, init: xavier, norm_momentum: 0.001, pooling: caffe}",
+            "data.train_size=32",
+        ]
         for kind in SMITH
         for net in ("resnet50", "inception")
     },

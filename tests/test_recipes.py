@@ -244,7 +244,8 @@ def test_fixres_is_trained_as_long_as_the_table_says_and_as_its_authors_do() -> 
         (
             ["model.name=resnet5O"],
             "model (resnet5O): unknown key 'width'. Known: drop_path, dropout, dynamic_img_size, "
-            "frozen, img_size, init, new_head, stride_in, weights, zero_init_last.",
+            "first_norm, frozen, img_size, init, new_head, norm_momentum, pooling, stride_in, "
+            "weights, zero_init_last.",
         ),
         (
             ["model={name: resnet5O}"],

@@ -5,7 +5,12 @@ with its own draws. What acts on an image together with its boxes or mask has it
 """
 
 from rescue_cli.augment.auto_augment import auto_augment
-from rescue_cli.augment.crops import FileCrop, random_resized_crop, scale_jitter_crop
+from rescue_cli.augment.crops import (
+    FileCrop,
+    random_resized_crop,
+    scale_jitter_crop,
+    squash_crop,
+)
 from rescue_cli.augment.erasing import random_erasing
 from rescue_cli.augment.jitter import brightness_contrast, colour_jitter, pca_lighting
 from rescue_cli.augment.operations import Operation, alternating_flip, cutout, flip, pad_crop
@@ -17,6 +22,7 @@ from rescue_cli.augment.scenes import SCENE_AUGMENTATIONS
 AUGMENTATIONS = {
     "random-resized-crop": random_resized_crop,
     "scale-jitter-crop": scale_jitter_crop,
+    "squash-crop": squash_crop,
     "pad-crop": pad_crop,
     "flip": flip,
     "alternating-flip": alternating_flip,

@@ -48,6 +48,23 @@ def random_resized_crop(
     return FileCrop(TRIES * 4, box)
 
 
+def squash_crop(*, side: PositiveInt, size: PositiveInt) -> FileCrop:
+    """A square of `size` pixels out of the image squashed to a square of `side` pixels.
+
+    What Caffe's ImageNet databases made of files (BVLC/caffe, examples/imagenet, RESIZE=true). The
+    box is cut before scaling, from where it comes to lie.
+    """
+    if size > side:
+        raise UsageError(f"augment (squash-crop).size: {size} must not be above side ({side}).")
+
+    def box(height: int, width: int, draws: Floats) -> tuple[int, int, int, int]:
+        top_draw, left_draw = draws.tolist()
+        h, w = (max(1, round(size / side * length)) for length in (height, width))
+        return int(top_draw * (height - h + 1)), int(left_draw * (width - w + 1)), h, w
+
+    return FileCrop(2, box)
+
+
 def scale_jitter_crop(
     *, short_side: tuple[PositiveInt, PositiveInt], size: PositiveInt
 ) -> FileCrop:

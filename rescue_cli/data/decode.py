@@ -15,6 +15,7 @@ from rescue_cli.data.splits import Pixels
 
 Decoder = Literal["fast", "pil"]
 Interpolation = Literal["bilinear", "bicubic"]
+Resize = Literal["shorter", "squash"]
 # What PIL raises for a broken image; the last for one that claims an absurd number of pixels
 UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
 LARGEST = Image.MAX_IMAGE_PIXELS or 2**62  # beyond it PIL warns
@@ -94,12 +95,21 @@ def crop_resize(
 
 
 def centre_crop(
-    image: Pixels | Image.Image, size: int, crop: float, interpolation: Interpolation
+    image: Pixels | Image.Image,
+    size: int,
+    crop: float,
+    interpolation: Interpolation,
+    resize: Resize = "shorter",
 ) -> Tensor:
-    """Shorter side to floor(size / crop), then the centre: (3, size, size) uint8, as in timm."""
+    """Shorter side to floor(size / crop), then the centre: (3, size, size) uint8, as in timm.
+
+    `squash` resizes both sides to that length.
+    """
     height, width = size_of(image)
     short = math.floor(size / crop)
-    if height < width:
+    if resize == "squash":
+        resized = (short, short)
+    elif height < width:
         resized = (short, int(short * width / height))
     else:
         resized = (int(short * height / width), short)

@@ -11,7 +11,14 @@ from torch.utils.data import Dataset
 
 from rescue_cli.batch import Shown, View, to_device
 from rescue_cli.data.corrupt import never_replaced
-from rescue_cli.data.decode import UNREADABLE, Decoder, Interpolation, centre_crop, reason_of
+from rescue_cli.data.decode import (
+    UNREADABLE,
+    Decoder,
+    Interpolation,
+    Resize,
+    centre_crop,
+    reason_of,
+)
 from rescue_cli.data.splits import Files, rounds_of
 from rescue_cli.data.workers import CHUNK, decode, end_workers, next_of, start_workers
 from rescue_cli.draws import Indices
@@ -30,12 +37,18 @@ class EvalViews(Dataset[EvalPart]):
     """Decodes each test image once and cuts every view of it."""
 
     def __init__(
-        self, files: Files, views: Sequence[View], interpolation: Interpolation, decoder: Decoder
+        self,
+        files: Files,
+        views: Sequence[View],
+        interpolation: Interpolation,
+        decoder: Decoder,
+        resize: Resize = "shorter",
     ) -> None:
         self.files = files
         self.views = views
         self.interpolation = interpolation
         self.decoder = decoder
+        self.resize = resize
 
     def __getitem__(self, indices: Any) -> EvalPart:
         cut: list[list[Tensor]] = [[] for _ in self.views]
@@ -46,9 +59,12 @@ class EvalViews(Dataset[EvalPart]):
             except UNREADABLE as error:
                 return EvalPart(torch.empty(0), torch.empty(0), [], (str(path), reason_of(error)))
             for images, view in zip(cut, self.views, strict=True):
-                images.append(centre_crop(image, view.size, view.crop, self.interpolation))
+                images.append(self._cut(image, view))
         labels = torch.from_numpy(self.files.labels[np.array(indices)])
         return EvalPart(torch.tensor(indices), labels, [torch.stack(c) for c in cut], None)
+
+    def _cut(self, image: Any, view: View) -> Tensor:
+        return centre_crop(image, view.size, view.crop, self.interpolation, self.resize)
 
 
 class StreamEvalFeed:

@@ -18,6 +18,7 @@ from rescue_cli.model.smith import (
     smith_resnet56,
     smith_wide32,
 )
+from rescue_cli.model.super_convergence import super_convergence
 from rescue_cli.model.weights import load_weights
 from rescue_cli.model.whitening import Whitening
 from rescue_cli.model.zoo import zoo
@@ -27,6 +28,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnet9": resnet9,
     "smith-3layer": smith_3layer,
     "smith-resnet56": smith_resnet56,
+    "super-convergence": super_convergence,
     "smith-wide32": smith_wide32,
     "smith-densenet40": smith_densenet40,
     "lenet": lenet,

@@ -1,4 +1,7 @@
-"""Smith's nets for small images, as his Caffe files define them (hyperParam1), and BVLC's LeNet.
+"""Smith's nets for small images of "A disciplined approach", and BVLC's LeNet.
+
+They are as the Caffe files of lnsmith54/hyperParam1 define them; super-convergence's own ResNet is
+another (`super_convergence`).
 
 Pixels are to arrive on the scale of 0 to 255, and the nets subtract the training set's mean image:
 the learning rates of his tables mean nothing on another scale.
@@ -11,6 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from rescue_cli.errors import UsageError
+from rescue_cli.model.caffe_norm import CaffeBatchNorm2d
+from rescue_cli.model.fillers import fill
 from rescue_cli.model.looking import Looking
 from rescue_cli.registry import Fraction, PositiveInt
 
@@ -92,16 +97,16 @@ class Block(nn.Module):
         super().__init__()
         self.body = nn.Sequential(
             nn.Conv2d(inputs, outputs, 3, stride=2 if halving else 1, padding=1),
-            nn.BatchNorm2d(outputs, momentum=norm_momentum),
+            CaffeBatchNorm2d(outputs, momentum=norm_momentum),
             nn.ReLU(),
             nn.Conv2d(outputs, outputs, 3, padding=1),
-            nn.BatchNorm2d(outputs, momentum=norm_momentum),
+            CaffeBatchNorm2d(outputs, momentum=norm_momentum),
         )
         self.shortcut: nn.Module = nn.Identity()
         if halving:
             self.shortcut = nn.Sequential(
                 nn.Conv2d(inputs, outputs, 2, stride=2),
-                nn.BatchNorm2d(outputs, momentum=norm_momentum),
+                CaffeBatchNorm2d(outputs, momentum=norm_momentum),
             )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -128,7 +133,7 @@ class DenseLayer(nn.Module):
     def __init__(self, inputs: int, growth: int, dropout: float, norm_momentum: float) -> None:
         super().__init__()
         self.body = nn.Sequential(
-            nn.BatchNorm2d(inputs, momentum=norm_momentum),
+            CaffeBatchNorm2d(inputs, momentum=norm_momentum),
             nn.ReLU(),
             nn.Conv2d(inputs, growth, 3, padding=1, bias=False),
             nn.Dropout(dropout),
@@ -152,8 +157,8 @@ def smith_resnet56(
 ) -> nn.Module:
     """Smith's CIFAR ResNet of `depth` 6 n + 8: n blocks of 16 channels, n + 1 of 32 and of 64.
 
-    The first block of 32 and of 64 halves the image. 56 has 860,874 parameters; 20 and 110 are the
-    others of the super-convergence paper. Raises `UsageError` for another depth.
+    The first block of 32 and of 64 halves the image. 56 has 860,874 parameters, and is the paper's.
+    Raises `UsageError` for another depth.
     """
     if depth < 14 or (depth - 8) % 6:
         raise UsageError(
@@ -173,21 +178,24 @@ def smith_densenet40(
 ) -> nn.Module:
     """DenseNet of growth 12: three times 12 layers, 1x1 transitions that keep the channels.
 
-    1.02 M parameters.
+    1.02 M parameters. Convolutions begin with msra, the last layer with xavier.
     """
     features, layers = 16, [MeanImage(channels), nn.Conv2d(channels, 16, 3, padding=1, bias=False)]
     for block in range(3):
         for _ in range(12):
             layers.append(DenseLayer(features, 12, dropout, norm_momentum))
             features += 12
-        layers += [nn.BatchNorm2d(features, momentum=norm_momentum), nn.ReLU()]
+        layers += [CaffeBatchNorm2d(features, momentum=norm_momentum), nn.ReLU()]
         if block < 2:
             layers += [
                 nn.Conv2d(features, features, 1, bias=False),
                 nn.Dropout(dropout),
                 nn.AvgPool2d(2),
             ]
-    return Classifier(layers, features, classes)
+    net = Classifier(layers, features, classes)
+    fill(net.features, "msra")
+    fill(net.head, "xavier")
+    return net
 
 
 def lenet(classes: int, channels: int) -> nn.Module:
@@ -210,7 +218,7 @@ def _resnet(classes: int, channels: int, stages: dict[int, int], norm_momentum: 
     layers: list[nn.Module] = [
         MeanImage(channels),
         nn.Conv2d(channels, features, 3, padding=1),
-        nn.BatchNorm2d(features, momentum=norm_momentum),
+        CaffeBatchNorm2d(features, momentum=norm_momentum),
         nn.ReLU(),
     ]
     for width, count in stages.items():

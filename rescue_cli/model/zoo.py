@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from rescue_cli.errors import UsageError, did_you_mean
+from rescue_cli.model.caffe_file import CAFFE_KEYS, caffe_file
 from rescue_cli.registry import Fraction, PositiveInt
 
 _TIMM_NAMES = {
@@ -31,11 +32,16 @@ def zoo(
     dynamic_img_size: bool | None = None,
     zero_init_last: bool | None = None,
     stride_in: Literal["1x1", "3x3"] = "3x3",
+    norm_momentum: Fraction | None = None,
+    first_norm: Literal["zeros"] | None = None,
+    pooling: Literal["caffe"] | None = None,
 ) -> nn.Module:
     """timm's model with random weights; keys not given keep timm's values.
 
     `stride_in: 1x1` halves a ResNet's images in the first convolution of a bottleneck, as first
     published (ResNet-A of Bag of Tricks, table 5), and not in the second (B; timm, torchvision).
+    `norm_momentum`: the share of a running statistic that an update replaces. `first_norm: zeros`
+    and `pooling: caffe`: see `caffe_file`.
 
     `dynamic_img_size` lets a transformer made for `img_size` see others, its position embedding
     resampled (bicubic). Raises `UsageError` for an unknown name, or a key that the architecture
@@ -51,7 +57,7 @@ def zoo(
     }
     given: dict[str, Any] = {k: v for k, v in values.items() if v is not None}
     try:
-        return _strided(_create(name, classes, channels, given), name, stride_in)
+        model = _strided(_create(name, classes, channels, given), name, stride_in)
     except TypeError as error:
         lacking = [k for k in given if _TIMM_NAMES[k] in str(error)] or list(given)
         if not lacking:
@@ -61,6 +67,7 @@ def zoo(
         raise UsageError(
             f"model ({name}): has no key '{lacking[0]}'. Remove it with ~model.{lacking[0]}."
         ) from None
+    return caffe_file(model, norm_momentum=norm_momentum, first_norm=first_norm, pooling=pooling)
 
 
 def _strided(model: nn.Module, name: str, stride_in: str) -> nn.Module:
@@ -86,6 +93,8 @@ def lacking(name: str, keys: Iterable[str]) -> list[str]:
     for key in keys:
         try:
             with torch.device("meta"):
+                if key in CAFFE_KEYS:
+                    continue
                 if key == "stride_in":
                     _strided(_create(name, 10, 3, {}), name, "1x1")
                 else:

@@ -129,6 +129,11 @@ def _check_data(recipe: Recipe) -> None:
             f"eval.sizes and eval.crops need {needed} px. Set data.train_size={needed}, "
             "data.resident=false, or smaller views."
         )
+    if keys.resident and FACTS[recipe.data.name].size is None and recipe.eval.resize == "squash":
+        raise UsageError(
+            "eval.resize: squash needs whole files, and data.resident keeps their centres. "
+            "Set data.resident=false."
+        )
 
 
 def _check_frozen(recipe: Recipe) -> None:

@@ -141,7 +141,7 @@ def test_feed(recipe: Recipe, split: Split, machine: Machine) -> Any:
     if isinstance(split, Paired):
         scenes = TestScenes(split, decoder)
         return SceneEvalFeed(scenes, views, evaluation.batch_size, machine.workers, machine.device)
-    decoding = EvalViews(split, views, evaluation.interpolation, decoder)
+    decoding = EvalViews(split, views, evaluation.interpolation, decoder, evaluation.resize)
     return StreamEvalFeed(decoding, evaluation.batch_size, machine.workers, machine.device)
 
 

@@ -110,6 +110,8 @@ def _check_neutral(recipe: Recipe) -> None:
         raise UsageError(
             "eval.crops, eval.tta: a scene is seen whole and once. Use [1.0] and none."
         )
+    if recipe.eval.resize != "shorter":
+        raise UsageError("eval.resize: a scene keeps its shape. Remove it with ~eval.resize.")
     if recipe.model.options.get("frozen"):
         raise UsageError("model.frozen: trains a classifier's head. Remove it with ~model.frozen.")
     operations = operations_of(recipe)

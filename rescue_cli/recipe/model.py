@@ -83,6 +83,7 @@ class Eval:
     sizes: list[PositiveInt]
     crops: list[Positive]
     interpolation: Literal["bilinear", "bicubic"]
+    resize: Literal["shorter", "squash"] = "shorter"
     every: Positive = 1.0
     sets: list[str] | None = None
     tta: str | list[str] = "none"
