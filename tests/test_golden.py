@@ -64,6 +64,7 @@ SMALLEST = {
         name: ["model.name=test_resnet", "data.train_size=32"]
         for name in ("resnet", "fixres", "deit", "fams")
     },
+    "torchvision-v2": ["model.name=test_resnet", "data.train_size=32"],
     **{
         name: ["model={name: test_resnet, init: glorot}", "data.train_size=32"]
         for name in (f"bot-{trick}" for trick in BAG_OF_TRICKS)
