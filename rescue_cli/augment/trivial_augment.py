@@ -1,4 +1,4 @@
-"""TrivialAugment: one operation at one level, both drawn evenly (Mueller and Hutter 2021)."""
+"""TrivialAugment: one operation at one level, both drawn evenly (Müller and Hutter 2021)."""
 
 from functools import partial
 from typing import Any
@@ -19,12 +19,11 @@ def _up_to(most: float) -> Doubles:
     return np.linspace(0.0, most, LEVELS)
 
 
-# The wide space of the paper's table 1 as torchvision 0.11 to 0.29 have it: by operation what each
-# level is, and whether its sign is drawn. Factors are 1 plus or minus the level; what stays as it
-# is, and what has no levels, has one value.
-_ONE = np.zeros(LEVELS)
+# The wide space as torchvision 0.29 has it: by operation what each level is, and whether its sign
+# is drawn. Factors are 1 plus or minus the level; what has no levels has 0 for all.
+_NONE = np.zeros(LEVELS)
 SPACE: dict[str, tuple[Doubles, bool]] = {
-    "Identity": (_ONE, False),
+    "Identity": (_NONE, False),
     "ShearXGiven": (_up_to(0.99), True),
     "ShearYGiven": (_up_to(0.99), True),
     "TranslateXGiven": (np.trunc(_up_to(32.0)), True),  # pixels
@@ -36,8 +35,8 @@ SPACE: dict[str, tuple[Doubles, bool]] = {
     "SharpnessFactor": (_up_to(0.99), True),
     "PosterizeGiven": (8 - np.rint(_PLACES / 5), False),  # bits, 8 to 2
     "SolarizeGiven": (np.ceil(255 - 8.5 * _PLACES), False),  # the first level that is inverted
-    "AutoContrast": (_ONE, False),
-    "Equalize": (_ONE, False),
+    "AutoContrast": (_NONE, False),
+    "Equalize": (_NONE, False),
 }
 
 
