@@ -60,9 +60,11 @@ class Ema:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        if (step + 1) % self.every:
-            return
-        torch._foreach_lerp_(self.averages, self.sources, 1 - self.decay)
+        if (step + 1) % self.every == 0:
+            self._follow(self.decay)
+
+    def _follow(self, decay: float) -> None:
+        torch._foreach_lerp_(self.averages, self.sources, 1 - decay)
         for average, source in self.counters:
             average.copy_(source)
 
@@ -71,6 +73,22 @@ class Ema:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.model.load_state_dict(state)
+
+
+class EmaByEpoch(Ema):
+    """As `Ema`, every so many steps from each epoch's first; a copy until after step `first`."""
+
+    def __init__(
+        self, model: nn.Module, decay: float, every: int, first: int, steps_per_epoch: int
+    ) -> None:
+        super().__init__(model, decay, every)
+        self.first = first
+        self.steps_per_epoch = steps_per_epoch
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        if step % self.steps_per_epoch % self.every == 0:
+            self._follow(0.0 if step <= self.first else self.decay)
 
 
 class Lookahead:
@@ -128,6 +146,18 @@ def ema(model: nn.Module, _length: Length, *, decay: Fraction, every: PositiveIn
     return Ema(model, decay, every)
 
 
+def ema_by_epoch(
+    model: nn.Module, length: Length, *, decay: Fraction, every: PositiveInt, start: Epochs
+) -> Average:
+    """An exponential moving average as torchvision's reference for classification keeps it.
+
+    `decay` acts after the updates 0, `every`, 2 `every`, ... of each epoch. Until epoch `start`,
+    and at its first update, the average becomes a copy of the weights.
+    """
+    first = math.ceil(round(start, 6)) * length.steps_per_epoch
+    return EmaByEpoch(model, decay, every, first, length.steps_per_epoch)
+
+
 def lookahead(
     model: nn.Module,
     length: Length,
@@ -150,4 +180,4 @@ def lookahead(
     )
 
 
-AVERAGES = {"none": none, "ema": ema, "lookahead": lookahead}
+AVERAGES = {"none": none, "ema": ema, "ema-by-epoch": ema_by_epoch, "lookahead": lookahead}

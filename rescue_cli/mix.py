@@ -1,12 +1,14 @@
 """The section `mix`: how the images of a slice are mixed with each other.
 
-Image i of a slice meets image n-1-i, as in timm; the middle one of an odd number meets itself.
+Image i of a slice meets image n-1-i (`partner: opposite`), as in timm; the middle one of an odd
+number meets itself. Or it meets image i-1, and the first the last (`previous`), as in torchvision.
 Labels become (n, classes) shares of each class. Smoothing them is the loss's part.
 """
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -18,6 +20,7 @@ from rescue_cli.errors import UsageError
 from rescue_cli.registry import Epochs, Fraction, Positive, PositiveInt
 
 Mix = Callable[[Batch], Batch]
+Partner = Literal["opposite", "previous"]
 DRAWS = 4  # of a slice: which of the two, the share, the box's centre
 
 
@@ -40,17 +43,17 @@ def none(_: Mixing) -> Mix:
     return lambda batch: batch
 
 
-def mixup(mixing: Mixing, *, alpha: Positive) -> Mix:
+def mixup(mixing: Mixing, *, alpha: Positive, partner: Partner = "opposite") -> Mix:
     """lam x + (1 - lam) x', one lam ~ Beta(alpha, alpha) a slice (Zhang et al. 2018)."""
 
     def mix(batch: Batch) -> Batch:
         _, share, *_ = mixing.draws(batch)
-        return blend(batch, beta(share, alpha), mixing.classes)
+        return blend(batch, beta(share, alpha), mixing.classes, partner)
 
     return mix
 
 
-def cutmix(mixing: Mixing, *, alpha: Positive) -> Mix:
+def cutmix(mixing: Mixing, *, alpha: Positive, partner: Partner = "opposite") -> Mix:
     """A box of the partner of area 1 - lam, one lam ~ Beta(alpha, alpha) a slice (Yun et al. 2019).
 
     Where the box is cut off by the border, the labels' shares follow its true area.
@@ -60,7 +63,7 @@ def cutmix(mixing: Mixing, *, alpha: Positive) -> Mix:
         _, share, row, column = mixing.draws(batch)
         height, width = batch.images.shape[-2:]
         corners = box(height, width, beta(share, alpha), int(row * height), int(column * width))
-        return paste(batch, corners, mixing.classes)
+        return paste(batch, corners, mixing.classes, partner)
 
     return mix
 
@@ -68,9 +71,17 @@ def cutmix(mixing: Mixing, *, alpha: Positive) -> Mix:
 _MIXUP, _CUTMIX = mixup, cutmix  # which the keys of the next one hide
 
 
-def mixup_or_cutmix(mixing: Mixing, *, mixup: Positive, cutmix: Positive, switch: Fraction) -> Mix:
+def mixup_or_cutmix(
+    mixing: Mixing,
+    *,
+    mixup: Positive,
+    cutmix: Positive,
+    switch: Fraction,
+    partner: Partner = "opposite",
+) -> Mix:
     """Cutmix with probability `switch`, else mixup, one of the two a slice; their alphas."""
-    blended, pasted = _MIXUP(mixing, alpha=mixup), _CUTMIX(mixing, alpha=cutmix)
+    blended = _MIXUP(mixing, alpha=mixup, partner=partner)
+    pasted = _CUTMIX(mixing, alpha=cutmix, partner=partner)
 
     def mix(batch: Batch) -> Batch:
         which, *_ = mixing.draws(batch)
@@ -141,25 +152,36 @@ def box(
     )
 
 
-def blend(batch: Batch, lam: float, classes: int) -> Batch:
+def blend(batch: Batch, lam: float, classes: int, partner: Partner = "opposite") -> Batch:
     """The slice with `lam` of each image and the rest of its partner."""
-    images = batch.images * lam + batch.images.flip(0) * (1 - lam)
-    return replace(batch, images=images, targets=_shares(batch, lam, classes))
+    images = batch.images * lam + partners(batch.images, partner) * (1 - lam)
+    return replace(batch, images=images, targets=_shares(batch, lam, classes, partner))
 
 
-def paste(batch: Batch, corners: tuple[int, int, int, int], classes: int) -> Batch:
+def paste(
+    batch: Batch,
+    corners: tuple[int, int, int, int],
+    classes: int,
+    partner: Partner = "opposite",
+) -> Batch:
     """The slice with a box of each image's partner, labels by the areas."""
     top, bottom, left, right = corners
     height, width = batch.images.shape[-2:]
     images = batch.images.clone()
-    images[..., top:bottom, left:right] = batch.images.flip(0)[..., top:bottom, left:right]
+    others = partners(batch.images[..., top:bottom, left:right], partner)
+    images[..., top:bottom, left:right] = others
     lam = 1 - (bottom - top) * (right - left) / (height * width)
-    return replace(batch, images=images, targets=_shares(batch, lam, classes))
+    return replace(batch, images=images, targets=_shares(batch, lam, classes, partner))
 
 
-def _shares(batch: Batch, lam: float, classes: int) -> Tensor:
+def partners(of: Tensor, partner: Partner) -> Tensor:
+    """What belongs to each image's partner, of what belongs to the images (n, ...)."""
+    return of.roll(1, 0) if partner == "previous" else of.flip(0)
+
+
+def _shares(batch: Batch, lam: float, classes: int, partner: Partner = "opposite") -> Tensor:
     labels = functional.one_hot(batch.targets, classes).to(_float_of(batch.images))
-    return labels * lam + labels.flip(0) * (1 - lam)
+    return labels * lam + partners(labels, partner) * (1 - lam)
 
 
 def _float_of(images: Tensor) -> torch.dtype:

@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from rescue_cli import options
 from rescue_cli import recipe as recipes
-from rescue_cli.averaging import Average, Length, ema, lookahead
+from rescue_cli.averaging import Average, Length, ema, ema_by_epoch, lookahead
 from rescue_cli.engine import checkpoint
 
 STEPS = 33  # no multiple of 5: the last copy is one of its own
@@ -61,6 +62,33 @@ def test_ema_over_a_run_is_its_formula_and_leaves_the_weights_alone() -> None:
         close(model.state_dict(), twin.state_dict())
 
 
+@pytest.mark.parametrize("start", [0, 1, 2])
+def test_ema_by_epoch_over_a_run_is_torchs_averaged_model(start: int) -> None:
+    """As torchvision's script calls it: at i % 4 == 0 of an epoch's ten updates i.
+
+    What is averaged is counted anew in each warm-up epoch, so that it is a copy.
+    """
+    model, twin = Net().double(), Net().double()
+    average = ema_by_epoch(model, Length(STEPS, 10), decay=0.9, every=4, start=float(start))
+    theirs = AveragedModel(
+        twin, avg_fn=lambda held, now, _: 0.9 * held + 0.1 * now, use_buffers=True
+    )
+    copies = 0
+    for step in range(STEPS):
+        epoch, i = divmod(step, 10)
+        moved(model, step)
+        moved(twin, step)
+        average.update(step)
+        if i % 4 == 0:
+            theirs.update_parameters(twin)
+            if epoch < start:
+                theirs.n_averaged.fill_(0)
+        close(followed(average.model.state_dict()), followed(theirs.module.state_dict()))
+        close(model.state_dict(), twin.state_dict())
+        copies += torch.equal(average.model.norm.weight, model.norm.weight)  # type: ignore[union-attr,arg-type]
+    assert copies == 1 + 3 * start, "the updates of the warm-up, and the first after it"
+
+
 @pytest.mark.parametrize(
     ("start", "first"), [(0.0, 0), (0.9, 10), (1.1, 15)], ids=["airbench", "at 9", "at 11"]
 )
@@ -106,7 +134,7 @@ def test_lookahead_that_never_starts_leaves_the_weights_alone() -> None:
     assert all(map(torch.equal, model.state_dict().values(), twin.state_dict().values()))
 
 
-@pytest.mark.parametrize("kind", ["ema", "lookahead", "lookahead that starts"])
+@pytest.mark.parametrize("kind", ["ema", "ema by epoch", "lookahead", "lookahead that starts"])
 @pytest.mark.parametrize("stopped_after", [1, 14, 15, 31])
 def test_a_resumed_average_is_bitwise_that_of_the_run_that_never_stopped(
     kind: str, stopped_after: int, tmp_path: Path
@@ -115,6 +143,8 @@ def test_a_resumed_average_is_bitwise_that_of_the_run_that_never_stopped(
         length = Length(STEPS, 10)
         if kind == "ema":
             return ema(model, length, decay=0.9, every=5)
+        if kind == "ema by epoch":
+            return ema_by_epoch(model, length, decay=0.9, every=4, start=1.0)
         start = 1.2 if "starts" in kind else 0.0
         return lookahead(model, length, decay=0.95, every=5, power=3.0, start=start)
 

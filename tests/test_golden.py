@@ -65,6 +65,7 @@ SMALLEST = {
         for name in ("fixres", "deit", "fams")
     },
     "resnet": ["model={name: test_resnet, zero_init_last: false}", "data.train_size=32"],
+    "torchvision-v2": ["model.name=test_resnet", "data.train_size=32"],
     **{
         name: ["model={name: test_resnet, init: glorot}", "data.train_size=32"]
         for name in (f"bot-{trick}" for trick in BAG_OF_TRICKS)

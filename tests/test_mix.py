@@ -1,11 +1,15 @@
 """Mixing against timm's, image by image and target by target."""
 
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from scipy import stats
 from torch import Tensor
 from torch.nn import functional
+from torchvision.transforms import v2
 
 from rescue_cli.batch import Batch
 from rescue_cli.errors import UsageError
@@ -116,6 +120,57 @@ def test_smoothing_in_the_loss_is_timms_smoothing_in_the_targets() -> None:
     expected = -(smoothed.double() * functional.log_softmax(logits, 1)).sum(1).mean()
     found = loss(logits, blend(batch, lam, CLASSES).targets)
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-7)
+
+
+def torchvisions(mixer: Any, batch: Batch, params: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    """What torchvision's transform makes of the slice, given what it would have drawn."""
+    mixer.make_params = lambda _: params
+    images, targets = mixer(batch.images, batch.targets)
+    return images, targets
+
+
+@pytest.mark.parametrize("lam", [0.0, 0.3, 0.77, 1.0])
+def test_mixup_with_the_previous_image_is_torchvisions(lam: float) -> None:
+    batch = a_slice()
+    mixer = v2.MixUp(num_classes=CLASSES)
+    images, targets = torchvisions(mixer, batch, {"lam": lam})
+    ours = blend(batch, lam, CLASSES, "previous")
+    torch.testing.assert_close(ours.images, images, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(ours.targets, targets.double(), rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("lam", [0.0, 0.2, 0.31, 0.5, 0.77, 0.999, 1.0])
+def test_cutmix_with_the_previous_image_is_torchvisions(lam: float) -> None:
+    """Its box reaches int(side / 2 sqrt(1 - lam)) from the centre to both sides."""
+    batch = a_slice()
+    for row, column in ((0, 0), (7, 5), (14, 11), (3, 10)):
+        reach = 0.5 * np.sqrt(1 - lam)
+        tall, wide = int(reach * 15), int(reach * 12)
+        left, top = max(column - wide, 0), max(row - tall, 0)
+        right, bottom = min(column + wide, 12), min(row + tall, 15)
+        share = 1 - (right - left) * (bottom - top) / (15 * 12)
+        mixer = v2.CutMix(num_classes=CLASSES)
+        drawn = {"box": (left, top, right, bottom), "lam_adjusted": share}
+        images, targets = torchvisions(mixer, batch, drawn)
+        ours = paste(batch, box(15, 12, lam, row, column), CLASSES, "previous")
+        torch.testing.assert_close(ours.images, images, rtol=0, atol=0)
+        torch.testing.assert_close(ours.targets, targets.double(), rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("switch", [0.0, 1.0])
+def test_the_partner_is_that_of_the_recipe(switch: float) -> None:
+    batch = a_slice(step=2)
+    either = mixup_or_cutmix(MIXING, mixup=0.2, cutmix=1.0, switch=switch, partner="previous")
+    alone = (
+        cutmix(MIXING, alpha=1.0, partner="previous")
+        if switch
+        else mixup(MIXING, alpha=0.2, partner="previous")
+    )
+    moved = replace(batch, images=batch.images.roll(1, 0), targets=batch.targets.roll(1, 0))
+    mixed, mirror = either(batch), either(moved)
+    torch.testing.assert_close(mixed.images, alone(batch).images, rtol=0, atol=0)
+    torch.testing.assert_close(mirror.images, mixed.images.roll(1, 0), rtol=0, atol=0)
+    torch.testing.assert_close(mirror.targets, mixed.targets.roll(1, 0), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("alpha", [0.1, 0.2, 0.8, 1.0, 3.0])

@@ -119,7 +119,10 @@ def test_magnitudes_are_normal_and_cut_to_0_and_10(mean: float, std: float) -> N
     assert set(signs) == {-1.0, 1.0}
 
 
-@pytest.mark.parametrize("name", [name for name in KINDS if not name.endswith(("Factor", "Shift"))])
+AS_GIVEN = ("Factor", "Shift", "Given")
+
+
+@pytest.mark.parametrize("name", [name for name in KINDS if not name.endswith(AS_GIVEN)])
 @pytest.mark.parametrize("sign", [1.0, -1.0])
 def test_a_magnitude_means_what_it_means_to_timm(
     name: str, sign: float, monkeypatch: pytest.MonkeyPatch
@@ -198,6 +201,7 @@ EVERYTHING = [
     "{name: rand-augment, layers: 2, magnitude: 7, std: 0.5, p: 1.0, increasing: true, "
     "interpolation: random, fill: [124, 116, 104]}, "
     "{name: auto-augment, policy: original, interpolation: bicubic, fill: [124, 116, 104]}, "
+    "{name: trivial-augment, interpolation: bilinear, fill: [0, 0, 0]}, "
     "{name: colour-jitter, brightness: 0.4, contrast: 0.4, saturation: 0.4}, "
     "{name: pca-lighting, std: 0.1}, "
     "{name: random-erasing, p: 1.0, mode: MODE, area: [0.02, 0.3333], ratio: [0.3, 3.3333]}]"

@@ -18,6 +18,7 @@ from rescue_cli.augment.pipeline import Augment
 from rescue_cli.augment.rand_augment import rand_augment
 from rescue_cli.augment.resize import progressive_resize
 from rescue_cli.augment.scenes import SCENE_AUGMENTATIONS
+from rescue_cli.augment.trivial_augment import trivial_augment
 
 AUGMENTATIONS = {
     "random-resized-crop": random_resized_crop,
@@ -30,6 +31,7 @@ AUGMENTATIONS = {
     "progressive-resize": progressive_resize,
     "rand-augment": rand_augment,
     "auto-augment": auto_augment,
+    "trivial-augment": trivial_augment,
     "colour-jitter": colour_jitter,
     "brightness-contrast": brightness_contrast,
     "pca-lighting": pca_lighting,

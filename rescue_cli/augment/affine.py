@@ -33,14 +33,22 @@ def shear_y(images: Tensor, factor: Tensor, kernel: Kernel, fill: Tensor) -> Ten
 
 def translate_x(images: Tensor, share: Tensor, kernel: Kernel, fill: Tensor) -> Tensor:
     """All moved by a share of the width."""
-    shift = (share * images.shape[3])[:, None].expand(-1, images.shape[2])
-    return _slide(images, shift, 3, kernel, fill)
+    return move_x(images, share * images.shape[3], kernel, fill)
 
 
 def translate_y(images: Tensor, share: Tensor, kernel: Kernel, fill: Tensor) -> Tensor:
     """All moved by a share of the height."""
-    shift = (share * images.shape[2])[:, None].expand(-1, images.shape[3])
-    return _slide(images, shift, 2, kernel, fill)
+    return move_y(images, share * images.shape[2], kernel, fill)
+
+
+def move_x(images: Tensor, pixels: Tensor, kernel: Kernel, fill: Tensor) -> Tensor:
+    """All moved to the left by so many pixels."""
+    return _slide(images, pixels[:, None].expand(-1, images.shape[2]), 3, kernel, fill)
+
+
+def move_y(images: Tensor, pixels: Tensor, kernel: Kernel, fill: Tensor) -> Tensor:
+    """All moved up by so many pixels."""
+    return _slide(images, pixels[:, None].expand(-1, images.shape[3]), 2, kernel, fill)
 
 
 def rotate(images: Tensor, degrees: Tensor, kernel: Kernel, fill: Tensor) -> Tensor:

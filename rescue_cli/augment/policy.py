@@ -63,6 +63,10 @@ def _enhance_increasing(magnitude: Doubles, sign: Doubles) -> Doubles:
     return np.maximum(0.1, 1.0 + sign * (magnitude / MOST * 0.9))
 
 
+def _given(argument: Doubles, _sign: Doubles) -> Doubles:
+    return argument
+
+
 KINDS = {
     "AutoContrast": Kind(levels.auto_contrast, _none),
     "Equalize": Kind(levels.equalize, _none),
@@ -87,14 +91,25 @@ KINDS = {
     "ShearY": Kind(affine.shear_y, _signed(0.3)),
     "TranslateXRel": Kind(affine.translate_x, _signed(0.45)),
     "TranslateYRel": Kind(affine.translate_y, _signed(0.45)),
-    # of colour jitter, which has factors in place of magnitudes
-    "ColorFactor": Kind(colour.saturation, lambda factor, _: factor),
-    "ContrastFactor": Kind(colour.contrast, lambda factor, _: factor),
-    "BrightnessFactor": Kind(colour.brightness, lambda factor, _: factor),
-    "HueShift": Kind(hue.shift, lambda turns, _: turns),
-    "HueFactor": Kind(hue.scale, lambda factor, _: factor),
+    # of colour jitter and TrivialAugment, which have arguments in place of magnitudes
+    "ColorFactor": Kind(colour.saturation, _given),
+    "ContrastFactor": Kind(colour.contrast, _given),
+    "BrightnessFactor": Kind(colour.brightness, _given),
+    "SharpnessFactor": Kind(colour.sharpness, _given),
+    "HueShift": Kind(hue.shift, _given),
+    "HueFactor": Kind(hue.scale, _given),
+    "PosterizeGiven": Kind(levels.posterize, _given),
+    "SolarizeGiven": Kind(levels.solarize, _given),
+    "RotateGiven": Kind(affine.rotate, _given),
+    "ShearXGiven": Kind(affine.shear_x, _given),
+    "ShearYGiven": Kind(affine.shear_y, _given),
+    "TranslateXGiven": Kind(affine.move_x, _given),
+    "TranslateYGiven": Kind(affine.move_y, _given),
 }
-GEOMETRIC = {"Rotate", "ShearX", "ShearY", "TranslateXRel", "TranslateYRel"}
+GEOMETRIC = {
+    *("Rotate", "ShearX", "ShearY", "TranslateXRel", "TranslateYRel"),
+    *("RotateGiven", "ShearXGiven", "ShearYGiven", "TranslateXGiven", "TranslateYGiven"),
+}
 
 
 class Drawn(NamedTuple):
