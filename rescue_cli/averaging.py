@@ -49,10 +49,11 @@ class NoAverage:
 class Ema:
     """average = decay * average + (1 - decay) * weights, every so many steps; buffers likewise."""
 
-    def __init__(self, model: nn.Module, decay: float, every: int) -> None:
+    def __init__(self, model: nn.Module, decay: float, every: int, first: int) -> None:
         self.model = copy.deepcopy(model).requires_grad_(False)
         self.decay = decay
         self.every = every
+        self.first = first  # after as many updates it moves for the first time
         pairs = list(zip(_tensors(self.model), _tensors(model), strict=True))
         self.averages = [a for a, _ in pairs if a.is_floating_point()]
         self.sources = [s for a, s in pairs if a.is_floating_point()]
@@ -60,7 +61,8 @@ class Ema:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        if (step + 1) % self.every:
+        since = step + 1 - self.first
+        if since < 0 or since % self.every:
             return
         torch._foreach_lerp_(self.averages, self.sources, 1 - self.decay)
         for average, source in self.counters:
@@ -119,13 +121,20 @@ def none(model: nn.Module, _length: Length) -> Average:
     return NoAverage(model)
 
 
-def ema(model: nn.Module, _length: Length, *, decay: Fraction, every: PositiveInt) -> Average:
+def ema(
+    model: nn.Module,
+    _length: Length,
+    *,
+    decay: Fraction,
+    every: PositiveInt,
+    first: PositiveInt | None = None,
+) -> Average:
     """An exponential moving average that starts from the initial weights.
 
-    `decay` acts once in `every` steps: what a paper gives for a single step is to be raised to
-    that power.
+    `decay` acts once in `every` steps, for the first time after update `first`, or `every` where
+    none is given: what a paper gives for a single step is to be raised to that power.
     """
-    return Ema(model, decay, every)
+    return Ema(model, decay, every, first or every)
 
 
 def lookahead(
