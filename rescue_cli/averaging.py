@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from rescue_cli.registry import Epochs, Fraction, NotNegative, PositiveInt
+from rescue_cli.registry import Epochs, Fraction, NotNegative, Positive, PositiveInt
 
 
 @dataclass(frozen=True)
@@ -47,12 +47,11 @@ class NoAverage:
 
 
 class Ema:
-    """average = decay * average + (1 - decay) * weights, every so many steps; buffers likewise."""
+    """average = decay * average + (1 - decay) * weights, at some steps; buffers likewise."""
 
-    def __init__(self, model: nn.Module, decay: float, every: int) -> None:
+    def __init__(self, model: nn.Module, decay_after: Callable[[int], float | None]) -> None:
         self.model = copy.deepcopy(model).requires_grad_(False)
-        self.decay = decay
-        self.every = every
+        self.decay_after = decay_after  # of the number of updates; None: it stays as it is
         pairs = list(zip(_tensors(self.model), _tensors(model), strict=True))
         self.averages = [a for a, _ in pairs if a.is_floating_point()]
         self.sources = [s for a, s in pairs if a.is_floating_point()]
@@ -60,10 +59,8 @@ class Ema:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        if (step + 1) % self.every == 0:
-            self._follow(self.decay)
-
-    def _follow(self, decay: float) -> None:
+        if (decay := self.decay_after(step + 1)) is None:
+            return
         torch._foreach_lerp_(self.averages, self.sources, 1 - decay)
         for average, source in self.counters:
             average.copy_(source)
@@ -73,22 +70,6 @@ class Ema:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.model.load_state_dict(state)
-
-
-class EmaByEpoch(Ema):
-    """As `Ema`, every so many steps from each epoch's first; a copy until after step `first`."""
-
-    def __init__(
-        self, model: nn.Module, decay: float, every: int, first: int, steps_per_epoch: int
-    ) -> None:
-        super().__init__(model, decay, every)
-        self.first = first
-        self.steps_per_epoch = steps_per_epoch
-
-    @torch.no_grad()
-    def update(self, step: int) -> None:
-        if step % self.steps_per_epoch % self.every == 0:
-            self._follow(0.0 if step <= self.first else self.decay)
 
 
 class Lookahead:
@@ -137,13 +118,41 @@ def none(model: nn.Module, _length: Length) -> Average:
     return NoAverage(model)
 
 
-def ema(model: nn.Module, _length: Length, *, decay: Fraction, every: PositiveInt) -> Average:
+def ema(
+    model: nn.Module,
+    length: Length,
+    *,
+    decay: Fraction,
+    every: PositiveInt,
+    first: PositiveInt | None = None,
+    warmup: tuple[Positive, Positive] | None = None,
+    start: Epochs | None = None,
+) -> Average:
     """An exponential moving average that starts from the initial weights.
 
-    `decay` acts once in `every` steps: what a paper gives for a single step is to be raised to
-    that power.
+    `decay` acts once in `every` steps, for the first time after update `first`, or `every` where
+    none is given: what a paper gives for a single step is to be raised to that power.
+
+    With `warmup` [gamma, power] or `start` the average is a copy of the weights up to the first
+    time after epoch `start` (torchvision's warm-up; timm's `update_after_step`); n times later
+    `warmup` has min(decay, 1 - (1 + n / gamma)^-power) in place of `decay` (timm's ModelEmaV3:
+    gamma 1, power 2/3). [9, 1] is TensorFlow's min(decay, (1 + t) / (10 + t)) with t = n - 1.
     """
-    return Ema(model, decay, every)
+    begin = first or every
+    copied = 0  # the last update after which the average is a copy
+    if warmup is not None or start is not None:
+        steps = int(round((start or 0.0) * length.steps_per_epoch, 6))
+        copied = begin + every * max(0, math.ceil((steps + 1 - begin) / every))
+
+    def decay_after(updates: int) -> float | None:
+        if updates < begin or (updates - begin) % every:
+            return None
+        if updates <= copied:
+            return 0.0
+        n = (updates - copied) // every
+        return decay if warmup is None else min(decay, 1 - (1 + n / warmup[0]) ** -warmup[1])
+
+    return Ema(model, decay_after)
 
 
 def ema_by_epoch(
@@ -154,8 +163,15 @@ def ema_by_epoch(
     `decay` acts after the updates 0, `every`, 2 `every`, ... of each epoch. Until epoch `start`,
     and at its first update, the average becomes a copy of the weights.
     """
-    first = math.ceil(round(start, 6)) * length.steps_per_epoch
-    return EmaByEpoch(model, decay, every, first, length.steps_per_epoch)
+    copied = math.ceil(round(start, 6)) * length.steps_per_epoch
+
+    def decay_after(updates: int) -> float | None:
+        step = updates - 1
+        if step % length.steps_per_epoch % every:
+            return None
+        return 0.0 if step <= copied else decay
+
+    return Ema(model, decay_after)
 
 
 def lookahead(

@@ -46,16 +46,19 @@ def followed(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {k: v.clone() for k, v in state.items() if v.is_floating_point()}
 
 
-def test_ema_over_a_run_is_its_formula_and_leaves_the_weights_alone() -> None:
+@pytest.mark.parametrize(("first", "rest"), [(None, 0), (1, 1), (7, 2)])
+def test_ema_over_a_run_is_its_formula_and_leaves_the_weights_alone(
+    first: int | None, rest: int
+) -> None:
     model, twin = Net().double(), Net().double()
     rho = 0.99**5  # Myrtle's 0.99 a step, applied every five
-    average = ema(model, Length(STEPS, 10), decay=rho, every=5)
+    average = ema(model, Length(STEPS, 10), decay=rho, every=5, first=first)
     held = followed(twin.state_dict())
     for step in range(STEPS):
         moved(model, step)
         moved(twin, step)
         average.update(step)
-        if (step + 1) % 5 == 0:
+        if (step + 1) % 5 == rest and step + 1 >= (first or 5):
             now = twin.state_dict()
             held = {k: rho * v + (1 - rho) * now[k] for k, v in held.items()}
         close(average.model.state_dict(), held)
