@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from rescue_cli.registry import Epochs, Fraction, NotNegative, PositiveInt
+from rescue_cli.registry import Epochs, Fraction, NotNegative, Positive, PositiveInt
 
 
 @dataclass(frozen=True)
@@ -49,9 +49,9 @@ class NoAverage:
 class Ema:
     """average = decay * average + (1 - decay) * weights, every so many steps; buffers likewise."""
 
-    def __init__(self, model: nn.Module, decay: float, every: int) -> None:
+    def __init__(self, model: nn.Module, decay_after: Callable[[int], float], every: int) -> None:
         self.model = copy.deepcopy(model).requires_grad_(False)
-        self.decay = decay
+        self.decay_after = decay_after  # of the number of updates
         self.every = every
         pairs = list(zip(_tensors(self.model), _tensors(model), strict=True))
         self.averages = [a for a, _ in pairs if a.is_floating_point()]
@@ -60,9 +60,10 @@ class Ema:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        if (step + 1) % self.every:
+        updates = step + 1
+        if updates % self.every:
             return
-        torch._foreach_lerp_(self.averages, self.sources, 1 - self.decay)
+        torch._foreach_lerp_(self.averages, self.sources, 1 - self.decay_after(updates))
         for average, source in self.counters:
             average.copy_(source)
 
@@ -119,13 +120,36 @@ def none(model: nn.Module, _length: Length) -> Average:
     return NoAverage(model)
 
 
-def ema(model: nn.Module, _length: Length, *, decay: Fraction, every: PositiveInt) -> Average:
+def ema(
+    model: nn.Module,
+    length: Length,
+    *,
+    decay: Fraction,
+    every: PositiveInt,
+    warmup: tuple[Positive, Positive] | None = None,
+    start: Epochs | None = None,
+) -> Average:
     """An exponential moving average that starts from the initial weights.
 
     `decay` acts once in `every` steps: what a paper gives for a single step is to be raised to
     that power.
+
+    With `warmup` [gamma, power] or `start` the average is a copy of the weights up to the first
+    time after epoch `start` (torchvision's warm-up; timm's `update_after_step`); n times later
+    `warmup` has min(decay, 1 - (1 + n / gamma)^-power) in place of `decay` (timm's ModelEmaV3:
+    gamma 1, power 2/3). [9, 1] is TensorFlow's min(decay, (1 + t) / (10 + t)) with t = n - 1.
     """
-    return Ema(model, decay, every)
+    if warmup is None and start is None:
+        return Ema(model, lambda _: decay, every)
+    first = every * (int(round((start or 0.0) * length.steps_per_epoch, 6) // every) + 1)
+
+    def decay_after(updates: int) -> float:
+        n = (updates - first) // every
+        if n <= 0:
+            return 0.0
+        return decay if warmup is None else min(decay, 1 - (1 + n / warmup[0]) ** -warmup[1])
+
+    return Ema(model, decay_after, every)
 
 
 def lookahead(
