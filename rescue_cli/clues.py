@@ -249,10 +249,11 @@ def clue(losses: Sequence[float], rates: Sequence[float] | None = None) -> Clue:
 def suggestions(rates: Sequence[float], losses: Sequence[float]) -> dict[str, float | None]:
     """Three of fastai's suggestions for a learning rate, over the base-10 logarithm of the rate.
 
-    From smoothed training losses: `valley`, the middle of the longest decreasing run of losses;
+    From smoothed training losses: `valley`, the middle of the longest decreasing subsequence;
     `steepest`, the steepest fall; `minimum`, a tenth of the rate of the lowest loss. None where
-    there are too few finite points. Its fourth, `slide`, is made for a hundred points or more: of
-    40 and fewer it named one of the first two in 87 % of simulated curves, smoothed twice in 86 %.
+    there are too few finite points. fastai leaves out the first tenth and the last five of its
+    hundred points. Its fourth, `slide`, is made for as many: of 40 and fewer it named one of the
+    first two in 87 % of simulated curves, smoothed twice in 86 %.
     """
     curve, _ = _finite(losses)
     points = np.asarray(rates, dtype=np.float64)[: len(curve)]
@@ -271,15 +272,18 @@ def suggestions(rates: Sequence[float], losses: Sequence[float]) -> dict[str, fl
 
 
 def _valley(curve: Curve) -> int:
-    """Half way into the longest decreasing subsequence, counted back from its end."""
+    """The middle of the longest decreasing subsequence, at the index that fastai's code gives.
+
+    That begins one point before the subsequence, and goes on a third and a sixth of its count: for
+    the first two points -1, the last of all (fastai 2.7.8, callback/schedule.py, `valley`).
+    """
     longest = np.ones(len(curve), dtype=np.int64)
     for place in range(1, len(curve)):
         higher = longest[:place][curve[:place] > curve[place]]
         longest[place] = 1 + (higher.max() if len(higher) else 0)
     last = int(longest.argmax())
-    first = max(0, last - int(longest[last]))
-    third = (last - first) / 3
-    return first + int(third) + int(third / 2)
+    count = int(longest[last])
+    return last - count + count // 3 + count // 6 if count > 1 else 0
 
 
 def _finite(values: Sequence[float] | Curve) -> tuple[Curve, int | None]:

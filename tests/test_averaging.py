@@ -5,13 +5,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from rescue_cli import options
 from rescue_cli import recipe as recipes
 from rescue_cli.averaging import Average, Length, ema, ema_by_epoch, lookahead
+from rescue_cli.build import check_ingredients
 from rescue_cli.engine import checkpoint
+from rescue_cli.errors import UsageError
 
 STEPS = 33  # no multiple of 5: the last copy is one of its own
 
@@ -92,6 +95,70 @@ def test_ema_by_epoch_over_a_run_is_torchs_averaged_model(start: int) -> None:
     assert copies == 1 + 3 * start, "the updates of the warm-up, and the first after it"
 
 
+@pytest.mark.parametrize("after", [0, 7])  # updates that are copied, beside the first
+@pytest.mark.parametrize("curve", [None, (1.0, 2 / 3), (9.0, 1.0), (3.0, 0.75)])
+def test_an_ema_that_warms_up_is_timms(curve: tuple[float, float] | None, after: int) -> None:
+    """timm 1.0.31's ModelEmaV3, called as its train.py does: with the count of updates so far."""
+    gamma, power = curve or (1.0, 1.0)
+    model = Net().double()
+    theirs = ModelEmaV3(
+        model, decay=0.7, use_warmup=curve is not None, warmup_gamma=gamma, warmup_power=power,
+        update_after_step=after,
+    )  # fmt: skip
+    ours = ema(model, Length(STEPS, 10), decay=0.7, every=1, warmup=curve, start=after / 10)
+    for step in range(STEPS):
+        moved(model, step)
+        ours.update(step)
+        theirs.update(model, step=step + 1)
+        close(ours.model.state_dict(), followed(theirs.module.state_dict()))
+
+
+@pytest.mark.parametrize("every", [1, 5])
+def test_gamma_9_and_power_1_are_tensorflows_warm_up(every: int) -> None:
+    model = Net().double()
+    average = ema(model, Length(STEPS, 10), decay=0.35, every=every, warmup=(9.0, 1.0))
+    held = {}
+    times = -1  # num_updates, once the first average is there
+    for step in range(STEPS):
+        moved(model, step)
+        average.update(step)
+        if (step + 1) % every:
+            continue
+        now = followed(model.state_dict())
+        if times < 0:
+            held = now
+        else:
+            d = min(0.35, (1 + times) / (10 + times))
+            held = {k: d * v + (1 - d) * now[k] for k, v in held.items()}
+        times += 1
+        close(average.model.state_dict(), held)
+
+
+@pytest.mark.parametrize("epochs", [0, 1, 2])
+def test_an_ema_that_starts_at_an_epoch_is_torchvisions(epochs: int) -> None:
+    """Its references/classification/train.py: while the rate warms up, the count is put back."""
+    model = Net().double()
+    theirs = AveragedModel(model, avg_fn=lambda a, w, _: 0.9 * a + 0.1 * w, use_buffers=True)
+    ours = ema(model, Length(STEPS, 10), decay=0.9, every=1, start=float(epochs))
+    for step in range(STEPS):
+        moved(model, step)
+        ours.update(step)
+        theirs.update_parameters(model)
+        if step // 10 < epochs:
+            theirs.n_averaged.fill_(0)
+        close(ours.model.state_dict(), followed(theirs.module.state_dict()))
+
+
+def test_a_warm_up_is_a_pair_of_numbers_above_zero() -> None:
+    averaging = "averaging={name: ema, decay: 0.9, every: 2, start: 2, warmup: %s}"
+    recipe = recipes.load("quickstart", [averaging % "[1, 0.75]", "train.epochs=12"])
+    check_ingredients(recipe)
+    assert "averaging.start=4" in options.epochs(recipe, 24, [])
+    for wrong in ("[0, 1]", "[1]", "true"):
+        with pytest.raises(UsageError, match="averaging"):
+            check_ingredients(recipes.load("quickstart", [averaging % wrong, "train.epochs=12"]))
+
+
 @pytest.mark.parametrize(
     ("start", "first"), [(0.0, 0), (0.9, 10), (1.1, 15)], ids=["airbench", "at 9", "at 11"]
 )
@@ -137,7 +204,10 @@ def test_lookahead_that_never_starts_leaves_the_weights_alone() -> None:
     assert all(map(torch.equal, model.state_dict().values(), twin.state_dict().values()))
 
 
-@pytest.mark.parametrize("kind", ["ema", "ema by epoch", "lookahead", "lookahead that starts"])
+@pytest.mark.parametrize(
+    "kind",
+    ["ema", "ema that warms up", "ema by epoch", "lookahead", "lookahead that starts"],
+)
 @pytest.mark.parametrize("stopped_after", [1, 14, 15, 31])
 def test_a_resumed_average_is_bitwise_that_of_the_run_that_never_stopped(
     kind: str, stopped_after: int, tmp_path: Path
@@ -148,6 +218,8 @@ def test_a_resumed_average_is_bitwise_that_of_the_run_that_never_stopped(
             return ema(model, length, decay=0.9, every=5)
         if kind == "ema by epoch":
             return ema_by_epoch(model, length, decay=0.9, every=4, start=1.0)
+        if kind == "ema that warms up":
+            return ema(model, length, decay=0.9, every=5, warmup=(1.0, 0.75), start=1.0)
         start = 1.2 if "starts" in kind else 0.0
         return lookahead(model, length, decay=0.95, every=5, power=3.0, start=start)
 

@@ -2,6 +2,8 @@
 
 import json
 import math
+from collections.abc import Sequence
+from itertools import combinations, pairwise
 from typing import Any
 
 import numpy as np
@@ -178,20 +180,42 @@ def test_overfitting_is_seen_where_test_loss_and_difference_both_rise() -> None:
 # --- fastai's finder ---
 
 
-def longest_decrease(losses: list[float]) -> int:
-    """The finder's valley as its source has it, by two loops over indices."""
-    length = len(losses)
-    end = 0
-    run = [1] * length
-    for i in range(1, length):
-        for j in range(i):
-            if losses[i] < losses[j] and run[i] < run[j] + 1:
-                run[i] = run[j] + 1
-        if run[end] < run[i]:
-            end = i
-    start = end - run[end]
-    sections = (end - start) / 3
-    return max(0, start) + int(sections) + int(sections / 2)
+def fastai_valley(losses: Sequence[float]) -> int:
+    """What `valley` of fastai 2.7.8 gives, from every subsequence that decreases.
+
+    Its window is as long as the longest of them (of equals the first to end), but begins one point
+    before: what it gives is a third and a sixth of it further, each rounded down.
+    """
+    places = range(len(losses))
+    falling = [
+        chosen
+        for count in places
+        for chosen in combinations(places, count + 1)
+        if all(losses[a] > losses[b] for a, b in pairwise(chosen))
+    ]
+    length = max(map(len, falling))
+    if length == 1:
+        return 0  # its window is empty
+    end = min(chosen[-1] for chosen in falling if len(chosen) == length)
+    return end - length + int(length / 3) + int(length / 3 / 2)
+
+
+@pytest.mark.parametrize("points", [5, 7, 9, 12])
+def test_the_valley_is_at_the_index_of_fastais(points: int) -> None:
+    rng = np.random.default_rng(points)
+    rates = list(10 ** np.linspace(-4, 0, points))
+    straight = np.arange(points, dtype=np.float64)
+    drawn = [rng.standard_normal(points) - slope * straight for slope in (-0.5, 0, 0.3, 1)]
+    for losses in (*drawn, -straight, straight, np.full(points, 2.0), np.round(drawn[1])):
+        found = clues.suggestions(rates, list(losses))["valley"]
+        assert found == rates[fastai_valley(list(clues.smooth(list(losses))))]
+
+
+def test_the_valley_of_a_loss_that_only_falls_is_a_point_before_its_middle() -> None:
+    # 40 points: -1 + int(40 / 3) + int(40 / 6); and at two points it wraps to the last rate
+    assert clues.suggestions(list(RATES), list(-RATES))["valley"] == RATES[-1 + 13 + 6]
+    falls_once = [2.0, 1.9, 1.9, *np.linspace(2.1, 9.0, 37)]
+    assert clues.suggestions(list(RATES), falls_once)["valley"] == RATES[-1]
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -207,9 +231,6 @@ def test_suggestions_on_a_curve_of_a_finder(seed: int) -> None:
     assert found["steepest"] == pytest.approx(10**-2.5, rel=1.0)
     assert found["valley"] is not None
     assert 1e-4 < found["valley"] < lowest
-    place = longest_decrease(list(smoothed))
-    start = rates[place]
-    assert 0.3 < found["valley"] / start < 3
 
 
 def test_suggestions_want_rates_above_zero_and_enough_points() -> None:
