@@ -55,8 +55,8 @@ def test_resnet50_strides_in_the_1x1_and_keeps_999_parts_of_its_statistics() -> 
             network = network_of(recipes.load(name), 1000)
         for stage in ("layer2", "layer3", "layer4"):
             block = network.get_submodule(f"{stage}.0")
-            assert block.conv1.stride == (2, 2)  # type: ignore[union-attr]
-            assert block.conv2.stride == (1, 1)  # type: ignore[union-attr]
+            assert block.conv1.stride == (2, 2)
+            assert block.conv2.stride == (1, 1)
         norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
         assert {(m.momentum, m.eps) for m in norms} == {(0.001, 1e-5)}
 
