@@ -10,6 +10,7 @@ from rescue_cli.recipe import Recipe
 SMOKE_SLICE = 8
 SMOKE_STEPS = 2
 SMOKE_IMAGES = 16
+NOTES = ("unknown", "sources")  # on where values come from: two recipes may train the same by them
 
 
 def smoke(recipe: Recipe, overrides: Sequence[str], *, cuda: bool) -> list[str]:
@@ -112,9 +113,9 @@ def warnings(before: Recipe, after: Recipe, overrides: Sequence[str]) -> list[st
 def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """The keys in which two recipe trees differ, as dotted paths: (before, after).
 
-    A key that is absent and one that is null are the same.
+    A key that is absent and one that is null are the same, and notes are no keys.
     """
-    old, new = flat(before), flat(after)
+    old, new = (flat({k: v for k, v in t.items() if k not in NOTES}) for t in (before, after))
     keys = [*old, *(k for k in new if k not in old)]
     return {k: (old.get(k), new.get(k)) for k in keys if old.get(k) != new.get(k)}
 

@@ -10,7 +10,7 @@ from rich.table import Table
 from rescue_cli import plans
 from rescue_cli import recipe as recipes
 from rescue_cli.cli import common
-from rescue_cli.cli.common import Json, Overrides, recipe_names
+from rescue_cli.cli.common import Json, override_keys, recipe_names
 from rescue_cli.cli.screen import then
 from rescue_cli.errors import UsageError
 from rescue_cli.report import records
@@ -112,19 +112,58 @@ def copy(
     print(file)
 
 
+def _names_and_keys(incomplete: str) -> list[str]:
+    """For shell completion."""
+    return [*recipe_names(incomplete), *override_keys(incomplete)]
+
+
 @app.command()
 def check(
-    name: Annotated[
-        str | None, typer.Argument(metavar="NAME", help="Name or path; all shipped without.")
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="NAME|SECTION.KEY=VALUE",
+            help="Names or paths; all shipped without. Changes to them.",
+            autocompletion=_names_and_keys,
+        ),
     ] = None,
-    overrides: Overrides = None,
+    sources: Annotated[
+        bool, typer.Option("--sources", help="Of papers' recipes: has each key a source?")
+    ] = False,
 ) -> None:
     """Validate recipes, and build their models without memory for weights."""
+    first, rest = (words or [])[:1], (words or [])[1:]
+    overrides = [word for word in rest if "=" in word or word.startswith("~")]
+    chosen = [*first, *(word for word in rest if word not in overrides)] or list(recipes.names())
+    if sources:
+        _check_sources(chosen, overrides)
+        return
     from rescue_cli import build
 
-    for each in [name] if name else recipes.names():
-        build.check(recipes.load(each, overrides or []))
+    for each in chosen:
+        build.check(recipes.load(each, overrides))
         print(f"{each}: valid")
+
+
+def _check_sources(chosen: list[str], overrides: list[str]) -> None:
+    """Raises `UsageError` with all that a source is missing for, listed twice, or not there."""
+    if overrides:
+        raise UsageError(
+            f"--sources: takes no changes ('{overrides[0]}'): the sources are those of a recipe as "
+            "it is written. Drop them."
+        )
+    wrong = []
+    for each in chosen:
+        tree = recipes.load(each).tree
+        if "paper" not in tree:
+            print(f"{each}: of no paper")
+        elif found := recipes.faults(tree, recipes.SECTIONS):
+            wrong.append(f"{each}: {'; '.join(found)}.")
+        else:
+            print(f"{each}: each key has its source")
+    if wrong:
+        cure = "List each key once, under sources: or, where nothing public answers it, unknown:."
+        raise UsageError("\n".join([*wrong, cure]))
 
 
 @app.command()

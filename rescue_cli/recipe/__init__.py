@@ -15,6 +15,7 @@ from rescue_cli.recipe.model import (
     total_steps,
 )
 from rescue_cli.recipe.overrides import apply
+from rescue_cli.recipe.sources import faults
 from rescue_cli.recipe.yaml import read_text
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "Recipe",
     "Train",
     "apply",
+    "faults",
     "find",
     "from_text",
     "from_tree",

@@ -11,6 +11,7 @@ from rescue_cli.errors import UsageError, did_you_mean
 from rescue_cli.recipe import yaml
 from rescue_cli.recipe.library import find
 from rescue_cli.recipe.overrides import apply
+from rescue_cli.recipe.sources import check_form
 from rescue_cli.registry import (
     InEpochs,
     Positive,
@@ -35,7 +36,7 @@ SECTIONS = (
     "optim", "schedule", "averaging", "eval", "train",
 )  # fmt: skip
 BatchSize = Annotated[int, Within(1, 1_000_000)]
-HEADER = ("name", "paper", "expect", "unknown")
+HEADER = ("name", "paper", "expect", "unknown", "sources")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 LISTS = ("augment", "optim")
 
@@ -212,11 +213,12 @@ def _checked(tree: Any) -> dict[str, Any]:
 
 
 def _check_header(tree: Mapping[str, Any]) -> None:
-    """The claim: what may stand in `paper`, `expect` and `unknown`."""
+    """The claim: what may stand in `paper`, `expect`, `unknown` and `sources`."""
     for key, kind in (("paper", Paper), ("expect", Expect)):
         if key in tree:
             check(key, _mapping(key, tree[key]), kind)
     convert("unknown", tree.get("unknown", []), list[str])
+    check_form(tree.get("sources", {}), SECTIONS)
 
 
 def _mapping(where: str, value: Any) -> Mapping[str, Any]:

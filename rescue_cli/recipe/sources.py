@@ -1,0 +1,130 @@
+"""Where each constant of a paper's recipe comes from: `sources`, and `unknown` for the rest.
+
+A key is told as overrides tell it: `train.epochs`, `schedule` with all that is below it,
+`augment.rand-augment.magnitude`. In a list a word that names no item stands for that key of every
+item that has it: `optim.momentum`.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from rescue_cli.errors import UsageError, did_you_mean
+from rescue_cli.registry import convert, show
+
+Place = tuple[str | int, ...]  # ("optim", 1, "lr")
+
+# Where images lie and how a run is made: their values change nothing of what is trained or measured
+# but by chance (the seed) or by rounding (the layout in memory).
+NO_SOURCE = frozenset(
+    [("data", key) for key in ("root", "train_root", "test_root", "sets", "resident")]
+    + [("train", key) for key in ("seed", "channels_last", "compile", "deterministic")]
+    + [("train", key) for key in ("log_every", "checkpoint_epochs", "checkpoint_minutes")]
+    + [("eval", "every"), ("eval", "batch_size")]
+)
+OF_THE_CLAIM = ("expect.top1", "expect.std", "expect.n")
+
+
+def check_form(sources: Any, sections: Sequence[str]) -> None:
+    """Raises `UsageError` unless `sources` is lists of keys of known sections, by source."""
+    if not isinstance(sources, Mapping):
+        raise UsageError(
+            f"sources: {show(sources)} is not a mapping. Write sources: {{SOURCE: [KEY, ...]}}."
+        )
+    for source, paths in sources.items():
+        where = f"sources ({source})"
+        if not source.strip():
+            raise UsageError("sources: a source without words. Say where its keys are answered.")
+        if not convert(where, paths, list[str]):
+            raise UsageError(f"{where}: an empty list. Give its keys, or remove it.")
+        for path in paths:
+            section = path.partition(".")[0]
+            if section not in sections:
+                hint = did_you_mean(section, sections)
+                raise UsageError(f"{where}: unknown section '{section}'. {hint}")
+
+
+def faults(tree: Mapping[str, Any], sections: Sequence[str]) -> list[str]:
+    """What is wrong with the sources of a recipe's tree; nothing where each key is told once.
+
+    That is the keys that have no source and are not in `unknown`, the listed ones that the recipe
+    has not, and those that are listed twice.
+    """
+    parts = {section: tree[section] for section in sections if section in tree}
+    answered = [path for paths in tree.get("sources", {}).values() for path in paths]
+    open_ = tree.get("unknown", [])
+    listed = [(path, list(_places(parts, path))) for path in (*answered, *open_)]
+    absent = [path for path, places in listed if not places]
+    absent = [p for p in absent if p in answered or not _may_be_absent(p, parts, sections)]
+    times = Counter(place for _, places in listed for place in places)
+    leaves = list(_leaves(parts))
+    found = {
+        "without a source": [p for p in leaves if not times[p] and p[:2] not in NO_SOURCE],
+        "listed twice": [place for place in leaves if times[place] > 1],
+    }
+    told = {fault: [_key(parts, place) for place in places] for fault, places in found.items()}
+    told["not in the recipe"] = absent
+    return [f"{fault}: {', '.join(keys)}" for fault, keys in told.items() if keys]
+
+
+def _leaves(node: Any, place: Place = ()) -> Iterator[Place]:
+    """The places of all values below a node; a list of anything but ingredients is a value."""
+    if isinstance(node, Mapping) and node:
+        for key, value in node.items():
+            yield from _leaves(value, (*place, key))
+    elif items := _items(node):
+        for i, item in enumerate(items):
+            yield from _leaves(item, (*place, i))
+    else:
+        yield place
+
+
+def _places(node: Any, path: str, place: Place = ()) -> Iterator[Place]:
+    """The places of all values that a key stands for; none where there is no such key."""
+    word, dot, rest = path.partition(".")
+    steps = _steps(node, word)
+    for key in steps:
+        below, there = node[key], (*place, key)
+        yield from _places(below, rest, there) if dot else _leaves(below, there)
+    for i, item in enumerate([] if steps else _items(node)):
+        yield from _places(item, path, (*place, i))
+
+
+def _steps(node: Any, word: str) -> Sequence[str | int]:
+    """The keys of a mapping, or the positions in a list of ingredients, that a word stands for."""
+    if isinstance(node, Mapping):
+        return [word] if word in node else []
+    items = _items(node)
+    named = [i for i, item in enumerate(items) if word in (item.get("name"), item.get("params"))]
+    if not named and word.isdecimal() and int(word) < len(items):
+        return [int(word)]
+    return named
+
+
+def _items(node: Any) -> list[Mapping[str, Any]]:
+    """The ingredients that a list holds; nothing of anything else."""
+    return node if isinstance(node, list) and all(isinstance(i, Mapping) for i in node) else []
+
+
+def _may_be_absent(path: str, parts: Mapping[str, Any], sections: Sequence[str]) -> bool:
+    """Whether `unknown` may name what the recipe leaves out: of the claim, a section, an
+    augmentation, a network's weights."""
+    section, _, rest = path.partition(".")
+    if section == "augment" and rest:
+        return "." not in rest
+    left_out = path in sections and path not in parts
+    return left_out or path in (*OF_THE_CLAIM, "model.weights")
+
+
+def _key(parts: Mapping[str, Any], place: Place) -> str:
+    """A place as an override tells it: `augment.flip.p`, by position where a name is not unique."""
+    words: list[str] = []
+    node: Any = parts
+    for step in place:
+        if isinstance(step, int):
+            names = [item.get("name") for item in node]
+            words.append(names[step] if names.count(names[step]) == 1 else str(step))
+        else:
+            words.append(step)
+        node = node[step]
+    return ".".join(map(str, words))
