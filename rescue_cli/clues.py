@@ -90,7 +90,8 @@ def turn(
         if bound is None:
             return said("too few points", f"{len(curve)} points are too few to judge")
         few: Verdict = "too few points" if len(kept) else "nothing learned"
-        return said("died" if end is not None else few, _lost_early(len(kept), bound))
+        where = f"after {_points(len(kept))}" if len(kept) else "the first point"
+        return said("died" if end is not None else few, f"lost from {bound:.3g} on, {where}")
     near = _near_the_lowest(kept, noise(finite[:lost][:CALM]))
     # How far it blows up says nothing more than that it is lost
     curve = np.minimum(curve, kept[: int(kept.argmin()) + 1].max())
@@ -174,11 +175,6 @@ def _falls_at_the_end(curve: Curve, way: float, spread: float) -> bool:
     before, after = curve[-2 * quarter : -quarter], curve[-quarter:]
     fall = float(before.mean() - after.mean())
     return bool(fall > max(STILL_FALLING * way, 3 * spread / quarter**0.5))
-
-
-def _lost_early(count: int, bound: float) -> str:
-    """Of a curve that is lost after `count` points, at the rate `bound`."""
-    return f"lost from {bound:.3g} on, {f'after {_points(count)}' if count else 'the first point'}"
 
 
 def _points(count: int) -> str:
