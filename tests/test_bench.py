@@ -214,6 +214,10 @@ def test_gains_are_medians_of_ratios_within_a_round() -> None:
     bare = plain._figures(alone, plain.TUNED, 12, has_settings=False)
     assert "allocator: settings" not in bare["gains"]
     assert bare["with_settings"] is None
+    rounds.pop(plain.COMPILED)
+    eager = plain._figures(rounds, plain.TUNED, 12, has_settings=True)
+    assert list(eager["gains"]) == list(plain.MEASURES)[:-1]
+    assert eager["with_compile"] is None
 
 
 @pytest.mark.long

@@ -42,19 +42,29 @@ def against_plain(
     Plain is the recipe's own network in torch's eager mode, channels last, in the recipe's
     precision, on float32 batches that lie ready in NCHW, with torch's own optimizers and without
     the allocator's `settings` (None where a system has none). Ours bears its augmentation.
-    Medians over rounds; who goes first alternates. Raises `RescueError`.
+    Medians over rounds; who goes first alternates. Where torch's compiler does not work, its row is
+    missing and `with_compile` None, unless the recipe compiles. Raises `RescueError`.
     """
     ways = list(dict.fromkeys(way for pair in MEASURES.values() for way in pair))
     if settings is None:
         ways = list(dict.fromkeys((name, False) for name, _ in ways))
-    with ExitStack() as stack:
-        processes = {
-            tuned: stack.enter_context(
-                _contender(recipe, device, [n for n, t in ways if t == tuned], settings, tuned)
-            )
-            for tuned in {tuned for _, tuned in ways}
-        }
-        seconds = _in_turn(processes, ways, steps, rounds)
+
+    def timed(ways: Sequence[Way]) -> dict[Way, list[float]]:
+        with ExitStack() as stack:
+            processes = {
+                tuned: stack.enter_context(
+                    _contender(recipe, device, [n for n, t in ways if t == tuned], settings, tuned)
+                )
+                for tuned in {tuned for _, tuned in ways}
+            }
+            return _in_turn(processes, ways, steps, rounds)
+
+    try:
+        seconds = timed(ways)
+    except ContenderEndedError:
+        if recipe.train.compile:
+            raise
+        seconds = timed([way for way in ways if way[0] != COMPILED[0]])
     images = steps * recipe.train.batch_size
     shipped = COMPILED if recipe.train.compile else TUNED
     return {
@@ -73,6 +83,8 @@ def _figures(
     def times(way: Way) -> Sequence[float]:
         return seconds[way] if has_settings else seconds[(way[0], False)]
 
+    compiles = any(name == COMPILED[0] for name, _ in seconds)
+
     def faster(before: Way, after: Way) -> dict[str, float]:
         ratios = sorted(b / a for b, a in zip(times(before), times(after), strict=True))
         return {"times": median(ratios), "low": ratios[0], "high": ratios[-1]}
@@ -80,9 +92,10 @@ def _figures(
     gains = {
         what: {**faster(before, after), "images_per_second": images / median(times(after))}
         for what, (before, after) in MEASURES.items()
-        if has_settings or before[0] != after[0]
+        if (has_settings or before[0] != after[0]) and (compiles or after != COMPILED)
     }
     whole = faster(PLAIN, shipped)
+    compiled = faster(PLAIN, COMPILED)["times"] if compiles else None
     return {
         "ours": images / median(times(shipped)),
         "theirs": images / median(times(PLAIN)),
@@ -91,7 +104,7 @@ def _figures(
         "ratio_high": 1 / whole["low"],
         "without_settings": 1 / faster(PLAIN, ENGINE)["times"],
         "with_settings": 1 / faster(PLAIN, TUNED)["times"] if has_settings else None,
-        "with_compile": 1 / faster(PLAIN, COMPILED)["times"],
+        "with_compile": None if compiled is None else 1 / compiled,
         "gains": gains,
     }
 
@@ -108,6 +121,10 @@ def _in_turn(
     return found
 
 
+class ContenderEndedError(RescueError):
+    """A timed process is no more."""
+
+
 class Contender:
     """A process of `contender.py`, which computes only while it is asked."""
 
@@ -119,7 +136,7 @@ class Contender:
         return float(self.ask(f"{way}\t{steps}"))
 
     def ask(self, line: str) -> str:
-        """The process's answer; raises `RescueError` where it has ended."""
+        """The process's answer; raises `ContenderEndedError`."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         try:
@@ -128,7 +145,8 @@ class Contender:
         except BrokenPipeError:
             answer = ""
         if not answer:
-            raise RescueError(f"bench step: the timed process ended with {self.process.wait()}.")
+            code = self.process.wait()
+            raise ContenderEndedError(f"bench step: the timed process ended with {code}.")
         return answer
 
 

@@ -114,13 +114,13 @@ def _print_gains(found: dict[str, Any]) -> None:
         table.add_row(what, f"{gain['images_per_second']:.0f}", f"{gain['times']:.2f}", rounds)
     print(found["what"])
     common.console().print(table)
-    tuned = found["with_settings"]
+    tuned, compiled = found["with_settings"], found["with_compile"]
     print(
         f"ours {found['ours']:.0f} images/s, plain {found['theirs']:.0f}; times as fast: "
         f"{1 / found['ratio']:.2f} as the recipe has it, "
         f"{1 / found['without_settings']:.2f} without the allocator's settings"
         + (f", {1 / tuned:.2f} with them" if tuned else "")
-        + f", {1 / found['with_compile']:.2f} compiled"
+        + (f", {1 / compiled:.2f} compiled" if compiled else "; torch cannot compile it here")
     )
 
 
