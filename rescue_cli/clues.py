@@ -90,8 +90,8 @@ def turn(
         if bound is None:
             return said("too few points", f"{len(curve)} points are too few to judge")
         few: Verdict = "too few points" if len(kept) else "nothing learned"
-        where = f"after {_points(len(kept))}" if len(kept) else "the first point"
-        return said("died" if end is not None else few, f"lost from {bound:.3g} on, {where}")
+        where = f" after {_points(len(kept))}" if len(kept) else ", the first point,"
+        return said("died" if end is not None else few, f"lost from {bound:.3g}{where} on")
     near = _near_the_lowest(kept, noise(finite[:lost][:CALM]))
     # How far it blows up says nothing more than that it is lost
     curve = np.minimum(curve, kept[: int(kept.argmin()) + 1].max())

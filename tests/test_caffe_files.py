@@ -14,6 +14,7 @@ from rescue_cli.batch import Measurement
 from rescue_cli.data import Keys, load
 from rescue_cli.errors import UsageError
 from rescue_cli.model import zoo
+from rescue_cli.model.zoo import lacking
 from rescue_cli.optim import claims
 from rescue_cli.parts.ingredients import network_of
 from rescue_cli.parts.inputs import test_feed as feed_of
@@ -144,3 +145,18 @@ def test_squashing_is_part_of_the_protocol_and_needs_whole_files() -> None:
         build.check(
             recipes.load("1cycle-imagenet-resnet50", ["data.resident=true", "data.train_size=256"])
         )
+
+
+@pytest.mark.parametrize(
+    ("key", "what"),
+    [("norm_momentum=0.1", "batch norm"), ("first_norm=zeros", "batch norm"),
+     ("pooling=caffe", "max pooling")],
+)  # fmt: skip
+def test_what_a_network_has_no_layer_for_is_refused(key: str, what: str) -> None:
+    recipe = recipes.load("deit", ["model.name=vit_tiny_patch16_224", f"model.{key}"])
+    name = key.partition("=")[0]
+    said = rf"model\.{name}: the network has no {what}\. Remove it with ~model\.{name}\."
+    with pytest.raises(UsageError, match=said), torch.device("meta"):
+        network_of(recipe, 1000)
+    assert lacking("vit_tiny_patch16_224", [name]) == [name]
+    assert lacking("resnet18", [name]) == []

@@ -87,6 +87,8 @@ def test_a_run_that_died_before_it_learned_bounds_the_rate_and_names_none(
 ) -> None:
     found = clues.turn([1.0, 2.0, 3.0, 4.0], losses, ceiling=math.log(10))
     assert (found.rate, found.verdict, found.bounded_above) == (None, "died", bound)
+    where = " after 3 points" if bound == 4 else ", the first point,"
+    assert found.evidence == f"test loss: lost from {bound:g}{where} on"
 
 
 def test_a_way_back_from_an_explosion_to_guessing_is_nothing_learned() -> None:

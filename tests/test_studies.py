@@ -34,6 +34,14 @@ def test_every_column_of_a_study_says_something_of_most_cells(name: str) -> None
         assert len({str(value) for value in shown}) > 1, f"{heading} is the same everywhere"
 
 
+def test_a_column_of_a_list_is_of_its_first_item_where_it_names_none() -> None:
+    """Of the optimizer that has the reference rate, which in one row is one of two."""
+    rows = studies.rows(studies.load("procedures"))
+    shown = [list(row["columns"].values())[1:] for row in rows]
+    assert [optimizer for optimizer, _ in shown] == ["sgd", "sgd", "lamb", "sgd-velocity"]
+    assert all(rate is not None for _, rate in shown)
+
+
 def test_what_the_paper_says_of_a2_stands_in_each_of_its_tables_alike() -> None:
     """The baseline of the ablations is one number, 79.85, wherever it is printed."""
     every = {

@@ -44,7 +44,11 @@ class Family:
 
 
 WIDTHS = ["model.widths=[8,12,16]", "train.batch_size=16", "train.device_batch_size=16"]
-RESNET = ["data.train_size=64", "train.batch_size=16", "train.steps_per_epoch=1"]
+RESNET = [
+    "data.train_size=64", "train.batch_size=16", "train.device_batch_size=4",
+    "train.steps_per_epoch=1", "model.name=test_resnet",
+]  # fmt: skip
+WARMED_UP_COSINE = [0, 1, 2, 4, 5, 6, 150, 151, 298, 299]
 FAMILIES = {
     "airbench94": Family(
         airbench.Airbench94,
@@ -189,8 +193,8 @@ FAMILIES = {
     ),
     "a2": Family(
         imagenet.a2,
-        [*RESNET, "model.name=test_resnet", "train.device_batch_size=4"],
-        [0, 1, 2, 4, 5, 6, 150, 151, 298, 299],
+        RESNET,
+        WARMED_UP_COSINE,
         [
             "optim.lr=5.1e-3",
             "optim.weight_decay=0.021",
@@ -210,8 +214,8 @@ FAMILIES = {
     ),
     "deit": Family(
         imagenet.deit,
-        [*RESNET, "model.name=test_resnet", "train.device_batch_size=4"],
-        [0, 1, 2, 4, 5, 6, 150, 151, 298, 299],
+        RESNET,
+        WARMED_UP_COSINE,
         [
             "optim.lr=1.01e-3",
             "optim.weight_decay=0.051",
@@ -225,7 +229,7 @@ FAMILIES = {
     ),
     "bot-baseline": Family(
         imagenet.Baseline,
-        [*RESNET, "model.name=test_resnet", "train.device_batch_size=4"],
+        RESNET,
         [0, 1, 2, 29, 30, 59, 60, 89, 90, 119],
         [
             "optim.lr=0.101",

@@ -1,12 +1,20 @@
 """What published Caffe files of known architectures have otherwise than timm's."""
 
-from typing import Literal
+from collections.abc import Sized
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-CAFFE_KEYS = ("norm_momentum", "first_norm", "pooling")
+from rescue_cli.errors import UsageError
+
+# Any value that asks for something: with it `caffe_file` says whether a network has the layers
+CAFFE_KEYS: dict[str, Any] = {
+    "norm_momentum": 0.1,
+    "first_norm": "zeros",
+    "pooling": "caffe",
+}  # any value
 
 
 class ZeroStatistics(nn.Module):
@@ -36,24 +44,33 @@ class ZeroStatistics(nn.Module):
 def caffe_file(
     model: nn.Module,
     *,
-    norm_momentum: float | None,
-    first_norm: Literal["zeros"] | None,
-    pooling: Literal["caffe"] | None,
+    norm_momentum: float | None = None,
+    first_norm: Literal["zeros"] | None = None,
+    pooling: Literal["caffe"] | None = None,
 ) -> nn.Module:
     """The model with its batch norms' `norm_momentum` and what else is not None.
 
     `first_norm: zeros` puts the first batch norm on statistics of 0, see `ZeroStatistics`;
-    `pooling: caffe` takes the padding from max pooling and rounds its sizes up.
+    `pooling: caffe` takes the padding from max pooling and rounds its sizes up. Raises `UsageError`
+    where the model has no such layer.
     """
     norms = {name: m for name, m in model.named_modules() if isinstance(m, _BatchNorm)}
     if norm_momentum is not None:
+        _demand(norms, "norm_momentum", "batch norm")
         for norm in norms.values():
             norm.momentum = norm_momentum
-    if first_norm == "zeros" and norms:
+    if first_norm == "zeros":
+        _demand(norms, "first_norm", "batch norm")
         name = next(iter(norms))
         model.set_submodule(name, ZeroStatistics(norms[name]))
     if pooling == "caffe":
-        for pool in model.modules():
-            if isinstance(pool, nn.MaxPool2d):
-                pool.padding, pool.ceil_mode = 0, True
+        pools = [m for m in model.modules() if isinstance(m, nn.MaxPool2d)]
+        _demand(pools, "pooling", "max pooling")
+        for pool in pools:
+            pool.padding, pool.ceil_mode = 0, True
     return model
+
+
+def _demand(layers: Sized, key: str, what: str) -> None:
+    if not layers:
+        raise UsageError(f"model.{key}: the network has no {what}. Remove it with ~model.{key}.")

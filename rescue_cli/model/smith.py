@@ -86,6 +86,19 @@ class ThreeLayers(nn.Module):
         return logits
 
 
+def two_convolutions(
+    inputs: int, outputs: int, norm_momentum: float, *, halving: bool
+) -> nn.Sequential:
+    """3x3 convolution, batch norm, ReLU, and the two again; `halving` strides the first by 2."""
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, 3, stride=2 if halving else 1, padding=1),
+        CaffeBatchNorm2d(outputs, momentum=norm_momentum),
+        nn.ReLU(),
+        nn.Conv2d(outputs, outputs, 3, padding=1),
+        CaffeBatchNorm2d(outputs, momentum=norm_momentum),
+    )
+
+
 class Block(nn.Module):
     """Two 3x3 convolutions with batch norm, and a shortcut; nothing after the sum.
 
@@ -95,13 +108,7 @@ class Block(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, norm_momentum: float, *, halving: bool) -> None:
         super().__init__()
-        self.body = nn.Sequential(
-            nn.Conv2d(inputs, outputs, 3, stride=2 if halving else 1, padding=1),
-            CaffeBatchNorm2d(outputs, momentum=norm_momentum),
-            nn.ReLU(),
-            nn.Conv2d(outputs, outputs, 3, padding=1),
-            CaffeBatchNorm2d(outputs, momentum=norm_momentum),
-        )
+        self.body = two_convolutions(inputs, outputs, norm_momentum, halving=halving)
         self.shortcut: nn.Module = nn.Identity()
         if halving:
             self.shortcut = nn.Sequential(

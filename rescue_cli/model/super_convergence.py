@@ -11,7 +11,7 @@ from torch.nn import functional
 from rescue_cli.errors import UsageError
 from rescue_cli.model.caffe_norm import CaffeBatchNorm2d
 from rescue_cli.model.fillers import fill
-from rescue_cli.model.smith import Classifier, MeanImage
+from rescue_cli.model.smith import Classifier, MeanImage, two_convolutions
 from rescue_cli.registry import Fraction, PositiveInt
 
 
@@ -26,13 +26,7 @@ class PaddedBlock(nn.Module):
     def __init__(self, features: int, norm_momentum: float, *, halving: bool) -> None:
         super().__init__()
         self.halving = halving
-        self.body = nn.Sequential(
-            nn.Conv2d(features, features, 3, stride=2 if halving else 1, padding=1),
-            CaffeBatchNorm2d(features, momentum=norm_momentum),
-            nn.ReLU(),
-            nn.Conv2d(features, features, 3, padding=1),
-            CaffeBatchNorm2d(features, momentum=norm_momentum),
-        )
+        self.body = two_convolutions(features, features, norm_momentum, halving=halving)
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.body(x)

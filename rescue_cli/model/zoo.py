@@ -93,10 +93,10 @@ def lacking(name: str, keys: Iterable[str]) -> list[str]:
     for key in keys:
         try:
             with torch.device("meta"):
-                if key in CAFFE_KEYS:
-                    continue
                 if key == "stride_in":
                     _strided(_create(name, 10, 3, {}), name, "1x1")
+                elif key in CAFFE_KEYS:
+                    caffe_file(_create(name, 10, 3, {}), **{key: CAFFE_KEYS[key]})
                 else:
                     _create(name, 10, 3, {key: _NEUTRAL.get(key, False)})
         except (TypeError, UsageError):

@@ -132,9 +132,6 @@ class Muon(Scaled):
             of_turn: Tensor = steps % every == 0
             return of_turn
         first, last = every
-        for state in states:
-            if "renormalised" not in state:
-                state["renormalised"] = torch.zeros_like(state["step"])
         before = torch.stack([s["renormalised"] for s in states])
         interval = first + (last - first) * steps.long() // group["updates"]
         due: Tensor = steps - before >= interval
@@ -148,6 +145,7 @@ class Muon(Scaled):
         if not state:
             state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
             state["velocity"] = torch.zeros_like(parameter)
+            state["renormalised"] = torch.zeros_like(state["step"])  # after as many updates
         return state
 
 

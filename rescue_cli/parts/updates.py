@@ -13,7 +13,7 @@ from rescue_cli.errors import UsageError
 from rescue_cli.optim import OPTIMIZERS, claims, depths
 from rescue_cli.optim import common as optim_keys
 from rescue_cli.parts.ingredients import filled
-from rescue_cli.recipe import Item, Recipe
+from rescue_cli.recipe import Item, Recipe, total_steps
 from rescue_cli.schedule import SCHEDULES, Schedule, Span, ending
 from rescue_cli.schedule import common as schedule_keys
 
@@ -58,7 +58,7 @@ def optimizers(
 
     Each group says as `updates` how many the run has, for what an optimizer changes over it.
     """
-    updates = Span(0.0, per_epoch, recipe.train.epochs).steps
+    updates = total_steps(recipe.train, per_epoch)
     parameters = dict(network.named_parameters())
     groups: dict[str, list[dict[str, Any]]] = {}
     makers: dict[str, Any] = {}

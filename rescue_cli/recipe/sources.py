@@ -52,8 +52,8 @@ def faults(tree: Mapping[str, Any], sections: Sequence[str]) -> list[str]:
     """
     parts = {section: tree[section] for section in sections if section in tree}
     answered = [path for paths in tree.get("sources", {}).values() for path in paths]
-    open_ = tree.get("unknown", [])
-    listed = [(path, list(_places(parts, path))) for path in (*answered, *open_)]
+    unanswered = tree.get("unknown", [])
+    listed = [(path, list(_places(parts, path))) for path in (*answered, *unanswered)]
     absent = [path for path, places in listed if not places]
     absent = [p for p in absent if p in answered or not _may_be_absent(p, parts, sections)]
     times = Counter(place for _, places in listed for place in places)

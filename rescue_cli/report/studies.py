@@ -263,12 +263,16 @@ def _columns(study: Study, cell: Cell, recipe: Recipe | None) -> dict[str, Any]:
 
 
 def _at(tree: Any, path: str) -> Any:
-    """What the recipe has there, a list's item by its name, its group or its place; or None."""
+    """What the recipe has there, or None.
+
+    A list's item is named by its name, its group or its place; any other word is of the first.
+    """
     for word in path.split("."):
         if isinstance(tree, list):
             named = [item for item in tree if word in (item.get("name"), item.get("params"))]
             placed = tree[int(word) :] if word.isdecimal() else []
-            tree = next(iter([*named, *placed]), None)
+            first = tree[0].get(word) if tree else None
+            tree = next(iter([*named, *placed]), first)
         else:
             tree = tree.get(word) if isinstance(tree, Mapping) else None
     return tree

@@ -5,7 +5,8 @@ then for each step the images that the network sees; it has the authors' constan
 form, so that a figure that a recipe derived wrongly shows as a difference of weights.
 """
 
-from typing import NamedTuple, Protocol
+from abc import ABC, abstractmethod
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -24,13 +25,16 @@ class Slice(NamedTuple):
     generator: Tensor  # torch's state before the forward pass
 
 
-class Restated(Protocol):
+class Restated(ABC):
     """A training, step by step."""
 
-    weights: Weights
+    def __init__(self, weights: Weights) -> None:
+        self.weights = weights
 
     @property
     def reported(self) -> Weights:
         """What is evaluated: the weights, or their average."""
+        return self.weights
 
+    @abstractmethod
     def step(self, number: int, slices: list[Slice]) -> None: ...

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from tests.restated import Slice, Weights
+from tests.restated import Restated, Slice, Weights
 from tests.restated.plain import (
     Nesterov,
     Seen,
@@ -51,20 +51,16 @@ def logits(
     return x.amax((2, 3)) @ weights[HEAD].T
 
 
-class Airbench94:
+class Airbench94(Restated):
     """SGD, a triangle of a schedule, lookahead with a decay that grows."""
 
     PER_EPOCH = 50_000 // 1024
     STEPS = math.ceil(PER_EPOCH * 9.9)
 
     def __init__(self, weights: Weights) -> None:
-        self.weights = weights
+        super().__init__(weights)
         self.slow = dict(weights)
         self.sgd = Nesterov(0.85)
-
-    @property
-    def reported(self) -> Weights:
-        return self.weights
 
     def step(self, number: int, slices: list[Slice]) -> None:
         (batch,) = slices
@@ -105,20 +101,16 @@ class Airbench94:
             self.slow[name] = self.weights[name] = decay * self.slow[name] + (1 - decay) * fast
 
 
-class Hlb:
+class Hlb(Restated):
     """Rates of batches of 512, a loss that is scaled by 512 / 1024, a patch of another image."""
 
     PER_EPOCH = 50_000 // 1024
     STEPS = math.ceil(PER_EPOCH * 12.1)
 
     def __init__(self, weights: Weights) -> None:
-        self.weights = weights
+        super().__init__(weights)
         self.slow: Weights | None = None
         self.sgd = Nesterov(0.85)
-
-    @property
-    def reported(self) -> Weights:
-        return self.weights
 
     def step(self, number: int, slices: list[Slice]) -> None:
         (batch,) = slices
@@ -158,7 +150,7 @@ class Hlb:
             self.weights = dict(self.slow)
 
 
-class MuonAndSgd:
+class MuonAndSgd(Restated):
     """airbench94_muon's step; hiverge changes constants and adds to it."""
 
     STEPS = 8 * (50_000 // 2000)
@@ -173,13 +165,9 @@ class MuonAndSgd:
     activation = staticmethod(gelu)
 
     def __init__(self, weights: Weights) -> None:
-        self.weights = weights
+        super().__init__(weights)
         self.sgd = Nesterov(self.SGD_MOMENTUM)
         self.velocities: Weights = {}
-
-    @property
-    def reported(self) -> Weights:
-        return self.weights
 
     def step(self, number: int, slices: list[Slice]) -> None:
         (batch,) = slices

@@ -16,7 +16,7 @@ from timm.scheduler.cosine_lr import CosineLRScheduler
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tests.restated import Slice, Weights
+from tests.restated import Restated, Slice, Weights
 from tests.restated.plain import (
     Nesterov,
     Seen,
@@ -29,7 +29,7 @@ from tests.restated.plain import (
 CLASSES = 10
 
 
-class Timm:
+class Timm(Restated):
     """A net, a loss, an optimizer and a scheduler of timm's, on several devices' shares of a batch.
 
     An epoch is one step here, so that statistics are averaged over devices after each.
@@ -43,6 +43,7 @@ class Timm:
         criterion: Callable[[Tensor, Tensor], Tensor],
         **optimizer: Any,
     ) -> None:
+        super().__init__(weights)
         self.net: nn.Module = timm.create_model(
             "test_resnet", num_classes=CLASSES, drop_path_rate=drop_path
         )
@@ -50,7 +51,6 @@ class Timm:
         self.smoothing = smoothing
         self.criterion = criterion
         self.optimizer = create_optimizer_v2(self.net, **optimizer)
-
         self.weights = floats(self.net.state_dict())
 
     def schedule(self, first: float, last: float) -> None:
@@ -58,10 +58,6 @@ class Timm:
         self.scheduler = CosineLRScheduler(
             self.optimizer, t_initial=300, warmup_t=5, warmup_lr_init=first, lr_min=last
         )
-
-    @property
-    def reported(self) -> Weights:
-        return self.weights
 
     def step(self, number: int, slices: list[Slice]) -> None:
         self.scheduler.step(number)
@@ -126,16 +122,12 @@ def deit(weights: Weights) -> Timm:
     return found
 
 
-class Baseline:
+class Baseline(Restated):
     """Plain cross-entropy on each device, gradients summed over the batch and divided by it."""
 
     def __init__(self, weights: Weights) -> None:
-        self.weights = weights
+        super().__init__(weights)
         self.nag = Nesterov(0.9)
-
-    @property
-    def reported(self) -> Weights:
-        return self.weights
 
     def step(self, number: int, slices: list[Slice]) -> None:
         seen: Seen = {}

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from tests.restated import Slice, Weights
+from tests.restated import Restated, Slice, Weights
 from tests.restated.plain import (
     Seen,
     batch_norm,
@@ -27,13 +27,13 @@ ROUND = ("features.0.1.weight", "features.0.2")
 PREPARED = "features.0.0.weight"
 
 
-class Myrtle:
+class Myrtle(Restated):
     """SGD with the rate in its velocity, read a step ahead; biases 64 times as fast; an average."""
 
     PER_EPOCH = 50_000 // 512
 
     def __init__(self, weights: Weights) -> None:
-        self.weights = weights
+        super().__init__(weights)
         self.average = dict(weights)
         self.velocities: Weights = {}
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from tests.restated import Slice, Weights
+from tests.restated import Restated, Slice, Weights
 from tests.restated.plain import cross_entropies, differentiated, one_hot
 
 CLASSES = 10
@@ -21,16 +21,12 @@ MULTIPLIERS = {  # of the rate and of the decay
 }
 
 
-class ThreeLayers:
+class ThreeLayers(Restated):
     """One cycle of the rate, and a momentum that goes against it and dips again."""
 
     def __init__(self, weights: Weights) -> None:
-        self.weights = weights
+        super().__init__(weights)
         self.history = {name: torch.zeros_like(w) for name, w in weights.items()}
-
-    @property
-    def reported(self) -> Weights:
-        return self.weights
 
     def step(self, number: int, slices: list[Slice]) -> None:
         images = torch.cat([part.images for part in slices])
