@@ -15,11 +15,11 @@ from typing import Any
 
 import torch
 
-from rescue_cli import build, distributed, outcome
+from rescue_cli import build, distributed, lifetime, outcome
 from rescue_cli.engine.loop import Loop
 from rescue_cli.engine.plan import Plan
 from rescue_cli.engine.recorder import Recorder, batch_bar
-from rescue_cli.engine.signals import Stop, leave_with_parent
+from rescue_cli.engine.signals import Stop
 from rescue_cli.errors import InUseError, RescueError, StoppedError, UsageError
 from rescue_cli.failures import explained, leaving_word
 from rescue_cli.recipe import Recipe, recipe_in, steps_per_epoch, total_steps
@@ -57,8 +57,7 @@ def main() -> None:
 
     With `-` for a directory, those whose names come on stdin, for as long as they come.
     """
-    if "LOCAL_RANK" in os.environ:
-        leave_with_parent()
+    lifetime.end_with_parent()
     if sys.argv[1:] == ["-"]:
         _serve()
         return
@@ -75,7 +74,6 @@ def main() -> None:
 
 def _serve() -> None:
     """Runs directory after directory, each failure for itself; says the exit code of each."""
-    leave_with_parent()
     with os.fdopen(os.dup(1), "w") as answers:
         os.dup2(2, 1)  # what else is printed is no answer
         for line in sys.stdin:

@@ -14,6 +14,7 @@ PACKAGE = Path(rescue_cli.__file__).parent
 # From the bottom up. A room imports rooms of lower layers, and within itself.
 LAYERS = (
     {"errors"},
+    {"lifetime"},
     {"registry", "results", "power"},
     {"recipe", "distributed", "draws"},
     {"batch", "plans", "clues", "robust", "statistics", "precision"},
@@ -33,8 +34,8 @@ LAYERS = (
 LAYER = {room: number for number, rooms in enumerate(LAYERS) for room in rooms}
 SLOW = {"timm", "torchvision", "scipy", "matplotlib"}
 WITHOUT_TORCH = {
-    "errors", "registry", "results", "recipe", "plans", "clues", "statistics", "power", "robust",
-    "sequential", "precision", "range_test", "tuning", "report", "cli", "launch",
+    "errors", "lifetime", "registry", "results", "recipe", "plans", "clues", "statistics", "power",
+    "robust", "sequential", "precision", "range_test", "tuning", "report", "cli", "launch",
 }  # fmt: skip
 MODULES = sorted(file for file in PACKAGE.rglob("*.py") if file != PACKAGE / "__init__.py")
 

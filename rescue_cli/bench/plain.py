@@ -13,6 +13,7 @@ from contextlib import ExitStack, contextmanager
 from statistics import median
 from typing import Any
 
+from rescue_cli import lifetime
 from rescue_cli.bench.turns import each_round
 from rescue_cli.errors import RescueError, from_code
 from rescue_cli.recipe import Recipe
@@ -156,6 +157,7 @@ def _contender(
 ) -> Iterator[Contender]:
     """The process, its ways built; raises what went wrong in it."""
     environment = {key: value for key, value in os.environ.items() if key != VARIABLE}
+    environment |= lifetime.started_here()
     if tuned:
         assert settings is not None
         environment[VARIABLE] = settings

@@ -94,9 +94,7 @@ class StreamEvalFeed:
         whole = [list(order[s : s + self.batch_size]) for s in starts]
         parts = [[b[i : i + CHUNK] for i in range(0, len(b), CHUNK)] for b in whole]
         chunks = itertools.chain.from_iterable(parts)
-        decoded = start_workers(
-            self.decoding, chunks, self.workers, pinned=self.device.type == "cuda"
-        )
+        decoded = start_workers(self.decoding, chunks, self.workers)
         try:
             for batch in parts:
                 yield self._shown([self._checked(next_of(decoded)) for _ in batch])

@@ -9,10 +9,11 @@ from typing import Self
 
 import torch
 
-from rescue_cli import distributed
+from rescue_cli import distributed, lifetime
 
 CHECK_SECONDS = 2.0  # several processes look at each other's flags at most this far apart
 AGREE_SECONDS = 5.0  # and have this long to agree once one of them was signalled
+WAIT_SECONDS = 10.0  # then images that do not come are waited for no more
 SAVE_SECONDS = 20.0  # torchrun kills 30 s after it asked
 
 
@@ -41,8 +42,10 @@ class Stop:
             signal.signal(number, handler)  # type: ignore[arg-type]
         if self._deadline is not None:
             self._deadline.cancel()
+        lifetime.wait_as_long_as_it_takes()
 
     def _caught(self, number: int, _frame: FrameType | None) -> None:
+        lifetime.wait_no_longer_than(WAIT_SECONDS, 128 + number)
         if self.exit_code == 0 and distributed.world_size() > 1:
             self._leave_after(self.patience)
         self.exit_code = self.exit_code or 128 + number
@@ -109,15 +112,3 @@ class Agreement:
         if code:
             self.stop.agreed(code)
         return code
-
-
-def leave_with_parent() -> None:
-    """Ends this process within a second of its parent's end, so that no worker is orphaned."""
-    parent = os.getppid()
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.5)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from rescue_cli import lifetime
 from rescue_cli.errors import InUseError, RescueError, StoppedError
 from rescue_cli.results import RunDirectory, Word, leave_word, word_of
 
@@ -73,7 +74,7 @@ def _started(environment: Mapping[str, str]) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,  # log.txt of each run has it
         text=True,
-        env=environment,
+        env={**environment, **lifetime.started_here()},
         start_new_session=True,  # a Ctrl-C reaches it through us, once
     )
 

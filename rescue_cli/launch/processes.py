@@ -7,6 +7,7 @@ import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
+from rescue_cli import lifetime
 from rescue_cli.errors import InUseError, RescueError, StoppedError, UsageError, from_code
 from rescue_cli.results import RunDirectory, Word, leave_word, word_of
 
@@ -79,7 +80,8 @@ def _elastic(path: Path, procs: int, max_restarts: int, nodes: Nodes) -> None:
     )
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # else torchrun warns; the worker sets its own
     try:
-        elastic_launch(config, sys.executable)("-P", "-m", "rescue_cli.worker", str(path))
+        with lifetime.starting():
+            elastic_launch(config, sys.executable)("-P", "-m", "rescue_cli.worker", str(path))
     except ChildFailedError as error:
         first = _first_failure(path, error)
         if not isinstance(first, InUseError):  # a word there would be taken for the other run's

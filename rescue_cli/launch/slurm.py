@@ -5,6 +5,7 @@ read from the directory, as everywhere. Submission, time-outs and requeueing are
 """
 
 import contextlib
+import os
 import shlex
 import signal
 import subprocess
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rescue_cli import lifetime
 from rescue_cli.errors import RescueError, StoppedError, UsageError
 from rescue_cli.launch.directory import is_finished
 from rescue_cli.launch.pool import Ended
@@ -37,7 +39,9 @@ class Train:
         call = [sys.executable, "-P", "-m", "rescue_cli", "train", "--resume", "--out", str(path)]
         # SLURM gives a job's signals to all of its processes; submitit's own would end this one
         before = signal.signal(signal.SIGUSR2, signal.SIG_IGN)
-        process = subprocess.Popen([*call, *self.options])
+        process = subprocess.Popen(
+            [*call, *self.options], env={**os.environ, **lifetime.started_here()}
+        )
         signal.signal(signal.SIGUSR2, before)
         try:
             return process.wait()
