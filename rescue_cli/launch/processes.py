@@ -1,17 +1,25 @@
 """From a prepared run directory to an exit status: in this process, or through torchrun."""
 
 import os
+import signal
 import sys
 import time
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rescue_cli import lifetime
 from rescue_cli.errors import InUseError, RescueError, StoppedError, UsageError, from_code
 from rescue_cli.results import RunDirectory, Word, leave_word, word_of
 
 LOG_LINES = 20
+STOPPED = 128  # exit codes above it are those of signals that a process heard
+CURES = {
+    signal.SIGKILL: "Where memory ran out, use smaller slices. ",
+    signal.SIGBUS: "Where /dev/shm is full, give it more room (docker run --shm-size=1g). ",
+}
 
 
 @dataclass(frozen=True)
@@ -92,21 +100,56 @@ def _elastic(path: Path, procs: int, max_restarts: int, nodes: Nodes) -> None:
 
 
 def _first_failure(path: Path, error: Exception) -> RescueError:
-    """What went wrong first: the process that a signal killed, else the one that left word."""
-    failures = error.failures  # type: ignore[attr-defined]
-    killed = {rank: f for rank, f in failures.items() if f.exitcode < 0}
-    if killed:
-        rank, failure = min(killed.items(), key=lambda item: item[1].timestamp)
-        return RescueError(
-            f"rank {rank} (pid {failure.pid}) was killed by {failure.signal_name()}. "
-            f"{_log_of(path, rank)}Where memory ran out, use smaller slices. Go on with --resume."
-        )
-    if (word := word_of(RunDirectory(path))) is not None:
+    """What went wrong first. torchrun then ends the others by SIGTERM, and what those say or die of
+    is no cause: they are told of only where there is nothing else.
+    """
+    failures: dict[int, Any] = error.failures  # type: ignore[attr-defined]  # the first come first
+    run = RunDirectory(path)
+    word = word_of(run)
+    killed = _killed_first(failures)
+    if killed is not None and not (word and _came_before(run, word, failures[killed])):
+        return _was_killed(path, killed, failures[killed])
+    if word is not None:
         return from_code(f"rank {word.rank}: {word.message}", word.exit_code)
-    rank, failure = error.get_first_failure()  # type: ignore[attr-defined]
-    if failure.exitcode == InUseError.exit_code:  # the only error of which no word is left
+    own = [rank for rank, failure in failures.items() if 0 < failure.exitcode < STOPPED]
+    rank = next(iter(own or failures))
+    code = failures[rank].exitcode
+    if code < 0:
+        return _was_killed(path, rank, failures[rank])
+    if code == InUseError.exit_code:  # the only error of which no word is left
         return InUseError(path)
-    return RescueError(f"rank {rank} ended with {failure.exitcode}. {_log_of(path, rank)}")
+    return RescueError(f"rank {rank} ended with {code}. {_log_of(path, rank)}")
+
+
+def _killed_first(failures: Mapping[int, Any]) -> int | None:
+    """The rank that a signal ended before torchrun ended any; whole seconds are on record."""
+    first = min(failure.timestamp for failure in failures.values())
+    for rank, failure in failures.items():
+        by_itself = failure.exitcode < 0 and -failure.exitcode != signal.SIGTERM
+        if by_itself and failure.timestamp <= first + 1:
+            return rank
+    return None
+
+
+def _came_before(run: RunDirectory, word: Word, killed: Any) -> bool:
+    """Whether a word was left before a process was killed, and not because it was.
+
+    Where one is gone, another may be told to stop, or say only that it cannot reach it; one that
+    cannot reach another may also abort.
+    """
+    if word.exit_code > STOPPED:
+        return False
+    if word.message.startswith("Traceback "):
+        return -int(killed.exitcode) == signal.SIGABRT
+    return run.failure.stat().st_mtime < killed.timestamp + 2
+
+
+def _was_killed(path: Path, rank: int, failure: Any) -> RescueError:
+    cure = CURES.get(-failure.exitcode, "")
+    return RescueError(
+        f"rank {rank} (pid {failure.pid}) was killed by {failure.signal_name()}. "
+        f"{_log_of(path, rank)}{cure}Go on with --resume."
+    )
 
 
 def _log_of(path: Path, rank: int) -> str:
