@@ -9,13 +9,15 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from PIL import Image
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from rescue_cli import outcome
 from rescue_cli import recipe as recipes
 from rescue_cli.data import Images
 from rescue_cli.data.memory import MemoryFeed
-from rescue_cli.launch import environment
-from rescue_cli.results import RunDirectory, read_json
+from rescue_cli.launch import environment, processes
+from rescue_cli.results import RunDirectory, Word, leave_word, read_json
 from rescue_cli.sampling import Steps, shuffled
 from tests.engine_runs import (
     Command,
@@ -217,3 +219,78 @@ def test_a_peak_that_an_earlier_run_left_is_not_this_runs() -> None:
     stood = outcome.process_peak_mb()
     assert outcome.peak_memory_mb(cpu, 2 * stood) is None
     assert outcome.peak_memory_mb(cpu, stood - 1) == pytest.approx(stood, abs=1)
+
+
+# --- the first failure ---
+
+CORRUPT = Word(0, 3, "val/x.png: cannot be decoded. Repair the file.")
+BUG = Word(0, 1, "Traceback (most recent call last):\n  ...\nRuntimeError: no connection")
+HEARD = Word(0, 143, "stopped at step 7 of 9")
+LAUNCHER = -signal.SIGTERM
+
+
+@pytest.mark.parametrize(
+    ("word", "left", "ended", "exit_code", "said"),
+    [
+        # (rank, exit code, seconds after the first); the word was left so many seconds after it
+        (CORRUPT, 0, [(0, 3, 0), (1, LAUNCHER, 0)], 3, "rank 0: val/x.png: cannot be decoded."),
+        (CORRUPT, 0, [(0, 3, 0), (1, -signal.SIGKILL, 30)], 3, "rank 0: val/x.png"),
+        (CORRUPT, 0, [(0, 3, 0), (1, 143, 7)], 3, "rank 0: val/x.png"),
+        (CORRUPT, 0, [(0, 3, 0), (1, -signal.SIGABRT, 0)], 3, "rank 0: val/x.png"),
+        (BUG, 0, [(0, 1, 0), (1, LAUNCHER, 0)], 1, "rank 0: Traceback"),
+        (BUG, 0, [(0, 1, 0), (1, -signal.SIGABRT, 0)], 1, "rank 0: Traceback"),
+        (None, 0, [(1, -signal.SIGKILL, 0), (0, LAUNCHER, 0)], 1, "rank 1 (pid 11) was killed by "
+         "SIGKILL. Where memory ran out, use smaller slices. Go on with --resume."),
+        (None, 0, [(1, -signal.SIGKILL, 0), (0, 143, 7)], 1, "rank 1 (pid 11) was killed by SIG"),
+        (BUG, 0, [(1, -signal.SIGKILL, 0), (0, 1, 0)], 1, "rank 1 (pid 11) was killed by SIGKILL"),
+        (CORRUPT, 9, [(1, -signal.SIGKILL, 0), (0, 3, 1)], 1, "rank 1 (pid 11) was killed by SIG"),
+        (HEARD, 3, [(1, -signal.SIGSEGV, 0), (0, 143, 7)], 1, "rank 1 (pid 11) was killed by "
+         "SIGSEGV. Go on with --resume."),
+        (HEARD, 0, [(0, 143, 0), (1, 143, 0)], 143, "stopped at step 7"),
+        (None, 0, [(1, 1, 0), (0, LAUNCHER, 0)], 1, "rank 1 ended with 1."),
+        (None, 0, [(0, LAUNCHER, 0), (1, 2, 1)], 2, "another run is using this directory"),
+        (None, 0, [(1, LAUNCHER, 0), (0, LAUNCHER, 0)], 1, "rank 1 (pid 11) was killed by "
+         "SIGTERM. Go on with --resume."),
+    ],
+)  # fmt: skip
+def test_the_first_failure_is_told_and_no_signal_of_the_launcher(
+    word: Word | None,
+    left: int,
+    ended: list[tuple[int, int, int]],
+    exit_code: int,
+    said: str,
+    tmp_path: Path,
+) -> None:
+    failures = {rank: ProcessFailure(rank, 10 + rank, code, "") for rank, code, _ in ended}
+    start_of_all = failures[ended[0][0]].timestamp
+    for rank, _, later in ended:
+        failures[rank].timestamp = start_of_all + later
+    if word is not None:
+        run = RunDirectory(tmp_path)
+        leave_word(run, word)
+        os.utime(run.failure, (start_of_all + left, start_of_all + left))
+    found = processes._first_failure(tmp_path, ChildFailedError("worker", failures))
+    assert said in str(found)
+    assert found.exit_code == exit_code
+
+
+def test_a_rank_that_meets_a_corrupt_file_is_told_while_the_other_sits_in_a_collective(
+    tmp_path: Path,
+) -> None:
+    for number in range(16):
+        for split in ("train", "val"):
+            path = tmp_path / split / "ab"[number % 2] / f"{number:02}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (32, 32), (number, 9, 9)).save(path)
+    bad = tmp_path / "val" / "b" / "15.png"  # in the second batch, which is rank 1's
+    bad.write_bytes(bad.read_bytes()[:50])
+    words = [
+        f"data={{name: folder, train_root: {tmp_path}/train, test_root: {tmp_path}/val}}",
+        *("model.name=test_resnet", "data.train_size=32", "eval.sizes=[32]", "eval.batch_size=8"),
+        *("train.batch_size=8", "train.device_batch_size=4", "train.epochs=1"),
+    ]
+    run = tmp_path / "run"
+    given = ["train", "--recipe", "pytorch", "--procs", "2", "--workers", "1", "--out", run, *words]
+    said = start(given, tmp_path / "told", cores=2).ends(3)
+    error = said[said.index("error: ") :]
+    assert error.startswith(f"error: rank 1: {bad}: cannot be decoded: "), error
