@@ -115,6 +115,7 @@ class _Workers(_MultiProcessingDataLoaderIter):
 
     def __next__(self) -> Any:
         while True:
+            self._demand_life()
             try:
                 return self.parcels.unpack(super().__next__())
             except RuntimeError as error:
@@ -132,6 +133,13 @@ class _Workers(_MultiProcessingDataLoaderIter):
     def has_lost(self) -> bool:
         """Whether a worker could not send what it had made."""
         return any(worker.exitcode == LOST for worker in self._workers)
+
+    def _demand_life(self) -> None:
+        """torch looks only where nothing is left that was made before, which may be steps later."""
+        dead = [worker for worker in self._workers if not worker.is_alive()]
+        if dead and not self._shutdown:
+            codes = ", ".join(f"{worker.pid} with {worker.exitcode}" for worker in dead)
+            raise RuntimeError(f"DataLoader worker ended: {codes}")
 
     def _kill(self) -> None:
         workers = getattr(self, "_workers", [])
