@@ -5,6 +5,7 @@ second, and can be stopped or killed at a chosen moment like any other.
 """
 
 import contextlib
+import ctypes
 import json
 import multiprocessing
 import os
@@ -32,6 +33,7 @@ from rescue_cli.results import RunDirectory, read_json, read_metrics
 
 CLOCK = ("seconds", "images_per_second", "waiting")  # what no two runs share in a line of metrics
 PATIENCE = 120.0  # seconds that anything may take on a busy machine
+NOT_ALLOWED = 77  # exit code where a test may not mount
 _processes = multiprocessing.get_context("forkserver")
 _processes.set_forkserver_preload(
     [
@@ -115,21 +117,24 @@ def start(
     *,
     environment: Mapping[str, str] | None = None,
     largest_file: int | None = None,
+    shared_memory: str = "",
     cores: int = 1,
     worker: bool = False,
     folder: Path | None = None,
 ) -> Command:
     """Starts `rescue ARGUMENTS...` in that folder; what it prints goes to files named after `told`.
 
-    `largest_file` is a limit in bytes, at which the system refuses to write on. The process sees
-    so many `cores`, and takes as many threads. With `worker` the arguments are those of
+    `largest_file` is a limit in bytes, at which the system refuses to write on; `shared_memory` is
+    the size of a /dev/shm of its own, as `mount_shared_memory` has it. The process sees so many
+    `cores`, and takes as many threads. With `worker` the arguments are those of
     `python -m rescue_cli.worker`.
     """
     told.parent.mkdir(parents=True, exist_ok=True)
     stdout, stderr = told.with_suffix(".out"), told.with_suffix(".err")
     words = [str(a) for a in arguments]
     surroundings = {**os.environ, **(environment or {})}
-    given = (words, stdout, stderr, surroundings, largest_file, cores, worker, folder)
+    limits = (largest_file, shared_memory, cores)
+    given = (words, stdout, stderr, surroundings, limits, worker, folder)
     process = _processes.Process(target=_run, args=given)
     process.start()
     return Command(process, stdout, stderr)
@@ -140,8 +145,7 @@ def _run(
     stdout: Path,
     stderr: Path,
     environment: dict[str, str],
-    largest_file: int | None,
-    cores: int,
+    limits: tuple[int | None, str, int],
     worker: bool,
     folder: Path | None,
 ) -> None:
@@ -152,12 +156,37 @@ def _run(
     _become(["rescue", *arguments], environment, dict(zip((1, 2), files, strict=True)))
     if folder is not None:
         os.chdir(folder)
+    largest_file, shared_memory, cores = limits
     allowed = sorted(os.sched_getaffinity(0))
     first = os.getpid() % len(allowed)
     os.sched_setaffinity(0, [*allowed[first:], *allowed[:first]][:cores])
     if largest_file is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
+    if shared_memory and not mount_shared_memory(shared_memory):
+        sys.exit(NOT_ALLOWED)
     worker_module.main() if worker else main()
+
+
+def mount_shared_memory(size: str) -> bool:
+    """Gives this process and what it starts a /dev/shm of so much (`64m`); whether it may."""
+    library = ctypes.CDLL(None)
+    own_mounts, private, whole = 0x20000, 1 << 18, 1 << 14  # CLONE_NEWNS, MS_PRIVATE, MS_REC
+    if library.unshare(own_mounts) or library.mount(b"none", b"/", None, private | whole, None):
+        return False
+    options = f"size={size}".encode()
+    return bool(library.mount(b"tmpfs", b"/dev/shm", b"tmpfs", 0, options) == 0)
+
+
+def may_mount() -> bool:
+    """Whether tests may make a /dev/shm of their own."""
+    process = _processes.Process(target=_try_to_mount)
+    process.start()
+    process.join(PATIENCE)
+    return process.exitcode == 0
+
+
+def _try_to_mount() -> None:
+    sys.exit(0 if mount_shared_memory("1m") else NOT_ALLOWED)
 
 
 def _become(words: list[str], environment: Mapping[str, str], files: Mapping[int, int]) -> None:
@@ -173,7 +202,13 @@ def _become(words: list[str], environment: Mapping[str, str], files: Mapping[int
 
 
 def group_of(
-    count: int, run: Path, recipe: Recipe, told: Path, *, workers: int = 0
+    count: int,
+    run: Path,
+    recipe: Recipe,
+    told: Path,
+    *,
+    workers: int = 0,
+    shared_memory: str = "",
 ) -> list[Command]:
     """`count` processes that begin a run or go on with it, in a group over gloo without torchrun.
 
@@ -194,6 +229,7 @@ def group_of(
             [run],
             told.with_name(f"{told.name}-{rank}"),
             environment={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            shared_memory=shared_memory,
             worker=True,
         )
         for rank in range(count)
