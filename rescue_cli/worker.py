@@ -61,15 +61,15 @@ def main() -> None:
     if sys.argv[1:] == ["-"]:
         _serve()
         return
-    for argument in sys.argv[1:]:
-        if code := _attempt(RunDirectory(Path(argument))):
-            sys.exit(code)
+    codes = (_attempt(RunDirectory(Path(argument))) for argument in sys.argv[1:])
+    code = next(filter(None, codes), 0)
     if "LOCAL_RANK" in os.environ:
         # All is written and the group is left. What the interpreter would still take down can abort
         # in a thread of torch's (seen once on a busy machine), and fail a run that is finished.
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(0)
+        os._exit(code)
+    sys.exit(code)
 
 
 def _serve() -> None:

@@ -76,8 +76,8 @@ def command(verb: str, photos: Path, folder: Path) -> list[str]:
     if verb == "seed-sweep":
         return [*python, *many, "--out", str(folder / "out"), *recipe]
     if verb == "bench":
-        words = ["rescue_cli", "bench", "step", "--device", "cpu", "--steps", "5000"]
-        return [*python, *words, "--recipe", "quickstart"]
+        words = ["rescue_cli", "bench", "step", "--against", "plain", "--steps", "5000"]
+        return [*python, *words, "--device", "cpu", "--recipe", "quickstart"]
     procs = [] if verb == "train" else ["--procs", "2"]
     train = ["rescue_cli", "train", "--device", "cpu", "--workers", "1", *procs]
     return [*python, *train, "--out", str(folder / "run"), *recipe]
@@ -184,8 +184,7 @@ def killed(verb: str, kind: str, wait: float, choice: float, photos: Path, folde
         while not (victims := there()):  # those of an evaluation come and go
             assert run.until(is_due), f"no {kind} of {verb}"
         victim = victims[int(choice * len(victims))]
-        # In a pool the others are other runs, and go on
-        mine = run.below(victim) if verb in POOLS and kind != "launcher" else None
+        mine = run.below(victim) if verb in OTHERS_GO_ON and kind != "launcher" else None
         os.kill(victim, signal.SIGKILL)
         started = time.monotonic()
         epochs = run.epochs()
@@ -205,7 +204,8 @@ def killed(verb: str, kind: str, wait: float, choice: float, photos: Path, folde
         return lived
 
 
-POOLS = ("seed-sweep", "study")
+# In a pool the others are other runs; a benchmark measures again without what had ended
+OTHERS_GO_ON = ("seed-sweep", "study", "bench")
 KINDS = [
     ("train", "launcher"),
     ("train", "loader"),

@@ -61,6 +61,7 @@ def hand_over() -> None:
         for number in range(20):
             found, expected = next_of(decoded), made[number]
             assert found.replaced == number
+            assert expected.scene is not None
             assert torch.equal(found.scene.image, expected.scene.image)
             if number % 5:  # sums over pixels depend on how they lie
                 assert found.scene.image.stride() == expected.scene.image.stride()

@@ -141,7 +141,7 @@ def _came_before(run: RunDirectory, word: Word, killed: Any) -> bool:
         return False
     if word.message.startswith("Traceback "):
         return -int(killed.exitcode) == signal.SIGABRT
-    return run.failure.stat().st_mtime < killed.timestamp + 2
+    return run.failure.stat().st_mtime < float(killed.timestamp) + 2
 
 
 def _was_killed(path: Path, rank: int, failure: Any) -> RescueError:
