@@ -11,7 +11,7 @@ from typer.main import get_command
 
 from rescue_cli import __version__
 from rescue_cli.cli.screen import Group
-from rescue_cli.errors import RescueError
+from rescue_cli.errors import RescueError, refuse_url
 
 # Each is the module of that name here, imported when it is asked for, and what help says of it.
 VERBS = {
@@ -104,6 +104,7 @@ def main() -> None:
     Ctrl-C is raised, and told by `__main__`.
     """
     try:
+        _refuse_urls(sys.argv[1:])
         _prepare_allocator(sys.argv[1:])
         code = (
             _plain_listing()
@@ -139,6 +140,26 @@ def _show(error: Any) -> None:
         return
     path = error.ctx.command_path if getattr(error, "ctx", None) else "rescue"
     print(f"error: {words.rstrip('.')}. See {path} --help.", file=sys.stderr)
+
+
+def _refuse_urls(words: list[str]) -> None:
+    """Raises `UsageError` where an option, an argument or a variable that takes a path has a URL.
+
+    Those among a recipe's keys are found with the recipe.
+    """
+    for name in ("RESCUE_DATA", "RESCUE_CACHE"):
+        refuse_url(name, os.environ.get(name, ""))
+    verb = before = words[0] if words else ""
+    for word in words:
+        option, equals, value = word.partition("=")
+        if not word.startswith("-"):
+            option, value = before, word
+        elif not equals:
+            before = word
+            continue
+        if option != "--note":  # which is text
+            refuse_url(option, value)
+        before = verb
 
 
 def _prepare_allocator(words: list[str]) -> None:

@@ -81,15 +81,21 @@ def train(
     from rescue_cli.launch import Nodes
 
     machines = Nodes(nodes, node_rank, rendezvous)
-    where = common.device("cuda" if gpus is not None and device is None else device)
+    asked = "cuda" if gpus is not None and device is None else device
+    where = common.planned_device(asked) if dry_run else common.device(asked)
     changes = Changes(overrides or [], model, epochs, subset, smoke)
     resolved, notes = _resolve(recipe, changes, out if resume else None, where)
     build.check(resolved)
     if check_expected and not resolved.tree.get("expect"):
         raise UsageError("--check-expected: the recipe has no `expect:`. Add it, or drop this.")
-    notes += [f"warning: {warning}" for warning in common.check_precision(resolved, where)]
+    if dry_run and asked is None and resolved.train.precision == "float16":
+        where = "cuda"  # the only one that has it, here or elsewhere
+    if not dry_run or asked == "cpu":
+        notes += [f"warning: {warning}" for warning in common.check_precision(resolved, where)]
     notes += common.allocator_notes()
-    launch = _launch(resolved, where, gpus, procs, machines.count, max_restarts, workers)
+    launch = _launch(
+        resolved, where, gpus, procs, machines.count, max_restarts, workers, planned=dry_run
+    )
     path = None if dry_run else _directory(resolved, out, resume, machines.count)
     for line in [str(path), *notes] if path else notes:
         common.note(line)
@@ -142,7 +148,10 @@ def _launch(
     nodes: int,
     max_restarts: int,
     workers: int | None,
+    *,
+    planned: bool,
 ) -> Launch:
+    """How the run is started; one that is `planned` may be for another machine than this one."""
     import torch
 
     if gpus is not None and procs is not None:
@@ -150,7 +159,7 @@ def _launch(
     asked = gpus if gpus is not None else procs
     visible = torch.cuda.device_count() if device == "cuda" else 1
     option = "--procs" if gpus is None else "--gpus"
-    if gpus is not None and gpus > visible * nodes:
+    if gpus is not None and gpus > visible * nodes and not planned:
         most = visible * nodes
         raise UsageError(f"--gpus: {gpus} asked for, {most} visible. Use at most {most}.")
     count = plans.processes(recipe.train.slices, asked, visible * nodes, option=option)
