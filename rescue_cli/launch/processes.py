@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rescue_cli.errors import InUseError, RescueError, StoppedError, UsageError, from_code
+from rescue_cli.launch.group import current
 from rescue_cli.results import RunDirectory, Word, leave_word, word_of
 
 LOG_LINES = 20
@@ -31,9 +32,15 @@ class Nodes:
 
 
 def run_directory(path: Path, procs: int | None, max_restarts: int, nodes: Nodes) -> None:
-    """Works on a prepared run directory; `procs` None: in this process. Raises `RescueError`."""
+    """Works on a prepared run directory; `procs` None: in this process.
+
+    Within a group that it was started in, with all of that. Raises `RescueError`.
+    """
     if nodes.rank == 0:
         RunDirectory(path).failure.unlink(missing_ok=True)
+    if (group := current()) is not None:
+        group.work_on(path)
+        return
     if procs is None:
         from rescue_cli.failures import leaving_word
         from rescue_cli.worker import work
