@@ -186,7 +186,7 @@ def _join(words: list[str], stack: contextlib.ExitStack) -> None:
     start = surroundings.found(os.environ)
     if start is not None and words[0] == "bench":
         raise UsageError(
-            f"bench: measures one process, and {start.starter} started {start.size}. Start it "
+            f"bench: measures one process, and runs as {start.size} ({start.starter}). Start it "
             f"once. {start.cure}"
         )
     surroundings.clear(os.environ)

@@ -34,8 +34,8 @@ def places(device: str, jobs: int | None, workers: int | None) -> Places:
     from rescue_cli.launch import current, demand_alone
 
     demand_alone({"--jobs": jobs not in (None, 1)})
-    if current() is not None:
-        common.note("one run at a time, on all of these processes")
+    if (group := current()) is not None:
+        common.note(f"one run at a time, on {group}")
         return Places(device, 1, [], workers)
     gpus = list(range(torch.cuda.device_count())) if device == "cuda" else []
     at_once = max(1, len(gpus)) if jobs is None else jobs

@@ -31,8 +31,8 @@ def shared(asked: int | None, option: str = "--procs") -> tuple[int | None, str]
     start = _current.start
     if asked not in (None, start.size):
         raise UsageError(
-            f"{option}: {asked}, and {start.starter} started {start.size} processes. Drop it, or "
-            f"start the command once, without {start.starter}."
+            f"{option}: {asked}, and this command runs as {start.size} processes "
+            f"({start.starter}). Drop it, or start the command once."
         )
     return start.size, start.starter
 
@@ -41,10 +41,10 @@ def demand_alone(options: dict[str, bool]) -> None:
     """Raises `UsageError` for the first option that is given where the group decides."""
     given = [option for option, is_given in options.items() if is_given]
     if given and _current is not None:
-        starter = _current.start.starter
+        start = _current.start
         raise UsageError(
-            f"{given[0]}: {starter} started this command {_current.start.size} times, and decides "
-            f"that. Drop it, or start the command once, without {starter}."
+            f"{given[0]}: this command runs as {start.size} processes already ({start.starter}). "
+            "Drop it, or start the command once."
         )
 
 
@@ -60,7 +60,6 @@ def joined(start: Start, words: Sequence[str], note: Callable[[str], None]) -> I
     group = Group(start, *meet(start, words, note))
     if start.rank:
         leave(group.follow())
-    note(f"{start.size} processes, started by {start.starter}, work on this together")
     _current, code = group, 1
     try:
         yield

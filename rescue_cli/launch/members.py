@@ -18,12 +18,12 @@ from typing import Any, NoReturn
 
 from rescue_cli.errors import InUseError, RescueError, StoppedError, UsageError, from_code
 from rescue_cli.launch.meeting import LOOK_SECONDS, there
-from rescue_cli.launch.surroundings import Start
+from rescue_cli.launch.surroundings import BY_HAND, Start
 from rescue_cli.results import RunDirectory, read_environment, word_of
 
 WATCH_SECONDS = 0.5  # between looks at whether one of them has failed
 PREPARE_SECONDS = 60.0  # for a new folder to be seen through a network's file system
-LAST_SECONDS = 15.0  # for the others to say how a run failed, and for all to leave
+LAST_SECONDS = 10.0  # for the others to say how a run failed, and for all to leave
 
 
 @dataclass
@@ -34,6 +34,10 @@ class Group:
     store: Any
     members: list[dict[str, Any]]  # what each says of itself, by rank
     runs: int = 0
+
+    def __str__(self) -> str:
+        by = "" if self.start.starter == BY_HAND else f" of {self.start.starter}"
+        return f"{self.start.size} processes{by}"
 
     @property
     def threads(self) -> int:
@@ -76,6 +80,8 @@ class Group:
     def work_on(self, path: Path) -> None:
         """All work on a prepared run directory, this one too; raises what went wrong first."""
         number, self.runs = self.runs, self.runs + 1
+        if number == 0:
+            print(f"{self} work on this together", file=sys.stderr, flush=True)
         self.tell(f"order/{number}", {"run": str(path.resolve())})
         self._become(number)
         problem = self._unprepared(path, self.answers(f"ready/{number}", PREPARE_SECONDS))

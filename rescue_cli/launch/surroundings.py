@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from rescue_cli.errors import UsageError
 
 ADDRESS = ("MASTER_ADDR", "MASTER_PORT")
+BY_HAND = "WORLD_SIZE"
 HERE = "127.0.0.1"
 PORT = 29500  # torchrun's
 # What torchrun sets for the processes that it starts; those that one of them starts must not see it
@@ -65,13 +66,13 @@ def _by_rank(environment: Mapping[str, str]) -> Start | None:
     if missing := [name for name in names if not environment.get(name)]:
         there = [name for name in names if name not in missing]
         raise UsageError(
-            f"{_pairs(environment, there)} is set in the environment, and {_listed(missing)} is "
-            f"not: a group of processes needs {_listed(names)}. Set them all (torchrun does), or, "
-            f"to go on alone: unset {' '.join(there)}."
+            f"{_pairs(environment, there)} in the environment, without {_listed(missing)}: a group "
+            "of processes needs all four. Set them (torchrun does), or, to go on alone: "
+            f"unset {' '.join(there)}."
         )
     elastic = "TORCHELASTIC_RUN_ID" in environment
     return Start(
-        "torchrun" if elastic else "hand",
+        "torchrun" if elastic else BY_HAND,
         names,
         *_rank_of(environment, *wanted),
         environment["MASTER_ADDR"],
