@@ -346,8 +346,9 @@ def test_two_processes_that_were_told_different_things_are_no_group(
         )
         for rank in range(2)
     ]
-    for task in tasks:
-        assert "error: rank 1 was started with other words than rank 0: " in task.ends(2)
+    said = all_end(tasks, 2)
+    assert f"error: rank 1 (pid {tasks[1].pid} on {socket.gethostname()}) was started with" in said
+    assert "and rank 0 with 'train --out=0 " in said
 
 
 def test_torchrun_makes_one_run_and_begins_it_anew_where_it_fails(

@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 
-from rescue_cli.errors import UsageError
+from rescue_cli.errors import RescueError, UsageError
 from rescue_cli.launch.meeting import meet
 from rescue_cli.launch.members import Group, leave
 from rescue_cli.launch.surroundings import Start
@@ -52,7 +52,7 @@ def demand_alone(options: dict[str, bool]) -> None:
 def joined(start: Start, words: Sequence[str], note: Callable[[str], None]) -> Iterator[None]:
     """The command between these is the first process's; the others follow it and exit here.
 
-    Raises `UsageError` where the others do not come.
+    Raises `UsageError` where the others do not come, or are told something else.
     """
     from rescue_cli import distributed
 
@@ -62,8 +62,12 @@ def joined(start: Start, words: Sequence[str], note: Callable[[str], None]) -> I
         leave(group.follow())
     _current, code = group, 1
     try:
+        group.demand_same_words()
         yield
         code = 0
+    except RescueError as error:
+        code = error.exit_code
+        raise
     except SystemExit as error:
         code = error.code if isinstance(error.code, int) else int(error.code is not None)
     except KeyboardInterrupt:

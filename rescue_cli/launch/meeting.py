@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from rescue_cli.errors import RescueError, UsageError
-from rescue_cli.launch.surroundings import HERE, Start
+from rescue_cli.launch.surroundings import BY_HAND, HERE, Start
 
 LOOK_SECONDS = 0.05  # between looks at what the others say
 TOLD_SECONDS = 5.0  # after which a wait is said, and who is waited for
-PATIENCE_HERE = 60.0  # seconds for the others to begin on this machine
-PATIENCE = 600.0  # and on others, where a queue or a container comes before
+PATIENCE_HERE = 120.0  # seconds for the others to begin on this machine, as by hand,
+PATIENCE = 600.0  # and elsewhere, where a queue or a container comes before
 
 
 def meet(
@@ -26,7 +26,8 @@ def meet(
     """
     from rescue_cli import distributed
 
-    here = start.host in (HERE, "localhost", "::1", socket.gethostname())
+    hosts = (HERE, "localhost", "::1", socket.gethostname())
+    here = start.starter == BY_HAND and start.host in hosts
     end = time.monotonic() + (PATIENCE_HERE if here else PATIENCE)
     serves = start.rank == 0 and not start.hosted
     with _waiting(start, note, end) as wait:
@@ -54,15 +55,7 @@ def meet(
             members = [json.loads(store.get(f"here/{r}")) for r in all_of_them]
             store.set("members", json.dumps(members))
         wait(lambda: [] if there(store, "members") else [0])
-    members = json.loads(store.get("members"))
-    for rank, member in enumerate(members):
-        if member["words"] != members[0]["words"]:
-            raise UsageError(
-                f"rank {rank} was started with other words than rank 0: "
-                f"'{' '.join(member['words'])}', and '{' '.join(members[0]['words'])}'. "
-                "Start all with the same."
-            )
-    return store, members
+    return store, json.loads(store.get("members"))
 
 
 @contextlib.contextmanager

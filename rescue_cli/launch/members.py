@@ -54,6 +54,16 @@ class Group:
         hosts: list[str] = [m["host"] for m in self.members]
         return hosts[: self.start.rank].count(hosts[self.start.rank])
 
+    def demand_same_words(self) -> None:
+        """Raises `UsageError` where one of them was started with another command line."""
+        first = self.members[0]["words"]
+        for rank, member in enumerate(self.members):
+            if member["words"] != first:
+                raise UsageError(
+                    f"{self.named(rank)} was started with '{' '.join(member['words'])}', and "
+                    f"rank 0 with '{' '.join(first)}'. Start all with the same."
+                )
+
     def named(self, rank: int) -> str:
         return f"rank {rank} (pid {self.members[rank]['pid']} on {self.members[rank]['host']})"
 
