@@ -3,11 +3,29 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
+
+TIMEOUT = timedelta(minutes=10)
+
+
+@dataclass
+class _Membership:
+    """In a group that did not begin with one run, and may do several."""
+
+    store: Store
+    rank: int
+    size: int
+    local_rank: int
+
+
+_member: _Membership | None = None
 
 
 def rank() -> int:
@@ -22,26 +40,71 @@ def is_first() -> bool:
     return rank() == 0
 
 
+def given_rank() -> int:
+    """The rank that this process was started with, in a group or before it joins one."""
+    return _member.rank if _member else int(os.environ.get("RANK", "0"))
+
+
+def is_grouped() -> bool:
+    """Whether this process was started as one of a group."""
+    return _member is not None or "RANK" in os.environ
+
+
+def local_rank() -> int:
+    return _member.local_rank if _member else int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def gpu() -> int:
+    """The number of this process's GPU among those it sees, which may be its own alone."""
+    return local_rank() % torch.cuda.device_count() if _member else local_rank()
+
+
+def store_at(host: str, port: int, *, serves: bool, seconds: float) -> Store:
+    """What the processes of a group tell each other through; one of them serves it."""
+    return TCPStore(
+        host, port, is_master=serves, timeout=timedelta(seconds=seconds), wait_for_workers=False
+    )
+
+
+def prefixed(store: Store, prefix: str) -> Store:
+    return PrefixStore(prefix, store)
+
+
+def become(store: Store, rank: int, size: int, local_rank: int, run: int) -> None:
+    """The next `group` meets in this store, for the run of that number."""
+    global _member
+    store.set_timeout(TIMEOUT)
+    _member = _Membership(prefixed(store, f"run/{run}"), rank, size, local_rank)
+
+
+def leave() -> None:
+    global _member
+    _member = None
+
+
 @contextmanager
 def group(device: torch.device) -> Iterator[None]:
-    """Joins the process group that torchrun's environment describes, if there is one."""
-    if "RANK" not in os.environ:
+    """Joins the process group that this process is a member of, if there is one.
+
+    Else the one that torchrun's environment describes.
+    """
+    if not is_grouped():
         yield
         return
     backend = "nccl" if device.type == "cuda" else "gloo"
+    where: dict[str, Any] = {}
+    if _member is not None:
+        where = {"store": _member.store, "rank": _member.rank, "world_size": _member.size}
     dist.init_process_group(
         backend,
-        timeout=timedelta(minutes=10),
+        timeout=TIMEOUT,
         device_id=device if device.type == "cuda" else None,
+        **where,
     )
     try:
         yield
     finally:
         dist.destroy_process_group()
-
-
-def local_rank() -> int:
-    return int(os.environ.get("LOCAL_RANK", "0"))
 
 
 def wrap(model: nn.Module, device: torch.device) -> nn.Module:

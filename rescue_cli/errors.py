@@ -1,7 +1,10 @@
 """Every way a run can end badly, each with the exit code that the command returns."""
 
 import difflib
+import re
 from collections.abc import Iterable
+
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 
 class RescueError(Exception):
@@ -82,3 +85,17 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     if near:
         return f"Did you mean '{near[0]}'?"
     return f"Known: {', '.join(sorted(words))}." if words else ""
+
+
+def refuse_url(key: str, value: str) -> None:
+    """Raises `UsageError` where a URL stands for a file or folder: as a path it would be a local
+    one with that odd name.
+    """
+    if not _URL.match(value):
+        return
+    cure = (
+        f"Give the path {value[7:]}."
+        if value.startswith("file:///")
+        else ("Mount it or copy it, and give the path on this machine.")
+    )
+    raise UsageError(f"{key}: {value} is a URL, and only files of this machine are used. {cure}")

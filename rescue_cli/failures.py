@@ -1,7 +1,6 @@
 """A run that cannot go on: what torch says, in the words of its recipe; the word that is left."""
 
 import contextlib
-import os
 import sys
 import time
 import traceback
@@ -9,6 +8,7 @@ from collections.abc import Iterator
 
 import torch
 
+from rescue_cli import distributed
 from rescue_cli.engine import evaluate, scenes
 from rescue_cli.errors import InUseError, MemoryExhausted, RescueError, UsageError
 from rescue_cli.recipe import Recipe
@@ -67,19 +67,18 @@ def leaving_word(run: RunDirectory) -> Iterator[None]:
     except InUseError:
         raise  # a word there would be taken for the other run's
     except RescueError as error:
-        leave_word(run, Word(_rank(), error.exit_code, str(error)))
+        leave_word(run, Word(distributed.given_rank(), error.exit_code, str(error)))
         raise
     except Exception as error:
-        if "RANK" in os.environ and _lost_a_peer(error):
-            print(f"rank {_rank()}: another process is gone: {error}", file=sys.stderr)
+        if distributed.is_grouped() and _lost_a_peer(error):
+            print(
+                f"rank {distributed.given_rank()}: another process is gone: {error}",
+                file=sys.stderr,
+            )
             time.sleep(3)  # whoever died first is reported first
         else:
-            leave_word(run, Word(_rank(), 1, traceback.format_exc()))
+            leave_word(run, Word(distributed.given_rank(), 1, traceback.format_exc()))
         raise
-
-
-def _rank() -> int:
-    return int(os.environ.get("RANK", "0"))
 
 
 def _lost_a_peer(error: Exception) -> bool:

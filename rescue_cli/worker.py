@@ -98,7 +98,7 @@ def _attempt(run: RunDirectory) -> int:
 def _machine(environment: dict[str, Any]) -> build.Machine:
     device = torch.device(environment["device"])
     if device.type == "cuda":
-        device = torch.device("cuda", distributed.local_rank())
+        device = torch.device("cuda", distributed.gpu())
         torch.cuda.set_device(device)
     return build.Machine(device, environment["workers"], Path(environment["cache"]))
 

@@ -1,5 +1,6 @@
 """The command `rescue`: one file for each verb, and one place that turns errors into exit codes."""
 
+import contextlib
 import importlib
 import os
 import sys
@@ -11,7 +12,7 @@ from typer.main import get_command
 
 from rescue_cli import __version__
 from rescue_cli.cli.screen import Group
-from rescue_cli.errors import RescueError
+from rescue_cli.errors import RescueError, UsageError, refuse_url
 
 # Each is the module of that name here, imported when it is asked for, and what help says of it.
 VERBS = {
@@ -103,8 +104,16 @@ def main() -> None:
 
     Ctrl-C is raised, and told by `__main__`.
     """
+    with contextlib.ExitStack() as stack:
+        _run(stack)
+
+
+def _run(stack: contextlib.ExitStack) -> None:
+    """What is put on the stack hears how the command ended."""
     try:
+        _refuse_urls(sys.argv[1:])
         _prepare_allocator(sys.argv[1:])
+        _join(sys.argv[1:], stack)
         code = (
             _plain_listing()
             if sys.argv[1:] == ["recipes"]
@@ -141,9 +150,56 @@ def _show(error: Any) -> None:
     print(f"error: {words.rstrip('.')}. See {path} --help.", file=sys.stderr)
 
 
+def _refuse_urls(words: list[str]) -> None:
+    """Raises `UsageError` where an option, an argument or a variable that takes a path has a URL.
+
+    Those among a recipe's keys are found with the recipe.
+    """
+    for name in ("RESCUE_DATA", "RESCUE_CACHE"):
+        refuse_url(name, os.environ.get(name, ""))
+    verb = before = words[0] if words else ""
+    for word in words:
+        option, equals, value = word.partition("=")
+        if not word.startswith("-"):
+            option, value = before, word
+        elif not equals:
+            before = word
+            continue
+        if option != "--note":  # which is text
+            refuse_url(option, value)
+        before = verb
+
+
+def _is_computing(words: list[str]) -> bool:
+    return any(words[: len(verb)] == verb for verb in COMPUTING)
+
+
+def _join(words: list[str], stack: contextlib.ExitStack) -> None:
+    """Where torchrun, srun or mpirun started it several times, the command becomes one of them.
+
+    What it starts itself must not. Raises `UsageError` where the environment is none that can be.
+    """
+    if not _is_computing(words) or {"-h", "--help"} & {*words}:
+        return
+    from rescue_cli.launch import surroundings
+
+    start = surroundings.found(os.environ)
+    if start is not None and words[0] == "bench":
+        raise UsageError(
+            f"bench: measures one process, and runs as {start.size} ({start.starter}). Start it "
+            f"once. {start.cure}"
+        )
+    surroundings.clear(os.environ)
+    if start is not None:
+        from rescue_cli.cli.common import note
+        from rescue_cli.launch import joined
+
+        stack.enter_context(joined(start, words, note))
+
+
 def _prepare_allocator(words: list[str]) -> None:
     """Where it is going to compute on a CPU, the command begins anew with settings for malloc."""
-    if any(words[: len(verb)] == verb for verb in COMPUTING) and not COMPUTING_NOTHING & {*words}:
+    if _is_computing(words) and not COMPUTING_NOTHING & {*words}:
         from rescue_cli.launch.allocator import restart_with_settings
 
         restart_with_settings()

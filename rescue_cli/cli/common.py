@@ -101,12 +101,20 @@ def device(asked: str | None) -> str:
     """The device type; raises `UsageError` where it is not there."""
     import torch
 
+    found = planned_device(asked)
+    if found == "cuda" and not torch.cuda.is_available():
+        raise UsageError("--device: cuda is not available on this machine. Use --device cpu.")
+    return found
+
+
+def planned_device(asked: str | None) -> str:
+    """The device type as asked, there or not; where it is not asked, what this machine has."""
+    import torch
+
     if asked is None:
         return "cuda" if torch.cuda.is_available() else "cpu"
     if asked not in ("cpu", "cuda"):
         raise UsageError(f"--device: '{asked}' is not known. Use cpu or cuda.")
-    if asked == "cuda" and not torch.cuda.is_available():
-        raise UsageError("--device: cuda is not available on this machine. Use --device cpu.")
     return asked
 
 

@@ -39,11 +39,12 @@ def evaluate(
 ) -> None:
     """Evaluate weights as training does: every image once, one table."""
     from rescue_cli import build
-    from rescue_cli.launch import Nodes, abandon, environment, prepare, run_directory
+    from rescue_cli.launch import Nodes, abandon, environment, prepare, run_directory, shared
     from rescue_cli.parts.source import check_changes, find_weights
     from rescue_cli.report.pictures import draw
     from rescue_cli.results import RunDirectory, read_result
 
+    procs, _ = shared(procs)
     where = common.device(device)
     changes = [*common.with_lists(sets, sizes, crops, tta), *(overrides or [])]
     source = find_weights(weights, changes, recipe=recipe, model=model)

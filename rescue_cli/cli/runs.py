@@ -31,6 +31,12 @@ def places(device: str, jobs: int | None, workers: int | None) -> Places:
     """One run a GPU, on a CPU one, unless `jobs` says; raises `UsageError`."""
     import torch
 
+    from rescue_cli.launch import current, demand_alone
+
+    demand_alone({"--jobs": jobs not in (None, 1)})
+    if (group := current()) is not None:
+        common.note(f"one run at a time, on {group}")
+        return Places(device, 1, [], workers)
     gpus = list(range(torch.cuda.device_count())) if device == "cuda" else []
     at_once = max(1, len(gpus)) if jobs is None else jobs
     if at_once < 1 or (gpus and at_once > len(gpus)):
@@ -51,7 +57,7 @@ def train_all(
     new = [
         path
         for path, recipe in recipes.items()
-        if _prepare(path, recipe, where.device, 1, where.workers, cache, where.jobs)
+        if _prepare(path, recipe, where.device, None, where.workers, cache, where.jobs)
     ]
     with _unless_fatal(hear, new) as tell:
         run_all(list(recipes), where.jobs, where.gpus, tell)
@@ -224,7 +230,7 @@ def train_here(
         common.note(f"{path}: diverged before")
         return True
     common.note(f"{path}: {recipe.train.epochs:g} epochs, seed {recipe.train.seed}")
-    new = _prepare(path, recipe, device, procs or 1, workers, folder / ".cache", 1)
+    new = _prepare(path, recipe, device, procs, workers, folder / ".cache", 1)
     try:
         run_directory(path, procs, 0, Nodes())
     except (UsageError, DataError):
@@ -248,14 +254,17 @@ def _prepare(
     path: Path,
     recipe: Recipe,
     device: str,
-    procs: int,
+    procs: int | None,
     workers: int | None,
     cache: Path,
     share: int,
 ) -> bool:
-    """Whether the run is new."""
-    from rescue_cli.launch import environment, prepare
+    """Whether the run is new; raises `UsageError` for processes that cannot share its steps."""
+    from rescue_cli import plans
+    from rescue_cli.launch import environment, prepare, shared
 
+    asked, option = shared(procs)
+    procs = plans.processes(recipe.train.slices, asked, 1, option=option)
     facts = environment(
         recipe,
         verb="train",

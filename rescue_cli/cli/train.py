@@ -78,18 +78,29 @@ def train(
 ) -> None:
     """Train a recipe; the result is printed and kept in the run directory."""
     from rescue_cli import build
-    from rescue_cli.launch import Nodes
+    from rescue_cli.launch import Nodes, demand_alone, restarted
 
+    demand_alone(
+        {"--nodes": nodes > 1, "--rendezvous": rendezvous is not None, "--node-rank": node_rank > 0,
+         "--max-restarts": max_restarts > 0}
+    )  # fmt: skip
+    resume = resume or restarted()
     machines = Nodes(nodes, node_rank, rendezvous)
-    where = common.device("cuda" if gpus is not None and device is None else device)
+    asked = "cuda" if gpus is not None and device is None else device
+    where = common.planned_device(asked) if dry_run else common.device(asked)
     changes = Changes(overrides or [], model, epochs, subset, smoke)
     resolved, notes = _resolve(recipe, changes, out if resume else None, where)
     build.check(resolved)
     if check_expected and not resolved.tree.get("expect"):
         raise UsageError("--check-expected: the recipe has no `expect:`. Add it, or drop this.")
-    notes += [f"warning: {warning}" for warning in common.check_precision(resolved, where)]
+    if dry_run and asked is None and resolved.train.precision == "float16":
+        where = "cuda"  # the only one that has it, here or elsewhere
+    if not dry_run or asked == "cpu":
+        notes += [f"warning: {warning}" for warning in common.check_precision(resolved, where)]
     notes += common.allocator_notes()
-    launch = _launch(resolved, where, gpus, procs, machines.count, max_restarts, workers)
+    launch = _launch(
+        resolved, where, gpus, procs, machines.count, max_restarts, workers, planned=dry_run
+    )
     path = None if dry_run else _directory(resolved, out, resume, machines.count)
     for line in [str(path), *notes] if path else notes:
         common.note(line)
@@ -142,15 +153,19 @@ def _launch(
     nodes: int,
     max_restarts: int,
     workers: int | None,
+    *,
+    planned: bool,
 ) -> Launch:
+    """How the run is started; one that is `planned` may be for another machine than this one."""
     import torch
 
     if gpus is not None and procs is not None:
         raise UsageError("--gpus and --procs say the same thing. Give one of them.")
-    asked = gpus if gpus is not None else procs
+    from rescue_cli.launch import current, shared
+
+    asked, option = shared(*((procs, "--procs") if gpus is None else (gpus, "--gpus")))
     visible = torch.cuda.device_count() if device == "cuda" else 1
-    option = "--procs" if gpus is None else "--gpus"
-    if gpus is not None and gpus > visible * nodes:
+    if gpus is not None and gpus > visible * nodes and not planned and current() is None:
         most = visible * nodes
         raise UsageError(f"--gpus: {gpus} asked for, {most} visible. Use at most {most}.")
     count = plans.processes(recipe.train.slices, asked, visible * nodes, option=option)
@@ -223,14 +238,27 @@ def _check_expected(path: Path, recipe: Recipe) -> None:
 
 
 def _directory(recipe: Recipe, out: Path | None, resume: bool, nodes: int) -> Path:
-    from rescue_cli.launch import latest, next_free
+    from rescue_cli.launch import latest, next_free, restarted
 
     if out is not None:
         return common.folder(out)
     if nodes > 1:
         raise UsageError("--nodes: several machines need the same --out DIR that all of them see.")
     parent = Path("runs", recipe.name)
+    if restarted():  # what the same command has begun, and not what was there before
+        return _begun(parent) or next_free(parent)
     return (latest(parent) if resume else None) or next_free(parent)
+
+
+def _begun(parent: Path) -> Path | None:
+    """The newest run, where it is unfinished and of this very command."""
+    from rescue_cli.launch import is_finished, latest, spoken
+    from rescue_cli.results import RunDirectory
+
+    found = latest(parent)
+    if found is None or is_finished(found) or not RunDirectory(found).command.exists():
+        return None
+    return found if RunDirectory(found).command.read_text().endswith(spoken()) else None
 
 
 def _print_plan(recipe: Recipe, launch: Launch, as_json: bool) -> None:

@@ -8,7 +8,9 @@ from rescue_cli.launch.directory import (
     latest,
     next_free,
     prepare,
+    spoken,
 )
+from rescue_cli.launch.group import current, demand_alone, joined, restarted, shared
 from rescue_cli.launch.pool import Ended, run_all
 from rescue_cli.launch.processes import Nodes, run_directory, wait_for
 
@@ -17,12 +19,18 @@ __all__ = [
     "Nodes",
     "abandon",
     "claim",
+    "current",
+    "demand_alone",
     "environment",
     "is_finished",
+    "joined",
     "latest",
     "next_free",
     "prepare",
+    "restarted",
     "run_all",
     "run_directory",
+    "shared",
+    "spoken",
     "wait_for",
 ]

@@ -13,6 +13,7 @@ from typing import Any
 
 from rescue_cli import __version__
 from rescue_cli.errors import InUseError, UsageError
+from rescue_cli.launch.group import current
 from rescue_cli.plans import as_written, differences
 from rescue_cli.recipe import Recipe, recipe_in
 from rescue_cli.results import RunDirectory, write_json, write_text
@@ -58,9 +59,14 @@ def prepare(path: Path, recipe: Recipe, facts: dict[str, Any], *, resume: bool) 
         raise InUseError(path)
     new = claim(path, recipe, resume=resume, verb=facts["verb"])
     before = run.command.read_text() if run.command.exists() else ""
-    write_text(run.command, before + shlex.join(["rescue", *sys.argv[1:]]) + "\n")
+    write_text(run.command, before + spoken())
     write_json(run.environment, facts)
     return new
+
+
+def spoken() -> str:
+    """This command as a line of a shell."""
+    return shlex.join(["rescue", *sys.argv[1:]]) + "\n"
 
 
 def claim(path: Path, recipe: Recipe, *, resume: bool, verb: str = "train") -> bool:
@@ -151,6 +157,8 @@ def environment(
 
     cores = len(os.sched_getaffinity(0))
     each = max(1, cores // (procs // nodes * share))
+    if (group := current()) is not None:
+        each = group.threads
     local = torch.cuda.get_device_name() if device == "cuda" else _processor()
     return {
         "verb": verb,

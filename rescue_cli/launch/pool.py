@@ -14,6 +14,8 @@ from typing import IO
 
 from rescue_cli import lifetime
 from rescue_cli.errors import InUseError, RescueError, StoppedError
+from rescue_cli.launch.group import current
+from rescue_cli.launch.processes import Nodes, run_directory
 from rescue_cli.results import RunDirectory, Word, leave_word, word_of
 
 
@@ -85,8 +87,12 @@ def run_all(
     """Works on all directories, `jobs` at a time; `tell` hears of each end, and False stops.
 
     With `gpus` worker i sees the i-th of them alone. On a signal every run saves and the pool
-    raises `StoppedError`; a run that fails or diverges is told, and the others go on.
+    raises `StoppedError`; a run that fails or diverges is told, and the others go on. In a group
+    that this command was started in, all of it works on one run at a time.
     """
+    if current() is not None:
+        _run_on_group(paths, tell)
+        return
     waiting = iter(paths)
     with _stopping() as stop, selectors.DefaultSelector() as selector:
         workers: list[_Worker] = []
@@ -116,6 +122,21 @@ def run_all(
                 )
         finally:
             _dismiss(workers)
+
+
+def _run_on_group(paths: Sequence[Path], tell: Callable[[Ended], bool]) -> None:
+    for path in paths:
+        error: RescueError | None = None
+        try:
+            # what it prints is in its log.txt, as for runs that are at work at the same time
+            with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
+                run_directory(path, None, 0, Nodes())
+        except StoppedError:
+            raise
+        except RescueError as raised:
+            error = raised
+        if not tell(Ended(path, error)):
+            return
 
 
 def _begin_next(worker: _Worker, waiting: Iterator[Path], selector: selectors.BaseSelector) -> None:

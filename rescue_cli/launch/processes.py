@@ -12,6 +12,7 @@ from typing import Any
 
 from rescue_cli import lifetime
 from rescue_cli.errors import InUseError, RescueError, StoppedError, UsageError, from_code
+from rescue_cli.launch.group import current
 from rescue_cli.results import RunDirectory, Word, leave_word, word_of
 
 LOG_LINES = 20
@@ -40,9 +41,15 @@ class Nodes:
 
 
 def run_directory(path: Path, procs: int | None, max_restarts: int, nodes: Nodes) -> None:
-    """Works on a prepared run directory; `procs` None: in this process. Raises `RescueError`."""
+    """Works on a prepared run directory; `procs` None: in this process.
+
+    Within a group that it was started in, with all of that. Raises `RescueError`.
+    """
     if nodes.rank == 0:
         RunDirectory(path).failure.unlink(missing_ok=True)
+    if (group := current()) is not None:
+        group.work_on(path)
+        return
     if procs is None:
         from rescue_cli.failures import leaving_word
         from rescue_cli.worker import work

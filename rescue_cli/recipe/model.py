@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from rescue_cli.errors import UsageError, did_you_mean
+from rescue_cli.errors import UsageError, did_you_mean, refuse_url
 from rescue_cli.recipe import yaml
 from rescue_cli.recipe.library import find
 from rescue_cli.recipe.overrides import apply
@@ -166,6 +166,8 @@ def from_tree(tree: Any) -> Recipe:
     """The recipe that a tree describes, its sections checked as far as needs no ingredient."""
     tree = _checked(tree)
     _check_header(tree)
+    for section in SECTIONS:
+        _refuse_urls(section, tree.get(section))
     full = {**{k: v for k, v in NEUTRAL.items() if k not in tree}, **tree}
     parts: dict[str, Any] = {
         section: _items(section, full[section])
@@ -219,6 +221,18 @@ def _check_header(tree: Mapping[str, Any]) -> None:
             check(key, _mapping(key, tree[key]), kind)
     convert("unknown", tree.get("unknown", []), list[str])
     check_form(tree.get("sources", {}), SECTIONS)
+
+
+def _refuse_urls(key: str, value: Any) -> None:
+    """Whatever a section names that is not in the recipe is a file or a folder."""
+    if isinstance(value, str):
+        refuse_url(key, value)
+    elif isinstance(value, Mapping):
+        for name, each in value.items():
+            _refuse_urls(f"{key}.{name}", each)
+    elif isinstance(value, list):
+        for place, each in enumerate(value):
+            _refuse_urls(f"{key}[{place}]", each)
 
 
 def _mapping(where: str, value: Any) -> Mapping[str, Any]:
