@@ -1,5 +1,6 @@
 """Weights by the word that names them: a run, a file, a part of a file, or timm's."""
 
+import json
 import socket
 import urllib.parse
 import urllib.request
@@ -18,6 +19,14 @@ TIMM = "timm:"  # before the name of weights that timm downloads: timm:resnet50.
 PART = "#"  # between a file and the part of it that is meant: FILE#state_dict
 # What checkpoints call the averaged weights, which their authors report, and the others
 _AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict", "ema", "params_ema", "teacher")
+# How images come to the network, in a file's metadata and in timm's configuration
+_SHOWN = {
+    "mean": "mean",
+    "std": "std",
+    "input": "input_size",
+    "crop": "crop_pct",
+    "interpolation": "interpolation",
+}
 # What wrappers put into the names of what they wrap, wherever that is
 _WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
 _PLAIN = (
@@ -80,11 +89,31 @@ def read(source: str | Path) -> Weights:
 
 
 def metadata(source: str | Path) -> dict[str, str]:
-    """The metadata of a run's or a file's weights: of safetensors read alone, else `architecture`
-    where the file names one of timm's.
+    """The metadata of a run's or a file's weights, tensors unread where they are safetensors.
+
+    Of other files `architecture`, where they name one of timm's; a folder of the hub's says more.
     """
     file, _ = placed(source)
-    return weight_files.header(file) or _architecture(weight_files.load(file)[0])
+    found = weight_files.header(file)
+    if "recipe" in found or "architecture" in found:
+        return found
+    if beside := _of_hub(file.with_name("config.json")):
+        return {**found, **beside}
+    return found if file.suffix == ".safetensors" else _architecture(weight_files.load(file)[0])
+
+
+def _of_hub(file: Path) -> dict[str, str]:
+    """What timm writes beside weights that it puts on the hub; nothing of another's file."""
+    try:
+        told = json.loads(file.read_bytes())
+        name, shown = told["architecture"], told["pretrained_cfg"]
+        values = {key: shown[theirs] for key, theirs in _SHOWN.items()}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    listed = {
+        k: ",".join(map(str, v)) if isinstance(v, list) else str(v) for k, v in values.items()
+    }
+    return {"architecture": str(name), **listed}
 
 
 def _architecture(content: Mapping[str, Any]) -> dict[str, str]:
