@@ -78,9 +78,17 @@ SHOWN_RATES = 100_000  # the peak of a longer schedule is looked for at as many 
 MIXED = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
-def trainee(recipe: Recipe, data: Dataset, machine: Machine) -> Trainee:
-    """The recipe's network, or its head alone on features where it is frozen; see `features`."""
-    network = model(recipe, len(data.classes), machine.device)
+def trainee(
+    recipe: Recipe,
+    data: Dataset,
+    machine: Machine,
+    note: Callable[[str], None] = lambda _: None,
+) -> Trainee:
+    """The recipe's network, or its head alone on features where it is frozen; see `features`.
+
+    `note` is told how its weights were read.
+    """
+    network = model(recipe, len(data.classes), machine.device, note=note)
     return trainee_of(recipe, network, data, machine, autocast(recipe, machine.device))
 
 
@@ -99,7 +107,7 @@ def step(recipe: Recipe, network: nn.Module, data: Dataset, machine: Machine, lo
     )
     loss = loss_of(recipe, select.share)
     teach = filled("teacher", recipe.teacher, TEACHERS)(
-        lambda weights: teacher(recipe, weights, data.classes, machine.device)
+        lambda weights: teacher(recipe, weights, data.classes, machine.device, log)
     )
     look(recipe, network, data, machine.device)
     operations = operations_of(recipe)

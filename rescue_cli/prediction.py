@@ -39,7 +39,7 @@ def predict_images(
         note(line)
     build.check(recipe)
     recipe.demand_classification("predict")
-    network = build.model(recipe, len(classes), torch.device(device), whole=True).eval()
+    network = build.model(recipe, len(classes), torch.device(device), whole=True, note=note).eval()
     normalise = build.normalise(recipe, torch.device(device))
     show = TTAS[recipe.eval.ttas[0]]
     found = []

@@ -39,7 +39,7 @@ def network(
 ) -> Teach:
     """hard * loss + soft * T^2 CE(softmax(r / T), softmax(z / T)), r the teacher's logits.
 
-    `weights`: a run, a safetensors file or `timm:NAME`. Bag of Tricks (5.3) has T = 20 and both
+    `weights`: a run, a file, or `timm:NAME`. Bag of Tricks (5.3) has T = 20 and both
     weights 1, its authors' published code 0.5 each; Hinton, Vinyals and Dean 2015.
     """
     teacher = load(weights).eval().requires_grad_(False)

@@ -139,7 +139,7 @@ def _train(run: RunDirectory, recipe: Recipe, machine: build.Machine, start: _St
     steps = total_steps(recipe.train, steps_per_epoch(recipe.train, len(data.train)))
     recorder = Recorder(run, writes=distributed.is_first(), steps=steps)
     with contextlib.closing(recorder):
-        trainee = build.trainee(recipe, data, machine)
+        trainee = build.trainee(recipe, data, machine, recorder.say)
         loop = _loop(run, recipe, trainee, machine, recorder)
         recorder.open_log()
         for note in data.notes:
@@ -228,9 +228,13 @@ def _finish(
 
 def _evaluate(run: RunDirectory, recipe: Recipe, machine: build.Machine, start: _Start) -> None:
     data = build.dataset(recipe, machine.cache, test_only=True)
-    if distributed.is_first() and (said := build.check_classes(recipe, data.classes)):
-        print(said, file=sys.stderr)
-    network = build.model(recipe, len(data.classes), machine.device, whole=True)
+
+    def say(line: str | None) -> None:
+        if line and distributed.is_first():
+            print(line, file=sys.stderr)
+
+    say(build.check_classes(recipe, data.classes))
+    network = build.model(recipe, len(data.classes), machine.device, whole=True, note=say)
     evaluator = build.evaluator(recipe, data, machine)
     tests = build.test_sets(recipe, data, machine)
     prepared = time.perf_counter() - start.clock

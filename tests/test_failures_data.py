@@ -282,9 +282,10 @@ def test_predict_follows_the_runs_test_time_augmentation(quickstart: Path, tmp_p
     shutil.copytree(quickstart, copy)
     from safetensors.torch import save_file
 
-    tensors, metadata = weights.read(copy)
+    read = weights.read(copy)
     recipe = recipe_in(copy).with_overrides("eval.tta=flip")
-    save_file(tensors, copy / "model.safetensors", {**metadata, "recipe": recipe.to_yaml()})
+    changed = {**read.metadata, "recipe": recipe.to_yaml()}
+    save_file(read.tensors, copy / "model.safetensors", changed)
     _, test = stored(quickstart)
     lopsided = int(np.argmax([np.abs(p - p[..., ::-1].astype(int)).sum() for p in test.pixels]))
     file = tmp_path / "image.png"

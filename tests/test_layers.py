@@ -17,7 +17,7 @@ LAYERS = (
     {"lifetime"},
     {"registry", "results", "power"},
     {"recipe", "distributed", "draws"},
-    {"batch", "plans", "clues", "robust", "statistics", "precision"},
+    {"batch", "heads", "plans", "clues", "robust", "statistics", "precision"},
     {"scene", "sequential"},
     {"task", "data", "sampling", "augment", "mix", "selection", "teacher", "model", "loss", "optim",
      "schedule", "averaging", "evaluation"},

@@ -20,9 +20,7 @@ app = common.verb()
 def evaluate(
     weights: Annotated[
         str,
-        typer.Argument(
-            metavar="RUN|FILE|timm:NAME", help="Run, .safetensors file, or timm's weights."
-        ),
+        typer.Argument(metavar="RUN|FILE|timm:NAME", help="Run, weights file, or timm's weights."),
     ],
     overrides: Overrides = None,
     recipe: RecipeName = None,

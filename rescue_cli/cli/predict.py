@@ -23,9 +23,7 @@ app = common.verb()
 def predict(
     weights: Annotated[
         str,
-        typer.Argument(
-            metavar="RUN|FILE|timm:NAME", help="Run, .safetensors file, or timm's weights."
-        ),
+        typer.Argument(metavar="RUN|FILE|timm:NAME", help="Run, weights file, or timm's weights."),
     ],
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE", help="Image files.")],
     top: Annotated[int, typer.Option(help="Classes to show.", min=1)] = 3,

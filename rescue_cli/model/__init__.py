@@ -46,10 +46,10 @@ def common(
 ) -> None:
     """Keys that every model has.
 
-    `weights`: a run, a safetensors file, or `timm` to download. A last linear layer of another size
-    than theirs is new; with `new_head` it is new in any case. `init`: other initial weights than
-    the network's own, see `fill`. `frozen`: all but the last linear layer stays as it is, and each
-    image's features are computed once (linear probing).
+    `weights`: a run, a file (FILE#PART is the weights of that name in it), or `timm` to download. A
+    classifier of another size than theirs is new; with `new_head` it is new in any case. `init`:
+    other initial weights than the network's own, see `fill`. `frozen`: all but the classifier
+    stays as it is, and each image's features are computed once (linear probing).
     """
 
 

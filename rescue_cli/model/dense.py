@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from rescue_cli.errors import UsageError, did_you_mean
-from rescue_cli.model.weights import source_tensors
+from rescue_cli.model.fit import unprefixed
+from rescue_cli.model.weights import of_source, told
 from rescue_cli.registry import NotNegativeInt, PositiveInt
 
 Norms = Literal["frozen", "trained"]
@@ -31,13 +32,15 @@ class Backbone(nn.Module):
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         return {str(place): map_ for place, map_ in enumerate(self.body(images))}
 
-    def load(self, source: str, name: str) -> None:
+    def load(self, source: str, name: str) -> str | None:
         """The weights of a classifier, but for those of layers that give no feature map.
 
-        Raises `UsageError` where one of the backbone's own is not there.
+        Returns what is to be said of it, a line. Raises `UsageError` where one of the backbone's
+        own is not there.
         """
-        given = source_tensors(source, name)
+        weights = of_source(source, name)
         own = {k: v for k, v in self.body.state_dict().items() if "num_batches" not in k}
+        given, notes = unprefixed(weights.tensors, own, (), source)
         lacking = sorted(k for k in own if k not in given or given[k].shape != own[k].shape)
         if lacking:
             shown = ", ".join(lacking[:5]) + (" ..." if len(lacking) > 5 else "")
@@ -46,6 +49,7 @@ class Backbone(nn.Module):
                 f"{len(own)} tensors are missing or of another shape ({shown})."
             )
         self.body.load_state_dict({k: given[k] for k in own}, strict=False)
+        return told(source, (*weights.notes, *notes))
 
 
 def backbone_of(name: str, channels: int, norms: Norms, **layout: Any) -> Backbone:

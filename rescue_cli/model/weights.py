@@ -1,90 +1,238 @@
-"""Weights from files, never from pickles that run code."""
+"""Weights by the word that names them: a run, a file, a part of a file, or timm's."""
 
+import json
 import socket
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from rescue_cli.errors import DataError, UsageError
+from rescue_cli.model import weight_files
+from rescue_cli.model.fit import fit, unread
 
 TIMM = "timm:"  # before the name of weights that timm downloads: timm:resnet50.a2_in1k
+PART = "#"  # between a file and the part of it that is meant: FILE#state_dict
+# What checkpoints call the averaged weights, which their authors report, and the others
+_AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict", "ema", "params_ema", "teacher")
+# How images come to the network, in a file's metadata and in timm's configuration
+_SHOWN = {
+    "mean": "mean",
+    "std": "std",
+    "input": "input_size",
+    "crop": "crop_pct",
+    "interpolation": "interpolation",
+}
+# What wrappers put into the names of what they wrap, wherever that is
+_WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
+_PLAIN = (
+    "state_dict",
+    "model",
+    "model_state_dict",
+    "net",
+    "network",
+    "student",
+    "module",
+    "weights",
+    "params",
+)
 
 
-def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors and the metadata of a safetensors file, or of a run's; raises `DataError`."""
-    with _opened(path) as opened:
-        tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
-        return tensors, dict(opened.metadata() or {})
+@dataclass(frozen=True)
+class Weights:
+    """Tensors by name, the file's metadata, and what is to be said of how they were found."""
+
+    tensors: dict[str, Tensor]
+    metadata: dict[str, str]
+    notes: tuple[str, ...] = ()
 
 
-def metadata(path: Path) -> dict[str, str]:
-    """The metadata of a safetensors file, or of a run's, its tensors unread."""
-    with _opened(path) as opened:
-        return dict(opened.metadata() or {})
+def placed(source: str | Path) -> tuple[Path, str]:
+    """The file that a word names, of a folder the one in it, and the part that is meant or ''."""
+    path, part = Path(source).expanduser(), ""
+    if not path.exists() and PART in path.name:
+        name, _, part = path.name.rpartition(PART)
+        path = path.with_name(name)
+    if path.is_dir():
+        inside = [path / name for name in weight_files.IN_FOLDER]
+        path = next((file for file in inside if file.is_file()), inside[0])
+    if not path.is_file():
+        raise DataError(f"{path}: no such file. Give a run directory or a file of weights.")
+    return path, part
 
 
-@contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    from safetensors import SafetensorError, safe_open
+def resolved(source: str) -> str:
+    """The word with its file's whole path."""
+    file, part = placed(source)
+    return f"{file.resolve()}{PART}{part}" if part else str(file.resolve())
 
-    file = path / "model.safetensors" if path.is_dir() else path
-    if not file.is_file():
-        raise DataError(f"{file}: no such file. Give a run directory or a .safetensors file.")
+
+def label(source: str) -> str:
+    """A name for what comes of weights: the file's or timm's, with the part that is meant."""
+    name = source.removeprefix(TIMM).rpartition("/")[2]
+    if Path(source).expanduser().exists() or PART not in name:
+        return weight_files.label(name)
+    file, _, part = name.rpartition(PART)
+    return f"{weight_files.label(file)}-{part}"
+
+
+def read(source: str | Path) -> Weights:
+    """The weights of a run or a file; raises `DataError`, `UsageError`."""
+    file, part = placed(source)
+    content, metadata = weight_files.load(file)
+    tensors, notes = _chosen(content, str(file), part)
+    return Weights(tensors, metadata or _architecture(content), notes)
+
+
+def metadata(source: str | Path) -> dict[str, str]:
+    """The metadata of a run's or a file's weights, tensors unread where they are safetensors.
+
+    Of other files `architecture`, where they name one of timm's; a folder of the hub's says more.
+    """
+    file, _ = placed(source)
+    found = weight_files.header(file)
+    if "recipe" in found or "architecture" in found:
+        return found
+    if beside := _of_hub(file.with_name("config.json")):
+        return {**found, **beside}
+    return found if file.suffix == ".safetensors" else _architecture(weight_files.load(file)[0])
+
+
+def _of_hub(file: Path) -> dict[str, str]:
+    """What timm writes beside weights that it puts on the hub; nothing of another's file."""
     try:
-        with safe_open(str(file), framework="pt") as opened:
-            yield opened
-    except (SafetensorError, OSError) as error:
-        raise DataError(
-            f"{file}: not a readable safetensors file ({error}). Copy it again."
-        ) from None
+        told = json.loads(file.read_bytes())
+        name, shown = told["architecture"], told["pretrained_cfg"]
+        values = {key: shown[theirs] for key, theirs in _SHOWN.items()}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    listed = {
+        k: ",".join(map(str, v)) if isinstance(v, list) else str(v) for k, v in values.items()
+    }
+    return {"architecture": str(name), **listed}
+
+
+def _architecture(content: Mapping[str, Any]) -> dict[str, str]:
+    """timm's training, and PyTorch's example, write it beside the weights."""
+    name = content.get("arch")
+    if not isinstance(name, str):
+        return {}
+    import timm
+
+    return {"architecture": name} if timm.is_model(name) else {}
+
+
+def _chosen(
+    content: Mapping[str, Any], file: str, part: str
+) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """The tensors of the part that is meant: an entry, the beginning of their names, or both.
+
+    Without an entry they are the averaged weights, or else the plain ones. Raises `UsageError`
+    where there is no such part, or several and nothing says which.
+    """
+    inside = dict(_entries(content))
+    entry = next((n for n in (*reversed(inside), "") if f"{part}.".startswith(f"{n}.")), "")
+    tensors, notes = (inside[entry], []) if entry else _best(content, inside, file)
+    named = _tensors(tensors)
+    bare = {_unwrapped(key): tensor for key, tensor in named.items()}
+    if wrapped := [w for w in _WRAPPERS if any(w in key for key in named)]:
+        notes = [*notes, f"'{wrapped[0]}' removed from names"]
+    if begin := part.removeprefix(entry).removeprefix("."):
+        bare = {
+            k.removeprefix(f"{begin}."): v for k, v in bare.items() if k.startswith(f"{begin}.")
+        }
+    if not bare:
+        known = f"It has: {', '.join(inside)}." if inside else "Give a file with a state_dict."
+        what = f"no part '{part}'" if part else "no weights"
+        raise UsageError(f"{file}: holds {what}. {known}")
+    return bare, tuple(notes)
+
+
+def _best(
+    content: Mapping[str, Any], inside: Mapping[str, Mapping[str, Any]], file: str
+) -> tuple[Mapping[str, Any], list[str]]:
+    """The tensors that are meant where nobody says which, and what is to be said of that."""
+    ranks = {name: place for place, name in enumerate((*_AVERAGED, *_PLAIN))}
+    known = {path: ranks[last] for path in inside if (last := path.split(".")[-1]) in ranks}
+    if not known and (plain := _tensors(content)):
+        rest = content.keys() - plain.keys()
+        return plain, [unread(rest)] if rest else []
+    if not known and len(inside) > 1:
+        choices = " or ".join(f"{file}{PART}{name}" for name in inside)
+        raise UsageError(f"{file}: holds several weights. Give {choices}.")
+    names = sorted(known, key=lambda path: known[path]) or list(inside)
+    if not names:
+        return {}, []
+    first, *others = names
+    average = ", the average," if known.get(first, len(ranks)) < len(_AVERAGED) else ""
+    notes = [f"'{first}'{average} is taken"]
+    if others:
+        choices = " or ".join(f"{file}{PART}{name}" for name in others)
+        notes = [f"{notes[0]} (for the others give {choices})"]
+    if left := content.keys() - {path.partition(".")[0] for path in names}:
+        notes.append(unread(left))
+    return inside[first], notes
+
+
+def _entries(content: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """The entries that hold tensors by name, and theirs in turn, by their dotted path."""
+    for name, entry in content.items():
+        if isinstance(name, str) and isinstance(entry, Mapping):
+            if _tensors(entry):
+                yield f"{path}{name}", entry
+            elif not path:
+                yield from _entries(entry, f"{name}.")
+
+
+def _tensors(entry: Mapping[str, Any]) -> dict[str, Tensor]:
+    return {
+        name: value.detach()
+        for name, value in entry.items()
+        if isinstance(name, str) and isinstance(value, Tensor)
+    }
+
+
+def _unwrapped(key: str) -> str:
+    for wrapper in _WRAPPERS:
+        key = key.replace(wrapper, "")
+    return key
 
 
 def load_weights(
     model: nn.Module, source: str, name: str, *, head: bool = False, new_head: bool = False
-) -> None:
-    """Copies weights into `model`: from a run, a safetensors file, or timm's, downloaded.
+) -> str | None:
+    """Copies weights into `model`, the architecture `name`: of a run, a file, or timm's.
 
-    timm's are `timm` (those it has for `name` by default) or `timm:NAME`.
+    timm's are `timm` (those it has for `name` by default) or `timm:NAME`. Returns what is to be
+    said of it, a line.
 
-    A classifier of another size begins as torch's linear layer does, unless `head` demands it, and
-    one of the same size with `new_head`; anything else that differs is a `UsageError` naming the
-    tensors.
+    A classifier of another size, or that is not there, begins as torch's own layers do, unless
+    `head` demands it, and any with `new_head`; anything else that differs is a `UsageError` naming
+    the tensors.
     """
-    tensors = source_tensors(source, name)
-    own = model.state_dict()
-    differs = {k for k in own.keys() & tensors.keys() if own[k].shape != tensors[k].shape}
-    left = own.keys() if new_head else differs
-    heads = set() if head else {k for k in left if _is_head(model, k)}
-    missing, extra = own.keys() - tensors.keys(), tensors.keys() - own.keys()
-    if problems := sorted((differs - heads) | missing | extra):
-        shown = ", ".join(problems[:5]) + (" ..." if len(problems) > 5 else "")
-        raise UsageError(
-            f"model.weights: {source} does not fit {name}: {len(missing)} tensors are missing, "
-            f"{len(extra)} unknown, {len(differs)} of another shape ({shown}). "
-            "Name the architecture that they are of with model.name or --model."
-        )
-    model.load_state_dict({k: v for k, v in tensors.items() if k not in heads}, strict=False)
-    for name in {key.rpartition(".")[0] for key in heads}:
-        last = model.get_submodule(name)
-        assert isinstance(last, nn.Linear)
-        last.reset_parameters()  # as timm's reset_classifier: a net's own start may be far larger
+    given = of_source(source, name)
+    fitted = fit(model, given.tensors, source, name, whole=head, new_head=new_head)
+    model.load_state_dict(fitted.tensors, strict=False)
+    for layer in fitted.new:
+        last: Any = model.get_submodule(layer)
+        last.reset_parameters()  # not timm's start: a net's own may be far larger
+    return told(source, (*given.notes, *fitted.notes))
 
 
-def source_tensors(source: str, name: str) -> dict[str, Tensor]:
-    """The tensors that a recipe's `model.weights` names; `name` is the architecture."""
+def told(source: str, notes: tuple[str, ...]) -> str | None:
+    """One line on how weights were read; None where they were as expected."""
+    return f"weights of {source}: {'; '.join(notes)}" if notes else None
+
+
+def of_source(source: str, name: str) -> Weights:
+    """The weights that a recipe's `model.weights` names; `name` is the architecture."""
     if source == "timm" or source.startswith(TIMM):
-        return _from_timm(source.removeprefix(TIMM) if source != "timm" else name)
-    return read(Path(source).expanduser())[0]
-
-
-def _is_head(model: nn.Module, key: str) -> bool:
-    linears = [n for n, m in model.named_modules() if isinstance(m, nn.Linear)]
-    return bool(linears) and key.rpartition(".")[0] == linears[-1]
+        return Weights(_from_timm(source.removeprefix(TIMM) if source != "timm" else name), {})
+    return read(source)
 
 
 def _from_timm(name: str) -> dict[str, Tensor]:

@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from rescue_cli.errors import UsageError, did_you_mean
+from rescue_cli.heads import heads
 from rescue_cli.registry import Positive, Within
 
 _NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
@@ -36,7 +37,8 @@ def _filters(_module: nn.Module, _name: str, parameter: nn.Parameter) -> bool:
 # An item may also name a parameter (`conv1.bias`), or a module for all of its parameters
 # (`classifier`), which then leave their groups; `no_decay` knows them by their groups still.
 # Disjoint by construction: the first that fits owns the parameter. `head` is the weight of the
-# last linear layer, `rest` what no other name fits; both need the whole model and are added below.
+# classifier (of each of them, see `heads`), `rest` what no other name fits; both need the whole
+# model and are added below.
 GROUPS: dict[str, Callable[[nn.Module, str, nn.Parameter], bool] | None] = {
     "norms": _norms,
     "whitening": _whitening,
@@ -75,14 +77,13 @@ def common(
 
 def groups_of(model: nn.Module) -> dict[str, str]:
     """The group in `GROUPS` that owns each trainable parameter, by the parameter's full name."""
-    linears = [name for name, m in model.named_modules() if isinstance(m, nn.Linear)]
-    head = f"{linears[-1]}.weight" if linears else None
+    of_head = {f"{name}.weight" for name in heads(model)}
     owner: dict[str, str] = {}
     for path, module in model.named_modules():
         for name, parameter in module.named_parameters(recurse=False):
             full = f"{path}.{name}" if path else name
             fits = (g for g, rule in GROUPS.items() if rule and rule(module, name, parameter))
-            owner[full] = "head" if full == head else next(fits, "rest")
+            owner[full] = "head" if full in of_head else next(fits, "rest")
     return {name: owner[name] for name, p in model.named_parameters() if p.requires_grad}
 
 

@@ -1,6 +1,7 @@
 """A frozen network: each image's features computed once, and a head that is trained on them."""
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -9,25 +10,45 @@ from torch import Tensor, nn
 
 from rescue_cli.data import Dataset, Features, Split
 from rescue_cli.errors import UsageError
+from rescue_cli.heads import heads
 from rescue_cli.parts.ingredients import Autocast
 from rescue_cli.parts.inputs import Machine, normalise, test_feed
 from rescue_cli.recipe import Recipe
 
 
 class Head(nn.Module):
-    """Features (n, d, 1, 1) -> logits (n, classes), by a copy of a network's last linear layer."""
+    """Features (n, d, 1, 1) -> logits (n, classes), by copies of a network's classifiers.
 
-    def __init__(self, last: nn.Linear, scale: float) -> None:
+    Of several, as a distilled DeiT has, each has its share of the features, one after another, and
+    the logits are their mean.
+    """
+
+    def __init__(self, layers: Mapping[str, nn.Module], scale: float) -> None:
         super().__init__()
-        self.head = nn.Linear(
-            last.in_features, last.out_features, bias=last.bias is not None, dtype=last.weight.dtype
-        )
-        self.head.load_state_dict(last.state_dict())
+        self.heads = nn.ModuleList(copy.deepcopy(layer) for layer in layers.values())
+        self.widths = [_inputs(layer) for layer in self.heads]
         self.scale = scale
 
+    def get_classifier(self) -> list[nn.Module]:
+        """Its layers, as timm's networks give theirs; see `heads`."""
+        return list(self.heads)
+
     def forward(self, features: Tensor) -> Tensor:
-        logits: Tensor = self.head(features.flatten(1)) * self.scale
-        return logits
+        shares = torch.split(features.flatten(1), self.widths, 1)
+        logits = [_logits(*pair) for pair in zip(self.heads, shares, strict=True)]
+        return torch.stack(logits).mean(0) * self.scale
+
+
+def _inputs(layer: nn.Module) -> int:
+    return layer.in_features if isinstance(layer, nn.Linear) else int(layer.in_channels)  # type: ignore[arg-type]
+
+
+def _logits(layer: nn.Module, features: Tensor) -> Tensor:
+    """Of features (n, d), by a linear layer or a 1x1 convolution."""
+    if isinstance(layer, nn.Conv2d):
+        features = features[:, :, None, None]
+    logits: Tensor = layer(features)
+    return logits.flatten(1)
 
 
 @dataclass(frozen=True)
@@ -45,14 +66,18 @@ def trainee_of(
 ) -> Trainee:
     """The network itself, or where `model.frozen` is set its head, on features in place of images.
 
-    Features are those of the test view, without augmentation. Raises `UsageError` where the last
-    linear layer is not the last thing that the network computes.
+    Features are those of the test view, without augmentation. Raises `UsageError` where the
+    classifier is not the last thing that the network computes.
     """
     if not recipe.model.options.get("frozen"):
         return Trainee(network, data, data, lambda trained: trained)
-    last = _last_linear(recipe, network)
-    head = Head(last, float(getattr(network, "logit_scale", 1.0))).to(machine.device)
-    reader = _Reader(recipe, network, last, head, machine, autocast)
+    layers = heads(network)
+    if not layers:
+        raise UsageError(
+            f"model ({recipe.model.name}).frozen: it has no classifier to train. Drop frozen."
+        )
+    head = Head(layers, float(getattr(network, "logit_scale", 1.0))).to(machine.device)
+    reader = _Reader(recipe, network, list(layers.values()), head, machine, autocast)
     features = replace(
         data,
         train=reader.of(data.train),
@@ -61,34 +86,26 @@ def trainee_of(
 
     def whole(trained: nn.Module) -> nn.Module:
         assert isinstance(trained, Head)
-        last.load_state_dict(trained.head.state_dict())
+        for layer, learned in zip(layers.values(), trained.heads, strict=True):
+            layer.load_state_dict(learned.state_dict())
         return network
 
     return Trainee(head, features, data, whole)
 
 
-def _last_linear(recipe: Recipe, network: nn.Module) -> nn.Linear:
-    layers = [module for module in network.modules() if isinstance(module, nn.Linear)]
-    if not layers:
-        raise UsageError(
-            f"model ({recipe.model.name}).frozen: it has no linear layer to train. Drop frozen."
-        )
-    return layers[-1]
-
-
 class _Reader:
-    """Sees a split's images once and keeps what comes to the network's last layer."""
+    """Sees a split's images once and keeps what comes to the network's classifiers."""
 
     def __init__(
         self,
         recipe: Recipe,
         network: nn.Module,
-        last: nn.Linear,
+        layers: list[nn.Module],
         head: Head,
         machine: Machine,
         autocast: Autocast,
     ) -> None:
-        self.recipe, self.network, self.last, self.head = recipe, network.eval(), last, head
+        self.recipe, self.network, self.layers, self.head = recipe, network.eval(), layers, head
         self.machine, self.autocast = machine, autocast
         self.normalise = normalise(recipe, machine.device)
         self.checked = False
@@ -97,22 +114,41 @@ class _Reader:
     def of(self, split: Split) -> Features:
         """(images, d, 1, 1) floats with the images' labels."""
         if len(split) == 0:
-            return Features(np.zeros((0, self.last.in_features, 1, 1), np.float32), split.labels)
+            return Features(np.zeros((0, sum(self.head.widths), 1, 1), np.float32), split.labels)
         feed = test_feed(self.recipe, split, self.machine)
         found: list[Tensor] = []
-        hook = self.last.register_forward_pre_hook(lambda _layer, given: found.append(given[0]))
+        inputs: dict[nn.Module, Tensor] = {}
+        hooks = [
+            layer.register_forward_pre_hook(lambda own, given: inputs.update({own: given[0]}))
+            for layer in self.layers
+        ]
         batches = feed.batches(0, 1, None)
         try:
             for shown in batches:
                 (images,) = shown.views.values()
                 with self.autocast():
                     logits = self.network(self.normalise(images))
+                found.append(self._features(inputs))
                 self._check(found[-1], logits)
         finally:
             batches.close()
-            hook.remove()
+            for hook in hooks:
+                hook.remove()
         rows = torch.cat([part.float().cpu() for part in found])
         return Features(rows[:, :, None, None].numpy(), split.labels)
+
+    def _features(self, inputs: dict[nn.Module, Tensor]) -> Tensor:
+        """(n, d): what came to the classifiers, one after another, where each sees one vector."""
+        shares = [inputs[layer].flatten(1) for layer in self.layers if layer in inputs]
+        if [share.shape[1] for share in shares] != self.head.widths:
+            raise self._unfit()
+        return torch.cat(shares, 1)
+
+    def _unfit(self) -> UsageError:
+        return UsageError(
+            f"model ({self.recipe.model.name}).frozen: its classifier is not the last thing it "
+            "computes, so its head cannot be trained alone. Remove model.frozen."
+        )
 
     def _check(self, features: Tensor, logits: Tensor) -> None:
         """That the head alone says of the first batch what the network says."""
@@ -121,8 +157,5 @@ class _Reader:
         with self.autocast():
             alone = self.head(features)
         if alone.shape != logits.shape or not torch.allclose(alone, logits, rtol=1e-3, atol=1e-3):
-            raise UsageError(
-                f"model ({self.recipe.model.name}).frozen: its last linear layer is not the last "
-                "thing it computes, so its head cannot be trained alone. Remove model.frozen."
-            )
+            raise self._unfit()
         self.checked = True

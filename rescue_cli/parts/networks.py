@@ -1,8 +1,7 @@
 """A recipe's network on its device, and the teacher that it may learn from."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import zip_longest
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -18,11 +17,18 @@ from rescue_cli.recipe import Recipe
 from rescue_cli.teacher import Renormalised
 
 
-def model(recipe: Recipe, classes: int, device: torch.device, *, whole: bool = False) -> nn.Module:
+def model(
+    recipe: Recipe,
+    classes: int,
+    device: torch.device,
+    *,
+    whole: bool = False,
+    note: Callable[[str], None] = lambda _: None,
+) -> nn.Module:
     """The recipe's network on the device, in its dtype and memory format, its weights loaded.
 
-    `whole` demands that the weights fit to the last tensor; else a head of another size is new, and
-    a detector's weights, or an FCN's, are those of its backbone.
+    `note` is told how they were read. `whole` demands that the weights fit to the last tensor; else
+    a head of another size is new, and a detector's weights, or an FCN's, are those of its backbone.
     """
     torch.manual_seed(recipe.train.seed)
     network = network_of(recipe, classes)
@@ -30,9 +36,12 @@ def model(recipe: Recipe, classes: int, device: torch.device, *, whole: bool = F
         new = bool(recipe.model.options.get("new_head"))
         backbone = next((m for m in network.modules() if isinstance(m, Backbone)), None)
         if backbone is not None and not whole:
-            backbone.load(weights, recipe.model.options["backbone"])
-            return placed(recipe, network, device)
-        load_weights(network, weights, recipe.model.name, head=whole, new_head=new and not whole)
+            said = backbone.load(weights, recipe.model.options["backbone"])
+        else:
+            name, new = recipe.model.name, new and not whole
+            said = load_weights(network, weights, name, head=whole, new_head=new)
+        if said:
+            note(said)
     return placed(recipe, network, device)
 
 
@@ -53,7 +62,7 @@ def check_classes(recipe: Recipe, classes: tuple[str, ...]) -> str | None:
     weights = str(recipe.model.options.get("weights"))
     if weights.startswith(TIMM):
         return None
-    metadata = weights_metadata(Path(weights))
+    metadata = weights_metadata(weights)
     said = _unlike(weights, metadata, classes)
     if said and len(known_classes(metadata) or ()) != len(classes):
         raise UsageError(f"data.name: {said} To train it on these: rescue transfer.")
@@ -73,11 +82,16 @@ def _unlike(weights: str, metadata: Mapping[str, str], classes: tuple[str, ...])
 
 
 def teacher(
-    recipe: Recipe, weights: str, classes: tuple[str, ...], device: torch.device
+    recipe: Recipe,
+    weights: str,
+    classes: tuple[str, ...],
+    device: torch.device,
+    note: Callable[[str], None] = lambda _: None,
 ) -> nn.Module:
     """The network of these weights on the device, for images as the recipe normalises them.
 
-    Raises `DataError`, and `UsageError` unless it knows the recipe's classes in the same order.
+    `note` is told how they were read. Raises `DataError`, and `UsageError` unless it knows the
+    recipe's classes in the same order.
     """
     train = recipe.train
     channels_last = str(train.channels_last).lower()
@@ -87,7 +101,7 @@ def teacher(
         raise UsageError(
             f"teacher.weights: {said} Give a teacher that was trained on these classes."
         )
-    network = model(source.recipe, len(classes), device, whole=True)
+    network = model(source.recipe, len(classes), device, whole=True, note=note)
     (mean, std), (its_mean, its_std) = (
         (torch.tensor(v, device=device) for v in normalisation(r.data.name, data_keys(r)))
         for r in (recipe, source.recipe)

@@ -2,7 +2,6 @@
 
 import importlib.util
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from rescue_cli.augment.pipeline import Normalise
@@ -71,7 +70,7 @@ def _check_strides(given: str | None) -> None:
     if given is None:
         return
     try:
-        text = metadata(Path(given).expanduser()).get("recipe")
+        text = metadata(given).get("recipe")
     except DataError:  # a name of timm's, or nothing, which loading says
         return
     if text and from_text(text, given).model.options.get("stride_in", "3x3") != "3x3":

@@ -84,7 +84,7 @@ def check_changes(changes: Sequence[str], source: Source) -> None:
 def find_weights(
     given: str, changes: Sequence[str], *, recipe: str | None = None, model: str | None = None
 ) -> Source:
-    """`given` is a run directory, a safetensors file or `timm:NAME`; `changes` are overrides.
+    """`given` is a run directory, a file, a part of one or `timm:NAME`; `changes` are overrides.
 
     `recipe` stands in for the one in the file, `model` is the architecture where there is none.
     Raises `DataError`, `UsageError`.
@@ -96,9 +96,9 @@ def find_weights(
             raise UsageError(f"--model: {given} says it already. Drop --model {model}.")
     else:
         path = Path(given).expanduser()
-        name, metadata = path.stem, weights.metadata(path)
+        name = path.stem if path.is_dir() else weights.label(given)
+        place, metadata = weights.resolved(given), weights.metadata(given)
         architecture = model or metadata.get("architecture")
-        place = str((path / "model.safetensors" if path.is_dir() else path).resolve())
     if recipe is None and "recipe" not in metadata:
         return _without_recipe(given, name, place, architecture, metadata, changes)
     if model is not None:

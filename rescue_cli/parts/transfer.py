@@ -8,7 +8,7 @@ from typing import Any
 
 from rescue_cli.data import DATASETS, FACTS, channels_of, normalisation
 from rescue_cli.errors import UsageError, did_you_mean
-from rescue_cli.model import MODELS
+from rescue_cli.model import MODELS, weights
 from rescue_cli.parts.ingredients import data_keys
 from rescue_cli.parts.source import Source, find_weights
 from rescue_cli.plans import given_keys, is_given
@@ -94,7 +94,7 @@ def _freezes(base: Recipe) -> bool:
 def _network(base: Recipe, source: Source, *, random: bool) -> dict[str, Any]:
     """The section `model`: the source's network, with the recipe's own keys for it."""
     theirs = source.recipe.model
-    weights = {} if random else {"weights": theirs.options["weights"], "new_head": True}
+    begun = {} if random else {"weights": theirs.options["weights"], "new_head": True}
     network = {k: v for k, v in theirs.options.items() if k not in _OWN}
     mine = {k: v for k, v in base.model.options.items() if k != "weights"}
     if random and mine.get("frozen"):
@@ -102,7 +102,7 @@ def _network(base: Recipe, source: Source, *, random: bool) -> dict[str, Any]:
             f"--from {SCRATCH}...: {base.name} trains a head on features, and a network that "
             "learned nothing has none. Use --recipe transfer."
         )
-    return {"name": theirs.name, **network, **mine, **weights}
+    return {"name": theirs.name, **network, **mine, **begun}
 
 
 def _images(source: Source, name: str, given: Sequence[str], *, frozen: bool) -> dict[str, Any]:
@@ -140,7 +140,7 @@ def _label(word: str) -> str:
     if path.is_dir():
         name = f"{path.resolve().parent.name}-{path.resolve().name}"
     else:
-        name = plain.removeprefix("timm:").rpartition("/")[2].removesuffix(".safetensors")
+        name = weights.label(plain)
     return f"scratch-{name}" if random else name
 
 
