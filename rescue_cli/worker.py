@@ -22,6 +22,7 @@ from rescue_cli.engine.recorder import Recorder, batch_bar
 from rescue_cli.engine.signals import Stop, leave_with_parent
 from rescue_cli.errors import InUseError, RescueError, StoppedError, UsageError
 from rescue_cli.failures import explained, leaving_word
+from rescue_cli.parts import identity
 from rescue_cli.recipe import Recipe, recipe_in, steps_per_epoch, total_steps
 from rescue_cli.results import RunDirectory, discard_partials, read_environment, write_json
 
@@ -138,13 +139,14 @@ def _alone(run: RunDirectory) -> Iterator[None]:
 
 def _train(run: RunDirectory, recipe: Recipe, machine: build.Machine, start: _Start) -> None:
     data = build.dataset(recipe, machine.cache)
+    said = identity.agree(run, recipe, data)
     steps = total_steps(recipe.train, steps_per_epoch(recipe.train, len(data.train)))
     recorder = Recorder(run, writes=distributed.is_first(), steps=steps)
     with contextlib.closing(recorder):
         trainee = build.trainee(recipe, data, machine)
         loop = _loop(run, recipe, trainee, machine, recorder)
         recorder.open_log()
-        for note in data.notes:
+        for note in (*data.notes, *said):
             recorder.say(note)
         if distributed.is_first():
             discard_partials(run.path)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from rescue_cli.data.fingerprint import Fingerprint, difference, fingerprint_of, from_arrays
 from rescue_cli.data.imagenet import imagenet_words
 from rescue_cli.data.known import DATASETS
 from rescue_cli.data.paired import Boxed, Masked, Paired
@@ -32,6 +33,7 @@ __all__ = [
     "Features",
     "FileNames",
     "Files",
+    "Fingerprint",
     "Images",
     "Keys",
     "Masked",
@@ -43,6 +45,9 @@ __all__ = [
     "TestScenes",
     "TrainScenes",
     "channels_of",
+    "difference",
+    "fingerprint_of",
+    "from_arrays",
     "hold_out",
     "imagenet_words",
     "in_colour",

@@ -49,11 +49,13 @@ class Images:
     """A split in memory: pixels (n, channels, height, width) uint8, labels (n,) int64.
 
     `corrupt`: files that could not be decoded and gave way to another image, with the reason.
+    `files`: what it was decoded from, where that are files.
     """
 
     pixels: Pixels
     labels: Indices
     corrupt: tuple[tuple[str, str], ...] = ()
+    files: "Files | None" = None
 
     def __len__(self) -> int:
         return len(self.labels)
