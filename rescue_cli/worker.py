@@ -140,6 +140,7 @@ def _alone(run: RunDirectory) -> Iterator[None]:
 def _train(run: RunDirectory, recipe: Recipe, machine: build.Machine, start: _Start) -> None:
     data = build.dataset(recipe, machine.cache)
     said = identity.agree(run, recipe, data)
+    said += [kept] if (kept := build.head_kept(recipe, data.classes)) else []
     steps = total_steps(recipe.train, steps_per_epoch(recipe.train, len(data.train)))
     recorder = Recorder(run, writes=distributed.is_first(), steps=steps)
     with contextlib.closing(recorder):
@@ -231,9 +232,10 @@ def _finish(
 
 
 def _evaluate(run: RunDirectory, recipe: Recipe, machine: build.Machine, start: _Start) -> None:
-    data = build.dataset(recipe, machine.cache, test_only=True)
-    if distributed.is_first() and (said := build.check_classes(recipe, data.classes)):
-        print(said, file=sys.stderr)
+    data, said = build.by_name(recipe, build.dataset(recipe, machine.cache, test_only=True))
+    for line in [*([said] if said else []), *identity.unlike_training(recipe, data)]:
+        if distributed.is_first():
+            print(line, file=sys.stderr)
     network = build.model(recipe, len(data.classes), machine.device, whole=True)
     evaluator = build.evaluator(recipe, data, machine)
     tests = build.test_sets(recipe, data, machine)

@@ -5,7 +5,13 @@ from pathlib import Path
 
 import numpy as np
 
-from rescue_cli.data.fingerprint import Fingerprint, difference, fingerprint_of, from_arrays
+from rescue_cli.data.fingerprint import (
+    Fingerprint,
+    difference,
+    fingerprint_of,
+    from_arrays,
+    listing_of,
+)
 from rescue_cli.data.imagenet import imagenet_words
 from rescue_cli.data.known import DATASETS
 from rescue_cli.data.paired import Boxed, Masked, Paired
@@ -21,6 +27,7 @@ from rescue_cli.data.splits import (
     Split,
     hold_out,
     in_colour,
+    relabel,
     subset,
 )
 
@@ -51,9 +58,11 @@ __all__ = [
     "hold_out",
     "imagenet_words",
     "in_colour",
+    "listing_of",
     "load",
     "make_resident",
     "normalisation",
+    "relabel",
     "subset",
 ]
 

@@ -103,10 +103,10 @@ def from_arrays(arrays: Mapping[str, NDArray[Any]]) -> Fingerprint:
 def fingerprint_of(dataset: Dataset, tests: Iterable[str]) -> Fingerprint:
     """Of the training images and those of these test sets."""
     splits = {"train": dataset.train, **{name: dataset.tests[name] for name in tests}}
-    return Fingerprint(dataset.classes, {name: _listing(split) for name, split in splits.items()})
+    return Fingerprint(dataset.classes, {name: listing_of(split) for name, split in splits.items()})
 
 
-def _listing(split: Split) -> Listing:
+def listing_of(split: Split) -> Listing:
     """Images in memory go by the files that they were decoded from, where they come from files."""
     files = split if isinstance(split, Files) else split.files
     if isinstance(split, Images) and files is None:

@@ -15,7 +15,15 @@ from typing import Any
 import numpy as np
 
 from rescue_cli import distributed
-from rescue_cli.data import Dataset, Fingerprint, Place, difference, fingerprint_of, from_arrays
+from rescue_cli.data import (
+    Dataset,
+    Fingerprint,
+    Place,
+    difference,
+    fingerprint_of,
+    from_arrays,
+    listing_of,
+)
 from rescue_cli.errors import DataError, RescueError
 from rescue_cli.parts.ingredients import data_keys
 from rescue_cli.parts.inputs import listed
@@ -120,23 +128,26 @@ def fault(run: RunDirectory, before: Kept, now: Identity) -> str | None:
     """What to tell the user where data or weights are not those of the run's record."""
     if before.digest != now.data.digest:
         where = "".join(f" ({key}: {now.places[key]})" for key in ROOTS if key in now.places)
-        return f"{run.path}: was trained on other data{where}: {_told(run, before, now)}. {CURE}"
+        return (
+            f"{run.path}: was trained on other data{where}: {_told(run, before, now.data)}. {CURE}"
+        )
     for key, digest in now.weights.items():
         if before.weights.get(key, digest) != digest:
             return f"{run.path}: {key}: {now.places[key]} is not the file it began with. {CURE}"
     return None
 
 
-def _told(run: RunDirectory, before: Kept, now: Identity) -> str:
+def _told(run: RunDirectory, before: Kept, now: Fingerprint, *, whole: bool = True) -> str:
     """The difference, by the names on record; without them by the numbers of images."""
     known = _fingerprint(run)
     if known is not None and known.digest == before.digest:
-        said = difference(known, now.data)
+        splits = known.splits if whole else {name: known.splits[name] for name in now.splits}
+        said = difference(Fingerprint(known.classes, splits), now)
         assert said is not None
         return said
     counts = [
         f"{name}: {len(split):,} images, and was {before.splits[name]['images']:,}"
-        for name, split in now.data.splits.items()
+        for name, split in now.splits.items()
         if name in before.splits and before.splits[name]["digest"] != split.digest
     ]
     return "; ".join(counts) or "its classes or test sets differ"
@@ -209,6 +220,31 @@ def agree(run: RunDirectory, recipe: Recipe, data: Dataset) -> list[str]:
     _, faults = distributed.union(0, faults)
     if faults:
         raise DataError(faults[0])
+    return said
+
+
+def unlike_training(recipe: Recipe, data: Dataset) -> list[str]:
+    """Which test sets are not those that the weights' own run was tested on, a sentence each.
+
+    Called by every process. Raises `DataError` for held-out images, some of which it may have
+    learnt.
+    """
+    faults: list[str] = []
+    said: list[str] = []
+    run = RunDirectory(Path(str(recipe.model.options.get("weights"))).parent)
+    if distributed.is_first() and (before := kept(run)) is not None:
+        for name in data.tests.keys() & before.splits.keys():
+            now = Fingerprint(tuple(before.classes), {name: listing_of(data.tests[name])})
+            if now.splits[name].digest != before.splits[name]["digest"]:
+                told = _told(run, before, now, whole=False)
+                told = f"{run.path}: was tested on other images: {told}"
+                (faults if name.startswith("holdout") else said).append(told)
+    _, faults = distributed.union(0, faults)
+    if faults:
+        raise DataError(
+            f"{faults[0]}. It may have learnt some of these. Put the images back, or name a test "
+            "set: data.holdout=0 data.test_root=DIR."
+        )
     return said
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from rescue_cli.data import normalisation
-from rescue_cli.errors import UsageError
+from rescue_cli.data import Dataset, normalisation, relabel
+from rescue_cli.errors import DataError, UsageError
 from rescue_cli.model import Backbone, load_weights
 from rescue_cli.model.weights import TIMM
 from rescue_cli.model.weights import metadata as weights_metadata
@@ -44,20 +44,48 @@ def placed(recipe: Recipe, network: nn.Module, device: torch.device) -> nn.Modul
     return network
 
 
-def check_classes(recipe: Recipe, classes: tuple[str, ...]) -> str | None:
-    """What is to be said where the recipe's weights know other classes than those of the data.
+def by_name(recipe: Recipe, data: Dataset) -> tuple[Dataset, str | None]:
+    """The data with labels as the recipe's weights number the classes, and what is to be said.
 
     Classes of one's own may have other names in the same order. Raises `UsageError` where there are
-    more or fewer.
+    more or fewer, `DataError` where names that both know stand at other places.
     """
     weights = str(recipe.model.options.get("weights"))
     if weights.startswith(TIMM):
-        return None
+        return data, None
     metadata = weights_metadata(Path(weights))
-    said = _unlike(weights, metadata, classes)
-    if said and len(known_classes(metadata) or ()) != len(classes):
+    if (said := _unlike(weights, metadata, data.classes)) is None:
+        return data, None
+    known = tuple(known_classes(metadata) or ())
+    if len(known) != len(data.classes):
         raise UsageError(f"data.name: {said} To train it on these: rescue transfer.")
-    return said and f"warning: {said} Accuracies are by the classes' order."
+    if sorted(known) == sorted(data.classes):
+        return relabel(data, known), f"{said} Labels go by the names."
+    if moved := [
+        c
+        for c, place in zip(data.classes, range(len(known)), strict=True)
+        if c in known and known.index(c) != place
+    ]:
+        raise DataError(
+            f"data.name: {said} Labels by the order would be wrong: {moved[0]!r} stands at another "
+            "place. Give the classes the names that the weights know."
+        )
+    return data, f"warning: {said} Accuracies are by the classes' order."
+
+
+def head_kept(recipe: Recipe, classes: tuple[str, ...]) -> str | None:
+    """What is to be said where a training begins with a head that knows other classes."""
+    weights = recipe.model.options.get("weights")
+    if not weights or recipe.model.options.get("new_head") or recipe.of_scenes:
+        return None
+    place = Path(str(weights)).expanduser()
+    if str(weights).startswith("timm") or not place.exists():
+        return None
+    metadata = weights_metadata(place)
+    said = _unlike(str(weights), metadata, classes)
+    if said is None or len(known_classes(metadata) or ()) != len(classes):
+        return None
+    return f"warning: {said} The head begins with what it knows; model.new_head=true begins anew."
 
 
 def _unlike(weights: str, metadata: Mapping[str, str], classes: tuple[str, ...]) -> str | None:

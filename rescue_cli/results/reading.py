@@ -88,8 +88,21 @@ IDENTITY = {
     "format": Rule("1, the format of this version", lambda value: value == 1),
     "digest": TEXT,
     "classes": LIST,
-    "splits": MAPPING,
-    "weights": MAPPING,
+    "splits": Rule(
+        "an object of {images, digest}",
+        lambda v: (
+            MAPPING.holds(v)
+            and all(
+                MAPPING.holds(each)
+                and STEP.holds(each.get("images"))
+                and TEXT.holds(each.get("digest"))
+                for each in v.values()
+            )
+        ),
+    ),
+    "weights": Rule(
+        "texts by key", lambda v: MAPPING.holds(v) and all(map(TEXT.holds, v.values()))
+    ),
     "places": OBJECTS,
 }
 
