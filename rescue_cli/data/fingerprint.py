@@ -171,7 +171,7 @@ def _of_classes(before: tuple[str, ...], now: tuple[str, ...]) -> str:
     missing, new = ([c for c in a if c not in set(b)] for a, b in ((before, now), (now, before)))
     if not missing and not new:
         a, b = next((a, b) for a, b in zip(before, now, strict=True) if a != b)
-        return f"its classes stand in another order: {b} where {a} was"
+        return f"its classes stand in another order: {b!r} where {a!r} was"
     said = [
         f"the class{'' if len(names) == 1 else 'es'} {_some(names)} {verb}"
         for names, verb in (
@@ -224,5 +224,6 @@ def _of_images(
         if len(other := np.flatnonzero(numbers != theirs)):
             first = other[0]
             sizes = f" ({numbers[first]:,}, was {theirs[first]:,})" if "bytes" in what else ""
-            return f"{len(other):,} images have other {what}; the first is {now.name(first)}{sizes}"
+            have = "image has" if len(other) == 1 else "images have"
+            return f"{len(other):,} {have} other {what}; the first is {now.name(first)}{sizes}"
     return None
