@@ -294,7 +294,7 @@ def test_what_is_kept_can_be_read_again(tmp_path: Path) -> None:
         (build.listed(recipe_of(draw(tmp_path / "pictures"))), ["val"]),
     ):
         found = fingerprint_of(data, tests)
-        np.savez_compressed(tmp_path / "kept.npz", **found.arrays())
+        np.savez_compressed(tmp_path / "kept.npz", **found.arrays())  # type: ignore[arg-type]
         with np.load(tmp_path / "kept.npz") as arrays:
             again = from_arrays(arrays)
         assert again.digest == found.digest
@@ -613,6 +613,8 @@ def test_a_sweep_goes_on_where_its_data_have_moved(rescue: Rescue, tmp_path: Pat
     second = rescue(*sweep, "--seeds", "2", data_of(elsewhere), *small)
     assert second.code == 0, second.err
     assert json.loads(second.out)["n"] == 2
+    moved = f"moved: data.root: {root}, now {elsewhere}; the same images (train 48, val 21)"
+    assert moved in second.said
 
     shrunk(elsewhere)
     third = rescue(*sweep, "--seeds", "3", data_of(elsewhere), *small)

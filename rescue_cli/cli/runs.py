@@ -66,13 +66,14 @@ def train_missing(runs: Mapping[Path, Recipe], work: Work, say: Callable[[Any], 
     One that fails or diverges is told like the others, and one that diverged before is left, since
     it would again. Raises what all of them would fail of.
     """
-    from rescue_cli.parts.identity import Looked, demand_one_data
+    from rescue_cli.parts.identity import Looked, compare_data
 
     look = Looked()
     done = [path for path, recipe in runs.items() if is_done(path, recipe, look)]
     rest = {path: recipe for path, recipe in runs.items() if path not in done}
     lost = [path for path, recipe in rest.items() if diverged(path, recipe, look)]
-    demand_one_data(runs, done, look)
+    for line in compare_data(runs, done, look):
+        common.note(line)
     common.note(f"{len(done)} of {len(runs)} runs are there")
     for path in lost:
         common.note(f"{path}: diverged before")

@@ -194,10 +194,11 @@ def _run(
     budget: float | None,
 ) -> None:
     """Trains what has no result, row after row; raises what all would fail of."""
-    from rescue_cli.parts.identity import Looked, demand_one_data
+    from rescue_cli.parts.identity import Looked, compare_data
 
     done = [run.path for run in runs if run.done]
-    demand_one_data({run.path: run.recipe for run in runs}, done, Looked())
+    for line in compare_data({run.path: run.recipe for run in runs}, done, Looked()):
+        common.note(line)
     waiting = [run for run in runs if not run.done]
     common.note(f"{len(runs) - len(waiting)} of {len(runs)} runs are there")
     where = places(device, jobs, workers)

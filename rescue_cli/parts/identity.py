@@ -161,12 +161,16 @@ def _fingerprint(run: RunDirectory) -> Fingerprint | None:
         return None
 
 
+def _has_learnt(run: RunDirectory) -> bool:
+    return run.last.exists() or run.result.exists()
+
+
 def demand_same(run: RunDirectory, recipe: Recipe, look: Looked) -> None:
     """Raises `DataError` where the recipe's data and weights are not what the run has learnt from.
 
     A run in which nothing is trained may have any.
     """
-    if not (run.last.exists() or run.result.exists()):
+    if not _has_learnt(run):
         return
     before = kept(run)
     if before is None:
@@ -179,22 +183,24 @@ def demand_same(run: RunDirectory, recipe: Recipe, look: Looked) -> None:
         raise DataError(said)
 
 
-def demand_one_data(runs: Mapping[Path, Recipe], done: Collection[Path], look: Looked) -> None:
-    """Raises `DataError` where what is to be trained would see other data than what is done.
+def compare_data(runs: Mapping[Path, Recipe], done: Collection[Path], look: Looked) -> list[str]:
+    """What is to be said of data that moved since a run of these was done or begun.
 
-    Data that cannot be read here, as on a login node, are compared when there are results.
+    Raises `DataError` where what is to be trained would see other data than what is `done`. Data
+    that cannot be read here, as on a login node, are compared when there are results.
     """
+    learnt = [path for path in runs if _has_learnt(RunDirectory(path))]
+    records = {path: found for path in learnt if (found := kept(RunDirectory(path))) is not None}
     missing = {path.parent: recipe for path, recipe in runs.items() if path not in done}
-    for path in done:
-        before = kept(RunDirectory(path)) if path.parent in missing else None
-        if before is None:
-            continue
+    for path in [path for path in done if path in records and path.parent in missing]:
         try:
             now = look(missing[path.parent])
         except RescueError:
-            return
-        if (said := fault(RunDirectory(path), before, now)) is not None:
+            break
+        if (said := fault(RunDirectory(path), records[path], now)) is not None:
             raise DataError(said)
+    lines = [_moved(found, _places(runs[path])) for path, found in records.items()]
+    return [line for line in dict.fromkeys(lines) if line is not None]
 
 
 def agree(run: RunDirectory, recipe: Recipe, data: Dataset) -> list[str]:
@@ -214,7 +220,7 @@ def agree(run: RunDirectory, recipe: Recipe, data: Dataset) -> list[str]:
             keep(run, now)
         elif (wrong := fault(run, before, now)) is not None:
             faults.append(wrong)
-        elif moved := _moved(before.places[-1], now):
+        elif moved := _moved(before, now.places):
             said.append(moved)
             keep(run, now, before)
     _, faults = distributed.union(0, faults)
@@ -248,10 +254,12 @@ def unlike_training(recipe: Recipe, data: Dataset) -> list[str]:
     return said
 
 
-def _moved(before: Places, now: Identity) -> str | None:
-    keys = [key for key in {**before, **now.places} if before.get(key) != now.places.get(key)]
+def _moved(before: Kept, now: Places) -> str | None:
+    """Where data and weights lay last, and where they lie now, in a line."""
+    last = before.places[-1]
+    keys = [key for key in {**last, **now} if last.get(key) != now.get(key)]
     if not keys:
         return None
-    told = "; ".join(f"{k}: {before.get(k, '-')}, now {now.places.get(k, '-')}" for k in keys)
-    images = ", ".join(f"{name} {len(s):,}" for name, s in now.data.splits.items())
+    told = "; ".join(f"{key}: {last.get(key, '-')}, now {now.get(key, '-')}" for key in keys)
+    images = ", ".join(f"{name} {split['images']:,}" for name, split in before.splits.items())
     return f"moved: {told}; the same images ({images})"
