@@ -41,7 +41,7 @@ from rescue_cli.parts.inputs import (
     train_feed,
     training_images,
 )
-from rescue_cli.parts.networks import check_classes, model, teacher
+from rescue_cli.parts.networks import by_name, head_kept, model, teacher
 from rescue_cli.parts.scenes import Normalised
 from rescue_cli.parts.source import PREPROCESSING
 from rescue_cli.parts.updates import optimizers, rates_of
@@ -56,13 +56,14 @@ __all__ = [
     "Machine",
     "Trainee",
     "autocast",
+    "by_name",
     "check",
-    "check_classes",
     "check_ingredients",
     "counted_images",
     "dataset",
     "epoch_length",
     "evaluator",
+    "head_kept",
     "listed",
     "model",
     "normalise",

@@ -12,6 +12,17 @@ SMOKE_STEPS = 2
 SMOKE_IMAGES = 16
 NOTES = ("unknown", "sources")  # on where values come from: two recipes may train the same by them
 
+ROOTS = ("data.root", "data.train_root", "data.test_root")
+WEIGHTS = ("model.weights", "selection.model.weights", "teacher.weights")
+
+
+def is_place(key: str, *values: Any) -> bool:
+    """Whether a key's values say where data or weights lie, and nothing of what they are."""
+    if key in ROOTS:
+        return True
+    named = key in WEIGHTS or key.startswith("data.sets.")
+    return named and all(isinstance(v, str) and v.partition(":")[0] != "timm" for v in values)
+
 
 def smoke(recipe: Recipe, overrides: Sequence[str], *, cuda: bool) -> list[str]:
     """Overrides for a run of seconds: as many slices, each of 8 images, one epoch of two steps.

@@ -22,6 +22,7 @@ from rescue_cli.engine.recorder import Recorder, batch_bar
 from rescue_cli.engine.signals import Stop
 from rescue_cli.errors import InUseError, RescueError, StoppedError, UsageError
 from rescue_cli.failures import explained, leaving_word
+from rescue_cli.parts import identity
 from rescue_cli.recipe import Recipe, recipe_in, steps_per_epoch, total_steps
 from rescue_cli.results import RunDirectory, discard_partials, read_environment, write_json
 
@@ -136,13 +137,15 @@ def _alone(run: RunDirectory) -> Iterator[None]:
 
 def _train(run: RunDirectory, recipe: Recipe, machine: build.Machine, start: _Start) -> None:
     data = build.dataset(recipe, machine.cache)
+    said = identity.agree(run, recipe, data)
+    said += [kept] if (kept := build.head_kept(recipe, data.classes)) else []
     steps = total_steps(recipe.train, steps_per_epoch(recipe.train, len(data.train)))
     recorder = Recorder(run, writes=distributed.is_first(), steps=steps)
     with contextlib.closing(recorder):
         trainee = build.trainee(recipe, data, machine, recorder.say)
         loop = _loop(run, recipe, trainee, machine, recorder)
         recorder.open_log()
-        for note in data.notes:
+        for note in (*data.notes, *said):
             recorder.say(note)
         if distributed.is_first():
             discard_partials(run.path)
@@ -227,13 +230,14 @@ def _finish(
 
 
 def _evaluate(run: RunDirectory, recipe: Recipe, machine: build.Machine, start: _Start) -> None:
-    data = build.dataset(recipe, machine.cache, test_only=True)
+    data, said = build.by_name(recipe, build.dataset(recipe, machine.cache, test_only=True))
 
     def say(line: str | None) -> None:
         if line and distributed.is_first():
             print(line, file=sys.stderr)
 
-    say(build.check_classes(recipe, data.classes))
+    for line in [said, *identity.unlike_training(recipe, data)]:
+        say(line)
     network = build.model(recipe, len(data.classes), machine.device, whole=True, note=say)
     evaluator = build.evaluator(recipe, data, machine)
     tests = build.test_sets(recipe, data, machine)

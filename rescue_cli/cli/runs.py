@@ -12,6 +12,7 @@ from rescue_cli.errors import DataError, DivergedError, RescueError, StoppedErro
 from rescue_cli.recipe import Recipe
 
 if TYPE_CHECKING:
+    from rescue_cli.parts.identity import Looked
     from rescue_cli.report.planned import How
 
 Work = Callable[[Mapping[Path, Recipe], Callable[[Any], bool]], None]  # trains, telling each end
@@ -53,11 +54,13 @@ def train_all(
     A run that fails or diverges is told like the others. Raises what all of them would fail of.
     """
     from rescue_cli.launch import run_all
+    from rescue_cli.parts.identity import Looked
 
+    look = Looked()
     new = [
         path
         for path, recipe in recipes.items()
-        if _prepare(path, recipe, where.device, None, where.workers, cache, where.jobs)
+        if _prepare(path, recipe, where.device, None, where.workers, cache, where.jobs, look)
     ]
     with _unless_fatal(hear, new) as tell:
         run_all(list(recipes), where.jobs, where.gpus, tell)
@@ -69,8 +72,14 @@ def train_missing(runs: Mapping[Path, Recipe], work: Work, say: Callable[[Any], 
     One that fails or diverges is told like the others, and one that diverged before is left, since
     it would again. Raises what all of them would fail of.
     """
-    done = [path for path, recipe in runs.items() if is_done(path, recipe)]
-    lost = [path for path, recipe in runs.items() if path not in done and diverged(path, recipe)]
+    from rescue_cli.parts.identity import Looked, compare_data
+
+    look = Looked()
+    done = [path for path, recipe in runs.items() if is_done(path, recipe, look)]
+    rest = {path: recipe for path, recipe in runs.items() if path not in done}
+    lost = [path for path, recipe in rest.items() if diverged(path, recipe, look)]
+    for line in compare_data(runs, done, look):
+        common.note(line)
     common.note(f"{len(done)} of {len(runs)} runs are there")
     for path in lost:
         common.note(f"{path}: diverged before")
@@ -144,8 +153,10 @@ def queue(
 def queue_all(recipes: Mapping[Path, Recipe], where: Queue, hear: Callable[[Any], bool]) -> None:
     """As `train_all`, by SLURM; what is in its queue already is waited for."""
     from rescue_cli.launch import claim, slurm
+    from rescue_cli.parts.identity import Looked
 
-    new = [path for path, recipe in recipes.items() if claim(path, recipe, resume=True)]
+    look = Looked()
+    new = [path for path, recipe in recipes.items() if claim(path, recipe, resume=True, look=look)]
     with _unless_fatal(hear, new) as tell:
         slurm.run_all(list(recipes), where.settings, where.options, where.folder, tell)
 
@@ -175,17 +186,17 @@ def _unless_fatal(
         raise fatal[0]
 
 
-def is_done(path: Path, recipe: Recipe) -> bool:
+def is_done(path: Path, recipe: Recipe, look: "Looked | None" = None) -> bool:
     """Whether the directory holds a result; raises `UsageError` for one of another recipe."""
     from rescue_cli.launch import claim, is_finished
 
     if not is_finished(path):
         return False
-    claim(path, recipe, resume=True)
+    claim(path, recipe, resume=True, look=look)
     return True
 
 
-def diverged(path: Path, recipe: Recipe) -> bool:
+def diverged(path: Path, recipe: Recipe, look: "Looked | None" = None) -> bool:
     """Whether the run ended so; raises `UsageError` for a run of another recipe."""
     from rescue_cli.launch import claim
     from rescue_cli.results import RunDirectory, word_of
@@ -193,7 +204,7 @@ def diverged(path: Path, recipe: Recipe) -> bool:
     word = word_of(RunDirectory(path))
     if word is None or word.exit_code != DivergedError.exit_code:
         return False
-    claim(path, recipe, resume=True)
+    claim(path, recipe, resume=True, look=look)
     return True
 
 
@@ -258,6 +269,7 @@ def _prepare(
     workers: int | None,
     cache: Path,
     share: int,
+    look: "Looked | None" = None,
 ) -> bool:
     """Whether the run is new; raises `UsageError` for processes that cannot share its steps."""
     from rescue_cli import plans
@@ -274,4 +286,4 @@ def _prepare(
         cache=cache,
         share=share,
     )
-    return prepare(path, recipe, facts, resume=True)
+    return prepare(path, recipe, facts, resume=True, look=look)

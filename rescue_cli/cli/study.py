@@ -158,8 +158,9 @@ def _missing(
 ) -> list[_Run]:
     """Every run of the rows, those with a result marked; checked before any begins."""
     from rescue_cli import build
+    from rescue_cli.parts.identity import Looked
 
-    found = []
+    found, look = [], Looked()
     cells = studies.cells(study, overrides)
     for row, (cell, recipe) in enumerate(cells, 1):
         if recipe is None or row not in chosen:
@@ -171,7 +172,7 @@ def _missing(
             build.check(one)
             path = folder / studies.row_folder(row) / name
             begins = None if snapshot is None else _begins(folder, snapshot, name)
-            ended = is_done(path, one) or diverged(path, one)
+            ended = is_done(path, one, look) or diverged(path, one, look)
             before = 0 if snapshot is None else snapshot.step
             found.append(_Run(row, path, one, begins, before, ended))
     return found
@@ -193,6 +194,11 @@ def _run(
     budget: float | None,
 ) -> None:
     """Trains what has no result, row after row; raises what all would fail of."""
+    from rescue_cli.parts.identity import Looked, compare_data
+
+    done = [run.path for run in runs if run.done]
+    for line in compare_data({run.path: run.recipe for run in runs}, done, Looked()):
+        common.note(line)
     waiting = [run for run in runs if not run.done]
     common.note(f"{len(runs) - len(waiting)} of {len(runs)} runs are there")
     where = places(device, jobs, workers)

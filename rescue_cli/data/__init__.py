@@ -5,6 +5,13 @@ from pathlib import Path
 
 import numpy as np
 
+from rescue_cli.data.fingerprint import (
+    Fingerprint,
+    difference,
+    fingerprint_of,
+    from_arrays,
+    listing_of,
+)
 from rescue_cli.data.imagenet import imagenet_words
 from rescue_cli.data.known import DATASETS
 from rescue_cli.data.paired import Boxed, Masked, Paired
@@ -20,6 +27,7 @@ from rescue_cli.data.splits import (
     Split,
     hold_out,
     in_colour,
+    relabel,
     subset,
 )
 
@@ -32,6 +40,7 @@ __all__ = [
     "Features",
     "FileNames",
     "Files",
+    "Fingerprint",
     "Images",
     "Keys",
     "Masked",
@@ -43,12 +52,17 @@ __all__ = [
     "TestScenes",
     "TrainScenes",
     "channels_of",
+    "difference",
+    "fingerprint_of",
+    "from_arrays",
     "hold_out",
     "imagenet_words",
     "in_colour",
+    "listing_of",
     "load",
     "make_resident",
     "normalisation",
+    "relabel",
     "subset",
 ]
 

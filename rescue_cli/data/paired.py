@@ -1,12 +1,13 @@
 """Splits on disk whose images carry more than a label: boxes around objects, or a mask."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from PIL import Image
 
 from rescue_cli.data.splits import FileNames, Files
 from rescue_cli.draws import Indices
+from rescue_cli.errors import DataError
 from rescue_cli.scene import IGNORED, Mask, Objects
 
 
@@ -19,6 +20,10 @@ class Boxed(Files):
     def take(self, indices: Indices) -> "Boxed":
         kept = tuple(self.objects[int(i)] for i in indices)
         return Boxed(self.names.take(indices), self.labels[indices], kept)
+
+    def relabelled(self, order: Indices) -> "Boxed":
+        each = tuple(o._replace(labels=order[o.labels - 1] + 1) for o in self.objects)
+        return replace(self, objects=each)
 
     def target(self, index: int) -> Objects:
         return self.objects[index]
@@ -35,6 +40,13 @@ class Masked(Files):
     def take(self, indices: Indices) -> "Masked":
         names, masks = self.names.take(indices), self.masks.take(indices)
         return Masked(names, self.labels[indices], masks, self.classes, self.first)
+
+    def relabelled(self, order: Indices) -> "Masked":  # noqa: ARG002
+        """Raises `DataError`: the labels are in the masks."""
+        raise DataError(
+            f"{self.masks.root}: its masks number the classes in another order than the weights "
+            "know. Order the classes' names (classes.txt) and the masks' numbers as they do."
+        )
 
     def target(self, index: int) -> Mask:
         """The image's mask; raises `ValueError` for a class that there is not."""

@@ -47,7 +47,7 @@ def _images(
     file = cache / f"{_key(split, size, interpolation)}.npy"
     pixels = _read(file, (len(split), 3, size, size))
     if pixels is not None:
-        return Images(pixels, split.labels)
+        return Images(pixels, split.labels, files=split)
     images = _decode(split, size, interpolation, replacing)
     if not images.corrupt:
         _write(file, images.pixels)
@@ -82,7 +82,7 @@ def _decode(split: Files, size: int, interpolation: Interpolation, replacing: bo
     places = np.array([_readable(found, index) for index in range(len(found))], dtype=np.int64)
     pixels = np.array([found[i] for i in places], np.uint8).reshape(-1, 3, size, size)
     corrupt = tuple(entry for entry in found if isinstance(entry, tuple))
-    return Images(pixels, split.labels[places], corrupt)
+    return Images(pixels, split.labels[places], corrupt, split)
 
 
 def _readable(found: Sequence[Pixels | tuple[str, str]], index: int) -> int:

@@ -49,17 +49,24 @@ class Images:
     """A split in memory: pixels (n, channels, height, width) uint8, labels (n,) int64.
 
     `corrupt`: files that could not be decoded and gave way to another image, with the reason.
+    `files`: what it was decoded from, where that are files.
     """
 
     pixels: Pixels
     labels: Indices
     corrupt: tuple[tuple[str, str], ...] = ()
+    files: "Files | None" = None
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def take(self, indices: Indices) -> "Images":
         return Images(self.pixels[indices], self.labels[indices])
+
+    def relabelled(self, order: Indices) -> "Images":
+        """With `order[label]` in place of each label."""
+        files = None if self.files is None else self.files.relabelled(order)
+        return replace(self, labels=order[self.labels], files=files)
 
 
 @dataclass(frozen=True)
@@ -81,6 +88,10 @@ class Files:
 
     def take(self, indices: Indices) -> "Files":
         return Files(self.names.take(indices), self.labels[indices])
+
+    def relabelled(self, order: Indices) -> "Files":
+        """With `order[label]` in place of each label."""
+        return replace(self, labels=order[self.labels])
 
 
 Split = Images | Files
@@ -164,6 +175,13 @@ def in_colour(dataset: Dataset) -> Dataset:
 
     tests = {name: repeated(split) for name, split in dataset.tests.items()}
     return replace(dataset, train=repeated(dataset.train), tests=tests)
+
+
+def relabel(dataset: Dataset, classes: tuple[str, ...]) -> Dataset:
+    """The data set with its labels by the order of `classes`, which are its own in another one."""
+    order = np.array([classes.index(name) for name in dataset.classes])
+    tests = {name: split.relabelled(order) for name, split in dataset.tests.items()}
+    return replace(dataset, train=dataset.train.relabelled(order), tests=tests, classes=classes)
 
 
 def rounds_of(images: int, batch_size: int, world_size: int) -> int:

@@ -17,7 +17,7 @@ from rescue_cli.engine.plan import Plan
 from rescue_cli.engine.recorder import Recorder
 from rescue_cli.engine.signals import Agreement, Stop
 from rescue_cli.engine.step import Step
-from rescue_cli.errors import DivergedError, StoppedError
+from rescue_cli.errors import DataError, DivergedError, StoppedError
 from rescue_cli.results import RunDirectory, finite
 
 
@@ -266,6 +266,12 @@ class Loop:
         if self.directory.last.exists():
             state = checkpoint.load(self.directory.last, self.step.device)
             self.progress = Progress(**state["progress"])
+            if self.progress.step > self.plan.steps:
+                raise DataError(
+                    f"{self.directory.last}: is of step {self.progress.step}, and this run has "
+                    f"{self.plan.steps}: there were more training images when it began. Put them "
+                    "back, or begin a new run with another --out."
+                )
             self.model.load_state_dict(state["model"])
             self.step.optimizers.load_state_dict(state["updates"])
             self.step.average.load_state_dict(state["average"])

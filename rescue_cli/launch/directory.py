@@ -14,7 +14,7 @@ from typing import Any
 from rescue_cli import __version__
 from rescue_cli.errors import InUseError, UsageError
 from rescue_cli.launch.group import current
-from rescue_cli.plans import as_written, differences
+from rescue_cli.plans import as_written, differences, is_place
 from rescue_cli.recipe import Recipe, recipe_in
 from rescue_cli.results import RunDirectory, write_json, write_text
 
@@ -48,16 +48,19 @@ def is_finished(path: Path) -> bool:
     return RunDirectory(path).result.is_file()
 
 
-def prepare(path: Path, recipe: Recipe, facts: dict[str, Any], *, resume: bool) -> bool:
+def prepare(
+    path: Path, recipe: Recipe, facts: dict[str, Any], *, resume: bool, look: Any = None
+) -> bool:
     """Writes what the workers read; whether the run is new, and so this call's to `abandon`.
 
-    `facts` are what the run runs on; with `resume` a directory of the same recipe is taken up.
+    `facts` are what the run runs on; with `resume` a directory of the same recipe is taken up, as
+    `claim` says.
     Raises `UsageError` where a run is there that must not change.
     """
     run = RunDirectory(path)
     if _in_use(run):
         raise InUseError(path)
-    new = claim(path, recipe, resume=resume, verb=facts["verb"])
+    new = claim(path, recipe, resume=resume, verb=facts["verb"], look=look)
     before = run.command.read_text() if run.command.exists() else ""
     write_text(run.command, before + spoken())
     write_json(run.environment, facts)
@@ -69,11 +72,14 @@ def spoken() -> str:
     return shlex.join(["rescue", *sys.argv[1:]]) + "\n"
 
 
-def claim(path: Path, recipe: Recipe, *, resume: bool, verb: str = "train") -> bool:
+def claim(
+    path: Path, recipe: Recipe, *, resume: bool, verb: str = "train", look: Any = None
+) -> bool:
     """Puts the recipe there, for what the verb does; whether none was there.
 
     Raises `UsageError` where another is, or any without `resume`, or where the folder is none of a
-    run's.
+    run's. Where only the places of data and weights differ it is the same recipe if these are the
+    same, by `look` (`identity.Looked`), else a `DataError`.
     """
     run = RunDirectory(path)
     if run.recipe.exists():
@@ -82,24 +88,39 @@ def claim(path: Path, recipe: Recipe, *, resume: bool, verb: str = "train") -> b
             raise UsageError(f"{path}: holds a run already. Use another --out{more}.")
         changed = differences(recipe_in(path).tree, recipe.tree)
         changed = {k: pair for k, pair in changed.items() if not _same_folder(k, *pair)}
-        if changed:
+        other = {k: pair for k, pair in changed.items() if not is_place(k, *pair)}
+        if other:
             told = "; ".join(
-                f"{k}: {as_written(a)} -> {as_written(b)}" for k, (a, b) in changed.items()
+                f"{k}: {as_written(a)} -> {as_written(b)}" for k, (a, b) in other.items()
             )
             raise UsageError(
                 f"{path}: holds a run of another recipe: {told}. "
                 "Drop the overrides, or use a new --out."
             )
+        if changed:
+            _move(run, recipe, look)
         return False
-    if path.is_dir() and (other := [e.name for e in path.iterdir() if _is_foreign(e)]):
-        raise UsageError(f"{path}: is no run's folder; it holds {min(other)}. Use a new --out.")
+    if path.is_dir() and (strange := [e.name for e in path.iterdir() if _is_foreign(e)]):
+        raise UsageError(f"{path}: is no run's folder; it holds {min(strange)}. Use a new --out.")
     write_text(run.recipe, recipe.to_yaml())
     return True
 
 
+def _move(run: RunDirectory, recipe: Recipe, look: Any) -> None:
+    """Has the run go on where its data and weights lie now; what is finished stays as it is.
+
+    Raises `DataError` where they are not the same.
+    """
+    from rescue_cli.parts.identity import Looked, demand_same
+
+    demand_same(run, recipe, look or Looked())
+    if not run.result.exists():
+        write_text(run.recipe, recipe.to_yaml())
+
+
 def _same_folder(key: str, a: Any, b: Any) -> bool:
     """Whether two values of a key name one folder, as from a folder and from the one above it."""
-    folders = isinstance(a, str) and isinstance(b, str) and key.endswith("root")
+    folders = isinstance(a, str) and isinstance(b, str) and is_place(key, a, b)
     return folders and Path(a).resolve() == Path(b).resolve()
 
 
@@ -112,7 +133,7 @@ def abandon(path: Path) -> None:
     if run.metrics.exists() or run.last.exists() or run.result.exists() or _in_use(run):
         return
     prepared = (run.recipe, run.command, run.environment, run.failure, run.log, run.lock)
-    for file in (*prepared, run.samples):
+    for file in (*prepared, run.samples, run.data, run.listing):
         file.unlink(missing_ok=True)
     with contextlib.suppress(OSError):  # not empty, or not there
         path.rmdir()

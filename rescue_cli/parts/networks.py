@@ -6,8 +6,8 @@ from itertools import zip_longest
 import torch
 from torch import nn
 
-from rescue_cli.data import normalisation
-from rescue_cli.errors import UsageError
+from rescue_cli.data import Dataset, normalisation, relabel
+from rescue_cli.errors import DataError, UsageError
 from rescue_cli.model import Backbone, load_weights
 from rescue_cli.model.weights import TIMM
 from rescue_cli.model.weights import metadata as weights_metadata
@@ -53,20 +53,45 @@ def placed(recipe: Recipe, network: nn.Module, device: torch.device) -> nn.Modul
     return network
 
 
-def check_classes(recipe: Recipe, classes: tuple[str, ...]) -> str | None:
-    """What is to be said where the recipe's weights know other classes than those of the data.
+def by_name(recipe: Recipe, data: Dataset) -> tuple[Dataset, str | None]:
+    """The data with labels as the recipe's weights number the classes, and what is to be said.
 
     Classes of one's own may have other names in the same order. Raises `UsageError` where there are
-    more or fewer.
+    more or fewer, `DataError` where names that both know stand at other places.
     """
     weights = str(recipe.model.options.get("weights"))
     if weights.startswith(TIMM):
+        return data, None
+    metadata = weights_metadata(weights)
+    if (said := _unlike(weights, metadata, data.classes)) is None:
+        return data, None
+    known = tuple(known_classes(metadata) or ())
+    if len(known) != len(data.classes):
+        raise UsageError(f"data.name: {said} To train it on these: rescue transfer.")
+    if sorted(known) == sorted(data.classes):
+        return relabel(data, known), f"{said} Labels go by the names."
+    if moved := [
+        c
+        for c, place in zip(data.classes, range(len(known)), strict=True)
+        if c in known and known.index(c) != place
+    ]:
+        raise DataError(
+            f"data.name: {said} Labels by the order would be wrong: {moved[0]!r} stands at another "
+            "place. Give the classes the names that the weights know."
+        )
+    return data, f"warning: {said} Accuracies are by the classes' order."
+
+
+def head_kept(recipe: Recipe, classes: tuple[str, ...]) -> str | None:
+    """What is to be said where a training begins with a head that knows other classes."""
+    weights = str(recipe.model.options.get("weights") or TIMM)
+    if weights.startswith(TIMM) or recipe.model.options.get("new_head") or recipe.of_scenes:
         return None
     metadata = weights_metadata(weights)
     said = _unlike(weights, metadata, classes)
-    if said and len(known_classes(metadata) or ()) != len(classes):
-        raise UsageError(f"data.name: {said} To train it on these: rescue transfer.")
-    return said and f"warning: {said} Accuracies are by the classes' order."
+    if said is None or len(known_classes(metadata) or ()) != len(classes):
+        return None
+    return f"warning: {said} The head begins with what it knows; model.new_head=true begins anew."
 
 
 def _unlike(weights: str, metadata: Mapping[str, str], classes: tuple[str, ...]) -> str | None:

@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from rescue_cli.errors import DataError
-from rescue_cli.plans import as_written, flat
+from rescue_cli.plans import ROOTS, as_written, flat, is_place
 from rescue_cli.recipe import SECTIONS, recipe_in
+from rescue_cli.report import places
 from rescue_cli.results import RunDirectory, label
 
 Values = Mapping[str, Any]  # by dotted key
 SEED = "train.seed"
-WHERE = "root"  # how the keys end that say where data lie, which differs between machines
 
 
 def demand_seeds(folders: Mapping[int, Path], results: Mapping[int, Values]) -> None:
@@ -29,10 +29,13 @@ def demand_seeds(folders: Mapping[int, Path], results: Mapping[int, Values]) -> 
 
 
 def demand_one_recipe(folders: Sequence[Path]) -> None:
-    """Raises `DataError` where a run was trained by another recipe than most were."""
-    _demand_one(
-        {f: _procedure(f) for f in folders if RunDirectory(f).recipe.is_file()}, "recipe.yaml"
-    )
+    """Raises `DataError` where a run was trained by another recipe, or on other data, than most."""
+    there = [folder for folder in folders if RunDirectory(folder).recipe.is_file()]
+    seen = {folder: each for folder in there if (each := places.known(folder)) is not None}
+    # else weights are known by their places alone
+    every = all(folder in seen for folder in there if RunDirectory(folder).result.is_file())
+    _demand_one({folder: _procedure(folder, placeless=every) for folder in there}, "recipe.yaml")
+    _demand_one(seen, "data.json")
 
 
 def demand_one_test(results: Mapping[Path, Values]) -> None:
@@ -40,14 +43,20 @@ def demand_one_test(results: Mapping[Path, Values]) -> None:
     _demand_one({folder: _tested(result) for folder, result in results.items()}, "result.json")
 
 
-def _procedure(folder: Path) -> dict[str, Any]:
-    """What trained a run, but for its seed; of a recipe's name and claim nothing."""
+def _procedure(folder: Path, *, placeless: bool) -> dict[str, Any]:
+    """What trained a run, but for its seed; of a recipe's name and claim nothing.
+
+    With `placeless` nothing of where its data and weights lay either.
+    """
     tree = recipe_in(folder).tree
     values = flat({key: value for key, value in tree.items() if key in SECTIONS})
     return {
         key: value
         for key, value in values.items()
-        if value is not None and key != SEED and not key.endswith(WHERE)
+        if value is not None
+        and key != SEED
+        and key not in ROOTS
+        and not (placeless and is_place(key, value))
     }
 
 

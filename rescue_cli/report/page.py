@@ -18,6 +18,7 @@ from rescue_cli.report.markup import folded, head, image, listed, table, text
 from rescue_cli.report.measurements import measurements, of_images
 from rescue_cli.report.operands import operand
 from rescue_cli.report.pictures import by_class, curves_of, figure_of, read_classes, samples_of
+from rescue_cli.report.places import changes
 from rescue_cli.report.sweep_pictures import figures_of
 from rescue_cli.results import (
     RunDirectory,
@@ -88,7 +89,7 @@ def _lines_of_run(path: Path) -> list[Line]:
 
 
 def _lines_of_sweep(path: Path) -> list[Line]:
-    sweep, recipe = sweeps.read(path), recipe_of(path)
+    sweep, recipe = sweeps.read(path), recipe_in(run_of(path))
     summary = sweeps.summary(sweep)
     seconds = sample([float(result["seconds_train"]) for result in sweep.results.values()]).mean
     return [
@@ -100,11 +101,11 @@ def _lines_of_sweep(path: Path) -> list[Line]:
     ]  # fmt: skip
 
 
-def recipe_of(path: Path) -> Recipe:
-    """The recipe of a run, or of a sweep's runs."""
+def run_of(path: Path) -> Path:
+    """The run itself, or the first of a sweep's."""
     if _is_run(path):
-        return recipe_in(path)
-    return recipe_in(path / f"{sweeps.PREFIX}{min(sweeps.read(path).results)}")
+        return path
+    return path / f"{sweeps.PREFIX}{min(sweeps.read(path).results)}"
 
 
 def _is_run(path: Path) -> bool:
@@ -175,7 +176,7 @@ def _procedure(path: Path) -> str:
 
 def _neighbour(before: Path, path: Path) -> str:
     """What a path's recipe changes of the one above it."""
-    changed = differences(recipe_of(before).tree, recipe_of(path).tree)
+    changed = changes(run_of(before), run_of(path))
     rows = [[key, as_written(old), as_written(new)] for key, (old, new) in changed.items()]
     if not rows:
         return f"<p class=dim>The recipe is that of {text(before)}.</p>"

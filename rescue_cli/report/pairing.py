@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rescue_cli.plans import differences
-from rescue_cli.recipe import recipe_in
 from rescue_cli.report.operands import Operand
+from rescue_cli.report.places import changes
 from rescue_cli.report.records import PLACE
 
 # What a seed draws, by the sections and keys that decide how it is drawn
@@ -56,8 +55,7 @@ def pairing(a: Operand, b: Operand) -> Pairing:
 
 def _changed(a: Path, b: Path) -> Mapping[str, Any]:
     """The keys in which what was trained or measured differs."""
-    found = differences(recipe_in(a).tree, recipe_in(b).tree)
-    return {key: values for key, values in found.items() if key not in PLACE}
+    return {key: values for key, values in changes(a, b).items() if key not in PLACE}
 
 
 def _is_in(key: str, sections: tuple[str, ...]) -> bool:

@@ -23,6 +23,14 @@ class RunDirectory:
         return self.path / "command.txt"
 
     @property
+    def data(self) -> Path:
+        return self.path / "data.json"
+
+    @property
+    def listing(self) -> Path:
+        return self.path / "data.npz"
+
+    @property
     def metrics(self) -> Path:
         return self.path / "metrics.jsonl"
 

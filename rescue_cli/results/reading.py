@@ -16,6 +16,7 @@ from rescue_cli.results.metrics import METRICS, label, metrics_of
 from rescue_cli.results.rules import (
     COUNT,
     EPOCH,
+    LIST,
     LOSS,
     MAPPING,
     NAME,
@@ -82,6 +83,27 @@ ENVIRONMENT = {
     "threads": COUNT,
     "workers": STEP,
     "cache": TEXT,
+}
+IDENTITY = {
+    "format": Rule("1, the format of this version", lambda value: value == 1),
+    "digest": TEXT,
+    "classes": LIST,
+    "splits": Rule(
+        "an object of {images, digest}",
+        lambda v: (
+            MAPPING.holds(v)
+            and all(
+                MAPPING.holds(each)
+                and STEP.holds(each.get("images"))
+                and TEXT.holds(each.get("digest"))
+                for each in v.values()
+            )
+        ),
+    ),
+    "weights": Rule(
+        "texts by key", lambda v: MAPPING.holds(v) and all(map(TEXT.holds, v.values()))
+    ),
+    "places": OBJECTS,
 }
 
 
@@ -184,6 +206,15 @@ def read_environment(run: RunDirectory) -> dict[str, Any]:
     """What a run runs on, as its worker needs it; raises `DataError`."""
     found = read_json(run.environment)
     demand(run.environment, found, ENVIRONMENT, "Begin the run in another folder.")
+    return found
+
+
+def read_identity(run: RunDirectory) -> dict[str, Any] | None:
+    """What a run keeps of its data; None of one that keeps nothing. Raises `DataError`."""
+    if not run.data.is_file():
+        return None
+    found = read_json(run.data)
+    demand(run.data, found, IDENTITY, "Restore it; without it the data are not checked.")
     return found
 
 
