@@ -230,6 +230,8 @@ def _finish(
 
 def _evaluate(run: RunDirectory, recipe: Recipe, machine: build.Machine, start: _Start) -> None:
     data = build.dataset(recipe, machine.cache, test_only=True)
+    for note in data.notes if distributed.is_first() else ():
+        print(note, file=sys.stderr)
     if distributed.is_first() and (said := build.check_classes(recipe, data.classes)):
         print(said, file=sys.stderr)
     network = build.model(recipe, len(data.classes), machine.device, whole=True)

@@ -27,7 +27,9 @@ def predict(
             metavar="RUN|FILE|timm:NAME", help="Run, .safetensors file, or timm's weights."
         ),
     ],
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE", help="Image files.")],
+    images: Annotated[
+        list[Path], typer.Argument(metavar="IMAGE", help="Image files, or folders of them.")
+    ],
     top: Annotated[int, typer.Option(help="Classes to show.", min=1)] = 3,
     model: Architecture = None,
     json: Json = False,

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from rescue_cli.errors import DataError
+from rescue_cli.report.fonts import legible
 from rescue_cli.results import METRICS, RunDirectory, label, metrics_of, read_arrays, read_metrics
 
 SHOWN_CLASSES = 40  # a larger confusion matrix cannot be read
@@ -43,6 +44,7 @@ def figure_of(width: float, height: float, *, arranged: bool = True) -> Any:
 
 
 def save(figure: Any, path: Path) -> None:
+    legible(figure)
     figure.savefig(path)
 
 
