@@ -125,7 +125,7 @@ def _walk(
                     passed.add(HIDDEN, entry.path)
                 elif _is_folder(entry):
                     folders.append(entry.name)
-                elif os.path.splitext(entry.name)[1].lower() not in kinds:
+                elif entry.name[entry.name.rfind(".") :].lower() not in kinds:
                     if entry.name not in passed.read:
                         passed.add_file(entry.path)
                 elif not _is_file(entry):
