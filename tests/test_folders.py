@@ -16,8 +16,9 @@ from rescue_cli.data.decode import Decoder, pixels
 from rescue_cli.data.folders import class_folders, read
 from rescue_cli.data.listing import PassedOver, endings, images_in
 from rescue_cli.data.names import lines_of
+from rescue_cli.engine.recorder import Recorder
 from rescue_cli.errors import DataError
-from rescue_cli.results import read_json
+from rescue_cli.results import RunDirectory, read_json
 from tests.conftest import Rescue
 
 NFC = "Äpfel"
@@ -265,6 +266,14 @@ def test_a_split_given_in_place_of_the_folder_above_is_understood(tmp_path: Path
     assert files(load("mask-folder", made_masks(tmp_path / "m") / "train").train)
 
 
+def test_a_folder_in_the_folder_of_an_archive_is_pointed_at(tmp_path: Path) -> None:
+    photos(tmp_path / "photos")
+    assert refusal("folder", tmp_path) == (
+        f"{tmp_path}/train: no such folder. Point data.root= (or train_root, test_root) at it: "
+        f"data.root={tmp_path}/photos has one."
+    )
+
+
 # --- names ---
 
 
@@ -358,6 +367,19 @@ def test_names_in_the_lists_of_voc_and_masks_are_understood(tmp_path: Path) -> N
     assert masks.classes == ("sky", NFC)
     assert masks.notes == (f"{tmp_path}/masks/valid: is read as the test set 'val'",)
     assert len(masks.tests["val"]) == 2
+
+
+def test_a_file_name_that_is_not_utf_8_can_be_told(tmp_path: Path) -> None:
+    name = os.fsdecode(b"\xc4pfel.png")
+    recorder = Recorder(RunDirectory(tmp_path), writes=True, steps=1)
+    recorder.open_log()
+    recorder.say(f"corrupt image replaced by another: {name}: 猫")
+    recorder.close()
+    log = (tmp_path / "log.txt").read_text(encoding="utf-8")
+    assert log.endswith("by another: \\udcc4pfel.png: 猫\n")
+    passed = PassedOver()
+    passed.add("empty", name)
+    assert passed.notes()[0].encode().endswith(b"the first \\udcc4pfel.png")
 
 
 # --- through the command ---

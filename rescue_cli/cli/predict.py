@@ -36,6 +36,7 @@ def predict(
     device: Device = None,
 ) -> None:
     """Print the most probable classes of images."""
+    from rescue_cli.data.names import shown
     from rescue_cli.prediction import predict_images
 
     where = common.device(device)
@@ -49,6 +50,6 @@ def predict(
     table.add_column("probability %", justify="right")
     for entry in found:
         for place, guess in enumerate(entry["classes"]):
-            name = "" if place else str(entry["image"])
+            name = "" if place else shown(entry["image"])
             table.add_row(name, guess["class"], f"{100 * guess['probability']:.1f}")
     common.console().print(table)

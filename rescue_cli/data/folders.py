@@ -11,6 +11,7 @@ from rescue_cli.data.listing import (
     holds_images,
     images_in,
     pass_over_files,
+    split_folder,
     split_of,
     splits_in,
 )
@@ -29,8 +30,11 @@ def class_folders(root: Path) -> list[str]:
 def _folders(root: Path) -> dict[str, list[str]]:
     """The folders' names on disk by their class: two where one is in another normal form."""
     if not root.is_dir():
+        beside = folders_in(root.parent) if split_of(root.name) else []
+        near = [name for name in beside if split_folder(root.parent / name, "train")]
+        hint = f": data.root={root.parent / near[0]} has one" if near else ""
         raise DataError(
-            f"{root}: no such folder. Point data.root= (or train_root, test_root) at it."
+            f"{root}: no such folder. Point data.root= (or train_root, test_root) at it{hint}."
         )
     found: dict[str, list[str]] = {}
     for name in folders_in(root):

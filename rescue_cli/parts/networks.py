@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from rescue_cli.data import normalisation
+from rescue_cli.data.names import plain
 from rescue_cli.errors import UsageError
 from rescue_cli.model import Backbone, load_weights
 from rescue_cli.model.weights import TIMM
@@ -62,7 +63,7 @@ def check_classes(recipe: Recipe, classes: tuple[str, ...]) -> str | None:
 
 def _unlike(weights: str, metadata: Mapping[str, str], classes: tuple[str, ...]) -> str | None:
     """In what the classes that the weights know differ from these; None where they do not say."""
-    known = tuple(known_classes(metadata) or classes)
+    known = tuple(plain(name) for name in known_classes(metadata) or classes)
     if known == classes:
         return None
     theirs, ours = next((a, b) for a, b in zip_longest(known, classes) if a != b)

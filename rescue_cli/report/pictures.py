@@ -142,9 +142,10 @@ def _confusion(arrays: Mapping[str, Any], title: str) -> Any:
 
 def _write_classes(arrays: Mapping[str, Any], path: Path) -> None:
     counts, (metric, what) = by_class(arrays)
-    rows = zip(arrays["classes"], arrays["per_class"], counts, strict=True)
+    names = [str(name).replace('"', '""') for name in arrays["classes"]]
+    rows = zip(names, arrays["per_class"], counts, strict=True)
     lines = [f'"{name}",{accuracy:.2f},{count}' for name, accuracy, count in rows]
-    path.write_text("\n".join([f'class,"{metric}",{what}', *lines]) + "\n")
+    path.write_text("\n".join([f'class,"{metric}",{what}', *lines]) + "\n", encoding="utf-8")
 
 
 def read_classes(file: Path) -> Mapping[str, Any]:
