@@ -112,9 +112,9 @@ def test_words_of_any_script_are_drawn_without_a_warning(tmp_path: Path) -> None
 def test_accuracies_by_class_are_a_table_whatever_the_classes_are_called(tmp_path: Path) -> None:
     (tmp_path / "predictions").mkdir()
     counts = np.eye(len(NAMES), dtype=np.int64)
-    arrays = {"classes": np.array(NAMES), "per_class": np.full(len(NAMES), 100.0)}
-    np.savez(tmp_path / "predictions" / "val.npz", confusion=counts, **arrays)
+    file, each = tmp_path / "predictions" / "val.npz", np.full(len(NAMES), 100.0)
+    np.savez(file, confusion=counts, classes=np.array(NAMES), per_class=each)
     draw(tmp_path)
-    with (tmp_path / "predictions" / "val.csv").open(encoding="utf-8", newline="") as file:
-        rows = list(csv.reader(file))
+    with file.with_suffix(".csv").open(encoding="utf-8", newline="") as table:
+        rows = list(csv.reader(table))
     assert [row[0] for row in rows[1:]] == NAMES
