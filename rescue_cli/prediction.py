@@ -12,6 +12,7 @@ from torch import Tensor
 from rescue_cli import build
 from rescue_cli.data import FACTS, channels_of, imagenet_words
 from rescue_cli.data.decode import UNREADABLE, centre_crop, pil_image, reason_of
+from rescue_cli.data.listing import HIDDEN, PassedOver, endings, images_in, is_nobodys
 from rescue_cli.errors import DataError, UsageError
 from rescue_cli.evaluation import TTAS
 from rescue_cli.parts.ingredients import data_keys
@@ -29,9 +30,10 @@ def predict_images(
     model: str | None = None,
     note: Callable[[str], None] = lambda _: None,
 ) -> list[dict[str, Any]]:
-    """For each image its `top` classes with probabilities; `model` names the architecture of
-    weights without a recipe, and `note` is told what they are shown. Raises `DataError`,
-    `UsageError`.
+    """For each image its `top` classes with probabilities; of a folder for each image in it.
+
+    `model` names the architecture of weights without a recipe, and `note` is told what they are
+    shown and what is passed over. Raises `DataError`, `UsageError`.
     """
     source = find_weights(str(given), ["train.precision=float32"], model=model)
     recipe, classes = source.recipe, _classes(source)
@@ -43,7 +45,7 @@ def predict_images(
     normalise = build.normalise(recipe, torch.device(device))
     show = TTAS[recipe.eval.ttas[0]]
     found = []
-    for path in images:
+    for path in _files(images, note):
         pixels = _pixels(path, recipe).unsqueeze(0).to(device)
         probabilities = show(network, normalise(pixels)).double().softmax(1)[0]
         values, places = probabilities.topk(min(top, len(classes)))
@@ -54,6 +56,29 @@ def predict_images(
                 "classes": [{"class": classes[i], "probability": p} for i, p in guesses],
             }
         )
+    return found
+
+
+def _files(given: Sequence[Path], note: Callable[[str], None]) -> list[Path]:
+    """The files that are given and those in the folders that are; raises `DataError`."""
+    found: list[Path] = []
+    passed = PassedOver(sizes=True)
+    endings()  # has PIL know the formats of its plugins
+    for path in given:
+        if path.is_dir():
+            inside = PassedOver(sizes=True)
+            images = [path / name for name in images_in(path, inside)]
+            if not images:
+                there = inside.listed() or "nothing"
+                raise DataError(f"{path}: holds no image that can be read ({there}). Name another.")
+            found += images
+            passed.join(inside)
+        elif is_nobodys(path.name):
+            passed.add(HIDDEN, str(path))
+        else:
+            found.append(path)
+    for line in passed.notes():
+        note(line)
     return found
 
 

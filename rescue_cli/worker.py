@@ -236,7 +236,7 @@ def _evaluate(run: RunDirectory, recipe: Recipe, machine: build.Machine, start: 
         if line and distributed.is_first():
             print(line, file=sys.stderr)
 
-    for line in [said, *identity.unlike_training(recipe, data)]:
+    for line in [*data.notes, said, *identity.unlike_training(recipe, data)]:
         say(line)
     network = build.model(recipe, len(data.classes), machine.device, whole=True, note=say)
     evaluator = build.evaluator(recipe, data, machine)

@@ -215,7 +215,8 @@ def test_test_images_are_the_same_by_data_set_set_and_number() -> None:
 def test_class_folders_one_level_down_are_pointed_at(rescue: Rescue, photos: Path) -> None:
     ended = rescue("bench", "input", "--data", photos)
     assert ended.code == 3
-    assert f"{photos}/train: holds folders and no image. Where these are the classes" in ended.err
+    assert f"{photos}: holds splits (train, val) and no classes." in ended.err
+    assert f"name {photos}/train itself" in ended.err
 
 
 def test_a_loss_that_is_not_finite_at_the_end_is_a_run_that_diverged(

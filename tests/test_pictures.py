@@ -1,5 +1,7 @@
 """A run's pictures as they are drawn: everything lies inside, apart, and where it belongs."""
 
+import csv
+import re
 from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
@@ -8,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rescue_cli.report.pictures import curves_of, samples_of
+from rescue_cli.report.fonts import legible
+from rescue_cli.report.pictures import curves_of, draw, figure_of, samples_of, save
 
 
 def boxes_of(figure: Any, artists: Sequence[Any]) -> list[Any]:
@@ -82,3 +85,36 @@ def test_curves_have_room_for_the_numbers_at_their_axes(
         title, power = axes.title, axes.yaxis.get_offset_text()
         words = boxes_of(figure, [title, axes.xaxis.label, *([power] if power.get_text() else [])])
         assert not any(a.overlaps(b) for a, b in combinations([*words, frame], 2))
+
+
+NAMES = ["猫", "US$ and $x$", "Äpfel", "मछली 🐟", 'say "cheese"']
+
+
+def test_words_of_any_script_are_drawn_without_a_warning(tmp_path: Path) -> None:
+    """What a font has is left; what none has is escaped. pytest makes warnings errors."""
+    figure = figure_of(6, 4)
+    axes = figure.subplots()
+    axes.set_xticks(range(len(NAMES)), NAMES)
+    axes.set_title(" ".join(NAMES))
+    axes.set_yscale("log")
+    legible(figure)
+    shown = [label.get_text() for label in axes.get_xticklabels()]
+    escaped = re.compile(r"\\u([0-9a-f]{4})|\\U([0-9a-f]{8})")
+    for words, name in [*zip(shown, NAMES, strict=True), (axes.get_title(), " ".join(NAMES))]:
+        assert escaped.sub(lambda found: chr(int(found[1] or found[2], 16)), words) == name
+    assert shown[1:3] == NAMES[1:3], "the usual font has them"
+    assert not axes.get_xticklabels()[1].get_parse_math()
+    assert not axes.title.get_parse_math()
+    save(figure, tmp_path / "a.png")
+    assert axes.get_yticklabels()[0].get_parse_math(), "powers of ten stay formulas"
+
+
+def test_accuracies_by_class_are_a_table_whatever_the_classes_are_called(tmp_path: Path) -> None:
+    (tmp_path / "predictions").mkdir()
+    counts = np.eye(len(NAMES), dtype=np.int64)
+    file, each = tmp_path / "predictions" / "val.npz", np.full(len(NAMES), 100.0)
+    np.savez(file, confusion=counts, classes=np.array(NAMES), per_class=each)
+    draw(tmp_path)
+    with file.with_suffix(".csv").open(encoding="utf-8", newline="") as table:
+        rows = list(csv.reader(table))
+    assert [row[0] for row in rows[1:]] == NAMES

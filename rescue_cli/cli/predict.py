@@ -25,13 +25,16 @@ def predict(
         str,
         typer.Argument(metavar="RUN|FILE|timm:NAME", help="Run, weights file, or timm's weights."),
     ],
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE", help="Image files.")],
+    images: Annotated[
+        list[Path], typer.Argument(metavar="IMAGE", help="Image files, or folders of them.")
+    ],
     top: Annotated[int, typer.Option(help="Classes to show.", min=1)] = 3,
     model: Architecture = None,
     json: Json = False,
     device: Device = None,
 ) -> None:
     """Print the most probable classes of images."""
+    from rescue_cli.data.names import shown
     from rescue_cli.prediction import predict_images
 
     where = common.device(device)
@@ -45,6 +48,6 @@ def predict(
     table.add_column("probability %", justify="right")
     for entry in found:
         for place, guess in enumerate(entry["classes"]):
-            name = "" if place else str(entry["image"])
+            name = "" if place else shown(entry["image"])
             table.add_row(name, guess["class"], f"{100 * guess['probability']:.1f}")
     common.console().print(table)

@@ -10,7 +10,7 @@ from typing import Any
 
 from rescue_cli.errors import StoppedError
 from rescue_cli.recipe import Recipe
-from rescue_cli.results import RunDirectory, last_epoch
+from rescue_cli.results import RunDirectory, last_epoch, read_json
 
 
 class _Work:
@@ -62,16 +62,29 @@ def progress(
     work = _Work(runs, behind)
     out = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
 
+    said: set[str] = set()  # of the data, which the runs mostly share
+
     def hear(ended: Any) -> bool:
         if isinstance(ended.error, StoppedError):  # it goes on another time
             out.print(f"{ended.path}: {ended.error}")
             return True
         work.ended.add(ended.path)
+        for note in _notes(ended):
+            if note not in said:
+                said.add(note)
+                out.print(note)
         out.print(f"{say(ended)}; {len(work.ended)} of {len(runs)}, {work.left()}")
         return True
 
     with _bar(work, out):
         yield hear
+
+
+def _notes(ended: Any) -> list[str]:
+    """What a run that has a result says of its data."""
+    run = RunDirectory(ended.path)
+    there = ended.error is None and run.result.exists()
+    return list(read_json(run.result).get("notes", [])) if there else []
 
 
 @contextmanager

@@ -1,36 +1,67 @@
 """Folders of images: one folder a class, or flat with a label file."""
 
-import csv
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
+from rescue_cli.data.listing import (
+    PassedOver,
+    folders_in,
+    holds_images,
+    images_in,
+    pass_over_files,
+    split_folder,
+    split_of,
+    splits_in,
+)
+from rescue_cli.data.names import demand_utf8, lines_of, plain, row_of, shown, stem
 from rescue_cli.data.splits import FileNames, Files
 from rescue_cli.errors import DataError, did_you_mean
 
-ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+LABELS = ("val_labels.txt", "labels.txt", "LOC_val_solution.csv")
 
 
 def class_folders(root: Path) -> list[str]:
-    """The names of the folders below `root` in order; raises `DataError` where there is none."""
+    """The classes that have a folder below `root`, in order; raises `DataError` where none has."""
+    return sorted(_folders(root))
+
+
+def _folders(root: Path) -> dict[str, list[str]]:
+    """The folders' names on disk by their class: two where one is in another normal form."""
     if not root.is_dir():
+        beside = folders_in(root.parent) if split_of(root.name) else []
+        near = [name for name in beside if split_folder(root.parent / name, "train")]
+        hint = f": data.root={root.parent / near[0]} has one" if near else ""
         raise DataError(
-            f"{root}: no such folder. Point data.root= (or train_root, test_root) at it."
+            f"{root}: no such folder. Point data.root= (or train_root, test_root) at it{hint}."
         )
-    names = sorted(e.name for e in os.scandir(root) if e.is_dir() and not e.name.startswith("."))
-    if not names:
+    found: dict[str, list[str]] = {}
+    for name in folders_in(root):
+        demand_utf8(root / name)
+        found.setdefault(plain(name), []).append(name)
+    if not found:
         raise DataError(f"{root}: has no class folders. It must hold one folder of images a class.")
-    return names
+    splits = splits_in(root)
+    if len(splits) == len(found):
+        first = next((name for name in splits if split_of(name) == "train"), splits[0])
+        raise DataError(
+            f"{root}: holds splits ({', '.join(splits)}) and no classes. Name it with data.root=, "
+            f"or name {root / first} itself: data.train_root= or data.test_root=, or --data."
+        )
+    return found
 
 
-def read(root: Path, labels: Mapping[str, int], *, complete: bool) -> Files:
-    """The images in `root`'s class folders; the label is the folder's place in `labels`.
+def read(
+    root: Path, labels: Mapping[str, int], *, complete: bool, passed: PassedOver | None = None
+) -> Files:
+    """The images in and below `root`'s class folders; the label is the folder's in `labels`.
 
-    `complete` demands that every class has its folder. Raises `DataError`.
+    `complete` demands that every class has its folder; `passed` is told what is not read. Raises
+    `DataError`.
     """
-    present = class_folders(root)
+    passed = passed or PassedOver()
+    present = _folders(root)
     for name in present:
         if name not in labels:
             near = did_you_mean(name, labels)
@@ -46,54 +77,107 @@ def read(root: Path, labels: Mapping[str, int], *, complete: bool) -> Files:
         )
     names: list[str] = []
     found: list[int] = []
-    for name in present:
-        images = sorted(e.name for e in os.scandir(root / name) if e.name.lower().endswith(ENDINGS))
-        if not images and any(e.is_dir() for e in (root / name).iterdir()):
-            raise DataError(
-                f"{root / name}: holds folders and no image. Where these are the classes, name "
-                f"{root / name} itself: data.train_root= or data.test_root=, or --data."
+    pass_over_files(root, passed)
+    for name in sorted(present):
+        if len(present[name]) > 1:
+            passed.told.append(
+                f"{root}: {len(present[name])} folders are called {name} in different normal "
+                "forms of Unicode; they are read as one class"
             )
-        if not images:
-            raise DataError(
-                f"{root / name}: holds no image ({', '.join(ENDINGS)}). Remove the folder."
-            )
-        names += [f"{name}/{image}" for image in images]
+        images = [image for folder in present[name] for image in _images(root, folder, passed)]
+        names += images
         found += [labels[name]] * len(images)
+    if len(present) == 1 and all("/" in name.partition("/")[2] for name in names):
+        (only,) = present
+        raise DataError(
+            f"{root / only}: the only class, and it holds folders and no image. Where these are "
+            f"the classes, name {root / only} itself: data.train_root= or data.test_root=, or "
+            "--data."
+        )
+    _tell_nested(root, names, passed)
     return Files(FileNames.of(root, names), np.array(found, dtype=np.int64))
 
 
+def _images(root: Path, folder: str, passed: PassedOver) -> list[str]:
+    """The class's images as paths below `root`; raises `DataError` where there is none."""
+    mine = PassedOver(passed.sizes)
+    images = images_in(root / folder, mine)
+    if not images:
+        there = mine.listed() or "nothing"
+        raise DataError(
+            f"{root / folder}: holds no image that can be read ({there}). Remove the folder."
+        )
+    tops = {image.partition("/")[0] for image in images}
+    if all(split_of(top) for top in tops):
+        raise DataError(
+            f"{root / folder}: holds splits ({', '.join(sorted(tops))}) and no image. A split "
+            f"holds the classes: {sorted(tops)[0]}/{folder}/. Sort them so, or name one split."
+        )
+    passed.join(mine)
+    return [f"{folder}/{image}" for image in images]
+
+
+def _tell_nested(root: Path, names: list[str], passed: PassedOver) -> None:
+    nested = [name for name in names if name.count("/") > 1]
+    if nested:
+        passed.told.append(
+            f"{root}: {len(nested)} of {len(names)} images lie in sub-folders of their class, and "
+            f"count as the class's: the first {shown(nested[0])}"
+        )
+
+
 def is_flat(root: Path) -> bool:
-    """Whether the folder holds images itself."""
-    if not root.is_dir():
+    """Whether the folder holds images itself, and no class folders unless there is a label file."""
+    if not holds_images(root, 0):
         return False
-    with os.scandir(root) as entries:
-        return any(e.name.lower().endswith(ENDINGS) for e in entries)
+    return not folders_in(root) or _label_file(root) is not None
 
 
-def read_flat(root: Path, labels: Mapping[str, int]) -> Files:
+def _label_file(root: Path) -> Path | None:
+    files = [folder / name for folder in (root, root.parent) for name in LABELS]
+    return next((file for file in files if file.is_file()), None)
+
+
+def read_flat(root: Path, labels: Mapping[str, int], passed: PassedOver | None = None) -> Files:
     """Images lying in `root` itself, labelled by a file of lines `name class` beside them.
 
     The file is `val_labels.txt`, `labels.txt` or `LOC_val_solution.csv`, in the folder or above it;
-    the class is a folder name (WordNet id) or its place.
+    the class is a folder name (WordNet id) or its place. Raises `DataError`.
     """
-    candidates = ("val_labels.txt", "labels.txt", "LOC_val_solution.csv")
-    files = [f / name for f in (root, root.parent) for name in candidates]
-    file = next((f for f in files if f.is_file()), None)
+    file, passed = _label_file(root), passed or PassedOver()
     if file is None:
         raise DataError(
             f"{root}: images without class folders need a label file. "
-            f"Put {candidates[0]} (lines: FILE CLASS) in the folder or above it."
+            f"Put {LABELS[0]} (lines: FILE CLASS) in the folder or above it."
         )
-    with file.open(newline="", encoding="utf-8", errors="surrogateescape") as lines:
-        rows = [" ".join(row).split() for row in csv.reader(lines)]
-    known = {row[0].rsplit(".", 1)[0]: row[1] for row in rows if len(row) > 1}
-    names = sorted(e.name for e in os.scandir(root) if e.name.lower().endswith(ENDINGS))
+    mine = PassedOver(passed.sizes, LABELS)
+    every = images_in(root, mine)
+    names = [name for name in every if "/" not in name]
+    passed.join(mine)
+    if below := len(every) - len(names):
+        passed.told.append(f"{root}: {below} images in folders below are not read: {file} is")
+    wanted = {stem(plain(name)) for name in names}
+
+    def is_file(name: str) -> bool:
+        return name in wanted or stem(name) in wanted
+
+    def is_class(label: str) -> bool:
+        return label in labels or (label.isdecimal() and int(label) < len(labels))
+
+    rows = [row_of(line, is_file, is_class) for line in lines_of(file)]
+    known = {row[0] if row[0] in wanted else stem(row[0]): row[1] for row in rows if row}
+    if lost := rows[1:].count(None):  # the first line may be a heading
+        passed.told.append(f"{file}: {lost} of {len(rows)} lines name no image that is here")
     found = []
     for name in names:
-        label = known.get(name.rsplit(".", 1)[0])
+        label = known.get(stem(plain(name)))
         if label is None:
-            raise DataError(f"{root / name}: has no line in {file}. Add it or remove the image.")
-        if label not in labels and not (label.isdecimal() and int(label) < len(labels)):
-            raise DataError(f"{file}: '{label}' of {name} is not one of the {len(labels)} classes.")
+            raise DataError(
+                f"{shown(root / name)}: has no line in {file}. Add it or remove the image."
+            )
+        if not is_class(label):
+            raise DataError(
+                f"{file}: '{label}' of {shown(name)} is not one of the {len(labels)} classes."
+            )
         found.append(labels[label] if label in labels else int(label))
     return Files(FileNames.of(root, names), np.array(found, dtype=np.int64))

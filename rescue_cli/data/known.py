@@ -12,9 +12,10 @@ import numpy as np
 
 from rescue_cli.data import archives, folders
 from rescue_cli.data.imagenet import imagenet_words, real_answers
+from rescue_cli.data.listing import PassedOver
 from rescue_cli.data.masks import ade20k, mask_folder
 from rescue_cli.data.place import Place
-from rescue_cli.data.splits import Dataset, FileNames, Files, Images, Pixels
+from rescue_cli.data.splits import Dataset, FileNames, Files, Images, Pixels, suggested_holdout
 from rescue_cli.data.transfer_sets import (
     flowers102,
     food101,
@@ -72,7 +73,7 @@ def mnist(place: Place) -> Dataset:
 
 def cifar10(place: Place) -> Dataset:
     """CIFAR-10: the Python version, its archive, or class folders `train/` and `test/`."""
-    if not place.one_root or (place.root / "train").is_dir():
+    if not place.one_root or place.has_train_folder:
         return _class_folders(
             place, {name: i for i, name in enumerate(CIFAR10)}, CIFAR10, ("test",)
         )
@@ -86,7 +87,7 @@ def cifar100(place: Place) -> Dataset:
 
 def imagenette(place: Place) -> Dataset:
     """Imagenette: its folders `train/` and `val/`, or the 160 px archive fetched to `data.root`."""
-    if place.one_root and not (place.root / "train").is_dir():
+    if place.one_root and not place.has_train_folder:
         from torchvision.datasets import Imagenette
 
         url, md5 = Imagenette._ARCHIVES["160px"]
@@ -122,19 +123,23 @@ def imagenet(place: Place) -> Dataset:
 
 def folder(place: Place) -> Dataset:
     """Class folders of one's own; the classes are the training folders' names in order."""
-    if place.test_only and not (place.has_train_root and place.train_root.is_dir()):
-        (root,) = place.test_root(("val", "test")).values()
+    return _named_by_folders(place, own=True)
+
+
+def _named_by_folders(place: Place, *, own: bool) -> Dataset:
+    names = ("val", "test")
+    if place.test_only and not place.has_train_folder:
+        root = next(iter({**place.test_root(names), **place.extra_sets}.values()))
     else:
         root = place.train_root
     classes = folders.class_folders(root)
-    return _class_folders(
-        place, {n: i for i, n in enumerate(classes)}, tuple(classes), ("val", "test")
-    )
+    labels = {name: i for i, name in enumerate(classes)}
+    return _class_folders(place, labels, tuple(classes), names, own=own)
 
 
 def places365(place: Place) -> Dataset:
     """Places365 (standard): class folders `train/` and `val/` of 365 scenes."""
-    dataset = folder(place)
+    dataset = _named_by_folders(place, own=False)
     if len(dataset.classes) != PLACES:
         raise DataError(
             f"{place.train_root}: {len(dataset.classes)} class folders; Places365 has {PLACES}. "
@@ -172,17 +177,22 @@ def _class_folders(
     test_names: tuple[str, ...],
     *,
     complete: bool = True,
+    own: bool = False,
 ) -> Dataset:
+    """`own`: a folder of one's own, where each file's size and each split that is there counts."""
     _check_classes(place, labels)
+    passed = PassedOver(sizes=own)
     if place.test_only:
         train = Files(FileNames.of(Path(), []), np.zeros(0, dtype=np.int64))
     else:
-        train = folders.read(place.train_root, labels, complete=complete)
-    roots = {**place.test_root(test_names), **place.extra_sets}
+        train = folders.read(place.train_root, labels, complete=complete, passed=passed)
+    main = place.test_root(test_names, suggested_holdout(train.labels))
+    roots = {**main, **place.extra_sets}
     tests: dict[str, Any] = {
-        name: _test_split(root, labels, complete=complete) for name, root in roots.items()
+        name: _test_split(root, labels, passed, complete=complete) for name, root in roots.items()
     }
-    return Dataset(train, tests, classes)
+    notes = (*place.notes(main), *(place.unread(main) if own else ()), *passed.notes())
+    return Dataset(train, tests, classes, notes=notes)
 
 
 def _check_classes(place: Place, labels: dict[str, int]) -> None:
@@ -197,13 +207,13 @@ def _check_classes(place: Place, labels: dict[str, int]) -> None:
         )
 
 
-def _test_split(root: Path, labels: dict[str, int], *, complete: bool) -> Files:
+def _test_split(root: Path, labels: dict[str, int], passed: PassedOver, *, complete: bool) -> Files:
     if folders.is_flat(root):
-        return folders.read_flat(root, labels)
+        return folders.read_flat(root, labels, passed)
     names = folders.class_folders(root)
     numbered = {str(i): i for i in range(len(labels))}
     by_number = not any(n in labels for n in names) and all(n in numbered for n in names)
-    return folders.read(root, numbered if by_number else labels, complete=complete)
+    return folders.read(root, numbered if by_number else labels, complete=complete, passed=passed)
 
 
 def _cifar(place: Place, kind: str, folder_name: str, archive_name: str) -> Dataset:

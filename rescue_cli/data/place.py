@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from rescue_cli.data.decode import Decoder, Interpolation
+from rescue_cli.data.listing import folders_in, holds_images, split_folder, split_of, splits_in
 from rescue_cli.errors import DataError
 from rescue_cli.registry import NotNegativeInt, PositiveInt
 
@@ -119,25 +120,98 @@ class Place:
     def one_root(self) -> bool:
         return self.keys.train_root is None and self.keys.test_root is None
 
-    @property
-    def train_root(self) -> Path:
-        return _folder(self.keys.train_root) if self.keys.train_root else self.root / "train"
+    @cached_property
+    def given_split(self) -> str | None:
+        """Which split `root` itself is: `train` where PHOTOS/train is given in place of PHOTOS.
 
-    def test_root(self, names: tuple[str, ...]) -> dict[str, Path]:
-        """The main test folder by its name: `test_root`, else the first of `names` that exists."""
+        A folder called `test` is none where no training images lie beside it, unless it is to be
+        measured on.
+        """
+        root = Path(os.path.abspath(self.root))
+        split = split_of(root.name)
+        if split is None or splits_in(root) or not holds_images(root, 2):
+            return None
+        sure = split == "train" or self.test_only or split_folder(root.parent, "train")
+        return split if sure else None
+
+    @cached_property
+    def top(self) -> Path:
+        """The folder that holds the splits: `root`, or the one above where that is a split."""
+        if self.given_split is None:
+            return self.root
+        return Path(os.path.abspath(self.root)).parent
+
+    @cached_property
+    def is_unsplit(self) -> bool:
+        """Whether class folders lie where splits should, and all images are for training."""
+        return not splits_in(self.top) and any(
+            holds_images(self.top / name, 0) for name in folders_in(self.top)
+        )
+
+    @cached_property
+    def train_root(self) -> Path:
+        if self.keys.train_root:
+            return _folder(self.keys.train_root)
+        if self.is_unsplit:
+            return self.top
+        return split_folder(self.top, "train") or self.top / "train"
+
+    def test_root(self, names: tuple[str, ...], holdout: int | None = None) -> dict[str, Path]:
+        """The main test folder by its name: `test_root`, else the first of `names` that exists.
+
+        Where there is none the error offers to hold out so many images.
+        """
         if self.keys.holdout:
             return {}
         if self.keys.test_root:
             return {names[0]: _folder(self.keys.test_root)}
         if self.test_only and self.keys.sets and not self.has_root:
             return {}  # an evaluation of further sets alone
-        found = next((n for n in names if (self.root / n).is_dir()), None)
-        if found is None:
-            raise DataError(
-                f"{self.root / names[0]}: no such folder. Add it, give data.test_root=DIR, "
-                "or hold out training images with data.holdout=N."
+        if (given := self.given_split) is not None and given in names:
+            return {given: self.root}
+        for name in names:
+            if (found := split_folder(self.top, name)) is not None:
+                return {name: found}
+        missing = f"{self.top / names[0]}: no such folder"
+        cures = [f"give data.test_root={self.top if self.is_unsplit and not holdout else 'DIR'}"]
+        if self.is_unsplit:
+            missing = f"{self.top}: holds class folders and no split of them, as {names[0]}/"
+        else:
+            cures.insert(0, "add it")
+        if holdout:
+            cures.append(
+                f"hold out training images, as many of each class, with data.holdout={holdout}"
             )
-        return {found: self.root / found}
+        cure = f"{', '.join(cures[:-1])}{' or ' if cures[1:] else ''}{cures[-1]}"
+        raise DataError(f"{missing}. {cure[0].upper()}{cure[1:]}.")
+
+    def notes(self, tests: Mapping[str, Path]) -> tuple[str, ...]:
+        """How the folders were understood where they are not called as expected."""
+        if not self.has_root:
+            return ()
+        found = []
+        if self.given_split is not None and not (self.keys.train_root and self.keys.test_root):
+            found.append(f"data.root: {self.root} is a split; {self.top} is read, which holds it")
+        if self.is_unsplit and not self.keys.train_root and not self.test_only:
+            found.append(f"{self.top}: holds no train/; all of its class folders are for training")
+        for name, folder in tests.items():
+            if not self.keys.test_root and folder.name != name:
+                found.append(f"{folder}: is read as the test set '{name}'")
+        return tuple(found)
+
+    def unread(self, tests: Mapping[str, Path]) -> tuple[str, ...]:
+        """A sentence for each split that lies there and is not read."""
+        if not self.has_root or not self.top.is_dir():
+            return ()
+        read = {self.train_root, *tests.values(), *self.extra_sets.values()}
+        said = {Path(os.path.abspath(folder)) for folder in read}
+        over = [self.top / n for n in splits_in(self.top) if split_of(n) != "train"]
+        return tuple(
+            f"{folder}: is not read. data.sets={{{split_of(folder.name)}: {folder}}} measures on "
+            "it too"
+            for folder in over
+            if Path(os.path.abspath(folder)) not in said
+        )
 
     @property
     def extra_sets(self) -> dict[str, Path]:

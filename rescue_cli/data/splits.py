@@ -126,6 +126,13 @@ def balanced(labels: Indices, count: int, fold: int = 0) -> Indices:
     return np.sort(drawn[fold * count : (fold + 1) * count])
 
 
+def suggested_holdout(labels: Indices) -> int:
+    """A fifth of the smallest class, of each class; 0 of no images."""
+    counts = np.bincount(labels)
+    there = counts[counts > 0]
+    return len(there) * max(1, int(there.min()) // 5) if len(there) else 0
+
+
 def hold_out(dataset: Dataset, count: int, fold: int = 0) -> Dataset:
     """The data set with `count` training images in place of its test sets (for tuning).
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from rescue_cli.data.folders import ENDINGS
+from rescue_cli.data.listing import HIDDEN, SPLITS, PassedOver, by_stem, endings, is_nobodys
+from rescue_cli.data.names import lines_of, plain, stem
 from rescue_cli.data.paired import Boxed
 from rescue_cli.data.place import Place
 from rescue_cli.data.splits import Dataset, FileNames
@@ -44,33 +45,37 @@ def pascal_voc(place: Place) -> Dataset:
     `data.root` holds `VOC2007` and `VOC2012`, or the `VOCdevkit` that the archives unpack to.
     """
     root = place.root / "VOCdevkit" if (place.root / "VOCdevkit").is_dir() else place.root
-    skipped = Skipped()
+    skipped, passed = Skipped(), PassedOver()
     labels = {name: i for i, name in enumerate(VOC, 1)}
     years = [year for year in ("VOC2007", "VOC2012") if (root / year).is_dir()] or ["VOC2007"]
-    train = {year: _annotations(root / year, _listed(root / year, "trainval")) for year in years}
+    train = {
+        year: _annotations(root / year, _listed(root / year, "trainval", passed)) for year in years
+    }
     parts = [_read(root / year, found, labels, skipped) for year, found in train.items()]
-    tested = _annotations(root / "VOC2007", _listed(root / "VOC2007", "test"))
+    tested = _annotations(root / "VOC2007", _listed(root / "VOC2007", "test", passed))
     test = _read(root / "VOC2007", tested, labels, skipped)
-    return Dataset(_joined(root, parts), {"test": test}, VOC, notes=skipped.notes())
+    notes = (*passed.notes(), *skipped.notes())
+    return Dataset(_joined(root, parts), {"test": test}, VOC, notes=notes)
 
 
 def voc_folder(place: Place) -> Dataset:
     """A folder in PASCAL VOC's format: train and val together, tested on test; without a
     `test.txt` train alone, tested on val. The classes are those of the training annotations.
     """
-    root, skipped = place.root, Skipped()
-    lists = root / "ImageSets" / "Main"
-    tested = "test" if (lists / "test.txt").is_file() else "val"
-    parts = ("train", "val") if tested == "test" and (lists / "val.txt").is_file() else ("train",)
-    names = list(dict.fromkeys(name for part in parts for name in _listed(root, part)))
+    root, skipped, passed = place.root, Skipped(), PassedOver()
+    tested = "test" if _list_file(root, "test").is_file() else "val"
+    both = tested == "test" and _list_file(root, "val").is_file()
+    parts = ("train", "val") if both else ("train",)
+    names = list(dict.fromkeys(name for part in parts for name in _listed(root, part, passed)))
     annotations = _annotations(root, names)
     classes = sorted({o.name for found in annotations.values() for o in found.objects})
     if not classes:
         raise DataError(f"{root / 'Annotations'}: no object in any training image. Add boxes.")
     labels = {name: i for i, name in enumerate(classes, 1)}
     train = _read(root, annotations, labels, skipped)
-    test = _read(root, _annotations(root, _listed(root, tested)), labels, skipped)
-    return Dataset(train, {tested: test}, tuple(classes), notes=skipped.notes())
+    test = _read(root, _annotations(root, _listed(root, tested, passed)), labels, skipped)
+    notes = (*passed.notes(), *skipped.notes())
+    return Dataset(train, {tested: test}, tuple(classes), notes=notes)
 
 
 @dataclass(frozen=True)
@@ -87,18 +92,36 @@ class _Annotation:
     objects: tuple[_Object, ...]
 
 
-def _listed(root: Path, split: str) -> list[str]:
+def _list_file(root: Path, split: str) -> Path:
+    """The split's list, which may have another of its names (`valid.txt`)."""
+    files = [root / "ImageSets" / "Main" / f"{name}.txt" for name in SPLITS.get(split, (split,))]
+    return next((file for file in files if file.is_file()), files[0])
+
+
+def _listed(root: Path, split: str, passed: PassedOver) -> list[str]:
     """The images' names in a split; raises `DataError`."""
-    file = root / "ImageSets" / "Main" / f"{split}.txt"
+    file = _list_file(root, split)
     if not file.is_file():
         raise DataError(
             f"{file}: no such file. A folder in PASCAL VOC's format has Annotations/*.xml, "
             f"JPEGImages/ and ImageSets/Main/ with {split}.txt. Add it, or point data.root= at one."
         )
-    names = [line.split()[0] for line in file.read_text().splitlines() if line.strip()]
+    known, names = by_stem(root / "Annotations", (".xml",)), []
+    for line in map(plain, lines_of(file)):
+        if is_nobodys(line):
+            passed.add(HIDDEN, f"{line} of {file}")
+        else:
+            names.append(_name(line, known))
     if not names:
         raise DataError(f"{file}: names no image. Write a name a line.")
     return names
+
+
+def _name(line: str, known: Mapping[str, str]) -> str:
+    """The image that a line names: all of it, or without an ending or VOC's column of -1, 0, 1."""
+    first = line.rpartition(" ")[0] if line.endswith((" 1", " 0", " -1")) else line
+    readings = (line, stem(line), first.strip())
+    return next((name for name in readings if name in known), line)
 
 
 def _read(
@@ -109,9 +132,10 @@ def _read(
 ) -> Boxed:
     """The images that have these annotations, by their names; raises `DataError`."""
     folder = root / "JPEGImages"
+    images = by_stem(folder, endings())
     found, files = [], []
     for name, annotation in annotations.items():
-        image = next((f"{name}{e}" for e in ENDINGS if (folder / f"{name}{e}").is_file()), None)
+        image = images.get(name)
         if image is None:
             raise DataError(
                 f"{folder / name}.jpg: no such file. Add it, or remove its line from the split."
@@ -122,12 +146,12 @@ def _read(
 
 
 def _annotations(root: Path, names: Sequence[str]) -> dict[str, _Annotation]:
-    return {name: _annotation(root, name) for name in names}
+    folder, files = root / "Annotations", by_stem(root / "Annotations", (".xml",))
+    return {name: _annotation(folder / files.get(name, f"{name}.xml")) for name in names}
 
 
-def _annotation(root: Path, name: str) -> _Annotation:
-    """What `Annotations/NAME.xml` says; raises `DataError`."""
-    file = root / "Annotations" / f"{name}.xml"
+def _annotation(file: Path) -> _Annotation:
+    """What the XML says; raises `DataError`."""
     try:
         tree = ElementTree.parse(file).getroot()
         size = tree.find("size")
@@ -149,7 +173,7 @@ def _object(element: ElementTree.Element) -> _Object:
         raise ValueError("an object without a name or without a bndbox")
     left, top, right, bottom = (float(box.findtext(edge, "nothing")) for edge in EDGES)
     difficult = element.findtext("difficult", "0").strip() == "1"
-    return _Object(name.strip(), (left, top, right, bottom), difficult)
+    return _Object(plain(name), (left, top, right, bottom), difficult)
 
 
 def _objects(

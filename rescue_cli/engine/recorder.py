@@ -42,7 +42,8 @@ class Recorder:
 
     def open_log(self) -> None:
         if self.writes:
-            self.log_file = self.run.log.open("a")
+            # names of files in bytes that are no UTF-8 are escaped, as on stderr
+            self.log_file = self.run.log.open("a", encoding="utf-8", errors="backslashreplace")
 
     def close(self) -> None:
         for file in (self.metrics, self.log_file):

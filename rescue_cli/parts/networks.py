@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from rescue_cli.data import Dataset, normalisation, relabel
+from rescue_cli.data.names import plain
 from rescue_cli.errors import DataError, UsageError
 from rescue_cli.model import Backbone, load_weights
 from rescue_cli.model.weights import TIMM
@@ -65,7 +66,7 @@ def by_name(recipe: Recipe, data: Dataset) -> tuple[Dataset, str | None]:
     metadata = weights_metadata(weights)
     if (said := _unlike(weights, metadata, data.classes)) is None:
         return data, None
-    known = tuple(known_classes(metadata) or ())
+    known = _known(metadata)
     if len(known) != len(data.classes):
         raise UsageError(f"data.name: {said} To train it on these: rescue transfer.")
     if sorted(known) == sorted(data.classes):
@@ -89,14 +90,19 @@ def head_kept(recipe: Recipe, classes: tuple[str, ...]) -> str | None:
         return None
     metadata = weights_metadata(weights)
     said = _unlike(weights, metadata, classes)
-    if said is None or len(known_classes(metadata) or ()) != len(classes):
+    if said is None or len(_known(metadata)) != len(classes):
         return None
     return f"warning: {said} The head begins with what it knows; model.new_head=true begins anew."
 
 
+def _known(metadata: Mapping[str, str]) -> tuple[str, ...]:
+    """The classes that the weights name, in the composed normal form; none where they name none."""
+    return tuple(plain(name) for name in known_classes(metadata) or ())
+
+
 def _unlike(weights: str, metadata: Mapping[str, str], classes: tuple[str, ...]) -> str | None:
     """In what the classes that the weights know differ from these; None where they do not say."""
-    known = tuple(known_classes(metadata) or classes)
+    known = _known(metadata) or classes
     if known == classes:
         return None
     theirs, ours = next((a, b) for a, b in zip_longest(known, classes) if a != b)

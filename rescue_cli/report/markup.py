@@ -6,6 +6,8 @@ import io
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from rescue_cli.report.fonts import legible
+
 STYLE = """
 :root{color-scheme:light dark;--ink:#1a1a1a;--paper:#fff;--line:#ddd;--dim:#666}
 @media (prefers-color-scheme:dark){:root{--ink:#e6e6e6;--paper:#16181c;--line:#3a3d44;--dim:#9aa}
@@ -82,6 +84,7 @@ def text(value: object) -> str:
 def image(figure: Any) -> str:
     """A figure within the page itself."""
     content = io.BytesIO()
+    legible(figure)
     figure.savefig(content, format="png", dpi=100)
     return (
         '<p><img alt="" src="data:image/png;base64,'

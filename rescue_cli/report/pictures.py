@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from rescue_cli.errors import DataError
+from rescue_cli.report.fonts import legible
 from rescue_cli.results import METRICS, RunDirectory, label, metrics_of, read_arrays, read_metrics
 
 SHOWN_CLASSES = 40  # a larger confusion matrix cannot be read
@@ -43,6 +44,7 @@ def figure_of(width: float, height: float, *, arranged: bool = True) -> Any:
 
 
 def save(figure: Any, path: Path) -> None:
+    legible(figure)
     figure.savefig(path)
 
 
@@ -140,9 +142,10 @@ def _confusion(arrays: Mapping[str, Any], title: str) -> Any:
 
 def _write_classes(arrays: Mapping[str, Any], path: Path) -> None:
     counts, (metric, what) = by_class(arrays)
-    rows = zip(arrays["classes"], arrays["per_class"], counts, strict=True)
+    names = [str(name).replace('"', '""') for name in arrays["classes"]]
+    rows = zip(names, arrays["per_class"], counts, strict=True)
     lines = [f'"{name}",{accuracy:.2f},{count}' for name, accuracy, count in rows]
-    path.write_text("\n".join([f'class,"{metric}",{what}', *lines]) + "\n")
+    path.write_text("\n".join([f'class,"{metric}",{what}', *lines]) + "\n", encoding="utf-8")
 
 
 def read_classes(file: Path) -> Mapping[str, Any]:
