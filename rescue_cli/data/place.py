@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
+from rescue_cli.data.colours import Background, Exif, Reading
 from rescue_cli.data.decode import Decoder, Interpolation
 from rescue_cli.errors import DataError
 from rescue_cli.registry import NotNegativeInt, PositiveInt
@@ -32,6 +33,14 @@ class Keys:
     decoder: Decoder = "fast"
     eval_decoder: Decoder = "pil"
     max_corrupt: NotNegativeInt = 100
+    exif: Exif = "ignored"  # which a recipe without the key has always done
+    background: Background = "white"
+    range: tuple[float, float] | None = None
+
+    @property
+    def reading(self) -> Reading:
+        """How the files become RGB."""
+        return Reading(self.exif, self.background, self.range)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,157 @@
+"""Pixels of any kind to 8 bits of RGB: deep, transparent, of a palette, of four inks."""
+
+import struct
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from PIL import Image
+
+Exif = Literal["applied", "ignored"]
+Background = Literal["white", "black", "grey", "ignored"]
+COLOURS = {"white": (255, 255, 255), "black": (0, 0, 0), "grey": (128, 128, 128)}
+BITS_PER_SAMPLE, PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0  # tags of TIFF, and a value
+SIXTEEN = 2**16 - 1
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a file's pixels become RGB: the keys of `data` of the same names.
+
+    `exif`: whether its orientation is applied. `background`: what lies under transparent pixels;
+    `ignored` leaves the alpha channel out, as timm's and torchvision's loaders do. `range`: the
+    values that become black and white, of files with more than 8 bits.
+    """
+
+    exif: Exif = "ignored"
+    background: Background = "white"
+    range: tuple[float, float] | None = None
+
+
+class RangeUnknown(ValueError):
+    """Of pixels of which the file does not say which value is white."""
+
+
+def to_rgb(image: Image.Image, data: bytes, reading: Reading) -> Image.Image:
+    """The image in RGB, 8 bits a channel; `data` is its file.
+
+    Raises `RangeUnknown`, and what PIL raises.
+    """
+    if image.mode[0] in "IF":
+        return _on_background(*_of_one_channel(image, data, reading), reading.background)
+    deep = _deep_colours(image, data, reading)
+    if deep is not None:
+        image = deep
+    elif isinstance(clear := image.info.get("transparency"), tuple) and max(clear) > 255:
+        image.info["transparency"] = tuple(value >> 8 for value in clear)  # PIL keeps the upper 8
+    if reading.background == "ignored" or not image.has_transparency_data:
+        return image.convert("RGB")
+    image = image.convert("RGBA")
+    return _on_background(image, image.getchannel("A"), reading.background)
+
+
+def _on_background(
+    image: Image.Image, alpha: Image.Image | None, background: Background
+) -> Image.Image:
+    if alpha is None or background == "ignored":
+        return image.convert("RGB")
+    canvas = Image.new("RGB", image.size, COLOURS[background])
+    canvas.paste(image.convert("RGB"), mask=alpha)
+    return canvas
+
+
+def _of_one_channel(
+    image: Image.Image, data: bytes, reading: Reading
+) -> tuple[Image.Image, Image.Image | None]:
+    """A grey image of more than 8 bits in 8, and its alpha where a PNG names a clear value."""
+    values = np.array(image)
+    low, high = reading.range or (0.0, float(_white(image, data, values)))
+    grey = _scaled(values, low, high)
+    if image.format == "TIFF" and image.tag_v2.get(PHOTOMETRIC) == WHITE_IS_ZERO:  # type: ignore[attr-defined]
+        grey = 255 - grey  # which PIL does of 8 bits, and not of more
+    clear = image.info.get("transparency")
+    alpha = None if clear is None else Image.fromarray(np.where(values == clear, 0, 255).astype("B"))
+    return Image.fromarray(grey), alpha
+
+
+def _scaled(values: Any, low: float, high: float) -> Any:
+    """uint8: 0 at `low` and 255 at `high`, rounded; what is not a number is black."""
+
+    def grey(some: Any) -> Any:
+        return np.nan_to_num(np.clip((some - low) / (high - low), 0, 1) * 255).round().astype("B")
+
+    if values.dtype.itemsize == 2:
+        return grey(np.arange(2**16, dtype=np.float64))[values]
+    found = np.empty(values.shape, dtype=np.uint8)
+    for row, line in enumerate(values):  # a line at a time: no second image of 64 bits a pixel
+        found[row] = grey(line.astype(np.float64))
+    return found
+
+
+def _white(image: Image.Image, data: bytes, values: Any) -> int:
+    """The value that is white by the file: of 16 bits, or as many as it says that it uses.
+
+    A PNG says so in sBIT. By the standard its values are then stretched to 16 bits, but many are
+    not: where none is above what sBIT's bits hold, that is white. Raises `RangeUnknown`.
+    """
+    if image.mode == "F" or (image.mode == "I" and image.format not in ("PNG", "PPM")):
+        kind = "32-bit floats" if image.mode == "F" else "32-bit or signed integers"
+        raise RangeUnknown(
+            f"its pixels are {kind}, from {np.nanmin(values):g} to {np.nanmax(values):g}, and the "
+            "file does not say which are black and white. Give data.range=[BLACK,WHITE]."
+        )
+    if image.format == "TIFF":
+        return 2 ** min(16, int(image.tag_v2.get(BITS_PER_SAMPLE, (16,))[0])) - 1  # type: ignore[attr-defined]
+    return _white_of_png(data, int(values.max(initial=0)))
+
+
+def _white_of_png(data: bytes, highest: int) -> int:
+    bits = significant_bits(data)
+    return 2**bits - 1 if bits is not None and highest < 2**bits else SIXTEEN
+
+
+def significant_bits(data: bytes) -> int | None:
+    """What a PNG's chunk sBIT says, of the channel with the most; None where it says nothing."""
+    if data[:4] != b"\x89PNG":
+        return None
+    at = 8
+    while at + 8 <= len(data):
+        length, kind = struct.unpack(">I4s", data[at : at + 8])
+        if kind == b"sBIT" and length:
+            return max(data[at + 8 : at + 8 + length], default=None)
+        if kind in (b"PLTE", b"IDAT"):
+            return None
+        at += 12 + length
+    return None
+
+
+def _deep_colours(image: Image.Image, data: bytes, reading: Reading) -> Image.Image | None:
+    """A colour image of 16 bits a channel whose white is another value; None of all others.
+
+    PIL keeps the upper 8 bits of each channel, which is right where white is 65535.
+    """
+    if image.format == "TIFF":
+        bits = image.tag_v2.get(BITS_PER_SAMPLE, (8,))  # type: ignore[attr-defined]
+        if reading.range is not None and max(bits) > 8:
+            raise RangeUnknown(
+                f"has {max(bits)} bits in each of {len(bits)} channels, of which the upper 8 are "
+                "read; data.range needs all. Write it as PNG, or drop the key (~data.range)."
+            )
+    sixteen = image.format == "PNG" and data[24:26] in (b"\x10\x02", b"\x10\x04", b"\x10\x06")
+    if not sixteen or (reading.range is None and significant_bits(data) is None):
+        return None
+    import torch
+    from torchvision.io import ImageReadMode, decode_png
+
+    try:
+        encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+        values = decode_png(encoded, ImageReadMode.UNCHANGED).permute(1, 2, 0).numpy()
+    except RuntimeError as error:
+        raise ValueError(str(error)) from None
+    alpha = values.shape[-1] in (2, 4)
+    colours = values[..., :-1] if alpha else values
+    low, high = reading.range or (0.0, float(_white_of_png(data, int(colours.max(initial=0)))))
+    found = _scaled(colours, low, high)
+    if alpha:
+        found = np.concatenate([found, _scaled(values[..., -1:], 0.0, SIXTEEN)], axis=-1)
+    return Image.fromarray(found)
