@@ -22,11 +22,11 @@ from rescue_cli.data.decode import (
     Interpolation,
     centre_crop,
     crop_resize,
+    decode,
     pil_image,
     pixels,
 )
 from rescue_cli.data.splits import Pixels
-from rescue_cli.data.workers import decode
 
 DECODERS: list[Decoder] = ["pil", "fast"]
 

@@ -12,6 +12,7 @@ Background = Literal["white", "black", "grey", "ignored"]
 COLOURS = {"white": (255, 255, 255), "black": (0, 0, 0), "grey": (128, 128, 128)}
 BITS_PER_SAMPLE, PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0  # tags of TIFF, and a value
 SIXTEEN = 2**16 - 1
+PNG = b"\x89PNG"
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,12 @@ class Reading:
     exif: Exif = "ignored"
     background: Background = "white"
     range: tuple[float, float] | None = None
+
+    @property
+    def unusual(self) -> dict[str, Any]:
+        """The keys that a protocol tells: those that say anything but the default."""
+        told = {"exif": self.exif, "background": self.background, "range": self.range}
+        return {key: told[key] for key in told if told[key] != getattr(Reading, key)}
 
 
 class RangeUnknown(ValueError):
@@ -65,13 +72,23 @@ def _of_one_channel(
 ) -> tuple[Image.Image, Image.Image | None]:
     """A grey image of more than 8 bits in 8, and its alpha where a PNG names a clear value."""
     values = np.array(image)
-    low, high = reading.range or (0.0, float(_white(image, data, values)))
-    grey = _scaled(values, low, high)
-    if image.format == "TIFF" and image.tag_v2.get(PHOTOMETRIC) == WHITE_IS_ZERO:  # type: ignore[attr-defined]
+    grey = _scaled(values, *_ends(image, data, values, reading))
+    if image.format == "TIFF" and _tag(image, PHOTOMETRIC, 1) == WHITE_IS_ZERO:
         grey = 255 - grey  # which PIL does of 8 bits, and not of more
     clear = image.info.get("transparency")
-    alpha = None if clear is None else Image.fromarray(np.where(values == clear, 0, 255).astype("B"))
+    alpha = (
+        None if clear is None else Image.fromarray(np.where(values == clear, 0, 255).astype("B"))
+    )
     return Image.fromarray(grey), alpha
+
+
+def _tag(image: Any, number: int, otherwise: Any) -> Any:
+    return image.tag_v2.get(number, otherwise)
+
+
+def _ends(image: Image.Image, data: bytes, values: Any, reading: Reading) -> tuple[float, float]:
+    """The values that become black and white."""
+    return reading.range or (0.0, float(white(image, data, values)[0]))
 
 
 def _scaled(values: Any, low: float, high: float) -> Any:
@@ -88,11 +105,12 @@ def _scaled(values: Any, low: float, high: float) -> Any:
     return found
 
 
-def _white(image: Image.Image, data: bytes, values: Any) -> int:
-    """The value that is white by the file: of 16 bits, or as many as it says that it uses.
+def white(image: Image.Image, data: bytes, values: Any) -> tuple[int, str]:
+    """The value that is white, and what says so: the bits that the file has, or uses.
 
-    A PNG says so in sBIT. By the standard its values are then stretched to 16 bits, but many are
-    not: where none is above what sBIT's bits hold, that is white. Raises `RangeUnknown`.
+    A PNG says in sBIT how many it uses. By the standard its values are then stretched to 16 bits,
+    but many are not: where none is above what sBIT's bits hold, that is white. Raises
+    `RangeUnknown`.
     """
     if image.mode == "F" or (image.mode == "I" and image.format not in ("PNG", "PPM")):
         kind = "32-bit floats" if image.mode == "F" else "32-bit or signed integers"
@@ -101,18 +119,17 @@ def _white(image: Image.Image, data: bytes, values: Any) -> int:
             "file does not say which are black and white. Give data.range=[BLACK,WHITE]."
         )
     if image.format == "TIFF":
-        return 2 ** min(16, int(image.tag_v2.get(BITS_PER_SAMPLE, (16,))[0])) - 1  # type: ignore[attr-defined]
-    return _white_of_png(data, int(values.max(initial=0)))
-
-
-def _white_of_png(data: bytes, highest: int) -> int:
-    bits = significant_bits(data)
-    return 2**bits - 1 if bits is not None and highest < 2**bits else SIXTEEN
+        bits = min(16, int(max(_tag(image, BITS_PER_SAMPLE, (16,)))))
+        return 2**bits - 1, f"{bits} bits"
+    used = significant_bits(data)
+    if used is not None and used < 16 and values.max(initial=0) < 2**used:
+        return 2**used - 1, "its sBIT"
+    return SIXTEEN, "16 bits"
 
 
 def significant_bits(data: bytes) -> int | None:
     """What a PNG's chunk sBIT says, of the channel with the most; None where it says nothing."""
-    if data[:4] != b"\x89PNG":
+    if data[:4] != PNG:
         return None
     at = 8
     while at + 8 <= len(data):
@@ -126,32 +143,40 @@ def significant_bits(data: bytes) -> int | None:
 
 
 def _deep_colours(image: Image.Image, data: bytes, reading: Reading) -> Image.Image | None:
-    """A colour image of 16 bits a channel whose white is another value; None of all others.
+    """A colour image of 16 bits a channel of which all bits are wanted; None of all others.
 
     PIL keeps the upper 8 bits of each channel, which is right where white is 65535.
     """
-    if image.format == "TIFF":
-        bits = image.tag_v2.get(BITS_PER_SAMPLE, (8,))  # type: ignore[attr-defined]
-        if reading.range is not None and max(bits) > 8:
+    if reading.range is not None and image.format == "TIFF":
+        bits = _tag(image, BITS_PER_SAMPLE, (8,))
+        if max(bits) > 8:
             raise RangeUnknown(
                 f"has {max(bits)} bits in each of {len(bits)} channels, of which the upper 8 are "
                 "read; data.range needs all. Write it as PNG, or drop the key (~data.range)."
             )
-    sixteen = image.format == "PNG" and data[24:26] in (b"\x10\x02", b"\x10\x04", b"\x10\x06")
-    if not sixteen or (reading.range is None and significant_bits(data) is None):
+    if not is_deep_png(data) or (reading.range is None and significant_bits(data) is None):
         return None
+    values = deep_values(data)
+    alpha = values.shape[-1] in (2, 4)
+    colours = values[..., :-1] if alpha else values
+    found = _scaled(colours, *_ends(image, data, colours, reading))
+    if alpha:
+        found = np.concatenate([found, _scaled(values[..., -1:], 0.0, SIXTEEN)], axis=-1)
+    return Image.fromarray(found)
+
+
+def is_deep_png(data: bytes) -> bool:
+    """Whether it is a PNG of 16 bits with more than a channel."""
+    return data[:4] == PNG and data[24:26] in (b"\x10\x02", b"\x10\x04", b"\x10\x06")
+
+
+def deep_values(data: bytes) -> Any:
+    """All bits of such a PNG: (height, width, channels) uint16; raises `ValueError`."""
     import torch
     from torchvision.io import ImageReadMode, decode_png
 
     try:
         encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-        values = decode_png(encoded, ImageReadMode.UNCHANGED).permute(1, 2, 0).numpy()
+        return decode_png(encoded, ImageReadMode.UNCHANGED).permute(1, 2, 0).numpy()
     except RuntimeError as error:
         raise ValueError(str(error)) from None
-    alpha = values.shape[-1] in (2, 4)
-    colours = values[..., :-1] if alpha else values
-    low, high = reading.range or (0.0, float(_white_of_png(data, int(colours.max(initial=0)))))
-    found = _scaled(colours, low, high)
-    if alpha:
-        found = np.concatenate([found, _scaled(values[..., -1:], 0.0, SIXTEEN)], axis=-1)
-    return Image.fromarray(found)

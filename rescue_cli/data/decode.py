@@ -3,6 +3,7 @@
 import io
 import math
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,18 +17,20 @@ from torch import Tensor
 from rescue_cli.data.colours import Exif, RangeUnknown, Reading, to_rgb
 from rescue_cli.data.splits import Pixels
 from rescue_cli.errors import DataError
+from rescue_cli.scene import ASPECT
 
 Decoder = Literal["fast", "pil"]
 Interpolation = Literal["bilinear", "bicubic"]
 Resize = Literal["shorter", "squash"]
 # What PIL raises for a broken image; the last for one that claims an absurd number of pixels
 UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
-LARGEST = Image.MAX_IMAGE_PIXELS or 2**62  # beyond it PIL warns
+LARGEST = Image.MAX_IMAGE_PIXELS or 2**62  # beyond it PIL warns; it refuses twice as many
 _PIL = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 AS_STORED = Reading()
+OTHERWISE: dict[Exif, Exif] = {"applied": "ignored", "ignored": "applied"}
 UPRIGHT = 1
 # EXIF's orientation -> what turns the stored pixels upright, in PIL and of an array
-_TURNS = {
+_TURNS: dict[int, tuple[Image.Transpose, Callable[[Pixels], Pixels]]] = {
     2: (Image.Transpose.FLIP_LEFT_RIGHT, lambda a: a[:, ::-1]),
     3: (Image.Transpose.ROTATE_180, lambda a: a[::-1, ::-1]),
     4: (Image.Transpose.FLIP_TOP_BOTTOM, lambda a: a[::-1]),
@@ -57,6 +60,8 @@ def reason_of(error: BaseException) -> str:
     """Why a file could not be read, without what only Python knows of it."""
     if isinstance(error, UnidentifiedImageError):
         return "no kind of image that is known"
+    if isinstance(error, Image.DecompressionBombError):
+        return f"has more than the {2 * LARGEST:,} pixels that are read at most"
     said = (error.strerror if isinstance(error, OSError) else None) or str(error)
     return " ".join(said.split()) or type(error).__name__
 
@@ -94,11 +99,15 @@ def read_image(path: Path, decoder: Decoder, reading: Reading) -> Any:
 
     Raises `DataError` where the recipe must say more, and what PIL raises for a broken file.
     """
-    data = path.read_bytes()
     try:
-        return pil_image(data, reading) if decoder == "pil" else pixels(data, decoder, reading)
+        return decode(path.read_bytes(), decoder, reading)
     except RangeUnknown as error:
         raise DataError(f"{path}: {error}") from None
+
+
+def decode(data: bytes, decoder: Decoder, reading: Reading = AS_STORED) -> Any:
+    """As `read_image`, of a file's bytes; raises `RangeUnknown`, and what PIL raises."""
+    return pil_image(data, reading) if decoder == "pil" else pixels(data, decoder, reading)
 
 
 def pil_image(data: bytes, reading: Reading = AS_STORED) -> Image.Image:
@@ -188,7 +197,22 @@ def centre_crop(
         resized = (short, int(short * width / height))
     else:
         resized = (int(short * height / width), short)
-    whole: Any = crop_resize(image, Box(0, 0, height, width), *resized, interpolation)
     top, left = (round((side - size) / 2) for side in resized)
+    if max(resized) > ASPECT * min(resized):
+        return resized_part(image, resized, Box(top, left, size, size), interpolation)
+    whole: Any = crop_resize(image, Box(0, 0, height, width), *resized, interpolation)
     centre: Tensor = whole[:, top : top + size, left : left + size]
     return centre
+
+
+def resized_part(
+    image: Pixels | Image.Image, size: tuple[int, int], box: Box, interpolation: Interpolation
+) -> Tensor:
+    """What `box` cuts out of the image resized to `size`, without the rest, by PIL."""
+    if not isinstance(image, Image.Image):
+        image = Image.fromarray(image)
+    down, along = image.height / size[0], image.width / size[1]
+    edges = (box.left * along, box.top * down)
+    ends = ((box.left + box.width) * along, (box.top + box.height) * down)
+    part = image.resize((box.width, box.height), _PIL[interpolation], box=(*edges, *ends))
+    return torch.from_numpy(np.array(part)).permute(2, 0, 1)

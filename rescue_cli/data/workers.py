@@ -7,16 +7,10 @@ from typing import Any
 
 from torch.utils.data import DataLoader, Dataset
 
-from rescue_cli.data.decode import Decoder, pil_image, pixels
 from rescue_cli.errors import RescueError
 
 CHUNK = 16  # distinct images that one worker decodes at a time
 AHEAD = 4  # chunks that each worker may be ahead, at least
-
-
-def decode(data: bytes, decoder: Decoder) -> Any:
-    """A PIL image where PIL is to crop and resize, else an array (height, width, 3) uint8."""
-    return pil_image(data) if decoder == "pil" else pixels(data, decoder)
 
 
 def start_workers(

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from rescue_cli.errors import DataError
-from rescue_cli.plans import as_written, flat
+from rescue_cli.plans import UNSAID, as_written, flat
 from rescue_cli.recipe import SECTIONS, recipe_in
 from rescue_cli.results import RunDirectory, label
 
@@ -47,7 +47,7 @@ def _procedure(folder: Path) -> dict[str, Any]:
     return {
         key: value
         for key, value in values.items()
-        if value is not None and key != SEED and not key.endswith(WHERE)
+        if value not in (None, UNSAID.get(key)) and key != SEED and not key.endswith(WHERE)
     }
 
 
