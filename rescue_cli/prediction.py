@@ -19,6 +19,7 @@ from rescue_cli.errors import DataError, UsageError
 from rescue_cli.evaluation import TTAS
 from rescue_cli.parts.ingredients import data_keys
 from rescue_cli.parts.source import Source, check_changes, find_weights, known_classes
+from rescue_cli.plans import given_keys, is_given
 from rescue_cli.recipe import Recipe
 
 
@@ -45,7 +46,7 @@ def predict_images(
     build.check(recipe)
     recipe.demand_classification("predict")
     network = build.model(recipe, len(classes), torch.device(device), whole=True).eval()
-    reading = _reading(source)
+    reading = _reading(source, changes)
     note(
         f"images: EXIF orientation {reading.exif} (data.exif), "
         f"transparent pixels {reading.background} (data.background)"
@@ -81,16 +82,15 @@ def _classes(source: Source) -> list[str]:
     raise UsageError(f"{source.given}: its metadata names no classes. Give a run of this tool.")
 
 
-def _reading(source: Source) -> Reading:
-    """How pictures are read: as the run read its files, but upright where it says nothing of it.
+def _reading(source: Source, changes: Sequence[str]) -> Reading:
+    """How pictures are read: as the run read its files, and upright where it read none.
 
     A run of files whose recipe has no `data.exif` was made without.
     """
-    data, trained = source.recipe.data, source.trained
-    facts = FACTS.get(trained.data.name) if trained is not None else None
+    facts = FACTS.get(source.trained.data.name) if source.trained is not None else None
     of_files = facts is not None and facts.size is None
     reading = data_keys(source.recipe).reading
-    if "exif" in data.options or of_files:
+    if of_files or is_given("data.exif", given_keys(changes)):
         return reading
     return replace(reading, exif="applied")
 

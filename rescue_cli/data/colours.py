@@ -13,6 +13,7 @@ COLOURS = {"white": (255, 255, 255), "black": (0, 0, 0), "grey": (128, 128, 128)
 BITS_PER_SAMPLE, PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0  # tags of TIFF, and a value
 SIXTEEN = 2**16 - 1
 PNG = b"\x89PNG"
+DEEP = (b"\x10\x02", b"\x10\x04", b"\x10\x06")  # of a PNG: 16 bits, and several channels
 
 
 @dataclass(frozen=True)
@@ -46,10 +47,8 @@ def to_rgb(image: Image.Image, data: bytes, reading: Reading) -> Image.Image:
     """
     if image.mode[0] in "IF":
         return _on_background(*_of_one_channel(image, data, reading), reading.background)
-    deep = _deep_colours(image, data, reading)
-    if deep is not None:
-        image = deep
-    elif isinstance(clear := image.info.get("transparency"), tuple) and max(clear) > 255:
+    _check_colours(image, data, reading)
+    if isinstance(clear := image.info.get("transparency"), tuple) and max(clear) > 255:
         image.info["transparency"] = tuple(value >> 8 for value in clear)  # PIL keeps the upper 8
     if reading.background == "ignored" or not image.has_transparency_data:
         return image.convert("RGB")
@@ -142,41 +141,32 @@ def significant_bits(data: bytes) -> int | None:
     return None
 
 
-def _deep_colours(image: Image.Image, data: bytes, reading: Reading) -> Image.Image | None:
-    """A colour image of 16 bits a channel of which all bits are wanted; None of all others.
+def _check_colours(image: Image.Image, data: bytes, reading: Reading) -> None:
+    """PIL keeps the upper 8 bits of each channel, which is right where white is 65535.
 
-    PIL keeps the upper 8 bits of each channel, which is right where white is 65535.
+    Raises `RangeUnknown` where it is another value.
     """
-    if reading.range is not None and image.format == "TIFF":
-        bits = _tag(image, BITS_PER_SAMPLE, (8,))
-        if max(bits) > 8:
-            raise RangeUnknown(
-                f"has {max(bits)} bits in each of {len(bits)} channels, of which the upper 8 are "
-                "read; data.range needs all. Write it as PNG, or drop the key (~data.range)."
-            )
-    if not is_deep_png(data) or (reading.range is None and significant_bits(data) is None):
-        return None
-    values = deep_values(data)
-    alpha = values.shape[-1] in (2, 4)
-    colours = values[..., :-1] if alpha else values
-    found = _scaled(colours, *_ends(image, data, colours, reading))
-    if alpha:
-        found = np.concatenate([found, _scaled(values[..., -1:], 0.0, SIXTEEN)], axis=-1)
-    return Image.fromarray(found)
+    bits = bits_of_colours(image, data)
+    if bits == 8:
+        return
+    if reading.range is not None:
+        why = "data.range needs all"
+    elif (used := significant_bits(data) or bits) < bits and _highest(image) < 2 ** (used - 8):
+        why = f"no value is above what the {used} bits of its sBIT hold"
+    else:
+        return
+    raise RangeUnknown(
+        f"has {bits} bits in each of its channels, of which the upper 8 are read, and {why}. "
+        "Write it with 8 bits a channel."
+    )
 
 
-def is_deep_png(data: bytes) -> bool:
-    """Whether it is a PNG of 16 bits with more than a channel."""
-    return data[:4] == PNG and data[24:26] in (b"\x10\x02", b"\x10\x04", b"\x10\x06")
+def _highest(image: Image.Image) -> int:
+    return max(int(np.max(channel.getextrema())) for channel in image.split()[:3])
 
 
-def deep_values(data: bytes) -> Any:
-    """All bits of such a PNG: (height, width, channels) uint16; raises `ValueError`."""
-    import torch
-    from torchvision.io import ImageReadMode, decode_png
-
-    try:
-        encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-        return decode_png(encoded, ImageReadMode.UNCHANGED).permute(1, 2, 0).numpy()
-    except RuntimeError as error:
-        raise ValueError(str(error)) from None
+def bits_of_colours(image: Image.Image, data: bytes) -> int:
+    """How many bits a channel has, of a file with several."""
+    if image.format == "TIFF":
+        return int(max(_tag(image, BITS_PER_SAMPLE, (8,))))
+    return 16 if data[:4] == PNG and data[24:26] in DEEP else 8

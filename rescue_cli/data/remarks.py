@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from rescue_cli.data.colours import RangeUnknown, Reading, deep_values, is_deep_png, white
+from rescue_cli.data.colours import RangeUnknown, Reading, bits_of_colours, white
 from rescue_cli.data.decode import UNREADABLE, UPRIGHT, orientation
 from rescue_cli.data.splits import Files, Split
 
@@ -63,11 +63,11 @@ def _of_file(path: Path, reading: Reading) -> list[str]:
 
 
 def _of_depth(image: Image.Image, data: bytes, reading: Reading) -> str:
-    grey, colours = image.mode[0] in "IF", is_deep_png(data)
-    if not grey and not colours:
-        return ""
+    if image.mode[0] not in "IF":
+        deep = bits_of_colours(image, data) > 8
+        return "have more than 8 bits a channel: white is 65535 by 16 bits" if deep else ""
     if reading.range is not None:
         low, high = reading.range
         return f"have more than 8 bits: black is {low:g} and white {high:g} (data.range)"
-    value, by = white(image, data, np.array(image) if grey else deep_values(data))
+    value, by = white(image, data, np.array(image))
     return f"have more than 8 bits: white is {value} by {by} (data.range says another)"

@@ -13,6 +13,7 @@ import numpy as np
 from rescue_cli.data.colours import Reading
 from rescue_cli.data.corrupt import never_replaced
 from rescue_cli.data.decode import (
+    AS_STORED,
     UNREADABLE,
     Interpolation,
     centre_crop,
