@@ -104,7 +104,6 @@ def test_odd_files_decode_as_timms_loader_decodes_them(name: str, decoder: Decod
     theirs = timms_loader(data)
     ours = np.array(decode(data, decoder, Reading(background="ignored")))
     if name == "16-bit png":
-        assert theirs.min() == 0
         assert np.mean(theirs == 255) > 0.9, "timm's are white from 255 of 65,535 on"
         assert np.abs(ours.astype(int) - scene()[..., :1]).max() <= 1
     else:
