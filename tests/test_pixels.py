@@ -63,12 +63,13 @@ def turned_file(kind: str, orientation: int, image: Image.Image | None = None) -
     return file_of(image or Image.fromarray(colours()), kind, exif=exif)
 
 
-def png(values: Any, *chunks: tuple[bytes, bytes]) -> bytes:
-    """A PNG of 16 bits a channel, (height, width) or (height, width, channels)."""
+def png(values: Any, *chunks: tuple[bytes, bytes], bits: int = 16) -> bytes:
+    """A PNG of (height, width) or (height, width, channels); below 8 bits, of packed bytes."""
     channels = 1 if values.ndim == 2 else values.shape[2]
     kind = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
-    header = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], 16, kind, 0, 0, 0)
-    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    width = values.shape[1] * 8 // bits if bits < 8 else values.shape[1]
+    header = struct.pack(">IIBBBBB", width, values.shape[0], bits, kind, 0, 0, 0)
+    rows = b"".join(b"\0" + row.astype(">u2" if bits == 16 else "B").tobytes() for row in values)
     parts = [(b"IHDR", header), *chunks, (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
     return b"\x89PNG\r\n\x1a\n" + b"".join(
         struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
@@ -239,7 +240,14 @@ def clear_files() -> dict[str, tuple[bytes, Any, Any]]:
     marked = (b"tRNS", struct.pack(">H", 7 * 257))
     deep_key = np.array(key).astype(np.uint16) * 257
     marks = (b"tRNS", struct.pack(">HHH", *[7 * 257] * 3))
+    four = (np.tile(np.arange(0, 60, 2), (43, 1)) % 16).astype(np.uint8)
+    packed, steps = four[:, ::2] << 4 | four[:, 1::2], four * 17
     return {
+        "4 bits, one grey": (
+            png(packed, (b"tRNS", b"\0\x06"), bits=4),
+            steps[..., None].repeat(3, -1),
+            (four != 6) * 1.0,
+        ),
         "RGBA": (file_of(rgba, "PNG"), colours(), alpha / 255),
         "LA": (file_of(grey_alpha, "PNG"), grey()[..., None].repeat(3, -1), alpha / 255),
         "WebP": (file_of(rgba, "WEBP", lossless=True, exact=True), colours(), alpha / 255),
@@ -362,6 +370,7 @@ def test_a_bomb_is_refused_in_plain_words() -> None:
     header = struct.pack(">4sIIBBBBB", b"IHDR", 20_000, 20_000, 1, 0, 0, 0, 0)
     checked = header + struct.pack(">I", zlib.crc32(header))
     data = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + checked
+    data += struct.pack(">I4s", 9, b"IDAT")
     with pytest.raises(Image.DecompressionBombError) as raised:
         pixels(data, "fast", Reading(exif="applied"))
     assert reason_of(raised.value) == "has more than the 178,956,970 pixels that are read at most"

@@ -48,12 +48,21 @@ def to_rgb(image: Image.Image, data: bytes, reading: Reading) -> Image.Image:
     if image.mode[0] in "IF":
         return _on_background(*_of_one_channel(image, data, reading), reading.background)
     _check_colours(image, data, reading)
-    if isinstance(clear := image.info.get("transparency"), tuple) and max(clear) > 255:
-        image.info["transparency"] = tuple(value >> 8 for value in clear)  # PIL keeps the upper 8
+    _scale_clear(image, data)
     if reading.background == "ignored" or not image.has_transparency_data:
         return image.convert("RGB")
     image = image.convert("RGBA")
     return _on_background(image, image.getchannel("A"), reading.background)
+
+
+def _scale_clear(image: Image.Image, data: bytes) -> None:
+    """Brings the value that a PNG calls transparent, which has the file's bits, to PIL's 8."""
+    clear = image.info.get("transparency")
+    bits = data[24] if data[:4] == PNG else 8
+    if isinstance(clear, tuple) and bits == 16:
+        image.info["transparency"] = tuple(value >> 8 for value in clear)
+    elif isinstance(clear, int) and image.mode == "L":
+        image.info["transparency"] = clear * 255 // (2**bits - 1)
 
 
 def _on_background(
