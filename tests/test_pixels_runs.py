@@ -269,10 +269,9 @@ def test_a_mask_that_fits_the_stored_pixels_alone_names_the_key(tmp_path: Path) 
         (tmp_path / split / "images" / "a.jpg").write_bytes(turned_file("JPEG", 6))
         Image.fromarray(np.zeros((43, 61), np.uint8)).save(tmp_path / split / "masks" / "a.png")
     (tmp_path / "classes.txt").write_text("ground\nsky\n")
-    keys = Keys(root=str(tmp_path), exif="applied")
-    pairs: Any = load("mask-folder", keys, tmp_path).train
+    pairs: Any = load("mask-folder", Keys(root=str(tmp_path)), tmp_path).train
     assert TestScenes(pairs, "fast")[0].fault is None
-    assert TestScenes(pairs, "fast", keys.reading)[0].fault == (
+    assert TestScenes(pairs, "fast", Reading(exif="applied"))[0].fault == (
         f"{tmp_path}/train/images/a.jpg: its mask is 43 x 61 pixels, the image 61 x 43 with "
         "data.exif=applied: set data.exif=ignored."
     )

@@ -74,8 +74,6 @@ def evaluate(
         raise
     draw(path)
     result = read_result(RunDirectory(path), summarised=True)
-    for line in result.get("notes", []):
-        common.note(line)
     common.print_result(result, as_json=json)
     common.note(str(path))
 

@@ -52,7 +52,7 @@ def to_rgb(image: Image.Image, data: bytes, reading: Reading) -> Image.Image:
     if reading.background == "ignored" or not image.has_transparency_data:
         return image.convert("RGB")
     image = image.convert("RGBA")
-    return _on_background(image, image.getchannel("A"), reading.background)
+    return _on_background(image, image, reading.background)
 
 
 def _scale_clear(image: Image.Image, data: bytes) -> None:
@@ -68,10 +68,11 @@ def _scale_clear(image: Image.Image, data: bytes) -> None:
 def _on_background(
     image: Image.Image, alpha: Image.Image | None, background: Background
 ) -> Image.Image:
+    """RGB, where `alpha` (or an RGBA image's own) is 0 the background."""
     if alpha is None or background == "ignored":
         return image.convert("RGB")
     canvas = Image.new("RGB", image.size, COLOURS[background])
-    canvas.paste(image.convert("RGB"), mask=alpha)
+    canvas.paste(image, mask=alpha)
     return canvas
 
 
