@@ -198,20 +198,22 @@ def protocol(
     recipe: Recipe, data_name: str, measurement: Measurement, resident: bool
 ) -> dict[str, Any]:
     """How a result was measured, from the recipe's keys."""
-    mean, std = normalisation(recipe.data.name, data_keys(recipe))
+    keys = data_keys(recipe)
+    mean, std = normalisation(recipe.data.name, keys)
     return {
         "data": recipe.data.name,
         "set": data_name,
         "size": measurement.size,
         "crop": measurement.crop,
         "interpolation": recipe.eval.interpolation,
-        "decoder": "resident" if resident else data_keys(recipe).eval_decoder,
+        "decoder": "resident" if resident else keys.eval_decoder,
         "tta": measurement.tta,
         "weights": "last epoch" if recipe.averaging.name == "none" else recipe.averaging.name,
         "precision": recipe.train.precision,
         "mean": mean,
         "std": std,
         "preprocessing": dict.fromkeys(PREPROCESSING, "recipe"),
+        **keys.reading.unusual,
         **({"resize": "squash"} if recipe.eval.resize == "squash" else {}),
     }
 

@@ -10,6 +10,8 @@ from rescue_cli.recipe import Recipe
 SMOKE_SLICE = 8
 SMOKE_STEPS = 2
 SMOKE_IMAGES = 16
+# What a recipe without the key stands for
+UNSAID = {"data.exif": "ignored", "data.background": "white"}
 NOTES = ("unknown", "sources")  # on where values come from: two recipes may train the same by them
 
 ROOTS = ("data.root", "data.train_root", "data.test_root")
@@ -124,11 +126,12 @@ def warnings(before: Recipe, after: Recipe, overrides: Sequence[str]) -> list[st
 def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """The keys in which two recipe trees differ, as dotted paths: (before, after).
 
-    A key that is absent and one that is null are the same, and notes are no keys.
+    A key that is absent and one that is null or as in `UNSAID` are the same; notes are no keys.
     """
     old, new = (flat({k: v for k, v in t.items() if k not in NOTES}) for t in (before, after))
     keys = [*old, *(k for k in new if k not in old)]
-    return {k: (old.get(k), new.get(k)) for k in keys if old.get(k) != new.get(k)}
+    pairs = {k: tuple(values.get(k, UNSAID.get(k)) for values in (old, new)) for k in keys}
+    return {k: (a, b) for k, (a, b) in pairs.items() if a != b}
 
 
 def as_written(value: Any) -> str:

@@ -1,6 +1,7 @@
 """Classes and probabilities of single images, by the weights and the protocol of a run."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,15 @@ from torch import Tensor
 
 from rescue_cli import build
 from rescue_cli.data import FACTS, channels_of, imagenet_words
-from rescue_cli.data.decode import UNREADABLE, centre_crop, pil_image, reason_of
+from rescue_cli.data.colours import Reading
+from rescue_cli.data.decode import UNREADABLE, centre_crop, read_image, reason_of
 from rescue_cli.data.listing import HIDDEN, PassedOver, endings, images_in, is_nobodys
+from rescue_cli.data.remarks import remarks
 from rescue_cli.errors import DataError, UsageError
 from rescue_cli.evaluation import TTAS
 from rescue_cli.parts.ingredients import data_keys
-from rescue_cli.parts.source import Source, find_weights, known_classes
+from rescue_cli.parts.source import Source, check_changes, find_weights, known_classes
+from rescue_cli.plans import given_keys, is_given
 from rescue_cli.recipe import Recipe
 
 
@@ -28,25 +32,36 @@ def predict_images(
     device: str,
     *,
     model: str | None = None,
+    changes: Sequence[str] = (),
     note: Callable[[str], None] = lambda _: None,
 ) -> list[dict[str, Any]]:
     """For each image its `top` classes with probabilities; of a folder for each image in it.
 
-    `model` names the architecture of weights without a recipe, and `note` is told what they are
-    shown and what is passed over. Raises `DataError`, `UsageError`.
+    `model` names the architecture of weights without a recipe, `changes` are overrides, and `note`
+    is told what they are shown and what is passed over. Raises `DataError`, `UsageError`.
     """
-    source = find_weights(str(given), ["train.precision=float32"], model=model)
+    source = find_weights(str(given), ["train.precision=float32", *changes], model=model)
+    check_changes(changes, source)
     recipe, classes = source.recipe, _classes(source)
     for line in source.notes:
         note(line)
     build.check(recipe)
     recipe.demand_classification("predict")
     network = build.model(recipe, len(classes), torch.device(device), whole=True, note=note).eval()
+    reading = _reading(source, changes)
+    note(
+        f"images: EXIF orientation {reading.exif} (data.exif), "
+        f"transparent pixels {reading.background} (data.background)"
+    )
+    files = _files(images, note)
+    for line in remarks(files, reading):
+        note(line)
     normalise = build.normalise(recipe, torch.device(device))
     show = TTAS[recipe.eval.ttas[0]]
+    protocol = _protocol(recipe, reading)
     found = []
-    for path in _files(images, note):
-        pixels = _pixels(path, recipe).unsqueeze(0).to(device)
+    for path in files:
+        pixels = _pixels(path, recipe, reading).unsqueeze(0).to(device)
         probabilities = show(network, normalise(pixels)).double().softmax(1)[0]
         values, places = probabilities.topk(min(top, len(classes)))
         guesses = zip(places.tolist(), values.tolist(), strict=True)
@@ -54,6 +69,7 @@ def predict_images(
             {
                 "image": str(path),
                 "classes": [{"class": classes[i], "probability": p} for i, p in guesses],
+                "protocol": protocol,
             }
         )
     return found
@@ -92,9 +108,35 @@ def _classes(source: Source) -> list[str]:
     raise UsageError(f"{source.given}: its metadata names no classes. Give a run of this tool.")
 
 
-def _pixels(path: Path, recipe: Recipe) -> Tensor:
+def _reading(source: Source, changes: Sequence[str]) -> Reading:
+    """How pictures are read: as the run read its files, and upright where it read none.
+
+    A run of files whose recipe has no `data.exif` was made without.
+    """
+    facts = FACTS.get(source.trained.data.name) if source.trained is not None else None
+    of_files = facts is not None and facts.size is None
+    reading = data_keys(source.recipe).reading
+    if of_files or is_given("data.exif", given_keys(changes)):
+        return reading
+    return replace(reading, exif="applied")
+
+
+def _protocol(recipe: Recipe, reading: Reading) -> dict[str, Any]:
+    """What was done to each image."""
+    evaluation = recipe.eval
+    return {
+        "size": evaluation.sizes[0],
+        "crop": evaluation.crops[0],
+        "interpolation": evaluation.interpolation,
+        "decoder": "pil",
+        "tta": evaluation.ttas[0],
+        **asdict(reading),
+    }
+
+
+def _pixels(path: Path, recipe: Recipe, reading: Reading) -> Tensor:
     try:
-        image = pil_image(path.read_bytes())
+        image = read_image(path, "pil", reading)
     except UNREADABLE as error:
         raise DataError(
             f"{path}: cannot be decoded: {reason_of(error)}. Give an image file that can be read."

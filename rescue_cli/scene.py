@@ -11,6 +11,9 @@ from torch import Tensor
 from rescue_cli.batch import Batch
 from rescue_cli.draws import Floats, Indices
 
+# Times as long as wide: of a longer image only the part that is cut out is resized. Whole, 8000 x 3
+# pixels at a shorter side of 256 were 680,000 x 256
+ASPECT = 16
 IGNORED = 255  # a mask's label for pixels that count for nothing
 Mask = NDArray[np.uint8]  # (height, width), classes from 0
 

@@ -2,13 +2,14 @@
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
 from rescue_cli.draws import Floats
 from rescue_cli.errors import UsageError
 from rescue_cli.registry import Fraction, Positive, PositiveInt
-from rescue_cli.scene import IGNORED, Mask, Objects, Scene, SceneOperation
+from rescue_cli.scene import ASPECT, IGNORED, Mask, Objects, Scene, SceneOperation
 
 
 def flip(*, p: Fraction) -> SceneOperation:
@@ -45,33 +46,50 @@ def scale_crop(
         if isinstance(target, Objects):
             raise UsageError("augment: scale-crop cuts masks, not boxes. Remove it.")
         side_draw, top_draw, left_draw = (float(draw) for draw in draws)
-        image, mask = scaled(image, target, low + int(side_draw * (high - low + 1)))
-        height, width = mask.shape
-        below, beside = max(size - height, 0), max(size - width, 0)
+        to = scaled_size(target, low + int(side_draw * (high - low + 1)))
+        top = int(top_draw * (max(to[0] - size, 0) + 1))
+        left = int(left_draw * (max(to[1] - size, 0) + 1))
+        image, mask = scaled(image, target, to, slice(top, top + size), slice(left, left + size))
+        below, beside = size - mask.shape[0], size - mask.shape[1]
         image = functional.pad(image, (0, beside, 0, below))
         mask = np.pad(mask, ((0, below), (0, beside)), constant_values=IGNORED)
-        top = int(top_draw * (mask.shape[0] - size + 1))
-        left = int(left_draw * (mask.shape[1] - size + 1))
-        rows, columns = slice(top, top + size), slice(left, left + size)
-        return Scene(image[:, rows, columns], mask[rows, columns].copy())
+        return Scene(image, mask)
 
     return SceneOperation(3, apply, one_size=True)
 
 
-def scaled(image: Tensor, mask: Mask, short: int) -> tuple[Tensor, Mask]:
-    """Both with a shorter side of so many pixels: bilinear with antialiasing, and nearest."""
+def scaled_size(mask: Mask, short: int) -> tuple[int, int]:
+    """Height and width where the shorter side is brought to so many pixels."""
     height, width = mask.shape
-    if short == min(height, width):
-        return image, mask
     if height < width:
-        to = (short, max(1, round(width * short / height)))
-    else:
-        to = (max(1, round(height * short / width)), short)
-    rows, columns = (
-        ((np.arange(new) + 0.5) * old / new).astype(np.int64)
-        for new, old in zip(to, (height, width), strict=True)
+        return short, max(1, round(width * short / height))
+    return max(1, round(height * short / width)), short
+
+
+def scaled(
+    image: Tensor, mask: Mask, to: tuple[int, int], rows: slice, columns: slice
+) -> tuple[Tensor, Mask]:
+    """Some rows and columns of both brought to size `to`: bilinear with antialiasing, and nearest.
+
+    Of a scene that is very long the rest is not made: see `ASPECT`.
+    """
+    if to == mask.shape:
+        return image[:, rows, columns], mask[rows, columns].copy()
+    below, beside = (
+        ((np.arange(new)[part] + 0.5) * old / new).astype(np.int64)
+        for new, old, part in zip(to, mask.shape, (rows, columns), strict=True)
     )
-    return resized(image, to), mask[rows[:, None], columns]
+    cut = mask[below[:, None], beside]
+    if max(to) <= ASPECT * min(to):
+        return resized(image, to)[:, rows, columns], cut
+    down, along = (old / new for new, old in zip(to, mask.shape, strict=True))
+    ends = (columns.start + cut.shape[1]) * along, (rows.start + cut.shape[0]) * down
+    part = Image.fromarray(image.permute(1, 2, 0).numpy()).resize(
+        (cut.shape[1], cut.shape[0]),
+        Image.Resampling.BILINEAR,
+        box=(columns.start * along, rows.start * down, *ends),
+    )
+    return torch.from_numpy(np.array(part)).permute(2, 0, 1), cut
 
 
 def resized(image: Tensor, size: tuple[int, int]) -> Tensor:

@@ -202,8 +202,15 @@ def _preprocessing(protocol: Mapping[str, Any]) -> str:
     told = "" if set(origins) == {"recipe"} else "; " + "; ".join(words)
     return (
         f"decoder {protocol['decoder']}, {protocol['interpolation']}, "
-        f"mean {numbers['mean']}, std {numbers['std']}{told}"
+        f"{_of_files(protocol)}mean {numbers['mean']}, std {numbers['std']}{told}"
     ).replace("by given", "as given")
+
+
+def _of_files(protocol: Mapping[str, Any]) -> str:
+    """How files became pixels, where that was not as usual."""
+    words = {"exif": "EXIF orientation", "background": "background", "range": "range"}
+    told = [f"{said} {protocol[key]}" for key, said in words.items() if protocol.get(key)]
+    return "".join(f"{each}, " for each in told)
 
 
 def measured(figure: Mapping[str, Any] | None) -> str:

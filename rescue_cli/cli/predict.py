@@ -10,6 +10,8 @@ from rich.table import Table
 from rescue_cli.cli import common
 from rescue_cli.cli.common import Architecture, Device, Json
 from rescue_cli.cli.screen import then
+from rescue_cli.errors import UsageError
+from rescue_cli.recipe import SECTIONS
 
 app = common.verb()
 
@@ -25,8 +27,12 @@ def predict(
         str,
         typer.Argument(metavar="RUN|FILE|timm:NAME", help="Run, weights file, or timm's weights."),
     ],
-    images: Annotated[
-        list[Path], typer.Argument(metavar="IMAGE", help="Image files, or folders of them.")
+    words: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="IMAGE|SECTION.KEY=VALUE",
+            help="Image files, or folders of them. Changes: data.exif=ignored.",
+        ),
     ],
     top: Annotated[int, typer.Option(help="Classes to show.", min=1)] = 3,
     model: Architecture = None,
@@ -37,8 +43,14 @@ def predict(
     from rescue_cli.data.names import shown
     from rescue_cli.prediction import predict_images
 
+    changes = [word for word in words if _is_change(word)]
+    images = [Path(word) for word in words if word not in changes]
+    if not images:
+        raise UsageError("predict: no image. Give the files or folders that are to be classified.")
     where = common.device(device)
-    found = predict_images(weights, images, top, where, model=model, note=common.note)
+    found = predict_images(
+        weights, images, top, where, model=model, changes=changes, note=common.note
+    )
     if json:
         print(json_module.dumps(found))
         return
@@ -51,3 +63,9 @@ def predict(
             name = "" if place else shown(entry["image"])
             table.add_row(name, guess["class"], f"{100 * guess['probability']:.1f}")
     common.console().print(table)
+
+
+def _is_change(word: str) -> bool:
+    """Whether it is an override, and no file of that name."""
+    section = word.removeprefix("~").partition("=")[0].partition(".")[0]
+    return ("=" in word or word[0] == "~") and section in SECTIONS and not Path(word).exists()

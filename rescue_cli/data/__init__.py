@@ -16,6 +16,7 @@ from rescue_cli.data.imagenet import imagenet_words
 from rescue_cli.data.known import DATASETS
 from rescue_cli.data.paired import Boxed, Masked, Paired
 from rescue_cli.data.place import FACTS, Facts, Keys, Place, channels_of, normalisation
+from rescue_cli.data.remarks import of_splits
 from rescue_cli.data.resident import make_resident
 from rescue_cli.data.scenes import SceneEvalFeed, SceneFeed, TestScenes, TrainScenes
 from rescue_cli.data.splits import (
@@ -79,9 +80,13 @@ def load(name: str, keys: Keys, cache: Path, *, test_only: bool = False) -> Data
     if place.test_only:
         dataset = replace(dataset, train=dataset.train.take(np.zeros(0, dtype=np.int64)))
     size = FACTS[name].size
+    if FACTS[name].images is None:  # a folder of one's own
+        said = of_splits([dataset.train, *dataset.tests.values()], keys.reading)
+        dataset = replace(dataset, notes=(*dataset.notes, *said))
     if isinstance(dataset.train, Paired):
         return dataset
     resident = keys.resident if keys.resident is not None else size is not None
     if not resident:
         return dataset
-    return make_resident(dataset, keys.train_size or size or 224, keys.train_interpolation, cache)
+    side = keys.train_size or size or 224
+    return make_resident(dataset, side, keys.train_interpolation, cache, keys.reading)

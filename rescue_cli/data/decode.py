@@ -2,24 +2,48 @@
 
 import io
 import math
+import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import simplejpeg
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 
+from rescue_cli.data.colours import Exif, RangeUnknown, Reading, to_rgb
 from rescue_cli.data.splits import Pixels
+from rescue_cli.errors import DataError
+from rescue_cli.scene import ASPECT
 
 Decoder = Literal["fast", "pil"]
 Interpolation = Literal["bilinear", "bicubic"]
 Resize = Literal["shorter", "squash"]
 # What PIL raises for a broken image; the last for one that claims an absurd number of pixels
 UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
-LARGEST = Image.MAX_IMAGE_PIXELS or 2**62  # beyond it PIL warns
+LARGEST = Image.MAX_IMAGE_PIXELS or 2**62  # beyond it PIL warns; it refuses twice as many
 _PIL = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+AS_STORED = Reading()
+OTHERWISE: dict[Exif, Exif] = {"applied": "ignored", "ignored": "applied"}
+UPRIGHT = 1
+# EXIF's orientation -> what turns the stored pixels upright, in PIL and of an array
+_TURNS: dict[int, tuple[Image.Transpose, Callable[[Pixels], Pixels]]] = {
+    2: (Image.Transpose.FLIP_LEFT_RIGHT, lambda a: a[:, ::-1]),
+    3: (Image.Transpose.ROTATE_180, lambda a: a[::-1, ::-1]),
+    4: (Image.Transpose.FLIP_TOP_BOTTOM, lambda a: a[::-1]),
+    5: (Image.Transpose.TRANSPOSE, lambda a: a.swapaxes(0, 1)),
+    6: (Image.Transpose.ROTATE_270, lambda a: a[::-1].swapaxes(0, 1)),
+    7: (Image.Transpose.TRANSVERSE, lambda a: a[::-1, ::-1].swapaxes(0, 1)),
+    8: (Image.Transpose.ROTATE_90, lambda a: a.swapaxes(0, 1)[::-1]),
+}
+LYING = (5, 6, 7, 8)  # orientations that swap height and width
+# Where a PNG says its orientation, which may follow the pixels
+_SAID_BY_PNG = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")
+# Raw lines between ours; an image that is too large is an error of its own
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 @dataclass(frozen=True)
@@ -36,17 +60,65 @@ def reason_of(error: BaseException) -> str:
     """Why a file could not be read, without what only Python knows of it."""
     if isinstance(error, UnidentifiedImageError):
         return "no kind of image that is known"
+    if isinstance(error, Image.DecompressionBombError):
+        return f"has more than the {2 * LARGEST:,} pixels that are read at most"
     said = (error.strerror if isinstance(error, OSError) else None) or str(error)
     return " ".join(said.split()) or type(error).__name__
 
 
-def pil_image(data: bytes) -> Image.Image:
-    """The image as timm's loader has it: any mode to RGB, EXIF rotation ignored."""
+def orientation(image: Image.Image) -> int:
+    """EXIF's, 1 to 8. 1 where the file says none, and of TIFF, which PIL turns when it reads it."""
+    if image.format == "TIFF":
+        return UPRIGHT
+    try:
+        said = image.getexif().get(ExifTags.Base.Orientation, UPRIGHT)
+        return said if said in _TURNS else UPRIGHT
+    except Exception:  # what PIL raises for broken EXIF has no common base
+        return UPRIGHT
+
+
+def image_size(path: Path, exif: Exif) -> tuple[int, int]:
+    """(height, width) of the image as it is read with `data.exif`, by the file's header.
+
+    Raises what PIL raises.
+    """
+    with Image.open(path) as image:
+        height, width = image.height, image.width
+        if exif == "ignored" or (image.format == "PNG" and not _says(path, _SAID_BY_PNG)):
+            return height, width
+        return (width, height) if orientation(image) in LYING else (height, width)
+
+
+def _says(path: Path, words: tuple[bytes, ...]) -> bool:
+    data = path.read_bytes()
+    return any(word in data for word in words)
+
+
+def read_image(path: Path, decoder: Decoder, reading: Reading) -> Any:
+    """A PIL image where PIL is to crop and resize, else an array (height, width, 3) uint8.
+
+    Raises `DataError` where the recipe must say more, and what PIL raises for a broken file.
+    """
+    try:
+        return decode(path.read_bytes(), decoder, reading)
+    except RangeUnknown as error:
+        raise DataError(f"{path}: {error}") from None
+
+
+def decode(data: bytes, decoder: Decoder, reading: Reading = AS_STORED) -> Any:
+    """As `read_image`, of a file's bytes; raises `RangeUnknown`, and what PIL raises."""
+    return pil_image(data, reading) if decoder == "pil" else pixels(data, decoder, reading)
+
+
+def pil_image(data: bytes, reading: Reading = AS_STORED) -> Image.Image:
+    """The image in RGB."""
     with Image.open(io.BytesIO(data)) as image:
-        return image.convert("RGB")
+        turn = orientation(image) if reading.exif == "applied" else UPRIGHT
+        found = to_rgb(image, data, reading)
+    return found if turn == UPRIGHT else found.transpose(_TURNS[turn][0])
 
 
-def pixels(data: bytes, decoder: Decoder) -> Pixels:
+def pixels(data: bytes, decoder: Decoder, reading: Reading = AS_STORED) -> Pixels:
     """The image (height, width, 3) uint8. `fast` is libjpeg-turbo, with PIL for what it refuses.
 
     CMYK, whose conversion to RGB differs, and what is absurdly large go to PIL as well.
@@ -58,10 +130,22 @@ def pixels(data: bytes, decoder: Decoder) -> Pixels:
             height, width, space, _ = simplejpeg.decode_jpeg_header(data)
             if space in ("RGB", "YCbCr", "Gray") and height * width <= LARGEST:
                 decoded: Pixels = simplejpeg.decode_jpeg(data, colorspace="RGB", strict=True)
-                return decoded
+                return decoded if reading.exif == "ignored" else _turned(decoded, data)
         except ValueError:
             pass  # truncated or with warnings: PIL decides
-    return np.array(pil_image(data))  # a copy: torch warns of arrays that it may not write
+    return np.array(pil_image(data, reading))  # a copy: torch warns of what it may not write
+
+
+def _turned(stored: Pixels, data: bytes) -> Pixels:
+    """The pixels of a JPEG file upright."""
+    if b"Exif" not in data and b"tiff:Orientation" not in data:
+        return stored
+    with Image.open(io.BytesIO(data)) as image:
+        turn = orientation(image)
+    if turn == UPRIGHT:
+        return stored
+    found: Pixels = np.ascontiguousarray(_TURNS[turn][1](stored))
+    return found
 
 
 def size_of(image: Pixels | Image.Image) -> tuple[int, int]:
@@ -113,7 +197,22 @@ def centre_crop(
         resized = (short, int(short * width / height))
     else:
         resized = (int(short * height / width), short)
-    whole: Any = crop_resize(image, Box(0, 0, height, width), *resized, interpolation)
     top, left = (round((side - size) / 2) for side in resized)
+    if max(resized) > ASPECT * min(resized):
+        return resized_part(image, resized, Box(top, left, size, size), interpolation)
+    whole: Any = crop_resize(image, Box(0, 0, height, width), *resized, interpolation)
     centre: Tensor = whole[:, top : top + size, left : left + size]
     return centre
+
+
+def resized_part(
+    image: Pixels | Image.Image, size: tuple[int, int], box: Box, interpolation: Interpolation
+) -> Tensor:
+    """What `box` cuts out of the image resized to `size`, without the rest, by PIL."""
+    if not isinstance(image, Image.Image):
+        image = Image.fromarray(image)
+    down, along = image.height / size[0], image.width / size[1]
+    edges = (box.left * along, box.top * down)
+    ends = ((box.left + box.width) * along, (box.top + box.height) * down)
+    part = image.resize((box.width, box.height), _PIL[interpolation], box=(*edges, *ends))
+    return torch.from_numpy(np.array(part)).permute(2, 0, 1)

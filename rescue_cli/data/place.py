@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
+from rescue_cli.data.colours import Background, Exif, Reading
 from rescue_cli.data.decode import Decoder, Interpolation
 from rescue_cli.data.listing import folders_in, holds_images, split_folder, split_of, splits_in
 from rescue_cli.errors import DataError
@@ -33,6 +34,14 @@ class Keys:
     decoder: Decoder = "fast"
     eval_decoder: Decoder = "pil"
     max_corrupt: NotNegativeInt = 100
+    exif: Exif = "ignored"  # which a recipe without the key has always done
+    background: Background = "white"
+    range: tuple[float, float] | None = None
+
+    @property
+    def reading(self) -> Reading:
+        """How the files become RGB."""
+        return Reading(self.exif, self.background, self.range)
 
 
 @dataclass(frozen=True)

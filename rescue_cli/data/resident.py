@@ -10,8 +10,16 @@ from pathlib import Path
 
 import numpy as np
 
+from rescue_cli.data.colours import Reading
 from rescue_cli.data.corrupt import never_replaced
-from rescue_cli.data.decode import UNREADABLE, Interpolation, centre_crop, pil_image, reason_of
+from rescue_cli.data.decode import (
+    AS_STORED,
+    UNREADABLE,
+    Interpolation,
+    centre_crop,
+    read_image,
+    reason_of,
+)
 from rescue_cli.data.splits import SPLIT_SEED, Dataset, Files, Images, Pixels, Split
 from rescue_cli.draws import words
 from rescue_cli.errors import DataError
@@ -20,7 +28,11 @@ REDRAWS = 1000
 
 
 def make_resident(
-    dataset: Dataset, size: int, interpolation: Interpolation, cache: Path
+    dataset: Dataset,
+    size: int,
+    interpolation: Interpolation,
+    cache: Path,
+    reading: Reading = AS_STORED,
 ) -> Dataset:
     """The data set with every split in memory as size x size pixels, from `cache` where it can.
 
@@ -28,9 +40,9 @@ def make_resident(
     image is a `DataError`.
     """
     tests: dict[str, Split] = {
-        k: _images(split, size, interpolation, cache) for k, split in dataset.tests.items()
+        k: _images(split, size, interpolation, reading, cache) for k, split in dataset.tests.items()
     }
-    train = _images(dataset.train, size, interpolation, cache, replacing=True)
+    train = _images(dataset.train, size, interpolation, reading, cache, replacing=True)
     return replace(dataset, train=train, tests=tests)
 
 
@@ -38,25 +50,26 @@ def _images(
     split: Split,
     size: int,
     interpolation: Interpolation,
+    reading: Reading,
     cache: Path,
     *,
     replacing: bool = False,
 ) -> Images:
     if isinstance(split, Images):
         return split
-    file = cache / f"{_key(split, size, interpolation)}.npy"
+    file = cache / f"{_key(split, size, interpolation, reading)}.npy"
     pixels = _read(file, (len(split), 3, size, size))
     if pixels is not None:
         return Images(pixels, split.labels, files=split)
-    images = _decode(split, size, interpolation, replacing)
+    images = _decode(split, size, interpolation, reading, replacing)
     if not images.corrupt:
         _write(file, images.pixels)
     return images
 
 
-def _key(split: Files, size: int, interpolation: Interpolation) -> str:
+def _key(split: Files, size: int, interpolation: Interpolation, reading: Reading) -> str:
     """A digest of names, lengths and times, so that a changed folder is decoded anew."""
-    digest = hashlib.sha256(f"{size} {interpolation}\n".encode())
+    digest = hashlib.sha256(f"{size} {interpolation} {reading}\n".encode())
     for index in range(len(split)):
         path = split.names.path(index)
         stat = path.stat()
@@ -64,11 +77,13 @@ def _key(split: Files, size: int, interpolation: Interpolation) -> str:
     return digest.hexdigest()[:32]
 
 
-def _decode(split: Files, size: int, interpolation: Interpolation, replacing: bool) -> Images:
+def _decode(
+    split: Files, size: int, interpolation: Interpolation, reading: Reading, replacing: bool
+) -> Images:
     def one(index: int) -> Pixels | tuple[str, str]:
         path = split.names.path(index)
         try:
-            image = pil_image(path.read_bytes())
+            image = read_image(path, "pil", reading)
         except UNREADABLE as error:
             reason = reason_of(error)
             if not replacing:

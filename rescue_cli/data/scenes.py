@@ -10,8 +10,17 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from rescue_cli.batch import View, to_device
+from rescue_cli.data.colours import Reading
 from rescue_cli.data.corrupt import all_corrupt, never_replaced, readable
-from rescue_cli.data.decode import UNREADABLE, Decoder, pixels, reason_of
+from rescue_cli.data.decode import (
+    AS_STORED,
+    OTHERWISE,
+    UNREADABLE,
+    Decoder,
+    image_size,
+    read_image,
+    reason_of,
+)
 from rescue_cli.data.feed import FileFeed
 from rescue_cli.data.paired import Paired
 from rescue_cli.data.splits import rounds_of
@@ -54,6 +63,7 @@ class TrainScenes(Dataset[list[Read]]):
         slice_size: int,
         decoder: Decoder,
         seed: int,
+        reading: Reading = AS_STORED,
     ) -> None:
         self.pairs = pairs
         self.operations = operations
@@ -61,6 +71,7 @@ class TrainScenes(Dataset[list[Read]]):
         self.slice_size = slice_size
         self.decoder = decoder
         self.seed = seed
+        self.reading = reading
 
     def __getitem__(self, wanted: Any) -> list[Read]:
         return [self._read(each) for each in wanted]
@@ -69,7 +80,7 @@ class TrainScenes(Dataset[list[Read]]):
         broken: list[tuple[str, str]] = []
 
         def scene_of(place: int) -> Scene:
-            return read(self.pairs, place, self.decoder)
+            return read(self.pairs, place, self.decoder, self.reading)
 
         path = self.pairs.names.path
         try:
@@ -91,18 +102,21 @@ class TrainScenes(Dataset[list[Read]]):
         return scene
 
 
-def read(pairs: Paired, index: int, decoder: Decoder) -> Scene:
+def read(pairs: Paired, index: int, decoder: Decoder, reading: Reading) -> Scene:
     """The scene; raises what PIL raises, and `DataError` where target and image do not fit."""
     path = pairs.names.path(index)
-    image = torch.from_numpy(pixels(path.read_bytes(), decoder)).permute(2, 0, 1)
+    image = torch.from_numpy(np.array(read_image(path, decoder, reading))).permute(2, 0, 1)
     try:
         target = pairs.target(index)
     except (OSError, ValueError, SyntaxError) as error:
         raise DataError(f"{reason_of(error)}. Repair the mask of {path}.") from None
     if not isinstance(target, Objects) and target.shape != image.shape[1:]:
         sizes = " x ".join(map(str, target.shape)), " x ".join(map(str, image.shape[1:]))
+        turned = target.shape == image_size(path, OTHERWISE[reading.exif])
+        cure = f"set data.exif={OTHERWISE[reading.exif]}" if turned else "Bring them to one size"
         raise DataError(
-            f"{path}: its mask is {sizes[0]} pixels, the image {sizes[1]}. Bring them to one size."
+            f"{path}: its mask is {sizes[0]} pixels, the image {sizes[1]}"
+            f"{f' with data.exif={reading.exif}: ' if turned else '. '}{cure}."
         )
     return Scene(image, target)
 
@@ -185,13 +199,14 @@ class TestScenes(Dataset[Read]):
 
     __test__ = False  # no test of pytest's
 
-    def __init__(self, pairs: Paired, decoder: Decoder) -> None:
+    def __init__(self, pairs: Paired, decoder: Decoder, reading: Reading = AS_STORED) -> None:
         self.pairs = pairs
         self.decoder = decoder
+        self.reading = reading
 
     def __getitem__(self, index: Any) -> Read:
         try:
-            return Read(read(self.pairs, index, self.decoder), [], 0)
+            return Read(read(self.pairs, index, self.decoder, self.reading), [], 0)
         except DataError as error:
             return Read(None, [], 0, str(error))
         except UNREADABLE as error:

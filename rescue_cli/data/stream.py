@@ -11,13 +11,16 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from rescue_cli.batch import Batch, to_device
+from rescue_cli.data.colours import Reading
 from rescue_cli.data.corrupt import all_corrupt, readable
 from rescue_cli.data.decode import (
+    AS_STORED,
     Box,
     Decoder,
     Interpolation,
     centre_crop,
     crop_resize,
+    read_image,
     size_of,
 )
 from rescue_cli.data.feed import FileFeed
@@ -26,9 +29,9 @@ from rescue_cli.data.splits import Files
 from rescue_cli.data.workers import (
     AHEAD,
     CHUNK,
-    decode,
 )
 from rescue_cli.draws import Floats, Indices, uniform
+from rescue_cli.errors import DataError
 
 VIEWS = 3 * CHUNK  # at most as many views in a chunk
 Place = tuple[int, int]  # slice, position
@@ -48,7 +51,8 @@ class Chunk(NamedTuple):
 class Views(NamedTuple):
     """A decoded chunk: the slot that holds its views, where they belong, what went wrong.
 
-    No views at all: an image and all that were drawn in its place are corrupt.
+    No views at all: an image and all that were drawn in its place are corrupt. `fault`: what is
+    wrong for good; a worker's exceptions would come with tracebacks.
     """
 
     slot: int
@@ -56,6 +60,7 @@ class Views(NamedTuple):
     places: list[Place]
     broken: list[tuple[str, str]]  # file, reason
     replaced: int
+    fault: str | None = None
 
 
 @dataclass(frozen=True)
@@ -67,6 +72,7 @@ class Cropping:
     size: int
     interpolation: Interpolation
     decoder: Decoder
+    reading: Reading = AS_STORED
 
 
 class TrainViews(Dataset[Views]):
@@ -91,7 +97,10 @@ class TrainViews(Dataset[Views]):
         replaced = 0
         slot = self.slots.pixels[chunk.slot]
         for index, wanted in chunk.images:
-            found, decoded = self._readable(index, broken)
+            try:
+                found, decoded = self._readable(index, broken)
+            except DataError as error:
+                return Views(chunk.slot, [], [], broken, 0, str(error))
             if decoded is None:
                 return Views(chunk.slot, [], [], broken, 0)
             replaced += len(wanted) if found != index else 0
@@ -117,7 +126,7 @@ class TrainViews(Dataset[Views]):
         path = self.files.names.path
 
         def read(place: int) -> Any:
-            return decode(path(place).read_bytes(), self.cropping.decoder)
+            return read_image(path(place), self.cropping.decoder, self.cropping.reading)
 
         return readable(index, len(self.files), self.seed, read, path, broken)
 
@@ -182,6 +191,8 @@ class StreamFeed(FileFeed):
 
     def _next(self) -> Views:
         views: Views = self.next()
+        if views.fault is not None:
+            raise DataError(views.fault)
         self.count(views.broken, views.replaced)
         if not views.places:
             raise all_corrupt(views.broken)

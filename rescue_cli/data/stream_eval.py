@@ -10,27 +10,31 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from rescue_cli.batch import Shown, View, to_device
+from rescue_cli.data.colours import Reading
 from rescue_cli.data.corrupt import never_replaced
 from rescue_cli.data.decode import (
+    AS_STORED,
     UNREADABLE,
     Decoder,
     Interpolation,
     Resize,
     centre_crop,
+    read_image,
     reason_of,
 )
 from rescue_cli.data.splits import Files, rounds_of
-from rescue_cli.data.workers import CHUNK, decode, end_workers, next_of, start_workers
+from rescue_cli.data.workers import CHUNK, end_workers, next_of, start_workers
 from rescue_cli.draws import Indices
+from rescue_cli.errors import DataError
 
 
 class EvalPart(NamedTuple):
-    """Part of an evaluation batch, decoded; or the file that could not be."""
+    """Part of an evaluation batch, decoded; or the error about the file that could not be."""
 
     indices: Tensor
     labels: Tensor
     views: list[Tensor]
-    broken: tuple[str, str] | None
+    fault: str | None
 
 
 class EvalViews(Dataset[EvalPart]):
@@ -43,21 +47,26 @@ class EvalViews(Dataset[EvalPart]):
         interpolation: Interpolation,
         decoder: Decoder,
         resize: Resize = "shorter",
+        reading: Reading = AS_STORED,
     ) -> None:
         self.files = files
         self.views = views
         self.interpolation = interpolation
         self.decoder = decoder
         self.resize = resize
+        self.reading = reading
 
     def __getitem__(self, indices: Any) -> EvalPart:
         cut: list[list[Tensor]] = [[] for _ in self.views]
         for index in indices:
             path = self.files.names.path(index)
             try:
-                image = decode(path.read_bytes(), self.decoder)
+                image = read_image(path, self.decoder, self.reading)
+            except DataError as error:
+                return EvalPart(torch.empty(0), torch.empty(0), [], str(error))
             except UNREADABLE as error:
-                return EvalPart(torch.empty(0), torch.empty(0), [], (str(path), reason_of(error)))
+                fault = str(never_replaced(str(path), reason_of(error)))
+                return EvalPart(torch.empty(0), torch.empty(0), [], fault)
             for images, view in zip(cut, self.views, strict=True):
                 images.append(self._cut(image, view))
         labels = torch.from_numpy(self.files.labels[np.array(indices)])
@@ -111,6 +120,6 @@ class StreamEvalFeed:
 
     @staticmethod
     def _checked(part: EvalPart) -> EvalPart:
-        if part.broken is not None:
-            raise never_replaced(*part.broken)
+        if part.fault is not None:
+            raise DataError(part.fault)
         return part

@@ -15,7 +15,6 @@ from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from rescue_cli import lifetime
-from rescue_cli.data.decode import Decoder, pil_image, pixels
 from rescue_cli.data.slots import Packed, Parcels
 from rescue_cli.errors import RescueError
 
@@ -24,11 +23,6 @@ AHEAD = 4  # chunks that each worker may be ahead, at least
 LOOK_SECONDS = 1.0  # how often who waits looks whether the workers live and a signal came
 LOST = 70  # exit code of a worker that could not send what it made (sysexits.h, EX_SOFTWARE)
 NO_ROOM = {errno.ENOSPC, errno.ENOENT, errno.ENOSYS, errno.EACCES, errno.EROFS}
-
-
-def decode(data: bytes, decoder: Decoder) -> Any:
-    """A PIL image where PIL is to crop and resize, else an array (height, width, 3) uint8."""
-    return pil_image(data) if decoder == "pil" else pixels(data, decoder)
 
 
 def start_workers(

@@ -121,6 +121,10 @@ def _check_data(recipe: Recipe) -> None:
             )
     if keys.std is not None and min(keys.std) <= 0:
         raise UsageError(f"data.std: {keys.std} must be above 0.")
+    if keys.range is not None and keys.range[0] >= keys.range[1]:
+        raise UsageError(
+            f"data.range: {list(keys.range)} must rise: the value of black, then that of white."
+        )
     size = train_size(recipe)
     needed = max(math.floor(s / c) for s in recipe.eval.sizes for c in recipe.eval.crops)
     if keys.resident and FACTS[recipe.data.name].size is None and needed > size:

@@ -96,7 +96,7 @@ def train_feed(
     }
     if isinstance(data.train, Paired):
         scenes = TrainScenes(
-            data.train, operations, train.device_batch_size, keys.decoder, train.seed
+            data.train, operations, train.device_batch_size, keys.decoder, train.seed, keys.reading
         )
         return SceneFeed(scenes, sampler, mine, **run)
     assert isinstance(data.train, Files)
@@ -106,6 +106,7 @@ def train_feed(
         size=keys.train_size or 224,
         interpolation=keys.train_interpolation,
         decoder=keys.decoder,
+        reading=keys.reading,
     )
     views = TrainViews(data.train, cropping, train.device_batch_size, train.seed)
     return StreamFeed(views, sampler, mine, **run)
@@ -137,11 +138,13 @@ def test_feed(recipe: Recipe, split: Split, machine: Machine) -> Any:
         return MemoryEvalFeed(
             split, views, evaluation.batch_size, evaluation.interpolation, machine.device
         )
-    decoder = data_keys(recipe).eval_decoder
+    keys = data_keys(recipe)
     if isinstance(split, Paired):
-        scenes = TestScenes(split, decoder)
+        scenes = TestScenes(split, keys.eval_decoder, keys.reading)
         return SceneEvalFeed(scenes, views, evaluation.batch_size, machine.workers, machine.device)
-    decoding = EvalViews(split, views, evaluation.interpolation, decoder, evaluation.resize)
+    decoding = EvalViews(
+        split, views, evaluation.interpolation, keys.eval_decoder, evaluation.resize, keys.reading
+    )
     return StreamEvalFeed(decoding, evaluation.batch_size, machine.workers, machine.device)
 
 

@@ -141,6 +141,9 @@ def _without_recipe(
             f"{given}: carries no recipe and names no architecture. "
             "Say which with --model NAME, or give --recipe NAME."
         )
+    data = tree["data"]
+    if isinstance(data, dict) and data.get("name") in FACTS and FACTS[data["name"]].images is None:
+        data.setdefault("exif", "applied")  # a folder of one's own, seen as its owner sees it
     config = _timm_config(known["name"], downloads=place.startswith(weights.TIMM))
     origins = _fill(tree, given, known["name"], metadata, config)
     tree["model"]["name"] = tree["name"] = known["name"].partition(".")[0]  # less timm's tag

@@ -58,11 +58,15 @@ def start(
 
 
 def _target(base: Recipe, to: str) -> dict[str, Any]:
-    """`data.name`, and `data.root` of a folder of one's own."""
+    """`data.name`; of a folder of one's own `data.root`, and its images upright."""
     if to in DATASETS:
         return {"data.name": to}
     if Path(to).is_dir():
-        return {"data.name": FOLDERS[base.task.name], "data.root": str(Path(to).resolve())}
+        return {
+            "data.name": FOLDERS[base.task.name],
+            "data.root": str(Path(to).resolve()),
+            "data.exif": "applied",
+        }
     raise UsageError(
         f"--to: '{to}' is neither a folder here nor a data set. {did_you_mean(to, DATASETS)}"
     )

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from rescue_cli.errors import DataError
-from rescue_cli.plans import ROOTS, as_written, flat, is_place
+from rescue_cli.plans import ROOTS, UNSAID, as_written, flat, is_place
 from rescue_cli.recipe import SECTIONS, recipe_in
 from rescue_cli.report import places
 from rescue_cli.results import RunDirectory, label
@@ -53,7 +53,7 @@ def _procedure(folder: Path, *, placeless: bool) -> dict[str, Any]:
     return {
         key: value
         for key, value in values.items()
-        if value is not None
+        if value not in (None, UNSAID.get(key))
         and key != SEED
         and key not in ROOTS
         and not (placeless and is_place(key, value))

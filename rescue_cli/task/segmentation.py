@@ -12,7 +12,9 @@ from torch.nn import functional
 from rescue_cli import precision, results
 from rescue_cli.batch import Batch
 from rescue_cli.precision import Rows
-from rescue_cli.scene import Mask, Objects, Scene
+from rescue_cli.scene import ASPECT, Mask, Objects, Scene
+
+AT_ONCE = 2**26  # logits of so many pixels and classes: 256 MB in float32
 
 
 @dataclass(frozen=True)
@@ -32,18 +34,15 @@ class Segmentation:
         """
         seen = image[None]
         height, width = image.shape[-2:]
-        if size != min(height, width):
-            factor = size / min(height, width)
+        # Its longer side may stand for no more than ASPECT of the shorter one
+        factor = min(size / min(height, width), ASPECT * size / max(height, width))
+        if factor != 1:
             to = (max(1, round(height * factor)), max(1, round(width * factor)))
             seen = functional.interpolate(
                 seen, to, mode="bilinear", antialias=factor < 1, align_corners=False
             )
-        logits: Tensor = model(seen)["out"]
-        if logits.shape[-2:] != (height, width):
-            logits = functional.interpolate(
-                logits, (height, width), mode="bilinear", align_corners=False
-            )
-        return logits.argmax(1)[0].cpu().numpy().astype(np.uint8)
+        said: Mask = highest(model(seen)["out"], (height, width)).cpu().numpy().astype(np.uint8)
+        return said
 
     def rows(self, model: nn.Module, index: int, scene: Scene, image: Tensor, size: int) -> Tensor:
         """(1, 1 + 3 classes): image, then pixels rightly classed, classed so, labelled so."""
@@ -56,6 +55,24 @@ class Segmentation:
         """What the rows of a whole set come to."""
         assert len(rows) == count
         return Segmented(rows[:, 1:].reshape(count, 3, self.classes))
+
+
+def highest(logits: Tensor, size: tuple[int, int]) -> Tensor:
+    """The class with the highest of logits (1, classes, h, w) at each pixel of an image of `size`.
+
+    As many classes at a time as have room: 10,000 x 10,000 pixels of 150 are 60 GB.
+    """
+    found = torch.zeros(size, dtype=torch.int64, device=logits.device)
+    best = torch.full_like(found, -torch.inf, dtype=logits.dtype)
+    step = max(1, AT_ONCE // (size[0] * size[1]))
+    for first in range(0, logits.shape[1], step):
+        some = logits[:, first : first + step]
+        if some.shape[-2:] != size:
+            some = functional.interpolate(some, size, mode="bilinear", align_corners=False)
+        values, places = some[0].max(0)
+        found = torch.where(values > best, places + first, found)
+        best = torch.maximum(best, values)
+    return found
 
 
 @dataclass(frozen=True)
