@@ -1,36 +1,84 @@
 """Segmentation: folders of images, each with a mask of the same name that numbers its classes."""
 
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
+from rescue_cli.data.decode import UNREADABLE
+from rescue_cli.data.fit import common_size, image_size
 from rescue_cli.data.folders import ENDINGS
-from rescue_cli.data.paired import Masked
-from rescue_cli.data.place import Place
-from rescue_cli.data.splits import Dataset, FileNames
-from rescue_cli.errors import DataError
+from rescue_cli.data.paired import UNKNOWN, Coding, Masked, Paired, numbered
+from rescue_cli.data.place import HIGHEST, Place
+from rescue_cli.data.splits import SPLIT_SEED, Dataset, FileNames
+from rescue_cli.draws import permute
+from rescue_cli.errors import DataError, UsageError
+from rescue_cli.scene import IGNORED
 
 ADE20K = 150
+NOT_COUNTED = "ignored"  # in data.mask_values, the name of what is no class
+SHOWN = 5  # classes that a sentence names
 
 
 def mask_folder(place: Place) -> Dataset:
     """`SPLIT/images/*`, `SPLIT/masks/*.png`, and `classes.txt` with a name a line, from label 0.
 
     train and val together, tested on test; without a folder `test` train alone, tested on val. 255
-    in a mask is ignored.
+    in a mask is ignored. `data.mask_values` says what other values mean, in place of the file.
     """
-    root = place.root
-    file = root / "classes.txt"
-    if not file.is_file():
-        raise DataError(f"{file}: no such file. It holds the classes' names, a line each.")
-    classes = tuple(line.strip() for line in file.read_text().splitlines() if line.strip())
+    root, given = place.root, place.keys.mask_values
+    classes, coding = _coding(root / "classes.txt", given or {})
     tested = "test" if (root / "test").is_dir() else "val"
     parts = ["train", *(["val"] if tested == "test" and (root / "val").is_dir() else [])]
-    pairs = [(f"{part}/images", f"{part}/masks") for part in parts]
-    train = _read(root, pairs, len(classes), 0)
-    test = _read(root, [(f"{tested}/images", f"{tested}/masks")], len(classes), 0)
-    return Dataset(train, {tested: test}, classes)
+    splits = [
+        _read(root, [(f"{part}/images", f"{part}/masks") for part in some], coding)
+        for some in (parts, [tested])
+    ]
+    for split in splits:
+        _check_sizes(split)
+    notes = check_ignored([("train", splits[0]), (tested, splits[1])], classes, given=bool(given))
+    return Dataset(splits[0], {tested: splits[1]}, classes, notes=notes)
+
+
+def _named(file: Path) -> tuple[tuple[str, ...], Coding]:
+    """The classes of `classes.txt`, numbered from 0."""
+    if not file.is_file():
+        raise DataError(
+            f"{file}: no such file. It holds the classes' names, a line each; or give "
+            "data.mask_values={NAME: VALUE, ...}."
+        )
+    classes = tuple(line.strip() for line in file.read_text().splitlines() if line.strip())
+    if len(classes) > IGNORED:
+        raise DataError(f"{file}: names {len(classes)} classes; a mask has at most {IGNORED}.")
+    return classes, numbered(len(classes), 0)
+
+
+def _coding(file: Path, given: Mapping[str, int | list[int]]) -> tuple[tuple[str, ...], Coding]:
+    """The classes that are `given`, in that order; those of the file where none is.
+
+    Raises `DataError`, `UsageError`.
+    """
+    classes = tuple(name for name in given if name != NOT_COUNTED)
+    if len(classes) > IGNORED:
+        raise UsageError(f"data.mask_values: {len(classes)} classes; a mask has at most {IGNORED}.")
+    table = np.full(HIGHEST + 1, UNKNOWN, dtype=np.int16)
+    words = ""
+    if not classes:
+        classes, (numbers, words) = _named(file)
+        table[: len(numbers)] = numbers
+    taken = set(np.flatnonzero((table != UNKNOWN) & (table != IGNORED)).tolist())
+    for name, some in given.items():
+        for value in [some] if isinstance(some, int) else some:
+            if value in taken:
+                raise UsageError(f"data.mask_values.{name}: {value} has a meaning. Name it once.")
+            taken.add(value)
+            table[value] = IGNORED if name == NOT_COUNTED else classes.index(name)
+    if table[IGNORED] == UNKNOWN:
+        table[IGNORED] = IGNORED
+    named = ", ".join(map(str, sorted(taken)))
+    return classes, Coding(table, words or f"data.mask_values names {named}")
 
 
 def ade20k(place: Place) -> Dataset:
@@ -42,7 +90,7 @@ def ade20k(place: Place) -> Dataset:
     inner = place.root / "ADEChallengeData2016"
     root = inner if inner.is_dir() else place.root
     splits = {
-        part: _read(root, [(f"images/{part}", f"annotations/{part}")], ADE20K, 1)
+        part: _read(root, [(f"images/{part}", f"annotations/{part}")], numbered(ADE20K, 1))
         for part in ("training", "validation")
     }
     return Dataset(splits["training"], {"val": splits["validation"]}, _ade_names(root))
@@ -60,7 +108,7 @@ def _ade_names(root: Path) -> tuple[str, ...]:
     return names
 
 
-def _read(root: Path, pairs: list[tuple[str, str]], classes: int, first: int) -> Masked:
+def _read(root: Path, pairs: list[tuple[str, str]], coding: Coding) -> Masked:
     """The images of some folders with their masks; raises `DataError`."""
     images: list[str] = []
     masks: list[str] = []
@@ -81,4 +129,74 @@ def _read(root: Path, pairs: list[tuple[str, str]], classes: int, first: int) ->
             images.append(f"{of_images}/{name}")
             masks.append(mask)
     labels = np.zeros(len(images), dtype=np.int64)
-    return Masked(FileNames.of(root, images), labels, FileNames.of(root, masks), classes, first)
+    return Masked(FileNames.of(root, images), labels, FileNames.of(root, masks), coding)
+
+
+def _check_sizes(split: Masked) -> None:
+    """Raises `DataError` for the first mask of another size than its image."""
+    for index in range(len(split)):
+        mask = split.masks.path(index)
+        said = image_size(mask)
+        if said is not None:
+            common_size(mask, split.names.path(index), said, "Bring them to one size.")
+
+
+def check_ignored(
+    splits: Sequence[tuple[str, Paired]], classes: Sequence[str], *, given: bool
+) -> tuple[str, ...]:
+    """Which classes have no pixel in a split, a sentence each.
+
+    Raises `DataError` where such a class is in no split, or only one class is left to judge, while
+    255 is there and nobody `given` what it means: 0 and 255 are the usual values of two classes.
+    """
+    found = [(name, split, seen(split, len(classes))) for name, split in splits]
+    everywhere = set().union(*(there.classes for _, _, there in found))
+    notes = []
+    for name, split, there in found:
+        lacking = [c for place, c in enumerate(classes) if place not in there.classes]
+        nowhere = [c for place, c in enumerate(classes) if place not in everywhere]
+        alone = len(there.classes) == 1 and len(classes) > 1
+        if there.first_ignored is not None and not given and (nowhere or alone):
+            file = split.masks.path(there.first_ignored) if isinstance(split, Masked) else name
+            missing = (nowhere or lacking)[0]
+            raise DataError(
+                f"{file}: holds {IGNORED}, which is ignored, and no mask of {name} holds the class "
+                f"'{missing}'. Say what each value means, as data.mask_values="
+                f"{{{_example(classes, missing)}}}. Where {IGNORED} is to be ignored, "
+                f"give data.mask_values={{{NOT_COUNTED}: {IGNORED}}}, or remove the class."
+            )
+        if lacking:
+            shown = ", ".join(lacking[:SHOWN]) + (" ..." if len(lacking) > SHOWN else "")
+            notes.append(f"{len(lacking)} classes have no pixel in {name}: {shown}")
+    return tuple(notes)
+
+
+def _example(classes: Sequence[str], missing: str) -> str:
+    values = {name: IGNORED if name == missing else place for place, name in enumerate(classes)}
+    if len(values) > SHOWN:
+        return f"{classes[0]}: {values[classes[0]]}, ..., {missing}: {IGNORED}"
+    return ", ".join(f"{name}: {value}" for name, value in values.items())
+
+
+class Seen(NamedTuple):
+    """The classes in the masks of a split, and the place of the first mask with ignored pixels."""
+
+    classes: frozenset[int]
+    first_ignored: int | None
+
+
+def seen(split: Paired, classes: int) -> Seen:
+    """Looks until every class was seen, at masks spread over the split."""
+    found: set[int] = set()
+    ignored = None
+    for index in permute(np.arange(len(split)), len(split), SPLIT_SEED, 0).tolist():
+        try:
+            values = np.unique(np.asarray(split.target(index)))
+        except UNREADABLE:  # as a ValueError for a label that there is not: said when it is read
+            continue
+        found.update(values[values != IGNORED].tolist())
+        if ignored is None and IGNORED in values:
+            ignored = index
+        if len(found) == classes:
+            break
+    return Seen(frozenset(found), ignored)

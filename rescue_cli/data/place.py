@@ -5,11 +5,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from rescue_cli.data.decode import Decoder, Interpolation
 from rescue_cli.errors import DataError
-from rescue_cli.registry import NotNegativeInt, PositiveInt
+from rescue_cli.registry import NotNegativeInt, PositiveInt, Within
+
+HIGHEST = 2**16 - 1  # that a mask of 16 bits can hold
+MaskValue = Annotated[int, Within(0, HIGHEST)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +35,7 @@ class Keys:
     decoder: Decoder = "fast"
     eval_decoder: Decoder = "pil"
     max_corrupt: NotNegativeInt = 100
+    mask_values: dict[str, MaskValue | list[MaskValue]] | None = None  # by class, or `ignored`
 
 
 @dataclass(frozen=True)

@@ -48,6 +48,11 @@ def check_scenes(recipe: Recipe, known: str) -> None:
             f"task.name: {task}, and the data set '{recipe.data.name}' is for {known}. "
             f"Set task.name={known}, or another data.name."
         )
+    if "mask_values" in recipe.data.options and recipe.data.name != "mask-folder":
+        raise UsageError(
+            "data.mask_values: says what the masks of data.name=mask-folder hold. "
+            "Remove it with ~data.mask_values."
+        )
     for section in ("model", "loss"):
         name = getattr(recipe, section).name
         owner = next((t for t, names in THEIRS.items() if name in names[section]), None)

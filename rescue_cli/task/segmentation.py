@@ -12,7 +12,7 @@ from torch.nn import functional
 from rescue_cli import precision, results
 from rescue_cli.batch import Batch
 from rescue_cli.precision import Rows
-from rescue_cli.scene import Mask, Objects, Scene
+from rescue_cli.scene import IGNORED, Mask, Objects, Scene
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,11 @@ class Segmentation:
         """The class of each pixel of a normalised image, which is seen with a shorter side of
         `size`, and what is said of it brought back to its own.
         """
+        return self._logits(model, image, size).argmax(1)[0].cpu().numpy().astype(np.uint8)
+
+    @staticmethod
+    def _logits(model: nn.Module, image: Tensor, size: int) -> Tensor:
+        """(1, classes, height, width)."""
         seen = image[None]
         height, width = image.shape[-2:]
         if size != min(height, width):
@@ -43,27 +48,40 @@ class Segmentation:
             logits = functional.interpolate(
                 logits, (height, width), mode="bilinear", align_corners=False
             )
-        return logits.argmax(1)[0].cpu().numpy().astype(np.uint8)
+        return logits
 
     def rows(self, model: nn.Module, index: int, scene: Scene, image: Tensor, size: int) -> Tensor:
-        """(1, 1 + 3 classes): image, then pixels rightly classed, classed so, labelled so."""
+        """(1, 3 + 3 classes): image, cross-entropy summed over pixels, by class those rightly
+        classed, classed so, labelled so; at last, how many are ignored.
+        """
         assert not isinstance(scene.target, Objects)
-        said = self.said(model, image, size)
+        logits = self._logits(model, image, size)
+        mask = torch.from_numpy(scene.target).long()[None].to(logits.device)
+        loss = functional.cross_entropy(logits.float(), mask, ignore_index=IGNORED, reduction="sum")
+        said = logits.argmax(1)[0].cpu().numpy().astype(np.uint8)
         counts = precision.intersections(said, scene.target, self.classes)
-        return torch.from_numpy(np.concatenate([[float(index)], counts.ravel()])[None])
+        ignored = float((scene.target == IGNORED).sum())
+        return torch.from_numpy(
+            np.concatenate([[float(index), float(loss)], counts.ravel(), [ignored]])[None]
+        )
 
     def measured(self, rows: Rows, count: int) -> "Segmented":
         """What the rows of a whole set come to."""
         assert len(rows) == count
-        return Segmented(rows[:, 1:].reshape(count, 3, self.classes))
+        counts = rows[:, 2:-1].reshape(count, 3, self.classes)
+        labelled = counts[:, 2].sum()
+        return Segmented(counts, rows[:, -1], float(rows[:, 1].sum() / max(labelled, 1)))
 
 
 @dataclass(frozen=True)
 class Segmented:
-    """What was said of a set's pixels: (images, 3, classes), see `precision.intersections`."""
+    """What was said of a set's pixels: (images, 3, classes), see `precision.intersections`; and how
+    many of each image are ignored. The loss is the mean over the other pixels.
+    """
 
     counts: Rows
-    loss: float | None = None
+    ignored: Rows
+    loss: float | None
 
     @property
     def count(self) -> int:
@@ -71,24 +89,30 @@ class Segmented:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """Percent: mean intersection over union of the classes, and pixels rightly classed."""
+        """Percent: mean intersection over union of the classes, pixels rightly classed, and the
+        share of all pixels that neither counts.
+        """
         counts = self.counts.sum(0)
+        ignored = float(self.ignored.sum())
         return {
             "miou": precision.mean(precision.overlap_of_classes(counts)),
             "pixels": precision.pixel_accuracy(counts),
+            "ignored": 100 * ignored / max(ignored + float(counts[2].sum()), 1.0),
         }
 
     def arrays(self, classes: Sequence[str]) -> dict[str, Any]:
         """What is kept in `predictions/SET.npz`."""
         return {
             "counts": self.counts,
+            "ignored": self.ignored,
             "per_class": precision.overlap_of_classes(self.counts.sum(0)),
             "count_per_class": (self.counts[:, 2] > 0).sum(0),
             "classes": np.array(classes),
         }
 
     def __str__(self) -> str:
-        return results.said(self.metrics)
+        loss = "" if self.loss is None else f"  loss {self.loss:.4f}"
+        return results.said(self.metrics) + loss
 
 
 def segmentation(criterion: Callable[[Any, Batch], Tensor], classes: int) -> Segmentation:
