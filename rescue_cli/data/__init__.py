@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from rescue_cli.data.coco_files import is_coco
 from rescue_cli.data.imagenet import imagenet_words
 from rescue_cli.data.known import DATASETS
 from rescue_cli.data.paired import Boxed, Masked, Paired
@@ -46,6 +47,7 @@ __all__ = [
     "hold_out",
     "imagenet_words",
     "in_colour",
+    "is_coco",
     "load",
     "make_resident",
     "normalisation",

@@ -5,15 +5,18 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
-from PIL import Image
+from PIL import ExifTags, Image
 
 from rescue_cli.data.decode import UNREADABLE
 from rescue_cli.errors import DataError
 from rescue_cli.scene import Objects
 
+Exif = Literal["applied", "ignored"]
 Size = tuple[int, int]  # width, height
+LYING = (5, 6, 7, 8)  # EXIF's orientations that swap height and width
+CORRECT = "Use the image that was annotated; where the boxes are right, correct the size."
 SLACK = 2.0  # pixels that a box may reach beyond an image whose size its annotation does not say
 
 
@@ -26,13 +29,16 @@ class Marked(NamedTuple):
 
 
 @dataclass
-class Skipped:
-    """What was passed over or cut, by the reason, and the first file of each."""
+class Fit:
+    """Puts objects into their images, as these are read with `data.exif`; what it passed over or
+    cut is counted by the reason, with the first file of each.
+    """
 
+    exif: Exif
     counts: Counter[str] = field(default_factory=Counter)
     first: dict[str, str] = field(default_factory=dict)
 
-    def add(self, reason: str, where: Path | str) -> None:
+    def passed(self, reason: str, where: Path | str) -> None:
         self.counts[reason] += 1
         self.first.setdefault(reason, str(where))
 
@@ -42,61 +48,72 @@ class Skipped:
             for reason, count in self.counts.items()
         )
 
+    def objects(
+        self, where: Path | str, image: Path, said: Size | None, marked: Sequence[Marked]
+    ) -> Objects:
+        """The objects of an image whose annotation, found at `where`, gives it the size `said`.
 
-def image_size(path: Path) -> Size | None:
-    """Width and height by the file's header, as it is decoded; None where it cannot be read."""
-    try:
-        with Image.open(path) as image:
-            return image.size
-    except UNREADABLE:
-        return None  # whoever decodes it says what is wrong
+        What has no area or lies outside is left out, what reaches over the edge is cut.
+        Raises `DataError` where the annotation is of an image of another size.
+        """
+        size = common_size(where, image, said, self.exif)
+        rows = []
+        for box, label, difficult in marked:
+            if box[2] <= box[0] or box[3] <= box[1]:
+                self.passed("boxes have no area and are left out", where)
+                continue
+            if said is None and (box[2] > size[0] + SLACK or box[3] > size[1] + SLACK):
+                raise DataError(
+                    f"{where}: a box reaches to {box[2]:g} x {box[3]:g}, and {image} is "
+                    f"{by(size)} pixels. Use the image that was annotated, or write this size "
+                    "into the annotation, and the box is cut."
+                )
+            cut = _cut(box, size)
+            if cut is None:
+                self.passed("boxes lie outside their image and are left out", where)
+                continue
+            if cut != box:
+                self.passed("boxes reach over their image's edge and are cut", where)
+            rows.append((cut, label, difficult))
+        return Objects.of(rows)
 
 
-def fitted(
-    where: Path | str, image: Path, said: Size | None, marked: Sequence[Marked], skipped: Skipped
-) -> Objects:
-    """The objects of an image whose annotation, found at `where`, gives it the size `said`.
+def image_size(path: Path, exif: Exif) -> tuple[int, int]:
+    """(height, width) of the image as it is read with `data.exif`, by the file's header.
 
-    What has no area or lies outside is left out, what reaches over the edge is cut, both counted.
-    Raises `DataError` where the annotation is of an image of another size.
+    Raises what PIL raises.
     """
-    size = common_size(where, image, said)
-    rows = []
-    for box, label, difficult in marked:
-        if box[2] <= box[0] or box[3] <= box[1]:
-            skipped.add("boxes have no area and are left out", where)
-            continue
-        if said is None and (box[2] > size[0] + SLACK or box[3] > size[1] + SLACK):
-            raise DataError(
-                f"{where}: a box reaches to {box[2]:g} x {box[3]:g}, and {image} is "
-                f"{by(size)} pixels. Use the image that was annotated, or write this size "
-                "into the annotation, and the box is cut."
-            )
-        cut = _cut(box, size)
-        if cut is None:
-            skipped.add("boxes lie outside their image and are left out", where)
-            continue
-        if cut != box:
-            skipped.add("boxes reach over their image's edge and are cut", where)
-        rows.append((cut, label, difficult))
-    return Objects.of(rows)
+    with Image.open(path) as image:
+        lying = exif == "applied" and image.getexif().get(ExifTags.Base.Orientation) in LYING
+        return (image.width, image.height) if lying else (image.height, image.width)
 
 
-CORRECT = "Use the image that was annotated; where the boxes are right, correct the size."
+def size_of(path: Path, exif: Exif) -> Size | None:
+    """None where the file cannot be read, which whoever decodes it says."""
+    try:
+        height, width = image_size(path, exif)
+    except UNREADABLE:
+        return None
+    return width, height
 
 
-def common_size(where: Path | str, image: Path, said: Size | None, cure: str = CORRECT) -> Size:
+def common_size(
+    where: Path | str, image: Path, said: Size | None, exif: Exif, cure: str = CORRECT
+) -> Size:
     """The image's size, which is the annotation's where it says one; raises `DataError`."""
-    there = image_size(image)
-    if there is None and said is None:
+    there = size_of(image, exif)
+    size = there or said
+    if size is None:
         raise DataError(f"{image}: cannot be read, and {where} does not say its size.")
-    if said is None or there is None or there == said:
-        size = there or said
-        assert size is not None
+    if said is None or size == said:
         return size
-    hint = " (width and height are swapped)" if there == said[::-1] else ""
+    other: Exif = "ignored" if exif == "applied" else "applied"
+    if size_of(image, other) == said:
+        cure = f"It is of the other orientation: set data.exif={other}."
+    hint = " (width and height are swapped)" if size == said[::-1] else ""
     raise DataError(
-        f"{where}: is of an image of {by(said)} pixels, and {image} is {by(there)}{hint}. {cure}"
+        f"{where}: is of an image of {by(said)} pixels, and {image} is {by(size)}{hint} "
+        f"with data.exif={exif}. {cure}"
     )
 
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from rescue_cli.data.decode import UNREADABLE
-from rescue_cli.data.fit import common_size, image_size
+from rescue_cli.data.fit import Exif, common_size, size_of
 from rescue_cli.data.folders import ENDINGS
 from rescue_cli.data.paired import UNKNOWN, Coding, Masked, Paired, numbered
 from rescue_cli.data.place import HIGHEST, Place
@@ -19,6 +19,7 @@ from rescue_cli.scene import IGNORED
 
 ADE20K = 150
 NOT_COUNTED = "ignored"  # in data.mask_values, the name of what is no class
+ONE_SIZE = "Bring mask and image to one size."
 SHOWN = 5  # classes that a sentence names
 
 
@@ -37,7 +38,7 @@ def mask_folder(place: Place) -> Dataset:
         for some in (parts, [tested])
     ]
     for split in splits:
-        _check_sizes(split)
+        _check_sizes(split, place.keys.exif)
     notes = check_ignored([("train", splits[0]), (tested, splits[1])], classes, given=bool(given))
     return Dataset(splits[0], {tested: splits[1]}, classes, notes=notes)
 
@@ -132,13 +133,13 @@ def _read(root: Path, pairs: list[tuple[str, str]], coding: Coding) -> Masked:
     return Masked(FileNames.of(root, images), labels, FileNames.of(root, masks), coding)
 
 
-def _check_sizes(split: Masked) -> None:
+def _check_sizes(split: Masked, exif: Exif) -> None:
     """Raises `DataError` for the first mask of another size than its image."""
     for index in range(len(split)):
         mask = split.masks.path(index)
-        said = image_size(mask)
+        said = size_of(mask, "ignored")
         if said is not None:
-            common_size(mask, split.names.path(index), said, "Bring them to one size.")
+            common_size(mask, split.names.path(index), said, exif, ONE_SIZE)
 
 
 def check_ignored(
@@ -167,7 +168,9 @@ def check_ignored(
             )
         if lacking:
             shown = ", ".join(lacking[:SHOWN]) + (" ..." if len(lacking) > SHOWN else "")
-            notes.append(f"{len(lacking)} classes have no pixel in {name}: {shown}")
+            notes.append(
+                f"{name} has no pixel of {len(lacking)} of {len(classes)} classes: {shown}"
+            )
     return tuple(notes)
 
 

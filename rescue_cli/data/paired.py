@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from rescue_cli.data.coco_shapes import Painted
 from rescue_cli.data.splits import FileNames, Files
 from rescue_cli.draws import Indices
 from rescue_cli.scene import IGNORED, Mask, Objects
@@ -84,4 +85,4 @@ class Masked(Files):
             raise ValueError(f"{path}: {error}") from None
 
 
-Paired = Boxed | Masked
+Paired = Boxed | Masked | Painted

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from rescue_cli.data.decode import Decoder, Interpolation
+from rescue_cli.data.fit import Exif
 from rescue_cli.errors import DataError
 from rescue_cli.registry import NotNegativeInt, PositiveInt, Within
 
@@ -35,6 +36,7 @@ class Keys:
     decoder: Decoder = "fast"
     eval_decoder: Decoder = "pil"
     max_corrupt: NotNegativeInt = 100
+    exif: Exif = "ignored"  # which a recipe without the key has always done
     mask_values: dict[str, MaskValue | list[MaskValue]] | None = None  # by class, or `ignored`
 
 
@@ -70,8 +72,10 @@ FACTS: Mapping[str, Facts] = {
     "folder": Facts(None, 3, None, *_IMAGENET, None),
     "pascal-voc": Facts(20, 3, None, *_IMAGENET, 16_551, "detection"),
     "voc-folder": Facts(None, 3, None, *_IMAGENET, None, "detection"),
+    "coco-boxes": Facts(None, 3, None, *_IMAGENET, None, "detection"),
     "ade20k": Facts(150, 3, None, *_IMAGENET, 20_210, "segmentation"),
     "mask-folder": Facts(None, 3, None, *_IMAGENET, None, "segmentation"),
+    "coco-masks": Facts(None, 3, None, *_IMAGENET, None, "segmentation"),
 }
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rescue_cli.data.fit import Marked, Skipped, demand_finite, demand_pixels, fitted
+from rescue_cli.data.fit import Fit, Marked, demand_finite, demand_pixels
 from rescue_cli.data.folders import ENDINGS
 from rescue_cli.data.paired import Boxed
 from rescue_cli.data.place import Place
@@ -25,21 +25,21 @@ def pascal_voc(place: Place) -> Dataset:
     `data.root` holds `VOC2007` and `VOC2012`, or the `VOCdevkit` that the archives unpack to.
     """
     root = place.root / "VOCdevkit" if (place.root / "VOCdevkit").is_dir() else place.root
-    skipped = Skipped()
+    fit = Fit(place.keys.exif)
     labels = {name: i for i, name in enumerate(VOC, 1)}
     years = [year for year in ("VOC2007", "VOC2012") if (root / year).is_dir()] or ["VOC2007"]
     train = {year: _annotations(root / year, _listed(root / year, "trainval")) for year in years}
-    parts = [_read(root / year, found, labels, skipped) for year, found in train.items()]
+    parts = [_read(root / year, found, labels, fit) for year, found in train.items()]
     tested = _annotations(root / "VOC2007", _listed(root / "VOC2007", "test"))
-    test = _read(root / "VOC2007", tested, labels, skipped)
-    return Dataset(_joined(root, parts), {"test": test}, VOC, notes=skipped.notes())
+    test = _read(root / "VOC2007", tested, labels, fit)
+    return Dataset(_joined(root, parts), {"test": test}, VOC, notes=fit.notes())
 
 
 def voc_folder(place: Place) -> Dataset:
     """A folder in PASCAL VOC's format: train and val together, tested on test; without a
     `test.txt` train alone, tested on val. The classes are those of the training annotations.
     """
-    root, skipped = place.root, Skipped()
+    root, fit = place.root, Fit(place.keys.exif)
     lists = root / "ImageSets" / "Main"
     tested = "test" if (lists / "test.txt").is_file() else "val"
     parts = ("train", "val") if tested == "test" and (lists / "val.txt").is_file() else ("train",)
@@ -49,9 +49,9 @@ def voc_folder(place: Place) -> Dataset:
     if not classes:
         raise DataError(f"{root / 'Annotations'}: no object in any training image. Add boxes.")
     labels = {name: i for i, name in enumerate(classes, 1)}
-    train = _read(root, annotations, labels, skipped)
-    test = _read(root, _annotations(root, _listed(root, tested)), labels, skipped)
-    return Dataset(train, {tested: test}, tuple(classes), notes=skipped.notes())
+    train = _read(root, annotations, labels, fit)
+    test = _read(root, _annotations(root, _listed(root, tested)), labels, fit)
+    return Dataset(train, {tested: test}, tuple(classes), notes=fit.notes())
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def _read(
     root: Path,
     annotations: Mapping[str, _Annotation],
     labels: Mapping[str, int],
-    skipped: Skipped,
+    fit: Fit,
 ) -> Boxed:
     """The images that have these annotations, by their names; raises `DataError`."""
     folder = root / "JPEGImages"
@@ -100,7 +100,7 @@ def _read(
                 f"{folder / name}.jpg: no such file. Add it, or remove its line from the split."
             )
         marked = _marked(annotation, labels)
-        found.append(fitted(annotation.file, folder / image, annotation.size, marked, skipped))
+        found.append(fit.objects(annotation.file, folder / image, annotation.size, marked))
         files.append(f"JPEGImages/{image}")
     return Boxed(FileNames.of(root, files), np.zeros(len(files), dtype=np.int64), tuple(found))
 

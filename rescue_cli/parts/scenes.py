@@ -1,6 +1,7 @@
 """What a recipe that detects or segments may say, and how its scenes are normalised."""
 
 import importlib.util
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -86,19 +87,21 @@ def _check_strides(given: str | None) -> None:
         )
 
 
-def _check_extra() -> None:
-    """Raises `UsageError` where the packages of the extra `detection` are missing."""
-    lacking = [name for name in EXTRA if importlib.util.find_spec(name) is None]
+def _check_extra(what: str, wanted: Sequence[str]) -> None:
+    """Raises `UsageError` where packages of the extra `detection` are missing."""
+    lacking = [name for name in wanted if importlib.util.find_spec(name) is None]
     if lacking:
         raise UsageError(
-            f"task.name: detection needs {' and '.join(lacking)}. "
+            f"{what} needs {' and '.join(lacking)}. "
             "Install them with: pip install 'rescue[detection]'"
         )
 
 
 def _check_neutral(recipe: Recipe) -> None:
     if recipe.task.name == "detection":
-        _check_extra()
+        _check_extra("task.name: detection", EXTRA)
+    if recipe.data.name == "coco-masks":
+        _check_extra("data.name: coco-masks", EXTRA[1:])
     for section, neutral in NEUTRAL.items():
         name = getattr(recipe, section).name
         if name != neutral:
