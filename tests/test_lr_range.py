@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rescue_cli import build, range_test
+from rescue_cli import build, range_curves, range_test
 from rescue_cli import recipe as recipes
 from rescue_cli.cli import lr_range_found, lr_range_test
 from rescue_cli.clues import Verdict
 from rescue_cli.errors import StoppedError, UsageError
-from rescue_cli.range_test import Curves, Ramp, Reading
+from rescue_cli.range_curves import Curves
+from rescue_cli.range_test import Ramp, Reading
 from tests.conftest import Rescue
 from tests.range_curves import TURNING, WITHOUT, Family, every_setting, simulated
 
@@ -74,7 +75,7 @@ def test_a_test_loss_that_is_not_finite_is_read_as_such(tmp_path: Path) -> None:
     text = "".join(json.dumps(line) + "\n" for line in lines)
     (tmp_path / "metrics.jsonl").write_text(text)
     ramp = Ramp(0.0, 1.0, shape="linear", momentum=None, epochs=1, points=10)
-    found = range_test.read(tmp_path, ramp, 10, 0, 10, diverged=False)
+    found = range_curves.read(tmp_path, ramp.rate, 10, 0, 10, diverged=False)
     assert math.isnan(found.test_losses[0])
     assert found.accuracies == [10.0]
 

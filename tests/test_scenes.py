@@ -315,7 +315,7 @@ def test_masks_of_a_slice_need_one_size() -> None:
         build.check(recipe)
 
 
-@pytest.mark.parametrize("words", ["lr-range-test", "tune", "plan", "bench step"])
+@pytest.mark.parametrize("words", ["tune", "plan", "bench step"])
 def test_verbs_that_read_labels_say_so(rescue: Rescue, voc: Path, words: str) -> None:
     verb = words.split()[0]
     ended = rescue(
