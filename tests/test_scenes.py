@@ -348,6 +348,44 @@ def test_weights_of_a_resnet_that_strides_elsewhere_are_refused(tmp_path: Path) 
     build.check(recipes.load("detection-voc", words))
 
 
+@pytest.mark.parametrize(
+    ("task", "metric", "heading", "evidence"),
+    [
+        ("detection", "ap50", "AP50 %", ("training loss: ", "AP50: ")),
+        ("segmentation", "miou", "mIoU %", ("test loss: ", "mIoU: ")),
+    ],
+)
+def test_the_range_test_reads_the_score_of_the_task(
+    rescue: Rescue,
+    voc: Path,
+    masks: Path,
+    tmp_path: Path,
+    task: str,
+    metric: str,
+    heading: str,
+    evidence: tuple[str, str],
+) -> None:
+    given = ["lr-range-test", "--steps", "10", "--points", "10", "--workers", "0", "--out", "out"]
+    ended = rescue(*given, *words(task, voc, masks))
+    assert ended.code == 0, ended.err
+    assert "2 runs, 10 + 5 steps, 15 evaluations of 4 test images" in ended.err
+    first = ended.out.splitlines()[0]
+    assert heading in first
+    assert ("test loss" in first) == (task == "segmentation")
+    found = json.loads((tmp_path / "out" / "lr-range.json").read_text())
+    assert found["metric"] == metric
+    seen = found["seeds"][0]["evidence"]
+    assert [line.startswith(words) for line, words in zip(seen, evidence, strict=True)] == [
+        True
+    ] * 2
+    lines = [
+        json.loads(x) for x in (tmp_path / "out/seed-0/metrics.jsonl").read_text().splitlines()
+    ]
+    scores = [line[metric] for line in lines if line["kind"] == "eval"]
+    assert found["runs"][0]["accuracies"][: len(scores)] == scores
+    assert (tmp_path / "out" / "lr-range.png").read_bytes()[:4] == b"\x89PNG"
+
+
 # --- files ---
 
 
