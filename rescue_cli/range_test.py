@@ -6,18 +6,16 @@ section 3.1).
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from statistics import median, median_low
 from typing import Any, Literal
 
 from rescue_cli import clues
 from rescue_cli.clues import Verdict
 from rescue_cli.plans import path_of, without_rule
+from rescue_cli.range_curves import Curves
 from rescue_cli.recipe import Recipe
-from rescue_cli.results import RunDirectory, read_metrics
 
-NAN = float("nan")
 FACTOR = 2.0  # between rates that agree
 WIDER = 1000.0  # times below a rate that was too high already: where the next test should begin
 LEARNED = 0.1  # of the way from a guess to all images
@@ -73,58 +71,6 @@ class Ramp:
 
 
 @dataclass(frozen=True)
-class Curves:
-    """One run's points, all over `rates`; the last losses are NaN where the run diverged."""
-
-    seed: int
-    steps: int
-    rates: list[float]
-    train_losses: list[float]
-    test_losses: list[float]
-    accuracies: list[float]
-    classes: int | None = None  # None: it is not known what a guess would reach
-
-    @property
-    def errors(self) -> list[float]:
-        """Generalisation error: test loss less training loss."""
-        pairs = zip(self.test_losses, self.train_losses, strict=True)
-        return [test - train for test, train in pairs]
-
-    def written(self) -> dict[str, Any]:
-        """As JSON takes it: null where a run diverged."""
-        lists = {k: v for k, v in asdict(self).items() if isinstance(v, list)}
-        finite = {k: [x if math.isfinite(x) else None for x in v] for k, v in lists.items()}
-        return {"seed": self.seed, "steps": self.steps, **finite}
-
-
-def read(path: Path, ramp: Ramp, steps: int, seed: int, classes: int, *, diverged: bool) -> Curves:
-    """A run's curves at its evaluations; the training loss is the mean since the one before."""
-    lines = read_metrics(RunDirectory(path).metrics)
-    tests = [line for line in lines if line["kind"] == "eval"]
-    trained = [line for line in lines if line["kind"] == "train"]
-    rates: list[float] = []
-    train: list[float] = []
-    test: list[float] = []
-    accuracy: list[float] = []
-    before = 0
-    for line in tests:
-        since = [x for x in trained if before < x["step"] <= line["step"]]
-        known = [x["loss"] for x in since] or train[-1:]
-        if not known:
-            continue
-        before = line["step"]
-        rates.append(ramp.rate(line["step"] / steps))
-        train.append(sum(known) / len(known))
-        test.append(NAN if line["loss"] is None else line["loss"])
-        accuracy.append(line["top1"])
-    if diverged:
-        last = max((line["step"] for line in lines), default=0)
-        rates.append(ramp.rate(min(1.0, (last + 1) / steps)))
-        train, test, accuracy = [*train, NAN], [*test, NAN], [*accuracy, NAN]
-    return Curves(seed, steps, rates, train, test, accuracy, classes)
-
-
-@dataclass(frozen=True)
 class Reading:
     """What one run's curves say; `max_lr` is None unless the verdict is `turn`."""
 
@@ -137,29 +83,32 @@ class Reading:
     suggestions: dict[str, float | None]
 
 
-def reading(curves: Curves, loss_name: str = "test loss") -> Reading:
-    """The largest stable rate: where the test loss turns up or accuracy falls, whichever first."""
-    guess = math.log(curves.classes) if curves.classes else math.inf
-    loss = clues.turn(curves.rates, curves.test_losses, loss_name, guess)
-    falling = [-value for value in curves.accuracies]
-    accuracy = clues.turn(curves.rates, falling, "accuracy")
-    bounds = [turn.bounded_above for turn in (loss, accuracy)]
+def reading(curves: Curves) -> Reading:
+    """The largest stable rate: where the loss turns up or the score falls, whichever first."""
+    name, losses = curves.losses
+    guess, _ = curves.guess
+    turns = [clues.turn(curves.rates, losses, name, guess)]
+    if curves.has_score:
+        falling = [-value for value in curves.accuracies]
+        turns.append(clues.turn(curves.rates, falling, curves.score))
+    bounds = [turn.bounded_above for turn in turns]
     bound = min((rate for rate in bounds if rate is not None), default=None)
-    found = [turn.rate for turn in (loss, accuracy) if turn.rate is not None]
+    found = [turn.rate for turn in turns if turn.rate is not None]
     max_lr = min(found) if found and (bound is None or min(found) < bound) else None
+    silent = [] if curves.has_score else [f"{curves.score}: stays near 0, and says nothing"]
     return Reading(
         max_lr=max_lr,
-        verdict="turn" if max_lr is not None else _verdict(curves, loss.verdict, accuracy.verdict),
+        verdict="turn" if max_lr is not None else _verdict(curves, *(t.verdict for t in turns)),
         bounded_above=bound,
         spacing=1.0 if max_lr is None else _spacing(curves.rates, max_lr),
-        evidence=[loss.evidence, accuracy.evidence],
+        evidence=[*(turn.evidence for turn in turns), *silent],
         overfitting=clues.overfitting_rates(curves.rates, curves.test_losses, curves.errors),
         suggestions=clues.suggestions(curves.rates, curves.train_losses),
     )
 
 
 def _verdict(curves: Curves, *said: Verdict) -> Verdict:
-    """Of a loss and an accuracy without a turn: an end first, then who saw the network learn."""
+    """Of a loss and a score without a turn: an end first, then who saw the network learn."""
     order: tuple[Verdict, ...] = (
         "died", "too few points", "falling", "noisy", "flat", "nothing learned",
     )  # fmt: skip
@@ -170,9 +119,9 @@ def _verdict(curves: Curves, *said: Verdict) -> Verdict:
 def _has_learned(curves: Curves) -> bool:
     """Whether half of the points are far better than a guess, though none stands out."""
     known = [value for value in curves.accuracies if math.isfinite(value)]
-    if curves.classes is None or not known:
+    _, guess = curves.guess
+    if guess is None or not known:
         return False
-    guess = 100 / curves.classes
     return median(known) > guess + LEARNED * (100 - guess)
 
 

@@ -13,7 +13,8 @@ from typing import Any
 from rescue_cli import clues, range_test
 from rescue_cli.plans import path_of, without_rule
 from rescue_cli.power import t_quantile
-from rescue_cli.range_test import Curves, Ramp
+from rescue_cli.range_curves import Curves
+from rescue_cli.range_test import Ramp
 from rescue_cli.recipe import Recipe
 
 FEWEST_STEPS = 50  # updates of an epoch that a batch should leave

@@ -1,7 +1,9 @@
 """Scenes drawn for tests: coloured rectangles on grey, with their boxes and their masks."""
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -78,3 +80,47 @@ def masks(root: Path, train: int = 8, test: int = 4) -> Path:
             Image.fromarray(pixels).save(root / split / "images" / f"{number}.png")
             Image.fromarray(mask).save(root / split / "masks" / f"{number}.png")
     return root
+
+
+def coco(root: Path, train: int = 8, test: int = 4, layout: str = "folders") -> Path:
+    """The same scenes with COCO's JSON; the numbers of the categories have gaps.
+
+    `folders`: `train/_annotations.coco.json` beside the images; `official`: `annotations/
+    instances_train2017.json` and `train2017/`, tested on val.
+    """
+    last = "test" if layout == "folders" else "val"
+    for split, numbers in (("train", range(train)), (last, range(train, train + test))):
+        folder = root / (split if layout == "folders" else f"{split}2017")
+        folder.mkdir(parents=True)
+        for number in numbers:
+            Image.fromarray(scene(number)[0]).save(folder / f"{number}.png")
+        file = folder / "_annotations.coco.json"
+        if layout == "official":
+            file = root / "annotations" / f"instances_{split}2017.json"
+            file.parent.mkdir(exist_ok=True)
+        file.write_text(json.dumps(coco_annotations(numbers)))
+    return root
+
+
+def coco_annotations(numbers: Sequence[int]) -> dict[str, Any]:
+    """COCO's tree of some scenes: boxes from 0 as left, top, width, height, and their polygons."""
+    annotations: list[dict[str, Any]] = []
+    for number in numbers:
+        for name, b in scene(number)[1]:
+            corners = [b.left, b.top, b.right, b.top, b.right, b.bottom, b.left, b.bottom]
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": 100 + number,
+                    "category_id": 3 + 7 * list(COLOURS).index(name),
+                    "bbox": [b.left, b.top, b.right - b.left, b.bottom - b.top],
+                    "segmentation": [corners],
+                    "iscrowd": 0,
+                }
+            )
+    images = [
+        {"id": 100 + n, "file_name": f"{n}.png", "width": WIDTH, "height": HEIGHT} for n in numbers
+    ]
+    names = [{"id": 3 + 7 * i, "name": name} for i, name in enumerate(COLOURS)]
+    unused = {"id": 1, "name": "things"}  # as some exporters put before them
+    return {"images": images, "annotations": annotations, "categories": [unused, *names]}

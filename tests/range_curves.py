@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rescue_cli import clues, range_test
-from rescue_cli.range_test import Answer, Curves
+from rescue_cli.range_curves import Curves
+from rescue_cli.range_test import Answer
 
 Array = NDArray[np.float64]
 Shape = Literal["linear", "exponential"]

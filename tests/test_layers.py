@@ -17,7 +17,7 @@ LAYERS = (
     {"lifetime"},
     {"registry", "results", "power"},
     {"recipe", "distributed", "draws"},
-    {"batch", "heads", "plans", "clues", "robust", "statistics", "precision"},
+    {"batch", "heads", "plans", "clues", "range_curves", "robust", "statistics", "precision"},
     {"scene", "sequential"},
     {"task", "data", "sampling", "augment", "mix", "selection", "teacher", "model", "loss", "optim",
      "schedule", "averaging", "evaluation"},
@@ -35,7 +35,8 @@ LAYER = {room: number for number, rooms in enumerate(LAYERS) for room in rooms}
 SLOW = {"timm", "torchvision", "scipy", "matplotlib"}
 WITHOUT_TORCH = {
     "errors", "lifetime", "registry", "results", "recipe", "plans", "clues", "statistics", "power",
-    "robust", "sequential", "precision", "range_test", "tuning", "report", "cli", "launch",
+    "robust", "sequential", "precision", "range_curves", "range_test", "tuning", "report", "cli",
+    "launch",
 }  # fmt: skip
 MODULES = sorted(file for file in PACKAGE.rglob("*.py") if file != PACKAGE / "__init__.py")
 

@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rescue_cli import build, range_test
+from rescue_cli import build, range_curves, range_test
 from rescue_cli import recipe as recipes
 from rescue_cli.cli import lr_range_found, lr_range_test
 from rescue_cli.clues import Verdict
 from rescue_cli.errors import StoppedError, UsageError
-from rescue_cli.range_test import Curves, Ramp, Reading
+from rescue_cli.range_curves import Curves
+from rescue_cli.range_test import Ramp, Reading
 from tests.conftest import Rescue
 from tests.range_curves import TURNING, WITHOUT, Family, every_setting, simulated
 
@@ -74,7 +75,7 @@ def test_a_test_loss_that_is_not_finite_is_read_as_such(tmp_path: Path) -> None:
     text = "".join(json.dumps(line) + "\n" for line in lines)
     (tmp_path / "metrics.jsonl").write_text(text)
     ramp = Ramp(0.0, 1.0, shape="linear", momentum=None, epochs=1, points=10)
-    found = range_test.read(tmp_path, ramp, 10, 0, 10, diverged=False)
+    found = range_curves.read(tmp_path, ramp.rate, 10, 0, 10, diverged=False)
     assert math.isnan(found.test_losses[0])
     assert found.accuracies == [10.0]
 
@@ -244,6 +245,50 @@ def test_a_large_test_set_is_cut_and_the_training_set_is_not() -> None:
     assert lr_range_test._fewer_images(recipe, data, 1000) == (recipe, "1,000")
     given = recipe.with_overrides("data.subset=[640, 200]")
     assert lr_range_test._fewer_images(given, build.listed(given), 100) == (given, "200")
+
+
+# --- detection and segmentation ---
+
+
+def a_curve(turn: float, low: float, high: float) -> list[float]:
+    """Falls from high to low until the rate `turn`, then rises back."""
+    rates = np.linspace(0.01, 1, 40)
+    way = np.where(rates <= turn, (turn - rates) / turn, (rates - turn) / (1 - turn))
+    return list(low + (high - low) * way)
+
+
+def of_detector(accuracies: list[float]) -> Curves:
+    losses = a_curve(0.5, 0.4, 2.0)
+    nothing = [math.nan] * 40
+    return Curves(0, 40, list(np.linspace(0.01, 1, 40)), losses, nothing, accuracies, 3, "ap50")
+
+
+def test_a_detector_is_judged_by_its_training_loss_and_by_ap50() -> None:
+    later = range_test.reading(of_detector([70 - x for x in a_curve(0.6, 0.0, 60.0)]))
+    assert later.max_lr == pytest.approx(0.5, abs=0.06)
+    assert later.evidence[0].startswith("training loss: turns at ")
+    assert later.evidence[1].startswith("AP50: turns at 0.6")
+    sooner = range_test.reading(of_detector([70 - x for x in a_curve(0.3, 0.0, 60.0)]))
+    assert sooner.max_lr == pytest.approx(0.3, abs=0.06)
+
+
+def test_an_ap50_that_stays_at_nought_says_nothing_of_the_rate() -> None:
+    said = range_test.reading(of_detector([0.0] * 40))
+    assert (said.verdict, said.bounded_above) == ("turn", None)
+    assert said.evidence[1] == "AP50: stays near 0, and says nothing"
+
+
+def test_a_segmentation_is_judged_by_its_test_loss_and_by_miou() -> None:
+    rates = list(np.linspace(0.01, 1, 40))
+    rising, good = a_curve(0.9, 0.1, 2.0), [60 - x for x in a_curve(0.9, 0.0, 50.0)]
+    said = range_test.reading(
+        Curves(0, 40, rates, rising, a_curve(0.4, 0.5, 1.0), good, 11, "miou")
+    )
+    assert said.max_lr == pytest.approx(0.4, abs=0.06)
+    assert [line.split(":")[0] for line in said.evidence] == ["test loss", "mIoU"]
+    noise = list(60 + 12 * np.random.default_rng(0).standard_normal(40))
+    flat = range_test.reading(Curves(0, 40, rates, noise, noise, noise, 11, "miou"))
+    assert flat.verdict == "noisy", "it has learned: a guess has a mIoU of 9.1 at most"
 
 
 # --- the whole decision, on curves whose answer is known ---

@@ -67,7 +67,7 @@ def words(task: str, voc: Path, masks: Path) -> list[str]:
 
 @pytest.mark.parametrize(
     ("task", "metrics"),
-    [("detection", {"ap50", "ap50_07", "map"}), ("segmentation", {"miou", "pixels"})],
+    [("detection", {"ap50", "ap50_07", "map"}), ("segmentation", {"miou", "pixels", "ignored"})],
 )
 def test_a_run_killed_and_resumed_ends_as_the_one_never_killed(
     task: str, metrics: set[str], voc: Path, masks: Path, tmp_path: Path
@@ -77,7 +77,7 @@ def test_a_run_killed_and_resumed_ends_as_the_one_never_killed(
     start([*given, "--out", whole], tmp_path / "whole-told").ends(0)
     found = json.loads((whole / "result.json").read_text())
     assert metrics <= found.keys()
-    assert found["loss"] is None
+    assert (found["loss"] is None) == (task == "detection")
     assert found["count"] == 4
     killed = tmp_path / "killed"
     again = [*given, "--out", killed]
@@ -315,7 +315,7 @@ def test_masks_of_a_slice_need_one_size() -> None:
         build.check(recipe)
 
 
-@pytest.mark.parametrize("words", ["lr-range-test", "tune", "plan", "bench step"])
+@pytest.mark.parametrize("words", ["tune", "plan", "bench step"])
 def test_verbs_that_read_labels_say_so(rescue: Rescue, voc: Path, words: str) -> None:
     verb = words.split()[0]
     ended = rescue(
@@ -346,6 +346,44 @@ def test_weights_of_a_resnet_that_strides_elsewhere_are_refused(tmp_path: Path) 
         weights, file, metadata={"recipe": older.with_overrides("~model.stride_in").to_yaml()}
     )
     build.check(recipes.load("detection-voc", words))
+
+
+@pytest.mark.parametrize(
+    ("task", "metric", "heading", "evidence"),
+    [
+        ("detection", "ap50", "AP50 %", ("training loss: ", "AP50: ")),
+        ("segmentation", "miou", "mIoU %", ("test loss: ", "mIoU: ")),
+    ],
+)
+def test_the_range_test_reads_the_score_of_the_task(
+    rescue: Rescue,
+    voc: Path,
+    masks: Path,
+    tmp_path: Path,
+    task: str,
+    metric: str,
+    heading: str,
+    evidence: tuple[str, str],
+) -> None:
+    given = ["lr-range-test", "--steps", "10", "--points", "10", "--workers", "0", "--out", "out"]
+    ended = rescue(*given, *words(task, voc, masks))
+    assert ended.code == 0, ended.err
+    assert "2 runs, 10 + 5 steps, 15 evaluations of 4 test images" in ended.err
+    first = ended.out.splitlines()[0]
+    assert heading in first
+    assert ("test loss" in first) == (task == "segmentation")
+    found = json.loads((tmp_path / "out" / "lr-range.json").read_text())
+    assert found["metric"] == metric
+    seen = found["seeds"][0]["evidence"]
+    assert [line.startswith(words) for line, words in zip(seen, evidence, strict=True)] == [
+        True
+    ] * 2
+    lines = [
+        json.loads(x) for x in (tmp_path / "out/seed-0/metrics.jsonl").read_text().splitlines()
+    ]
+    scores = [line[metric] for line in lines if line["kind"] == "eval"]
+    assert found["runs"][0]["accuracies"][: len(scores)] == scores
+    assert (tmp_path / "out" / "lr-range.png").read_bytes()[:4] == b"\x89PNG"
 
 
 # --- files ---

@@ -13,7 +13,8 @@ from rescue_cli.cli import budget
 from rescue_cli.cli import search as search_runs
 from rescue_cli.cli.runs import train_here
 from rescue_cli.errors import DivergedError, StoppedError
-from rescue_cli.range_test import Curves, Ramp
+from rescue_cli.range_curves import Curves
+from rescue_cli.range_test import Ramp
 from rescue_cli.recipe import Recipe
 from rescue_cli.report.tuned import KEEP, verdict
 from rescue_cli.results import read_json, write_json, write_text

@@ -10,7 +10,8 @@ from typing import NamedTuple
 import numpy as np
 
 from rescue_cli import recipe as recipes
-from rescue_cli.range_test import Curves, Ramp
+from rescue_cli.range_curves import Curves
+from rescue_cli.range_test import Ramp
 from rescue_cli.recipe import Recipe
 from rescue_cli.report.operands import Operand
 from rescue_cli.report.tuned import judged

@@ -12,8 +12,10 @@ from rich.table import Table
 from rescue_cli import range_test
 from rescue_cli.cli import common
 from rescue_cli.errors import UsageError
-from rescue_cli.range_test import Answer, Curves, Ramp, Reading
+from rescue_cli.range_curves import Curves
+from rescue_cli.range_test import Answer, Ramp, Reading
 from rescue_cli.recipe import Recipe
+from rescue_cli.results import METRICS
 
 SHOWN = 12  # rows of the table
 
@@ -32,6 +34,7 @@ class Found:
         rates = [r.max_lr for r in self.readings if r.max_lr is not None]
         return {
             "recipe": self.recipe.name,
+            "metric": self.full[0].metric,
             "max_lr": self.answer.max_lr,
             "min_lr": self.answer.min_lr,
             "band": [min(rates), max(rates)] if rates else None,
@@ -90,12 +93,14 @@ def apply(path: Path, found: Found, *, untrusted: bool) -> None:
 
 def show(found: Found) -> None:
     curves = found.full[0]
+    tested = not curves.detects
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("learning rate", "training loss", "test loss", "test - training", "top-1 %"):
+    headings = ["learning rate", "training loss", *(["test loss", "test - training"] * tested)]
+    for heading in (*headings, METRICS[curves.metric]):
         table.add_column(heading, justify="right")
     every = max(1, -(-len(curves.rates) // SHOWN))
     for i in range(every - 1, len(curves.rates), every):
-        values = (curves.train_losses[i], curves.test_losses[i], curves.errors[i])
+        values = [curves.train_losses[i], *([curves.test_losses[i], curves.errors[i]] * tested)]
         table.add_row(
             f"{curves.rates[i]:.3g}",
             *("-" if math.isnan(value) else f"{value:.3f}" for value in values),

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from rescue_cli import range_test
+from rescue_cli import range_curves
 from rescue_cli import recipe as recipes
 from rescue_cli.cli import common
 from rescue_cli.cli.common import Architecture, Device, Json, Overrides, Procs, RecipeName, Workers
@@ -18,11 +18,13 @@ from rescue_cli.cli.progress import duration
 from rescue_cli.cli.runs import train_here
 from rescue_cli.cli.screen import then
 from rescue_cli.errors import UsageError
-from rescue_cli.range_test import Curves, Ramp
+from rescue_cli.range_curves import Curves
+from rescue_cli.range_test import Ramp
 from rescue_cli.recipe import Recipe, total_steps
 
 app = common.verb()
 IMAGES = 1000  # of the test set at a point: a point is compared with others on the same images
+SCENES = 100  # the same where an image carries boxes or a mask
 
 
 @app.command(
@@ -75,7 +77,6 @@ def lr_range_test(
     where = common.device(device)
     resolved = _resolved(recipe, from_, to, model, overrides or [])
     build.check(resolved)
-    resolved.demand_classification("lr-range-test")
     notes = [f"warning: {warning}" for warning in common.check_precision(resolved, where)]
     _check_apply(apply, untrusted=apply_untrusted)
     length, per_epoch = _length(resolved, steps, epochs)
@@ -160,7 +161,7 @@ def _planned(recipe: Recipe, test: Ramp, seeds: int, per_epoch: int) -> _Plan:
 
     build.check(test.of(recipe, 0, per_epoch))
     data = build.listed(recipe)
-    measured, images = _fewer_images(recipe, data, IMAGES)
+    measured, images = _fewer_images(recipe, data, SCENES if recipe.of_scenes else IMAGES)
     half = replace(test, epochs=test.epochs / 2)
     # Of half the steps with a seed of its own: only an independent run can agree
     ramps = {**{f"seed-{seed}": (test, seed) for seed in range(seeds)}, "half": (half, seeds)}
@@ -235,8 +236,8 @@ def _curves(
             )
         seed = run.recipe.train.seed
         found.append(
-            range_test.read(
-                folder / name, run.ramp, run.steps, seed, plan.classes, diverged=diverged
+            range_curves.read(
+                folder / name, run.ramp.rate, run.steps, seed, plan.classes, diverged=diverged
             )
         )
     return found

@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from rescue_cli import range_test, tuning
+from rescue_cli import range_curves, tuning
 from rescue_cli import recipe as recipes
 from rescue_cli.cli import common
 from rescue_cli.cli.budget import SLACK, Cost, alarm, cost_of, hours
@@ -16,7 +16,8 @@ from rescue_cli.cli.progress import duration
 from rescue_cli.cli.runs import train_here
 from rescue_cli.cli.variants import free_memory_mb, held_out, measured, shortened
 from rescue_cli.errors import StoppedError, UsageError
-from rescue_cli.range_test import Curves, Ramp
+from rescue_cli.range_curves import Curves
+from rescue_cli.range_test import Ramp
 from rescue_cli.recipe import Recipe, from_tree, total_steps
 from rescue_cli.report.sweeps import PREFIX
 from rescue_cli.report.tuned import UNCHANGED, Verdict, page, title_of, verdict
@@ -152,7 +153,7 @@ class Search:
         path = self.folder / "search" / name
         diverged = self._train(path, one)
         steps, classes = total_steps(one.train, per_epoch), len(build.listed(one).classes)
-        return range_test.read(path, ramp, steps, one.train.seed, classes, diverged=diverged)
+        return range_curves.read(path, ramp.rate, steps, one.train.seed, classes, diverged=diverged)
 
     def _outcome(self, name: str, recipe: Recipe) -> Outcome:
         recipe = recipe.with_overrides(f"eval.every={recipe.train.epochs / EVALUATIONS:.6g}")

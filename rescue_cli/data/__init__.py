@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from rescue_cli.data.coco_files import is_coco
 from rescue_cli.data.fingerprint import (
     Fingerprint,
     difference,
@@ -59,6 +60,7 @@ __all__ = [
     "hold_out",
     "imagenet_words",
     "in_colour",
+    "is_coco",
     "listing_of",
     "load",
     "make_resident",

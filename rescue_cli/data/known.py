@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from rescue_cli.data import archives, folders
+from rescue_cli.data.coco import coco_boxes, coco_masks
 from rescue_cli.data.imagenet import imagenet_words, real_answers
 from rescue_cli.data.listing import PassedOver
 from rescue_cli.data.masks import ade20k, mask_folder
@@ -165,8 +166,10 @@ DATASETS = {
     "folder": folder,
     "pascal-voc": pascal_voc,
     "voc-folder": voc_folder,
+    "coco-boxes": coco_boxes,
     "ade20k": ade20k,
     "mask-folder": mask_folder,
+    "coco-masks": coco_masks,
 }
 
 

@@ -1,40 +1,93 @@
 """Segmentation: folders of images, each with a mask of the same name that numbers its classes."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
+from rescue_cli.data.colours import Exif
+from rescue_cli.data.decode import UNREADABLE
+from rescue_cli.data.fit import common_size, size_of
 from rescue_cli.data.listing import PassedOver, images_in, split_folder
 from rescue_cli.data.names import lines_of, plain, stem
-from rescue_cli.data.paired import Masked
-from rescue_cli.data.place import Place
-from rescue_cli.data.splits import Dataset, FileNames, Split
-from rescue_cli.errors import DataError
+from rescue_cli.data.paired import UNKNOWN, Coding, Masked, Paired, numbered
+from rescue_cli.data.place import HIGHEST, Place
+from rescue_cli.data.splits import SPLIT_SEED, Dataset, FileNames, Split
+from rescue_cli.draws import permute
+from rescue_cli.errors import DataError, UsageError
+from rescue_cli.scene import IGNORED
 
 ADE20K = 150
+NOT_COUNTED = "ignored"  # in data.mask_values, the name of what is no class
+ONE_SIZE = "Bring mask and image to one size."
+SHOWN = 5  # classes that a sentence names
 
 
 def mask_folder(place: Place) -> Dataset:
     """`SPLIT/images/*`, `SPLIT/masks/*.png`, and `classes.txt` with a name a line, from label 0.
 
     train and val together, tested on test; without a folder `test` train alone, tested on val. 255
-    in a mask is ignored.
+    in a mask is ignored. `data.mask_values` says what other values mean, in place of the file.
     """
-    root = place.top
-    file = root / "classes.txt"
-    if not file.is_file():
-        raise DataError(f"{file}: no such file. It holds the classes' names, a line each.")
-    classes = tuple(plain(line) for line in lines_of(file))
+    root, given = place.top, place.keys.mask_values
+    classes, coding = _coding(root / "classes.txt", given or {})
     found = {name: split_folder(root, name) or root / name for name in ("train", "val", "test")}
     tested = "test" if found["test"].is_dir() else "val"
     parts = ["train", *(["val"] if tested == "test" and found["val"].is_dir() else [])]
-    pairs = [(f"{found[part].name}/images", f"{found[part].name}/masks") for part in parts]
     passed = PassedOver(sizes=True)
-    train = _read(root, pairs, len(classes), 0, passed)
-    of_test = found[tested].name
-    test = _read(root, [(f"{of_test}/images", f"{of_test}/masks")], len(classes), 0, passed)
-    notes = (*place.notes({tested: found[tested]}), *passed.notes())
-    return Dataset(train, {tested: test}, classes, notes=notes)
+    splits = [
+        _read(root, [_pair(found[part].name) for part in some], coding, passed)
+        for some in (parts, [tested])
+    ]
+    for split in splits:
+        _check_sizes(split, place.keys.exif)
+    lacking = check_ignored([("train", splits[0]), (tested, splits[1])], classes, given=bool(given))
+    notes = (*place.notes({tested: found[tested]}), *passed.notes(), *lacking)
+    return Dataset(splits[0], {tested: splits[1]}, classes, notes=notes)
+
+
+def _pair(split: str) -> tuple[str, str]:
+    return f"{split}/images", f"{split}/masks"
+
+
+def _named(file: Path) -> tuple[tuple[str, ...], Coding]:
+    """The classes of `classes.txt`, numbered from 0."""
+    if not file.is_file():
+        raise DataError(
+            f"{file}: no such file. It holds the classes' names, a line each; or give "
+            "data.mask_values={NAME: VALUE, ...}."
+        )
+    classes = tuple(plain(line) for line in lines_of(file))
+    if len(classes) > IGNORED:
+        raise DataError(f"{file}: names {len(classes)} classes; a mask has at most {IGNORED}.")
+    return classes, numbered(len(classes), 0)
+
+
+def _coding(file: Path, given: Mapping[str, int | list[int]]) -> tuple[tuple[str, ...], Coding]:
+    """The classes that are `given`, in that order; those of the file where none is.
+
+    Raises `DataError`, `UsageError`.
+    """
+    classes = tuple(name for name in given if name != NOT_COUNTED)
+    if len(classes) > IGNORED:
+        raise UsageError(f"data.mask_values: {len(classes)} classes; a mask has at most {IGNORED}.")
+    table = np.full(HIGHEST + 1, UNKNOWN, dtype=np.int16)
+    words = ""
+    if not classes:
+        classes, (numbers, words) = _named(file)
+        table[: len(numbers)] = numbers
+    taken = set(np.flatnonzero((table != UNKNOWN) & (table != IGNORED)).tolist())
+    for name, some in given.items():
+        for value in [some] if isinstance(some, int) else some:
+            if value in taken:
+                raise UsageError(f"data.mask_values.{name}: {value} has a meaning. Name it once.")
+            taken.add(value)
+            table[value] = IGNORED if name == NOT_COUNTED else classes.index(name)
+    if table[IGNORED] == UNKNOWN:
+        table[IGNORED] = IGNORED
+    named = ", ".join(map(str, sorted(taken)))
+    return classes, Coding(table, words or f"data.mask_values names {named}")
 
 
 def ade20k(place: Place) -> Dataset:
@@ -47,7 +100,7 @@ def ade20k(place: Place) -> Dataset:
     root = inner if inner.is_dir() else place.root
     passed = PassedOver()
     splits = {
-        part: _read(root, [(f"images/{part}", f"annotations/{part}")], ADE20K, 1, passed)
+        part: _read(root, [(f"images/{part}", f"annotations/{part}")], numbered(ADE20K, 1), passed)
         for part in ("training", "validation")
     }
     tests: dict[str, Split] = {"val": splits["validation"]}
@@ -67,7 +120,7 @@ def _ade_names(root: Path) -> tuple[str, ...]:
 
 
 def _read(
-    root: Path, pairs: list[tuple[str, str]], classes: int, first: int, passed: PassedOver
+    root: Path, pairs: list[tuple[str, str]], coding: Coding, passed: PassedOver
 ) -> Masked:
     """The images of some folders with their masks; raises `DataError`."""
     images: list[str] = []
@@ -89,4 +142,76 @@ def _read(
             images.append(f"{of_images}/{name}")
             masks.append(mask)
     labels = np.zeros(len(images), dtype=np.int64)
-    return Masked(FileNames.of(root, images), labels, FileNames.of(root, masks), classes, first)
+    return Masked(FileNames.of(root, images), labels, FileNames.of(root, masks), coding)
+
+
+def _check_sizes(split: Masked, exif: Exif) -> None:
+    """Raises `DataError` for the first mask of another size than its image."""
+    for index in range(len(split)):
+        mask = split.masks.path(index)
+        said = size_of(mask, "ignored")
+        if said is not None:
+            common_size(mask, split.names.path(index), said, exif, ONE_SIZE)
+
+
+def check_ignored(
+    splits: Sequence[tuple[str, Paired]], classes: Sequence[str], *, given: bool
+) -> tuple[str, ...]:
+    """Which classes have no pixel in a split, a sentence each.
+
+    Raises `DataError` where such a class is in no split, or only one class is left to judge, while
+    255 is there and nobody `given` what it means: 0 and 255 are the usual values of two classes.
+    """
+    found = [(name, split, seen(split, len(classes))) for name, split in splits]
+    everywhere = set().union(*(there.classes for _, _, there in found))
+    notes = []
+    for name, split, there in found:
+        lacking = [c for place, c in enumerate(classes) if place not in there.classes]
+        nowhere = [c for place, c in enumerate(classes) if place not in everywhere]
+        alone = len(there.classes) == 1 and len(classes) > 1
+        if there.first_ignored is not None and not given and (nowhere or alone):
+            file = split.masks.path(there.first_ignored) if isinstance(split, Masked) else name
+            missing = (nowhere or lacking)[0]
+            raise DataError(
+                f"{file}: holds {IGNORED}, which is ignored, and no mask of {name} holds the class "
+                f"'{missing}'. Say what each value means, as data.mask_values="
+                f"{{{_example(classes, missing)}}}. Where {IGNORED} is to be ignored, "
+                f"give data.mask_values={{{NOT_COUNTED}: {IGNORED}}}, or remove the class."
+            )
+        if lacking:
+            shown = ", ".join(lacking[:SHOWN]) + (" ..." if len(lacking) > SHOWN else "")
+            notes.append(
+                f"{name} has no pixel of {len(lacking)} of {len(classes)} classes: {shown}"
+            )
+    return tuple(notes)
+
+
+def _example(classes: Sequence[str], missing: str) -> str:
+    values = {name: IGNORED if name == missing else place for place, name in enumerate(classes)}
+    if len(values) > SHOWN:
+        return f"{classes[0]}: {values[classes[0]]}, ..., {missing}: {IGNORED}"
+    return ", ".join(f"{name}: {value}" for name, value in values.items())
+
+
+class Seen(NamedTuple):
+    """The classes in the masks of a split, and the place of the first mask with ignored pixels."""
+
+    classes: frozenset[int]
+    first_ignored: int | None
+
+
+def seen(split: Paired, classes: int) -> Seen:
+    """Looks until every class was seen, at masks spread over the split."""
+    found: set[int] = set()
+    ignored = None
+    for index in permute(np.arange(len(split)), len(split), SPLIT_SEED, 0).tolist():
+        try:
+            values = np.unique(np.asarray(split.target(index)))
+        except UNREADABLE:  # as a ValueError for a label that there is not: said when it is read
+            continue
+        found.update(values[values != IGNORED].tolist())
+        if ignored is None and IGNORED in values:
+            ignored = index
+        if len(found) == classes:
+            break
+    return Seen(frozenset(found), ignored)

@@ -1,14 +1,20 @@
 """Splits on disk whose images carry more than a label: boxes around objects, or a mask."""
 
 from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
+from rescue_cli.data.coco_shapes import Painted
 from rescue_cli.data.splits import FileNames, Files
 from rescue_cli.draws import Indices
 from rescue_cli.errors import DataError
 from rescue_cli.scene import IGNORED, Mask, Objects
+
+UNKNOWN = -1
+ONE_NUMBER = ("1", "L", "P", "I", "I;16")  # PIL's modes of one whole number a pixel
 
 
 @dataclass(frozen=True)
@@ -29,17 +35,45 @@ class Boxed(Files):
         return self.objects[index]
 
 
+class Coding(NamedTuple):
+    """What the values of a mask mean: `classes` (values,) has a class, IGNORED, or UNKNOWN; in
+    `words`, which values are known.
+    """
+
+    classes: NDArray[np.int16]
+    words: str
+
+    def decoded(self, values: NDArray[Any]) -> Mask:
+        """The classes; raises `ValueError` for a value that means nothing."""
+        highest = int(values.max(initial=0))
+        within = values if highest < len(self.classes) else np.minimum(values, len(self.classes))
+        found = np.append(self.classes, np.int16(UNKNOWN))[within]
+        if (found == UNKNOWN).any():
+            raise ValueError(f"a label {int(values[found == UNKNOWN].max())}, where {self.words}")
+        mask: Mask = found.astype(np.uint8)
+        return mask
+
+
+def numbered(classes: int, first: int) -> Coding:
+    """Classes from the value `first` on; what is below it and 255 are ignored."""
+    table = np.full(IGNORED + 1, UNKNOWN, dtype=np.int16)
+    table[:first] = table[IGNORED] = IGNORED
+    table[first : first + classes] = np.arange(classes)
+    return Coding(
+        table, f"the {classes} classes end at {classes + first - 1} and {IGNORED} is ignored"
+    )
+
+
 @dataclass(frozen=True)
 class Masked(Files):
     """A split with a mask of class numbers for each image; `labels` are all 0."""
 
     masks: FileNames
-    classes: int
-    first: int  # what a mask calls the first class; anything below it is ignored
+    coding: Coding
 
     def take(self, indices: Indices) -> "Masked":
         names, masks = self.names.take(indices), self.masks.take(indices)
-        return Masked(names, self.labels[indices], masks, self.classes, self.first)
+        return Masked(names, self.labels[indices], masks, self.coding)
 
     def relabelled(self, order: Indices) -> "Masked":  # noqa: ARG002
         """Raises `DataError`: the labels are in the masks."""
@@ -52,18 +86,15 @@ class Masked(Files):
         """The image's mask; raises `ValueError` for a class that there is not."""
         path = self.masks.path(index)
         with Image.open(path) as image:
-            if image.mode not in ("L", "P"):
-                raise ValueError(f"{path}: a mask has one byte a pixel, and this one {image.mode}")
-            found = np.array(image)
-        known = (found != IGNORED) & (found >= self.first)
-        mask: Mask = np.where(known, found - np.uint8(self.first), IGNORED).astype(np.uint8)
-        highest = int(mask[known].max(initial=0))
-        if highest >= self.classes:
-            raise ValueError(
-                f"{path}: a label {highest + self.first}, where the {self.classes} classes end at "
-                f"{self.classes + self.first - 1} and {IGNORED} is ignored"
-            )
-        return mask
+            if image.mode not in ONE_NUMBER:
+                raise ValueError(
+                    f"{path}: a mask has one number a pixel, and this one is {image.mode}"
+                )
+            values = np.array(image)
+        try:
+            return self.coding.decoded(values.astype(np.int64) if image.mode == "1" else values)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
 
 
-Paired = Boxed | Masked
+Paired = Boxed | Masked | Painted

@@ -5,13 +5,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from rescue_cli.data.colours import Background, Exif, Reading
 from rescue_cli.data.decode import Decoder, Interpolation
 from rescue_cli.data.listing import folders_in, holds_images, split_folder, split_of, splits_in
 from rescue_cli.errors import DataError
-from rescue_cli.registry import NotNegativeInt, PositiveInt
+from rescue_cli.registry import NotNegativeInt, PositiveInt, Within
+
+HIGHEST = 2**16 - 1  # that a mask of 16 bits can hold
+MaskValue = Annotated[int, Within(0, HIGHEST)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +40,7 @@ class Keys:
     exif: Exif = "ignored"  # which a recipe without the key has always done
     background: Background = "white"
     range: tuple[float, float] | None = None
+    mask_values: dict[str, MaskValue | list[MaskValue]] | None = None  # by class, or `ignored`
 
     @property
     def reading(self) -> Reading:
@@ -76,8 +80,10 @@ FACTS: Mapping[str, Facts] = {
     "folder": Facts(None, 3, None, *_IMAGENET, None),
     "pascal-voc": Facts(20, 3, None, *_IMAGENET, 16_551, "detection"),
     "voc-folder": Facts(None, 3, None, *_IMAGENET, None, "detection"),
+    "coco-boxes": Facts(None, 3, None, *_IMAGENET, None, "detection"),
     "ade20k": Facts(150, 3, None, *_IMAGENET, 20_210, "segmentation"),
     "mask-folder": Facts(None, 3, None, *_IMAGENET, None, "segmentation"),
+    "coco-masks": Facts(None, 3, None, *_IMAGENET, None, "segmentation"),
 }
 
 

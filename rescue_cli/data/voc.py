@@ -1,42 +1,23 @@
 """Detection in PASCAL VOC's format: `Annotations/*.xml`, `ImageSets/Main/*.txt`, `JPEGImages/`."""
 
 import xml.etree.ElementTree as ElementTree
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from rescue_cli.data.fit import Fit, Marked, demand_finite, demand_pixels
 from rescue_cli.data.listing import HIDDEN, SPLITS, PassedOver, by_stem, endings, is_nobodys
 from rescue_cli.data.names import lines_of, plain, stem
 from rescue_cli.data.paired import Boxed
 from rescue_cli.data.place import Place
 from rescue_cli.data.splits import Dataset, FileNames
 from rescue_cli.errors import DataError, did_you_mean
-from rescue_cli.scene import Objects
 
 VOC: tuple[str, ...] = ("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat")
 VOC += ("chair", "cow", "diningtable", "dog", "horse", "motorbike", "person", "pottedplant")
 VOC += ("sheep", "sofa", "train", "tvmonitor")
-
-
-@dataclass
-class Skipped:
-    """Boxes that were passed over or cut, by the reason, and the first file of each."""
-
-    counts: Counter[str] = field(default_factory=Counter)
-    first: dict[str, Path] = field(default_factory=dict)
-
-    def add(self, reason: str, file: Path) -> None:
-        self.counts[reason] += 1
-        self.first.setdefault(reason, file)
-
-    def notes(self) -> tuple[str, ...]:
-        return tuple(
-            f"{count} boxes {reason}; the first in {self.first[reason]}"
-            for reason, count in self.counts.items()
-        )
 
 
 def pascal_voc(place: Place) -> Dataset:
@@ -45,16 +26,16 @@ def pascal_voc(place: Place) -> Dataset:
     `data.root` holds `VOC2007` and `VOC2012`, or the `VOCdevkit` that the archives unpack to.
     """
     root = place.root / "VOCdevkit" if (place.root / "VOCdevkit").is_dir() else place.root
-    skipped, passed = Skipped(), PassedOver()
+    fit, passed = Fit(place.keys.exif), PassedOver()
     labels = {name: i for i, name in enumerate(VOC, 1)}
     years = [year for year in ("VOC2007", "VOC2012") if (root / year).is_dir()] or ["VOC2007"]
     train = {
         year: _annotations(root / year, _listed(root / year, "trainval", passed)) for year in years
     }
-    parts = [_read(root / year, found, labels, skipped) for year, found in train.items()]
+    parts = [_read(root / year, found, labels, fit) for year, found in train.items()]
     tested = _annotations(root / "VOC2007", _listed(root / "VOC2007", "test", passed))
-    test = _read(root / "VOC2007", tested, labels, skipped)
-    notes = (*passed.notes(), *skipped.notes())
+    test = _read(root / "VOC2007", tested, labels, fit)
+    notes = (*passed.notes(), *fit.notes())
     return Dataset(_joined(root, parts), {"test": test}, VOC, notes=notes)
 
 
@@ -62,7 +43,7 @@ def voc_folder(place: Place) -> Dataset:
     """A folder in PASCAL VOC's format: train and val together, tested on test; without a
     `test.txt` train alone, tested on val. The classes are those of the training annotations.
     """
-    root, skipped, passed = place.root, Skipped(), PassedOver()
+    root, fit, passed = place.root, Fit(place.keys.exif), PassedOver()
     tested = "test" if _list_file(root, "test").is_file() else "val"
     both = tested == "test" and _list_file(root, "val").is_file()
     parts = ("train", "val") if both else ("train",)
@@ -72,9 +53,9 @@ def voc_folder(place: Place) -> Dataset:
     if not classes:
         raise DataError(f"{root / 'Annotations'}: no object in any training image. Add boxes.")
     labels = {name: i for i, name in enumerate(classes, 1)}
-    train = _read(root, annotations, labels, skipped)
-    test = _read(root, _annotations(root, _listed(root, tested, passed)), labels, skipped)
-    notes = (*passed.notes(), *skipped.notes())
+    train = _read(root, annotations, labels, fit)
+    test = _read(root, _annotations(root, _listed(root, tested, passed)), labels, fit)
+    notes = (*passed.notes(), *fit.notes())
     return Dataset(train, {tested: test}, tuple(classes), notes=notes)
 
 
@@ -128,11 +109,13 @@ def _read(
     root: Path,
     annotations: Mapping[str, _Annotation],
     labels: Mapping[str, int],
-    skipped: Skipped,
+    fit: Fit,
 ) -> Boxed:
     """The images that have these annotations, by their names; raises `DataError`."""
     folder = root / "JPEGImages"
     images = by_stem(folder, endings())
+    boxes = (each.box for annotation in annotations.values() for each in annotation.objects)
+    demand_pixels(root / "Annotations", boxes)
     found, files = [], []
     for name, annotation in annotations.items():
         image = images.get(name)
@@ -140,7 +123,8 @@ def _read(
             raise DataError(
                 f"{folder / name}.jpg: no such file. Add it, or remove its line from the split."
             )
-        found.append(_objects(annotation, folder / image, labels, skipped))
+        marked = _marked(annotation, labels)
+        found.append(fit.objects(annotation.file, folder / image, annotation.size, marked))
         files.append(f"JPEGImages/{image}")
     return Boxed(FileNames.of(root, files), np.zeros(len(files), dtype=np.int64), tuple(found))
 
@@ -172,49 +156,23 @@ def _object(element: ElementTree.Element) -> _Object:
     if not name or box is None:
         raise ValueError("an object without a name or without a bndbox")
     left, top, right, bottom = (float(box.findtext(edge, "nothing")) for edge in EDGES)
+    demand_finite((left, top, right, bottom))
     difficult = element.findtext("difficult", "0").strip() == "1"
     return _Object(plain(name), (left, top, right, bottom), difficult)
 
 
-def _objects(
-    annotation: _Annotation, image: Path, labels: Mapping[str, int], skipped: Skipped
-) -> Objects:
-    """The objects in pixels from 0; what has no area is left out, what stands out is cut."""
-    rows = []
-    size = annotation.size or _size(image)
+def _marked(annotation: _Annotation, labels: Mapping[str, int]) -> list[Marked]:
+    """The objects in pixels from 0; a box without area stays one. Raises `DataError`."""
+    found = []
     for each in annotation.objects:
         if each.name not in labels:
             hint = did_you_mean(each.name, labels)
             raise DataError(f"{annotation.file}: '{each.name}' is not one of the classes. {hint}")
         left, top, right, bottom = each.box
-        if right <= left or bottom <= top:
-            skipped.add("have no area and are left out", annotation.file)
-            continue
-        cut = _cut((left - 1, top - 1, right, bottom), size)
-        if cut is None:
-            skipped.add("lie outside their image and are left out", annotation.file)
-            continue
-        if cut != (left - 1, top - 1, right, bottom):
-            skipped.add("reach over their image's edge and are cut", annotation.file)
-        rows.append((cut, labels[each.name], each.difficult))
-    return Objects.of(rows)
-
-
-def _cut(box: tuple[float, ...], size: tuple[int, int]) -> tuple[float, ...] | None:
-    """The part of a box that lies in the image, or None."""
-    left, top, right, bottom = box
-    inside = (max(left, 0.0), max(top, 0.0), min(right, size[0]), min(bottom, size[1]))
-    return inside if inside[2] > inside[0] and inside[3] > inside[1] else None
-
-
-def _size(image: Path) -> tuple[int, int]:
-    from PIL import Image
-
-    try:
-        with Image.open(image) as opened:
-            return opened.size
-    except OSError as error:
-        raise DataError(f"{image}: cannot be read: {error}.") from None
+        if right > left and bottom > top:
+            left, top = left - 1, top - 1
+        found.append(Marked((left, top, right, bottom), labels[each.name], each.difficult))
+    return found
 
 
 def _joined(root: Path, parts: Sequence[Boxed]) -> Boxed:

@@ -1,6 +1,7 @@
 """What a recipe that detects or segments may say, and how its scenes are normalised."""
 
 import importlib.util
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -47,6 +48,11 @@ def check_scenes(recipe: Recipe, known: str) -> None:
             f"task.name: {task}, and the data set '{recipe.data.name}' is for {known}. "
             f"Set task.name={known}, or another data.name."
         )
+    if "mask_values" in recipe.data.options and recipe.data.name != "mask-folder":
+        raise UsageError(
+            "data.mask_values: says what the masks of data.name=mask-folder hold. "
+            "Remove it with ~data.mask_values."
+        )
     for section in ("model", "loss"):
         name = getattr(recipe, section).name
         owner = next((t for t, names in THEIRS.items() if name in names[section]), None)
@@ -80,19 +86,21 @@ def _check_strides(given: str | None) -> None:
         )
 
 
-def _check_extra() -> None:
-    """Raises `UsageError` where the packages of the extra `detection` are missing."""
-    lacking = [name for name in EXTRA if importlib.util.find_spec(name) is None]
+def _check_extra(what: str, wanted: Sequence[str]) -> None:
+    """Raises `UsageError` where packages of the extra `detection` are missing."""
+    lacking = [name for name in wanted if importlib.util.find_spec(name) is None]
     if lacking:
         raise UsageError(
-            f"task.name: detection needs {' and '.join(lacking)}. "
+            f"{what} needs {' and '.join(lacking)}. "
             "Install them with: pip install 'rescue[detection]'"
         )
 
 
 def _check_neutral(recipe: Recipe) -> None:
     if recipe.task.name == "detection":
-        _check_extra()
+        _check_extra("task.name: detection", EXTRA)
+    if recipe.data.name == "coco-masks":
+        _check_extra("data.name: coco-masks", EXTRA[1:])
     for section, neutral in NEUTRAL.items():
         name = getattr(recipe, section).name
         if name != neutral:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rescue_cli.data import DATASETS, FACTS, channels_of, normalisation
+from rescue_cli.data import DATASETS, FACTS, channels_of, is_coco, normalisation
 from rescue_cli.errors import UsageError, did_you_mean
 from rescue_cli.model import MODELS, weights
 from rescue_cli.parts.ingredients import data_keys
@@ -20,6 +20,7 @@ FOLDERS = {
     "detection": "voc-folder",
     "segmentation": "mask-folder",
 }
+OF_COCO = {"detection": "coco-boxes", "segmentation": "coco-masks"}  # where annotations are COCO's
 DEFAULT = "transfer"  # the recipe without --recipe
 SCRATCH = "scratch:"  # before weights, or a timm name: the same network at a random start
 # Keys of the source's `model` that say how it was trained and not what it is
@@ -62,8 +63,9 @@ def _target(base: Recipe, to: str) -> dict[str, Any]:
     if to in DATASETS:
         return {"data.name": to}
     if Path(to).is_dir():
+        names = OF_COCO if base.of_scenes and is_coco(Path(to)) else FOLDERS
         return {
-            "data.name": FOLDERS[base.task.name],
+            "data.name": names[base.task.name],
             "data.root": str(Path(to).resolve()),
             "data.exif": "applied",
         }

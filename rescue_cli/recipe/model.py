@@ -145,7 +145,7 @@ class Recipe:
         if self.of_scenes:
             raise UsageError(
                 f"{verb}: knows classification, and {self.name} does {self.task.name}. "
-                "Use train, eval, transfer, seed-sweep, compare or report."
+                "Use train, eval, transfer, lr-range-test, seed-sweep, compare or report."
             )
 
     def to_yaml(self) -> str:

@@ -7,8 +7,10 @@ from statistics import median
 from typing import Any
 
 from rescue_cli.clues import smooth
-from rescue_cli.range_test import Answer, Curves, Reading
+from rescue_cli.range_curves import Curves
+from rescue_cli.range_test import Answer, Reading
 from rescue_cli.report.pictures import figure_of, save
+from rescue_cli.results import METRICS
 
 WIDE = 10  # times the median of the losses
 MARKS = {"valley": "v", "steepest": "s", "minimum": "o"}
@@ -22,14 +24,16 @@ def draw(
     answer: Answer,
 ) -> None:
     """Losses, their difference and accuracy over the learning rate, with the rates suggested."""
-    figure = figure_of(10, 7)
-    (train, test), (gap, accuracy) = figure.subplots(2, 2)
-    panels = (
-        (train, "training loss", "train_losses"),
-        (test, "test loss", "test_losses"),
-        (gap, "test loss less training loss", "errors"),
-        (accuracy, "top-1 %", "accuracies"),
-    )
+    tested = not full[0].detects
+    figure = figure_of(10, 7 if tested else 4)
+    names = [
+        ("training loss", "train_losses"),
+        *([("test loss", "test_losses"), ("test loss less training loss", "errors")] * tested),
+        (METRICS[full[0].metric], "accuracies"),
+    ]
+    grid = figure.subplots(*((2, 2) if tested else (1, 2))).flat
+    panels = [(axes, title, key) for axes, (title, key) in zip(grid, names, strict=True)]
+    of = {key: axes for axes, _, key in panels}
     exponential = _is_exponential(full[0].rates)
     for axes, title, key in panels:
         for place, curves in enumerate([*full, half]):
@@ -47,13 +51,13 @@ def draw(
         if exponential:
             axes.set_xscale("log")
         axes.grid(alpha=0.3)
-    _mark(train, full[0], readings[0])
+    _mark(of["train_losses"], full[0], readings[0])
     for low, high in readings[0].overfitting:
-        gap.axvspan(low, high, color="tab:red", alpha=0.1, label="signs of overfitting")
-    for axes, key in ((train, "train_losses"), (test, "test_losses"), (gap, "errors")):
+        of["errors"].axvspan(low, high, color="tab:red", alpha=0.1, label="signs of overfitting")
+    for axes, _, key in panels[:-1]:
         scale(axes, [v for curves in [*full, half] for v in getattr(curves, key)])
     named: dict[str, Any] = {}
-    for axes in (train, test, gap, accuracy):
+    for axes, _, _ in panels:
         for handle, name in zip(*axes.get_legend_handles_labels(), strict=True):
             named.setdefault(name, handle)
     figure.legend(named.values(), named.keys(), loc="outside lower center", ncol=4, fontsize=8)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from rescue_cli.clues import smooth
-from rescue_cli.range_test import Curves
+from rescue_cli.range_curves import Curves
 from rescue_cli.report.claims import details, is_claimed
 from rescue_cli.report.comparison import pairs_of, told
 from rescue_cli.report.markup import counted, head, image, listed, table, text

@@ -13,6 +13,7 @@ METRICS = {
     "map": "mAP COCO %",
     "miou": "mIoU %",
     "pixels": "pixels %",
+    "ignored": "ignored %",  # of the pixels, which count in neither
 }
 
 
