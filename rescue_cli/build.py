@@ -41,7 +41,7 @@ from rescue_cli.parts.inputs import (
     train_feed,
     training_images,
 )
-from rescue_cli.parts.networks import check_classes, model, teacher
+from rescue_cli.parts.networks import check_classes, model, teacher, weights_classes
 from rescue_cli.parts.scenes import Normalised
 from rescue_cli.parts.source import PREPROCESSING
 from rescue_cli.parts.updates import optimizers, rates_of
@@ -73,6 +73,7 @@ __all__ = [
     "test_sets",
     "trainee",
     "training_images",
+    "weights_classes",
 ]
 SHOWN_RATES = 100_000  # the peak of a longer schedule is looked for at as many of its steps
 MIXED = {"float16": torch.float16, "bfloat16": torch.bfloat16}

@@ -229,9 +229,12 @@ def _finish(
 
 
 def _evaluate(run: RunDirectory, recipe: Recipe, machine: build.Machine, start: _Start) -> None:
-    data = build.dataset(recipe, machine.cache, test_only=True)
-    if distributed.is_first() and (said := build.check_classes(recipe, data.classes)):
-        print(said, file=sys.stderr)
+    known = build.weights_classes(recipe)
+    data = build.dataset(recipe, machine.cache, test_only=True, classes=known)
+    said = build.check_classes(recipe, data.classes)
+    if distributed.is_first():
+        for line in [*([said] if said else []), *data.notes]:
+            print(line, file=sys.stderr)
     network = build.model(recipe, len(data.classes), machine.device, whole=True)
     evaluator = build.evaluator(recipe, data, machine)
     tests = build.test_sets(recipe, data, machine)

@@ -13,8 +13,8 @@ import numpy as np
 from rescue_cli.data import archives, folders
 from rescue_cli.data.imagenet import imagenet_words, real_answers
 from rescue_cli.data.masks import ade20k, mask_folder
-from rescue_cli.data.place import Place
-from rescue_cli.data.splits import Dataset, FileNames, Files, Images, Pixels
+from rescue_cli.data.place import Place, Unknown
+from rescue_cli.data.splits import NO_CLASS, Dataset, FileNames, Files, Images, Pixels, some
 from rescue_cli.data.transfer_sets import (
     flowers102,
     food101,
@@ -121,12 +121,17 @@ def imagenet(place: Place) -> Dataset:
 
 
 def folder(place: Place) -> Dataset:
-    """Class folders of one's own; the classes are the training folders' names in order."""
+    """Class folders of one's own; the classes are the training folders' names in order.
+
+    In an evaluation those that the weights know, where a folder is called as one of them.
+    """
     if place.test_only and not (place.has_train_root and place.train_root.is_dir()):
         (root,) = place.test_root(("val", "test")).values()
     else:
         root = place.train_root
     classes = folders.class_folders(root)
+    if any(name in place.classes for name in classes):
+        classes = list(place.classes)
     return _class_folders(
         place, {n: i for i, n in enumerate(classes)}, tuple(classes), ("val", "test")
     )
@@ -179,10 +184,34 @@ def _class_folders(
     else:
         train = folders.read(place.train_root, labels, complete=complete)
     roots = {**place.test_root(test_names), **place.extra_sets}
-    tests: dict[str, Any] = {
-        name: _test_split(root, labels, complete=complete) for name, root in roots.items()
-    }
-    return Dataset(train, tests, classes)
+    unknown = place.keys.unknown_classes
+    read = {name: _test_split(root, labels, unknown) for name, root in roots.items()}
+    tests: dict[str, Any] = {}
+    notes: list[str] = []
+    for name, files in read.items():
+        tests[name], said = _known_alone(name, files)
+        notes += said
+    return Dataset(train, tests, classes, notes=tuple(notes))
+
+
+def _known_alone(name: str, files: Files) -> tuple[Files, list[str]]:
+    """The images of classes that training knows, and what is said of the others."""
+    strange = np.flatnonzero(files.labels == NO_CLASS)
+    if len(strange) == len(files):
+        raise DataError(
+            f"{files.names.root}: no image of a class that training knows. Point data.test_root= "
+            "(or data.sets) at the test images."
+        )
+    if not len(strange):
+        return files, []
+    folders_of = [files.names.name(int(i)).rpartition("/")[0] for i in strange]
+    names = sorted({folder for folder in folders_of if folder})
+    of = f" ({some(names)})" if names else ""
+    said = (
+        f"{name}: left out {len(strange)} of {len(files)} images, whose classes{of} training does "
+        "not know."
+    )
+    return files.take(np.flatnonzero(files.labels != NO_CLASS)), [said]
 
 
 def _check_classes(place: Place, labels: dict[str, int]) -> None:
@@ -197,13 +226,14 @@ def _check_classes(place: Place, labels: dict[str, int]) -> None:
         )
 
 
-def _test_split(root: Path, labels: dict[str, int], *, complete: bool) -> Files:
+def _test_split(root: Path, labels: dict[str, int], unknown: Unknown) -> Files:
     if folders.is_flat(root):
-        return folders.read_flat(root, labels)
+        return folders.read_flat(root, labels, unknown)
     names = folders.class_folders(root)
     numbered = {str(i): i for i in range(len(labels))}
     by_number = not any(n in labels for n in names) and all(n in numbered for n in names)
-    return folders.read(root, numbered if by_number else labels, complete=complete)
+    known = numbered if by_number else labels
+    return folders.read(root, known, complete=False, test=True, unknown=unknown)
 
 
 def _cifar(place: Place, kind: str, folder_name: str, archive_name: str) -> Dataset:

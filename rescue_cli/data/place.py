@@ -11,6 +11,8 @@ from rescue_cli.data.decode import Decoder, Interpolation
 from rescue_cli.errors import DataError
 from rescue_cli.registry import NotNegativeInt, PositiveInt
 
+Unknown = Literal["refuse", "skip"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Keys:
@@ -32,6 +34,7 @@ class Keys:
     decoder: Decoder = "fast"
     eval_decoder: Decoder = "pil"
     max_corrupt: NotNegativeInt = 100
+    unknown_classes: Unknown = "refuse"  # of test sets: classes that training does not have
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,7 @@ class Place:
     name: str
     keys: Keys
     test_only: bool = False  # an evaluation does without the training images
+    classes: tuple[str, ...] = ()  # that the weights of an evaluation know, where they say
 
     @cached_property
     def root(self) -> Path:

@@ -44,6 +44,14 @@ def placed(recipe: Recipe, network: nn.Module, device: torch.device) -> nn.Modul
     return network
 
 
+def weights_classes(recipe: Recipe) -> tuple[str, ...]:
+    """The names of the classes that the recipe's weights carry; none where they carry none."""
+    weights = str(recipe.model.options.get("weights"))
+    if weights.startswith(TIMM):
+        return ()
+    return tuple(known_classes(weights_metadata(Path(weights))) or ())
+
+
 def check_classes(recipe: Recipe, classes: tuple[str, ...]) -> str | None:
     """What is to be said where the recipe's weights know other classes than those of the data.
 
