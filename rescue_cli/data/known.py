@@ -14,7 +14,7 @@ from rescue_cli.data import archives, folders
 from rescue_cli.data.imagenet import imagenet_words, real_answers
 from rescue_cli.data.masks import ade20k, mask_folder
 from rescue_cli.data.place import Place, Unknown
-from rescue_cli.data.splits import NO_CLASS, Dataset, FileNames, Files, Images, Pixels, some
+from rescue_cli.data.splits import Dataset, FileNames, Files, Images, Pixels, known_alone
 from rescue_cli.data.transfer_sets import (
     flowers102,
     food101,
@@ -189,29 +189,9 @@ def _class_folders(
     tests: dict[str, Any] = {}
     notes: list[str] = []
     for name, files in read.items():
-        tests[name], said = _known_alone(name, files)
+        tests[name], said = known_alone(name, files)
         notes += said
     return Dataset(train, tests, classes, notes=tuple(notes))
-
-
-def _known_alone(name: str, files: Files) -> tuple[Files, list[str]]:
-    """The images of classes that training knows, and what is said of the others."""
-    strange = np.flatnonzero(files.labels == NO_CLASS)
-    if len(strange) == len(files):
-        raise DataError(
-            f"{files.names.root}: no image of a class that training knows. Point data.test_root= "
-            "(or data.sets) at the test images."
-        )
-    if not len(strange):
-        return files, []
-    folders_of = [files.names.name(int(i)).rpartition("/")[0] for i in strange]
-    names = sorted({folder for folder in folders_of if folder})
-    of = f" ({some(names)})" if names else ""
-    said = (
-        f"{name}: left out {len(strange)} of {len(files)} images, whose classes{of} training does "
-        "not know."
-    )
-    return files.take(np.flatnonzero(files.labels != NO_CLASS)), [said]
 
 
 def _check_classes(place: Place, labels: dict[str, int]) -> None:

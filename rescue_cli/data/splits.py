@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rescue_cli.draws import Indices, permute
-from rescue_cli.errors import UsageError
+from rescue_cli.errors import DataError, UsageError
 
 SPLIT_SEED = 2018  # subsets and hold-outs are the same for every seed of a run
 NO_CLASS = -1  # the label of an image whose class training does not know
@@ -108,6 +108,26 @@ def some(names: Sequence[str]) -> str:
     """`cat, dog and 3 more`."""
     shown = ", ".join(names[:NAMED])
     return shown if len(names) <= NAMED else f"{shown} and {len(names) - NAMED} more"
+
+
+def known_alone(name: str, files: Files) -> tuple[Files, list[str]]:
+    """The images of classes that training knows, and what is said of the others."""
+    strange = np.flatnonzero(files.labels == NO_CLASS)
+    if len(strange) == len(files):
+        raise DataError(
+            f"{files.names.root}: no image of a class that training knows. Point data.test_root= "
+            "(or data.sets) at the test images."
+        )
+    if not len(strange):
+        return files, []
+    folders_of = [files.names.name(int(i)).rpartition("/")[0] for i in strange]
+    names = sorted({folder for folder in folders_of if folder})
+    of = f" ({some(names)})" if names else ""
+    said = (
+        f"{name}: left out {len(strange)} of {len(files)} images, whose classes{of} training does "
+        "not know."
+    )
+    return files.take(np.flatnonzero(files.labels != NO_CLASS)), [said]
 
 
 def without_images(dataset: Dataset) -> list[str]:

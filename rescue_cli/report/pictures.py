@@ -141,7 +141,7 @@ def _confusion(arrays: Mapping[str, Any], title: str) -> Any:
 def _write_classes(arrays: Mapping[str, Any], path: Path) -> None:
     counts, (metric, what) = by_class(arrays)
     rows = zip(arrays["classes"], arrays["per_class"], counts, strict=True)
-    lines = [f'"{name}",{accuracy:.2f},{count}' for name, accuracy, count in rows]
+    lines = [f'"{name}",{f"{value:.2f}" if count else ""},{count}' for name, value, count in rows]
     path.write_text("\n".join([f'class,"{metric}",{what}', *lines]) + "\n")
 
 
@@ -159,6 +159,6 @@ def read_classes(file: Path) -> Mapping[str, Any]:
 def by_class(arrays: Mapping[str, Any]) -> tuple[Any, tuple[str, str]]:
     """How much there is of each class, and what its accuracy and that number are called."""
     if "confusion" in arrays:
-        return arrays["confusion"].sum(1), ("top-1 %", "images")
+        return arrays["confusion"].sum(1), ("recall %", "images")
     measure = ("AP50 %", "objects") if "truths" in arrays else ("IoU %", "images")
     return arrays["count_per_class"], measure
