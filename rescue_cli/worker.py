@@ -144,7 +144,7 @@ def _train(run: RunDirectory, recipe: Recipe, machine: build.Machine, start: _St
         trainee = build.trainee(recipe, data, machine)
         loop = _loop(run, recipe, trainee, machine, recorder)
         recorder.open_log()
-        for note in data.notes:
+        for note in [*data.notes, *build.balance(recipe, data)]:
             recorder.say(note)
         if distributed.is_first():
             discard_partials(run.path)
