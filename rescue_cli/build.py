@@ -17,8 +17,10 @@ from rescue_cli.engine.norms import RunningStatistics
 from rescue_cli.engine.scenes import SceneEvaluator
 from rescue_cli.engine.step import Step
 from rescue_cli.evaluation import TTAS
+from rescue_cli.loss import by_weight, of_slices
 from rescue_cli.mix import MIXES, Mixing
-from rescue_cli.parts.check import check, check_ingredients
+from rescue_cli.parts.balance import said as balance
+from rescue_cli.parts.check import PACKAGED, check, check_ingredients
 from rescue_cli.parts.features import Trainee, trainee_of
 from rescue_cli.parts.ingredients import (
     Autocast,
@@ -41,7 +43,7 @@ from rescue_cli.parts.inputs import (
     train_feed,
     training_images,
 )
-from rescue_cli.parts.networks import by_name, head_kept, model, teacher
+from rescue_cli.parts.networks import by_name, head_kept, model, teacher, weights_classes
 from rescue_cli.parts.scenes import Normalised
 from rescue_cli.parts.source import PREPROCESSING
 from rescue_cli.parts.updates import optimizers, rates_of
@@ -49,13 +51,14 @@ from rescue_cli.recipe import Recipe, steps_per_epoch, total_steps
 from rescue_cli.sampling import SAMPLERS, Steps
 from rescue_cli.selection import SELECTIONS, Learner
 from rescue_cli.task import TASKS, Classification
-from rescue_cli.teacher import TEACHERS, untaught
+from rescue_cli.teacher import TEACHERS
 
 __all__ = [
     "Autocast",
     "Machine",
     "Trainee",
     "autocast",
+    "balance",
     "by_name",
     "check",
     "check_ingredients",
@@ -74,6 +77,7 @@ __all__ = [
     "test_sets",
     "trainee",
     "training_images",
+    "weights_classes",
 ]
 SHOWN_RATES = 100_000  # the peak of a longer schedule is looked for at as many of its steps
 MIXED = {"float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -99,14 +103,20 @@ def step(recipe: Recipe, network: nn.Module, data: Dataset, machine: Machine, lo
     per_epoch = steps_per_epoch(train, len(data.train))
     mine = range(distributed.rank(), train.slices, distributed.world_size())
     span_steps = Steps(
-        len(data.train), train.batch_size, train.device_batch_size, per_epoch, train.seed
+        len(data.train),
+        train.batch_size,
+        train.device_batch_size,
+        per_epoch,
+        train.seed,
+        data.train.labels,
     )
     sampler = filled("sampling", recipe.sampling, SAMPLERS)(span_steps)
     scaler = torch.amp.GradScaler(machine.device.type, enabled=train.precision == "float16")
     select = filled("selection", recipe.selection, SELECTIONS)(
         lambda changes, share: _learner(proxy_recipe(recipe, changes), share, data, machine)
     )
-    loss = loss_of(recipe, select.share)
+    loss = loss_of(recipe, select.share, data)
+    criterion = by_weight(loss, data.train.labels, sampler, train.slices)
     teach = filled("teacher", recipe.teacher, TEACHERS)(
         lambda weights: teacher(recipe, weights, data.classes, machine.device, log)
     )
@@ -118,7 +128,7 @@ def step(recipe: Recipe, network: nn.Module, data: Dataset, machine: Machine, lo
         augment=_augment(recipe, operations, _floats(recipe, data, machine.device), per_epoch),
         select=select,
         mix=filled("mix", recipe.mix, MIXES)(Mixing(len(data.classes), train.seed, per_epoch)),
-        task=TASKS[recipe.task.name](teach(loss.mean), len(data.classes)),
+        task=TASKS[recipe.task.name](teach(criterion), len(data.classes)),
         model=distributed.wrap(forward, machine.device),  # type: ignore[arg-type]
         optimizers=optimizers(recipe, network, per_epoch, scaler),
         statistics=RunningStatistics(network, train.slices),
@@ -169,7 +179,7 @@ def _floats(recipe: Recipe, data: Dataset, device: torch.device) -> Normalise:
 
 def evaluator(recipe: Recipe, data: Dataset, machine: Machine) -> Evaluator | SceneEvaluator:
     """The evaluation that training and `rescue eval` share."""
-    task = TASKS[recipe.task.name](untaught(loss_of(recipe).mean), len(data.classes))
+    task = TASKS[recipe.task.name](of_slices(loss_of(recipe)), len(data.classes))
     if not isinstance(task, Classification):
         return SceneEvaluator(
             task,
@@ -224,6 +234,13 @@ def epoch_length(recipe: Recipe) -> int:
     return steps_per_epoch(recipe.train, 0 if given else counted_images(recipe))
 
 
+def _balance(recipe: Recipe) -> str:
+    """How uneven classes are balanced, where there are files to count."""
+    asked = recipe.loss.options.get("class_weights") or recipe.sampling.name == "balanced"
+    counted = are_counted(recipe) or recipe.data.name == PACKAGED
+    return "; ".join(balance(recipe, listed(recipe))) if asked and counted else ""
+
+
 def outline(recipe: Recipe) -> dict[str, Any]:
     """What a run comes to, by the files, or without them where the set's size is known."""
     train, images = recipe.train, training_images(recipe)
@@ -231,6 +248,7 @@ def outline(recipe: Recipe) -> dict[str, Any]:
     found: dict[str, Any] = {
         "training_images": images,
         **({} if images is None else {"images_known_by": by}),
+        **({"balance": lines} if (lines := _balance(recipe)) else {}),
         "slices": f"{train.slices} of {train.device_batch_size} images",
     }
     if images is None and train.steps_per_epoch is None:

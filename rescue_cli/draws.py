@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
 Indices = NDArray[np.int64]
+GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # what splitmix64 adds to its state
 
 
 @lru_cache(maxsize=256)
@@ -40,7 +41,7 @@ def bits(seed: int, purpose: str, counters: Indices) -> NDArray[np.bool_]:
     The highest bit of that output of splitmix64 whose state starts at a word of (seed, purpose).
     """
     (start,) = words(seed, purpose, 0, 0, 1)
-    states = start + counters.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    states = start + counters.astype(np.uint64) * GOLDEN
     return (_mix(states) >> np.uint64(63)).astype(np.bool_)
 
 
@@ -61,15 +62,38 @@ def permute(positions: Indices, size: int, seed: int, epoch: int) -> Indices:
     return values.astype(np.int64)
 
 
+def permute_each(positions: Indices, sizes: Indices, orders: Indices, seed: int) -> Indices:
+    """As `permute`, each position in an order of its own: of `sizes` items, numbered by `orders`.
+
+    All (n,); the keys of an order are outputs of splitmix64 at states that its number sets apart.
+    """
+    b = np.sqrt(np.maximum(sizes - 1, 0)).astype(np.uint64) + np.uint64(1)
+    size = sizes.astype(np.uint64)
+    a = (size + b - np.uint64(1)) // b
+    start = words(seed, "orders", 0, 0, 8)[:, None]
+    keys = _mix(_mix(start + orders.astype(np.uint64) * GOLDEN) + GOLDEN)
+    values = _feistel(positions.astype(np.uint64), a, b, keys)
+    while (out := values >= size).any():
+        values[out] = _feistel(values[out], a[out], b[out], keys[:, out])
+    return values.astype(np.int64)
+
+
 def _feistel(
-    values: NDArray[np.uint64], a: int, b: int, keys: NDArray[np.uint64]
+    values: NDArray[np.uint64],
+    a: int | NDArray[np.uint64],
+    b: int | NDArray[np.uint64],
+    keys: NDArray[np.uint64],
 ) -> NDArray[np.uint64]:
-    """Adds to each half in turn a hash of the other, modulo the half's own range."""
-    left, right = np.divmod(values, np.uint64(b))
-    for even, odd in keys.reshape(-1, 2):
-        left = (left + (_mix(right ^ even) >> np.uint64(32))) % np.uint64(a)
-        right = (right + (_mix(left ^ odd) >> np.uint64(32))) % np.uint64(b)
-    return left * np.uint64(b) + right
+    """Adds to each half in turn a hash of the other, modulo the half's own range.
+
+    keys (8,), or (8, n) where each value has its own, as `a` and `b` then do.
+    """
+    tall, wide = np.asarray(a, np.uint64), np.asarray(b, np.uint64)
+    left, right = np.divmod(values, wide)
+    for even, odd in zip(keys[::2], keys[1::2], strict=True):
+        left = (left + (_mix(right ^ even) >> np.uint64(32))) % tall
+        right = (right + (_mix(left ^ odd) >> np.uint64(32))) % wide
+    return left * wide + right
 
 
 def _mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:

@@ -48,7 +48,8 @@ def result(
     """Stores the predictions; returns the keys of `result.json` that train and eval share."""
     entries = _write_predictions(run, recipe, data, found)
     first = next(iter(next(iter(found.values())).values()))
-    main = {k: entries[0][k] for k in (*first.metrics, "loss", "count", "protocol")}
+    keys = (*first.metrics, "balanced_accuracy", "loss", "count", "protocol")
+    main = {key: entries[0][key] for key in keys if key in entries[0]}
     return {
         "run": str(run.path),
         "recipe": recipe.name,
@@ -150,6 +151,7 @@ def _write_predictions(
             **predictions.metrics,
             "loss": finite(predictions.loss),
             "count": predictions.count,
+            **predictions.by_class(data.classes),
             "protocol": {**build.protocol(recipe, name, measurement, resident), **told},
         }
         entries.append(entry)

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
@@ -103,6 +104,26 @@ def wilson(right: float, count: int) -> tuple[float, float]:
 
     band = binomtest(round(right), count).proportion_ci(CONFIDENCE, method="wilson")
     return 100 * float(band.low), 100 * float(band.high)
+
+
+def mean_of_proportions(
+    right: NDArray[np.float64], counts: NDArray[np.float64]
+) -> tuple[float, float]:
+    """95 % interval, in percent, of the mean over classes of `right / counts`, by the images drawn.
+
+    Each class's Wilson interval, put together as the variances would be (MOVER: Zou, Huang and
+    Zhang 2009); of a single class it is Wilson's own.
+    """
+    z = NormalDist().inv_cdf(0.5 + CONFIDENCE / 2)
+    shares, whole = right / counts, 1 + z**2 / counts
+    centres = (shares + z**2 / (2 * counts)) / whole
+    halves = z * np.sqrt(shares * (1 - shares) / counts + (z / (2 * counts)) ** 2) / whole
+    below, above = shares - (centres - halves), centres + halves - shares
+    low, high = (
+        shares.mean() + sign * np.sqrt((distances**2).sum()) / len(shares)
+        for sign, distances in ((-1, below), (1, above))
+    )
+    return max(0.0, 100 * float(low)), min(100.0, 100 * float(high))
 
 
 def interval(

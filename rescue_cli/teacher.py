@@ -14,19 +14,13 @@ from torch.nn import functional
 from rescue_cli.batch import Batch
 from rescue_cli.registry import NotNegative, Positive
 
-Criterion = Callable[[Tensor, Tensor], Tensor]  # of logits and targets
-Lesson = Callable[[Tensor, Batch], Tensor]  # of logits and the slice they are of: the loss
-Teach = Callable[[Criterion], Lesson]
+Criterion = Callable[[Tensor, Batch], Tensor]  # of logits and the slice they are of
+Teach = Callable[[Criterion], Criterion]
 
 
 def none(_load: Callable[[str], nn.Module]) -> Teach:
     """The recipe's own loss, and nobody to learn from."""
-    return untaught
-
-
-def untaught(criterion: Criterion) -> Lesson:
-    """The criterion alone, of the slice's targets."""
-    return lambda logits, batch: criterion(logits, batch.targets)
+    return lambda criterion: criterion
 
 
 def network(
@@ -39,17 +33,18 @@ def network(
 ) -> Teach:
     """hard * loss + soft * T^2 CE(softmax(r / T), softmax(z / T)), r the teacher's logits.
 
-    `weights`: a run, a file, or `timm:NAME`. Bag of Tricks (5.3) has T = 20 and both
-    weights 1, its authors' published code 0.5 each; Hinton, Vinyals and Dean 2015.
+    `weights`: a run, a file, or `timm:NAME`. Bag of Tricks (5.3) has T = 20 and both weights 1, its
+    authors' published code 0.5 each; Hinton, Vinyals and Dean 2015. Class weights are the loss's:
+    they weigh the first part, and what the teacher says of each image counts alike.
     """
     teacher = load(weights).eval().requires_grad_(False)
 
-    def teach(criterion: Criterion) -> Lesson:
+    def teach(criterion: Criterion) -> Criterion:
         def loss(logits: Tensor, batch: Batch) -> Tensor:
             with torch.no_grad():
                 answers = teacher(batch.images)
             taught = distillation(logits, answers, temperature)
-            return hard * criterion(logits, batch.targets) + soft * taught
+            return hard * criterion(logits, batch) + soft * taught
 
         return loss
 

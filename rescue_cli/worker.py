@@ -145,7 +145,7 @@ def _train(run: RunDirectory, recipe: Recipe, machine: build.Machine, start: _St
         trainee = build.trainee(recipe, data, machine, recorder.say)
         loop = _loop(run, recipe, trainee, machine, recorder)
         recorder.open_log()
-        for note in (*data.notes, *said):
+        for note in (*data.notes, *build.balance(recipe, data), *said):
             recorder.say(note)
         if distributed.is_first():
             discard_partials(run.path)
@@ -230,7 +230,9 @@ def _finish(
 
 
 def _evaluate(run: RunDirectory, recipe: Recipe, machine: build.Machine, start: _Start) -> None:
-    data, said = build.by_name(recipe, build.dataset(recipe, machine.cache, test_only=True))
+    known = build.weights_classes(recipe)
+    data = build.dataset(recipe, machine.cache, test_only=True, classes=known)
+    data, said = build.by_name(recipe, data)
 
     def say(line: str | None) -> None:
         if line and distributed.is_first():

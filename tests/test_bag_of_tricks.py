@@ -20,7 +20,7 @@ from rescue_cli.augment.jitter import colour_jitter
 from rescue_cli.batch import Batch
 from rescue_cli.draws import uniform
 from rescue_cli.errors import UsageError
-from rescue_cli.loss import cross_entropy
+from rescue_cli.loss import cross_entropy, of_slices
 from rescue_cli.model import fill
 from rescue_cli.parts.updates import rates_of
 from rescue_cli.report.gaps import figure_of_runs, theoretical
@@ -209,7 +209,7 @@ def test_the_loss_of_distillation_is_the_papers_with_labels_smoothed() -> None:
     teach = teacher.network(lambda _: wise, weights="", temperature=t, hard=0.5, soft=0.25)
     criterion = cross_entropy(5, label_smoothing=0.1, reduction="mean", smoothing_over="others")
     batch = build_batch(torch.zeros(5, 3, 4, 4), torch.from_numpy(labels))
-    found = teach(criterion.mean)(torch.from_numpy(z), batch)
+    found = teach(of_slices(criterion))(torch.from_numpy(z), batch)
     assert float(found) == pytest.approx(0.5 * hard + 0.25 * t**2 * soft, rel=1e-12)
 
 
@@ -351,7 +351,7 @@ def test_the_teacher_is_asked_once_a_slice_in_evaluation_mode_and_without_gradie
     criterion = cross_entropy(4, label_smoothing=0.0, reduction="mean")
     batch = build_batch(torch.randn(4, 3, 8, 8), torch.arange(4))
     logits = torch.randn(4, 10, requires_grad=True)
-    teach(criterion.mean)(logits, batch).backward()  # type: ignore[no-untyped-call]
+    teach(of_slices(criterion))(logits, batch).backward()  # type: ignore[no-untyped-call]
     assert asked == [(False, False)]
     assert wise.head.weight.grad is None
     assert logits.grad is not None

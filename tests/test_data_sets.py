@@ -281,8 +281,15 @@ def test_an_imagenette_class_without_folder_is_named(
 ) -> None:
     shutil.copytree(imagenette_folders, tmp_path / "copy")
     shutil.rmtree(tmp_path / "copy/val/n03000684")
+    dataset = load("imagenette", root=str(tmp_path / "copy"))
+    assert sorted(set(dataset.tests["val"].labels.tolist())) == [0, 1, 2, 4, 5, 6, 7, 8, 9]
+    assert dataset.notes == (
+        "val: no image of 1 of 10 classes (chain saw): recall unknown; balanced accuracy is over "
+        "the other 9.",
+    )
+    shutil.rmtree(tmp_path / "copy/train/n03000684")
     message = refusal("imagenette", root=str(tmp_path / "copy"))
-    assert f"{tmp_path}/copy/val/n03000684: the class folder is missing (1 of 10)" in message
+    assert f"{tmp_path}/copy/train/n03000684: the class folder is missing (1 of 10)" in message
 
 
 # --- imagenet ---
@@ -470,9 +477,10 @@ def test_what_is_wrong_with_a_folder_is_said_with_its_name(tmp_path: Path) -> No
     image(tmp_path / "val/catt/a.png")
     message = refusal("folder", root=root)
     assert f"{root}/val/catt: not one of the classes. Did you mean 'cat'?" in message
-    shutil.rmtree(tmp_path / "val/catt")
-    image(tmp_path / "train/dog/a.png")
-    assert f"{root}/val/dog: the class folder is missing (1 of 2)" in refusal("folder", root=root)
+    shutil.rmtree(tmp_path / "val/cat")
+    assert "no image of a class that training knows" in refusal(
+        "folder", root=root, unknown_classes="skip"
+    )
 
 
 # --- where data are ---

@@ -1,6 +1,7 @@
 """What a user leans on when images, folders or loader workers fail; and `rescue predict`."""
 
 import contextlib
+import json
 import multiprocessing
 import os
 import shutil
@@ -221,18 +222,43 @@ def rescue(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
 
 
-def test_a_class_folder_missing_from_the_test_set_is_exit_3(folder: Path, tmp_path: Path) -> None:
+def test_a_test_set_without_a_class_is_evaluated_and_the_class_named(
+    folder: Path, tmp_path: Path
+) -> None:
     shutil.copytree(folder, tmp_path / "val")
     shutil.rmtree(tmp_path / "val" / "odd")
+    for number in range(0, 40, 4):
+        (folder / "odd" / f"{number + 1:02}.png").unlink()
     found = rescue(
-        *("train", "--recipe", "pytorch", "--smoke", "--out", str(tmp_path / "run")),
-        *("data={name: folder}", f"data.train_root={folder}", f"data.test_root={tmp_path}/val"),
-        *("data.train_size=32", "model.name=resnet18", "eval.sizes=[32]"),
+        *("train", "--recipe", "quickstart", "--epochs", "1", "--out", str(tmp_path / "run")),
+        *("data={name: folder, train_size: 16, resident: true}", "eval.sizes=[16]", "--json"),
+        *(f"data.train_root={folder}", f"data.test_root={tmp_path}/val", "model.width=4"),
+        *("train.batch_size=8", "train.device_batch_size=4", "loss.class_weights=balanced"),
         cwd=tmp_path,
     )
-    assert found.returncode == 3, found.stderr
-    assert f"{tmp_path}/val/odd: the class folder is missing (1 of 2)" in found.stderr
-    assert "Traceback" not in found.stderr
+    assert found.returncode == 0, found.stderr
+    note = (
+        "val: no image of 1 of 2 classes (odd): recall unknown; balanced accuracy is over the "
+        "other 1."
+    )
+    assert note in found.stderr
+    assert "class weights: 0.75 (even) to 1.5 (odd)" in found.stderr
+    result = json.loads(found.stdout)
+    assert result["notes"] == [note]
+    even, odd = result["sets"][0]["per_class"]
+    assert (even["class"], even["images"]) == ("even", 20)
+    assert odd == {"class": "odd", "images": 0, "recall": None}
+    assert result["balanced_accuracy"] == even["recall"] == pytest.approx(result["top1"])
+    assert (tmp_path / "run/predictions/val.csv").read_text().endswith('\n"odd",,0\n')
+    # By the names that the weights carry: the training folder is not there, nor is a class
+    again = rescue(
+        *("eval", str(tmp_path / "run"), "--json", "~data.train_root"),
+        f"data.test_root={tmp_path}/val",
+        cwd=tmp_path,
+    )
+    assert again.returncode == 0, again.stderr
+    assert note in again.stderr
+    assert json.loads(again.stdout)["top1"] == result["top1"]
 
 
 # --- rescue predict ---

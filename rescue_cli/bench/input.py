@@ -113,7 +113,8 @@ def _ours(
 ) -> Cost:
     train = recipe.train
     per_epoch = len(files) // train.batch_size
-    counted = Steps(len(files), train.batch_size, train.device_batch_size, per_epoch, train.seed)
+    size, labels = train.device_batch_size, files.labels
+    counted = Steps(len(files), train.batch_size, size, per_epoch, train.seed, labels)
     operations = operations_of(recipe)
     feed = train_feed(
         recipe,

@@ -146,7 +146,7 @@ def print_result(result: Mapping[str, Any], *, as_json: bool) -> None:
         print(json.dumps({**result, **with_interval(result)}))
         return
     table = Table(box=None, pad_edge=False, header_style="bold")
-    headings, rows = measurements(result)
+    headings, rows = measurements(result, narrow=True)
     for heading in headings:
         table.add_column(heading, justify="left" if heading in WORDS else "right")
     for row in rows:

@@ -31,6 +31,7 @@ from rescue_cli.data.splits import (
     in_colour,
     relabel,
     subset,
+    without_images,
 )
 
 __all__ = [
@@ -70,12 +71,20 @@ __all__ = [
 ]
 
 
-def load(name: str, keys: Keys, cache: Path, *, test_only: bool = False) -> Dataset:
+def load(
+    name: str,
+    keys: Keys,
+    cache: Path,
+    *,
+    test_only: bool = False,
+    classes: tuple[str, ...] = (),
+) -> Dataset:
     """The data set called `name`, held out, cut and made resident as `keys` say.
 
-    With `test_only` its training folder may be missing, and is not decoded.
+    With `test_only` its training folder may be missing, and is not decoded; `classes` are those
+    that the weights to be evaluated know.
     """
-    place = Place(name, keys, test_only and not keys.holdout)
+    place = Place(name, keys, test_only and not keys.holdout, classes)
     dataset = subset(hold_out(DATASETS[name](place), keys.holdout, keys.fold), keys.subset)
     if keys.channels is not None:
         dataset = in_colour(dataset)
@@ -87,6 +96,7 @@ def load(name: str, keys: Keys, cache: Path, *, test_only: bool = False) -> Data
         dataset = replace(dataset, notes=(*dataset.notes, *said))
     if isinstance(dataset.train, Paired):
         return dataset
+    dataset = replace(dataset, notes=(*dataset.notes, *without_images(dataset)))
     resident = keys.resident if keys.resident is not None else size is not None
     if not resident:
         return dataset

@@ -1,6 +1,6 @@
 """Folders of images: one folder a class, or flat with a label file."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,8 @@ from rescue_cli.data.listing import (
     splits_in,
 )
 from rescue_cli.data.names import demand_utf8, lines_of, plain, row_of, shown, stem
-from rescue_cli.data.splits import FileNames, Files
+from rescue_cli.data.place import Unknown
+from rescue_cli.data.splits import NO_CLASS, FileNames, Files, some
 from rescue_cli.errors import DataError, did_you_mean
 
 LABELS = ("val_labels.txt", "labels.txt", "LOC_val_solution.csv")
@@ -53,22 +54,24 @@ def _folders(root: Path) -> dict[str, list[str]]:
 
 
 def read(
-    root: Path, labels: Mapping[str, int], *, complete: bool, passed: PassedOver | None = None
+    root: Path,
+    labels: Mapping[str, int],
+    *,
+    complete: bool,
+    test: bool = False,
+    unknown: Unknown = "refuse",
+    passed: PassedOver | None = None,
 ) -> Files:
     """The images in and below `root`'s class folders; the label is the folder's in `labels`.
 
-    `complete` demands that every class has its folder; `passed` is told what is not read. Raises
-    `DataError`.
+    `complete` demands that every class has its folder. A `test` set may have none of some classes;
+    what lies in folders of no class is labelled -1 where `unknown` is skip. `passed` is told what
+    is not read. Raises `DataError`.
     """
     passed = passed or PassedOver()
     present = _folders(root)
-    for name in present:
-        if name not in labels:
-            near = did_you_mean(name, labels)
-            hint = near if len(near) < 200 else f"There are {len(labels)}."
-            raise DataError(
-                f"{root / name}: not one of the classes. {hint} Rename or remove the folder."
-            )
+    if (strange := [name for name in present if name not in labels]) and unknown == "refuse":
+        raise _not_a_class(root, strange, labels, test=test)
     missing = [name for name in labels if name not in present]
     if complete and missing:
         raise DataError(
@@ -84,10 +87,14 @@ def read(
                 f"{root}: {len(present[name])} folders are called {name} in different normal "
                 "forms of Unicode; they are read as one class"
             )
-        images = [image for folder in present[name] for image in _images(root, folder, passed)]
+        images = [
+            image
+            for folder in present[name]
+            for image in _images(root, folder, passed, may_be_empty=test)
+        ]
         names += images
-        found += [labels[name]] * len(images)
-    if len(present) == 1 and all("/" in name.partition("/")[2] for name in names):
+        found += [labels.get(name, NO_CLASS)] * len(images)
+    if len(present) == 1 and names and all("/" in name.partition("/")[2] for name in names):
         (only,) = present
         raise DataError(
             f"{root / only}: the only class, and it holds folders and no image. Where these are "
@@ -98,17 +105,31 @@ def read(
     return Files(FileNames.of(root, names), np.array(found, dtype=np.int64))
 
 
-def _images(root: Path, folder: str, passed: PassedOver) -> list[str]:
-    """The class's images as paths below `root`; raises `DataError` where there is none."""
+def _not_a_class(
+    root: Path, strange: Sequence[str], labels: Mapping[str, int], *, test: bool
+) -> DataError:
+    near = did_you_mean(strange[0], labels)
+    hint = near if len(near) < 200 else f"There are {len(labels)}."
+    others = f" Nor {'is' if len(strange) == 2 else 'are'} {some(strange[1:])}." * (
+        len(strange) > 1
+    )
+    cure = "Rename or remove the folder." if len(strange) == 1 else "Rename or remove the folders."
+    if test:
+        cure = f"{cure[:-1]}, or evaluate without: data.unknown_classes=skip."
+    return DataError(f"{root / strange[0]}: not one of the classes. {hint}{others} {cure}")
+
+
+def _images(root: Path, folder: str, passed: PassedOver, *, may_be_empty: bool) -> list[str]:
+    """The class's images as paths below `root`; raises `DataError` where there must be some."""
     mine = PassedOver(passed.sizes)
     images = images_in(root / folder, mine)
-    if not images:
+    if not images and not may_be_empty:
         there = mine.listed() or "nothing"
         raise DataError(
             f"{root / folder}: holds no image that can be read ({there}). Remove the folder."
         )
     tops = {image.partition("/")[0] for image in images}
-    if all(split_of(top) for top in tops):
+    if tops and all(split_of(top) for top in tops):
         raise DataError(
             f"{root / folder}: holds splits ({', '.join(sorted(tops))}) and no image. A split "
             f"holds the classes: {sorted(tops)[0]}/{folder}/. Sort them so, or name one split."
@@ -138,11 +159,17 @@ def _label_file(root: Path) -> Path | None:
     return next((file for file in files if file.is_file()), None)
 
 
-def read_flat(root: Path, labels: Mapping[str, int], passed: PassedOver | None = None) -> Files:
+def read_flat(
+    root: Path,
+    labels: Mapping[str, int],
+    unknown: Unknown = "refuse",
+    passed: PassedOver | None = None,
+) -> Files:
     """Images lying in `root` itself, labelled by a file of lines `name class` beside them.
 
     The file is `val_labels.txt`, `labels.txt` or `LOC_val_solution.csv`, in the folder or above it;
-    the class is a folder name (WordNet id) or its place. Raises `DataError`.
+    the class is a folder name (WordNet id) or its place. Other classes as `read` has them. Raises
+    `DataError`.
     """
     file, passed = _label_file(root), passed or PassedOver()
     if file is None:
@@ -175,9 +202,11 @@ def read_flat(root: Path, labels: Mapping[str, int], passed: PassedOver | None =
             raise DataError(
                 f"{shown(root / name)}: has no line in {file}. Add it or remove the image."
             )
-        if not is_class(label):
+        if not is_class(label) and unknown == "refuse":
             raise DataError(
-                f"{file}: '{label}' of {shown(name)} is not one of the {len(labels)} classes."
+                f"{file}: '{label}' of {shown(name)} is not one of the {len(labels)} classes. "
+                "Correct it, or evaluate without: data.unknown_classes=skip."
             )
-        found.append(labels[label] if label in labels else int(label))
+        by_place = int(label) if is_class(label) and label not in labels else NO_CLASS
+        found.append(labels.get(label, by_place))
     return Files(FileNames.of(root, names), np.array(found, dtype=np.int64))

@@ -15,8 +15,16 @@ from rescue_cli.data.coco import coco_boxes, coco_masks
 from rescue_cli.data.imagenet import imagenet_words, real_answers
 from rescue_cli.data.listing import PassedOver
 from rescue_cli.data.masks import ade20k, mask_folder
-from rescue_cli.data.place import Place
-from rescue_cli.data.splits import Dataset, FileNames, Files, Images, Pixels, suggested_holdout
+from rescue_cli.data.place import Place, Unknown
+from rescue_cli.data.splits import (
+    Dataset,
+    FileNames,
+    Files,
+    Images,
+    Pixels,
+    known_alone,
+    suggested_holdout,
+)
 from rescue_cli.data.transfer_sets import (
     flowers102,
     food101,
@@ -123,7 +131,10 @@ def imagenet(place: Place) -> Dataset:
 
 
 def folder(place: Place) -> Dataset:
-    """Class folders of one's own; the classes are the training folders' names in order."""
+    """Class folders of one's own; the classes are the training folders' names in order.
+
+    In an evaluation those that the weights know, where a folder is called as one of them.
+    """
     return _named_by_folders(place, own=True)
 
 
@@ -134,6 +145,8 @@ def _named_by_folders(place: Place, *, own: bool) -> Dataset:
     else:
         root = place.train_root
     classes = folders.class_folders(root)
+    if any(name in place.classes for name in classes):
+        classes = list(place.classes)
     labels = {name: i for i, name in enumerate(classes)}
     return _class_folders(place, labels, tuple(classes), names, own=own)
 
@@ -191,10 +204,15 @@ def _class_folders(
         train = folders.read(place.train_root, labels, complete=complete, passed=passed)
     main = place.test_root(test_names, suggested_holdout(train.labels))
     roots = {**main, **place.extra_sets}
-    tests: dict[str, Any] = {
-        name: _test_split(root, labels, passed, complete=complete) for name, root in roots.items()
-    }
-    notes = (*place.notes(main), *(place.unread(main) if own else ()), *passed.notes())
+    unknown = place.keys.unknown_classes
+    read = {name: _test_split(root, labels, unknown, passed) for name, root in roots.items()}
+    tests: dict[str, Any] = {}
+    left_out: list[str] = []
+    for name, files in read.items():
+        tests[name], said = known_alone(name, files)
+        left_out += said
+    unread = place.unread(main) if own else ()
+    notes = (*place.notes(main), *unread, *passed.notes(), *left_out)
     return Dataset(train, tests, classes, notes=notes)
 
 
@@ -210,13 +228,14 @@ def _check_classes(place: Place, labels: dict[str, int]) -> None:
         )
 
 
-def _test_split(root: Path, labels: dict[str, int], passed: PassedOver, *, complete: bool) -> Files:
+def _test_split(root: Path, labels: dict[str, int], unknown: Unknown, passed: PassedOver) -> Files:
     if folders.is_flat(root):
-        return folders.read_flat(root, labels, passed)
+        return folders.read_flat(root, labels, unknown, passed)
     names = folders.class_folders(root)
     numbered = {str(i): i for i in range(len(labels))}
     by_number = not any(n in labels for n in names) and all(n in numbered for n in names)
-    return folders.read(root, numbered if by_number else labels, complete=complete, passed=passed)
+    known = numbered if by_number else labels
+    return folders.read(root, known, complete=False, test=True, unknown=unknown, passed=passed)
 
 
 def _cifar(place: Place, kind: str, folder_name: str, archive_name: str) -> Dataset:

@@ -119,9 +119,7 @@ def _ade_names(root: Path) -> tuple[str, ...]:
     return names
 
 
-def _read(
-    root: Path, pairs: list[tuple[str, str]], coding: Coding, passed: PassedOver
-) -> Masked:
+def _read(root: Path, pairs: list[tuple[str, str]], coding: Coding, passed: PassedOver) -> Masked:
     """The images of some folders with their masks; raises `DataError`."""
     images: list[str] = []
     masks: list[str] = []

@@ -16,6 +16,8 @@ from rescue_cli.registry import NotNegativeInt, PositiveInt, Within
 HIGHEST = 2**16 - 1  # that a mask of 16 bits can hold
 MaskValue = Annotated[int, Within(0, HIGHEST)]
 
+Unknown = Literal["refuse", "skip"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Keys:
@@ -41,6 +43,7 @@ class Keys:
     background: Background = "white"
     range: tuple[float, float] | None = None
     mask_values: dict[str, MaskValue | list[MaskValue]] | None = None  # by class, or `ignored`
+    unknown_classes: Unknown = "refuse"  # of test sets: classes that training does not have
 
     @property
     def reading(self) -> Reading:
@@ -98,6 +101,7 @@ class Place:
     name: str
     keys: Keys
     test_only: bool = False  # an evaluation does without the training images
+    classes: tuple[str, ...] = ()  # that the weights of an evaluation know, where they say
 
     @cached_property
     def root(self) -> Path:

@@ -1,7 +1,7 @@
 """What a data set is once it is found on disk: pixels in memory, or names of files."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -9,9 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rescue_cli.draws import Indices, permute
-from rescue_cli.errors import UsageError
+from rescue_cli.errors import DataError, UsageError
 
 SPLIT_SEED = 2018  # subsets and hold-outs are the same for every seed of a run
+NO_CLASS = -1  # the label of an image whose class training does not know
+NAMED = 5  # classes, in a message
 Pixels = NDArray[np.uint8]
 
 
@@ -111,6 +113,50 @@ class Dataset:
     classes: tuple[str, ...]
     relabelled: Mapping[str, Callable[[Split], Indices]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+
+
+def some(names: Sequence[str]) -> str:
+    """`cat, dog and 3 more`."""
+    shown = ", ".join(names[:NAMED])
+    return shown if len(names) <= NAMED else f"{shown} and {len(names) - NAMED} more"
+
+
+def known_alone(name: str, files: Files) -> tuple[Files, list[str]]:
+    """The images of classes that training knows, and what is said of the others."""
+    strange = np.flatnonzero(files.labels == NO_CLASS)
+    if len(strange) == len(files):
+        raise DataError(
+            f"{files.names.root}: no image of a class that training knows. Point data.test_root= "
+            "(or data.sets) at the test images."
+        )
+    if not len(strange):
+        return files, []
+    folders_of = [files.names.name(int(i)).rpartition("/")[0] for i in strange]
+    names = sorted({folder for folder in folders_of if folder})
+    of = f" ({some(names)})" if names else ""
+    said = (
+        f"{name}: left out {len(strange)} of {len(files)} images, whose classes{of} training does "
+        "not know."
+    )
+    return files.take(np.flatnonzero(files.labels != NO_CLASS)), [said]
+
+
+def without_images(dataset: Dataset) -> list[str]:
+    """A sentence for each split that has no image of some of the classes."""
+    found = []
+    splits = {"training": dataset.train, **dataset.tests}
+    for name, split in splits.items():
+        there = np.bincount(split.labels, minlength=len(dataset.classes))
+        absent = [dataset.classes[label] for label in np.flatnonzero(there == 0)]
+        if not absent or not len(split):
+            continue
+        known = f"balanced accuracy is over the other {len(dataset.classes) - len(absent)}"
+        follows = "not learned" if split is dataset.train else f"recall unknown; {known}"
+        found.append(
+            f"{name}: no image of {len(absent)} of {len(dataset.classes)} classes "
+            f"({some(absent)}): {follows}."
+        )
+    return found
 
 
 def balanced(labels: Indices, count: int, fold: int = 0) -> Indices:

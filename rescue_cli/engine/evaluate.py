@@ -43,6 +43,10 @@ class Measured(Protocol):
     def loss(self) -> float | None: ...
     @property
     def count(self) -> int: ...
+    def by_class(self, classes: Sequence[str]) -> Mapping[str, Any]:
+        """What a result says beside the metrics, of the classes."""
+        ...
+
     def arrays(self, classes: Sequence[str]) -> dict[str, Any]: ...
 
 
@@ -101,8 +105,31 @@ class Predictions:
             "gaps": self.gaps,
             **losses,
             "confusion": confusion,
-            "per_class": 100 * np.diag(confusion) / np.maximum(confusion.sum(1), 1),
+            "per_class": recalls(confusion),
             "classes": np.array(classes),
+        }
+
+    @property
+    def balanced_accuracy(self) -> float | None:
+        """The mean recall of the classes that the set has, percent; None of several labels each."""
+        if self.labels.ndim > 1:
+            return None
+        there = np.bincount(self.labels)
+        hits = np.bincount(self.labels, self.top[:, 0] == self.labels)
+        return float(100 * (hits[there > 0] / there[there > 0]).mean())
+
+    def by_class(self, classes: Sequence[str]) -> dict[str, Any]:
+        """Balanced accuracy, and each class's images and recall, None where it has no image."""
+        if self.labels.ndim > 1:
+            return {"balanced_accuracy": None}
+        confusion = self.confusion(len(classes))
+        rows = zip(classes, confusion.sum(1).tolist(), recalls(confusion).tolist(), strict=True)
+        return {
+            "balanced_accuracy": self.balanced_accuracy,
+            "per_class": [
+                {"class": name, "images": images, "recall": recall if images else None}
+                for name, images, recall in rows
+            ],
         }
 
     def accuracy(self, k: int) -> float:
@@ -125,13 +152,27 @@ class Predictions:
 
     def __str__(self) -> str:
         loss = "" if self.loss is None else f"  loss {self.loss:.4f}"
-        return f"top-1 {self.accuracy(1):.2f} %{loss}"
+        balanced = self.balanced_accuracy
+        beside = "" if balanced is None or self._even else f"  balanced {balanced:.2f} %"
+        return f"top-1 {self.accuracy(1):.2f} %{beside}{loss}"
+
+    @property
+    def _even(self) -> bool:
+        """Whether the classes that the set has have as many images each."""
+        there = np.bincount(self.labels)
+        return len(set(there[there > 0].tolist())) <= 1
 
     def _hits(self, k: int) -> NDArray[np.bool_]:
         """(count, k): whether each of the k most probable classes is a label of the image."""
         labels = self.labels.reshape(self.count, 1, -1)
         hits: NDArray[np.bool_] = (self.top[:, :k, None] == labels).any(2)
         return hits
+
+
+def recalls(confusion: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Percent of each label's images that were called so; nan where it has none."""
+    there = confusion.sum(1)
+    return np.where(there > 0, 100 * np.diag(confusion) / np.maximum(there, 1), np.nan)
 
 
 @contextmanager

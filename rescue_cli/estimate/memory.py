@@ -21,12 +21,12 @@ from rescue_cli.data import FACTS
 from rescue_cli.engine.norms import RunningStatistics
 from rescue_cli.engine.step import Step
 from rescue_cli.estimate.flops import CLASSES, channels, network_of
+from rescue_cli.loss import of_slices
 from rescue_cli.parts.ingredients import filled, loss_of, train_size
 from rescue_cli.parts.updates import optimizers
 from rescue_cli.recipe import Recipe
 from rescue_cli.selection import Everything
 from rescue_cli.task import TASKS
-from rescue_cli.teacher import untaught
 
 MEGABYTE = 2**20  # as torch's and the papers' counts of memory have it
 BLOCK = 512  # bytes; CUDA's allocator rounds up to them
@@ -98,7 +98,7 @@ def _step(recipe: Recipe, network: nn.Module, feed: "_Feed") -> Step:
         augment=lambda batch: replace(batch, images=normalise(batch.images)),
         mix=lambda batch: batch,
         select=Everything(),
-        task=TASKS[recipe.task.name](untaught(loss.mean), 0),
+        task=TASKS[recipe.task.name](of_slices(loss), 0),
         model=network,
         optimizers=optimizers(recipe, network, 1000, scaler),
         statistics=RunningStatistics(network, recipe.train.slices),

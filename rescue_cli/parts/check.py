@@ -16,6 +16,7 @@ from rescue_cli.model import MODELS, GhostBatchNorm2d, group_count, zoo
 from rescue_cli.model import common as model_keys
 from rescue_cli.optim import OPTIMIZERS, claims, depths
 from rescue_cli.optim import common as optim_keys
+from rescue_cli.parts.balance import check_balance
 from rescue_cli.parts.ingredients import (
     data_keys,
     filled,
@@ -85,6 +86,7 @@ def check_ingredients(recipe: Recipe) -> None:
     _check_model(recipe.model)
     _check_frozen(recipe)
     filled("loss", recipe.loss, LOSSES)
+    check_balance(recipe)
     for item in recipe.optim:
         filled("optim", item, OPTIMIZERS, optim_keys)
         _check_scaling(item, recipe.train.batch_size)

@@ -4,13 +4,14 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from rescue_cli import registry
 from rescue_cli.augment import AUGMENTATIONS_OF
-from rescue_cli.data import FACTS, Keys, channels_of
-from rescue_cli.loss import LOSSES, Loss
+from rescue_cli.data import FACTS, Dataset, Keys, Paired, channels_of
+from rescue_cli.loss import LOSSES, Loss, Training
 from rescue_cli.model import MODELS, fill, zoo
 from rescue_cli.model import common as model_keys
 from rescue_cli.recipe import Item, Recipe, from_tree
@@ -37,10 +38,21 @@ def train_size(recipe: Recipe) -> int:
     return data_keys(recipe).train_size or FACTS[recipe.data.name].size or 224
 
 
-def loss_of(recipe: Recipe, share: float = 1.0) -> Loss:
-    """The loss over that share of a step's images."""
-    loss: Loss = filled("loss", recipe.loss, LOSSES)(round(recipe.train.batch_size * share))
+def loss_of(recipe: Recipe, share: float = 1.0, data: Dataset | None = None) -> Loss:
+    """The loss over that share of a step's images; without `data` classes have no weights."""
+    make = filled("loss", recipe.loss, LOSSES)
+    loss: Loss = make(
+        round(recipe.train.batch_size * share), None if data is None else training_of(data)
+    )
     return loss
+
+
+def training_of(data: Dataset) -> Training:
+    """What losses go by: the classes, and how many training images each has."""
+    if isinstance(data.train, Paired):
+        return Training(data.classes, None)
+    counts = np.bincount(data.train.labels, minlength=len(data.classes))
+    return Training(data.classes, counts.astype(np.int64))
 
 
 def network_of(recipe: Recipe, classes: int) -> nn.Module:

@@ -49,9 +49,13 @@ class Machine:
     cache: Path
 
 
-def dataset(recipe: Recipe, cache: Path, *, test_only: bool = False) -> Dataset:
-    """The recipe's images, found and cut; `test_only` for an evaluation."""
-    return load(recipe.data.name, data_keys(recipe), cache, test_only=test_only)
+def dataset(
+    recipe: Recipe, cache: Path, *, test_only: bool = False, classes: tuple[str, ...] = ()
+) -> Dataset:
+    """The recipe's images, found and cut; `test_only` for an evaluation of weights that know these
+    `classes`.
+    """
+    return load(recipe.data.name, data_keys(recipe), cache, test_only=test_only, classes=classes)
 
 
 def normalise(recipe: Recipe, device: torch.device) -> Normalise:

@@ -54,6 +54,12 @@ def placed(recipe: Recipe, network: nn.Module, device: torch.device) -> nn.Modul
     return network
 
 
+def weights_classes(recipe: Recipe) -> tuple[str, ...]:
+    """The names of the classes that the recipe's weights carry; none where they carry none."""
+    weights = str(recipe.model.options.get("weights"))
+    return () if weights.startswith(TIMM) else _known(weights_metadata(weights))
+
+
 def by_name(recipe: Recipe, data: Dataset) -> tuple[Dataset, str | None]:
     """The data with labels as the recipe's weights number the classes, and what is to be said.
 

@@ -19,7 +19,9 @@ THEIRS = {
 }
 EXTRA = ("torchmetrics", "faster_coco_eval")
 # Keys of `data` that act on images with one label
-OF_IMAGES = ("sets", "channels", "resident", "train_size", "train_root", "test_root")
+OF_IMAGES = (
+    "sets", "channels", "resident", "train_size", "train_root", "test_root", "unknown_classes",
+)  # fmt: skip
 NEUTRAL = {"sampling": "shuffled", "mix": "none", "selection": "none", "teacher": "none"}
 
 

@@ -206,9 +206,11 @@ def _classes(file: Path) -> str:
     """Accuracy of each class, the worst first."""
     arrays = read_classes(file)
     names = [str(name) for name in arrays["classes"]]
-    accuracy, (counts, heading) = arrays["per_class"], by_class(arrays)
+    counts, heading = by_class(arrays)
+    accuracy = np.where(counts > 0, arrays["per_class"], np.nan)  # which an older run has as 0
     order = np.argsort(accuracy, kind="stable")[:SHOWN_CLASSES]
-    rows = [[names[i], f"{accuracy[i]:.1f}", str(counts[i])] for i in order if counts[i]]
+    known = [f"{accuracy[i]:.1f}" if counts[i] else "unknown" for i in order]
+    rows = [[names[i], said, str(counts[i])] for i, said in zip(order, known, strict=True)]
     more = len(names) - len(order)
     title = f"Classes of {file.stem}, the worst first" + (f" ({more} more)" if more else "")
     return folded(title, table(["class", *heading], rows))

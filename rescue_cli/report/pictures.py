@@ -144,7 +144,7 @@ def _write_classes(arrays: Mapping[str, Any], path: Path) -> None:
     counts, (metric, what) = by_class(arrays)
     names = [str(name).replace('"', '""') for name in arrays["classes"]]
     rows = zip(names, arrays["per_class"], counts, strict=True)
-    lines = [f'"{name}",{accuracy:.2f},{count}' for name, accuracy, count in rows]
+    lines = [f'"{name}",{f"{value:.2f}" if count else ""},{count}' for name, value, count in rows]
     path.write_text("\n".join([f'class,"{metric}",{what}', *lines]) + "\n", encoding="utf-8")
 
 
@@ -162,6 +162,6 @@ def read_classes(file: Path) -> Mapping[str, Any]:
 def by_class(arrays: Mapping[str, Any]) -> tuple[Any, tuple[str, str]]:
     """How much there is of each class, and what its accuracy and that number are called."""
     if "confusion" in arrays:
-        return arrays["confusion"].sum(1), ("top-1 %", "images")
+        return arrays["confusion"].sum(1), ("recall %", "images")
     measure = ("AP50 %", "objects") if "truths" in arrays else ("IoU %", "images")
     return arrays["count_per_class"], measure

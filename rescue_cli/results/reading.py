@@ -55,6 +55,9 @@ ENTRY = {
     "protocol": MAPPING,
 }
 PROTOCOL = {"data": NAME, "set": NAME, "tta": NAME}
+# Of a classification's entry, which older results have not
+BY_CLASS = {"balanced_accuracy": PERCENT.or_null(), "per_class": OBJECTS}
+OF_A_CLASS = {"class": TEXT, "images": STEP, "recall": PERCENT.or_null()}
 # What the summary of a single run shows, too
 SUMMARY = {
     "parameters": STEP,
@@ -177,6 +180,9 @@ def read_result(run: RunDirectory, *, summarised: bool = False) -> dict[str, Any
         demand(file, entry, ENTRY, cure, at)
         demand(file, entry["protocol"], PROTOCOL, cure, f"{at}protocol.")
         _demand_metrics(file, entry, metrics_of(entries[0]), cure, at)
+        demand(file, entry, {k: rule for k, rule in BY_CLASS.items() if k in entry}, cure, at)
+        for number, row in enumerate(entry.get("per_class", [])):
+            demand(file, row, OF_A_CLASS, cure, f"{at}per_class[{number}].")
     demand(file, found["protocol"], PROTOCOL, cure, "protocol.")
     _demand_metrics(file, found, metrics_of(entries[0]), cure)
     for key in ("count", metrics_of(entries[0])[0]):
