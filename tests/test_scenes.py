@@ -366,9 +366,10 @@ def test_the_range_test_reads_the_score_of_the_task(
     evidence: tuple[str, str],
 ) -> None:
     given = ["lr-range-test", "--steps", "10", "--points", "10", "--workers", "0", "--out", "out"]
-    ended = rescue(*given, *words(task, voc, masks))
+    small = ["train.batch_size=2", "train.device_batch_size=2", "data.subset=[4, 1]"]
+    ended = rescue(*given, *words(task, voc, masks), *small)
     assert ended.code == 0, ended.err
-    assert "2 runs, 10 + 5 steps, 15 evaluations of 4 test images" in ended.err
+    assert "2 runs, 10 + 5 steps, 15 evaluations of 1 test images" in ended.err
     first = ended.out.splitlines()[0]
     assert heading in first
     assert ("test loss" in first) == (task == "segmentation")
