@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,7 +17,15 @@ from rescue_cli.launch import meeting
 from rescue_cli.launch.surroundings import Start, clear, first_host, found
 from rescue_cli.results import RunDirectory, read_environment
 from tests.conftest import Rescue
-from tests.engine_runs import Command, assert_same, saved_step, start, trained
+from tests.engine_runs import (
+    Command,
+    assert_same,
+    descendants,
+    rank_of,
+    saved_step,
+    start,
+    trained,
+)
 
 SMALL = (
     "data.subset=[256, 127]", "model.width=4", "train.batch_size=32",
@@ -312,14 +321,17 @@ def test_all_of_a_group_leave_with_the_code_of_what_went_wrong_first(
             "WORLD_SIZE: 2 processes do not divide the 1 slices",
         ),
         (("seed-sweep", "--jobs", "2", *SMALL), "--jobs: this command runs as 2 processes already"),
+        (("bench", "step"), "bench: measures one process, and runs as 2 (WORLD_SIZE)."),
         (("transfer",), "transfer: give --from WEIGHTS and --to DATA"),
     ],
 )
 def test_what_a_group_cannot_do_is_refused_once(
     words: tuple[str, ...], said: str, port: int, tmp_path: Path
 ) -> None:
-    told = all_end(group(tmp_path / "told", [*words], port, folder=tmp_path), 2)
-    assert f"error: {said}" in told
+    tasks = group(tmp_path / "told", words, port, folder=tmp_path)
+    told = [task.ends(2) for task in tasks]
+    assert f"error: {said}" in told[0]
+    assert words[0] == "bench" or told[1] == ""
     assert not list(tmp_path.glob("runs/*/[0-9]*/recipe.yaml"))
 
 
@@ -351,24 +363,24 @@ def test_two_processes_that_were_told_different_things_are_no_group(
     assert "and rank 0 with 'train --out=0 " in said
 
 
-def test_torchrun_makes_one_run_and_begins_it_anew_where_it_fails(
+def test_torchrun_makes_one_run_and_goes_on_with_it_where_a_process_was_killed(
     own: Path, tmp_path: Path
 ) -> None:
     call = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
     call += ["--max-restarts", "1", "-m", "rescue_cli", "train", "train.epochs=4", *SMALL]
-    environment = {**os.environ, "RESCUE_ALLOCATOR": "off"}
-    run = tmp_path / "runs" / "quickstart" / "0"
-    with subprocess.Popen(
-        call,
-        cwd=tmp_path,
-        env=environment,
-        stderr=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as process:
-        out, err = process.communicate(timeout=200)
-    assert process.returncode == 0, err
-    assert "2 processes of torchrun work on this together" in err
+    run, printed = tmp_path / "runs" / "quickstart" / "0", tmp_path / "printed"
+    with printed.open("w") as file, subprocess.Popen(
+        call, cwd=tmp_path, stderr=file, stdout=subprocess.PIPE, text=True
+    ) as torchrun:  # fmt: skip
+        while not trained(run, 9)():
+            assert torchrun.poll() is None, printed.read_text()
+            time.sleep(0.01)
+        ranks = {rank_of(pid): pid for pid in descendants(torchrun.pid)}
+        os.kill(ranks[1], signal.SIGKILL)
+        out, _ = torchrun.communicate()
+    said = printed.read_text()
+    assert torchrun.returncode == 0, said
+    assert said.count("2 processes of torchrun work on this together") == 2
     assert out.count("top-1 %") == 1
     assert_same(run, own)
 
