@@ -30,7 +30,7 @@ from rescue_cli.data.decode import (
     pixels,
     reason_of,
 )
-from rescue_cli.data.paired import Masked
+from rescue_cli.data.paired import Masked, numbered
 from rescue_cli.data.splits import FileNames
 from rescue_cli.scene import Scene
 from rescue_cli.task.segmentation import highest
@@ -299,7 +299,7 @@ def test_a_masks_numbers_stay_as_they_are(tmp_path: Path) -> None:
     exif[ORIENTATION] = 1
     mask.save(tmp_path / "a.png", transparency=2, exif=exif)
     names = FileNames.of(tmp_path, ["a.png"])
-    split = Masked(names, np.zeros(1, np.int64), names, 5, 0)
+    split = Masked(names, np.zeros(1, np.int64), names, numbered(5, 0))
     assert np.array_equal(split.target(0), numbers)
 
 

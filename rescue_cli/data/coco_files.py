@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from rescue_cli.data.fit import Fit, Size
-from rescue_cli.data.folders import ENDINGS
+from rescue_cli.data.listing import SPLITS, endings, is_nobodys
 from rescue_cli.data.place import Place
 from rescue_cli.errors import DataError, did_you_mean
 
-SPLITS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
 # Of COCO's own files, those that hold no objects of this kind
 OTHERS = ("captions_", "person_keypoints_", "stuff_", "panoptic_", "image_info_")
 
@@ -220,7 +219,7 @@ def _count_others(file: Path, images: Sequence[CocoImage], fit: Fit) -> None:
     there = {image.path for image in images}
     for folder in dict.fromkeys(path.parent for path in there):
         for path in folder.iterdir():
-            is_image = path.suffix.lower() in ENDINGS and not path.name.startswith(".")
+            is_image = path.suffix.lower() in endings() and not is_nobodys(path.name)
             if is_image and path not in there:
                 fit.passed(f"images have no entry in {file.name}, and are left out", path)
 

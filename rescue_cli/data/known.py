@@ -83,9 +83,8 @@ def mnist(place: Place) -> Dataset:
 def cifar10(place: Place) -> Dataset:
     """CIFAR-10: the Python version, its archive, or class folders `train/` and `test/`."""
     if not place.one_root or place.has_train_folder:
-        return _class_folders(
-            place, {name: i for i, name in enumerate(CIFAR10)}, CIFAR10, ("test",)
-        )
+        labels = {name: i for i, name in enumerate(CIFAR10)}
+        return _class_folders(place, labels, CIFAR10, ("test",))
     return _cifar(place, "CIFAR10", "cifar-10-batches-py", "cifar-10-python.tar.gz")
 
 
@@ -205,12 +204,12 @@ def _class_folders(
     main = place.test_root(test_names, suggested_holdout(train.labels))
     roots = {**main, **place.extra_sets}
     unknown = place.keys.unknown_classes
-    read = {name: _test_split(root, labels, unknown, passed) for name, root in roots.items()}
-    tests: dict[str, Any] = {}
-    left_out: list[str] = []
-    for name, files in read.items():
-        tests[name], said = known_alone(name, files)
-        left_out += said
+    found = {
+        name: known_alone(name, _test_split(root, labels, unknown, passed))
+        for name, root in roots.items()
+    }
+    tests: dict[str, Any] = {name: files for name, (files, _) in found.items()}
+    left_out = [line for _, said in found.values() for line in said]
     unread = place.unread(main) if own else ()
     notes = (*place.notes(main), *unread, *passed.notes(), *left_out)
     return Dataset(train, tests, classes, notes=notes)
