@@ -77,7 +77,6 @@ def train(
     rendezvous: Annotated[str | None, typer.Option(help="HOST:PORT of machine 0.")] = None,
 ) -> None:
     """Train a recipe; the result is printed and kept in the run directory."""
-    from rescue_cli import build
     from rescue_cli.launch import Nodes, demand_alone, restarted
 
     demand_alone(
@@ -90,14 +89,10 @@ def train(
     where = common.planned_device(asked) if dry_run else common.device(asked)
     changes = Changes(overrides or [], model, epochs, subset, smoke)
     resolved, notes = _resolve(recipe, changes, out if resume else None, where)
-    build.check(resolved)
-    if check_expected and not resolved.tree.get("expect"):
-        raise UsageError("--check-expected: the recipe has no `expect:`. Add it, or drop this.")
+    _check(resolved, expected=check_expected)
     if dry_run and asked is None and resolved.train.precision == "float16":
         where = "cuda"  # the only one that has it, here or elsewhere
-    if not dry_run or asked == "cpu":
-        notes += [f"warning: {warning}" for warning in common.check_precision(resolved, where)]
-    notes += common.allocator_notes()
+    notes += _notes(resolved, where, planned=dry_run and asked != "cpu")
     launch = _launch(
         resolved, where, gpus, procs, machines.count, max_restarts, workers, planned=dry_run
     )
@@ -110,6 +105,21 @@ def train(
         _run(path, resolved, launch, machines, resume, json)
         if check_expected and machines.rank == 0:
             _check_expected(path, resolved)
+
+
+def _check(recipe: Recipe, *, expected: bool) -> None:
+    """Raises `UsageError` for what the recipe cannot mean, or lacks where its claim is `expected`."""
+    from rescue_cli import build
+
+    build.check(recipe)
+    if expected and not recipe.tree.get("expect"):
+        raise UsageError("--check-expected: the recipe has no `expect:`. Add it, or drop this.")
+
+
+def _notes(recipe: Recipe, device: str, *, planned: bool) -> list[str]:
+    """Of the recipe's precision, but where another machine is to run what is planned; of memory."""
+    said = [] if planned else common.check_precision(recipe, device)
+    return [*(f"warning: {warning}" for warning in said), *common.allocator_notes()]
 
 
 def _resolve(

@@ -210,8 +210,7 @@ def _class_folders(
     }
     tests: dict[str, Any] = {name: files for name, (files, _) in found.items()}
     left_out = [line for _, said in found.values() for line in said]
-    unread = place.unread(main) if own else ()
-    notes = (*place.notes(main), *unread, *passed.notes(), *left_out)
+    notes = (*place.notes(main), *(place.unread(main) if own else ()), *passed.notes(), *left_out)
     return Dataset(train, tests, classes, notes=notes)
 
 
