@@ -82,17 +82,14 @@ def _files(given: Sequence[Path], note: Callable[[str], None]) -> list[Path]:
     endings()  # has PIL know the formats of its plugins
     for path in given:
         if path.is_dir():
-            inside = PassedOver(sizes=True)
-            images = [path / name for name in images_in(path, inside)]
-            if not images:
-                there = inside.listed() or "nothing"
-                raise DataError(f"{path}: holds no image that can be read ({there}). Name another.")
-            found += images
-            passed.join(inside)
+            found += [path / name for name in images_in(path, passed)]
         elif is_nobodys(path.name):
             passed.add(HIDDEN, str(path))
         else:
             found.append(path)
+    if not found:
+        there = passed.listed() or "nothing"
+        raise DataError(f"{given[0]}: no image that can be read ({there}). Name another.")
     for line in passed.notes():
         note(line)
     return found
