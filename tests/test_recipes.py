@@ -138,6 +138,7 @@ PYTORCH: dict[str, Any] = {
         "root": None,
         "train_size": 224,
         "train_interpolation": "bilinear",
+        "exif": "ignored",
     },
     "augment": [
         {"name": "random-resized-crop", "scale": [0.08, 1.0], "ratio": [3 / 4, 4 / 3]},
