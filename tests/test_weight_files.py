@@ -7,6 +7,7 @@ import os
 import pickle
 import re
 import tarfile
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -347,7 +348,9 @@ def test_the_line_that_converts_a_file_converts_it(
 def convert(said: str) -> None:
     """Runs the line that a message gives."""
     (code,) = re.findall(r'python -c "(.*)"', said)
-    exec(code, {})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that jit is deprecated
+        exec(code, {})
 
 
 def cut(kind: str) -> Callable[[Path, State], None]:
@@ -460,13 +463,14 @@ def test_a_head_is_trained_on_features_of_a_checkpoint(rescue: Rescue, tmp_path:
     source = timm.create_model("repvit_m0_9", num_classes=20).state_dict()
     torch.save({"arch": "repvit_m0_9", "model_ema": before("module.", source)}, "w.pth.tar")
     ended = rescue(
-        "transfer", "--recipe", "transfer-linear", "--from", "w.pth.tar", "--to", "pets", "--out",
-        "out", "--epochs", "1", "train.batch_size=8", "train.device_batch_size=8",
+        "train", "--recipe", "transfer-linear", "--out", "out", "--epochs", "1",
+        "model={name: repvit_m0_9, frozen: true, weights: w.pth.tar}", "data.name=folder",
+        "data.root=pets", "train.batch_size=8", "train.device_batch_size=8",
         "train.precision=float32", "data.train_size=32", "eval.sizes=[32]",
     )  # fmt: skip
     assert ended.code == 0, ended.err
     assert "'model_ema', the average, is taken; 1 not read (arch); prefix 'module.'" in ended.err
-    trained = weights.read(tmp_path / "out" / "w" / "seed-1").tensors
+    trained = weights.read(tmp_path / "out").tensors
     heads = {key for key in source if key.startswith("head.") and ".l." in key}
     assert len(heads) == 4
     assert {trained[key].shape[0] for key in heads} == {2}

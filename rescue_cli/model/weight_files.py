@@ -44,7 +44,7 @@ _FROM_TORCH = (
     "(isinstance(s(v), dict) and all(map(t, s(v).values())))}}, {new!r})"
 )
 _FROM_PICKLE = (
-    "import pickle, torch; c = pickle.load(open({old!r}, 'rb')); "
+    "import pathlib, pickle, torch; c = pickle.loads(pathlib.Path({old!r}).read_bytes()); "
     "torch.save({{k: torch.as_tensor(v) for k, v in c.get('model', c).items()}}, {new!r})"
 )
 
