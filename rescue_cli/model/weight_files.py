@@ -37,14 +37,14 @@ _BLANKS = (
     *(f"{home}.{kind}Path" for home in ("pathlib", "pathlib._local") for kind in _SYSTEMS),
 )  # fmt: skip
 _FROM_TORCH = (
-    "import torch; s = lambda v: v.state_dict() if hasattr(v, 'state_dict') else v; "
+    "import torch; s = lambda v: v.state_dict() if isinstance(v, torch.nn.Module) else v; "
     "t = lambda v: isinstance(v, torch.Tensor); "
     "c = s(torch.load({old!r}, map_location='cpu', weights_only=False)); "
     "torch.save({{k: v if t(v) else dict(s(v)) for k, v in c.items() if t(v) or "
     "(isinstance(s(v), dict) and all(map(t, s(v).values())))}}, {new!r})"
 )
 _FROM_PICKLE = (
-    "import pickle, torch; c = pickle.load(open({old!r}, 'rb')); "
+    "import pathlib, pickle, torch; c = pickle.loads(pathlib.Path({old!r}).read_bytes()); "
     "torch.save({{k: torch.as_tensor(v) for k, v in c.get('model', c).items()}}, {new!r})"
 )
 
@@ -198,6 +198,9 @@ def _pickled(file: Path, *, zipped: bool) -> Any:
     try:
         with torch.serialization.safe_globals(blanks), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the pickle's version
+            if file.suffix == ".safetensors":  # by which torch.load would go
+                with file.open("rb") as opened:
+                    return torch.load(opened, map_location="cpu", weights_only=True)
             return torch.load(file, map_location="cpu", weights_only=True, mmap=zipped)
     except pickle.UnpicklingError as error:
         raise _refused(file, str(error)) from None
