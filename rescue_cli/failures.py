@@ -5,6 +5,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 
@@ -62,6 +63,7 @@ def _evaluating(error: BaseException) -> bool:
 @contextlib.contextmanager
 def leaving_word(run: RunDirectory) -> Iterator[None]:
     """Leaves word of what goes wrong in the directory, for whoever waits for the run."""
+    _forget_earlier_attempt(run)
     try:
         yield
     except InUseError:
@@ -79,6 +81,16 @@ def leaving_word(run: RunDirectory) -> Iterator[None]:
         else:
             leave_word(run, Word(distributed.given_rank(), 1, traceback.format_exc()))
         raise
+
+
+def _forget_earlier_attempt(run: RunDirectory) -> None:
+    """Where torchrun starts all processes again, takes away what was said before it did."""
+    if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":
+        return
+    attempt = Path(os.environ["TORCHELASTIC_ERROR_FILE"]).parents[1]  # .../attempt_1/RANK/error
+    with contextlib.suppress(FileNotFoundError):
+        if run.failure.stat().st_mtime < attempt.stat().st_mtime:
+            run.failure.unlink()
 
 
 def _lost_a_peer(error: Exception) -> bool:

@@ -16,6 +16,7 @@ from rescue_cli import outcome
 from rescue_cli import recipe as recipes
 from rescue_cli.data import Images
 from rescue_cli.data.memory import MemoryFeed
+from rescue_cli.failures import leaving_word
 from rescue_cli.launch import environment, processes
 from rescue_cli.results import RunDirectory, Word, leave_word, read_json
 from rescue_cli.sampling import Steps, shuffled
@@ -272,6 +273,25 @@ def test_the_first_failure_is_told_and_no_signal_of_the_launcher(
     found = processes._first_failure(tmp_path, ChildFailedError("worker", failures))
     assert said in str(found)
     assert found.exit_code == exit_code
+
+
+def test_what_an_attempt_said_is_forgotten_when_all_start_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attempt = tmp_path / "logs" / "attempt_1"
+    (attempt / "0").mkdir(parents=True)
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(attempt / "0" / "error.json"))
+    run = RunDirectory(tmp_path)
+    now = attempt.stat().st_mtime
+    for count, left, kept in (("0", -5, True), ("1", 5, True), ("1", -5, False), ("1", -5, False)):
+        if kept:
+            leave_word(run, CORRUPT)
+        if run.failure.exists():
+            os.utime(run.failure, (now + left, now + left))
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", count)
+        with leaving_word(run):
+            pass
+        assert run.failure.exists() == kept, (count, left)
 
 
 def test_a_rank_that_meets_a_corrupt_file_is_told_while_the_other_sits_in_a_collective(

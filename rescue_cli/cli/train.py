@@ -108,7 +108,7 @@ def train(
 
 
 def _check(recipe: Recipe, *, expected: bool) -> None:
-    """Raises `UsageError` for what the recipe cannot mean, or lacks where its claim is `expected`."""
+    """Raises `UsageError` for what the recipe cannot mean; a claim may be `expected`."""
     from rescue_cli import build
 
     build.check(recipe)
