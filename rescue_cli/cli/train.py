@@ -78,14 +78,10 @@ def train(
 ) -> None:
     """Train a recipe; the result is printed and kept in the run directory."""
     from rescue_cli import build
-    from rescue_cli.launch import Nodes, demand_alone, restarted
+    from rescue_cli.launch import restarted
 
-    demand_alone(
-        {"--nodes": nodes > 1, "--rendezvous": rendezvous is not None, "--node-rank": node_rank > 0,
-         "--max-restarts": max_restarts > 0}
-    )  # fmt: skip
+    machines = _machines(nodes, node_rank, rendezvous, max_restarts)
     resume = resume or restarted()
-    machines = Nodes(nodes, node_rank, rendezvous)
     asked = "cuda" if gpus is not None and device is None else device
     where = common.planned_device(asked) if dry_run else common.device(asked)
     changes = Changes(overrides or [], model, epochs, subset, smoke)
@@ -110,6 +106,21 @@ def train(
         _run(path, resolved, launch, machines, resume, json)
         if check_expected and machines.rank == 0:
             _check_expected(path, resolved)
+
+
+def _machines(count: int, rank: int, rendezvous: str | None, max_restarts: int) -> Any:
+    """The machines that the options name; raises `UsageError` where a group decides of them."""
+    from rescue_cli.launch import Nodes, demand_alone
+
+    demand_alone(
+        {
+            "--nodes": count > 1,
+            "--node-rank": rank > 0,
+            "--rendezvous": rendezvous is not None,
+            "--max-restarts": max_restarts > 0,
+        }
+    )
+    return Nodes(count, rank, rendezvous)
 
 
 def _resolve(
