@@ -26,8 +26,8 @@ def test_a_plan_does_not_ask_for_the_device(
         plan = json.loads(ended.out)
         assert (plan["device"], plan["processes"]) == ("cuda", 1)
         assert plan["recipe"]["train"]["precision"] == "float16"
-    of_four = ("train", "--recipe", "a2", "--gpus", "4", "--dry-run", "--json", "data.root=nowhere")
-    ended = rescue(*of_four, "train.precision=bfloat16")
+    line = ("train", "--recipe", "a2", "--gpus", "4", "--dry-run", "--json", "data.root=nowhere")
+    ended = rescue(*line, "train.precision=bfloat16")
     assert (ended.code, ended.err) == (0, "")
     plan = json.loads(ended.out)
     assert (plan["device"], plan["processes"]) == ("cuda", 4)

@@ -77,22 +77,23 @@ def train(
     rendezvous: Annotated[str | None, typer.Option(help="HOST:PORT of machine 0.")] = None,
 ) -> None:
     """Train a recipe; the result is printed and kept in the run directory."""
-    from rescue_cli.launch import Nodes, demand_alone, restarted
+    from rescue_cli import build
+    from rescue_cli.launch import restarted
 
-    demand_alone(
-        {"--nodes": nodes > 1, "--rendezvous": rendezvous is not None, "--node-rank": node_rank > 0,
-         "--max-restarts": max_restarts > 0}
-    )  # fmt: skip
+    machines = _machines(nodes, node_rank, rendezvous, max_restarts)
     resume = resume or restarted()
-    machines = Nodes(nodes, node_rank, rendezvous)
     asked = "cuda" if gpus is not None and device is None else device
     where = common.planned_device(asked) if dry_run else common.device(asked)
     changes = Changes(overrides or [], model, epochs, subset, smoke)
     resolved, notes = _resolve(recipe, changes, out if resume else None, where)
-    _check(resolved, expected=check_expected)
+    build.check(resolved)
+    if check_expected and not resolved.tree.get("expect"):
+        raise UsageError("--check-expected: the recipe has no `expect:`. Add it, or drop this.")
     if dry_run and asked is None and resolved.train.precision == "float16":
         where = "cuda"  # the only one that has it, here or elsewhere
-    notes += _notes(resolved, where, planned=dry_run and asked != "cpu")
+    if not dry_run or asked == "cpu":
+        notes += [f"warning: {warning}" for warning in common.check_precision(resolved, where)]
+    notes += common.allocator_notes()
     launch = _launch(
         resolved, where, gpus, procs, machines.count, max_restarts, workers, planned=dry_run
     )
@@ -107,19 +108,19 @@ def train(
             _check_expected(path, resolved)
 
 
-def _check(recipe: Recipe, *, expected: bool) -> None:
-    """Raises `UsageError` for what the recipe cannot mean; a claim may be `expected`."""
-    from rescue_cli import build
+def _machines(count: int, rank: int, rendezvous: str | None, max_restarts: int) -> Any:
+    """The machines that the options name; raises `UsageError` where a group decides of them."""
+    from rescue_cli.launch import Nodes, demand_alone
 
-    build.check(recipe)
-    if expected and not recipe.tree.get("expect"):
-        raise UsageError("--check-expected: the recipe has no `expect:`. Add it, or drop this.")
-
-
-def _notes(recipe: Recipe, device: str, *, planned: bool) -> list[str]:
-    """Of the recipe's precision, but where another machine is to run what is planned; of memory."""
-    said = [] if planned else common.check_precision(recipe, device)
-    return [*(f"warning: {warning}" for warning in said), *common.allocator_notes()]
+    demand_alone(
+        {
+            "--nodes": count > 1,
+            "--node-rank": rank > 0,
+            "--rendezvous": rendezvous is not None,
+            "--max-restarts": max_restarts > 0,
+        }
+    )
+    return Nodes(count, rank, rendezvous)
 
 
 def _resolve(
