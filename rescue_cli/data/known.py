@@ -182,7 +182,8 @@ def _class_folders(
     if place.test_only:
         train = Files(FileNames.of(Path(), []), np.zeros(0, dtype=np.int64))
     else:
-        train = folders.read(place.train_root, labels, complete=complete)
+        every = complete and not place.classes  # of which an evaluation's weights may know more
+        train = folders.read(place.train_root, labels, complete=every)
     roots = {**place.test_root(test_names), **place.extra_sets}
     unknown = place.keys.unknown_classes
     read = {name: _test_split(root, labels, unknown) for name, root in roots.items()}
