@@ -1,6 +1,7 @@
 """A run that cannot go on: what torch says, in the words of its recipe; the word that is left."""
 
 import contextlib
+import os
 import sys
 import time
 import traceback

@@ -27,6 +27,8 @@ IMAGES = 1000  # as many as fashion-mini's test set has
 SECONDS = 1.5  # of training an epoch
 OWN_TASTE = 0.1  # how far the networks differ in which images are hard, 0 to 1
 
+MAIN = ("top1", "top5", "balanced_accuracy", "loss", "count", "protocol")
+
 Tops = float | Mapping[str, float]  # of the main set, or by set, or by set and TTA: `val flip`
 
 
@@ -102,7 +104,7 @@ def made_run(
         "run": str(folder),
         "recipe": whole.name,
         "seed": seed,
-        **{key: entries[0][key] for key in ("top1", "top5", "loss", "count", "protocol")},
+        **{key: entries[0][key] for key in MAIN},
         "epochs": steps / per_epoch,
         "steps": steps,
         "seconds_train": trained,
@@ -201,6 +203,7 @@ def _entry(recipe: Recipe, set_name: str, tta: str, said: Predictions) -> dict[s
         **said.metrics,
         "loss": said.loss,
         "count": said.count,
+        **said.by_class([str(label) for label in range(_classes(recipe))]),
         "protocol": build.protocol(recipe, set_name, at, resident),
     }
 

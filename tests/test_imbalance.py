@@ -1,5 +1,7 @@
 """Uneven classes: their weights, balanced accuracy and its interval, test sets that lack some."""
 
+import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,8 +29,10 @@ from rescue_cli.loss import (
     weights_of,
 )
 from rescue_cli.report.measurements import measurements, of_images, with_interval
+from rescue_cli.results import RunDirectory, read_result
 from rescue_cli.statistics import mean_of_proportions, wilson
 from rescue_cli.teacher import network
+from tests.made_runs import made_run
 
 CPU = torch.device("cpu")
 CLASSES = ("ant", "bee", "cat", "dog")
@@ -369,12 +373,33 @@ def test_the_interval_of_balanced_accuracy_holds_it_95_times_in_100() -> None:
     assert 0.935 < np.mean(held) < 0.975  # binomial error of 4,000 draws: 0.0034
 
 
+@pytest.mark.parametrize(
+    ("per_class", "said"),
+    [
+        ([{"class": "ant", "images": 3, "recall": 101}],
+         r"sets\[0\]\.per_class\[0\]\.recall: 101 is not a number from 0 to 100, or null"),
+        ([{"class": "ant", "images": -1, "recall": 1}], r"per_class\[0\]\.images: -1 is not"),
+        ([{"class": "ant", "images": 3}], r"has no key sets\[0\]\.per_class\[0\]\.recall"),
+        ("ant", r"sets\[0\]\.per_class: 'ant' is not a list of objects"),
+    ],
+)  # fmt: skip
+def test_what_stands_in_a_result_of_the_classes_is_not_taken_on_trust(
+    tmp_path: Path, per_class: Any, said: str
+) -> None:
+    run = RunDirectory(made_run(tmp_path / "run", 80.0))
+    result = read_result(run)
+    result["sets"][0] |= {"balanced_accuracy": 50.0, "per_class": per_class}
+    run.result.write_text(json.dumps(result))
+    with pytest.raises(DataError, match=said):
+        read_result(run)
+
+
 # --- test sets that lack classes, or have others ---
 
 
 def folder(root: Path, counts: dict[str, int]) -> Path:
     for name, count in counts.items():
-        (root / name).mkdir(parents=True)
+        (root / name).mkdir(parents=True, exist_ok=True)
         for number in range(count):
             Image.new("RGB", (8, 8), (number, 0, 0)).save(root / name / f"{number}.png")
     return root
@@ -456,6 +481,12 @@ def test_an_evaluation_goes_by_the_names_that_the_weights_carry(tmp_path: Path) 
     # a class more in the training folder since, which comes first
     folder(tmp_path / "train", {"ant": 1, "aardvark": 1, "bee": 1, "cat": 1})
     assert load(tmp_path, test_only=True, known=known).tests["val"].labels.tolist() == [1, 2, 2]
+    # its training folder is read where images of it were held out, and may lack a class by now
+    shutil.rmtree(tmp_path / "train/aardvark")
+    folder(tmp_path / "train/bee", {".": 3})
+    shutil.rmtree(tmp_path / "train/cat")
+    held = load(tmp_path, test_only=True, known=known, holdout=2)
+    assert sorted(held.tests["holdout"].labels.tolist()) == [0, 1]
     # none of the names: the folders' own order, which the evaluation holds against the weights
     other = load(tmp_path, test_only=True, known=("x", "y"), test_root=str(val))
     assert other.classes == ("bee", "cat")

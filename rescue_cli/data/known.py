@@ -1,9 +1,7 @@
 """The data sets that recipes can name: each finds its files and returns a `Dataset`."""
 
-import gzip
 import io
 import lzma
-import zlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,7 @@ import numpy as np
 
 from rescue_cli.data import archives, folders
 from rescue_cli.data.coco import coco_boxes, coco_masks
+from rescue_cli.data.idx import read_idx
 from rescue_cli.data.imagenet import imagenet_words, real_answers
 from rescue_cli.data.listing import PassedOver
 from rescue_cli.data.masks import ade20k, mask_folder
@@ -21,7 +20,6 @@ from rescue_cli.data.splits import (
     FileNames,
     Files,
     Images,
-    Pixels,
     known_alone,
     suggested_holdout,
 )
@@ -72,12 +70,12 @@ def fashion_mini(_place: Place) -> Dataset:
 
 def fashion_mnist(place: Place) -> Dataset:
     """Fashion-MNIST: IDX files, plain or gzipped, at `data.root` or fetched there."""
-    return _idx_dataset(place, "FashionMNIST", FASHION)
+    return read_idx(place, "FashionMNIST", FASHION)
 
 
 def mnist(place: Place) -> Dataset:
     """MNIST: IDX files, plain or gzipped, at `data.root` or fetched there."""
-    return _idx_dataset(place, "MNIST", tuple(str(digit) for digit in range(10)))
+    return read_idx(place, "MNIST", tuple(str(digit) for digit in range(10)))
 
 
 def cifar10(place: Place) -> Dataset:
@@ -200,7 +198,8 @@ def _class_folders(
     if place.test_only:
         train = Files(FileNames.of(Path(), []), np.zeros(0, dtype=np.int64))
     else:
-        train = folders.read(place.train_root, labels, complete=complete, passed=passed)
+        every = complete and not place.classes  # of which an evaluation's weights may know more
+        train = folders.read(place.train_root, labels, complete=every, passed=passed)
     main = place.test_root(test_names, suggested_holdout(train.labels))
     roots = {**main, **place.extra_sets}
     unknown = place.keys.unknown_classes
@@ -257,44 +256,3 @@ def _cifar(place: Place, kind: str, folder_name: str, archive_name: str) -> Data
         for s in (splits[True], splits[False])
     )
     return Dataset(train, {"test": test}, tuple(splits[True].classes))
-
-
-def _idx_dataset(place: Place, kind: str, classes: tuple[str, ...]) -> Dataset:
-    train, test = (_idx_split(place, kind, split) for split in ("train", "t10k"))
-    return Dataset(train, {"test": test}, classes)
-
-
-def _idx_split(place: Place, kind: str, split: str) -> Images:
-    pixels = _idx(place, kind, f"{split}-images-idx3-ubyte", rank=3)
-    labels = _idx(place, kind, f"{split}-labels-idx1-ubyte", rank=1).astype(np.int64)
-    if len(pixels) != len(labels):
-        raise DataError(
-            f"{place.root}: {len(pixels)} images and {len(labels)} labels in its {split} files. "
-            "Fetch them again."
-        )
-    return Images(pixels[:, None], labels)
-
-
-def _idx(place: Place, kind: str, name: str, *, rank: int) -> Pixels:
-    """An IDX file of bytes: a magic number (0, 0, 8, rank), the sizes, the values."""
-    below = ("", "raw", f"{kind}/raw", kind)
-    files = [place.root / b / f"{name}{ending}" for b in below for ending in ("", ".gz")]
-    file = next((f for f in files if f.is_file()), None) or _fetch_idx(place, kind, name)
-    try:
-        data = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
-        if data[:4] != bytes((0, 0, 8, rank)):
-            raise ValueError(f"it does not begin with 0, 0, 8, {rank}")
-        shape = np.frombuffer(data, ">i4", count=rank, offset=4)
-        values: Pixels = np.frombuffer(data, np.uint8, offset=4 + 4 * rank).reshape(shape).copy()
-    except (ValueError, IndexError, EOFError, OSError, zlib.error) as error:
-        raise DataError(f"{file}: not an IDX file of bytes: {error}") from None
-    return values
-
-
-def _fetch_idx(place: Place, kind: str, name: str) -> Path:
-    import torchvision.datasets
-
-    reader = getattr(torchvision.datasets, kind)
-    md5 = dict(reader.resources)
-    file = f"{name}.gz"
-    return archives.fetch(f"{reader.mirrors[-1]}{file}", place.root / file, md5[file])
