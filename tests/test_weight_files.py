@@ -337,7 +337,7 @@ def test_the_line_that_converts_a_file_converts_it(
     convert(refused("w.pkl"))
     assert same(loaded("w.pkl.weights.pth")[0], state)
     with pytest.warns(FutureWarning):
-        scripted = torch.jit.trace(network.eval(), torch.zeros(1, 3, 64, 64))
+        scripted = torch.jit.trace(network.eval(), torch.zeros(1, 3, 64, 64))  # type: ignore[no-untyped-call]
     scripted.save("s.pt")
     said = refused("s.pt")
     assert said.startswith("s.pt: is a TorchScript program")
