@@ -136,7 +136,9 @@ def test_networks_that_timm_does_not_know_have_the_last_linear_layer() -> None:
 
 @pytest.mark.parametrize(("name", "channels"), [("test_resnet", 1), ("test_vit", 5)])
 def test_weights_of_other_images_than_rgb_transfer_to_such_images(name: str, channels: int) -> None:
-    shape = {"in_chans": channels} | ({"img_size": 64} if name == "test_vit" else {})
+    shape: dict[str, Any] = {"in_chans": channels} | (
+        {"img_size": 64} if name == "test_vit" else {}
+    )
     source = timm.create_model(name, num_classes=1000, **shape).state_dict()
     network: Any = timm.create_model(name, num_classes=10, **shape)
     fitted = fit(network, source, "weights", name, whole=False, new_head=False)
