@@ -336,8 +336,9 @@ def test_the_line_that_converts_a_file_converts_it(
     Path("w.pkl").write_bytes(pickle.dumps({"model": {k: v.numpy() for k, v in state.items()}}))
     convert(refused("w.pkl"))
     assert same(loaded("w.pkl.weights.pth")[0], state)
+    jit: Any = torch.jit
     with pytest.warns(FutureWarning):
-        scripted = torch.jit.trace(network.eval(), torch.zeros(1, 3, 64, 64))  # type: ignore[no-untyped-call]
+        scripted = jit.trace(network.eval(), torch.zeros(1, 3, 64, 64))
     scripted.save("s.pt")
     said = refused("s.pt")
     assert said.startswith("s.pt: is a TorchScript program")
