@@ -273,7 +273,7 @@ def test_a_smoke_run_gives_one_object_with_the_stable_keys(rescue: Rescue, tmp_p
     ended = rescue("train", "--smoke", "--json", "--subset", "12:10", "train.epochs=2", *SMALL)
     assert ended.code == 0
     result = json.loads(ended.out)
-    assert set(result) == STABLE | OTHER | {"interval"}
+    assert set(result) == STABLE | OTHER | {"interval", "balanced_accuracy", "balanced_interval"}
     low, high = result["interval"]
     assert low <= result["top1"] <= high
     assert result["sets"][0]["interval"] == [low, high]
@@ -288,7 +288,10 @@ def test_a_smoke_run_gives_one_object_with_the_stable_keys(rescue: Rescue, tmp_p
     assert kept["data"]["subset"] == [12, 10]
     assert kept["train"]["epochs"] == 2
     written = json.loads((run / "result.json").read_text())
-    assert result == {**written, "interval": [low, high], "sets": result["sets"]}
+    balanced = result["balanced_interval"]
+    assert balanced[0] <= result["balanced_accuracy"] <= balanced[1]
+    intervals = {"interval": [low, high], "balanced_interval": balanced}
+    assert result == {**written, **intervals, "sets": result["sets"]}
     assert (run / "command.txt").read_text() == (
         "rescue train --smoke --json --subset 12:10 train.epochs=2 model.width=4\n"
     )
@@ -304,9 +307,8 @@ def test_runs_are_numbered_from_0_and_a_table_shows_the_result(
     assert ended.said[0] == ended.said[-1] == "runs/quickstart/5"
     heading, row, *_ = ended.out.splitlines()
     assert heading.split() == [
-        "set", "size", "crop", "TTA", "top-1", "%", "top-5", "%", "95", "%", "loss",
-        "images",
-    ]  # fmt: skip
+        "set", "size", "crop", "TTA", "top-1", "%", "bal.", "%", "95", "%", "loss", "images",
+    ]  # fmt: skip  # 8 test images of 10 classes: balanced accuracy in place of top-5
     assert row.split()[:4] == ["test", "28", "1", "none"]
     assert max(len(text) for text in ended.out.splitlines()) <= 80
     refused = rescue(*line, "--out", "runs/quickstart/5")

@@ -324,7 +324,7 @@ def test_classes_of_one_size_have_top_1_for_balanced_accuracy_and_no_column() ->
     assert found.balanced_accuracy == found.accuracy(1)
     assert "balanced" not in str(found)
     headings, _ = measurements({"sets": [entry_of(found)]})
-    assert "balanced %" not in headings
+    assert "bal. %" not in headings
 
 
 def test_labels_of_several_classes_have_no_balanced_accuracy() -> None:
@@ -336,13 +336,14 @@ def test_uneven_classes_have_it_beside_top_1_with_its_interval() -> None:
     entry = entry_of(drawn_said())
     result = {**entry, "sets": [entry]}
     headings, (row,) = measurements(result, narrow=True)
-    assert headings[4:6] == ["top-1 %", "balanced %"]
+    assert headings[4:6] == ["top-1 %", "bal. %"]
     assert row[5] == f"{entry['balanced_accuracy']:.2f}"
-    assert measurements(result)[0][4:7] == ["top-1 %", "balanced %", "top-5 %"]
+    assert measurements(result)[0][4:7] == ["top-1 %", "bal. %", "top-5 %"]
     low, high = with_interval(result)["balanced_interval"]
     assert with_interval(result)["sets"][0]["balanced_interval"] == (low, high)
     assert of_images(result)[1] == (
-        f"balanced: mean recall of 4 classes of 3 to 40 images, 95 % {low:.1f} to {high:.1f}\n"
+        f"bal.: balanced accuracy, mean recall of 4 classes of 3 to 40 images, 95 % {low:.1f} to "
+        f"{high:.1f}\n"
         "each class: predictions/val.csv"
     )
 

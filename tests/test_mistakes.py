@@ -196,8 +196,10 @@ def test_one_folder_by_two_names_is_one_recipe(
     )
     assert claim(tmp_path / "run", near, resume=True)
     assert not claim(tmp_path / "run", far, resume=True)
-    with pytest.raises(UsageError, match=r"data\.root: photos -> elsewhere\. Drop"):
-        claim(tmp_path / "run", recipes.load("pytorch", ["data.root=elsewhere"]), resume=True)
+    other = recipes.load("pytorch", ["data.root=elsewhere", "train.seed=1"])
+    with pytest.raises(UsageError, match=r"another recipe: train\.seed: 0 -> 1\. Drop"):
+        claim(tmp_path / "run", other, resume=True)
+    assert recipes.recipe_in(tmp_path / "run") == near
 
 
 def test_test_images_are_the_same_by_data_set_set_and_number() -> None:
@@ -267,13 +269,19 @@ def test_classes_that_a_network_does_not_know_are_refused_or_told(
     assert made.code == 0, made.err
     for split in ("train", "val"):
         (photos / split / "dog").rename(photos / split / "wolf")
-    told = rescue("eval", "run", "--json")
+    refused = rescue("eval", "run")
+    assert refused.code == 3
+    assert f"{photos}/val/wolf: not one of the classes. Known: cat, dog. Rename" in refused.err
+    assert "data.unknown_classes=skip" in refused.err
+    for split in ("train", "val"):
+        (photos / split / "cat").rename(photos / split / "lynx")
+    told = rescue("eval", "run", "--json")  # not one name is known: other names, in their order?
     assert told.code == 0
-    assert "the first that differs is 'dog' in place of 'wolf'. Accuracies are by" in told.err
+    assert "the first that differs is 'cat' in place of 'lynx'. Accuracies are by" in told.err
     assert json.loads(told.out)["top1"] == read_json(tmp_path / "run" / "result.json")["top1"]
     for split in ("train", "val"):
         (photos / split / "owl").mkdir()
-        (photos / split / "cat" / "0.png").rename(photos / split / "owl" / "0.png")
+        (photos / split / "lynx" / "0.png").rename(photos / split / "owl" / "0.png")
     refused = rescue("eval", "run")
     assert refused.code == 2
     assert "knows 2 classes and the data has 3;" in refused.err

@@ -1,7 +1,7 @@
 """A recipe's network on its device, and the teacher that it may learn from."""
 
+import itertools
 from collections.abc import Callable, Mapping
-from itertools import zip_longest
 
 import torch
 from torch import nn
@@ -77,11 +77,8 @@ def by_name(recipe: Recipe, data: Dataset) -> tuple[Dataset, str | None]:
         raise UsageError(f"data.name: {said} To train it on these: rescue transfer.")
     if sorted(known) == sorted(data.classes):
         return relabel(data, known), f"{said} Labels go by the names."
-    if moved := [
-        c
-        for c, place in zip(data.classes, range(len(known)), strict=True)
-        if c in known and known.index(c) != place
-    ]:
+    at_other_places = (c != k and c in known for c, k in zip(data.classes, known, strict=True))
+    if moved := [*itertools.compress(data.classes, at_other_places)]:
         raise DataError(
             f"data.name: {said} Labels by the order would be wrong: {moved[0]!r} stands at another "
             "place. Give the classes the names that the weights know."
@@ -111,7 +108,7 @@ def _unlike(weights: str, metadata: Mapping[str, str], classes: tuple[str, ...])
     known = _known(metadata) or classes
     if known == classes:
         return None
-    theirs, ours = next((a, b) for a, b in zip_longest(known, classes) if a != b)
+    theirs, ours = next((a, b) for a, b in itertools.zip_longest(known, classes) if a != b)
     return (
         f"{weights} knows {len(known)} classes and the data has {len(classes)}; the first that "
         f"differs is {theirs!r} in place of {ours!r}."

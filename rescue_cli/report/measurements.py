@@ -6,7 +6,7 @@ from typing import Any
 from rescue_cli.results import METRICS, metrics_of, stem
 
 WORDS = ("set", "TTA")  # columns that hold no numbers
-BALANCED = "balanced %"
+BALANCED = "bal. %"  # of balanced accuracy; TTA's names leave 7 columns of 80
 
 
 def interval_of(entry: Mapping[str, Any]) -> tuple[float, float]:
@@ -79,8 +79,8 @@ def _of_classes(entry: Mapping[str, Any], name: str) -> str:
     known, images = len(entry["per_class"]), [row["images"] for row in rows]
     of = f"{len(rows)}" if len(rows) == known else f"{len(rows)} of {known}"
     return (
-        f"balanced: mean recall of {of} classes of {min(images)} to {max(images)} images, "
-        f"95 % {interval[0]:.1f} to {interval[1]:.1f}\neach class: predictions/{name}.csv"
+        f"bal.: balanced accuracy, mean recall of {of} classes of {min(images)} to {max(images)} "
+        f"images, 95 % {interval[0]:.1f} to {interval[1]:.1f}\neach class: predictions/{name}.csv"
     )
 
 
