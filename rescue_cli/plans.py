@@ -18,12 +18,17 @@ ROOTS = ("data.root", "data.train_root", "data.test_root")
 WEIGHTS = ("model.weights", "selection.model.weights", "teacher.weights")
 
 
+def is_timms(weights: Any) -> bool:
+    """Whether a word for weights means timm's, which it downloads: `timm`, or `timm:NAME`."""
+    return str(weights).partition(":")[0] == "timm"
+
+
 def is_place(key: str, *values: Any) -> bool:
     """Whether a key's values say where data or weights lie, and nothing of what they are."""
     if key in ROOTS:
         return True
     named = key in WEIGHTS or key.startswith("data.sets.")
-    return named and all(isinstance(v, str) and v.partition(":")[0] != "timm" for v in values)
+    return named and all(isinstance(v, str) and not is_timms(v) for v in values)
 
 
 def smoke(recipe: Recipe, overrides: Sequence[str], *, cuda: bool) -> list[str]:

@@ -12,10 +12,11 @@ from PIL import Image, features
 
 from rescue_cli import data
 from rescue_cli.data import Dataset, Files, Keys, Split
-from rescue_cli.data.decode import Decoder, pixels
+from rescue_cli.data.decode import Decoder, image_size, pixels
 from rescue_cli.data.folders import class_folders, read
 from rescue_cli.data.listing import PassedOver, endings, images_in
 from rescue_cli.data.names import lines_of
+from rescue_cli.data.place import Place
 from rescue_cli.engine.recorder import Recorder
 from rescue_cli.errors import DataError
 from rescue_cli.results import RunDirectory, read_json
@@ -428,3 +429,59 @@ def test_a_run_a_transfer_and_predictions_on_a_folder_as_it_comes(
     )  # fmt: skip
     assert moved.code == 0, moved.err
     assert moved.err.count("files passed over: 11 hidden or of the system") == 1
+
+
+# --- layouts that look alike ---
+
+
+def test_the_split_that_is_named_is_the_one_that_is_read(tmp_path: Path) -> None:
+    photos(tmp_path)
+    photos(tmp_path, "training")
+    dataset = load("folder", tmp_path / "training")
+    assert isinstance(dataset.train, Files)
+    assert dataset.train.names.path(0).parts[-3] == "training"
+    alone = load("folder", tmp_path / "val", test_only=True)
+    assert not any("is a split" in note for note in alone.notes), "nothing else was read"
+
+
+def test_train_may_be_a_class_beside_others(tmp_path: Path) -> None:
+    for name in ("bus", "car", "train"):
+        for number in range(4):
+            draw(tmp_path / name / f"{number}.png", 20 * number)
+    dataset = load("folder", tmp_path, holdout=3)
+    assert (dataset.classes, len(dataset.train)) == (("bus", "car", "train"), 9)
+
+
+def test_folders_beside_a_published_set_change_nothing(tmp_path: Path) -> None:
+    draw(tmp_path / "pictures/x.png")
+    (tmp_path / "cifar-10-batches-py").mkdir()
+    place = Place("cifar10", Keys(root=str(tmp_path)))
+    assert not place.has_train_folder
+
+
+def test_a_split_that_a_holdout_replaces_is_not_offered(tmp_path: Path) -> None:
+    dataset = load("folder", photos(tmp_path), holdout=2)
+    assert not any("is not read" in note for note in dataset.notes)
+
+
+def test_a_test_set_may_hold_one_class_in_folders_of_days(tmp_path: Path) -> None:
+    photos(tmp_path)
+    draw(tmp_path / "days/cat/monday/1.png")
+    dataset = load("folder", tmp_path, test_root=str(tmp_path / "days"))
+    assert [len(test) for test in dataset.tests.values()] == [1]
+
+
+def test_a_png_that_says_its_orientation_after_the_pixels_is_turned(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (300, 200)).save(tmp_path / "late.png", exif=exif)
+    Image.new("RGB", (300, 200)).save(tmp_path / "none.png")
+    data = (tmp_path / "late.png").read_bytes()
+    start = data.index(b"eXIf") - 4
+    end = start + 12 + int.from_bytes(data[start : start + 4], "big")
+    last = data.index(b"IEND") - 4
+    moved = data[:start] + data[end:last] + data[start:end] + data[last:]
+    (tmp_path / "late.png").write_bytes(moved)
+    assert image_size(tmp_path / "late.png", "applied") == (300, 200)
+    assert image_size(tmp_path / "late.png", "ignored") == (200, 300)
+    assert image_size(tmp_path / "none.png", "applied") == (200, 300)

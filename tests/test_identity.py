@@ -414,6 +414,9 @@ def test_weights_may_move_and_may_not_be_others(key: str, tmp_path: Path) -> Non
     )
     with pytest.raises(UsageError, match=f"of another recipe: {key}: "):
         claim(run.path, recipe("a").with_overrides(f"{key}=timm:resnet18"), resume=True)
+    part = recipe("a").with_overrides(f"{key}={tmp_path}/a/w.safetensors#model_ema")
+    with pytest.raises(DataError, match="#model_ema is not the file it began with"):
+        claim(run.path, part, resume=True)
 
 
 # --- sweeps, comparisons and reports ---
@@ -544,6 +547,35 @@ def test_held_out_images_that_may_have_been_learnt_are_refused(tmp_path: Path) -
     grown(root)
     with pytest.raises(DataError, match="It may have learnt some of these"):
         identity.unlike_training(recipe, build.listed(recipe))
+
+
+def test_a_part_of_the_held_out_images_was_not_learnt(tmp_path: Path) -> None:
+    root = draw(tmp_path / "pictures")
+    begun(tmp_path / "run", recipe_of(root, "data.holdout=9"))
+    recipe = weights_of(tmp_path / "run", CLASSES)
+    recipe = recipe.with_overrides(f"data.root={root}", "data.holdout=9", "data.subset=[30, 6]")
+    (said,) = identity.unlike_training(recipe, build.listed(recipe))
+    assert "was tested on other images: holdout: 6 images, and was 9: 3 missing" in said
+
+
+@pytest.mark.parametrize("weights", ["timm", "timm:resnet18", "elsewhere/w.safetensors"])
+def test_only_weights_of_a_run_have_images_of_their_own(
+    weights: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in (tmp_path, tmp_path / "elsewhere"):
+        folder.mkdir(exist_ok=True)
+        (folder / "data.json").write_text("[]")
+    recipe = recipe_of(draw(tmp_path / "pictures"), f"model.weights={weights}")
+    assert identity.unlike_training(recipe, build.listed(recipe)) == []
+
+
+def test_weights_that_timm_downloads_name_no_classes_of_a_file() -> None:
+    recipe = recipes.load("transfer-linear", ["data={name: fashion-mini}"])
+    assert recipe.model.options["weights"] == "timm"
+    assert build.head_kept(recipe, CLASSES) is None
+    assert build.weights_classes(recipe) == ()
+    assert build.by_name(recipe, drawn_images())[1] is None
 
 
 # --- through the command ---

@@ -45,6 +45,8 @@ def predict(
 
     changes = [word for word in words if _is_change(word)]
     images = [Path(word) for word in words if word not in changes]
+    if not all(words):
+        raise UsageError("predict: one of the images is an empty word. Name a file or a folder.")
     if not images:
         raise UsageError("predict: no image. Give the files or folders that are to be classified.")
     where = common.device(device)
@@ -68,4 +70,4 @@ def predict(
 def _is_change(word: str) -> bool:
     """Whether it is an override, and no file of that name."""
     section = word.removeprefix("~").partition("=")[0].partition(".")[0]
-    return ("=" in word or word[0] == "~") and section in SECTIONS and not Path(word).exists()
+    return ("=" in word or word.startswith("~")) and section in SECTIONS and not Path(word).exists()

@@ -8,6 +8,7 @@ import numpy as np
 from rescue_cli.data.coco_files import is_coco
 from rescue_cli.data.fingerprint import (
     Fingerprint,
+    Listing,
     difference,
     fingerprint_of,
     from_arrays,
@@ -46,6 +47,7 @@ __all__ = [
     "Fingerprint",
     "Images",
     "Keys",
+    "Listing",
     "Masked",
     "Paired",
     "Place",

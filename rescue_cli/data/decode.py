@@ -2,6 +2,8 @@
 
 import io
 import math
+import os
+import struct
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -40,8 +42,9 @@ _TURNS: dict[int, tuple[Image.Transpose, Callable[[Pixels], Pixels]]] = {
     8: (Image.Transpose.ROTATE_90, lambda a: a.swapaxes(0, 1)[::-1]),
 }
 LYING = (5, 6, 7, 8)  # orientations that swap height and width
-# Where a PNG says its orientation, which may follow the pixels
-_SAID_BY_PNG = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")
+# Where a PNG says its orientation, but in eXIf; all may follow the pixels
+_EXIF_IN_TEXT = (b"Raw profile type exif", b"XML:com.adobe.xmp")  # keywords of text chunks
+KEYWORD = 80  # bytes of a text chunk that hold its keyword
 # Raw lines between ours; an image that is too large is an error of its own
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
@@ -84,14 +87,22 @@ def image_size(path: Path, exif: Exif) -> tuple[int, int]:
     """
     with Image.open(path) as image:
         height, width = image.height, image.width
-        if exif == "ignored" or (image.format == "PNG" and not _says(path, _SAID_BY_PNG)):
+        if exif == "ignored" or (image.format == "PNG" and not _png_has_exif(path)):
             return height, width
         return (width, height) if orientation(image) in LYING else (height, width)
 
 
-def _says(path: Path, words: tuple[bytes, ...]) -> bool:
-    data = path.read_bytes()
-    return any(word in data for word in words)
+def _png_has_exif(path: Path) -> bool:
+    """By the heads of its chunks: PIL would read the pixels to find those that follow them."""
+    with path.open("rb") as file:
+        file.seek(8)
+        while len(head := file.read(8)) == 8:
+            length, kind = struct.unpack(">I4s", head)
+            begins = file.read(min(length, KEYWORD))
+            if kind == b"eXIf" or begins.startswith(_EXIF_IN_TEXT):
+                return True
+            file.seek(length - len(begins) + 4, os.SEEK_CUR)
+    return False
 
 
 def read_image(path: Path, decoder: Decoder, reading: Reading) -> Any:

@@ -94,7 +94,7 @@ def read(
         ]
         names += images
         found += [labels.get(name, NO_CLASS)] * len(images)
-    if len(present) == 1 and names and all("/" in name.partition("/")[2] for name in names):
+    if not test and len(present) == 1 and all("/" in name.partition("/")[2] for name in names):
         (only,) = present
         raise DataError(
             f"{root / only}: the only class, and it holds folders and no image. Where these are "

@@ -9,7 +9,7 @@ import numpy as np
 from rescue_cli.data.colours import Exif
 from rescue_cli.data.decode import UNREADABLE
 from rescue_cli.data.fit import common_size, size_of
-from rescue_cli.data.listing import PassedOver, images_in, split_folder
+from rescue_cli.data.listing import PassedOver, images_in
 from rescue_cli.data.names import lines_of, plain, stem
 from rescue_cli.data.paired import UNKNOWN, Coding, Masked, Paired, numbered
 from rescue_cli.data.place import HIGHEST, Place
@@ -32,7 +32,7 @@ def mask_folder(place: Place) -> Dataset:
     """
     root, given = place.top, place.keys.mask_values
     classes, coding = _coding(root / "classes.txt", given or {})
-    found = {name: split_folder(root, name) or root / name for name in ("train", "val", "test")}
+    found = {name: place.split(name) or root / name for name in ("train", "val", "test")}
     tested = "test" if found["test"].is_dir() else "val"
     parts = ["train", *(["val"] if tested == "test" and found["val"].is_dir() else [])]
     passed = PassedOver(sizes=True)

@@ -163,9 +163,16 @@ class Place:
     @cached_property
     def is_unsplit(self) -> bool:
         """Whether class folders lie where splits should, and all images are for training."""
-        return not splits_in(self.top) and any(
-            holds_images(self.top / name, 0) for name in folders_in(self.top)
-        )
+        if FACTS[self.name].images is not None:
+            return False  # a published set has its layout
+        splits = splits_in(self.top)  # of which `train` may be a class beside `car`
+        if any(split_of(n) != "train" or not holds_images(self.top / n, 0) for n in splits):
+            return False
+        return any(holds_images(self.top / name, 0) for name in folders_in(self.top))
+
+    def split(self, name: str) -> Path | None:
+        """The folder of a split; None where there is none."""
+        return self.root if self.given_split == name else split_folder(self.top, name)
 
     @cached_property
     def train_root(self) -> Path:
@@ -173,7 +180,7 @@ class Place:
             return _folder(self.keys.train_root)
         if self.is_unsplit:
             return self.top
-        return split_folder(self.top, "train") or self.top / "train"
+        return self.split("train") or self.top / "train"
 
     def test_root(self, names: tuple[str, ...], holdout: int | None = None) -> dict[str, Path]:
         """The main test folder by its name: `test_root`, else the first of `names` that exists.
@@ -186,10 +193,9 @@ class Place:
             return {names[0]: _folder(self.keys.test_root)}
         if self.test_only and self.keys.sets and not self.has_root:
             return {}  # an evaluation of further sets alone
-        if (given := self.given_split) is not None and given in names:
-            return {given: self.root}
-        for name in names:
-            if (found := split_folder(self.top, name)) is not None:
+        first = [self.given_split] if self.given_split in names else []
+        for name in [*first, *names]:
+            if (found := self.split(name)) is not None:
                 return {name: found}
         missing = f"{self.top / names[0]}: no such folder"
         cures = [f"give data.test_root={self.top if self.is_unsplit and not holdout else 'DIR'}"]
@@ -209,7 +215,9 @@ class Place:
         if not self.has_root:
             return ()
         found = []
-        if self.given_split is not None and not (self.keys.train_root and self.keys.test_root):
+        read = [*tests.values(), *([] if self.test_only else [self.train_root])]
+        beside = self.given_split and any(f.parent == self.top and f != self.root for f in read)
+        if beside:
             found.append(f"data.root: {self.root} is a split; {self.top} is read, which holds it")
         if self.is_unsplit and not self.keys.train_root and not self.test_only:
             found.append(f"{self.top}: holds no train/; all of its class folders are for training")
@@ -220,7 +228,7 @@ class Place:
 
     def unread(self, tests: Mapping[str, Path]) -> tuple[str, ...]:
         """A sentence for each split that lies there and is not read."""
-        if not self.has_root or not self.top.is_dir():
+        if not self.has_root or not self.top.is_dir() or self.keys.holdout:
             return ()
         read = {self.train_root, *tests.values(), *self.extra_sets.values()}
         said = {Path(os.path.abspath(folder)) for folder in read}

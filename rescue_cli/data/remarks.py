@@ -1,6 +1,6 @@
 """What users should know of how files are read: turned, deep, transparent, of several frames."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,14 +17,21 @@ def of_splits(splits: Iterable[Split], reading: Reading) -> tuple[str, ...]:
     """`remarks` on some files of each split."""
     paths = []
     for split in splits:
-        if isinstance(split, Files) and len(split):
-            places = np.linspace(0, len(split) - 1, min(LOOKED_AT, len(split))).astype(np.int64)
-            paths += [split.names.path(int(place)) for place in places]
-    return remarks(paths, reading)
+        if isinstance(split, Files):
+            paths += [split.names.path(place) for place in _some(len(split))]
+    return _remarks(paths, reading)
 
 
-def remarks(paths: Iterable[Path], reading: Reading) -> tuple[str, ...]:
-    """A sentence for each way of reading that some of the files make a difference to."""
+def remarks(paths: Sequence[Path], reading: Reading) -> tuple[str, ...]:
+    """A sentence for each way of reading that some files, evenly spaced, make a difference to."""
+    return _remarks([paths[place] for place in _some(len(paths))], reading)
+
+
+def _some(count: int) -> list[int]:
+    return [int(place) for place in np.linspace(0, count - 1, min(LOOKED_AT, count))]
+
+
+def _remarks(paths: Iterable[Path], reading: Reading) -> tuple[str, ...]:
     found: dict[str, list[Path]] = {}
     count = 0
     for path in paths:

@@ -124,6 +124,8 @@ def some(names: Sequence[str]) -> str:
 def known_alone(name: str, files: Files) -> tuple[Files, list[str]]:
     """The images of classes that training knows, and what is said of the others."""
     strange = np.flatnonzero(files.labels == NO_CLASS)
+    if not len(files):
+        raise DataError(f"{files.names.root}: its class folders hold no image. Put them there.")
     if len(strange) == len(files):
         raise DataError(
             f"{files.names.root}: no image of a class that training knows. Point data.test_root= "

@@ -21,6 +21,7 @@ class Recorder:
         self.writes = writes
         self.metrics: IO[str] | None = None
         self.log_file: IO[str] | None = None
+        self.early: list[str] = []  # said before the log is open
         self.first_loss: float | None = None
         self.last_loss: float | None = None
         self.bar = Bar(steps) if writes and sys.stderr.isatty() else None
@@ -44,6 +45,8 @@ class Recorder:
         if self.writes:
             # names of files in bytes that are no UTF-8 are escaped, as on stderr
             self.log_file = self.run.log.open("a", encoding="utf-8", errors="backslashreplace")
+            self.log_file.writelines(self.early)
+            self.log_file.flush()
 
     def close(self) -> None:
         for file in (self.metrics, self.log_file):
@@ -63,8 +66,11 @@ class Recorder:
 
     def say(self, message: str) -> None:
         """A line in log.txt and on stderr."""
-        if self.log_file is not None:
-            self.log_file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {message}\n")
+        line = f"{time.strftime('%Y-%m-%d %H:%M:%S')} {message}\n"
+        if self.log_file is None:
+            self.early.append(line)
+        else:
+            self.log_file.write(line)
             self.log_file.flush()
         if self.bar is not None:
             self.bar.print(message)

@@ -48,7 +48,7 @@ def said(recipe: Recipe, data: Dataset) -> list[str]:
         train = recipe.train
         draws = steps_per_epoch(train, len(data.train)) * train.batch_size / len(counts)
         lines.append(
-            f"balanced sampling: an epoch draws {draws:.4g} of each of {len(counts)} classes, "
+            f"balanced sampling: an epoch draws {draws:,.1f} of each of {len(counts)} classes, "
             f"which have {counts.min()} to {counts.max()} images: those of the smallest come up to "
             f"{ceil(draws / counts.min())} times"
         )

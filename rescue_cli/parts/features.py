@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,6 +33,12 @@ class Head(nn.Module):
     def get_classifier(self) -> list[nn.Module]:
         """Its layers, as timm's networks give theirs; see `heads`."""
         return list(self.heads)
+
+    def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *rest: Any) -> None:
+        for name in ("weight", "bias"):  # of a run of before, when there was one head
+            if (old := f"{prefix}head.{name}") in state:
+                state[f"{prefix}heads.0.{name}"] = state.pop(old)
+        super()._load_from_state_dict(state, prefix, *rest)
 
     def forward(self, features: Tensor) -> Tensor:
         shares = torch.split(features.flatten(1), self.widths, 1)

@@ -10,10 +10,10 @@ from rescue_cli.data import Dataset, normalisation, relabel
 from rescue_cli.data.names import plain
 from rescue_cli.errors import DataError, UsageError
 from rescue_cli.model import Backbone, load_weights
-from rescue_cli.model.weights import TIMM
 from rescue_cli.model.weights import metadata as weights_metadata
 from rescue_cli.parts.ingredients import data_keys, dtype_of, network_of
 from rescue_cli.parts.source import find_weights, known_classes
+from rescue_cli.plans import is_timms
 from rescue_cli.recipe import Recipe
 from rescue_cli.teacher import Renormalised
 
@@ -56,8 +56,8 @@ def placed(recipe: Recipe, network: nn.Module, device: torch.device) -> nn.Modul
 
 def weights_classes(recipe: Recipe) -> tuple[str, ...]:
     """The names of the classes that the recipe's weights carry; none where they carry none."""
-    weights = str(recipe.model.options.get("weights"))
-    return () if weights.startswith(TIMM) else _known(weights_metadata(weights))
+    weights = _file(recipe)
+    return () if weights is None else _known(weights_metadata(weights))
 
 
 def by_name(recipe: Recipe, data: Dataset) -> tuple[Dataset, str | None]:
@@ -66,8 +66,7 @@ def by_name(recipe: Recipe, data: Dataset) -> tuple[Dataset, str | None]:
     Classes of one's own may have other names in the same order. Raises `UsageError` where there are
     more or fewer, `DataError` where names that both know stand at other places.
     """
-    weights = str(recipe.model.options.get("weights"))
-    if weights.startswith(TIMM):
+    if (weights := _file(recipe)) is None:
         return data, None
     metadata = weights_metadata(weights)
     if (said := _unlike(weights, metadata, data.classes)) is None:
@@ -88,14 +87,20 @@ def by_name(recipe: Recipe, data: Dataset) -> tuple[Dataset, str | None]:
 
 def head_kept(recipe: Recipe, classes: tuple[str, ...]) -> str | None:
     """What is to be said where a training begins with a head that knows other classes."""
-    weights = str(recipe.model.options.get("weights") or TIMM)
-    if weights.startswith(TIMM) or recipe.model.options.get("new_head") or recipe.of_scenes:
+    weights = _file(recipe)
+    if weights is None or recipe.model.options.get("new_head") or recipe.of_scenes:
         return None
     metadata = weights_metadata(weights)
     said = _unlike(weights, metadata, classes)
     if said is None or len(_known(metadata)) != len(classes):
         return None
     return f"warning: {said} The head begins with what it knows; model.new_head=true begins anew."
+
+
+def _file(recipe: Recipe) -> str | None:
+    """The run or file of the recipe's weights; None where they are timm's, or there are none."""
+    weights = recipe.model.options.get("weights")
+    return None if weights is None or is_timms(weights) else str(weights)
 
 
 def _known(metadata: Mapping[str, str]) -> tuple[str, ...]:
