@@ -1,5 +1,6 @@
 """A classifier of 1,000 classes becomes one of 10, in every family that timm has."""
 
+import copy
 import re
 import warnings
 from collections.abc import Iterator
@@ -146,3 +147,12 @@ def test_weights_of_other_images_than_rgb_transfer_to_such_images(name: str, cha
     network.load_state_dict(fitted.tensors, strict=False)
     images = torch.zeros(2, channels, 64, 64)
     assert network(images).shape == (2, 10)
+
+
+def test_a_linear_probe_of_before_goes_on() -> None:
+    """Its checkpoint called the one head `head`."""
+    layer = nn.Linear(3, 2)
+    before = {f"head.{name}": 2 * value for name, value in layer.state_dict().items()}
+    head = copy.deepcopy(Head({"0": layer}, 1.0))  # as an average copies it
+    head.load_state_dict(before)
+    assert torch.equal(head.state_dict()["heads.0.weight"], 2 * layer.weight)
