@@ -9,6 +9,7 @@ shares of classes (mixed images), or with `reduction: sum`, the weighted losses'
 of images.
 """
 
+import unicodedata
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -65,11 +66,13 @@ def weights_of(given: ClassWeights | None, training: Training | None) -> Doubles
     if given == "balanced":
         return balanced_weights(training)
     if isinstance(given, Mapping):
-        for name in given:
+        # Classes are in the composed form (NFC), whatever wrote the recipe
+        by_name = {unicodedata.normalize("NFC", name).strip(): each for name, each in given.items()}
+        for name in by_name:
             if name not in classes:
                 hint = did_you_mean(name, classes)[:300]
                 raise UsageError(f"loss.class_weights: '{name}' is not one of the classes. {hint}")
-        return np.array([given.get(name, 1.0) for name in classes])
+        return np.array([by_name.get(name, 1.0) for name in classes])
     check_length(given, len(classes))
     return np.array(given, dtype=np.float64)
 

@@ -1,6 +1,8 @@
 """Annotations against pixels: what masks, VOC's boxes and COCO's JSON say of images that differ."""
 
 import json
+import shutil
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,8 +14,10 @@ from PIL import Image
 from torch.nn import functional
 
 from rescue_cli import recipe as recipes
-from rescue_cli.data import Keys, load
-from rescue_cli.data.coco_shapes import Shape, painted
+from rescue_cli.data import Keys, difference, fingerprint_of, load, relabel
+from rescue_cli.data.coco_shapes import Painted, Shape, painted
+from rescue_cli.data.decode import AS_STORED
+from rescue_cli.data.scenes import read as read_scene
 from rescue_cli.errors import DataError, UsageError
 from rescue_cli.parts import transfer
 from rescue_cli.parts.check import check
@@ -28,6 +32,16 @@ Edit = Callable[[dict[str, Any]], object]
 
 def read(name: str, root: Path, **keys: Any) -> Any:
     return load(name, Keys(root=str(root), **keys), root / "cache")
+
+
+def evaluated(name: str, root: Path, *classes: str) -> Any:
+    """As an evaluation of weights that know these classes reads it."""
+    return load(name, Keys(root=str(root)), root / "cache", test_only=True, classes=classes)
+
+
+def other_form(folder: Path, name: str) -> None:
+    """Renames a file, with an accent apart from its letter as macOS has it."""
+    (folder / name).rename(folder / unicodedata.normalize("NFD", f"café{Path(name).suffix}"))
 
 
 # --- masks ---
@@ -154,6 +168,17 @@ def test_the_share_of_ignored_pixels_and_the_loss_stand_beside_every_miou() -> N
     assert headings[4:7] == ["mIoU %", "pixels %", "ignored %"]
 
 
+def test_masks_are_found_in_the_other_normal_form(tmp_path: Path) -> None:
+    root = drawn_scenes.masks(tmp_path / "masks", 2, 1)
+    before = read("mask-folder", root).train.target(0)
+    (root / "train" / "images" / "0.png").rename(root / "train" / "images" / "café.png")
+    other_form(root / "train" / "masks", "0.png")
+    found = read("mask-folder", root).train
+    assert np.array_equal(found.target(1), before)
+    values = {unicodedata.normalize("NFD", "allée"): 0, "red": 1, "green": 2}
+    assert read("mask-folder", root, mask_values=values).classes[0] == "allée"
+
+
 # --- VOC ---
 
 
@@ -221,6 +246,19 @@ def test_an_image_that_cannot_be_read_is_left_to_whoever_decodes_it(tmp_path: Pa
     root = drawn_scenes.voc(tmp_path / "voc", 3, 1)
     (root / "JPEGImages" / "0.png").write_bytes(b"broken")
     assert len(read("voc-folder", root).train) == 3
+
+
+def test_voc_of_test_images_alone_has_the_classes_that_the_weights_know(tmp_path: Path) -> None:
+    root = drawn_scenes.voc(tmp_path / "voc", 2, 1)  # the third has no green
+    wanted = read("voc-folder", root)
+    (root / "ImageSets" / "Main" / "train.txt").unlink()
+    data = evaluated("voc-folder", root, "green", "red")
+    assert data.classes == wanted.classes
+    assert data.notes == ("test has no object of 1 of 2 classes: green",)
+    assert data.tests["test"].target(0).labels.tolist() == [2]
+    assert evaluated("voc-folder", root, "bird").classes == ("red",)
+    with pytest.raises(DataError, match=r"train.txt: no such file"):
+        read("voc-folder", root)
 
 
 # --- COCO ---
@@ -303,13 +341,13 @@ def test_what_a_coco_file_has_too_much_of_is_counted_and_named(tmp_path: Path) -
     file = edited(root, edit)
     data = read("coco-boxes", root)
     assert data.notes == (
-        f"1 annotations are there twice, and count once; the first in {file}",
-        f"1 annotations are of images that are not listed, and are left out; the first in {file}",
-        "1 images have no entry in _annotations.coco.json, and are left out; the first in "
+        f"1 annotation is there twice, and counts once; the first in {file}",
+        f"1 annotation is of an image that is not listed, and is left out; the first in {file}",
+        "1 image has no entry in _annotations.coco.json, and is left out; the first in "
         f"{root / 'train' / 'extra.png'}",
-        f"1 boxes have no area and are left out; the first in {file}, 1.png",
-        f"1 boxes reach over their image's edge and are cut; the first in {file}, 1.png",
-        f"1 boxes lie outside their image and are left out; the first in {file}, 1.png",
+        f"1 box has no area and is left out; the first in {file}, 1.png",
+        f"1 box reaches over its image's edge and is cut; the first in {file}, 1.png",
+        f"1 box lies outside its image and is left out; the first in {file}, 1.png",
     )
     assert len(data.train) == 4
     assert len(data.train.target(3).boxes) == 0, "an image without objects stays"
@@ -376,7 +414,7 @@ def test_objects_without_a_shape_are_ignored_pixels_and_a_set_without_any_is_ref
     file = edited(root, _first(segmentation=[]))
     data = read("coco-masks", root)
     assert data.notes[:1] == (
-        "1 objects have a box and no shape: the pixels of the box are ignored; the first in "
+        "1 object has a box and no shape: the pixels of the box are ignored; the first in "
         f"{file}, 0.png: annotation 1",
     )
     _, box = drawn_scenes.scene(0)[1][0]
@@ -386,6 +424,90 @@ def test_objects_without_a_shape_are_ignored_pixels_and_a_set_without_any_is_ref
         DataError, match=r"no annotation has a segmentation. .*data.name=coco-boxes"
     ):
         read("coco-masks", root)
+
+
+def test_shapes_go_by_the_names_of_the_weights(tmp_path: Path) -> None:
+    pytest.importorskip("faster_coco_eval")
+    data = read("coco-masks", drawn_scenes.coco(tmp_path / "coco", 1, 1))
+    found = relabel(data, ("background", "green", "red"))
+    swapped = np.array([0, 2, 1], np.uint8)
+    for mine, theirs in ((found.train, data.train), (found.tests["test"], data.tests["test"])):
+        assert isinstance(mine, Painted)
+        assert np.array_equal(mine.target(0), swapped[theirs.target(0)])
+    with pytest.raises(DataError, match="the weights number the background 2"):
+        relabel(data, ("red", "green", "background"))
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda t: t["annotations"][0]["segmentation"][0].__setitem__(0, 1.5),
+        lambda t: t["annotations"][0].update(category_id=10),
+        lambda t: t["annotations"][0].update(iscrowd=1),
+        lambda t: t["annotations"][0].update(segmentation={"size": [48, 64], "counts": [9, 9]}),
+        lambda t: t["annotations"].pop(0),
+    ],
+)
+def test_a_fingerprint_tells_shapes_that_were_changed(tmp_path: Path, edit: Edit) -> None:
+    pytest.importorskip("faster_coco_eval")
+    root = drawn_scenes.coco(tmp_path / "coco", 2, 1)
+
+    def known() -> Any:
+        return fingerprint_of(read("coco-masks", root), ["test"])
+
+    before = known()
+    assert difference(before, known()) is None
+    edited(root, edit)
+    said = difference(before, known())
+    assert said == "train: 1 image has other shapes; the first is train/0.png"
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("name", ["coco-boxes", "coco-masks"])
+def test_an_evaluation_without_an_object_of_a_class_has_the_classes_of_the_weights(
+    tmp_path: Path, name: str, training: bool
+) -> None:
+    pytest.importorskip("faster_coco_eval")
+    root = drawn_scenes.coco(tmp_path / "coco", 2, 1)  # the third has no green
+    classes = ("red", "green") if name == "coco-boxes" else ("background", "red", "green")
+    wanted = read(name, root)
+    if not training:
+        shutil.rmtree(root / "train")
+    data = evaluated(name, root, *classes)
+    assert data.classes == wanted.classes == classes
+    what, count = ("object", 2) if name == "coco-boxes" else ("pixel", 3)
+    assert data.notes == (f"test has no {what} of 1 of {count} classes: green",)
+    marks = [fingerprint_of(d, ["test"]).splits["test"].digest for d in (data, wanted)]
+    assert marks[0] == marks[1]
+    assert evaluated(name, root, "bird").classes[-1] == ("green" if training else "red")
+
+
+def test_names_in_the_other_normal_form_are_the_same(tmp_path: Path) -> None:
+    root = drawn_scenes.coco(tmp_path / "coco", 2, 1)
+    other_form(root / "train", "0.png")
+
+    def rename(tree: dict[str, Any]) -> None:
+        tree["images"][0]["file_name"] = "café.png"
+        tree["categories"][1]["name"] = unicodedata.normalize("NFD", "rosé ")
+
+    edited(root, lambda t: t["categories"][1].update(name="rosé"), "test")
+    with pytest.raises(DataError, match=r"0.png is in none of"):
+        read("coco-boxes", root)
+    edited(root, rename)
+    data = read("coco-boxes", root)
+    assert data.classes == ("rosé", "green")
+    assert data.train.names.path(0).is_file()
+    assert data.notes == ()
+
+
+@pytest.mark.parametrize("counts", [["a"], [{}], [1.5], [-3]])
+def test_runs_that_are_no_numbers_are_refused_with_the_file(tmp_path: Path, counts: Any) -> None:
+    pytest.importorskip("faster_coco_eval")
+    root = drawn_scenes.coco(tmp_path / "coco", 1, 1)
+    edited(root, _first(segmentation={"size": [48, 64], "counts": counts}))
+    split = read("coco-masks", root).train
+    with pytest.raises(DataError, match=r"Repair the mask of .*train/0.png"):
+        read_scene(split, 0, "pil", AS_STORED)
 
 
 def test_which_files_of_a_folder_are_cocos(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,13 @@ def test_weights_are_given_in_order_or_by_name() -> None:
     assert by_name is not None
     assert in_order.tolist() == GIVEN
     assert by_name.tolist() == [0.5, 1.0, 4.0, 1.0]
+
+
+def test_a_name_in_the_other_normal_form_is_the_same_class() -> None:
+    training = Training(("allée", "rue"), np.array([3, 1]))
+    found = weights_of({unicodedata.normalize("NFD", "allée"): 2.0}, training)
+    assert found is not None
+    assert found.tolist() == [2.0, 1.0]
 
 
 @pytest.mark.parametrize(

@@ -420,9 +420,9 @@ def test_boxes_without_area_are_left_out_and_counted(tmp_path: Path) -> None:
     assert len(data.train.target(1).boxes) == 0, "an image without objects stays"
     file = root / "Annotations" / "0.xml"
     assert data.notes == (
-        f"1 boxes have no area and are left out; the first in {file}",
-        f"1 boxes reach over their image's edge and are cut; the first in {file}",
-        f"1 boxes lie outside their image and are left out; the first in {file}",
+        f"1 box has no area and is left out; the first in {file}",
+        f"1 box reaches over its image's edge and is cut; the first in {file}",
+        f"1 box lies outside its image and is left out; the first in {file}",
     )
 
 

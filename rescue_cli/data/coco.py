@@ -10,7 +10,7 @@ from rescue_cli.data.coco_files import CocoImage, Listed, classes_of, splits_of
 from rescue_cli.data.coco_shapes import Edges, Painted, box_of, shape_of
 from rescue_cli.data.fit import Fit, Marked, common_size, demand_pixels
 from rescue_cli.data.masks import check_ignored
-from rescue_cli.data.paired import Boxed
+from rescue_cli.data.paired import Boxed, of_weights, without_objects
 from rescue_cli.data.place import Place
 from rescue_cli.data.splits import Dataset, FileNames
 from rescue_cli.draws import Indices
@@ -31,11 +31,12 @@ def coco_boxes(place: Place) -> Dataset:
     """
     fit = Fit(place.keys.exif)
     splits = splits_of(place, fit)
-    classes = classes_of(splits)
+    classes = of_weights(classes_of(splits), place.classes)
     labels = {name: i for i, name in enumerate(classes, 1)}
     found = {name: _boxed(place.root, some, labels, fit) for name, some in splits.items()}
     train = found.pop("train")
-    return Dataset(train, dict(found), classes, notes=fit.notes())
+    lacking = without_objects(found, classes) if place.classes else ()
+    return Dataset(train, dict(found), classes, notes=(*fit.notes(), *lacking))
 
 
 def coco_masks(place: Place) -> Dataset:
@@ -47,6 +48,8 @@ def coco_masks(place: Place) -> Dataset:
     fit = Fit(place.keys.exif)
     splits = splits_of(place, fit)
     others = tuple(name for name in classes_of(splits) if name.casefold() != BACKGROUND)
+    if place.classes[:1] == (BACKGROUND,):
+        others = of_weights(others, place.classes[1:])
     classes = (BACKGROUND, *others)
     if len(classes) > IGNORED:
         raise DataError(
@@ -54,7 +57,7 @@ def coco_masks(place: Place) -> Dataset:
         )
     labels = {name: i for i, name in enumerate(others, 1)}
     found = {name: _painted(place.root, some, labels, fit) for name, some in splits.items()}
-    said = check_ignored(list(found.items()), classes, given=True)
+    said = check_ignored([each for each in found.items() if len(each[1])], classes, given=True)
     train = found.pop("train")
     return Dataset(train, dict(found), classes, notes=(*fit.notes(), *said))
 

@@ -10,11 +10,20 @@ from typing import Any
 
 from rescue_cli.data.fit import Fit, Size
 from rescue_cli.data.listing import SPLITS, endings, is_nobodys
+from rescue_cli.data.names import file_of, plain
 from rescue_cli.data.place import Place
 from rescue_cli.errors import DataError, did_you_mean
 
 # Of COCO's own files, those that hold no objects of this kind
 OTHERS = ("captions_", "person_keypoints_", "stuff_", "panoptic_", "image_info_")
+UNLISTED = (
+    "annotation is of an image that is not listed, and is left out",
+    "annotations are of images that are not listed, and are left out",
+)
+TWICE = (
+    "annotation is there twice, and counts once",
+    "annotations are there twice, and count once",
+)
 
 
 @dataclass(frozen=True)
@@ -70,7 +79,13 @@ def splits_of(place: Place, fit: Fit) -> dict[str, list[Listed]]:
     names = Counter(image.name for each in found["train"] for image in each.images)
     for image in found[tested][0].images if tested is not None else ():
         if image.name in names:
-            fit.passed(f"images of {tested} are in train as well", image.path)
+            fit.passed(
+                (
+                    f"image of {tested} is in train as well",
+                    f"images of {tested} are in train as well",
+                ),
+                image.path,
+            )
     return found
 
 
@@ -117,7 +132,7 @@ def _is_of(file: Path, root: Path, words: Sequence[str]) -> bool:
 def _listed(root: Path, file: Path, split: str, fit: Fit) -> Listed:
     """A file's images with their objects; raises `DataError`."""
     lists = _lists(file)
-    names = {each["id"]: each["name"].strip() for each in lists["categories"]}
+    names = {each["id"]: plain(each["name"]) for each in lists["categories"]}
     if len(set(names.values())) < len(names):
         twice = Counter(names.values()).most_common(1)[0][0]
         raise DataError(f"{file}: two categories are called '{twice}'. Give each its own name.")
@@ -132,9 +147,9 @@ def _listed(root: Path, file: Path, split: str, fit: Fit) -> Listed:
             )
         mine = by_image.get(each.get("image_id"))
         if mine is None:
-            fit.passed("annotations are of images that are not listed, and are left out", file)
+            fit.passed(UNLISTED, file)
         elif number in known and each in mine:
-            fit.passed("annotations are there twice, and count once", file)
+            fit.passed(TWICE, file)
         else:
             mine.append(each)
         known.add(number)
@@ -180,28 +195,28 @@ def _images(
     by_image: Mapping[Any, list[Mapping[str, Any]]],
 ) -> tuple[CocoImage, ...]:
     """The listed images where they lie; raises `DataError` where one is not there."""
-    names = [each["file_name"].replace("\\", "/") for each in listed]
+    names = [plain(each["file_name"]).replace("\\", "/") for each in listed]
     twice, count = Counter(names).most_common(1)[0]
     if count > 1:
         raise DataError(f"{file}: images: {twice} is listed {count} times. List it once.")
     words = [file.stem.removeprefix("instances_"), *SPLITS[split]]
     folders = [file.parent, *(root / below / w for below in ("", "images") for w in words)]
     folders += [root / "images", root]
-    folder = next((f for f in folders if (f / names[0]).is_file()), None)
+    folder = next((f for f in folders if file_of(f, names[0])), None)
     if folder is None:
         looked = ", ".join(dict.fromkeys(str(f) for f in folders if f.is_dir()))
         raise DataError(f"{file}: {names[0]} is in none of {looked}. Put the images there.")
-    missing = [name for name in names if not (folder / name).is_file()]
+    paths = [file_of(folder, name) for name in names]
+    missing = [name for name, path in zip(names, paths, strict=True) if path is None]
     if missing:
         raise DataError(
             f"{folder / missing[0]}: no such file ({len(missing)} of {len(names)} images that "
             f"{file} lists). Add it, or remove its entry."
         )
     found = []
-    for name, each in zip(names, listed, strict=True):
+    for name, path, each in zip(names, filter(None, paths), listed, strict=True):
         width, height = each.get("width"), each.get("height")
         sized = isinstance(width, int) and isinstance(height, int) and width > 0 and height > 0
-        path = folder / name
         found.append(
             CocoImage(
                 f"{file}, {name}",
@@ -217,11 +232,13 @@ def _images(
 def _count_others(file: Path, images: Sequence[CocoImage], fit: Fit) -> None:
     """Counts the images that lie in the same folders and have no entry."""
     there = {image.path for image in images}
+    rest = f"no entry in {file.name}, and"
+    reason = f"image has {rest} is left out", f"images have {rest} are left out"
     for folder in dict.fromkeys(path.parent for path in there):
         for path in folder.iterdir():
             is_image = path.suffix.lower() in endings() and not is_nobodys(path.name)
             if is_image and path not in there:
-                fit.passed(f"images have no entry in {file.name}, and are left out", path)
+                fit.passed(reason, path)
 
 
 def classes_of(splits: Mapping[str, Sequence[Listed]]) -> tuple[str, ...]:

@@ -1,7 +1,9 @@
 """Shapes of COCO's annotations: polygons and runs of pixels, as boxes and as masks."""
 
+import json
+import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,10 @@ from rescue_cli.scene import IGNORED, Mask
 
 Edges = tuple[float, float, float, float]
 Polygon = NDArray[np.float64]
+SHAPELESS = (
+    "object has a box and no shape: the pixels of the box are ignored",
+    "objects have a box and no shape: the pixels of the box are ignored",
+)
 
 
 @dataclass(frozen=True)
@@ -39,6 +45,19 @@ class Painted(Files):
         sizes = tuple(self.sizes[int(i)] for i in indices)
         return Painted(self.names.take(indices), self.labels[indices], shapes, sizes)
 
+    def relabelled(self, order: Indices) -> "Painted":
+        """With `order[label]` for each shape; raises `DataError` where 0 is not the background."""
+        if order[0] != 0:
+            raise DataError(
+                f"{self.names.root}: the weights number the background {order[0]}, and where no "
+                "shape is a mask is 0. Evaluate weights whose first class is the background."
+            )
+        shapes = tuple(
+            tuple(replace(shape, label=int(order[shape.label])) for shape in some)
+            for some in self.shapes
+        )
+        return replace(self, shapes=shapes)
+
     def target(self, index: int) -> Mask:
         """The image's mask: 0 where no shape is; raises `ValueError` for runs that do not fit."""
         return painted(self.shapes[index], self.sizes[index])
@@ -59,7 +78,10 @@ def painted(shapes: Sequence[Shape], size: Size) -> Mask:
 
 
 def pixels_of(shape: Shape, size: Size) -> NDArray[np.bool_]:
-    """(height, width), by COCO's own rules of which pixels a polygon covers."""
+    """(height, width), by COCO's own rules of which pixels a polygon covers.
+
+    Raises `ValueError` for runs that do not fit, or are none.
+    """
     from faster_coco_eval.core import mask as coco
 
     width, height = size
@@ -68,13 +90,31 @@ def pixels_of(shape: Shape, size: Size) -> NDArray[np.bool_]:
         found = np.zeros((height, width), dtype=np.bool_)
         found[top:bottom, left:right] = True
         return found
-    if isinstance(shape.parts, Mapping):
-        runs = dict(shape.parts)
-        if isinstance(runs["counts"], list):
-            runs = coco.frPyObjects(runs, height, width)
-    else:
-        runs = coco.merge(coco.frPyObjects([part.tolist() for part in shape.parts], height, width))
-    return np.asarray(coco.decode(runs), dtype=np.bool_)
+    try:
+        if isinstance(shape.parts, Mapping):
+            runs = dict(shape.parts)
+            if isinstance(runs["counts"], list):
+                runs = coco.frPyObjects(runs, height, width)
+        else:
+            polygons = [part.tolist() for part in shape.parts]
+            runs = coco.merge(coco.frPyObjects(polygons, height, width))
+        return np.asarray(coco.decode(runs), dtype=np.bool_)
+    except (RuntimeError, TypeError) as error:  # what pybind raises
+        said = " ".join(str(error).split())
+        raise ValueError(f"a shape that cannot be painted: {said}") from None
+
+
+def checksum(shapes: Sequence[Shape]) -> int:
+    """A crc32 of an image's shapes."""
+    found = 0
+    for shape in shapes:
+        polygons: Sequence[Polygon] = ()
+        runs: Any = shape.parts
+        if shape.parts is not None and not isinstance(shape.parts, Mapping):
+            polygons, runs = shape.parts, [len(part) for part in shape.parts]
+        head = json.dumps([shape.label, shape.crowd, shape.box, runs])
+        found = zlib.crc32(b"".join([head.encode(), *(p.tobytes() for p in polygons)]), found)
+    return found
 
 
 def box_of(each: Mapping[str, Any]) -> Edges:
@@ -122,6 +162,6 @@ def shape_of(
             )
         parts = {"size": told, "counts": given["counts"]}
     if not parts:
-        fit.passed("objects have a box and no shape: the pixels of the box are ignored", where)
+        fit.passed(SHAPELESS, where)
         return Shape(label, crowd, None, box)
     return Shape(label, crowd, parts if isinstance(parts, dict) else tuple(parts), box)

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rescue_cli.data.coco_shapes import Painted, checksum
 from rescue_cli.data.paired import Boxed, Masked
 from rescue_cli.data.splits import Dataset, FileNames, Files, Images, Split
 from rescue_cli.draws import Indices
@@ -120,6 +121,8 @@ def listing_of(split: Split) -> Listing:
         )
     if isinstance(files, Masked):
         marks["bytes of its mask"] = _sizes(files.masks)
+    if isinstance(files, Painted):
+        marks["shapes"] = np.array([checksum(some) for some in files.shapes], np.int64)
     return Listing(_composed(files.names), files.labels, marks)
 
 
@@ -220,7 +223,9 @@ def _of_images(
         was, is_ = (classes[int(v)] for v in (before.labels[order][first], now.labels[first]))
         return f"{len(moved):,} labels differ; {now.name(first)} is {is_!r}, and was {was!r}"
     for what, numbers in now.marks.items():
-        theirs = before.marks.get(what, numbers)[order]
+        if what not in before.marks:
+            return f"its {what} were not on record"
+        theirs = before.marks[what][order]
         if len(other := np.flatnonzero(numbers != theirs)):
             first = other[0]
             sizes = f" ({numbers[first]:,}, was {theirs[first]:,})" if "bytes" in what else ""

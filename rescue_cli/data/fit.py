@@ -13,7 +13,17 @@ from rescue_cli.errors import DataError
 from rescue_cli.scene import Objects
 
 Size = tuple[int, int]  # width, height
+Reason = tuple[str, str]  # of one and of several
 CORRECT = "Use the image that was annotated; where the boxes are right, correct the size."
+EMPTY = ("box has no area and is left out", "boxes have no area and are left out")
+OUTSIDE = (
+    "box lies outside its image and is left out",
+    "boxes lie outside their image and are left out",
+)
+OVER = (
+    "box reaches over its image's edge and is cut",
+    "boxes reach over their image's edge and are cut",
+)
 SLACK = 2.0  # pixels that a box may reach beyond an image whose size its annotation does not say
 
 
@@ -32,16 +42,16 @@ class Fit:
     """
 
     exif: Exif
-    counts: Counter[str] = field(default_factory=Counter)
-    first: dict[str, str] = field(default_factory=dict)
+    counts: Counter[Reason] = field(default_factory=Counter)
+    first: dict[Reason, str] = field(default_factory=dict)
 
-    def passed(self, reason: str, where: Path | str) -> None:
+    def passed(self, reason: Reason, where: Path | str) -> None:
         self.counts[reason] += 1
         self.first.setdefault(reason, str(where))
 
     def notes(self) -> tuple[str, ...]:
         return tuple(
-            f"{count} {reason}; the first in {self.first[reason]}"
+            f"{count} {reason[count > 1]}; the first in {self.first[reason]}"
             for reason, count in self.counts.items()
         )
 
@@ -57,7 +67,7 @@ class Fit:
         rows = []
         for box, label, difficult in marked:
             if box[2] <= box[0] or box[3] <= box[1]:
-                self.passed("boxes have no area and are left out", where)
+                self.passed(EMPTY, where)
                 continue
             if said is None and (box[2] > size[0] + SLACK or box[3] > size[1] + SLACK):
                 raise DataError(
@@ -67,10 +77,10 @@ class Fit:
                 )
             cut = _cut(box, size)
             if cut is None:
-                self.passed("boxes lie outside their image and are left out", where)
+                self.passed(OUTSIDE, where)
                 continue
             if cut != box:
-                self.passed("boxes reach over their image's edge and are cut", where)
+                self.passed(OVER, where)
             rows.append((cut, label, difficult))
         return Objects.of(rows)
 

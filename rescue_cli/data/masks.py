@@ -9,7 +9,7 @@ import numpy as np
 from rescue_cli.data.colours import Exif
 from rescue_cli.data.decode import UNREADABLE
 from rescue_cli.data.fit import common_size, size_of
-from rescue_cli.data.listing import PassedOver, images_in
+from rescue_cli.data.listing import PassedOver, by_stem, images_in
 from rescue_cli.data.names import lines_of, plain, stem
 from rescue_cli.data.paired import UNKNOWN, Coding, Masked, Paired, numbered
 from rescue_cli.data.place import HIGHEST, Place
@@ -31,7 +31,8 @@ def mask_folder(place: Place) -> Dataset:
     in a mask is ignored. `data.mask_values` says what other values mean, in place of the file.
     """
     root, given = place.top, place.keys.mask_values
-    classes, coding = _coding(root / "classes.txt", given or {})
+    values = {plain(name): each for name, each in (given or {}).items()}
+    classes, coding = _coding(root / "classes.txt", values)
     found = {name: place.split(name) or root / name for name in ("train", "val", "test")}
     tested = "test" if found["test"].is_dir() else "val"
     parts = ["train", *(["val"] if tested == "test" and found["val"].is_dir() else [])]
@@ -130,15 +131,16 @@ def _read(root: Path, pairs: list[tuple[str, str]], coding: Coding, passed: Pass
         names = images_in(folder, passed)
         if not names:
             raise DataError(f"{folder}: holds no image that can be read. Put them there.")
+        known = by_stem(root / of_masks, (".png",))
         for name in names:
-            mask = f"{of_masks}/{stem(name)}.png"
-            if not (root / mask).is_file():
+            mask = known.get(plain(stem(name)))
+            if mask is None:
                 raise DataError(
-                    f"{root / mask}: no such file; it is the mask of {name}. Add it, or remove "
-                    "the image."
+                    f"{root / of_masks / stem(name)}.png: no such file; it is the mask of {name}. "
+                    "Add it, or remove the image."
                 )
             images.append(f"{of_images}/{name}")
-            masks.append(mask)
+            masks.append(f"{of_masks}/{mask}")
     labels = np.zeros(len(images), dtype=np.int64)
     return Masked(FileNames.of(root, images), labels, FileNames.of(root, masks), coding)
 

@@ -32,6 +32,12 @@ def shown(name: object) -> str:
     return str(name).encode("utf-8", "backslashreplace").decode()
 
 
+def file_of(folder: Path, name: str) -> Path | None:
+    """The file of this name in the folder, in whichever normal form it lies there."""
+    forms = (name, unicodedata.normalize("NFC", name), unicodedata.normalize("NFD", name))
+    return next((p for form in dict.fromkeys(forms) if (p := folder / form).is_file()), None)
+
+
 def demand_utf8(path: Path) -> None:
     """Raises `DataError` for a name of bytes that are no UTF-8."""
     if not os.fsencode(path.name).isascii() and shown(path.name) != path.name:

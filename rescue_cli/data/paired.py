@@ -1,5 +1,6 @@
 """Splits on disk whose images carry more than a label: boxes around objects, or a mask."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -8,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from rescue_cli.data.coco_shapes import Painted
-from rescue_cli.data.splits import FileNames, Files
+from rescue_cli.data.splits import FileNames, Files, some
 from rescue_cli.draws import Indices
 from rescue_cli.errors import DataError
 from rescue_cli.scene import IGNORED, Mask, Objects
@@ -33,6 +34,23 @@ class Boxed(Files):
 
     def target(self, index: int) -> Objects:
         return self.objects[index]
+
+
+def of_weights(classes: tuple[str, ...], known: tuple[str, ...]) -> tuple[str, ...]:
+    """The classes that the weights of an evaluation know, where all of these are among them."""
+    return known if set(classes) <= set(known) else classes
+
+
+def without_objects(tests: Mapping[str, Boxed], classes: Sequence[str]) -> tuple[str, ...]:
+    """Which classes have no object in a test set, a sentence each."""
+    notes = []
+    for name, split in tests.items():
+        there = {int(label) for objects in split.objects for label in objects.labels}
+        if lacking := [each for label, each in enumerate(classes, 1) if label not in there]:
+            notes.append(
+                f"{name} has no object of {len(lacking)} of {len(classes)} classes: {some(lacking)}"
+            )
+    return tuple(notes)
 
 
 class Coding(NamedTuple):

@@ -10,7 +10,7 @@ import numpy as np
 from rescue_cli.data.fit import Fit, Marked, demand_finite, demand_pixels
 from rescue_cli.data.listing import HIDDEN, SPLITS, PassedOver, by_stem, endings, is_nobodys
 from rescue_cli.data.names import lines_of, plain, stem
-from rescue_cli.data.paired import Boxed
+from rescue_cli.data.paired import Boxed, of_weights, without_objects
 from rescue_cli.data.place import Place
 from rescue_cli.data.splits import Dataset, FileNames
 from rescue_cli.errors import DataError, did_you_mean
@@ -41,22 +41,29 @@ def pascal_voc(place: Place) -> Dataset:
 
 def voc_folder(place: Place) -> Dataset:
     """A folder in PASCAL VOC's format: train and val together, tested on test; without a
-    `test.txt` train alone, tested on val. The classes are those of the training annotations.
+    `test.txt` train alone, tested on val. The classes are those of the training annotations; in an
+    evaluation those that the weights know, and training images may be missing.
     """
     root, fit, passed = place.root, Fit(place.keys.exif), PassedOver()
     tested = "test" if _list_file(root, "test").is_file() else "val"
     both = tested == "test" and _list_file(root, "val").is_file()
-    parts = ("train", "val") if both else ("train",)
+    parts: tuple[str, ...] = ("train", "val") if both else ("train",)
+    if place.test_only and not _list_file(root, "train").is_file():
+        parts = ()
     names = list(dict.fromkeys(name for part in parts for name in _listed(root, part, passed)))
     annotations = _annotations(root, names)
-    classes = sorted({o.name for found in annotations.values() for o in found.objects})
+    measured = _annotations(root, _listed(root, tested, passed))
+    either = (annotations or measured).values()
+    classes = tuple(sorted({o.name for found in either for o in found.objects}))
     if not classes:
         raise DataError(f"{root / 'Annotations'}: no object in any training image. Add boxes.")
+    classes = of_weights(classes, place.classes)
     labels = {name: i for i, name in enumerate(classes, 1)}
     train = _read(root, annotations, labels, fit)
-    test = _read(root, _annotations(root, _listed(root, tested, passed)), labels, fit)
-    notes = (*passed.notes(), *fit.notes())
-    return Dataset(train, {tested: test}, tuple(classes), notes=notes)
+    test = _read(root, measured, labels, fit)
+    lacking = without_objects({tested: test}, classes) if place.classes else ()
+    notes = (*passed.notes(), *fit.notes(), *lacking)
+    return Dataset(train, {tested: test}, classes, notes=notes)
 
 
 @dataclass(frozen=True)
