@@ -250,10 +250,29 @@ def test_positions_of_another_size_are_resampled_by_timm_and_said(tmp_path: Path
     file = tmp_path / "w.pt"
     small = timm.create_model("test_vit", num_classes=1000, img_size=64).state_dict()
     torch.save(small, file)
-    found, said = loaded(file, name="test_vit", img_size=96)
+    found, said = loaded(file, 10, name="test_vit", img_size=96)
     assert said == "names and shapes brought to timm's by timm"
     assert found["pos_embed"].shape != small["pos_embed"].shape
-    assert same(found, {k: v for k, v in small.items() if k != "pos_embed"})
+    assert same(found, {k: v for k, v in small.items() if k != "pos_embed" and "head" not in k})
+
+
+def test_weights_that_must_fit_whole_are_reshaped_and_never_resampled(tmp_path: Path) -> None:
+    file = tmp_path / "w.pt"
+    state = timm.create_model("test_vit", num_classes=1000, img_size=64).state_dict()
+    kernel = "patch_embed.proj.weight"
+    torch.save({**state, kernel: state[kernel].flatten(1)}, file)  # as linear layers have it
+    found, said = loaded(file, name="test_vit", img_size=64)
+    assert said == "names and shapes brought to timm's by timm"
+    assert same(found, state)
+    assert refused(file, name="test_vit", img_size=96).startswith(
+        f"model.weights: {file} does not fit test_vit: 2 tensors are of another shape "
+    )
+    torch.save(state, file)
+    assert refused(file, name="test_vit", img_size=96) == (
+        f"model.weights: {file} does not fit test_vit: 1 tensors are of another shape (pos_embed "
+        "(1, 17, 64), not (1, 37, 64)). Name the architecture that they are of with model.name or "
+        "--model."
+    )
 
 
 def test_a_backbone_takes_a_classifiers_weights_of_any_name(state: State, tmp_path: Path) -> None:
