@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import re
+import subprocess
 import tarfile
 import warnings
 from collections.abc import Callable, Mapping
@@ -348,10 +349,10 @@ def test_the_line_that_converts_a_file_converts_it(
     network: nn.Module = timm.create_model(NAME, num_classes=1000)
     network.load_state_dict(state)
     mixed = {"model": network, "config": type(network), "step": 3}
-    for content in (network, mixed):
-        torch.save(content, "w.pth")
-        convert(refused("w.pth"))
-        assert same(loaded("w.weights.pth")[0], state)
+    for content, name in ((network, "w"), (mixed, 'it\'s "$HOME" `é`')):
+        torch.save(content, f"{name}.pth")
+        convert(refused(f"{name}.pth"))
+        assert same(loaded(f"{name}.weights.pth")[0], state)
     Path("w.pkl").write_bytes(pickle.dumps({"model": {k: v.numpy() for k, v in state.items()}}))
     convert(refused("w.pkl"))
     assert same(loaded("w.pkl.weights.pth")[0], state)
@@ -366,8 +367,9 @@ def test_the_line_that_converts_a_file_converts_it(
 
 
 def convert(said: str) -> None:
-    """Runs the line that a message gives."""
-    (code,) = re.findall(r'python -c "(.*)"', said)
+    """Runs the line that a message gives, as a shell hands it on."""
+    _, _, line = said.partition("python -c ")
+    code = subprocess.check_output(["sh", "-c", f"printf %s {line}"], text=True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that jit is deprecated
         exec(code, {})
