@@ -138,10 +138,42 @@ def checkpoints(state: State) -> dict[str, tuple[Any, str]]:
             {"state": {"model": before("module.", state)}},
             "'state.model' is taken; prefix 'module.' removed",
         ),
-        "dino": (
-            {"student": other, "teacher": before("backbone.", state)},
-            "'teacher', the average, is taken (for the others give FILE#student); "
-            "prefix 'backbone.' removed",
+        "a teacher alone": (
+            {"teacher": before("backbone.", state)},
+            "'teacher' is taken; prefix 'backbone.' removed",
+        ),
+        "a student's average": (
+            {"student": other, "teacher": other, "ema": state},
+            "'ema', the average, is taken (for the others give FILE#student); "
+            "1 not read (teacher)",
+        ),
+        "an average of parameters": (
+            {"model": state, "ema": {k: v for k, v in other.items() if "running_" not in k}},
+            "'ema' is no whole network; 'model' is taken",
+        ),
+        "an average's decay": (
+            {"state_dict": state, "ema": {"decay": torch.tensor(0.99)}},
+            "'state_dict' is taken; 1 not read (ema)",
+        ),
+        "an average's decays": (
+            {"state_dict": state, "ema": {"decay": torch.tensor([0.99])}},
+            "'ema' is no whole network; 'state_dict' is taken",
+        ),
+        "an average within": (
+            {"state_dict": other, "model_ema": {"num_updates": torch.tensor(3), "module": state}},
+            "'model_ema.module', the average, is taken (for the others give FILE#state_dict)",
+        ),
+        "a decay beside tensors": (
+            {**state, "ema": {"decay": torch.tensor(0.99)}},
+            "1 not read (ema)",
+        ),
+        "decays beside tensors": (
+            {**state, "ema": {"decay": torch.tensor([0.99])}},
+            "'ema' is no whole network",
+        ),
+        "a number beside an unknown name": (
+            {"mine": state, "best": torch.tensor(71.5)},
+            "'mine' is taken; 1 not read (best)",
         ),
         "torch's average": (
             {**before("module.", state), "n_averaged": torch.tensor(3)},
@@ -188,6 +220,12 @@ def test_a_part_of_a_file_is_named_after_a_hash(state: State, tmp_path: Path) ->
     torch.save({"a": state, "b": state}, file)
     with pytest.raises(UsageError, match=f"Give {file}#a or {file}#b"):
         loaded(file)
+    torch.save({"student": moved(state), "teacher": before("backbone.", state)}, file)
+    with pytest.raises(UsageError) as raised:
+        loaded(file)
+    choices = f"{file}#student or {file}#teacher"
+    assert str(raised.value) == f"{file}: holds several weights. Give {choices}."
+    assert same(loaded(f"{file}#teacher")[0], state)
     hashed = tmp_path / "w#1.pth"
     torch.save(state, hashed)
     assert same(loaded(hashed)[0], state)
@@ -216,6 +254,20 @@ def test_a_folder_of_the_hub_says_its_network_and_preprocessing(
     recipe = find_weights(str(tmp_path), []).recipe
     assert (recipe.model.name, recipe.eval.sizes, recipe.eval.crops) == (NAME, [96], [0.9])
     assert recipe.data.options["mean"] == [0.1, 0.2, 0.3]
+
+
+def test_a_link_of_the_hubs_cache_is_not_followed(state: State, tmp_path: Path) -> None:
+    blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshot"
+    blobs.mkdir()
+    snapshot.mkdir()
+    for name in ("model-0.safetensors", "model.safetensors.index.json"):
+        (snapshot / name).symlink_to(blobs / name.upper())
+    save_file(state, blobs / "MODEL-0.SAFETENSORS")
+    index = {"weight_map": dict.fromkeys(state, "model-0.safetensors")}
+    (blobs / "MODEL.SAFETENSORS.INDEX.JSON").write_text(json.dumps(index))
+    place = weights.resolved(str(snapshot))
+    assert place == str(snapshot.resolve() / "model.safetensors.index.json")
+    assert same(loaded(place)[0], state)
 
 
 def test_the_architecture_that_a_checkpoint_names_is_taken(state: State, tmp_path: Path) -> None:

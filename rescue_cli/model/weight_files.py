@@ -25,6 +25,14 @@ _OTHERS = (
     (b"\x1f\x8b", "compressed with gzip", "Unpack it with gunzip"),
     (b"\x89HDF", "an HDF5 file, as Keras writes them", "Give weights of PyTorch"),
 )  # fmt: skip
+# How images come to the network, in a file's metadata and in timm's configuration
+_SHOWN = {
+    "mean": "mean",
+    "std": "std",
+    "input": "input_size",
+    "crop": "crop_pct",
+    "interpolation": "interpolation",
+}
 _PAGE = re.compile(rb"\s*<(!doctype|html|head|\?xml)", re.IGNORECASE)
 # Begins what torch.save wrote before its version 1.6
 _TORCH_MAGIC = 0x1950A86A20F9469CFC6C.to_bytes(10, "little")
@@ -86,6 +94,20 @@ def header(file: Path) -> dict[str, str]:
         return {}
     with _opened(file) as opened:
         return dict(opened.metadata() or {})
+
+
+def of_hub(file: Path) -> dict[str, str]:
+    """What timm writes beside weights that it puts on the hub; nothing of another's file."""
+    try:
+        told = json.loads(file.read_bytes())
+        name, shown = told["architecture"], told["pretrained_cfg"]
+        values = {key: shown[theirs] for key, theirs in _SHOWN.items()}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    listed = {
+        k: ",".join(map(str, v)) if isinstance(v, list) else str(v) for k, v in values.items()
+    }
+    return {"architecture": str(name), **listed}
 
 
 def label(name: str) -> str:
