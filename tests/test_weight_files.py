@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import re
+import subprocess
 import tarfile
 import warnings
 from collections.abc import Callable, Mapping
@@ -137,10 +138,42 @@ def checkpoints(state: State) -> dict[str, tuple[Any, str]]:
             {"state": {"model": before("module.", state)}},
             "'state.model' is taken; prefix 'module.' removed",
         ),
-        "dino": (
-            {"student": other, "teacher": before("backbone.", state)},
-            "'teacher', the average, is taken (for the others give FILE#student); "
-            "prefix 'backbone.' removed",
+        "a teacher alone": (
+            {"teacher": before("backbone.", state)},
+            "'teacher' is taken; prefix 'backbone.' removed",
+        ),
+        "a student's average": (
+            {"student": other, "teacher": other, "ema": state},
+            "'ema', the average, is taken (for the others give FILE#student); "
+            "1 not read (teacher)",
+        ),
+        "an average of parameters": (
+            {"model": state, "ema": {k: v for k, v in other.items() if "running_" not in k}},
+            "'ema' is no whole network; 'model' is taken",
+        ),
+        "an average's decay": (
+            {"state_dict": state, "ema": {"decay": torch.tensor(0.99)}},
+            "'state_dict' is taken; 1 not read (ema)",
+        ),
+        "an average's decays": (
+            {"state_dict": state, "ema": {"decay": torch.tensor([0.99])}},
+            "'ema' is no whole network; 'state_dict' is taken",
+        ),
+        "an average within": (
+            {"state_dict": other, "model_ema": {"num_updates": torch.tensor(3), "module": state}},
+            "'model_ema.module', the average, is taken (for the others give FILE#state_dict)",
+        ),
+        "a decay beside tensors": (
+            {**state, "ema": {"decay": torch.tensor(0.99)}},
+            "1 not read (ema)",
+        ),
+        "decays beside tensors": (
+            {**state, "ema": {"decay": torch.tensor([0.99])}},
+            "'ema' is no whole network",
+        ),
+        "a number beside an unknown name": (
+            {"mine": state, "best": torch.tensor(71.5)},
+            "'mine' is taken; 1 not read (best)",
         ),
         "torch's average": (
             {**before("module.", state), "n_averaged": torch.tensor(3)},
@@ -187,6 +220,12 @@ def test_a_part_of_a_file_is_named_after_a_hash(state: State, tmp_path: Path) ->
     torch.save({"a": state, "b": state}, file)
     with pytest.raises(UsageError, match=f"Give {file}#a or {file}#b"):
         loaded(file)
+    torch.save({"student": moved(state), "teacher": before("backbone.", state)}, file)
+    with pytest.raises(UsageError) as raised:
+        loaded(file)
+    choices = f"{file}#student or {file}#teacher"
+    assert str(raised.value) == f"{file}: holds several weights. Give {choices}."
+    assert same(loaded(f"{file}#teacher")[0], state)
     hashed = tmp_path / "w#1.pth"
     torch.save(state, hashed)
     assert same(loaded(hashed)[0], state)
@@ -215,6 +254,20 @@ def test_a_folder_of_the_hub_says_its_network_and_preprocessing(
     recipe = find_weights(str(tmp_path), []).recipe
     assert (recipe.model.name, recipe.eval.sizes, recipe.eval.crops) == (NAME, [96], [0.9])
     assert recipe.data.options["mean"] == [0.1, 0.2, 0.3]
+
+
+def test_a_link_of_the_hubs_cache_is_not_followed(state: State, tmp_path: Path) -> None:
+    blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshot"
+    blobs.mkdir()
+    snapshot.mkdir()
+    for name in ("model-0.safetensors", "model.safetensors.index.json"):
+        (snapshot / name).symlink_to(blobs / name.upper())
+    save_file(state, blobs / "MODEL-0.SAFETENSORS")
+    index = {"weight_map": dict.fromkeys(state, "model-0.safetensors")}
+    (blobs / "MODEL.SAFETENSORS.INDEX.JSON").write_text(json.dumps(index))
+    place = weights.resolved(str(snapshot))
+    assert place == str(snapshot.resolve() / "model.safetensors.index.json")
+    assert same(loaded(place)[0], state)
 
 
 def test_the_architecture_that_a_checkpoint_names_is_taken(state: State, tmp_path: Path) -> None:
@@ -250,10 +303,29 @@ def test_positions_of_another_size_are_resampled_by_timm_and_said(tmp_path: Path
     file = tmp_path / "w.pt"
     small = timm.create_model("test_vit", num_classes=1000, img_size=64).state_dict()
     torch.save(small, file)
-    found, said = loaded(file, name="test_vit", img_size=96)
+    found, said = loaded(file, 10, name="test_vit", img_size=96)
     assert said == "names and shapes brought to timm's by timm"
     assert found["pos_embed"].shape != small["pos_embed"].shape
-    assert same(found, {k: v for k, v in small.items() if k != "pos_embed"})
+    assert same(found, {k: v for k, v in small.items() if k != "pos_embed" and "head" not in k})
+
+
+def test_weights_that_must_fit_whole_are_reshaped_and_never_resampled(tmp_path: Path) -> None:
+    file = tmp_path / "w.pt"
+    state = timm.create_model("test_vit", num_classes=1000, img_size=64).state_dict()
+    kernel = "patch_embed.proj.weight"
+    torch.save({**state, kernel: state[kernel].flatten(1)}, file)  # as linear layers have it
+    found, said = loaded(file, name="test_vit", img_size=64)
+    assert said == "names and shapes brought to timm's by timm"
+    assert same(found, state)
+    assert refused(file, name="test_vit", img_size=96).startswith(
+        f"model.weights: {file} does not fit test_vit: 2 tensors are of another shape "
+    )
+    torch.save(state, file)
+    assert refused(file, name="test_vit", img_size=96) == (
+        f"model.weights: {file} does not fit test_vit: 1 tensors are of another shape (pos_embed "
+        "(1, 17, 64), not (1, 37, 64)). Name the architecture that they are of with model.name or "
+        "--model."
+    )
 
 
 def test_a_backbone_takes_a_classifiers_weights_of_any_name(state: State, tmp_path: Path) -> None:
@@ -329,10 +401,10 @@ def test_the_line_that_converts_a_file_converts_it(
     network: nn.Module = timm.create_model(NAME, num_classes=1000)
     network.load_state_dict(state)
     mixed = {"model": network, "config": type(network), "step": 3}
-    for content in (network, mixed):
-        torch.save(content, "w.pth")
-        convert(refused("w.pth"))
-        assert same(loaded("w.weights.pth")[0], state)
+    for content, name in ((network, "w"), (mixed, 'it\'s "$HOME" `é`')):
+        torch.save(content, f"{name}.pth")
+        convert(refused(f"{name}.pth"))
+        assert same(loaded(f"{name}.weights.pth")[0], state)
     Path("w.pkl").write_bytes(pickle.dumps({"model": {k: v.numpy() for k, v in state.items()}}))
     convert(refused("w.pkl"))
     assert same(loaded("w.pkl.weights.pth")[0], state)
@@ -347,8 +419,9 @@ def test_the_line_that_converts_a_file_converts_it(
 
 
 def convert(said: str) -> None:
-    """Runs the line that a message gives."""
-    (code,) = re.findall(r'python -c "(.*)"', said)
+    """Runs the line that a message gives, as a shell hands it on."""
+    _, _, line = said.partition("python -c ")
+    code = subprocess.check_output(["sh", "-c", f"printf %s {line}"], text=True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that jit is deprecated
         exec(code, {})

@@ -35,8 +35,9 @@ def fit(
     """Which of the given tensors go where in `model`, the architecture `name`.
 
     Unless the weights must fit `whole`, a head that they lack or have for other classes is new, and
-    any with `new_head`. Where names or shapes are not timm's, its own conversion is tried. Raises
-    `UsageError` for anything else that differs, with names, shapes and the cure.
+    any with `new_head`. Where names or shapes are not timm's, its own conversion is tried; weights
+    that must fit `whole` it may not resample. Raises `UsageError` for anything else that differs,
+    with names, shapes and the cure.
     """
     own = model.state_dict()
     layers = heads(model)
@@ -44,6 +45,8 @@ def fit(
     found, notes = unprefixed(given, own.keys() - of_head, of_head, source)
     misfits = _Misfits.of(own, found, of_head)
     if misfits.beyond_head and (converted := _by_timm(model, found)) is not None:
+        if whole:
+            converted |= _resampled(found, converted)
         by_timm = _Misfits.of(own, converted, of_head)
         if not by_timm.beyond_head:
             found, misfits = converted, by_timm
@@ -167,6 +170,12 @@ def _by_timm(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tenso
         return dict(convert(dict(tensors), model))
     except Exception:  # it looks for names of its architecture, and these are of another
         return None
+
+
+def _resampled(given: Mapping[str, Tensor], converted: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The given tensors whose number of elements a conversion changed."""
+    both = given.keys() & converted.keys()
+    return {key: given[key] for key in both if given[key].numel() != converted[key].numel()}
 
 
 def _layer(key: str) -> str:

@@ -3,6 +3,7 @@
 import json
 import pickle
 import re
+import shlex
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -24,6 +25,14 @@ _OTHERS = (
     (b"\x1f\x8b", "compressed with gzip", "Unpack it with gunzip"),
     (b"\x89HDF", "an HDF5 file, as Keras writes them", "Give weights of PyTorch"),
 )  # fmt: skip
+# How images come to the network, in a file's metadata and in timm's configuration
+_SHOWN = {
+    "mean": "mean",
+    "std": "std",
+    "input": "input_size",
+    "crop": "crop_pct",
+    "interpolation": "interpolation",
+}
 _PAGE = re.compile(rb"\s*<(!doctype|html|head|\?xml)", re.IGNORECASE)
 # Begins what torch.save wrote before its version 1.6
 _TORCH_MAGIC = 0x1950A86A20F9469CFC6C.to_bytes(10, "little")
@@ -39,13 +48,16 @@ _BLANKS = (
 _FROM_TORCH = (
     "import torch; s = lambda v: v.state_dict() if isinstance(v, torch.nn.Module) else v; "
     "t = lambda v: isinstance(v, torch.Tensor); "
-    "c = s(torch.load({old!r}, map_location='cpu', weights_only=False)); "
+    'c = s(torch.load({old}, map_location="cpu", weights_only=False)); '
     "torch.save({{k: v if t(v) else dict(s(v)) for k, v in c.items() if t(v) or "
-    "(isinstance(s(v), dict) and all(map(t, s(v).values())))}}, {new!r})"
+    "(isinstance(s(v), dict) and all(map(t, s(v).values())))}}, {new})"
 )
 _FROM_PICKLE = (
-    "import pathlib, pickle, torch; c = pickle.loads(pathlib.Path({old!r}).read_bytes()); "
-    "torch.save({{k: torch.as_tensor(v) for k, v in c.get('model', c).items()}}, {new!r})"
+    "import pathlib, pickle, torch; c = pickle.loads(pathlib.Path({old}).read_bytes()); "
+    'torch.save({{k: torch.as_tensor(v) for k, v in c.get("model", c).items()}}, {new})'
+)
+_FROM_JIT = (
+    'import torch; torch.save(torch.jit.load({old}, map_location="cpu").state_dict(), {new})'
 )
 
 
@@ -82,6 +94,20 @@ def header(file: Path) -> dict[str, str]:
         return {}
     with _opened(file) as opened:
         return dict(opened.metadata() or {})
+
+
+def of_hub(file: Path) -> dict[str, str]:
+    """What timm writes beside weights that it puts on the hub; nothing of another's file."""
+    try:
+        told = json.loads(file.read_bytes())
+        name, shown = told["architecture"], told["pretrained_cfg"]
+        values = {key: shown[theirs] for key, theirs in _SHOWN.items()}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    listed = {
+        k: ",".join(map(str, v)) if isinstance(v, list) else str(v) for k, v in values.items()
+    }
+    return {"architecture": str(name), **listed}
 
 
 def label(name: str) -> str:
@@ -212,7 +238,6 @@ def _refused(file: Path, reason: str) -> DataError:
     """Why torch does not read the file with `weights_only`, and the line that converts it."""
     with file.open("rb") as opened:
         begin = opened.read(32)
-    old, new = str(file), f"{label(str(file))}.weights.pth"
     if begin[:1] == b"\x80" and _TORCH_MAGIC not in begin:
         what, code = "a pickle that torch.save did not write", _FROM_PICKLE
     elif name := re.search(r"GLOBAL (\S*\w) ", reason):
@@ -220,9 +245,17 @@ def _refused(file: Path, reason: str) -> DataError:
     else:
         return _damaged(file, reason)
     return DataError(
-        f"{file}: holds {what}, and to read that is to run code that the file names. If you trust "
-        f'its origin, convert it once: python -c "{code.format(old=old, new=new)}"'
+        f"{file}: holds {what}, and to read that is to run code that the file names. "
+        f"{_conversion(file, code)}"
     )
+
+
+def _conversion(file: Path, code: str) -> str:
+    """The line that converts a file, for a shell."""
+    names = {"old": str(file), "new": f"{label(str(file))}.weights.pth"}
+    quoted = {key: json.dumps(name, ensure_ascii=False) for key, name in names.items()}
+    line = shlex.quote(code.format(**quoted))
+    return f"If you trust its origin, convert it once: python -c {line}"
 
 
 def _check_archive(file: Path) -> None:
@@ -234,11 +267,9 @@ def _check_archive(file: Path) -> None:
         raise _cut(file, file.stat().st_size) from None
     parts = {name.partition("/")[2] for name in names}
     if "constants.pkl" in parts:
-        new = f"{label(str(file))}.weights.pth"
         raise DataError(
-            f"{file}: is a TorchScript program, which runs when it is read. If you trust its "
-            'origin, convert it once: python -c "import torch; torch.save(torch.jit.load('
-            f"{str(file)!r}, map_location='cpu').state_dict(), {new!r})\""
+            f"{file}: is a TorchScript program, which runs when it is read. "
+            f"{_conversion(file, _FROM_JIT)}"
         )
     if "data.pkl" not in parts:
         raise DataError(

@@ -1,10 +1,9 @@
 """Weights by the word that names them: a run, a file, a part of a file, or timm's."""
 
-import json
 import socket
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,15 +17,7 @@ from rescue_cli.model.fit import fit, unread
 TIMM = "timm:"  # before the name of weights that timm downloads: timm:resnet50.a2_in1k
 PART = "#"  # between a file and the part of it that is meant: FILE#state_dict
 # What checkpoints call the averaged weights, which their authors report, and the others
-_AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict", "ema", "params_ema", "teacher")
-# How images come to the network, in a file's metadata and in timm's configuration
-_SHOWN = {
-    "mean": "mean",
-    "std": "std",
-    "input": "input_size",
-    "crop": "crop_pct",
-    "interpolation": "interpolation",
-}
+_AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict", "ema", "params_ema")
 # What wrappers put into the names of what they wrap, wherever that is
 _WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
 _PLAIN = (
@@ -40,6 +31,7 @@ _PLAIN = (
     "weights",
     "params",
 )
+_NAMES = (*_AVERAGED, *_PLAIN)
 
 
 @dataclass(frozen=True)
@@ -66,9 +58,13 @@ def placed(source: str | Path) -> tuple[Path, str]:
 
 
 def resolved(source: str) -> str:
-    """The word with its file's whole path."""
+    """The word with its file's whole path.
+
+    The file's own link is not followed: in the hub's cache it leads away from what lies beside it.
+    """
     file, part = placed(source)
-    return f"{file.resolve()}{PART}{part}" if part else str(file.resolve())
+    whole = file.parent.resolve() / file.name
+    return f"{whole}{PART}{part}" if part else str(whole)
 
 
 def label(source: str) -> str:
@@ -97,23 +93,9 @@ def metadata(source: str | Path) -> dict[str, str]:
     found = weight_files.header(file)
     if "recipe" in found or "architecture" in found:
         return found
-    if beside := _of_hub(file.with_name("config.json")):
+    if beside := weight_files.of_hub(file.with_name("config.json")):
         return {**found, **beside}
     return found if file.suffix == ".safetensors" else _architecture(weight_files.load(file)[0])
-
-
-def _of_hub(file: Path) -> dict[str, str]:
-    """What timm writes beside weights that it puts on the hub; nothing of another's file."""
-    try:
-        told = json.loads(file.read_bytes())
-        name, shown = told["architecture"], told["pretrained_cfg"]
-        values = {key: shown[theirs] for key, theirs in _SHOWN.items()}
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
-    listed = {
-        k: ",".join(map(str, v)) if isinstance(v, list) else str(v) for k, v in values.items()
-    }
-    return {"architecture": str(name), **listed}
 
 
 def _architecture(content: Mapping[str, Any]) -> dict[str, str]:
@@ -156,36 +138,77 @@ def _best(
     content: Mapping[str, Any], inside: Mapping[str, Mapping[str, Any]], file: str
 ) -> tuple[Mapping[str, Any], list[str]]:
     """The tensors that are meant where nobody says which, and what is to be said of that."""
-    ranks = {name: place for place, name in enumerate((*_AVERAGED, *_PLAIN))}
-    known = {path: ranks[last] for path in inside if (last := path.split(".")[-1]) in ranks}
-    if not known and (plain := _tensors(content)):
-        rest = content.keys() - plain.keys()
-        return plain, [unread(rest)] if rest else []
-    if not known and len(inside) > 1:
-        choices = " or ".join(f"{file}{PART}{name}" for name in inside)
-        raise UsageError(f"{file}: holds several weights. Give {choices}.")
-    names = sorted(known, key=lambda path: known[path]) or list(inside)
+    flat = _tensors(content)
+    known, cut = _known(inside, flat)
+    notes = [f"'{path}' is no whole network" for path in cut]
+    if not known and _holds(content):
+        rest = content.keys() - flat.keys() - {path.partition(".")[0] for path in cut}
+        return flat, [*notes, unread(rest)] if rest else notes
+    names = known or list(inside)
     if not names:
         return {}, []
     first, *others = names
-    average = ", the average," if known.get(first, len(ranks)) < len(_AVERAGED) else ""
-    notes = [f"'{first}'{average} is taken"]
-    if others:
-        choices = " or ".join(f"{file}{PART}{name}" for name in others)
-        notes = [f"{notes[0]} (for the others give {choices})"]
-    if left := content.keys() - {path.partition(".")[0] for path in names}:
+    teacher = f"{first.removesuffix('student')}teacher"
+    distilled = first.endswith("student") and teacher in inside
+    if distilled or (others and not known):
+        several = [first, teacher] if distilled else names
+        raise UsageError(f"{file}: holds several weights. Give {_choices(file, several)}.")
+    taken = f"'{first}'{', the average,' if _rank(first) < len(_AVERAGED) else ''} is taken"
+    notes.append(f"{taken} (for the others give {_choices(file, others)})" if others else taken)
+    if left := content.keys() - {path.partition(".")[0] for path in (*names, *cut)}:
         notes.append(unread(left))
     return inside[first], notes
+
+
+def _known(
+    inside: Mapping[str, Mapping[str, Any]], flat: Mapping[str, Tensor]
+) -> tuple[list[str], list[str]]:
+    """The entries whose names say what they hold, best first; and averages of a network's part.
+
+    Such a part has fewer than half of the tensors that plain weights have, or lacks the statistics
+    of their norms.
+    """
+    known = sorted((path for path in inside if _rank(path) < len(_NAMES)), key=_rank)
+    averaged = [path for path in known if _rank(path) < len(_AVERAGED)]
+    tensors = {path: _tensors(inside[path]) for path in known}
+    plain = max([flat, *(tensors[path] for path in known if path not in averaged)], key=len)
+    cut = [
+        path
+        for path in averaged
+        if 2 * len(tensors[path]) < len(plain)
+        or (_statistics(plain) and not _statistics(tensors[path]))
+    ]
+    return [path for path in known if path not in cut], cut
+
+
+def _rank(path: str) -> int:
+    """The place of an entry's name among those that are known, or behind them all."""
+    parts = path.split(".")
+    name = next((part for part in parts if part in _AVERAGED), parts[-1])
+    return _NAMES.index(name) if name in _NAMES else len(_NAMES)
+
+
+def _statistics(names: Iterable[str]) -> bool:
+    return any(name.endswith("running_var") for name in names)
+
+
+def _choices(file: str, names: Iterable[str]) -> str:
+    return " or ".join(f"{file}{PART}{name}" for name in names)
 
 
 def _entries(content: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
     """The entries that hold tensors by name, and theirs in turn, by their dotted path."""
     for name, entry in content.items():
         if isinstance(name, str) and isinstance(entry, Mapping):
-            if _tensors(entry):
+            if _holds(entry):
                 yield f"{path}{name}", entry
             elif not path:
                 yield from _entries(entry, f"{name}.")
+
+
+def _holds(entry: Mapping[str, Any]) -> bool:
+    """Whether it has tensors that may be weights; numbers alone are counts."""
+    return any(tensor.ndim for tensor in _tensors(entry).values())
 
 
 def _tensors(entry: Mapping[str, Any]) -> dict[str, Tensor]:
