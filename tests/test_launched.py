@@ -45,6 +45,7 @@ OPEN_MPI = {
     "OMPI_COMM_WORLD_SIZE": "2",
     "OMPI_COMM_WORLD_LOCAL_SIZE": "2",
 }
+PMI = {"PMI_RANK": "0", "PMI_SIZE": "3"}
 ELASTIC = {
     "TORCHELASTIC_RUN_ID": "none",
     "TORCHELASTIC_RESTART_COUNT": "1",
@@ -69,8 +70,10 @@ ELASTIC = {
             ("srun", 0, 2, "127.0.0.1", 20_000, 0, False),
         ),
         (OPEN_MPI, ("mpirun", 1, 2, "127.0.0.1", 29500, 0, False)),
+        (STEP | OPEN_MPI, ("mpirun", 1, 2, "127.0.0.1", 29500, 0, False)),
+        (STEP | PMI, ("srun", 1, 4, "gpu007", 22_389, 0, False)),
         (
-            {"PMI_RANK": "0", "PMI_SIZE": "3", "MASTER_ADDR": "a"},
+            PMI | {"MASTER_ADDR": "a"},
             ("mpirun", 0, 3, "a", 29500, 0, False),
         ),
     ],
@@ -93,6 +96,8 @@ def test_a_group_is_what_its_starter_says(
         {"WORLD_SIZE": "1"},
         {"MASTER_ADDR": "a", "MASTER_PORT": "5"},
         {"LOCAL_RANK": "1"},
+        STEP | {"RANK": "0", "WORLD_SIZE": "1"},  # torchrun within a task of srun
+        STEP | OPEN_MPI | {"OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_SIZE": "1"},
         BATCH,
         STEP | {"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "1"},
         {"SLURM_NTASKS": "4", "SLURM_JOB_ID": "3"},  # of salloc: no task, and no rank
@@ -101,6 +106,24 @@ def test_a_group_is_what_its_starter_says(
 )
 def test_one_process_is_no_group(environment: dict[str, str]) -> None:
     assert found(environment) is None
+
+
+def test_the_cure_leaves_no_other_group() -> None:
+    for environment in (STEP, STEP | PMI, STEP | OPEN_MPI, STEP | BY_HAND | PMI, OPEN_MPI):
+        start = found(environment)
+        assert start is not None
+        assert found({k: v for k, v in environment.items() if k not in start.variables}) is None
+
+
+@pytest.mark.parametrize("words", [("--nodes", "2"), ("--node-rank=1",), ("--rendezvous=a:1",)])
+def test_a_task_that_is_a_machine_joins_no_group(
+    words: tuple[str, ...], rescue: Rescue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in STEP.items():
+        monkeypatch.setenv(name, value)
+    told = rescue("train", *words, "--gpus", "1", "no=such")
+    assert told.code == 2
+    assert "SLURM" not in told.err
 
 
 @pytest.mark.parametrize(
@@ -348,12 +371,12 @@ def test_a_sweep_trains_its_seeds_on_the_group_one_after_another(port: int, tmp_
 def test_two_processes_that_were_told_different_things_are_no_group(
     port: int, tmp_path: Path
 ) -> None:
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "SLURM_STEP_NUM_TASKS": "2"}
     tasks = [
         start(
             ["train", f"--out={rank}", *SMALL],
             tmp_path / f"told{rank}",
-            environment={**shared, "RANK": str(rank)},
+            environment={**shared, "SLURM_PROCID": str(rank)},
             folder=tmp_path,
         )
         for rank in range(2)
@@ -361,6 +384,7 @@ def test_two_processes_that_were_told_different_things_are_no_group(
     said = all_end(tasks, 2)
     assert f"error: rank 1 (pid {tasks[1].pid} on {socket.gethostname()}) was started with" in said
     assert "and rank 0 with 'train --out=0 " in said
+    assert "own, in each task: unset SLURM_PROCID SLURM_STEP_NUM_TASKS." in said
 
 
 def test_torchrun_makes_one_run_and_goes_on_with_it_where_a_process_was_killed(

@@ -61,7 +61,8 @@ class Group:
             if member["words"] != first:
                 raise UsageError(
                     f"{self.named(rank)} was started with '{' '.join(member['words'])}', and "
-                    f"rank 0 with '{' '.join(first)}'. Start all with the same."
+                    f"rank 0 with '{' '.join(first)}'. Start all with the same. For runs of their "
+                    f"own, in each task: unset {' '.join(self.start.variables)}."
                 )
 
     def named(self, rank: int) -> str:
