@@ -137,7 +137,8 @@ class _Workers(_MultiProcessingDataLoaderIter):
         if dead and not self._shutdown:
             codes = ", ".join(f"{worker.pid} with {worker.exitcode}" for worker in dead)
             raise RuntimeError(f"DataLoader worker ended: {codes}")
-        for queue in self._index_queues:
+        queues: list[Any] = self._index_queues
+        for queue in queues:
             if queue.unsent is not None:
                 reason = (str(queue.unsent) or type(queue.unsent).__name__).splitlines()[0]
                 raise RescueError(
