@@ -1,6 +1,7 @@
 """The command within a group that torchrun, srun or mpirun started, and what is left of one."""
 
 import json
+import multiprocessing
 import os
 import signal
 import socket
@@ -14,10 +15,12 @@ import pytest
 
 from rescue_cli.errors import UsageError
 from rescue_cli.launch import meeting
+from rescue_cli.launch.members import Group
 from rescue_cli.launch.surroundings import Start, clear, first_host, found
 from rescue_cli.results import RunDirectory, read_environment
 from tests.conftest import Rescue
 from tests.engine_runs import (
+    PATIENCE,
     Command,
     assert_same,
     descendants,
@@ -219,6 +222,56 @@ def test_a_port_that_another_program_holds_is_told() -> None:
             meeting.meet(first, ["train"], print)
 
 
+def wait_for_ever(rank: int, port: int, folder: Path) -> None:
+    """As in a collective of NCCL, whatever becomes of the others."""
+    start = Start("WORLD_SIZE", tuple(BY_HAND), rank, 3, "127.0.0.1", port)
+    store, members = meeting.meet(start, ["train"], print)
+    group = Group(start, store, members, meeting.tie(start, store))
+    with group._not_left_alone(0, folder):
+        (folder / str(rank)).touch()
+        time.sleep(PATIENCE)
+
+
+@pytest.mark.parametrize("killed", [0, 2])
+def test_one_that_is_killed_is_waited_for_by_nobody(killed: int, port: int, tmp_path: Path) -> None:
+    context = multiprocessing.get_context("forkserver")
+    processes = [
+        context.Process(target=wait_for_ever, args=(rank, port, tmp_path)) for rank in range(3)
+    ]
+    for process in processes:
+        process.start()
+    end = time.monotonic() + PATIENCE
+    while len(list(tmp_path.iterdir())) < 3:
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    assert all(process.is_alive() for process in processes)
+    processes[killed].kill()
+    since = time.monotonic()
+    for process in processes:
+        process.join(PATIENCE)
+    assert [process.exitcode for process in processes] == [
+        -signal.SIGKILL if rank == killed else 1 for rank in range(3)
+    ]
+    assert time.monotonic() - since < 60  # 10, and much for a busy machine
+
+
+def test_a_stranger_at_the_port_of_ties_is_no_end(port: int) -> None:
+    first = Start("WORLD_SIZE", tuple(BY_HAND), 0, 2, "127.0.0.1", port)
+    told: dict[str, str] = {}
+
+    class Store:
+        set = told.__setitem__
+
+    ended = meeting.tie(first, Store())
+    for said in (b"", b"GET / HTTP/1.1", (7).to_bytes(4), (1).to_bytes(4)):
+        with socket.create_connection(("127.0.0.1", int(told["ties"]))) as connection:
+            connection.sendall(said)
+    end = time.monotonic() + PATIENCE
+    while not ended and time.monotonic() < end:
+        time.sleep(0.01)
+    assert ended == [1]
+
+
 # --- runs ---
 
 
@@ -303,7 +356,9 @@ def test_all_of_a_group_leave_with_the_code_of_what_went_wrong_first(
     tasks = group(tmp_path / "killed", words, port, folder=tmp_path)
     tasks[0].until(trained(tmp_path / "run", 9))
     tasks[1].kill()
+    since = time.monotonic()
     said = tasks[0].ends(1)
+    assert time.monotonic() - since < 60
     assert (
         f"error: rank 1 (pid {tasks[1].pid} on {socket.gethostname()}) ended and left no word. "
         "Where memory ran out, use smaller slices. Go on with --resume." in said
@@ -312,7 +367,9 @@ def test_all_of_a_group_leave_with_the_code_of_what_went_wrong_first(
     tasks = group(tmp_path / "first", [*words, "--resume"], port, folder=tmp_path)
     tasks[0].until(trained(tmp_path / "run", 18))
     tasks[0].kill()
+    since = time.monotonic()
     tasks[1].ends(1)
+    assert time.monotonic() - since < 60
 
     refused = group(tmp_path / "refused", words, port, folder=tmp_path)
     assert "error: run: holds a run already. Use another --out, or --resume." in all_end(refused, 2)
