@@ -1,6 +1,7 @@
 """The command within a group that torchrun, srun or mpirun started, and what is left of one."""
 
 import json
+import math
 import multiprocessing
 import os
 import signal
@@ -15,7 +16,7 @@ import pytest
 
 from rescue_cli.errors import UsageError
 from rescue_cli.launch import meeting
-from rescue_cli.launch.members import Group
+from rescue_cli.launch.members import LAST_SECONDS, LOST_SECONDS, Group
 from rescue_cli.launch.surroundings import Start, clear, first_host, found
 from rescue_cli.results import RunDirectory, read_environment
 from tests.conftest import Rescue
@@ -253,6 +254,23 @@ def test_one_that_is_killed_is_waited_for_by_nobody(killed: int, port: int, tmp_
         -signal.SIGKILL if rank == killed else 1 for rank in range(3)
     ]
     assert time.monotonic() - since < 60  # 10, and much for a busy machine
+
+
+class Said:
+    """A store in which these keys are."""
+
+    def __init__(self, *keys: str) -> None:
+        self.keys = keys
+
+    def check(self, keys: list[str]) -> bool:
+        return keys[0] in self.keys
+
+
+def test_who_has_done_its_part_may_leave_while_the_first_still_saves() -> None:
+    first = Group(Start("srun", (), 0, 3, "127.0.0.1", 1), None, [], [2])
+    assert first._patience(Said("done/1/2"), 1) == math.inf
+    assert first._patience(Said("done/1/2", "failed/1"), 1) == LAST_SECONDS
+    assert first._patience(Said("done/0/2"), 1) == LOST_SECONDS
 
 
 def test_a_stranger_at_the_port_of_ties_is_no_end(port: int) -> None:

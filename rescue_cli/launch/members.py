@@ -167,9 +167,12 @@ class Group:
 
     def _patience(self, store: Any, number: int) -> float:
         """How many seconds this one may still work, as the others do."""
-        if self.lost:
+        if 0 in self.lost:
             return LOST_SECONDS
         try:
+            # one that has done its part may have left while the first still saves
+            if not all(there(store, f"done/{number}/{rank}") for rank in self.lost):
+                return LOST_SECONDS
             return LAST_SECONDS if there(store, f"failed/{number}") else math.inf
         except RescueError:  # the first one is gone
             return LOST_SECONDS
