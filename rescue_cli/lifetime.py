@@ -85,21 +85,36 @@ def _agent() -> int:
 
 # --- waiting, after a signal has asked to stop ---
 
-_asked: list[tuple[float, int]] = []  # when waiting ends (time.monotonic), and the exit code
+_asked: list[tuple[float, int]] = []  # how long a wait may take since, and the exit code
+_ends: list[float] = []  # when the wait under way is over (time.monotonic)
 
 
 def wait_no_longer_than(seconds: float, exit_code: int) -> None:
-    """From now on; what then still waits raises `StoppedError` with this exit code."""
+    """From now on; what then waits longer raises `StoppedError` with this exit code."""
     if not _asked:
-        _asked.append((time.monotonic() + seconds, exit_code))
+        _asked.append((seconds, exit_code))
 
 
 def wait_as_long_as_it_takes() -> None:
     _asked.clear()
+    _ends.clear()
+
+
+def came() -> None:
+    """What was waited for; the next wait has all its time again."""
+    _ends.clear()
 
 
 def may_wait(what: str) -> None:
-    """Raises `StoppedError` where a signal has asked to stop, and there was time enough since."""
-    if _asked and time.monotonic() > _asked[0][0]:
+    """Raises `StoppedError` where a signal has asked to stop, and this wait has taken too long.
+
+    Its time begins with the first call, so that a long step takes nothing of it.
+    """
+    if not _asked:
+        return
+    seconds, exit_code = _asked[0]
+    if not _ends:
+        _ends.append(time.monotonic() + seconds)
+    elif time.monotonic() > _ends[0]:
         said = f"stopped while waiting for {what} that did not come. What was saved before stands."
-        raise StoppedError(said, _asked[0][1])
+        raise StoppedError(said, exit_code)

@@ -1,6 +1,8 @@
 """The command within a group that torchrun, srun or mpirun started, and what is left of one."""
 
 import json
+import math
+import multiprocessing
 import os
 import signal
 import socket
@@ -14,10 +16,12 @@ import pytest
 
 from rescue_cli.errors import UsageError
 from rescue_cli.launch import meeting
+from rescue_cli.launch.members import LAST_SECONDS, LOST_SECONDS, Group
 from rescue_cli.launch.surroundings import Start, clear, first_host, found
 from rescue_cli.results import RunDirectory, read_environment
 from tests.conftest import Rescue
 from tests.engine_runs import (
+    PATIENCE,
     Command,
     assert_same,
     descendants,
@@ -45,6 +49,7 @@ OPEN_MPI = {
     "OMPI_COMM_WORLD_SIZE": "2",
     "OMPI_COMM_WORLD_LOCAL_SIZE": "2",
 }
+PMI = {"PMI_RANK": "0", "PMI_SIZE": "3"}
 ELASTIC = {
     "TORCHELASTIC_RUN_ID": "none",
     "TORCHELASTIC_RESTART_COUNT": "1",
@@ -69,8 +74,10 @@ ELASTIC = {
             ("srun", 0, 2, "127.0.0.1", 20_000, 0, False),
         ),
         (OPEN_MPI, ("mpirun", 1, 2, "127.0.0.1", 29500, 0, False)),
+        (STEP | OPEN_MPI, ("mpirun", 1, 2, "127.0.0.1", 29500, 0, False)),
+        (STEP | PMI, ("srun", 1, 4, "gpu007", 22_389, 0, False)),
         (
-            {"PMI_RANK": "0", "PMI_SIZE": "3", "MASTER_ADDR": "a"},
+            PMI | {"MASTER_ADDR": "a"},
             ("mpirun", 0, 3, "a", 29500, 0, False),
         ),
     ],
@@ -93,6 +100,8 @@ def test_a_group_is_what_its_starter_says(
         {"WORLD_SIZE": "1"},
         {"MASTER_ADDR": "a", "MASTER_PORT": "5"},
         {"LOCAL_RANK": "1"},
+        STEP | {"RANK": "0", "WORLD_SIZE": "1"},  # torchrun within a task of srun
+        STEP | OPEN_MPI | {"OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_SIZE": "1"},
         BATCH,
         STEP | {"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "1"},
         {"SLURM_NTASKS": "4", "SLURM_JOB_ID": "3"},  # of salloc: no task, and no rank
@@ -101,6 +110,24 @@ def test_a_group_is_what_its_starter_says(
 )
 def test_one_process_is_no_group(environment: dict[str, str]) -> None:
     assert found(environment) is None
+
+
+def test_the_cure_leaves_no_other_group() -> None:
+    for environment in (STEP, STEP | PMI, STEP | OPEN_MPI, STEP | BY_HAND | PMI, OPEN_MPI):
+        start = found(environment)
+        assert start is not None
+        assert found({k: v for k, v in environment.items() if k not in start.variables}) is None
+
+
+@pytest.mark.parametrize("words", [("--nodes", "2"), ("--node-rank=1",), ("--rendezvous=a:1",)])
+def test_a_task_that_is_a_machine_joins_no_group(
+    words: tuple[str, ...], rescue: Rescue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in STEP.items():
+        monkeypatch.setenv(name, value)
+    told = rescue("train", *words, "--gpus", "1", "no=such")
+    assert told.code == 2
+    assert "SLURM" not in told.err
 
 
 @pytest.mark.parametrize(
@@ -196,6 +223,73 @@ def test_a_port_that_another_program_holds_is_told() -> None:
             meeting.meet(first, ["train"], print)
 
 
+def wait_for_ever(rank: int, port: int, folder: Path) -> None:
+    """As in a collective of NCCL, whatever becomes of the others."""
+    start = Start("WORLD_SIZE", tuple(BY_HAND), rank, 3, "127.0.0.1", port)
+    store, members = meeting.meet(start, ["train"], print)
+    group = Group(start, store, members, meeting.tie(start, store))
+    with group._not_left_alone(0, folder):
+        (folder / str(rank)).touch()
+        time.sleep(PATIENCE)
+
+
+@pytest.mark.parametrize("killed", [0, 2])
+def test_one_that_is_killed_is_waited_for_by_nobody(killed: int, port: int, tmp_path: Path) -> None:
+    context = multiprocessing.get_context("forkserver")
+    processes = [
+        context.Process(target=wait_for_ever, args=(rank, port, tmp_path)) for rank in range(3)
+    ]
+    for process in processes:
+        process.start()
+    end = time.monotonic() + PATIENCE
+    while len(list(tmp_path.iterdir())) < 3:
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    assert all(process.is_alive() for process in processes)
+    processes[killed].kill()
+    since = time.monotonic()
+    for process in processes:
+        process.join(PATIENCE)
+    assert [process.exitcode for process in processes] == [
+        -signal.SIGKILL if rank == killed else 1 for rank in range(3)
+    ]
+    assert time.monotonic() - since < 60  # 10, and much for a busy machine
+
+
+class Said:
+    """A store in which these keys are."""
+
+    def __init__(self, *keys: str) -> None:
+        self.keys = keys
+
+    def check(self, keys: list[str]) -> bool:
+        return keys[0] in self.keys
+
+
+def test_who_has_done_its_part_may_leave_while_the_first_still_saves() -> None:
+    first = Group(Start("srun", (), 0, 3, "127.0.0.1", 1), None, [], [2])
+    assert first._patience(Said("done/1/2"), 1) == math.inf
+    assert first._patience(Said("done/1/2", "failed/1"), 1) == LAST_SECONDS
+    assert first._patience(Said("done/0/2"), 1) == LOST_SECONDS
+
+
+def test_a_stranger_at_the_port_of_ties_is_no_end(port: int) -> None:
+    first = Start("WORLD_SIZE", tuple(BY_HAND), 0, 2, "127.0.0.1", port)
+    told: dict[str, str] = {}
+
+    class Store:
+        set = told.__setitem__
+
+    ended = meeting.tie(first, Store())
+    for said in (b"", b"GET / HTTP/1.1", (7).to_bytes(4), (1).to_bytes(4)):
+        with socket.create_connection(("127.0.0.1", int(told["ties"]))) as connection:
+            connection.sendall(said)
+    end = time.monotonic() + PATIENCE
+    while not ended and time.monotonic() < end:
+        time.sleep(0.01)
+    assert ended == [1]
+
+
 # --- runs ---
 
 
@@ -280,7 +374,9 @@ def test_all_of_a_group_leave_with_the_code_of_what_went_wrong_first(
     tasks = group(tmp_path / "killed", words, port, folder=tmp_path)
     tasks[0].until(trained(tmp_path / "run", 9))
     tasks[1].kill()
+    since = time.monotonic()
     said = tasks[0].ends(1)
+    assert time.monotonic() - since < 60
     assert (
         f"error: rank 1 (pid {tasks[1].pid} on {socket.gethostname()}) ended and left no word. "
         "Where memory ran out, use smaller slices. Go on with --resume." in said
@@ -289,7 +385,9 @@ def test_all_of_a_group_leave_with_the_code_of_what_went_wrong_first(
     tasks = group(tmp_path / "first", [*words, "--resume"], port, folder=tmp_path)
     tasks[0].until(trained(tmp_path / "run", 18))
     tasks[0].kill()
+    since = time.monotonic()
     tasks[1].ends(1)
+    assert time.monotonic() - since < 60
 
     refused = group(tmp_path / "refused", words, port, folder=tmp_path)
     assert "error: run: holds a run already. Use another --out, or --resume." in all_end(refused, 2)
@@ -348,12 +446,12 @@ def test_a_sweep_trains_its_seeds_on_the_group_one_after_another(port: int, tmp_
 def test_two_processes_that_were_told_different_things_are_no_group(
     port: int, tmp_path: Path
 ) -> None:
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "SLURM_STEP_NUM_TASKS": "2"}
     tasks = [
         start(
             ["train", f"--out={rank}", *SMALL],
             tmp_path / f"told{rank}",
-            environment={**shared, "RANK": str(rank)},
+            environment={**shared, "SLURM_PROCID": str(rank)},
             folder=tmp_path,
         )
         for rank in range(2)
@@ -361,6 +459,7 @@ def test_two_processes_that_were_told_different_things_are_no_group(
     said = all_end(tasks, 2)
     assert f"error: rank 1 (pid {tasks[1].pid} on {socket.gethostname()}) was started with" in said
     assert "and rank 0 with 'train --out=0 " in said
+    assert "own, in each task: unset SLURM_PROCID SLURM_STEP_NUM_TASKS." in said
 
 
 def test_torchrun_makes_one_run_and_goes_on_with_it_where_a_process_was_killed(

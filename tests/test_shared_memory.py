@@ -198,6 +198,34 @@ def test_a_signal_is_heard_while_images_do_not_come(monkeypatch: pytest.MonkeyPa
     assert multiprocessing.active_children() == before, "a worker that ignores SIGTERM too"
 
 
+class Slow(Dataset[int]):
+    def __getitem__(self, number: int) -> int:
+        time.sleep(1.7 if number else 0)  # longer than a look
+        return number
+
+
+def test_a_long_step_after_a_signal_leaves_time_to_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(signals, "WAIT_SECONDS", 0.9)
+    with signals.Stop() as stop:
+        decoded = start_workers(Slow(), iter(range(9)), 1, ahead=1)
+        assert next_of(decoded) == 0
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.exit_code == 143
+        time.sleep(1.0)  # a step, longer than a wait may take
+        for number in (1, 2, 3):  # together longer too
+            assert next_of(decoded) == number
+        end_workers(decoded)
+
+
+def test_an_order_that_cannot_be_sent_is_an_error() -> None:
+    decoded = start_workers(Scenes(), iter([0, lambda: None]), 1)  # cannot be pickled
+    assert next_of(decoded).replaced == 0
+    with pytest.raises(RescueError, match=r"could not be told what to read .*pickle") as error:
+        next_of(decoded)
+    assert "use fewer with --workers, then --resume." in str(error.value)
+    end_workers(decoded)
+
+
 # --- through the command ---
 
 NETWORK = ["model.name=test_resnet", "train.batch_size=8", "train.device_batch_size=4"]

@@ -47,6 +47,7 @@ COMPUTING = (
     ["bench", "train"],
     ["bench", "inference"],
 )
+OF_MACHINES = {"--nodes", "--node-rank", "--rendezvous"}  # where one command runs on each
 COMPUTING_NOTHING = {"-h", "--help", "--dry-run", "--plan", "--table"}
 
 # The base of typer's own errors, which is click's or its copy of click's
@@ -184,6 +185,9 @@ def _join(words: list[str], stack: contextlib.ExitStack) -> None:
     from rescue_cli.launch import surroundings
 
     start = surroundings.found(os.environ)
+    names = {word.partition("=")[0] for word in words}
+    if start is not None and start.starter in surroundings.TASKS and names & OF_MACHINES:
+        start = None  # each task is a machine, which starts its own processes
     if start is not None and words[0] == "bench":
         raise UsageError(
             f"bench: measures one process, and runs as {start.size} ({start.starter}). Start it "

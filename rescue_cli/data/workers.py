@@ -1,6 +1,7 @@
 """Loader processes: started, asked, ended."""
 
 import errno
+import multiprocessing
 import multiprocessing.context
 import multiprocessing.popen_fork
 import multiprocessing.queues
@@ -111,7 +112,9 @@ class _Workers(_MultiProcessingDataLoaderIter):
         while True:
             self._demand_life()
             try:
-                return self.parcels.unpack(super().__next__())
+                found = self.parcels.unpack(super().__next__())
+                lifetime.came()
+                return found
             except RuntimeError as error:
                 if "DataLoader timed out" not in str(error):
                     raise
@@ -134,6 +137,14 @@ class _Workers(_MultiProcessingDataLoaderIter):
         if dead and not self._shutdown:
             codes = ", ".join(f"{worker.pid} with {worker.exitcode}" for worker in dead)
             raise RuntimeError(f"DataLoader worker ended: {codes}")
+        queues: list[Any] = self._index_queues
+        for queue in queues:
+            if queue.unsent is not None:
+                reason = (str(queue.unsent) or type(queue.unsent).__name__).splitlines()[0]
+                raise RescueError(
+                    f"a loader worker could not be told what to read ({reason}). Where memory ran "
+                    "out, use fewer with --workers, then --resume."
+                )
 
     def _kill(self) -> None:
         workers = getattr(self, "_workers", [])
@@ -197,8 +208,12 @@ class _Process(multiprocessing.context.ForkProcess):
 class _Queue(multiprocessing.queues.Queue):  # type: ignore[type-arg]
     """Python says of an item that cannot be sent so much and goes on; it would be waited for."""
 
-    @staticmethod
-    def _on_queue_feeder_error(error: BaseException, _: object) -> None:
+    unsent: BaseException | None = None  # why the process that trains could not send an item
+
+    def _on_queue_feeder_error(self, error: BaseException, _: object) -> None:
+        if not isinstance(multiprocessing.current_process(), _Process):
+            self.unsent = error
+            return
         traceback.print_exception(error)
         os._exit(LOST)
 

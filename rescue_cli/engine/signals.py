@@ -13,7 +13,7 @@ from rescue_cli import distributed, lifetime
 
 CHECK_SECONDS = 2.0  # several processes look at each other's flags at most this far apart
 AGREE_SECONDS = 5.0  # and have this long to agree once one of them was signalled
-WAIT_SECONDS = 10.0  # then images that do not come are waited for no more
+WAIT_SECONDS = 10.0  # then, for images that do not come, from when they are waited for
 SAVE_SECONDS = 20.0  # torchrun kills 30 s after it asked
 
 

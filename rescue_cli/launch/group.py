@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 
 from rescue_cli.errors import RescueError, UsageError
-from rescue_cli.launch.meeting import meet
+from rescue_cli.launch.meeting import meet, tie
 from rescue_cli.launch.members import Group, leave
 from rescue_cli.launch.surroundings import Start
 
@@ -57,7 +57,8 @@ def joined(start: Start, words: Sequence[str], note: Callable[[str], None]) -> I
     from rescue_cli import distributed
 
     global _current
-    group = Group(start, *meet(start, words, note))
+    store, members = meet(start, words, note)
+    group = Group(start, store, members, tie(start, store))
     if start.rank:
         leave(group.follow())
     _current, code = group, 1

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -13,6 +14,7 @@ from rescue_cli.launch.surroundings import BY_HAND, HERE, Start
 
 LOOK_SECONDS = 0.05  # between looks at what the others say
 TOLD_SECONDS = 5.0  # after which a wait is said, and who is waited for
+TIE_SECONDS = 10.0  # for one connection
 PATIENCE_HERE = 120.0  # seconds for the others to begin on this machine, as by hand,
 PATIENCE = 600.0  # and elsewhere, where a queue or a container comes before
 
@@ -80,6 +82,57 @@ def _waiting(
             time.sleep(LOOK_SECONDS)
 
     yield wait
+
+
+def tie(start: Start, store: Any) -> list[int]:
+    """The ranks that have ended, as they do: the first sees all others, and they see the first.
+
+    By a connection, which the system ends with the process: a beat would stop, too, in one that
+    lives and is held up by a long import. Who cannot connect is not seen; torchrun looks itself.
+    """
+    ended: list[int] = []
+    if not start.hosted and start.rank == 0:
+        family = socket.getaddrinfo(start.host, None)[0][0]
+        server = socket.create_server(("", 0), family=family, backlog=start.size)
+        store.set("ties", str(server.getsockname()[1]))
+        _in_background(_accept, server, start.size, ended)
+    elif not start.hosted:
+        with contextlib.suppress(OSError, RuntimeError):  # of the store, where the first is gone
+            address = start.host, int(store.get("ties"))
+            connection = socket.create_connection(address, timeout=TIE_SECONDS)
+            connection.sendall(start.rank.to_bytes(4))
+            _in_background(_until_it_ends, connection, 0, ended)
+    return ended
+
+
+def _in_background(action: Callable[..., None], *given: Any) -> None:
+    threading.Thread(target=action, args=given, daemon=True).start()
+
+
+def _accept(server: socket.socket, size: int, ended: list[int]) -> None:
+    while True:
+        _in_background(_hear, server.accept()[0], size, ended)
+
+
+def _hear(connection: socket.socket, size: int, ended: list[int]) -> None:
+    with connection:
+        rank = 0
+        with contextlib.suppress(OSError):
+            rank = int.from_bytes(connection.recv(4, socket.MSG_WAITALL))
+        if 0 < rank < size:  # else a stranger
+            _until_it_ends(connection, rank, ended)
+
+
+def _until_it_ends(connection: socket.socket, rank: int, ended: list[int]) -> None:
+    """Nobody says anything more; a machine that is gone is asked in vain for half a minute."""
+    connection.settimeout(None)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in (("TCP_KEEPIDLE", 10), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 4)):
+        if hasattr(socket, name):
+            connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+    with contextlib.suppress(OSError):
+        connection.recv(1)
+    ended.append(rank)
 
 
 def _place(start: Start) -> str:

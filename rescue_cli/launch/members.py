@@ -6,13 +6,14 @@ directory to them, all train or evaluate it, and at the end all leave with its e
 
 import contextlib
 import json
+import math
 import os
 import signal
 import sys
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -23,6 +24,7 @@ from rescue_cli.results import RunDirectory, read_environment, word_of
 
 WATCH_SECONDS = 0.5  # between looks at whether one of them has failed
 PREPARE_SECONDS = 60.0  # for a new folder to be seen through a network's file system
+LOST_SECONDS = 2.0  # for the others, once one has ended without a word
 LAST_SECONDS = 10.0  # for the others to say how a run failed, and for all to leave
 
 
@@ -33,6 +35,7 @@ class Group:
     start: Start
     store: Any
     members: list[dict[str, Any]]  # what each says of itself, by rank
+    lost: list[int] = field(default_factory=list)  # see `meeting.tie`
     runs: int = 0
 
     def __str__(self) -> str:
@@ -61,7 +64,8 @@ class Group:
             if member["words"] != first:
                 raise UsageError(
                     f"{self.named(rank)} was started with '{' '.join(member['words'])}', and "
-                    f"rank 0 with '{' '.join(first)}'. Start all with the same."
+                    f"rank 0 with '{' '.join(first)}'. Start all with the same. For runs of their "
+                    f"own, in each task: unset {' '.join(self.start.variables)}."
                 )
 
     def named(self, rank: int) -> str:
@@ -77,13 +81,15 @@ class Group:
         return json.loads(self.store.get(key))
 
     def answers(self, kind: str, seconds: float) -> dict[int, Any]:
-        """What the others answer by rank, of those that do in so many seconds."""
+        """What the others answer by rank, of those that live and do in so many seconds."""
         waiting, found = set(range(1, self.start.size)), {}
         end = time.monotonic() + seconds
         while waiting and time.monotonic() < end:
+            lost = {*self.lost}  # before the look at what they said last
             for rank in [r for r in waiting if there(self.store, f"{kind}/{r}")]:
                 found[rank] = json.loads(self.store.get(f"{kind}/{rank}"))
                 waiting.remove(rank)
+            waiting -= lost
             time.sleep(LOOK_SECONDS)
         return found
 
@@ -99,10 +105,14 @@ class Group:
         if problem is not None:
             raise UsageError(problem)
         error = self._work(number, path)
-        patience = PREPARE_SECONDS if error is None else LAST_SECONDS
+        patience = PREPARE_SECONDS if error is None else self._last_seconds
         first = self._first_failure(path, error, self.answers(f"done/{number}", patience))
         if first is not None:
             raise first from None
+
+    @property
+    def _last_seconds(self) -> float:
+        return LOST_SECONDS if self.lost else LAST_SECONDS
 
     def _become(self, number: int) -> None:
         from rescue_cli import distributed
@@ -137,12 +147,11 @@ class Group:
         store = distributed.prefixed(store, f"rescue/{start.attempt}")
 
         def watch() -> None:
-            with contextlib.suppress(RescueError):
-                while not there(store, f"failed/{number}"):
-                    if over.wait(WATCH_SECONDS):
-                        return
-            if over.wait(LAST_SECONDS):
-                return
+            end = math.inf
+            while time.monotonic() < end:
+                if over.wait(WATCH_SECONDS):
+                    return
+                end = min(end, time.monotonic() + self._patience(store, number))
             first = self._first_failure(path, None, {})
             if start.rank == 0:
                 print(f"error: {first}", file=sys.stderr)
@@ -155,6 +164,18 @@ class Group:
             yield
         finally:
             over.set()
+
+    def _patience(self, store: Any, number: int) -> float:
+        """How many seconds this one may still work, as the others do."""
+        if 0 in self.lost:
+            return LOST_SECONDS
+        try:
+            # one that has done its part may have left while the first still saves
+            if not all(there(store, f"done/{number}/{rank}") for rank in self.lost):
+                return LOST_SECONDS
+            return LAST_SECONDS if there(store, f"failed/{number}") else math.inf
+        except RescueError:  # the first one is gone
+            return LOST_SECONDS
 
     def _unprepared(self, path: Path, answers: dict[int, Any]) -> str | None:
         """Why they cannot begin: what one of them lacks, or a GPU that two of them have."""
@@ -189,13 +210,12 @@ class Group:
             return None
         if (word := word_of(RunDirectory(path))) is not None:
             return from_code(f"rank {word.rank}: {word.message}", word.exit_code)
-        return (
-            RescueError(
-                f"{self.named(lost[0])} ended and left no word. Where memory ran out, use smaller "
-                "slices. Go on with --resume."
-            )
-            if lost
-            else error
+        if not lost:
+            return error
+        first = next((rank for rank in self.lost if rank in lost), lost[0])
+        return RescueError(
+            f"{self.named(first)} ended and left no word. Where memory ran out, use smaller "
+            "slices. Go on with --resume."
         )
 
     def dismiss(self, code: int) -> None:
@@ -203,7 +223,7 @@ class Group:
         _leave_in_peace()
         with contextlib.suppress(RescueError, RuntimeError):
             self.tell(f"order/{self.runs}", {"exit": code})
-            self.answers("left", LAST_SECONDS)
+            self.answers("left", self._last_seconds)
 
     def follow(self) -> int:
         """Does what the first process says, until it says with which code to leave."""

@@ -2,23 +2,23 @@
 
 import re
 from collections.abc import Mapping, MutableMapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rescue_cli.errors import UsageError
 
 ADDRESS = ("MASTER_ADDR", "MASTER_PORT")
 BY_HAND = "WORLD_SIZE"
+TASKS = ("srun", "mpirun")  # which start any command
 HERE = "127.0.0.1"
 PORT = 29500  # torchrun's
 # What torchrun sets for the processes that it starts; those that one of them starts must not see it
 OF_TORCHRUN = re.compile(
     r"(LOCAL_|GROUP_|ROLE_)?(RANK|WORLD_SIZE)|ROLE_NAME|MASTER_(ADDR|PORT)|TORCHELASTIC_\w+"
 )
-# Of Open MPI and of MPICH: rank, size, processes on this machine
-MPI = (
-    ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE"),
-    ("PMI_RANK", "PMI_SIZE", "MPI_LOCALNRANKS"),
-)
+# Rank, size, processes on this machine
+OPEN_MPI = ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE")
+MPICH = ("PMI_RANK", "PMI_SIZE", "MPI_LOCALNRANKS")
+RANKS = ("SLURM_PROCID", OPEN_MPI[0], MPICH[0])
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,14 @@ def found(environment: Mapping[str, str]) -> Start | None:
 
     Raises `UsageError` where the variables say half of one, or none that can be.
     """
-    for of in (_by_rank, _by_slurm, _by_mpi):
+    if environment.get("WORLD_SIZE") == "1":
+        return None
+    # Open MPI starts its daemons by srun, whose variables all of its processes then have; and srun
+    # sets MPICH's besides its own
+    for of in (_by_rank, _by_open_mpi, _by_slurm, _by_mpich):
         if (start := of(environment)) is not None:
+            others = (name for name in RANKS if name in environment and name != start.variables[0])
+            start = replace(start, variables=(*start.variables, *others))
             return start if start.size > 1 else None
     return None
 
@@ -60,7 +66,7 @@ def clear(environment: MutableMapping[str, str]) -> None:
 def _by_rank(environment: Mapping[str, str]) -> Start | None:
     """Of torchrun, and of whoever sets the four variables that `torch.distributed` reads."""
     wanted = ("RANK", "WORLD_SIZE")
-    if not any(name in environment for name in wanted) or environment.get("WORLD_SIZE") == "1":
+    if not any(name in environment for name in wanted):
         return None
     names = (*wanted, *ADDRESS)
     if missing := [name for name in names if not environment.get(name)]:
@@ -116,20 +122,26 @@ def first_host(nodes: str) -> str:
     return host
 
 
-def _by_mpi(environment: Mapping[str, str]) -> Start | None:
-    for rank, size, local in MPI:
-        if rank in environment and size in environment:
-            here = environment.get(local) == environment[size]
-            host = environment.get("MASTER_ADDR") or (HERE if here else "")
-            if not host and environment[size] != "1":
-                raise UsageError(
-                    f"{rank}: mpirun does not say on which machine its first process is. "
-                    "Pass MASTER_ADDR=HOST on to all of them."
-                )
-            port = _number(environment, "MASTER_PORT", PORT)
-            place = _rank_of(environment, rank, size)
-            return Start("mpirun", (rank, size), *place, host, port)
-    return None
+def _by_open_mpi(environment: Mapping[str, str]) -> Start | None:
+    return _by_mpirun(environment, *OPEN_MPI)
+
+
+def _by_mpich(environment: Mapping[str, str]) -> Start | None:
+    return _by_mpirun(environment, *MPICH)
+
+
+def _by_mpirun(environment: Mapping[str, str], rank: str, size: str, local: str) -> Start | None:
+    if rank not in environment or size not in environment:
+        return None
+    here = environment.get(local) == environment[size]
+    host = environment.get("MASTER_ADDR") or (HERE if here else "")
+    if not host and environment[size] != "1":
+        raise UsageError(
+            f"{rank}: mpirun does not say on which machine its first process is. "
+            "Pass MASTER_ADDR=HOST on to all of them."
+        )
+    port = _number(environment, "MASTER_PORT", PORT)
+    return Start("mpirun", (rank, size), *_rank_of(environment, rank, size), host, port)
 
 
 def _rank_of(environment: Mapping[str, str], rank: str, size: str) -> tuple[int, int]:
