@@ -246,7 +246,7 @@ def test_nothing_outlives_a_killed_launcher(
 
 @pytest.mark.long
 def test_a_hundred_kills_at_any_stage_leave_nothing(photos: Path, tmp_path: Path) -> None:
-    """How long it took is printed: on an idle machine at most 10 s."""
+    """How long it took is printed: 2.6 s at most on two idle cores, up to 31 s at a load of 15."""
     draws = random.Random(30)
     for number in range(100):
         verb, kind = KINDS[number % len(KINDS)]
