@@ -125,7 +125,8 @@ def coco(detections: Rows, truths: Rows, count: int) -> float:
     """COCO's mean average precision in percent; a difficult object is passed over as a crowd is."""
     from torchmetrics.detection import MeanAveragePrecision
 
-    measure = MeanAveragePrecision(backend="faster_coco_eval")
+    # Every process has all rows already: torchmetrics would gather them again, and wait for all
+    measure = MeanAveragePrecision(backend="faster_coco_eval", sync_on_compute=False)
     by_image = (_by_image(rows, count) for rows in (detections, truths))
     for told, there in zip(*by_image, strict=True):
         measure.update(
