@@ -49,9 +49,10 @@ def predict_images(
     recipe.demand_classification("predict")
     network = build.model(recipe, len(classes), torch.device(device), whole=True, note=note).eval()
     reading = _reading(source, changes)
+    shown = "ignored" if reading.background == "ignored" else f"shown on {reading.background}"
     note(
         f"images: EXIF orientation {reading.exif} (data.exif), "
-        f"transparent pixels {reading.background} (data.background)"
+        f"transparency {shown} (data.background)"
     )
     files = _files(images, note)
     for line in remarks(files, reading):

@@ -16,7 +16,7 @@ from torch.nn import functional
 from rescue_cli import recipe as recipes
 from rescue_cli.data import Keys, difference, fingerprint_of, load, relabel
 from rescue_cli.data.coco_shapes import Painted, Shape, painted
-from rescue_cli.data.decode import AS_STORED
+from rescue_cli.data.decode import DEFAULT_READING
 from rescue_cli.data.scenes import read as read_scene
 from rescue_cli.errors import DataError, UsageError
 from rescue_cli.parts import transfer
@@ -102,6 +102,22 @@ def test_a_rare_class_that_the_test_set_lacks_beside_a_border_is_told(tmp_path: 
         mask = np.array(Image.open(file))
         Image.fromarray(np.where(mask == 2, 0, mask).astype(np.uint8)).save(file)
     assert read("mask-folder", root).notes == ("test has no pixel of 1 of 3 classes: green",)
+
+
+def test_masks_are_evaluated_without_training_images_and_held_out_without_others(
+    tmp_path: Path,
+) -> None:
+    root = drawn_scenes.masks(tmp_path / "masks", 4, 2)
+    whole = read("mask-folder", root)
+    (root / "train").rename(tmp_path / "away")
+    data = evaluated("mask-folder", root, *whole.classes)
+    assert np.array_equal(data.tests["test"].target(1), whole.tests["test"].target(1))
+    with pytest.raises(DataError, match="train/images: no such folder"):
+        read("mask-folder", root)
+    (tmp_path / "away").rename(root / "train")
+    (root / "test").rename(tmp_path / "test")
+    held = read("mask-folder", root, holdout=1)
+    assert (list(held.tests), len(held.train)) == (["holdout"], 3)
 
 
 @pytest.mark.parametrize("mode", ["1", "I;16"])
@@ -246,6 +262,15 @@ def test_an_image_that_cannot_be_read_is_left_to_whoever_decodes_it(tmp_path: Pa
     root = drawn_scenes.voc(tmp_path / "voc", 3, 1)
     (root / "JPEGImages" / "0.png").write_bytes(b"broken")
     assert len(read("voc-folder", root).train) == 3
+
+
+def test_voc_without_a_list_of_test_images_has_those_that_are_held_out(tmp_path: Path) -> None:
+    root = drawn_scenes.voc(tmp_path / "voc", 4, 1)
+    (root / "ImageSets" / "Main" / "test.txt").unlink()
+    held = read("voc-folder", root, holdout=1)
+    assert (list(held.tests), len(held.train)) == (["holdout"], 3)
+    with pytest.raises(DataError, match=r"val.txt: no such file"):
+        read("voc-folder", root)
 
 
 def test_voc_of_test_images_alone_has_the_classes_that_the_weights_know(tmp_path: Path) -> None:
@@ -475,8 +500,7 @@ def test_an_evaluation_without_an_object_of_a_class_has_the_classes_of_the_weigh
         shutil.rmtree(root / "train")
     data = evaluated(name, root, *classes)
     assert data.classes == wanted.classes == classes
-    what, count = ("object", 2) if name == "coco-boxes" else ("pixel", 3)
-    assert data.notes == (f"test has no {what} of 1 of {count} classes: green",)
+    assert data.notes == ("test has no object of 1 of 2 classes: green",)
     marks = [fingerprint_of(d, ["test"]).splits["test"].digest for d in (data, wanted)]
     assert marks[0] == marks[1]
     assert evaluated(name, root, "bird").classes[-1] == ("green" if training else "red")
@@ -507,7 +531,7 @@ def test_runs_that_are_no_numbers_are_refused_with_the_file(tmp_path: Path, coun
     edited(root, _first(segmentation={"size": [48, 64], "counts": counts}))
     split = read("coco-masks", root).train
     with pytest.raises(DataError, match=r"Repair the mask of .*train/0.png"):
-        read_scene(split, 0, "pil", AS_STORED)
+        read_scene(split, 0, "pil", DEFAULT_READING)
 
 
 def test_which_files_of_a_folder_are_cocos(tmp_path: Path) -> None:

@@ -350,9 +350,8 @@ def test_uneven_classes_have_it_beside_top_1_with_its_interval() -> None:
     low, high = with_interval(result)["balanced_interval"]
     assert with_interval(result)["sets"][0]["balanced_interval"] == (low, high)
     assert of_images(result)[1] == (
-        f"bal.: balanced accuracy, mean recall of 4 classes of 3 to 40 images, 95 % {low:.1f} to "
-        f"{high:.1f}\n"
-        "each class: predictions/val.csv"
+        "bal.: balanced accuracy, the mean recall of 4 classes of 3 to 40 images\n"
+        f"95 % of it: {low:.1f} to {high:.1f}; each class: predictions/val.csv"
     )
 
 
@@ -447,6 +446,9 @@ def test_classes_that_training_does_not_know_are_refused_by_name_or_left_out(
 ) -> None:
     folder(tmp_path / "train", {"ant": 3, "bee": 3})
     folder(tmp_path / "val", {"ant": 2, "bee": 1, "dog": 2, "eel": 1})
+    (tmp_path / "val" / "below").mkdir()
+    (tmp_path / "val" / "eel").rename(tmp_path / "val" / "below" / "monday")
+    (tmp_path / "val" / "below").rename(tmp_path / "val" / "eel")
     with pytest.raises(DataError) as error:
         load(tmp_path)
     assert str(error.value) == (
@@ -456,6 +458,8 @@ def test_classes_that_training_does_not_know_are_refused_by_name_or_left_out(
     found = load(tmp_path, unknown_classes="skip")
     assert found.tests["val"].labels.tolist() == [0, 0, 1]
     assert found.notes == (
+        f"{tmp_path}/val: 1 of 6 images lie in sub-folders of their class, and count as the "
+        "class's: the first eel/monday/0.png",
         "val: left out 3 of 6 images, whose classes (dog, eel) training does not know.",
     )
 

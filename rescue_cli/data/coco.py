@@ -9,7 +9,6 @@ import numpy as np
 from rescue_cli.data.coco_files import CocoImage, Listed, classes_of, splits_of
 from rescue_cli.data.coco_shapes import Edges, Painted, box_of, shape_of
 from rescue_cli.data.fit import Fit, Marked, common_size, demand_pixels
-from rescue_cli.data.masks import check_ignored
 from rescue_cli.data.paired import Boxed, of_weights, without_objects
 from rescue_cli.data.place import Place
 from rescue_cli.data.splits import Dataset, FileNames
@@ -57,9 +56,9 @@ def coco_masks(place: Place) -> Dataset:
         )
     labels = {name: i for i, name in enumerate(others, 1)}
     found = {name: _painted(place.root, some, labels, fit) for name, some in splits.items()}
-    said = check_ignored([each for each in found.items() if len(each[1])], classes, given=True)
+    lacking = without_objects({name: each for name, each in found.items() if len(each)}, others)
     train = found.pop("train")
-    return Dataset(train, dict(found), classes, notes=(*fit.notes(), *said))
+    return Dataset(train, dict(found), classes, notes=(*fit.notes(), *lacking))
 
 
 def _boxed(root: Path, files: Sequence[Listed], labels: Mapping[str, int], fit: Fit) -> Boxed:

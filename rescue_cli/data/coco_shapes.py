@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rescue_cli.data.fit import Fit, Size, by, demand_finite
+from rescue_cli.data.fit import Fit, Size, demand_finite, dimensions
 from rescue_cli.data.splits import Files
 from rescue_cli.draws import Indices
 from rescue_cli.errors import DataError
@@ -158,7 +158,7 @@ def shape_of(
         if told != [size[1], size[0]] or not isinstance(given.get("counts"), str | list):
             raise DataError(
                 f"{where}: its run lengths are of height and width {told}, and the image is "
-                f"{by(size)} pixels. Use the image that was annotated."
+                f"{dimensions(size)} pixels. Use the image that was annotated."
             )
         parts = {"size": told, "counts": given["counts"]}
     if not parts:

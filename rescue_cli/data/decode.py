@@ -28,7 +28,7 @@ Resize = Literal["shorter", "squash"]
 UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
 LARGEST = Image.MAX_IMAGE_PIXELS or 2**62  # beyond it PIL warns; it refuses twice as many
 _PIL = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
-AS_STORED = Reading()
+DEFAULT_READING = Reading()
 OTHERWISE: dict[Exif, Exif] = {"applied": "ignored", "ignored": "applied"}
 UPRIGHT = 1
 # EXIF's orientation -> what turns the stored pixels upright, in PIL and of an array
@@ -116,12 +116,12 @@ def read_image(path: Path, decoder: Decoder, reading: Reading) -> Any:
         raise DataError(f"{path}: {error}") from None
 
 
-def decode(data: bytes, decoder: Decoder, reading: Reading = AS_STORED) -> Any:
+def decode(data: bytes, decoder: Decoder, reading: Reading = DEFAULT_READING) -> Any:
     """As `read_image`, of a file's bytes; raises `RangeUnknown`, and what PIL raises."""
     return pil_image(data, reading) if decoder == "pil" else pixels(data, decoder, reading)
 
 
-def pil_image(data: bytes, reading: Reading = AS_STORED) -> Image.Image:
+def pil_image(data: bytes, reading: Reading = DEFAULT_READING) -> Image.Image:
     """The image in RGB."""
     with Image.open(io.BytesIO(data)) as image:
         turn = orientation(image) if reading.exif == "applied" else UPRIGHT
@@ -129,7 +129,7 @@ def pil_image(data: bytes, reading: Reading = AS_STORED) -> Image.Image:
     return found if turn == UPRIGHT else found.transpose(_TURNS[turn][0])
 
 
-def pixels(data: bytes, decoder: Decoder, reading: Reading = AS_STORED) -> Pixels:
+def pixels(data: bytes, decoder: Decoder, reading: Reading = DEFAULT_READING) -> Pixels:
     """The image (height, width, 3) uint8. `fast` is libjpeg-turbo, with PIL for what it refuses.
 
     CMYK, whose conversion to RGB differs, and what is absurdly large go to PIL as well.

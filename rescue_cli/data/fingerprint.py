@@ -21,11 +21,10 @@ from numpy.typing import NDArray
 
 from rescue_cli.data.coco_shapes import Painted, checksum
 from rescue_cli.data.paired import Boxed, Masked
-from rescue_cli.data.splits import Dataset, FileNames, Files, Images, Split
+from rescue_cli.data.splits import Dataset, FileNames, Files, Images, Split, some
 from rescue_cli.draws import Indices
 
 THREADS = 16  # a network file system answers many at a time
-SHOWN = 3  # classes in a message
 
 
 @dataclass(frozen=True)
@@ -176,7 +175,7 @@ def _of_classes(before: tuple[str, ...], now: tuple[str, ...]) -> str:
         a, b = next((a, b) for a, b in zip(before, now, strict=True) if a != b)
         return f"its classes stand in another order: {b!r} where {a!r} was"
     said = [
-        f"the class{'' if len(names) == 1 else 'es'} {_some(names)} {verb}"
+        f"the class{'' if len(names) == 1 else 'es'} {some([repr(name) for name in names])} {verb}"
         for names, verb in (
             (missing, "is missing" if len(missing) == 1 else "are missing"),
             (new, "is new" if len(new) == 1 else "are new"),
@@ -184,11 +183,6 @@ def _of_classes(before: tuple[str, ...], now: tuple[str, ...]) -> str:
         if names
     ]
     return f"{' and '.join(said)} ({len(now)} classes, was {len(before)})"
-
-
-def _some(names: list[str]) -> str:
-    shown = ", ".join(repr(name) for name in names[:SHOWN])
-    return shown + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
 
 
 def _of_listings(before: Listing, now: Listing, classes: tuple[str, ...]) -> str:

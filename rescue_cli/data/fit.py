@@ -72,8 +72,8 @@ class Fit:
             if said is None and (box[2] > size[0] + SLACK or box[3] > size[1] + SLACK):
                 raise DataError(
                     f"{where}: a box reaches to {box[2]:g} x {box[3]:g}, and {image} is "
-                    f"{by(size)} pixels. Use the image that was annotated, or write this size "
-                    "into the annotation, and the box is cut."
+                    f"{dimensions(size)} pixels. Use the image that was annotated, or write this "
+                    "size into the annotation, and the box is cut."
                 )
             cut = _cut(box, size)
             if cut is None:
@@ -109,8 +109,8 @@ def common_size(
         cure = f"It is of the other orientation: set data.exif={other}."
     hint = " (width and height are swapped)" if size == said[::-1] else ""
     raise DataError(
-        f"{where}: is of an image of {by(said)} pixels, and {image} is {by(size)}{hint} "
-        f"with data.exif={exif}. {cure}"
+        f"{where}: is of an image of {dimensions(said)} pixels, and {image} is "
+        f"{dimensions(size)}{hint} with data.exif={exif}. {cure}"
     )
 
 
@@ -131,7 +131,7 @@ def demand_finite(edges: Sequence[float]) -> None:
         raise ValueError(f"a box with an edge that is no number: {', '.join(map(str, edges))}")
 
 
-def by(size: Size) -> str:
+def dimensions(size: Size) -> str:
     return f"{size[0]} x {size[1]}"
 
 

@@ -11,9 +11,9 @@ from rescue_cli.data.decode import UNREADABLE
 from rescue_cli.data.fit import common_size, size_of
 from rescue_cli.data.listing import PassedOver, by_stem, images_in
 from rescue_cli.data.names import lines_of, plain, stem
-from rescue_cli.data.paired import UNKNOWN, Coding, Masked, Paired, numbered
+from rescue_cli.data.paired import UNKNOWN, Coding, Masked, numbered
 from rescue_cli.data.place import HIGHEST, Place
-from rescue_cli.data.splits import SPLIT_SEED, Dataset, FileNames, Split
+from rescue_cli.data.splits import NAMED, SPLIT_SEED, Dataset, FileNames, Split, some
 from rescue_cli.draws import permute
 from rescue_cli.errors import DataError, UsageError
 from rescue_cli.scene import IGNORED
@@ -21,31 +21,40 @@ from rescue_cli.scene import IGNORED
 ADE20K = 150
 NOT_COUNTED = "ignored"  # in data.mask_values, the name of what is no class
 ONE_SIZE = "Bring mask and image to one size."
-SHOWN = 5  # classes that a sentence names
 
 
 def mask_folder(place: Place) -> Dataset:
     """`SPLIT/images/*`, `SPLIT/masks/*.png`, and `classes.txt` with a name a line, from label 0.
 
-    train and val together, tested on test; without a folder `test` train alone, tested on val. 255
-    in a mask is ignored. `data.mask_values` says what other values mean, in place of the file.
+    train and val together, tested on test; without a folder `test` train alone, tested on val, or
+    on what `data.holdout` takes; an evaluation needs no training images. 255 in a mask is ignored.
+    `data.mask_values` says what other values mean, in place of the file.
     """
     root, given = place.top, place.keys.mask_values
     values = {plain(name): each for name, each in (given or {}).items()}
     classes, coding = _coding(root / "classes.txt", values)
     found = {name: place.split(name) or root / name for name in ("train", "val", "test")}
     tested = "test" if found["test"].is_dir() else "val"
-    parts = ["train", *(["val"] if tested == "test" and found["val"].is_dir() else [])]
+    parts = {"train": ["train"], tested: [tested]}
+    if tested == "test" and found["val"].is_dir():
+        parts["train"].append("val")
+    if place.test_only and not found["train"].is_dir():
+        parts["train"].clear()
+    if place.keys.holdout and not found[tested].is_dir():
+        del parts[tested]
     passed = PassedOver(sizes=True)
-    splits = [
-        _read(root, [_pair(found[part].name) for part in some], coding, passed)
-        for some in (parts, [tested])
-    ]
-    for split in splits:
+    splits = {
+        name: _read(root, [_pair(found[part].name) for part in read], coding, passed)
+        for name, read in parts.items()
+    }
+    for split in splits.values():
         _check_sizes(split, place.keys.exif)
-    lacking = check_ignored([("train", splits[0]), (tested, splits[1])], classes, given=bool(given))
-    notes = (*place.notes({tested: found[tested]}), *passed.notes(), *lacking)
-    return Dataset(splits[0], {tested: splits[1]}, classes, notes=notes)
+    judged = {name: split for name, split in splits.items() if len(split)}
+    lacking = check_ignored(judged, classes, given=bool(given))
+    train = splits.pop("train")
+    tests = {name: found[name] for name in splits}
+    notes = (*place.notes(tests), *passed.notes(), *lacking)
+    return Dataset(train, dict(splits), classes, notes=notes)
 
 
 def _pair(split: str) -> tuple[str, str]:
@@ -79,8 +88,8 @@ def _coding(file: Path, given: Mapping[str, int | list[int]]) -> tuple[tuple[str
         classes, (numbers, words) = _named(file)
         table[: len(numbers)] = numbers
     taken = set(np.flatnonzero((table != UNKNOWN) & (table != IGNORED)).tolist())
-    for name, some in given.items():
-        for value in [some] if isinstance(some, int) else some:
+    for name, values in given.items():
+        for value in [values] if isinstance(values, int) else values:
             if value in taken:
                 raise UsageError(f"data.mask_values.{name}: {value} has a meaning. Name it once.")
             taken.add(value)
@@ -155,14 +164,14 @@ def _check_sizes(split: Masked, exif: Exif) -> None:
 
 
 def check_ignored(
-    splits: Sequence[tuple[str, Paired]], classes: Sequence[str], *, given: bool
+    splits: Mapping[str, Masked], classes: Sequence[str], *, given: bool
 ) -> tuple[str, ...]:
     """Which classes have no pixel in a split, a sentence each.
 
     Raises `DataError` where such a class is in no split, or only one class is left to judge, while
     255 is there and nobody `given` what it means: 0 and 255 are the usual values of two classes.
     """
-    found = [(name, split, seen(split, len(classes))) for name, split in splits]
+    found = [(name, split, seen(split, len(classes))) for name, split in splits.items()]
     everywhere = set().union(*(there.classes for _, _, there in found))
     notes = []
     for name, split, there in found:
@@ -170,7 +179,7 @@ def check_ignored(
         nowhere = [c for place, c in enumerate(classes) if place not in everywhere]
         alone = len(there.classes) == 1 and len(classes) > 1
         if there.first_ignored is not None and not given and (nowhere or alone):
-            file = split.masks.path(there.first_ignored) if isinstance(split, Masked) else name
+            file = split.masks.path(there.first_ignored)
             missing = (nowhere or lacking)[0]
             raise DataError(
                 f"{file}: holds {IGNORED}, which is ignored, and no mask of {name} holds the class "
@@ -179,16 +188,15 @@ def check_ignored(
                 f"give data.mask_values={{{NOT_COUNTED}: {IGNORED}}}, or remove the class."
             )
         if lacking:
-            shown = ", ".join(lacking[:SHOWN]) + (" ..." if len(lacking) > SHOWN else "")
             notes.append(
-                f"{name} has no pixel of {len(lacking)} of {len(classes)} classes: {shown}"
+                f"{name} has no pixel of {len(lacking)} of {len(classes)} classes: {some(lacking)}"
             )
     return tuple(notes)
 
 
 def _example(classes: Sequence[str], missing: str) -> str:
     values = {name: IGNORED if name == missing else place for place, name in enumerate(classes)}
-    if len(values) > SHOWN:
+    if len(values) > NAMED:
         return f"{classes[0]}: {values[classes[0]]}, ..., {missing}: {IGNORED}"
     return ", ".join(f"{name}: {value}" for name, value in values.items())
 
@@ -200,7 +208,7 @@ class Seen(NamedTuple):
     first_ignored: int | None
 
 
-def seen(split: Paired, classes: int) -> Seen:
+def seen(split: Masked, classes: int) -> Seen:
     """Looks until every class was seen, at masks spread over the split."""
     found: set[int] = set()
     ignored = None

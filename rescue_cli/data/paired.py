@@ -41,11 +41,17 @@ def of_weights(classes: tuple[str, ...], known: tuple[str, ...]) -> tuple[str, .
     return known if set(classes) <= set(known) else classes
 
 
-def without_objects(tests: Mapping[str, Boxed], classes: Sequence[str]) -> tuple[str, ...]:
-    """Which classes have no object in a test set, a sentence each."""
+def without_objects(
+    splits: Mapping[str, Boxed | Painted], classes: Sequence[str]
+) -> tuple[str, ...]:
+    """Which classes, from the label 1 on, have no object in a split, a sentence each."""
     notes = []
-    for name, split in tests.items():
-        there = {int(label) for objects in split.objects for label in objects.labels}
+    for name, split in splits.items():
+        if isinstance(split, Painted):
+            shapes = [shape for of_image in split.shapes for shape in of_image]
+            there = {s.label for s in shapes if s.parts is not None and not s.crowd}
+        else:
+            there = {int(label) for objects in split.objects for label in objects.labels}
         if lacking := [each for label, each in enumerate(classes, 1) if label not in there]:
             notes.append(
                 f"{name} has no object of {len(lacking)} of {len(classes)} classes: {some(lacking)}"

@@ -13,7 +13,7 @@ import numpy as np
 from rescue_cli.data.colours import Reading
 from rescue_cli.data.corrupt import never_replaced
 from rescue_cli.data.decode import (
-    AS_STORED,
+    DEFAULT_READING,
     UNREADABLE,
     Interpolation,
     centre_crop,
@@ -32,7 +32,7 @@ def make_resident(
     size: int,
     interpolation: Interpolation,
     cache: Path,
-    reading: Reading = AS_STORED,
+    reading: Reading = DEFAULT_READING,
 ) -> Dataset:
     """The data set with every split in memory as size x size pixels, from `cache` where it can.
 

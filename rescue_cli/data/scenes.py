@@ -13,7 +13,7 @@ from rescue_cli.batch import View, to_device
 from rescue_cli.data.colours import Reading
 from rescue_cli.data.corrupt import all_corrupt, never_replaced, readable
 from rescue_cli.data.decode import (
-    AS_STORED,
+    DEFAULT_READING,
     OTHERWISE,
     UNREADABLE,
     Decoder,
@@ -63,7 +63,7 @@ class TrainScenes(Dataset[list[Read]]):
         slice_size: int,
         decoder: Decoder,
         seed: int,
-        reading: Reading = AS_STORED,
+        reading: Reading = DEFAULT_READING,
     ) -> None:
         self.pairs = pairs
         self.operations = operations
@@ -199,7 +199,7 @@ class TestScenes(Dataset[Read]):
 
     __test__ = False  # no test of pytest's
 
-    def __init__(self, pairs: Paired, decoder: Decoder, reading: Reading = AS_STORED) -> None:
+    def __init__(self, pairs: Paired, decoder: Decoder, reading: Reading = DEFAULT_READING) -> None:
         self.pairs = pairs
         self.decoder = decoder
         self.reading = reading

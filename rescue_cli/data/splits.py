@@ -133,8 +133,8 @@ def known_alone(name: str, files: Files) -> tuple[Files, list[str]]:
         )
     if not len(strange):
         return files, []
-    folders_of = [files.names.name(int(i)).rpartition("/")[0] for i in strange]
-    names = sorted({folder for folder in folders_of if folder})
+    paths = [files.names.name(int(index)) for index in strange]
+    names = sorted({path.partition("/")[0] for path in paths if "/" in path})
     of = f" ({some(names)})" if names else ""
     said = (
         f"{name}: left out {len(strange)} of {len(files)} images, whose classes{of} training does "

@@ -14,7 +14,7 @@ from rescue_cli.batch import Batch, to_device
 from rescue_cli.data.colours import Reading
 from rescue_cli.data.corrupt import all_corrupt, readable
 from rescue_cli.data.decode import (
-    AS_STORED,
+    DEFAULT_READING,
     Box,
     Decoder,
     Interpolation,
@@ -26,10 +26,7 @@ from rescue_cli.data.decode import (
 from rescue_cli.data.feed import FileFeed
 from rescue_cli.data.slots import Slots
 from rescue_cli.data.splits import Files
-from rescue_cli.data.workers import (
-    AHEAD,
-    CHUNK,
-)
+from rescue_cli.data.workers import AHEAD, CHUNK
 from rescue_cli.draws import Floats, Indices, uniform
 from rescue_cli.errors import DataError
 
@@ -72,7 +69,7 @@ class Cropping:
     size: int
     interpolation: Interpolation
     decoder: Decoder
-    reading: Reading = AS_STORED
+    reading: Reading = DEFAULT_READING
 
 
 class TrainViews(Dataset[Views]):

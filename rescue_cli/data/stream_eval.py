@@ -13,7 +13,7 @@ from rescue_cli.batch import Shown, View, to_device
 from rescue_cli.data.colours import Reading
 from rescue_cli.data.corrupt import never_replaced
 from rescue_cli.data.decode import (
-    AS_STORED,
+    DEFAULT_READING,
     UNREADABLE,
     Decoder,
     Interpolation,
@@ -47,7 +47,7 @@ class EvalViews(Dataset[EvalPart]):
         interpolation: Interpolation,
         decoder: Decoder,
         resize: Resize = "shorter",
-        reading: Reading = AS_STORED,
+        reading: Reading = DEFAULT_READING,
     ) -> None:
         self.files = files
         self.views = views

@@ -12,7 +12,7 @@ from rescue_cli.data.listing import HIDDEN, SPLITS, PassedOver, by_stem, endings
 from rescue_cli.data.names import lines_of, plain, stem
 from rescue_cli.data.paired import Boxed, of_weights, without_objects
 from rescue_cli.data.place import Place
-from rescue_cli.data.splits import Dataset, FileNames
+from rescue_cli.data.splits import Dataset, FileNames, Split
 from rescue_cli.errors import DataError, did_you_mean
 
 VOC: tuple[str, ...] = ("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat")
@@ -41,8 +41,9 @@ def pascal_voc(place: Place) -> Dataset:
 
 def voc_folder(place: Place) -> Dataset:
     """A folder in PASCAL VOC's format: train and val together, tested on test; without a
-    `test.txt` train alone, tested on val. The classes are those of the training annotations; in an
-    evaluation those that the weights know, and training images may be missing.
+    `test.txt` train alone, tested on val, or on what `data.holdout` takes. The classes
+    are those of the training annotations; in an evaluation those that the weights know, and
+    training images may be missing.
     """
     root, fit, passed = place.root, Fit(place.keys.exif), PassedOver()
     tested = "test" if _list_file(root, "test").is_file() else "val"
@@ -52,7 +53,9 @@ def voc_folder(place: Place) -> Dataset:
         parts = ()
     names = list(dict.fromkeys(name for part in parts for name in _listed(root, part, passed)))
     annotations = _annotations(root, names)
-    measured = _annotations(root, _listed(root, tested, passed))
+    measured = {}
+    if not place.keys.holdout or _list_file(root, tested).is_file():
+        measured = _annotations(root, _listed(root, tested, passed))
     either = (annotations or measured).values()
     classes = tuple(sorted({o.name for found in either for o in found.objects}))
     if not classes:
@@ -61,9 +64,10 @@ def voc_folder(place: Place) -> Dataset:
     labels = {name: i for i, name in enumerate(classes, 1)}
     train = _read(root, annotations, labels, fit)
     test = _read(root, measured, labels, fit)
-    lacking = without_objects({tested: test}, classes) if place.classes else ()
+    tests: dict[str, Split] = {tested: test} if measured else {}
+    lacking = without_objects({tested: test}, classes) if place.classes and measured else ()
     notes = (*passed.notes(), *fit.notes(), *lacking)
-    return Dataset(train, {tested: test}, classes, notes=notes)
+    return Dataset(train, tests, classes, notes=notes)
 
 
 @dataclass(frozen=True)

@@ -153,7 +153,11 @@ def there(store: Any, key: str) -> bool:
     try:
         return bool(store.check([key]))
     except RuntimeError:
-        raise RescueError(
-            "the first process of the group is gone. What it said says why; the last checkpoint "
-            "stands."
-        ) from None
+        raise gone() from None
+
+
+def gone() -> RescueError:
+    """What to tell where the first process no longer answers."""
+    return RescueError(
+        "the first process of the group is gone. What it said says why; the last checkpoint stands."
+    )

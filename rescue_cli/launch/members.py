@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from rescue_cli.errors import InUseError, RescueError, StoppedError, UsageError, from_code
-from rescue_cli.launch.meeting import LOOK_SECONDS, there
+from rescue_cli.launch.meeting import LOOK_SECONDS, gone, there
 from rescue_cli.launch.surroundings import BY_HAND, Start
 from rescue_cli.results import RunDirectory, read_environment, word_of
 
@@ -72,7 +72,11 @@ class Group:
         return f"rank {rank} (pid {self.members[rank]['pid']} on {self.members[rank]['host']})"
 
     def tell(self, key: str, value: Any) -> None:
-        self.store.set(key, json.dumps(value))
+        """Raises `RescueError` where the store is gone."""
+        try:
+            self.store.set(key, json.dumps(value))
+        except RuntimeError:
+            raise gone() from None
 
     def hear(self, key: str) -> Any:
         """What somebody tells, whenever that is; raises `RescueError` where the store is gone."""
@@ -131,7 +135,7 @@ class Group:
                     work(path)
             except Exception as error:
                 if not isinstance(error, StoppedError):  # of which all know
-                    with contextlib.suppress(RuntimeError):  # who kept the store may be gone
+                    with contextlib.suppress(RescueError):  # who kept the store may be gone
                         self.tell(f"failed/{number}", code_of(error))
                 return error
         return None

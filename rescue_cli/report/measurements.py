@@ -79,8 +79,9 @@ def _of_classes(entry: Mapping[str, Any], name: str) -> str:
     known, images = len(entry["per_class"]), [row["images"] for row in rows]
     of = f"{len(rows)}" if len(rows) == known else f"{len(rows)} of {known}"
     return (
-        f"bal.: balanced accuracy, mean recall of {of} classes of {min(images)} to {max(images)} "
-        f"images, 95 % {interval[0]:.1f} to {interval[1]:.1f}\neach class: predictions/{name}.csv"
+        f"bal.: balanced accuracy, the mean recall of {of} classes of {min(images)} to "
+        f"{max(images)} images\n"
+        f"95 % of it: {interval[0]:.1f} to {interval[1]:.1f}; each class: predictions/{name}.csv"
     )
 
 
