@@ -28,13 +28,13 @@ test-long: install
 test-slurm: install
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[slurm]'
 	bash tests/start_slurm.sh
-	$(BIN)/pytest tests/test_slurm.py
+	$(BIN)/pytest tests/runs/test_slurm.py
 
 # The report in Debian's chromium; screenshots in build/screenshots
 test-browser: install
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check playwright
 	command -v chromium || (apt-get update && apt-get install --yes chromium)
-	$(BIN)/pytest tests/test_browser.py
+	$(BIN)/pytest tests/report/test_browser.py
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache

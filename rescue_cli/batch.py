@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rescue_cli.draws import Indices
+from rescue_cli.rng import Indices
 
 
 @dataclass(frozen=True)

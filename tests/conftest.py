@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from rescue_cli.__main__ import main
-from rescue_cli.launch import pool
+from rescue_cli.runs import pool
 from tests.engine_runs import ForkedWorker
 
 

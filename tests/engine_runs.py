@@ -26,10 +26,10 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from rescue_cli.data import Dataset, Images
-from rescue_cli.launch import environment, prepare
 from rescue_cli.recipe import Recipe
-from rescue_cli.results import RunDirectory, read_json, read_metrics
+from rescue_cli.rundir import RunDirectory, read_json, read_metrics
+from rescue_cli.runs import environment, prepare
+from rescue_cli.sections.data import Dataset, Images
 
 CLOCK = ("seconds", "images_per_second", "waiting")  # what no two runs share in a line of metrics
 PATIENCE = 120.0  # seconds that anything may take on a busy machine
@@ -39,7 +39,7 @@ _processes.set_forkserver_preload(
     [
         "rescue_cli.cli",
         "rescue_cli.cli.train",
-        "rescue_cli.worker",
+        "rescue_cli.runs.worker",
         "rescue_cli.report.pictures",
         # what a run imports on its way
         "matplotlib.backends.backend_agg",
@@ -127,7 +127,7 @@ def start(
     `largest_file` is a limit in bytes, at which the system refuses to write on; `shared_memory` is
     the size of a /dev/shm of its own, as `mount_shared_memory` has it. The process sees so many
     `cores`, and takes as many threads. With `worker` the arguments are those of
-    `python -m rescue_cli.worker`.
+    `python -m rescue_cli.runs.worker`.
     """
     told.parent.mkdir(parents=True, exist_ok=True)
     stdout, stderr = told.with_suffix(".out"), told.with_suffix(".err")
@@ -149,8 +149,8 @@ def _run(
     worker: bool,
     folder: Path | None,
 ) -> None:
-    from rescue_cli import worker as worker_module
     from rescue_cli.__main__ import main
+    from rescue_cli.runs import worker as worker_module
 
     files = [os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) for path in (stdout, stderr)]
     _become(["rescue", *arguments], environment, dict(zip((1, 2), files, strict=True)))
@@ -237,7 +237,7 @@ def group_of(
 
 
 class ForkedWorker:
-    """What `rescue_cli.launch.pool` knows of the process that it starts; forked as above."""
+    """What `rescue_cli.runs.pool` knows of the process that it starts; forked as above."""
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         theirs, mine = (_processes.Pipe(duplex=False) for _ in range(2))
@@ -266,11 +266,11 @@ class ForkedWorker:
 
 
 def _serve(words: Connection, answers: Connection, environment: dict[str, str]) -> None:
-    from rescue_cli import worker
+    from rescue_cli.runs import worker
 
     os.setsid()
     files = {0: words.fileno(), 1: answers.fileno(), 2: os.open(os.devnull, os.O_WRONLY)}
-    _become(["rescue_cli.worker", "-"], environment, files)
+    _become(["rescue_cli.runs.worker", "-"], environment, files)
     words.close()
     answers.close()
     worker.main()

@@ -15,13 +15,13 @@ import numpy as np
 from rescue_cli import build
 from rescue_cli import recipe as recipes
 from rescue_cli.batch import Measurement
-from rescue_cli.data import FACTS
 from rescue_cli.engine.evaluate import Predictions
 from rescue_cli.errors import DivergedError, RescueError
-from rescue_cli.failures import leaving_word
-from rescue_cli.launch import directory
 from rescue_cli.recipe import Recipe, steps_per_epoch, total_steps
-from rescue_cli.results import RunDirectory, stem
+from rescue_cli.rundir import RunDirectory, stem
+from rescue_cli.runs import directory
+from rescue_cli.runs.failure import leaving_word
+from rescue_cli.sections.data import FACTS
 
 IMAGES = 1000  # as many as fashion-mini's test set has
 SECONDS = 1.5  # of training an epoch

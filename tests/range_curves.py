@@ -15,9 +15,10 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from rescue_cli import clues, range_test
-from rescue_cli.range_curves import Curves
-from rescue_cli.range_test import Answer
+from rescue_cli.analysis import curves as clues
+from rescue_cli.analysis import lr_range
+from rescue_cli.analysis.lr_range import Answer
+from rescue_cli.analysis.range_curves import Curves
 
 Array = NDArray[np.float64]
 Shape = Literal["linear", "exponential"]
@@ -201,8 +202,8 @@ def answer(
     turn = turn_of(family, setting, rng)
     full = [curves(family, setting, turn, rng) for _ in range(seeds)]
     half = curves(family, setting, turn, rng, half=True)
-    readings = [range_test.reading(one) for one in full]
-    return turn, range_test.answer(readings, range_test.reading(half), 1.0), full[0]
+    readings = [lr_range.reading(one) for one in full]
+    return turn, lr_range.answer(readings, lr_range.reading(half), 1.0), full[0]
 
 
 # --- the rules of others, on the first run's losses ---

@@ -1,6 +1,6 @@
 """How often each printed test errs and each printed interval covers, over made runs of known truth.
 
-`python -m tests.rates` prints the tables; tests/test_rates.py holds a part of them in every run.
+`python -m tests.rates` prints the tables; tests/analysis/test_rates.py holds a part of them in every run.
 """
 
 import math
@@ -11,11 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from rescue_cli import robust, sequential, statistics
-from rescue_cli.report import scenes
-from rescue_cli.report.comparison import CHANCE, pairs_of
-from rescue_cli.report.operands import Operand
-from rescue_cli.statistics import Sample, difference, interval, paired_difference, sample
+from rescue_cli.analysis import bootstrap as scenes
+from rescue_cli.analysis import robust, sequential, stats
+from rescue_cli.analysis.compare import CHANCE, pairs_of
+from rescue_cli.analysis.sides import Operand
+from rescue_cli.analysis.stats import Sample, difference, interval, paired_difference, sample
 
 SIZES = (2, 3, 5, 10, 100)
 Draw = Callable[[np.random.Generator, int], NDArray[np.float64]]
@@ -224,7 +224,7 @@ def wilson(accuracy: float, count: int, trials: int) -> Rate:
     """The interval of one network's accuracy."""
 
     def covers(rng: np.random.Generator) -> bool:
-        low, high = statistics.wilson(int(rng.binomial(count, accuracy)), count)
+        low, high = stats.wilson(int(rng.binomial(count, accuracy)), count)
         return low <= 100 * accuracy <= high
 
     return over(0.95, trials, covers)
@@ -236,7 +236,7 @@ def mcnemar(images: int, trials: int) -> Rate:
     def claims(rng: np.random.Generator) -> bool:
         hard = rng.random(images)
         a, b = (rng.random(images) < 0.98 - 0.4 * (hard < 0.2) for _ in range(2))
-        return statistics.mcnemar(a, b)[2] < 0.05
+        return stats.mcnemar(a, b)[2] < 0.05
 
     return over(0.05, trials, claims)
 
@@ -298,7 +298,7 @@ def looked_after_every_seed(most: int, trials: int) -> Rate:
 
 def planned_runs(n: int, trials: int) -> tuple[Rate, Rate]:
     """Pilots of n runs whose plan has the power of 80 %: by the upper bound, and by their std."""
-    from rescue_cli import power
+    from rescue_cli.analysis import power
 
     enough = power.needed(0.5, 1.0, 0.05, paired=False)
     assert enough is not None
@@ -317,7 +317,7 @@ def best_of(n: int, trials: int) -> Rate:
     rng = np.random.default_rng(7)
     inside, band = 0, (0.0, 0.0)
     for number in range(trials + 1):
-        found = statistics.chosen_best(rng.normal(0, 1, n), rng.normal(0, 1, n), draws=1000)
+        found = stats.chosen_best(rng.normal(0, 1, n), rng.normal(0, 1, n), draws=1000)
         inside += bool(number) and band[0] <= found.inflation[0] <= band[1]
         band = found.inflation[1:]
     return Rate(0.95, inside, trials)
@@ -328,7 +328,7 @@ def correlated(n: int, trials: int) -> Rate:
 
     def covers(rng: np.random.Generator) -> bool:
         a = rng.normal(size=n)
-        _, low, high = statistics.correlation(a, 0.6 * a + 0.8 * rng.normal(size=n))
+        _, low, high = stats.correlation(a, 0.6 * a + 0.8 * rng.normal(size=n))
         return low <= 0.6 <= high
 
     return over(0.95, trials, covers)

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs and starts a SLURM of one node on this machine (Debian, as root), for tests/test_slurm.py.
+# Installs and starts a SLURM of one node on this machine (Debian, as root), for tests/runs/test_slurm.py.
 set -euo pipefail
 if ! command -v slurmctld > /dev/null; then
     apt-get update --quiet --quiet

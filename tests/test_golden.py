@@ -18,12 +18,12 @@ import torch
 from PIL import Image
 from scipy import stats
 
-from rescue_cli import build, draws
+from rescue_cli import build, rng
 from rescue_cli import recipe as recipes
-from rescue_cli.data import FACTS, Dataset, FileNames, Files, Images, Keys, load
-from rescue_cli.optim import claims
-from rescue_cli.parts.ingredients import network_of
-from rescue_cli.parts.updates import rates_of
+from rescue_cli.build.ingredients import network_of
+from rescue_cli.build.optimizers import rates_of
+from rescue_cli.sections.data import FACTS, Dataset, FileNames, Files, Images, Keys, load
+from rescue_cli.sections.optim import claims
 from tests import drawn_scenes
 from tests.engine_runs import drawn
 
@@ -232,11 +232,11 @@ def test_the_parameter_groups_of_a_shipped_recipe_are_what_they_were(name: str) 
 
 
 def some_draws() -> list[float]:
-    return [float(u) for u in draws.uniform(3, "augment", 5, 1, (8,))]
+    return [float(u) for u in rng.uniform(3, "augment", 5, 1, (8,))]
 
 
 def an_order() -> list[int]:
-    return [int(i) for i in draws.permute(np.arange(12), 12, 3, 1)]
+    return [int(i) for i in rng.permute(np.arange(12), 12, 3, 1)]
 
 
 def test_the_draws_are_what_they_were() -> None:
@@ -247,18 +247,18 @@ def test_the_draws_are_what_they_were() -> None:
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 7, 16, 17, 63, 64, 65, 255, 1000, 4096, 50_000])
 def test_an_order_holds_every_item_once(size: int) -> None:
-    order = draws.permute(np.arange(size), size, 1, 2)
+    order = rng.permute(np.arange(size), size, 1, 2)
     assert np.array_equal(np.sort(order), np.arange(size))
 
 
 def test_a_part_of_an_order_needs_not_the_rest() -> None:
-    whole = draws.permute(np.arange(1000), 1000, 4, 7)
-    assert np.array_equal(draws.permute(np.array([999, 0, 500]), 1000, 4, 7), whole[[999, 0, 500]])
+    whole = rng.permute(np.arange(1000), 1000, 4, 7)
+    assert np.array_equal(rng.permute(np.array([999, 0, 500]), 1000, 4, 7), whole[[999, 0, 500]])
 
 
 def test_epochs_and_seeds_have_orders_of_their_own() -> None:
     orders = [
-        draws.permute(np.arange(500), 500, seed, epoch).tobytes()
+        rng.permute(np.arange(500), 500, seed, epoch).tobytes()
         for seed in range(4)
         for epoch in range(4)
     ]
@@ -269,16 +269,16 @@ def test_orders_are_spread_as_chance_spreads_them() -> None:
     size, epochs = 10, 2000
     counts = np.zeros((size, size))
     for epoch in range(epochs):
-        counts[np.arange(size), draws.permute(np.arange(size), size, 11, epoch)] += 1
+        counts[np.arange(size), rng.permute(np.arange(size), size, 11, epoch)] += 1
     assert stats.chisquare(counts.ravel()).pvalue > 1e-3
-    first, second = (draws.permute(np.arange(5000), 5000, 0, epoch) for epoch in (0, 1))
+    first, second = (rng.permute(np.arange(5000), 5000, 0, epoch) for epoch in (0, 1))
     assert abs(stats.spearmanr(first, second).statistic) < 0.06
     assert abs(stats.spearmanr(first, np.arange(5000)).statistic) < 0.06
 
 
 def test_uniform_draws_are_uniform_and_differ_with_what_they_are_for() -> None:
     blocks = [
-        draws.uniform(seed, purpose, step, slice_, (2000,))
+        rng.uniform(seed, purpose, step, slice_, (2000,))
         for seed in (0, 1)
         for purpose in ("augment", "crop")
         for step in (0, 1)

@@ -10,13 +10,13 @@ from typing import NamedTuple
 import numpy as np
 
 from rescue_cli import recipe as recipes
-from rescue_cli.range_curves import Curves
-from rescue_cli.range_test import Ramp
+from rescue_cli.analysis.lr_range import Ramp
+from rescue_cli.analysis.range_curves import Curves
+from rescue_cli.analysis.sides import Operand
+from rescue_cli.analysis.stats import sample
+from rescue_cli.analysis.tuning import Outcome, Search
 from rescue_cli.recipe import Recipe
-from rescue_cli.report.operands import Operand
 from rescue_cli.report.tuned import judged
-from rescue_cli.statistics import sample
-from rescue_cli.tuning import Outcome, Search
 
 BASE = recipes.load("quickstart")
 LOWEST = 0.45  # loss of the best recipe of a world

@@ -19,14 +19,14 @@ from torch.nn.utils import clip_grad_norm_
 from rescue_cli import build
 from rescue_cli import recipe as recipes
 from rescue_cli.batch import Batch
+from rescue_cli.bench.interleave import seconds
 from rescue_cli.bench.plain_layers import write_down
 from rescue_cli.bench.plain_optim import LR, plain_optimizers
-from rescue_cli.bench.turns import seconds
-from rescue_cli.data import Dataset, Images
+from rescue_cli.engine.optimizers import Optimizers
 from rescue_cli.engine.step import Step
-from rescue_cli.engine.updates import Optimizers
 from rescue_cli.errors import RescueError, UsageError
 from rescue_cli.recipe import Recipe, steps_per_epoch
+from rescue_cli.sections.data import Dataset, Images
 
 Run = Callable[[], None]
 

@@ -13,16 +13,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from rescue_cli.augment import Augment, Operation
-from rescue_cli.bench import timms
-from rescue_cli.bench.turns import each_round
-from rescue_cli.data import Dataset, Files
-from rescue_cli.data.folders import class_folders, read
-from rescue_cli.data.stream import StreamFeed
-from rescue_cli.parts.ingredients import data_keys, filled, operations_of
-from rescue_cli.parts.inputs import Machine, normalise, train_feed
+from rescue_cli.bench import timm_pipeline
+from rescue_cli.bench.interleave import each_round
+from rescue_cli.build.feeds import Machine, normalise, train_feed
+from rescue_cli.build.ingredients import data_keys, filled, operations_of
 from rescue_cli.recipe import Item, Recipe
-from rescue_cli.sampling import SAMPLERS, Steps
+from rescue_cli.sections.augment import Augment, Operation
+from rescue_cli.sections.data import Dataset, Files
+from rescue_cli.sections.data.folders import class_folders, read
+from rescue_cli.sections.data.stream import StreamFeed
+from rescue_cli.sections.sampling import SAMPLERS, Steps
 
 CPU = torch.device("cpu")
 SHUFFLED = Item("shuffled", {})
@@ -59,7 +59,7 @@ def against_timm(recipe: Recipe, folder: Path, *, steps: int, rounds: int) -> di
     files = read(folder, {name: place for place, name in enumerate(names)}, complete=True)
     times = math.ceil(recipe.train.batch_size / len(files))  # no image twice in a step's order
     size = data_keys(recipe).train_size or 224
-    given = timms.options(recipe)
+    given = timm_pipeline.options(recipe)
     tiled = files.take(np.tile(np.arange(len(files)), times))
     samplings = {"alone": SHUFFLED}
     if recipe.sampling.name != SHUFFLED.name:
@@ -148,11 +148,13 @@ def _ours(
     return _cost(steps * train.batch_size, worker, loading, device)
 
 
-def _theirs(folder: Path, recipe: Recipe, size: int, images: int, given: timms.Options) -> Cost:
+def _theirs(
+    folder: Path, recipe: Recipe, size: int, images: int, given: timm_pipeline.Options
+) -> Cost:
     """An epoch of timm's loader, of at least a step's images."""
     batch_size = recipe.train.device_batch_size
     times = math.ceil(recipe.train.batch_size / images)
-    loader = timms.loader(folder, size, batch_size, times, given)
+    loader = timm_pipeline.loader(folder, size, batch_size, times, given)
     mine, children = time.process_time(), _children()
     seen = sum(len(batch) for batch, _ in loader)
     return _cost(seen, _children() - children, time.process_time() - mine, 0.0)

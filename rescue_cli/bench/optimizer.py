@@ -8,10 +8,10 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from rescue_cli.bench.turns import in_turn
-from rescue_cli.model.zoo import zoo
-from rescue_cli.optim import claims
-from rescue_cli.optim.lamb import lamb
+from rescue_cli.bench.interleave import in_turn
+from rescue_cli.sections.model.zoo import zoo
+from rescue_cli.sections.optim import claims
+from rescue_cli.sections.optim.lamb import lamb
 
 CLASSES = 1000
 LR, WEIGHT_DECAY, MAX_GRAD_NORM = 5e-3, 0.02, 1.0  # ResNet strikes back, A2

@@ -14,7 +14,7 @@ from statistics import median
 from typing import Any
 
 from rescue_cli import lifetime
-from rescue_cli.bench.turns import each_round
+from rescue_cli.bench.interleave import each_round
 from rescue_cli.errors import RescueError, from_code
 from rescue_cli.recipe import Recipe
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from rescue_cli.model import Celu, GhostBatchNorm2d, ResNet9
+from rescue_cli.sections.model import Celu, GhostBatchNorm2d, ResNet9
 
 
 class PlainGhostNorm(nn.BatchNorm2d):

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from rescue_cli.errors import UsageError
-from rescue_cli.optim import claims
 from rescue_cli.recipe import Recipe
+from rescue_cli.sections.optim import claims
 
 LR = (
     1e-4  # a batch that comes again and again must not diverge; an update takes as long at any rate

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from rescue_cli import build
-from rescue_cli.bench.peak import matrix_peak
-from rescue_cli.bench.turns import in_turn, seconds
-from rescue_cli.data import Dataset, Images
+from rescue_cli.bench.interleave import in_turn, seconds
+from rescue_cli.bench.peak_flops import matrix_peak
 from rescue_cli.engine.step import Step
 from rescue_cli.errors import UsageError
 from rescue_cli.recipe import Recipe, steps_per_epoch, total_steps
+from rescue_cli.sections.data import Dataset, Images
 
 DTYPES = {
     "float16": torch.float16,

@@ -15,12 +15,12 @@ from torch.nn import functional
 
 from rescue_cli import build
 from rescue_cli import recipe as recipes
-from rescue_cli.bench import timms
-from rescue_cli.bench.turns import each_round
-from rescue_cli.data import Images, Place
+from rescue_cli.bench import timm_pipeline
+from rescue_cli.bench.interleave import each_round
+from rescue_cli.build.ingredients import data_keys
 from rescue_cli.errors import UsageError
-from rescue_cli.parts.ingredients import data_keys
 from rescue_cli.recipe import Recipe, steps_per_epoch
+from rescue_cli.sections.data import Images, Place
 
 WARM_UP = 3  # steps before the clock starts: timm's worker has its two batches ahead by then
 # What `rescue bench train` times unless told otherwise: A2's ingredients on CIFAR-10
@@ -60,7 +60,7 @@ def against_timm(recipe: Recipe, *, steps: int, rounds: int) -> dict[str, Any]:
     Raises `UsageError` for data that are not class folders in memory, or an ingredient that timm's
     script has not.
     """
-    given = timms.options(recipe)
+    given = timm_pipeline.options(recipe)
     folder = _train_folder(recipe)
     batch_size = recipe.train.batch_size
     if recipe.train.slices != 1:
@@ -78,7 +78,7 @@ def against_timm(recipe: Recipe, *, steps: int, rounds: int) -> dict[str, Any]:
         images, targets = _ready(engine)
 
         def make_loader() -> Any:
-            return timms.loader(folder, size, batch_size, 1, given, collate)
+            return timm_pipeline.loader(folder, size, batch_size, 1, given, collate)
 
         ways: dict[str, Timed] = {
             "ours": _ours(engine, per_epoch),

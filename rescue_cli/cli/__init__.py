@@ -11,7 +11,7 @@ from typer.core import TyperCommand
 from typer.main import get_command
 
 from rescue_cli import __version__
-from rescue_cli.cli.screen import Group
+from rescue_cli.cli.help import Group
 from rescue_cli.errors import RescueError, UsageError, refuse_url
 
 # Each is the module of that name here, imported when it is asked for, and what help says of it.
@@ -182,21 +182,21 @@ def _join(words: list[str], stack: contextlib.ExitStack) -> None:
     """
     if not _is_computing(words) or {"-h", "--help"} & {*words}:
         return
-    from rescue_cli.launch import surroundings
+    from rescue_cli.runs import launcher
 
-    start = surroundings.found(os.environ)
+    start = launcher.found(os.environ)
     names = {word.partition("=")[0] for word in words}
-    if start is not None and start.starter in surroundings.TASKS and names & OF_MACHINES:
+    if start is not None and start.starter in launcher.TASKS and names & OF_MACHINES:
         start = None  # each task is a machine, which starts its own processes
     if start is not None and words[0] == "bench":
         raise UsageError(
             f"bench: measures one process, and runs as {start.size} ({start.starter}). Start it "
             f"once. {start.cure}"
         )
-    surroundings.clear(os.environ)
+    launcher.clear(os.environ)
     if start is not None:
         from rescue_cli.cli.common import note
-        from rescue_cli.launch import joined
+        from rescue_cli.runs import joined
 
         stack.enter_context(joined(start, words, note))
 
@@ -204,7 +204,7 @@ def _join(words: list[str], stack: contextlib.ExitStack) -> None:
 def _prepare_allocator(words: list[str]) -> None:
     """Where it is going to compute on a CPU, the command begins anew with settings for malloc."""
     if _is_computing(words) and not COMPUTING_NOTHING & {*words}:
-        from rescue_cli.launch.allocator import restart_with_settings
+        from rescue_cli.runs.allocator import restart_with_settings
 
         restart_with_settings()
 

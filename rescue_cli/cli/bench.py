@@ -8,7 +8,7 @@ from rich.table import Table
 
 from rescue_cli.cli import common
 from rescue_cli.cli.common import Device, Json, Overrides, RecipeName, Workers
-from rescue_cli.cli.screen import then
+from rescue_cli.cli.help import then
 from rescue_cli.errors import UsageError
 from rescue_cli.recipe import Recipe
 
@@ -85,7 +85,7 @@ def _against_bare(
 
 def _against_plain(recipe: Recipe, device: str, steps: int, rounds: int) -> dict[str, Any]:
     from rescue_cli.bench.plain import against_plain
-    from rescue_cli.launch import allocator
+    from rescue_cli.runs import allocator
 
     settings = allocator.SETTINGS if device == "cpu" and allocator.available() else None
     return against_plain(recipe, device, settings, steps=steps, rounds=rounds)

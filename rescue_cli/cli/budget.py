@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from rescue_cli.errors import StoppedError
 from rescue_cli.recipe import Recipe
-from rescue_cli.results import RunDirectory, read_json, read_metrics
+from rescue_cli.rundir import RunDirectory, read_json, read_metrics
 
 SLACK = 1.15  # for what no clock of a run counts: weights and predictions written, a busy machine
 

@@ -11,13 +11,13 @@ from rich.console import Console
 from rich.table import Table
 
 from rescue_cli import recipe as recipes
-from rescue_cli.cli.screen import App, Group
+from rescue_cli.analysis.measurements import WORDS, measurements, of_images, with_interval
+from rescue_cli.cli.help import App, Group
 from rescue_cli.errors import UsageError
 from rescue_cli.recipe import Recipe
-from rescue_cli.report.measurements import WORDS, measurements, of_images, with_interval
 
 if TYPE_CHECKING:
-    from rescue_cli.report.operands import Operand
+    from rescue_cli.analysis.sides import Operand
 
 DEFAULT = "quickstart"
 NO_RECIPE = f"no --recipe given: {DEFAULT}"
@@ -82,7 +82,7 @@ def note(message: str) -> None:
 
 def allocator_notes() -> list[str]:
     """Whether this process runs with settings for malloc that nobody typed."""
-    from rescue_cli.launch import allocator
+    from rescue_cli.runs import allocator
 
     return [allocator.SAID] if allocator.in_force() else []
 
@@ -234,8 +234,8 @@ def with_lists(
 
 def print_comparison(sides: Sequence["Operand"], pairs: Sequence[Mapping[str, Any]]) -> None:
     """Each side's mean, then what may be claimed of each pair, and by which test."""
-    from rescue_cli.report.claims import details
-    from rescue_cli.report.comparison import told
+    from rescue_cli.analysis.claims import details
+    from rescue_cli.analysis.compare import told
 
     out = console()
     table = Table(box=None, pad_edge=False, header_style="bold")

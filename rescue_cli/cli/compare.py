@@ -6,14 +6,15 @@ from typing import Annotated, Any
 
 import typer
 
+from rescue_cli.analysis import interim
+from rescue_cli.analysis import sides as operands
+from rescue_cli.analysis.compare import pairs_of, told
+from rescue_cli.analysis.sides import Operand
 from rescue_cli.cli import common
 from rescue_cli.cli.common import Json
-from rescue_cli.cli.screen import then
+from rescue_cli.cli.help import then
 from rescue_cli.errors import UnexpectedError, UsageError
-from rescue_cli.report import looks, operands
-from rescue_cli.report.comparison import pairs_of, told
-from rescue_cli.report.markup import shown_seconds, significant
-from rescue_cli.report.operands import Operand
+from rescue_cli.formatting import shown_seconds, significant
 
 app = common.verb()
 
@@ -52,7 +53,7 @@ def compare(
     if want is not None and not 0 < want <= 100:
         raise UsageError(f"--want: {want:g} must be above 0 and at most 100 points.")
     pairs = pairs_of(sides, want)
-    for line in looks.note(sides):
+    for line in interim.note(sides):
         common.note(f"warning: {line}")
     found = {**(pairs[0] if pairs else {}), "sides": told(sides)}
     if len(pairs) > 1:
@@ -78,7 +79,7 @@ def compare(
 def _recipe_of(word: str) -> list[str]:
     """The shipped recipe that a run was trained by, to be compared with; none of other words."""
     from rescue_cli import recipe as recipes
-    from rescue_cli.results import RunDirectory
+    from rescue_cli.rundir import RunDirectory
 
     run = RunDirectory(Path(word))
     name = recipes.recipe_in(run.path).name if run.recipe.is_file() else ""
@@ -112,7 +113,7 @@ def _band(word: str, other: Operand) -> dict[str, Any] | None:
 
     if not operands.is_recipe(word) or not other.paths:
         return None
-    from rescue_cli.report.expected import drawn_of, verdict
+    from rescue_cli.analysis.expected import drawn_of, verdict
 
     first = next(iter(other.paths.values()))
     drawn = drawn_of(recipes.recipe_in(first), operands.count_of(first))

@@ -8,7 +8,7 @@ import typer
 
 from rescue_cli.cli import common
 from rescue_cli.cli.common import Architecture, Device, Json, Overrides, Procs, RecipeName, Workers
-from rescue_cli.cli.screen import then
+from rescue_cli.cli.help import then
 
 app = common.verb()
 
@@ -37,10 +37,10 @@ def evaluate(
 ) -> None:
     """Evaluate weights as training does: every image once, one table."""
     from rescue_cli import build
-    from rescue_cli.launch import Nodes, abandon, environment, prepare, run_directory, shared
-    from rescue_cli.parts.source import check_changes, find_weights
+    from rescue_cli.build.weights import check_changes, find_weights
     from rescue_cli.report.pictures import draw
-    from rescue_cli.results import RunDirectory, read_result
+    from rescue_cli.rundir import RunDirectory, read_result
+    from rescue_cli.runs import Nodes, abandon, environment, prepare, run_directory, shared
 
     procs, _ = shared(procs)
     where = common.device(device)
@@ -78,7 +78,7 @@ def evaluate(
 
 
 def _directory(name: str, given: str, out: Path | None) -> Path:
-    from rescue_cli.launch import next_free
+    from rescue_cli.runs import next_free
 
     if out is not None:
         return common.folder(out)

@@ -6,8 +6,8 @@ from typing import Annotated
 import typer
 
 from rescue_cli.errors import UsageError
-from rescue_cli.plans import given_keys, is_given
 from rescue_cli.recipe import Recipe, architectures
+from rescue_cli.recipe.changes import given_keys, is_given
 
 
 def model_names(incomplete: str) -> list[str]:
@@ -34,7 +34,7 @@ def expand(
     """
     if model is None and epochs is None:
         return [], []
-    from rescue_cli import options
+    from rescue_cli.build import expand as options
 
     found, notes = [], []
     if model is not None:

@@ -9,13 +9,13 @@ from typing import Any
 
 from rich.table import Table
 
-from rescue_cli import range_test
+from rescue_cli.analysis import lr_range
+from rescue_cli.analysis.lr_range import Answer, Ramp, Reading
+from rescue_cli.analysis.range_curves import Curves
 from rescue_cli.cli import common
 from rescue_cli.errors import UsageError
-from rescue_cli.range_curves import Curves
-from rescue_cli.range_test import Answer, Ramp, Reading
 from rescue_cli.recipe import Recipe
-from rescue_cli.results import METRICS
+from rescue_cli.rundir import METRICS
 
 SHOWN = 12  # rows of the table
 
@@ -25,8 +25,8 @@ class Found:
 
     def __init__(self, recipe: Recipe, ramp: Ramp, full: list[Curves], half: Curves) -> None:
         self.recipe, self.ramp, self.full, self.half = recipe, ramp, full, half
-        self.readings: list[Reading] = [range_test.reading(curves) for curves in full]
-        self.answer: Answer = range_test.answer(self.readings, range_test.reading(half), ramp.end)
+        self.readings: list[Reading] = [lr_range.reading(curves) for curves in full]
+        self.answer: Answer = lr_range.answer(self.readings, lr_range.reading(half), ramp.end)
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -53,8 +53,8 @@ class Found:
 
 
 def write(folder: Path, found: Found) -> None:
-    from rescue_cli.report.ranges import draw
-    from rescue_cli.results import RunDirectory, read_json, write_json
+    from rescue_cli.report.lr_range import draw
+    from rescue_cli.rundir import RunDirectory, read_json, write_json
 
     runs = [*found.full, found.half]
     environment = read_json(RunDirectory(folder / f"seed-{found.full[0].seed}").environment)
@@ -73,7 +73,7 @@ def write(folder: Path, found: Found) -> None:
 
 def apply(path: Path, found: Found, *, untrusted: bool) -> None:
     """Writes the recipe, and what the rate rests on as its comment; raises `UsageError`."""
-    from rescue_cli.results import write_text
+    from rescue_cli.rundir import write_text
 
     said, cure = found.answer, found.answer.cure(found.ramp)
     reasons = "; ".join(said.reasons)
@@ -84,7 +84,7 @@ def apply(path: Path, found: Found, *, untrusted: bool) -> None:
             f"--apply: {said.max_lr:.3g} is not to be trusted ({reasons}). {cure} "
             "Or write it all the same with --apply-untrusted."
         )
-    recipe = range_test.applied(found.recipe, said.max_lr, found.ramp.momentum)
+    recipe = lr_range.applied(found.recipe, said.max_lr, found.ramp.momentum)
     word = "trusted" if said.trusted else "NOT TRUSTED, applied all the same"
     comment = f"# A 1cycle up to {said.max_lr:.3g}, by rescue lr-range-test. {word}: {reasons}.\n"
     write_text(path, comment + recipe.to_yaml())

@@ -8,18 +8,18 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from rescue_cli import range_curves
 from rescue_cli import recipe as recipes
+from rescue_cli.analysis import range_curves
+from rescue_cli.analysis.lr_range import Ramp
+from rescue_cli.analysis.range_curves import Curves
 from rescue_cli.cli import common
 from rescue_cli.cli.common import Architecture, Device, Json, Overrides, Procs, RecipeName, Workers
+from rescue_cli.cli.help import then
 from rescue_cli.cli.lr_range_found import Found, show, write
 from rescue_cli.cli.lr_range_found import apply as write_recipe
 from rescue_cli.cli.progress import duration
 from rescue_cli.cli.runs import train_here
-from rescue_cli.cli.screen import then
 from rescue_cli.errors import UsageError
-from rescue_cli.range_curves import Curves
-from rescue_cli.range_test import Ramp
 from rescue_cli.recipe import Recipe, total_steps
 
 app = common.verb()
@@ -118,7 +118,7 @@ def _resolved(
         return recipes.load(common.named_or_default(recipe), given)
     if from_ is None or to is None:
         raise UsageError("--from and --to: a transfer has both. Give the other one too.")
-    from rescue_cli.parts.transfer import DEFAULT, start
+    from rescue_cli.build.transfer import DEFAULT, start
 
     base = recipes.load(recipe or DEFAULT)
     begun = start(base, from_, to, given, model=model)
@@ -210,7 +210,7 @@ def _length(recipe: Recipe, steps: int | None, epochs: float | None) -> tuple[fl
 
 
 def _folder(recipe: Recipe, out: Path | None) -> Path:
-    from rescue_cli.launch import next_free
+    from rescue_cli.runs import next_free
 
     if out is None:
         return next_free(Path("runs", "lr-range-test", recipe.name))

@@ -11,7 +11,7 @@ from rich.table import Table
 from rescue_cli.cli import common
 from rescue_cli.cli.common import Json
 from rescue_cli.cli.expand import model_names
-from rescue_cli.cli.screen import then
+from rescue_cli.cli.help import then
 from rescue_cli.errors import UsageError, did_you_mean
 from rescue_cli.recipe import architectures
 

@@ -5,15 +5,14 @@ from typing import Annotated, Any
 
 import typer
 
-from rescue_cli import plans
 from rescue_cli import recipe as recipes
 from rescue_cli.cli import common
 from rescue_cli.cli.common import Json, Overrides, RecipeName
 from rescue_cli.cli.expand import Epochs, Model, expand
-from rescue_cli.cli.screen import then
+from rescue_cli.cli.help import then
 from rescue_cli.errors import UsageError
-from rescue_cli.recipe import Recipe
-from rescue_cli.report.markup import counted, significant
+from rescue_cli.formatting import counted, significant
+from rescue_cli.recipe import Recipe, changes
 
 app = common.verb()
 MEGABYTES = 1024  # in a GB of a GPU's memory
@@ -83,7 +82,7 @@ def _estimate(recipe: Recipe, gpus: int, gpu_memory: float | None) -> dict[str, 
 
     build.check(recipe)
     recipe.demand_classification("plan")
-    plans.processes(recipe.train.slices, gpus, 1, option="--gpus")
+    changes.processes(recipe.train.slices, gpus, 1, option="--gpus")
     outline = build.outline(recipe)
     if "steps_per_epoch" not in outline:
         raise UsageError(

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from rescue_cli.cli import common
 from rescue_cli.cli.common import Architecture, Device, Json
-from rescue_cli.cli.screen import then
+from rescue_cli.cli.help import then
 from rescue_cli.errors import UsageError
 from rescue_cli.recipe import SECTIONS
 
@@ -40,8 +40,8 @@ def predict(
     device: Device = None,
 ) -> None:
     """Print the most probable classes of images."""
-    from rescue_cli.data.names import shown
-    from rescue_cli.prediction import predict_images
+    from rescue_cli.predict import predict_images
+    from rescue_cli.sections.data.names import shown
 
     changes = [word for word in words if _is_change(word)]
     images = [Path(word) for word in words if word not in changes]

@@ -10,7 +10,7 @@ from typing import Any
 
 from rescue_cli.errors import StoppedError
 from rescue_cli.recipe import Recipe
-from rescue_cli.results import RunDirectory, last_epoch, read_json
+from rescue_cli.rundir import RunDirectory, last_epoch, read_json
 
 
 class _Work:

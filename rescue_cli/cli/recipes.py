@@ -7,13 +7,13 @@ from typing import Annotated, Any, Literal
 import typer
 from rich.table import Table
 
-from rescue_cli import plans
 from rescue_cli import recipe as recipes
+from rescue_cli.analysis import records
 from rescue_cli.cli import common
 from rescue_cli.cli.common import Json, override_keys, recipe_names
-from rescue_cli.cli.screen import then
+from rescue_cli.cli.help import then
 from rescue_cli.errors import UsageError
-from rescue_cli.report import records
+from rescue_cli.recipe import changes as plans
 
 app = common.verb(invoke_without_command=True)
 Name = Annotated[

@@ -10,9 +10,9 @@ from typing import Annotated
 import typer
 
 from rescue_cli.cli import common
-from rescue_cli.cli.screen import then
+from rescue_cli.cli.help import then
 from rescue_cli.errors import DataError, RescueError, UsageError
-from rescue_cli.results import RunDirectory
+from rescue_cli.rundir import RunDirectory
 
 app = common.verb()
 
@@ -43,7 +43,7 @@ def report(
         _write_events(paths, tensorboard)
         print(tensorboard)
     elif csv_:
-        from rescue_cli.report.lines import KEYS
+        from rescue_cli.report.table import KEYS
 
         table = csv.DictWriter(sys.stdout, KEYS, lineterminator="\n")
         table.writeheader()
@@ -53,7 +53,7 @@ def report(
     elif json:
         print(json_module.dumps([line.values for line in page.results(paths)]))
     else:
-        from rescue_cli.results import write_text
+        from rescue_cli.rundir import write_text
 
         write_text(out, page.page(paths))
         print(out)
@@ -61,8 +61,9 @@ def report(
 
 def _check(path: Path) -> None:
     """Raises `DataError` where there is nothing to report."""
-    from rescue_cli.report import study_page, sweeps
-    from rescue_cli.report.operands import refuse_search
+    from rescue_cli.analysis import sweep as sweeps
+    from rescue_cli.analysis.sides import refuse_search
+    from rescue_cli.report import study_page
 
     refuse_search(path)
     found = None if _is_run(path) or study_page.is_study(path) else sweeps.read(path)
@@ -80,8 +81,8 @@ def _is_run(path: Path) -> bool:
 
 def _write_events(paths: list[Path], folder: Path) -> None:
     """Each run's curves as TensorBoard reads them; raises `RescueError` without the package."""
-    from rescue_cli.report import sweeps
-    from rescue_cli.results import read_metrics
+    from rescue_cli.analysis import sweep as sweeps
+    from rescue_cli.rundir import read_metrics
 
     try:
         from torch.utils.tensorboard import SummaryWriter

@@ -12,8 +12,8 @@ from rescue_cli.errors import DataError, DivergedError, RescueError, StoppedErro
 from rescue_cli.recipe import Recipe
 
 if TYPE_CHECKING:
-    from rescue_cli.parts.identity import Looked
-    from rescue_cli.report.planned import How
+    from rescue_cli.build.identity import Looked
+    from rescue_cli.rundir.planned import How
 
 Work = Callable[[Mapping[Path, Recipe], Callable[[Any], bool]], None]  # trains, telling each end
 
@@ -32,7 +32,7 @@ def places(device: str, jobs: int | None, workers: int | None) -> Places:
     """One run a GPU, on a CPU one, unless `jobs` says; raises `UsageError`."""
     import torch
 
-    from rescue_cli.launch import current, demand_alone
+    from rescue_cli.runs import current, demand_alone
 
     demand_alone({"--jobs": jobs not in (None, 1)})
     if (group := current()) is not None:
@@ -53,8 +53,8 @@ def train_all(
 
     A run that fails or diverges is told like the others. Raises what all of them would fail of.
     """
-    from rescue_cli.launch import run_all
-    from rescue_cli.parts.identity import Looked
+    from rescue_cli.build.identity import Looked
+    from rescue_cli.runs import run_all
 
     look = Looked()
     new = [
@@ -72,7 +72,7 @@ def train_missing(runs: Mapping[Path, Recipe], work: Work, say: Callable[[Any], 
     One that fails or diverges is told like the others, and one that diverged before is left, since
     it would again. Raises what all of them would fail of.
     """
-    from rescue_cli.parts.identity import Looked, compare_data
+    from rescue_cli.build.identity import Looked, compare_data
 
     look = Looked()
     done = [path for path, recipe in runs.items() if is_done(path, recipe, look)]
@@ -91,7 +91,7 @@ def train_missing(runs: Mapping[Path, Recipe], work: Work, say: Callable[[Any], 
 @contextmanager
 def planning(runs: Iterable[Path]) -> Iterator[None]:
     """Puts on record that these are to be run; not of what cannot begin, which is an error."""
-    from rescue_cli.report.planned import FILE, plan
+    from rescue_cli.rundir.planned import FILE, plan
 
     folders: dict[Path, list[str]] = {}
     for path in runs:
@@ -113,7 +113,7 @@ def demand_results(n: int, lost: Iterable["How"]) -> None:
 
     `n` are the runs that have one.
     """
-    from rescue_cli.report.planned import counted_lost
+    from rescue_cli.rundir.planned import counted_lost
 
     ends = list(lost)
     if not ends:
@@ -152,8 +152,8 @@ def queue(
 
 def queue_all(recipes: Mapping[Path, Recipe], where: Queue, hear: Callable[[Any], bool]) -> None:
     """As `train_all`, by SLURM; what is in its queue already is waited for."""
-    from rescue_cli.launch import claim, slurm
-    from rescue_cli.parts.identity import Looked
+    from rescue_cli.build.identity import Looked
+    from rescue_cli.runs import claim, slurm
 
     look = Looked()
     new = [path for path, recipe in recipes.items() if claim(path, recipe, resume=True, look=look)]
@@ -169,7 +169,7 @@ def _unless_fatal(
 
     What this call prepared and nothing trained in, of the `new` runs, is then taken back.
     """
-    from rescue_cli.launch import abandon
+    from rescue_cli.runs import abandon
 
     fatal: list[RescueError] = []
 
@@ -188,7 +188,7 @@ def _unless_fatal(
 
 def is_done(path: Path, recipe: Recipe, look: "Looked | None" = None) -> bool:
     """Whether the directory holds a result; raises `UsageError` for one of another recipe."""
-    from rescue_cli.launch import claim, is_finished
+    from rescue_cli.runs import claim, is_finished
 
     if not is_finished(path):
         return False
@@ -198,8 +198,8 @@ def is_done(path: Path, recipe: Recipe, look: "Looked | None" = None) -> bool:
 
 def diverged(path: Path, recipe: Recipe, look: "Looked | None" = None) -> bool:
     """Whether the run ended so; raises `UsageError` for a run of another recipe."""
-    from rescue_cli.launch import claim
-    from rescue_cli.results import RunDirectory, word_of
+    from rescue_cli.rundir import RunDirectory, word_of
+    from rescue_cli.runs import claim
 
     word = word_of(RunDirectory(path))
     if word is None or word.exit_code != DivergedError.exit_code:
@@ -232,7 +232,7 @@ def train_here(
 
     `folder` is the verb's --out, the one above `path` by default.
     """
-    from rescue_cli.launch import Nodes, abandon, run_directory
+    from rescue_cli.runs import Nodes, abandon, run_directory
 
     folder = folder or path.parent
     if is_done(path, recipe):
@@ -272,11 +272,11 @@ def _prepare(
     look: "Looked | None" = None,
 ) -> bool:
     """Whether the run is new; raises `UsageError` for processes that cannot share its steps."""
-    from rescue_cli import plans
-    from rescue_cli.launch import environment, prepare, shared
+    from rescue_cli.recipe import changes
+    from rescue_cli.runs import environment, prepare, shared
 
     asked, option = shared(procs)
-    procs = plans.processes(recipe.train.slices, asked, 1, option=option)
+    procs = changes.processes(recipe.train.slices, asked, 1, option=option)
     facts = environment(
         recipe,
         verb="train",

@@ -8,21 +8,21 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from rescue_cli import range_curves, tuning
 from rescue_cli import recipe as recipes
+from rescue_cli.analysis import range_curves, tuning
+from rescue_cli.analysis.lr_range import Ramp
+from rescue_cli.analysis.range_curves import Curves
+from rescue_cli.analysis.sweep import PREFIX
+from rescue_cli.analysis.tuning import Decision, Outcome
 from rescue_cli.cli import common
 from rescue_cli.cli.budget import SLACK, Cost, alarm, cost_of, hours
 from rescue_cli.cli.progress import duration
 from rescue_cli.cli.runs import train_here
 from rescue_cli.cli.variants import free_memory_mb, held_out, measured, shortened
 from rescue_cli.errors import StoppedError, UsageError
-from rescue_cli.range_curves import Curves
-from rescue_cli.range_test import Ramp
 from rescue_cli.recipe import Recipe, from_tree, total_steps
-from rescue_cli.report.sweeps import PREFIX
 from rescue_cli.report.tuned import UNCHANGED, Verdict, page, title_of, verdict
-from rescue_cli.results import RunDirectory, read_json, read_metrics, write_json, write_text
-from rescue_cli.tuning import Decision, Outcome
+from rescue_cli.rundir import RunDirectory, read_json, read_metrics, write_json, write_text
 
 TIMED_STEPS = 10  # of the run that says what the others will take
 RANGE_STEPS = 200  # updates of a range test, or an epoch where that is more
@@ -173,7 +173,7 @@ class Search:
 
     def _train(self, path: Path, recipe: Recipe) -> bool:
         """Whether it diverged; raises `_BudgetOver` where the budget does not hold the run."""
-        from rescue_cli.launch import is_finished
+        from rescue_cli.runs import is_finished
 
         new = not is_finished(path) and not RunDirectory(path).failure.exists()
         if new and self._left() < self._cost().of(recipe):

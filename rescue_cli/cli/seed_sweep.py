@@ -9,9 +9,13 @@ import typer
 from rich.table import Table
 
 from rescue_cli import recipe as recipes
+from rescue_cli.analysis import interim
+from rescue_cli.analysis import sweep as sweeps
+from rescue_cli.analysis.sweep import PREFIX, Sweep
 from rescue_cli.cli import common
 from rescue_cli.cli.common import Device, Json, Overrides, RecipeName, Workers
 from rescue_cli.cli.expand import Epochs, Model, expand
+from rescue_cli.cli.help import then
 from rescue_cli.cli.runs import (
     Places,
     Queue,
@@ -24,12 +28,9 @@ from rescue_cli.cli.runs import (
     train_all,
     train_missing,
 )
-from rescue_cli.cli.screen import then
 from rescue_cli.cli.until import opponent, train_until
 from rescue_cli.errors import DataError, DivergedError, UsageError
 from rescue_cli.recipe import Recipe
-from rescue_cli.report import looks, sweeps
-from rescue_cli.report.sweeps import PREFIX, Sweep
 
 app = common.verb()
 
@@ -108,7 +109,7 @@ def seed_sweep(
 
 def _warn_of_looks(known: Sweep, seeds: list[int]) -> None:
     """Says what becomes of a comparison that is made again with more seeds."""
-    others = looks.before(known.path)
+    others = interim.before(known.path)
     if others and known.results and not set(seeds) <= known.results.keys():
         common.note(
             f"warning: {known.path} was compared with {others[0]} already. A test repeated after "
@@ -157,7 +158,7 @@ def _running(folder: Path) -> str:
 
 def _write(sweep: Sweep) -> None:
     from rescue_cli.report.sweep_pictures import draw
-    from rescue_cli.results import write_json, write_text
+    from rescue_cli.rundir import write_json, write_text
 
     write_json(sweep.path / "sweep.json", sweeps.summary(sweep))
     write_text(sweep.path / "sweep.csv", sweeps.table(sweep))

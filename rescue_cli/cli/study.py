@@ -10,9 +10,13 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from rescue_cli.analysis import study as studies
+from rescue_cli.analysis.claims import details
+from rescue_cli.analysis.study import Snapshot, Study
 from rescue_cli.cli import common
 from rescue_cli.cli.common import Device, Json, Workers
 from rescue_cli.cli.expand import Epochs, Model
+from rescue_cli.cli.help import then
 from rescue_cli.cli.progress import progress
 from rescue_cli.cli.runs import (
     demand_results,
@@ -23,16 +27,13 @@ from rescue_cli.cli.runs import (
     planning,
     train_all,
 )
-from rescue_cli.cli.screen import then
 from rescue_cli.cli.study_plan import print_plan
 from rescue_cli.cli.study_table import print_study
 from rescue_cli.errors import RescueError, UsageError
 from rescue_cli.recipe import Recipe
-from rescue_cli.report import studies, study_page
-from rescue_cli.report.claims import details
-from rescue_cli.report.planned import lost_in
-from rescue_cli.report.studies import Snapshot, Study
-from rescue_cli.results import write_json
+from rescue_cli.report import study_page
+from rescue_cli.rundir import write_json
+from rescue_cli.rundir.planned import lost_in
 
 app = common.verb()
 
@@ -158,7 +159,7 @@ def _missing(
 ) -> list[_Run]:
     """Every run of the rows, those with a result marked; checked before any begins."""
     from rescue_cli import build
-    from rescue_cli.parts.identity import Looked
+    from rescue_cli.build.identity import Looked
 
     found, look = [], Looked()
     cells = studies.cells(study, overrides)
@@ -179,7 +180,7 @@ def _missing(
 
 
 def _begins(folder: Path, snapshot: Snapshot, name: str) -> Path:
-    from rescue_cli.results import RunDirectory
+    from rescue_cli.rundir import RunDirectory
 
     run = RunDirectory(folder / studies.row_folder(snapshot.cell) / name)
     return run.last if snapshot.step == "last" else run.snapshot(snapshot.step)
@@ -194,7 +195,7 @@ def _run(
     budget: float | None,
 ) -> None:
     """Trains what has no result, row after row; raises what all would fail of."""
-    from rescue_cli.parts.identity import Looked, compare_data
+    from rescue_cli.build.identity import Looked, compare_data
 
     done = [run.path for run in runs if run.done]
     for line in compare_data({run.path: run.recipe for run in runs}, done, Looked()):
@@ -274,7 +275,7 @@ def _taken_up(group: list[_Run]) -> list[_Run]:
 
 def _take_up(run: _Run) -> None:
     """Puts another run's state where this one resumes from; raises `RescueError`."""
-    from rescue_cli.results import RunDirectory, write_whole
+    from rescue_cli.rundir import RunDirectory, write_whole
 
     last = RunDirectory(run.path).last
     if run.begins is None or last.exists():

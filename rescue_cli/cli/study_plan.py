@@ -6,10 +6,10 @@ from typing import Any, Literal
 
 from rich.table import Table
 
+from rescue_cli.analysis.study import shown
 from rescue_cli.cli import common
+from rescue_cli.formatting import significant
 from rescue_cli.recipe import Recipe
-from rescue_cli.report.markup import significant
-from rescue_cli.report.studies import shown
 
 Rows = Collection[Mapping[str, Any]]
 

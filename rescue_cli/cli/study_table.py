@@ -6,20 +6,21 @@ from typing import Any
 
 from rich.table import Table
 
+from rescue_cli.analysis import interim
+from rescue_cli.analysis import study as studies
+from rescue_cli.analysis.compare import told
+from rescue_cli.analysis.study import Compared, Study
 from rescue_cli.cli import common
-from rescue_cli.report import looks, studies
-from rescue_cli.report.comparison import told
-from rescue_cli.report.markup import shown_seconds
-from rescue_cli.report.planned import counted_lost, lost_in, of_planned
-from rescue_cli.report.studies import Compared, Study
-from rescue_cli.results import METRICS
+from rescue_cli.formatting import shown_seconds
+from rescue_cli.rundir import METRICS
+from rescue_cli.rundir.planned import counted_lost, lost_in, of_planned
 
 Rows = Sequence[Mapping[str, Any]]
 
 
 def print_study(study: Study, rows: Rows, compared: Compared, *, as_json: bool) -> None:
     """The rows, and of a study that compares them the claim of each pair, which is a look."""
-    for line in looks.note(compared.sides):
+    for line in interim.note(compared.sides):
         common.note(f"warning: {line}")
     if as_json:
         found = {"study": study.name, "paper": study.paper, "rows": rows}

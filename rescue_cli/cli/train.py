@@ -7,14 +7,14 @@ from typing import Annotated, Any
 
 import typer
 
-from rescue_cli import plans
 from rescue_cli import recipe as recipes
 from rescue_cli.cli import common
 from rescue_cli.cli.common import Device, Json, Overrides, Procs, RecipeName, Workers
 from rescue_cli.cli.expand import Epochs, Model, expand
-from rescue_cli.cli.screen import then
+from rescue_cli.cli.help import then
 from rescue_cli.errors import DataError, UnexpectedError, UsageError
 from rescue_cli.recipe import Recipe
+from rescue_cli.recipe import changes as plans
 
 app = common.verb()
 
@@ -78,7 +78,7 @@ def train(
 ) -> None:
     """Train a recipe; the result is printed and kept in the run directory."""
     from rescue_cli import build
-    from rescue_cli.launch import restarted
+    from rescue_cli.runs import restarted
 
     machines = _machines(nodes, node_rank, rendezvous, max_restarts)
     resume = resume or restarted()
@@ -110,7 +110,7 @@ def train(
 
 def _machines(count: int, rank: int, rendezvous: str | None, max_restarts: int) -> Any:
     """The machines that the options name; raises `UsageError` where a group decides of them."""
-    from rescue_cli.launch import Nodes, demand_alone
+    from rescue_cli.runs import Nodes, demand_alone
 
     demand_alone(
         {
@@ -172,7 +172,7 @@ def _launch(
 
     if gpus is not None and procs is not None:
         raise UsageError("--gpus and --procs say the same thing. Give one of them.")
-    from rescue_cli.launch import current, shared
+    from rescue_cli.runs import current, shared
 
     asked, option = shared(*((procs, "--procs") if gpus is None else (gpus, "--gpus")))
     visible = torch.cuda.device_count() if device == "cuda" else 1
@@ -190,16 +190,9 @@ def _launch(
 def _run(
     path: Path, recipe: Recipe, launch: Launch, nodes: Any, resume: bool, as_json: bool
 ) -> None:
-    from rescue_cli.launch import (
-        abandon,
-        environment,
-        is_finished,
-        prepare,
-        run_directory,
-        wait_for,
-    )
     from rescue_cli.report.pictures import draw
-    from rescue_cli.results import RunDirectory, read_result
+    from rescue_cli.rundir import RunDirectory, read_result
+    from rescue_cli.runs import abandon, environment, is_finished, prepare, run_directory, wait_for
 
     finished, new = resume and is_finished(path), False
     if nodes.rank == 0:
@@ -236,9 +229,9 @@ def _run(
 
 def _check_expected(path: Path, recipe: Recipe) -> None:
     """Says whether the result is inside the recipe's band; raises `UnexpectedError` outside."""
-    from rescue_cli.report.expected import drawn_of, verdict
-    from rescue_cli.results import RunDirectory, read_result
-    from rescue_cli.statistics import sample
+    from rescue_cli.analysis.expected import drawn_of, verdict
+    from rescue_cli.analysis.stats import sample
+    from rescue_cli.rundir import RunDirectory, read_result
 
     result = read_result(RunDirectory(path))
     found = verdict(recipe, sample([result["top1"]]), drawn_of(recipe, result["count"]))
@@ -249,7 +242,7 @@ def _check_expected(path: Path, recipe: Recipe) -> None:
 
 
 def _directory(recipe: Recipe, out: Path | None, resume: bool, nodes: int) -> Path:
-    from rescue_cli.launch import latest, next_free, restarted
+    from rescue_cli.runs import latest, next_free, restarted
 
     if out is not None:
         return common.folder(out)
@@ -263,8 +256,8 @@ def _directory(recipe: Recipe, out: Path | None, resume: bool, nodes: int) -> Pa
 
 def _begun(parent: Path) -> Path | None:
     """The newest run, where it is unfinished and of this very command."""
-    from rescue_cli.launch import is_finished, latest, spoken
-    from rescue_cli.results import RunDirectory
+    from rescue_cli.rundir import RunDirectory
+    from rescue_cli.runs import is_finished, latest, spoken
 
     found = latest(parent)
     if found is None or is_finished(found) or not RunDirectory(found).command.exists():

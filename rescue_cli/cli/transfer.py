@@ -7,16 +7,17 @@ from typing import Annotated, Any
 import typer
 
 from rescue_cli import recipe as recipes
+from rescue_cli.analysis import sides as operands
+from rescue_cli.analysis import sweep as sweeps
+from rescue_cli.analysis.compare import pairs_of, told
+from rescue_cli.analysis.sweep import Sweep
 from rescue_cli.cli import common
 from rescue_cli.cli.common import Architecture, Device, Json, Overrides, RecipeName, Workers
 from rescue_cli.cli.expand import Epochs, expand
+from rescue_cli.cli.help import then
 from rescue_cli.cli.runs import demand_results, note_machine, places, train_all, train_missing
-from rescue_cli.cli.screen import then
 from rescue_cli.errors import RescueError, UsageError
 from rescue_cli.recipe import Recipe
-from rescue_cli.report import operands, sweeps
-from rescue_cli.report.comparison import pairs_of, told
-from rescue_cli.report.sweeps import Sweep
 
 app = common.verb()
 
@@ -49,7 +50,7 @@ def transfer(
     """Train weights further on another data set; several, and from scratch, are compared."""
     if not from_ or to is None:
         raise UsageError("transfer: give --from WEIGHTS and --to DATA (a data set or a folder).")
-    from rescue_cli.parts.transfer import DEFAULT
+    from rescue_cli.build.transfer import DEFAULT
 
     base = recipes.load(recipe or DEFAULT)
     name = Path(to).resolve().name if Path(to).is_dir() else to
@@ -81,7 +82,7 @@ def _starts(
 ) -> dict[str, Recipe]:
     """The recipe of each start by its name; all are checked before anything is trained."""
     from rescue_cli import build
-    from rescue_cli.parts.transfer import distinct, start
+    from rescue_cli.build.transfer import distinct, start
 
     begun = {word: start(base, word, to, given, model=model) for word in words}
     distinct(begun)
@@ -101,9 +102,9 @@ def _run(
     runs: dict[Path, Recipe], folder: Path, device: str, jobs: int | None, workers: int | None
 ) -> None:
     """Trains what has no result; one that fails is told, and all failing is an error."""
-    from rescue_cli.launch import is_finished
     from rescue_cli.report.pictures import draw
-    from rescue_cli.results import RunDirectory, word_of
+    from rescue_cli.rundir import RunDirectory, word_of
+    from rescue_cli.runs import is_finished
 
     note_machine(runs.values(), device)
     where = places(device, jobs, workers)

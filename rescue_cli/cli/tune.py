@@ -11,7 +11,7 @@ from rich.table import Table
 from rescue_cli import recipe as recipes
 from rescue_cli.cli import common
 from rescue_cli.cli.common import Device, Json, Overrides, RecipeName, Workers
-from rescue_cli.cli.screen import then
+from rescue_cli.cli.help import then
 from rescue_cli.cli.search import Search
 from rescue_cli.errors import RescueError
 from rescue_cli.report.tuned import title_of

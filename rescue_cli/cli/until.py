@@ -4,15 +4,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from rescue_cli import sequential
+from rescue_cli.analysis import interim, sequential
+from rescue_cli.analysis.claims import is_claimed
+from rescue_cli.analysis.compare import pairs_of
+from rescue_cli.analysis.sides import Operand, only, operand
 from rescue_cli.cli import common
 from rescue_cli.errors import DataError, UsageError
-from rescue_cli.report import looks
-from rescue_cli.report.claims import is_claimed
-from rescue_cli.report.comparison import pairs_of
-from rescue_cli.report.markup import counted
-from rescue_cli.report.operands import Operand, only, operand
-from rescue_cli.results import write_json
+from rescue_cli.formatting import counted
+from rescue_cli.rundir import write_json
 
 
 def opponent(word: str) -> Operand:
@@ -57,16 +56,16 @@ def train_until(
 
 
 def _keep(folder: Path, plan: dict[str, Any]) -> None:
-    if (before := looks.plan_of(folder)) is not None:
+    if (before := interim.plan_of(folder)) is not None:
         if before != plan:
             raise UsageError(
                 f"--until: {folder} was begun with other looks, against {before['against']} "
                 f"with {len(before['seeds'])} seeds. Repeat that, or use a new --out."
             )
         return
-    if others := looks.before(folder):
+    if others := interim.before(folder):
         raise UsageError(
             f"--until: {folder} was compared with {others[0]} already, at a look that was not "
             "planned. Use a new --out."
         )
-    write_json(folder / looks.PLAN, plan)
+    write_json(folder / interim.PLAN, plan)

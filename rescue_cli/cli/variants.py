@@ -11,9 +11,9 @@ HELD_OUT = 0.1  # of the training images
 
 def shortened(recipe: Recipe, epochs: float) -> Recipe:
     """A run of so many epochs; what is counted in epochs follows."""
-    from rescue_cli import options
+    from rescue_cli.build import expand
 
-    return recipe.with_overrides(*options.epochs(recipe, epochs, []))
+    return recipe.with_overrides(*expand.epochs(recipe, epochs, []))
 
 
 def held_out(recipe: Recipe) -> int:
@@ -22,7 +22,7 @@ def held_out(recipe: Recipe) -> int:
     Raises `UsageError`.
     """
     from rescue_cli import build
-    from rescue_cli.data import FACTS
+    from rescue_cli.sections.data import FACTS
 
     whole = build.counted_images(recipe.with_overrides("data.holdout=0", "data.fold=0"))
     classes = FACTS[recipe.data.name].classes or 1

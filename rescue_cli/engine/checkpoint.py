@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from rescue_cli.errors import DataError
-from rescue_cli.results import write_whole
+from rescue_cli.rundir import write_whole
 
 FORMAT = 1
 

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from rescue_cli import distributed
-from rescue_cli.augment.pipeline import Normalise
 from rescue_cli.batch import Measurement, Shown, View
-from rescue_cli.draws import Indices
-from rescue_cli.evaluation import Tta, Weights, least_confident, logits
+from rescue_cli.rng import Indices
+from rescue_cli.sections.augment.pipeline import Normalise
+from rescue_cli.sections.tta import Tta, Weights, least_confident, logits
 
 Table = NDArray[np.float64]  # a row for each image, as the task has it
 CONFIDENCE = 3  # the column of the highest probability

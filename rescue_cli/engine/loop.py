@@ -13,12 +13,12 @@ from rescue_cli import distributed
 from rescue_cli.batch import Measurement, to_host
 from rescue_cli.engine import checkpoint
 from rescue_cli.engine.evaluate import EvalSet, Evaluates, Measured
-from rescue_cli.engine.plan import Plan
 from rescue_cli.engine.recorder import Recorder
 from rescue_cli.engine.signals import Agreement, Stop
 from rescue_cli.engine.step import Step
+from rescue_cli.engine.timing import Plan
 from rescue_cli.errors import DataError, DivergedError, StoppedError
-from rescue_cli.results import RunDirectory, finite
+from rescue_cli.rundir import RunDirectory, finite
 
 
 @dataclass(frozen=True)

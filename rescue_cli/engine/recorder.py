@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import IO, Any
 
 from rescue_cli import distributed
-from rescue_cli.results import RunDirectory, read_metrics, write_text
+from rescue_cli.rundir import RunDirectory, read_metrics, write_text
 
 
 class Recorder:

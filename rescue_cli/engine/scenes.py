@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from rescue_cli import distributed
-from rescue_cli.augment.pipeline import Normalise
 from rescue_cli.batch import Measurement, View
 from rescue_cli.engine.evaluate import EvalSet, Measured, Table, evaluating
-from rescue_cli.scene import Mask, Objects, Scene, ShownScenes
+from rescue_cli.sections.annotations import Mask, Objects, Scene, ShownScenes
+from rescue_cli.sections.augment.pipeline import Normalise
 
 
 class SceneTests(Protocol):

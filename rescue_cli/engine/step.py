@@ -8,11 +8,11 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from rescue_cli.averaging import Average
 from rescue_cli.batch import Batch
-from rescue_cli.engine.norms import RunningStatistics
-from rescue_cli.engine.updates import Optimizers
-from rescue_cli.selection import Selection
+from rescue_cli.engine.batch_norm import RunningStatistics
+from rescue_cli.engine.optimizers import Optimizers
+from rescue_cli.sections.averaging import Average
+from rescue_cli.sections.selection import Selection
 
 
 class Feed(Protocol):

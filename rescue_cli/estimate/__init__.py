@@ -1,15 +1,8 @@
 """What a training costs before it is paid for; takes neither a GPU nor memory."""
 
-from rescue_cli.estimate.flops import (
-    Flops,
-    channels,
-    flops,
-    network_of,
-    parameters,
-    petaflop,
-)
+from rescue_cli.build.ingredients import train_size
+from rescue_cli.estimate.flops import Flops, channels, flops, network_of, parameters, petaflop
 from rescue_cli.estimate.memory import largest_slice, peak_memory
-from rescue_cli.parts.ingredients import train_size
 
 __all__ = [
     "Flops",

@@ -9,11 +9,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.flop_counter import FlopCounterMode
 
 from rescue_cli import build
-from rescue_cli.augment.resize import size_in
-from rescue_cli.data import FACTS, channels_of
-from rescue_cli.parts.ingredients import data_keys, proxy_recipe, train_size
-from rescue_cli.parts.source import find_weights
+from rescue_cli.build.ingredients import data_keys, proxy_recipe, train_size
+from rescue_cli.build.weights import find_weights
 from rescue_cli.recipe import Recipe
+from rescue_cli.sections.augment.resize import size_in
+from rescue_cli.sections.data import FACTS, channels_of
 
 CLASSES = 10  # of a folder of one's own, until it is there to be looked at
 META = torch.device("meta")

@@ -15,18 +15,18 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from rescue_cli import build
-from rescue_cli.averaging import AVERAGES, Length
 from rescue_cli.batch import Batch
-from rescue_cli.data import FACTS
-from rescue_cli.engine.norms import RunningStatistics
+from rescue_cli.build.ingredients import filled, loss_of, train_size
+from rescue_cli.build.optimizers import optimizers
+from rescue_cli.engine.batch_norm import RunningStatistics
 from rescue_cli.engine.step import Step
 from rescue_cli.estimate.flops import CLASSES, channels, network_of
-from rescue_cli.loss import of_slices
-from rescue_cli.parts.ingredients import filled, loss_of, train_size
-from rescue_cli.parts.updates import optimizers
 from rescue_cli.recipe import Recipe
-from rescue_cli.selection import Everything
-from rescue_cli.task import TASKS
+from rescue_cli.sections.averaging import AVERAGES, Length
+from rescue_cli.sections.data import FACTS
+from rescue_cli.sections.loss import of_slices
+from rescue_cli.sections.selection import Everything
+from rescue_cli.sections.task import TASKS
 
 MEGABYTE = 2**20  # as torch's and the papers' counts of memory have it
 BLOCK = 512  # bytes; CUDA's allocator rounds up to them

@@ -11,16 +11,8 @@ from rescue_cli.errors import UsageError, did_you_mean, refuse_url
 from rescue_cli.recipe import yaml
 from rescue_cli.recipe.library import find
 from rescue_cli.recipe.overrides import apply
+from rescue_cli.recipe.schema import InEpochs, Positive, PositiveInt, Within, check, convert, show
 from rescue_cli.recipe.sources import check_form
-from rescue_cli.registry import (
-    InEpochs,
-    Positive,
-    PositiveInt,
-    Within,
-    check,
-    convert,
-    show,
-)
 
 NEUTRAL: dict[str, Any] = {
     "sampling": {"name": "shuffled"},

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rescue_cli.errors import UsageError, did_you_mean
-from rescue_cli.registry import convert, show
+from rescue_cli.recipe.schema import convert, show
 
 Place = tuple[str | int, ...]  # ("optim", 1, "lr")
 

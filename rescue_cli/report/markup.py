@@ -52,16 +52,6 @@ def _is_number(cell: str) -> bool:
     return True
 
 
-def counted(number: int, what: str) -> str:
-    """`1 seed`, `3 seeds`."""
-    return f"{number} {what}" + ("" if number == 1 else "s")
-
-
-def significant(value: float) -> str:
-    """With three digits that count, and no power of ten."""
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
-
-
 def listed(items: Iterable[tuple[str, Iterable[str]]]) -> str:
     """Points of a list, each with dim lines below it."""
     points = (
@@ -90,8 +80,3 @@ def image(figure: Any) -> str:
         '<p><img alt="" src="data:image/png;base64,'
         f'{base64.b64encode(content.getvalue()).decode()}"></p>'
     )
-
-
-def shown_seconds(seconds: float) -> str:
-    """Whole seconds, and tenths of few."""
-    return f"{seconds:.0f}" if seconds >= 10 else f"{seconds:.1f}"

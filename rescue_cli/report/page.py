@@ -7,20 +7,23 @@ from typing import Any
 import numpy as np
 
 from rescue_cli import recipe as recipes
-from rescue_cli.plans import as_written, differences
+from rescue_cli.analysis import interim, records
+from rescue_cli.analysis import sweep as sweeps
+from rescue_cli.analysis.claims import details
+from rescue_cli.analysis.comparable import comparable
+from rescue_cli.analysis.compare import pairs_of
+from rescue_cli.analysis.measurements import measurements, of_images
+from rescue_cli.analysis.same_data import changes
+from rescue_cli.analysis.sides import operand
+from rescue_cli.analysis.stats import Sample, sample
 from rescue_cli.recipe import Recipe, recipe_in
-from rescue_cli.report import gaps, looks, records, study_page, sweeps
-from rescue_cli.report.claims import details
-from rescue_cli.report.comparison import pairs_of
-from rescue_cli.report.groups import comparable
-from rescue_cli.report.lines import HEADINGS, Line
+from rescue_cli.recipe.changes import as_written, differences
+from rescue_cli.report import logit_gaps, study_page
 from rescue_cli.report.markup import folded, head, image, listed, table, text
-from rescue_cli.report.measurements import measurements, of_images
-from rescue_cli.report.operands import operand
 from rescue_cli.report.pictures import by_class, curves_of, figure_of, read_classes, samples_of
-from rescue_cli.report.places import changes
 from rescue_cli.report.sweep_pictures import figures_of
-from rescue_cli.results import (
+from rescue_cli.report.table import HEADINGS, Line
+from rescue_cli.rundir import (
     RunDirectory,
     label,
     read_command,
@@ -29,7 +32,6 @@ from rescue_cli.results import (
     read_result,
     score,
 )
-from rescue_cli.statistics import Sample, sample
 
 SHOWN_ENVIRONMENT = (
     "device_name", "cores", "threads", "cpu_capability", "torch", "torchvision", "timm", "python",
@@ -59,7 +61,7 @@ def page(paths: Sequence[Path]) -> str:
         if before is not None:
             parts.append(_neighbour(before, path))
         before = path
-    if (figure := gaps.figure_of_runs([path for path in paths if _is_run(path)])) is not None:
+    if (figure := logit_gaps.figure_of_runs([path for path in paths if _is_run(path)])) is not None:
         parts.append(f"<h2>Logits</h2>{image(figure)}")
     return "\n".join([*parts, "</html>"]) + "\n"
 
@@ -124,7 +126,7 @@ def _compared(paths: Sequence[Path]) -> str:
     """What may be claimed of those runs and sweeps that were tested on the same images."""
     groups, why = comparable([operand(str(path)) for path in paths])
     parts = [f"<p>Not compared with one another: {text(said)}</p>" for said in why]
-    parts += [f"<p>{text(said)}</p>" for group in groups for said in looks.note(group)]
+    parts += [f"<p>{text(said)}</p>" for group in groups for said in interim.note(group)]
     pairs = [pair for group in groups if len(group) > 1 for pair in pairs_of(group)]
     if pairs:
         claims = listed((pair["claim"], details(pair)) for pair in pairs)

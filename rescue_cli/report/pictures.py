@@ -8,7 +8,7 @@ import numpy as np
 
 from rescue_cli.errors import DataError
 from rescue_cli.report.fonts import legible
-from rescue_cli.results import METRICS, RunDirectory, label, metrics_of, read_arrays, read_metrics
+from rescue_cli.rundir import METRICS, RunDirectory, label, metrics_of, read_arrays, read_metrics
 
 SHOWN_CLASSES = 40  # a larger confusion matrix cannot be read
 

@@ -4,14 +4,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rescue_cli.analysis.stats import Sample
+from rescue_cli.analysis.study import shown
 from rescue_cli.errors import DataError
-from rescue_cli.report.lines import Line
-from rescue_cli.report.markup import image, listed, shown_seconds, table, text
+from rescue_cli.formatting import shown_seconds
+from rescue_cli.report.markup import image, listed, table, text
 from rescue_cli.report.pictures import figure_of
-from rescue_cli.report.planned import lost_in, of_planned
-from rescue_cli.report.studies import shown
-from rescue_cli.results import METRICS, demand, read_json
-from rescue_cli.results.rules import (
+from rescue_cli.report.table import Line
+from rescue_cli.rundir import METRICS, demand, read_json
+from rescue_cli.rundir.planned import lost_in, of_planned
+from rescue_cli.rundir.rules import (
     COUNT,
     LIST,
     MAPPING,
@@ -23,7 +25,6 @@ from rescue_cli.results.rules import (
     TEXT,
     Rule,
 )
-from rescue_cli.statistics import Sample
 
 FILE = "study.json"  # what `rescue study` leaves in its folder
 STUDY = {

@@ -4,9 +4,9 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from rescue_cli.report.markup import counted
+from rescue_cli.analysis.sweep import Sweep, by_epoch, metric_of, summary
+from rescue_cli.formatting import counted
 from rescue_cli.report.pictures import figure_of, save
-from rescue_cli.report.sweeps import Sweep, by_epoch, metric_of, summary
 
 FEW = 10  # seeds below which each is a point, and no histogram
 

@@ -5,18 +5,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rescue_cli.clues import smooth
-from rescue_cli.range_curves import Curves
-from rescue_cli.report.claims import details, is_claimed
-from rescue_cli.report.comparison import pairs_of, told
-from rescue_cli.report.markup import counted, head, image, listed, table, text
-from rescue_cli.report.operands import Operand, operand
+from rescue_cli.analysis.claims import details, is_claimed
+from rescue_cli.analysis.compare import pairs_of, told
+from rescue_cli.analysis.curves import smooth
+from rescue_cli.analysis.range_curves import Curves
+from rescue_cli.analysis.sides import Operand, operand
+from rescue_cli.analysis.stats import LEVEL
+from rescue_cli.analysis.sweep import PREFIX
+from rescue_cli.analysis.tuning import Decision, Outcome
+from rescue_cli.formatting import counted
+from rescue_cli.report.lr_range import scale
+from rescue_cli.report.markup import head, image, listed, table, text
 from rescue_cli.report.pictures import figure_of
-from rescue_cli.report.ranges import scale
-from rescue_cli.report.sweeps import PREFIX
-from rescue_cli.results import RunDirectory
-from rescue_cli.statistics import LEVEL
-from rescue_cli.tuning import Decision, Outcome
+from rescue_cli.rundir import RunDirectory
 
 KEEP = "Keep the recipe as it is."
 

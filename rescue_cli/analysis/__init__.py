@@ -1,0 +1,1 @@
+"""What finished runs say: statistics, comparisons, curves; nothing here imports torch."""

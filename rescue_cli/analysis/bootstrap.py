@@ -1,0 +1,74 @@
+"""Two detectors, or two segmentations, on the same scenes: how sure is their difference?"""
+
+import math
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rescue_cli.analysis.power import t_quantile
+from rescue_cli.analysis.stats import LEVEL
+from rescue_cli.metrics import average_precision
+
+Arrays = Mapping[str, NDArray[Any]]  # as `predictions/SET.npz` has them
+DRAWS = 4000
+FEWEST = 10  # scenes
+
+
+def kind_of(arrays: Arrays) -> Literal["detection", "segmentation"] | None:
+    """What was measured, by what is stored; None where images have labels."""
+    if "detections" in arrays:
+        return "detection"
+    return "segmentation" if "counts" in arrays else None
+
+
+def bootstrap(a: Arrays, b: Arrays, draws: int = DRAWS) -> dict[str, Any]:
+    """The interval of b's score less a's over scenes drawn anew, the same for both (Efron 1979).
+
+    Quantiles of a bootstrap are too close together for few scenes; here they are those that a
+    t-interval of as many scenes would take (Hesterberg 2015, the expanded percentile interval), and
+    `p` is the level at which that interval reaches no difference. Empty where the scenes are not
+    the same.
+    """
+    first, second = _Scored(a), _Scored(b)
+    if first.count != second.count or not np.array_equal(first.there, second.there):
+        return {}
+    count = first.count
+    from scipy.special import ndtr, ndtri, stdtr
+
+    how = f"bootstrap over {count} scenes, {draws} draws"
+    if count < FEWEST:
+        return {"how": f"{count} scenes are too few for a bootstrap, which takes {FEWEST}"}
+    rng = np.random.default_rng(0)
+    drawn = rng.multinomial(count, np.full(count, 1 / count), size=draws)
+    found = np.array([second.score(times) - first.score(times) for times in drawn])
+    wide = math.sqrt(count / (count - 1))
+    tail = float(ndtr(-wide * t_quantile(count - 1, LEVEL)))
+    low, high = np.quantile(found, [tail, 1 - tail])
+    beyond = max(min((found <= 0).mean(), (found >= 0).mean()), 1 / draws)
+    p = 2 * float(stdtr(count - 1, ndtri(beyond) / wide))
+    return {"low": float(low), "high": float(high), "p": min(1.0, p), "how": how}
+
+
+class _Scored:
+    """A run's scenes, so that its score over any choice of them is quickly had."""
+
+    def __init__(self, arrays: Arrays) -> None:
+        self.detects = kind_of(arrays) == "detection"
+        if self.detects:
+            self.count, self.there = int(arrays["count"]), arrays["truths"]
+            classes = len(arrays["classes"])
+            self.judged = average_precision.judged(
+                arrays["detections"], self.there, self.count, classes
+            )
+        else:
+            self.counts = arrays["counts"]
+            self.count, self.there = len(self.counts), self.counts[:, 2]
+
+    def score(self, times: NDArray[np.int64]) -> float:
+        """Percent, each scene counted so many times."""
+        if self.detects:
+            return average_precision.mean(average_precision.average_precisions(self.judged, times))
+        summed = np.tensordot(times, self.counts, axes=1)
+        return average_precision.mean(average_precision.overlap_of_classes(summed))

@@ -1,0 +1,296 @@
+"""What can be compared: runs, sweeps, recipes' claims, and numbers that are typed in."""
+
+import os
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rescue_cli import recipe as recipes
+from rescue_cli.analysis import sweep as sweeps
+from rescue_cli.analysis.stats import Sample, sample
+from rescue_cli.analysis.typed_results import short, typed
+from rescue_cli.errors import DataError, UsageError
+from rescue_cli.rundir import (
+    RunDirectory,
+    label,
+    read_arrays,
+    read_metrics,
+    read_result,
+    score,
+    stem,
+)
+from rescue_cli.rundir.planned import How
+
+MAIN = ("val", "test")  # what data sets call their test images
+# What a search leaves, by what it is known by: a range test's picture, the page of `rescue tune`
+SEARCHES = {"lr-range.json": "lr-range.png", "tune.json": "tune.html"}
+
+
+@dataclass(frozen=True)
+class Point:
+    """Where a run stood at one evaluation."""
+
+    epoch: float
+    step: int
+    seconds: float  # of training until then
+    top1: float
+
+
+@dataclass(frozen=True)
+class Images:
+    """What an accuracy was measured on; of a recipe's claim the data set alone is known."""
+
+    data: str
+    set: str | None = None
+    count: int | None = None
+
+    def __str__(self) -> str:
+        if self.set is None:
+            return self.data
+        return f"{self.data} {self.set} ({self.count:,} images)"
+
+    def can_be(self, other: "Images") -> bool:
+        """Whether they may be the same; a folder of one's own may hold any data set.
+
+        A claim is of its data set's main test images.
+        """
+        if self.data != other.data and "folder" not in (self.data, other.data):
+            return False
+        if self.set is None or other.set is None:
+            return {self.set, other.set} <= {None, *MAIN}
+        return (self.set, self.count) == (other.set, other.count)
+
+
+@dataclass(frozen=True)
+class Operand:
+    """One side of a comparison; `values` by seed where single runs are known."""
+
+    name: str
+    sample: Sample
+    values: Mapping[int, float] = field(default_factory=dict)
+    paths: Mapping[int, Path] = field(default_factory=dict)
+    images: Images | None = None  # None of a number, which does not say
+    # every measurement of its runs, the first of which is `values` and `images`
+    sets: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
+    images_of: Mapping[str, Images] = field(default_factory=dict)
+    lost: Mapping[int, How] = field(default_factory=dict)  # planned seeds without a result
+
+    def curves(self) -> dict[int, list[Point]]:
+        """Each run's evaluations."""
+        return {seed: points(path) for seed, path in self.paths.items()}
+
+
+def operands_of(words: Sequence[str]) -> list[Operand]:
+    """What each word stands for; raises `UsageError` also where a run would count twice."""
+    sides = [operand(word) for word in words]
+    for a, b in combinations(sides, 2):
+        if (said := shared(a, b)) is not None:
+            raise UsageError(f"compare: {said} Give one of them.")
+    return sides
+
+
+def operand(text: str) -> Operand:
+    """What a word of the command line stands for; raises `UsageError`, `DataError`."""
+    path = Path(text)
+    if os.path.isfile(RunDirectory(path).result):  # of the OS: True of no name that cannot be
+        return _run(text, path)
+    if os.path.isdir(path):
+        return _sweep(text, path)
+    if is_recipe(text):
+        recipe = recipes.load(text)
+        expect = recipe.tree.get("expect")
+        if not expect:
+            raise UsageError(f"{text}: the recipe expects nothing. Give a run or a sweep of it.")
+        claim = sweeps.published(expect)
+        return Operand(f"{text} (expected)", claim, images=Images(recipe.data.name))
+    if (number := typed(text)) is not None:
+        return Operand(text, number)
+    raise UsageError(
+        f"compare: '{short(text)}' is no run, no sweep, no recipe, and no number. "
+        "Give a directory, a recipe's name, or MEAN±STD/N as 79.72±0.10/100."
+    )
+
+
+def is_recipe(text: str) -> bool:
+    """Whether a word is a recipe's name, or the path of one."""
+    return text in recipes.names() or (text.endswith(".yaml") and os.path.isfile(text))
+
+
+def _run(text: str, path: Path) -> Operand:
+    result = read_result(RunDirectory(path))
+    seed = int(result["seed"] or 0)
+    value = score(result)
+    return Operand(
+        text,
+        sample([value]),
+        {seed: value},
+        {seed: path},
+        _images(result),
+        {label(entry, result["sets"]): {seed: score(entry)} for entry in result["sets"]},
+        _images_of(result),
+    )
+
+
+def _sweep(text: str, path: Path) -> Operand:
+    refuse_search(path)
+    found = sweeps.read(path)
+    if not found.results:
+        raise DataError(
+            f"{path}: none of its {found.counted.removeprefix('0 of ')} has a result. "
+            f"See {sweeps.PREFIX}N/failure.json, and run the sweep again."
+            if found.lost
+            else f"{path}: holds neither result.json nor seed-N/ with one. Give a run or a sweep."
+        )
+    values = {seed: score(result) for seed, result in found.results.items()}
+    first = next(iter(found.results.values()))
+    return Operand(
+        text,
+        sample(list(values.values())),
+        values,
+        {seed: path / f"{sweeps.PREFIX}{seed}" for seed in values},
+        _images(first),
+        {name: found.values(name) for name in found.measurements},
+        _images_of(first),
+        {seed: lost.how for seed, lost in found.lost.items()},
+    )
+
+
+def only(side: Operand, seeds: Collection[int]) -> Operand:
+    """A sweep as if it had these seeds alone; raises `DataError` where none has a result."""
+
+    def kept(by_seed: Mapping[int, Any]) -> dict[int, Any]:
+        return {seed: value for seed, value in by_seed.items() if seed in seeds}
+
+    values = kept(side.values)
+    if not values:
+        raise DataError(f"{side.name}: none of these seeds has a result.")
+    return replace(
+        side,
+        sample=sample(list(values.values())),
+        values=values,
+        paths=kept(side.paths),
+        sets={name: kept(by_seed) for name, by_seed in side.sets.items()},
+        lost=kept(side.lost),
+    )
+
+
+def refuse_search(path: Path) -> None:
+    """Raises `DataError` for the folder of a range test or of `tune`, whose runs are no sweep."""
+    for file, page in SEARCHES.items():
+        if (path / file).is_file():
+            raise DataError(f"{path}: is a search, and has its own page. Open {path / page}.")
+
+
+def _images(entry: Mapping[str, Any]) -> Images:
+    """Those of a result, or of one of its measurements."""
+    protocol = entry["protocol"]
+    return Images(protocol["data"], protocol["set"], int(entry["count"]))
+
+
+def _images_of(result: Mapping[str, Any]) -> dict[str, Images]:
+    return {label(entry, result["sets"]): _images(entry) for entry in result["sets"]}
+
+
+def unlike(sides: Sequence[Operand]) -> str | None:
+    """Which two sides were measured on other test images, as a sentence; None where none were."""
+    for a, b in combinations(sides, 2):
+        if a.images and b.images and not a.images.can_be(b.images):
+            return f"{a.name} was measured on {a.images}, {b.name} on {b.images}."
+    return None
+
+
+def shared(a: Operand, b: Operand) -> str | None:
+    """Which run two sides have in common, as a sentence; None where they have none."""
+    theirs = {path.resolve(): path for path in b.paths.values()}
+    for path in a.paths.values():
+        if (other := theirs.get(path.resolve())) is not None:
+            also = "" if other == path else f" (as {other})"
+            return f"{path} is a run of both {a.name} and {b.name}{also}, and would count twice."
+    return None
+
+
+def points(path: Path) -> list[Point]:
+    """A run's evaluations on its first measurement, with the seconds trained until each."""
+    lines = read_metrics(RunDirectory(path).metrics)
+    seconds = {line["step"]: line["seconds"] for line in lines if line["kind"] == "train"}
+    found: dict[int, Point] = {}
+    for line in lines:
+        if line["kind"] == "eval" and line["step"] not in found:
+            spent = max((s for step, s in seconds.items() if step <= line["step"]), default=0.0)
+            found[line["step"]] = Point(line["epoch"], line["step"], spent, score(line))
+    return list(found.values())
+
+
+def predictions(path: Path, name: str | None = None) -> dict[str, NDArray[Any]]:
+    """What a run said of the images of a measurement, its first by default; raises `DataError`."""
+    run = RunDirectory(path)
+    entries = read_result(run)["sets"]
+    named = {label(entry, entries): entry for entry in entries}
+    if name is not None and name not in named:
+        raise DataError(f"{path}: was not measured on {name}. Measured: {', '.join(named)}.")
+    entry = entries[0] if name is None else named[name]
+    file = run.predictions(stem(entry, entries))
+    if not file.is_file():
+        raise DataError(f"{path}: has no stored predictions. Evaluate it: rescue eval {path}")
+    arrays = read_arrays(file)
+    if {"detections", "counts"} & arrays.keys():
+        return arrays
+    if any(len(np.atleast_1d(arrays.get(key, ()))) != entry["count"] for key in ("labels", "top")):
+        raise DataError(
+            f"{file}: labels, top: not one for each of the {entry['count']} images of result.json. "
+            f"Write it anew: rescue eval {path}"
+        )
+    return arrays
+
+
+def right(arrays: Mapping[str, NDArray[Any]]) -> NDArray[np.bool_]:
+    """Which test images were called right, in the order of the set; any label of several is."""
+    labels = arrays["labels"]
+    found: NDArray[np.bool_] = (arrays["top"][:, :1] == labels.reshape(len(labels), -1)).any(1)
+    return found
+
+
+def count_of(path: Path) -> int:
+    """The test images of a run's first measurement."""
+    return int(read_result(RunDirectory(path))["count"])
+
+
+def reached(curves: Mapping[int, list[Point]], top1: float) -> dict[int, Point]:
+    """The first evaluation of each run that has at least that accuracy."""
+    firsts = {
+        seed: next((p for p in line if p.top1 >= top1), None) for seed, line in curves.items()
+    }
+    return {seed: point for seed, point in firsts.items() if point is not None}
+
+
+def at_equal(a: Operand, b: Operand, what: str) -> tuple[float, Operand, Operand] | None:
+    """Both as they stood at the last `epoch`, or `seconds`, that every run of both had come to."""
+    curves = [a.curves(), b.curves()]
+    lines = [line for side in curves for line in side.values()]
+    if not all(curves) or not all(lines):  # a number, or a claim, has no past
+        return None
+    end = min(getattr(line[-1], what) for line in lines)
+    sides = []
+    for side, found in zip((a, b), curves, strict=True):
+        values = {}
+        for seed, line in found.items():
+            before = [p.top1 for p in line if getattr(p, what) <= end * (1 + 1e-9)]
+            if not before:
+                return None
+            values[seed] = before[-1]
+        sides.append(Operand(side.name, sample(list(values.values())), values))
+    return end, sides[0], sides[1]
+
+
+def steps_of(path: Path) -> tuple[Any, int]:
+    """The run's recipe, and the updates of an epoch; raises `DataError` where neither can tell."""
+    recipe = recipes.recipe_in(path)
+    lines = read_metrics(RunDirectory(path).metrics)
+    if not lines[-1]["epoch"]:
+        raise DataError(f"{path}: all of metrics.jsonl is of epoch 0. Train the run further.")
+    return recipe, max(1, round(lines[-1]["step"] / lines[-1]["epoch"]))

@@ -1,0 +1,286 @@
+"""What samples of runs say: intervals, tests, what could have been seen; by scipy."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from statistics import NormalDist
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rescue_cli.analysis.power import detectable, needed, t_quantile, two_sided, upper_bound
+
+CONFIDENCE = 0.95
+LEVEL = 0.05  # of a test that stands alone
+PERCENT = (0.0, 100.0)  # where accuracies can be
+FEWEST = 3  # runs; of fewer Welch's degrees of freedom are too many, and the smaller n - 1 stands
+NOISE = 1e-9  # of the values: a spread below it is that of rounding, and none
+Floats = Sequence[float] | NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Runs that differ in nothing but chance, or a paper's word of them."""
+
+    mean: float
+    std: float | None  # of single runs, n - 1 in the denominator; None for one run
+    n: int
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far the mean of b is above that of a, and how sure that is, by Student's t."""
+
+    mean: float
+    n: tuple[int, int]
+    paired: bool
+    error: float | None = None  # the standard error; None where no spread is known
+    freedom: float | None = None
+    std: float | None = None  # of single runs, pooled; of the differences where they are paired
+    borrowed: bool = False  # one side is a single run, and is taken to scatter like the other
+
+    @property
+    def p(self) -> float | None:
+        """Two-sided, that there is no difference; None where no spread is known."""
+        if self.error is None or self.freedom is None:
+            return None
+        return two_sided(self.mean / self.error, self.freedom)
+
+    def interval(self, level: float = LEVEL) -> tuple[float, float] | None:
+        """Of the mean, with confidence 1 - `level`."""
+        if self.error is None or self.freedom is None:
+            return None
+        half = t_quantile(self.freedom, level) * self.error
+        return self.mean - half, self.mean + half
+
+    def detectable(self, level: float = LEVEL) -> float | None:
+        """The true difference that these runs see in 4 of 5 cases, by a test at `level`."""
+        if self.error is None or self.freedom is None:
+            return None
+        return detectable(self.error, self.freedom, level)
+
+    def needed(self, want: float, level: float = LEVEL) -> int | None:
+        """Runs of each to see a difference of `want` in 4 of 5 cases.
+
+        Planned with the upper bound of the standard deviation; None where no spread is known, or
+        for over a million runs.
+        """
+        if self.freedom is None or not self.std:
+            return None
+        bound = upper_bound(self.std, self.freedom)
+        return needed(want, bound, level, paired=self.paired)
+
+    @property
+    def effect(self) -> float | None:
+        """The difference in standard deviations: Cohen's d, of pairs d_z."""
+        return self.mean / self.std if self.std else None
+
+
+def sample(values: Floats) -> Sample:
+    """Of at least one value; a spread of rounding errors alone is 0."""
+    n = len(values)
+    mean = math.fsum(values) / n
+    if n < 2:
+        return Sample(mean, None, n)
+    return Sample(mean, _spread(values, mean, abs(mean)), n)
+
+
+def _spread(values: Floats, mean: float, size: float) -> float:
+    """The standard deviation of at least two values; 0 where it is rounding, for values of `size`.
+
+    Accuracies are multiples of one test image, so that equal values and equal differences are
+    common, and a test would take the last bits of a float for a tiny spread.
+    """
+    found = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (len(values) - 1))
+    return found if found > NOISE * max(1.0, size) else 0.0
+
+
+def wilson(right: float, count: int) -> tuple[float, float]:
+    """95 % interval of an accuracy in percent by the test images drawn (Wilson 1927).
+
+    `right`: how many of `count` images were classified correctly.
+    """
+    from scipy.stats import binomtest
+
+    band = binomtest(round(right), count).proportion_ci(CONFIDENCE, method="wilson")
+    return 100 * float(band.low), 100 * float(band.high)
+
+
+def mean_of_proportions(
+    right: NDArray[np.float64], counts: NDArray[np.float64]
+) -> tuple[float, float]:
+    """95 % interval, in percent, of the mean over classes of `right / counts`, by the images drawn.
+
+    Each class's Wilson interval, put together as the variances would be (MOVER: Zou, Huang and
+    Zhang 2009); of a single class it is Wilson's own.
+    """
+    z = NormalDist().inv_cdf(0.5 + CONFIDENCE / 2)
+    shares, whole = right / counts, 1 + z**2 / counts
+    centres = (shares + z**2 / (2 * counts)) / whole
+    halves = z * np.sqrt(shares * (1 - shares) / counts + (z / (2 * counts)) ** 2) / whole
+    below, above = shares - (centres - halves), centres + halves - shares
+    low, high = (
+        shares.mean() + sign * np.sqrt((distances**2).sum()) / len(shares)
+        for sign, distances in ((-1, below), (1, above))
+    )
+    return max(0.0, 100 * float(low)), min(100.0, 100 * float(high))
+
+
+def interval(
+    of: Sample, within: tuple[float, float] = (-math.inf, math.inf)
+) -> tuple[float, float] | None:
+    """95 % interval of the mean by Student's t; None for fewer than two runs.
+
+    Cut off where no value can be: `within` is `PERCENT` for accuracies.
+    """
+    if of.std is None or of.n < 2:
+        return None
+    half = t_quantile(of.n - 1, LEVEL) * of.std / math.sqrt(of.n)
+    return max(within[0], of.mean - half), min(within[1], of.mean + half)
+
+
+def difference(a: Sample, b: Sample) -> Difference:
+    """b less a for independent runs, by Welch's t-test.
+
+    A sample of one run borrows the other's std, and the difference says so. Without an error where
+    neither has one, or no run differs.
+    """
+    error, freedom = _error(a, b)
+    found = Difference(b.mean - a.mean, (a.n, b.n), paired=False)
+    if not error or freedom is None:
+        return found
+    alone = (a.std is None) != (b.std is None)
+    return replace(found, error=error, freedom=freedom, std=_pooled(a, b), borrowed=alone)
+
+
+def paired_difference(a: Floats, b: Floats) -> Difference:
+    """As `difference`, run by run for runs of equal seeds, by the paired t-test."""
+    differences = np.asarray(b, dtype=np.float64) - np.asarray(a, dtype=np.float64)
+    n = len(differences)
+    size = max(float(np.abs(a).max()), float(np.abs(b).max()))
+    mean = math.fsum(differences) / n
+    std = _spread(differences, mean, size) if n > 1 else 0.0
+    found = Difference(mean, (n, n), paired=True)
+    if std == 0:
+        return found
+    return replace(found, error=std / math.sqrt(n), freedom=n - 1, std=std)
+
+
+def holm(p_values: Floats) -> list[float]:
+    """Holm's correction: p-values that may be judged together."""
+    order = np.argsort(p_values)
+    corrected = [0.0] * len(p_values)
+    largest = 0.0
+    for rank, place in enumerate(order):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * float(p_values[place])))
+        corrected[place] = largest
+    return corrected
+
+
+def mcnemar(right_a: NDArray[np.bool_], right_b: NDArray[np.bool_]) -> tuple[int, int, float]:
+    """On the same images: only a right, only b right, and the exact two-sided p (McNemar)."""
+    from scipy.stats import binomtest
+
+    only_a, only_b = int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum())
+    if only_a + only_b == 0:
+        return 0, 0, 1.0
+    return only_a, only_b, float(binomtest(only_a, only_a + only_b).pvalue)
+
+
+def fisher(diverged: Sequence[int], finished: Sequence[int]) -> float:
+    """Two-sided p that runs of both sides diverge equally often (Fisher's exact test)."""
+    from scipy.stats import fisher_exact
+
+    return float(fisher_exact([diverged, finished]).pvalue)
+
+
+def pearson(a: Floats, b: Floats) -> float | None:
+    """The correlation of pairs; None where one side has no spread."""
+    if sample(a).std == 0 or sample(b).std == 0:
+        return None
+    return float(np.corrcoef(a, b)[0, 1])
+
+
+def correlation(a: Floats, b: Floats) -> tuple[float, float, float]:
+    """Pearson's r with its 95 % interval (Fisher), for at least four pairs."""
+    from scipy.stats import pearsonr
+
+    found = pearsonr(np.asarray(a), np.asarray(b))
+    band = found.confidence_interval(CONFIDENCE)
+    return float(found.statistic), float(band.low), float(band.high)
+
+
+def expected_maximum(of: Sample, n: int) -> float | None:
+    """The mean of the best of n runs, were runs normal: mean + std times the n-th order statistic.
+
+    None where the std is unknown.
+    """
+    if of.std is None:
+        return None
+    from scipy.integrate import quad
+    from scipy.stats import norm
+
+    def density(x: float) -> float:
+        return float(x * n * norm.pdf(x) * norm.cdf(x) ** (n - 1))
+
+    return of.mean + of.std * float(quad(density, -10, 10, limit=200)[0])
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The best seed by one set: how far above the mean it stands there and on the other."""
+
+    inflation: tuple[float, float, float]  # on the set that chose; with the 95 % of such sweeps
+    remains: tuple[float, float, float]  # on the other
+
+
+def chosen_best(by: Floats, other: Floats, draws: int = 10_000) -> Chosen:
+    """What choosing the best seed on one set is worth there and elsewhere.
+
+    The bands are what chance gives in sweeps like this one, and not intervals of the numbers: as
+    many runs, normal, with the stds found, as well as these runs know them, and the correlation.
+    """
+    first, second = np.asarray(by, dtype=np.float64), np.asarray(other, dtype=np.float64)
+    covariance = np.cov(first, second)
+    rng, n = np.random.default_rng(0), len(first)
+    drawn = rng.multivariate_normal((0, 0), covariance, (draws, n))
+    drawn *= np.sqrt((n - 1) / rng.chisquare(n - 1, (draws, 1, 1)))  # the stds are known so well
+    drawn -= drawn.mean(1, keepdims=True)
+    best = drawn[:, :, 0].argmax(1)
+    inflated, remaining = drawn[np.arange(draws), best].T
+    now = int(first.argmax())
+    return Chosen(
+        (float(first[now] - first.mean()), *band(inflated)),
+        (float(second[now] - second.mean()), *band(remaining)),
+    )
+
+
+def band(drawn: NDArray[np.float64]) -> tuple[float, float]:
+    """The 95 % interval of what a bootstrap has drawn, by its quantiles."""
+    low, high = np.quantile(drawn, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return float(low), float(high)
+
+
+def _error(a: Sample, b: Sample) -> tuple[float | None, float | None]:
+    """The standard error of a difference of means, and its degrees of freedom (Welch)."""
+    known = [s for s in (a, b) if s.std is not None and s.n > 1]
+    if not known:
+        return None, None
+    if len(known) == 1:
+        spread = known[0].std or 0.0
+        return spread * math.sqrt(1 / a.n + 1 / b.n), known[0].n - 1
+    parts = [(s.std or 0.0) ** 2 / s.n for s in (a, b)]
+    total = sum(parts)
+    if total == 0:
+        return 0.0, None
+    if min(a.n, b.n) < FEWEST:
+        return math.sqrt(total), min(a.n, b.n) - 1
+    freedom = total**2 / sum(p**2 / (s.n - 1) for p, s in zip(parts, (a, b), strict=True))
+    return math.sqrt(total), freedom
+
+
+def _pooled(a: Sample, b: Sample) -> float:
+    """The standard deviation that both are taken to share, each weighing by its runs."""
+    known = [s for s in (a, b) if s.std is not None and s.n > 1]
+    weights = sum(s.n - 1 for s in known)
+    return math.sqrt(sum((s.n - 1) * (s.std or 0.0) ** 2 for s in known) / weights)

@@ -1,0 +1,231 @@
+"""A sweep as numbers: each seed's accuracies, what failed, and what the seeds say together."""
+
+import csv
+import io
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from rescue_cli.analysis.agreement import demand_one_recipe, demand_one_test, demand_seeds
+from rescue_cli.analysis.stats import (
+    PERCENT,
+    Sample,
+    chosen_best,
+    correlation,
+    expected_maximum,
+    interval,
+    sample,
+)
+from rescue_cli.errors import DataError, UsageError
+from rescue_cli.formatting import counted
+from rescue_cli.rundir import (
+    METRICS,
+    RunDirectory,
+    label,
+    metrics_of,
+    read_metrics,
+    read_result,
+    score,
+)
+from rescue_cli.rundir.planned import Lost, counted_lost, lost_of, planned, told_lost
+
+PREFIX = "seed-"
+MOST_SEEDS = 100_000  # of a sweep
+COUNT = re.compile(r"[1-9][0-9]{0,14}")
+SEEDS = re.compile(r"([0-9]{1,15})(?:-([0-9]{1,15}))?")
+NAMED = re.compile(PREFIX + r"(0|[1-9][0-9]{0,14})")
+FEWEST_PAIRS = 4  # of a correlation with an interval
+FEWEST_CHOSEN = 5  # seeds from which what the best of them is worth is told
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Runs that differ in their seed alone."""
+
+    path: Path
+    results: Mapping[int, Mapping[str, Any]]  # by seed, of finished runs
+    lost: Mapping[int, Lost]  # by seed, of planned runs without a result
+
+    @property
+    def counted(self) -> str:
+        """How many seeds have a result: `10 seeds`, `6 of 10 seeds (4 diverged)`."""
+        n, every = len(self.results), len(self.results) + len(self.lost)
+        if not self.lost:
+            return counted(n, "seed")
+        return f"{n} of {counted(every, 'seed')} ({self.lost_words})"
+
+    @property
+    def lost_words(self) -> str:
+        """`4 diverged, 1 failed`; empty where every planned seed has a result."""
+        return counted_lost(lost.how for lost in self.lost.values())
+
+    def values(self, name: str) -> dict[int, float]:
+        """Top-1 in percent of each finished seed on a measurement, see `measurements`."""
+        return {
+            seed: next(score(e) for e in result["sets"] if label(e, result["sets"]) == name)
+            for seed, result in self.results.items()
+        }
+
+    @property
+    def measurements(self) -> list[str]:
+        """What every run measured: the sets, and size, crop or TTA where they are several."""
+        first = next(iter(self.results.values()), None)
+        return [] if first is None else [label(e, first["sets"]) for e in first["sets"]]
+
+
+def metric_of(sweep: Sweep) -> str:
+    """What the seeds are judged by, as tables call it."""
+    first = next(iter(sweep.results.values()))
+    return METRICS[metrics_of(first)[0]]
+
+
+def read(path: Path) -> Sweep:
+    """The sweep in a folder: what was planned there, and every other seed that is there.
+
+    Raises `DataError` where its runs differ in more than their seed, and for a file that is wrong.
+    """
+    folders = folders_of(path)
+    results: dict[int, Mapping[str, Any]] = {}
+    lost = {}
+    for seed, folder in folders.items():
+        run = RunDirectory(folder)
+        if run.result.is_file():
+            results[seed] = read_result(run)
+        else:
+            lost[seed] = lost_of(run)
+    demand_seeds(folders, results)
+    demand_one_recipe(list(folders.values()))
+    demand_one_test({folders[seed]: result for seed, result in results.items()})
+    return Sweep(path, results, lost)
+
+
+def folders_of(path: Path) -> dict[int, Path]:
+    """A sweep's run directories by seed, planned or there.
+
+    Raises `DataError` for one whose name may or may not be meant for a seed: `seed-0.bak`.
+    """
+    there = [folder.name for folder in path.glob(f"{PREFIX}*") if _holds_run(folder)]
+    found = {}
+    for name in dict.fromkeys([*planned(path), *there]):
+        match = NAMED.fullmatch(name)
+        if match is None:
+            raise DataError(
+                f"{path / name}: holds a run, and its name is none of {PREFIX}0, {PREFIX}1, ... "
+                f"Move it out of {path}."
+            )
+        found[int(match[1])] = path / name
+    return dict(sorted(found.items()))
+
+
+def _holds_run(folder: Path) -> bool:
+    run = RunDirectory(folder)
+    return run.recipe.is_file() or run.result.is_file() or run.failure.is_file()
+
+
+def seeds_of(text: str) -> list[int]:
+    """`100`: 0 to 99; `0-9`: both ends; `3,7,11`. Raises `UsageError`."""
+    parts = [f"0-{int(text) - 1}"] if COUNT.fullmatch(text) else text.split(",")
+    found: list[int] = []
+    for part in parts:
+        match = SEEDS.fullmatch(part.strip())
+        if match is None:
+            raise UsageError(f"--seeds: '{text}' is none of 100, 0-9 and 3,7,11.")
+        first, last = int(match[1]), int(match[2] or match[1])
+        if last - first + len(found) >= MOST_SEEDS:
+            raise UsageError(f"--seeds: '{text}' are more than {MOST_SEEDS:,}. Give fewer.")
+        found += range(first, last + 1)
+    if not found or len(set(found)) != len(found):
+        raise UsageError(f"--seeds: '{text}' names no seed, or one of them twice.")
+    return found
+
+
+def summary(sweep: Sweep) -> dict[str, Any]:
+    """The stable keys of `--json`: per measurement mean, std, min, max and seed 0, and the rest.
+
+    `peak`: what the best of so many seeds was to be expected to reach, and what choosing it on one
+    measurement is worth there and on each other one, with what chance alone gives in 95 % of such
+    sweeps. None of fewer than 5 seeds.
+    """
+    names = sweep.measurements
+    rows = {name: _row(sweep.values(name)) for name in names}
+    return {
+        **told_lost(len(sweep.results), sweep.lost),
+        "sets": rows,
+        "peak": {name: _peak(sweep, name) for name in names},
+        "correlation": {
+            f"{a} {b}": _correlation(sweep, a, b)
+            for a, b in pairwise(names)
+            if len(sweep.results) >= FEWEST_PAIRS
+        },
+    }
+
+
+def _row(values: Mapping[int, float]) -> dict[str, Any]:
+    found = sample(list(values.values()))
+    return {
+        "mean": found.mean,
+        "std": found.std,
+        "interval": interval(found, PERCENT),
+        "min": min(values.values()),
+        "max": max(values.values()),
+        "seed0": values.get(0),
+    }
+
+
+def _peak(sweep: Sweep, name: str) -> dict[str, Any] | None:
+    """The best seed by a measurement, there and on the others."""
+    values = list(sweep.values(name).values())
+    if len(values) < FEWEST_CHOSEN:
+        return None
+    found: dict[str, Any] = {"expected_maximum": expected_maximum(sample(values), len(values))}
+    for other in sweep.measurements:
+        if other != name:
+            chosen = chosen_best(values, list(sweep.values(other).values()))
+            found["inflation"] = chosen.inflation
+            found.setdefault("remains", {})[other] = chosen.remains
+    return found
+
+
+def _correlation(sweep: Sweep, a: str, b: str) -> tuple[float, float, float] | None:
+    first, second = list(sweep.values(a).values()), list(sweep.values(b).values())
+    if len(set(first)) < 2 or len(set(second)) < 2:
+        return None
+    return correlation(first, second)
+
+
+def table(sweep: Sweep) -> str:
+    """Every seed's figures as CSV, the failed ones with their reason."""
+    names = sweep.measurements
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["seed", *names, "seconds_train", "failed"])
+    columns = {name: sweep.values(name) for name in names}
+    for seed, result in sweep.results.items():
+        writer.writerow(
+            [seed, *(columns[name][seed] for name in names), result["seconds_train"], ""]
+        )
+    for seed, lost in sweep.lost.items():
+        writer.writerow([seed, *("" for _ in names), "", f"{lost}"])
+    return text.getvalue()
+
+
+def by_epoch(sweep: Sweep) -> dict[float, list[float]]:
+    """The first measurement's top-1 of every finished seed at each epoch that all evaluated."""
+    found: dict[float, list[float]] = {}
+    for seed in sweep.results:
+        lines = read_metrics(RunDirectory(sweep.path / f"{PREFIX}{seed}").metrics)
+        tests = [line for line in lines if line["kind"] == "eval"]
+        firsts = {line["epoch"]: score(line) for line in reversed(tests)}
+        for epoch, top1 in firsts.items():
+            found.setdefault(epoch, []).append(top1)
+    whole = len(sweep.results)
+    return {epoch: found[epoch] for epoch in sorted(found) if len(found[epoch]) == whole}
+
+
+def published(values: Mapping[str, Any]) -> Sample:
+    """A recipe's `expect` as a sample; a std of nobody knows how many runs is not taken for one."""
+    n = values.get("n")
+    return Sample(float(values["top1"]), values.get("std") if n else None, int(n or 1))

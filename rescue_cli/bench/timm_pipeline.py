@@ -1,0 +1,90 @@
+"""A recipe's input pipeline in timm's words: what its training script would be given."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rescue_cli.build.ingredients import data_keys
+from rescue_cli.errors import UsageError
+from rescue_cli.recipe import Item, Recipe, schema
+from rescue_cli.sections.augment import AUGMENTATIONS
+from rescue_cli.sections.data import normalisation
+
+Options = dict[str, Any]
+# No crop is the least that timm can do: a box that is the whole image
+NO_CROP: Options = {"scale": (1.0, 1.0), "ratio": (1.0, 1.0)}
+
+
+def _rand_augment(o: Mapping[str, Any]) -> Options:
+    numbers = f"m{o['magnitude']:g}-n{o['layers']}-p{o['p']:g}-mstd{o['std']:g}"
+    return {"auto_augment": f"rand-{numbers}-inc{int(o['increasing'])}"}
+
+
+WORDS: Mapping[str, Callable[[Mapping[str, Any]], Options]] = {
+    "random-resized-crop": lambda o: {"scale": tuple(o["scale"]), "ratio": tuple(o["ratio"])},
+    "pad-crop": lambda _: {},  # timm crops files only; it is spared this
+    "flip": lambda o: {"hflip": o["p"]},
+    "rand-augment": _rand_augment,
+    "auto-augment": lambda o: {"auto_augment": f"{o['policy']}-mstd{o['std']:g}"},
+    "random-erasing": lambda o: {"re_prob": o["p"], "re_mode": o["mode"]},
+    "colour-jitter": lambda o: {"color_jitter": (o["brightness"], o["contrast"], o["saturation"])},
+}
+
+
+def options(recipe: Recipe) -> Options:
+    """`create_loader`'s options for the recipe's data and augmentation.
+
+    Raises `UsageError` for an augmentation that timm's loader has not.
+    """
+    keys = data_keys(recipe)
+    mean, std = normalisation(recipe.data.name, keys)
+    found: Options = {
+        "hflip": 0.0,
+        "color_jitter": None,
+        "interpolation": keys.train_interpolation,
+        "mean": tuple(mean),
+        "std": tuple(std),
+        **NO_CROP,
+    }
+    for item in recipe.augment:
+        found |= _in_words(item)
+    return found
+
+
+def _in_words(item: Item) -> Options:
+    if item.name not in WORDS:
+        raise UsageError(
+            f"augment ({item.name}): timm's loader has no such augmentation. "
+            f"Leave it out of the comparison with ~augment.{item.name}."
+        )
+    function: Any = AUGMENTATIONS[item.name]
+    filled = schema.check(f"augment ({item.name})", item.options, function)
+    return WORDS[item.name](filled)
+
+
+def loader(
+    folder: Path, size: int, batch_size: int, times: int, given: Options, collate: Any = None
+) -> Any:
+    """timm's training loader over the class folders, each file listed `times` times; one worker.
+
+    As its script makes it, with the prefetcher, whose work the CPU does here; workers end with the
+    epoch.
+    """
+    from timm.data.dataset_factory import create_dataset
+    from timm.data.loader import create_loader
+
+    dataset = create_dataset("", root=str(folder))
+    dataset.reader.samples = list(dataset.reader.samples) * times
+    return create_loader(
+        dataset,
+        input_size=(3, size, size),
+        batch_size=batch_size,
+        is_training=True,
+        num_workers=1,
+        persistent_workers=False,
+        collate_fn=collate,
+        device=torch.device("cpu"),
+        **given,
+    )

@@ -1,0 +1,205 @@
+"""Where images come from in a run: training slices and test sets, in memory or from files."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from rescue_cli.batch import View, to_device
+from rescue_cli.build.ingredients import data_keys, dtype_of
+from rescue_cli.engine.evaluate import EvalSet
+from rescue_cli.engine.step import Feed
+from rescue_cli.errors import UsageError
+from rescue_cli.recipe import Recipe, schema, total_steps
+from rescue_cli.sections.augment import FileCrop
+from rescue_cli.sections.augment.pipeline import Normalise
+from rescue_cli.sections.data import (
+    FACTS,
+    Dataset,
+    Files,
+    Images,
+    Paired,
+    Place,
+    SceneEvalFeed,
+    SceneFeed,
+    Split,
+    TestScenes,
+    TrainScenes,
+    load,
+    normalisation,
+)
+from rescue_cli.sections.data.memory import MemoryEvalFeed, MemoryFeed
+from rescue_cli.sections.data.stream import Cropping, StreamFeed, TrainViews
+from rescue_cli.sections.data.stream_eval import EvalViews, StreamEvalFeed
+from rescue_cli.sections.model import Looking
+
+LOOKED_AT = 500  # images in memory at once: their patches are 100 MB at 32 px
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What the launcher decided: where this process computes, and with how many loader workers."""
+
+    device: torch.device
+    workers: int
+    cache: Path
+
+
+def dataset(
+    recipe: Recipe, cache: Path, *, test_only: bool = False, classes: tuple[str, ...] = ()
+) -> Dataset:
+    """The recipe's images, found and cut; `test_only` for an evaluation of weights that know these
+    `classes`.
+    """
+    return load(recipe.data.name, data_keys(recipe), cache, test_only=test_only, classes=classes)
+
+
+def normalise(recipe: Recipe, device: torch.device) -> Normalise:
+    """uint8 pixels to what the network sees."""
+    mean, std = normalisation(recipe.data.name, data_keys(recipe))
+    return Normalise(mean, std, device, dtype_of(recipe), recipe.train.channels_last)
+
+
+def train_feed(
+    recipe: Recipe,
+    data: Dataset,
+    sampler: Any,
+    mine: range,
+    operations: list[Any],
+    machine: Machine,
+    log: Any,
+    per_epoch: int,
+) -> Feed:
+    """This process's slices, from memory, from files, or of scenes; raises `UsageError`."""
+    train, keys = recipe.train, data_keys(recipe)
+    crop = next((op for op in operations if isinstance(op, FileCrop)), None)
+    if isinstance(data.train, Images):
+        if crop is not None:
+            raise UsageError(
+                f"augment: {recipe.augment[0].name} needs files; {recipe.data.name} is in memory. "
+                "Use pad-crop, or set data.resident=false where the data set is a folder."
+            )
+        return MemoryFeed(
+            data.train,
+            sampler,
+            mine,
+            max_corrupt=keys.max_corrupt,
+            device=machine.device,
+            log=log,
+        )
+    run: dict[str, Any] = {
+        "steps": total_steps(train, per_epoch),
+        "max_corrupt": keys.max_corrupt,
+        "workers": machine.workers,
+        "device": machine.device,
+        "log": log,
+    }
+    if isinstance(data.train, Paired):
+        scenes = TrainScenes(
+            data.train, operations, train.device_batch_size, keys.decoder, train.seed, keys.reading
+        )
+        return SceneFeed(scenes, sampler, mine, **run)
+    assert isinstance(data.train, Files)
+    cropping = Cropping(
+        box=crop.box if crop else None,
+        columns=crop.columns if crop else 0,
+        size=keys.train_size or 224,
+        interpolation=keys.train_interpolation,
+        decoder=keys.decoder,
+        reading=keys.reading,
+    )
+    views = TrainViews(data.train, cropping, train.device_batch_size, train.seed)
+    return StreamFeed(views, sampler, mine, **run)
+
+
+def test_sets(recipe: Recipe, data: Dataset, machine: Machine) -> dict[str, EvalSet]:
+    """The test sets that `eval.sets` names (the main one by default), with every size and crop.
+
+    Sets that are the same images by other labels share one feed. Raises `UsageError`, `DataError`.
+    """
+    main = next(iter(data.tests))
+    feeds: dict[str, Any] = {}
+    found = {}
+    for name in recipe.eval.sets or [main]:
+        schema.lookup("eval.sets", name, {**data.tests, **data.relabelled})
+        source = name if name in data.tests else main
+        if source not in feeds:
+            feeds[source] = test_feed(recipe, data.tests[source], machine)
+        answers = None if source == name else data.relabelled[name](data.tests[source])
+        found[name] = EvalSet(feeds[source], answers)
+    return found
+
+
+def test_feed(recipe: Recipe, split: Split, machine: Machine) -> Any:
+    """A split's images or scenes, in order, at the recipe's sizes and crops."""
+    evaluation = recipe.eval
+    views = list(dict.fromkeys(View(s, c) for s in evaluation.sizes for c in evaluation.crops))
+    if isinstance(split, Images):
+        return MemoryEvalFeed(
+            split, views, evaluation.batch_size, evaluation.interpolation, machine.device
+        )
+    keys = data_keys(recipe)
+    if isinstance(split, Paired):
+        scenes = TestScenes(split, keys.eval_decoder, keys.reading)
+        return SceneEvalFeed(scenes, views, evaluation.batch_size, machine.workers, machine.device)
+    decoding = EvalViews(
+        split, views, evaluation.interpolation, keys.eval_decoder, evaluation.resize, keys.reading
+    )
+    return StreamEvalFeed(decoding, evaluation.batch_size, machine.workers, machine.device)
+
+
+def look(recipe: Recipe, network: nn.Module, data: Dataset, device: torch.device) -> None:
+    """Sets the layers that want to see training images first: whitening filters, a mean image.
+
+    The images are evenly spaced over the set, which may be sorted by class; all of them where it
+    has fewer than asked for. Weights that the recipe loads keep theirs. Raises `UsageError`.
+    """
+    layers = [module for module in network.modules() if isinstance(module, Looking)]
+    if not layers or recipe.model.options.get("weights"):
+        return
+    if not isinstance(data.train, Images):
+        raise UsageError(
+            f"model ({recipe.model.name}): looks at {layers[0].images or 'all'} training images "
+            f"before it trains, and {recipe.data.name} is read from files. Set data.resident=true."
+        )
+    pixels, to_floats = data.train.pixels, normalise(recipe, device)
+    for layer in layers:
+        count = min(layer.images or len(pixels), len(pixels))
+        parts = np.array_split(np.arange(count) * len(pixels) // count, -(-count // LOOKED_AT))
+        layer.look(to_floats(to_device(pixels[part], device)) for part in parts)
+
+
+def training_images(recipe: Recipe) -> int | None:
+    """How many images the run trains on: the files that are there, else what the set is known for.
+
+    A class folder may hold less than the whole set. None where neither is known. Raises `DataError`
+    for files that cannot be used.
+    """
+    keys = data_keys(recipe)
+    known = FACTS[recipe.data.name].images
+    if are_counted(recipe):
+        return len(listed(recipe).train)
+    if known is None:
+        return None
+    left = known - keys.holdout
+    return min(left, keys.subset[0]) if keys.subset else left
+
+
+def are_counted(recipe: Recipe) -> bool:
+    """Whether `training_images` counts files, and does not go by what the set is known for."""
+    place = Place(recipe.data.name, data_keys(recipe))
+    return place.has_train_folder or (FACTS[recipe.data.name].images is None and place.is_there)
+
+
+def counted_images(recipe: Recipe) -> int:
+    """As `training_images`; raises `DataError`, which says what is missing, where it is None."""
+    found = training_images(recipe)
+    return len(listed(recipe).train) if found is None else found
+
+
+def listed(recipe: Recipe) -> Dataset:
+    """The recipe's data set with its files counted, not decoded; raises `DataError`."""
+    return load(recipe.data.name, replace(data_keys(recipe), resident=False), Path())

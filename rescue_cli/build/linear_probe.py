@@ -1,0 +1,168 @@
+"""A frozen network: each image's features computed once, and a head that is trained on them."""
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from rescue_cli.build.feeds import Machine, normalise, test_feed
+from rescue_cli.build.ingredients import Autocast
+from rescue_cli.errors import UsageError
+from rescue_cli.recipe import Recipe
+from rescue_cli.sections.data import Dataset, Features, Split
+from rescue_cli.sections.heads import heads
+
+
+class Head(nn.Module):
+    """Features (n, d, 1, 1) -> logits (n, classes), by copies of a network's classifiers.
+
+    Of several, as a distilled DeiT has, each has its share of the features, one after another, and
+    the logits are their mean.
+    """
+
+    def __init__(self, layers: Mapping[str, nn.Module], scale: float) -> None:
+        super().__init__()
+        self.heads = nn.ModuleList(copy.deepcopy(layer) for layer in layers.values())
+        self.widths = [_inputs(layer) for layer in self.heads]
+        self.scale = scale
+
+    def get_classifier(self) -> list[nn.Module]:
+        """Its layers, as timm's networks give theirs; see `heads`."""
+        return list(self.heads)
+
+    def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *rest: Any) -> None:
+        for name in ("weight", "bias"):  # of a run of before, when there was one head
+            if (old := f"{prefix}head.{name}") in state:
+                state[f"{prefix}heads.0.{name}"] = state.pop(old)
+        super()._load_from_state_dict(state, prefix, *rest)
+
+    def forward(self, features: Tensor) -> Tensor:
+        shares = torch.split(features.flatten(1), self.widths, 1)
+        logits = [_logits(*pair) for pair in zip(self.heads, shares, strict=True)]
+        return torch.stack(logits).mean(0) * self.scale
+
+
+def _inputs(layer: nn.Module) -> int:
+    return layer.in_features if isinstance(layer, nn.Linear) else int(layer.in_channels)  # type: ignore[arg-type]
+
+
+def _logits(layer: nn.Module, features: Tensor) -> Tensor:
+    """Of features (n, d), by a linear layer or a 1x1 convolution."""
+    if isinstance(layer, nn.Conv2d):
+        features = features[:, :, None, None]
+    logits: Tensor = layer(features)
+    return logits.flatten(1)
+
+
+@dataclass(frozen=True)
+class Trainee:
+    """What is trained, on what, made of which images; `whole(trained)` is the network to keep."""
+
+    network: nn.Module
+    data: Dataset
+    images: Dataset
+    whole: Callable[[nn.Module], nn.Module]
+
+
+def trainee_of(
+    recipe: Recipe, network: nn.Module, data: Dataset, machine: Machine, autocast: Autocast
+) -> Trainee:
+    """The network itself, or where `model.frozen` is set its head, on features in place of images.
+
+    Features are those of the test view, without augmentation. Raises `UsageError` where the
+    classifier is not the last thing that the network computes.
+    """
+    if not recipe.model.options.get("frozen"):
+        return Trainee(network, data, data, lambda trained: trained)
+    layers = heads(network)
+    if not layers:
+        raise UsageError(
+            f"model ({recipe.model.name}).frozen: it has no classifier to train. Drop frozen."
+        )
+    head = Head(layers, float(getattr(network, "logit_scale", 1.0))).to(machine.device)
+    reader = _Reader(recipe, network, list(layers.values()), head, machine, autocast)
+    features = replace(
+        data,
+        train=reader.of(data.train),
+        tests={name: reader.of(split) for name, split in data.tests.items()},
+    )
+
+    def whole(trained: nn.Module) -> nn.Module:
+        assert isinstance(trained, Head)
+        for layer, learned in zip(layers.values(), trained.heads, strict=True):
+            layer.load_state_dict(learned.state_dict())
+        return network
+
+    return Trainee(head, features, data, whole)
+
+
+class _Reader:
+    """Sees a split's images once and keeps what comes to the network's classifiers."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        network: nn.Module,
+        layers: list[nn.Module],
+        head: Head,
+        machine: Machine,
+        autocast: Autocast,
+    ) -> None:
+        self.recipe, self.network, self.layers, self.head = recipe, network.eval(), layers, head
+        self.machine, self.autocast = machine, autocast
+        self.normalise = normalise(recipe, machine.device)
+        self.checked = False
+
+    @torch.no_grad()
+    def of(self, split: Split) -> Features:
+        """(images, d, 1, 1) floats with the images' labels."""
+        if len(split) == 0:
+            return Features(np.zeros((0, sum(self.head.widths), 1, 1), np.float32), split.labels)
+        feed = test_feed(self.recipe, split, self.machine)
+        found: list[Tensor] = []
+        inputs: dict[nn.Module, Tensor] = {}
+        hooks = [
+            layer.register_forward_pre_hook(lambda own, given: inputs.update({own: given[0]}))
+            for layer in self.layers
+        ]
+        batches = feed.batches(0, 1, None)
+        try:
+            for shown in batches:
+                (images,) = shown.views.values()
+                with self.autocast():
+                    logits = self.network(self.normalise(images))
+                found.append(self._features(inputs))
+                self._check(found[-1], logits)
+        finally:
+            batches.close()
+            for hook in hooks:
+                hook.remove()
+        rows = torch.cat([part.float().cpu() for part in found])
+        return Features(rows[:, :, None, None].numpy(), split.labels)
+
+    def _features(self, inputs: dict[nn.Module, Tensor]) -> Tensor:
+        """(n, d): what came to the classifiers, one after another, where each sees one vector."""
+        shares = [inputs[layer].flatten(1) for layer in self.layers if layer in inputs]
+        if [share.shape[1] for share in shares] != self.head.widths:
+            raise self._unfit()
+        return torch.cat(shares, 1)
+
+    def _unfit(self) -> UsageError:
+        return UsageError(
+            f"model ({self.recipe.model.name}).frozen: its classifier is not the last thing it "
+            "computes, so its head cannot be trained alone. Remove model.frozen."
+        )
+
+    def _check(self, features: Tensor, logits: Tensor) -> None:
+        """That the head alone says of the first batch what the network says."""
+        if self.checked:
+            return
+        with self.autocast():
+            alone = self.head(features)
+        if alone.shape != logits.shape or not torch.allclose(alone, logits, rtol=1e-3, atol=1e-3):
+            raise self._unfit()
+        self.checked = True

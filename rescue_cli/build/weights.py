@@ -1,0 +1,277 @@
+"""Weights as a user names them, and the recipe that shows them images: theirs, or one made up.
+
+A run and its file carry their recipe. For other weights the shipped recipe `pytorch` lends what an
+evaluation never reads; network and preprocessing are those of the weights.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rescue_cli import recipe as recipes
+from rescue_cli.build.ingredients import data_keys
+from rescue_cli.errors import DataError, UsageError, did_you_mean
+from rescue_cli.recipe import Recipe
+from rescue_cli.recipe.changes import given_keys
+from rescue_cli.sections.data import FACTS, channels_of
+from rescue_cli.sections.model import MODELS, weights
+
+# What the network's images go through, and the key of the recipe that says it
+PREPROCESSING = {
+    "mean": ("data", "mean"),
+    "std": ("data", "std"),
+    "size": ("eval", "sizes"),
+    "crop": ("eval", "crops"),
+    "interpolation": ("eval", "interpolation"),
+}
+# What trains and is not read when weights are evaluated
+_UNREAD = (
+    "sampling", "augment", "mix", "teacher", "loss", "optim", "schedule", "averaging", "selection",
+)  # fmt: skip
+_LENDER = "pytorch"
+_WORDS = {"given": "as given", "metadata": "by the file's metadata", "timm": "by timm"}
+
+
+@dataclass(frozen=True)
+class Source:
+    """The recipe, complete with the weights; what it cannot say of itself goes to `protocol`."""
+
+    given: str  # as the user names it
+    name: str
+    recipe: Recipe
+    metadata: Mapping[str, str]
+    protocol: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    trained: Recipe | None = None  # the weights' own, unchanged, where they carry one
+
+
+def known_classes(metadata: Mapping[str, str]) -> list[str] | None:
+    """The classes' names that our weights carry; None of a file of others, whatever it says."""
+    try:
+        names = json.loads(metadata.get("classes", ""))
+    except ValueError:
+        return None
+    return [str(name) for name in names] if isinstance(names, list) else None
+
+
+def check_changes(changes: Sequence[str], source: Source) -> None:
+    """Raises `UsageError` for a change that an evaluation would not see, or would be misled by."""
+    for key in given_keys([change for change in changes if not change.startswith("~")]):
+        if key.partition(".")[0] in _UNREAD:
+            raise UsageError(f"{key}: an evaluation does not read it. Drop it.")
+    asked, trained = source.recipe, source.trained
+    if trained is None:
+        return
+    keys = data_keys(asked)
+    unseen = (trained.data.options.get("holdout", 0), trained.data.options.get("fold", 0))
+    if keys.holdout and (keys.holdout, keys.fold) != unseen:
+        fold = f", data.fold: {keys.fold}" if (keys.fold, unseen[1]) != (0, 0) else ""
+        raise UsageError(
+            f"data.holdout: {keys.holdout}{fold}: {source.given} was trained on these images. "
+            "Drop it, or name others with data.test_root=DIR."
+        )
+    seen = trained.data.options.get("channels")
+    seen = seen or (FACTS[trained.data.name].channels if trained.data.name in FACTS else None)
+    if seen is not None and (there := channels_of(asked.data.name, keys)) != seen:
+        raise UsageError(
+            f"data.name: {source.given} sees images of {seen} channel(s), and those of "
+            f"{asked.data.name} have {there}. Use weights that were trained on such images."
+        )
+
+
+def find_weights(
+    given: str, changes: Sequence[str], *, recipe: str | None = None, model: str | None = None
+) -> Source:
+    """`given` is a run directory, a file, a part of one or `timm:NAME`; `changes` are overrides.
+
+    `recipe` stands in for the one in the file, `model` is the architecture where there is none.
+    Raises `DataError`, `UsageError`.
+    """
+    if given.startswith(weights.TIMM):
+        name, place, metadata = given.removeprefix(weights.TIMM), given, {}
+        architecture: str | None = name
+        if model is not None:
+            raise UsageError(f"--model: {given} says it already. Drop --model {model}.")
+    else:
+        path = Path(given).expanduser()
+        name = path.stem if path.is_dir() else weights.label(given)
+        place, metadata = weights.resolved(given), weights.metadata(given)
+        architecture = model or metadata.get("architecture")
+    if recipe is None and "recipe" not in metadata:
+        return _without_recipe(given, name, place, architecture, metadata, changes)
+    if model is not None:
+        whose = f"--recipe {recipe}" if recipe is not None else f"the recipe in {given}"
+        raise UsageError(f"--model: {whose} says it already. Drop --model {model}.")
+    if recipe is not None:
+        found, protocol = recipes.load(recipe), {"weights": given}
+    else:
+        found, protocol = recipes.from_text(metadata["recipe"], place), {}
+    how = ["~model.frozen"] if "frozen" in found.model.options else []  # how, and not what
+    loaded = found.with_overrides(f"model.weights={json.dumps(place)}", *how, *changes)
+    return Source(given, name, loaded, metadata, protocol, trained=_own(metadata, place))
+
+
+def _own(metadata: Mapping[str, str], place: str) -> Recipe | None:
+    """The recipe in the file, whether or not another stands in; None where we cannot read it."""
+    try:
+        return recipes.from_text(metadata["recipe"], place)
+    except (KeyError, UsageError):
+        return None
+
+
+def _without_recipe(
+    given: str,
+    name: str,
+    place: str,
+    architecture: str | None,
+    metadata: Mapping[str, str],
+    changes: Sequence[str],
+) -> Source:
+    lent = {k: v for k, v in recipes.load(_LENDER).tree.items() if k in recipes.SECTIONS}
+    train = {**lent["train"], "precision": "float32"}
+    network = {"weights": place} | ({"name": architecture} if architecture else {})
+    blank = {"data": {"name": "imagenet"}, "model": network, "eval": {}, "train": train}
+    tree = recipes.apply({**lent, **blank}, changes, recipes.SECTIONS)
+    known = {"name": "", **(tree["model"] if isinstance(tree["model"], dict) else {})}
+    tree["model"] = {"weights": place, **known}
+    if not isinstance(known["name"], str) or not known["name"]:
+        raise UsageError(
+            f"{given}: carries no recipe and names no architecture. "
+            "Say which with --model NAME, or give --recipe NAME."
+        )
+    data = tree["data"]
+    if isinstance(data, dict) and data.get("name") in FACTS and FACTS[data["name"]].images is None:
+        data.setdefault("exif", "applied")  # a folder of one's own, seen as its owner sees it
+    config = _timm_config(known["name"], downloads=place.startswith(weights.TIMM))
+    origins = _fill(tree, given, known["name"], metadata, config)
+    tree["model"]["name"] = tree["name"] = known["name"].partition(".")[0]  # less timm's tag
+    found = recipes.from_tree(tree)
+    _check_sizes(found, config)
+    protocol = {"weights": given, "model": known["name"], "preprocessing": origins}
+    notes = (_said(known["name"], tree, origins), *_differences(config))
+    return Source(given, name, found, metadata, protocol, notes)
+
+
+def _timm_config(name: str, *, downloads: bool) -> Any:
+    """timm's configuration of the architecture with its tag; None for nets of our own."""
+    if name in MODELS:
+        return None
+    import timm
+
+    architecture = name.partition(".")[0]
+    if not timm.is_model(architecture):
+        near = did_you_mean(name, timm.list_models())[:200]
+        raise UsageError(f"--model: '{name}' is neither ours nor timm's. {near}")
+    try:
+        config = timm.get_pretrained_cfg(name)
+    except RuntimeError:  # an unknown tag
+        config = None
+    if (config is None and "." in name) or (downloads and not (config and config.has_weights)):
+        tags = timm.list_pretrained(f"{architecture}.*")
+        near = did_you_mean(name, tags) if tags else "It has none of this architecture."
+        raise UsageError(f"timm has no weights called '{name}'. {near}")
+    return config
+
+
+def _fill(
+    tree: dict[str, Any], given: str, model: str, metadata: Mapping[str, str], config: Any
+) -> dict[str, str]:
+    """Sets what the user left open, and says of each value where it comes from."""
+    by_file, by_timm = _of_metadata(given, metadata), _of_timm(config)
+    origins = {}
+    for key, (section, option) in PREPROCESSING.items():
+        options = tree[section]
+        if not isinstance(options, dict):
+            continue  # the recipe's own check says what is wrong with it
+        if option in options:
+            origins[key] = "given"
+        elif key in by_file:
+            options[option], origins[key] = by_file[key], "metadata"
+        elif key in by_timm:
+            options[option], origins[key] = by_timm[key], "timm"
+        else:
+            raise UsageError(
+                f"{given}: neither its metadata nor timm's configuration of {model} says "
+                f"{section}.{option}. Give {section}.{option}=VALUE."
+            )
+    return origins
+
+
+def _of_metadata(given: str, metadata: Mapping[str, str]) -> dict[str, Any]:
+    """`mean` and `std` (three numbers), `input` (pixels), `crop`, `interpolation`."""
+    found: dict[str, Any] = {}
+    for key, name in (("mean", "mean"), ("std", "std"), ("size", "input"), ("crop", "crop")):
+        if name in metadata:
+            try:
+                values = [float(word) for word in metadata[name].strip("()[] ").split(",")]
+                found[key] = [int(values[-1])] if key == "size" else values
+            except ValueError:
+                section, option = PREPROCESSING[key]
+                raise DataError(
+                    f"{given}: {name} in its metadata is '{metadata[name][:100]}', not numbers. "
+                    f"Give {section}.{option}=VALUE."
+                ) from None
+    if "interpolation" in metadata:
+        found["interpolation"] = metadata["interpolation"]
+    return found
+
+
+def _of_timm(config: Any) -> dict[str, Any]:
+    if config is None:
+        return {}
+    return {
+        "mean": list(config.mean),
+        "std": list(config.std),
+        "size": [config.input_size[-1]],
+        "crop": [config.crop_pct],
+        "interpolation": config.interpolation,
+    }
+
+
+def _check_sizes(recipe: Recipe, config: Any) -> None:
+    """Raises `UsageError` for a size that the network cannot take (ViT's positions are counted)."""
+    if config is None or not config.fixed_input_size:
+        return
+    built = recipe.model.options.get("img_size", config.input_size[-1])
+    for size in recipe.eval.sizes:
+        if size != built:
+            raise UsageError(
+                f"eval.sizes: {size}: {recipe.model.name} takes images of {built} px only. "
+                f"Use eval.sizes=[{built}]."
+            )
+
+
+def _said(name: str, tree: Mapping[str, Any], origins: Mapping[str, str]) -> str:
+    """One line: what the images go through, by whose word."""
+    parts = []
+    for origin, words in _WORDS.items():
+        values = [
+            f"{key} {show_values(tree[section].get(option))}"
+            for key, (section, option) in PREPROCESSING.items()
+            if origins.get(key) == origin
+        ]
+        if values:
+            parts.append(f"{', '.join(values)} ({words})")
+    return f"preprocessing of {name}: {'; '.join(parts)}"
+
+
+def show_values(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _differences(config: Any) -> list[str]:
+    """Where timm would evaluate these weights in another way."""
+    if config is None:
+        return []
+    notes = []
+    if config.crop_mode != "center":
+        notes.append(
+            f"warning: timm crops this network's images in the mode '{config.crop_mode}', and this "
+            "evaluation cuts their centre."
+        )
+    if config.test_input_size is not None:
+        size, crop = config.test_input_size[-1], config.test_crop_pct or config.crop_pct
+        notes.append(f"timm also tests it larger: --sizes {size} --crops {crop:g}")
+    return notes

@@ -1,0 +1,113 @@
+"""Several optimizers that step as one, their rates set from schedules."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
+from torch.optim import Optimizer
+
+from rescue_cli.sections.schedule import Rates, Schedule
+
+FAR = 10**9  # a step past every end that a schedule may have
+
+
+@dataclass(frozen=True)
+class RatedGroup:
+    """A parameter group whose learning rate is `ratio` times what `schedule` says."""
+
+    optimizer: Optimizer
+    index: int
+    schedule: Schedule
+    ratio: float
+
+    @property
+    def group(self) -> dict[str, Any]:
+        """Looked up each time, since loading a state replaces the optimizer's groups."""
+        group: dict[str, Any] = self.optimizer.param_groups[self.index]
+        return group
+
+
+class Optimizers:
+    """The recipe's optimizers: one for each name, over all parameters together."""
+
+    def __init__(
+        self,
+        optimizers: Sequence[Optimizer],
+        rated: Sequence[RatedGroup],
+        clip_grad_norm: float | None,
+        scaler: torch.amp.GradScaler,
+    ) -> None:
+        self.optimizers = list(optimizers)
+        self.rated = list(rated)
+        self.clip_grad_norm = clip_grad_norm
+        self.scaler = scaler
+        self.parameters: list[Tensor] = [
+            p for o in self.optimizers for g in o.param_groups for p in g["params"]
+        ]
+        self.skipped = torch.zeros((), device=self.parameters[0].device)
+
+    def set_rates(self, step: int) -> Rates:
+        """Gives every group its learning rate and momentum; returns the reference group's."""
+        for rated in self.rated:
+            rates = rated.schedule(step)
+            rated.group["lr"] = rates.lr * rated.ratio
+            if rates.momentum is None:
+                continue
+            if "momentum" in rated.group:
+                rated.group["momentum"] = rates.momentum
+            elif "betas" in rated.group:  # the first of Adam's and LAMB's
+                rated.group["betas"] = (rates.momentum, *rated.group["betas"][1:])
+        return self.rated[0].schedule(step)
+
+    def step(self) -> None:
+        """Unscales, clips over all parameters, updates, and forgets the gradients."""
+        for optimizer in self.optimizers:
+            self.scaler.unscale_(optimizer)
+        if self.scaler.is_enabled():
+            self.skipped += self._share_infinities()
+        if self.clip_grad_norm is not None:
+            clip_grad_norm_(self.parameters, self.clip_grad_norm)
+        for optimizer in self.optimizers:
+            self.scaler.step(optimizer)
+        self.scaler.update()
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+
+    def _share_infinities(self) -> Tensor:
+        """1 where the scaler found an infinity in this step's gradients; stays on the device.
+
+        The scaler tells each optimizer of its own gradients alone. The weights of a step belong
+        together, so that one optimizer's infinity is written into the records of all.
+        """
+        records = [self.scaler._found_inf_per_device(o).values() for o in self.optimizers]
+        founds = [found for record in records for found in record]
+        worst = torch.stack(founds).amax()
+        torch._foreach_copy_(founds, [worst] * len(founds))
+        return worst
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "optimizers": [o.state_dict() for o in self.optimizers],
+            "scaler": self.scaler.state_dict(),
+            "skipped": self.skipped.clone(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        # What no schedule moves stays the recipe's: a study goes on from a state with other options
+        own = [self._unmoved(rated) for rated in self.rated]
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        for rated, options in zip(self.rated, own, strict=True):
+            rated.group.update(options)
+        self.scaler.load_state_dict(state["scaler"])
+        self.skipped.copy_(state["skipped"])
+
+    @staticmethod
+    def _unmoved(rated: RatedGroup) -> dict[str, Any]:
+        """A group's options without its rate, and without a momentum that its schedule moves."""
+        moves = any(rated.schedule(step).momentum is not None for step in (0, FAR))
+        moved = {"params", "lr", *(("momentum", "betas") if moves else ())}
+        return {key: value for key, value in rated.group.items() if key not in moved}

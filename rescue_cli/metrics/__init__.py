@@ -1,0 +1,1 @@
+"""What is measured: the names of metrics, and average precision."""

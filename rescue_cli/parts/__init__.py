@@ -1,1 +1,0 @@
-"""What `build` assembles, part by part: checks, ingredients, inputs, updates."""

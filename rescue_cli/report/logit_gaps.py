@@ -1,0 +1,62 @@
+"""How far a network's largest logit stands above the others (Bag of Tricks, figure 4)."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rescue_cli.analysis.sides import predictions
+from rescue_cli.errors import DataError
+from rescue_cli.recipe import recipe_in
+from rescue_cli.report.pictures import figure_of
+
+
+def theoretical(smoothing: float, classes: int) -> float:
+    """log((K - 1)(1 - eps) / eps): the gap at the optimum of a smoothed loss (equation 5)."""
+    return math.log((classes - 1) * (1 - smoothing) / smoothing)
+
+
+def figure_of_runs(runs: Sequence[Path]) -> Any:
+    """The distribution of the gap over each run's test images, with its optimum where labels are
+    smoothed; None where no run has stored any.
+    """
+    known = [(path, found) for path in runs if (found := _gaps(path)) is not None]
+    if not known:
+        return None
+    figure = figure_of(8, 3.2)
+    axes = figure.subplots()
+    low, high = (f([f(gaps) for _, (gaps, _) in known]) for f in (min, max))
+    for place, (path, (gaps, optimum)) in enumerate(known):
+        colour = f"C{place % 10}"
+        axes.hist(
+            gaps, bins=np.linspace(low, high, 60), density=True, histtype="step", color=colour,
+            label=str(path),
+        )  # fmt: skip
+        if optimum is not None:
+            axes.axvline(optimum, color=colour, linestyle="--", linewidth=1,
+                         label=f"its optimum, {optimum:.2f}")  # fmt: skip
+    axes.set_xlabel("largest logit less the mean of the others")
+    axes.set_ylabel("test images, density")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    return figure
+
+
+def _gaps(run: Path) -> tuple[Any, float | None] | None:
+    """Each test image's gap, and where a loss with smoothed labels would have it."""
+    try:
+        arrays = predictions(run)
+    except DataError:
+        return None
+    if "gaps" not in arrays:
+        return None
+    loss = recipe_in(run).loss
+    smoothing = float(loss.options.get("label_smoothing", 0.0))
+    if loss.name != "cross-entropy" or smoothing == 0:
+        return arrays["gaps"], None
+    classes = len(arrays["classes"])
+    if loss.options.get("smoothing_over", "all") == "all":
+        smoothing *= (classes - 1) / classes  # the label keeps its share of what is spread
+    return arrays["gaps"], theoretical(smoothing, classes)

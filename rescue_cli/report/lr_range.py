@@ -1,0 +1,92 @@
+"""The picture of an LR range test."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from rescue_cli.analysis.curves import smooth
+from rescue_cli.analysis.lr_range import Answer, Reading
+from rescue_cli.analysis.range_curves import Curves
+from rescue_cli.report.pictures import figure_of, save
+from rescue_cli.rundir import METRICS
+
+WIDE = 10  # times the median of the losses
+MARKS = {"valley": "v", "steepest": "s", "minimum": "o"}
+
+
+def draw(
+    path: Path,
+    full: Sequence[Curves],
+    half: Curves,
+    readings: Sequence[Reading],
+    answer: Answer,
+) -> None:
+    """Losses, their difference and accuracy over the learning rate, with the rates suggested."""
+    tested = not full[0].detects
+    figure = figure_of(10, 7 if tested else 4)
+    names = [
+        ("training loss", "train_losses"),
+        *([("test loss", "test_losses"), ("test loss less training loss", "errors")] * tested),
+        (METRICS[full[0].metric], "accuracies"),
+    ]
+    grid = figure.subplots(*((2, 2) if tested else (1, 2))).flat
+    panels = [(axes, title, key) for axes, (title, key) in zip(grid, names, strict=True)]
+    of = {key: axes for axes, _, key in panels}
+    exponential = _is_exponential(full[0].rates)
+    for axes, title, key in panels:
+        for place, curves in enumerate([*full, half]):
+            values = getattr(curves, key)
+            colour = "0.6" if curves is half else f"C{place}"
+            name = "half the steps" if curves is half else f"seed {curves.seed}"
+            axes.plot(curves.rates, values, color=colour, alpha=0.3, linewidth=1)
+            axes.plot(curves.rates, smooth(values), color=colour, label=f"{name}, smoothed")
+        if answer.max_lr is not None:
+            axes.axvline(
+                answer.max_lr, color="k", linestyle="--", linewidth=1, label="largest stable rate"
+            )
+        axes.set_title(title, fontsize=10)
+        axes.set_xlabel("learning rate")
+        if exponential:
+            axes.set_xscale("log")
+        axes.grid(alpha=0.3)
+    _mark(of["train_losses"], full[0], readings[0])
+    for low, high in readings[0].overfitting:
+        of["errors"].axvspan(low, high, color="tab:red", alpha=0.1, label="signs of overfitting")
+    for axes, _, key in panels[:-1]:
+        scale(axes, [v for curves in [*full, half] for v in getattr(curves, key)])
+    named: dict[str, Any] = {}
+    for axes, _, _ in panels:
+        for handle, name in zip(*axes.get_legend_handles_labels(), strict=True):
+            named.setdefault(name, handle)
+    figure.legend(named.values(), named.keys(), loc="outside lower center", ncol=4, fontsize=8)
+    save(figure, path)
+
+
+def scale(axes: Any, values: Sequence[float]) -> None:
+    """Logarithmic where a loss that blows up would flatten all the rest."""
+    finite = [abs(value) for value in values if math.isfinite(value) and value]
+    if not finite or max(finite) < WIDE * min(2.0, median(finite)):
+        return
+    if min(values, default=0.0) > 0:
+        axes.set_yscale("log")
+    else:
+        axes.set_yscale("symlog", linthresh=max(1e-3, median(finite)))
+
+
+def _is_exponential(rates: Sequence[float]) -> bool:
+    """Whether the points are nearer to equal ratios than to equal differences."""
+    if len(rates) < 3 or rates[0] <= 0:
+        return False
+    return rates[len(rates) // 2] < (rates[0] + rates[-1]) / 4
+
+
+def _mark(axes: Any, curves: Curves, reading: Reading) -> None:
+    """fastai's suggestions on the training loss."""
+    smoothed = smooth(curves.train_losses)
+    for name, rate in reading.suggestions.items():
+        if rate is None:
+            continue
+        nearest = min(range(len(curves.rates)), key=lambda i: abs(curves.rates[i] - rate))
+        axes.plot(rate, smoothed[nearest], MARKS[name], color="k", markersize=5, label=name)

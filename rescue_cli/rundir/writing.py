@@ -1,0 +1,75 @@
+"""How the files of a run directory are written: whole, or not at all."""
+
+import contextlib
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import IO, Any
+
+from rescue_cli.errors import RescueError
+from rescue_cli.rundir.directory import RunDirectory
+from rescue_cli.rundir.reading import Word
+
+
+def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """Writes a file under a temporary name, flushes it to disk, renames it.
+
+    Whoever reads `path` sees the old file or the new one. Raises `RescueError` where the disk is
+    full or the folder cannot be written; the old file then still stands.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+        _sync_folder(path.parent)
+    except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        kept = " The one written before still stands." if path.exists() else ""
+        reason = " ".join(str(error).split("\n")[0].split())
+        raise RescueError(
+            f"{path}: could not be written ({reason}).{kept} Free space, and go on from there."
+        ) from None
+
+
+def discard_partials(folder: Path) -> None:
+    """Removes what processes that were killed while they wrote have left behind.
+
+    What bears this process's own number it will overwrite itself.
+    """
+    for partial in folder.rglob(".*.partial"):
+        if not partial.name.endswith(f".{os.getpid()}.partial"):
+            partial.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_text(path: Path, text: str) -> None:
+    write_whole(path, lambda file: file.write(text.encode()))
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    write_text(path, json.dumps(value, indent=1) + "\n")
+
+
+def leave_word(run: RunDirectory, word: Word) -> None:
+    """Writes how the run failed, unless another process already has."""
+    try:
+        with run.failure.open("x") as file:
+            json.dump(asdict(word), file)
+    except FileExistsError:
+        pass
+    except OSError:
+        run.failure.unlink(missing_ok=True)  # no word at all before half a one

@@ -1,0 +1,99 @@
+"""A run that cannot go on: what torch says, in the words of its recipe; the word that is left."""
+
+import contextlib
+import os
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from rescue_cli import distributed
+from rescue_cli.engine import evaluate, scenes
+from rescue_cli.errors import InUseError, MemoryExhausted, RescueError, UsageError
+from rescue_cli.recipe import Recipe
+from rescue_cli.rundir import RunDirectory, Word, leave_word
+
+# How torch says of a layer that its input has no pixels left
+TOO_SMALL = ("Output size is too small", "Kernel size can't be greater than actual input size")
+
+
+def explained(error: BaseException, recipe: Recipe) -> BaseException:
+    """Out of memory as an error that says which slice to try, and images that vanish in the net."""
+    text = str(error)
+    if any(sign in text for sign in TOO_SMALL):
+        sizes = ", ".join(map(str, recipe.eval.sizes))
+        return UsageError(
+            f"eval.sizes: {sizes} (or data.train_size): nothing is left of images so small in "
+            f"{recipe.model.name} ({text.splitlines()[0]}). Use larger ones."
+        )
+    exhausted = isinstance(error, torch.OutOfMemoryError | MemoryError)
+    if not exhausted and "can't allocate memory" not in text and "out of memory" not in text:
+        return error
+    why = f"the memory of the device ({text.splitlines()[0][:120]})"
+    if _evaluating(error):
+        shown = recipe.eval.batch_size
+        if recipe.of_scenes or shown == 1:
+            sizes = ", ".join(map(str, recipe.eval.sizes))
+            return MemoryExhausted(
+                f"eval.sizes: {sizes}: a test image does not fit into {why}. Use a smaller size."
+            )
+        return MemoryExhausted(
+            f"eval.batch_size: {shown} images, or as many as there are, do not fit into {why}. "
+            "Set a smaller one."
+        )
+    train = recipe.train
+    smaller = [d for d in range(1, train.device_batch_size) if train.batch_size % d == 0]
+    fits = [d for d in smaller if d <= train.device_batch_size // 2] or smaller
+    cure = "Use a smaller model or size."
+    if fits:
+        cure = f"Try train.device_batch_size={fits[-1]} (batch norm then sees smaller slices)."
+    return MemoryExhausted(
+        f"train.device_batch_size: {train.device_batch_size} images do not fit into {why}. {cure}"
+    )
+
+
+def _evaluating(error: BaseException) -> bool:
+    """Whether it was raised while test images were seen."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return any(frame.filename in (evaluate.__file__, scenes.__file__) for frame in frames)
+
+
+@contextlib.contextmanager
+def leaving_word(run: RunDirectory) -> Iterator[None]:
+    """Leaves word of what goes wrong in the directory, for whoever waits for the run."""
+    _forget_earlier_attempt(run)
+    try:
+        yield
+    except InUseError:
+        raise  # a word there would be taken for the other run's
+    except RescueError as error:
+        leave_word(run, Word(distributed.given_rank(), error.exit_code, str(error)))
+        raise
+    except Exception as error:
+        if distributed.is_grouped() and _lost_a_peer(error):
+            print(
+                f"rank {distributed.given_rank()}: another process is gone: {error}",
+                file=sys.stderr,
+            )
+            time.sleep(3)  # whoever died first is reported first
+        else:
+            leave_word(run, Word(distributed.given_rank(), 1, traceback.format_exc()))
+        raise
+
+
+def _forget_earlier_attempt(run: RunDirectory) -> None:
+    """Where torchrun starts all processes again, takes away what was said before it did."""
+    if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":
+        return
+    attempt = Path(os.environ["TORCHELASTIC_ERROR_FILE"]).parents[1]  # .../attempt_1/RANK/error
+    with contextlib.suppress(FileNotFoundError):
+        if run.failure.stat().st_mtime < attempt.stat().st_mtime:
+            run.failure.unlink()
+
+
+def _lost_a_peer(error: Exception) -> bool:
+    signs = ("closed by peer", "Connection reset", "Connection refused", "Broken pipe")
+    return any(sign in str(error) for sign in signs)

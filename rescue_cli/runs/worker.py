@@ -1,0 +1,269 @@
+"""One process of a run: `python -m rescue_cli.runs.worker RUN_DIR...`, alone or under torchrun.
+
+Everything it needs to know is in the run directory, and everything it finds is written there.
+"""
+
+import contextlib
+import fcntl
+import os
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rescue_cli import build, distributed, lifetime
+from rescue_cli.build import identity
+from rescue_cli.engine.loop import Loop
+from rescue_cli.engine.recorder import Recorder, batch_bar
+from rescue_cli.engine.signals import Stop
+from rescue_cli.engine.timing import Plan
+from rescue_cli.errors import InUseError, RescueError, StoppedError, UsageError
+from rescue_cli.recipe import Recipe, recipe_in, steps_per_epoch, total_steps
+from rescue_cli.rundir import RunDirectory, discard_partials, read_environment, write_json
+from rescue_cli.runs import result as outcome
+from rescue_cli.runs.failure import explained, leaving_word
+
+
+@dataclass(frozen=True)
+class _Start:
+    """Where the process stood when it took up a run."""
+
+    clock: float  # seconds
+    peak_mb: float
+
+
+def work(path: Path) -> None:
+    """Does what the run directory asks for; raises `RescueError`."""
+    start = _Start(time.perf_counter(), outcome.process_peak_mb())
+    run = RunDirectory(path)
+    recipe = recipe_in(path)
+    environment = read_environment(run)
+    machine = _machine(environment)
+    _prepare_torch(recipe, environment, machine)
+    with distributed.group(machine.device), _alone(run):
+        try:
+            if environment["verb"] == "train":
+                _train(run, recipe, machine, start)
+            else:
+                _evaluate(run, recipe, machine, start)
+        except (RuntimeError, MemoryError) as error:
+            raise explained(error, recipe) from error
+
+
+def main() -> None:
+    """Runs the directories on the command line; the exit code is that of the first failure.
+
+    With `-` for a directory, those whose names come on stdin, for as long as they come.
+    """
+    lifetime.end_with_parent()
+    if sys.argv[1:] == ["-"]:
+        _serve()
+        return
+    codes = (_attempt(RunDirectory(Path(argument))) for argument in sys.argv[1:])
+    code = next(filter(None, codes), 0)
+    if "LOCAL_RANK" in os.environ:
+        # All is written and the group is left. What the interpreter would still take down can abort
+        # in a thread of torch's (seen once on a busy machine), and fail a run that is finished.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
+def _serve() -> None:
+    """Runs directory after directory, each failure for itself; says the exit code of each."""
+    with os.fdopen(os.dup(1), "w") as answers:
+        os.dup2(2, 1)  # what else is printed is no answer
+        for line in sys.stdin:
+            code = _attempt(RunDirectory(Path(line.rstrip("\n"))))
+            print(code, file=answers, flush=True)
+            if code > 128:  # a signal meant all of them
+                return
+
+
+def _attempt(run: RunDirectory) -> int:
+    """Works on a directory; the exit code, with word of a failure left in the directory."""
+    try:
+        with leaving_word(run):
+            work(run.path)
+    except RescueError as error:
+        return error.exit_code
+    except Exception:
+        return 1
+    return 0
+
+
+def _machine(environment: dict[str, Any]) -> build.Machine:
+    device = torch.device(environment["device"])
+    if device.type == "cuda":
+        device = torch.device("cuda", distributed.gpu())
+        torch.cuda.set_device(device)
+    return build.Machine(device, environment["workers"], Path(environment["cache"]))
+
+
+def _prepare_torch(recipe: Recipe, environment: dict[str, Any], machine: build.Machine) -> None:
+    torch.set_num_threads(environment["threads"])
+    torch.backends.cuda.matmul.allow_tf32 = True
+    torch.backends.cudnn.allow_tf32 = True
+    torch.backends.cudnn.benchmark = not recipe.train.deterministic
+    if recipe.train.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    if recipe.train.deterministic != torch.are_deterministic_algorithms_enabled():
+        torch.use_deterministic_algorithms(recipe.train.deterministic)  # imports torch's compiler
+    if machine.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(machine.device)
+
+
+@contextlib.contextmanager
+def _alone(run: RunDirectory) -> Iterator[None]:
+    """Holds the run directory against a second run, as long as this process lives."""
+    if not distributed.is_first():
+        yield
+        return
+    with run.lock.open("a+") as file:
+        os.register_at_fork(after_in_child=file.close)  # loader workers outlive a killed run
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise InUseError(run.path) from None
+        yield
+
+
+# --- train ---
+
+
+def _train(run: RunDirectory, recipe: Recipe, machine: build.Machine, start: _Start) -> None:
+    data = build.dataset(recipe, machine.cache)
+    said = identity.agree(run, recipe, data)
+    said += [kept] if (kept := build.head_kept(recipe, data.classes)) else []
+    steps = total_steps(recipe.train, steps_per_epoch(recipe.train, len(data.train)))
+    recorder = Recorder(run, writes=distributed.is_first(), steps=steps)
+    with contextlib.closing(recorder):
+        trainee = build.trainee(recipe, data, machine, recorder.say)
+        loop = _loop(run, recipe, trainee, machine, recorder)
+        recorder.open_log()
+        for note in (*data.notes, *build.balance(recipe, data), *said):
+            recorder.say(note)
+        if distributed.is_first():
+            discard_partials(run.path)
+        with contextlib.closing(loop.step.feed):
+            if trainee.data is data and distributed.is_first() and not run.samples.exists():
+                outcome.write_samples(run, loop.step, loop.evaluator.normalise, data)
+            prepared = time.perf_counter() - start.clock
+            loop.run()
+            _finish(run, recipe, trainee, loop, prepared, start.peak_mb)
+
+
+def _loop(
+    run: RunDirectory,
+    recipe: Recipe,
+    trainee: build.Trainee,
+    machine: build.Machine,
+    recorder: Recorder,
+) -> Loop:
+    network, data = trainee.network, trainee.data
+    step = build.step(recipe, network, data, machine, recorder.say)
+    per_epoch = steps_per_epoch(recipe.train, len(data.train))
+    steps = total_steps(recipe.train, per_epoch)
+    if beyond := [step for step in recipe.train.snapshots if step > steps]:
+        raise UsageError(
+            f"train.snapshots: {beyond[0]} is beyond the run, which has {steps} steps."
+        )
+    plan = Plan(
+        steps=steps,
+        steps_per_epoch=per_epoch,
+        batch_size=recipe.train.batch_size,
+        eval_every=recipe.eval.every,
+        save_every=recipe.train.checkpoint_epochs,
+        log_every=recipe.train.log_every,
+        stop_above=recipe.train.stop_above,
+        snapshots=frozenset(recipe.train.snapshots),
+    )
+    return Loop(
+        plan=plan,
+        step=step,
+        model=network,
+        evaluator=build.evaluator(recipe, data, machine),
+        test_sets=build.test_sets(recipe, data, machine),
+        directory=run,
+        recorder=recorder,
+        save_minutes=recipe.train.checkpoint_minutes,
+    )
+
+
+def _finish(
+    run: RunDirectory,
+    recipe: Recipe,
+    trainee: build.Trainee,
+    loop: Loop,
+    prepared: float,
+    peak_before: float,
+) -> None:
+    """Writes the weights, the predictions and the result, in this order."""
+    step, progress = loop.step, loop.progress
+    replaced, corrupt = distributed.union(step.feed.replaced, step.feed.corrupt)
+    memory = outcome.peak_memory_mb(step.device, peak_before)
+    if not distributed.is_first():
+        return
+    model, data = trainee.whole(step.average.model), trainee.images
+    outcome.write_weights(run, recipe, model, data)
+    outcome.write_examples(run, model, loop.evaluator, loop.test_sets)
+    clock = outcome.Clock(
+        images=loop.plan.steps * loop.plan.batch_size,
+        prepare=prepared,
+        train=progress.seconds_train,
+        evaluate=progress.seconds_eval,
+    )
+    found = outcome.result(run, recipe, data, model, loop.latest, clock, memory)
+    trained = {
+        "epochs": loop.plan.epoch(progress.step),
+        "steps": progress.step,
+        "best": {**progress.best, "chosen_on": "the test set"},
+        "replaced_images": replaced,
+        "corrupt_files": corrupt,
+        "skipped_steps": int(step.optimizers.skipped.item()),
+    }
+    write_json(run.result, {**found, **trained})
+
+
+def _evaluate(run: RunDirectory, recipe: Recipe, machine: build.Machine, start: _Start) -> None:
+    known = build.weights_classes(recipe)
+    data = build.dataset(recipe, machine.cache, test_only=True, classes=known)
+    data, said = build.by_name(recipe, data)
+
+    def say(line: str | None) -> None:
+        if line and distributed.is_first():
+            print(line, file=sys.stderr)
+
+    for line in [*data.notes, said, *identity.unlike_training(recipe, data)]:
+        say(line)
+    network = build.model(recipe, len(data.classes), machine.device, whole=True, note=say)
+    evaluator = build.evaluator(recipe, data, machine)
+    tests = build.test_sets(recipe, data, machine)
+    prepared = time.perf_counter() - start.clock
+    feeds = {test.feed for test in tests.values()}
+    batches = sum(feed.rounds(distributed.world_size()) for feed in feeds)
+    with Stop() as stop, batch_bar(batches) as count:
+
+        def between() -> None:
+            count()
+            (code,) = distributed.max_over_ranks([float(stop.exit_code)], machine.device)
+            if code:
+                raise StoppedError("evaluation stopped; nothing was written.", int(code))
+
+        found = evaluator.sets(network, tests, between)
+    seconds = time.perf_counter() - start.clock - prepared
+    memory = outcome.peak_memory_mb(machine.device, start.peak_mb)
+    if distributed.is_first():
+        outcome.write_examples(run, network, evaluator, tests)
+        images = sum(len(feed) for feed in feeds)
+        clock = outcome.Clock(images=images, prepare=prepared, train=0.0, evaluate=seconds)
+        write_json(run.result, outcome.result(run, recipe, data, network, found, clock, memory))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,114 @@
+"""AutoAugment's policies (Cubuk et al. 2018) for ImageNet as in timm."""
+
+from functools import partial
+from typing import Any, Literal
+
+import numpy as np
+
+from rescue_cli.recipe.schema import NotNegative
+from rescue_cli.rng import Floats
+from rescue_cli.sections.augment import policy as policies
+from rescue_cli.sections.augment.operations import Operation
+from rescue_cli.sections.augment.policy import Drawn, Fill, Interpolation
+
+# Sub-policies, one a line: two operations, each with its probability and its magnitude.
+# `original`: table 9 of the paper; `v0`: of EfficientNet's code for TPUs.
+Step = tuple[str, float, int]
+SUB_POLICIES: dict[str, tuple[tuple[Step, Step], ...]] = {
+    "original": (
+        (("PosterizeOriginal", 0.4, 8), ("Rotate", 0.6, 9)),
+        (("Solarize", 0.6, 5), ("AutoContrast", 0.6, 5)),
+        (("Equalize", 0.8, 8), ("Equalize", 0.6, 3)),
+        (("PosterizeOriginal", 0.6, 7), ("PosterizeOriginal", 0.6, 6)),
+        (("Equalize", 0.4, 7), ("Solarize", 0.2, 4)),
+        (("Equalize", 0.4, 4), ("Rotate", 0.8, 8)),
+        (("Solarize", 0.6, 3), ("Equalize", 0.6, 7)),
+        (("PosterizeOriginal", 0.8, 5), ("Equalize", 1.0, 2)),
+        (("Rotate", 0.2, 3), ("Solarize", 0.6, 8)),
+        (("Equalize", 0.6, 8), ("PosterizeOriginal", 0.4, 6)),
+        (("Rotate", 0.8, 8), ("Color", 0.4, 0)),
+        (("Rotate", 0.4, 9), ("Equalize", 0.6, 2)),
+        (("Equalize", 0.0, 7), ("Equalize", 0.8, 8)),
+        (("Invert", 0.6, 4), ("Equalize", 1.0, 8)),
+        (("Color", 0.6, 4), ("Contrast", 1.0, 8)),
+        (("Rotate", 0.8, 8), ("Color", 1.0, 2)),
+        (("Color", 0.8, 8), ("Solarize", 0.8, 7)),
+        (("Sharpness", 0.4, 7), ("Invert", 0.6, 8)),
+        (("ShearX", 0.6, 5), ("Equalize", 1.0, 9)),
+        (("Color", 0.4, 0), ("Equalize", 0.6, 3)),
+        (("Equalize", 0.4, 7), ("Solarize", 0.2, 4)),
+        (("Solarize", 0.6, 5), ("AutoContrast", 0.6, 5)),
+        (("Invert", 0.6, 4), ("Equalize", 1.0, 8)),
+        (("Color", 0.6, 4), ("Contrast", 1.0, 8)),
+        (("Equalize", 0.8, 8), ("Equalize", 0.6, 3)),
+    ),
+    "v0": (
+        (("Equalize", 0.8, 1), ("ShearY", 0.8, 4)),
+        (("Color", 0.4, 9), ("Equalize", 0.6, 3)),
+        (("Color", 0.4, 1), ("Rotate", 0.6, 8)),
+        (("Solarize", 0.8, 3), ("Equalize", 0.4, 7)),
+        (("Solarize", 0.4, 2), ("Solarize", 0.6, 2)),
+        (("Color", 0.2, 0), ("Equalize", 0.8, 8)),
+        (("Equalize", 0.4, 8), ("SolarizeAdd", 0.8, 3)),
+        (("ShearX", 0.2, 9), ("Rotate", 0.6, 8)),
+        (("Color", 0.6, 1), ("Equalize", 1.0, 2)),
+        (("Invert", 0.4, 9), ("Rotate", 0.6, 0)),
+        (("Equalize", 1.0, 9), ("ShearY", 0.6, 3)),
+        (("Color", 0.4, 7), ("Equalize", 0.6, 0)),
+        (("Posterize", 0.4, 6), ("AutoContrast", 0.4, 7)),
+        (("Solarize", 0.6, 8), ("Color", 0.6, 9)),
+        (("Solarize", 0.2, 4), ("Rotate", 0.8, 9)),
+        (("Rotate", 1.0, 7), ("TranslateYRel", 0.8, 9)),
+        (("ShearX", 0.0, 0), ("Solarize", 0.8, 4)),
+        (("ShearY", 0.8, 0), ("Color", 0.6, 4)),
+        (("Color", 1.0, 0), ("Rotate", 0.6, 2)),
+        (("Equalize", 0.8, 4), ("Equalize", 0.0, 8)),
+        (("Equalize", 1.0, 4), ("AutoContrast", 0.6, 2)),
+        (("ShearY", 0.4, 7), ("SolarizeAdd", 0.6, 7)),
+        (("Posterize", 0.8, 2), ("Solarize", 0.6, 10)),
+        (("Solarize", 0.6, 8), ("Equalize", 0.6, 1)),
+        (("Color", 0.8, 6), ("Rotate", 0.4, 5)),
+    ),
+}
+# pycls has v0 with at least one bit where `Posterize` leaves none, and so black
+# (facebookresearch/pycls 5719de6, pycls/datasets/augment.py)
+SUB_POLICIES["v0-pycls"] = tuple(
+    (first, second) if first[0] != "Posterize" else (("PosterizeAtLeastOne", *first[1:]), second)
+    for first, second in SUB_POLICIES["v0"]
+)
+COLUMNS = 5  # an operation
+
+
+def auto_augment(
+    *,
+    policy: Literal["original", "v0", "v0-pycls"],
+    std: NotNegative = 0.0,
+    interpolation: Interpolation,
+    fill: Fill,
+) -> Operation:
+    """One of the policy's 25 sub-policies for each image: its two operations, in order.
+
+    Magnitudes are normal about the policy's, cut to 0..10; the sign is either. Outside a moved
+    image is the colour `fill`.
+    """
+    table = SUB_POLICIES[policy]
+    names = sorted({name for sub_policy in table for name, _, _ in sub_policy})
+    colour = np.array(fill, dtype=np.uint8)
+    # (25, 2) each: which operation, its probability, its magnitude
+    which = np.array([[names.index(name) for name, _, _ in row] for row in table])
+    chance = np.array([[p for _, p, _ in row] for row in table])
+    magnitude = np.array([[m for _, _, m in row] for row in table], dtype=np.float64)
+
+    def plan(draws: Floats) -> tuple[Any, ...]:
+        chosen = policies.choice(draws[:, 0], len(table))
+        layers = []
+        for place in range(2):
+            mine = draws[:, 1 + place * COLUMNS : 1 + (place + 1) * COLUMNS]
+            applied = mine[:, 0] < chance[chosen, place]
+            mean = magnitude[chosen, place]
+            strengths = policies.strengths(mine[:, 1:], mean, std, interpolation)
+            layers.append(Drawn(np.where(applied, which[chosen, place], -1), *strengths))
+        return *policies.grouped(names, layers), colour
+
+    apply = partial(policies.apply_groups, "auto-augment")
+    return Operation(1 + 2 * COLUMNS, "pixels", apply, plan)

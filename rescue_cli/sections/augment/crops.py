@@ -1,0 +1,89 @@
+"""Crops that are cut while a file is decoded, before its pixels are resized."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated
+
+from rescue_cli.errors import UsageError
+from rescue_cli.recipe.schema import Positive, PositiveInt, Within
+from rescue_cli.rng import Floats
+
+TRIES = 10
+
+
+@dataclass(frozen=True)
+class FileCrop:
+    """`box(height, width, draws)` -> (top, left, height, width), from `columns` uniform draws."""
+
+    columns: int
+    box: Callable[[int, int, Floats], tuple[int, int, int, int]]
+
+
+def random_resized_crop(
+    *,
+    scale: tuple[Annotated[float, Within(0, 1)], Annotated[float, Within(0, 1)]],
+    ratio: tuple[Positive, Positive],
+) -> FileCrop:
+    """A box of a random share of the area and a random aspect ratio (Szegedy et al. 2015).
+
+    Ten tries as in torchvision and timm, then the largest central box of an allowed ratio.
+    """
+    low, high = math.log(ratio[0]), math.log(ratio[1])
+
+    def box(height: int, width: int, draws: Floats) -> tuple[int, int, int, int]:
+        for area_draw, ratio_draw, top_draw, left_draw in draws.reshape(TRIES, 4).tolist():
+            area = height * width * (scale[0] + (scale[1] - scale[0]) * area_draw)
+            aspect = math.exp(low + (high - low) * ratio_draw)
+            w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+            if 0 < w <= width and 0 < h <= height:
+                return int(top_draw * (height - h + 1)), int(left_draw * (width - w + 1)), h, w
+        w, h = width, height
+        if width / height < ratio[0]:
+            h = max(1, round(width / ratio[0]))
+        elif width / height > ratio[1]:
+            w = max(1, round(height * ratio[1]))
+        return (height - h) // 2, (width - w) // 2, h, w
+
+    return FileCrop(TRIES * 4, box)
+
+
+def squash_crop(*, side: PositiveInt, size: PositiveInt) -> FileCrop:
+    """A square of `size` pixels out of the image squashed to a square of `side` pixels.
+
+    What Caffe's ImageNet databases made of files (BVLC/caffe, examples/imagenet, RESIZE=true). The
+    box is cut before scaling, from where it comes to lie.
+    """
+    if size > side:
+        raise UsageError(f"augment (squash-crop).size: {size} must not be above side ({side}).")
+
+    def box(height: int, width: int, draws: Floats) -> tuple[int, int, int, int]:
+        top_draw, left_draw = draws.tolist()
+        h, w = (max(1, round(size / side * length)) for length in (height, width))
+        return int(top_draw * (height - h + 1)), int(left_draw * (width - w + 1)), h, w
+
+    return FileCrop(2, box)
+
+
+def scale_jitter_crop(
+    *, short_side: tuple[PositiveInt, PositiveInt], size: PositiveInt
+) -> FileCrop:
+    """A square of `size` pixels out of the image with its shorter side scaled to a random length.
+
+    The length is a whole number between the two of `short_side` (He et al. 2015, 3.4; Simonyan and
+    Zisserman 2015). The box is cut before scaling, from where it comes to lie.
+    """
+    low, high = short_side
+    if not size <= low <= high:
+        raise UsageError(
+            f"augment (scale-jitter-crop).short_side: [{low}, {high}] must not fall, "
+            f"and not be below size ({size})."
+        )
+
+    def box(height: int, width: int, draws: Floats) -> tuple[int, int, int, int]:
+        scale_draw, top_draw, left_draw = draws.tolist()
+        length = low + int(scale_draw * (high - low + 1))
+        side = max(1, round(size / length * min(height, width)))
+        return int(top_draw * (height - side + 1)), int(left_draw * (width - side + 1)), side, side
+
+    return FileCrop(3, box)

@@ -1,0 +1,1 @@
+"""Numeric kernels of augmentations, each image with its own argument."""

@@ -1,0 +1,138 @@
+"""Batched augmentations on the device, each image with its own draws."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from rescue_cli.batch import squares
+from rescue_cli.errors import UsageError
+from rescue_cli.recipe.schema import Fraction, NotNegativeInt, PositiveInt
+from rescue_cli.rng import Floats, Indices, bits
+
+Plan = Callable[[Floats], tuple[Any, ...]]
+
+
+class Which(NamedTuple):
+    """The images of a slice: their indices (n,) in the training set of this run, and its epoch."""
+
+    indices: Indices
+    epoch: int
+    seed: int
+
+
+def as_drawn(draws: Floats) -> tuple[Any, ...]:
+    """The plan of an operation that needs nothing of the host."""
+    return (draws,)
+
+
+@dataclass(frozen=True)
+class Operation:
+    """`apply(images (n, c, h, w), *planned)` -> images, where `planned` is what `plan` makes of the
+    slice's draws (n, columns) on the host, by default the draws themselves; or what `plan_by_image`
+    makes of the images' numbers, where an image's draws are to last from epoch to epoch.
+
+    Arrays in it arrive on the device (all operations' in one copy), the rest as it is: so the host
+    may know which image gets what, and no step waits for the device. On `pixels` the images are
+    uint8, on `levels` floats of 0 to 255, once `normalised` floats of mean 0, which `apply` may
+    write to.
+    """
+
+    columns: int
+    stage: Literal["pixels", "levels", "normalised"]
+    apply: Callable[..., Tensor]
+    plan: Plan = as_drawn
+    plan_by_image: Callable[[Which], tuple[Any, ...]] | None = None
+
+
+def pad_crop(
+    *, pad: NotNegativeInt, mode: Literal["reflect", "zeros"], offsets: PositiveInt | None = None
+) -> Operation:
+    """A window of the image's own size out of the image padded on all sides, as one gather.
+
+    Its top and its left are each one of the first `offsets` of the 2 pad + 1 that there are, or
+    of them all. Raises `UsageError` where there are fewer.
+    """
+    places = 2 * pad + 1
+    if offsets is not None and offsets > places:
+        raise UsageError(
+            f"augment (pad-crop).offsets: {offsets}, and a pad of {pad} has {places}. "
+            "Give at most that, or leave it out for all."
+        )
+    drawn = places if offsets is None else offsets
+
+    def apply(images: Tensor, draws: Tensor) -> Tensor:
+        height, width = images.shape[-2:]
+        if pad >= min(height, width):
+            side = min(height, width)
+            raise UsageError(
+                f"augment (pad-crop).pad: {pad} must be below the image's side, {side}."
+            )
+        corners = (draws * drawn).long()
+        padded = reflected(images, pad) if mode == "reflect" else functional.pad(images, (pad,) * 4)
+        windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # a view, of any top and left
+        each = torch.arange(len(images), device=images.device)
+        return windows[each, :, corners[:, 0], corners[:, 1]]
+
+    return Operation(2, "pixels", apply)
+
+
+def reflected(images: Tensor, pad: int) -> Tensor:
+    """The images with `pad` pixels more on all sides, mirrored about those of the border.
+
+    As `functional.pad` has it, which does not take bytes.
+    """
+    for dim in (2, 3):
+        before = images.narrow(dim, 1, pad).flip(dim)
+        after = images.narrow(dim, images.shape[dim] - 1 - pad, pad).flip(dim)
+        images = torch.cat([before, images, after], dim)
+    return images
+
+
+def flip(*, p: Fraction) -> Operation:
+    """Mirrors an image left to right with probability `p`."""
+
+    def apply(images: Tensor, draws: Tensor) -> Tensor:
+        return _mirrored(images, draws[:, 0] < p)
+
+    return Operation(1, "pixels", apply)
+
+
+def alternating_flip() -> Operation:
+    """Mirrors a random half of the images in the first epoch, in the next the others, and so on.
+
+    So every image is seen mirrored exactly every other epoch (airbench, Jordan 2024).
+    """
+
+    def plan(which: Which) -> tuple[Any, ...]:
+        flipped = bits(which.seed, "alternating-flip", which.indices)
+        return (flipped ^ bool(which.epoch % 2),)
+
+    return Operation(0, "pixels", _mirrored, plan_by_image=plan)
+
+
+def _mirrored(images: Tensor, chosen: Tensor) -> Tensor:
+    """The images (n, c, h, w), the chosen ones (n,) mirrored left to right."""
+    # as a choice of bits: torch.where has no vector loop for bytes and takes five times as long
+    mask = chosen[:, None, None, None].to(torch.uint8).neg_()
+    return images.flip(-1).bitwise_xor_(images).bitwise_and_(mask).bitwise_xor_(images)
+
+
+def cutout(*, size: PositiveInt) -> Operation:
+    """A size x size square inside each image set to the mean (DeVries and Taylor 2017)."""
+
+    def apply(images: Tensor, draws: Tensor) -> Tensor:
+        height, width = images.shape[-2:]
+        if size > min(height, width):
+            side = min(height, width)
+            raise UsageError(
+                f"augment (cutout).size: {size} must be at most the image's side, {side}."
+            )
+        which, rows, columns = squares(draws, size, height, width)
+        images[which, :, rows, columns] = 0
+        return images
+
+    return Operation(2, "normalised", apply)

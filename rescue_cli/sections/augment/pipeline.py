@@ -1,0 +1,132 @@
+"""The recipe's operations in order, with one block of draws a slice and one copy to the device."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from rescue_cli.batch import Batch, to_device
+from rescue_cli.rng import Floats, uniform
+from rescue_cli.sections.augment.operations import Operation, Which
+
+STAGES = ("pixels", "levels", "normalised")
+Planned = tuple[Operation, tuple[Any, ...]]
+
+
+class Normalise:
+    """uint8 pixels to (pixels / 255 - mean) / std in `dtype` and memory format."""
+
+    def __init__(
+        self,
+        mean: Sequence[float],
+        std: Sequence[float],
+        device: torch.device,
+        dtype: torch.dtype,
+        channels_last: bool,
+    ) -> None:
+        scale = torch.tensor(std, dtype=torch.float64) * 255
+        shift = torch.tensor(mean, dtype=torch.float64) * 255
+        self.shift = shift.to(dtype).to(device)[:, None, None]
+        self.factor = (1 / scale).to(dtype).to(device)[:, None, None]
+        self.dtype = dtype
+        self.format = torch.channels_last if channels_last else torch.contiguous_format
+
+    def floats(self, images: Tensor) -> Tensor:
+        """The same levels, 0 to 255, in `dtype` and memory format."""
+        return images.to(dtype=self.dtype, memory_format=self.format)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        # in place: each new tensor of this size costs its page faults as well
+        floats = images.to(dtype=self.dtype, memory_format=self.format, copy=True)
+        if self.format == torch.contiguous_format:
+            return floats.sub_(self.shift).mul_(self.factor)
+        # row by row: a processor's loop over the three channels takes nine times as long
+        n, channels, height, width = images.shape
+        rows = floats.permute(0, 2, 3, 1).view(n, height, width * channels)
+        rows.sub_(self.shift.flatten().repeat(width)).mul_(self.factor.flatten().repeat(width))
+        return floats
+
+    def undo(self, images: Tensor) -> Tensor:
+        """Normalised images back to uint8 pixels."""
+        return (images / self.factor + self.shift).round().clamp(0, 255).to(torch.uint8)
+
+
+class Unchanged(Normalise):
+    """Floats that are seen as they are."""
+
+    def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
+        super().__init__([0.0], [1.0], device, dtype, channels_last=False)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return images.to(self.dtype)
+
+
+class Augment:
+    """Batch of uint8 pixels -> batch of normalised, augmented images."""
+
+    def __init__(
+        self,
+        operations: Sequence[Operation],
+        normalise: Normalise,
+        seed: int,
+        steps_per_epoch: int,
+    ) -> None:
+        self.stages = [[op for op in operations if op.stage == stage] for stage in STAGES]
+        self.normalise = normalise
+        self.seed = seed
+        self.steps_per_epoch = steps_per_epoch
+        self.columns = sum(op.columns for op in operations)
+
+    def __call__(self, batch: Batch) -> Batch:
+        shape = (len(batch.images), self.columns)
+        block = uniform(self.seed, "augment", batch.step, batch.slice, shape)
+        which = Which(batch.indices, batch.step // self.steps_per_epoch, self.seed)
+        pixels, levels, normalised = self._planned(block, which, batch.images.device)
+        images = _applied(pixels, batch.images)
+        if levels:
+            images = _applied(levels, self.normalise.floats(images))
+        return replace(batch, images=_applied(normalised, self.normalise(images)))
+
+    def _planned(self, draws: Floats, which: Which, device: torch.device) -> list[list[Planned]]:
+        """Each stage's operations with what their plans say, its arrays on the device."""
+        used = 0
+        plans: list[list[Planned]] = []
+        for operations in self.stages:
+            plans.append([])
+            for operation in operations:
+                mine = draws[:, used : used + operation.columns]
+                by_image = operation.plan_by_image
+                plan = by_image(which) if by_image else operation.plan(mine)
+                plans[-1].append((operation, plan))
+                used += operation.columns
+        arrays = [a for stage in plans for _, told in stage for a in told if _is_array(a)]
+        sent = iter(_sent(arrays, device))
+        return [
+            [(op, tuple(next(sent) if _is_array(a) else a for a in told)) for op, told in stage]
+            for stage in plans
+        ]
+
+
+def _is_array(value: Any) -> bool:
+    return isinstance(value, np.ndarray)
+
+
+def _sent(arrays: Sequence[NDArray[Any]], device: torch.device) -> list[Tensor]:
+    """The arrays as tensors on the device, in one copy, in double precision on the way."""
+    flat = [array.astype(np.float64).ravel() for array in arrays]
+    whole = to_device(np.concatenate([*flat, np.zeros(0)]), device)
+    parts = torch.split(whole, [len(part) for part in flat])
+    return [
+        part.to(torch.from_numpy(array[:0]).dtype).view(array.shape)
+        for part, array in zip(parts, arrays, strict=True)
+    ]
+
+
+def _applied(planned: Sequence[Planned], images: Tensor) -> Tensor:
+    for operation, plan in planned:
+        images = operation.apply(images, *plan)
+    return images

@@ -1,0 +1,66 @@
+"""TrivialAugment: one operation at one level, both drawn evenly (Müller and Hutter 2021)."""
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from rescue_cli.rng import Floats
+from rescue_cli.sections.augment import policy as policies
+from rescue_cli.sections.augment.kernels.affine import Kernel
+from rescue_cli.sections.augment.operations import Operation
+from rescue_cli.sections.augment.policy import Doubles, Drawn, Fill
+
+LEVELS = 31
+_PLACES = np.arange(LEVELS)
+
+
+def _up_to(most: float) -> Doubles:
+    return np.linspace(0.0, most, LEVELS)
+
+
+# The wide space as torchvision 0.29 has it: by operation what each level is, and whether its sign
+# is drawn. Factors are 1 plus or minus the level; what has no levels has 0 for all.
+_NONE = np.zeros(LEVELS)
+SPACE: dict[str, tuple[Doubles, bool]] = {
+    "Identity": (_NONE, False),
+    "ShearXGiven": (_up_to(0.99), True),
+    "ShearYGiven": (_up_to(0.99), True),
+    "TranslateXGiven": (np.trunc(_up_to(32.0)), True),  # pixels
+    "TranslateYGiven": (np.trunc(_up_to(32.0)), True),
+    "RotateGiven": (_up_to(135.0), True),  # degrees
+    "BrightnessFactor": (_up_to(0.99), True),
+    "ColorFactor": (_up_to(0.99), True),
+    "ContrastFactor": (_up_to(0.99), True),
+    "SharpnessFactor": (_up_to(0.99), True),
+    "PosterizeGiven": (8 - np.rint(_PLACES / 5), False),  # bits, 8 to 2
+    "SolarizeGiven": (np.ceil(255 - 8.5 * _PLACES), False),  # the first level that is inverted
+    "AutoContrast": (_NONE, False),
+    "Equalize": (_NONE, False),
+}
+
+
+def trivial_augment(*, interpolation: Kernel, fill: Fill) -> Operation:
+    """One of fourteen operations for each image, at one of 31 levels: TrivialAugment Wide.
+
+    What has a sign turns it with probability 1/2. Outside a moved image is the colour `fill`.
+    """
+    names = list(SPACE)
+    arguments = np.array([levels for levels, _ in SPACE.values()])
+    signed = np.array([signed for _, signed in SPACE.values()])
+    around = np.array([1.0 if name.endswith("Factor") else 0.0 for name in names])
+    colour = np.array(fill, dtype=np.uint8)
+
+    def plan(draws: Floats) -> tuple[Any, ...]:
+        which = policies.choice(draws[:, 0], len(names))
+        level = arguments[which, policies.choice(draws[:, 1], LEVELS)]
+        sign = np.where(signed[which] & (draws[:, 2] < 0.5), -1.0, 1.0)
+        drawn = Drawn(
+            np.where(which == names.index("Identity"), -1, which),
+            around[which] + sign * level,
+            sign,
+            np.full(len(draws), interpolation == "bicubic"),
+        )
+        return *policies.grouped(names, [drawn]), colour
+
+    return Operation(3, "pixels", partial(policies.apply_groups, "trivial-augment"), plan)

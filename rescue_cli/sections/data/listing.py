@@ -1,0 +1,241 @@
+"""What lies in a folder: images of every kind that can be read, and what is passed over."""
+
+import os
+from collections import Counter
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+
+from PIL import Image, features
+
+from rescue_cli.errors import DataError
+from rescue_cli.sections.data.names import plain, shown, stem
+
+# PIL's names of what holds a picture; of several frames or pages the first is read
+FORMATS = {"JPEG", "MPO", "PNG", "WEBP", "TIFF", "BMP", "DIB", "GIF", "PPM", "JPEG2000", "TGA"}
+FORMATS |= {"AVIF", "HEIF", "QOI", "PCX", "SGI", "ICO"}
+# What file managers leave behind: Windows', macOS' (in archives), Synology's
+NOBODYS = {"thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "@eadir", "$recycle.bin"}
+NOBODYS |= {"system volume information", "lost+found"}
+HIDDEN = "hidden or of the system"
+OTHER = "with another ending than an image's"
+EMPTY = "empty"
+BROKEN = "broken links or no files"
+BESIDE = "beside the class folders"
+CIRCLE = "links to a folder above them"
+UNDECODED = {".avif", ".avifs", ".heic", ".heif", ".hif"}
+NO_DECODER = "without a decoder here (for .heic: pip install pillow-heif)"
+
+
+@lru_cache
+def endings() -> frozenset[str]:
+    """The endings of the images that can be read here, HEIC's where `pillow-heif` is there."""
+    try:
+        from pillow_heif import register_heif_opener
+    except ImportError:
+        pass
+    else:
+        register_heif_opener()
+    formats = FORMATS if features.check("avif") else FORMATS - {"AVIF"}
+    known = Image.registered_extensions()
+    return frozenset(e for e, kind in known.items() if kind in formats and kind in Image.OPEN)
+
+
+def is_nobodys(name: str) -> bool:
+    """Whether a file or folder is no one's image: hidden (macOS' `._x.jpg`), or the system's."""
+    return name.startswith(".") or name.lower() in NOBODYS
+
+
+@dataclass
+class PassedOver:
+    """What was not read, by the reason, with the first of each; `told` are sentences of their own.
+
+    `sizes` asks for the size of every file: an empty one is passed over. Files called as in `read`
+    are read as something else.
+    """
+
+    sizes: bool = False
+    read: tuple[str, ...] = ()
+    counts: Counter[str] = field(default_factory=Counter)
+    first: dict[str, str] = field(default_factory=dict)
+    endings: Counter[str] = field(default_factory=Counter)
+    told: list[str] = field(default_factory=list)
+
+    def add(self, reason: str, path: str) -> None:
+        self.counts[reason] += 1
+        self.first.setdefault(reason, path)
+
+    def add_file(self, path: str) -> None:
+        """A file whose ending is no known image's."""
+        ending = os.path.splitext(path)[1].lower()
+        self.add(NO_DECODER if ending in UNDECODED else OTHER, path)
+        self.endings[ending or "none"] += 1
+
+    def join(self, other: "PassedOver") -> None:
+        self.counts += other.counts
+        self.endings += other.endings
+        self.first = {**other.first, **self.first}
+        self.told += other.told
+
+    def listed(self) -> str:
+        """How much of each, on one line; empty where there is nothing."""
+        parts = []
+        for reason, count in self.counts.items():
+            most = ", ".join(f"{n} {ending}" for ending, n in self.endings.most_common(5))
+            of = f" ({most})" if reason == OTHER else ""
+            parts.append(f"{count} {reason}{of}, the first {shown(self.first[reason])}")
+        return "; ".join(parts)
+
+    def notes(self) -> tuple[str, ...]:
+        """A sentence each, for `Dataset.notes`."""
+        listed = self.listed()
+        return (*self.told, *([f"files passed over: {listed}"] if listed else []))
+
+
+def images_in(folder: Path, passed: PassedOver) -> list[str]:
+    """The images in the folder and in those below, as paths from it; raises `DataError`.
+
+    In torchvision's order: those of the folder itself by name, then folder by folder.
+    """
+    return files_in(folder, endings(), passed)
+
+
+def files_in(folder: Path, kinds: Collection[str], passed: PassedOver) -> list[str]:
+    """As `images_in`, the files with one of these endings."""
+    every = _walk(str(folder), "", kinds, passed, frozenset())
+    found = sorted(every, key=lambda each: each[0].removesuffix("/"))
+    return [f"{below}{name}" for below, names in found for name in sorted(names)]
+
+
+def _walk(
+    root: str, below: str, kinds: Collection[str], passed: PassedOver, above: frozenset[object]
+) -> Iterator[tuple[str, list[str]]]:
+    """(path from the root with its slash, names) of the folder and of each below it."""
+    here = os.path.join(root, below)
+    names, folders = [], []
+    try:
+        status = os.stat(here)
+        if (me := (status.st_dev, status.st_ino)) in above:
+            passed.add(CIRCLE, here)
+            return
+        with os.scandir(here) as entries:
+            for entry in entries:
+                if is_nobodys(entry.name):
+                    passed.add(HIDDEN, entry.path)
+                elif _is_folder(entry):
+                    folders.append(entry.name)
+                elif entry.name[entry.name.rfind(".") :].lower() not in kinds:
+                    if entry.name not in passed.read:
+                        passed.add_file(entry.path)
+                elif not _is_file(entry):
+                    passed.add(BROKEN, entry.path)
+                elif passed.sizes and entry.stat().st_size == 0:
+                    passed.add(EMPTY, entry.path)
+                else:
+                    names.append(entry.name)
+    except OSError as error:
+        raise DataError(f"{shown(here)}: cannot be listed: {error.strerror}.") from None
+    yield below, names
+    for name in folders:
+        yield from _walk(root, f"{below}{name}/", kinds, passed, above | {me})
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_file()
+    except OSError:
+        return False
+
+
+def folders_in(root: Path) -> list[str]:
+    """The names of the folders right below `root` that may be someone's; raises `DataError`.
+
+    None where there is no such folder.
+    """
+    if not root.is_dir():
+        return []
+    try:
+        with os.scandir(root) as entries:
+            return sorted(e.name for e in entries if not is_nobodys(e.name) and _is_folder(e))
+    except OSError as error:
+        raise DataError(f"{root}: cannot be listed: {error.strerror}.") from None
+
+
+def pass_over_files(root: Path, passed: PassedOver) -> None:
+    """Counts what lies beside the folders below `root` and may have been meant."""
+    with os.scandir(root) as entries:
+        for entry in entries:
+            if is_nobodys(entry.name):
+                passed.add(HIDDEN, entry.path)
+            elif _is_image(entry):
+                passed.add(BESIDE, entry.path)
+
+
+def holds_images(folder: Path, depth: int) -> bool:
+    """Whether an image lies in the folder itself, or in those at most `depth` below it."""
+    try:
+        with os.scandir(folder) as entries:
+            if any(_is_image(entry) for entry in entries):
+                return True
+        return depth > 0 and any(
+            holds_images(folder / name, depth - 1) for name in folders_in(folder)
+        )
+    except (OSError, DataError):
+        return False
+
+
+def _is_image(entry: os.DirEntry[str]) -> bool:
+    ending = os.path.splitext(entry.name)[1].lower()
+    return ending in endings() and not is_nobodys(entry.name) and not _is_folder(entry)
+
+
+def by_stem(folder: Path, kinds: Collection[str]) -> dict[str, str]:
+    """The files with these endings by their paths without them, in the composed normal form.
+
+    Of files that differ in their endings alone a JPEG is taken. Empty where there is no folder.
+    """
+    if not folder.is_dir():
+        return {}
+    names = files_in(folder, kinds, PassedOver())
+    names.sort(key=lambda name: name.lower().endswith((".jpg", ".jpeg")))
+    return {plain(stem(name)): name for name in names}
+
+
+# --- splits ---
+
+SPLITS = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation"),
+    "test": ("test", "testing"),
+}
+
+
+def split_of(name: str) -> str | None:
+    """Which split a folder of this name holds: `val` for `Validation`; None for any other name."""
+    return next((split for split, names in SPLITS.items() if name.lower() in names), None)
+
+
+def split_folder(root: Path, split: str) -> Path | None:
+    """The split's folder below `root`, by its own name or another of it; raises `DataError`."""
+    if (root / split).is_dir():
+        return root / split
+    found = [name for name in folders_in(root) if split_of(name) == split]
+    if len(found) > 1:
+        raise DataError(
+            f"{root}: holds {' and '.join(found)}, and each may be '{split}'. Rename one, or name "
+            f"the folders: data.train_root=, data.test_root=."
+        )
+    return root / found[0] if found else None
+
+
+def splits_in(root: Path) -> list[str]:
+    """The names of the folders below `root` that are splits."""
+    return [name for name in folders_in(root) if split_of(name)]

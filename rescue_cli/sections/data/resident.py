@@ -1,0 +1,133 @@
+"""Folders of small images, decoded once and kept as one array."""
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from rescue_cli.errors import DataError
+from rescue_cli.rng import words
+from rescue_cli.sections.data.corrupt import never_replaced
+from rescue_cli.sections.data.decode import (
+    DEFAULT_READING,
+    UNREADABLE,
+    Interpolation,
+    centre_crop,
+    read_image,
+    reason_of,
+)
+from rescue_cli.sections.data.rgb import Reading
+from rescue_cli.sections.data.splits import SPLIT_SEED, Dataset, Files, Images, Pixels, Split
+
+REDRAWS = 1000
+
+
+def make_resident(
+    dataset: Dataset,
+    size: int,
+    interpolation: Interpolation,
+    cache: Path,
+    reading: Reading = DEFAULT_READING,
+) -> Dataset:
+    """The data set with every split in memory as size x size pixels, from `cache` where it can.
+
+    A corrupt training image gives way to another and is named in `Images.corrupt`; a corrupt test
+    image is a `DataError`.
+    """
+    tests: dict[str, Split] = {
+        k: _images(split, size, interpolation, reading, cache) for k, split in dataset.tests.items()
+    }
+    train = _images(dataset.train, size, interpolation, reading, cache, replacing=True)
+    return replace(dataset, train=train, tests=tests)
+
+
+def _images(
+    split: Split,
+    size: int,
+    interpolation: Interpolation,
+    reading: Reading,
+    cache: Path,
+    *,
+    replacing: bool = False,
+) -> Images:
+    if isinstance(split, Images):
+        return split
+    file = cache / f"{_key(split, size, interpolation, reading)}.npy"
+    pixels = _read(file, (len(split), 3, size, size))
+    if pixels is not None:
+        return Images(pixels, split.labels, files=split)
+    images = _decode(split, size, interpolation, reading, replacing)
+    if not images.corrupt:
+        _write(file, images.pixels)
+    return images
+
+
+def _key(split: Files, size: int, interpolation: Interpolation, reading: Reading) -> str:
+    """A digest of names, lengths and times, so that a changed folder is decoded anew."""
+    digest = hashlib.sha256(f"{size} {interpolation} {reading}\n".encode())
+    for index in range(len(split)):
+        path = split.names.path(index)
+        stat = path.stat()
+        digest.update(os.fsencode(path) + f"\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+    return digest.hexdigest()[:32]
+
+
+def _decode(
+    split: Files, size: int, interpolation: Interpolation, reading: Reading, replacing: bool
+) -> Images:
+    def one(index: int) -> Pixels | tuple[str, str]:
+        path = split.names.path(index)
+        try:
+            image = read_image(path, "pil", reading)
+        except UNREADABLE as error:
+            reason = reason_of(error)
+            if not replacing:
+                raise never_replaced(str(path), reason) from None
+            return str(path), reason
+        decoded: Pixels = centre_crop(image, size, 1.0, interpolation).numpy()
+        return decoded
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # PIL decodes without the interpreter's lock
+        found = list(pool.map(one, range(len(split)), chunksize=256))
+    places = np.array([_readable(found, index) for index in range(len(found))], dtype=np.int64)
+    pixels = np.array([found[i] for i in places], np.uint8).reshape(-1, 3, size, size)
+    corrupt = tuple(entry for entry in found if isinstance(entry, tuple))
+    return Images(pixels, split.labels[places], corrupt, split)
+
+
+def _readable(found: Sequence[Pixels | tuple[str, str]], index: int) -> int:
+    """The image itself, or where it is corrupt another one drawn for it."""
+    attempt = 0
+    while isinstance(found[index], tuple):
+        if attempt == REDRAWS:
+            raise DataError(f"{found[index][0]}: corrupt, and so are those drawn in its place.")
+        (word,) = words(SPLIT_SEED, "redraw", index, attempt, 1)
+        index, attempt = int(word % np.uint64(len(found))), attempt + 1
+    return index
+
+
+def _read(file: Path, shape: tuple[int, ...]) -> Pixels | None:
+    """The cached pixels; None where there are none that can be used."""
+    try:
+        pixels: Pixels = np.load(file, allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return None
+    return pixels if pixels.shape == shape and pixels.dtype == np.uint8 else None
+
+
+def _write(file: Path, pixels: Pixels) -> None:
+    """Writes the cache whole or not at all; a cache that cannot be written is only slower."""
+    partial = file.with_suffix(f".{os.getpid()}.partial")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("wb") as target:
+            np.save(target, pixels)
+        os.replace(partial, file)
+    except OSError:
+        with contextlib.suppress(OSError):
+            partial.unlink()

@@ -1,0 +1,227 @@
+"""Loader processes: started, asked, ended."""
+
+import errno
+import multiprocessing
+import multiprocessing.context
+import multiprocessing.popen_fork
+import multiprocessing.queues
+import os
+import signal
+import threading
+import traceback
+from collections.abc import Iterator
+from typing import Any
+
+from torch.utils.data import DataLoader, Dataset
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
+
+from rescue_cli import lifetime
+from rescue_cli.errors import RescueError
+from rescue_cli.sections.data.shared_memory import Packed, Parcels
+
+CHUNK = 16  # distinct images that one worker decodes at a time
+AHEAD = 4  # chunks that each worker may be ahead, at least
+LOOK_SECONDS = 1.0  # how often who waits looks whether the workers live and a signal came
+LOST = 70  # exit code of a worker that could not send what it made (sysexits.h, EX_SOFTWARE)
+NO_ROOM = {errno.ENOSPC, errno.ENOENT, errno.ENOSYS, errno.EACCES, errno.EROFS}
+
+
+def start_workers(
+    dataset: Dataset[Any], order: Iterator[Any], workers: int, *, ahead: int = AHEAD
+) -> Iterator[Any]:
+    """What `dataset` makes of each item of `order`, in order; `ahead` items a worker in advance.
+
+    Raises `RescueError` where the system does not let them start.
+    """
+    if not workers:
+        return iter(DataLoader(dataset, batch_size=None, sampler=order, collate_fn=_as_is))
+    # As many items are under way at most, and one more is being unpacked here
+    count = ahead * workers + 1
+    parcels = Parcels(count)
+    loader: DataLoader[Any] = DataLoader(
+        _Packing(dataset, parcels),
+        batch_size=None,
+        sampler=((n % count, item) for n, item in enumerate(order)),
+        collate_fn=_as_is,
+        num_workers=workers,
+        multiprocessing_context=_Context(),
+        prefetch_factor=ahead,
+        timeout=LOOK_SECONDS,
+        worker_init_fn=_quiet_worker,
+    )
+    loader.check_worker_number_rationality()
+    try:
+        return _Workers(loader, parcels)
+    except OSError as error:
+        raise _not_started(error, workers) from None
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            # torch's handler raises wherever this process happens to be, in mid-step or while it
+            # saves; without it a worker's death is raised where its images are waited for
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+
+
+def _not_started(error: OSError, workers: int) -> RescueError:
+    """Why torch's loader could not be made."""
+    reason = os.strerror(error.errno) if error.errno else str(error)
+    if error.errno in NO_ROOM:
+        return RescueError(
+            f"/dev/shm: no room for the semaphores of {workers} loader workers ({reason}). "
+            "Give it some MB (docker run --shm-size=64m), or use --workers 0."
+        )
+    return RescueError(
+        f"--workers: {workers} loader workers could not be started ({reason}). Use fewer."
+    )
+
+
+def _as_is(value: Any) -> Any:
+    return value
+
+
+def _quiet_worker(_: int) -> None:
+    """The process that trains decides when to stop; its workers end with it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+class _Packing(Dataset[Packed]):
+    """A data set whose items cross from worker to trainer without torch's shared memory."""
+
+    def __init__(self, dataset: Dataset[Any], parcels: Parcels) -> None:
+        self.dataset = dataset
+        self.parcels = parcels
+
+    def __getitem__(self, wanted: Any) -> Packed:
+        slot, item = wanted
+        return self.parcels.pack(slot, self.dataset[item])
+
+
+class _Workers(_MultiProcessingDataLoaderIter):
+    """torch's loader, which hears signals while it waits, and ends whatever becomes of it."""
+
+    def __init__(self, loader: DataLoader[Any], parcels: Parcels) -> None:
+        self.parcels = parcels
+        try:
+            super().__init__(loader)
+        except BaseException:
+            self._shutdown = True  # torch would ask what is half made for what it has not yet
+            self._kill()
+            raise
+
+    def __next__(self) -> Any:
+        while True:
+            self._demand_life()
+            try:
+                found = self.parcels.unpack(super().__next__())
+                lifetime.came()
+                return found
+            except RuntimeError as error:
+                if "DataLoader timed out" not in str(error):
+                    raise
+            lifetime.may_wait("images")
+
+    def close(self) -> None:
+        if not all(worker.is_alive() for worker in self._workers):
+            # The dead one may have held a lock for which the others, and torch, would wait
+            self._kill()
+            self._workers_done_event = threading.Event()  # type: ignore[assignment]
+        self._shutdown_workers()
+
+    def has_lost(self) -> bool:
+        """Whether a worker could not send what it had made."""
+        return any(worker.exitcode == LOST for worker in self._workers)
+
+    def _demand_life(self) -> None:
+        """torch looks only where nothing is left that was made before, which may be steps later."""
+        dead = [worker for worker in self._workers if not worker.is_alive()]
+        if dead and not self._shutdown:
+            codes = ", ".join(f"{worker.pid} with {worker.exitcode}" for worker in dead)
+            raise RuntimeError(f"DataLoader worker ended: {codes}")
+        queues: list[Any] = self._index_queues
+        for queue in queues:
+            if queue.unsent is not None:
+                reason = (str(queue.unsent) or type(queue.unsent).__name__).splitlines()[0]
+                raise RescueError(
+                    f"a loader worker could not be told what to read ({reason}). Where memory ran "
+                    "out, use fewer with --workers, then --resume."
+                )
+
+    def _kill(self) -> None:
+        workers = getattr(self, "_workers", [])
+        for worker in workers:
+            worker.kill()
+        for worker in workers:
+            worker.join(LOOK_SECONDS)
+
+
+def end_workers(decoded: Iterator[Any]) -> None:
+    """Tells a loader's workers to end, and kills those that do not within seconds."""
+    if isinstance(decoded, _Workers):
+        decoded.close()
+
+
+def next_of(decoded: Iterator[Any]) -> Any:
+    try:
+        return next(decoded)
+    except (RuntimeError, EOFError, ConnectionError) as error:  # the last two in mid-transfer
+        if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
+            raise
+        if isinstance(decoded, _Workers) and decoded.has_lost():
+            raise RescueError(
+                "a loader worker could not hand over what it had read; what it said is above. "
+                "Where memory or /dev/shm is full, use fewer with --workers, then --resume."
+            ) from None
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise RescueError(
+            f"a loader worker was killed ({reason}). Where memory ran out, "
+            "use fewer with --workers, then --resume."
+        ) from None
+
+
+# --- what torch's loader starts processes with ---
+
+
+class _Ended(multiprocessing.popen_fork.Popen):
+    """torch and Python end a worker by SIGTERM, which ours ignore, and then wait without end."""
+
+    def terminate(self) -> None:
+        self.kill()
+
+
+class _Process(multiprocessing.context.ForkProcess):
+    """Ends with the process that started it."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._starter = os.getpid()
+        self._by_kernel = threading.current_thread() is threading.main_thread()
+
+    def run(self) -> None:
+        lifetime.end_with(self._starter, by_kernel=self._by_kernel)
+        super().run()
+
+    @staticmethod
+    def _Popen(process: Any) -> _Ended:
+        return _Ended(process)
+
+
+class _Queue(multiprocessing.queues.Queue):  # type: ignore[type-arg]
+    """Python says of an item that cannot be sent so much and goes on; it would be waited for."""
+
+    unsent: BaseException | None = None  # why the process that trains could not send an item
+
+    def _on_queue_feeder_error(self, error: BaseException, _: object) -> None:
+        if not isinstance(multiprocessing.current_process(), _Process):
+            self.unsent = error
+            return
+        traceback.print_exception(error)
+        os._exit(LOST)
+
+
+class _Context(multiprocessing.context.ForkContext):
+    """Forks, so that the file names' pages are shared."""
+
+    Process = _Process
+
+    def Queue(self, maxsize: int = 0) -> _Queue:
+        return _Queue(maxsize, ctx=self)

@@ -1,0 +1,188 @@
+"""The section `mix`: how the images of a slice are mixed with each other.
+
+Image i of a slice meets image n-1-i (`partner: opposite`), as in timm; the middle one of an odd
+number meets itself. Or it meets image i-1, and the first the last (`previous`), as in torchvision.
+Labels become (n, classes) shares of each class. Smoothing them is the loss's part.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from rescue_cli.batch import Batch, squares, to_device
+from rescue_cli.errors import UsageError
+from rescue_cli.recipe.schema import Epochs, Fraction, Positive, PositiveInt
+from rescue_cli.rng import uniform
+
+Mix = Callable[[Batch], Batch]
+Partner = Literal["opposite", "previous"]
+DRAWS = 4  # of a slice: which of the two, the share, the box's centre
+
+
+@dataclass(frozen=True)
+class Mixing:
+    """What mixing needs to know of the run."""
+
+    classes: int
+    seed: int
+    steps_per_epoch: int
+
+    def draws(self, batch: Batch) -> list[float]:
+        """The slice's draws in [0, 1)."""
+        found: list[float] = uniform(self.seed, "mix", batch.step, batch.slice, (DRAWS,)).tolist()
+        return found
+
+
+def none(_: Mixing) -> Mix:
+    """Every image stays as it is, with its label."""
+    return lambda batch: batch
+
+
+def mixup(mixing: Mixing, *, alpha: Positive, partner: Partner = "opposite") -> Mix:
+    """lam x + (1 - lam) x', one lam ~ Beta(alpha, alpha) a slice (Zhang et al. 2018)."""
+
+    def mix(batch: Batch) -> Batch:
+        _, share, *_ = mixing.draws(batch)
+        return blend(batch, beta(share, alpha), mixing.classes, partner)
+
+    return mix
+
+
+def cutmix(mixing: Mixing, *, alpha: Positive, partner: Partner = "opposite") -> Mix:
+    """A box of the partner of area 1 - lam, one lam ~ Beta(alpha, alpha) a slice (Yun et al. 2019).
+
+    Where the box is cut off by the border, the labels' shares follow its true area.
+    """
+
+    def mix(batch: Batch) -> Batch:
+        _, share, row, column = mixing.draws(batch)
+        height, width = batch.images.shape[-2:]
+        corners = box(height, width, beta(share, alpha), int(row * height), int(column * width))
+        return paste(batch, corners, mixing.classes, partner)
+
+    return mix
+
+
+_MIXUP, _CUTMIX = mixup, cutmix  # which the keys of the next one hide
+
+
+def mixup_or_cutmix(
+    mixing: Mixing,
+    *,
+    mixup: Positive,
+    cutmix: Positive,
+    switch: Fraction,
+    partner: Partner = "opposite",
+) -> Mix:
+    """Cutmix with probability `switch`, else mixup, one of the two a slice; their alphas."""
+    blended = _MIXUP(mixing, alpha=mixup, partner=partner)
+    pasted = _CUTMIX(mixing, alpha=cutmix, partner=partner)
+
+    def mix(batch: Batch) -> Batch:
+        which, *_ = mixing.draws(batch)
+        return (pasted if which < switch else blended)(batch)
+
+    return mix
+
+
+def cutmix_patch(mixing: Mixing, *, size: PositiveInt, from_epoch: Epochs) -> Mix:
+    """A `size` x `size` square of the partner, each image's at a place of its own inside it.
+
+    So from epoch `from_epoch` on, counted from 0; before that nothing is mixed. As in hlb-CIFAR10
+    0.7, where the partner is drawn from the whole epoch.
+    """
+    first = math.ceil(round(from_epoch * mixing.steps_per_epoch, 6))
+
+    def mix(batch: Batch) -> Batch:
+        if batch.step < first:
+            return batch
+        n, _, height, width = batch.images.shape
+        if size > min(height, width):
+            raise UsageError(
+                f"mix (cutmix-patch).size: {size} must be at most the image's side, "
+                f"{min(height, width)}."
+            )
+        draws = uniform(mixing.seed, "cutmix-patch", batch.step, batch.slice, (n, 2))
+        places = to_device(draws, batch.images.device)
+        which, rows, columns = squares(places, size, height, width)
+        images = batch.images.clone()
+        images[which, :, rows, columns] = batch.images.flip(0)[which, :, rows, columns]
+        shares = _shares(batch, 1 - size**2 / (height * width), mixing.classes)
+        return replace(batch, images=images, targets=shares)
+
+    return mix
+
+
+MIXES = {
+    "none": none,
+    "mixup": mixup,
+    "cutmix": cutmix,
+    "mixup-or-cutmix": mixup_or_cutmix,
+    "cutmix-patch": cutmix_patch,
+}
+
+
+def beta(draw: float, alpha: float) -> float:
+    """A draw of Beta(alpha, alpha) from one in [0, 1), by inversion."""
+    from scipy.special import betaincinv
+
+    return float(betaincinv(alpha, alpha, draw))
+
+
+def box(
+    height: int, width: int, lam: float, row: int, column: int, *, odd: int = 0
+) -> tuple[int, int, int, int]:
+    """(top, bottom, left, right) of a box of area 1 - lam about (row, column), cut at the border.
+
+    Half of an odd side is rounded down on both sides, as in timm up to 1.0.28 and so in the paper's
+    runs; with `odd` 1 the lower and right half is rounded up, as in timm since.
+    """
+    ratio = (1 - lam) ** 0.5
+    tall, wide = int(height * ratio), int(width * ratio)
+    return (
+        max(row - tall // 2, 0),
+        min(row + (tall + odd) // 2, height),
+        max(column - wide // 2, 0),
+        min(column + (wide + odd) // 2, width),
+    )
+
+
+def blend(batch: Batch, lam: float, classes: int, partner: Partner = "opposite") -> Batch:
+    """The slice with `lam` of each image and the rest of its partner."""
+    images = batch.images * lam + partners(batch.images, partner) * (1 - lam)
+    return replace(batch, images=images, targets=_shares(batch, lam, classes, partner))
+
+
+def paste(
+    batch: Batch,
+    corners: tuple[int, int, int, int],
+    classes: int,
+    partner: Partner = "opposite",
+) -> Batch:
+    """The slice with a box of each image's partner, labels by the areas."""
+    top, bottom, left, right = corners
+    height, width = batch.images.shape[-2:]
+    images = batch.images.clone()
+    others = partners(batch.images[..., top:bottom, left:right], partner)
+    images[..., top:bottom, left:right] = others
+    lam = 1 - (bottom - top) * (right - left) / (height * width)
+    return replace(batch, images=images, targets=_shares(batch, lam, classes, partner))
+
+
+def partners(of: Tensor, partner: Partner) -> Tensor:
+    """What belongs to each image's partner, of what belongs to the images (n, ...)."""
+    return of.roll(1, 0) if partner == "previous" else of.flip(0)
+
+
+def _shares(batch: Batch, lam: float, classes: int, partner: Partner = "opposite") -> Tensor:
+    labels = functional.one_hot(batch.targets, classes).to(_float_of(batch.images))
+    return labels * lam + partners(labels, partner) * (1 - lam)
+
+
+def _float_of(images: Tensor) -> torch.dtype:
+    return torch.float64 if images.dtype == torch.float64 else torch.float32

@@ -1,0 +1,244 @@
+"""torchvision's Faster R-CNN and FCN on any backbone of timm's that gives feature maps."""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from rescue_cli.errors import UsageError, did_you_mean
+from rescue_cli.recipe.schema import NotNegativeInt, PositiveInt
+from rescue_cli.sections.model.loading import unprefixed
+from rescue_cli.sections.model.weights import of_source, told
+
+Norms = Literal["frozen", "trained"]
+HALVES = (torch.float16, torch.bfloat16)
+PYRAMID = 256  # channels; Lin et al. 2017
+RATIOS = (0.5, 1.0, 2.0)
+# What timm raises for a network that gives no such maps; it has no error of its own for that
+UNFIT = (RuntimeError, TypeError, AssertionError, AttributeError)
+DILATED = 8  # the stride of an FCN's backbone
+
+
+class Backbone(nn.Module):
+    """timm's network without its head: images -> its feature maps by their names `0`, `1`, ..."""
+
+    def __init__(self, body: nn.Module, widths: Sequence[int]) -> None:
+        super().__init__()
+        self.body = body
+        self.widths = tuple(widths)
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        return {str(place): map_ for place, map_ in enumerate(self.body(images))}
+
+    def load(self, source: str, name: str) -> str | None:
+        """The weights of a classifier, but for those of layers that give no feature map.
+
+        Returns what is to be said of it, a line. Raises `UsageError` where one of the backbone's
+        own is not there.
+        """
+        weights = of_source(source, name)
+        own = {k: v for k, v in self.body.state_dict().items() if "num_batches" not in k}
+        given, notes = unprefixed(weights.tensors, own, (), source)
+        lacking = sorted(k for k in own if k not in given or given[k].shape != own[k].shape)
+        if lacking:
+            shown = ", ".join(lacking[:5]) + (" ..." if len(lacking) > 5 else "")
+            raise UsageError(
+                f"model.weights: {source} is no {name}: {len(lacking)} of the backbone's "
+                f"{len(own)} tensors are missing or of another shape ({shown})."
+            )
+        self.body.load_state_dict({k: given[k] for k in own}, strict=False)
+        return told(source, (*weights.notes, *notes))
+
+
+def backbone_of(name: str, channels: int, norms: Norms, **layout: Any) -> Backbone:
+    """The backbone by timm's name; raises `UsageError` where it cannot be laid out so."""
+    import timm
+    from timm.layers.norm_act import freeze_batch_norm_2d
+
+    if not timm.is_model(name):
+        hint = did_you_mean(name, timm.list_models())
+        raise UsageError(f"model.backbone: '{name}' is not one of timm's. {hint[:200]}")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # timm's own deprecations are not the user's
+            body = timm.create_model(name, features_only=True, in_chans=channels, **layout)
+    except UNFIT as error:
+        reason = " ".join(str(error).split())[:120]
+        raise UsageError(
+            f"model.backbone: {name} has no feature maps of the strides that are needed "
+            f"({reason}). Use a ResNet, RegNet or EfficientNet."
+        ) from None
+    widths = _feature_info(body).channels()
+    if norms == "frozen":
+        body = freeze_batch_norm_2d(body)  # type: ignore[no-untyped-call]
+    return Backbone(body, widths)
+
+
+def freeze_stages(body: nn.Module, name: str, stages: int) -> None:
+    """Keeps the parameters of timm's first `stages` stages, of which the stem is the first.
+
+    Raises `UsageError` where timm knows no stages of the backbone `name`.
+    """
+    if not stages:
+        return
+    import timm
+    from timm.models import group_parameters
+
+    with warnings.catch_warnings(), torch.device("meta"):
+        warnings.simplefilter("ignore")
+        whole = timm.create_model(name)
+    matcher = getattr(whole, "group_matcher", None)
+    if matcher is None:
+        raise UsageError(
+            f"model.frozen_stages: the stages of {name} have no order that timm knows. "
+            "Remove it with ~model.frozen_stages."
+        )
+    stage_of = group_parameters(whole, matcher(coarse=True), reverse=True)
+    for parameter, tensor in body.named_parameters():
+        if stage_of[parameter] < stages:
+            tensor.requires_grad_(False)
+
+
+def _feature_info(body: nn.Module) -> Any:
+    """What timm says of the feature maps of one of its networks."""
+    return body.feature_info
+
+
+class Pyramid(nn.Module):
+    """A feature pyramid on a backbone; see `pyramid`."""
+
+    def __init__(self, backbone: Backbone, fpn: nn.Module) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.fpn = fpn
+        self.out_channels = PYRAMID
+
+    def forward(self, images: Tensor) -> Mapping[str, Tensor]:
+        maps: Mapping[str, Tensor] = self.fpn(self.backbone(images))
+        return maps
+
+
+def pyramid(backbone: Backbone) -> Pyramid:
+    """A feature pyramid, with a coarser map for large objects (Lin et al. 2017)."""
+    from torchvision.ops import FeaturePyramidNetwork
+    from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
+
+    fpn = FeaturePyramidNetwork(list(backbone.widths), PYRAMID, LastLevelMaxPool())
+    return Pyramid(backbone, fpn)
+
+
+def faster_rcnn(
+    classes: int,
+    channels: int,
+    *,
+    backbone: str,
+    min_size: PositiveInt,
+    max_size: PositiveInt,
+    strides: list[PositiveInt],
+    anchors: list[PositiveInt],
+    proposals: PositiveInt,
+    norms: Norms,
+    frozen_stages: NotNegativeInt = 0,
+) -> nn.Module:
+    """Faster R-CNN with a feature pyramid (Ren et al. 2015; Lin et al. 2017), of torchvision.
+
+    `min_size`, `max_size`: an image's shorter side, unless the longer one exceeds the second;
+    `strides`: of the backbone's maps that the pyramid is built on, 4 to 32 (the finest costs most);
+    `anchors`: the side of the anchors on each of them and on the coarser map, in pixels;
+    `proposals`: how many the second stage learns from in an image. `norms: frozen` keeps the
+    backbone's batch norms as its weights have them, `frozen_stages` all of its first stages, of
+    which the stem is one (torchvision: 5 less `trainable_backbone_layers`). Images come normalised.
+    """
+    from torchvision.models.detection import FasterRCNN
+    from torchvision.models.detection.rpn import AnchorGenerator
+
+    body = backbone_of(backbone, channels, norms, **_at_strides(backbone, strides))
+    freeze_stages(body.body, backbone, frozen_stages)
+    if len(anchors) != len(strides) + 1:
+        raise UsageError(
+            f"model (faster-rcnn).anchors: {len(anchors)} sides for {len(strides) + 1} maps, the "
+            f"{len(strides)} of model.strides and a coarser one."
+        )
+    sides = tuple((side,) for side in anchors)
+    network = FasterRCNN(
+        pyramid(body),
+        classes + 1,  # and the background
+        min_size=min_size,
+        max_size=max_size,
+        image_mean=[0.0] * channels,
+        image_std=[1.0] * channels,
+        box_batch_size_per_image=proposals,
+        rpn_anchor_generator=AnchorGenerator(sides, (RATIOS,) * len(sides)),
+    )
+    for head in (network.rpn.head, network.roi_heads.box_predictor):
+        head.register_forward_hook(_in_float32)
+    return network  # type: ignore[no-any-return]
+
+
+def _in_float32(_head: nn.Module, _given: Any, said: Any) -> Any:
+    """What a head says under autocast, in float32: half a type has no room for a box's pixels."""
+    if isinstance(said, Tensor):
+        return said.float() if said.dtype in HALVES else said
+    return type(said)(_in_float32(_head, _given, part) for part in said)
+
+
+def _at_strides(name: str, wanted: list[int]) -> dict[str, Any]:
+    """timm's places of the maps of these strides; raises `UsageError` where it has not all."""
+    import timm
+
+    if not timm.is_model(name):
+        return {}  # said where it is built
+    with warnings.catch_warnings(), torch.device("meta"):
+        warnings.simplefilter("ignore")
+        strides = _strides(name)
+    places = tuple(place for place, stride in enumerate(strides) if stride in wanted)
+    if not wanted or [strides[place] for place in places] != wanted:
+        raise UsageError(
+            f"model.strides: {wanted}, and {name} has feature maps of the strides {strides}. Take "
+            "them from these, in their order; or use a ResNet, RegNet or EfficientNet."
+        )
+    return {"out_indices": places}
+
+
+def _strides(name: str) -> list[int]:
+    import timm
+
+    try:
+        found: list[int] = _feature_info(timm.create_model(name, features_only=True)).reduction()
+    except UNFIT:
+        return []
+    return found
+
+
+class Fcn(nn.Module):
+    """Images (n, channels, height, width) -> logits of that size by name: `out`, and `aux`."""
+
+    def __init__(self, backbone: Backbone, head: nn.Module, auxiliary: nn.Module) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.classifier = head
+        self.aux_classifier = auxiliary
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        maps = list(self.backbone(images).values())
+        logits = {"out": self.classifier(maps[-1])}
+        if self.training:
+            logits["aux"] = self.aux_classifier(maps[-2])
+        size = images.shape[-2:]
+        return {
+            name: nn.functional.interpolate(few, size, mode="bilinear", align_corners=False)
+            for name, few in logits.items()
+        }
+
+
+def fcn(classes: int, channels: int, *, backbone: str, norms: Norms) -> nn.Module:
+    """A fully convolutional network whose last stages are dilated to stride 8 (Long et al. 2015).
+
+    torchvision's heads: one on the last stage, and an auxiliary one on the stage before it.
+    """
+    from torchvision.models.segmentation.fcn import FCNHead
+
+    body = backbone_of(backbone, channels, norms, output_stride=DILATED)
+    return Fcn(body, FCNHead(body.widths[-1], classes), FCNHead(body.widths[-2], classes))

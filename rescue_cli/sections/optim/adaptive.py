@@ -1,0 +1,63 @@
+"""torch's adaptive optimizers: AdamW, and those with decay in the gradient."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+
+from rescue_cli.recipe.schema import Fraction, NotNegative, Positive
+
+
+def adamw(
+    groups: Iterable[dict[str, Any]],
+    *,
+    lr: Positive,
+    weight_decay: NotNegative,
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999),
+    eps: Positive = 1e-8,
+) -> Optimizer:
+    """Decoupled decay (Loshchilov and Hutter 2019): w -= lr wd w, then lr times Adam's direction.
+
+    Fused, so that a step which the gradient scaler skips needs no word from the device.
+    """
+    return torch.optim.AdamW(
+        groups, lr=lr, weight_decay=weight_decay, betas=betas, eps=eps, fused=True
+    )
+
+
+def adam(
+    groups: Iterable[dict[str, Any]],
+    *,
+    lr: Positive,
+    weight_decay: NotNegative,
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999),
+    eps: Positive = 1e-8,
+) -> Optimizer:
+    """Adam (Kingma and Ba 2015), its decay in the gradient."""
+    return torch.optim.Adam(
+        groups, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, fused=True
+    )
+
+
+def adagrad(
+    groups: Iterable[dict[str, Any]],
+    *,
+    lr: Positive,
+    weight_decay: NotNegative,
+    eps: Positive = 1e-10,
+) -> Optimizer:
+    """AdaGrad (Duchi et al. 2011)."""
+    return torch.optim.Adagrad(groups, lr=lr, eps=eps, weight_decay=weight_decay)
+
+
+def adadelta(
+    groups: Iterable[dict[str, Any]],
+    *,
+    lr: Positive,
+    weight_decay: NotNegative,
+    rho: Fraction = 0.9,
+    eps: Positive = 1e-6,
+) -> Optimizer:
+    """AdaDelta (Zeiler 2012)."""
+    return torch.optim.Adadelta(groups, lr=lr, rho=rho, eps=eps, weight_decay=weight_decay)

@@ -1,0 +1,50 @@
+"""The section `schedule`: learning rate and momentum as pure functions of the step."""
+
+from collections.abc import Callable
+
+from rescue_cli.sections.schedule.cycles import cyclical, one_cycle, ramp, torch_one_cycle
+from rescue_cli.sections.schedule.decays import (
+    constant,
+    cosine,
+    exponential,
+    inv,
+    piecewise,
+    poly,
+    step,
+)
+from rescue_cli.sections.schedule.span import FROZEN, Rates, Schedule, Span, common, ending
+
+SCHEDULES: dict[str, Callable[..., Schedule]] = {
+    "constant": constant,
+    "cosine": cosine,
+    "exponential": exponential,
+    "step": step,
+    "inv": inv,
+    "piecewise": piecewise,
+    "poly": poly,
+    "one-cycle": one_cycle,
+    "cyclical": cyclical,
+    "torch-one-cycle": torch_one_cycle,
+    "ramp": ramp,
+}
+
+__all__ = [
+    "FROZEN",
+    "SCHEDULES",
+    "Rates",
+    "Schedule",
+    "Span",
+    "common",
+    "constant",
+    "cosine",
+    "cyclical",
+    "ending",
+    "exponential",
+    "inv",
+    "one_cycle",
+    "piecewise",
+    "poly",
+    "ramp",
+    "step",
+    "torch_one_cycle",
+]

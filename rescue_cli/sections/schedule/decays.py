@@ -1,0 +1,127 @@
+"""Rates that fall: constant, cosine, exponential, by steps, by a power, along straight lines."""
+
+import math
+from itertools import pairwise
+from typing import Literal
+
+from rescue_cli.errors import UsageError
+from rescue_cli.recipe.schema import Epochs, Fraction, NotNegative, Positive
+from rescue_cli.sections.schedule.span import Rates, Schedule, Span
+
+
+def constant(span: Span) -> Schedule:
+    """The recipe's learning rate throughout."""
+    return lambda _: Rates(span.lr)
+
+
+def cosine(
+    span: Span,
+    *,
+    warmup_epochs: Epochs,
+    warmup_lr: NotNegative,
+    min_lr: NotNegative,
+    per: Literal["epoch", "step"],
+    warmup_prefix: bool = False,
+) -> Schedule:
+    """Half a cosine from `lr` to `min_lr` over all epochs, its first ones replaced by a ramp.
+
+    As timm's `CosineLRScheduler`: the cosine counts from epoch 0, so that the peak is never quite
+    reached; with `warmup_prefix` it begins where the ramp ends, and takes the epochs that are left
+    (Bag of Tricks, 5.1). `per: epoch` holds the rate within an epoch (timm's default).
+    """
+    begun = warmup_epochs if warmup_prefix else 0.0
+
+    def rates(step: int) -> Rates:
+        epoch = step / span.steps_per_epoch
+        t = math.floor(epoch) if per == "epoch" else epoch
+        if t < warmup_epochs:
+            return Rates(warmup_lr + t * (span.lr - warmup_lr) / warmup_epochs)
+        if t >= span.epochs:
+            return Rates(min_lr)
+        angle = math.pi * (t - begun) / (span.epochs - begun)
+        return Rates(min_lr + (span.lr - min_lr) * (1 + math.cos(angle)) / 2)
+
+    return rates
+
+
+def exponential(
+    span: Span,
+    *,
+    end_factor: Positive,
+    warmup_epochs: Epochs,
+    warmup_factor: Fraction,
+    per: Literal["epoch", "step"],
+) -> Schedule:
+    """lr end_factor^(t / epochs), in the first epochs times a factor that rises to 1 (FAMS, pycls).
+
+    `per: epoch` holds the rate within an epoch.
+    """
+
+    def rates(step: int) -> Rates:
+        epoch = step / span.steps_per_epoch
+        t = math.floor(epoch) if per == "epoch" else epoch
+        rising = min(1.0, t / warmup_epochs) if warmup_epochs else 1.0
+        warmth = warmup_factor * (1 - rising) + rising
+        return Rates(span.lr * end_factor ** (t / span.epochs) * warmth)
+
+    return rates
+
+
+def step(
+    span: Span,
+    *,
+    milestones: list[Epochs],
+    factor: Positive | list[Positive],
+    warmup_epochs: Epochs | None = None,
+) -> Schedule:
+    """The learning rate times `factor` at each milestone (epochs), held in between.
+
+    A list of factors has one for each milestone. In the first `warmup_epochs` the rate rises from
+    0 in a straight line, update by update (Goyal et al. 2017; Bag of Tricks, 3.1).
+    """
+    factors = factor if isinstance(factor, list) else [factor] * len(milestones)
+    if len(factors) != len(milestones):
+        raise UsageError(
+            f"schedule (step): {len(milestones)} milestones and {len(factors)} factors. "
+            "Give one factor for each milestone, or one for all."
+        )
+
+    def rates(step: int) -> Rates:
+        epoch = step / span.steps_per_epoch
+        passed = (f for f, m in zip(factors, milestones, strict=True) if epoch >= m)
+        warmth = min(1.0, epoch / warmup_epochs) if warmup_epochs else 1.0
+        return Rates(span.lr * math.prod(passed) * warmth)
+
+    return rates
+
+
+def inv(span: Span, *, gamma: Positive, power: Positive) -> Schedule:
+    """lr (1 + gamma t)^-power after t updates (Caffe's `inv`, LeNet's policy there)."""
+    return lambda step: Rates(span.lr * (1 + gamma * step) ** -power)
+
+
+def poly(span: Span, *, power: Positive) -> Schedule:
+    """lr (1 - t / steps)^power, update by update (DeepLab; Chen et al. 2016)."""
+    return lambda step: Rates(span.lr * max(0.0, 1 - step / span.steps) ** power)
+
+
+def piecewise(span: Span, *, epochs: list[Epochs], factors: list[NotNegative]) -> Schedule:
+    """Straight lines between knots: at `epochs[i]` the rate is `lr * factors[i]`."""
+    if len(epochs) != len(factors) or len(epochs) < 2:
+        raise UsageError(
+            f"schedule (piecewise): {len(epochs)} epochs and {len(factors)} factors. "
+            "Give one factor for each knot, and at least two knots."
+        )
+    if any(a >= b for a, b in pairwise(epochs)):
+        raise UsageError(f"schedule (piecewise).epochs: {epochs} must increase.")
+
+    def rates(step: int) -> Rates:
+        epoch = step / span.steps_per_epoch
+        if epoch <= epochs[0]:
+            return Rates(span.lr * factors[0])
+        for (a, b), (low, high) in zip(pairwise(epochs), pairwise(factors), strict=True):
+            if epoch <= b:
+                return Rates(span.lr * (low + (high - low) * (epoch - a) / (b - a)))
+        return Rates(span.lr * factors[-1])
+
+    return rates

@@ -1,0 +1,120 @@
+"""The section `selection`: which images of a slice are trained on."""
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from rescue_cli.batch import Batch
+from rescue_cli.recipe.schema import PositiveInt, Within
+
+
+class Selection(Protocol):
+    """A share of a slice's images is kept."""
+
+    @property
+    def share(self) -> float: ...
+
+    def __call__(self, batch: Batch, /) -> Batch: ...
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+class Updates(Protocol):
+    """The optimizers of a network, with its gradient scaler."""
+
+    scaler: torch.amp.GradScaler
+
+    def set_rates(self, step: int) -> Any: ...
+    def step(self) -> None: ...
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+@dataclass(frozen=True)
+class Learner:
+    """A network with all that it takes to train it."""
+
+    network: nn.Module
+    updates: Updates
+    each: Callable[[Tensor, Tensor], Tensor]  # logits, targets -> (n,) losses
+    autocast: Callable[[], AbstractContextManager[None]]
+    factor: float  # of a mean over the images it learns from: their number where losses are summed
+
+
+class Everything:
+    """Every image is trained on."""
+
+    share = 1.0
+
+    def __call__(self, batch: Batch) -> Batch:
+        return batch
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Nothing to restore."""
+
+
+@dataclass(frozen=True)
+class Hardest:
+    """The images on which a learner that sees every slice has the largest losses.
+
+    On every `every`th step it learns, from the images that it keeps.
+    """
+
+    learner: Learner
+    share: float
+    every: int
+
+    def __call__(self, batch: Batch) -> Batch:
+        learner, learns = self.learner, batch.step % self.every == 0
+        with torch.set_grad_enabled(learns), learner.autocast():
+            losses = learner.each(learner.network(batch.images), batch.targets)
+        count = round(len(losses) * self.share)
+        kept = losses.detach().topk(count, sorted=False).indices.sort().values
+        if learns:
+            learner.updates.set_rates(batch.step)
+            loss = losses[kept].mean() * learner.factor
+            learner.updates.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            learner.updates.step()
+        return replace(batch, images=batch.images[kept], targets=batch.targets[kept])
+
+    def state_dict(self) -> dict[str, Any]:
+        learner = self.learner
+        return {"network": learner.network.state_dict(), "updates": learner.updates.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.learner.network.load_state_dict(state["network"])
+        self.learner.updates.load_state_dict(state["updates"])
+
+
+MakeLearner = Callable[[Mapping[str, Any], float], Learner]  # changes to `model`, share of images
+
+
+def none(_: MakeLearner) -> Selection:
+    """All of them."""
+    return Everything()
+
+
+def proxy(
+    learner: MakeLearner,
+    *,
+    share: Annotated[float, Within(0, 1, above=True)],
+    every: PositiveInt,
+    model: dict[str, Any],
+) -> Selection:
+    """The `share` on which a smaller network has the largest losses (airbench96_faster).
+
+    The proxy is the recipe's network with the keys of `model` changed. It learns alongside, on
+    every `every`th step, by the recipe's optimizers, rates and loss, on the images that it keeps.
+    In the source it runs ahead of the network over the same batches, which comes to the same.
+    """
+    return Hardest(learner(model, share), share, every)
+
+
+SELECTIONS = {"none": none, "proxy": proxy}

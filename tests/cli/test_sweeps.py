@@ -1,0 +1,318 @@
+"""`rescue seed-sweep` and `compare`, through the command on images that ship with the package."""
+
+import json
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.torch import load_file
+
+from rescue_cli import recipe as recipes
+from rescue_cli import runs as launch
+from rescue_cli.analysis import sides as operands
+from rescue_cli.analysis import sweep as sweeps
+from rescue_cli.analysis.stats import Sample
+from rescue_cli.errors import DivergedError
+from rescue_cli.rundir import RunDirectory, read_json, write_json
+from rescue_cli.rundir.planned import Lost
+from tests.conftest import Rescue
+from tests.engine_runs import Command, descendants, start, until_gone
+from tests.made_runs import made_failure, made_run, made_sweep
+
+TINY = (
+    "model.width=4", "data.subset=[256,200]", "train.batch_size=32",
+    "train.device_batch_size=32", "train.epochs=2",
+)  # fmt: skip
+
+LONGER = [*TINY, "train.epochs=6"]
+
+
+def finished(folder: Path) -> dict[str, float]:
+    return {f.parent.name: f.stat().st_mtime for f in folder.glob("*/result.json")}
+
+
+def have_finished(folder: Path, count: int) -> Callable[[], bool]:
+    """The moment when so many of a sweep's runs have their result."""
+    return lambda: len(finished(folder)) >= count
+
+
+def test_a_sweep_does_what_is_missing_and_says_what_its_seeds_say(
+    rescue: Rescue, tmp_path: Path
+) -> None:
+    call = ("seed-sweep", "--out", "sweep", "eval.tta=[none,flip]", *TINY)
+    assert rescue(*call, "--seeds", "2").code == 0
+    folder = tmp_path / "sweep"
+    before = finished(folder)
+    ended = rescue(*call, "--seeds", "0-4", "--jobs", "2", "--json")
+    assert ended.code == 0, ended.err
+    assert "2 of 5 runs are there" in ended.err
+    found = json.loads(ended.out)
+    assert (found["recipe"], found["n"], found["failed"]) == ("quickstart", 5, {})
+    assert list(found["sets"]) == ["test none", "test flip"]
+    values = sweeps.read(folder).values("test none")
+    row = found["sets"]["test none"]
+    assert row["max"] == max(values.values())
+    assert row["seed0"] == values[0]
+    assert row["interval"][0] <= row["mean"] <= row["interval"][1]
+    assert {k: v for k, v in finished(folder).items() if k in before} == before
+    for name in ("histogram.png", "band.png", "cloud.png"):
+        assert (folder / name).read_bytes()[:4] == b"\x89PNG"
+    lines = (folder / "sweep.csv").read_text().splitlines()
+    assert lines[0] == "seed,test none,test flip,seconds_train,failed"
+    assert len(lines) == 6
+    mixed = rescue(*call, "--seeds", "6", "optim.lr=0.1")
+    assert mixed.code == 2
+    assert "of another recipe: optim.lr: 0.4 -> 0.1" in mixed.err
+    printed = rescue(*call, "--seeds", "5")
+    assert max(map(len, printed.out.splitlines())) <= 80
+
+
+def test_a_sweep_of_another_length_keeps_what_is_counted_in_epochs(rescue: Rescue) -> None:
+    words = [word for word in TINY if not word.startswith("train.epochs")]
+    ended = rescue("seed-sweep", "--out", "s", "--seeds", "1", "--epochs", "0.5", *words)
+    assert ended.code == 0, ended.err
+    assert "--epochs sets: train.epochs=0.5 schedule.epochs=[0,0.125,0.5]" in ended.err
+
+
+def test_a_seed_that_diverges_is_kept_shown_and_counted(rescue: Rescue, tmp_path: Path) -> None:
+    ended = rescue(
+        "seed-sweep", "--out", "sweep", "--seeds", "2", "--json", *TINY, "optim.lr=1e9",
+        "train.log_every=2",
+    )  # fmt: skip
+    assert ended.code == 4, ended.err
+    assert "2 of 2 planned runs have no result (2 diverged)." in ended.err
+    found = json.loads(ended.out)
+    assert found["n"] == 0
+    assert (found["planned"], found["failed"], found["not_run"]) == (2, {}, [])
+    assert sorted(found["diverged"]) == ["0", "1"]
+    assert "the loss is" in found["diverged"]["0"]
+    assert "1,,diverged: the loss is" in (tmp_path / "sweep" / "sweep.csv").read_text().replace(
+        '"', ""
+    )
+    words = {f: f.stat().st_mtime_ns for f in (tmp_path / "sweep").glob("*/failure.json")}
+    again = rescue(
+        "seed-sweep", "--out", "sweep", "--seeds", "2", "--json", *TINY, "optim.lr=1e9",
+        "train.log_every=2",
+    )  # fmt: skip
+    assert again.err.count("diverged before") == 2
+    assert json.loads(again.out) == found
+    assert {f: f.stat().st_mtime_ns for f in words} == words, "it would diverge again"
+
+
+def test_a_sweep_killed_twice_ends_bitwise_as_one_that_was_not(tmp_path: Path) -> None:
+    def begin(name: str) -> Command:
+        words = ["seed-sweep", "--seeds", "4", *TINY, "--out", name]
+        return start(words, tmp_path / "told", folder=tmp_path)
+
+    for goal, number in ((1, signal.SIGTERM), (2, signal.SIGKILL)):
+        sweep = begin("killed")
+        sweep.until(have_finished(tmp_path / "killed", goal))
+        workers = descendants(sweep.pid)
+        sweep.send(number)
+        said = sweep.ends(143 if number == signal.SIGTERM else -signal.SIGKILL)
+        assert workers
+        until_gone(workers)
+        assert ("The same command goes on." in said) == (number == signal.SIGTERM)
+        assert len(finished(tmp_path / "killed")) < 4
+    for name in ("killed", "whole"):
+        begin(name).ends(0)
+    for seed in range(4):
+        a, b = (
+            load_file(tmp_path / name / f"seed-{seed}" / "model.safetensors")
+            for name in ("killed", "whole")
+        )
+        assert all(bool((a[key] == b[key]).all()) for key in a)
+        one, other = (
+            read_json(tmp_path / name / f"seed-{seed}" / "result.json")
+            for name in ("killed", "whole")
+        )
+        assert one["sets"] == other["sets"]
+
+
+def test_a_seed_that_neither_ended_nor_failed_is_told(
+    rescue: Rescue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call = ("seed-sweep", "--out", "sweep", *TINY, "--json")
+    assert rescue(*call, "--seeds", "1").code == 0
+    monkeypatch.setattr(launch, "run_all", lambda *_: None)
+    ended = rescue(*call, "--seeds", "3")
+    assert ended.code == 1
+    assert "2 of 3 planned runs have no result (2 not run)." in ended.err
+    found = json.loads(ended.out)
+    assert (found["planned"], found["n"], found["not_run"]) == (3, 1, ["1", "2"])
+
+
+def test_a_seed_that_was_stopped_has_not_failed(tmp_path: Path) -> None:
+    for seed, code in enumerate((143, 3)):
+        folder = tmp_path / f"seed-{seed}"
+        folder.mkdir()
+        word = {"rank": 0, "exit_code": code, "message": "why"}
+        write_json(RunDirectory(folder).failure, word)
+    assert sweeps.read(tmp_path).lost == {0: Lost("not run"), 1: Lost("failed", "why")}
+
+
+@pytest.fixture
+def apart(tmp_path: Path) -> tuple[str, str]:
+    """Two sweeps that no rule can call alike: their ranges are 30 times their spread apart."""
+    low, high = (30.0, 31.0, 30.5, 29.5), (60.5, 61.5, 61.0, 59.5)
+    made_sweep(tmp_path / "a", dict(enumerate(low)), overrides=[*LONGER, "optim.lr=0.01"])
+    made_sweep(tmp_path / "b", dict(enumerate(high)), overrides=LONGER)
+    return "a", "b"
+
+
+def test_compare_tests_sweeps_and_says_what_may_be_claimed(
+    rescue: Rescue, apart: tuple[str, str]
+) -> None:
+    found = json.loads(rescue("compare", *apart, "--json").out)
+    assert found["how"] == (
+        "Welch's t-test (equal seeds share initial weights, order and augmentation, but 4 are "
+        "fewer than 8)"
+    )
+    assert found["n"] == [4, 4]
+    assert found["low"] < found["difference"] < found["high"]
+    assert found["difference"] == pytest.approx(30.375)
+    assert found["claim"].startswith("b is better than a by ")
+    first, second = found["sides"]
+    assert second["mean"] - first["mean"] == pytest.approx(found["difference"])
+    assert (second["name"], second["n"]) == ("b", 4)
+    assert second["low"] < second["mean"] < second["high"]
+    assert found["equal"]["epoch"]["at"] == 6
+    assert found["equal"]["epoch"]["difference"] == pytest.approx(found["difference"])
+
+
+def test_of_several_every_pair_is_compared_and_who_reaches_what(
+    rescue: Rescue, apart: tuple[str, str]
+) -> None:
+    three = rescue("compare", *apart, "50.0±1.0/10", "--to", "40")
+    assert three.code == 0, three.err
+    assert "p corrected over all tests" in " ".join(three.out.split())
+    assert "b: 4 of 4 runs reach 40 %" in three.out
+    assert "a: 0 of 4 runs reach 40 %" in three.out
+    assert max(map(len, three.out.splitlines())) <= 80
+
+
+def test_two_runs_are_compared_image_by_image(rescue: Rescue, apart: tuple[str, str]) -> None:
+    runs = json.loads(rescue("compare", *(f"{name}/seed-0" for name in apart), "--json").out)
+    assert runs["how"].startswith("McNemar on 200 images")
+    assert "right in a/seed-0 alone" in runs["how"]
+    assert runs["claim"].startswith("On these images the network b/seed-0 is better than a/seed-0")
+    assert "Of their recipes nothing may be claimed from one run each" in runs["claim"]
+    assert runs["seed_noise"] == pytest.approx(30.5 / (1.959964 * 2**0.5))
+    assert (runs["about"], runs["images"]) == ("networks", 200)
+
+
+def test_numbers_alone_are_compared_and_too_few_of_them_claim_nothing(rescue: Rescue) -> None:
+    found = json.loads(rescue("compare", "79.72±0.10/100", "79.85", "--json").out)
+    assert found["difference"] == pytest.approx(0.13)
+    assert found["claim"].startswith(
+        "No difference between 79.72±0.10/100 and 79.85 may be claimed: 0.13 points (p = 0.2"
+    )
+    assert (
+        "Nothing may be claimed of 80 and 81: 1.00 points, one run each."
+        in rescue("compare", "80", "81").out
+    )
+    named = json.loads(rescue("compare", "a2", "79.60±0.10/100", "--json").out)
+    assert named["a"] == "a2 (expected)"
+    assert named["p"] < 1e-10
+
+
+def test_a_result_outside_the_band_is_exit_6_only_where_it_is_asked(
+    rescue: Rescue, tmp_path: Path
+) -> None:
+    call = ("train", "--out", "run", *TINY)
+    assert rescue(*call, "--check-expected").code == 2  # quickstart expects nothing
+    made_run(tmp_path / "run", 50.0, overrides=TINY)
+    own = recipes.load("quickstart").to_yaml() + "expect: {top1: 96.0, std: 0.1, n: 100}\n"
+    (tmp_path / "own.yaml").write_text(own)
+    ended = rescue("compare", "run", "own.yaml")
+    assert ended.code == 0, ended.err
+    assert "is outside what quickstart expects, 93.28 to 98.72 %" in " ".join(ended.out.split())
+    assert rescue("compare", "run", "own.yaml", "--check-expected").code == 6
+    other = rescue("compare", "run", "a2")
+    assert other.code == 2
+    said = "run was measured on fashion-mini test (200 images), a2 (expected) on imagenet."
+    assert said in other.err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("seed-sweep", "--seeds", "1,1"), "--seeds: '1,1' names no seed, or one of them twice."),
+        (("seed-sweep", "--seeds", "a"), "--seeds: 'a' is none of 100, 0-9 and 3,7,11."),
+        (("seed-sweep", "train.seed=3"), "--seeds and train.seed say the same thing."),
+        (("compare", "79.72"), "compare: give two or more"),
+        (("compare", "79.72", "nothing"), "'nothing' is no run, no sweep, no recipe"),
+        (("compare", "quickstart", "80"), "quickstart: the recipe expects nothing."),
+        (("compare", "179.72±0.1/100", "80"), "is no accuracy in percent. Give 0 to 100."),
+    ],
+)
+def test_bad_words_are_refused(rescue: Rescue, words: tuple[str, ...], said: str) -> None:
+    ended = rescue(*words)
+    assert ended.code == 2
+    assert said in ended.err
+
+
+def test_the_images_compared_are_those_of_the_measurement_compared(
+    tmp_path: Path,
+) -> None:
+    """`none` comes first here, and `flip` by the alphabet."""
+    words = [*TINY, "eval.tta=[none,flip]"]
+    made_run(tmp_path / "run", {"test none": 40.0, "test flip": 50.0}, overrides=words)
+    entries = read_json(tmp_path / "run" / "result.json")["sets"]
+    assert [entry["top1"] for entry in entries] == [40.0, 50.0]
+    right = operands.right(operands.predictions(tmp_path / "run"))
+    assert 100 * right.mean() == pytest.approx(entries[0]["top1"])
+    several = {
+        "top": np.array([[3, 1], [2, 0], [1, 4]]),
+        "labels": np.array([[1, 3], [4, -1], [1, -1]]),
+    }
+    assert operands.right(several).tolist() == [True, False, True]
+
+
+def test_a_spread_of_an_unknown_number_of_runs_is_refused_or_left_out(rescue: Rescue) -> None:
+    ended = rescue("compare", "79.72±0.10", "79.9")
+    assert ended.code == 2
+    assert "does not say of how many runs. Write 79.72±0.10/N, or 79.72." in ended.err
+    assert sweeps.published({"top1": 94.1, "std": 0.15}) == Sample(94.1, None, 1)
+    assert sweeps.published({"top1": 79.72, "std": 0.1, "n": 100}) == Sample(79.72, 0.1, 100)
+
+
+@pytest.mark.parametrize(("changes", "count", "why"), [
+    (["optim.lr=0.01"], 8, "equal seeds share initial weights, order and augmentation"),
+    (["eval.tta=[flip]"], 2, "the same networks, evaluated in two ways"),
+    (["optim.lr=0.01", "model.width=6"], 8, "equal seeds draw differently: model.width differs"),
+])  # fmt: skip
+def test_pairs_are_decided_by_recipes_and_outlive_a_seed_that_failed(
+    rescue: Rescue, tmp_path: Path, changes: list[str], count: int, why: str
+) -> None:
+    tops = {seed: 40 + 2.5 * (seed % 4) for seed in range(count)}
+    made_sweep(tmp_path / "a", tops, overrides=TINY)
+    made_sweep(
+        tmp_path / "b", {s: v + 1 + 0.5 * (s % 2) for s, v in tops.items()},
+        overrides=[*TINY, *changes],
+    )  # fmt: skip
+    found = json.loads(rescue("compare", "a", "b", "--json").out)
+    paired = "differs" not in why
+    assert found["how"] == (f"paired by seed ({why})" if paired else f"Welch's t-test ({why})")
+    assert ("cohens_dz" in found) == paired
+    if count == 8 and paired:
+        shutil.rmtree(tmp_path / "b" / "seed-7")
+        made_failure(
+            tmp_path / "b" / "seed-7", DivergedError("nan"), seed=7, overrides=[*TINY, *changes]
+        )
+        again = json.loads(rescue("compare", "a", "b", "--json").out)
+        assert again["how"] == found["how"]
+        assert again["n"] == [7, 7]
+        assert again["p"] < 0.05
+        assert "7 of 8 (1 diverged) of b" in again["claim"]
+
+
+def test_every_test_set_that_both_have_is_judged(rescue: Rescue, tmp_path: Path) -> None:
+    for name, shift in (("a", 0.0), ("b", 10.0)):
+        tops = {s: {"test none": 40 + s, "test flip": 41 + shift + s} for s in range(3)}
+        made_sweep(tmp_path / name, tops, overrides=[*TINY, "eval.tta=[none,flip]"])
+    found = json.loads(rescue("compare", "a", "b", "--json").out)
+    assert "pairs" not in found, "one set in two ways is one set"

@@ -1,0 +1,315 @@
+"""One, two and four processes train and evaluate the same thing, and fail together."""
+
+import os
+import re
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+
+from rescue_cli import recipe as recipes
+from rescue_cli.rundir import RunDirectory, Word, leave_word, read_json
+from rescue_cli.runs import environment, processes, result
+from rescue_cli.runs.failure import leaving_word
+from rescue_cli.sections.data import Images
+from rescue_cli.sections.data.memory import MemoryFeed
+from rescue_cli.sections.sampling import Steps, shuffled
+from tests.engine_runs import (
+    Command,
+    alive,
+    assert_same,
+    checkpoint_of,
+    group_of,
+    metrics_of,
+    saved_step,
+    start,
+    trained,
+    until_gone,
+)
+
+FOUR_SLICES = [
+    "data.subset=[320, 127]",
+    "model.width=4",
+    "train.batch_size=32",
+    "train.device_batch_size=8",
+    "train.epochs=2",
+    "train.log_every=5",
+    "train.precision=float64",
+    "averaging={name: ema, decay: 0.9, every: 1}",
+    "eval.batch_size=10",
+]
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_a_slice_holds_the_same_samples_on_any_number_of_processes(world_size: int) -> None:
+    steps = Steps(samples=100, batch_size=32, slice_size=8, per_epoch=3, seed=5)
+    numbers = np.arange(100, dtype=np.int64)
+    images = Images(np.zeros((100, 1, 2, 2), dtype=np.uint8), numbers)
+
+    def samples(worlds: int, step: int) -> dict[int, list[int]]:
+        cpu = torch.device("cpu")
+        feeds = [
+            MemoryFeed(
+                images, shuffled(steps), range(r, 4, worlds), max_corrupt=0, device=cpu, log=print
+            )
+            for r in range(worlds)
+        ]
+        return {b.slice: b.targets.tolist() for feed in feeds for b in feed.slices(step)}
+
+    for step in range(9):
+        alone = samples(1, step)
+        assert sorted(alone) == [0, 1, 2, 3]
+        assert samples(world_size, step) == alone
+        assert len({i for held in alone.values() for i in held}) == 32, "none twice in an epoch"
+
+
+def test_twenty_steps_on_one_two_and_four_processes_give_the_same_weights(tmp_path: Path) -> None:
+    recipe = recipes.load("quickstart", FOUR_SLICES)
+    states = {}
+    for world_size in (1, 2, 4):
+        run = tmp_path / str(world_size)
+        for worker in group_of(world_size, run, recipe, tmp_path / f"told{world_size}"):
+            worker.ends(0)
+        states[world_size] = checkpoint_of(run)
+
+    assert states[1]["progress"]["step"] == 20
+    alone = states[1]
+    for world_size in (2, 4):
+        for part in ("model", "average"):
+            for name, tensor in states[world_size][part].items():
+                assert difference(tensor, alone[part][name]) <= 1e-10, (world_size, part, name)
+    norms = [name for name in alone["model"] if name.endswith("running_var")]
+    assert len(norms) == 8
+    assert all(int(alone["model"][n.replace("var", "mean")].count_nonzero()) for n in norms)
+    losses = {w: [line["loss"] for line in metrics_of(tmp_path / str(w))] for w in states}
+    np.testing.assert_allclose(losses[2], losses[1], rtol=1e-10)
+    np.testing.assert_allclose(losses[4], losses[1], rtol=1e-10)
+
+
+def difference(a: torch.Tensor, b: torch.Tensor) -> float:
+    """The largest difference, relative to the tensor's largest value."""
+    return float((a.double() - b.double()).abs().max() / b.double().abs().max().clamp_min(1e-300))
+
+
+# --- the command, through torchrun ---
+
+TWO = [
+    "--recipe",
+    "quickstart",
+    "data.subset=[256, 127]",
+    "model.width=4",
+    "train.batch_size=32",
+    "train.device_batch_size=16",
+    "train.epochs=4",
+    "train.log_every=3",
+    "train.checkpoint_epochs=0.5",
+    "averaging={name: ema, decay: 0.9, every: 2}",
+    "eval.batch_size=10",
+]
+
+
+def two(run: Path, told: Path) -> Command:
+    """Starts or goes on with a run on two processes."""
+    words = ["train", "--resume", "--json", "--procs", "2", "--out", run, *TWO]
+    return start(words, told, cores=2)
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on two processes that nothing happened to."""
+    run = tmp_path_factory.mktemp("pair") / "run"
+    two(run, run.with_name("told")).ends(0)
+    return run
+
+
+def test_a_run_on_two_processes_survives_a_killed_rank_and_a_signal_exactly(
+    pair: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+
+    command = two(run, tmp_path / "killed")
+    command.until(trained(run, 9))
+    workers = command.workers()
+    assert set(workers) == {0, 1}
+    victim = workers[1]
+    os.kill(victim, signal.SIGKILL)
+    until_gone([workers[0]])
+    said = command.ends(1)
+    error = said[said.index("error: ") :]
+    assert error.startswith(f"error: rank 1 (pid {victim}) was killed by SIGKILL.")
+    assert str(run / "logs") in error
+    assert "--resume" in error
+    assert not alive(victim)
+
+    command = two(run, tmp_path / "stopped")
+    command.until(trained(run, 15))
+    command.send(signal.SIGTERM)
+    said = command.ends(143)
+    step = saved_step(run)
+    assert 15 <= step < 32
+    assert re.search(rf"error: (rank \d: )?stopped at step {step} of 32", said), said[-500:]
+
+    command = two(run, tmp_path / "launcher")
+    command.until(trained(run, 21))
+    pids = list(command.workers().values())
+    command.kill()  # the launcher itself: its workers must not live on
+    until_gone(pids)
+
+    two(run, tmp_path / "again").ends(0)
+    assert_same(run, pair)
+
+
+@pytest.mark.parametrize("procs", [None, 2])
+def test_eval_equals_the_runs_own_last_evaluation_exactly(
+    procs: int | None, pair: Path, tmp_path: Path
+) -> None:
+    options = [] if procs is None else ["--procs", str(procs)]
+    command = start(
+        ["eval", "--json", "--out", tmp_path / "eval", *options, pair], tmp_path / "told", cores=2
+    )
+    command.ends(0)
+    found, own = command.result(), read_json(RunDirectory(pair).result)
+    assert found["count"] == 127, "a count that neither the batches nor the processes divide"
+    for key in ("top1", "top5", "loss", "count", "protocol"):
+        assert found[key] == own[key], key
+    assert predictions(tmp_path / "eval") == predictions(pair)
+
+
+def predictions(run: Path) -> dict[str, bytes]:
+    with np.load(RunDirectory(run).predictions("test")) as file:
+        arrays: dict[str, NDArray[np.generic]] = {name: file[name] for name in file.files}
+    return {name: array.tobytes() for name, array in arrays.items()}
+
+
+def test_a_world_size_that_does_not_divide_the_slices_names_those_that_do(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    words = ["train", "--procs", "3", "--out", run, "train.device_batch_size=32"]
+    said = start(words, tmp_path / "told").ends(2)
+    assert (
+        "error: --procs: 3 processes do not divide the 4 slices of a step. "
+        "Use 1, 2, 4, or another train.device_batch_size." in said
+    )
+    assert not run.exists(), "nothing was started"
+
+
+def test_processes_of_other_machines_take_no_core_of_this_one(tmp_path: Path) -> None:
+    recipe = recipes.load("quickstart")
+    found = [
+        environment(
+            recipe,
+            verb="train",
+            device="cpu",
+            procs=procs,
+            nodes=nodes,
+            workers=None,
+            cache=tmp_path,
+        )
+        for procs, nodes in ((1, 1), (8, 8))
+    ]
+    assert found[0]["threads"] == found[1]["threads"] == len(os.sched_getaffinity(0))
+
+
+def test_a_peak_that_an_earlier_run_left_is_not_this_runs() -> None:
+    cpu = torch.device("cpu")
+    stood = result.process_peak_mb()
+    assert result.peak_memory_mb(cpu, 2 * stood) is None
+    assert result.peak_memory_mb(cpu, stood - 1) == pytest.approx(stood, abs=1)
+
+
+# --- the first failure ---
+
+CORRUPT = Word(0, 3, "val/x.png: cannot be decoded. Repair the file.")
+BUG = Word(0, 1, "Traceback (most recent call last):\n  ...\nRuntimeError: no connection")
+HEARD = Word(0, 143, "stopped at step 7 of 9")
+LAUNCHER = -signal.SIGTERM
+
+
+@pytest.mark.parametrize(
+    ("word", "left", "ended", "exit_code", "said"),
+    [
+        # (rank, exit code, seconds after the first); the word was left so many seconds after it
+        (CORRUPT, 0, [(0, 3, 0), (1, LAUNCHER, 0)], 3, "rank 0: val/x.png: cannot be decoded."),
+        (CORRUPT, 0, [(0, 3, 0), (1, -signal.SIGKILL, 30)], 3, "rank 0: val/x.png"),
+        (CORRUPT, 0, [(0, 3, 0), (1, 143, 7)], 3, "rank 0: val/x.png"),
+        (CORRUPT, 0, [(0, 3, 0), (1, -signal.SIGABRT, 0)], 3, "rank 0: val/x.png"),
+        (BUG, 0, [(0, 1, 0), (1, LAUNCHER, 0)], 1, "rank 0: Traceback"),
+        (BUG, 0, [(0, 1, 0), (1, -signal.SIGABRT, 0)], 1, "rank 0: Traceback"),
+        (None, 0, [(1, -signal.SIGKILL, 0), (0, LAUNCHER, 0)], 1, "rank 1 (pid 11) was killed by "
+         "SIGKILL. Where memory ran out, use smaller slices. Go on with --resume."),
+        (None, 0, [(1, -signal.SIGKILL, 0), (0, 143, 7)], 1, "rank 1 (pid 11) was killed by SIG"),
+        (BUG, 0, [(1, -signal.SIGKILL, 0), (0, 1, 0)], 1, "rank 1 (pid 11) was killed by SIGKILL"),
+        (CORRUPT, 9, [(1, -signal.SIGKILL, 0), (0, 3, 1)], 1, "rank 1 (pid 11) was killed by SIG"),
+        (HEARD, 3, [(1, -signal.SIGSEGV, 0), (0, 143, 7)], 1, "rank 1 (pid 11) was killed by "
+         "SIGSEGV. Go on with --resume."),
+        (HEARD, 0, [(0, 143, 0), (1, 143, 0)], 143, "stopped at step 7"),
+        (None, 0, [(1, 1, 0), (0, LAUNCHER, 0)], 1, "rank 1 ended with 1."),
+        (None, 0, [(0, LAUNCHER, 0), (1, 2, 1)], 2, "another run is using this directory"),
+        (None, 0, [(1, LAUNCHER, 0), (0, LAUNCHER, 0)], 1, "rank 1 (pid 11) was killed by "
+         "SIGTERM. Go on with --resume."),
+    ],
+)  # fmt: skip
+def test_the_first_failure_is_told_and_no_signal_of_the_launcher(
+    word: Word | None,
+    left: int,
+    ended: list[tuple[int, int, int]],
+    exit_code: int,
+    said: str,
+    tmp_path: Path,
+) -> None:
+    failures = {rank: ProcessFailure(rank, 10 + rank, code, "") for rank, code, _ in ended}
+    start_of_all = failures[ended[0][0]].timestamp
+    for rank, _, later in ended:
+        failures[rank].timestamp = start_of_all + later
+    if word is not None:
+        run = RunDirectory(tmp_path)
+        leave_word(run, word)
+        os.utime(run.failure, (start_of_all + left, start_of_all + left))
+    found = processes._first_failure(tmp_path, ChildFailedError("worker", failures))
+    assert said in str(found)
+    assert found.exit_code == exit_code
+
+
+def test_what_an_attempt_said_is_forgotten_when_all_start_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attempt = tmp_path / "logs" / "attempt_1"
+    (attempt / "0").mkdir(parents=True)
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(attempt / "0" / "error.json"))
+    run = RunDirectory(tmp_path)
+    now = attempt.stat().st_mtime
+    for count, left, kept in (("0", -5, True), ("1", 5, True), ("1", -5, False), ("1", -5, False)):
+        if kept:
+            leave_word(run, CORRUPT)
+        if run.failure.exists():
+            os.utime(run.failure, (now + left, now + left))
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", count)
+        with leaving_word(run):
+            pass
+        assert run.failure.exists() == kept, (count, left)
+
+
+def test_a_rank_that_meets_a_corrupt_file_is_told_while_the_other_sits_in_a_collective(
+    tmp_path: Path,
+) -> None:
+    for number in range(16):
+        for split in ("train", "val"):
+            path = tmp_path / split / "ab"[number % 2] / f"{number:02}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (32, 32), (number, 9, 9)).save(path)
+    bad = tmp_path / "val" / "b" / "15.png"  # in the second batch, which is rank 1's
+    bad.write_bytes(bad.read_bytes()[:50])
+    words = [
+        f"data={{name: folder, train_root: {tmp_path}/train, test_root: {tmp_path}/val}}",
+        *("model.name=test_resnet", "data.train_size=32", "eval.sizes=[32]", "eval.batch_size=8"),
+        *("train.batch_size=8", "train.device_batch_size=4", "train.epochs=1"),
+    ]
+    run = tmp_path / "run"
+    given = ["train", "--recipe", "pytorch", "--procs", "2", "--workers", "1", "--out", run, *words]
+    said = start(given, tmp_path / "told", cores=2).ends(3)
+    error = said[said.index("error: ") :]
+    assert error.startswith(f"error: rank 1: {bad}: cannot be decoded: "), error

@@ -1,0 +1,167 @@
+"""Studies: every cell is a recipe that can be trained, and the figures are the paper's."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from rescue_cli import build
+from rescue_cli import recipe as recipes
+from rescue_cli.analysis import records
+from rescue_cli.analysis import study as studies
+from rescue_cli.errors import DataError
+from rescue_cli.rundir import read_json
+from tests.conftest import Rescue
+
+
+@pytest.mark.parametrize("name", studies.names())
+def test_every_cell_of_a_study_is_a_recipe_that_holds(name: str) -> None:
+    study = studies.load(name)
+    assert study.name == name
+    resolved = [recipe for _, recipe in studies.cells(study) if recipe is not None]
+    for recipe in resolved:
+        build.check_ingredients(recipe)
+    trees = [recipe.to_yaml() for recipe in resolved]
+    assert len(trees) == len(set(trees)), "two cells train and measure the same thing"
+
+
+@pytest.mark.parametrize("name", studies.names())
+def test_every_column_of_a_study_says_something_of_most_cells(name: str) -> None:
+    rows = studies.rows(studies.load(name))
+    for heading in rows[0]["columns"]:
+        shown = [row["columns"][heading] for row in rows]
+        assert sum(value is not None for value in shown) >= len(shown) / 2, heading
+        assert len({str(value) for value in shown}) > 1, f"{heading} is the same everywhere"
+
+
+def test_a_column_of_a_list_is_of_its_first_item_where_it_names_none() -> None:
+    """Of the optimizer that has the reference rate, which in one row is one of two."""
+    rows = studies.rows(studies.load("procedures"))
+    shown = [list(row["columns"].values())[1:] for row in rows]
+    assert [optimizer for optimizer, _ in shown] == ["sgd", "sgd", "lamb", "sgd-velocity"]
+    assert all(rate is not None for _, rate in shown)
+
+
+def test_what_the_paper_says_of_a2_stands_in_each_of_its_tables_alike() -> None:
+    """The baseline of the ablations is one number, 79.85, wherever it is printed."""
+    every = {
+        name: [c.paper for c, r in studies.cells(studies.load(name)) if r and _is_a2(r.to_yaml())]
+        for name in studies.names()
+    }
+    found = {name: papers for name, papers in every.items() if papers}
+    assert found == {
+        "rsb-a2-against-t2": [{"val": 79.9, "v2": 67.9}],
+        "rsb-crop-ratio": [
+            {"mean": 79.68, "std": 0.09, "max": 79.85, "min": 79.57, "seed0": 79.85}
+        ],
+        "rsb-loss-grid": [{"val": 79.85}],
+        "rsb-one-change": [{"val": 79.85}],
+        "rsb-procedures": [{"val": 79.8, "real": 85.4, "v2": 67.9}],
+        "rsb-smoothing": [{"val": 79.85}],
+        "rsb-stochastic-depth": [{"val": 79.85}],
+    }
+
+
+def _is_a2(text: str) -> bool:
+    return text == recipes.load("a2").to_yaml()
+
+
+def test_a_measured_figure_is_that_of_runs_with_exactly_the_same_changes() -> None:
+    record = json.loads(records.record_of("myrtle-baseline").read_text())
+    (run, *_) = record["runs"]
+    differs = {k: v for k, v in run["differs"].items() if k not in records.PLACE}
+    found = records.measured("myrtle-baseline", differs)
+    assert found[0] == run["result"]
+    assert records.measured("myrtle-baseline", {**differs, "optim.lr": [1, 2]}) == []
+    elsewhere = {**differs, "train.precision": ["float16", "bfloat16"], "eval.every": [1, 5]}
+    assert records.measured("myrtle-baseline", elsewhere)[0] == run["result"]
+    assert records.measured("a2", {}) == []
+
+
+def test_the_study_that_tuned_imagenette_is_on_record() -> None:
+    rows = studies.rows(studies.load("imagenette-tuning"))
+    figures = [round(row["measured"]["mean"], 2) for row in rows]
+    assert figures == [74.20, 76.24, 78.90, 82.85, 82.30, 81.62, 81.82, 80.80, 81.82]
+    best = rows[figures.index(max(figures))]
+    assert best["columns"]["rate"] == recipes.load("imagenette-5").optim[0].options["lr"]
+
+
+def test_a_study_as_it_is_printed(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rescue_cli.cli import main
+
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr("sys.argv", ["rescue", "study", "rsb-a2-against-t2", "--table"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 0
+    assert [line.rstrip() for line in capsys.readouterr().out.splitlines()] == [
+        "row  procedure  network                 paper val %  paper v2 %  measured %  p",
+        "  1  a2         resnet50                      79.90       67.90     not run  -",
+        "  2  a2         deit_small_patch16_224        79.60       68.10     not run  -",
+        "  3  T2         resnet50                      79.20       67.90     not run  -",
+        "  4  T2         deit_small_patch16_224        80.40       69.20     not run  -",
+        "ResNet strikes back, Comparing architectures and training procedures. measured:",
+        "mean ± standard deviation (runs), last epoch. p: how probable so large a",
+        "difference from the paper is by chance (Welch's t-test, each row for itself; a",
+        "side without a std is taken to scatter like the other). A large p does not show",
+        "that they agree.",
+    ]
+
+
+def test_a_misspelt_study_is_told_of_its_neighbour(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rescue_cli.cli import main
+
+    monkeypatch.setattr("sys.argv", ["rescue", "study", "rsb-smothing"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert "Did you mean 'rsb-smoothing'?" in capsys.readouterr().err
+
+
+def test_studies_are_no_recipes() -> None:
+    from rescue_cli import recipe as recipes
+
+    assert not set(studies.names()) & set(recipes.names())
+    assert all(isinstance(path, Path) for path in studies.names().values())
+
+
+def test_no_record_says_in_which_folders_it_was_made() -> None:
+    files = sorted(records.record_of("x").parent.glob("**/*.json"))
+    assert len(files) > 20
+    for file in files:
+        assert not re.search(r'[\s"=:\[]/\w+/', file.read_text()), file
+
+
+def test_a_record_names_files_without_their_folders(rescue: Rescue, tmp_path: Path) -> None:
+    run = tmp_path / "deep" / "run"
+    words = ["model.width=4", "train.epochs=0.5", "data.subset=[128, 20]"]
+    assert rescue("train", "--recipe", "quickstart", "--out", run, *words).code == 0
+    again = tmp_path / "deep" / "again"
+    from_run = [f"model.weights={run}", *words]
+    assert rescue("train", "--recipe", "quickstart", "--out", again, *from_run).code == 0
+    entry = records._entry(again, None)
+    assert entry["differs"]["model.weights"] == [None, "run"]
+    assert "model.weights=run" in entry["command"]
+    assert str(tmp_path) not in json.dumps(entry)
+
+
+def test_a_seed_on_record_counts_once_and_by_its_latest_run() -> None:
+    """`quickstart` was measured at several commits, seed 0 three times."""
+    runs = read_json(records.record_of("quickstart"))["runs"]
+    whole = [run for run in runs if not set(run["differs"]) - set(records.PLACE)]
+    assert len(whole) > len({run["seed"] for run in whole}) == 10
+    latest = {run["seed"]: run["result"]["top1"] for run in whole}
+    assert [r["top1"] for r in records.measured("quickstart", {})] == list(latest.values())
+    assert records.summary("quickstart") == f"{sum(latest.values()) / 10:.2f} (10)"
+
+
+def test_a_run_is_put_on_record_once() -> None:
+    runs = read_json(records.record_of("quickstart"))["runs"]
+    with pytest.raises(DataError, match=r"records: seed \d+ of `rescue .*` is on record already"):
+        records._joined(runs, [{**runs[1], "note": "another"}])
+    assert len(records._joined(runs[:1], runs[1:2])) == 2

@@ -1,0 +1,65 @@
+"""The report in a browser: `make test-browser`; its screenshots are there to be looked at."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import Rescue
+from tests.report.test_report import TINY
+
+CHROMIUM = shutil.which("chromium")
+SCREENSHOTS = Path(__file__).parents[2] / "build" / "screenshots"
+PHONE, DESK = (390, 844), (1280, 900)
+
+
+@pytest.fixture
+def chromium() -> Iterator[Any]:
+    """Debian's chromium, driven by playwright."""
+    playwright = pytest.importorskip(
+        "playwright.sync_api", reason="no playwright here: see make test-browser"
+    )
+    if CHROMIUM is None:
+        pytest.skip("no chromium here: see make test-browser")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+def test_the_page_of_a_sweep_and_a_study_opens_without_a_word_on_the_console(
+    rescue: Rescue, chromium: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "rates.yaml").write_text(
+        "name: rates\n"
+        "paper: {title: Made up, table: Table 0}\n"
+        "columns: {rate: optim.lr, momentum: optim.momentum}\n"
+        "cells:\n"
+        "  - {recipe: quickstart, set: [optim.lr=0.4], paper: {top1: 60.0}, std: 0.1, n: 5}\n"
+        "  - {recipe: quickstart, set: [optim.lr=0.04], paper: {top1: 50.0}}\n"
+    )
+    assert rescue("seed-sweep", "--out", "sweep", "--seeds", "4", *TINY).code == 0
+    assert rescue("study", "rates.yaml", "--seeds", "2", "--out", "rates", *TINY).code == 0
+    assert rescue("report", "sweep", "rates").code == 0
+    page_file = tmp_path / "report.html"
+    assert page_file.stat().st_size < 3_000_000
+    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+    for scheme in ("light", "dark"):
+        for width, height in (PHONE, DESK):
+            page = chromium.new_page(
+                color_scheme=scheme, viewport={"width": width, "height": height}
+            )
+            said: list[str] = []
+            page.on("console", lambda message, said=said: said.append(message.text))
+            page.on("pageerror", lambda error, said=said: said.append(str(error)))
+            page.on("request", lambda r, said=said: said.append(r.url) if "http" in r.url else None)
+            page.goto(page_file.as_uri())
+            assert said == []
+            assert page.title() == "sweep, rates"
+            assert page.evaluate("document.documentElement.scrollWidth") <= width
+            broken = "[...document.images].filter(image => !image.naturalWidth).length"
+            assert page.evaluate(broken) == 0
+            page.screenshot(path=SCREENSHOTS / f"report-{scheme}-{width}.png", full_page=True)
+            page.close()

@@ -1,0 +1,183 @@
+"""`rescue report`: a page that needs nothing beside itself, and the table as data."""
+
+import csv
+import io
+import json
+import re
+import shutil
+from html import unescape
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from rescue_cli import recipe as recipes
+from rescue_cli.analysis.stats import Sample
+from rescue_cli.report import page
+from tests.conftest import Rescue
+from tests.engine_runs import start
+from tests.made_runs import made_sweep
+
+TINY = (
+    "model.width=4", "data.subset=[256,200]", "train.batch_size=32",
+    "train.device_batch_size=32", "train.epochs=2",
+)  # fmt: skip
+VOID = {"meta", "link", "img", "br", "hr", "input"}
+
+
+class Nesting(HTMLParser):
+    """Fails on a tag that closes what is not open; collects what the page would fetch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.fetched: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag not in VOID:
+            self.open.append(tag)
+        self.fetched += [v or "" for k, v in attrs if k in ("src", "href")]
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a run that was trained, and with a sweep whose seeds differ by 2 points."""
+    folder = tmp_path_factory.mktemp("finished")
+    start(["train", "--out", "run", *TINY], folder / "run-told", folder=folder).ends(0)
+    made_sweep(folder / "sweep", {0: 40.0, 1: 41.0, 2: 42.0}, overrides=TINY)
+    return folder
+
+
+@pytest.fixture
+def made(finished: Path, tmp_path: Path) -> tuple[str, str]:
+    """A run and a sweep, of the test's own."""
+    for name in ("run", "sweep"):
+        shutil.copytree(finished / name, tmp_path / name)
+    return "run", "sweep"
+
+
+def test_the_page_is_whole_small_and_fetches_nothing(
+    rescue: Rescue, made: tuple[str, str], tmp_path: Path
+) -> None:
+    ended = rescue("report", *made)
+    assert (ended.code, ended.out) == (0, "report.html\n")
+    text = (tmp_path / "report.html").read_text()
+    assert len(text) < 3_000_000
+    nesting = Nesting()
+    nesting.feed(text)
+    assert nesting.open == []
+    assert len(nesting.fetched) >= 4
+    assert all(source.startswith("data:image/png;base64,") for source in nesting.fetched)
+    assert "prefers-color-scheme:dark" in text
+    assert "width=device-width" in text
+    assert re.findall(r"<h2>([^<]*)</h2>", text) == [
+        "Compared", "run", "sweep: 3 seeds", "Logits",
+    ]  # fmt: skip
+    for said in ("To repeat it:", "rescue train --out run", "What differs from the shipped"):
+        assert said in text
+    assert "model.width" in text
+    assert "The recipe is that of run." in text
+    assert json.loads(rescue("compare", *made, "--json").out)["claim"] in unescape(text)
+
+
+def test_what_has_other_test_images_is_not_compared(
+    rescue: Rescue, made: tuple[str, str], tmp_path: Path
+) -> None:
+    fewer = [*TINY, "data.subset=[256,100]"]
+    assert rescue("seed-sweep", "--out", "other", "--seeds", "1", *fewer).code == 0
+    assert rescue("report", made[0], "other").code == 0
+    text = (tmp_path / "report.html").read_text()
+    assert f"Not compared with one another: {made[0]} was measured on fashion-mini" in text
+    assert "other on fashion-mini test (100 images)." in text
+    refused = rescue("compare", made[0], "other")
+    assert refused.code == 2
+    assert "Evaluate them on the same images: rescue eval." in refused.err
+    assert re.findall(r"<h2>([^<]*)</h2>", text)[1] == "other: 1 seed"
+
+
+def test_a_papers_figure_stands_beside_its_unchanged_recipe_alone() -> None:
+    assert page._claim(recipes.load("a2")) == Sample(79.72, 0.10, 100)
+    assert page._claim(recipes.load("a2", ["train.precision=float32", "train.seed=3"])) is not None
+    assert page._claim(recipes.load("a2", ["model.name=resnet18"])) is None
+    assert page._claim(recipes.load("rescue94")) is None
+
+
+def test_a_study_stands_on_the_page_with_paper_and_measured_apart(
+    rescue: Rescue, tmp_path: Path
+) -> None:
+    (tmp_path / "widths.yaml").write_text(
+        "name: widths\n"
+        "paper: {title: Made up, table: Table 0}\n"
+        "columns: {width: model.width}\n"
+        "cells:\n"
+        "  - {recipe: quickstart, set: [model.width=4], paper: {top1: 91.0}, std: 0.1, n: 5}\n"
+        "  - {recipe: quickstart, set: [model.width=8], paper: {top1: 92.0}}\n"
+    )
+    small = [override for override in TINY if not override.startswith("model.width")]
+    call = ("study", "widths.yaml", "--only", "1", "--seeds", "2", "--out", "widths", *small)
+    assert rescue(*call).code == 0
+    assert rescue("report", "widths").code == 0
+    text = (tmp_path / "report.html").read_text()
+    nesting = Nesting()
+    nesting.feed(text)
+    assert nesting.open == []
+    assert "Made up, Table 0. 1 of 2 rows are measured." in text
+    assert "rescue study widths.yaml --only 1" in text
+    rows = json.loads(rescue("report", "widths", "--json").out)
+    results = [json.loads(f.read_text()) for f in (tmp_path / "widths").glob("01/*/result.json")]
+    assert [(row["path"], row["paper"], row["n"]) for row in rows] == [("widths, row 1", 91.0, 2)]
+    assert rows[0]["measured"] == pytest.approx(sum(r["top1"] for r in results) / 2)
+
+
+def test_the_curves_become_events_that_tensorboard_reads(
+    rescue: Rescue, made: tuple[str, str], tmp_path: Path
+) -> None:
+    pytest.importorskip("tensorboard", reason="tensorboard is not installed")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    assert rescue("report", *made, "--tensorboard", "events").code == 0
+    found = EventAccumulator(str(tmp_path / "events" / "run"))
+    found.Reload()
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    last = found.Scalars("test/top1")[-1]
+    assert last.step == result["steps"]
+    assert last.value == pytest.approx(result["top1"], abs=1e-4)
+    assert sorted(f.name for f in (tmp_path / "events" / "sweep").iterdir()) == [
+        "seed-0", "seed-1", "seed-2",
+    ]  # fmt: skip
+
+
+def test_the_table_is_data_too(rescue: Rescue, made: tuple[str, str], tmp_path: Path) -> None:
+    rows = json.loads(rescue("report", *made, "--json").out)
+    assert [row["path"] for row in rows] == list(made)
+    assert [row["n"] for row in rows] == [1, 3]
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert rows[0]["measured"] == result["top1"]
+    assert (rows[0]["paper"], rows[0]["std"]) == (None, None)
+    assert (rows[1]["measured"], rows[1]["std"]) == pytest.approx((41.0, 1.0))
+    table = list(csv.DictReader(io.StringIO(rescue("report", *made, "--csv").out)))
+    assert [float(row["measured"]) for row in table] == [row["measured"] for row in rows]
+    assert [row["paper"] for row in table] == ["", ""]
+    lines = rescue("report", *made, "--markdown").out.splitlines()
+    assert len(lines) == 4
+    assert {line.count("|") for line in lines} == {9}
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (("nowhere",), 3, "nowhere: holds no result."),
+        (("run", "--csv", "--json"), 2, "--csv, --markdown and --json exclude each other."),
+    ],
+)
+def test_what_cannot_be_reported_is_refused(
+    rescue: Rescue, tmp_path: Path, words: tuple[str, ...], code: int, said: str
+) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "result.json").write_text("{}")
+    ended = rescue("report", *words)
+    assert ended.code == code
+    assert said in ended.err

@@ -1,0 +1,173 @@
+"""Repeated augmentation against timm's sampler, index by index; classes drawn equally often."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from rescue_cli.rng import permute, permute_each
+from rescue_cli.sections.data import Images
+from rescue_cli.sections.data.memory import MemoryFeed
+from rescue_cli.sections.sampling import Steps, balanced, repeated
+
+SAMPLES, SLICES, SLICE = 5000, 4, 64
+BATCH = SLICES * SLICE
+STEPS = Steps(SAMPLES, BATCH, SLICE, SAMPLES // BATCH, 3)
+
+
+def theirs(epoch: int) -> list[list[int]]:
+    """What timm's sampler gives each of four ranks."""
+    from timm.data.distributed_sampler import RepeatAugSampler
+
+    ranks = []
+    for rank in range(SLICES):
+        sampler: Any = RepeatAugSampler(  # type: ignore[no-untyped-call]
+            range(SAMPLES), num_replicas=SLICES, rank=rank, num_repeats=3
+        )
+        sampler.set_epoch(epoch)
+        ranks.append([int(i) for i in sampler])
+    return ranks
+
+
+@pytest.mark.parametrize("epoch", [0, 3])
+def test_spread_is_timms_sampler_given_its_order(epoch: int) -> None:
+    """Ours names places in our own order, which are then looked up in timm's."""
+    generator = torch.Generator()
+    generator.manual_seed(epoch)
+    order = torch.randperm(SAMPLES, generator=generator).numpy()
+    our_order = permute(np.arange(SAMPLES), SAMPLES, STEPS.seed, epoch)
+    place = np.empty_like(our_order)
+    place[our_order] = np.arange(SAMPLES)
+    ours = repeated(STEPS, views=3, placement="spread")
+    for slice_, wanted in enumerate(theirs(epoch)):
+        steps = range(epoch * STEPS.per_epoch, (epoch + 1) * STEPS.per_epoch)
+        found = np.concatenate([order[place[ours(step, slice_)]] for step in steps])
+        assert found.tolist() == wanted[: len(found)]
+        assert len(found) == STEPS.per_epoch * SLICE
+
+
+def step_of(placement: str, step: int) -> list[NDArray[np.int64]]:
+    sampler = repeated(STEPS, views=3, placement=placement)  # type: ignore[arg-type]
+    return [sampler(step, slice_) for slice_ in range(SLICES)]
+
+
+def test_spread_copies_lie_in_different_slices_and_together_in_one() -> None:
+    spread, together = step_of("spread", 2), step_of("together", 2)
+    assert all(len(set(s.tolist())) == SLICE for s in spread)
+    assert all(len(set(s.tolist())) <= SLICE // 3 + 2 for s in together)
+    assert sorted(np.concatenate(spread)) == sorted(np.concatenate(together))
+
+
+@pytest.mark.parametrize("placement", ["spread", "together"])
+def test_an_epoch_is_as_long_as_before_and_sees_a_third_of_the_images(placement: str) -> None:
+    seen = np.concatenate([np.concatenate(step_of(placement, s)) for s in range(STEPS.per_epoch)])
+    assert len(seen) == STEPS.per_epoch * BATCH
+    values, counts = np.unique(seen, return_counts=True)
+    assert len(values) == -(-len(seen) // 3)
+    assert (counts == 3).sum() >= len(values) - 1
+
+
+@pytest.mark.parametrize("placement", ["spread", "together"])
+@pytest.mark.parametrize("processes", [1, 2, 4])
+def test_the_images_of_a_slice_do_not_depend_on_how_many_processes_there_are(
+    placement: str, processes: int
+) -> None:
+    """What the feeds of all processes give together is what one sampler says of each slice."""
+    marks = np.arange(SAMPLES, dtype=np.int64)
+    images = Images(np.zeros((SAMPLES, 1, 1, 1), np.uint8), marks)
+    sampler = repeated(STEPS, views=3, placement=placement)  # type: ignore[arg-type]
+    given: dict[int, list[int]] = {}
+    for rank in range(processes):
+        mine = range(rank, SLICES, processes)
+        feed = MemoryFeed(
+            images, sampler, mine, max_corrupt=0, device=torch.device("cpu"), log=print
+        )
+        given |= {batch.slice: batch.targets.tolist() for batch in feed.slices(7)}
+    expected = step_of(placement, 7)
+    assert [given[slice_] for slice_ in range(SLICES)] == [part.tolist() for part in expected]
+
+
+def test_another_epoch_sees_other_images() -> None:
+    first, second = (
+        {
+            int(i)
+            for s in range(e, e + STEPS.per_epoch)
+            for part in step_of("spread", s)
+            for i in part
+        }
+        for e in (0, STEPS.per_epoch)
+    )
+    assert len(first & second) < 0.5 * len(first)
+
+
+# --- balanced ---
+
+THERE = [0, 2, 3, 5, 6]  # no image of classes 1 and 4
+UNEVEN = np.random.default_rng(5).permutation(np.repeat(THERE, [150, 30, 12, 5, 3]))
+EVEN_DRAWS = Steps(200, 32, 8, 200 // 32, 3, UNEVEN)  # 192 draws, which 5 does not divide
+
+
+def epoch_of(number: int) -> NDArray[np.int64]:
+    sampler, per_epoch = balanced(EVEN_DRAWS), EVEN_DRAWS.per_epoch
+    steps = range(number * per_epoch, (number + 1) * per_epoch)
+    return np.concatenate([sampler(step, s) for step in steps for s in range(SLICES)])
+
+
+def test_balanced_draws_each_class_as_often_in_an_epoch_as_long_as_before() -> None:
+    drawn = np.concatenate([epoch_of(number) for number in range(5)])
+    assert len(epoch_of(0)) == 192
+    for end in range(1, 6):
+        seen = np.bincount(UNEVEN[drawn[: end * len(epoch_of(0))]])[THERE]
+        assert seen.max() - seen.min() <= 1
+
+
+def test_balanced_goes_through_a_class_before_any_image_of_it_comes_again() -> None:
+    drawn = np.concatenate([epoch_of(number) for number in range(7)])
+    times = np.bincount(drawn, minlength=len(UNEVEN))
+    for label in THERE:
+        of_class = times[label == UNEVEN]
+        assert of_class.max() - of_class.min() <= 1
+        assert of_class.min() >= 1
+
+
+def test_balanced_orders_differ_by_epoch_round_class_and_seed() -> None:
+    first, second = epoch_of(0), epoch_of(1)
+    assert not np.array_equal(first, second)
+    other = balanced(replace(EVEN_DRAWS, seed=4))
+    assert not np.array_equal(other(0, 0), balanced(EVEN_DRAWS)(0, 0))
+    in_order = [[int(i) for i in first if UNEVEN[i] == label] for label in (2, 3)]
+    assert all(order != sorted(order) for order in in_order)
+    rounds = UNEVEN[first[:190]].reshape(38, 5)
+    assert len({tuple(labels) for labels in rounds.tolist()}) > 30, "classes in random order"
+
+
+def test_balanced_is_a_function_of_step_and_slice_and_deals_to_processes_alike() -> None:
+    sampler = balanced(EVEN_DRAWS)
+    later = sampler(8, 1)
+    sampler(3, 0)
+    np.testing.assert_array_equal(sampler(8, 1), later)
+    whole = balanced(replace(EVEN_DRAWS, slice_size=32))(8, 0)
+    np.testing.assert_array_equal(whole, np.concatenate([sampler(8, s) for s in range(SLICES)]))
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 64, 1000])
+def test_each_order_is_a_permutation_of_its_own(size: int) -> None:
+    places, orders = np.tile(np.arange(size), 3), np.repeat([0, 1, 2**40], size)
+    found = permute_each(places, np.full(3 * size, size), orders, 7).reshape(3, size)
+    for order in found:
+        np.testing.assert_array_equal(np.sort(order), np.arange(size))
+    if size >= 64:
+        assert len({tuple(order.tolist()) for order in found}) == 3
+    one = permute_each(places[:size], np.full(size, size), orders[size : 2 * size], 7)
+    np.testing.assert_array_equal(one, found[1])
+
+
+def test_every_order_of_three_comes_as_often() -> None:
+    orders = np.repeat(np.arange(6000), 3)
+    found = permute_each(np.tile(np.arange(3), 6000), np.full(18000, 3), orders, 1).reshape(-1, 3)
+    _, counts = np.unique(found, axis=0, return_counts=True)
+    assert len(counts) == 6
+    assert np.abs(counts - 1000).max() < 150  # five standard deviations
