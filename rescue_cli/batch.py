@@ -1,4 +1,4 @@
-"""What flows through a step: one slice of images, and the only door between host and device."""
+"""What flows through a step: one micro-batch of images, and its way from host to device."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -13,16 +13,16 @@ from rescue_cli.rng import Indices
 
 @dataclass(frozen=True)
 class Batch:
-    """One slice: images (n, channels, height, width), targets (n,) labels or (n, classes).
+    """One micro-batch: images (n, channels, height, width), targets (n,) labels or (n, classes).
 
-    `step` and `slice` say which draws belong to it; `indices` (n,), on the host, which images of
-    the training set the sampler put into the slice.
+    `step` and `micro-batch` say which draws belong to it; `indices` (n,), on the host, which images
+    of the training set the sampler put into the micro-batch.
     """
 
     images: Tensor
     targets: Tensor
     step: int
-    slice: int
+    micro_batch: int
     indices: Indices
 
 

@@ -39,7 +39,7 @@ class DivergedError(RescueError):
 
 
 class MemoryExhausted(RescueError):
-    """The device has no room for a slice."""
+    """The device has no room for a micro-batch."""
 
     exit_code = 5
 

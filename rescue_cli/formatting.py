@@ -2,8 +2,9 @@
 
 
 def counted(number: int, what: str) -> str:
-    """`1 seed`, `3 seeds`."""
-    return f"{number} {what}" + ("" if number == 1 else "s")
+    """`1 seed`, `3 seeds`, `4 micro-batches`."""
+    plural = "es" if what.endswith("ch") else "s"
+    return f"{number} {what}" + ("" if number == 1 else plural)
 
 
 def significant(value: float) -> str:

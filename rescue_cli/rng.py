@@ -1,8 +1,8 @@
 """Every random number of a run, as a pure function of what it is for.
 
 Raw words of the counter-based Philox generator (Salmon et al. 2011), keyed by seed and purpose and
-counted by step and slice. numpy may change how its distributions use the words, never the words,
-so everything is derived from those; there is no generator state to save.
+counted by step and micro-batch. numpy may change how its distributions use the words, never the
+words, so everything is derived from those; there is no generator state to save.
 """
 
 import hashlib

@@ -1,6 +1,7 @@
 """How often each printed test errs and each printed interval covers, over made runs of known truth.
 
-`python -m tests.rates` prints the tables; tests/analysis/test_rates.py holds a part of them in every run.
+`python -m tests.rates` prints the tables; tests/analysis/test_rates.py holds a part of
+them in every run.
 """
 
 import math

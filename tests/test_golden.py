@@ -30,7 +30,7 @@ from tests.engine_runs import drawn
 GOLDEN = Path(__file__).with_name("golden.json")
 STEPS = 5
 PER_EPOCH = 100  # steps, of the learning-rate curves
-SLICES = ["train.batch_size=16", "train.device_batch_size=8", "train.precision=float64"]
+MICRO_BATCHES = ["train.batch_size=16", "train.device_batch_size=8", "train.precision=float64"]
 BAG_OF_TRICKS = (
     "baseline", "efficient-linear-scaling", "efficient-warmup", "efficient-zero-gamma",
     "efficient-no-bias-decay", "efficient-fp16", "resnet50b", "resnet50c", "resnet50d", "cosine",
@@ -133,7 +133,7 @@ def drawn_in_float64() -> Iterator[None]:
 @drawn_in_float64()
 def losses(name: str, folder: Path) -> list[float]:
     """The mean loss of each of the first steps of a shipped recipe, small, in float64."""
-    recipe = recipes.load(name, [*SLICES, *SMALLEST[name]])
+    recipe = recipes.load(name, [*MICRO_BATCHES, *SMALLEST[name]])
     cpu = torch.device("cpu")
     known = FACTS[recipe.data.name]
     if known.task != "classification":
@@ -278,11 +278,11 @@ def test_orders_are_spread_as_chance_spreads_them() -> None:
 
 def test_uniform_draws_are_uniform_and_differ_with_what_they_are_for() -> None:
     blocks = [
-        rng.uniform(seed, purpose, step, slice_, (2000,))
+        rng.uniform(seed, purpose, step, micro_batch, (2000,))
         for seed in (0, 1)
         for purpose in ("augment", "crop")
         for step in (0, 1)
-        for slice_ in (0, 1)
+        for micro_batch in (0, 1)
     ]
     for block in blocks:
         assert block.dtype == np.float32

@@ -140,8 +140,8 @@ def runs(study: Study, recipe: Recipe, seeds: int | None) -> dict[str, Recipe]:
     found = {}
     for place in range(STEPS):
         batch = recipe.train.batch_size + 4 * place
-        slices = recipe.train.slices
-        size = batch // slices if batch % slices == 0 else batch
+        micro_batches = recipe.train.micro_batches
+        size = batch // micro_batches if batch % micro_batches == 0 else batch
         filler = FILLERS[place % 2] if "init" in recipe.model.options else None
         found[f"batch-{batch}" + (f"-{filler}" if filler else "")] = recipe.with_overrides(
             f"train.batch_size={batch}",

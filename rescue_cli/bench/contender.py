@@ -93,7 +93,7 @@ def plain(
         write_down(network)
     step = build.step(eager, network, data, machine, _say)  # its batches, its average
     step.feed.start(0)
-    batches = [_ready(step, batch) for batch in step.feed.slices(0)]
+    batches = [_ready(step, batch) for batch in step.feed.micro_batches(0)]
     layout = torch.channels_last if channels_last else torch.contiguous_format
     update = _plain_update(eager, network, step.optimizers.scaler)
     if not plain_update:
@@ -138,7 +138,7 @@ def _plain_update(recipe: Recipe, network: nn.Module, scaler: torch.amp.GradScal
 
 
 def _ready(step: Step, batch: Batch) -> Batch:
-    """The slice as the network sees it, but in NCHW."""
+    """The micro-batch as the network sees it, but in NCHW."""
     batch = step.select(step.mix(step.augment(batch)))
     return replace(batch, images=batch.images.contiguous())
 

@@ -50,10 +50,10 @@ def against_timm(recipe: Recipe, folder: Path, *, steps: int, rounds: int) -> di
     """Views/s a core of both loaders' worker, and the CPU time a view of everything up to the
     batch that the network sees. Mixing is left out on both sides.
 
-    `shared` has all slices of a step in one process with the recipe's own sampling, `alone` each
-    image decoded for a single view. A round is `steps` steps of ours (in the first of them memory
-    is touched for the first time) and one of timm's. Medians over rounds. Raises `UsageError` and
-    `DataError`.
+    `shared` has all micro-batches of a step in one process with the recipe's own sampling, `alone`
+    each image decoded for a single view. A round is `steps` steps of ours (in the first of them
+    memory is touched for the first time) and one of timm's. Medians over rounds. Raises
+    `UsageError` and `DataError`.
     """
     names = class_folders(folder)
     files = read(folder, {name: place for place, name in enumerate(names)}, complete=True)
@@ -120,7 +120,7 @@ def _ours(
         recipe,
         Dataset(files, {}, classes),
         filled("sampling", sampling, SAMPLERS)(counted),
-        range(train.slices),
+        range(train.micro_batches),
         operations,
         Machine(CPU, 1, Path()),
         print,
@@ -138,7 +138,7 @@ def _ours(
     with closing(feed):
         feed.start(0)
         for step in range(steps):
-            batches = list(feed.slices(step))
+            batches = list(feed.micro_batches(step))
     loading, worker = time.process_time() - mine, _children() - children
     # afterwards: at the same time it would take caches and memory away from the worker
     started = time.process_time()

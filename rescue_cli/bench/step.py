@@ -55,7 +55,7 @@ def step(
         engine = build.step(recipe, network, data, machine, print)
         with closing(engine.feed):
             ours = _Ours(engine, recipe, data)
-            ready = engine.augment(ours.slices[0])
+            ready = engine.augment(ours.micro_batches[0])
             bare = _bare(recipe, twin, ready.images, ready.targets, machine.device)
             images, dtype = recipe.train.batch_size, DTYPES[recipe.train.precision]
             peaks = [matrix_peak(dtype, machine.device)]
@@ -87,7 +87,7 @@ class _Ours:
         self.per_epoch = steps_per_epoch(recipe.train, len(data.train))
         self.last = total_steps(recipe.train, self.per_epoch) - 1
         engine.feed.start(0)
-        self.slices = list(engine.feed.slices(0))
+        self.micro_batches = list(engine.feed.micro_batches(0))
         self.number, self.before = 0, engine.feed.waited
 
     def __call__(self) -> None:
@@ -107,7 +107,7 @@ class _Ours:
         """Augmenting and mixing, and where they lie in memory gathering them."""
 
         def prepare() -> None:
-            for batch in self.engine.feed.slices(0) if self.resident else self.slices:
+            for batch in self.engine.feed.micro_batches(0) if self.resident else self.micro_batches:
                 self.engine.mix(self.engine.augment(batch))
 
         seconds(prepare, 1, self.engine.device)
@@ -126,10 +126,10 @@ def _bare(
     forward: Any = torch.compile(model, dynamic=False) if recipe.train.compile else model
 
     def run() -> None:
-        for _ in range(recipe.train.slices):
+        for _ in range(recipe.train.micro_batches):
             with cast():
                 loss = functional.cross_entropy(forward(images), labels)
-            scaler.scale(loss / recipe.train.slices).backward()  # type: ignore[no-untyped-call]
+            scaler.scale(loss / recipe.train.micro_batches).backward()  # type: ignore[no-untyped-call]
         scaler.step(optimizer)
         scaler.update()
         optimizer.zero_grad(set_to_none=True)

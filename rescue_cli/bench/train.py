@@ -63,7 +63,7 @@ def against_timm(recipe: Recipe, *, steps: int, rounds: int) -> dict[str, Any]:
     given = timm_pipeline.options(recipe)
     folder = _train_folder(recipe)
     batch_size = recipe.train.batch_size
-    if recipe.train.slices != 1:
+    if recipe.train.micro_batches != 1:
         raise UsageError("bench train: set train.device_batch_size to train.batch_size.")
     with TemporaryDirectory() as cache:
         machine = build.Machine(torch.device("cpu"), 1, Path(cache))
@@ -133,7 +133,7 @@ def _train_folder(recipe: Recipe) -> Path:
 def _ready(engine: Any) -> tuple[Tensor, Tensor]:
     """A batch as the network sees it."""
     engine.feed.start(0)
-    batch = engine.mix(engine.augment(next(iter(engine.feed.slices(0)))))
+    batch = engine.mix(engine.augment(next(iter(engine.feed.micro_batches(0)))))
     return batch.images, batch.targets
 
 

@@ -45,7 +45,7 @@ from rescue_cli.sections.augment import Augment, Operation
 from rescue_cli.sections.augment.pipeline import Normalise, Unchanged
 from rescue_cli.sections.averaging import AVERAGES, Length
 from rescue_cli.sections.data import Dataset, Features, normalisation
-from rescue_cli.sections.loss import by_weight, of_slices
+from rescue_cli.sections.loss import by_weight, of_micro_batches
 from rescue_cli.sections.mix import MIXES, Mixing
 from rescue_cli.sections.sampling import SAMPLERS, Steps
 from rescue_cli.sections.selection import SELECTIONS, Learner
@@ -98,10 +98,10 @@ def trainee(
 
 
 def step(recipe: Recipe, network: nn.Module, data: Dataset, machine: Machine, log: Any) -> Step:
-    """Everything that one update needs, for this process's share of the slices."""
+    """Everything that one update needs, for this process's share of the micro-batches."""
     train = recipe.train
     per_epoch = steps_per_epoch(train, len(data.train))
-    mine = range(distributed.rank(), train.slices, distributed.world_size())
+    mine = range(distributed.rank(), train.micro_batches, distributed.world_size())
     span_steps = Steps(
         len(data.train),
         train.batch_size,
@@ -116,7 +116,7 @@ def step(recipe: Recipe, network: nn.Module, data: Dataset, machine: Machine, lo
         lambda changes, share: _learner(proxy_recipe(recipe, changes), share, data, machine)
     )
     loss = loss_of(recipe, select.share, data)
-    criterion = by_weight(loss, data.train.labels, sampler, train.slices)
+    criterion = by_weight(loss, data.train.labels, sampler, train.micro_batches)
     teach = filled("teacher", recipe.teacher, TEACHERS)(
         lambda weights: teacher(recipe, weights, data.classes, machine.device, log)
     )
@@ -131,14 +131,14 @@ def step(recipe: Recipe, network: nn.Module, data: Dataset, machine: Machine, lo
         task=TASKS[recipe.task.name](teach(criterion), len(data.classes)),
         model=distributed.wrap(forward, machine.device),  # type: ignore[arg-type]
         optimizers=optimizers(recipe, network, per_epoch, scaler),
-        statistics=RunningStatistics(network, train.slices),
+        statistics=RunningStatistics(network, train.micro_batches),
         average=filled("averaging", recipe.averaging, AVERAGES)(
             network, Length(total_steps(train, per_epoch), per_epoch)
         ),
         autocast=autocast(recipe, machine.device),
         device=machine.device,
         seed=train.seed,
-        local_slices=len(mine),
+        local_micro_batches=len(mine),
         loss_factor=loss.factor,
     )
 
@@ -146,7 +146,7 @@ def step(recipe: Recipe, network: nn.Module, data: Dataset, machine: Machine, lo
 def _augment(
     recipe: Recipe, operations: list[Any], floats: Normalise, per_epoch: int
 ) -> Callable[[Batch], Batch]:
-    """What happens to a slice's pixels on the device; scenes are augmented where they are read."""
+    """Pixels of a micro-batch, augmented and normalised; scenes are augmented when read."""
     if recipe.of_scenes:
         return Normalised(floats)
     on_device = [op for op in operations if isinstance(op, Operation)]
@@ -179,7 +179,7 @@ def _floats(recipe: Recipe, data: Dataset, device: torch.device) -> Normalise:
 
 def evaluator(recipe: Recipe, data: Dataset, machine: Machine) -> Evaluator | SceneEvaluator:
     """The evaluation that training and `rescue eval` share."""
-    task = TASKS[recipe.task.name](of_slices(loss_of(recipe)), len(data.classes))
+    task = TASKS[recipe.task.name](of_micro_batches(loss_of(recipe)), len(data.classes))
     if not isinstance(task, Classification):
         return SceneEvaluator(
             task,
@@ -249,7 +249,7 @@ def outline(recipe: Recipe) -> dict[str, Any]:
         "training_images": images,
         **({} if images is None else {"images_known_by": by}),
         **({"balance": lines} if (lines := _balance(recipe)) else {}),
-        "slices": f"{train.slices} of {train.device_batch_size} images",
+        "slices": f"{train.micro_batches} of {train.device_batch_size} images",
     }
     if images is None and train.steps_per_epoch is None:
         return {**found, "steps": "unknown until data.root is there"}

@@ -61,10 +61,11 @@ def check(recipe: Recipe) -> None:
         if isinstance(module, GhostBatchNorm2d):
             group_count(recipe.train.device_batch_size, module.size)
     if recipe.selection.name == "proxy":
-        if recipe.train.slices > 1:
+        if recipe.train.micro_batches > 1:
             raise UsageError(
-                f"selection (proxy): a step of {recipe.train.slices} slices. The proxy sees a step "
-                f"whole: set train.device_batch_size={recipe.train.batch_size}."
+                f"selection (proxy): a step of {recipe.train.micro_batches} micro-batches. "
+                "The proxy sees a step whole: set "
+                f"train.device_batch_size={recipe.train.batch_size}."
             )
         check(proxy_recipe(recipe, recipe.selection.options["model"]))
 

@@ -1,4 +1,4 @@
-"""Where images come from in a run: training slices and test sets, in memory or from files."""
+"""Where a run's images come from: training micro-batches and test sets, in memory or from files."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -73,7 +73,7 @@ def train_feed(
     log: Any,
     per_epoch: int,
 ) -> Feed:
-    """This process's slices, from memory, from files, or of scenes; raises `UsageError`."""
+    """This process's micro-batches, from memory, from files, or of scenes; raises `UsageError`."""
     train, keys = recipe.train, data_keys(recipe)
     crop = next((op for op in operations if isinstance(op, FileCrop)), None)
     if isinstance(data.train, Images):

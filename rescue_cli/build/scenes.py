@@ -128,6 +128,6 @@ def _check_neutral(recipe: Recipe) -> None:
     one_size = alone or any(operation.one_size for operation in operations)
     if recipe.task.name == "segmentation" and not one_size:
         raise UsageError(
-            "augment: masks of a slice must have one size. Add scale-crop, or set "
+            "augment: masks of a micro-batch must have one size. Add scale-crop, or set "
             "train.device_batch_size=1."
         )

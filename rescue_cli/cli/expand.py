@@ -39,7 +39,7 @@ def expand(
     found, notes = [], []
     if model is not None:
         found = options.model(base, model, overrides)
-        notes = [f"--model sets: {' '.join(found)}", *_slices(base, model, overrides)]
+        notes = [f"--model sets: {' '.join(found)}", *_micro_batches(base, model, overrides)]
     if epochs is not None:
         if not 0 < epochs <= 1_000_000:
             raise UsageError(f"--epochs: {epochs} must be above 0 and at most 1000000.")
@@ -49,7 +49,7 @@ def expand(
     return found, notes
 
 
-def _slices(base: Recipe, model: str, overrides: Sequence[str]) -> list[str]:
+def _micro_batches(base: Recipe, model: str, overrides: Sequence[str]) -> list[str]:
     """The paper's number of images a GPU, where it is another than the recipe's."""
     train, size = base.train, base.data.options.get("train_size")
     row = architectures.row_of(model)
@@ -62,6 +62,6 @@ def _slices(base: Recipe, model: str, overrides: Sequence[str]) -> list[str]:
     if paper == train.device_batch_size:
         return []
     return [
-        f"the paper trained {row['paper']} on {gpus} GPUs of {paper} images; slices stay as they "
-        f"are unless train.device_batch_size={paper} is given"
+        f"the paper trained {row['paper']} on {gpus} GPUs of {paper} images; micro-batches stay as "
+        f"they are unless train.device_batch_size={paper} is given"
     ]

@@ -82,7 +82,7 @@ def _estimate(recipe: Recipe, gpus: int, gpu_memory: float | None) -> dict[str, 
 
     build.check(recipe)
     recipe.demand_classification("plan")
-    changes.processes(recipe.train.slices, gpus, 1, option="--gpus")
+    changes.processes(recipe.train.micro_batches, gpus, 1, option="--gpus")
     outline = build.outline(recipe)
     if "steps_per_epoch" not in outline:
         raise UsageError(
@@ -112,12 +112,12 @@ def _too_much(recipe: Recipe, peak: float, gpu_memory: float, gpus: int) -> str:
     from rescue_cli import estimate
 
     size = recipe.train.device_batch_size
-    fits = estimate.largest_slice(recipe, peak, gpu_memory * MEGABYTES, gpus)
-    cure = f"The largest slice that fits is {fits}: train.device_batch_size={fits}."
+    fits = estimate.largest_micro_batch(recipe, peak, gpu_memory * MEGABYTES, gpus)
+    cure = f"The largest micro-batch that fits is {fits}: train.device_batch_size={fits}."
     if fits is None:
-        cure = "Not even a slice of one image fits."
+        cure = "Not even a micro-batch of one image fits."
     return (
-        f"warning: slices of {size} images need {peak:.0f} MB, more than the "
+        f"warning: micro-batches of {size} images need {peak:.0f} MB, more than the "
         f"{gpu_memory * MEGABYTES:.0f} MB of a GPU. {cure}"
     )
 
@@ -132,7 +132,7 @@ def _print(found: dict[str, Any], recipe: Recipe) -> None:
         "training": f"{significant(found['petaflop'])} PFLOP, two for a multiply-add, "
         + ("features once" if frozen else "three forward passes"),
         "steps": f"{found['updates']:,} of {train.batch_size} images, "
-        f"{counted(train.slices, 'slice')} of {train.device_batch_size}",
+        f"{counted(train.micro_batches, 'micro-batch')} of {train.device_batch_size}",
         "images": f"{found['images']:,} in {train.epochs:g} epochs",
         "peak memory": ("at most " if frozen else "") + f"{found['peak_memory_mb']:,.0f} MB (2^20 "
         "bytes) a GPU, without CUDA's context and workspaces",

@@ -276,7 +276,7 @@ def _prepare(
     from rescue_cli.runs import environment, prepare, shared
 
     asked, option = shared(procs)
-    procs = changes.processes(recipe.train.slices, asked, 1, option=option)
+    procs = changes.processes(recipe.train.micro_batches, asked, 1, option=option)
     facts = environment(
         recipe,
         verb="train",

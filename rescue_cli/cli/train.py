@@ -179,7 +179,7 @@ def _launch(
     if gpus is not None and gpus > visible * nodes and not planned and current() is None:
         most = visible * nodes
         raise UsageError(f"--gpus: {gpus} asked for, {most} visible. Use at most {most}.")
-    count = plans.processes(recipe.train.slices, asked, visible * nodes, option=option)
+    count = plans.processes(recipe.train.micro_batches, asked, visible * nodes, option=option)
     if count % nodes:
         raise UsageError(
             f"{option}: {count} processes do not divide over {nodes} machines. Use a multiple."

@@ -11,26 +11,27 @@ from rescue_cli import distributed
 
 
 class RunningStatistics:
-    """Moves each running mean and variance once a step, by the mean over the step's slices.
+    """Moves each running mean and variance once a step, by the mean over the step's micro-batches.
 
-    Every slice starts from the step's statistics; what the slices made of them is averaged over
-    all slices of all processes. With one slice a step that is what batch norm does by itself.
+    Every micro-batch starts from the step's statistics; what the micro-batches made of them is
+    averaged over all micro-batches of all processes. With one micro-batch a step that is what batch
+    norm does by itself.
     """
 
-    def __init__(self, model: nn.Module, slices: int) -> None:
+    def __init__(self, model: nn.Module, micro_batches: int) -> None:
         norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
         statistics = [(m.running_mean, m.running_var) for m in norms]
         self.buffers: list[Tensor] = [b for pair in statistics for b in pair if b is not None]
         self.counts: list[Tensor] = [
             m.num_batches_tracked for m in norms if m.num_batches_tracked is not None
         ]
-        self.slices = slices
-        self.alone = slices == 1 or not self.buffers
+        self.micro_batches = micro_batches
+        self.alone = micro_batches == 1 or not self.buffers
         self.sums: list[Tensor] = []
 
     @contextmanager
-    def slice(self) -> Iterator[None]:
-        """Around one slice, forward and backward: autograd lets no buffer change in between."""
+    def micro_batch(self) -> Iterator[None]:
+        """Around one micro-batch, forward and backward: autograd lets no buffer change."""
         if self.alone:
             yield
             return
@@ -47,11 +48,11 @@ class RunningStatistics:
 
     @torch.no_grad()
     def settle(self) -> None:
-        """After the step's last slice: the buffers become the mean over all slices."""
+        """After the step's last micro-batch: the buffers become the mean over all micro-batches."""
         if self.alone:
             return
         flat = torch.cat([s.reshape(-1) for s in self.sums])
-        flat = distributed.sum_over_ranks(flat) / self.slices
+        flat = distributed.sum_over_ranks(flat) / self.micro_batches
         parts = torch.split(flat, [b.numel() for b in self.buffers])
         torch._foreach_copy_(
             self.buffers, [p.view_as(b) for p, b in zip(parts, self.buffers, strict=True)]

@@ -16,14 +16,14 @@ from rescue_cli.sections.selection import Selection
 
 
 class Feed(Protocol):
-    """This process's slices of each step."""
+    """This process's micro-batches of each step."""
 
     waited: float  # seconds
     replaced: int  # images that could not be decoded and gave way to another
     corrupt: list[str]  # their files
 
     def start(self, step: int, /) -> None: ...
-    def slices(self, step: int) -> Iterator[Batch]: ...
+    def micro_batches(self, step: int) -> Iterator[Batch]: ...
     def close(self) -> None: ...
 
 
@@ -47,7 +47,7 @@ class Step:
     autocast: Callable[[], AbstractContextManager[None]]
     device: torch.device
     seed: int
-    local_slices: int
+    local_micro_batches: int
     loss_factor: float  # of a mean over images: how many are summed where the recipe sums its loss
 
     def __post_init__(self) -> None:
@@ -55,27 +55,27 @@ class Step:
 
     def __call__(self, step: int) -> None:
         self.optimizers.set_rates(step)
-        for number, batch in enumerate(self.feed.slices(step)):
-            seed_device(self.seed, step, batch.slice)
+        for number, batch in enumerate(self.feed.micro_batches(step)):
+            seed_device(self.seed, step, batch.micro_batch)
             batch = self.select(self.mix(self.augment(batch)))
-            with self.gradients_meet(number), self.statistics.slice():
+            with self.gradients_meet(number), self.statistics.micro_batch():
                 with self.autocast():
                     loss = self.task.loss(self.model, batch)
-                scaled = loss * (self.loss_factor / self.local_slices)
+                scaled = loss * (self.loss_factor / self.local_micro_batches)
                 self.optimizers.scaler.scale(scaled).backward()  # type: ignore[no-untyped-call]
-            self.loss_sum += loss.detach() / self.local_slices
+            self.loss_sum += loss.detach() / self.local_micro_batches
         self.statistics.settle()
         self.optimizers.step()
         self.average.update(step)
 
     def gradients_meet(self, number: int) -> AbstractContextManager[None]:
-        """Processes exchange gradients on the last of their slices only."""
-        last = number == self.local_slices - 1
+        """Processes exchange gradients on the last of their micro-batches only."""
+        last = number == self.local_micro_batches - 1
         if last or not isinstance(self.model, nn.parallel.DistributedDataParallel):
             return nullcontext()
         return self.model.no_sync()
 
 
-def seed_device(seed: int, step: int, slice_: int) -> None:
-    """The device's generator (dropout, drop path) as a function of (seed, step, slice)."""
-    torch.manual_seed(((seed * 1_000_003 + step) * 4_099 + slice_) % 2**63)
+def seed_device(seed: int, step: int, micro_batch: int) -> None:
+    """The device's generator (dropout, drop path) as a function of (seed, step, micro-batch)."""
+    torch.manual_seed(((seed * 1_000_003 + step) * 4_099 + micro_batch) % 2**63)

@@ -2,13 +2,13 @@
 
 from rescue_cli.build.ingredients import train_size
 from rescue_cli.estimate.flops import Flops, channels, flops, network_of, parameters, petaflop
-from rescue_cli.estimate.memory import largest_slice, peak_memory
+from rescue_cli.estimate.memory import largest_micro_batch, peak_memory
 
 __all__ = [
     "Flops",
     "channels",
     "flops",
-    "largest_slice",
+    "largest_micro_batch",
     "network_of",
     "parameters",
     "peak_memory",

@@ -24,7 +24,7 @@ from rescue_cli.estimate.flops import CLASSES, channels, network_of
 from rescue_cli.recipe import Recipe
 from rescue_cli.sections.averaging import AVERAGES, Length
 from rescue_cli.sections.data import FACTS
-from rescue_cli.sections.loss import of_slices
+from rescue_cli.sections.loss import of_micro_batches
 from rescue_cli.sections.selection import Everything
 from rescue_cli.sections.task import TASKS
 
@@ -40,17 +40,17 @@ IN_FLOAT32 = {
 }  # fmt: skip
 
 
-def peak_memory(recipe: Recipe, slice_size: int | None = None, gpus: int = 1) -> float:
+def peak_memory(recipe: Recipe, micro_batch_size: int | None = None, gpus: int = 1) -> float:
     """The most that PyTorch's allocator holds on a GPU in a step, in MB of 2^20 bytes.
 
     The engine's own step, forward, backward and optimizer, with the optimizer's state, over at most
-    two slices. Not in it: CUDA's context, workspaces of convolutions, a set of images that lies
-    on the device, what augmentation needs for a moment before the forward pass, what compiling
+    two micro-batches. Not in it: CUDA's context, workspaces of convolutions, a set of images that
+    lies on the device, what augmentation needs for a moment before the forward pass, what compiling
     saves, and what fragmentation wastes.
     """
     train, classes = recipe.train, FACTS[recipe.data.name].classes or CLASSES
     size = train_size(recipe)
-    shape = (slice_size or train.device_batch_size, channels(recipe), size, size)
+    shape = (micro_batch_size or train.device_batch_size, channels(recipe), size, size)
     local = max(1, train.batch_size // shape[0] // gpus)
     network = network_of(recipe)
     with _Fake(), Live() as live, _CudaCasts():
@@ -69,10 +69,10 @@ def peak_memory(recipe: Recipe, slice_size: int | None = None, gpus: int = 1) ->
     return peak / MEGABYTE
 
 
-def largest_slice(recipe: Recipe, peak: float, megabytes: float, gpus: int = 1) -> int | None:
-    """The largest slice, of those that divide the batch and share evenly, that fits; or None.
+def largest_micro_batch(recipe: Recipe, peak: float, megabytes: float, gpus: int = 1) -> int | None:
+    """The largest micro-batch, of those that divide the batch and share evenly, that fits; or None.
 
-    `peak` is what the recipe's own slices need, which is too much.
+    `peak` is what the recipe's own micro-batches need, which is too much.
     """
     train = recipe.train
     an_image = peak / train.device_batch_size
@@ -80,7 +80,7 @@ def largest_slice(recipe: Recipe, peak: float, megabytes: float, gpus: int = 1) 
         if train.batch_size % size or train.batch_size // size % gpus:
             continue
         if an_image * size > megabytes:
-            continue  # weights and state weigh the more on an image, the smaller the slice
+            continue  # weights and state weigh the more on an image, the smaller the micro-batch
         needed = peak_memory(recipe, size, gpus)
         if needed <= megabytes:
             return size
@@ -89,7 +89,7 @@ def largest_slice(recipe: Recipe, peak: float, megabytes: float, gpus: int = 1) 
 
 
 def _step(recipe: Recipe, network: nn.Module, feed: "_Feed") -> Step:
-    """The engine's step on the slices of `feed`, which are neither augmented nor mixed."""
+    """The engine's step on the micro-batches of `feed`, which are neither augmented nor mixed."""
     normalise = build.normalise(recipe, CPU)
     loss = loss_of(recipe)
     scaler = torch.amp.GradScaler("cpu", enabled=False)  # some bytes, and a look at values
@@ -98,21 +98,21 @@ def _step(recipe: Recipe, network: nn.Module, feed: "_Feed") -> Step:
         augment=lambda batch: replace(batch, images=normalise(batch.images)),
         mix=lambda batch: batch,
         select=Everything(),
-        task=TASKS[recipe.task.name](of_slices(loss), 0),
+        task=TASKS[recipe.task.name](of_micro_batches(loss), 0),
         model=network,
         optimizers=optimizers(recipe, network, 1000, scaler),
-        statistics=RunningStatistics(network, recipe.train.slices),
+        statistics=RunningStatistics(network, recipe.train.micro_batches),
         average=filled("averaging", recipe.averaging, AVERAGES)(network, Length(1000, 1000)),
         autocast=build.autocast(recipe, CPU),
         device=CPU,
         seed=0,
-        local_slices=feed.count,
+        local_micro_batches=feed.count,
         loss_factor=loss.factor,
     )
 
 
 class _Feed:
-    """Slices of fake images, at most two a step: more of them need no more memory."""
+    """Micro-batches of fake images, at most two a step: more of them need no more memory."""
 
     waited = 0.0
     replaced = 0
@@ -126,7 +126,7 @@ class _Feed:
     def start(self, step: int) -> None:
         """Nothing to prepare."""
 
-    def slices(self, step: int) -> Iterator[Batch]:
+    def micro_batches(self, step: int) -> Iterator[Batch]:
         for number in range(self.count):
             images = torch.empty(self.shape, dtype=torch.uint8)
             if self.classes is None:

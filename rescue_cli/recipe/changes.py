@@ -7,7 +7,7 @@ from typing import Any
 from rescue_cli.errors import UsageError
 from rescue_cli.recipe import Recipe
 
-SMOKE_SLICE = 8
+SMOKE_MICRO_BATCH = 8
 SMOKE_STEPS = 2
 SMOKE_IMAGES = 16
 # What a recipe without the key stands for
@@ -32,17 +32,17 @@ def is_place(key: str, *values: Any) -> bool:
 
 
 def smoke(recipe: Recipe, overrides: Sequence[str], *, cuda: bool) -> list[str]:
-    """Overrides for a run of seconds: as many slices, each of 8 images, one epoch of two steps.
+    """Overrides for a run of seconds: as many micro-batches, of 8 images; one epoch of two steps.
 
     `recipe` has the user's `overrides` already; the keys in them are the user's and stay.
     """
     given = given_keys(overrides)
-    slice_size = SMOKE_SLICE
+    micro_batch_size = SMOKE_MICRO_BATCH
     if is_given("train.device_batch_size", given):
-        slice_size = recipe.train.device_batch_size
+        micro_batch_size = recipe.train.device_batch_size
     values = {
-        "train.batch_size": recipe.train.slices * slice_size,
-        "train.device_batch_size": slice_size,
+        "train.batch_size": recipe.train.micro_batches * micro_batch_size,
+        "train.device_batch_size": micro_batch_size,
         "train.epochs": 1,
         "train.steps_per_epoch": SMOKE_STEPS,
         "data.subset": [SMOKE_IMAGES, SMOKE_IMAGES],
@@ -88,18 +88,21 @@ def subset(text: str, overrides: Sequence[str] = ()) -> str:
     return f"data.subset=[{int(parts[0])}, {int(parts[-1])}]"
 
 
-def processes(slices: int, asked: int | None, visible: int, *, option: str = "--procs") -> int:
-    """How many processes share the slices: as asked, else the most of the visible that divide them.
+def processes(
+    micro_batches: int, asked: int | None, visible: int, *, option: str = "--procs"
+) -> int:
+    """How many processes share the micro-batches: as asked, else as many as are visible and divide
+    them.
 
     Raises `UsageError` where the number asked for does not divide them.
     """
-    fitting = [n for n in range(1, slices + 1) if slices % n == 0]
+    fitting = [n for n in range(1, micro_batches + 1) if micro_batches % n == 0]
     if asked is None:
         return max(n for n in fitting if n <= max(1, visible))
     if asked not in fitting:
         raise UsageError(
-            f"{option}: {asked} processes do not divide the {slices} slices of a step. "
-            f"Use {', '.join(map(str, fitting))}, or another train.device_batch_size."
+            f"{option}: {asked} processes do not divide the {micro_batches} micro-batches of a "
+            f"step. Use {', '.join(map(str, fitting))}, or another train.device_batch_size."
         )
     return asked
 
@@ -122,7 +125,7 @@ def warnings(before: Recipe, after: Recipe, overrides: Sequence[str]) -> list[st
         )
     if after.train.device_batch_size < before.train.device_batch_size:
         found.append(
-            f"slices of {after.train.device_batch_size} in place of "
+            f"micro-batches of {after.train.device_batch_size} in place of "
             f"{before.train.device_batch_size}: batch norm normalises over fewer images."
         )
     return found

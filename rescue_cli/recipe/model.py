@@ -62,8 +62,8 @@ class Train:
     snapshots: list[PositiveInt] = field(default_factory=list)
 
     @property
-    def slices(self) -> int:
-        """How many slices of `device_batch_size` images make a step."""
+    def micro_batches(self) -> int:
+        """How many micro-batches of `device_batch_size` images make a step."""
         return self.batch_size // self.device_batch_size
 
 
@@ -251,12 +251,12 @@ def _items(where: str, value: Any) -> tuple[Item, ...]:
 
 
 def _check_numbers(train: Train, evaluation: Eval) -> None:
-    size, slice_size = train.batch_size, train.device_batch_size
-    if size % slice_size:
-        nearest = max(slice_size, round(size / slice_size) * slice_size)
-        fits = max(d for d in range(1, slice_size + 1) if size % d == 0)
+    size, micro_batch_size = train.batch_size, train.device_batch_size
+    if size % micro_batch_size:
+        nearest = max(micro_batch_size, round(size / micro_batch_size) * micro_batch_size)
+        fits = max(d for d in range(1, micro_batch_size + 1) if size % d == 0)
         raise UsageError(
-            f"train.batch_size: {size} does not divide into slices of {slice_size}. "
+            f"train.batch_size: {size} does not divide into micro-batches of {micro_batch_size}. "
             f"Use {nearest} or set train.device_batch_size={fits}."
         )
     if not evaluation.sizes or not evaluation.crops:

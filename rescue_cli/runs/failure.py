@@ -21,7 +21,7 @@ TOO_SMALL = ("Output size is too small", "Kernel size can't be greater than actu
 
 
 def explained(error: BaseException, recipe: Recipe) -> BaseException:
-    """Out of memory as an error that says which slice to try, and images that vanish in the net."""
+    """Out of memory as an error that names a micro-batch size; images that vanish in the net."""
     text = str(error)
     if any(sign in text for sign in TOO_SMALL):
         sizes = ", ".join(map(str, recipe.eval.sizes))
@@ -49,7 +49,9 @@ def explained(error: BaseException, recipe: Recipe) -> BaseException:
     fits = [d for d in smaller if d <= train.device_batch_size // 2] or smaller
     cure = "Use a smaller model or size."
     if fits:
-        cure = f"Try train.device_batch_size={fits[-1]} (batch norm then sees smaller slices)."
+        cure = (
+            f"Try train.device_batch_size={fits[-1]} (batch norm then sees smaller micro-batches)."
+        )
     return MemoryExhausted(
         f"train.device_batch_size: {train.device_batch_size} images do not fit into {why}. {cure}"
     )

@@ -219,7 +219,7 @@ class Group:
         first = next((rank for rank in self.lost if rank in lost), lost[0])
         return RescueError(
             f"{self.named(first)} ended and left no word. Where memory ran out, use smaller "
-            "slices. Go on with --resume."
+            "micro-batches. Go on with --resume."
         )
 
     def dismiss(self, code: int) -> None:

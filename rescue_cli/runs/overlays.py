@@ -16,7 +16,7 @@ COLOURS = 10  # as many, then again from the first
 
 
 def samples(batch: SceneBatch, undo: Callable[[Tensor], Tensor], count: int) -> Any:
-    """The first scenes of a training slice as the network gets them: (n, 3, SIDE, SIDE) uint8."""
+    """The first scenes of a micro-batch as the network sees them: (n, 3, SIDE, SIDE) uint8."""
     found = []
     for image, target in zip(batch.images[:count], batch.targets[:count], strict=True):
         pixels = undo(image[None])[0].cpu()

@@ -18,7 +18,7 @@ from rescue_cli.runs.group import current
 LOG_LINES = 20
 STOPPED = 128  # exit codes above it are those of signals that a process heard
 CURES = {
-    signal.SIGKILL: "Where memory ran out, use smaller slices. ",
+    signal.SIGKILL: "Where memory ran out, use smaller micro-batches. ",
     signal.SIGBUS: "Where /dev/shm is full, give it more room (docker run --shm-size=1g). ",
 }
 

@@ -106,7 +106,7 @@ def write_samples(run: RunDirectory, step: Step, normalise: Normalise, data: Dat
     """The first images of step 0 as the network sees them, back in pixels, with their labels."""
     replaced = step.feed.replaced
     step.feed.start(0)
-    batch = step.augment(next(iter(step.feed.slices(0))))
+    batch = step.augment(next(iter(step.feed.micro_batches(0))))
     if isinstance(batch, SceneBatch):
         images = overlays.samples(batch, normalise.undo, SAMPLES)
         names = [""] * len(images)

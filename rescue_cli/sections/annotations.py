@@ -55,7 +55,7 @@ class SceneOperation:
 
 @dataclass(frozen=True)
 class SceneBatch(Batch):
-    """One slice. With masks: images (n, 3, height, width), targets (n, height, width) labels.
+    """One micro-batch. With masks: images (n, 3, height, width), targets (n, height, width) labels.
 
     With boxes, lists: images of their own sizes, targets as torchvision's detectors take them.
     """

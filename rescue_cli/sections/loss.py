@@ -1,7 +1,8 @@
 """The section `loss`: what a step minimises.
 
-Every loss is a mean over the images of a slice; `reduction: sum` is that mean times the number
-of images in a step, so that a recipe whose paper sums its loss keeps the paper's learning rate.
+Every loss is a mean over the images of a micro-batch; `reduction: sum` is that mean times the
+number of images in a step, so that a recipe whose paper sums its loss keeps the paper's learning
+rate.
 
 `class_weights` makes images count by their class, as in torch's CrossEntropyLoss: where images
 have labels the mean is by weight, the weighted losses' sum over the weights' sum; where they have
@@ -33,10 +34,10 @@ Doubles = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Loss:
-    """`mean(logits, targets)` over a slice, and what its gradient is multiplied with.
+    """`mean(logits, targets)` over a micro-batch, and what its gradient is multiplied with.
 
-    `each`: the losses of the slice's images, (n,); a scene has none of its own. `weights`: of the
-    classes, where the mean is by weight, so that slices do not count equally.
+    `each`: the losses of the micro-batch's images, (n,); a scene has none of its own. `weights`: of
+    the classes, where the mean is by weight, so that micro-batches do not count equally.
     """
 
     mean: Callable[[Any, Any], Tensor]
@@ -214,9 +215,8 @@ def pixel_cross_entropy(
 ) -> Loss:
     """Cross-entropy over the pixels that are not ignored, and `auxiliary` times that of `aux`.
 
-    `class_weights` weigh pixels by their class; slices count equally, however many pixels of which
-    classes they have.
-    logits by head (n, classes, height, width), masks (n, height, width).
+    `class_weights` weigh pixels by their class; micro-batches count equally, however many pixels of
+    which classes they have. logits by head (n, classes, height, width), masks (n, height, width).
     """
 
     values = weights_of(class_weights, training)
@@ -233,27 +233,30 @@ def pixel_cross_entropy(
     return Loss(mean, None, 1)
 
 
-def of_slices(loss: Loss) -> Callable[[Any, Batch], Tensor]:
-    """The loss of logits and the slice they are of."""
+def of_micro_batches(loss: Loss) -> Callable[[Any, Batch], Tensor]:
+    """The loss of logits and the micro-batch they are of."""
     return lambda logits, batch: loss.mean(logits, batch.targets)
 
 
 def by_weight(
-    loss: Loss, labels: Indices, sampler: Callable[[int, int], Indices], slices: int
+    loss: Loss, labels: Indices, sampler: Callable[[int, int], Indices], micro_batches: int
 ) -> Callable[[Any, Batch], Tensor]:
-    """As `of_slices`, such that the mean over a step's slices is the mean of the whole step.
+    """As `of_micro_batches`, such that the mean over a step's micro-batches is the mean of the
+    whole step.
 
-    Where the mean is by weight a slice counts by the sum of its images' weights, in all processes
-    alike: `labels` of the training images and the `sampler` say which those are. There a corrupt
-    image counts by its own class, whichever takes its place.
+    Where the mean is by weight a micro-batch counts by the sum of its images' weights, in all
+    processes alike: `labels` of the training images and the `sampler` say which those are. There a
+    corrupt image counts by its own class, whichever takes its place.
     """
-    if loss.weights is None or slices == 1:
-        return of_slices(loss)
+    if loss.weights is None or micro_batches == 1:
+        return of_micro_batches(loss)
     of_images = loss.weights[labels]
 
     @lru_cache(maxsize=1)
     def counting(step: int) -> Doubles:
-        sums = np.array([of_images[sampler(step, slice_)].sum() for slice_ in range(slices)])
+        sums = np.array(
+            [of_images[sampler(step, micro_batch)].sum() for micro_batch in range(micro_batches)]
+        )
         shares: Doubles = sums / sums.mean()
         return shares
 
@@ -261,7 +264,7 @@ def by_weight(
         mean = loss.mean(logits, batch.targets)
         if batch.targets.ndim > 1:  # mixed, and a mean over images
             return mean
-        return mean * float(counting(batch.step)[batch.slice])
+        return mean * float(counting(batch.step)[batch.micro_batch])
 
     return criterion
 

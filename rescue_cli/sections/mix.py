@@ -1,8 +1,8 @@
-"""The section `mix`: how the images of a slice are mixed with each other.
+"""The section `mix`: how the images of a micro-batch are mixed with each other.
 
-Image i of a slice meets image n-1-i (`partner: opposite`), as in timm; the middle one of an odd
-number meets itself. Or it meets image i-1, and the first the last (`previous`), as in torchvision.
-Labels become (n, classes) shares of each class. Smoothing them is the loss's part.
+Image i of a micro-batch meets image n-1-i (`partner: opposite`), as in timm; the middle one of an
+odd number meets itself. Or it meets image i-1, and the first the last (`previous`), as in
+torchvision. Labels become (n, classes) shares of each class. Smoothing them is the loss's part.
 """
 
 import math
@@ -21,7 +21,7 @@ from rescue_cli.rng import uniform
 
 Mix = Callable[[Batch], Batch]
 Partner = Literal["opposite", "previous"]
-DRAWS = 4  # of a slice: which of the two, the share, the box's centre
+DRAWS = 4  # of a micro-batch: which of the two, the share, the box's centre
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,10 @@ class Mixing:
     steps_per_epoch: int
 
     def draws(self, batch: Batch) -> list[float]:
-        """The slice's draws in [0, 1)."""
-        found: list[float] = uniform(self.seed, "mix", batch.step, batch.slice, (DRAWS,)).tolist()
+        """The micro-batch's draws in [0, 1)."""
+        found: list[float] = uniform(
+            self.seed, "mix", batch.step, batch.micro_batch, (DRAWS,)
+        ).tolist()
         return found
 
 
@@ -44,7 +46,7 @@ def none(_: Mixing) -> Mix:
 
 
 def mixup(mixing: Mixing, *, alpha: Positive, partner: Partner = "opposite") -> Mix:
-    """lam x + (1 - lam) x', one lam ~ Beta(alpha, alpha) a slice (Zhang et al. 2018)."""
+    """lam x + (1 - lam) x', one lam ~ Beta(alpha, alpha) a micro-batch (Zhang et al. 2018)."""
 
     def mix(batch: Batch) -> Batch:
         _, share, *_ = mixing.draws(batch)
@@ -54,7 +56,8 @@ def mixup(mixing: Mixing, *, alpha: Positive, partner: Partner = "opposite") -> 
 
 
 def cutmix(mixing: Mixing, *, alpha: Positive, partner: Partner = "opposite") -> Mix:
-    """A box of the partner of area 1 - lam, one lam ~ Beta(alpha, alpha) a slice (Yun et al. 2019).
+    """A box of the partner of area 1 - lam; one lam ~ Beta(alpha, alpha) per micro-batch (Yun et
+    al.).
 
     Where the box is cut off by the border, the labels' shares follow its true area.
     """
@@ -79,7 +82,7 @@ def mixup_or_cutmix(
     switch: Fraction,
     partner: Partner = "opposite",
 ) -> Mix:
-    """Cutmix with probability `switch`, else mixup, one of the two a slice; their alphas."""
+    """Cutmix with probability `switch`, else mixup, one of the two a micro-batch; their alphas."""
     blended = _MIXUP(mixing, alpha=mixup, partner=partner)
     pasted = _CUTMIX(mixing, alpha=cutmix, partner=partner)
 
@@ -107,7 +110,7 @@ def cutmix_patch(mixing: Mixing, *, size: PositiveInt, from_epoch: Epochs) -> Mi
                 f"mix (cutmix-patch).size: {size} must be at most the image's side, "
                 f"{min(height, width)}."
             )
-        draws = uniform(mixing.seed, "cutmix-patch", batch.step, batch.slice, (n, 2))
+        draws = uniform(mixing.seed, "cutmix-patch", batch.step, batch.micro_batch, (n, 2))
         places = to_device(draws, batch.images.device)
         which, rows, columns = squares(places, size, height, width)
         images = batch.images.clone()
@@ -153,7 +156,7 @@ def box(
 
 
 def blend(batch: Batch, lam: float, classes: int, partner: Partner = "opposite") -> Batch:
-    """The slice with `lam` of each image and the rest of its partner."""
+    """The micro-batch with `lam` of each image and the rest of its partner."""
     images = batch.images * lam + partners(batch.images, partner) * (1 - lam)
     return replace(batch, images=images, targets=_shares(batch, lam, classes, partner))
 
@@ -164,7 +167,7 @@ def paste(
     classes: int,
     partner: Partner = "opposite",
 ) -> Batch:
-    """The slice with a box of each image's partner, labels by the areas."""
+    """The micro-batch with a box of each image's partner, labels by the areas."""
     top, bottom, left, right = corners
     height, width = batch.images.shape[-2:]
     images = batch.images.clone()

@@ -1,4 +1,4 @@
-"""Which training images a slice of a step holds."""
+"""Which training images a micro-batch of a step holds."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ class Steps:
 
     samples: int
     batch_size: int
-    slice_size: int
+    micro_batch_size: int
     per_epoch: int
     seed: int
     labels: Indices | None = None  # of the images, for a sampler that goes by class
@@ -26,15 +26,16 @@ Sampler = Callable[[int, int], Indices]
 
 
 def shuffled(steps: Steps) -> Sampler:
-    """(step, slice) -> `slice_size` indices: each epoch a new order, what is left over dropped.
+    """(step, micro-batch) -> `micro_batch_size` indices: a new order each epoch, the remainder
+    dropped.
 
     Where an epoch asks for more images than there are, the order wraps (`--smoke`).
     """
 
-    def indices(step: int, slice_: int) -> Indices:
+    def indices(step: int, micro_batch: int) -> Indices:
         epoch, within = divmod(step, steps.per_epoch)
-        first = within * steps.batch_size + slice_ * steps.slice_size
-        positions = np.arange(first, first + steps.slice_size, dtype=np.int64)
+        first = within * steps.batch_size + micro_batch * steps.micro_batch_size
+        positions = np.arange(first, first + steps.micro_batch_size, dtype=np.int64)
         return permute(positions % steps.samples, steps.samples, steps.seed, epoch)
 
     return indices
@@ -46,21 +47,21 @@ def repeated(
     """As `shuffled`, each image `views` times in a row (repeated augmentation, Hoffer et al. 2020).
 
     An epoch stays as long as before and sees so many times fewer distinct images. `spread` deals
-    the row to a step's slices in turn, as timm's sampler does to GPUs, so that copies lie in
-    different slices; `together` cuts it into slices, so that they lie in one.
+    the row to a step's micro-batches in turn, as timm's sampler does to GPUs, so that copies lie in
+    different micro-batches; `together` cuts it into micro-batches, so that they lie in one.
     """
     deal = _spread if placement == "spread" else _together
 
-    def indices(step: int, slice_: int) -> Indices:
+    def indices(step: int, micro_batch: int) -> Indices:
         epoch, within = divmod(step, steps.per_epoch)
-        entries = within * steps.batch_size + deal(steps, slice_)
+        entries = within * steps.batch_size + deal(steps, micro_batch)
         return permute(entries // views % steps.samples, steps.samples, steps.seed, epoch)
 
     return indices
 
 
 def balanced(steps: Steps) -> Sampler:
-    """(step, slice) -> indices, each class drawn as often as any other, its images in turn.
+    """(step, micro-batch) -> indices, each class drawn as often as any other, its images in turn.
 
     An epoch is as long as `shuffled`'s: so many draws as the training set has images, an equal
     part of them from each class, in random order. A class's images are gone through in a random
@@ -73,10 +74,10 @@ def balanced(steps: Steps) -> Sampler:
     there, starts = np.flatnonzero(counts), np.cumsum(counts) - counts
     draws = steps.per_epoch * steps.batch_size
 
-    def indices(step: int, slice_: int) -> Indices:
+    def indices(step: int, micro_batch: int) -> Indices:
         epoch, within = divmod(step, steps.per_epoch)
-        first = within * steps.batch_size + slice_ * steps.slice_size
-        positions = np.arange(first, first + steps.slice_size, dtype=np.int64)
+        first = within * steps.batch_size + micro_batch * steps.micro_batch_size
+        positions = np.arange(first, first + steps.micro_batch_size, dtype=np.int64)
         # the draws of the whole run, dealt to the classes one after another
         number = epoch * draws + permute(positions, draws, steps.seed, epoch)
         turn, place = np.divmod(number, len(there))
@@ -90,14 +91,14 @@ def balanced(steps: Steps) -> Sampler:
     return indices
 
 
-def _spread(steps: Steps, slice_: int) -> Indices:
-    """Which entries of a step's row the positions of a slice take: every n-th of n slices."""
-    return np.arange(slice_, steps.batch_size, steps.batch_size // steps.slice_size)
+def _spread(steps: Steps, micro_batch: int) -> Indices:
+    """Which entries of a step's row a micro-batch takes: every n-th of n micro-batches."""
+    return np.arange(micro_batch, steps.batch_size, steps.batch_size // steps.micro_batch_size)
 
 
-def _together(steps: Steps, slice_: int) -> Indices:
-    """Which entries of a step's row the positions of a slice take: one after another."""
-    return slice_ * steps.slice_size + np.arange(steps.slice_size)
+def _together(steps: Steps, micro_batch: int) -> Indices:
+    """Which entries of a step's row the positions of a micro-batch take: one after another."""
+    return micro_batch * steps.micro_batch_size + np.arange(steps.micro_batch_size)
 
 
 SAMPLERS = {"shuffled": shuffled, "repeated": repeated, "balanced": balanced}

@@ -1,4 +1,4 @@
-"""The section `selection`: which images of a slice are trained on."""
+"""The section `selection`: which images of a micro-batch are trained on."""
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
@@ -13,7 +13,7 @@ from rescue_cli.recipe.schema import PositiveInt, Within
 
 
 class Selection(Protocol):
-    """A share of a slice's images is kept."""
+    """A share of a micro-batch's images is kept."""
 
     @property
     def share(self) -> float: ...
@@ -62,7 +62,7 @@ class Everything:
 
 @dataclass(frozen=True)
 class Hardest:
-    """The images on which a learner that sees every slice has the largest losses.
+    """The images on which a learner that sees every micro-batch has the largest losses.
 
     On every `every`th step it learns, from the images that it keeps.
     """

@@ -1,7 +1,7 @@
 """The section `teacher`: a trained network that a step's network learns from (distillation).
 
 The teacher sees what the student sees, mixed and augmented, in evaluation mode and without
-gradients, once a slice.
+gradients, once a micro-batch.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from torch.nn import functional
 from rescue_cli.batch import Batch
 from rescue_cli.recipe.schema import NotNegative, Positive
 
-Criterion = Callable[[Tensor, Batch], Tensor]  # of logits and the slice they are of
+Criterion = Callable[[Tensor, Batch], Tensor]  # of logits and the micro-batch they are of
 Teach = Callable[[Criterion], Criterion]
 
 

@@ -326,7 +326,7 @@ def test_bench_train_measures_a2s_ingredients_in_this_processors_precision() -> 
     )
     assert dict(recipe.mix.options) == {"mixup": 0.1, "cutmix": 1.0, "switch": 0.5}
     assert recipe.train.channels_last
-    assert recipe.train.slices == 1
+    assert recipe.train.micro_batches == 1
 
 
 def test_bench_inference_takes_size_and_figure_from_the_papers_table(

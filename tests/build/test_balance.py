@@ -198,35 +198,36 @@ def test_pixels_are_weighed_as_torch_does_and_cannot_be_balanced() -> None:
         pixel_cross_entropy(2, Training(CLASSES, None), auxiliary=0.5, class_weights="balanced")
 
 
-def of_a_slice(start: int, end: int, slice_: int, targets: Tensor) -> Batch:
+def of_a_micro_batch(start: int, end: int, micro_batch: int, targets: Tensor) -> Batch:
     images = torch.zeros(end - start, 1, 1, 1)
-    return Batch(images, targets[start:end], 0, slice_, np.arange(start, end))
+    return Batch(images, targets[start:end], 0, micro_batch, np.arange(start, end))
 
 
 @pytest.mark.parametrize("make", [cross, binary])
 @pytest.mark.parametrize("slices", [1, 2, 4, 8])
 @pytest.mark.parametrize("targets", [LABELS, SHARES.double()], ids=["labels", "shares"])
-def test_the_mean_over_slices_is_the_loss_of_the_whole_step(
-    make: Any, slices: int, targets: Tensor
+def test_the_mean_over_micro_batches_is_the_loss_of_the_whole_step(
+    make: Any, micro_batches: int, targets: Tensor
 ) -> None:
-    loss, size = make(class_weights=GIVEN), 8 // slices
+    loss, size = make(class_weights=GIVEN), 8 // micro_batches
 
-    def sampler(_step: int, slice_: int) -> NDArray[np.int64]:
-        return np.arange(slice_ * size, (slice_ + 1) * size)
+    def sampler(_step: int, micro_batch: int) -> NDArray[np.int64]:
+        return np.arange(micro_batch * size, (micro_batch + 1) * size)
 
-    criterion = by_weight(loss, LABELS.numpy(), sampler, slices)
+    criterion = by_weight(loss, LABELS.numpy(), sampler, micro_batches)
     parts = [
         criterion(
-            LOGITS[i * size : (i + 1) * size], of_a_slice(i * size, (i + 1) * size, i, targets)
+            LOGITS[i * size : (i + 1) * size],
+            of_a_micro_batch(i * size, (i + 1) * size, i, targets),
         )
-        for i in range(slices)
+        for i in range(micro_batches)
     ]
     whole = float(loss.mean(LOGITS, targets))
     assert float(torch.stack(parts).mean()) == pytest.approx(whole, rel=1e-12)
 
 
 def test_a_teacher_is_heard_on_each_image_alike() -> None:
-    """The weights are those of the labels' part, in slices as in the whole."""
+    """The weights are those of the labels' part, in micro-batches as in the whole."""
     loss, answers = cross(class_weights=GIVEN), torch.randn(8, 4).double()
     spoken = iter([answers[:4], answers[4:], answers])
     wise = nn.Module()
@@ -234,11 +235,11 @@ def test_a_teacher_is_heard_on_each_image_alike() -> None:
     teach = network(lambda _: wise, weights="", temperature=2.0, hard=0.5, soft=0.5)
     sizes = [(0, 4, 0), (4, 8, 1)]
 
-    def sampler(_step: int, slice_: int) -> NDArray[np.int64]:
-        return np.arange(*sizes[slice_][:2])
+    def sampler(_step: int, micro_batch: int) -> NDArray[np.int64]:
+        return np.arange(*sizes[micro_batch][:2])
 
     lesson = teach(by_weight(loss, LABELS.numpy(), sampler, 2))
-    parts = [lesson(LOGITS[a:b], of_a_slice(a, b, s, LABELS)) for a, b, s in sizes]
+    parts = [lesson(LOGITS[a:b], of_a_micro_batch(a, b, s, LABELS)) for a, b, s in sizes]
     soft = 4 * nn.functional.cross_entropy(LOGITS / 2, (answers / 2).softmax(1))
     wanted = 0.5 * loss.mean(LOGITS, LABELS) + 0.5 * soft
     assert float(torch.stack(parts).mean()) == pytest.approx(float(wanted), rel=1e-12)
@@ -252,7 +253,7 @@ def uneven() -> Dataset:
 
 
 def gradients(
-    monkeypatch: pytest.MonkeyPatch, slices: int, processes: int = 1
+    monkeypatch: pytest.MonkeyPatch, micro_batches: int, processes: int = 1
 ) -> tuple[Tensor, float]:
     """Of a step of a network without batch statistics, the processes' mean; and the loss."""
     found, losses = [], []
@@ -262,7 +263,7 @@ def gradients(
         recipe = recipes.load(
             "quickstart",
             ["loss.class_weights=balanced", "train.precision=float64", "augment=[]",
-             "train.batch_size=32", f"train.device_batch_size={32 // slices}"],
+             "train.batch_size=32", f"train.device_batch_size={32 // micro_batches}"],
         )  # fmt: skip
         torch.manual_seed(0)
         net = nn.Sequential(nn.Flatten(), nn.Linear(784, 10)).double()
@@ -274,12 +275,12 @@ def gradients(
     return torch.stack(found).mean(0), float(np.mean(losses))
 
 
-def test_a_step_of_slices_and_processes_has_the_gradient_of_the_whole_batch(
+def test_a_step_of_micro_batches_and_processes_has_the_gradient_of_the_whole_batch(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     whole, loss = gradients(monkeypatch, 1)
-    for slices, processes in ((2, 1), (4, 2), (8, 4)):
-        parts, mean = gradients(monkeypatch, slices, processes)
+    for micro_batches, processes in ((2, 1), (4, 2), (8, 4)):
+        parts, mean = gradients(monkeypatch, micro_batches, processes)
         torch.testing.assert_close(parts, whole, rtol=1e-9, atol=1e-12)
         assert mean == pytest.approx(loss, rel=1e-12)
 

@@ -114,11 +114,11 @@ def test_an_unknown_network_and_one_that_sees_one_size_are_refused() -> None:
     )
 
 
-def test_the_papers_slices_are_said_where_they_differ() -> None:
+def test_the_papers_micro_batches_are_said_where_they_differ() -> None:
     _, notes = expand(load("a3"), [], "regnety_320", None)
     assert notes[1:] == [
-        "the paper trained RegNetY-32GF on 16 GPUs of 128 images; slices stay as they are unless "
-        "train.device_batch_size=128 is given"
+        "the paper trained RegNetY-32GF on 16 GPUs of 128 images; micro-batches stay as they are "
+        "unless train.device_batch_size=128 is given"
     ]
     assert len(expand(load("a3"), [], "regnety_040", None)[1]) == 1
     assert len(expand(load("a3"), ["train.device_batch_size=64"], "regnety_320", None)[1]) == 1

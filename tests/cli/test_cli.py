@@ -132,7 +132,10 @@ def test_check_validates_all_that_is_shipped(rescue: Rescue) -> None:
         ("train --subset 0", "error: --subset: '0' must be N or TRAIN:TEST"),
         ("train --subset 1:2:3", "error: --subset: '1:2:3' must be N or TRAIN:TEST"),
         ("train --subset 9 data.subset=[9,9]", "error: --subset and data.subset say the same"),
-        ("train --procs 2", "error: --procs: 2 processes do not divide the 1 slices of a step."),
+        (
+            "train --procs 2",
+            "error: --procs: 2 processes do not divide the 1 micro-batches of a step.",
+        ),
         ("train --gpus 1", "error: --device: cuda is not available on this machine."),
         ("train --device tpu", "error: --device: 'tpu' is not known. Use cpu or cuda."),
         ("train --nodes 2", "error: --nodes: several machines need --rendezvous HOST:PORT"),
@@ -190,7 +193,7 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(rescue: Rescue, tmp_path: 
     assert plan.splitlines() == [
         "1281167",
         "images known by: the data set's name",
-        "slices: 8 of 32 images",
+        "micro-batches: 8 of 32 images",
         "steps per epoch: 5004",
         "steps: 300240",
         "learning rate at start: 0.1",
@@ -216,7 +219,7 @@ def test_what_the_usual_rules_say_of_a_changed_batch_is_a_warning(rescue: Rescue
     assert said == [
         "warning: train.batch_size is 512 in place of 256, and optim.lr is unchanged. "
         "Its linear rule gives optim.lr=0.2.",
-        "warning: slices of 16 in place of 32: batch norm normalises over fewer images.",
+        "warning: micro-batches of 16 in place of 32: batch norm normalises over fewer images.",
     ]
     assert rescue(*line[:-1], "train.batch_size=512", "optim.lr=0.2").said == []
 
@@ -235,7 +238,7 @@ def test_a_subset_is_recorded_in_the_recipe(rescue: Rescue, given: str, kept: li
     assert recorded(plan)["data"]["subset"] == kept
 
 
-def test_smoke_keeps_the_slices_and_says_what_it_set(rescue: Rescue) -> None:
+def test_smoke_keeps_the_micro_batches_and_says_what_it_set(rescue: Rescue) -> None:
     ended = rescue("train", "--recipe", "pytorch", "--smoke", "--dry-run", "--json")
     assert ended.said == [
         "--smoke sets: train.batch_size=64 train.device_batch_size=8 train.epochs=1 "

@@ -61,13 +61,13 @@ def test_memory_of_other_networks_is_near_the_papers_table_3(recipe: str, name: 
     row = architectures.row_of(name)
     assert row is not None
     cost = row["cost"][recipe]
-    slice_size = architectures.BATCH // cost["gpus"]
+    micro_batch_size = architectures.BATCH // cost["gpus"]
     resolved = load(recipe, [f"model.name={name}"])
-    found = estimate.peak_memory(resolved, slice_size, cost["gpus"])
+    found = estimate.peak_memory(resolved, micro_batch_size, cost["gpus"])
     assert found / 1000 == pytest.approx(cost["memory_gb"], rel=0.05)
 
 
-def test_memory_grows_by_the_same_for_each_image_and_not_with_more_slices() -> None:
+def test_memory_grows_by_the_same_for_each_image_and_not_with_more_micro_batches() -> None:
     recipe = load("a3", SMALL)
     one, two, four = (estimate.peak_memory(recipe, n, 4) for n in (64, 128, 256))
     assert four - two == pytest.approx(2 * (two - one), rel=0.01)
@@ -104,7 +104,7 @@ def test_a_teacher_costs_a_forward_pass_of_his_own(rescue: Rescue) -> None:
     assert per_image * 1e15 / 2 == pytest.approx(11.8e9, rel=0.01)  # ResNet-152-D at 224 px
 
 
-def test_plan_warns_and_names_the_largest_slice_that_fits(rescue: Rescue) -> None:
+def test_plan_warns_and_names_the_largest_micro_batch_that_fits(rescue: Rescue) -> None:
     recipe = load("a3", SMALL)
     code, _, err = rescue(
         "plan", "--recipe", "a3", *SMALL, "--gpus", "2", "--gpu-memory", "2", "--json"
@@ -112,11 +112,11 @@ def test_plan_warns_and_names_the_largest_slice_that_fits(rescue: Rescue) -> Non
     peak = estimate.peak_memory(recipe, gpus=2)
     assert code == 0
     assert err == (
-        f"warning: slices of 512 images need {peak:.0f} MB, more than the 2048 MB of a GPU. "
-        "The largest slice that fits is 256: train.device_batch_size=256.\n"
+        f"warning: micro-batches of 512 images need {peak:.0f} MB, more than the 2048 MB of a GPU. "
+        "The largest micro-batch that fits is 256: train.device_batch_size=256.\n"
     )
     assert estimate.peak_memory(recipe, 256, 2) <= 2048 < peak
-    assert estimate.largest_slice(recipe, peak, 100.0, 2) is None
+    assert estimate.largest_micro_batch(recipe, peak, 100.0, 2) is None
 
 
 def test_plan_prints_what_is_needed_and_assumed(rescue: Rescue) -> None:
@@ -130,14 +130,14 @@ def test_plan_prints_what_is_needed_and_assumed(rescue: Rescue) -> None:
     assert lines["recipe"].strip() == "a3, resnet18"
     assert lines["parameters"].strip() == "11,689,512"
     assert lines["multiply-adds"].strip() == "1.81 G an image, forward, at 224 px"
-    assert lines["steps"].strip() == "6,250 of 2048 images, 4 slices of 512"
+    assert lines["steps"].strip() == "6,250 of 2048 images, 4 micro-batches of 512"
     assert lines["images"].strip() == "12,800,000 in 10 epochs"
     assert lines["hours"].strip() == "3.6 on 1 GPU"
     assert lines["cost"].strip() == "8.89 in the currency of --price"
     assert err.splitlines() == [
         "--model sets: model.name=resnet18 data.train_size=160 eval.sizes=[224]",
-        "the paper trained ResNet-18 on 2 GPUs of 1024 images; slices stay as they are unless "
-        "train.device_batch_size=1024 is given",
+        "the paper trained ResNet-18 on 2 GPUs of 1024 images; micro-batches stay as they are "
+        "unless train.device_batch_size=1024 is given",
         "--epochs sets: train.epochs=10 schedule.warmup_epochs=0.5",
     ]
 
@@ -154,8 +154,8 @@ def test_hours_and_cost_are_null_where_nobody_says_how_fast(rescue: Rescue) -> N
     [
         (
             ["--gpus", "3"],
-            "--gpus: 3 processes do not divide the 4 slices of a step. Use 1, 2, 4, or another "
-            "train.device_batch_size.",
+            "--gpus: 3 processes do not divide the 4 micro-batches of a step. Use 1, 2, 4, or "
+            "another train.device_batch_size.",
         ),
         (
             ["--price", "2"],

@@ -127,7 +127,7 @@ def greedy(classes: int, _channels: int, *, width: PositiveInt) -> nn.Module:
         ),
     ],
 )
-def test_out_of_memory_says_which_slice_to_try(
+def test_out_of_memory_says_which_micro_batch_to_try(
     width: int,
     said: str,
     tmp_path: Path,

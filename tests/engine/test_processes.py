@@ -32,7 +32,7 @@ from tests.engine_runs import (
     until_gone,
 )
 
-FOUR_SLICES = [
+FOUR_MICRO_BATCHES = [
     "data.subset=[320, 127]",
     "model.width=4",
     "train.batch_size=32",
@@ -46,8 +46,8 @@ FOUR_SLICES = [
 
 
 @pytest.mark.parametrize("world_size", [2, 4])
-def test_a_slice_holds_the_same_samples_on_any_number_of_processes(world_size: int) -> None:
-    steps = Steps(samples=100, batch_size=32, slice_size=8, per_epoch=3, seed=5)
+def test_a_micro_batch_holds_the_same_samples_on_any_number_of_processes(world_size: int) -> None:
+    steps = Steps(samples=100, batch_size=32, micro_batch_size=8, per_epoch=3, seed=5)
     numbers = np.arange(100, dtype=np.int64)
     images = Images(np.zeros((100, 1, 2, 2), dtype=np.uint8), numbers)
 
@@ -59,7 +59,9 @@ def test_a_slice_holds_the_same_samples_on_any_number_of_processes(world_size: i
             )
             for r in range(worlds)
         ]
-        return {b.slice: b.targets.tolist() for feed in feeds for b in feed.slices(step)}
+        return {
+            b.micro_batch: b.targets.tolist() for feed in feeds for b in feed.micro_batches(step)
+        }
 
     for step in range(9):
         alone = samples(1, step)
@@ -69,7 +71,7 @@ def test_a_slice_holds_the_same_samples_on_any_number_of_processes(world_size: i
 
 
 def test_twenty_steps_on_one_two_and_four_processes_give_the_same_weights(tmp_path: Path) -> None:
-    recipe = recipes.load("quickstart", FOUR_SLICES)
+    recipe = recipes.load("quickstart", FOUR_MICRO_BATCHES)
     states = {}
     for world_size in (1, 2, 4):
         run = tmp_path / str(world_size)
@@ -186,12 +188,14 @@ def predictions(run: Path) -> dict[str, bytes]:
     return {name: array.tobytes() for name, array in arrays.items()}
 
 
-def test_a_world_size_that_does_not_divide_the_slices_names_those_that_do(tmp_path: Path) -> None:
+def test_a_world_size_that_does_not_divide_the_micro_batches_names_those_that_do(
+    tmp_path: Path,
+) -> None:
     run = tmp_path / "run"
     words = ["train", "--procs", "3", "--out", run, "train.device_batch_size=32"]
     said = start(words, tmp_path / "told").ends(2)
     assert (
-        "error: --procs: 3 processes do not divide the 4 slices of a step. "
+        "error: --procs: 3 processes do not divide the 4 micro-batches of a step. "
         "Use 1, 2, 4, or another train.device_batch_size." in said
     )
     assert not run.exists(), "nothing was started"
@@ -240,7 +244,7 @@ LAUNCHER = -signal.SIGTERM
         (BUG, 0, [(0, 1, 0), (1, LAUNCHER, 0)], 1, "rank 0: Traceback"),
         (BUG, 0, [(0, 1, 0), (1, -signal.SIGABRT, 0)], 1, "rank 0: Traceback"),
         (None, 0, [(1, -signal.SIGKILL, 0), (0, LAUNCHER, 0)], 1, "rank 1 (pid 11) was killed by "
-         "SIGKILL. Where memory ran out, use smaller slices. Go on with --resume."),
+         "SIGKILL. Where memory ran out, use smaller micro-batches. Go on with --resume."),
         (None, 0, [(1, -signal.SIGKILL, 0), (0, 143, 7)], 1, "rank 1 (pid 11) was killed by SIG"),
         (BUG, 0, [(1, -signal.SIGKILL, 0), (0, 1, 0)], 1, "rank 1 (pid 11) was killed by SIGKILL"),
         (CORRUPT, 9, [(1, -signal.SIGKILL, 0), (0, 3, 1)], 1, "rank 1 (pid 11) was killed by SIG"),

@@ -80,8 +80,10 @@ def on_fake_tensors(
 @pytest.mark.parametrize("name", ["quickstart", "myrtle-baseline"])
 def test_a_step_never_asks_the_device_for_a_value(name: str, extra: list[str]) -> None:
     to_device, to_host = on_fake_tensors(name, extra)
-    slices = 2
-    assert to_device == 2 * slices * 2, "for each slice of each step its indices and its draws"
+    micro_batches = 2
+    assert to_device == 2 * micro_batches * 2, (
+        "for each micro-batch of each step its indices and its draws"
+    )
     assert to_host == 0
 
 
@@ -141,10 +143,14 @@ def test_a_step_never_waits_for_a_gpu(name: str, extra: list[str]) -> None:
 
 
 @pytest.mark.parametrize("slices", [1, 2])
-def test_the_engine_trains_what_a_loop_written_by_hand_trains(slices: int) -> None:
+def test_the_engine_trains_what_a_loop_written_by_hand_trains(micro_batches: int) -> None:
     plain = ["model.width=4", "train.precision=float64", "augment=[]", "train.epochs=10"]
     plain += ["schedule={name: piecewise, epochs: [0, 2, 10], factors: [0, 1, 0], first_step: 1}"]
-    plain += ["optim.lr=0.4", "train.batch_size=16", f"train.device_batch_size={16 // slices}"]
+    plain += [
+        "optim.lr=0.4",
+        "train.batch_size=16",
+        f"train.device_batch_size={16 // micro_batches}",
+    ]
     recipe = recipes.load("quickstart", plain)
     network = build.model(recipe, 10, CPU)
     twin = copy.deepcopy(network)
@@ -162,18 +168,18 @@ def test_the_engine_trains_what_a_loop_written_by_hand_trains(slices: int) -> No
         momentum=0.9,
         nesterov=True,
     )
-    order = shuffled(Steps(64, 16, 16 // slices, 4, 0))
+    order = shuffled(Steps(64, 16, 16 // micro_batches, 4, 0))
     for number in range(10):
         epoch = (number + 1) / 4  # the ramp is read at the step's end: update 0 at 1
         for group in optimizer.param_groups:
             group["lr"] = 0.4 * (epoch / 2 if epoch <= 2 else 1 - (epoch - 2) / 8)
-        for slice_ in range(slices):
-            chosen = order(number, slice_)
+        for micro_batch in range(micro_batches):
+            chosen = order(number, micro_batch)
             pixels = torch.from_numpy(data.pixels[chosen]).double() / 255
             labels = torch.from_numpy(data.labels[chosen])
             images = (pixels - 0.2860) / 0.3530
             loss = functional.cross_entropy(twin(images), labels, label_smoothing=0.1)
-            (loss / slices).backward()  # type: ignore[no-untyped-call]
+            (loss / micro_batches).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         optimizer.zero_grad()
 
@@ -182,16 +188,16 @@ def test_the_engine_trains_what_a_loop_written_by_hand_trains(slices: int) -> No
         assert differs < 1e-12, (name, differs)
 
 
-def test_running_statistics_of_a_step_are_the_mean_over_its_slices() -> None:
+def test_running_statistics_of_a_step_are_the_mean_over_its_micro_batches() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3)).double()
     norm = model[1]
     assert isinstance(norm, nn.BatchNorm2d)
     assert norm.running_mean is not None
     assert norm.running_var is not None
-    slices = list(torch.randn(2, 3, 4, 1, 8, 8, dtype=torch.float64))
+    micro_batches = list(torch.randn(2, 3, 4, 1, 8, 8, dtype=torch.float64))
     statistics = RunningStatistics(model, 3)
-    for images in slices:
+    for images in micro_batches:
         mean, var = norm.running_mean.clone(), norm.running_var.clone()
         updates = []
         for image in images:
@@ -199,7 +205,7 @@ def test_running_statistics_of_a_step_are_the_mean_over_its_slices() -> None:
             batch_mean = filtered.mean((0, 2, 3))
             batch_var = filtered.var((0, 2, 3), unbiased=True)
             updates.append((0.9 * mean + 0.1 * batch_mean, 0.9 * var + 0.1 * batch_var))
-            with statistics.slice():
+            with statistics.micro_batch():
                 model(image).sum().backward()
         statistics.settle()
         for place, buffer in enumerate((norm.running_mean, norm.running_var)):

@@ -24,7 +24,7 @@ from rescue_cli.sections.mix import Mixing, beta, box
 from rescue_cli.sections.model import Whitening
 from tests import restated
 from tests.engine_runs import drawn
-from tests.restated import Restated, Slice, Weights, airbench, imagenet, myrtle, smith
+from tests.restated import MicroBatch, Restated, Weights, airbench, imagenet, myrtle, smith
 from tests.restated.plain import floats
 from tests.test_golden import drawn_in_float64, files
 
@@ -262,7 +262,7 @@ class Ours:
         self.updates = build.step(
             recipe, self.network, self.data, build.Machine(cpu, 0, folder), print
         )
-        self.slices: list[Slice] = []
+        self.micro_batches: list[MicroBatch] = []
         self.updates.mix = self._kept(self.updates.mix)
 
     def weights(self) -> Weights:
@@ -271,11 +271,11 @@ class Ours:
     def reported(self) -> Weights:
         return floats(self.updates.average.model.state_dict())
 
-    def step(self, number: int) -> list[Slice]:
-        self.slices = []
+    def step(self, number: int) -> list[MicroBatch]:
+        self.micro_batches = []
         self.updates.feed.start(number)
         self.updates(number)
-        return self.slices
+        return self.micro_batches
 
     def _kept(self, mix: Callable[[Batch], Batch]) -> Callable[[Batch], Batch]:
         def mixed(batch: Batch) -> Batch:
@@ -283,13 +283,15 @@ class Ours:
             found = mix(batch)
             share, corners = self._mixture(batch)
             images = found.images.clone()
-            self.slices.append(Slice(plain, images, batch.targets, share, corners, generator))
+            self.micro_batches.append(
+                MicroBatch(plain, images, batch.targets, share, corners, generator)
+            )
             return found
 
         return mixed
 
     def _mixture(self, batch: Batch) -> tuple[float | None, restated.Box | None]:
-        """The share that this slice's draws ask for, and the box where it is pasted."""
+        """The share that this micro-batch's draws ask for, and the box where it is pasted."""
         if self.recipe.mix.name != "mixup-or-cutmix":
             return None, None
         keys = self.recipe.mix.options

@@ -212,12 +212,12 @@ def test_fixres_is_trained_as_long_as_the_table_says_and_as_its_authors_do() -> 
     [
         (
             ["train.batch_size=1000", "train.device_batch_size=512"],
-            "train.batch_size: 1000 does not divide into slices of 512. "
+            "train.batch_size: 1000 does not divide into micro-batches of 512. "
             "Use 1024 or set train.device_batch_size=500.",
         ),
         (
             ["train.batch_size=7", "train.device_batch_size=512"],
-            "train.batch_size: 7 does not divide into slices of 512. "
+            "train.batch_size: 7 does not divide into micro-batches of 512. "
             "Use 512 or set train.device_batch_size=7.",
         ),
         (["train.epochs=0"], "train.epochs: 0 must be above 0 and at most 1000000."),
@@ -352,16 +352,16 @@ def test_a_recipe_that_is_not_there_is_a_usage_error(name: str, message: str) ->
     assert str(refused.value) == message
 
 
-def test_processes_that_do_not_divide_the_slices_are_told_which_do() -> None:
-    slices = load("pytorch").train.slices
-    assert slices == 8
+def test_processes_that_do_not_divide_the_micro_batches_are_told_which_do() -> None:
+    micro_batches = load("pytorch").train.micro_batches
+    assert micro_batches == 8
     with pytest.raises(UsageError) as refused:
-        processes(slices, 3, 1)
+        processes(micro_batches, 3, 1)
     assert str(refused.value) == (
-        "--procs: 3 processes do not divide the 8 slices of a step. "
+        "--procs: 3 processes do not divide the 8 micro-batches of a step. "
         "Use 1, 2, 4, 8, or another train.device_batch_size."
     )
-    assert [processes(slices, None, visible) for visible in (0, 1, 3, 5, 7, 8, 16)] == [
+    assert [processes(micro_batches, None, visible) for visible in (0, 1, 3, 5, 7, 8, 16)] == [
         1, 1, 2, 4, 4, 8, 8,
     ]  # fmt: skip
 

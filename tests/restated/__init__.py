@@ -14,7 +14,7 @@ Weights = dict[str, Tensor]  # parameters and buffers by their full names
 Box = tuple[int, int, int, int]  # top, bottom, left, right
 
 
-class Slice(NamedTuple):
+class MicroBatch(NamedTuple):
     """What one device sees of a step: n augmented images, and how they were mixed."""
 
     plain: Tensor  # (n, channels, h, w), before mixing
@@ -37,4 +37,4 @@ class Restated(ABC):
         return self.weights
 
     @abstractmethod
-    def step(self, number: int, slices: list[Slice]) -> None: ...
+    def step(self, number: int, micro_batches: list[MicroBatch]) -> None: ...

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from tests.restated import Restated, Slice, Weights
+from tests.restated import MicroBatch, Restated, Weights
 from tests.restated.plain import (
     Nesterov,
     Seen,
@@ -62,8 +62,8 @@ class Airbench94(Restated):
         self.slow = dict(weights)
         self.sgd = Nesterov(0.85)
 
-    def step(self, number: int, slices: list[Slice]) -> None:
-        (batch,) = slices
+    def step(self, number: int, micro_batches: list[MicroBatch]) -> None:
+        (batch,) = micro_batches
         seen: Seen = {}
 
         def loss(weights: Weights) -> Tensor:
@@ -112,8 +112,8 @@ class Hlb(Restated):
         self.slow: Weights | None = None
         self.sgd = Nesterov(0.85)
 
-    def step(self, number: int, slices: list[Slice]) -> None:
-        (batch,) = slices
+    def step(self, number: int, micro_batches: list[MicroBatch]) -> None:
+        (batch,) = micro_batches
         seen: Seen = {}
         targets = one_hot(batch.labels, CLASSES)
         epoch = number // self.PER_EPOCH
@@ -169,8 +169,8 @@ class MuonAndSgd(Restated):
         self.sgd = Nesterov(self.SGD_MOMENTUM)
         self.velocities: Weights = {}
 
-    def step(self, number: int, slices: list[Slice]) -> None:
-        (batch,) = slices
+    def step(self, number: int, micro_batches: list[MicroBatch]) -> None:
+        (batch,) = micro_batches
         seen: Seen = {}
 
         def loss(weights: Weights) -> Tensor:

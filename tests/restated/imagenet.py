@@ -16,7 +16,7 @@ from timm.scheduler.cosine_lr import CosineLRScheduler
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tests.restated import Restated, Slice, Weights
+from tests.restated import MicroBatch, Restated, Weights
 from tests.restated.plain import (
     Nesterov,
     Seen,
@@ -59,17 +59,17 @@ class Timm(Restated):
             self.optimizer, t_initial=300, warmup_t=5, warmup_lr_init=first, lr_min=last
         )
 
-    def step(self, number: int, slices: list[Slice]) -> None:
+    def step(self, number: int, micro_batches: list[MicroBatch]) -> None:
         self.scheduler.step(number)
         self.optimizer.zero_grad()
         before = copy.deepcopy(dict(self.net.named_buffers()))
         after: list[Weights] = []
-        for part in slices:
+        for part in micro_batches:
             for name, buffer in self.net.named_buffers():
                 buffer.data.copy_(before[name])
             images, targets = self.mixed(part)
             torch.set_rng_state(part.generator)
-            loss = self.criterion(self.net(images), targets) / len(slices)
+            loss = self.criterion(self.net(images), targets) / len(micro_batches)
             loss.backward()  # type: ignore[no-untyped-call]
             after.append(floats(dict(self.net.named_buffers())))
         for name, buffer in self.net.named_buffers():
@@ -78,7 +78,7 @@ class Timm(Restated):
         self.optimizer.step()
         self.weights = floats(self.net.state_dict())
 
-    def mixed(self, part: Slice) -> tuple[Tensor, Tensor]:
+    def mixed(self, part: MicroBatch) -> tuple[Tensor, Tensor]:
         assert part.share is not None
         images, other, share = part.plain.clone(), part.plain.flip(0), part.share
         if part.box is None:
@@ -129,15 +129,15 @@ class Baseline(Restated):
         super().__init__(weights)
         self.nag = Nesterov(0.9)
 
-    def step(self, number: int, slices: list[Slice]) -> None:
+    def step(self, number: int, micro_batches: list[MicroBatch]) -> None:
         seen: Seen = {}
-        count = sum(len(part.labels) for part in slices)
+        count = sum(len(part.labels) for part in micro_batches)
 
         def loss(weights: Weights) -> Tensor:
-            found = [resnet(weights, part.images, seen) for part in slices]
+            found = [resnet(weights, part.images, seen) for part in micro_batches]
             wrong = [
                 functional.nll_loss(logits.log_softmax(1), part.labels, reduction="sum")
-                for logits, part in zip(found, slices, strict=True)
+                for logits, part in zip(found, micro_batches, strict=True)
             ]
             return torch.stack(wrong).sum() / count
 

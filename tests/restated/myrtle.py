@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from tests.restated import Restated, Slice, Weights
+from tests.restated import MicroBatch, Restated, Weights
 from tests.restated.plain import (
     Seen,
     batch_norm,
@@ -41,8 +41,8 @@ class Myrtle(Restated):
     def reported(self) -> Weights:
         return self.average
 
-    def step(self, number: int, slices: list[Slice]) -> None:
-        (batch,) = slices
+    def step(self, number: int, micro_batches: list[MicroBatch]) -> None:
+        (batch,) = micro_batches
         seen: Seen = {}
 
         def loss(weights: Weights) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from tests.restated import Restated, Slice, Weights
+from tests.restated import MicroBatch, Restated, Weights
 from tests.restated.plain import cross_entropies, differentiated, one_hot
 
 CLASSES = 10
@@ -28,9 +28,9 @@ class ThreeLayers(Restated):
         super().__init__(weights)
         self.history = {name: torch.zeros_like(w) for name, w in weights.items()}
 
-    def step(self, number: int, slices: list[Slice]) -> None:
-        images = torch.cat([part.images for part in slices])
-        targets = one_hot(torch.cat([part.labels for part in slices]), CLASSES)
+    def step(self, number: int, micro_batches: list[MicroBatch]) -> None:
+        images = torch.cat([part.images for part in micro_batches])
+        targets = one_hot(torch.cat([part.labels for part in micro_batches]), CLASSES)
 
         def loss(weights: Weights) -> Tensor:
             return cross_entropies(logits(weights, images), targets, 0.0).mean()

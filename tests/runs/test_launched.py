@@ -379,7 +379,7 @@ def test_all_of_a_group_leave_with_the_code_of_what_went_wrong_first(
     assert time.monotonic() - since < 60
     assert (
         f"error: rank 1 (pid {tasks[1].pid} on {socket.gethostname()}) ended and left no word. "
-        "Where memory ran out, use smaller slices. Go on with --resume." in said
+        "Where memory ran out, use smaller micro-batches. Go on with --resume." in said
     )
 
     tasks = group(tmp_path / "first", [*words, "--resume"], port, folder=tmp_path)
@@ -416,7 +416,7 @@ def test_all_of_a_group_leave_with_the_code_of_what_went_wrong_first(
         ),
         (
             ("train", "train.device_batch_size=128"),
-            "WORLD_SIZE: 2 processes do not divide the 1 slices",
+            "WORLD_SIZE: 2 processes do not divide the 1 micro-batches",
         ),
         (("seed-sweep", "--jobs", "2", *SMALL), "--jobs: this command runs as 2 processes already"),
         (("bench", "step"), "bench: measures one process, and runs as 2 (WORLD_SIZE)."),

@@ -23,7 +23,7 @@ from rescue_cli.rng import uniform
 from rescue_cli.sections import teacher
 from rescue_cli.sections.augment.jitter import colour_jitter
 from rescue_cli.sections.augment.kernels import hue
-from rescue_cli.sections.loss import cross_entropy, of_slices
+from rescue_cli.sections.loss import cross_entropy, of_micro_batches
 from rescue_cli.sections.model import fill
 from rescue_cli.sections.schedule.decays import cosine, step
 from rescue_cli.sections.schedule.span import Span
@@ -210,7 +210,7 @@ def test_the_loss_of_distillation_is_the_papers_with_labels_smoothed() -> None:
     teach = teacher.network(lambda _: wise, weights="", temperature=t, hard=0.5, soft=0.25)
     criterion = cross_entropy(5, label_smoothing=0.1, reduction="mean", smoothing_over="others")
     batch = build_batch(torch.zeros(5, 3, 4, 4), torch.from_numpy(labels))
-    found = teach(of_slices(criterion))(torch.from_numpy(z), batch)
+    found = teach(of_micro_batches(criterion))(torch.from_numpy(z), batch)
     assert float(found) == pytest.approx(0.5 * hard + 0.25 * t**2 * soft, rel=1e-12)
 
 
@@ -334,7 +334,7 @@ def test_a_student_learns_from_a_finished_run(rescue: Rescue, tmp_path: Path) ->
     assert not all(torch.equal(student[key], alone[key]) for key in student)
 
 
-def test_the_teacher_is_asked_once_a_slice_in_evaluation_mode_and_without_gradients() -> None:
+def test_the_teacher_is_asked_once_a_micro_batch_in_evaluation_mode_and_without_gradients() -> None:
     asked: list[tuple[bool, bool]] = []
 
     class Wise(nn.Module):
@@ -352,7 +352,7 @@ def test_the_teacher_is_asked_once_a_slice_in_evaluation_mode_and_without_gradie
     criterion = cross_entropy(4, label_smoothing=0.0, reduction="mean")
     batch = build_batch(torch.randn(4, 3, 8, 8), torch.arange(4))
     logits = torch.randn(4, 10, requires_grad=True)
-    teach(of_slices(criterion))(logits, batch).backward()  # type: ignore[no-untyped-call]
+    teach(of_micro_batches(criterion))(logits, batch).backward()  # type: ignore[no-untyped-call]
     assert asked == [(False, False)]
     assert wise.head.weight.grad is None
     assert logits.grad is not None

@@ -31,11 +31,13 @@ CLASSES = 7
 MIXING = Mixing(CLASSES, seed=3, steps_per_epoch=5)
 
 
-def a_slice(n: int = 8, height: int = 15, width: int = 12, step: int = 0, slice_: int = 0) -> Batch:
+def a_micro_batch(
+    n: int = 8, height: int = 15, width: int = 12, step: int = 0, micro_batch: int = 0
+) -> Batch:
     generator = torch.Generator().manual_seed(1)
     images = torch.randn((n, 3, height, width), generator=generator, dtype=torch.float64)
     labels = torch.randint(0, CLASSES, (n,), generator=generator)
-    return Batch(images, labels, step, slice_, np.arange(n))
+    return Batch(images, labels, step, micro_batch, np.arange(n))
 
 
 def theirs(batch: Batch, seed: int, **options: float) -> tuple[Tensor, Tensor, float]:
@@ -52,7 +54,7 @@ def theirs(batch: Batch, seed: int, **options: float) -> tuple[Tensor, Tensor, f
 
 @pytest.mark.parametrize("seed", range(5))
 def test_mixup_is_timms_for_the_same_share(seed: int) -> None:
-    batch = a_slice()
+    batch = a_micro_batch()
     images, targets, lam = theirs(batch, seed, mixup_alpha=0.2, label_smoothing=0.0)
     ours = blend(batch, lam, CLASSES)
     torch.testing.assert_close(ours.images, images, rtol=1e-12, atol=1e-12)
@@ -62,7 +64,7 @@ def test_mixup_is_timms_for_the_same_share(seed: int) -> None:
 @pytest.mark.parametrize("seed", range(20))
 def test_cutmix_is_timms_for_the_same_box(seed: int) -> None:
     """timm since 1.0.29 rounds half of an odd side up on the far side; `odd` does as it does."""
-    batch = a_slice()
+    batch = a_micro_batch()
     images, targets, lam = theirs(
         batch, seed, mixup_alpha=0.0, cutmix_alpha=1.0, label_smoothing=0.0
     )
@@ -99,7 +101,7 @@ def test_an_odd_side_loses_a_pixel() -> None:
 
 
 def test_labels_follow_the_true_area_of_a_box_that_the_border_cuts() -> None:
-    batch = a_slice()
+    batch = a_micro_batch()
     corners = box(15, 12, 0.5, 0, 0)
     top, bottom, left, right = corners
     mixed = paste(batch, corners, CLASSES)
@@ -113,7 +115,7 @@ def test_labels_follow_the_true_area_of_a_box_that_the_border_cuts() -> None:
 
 
 def test_smoothing_in_the_loss_is_timms_smoothing_in_the_targets() -> None:
-    batch = a_slice()
+    batch = a_micro_batch()
     _, smoothed, lam = theirs(batch, 4, mixup_alpha=0.8, label_smoothing=0.1)
     logits = torch.randn((8, CLASSES), generator=torch.Generator().manual_seed(2)).double()
     loss = cross_entropy(8, label_smoothing=0.1, reduction="mean").mean
@@ -123,7 +125,7 @@ def test_smoothing_in_the_loss_is_timms_smoothing_in_the_targets() -> None:
 
 
 def torchvisions(mixer: Any, batch: Batch, params: dict[str, Any]) -> tuple[Tensor, Tensor]:
-    """What torchvision's transform makes of the slice, given what it would have drawn."""
+    """What torchvision's transform makes of the micro-batch, given what it would have drawn."""
     mixer.make_params = lambda _: params
     images, targets = mixer(batch.images, batch.targets)
     return images, targets
@@ -131,7 +133,7 @@ def torchvisions(mixer: Any, batch: Batch, params: dict[str, Any]) -> tuple[Tens
 
 @pytest.mark.parametrize("lam", [0.0, 0.3, 0.77, 1.0])
 def test_mixup_with_the_previous_image_is_torchvisions(lam: float) -> None:
-    batch = a_slice()
+    batch = a_micro_batch()
     mixer = v2.MixUp(num_classes=CLASSES)
     images, targets = torchvisions(mixer, batch, {"lam": lam})
     ours = blend(batch, lam, CLASSES, "previous")
@@ -142,7 +144,7 @@ def test_mixup_with_the_previous_image_is_torchvisions(lam: float) -> None:
 @pytest.mark.parametrize("lam", [0.0, 0.2, 0.31, 0.5, 0.77, 0.999, 1.0])
 def test_cutmix_with_the_previous_image_is_torchvisions(lam: float) -> None:
     """Its box reaches int(side / 2 sqrt(1 - lam)) from the centre to both sides."""
-    batch = a_slice()
+    batch = a_micro_batch()
     for row, column in ((0, 0), (7, 5), (14, 11), (3, 10)):
         reach = 0.5 * np.sqrt(1 - lam)
         tall, wide = int(reach * 15), int(reach * 12)
@@ -159,7 +161,7 @@ def test_cutmix_with_the_previous_image_is_torchvisions(lam: float) -> None:
 
 @pytest.mark.parametrize("switch", [0.0, 1.0])
 def test_the_partner_is_that_of_the_recipe(switch: float) -> None:
-    batch = a_slice(step=2)
+    batch = a_micro_batch(step=2)
     either = mixup_or_cutmix(MIXING, mixup=0.2, cutmix=1.0, switch=switch, partner="previous")
     alone = (
         cutmix(MIXING, alpha=1.0, partner="previous")
@@ -175,7 +177,7 @@ def test_the_partner_is_that_of_the_recipe(switch: float) -> None:
 
 @pytest.mark.parametrize("alpha", [0.1, 0.2, 0.8, 1.0, 3.0])
 def test_shares_are_distributed_as_beta(alpha: float) -> None:
-    draws = [MIXING.draws(a_slice(2, 2, 2, step=step))[1] for step in range(2000)]
+    draws = [MIXING.draws(a_micro_batch(2, 2, 2, step=step))[1] for step in range(2000)]
     shares = [beta(draw, alpha) for draw in draws]
     assert stats.kstest(shares, stats.beta(alpha, alpha).cdf).pvalue > 1e-3
 
@@ -184,30 +186,33 @@ def test_the_switch_chooses_cutmix_so_often() -> None:
     mix = mixup_or_cutmix(MIXING, mixup=0.2, cutmix=1.0, switch=0.3)
     pasted = 0
     for step in range(400):
-        batch = a_slice(2, 4, 4, step=step)
+        batch = a_micro_batch(2, 4, 4, step=step)
         mixed = mix(batch).images
         kept = (mixed == batch.images) | (mixed == batch.images.flip(0))
         pasted += bool(kept.all())
     assert 95 < pasted < 150  # 120 expected, deviation 9; a tiny share may round to a whole image
 
 
-def test_a_slice_is_mixed_alike_each_time_and_otherwise_than_the_next() -> None:
+def test_a_micro_batch_is_mixed_alike_each_time_and_otherwise_than_the_next() -> None:
     mix = mixup(MIXING, alpha=1.0)
-    first, again = mix(a_slice(step=5, slice_=1)), mix(a_slice(step=5, slice_=1))
+    first, again = (
+        mix(a_micro_batch(step=5, micro_batch=1)),
+        mix(a_micro_batch(step=5, micro_batch=1)),
+    )
     assert torch.equal(first.images, again.images)
-    assert not torch.equal(first.images, mix(a_slice(step=5, slice_=2)).images)
-    assert not torch.equal(first.images, mix(a_slice(step=6, slice_=1)).images)
+    assert not torch.equal(first.images, mix(a_micro_batch(step=5, micro_batch=2)).images)
+    assert not torch.equal(first.images, mix(a_micro_batch(step=6, micro_batch=1)).images)
 
 
 def test_the_middle_image_of_an_odd_number_stays_itself() -> None:
-    batch = a_slice(5)
+    batch = a_micro_batch(5)
     for mix in (mixup(MIXING, alpha=1.0), cutmix(MIXING, alpha=1.0)):
         torch.testing.assert_close(mix(batch).images[2], batch.images[2])
         assert float(mix(batch).targets[2].max()) == pytest.approx(1.0)
 
 
 def test_none_keeps_labels() -> None:
-    batch = a_slice()
+    batch = a_micro_batch()
     assert none(MIXING)(batch) is batch
 
 
@@ -215,7 +220,7 @@ def test_none_keeps_labels() -> None:
 def test_a_patch_is_a_square_of_the_partner_at_a_place_of_each_images_own(size: int) -> None:
     """Written out image by image; every place inside is taken about equally often."""
     n, height, width = 2000, 15, 12
-    batch = a_slice(n, height, width, step=10)
+    batch = a_micro_batch(n, height, width, step=10)
     mixed = cutmix_patch(MIXING, size=size, from_epoch=2.0)(batch)
     rows, columns = height - size + 1, width - size + 1
     seen = np.zeros((rows, columns), dtype=int)
@@ -242,20 +247,20 @@ def test_a_patch_is_a_square_of_the_partner_at_a_place_of_each_images_own(size: 
 def test_patches_come_from_an_epoch_on(from_epoch: float, first: int) -> None:
     mix = cutmix_patch(MIXING, size=3, from_epoch=from_epoch)
     for step in range(15):
-        batch = a_slice(step=step)
+        batch = a_micro_batch(step=step)
         assert (mix(batch) is batch) == (step < first)
 
 
-def test_patches_are_the_same_again_and_others_in_another_slice() -> None:
+def test_patches_are_the_same_again_and_others_in_another_micro_batch() -> None:
     mix = cutmix_patch(MIXING, size=3, from_epoch=0)
-    first = mix(a_slice(step=5, slice_=1)).images
-    assert torch.equal(first, mix(a_slice(step=5, slice_=1)).images)
-    assert not torch.equal(first, mix(a_slice(step=5, slice_=2)).images)
-    assert not torch.equal(first, mix(a_slice(step=6, slice_=1)).images)
+    first = mix(a_micro_batch(step=5, micro_batch=1)).images
+    assert torch.equal(first, mix(a_micro_batch(step=5, micro_batch=1)).images)
+    assert not torch.equal(first, mix(a_micro_batch(step=5, micro_batch=2)).images)
+    assert not torch.equal(first, mix(a_micro_batch(step=6, micro_batch=1)).images)
 
 
 def test_a_patch_larger_than_the_image_is_refused() -> None:
     with pytest.raises(
         UsageError, match=r"cutmix-patch\).size: 13 must be at most the image's side"
     ):
-        cutmix_patch(MIXING, size=13, from_epoch=0)(a_slice())
+        cutmix_patch(MIXING, size=13, from_epoch=0)(a_micro_batch())

@@ -13,9 +13,9 @@ from rescue_cli.sections.data import Images
 from rescue_cli.sections.data.memory import MemoryFeed
 from rescue_cli.sections.sampling import Steps, balanced, repeated
 
-SAMPLES, SLICES, SLICE = 5000, 4, 64
-BATCH = SLICES * SLICE
-STEPS = Steps(SAMPLES, BATCH, SLICE, SAMPLES // BATCH, 3)
+SAMPLES, MICRO_BATCHES, MICRO_BATCH = 5000, 4, 64
+BATCH = MICRO_BATCHES * MICRO_BATCH
+STEPS = Steps(SAMPLES, BATCH, MICRO_BATCH, SAMPLES // BATCH, 3)
 
 
 def theirs(epoch: int) -> list[list[int]]:
@@ -23,9 +23,9 @@ def theirs(epoch: int) -> list[list[int]]:
     from timm.data.distributed_sampler import RepeatAugSampler
 
     ranks = []
-    for rank in range(SLICES):
+    for rank in range(MICRO_BATCHES):
         sampler: Any = RepeatAugSampler(  # type: ignore[no-untyped-call]
-            range(SAMPLES), num_replicas=SLICES, rank=rank, num_repeats=3
+            range(SAMPLES), num_replicas=MICRO_BATCHES, rank=rank, num_repeats=3
         )
         sampler.set_epoch(epoch)
         ranks.append([int(i) for i in sampler])
@@ -42,22 +42,22 @@ def test_spread_is_timms_sampler_given_its_order(epoch: int) -> None:
     place = np.empty_like(our_order)
     place[our_order] = np.arange(SAMPLES)
     ours = repeated(STEPS, views=3, placement="spread")
-    for slice_, wanted in enumerate(theirs(epoch)):
+    for micro_batch, wanted in enumerate(theirs(epoch)):
         steps = range(epoch * STEPS.per_epoch, (epoch + 1) * STEPS.per_epoch)
-        found = np.concatenate([order[place[ours(step, slice_)]] for step in steps])
+        found = np.concatenate([order[place[ours(step, micro_batch)]] for step in steps])
         assert found.tolist() == wanted[: len(found)]
-        assert len(found) == STEPS.per_epoch * SLICE
+        assert len(found) == STEPS.per_epoch * MICRO_BATCH
 
 
 def step_of(placement: str, step: int) -> list[NDArray[np.int64]]:
     sampler = repeated(STEPS, views=3, placement=placement)  # type: ignore[arg-type]
-    return [sampler(step, slice_) for slice_ in range(SLICES)]
+    return [sampler(step, micro_batch) for micro_batch in range(MICRO_BATCHES)]
 
 
-def test_spread_copies_lie_in_different_slices_and_together_in_one() -> None:
+def test_spread_copies_lie_in_different_micro_batches_and_together_in_one() -> None:
     spread, together = step_of("spread", 2), step_of("together", 2)
-    assert all(len(set(s.tolist())) == SLICE for s in spread)
-    assert all(len(set(s.tolist())) <= SLICE // 3 + 2 for s in together)
+    assert all(len(set(s.tolist())) == MICRO_BATCH for s in spread)
+    assert all(len(set(s.tolist())) <= MICRO_BATCH // 3 + 2 for s in together)
     assert sorted(np.concatenate(spread)) == sorted(np.concatenate(together))
 
 
@@ -72,22 +72,24 @@ def test_an_epoch_is_as_long_as_before_and_sees_a_third_of_the_images(placement:
 
 @pytest.mark.parametrize("placement", ["spread", "together"])
 @pytest.mark.parametrize("processes", [1, 2, 4])
-def test_the_images_of_a_slice_do_not_depend_on_how_many_processes_there_are(
+def test_the_images_of_a_micro_batch_do_not_depend_on_how_many_processes_there_are(
     placement: str, processes: int
 ) -> None:
-    """What the feeds of all processes give together is what one sampler says of each slice."""
+    """The feeds of all processes together give what one sampler says of each micro-batch."""
     marks = np.arange(SAMPLES, dtype=np.int64)
     images = Images(np.zeros((SAMPLES, 1, 1, 1), np.uint8), marks)
     sampler = repeated(STEPS, views=3, placement=placement)  # type: ignore[arg-type]
     given: dict[int, list[int]] = {}
     for rank in range(processes):
-        mine = range(rank, SLICES, processes)
+        mine = range(rank, MICRO_BATCHES, processes)
         feed = MemoryFeed(
             images, sampler, mine, max_corrupt=0, device=torch.device("cpu"), log=print
         )
-        given |= {batch.slice: batch.targets.tolist() for batch in feed.slices(7)}
+        given |= {batch.micro_batch: batch.targets.tolist() for batch in feed.micro_batches(7)}
     expected = step_of(placement, 7)
-    assert [given[slice_] for slice_ in range(SLICES)] == [part.tolist() for part in expected]
+    assert [given[micro_batch] for micro_batch in range(MICRO_BATCHES)] == [
+        part.tolist() for part in expected
+    ]
 
 
 def test_another_epoch_sees_other_images() -> None:
@@ -113,7 +115,7 @@ EVEN_DRAWS = Steps(200, 32, 8, 200 // 32, 3, UNEVEN)  # 192 draws, which 5 does 
 def epoch_of(number: int) -> NDArray[np.int64]:
     sampler, per_epoch = balanced(EVEN_DRAWS), EVEN_DRAWS.per_epoch
     steps = range(number * per_epoch, (number + 1) * per_epoch)
-    return np.concatenate([sampler(step, s) for step in steps for s in range(SLICES)])
+    return np.concatenate([sampler(step, s) for step in steps for s in range(MICRO_BATCHES)])
 
 
 def test_balanced_draws_each_class_as_often_in_an_epoch_as_long_as_before() -> None:
@@ -144,13 +146,15 @@ def test_balanced_orders_differ_by_epoch_round_class_and_seed() -> None:
     assert len({tuple(labels) for labels in rounds.tolist()}) > 30, "classes in random order"
 
 
-def test_balanced_is_a_function_of_step_and_slice_and_deals_to_processes_alike() -> None:
+def test_balanced_is_a_function_of_step_and_micro_batch_and_deals_to_processes_alike() -> None:
     sampler = balanced(EVEN_DRAWS)
     later = sampler(8, 1)
     sampler(3, 0)
     np.testing.assert_array_equal(sampler(8, 1), later)
-    whole = balanced(replace(EVEN_DRAWS, slice_size=32))(8, 0)
-    np.testing.assert_array_equal(whole, np.concatenate([sampler(8, s) for s in range(SLICES)]))
+    whole = balanced(replace(EVEN_DRAWS, micro_batch_size=32))(8, 0)
+    np.testing.assert_array_equal(
+        whole, np.concatenate([sampler(8, s) for s in range(MICRO_BATCHES)])
+    )
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 64, 1000])

@@ -67,7 +67,7 @@ def proxy_alone(recipe: recipes.Recipe, network: nn.Module, batches: list[Batch]
 def test_a_proxy_keeps_and_learns_what_the_sources_first_loop_does(tmp_path: Path) -> None:
     recipe, step = a_step(tmp_path)
     alone = copy.deepcopy(step.select.learner.network)
-    whole = [step.augment(next(iter(step.feed.slices(number)))) for number in range(STEPS)]
+    whole = [step.augment(next(iter(step.feed.micro_batches(number)))) for number in range(STEPS)]
     kept = proxy_alone(recipe, alone, whole)
     for number, (batch, mask) in enumerate(zip(whole, kept, strict=True)):
         chosen = step.select(batch)
@@ -94,14 +94,14 @@ def test_a_selection_goes_on_from_its_state_as_if_never_stopped(tmp_path: Path) 
     other.select.load_state_dict(copy.deepcopy(step.select.state_dict()))
     assert isinstance(step.select, Hardest)
     for number in range(5, STEPS):
-        batch = step.augment(next(iter(step.feed.slices(number))))
+        batch = step.augment(next(iter(step.feed.micro_batches(number))))
         assert torch.equal(step.select(batch).images, other.select(batch).images)
 
 
-def test_a_proxy_needs_a_step_in_one_slice() -> None:
+def test_a_proxy_needs_a_step_in_one_micro_batch() -> None:
     recipe = recipes.load("airbench96-filter", ["train.device_batch_size=512"])
     with pytest.raises(
-        UsageError, match=r"selection \(proxy\): a step of 2 slices\. The proxy sees"
+        UsageError, match=r"selection \(proxy\): a step of 2 micro-batches\. The proxy sees"
     ):
         build.check(recipe)
 

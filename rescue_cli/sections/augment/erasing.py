@@ -36,7 +36,7 @@ def random_erasing(
 
     Ten tries to find one smaller than the image. `const` writes 0, the mean colour; `rand` one
     normal colour; `pixel` normal noise for every value, from the device's generator, which the
-    engine seeds for each slice.
+    engine seeds for each micro-batch.
     """
     low, high = math.log(ratio[0]), math.log(ratio[1])
 

@@ -17,7 +17,7 @@ Plan = Callable[[Floats], tuple[Any, ...]]
 
 
 class Which(NamedTuple):
-    """The images of a slice: their indices (n,) in the training set of this run, and its epoch."""
+    """The images of a micro-batch: their indices (n,) in this run's training set, and its epoch."""
 
     indices: Indices
     epoch: int
@@ -32,8 +32,9 @@ def as_drawn(draws: Floats) -> tuple[Any, ...]:
 @dataclass(frozen=True)
 class Operation:
     """`apply(images (n, c, h, w), *planned)` -> images, where `planned` is what `plan` makes of the
-    slice's draws (n, columns) on the host, by default the draws themselves; or what `plan_by_image`
-    makes of the images' numbers, where an image's draws are to last from epoch to epoch.
+    micro-batch's draws (n, columns) on the host, by default the draws themselves; or what
+    `plan_by_image` makes of the images' numbers, where an image's draws are to last from epoch to
+    epoch.
 
     Arrays in it arrive on the device (all operations' in one copy), the rest as it is: so the host
     may know which image gets what, and no step waits for the device. On `pixels` the images are

@@ -1,4 +1,4 @@
-"""The recipe's operations in order, with one block of draws a slice and one copy to the device."""
+"""The recipe's operations in order: one block of draws per micro-batch, one copy to the device."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -83,7 +83,7 @@ class Augment:
 
     def __call__(self, batch: Batch) -> Batch:
         shape = (len(batch.images), self.columns)
-        block = uniform(self.seed, "augment", batch.step, batch.slice, shape)
+        block = uniform(self.seed, "augment", batch.step, batch.micro_batch, shape)
         which = Which(batch.indices, batch.step // self.steps_per_epoch, self.seed)
         pixels, levels, normalised = self._planned(block, which, batch.images.device)
         images = _applied(pixels, batch.images)

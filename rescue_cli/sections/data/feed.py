@@ -1,4 +1,4 @@
-"""What every feed of training slices from files has: its workers, and its counts."""
+"""What every feed of training micro-batches from files has: its workers, and its counts."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -18,7 +18,7 @@ class FileFeed:
     def __init__(
         self,
         sampler: Callable[[int, int], Indices],
-        slices: Sequence[int],
+        micro_batches: Sequence[int],
         *,
         steps: int,
         max_corrupt: int,
@@ -27,7 +27,7 @@ class FileFeed:
         log: Callable[[str], None],
     ) -> None:
         self.sampler = sampler
-        self.mine = slices
+        self.mine = micro_batches
         self.steps = steps
         self.max_corrupt = max_corrupt
         self.workers = workers

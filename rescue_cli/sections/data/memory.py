@@ -15,24 +15,26 @@ from rescue_cli.sections.data.splits import Images, rounds_of
 
 
 class MemoryFeed:
-    """Training slices of a split that lies on the device as uint8."""
+    """Training micro-batches of a split that lies on the device as uint8."""
 
     def __init__(
         self,
         images: Images,
         sampler: Callable[[int, int], Indices],
-        slices: Sequence[int],
+        micro_batches: Sequence[int],
         *,
         max_corrupt: int,
         device: torch.device,
         log: Callable[[str], None],
     ) -> None:
-        self.found_corrupt = images.corrupt if 0 in slices else ()  # one process speaks of them
+        self.found_corrupt = (
+            images.corrupt if 0 in micro_batches else ()
+        )  # one process speaks of them
         self.max_corrupt = max_corrupt
         self.log = log
         self.images, self.labels = (to_device(a, device) for a in (images.pixels, images.labels))
         self.sampler = sampler
-        self.mine = slices
+        self.mine = micro_batches
         self.device = device
         self.waited = 0.0
         self.replaced = 0
@@ -46,11 +48,11 @@ class MemoryFeed:
     def close(self) -> None:
         """Nothing is left running."""
 
-    def slices(self, step: int) -> Iterator[Batch]:
-        for slice_ in self.mine:
-            indices = self.sampler(step, slice_)
+    def micro_batches(self, step: int) -> Iterator[Batch]:
+        for micro_batch in self.mine:
+            indices = self.sampler(step, micro_batch)
             rows = to_device(indices, self.device)
-            yield Batch(self.images[rows], self.labels[rows], step, slice_, indices)
+            yield Batch(self.images[rows], self.labels[rows], step, micro_batch, indices)
 
 
 class MemoryEvalFeed:

@@ -1,4 +1,4 @@
-"""Images with their boxes or masks from files: training slices and test sets."""
+"""Images with their boxes or masks from files: training micro-batches and test sets."""
 
 import itertools
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -44,7 +44,7 @@ class Wanted(NamedTuple):
 
     image: int
     step: int
-    slice: int
+    micro_batch: int
     position: int
 
 
@@ -67,7 +67,7 @@ class TrainScenes(Dataset[list[Read]]):
         self,
         pairs: Paired,
         operations: Sequence[SceneOperation],
-        slice_size: int,
+        micro_batch_size: int,
         decoder: Decoder,
         seed: int,
         reading: Reading = DEFAULT_READING,
@@ -75,7 +75,7 @@ class TrainScenes(Dataset[list[Read]]):
         self.pairs = pairs
         self.operations = operations
         self.columns = sum(op.columns for op in operations)
-        self.slice_size = slice_size
+        self.micro_batch_size = micro_batch_size
         self.decoder = decoder
         self.seed = seed
         self.reading = reading
@@ -101,8 +101,8 @@ class TrainScenes(Dataset[list[Read]]):
         return Read(self._augmented(scene, wanted), broken, int(found != wanted.image))
 
     def _augmented(self, scene: Scene, wanted: Wanted) -> Scene:
-        shape = (self.slice_size, self.columns)
-        block = uniform(self.seed, "augment", wanted.step, wanted.slice, shape)
+        shape = (self.micro_batch_size, self.columns)
+        block = uniform(self.seed, "augment", wanted.step, wanted.micro_batch, shape)
         draws = np.split(block[wanted.position], np.cumsum([op.columns for op in self.operations]))
         for operation, mine in zip(self.operations, draws, strict=False):
             scene = operation.apply(scene, mine)
@@ -129,16 +129,16 @@ def read(pairs: Paired, index: int, decoder: Decoder, reading: Reading) -> Scene
 
 
 class SceneFeed(FileFeed):
-    """Training slices of scenes, `workers` ahead of the step that wants them."""
+    """Training micro-batches of scenes, `workers` ahead of the step that wants them."""
 
     def __init__(
         self,
         scenes: TrainScenes,
         sampler: Callable[[int, int], Indices],
-        slices: Sequence[int],
+        micro_batches: Sequence[int],
         **run: Any,
     ) -> None:
-        super().__init__(sampler, slices, **run)
+        super().__init__(sampler, micro_batches, **run)
         self.scenes = scenes
 
     def start(self, step: int) -> None:
@@ -147,21 +147,21 @@ class SceneFeed(FileFeed):
         order = itertools.chain.from_iterable(self._parts(s) for s in range(step, self.steps))
         self.begin(self.scenes, order)
 
-    def slices(self, step: int) -> Iterator[SceneBatch]:
+    def micro_batches(self, step: int) -> Iterator[SceneBatch]:
         found: list[Scene] = []
         for _ in self._parts(step):
             found += self._next()
-        rows = self.scenes.slice_size
-        for place, slice_ in enumerate(self.mine):
+        rows = self.scenes.micro_batch_size
+        for place, micro_batch in enumerate(self.mine):
             images, targets = batched(found[place * rows : (place + 1) * rows], self.device)
-            yield SceneBatch(images, targets, step, slice_, self.sampler(step, slice_))
+            yield SceneBatch(images, targets, step, micro_batch, self.sampler(step, micro_batch))
 
     def _parts(self, step: int) -> list[list[Wanted]]:
         """This process's share of a step, a few images at a time."""
         wanted = [
-            Wanted(index, step, slice_, position)
-            for slice_ in self.mine
-            for position, index in enumerate(self.sampler(step, slice_).tolist())
+            Wanted(index, step, micro_batch, position)
+            for micro_batch in self.mine
+            for position, index in enumerate(self.sampler(step, micro_batch).tolist())
         ]
         return [wanted[i : i + AT_A_TIME] for i in range(0, len(wanted), AT_A_TIME)]
 
@@ -182,7 +182,7 @@ def _raise_fault(part: Read) -> None:
 
 
 def batched(scenes: Sequence[Scene], device: torch.device) -> tuple[Any, Any]:
-    """Images and targets of a slice on the device: stacked with masks, lists with boxes."""
+    """Images and targets of a micro-batch on the device: stacked with masks, lists with boxes."""
     if isinstance(scenes[0].target, Objects):
         images = [to_device(scene.image, device) for scene in scenes]
         return images, [_to_learn(scene.target, device) for scene in scenes]

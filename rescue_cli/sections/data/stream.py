@@ -1,4 +1,4 @@
-"""Training slices of a split on disk: workers decode and crop, the rest happens on the device."""
+"""Training micro-batches of a split on disk: workers decode and crop, the device does the rest."""
 
 import itertools
 import math
@@ -31,7 +31,7 @@ from rescue_cli.sections.data.splits import Files
 from rescue_cli.sections.data.workers import AHEAD, CHUNK
 
 VIEWS = 3 * CHUNK  # at most as many views in a chunk
-Place = tuple[int, int]  # slice, position
+Place = tuple[int, int]  # micro-batch, position
 
 
 class Chunk(NamedTuple):
@@ -80,12 +80,12 @@ class TrainViews(Dataset[Views]):
 
     slots: Slots
 
-    def __init__(self, files: Files, cropping: Cropping, slice_size: int, seed: int) -> None:
+    def __init__(self, files: Files, cropping: Cropping, micro_batch_size: int, seed: int) -> None:
         self.files = files
         self.cropping = cropping
-        self.slice_size = slice_size
+        self.micro_batch_size = micro_batch_size
         self.seed = seed
-        self.draws: dict[tuple[int, int], Floats] = {}  # of the latest step, by (step, slice)
+        self.draws: dict[tuple[int, int], Floats] = {}  # of the latest step, by (step, micro-batch)
 
     def __getitem__(self, chunk: Any) -> Views:
         labels: list[int] = []
@@ -101,21 +101,21 @@ class TrainViews(Dataset[Views]):
             if decoded is None:
                 return Views(chunk.slot, [], [], broken, 0)
             replaced += len(wanted) if found != index else 0
-            for slice_, position in wanted:
-                draws = self._draws(chunk.step, slice_)[position]
+            for micro_batch, position in wanted:
+                draws = self._draws(chunk.step, micro_batch)[position]
                 slot[len(places)] = self._view(decoded, draws).permute(1, 2, 0).numpy()
                 labels.append(int(self.files.labels[found]))
-                places.append((slice_, position))
+                places.append((micro_batch, position))
         return Views(chunk.slot, labels, places, broken, replaced)
 
-    def _draws(self, step: int, slice_: int) -> Floats:
-        """The crops of a whole slice, drawn once for all chunks that hold some of its images."""
-        block = self.draws.get((step, slice_))
+    def _draws(self, step: int, micro_batch: int) -> Floats:
+        """The crops of a micro-batch, drawn once for all chunks that hold some of its images."""
+        block = self.draws.get((step, micro_batch))
         if block is None:
             self.draws = {key: kept for key, kept in self.draws.items() if key[0] == step}
-            shape = (self.slice_size, self.cropping.columns)
-            block = uniform(self.seed, "crop", step, slice_, shape)
-            self.draws[step, slice_] = block
+            shape = (self.micro_batch_size, self.cropping.columns)
+            block = uniform(self.seed, "crop", step, micro_batch, shape)
+            self.draws[step, micro_batch] = block
         return block
 
     def _readable(self, index: int, broken: list[tuple[str, str]]) -> tuple[int, Any]:
@@ -136,16 +136,16 @@ class TrainViews(Dataset[Views]):
 
 
 class StreamFeed(FileFeed):
-    """Training slices from files, `workers` ahead of the step that wants them."""
+    """Training micro-batches from files, `workers` ahead of the step that wants them."""
 
     def __init__(
         self,
         views: TrainViews,
         sampler: Callable[[int, int], Indices],
-        slices: Sequence[int],
+        micro_batches: Sequence[int],
         **run: Any,
     ) -> None:
-        super().__init__(sampler, slices, **run)
+        super().__init__(sampler, micro_batches, **run)
         self.views = views
 
     def start(self, step: int) -> None:
@@ -162,29 +162,29 @@ class StreamFeed(FileFeed):
     def chunks(self, step: int) -> list[Chunk]:
         """This process's share of a step, an image that several places want only once."""
         wanted: dict[int, list[Place]] = {}
-        for slice_ in self.mine:
-            for position, index in enumerate(self.sampler(step, slice_).tolist()):
-                wanted.setdefault(index, []).append((slice_, position))
+        for micro_batch in self.mine:
+            for position, index in enumerate(self.sampler(step, micro_batch).tolist()):
+                wanted.setdefault(index, []).append((micro_batch, position))
         return dealt(step, wanted)
 
-    def slices(self, step: int) -> Iterator[Batch]:
-        size, rows = self.views.cropping.size, self.views.slice_size
+    def micro_batches(self, step: int) -> Iterator[Batch]:
+        size, rows = self.views.cropping.size, self.views.micro_batch_size
         count, pinned = len(self.mine) * rows, self.device.type == "cuda"
         images = torch.empty((count, size, size, 3), dtype=torch.uint8, pin_memory=pinned)
         labels = torch.empty(count, dtype=torch.int64, pin_memory=pinned)
-        first = {slice_: i * rows for i, slice_ in enumerate(self.mine)}
+        first = {micro_batch: i * rows for i, micro_batch in enumerate(self.mine)}
         # numpy copies rows whole where torch copies byte by byte, at a twentieth of the speed
         pixels, numbers = images.numpy(), labels.numpy()
         for _ in self.chunks(step):
             views = self._next()
-            places = [first[slice_] + position for slice_, position in views.places]
+            places = [first[micro_batch] + position for micro_batch, position in views.places]
             pixels[places] = self.views.slots.pixels[views.slot, : len(places)]
             numbers[places] = views.labels
-        for slice_, start in first.items():
+        for micro_batch, start in first.items():
             mine = slice(start, start + rows)
             planes = to_device(images[mine], self.device).permute(0, 3, 1, 2)
             targets = to_device(labels[mine], self.device)
-            yield Batch(planes, targets, step, slice_, self.sampler(step, slice_))
+            yield Batch(planes, targets, step, micro_batch, self.sampler(step, micro_batch))
 
     def _next(self) -> Views:
         views: Views = self.next()

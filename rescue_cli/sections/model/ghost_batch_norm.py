@@ -44,7 +44,7 @@ def group_count(images: int, size: int) -> int:
     """How many groups of `size` a batch makes; raises `UsageError` where it does not divide."""
     if images % size and images > size:
         raise UsageError(
-            f"model.ghost: {images} images of a slice do not divide into groups of {size}. "
+            f"model.ghost: {images} images of a micro-batch do not divide into groups of {size}. "
             f"Set train.device_batch_size to a multiple of {size}, or model.ghost to a divisor."
         )
     return max(1, images // size)

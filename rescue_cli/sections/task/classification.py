@@ -16,10 +16,10 @@ TOP = 5
 class Classification:
     """The loss of a batch, and what evaluation keeps of each image."""
 
-    criterion: Callable[[Tensor, Batch], Tensor]  # of logits and the slice they are of
+    criterion: Callable[[Tensor, Batch], Tensor]  # of logits and the micro-batch they are of
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """The mean loss of a slice, a scalar."""
+        """The mean loss of a micro-batch, a scalar."""
         return self.criterion(model(batch.images), batch)
 
     @staticmethod

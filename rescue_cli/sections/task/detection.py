@@ -28,7 +28,7 @@ class Detection:
     classes: int
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """The loss of a slice, a scalar; boxes are lists, and the detector waits for the device."""
+        """The loss of a micro-batch, a scalar; boxes are lists: detectors wait for the device."""
         return self.criterion(model(batch.images, batch.targets), batch)
 
     def said(self, model: nn.Module, image: Tensor, size: int) -> Objects:

@@ -26,7 +26,7 @@ class Segmentation:
     classes: int
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """The mean loss over a slice's pixels, a scalar."""
+        """The mean loss over a micro-batch's pixels, a scalar."""
         return self.criterion(model(batch.images), batch)
 
     def said(self, model: nn.Module, image: Tensor, size: int) -> Mask:
@@ -120,8 +120,8 @@ def cross_entropy_sum(logits: Tensor, mask: Tensor) -> float:
 
 @dataclass(frozen=True)
 class Segmented:
-    """What was said of a set's pixels: (images, 3, classes), see `average_precision.intersections`; and how
-    many of each image are ignored. The loss is the mean over the other pixels.
+    """What was said of a set's pixels: (images, 3, classes), see `average_precision.intersections`;
+    and how many of each image are ignored. The loss is the mean over the other pixels.
     """
 
     counts: Rows

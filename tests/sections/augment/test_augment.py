@@ -43,7 +43,7 @@ def every_offset(pad: int) -> tuple[list[tuple[int, int]], Tensor]:
 @pytest.mark.parametrize("pad", [0, 1, 2, 4, 8])
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize(("mode", "theirs"), [("reflect", "reflect"), ("zeros", "constant")])
-def test_pad_crop_is_numpys_pad_and_a_slice_at_every_offset(
+def test_pad_crop_is_numpys_pad_and_a_micro_batch_at_every_offset(
     mode: str, theirs: str, pad: int, channels_last: bool
 ) -> None:
     offsets, draws = every_offset(pad)
@@ -179,9 +179,9 @@ def pipeline(seed: int = 0, *operations: Operation) -> Augment:
     return Augment(listed, Normalise(MEAN, STD, CPU, torch.float64, False), seed, 4)
 
 
-def batch(pixels: Tensor, step: int = 5, slice_: int = 2) -> Batch:
+def batch(pixels: Tensor, step: int = 5, micro_batch: int = 2) -> Batch:
     count = len(pixels)
-    return Batch(pixels, torch.zeros(count).long(), step, slice_, np.arange(count))
+    return Batch(pixels, torch.zeros(count).long(), step, micro_batch, np.arange(count))
 
 
 def test_each_image_has_its_own_draws() -> None:
@@ -191,10 +191,10 @@ def test_each_image_has_its_own_draws() -> None:
     assert len(distinct) > 55, "64 copies of one image, of thousands of possible views"
 
 
-def test_the_draws_of_a_slice_are_its_own() -> None:
+def test_the_draws_of_a_micro_batch_are_its_own() -> None:
     pixels = images(16)
     first = pipeline()(batch(pixels, 5, 2)).images
-    pipeline()(batch(images(99), 5, 1))  # what happens to other slices changes nothing
+    pipeline()(batch(images(99), 5, 1))  # what happens to other micro-batches changes nothing
     torch.rand(3)  # nor does torch's generator
     np.random.rand(3)
     assert torch.equal(pipeline()(batch(pixels, 5, 2)).images, first)
@@ -229,16 +229,16 @@ def test_without_operations_images_are_only_normalised() -> None:
     normalise = Normalise(MEAN, STD, CPU, torch.float64, False)
     found = Augment([], normalise, 0, 4)(batch(images(3)))
     assert torch.equal(found.images, normalise(images(3)))
-    assert (found.step, found.slice) == (5, 2)
+    assert (found.step, found.micro_batch) == (5, 2)
 
 
 # --- the flip that alternates ---
 
-PER_EPOCH, SLICES, SLICE = 3, 2, 8
-SAMPLES = PER_EPOCH * SLICES * SLICE
+PER_EPOCH, MICRO_BATCHES, MICRO_BATCH = 3, 2, 8
+SAMPLES = PER_EPOCH * MICRO_BATCHES * MICRO_BATCH
 LOPSIDED = np.zeros((SAMPLES, 3, 8, 8), np.uint8)
 LOPSIDED[..., :4] = 200
-STEPS = Steps(SAMPLES, SLICES * SLICE, SLICE, PER_EPOCH, seed=6)
+STEPS = Steps(SAMPLES, MICRO_BATCHES * MICRO_BATCH, MICRO_BATCH, PER_EPOCH, seed=6)
 SAMPLER = shuffled(STEPS)
 Feeds = Callable[[range], Feed]
 
@@ -258,7 +258,7 @@ def streamed(tmp_path_factory: pytest.TempPathFactory) -> Feeds:
 
     def feed(mine: range) -> Feed:
         cropping = Cropping(None, 0, 8, "bilinear", "pil")
-        views = TrainViews(files, cropping, SLICE, seed=6)
+        views = TrainViews(files, cropping, MICRO_BATCH, seed=6)
         return StreamFeed(
             views, SAMPLER, mine, steps=100, max_corrupt=0, workers=0, device=CPU, log=print
         )
@@ -272,10 +272,10 @@ def mirrored(feeds: Feeds, epoch: int, *, seed: int = 0, processes: int = 1) -> 
     augment = Augment([alternating_flip()], normalise, seed, PER_EPOCH)
     found = np.full(SAMPLES, -1)
     for rank in range(processes):
-        feed = feeds(range(rank, SLICES, processes))
+        feed = feeds(range(rank, MICRO_BATCHES, processes))
         feed.start(epoch * PER_EPOCH)
         for step in range(epoch * PER_EPOCH, (epoch + 1) * PER_EPOCH):
-            for part in feed.slices(step):
+            for part in feed.micro_batches(step):
                 images = augment(part).images
                 right = images[:, 0, 0, 7] > images[:, 0, 0, 0]
                 assert (found[part.targets] == -1).all(), "each image once an epoch"
@@ -305,14 +305,14 @@ def test_each_image_is_mirrored_exactly_every_other_epoch(kind: str, streamed: F
 def test_copies_of_an_image_in_an_epoch_are_mirrored_alike() -> None:
     sampler = repeated(STEPS, views=3, placement="spread")
     marks = Images(LOPSIDED, np.arange(SAMPLES))
-    feed = MemoryFeed(marks, sampler, range(SLICES), max_corrupt=0, device=CPU, log=print)
+    feed = MemoryFeed(marks, sampler, range(MICRO_BATCHES), max_corrupt=0, device=CPU, log=print)
     augment = pipeline(0, alternating_flip())
     seen: dict[int, set[bool]] = {}
-    for part in feed.slices(0):
+    for part in feed.micro_batches(0):
         right = augment(part).images[:, 0, 0, 7] > 0
         for index, side in zip(part.indices.tolist(), right.tolist(), strict=True):
             seen.setdefault(index, set()).add(side)
-    assert len(seen) < SLICES * SLICE
+    assert len(seen) < MICRO_BATCHES * MICRO_BATCH
     assert all(len(sides) == 1 for sides in seen.values())
 
 

@@ -36,7 +36,7 @@ def operation(**changed: Any) -> Operation:
 
 
 def drawn(op: Operation, n: int = IMAGES, seed: int = 0) -> list[tuple[Group, NDArray[np.float64]]]:
-    """The groups of one slice of `n` images, each with its images' arguments."""
+    """The groups of one micro-batch of `n` images, each with its images' arguments."""
     groups, arguments, _ = op.plan(uniform(seed, "augment", 3, 1, (n, op.columns)))
     ends = list(itertools.accumulate(len(group.rows) for group in groups))
     return list(zip(groups, np.split(arguments, ends[:-1]), strict=True))
@@ -213,5 +213,5 @@ def test_a_step_with_every_augmentation_never_asks_and_sends_one_block_of_draws(
     changes = [change.replace("MODE", mode) for change in EVERYTHING]
     changes += ["train.batch_size=64", "train.device_batch_size=32"]
     to_device, to_host = on_fake_tensors("myrtle-baseline", changes)
-    assert to_device == 2 * 2 * 2, "for each slice of each step its indices and its draws"
+    assert to_device == 2 * 2 * 2, "for each micro-batch of each step its indices and its draws"
     assert to_host == 0

@@ -24,7 +24,7 @@ def test_sizes_last_until_their_epoch_and_the_pixels_are_torchs(tmp_path: Path) 
     )
     step.feed.start(0)
     for number in range(16):  # four steps an epoch
-        batch = next(iter(step.feed.slices(number)))
+        batch = next(iter(step.feed.micro_batches(number)))
         plain = build.normalise(recipe, cpu)(batch.images)
         side = (16, 24, 32, 32)[number // 4]
         wanted = functional.interpolate(plain, (side, side), mode="bilinear", antialias=True)

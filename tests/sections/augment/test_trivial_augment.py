@@ -26,7 +26,7 @@ def theirs(name: str) -> str:
 
 
 def drawn(n: int, seed: int = 0) -> list[tuple[Group, NDArray[np.float64]]]:
-    """The groups of one slice of `n` images, each with its images' arguments."""
+    """The groups of one micro-batch of `n` images, each with its images' arguments."""
     draws = uniform(seed, "augment", 3, 1, (n, OPERATION.columns))
     groups, arguments, _ = OPERATION.plan(draws)
     ends = list(itertools.accumulate(len(group.rows) for group in groups))

@@ -52,7 +52,7 @@ def split_of(root: Path) -> Files:
 
 
 def feed(root: Path, log: list[str], *, workers: int = 0, max_corrupt: int = 100) -> StreamFeed:
-    """Two slices of four images a step, five steps an epoch: every image once."""
+    """Two micro-batches of four images a step, five steps an epoch: every image once."""
     files = split_of(root)
     cropping = Cropping(box=None, columns=0, size=8, interpolation="bilinear", decoder="fast")
     return StreamFeed(
@@ -73,7 +73,7 @@ def shown(of: StreamFeed, steps: int = STEPS) -> list[tuple[int, int]]:
     with contextlib.closing(of):
         of.start(0)
         for step in range(steps):
-            for batch in of.slices(step):
+            for batch in of.micro_batches(step):
                 numbers = batch.images[:, 0, 0, 0].tolist()
                 found += list(zip(numbers, batch.targets.tolist(), strict=True))
     return found
@@ -186,7 +186,7 @@ def test_a_killed_loader_worker_ends_the_run_with_the_cure(folder: Path) -> None
     before = {child.pid for child in multiprocessing.active_children()}
     of = feed(folder, [], workers=2)
     of.start(0)
-    list(of.slices(0))
+    list(of.micro_batches(0))
     children = [c for c in multiprocessing.active_children() if c.pid not in before]
     assert len(children) == 2
     for child in children:
@@ -194,7 +194,7 @@ def test_a_killed_loader_worker_ends_the_run_with_the_cure(folder: Path) -> None
         os.kill(child.pid, signal.SIGKILL)
     started = time.monotonic()
     with contextlib.closing(of), pytest.raises(RescueError) as error:
-        _ = [list(of.slices(step)) for step in range(1, 2 * STEPS)]
+        _ = [list(of.micro_batches(step)) for step in range(1, 2 * STEPS)]
     assert time.monotonic() - started < 30
     assert error.value.exit_code == 1
     assert "a loader worker was killed" in str(error.value)
@@ -355,7 +355,7 @@ def test_a_corrupt_training_image_of_a_resident_folder_gives_way_to_another(
     assert [path for path, _ in images.corrupt] == [str(broken)]
     assert (images.labels == (images.pixels[:, 0, 0, 0] >= 100)).all()  # the label came along
     said: list[str] = []
-    steps = Steps(samples=8, batch_size=4, slice_size=4, per_epoch=2, seed=0)
+    steps = Steps(samples=8, batch_size=4, micro_batch_size=4, per_epoch=2, seed=0)
     for most in (1, 0):
         feed = MemoryFeed(
             images, shuffled(steps), [0], max_corrupt=most, device=CPU, log=said.append

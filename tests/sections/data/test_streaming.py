@@ -1,4 +1,4 @@
-"""Batches from files: what reaches (slice, position) is what the sampler asked for, always."""
+"""Batches from files: what reaches (micro-batch, position) is what the sampler asked for."""
 
 import contextlib
 import io
@@ -30,7 +30,7 @@ from rescue_cli.sections.data.workers import CHUNK
 from rescue_cli.sections.sampling import Sampler, Steps, shuffled
 
 CPU = torch.device("cpu")
-SEED, SLICES, SLICE, SIZE, STEPS = 3, 4, 6, 24, 4
+SEED, MICRO_BATCHES, MICRO_BATCH, SIZE, STEPS = 3, 4, 6, 24, 4
 CROP = random_resized_crop(scale=(0.08, 1.0), ratio=(0.75, 4 / 3))
 Views = dict[tuple[int, int], tuple[Tensor, Tensor]]
 
@@ -62,7 +62,7 @@ def split_of(root: Path) -> Files:
 def feed(
     files: Files,
     *,
-    mine: Sequence[int] = range(SLICES),
+    mine: Sequence[int] = range(MICRO_BATCHES),
     workers: int = 0,
     sampler: Sampler | None = None,
     crop: FileCrop | None = CROP,
@@ -72,7 +72,13 @@ def feed(
     log: Callable[[str], None] = print,
     steps: int = STEPS,
 ) -> StreamFeed:
-    counted = Steps(len(files), SLICES * SLICE, SLICE, len(files) // (SLICES * SLICE), SEED)
+    counted = Steps(
+        len(files),
+        MICRO_BATCHES * MICRO_BATCH,
+        MICRO_BATCH,
+        len(files) // (MICRO_BATCHES * MICRO_BATCH),
+        SEED,
+    )
     cropping = Cropping(
         box=crop.box if crop else None,
         columns=crop.columns if crop else 0,
@@ -81,7 +87,7 @@ def feed(
         decoder=decoder,
     )
     return StreamFeed(
-        views(files, cropping, SLICE, SEED),
+        views(files, cropping, MICRO_BATCH, SEED),
         sampler or shuffled(counted),
         mine,
         steps=steps,
@@ -93,14 +99,14 @@ def feed(
 
 
 def run(of: StreamFeed, first: int = 0, steps: int = STEPS) -> Views:
-    """(step, slice) -> (images, labels)."""
+    """(step, micro-batch) -> (images, labels)."""
     found = {}
     with contextlib.closing(of):
         of.start(first)
         for step in range(first, steps):
-            for batch in of.slices(step):
+            for batch in of.micro_batches(step):
                 assert batch.step == step
-                found[step, batch.slice] = (batch.images.clone(), batch.targets.clone())
+                found[step, batch.micro_batch] = (batch.images.clone(), batch.targets.clone())
     return found
 
 
@@ -115,11 +121,11 @@ def test_every_place_holds_the_view_that_its_sampler_and_draws_ask_for(folder: P
     files = split_of(folder)
     of = feed(files, decoder="pil")
     found = run(of)
-    assert list(found) == [(t, s) for t in range(STEPS) for s in range(SLICES)]
-    for (step, slice_), (images, labels) in found.items():
-        indices = of.sampler(step, slice_)
+    assert list(found) == [(t, s) for t in range(STEPS) for s in range(MICRO_BATCHES)]
+    for (step, micro_batch), (images, labels) in found.items():
+        indices = of.sampler(step, micro_batch)
         assert labels.tolist() == files.labels[indices].tolist()
-        draws = uniform(SEED, "crop", step, slice_, (SLICE, CROP.columns))
+        draws = uniform(SEED, "crop", step, micro_batch, (MICRO_BATCH, CROP.columns))
         for position, index in enumerate(indices.tolist()):
             image = pil_image(files.names.path(index).read_bytes())
             box = Box(*CROP.box(image.height, image.width, draws[position]))
@@ -130,8 +136,8 @@ def test_every_place_holds_the_view_that_its_sampler_and_draws_ask_for(folder: P
 def test_without_a_crop_every_place_holds_the_centre(folder: Path) -> None:
     files = split_of(folder)
     of = feed(files, crop=None, decoder="pil")
-    for (step, slice_), (images, _) in run(of, steps=1).items():
-        for position, index in enumerate(of.sampler(step, slice_).tolist()):
+    for (step, micro_batch), (images, _) in run(of, steps=1).items():
+        for position, index in enumerate(of.sampler(step, micro_batch).tolist()):
             image = pil_image(files.names.path(index).read_bytes())
             assert torch.equal(images[position], centre_crop(image, SIZE, 1.0, "bicubic"))
 
@@ -143,7 +149,7 @@ def test_batches_do_not_depend_on_the_number_of_workers(folder: Path, workers: i
 
 
 @pytest.mark.parametrize("shares", [[[0, 2], [1, 3]], [[0], [1], [2], [3]], [[3, 1], [2, 0]]])
-def test_batches_do_not_depend_on_how_slices_are_dealt(
+def test_batches_do_not_depend_on_how_micro_batches_are_dealt(
     folder: Path, shares: list[list[int]]
 ) -> None:
     files = split_of(folder)
@@ -183,9 +189,11 @@ def test_an_image_that_several_places_want_is_decoded_once(
 ) -> None:
     files = split_of(folder)
 
-    def thrice(step: int, slice_: int) -> Indices:
-        """Eight images a step: each three times, in one slice and in others."""
-        return np.array([(step * 8 + (slice_ * SLICE + i) % 8) for i in range(SLICE)])
+    def thrice(step: int, micro_batch: int) -> Indices:
+        """Eight images a step: each three times, in one micro-batch and in others."""
+        return np.array(
+            [(step * 8 + (micro_batch * MICRO_BATCH + i) % 8) for i in range(MICRO_BATCH)]
+        )
 
     log = tmp_path / "reads"
 
@@ -196,17 +204,19 @@ def test_an_image_that_several_places_want_is_decoded_once(
     found = run(of)
     reads = Counter(int(line) for line in log.read_text().split())
     assert reads == dict.fromkeys(range(8 * STEPS), 1)
-    for (step, slice_), (_, labels) in found.items():
-        assert labels.tolist() == files.labels[thrice(step, slice_)].tolist()
+    for (step, micro_batch), (_, labels) in found.items():
+        assert labels.tolist() == files.labels[thrice(step, micro_batch)].tolist()
     views = {image.numpy().tobytes() for images, _ in found.values() for image in images}
-    assert len(views) > 0.95 * STEPS * SLICES * SLICE, "each copy has a crop of its own"
+    assert len(views) > 0.95 * STEPS * MICRO_BATCHES * MICRO_BATCH, (
+        "each copy has a crop of its own"
+    )
 
 
 def test_a_share_larger_than_a_chunk_is_dealt_in_chunks(folder: Path) -> None:
     chunks = feed(split_of(folder)).chunks(1)
-    assert [len(chunk.images) for chunk in chunks] == [CHUNK, SLICES * SLICE - CHUNK]
+    assert [len(chunk.images) for chunk in chunks] == [CHUNK, MICRO_BATCHES * MICRO_BATCH - CHUNK]
     places = [place for chunk in chunks for _, wanted in chunk.images for place in wanted]
-    assert sorted(places) == [(s, p) for s in range(SLICES) for p in range(SLICE)]
+    assert sorted(places) == [(s, p) for s in range(MICRO_BATCHES) for p in range(MICRO_BATCH)]
 
 
 def test_slots_that_are_written_again_hold_what_is_read_then(folder: Path) -> None:
@@ -219,8 +229,8 @@ def test_slots_that_are_written_again_hold_what_is_read_then(folder: Path) -> No
         assert len(of.views.slots) < steps * len(of.chunks(0))
         for step in range(steps):
             time.sleep(0.05)
-            for batch in of.slices(step):
-                found[step, batch.slice] = (batch.images.clone(), batch.targets.clone())
+            for batch in of.micro_batches(step):
+                found[step, batch.micro_batch] = (batch.images.clone(), batch.targets.clone())
     assert same(found, run(feed(files, steps=steps), steps=steps))
 
 

@@ -66,14 +66,14 @@ def test_an_image_keeps_its_branch_scaled_or_loses_it_whole() -> None:
 
 
 def test_the_device_generator_decides_who_is_dropped() -> None:
-    """It is seeded from (seed, step, slice), so a resumed step drops the same branches."""
+    """It is seeded from (seed, step, micro-batch), so a resumed step drops the same branches."""
     from rescue_cli.engine.step import seed_device
 
     model = zoo("test_resnet", 10, 3, drop_path=0.5, zero_init_last=False).train()
     images = torch.randn(8, 3, 32, 32)
     outputs = []
-    for step, slice_ in ((5, 1), (5, 1), (5, 2), (6, 1)):
-        seed_device(0, step, slice_)
+    for step, micro_batch in ((5, 1), (5, 1), (5, 2), (6, 1)):
+        seed_device(0, step, micro_batch)
         outputs.append(model(images).detach())
     assert torch.equal(outputs[0], outputs[1])
     assert not torch.equal(outputs[0], outputs[2])

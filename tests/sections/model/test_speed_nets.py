@@ -530,11 +530,13 @@ def test_ghost_norm_is_plain_in_evaluation_and_of_one_group(training: bool, coun
         assert torch.equal(ghost.get_buffer(name), buffer)
 
 
-def test_a_slice_that_does_not_divide_into_groups_is_refused_before_a_device_is_touched() -> None:
+def test_a_micro_batch_that_does_not_divide_into_groups_is_refused_before_a_device_is_touched() -> (
+    None
+):
     recipe = recipes.load("quickstart").with_overrides("model.ghost=48")
     with pytest.raises(UsageError) as error:
         build.check(recipe)
     assert str(error.value) == (
-        "model.ghost: 128 images of a slice do not divide into groups of 48. "
+        "model.ghost: 128 images of a micro-batch do not divide into groups of 48. "
         "Set train.device_batch_size to a multiple of 48, or model.ghost to a divisor."
     )

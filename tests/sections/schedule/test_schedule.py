@@ -155,11 +155,11 @@ def test_wrong_knots_are_refused_before_anything_starts(change: str, said: str) 
         build.check_ingredients(recipes.load("myrtle-baseline", [change]))
 
 
-# --- which images a slice holds ---
+# --- which images a micro-batch holds ---
 
 
-def steps(samples: int, batch_size: int, slice_size: int, seed: int = 0) -> Steps:
-    return Steps(samples, batch_size, slice_size, samples // batch_size, seed)
+def steps(samples: int, batch_size: int, micro_batch_size: int, seed: int = 0) -> Steps:
+    return Steps(samples, batch_size, micro_batch_size, samples // batch_size, seed)
 
 
 @pytest.mark.parametrize("samples", [12, 13, 64, 1000])
@@ -186,7 +186,7 @@ def test_epochs_and_seeds_have_orders_of_their_own() -> None:
     assert abs(float(np.corrcoef(orders[0], np.arange(1200))[0, 1])) < 0.1
 
 
-def test_slices_of_a_batch_are_the_batch_cut() -> None:
+def test_micro_batches_of_a_batch_are_the_batch_cut() -> None:
     whole = shuffled(steps(100, 24, 24))
     for size in (4, 8, 12):
         parts = shuffled(steps(100, 24, size))
@@ -196,7 +196,7 @@ def test_slices_of_a_batch_are_the_batch_cut() -> None:
 
 
 def test_a_small_subset_wraps_where_an_epoch_asks_for_more() -> None:
-    sampler = shuffled(Steps(samples=10, batch_size=8, slice_size=4, per_epoch=2, seed=0))
+    sampler = shuffled(Steps(samples=10, batch_size=8, micro_batch_size=4, per_epoch=2, seed=0))
     seen = np.concatenate([sampler(u, s) for u in range(2) for s in range(2)])
     assert sorted(np.bincount(seen, minlength=10).tolist()) == [1] * 4 + [2] * 6
 

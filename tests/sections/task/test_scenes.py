@@ -154,9 +154,9 @@ def test_the_first_losses_are_those_of_a_plain_loop_of_torchvisions_parts(
         for number in range(10):
             step.loss_sum.zero_()
             step(number)
-            (batch,) = plain.feed.slices(number)
+            (batch,) = plain.feed.micro_batches(number)
             batch = plain.augment(batch)
-            torch.manual_seed(((number) * 4_099 + batch.slice) % 2**63)  # as the engine draws
+            torch.manual_seed(((number) * 4_099 + batch.micro_batch) % 2**63)  # as the engine draws
             if task == "detection":
                 loss = sum(networks[1](batch.images, batch.targets).values())
             else:
@@ -309,9 +309,9 @@ def test_a_dry_run_counts_the_files_of_a_folder(rescue: Rescue, voc: Path) -> No
     assert json.loads(away.out)["steps"] == "unknown until data.root is there"
 
 
-def test_masks_of_a_slice_need_one_size() -> None:
+def test_masks_of_a_micro_batch_need_one_size() -> None:
     recipe = recipes.load("segmentation-ade20k", ["augment=[{name: flip, p: 0.5}]"])
-    with pytest.raises(UsageError, match="masks of a slice must have one size"):
+    with pytest.raises(UsageError, match="masks of a micro-batch must have one size"):
         build.check(recipe)
 
 
