@@ -42,7 +42,7 @@ MODULES = sorted(file for file in PACKAGE.rglob("*.py") if file not in FACES)
 
 
 def room(parts: Sequence[str]) -> str:
-    """The room of a module: `engine` of `engine.step`, `sections/data` of `sections.data.decode`."""
+    """A module's room: `engine` of `engine.step`, `sections/data` of `sections.data.decode`."""
     return "/".join(parts[: 2 if parts[0] == "sections" else 1])
 
 
