@@ -9,6 +9,12 @@ import typer
 from rescue_cli.cli import common
 from rescue_cli.cli.common import Architecture, Device, Json, Overrides, Procs, RecipeName, Workers
 from rescue_cli.cli.help import then
+from rescue_cli.runs.console import note
+from rescue_cli.runs.devices import check_precision, select_device
+from rescue_cli.runs.directory import create_next, prepare, remove_unstarted
+from rescue_cli.runs.environment import describe_environment
+from rescue_cli.runs.group import requested_processes
+from rescue_cli.runs.processes import ONE_MACHINE, run_directory
 
 app = common.verb()
 
@@ -40,47 +46,44 @@ def evaluate(
     from rescue_cli.build.weights import check_changes, find_weights
     from rescue_cli.report.pictures import draw
     from rescue_cli.rundir import RunDirectory, read_result
-    from rescue_cli.runs import Nodes, abandon, environment, prepare, run_directory, shared
 
-    procs, _ = shared(procs)
-    where = common.device(device)
+    procs, _ = requested_processes(procs)
+    where = select_device(device)
     changes = [*common.with_lists(sets, sizes, crops, tta), *(overrides or [])]
     source = find_weights(weights, changes, recipe=recipe, model=model)
     check_changes(changes, source)
     resolved = source.recipe
     build.check(resolved)
     for line in [*source.notes, *common.allocator_notes()]:
-        common.note(line)
-    for warning in common.check_precision(resolved, where):
-        common.note(f"warning: {warning}")
+        note(line)
+    for warning in check_precision(resolved.train.precision, where):
+        note(f"warning: {warning}")
     path = _directory(source.name, weights, out)
-    facts = environment(
-        resolved,
+    environment = describe_environment(
         verb="eval",
+        seed=resolved.train.seed,
         device=where,
         procs=procs or 1,
         workers=workers,
         cache=path.parent / ".cache",
     )
-    prepare(path, resolved, {**facts, "protocol": source.protocol}, resume=False)
+    prepare(path, resolved, {**environment, "protocol": source.protocol}, resume=False)
     try:
-        run_directory(path, procs, 0, Nodes())
+        run_directory(path, procs, 0, ONE_MACHINE)
     except BaseException:  # an evaluation leaves a result or nothing
         if out is None:
             shutil.rmtree(path, ignore_errors=True)
         else:
-            abandon(path)
+            remove_unstarted(path)
         raise
     draw(path)
     result = read_result(RunDirectory(path), summarised=True)
     common.print_result(result, as_json=json)
-    common.note(str(path))
+    note(str(path))
 
 
 def _directory(name: str, given: str, out: Path | None) -> Path:
-    from rescue_cli.runs import next_free
-
     if out is not None:
         return common.folder(out)
     run = Path(given).expanduser()
-    return next_free(run / "evals" if run.is_dir() else Path("runs", f"eval-{name}"))
+    return create_next(run / "evals" if run.is_dir() else Path("runs", f"eval-{name}"))

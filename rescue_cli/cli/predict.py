@@ -12,6 +12,8 @@ from rescue_cli.cli.common import Architecture, Device, Json
 from rescue_cli.cli.help import then
 from rescue_cli.errors import UsageError
 from rescue_cli.recipe import SECTIONS
+from rescue_cli.runs.console import note
+from rescue_cli.runs.devices import select_device
 
 app = common.verb()
 
@@ -49,10 +51,8 @@ def predict(
         raise UsageError("predict: one of the images is an empty word. Name a file or a folder.")
     if not images:
         raise UsageError("predict: no image. Give the files or folders that are to be classified.")
-    where = common.device(device)
-    found = predict_images(
-        weights, images, top, where, model=model, changes=changes, note=common.note
-    )
+    where = select_device(device)
+    found = predict_images(weights, images, top, where, model=model, changes=changes, note=note)
     if json:
         print(json_module.dumps(found))
         return
