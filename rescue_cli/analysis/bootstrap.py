@@ -7,8 +7,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from rescue_cli.analysis.power import t_quantile
-from rescue_cli.analysis.stats import LEVEL
+from rescue_cli.analysis.stats import LEVEL, t_quantile
 from rescue_cli.metrics import average_precision
 
 Arrays = Mapping[str, NDArray[Any]]  # as `predictions/SET.npz` has them
@@ -16,14 +15,14 @@ DRAWS = 4000
 FEWEST = 10  # scenes
 
 
-def kind_of(arrays: Arrays) -> Literal["detection", "segmentation"] | None:
+def task_of(arrays: Arrays) -> Literal["detection", "segmentation"] | None:
     """What was measured, by what is stored; None where images have labels."""
     if "detections" in arrays:
         return "detection"
     return "segmentation" if "counts" in arrays else None
 
 
-def bootstrap(a: Arrays, b: Arrays, draws: int = DRAWS) -> dict[str, Any]:
+def bootstrap_difference(a: Arrays, b: Arrays, draws: int = DRAWS) -> dict[str, Any]:
     """The interval of b's score less a's over scenes drawn anew, the same for both (Efron 1979).
 
     Quantiles of a bootstrap are too close together for few scenes; here they are those that a
@@ -55,11 +54,11 @@ class _Scored:
     """A run's scenes, so that its score over any choice of them is quickly had."""
 
     def __init__(self, arrays: Arrays) -> None:
-        self.detects = kind_of(arrays) == "detection"
+        self.detects = task_of(arrays) == "detection"
         if self.detects:
             self.count, self.there = int(arrays["count"]), arrays["truths"]
             classes = len(arrays["classes"])
-            self.judged = average_precision.judged(
+            self.judged = average_precision.judge_detections(
                 arrays["detections"], self.there, self.count, classes
             )
         else:
@@ -69,6 +68,8 @@ class _Scored:
     def score(self, times: NDArray[np.int64]) -> float:
         """Percent, each scene counted so many times."""
         if self.detects:
-            return average_precision.mean(average_precision.average_precisions(self.judged, times))
+            return average_precision.mean_over_classes(
+                average_precision.average_precisions(self.judged, times)
+            )
         summed = np.tensordot(times, self.counts, axes=1)
-        return average_precision.mean(average_precision.overlap_of_classes(summed))
+        return average_precision.mean_over_classes(average_precision.class_iou(summed))

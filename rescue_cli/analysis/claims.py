@@ -11,7 +11,7 @@ def is_claimed(pair: Mapping[str, Any], level: float) -> bool:
     return pair["about"] == "recipes" and bool(pair["p"] < level)
 
 
-def claim(pair: Mapping[str, Any], level: float, *, on: str | None) -> str:
+def claim_sentence(pair: Mapping[str, Any], level: float, *, on: str | None) -> str:
     """What may be said of a pair, by what its test speaks of; `on` names a further test set."""
     about = {"recipes": _recipes, "assumed": _assumed, "networks": _networks, "nothing": _nothing}
     said = about[pair["about"]](pair, level)
@@ -113,7 +113,7 @@ def _ordered(pair: Mapping[str, Any]) -> tuple[str, str]:
     return (names[1], names[0]) if pair["difference"] > 0 else names
 
 
-def details(pair: Mapping[str, Any]) -> list[str]:
+def detail_lines(pair: Mapping[str, Any]) -> list[str]:
     """What stands below a claim: the test, other views of the same runs, and equal lengths."""
     return [line for line in (_test(pair), *_views(pair), *_equal(pair)) if line]
 

@@ -4,49 +4,93 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations, product
 from math import comb
+from pathlib import Path
 from statistics import median
 from typing import Any
 
-from rescue_cli.analysis import bootstrap as scenes
 from rescue_cli.analysis import claims
-from rescue_cli.analysis import sides as operands
-from rescue_cli.analysis.measurements import interval_of
-from rescue_cli.analysis.pairing import Pairing, pairing
-from rescue_cli.analysis.power import NORMAL
-from rescue_cli.analysis.robust import (
-    exchanges,
-    interquartile_mean,
-    is_skewed,
-    sign_flips,
-    superiority,
-)
-from rescue_cli.analysis.sides import Operand
+from rescue_cli.analysis.accuracy import accuracy_interval
+from rescue_cli.analysis.bootstrap import bootstrap_difference, task_of
+from rescue_cli.analysis.consistency import run_changes
+from rescue_cli.analysis.records import NOT_PROCEDURE
+from rescue_cli.analysis.sides import Side, at_equal_budget, correct_predictions, load_predictions
 from rescue_cli.analysis.stats import (
     LEVEL,
+    NORMAL_95,
     PERCENT,
     Difference,
-    difference,
-    fisher,
-    holm,
-    interval,
-    mcnemar,
-    paired_difference,
-    pearson,
+    fisher_exact_test,
+    holm_correction,
+    interquartile_mean,
+    is_skewed,
+    mcnemar_test,
+    paired_t_test,
+    pearson_r,
+    probability_of_superiority,
     sample,
+    sign_flip_test,
+    t_interval,
+    two_sample_permutation_test,
+    welch_test,
 )
 from rescue_cli.rundir import RunDirectory, read_result
 from rescue_cli.rundir.planned import of_planned
 
+# What a seed draws, by the sections and keys that decide how it is drawn
+DRAWN = ("data", "sampling", "augment", "mix", "selection", "model",
+         "train.batch_size", "train.device_batch_size")  # fmt: skip
+FEWEST = 8  # seeds in common, from which pairs that share their draws are tested as pairs
 FEWEST_CORRELATED = 3  # seeds in common, from which their correlation is told
-CHANCE = NORMAL * 2**0.5  # stds between two runs of one recipe that 5 % of pairs go beyond
+CHANCE = NORMAL_95 * 2**0.5  # stds between two runs of one recipe that 5 % of pairs go beyond
+
+
+@dataclass(frozen=True)
+class Pairing:
+    """The seeds that are tested as pairs, none for Welch's test; and why."""
+
+    seeds: tuple[int, ...]
+    why: str
+
+
+def choose_pairing(a: Side, b: Side) -> Pairing:
+    """The test for two sides by what their recipes share and how many seeds both were planned with.
+
+    Runs that differ in their evaluation alone are the same networks, and pairs from two on.
+    """
+    common = sorted(a.values.keys() & b.values.keys())
+    planned = (a.values.keys() | a.lost.keys()) & (b.values.keys() | b.lost.keys())
+    if len(common) < 2 or not (a.paths and b.paths):
+        return Pairing((), "")
+    changed = _changed(next(iter(a.paths.values())), next(iter(b.paths.values())))
+    if all(_is_in(key, ("eval",)) for key in changed):
+        alike = (
+            "the same networks, evaluated in two ways" if changed else "one recipe, trained twice"
+        )
+        return Pairing(tuple(common), alike)
+    other = sorted(key for key in changed if _is_in(key, DRAWN))
+    if other:
+        return Pairing((), f"equal seeds draw differently: {other[0]} differs")
+    shared = "equal seeds share initial weights, order and augmentation"
+    if len(planned) < FEWEST:
+        return Pairing((), f"{shared}, but {len(planned)} are fewer than {FEWEST}")
+    return Pairing(tuple(common), shared)
+
+
+def _changed(a: Path, b: Path) -> Mapping[str, Any]:
+    """The keys in which what was trained or measured differs."""
+    return {key: values for key, values in run_changes(a, b).items() if key not in NOT_PROCEDURE}
+
+
+def _is_in(key: str, sections: tuple[str, ...]) -> bool:
+    return any(f"{key}.".startswith(f"{section}.") for section in sections)
 
 
 @dataclass(frozen=True)
 class _Case:
     """Two sides as they did on one test set."""
 
-    a: Operand
-    b: Operand
+    a: Side
+    b: Side
     labels: tuple[str | None, str | None]  # of the measurements, None for numbers
     pairing: Pairing
 
@@ -55,8 +99,8 @@ class _Case:
         return next((_set_of(label) for label in self.labels if label is not None), None)
 
 
-def pairs_of(
-    sides: Sequence[Operand], want: float | None = None, level: float = LEVEL
+def compare_pairs(
+    sides: Sequence[Side], want: float | None = None, level: float = LEVEL
 ) -> list[dict[str, Any]]:
     """Each pair of two or more sides on each test set that both have, the main sets first.
 
@@ -68,15 +112,17 @@ def pairs_of(
     found = [_pair(case, level / len(cases), want) for case in cases]
     judged = [pair for pair in found if pair["p"] is not None]
     if len(found) > 1:
-        for pair, p in zip(judged, holm([pair["p"] for pair in judged]), strict=True):
+        for pair, p in zip(judged, holm_correction([pair["p"] for pair in judged]), strict=True):
             pair["p_uncorrected"], pair["p"] = pair["p"], p
     for place, (pair, case) in enumerate(zip(found, cases, strict=True)):
         _away_from_zero(pair, level)
-        pair["claim"] = claims.claim(pair, level, on=case.set if place >= len(each) else None)
+        pair["claim"] = claims.claim_sentence(
+            pair, level, on=case.set if place >= len(each) else None
+        )
     return found
 
 
-def told(sides: Sequence[Operand]) -> list[dict[str, Any]]:
+def describe_sides(sides: Sequence[Side]) -> list[dict[str, Any]]:
     """Each side by itself: mean, std, number and fate of its runs, middles, and its 95 % interval.
 
     The interval of several runs is that of the mean, for new seeds on these test images; of one run
@@ -97,21 +143,21 @@ def told(sides: Sequence[Operand]) -> list[dict[str, Any]]:
     ]
 
 
-def _bounds(side: Operand) -> dict[str, Any]:
+def _bounds(side: Side) -> dict[str, Any]:
     """Low and high of a side's interval, and what it is over."""
-    if (band := interval(side.sample, PERCENT)) is not None:
+    if (band := t_interval(side.sample, PERCENT)) is not None:
         return {"low": band[0], "high": band[1], "over": "seeds"}
     if len(side.paths) == 1:
         result = read_result(RunDirectory(next(iter(side.paths.values()))))
         if "top1" in result:
-            low, high = interval_of(result)
+            low, high = accuracy_interval(result)
             return {"low": low, "high": high, "over": "images"}
     return {"low": None, "high": None, "over": None}
 
 
-def _cases(a: Operand, b: Operand) -> list[_Case]:
+def _cases(a: Side, b: Side) -> list[_Case]:
     """The main test set of both, then each other that both were measured on."""
-    how = pairing(a, b)
+    how = choose_pairing(a, b)
     mains = next(iter(a.sets), None), next(iter(b.sets), None)
     found = [_Case(a, b, mains, how)]
     seen = {_set_of(label) for label in mains if label is not None}
@@ -128,7 +174,7 @@ def _set_of(label: str) -> str:
     return label.split(" ")[0]
 
 
-def _at(side: Operand, label: str) -> Operand:
+def _at(side: Side, label: str) -> Side:
     """The side on another of its measurements."""
     values = side.sets[label]
     return replace(
@@ -179,15 +225,15 @@ def _pair(case: _Case, level: float, want: float | None) -> dict[str, Any]:
     return pair
 
 
-def _difference(a: Operand, b: Operand, pairs: Pairing) -> tuple[Difference, str]:
+def _difference(a: Side, b: Side, pairs: Pairing) -> tuple[Difference, str]:
     """By the test that the pairing says; Welch's where the differences of pairs have no spread."""
     if pairs.seeds:
         first, second = ([side.values[seed] for seed in pairs.seeds] for side in (a, b))
-        found = paired_difference(first, second)
+        found = paired_t_test(first, second)
         if found.p is not None:
             return found, f"paired by seed ({pairs.why})"
     why = "the differences of equal seeds have no spread" if pairs.seeds else pairs.why
-    found = difference(a.sample, b.sample)
+    found = welch_test(a.sample, b.sample)
     how = "" if found.p is None else "Welch's t-test" + (f" ({why})" if why else "")
     return found, how
 
@@ -219,22 +265,22 @@ def _permuted(samples: Sequence[Sequence[float]], *, paired: bool, whatever: boo
     arrangements = 2 ** len(samples[0]) if paired else comb(sum(map(len, samples)), len(samples[0]))
     if 2 / arrangements >= LEVEL and not whatever:
         return None
-    return sign_flips(samples[0]) if paired else exchanges(*samples)
+    return sign_flip_test(samples[0]) if paired else two_sample_permutation_test(*samples)
 
 
-def _correlation(a: Operand, b: Operand) -> float | None:
+def _correlation(a: Side, b: Side) -> float | None:
     """Of the results of seeds that both have."""
     common = sorted(a.values.keys() & b.values.keys())
     if len(common) < FEWEST_CORRELATED:
         return None
-    return pearson([a.values[seed] for seed in common], [b.values[seed] for seed in common])
+    return pearson_r([a.values[seed] for seed in common], [b.values[seed] for seed in common])
 
 
-def _superiority(a: Operand, b: Operand) -> list[float] | None:
+def _superiority(a: Side, b: Side) -> list[float] | None:
     """How probable it is that a run of b beats one of a, with its 95 % interval."""
     if min(len(a.values), len(b.values)) < 2:
         return None
-    return list(superiority(list(a.values.values()), list(b.values.values())))
+    return list(probability_of_superiority(list(a.values.values()), list(b.values.values())))
 
 
 def middles(values: Mapping[int, float]) -> dict[str, float | None]:
@@ -245,13 +291,13 @@ def middles(values: Mapping[int, float]) -> dict[str, float | None]:
     return {"median": median(runs), "iqm": interquartile_mean(runs)}
 
 
-def _diverged(a: Operand, b: Operand) -> dict[str, Any] | None:
+def _diverged(a: Side, b: Side) -> dict[str, Any] | None:
     """How many runs diverged on each side, and Fisher's exact p that it is equally likely."""
     runs = [list(side.lost.values()).count("diverged") for side in (a, b)]
     if not any(runs):
         return None
     finished = [len(side.values) for side in (a, b)]
-    return {"runs": runs, "p": fisher(runs, finished) if all(finished) else None}
+    return {"runs": runs, "p": fisher_exact_test(runs, finished) if all(finished) else None}
 
 
 def _same_images(case: _Case) -> dict[str, Any]:
@@ -262,19 +308,19 @@ def _same_images(case: _Case) -> dict[str, Any]:
     """
     a, b = case.a, case.b
     paths = [next(iter(side.paths.values())) for side in (a, b)]
-    arrays = [operands.predictions(*each) for each in zip(paths, case.labels, strict=True)]
-    kinds = [scenes.kind_of(each) for each in arrays]
+    arrays = [load_predictions(*each) for each in zip(paths, case.labels, strict=True)]
+    kinds = [task_of(each) for each in arrays]
     if kinds[0] != kinds[1]:
         return {}
     noise = abs(b.sample.mean - a.sample.mean) / CHANCE
     networks = {"about": "networks", "seed_noise": noise}
     if kinds[0] is not None:
-        found = scenes.bootstrap(arrays[0], arrays[1])
+        found = bootstrap_difference(arrays[0], arrays[1])
         return {**networks, **found} if "p" in found else found
-    first, second = (operands.right(each) for each in arrays)
+    first, second = (correct_predictions(each) for each in arrays)
     if len(first) != len(second):
         return {}
-    only_a, only_b, p = mcnemar(first, second)
+    only_a, only_b, p = mcnemar_test(first, second)
     return {
         **networks,
         "p": p,
@@ -286,7 +332,7 @@ def _same_images(case: _Case) -> dict[str, Any]:
 
 def _equal(case: _Case, what: str) -> dict[str, Any] | None:
     """The pair as both stood at the same epoch, or after the same seconds."""
-    if (found := operands.at_equal(case.a, case.b, what)) is None:
+    if (found := at_equal_budget(case.a, case.b, what)) is None:
         return None
     end, first, second = found
     result, how = _difference(first, second, case.pairing)

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Curve = NDArray[np.float64]
-Clue = Literal["underfitting", "overfitting", "divergence", "plateau"]
+Diagnosis = Literal["underfitting", "overfitting", "divergence", "plateau"]
 Verdict = Literal["turn", "died", "nothing learned", "noisy", "too few points", "falling", "flat"]
 FEWEST = 5  # points that a judgement needs
 CALM = 2 * FEWEST  # points that noise is measured over, at least
@@ -50,7 +50,7 @@ def smooth(values: Sequence[float] | Curve) -> Curve:
     return np.concatenate([kept, np.full(len(values) - len(kept), np.nan)])
 
 
-def noise(values: Sequence[float] | Curve) -> float:
+def noise_std(values: Sequence[float] | Curve) -> float:
     """The standard deviation of a curve about its own trend, from its second differences."""
     curve = np.asarray(values, dtype=np.float64)
     if len(curve) < FEWEST:
@@ -59,7 +59,7 @@ def noise(values: Sequence[float] | Curve) -> float:
     return float(1.4826 * np.median(np.abs(bends - np.median(bends))) / np.sqrt(6))
 
 
-def turn(
+def find_turn(
     rates: Sequence[float],
     values: Sequence[float],
     what: str = "test loss",
@@ -92,7 +92,7 @@ def turn(
         few: Verdict = "too few points" if len(kept) else "nothing learned"
         where = f" after {_points(len(kept))}" if len(kept) else ", the first point,"
         return said("died" if end is not None else few, f"lost from {bound:.3g}{where} on")
-    near = _near_the_lowest(kept, noise(finite[:lost][:CALM]))
+    near = _near_the_lowest(kept, noise_std(finite[:lost][:CALM]))
     # How far it blows up says nothing more than that it is lost
     curve = np.minimum(curve, kept[: int(kept.argmin()) + 1].max())
     before, bottom, after = kept[: near.start], kept[near.start : near.stop], curve[near.stop :]
@@ -137,7 +137,7 @@ def _above(some: Curve, bottom: Curve, spread: float) -> bool:
     """Whether the mean of some points is above that of the bottom by more than noise."""
     if not len(some):
         return False
-    errors = (max(spread, noise(part)) / len(part) ** 0.5 for part in (some, bottom))
+    errors = (max(spread, noise_std(part)) / len(part) ** 0.5 for part in (some, bottom))
     difference = float(some.mean() - bottom.mean())
     return difference > float(BEYOND_NOISE * math.hypot(*errors))
 
@@ -190,7 +190,7 @@ def overfitting_rates(
     """
     curve, _ = _finite(test_losses)
     gap, _ = _finite(errors)
-    turned = turn(rates, test_losses).rate
+    turned = find_turn(rates, test_losses).rate
     stable = len(curve) if turned is None else list(rates).index(turned) + 1
     count = min(stable, len(gap))
     if count < FEWEST:
@@ -205,8 +205,8 @@ def overfitting_rates(
             continue
         last = place - 1
         enough = (
-            loss[last] - loss[first] > 3 * noise(curve),
-            gap[last] - gap[first] > 3 * noise(gap),
+            loss[last] - loss[first] > 3 * noise_std(curve),
+            gap[last] - gap[first] > 3 * noise_std(gap),
         )
         if last > first and all(enough):
             found.append((float(rates[first]), float(rates[last])))
@@ -214,7 +214,7 @@ def overfitting_rates(
     return found
 
 
-def clue(losses: Sequence[float], rates: Sequence[float] | None = None) -> Clue:
+def diagnose_fit(losses: Sequence[float], rates: Sequence[float] | None = None) -> Diagnosis:
     """How a training fits, from its test loss over time and its learning rates, if they vary.
 
     `divergence`: a sharp rise, or no finite end. `overfitting`: the loss rises to the end while the
@@ -225,7 +225,7 @@ def clue(losses: Sequence[float], rates: Sequence[float] | None = None) -> Clue:
         return "divergence"
     if len(curve) < FEWEST:
         return "underfitting" if len(curve) > 1 and curve[-1] < curve[0] else "plateau"
-    smoothed, spread = smooth(curve), noise(curve)
+    smoothed, spread = smooth(curve), noise_std(curve)
     lowest = int(smoothed.argmin())
     way = max(float(smoothed[: lowest + 1].max() - smoothed[lowest]), 1e-12)
     back = float(smoothed[-1] - smoothed[lowest])
@@ -242,7 +242,7 @@ def clue(losses: Sequence[float], rates: Sequence[float] | None = None) -> Clue:
 # --- what fastai's users know ---
 
 
-def suggestions(rates: Sequence[float], losses: Sequence[float]) -> dict[str, float | None]:
+def suggest_rates(rates: Sequence[float], losses: Sequence[float]) -> dict[str, float | None]:
     """Three of fastai's suggestions for a learning rate, over the base-10 logarithm of the rate.
 
     From smoothed training losses: `valley`, the middle of the longest decreasing subsequence;

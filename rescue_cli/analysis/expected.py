@@ -3,15 +3,14 @@
 import math
 from typing import Any
 
-from rescue_cli.analysis.power import NORMAL
-from rescue_cli.analysis.stats import LEVEL, PERCENT, Sample, difference
-from rescue_cli.analysis.sweep import published
+from rescue_cli.analysis.stats import LEVEL, NORMAL_95, PERCENT, Sample, welch_test
+from rescue_cli.analysis.sweep import published_sample
 from rescue_cli.recipe import Recipe
 
 UNKNOWN = 0.5  # points of difference, where no spread is known to test by
 
 
-def verdict(recipe: Recipe, ours: Sample, drawn: int | None = None) -> dict[str, Any] | None:
+def check_expected(recipe: Recipe, ours: Sample, drawn: int | None = None) -> dict[str, Any] | None:
     """Claim, result and whether it is inside; None for a recipe that expects nothing.
 
     Inside is where Welch's test of our runs against the published ones has p >= 0.05, so that a
@@ -22,13 +21,13 @@ def verdict(recipe: Recipe, ours: Sample, drawn: int | None = None) -> dict[str,
     expect = recipe.tree.get("expect")
     if not expect:
         return None
-    claim = published(expect)
-    found = difference(claim, ours)
+    claim = published_sample(expect)
+    found = welch_test(claim, ours)
     band = found.interval(LEVEL)
     width = UNKNOWN if band is None else (band[1] - band[0]) / 2
     if drawn is not None:
         p = claim.mean / 100
-        width = math.hypot(width, 100 * NORMAL * math.sqrt(p * (1 - p) / drawn))
+        width = math.hypot(width, 100 * NORMAL_95 * math.sqrt(p * (1 - p) / drawn))
     inside = abs(found.mean) <= width
     low, high = max(PERCENT[0], claim.mean - width), min(PERCENT[1], claim.mean + width)
     runs = "one run" if ours.n == 1 else f"mean of {ours.n} runs"
@@ -45,6 +44,6 @@ def verdict(recipe: Recipe, ours: Sample, drawn: int | None = None) -> dict[str,
     }
 
 
-def drawn_of(recipe: Recipe, count: int) -> int | None:
+def subset_size(recipe: Recipe, count: int) -> int | None:
     """The number of test images of a run that was given a part of them; None of one with all."""
     return None if recipe.data.options.get("subset") is None else count

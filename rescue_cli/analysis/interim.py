@@ -11,17 +11,19 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from rescue_cli.analysis.sides import Operand
+from rescue_cli.analysis.sides import Side
+from rescue_cli.analysis.stats import LEVEL
 from rescue_cli.errors import RescueError
-from rescue_cli.rundir import demand, read_json, write_json
-from rescue_cli.rundir.rules import COUNT, LIST, TEXT
+from rescue_cli.rundir import check_keys, read_json, write_json
+from rescue_cli.rundir.validation import COUNT, LIST, TEXT
 
 FILE = ".compared.json"
 PLAN = "until.json"  # what `seed-sweep --until` has planned
-PLANNED = {"against": TEXT, "seeds": LIST, "looks": LIST}
+PLAN_KEYS = {"against": TEXT, "seeds": LIST, "looks": LIST}
+LOOKS = (3, 5, 10, 20, 50, 100, 200, 500)  # seeds
 
 
-def note(sides: Sequence[Operand]) -> list[str]:
+def record_comparison(sides: Sequence[Side]) -> list[str]:
     """Keeps that the sides were compared; what a claim about them must be read with."""
     found = [said for side in sides if (said := _sequential(side)) is not None]
     for a, b in combinations(sides, 2):
@@ -36,20 +38,20 @@ def note(sides: Sequence[Operand]) -> list[str]:
     return found
 
 
-def plan_of(folder: Path) -> dict[str, Any] | None:
+def read_plan(folder: Path) -> dict[str, Any] | None:
     """The looks that `--until` has planned for a sweep, if it has; raises `DataError`."""
     file = folder / PLAN
     if not file.is_file():
         return None
     found = read_json(file)
-    demand(file, found, PLANNED, "Use a new --out: without its plan the looks keep no level.")
+    check_keys(file, found, PLAN_KEYS, "Use a new --out: without its plan the looks keep no level.")
     return found
 
 
-def _sequential(side: Operand) -> str | None:
+def _sequential(side: Side) -> str | None:
     """That a sweep grew until it was told from another, so that an ordinary p is too small."""
     folder = _sweep_of(side)
-    plan = None if folder is None else plan_of(folder)
+    plan = None if folder is None else read_plan(folder)
     if plan is None:
         return None
     looks = len(plan["looks"])
@@ -59,18 +61,18 @@ def _sequential(side: Operand) -> str | None:
     )
 
 
-def before(folder: Path) -> list[str]:
+def earlier_comparisons(folder: Path) -> list[str]:
     """What a sweep was compared with so far."""
     return list(_read(folder))
 
 
-def _sweep_of(side: Operand) -> Path | None:
+def _sweep_of(side: Side) -> Path | None:
     """The folder of a sweep; None of single runs and numbers."""
     first = next(iter(side.paths.values()), None)
     return None if first is None or first == Path(side.name) else first.parent
 
 
-def _look(side: Operand, other: Operand) -> list[int]:
+def _look(side: Side, other: Side) -> list[int]:
     """The runs of both at earlier looks, as the side's folder has kept them; keeps this one.
 
     A folder that cannot be written to keeps none.
@@ -97,7 +99,17 @@ def _read(folder: Path) -> dict[str, list[int]]:
     return {}
 
 
-def _key(side: Operand) -> str:
+def _key(side: Side) -> str:
     """A side by where it lies, or by its word."""
     path = _sweep_of(side) or Path(side.name)
     return str(path.resolve()) if side.paths else side.name
+
+
+def plan_looks(most: int) -> list[int]:
+    """After how many seeds a sweep of at most so many is looked at; the last look is at its end."""
+    return [n for n in LOOKS if n < most] + [most]
+
+
+def level_per_look(planned: list[int]) -> float:
+    """The level of each look."""
+    return LEVEL / len(planned)

@@ -5,17 +5,21 @@ section 3.1).
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from statistics import median, median_low
 from typing import Any, Literal
 
-from rescue_cli.analysis import curves as clues
-from rescue_cli.analysis.curves import Verdict
-from rescue_cli.analysis.range_curves import Curves
+from rescue_cli.analysis.curves import Verdict, find_turn, overfitting_rates, suggest_rates
+from rescue_cli.metrics.names import METRICS, metric_names
 from rescue_cli.recipe import Recipe
 from rescue_cli.recipe.changes import path_of, without_rule
+from rescue_cli.rundir import RunDirectory, read_metrics
 
+NAN = float("nan")
+DETECTION = "ap50"  # whose evaluation has no loss
+LEAST = 1.0  # percent of average precision
 FACTOR = 2.0  # between rates that agree
 WIDER = 1000.0  # times below a rate that was too high already: where the next test should begin
 LEARNED = 0.1  # of the way from a guess to all images
@@ -26,6 +30,109 @@ ONE_CYCLE = {
     "base_factor": 0.1,
     "tail_momentum": "paper",
 }
+
+
+@dataclass(frozen=True)
+class Curves:
+    """One run's points, all over `rates`; the last losses are NaN where the run diverged.
+
+    `accuracies` are the task's score, `metric`: top-1, a detector's AP50, mean intersection over
+    union.
+    """
+
+    seed: int
+    steps: int
+    rates: list[float]
+    train_losses: list[float]
+    test_losses: list[float]
+    accuracies: list[float]
+    classes: int | None = None  # None: it is not known what a guess would reach
+    metric: str = "top1"
+
+    @property
+    def errors(self) -> list[float]:
+        """Generalisation error: test loss less training loss."""
+        pairs = zip(self.test_losses, self.train_losses, strict=True)
+        return [test - train for test, train in pairs]
+
+    @property
+    def detects(self) -> bool:
+        return self.metric == DETECTION
+
+    @property
+    def guess(self) -> tuple[float, float | None]:
+        """The loss and the score of a guess; infinite, and None, where they are not known.
+
+        A guess has at most 100 / classes of mean intersection over union: one class's alone.
+        """
+        if self.detects:
+            return math.inf, 0.0
+        if self.classes is None:
+            return math.inf, None
+        return math.log(self.classes), 100 / self.classes
+
+    @property
+    def losses(self) -> tuple[str, list[float]]:
+        """The loss that is judged, and its name: a detector is only scored on its test set."""
+        if self.detects:
+            return "training loss", self.train_losses
+        return "test loss", self.test_losses
+
+    @property
+    def score(self) -> str:
+        """What the accuracies are called."""
+        return "accuracy" if self.metric == "top1" else METRICS[self.metric].removesuffix(" %")
+
+    @property
+    def has_score(self) -> bool:
+        """Whether the score says anything: average precision stays at 0 until much is learned."""
+        known = [value for value in self.accuracies if math.isfinite(value)]
+        return not self.detects or max(known, default=0.0) > LEAST
+
+    def written(self) -> dict[str, Any]:
+        """As JSON takes it: null where a run diverged."""
+        lists = {k: v for k, v in asdict(self).items() if isinstance(v, list)}
+        finite = {k: [x if math.isfinite(x) else None for x in v] for k, v in lists.items()}
+        return {"seed": self.seed, "steps": self.steps, "metric": self.metric, **finite}
+
+
+def read_curves(
+    path: Path,
+    rate: Callable[[float], float],
+    steps: int,
+    seed: int,
+    classes: int,
+    *,
+    diverged: bool,
+) -> Curves:
+    """A run's curves at its evaluations; the training loss is the mean since the one before.
+
+    `rate`: the learning rate after a share of the run.
+    """
+    lines = read_metrics(RunDirectory(path).metrics)
+    tests = [line for line in lines if line["kind"] == "eval"]
+    trained = [line for line in lines if line["kind"] == "train"]
+    metric = metric_names(tests[0])[0] if tests else "top1"
+    rates: list[float] = []
+    train: list[float] = []
+    test: list[float] = []
+    accuracy: list[float] = []
+    before = 0
+    for line in tests:
+        since = [x for x in trained if before < x["step"] <= line["step"]]
+        known = [x["loss"] for x in since] or train[-1:]
+        if not known:
+            continue
+        before = line["step"]
+        rates.append(rate(line["step"] / steps))
+        train.append(sum(known) / len(known))
+        test.append(NAN if line["loss"] is None else line["loss"])
+        accuracy.append(line[metric])
+    if diverged:
+        last = max((line["step"] for line in lines), default=0)
+        rates.append(rate(min(1.0, (last + 1) / steps)))
+        train, test, accuracy = [*train, NAN], [*test, NAN], [*accuracy, NAN]
+    return Curves(seed, steps, rates, train, test, accuracy, classes, metric)
 
 
 @dataclass(frozen=True)
@@ -71,7 +178,7 @@ class Ramp:
 
 
 @dataclass(frozen=True)
-class Reading:
+class RunEstimate:
     """What one run's curves say; `max_lr` is None unless the verdict is `turn`."""
 
     max_lr: float | None
@@ -83,27 +190,27 @@ class Reading:
     suggestions: dict[str, float | None]
 
 
-def reading(curves: Curves) -> Reading:
+def estimate_max_lr(curves: Curves) -> RunEstimate:
     """The largest stable rate: where the loss turns up or the score falls, whichever first."""
     name, losses = curves.losses
     guess, _ = curves.guess
-    turns = [clues.turn(curves.rates, losses, name, guess)]
+    turns = [find_turn(curves.rates, losses, name, guess)]
     if curves.has_score:
         falling = [-value for value in curves.accuracies]
-        turns.append(clues.turn(curves.rates, falling, curves.score))
+        turns.append(find_turn(curves.rates, falling, curves.score))
     bounds = [turn.bounded_above for turn in turns]
     bound = min((rate for rate in bounds if rate is not None), default=None)
     found = [turn.rate for turn in turns if turn.rate is not None]
     max_lr = min(found) if found and (bound is None or min(found) < bound) else None
     silent = [] if curves.has_score else [f"{curves.score}: stays near 0, and says nothing"]
-    return Reading(
+    return RunEstimate(
         max_lr=max_lr,
         verdict="turn" if max_lr is not None else _verdict(curves, *(t.verdict for t in turns)),
         bounded_above=bound,
         spacing=1.0 if max_lr is None else _spacing(curves.rates, max_lr),
         evidence=[*(turn.evidence for turn in turns), *silent],
-        overfitting=clues.overfitting_rates(curves.rates, curves.test_losses, curves.errors),
-        suggestions=clues.suggestions(curves.rates, curves.train_losses),
+        overfitting=overfitting_rates(curves.rates, curves.test_losses, curves.errors),
+        suggestions=suggest_rates(curves.rates, curves.train_losses),
     )
 
 
@@ -131,7 +238,7 @@ def _spacing(rates: Sequence[float], rate: float) -> float:
 
 
 @dataclass(frozen=True)
-class Answer:
+class RangeTestResult:
     """What all runs say together; `max_lr` is the median over seeds of the full length.
 
     `reasons`: why it is not trusted, or what agreed.
@@ -170,7 +277,9 @@ class Answer:
         )
 
 
-def answer(readings: Sequence[Reading], half: Reading, end: float) -> Answer:
+def combine_estimates(
+    readings: Sequence[RunEstimate], half: RunEstimate, end: float
+) -> RangeTestResult:
     """The rate, and whether independent runs agree on it within a factor of two.
 
     Seeds count from 0, the run of half the steps has the next one. It is evidence only by a turn
@@ -184,12 +293,12 @@ def answer(readings: Sequence[Reading], half: Reading, end: float) -> Answer:
         if one.max_lr is None:
             reasons.append(f"seed {seed}: {_no_rate(one, end)}")
     if not found:
-        return Answer(None, readings[0].verdict, bound, False, reasons)
+        return RangeTestResult(None, readings[0].verdict, bound, False, reasons)
     if max(found) > FACTOR * min(found):
         reasons.append(f"between seeds it moves from {min(found):.3g} to {max(found):.3g}")
     if not below:
         reasons.append(f"a run is lost from {bound:.3g} on, below every rate found")
-        return Answer(None, "died", bound, False, reasons)
+        return RangeTestResult(None, "died", bound, False, reasons)
     # One of the rates seen, and none at which another run was lost
     middle, last = min(median_low(found), max(below)), len(readings)
     if half.max_lr is None:
@@ -206,10 +315,10 @@ def answer(readings: Sequence[Reading], half: Reading, end: float) -> Answer:
     if trusted:
         reasons = [f"{_seeds(last)} and, with half the steps, seed {last} agree within a factor of "
                    f"{FACTOR:g}"]  # fmt: skip
-    return Answer(middle, "turn", bound, trusted, reasons)
+    return RangeTestResult(middle, "turn", bound, trusted, reasons)
 
 
-def _no_rate(one: Reading, end: float) -> str:
+def _no_rate(one: RunEstimate, end: float) -> str:
     """Why a reading has no rate."""
     bound = one.bounded_above
     words = {
@@ -230,7 +339,7 @@ def _seeds(count: int) -> str:
     return f"seed{'s' if count > 1 else ''} {numbers}"
 
 
-def applied(recipe: Recipe, max_lr: float, momentum: tuple[float, float] | None) -> Recipe:
+def with_one_cycle(recipe: Recipe, max_lr: float, momentum: tuple[float, float] | None) -> Recipe:
     """The recipe with a 1cycle up to `max_lr`; every group keeps its ratio to the first."""
     ratio = max_lr / float(recipe.optim[0].options["lr"])
     rates = [

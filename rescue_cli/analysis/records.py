@@ -6,20 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from rescue_cli.errors import DataError
+from rescue_cli.metrics.names import METRICS, score
 from rescue_cli.recipe import Recipe, load, names, recipe_in, recipes_folder
 from rescue_cli.recipe.changes import differences
-from rescue_cli.rundir import (
-    METRICS,
-    RunDirectory,
-    read_command,
-    read_json,
-    read_result,
-    score,
-    write_json,
-)
+from rescue_cli.rundir import RunDirectory, read_command, read_json, read_result, write_json
 
 # Keys that say where and how a run was made, not what was trained.
-PLACE = (
+NOT_PROCEDURE = (
     "data.root", "data.train_root", "data.test_root", "data.resident", "train.seed",
     "train.precision", "train.log_every", "train.checkpoint_epochs", "train.checkpoint_minutes",
     "eval.every",
@@ -32,17 +25,17 @@ RESULT = (
 )  # fmt: skip
 
 
-def record_of(name: str) -> Path:
+def record_path(name: str) -> Path:
     return recipes_folder() / "records" / f"{name}.json"
 
 
-def add(runs: Sequence[Path], note: str | None) -> Path:
+def add_runs(runs: Sequence[Path], note: str | None) -> Path:
     """Adds finished runs of one shipped recipe to its record; raises `DataError`."""
     entries = [_entry(run, note) for run in runs]
     names = {recipe_in(run).name for run in runs}
     if len(names) != 1:
         raise DataError(f"records: runs of several recipes ({', '.join(sorted(names))}). Give one.")
-    path = record_of(names.pop())
+    path = record_path(names.pop())
     kept = read_json(path)["runs"] if path.exists() else []
     write_json(path, {"runs": _joined(kept, entries)})
     return path
@@ -105,20 +98,20 @@ def _is_path(key: str) -> bool:
     return key.startswith("data.") and key.endswith("root")
 
 
-def summary(name: str) -> str | None:
+def format_record(name: str) -> str | None:
     """`89.90 (3)`: mean top-1 and number of seeds of the whole procedure; `partly` for less."""
-    if not record_of(name).exists():
+    if not record_path(name).exists():
         return None
-    whole = [score(result) for result in measured(name, {})]
+    whole = [score(result) for result in recorded_results(name, {})]
     return f"{sum(whole) / len(whole):.2f} ({len(whole)})" if whole else "partly"
 
 
-def measured(name: str, differs: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+def recorded_results(name: str, differs: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """The result of each seed on record whose changes to the recipe are `differs`, the latest.
 
     What only says where and how a run was made is no change.
     """
-    path = record_of(name)
+    path = record_path(name)
     runs = read_json(path)["runs"] if path.exists() else []
     wanted = _procedure(differs)
     return list(
@@ -128,7 +121,7 @@ def measured(name: str, differs: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     )
 
 
-def changes(recipe: Recipe) -> dict[str, Any]:
+def changed_keys(recipe: Recipe) -> dict[str, Any]:
     """What a run's recipe changes of the procedure that is shipped under its name."""
     if recipe.name not in names():
         return {}
@@ -137,4 +130,4 @@ def changes(recipe: Recipe) -> dict[str, Any]:
 
 def _procedure(differs: Mapping[str, Any]) -> dict[str, Any]:
     """The changes that change what is trained or measured."""
-    return {key: values for key, values in differs.items() if key not in PLACE}
+    return {key: values for key, values in differs.items() if key not in NOT_PROCEDURE}

@@ -1,6 +1,8 @@
 """What can be compared: runs, sweeps, recipes' claims, and numbers that are typed in."""
 
+import math
 import os
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
@@ -11,24 +13,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rescue_cli import recipe as recipes
-from rescue_cli.analysis import sweep as sweeps
-from rescue_cli.analysis.stats import Sample, sample
-from rescue_cli.analysis.typed_results import short, typed
+from rescue_cli.analysis.stats import PERCENT, Sample, sample
+from rescue_cli.analysis.sweep import PREFIX, published_sample, read_sweep
 from rescue_cli.errors import DataError, UsageError
-from rescue_cli.rundir import (
-    RunDirectory,
-    label,
-    read_arrays,
-    read_metrics,
-    read_result,
-    score,
-    stem,
-)
+from rescue_cli.metrics.names import measurement_name, measurement_stem, score
+from rescue_cli.rundir import RunDirectory, read_arrays, read_metrics, read_result
 from rescue_cli.rundir.planned import How
 
 MAIN = ("val", "test")  # what data sets call their test images
 # What a search leaves, by what it is known by: a range test's picture, the page of `rescue tune`
 SEARCHES = {"lr-range.json": "lr-range.png", "tune.json": "tune.html"}
+NUMBER = r"[0-9]+(\.[0-9]+)?"
+TYPED = re.compile(rf"(?P<mean>{NUMBER})((±|\+-|\+/-)(?P<std>{NUMBER}))?(/(?P<n>[0-9]+))?")
+MOST_RUNS = 1_000_000  # of a number that is typed
 
 
 @dataclass(frozen=True)
@@ -67,7 +64,7 @@ class Images:
 
 
 @dataclass(frozen=True)
-class Operand:
+class Side:
     """One side of a comparison; `values` by seed where single runs are known."""
 
     name: str
@@ -82,19 +79,19 @@ class Operand:
 
     def curves(self) -> dict[int, list[Point]]:
         """Each run's evaluations."""
-        return {seed: points(path) for seed, path in self.paths.items()}
+        return {seed: read_points(path) for seed, path in self.paths.items()}
 
 
-def operands_of(words: Sequence[str]) -> list[Operand]:
+def load_sides(words: Sequence[str]) -> list[Side]:
     """What each word stands for; raises `UsageError` also where a run would count twice."""
-    sides = [operand(word) for word in words]
+    sides = [load_side(word) for word in words]
     for a, b in combinations(sides, 2):
-        if (said := shared(a, b)) is not None:
+        if (said := shared_run(a, b)) is not None:
             raise UsageError(f"compare: {said} Give one of them.")
     return sides
 
 
-def operand(text: str) -> Operand:
+def load_side(text: str) -> Side:
     """What a word of the command line stands for; raises `UsageError`, `DataError`."""
     path = Path(text)
     if os.path.isfile(RunDirectory(path).result):  # of the OS: True of no name that cannot be
@@ -106,12 +103,12 @@ def operand(text: str) -> Operand:
         expect = recipe.tree.get("expect")
         if not expect:
             raise UsageError(f"{text}: the recipe expects nothing. Give a run or a sweep of it.")
-        claim = sweeps.published(expect)
-        return Operand(f"{text} (expected)", claim, images=Images(recipe.data.name))
-    if (number := typed(text)) is not None:
-        return Operand(text, number)
+        claim = published_sample(expect)
+        return Side(f"{text} (expected)", claim, images=Images(recipe.data.name))
+    if (number := parse_typed_result(text)) is not None:
+        return Side(text, number)
     raise UsageError(
-        f"compare: '{short(text)}' is no run, no sweep, no recipe, and no number. "
+        f"compare: '{shorten(text)}' is no run, no sweep, no recipe, and no number. "
         "Give a directory, a recipe's name, or MEAN±STD/N as 79.72±0.10/100."
     )
 
@@ -121,38 +118,38 @@ def is_recipe(text: str) -> bool:
     return text in recipes.names() or (text.endswith(".yaml") and os.path.isfile(text))
 
 
-def _run(text: str, path: Path) -> Operand:
+def _run(text: str, path: Path) -> Side:
     result = read_result(RunDirectory(path))
     seed = int(result["seed"] or 0)
     value = score(result)
-    return Operand(
+    return Side(
         text,
         sample([value]),
         {seed: value},
         {seed: path},
         _images(result),
-        {label(entry, result["sets"]): {seed: score(entry)} for entry in result["sets"]},
+        {measurement_name(entry, result["sets"]): {seed: score(entry)} for entry in result["sets"]},
         _images_of(result),
     )
 
 
-def _sweep(text: str, path: Path) -> Operand:
+def _sweep(text: str, path: Path) -> Side:
     refuse_search(path)
-    found = sweeps.read(path)
+    found = read_sweep(path)
     if not found.results:
         raise DataError(
             f"{path}: none of its {found.counted.removeprefix('0 of ')} has a result. "
-            f"See {sweeps.PREFIX}N/failure.json, and run the sweep again."
+            f"See {PREFIX}N/failure.json, and run the sweep again."
             if found.lost
             else f"{path}: holds neither result.json nor seed-N/ with one. Give a run or a sweep."
         )
     values = {seed: score(result) for seed, result in found.results.items()}
     first = next(iter(found.results.values()))
-    return Operand(
+    return Side(
         text,
         sample(list(values.values())),
         values,
-        {seed: path / f"{sweeps.PREFIX}{seed}" for seed in values},
+        {seed: path / f"{PREFIX}{seed}" for seed in values},
         _images(first),
         {name: found.values(name) for name in found.measurements},
         _images_of(first),
@@ -160,7 +157,7 @@ def _sweep(text: str, path: Path) -> Operand:
     )
 
 
-def only(side: Operand, seeds: Collection[int]) -> Operand:
+def select_seeds(side: Side, seeds: Collection[int]) -> Side:
     """A sweep as if it had these seeds alone; raises `DataError` where none has a result."""
 
     def kept(by_seed: Mapping[int, Any]) -> dict[int, Any]:
@@ -193,10 +190,10 @@ def _images(entry: Mapping[str, Any]) -> Images:
 
 
 def _images_of(result: Mapping[str, Any]) -> dict[str, Images]:
-    return {label(entry, result["sets"]): _images(entry) for entry in result["sets"]}
+    return {measurement_name(entry, result["sets"]): _images(entry) for entry in result["sets"]}
 
 
-def unlike(sides: Sequence[Operand]) -> str | None:
+def different_images(sides: Sequence[Side]) -> str | None:
     """Which two sides were measured on other test images, as a sentence; None where none were."""
     for a, b in combinations(sides, 2):
         if a.images and b.images and not a.images.can_be(b.images):
@@ -204,7 +201,7 @@ def unlike(sides: Sequence[Operand]) -> str | None:
     return None
 
 
-def shared(a: Operand, b: Operand) -> str | None:
+def shared_run(a: Side, b: Side) -> str | None:
     """Which run two sides have in common, as a sentence; None where they have none."""
     theirs = {path.resolve(): path for path in b.paths.values()}
     for path in a.paths.values():
@@ -214,7 +211,7 @@ def shared(a: Operand, b: Operand) -> str | None:
     return None
 
 
-def points(path: Path) -> list[Point]:
+def read_points(path: Path) -> list[Point]:
     """A run's evaluations on its first measurement, with the seconds trained until each."""
     lines = read_metrics(RunDirectory(path).metrics)
     seconds = {line["step"]: line["seconds"] for line in lines if line["kind"] == "train"}
@@ -226,15 +223,15 @@ def points(path: Path) -> list[Point]:
     return list(found.values())
 
 
-def predictions(path: Path, name: str | None = None) -> dict[str, NDArray[Any]]:
+def load_predictions(path: Path, name: str | None = None) -> dict[str, NDArray[Any]]:
     """What a run said of the images of a measurement, its first by default; raises `DataError`."""
     run = RunDirectory(path)
     entries = read_result(run)["sets"]
-    named = {label(entry, entries): entry for entry in entries}
+    named = {measurement_name(entry, entries): entry for entry in entries}
     if name is not None and name not in named:
         raise DataError(f"{path}: was not measured on {name}. Measured: {', '.join(named)}.")
     entry = entries[0] if name is None else named[name]
-    file = run.predictions(stem(entry, entries))
+    file = run.predictions(measurement_stem(entry, entries))
     if not file.is_file():
         raise DataError(f"{path}: has no stored predictions. Evaluate it: rescue eval {path}")
     arrays = read_arrays(file)
@@ -248,19 +245,19 @@ def predictions(path: Path, name: str | None = None) -> dict[str, NDArray[Any]]:
     return arrays
 
 
-def right(arrays: Mapping[str, NDArray[Any]]) -> NDArray[np.bool_]:
+def correct_predictions(arrays: Mapping[str, NDArray[Any]]) -> NDArray[np.bool_]:
     """Which test images were called right, in the order of the set; any label of several is."""
     labels = arrays["labels"]
     found: NDArray[np.bool_] = (arrays["top"][:, :1] == labels.reshape(len(labels), -1)).any(1)
     return found
 
 
-def count_of(path: Path) -> int:
+def test_image_count(path: Path) -> int:
     """The test images of a run's first measurement."""
     return int(read_result(RunDirectory(path))["count"])
 
 
-def reached(curves: Mapping[int, list[Point]], top1: float) -> dict[int, Point]:
+def first_reaching(curves: Mapping[int, list[Point]], top1: float) -> dict[int, Point]:
     """The first evaluation of each run that has at least that accuracy."""
     firsts = {
         seed: next((p for p in line if p.top1 >= top1), None) for seed, line in curves.items()
@@ -268,7 +265,7 @@ def reached(curves: Mapping[int, list[Point]], top1: float) -> dict[int, Point]:
     return {seed: point for seed, point in firsts.items() if point is not None}
 
 
-def at_equal(a: Operand, b: Operand, what: str) -> tuple[float, Operand, Operand] | None:
+def at_equal_budget(a: Side, b: Side, what: str) -> tuple[float, Side, Side] | None:
     """Both as they stood at the last `epoch`, or `seconds`, that every run of both had come to."""
     curves = [a.curves(), b.curves()]
     lines = [line for side in curves for line in side.values()]
@@ -283,14 +280,81 @@ def at_equal(a: Operand, b: Operand, what: str) -> tuple[float, Operand, Operand
             if not before:
                 return None
             values[seed] = before[-1]
-        sides.append(Operand(side.name, sample(list(values.values())), values))
+        sides.append(Side(side.name, sample(list(values.values())), values))
     return end, sides[0], sides[1]
 
 
-def steps_of(path: Path) -> tuple[Any, int]:
+def recipe_and_epoch_length(path: Path) -> tuple[Any, int]:
     """The run's recipe, and the updates of an epoch; raises `DataError` where neither can tell."""
     recipe = recipes.recipe_in(path)
     lines = read_metrics(RunDirectory(path).metrics)
     if not lines[-1]["epoch"]:
         raise DataError(f"{path}: all of metrics.jsonl is of epoch 0. Train the run further.")
     return recipe, max(1, round(lines[-1]["step"] / lines[-1]["epoch"]))
+
+
+def parse_typed_result(text: str) -> Sample | None:
+    """What `MEAN±STD/N` says, None of other words.
+
+    Raises `UsageError` for what no runs can have.
+    """
+    match = TYPED.fullmatch(text)
+    if match is None:
+        return None
+    mean, text, alone = float(match["mean"]), shorten(text), shorten(match["mean"])
+    if not mean <= PERCENT[1]:
+        raise UsageError(f"compare: '{text}' is no accuracy in percent. Give 0 to 100.")
+    if match["std"] is not None and match["n"] is None:
+        raise UsageError(
+            f"compare: '{text}' does not say of how many runs. Write {text}/N, or {alone}."
+        )
+    digits = (match["n"] or "1").lstrip("0")
+    n = int(digits or 0) if len(digits) <= len(str(MOST_RUNS)) else MOST_RUNS + 1
+    if not 1 <= n <= MOST_RUNS:
+        raise UsageError(
+            f"compare: '{text}' is not of 1 to {MOST_RUNS:,} runs. Write MEAN±STD/N, N the runs."
+        )
+    if match["std"] is None:
+        return Sample(mean, None, n)
+    if n == 1:
+        raise UsageError(
+            f"compare: '{text}' has a std, and one run has none. "
+            f"Write how many runs it is of, or {alone}."
+        )
+    std = float(match["std"])
+    largest = PERCENT[1] / 2 * math.sqrt(n / (n - 1))  # half of the runs at each end
+    if not std <= largest:
+        raise UsageError(
+            f"compare: '{text}' has a std that no {n} accuracies in percent have. "
+            f"Give 0 to {largest:.1f}."
+        )
+    return Sample(mean, std, n)
+
+
+def shorten(text: str) -> str:
+    """A word as an error has room for it, what cannot be printed written out."""
+    shown = text if text.isprintable() else ascii(text)[1:-1]
+    return shown if len(shown) <= 60 else f"{shown[:57]}..."
+
+
+def group_comparable(sides: Sequence[Side]) -> tuple[list[list[Side]], list[str]]:
+    """The sides in groups that may be compared within, and why they are not one, in sentences.
+
+    A group of one is compared with none.
+    """
+    groups: list[list[Side]] = []
+    why = []
+    for side in sides:
+        reasons = [[_apart(other, side) for other in group] for group in groups]
+        fits = [group for group, said in zip(groups, reasons, strict=True) if not any(said)]
+        if fits:
+            fits[0].append(side)
+            continue
+        why += [next(reason for reason in said if reason) for said in reasons]
+        groups.append([side])
+    return groups, why
+
+
+def _apart(a: Side, b: Side) -> str | None:
+    """Why two sides are not compared with each other, as a sentence; None where they may be."""
+    return shared_run(a, b) or different_images([a, b])

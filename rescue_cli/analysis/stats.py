@@ -1,14 +1,13 @@
-"""What samples of runs say: intervals, tests, what could have been seen; by scipy."""
+"""Statistics of samples of runs: intervals, t-tests, power, permutation tests; by scipy."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
-
-from rescue_cli.analysis.power import detectable, needed, t_quantile, two_sided, upper_bound
 
 CONFIDENCE = 0.95
 LEVEL = 0.05  # of a test that stands alone
@@ -16,6 +15,15 @@ PERCENT = (0.0, 100.0)  # where accuracies can be
 FEWEST = 3  # runs; of fewer Welch's degrees of freedom are too many, and the smaller n - 1 stands
 NOISE = 1e-9  # of the values: a spread below it is that of rounding, and none
 Floats = Sequence[float] | NDArray[np.float64]
+POWER = 0.8
+SURE = 0.8  # that the standard deviation planned with is not below the true one
+FAR = 5.0  # standard errors
+NORMAL_95 = 1.959964  # standard errors of a 95 % interval of known spread
+MOST = 1_000_000  # runs
+EXACT = 20_000  # arrangements up to which a permutation test goes through all of them
+DRAWS = 20_000  # normal samples that a skewness is held against
+SKEWED = 0.99  # of normal samples of as many runs are less skewed than one that is warned of
+EDGE = 1e-9
 
 
 @dataclass(frozen=True)
@@ -44,7 +52,7 @@ class Difference:
         """Two-sided, that there is no difference; None where no spread is known."""
         if self.error is None or self.freedom is None:
             return None
-        return two_sided(self.mean / self.error, self.freedom)
+        return two_sided_p(self.mean / self.error, self.freedom)
 
     def interval(self, level: float = LEVEL) -> tuple[float, float] | None:
         """Of the mean, with confidence 1 - `level`."""
@@ -57,7 +65,7 @@ class Difference:
         """The true difference that these runs see in 4 of 5 cases, by a test at `level`."""
         if self.error is None or self.freedom is None:
             return None
-        return detectable(self.error, self.freedom, level)
+        return detectable_difference(self.error, self.freedom, level)
 
     def needed(self, want: float, level: float = LEVEL) -> int | None:
         """Runs of each to see a difference of `want` in 4 of 5 cases.
@@ -67,8 +75,8 @@ class Difference:
         """
         if self.freedom is None or not self.std:
             return None
-        bound = upper_bound(self.std, self.freedom)
-        return needed(want, bound, level, paired=self.paired)
+        bound = std_upper_bound(self.std, self.freedom)
+        return runs_needed(want, bound, level, paired=self.paired)
 
     @property
     def effect(self) -> float | None:
@@ -95,7 +103,7 @@ def _spread(values: Floats, mean: float, size: float) -> float:
     return found if found > NOISE * max(1.0, size) else 0.0
 
 
-def wilson(right: float, count: int) -> tuple[float, float]:
+def wilson_interval(right: float, count: int) -> tuple[float, float]:
     """95 % interval of an accuracy in percent by the test images drawn (Wilson 1927).
 
     `right`: how many of `count` images were classified correctly.
@@ -106,7 +114,7 @@ def wilson(right: float, count: int) -> tuple[float, float]:
     return 100 * float(band.low), 100 * float(band.high)
 
 
-def mean_of_proportions(
+def mean_of_proportions_interval(
     right: NDArray[np.float64], counts: NDArray[np.float64]
 ) -> tuple[float, float]:
     """95 % interval, in percent, of the mean over classes of `right / counts`, by the images drawn.
@@ -126,7 +134,7 @@ def mean_of_proportions(
     return max(0.0, 100 * float(low)), min(100.0, 100 * float(high))
 
 
-def interval(
+def t_interval(
     of: Sample, within: tuple[float, float] = (-math.inf, math.inf)
 ) -> tuple[float, float] | None:
     """95 % interval of the mean by Student's t; None for fewer than two runs.
@@ -139,7 +147,7 @@ def interval(
     return max(within[0], of.mean - half), min(within[1], of.mean + half)
 
 
-def difference(a: Sample, b: Sample) -> Difference:
+def welch_test(a: Sample, b: Sample) -> Difference:
     """b less a for independent runs, by Welch's t-test.
 
     A sample of one run borrows the other's std, and the difference says so. Without an error where
@@ -153,7 +161,7 @@ def difference(a: Sample, b: Sample) -> Difference:
     return replace(found, error=error, freedom=freedom, std=_pooled(a, b), borrowed=alone)
 
 
-def paired_difference(a: Floats, b: Floats) -> Difference:
+def paired_t_test(a: Floats, b: Floats) -> Difference:
     """As `difference`, run by run for runs of equal seeds, by the paired t-test."""
     differences = np.asarray(b, dtype=np.float64) - np.asarray(a, dtype=np.float64)
     n = len(differences)
@@ -166,7 +174,7 @@ def paired_difference(a: Floats, b: Floats) -> Difference:
     return replace(found, error=std / math.sqrt(n), freedom=n - 1, std=std)
 
 
-def holm(p_values: Floats) -> list[float]:
+def holm_correction(p_values: Floats) -> list[float]:
     """Holm's correction: p-values that may be judged together."""
     order = np.argsort(p_values)
     corrected = [0.0] * len(p_values)
@@ -177,7 +185,7 @@ def holm(p_values: Floats) -> list[float]:
     return corrected
 
 
-def mcnemar(right_a: NDArray[np.bool_], right_b: NDArray[np.bool_]) -> tuple[int, int, float]:
+def mcnemar_test(right_a: NDArray[np.bool_], right_b: NDArray[np.bool_]) -> tuple[int, int, float]:
     """On the same images: only a right, only b right, and the exact two-sided p (McNemar)."""
     from scipy.stats import binomtest
 
@@ -187,21 +195,21 @@ def mcnemar(right_a: NDArray[np.bool_], right_b: NDArray[np.bool_]) -> tuple[int
     return only_a, only_b, float(binomtest(only_a, only_a + only_b).pvalue)
 
 
-def fisher(diverged: Sequence[int], finished: Sequence[int]) -> float:
+def fisher_exact_test(diverged: Sequence[int], finished: Sequence[int]) -> float:
     """Two-sided p that runs of both sides diverge equally often (Fisher's exact test)."""
     from scipy.stats import fisher_exact
 
     return float(fisher_exact([diverged, finished]).pvalue)
 
 
-def pearson(a: Floats, b: Floats) -> float | None:
+def pearson_r(a: Floats, b: Floats) -> float | None:
     """The correlation of pairs; None where one side has no spread."""
     if sample(a).std == 0 or sample(b).std == 0:
         return None
     return float(np.corrcoef(a, b)[0, 1])
 
 
-def correlation(a: Floats, b: Floats) -> tuple[float, float, float]:
+def correlation_interval(a: Floats, b: Floats) -> tuple[float, float, float]:
     """Pearson's r with its 95 % interval (Fisher), for at least four pairs."""
     from scipy.stats import pearsonr
 
@@ -227,14 +235,14 @@ def expected_maximum(of: Sample, n: int) -> float | None:
 
 
 @dataclass(frozen=True)
-class Chosen:
+class BestSeedBias:
     """The best seed by one set: how far above the mean it stands there and on the other."""
 
     inflation: tuple[float, float, float]  # on the set that chose; with the 95 % of such sweeps
     remains: tuple[float, float, float]  # on the other
 
 
-def chosen_best(by: Floats, other: Floats, draws: int = 10_000) -> Chosen:
+def best_seed_bias(by: Floats, other: Floats, draws: int = 10_000) -> BestSeedBias:
     """What choosing the best seed on one set is worth there and elsewhere.
 
     The bands are what chance gives in sweeps like this one, and not intervals of the numbers: as
@@ -249,13 +257,13 @@ def chosen_best(by: Floats, other: Floats, draws: int = 10_000) -> Chosen:
     best = drawn[:, :, 0].argmax(1)
     inflated, remaining = drawn[np.arange(draws), best].T
     now = int(first.argmax())
-    return Chosen(
-        (float(first[now] - first.mean()), *band(inflated)),
-        (float(second[now] - second.mean()), *band(remaining)),
+    return BestSeedBias(
+        (float(first[now] - first.mean()), *percentile_interval(inflated)),
+        (float(second[now] - second.mean()), *percentile_interval(remaining)),
     )
 
 
-def band(drawn: NDArray[np.float64]) -> tuple[float, float]:
+def percentile_interval(drawn: NDArray[np.float64]) -> tuple[float, float]:
     """The 95 % interval of what a bootstrap has drawn, by its quantiles."""
     low, high = np.quantile(drawn, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return float(low), float(high)
@@ -284,3 +292,158 @@ def _pooled(a: Sample, b: Sample) -> float:
     known = [s for s in (a, b) if s.std is not None and s.n > 1]
     weights = sum(s.n - 1 for s in known)
     return math.sqrt(sum((s.n - 1) * (s.std or 0.0) ** 2 for s in known) / weights)
+
+
+def t_quantile(freedom: float, level: float) -> float:
+    """The bound of a two-sided t-test at that level, in standard errors."""
+    from scipy.special import stdtrit
+
+    return float(stdtrit(freedom, 1 - level / 2))
+
+
+def two_sided_p(t: float, freedom: float) -> float:
+    """The p of a t-test, given its statistic."""
+    from scipy.special import stdtr
+
+    return float(2 * stdtr(freedom, -abs(t)))
+
+
+def detectable_difference(error: float, freedom: float, level: float) -> float:
+    """The true difference that the test sees in 80 % of cases, by the noncentral t."""
+    from scipy.optimize import brentq
+
+    high = 4.0
+    while _power(high, freedom, level) < POWER:
+        high *= 2
+    return error * float(brentq(lambda d: _power(d, freedom, level) - POWER, 0.0, high))
+
+
+def std_upper_bound(std: float, freedom: float) -> float:
+    """The standard deviation that the true one is below with 80 % confidence (Browne 1995).
+
+    Runs planned with a pilot's own standard deviation fall short in half of the cases.
+    """
+    from scipy.stats import chi2
+
+    return std * math.sqrt(freedom / float(chi2.ppf(1 - SURE, freedom)))
+
+
+def runs_needed(want: float, std: float, level: float, *, paired: bool) -> int | None:
+    """Runs of each for 80 % power at a difference of `want`; None where that is past a million.
+
+    `std`: of single runs, of differences where they are `paired`.
+    """
+
+    def power(n: int) -> float:
+        error = std * math.sqrt((1 if paired else 2) / n)
+        return _power(want / error, n - 1 if paired else 2 * n - 2, level)
+
+    low, high = 2, 2
+    while power(high) < POWER:
+        low, high = high, 2 * high
+        if high > MOST:
+            return None
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if power(middle) >= POWER else (middle + 1, high)
+    return high
+
+
+def _power(noncentrality: float, freedom: float, level: float) -> float:
+    """How often a two-sided t-test sees a difference of so many standard errors."""
+    from scipy.stats import nct
+
+    bound = t_quantile(freedom, level)
+    above = float(nct.sf(bound, freedom, noncentrality))
+    if noncentrality > FAR:  # the other tail is next to nothing, and scipy's series for it fails
+        return above
+    return above + float(nct.cdf(-bound, freedom, noncentrality))
+
+
+def interquartile_mean(values: Floats) -> float:
+    """The mean without the lowest and the highest quarter (Agarwal et al. 2021, "rliable")."""
+    from scipy.stats import trim_mean
+
+    return float(trim_mean(np.asarray(values, dtype=np.float64), 0.25))
+
+
+def is_skewed(values: Floats) -> bool:
+    """Whether the sample is more skewed than 99 % of normal samples of its size.
+
+    Then a t-test and its interval promise more than they keep: a few seeds that nearly diverge are
+    the usual cause. Never of two values, or of equal ones.
+    """
+    found = np.asarray(values, dtype=np.float64)
+    if len(found) < 3 or np.ptp(found) == 0:
+        return False
+    return bool(abs(_skewness(found[None])[0]) > _skewness_bound(len(found)))
+
+
+@cache
+def _skewness_bound(n: int) -> float:
+    """The 99 % quantile of the absolute skewness of n normal values, by a fixed simulation."""
+    drawn = np.random.default_rng(0).standard_normal((max(1000, DRAWS // max(1, n // 50)), n))
+    return float(np.quantile(np.abs(_skewness(drawn)), SKEWED))
+
+
+def _skewness(samples: NDArray[np.float64]) -> NDArray[np.float64]:
+    centred = samples - samples.mean(1, keepdims=True)
+    found: NDArray[np.float64] = (centred**3).mean(1) / (centred**2).mean(1) ** 1.5
+    return found
+
+
+def probability_of_superiority(a: Floats, b: Floats) -> tuple[float, float, float]:
+    """The probability that a run of b beats one of a, a tie counting half; its 95 % interval.
+
+    Mann and Whitney's U over all pairs; the interval is Newcombe's method 5 (2006), which neither
+    shrinks to a point nor leaves 0 to 1 where the samples do not overlap, by Student's t.
+    """
+    from scipy.optimize import brentq
+
+    first, second = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    above = second[None, :] - first[:, None]
+    theta = float(((above > 0) + 0.5 * (above == 0)).mean())
+    m, n = len(first), len(second)
+    weight = (m + n) / 2 - 1
+    bound = t_quantile(m + n - 2, 0.05)
+
+    def beyond(x: float) -> float:
+        """Squared distance of x from theta less what x's standard errors allow."""
+        variance = x * (1 - x) * (1 + weight * ((1 - x) / (2 - x) + x / (1 + x))) / (m * n)
+        return (x - theta) ** 2 - bound**2 * variance
+
+    inside = min(max(theta, EDGE), 1 - EDGE)  # at 0 and 1 `beyond` has a root that bounds nothing
+    low = float(brentq(beyond, 0.0, inside)) if theta > 0 else 0.0
+    high = float(brentq(beyond, inside, 1.0)) if theta < 1 else 1.0
+    return theta, low, high
+
+
+def sign_flip_test(differences: Floats) -> float:
+    """Two-sided p by flipping signs: every way of them, or 20,000 drawn by a fixed seed."""
+    from scipy.stats import permutation_test
+
+    values = np.asarray(differences, dtype=np.float64)
+    found = permutation_test(
+        (values,),
+        lambda x, axis: np.mean(x, axis=axis),
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=np.inf if 2.0 ** len(values) <= EXACT else EXACT,
+        rng=np.random.default_rng(0),
+    )
+    return float(found.pvalue)
+
+
+def two_sample_permutation_test(a: Floats, b: Floats) -> float:
+    """Two-sided p by exchanging runs between the two: every way of it, or 20,000 drawn."""
+    from scipy.stats import permutation_test
+
+    found = permutation_test(
+        (np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)),
+        lambda x, y, axis: np.mean(y, axis=axis) - np.mean(x, axis=axis),
+        permutation_type="independent",
+        vectorized=True,
+        n_resamples=np.inf if math.comb(len(a) + len(b), len(a)) <= EXACT else EXACT,
+        rng=np.random.default_rng(0),
+    )
+    return float(found.pvalue)

@@ -9,17 +9,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rescue_cli.analysis import records, sweep
-from rescue_cli.analysis.agreement import demand_one_recipe, demand_one_test
-from rescue_cli.analysis.compare import pairs_of
-from rescue_cli.analysis.sides import Operand, operand
-from rescue_cli.analysis.stats import Sample, difference, sample
+from rescue_cli.analysis.compare import compare_pairs
+from rescue_cli.analysis.consistency import check_same_recipe, check_same_test
+from rescue_cli.analysis.sides import Side, load_side
+from rescue_cli.analysis.stats import Sample, sample, welch_test
 from rescue_cli.errors import UsageError, did_you_mean
+from rescue_cli.metrics.names import METRICS, score
 from rescue_cli.recipe import SECTIONS, Recipe, read_text, recipes_folder
 from rescue_cli.recipe import load as load_recipe
 from rescue_cli.recipe.changes import differences
 from rescue_cli.recipe.schema import Positive, PositiveInt, check
 from rescue_cli.recipe.yaml import read
-from rescue_cli.rundir import METRICS, RunDirectory, read_result, score
+from rescue_cli.rundir import RunDirectory, read_result
 from rescue_cli.rundir.planned import Lost, lost_of, planned, told_lost
 
 STEPS = 4  # runs of a point of Smith's, with 0, 4, 8 and 12 images more in a batch
@@ -38,10 +39,10 @@ class Snapshot:
 
 
 @dataclass(frozen=True)
-class Compared:
+class ComparedRows:
     """Rows with what their runs come to, and what may be claimed of each pair."""
 
-    sides: Sequence[Operand]
+    sides: Sequence[Side]
     pairs: Sequence[Mapping[str, Any]]
 
 
@@ -88,16 +89,16 @@ class Study:
         return "our own" if self.paper is None else f"{self.paper['title']}, {self.paper['table']}"
 
 
-def names() -> dict[str, Path]:
+def study_files() -> dict[str, Path]:
     """The shipped studies' files by name."""
     return {file.stem: file for file in sorted((recipes_folder() / "studies").glob("*.yaml"))}
 
 
-def load(name: str) -> Study:
+def load_study(name: str) -> Study:
     """The study of that name, or in that file; raises `UsageError`."""
-    file = Path(name) if name.endswith(".yaml") else names().get(name)
+    file = Path(name) if name.endswith(".yaml") else study_files().get(name)
     if file is None or not file.is_file():
-        raise UsageError(f"study: '{name}' is not known. {did_you_mean(name, names())}")
+        raise UsageError(f"study: '{name}' is not known. {did_you_mean(name, study_files())}")
     tree = read(read_text(file), file.name)
     study = Study(**check(f"study {file.stem}", tree, Study))
     if study.pairs and study.points != "seeds":
@@ -105,20 +106,20 @@ def load(name: str) -> Study:
     return study
 
 
-def cells(study: Study, overrides: Sequence[str] = ()) -> list[tuple[Cell, Recipe | None]]:
+def resolve_cells(study: Study, overrides: Sequence[str] = ()) -> list[tuple[Cell, Recipe | None]]:
     """Each cell with its recipe resolved, the user's `overrides` last; raises `UsageError`."""
     found = []
     for number, tree in enumerate(study.cells, 1):
         cell = Cell(**check(f"study {study.name}, row {number}", tree, Cell))
         recipe = None
         if cell.recipe is not None:
-            more = expanded(study, cell, overrides)
+            more = expand_options(study, cell, overrides)
             recipe = load_recipe(cell.recipe, [*study.set, *cell.set, *overrides, *more])
         found.append((cell, recipe))
     return found
 
 
-def expanded(study: Study, cell: Cell, overrides: Sequence[str]) -> list[str]:
+def expand_options(study: Study, cell: Cell, overrides: Sequence[str]) -> list[str]:
     """The overrides that the study's `model` and `epochs` stand for, beside all other changes."""
     if cell.recipe is None or (study.model is None and study.epochs is None):
         return []
@@ -132,7 +133,7 @@ def expanded(study: Study, cell: Cell, overrides: Sequence[str]) -> list[str]:
     return found
 
 
-def runs(study: Study, recipe: Recipe, seeds: int | None) -> dict[str, Recipe]:
+def cell_runs(study: Study, recipe: Recipe, seeds: int | None) -> dict[str, Recipe]:
     """The runs of a cell by the names of their folders; None: as many as its points have."""
     if study.points == "seeds" or seeds is not None:
         count = seeds or study.seeds
@@ -152,7 +153,7 @@ def runs(study: Study, recipe: Recipe, seeds: int | None) -> dict[str, Recipe]:
     return found
 
 
-def snapshot_of(study: Study, cell: Cell) -> Snapshot | None:
+def parse_snapshot(study: Study, cell: Cell) -> Snapshot | None:
     """Where the cell begins, if not at the beginning; raises `UsageError`."""
     if cell.from_snapshot is None:
         return None
@@ -165,7 +166,7 @@ def snapshot_of(study: Study, cell: Cell) -> Snapshot | None:
     return found
 
 
-def check_last(study: Study, row: int, recipe: Recipe, source: Recipe | None) -> None:
+def check_last_snapshot(study: Study, row: int, recipe: Recipe, source: Recipe | None) -> None:
     """Raises `UsageError` where a row that begins with another's last state would train on."""
     changed = {} if source is None else differences(source.tree, recipe.tree)
     own = [k for k in changed if k.partition(".")[0] in SECTIONS and not k.startswith("eval.")]
@@ -178,7 +179,7 @@ def check_last(study: Study, row: int, recipe: Recipe, source: Recipe | None) ->
         )
 
 
-def rows(
+def table_rows(
     study: Study, overrides: Sequence[str] = (), folder: Path | None = None
 ) -> list[dict[str, Any]]:
     """For each cell its recipe, the columns' values, the paper's figures, and what was measured.
@@ -189,8 +190,10 @@ def rows(
     `seconds_train` is the mean of those that have a result.
     """
     found = []
-    for number, (cell, recipe) in enumerate(cells(study, overrides), 1):
-        results, lost = ends(study, None if folder is None else folder / row_folder(number))
+    for number, (cell, recipe) in enumerate(resolve_cells(study, overrides), 1):
+        results, lost = read_cell_runs(
+            study, None if folder is None else folder / row_folder(number)
+        )
         seconds = [float(result["seconds_train"]) for result in results.values()]
         found.append(
             {
@@ -208,7 +211,9 @@ def rows(
     return found
 
 
-def ends(study: Study, folder: Path | None) -> tuple[dict[str, Mapping[str, Any]], dict[str, Lost]]:
+def read_cell_runs(
+    study: Study, folder: Path | None
+) -> tuple[dict[str, Mapping[str, Any]], dict[str, Lost]]:
     """The results of a row's runs by name, and how those ended that have none.
 
     Raises `DataError` where they differ in more than a row's runs may.
@@ -216,8 +221,8 @@ def ends(study: Study, folder: Path | None) -> tuple[dict[str, Mapping[str, Any]
     if folder is None:
         return {}, {}
     if study.points == "seeds":
-        names = [path.name for path in sweep.folders_of(folder).values()]
-        demand_one_recipe([folder / name for name in names])
+        names = [path.name for path in sweep.seed_folders(folder).values()]
+        check_same_recipe([folder / name for name in names])
     else:
         there = sorted(path.parent.name for path in folder.glob("*/recipe.yaml"))
         names = list(dict.fromkeys([*planned(folder), *there]))
@@ -225,26 +230,26 @@ def ends(study: Study, folder: Path | None) -> tuple[dict[str, Mapping[str, Any]
     results: dict[str, Mapping[str, Any]] = {
         name: read_result(run) for name, run in runs.items() if run.result.is_file()
     }
-    demand_one_test({folder / name: result for name, result in results.items()})
+    check_same_test({folder / name: result for name, result in results.items()})
     return results, {name: lost_of(run) for name, run in runs.items() if name not in results}
 
 
-def compared(study: Study, rows: Sequence[Mapping[str, Any]], folder: Path) -> Compared:
+def compare_rows(study: Study, rows: Sequence[Mapping[str, Any]], folder: Path) -> ComparedRows:
     """The rows that have runs in the folder, by their first column, each against each other.
 
     Nothing of a study that does not compare its rows.
     """
-    sides: list[Operand] = []
+    sides: list[Side] = []
     for row in rows if study.pairs else ():
         if row["runs"]["n"]:
-            side = operand(str(folder / row_folder(row["row"])))
-            name = shown(next(iter(row["columns"].values())))
+            side = load_side(str(folder / row_folder(row["row"])))
+            name = format_value(next(iter(row["columns"].values())))
             taken = name in [other.name for other in sides]
             sides.append(replace(side, name=f"row {row['row']}" if taken else name))
-    return Compared(sides, pairs_of(sides))
+    return ComparedRows(sides, compare_pairs(sides))
 
 
-def shown(value: Any) -> str:
+def format_value(value: Any) -> str:
     """A column's value as the tables have it."""
     if isinstance(value, list):
         return ", ".join(map(str, value))
@@ -282,8 +287,8 @@ def _measured(
     cell: Cell, recipe: Recipe, results: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any] | None:
     if not results:
-        changed = records.changes(recipe)
-        results = records.measured(recipe.name, {k: list(v) for k, v in changed.items()})
+        changed = records.changed_keys(recipe)
+        results = records.recorded_results(recipe.name, {k: list(v) for k, v in changed.items()})
     if not results:
         return None
     metric = next((metric for metric in cell.paper if metric in METRICS), None)
@@ -291,5 +296,5 @@ def _measured(
     found = {"mean": ours.mean, "std": ours.std, "n": ours.n, "p": None}
     if cell.paper:
         paper = Sample(next(iter(cell.paper.values())), cell.std, cell.n or 1)
-        found["p"] = difference(paper, ours).p
+        found["p"] = welch_test(paper, ours).p
     return found

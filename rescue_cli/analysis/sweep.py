@@ -9,27 +9,20 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from rescue_cli.analysis.agreement import demand_one_recipe, demand_one_test, demand_seeds
+from rescue_cli.analysis.consistency import check_same_recipe, check_same_test, check_seeds
 from rescue_cli.analysis.stats import (
     PERCENT,
     Sample,
-    chosen_best,
-    correlation,
+    best_seed_bias,
+    correlation_interval,
     expected_maximum,
-    interval,
     sample,
+    t_interval,
 )
 from rescue_cli.errors import DataError, UsageError
 from rescue_cli.formatting import counted
-from rescue_cli.rundir import (
-    METRICS,
-    RunDirectory,
-    label,
-    metrics_of,
-    read_metrics,
-    read_result,
-    score,
-)
+from rescue_cli.metrics.names import METRICS, measurement_name, metric_names, score
+from rescue_cli.rundir import RunDirectory, read_metrics, read_result
 from rescue_cli.rundir.planned import Lost, counted_lost, lost_of, planned, told_lost
 
 PREFIX = "seed-"
@@ -65,7 +58,9 @@ class Sweep:
     def values(self, name: str) -> dict[int, float]:
         """Top-1 in percent of each finished seed on a measurement, see `measurements`."""
         return {
-            seed: next(score(e) for e in result["sets"] if label(e, result["sets"]) == name)
+            seed: next(
+                score(e) for e in result["sets"] if measurement_name(e, result["sets"]) == name
+            )
             for seed, result in self.results.items()
         }
 
@@ -73,21 +68,21 @@ class Sweep:
     def measurements(self) -> list[str]:
         """What every run measured: the sets, and size, crop or TTA where they are several."""
         first = next(iter(self.results.values()), None)
-        return [] if first is None else [label(e, first["sets"]) for e in first["sets"]]
+        return [] if first is None else [measurement_name(e, first["sets"]) for e in first["sets"]]
 
 
-def metric_of(sweep: Sweep) -> str:
+def metric_label(sweep: Sweep) -> str:
     """What the seeds are judged by, as tables call it."""
     first = next(iter(sweep.results.values()))
-    return METRICS[metrics_of(first)[0]]
+    return METRICS[metric_names(first)[0]]
 
 
-def read(path: Path) -> Sweep:
+def read_sweep(path: Path) -> Sweep:
     """The sweep in a folder: what was planned there, and every other seed that is there.
 
     Raises `DataError` where its runs differ in more than their seed, and for a file that is wrong.
     """
-    folders = folders_of(path)
+    folders = seed_folders(path)
     results: dict[int, Mapping[str, Any]] = {}
     lost = {}
     for seed, folder in folders.items():
@@ -96,13 +91,13 @@ def read(path: Path) -> Sweep:
             results[seed] = read_result(run)
         else:
             lost[seed] = lost_of(run)
-    demand_seeds(folders, results)
-    demand_one_recipe(list(folders.values()))
-    demand_one_test({folders[seed]: result for seed, result in results.items()})
+    check_seeds(folders, results)
+    check_same_recipe(list(folders.values()))
+    check_same_test({folders[seed]: result for seed, result in results.items()})
     return Sweep(path, results, lost)
 
 
-def folders_of(path: Path) -> dict[int, Path]:
+def seed_folders(path: Path) -> dict[int, Path]:
     """A sweep's run directories by seed, planned or there.
 
     Raises `DataError` for one whose name may or may not be meant for a seed: `seed-0.bak`.
@@ -125,7 +120,7 @@ def _holds_run(folder: Path) -> bool:
     return run.recipe.is_file() or run.result.is_file() or run.failure.is_file()
 
 
-def seeds_of(text: str) -> list[int]:
+def parse_seeds(text: str) -> list[int]:
     """`100`: 0 to 99; `0-9`: both ends; `3,7,11`. Raises `UsageError`."""
     parts = [f"0-{int(text) - 1}"] if COUNT.fullmatch(text) else text.split(",")
     found: list[int] = []
@@ -142,7 +137,7 @@ def seeds_of(text: str) -> list[int]:
     return found
 
 
-def summary(sweep: Sweep) -> dict[str, Any]:
+def summarize_sweep(sweep: Sweep) -> dict[str, Any]:
     """The stable keys of `--json`: per measurement mean, std, min, max and seed 0, and the rest.
 
     `peak`: what the best of so many seeds was to be expected to reach, and what choosing it on one
@@ -168,7 +163,7 @@ def _row(values: Mapping[int, float]) -> dict[str, Any]:
     return {
         "mean": found.mean,
         "std": found.std,
-        "interval": interval(found, PERCENT),
+        "interval": t_interval(found, PERCENT),
         "min": min(values.values()),
         "max": max(values.values()),
         "seed0": values.get(0),
@@ -183,7 +178,7 @@ def _peak(sweep: Sweep, name: str) -> dict[str, Any] | None:
     found: dict[str, Any] = {"expected_maximum": expected_maximum(sample(values), len(values))}
     for other in sweep.measurements:
         if other != name:
-            chosen = chosen_best(values, list(sweep.values(other).values()))
+            chosen = best_seed_bias(values, list(sweep.values(other).values()))
             found["inflation"] = chosen.inflation
             found.setdefault("remains", {})[other] = chosen.remains
     return found
@@ -193,10 +188,10 @@ def _correlation(sweep: Sweep, a: str, b: str) -> tuple[float, float, float] | N
     first, second = list(sweep.values(a).values()), list(sweep.values(b).values())
     if len(set(first)) < 2 or len(set(second)) < 2:
         return None
-    return correlation(first, second)
+    return correlation_interval(first, second)
 
 
-def table(sweep: Sweep) -> str:
+def sweep_csv(sweep: Sweep) -> str:
     """Every seed's figures as CSV, the failed ones with their reason."""
     names = sweep.measurements
     text = io.StringIO()
@@ -212,7 +207,7 @@ def table(sweep: Sweep) -> str:
     return text.getvalue()
 
 
-def by_epoch(sweep: Sweep) -> dict[float, list[float]]:
+def scores_by_epoch(sweep: Sweep) -> dict[float, list[float]]:
     """The first measurement's top-1 of every finished seed at each epoch that all evaluated."""
     found: dict[float, list[float]] = {}
     for seed in sweep.results:
@@ -225,7 +220,7 @@ def by_epoch(sweep: Sweep) -> dict[float, list[float]]:
     return {epoch: found[epoch] for epoch in sorted(found) if len(found[epoch]) == whole}
 
 
-def published(values: Mapping[str, Any]) -> Sample:
+def published_sample(values: Mapping[str, Any]) -> Sample:
     """A recipe's `expect` as a sample; a std of nobody knows how many runs is not taken for one."""
     n = values.get("n")
     return Sample(float(values["top1"]), values.get("std") if n else None, int(n or 1))

@@ -7,16 +7,23 @@ takes the runs that are there and comes to the same end. What runs are is in the
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from rescue_cli.analysis import curves as clues
 from rescue_cli.analysis import lr_range
-from rescue_cli.analysis.lr_range import Ramp
-from rescue_cli.analysis.power import t_quantile
-from rescue_cli.analysis.range_curves import Curves
+from rescue_cli.analysis.claims import is_claimed
+from rescue_cli.analysis.compare import compare_pairs, describe_sides
+from rescue_cli.analysis.curves import diagnose_fit
+from rescue_cli.analysis.lr_range import Curves, Ramp
+from rescue_cli.analysis.sides import Side, load_side
+from rescue_cli.analysis.stats import LEVEL as TEST_LEVEL
+from rescue_cli.analysis.stats import t_quantile
+from rescue_cli.analysis.sweep import PREFIX
+from rescue_cli.formatting import counted
 from rescue_cli.recipe import Recipe
 from rescue_cli.recipe.changes import path_of, without_rule
+from rescue_cli.rundir import RunDirectory
 
 FEWEST_STEPS = 50  # updates of an epoch that a batch should leave
 FACTORS = (1.0, 0.5, 0.25, 0.125)  # of the largest stable rate
@@ -45,7 +52,7 @@ class Outcome:
 
     @property
     def clue(self) -> str:
-        return "divergence" if self.diverged else clues.clue(self.losses)
+        return "divergence" if self.diverged else diagnose_fit(self.losses)
 
     def __str__(self) -> str:
         if self.loss == math.inf:
@@ -66,7 +73,7 @@ class Decision:
 
 
 @dataclass(frozen=True)
-class Measured:
+class Candidate:
     """A recipe and its short runs, one for each seed that compares recipes."""
 
     recipe: Recipe
@@ -95,7 +102,7 @@ Tried = tuple[str, Recipe, Outcome]  # a setting, the recipe with it, its first 
 KEPT = "as it is"
 
 
-def batch_size(images: int, fits: Callable[[int], bool]) -> tuple[int, str]:
+def largest_batch_size(images: int, fits: Callable[[int], bool]) -> tuple[int, str]:
     """The largest power of two that fits into memory and leaves 50 steps an epoch, and why."""
     most = max(1, images // FEWEST_STEPS)
     size: int = 2 ** int(math.log2(most))
@@ -115,7 +122,7 @@ class Search:
 
     def __init__(self, base: Recipe, run: Run) -> None:
         self.run = run
-        self.known: list[Measured] = []
+        self.known: list[Candidate] = []
         self.standing = self._measure("base", base)
 
     @property
@@ -137,12 +144,12 @@ class Search:
         Momentum, where there is one, is 0.9 meanwhile, as in the paper's range tests.
         """
         step = "batch size, learning rate"
-        recipe = _with_momentum(with_batch(self.recipe, batch), USUAL_MOMENTUM)
+        recipe = _with_momentum(with_batch_size(self.recipe, batch), USUAL_MOMENTUM)
         lr = float(recipe.optim[0].options["lr"])
         low, high = (lr * 10**decade for decade in DECADES)
         ramp = Ramp(low, high, "exponential", None, epochs, POINTS)
         curves = range_run("range", recipe, ramp)
-        highest = lr_range.reading(curves).max_lr
+        highest = lr_range.estimate_max_lr(curves).max_lr
         label = f"batch {batch}, ramp {low:.2g} to {high:.2g}"
         if highest is None:
             seen = "no largest stable rate found"
@@ -150,7 +157,7 @@ class Search:
         found: list[Tried] = []
         for factor in FACTORS:
             rate = _two_digits(highest * factor)
-            made = lr_range.applied(recipe, rate, None)
+            made = lr_range.with_one_cycle(recipe, rate, None)
             found.append(self._try(f"lr-{rate:g}", f"batch {batch}, 1cycle to {rate:g}", made))
         decided = self._decide(step, found)
         seen = f"stable up to {highest:.3g}; {why}"
@@ -200,14 +207,14 @@ class Search:
     def _try(self, name: str, label: str, recipe: Recipe) -> Tried:
         return label, recipe, self.run(name, recipe)
 
-    def _measure(self, name: str, recipe: Recipe) -> Measured:
+    def _measure(self, name: str, recipe: Recipe) -> Candidate:
         """Runs of the seeds that compare recipes; none of them has chosen one before."""
         first = recipe.train.seed + 1
         outcomes = [
             self.run(f"{name}-seed-{seed}", recipe.with_overrides(f"train.seed={seed}"))
             for seed in range(first, first + SEEDS)
         ]
-        self.known.append(Measured(recipe, outcomes))
+        self.known.append(Candidate(recipe, outcomes))
         return self.known[-1]
 
     def _decide(self, step: str, found: Sequence[Tried]) -> Decision:
@@ -225,7 +232,7 @@ class Search:
         self.standing = challenger
         return Decision(step, tried, label, why, outcomes)
 
-    def _beyond_noise(self, before: Measured, challenger: Measured) -> tuple[bool, str]:
+    def _beyond_noise(self, before: Candidate, challenger: Candidate) -> tuple[bool, str]:
         """Whether a t-test finds it better, by the noise of all that was measured until now."""
         if math.inf in (before.loss, challenger.loss):
             return challenger.loss < before.loss, f"{challenger}, against {before}"
@@ -241,7 +248,7 @@ class Search:
         )
 
 
-def with_batch(recipe: Recipe, size: int) -> Recipe:
+def with_batch_size(recipe: Recipe, size: int) -> Recipe:
     """The recipe with batches of one micro-batch."""
     sizes = [f"train.batch_size={size}", f"train.device_batch_size={size}"]
     return recipe.with_overrides(*sizes, *without_rule(recipe))
@@ -281,7 +288,7 @@ def _two_digits(value: float) -> float:
     return float(f"{value:.1e}")
 
 
-def written(decision: Decision) -> Mapping[str, Any]:
+def decision_to_json(decision: Decision) -> Mapping[str, Any]:
     """A decision as JSON takes it."""
     return {
         "step": decision.step,
@@ -296,3 +303,69 @@ def planned_runs(recipe: Recipe) -> int:
     has_momentum = any("momentum" in item.options for item in recipe.optim)
     tried = [len(FACTORS), len(EXPONENTS) + 3, *([len(MOMENTA) + 1] if has_momentum else [])]
     return SEEDS + sum(count + SEEDS for count in tried)
+
+
+KEEP = "Keep the recipe as it is."
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether the tuned recipe is claimed to be better than the base, in whose words."""
+
+    better: bool
+    said: list[str]
+    sides: Sequence[Side] = ()
+    pairs: Sequence[Mapping[str, Any]] = ()
+
+    def written(self) -> dict[str, Any]:
+        """As JSON takes it."""
+        return {
+            "better": self.better,
+            "said": self.said,
+            "sides": describe_sides(self.sides),
+            **(self.pairs[0] if self.pairs else {}),
+        }
+
+
+UNCHANGED = Verdict(False, [f"No setting is better beyond the noise. {KEEP}"])
+
+
+def judge_sweeps(base: Path, tuned: Path, seeds: Sequence[int]) -> Verdict:
+    """What `compare` says of the two sweeps, whose runs have all ended."""
+    lost = {path: [seed for seed in seeds if not _has_result(path, seed)] for path in (base, tuned)}
+    said = [
+        f"{path}: {len(gone)} of {counted(len(seeds), 'run')} diverged"
+        for path, gone in lost.items()
+        if gone
+    ]
+    if len(lost[tuned]) == len(seeds):
+        return Verdict(False, [*said, KEEP])
+    if len(lost[base]) == len(seeds):
+        return _against_nothing(load_side(str(tuned)), said, lost_too=bool(lost[tuned]))
+    found = judge(load_side(str(base)), load_side(str(tuned)), lost=len(lost[tuned]))
+    return Verdict(found.better, [*said, *found.said], found.sides, found.pairs)
+
+
+def judge(base: Side, tuned: Side, *, lost: int = 0) -> Verdict:
+    """As `compare` has it; a tuned recipe of which runs are `lost` is not better, whatever it has.
+
+    `compare` sees the runs that survived.
+    """
+    sides = [base, tuned]
+    pairs = compare_pairs(sides)
+    better = not lost and is_claimed(pairs[0], TEST_LEVEL) and pairs[0]["difference"] > 0
+    return Verdict(better, [] if better else [KEEP], sides, pairs)
+
+
+def _against_nothing(tuned: Side, said: Sequence[str], *, lost_too: bool) -> Verdict:
+    """Where every base run diverged `compare` has one side alone.
+
+    Were both as likely to diverge, all of one and none of the other would do so in one case of
+    4^n at most, which is 1.6 % for three runs.
+    """
+    last = [KEEP] if lost_too else ["The recipe as it is does not train; the tuned one does."]
+    return Verdict(not lost_too, [*said, *last], [tuned])
+
+
+def _has_result(sweep: Path, seed: int) -> bool:
+    return RunDirectory(sweep / f"{PREFIX}{seed}").result.is_file()

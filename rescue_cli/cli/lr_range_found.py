@@ -10,12 +10,11 @@ from typing import Any
 from rich.table import Table
 
 from rescue_cli.analysis import lr_range
-from rescue_cli.analysis.lr_range import Answer, Ramp, Reading
-from rescue_cli.analysis.range_curves import Curves
+from rescue_cli.analysis.lr_range import Curves, Ramp, RangeTestResult, RunEstimate
 from rescue_cli.cli import common
 from rescue_cli.errors import UsageError
+from rescue_cli.metrics.names import METRICS
 from rescue_cli.recipe import Recipe
-from rescue_cli.rundir import METRICS
 
 SHOWN = 12  # rows of the table
 
@@ -25,8 +24,10 @@ class Found:
 
     def __init__(self, recipe: Recipe, ramp: Ramp, full: list[Curves], half: Curves) -> None:
         self.recipe, self.ramp, self.full, self.half = recipe, ramp, full, half
-        self.readings: list[Reading] = [lr_range.reading(curves) for curves in full]
-        self.answer: Answer = lr_range.answer(self.readings, lr_range.reading(half), ramp.end)
+        self.readings: list[RunEstimate] = [lr_range.estimate_max_lr(curves) for curves in full]
+        self.answer: RangeTestResult = lr_range.combine_estimates(
+            self.readings, lr_range.estimate_max_lr(half), ramp.end
+        )
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -53,7 +54,7 @@ class Found:
 
 
 def write(folder: Path, found: Found) -> None:
-    from rescue_cli.report.lr_range import draw
+    from rescue_cli.report.lr_range import draw_range_test
     from rescue_cli.rundir import RunDirectory, read_json, write_json
 
     runs = [*found.full, found.half]
@@ -68,7 +69,7 @@ def write(folder: Path, found: Found) -> None:
             "runs": [curves.written() for curves in runs],
         },
     )
-    draw(folder / "lr-range.png", found.full, found.half, found.readings, found.answer)
+    draw_range_test(folder / "lr-range.png", found.full, found.half, found.readings, found.answer)
 
 
 def apply(path: Path, found: Found, *, untrusted: bool) -> None:
@@ -84,7 +85,7 @@ def apply(path: Path, found: Found, *, untrusted: bool) -> None:
             f"--apply: {said.max_lr:.3g} is not to be trusted ({reasons}). {cure} "
             "Or write it all the same with --apply-untrusted."
         )
-    recipe = lr_range.applied(found.recipe, said.max_lr, found.ramp.momentum)
+    recipe = lr_range.with_one_cycle(found.recipe, said.max_lr, found.ramp.momentum)
     word = "trusted" if said.trusted else "NOT TRUSTED, applied all the same"
     comment = f"# A 1cycle up to {said.max_lr:.3g}, by rescue lr-range-test. {word}: {reasons}.\n"
     write_text(path, comment + recipe.to_yaml())
@@ -130,7 +131,7 @@ def _sentences(found: Found) -> list[str]:
     return lines
 
 
-def _rates(given: Answer, ramp: Ramp) -> list[str]:
+def _rates(given: RangeTestResult, ramp: Ramp) -> list[str]:
     """The rates found, or why there is none."""
     if given.max_lr is None or given.min_lr is None:
         upto = f"up to {ramp.end:.3g}"

@@ -9,9 +9,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from rescue_cli import recipe as recipes
-from rescue_cli.analysis import range_curves
-from rescue_cli.analysis.lr_range import Ramp
-from rescue_cli.analysis.range_curves import Curves
+from rescue_cli.analysis.lr_range import Curves, Ramp, read_curves
 from rescue_cli.cli import common
 from rescue_cli.cli.common import Architecture, Device, Json, Overrides, Procs, RecipeName, Workers
 from rescue_cli.cli.help import then
@@ -236,7 +234,7 @@ def _curves(
             )
         seed = run.recipe.train.seed
         found.append(
-            range_curves.read(
+            read_curves(
                 folder / name, run.ramp.rate, run.steps, seed, plan.classes, diverged=diverged
             )
         )

@@ -9,11 +9,10 @@ from statistics import median
 from typing import Any
 
 from rescue_cli import recipe as recipes
-from rescue_cli.analysis import range_curves, tuning
-from rescue_cli.analysis.lr_range import Ramp
-from rescue_cli.analysis.range_curves import Curves
+from rescue_cli.analysis import tuning
+from rescue_cli.analysis.lr_range import Curves, Ramp, read_curves
 from rescue_cli.analysis.sweep import PREFIX
-from rescue_cli.analysis.tuning import Decision, Outcome
+from rescue_cli.analysis.tuning import UNCHANGED, Decision, Outcome, Verdict, judge_sweeps
 from rescue_cli.cli import common
 from rescue_cli.cli.budget import SLACK, Cost, alarm, cost_of, hours
 from rescue_cli.cli.progress import duration
@@ -21,7 +20,7 @@ from rescue_cli.cli.runs import train_here
 from rescue_cli.cli.variants import free_memory_mb, held_out, measured, shortened
 from rescue_cli.errors import StoppedError, UsageError
 from rescue_cli.recipe import Recipe, from_tree, total_steps
-from rescue_cli.report.tuned import UNCHANGED, Verdict, page, title_of, verdict
+from rescue_cli.report.tuning_page import render_tuning_page, tuning_title
 from rescue_cli.rundir import RunDirectory, read_json, read_metrics, write_json, write_text
 
 TIMED_STEPS = 10  # of the run that says what the others will take
@@ -45,7 +44,7 @@ class Search:
     seeds: int
     end: float  # of the budget, by the monotonic clock
     decisions: list[Decision] = field(default_factory=list)
-    verdict: Verdict | None = None
+    judge_sweeps: Verdict | None = None
     missing: str = ""  # how much, where the budget is over
     judging: bool = False
 
@@ -75,7 +74,7 @@ class Search:
         found = tuning.Search(base, lambda name, one: self._outcome(name, shortened(one, short)))
         self._take(found.base)
         size, why = self._batch(base)
-        per_epoch = build.epoch_length(tuning.with_batch(base, size))
+        per_epoch = build.epoch_length(tuning.with_batch_size(base, size))
         self._take(
             found.rate(
                 size,
@@ -101,7 +100,7 @@ class Search:
             for folder, recipe in ((base, self.base), (tuned, self.tuned)):
                 one = self._full(recipe).with_overrides(f"train.seed={seed}")
                 self._train(folder / f"{PREFIX}{seed}", one)
-        return verdict(base, tuned, seeds)
+        return judge_sweeps(base, tuned, seeds)
 
     def _keep_seeds(self) -> None:
         """Raises `UsageError` for other seeds than first asked for.
@@ -137,9 +136,9 @@ class Search:
             def fits(size: int) -> bool:
                 from rescue_cli import estimate
 
-                return estimate.peak_memory(tuning.with_batch(base, size), gpus=1) < free
+                return estimate.peak_memory(tuning.with_batch_size(base, size), gpus=1) < free
 
-            return tuning.batch_size(build.counted_images(base), fits)
+            return tuning.largest_batch_size(build.counted_images(base), fits)
 
         size, why = self._once("batch_size", decided)
         return int(size), str(why)
@@ -153,7 +152,7 @@ class Search:
         path = self.folder / "search" / name
         diverged = self._train(path, one)
         steps, classes = total_steps(one.train, per_epoch), len(build.listed(one).classes)
-        return range_curves.read(path, ramp.rate, steps, one.train.seed, classes, diverged=diverged)
+        return read_curves(path, ramp.rate, steps, one.train.seed, classes, diverged=diverged)
 
     def _outcome(self, name: str, recipe: Recipe) -> Outcome:
         recipe = recipe.with_overrides(f"eval.every={recipe.train.epochs / EVALUATIONS:.6g}")
@@ -251,7 +250,7 @@ class Search:
             f"eval.every={short_epochs / EVALUATIONS:.6g}"
         )
         size, _ = self._batch(base)
-        epochs = max(1.0, RANGE_STEPS / build.epoch_length(tuning.with_batch(base, size)))
+        epochs = max(1.0, RANGE_STEPS / build.epoch_length(tuning.with_batch_size(base, size)))
         ramp = SLACK * (cost.start + epochs * cost.epoch + tuning.POINTS * cost.evaluation)
         return tuning.planned_runs(base) * cost.of(short) + ramp + self._judgement()
 
@@ -286,7 +285,7 @@ class Search:
             "recipe": self.base.name,
             "finished": found is not None,
             "held_out": self.held,
-            "decisions": [tuning.written(decision) for decision in self.decisions],
+            "decisions": [tuning.decision_to_json(decision) for decision in self.decisions],
             "verdict": None if found is None else found.written(),
             "tuned": str(self.folder / "tuned.yaml") if found and found.better else None,
         }
@@ -296,5 +295,8 @@ class Search:
         if self.verdict is not None and self.verdict.better:
             write_text(self.folder / "tuned.yaml", self.tuned.to_yaml())
         write_json(self.folder / "tune.json", self.summary)
-        title = title_of(self.base.name, self.verdict)
-        write_text(self.folder / "tune.html", page(title, self.held, self.decisions, self.verdict))
+        title = tuning_title(self.base.name, self.verdict)
+        write_text(
+            self.folder / "tune.html",
+            render_tuning_page(title, self.held, self.decisions, self.verdict),
+        )

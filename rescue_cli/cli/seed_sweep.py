@@ -10,8 +10,14 @@ from rich.table import Table
 
 from rescue_cli import recipe as recipes
 from rescue_cli.analysis import interim
-from rescue_cli.analysis import sweep as sweeps
-from rescue_cli.analysis.sweep import PREFIX, Sweep
+from rescue_cli.analysis.sweep import (
+    PREFIX,
+    Sweep,
+    parse_seeds,
+    read_sweep,
+    summarize_sweep,
+    sweep_csv,
+)
 from rescue_cli.cli import common
 from rescue_cli.cli.common import Device, Json, Overrides, RecipeName, Workers
 from rescue_cli.cli.expand import Epochs, Model, expand
@@ -80,7 +86,7 @@ def seed_sweep(
     name = common.named_or_default(recipe)
     longer, said = expand(recipes.load(name), given, model, epochs)
     base = recipes.load(name, [*given, *longer])
-    chosen = sweeps.seeds_of(seeds)
+    chosen = parse_seeds(seeds)
     if any(override.startswith("train.seed=") for override in given):
         raise UsageError("--seeds and train.seed say the same thing. Give --seeds.")
     build.check(base)
@@ -92,16 +98,16 @@ def seed_sweep(
         work = _queued(queue(slurm or [], jobs, device, workers, folder / ".slurm"))
     else:
         work = _local(base, places(common.device(device), jobs, workers), folder / ".cache")
-    known = sweeps.read(folder)  # raises what would else be found at the end
+    known = read_sweep(folder)  # raises what would else be found at the end
     pair: dict[str, Any] = {}
     if against is None:
         _warn_of_looks(known, chosen)
         _run(base, chosen, folder, work)
     else:
         pair = train_until(against, chosen, folder, lambda some: _run(base, some, folder, work))
-    sweep = sweeps.read(folder)
+    sweep = read_sweep(folder)
     _write(sweep)
-    found = {"recipe": base.name, **sweeps.summary(sweep), **({"until": pair} if pair else {})}
+    found = {"recipe": base.name, **summarize_sweep(sweep), **({"until": pair} if pair else {})}
     print(json_module.dumps(found)) if json else _print(found, sweep)
     common.note(str(folder))
     demand_results(len(sweep.results), [lost.how for lost in sweep.lost.values()])
@@ -109,7 +115,7 @@ def seed_sweep(
 
 def _warn_of_looks(known: Sweep, seeds: list[int]) -> None:
     """Says what becomes of a comparison that is made again with more seeds."""
-    others = interim.before(known.path)
+    others = interim.earlier_comparisons(known.path)
     if others and known.results and not set(seeds) <= known.results.keys():
         common.note(
             f"warning: {known.path} was compared with {others[0]} already. A test repeated after "
@@ -146,23 +152,23 @@ def _told(folder: Path, ended: Any) -> str:
 def _running(folder: Path) -> str:
     """Mean and standard deviation so far, of the first measurement."""
     try:
-        sweep = sweeps.read(folder)
+        sweep = read_sweep(folder)
     except DataError as error:  # told again at the end; what is running goes on
         return str(error)
     if not sweep.results:
         return "no result yet"
-    row = next(iter(sweeps.summary(sweep)["sets"].values()))
+    row = next(iter(summarize_sweep(sweep)["sets"].values()))
     spread = "" if row["std"] is None else f" ± {row['std']:.2f}"
     return f"mean {row['mean']:.2f}{spread} %"
 
 
 def _write(sweep: Sweep) -> None:
-    from rescue_cli.report.sweep_pictures import draw
+    from rescue_cli.report.sweep_pictures import draw_sweep
     from rescue_cli.rundir import write_json, write_text
 
-    write_json(sweep.path / "sweep.json", sweeps.summary(sweep))
-    write_text(sweep.path / "sweep.csv", sweeps.table(sweep))
-    draw(sweep)
+    write_json(sweep.path / "sweep.json", summarize_sweep(sweep))
+    write_text(sweep.path / "sweep.csv", sweep_csv(sweep))
+    draw_sweep(sweep)
 
 
 def _print(found: dict[str, Any], sweep: Sweep) -> None:

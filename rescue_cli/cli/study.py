@@ -10,9 +10,21 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from rescue_cli.analysis import study as studies
-from rescue_cli.analysis.claims import details
-from rescue_cli.analysis.study import Snapshot, Study
+from rescue_cli.analysis.claims import detail_lines
+from rescue_cli.analysis.study import (
+    Snapshot,
+    Study,
+    cell_runs,
+    check_last_snapshot,
+    compare_rows,
+    expand_options,
+    load_study,
+    parse_snapshot,
+    resolve_cells,
+    row_folder,
+    study_files,
+    table_rows,
+)
 from rescue_cli.cli import common
 from rescue_cli.cli.common import Device, Json, Workers
 from rescue_cli.cli.expand import Epochs, Model
@@ -40,7 +52,7 @@ app = common.verb()
 
 def study_names(incomplete: str) -> list[str]:
     """For shell completion."""
-    return [name for name in studies.names() if name.startswith(incomplete)]
+    return [name for name in study_files() if name.startswith(incomplete)]
 
 
 @app.command(
@@ -80,10 +92,10 @@ def study(
 ) -> None:
     """Run what is missing of a study; print paper and measured side by side."""
     if name is None:
-        listed = list(studies.names())
+        listed = list(study_files())
         print(json_module.dumps(listed) if json else "\n".join(listed))
         return
-    found = studies.load(name)
+    found = load_study(name)
     if model is not None or epochs is not None:
         found = replace(found, model=model or found.model, epochs=epochs or found.epochs)
     given = overrides or []
@@ -104,8 +116,8 @@ def study(
                 _run(missing, folder, where, jobs, workers, budget)
         finally:
             _keep(found, given, folder)
-    rows = [row for row in studies.rows(found, given, folder) if row["row"] in chosen]
-    print_study(found, rows, studies.compared(found, rows, folder), as_json=json)
+    rows = [row for row in table_rows(found, given, folder) if row["row"] in chosen]
+    print_study(found, rows, compare_rows(found, rows, folder), as_json=json)
     if not table:
         _demand_results(rows)
 
@@ -113,7 +125,7 @@ def study(
 def _print_plan(
     study: Study, overrides: list[str], runs: list["_Run"], speed: float | None, *, as_json: bool
 ) -> None:
-    columns = {row["row"]: row["columns"] for row in studies.rows(study, overrides, None)}
+    columns = {row["row"]: row["columns"] for row in table_rows(study, overrides, None)}
     told = [(run.row, run.recipe, run.done, run.before) for run in runs]
     print_plan(told, columns, speed, as_json=as_json)
 
@@ -137,8 +149,8 @@ class _Run:
 
 def _note_expanded(study: Study, overrides: list[str], chosen: list[int]) -> None:
     """Says what the study's network and length set in each row."""
-    for row, (cell, _) in enumerate(studies.cells(study, overrides), 1):
-        found = studies.expanded(study, cell, overrides) if row in chosen else []
+    for row, (cell, _) in enumerate(resolve_cells(study, overrides), 1):
+        found = expand_options(study, cell, overrides) if row in chosen else []
         if found:
             common.note(f"row {row} ({cell.recipe}) sets: {' '.join(found)}")
 
@@ -162,16 +174,16 @@ def _missing(
     from rescue_cli.build.identity import Looked
 
     found, look = [], Looked()
-    cells = studies.cells(study, overrides)
+    cells = resolve_cells(study, overrides)
     for row, (cell, recipe) in enumerate(cells, 1):
         if recipe is None or row not in chosen:
             continue
-        snapshot = studies.snapshot_of(study, cell)
+        snapshot = parse_snapshot(study, cell)
         if snapshot is not None and snapshot.step == "last":
-            studies.check_last(study, row, recipe, cells[snapshot.cell - 1][1])
-        for name, one in studies.runs(study, recipe, seeds).items():
+            check_last_snapshot(study, row, recipe, cells[snapshot.cell - 1][1])
+        for name, one in cell_runs(study, recipe, seeds).items():
             build.check(one)
-            path = folder / studies.row_folder(row) / name
+            path = folder / row_folder(row) / name
             begins = None if snapshot is None else _begins(folder, snapshot, name)
             ended = is_done(path, one, look) or diverged(path, one, look)
             before = 0 if snapshot is None else snapshot.step
@@ -182,7 +194,7 @@ def _missing(
 def _begins(folder: Path, snapshot: Snapshot, name: str) -> Path:
     from rescue_cli.rundir import RunDirectory
 
-    run = RunDirectory(folder / studies.row_folder(snapshot.cell) / name)
+    run = RunDirectory(folder / row_folder(snapshot.cell) / name)
     return run.last if snapshot.step == "last" else run.snapshot(snapshot.step)
 
 
@@ -226,15 +238,15 @@ def _keep(study: Study, overrides: list[str], folder: Path) -> None:
     """Writes what `rescue report` shows of the folder; whatever was measured so far."""
     if not folder.is_dir():
         return
-    rows = studies.rows(study, overrides, folder)
+    rows = table_rows(study, overrides, folder)
     kept = {
         "study": study.name,
         "source": study.source,
         "command": shlex.join(["rescue", *sys.argv[1:]]),
         "rows": rows,
         "pairs": [
-            {**pair, "details": details(pair)}
-            for pair in studies.compared(study, rows, folder).pairs
+            {**pair, "details": detail_lines(pair)}
+            for pair in compare_rows(study, rows, folder).pairs
         ],
     }
     write_json(folder / study_page.FILE, kept)
@@ -275,7 +287,7 @@ def _taken_up(group: list[_Run]) -> list[_Run]:
 
 def _take_up(run: _Run) -> None:
     """Puts another run's state where this one resumes from; raises `RescueError`."""
-    from rescue_cli.rundir import RunDirectory, write_whole
+    from rescue_cli.rundir import RunDirectory, write_atomically
 
     last = RunDirectory(run.path).last
     if run.begins is None or last.exists():
@@ -289,4 +301,4 @@ def _take_up(run: _Run) -> None:
             f"Run its row first, {cure}."
         )
     content = run.begins.read_bytes()
-    write_whole(last, lambda file: file.write(content))
+    write_atomically(last, lambda file: file.write(content))

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from rich.table import Table
 
-from rescue_cli.analysis.study import shown
+from rescue_cli.analysis.study import format_value
 from rescue_cli.cli import common
 from rescue_cli.formatting import significant
 from rescue_cli.recipe import Recipe
@@ -57,7 +57,7 @@ def print_plan(
         table.add_column(heading, justify="right", no_wrap=True)
     for row in [*rows.values(), _total(rows.values())]:
         table.add_row(
-            str(row["row"]), ", ".join(map(shown, row["columns"].values())),
+            str(row["row"]), ", ".join(map(format_value, row["columns"].values())),
             str(row["runs"]), str(row["left"]), f"{row['updates']:,}", f"{row['images']:,}",
             f"{significant(row['petaflop'])}",
             "-" if row["hours"] is None else f"{row['hours']:,.1f}",

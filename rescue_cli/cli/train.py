@@ -190,7 +190,7 @@ def _launch(
 def _run(
     path: Path, recipe: Recipe, launch: Launch, nodes: Any, resume: bool, as_json: bool
 ) -> None:
-    from rescue_cli.report.pictures import draw
+    from rescue_cli.report.pictures import draw_run
     from rescue_cli.rundir import RunDirectory, read_result
     from rescue_cli.runs import abandon, environment, is_finished, prepare, run_directory, wait_for
 
@@ -220,7 +220,7 @@ def _run(
                 abandon(path)
             raise
         if nodes.rank == 0:
-            draw(path)
+            draw_run(path)
     if nodes.rank == 0:
         result = read_result(RunDirectory(path), summarised=True)
         common.print_result(result, as_json=as_json)
@@ -229,12 +229,12 @@ def _run(
 
 def _check_expected(path: Path, recipe: Recipe) -> None:
     """Says whether the result is inside the recipe's band; raises `UnexpectedError` outside."""
-    from rescue_cli.analysis.expected import drawn_of, verdict
+    from rescue_cli.analysis.expected import check_expected, subset_size
     from rescue_cli.analysis.stats import sample
     from rescue_cli.rundir import RunDirectory, read_result
 
     result = read_result(RunDirectory(path))
-    found = verdict(recipe, sample([result["top1"]]), drawn_of(recipe, result["count"]))
+    found = check_expected(recipe, sample([result["top1"]]), subset_size(recipe, result["count"]))
     assert found is not None
     if not found["inside"]:
         raise UnexpectedError(found["said"])

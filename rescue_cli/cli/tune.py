@@ -14,7 +14,7 @@ from rescue_cli.cli.common import Device, Json, Overrides, RecipeName, Workers
 from rescue_cli.cli.help import then
 from rescue_cli.cli.search import Search
 from rescue_cli.errors import RescueError
-from rescue_cli.report.tuned import title_of
+from rescue_cli.report.tuning_page import tuning_title
 
 app = common.verb()
 
@@ -66,7 +66,7 @@ def tune(
 
 def _print(search: Search) -> None:
     out = common.console()
-    out.print(title_of(search.base.name, search.verdict))
+    out.print(tuning_title(search.base.name, search.verdict))
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in ("step", "chosen", "why"):
         table.add_column(heading, overflow="fold")

@@ -8,11 +8,11 @@ from numpy.typing import NDArray
 
 Rows = NDArray[np.float64]
 OVERLAP = 0.5  # intersection over union of a detection and the object that it finds, at least
-MISS, HIT, PASSED = 0, 1, 2  # a detection's verdict; PASSED counts for nothing
+MISS, HIT, IGNORED = 0, 1, 2  # a detection's verdict; IGNORED counts for nothing
 ELEVEN = np.linspace(0, 1, 11)
 
 
-class Judged(NamedTuple):
+class JudgedDetections(NamedTuple):
     """Each detection by image, class, score and verdict; objects to be found by image and class."""
 
     image: NDArray[np.int64]
@@ -22,9 +22,9 @@ class Judged(NamedTuple):
     wanted: NDArray[np.int64]  # (images, classes)
 
 
-def judged(
+def judge_detections(
     detections: Rows, truths: Rows, images: int, classes: int, overlap: float = OVERLAP
-) -> Judged:
+) -> JudgedDetections:
     """PASCAL VOC's verdicts: the most certain detection of an object hits, others of it miss.
 
     detections (n, 7): image, label from 1, score, box; truths (m, 7): image, label, difficult, box.
@@ -41,12 +41,12 @@ def judged(
         objects = groups.get((image, label), [])
         if not objects:
             continue
-        shares = overlaps(detections[place, 3:], truths[objects, 3:])
+        shares = box_iou(detections[place, 3:], truths[objects, 3:])
         best = objects[int(shares.argmax())]
         if shares.max() < overlap:
             continue
         if truths[best, 2]:
-            verdict[place] = PASSED
+            verdict[place] = IGNORED
         elif best not in taken:
             taken.add(best)
             verdict[place] = HIT
@@ -54,10 +54,12 @@ def judged(
     easy = truths[truths[:, 2] == 0]
     np.add.at(wanted, (easy[:, 0].astype(int), easy[:, 1].astype(int) - 1), 1)
     by_image = detections[:, 0].astype(np.int64)
-    return Judged(by_image, detections[:, 1].astype(np.int64), detections[:, 2], verdict, wanted)
+    return JudgedDetections(
+        by_image, detections[:, 1].astype(np.int64), detections[:, 2], verdict, wanted
+    )
 
 
-def overlaps(box: Rows, others: Rows) -> Rows:
+def box_iou(box: Rows, others: Rows) -> Rows:
     """Intersection over union of a box (4,) with others (n, 4)."""
     low, high = np.maximum(box[:2], others[:, :2]), np.minimum(box[2:], others[:, 2:])
     shared = np.clip(high - low, 0, None).prod(1)
@@ -69,7 +71,7 @@ def _areas(boxes: Rows) -> Rows:
 
 
 def average_precisions(
-    found: Judged, times: NDArray[np.int64] | None = None, *, eleven: bool = False
+    found: JudgedDetections, times: NDArray[np.int64] | None = None, *, eleven: bool = False
 ) -> Rows:
     """Each class's average precision, percent; nan where the images have none of it.
 
@@ -80,7 +82,7 @@ def average_precisions(
     wanted = times @ found.wanted
     result = np.full(found.wanted.shape[1], np.nan)
     for label in np.flatnonzero(wanted):
-        mine = (found.label == label + 1) & (found.verdict != PASSED)
+        mine = (found.label == label + 1) & (found.verdict != IGNORED)
         order = np.argsort(-found.score[mine], kind="stable")
         weights = times[found.image[mine]][order]
         hits = np.cumsum(weights * (found.verdict[mine][order] == HIT))
@@ -101,7 +103,7 @@ def _average(recall: Rows, precision: Rows, *, eleven: bool) -> float:
     return float((steps * envelope).sum())
 
 
-def intersections(predicted: NDArray[np.uint8], mask: NDArray[np.uint8], classes: int) -> Rows:
+def pixel_counts(predicted: NDArray[np.uint8], mask: NDArray[np.uint8], classes: int) -> Rows:
     """(3, classes) pixels of an image: rightly classed, classed so, labelled so; 255 ignored."""
     counted = mask < classes
     said, true = predicted[counted].astype(np.int64), mask[counted].astype(np.int64)
@@ -109,7 +111,7 @@ def intersections(predicted: NDArray[np.uint8], mask: NDArray[np.uint8], classes
     return np.stack([np.bincount(r, minlength=classes) for r in rows]).astype(np.float64)
 
 
-def overlap_of_classes(counts: Rows) -> Rows:
+def class_iou(counts: Rows) -> Rows:
     """Each class's intersection over union, percent, of (..., 3, classes) pixels; nan where the
     class is neither there nor said to be.
     """
@@ -123,7 +125,7 @@ def pixel_accuracy(counts: Rows) -> float:
     return float(100 * counts[0].sum() / max(counts[2].sum(), 1))
 
 
-def mean(values: Rows | Sequence[float]) -> float:
+def mean_over_classes(values: Rows | Sequence[float]) -> float:
     """The mean over classes that there are."""
     known = np.asarray(values)[~np.isnan(np.asarray(values))]
     return float(known.mean()) if len(known) else 0.0

@@ -22,7 +22,7 @@ def score(entry: Mapping[str, Any]) -> float:
     return float(next(entry[metric] for metric in METRICS if metric in entry))
 
 
-def label(entry: Mapping[str, Any], among: Sequence[Mapping[str, Any]]) -> str:
+def measurement_name(entry: Mapping[str, Any], among: Sequence[Mapping[str, Any]]) -> str:
     """`val`, or `val 224px@0.95 flip`: the set, and what tells it from the others."""
     parts = [str(entry["set"])]
     if len({(e["size"], e["crop"]) for e in among}) > 1:
@@ -32,25 +32,25 @@ def label(entry: Mapping[str, Any], among: Sequence[Mapping[str, Any]]) -> str:
     return " ".join(parts)
 
 
-def stem(entry: Mapping[str, Any], among: Sequence[Mapping[str, Any]]) -> str:
+def measurement_stem(entry: Mapping[str, Any], among: Sequence[Mapping[str, Any]]) -> str:
     """As `label`, of the entry's own set, for the name of a file: `val-288px@1-flip`."""
-    return label(entry, [e for e in among if e["set"] == entry["set"]]).replace(" ", "-")
+    return measurement_name(entry, [e for e in among if e["set"] == entry["set"]]).replace(" ", "-")
 
 
 def _tta(entry: Mapping[str, Any]) -> str:
     return str(entry["protocol"]["tta"] if "protocol" in entry else entry.get("tta"))
 
 
-def finite(value: float | None) -> float | None:
+def finite_or_none(value: float | None) -> float | None:
     """As JSON can have it: None for what is not a number or has no end."""
     return value if value is not None and math.isfinite(value) else None
 
 
-def said(metrics: Mapping[str, float]) -> str:
+def format_metrics(metrics: Mapping[str, float]) -> str:
     """`top-1 34.30 %`, several after one another."""
     return "  ".join(f"{METRICS[m].removesuffix(' %')} {v:.2f} %" for m, v in metrics.items())
 
 
-def metrics_of(entry: Mapping[str, Any]) -> list[str]:
+def metric_names(entry: Mapping[str, Any]) -> list[str]:
     """The metrics that a result or a line of metrics has."""
     return [metric for metric in METRICS if metric in entry]

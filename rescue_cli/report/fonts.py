@@ -4,7 +4,7 @@ from functools import lru_cache
 from typing import Any
 
 
-def legible(figure: Any) -> None:
+def use_fallback_fonts(figure: Any) -> None:
     """Gives words that the usual font lacks another; what none has is escaped (`\\u732b`).
 
     A `$` in a name begins no formula.

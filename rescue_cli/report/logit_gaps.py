@@ -7,25 +7,25 @@ from typing import Any
 
 import numpy as np
 
-from rescue_cli.analysis.sides import predictions
+from rescue_cli.analysis.sides import load_predictions
 from rescue_cli.errors import DataError
 from rescue_cli.recipe import recipe_in
-from rescue_cli.report.pictures import figure_of
+from rescue_cli.report.pictures import new_figure
 
 
-def theoretical(smoothing: float, classes: int) -> float:
+def optimal_gap(smoothing: float, classes: int) -> float:
     """log((K - 1)(1 - eps) / eps): the gap at the optimum of a smoothed loss (equation 5)."""
     return math.log((classes - 1) * (1 - smoothing) / smoothing)
 
 
-def figure_of_runs(runs: Sequence[Path]) -> Any:
+def plot_logit_gaps(runs: Sequence[Path]) -> Any:
     """The distribution of the gap over each run's test images, with its optimum where labels are
     smoothed; None where no run has stored any.
     """
     known = [(path, found) for path in runs if (found := _gaps(path)) is not None]
     if not known:
         return None
-    figure = figure_of(8, 3.2)
+    figure = new_figure(8, 3.2)
     axes = figure.subplots()
     low, high = (f([f(gaps) for _, (gaps, _) in known]) for f in (min, max))
     for place, (path, (gaps, optimum)) in enumerate(known):
@@ -47,7 +47,7 @@ def figure_of_runs(runs: Sequence[Path]) -> Any:
 def _gaps(run: Path) -> tuple[Any, float | None] | None:
     """Each test image's gap, and where a loss with smoothed labels would have it."""
     try:
-        arrays = predictions(run)
+        arrays = load_predictions(run)
     except DataError:
         return None
     if "gaps" not in arrays:
@@ -59,4 +59,4 @@ def _gaps(run: Path) -> tuple[Any, float | None] | None:
     classes = len(arrays["classes"])
     if loss.options.get("smoothing_over", "all") == "all":
         smoothing *= (classes - 1) / classes  # the label keeps its share of what is spread
-    return arrays["gaps"], theoretical(smoothing, classes)
+    return arrays["gaps"], optimal_gap(smoothing, classes)

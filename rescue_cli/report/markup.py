@@ -6,7 +6,7 @@ import io
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from rescue_cli.report.fonts import legible
+from rescue_cli.report.fonts import use_fallback_fonts
 
 STYLE = """
 :root{color-scheme:light dark;--ink:#1a1a1a;--paper:#fff;--line:#ddd;--dim:#666}
@@ -74,7 +74,7 @@ def text(value: object) -> str:
 def image(figure: Any) -> str:
     """A figure within the page itself."""
     content = io.BytesIO()
-    legible(figure)
+    use_fallback_fonts(figure)
     figure.savefig(content, format="png", dpi=100)
     return (
         '<p><img alt="" src="data:image/png;base64,'

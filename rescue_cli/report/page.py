@@ -8,30 +8,27 @@ import numpy as np
 
 from rescue_cli import recipe as recipes
 from rescue_cli.analysis import interim, records
-from rescue_cli.analysis import sweep as sweeps
-from rescue_cli.analysis.claims import details
-from rescue_cli.analysis.comparable import comparable
-from rescue_cli.analysis.compare import pairs_of
-from rescue_cli.analysis.measurements import measurements, of_images
-from rescue_cli.analysis.same_data import changes
-from rescue_cli.analysis.sides import operand
+from rescue_cli.analysis.claims import detail_lines
+from rescue_cli.analysis.compare import compare_pairs
+from rescue_cli.analysis.consistency import run_changes
+from rescue_cli.analysis.sides import group_comparable, load_side
 from rescue_cli.analysis.stats import Sample, sample
+from rescue_cli.analysis.sweep import PREFIX, Sweep, published_sample, read_sweep, summarize_sweep
+from rescue_cli.metrics.names import measurement_name, score
 from rescue_cli.recipe import Recipe, recipe_in
 from rescue_cli.recipe.changes import as_written, differences
 from rescue_cli.report import logit_gaps, study_page
 from rescue_cli.report.markup import folded, head, image, listed, table, text
-from rescue_cli.report.pictures import by_class, curves_of, figure_of, read_classes, samples_of
-from rescue_cli.report.sweep_pictures import figures_of
-from rescue_cli.report.table import HEADINGS, Line
-from rescue_cli.rundir import (
-    RunDirectory,
-    label,
-    read_command,
-    read_json,
-    read_metrics,
-    read_result,
-    score,
+from rescue_cli.report.pictures import (
+    class_counts,
+    new_figure,
+    plot_curves,
+    plot_samples,
+    read_classes,
 )
+from rescue_cli.report.sweep_pictures import sweep_figures
+from rescue_cli.report.table import HEADINGS, ResultLine, interval_notes, measurement_table
+from rescue_cli.rundir import RunDirectory, read_command, read_json, read_metrics, read_result
 
 SHOWN_ENVIRONMENT = (
     "device_name", "cores", "threads", "cpu_capability", "torch", "torchvision", "timm", "python",
@@ -40,13 +37,13 @@ SHOWN_ENVIRONMENT = (
 SHOWN_CLASSES = 40
 
 
-def page(paths: Sequence[Path]) -> str:
+def render_page(paths: Sequence[Path]) -> str:
     """The whole page; every path is a run, a sweep or a study that has results."""
     title = ", ".join(path.name or str(path) for path in paths)
     parts = [
         head(title),
         "<h1>Results</h1>",
-        table(HEADINGS, [line.cells for line in results(paths)]),
+        table(HEADINGS, [line.cells for line in result_lines(paths)]),
         "<p class=dim>In percent, of the last epoch: top-1, of detectors AP50, of segmentation "
         "mIoU. Paper: what the recipe's source claims, where nothing of it was changed. Measured: "
         "mean and standard deviation over seeds where there are several.</p>",
@@ -55,23 +52,25 @@ def page(paths: Sequence[Path]) -> str:
     before = None
     for path in paths:
         if study_page.is_study(path):
-            parts.append(study_page.section(path))
+            parts.append(study_page.study_section(path))
             continue
-        parts.append(_run(path) if _is_run(path) else _sweep(sweeps.read(path)))
+        parts.append(_run(path) if _is_run(path) else _sweep(read_sweep(path)))
         if before is not None:
             parts.append(_neighbour(before, path))
         before = path
-    if (figure := logit_gaps.figure_of_runs([path for path in paths if _is_run(path)])) is not None:
+    if (
+        figure := logit_gaps.plot_logit_gaps([path for path in paths if _is_run(path)])
+    ) is not None:
         parts.append(f"<h2>Logits</h2>{image(figure)}")
     return "\n".join([*parts, "</html>"]) + "\n"
 
 
-def results(paths: Sequence[Path]) -> list[Line]:
+def result_lines(paths: Sequence[Path]) -> list[ResultLine]:
     """A line for each set of a run or a sweep, and for each row of a study that was measured."""
     found = []
     for path in paths:
         if study_page.is_study(path):
-            found += study_page.results(path)
+            found += study_page.study_lines(path)
         elif _is_run(path):
             found += _lines_of_run(path)
         else:
@@ -79,23 +78,23 @@ def results(paths: Sequence[Path]) -> list[Line]:
     return found
 
 
-def _lines_of_run(path: Path) -> list[Line]:
+def _lines_of_run(path: Path) -> list[ResultLine]:
     recipe, result = recipe_in(path), read_result(RunDirectory(path))
     return [
-        Line(
-            str(path), recipe.name, label(entry, result["sets"]), _claim(recipe),
+        ResultLine(
+            str(path), recipe.name, measurement_name(entry, result["sets"]), _claim(recipe),
             Sample(score(entry), None, 1), float(result["seconds_train"]),
         )
         for entry in result["sets"]
     ]  # fmt: skip
 
 
-def _lines_of_sweep(path: Path) -> list[Line]:
-    sweep, recipe = sweeps.read(path), recipe_in(run_of(path))
-    summary = sweeps.summary(sweep)
+def _lines_of_sweep(path: Path) -> list[ResultLine]:
+    sweep, recipe = read_sweep(path), recipe_in(first_run(path))
+    summary = summarize_sweep(sweep)
     seconds = sample([float(result["seconds_train"]) for result in sweep.results.values()]).mean
     return [
-        Line(
+        ResultLine(
             str(path), recipe.name, name, _claim(recipe),
             Sample(row["mean"], row["std"], summary["n"]), seconds, sweep.lost,
         )
@@ -103,11 +102,11 @@ def _lines_of_sweep(path: Path) -> list[Line]:
     ]  # fmt: skip
 
 
-def run_of(path: Path) -> Path:
+def first_run(path: Path) -> Path:
     """The run itself, or the first of a sweep's."""
     if _is_run(path):
         return path
-    return path / f"{sweeps.PREFIX}{min(sweeps.read(path).results)}"
+    return path / f"{PREFIX}{min(read_sweep(path).results)}"
 
 
 def _is_run(path: Path) -> bool:
@@ -117,44 +116,46 @@ def _is_run(path: Path) -> bool:
 def _claim(recipe: Recipe) -> Sample | None:
     """What the recipe's paper claims of it; None of one that is changed, or of our own."""
     expect = recipe.tree.get("expect") or {}
-    if "paper" not in recipe.tree or "top1" not in expect or records.changes(recipe):
+    if "paper" not in recipe.tree or "top1" not in expect or records.changed_keys(recipe):
         return None
-    return sweeps.published(expect)
+    return published_sample(expect)
 
 
 def _compared(paths: Sequence[Path]) -> str:
     """What may be claimed of those runs and sweeps that were tested on the same images."""
-    groups, why = comparable([operand(str(path)) for path in paths])
+    groups, why = group_comparable([load_side(str(path)) for path in paths])
     parts = [f"<p>Not compared with one another: {text(said)}</p>" for said in why]
-    parts += [f"<p>{text(said)}</p>" for group in groups for said in interim.note(group)]
-    pairs = [pair for group in groups if len(group) > 1 for pair in pairs_of(group)]
+    parts += [
+        f"<p>{text(said)}</p>" for group in groups for said in interim.record_comparison(group)
+    ]
+    pairs = [pair for group in groups if len(group) > 1 for pair in compare_pairs(group)]
     if pairs:
-        claims = listed((pair["claim"], details(pair)) for pair in pairs)
+        claims = listed((pair["claim"], detail_lines(pair)) for pair in pairs)
         parts.insert(0, f"<h2>Compared</h2>{claims}")
     return "\n".join(parts)
 
 
-def _sweep(sweep: sweeps.Sweep) -> str:
+def _sweep(sweep: Sweep) -> str:
     parts = [f"<h2>{text(sweep.path)}: {text(sweep.counted)}</h2>"]
     parts += [f"<p>Seed {seed} {text(lost)}</p>" for seed, lost in sweep.lost.items()]
-    parts += [image(figure) for figure in figures_of(sweep).values()]
-    first = next((sweep.path / f"{sweeps.PREFIX}{seed}" for seed in sweep.results), None)
+    parts += [image(figure) for figure in sweep_figures(sweep).values()]
+    first = next((sweep.path / f"{PREFIX}{seed}" for seed in sweep.results), None)
     return "\n".join([*parts, *([] if first is None else [_procedure(first)])])
 
 
 def _run(path: Path) -> str:
     lines = read_metrics(RunDirectory(path).metrics)
     result = read_result(RunDirectory(path))
-    parts = [f"<h2>{text(path)}</h2>", table(*measurements(result))]
-    parts += [f"<p class=dim>{text(line)}</p>" for line in of_images(result)]
+    parts = [f"<h2>{text(path)}</h2>", table(*measurement_table(result))]
+    parts += [f"<p class=dim>{text(line)}</p>" for line in interval_notes(result)]
     if lines:
-        parts.append(image(curves_of(lines)))
+        parts.append(image(plot_curves(lines)))
     if moved := [line for line in lines if line.get("momentum") is not None]:
         parts.append(image(_momentum(moved)))
     for file in sorted((path / "predictions").glob("*.npz")):
         parts.append(_classes(file))
     if RunDirectory(path).examples.is_file():
-        parts.append(image(samples_of(RunDirectory(path).examples)))
+        parts.append(image(plot_samples(RunDirectory(path).examples)))
     return "\n".join([*parts, _procedure(path)])
 
 
@@ -178,7 +179,7 @@ def _procedure(path: Path) -> str:
 
 def _neighbour(before: Path, path: Path) -> str:
     """What a path's recipe changes of the one above it."""
-    changed = changes(run_of(before), run_of(path))
+    changed = run_changes(first_run(before), first_run(path))
     rows = [[key, as_written(old), as_written(new)] for key, (old, new) in changed.items()]
     if not rows:
         return f"<p class=dim>The recipe is that of {text(before)}.</p>"
@@ -195,7 +196,7 @@ def _command(run: RunDirectory) -> str:
 
 def _momentum(lines: Sequence[Mapping[str, Any]]) -> Any:
     """Momentum by epoch, of a schedule that moves it."""
-    figure = figure_of(5, 2.8)
+    figure = new_figure(5, 2.8)
     axes = figure.subplots()
     axes.plot([line["epoch"] for line in lines], [line["momentum"] for line in lines])
     axes.set_title("momentum", fontsize=10)
@@ -208,7 +209,7 @@ def _classes(file: Path) -> str:
     """Accuracy of each class, the worst first."""
     arrays = read_classes(file)
     names = [str(name) for name in arrays["classes"]]
-    counts, heading = by_class(arrays)
+    counts, heading = class_counts(arrays)
     accuracy = np.where(counts > 0, arrays["per_class"], np.nan)  # which an older run has as 0
     order = np.argsort(accuracy, kind="stable")[:SHOWN_CLASSES]
     known = [f"{accuracy[i]:.1f}" if counts[i] else "unknown" for i in order]
@@ -218,7 +219,7 @@ def _classes(file: Path) -> str:
     return folded(title, table(["class", *heading], rows))
 
 
-def as_markdown(paths: Sequence[Path]) -> str:
+def markdown_table(paths: Sequence[Path]) -> str:
     """The table of results for a README."""
-    cells = [list(HEADINGS), ["---"] * len(HEADINGS), *(line.cells for line in results(paths))]
+    cells = [list(HEADINGS), ["---"] * len(HEADINGS), *(line.cells for line in result_lines(paths))]
     return "\n".join("| " + " | ".join(row) + " |" for row in cells) + "\n"

@@ -5,15 +5,16 @@ from pathlib import Path
 from typing import Any
 
 from rescue_cli.analysis.stats import Sample
-from rescue_cli.analysis.study import shown
+from rescue_cli.analysis.study import format_value
 from rescue_cli.errors import DataError
 from rescue_cli.formatting import shown_seconds
+from rescue_cli.metrics.names import METRICS
 from rescue_cli.report.markup import image, listed, table, text
-from rescue_cli.report.pictures import figure_of
-from rescue_cli.report.table import Line
-from rescue_cli.rundir import METRICS, demand, read_json
+from rescue_cli.report.pictures import new_figure
+from rescue_cli.report.table import ResultLine
+from rescue_cli.rundir import check_keys, read_json
 from rescue_cli.rundir.planned import lost_in, of_planned
-from rescue_cli.rundir.rules import (
+from rescue_cli.rundir.validation import (
     COUNT,
     LIST,
     MAPPING,
@@ -52,7 +53,7 @@ def is_study(path: Path) -> bool:
     return (path / FILE).is_file()
 
 
-def results(path: Path) -> list[Line]:
+def study_lines(path: Path) -> list[ResultLine]:
     """The rows that were measured, for the table of all results."""
     found = []
     for row in _kept(path)["rows"]:
@@ -61,7 +62,9 @@ def results(path: Path) -> list[Line]:
             ours = Sample(measured["mean"], measured["std"], measured["n"])
             name = f"{path}, row {row['row']}"
             lost = lost_in(row["runs"]) if row["runs"]["n"] else {}  # else it is one on record
-            found.append(Line(name, row["recipe"], "-", paper, ours, row["seconds_train"], lost))
+            found.append(
+                ResultLine(name, row["recipe"], "-", paper, ours, row["seconds_train"], lost)
+            )
     return found
 
 
@@ -71,21 +74,21 @@ def _kept(path: Path) -> dict[str, Any]:
     found = read_json(file)
     name = found["study"] if TEXT.holds(found.get("study")) else "NAME"
     cure = f"Write it anew, an older version wrote it: rescue study {name} --out {path}"
-    demand(file, found, STUDY, cure)
+    check_keys(file, found, STUDY, cure)
     for place, row in enumerate(found["rows"]):
         at = f"rows[{place}]."
-        demand(file, row, ROW, cure, at)
-        demand(file, row["runs"], RUNS, cure, f"{at}runs.")
+        check_keys(file, row, ROW, cure, at)
+        check_keys(file, row["runs"], RUNS, cure, f"{at}runs.")
         if row["measured"] is not None:
-            demand(file, row["measured"], MEASURED, cure, f"{at}measured.")
+            check_keys(file, row["measured"], MEASURED, cure, f"{at}measured.")
         if row["columns"].keys() != found["rows"][0]["columns"].keys():
             raise DataError(f"{file}: {at}columns: not those of the first row. {cure}")
     for place, pair in enumerate(found["pairs"]):
-        demand(file, pair, {"claim": TEXT, "details": TEXTS}, cure, f"pairs[{place}].")
+        check_keys(file, pair, {"claim": TEXT, "details": TEXTS}, cure, f"pairs[{place}].")
     return found
 
 
-def section(path: Path) -> str:
+def study_section(path: Path) -> str:
     """The study's heading, source, table, picture, and the command that goes on with it."""
     found = _kept(path)
     measured = [row for row in found["rows"] if row["measured"] is not None]
@@ -117,7 +120,7 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> str:
         chance = None if ours is None else ours["p"]
         lines.append(
             [
-                str(row["row"]), *(shown(row["columns"][name]) for name in columns),
+                str(row["row"]), *(format_value(row["columns"][name]) for name in columns),
                 *([_paper(row)] if published else []),
                 "-" if ours is None else f"{ours['mean']:.2f}",
                 "-" if ours is None else _spread(ours), _runs(row),
@@ -132,7 +135,7 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def _picture(rows: Sequence[Mapping[str, Any]]) -> Any:
     """The measured rows from above, with one standard deviation, beside the paper's figures."""
-    figure = figure_of(7, 1.2 + 0.32 * len(rows))
+    figure = new_figure(7, 1.2 + 0.32 * len(rows))
     axes = figure.subplots()
     places = [-row["row"] for row in rows]
     axes.errorbar(
@@ -161,7 +164,7 @@ def _picture(rows: Sequence[Mapping[str, Any]]) -> Any:
 
 
 def _named(row: Mapping[str, Any]) -> str:
-    return f"{row['row']}: {shown(next(iter(row['columns'].values())))}"
+    return f"{row['row']}: {format_value(next(iter(row['columns'].values())))}"
 
 
 def _paper(row: Mapping[str, Any]) -> str:

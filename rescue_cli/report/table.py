@@ -2,12 +2,23 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rescue_cli.analysis.stats import Sample
+from rescue_cli.analysis.accuracy import (
+    accuracy_interval,
+    balanced_interval,
+    classes_with_images,
+    is_uneven,
+)
 from rescue_cli.formatting import shown_seconds
+from rescue_cli.metrics.names import METRICS, measurement_stem, metric_names
 from rescue_cli.rundir.planned import Lost, of_planned, told_lost
 
+if TYPE_CHECKING:
+    from rescue_cli.analysis.stats import Sample
+
+TEXT_COLUMNS = ("set", "TTA")  # columns that hold no numbers
+BALANCED = "bal. %"  # of balanced accuracy; TTA's names leave 7 columns of 80
 HEADINGS = ("path", "recipe", "set", "paper %", "measured %", "std", "runs", "train s")
 KEYS = (
     "path", "recipe", "set", "paper", "measured", "std", "planned", "n", "diverged", "failed",
@@ -16,14 +27,14 @@ KEYS = (
 
 
 @dataclass(frozen=True)
-class Line:
+class ResultLine:
     """What was measured, in percent, beside what the recipe's source claims."""
 
     path: str
     recipe: str
     set: str
-    paper: Sample | None
-    measured: Sample
+    paper: "Sample | None"
+    measured: "Sample"
     seconds: float | None  # of training, the mean of the runs
     lost: Mapping[Any, Lost] = field(default_factory=dict)  # planned runs without a result
 
@@ -58,8 +69,82 @@ class Line:
         return {k: len(v) if isinstance(v, dict | list) else v for k, v in self.values.items()}
 
 
-def _claim(paper: Sample | None) -> str:
+def _claim(paper: "Sample | None") -> str:
     if paper is None:
         return "-"
     spread = "" if paper.std is None else f" ± {paper.std:.2f}"
     return f"{paper.mean:.2f}{spread}" + (f" ({paper.n})" if paper.n > 1 else "")
+
+
+def interval_notes(result: Mapping[str, Any]) -> list[str]:
+    """What the intervals of a table are, and how much an image is; nothing of other metrics."""
+    if "top1" not in result:
+        return []
+    steps = {entry["set"]: 100 / entry["count"] for entry in result["sets"]}
+    each = ", ".join(f"{points:.2g} points" + f" on {name}" * (len(steps) > 1)
+                     for name, points in steps.items())  # fmt: skip
+    main = result["sets"][0]
+    if not is_uneven(main):
+        return [f"95 %: of this network, over new images; one image is {each}"]
+    return [
+        f"95 %: of this network's top-1, over new images; one image is {each}",
+        _of_classes(main, measurement_stem(main, result["sets"])),
+    ]
+
+
+def _of_classes(entry: Mapping[str, Any], name: str) -> str:
+    """What the balanced accuracy of uneven classes is a mean of, and where each of them is."""
+    rows, interval = classes_with_images(entry), balanced_interval(entry)
+    assert interval is not None
+    known, images = len(entry["per_class"]), [row["images"] for row in rows]
+    of = f"{len(rows)}" if len(rows) == known else f"{len(rows)} of {known}"
+    return (
+        f"bal.: balanced accuracy, the mean recall of {of} classes of {min(images)} to "
+        f"{max(images)} images\n"
+        f"95 % of it: {interval[0]:.1f} to {interval[1]:.1f}; each class: predictions/{name}.csv"
+    )
+
+
+def measurement_table(
+    result: Mapping[str, Any], *, narrow: bool = False
+) -> tuple[list[str], list[list[str]]]:
+    """Headings and rows, in percent where the heading says so.
+
+    Where classes are uneven, balanced accuracy stands beside top-1; in a `narrow` table instead of
+    top-5, which would be the column too many.
+    """
+    entries = result["sets"]
+    metrics = metric_names(entries[0])
+    judged, uneven = "top1" in metrics, any(is_uneven(entry) for entry in entries)
+    if uneven and narrow:
+        metrics.remove("top5")
+    numbers = [{METRICS[m]: f"{entry[m]:.2f}" for m in metrics} for entry in entries]
+    if uneven:
+        numbers = [_beside(first, entry) for first, entry in zip(numbers, entries, strict=True)]
+    headings = ["set", "size", "crop", "TTA", *numbers[0],
+                *(["95 %"] if judged else []), "loss", "images"]  # fmt: skip
+    rows = [
+        [
+            entry["set"],
+            str(entry["size"]),
+            f"{entry['crop']:g}",
+            entry["protocol"]["tta"],
+            *shown.values(),
+            *(
+                [f"{low:.1f} to {high:.1f}" for low, high in [accuracy_interval(entry)]]
+                if judged
+                else []
+            ),
+            "-" if entry["loss"] is None else f"{entry['loss']:.4f}",
+            str(entry["count"]),
+        ]
+        for entry, shown in zip(entries, numbers, strict=True)
+    ]
+    return headings, rows
+
+
+def _beside(metrics: Mapping[str, str], entry: Mapping[str, Any]) -> dict[str, str]:
+    """The metrics with balanced accuracy after the first."""
+    value = entry.get("balanced_accuracy")
+    (first, top), *others = metrics.items()
+    return {first: top, BALANCED: "-" if value is None else f"{value:.2f}", **dict(others)}

@@ -1,7 +1,6 @@
 """What is in a run directory, and how its files are read and written."""
 
-from rescue_cli.metrics.names import METRICS, finite, label, metrics_of, said, score, stem
-from rescue_cli.rundir.directory import RunDirectory
+from rescue_cli.rundir.paths import RunDirectory
 from rescue_cli.rundir.reading import (
     Word,
     last_epoch,
@@ -15,26 +14,21 @@ from rescue_cli.rundir.reading import (
     read_text,
     word_of,
 )
-from rescue_cli.rundir.rules import demand
+from rescue_cli.rundir.validation import check_keys
 from rescue_cli.rundir.writing import (
-    discard_partials,
     leave_word,
+    remove_partial_files,
+    write_atomically,
     write_json,
     write_text,
-    write_whole,
 )
 
 __all__ = [
-    "METRICS",
     "RunDirectory",
     "Word",
-    "demand",
-    "discard_partials",
-    "finite",
-    "label",
+    "check_keys",
     "last_epoch",
     "leave_word",
-    "metrics_of",
     "read_arrays",
     "read_command",
     "read_environment",
@@ -43,11 +37,9 @@ __all__ = [
     "read_metrics",
     "read_result",
     "read_text",
-    "said",
-    "score",
-    "stem",
+    "remove_partial_files",
     "word_of",
+    "write_atomically",
     "write_json",
     "write_text",
-    "write_whole",
 ]

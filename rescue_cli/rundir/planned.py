@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from rescue_cli.errors import DivergedError, StoppedError
-from rescue_cli.rundir import RunDirectory, demand, read_json, word_of, write_json
-from rescue_cli.rundir.rules import NAME, Rule
+from rescue_cli.rundir import RunDirectory, check_keys, read_json, word_of, write_json
+from rescue_cli.rundir.validation import NAME, Rule
 
 FILE = "planned.json"
 NAMES = Rule("a list of folders' names", lambda v: isinstance(v, list) and all(map(NAME.holds, v)))
@@ -43,7 +43,7 @@ def planned(folder: Path) -> list[str]:
     if not file.exists():
         return []
     found = read_json(file)
-    demand(file, found, {"runs": NAMES}, "Remove the file; the runs that are there then count.")
+    check_keys(file, found, {"runs": NAMES}, "Remove the file; the runs that are there then count.")
     return list(found["runs"])
 
 

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rescue_cli.errors import DataError, RescueError, from_code
-from rescue_cli.metrics.names import METRICS, label, metrics_of
-from rescue_cli.rundir.directory import RunDirectory
-from rescue_cli.rundir.rules import (
+from rescue_cli.metrics.names import METRICS, measurement_name, metric_names
+from rescue_cli.rundir.paths import RunDirectory
+from rescue_cli.rundir.validation import (
     COUNT,
     EPOCH,
     LIST,
@@ -28,8 +28,8 @@ from rescue_cli.rundir.rules import (
     STEP,
     TEXT,
     Rule,
-    demand,
-    shown,
+    check_keys,
+    format_found,
 )
 
 if TYPE_CHECKING:
@@ -161,7 +161,7 @@ def word_of(run: RunDirectory) -> Word | None:
     if not run.failure.is_file():
         return None
     found = read_json(run.failure)
-    demand(run.failure, found, WORD, "Remove the file; the run then counts as not run.")
+    check_keys(run.failure, found, WORD, "Remove the file; the run then counts as not run.")
     return Word(**{key: found[key] for key in WORD})
 
 
@@ -173,29 +173,29 @@ def read_result(run: RunDirectory, *, summarised: bool = False) -> dict[str, Any
     file = run.result
     cure = f"Remove the file, and run the command in {run.command} again."
     found = read_json(file)
-    demand(file, found, RESULT, cure)
+    check_keys(file, found, RESULT, cure)
     entries = found["sets"]
     for place, entry in enumerate(entries):
         at = f"sets[{place}]."
-        demand(file, entry, ENTRY, cure, at)
-        demand(file, entry["protocol"], PROTOCOL, cure, f"{at}protocol.")
-        _demand_metrics(file, entry, metrics_of(entries[0]), cure, at)
-        demand(file, entry, {k: rule for k, rule in BY_CLASS.items() if k in entry}, cure, at)
+        check_keys(file, entry, ENTRY, cure, at)
+        check_keys(file, entry["protocol"], PROTOCOL, cure, f"{at}protocol.")
+        _demand_metrics(file, entry, metric_names(entries[0]), cure, at)
+        check_keys(file, entry, {k: rule for k, rule in BY_CLASS.items() if k in entry}, cure, at)
         for number, row in enumerate(entry.get("per_class", [])):
-            demand(file, row, OF_A_CLASS, cure, f"{at}per_class[{number}].")
-    demand(file, found["protocol"], PROTOCOL, cure, "protocol.")
-    _demand_metrics(file, found, metrics_of(entries[0]), cure)
-    for key in ("count", metrics_of(entries[0])[0]):
+            check_keys(file, row, OF_A_CLASS, cure, f"{at}per_class[{number}].")
+    check_keys(file, found["protocol"], PROTOCOL, cure, "protocol.")
+    _demand_metrics(file, found, metric_names(entries[0]), cure)
+    for key in ("count", metric_names(entries[0])[0]):
         if found[key] != entries[0][key]:
             raise DataError(
-                f"{file}: {key}: {shown(found[key])}, and sets[0].{key} is "
-                f"{shown(entries[0][key])}; both are the first measurement's. {cure}"
+                f"{file}: {key}: {format_found(found[key])}, and sets[0].{key} is "
+                f"{format_found(entries[0][key])}; both are the first measurement's. {cure}"
             )
-    if len({label(entry, entries) for entry in entries}) < len(entries):
+    if len({measurement_name(entry, entries) for entry in entries}) < len(entries):
         raise DataError(f"{file}: sets: two measurements are of the same set and protocol. {cure}")
     if summarised:
-        demand(file, found, SUMMARY, cure)
-        demand(file, found["protocol"], SUMMARY_PROTOCOL, cure, "protocol.")
+        check_keys(file, found, SUMMARY, cure)
+        check_keys(file, found["protocol"], SUMMARY_PROTOCOL, cure, "protocol.")
     return found
 
 
@@ -205,13 +205,13 @@ def _demand_metrics(
     """Raises `DataError` unless it has these metrics, and they are percentages."""
     if not metrics:
         raise DataError(f"{file}: {at[:-1] or 'it'} has none of {', '.join(METRICS)}. {cure}")
-    demand(file, entry, dict.fromkeys(metrics, PERCENT), cure, at)
+    check_keys(file, entry, dict.fromkeys(metrics, PERCENT), cure, at)
 
 
 def read_environment(run: RunDirectory) -> dict[str, Any]:
     """What a run runs on, as its worker needs it; raises `DataError`."""
     found = read_json(run.environment)
-    demand(run.environment, found, ENVIRONMENT, "Begin the run in another folder.")
+    check_keys(run.environment, found, ENVIRONMENT, "Begin the run in another folder.")
     return found
 
 
@@ -220,7 +220,7 @@ def read_identity(run: RunDirectory) -> dict[str, Any] | None:
     if not run.data.is_file():
         return None
     found = read_json(run.data)
-    demand(run.data, found, IDENTITY, "Restore it; without it the data are not checked.")
+    check_keys(run.data, found, IDENTITY, "Restore it; without it the data are not checked.")
     return found
 
 
@@ -247,14 +247,14 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
     for number, line in enumerate(read_text(path).split("\n")[:-1], 1):
         where = f"{path}, line {number}"
         found = _object(line, where, cure)
-        demand(where, found, {"kind": KIND}, cure)
-        demand(where, found, LINES[found["kind"]], cure)
-        demand(where, found, {k: rule for k, rule in IF_THERE.items() if k in found}, cure)
+        check_keys(where, found, {"kind": KIND}, cure)
+        check_keys(where, found, LINES[found["kind"]], cure)
+        check_keys(where, found, {k: rule for k, rule in IF_THERE.items() if k in found}, cure)
         if found["step"] < before:
             raise DataError(f"{where}: step: {found['step']} comes after {before}. {cure}")
         before = found["step"]
         if found["kind"] == "eval":
-            metrics = metrics or metrics_of(found)
+            metrics = metrics or metric_names(found)
             _demand_metrics(where, found, metrics, cure)
         yield found
 

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import IO, Any
 
 from rescue_cli.errors import RescueError
-from rescue_cli.rundir.directory import RunDirectory
+from rescue_cli.rundir.paths import RunDirectory
 from rescue_cli.rundir.reading import Word
 
 
-def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Writes a file under a temporary name, flushes it to disk, renames it.
 
     Whoever reads `path` sees the old file or the new one. Raises `RescueError` where the disk is
@@ -38,7 +38,7 @@ def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
         ) from None
 
 
-def discard_partials(folder: Path) -> None:
+def remove_partial_files(folder: Path) -> None:
     """Removes what processes that were killed while they wrote have left behind.
 
     What bears this process's own number it will overwrite itself.
@@ -57,7 +57,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    write_whole(path, lambda file: file.write(text.encode()))
+    write_atomically(path, lambda file: file.write(text.encode()))
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from rescue_cli.analysis import sides
-from rescue_cli.analysis import sweep as sweeps
+from rescue_cli.analysis.sweep import read_sweep
 from rescue_cli.rundir import RunDirectory, read_json
 from rescue_cli.rundir.planned import Lost, counted_lost, plan
 from rescue_cli.runs import pool
@@ -58,25 +58,25 @@ def test_the_counts_add_up_in_every_form_of_report(
 def test_an_operand_knows_its_lost_seeds_and_all_of_its_measurements(
     survivors: str, tmp_path: Path
 ) -> None:
-    side = sides.operand(str(tmp_path / survivors))
+    side = sides.load_side(str(tmp_path / survivors))
     assert side.lost == {3: "diverged", 4: "diverged", 8: "diverged", 9: "not run"}
     assert counted_lost(side.lost.values()) == "3 diverged, 1 not run"
     assert list(side.sets) == ["test"]
     assert side.sets["test"] == side.values == TOPS
     assert side.images_of == {"test": side.images}
     made_run(tmp_path / "run", {"test none": 50.0, "test flip": 52.0})
-    run = sides.operand(str(tmp_path / "run"))
+    run = sides.load_side(str(tmp_path / "run"))
     assert not run.lost
     assert {name: each[0] for name, each in run.sets.items()} == {
         "test none": 50.0, "test flip": 52.0,
     }  # fmt: skip
-    flipped = sides.right(sides.predictions(tmp_path / "run", "test flip"))
+    flipped = sides.correct_predictions(sides.load_predictions(tmp_path / "run", "test flip"))
     assert 100 * flipped.mean() == 52.0
 
 
 def test_a_sweep_without_a_plan_is_of_the_seeds_that_are_there(tmp_path: Path) -> None:
     made_sweep(tmp_path / "old", {0: 60.0, 1: 61.0}, diverged={4: "the loss is nan."})
-    found = sweeps.read(tmp_path / "old")
+    found = read_sweep(tmp_path / "old")
     assert found.lost == {4: Lost("diverged", "the loss is nan.")}
     assert found.counted == "2 of 3 seeds (1 diverged)"
 
@@ -104,7 +104,7 @@ def test_a_worker_that_dies_without_a_word_is_a_seed_that_failed(
     found = json.loads(ended.out)
     assert (found["planned"], found["n"], found["diverged"], found["not_run"]) == (2, 0, {}, [])
     assert found["failed"]["1"].startswith("its process ended with 9 and left no word.")
-    assert sweeps.read(tmp_path / "sweep").lost[0].how == "failed", "it is kept for `report`"
+    assert read_sweep(tmp_path / "sweep").lost[0].how == "failed", "it is kept for `report`"
 
 
 @pytest.mark.parametrize("name", ["timeit", "random"])
@@ -165,7 +165,7 @@ def test_folders_of_the_data_and_a_recipes_name_make_no_other_sweep(tmp_path: Pa
     text = file.read_text().replace("name: quickstart", "name: copied", 1)
     file.write_text(text.replace("data: {", "data: {root: /elsewhere, ", 1))
     assert "root: /elsewhere" in file.read_text()
-    assert len(sweeps.read(folder).results) == 2
+    assert len(read_sweep(folder).results) == 2
 
 
 @pytest.mark.parametrize("way", ["path", "link", "same", "linked seed"])

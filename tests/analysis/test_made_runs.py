@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from rescue_cli.analysis import sides
-from rescue_cli.analysis import sweep as sweeps
+from rescue_cli.analysis.sweep import read_sweep
 from rescue_cli.errors import DivergedError
 from rescue_cli.rundir import RunDirectory, read_json, read_metrics
 from rescue_cli.rundir.planned import Lost
@@ -59,13 +59,13 @@ def test_a_made_sweep_says_what_it_was_told_to(tmp_path: Path) -> None:
         tmp_path / "sweep", tops, overrides=TINY, losses={0: 1.5, 1: 1.25, 5: 2.0},
         diverged={2: "diverged at step 3"},
     )  # fmt: skip
-    found = sweeps.read(folder)
+    found = read_sweep(folder)
     assert found.values("test") == pytest.approx(tops)
     assert found.lost == {2: Lost("diverged", "diverged at step 3")}
     assert [r["loss"] for r in found.results.values()] == pytest.approx([1.5, 1.25, 2.0])
-    right = sides.right(sides.predictions(folder / "seed-1"))
+    right = sides.correct_predictions(sides.load_predictions(folder / "seed-1"))
     assert (100 * right.mean(), len(right)) == (42.5, 200)
-    assert sides.points(folder / "seed-1")[-1].top1 == pytest.approx(42.5)
+    assert sides.read_points(folder / "seed-1")[-1].top1 == pytest.approx(42.5)
 
 
 def test_a_made_failure_is_the_word_of_a_worker(tmp_path: Path) -> None:

@@ -17,7 +17,8 @@ from rescue_cli import recipe as recipes
 from rescue_cli.__main__ import main as started
 from rescue_cli.analysis.sides import Images
 from rescue_cli.errors import DataError, InUseError, UsageError
-from rescue_cli.rundir import RunDirectory, finite, read_json, read_metrics
+from rescue_cli.metrics.names import finite_or_none
+from rescue_cli.rundir import RunDirectory, read_json, read_metrics
 from rescue_cli.runs import Nodes, abandon, claim, environment, pool, prepare, run_directory, worker
 from rescue_cli.runs.failure import leaving_word
 from rescue_cli.runs.pool import Ended
@@ -232,7 +233,12 @@ def test_a_loss_that_is_not_finite_at_the_end_is_a_run_that_diverged(
     assert not (tmp_path / "run" / "result.json").exists()
     lines = read_metrics(tmp_path / "run" / "metrics.jsonl")
     assert [x["step"] for x in lines if x["kind"] == "eval"] == [8]
-    assert [finite(value) for value in (math.nan, math.inf, None, 2.5)] == [None, None, None, 2.5]
+    assert [finite_or_none(value) for value in (math.nan, math.inf, None, 2.5)] == [
+        None,
+        None,
+        None,
+        2.5,
+    ]
 
 
 def test_an_evaluation_refuses_what_it_would_not_read_and_what_would_mislead_it(

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from rescue_cli.analysis import study as studies
-from rescue_cli.analysis.stats import Sample, difference, interval, sample
+from rescue_cli.analysis.stats import Sample, sample, t_interval, welch_test
+from rescue_cli.analysis.study import cell_runs, load_study, parse_snapshot, resolve_cells
 from rescue_cli.errors import UsageError
 from tests.conftest import Rescue
 from tests.engine_runs import descendants, start, until_gone
@@ -244,45 +244,45 @@ def test_a_study_killed_and_begun_again_repeats_no_finished_run(mine: str, tmp_p
 
 
 def test_smiths_points_are_four_batches_begun_in_two_ways() -> None:
-    study = studies.load("smith-momentum")
-    found = studies.cells(study)
+    study = load_study("smith-momentum")
+    found = resolve_cells(study)
     three, deep = found[0][1], found[10][1]
     assert three is not None
     assert deep is not None
-    assert list(studies.runs(study, three, None)) == [
+    assert list(cell_runs(study, three, None)) == [
         "batch-128", "batch-132", "batch-136", "batch-140",
     ]  # fmt: skip
-    made = studies.runs(study, deep, None)
+    made = cell_runs(study, deep, None)
     assert list(made) == [
         "batch-512-msra", "batch-516-xavier", "batch-520-msra", "batch-524-xavier",
     ]  # fmt: skip
     assert [r.train.device_batch_size for r in made.values()] == [128, 129, 130, 131]
-    assert len(studies.runs(study, deep, 3)) == 3
+    assert len(cell_runs(study, deep, 3)) == 3
 
 
 def test_samples_and_welchs_test_are_scipys() -> None:
     from scipy import stats
 
     a, b = [90.1, 90.4, 89.8, 90.2], [91.0, 90.6, 90.9]
-    assert difference(sample(a), sample(b)).p == pytest.approx(
+    assert welch_test(sample(a), sample(b)).p == pytest.approx(
         float(stats.ttest_ind(a, b, equal_var=False).pvalue)
     )
     low, high = stats.t.interval(0.95, 3, 90.125, stats.sem(a))
-    assert interval(sample(a)) == pytest.approx((float(low), float(high)))
+    assert t_interval(sample(a)) == pytest.approx((float(low), float(high)))
     assert sample([1.0]) == Sample(1.0, None, 1)
-    assert difference(sample([1.0]), sample([2.0])).p is None
+    assert welch_test(sample([1.0]), sample([2.0])).p is None
     # one run against a paper's four: t with the paper's three degrees of freedom
     error = 0.5 * (1 / 4 + 1) ** 0.5
     expected = 2 * float(stats.t.sf(2.0 / error, 3))
-    assert difference(Sample(92.0, None, 1), Sample(90.0, 0.5, 4)).p == pytest.approx(expected)
+    assert welch_test(Sample(92.0, None, 1), Sample(90.0, 0.5, 4)).p == pytest.approx(expected)
 
 
 def test_a_snapshot_of_a_row_that_is_none_is_refused(tmp_path: Path) -> None:
     (tmp_path / "wrong.yaml").write_text(STUDY.replace("cell: 1", "cell: 7"))
-    study = studies.load(str(tmp_path / "wrong.yaml"))
-    cell, _ = studies.cells(study)[2]
+    study = load_study(str(tmp_path / "wrong.yaml"))
+    cell, _ = resolve_cells(study)[2]
     with pytest.raises(UsageError, match=r"from_snapshot\.cell: 7 is none of its 3 rows"):
-        studies.snapshot_of(study, cell)
+        parse_snapshot(study, cell)
 
 
 OWN = f"""

@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 
 from rescue_cli import recipe as recipes
 from rescue_cli import runs as launch
-from rescue_cli.analysis import sides as operands
-from rescue_cli.analysis import sweep as sweeps
+from rescue_cli.analysis.sides import correct_predictions, load_predictions
 from rescue_cli.analysis.stats import Sample
+from rescue_cli.analysis.sweep import published_sample, read_sweep
 from rescue_cli.errors import DivergedError
 from rescue_cli.rundir import RunDirectory, read_json, write_json
 from rescue_cli.rundir.planned import Lost
@@ -52,7 +52,7 @@ def test_a_sweep_does_what_is_missing_and_says_what_its_seeds_say(
     found = json.loads(ended.out)
     assert (found["recipe"], found["n"], found["failed"]) == ("quickstart", 5, {})
     assert list(found["sets"]) == ["test none", "test flip"]
-    values = sweeps.read(folder).values("test none")
+    values = read_sweep(folder).values("test none")
     row = found["sets"]["test none"]
     assert row["max"] == max(values.values())
     assert row["seed0"] == values[0]
@@ -151,7 +151,7 @@ def test_a_seed_that_was_stopped_has_not_failed(tmp_path: Path) -> None:
         folder.mkdir()
         word = {"rank": 0, "exit_code": code, "message": "why"}
         write_json(RunDirectory(folder).failure, word)
-    assert sweeps.read(tmp_path).lost == {0: Lost("not run"), 1: Lost("failed", "why")}
+    assert read_sweep(tmp_path).lost == {0: Lost("not run"), 1: Lost("failed", "why")}
 
 
 @pytest.fixture
@@ -263,21 +263,21 @@ def test_the_images_compared_are_those_of_the_measurement_compared(
     made_run(tmp_path / "run", {"test none": 40.0, "test flip": 50.0}, overrides=words)
     entries = read_json(tmp_path / "run" / "result.json")["sets"]
     assert [entry["top1"] for entry in entries] == [40.0, 50.0]
-    right = operands.right(operands.predictions(tmp_path / "run"))
+    right = correct_predictions(load_predictions(tmp_path / "run"))
     assert 100 * right.mean() == pytest.approx(entries[0]["top1"])
     several = {
         "top": np.array([[3, 1], [2, 0], [1, 4]]),
         "labels": np.array([[1, 3], [4, -1], [1, -1]]),
     }
-    assert operands.right(several).tolist() == [True, False, True]
+    assert correct_predictions(several).tolist() == [True, False, True]
 
 
 def test_a_spread_of_an_unknown_number_of_runs_is_refused_or_left_out(rescue: Rescue) -> None:
     ended = rescue("compare", "79.72±0.10", "79.9")
     assert ended.code == 2
     assert "does not say of how many runs. Write 79.72±0.10/N, or 79.72." in ended.err
-    assert sweeps.published({"top1": 94.1, "std": 0.15}) == Sample(94.1, None, 1)
-    assert sweeps.published({"top1": 79.72, "std": 0.1, "n": 100}) == Sample(79.72, 0.1, 100)
+    assert published_sample({"top1": 94.1, "std": 0.15}) == Sample(94.1, None, 1)
+    assert published_sample({"top1": 79.72, "std": 0.1, "n": 100}) == Sample(79.72, 0.1, 100)
 
 
 @pytest.mark.parametrize(("changes", "count", "why"), [

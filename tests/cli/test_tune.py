@@ -9,15 +9,13 @@ import pytest
 
 from rescue_cli import recipe as recipes
 from rescue_cli.analysis import tuning
-from rescue_cli.analysis.lr_range import Ramp
-from rescue_cli.analysis.range_curves import Curves
-from rescue_cli.analysis.tuning import KEPT, Outcome, Search
+from rescue_cli.analysis.lr_range import Curves, Ramp
+from rescue_cli.analysis.tuning import KEEP, KEPT, Outcome, Search, judge_sweeps
 from rescue_cli.cli import budget
 from rescue_cli.cli import search as search_runs
 from rescue_cli.cli.runs import train_here
 from rescue_cli.errors import DivergedError, StoppedError
 from rescue_cli.recipe import Recipe
-from rescue_cli.report.tuned import KEEP, verdict
 from rescue_cli.rundir import read_json, write_json, write_text
 from tests import tuning_worlds
 from tests.conftest import Rescue
@@ -31,7 +29,7 @@ from tests.tuning_worlds import World, rates, worlds
 def test_the_batch_is_the_largest_power_of_two_that_fits_and_leaves_50_updates(
     images: int, fitting: int, size: int
 ) -> None:
-    found, why = tuning.batch_size(images, lambda batch: batch <= fitting)
+    found, why = tuning.largest_batch_size(images, lambda batch: batch <= fitting)
     assert found == size
     assert ("fits into memory" in why) == (fitting == 200)
 
@@ -242,7 +240,7 @@ def test_the_tuned_recipe_is_better_where_compare_says_so_and_none_of_its_runs_d
     tmp_path: Path, gain: float, lost: int, better: bool
 ) -> None:
     tuned = {seed: None if seed < 4 + lost else 161 + gain - x for seed, x in BASE.items()}
-    found = verdict(sweep(tmp_path / "base", BASE), sweep(tmp_path / "tuned", tuned), SEEDS)
+    found = judge_sweeps(sweep(tmp_path / "base", BASE), sweep(tmp_path / "tuned", tuned), SEEDS)
     assert found.better == better
     assert (KEEP in found.said) != better
     if lost:
@@ -257,7 +255,7 @@ def test_one_base_run_that_is_left_makes_nothing_better(tmp_path: Path) -> None:
     """Its spread would be assumed, and `compare` then claims nothing of the recipes."""
     base = {seed: x if seed == 4 else None for seed, x in BASE.items()}
     tuned = {seed: x + 15 for seed, x in BASE.items()}
-    found = verdict(sweep(tmp_path / "base", base), sweep(tmp_path / "tuned", tuned), SEEDS)
+    found = judge_sweeps(sweep(tmp_path / "base", base), sweep(tmp_path / "tuned", tuned), SEEDS)
     assert found.pairs[0]["p"] < 0.05
     assert found.pairs[0]["about"] == "assumed"
     assert (found.better, KEEP in found.said) == (False, True)
@@ -269,7 +267,7 @@ def test_a_base_that_never_trains_gives_way_to_what_always_does(
 ) -> None:
     tuned = {seed: None if seed < 4 + lost else x for seed, x in BASE.items()}
     nothing = dict.fromkeys(BASE, None)
-    found = verdict(sweep(tmp_path / "base", nothing), sweep(tmp_path / "tuned", tuned), SEEDS)
+    found = judge_sweeps(sweep(tmp_path / "base", nothing), sweep(tmp_path / "tuned", tuned), SEEDS)
     assert found.better == better
     assert found.said[0] == f"{tmp_path / 'base'}: 5 of 5 runs diverged"
 

@@ -20,7 +20,7 @@ from rescue_cli import recipe as recipes
 from rescue_cli.build import transfer
 from rescue_cli.engine.scenes import SceneEvaluator
 from rescue_cli.errors import DataError, UsageError
-from rescue_cli.metrics.average_precision import intersections
+from rescue_cli.metrics.average_precision import pixel_counts
 from rescue_cli.sections.annotations import IGNORED, Objects, Scene
 from rescue_cli.sections.augment.scenes import flip, scale_crop
 from rescue_cli.sections.data import Keys, load
@@ -273,7 +273,7 @@ def test_a_picture_shows_the_mask_that_is_scored(masks: Path, tmp_path: Path) ->
     tests = build.test_sets(recipe, data, machine)
     (found,) = evaluator.sets(network, tests, lambda: None)["test"].values()
     shown = evaluator.examples(network, tests["test"].feed, 4)
-    counts = [intersections(said, scene.target, 3) for scene, said in shown]  # type: ignore[arg-type]
+    counts = [pixel_counts(said, scene.target, 3) for scene, said in shown]  # type: ignore[arg-type]
     np.testing.assert_array_equal(np.stack(counts), found.arrays(data.classes)["counts"])
 
 

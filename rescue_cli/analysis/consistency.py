@@ -1,20 +1,59 @@
-"""That the runs of a sweep differ in nothing but their seed, so that they may be averaged."""
+"""In what runs differ: recipe, data, weights; checks that a sweep differs in its seeds alone."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rescue_cli.analysis import same_data
 from rescue_cli.errors import DataError
+from rescue_cli.metrics.names import measurement_name
 from rescue_cli.recipe import SECTIONS, recipe_in
-from rescue_cli.recipe.changes import ROOTS, UNSAID, as_written, flat, is_place
-from rescue_cli.rundir import RunDirectory, label
+from rescue_cli.recipe.changes import (
+    ROOTS,
+    UNSAID,
+    WEIGHTS,
+    as_written,
+    differences,
+    flat,
+    is_place,
+)
+from rescue_cli.rundir import RunDirectory, read_identity
 
 Values = Mapping[str, Any]  # by dotted key
 SEED = "train.seed"
 
 
-def demand_seeds(folders: Mapping[int, Path], results: Mapping[int, Values]) -> None:
+def data_fingerprints(run: Path) -> dict[str, Any] | None:
+    """The run's data and weights; None where it keeps no record. Raises `DataError`."""
+    found = read_identity(RunDirectory(run))
+    if found is None:
+        return None
+    images = {
+        f"data.{name}": f"{split['images']} images, fingerprint {split['digest'][:12]}"
+        for name, split in found["splits"].items()
+    }
+    weights = {key: f"fingerprint {digest[:12]}" for key, digest in found["weights"].items()}
+    return {"data.classes": len(found["classes"]), **images, **weights}
+
+
+def run_changes(a: Path, b: Path) -> dict[str, tuple[Any, Any]]:
+    """The keys in which two runs' recipes differ: (a's, b's).
+
+    Where both keep a record of what they saw, that stands in for where it lay: the training images
+    as the key `data.train`, and the weights.
+    """
+    found = differences(recipe_in(a).tree, recipe_in(b).tree)
+    first, second = data_fingerprints(a), data_fingerprints(b)
+    if first is None or second is None:
+        return found
+    kept = {key: values for key, values in found.items() if not is_place(key, *values)}
+    for key in ("data.train", *WEIGHTS):
+        pair = first.get(key), second.get(key)
+        if key not in kept and pair[0] != pair[1]:
+            kept[key] = pair
+    return kept
+
+
+def check_seeds(folders: Mapping[int, Path], results: Mapping[int, Values]) -> None:
     """Raises `DataError` where a folder holds a run of another seed than its name says."""
     for seed, folder in folders.items():
         run = RunDirectory(folder)
@@ -28,17 +67,17 @@ def demand_seeds(folders: Mapping[int, Path], results: Mapping[int, Values]) -> 
                 raise DataError(f"{file}: {key}: {other}, in the folder of {seed}. {_cure(folder)}")
 
 
-def demand_one_recipe(folders: Sequence[Path]) -> None:
+def check_same_recipe(folders: Sequence[Path]) -> None:
     """Raises `DataError` where a run was trained by another recipe, or on other data, than most."""
     there = [folder for folder in folders if RunDirectory(folder).recipe.is_file()]
-    seen = {folder: each for folder in there if (each := same_data.known(folder)) is not None}
+    seen = {folder: each for folder in there if (each := data_fingerprints(folder)) is not None}
     # else weights are known by their places alone
     every = all(folder in seen for folder in there if RunDirectory(folder).result.is_file())
     _demand_one({folder: _procedure(folder, placeless=every) for folder in there}, "recipe.yaml")
     _demand_one(seen, "data.json")
 
 
-def demand_one_test(results: Mapping[Path, Values]) -> None:
+def check_same_test(results: Mapping[Path, Values]) -> None:
     """Raises `DataError` where a run was tested otherwise, or on other images, than most were."""
     _demand_one({folder: _tested(result) for folder, result in results.items()}, "result.json")
 
@@ -63,7 +102,7 @@ def _procedure(folder: Path, *, placeless: bool) -> dict[str, Any]:
 def _tested(result: Values) -> dict[str, Any]:
     """Each measurement's images and protocol, by what the measurement is called."""
     entries = result["sets"]
-    found: dict[str, Any] = {"sets": [label(entry, entries) for entry in entries]}
+    found: dict[str, Any] = {"sets": [measurement_name(entry, entries) for entry in entries]}
     for name, entry in zip(found["sets"], entries, strict=True):
         found[f"{name}.count"] = entry["count"]
         found |= {f"{name}.protocol.{key}": v for key, v in flat(entry["protocol"]).items()}

@@ -62,7 +62,7 @@ NUMBERS = Rule(
 )
 
 
-def demand(
+def check_keys(
     file: Path | str, found: Mapping[str, Any], rules: Mapping[str, Rule], cure: str, at: str = ""
 ) -> None:
     """Raises `DataError` for the first key that is not there, or whose value breaks its rule.
@@ -73,10 +73,12 @@ def demand(
         if key not in found:
             raise DataError(f"{file}: has no key {at}{key}. {cure}")
         if not rule.holds(found[key]):
-            raise DataError(f"{file}: {at}{key}: {shown(found[key])} is not {rule.words}. {cure}")
+            raise DataError(
+                f"{file}: {at}{key}: {format_found(found[key])} is not {rule.words}. {cure}"
+            )
 
 
-def shown(value: Any) -> str:
+def format_found(value: Any) -> str:
     """A value in a message, not longer than a line has room for."""
     if isinstance(value, int) and not -MOST < value < MOST:
         return "a whole number of many digits"
