@@ -310,10 +310,10 @@ KEEP = "Keep the recipe as it is."
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether the tuned recipe is claimed to be better than the base, in whose words."""
+    """Whether the tuned recipe may be called better than the base, and the sentences about it."""
 
     better: bool
-    said: list[str]
+    sentences: list[str]
     sides: Sequence[Side] = ()
     pairs: Sequence[Mapping[str, Any]] = ()
 
@@ -321,7 +321,7 @@ class Verdict:
         """As JSON takes it."""
         return {
             "better": self.better,
-            "said": self.said,
+            "said": self.sentences,
             "sides": describe_sides(self.sides),
             **(self.pairs[0] if self.pairs else {}),
         }
@@ -343,7 +343,7 @@ def judge_sweeps(base: Path, tuned: Path, seeds: Sequence[int]) -> Verdict:
     if len(lost[base]) == len(seeds):
         return _against_nothing(load_side(str(tuned)), said, lost_too=bool(lost[tuned]))
     found = judge(load_side(str(base)), load_side(str(tuned)), lost=len(lost[tuned]))
-    return Verdict(found.better, [*said, *found.said], found.sides, found.pairs)
+    return Verdict(found.better, [*said, *found.sentences], found.sides, found.pairs)
 
 
 def judge(base: Side, tuned: Side, *, lost: int = 0) -> Verdict:

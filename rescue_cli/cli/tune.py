@@ -76,7 +76,7 @@ def _print(search: Search) -> None:
     found = search.verdict
     if found is not None and found.pairs:
         common.print_comparison(found.sides, found.pairs)
-    for line in found.said if found else []:
+    for line in found.sentences if found else []:
         out.print(line)
     if found is not None and found.better:
         out.print(f"The tuned recipe: {search.folder}/tuned.yaml")

@@ -9,9 +9,8 @@ from rescue_cli.analysis.study import format_value
 from rescue_cli.errors import DataError
 from rescue_cli.formatting import shown_seconds
 from rescue_cli.metrics.names import METRICS
-from rescue_cli.report.markup import image, listed, table, text
 from rescue_cli.report.pictures import new_figure
-from rescue_cli.report.table import ResultLine
+from rescue_cli.report.table import ResultLine, without_empty_columns
 from rescue_cli.rundir import check_keys, read_json
 from rescue_cli.rundir.planned import lost_in, of_planned
 from rescue_cli.rundir.validation import (
@@ -56,7 +55,7 @@ def is_study(path: Path) -> bool:
 def study_lines(path: Path) -> list[ResultLine]:
     """The rows that were measured, for the table of all results."""
     found = []
-    for row in _kept(path)["rows"]:
+    for row in _read_study(path)["rows"]:
         if (measured := row["measured"]) is not None:
             paper = next((Sample(value, None, 1) for value in row["paper"].values()), None)
             ours = Sample(measured["mean"], measured["std"], measured["n"])
@@ -68,7 +67,7 @@ def study_lines(path: Path) -> list[ResultLine]:
     return found
 
 
-def _kept(path: Path) -> dict[str, Any]:
+def _read_study(path: Path) -> dict[str, Any]:
     """What `rescue study` left; raises `DataError` for an older version's, or what was changed."""
     file = path / FILE
     found = read_json(file)
@@ -88,52 +87,50 @@ def _kept(path: Path) -> dict[str, Any]:
     return found
 
 
-def study_section(path: Path) -> str:
-    """The study's heading, source, table, picture, and the command that goes on with it."""
-    found = _kept(path)
-    measured = [row for row in found["rows"] if row["measured"] is not None]
-    parts = [
-        f"<h2>{text(path)}: study {text(found['study'])}</h2>",
-        f"<p>Source: {text(found['source'])}. {len(measured)} of {len(found['rows'])} rows are "
-        "measured.</p>",
-        _table(found["rows"]),
-    ]
-    if measured:
-        parts.append(image(_picture(measured)))
-    if any(row["paper"] for row in found["rows"]):
-        parts.append(
-            "<p class=dim>p: how probable so large a difference from the paper is by chance, "
-            "each row for itself; a side without a std is taken to scatter like the other. A large "
-            "p does not show that they agree.</p>"
-        )
-    if found["pairs"]:
-        parts.append(listed((pair["claim"], pair["details"]) for pair in found["pairs"]))
-    return "\n".join([*parts, f"<p>To go on with it:</p><pre>{text(found['command'])}</pre>"])
+def study_section(path: Path) -> dict[str, Any]:
+    """What `study.html` shows: source, table, picture, and the command that continues the study."""
+    found = _read_study(path)
+    rows = found["rows"]
+    measured = [row for row in rows if row["measured"] is not None]
+    headings, cells = _table(rows)
+    return {
+        "template": "study.html",
+        "path": path,
+        "study": found["study"],
+        "source": found["source"],
+        "measured": len(measured),
+        "total": len(rows),
+        "headings": headings,
+        "rows": cells,
+        "figure": _plot(measured) if measured else None,
+        "has_paper": any(row["paper"] for row in rows),
+        "pairs": found["pairs"],
+        "command": found["command"],
+    }
 
 
-def _table(rows: Sequence[Mapping[str, Any]]) -> str:
+def _table(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
     columns = list(rows[0]["columns"])
-    published = any(row["paper"] for row in rows)
-    lines = []
+    cells = []
     for row in rows:
-        ours = row["measured"]
-        chance = None if ours is None else ours["p"]
-        lines.append(
+        ours = row["measured"] or {"mean": None, "std": None, "p": None}
+        seconds = row["seconds_train"]
+        cells.append(
             [
                 str(row["row"]), *(format_value(row["columns"][name]) for name in columns),
-                *([_paper(row)] if published else []),
-                "-" if ours is None else f"{ours['mean']:.2f}",
-                "-" if ours is None else _spread(ours), _runs(row),
-                *(["-" if chance is None else f"{chance:.2g}"] if published else []),
-                "-" if row["seconds_train"] is None else shown_seconds(row["seconds_train"]),
+                _paper(row), _number(ours["mean"], ".2f"), _number(ours["std"], ".2f"), _runs(row),
+                _number(ours["p"], ".2g"), "-" if seconds is None else shown_seconds(seconds),
             ]
         )  # fmt: skip
-    paper, p = (["paper %"], ["p"]) if published else ([], [])
-    headings = ["row", *columns, *paper, "measured %", "std", "runs", *p, "train s"]
-    return table(headings, lines)
+    measures = ["paper %", "measured %", "std", "runs", "p", "training time (s)"]
+    return without_empty_columns(["row", *columns, *measures], cells, keep=[*columns, "measured %"])
 
 
-def _picture(rows: Sequence[Mapping[str, Any]]) -> Any:
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
+
+
+def _plot(rows: Sequence[Mapping[str, Any]]) -> Any:
     """The measured rows from above, with one standard deviation, beside the paper's figures."""
     figure = new_figure(7, 1.2 + 0.32 * len(rows))
     axes = figure.subplots()
@@ -176,7 +173,3 @@ def _runs(row: Mapping[str, Any]) -> str:
     lost = [one.how for one in lost_in(row["runs"]).values()]
     n = 0 if row["measured"] is None else row["measured"]["n"]
     return of_planned(n, lost) if n or lost else "-"
-
-
-def _spread(measured: Mapping[str, Any]) -> str:
-    return "-" if measured["std"] is None else f"{measured['std']:.2f}"

@@ -1,6 +1,6 @@
-"""The table of results: lines of runs, sweeps and studies, for people and as data."""
+"""Tables of results: of runs, sweeps and studies, and of one run's measurements."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 TEXT_COLUMNS = ("set", "TTA")  # columns that hold no numbers
 BALANCED = "bal. %"  # of balanced accuracy; TTA's names leave 7 columns of 80
-HEADINGS = ("path", "recipe", "set", "paper %", "measured %", "std", "runs", "train s")
+HEADINGS = ("path", "recipe", "set", "paper %", "measured %", "std", "runs",
+            "training time (s)")  # fmt: skip
 KEYS = (
     "path", "recipe", "set", "paper", "measured", "std", "planned", "n", "diverged", "failed",
     "not_run", "seconds_train",
@@ -28,7 +29,7 @@ KEYS = (
 
 @dataclass(frozen=True)
 class ResultLine:
-    """What was measured, in percent, beside what the recipe's source claims."""
+    """A measured accuracy in percent, and what the recipe's paper reports."""
 
     path: str
     recipe: str
@@ -40,10 +41,10 @@ class ResultLine:
 
     @property
     def cells(self) -> list[str]:
-        """As it is read, under `HEADINGS`."""
+        """As text, under `HEADINGS`."""
         std = self.measured.std
         return [
-            self.path, self.recipe, self.set, _claim(self.paper), f"{self.measured.mean:.2f}",
+            self.path, self.recipe, self.set, _published(self.paper), f"{self.measured.mean:.2f}",
             "-" if std is None else f"{std:.2f}",
             of_planned(self.measured.n, [lost.how for lost in self.lost.values()]),
             "-" if self.seconds is None else shown_seconds(self.seconds),
@@ -51,7 +52,7 @@ class ResultLine:
 
     @property
     def values(self) -> dict[str, Any]:
-        """As data, by `KEYS`; of a claim its mean."""
+        """As data, by `KEYS`."""
         return {
             "path": self.path,
             "recipe": self.recipe,
@@ -65,11 +66,28 @@ class ResultLine:
 
     @property
     def row(self) -> dict[str, Any]:
-        """As `values`, where a cell has room for how many runs were lost, but not for why."""
+        """As `values`, with the number of runs without a result in place of the reasons."""
         return {k: len(v) if isinstance(v, dict | list) else v for k, v in self.values.items()}
 
 
-def _claim(paper: "Sample | None") -> str:
+def results_table(lines: Sequence[ResultLine]) -> tuple[list[str], list[list[str]]]:
+    """Headings and rows of results, for people."""
+    return without_empty_columns(HEADINGS, [line.cells for line in lines])
+
+
+def without_empty_columns(
+    headings: Sequence[str], rows: Sequence[Sequence[str]], keep: Collection[str] = ()
+) -> tuple[list[str], list[list[str]]]:
+    """The table without columns that have `-` in every row; those named in `keep` stay."""
+    kept = [
+        i
+        for i, heading in enumerate(headings)
+        if heading in keep or not rows or any(row[i] != "-" for row in rows)
+    ]
+    return [headings[i] for i in kept], [[row[i] for i in kept] for row in rows]
+
+
+def _published(paper: "Sample | None") -> str:
     if paper is None:
         return "-"
     spread = "" if paper.std is None else f" ± {paper.std:.2f}"

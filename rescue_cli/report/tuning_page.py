@@ -1,4 +1,4 @@
-"""What a search comes to: `compare`'s verdict on base and tuned, and the page that shows why."""
+"""`tune.html`: each decision of a search, and the comparison of the base and the tuned recipe."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,69 +8,55 @@ from rescue_cli.analysis.compare import describe_sides
 from rescue_cli.analysis.curves import smooth
 from rescue_cli.analysis.lr_range import Curves
 from rescue_cli.analysis.tuning import Decision, Outcome, Verdict
+from rescue_cli.report.html import render
 from rescue_cli.report.lr_range import scale_loss_axis
-from rescue_cli.report.markup import head, image, listed, table, text
 from rescue_cli.report.pictures import new_figure
 
 
-def tuning_title(recipe: str, found: Verdict | None) -> str:
-    """What a search came to, in a line."""
-    if found is None:
-        return f"{recipe}: an unfinished search"
-    return f"{recipe}: tuned, and better" if found.better else f"{recipe}: nothing better found"
+def tuning_title(recipe: str, verdict: Verdict | None) -> str:
+    """The outcome of a search, in a line."""
+    if verdict is None:
+        return f"{recipe}: unfinished search"
+    return f"{recipe}: tuned, and better" if verdict.better else f"{recipe}: nothing better found"
 
 
 def render_tuning_page(
-    title: str, held: int, decisions: Sequence[Decision], found: Verdict | None
+    title: str, held_out: int, decisions: Sequence[Decision], verdict: Verdict | None
 ) -> str:
-    """HTML that needs nothing beside itself."""
-    parts = [head(title), f"<h1>{text(title)}</h1>", _judgement(held, found)]
-    parts += [_section(decision) for decision in decisions]
-    return "\n".join([*parts, "</html>"]) + "\n"
+    """A page that fetches nothing; `held_out`: the training images that a loss is measured on."""
+    sides = [] if verdict is None or not verdict.pairs else describe_sides(verdict.sides)
+    pairs = [] if verdict is None else verdict.pairs
+    return render(
+        "tuning.html",
+        title=title,
+        verdict=verdict,
+        headings=["", "mean %", "std", "runs"],
+        rows=[
+            [side["name"], f"{side['mean']:.2f}",
+             "-" if side["std"] is None else f"{side['std']:.2f}", str(side["n"])]
+            for side in sides
+        ],
+        pairs=[{"claim": pair["claim"], "details": detail_lines(pair)} for pair in pairs],
+        held_out=held_out,
+        decisions=[_section(decision) for decision in decisions],
+    )  # fmt: skip
 
 
-def _judgement(held: int, found: Verdict | None) -> str:
-    """The verdict, which is what the recipe is worth; the losses below it only chose."""
-    if found is None:
-        return (
-            "<p>The budget was over before base and tuned were compared: nothing is known yet.</p>"
-        )
-    parts = [f"<p>{text(line)}</p>" for line in found.said]
-    if found.pairs:
-        rows = [
-            [side["name"], *(_two(side[key]) for key in ("mean", "std")), str(side["n"])]
-            for side in describe_sides(found.sides)
-        ]
-        parts.insert(0, listed((pair["claim"], detail_lines(pair)) for pair in found.pairs))
-        parts.insert(0, table(["", "mean %", "std", "runs"], rows))
-        parts.append(
-            f"<p class=dim>Judged by runs of full length on {held} training images that were held "
-            "out and chose nothing.</p>"
-        )
-    parts.append(
-        f"<p class=dim>The losses below are of short runs on {held} other images, and only chose: "
-        "the lowest of them is lower than it will be again.</p>"
-    )
-    return "\n".join(parts)
-
-
-def _two(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
-
-
-def _section(decision: Decision) -> str:
-    parts = [f"<h2>{text(decision.step.capitalize())}: {text(decision.chosen)}</h2>"]
-    parts.append(f"<p>{text(decision.why[:1].upper() + decision.why[1:])}.</p>")
-    if decision.tried:
-        parts.append(table(["tried", "seen"], decision.tried))
+def _section(decision: Decision) -> dict[str, Any]:
+    figures = {}
     if decision.ranges:
-        parts.append(image(_ranges(decision.ranges)))
+        figures["loss over the learning rate"] = _plot_ranges(decision.ranges)
     if decision.outcomes:
-        parts.append(image(_outcomes(decision.outcomes)))
-    return "\n".join(parts)
+        figures["held-out loss and accuracy"] = _plot_outcomes(decision.outcomes)
+    return {
+        "heading": f"{decision.step.capitalize()}: {decision.chosen}",
+        "why": f"{decision.why[:1].upper()}{decision.why[1:]}.",
+        "tried": decision.tried,
+        "figures": figures,
+    }
 
 
-def _outcomes(outcomes: Sequence[Outcome]) -> Any:
+def _plot_outcomes(outcomes: Sequence[Outcome]) -> Any:
     """Held-out loss and accuracy over the run, a line for each run."""
     figure = new_figure(10, 3.4)
     loss, accuracy = figure.subplots(1, 2)
@@ -86,7 +72,7 @@ def _outcomes(outcomes: Sequence[Outcome]) -> Any:
     return figure
 
 
-def _ranges(ranges: Sequence[Curves]) -> Any:
+def _plot_ranges(ranges: Sequence[Curves]) -> Any:
     """Training and held-out loss over the learning rate."""
     figure = new_figure(10, 3.4)
     for axes, curves in zip(figure.subplots(1, len(ranges), squeeze=False)[0], ranges, strict=True):

@@ -242,9 +242,9 @@ def test_the_tuned_recipe_is_better_where_compare_says_so_and_none_of_its_runs_d
     tuned = {seed: None if seed < 4 + lost else 161 + gain - x for seed, x in BASE.items()}
     found = judge_sweeps(sweep(tmp_path / "base", BASE), sweep(tmp_path / "tuned", tuned), SEEDS)
     assert found.better == better
-    assert (KEEP in found.said) != better
+    assert (KEEP in found.sentences) != better
     if lost:
-        assert found.said[0] == f"{tmp_path / 'tuned'}: {lost} of 5 runs diverged"
+        assert found.sentences[0] == f"{tmp_path / 'tuned'}: {lost} of 5 runs diverged"
     if lost < 5:
         claim = f"{tmp_path / 'tuned'} is better than {tmp_path / 'base'} by"
         assert found.written()["claim"].startswith(claim) == (gain == 8.0)
@@ -258,7 +258,7 @@ def test_one_base_run_that_is_left_makes_nothing_better(tmp_path: Path) -> None:
     found = judge_sweeps(sweep(tmp_path / "base", base), sweep(tmp_path / "tuned", tuned), SEEDS)
     assert found.pairs[0]["p"] < 0.05
     assert found.pairs[0]["about"] == "assumed"
-    assert (found.better, KEEP in found.said) == (False, True)
+    assert (found.better, KEEP in found.sentences) == (False, True)
 
 
 @pytest.mark.parametrize(("lost", "better"), [(0, True), (1, False)])
@@ -269,7 +269,7 @@ def test_a_base_that_never_trains_gives_way_to_what_always_does(
     nothing = dict.fromkeys(BASE, None)
     found = judge_sweeps(sweep(tmp_path / "base", nothing), sweep(tmp_path / "tuned", tuned), SEEDS)
     assert found.better == better
-    assert found.said[0] == f"{tmp_path / 'base'}: 5 of 5 runs diverged"
+    assert found.sentences[0] == f"{tmp_path / 'base'}: 5 of 5 runs diverged"
 
 
 # --- the command ---

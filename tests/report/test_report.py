@@ -74,12 +74,12 @@ def test_the_page_is_whole_small_and_fetches_nothing(
     assert "prefers-color-scheme:dark" in text
     assert "width=device-width" in text
     assert re.findall(r"<h2>([^<]*)</h2>", text) == [
-        "Compared", "run", "sweep: 3 seeds", "Logits",
+        "Comparison", "run", "sweep: 3 seeds", "Logits",
     ]  # fmt: skip
-    for said in ("To repeat it:", "rescue train --out run", "What differs from the shipped"):
+    for said in ("To repeat this run:", "rescue train --out run", "Changes to the shipped recipe"):
         assert said in text
     assert "model.width" in text
-    assert "The recipe is that of run." in text
+    assert "The recipe is the same as that of run." in text
     assert json.loads(rescue("compare", *made, "--json").out)["claim"] in unescape(text)
 
 
@@ -90,7 +90,7 @@ def test_what_has_other_test_images_is_not_compared(
     assert rescue("seed-sweep", "--out", "other", "--seeds", "1", *fewer).code == 0
     assert rescue("report", made[0], "other").code == 0
     text = (tmp_path / "report.html").read_text()
-    assert f"Not compared with one another: {made[0]} was measured on fashion-mini" in text
+    assert f"Not compared: {made[0]} was measured on fashion-mini" in text
     assert "other on fashion-mini test (100 images)." in text
     refused = rescue("compare", made[0], "other")
     assert refused.code == 2
@@ -99,10 +99,12 @@ def test_what_has_other_test_images_is_not_compared(
 
 
 def test_a_papers_figure_stands_beside_its_unchanged_recipe_alone() -> None:
-    assert page._claim(recipes.load("a2")) == Sample(79.72, 0.10, 100)
-    assert page._claim(recipes.load("a2", ["train.precision=float32", "train.seed=3"])) is not None
-    assert page._claim(recipes.load("a2", ["model.name=resnet18"])) is None
-    assert page._claim(recipes.load("rescue94")) is None
+    assert page._published(recipes.load("a2")) == Sample(79.72, 0.10, 100)
+    assert (
+        page._published(recipes.load("a2", ["train.precision=float32", "train.seed=3"])) is not None
+    )
+    assert page._published(recipes.load("a2", ["model.name=resnet18"])) is None
+    assert page._published(recipes.load("rescue94")) is None
 
 
 def test_a_study_stands_on_the_page_with_paper_and_measured_apart(
@@ -163,7 +165,8 @@ def test_the_table_is_data_too(rescue: Rescue, made: tuple[str, str], tmp_path: 
     assert [row["paper"] for row in table] == ["", ""]
     lines = rescue("report", *made, "--markdown").out.splitlines()
     assert len(lines) == 4
-    assert {line.count("|") for line in lines} == {9}
+    assert {line.count("|") for line in lines} == {8}
+    assert "paper" not in lines[0], "a column without a figure is not shown"
 
 
 @pytest.mark.parametrize(
