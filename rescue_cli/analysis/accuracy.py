@@ -5,14 +5,14 @@ from typing import Any
 
 
 def accuracy_interval(entry: Mapping[str, Any]) -> tuple[float, float]:
-    """Of a top-1 accuracy, 95 % over new test images (Wilson)."""
+    """95 % interval of a top-1 accuracy, in percent, over new test images (Wilson)."""
     from rescue_cli.analysis.stats import wilson_interval
 
     return wilson_interval(entry["top1"] / 100 * entry["count"], entry["count"])
 
 
 def balanced_interval(entry: Mapping[str, Any]) -> tuple[float, float] | None:
-    """Of a balanced accuracy, 95 % over new test images of the same classes; None without one."""
+    """95 % interval of a balanced accuracy, in percent, over new test images; None without one."""
     import numpy as np
 
     from rescue_cli.analysis.stats import mean_of_proportions_interval
@@ -27,18 +27,18 @@ def balanced_interval(entry: Mapping[str, Any]) -> tuple[float, float] | None:
 
 
 def classes_with_images(entry: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The classes that the set has images of."""
+    """The entries of the classes that have images in the set."""
     rows = entry.get("per_class", [])
     return [row for row in rows if row["images"] and row["recall"] is not None]
 
 
 def is_uneven(entry: Mapping[str, Any]) -> bool:
-    """Whether classes differ in how many images they have, so that top-1 is no mean of them."""
+    """Whether classes differ in their number of images, so that top-1 is not their mean recall."""
     return len({row["images"] for row in classes_with_images(entry)}) > 1
 
 
 def add_intervals(result: Mapping[str, Any]) -> dict[str, Any]:
-    """The keys of JSON that give each measured accuracy's interval; none of other metrics."""
+    """The JSON keys with the interval of each accuracy; empty for other metrics."""
     if "top1" not in result:
         return {}
     entries = [{**entry, **_intervals(entry)} for entry in result["sets"]]

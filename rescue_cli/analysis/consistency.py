@@ -23,7 +23,7 @@ SEED = "train.seed"
 
 
 def data_fingerprints(run: Path) -> dict[str, Any] | None:
-    """The run's data and weights; None where it keeps no record. Raises `DataError`."""
+    """The run's data and weights by key; None of a run without data.json. Raises `DataError`."""
     found = read_identity(RunDirectory(run))
     if found is None:
         return None
@@ -38,8 +38,8 @@ def data_fingerprints(run: Path) -> dict[str, Any] | None:
 def run_changes(a: Path, b: Path) -> dict[str, tuple[Any, Any]]:
     """The keys in which two runs' recipes differ: (a's, b's).
 
-    Where both keep a record of what they saw, that stands in for where it lay: the training images
-    as the key `data.train`, and the weights.
+    Where both runs recorded fingerprints of their data and weights, these are compared in place of
+    the paths: the training images as the key `data.train`, and the weights.
     """
     found = differences(recipe_in(a).tree, recipe_in(b).tree)
     first, second = data_fingerprints(a), data_fingerprints(b)
@@ -54,38 +54,40 @@ def run_changes(a: Path, b: Path) -> dict[str, tuple[Any, Any]]:
 
 
 def check_seeds(folders: Mapping[int, Path], results: Mapping[int, Values]) -> None:
-    """Raises `DataError` where a folder holds a run of another seed than its name says."""
+    """Raises `DataError` where a run's seed is not the one in its folder's name."""
     for seed, folder in folders.items():
         run = RunDirectory(folder)
-        told = {}
+        seeds = {}
         if run.recipe.is_file():
-            told[run.recipe] = (SEED, recipe_in(folder).train.seed)
+            seeds[run.recipe] = (SEED, recipe_in(folder).train.seed)
         if seed in results and results[seed]["seed"] is not None:
-            told[run.result] = ("seed", results[seed]["seed"])
-        for file, (key, other) in told.items():
+            seeds[run.result] = ("seed", results[seed]["seed"])
+        for file, (key, other) in seeds.items():
             if other != seed:
-                raise DataError(f"{file}: {key}: {other}, in the folder of {seed}. {_cure(folder)}")
+                raise DataError(
+                    f"{file}: {key}: {other}, but the folder is seed {seed}'s. {_cure(folder)}"
+                )
 
 
 def check_same_recipe(folders: Sequence[Path]) -> None:
-    """Raises `DataError` where a run was trained by another recipe, or on other data, than most."""
+    """Raises `DataError` where a run's recipe or training data differs from most runs'."""
     there = [folder for folder in folders if RunDirectory(folder).recipe.is_file()]
     seen = {folder: each for folder in there if (each := data_fingerprints(folder)) is not None}
-    # else weights are known by their places alone
+    # without fingerprints, data and weights are told apart by their paths
     every = all(folder in seen for folder in there if RunDirectory(folder).result.is_file())
     _demand_one({folder: _procedure(folder, placeless=every) for folder in there}, "recipe.yaml")
     _demand_one(seen, "data.json")
 
 
 def check_same_test(results: Mapping[Path, Values]) -> None:
-    """Raises `DataError` where a run was tested otherwise, or on other images, than most were."""
+    """Raises `DataError` where a run's test images or evaluation differ from most runs'."""
     _demand_one({folder: _tested(result) for folder, result in results.items()}, "result.json")
 
 
 def _procedure(folder: Path, *, placeless: bool) -> dict[str, Any]:
-    """What trained a run, but for its seed; of a recipe's name and claim nothing.
+    """The keys that decide a run's training, without its seed.
 
-    With `placeless` nothing of where its data and weights lay either.
+    With `placeless` also without the paths of its data and weights.
     """
     tree = recipe_in(folder).tree
     values = flat({key: value for key, value in tree.items() if key in SECTIONS})
@@ -100,7 +102,7 @@ def _procedure(folder: Path, *, placeless: bool) -> dict[str, Any]:
 
 
 def _tested(result: Values) -> dict[str, Any]:
-    """Each measurement's images and protocol, by what the measurement is called."""
+    """The images and evaluation protocol of each measurement, by its name."""
     entries = result["sets"]
     found: dict[str, Any] = {"sets": [measurement_name(entry, entries) for entry in entries]}
     for name, entry in zip(found["sets"], entries, strict=True):
@@ -110,7 +112,7 @@ def _tested(result: Values) -> dict[str, Any]:
 
 
 def _demand_one(known: Mapping[Path, Values], file: str) -> None:
-    """Raises `DataError` for the first key of the first folder that is not as most have it."""
+    """Raises `DataError` for the first key in which a folder differs from the majority."""
     groups: list[list[Path]] = []
     for folder, values in known.items():
         group = next((g for g in groups if known[g[0]] == values), None)
@@ -122,8 +124,8 @@ def _demand_one(known: Mapping[Path, Values], file: str) -> None:
     ours, theirs = known[odd[0]], known[usual[0]]
     key = next(key for key in [*theirs, *ours] if ours.get(key) != theirs.get(key))
     raise DataError(
-        f"{odd[0] / file}: {key}: {as_written(ours.get(key))}, and {usual[0].name} has "
-        f"{as_written(theirs.get(key))}. The runs of a sweep differ in their seed alone. "
+        f"{odd[0] / file}: {key}: {as_written(ours.get(key))}, but {usual[0].name} has "
+        f"{as_written(theirs.get(key))}. The runs of a sweep may differ only in their seed. "
         f"{_cure(odd[0])}"
     )
 

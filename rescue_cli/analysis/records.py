@@ -1,4 +1,4 @@
-"""Records: what was measured with a recipe, kept beside it in `recipes/records/NAME.json`."""
+"""Records: results measured with a recipe, kept in `recipes/records/NAME.json`."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -11,13 +11,13 @@ from rescue_cli.recipe import Recipe, load, names, recipe_in, recipes_folder
 from rescue_cli.recipe.changes import differences
 from rescue_cli.rundir import RunDirectory, read_command, read_json, read_result, write_json
 
-# Keys that say where and how a run was made, not what was trained.
+# Keys of where and how a run was made; they do not change what is trained or measured.
 NOT_PROCEDURE = (
     "data.root", "data.train_root", "data.test_root", "data.resident", "train.seed",
     "train.precision", "train.log_every", "train.checkpoint_epochs", "train.checkpoint_minutes",
     "eval.every",
 )  # fmt: skip
-FOLDERS = re.compile(r"(?<![\w.])/(?:[^\s/,'\"]+/)+")  # of an absolute path
+FOLDERS = re.compile(r"(?<![\w.])/(?:[^\s/,'\"]+/)+")  # in an absolute path
 Entries = Sequence[dict[str, Any]]
 RESULT = (
     *METRICS, "loss", "count", "epochs", "steps", "seconds_train", "seconds_prepare",
@@ -34,7 +34,9 @@ def add_runs(runs: Sequence[Path], note: str | None) -> Path:
     entries = [_entry(run, note) for run in runs]
     names = {recipe_in(run).name for run in runs}
     if len(names) != 1:
-        raise DataError(f"records: runs of several recipes ({', '.join(sorted(names))}). Give one.")
+        raise DataError(
+            f"records: runs of several recipes ({', '.join(sorted(names))}). Give runs of one."
+        )
     path = record_path(names.pop())
     kept = read_json(path)["runs"] if path.exists() else []
     write_json(path, {"runs": _joined(kept, entries)})
@@ -58,37 +60,37 @@ def _entry(run: Path, note: str | None) -> dict[str, Any]:
 
 
 def _joined(kept: Entries, entries: Entries) -> list[dict[str, Any]]:
-    """The record with new entries; raises `DataError` for one that is there."""
+    """The record with new entries; raises `DataError` for one that is already there."""
     for entry in entries:
         if any(_figures(entry) == _figures(other) for other in kept):
             raise DataError(
-                f"records: seed {entry['seed']} of `{entry['command']}` is on record already, to "
-                "the last digit. Leave it out."
+                f"records: seed {entry['seed']} of `{entry['command']}` is already on record, "
+                "identical to the last digit. Leave it out."
             )
     return [*kept, *entries]
 
 
 def _figures(entry: Mapping[str, Any]) -> tuple[Any, ...]:
-    """What two runs never share, their time with all digits among them."""
+    """What two runs never share: seed, changes, and the result with its exact times."""
     return entry["seed"], entry["differs"], entry["result"]
 
 
 def _others(sets: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """All that was measured, where that is more than the number that is reported."""
+    """All measurements, where there is more than the reported one."""
     keys = ("set", "size", "crop", *METRICS, "loss", "count")
     found = [{**{k: e[k] for k in keys if k in e}, "tta": e["protocol"]["tta"]} for e in sets]
     return {"sets": found} if len(found) > 1 else {}
 
 
 def _portable(command: str) -> str:
-    """The command without the folders of the machine that it ran on."""
+    """The command without paths of the machine that it ran on."""
     words = re.sub(r"--out[ =]\S+", "", command).split()
     placeless = " ".join(re.sub(r"^(data\.\w*root)=.*", r"\1=DIR", word) for word in words)
     return str(_named(placeless))
 
 
 def _named(value: Any) -> Any:
-    """What a command or a recipe says, each absolute path in it by its last name."""
+    """A value with each absolute path in it shortened to its last part."""
     if isinstance(value, list):
         return [_named(item) for item in value]
     return FOLDERS.sub("", value) if isinstance(value, str) else value
@@ -99,7 +101,7 @@ def _is_path(key: str) -> bool:
 
 
 def format_record(name: str) -> str | None:
-    """`89.90 (3)`: mean top-1 and number of seeds of the whole procedure; `partly` for less."""
+    """`89.90 (3)`: mean score and number of seeds of the unchanged recipe; `partly` without any."""
     if not record_path(name).exists():
         return None
     whole = [score(result) for result in recorded_results(name, {})]
@@ -107,9 +109,9 @@ def format_record(name: str) -> str | None:
 
 
 def recorded_results(name: str, differs: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The result of each seed on record whose changes to the recipe are `differs`, the latest.
+    """The latest result of each seed on record whose changes to the recipe are `differs`.
 
-    What only says where and how a run was made is no change.
+    Keys in `NOT_PROCEDURE` are not changes.
     """
     path = record_path(name)
     runs = read_json(path)["runs"] if path.exists() else []
@@ -122,12 +124,12 @@ def recorded_results(name: str, differs: Mapping[str, Any]) -> list[Mapping[str,
 
 
 def changed_keys(recipe: Recipe) -> dict[str, Any]:
-    """What a run's recipe changes of the procedure that is shipped under its name."""
+    """The changes to the shipped recipe of the same name that affect training or measurement."""
     if recipe.name not in names():
         return {}
     return _procedure(differences(load(recipe.name).tree, recipe.tree))
 
 
 def _procedure(differs: Mapping[str, Any]) -> dict[str, Any]:
-    """The changes that change what is trained or measured."""
+    """The changes that affect what is trained or measured."""
     return {key: values for key, values in differs.items() if key not in NOT_PROCEDURE}

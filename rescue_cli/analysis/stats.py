@@ -10,25 +10,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 CONFIDENCE = 0.95
-LEVEL = 0.05  # of a test that stands alone
-PERCENT = (0.0, 100.0)  # where accuracies can be
-FEWEST = 3  # runs; of fewer Welch's degrees of freedom are too many, and the smaller n - 1 stands
-NOISE = 1e-9  # of the values: a spread below it is that of rounding, and none
+LEVEL = 0.05  # of a single test
+PERCENT = (0.0, 100.0)  # the range of accuracies
+FEWEST = (
+    3  # runs; for fewer, Welch's degrees of freedom are too many, and the smaller n - 1 is used
+)
+NOISE = 1e-9  # relative: a smaller spread is rounding, and counts as 0
 Floats = Sequence[float] | NDArray[np.float64]
 POWER = 0.8
-SURE = 0.8  # that the standard deviation planned with is not below the true one
+SURE = 0.8  # confidence that the true standard deviation is not above the one planned with
 FAR = 5.0  # standard errors
-NORMAL_95 = 1.959964  # standard errors of a 95 % interval of known spread
+NORMAL_95 = 1.959964  # standard errors: half of a 95 % interval for a known standard deviation
 MOST = 1_000_000  # runs
-EXACT = 20_000  # arrangements up to which a permutation test goes through all of them
-DRAWS = 20_000  # normal samples that a skewness is held against
-SKEWED = 0.99  # of normal samples of as many runs are less skewed than one that is warned of
+EXACT = 20_000  # arrangements up to which a permutation test enumerates all
+DRAWS = 20_000  # normal samples that a skewness is compared with
+SKEWED = 0.99  # quantile of the skewness of normal samples, beyond which one is reported
 EDGE = 1e-9
 
 
 @dataclass(frozen=True)
 class Sample:
-    """Runs that differ in nothing but chance, or a paper's word of them."""
+    """Runs that differ only by chance, or a paper's summary of such runs."""
 
     mean: float
     std: float | None  # of single runs, n - 1 in the denominator; None for one run
@@ -37,7 +39,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Difference:
-    """How far the mean of b is above that of a, and how sure that is, by Student's t."""
+    """The mean of b less that of a, with its uncertainty by Student's t."""
 
     mean: float
     n: tuple[int, int]
@@ -45,30 +47,30 @@ class Difference:
     error: float | None = None  # the standard error; None where no spread is known
     freedom: float | None = None
     std: float | None = None  # of single runs, pooled; of the differences where they are paired
-    borrowed: bool = False  # one side is a single run, and is taken to scatter like the other
+    borrowed: bool = False  # one side is a single run, assumed to scatter like the other
 
     @property
     def p(self) -> float | None:
-        """Two-sided, that there is no difference; None where no spread is known."""
+        """Two-sided p of no difference; None where no spread is known."""
         if self.error is None or self.freedom is None:
             return None
         return two_sided_p(self.mean / self.error, self.freedom)
 
     def interval(self, level: float = LEVEL) -> tuple[float, float] | None:
-        """Of the mean, with confidence 1 - `level`."""
+        """The confidence interval of the mean, at 1 - `level`."""
         if self.error is None or self.freedom is None:
             return None
         half = t_quantile(self.freedom, level) * self.error
         return self.mean - half, self.mean + half
 
     def detectable(self, level: float = LEVEL) -> float | None:
-        """The true difference that these runs see in 4 of 5 cases, by a test at `level`."""
+        """The true difference that a test of these runs at `level` detects in 4 of 5 cases."""
         if self.error is None or self.freedom is None:
             return None
         return detectable_difference(self.error, self.freedom, level)
 
     def needed(self, want: float, level: float = LEVEL) -> int | None:
-        """Runs of each to see a difference of `want` in 4 of 5 cases.
+        """Runs of each to detect a difference of `want` in 4 of 5 cases.
 
         Planned with the upper bound of the standard deviation; None where no spread is known, or
         for over a million runs.
@@ -80,12 +82,12 @@ class Difference:
 
     @property
     def effect(self) -> float | None:
-        """The difference in standard deviations: Cohen's d, of pairs d_z."""
+        """The difference in standard deviations: Cohen's d, or d_z where runs are paired."""
         return self.mean / self.std if self.std else None
 
 
 def sample(values: Floats) -> Sample:
-    """Of at least one value; a spread of rounding errors alone is 0."""
+    """The mean, standard deviation and number of at least one value; a spread of rounding is 0."""
     n = len(values)
     mean = math.fsum(values) / n
     if n < 2:
@@ -94,17 +96,17 @@ def sample(values: Floats) -> Sample:
 
 
 def _spread(values: Floats, mean: float, size: float) -> float:
-    """The standard deviation of at least two values; 0 where it is rounding, for values of `size`.
+    """The standard deviation of at least two values; 0 where it is only rounding of `size`.
 
     Accuracies are multiples of one test image, so that equal values and equal differences are
-    common, and a test would take the last bits of a float for a tiny spread.
+    common, and a test would mistake the last bits of a float for a tiny spread.
     """
     found = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (len(values) - 1))
     return found if found > NOISE * max(1.0, size) else 0.0
 
 
 def wilson_interval(right: float, count: int) -> tuple[float, float]:
-    """95 % interval of an accuracy in percent by the test images drawn (Wilson 1927).
+    """95 % interval of an accuracy in percent, over new test images (Wilson 1927).
 
     `right`: how many of `count` images were classified correctly.
     """
@@ -117,10 +119,10 @@ def wilson_interval(right: float, count: int) -> tuple[float, float]:
 def mean_of_proportions_interval(
     right: NDArray[np.float64], counts: NDArray[np.float64]
 ) -> tuple[float, float]:
-    """95 % interval, in percent, of the mean over classes of `right / counts`, by the images drawn.
+    """95 % interval, in percent, of the mean over classes of `right / counts`, over new images.
 
-    Each class's Wilson interval, put together as the variances would be (MOVER: Zou, Huang and
-    Zhang 2009); of a single class it is Wilson's own.
+    Combines each class's Wilson interval as variances would be (MOVER: Zou, Huang and Zhang 2009);
+    for a single class it is Wilson's own.
     """
     z = NormalDist().inv_cdf(0.5 + CONFIDENCE / 2)
     shares, whole = right / counts, 1 + z**2 / counts
@@ -139,7 +141,7 @@ def t_interval(
 ) -> tuple[float, float] | None:
     """95 % interval of the mean by Student's t; None for fewer than two runs.
 
-    Cut off where no value can be: `within` is `PERCENT` for accuracies.
+    Clipped to `within`, the range of the values: `PERCENT` for accuracies.
     """
     if of.std is None or of.n < 2:
         return None
@@ -150,8 +152,8 @@ def t_interval(
 def welch_test(a: Sample, b: Sample) -> Difference:
     """b less a for independent runs, by Welch's t-test.
 
-    A sample of one run borrows the other's std, and the difference says so. Without an error where
-    neither has one, or no run differs.
+    A sample of one run borrows the other's std, and `borrowed` is set. No error where neither has a
+    std, or both are 0.
     """
     error, freedom = _error(a, b)
     found = Difference(b.mean - a.mean, (a.n, b.n), paired=False)
@@ -162,7 +164,7 @@ def welch_test(a: Sample, b: Sample) -> Difference:
 
 
 def paired_t_test(a: Floats, b: Floats) -> Difference:
-    """As `difference`, run by run for runs of equal seeds, by the paired t-test."""
+    """b less a for runs in pairs, by the paired t-test; no error without a spread."""
     differences = np.asarray(b, dtype=np.float64) - np.asarray(a, dtype=np.float64)
     n = len(differences)
     size = max(float(np.abs(a).max()), float(np.abs(b).max()))
@@ -175,7 +177,7 @@ def paired_t_test(a: Floats, b: Floats) -> Difference:
 
 
 def holm_correction(p_values: Floats) -> list[float]:
-    """Holm's correction: p-values that may be judged together."""
+    """p-values corrected for multiple tests (Holm)."""
     order = np.argsort(p_values)
     corrected = [0.0] * len(p_values)
     largest = 0.0
@@ -186,7 +188,7 @@ def holm_correction(p_values: Floats) -> list[float]:
 
 
 def mcnemar_test(right_a: NDArray[np.bool_], right_b: NDArray[np.bool_]) -> tuple[int, int, float]:
-    """On the same images: only a right, only b right, and the exact two-sided p (McNemar)."""
+    """McNemar's exact test on the same images: only a correct, only b correct, two-sided p."""
     from scipy.stats import binomtest
 
     only_a, only_b = int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum())
@@ -196,14 +198,14 @@ def mcnemar_test(right_a: NDArray[np.bool_], right_b: NDArray[np.bool_]) -> tupl
 
 
 def fisher_exact_test(diverged: Sequence[int], finished: Sequence[int]) -> float:
-    """Two-sided p that runs of both sides diverge equally often (Fisher's exact test)."""
+    """Two-sided p of equal divergence rates (Fisher's exact test)."""
     from scipy.stats import fisher_exact
 
     return float(fisher_exact([diverged, finished]).pvalue)
 
 
 def pearson_r(a: Floats, b: Floats) -> float | None:
-    """The correlation of pairs; None where one side has no spread."""
+    """Pearson's r of pairs; None where one side has no spread."""
     if sample(a).std == 0 or sample(b).std == 0:
         return None
     return float(np.corrcoef(a, b)[0, 1])
@@ -219,7 +221,7 @@ def correlation_interval(a: Floats, b: Floats) -> tuple[float, float, float]:
 
 
 def expected_maximum(of: Sample, n: int) -> float | None:
-    """The mean of the best of n runs, were runs normal: mean + std times the n-th order statistic.
+    """The expected best of n normal runs: mean + std times the expected n-th order statistic.
 
     None where the std is unknown.
     """
@@ -236,23 +238,25 @@ def expected_maximum(of: Sample, n: int) -> float | None:
 
 @dataclass(frozen=True)
 class BestSeedBias:
-    """The best seed by one set: how far above the mean it stands there and on the other."""
+    """How far the best seed by one set is above the mean, on that set and on another."""
 
-    inflation: tuple[float, float, float]  # on the set that chose; with the 95 % of such sweeps
-    remains: tuple[float, float, float]  # on the other
+    inflation: tuple[
+        float, float, float
+    ]  # on the choosing set; with the range of 95 % of such sweeps
+    remains: tuple[float, float, float]  # on the other set
 
 
 def best_seed_bias(by: Floats, other: Floats, draws: int = 10_000) -> BestSeedBias:
-    """What choosing the best seed on one set is worth there and elsewhere.
+    """What choosing the best seed by one set is worth on that set and on another.
 
-    The bands are what chance gives in sweeps like this one, and not intervals of the numbers: as
-    many runs, normal, with the stds found, as well as these runs know them, and the correlation.
+    The ranges are what chance gives in simulated sweeps, not confidence intervals: as many normal
+    runs, with the observed correlation and the observed stds, whose uncertainty is included.
     """
     first, second = np.asarray(by, dtype=np.float64), np.asarray(other, dtype=np.float64)
     covariance = np.cov(first, second)
     rng, n = np.random.default_rng(0), len(first)
     drawn = rng.multivariate_normal((0, 0), covariance, (draws, n))
-    drawn *= np.sqrt((n - 1) / rng.chisquare(n - 1, (draws, 1, 1)))  # the stds are known so well
+    drawn *= np.sqrt((n - 1) / rng.chisquare(n - 1, (draws, 1, 1)))  # the uncertainty of the stds
     drawn -= drawn.mean(1, keepdims=True)
     best = drawn[:, :, 0].argmax(1)
     inflated, remaining = drawn[np.arange(draws), best].T
@@ -264,7 +268,7 @@ def best_seed_bias(by: Floats, other: Floats, draws: int = 10_000) -> BestSeedBi
 
 
 def percentile_interval(drawn: NDArray[np.float64]) -> tuple[float, float]:
-    """The 95 % interval of what a bootstrap has drawn, by its quantiles."""
+    """The 95 % interval of draws, by their quantiles."""
     low, high = np.quantile(drawn, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return float(low), float(high)
 
@@ -288,14 +292,14 @@ def _error(a: Sample, b: Sample) -> tuple[float | None, float | None]:
 
 
 def _pooled(a: Sample, b: Sample) -> float:
-    """The standard deviation that both are taken to share, each weighing by its runs."""
+    """The pooled standard deviation."""
     known = [s for s in (a, b) if s.std is not None and s.n > 1]
     weights = sum(s.n - 1 for s in known)
     return math.sqrt(sum((s.n - 1) * (s.std or 0.0) ** 2 for s in known) / weights)
 
 
 def t_quantile(freedom: float, level: float) -> float:
-    """The bound of a two-sided t-test at that level, in standard errors."""
+    """The critical value of a two-sided t-test at that level, in standard errors."""
     from scipy.special import stdtrit
 
     return float(stdtrit(freedom, 1 - level / 2))
@@ -309,7 +313,7 @@ def two_sided_p(t: float, freedom: float) -> float:
 
 
 def detectable_difference(error: float, freedom: float, level: float) -> float:
-    """The true difference that the test sees in 80 % of cases, by the noncentral t."""
+    """The true difference that the test detects in 80 % of cases, by the noncentral t."""
     from scipy.optimize import brentq
 
     high = 4.0
@@ -319,9 +323,9 @@ def detectable_difference(error: float, freedom: float, level: float) -> float:
 
 
 def std_upper_bound(std: float, freedom: float) -> float:
-    """The standard deviation that the true one is below with 80 % confidence (Browne 1995).
+    """The upper 80 % confidence bound of the true standard deviation (Browne 1995).
 
-    Runs planned with a pilot's own standard deviation fall short in half of the cases.
+    Planned with a pilot's own standard deviation, runs are too few in half of the cases.
     """
     from scipy.stats import chi2
 
@@ -329,9 +333,9 @@ def std_upper_bound(std: float, freedom: float) -> float:
 
 
 def runs_needed(want: float, std: float, level: float, *, paired: bool) -> int | None:
-    """Runs of each for 80 % power at a difference of `want`; None where that is past a million.
+    """Runs of each for 80 % power at a difference of `want`; None for more than a million.
 
-    `std`: of single runs, of differences where they are `paired`.
+    `std`: of single runs, or of the differences where they are `paired`.
     """
 
     def power(n: int) -> float:
@@ -350,12 +354,12 @@ def runs_needed(want: float, std: float, level: float, *, paired: bool) -> int |
 
 
 def _power(noncentrality: float, freedom: float, level: float) -> float:
-    """How often a two-sided t-test sees a difference of so many standard errors."""
+    """The power of a two-sided t-test at a difference of so many standard errors."""
     from scipy.stats import nct
 
     bound = t_quantile(freedom, level)
     above = float(nct.sf(bound, freedom, noncentrality))
-    if noncentrality > FAR:  # the other tail is next to nothing, and scipy's series for it fails
+    if noncentrality > FAR:  # the other tail is negligible, and scipy's series for it fails
         return above
     return above + float(nct.cdf(-bound, freedom, noncentrality))
 
@@ -370,8 +374,8 @@ def interquartile_mean(values: Floats) -> float:
 def is_skewed(values: Floats) -> bool:
     """Whether the sample is more skewed than 99 % of normal samples of its size.
 
-    Then a t-test and its interval promise more than they keep: a few seeds that nearly diverge are
-    the usual cause. Never of two values, or of equal ones.
+    The error rates of a t-test and its interval are then not as stated; the usual cause is a few
+    seeds that nearly diverge. False for two values, and for equal ones.
     """
     found = np.asarray(values, dtype=np.float64)
     if len(found) < 3 or np.ptp(found) == 0:
@@ -393,10 +397,10 @@ def _skewness(samples: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def probability_of_superiority(a: Floats, b: Floats) -> tuple[float, float, float]:
-    """The probability that a run of b beats one of a, a tie counting half; its 95 % interval.
+    """The probability that a run of b beats one of a, ties counting half, and its 95 % interval.
 
-    Mann and Whitney's U over all pairs; the interval is Newcombe's method 5 (2006), which neither
-    shrinks to a point nor leaves 0 to 1 where the samples do not overlap, by Student's t.
+    Mann and Whitney's U over all pairs. The interval is Newcombe's method 5 (2006) with Student's
+    t, which stays within 0 and 1 and does not shrink to a point where samples do not overlap.
     """
     from scipy.optimize import brentq
 
@@ -408,7 +412,7 @@ def probability_of_superiority(a: Floats, b: Floats) -> tuple[float, float, floa
     bound = t_quantile(m + n - 2, 0.05)
 
     def beyond(x: float) -> float:
-        """Squared distance of x from theta less what x's standard errors allow."""
+        """Squared distance of x from theta less its bound by x's standard error."""
         variance = x * (1 - x) * (1 + weight * ((1 - x) / (2 - x) + x / (1 + x))) / (m * n)
         return (x - theta) ** 2 - bound**2 * variance
 
@@ -419,7 +423,7 @@ def probability_of_superiority(a: Floats, b: Floats) -> tuple[float, float, floa
 
 
 def sign_flip_test(differences: Floats) -> float:
-    """Two-sided p by flipping signs: every way of them, or 20,000 drawn by a fixed seed."""
+    """Two-sided p by flipping signs: all ways, or 20,000 drawn with a fixed seed."""
     from scipy.stats import permutation_test
 
     values = np.asarray(differences, dtype=np.float64)
@@ -435,7 +439,7 @@ def sign_flip_test(differences: Floats) -> float:
 
 
 def two_sample_permutation_test(a: Floats, b: Floats) -> float:
-    """Two-sided p by exchanging runs between the two: every way of it, or 20,000 drawn."""
+    """Two-sided p by exchanging runs between samples: all ways, or 20,000 drawn."""
     from scipy.stats import permutation_test
 
     found = permutation_test(

@@ -1,6 +1,6 @@
-"""Studies: a table of recipes, each changed in its own way, with what a paper found beside ours.
+"""Studies: tables of recipes with overrides, with the paper's results beside ours.
 
-A study is a file in `recipes/studies/`; its cells are recipes with overrides.
+A study is a YAML file in `recipes/studies/`; each of its cells is a recipe with overrides.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,15 +23,15 @@ from rescue_cli.recipe.yaml import read
 from rescue_cli.rundir import RunDirectory, read_result
 from rescue_cli.rundir.planned import Lost, lost_of, planned, told_lost
 
-STEPS = 4  # runs of a point of Smith's, with 0, 4, 8 and 12 images more in a batch
+STEPS = 4  # runs of a `smith` point, with 0, 4, 8 and 12 more images in a batch
 FILLERS = ("msra", "xavier")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Snapshot:
-    """Where a cell begins: a state of the cell of that number, its optimizers' included.
+    """The snapshot of another cell that a cell starts from, including its optimizers' state.
 
-    One that begins with the `last` differs in its evaluation alone, and trains nothing.
+    A cell that starts from the `last` one only evaluates, and trains nothing.
     """
 
     cell: PositiveInt
@@ -40,7 +40,7 @@ class Snapshot:
 
 @dataclass(frozen=True)
 class ComparedRows:
-    """Rows with what their runs come to, and what may be claimed of each pair."""
+    """The rows as sides of a comparison, and what may be claimed of each pair."""
 
     sides: Sequence[Side]
     pairs: Sequence[Mapping[str, Any]]
@@ -50,7 +50,7 @@ class ComparedRows:
 class Cell:
     """One row: a recipe with overrides, or a `label` for each column where there is no recipe.
 
-    `paper`: its figures, none in a study of our own; `std` and `n` are of the first.
+    `paper`: the paper's figures, none in our own study; `std` and `n` belong to the first.
     """
 
     paper: dict[str, float] = field(default_factory=dict)
@@ -64,12 +64,12 @@ class Cell:
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
-    """A table as it is published: `columns` are headings and the recipe keys under them.
+    """A published table: `columns` are headings and the recipe keys under them.
 
-    `set` holds for all cells, and so do `model` and `epochs`, which are the options of `rescue
-    train`. A point is a run for each seed, or `smith`: 4 runs of batches that grow by 4 images,
-    begun from msra and xavier in turn where the recipe names a filler. `pairs`: the rows are
-    compared with one another. Without `paper` it is a study of our own.
+    `set`, and `model` and `epochs` (the options of `rescue train`), apply to all cells. `points`:
+    one run per seed, or `smith`: 4 runs with batches that grow by 4 images, initialised by msra and
+    xavier in turn where the recipe names a filler. `pairs`: compare the rows with one another.
+    Without `paper` it is our own study.
     """
 
     name: str
@@ -85,7 +85,7 @@ class Study:
 
     @property
     def source(self) -> str:
-        """The paper and its table, or whose study it is."""
+        """The paper and its table, or `our own`."""
         return "our own" if self.paper is None else f"{self.paper['title']}, {self.paper['table']}"
 
 
@@ -102,7 +102,7 @@ def load_study(name: str) -> Study:
     tree = read(read_text(file), file.name)
     study = Study(**check(f"study {file.stem}", tree, Study))
     if study.pairs and study.points != "seeds":
-        raise UsageError(f"study {file.stem}.pairs: compares seeds. Remove it, or points.")
+        raise UsageError(f"study {file.stem}.pairs: needs points: seeds. Remove pairs or points.")
     return study
 
 
@@ -120,7 +120,7 @@ def resolve_cells(study: Study, overrides: Sequence[str] = ()) -> list[tuple[Cel
 
 
 def expand_options(study: Study, cell: Cell, overrides: Sequence[str]) -> list[str]:
-    """The overrides that the study's `model` and `epochs` stand for, beside all other changes."""
+    """The overrides that the study's `model` and `epochs` expand to."""
     if cell.recipe is None or (study.model is None and study.epochs is None):
         return []
     from rescue_cli.build import expand
@@ -134,7 +134,7 @@ def expand_options(study: Study, cell: Cell, overrides: Sequence[str]) -> list[s
 
 
 def cell_runs(study: Study, recipe: Recipe, seeds: int | None) -> dict[str, Recipe]:
-    """The runs of a cell by the names of their folders; None: as many as its points have."""
+    """The runs of a cell by folder name; `seeds` None: the study's own points."""
     if study.points == "seeds" or seeds is not None:
         count = seeds or study.seeds
         return {f"seed-{s}": recipe.with_overrides(f"train.seed={s}") for s in range(count)}
@@ -154,40 +154,39 @@ def cell_runs(study: Study, recipe: Recipe, seeds: int | None) -> dict[str, Reci
 
 
 def parse_snapshot(study: Study, cell: Cell) -> Snapshot | None:
-    """Where the cell begins, if not at the beginning; raises `UsageError`."""
+    """The snapshot that the cell starts from, if any; raises `UsageError`."""
     if cell.from_snapshot is None:
         return None
     found = Snapshot(**check(f"study {study.name}.from_snapshot", cell.from_snapshot, Snapshot))
     if not found.cell <= len(study.cells):
         raise UsageError(
-            f"study {study.name}.from_snapshot.cell: {found.cell} is none of its "
-            f"{len(study.cells)} rows. Give the number of one."
+            f"study {study.name}.from_snapshot.cell: {found.cell} is not one of its "
+            f"{len(study.cells)} rows. Give a row's number."
         )
     return found
 
 
 def check_last_snapshot(study: Study, row: int, recipe: Recipe, source: Recipe | None) -> None:
-    """Raises `UsageError` where a row that begins with another's last state would train on."""
+    """Raises `UsageError` where a row that starts from another's last state would train."""
     changed = {} if source is None else differences(source.tree, recipe.tree)
     own = [k for k in changed if k.partition(".")[0] in SECTIONS and not k.startswith("eval.")]
     own = [key for key in own if key != "train.snapshots"]
     if source is None or own:
         what = f"differs in {own[0]}" if own else "has no recipe"
         raise UsageError(
-            f"study {study.name}, row {row}.from_snapshot: begins with the last state of a row "
-            f"that {what}. Change eval alone, or name a step."
+            f"study {study.name}, row {row}.from_snapshot: starts from the last state of a row "
+            f"that {what}. Change only eval, or name a step."
         )
 
 
 def table_rows(
     study: Study, overrides: Sequence[str] = (), folder: Path | None = None
 ) -> list[dict[str, Any]]:
-    """For each cell its recipe, the columns' values, the paper's figures, and what was measured.
+    """For each cell its recipe, the columns' values, the paper's figures, and the results.
 
-    `measured` is the top-1 of the runs in `folder` that have a result, else of those on record with
-    exactly these changes: mean, std, n, and `p` that the paper's figure is the same by Welch's
-    t-test; None where nothing was run. `runs` says how the planned runs of the folder ended, and
-    `seconds_train` is the mean of those that have a result.
+    `measured`: mean, std and n of the finished runs in `folder`, else of those on record with
+    exactly these changes, and `p`, Welch's t-test against the paper's figure; None without runs.
+    `runs`: how the planned runs of the folder ended. `seconds_train`: the mean of finished runs.
     """
     found = []
     for number, (cell, recipe) in enumerate(resolve_cells(study, overrides), 1):
@@ -214,9 +213,9 @@ def table_rows(
 def read_cell_runs(
     study: Study, folder: Path | None
 ) -> tuple[dict[str, Mapping[str, Any]], dict[str, Lost]]:
-    """The results of a row's runs by name, and how those ended that have none.
+    """The results of a row's runs by name, and how the runs without a result ended.
 
-    Raises `DataError` where they differ in more than a row's runs may.
+    Raises `DataError` where the runs differ in more than the runs of a row may.
     """
     if folder is None:
         return {}, {}
@@ -235,9 +234,9 @@ def read_cell_runs(
 
 
 def compare_rows(study: Study, rows: Sequence[Mapping[str, Any]], folder: Path) -> ComparedRows:
-    """The rows that have runs in the folder, by their first column, each against each other.
+    """Compares the rows that have results in the folder; their names are the first column.
 
-    Nothing of a study that does not compare its rows.
+    Empty for a study without `pairs`.
     """
     sides: list[Side] = []
     for row in rows if study.pairs else ():
@@ -250,14 +249,14 @@ def compare_rows(study: Study, rows: Sequence[Mapping[str, Any]], folder: Path) 
 
 
 def format_value(value: Any) -> str:
-    """A column's value as the tables have it."""
+    """A column's value as text."""
     if isinstance(value, list):
         return ", ".join(map(str, value))
     return "-" if value is None else str(value)
 
 
 def row_folder(number: int) -> str:
-    """Where the runs of a row are, in the study's folder."""
+    """The name of a row's folder in the study's folder."""
     return f"{number:02d}"
 
 
@@ -268,9 +267,9 @@ def _columns(study: Study, cell: Cell, recipe: Recipe | None) -> dict[str, Any]:
 
 
 def _at(tree: Any, path: str) -> Any:
-    """What the recipe has there, or None.
+    """The recipe's value at a dotted path, or None.
 
-    A list's item is named by its name, its group or its place; any other word is of the first.
+    A list's item is chosen by its name, group or index; any other word is a key of the first item.
     """
     for word in path.split("."):
         if isinstance(tree, list):

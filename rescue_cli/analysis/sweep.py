@@ -1,4 +1,4 @@
-"""A sweep as numbers: each seed's accuracies, what failed, and what the seeds say together."""
+"""A seed sweep: the results of its runs, and their statistics over seeds."""
 
 import csv
 import io
@@ -30,13 +30,13 @@ MOST_SEEDS = 100_000  # of a sweep
 COUNT = re.compile(r"[1-9][0-9]{0,14}")
 SEEDS = re.compile(r"([0-9]{1,15})(?:-([0-9]{1,15}))?")
 NAMED = re.compile(PREFIX + r"(0|[1-9][0-9]{0,14})")
-FEWEST_PAIRS = 4  # of a correlation with an interval
-FEWEST_CHOSEN = 5  # seeds from which what the best of them is worth is told
+FEWEST_PAIRS = 4  # seeds, for the interval of a correlation
+FEWEST_CHOSEN = 5  # seeds, for the worth of the best one
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """Runs that differ in their seed alone."""
+    """Runs that differ only in their seed."""
 
     path: Path
     results: Mapping[int, Mapping[str, Any]]  # by seed, of finished runs
@@ -56,7 +56,7 @@ class Sweep:
         return counted_lost(lost.how for lost in self.lost.values())
 
     def values(self, name: str) -> dict[int, float]:
-        """Top-1 in percent of each finished seed on a measurement, see `measurements`."""
+        """The score in percent of each finished seed on one of `measurements`."""
         return {
             seed: next(
                 score(e) for e in result["sets"] if measurement_name(e, result["sets"]) == name
@@ -66,21 +66,21 @@ class Sweep:
 
     @property
     def measurements(self) -> list[str]:
-        """What every run measured: the sets, and size, crop or TTA where they are several."""
+        """The names of what every run measured: set, and size, crop or TTA where they vary."""
         first = next(iter(self.results.values()), None)
         return [] if first is None else [measurement_name(e, first["sets"]) for e in first["sets"]]
 
 
 def metric_label(sweep: Sweep) -> str:
-    """What the seeds are judged by, as tables call it."""
+    """The name of the score in tables: `top-1 %`."""
     first = next(iter(sweep.results.values()))
     return METRICS[metric_names(first)[0]]
 
 
 def read_sweep(path: Path) -> Sweep:
-    """The sweep in a folder: what was planned there, and every other seed that is there.
+    """The sweep in a folder: the planned seeds, and any others that are there.
 
-    Raises `DataError` where its runs differ in more than their seed, and for a file that is wrong.
+    Raises `DataError` where its runs differ in more than their seed, and for an invalid file.
     """
     folders = seed_folders(path)
     results: dict[int, Mapping[str, Any]] = {}
@@ -98,9 +98,9 @@ def read_sweep(path: Path) -> Sweep:
 
 
 def seed_folders(path: Path) -> dict[int, Path]:
-    """A sweep's run directories by seed, planned or there.
+    """A sweep's run directories by seed, planned or existing.
 
-    Raises `DataError` for one whose name may or may not be meant for a seed: `seed-0.bak`.
+    Raises `DataError` for a run directory whose name is not a seed's: `seed-0.bak`.
     """
     there = [folder.name for folder in path.glob(f"{PREFIX}*") if _holds_run(folder)]
     found = {}
@@ -108,7 +108,7 @@ def seed_folders(path: Path) -> dict[int, Path]:
         match = NAMED.fullmatch(name)
         if match is None:
             raise DataError(
-                f"{path / name}: holds a run, and its name is none of {PREFIX}0, {PREFIX}1, ... "
+                f"{path / name}: holds a run, but is not named {PREFIX}0, {PREFIX}1, ... "
                 f"Move it out of {path}."
             )
         found[int(match[1])] = path / name
@@ -127,22 +127,22 @@ def parse_seeds(text: str) -> list[int]:
     for part in parts:
         match = SEEDS.fullmatch(part.strip())
         if match is None:
-            raise UsageError(f"--seeds: '{text}' is none of 100, 0-9 and 3,7,11.")
+            raise UsageError(f"--seeds: '{text}' is not of the form 100, 0-9 or 3,7,11.")
         first, last = int(match[1]), int(match[2] or match[1])
         if last - first + len(found) >= MOST_SEEDS:
-            raise UsageError(f"--seeds: '{text}' are more than {MOST_SEEDS:,}. Give fewer.")
+            raise UsageError(f"--seeds: '{text}' is more than {MOST_SEEDS:,} seeds. Give fewer.")
         found += range(first, last + 1)
     if not found or len(set(found)) != len(found):
-        raise UsageError(f"--seeds: '{text}' names no seed, or one of them twice.")
+        raise UsageError(f"--seeds: '{text}' names no seed, or one seed twice.")
     return found
 
 
 def summarize_sweep(sweep: Sweep) -> dict[str, Any]:
     """The stable keys of `--json`: per measurement mean, std, min, max and seed 0, and the rest.
 
-    `peak`: what the best of so many seeds was to be expected to reach, and what choosing it on one
-    measurement is worth there and on each other one, with what chance alone gives in 95 % of such
-    sweeps. None of fewer than 5 seeds.
+    `peak`: the expected accuracy of the best of so many seeds, and how far the best seed by one
+    measurement is above the mean there and on each other one, with the range that chance alone
+    gives in 95 % of such sweeps. None for fewer than 5 seeds.
     """
     names = sweep.measurements
     rows = {name: _row(sweep.values(name)) for name in names}
@@ -171,7 +171,7 @@ def _row(values: Mapping[int, float]) -> dict[str, Any]:
 
 
 def _peak(sweep: Sweep, name: str) -> dict[str, Any] | None:
-    """The best seed by a measurement, there and on the others."""
+    """The best seed by one measurement, on that one and on the others."""
     values = list(sweep.values(name).values())
     if len(values) < FEWEST_CHOSEN:
         return None
@@ -192,7 +192,7 @@ def _correlation(sweep: Sweep, a: str, b: str) -> tuple[float, float, float] | N
 
 
 def sweep_csv(sweep: Sweep) -> str:
-    """Every seed's figures as CSV, the failed ones with their reason."""
+    """Every seed's results as CSV, the failed ones with the reason."""
     names = sweep.measurements
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -208,7 +208,7 @@ def sweep_csv(sweep: Sweep) -> str:
 
 
 def scores_by_epoch(sweep: Sweep) -> dict[float, list[float]]:
-    """The first measurement's top-1 of every finished seed at each epoch that all evaluated."""
+    """The scores on the first measurement by epoch, where every finished seed has one."""
     found: dict[float, list[float]] = {}
     for seed in sweep.results:
         lines = read_metrics(RunDirectory(sweep.path / f"{PREFIX}{seed}").metrics)
@@ -221,6 +221,6 @@ def scores_by_epoch(sweep: Sweep) -> dict[float, list[float]]:
 
 
 def published_sample(values: Mapping[str, Any]) -> Sample:
-    """A recipe's `expect` as a sample; a std of nobody knows how many runs is not taken for one."""
+    """A recipe's `expect` as a sample; a std without a number of runs is ignored."""
     n = values.get("n")
     return Sample(float(values["top1"]), values.get("std") if n else None, int(n or 1))

@@ -76,7 +76,7 @@ def apply(path: Path, found: Found, *, untrusted: bool) -> None:
     """Writes the recipe, and what the rate rests on as its comment; raises `UsageError`."""
     from rescue_cli.rundir import write_text
 
-    said, cure = found.answer, found.answer.cure(found.ramp)
+    said, cure = found.answer, found.answer.advice(found.ramp)
     reasons = "; ".join(said.reasons)
     if said.max_lr is None:
         raise UsageError(f"--apply: no rate was found ({reasons}). {cure}")
@@ -124,7 +124,7 @@ def _sentences(found: Found) -> list[str]:
     word = "trusted" if given.trusted else "not to be trusted"
     lines.append(f"{word}: {'; '.join(given.reasons)}")
     if not given.trusted:
-        lines.append(given.cure(found.ramp))
+        lines.append(given.advice(found.ramp))
     fastai = found.readings[0].suggestions
     shown = ", ".join(f"{k} {'-' if v is None else f'{v:.3g}'}" for k, v in fastai.items())
     lines.append(f"fastai's suggestions, from the training loss: {shown}")

@@ -1,4 +1,4 @@
-"""How far a network's largest logit stands above the others (Bag of Tricks, figure 4)."""
+"""The gap of a network's largest logit to the mean of the others (Bag of Tricks, figure 4)."""
 
 import math
 from collections.abc import Sequence
@@ -14,13 +14,14 @@ from rescue_cli.report.pictures import new_figure
 
 
 def optimal_gap(smoothing: float, classes: int) -> float:
-    """log((K - 1)(1 - eps) / eps): the gap at the optimum of a smoothed loss (equation 5)."""
+    """The gap at the optimum of a label-smoothed loss: log((K - 1)(1 - eps) / eps) (equation 5)."""
     return math.log((classes - 1) * (1 - smoothing) / smoothing)
 
 
 def plot_logit_gaps(runs: Sequence[Path]) -> Any:
-    """The distribution of the gap over each run's test images, with its optimum where labels are
-    smoothed; None where no run has stored any.
+    """Histograms of the gap over each run's test images, and its optimum where labels are smoothed.
+
+    None where no run has stored gaps.
     """
     known = [(path, found) for path in runs if (found := _gaps(path)) is not None]
     if not known:
@@ -45,7 +46,7 @@ def plot_logit_gaps(runs: Sequence[Path]) -> Any:
 
 
 def _gaps(run: Path) -> tuple[Any, float | None] | None:
-    """Each test image's gap, and where a loss with smoothed labels would have it."""
+    """Each test image's gap, and the optimum with smoothed labels; None without stored gaps."""
     try:
         arrays = load_predictions(run)
     except DataError:
@@ -58,5 +59,5 @@ def _gaps(run: Path) -> tuple[Any, float | None] | None:
         return arrays["gaps"], None
     classes = len(arrays["classes"])
     if loss.options.get("smoothing_over", "all") == "all":
-        smoothing *= (classes - 1) / classes  # the label keeps its share of what is spread
+        smoothing *= (classes - 1) / classes  # the label keeps its share of the spread probability
     return arrays["gaps"], optimal_gap(smoothing, classes)

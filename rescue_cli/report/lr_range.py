@@ -11,7 +11,7 @@ from rescue_cli.analysis.lr_range import Curves, RangeTestResult, RunEstimate
 from rescue_cli.metrics.names import METRICS
 from rescue_cli.report.pictures import new_figure, save_figure
 
-WIDE = 10  # times the median of the losses
+WIDE = 10  # ratio of the largest loss to the median, from which the axis is logarithmic
 MARKS = {"valley": "v", "steepest": "s", "minimum": "o"}
 
 
@@ -22,7 +22,7 @@ def draw_range_test(
     readings: Sequence[RunEstimate],
     answer: RangeTestResult,
 ) -> None:
-    """Losses, their difference and accuracy over the learning rate, with the rates suggested."""
+    """Writes a picture of losses, their difference and accuracy over the learning rate."""
     tested = not full[0].detects
     figure = new_figure(10, 7 if tested else 4)
     names = [
@@ -64,7 +64,7 @@ def draw_range_test(
 
 
 def scale_loss_axis(axes: Any, values: Sequence[float]) -> None:
-    """Logarithmic where a loss that blows up would flatten all the rest."""
+    """Makes the axis logarithmic where a loss that blows up would flatten the rest."""
     finite = [abs(value) for value in values if math.isfinite(value) and value]
     if not finite or max(finite) < WIDE * min(2.0, median(finite)):
         return
@@ -75,14 +75,14 @@ def scale_loss_axis(axes: Any, values: Sequence[float]) -> None:
 
 
 def _is_exponential(rates: Sequence[float]) -> bool:
-    """Whether the points are nearer to equal ratios than to equal differences."""
+    """Whether the points are closer to equal ratios than to equal differences."""
     if len(rates) < 3 or rates[0] <= 0:
         return False
     return rates[len(rates) // 2] < (rates[0] + rates[-1]) / 4
 
 
 def _mark(axes: Any, curves: Curves, reading: RunEstimate) -> None:
-    """fastai's suggestions on the training loss."""
+    """Marks fastai's suggestions on the training loss."""
     smoothed = smooth(curves.train_losses)
     for name, rate in reading.suggestions.items():
         if rate is None:

@@ -1,4 +1,4 @@
-"""A run's pictures: curves, augmented samples, the confusion matrix."""
+"""A run's pictures: curves, augmented samples, confusion matrices."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,11 +11,11 @@ from rescue_cli.metrics.names import METRICS, measurement_name, metric_names
 from rescue_cli.report.fonts import use_fallback_fonts
 from rescue_cli.rundir import RunDirectory, read_arrays, read_metrics
 
-SHOWN_CLASSES = 40  # a larger confusion matrix cannot be read
+SHOWN_CLASSES = 40  # a larger confusion matrix is not legible
 
 
 def draw_run(path: Path) -> None:
-    """Writes the pictures that the run directory has data for, and per-class accuracies."""
+    """Writes the run's pictures, as far as it has the data, and the accuracy of each class."""
     run = RunDirectory(path)
     lines = read_metrics(run.metrics)
     if lines:
@@ -32,9 +32,9 @@ def draw_run(path: Path) -> None:
 
 
 def new_figure(width: float, height: float, *, arranged: bool = True) -> Any:
-    """An empty figure, in inches; not `arranged` where its margins are set by the caller.
+    """An empty figure of so many inches; not `arranged`: the caller sets the margins.
 
-    Arranging takes half of the time of drawing, and each run draws.
+    Constrained layout takes half of the time of drawing, and each run draws.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -68,7 +68,7 @@ def plot_curves(lines: Sequence[Mapping[str, Any]]) -> Any:
     for axes, title in titles:
         axes.set_title(title, fontsize=10)
         axes.set_xlabel("epoch")
-        axes.ticklabel_format(axis="y", scilimits=(-3, 4))  # so that labels fit the margins
+        axes.ticklabel_format(axis="y", scilimits=(-3, 4))  # so that tick labels fit the margins
         axes.tick_params(axis="y", labelsize=9)
         axes.grid(alpha=0.3)
     for axes in (loss, accuracy):
@@ -78,7 +78,7 @@ def plot_curves(lines: Sequence[Mapping[str, Any]]) -> Any:
 
 
 def _by_set(lines: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
-    """Evaluations by test set, and by view and test-time augmentation where there are several."""
+    """Evaluations by measurement."""
     found: dict[str, list[Mapping[str, Any]]] = {}
     tests = [line for line in lines if line["kind"] == "eval"]
     for line in tests:
@@ -91,20 +91,20 @@ def _columns(rows: Sequence[Mapping[str, Any]], key: str) -> tuple[list[float], 
 
 
 def plot_samples(file: Path) -> Any:
-    """Images with their labels above, in rows of four."""
+    """Images in rows of four, each with its label above."""
     arrays = read_arrays(file, "images", "labels")
     images, labels = arrays["images"], arrays["labels"]
     if images.ndim != 4 or len(images) != len(labels):
-        raise DataError(f"{file}: images, labels: not a label for each image. Remove the file.")
+        raise DataError(f"{file}: images, labels: not one label per image. Remove the file.")
     count, _, height, width = images.shape
     gap = 0.1 * width  # between the images of a row
     across = width + gap
-    inch = 4 * across / 6  # in the images' pixels
-    head = 0.25 * inch  # for a label
+    inch = 4 * across / 6  # in pixels of the images
+    head = 0.25 * inch  # height of a label
     down = height + head
     rows = -(-count // 4)
     figure = new_figure(6, rows * down / inch, arranged=False)
-    axes = figure.add_axes((0, 0, 1, 1))  # one for all: axes are what takes time
+    axes = figure.add_axes((0, 0, 1, 1))  # one for all images: axes are slow to draw
     axes.axis("off")
     for place, (image, words) in enumerate(zip(images, labels, strict=True)):
         left, top = place % 4 * across, place // 4 * down
@@ -117,7 +117,7 @@ def plot_samples(file: Path) -> Any:
 
 
 def _confusion(arrays: Mapping[str, Any], title: str) -> Any:
-    """Percent of each class that was called each class."""
+    """Percent of each class (row) that was predicted as each class (column)."""
     classes = [str(name) for name in arrays["classes"]]
     counts = arrays["confusion"]
     percent = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
@@ -136,7 +136,7 @@ def _confusion(arrays: Mapping[str, Any], title: str) -> Any:
                 colour = "white" if value > 60 else "black"
                 axes.text(
                     column, row, f"{value:.0f}", ha="center", va="center", fontsize=7,
-                    color=colour, in_layout=False,  # it lies within its cell
+                    color=colour, in_layout=False,  # it lies within its cell anyway
                 )  # fmt: skip
     return figure
 
@@ -150,18 +150,18 @@ def _write_classes(arrays: Mapping[str, Any], path: Path) -> None:
 
 
 def read_classes(file: Path) -> Mapping[str, Any]:
-    """The stored predictions, with as many accuracies as classes; raises `DataError`."""
+    """The stored predictions, checked to have an accuracy per class; raises `DataError`."""
     arrays = read_arrays(file, "classes", "per_class")
     if "confusion" not in arrays and "count_per_class" not in arrays:
         raise DataError(f"{file}: has no array count_per_class. Remove the file.")
     counts, _ = class_counts(arrays)
     if not len(arrays["classes"]) == len(arrays["per_class"]) == len(counts):
-        raise DataError(f"{file}: per_class: not one for each class. Remove the file.")
+        raise DataError(f"{file}: per_class: not one value per class. Remove the file.")
     return arrays
 
 
 def class_counts(arrays: Mapping[str, Any]) -> tuple[Any, tuple[str, str]]:
-    """How much there is of each class, and what its accuracy and that number are called."""
+    """The number of images or objects of each class, and the headings of accuracy and number."""
     if "confusion" in arrays:
         return arrays["confusion"].sum(1), ("recall %", "images")
     measure = ("AP50 %", "objects") if "truths" in arrays else ("IoU %", "images")

@@ -1,4 +1,4 @@
-"""A study's part of the page: its table, and its rows as a picture, paper beside measured."""
+"""A study's section of the page: its table, and a plot of measured and published accuracies."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,7 +26,7 @@ from rescue_cli.rundir.validation import (
     Rule,
 )
 
-FILE = "study.json"  # what `rescue study` leaves in its folder
+FILE = "study.json"  # written by `rescue study` in its folder
 STUDY = {
     "study": TEXT, "source": TEXT, "command": TEXT, "rows": OBJECTS,
     "pairs": Rule("a list of objects", lambda v: v == [] or OBJECTS.holds(v)),
@@ -34,13 +34,13 @@ STUDY = {
 FIGURES = Rule(
     "percentages by name", lambda v: MAPPING.holds(v) and all(map(NUMBER.holds, v.values()))
 )
-REASONS = Rule("texts by name", lambda v: MAPPING.holds(v) and all(map(TEXT.holds, v.values())))
+REASONS = Rule("strings by name", lambda v: MAPPING.holds(v) and all(map(TEXT.holds, v.values())))
 ROW = {
     "row": COUNT, "recipe": TEXT.or_null(), "paper": FIGURES, "measured": MAPPING.or_null(),
     "seconds_train": POSITIVE.or_null(), "runs": MAPPING,
-    "columns": Rule("an object, and not an empty one", lambda v: MAPPING.holds(v) and bool(v)),
+    "columns": Rule("a non-empty object", lambda v: MAPPING.holds(v) and bool(v)),
 }  # fmt: skip
-TEXTS = Rule("a list of texts", lambda v: LIST.holds(v) and all(map(TEXT.holds, v)))
+TEXTS = Rule("a list of strings", lambda v: LIST.holds(v) and all(map(TEXT.holds, v)))
 RUNS = {"n": STEP, "diverged": REASONS, "failed": REASONS, "not_run": LIST}
 MEASURED = {
     "mean": PERCENT, "std": POSITIVE.or_null(), "n": COUNT, "p": PERCENT.or_null(),
@@ -48,19 +48,21 @@ MEASURED = {
 
 
 def is_study(path: Path) -> bool:
-    """Whether `rescue study` has worked in this folder."""
+    """Whether the folder is that of a study."""
     return (path / FILE).is_file()
 
 
 def study_lines(path: Path) -> list[ResultLine]:
-    """The rows that were measured, for the table of all results."""
+    """The measured rows, for the table of all results."""
     found = []
     for row in _read_study(path)["rows"]:
         if (measured := row["measured"]) is not None:
             paper = next((Sample(value, None, 1) for value in row["paper"].values()), None)
             ours = Sample(measured["mean"], measured["std"], measured["n"])
             name = f"{path}, row {row['row']}"
-            lost = lost_in(row["runs"]) if row["runs"]["n"] else {}  # else it is one on record
+            lost = (
+                lost_in(row["runs"]) if row["runs"]["n"] else {}
+            )  # else the result is from the records
             found.append(
                 ResultLine(name, row["recipe"], "-", paper, ours, row["seconds_train"], lost)
             )
@@ -68,11 +70,11 @@ def study_lines(path: Path) -> list[ResultLine]:
 
 
 def _read_study(path: Path) -> dict[str, Any]:
-    """What `rescue study` left; raises `DataError` for an older version's, or what was changed."""
+    """The study's file; raises `DataError` where it is invalid, or of an older version."""
     file = path / FILE
     found = read_json(file)
     name = found["study"] if TEXT.holds(found.get("study")) else "NAME"
-    cure = f"Write it anew, an older version wrote it: rescue study {name} --out {path}"
+    cure = f"An older version may have written it. Write it again: rescue study {name} --out {path}"
     check_keys(file, found, STUDY, cure)
     for place, row in enumerate(found["rows"]):
         at = f"rows[{place}]."
@@ -81,7 +83,7 @@ def _read_study(path: Path) -> dict[str, Any]:
         if row["measured"] is not None:
             check_keys(file, row["measured"], MEASURED, cure, f"{at}measured.")
         if row["columns"].keys() != found["rows"][0]["columns"].keys():
-            raise DataError(f"{file}: {at}columns: not those of the first row. {cure}")
+            raise DataError(f"{file}: {at}columns: differ from those of the first row. {cure}")
     for place, pair in enumerate(found["pairs"]):
         check_keys(file, pair, {"claim": TEXT, "details": TEXTS}, cure, f"pairs[{place}].")
     return found
@@ -131,7 +133,7 @@ def _number(value: float | None, form: str) -> str:
 
 
 def _plot(rows: Sequence[Mapping[str, Any]]) -> Any:
-    """The measured rows from above, with one standard deviation, beside the paper's figures."""
+    """The measured rows with one standard deviation, and the paper's figures."""
     figure = new_figure(7, 1.2 + 0.32 * len(rows))
     axes = figure.subplots()
     places = [-row["row"] for row in rows]
@@ -169,7 +171,7 @@ def _paper(row: Mapping[str, Any]) -> str:
 
 
 def _runs(row: Mapping[str, Any]) -> str:
-    """How many runs the row's figure is of, and how the others ended."""
-    lost = [one.how for one in lost_in(row["runs"]).values()]
+    """The number of runs of the row's figure, and how the others ended."""
+    ends = [lost.how for lost in lost_in(row["runs"]).values()]
     n = 0 if row["measured"] is None else row["measured"]["n"]
-    return of_planned(n, lost) if n or lost else "-"
+    return of_planned(n, ends) if n or ends else "-"

@@ -1,4 +1,4 @@
-"""A sweep's pictures: histograms, one set against another, and the band by epoch."""
+"""A sweep's pictures: histograms, one set against another, and the range by epoch."""
 
 from pathlib import Path
 from statistics import mean, stdev
@@ -8,11 +8,11 @@ from rescue_cli.analysis.sweep import Sweep, metric_label, scores_by_epoch, summ
 from rescue_cli.formatting import counted
 from rescue_cli.report.pictures import new_figure, save_figure
 
-FEW = 10  # seeds below which each is a point, and no histogram
+FEW = 10  # seeds, below which each is a point in place of a histogram
 
 
 def draw_sweep(sweep: Sweep) -> list[Path]:
-    """Writes what the sweep has enough runs for; the files."""
+    """Writes the pictures that the sweep has enough runs for, and returns their paths."""
     figures = sweep_figures(sweep)
     for name, figure in figures.items():
         save_figure(figure, sweep.path / name)
@@ -32,7 +32,7 @@ def sweep_figures(sweep: Sweep) -> dict[str, Any]:
 
 
 def _histograms(sweep: Sweep) -> Any:
-    """Each measurement's seeds, with their mean and seed 0."""
+    """The distribution over seeds of each measurement, with the mean and seed 0."""
     names = sweep.measurements
     figure = new_figure(4.5 * len(names), 3.2)
     for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
@@ -55,7 +55,7 @@ def _histograms(sweep: Sweep) -> Any:
 
 
 def _cloud(sweep: Sweep) -> Any:
-    """The second measurement against the first, a point for each seed."""
+    """The second measurement against the first, one point per seed."""
     first, second = sweep.measurements[:2]
     a, b = sweep.values(first), sweep.values(second)
     figure = new_figure(4.5, 4.2)
@@ -76,7 +76,7 @@ def _cloud(sweep: Sweep) -> Any:
 
 
 def _band(sweep: Sweep) -> Any:
-    """Mean, one standard deviation, and the extremes of all seeds by epoch."""
+    """Mean, standard deviation, minimum and maximum over seeds by epoch."""
     curves = scores_by_epoch(sweep)
     epochs = list(curves)
     figure = new_figure(6, 3.6)

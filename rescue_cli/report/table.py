@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rescue_cli.analysis.stats import Sample
 
 TEXT_COLUMNS = ("set", "TTA")  # columns that hold no numbers
-BALANCED = "bal. %"  # of balanced accuracy; TTA's names leave 7 columns of 80
+BALANCED = "bal. %"  # balanced accuracy; the other columns leave 7 characters of 80
 HEADINGS = ("path", "recipe", "set", "paper %", "measured %", "std", "runs",
             "training time (s)")  # fmt: skip
 KEYS = (
@@ -36,7 +36,7 @@ class ResultLine:
     set: str
     paper: "Sample | None"
     measured: "Sample"
-    seconds: float | None  # of training, the mean of the runs
+    seconds: float | None  # of training: the mean of the runs
     lost: Mapping[Any, Lost] = field(default_factory=dict)  # planned runs without a result
 
     @property
@@ -95,7 +95,7 @@ def _published(paper: "Sample | None") -> str:
 
 
 def interval_notes(result: Mapping[str, Any]) -> list[str]:
-    """What the intervals of a table are, and how much an image is; nothing of other metrics."""
+    """Explains the table's intervals, and how much one image counts; empty without top-1."""
     if "top1" not in result:
         return []
     steps = {entry["set"]: 100 / entry["count"] for entry in result["sets"]}
@@ -103,44 +103,44 @@ def interval_notes(result: Mapping[str, Any]) -> list[str]:
                      for name, points in steps.items())  # fmt: skip
     main = result["sets"][0]
     if not is_uneven(main):
-        return [f"95 %: of this network, over new images; one image is {each}"]
+        return [f"95 %: interval for this network over new images; one image is {each}"]
     return [
-        f"95 %: of this network's top-1, over new images; one image is {each}",
+        f"95 %: interval for this network's top-1 over new images; one image is {each}",
         _of_classes(main, measurement_stem(main, result["sets"])),
     ]
 
 
 def _of_classes(entry: Mapping[str, Any], name: str) -> str:
-    """What the balanced accuracy of uneven classes is a mean of, and where each of them is."""
+    """Explains balanced accuracy, and says where the accuracy of each class is."""
     rows, interval = classes_with_images(entry), balanced_interval(entry)
     assert interval is not None
     known, images = len(entry["per_class"]), [row["images"] for row in rows]
     of = f"{len(rows)}" if len(rows) == known else f"{len(rows)} of {known}"
     return (
         f"bal.: balanced accuracy, the mean recall of {of} classes of {min(images)} to "
-        f"{max(images)} images\n"
-        f"95 % of it: {interval[0]:.1f} to {interval[1]:.1f}; each class: predictions/{name}.csv"
+        f"{max(images)} images\nits 95 % interval: {interval[0]:.1f} to {interval[1]:.1f}; "
+        f"by class: predictions/{name}.csv"
     )
 
 
 def measurement_table(
     result: Mapping[str, Any], *, narrow: bool = False
 ) -> tuple[list[str], list[list[str]]]:
-    """Headings and rows, in percent where the heading says so.
+    """Headings and rows of a run's measurements: one per set, size, crop and TTA.
 
-    Where classes are uneven, balanced accuracy stands beside top-1; in a `narrow` table instead of
-    top-5, which would be the column too many.
+    Where classes differ in size, balanced accuracy is shown beside top-1; in a `narrow` table it
+    replaces top-5, which would not fit.
     """
     entries = result["sets"]
     metrics = metric_names(entries[0])
-    judged, uneven = "top1" in metrics, any(is_uneven(entry) for entry in entries)
+    has_top1, uneven = "top1" in metrics, any(is_uneven(entry) for entry in entries)
     if uneven and narrow:
         metrics.remove("top5")
     numbers = [{METRICS[m]: f"{entry[m]:.2f}" for m in metrics} for entry in entries]
     if uneven:
         numbers = [_beside(first, entry) for first, entry in zip(numbers, entries, strict=True)]
     headings = ["set", "size", "crop", "TTA", *numbers[0],
-                *(["95 %"] if judged else []), "loss", "images"]  # fmt: skip
+                *(["95 %"] if has_top1 else []), "loss", "images"]  # fmt: skip
     rows = [
         [
             entry["set"],
@@ -150,7 +150,7 @@ def measurement_table(
             *shown.values(),
             *(
                 [f"{low:.1f} to {high:.1f}" for low, high in [accuracy_interval(entry)]]
-                if judged
+                if has_top1
                 else []
             ),
             "-" if entry["loss"] is None else f"{entry['loss']:.4f}",
@@ -162,7 +162,7 @@ def measurement_table(
 
 
 def _beside(metrics: Mapping[str, str], entry: Mapping[str, Any]) -> dict[str, str]:
-    """The metrics with balanced accuracy after the first."""
+    """The metrics, with balanced accuracy after the first."""
     value = entry.get("balanced_accuracy")
     (first, top), *others = metrics.items()
     return {first: top, BALANCED: "-" if value is None else f"{value:.2f}", **dict(others)}

@@ -1,4 +1,4 @@
-"""What is in a run directory, and how its files are read and written."""
+"""A run directory: the paths of its files, checked reading, atomic writing."""
 
 from rescue_cli.rundir.paths import RunDirectory
 from rescue_cli.rundir.reading import (

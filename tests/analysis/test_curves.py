@@ -75,7 +75,9 @@ def test_what_ends_in_nan_turned_just_before_and_is_bounded() -> None:
     loss = [*(2.3 * np.exp(-RATES[:30])), math.nan, 1.0]
     found = find_turn(list(RATES), loss)
     assert (found.rate, found.verdict, found.bounded_above) == (RATES[29], "turn", RATES[30])
-    assert found.evidence == f"test loss: turns at {RATES[29]:.3g}, lost from {RATES[30]:.3g} on"
+    assert found.evidence == (
+        f"test loss: turns at {RATES[29]:.3g}, no better than at the start from {RATES[30]:.3g} on"
+    )
 
 
 @pytest.mark.parametrize(
@@ -95,7 +97,7 @@ def test_a_run_that_died_before_it_learned_bounds_the_rate_and_names_none(
     found = find_turn([1.0, 2.0, 3.0, 4.0], losses, ceiling=math.log(10))
     assert (found.rate, found.verdict, found.bounded_above) == (None, "died", bound)
     where = " after 3 points" if bound == 4 else ", the first point,"
-    assert found.evidence == f"test loss: lost from {bound:g}{where} on"
+    assert found.evidence == f"test loss: no better than at the start from {bound:g}{where} on"
 
 
 def test_a_way_back_from_an_explosion_to_guessing_is_nothing_learned() -> None:

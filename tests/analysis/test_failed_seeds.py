@@ -129,9 +129,9 @@ def test_a_users_file_does_not_stand_in_for_pythons(tmp_path: Path, name: str) -
         ("images", "odd/seed-2/result.json: test.count: 500, and seed-0 has 1000."),
         ("set", "odd/seed-2/result.json: sets: [val], and seed-0 has [test]."),
         ("protocol", "test.protocol.interpolation: bicubic, and seed-0 has bilinear."),
-        ("copied", "odd/seed-2/recipe.yaml: train.seed: 1, in the folder of 2."),
-        ("backup", "odd/seed-0.bak: holds a run, and its name is none of seed-0, seed-1, ..."),
-        ("zero", "odd/seed-01: holds a run, and its name is none of seed-0, seed-1, ..."),
+        ("copied", "odd/seed-2/recipe.yaml: train.seed: 1, but the folder is seed 2's."),
+        ("backup", "odd/seed-0.bak: holds a run, but is not named seed-0, seed-1, ..."),
+        ("zero", "odd/seed-01: holds a run, but is not named seed-0, seed-1, ..."),
     ],
 )
 def test_runs_that_differ_in_more_than_their_seed_are_no_sweep(

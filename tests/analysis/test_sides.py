@@ -35,15 +35,15 @@ Break = Callable[[Path, random.Random], None]
 @pytest.mark.parametrize(
     ("word", "said"),
     [
-        ("90/0", "'90/0' is not of 1 to 1,000,000 runs."),
-        ("90±0.1/" + "9" * 23, "is not of 1 to 1,000,000 runs."),
-        ("90±0.1/" + "9" * 5000, "is not of 1 to 1,000,000 runs."),
-        ("90±0.1/1", "'90±0.1/1' has a std, and one run has none."),
-        ("90±60/5", "has a std that no 5 accuracies in percent have. Give 0 to 55.9."),
-        ("9" * 400, "is no accuracy in percent."),
-        ("x" * 300, "is no run, no sweep, no recipe, and no number."),
-        ("x" * 300 + ".yaml", "is no run, no sweep, no recipe, and no number."),
-        ("a\0b", r"'a\x00b' is no run"),
+        ("90/0", "'90/0' must have 1 to 1,000,000 runs."),
+        ("90±0.1/" + "9" * 23, "must have 1 to 1,000,000 runs."),
+        ("90±0.1/" + "9" * 5000, "must have 1 to 1,000,000 runs."),
+        ("90±0.1/1", "'90±0.1/1' has a std, but one run has none."),
+        ("90±60/5", "has a std larger than 5 accuracies in percent can have. Give 0 to 55.9."),
+        ("9" * 400, "is not an accuracy in percent."),
+        ("x" * 300, "is not a run, a sweep, a recipe or a number."),
+        ("x" * 300 + ".yaml", "is not a run, a sweep, a recipe or a number."),
+        ("a\0b", r"'a\x00b' is not a run"),
         ("/" * 5000, None),
         ("", None),
     ],
@@ -66,7 +66,7 @@ def test_an_evaluation_at_epoch_0_is_no_division_by_it(rescue: Rescue, tmp_path:
     made_run(tmp_path / "begun", 60.0, overrides=SMALL, curve={0.0: 60.0})
     ended = rescue("compare", "begun", "--to", "5")
     assert ended.code == 3
-    assert "all of metrics.jsonl is of epoch 0." in ended.err
+    assert "every line of metrics.jsonl is from epoch 0." in ended.err
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_an_evaluation_at_epoch_0_is_no_division_by_it(rescue: Rescue, tmp_path:
     [
         ("result.json", '"seed"', '"sead"', "run/result.json: has no key seed."),
         ("result.json", '"top1"', '"top9"', "run/result.json: has no key sets[0].top1."),
-        ("result.json", '"count": 40', '"count": "40"', "count: '40' is not a whole number above"),
+        ("result.json", '"count": 40', '"count": "40"', "count: '40' is not a positive integer"),
         ("metrics.jsonl", '"epoch"', '"epok"', "run/metrics.jsonl, line 1: has no key epoch."),
         ("metrics.jsonl", '{"kind"', "{kind", "run/metrics.jsonl, line 1: not valid JSON"),
     ],

@@ -138,7 +138,7 @@ def test_several_pairs_are_judged_together_and_so_are_their_intervals() -> None:
     found = welch_test(sides[0].sample, sides[1].sample)
     assert (together["low"], together["high"]) == found.interval(0.05 / 3)
     assert together["detectable"] > alone["detectable"]
-    assert together["claim"].startswith("No difference between a and b may be claimed: 0.68")
+    assert together["claim"].startswith("No significant difference between a and b: 0.68")
 
 
 def test_every_test_set_that_both_have_is_judged_and_corrected_for() -> None:
@@ -168,7 +168,9 @@ def test_no_number_of_runs_is_asked_for_but_for_a_difference_that_is_wanted() ->
     assert pair["needed"] is None
     assert "runs of each" not in pair["claim"]
     (wanted,) = compare_pairs(sides, 0.2)
-    assert f"To see 0.2 points in 4 of 5 cases: {wanted['needed']} runs of each." in wanted["claim"]
+    assert (
+        f"To detect 0.2 points in 4 of 5 cases: {wanted['needed']} runs of each." in wanted["claim"]
+    )
 
 
 def test_a_claim_says_what_it_assumes_of_a_side_without_a_spread() -> None:
@@ -176,8 +178,7 @@ def test_a_claim_says_what_it_assumes_of_a_side_without_a_spread() -> None:
     assert pair["p"] < 1e-6
     assert " is better than " not in pair["claim"]
     assert pair["claim"].endswith(
-        "if runs of 91.0 scatter like those of 90.0±0.1/20, which is assumed: of 91.0 there is "
-        "one run."
+        "assuming that runs of 91.0 scatter like those of 90.0±0.1/20: there is one run of 91.0."
     )
     assert (pair["about"], pair["assumes"]["runs"]) == ("assumed", 1)
 
@@ -219,7 +220,7 @@ def test_the_runs_that_did_not_end_stand_in_the_claim() -> None:
     ]
     (pair,) = compare_pairs(sides)
     assert pair["runs"] == ["5", "5 of 9 (4 diverged)"]
-    assert pair["claim"].endswith("This compares the runs that ended: 5 of 9 (4 diverged) of b.")
+    assert pair["claim"].endswith("Only finished runs are compared: 5 of 9 (4 diverged) of b.")
     fisher = float(stats.fisher_exact([[0, 4], [5, 5]]).pvalue)
     assert pair["diverged"]["p"] == pytest.approx(fisher)
 

@@ -64,7 +64,7 @@ def test_comparing_again_after_more_seeds_is_warned_of(rescue: Rescue, made: Pat
     made_sweep(made / "a", {6: 50.5}, overrides=TINY)
     again = rescue("compare", "a", "b")
     assert again.code == 0, again.err
-    assert "a and b were compared before, with 16 runs together." in again.err
+    assert "a and b were compared before, with 16 runs in total." in again.err
     assert "warning" not in rescue("compare", "b", "80.0±0.5/5").err
 
 
@@ -73,7 +73,7 @@ def test_a_planned_sweep_compared_again_points_at_its_own_verdict(rescue: Rescue
     assert rescue(*CALL).code == 0
     again = rescue("compare", "a", "b")
     assert again.code == 0, again.err
-    assert "b was trained by --until against a, with 3 looks planned" in again.err
+    assert "b was trained by --until against a, with 3 planned looks" in again.err
     assert rescue("report", "a", "b", "--out", "page.html").code == 0
 
 
@@ -85,7 +85,7 @@ def test_a_broken_plan_or_record_of_looks_is_told_or_passed_over(
     (made / "b" / "until.json").write_text('{"against": 3}')
     refused = rescue(*CALL)
     assert refused.code == 3
-    assert "until.json: against: 3 is not a text." in refused.err
+    assert "until.json: against: 3 is not a string." in refused.err
 
 
 @pytest.mark.usefixtures("made")

@@ -464,7 +464,7 @@ def test_runs_that_differ_in_places_alone_are_paired(tmp_path: Path) -> None:
         for seed in (0, 1):
             known_as(tmp_path / name / f"seed-{seed}", "d1", **{"model.weights": "w1"})
     sides = [load_side(str(tmp_path / name)) for name in names]
-    assert choose_pairing(*sides).why == "one recipe, trained twice"
+    assert choose_pairing(*sides).why == "same recipe and seeds, trained twice"
     runs = [tmp_path / name / "seed-0" for name in names]
     assert run_changes(*runs) == {}
 

@@ -84,7 +84,7 @@ def test_a_report_points_at_the_tests_own_picture(rescue: Rescue) -> None:
     assert rescue(*QUICK).code == 0
     ended = rescue("report", "test")
     assert ended.code == 3
-    assert "test: is a search, and has its own page. Open test/lr-range.png." in ended.err
+    assert "test: holds a search and not a sweep. Open test/lr-range.png." in ended.err
 
 
 def test_stopped_it_says_how_it_goes_on(rescue: Rescue, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,8 +153,8 @@ def reading(rate: float | None, verdict: Verdict = "falling", spacing: float = 1
          "seeds 0, 1, 2 and, with half the steps, seed 3 agree within a factor of 2"),
         ([0.6], 0.5, True, "seed 0 and, with half the steps, seed 1 agree within a factor of 2"),
         ([0.6], None, False, "with half the steps, seed 1: no turn found up to 1, still falling, "
-         "and a single run cannot agree with itself"),
-        ([0.4, 0.6, 0.9], 0.5, False, "between seeds it moves from 0.4 to 0.9"),
+         "so there is no second run to agree with"),
+        ([0.4, 0.6, 0.9], 0.5, False, "it ranges from 0.4 to 0.9 between seeds"),
         ([0.5, 0.6, 0.7], 0.2, False, "with half the steps, seed 3, it is 0.2"),
         ([0.6, None, 0.7], 0.5, False, "seed 1: no turn found up to 1, still falling"),
     ],
@@ -179,14 +179,14 @@ def test_no_rate_is_named_at_which_another_run_was_lost() -> None:
 
 def test_points_further_apart_than_two_agree_on_nothing() -> None:
     found = lr_range.combine_estimates([reading(0.5, spacing=2.2)], reading(0.5), 1.0)
-    assert found.reasons == ["the next point is 2.2 times as high: too far apart to tell"]
+    assert found.reasons == ["the next point is at 2.2 times the rate: too coarse to tell"]
 
 
 def test_without_any_turn_there_is_no_rate() -> None:
     found = lr_range.combine_estimates([reading(None)], reading(None), 3.0)
     assert (found.max_lr, found.min_lr, found.trusted) == (None, None, False)
     assert found.reasons == ["seed 0: no turn found up to 3, still falling"]
-    assert found.cure(a_ramp(end=3.0)) == "Give a higher --end, such as 30."
+    assert found.advice(a_ramp(end=3.0)) == "Give a higher --end, such as 30."
 
 
 def test_a_run_that_learned_at_once_and_is_noisy_is_not_said_to_have_learned_nothing() -> None:
@@ -203,7 +203,7 @@ def test_a_run_that_only_explodes_says_which_rates_to_try() -> None:
     said = lr_range.estimate_max_lr(one)
     assert (said.max_lr, said.verdict, said.bounded_above) == (None, "died", 26.3)
     found = lr_range.combine_estimates([said], said, 1000.0)
-    assert found.cure(a_ramp()) == "Try --start 0.0263 --end 26.3 --ramp exponential."
+    assert found.advice(a_ramp()) == "Try --start 0.0263 --end 26.3 --ramp exponential."
 
 
 def test_far_too_high_a_rate_is_told_and_not_applied(rescue: Rescue, tmp_path: Path) -> None:
@@ -275,7 +275,7 @@ def test_a_detector_is_judged_by_its_training_loss_and_by_ap50() -> None:
 def test_an_ap50_that_stays_at_nought_says_nothing_of_the_rate() -> None:
     said = lr_range.estimate_max_lr(of_detector([0.0] * 40))
     assert (said.verdict, said.bounded_above) == ("turn", None)
-    assert said.evidence[1] == "AP50: stays near 0, and says nothing"
+    assert said.evidence[1] == "AP50: stays near 0 and is not used"
 
 
 def test_a_segmentation_is_judged_by_its_test_loss_and_by_miou() -> None:

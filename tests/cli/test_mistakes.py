@@ -310,4 +310,4 @@ def test_one_run_is_compared_with_a_number_of_percent_alone(rescue: Rescue, tmp_
     assert "run: 1 of 1 runs reach 5 %" in when.out
     alone = rescue("compare", "run", "--check-expected")
     assert alone.code == 2
-    assert "quickstart: the recipe expects nothing." in alone.err
+    assert "quickstart: this recipe has no published accuracy." in alone.err

@@ -142,8 +142,8 @@ def test_a_row_that_would_train_on_from_a_last_state_is_refused(
     ended = rescue("study", "wrong.yaml", "--plan")
     assert ended.code == 2
     assert (
-        "study mine, row 3.from_snapshot: begins with the last state of a row that differs in "
-        "optim.weight_decay. Change eval alone, or name a step." in ended.err
+        "study mine, row 3.from_snapshot: starts from the last state of a row that differs in "
+        "optim.weight_decay. Change only eval, or name a step." in ended.err
     )
 
 
@@ -281,7 +281,7 @@ def test_a_snapshot_of_a_row_that_is_none_is_refused(tmp_path: Path) -> None:
     (tmp_path / "wrong.yaml").write_text(STUDY.replace("cell: 1", "cell: 7"))
     study = load_study(str(tmp_path / "wrong.yaml"))
     cell, _ = resolve_cells(study)[2]
-    with pytest.raises(UsageError, match=r"from_snapshot\.cell: 7 is none of its 3 rows"):
+    with pytest.raises(UsageError, match=r"from_snapshot\.cell: 7 is not one of its 3 rows"):
         parse_snapshot(study, cell)
 
 
@@ -333,10 +333,10 @@ def test_a_study_of_our_own_compares_its_rows_at_equal_length(
     page = (tmp_path / "page.html").read_text()
     assert "Source: our own. 2 of 2 rows are measured." in page
     assert pair["claim"] in page
-    assert "<th class=n>p</th>" not in page
+    assert '<th class="n">p</th>' not in page
     made_sweep(tmp_path / "out" / "01", {3: 60.5}, overrides=words)
     assert (
-        "were compared before, with 6 runs together."
+        "were compared before, with 6 runs in total."
         in rescue("study", "own.yaml", "--table", "--out", "out").err
     )
 
@@ -353,7 +353,7 @@ def test_points_of_smiths_are_run_and_shown(rescue: Rescue, tmp_path: Path) -> N
     (tmp_path / "own.yaml").write_text("\n".join(lines))
     ended = rescue("study", "own.yaml", "--out", "out")
     assert (ended.code, ended.said[-1]) == (
-        2, "error: study own.pairs: compares seeds. Remove it, or points.",
+        2, "error: study own.pairs: needs points: seeds. Remove pairs or points.",
     )  # fmt: skip
     (tmp_path / "own.yaml").write_text("\n".join(x for x in lines if not x.startswith("pairs")))
     ended = rescue("study", "own.yaml", "--only", "1", "--json", "--out", "out", "--epochs", "1")

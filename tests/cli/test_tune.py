@@ -81,7 +81,7 @@ def test_a_batch_size_is_not_changed_where_no_rate_was_found_for_it() -> None:
     search = Search(base, run)
     decision = search.rate(64, "", 2.0, flat)
     assert (search.recipe, decision.chosen) == (base, KEPT)
-    assert decision.why == "no largest stable rate found, so none to try"
+    assert decision.why == "no largest stable rate found, so no rate to try"
     assert len(asked) == 3
 
 
@@ -159,7 +159,7 @@ def test_what_chose_a_setting_does_not_count_for_it() -> None:
     assert [seed for name, seed in asked.items() if "momentum-0.99-seed" in name] == [1, 2, 3]
     assert decision.why == (
         "the best was 0.99: loss 1.0200 against 1.0200 (3 runs each), 0.0 % higher; "
-        "noise gives 1.2 %"
+        "beyond noise from 1.2 %"
     )
 
 

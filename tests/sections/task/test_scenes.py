@@ -241,7 +241,7 @@ def test_a_backbone_comes_from_a_classifier_and_is_compared_with_none(
     compared = rescue(
         "compare", str(run), str(tmp_path / "out" / "scratch-small" / "seed-0"), "--json"
     )
-    assert json.loads(compared.out)["how"].startswith("4 scenes are too few for a bootstrap")
+    assert json.loads(compared.out)["how"].startswith("4 images are too few for a bootstrap")
     evaluated = rescue("eval", str(run), "--json", f"data.root={masks}")
     said = json.loads(evaluated.out)
     trained_to = json.loads((run / "result.json").read_text())["miou"]
