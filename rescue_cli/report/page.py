@@ -54,7 +54,9 @@ def render_page(paths: Sequence[Path]) -> str:
             sections.append(study_page.study_section(path))
             continue
         section = _run_section(path) if _is_run(path) else _sweep_section(read_sweep(path))
-        changed = {} if previous is None else run_changes(first_run(previous), first_run(path))
+        changed: Mapping[str, tuple[Any, Any]] = {}
+        if previous is not None:
+            changed = run_changes(first_run(previous), first_run(path))
         sections.append({**section, "previous": previous, "previous_changes": _rows(changed)})
         previous = path
     return render(

@@ -206,13 +206,13 @@ def test_one_folder_by_two_names_is_one_recipe(
 def test_test_images_are_the_same_by_data_set_set_and_number() -> None:
     nette, own = Images("imagenette", "val", 3925), Images("folder", "val", 3925)
     claim = Images("imagenette")
-    assert nette.can_be(own)
-    assert claim.can_be(nette)
-    assert claim.can_be(own)
-    assert not nette.can_be(Images("imagenette", "val", 100))
-    assert not nette.can_be(Images("imagenet", "val", 3925))
-    assert not claim.can_be(Images("imagenette", "holdout", 500))
-    assert not claim.can_be(Images("imagenet"))
+    assert nette.may_equal(own)
+    assert claim.may_equal(nette)
+    assert claim.may_equal(own)
+    assert not nette.may_equal(Images("imagenette", "val", 100))
+    assert not nette.may_equal(Images("imagenet", "val", 3925))
+    assert not claim.may_equal(Images("imagenette", "holdout", 500))
+    assert not claim.may_equal(Images("imagenet"))
 
 
 def test_class_folders_one_level_down_are_pointed_at(rescue: Rescue, photos: Path) -> None:

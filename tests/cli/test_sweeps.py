@@ -282,7 +282,8 @@ def test_a_spread_of_an_unknown_number_of_runs_is_refused_or_left_out(rescue: Re
 @pytest.mark.parametrize(("changes", "count", "why"), [
     (["optim.lr=0.01"], 8, "equal seeds share initial weights, order and augmentation"),
     (["eval.tta=[flip]"], 2, "same recipe and seeds, evaluated in two ways"),
-    (["optim.lr=0.01", "model.width=6"], 8, "equal seeds do not share their random draws: model.width differs"),
+    (["optim.lr=0.01", "model.width=6"], 8,
+     "equal seeds do not share their random draws: model.width differs"),
 ])  # fmt: skip
 def test_pairs_are_decided_by_recipes_and_outlive_a_seed_that_failed(
     rescue: Rescue, tmp_path: Path, changes: list[str], count: int, why: str
