@@ -40,11 +40,11 @@ def bootstrap_difference(a: Arrays, b: Arrays, draws: int = DRAWS) -> dict[str, 
         return {"how": f"{count} images are too few for a bootstrap, which needs {FEWEST}"}
     rng = np.random.default_rng(0)
     drawn = rng.multinomial(count, np.full(count, 1 / count), size=draws)
-    found = np.array([second.score(times) - first.score(times) for times in drawn])
+    differences = np.array([second.score(times) - first.score(times) for times in drawn])
     wide = math.sqrt(count / (count - 1))
     tail = float(ndtr(-wide * t_quantile(count - 1, LEVEL)))
-    low, high = np.quantile(found, [tail, 1 - tail])
-    beyond = max(min((found <= 0).mean(), (found >= 0).mean()), 1 / draws)
+    low, high = np.quantile(differences, [tail, 1 - tail])
+    beyond = max(min((differences <= 0).mean(), (differences >= 0).mean()), 1 / draws)
     p = 2 * float(stdtr(count - 1, ndtri(beyond) / wide))
     return {"low": float(low), "high": float(high), "p": min(1.0, p), "how": how}
 

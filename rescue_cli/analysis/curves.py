@@ -104,10 +104,10 @@ def find_turn(
         )
     if bound is None and (len(after) < AFTER or not _above(after, bottom, near.spread)):
         return result(*_no_turn(kept, near, rates))
-    if near.place + 1 < BEFORE:
-        words = f"turns at {rates[near.place]:.3g}, {_points(near.place)} before it: too few"
+    if near.last + 1 < BEFORE:
+        words = f"turns at {rates[near.last]:.3g}, {_points(near.last)} before it: too few"
         return result("too few points", words + dies)
-    rate = float(rates[near.place])
+    rate = float(rates[near.last])
     return result("turn", f"turns at {rate:.3g}{dies}", rate)
 
 
@@ -115,13 +115,13 @@ def find_turn(
 class _Near:
     """The points near the lowest: from `start` to before `stop`.
 
-    `place`: the last one within the noise of the lowest; `way`: how far the curve fell; `spread`:
+    `last`: the last one within the noise of the lowest; `way`: how far the curve fell; `spread`:
     its noise.
     """
 
     start: int
     stop: int
-    place: int
+    last: int
     way: float
     spread: float
 
@@ -135,8 +135,8 @@ def _near_the_lowest(curve: Curve, spread: float) -> _Near:
     near = np.flatnonzero(smoothed <= departed)
     # One point more: smoothing delays a steep rise by a point
     alike = np.flatnonzero(curve[: near[-1] + 2] <= least + spread)
-    place = int(alike[-1]) if len(alike) else lowest
-    return _Near(int(near[0]), max(int(near[-1]), place) + 1, place, way, spread)
+    index = int(alike[-1]) if len(alike) else lowest
+    return _Near(int(near[0]), max(int(near[-1]), index) + 1, index, way, spread)
 
 
 def _above(some: Curve, bottom: Curve, spread: float) -> bool:
@@ -203,21 +203,21 @@ def overfitting_rates(
         return []
     curve, gap = curve[:count], gap[:count]
     loss, gap = smooth(curve), smooth(gap)
-    found: list[tuple[float, float]] = []
+    ranges: list[tuple[float, float]] = []
     first = 0
-    for place in range(1, count + 1):
-        rises = place < count and loss[place] > loss[place - 1] and gap[place] > gap[place - 1]
+    for index in range(1, count + 1):
+        rises = index < count and loss[index] > loss[index - 1] and gap[index] > gap[index - 1]
         if rises:
             continue
-        last = place - 1
+        last = index - 1
         enough = (
             loss[last] - loss[first] > 3 * noise_std(curve),
             gap[last] - gap[first] > 3 * noise_std(gap),
         )
         if last > first and all(enough):
-            found.append((float(rates[first]), float(rates[last])))
-        first = place
-    return found
+            ranges.append((float(rates[first]), float(rates[last])))
+        first = index
+    return ranges
 
 
 def diagnose_fit(losses: Sequence[float], rates: Sequence[float] | None = None) -> Diagnosis:
@@ -264,12 +264,12 @@ def suggest_rates(rates: Sequence[float], losses: Sequence[float]) -> dict[str, 
         return dict.fromkeys(("valley", "steepest", "minimum"))
     curve = smooth(curve)
     slope = np.gradient(curve, np.log10(points))
-    found = {
+    indices = {
         "valley": _valley(curve),
         "steepest": int(slope.argmin()),
         "minimum": int(curve.argmin()),
     }
-    rate = {name: float(points[place]) for name, place in found.items()}
+    rate = {name: float(points[index]) for name, index in indices.items()}
     return {**rate, "minimum": rate["minimum"] / 10}
 
 
@@ -280,9 +280,9 @@ def _valley(curve: Curve) -> int:
     the last point of all (fastai 2.7.8, callback/schedule.py, `valley`).
     """
     longest = np.ones(len(curve), dtype=np.int64)
-    for place in range(1, len(curve)):
-        higher = longest[:place][curve[:place] > curve[place]]
-        longest[place] = 1 + (higher.max() if len(higher) else 0)
+    for index in range(1, len(curve)):
+        higher = longest[:index][curve[:index] > curve[index]]
+        longest[index] = 1 + (higher.max() if len(higher) else 0)
     last = int(longest.argmax())
     count = int(longest[last])
     return last - count + count // 3 + count // 6 if count > 1 else 0

@@ -22,13 +22,13 @@ def check_expected(recipe: Recipe, ours: Sample, drawn: int | None = None) -> di
     if not expect:
         return None
     claim = published_sample(expect)
-    found = welch_test(claim, ours)
-    band = found.interval(LEVEL)
+    test = welch_test(claim, ours)
+    band = test.interval(LEVEL)
     width = UNKNOWN if band is None else (band[1] - band[0]) / 2
     if drawn is not None:
         p = claim.mean / 100
         width = math.hypot(width, 100 * NORMAL_95 * math.sqrt(p * (1 - p) / drawn))
-    inside = abs(found.mean) <= width
+    inside = abs(test.mean) <= width
     low, high = max(PERCENT[0], claim.mean - width), min(PERCENT[1], claim.mean + width)
     runs = "one run" if ours.n == 1 else f"mean of {ours.n} runs"
     by = f"within {UNKNOWN:g} points, as no spread is known" if band is None else "95 % interval"

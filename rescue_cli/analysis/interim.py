@@ -45,14 +45,14 @@ def read_plan(folder: Path) -> dict[str, Any] | None:
     file = folder / PLAN
     if not file.is_file():
         return None
-    found = read_json(file)
+    plan = read_json(file)
     check_keys(
         file,
-        found,
+        plan,
         PLAN_KEYS,
         "Use a new --out: without the plan the looks do not keep their level.",
     )
-    return found
+    return plan
 
 
 def _planned_looks(side: Side) -> str | None:
@@ -97,10 +97,10 @@ def _look(side: Side, other: Side) -> list[int]:
 def _read(folder: Path) -> dict[str, list[int]]:
     file = folder / FILE
     with contextlib.suppress(RescueError):
-        found = read_json(file) if file.is_file() else {}
+        comparisons = read_json(file) if file.is_file() else {}
         return {
             key: [n for n in counts if COUNT.holds(n)]
-            for key, counts in found.items()
+            for key, counts in comparisons.items()
             if LIST.holds(counts)
         }
     return {}

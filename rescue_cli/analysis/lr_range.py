@@ -154,8 +154,8 @@ class Ramp:
         between = self.epochs * per_epoch / self.points  # steps
         momentum = "null" if self.momentum is None else list(self.momentum)
         own = [
-            f"~{path_of(recipe, place)}.schedule"
-            for place, item in enumerate(recipe.optim)
+            f"~{path_of(recipe, index)}.schedule"
+            for index, item in enumerate(recipe.optim)
             if "schedule" in item.options
         ]
         return recipe.with_overrides(
@@ -236,8 +236,8 @@ def _has_learned(curves: Curves) -> bool:
 
 
 def _spacing(rates: Sequence[float], rate: float) -> float:
-    place = list(rates).index(rate)
-    return rates[place + 1] / rate if place + 1 < len(rates) and rate > 0 else 1.0
+    index = list(rates).index(rate)
+    return rates[index + 1] / rate if index + 1 < len(rates) and rate > 0 else 1.0
 
 
 @dataclass(frozen=True)
@@ -288,24 +288,24 @@ def combine_estimates(
     Seeds count from 0; `half`, the run of half the steps, has the next one. It confirms a rate only
     by a turn of its own: where the other runs fail it would fail in the same way.
     """
-    found = [r.max_lr for r in estimates if r.max_lr is not None]
+    rates = [r.max_lr for r in estimates if r.max_lr is not None]
     bound = min((r.bounded_above for r in estimates if r.bounded_above is not None), default=None)
-    below = [rate for rate in found if bound is None or rate < bound]
+    below = [rate for rate in rates if bound is None or rate < bound]
     reasons = []
     for seed, one in enumerate(estimates):
         if one.max_lr is None:
             reasons.append(f"seed {seed}: {_no_rate(one, end)}")
-    if not found:
+    if not rates:
         return RangeTestResult(None, estimates[0].verdict, bound, False, reasons)
-    if max(found) > FACTOR * min(found):
-        reasons.append(f"it ranges from {min(found):.3g} to {max(found):.3g} between seeds")
+    if max(rates) > FACTOR * min(rates):
+        reasons.append(f"it ranges from {min(rates):.3g} to {max(rates):.3g} between seeds")
     if not below:
         reasons.append(
             f"a run is no better than at the start from {bound:.3g} on, below every rate found"
         )
         return RangeTestResult(None, "died", bound, False, reasons)
     # One of the observed rates, and below any at which another run had lost what it learned
-    middle, last = min(median_low(found), max(below)), len(estimates)
+    middle, last = min(median_low(rates), max(below)), len(estimates)
     if half.max_lr is None:
         words = f"with half the steps, seed {last}: {_no_rate(half, end)}"
         if last == 1:
@@ -349,8 +349,8 @@ def with_one_cycle(recipe: Recipe, max_lr: float, momentum: tuple[float, float] 
     """The recipe with a 1cycle up to `max_lr`; every group keeps its ratio to the first."""
     ratio = max_lr / float(recipe.optim[0].options["lr"])
     rates = [
-        f"{path_of(recipe, place)}.lr={float(item.options['lr']) * ratio:.6g}"
-        for place, item in enumerate(recipe.optim)
+        f"{path_of(recipe, index)}.lr={float(item.options['lr']) * ratio:.6g}"
+        for index, item in enumerate(recipe.optim)
     ]
     cycled: Any = "null" if momentum is None else list(momentum)
     keys = {**ONE_CYCLE, "stepsize_epochs": round(0.45 * recipe.train.epochs, 6)}

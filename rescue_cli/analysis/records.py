@@ -78,8 +78,8 @@ def _figures(entry: Mapping[str, Any]) -> tuple[Any, ...]:
 def _others(sets: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """All measurements, where there is more than the reported one."""
     keys = ("set", "size", "crop", *METRICS, "loss", "count")
-    found = [{**{k: e[k] for k in keys if k in e}, "tta": e["protocol"]["tta"]} for e in sets]
-    return {"sets": found} if len(found) > 1 else {}
+    entries = [{**{k: e[k] for k in keys if k in e}, "tta": e["protocol"]["tta"]} for e in sets]
+    return {"sets": entries} if len(entries) > 1 else {}
 
 
 def _portable(command: str) -> str:

@@ -137,25 +137,25 @@ def _run(text: str, path: Path) -> Side:
 
 def _sweep(text: str, path: Path) -> Side:
     refuse_search(path)
-    found = read_sweep(path)
-    if not found.results:
+    sweep = read_sweep(path)
+    if not sweep.results:
         raise DataError(
-            f"{path}: none of its {found.counted.removeprefix('0 of ')} has a result. "
+            f"{path}: none of its {sweep.counted.removeprefix('0 of ')} has a result. "
             f"See {PREFIX}N/failure.json, and run the sweep again."
-            if found.lost
+            if sweep.lost
             else f"{path}: has neither result.json nor a seed-N/ with one. Give a run or a sweep."
         )
-    values = {seed: score(result) for seed, result in found.results.items()}
-    first = next(iter(found.results.values()))
+    values = {seed: score(result) for seed, result in sweep.results.items()}
+    first = next(iter(sweep.results.values()))
     return Side(
         text,
         sample(list(values.values())),
         values,
         {seed: path / f"{PREFIX}{seed}" for seed in values},
         _images(first),
-        {name: found.values(name) for name in found.measurements},
+        {name: sweep.values(name) for name in sweep.measurements},
         _images_of(first),
-        {seed: lost.how for seed, lost in found.lost.items()},
+        {seed: lost.how for seed, lost in sweep.lost.items()},
     )
 
 
@@ -205,9 +205,9 @@ def different_images(sides: Sequence[Side]) -> str | None:
 
 def shared_run(a: Side, b: Side) -> str | None:
     """The run that two sides have in common, as a sentence; else None."""
-    theirs = {path.resolve(): path for path in b.paths.values()}
+    runs_of_b = {path.resolve(): path for path in b.paths.values()}
     for path in a.paths.values():
-        if (other := theirs.get(path.resolve())) is not None:
+        if (other := runs_of_b.get(path.resolve())) is not None:
             also = "" if other == path else f" (as {other})"
             return f"{path} is a run of both {a.name} and {b.name}{also}, and would count twice."
     return None
@@ -217,12 +217,12 @@ def read_points(path: Path) -> list[Point]:
     """A run's evaluations on its first measurement, with the seconds trained until each."""
     lines = read_metrics(RunDirectory(path).metrics)
     seconds = {line["step"]: line["seconds"] for line in lines if line["kind"] == "train"}
-    found: dict[int, Point] = {}
+    points: dict[int, Point] = {}
     for line in lines:
-        if line["kind"] == "eval" and line["step"] not in found:
+        if line["kind"] == "eval" and line["step"] not in points:
             spent = max((s for step, s in seconds.items() if step <= line["step"]), default=0.0)
-            found[line["step"]] = Point(line["epoch"], line["step"], spent, score(line))
-    return list(found.values())
+            points[line["step"]] = Point(line["epoch"], line["step"], spent, score(line))
+    return list(points.values())
 
 
 def load_predictions(path: Path, name: str | None = None) -> dict[str, NDArray[Any]]:
@@ -250,8 +250,8 @@ def load_predictions(path: Path, name: str | None = None) -> dict[str, NDArray[A
 def correct_predictions(arrays: Mapping[str, NDArray[Any]]) -> NDArray[np.bool_]:
     """Which test images are classified correctly: as any of their labels. In the set's order."""
     labels = arrays["labels"]
-    found: NDArray[np.bool_] = (arrays["top"][:, :1] == labels.reshape(len(labels), -1)).any(1)
-    return found
+    correct: NDArray[np.bool_] = (arrays["top"][:, :1] == labels.reshape(len(labels), -1)).any(1)
+    return correct
 
 
 def test_image_count(path: Path) -> int:
@@ -275,9 +275,9 @@ def at_equal_budget(a: Side, b: Side, what: str) -> tuple[float, Side, Side] | N
         return None
     end = min(getattr(line[-1], what) for line in lines)
     sides = []
-    for side, found in zip((a, b), curves, strict=True):
+    for side, by_seed in zip((a, b), curves, strict=True):
         values = {}
-        for seed, line in found.items():
+        for seed, line in by_seed.items():
             before = [p.top1 for p in line if getattr(p, what) <= end * (1 + 1e-9)]
             if not before:
                 return None
@@ -348,11 +348,11 @@ def group_comparable(sides: Sequence[Side]) -> tuple[list[list[Side]], list[str]
     why = []
     for side in sides:
         reasons = [[_apart(other, side) for other in group] for group in groups]
-        fits = [group for group, said in zip(groups, reasons, strict=True) if not any(said)]
+        fits = [group for group, problems in zip(groups, reasons, strict=True) if not any(problems)]
         if fits:
             fits[0].append(side)
             continue
-        why += [next(reason for reason in said if reason) for said in reasons]
+        why += [next(reason for reason in problems if reason) for problems in reasons]
         groups.append([side])
     return groups, why
 

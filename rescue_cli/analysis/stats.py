@@ -101,8 +101,8 @@ def _spread(values: Floats, mean: float, size: float) -> float:
     Accuracies are multiples of one test image, so that equal values and equal differences are
     common, and a test would mistake the last bits of a float for a tiny spread.
     """
-    found = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (len(values) - 1))
-    return found if found > NOISE * max(1.0, size) else 0.0
+    std = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (len(values) - 1))
+    return std if std > NOISE * max(1.0, size) else 0.0
 
 
 def wilson_interval(right: float, count: int) -> tuple[float, float]:
@@ -112,8 +112,8 @@ def wilson_interval(right: float, count: int) -> tuple[float, float]:
     """
     from scipy.stats import binomtest
 
-    band = binomtest(round(right), count).proportion_ci(CONFIDENCE, method="wilson")
-    return 100 * float(band.low), 100 * float(band.high)
+    interval = binomtest(round(right), count).proportion_ci(CONFIDENCE, method="wilson")
+    return 100 * float(interval.low), 100 * float(interval.high)
 
 
 def mean_of_proportions_interval(
@@ -156,11 +156,11 @@ def welch_test(a: Sample, b: Sample) -> Difference:
     std, or both are 0.
     """
     error, freedom = _error(a, b)
-    found = Difference(b.mean - a.mean, (a.n, b.n), paired=False)
+    test = Difference(b.mean - a.mean, (a.n, b.n), paired=False)
     if not error or freedom is None:
-        return found
+        return test
     alone = (a.std is None) != (b.std is None)
-    return replace(found, error=error, freedom=freedom, std=_pooled(a, b), borrowed=alone)
+    return replace(test, error=error, freedom=freedom, std=_pooled(a, b), borrowed=alone)
 
 
 def paired_t_test(a: Floats, b: Floats) -> Difference:
@@ -170,10 +170,10 @@ def paired_t_test(a: Floats, b: Floats) -> Difference:
     size = max(float(np.abs(a).max()), float(np.abs(b).max()))
     mean = math.fsum(differences) / n
     std = _spread(differences, mean, size) if n > 1 else 0.0
-    found = Difference(mean, (n, n), paired=True)
+    test = Difference(mean, (n, n), paired=True)
     if std == 0:
-        return found
-    return replace(found, error=std / math.sqrt(n), freedom=n - 1, std=std)
+        return test
+    return replace(test, error=std / math.sqrt(n), freedom=n - 1, std=std)
 
 
 def holm_correction(p_values: Floats) -> list[float]:
@@ -181,9 +181,9 @@ def holm_correction(p_values: Floats) -> list[float]:
     order = np.argsort(p_values)
     corrected = [0.0] * len(p_values)
     largest = 0.0
-    for rank, place in enumerate(order):
-        largest = max(largest, min(1.0, (len(p_values) - rank) * float(p_values[place])))
-        corrected[place] = largest
+    for rank, index in enumerate(order):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * float(p_values[index])))
+        corrected[index] = largest
     return corrected
 
 
@@ -215,9 +215,9 @@ def correlation_interval(a: Floats, b: Floats) -> tuple[float, float, float]:
     """Pearson's r with its 95 % interval (Fisher), for at least four pairs."""
     from scipy.stats import pearsonr
 
-    found = pearsonr(np.asarray(a), np.asarray(b))
-    band = found.confidence_interval(CONFIDENCE)
-    return float(found.statistic), float(band.low), float(band.high)
+    test = pearsonr(np.asarray(a), np.asarray(b))
+    interval = test.confidence_interval(CONFIDENCE)
+    return float(test.statistic), float(interval.low), float(interval.high)
 
 
 def expected_maximum(of: Sample, n: int) -> float | None:
@@ -377,10 +377,10 @@ def is_skewed(values: Floats) -> bool:
     The error rates of a t-test and its interval are then not as stated; the usual cause is a few
     seeds that nearly diverge. False for two values, and for equal ones.
     """
-    found = np.asarray(values, dtype=np.float64)
-    if len(found) < 3 or np.ptp(found) == 0:
+    runs = np.asarray(values, dtype=np.float64)
+    if len(runs) < 3 or np.ptp(runs) == 0:
         return False
-    return bool(abs(_skewness(found[None])[0]) > _skewness_bound(len(found)))
+    return bool(abs(_skewness(runs[None])[0]) > _skewness_bound(len(runs)))
 
 
 @cache
@@ -392,8 +392,8 @@ def _skewness_bound(n: int) -> float:
 
 def _skewness(samples: NDArray[np.float64]) -> NDArray[np.float64]:
     centred = samples - samples.mean(1, keepdims=True)
-    found: NDArray[np.float64] = (centred**3).mean(1) / (centred**2).mean(1) ** 1.5
-    return found
+    skewness: NDArray[np.float64] = (centred**3).mean(1) / (centred**2).mean(1) ** 1.5
+    return skewness
 
 
 def probability_of_superiority(a: Floats, b: Floats) -> tuple[float, float, float]:
@@ -427,7 +427,7 @@ def sign_flip_test(differences: Floats) -> float:
     from scipy.stats import permutation_test
 
     values = np.asarray(differences, dtype=np.float64)
-    found = permutation_test(
+    test = permutation_test(
         (values,),
         lambda x, axis: np.mean(x, axis=axis),
         permutation_type="samples",
@@ -435,14 +435,14 @@ def sign_flip_test(differences: Floats) -> float:
         n_resamples=np.inf if 2.0 ** len(values) <= EXACT else EXACT,
         rng=np.random.default_rng(0),
     )
-    return float(found.pvalue)
+    return float(test.pvalue)
 
 
 def two_sample_permutation_test(a: Floats, b: Floats) -> float:
     """Two-sided p by exchanging runs between samples: all ways, or 20,000 drawn."""
     from scipy.stats import permutation_test
 
-    found = permutation_test(
+    test = permutation_test(
         (np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)),
         lambda x, y, axis: np.mean(y, axis=axis) - np.mean(x, axis=axis),
         permutation_type="independent",
@@ -450,4 +450,4 @@ def two_sample_permutation_test(a: Floats, b: Floats) -> float:
         n_resamples=np.inf if math.comb(len(a) + len(b), len(a)) <= EXACT else EXACT,
         rng=np.random.default_rng(0),
     )
-    return float(found.pvalue)
+    return float(test.pvalue)

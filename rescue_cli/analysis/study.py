@@ -108,15 +108,15 @@ def load_study(name: str) -> Study:
 
 def resolve_cells(study: Study, overrides: Sequence[str] = ()) -> list[tuple[Cell, Recipe | None]]:
     """Each cell with its recipe resolved, the user's `overrides` last; raises `UsageError`."""
-    found = []
+    resolved = []
     for number, tree in enumerate(study.cells, 1):
         cell = Cell(**check(f"study {study.name}, row {number}", tree, Cell))
         recipe = None
         if cell.recipe is not None:
             more = expand_options(study, cell, overrides)
             recipe = load_recipe(cell.recipe, [*study.set, *cell.set, *overrides, *more])
-        found.append((cell, recipe))
-    return found
+        resolved.append((cell, recipe))
+    return resolved
 
 
 def expand_options(study: Study, cell: Cell, overrides: Sequence[str]) -> list[str]:
@@ -125,12 +125,12 @@ def expand_options(study: Study, cell: Cell, overrides: Sequence[str]) -> list[s
         return []
     from rescue_cli.build import expand
 
-    base, changes, found = load_recipe(cell.recipe), [*study.set, *cell.set, *overrides], []
+    base, changes, expanded = load_recipe(cell.recipe), [*study.set, *cell.set, *overrides], []
     if study.model is not None:
-        found = expand.model(base, study.model, changes)
+        expanded = expand.model(base, study.model, changes)
     if study.epochs is not None:
-        found += expand.epochs(base.with_overrides(*changes, *found), study.epochs, changes)
-    return found
+        expanded += expand.epochs(base.with_overrides(*changes, *expanded), study.epochs, changes)
+    return expanded
 
 
 def cell_runs(study: Study, recipe: Recipe, seeds: int | None) -> dict[str, Recipe]:
@@ -138,32 +138,32 @@ def cell_runs(study: Study, recipe: Recipe, seeds: int | None) -> dict[str, Reci
     if study.points == "seeds" or seeds is not None:
         count = seeds or study.seeds
         return {f"seed-{s}": recipe.with_overrides(f"train.seed={s}") for s in range(count)}
-    found = {}
-    for place in range(STEPS):
-        batch = recipe.train.batch_size + 4 * place
+    runs = {}
+    for index in range(STEPS):
+        batch = recipe.train.batch_size + 4 * index
         micro_batches = recipe.train.micro_batches
         size = batch // micro_batches if batch % micro_batches == 0 else batch
-        filler = FILLERS[place % 2] if "init" in recipe.model.options else None
-        found[f"batch-{batch}" + (f"-{filler}" if filler else "")] = recipe.with_overrides(
+        filler = FILLERS[index % 2] if "init" in recipe.model.options else None
+        runs[f"batch-{batch}" + (f"-{filler}" if filler else "")] = recipe.with_overrides(
             f"train.batch_size={batch}",
             f"train.device_batch_size={size}",
-            f"train.seed={place}",
+            f"train.seed={index}",
             *([f"model.init={filler}"] if filler else []),
         )
-    return found
+    return runs
 
 
 def parse_snapshot(study: Study, cell: Cell) -> Snapshot | None:
     """The snapshot that the cell starts from, if any; raises `UsageError`."""
     if cell.from_snapshot is None:
         return None
-    found = Snapshot(**check(f"study {study.name}.from_snapshot", cell.from_snapshot, Snapshot))
-    if not found.cell <= len(study.cells):
+    snapshot = Snapshot(**check(f"study {study.name}.from_snapshot", cell.from_snapshot, Snapshot))
+    if not snapshot.cell <= len(study.cells):
         raise UsageError(
-            f"study {study.name}.from_snapshot.cell: {found.cell} is not one of its "
+            f"study {study.name}.from_snapshot.cell: {snapshot.cell} is not one of its "
             f"{len(study.cells)} rows. Give a row's number."
         )
-    return found
+    return snapshot
 
 
 def check_last_snapshot(study: Study, row: int, recipe: Recipe, source: Recipe | None) -> None:
@@ -188,13 +188,13 @@ def table_rows(
     exactly these changes, and `p`, Welch's t-test against the paper's figure; None without runs.
     `runs`: how the planned runs of the folder ended. `seconds_train`: the mean of finished runs.
     """
-    found = []
+    rows = []
     for number, (cell, recipe) in enumerate(resolve_cells(study, overrides), 1):
         results, lost = read_cell_runs(
             study, None if folder is None else folder / row_folder(number)
         )
         seconds = [float(result["seconds_train"]) for result in results.values()]
-        found.append(
+        rows.append(
             {
                 "row": number,
                 "recipe": cell.recipe,
@@ -207,7 +207,7 @@ def table_rows(
                 "seconds_train": sum(seconds) / len(seconds) if seconds else None,
             }
         )
-    return found
+    return rows
 
 
 def read_cell_runs(
@@ -292,8 +292,8 @@ def _measured(
         return None
     metric = next((metric for metric in cell.paper if metric in METRICS), None)
     ours = sample([score(r) if metric is None else float(r[metric]) for r in results])
-    found = {"mean": ours.mean, "std": ours.std, "n": ours.n, "p": None}
+    measured = {"mean": ours.mean, "std": ours.std, "n": ours.n, "p": None}
     if cell.paper:
         paper = Sample(next(iter(cell.paper.values())), cell.std, cell.n or 1)
-        found["p"] = welch_test(paper, ours).p
-    return found
+        measured["p"] = welch_test(paper, ours).p
+    return measured

@@ -102,17 +102,17 @@ def seed_folders(path: Path) -> dict[int, Path]:
 
     Raises `DataError` for a run directory whose name is not a seed's: `seed-0.bak`.
     """
-    there = [folder.name for folder in path.glob(f"{PREFIX}*") if _holds_run(folder)]
-    found = {}
-    for name in dict.fromkeys([*planned(path), *there]):
+    existing = [folder.name for folder in path.glob(f"{PREFIX}*") if _holds_run(folder)]
+    folders = {}
+    for name in dict.fromkeys([*planned(path), *existing]):
         match = NAMED.fullmatch(name)
         if match is None:
             raise DataError(
                 f"{path / name}: holds a run, but is not named {PREFIX}0, {PREFIX}1, ... "
                 f"Move it out of {path}."
             )
-        found[int(match[1])] = path / name
-    return dict(sorted(found.items()))
+        folders[int(match[1])] = path / name
+    return dict(sorted(folders.items()))
 
 
 def _holds_run(folder: Path) -> bool:
@@ -123,18 +123,18 @@ def _holds_run(folder: Path) -> bool:
 def parse_seeds(text: str) -> list[int]:
     """`100`: 0 to 99; `0-9`: both ends; `3,7,11`. Raises `UsageError`."""
     parts = [f"0-{int(text) - 1}"] if COUNT.fullmatch(text) else text.split(",")
-    found: list[int] = []
+    seeds: list[int] = []
     for part in parts:
         match = SEEDS.fullmatch(part.strip())
         if match is None:
             raise UsageError(f"--seeds: '{text}' is not of the form 100, 0-9 or 3,7,11.")
         first, last = int(match[1]), int(match[2] or match[1])
-        if last - first + len(found) >= MOST_SEEDS:
+        if last - first + len(seeds) >= MOST_SEEDS:
             raise UsageError(f"--seeds: '{text}' is more than {MOST_SEEDS:,} seeds. Give fewer.")
-        found += range(first, last + 1)
-    if not found or len(set(found)) != len(found):
+        seeds += range(first, last + 1)
+    if not seeds or len(set(seeds)) != len(seeds):
         raise UsageError(f"--seeds: '{text}' names no seed, or one seed twice.")
-    return found
+    return seeds
 
 
 def summarize_sweep(sweep: Sweep) -> dict[str, Any]:
@@ -159,11 +159,11 @@ def summarize_sweep(sweep: Sweep) -> dict[str, Any]:
 
 
 def _row(values: Mapping[int, float]) -> dict[str, Any]:
-    found = sample(list(values.values()))
+    measured = sample(list(values.values()))
     return {
-        "mean": found.mean,
-        "std": found.std,
-        "interval": t_interval(found, PERCENT),
+        "mean": measured.mean,
+        "std": measured.std,
+        "interval": t_interval(measured, PERCENT),
         "min": min(values.values()),
         "max": max(values.values()),
         "seed0": values.get(0),
@@ -175,13 +175,13 @@ def _peak(sweep: Sweep, name: str) -> dict[str, Any] | None:
     values = list(sweep.values(name).values())
     if len(values) < FEWEST_CHOSEN:
         return None
-    found: dict[str, Any] = {"expected_maximum": expected_maximum(sample(values), len(values))}
+    peak: dict[str, Any] = {"expected_maximum": expected_maximum(sample(values), len(values))}
     for other in sweep.measurements:
         if other != name:
             chosen = best_seed_bias(values, list(sweep.values(other).values()))
-            found["inflation"] = chosen.inflation
-            found.setdefault("remains", {})[other] = chosen.remains
-    return found
+            peak["inflation"] = chosen.inflation
+            peak.setdefault("remains", {})[other] = chosen.remains
+    return peak
 
 
 def _correlation(sweep: Sweep, a: str, b: str) -> tuple[float, float, float] | None:
@@ -209,15 +209,15 @@ def sweep_csv(sweep: Sweep) -> str:
 
 def scores_by_epoch(sweep: Sweep) -> dict[float, list[float]]:
     """The scores on the first measurement by epoch, where every finished seed has one."""
-    found: dict[float, list[float]] = {}
+    scores: dict[float, list[float]] = {}
     for seed in sweep.results:
         lines = read_metrics(RunDirectory(sweep.path / f"{PREFIX}{seed}").metrics)
         tests = [line for line in lines if line["kind"] == "eval"]
         firsts = {line["epoch"]: score(line) for line in reversed(tests)}
         for epoch, top1 in firsts.items():
-            found.setdefault(epoch, []).append(top1)
+            scores.setdefault(epoch, []).append(top1)
     whole = len(sweep.results)
-    return {epoch: found[epoch] for epoch in sorted(found) if len(found[epoch]) == whole}
+    return {epoch: scores[epoch] for epoch in sorted(scores) if len(scores[epoch]) == whole}
 
 
 def published_sample(values: Mapping[str, Any]) -> Sample:

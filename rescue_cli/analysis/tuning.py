@@ -161,12 +161,12 @@ class Search:
             result = "no largest stable rate found"
             why = f"{result}, so no rate to try"
             return Decision(step, [(label, result)], KEPT, why, [], [curves])
-        found: list[Tried] = []
+        settings: list[Tried] = []
         for factor in FACTORS:
             rate = _two_digits(highest * factor)
             made = lr_range.with_one_cycle(recipe, rate, None)
-            found.append(self._try(f"lr-{rate:g}", f"batch {batch}, 1cycle to {rate:g}", made))
-        decided = self._decide(step, found)
+            settings.append(self._try(f"lr-{rate:g}", f"batch {batch}, 1cycle to {rate:g}", made))
+        decided = self._decide(step, settings)
         result = f"stable up to {highest:.3g}; {why}"
         return Decision(
             step, [(label, result), *decided.tried], decided.chosen, decided.why, decided.outcomes,
@@ -178,38 +178,38 @@ class Search:
         if not any("momentum" in item.options for item in self.recipe.optim):
             return Decision("momentum", [], KEPT, "the optimizer has no momentum")
         cycles = "momentum" in self.recipe.schedule.options
-        found = []
+        settings = []
         for value in MOMENTA:
             made = _with_momentum(self.recipe, value)
             made = made.with_overrides("schedule.momentum=null") if cycles else made
             if made != self.recipe:
-                found.append(self._try(f"momentum-{value:g}", f"{value:g}", made))
-        best = float(_lowest(found)[0])
+                settings.append(self._try(f"momentum-{value:g}", f"{value:g}", made))
+        best = float(_lowest(settings)[0])
         if cycles and best > LOWEST_MOMENTUM:
             made = _with_momentum(self.recipe, best)
             made = made.with_overrides(f"schedule.momentum=[{best}, {LOWEST_MOMENTUM}]")
             name, label = (f"{best:g}{to}{LOWEST_MOMENTUM:g}" for to in ("-", " to "))
-            found.append(self._try(f"momentum-{name}", label, made))
-        return self._decide("momentum", found)
+            settings.append(self._try(f"momentum-{name}", label, made))
+        return self._decide("momentum", settings)
 
     def weight_decay(self) -> Decision:
         """A grid of powers of ten, then midpoints between the best and its neighbours."""
-        found: list[Tried] = []
+        settings: list[Tried] = []
 
         def tried(exponent: float) -> float:
             value = 0.0 if exponent == -math.inf else _one_digit(10**exponent)
             made = _decayed(self.recipe, value)
             if made == self.recipe:
                 return self.standing.loss
-            found.append(self._try(f"decay-{value:g}", f"{value:g}", made))
-            return found[-1][2].loss
+            settings.append(self._try(f"decay-{value:g}", f"{value:g}", made))
+            return settings[-1][2].loss
 
         losses = {exponent: tried(exponent) for exponent in (*EXPONENTS, -math.inf)}
         best = min(losses, key=lambda e: losses[e])
         if best != -math.inf:
             for neighbour in (best + 0.5, best - 0.5):
                 tried(neighbour)
-        return self._decide("weight decay", found)
+        return self._decide("weight decay", settings)
 
     def _try(self, name: str, label: str, recipe: Recipe) -> Tried:
         return label, recipe, self.run(name, recipe)
@@ -224,11 +224,11 @@ class Search:
         self.known.append(Candidate(recipe, outcomes))
         return self.known[-1]
 
-    def _decide(self, step: str, found: Sequence[Tried]) -> Decision:
+    def _decide(self, step: str, settings: Sequence[Tried]) -> Decision:
         """Replaces the current recipe by the best setting if that is better beyond noise."""
-        label, recipe, first = _lowest(found)
-        tried = [(name, str(outcome)) for name, _, outcome in found]
-        outcomes = [outcome for _, _, outcome in found]
+        label, recipe, first = _lowest(settings)
+        tried = [(name, str(outcome)) for name, _, outcome in settings]
+        outcomes = [outcome for _, _, outcome in settings]
         if not first.loss < self.standing.loss:
             return Decision(
                 step,
@@ -249,9 +249,9 @@ class Search:
         """Whether a one-sided t-test finds it better, by the noise of all recipes so far."""
         if math.inf in (before.loss, challenger.loss):
             return challenger.loss < before.loss, f"{challenger}, against {before}"
-        known = [one for one in self.known if one.loss < math.inf]
-        noise = math.sqrt(fmean(one.noise**2 for one in known))
-        freedom = len(known) * (SEEDS - 1)
+        candidates = [candidate for candidate in self.known if candidate.loss < math.inf]
+        noise = math.sqrt(fmean(candidate.noise**2 for candidate in candidates))
+        freedom = len(candidates) * (SEEDS - 1)
         gain = 1 - challenger.loss / before.loss
         bound = t_quantile(freedom, 2 * LEVEL) * noise * math.sqrt(2 / SEEDS)
         way = "lower" if gain > 0 else "higher"
@@ -271,8 +271,8 @@ def _with_momentum(recipe: Recipe, value: float) -> Recipe:
     """Sets the momentum of every optimizer that has one."""
     return recipe.with_overrides(
         *(
-            f"{path_of(recipe, place)}.momentum={value}"
-            for place, item in enumerate(recipe.optim)
+            f"{path_of(recipe, index)}.momentum={value}"
+            for index, item in enumerate(recipe.optim)
             if "momentum" in item.options
         )
     )
@@ -283,14 +283,14 @@ def _decayed(recipe: Recipe, value: float) -> Recipe:
     decays = [float(item.options.get("weight_decay", 0.0)) for item in recipe.optim]
     reference = next((decay for decay in decays if decay), None)
     changes = []
-    for place, decay in enumerate(decays):
-        mine = value if reference is None else value * decay / reference
-        changes.append(f"{path_of(recipe, place)}.weight_decay={mine:g}")
+    for index, decay in enumerate(decays):
+        scaled = value if reference is None else value * decay / reference
+        changes.append(f"{path_of(recipe, index)}.weight_decay={scaled:g}")
     return recipe.with_overrides(*changes)
 
 
-def _lowest(found: Sequence[Tried]) -> Tried:
-    return min(found, key=lambda one: one[2].loss)
+def _lowest(settings: Sequence[Tried]) -> Tried:
+    return min(settings, key=lambda tried: tried[2].loss)
 
 
 def _one_digit(value: float) -> float:
@@ -347,16 +347,16 @@ def judge_sweeps(base: Path, tuned: Path, seeds: Sequence[int]) -> Verdict:
     """Compares the base and the tuned sweep, whose runs have all ended."""
     lost = {path: [seed for seed in seeds if not _has_result(path, seed)] for path in (base, tuned)}
     sentences = [
-        f"{path}: {len(gone)} of {counted(len(seeds), 'run')} diverged"
-        for path, gone in lost.items()
-        if gone
+        f"{path}: {len(diverged)} of {counted(len(seeds), 'run')} diverged"
+        for path, diverged in lost.items()
+        if diverged
     ]
     if len(lost[tuned]) == len(seeds):
         return Verdict(False, [*sentences, KEEP])
     if len(lost[base]) == len(seeds):
         return _without_base(load_side(str(tuned)), sentences, some_lost=bool(lost[tuned]))
-    found = judge(load_side(str(base)), load_side(str(tuned)), lost=len(lost[tuned]))
-    return Verdict(found.better, [*sentences, *found.sentences], found.sides, found.pairs)
+    verdict = judge(load_side(str(base)), load_side(str(tuned)), lost=len(lost[tuned]))
+    return Verdict(verdict.better, [*sentences, *verdict.sentences], verdict.sides, verdict.pairs)
 
 
 def judge(base: Side, tuned: Side, *, lost: int = 0) -> Verdict:

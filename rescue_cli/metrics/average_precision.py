@@ -34,22 +34,22 @@ def judge_detections(
     verdict = np.full(len(detections), MISS)
     taken: set[int] = set()
     groups: dict[tuple[int, int], list[int]] = {}
-    for place, row in enumerate(truths):
-        groups.setdefault((int(row[0]), int(row[1])), []).append(place)
-    for place in order:
-        image, label = (int(v) for v in detections[place, :2])
+    for index, row in enumerate(truths):
+        groups.setdefault((int(row[0]), int(row[1])), []).append(index)
+    for index in order:
+        image, label = (int(v) for v in detections[index, :2])
         objects = groups.get((image, label), [])
         if not objects:
             continue
-        shares = box_iou(detections[place, 3:], truths[objects, 3:])
+        shares = box_iou(detections[index, 3:], truths[objects, 3:])
         best = objects[int(shares.argmax())]
         if shares.max() < overlap:
             continue
         if truths[best, 2]:
-            verdict[place] = IGNORED
+            verdict[index] = IGNORED
         elif best not in taken:
             taken.add(best)
-            verdict[place] = HIT
+            verdict[index] = HIT
     wanted = np.zeros((images, classes), dtype=np.int64)
     easy = truths[truths[:, 2] == 0]
     np.add.at(wanted, (easy[:, 0].astype(int), easy[:, 1].astype(int) - 1), 1)
@@ -71,21 +71,21 @@ def _areas(boxes: Rows) -> Rows:
 
 
 def average_precisions(
-    found: JudgedDetections, times: NDArray[np.int64] | None = None, *, eleven: bool = False
+    judged: JudgedDetections, times: NDArray[np.int64] | None = None, *, eleven: bool = False
 ) -> Rows:
     """Each class's average precision in percent; NaN for a class without objects.
 
     The area under precision made monotone (VOC 2010 on), or with `eleven` its mean at recalls of 0,
     0.1, ... 1 (VOC 2007). `times` (images,): how often each image counts, for a bootstrap.
     """
-    times = np.ones(len(found.wanted), dtype=np.int64) if times is None else times
-    wanted = times @ found.wanted
-    result = np.full(found.wanted.shape[1], np.nan)
+    times = np.ones(len(judged.wanted), dtype=np.int64) if times is None else times
+    wanted = times @ judged.wanted
+    result = np.full(judged.wanted.shape[1], np.nan)
     for label in np.flatnonzero(wanted):
-        of_class = (found.label == label + 1) & (found.verdict != IGNORED)
-        order = np.argsort(-found.score[of_class], kind="stable")
-        weights = times[found.image[of_class]][order]
-        hits = np.cumsum(weights * (found.verdict[of_class][order] == HIT))
+        of_class = (judged.label == label + 1) & (judged.verdict != IGNORED)
+        order = np.argsort(-judged.score[of_class], kind="stable")
+        weights = times[judged.image[of_class]][order]
+        hits = np.cumsum(weights * (judged.verdict[of_class][order] == HIT))
         seen = np.cumsum(weights)
         kept = seen > 0
         recall = hits[kept] / wanted[label]

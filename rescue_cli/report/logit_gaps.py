@@ -23,14 +23,14 @@ def plot_logit_gaps(runs: Sequence[Path]) -> Any:
 
     None where no run has stored gaps.
     """
-    known = [(path, found) for path in runs if (found := _gaps(path)) is not None]
-    if not known:
+    stored = [(path, gaps_of_run) for path in runs if (gaps_of_run := _gaps(path)) is not None]
+    if not stored:
         return None
     figure = new_figure(8, 3.2)
     axes = figure.subplots()
-    low, high = (f([f(gaps) for _, (gaps, _) in known]) for f in (min, max))
-    for place, (path, (gaps, optimum)) in enumerate(known):
-        colour = f"C{place % 10}"
+    low, high = (f([f(gaps) for _, (gaps, _) in stored]) for f in (min, max))
+    for index, (path, (gaps, optimum)) in enumerate(stored):
+        colour = f"C{index % 10}"
         axes.hist(
             gaps, bins=np.linspace(low, high, 60), density=True, histtype="step", color=colour,
             label=str(path),

@@ -35,9 +35,9 @@ def draw_range_test(
     of = {key: axes for axes, _, key in panels}
     exponential = _is_exponential(full[0].rates)
     for axes, title, key in panels:
-        for place, curves in enumerate([*full, half]):
+        for index, curves in enumerate([*full, half]):
             values = getattr(curves, key)
-            colour = "0.6" if curves is half else f"C{place}"
+            colour = "0.6" if curves is half else f"C{index}"
             name = "half the steps" if curves is half else f"seed {curves.seed}"
             axes.plot(curves.rates, values, color=colour, alpha=0.3, linewidth=1)
             axes.plot(curves.rates, smooth(values), color=colour, label=f"{name}, smoothed")

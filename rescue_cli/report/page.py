@@ -72,15 +72,15 @@ def render_page(paths: Sequence[Path]) -> str:
 
 def result_lines(paths: Sequence[Path]) -> list[ResultLine]:
     """A line for each set of a run or a sweep, and for each row of a study that was measured."""
-    found = []
+    lines = []
     for path in paths:
         if study_page.is_study(path):
-            found += study_page.study_lines(path)
+            lines += study_page.study_lines(path)
         elif _is_run(path):
-            found += _lines_of_run(path)
+            lines += _lines_of_run(path)
         else:
-            found += _lines_of_sweep(path)
-    return found
+            lines += _lines_of_sweep(path)
+    return lines
 
 
 def _lines_of_run(path: Path) -> list[ResultLine]:

@@ -79,11 +79,11 @@ def plot_curves(lines: Sequence[Mapping[str, Any]]) -> Any:
 
 def _by_set(lines: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
     """Evaluations by measurement."""
-    found: dict[str, list[Mapping[str, Any]]] = {}
+    by_name: dict[str, list[Mapping[str, Any]]] = {}
     tests = [line for line in lines if line["kind"] == "eval"]
     for line in tests:
-        found.setdefault(measurement_name(line, tests), []).append(line)
-    return found
+        by_name.setdefault(measurement_name(line, tests), []).append(line)
+    return by_name
 
 
 def _columns(rows: Sequence[Mapping[str, Any]], key: str) -> tuple[list[float], list[float]]:
@@ -106,8 +106,8 @@ def plot_samples(file: Path) -> Any:
     figure = new_figure(6, rows * down / inch, arranged=False)
     axes = figure.add_axes((0, 0, 1, 1))  # one for all images: axes are slow to draw
     axes.axis("off")
-    for place, (image, words) in enumerate(zip(images, labels, strict=True)):
-        left, top = place % 4 * across, place // 4 * down
+    for index, (image, words) in enumerate(zip(images, labels, strict=True)):
+        left, top = index % 4 * across, index // 4 * down
         shown = image[0] if image.shape[0] == 1 else image.transpose(1, 2, 0)
         axes.imshow(shown, cmap="gray", extent=(left, left + width, top + height, top))
         axes.text(left + width / 2, top, str(words), fontsize=8, ha="center", va="bottom")

@@ -54,7 +54,7 @@ def is_study(path: Path) -> bool:
 
 def study_lines(path: Path) -> list[ResultLine]:
     """The measured rows, for the table of all results."""
-    found = []
+    lines = []
     for row in _read_study(path)["rows"]:
         if (measured := row["measured"]) is not None:
             paper = next((Sample(value, None, 1) for value in row["paper"].values()), None)
@@ -63,51 +63,51 @@ def study_lines(path: Path) -> list[ResultLine]:
             lost = (
                 lost_in(row["runs"]) if row["runs"]["n"] else {}
             )  # else the result is from the records
-            found.append(
+            lines.append(
                 ResultLine(name, row["recipe"], "-", paper, ours, row["seconds_train"], lost)
             )
-    return found
+    return lines
 
 
 def _read_study(path: Path) -> dict[str, Any]:
     """The study's file; raises `DataError` where it is invalid, or of an older version."""
     file = path / FILE
-    found = read_json(file)
-    name = found["study"] if TEXT.holds(found.get("study")) else "NAME"
+    study = read_json(file)
+    name = study["study"] if TEXT.holds(study.get("study")) else "NAME"
     cure = f"An older version may have written it. Write it again: rescue study {name} --out {path}"
-    check_keys(file, found, STUDY, cure)
-    for place, row in enumerate(found["rows"]):
-        at = f"rows[{place}]."
+    check_keys(file, study, STUDY, cure)
+    for index, row in enumerate(study["rows"]):
+        at = f"rows[{index}]."
         check_keys(file, row, ROW, cure, at)
         check_keys(file, row["runs"], RUNS, cure, f"{at}runs.")
         if row["measured"] is not None:
             check_keys(file, row["measured"], MEASURED, cure, f"{at}measured.")
-        if row["columns"].keys() != found["rows"][0]["columns"].keys():
+        if row["columns"].keys() != study["rows"][0]["columns"].keys():
             raise DataError(f"{file}: {at}columns: differ from those of the first row. {cure}")
-    for place, pair in enumerate(found["pairs"]):
-        check_keys(file, pair, {"claim": TEXT, "details": TEXTS}, cure, f"pairs[{place}].")
-    return found
+    for index, pair in enumerate(study["pairs"]):
+        check_keys(file, pair, {"claim": TEXT, "details": TEXTS}, cure, f"pairs[{index}].")
+    return study
 
 
 def study_section(path: Path) -> dict[str, Any]:
     """What `study.html` shows: source, table, picture, and the command that continues the study."""
-    found = _read_study(path)
-    rows = found["rows"]
+    study = _read_study(path)
+    rows = study["rows"]
     measured = [row for row in rows if row["measured"] is not None]
     headings, cells = _table(rows)
     return {
         "template": "study.html",
         "path": path,
-        "study": found["study"],
-        "source": found["source"],
+        "study": study["study"],
+        "source": study["source"],
         "measured": len(measured),
         "total": len(rows),
         "headings": headings,
         "rows": cells,
         "figure": _plot(measured) if measured else None,
         "has_paper": any(row["paper"] for row in rows),
-        "pairs": found["pairs"],
-        "command": found["command"],
+        "pairs": study["pairs"],
+        "command": study["command"],
     }
 
 

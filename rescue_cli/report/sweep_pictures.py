@@ -66,9 +66,11 @@ def _cloud(sweep: Sweep) -> Any:
     axes.annotate(f"best on {first}", (a[best], b[best]), fontsize=8)
     axes.axvline(mean(a.values()), color="0.7", linewidth=1)
     axes.axhline(mean(b.values()), color="0.7", linewidth=1)
-    found = summarize_sweep(sweep)["correlation"].get(f"{first} {second}")
-    if found is not None:
-        axes.set_title(f"r = {found[0]:.2f} ({found[1]:.2f} to {found[2]:.2f})", fontsize=10)
+    correlation = summarize_sweep(sweep)["correlation"].get(f"{first} {second}")
+    if correlation is not None:
+        axes.set_title(
+            f"r = {correlation[0]:.2f} ({correlation[1]:.2f} to {correlation[2]:.2f})", fontsize=10
+        )
     axes.set_xlabel(f"{first}: {metric_label(sweep)}")
     axes.set_ylabel(f"{second}: {metric_label(sweep)}")
     axes.grid(alpha=0.3)

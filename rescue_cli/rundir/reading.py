@@ -171,34 +171,34 @@ def read_result(run: RunDirectory, *, summarised: bool = False) -> dict[str, Any
     """
     file = run.result
     cure = f"Remove the file, and run the command in {run.command} again."
-    found = read_json(file)
-    check_keys(file, found, RESULT, cure)
-    entries = found["sets"]
-    for place, entry in enumerate(entries):
-        at = f"sets[{place}]."
+    result = read_json(file)
+    check_keys(file, result, RESULT, cure)
+    entries = result["sets"]
+    for index, entry in enumerate(entries):
+        at = f"sets[{index}]."
         check_keys(file, entry, ENTRY, cure, at)
         check_keys(file, entry["protocol"], PROTOCOL, cure, f"{at}protocol.")
-        _demand_metrics(file, entry, metric_names(entries[0]), cure, at)
+        _check_metrics(file, entry, metric_names(entries[0]), cure, at)
         check_keys(file, entry, {k: rule for k, rule in BY_CLASS.items() if k in entry}, cure, at)
         for number, row in enumerate(entry.get("per_class", [])):
             check_keys(file, row, OF_A_CLASS, cure, f"{at}per_class[{number}].")
-    check_keys(file, found["protocol"], PROTOCOL, cure, "protocol.")
-    _demand_metrics(file, found, metric_names(entries[0]), cure)
+    check_keys(file, result["protocol"], PROTOCOL, cure, "protocol.")
+    _check_metrics(file, result, metric_names(entries[0]), cure)
     for key in ("count", metric_names(entries[0])[0]):
-        if found[key] != entries[0][key]:
+        if result[key] != entries[0][key]:
             raise DataError(
-                f"{file}: {key}: {format_found(found[key])}, and sets[0].{key} is "
+                f"{file}: {key}: {format_found(result[key])}, and sets[0].{key} is "
                 f"{format_found(entries[0][key])}; they must be equal. {cure}"
             )
     if len({measurement_name(entry, entries) for entry in entries}) < len(entries):
         raise DataError(f"{file}: sets: two measurements have the same set and protocol. {cure}")
     if summarised:
-        check_keys(file, found, SUMMARY, cure)
-        check_keys(file, found["protocol"], SUMMARY_PROTOCOL, cure, "protocol.")
-    return found
+        check_keys(file, result, SUMMARY, cure)
+        check_keys(file, result["protocol"], SUMMARY_PROTOCOL, cure, "protocol.")
+    return result
 
 
-def _demand_metrics(
+def _check_metrics(
     file: Path | str, entry: Mapping[str, Any], metrics: list[str], cure: str, at: str = ""
 ) -> None:
     """Raises `DataError` unless the entry has these metrics, in percent."""
@@ -209,18 +209,18 @@ def _demand_metrics(
 
 def read_environment(run: RunDirectory) -> dict[str, Any]:
     """The environment of a run, as its worker needs it; raises `DataError`."""
-    found = read_json(run.environment)
-    check_keys(run.environment, found, ENVIRONMENT, "Start the run in another folder.")
-    return found
+    environment = read_json(run.environment)
+    check_keys(run.environment, environment, ENVIRONMENT, "Start the run in another folder.")
+    return environment
 
 
 def read_identity(run: RunDirectory) -> dict[str, Any] | None:
     """The fingerprints of a run's data; None of a run without data.json. Raises `DataError`."""
     if not run.data.is_file():
         return None
-    found = read_json(run.data)
-    check_keys(run.data, found, IDENTITY, "Restore it; without it the data are not checked.")
-    return found
+    identity = read_json(run.data)
+    check_keys(run.data, identity, IDENTITY, "Restore it; without it the data are not checked.")
+    return identity
 
 
 def read_command(run: RunDirectory) -> str:
@@ -245,17 +245,17 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
     before = 0
     for number, line in enumerate(read_text(path).split("\n")[:-1], 1):
         where = f"{path}, line {number}"
-        found = _object(line, where, cure)
-        check_keys(where, found, {"kind": KIND}, cure)
-        check_keys(where, found, LINES[found["kind"]], cure)
-        check_keys(where, found, {k: rule for k, rule in IF_THERE.items() if k in found}, cure)
-        if found["step"] < before:
-            raise DataError(f"{where}: step: {found['step']} comes after {before}. {cure}")
-        before = found["step"]
-        if found["kind"] == "eval":
-            metrics = metrics or metric_names(found)
-            _demand_metrics(where, found, metrics, cure)
-        yield found
+        entry = _object(line, where, cure)
+        check_keys(where, entry, {"kind": KIND}, cure)
+        check_keys(where, entry, LINES[entry["kind"]], cure)
+        check_keys(where, entry, {k: rule for k, rule in IF_THERE.items() if k in entry}, cure)
+        if entry["step"] < before:
+            raise DataError(f"{where}: step: {entry['step']} comes after {before}. {cure}")
+        before = entry["step"]
+        if entry["kind"] == "eval":
+            metrics = metrics or metric_names(entry)
+            _check_metrics(where, entry, metrics, cure)
+        yield entry
 
 
 def last_epoch(path: Path) -> float:
@@ -280,12 +280,12 @@ def read_arrays(path: Path, *names: str) -> dict[str, "NDArray[np.generic]"]:
     cure = f"Write it again: rescue eval {path.parent.parent}"
     try:
         with path.open("rb") as content, np.load(content, allow_pickle=False) as file:
-            found = dict(file)
+            arrays = dict(file)
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}. {cure}") from None
     except (ValueError, EOFError, KeyError, TypeError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(f"{path}: not a readable .npz file: {error}. {cure}") from None
     for name in names:
-        if name not in found:
+        if name not in arrays:
             raise DataError(f"{path}: has no array {name}. {cure}")
-    return found
+    return arrays

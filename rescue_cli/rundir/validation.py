@@ -63,18 +63,18 @@ NUMBERS = Rule(
 
 
 def check_keys(
-    file: Path | str, found: Mapping[str, Any], rules: Mapping[str, Rule], cure: str, at: str = ""
+    file: Path | str, values: Mapping[str, Any], rules: Mapping[str, Rule], cure: str, at: str = ""
 ) -> None:
     """Raises `DataError` for the first key that is missing, or whose value breaks its rule.
 
     `at`: the object's place in the file, as `sets[1].`.
     """
     for key, rule in rules.items():
-        if key not in found:
+        if key not in values:
             raise DataError(f"{file}: has no key {at}{key}. {cure}")
-        if not rule.holds(found[key]):
+        if not rule.holds(values[key]):
             raise DataError(
-                f"{file}: {at}{key}: {format_found(found[key])} is not {rule.words}. {cure}"
+                f"{file}: {at}{key}: {format_found(values[key])} is not {rule.words}. {cure}"
             )
 
 
