@@ -38,7 +38,7 @@ def _histograms(sweep: Sweep) -> Any:
     for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
         values = sweep.values(name)
         if len(values) < FEW:
-            axes.plot(list(values.values()), [0.5] * len(values), "o", alpha=0.7, label="a seed")
+            axes.plot(list(values.values()), [0.5] * len(values), "o", alpha=0.7, label="one seed")
             axes.set_ylim(0, 1)
             axes.set_yticks([])
         else:
@@ -63,7 +63,10 @@ def _cloud(sweep: Sweep) -> Any:
     axes.scatter(list(a.values()), list(b.values()), s=14)
     best = max(a, key=lambda seed: a[seed])
     axes.scatter([a[best]], [b[best]], s=60, facecolors="none", edgecolors="tab:red")
-    axes.annotate(f"best on {first}", (a[best], b[best]), fontsize=8)
+    axes.annotate(
+        f"best on {first}", (a[best], b[best]), xytext=(-8, 0), textcoords="offset points",
+        ha="right", va="center", fontsize=8,
+    )  # fmt: skip
     axes.axvline(mean(a.values()), color="0.7", linewidth=1)
     axes.axhline(mean(b.values()), color="0.7", linewidth=1)
     correlation = summarize_sweep(sweep)["correlation"].get(f"{first} {second}")
