@@ -65,13 +65,13 @@ def test_noise_about_a_level_seldom_has_a_turn() -> None:
     assert turns <= 10  # and two independent runs must agree
 
 
-def test_a_single_spike_is_no_turn() -> None:
+def test_a_single_spike_is_not_a_turn() -> None:
     loss = 2.3 * np.exp(-RATES)
     loss[20] = 30.0
     assert find_turn(list(RATES), list(loss)).rate is None
 
 
-def test_what_ends_in_nan_turned_just_before_and_is_bounded() -> None:
+def test_a_loss_that_becomes_nan_turned_just_before() -> None:
     loss = [*(2.3 * np.exp(-RATES[:30])), math.nan, 1.0]
     found = find_turn(list(RATES), loss)
     assert (found.rate, found.verdict, found.bounded_above) == (RATES[29], "turn", RATES[30])
@@ -91,7 +91,7 @@ def test_what_ends_in_nan_turned_just_before_and_is_bounded() -> None:
         ([2.3, 2.2, 2.1, math.inf], 4.0),
     ],
 )
-def test_a_run_that_died_before_it_learned_bounds_the_rate_and_names_none(
+def test_a_run_that_diverges_before_learning_gives_an_upper_bound_only(
     losses: list[float], bound: float
 ) -> None:
     found = find_turn([1.0, 2.0, 3.0, 4.0], losses, ceiling=math.log(10))
@@ -100,7 +100,7 @@ def test_a_run_that_died_before_it_learned_bounds_the_rate_and_names_none(
     assert found.evidence == f"test loss: no better than at the start from {bound:g}{where} on"
 
 
-def test_a_way_back_from_an_explosion_to_guessing_is_nothing_learned() -> None:
+def test_a_recovery_from_a_blow_up_to_chance_level_is_not_learning() -> None:
     loss = 2.31 + 1e4 * np.exp(-np.arange(40) / 3)
     found = find_turn(list(RATES), list(loss), ceiling=math.log(10))
     assert found.rate is None
@@ -136,7 +136,7 @@ curves = st.lists(st.floats(allow_nan=True, allow_infinity=True, width=32), max_
 
 @given(curves)
 @settings(max_examples=300, deadline=None)
-def test_no_curve_makes_it_fail(values: list[float]) -> None:
+def test_every_curve_gets_a_verdict(values: list[float]) -> None:
     rates = list(np.linspace(0.01, 1, len(values))) if values else []
     if values:
         found: Any = find_turn(rates, values)
@@ -166,7 +166,7 @@ def noisy(curve: Any, seed: int = 0) -> list[float]:
         ("divergence", EXPLODING),
     ],
 )
-def test_the_four_clues(said: str, curve: Any, seed: int) -> None:
+def test_the_four_diagnoses(said: str, curve: Any, seed: int) -> None:
     assert diagnose_fit(noisy(curve, seed)) == said
 
 
@@ -177,7 +177,7 @@ def test_a_rise_is_overfitting_at_a_small_rate_and_divergence_at_a_large_one() -
     assert diagnose_fit([2.0, 1.0, math.nan]) == "divergence"
 
 
-def test_overfitting_is_seen_where_test_loss_and_difference_both_rise() -> None:
+def test_overfitting_is_where_test_loss_and_generalisation_error_both_rise() -> None:
     rates = list(RATES)
     bump = 0.6 * np.exp(-(((RATES - 0.3) / 0.08) ** 2))
     test = 0.8 + 1.5 * np.exp(-RATES / 0.06) + bump
@@ -230,7 +230,7 @@ def test_the_valley_of_a_loss_that_only_falls_is_a_point_before_its_middle() -> 
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_suggestions_on_a_curve_of_a_finder(seed: int) -> None:
+def test_suggestions_for_a_range_test_curve(seed: int) -> None:
     rates = list(10 ** np.linspace(-7, 1, 100))
     decades = np.log10(rates)
     curve = 2.3 - 1.8 / (1 + np.exp(-4 * (decades + 2.5))) + np.exp(4 * (decades - 0.2))
@@ -244,7 +244,7 @@ def test_suggestions_on_a_curve_of_a_finder(seed: int) -> None:
     assert 1e-4 < found["valley"] < lowest
 
 
-def test_suggestions_want_rates_above_zero_and_enough_points() -> None:
+def test_suggestions_need_positive_rates_and_enough_points() -> None:
     none = {"valley": None, "steepest": None, "minimum": None}
     assert suggest_rates([0.0, 0.1, 0.2, 0.3], [2.0, 1.5, 1.2, 1.1]) == none
     assert suggest_rates([0.1] * 10, [2.0] * 10) == none
@@ -255,7 +255,7 @@ def test_suggestions_want_rates_above_zero_and_enough_points() -> None:
     ("name", "lowest", "highest"),
     [("1cycle-3layer", 0.0105, 0.0151), ("1cycle-resnet56-depth20", 1.0, 1.3)],
 )
-def test_real_curves_on_record_are_read_as_the_eye_reads_them(
+def test_recorded_curves_get_the_verdict_of_a_human_reader(
     name: str, lowest: float, highest: float
 ) -> None:
     record = json.loads((recipes_folder() / "records" / "lr-range" / f"{name}.json").read_text())
@@ -268,7 +268,7 @@ def test_real_curves_on_record_are_read_as_the_eye_reads_them(
     assert lowest <= min(known) <= max(known) <= highest
 
 
-def test_a_blow_up_is_not_smoothed_into_what_came_before() -> None:
+def test_a_blow_up_is_not_smoothed_into_earlier_points() -> None:
     # ResNet-20's test losses, seed 1: fine at 1.03, ten thousand times that at the next point
     rates = [0.253, 0.445, 0.648, 0.841, 1.03, 1.24, 1.25]
     loss = [14.18, 7.84, 3.39, 2.11, 1.79, 219142.8, math.nan]
@@ -277,7 +277,7 @@ def test_a_blow_up_is_not_smoothed_into_what_came_before() -> None:
     assert overfitting_rates(rates, loss, loss) == []
 
 
-def test_a_training_that_falls_apart_is_no_measure_of_noise() -> None:
+def test_noise_is_not_estimated_from_a_diverging_part() -> None:
     rng = np.random.default_rng(0)
     calm = 1.8 - 0.5 * RATES[:16] / RATES[15]
     apart = 2.0 + 0.3 * rng.standard_normal(24)

@@ -31,7 +31,7 @@ def shape(value: Any) -> Any:
     return "number" if isinstance(value, int | float) or value is None else type(value)
 
 
-def test_a_made_run_has_what_a_trained_one_has(rescue: Rescue, tmp_path: Path) -> None:
+def test_a_made_run_has_the_files_of_a_trained_one(rescue: Rescue, tmp_path: Path) -> None:
     assert rescue("train", "--out", "trained", *TINY).code == 0
     made_run(tmp_path / "made", {"test none": 40.5, "test flip": 41.0}, overrides=TINY)
     trained, made = (RunDirectory(tmp_path / name) for name in ("trained", "made"))
@@ -53,7 +53,7 @@ def test_a_made_run_has_what_a_trained_one_has(rescue: Rescue, tmp_path: Path) -
     assert rescue("report", "made").code == 0
 
 
-def test_a_made_sweep_says_what_it_was_told_to(tmp_path: Path) -> None:
+def test_a_made_sweep_has_the_given_results(tmp_path: Path) -> None:
     tops = {0: 40.0, 1: 42.5, 5: 41.0}
     folder = made_sweep(
         tmp_path / "sweep", tops, overrides=TINY, losses={0: 1.5, 1: 1.25, 5: 2.0},
@@ -68,7 +68,7 @@ def test_a_made_sweep_says_what_it_was_told_to(tmp_path: Path) -> None:
     assert sides.read_points(folder / "seed-1")[-1].top1 == pytest.approx(42.5)
 
 
-def test_a_made_failure_is_the_word_of_a_worker(tmp_path: Path) -> None:
+def test_a_made_failure_is_a_workers_failure_record(tmp_path: Path) -> None:
     run = RunDirectory(made_failure(tmp_path / "run", DivergedError("the loss is nan")))
     assert json.loads(run.failure.read_text()) == {
         "rank": 0, "exit_code": 4, "message": "the loss is nan",

@@ -54,7 +54,7 @@ def test_the_paired_test_and_its_interval_are_scipys() -> None:
     assert found.interval() == pytest.approx((float(band.low), float(band.high)))
 
 
-def test_a_permutation_of_eight_pairs_counts_every_flip() -> None:
+def test_a_sign_flip_test_of_eight_pairs_is_exact() -> None:
     values = np.array([0.3, 0.1, 0.4, -0.05, 0.2, 0.25, 0.6, 0.15])
     signs = np.array([[1 - 2 * ((k >> i) & 1) for i in range(8)] for k in range(256)])
     means = (signs * values).mean(1)
@@ -62,7 +62,7 @@ def test_a_permutation_of_eight_pairs_counts_every_flip() -> None:
     assert sign_flip_test(values) == pytest.approx(expected)
 
 
-def test_five_against_five_by_permutation_counts_every_exchange() -> None:
+def test_a_permutation_test_of_five_against_five_is_exact() -> None:
     from itertools import combinations
 
     both = np.array(A + B[:5])
@@ -98,7 +98,7 @@ def test_runs_needed_are_cohens_table_for_80_percent_power(
     assert abs(found - n) <= 1
 
 
-def test_what_can_be_detected_needs_just_these_runs() -> None:
+def test_the_detectable_difference_needs_just_these_runs() -> None:
     found = welch_test(Sample(90.0, 0.15, 35), Sample(90.1, 0.15, 35)).detectable()
     assert found == pytest.approx(0.1, abs=0.003)  # about 35 each, for 0.1 at 0.15
     assert runs_needed(found or 0, 0.15, 0.05, paired=False) in (35, 36)
@@ -126,7 +126,7 @@ def sides_of(noise: dict[str, list[float]], shifts: dict[str, float]) -> list[Si
     ]
 
 
-def test_several_pairs_are_judged_together_and_so_are_their_intervals() -> None:
+def test_several_pairs_are_corrected_together_and_so_are_their_intervals() -> None:
     """Alone the first pair may be claimed; of three it may not, and its interval is as wide."""
     noise = {"a": [-0.1, 0.0, 0.1], "b": [-0.3, 0.0, 0.3], "c": [0.4, -0.9, 0.5]}
     sides = sides_of(noise, {"a": 0.0, "b": 0.68, "c": 0.2})
@@ -141,7 +141,7 @@ def test_several_pairs_are_judged_together_and_so_are_their_intervals() -> None:
     assert together["claim"].startswith("No significant difference between a and b: 0.68")
 
 
-def test_every_test_set_that_both_have_is_judged_and_corrected_for() -> None:
+def test_every_common_test_set_is_tested_and_corrected_for() -> None:
     """V2 is 10,000 images of both; ReaL was not measured on b, nor val at a second size."""
     sets = {"val": A, "v2": [x - 20 for x in A], "real": A}
     sides = []
@@ -162,7 +162,7 @@ def test_every_test_set_that_both_have_is_judged_and_corrected_for() -> None:
     assert v2["claim"].startswith("On v2: b is better than a by 0.60 points")
 
 
-def test_no_number_of_runs_is_asked_for_but_for_a_difference_that_is_wanted() -> None:
+def test_the_runs_needed_are_given_only_for_a_wanted_difference() -> None:
     sides = sides_of({"a": [-0.1, 0.0, 0.1], "b": [-0.3, 0.0, 0.3]}, {"a": 0.0, "b": 0.1})
     (pair,) = compare_pairs(sides)
     assert pair["needed"] is None
@@ -173,7 +173,7 @@ def test_no_number_of_runs_is_asked_for_but_for_a_difference_that_is_wanted() ->
     )
 
 
-def test_a_claim_says_what_it_assumes_of_a_side_without_a_spread() -> None:
+def test_a_claim_states_its_assumption_about_a_side_without_a_spread() -> None:
     (pair,) = compare_pairs([load_side("90.0±0.1/20"), load_side("91.0")])
     assert pair["p"] < 1e-6
     assert " is better than " not in pair["claim"]
@@ -183,7 +183,7 @@ def test_a_claim_says_what_it_assumes_of_a_side_without_a_spread() -> None:
     assert (pair["about"], pair["assumes"]["runs"]) == ("assumed", 1)
 
 
-def test_a_minority_that_nearly_diverged_is_warned_of_and_judged_by_permutation() -> None:
+def test_skewed_runs_are_reported_and_tested_by_permutation() -> None:
     steady = [90.0, 90.1, 89.9, 90.2, 89.8, 90.05, 89.95]
     sides = [
         Side(name, sample(values), dict(enumerate(values)))
@@ -199,7 +199,7 @@ def test_a_minority_that_nearly_diverged_is_warned_of_and_judged_by_permutation(
     assert not is_skewed([90.0] * 5)
 
 
-def test_middles_and_the_chance_to_win_are_scipys() -> None:
+def test_interquartile_mean_and_superiority_are_scipys() -> None:
     b = [*B, 95.0]
     assert interquartile_mean(b) == pytest.approx(float(stats.trim_mean(b, 0.25)))
     won, low, high = probability_of_superiority(A, B)
@@ -210,7 +210,7 @@ def test_middles_and_the_chance_to_win_are_scipys() -> None:
     assert turned == pytest.approx((0.0, 0.0, 1 - low))
 
 
-def test_the_runs_that_did_not_end_stand_in_the_claim() -> None:
+def test_a_claim_states_how_many_runs_finished() -> None:
     lost = dict.fromkeys(range(5, 9), "diverged")
     values = dict(enumerate(B))
     del values[5]
@@ -248,7 +248,7 @@ def test_the_expected_maximum_is_the_normal_order_statistics() -> None:
     assert expected_maximum(Sample(79.72, None, 1), 5) is None
 
 
-def test_p_by_permutation_is_uniform_where_nothing_differs() -> None:
+def test_p_by_permutation_is_uniform_without_a_difference() -> None:
     found = [
         two_sample_permutation_test(RNG.normal(90, 0.2, 5), RNG.normal(90, 0.2, 5))
         for _ in range(400)
@@ -303,18 +303,18 @@ def test_correlation_has_fishers_interval() -> None:
         ("80/3", Sample(80.0, None, 3)),
     ],
 )
-def test_numbers_are_read_as_they_are_typed(text: str, found: Sample) -> None:
+def test_typed_results_are_parsed(text: str, found: Sample) -> None:
     assert load_side(text).sample == found
 
 
 @pytest.mark.parametrize(
     ("text", "seeds"), [("3", [0, 1, 2]), ("0-3", [0, 1, 2, 3]), ("3,7,9-10", [3, 7, 9, 10])]
 )
-def test_seeds_are_read_as_they_are_typed(text: str, seeds: list[int]) -> None:
+def test_typed_seeds_are_parsed(text: str, seeds: list[int]) -> None:
     assert parse_seeds(text) == seeds
 
 
-def test_a_spread_of_rounding_errors_is_none() -> None:
+def test_a_spread_of_rounding_errors_is_0() -> None:
     """Both differences are 0.1 and both samples equal; in floats they are not, by 1e-14."""
     assert np.subtract([90.2, 91.3], [90.1, 91.2]).std() > 0
     found = paired_t_test([90.1, 91.2], [90.2, 91.3])
@@ -323,7 +323,7 @@ def test_a_spread_of_rounding_errors_is_none() -> None:
     assert sample([90.1, 90.1, 90.1 + 1e-4]).std == pytest.approx(1e-4 / 3**0.5)
 
 
-def test_an_interval_of_accuracies_ends_where_accuracies_end() -> None:
+def test_an_interval_of_accuracies_stays_within_0_and_100() -> None:
     """Two seeds at 98.0 and 99.4: 98.7 ± 12.706 · 0.7."""
     band = t_interval(sample([98.0, 99.4]))
     assert band == pytest.approx((98.7 - 8.894, 98.7 + 8.894), abs=1e-3)

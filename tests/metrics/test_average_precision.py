@@ -23,7 +23,7 @@ def rows(*found: tuple[int, int, float, list[int]]) -> np.ndarray:
     return np.array([[*row[:3], *row[3]] for row in found], dtype=float).reshape(-1, 7)
 
 
-def test_a_duplicate_misses_and_a_difficult_object_is_passed_over() -> None:
+def test_a_duplicate_misses_and_a_difficult_object_is_ignored() -> None:
     truths = rows((0, 1, 0, A), (0, 1, 1, B), (1, 1, 0, A))
     detections = rows(
         (0, 1, 0.9, A),  # a hit
@@ -44,7 +44,7 @@ def test_a_duplicate_misses_and_a_difficult_object_is_passed_over() -> None:
     assert average_precisions(found, eleven=True)[0] == pytest.approx(100 * (6 + 5 * 0.5) / 11)
 
 
-def test_of_two_objects_a_detection_takes_the_one_it_overlaps_more() -> None:
+def test_a_detection_is_matched_to_the_object_it_overlaps_most() -> None:
     near = [2, 0, 12, 10]
     truths = rows((0, 1, 0, A), (0, 1, 0, near))
     # the second overlaps `near` most as well, which is taken: VOC calls it a miss
@@ -109,7 +109,7 @@ def test_eleven_points_are_torchmetrics_with_eleven_recalls(seed: int) -> None:
     assert found == pytest.approx(100 * float(measure.compute()["map"]), abs=1e-3)
 
 
-def test_perfect_detections_have_all_of_every_precision() -> None:
+def test_perfect_detections_have_an_average_precision_of_100() -> None:
     _, truths = made(0)
     detections = truths.copy()
     detections[:, 2] = 0.9
@@ -119,7 +119,7 @@ def test_perfect_detections_have_all_of_every_precision() -> None:
     assert coco(detections, truths, 30) == pytest.approx(100)
 
 
-def test_images_counted_twice_are_images_that_are_there_twice() -> None:
+def test_a_weight_of_two_equals_a_duplicated_image() -> None:
     detections, truths = made(1, images=4)
     times = np.array([2, 0, 1, 3])
     counted = average_precisions(judge_detections(detections, truths, 4, 3, 0.5), times)
@@ -153,7 +153,7 @@ def test_intersection_over_union_is_that_of_the_confusion_matrix() -> None:
     assert average_precision.pixel_accuracy(counts) == pytest.approx(expected)
 
 
-def test_a_bootstrap_says_which_of_two_is_better_and_nothing_of_the_same() -> None:
+def test_a_bootstrap_finds_the_better_of_two_and_no_difference_of_equals() -> None:
     rng = np.random.default_rng(0)
     labelled = rng.integers(50, 100, (60, 3)).astype(float)
     better, worse = (

@@ -27,7 +27,7 @@ def boxes_of(figure: Any, artists: Sequence[Any]) -> list[Any]:
 
 @pytest.mark.parametrize("count", [1, 3, 4, 16])
 @pytest.mark.parametrize("shape", [(1, 28, 28), (3, 40, 40), (3, 48, 96)])
-def test_every_sample_stands_upright_below_its_own_label(
+def test_every_sample_is_upright_below_its_label(
     count: int, shape: tuple[int, int, int], tmp_path: Path
 ) -> None:
     images = np.zeros((count, *shape), np.uint8)
@@ -90,7 +90,7 @@ def test_curves_have_room_for_the_numbers_at_their_axes(
 NAMES = ["猫", "US$ and $x$", "Äpfel", "मछली 🐟", 'say "cheese"']
 
 
-def test_words_of_any_script_are_drawn_without_a_warning(tmp_path: Path) -> None:
+def test_text_in_any_script_is_drawn_without_a_warning(tmp_path: Path) -> None:
     """What a font has is left; what none has is escaped. pytest makes warnings errors."""
     figure = new_figure(6, 4)
     axes = figure.subplots()
@@ -109,7 +109,7 @@ def test_words_of_any_script_are_drawn_without_a_warning(tmp_path: Path) -> None
     assert axes.get_yticklabels()[0].get_parse_math(), "powers of ten stay formulas"
 
 
-def test_accuracies_by_class_are_a_table_whatever_the_classes_are_called(tmp_path: Path) -> None:
+def test_class_accuracies_are_valid_csv_for_any_class_name(tmp_path: Path) -> None:
     (tmp_path / "predictions").mkdir()
     counts = np.eye(len(NAMES), dtype=np.int64)
     file, each = tmp_path / "predictions" / "val.npz", np.full(len(NAMES), 100.0)

@@ -59,7 +59,7 @@ def made(finished: Path, tmp_path: Path) -> tuple[str, str]:
     return "run", "sweep"
 
 
-def test_the_page_is_whole_small_and_fetches_nothing(
+def test_the_page_is_valid_small_and_fetches_nothing(
     rescue: Rescue, made: tuple[str, str], tmp_path: Path
 ) -> None:
     ended = rescue("report", *made)
@@ -83,7 +83,7 @@ def test_the_page_is_whole_small_and_fetches_nothing(
     assert json.loads(rescue("compare", *made, "--json").out)["claim"] in unescape(text)
 
 
-def test_what_has_other_test_images_is_not_compared(
+def test_runs_on_other_test_images_are_not_compared(
     rescue: Rescue, made: tuple[str, str], tmp_path: Path
 ) -> None:
     fewer = [*TINY, "data.subset=[256,100]"]
@@ -98,7 +98,7 @@ def test_what_has_other_test_images_is_not_compared(
     assert re.findall(r"<h2>([^<]*)</h2>", text)[1] == "other: 1 seed"
 
 
-def test_a_papers_figure_stands_beside_its_unchanged_recipe_alone() -> None:
+def test_a_papers_figure_is_shown_only_for_an_unchanged_recipe() -> None:
     assert page._published(recipes.load("a2")) == Sample(79.72, 0.10, 100)
     assert (
         page._published(recipes.load("a2", ["train.precision=float32", "train.seed=3"])) is not None
@@ -107,7 +107,7 @@ def test_a_papers_figure_stands_beside_its_unchanged_recipe_alone() -> None:
     assert page._published(recipes.load("rescue94")) is None
 
 
-def test_a_study_stands_on_the_page_with_paper_and_measured_apart(
+def test_a_study_is_on_the_page_with_paper_and_measured_apart(
     rescue: Rescue, tmp_path: Path
 ) -> None:
     (tmp_path / "widths.yaml").write_text(
@@ -134,7 +134,7 @@ def test_a_study_stands_on_the_page_with_paper_and_measured_apart(
     assert rows[0]["measured"] == pytest.approx(sum(r["top1"] for r in results) / 2)
 
 
-def test_the_curves_become_events_that_tensorboard_reads(
+def test_tensorboard_reads_the_written_events(
     rescue: Rescue, made: tuple[str, str], tmp_path: Path
 ) -> None:
     pytest.importorskip("tensorboard", reason="tensorboard is not installed")
@@ -152,7 +152,9 @@ def test_the_curves_become_events_that_tensorboard_reads(
     ]  # fmt: skip
 
 
-def test_the_table_is_data_too(rescue: Rescue, made: tuple[str, str], tmp_path: Path) -> None:
+def test_the_table_is_available_as_data(
+    rescue: Rescue, made: tuple[str, str], tmp_path: Path
+) -> None:
     rows = json.loads(rescue("report", *made, "--json").out)
     assert [row["path"] for row in rows] == list(made)
     assert [row["n"] for row in rows] == [1, 3]
@@ -176,7 +178,7 @@ def test_the_table_is_data_too(rescue: Rescue, made: tuple[str, str], tmp_path: 
         (("run", "--csv", "--json"), 2, "--csv, --markdown and --json exclude each other."),
     ],
 )
-def test_what_cannot_be_reported_is_refused(
+def test_a_folder_that_cannot_be_reported_is_refused(
     rescue: Rescue, tmp_path: Path, words: tuple[str, ...], code: int, said: str
 ) -> None:
     (tmp_path / "run").mkdir()
