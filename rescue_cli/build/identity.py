@@ -20,7 +20,7 @@ from rescue_cli.build.ingredients import data_keys
 from rescue_cli.errors import DataError, RescueError
 from rescue_cli.recipe import Recipe
 from rescue_cli.recipe.changes import ROOTS, WEIGHTS, flat, is_place
-from rescue_cli.rundir import RunDirectory, read_identity, write_json, write_whole
+from rescue_cli.rundir import RunDirectory, read_identity, write_atomically, write_json
 from rescue_cli.sections.data import (
     Dataset,
     Fingerprint,
@@ -123,7 +123,7 @@ def keep(run: RunDirectory, now: Identity, before: Kept | None = None) -> None:
     record = Kept(FORMAT, now.data.digest, now.data.classes, splits, now.weights, places)
     if before is None:
         arrays = now.data.arrays()
-        write_whole(run.listing, lambda file: np.savez_compressed(file, **arrays))  # type: ignore[arg-type]
+        write_atomically(run.listing, lambda file: np.savez_compressed(file, **arrays))  # type: ignore[arg-type]
     write_json(run.data, asdict(record))
 
 

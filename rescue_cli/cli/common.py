@@ -10,13 +10,14 @@ from rich.console import Console
 from rich.table import Table
 
 from rescue_cli import recipe as recipes
-from rescue_cli.analysis.measurements import WORDS, measurements, of_images, with_interval
+from rescue_cli.analysis.accuracy import add_intervals
 from rescue_cli.cli.help import App, Group
 from rescue_cli.errors import UsageError
+from rescue_cli.report.table import TEXT_COLUMNS, interval_notes, measurement_table
 from rescue_cli.runs.console import note
 
 if TYPE_CHECKING:
-    from rescue_cli.analysis.sides import Operand
+    from rescue_cli.analysis.sides import Side
 
 DEFAULT = "quickstart"
 NO_RECIPE = f"no --recipe given: {DEFAULT}"
@@ -94,17 +95,17 @@ def named_or_default(name: str | None) -> str:
 def print_result(result: Mapping[str, Any], *, as_json: bool) -> None:
     """A run's result on stdout: a table, or one JSON object."""
     if as_json:
-        print(json.dumps({**result, **with_interval(result)}))
+        print(json.dumps({**result, **add_intervals(result)}))
         return
     table = Table(box=None, pad_edge=False, header_style="bold")
-    headings, rows = measurements(result, narrow=True)
+    headings, rows = measurement_table(result, narrow=True)
     for heading in headings:
-        table.add_column(heading, justify="left" if heading in WORDS else "right")
+        table.add_column(heading, justify="left" if heading in TEXT_COLUMNS else "right")
     for row in rows:
         table.add_row(*row)
     out = console()
     out.print(table)
-    for line in of_images(result):
+    for line in interval_notes(result):
         out.print(line)
     out.print(_summary(result), highlight=False, soft_wrap=True)
 
@@ -150,18 +151,18 @@ def _preprocessing(protocol: Mapping[str, Any]) -> str:
     for key, origin in protocol["preprocessing"].items():
         origins.setdefault(origin, []).append(key)
     words = [f"{', '.join(keys)} by {origin}" for origin, keys in origins.items()]
-    told = "" if set(origins) == {"recipe"} else "; " + "; ".join(words)
+    describe_sides = "" if set(origins) == {"recipe"} else "; " + "; ".join(words)
     return (
         f"decoder {protocol['decoder']}, {protocol['interpolation']}, "
-        f"{_of_files(protocol)}mean {numbers['mean']}, std {numbers['std']}{told}"
+        f"{_of_files(protocol)}mean {numbers['mean']}, std {numbers['std']}{describe_sides}"
     ).replace("by given", "as given")
 
 
 def _of_files(protocol: Mapping[str, Any]) -> str:
     """How files became pixels, where that was not as usual."""
     words = {"exif": "EXIF orientation", "background": "background", "range": "range"}
-    told = [f"{said} {protocol[key]}" for key, said in words.items() if protocol.get(key)]
-    return "".join(f"{each}, " for each in told)
+    describe_sides = [f"{said} {protocol[key]}" for key, said in words.items() if protocol.get(key)]
+    return "".join(f"{each}, " for each in describe_sides)
 
 
 def measured(figure: Mapping[str, Any] | None) -> str:
@@ -183,16 +184,16 @@ def with_lists(
     return found
 
 
-def print_comparison(sides: Sequence["Operand"], pairs: Sequence[Mapping[str, Any]]) -> None:
+def print_comparison(sides: Sequence["Side"], pairs: Sequence[Mapping[str, Any]]) -> None:
     """Each side's mean, then what may be claimed of each pair, and by which test."""
-    from rescue_cli.analysis.claims import details
-    from rescue_cli.analysis.compare import told
+    from rescue_cli.analysis.claims import detail_lines
+    from rescue_cli.analysis.compare import describe_sides
 
     out = console()
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in ("", "mean %", "std", "runs", "95 % interval"):
         table.add_column(heading, justify="right" if heading else "left", overflow="fold")
-    known = told(sides)
+    known = describe_sides(sides)
     for side in known:
         std, low, high = side["std"], side["low"], side["high"]
         mark = "*" if side["over"] == "images" else ""
@@ -207,5 +208,5 @@ def print_comparison(sides: Sequence["Operand"], pairs: Sequence[Mapping[str, An
         out.print("* of this one network, over new test images")
     for pair in pairs:
         out.print(pair["claim"])
-        for line in details(pair):
+        for line in detail_lines(pair):
             out.print(f"  {line}")

@@ -7,9 +7,16 @@ from typing import Annotated, Any
 import typer
 
 from rescue_cli.analysis import interim
-from rescue_cli.analysis import sides as operands
-from rescue_cli.analysis.compare import pairs_of, told
-from rescue_cli.analysis.sides import Operand
+from rescue_cli.analysis.compare import compare_pairs, describe_sides
+from rescue_cli.analysis.sides import (
+    Side,
+    different_images,
+    first_reaching,
+    is_recipe,
+    load_sides,
+    recipe_and_epoch_length,
+    test_image_count,
+)
 from rescue_cli.cli import common
 from rescue_cli.cli.common import Json
 from rescue_cli.cli.help import then
@@ -48,15 +55,15 @@ def compare(
         words = [*words, *_recipe_of(words[0])]
     if len(words) < 2 and to is None:
         raise UsageError("compare: give two or more of runs, sweeps, recipes and MEAN±STD/N.")
-    sides = operands.operands_of(words)
-    if (said := operands.unlike(sides)) is not None:
+    sides = load_sides(words)
+    if (said := different_images(sides)) is not None:
         raise UsageError(f"compare: {said} Evaluate them on the same images: rescue eval.")
     if want is not None and not 0 < want <= 100:
         raise UsageError(f"--want: {want:g} must be above 0 and at most 100 points.")
-    pairs = pairs_of(sides, want)
-    for line in interim.note(sides):
+    pairs = compare_pairs(sides, want)
+    for line in interim.record_comparison(sides):
         note(f"warning: {line}")
-    found = {**(pairs[0] if pairs else {}), "sides": told(sides)}
+    found = {**(pairs[0] if pairs else {}), "sides": describe_sides(sides)}
     if len(pairs) > 1:
         found["pairs"] = pairs
     if to is not None:
@@ -87,17 +94,17 @@ def _recipe_of(word: str) -> list[str]:
     return [name] if name in recipes.names() else []
 
 
-def _reached(side: Operand, top1: float) -> dict[str, Any]:
+def _reached(side: Side, top1: float) -> dict[str, Any]:
     """Epochs, seconds and computation to the accuracy: means over the runs that came to it."""
     from rescue_cli import estimate
 
-    firsts = operands.reached(side.curves(), top1)
+    firsts = first_reaching(side.curves(), top1)
     found: dict[str, Any] = {"name": side.name, "runs": len(side.paths), "reached": len(firsts)}
     if not firsts:
         return found
     computed = []
     for seed, point in firsts.items():
-        recipe, per_epoch = operands.steps_of(side.paths[seed])
+        recipe, per_epoch = recipe_and_epoch_length(side.paths[seed])
         computed.append(estimate.petaflop(recipe, point.step, per_epoch))
     count = len(firsts)
     return {
@@ -108,21 +115,21 @@ def _reached(side: Operand, top1: float) -> dict[str, Any]:
     }
 
 
-def _band(word: str, other: Operand) -> dict[str, Any] | None:
+def _band(word: str, other: Side) -> dict[str, Any] | None:
     """Whether the other side's mean is inside the band of the recipe that a word names."""
     from rescue_cli import recipe as recipes
 
-    if not operands.is_recipe(word) or not other.paths:
+    if not is_recipe(word) or not other.paths:
         return None
-    from rescue_cli.analysis.expected import drawn_of, verdict
+    from rescue_cli.analysis.expected import check_expected, subset_size
 
     first = next(iter(other.paths.values()))
-    drawn = drawn_of(recipes.recipe_in(first), operands.count_of(first))
-    return verdict(recipes.load(word), other.sample, drawn)
+    drawn = subset_size(recipes.recipe_in(first), test_image_count(first))
+    return check_expected(recipes.load(word), other.sample, drawn)
 
 
 def _print(
-    sides: list[Operand], pairs: list[dict[str, Any]], found: dict[str, Any], to: float | None
+    sides: list[Side], pairs: list[dict[str, Any]], found: dict[str, Any], to: float | None
 ) -> None:
     common.print_comparison(sides, pairs)
     out = common.console()

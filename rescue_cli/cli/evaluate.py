@@ -44,7 +44,7 @@ def evaluate(
     """Evaluate weights as training does: every image once, one table."""
     from rescue_cli import build
     from rescue_cli.build.weights import check_changes, find_weights
-    from rescue_cli.report.pictures import draw
+    from rescue_cli.report.pictures import draw_run
     from rescue_cli.rundir import RunDirectory, read_result
 
     procs, _ = requested_processes(procs)
@@ -76,7 +76,7 @@ def evaluate(
         else:
             remove_unstarted(path)
         raise
-    draw(path)
+    draw_run(path)
     result = read_result(RunDirectory(path), summarised=True)
     common.print_result(result, as_json=json)
     note(str(path))

@@ -15,8 +15,8 @@ from rescue_cli.cli import common
 from rescue_cli.cli.common import Architecture, Device, Json, Overrides, Procs, RecipeName, Workers
 from rescue_cli.cli.help import then
 from rescue_cli.errors import UsageError
+from rescue_cli.metrics.names import METRICS
 from rescue_cli.recipe import Recipe
-from rescue_cli.rundir import METRICS
 from rescue_cli.runs.console import note
 from rescue_cli.runs.devices import check_precision, select_device
 from rescue_cli.runs.directory import create_next
@@ -71,7 +71,7 @@ def lr_range_test(
 ) -> None:
     """Find the largest stable learning rate from a run in which it rises (Smith)."""
     from rescue_cli import build
-    from rescue_cli.report.lr_range import draw
+    from rescue_cli.report.lr_range import draw_range_test
 
     where = select_device(device)
     resolved = _resolve(recipe, from_, to, model, overrides or [])
@@ -91,7 +91,8 @@ def lr_range_test(
     curves = list(train_runs(plan, folder, where, procs, workers))
     test = RangeTest(resolved, test_ramp, curves)
     test.write(folder)
-    draw(folder / "lr-range.png", test.full, test.half, test.readings, test.answer)
+    picture = folder / "lr-range.png"
+    draw_range_test(picture, test.full, test.half, test.estimates, test.answer)
     print(json_module.dumps(test.summary)) if json else _print(test)
     note(str(folder))
     if apply is not None:

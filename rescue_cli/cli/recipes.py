@@ -63,7 +63,7 @@ def _row(name: str) -> dict[str, Any]:
         "data": recipe.data.name,
         "epochs": recipe.train.epochs,
         "expected": recipe.tree.get("expect", {}).get("top1"),
-        "measured": records.summary(name),
+        "measured": records.format_record(name),
     }
 
 
@@ -172,4 +172,4 @@ def record(
     note: Annotated[str | None, typer.Option(help="What a reader should know.")] = None,
 ) -> None:
     """Keep finished runs as what was measured with their recipe."""
-    print(records.add(runs, note))
+    print(records.add_runs(runs, note))

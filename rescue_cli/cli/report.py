@@ -47,26 +47,26 @@ def report(
 
         table = csv.DictWriter(sys.stdout, KEYS, lineterminator="\n")
         table.writeheader()
-        table.writerows(line.row for line in page.results(paths))
+        table.writerows(line.row for line in page.result_lines(paths))
     elif markdown:
-        print(page.as_markdown(paths), end="")
+        print(page.markdown_table(paths), end="")
     elif json:
-        print(json_module.dumps([line.values for line in page.results(paths)]))
+        print(json_module.dumps([line.values for line in page.result_lines(paths)]))
     else:
         from rescue_cli.rundir import write_text
 
-        write_text(out, page.page(paths))
+        write_text(out, page.render_page(paths))
         print(out)
 
 
 def _check(path: Path) -> None:
     """Raises `DataError` where there is nothing to report."""
-    from rescue_cli.analysis import sweep as sweeps
     from rescue_cli.analysis.sides import refuse_search
+    from rescue_cli.analysis.sweep import read_sweep
     from rescue_cli.report import study_page
 
     refuse_search(path)
-    found = None if _is_run(path) or study_page.is_study(path) else sweeps.read(path)
+    found = None if _is_run(path) or study_page.is_study(path) else read_sweep(path)
     if found is not None and not found.results:
         lost = f" of {found.counted.removeprefix('0 of ')}" if found.lost else ""
         raise DataError(
@@ -81,7 +81,7 @@ def _is_run(path: Path) -> bool:
 
 def _write_events(paths: list[Path], folder: Path) -> None:
     """Each run's curves as TensorBoard reads them; raises `RescueError` without the package."""
-    from rescue_cli.analysis import sweep as sweeps
+    from rescue_cli.analysis.sweep import seed_folders
     from rescue_cli.rundir import read_metrics
 
     try:
@@ -92,7 +92,7 @@ def _write_events(paths: list[Path], folder: Path) -> None:
         ) from None
     for path in paths:
         is_run = _is_run(path)
-        for run in [path] if is_run else sweeps.folders_of(path).values():
+        for run in [path] if is_run else seed_folders(path).values():
             with SummaryWriter(str(folder / path.name / ("" if is_run else run.name))) as writer:
                 for line in read_metrics(RunDirectory(run).metrics):
                     prefix = "train" if line["kind"] == "train" else line["set"]

@@ -10,9 +10,8 @@ from rich.table import Table
 
 from rescue_cli import recipe as recipes
 from rescue_cli.analysis import interim
-from rescue_cli.analysis import sweep as sweeps
 from rescue_cli.analysis.seed_sweep import opponent, train_seeds, train_until
-from rescue_cli.analysis.sweep import Sweep
+from rescue_cli.analysis.sweep import Sweep, parse_seeds, read_sweep, summarize_sweep, sweep_csv
 from rescue_cli.cli import common
 from rescue_cli.cli.common import Device, Json, Overrides, RecipeName, Workers
 from rescue_cli.cli.expand import Epochs, Model, expand
@@ -71,7 +70,7 @@ def seed_sweep(
     named = recipes.load(common.named_or_default(recipe))
     longer, notes = expand(named, given, model, epochs)
     base = named.with_overrides(*given, *longer)
-    chosen = sweeps.seeds_of(seeds)
+    chosen = parse_seeds(seeds)
     if any(override.startswith("train.seed=") for override in given):
         raise UsageError("--seeds and train.seed say the same thing. Give --seeds.")
     build.check(base)
@@ -87,16 +86,16 @@ def seed_sweep(
         note_precision([base.train.precision], where)
         for line in common.allocator_notes():
             note(line)
-    before = sweeps.read(folder)  # raises now what would else be found at the end
+    before = read_sweep(folder)  # raises now what would else be found at the end
     pair: dict[str, Any] = {}
     if against is None:
         _warn_of_looks(before, chosen)
         train_seeds(base, chosen, before, work)
     else:
         pair = train_until(base, chosen, folder, work, against)
-    sweep = sweeps.read(folder)
+    sweep = read_sweep(folder)
     _write(sweep)
-    found = {"recipe": base.name, **sweeps.summary(sweep), **({"until": pair} if pair else {})}
+    found = {"recipe": base.name, **summarize_sweep(sweep), **({"until": pair} if pair else {})}
     print(json_module.dumps(found)) if json else _print(found, sweep)
     note(str(folder))
     require_results(len(sweep.results), [lost.how for lost in sweep.lost.values()])
@@ -104,7 +103,7 @@ def seed_sweep(
 
 def _warn_of_looks(sweep: Sweep, seeds: list[int]) -> None:
     """Warns where seeds are added to a sweep that was compared already."""
-    others = interim.before(sweep.path)
+    others = interim.earlier_comparisons(sweep.path)
     if others and sweep.results and not set(seeds) <= sweep.results.keys():
         note(
             f"warning: {sweep.path} was compared with {others[0]} already. A test repeated after "
@@ -113,11 +112,11 @@ def _warn_of_looks(sweep: Sweep, seeds: list[int]) -> None:
 
 
 def _write(sweep: Sweep) -> None:
-    from rescue_cli.report.sweep_pictures import draw
+    from rescue_cli.report.sweep_pictures import draw_sweep
 
-    write_json(sweep.path / "sweep.json", sweeps.summary(sweep))
-    write_text(sweep.path / "sweep.csv", sweeps.table(sweep))
-    draw(sweep)
+    write_json(sweep.path / "sweep.json", summarize_sweep(sweep))
+    write_text(sweep.path / "sweep.csv", sweep_csv(sweep))
+    draw_sweep(sweep)
 
 
 def _print(found: dict[str, Any], sweep: Sweep) -> None:

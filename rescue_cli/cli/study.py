@@ -7,8 +7,15 @@ from typing import Annotated
 
 import typer
 
-from rescue_cli.analysis import study as studies
-from rescue_cli.analysis.study import Study
+from rescue_cli.analysis.study import (
+    Study,
+    compare_rows,
+    expand_options,
+    load_study,
+    resolve_cells,
+    study_files,
+    table_rows,
+)
 from rescue_cli.analysis.study_runs import (
     count_costs,
     parse_rows,
@@ -31,7 +38,7 @@ app = common.verb()
 
 def study_names(incomplete: str) -> list[str]:
     """For shell completion."""
-    return [name for name in studies.names() if name.startswith(incomplete)]
+    return [name for name in study_files() if name.startswith(incomplete)]
 
 
 @app.command(
@@ -71,10 +78,10 @@ def study(
 ) -> None:
     """Run what is missing of a study; print paper and measured side by side."""
     if name is None:
-        listed = list(studies.names())
+        listed = list(study_files())
         print(json_module.dumps(listed) if json else "\n".join(listed))
         return
-    found = studies.load(name)
+    found = load_study(name)
     if model is not None or epochs is not None:
         found = replace(found, model=model or found.model, epochs=epochs or found.epochs)
     given = overrides or []
@@ -83,7 +90,7 @@ def study(
     if not table:
         _note_expanded(found, given, chosen)
     if plan:
-        columns = {row["row"]: row["columns"] for row in studies.rows(found, given, None)}
+        columns = {row["row"]: row["columns"] for row in table_rows(found, given, None)}
         planned = plan_runs(found, given, chosen, seeds, folder)
         print_costs(count_costs(planned, columns, images_per_second), as_json=json)
         return
@@ -97,8 +104,8 @@ def study(
             for line in common.allocator_notes():
                 note(line)
             train_missing(runs, work, budget)
-    rows = [row for row in studies.rows(found, given, folder) if row["row"] in chosen]
-    print_study(found, rows, studies.compared(found, rows, folder), as_json=json)
+    rows = [row for row in table_rows(found, given, folder) if row["row"] in chosen]
+    print_study(found, rows, compare_rows(found, rows, folder), as_json=json)
     if not table:
         ends = [lost.how for row in rows for lost in lost_in(row["runs"]).values()]
         require_results(sum(row["runs"]["n"] for row in rows), ends)
@@ -106,7 +113,7 @@ def study(
 
 def _note_expanded(study: Study, overrides: list[str], chosen: list[int]) -> None:
     """Notes what the study's network and length set in each row."""
-    for row, (cell, _) in enumerate(studies.cells(study, overrides), 1):
-        expanded = studies.expanded(study, cell, overrides) if row in chosen else []
+    for row, (cell, _) in enumerate(resolve_cells(study, overrides), 1):
+        expanded = expand_options(study, cell, overrides) if row in chosen else []
         if expanded:
             note(f"row {row} ({cell.recipe}) sets: {' '.join(expanded)}")

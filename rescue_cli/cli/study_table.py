@@ -7,25 +7,30 @@ from typing import Any
 from rich.table import Table
 
 from rescue_cli.analysis import interim
-from rescue_cli.analysis import study as studies
-from rescue_cli.analysis.compare import told
-from rescue_cli.analysis.study import Compared, Study
+from rescue_cli.analysis.compare import describe_sides
+from rescue_cli.analysis.study import (
+    ComparedRows,
+    Study,
+    format_value,
+)
 from rescue_cli.cli import common
 from rescue_cli.formatting import shown_seconds, significant
-from rescue_cli.rundir import METRICS
+from rescue_cli.metrics.names import METRICS
 from rescue_cli.rundir.planned import counted_lost, lost_in, of_planned
 from rescue_cli.runs.console import note
 
 Rows = Sequence[Mapping[str, Any]]
 
 
-def print_study(study: Study, rows: Rows, compared: Compared, *, as_json: bool) -> None:
+def print_study(study: Study, rows: Rows, compared: ComparedRows, *, as_json: bool) -> None:
     """The rows, and of a study that compares them the claim of each pair, which is a look."""
-    for line in interim.note(compared.sides):
+    for line in interim.record_comparison(compared.sides):
         note(f"warning: {line}")
     if as_json:
         found = {"study": study.name, "paper": study.paper, "rows": rows}
-        print(json.dumps({**found, "sides": told(compared.sides), "pairs": compared.pairs}))
+        print(
+            json.dumps({**found, "sides": describe_sides(compared.sides), "pairs": compared.pairs})
+        )
         return
     out = common.console()
     out.print(_table(rows))
@@ -52,7 +57,7 @@ def _table(rows: Rows) -> Table:
         measured = row["measured"] or {}
         table.add_row(
             str(row["row"]),
-            *(studies.shown(value) for value in row["columns"].values()),
+            *(format_value(value) for value in row["columns"].values()),
             *("-" if figure is None else f"{figure:.2f}" for figure in figures),
             _measured(row),
             _chance(measured) if metrics else _seconds(row),
@@ -70,10 +75,10 @@ def _measured(row: Mapping[str, Any]) -> str:
 
 def _lost(rows: Rows) -> list[str]:
     """A line for each row that has planned runs without a result."""
-    told = [(row, [one.how for one in lost_in(row["runs"]).values()]) for row in rows]
+    counted = [(row, [one.how for one in lost_in(row["runs"]).values()]) for row in rows]
     return [
         f"row {row['row']}: runs with a result: {of_planned(row['runs']['n'], lost)}"
-        for row, lost in told
+        for row, lost in counted
         if lost
     ]
 
@@ -114,7 +119,7 @@ def print_costs(rows: Collection[Mapping[str, Any]], *, as_json: bool) -> None:
     total = {"row": "", "columns": {"": "in all"}, "hours": None, **sums}
     for row in [*rows, total]:
         table.add_row(
-            str(row["row"]), ", ".join(map(studies.shown, row["columns"].values())),
+            str(row["row"]), ", ".join(map(format_value, row["columns"].values())),
             str(row["runs"]), str(row["left"]), f"{row['updates']:,}", f"{row['images']:,}",
             significant(row["petaflop"]),
             "-" if row["hours"] is None else f"{row['hours']:,.1f}",

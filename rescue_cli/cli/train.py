@@ -184,7 +184,7 @@ def _directory(recipe: Recipe, out: Path | None, *, resume: bool, nodes: int) ->
 
 def _run(path: Path, recipe: Recipe, launch: Launch, *, resume: bool) -> None:
     """Trains, or resumes the run that is there, and draws its pictures."""
-    from rescue_cli.report.pictures import draw
+    from rescue_cli.report.pictures import draw_run
 
     finished = resume and is_finished(path)
     new = prepare_training(path, recipe, launch, path.parent / ".cache", resume=resume)
@@ -194,15 +194,15 @@ def _run(path: Path, recipe: Recipe, launch: Launch, *, resume: bool) -> None:
     note(f"{recipe.name} on {launch.device}, {counted(launch.procs, 'process')}")
     run_training(path, launch, new=new)
     if launch.nodes.rank == 0:
-        draw(path)
+        draw_run(path)
 
 
 def _check_expected(recipe: Recipe, result: Mapping[str, Any]) -> None:
     """Notes that the result is inside the recipe's band; raises `UnexpectedError` outside."""
-    from rescue_cli.analysis.expected import drawn_of, verdict
+    from rescue_cli.analysis.expected import check_expected, subset_size
     from rescue_cli.analysis.stats import sample
 
-    found = verdict(recipe, sample([result["top1"]]), drawn_of(recipe, result["count"]))
+    found = check_expected(recipe, sample([result["top1"]]), subset_size(recipe, result["count"]))
     assert found is not None
     if not found["inside"]:
         raise UnexpectedError(found["said"])

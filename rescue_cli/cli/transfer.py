@@ -7,10 +7,9 @@ from typing import Annotated
 import typer
 
 from rescue_cli import recipe as recipes
-from rescue_cli.analysis import sides as operands
-from rescue_cli.analysis import sweep as sweeps
-from rescue_cli.analysis.compare import pairs_of, told
-from rescue_cli.analysis.sweep import Sweep
+from rescue_cli.analysis.compare import compare_pairs, describe_sides
+from rescue_cli.analysis.sides import load_side
+from rescue_cli.analysis.sweep import PREFIX, Sweep, parse_seeds, read_sweep
 from rescue_cli.cli import common
 from rescue_cli.cli.common import Architecture, Device, Json, Overrides, RecipeName, Workers
 from rescue_cli.cli.expand import Epochs, expand
@@ -61,9 +60,9 @@ def transfer(
     name = Path(to).resolve().name if Path(to).is_dir() else to
     folder = common.folder(out or Path("runs", base.name, name))
     starts = _starts(base, from_, to, overrides or [], model, epochs)
-    chosen = sweeps.seeds_of(seeds)
+    chosen = parse_seeds(seeds)
     runs = {
-        folder / label / f"{sweeps.PREFIX}{seed}": one.with_overrides(f"train.seed={seed}")
+        folder / label / f"{PREFIX}{seed}": one.with_overrides(f"train.seed={seed}")
         for label, one in starts.items()
         for seed in chosen
     }
@@ -74,7 +73,7 @@ def transfer(
     for line in common.allocator_notes():
         note(line)
     _train(runs, local_jobs(where, jobs, workers, folder / ".cache"))
-    found = [sweeps.read(folder / label) for label in starts]
+    found = [read_sweep(folder / label) for label in starts]
     _show(found, to, as_json=json)
     note(place)
     ends = [lost.how for sweep in found for lost in sweep.lost.values()]
@@ -109,14 +108,14 @@ def _starts(
 
 def _train(runs: dict[Path, Recipe], jobs: Jobs) -> None:
     """Trains what has no result; raises the first error if no run has one in the end."""
-    from rescue_cli.report.pictures import draw
+    from rescue_cli.report.pictures import draw_run
 
     errors: list[RescueError] = []
     missing = find_missing(runs)
     with record_planned(runs), Progress(missing) as progress:
         for ended in jobs.train(missing):
             if ended.error is None:
-                draw(ended.path)
+                draw_run(ended.path)
             else:
                 errors.append(ended.error)
             progress.print_end(ended, f"{ended.path}: {ended.error or 'done'}")
@@ -133,9 +132,9 @@ def _show(found: list[Sweep], to: str, *, as_json: bool) -> None:
     for sweep in found:
         if sweep.lost:
             note(f"{sweep.path}: {sweep.counted}")
-    sides = [operands.operand(str(sweep.path)) for sweep in found if sweep.results]
-    pairs = pairs_of(sides)
+    sides = [load_side(str(sweep.path)) for sweep in found if sweep.results]
+    pairs = compare_pairs(sides)
     if not as_json:
         common.print_comparison(sides, pairs)
         return
-    print(json_module.dumps({"to": to, "sides": told(sides), "pairs": pairs}))
+    print(json_module.dumps({"to": to, "sides": describe_sides(sides), "pairs": pairs}))

@@ -9,13 +9,13 @@ import typer
 from rich.table import Table
 
 from rescue_cli import recipe as recipes
-from rescue_cli.analysis import tuning
+from rescue_cli.analysis.tuning import UNCHANGED, Verdict, decision_to_json, judge_sweeps
 from rescue_cli.analysis.tuning_search import Tuner
 from rescue_cli.cli import common
 from rescue_cli.cli.common import Device, Json, Overrides, RecipeName, Workers
 from rescue_cli.cli.help import then
 from rescue_cli.errors import RescueError
-from rescue_cli.report.tuned import UNCHANGED, Verdict, page, title_of, verdict
+from rescue_cli.report.tuning_page import render_tuning_page, tuning_title
 from rescue_cli.rundir import write_json, write_text
 from rescue_cli.runs.console import note
 from rescue_cli.runs.devices import check_precision, select_device
@@ -59,7 +59,7 @@ def tune(
     if tuner.finished and tuner.tuned == base:
         judgement = UNCHANGED
     elif tuner.finished:
-        judgement = verdict(folder / "base", folder / "tuned", tuner.judging_seeds)
+        judgement = judge_sweeps(folder / "base", folder / "tuned", tuner.judging_seeds)
     summary = _summary(tuner, judgement)
     _write(tuner, judgement, summary)
     print(json_module.dumps(summary)) if json else _print(tuner, judgement)
@@ -77,7 +77,7 @@ def _summary(tuner: Tuner, verdict: Verdict | None) -> dict[str, Any]:
         "recipe": tuner.base.name,
         "finished": tuner.finished,
         "held_out": tuner.held_out,
-        "decisions": [tuning.written(decision) for decision in tuner.decisions],
+        "decisions": [decision_to_json(decision) for decision in tuner.decisions],
         "verdict": None if verdict is None else verdict.written(),
         "tuned": str(tuner.folder / "tuned.yaml") if verdict and verdict.better else None,
     }
@@ -88,14 +88,14 @@ def _write(tuner: Tuner, verdict: Verdict | None, summary: dict[str, Any]) -> No
     if verdict is not None and verdict.better:
         write_text(tuner.folder / "tuned.yaml", tuner.tuned.to_yaml())
     write_json(tuner.folder / "tune.json", summary)
-    title = title_of(tuner.base.name, verdict)
-    html = page(title, tuner.held_out, tuner.decisions, verdict)
+    title = tuning_title(tuner.base.name, verdict)
+    html = render_tuning_page(title, tuner.held_out, tuner.decisions, verdict)
     write_text(tuner.folder / "tune.html", html)
 
 
 def _print(tuner: Tuner, verdict: Verdict | None) -> None:
     out = common.console()
-    out.print(title_of(tuner.base.name, verdict))
+    out.print(tuning_title(tuner.base.name, verdict))
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in ("step", "chosen", "why"):
         table.add_column(heading, overflow="fold")
@@ -104,7 +104,7 @@ def _print(tuner: Tuner, verdict: Verdict | None) -> None:
     out.print(table)
     if verdict is not None and verdict.pairs:
         common.print_comparison(verdict.sides, verdict.pairs)
-    for line in verdict.said if verdict else []:
+    for line in verdict.sentences if verdict else []:
         out.print(line)
     if verdict is not None and verdict.better:
         out.print(f"The tuned recipe: {tuner.folder}/tuned.yaml")

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from rescue_cli.errors import DivergedError, StoppedError
-from rescue_cli.rundir import RunDirectory, demand, read_failure, read_json, write_json
-from rescue_cli.rundir.rules import NAME, Rule
+from rescue_cli.rundir import RunDirectory, check_keys, read_failure, read_json, write_json
+from rescue_cli.rundir.validation import NAME, Rule
 
 FILE = "planned.json"
 NAMES = Rule("a list of folders' names", lambda v: isinstance(v, list) and all(map(NAME.holds, v)))
@@ -43,17 +43,17 @@ def planned(folder: Path) -> list[str]:
     if not file.exists():
         return []
     found = read_json(file)
-    demand(file, found, {"runs": NAMES}, "Remove the file; the runs that are there then count.")
+    check_keys(file, found, {"runs": NAMES}, "Remove the file; the runs that are there then count.")
     return list(found["runs"])
 
 
 def lost_of(run: RunDirectory) -> Lost:
     """How a run without a result ended; one that was stopped, or never began, was not run."""
-    failure = read_failure(run)
-    if failure is None or isinstance(failure.error, StoppedError):
+    word = read_failure(run)
+    if word is None or isinstance(word.error, StoppedError):
         return Lost("not run")
-    how: How = "diverged" if failure.exit_code == DivergedError.exit_code else "failed"
-    return Lost(how, failure.reason)
+    how: How = "diverged" if word.exit_code == DivergedError.exit_code else "failed"
+    return Lost(how, word.reason)
 
 
 def counted_lost(ends: Iterable[How]) -> str:

@@ -23,7 +23,7 @@ from rescue_cli.engine.signals import Stop
 from rescue_cli.engine.timing import Plan
 from rescue_cli.errors import InUseError, RescueError, StoppedError, UsageError
 from rescue_cli.recipe import Recipe, recipe_in, steps_per_epoch, total_steps
-from rescue_cli.rundir import RunDirectory, discard_partials, read_environment, write_json
+from rescue_cli.rundir import RunDirectory, read_environment, remove_partial_files, write_json
 from rescue_cli.runs import result
 from rescue_cli.runs.failure import explain_error, record_failure
 
@@ -149,7 +149,7 @@ def _train(run: RunDirectory, recipe: Recipe, machine: build.Machine, start: _St
         for note in (*data.notes, *build.balance(recipe, data), *notes):
             recorder.say(note)
         if distributed.is_first():
-            discard_partials(run.path)
+            remove_partial_files(run.path)
         with contextlib.closing(loop.step.feed):
             if trainee.data is data and distributed.is_first() and not run.samples.exists():
                 result.write_samples(run, loop.step, loop.evaluator.normalise, data)

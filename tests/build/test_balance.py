@@ -17,11 +17,12 @@ from torchmetrics.functional.classification import multiclass_recall
 
 from rescue_cli import build, distributed
 from rescue_cli import recipe as recipes
-from rescue_cli.analysis.measurements import measurements, of_images, with_interval
-from rescue_cli.analysis.stats import mean_of_proportions, wilson
+from rescue_cli.analysis.accuracy import add_intervals
+from rescue_cli.analysis.stats import mean_of_proportions_interval, wilson_interval
 from rescue_cli.batch import Batch
 from rescue_cli.engine.evaluate import Predictions
 from rescue_cli.errors import DataError, UsageError
+from rescue_cli.report.table import interval_notes, measurement_table
 from rescue_cli.rundir import RunDirectory, read_result
 from rescue_cli.sections import data
 from rescue_cli.sections.data import Dataset, Images, Keys
@@ -159,11 +160,11 @@ def test_weighted_binary_cross_entropy_weighs_images(mixed: bool) -> None:
     """As the code of Cui et al. 2019: every question of an image by the weight of its class."""
     w, shares = torch.tensor(GIVEN).double(), nn.functional.one_hot(LABELS, 4).double()
     shares = SHARES.double() if mixed else shares
-    of_images = (shares * w).sum(1, keepdim=True)
+    interval_notes = (shares * w).sum(1, keepdim=True)
     summed = nn.functional.binary_cross_entropy_with_logits(
-        LOGITS, shares, weight=of_images.expand(8, 4), reduction="sum"
+        LOGITS, shares, weight=interval_notes.expand(8, 4), reduction="sum"
     )
-    wanted = summed / 4 / (8 if mixed else of_images.sum())
+    wanted = summed / 4 / (8 if mixed else interval_notes.sum())
     found = binary(class_weights=GIVEN).mean(LOGITS, shares if mixed else LABELS)
     assert float(found) == pytest.approx(float(wanted), rel=1e-12)
 
@@ -333,7 +334,7 @@ def test_classes_of_one_size_have_top_1_for_balanced_accuracy_and_no_column() ->
     found = said([0, 0, 1, 1], [0, 1, 1, 1])
     assert found.balanced_accuracy == found.accuracy(1)
     assert "balanced" not in str(found)
-    headings, _ = measurements({"sets": [entry_of(found)]})
+    headings, _ = measurement_table({"sets": [entry_of(found)]})
     assert "bal. %" not in headings
 
 
@@ -345,15 +346,15 @@ def test_labels_of_several_classes_have_no_balanced_accuracy() -> None:
 def test_uneven_classes_have_it_beside_top_1_with_its_interval() -> None:
     entry = entry_of(drawn_said())
     result = {**entry, "sets": [entry]}
-    headings, (row,) = measurements(result, narrow=True)
+    headings, (row,) = measurement_table(result, narrow=True)
     assert headings[4:6] == ["top-1 %", "bal. %"]
     assert row[5] == f"{entry['balanced_accuracy']:.2f}"
-    assert measurements(result)[0][4:7] == ["top-1 %", "bal. %", "top-5 %"]
-    low, high = with_interval(result)["balanced_interval"]
-    assert with_interval(result)["sets"][0]["balanced_interval"] == (low, high)
-    assert of_images(result)[1] == (
+    assert measurement_table(result)[0][4:7] == ["top-1 %", "bal. %", "top-5 %"]
+    low, high = add_intervals(result)["balanced_interval"]
+    assert add_intervals(result)["sets"][0]["balanced_interval"] == (low, high)
+    assert interval_notes(result)[1] == (
         "bal.: balanced accuracy, the mean recall of 4 classes of 3 to 40 images\n"
-        f"95 % of it: {low:.1f} to {high:.1f}; each class: predictions/val.csv"
+        f"its 95 % interval: {low:.1f} to {high:.1f}; by class: predictions/val.csv"
     )
 
 
@@ -361,15 +362,15 @@ def test_a_result_from_before_has_no_balanced_accuracy() -> None:
     entry = entry_of(drawn_said())
     del entry["balanced_accuracy"], entry["per_class"]
     result = {**entry, "sets": [entry]}
-    assert measurements(result, narrow=True)[0][4:6] == ["top-1 %", "top-5 %"]
-    assert "balanced_interval" not in with_interval(result)
-    assert len(of_images(result)) == 1
+    assert measurement_table(result, narrow=True)[0][4:6] == ["top-1 %", "top-5 %"]
+    assert "balanced_interval" not in add_intervals(result)
+    assert len(interval_notes(result)) == 1
 
 
 @pytest.mark.parametrize("right", [0.0, 3.0, 17.0, 20.0])
 def test_the_interval_of_one_class_is_wilsons(right: float) -> None:
-    found = mean_of_proportions(np.array([right]), np.array([20.0]))
-    assert found == pytest.approx(wilson(right, 20), abs=1e-9)
+    found = mean_of_proportions_interval(np.array([right]), np.array([20.0]))
+    assert found == pytest.approx(wilson_interval(right, 20), abs=1e-9)
 
 
 def test_the_interval_of_balanced_accuracy_holds_it_95_times_in_100() -> None:
@@ -378,7 +379,9 @@ def test_the_interval_of_balanced_accuracy_holds_it_95_times_in_100() -> None:
     drawn = rng.binomial(counts, truths, (4000, 4)).astype(np.float64)
     held = [
         low <= 100 * truths.mean() <= high
-        for low, high in (mean_of_proportions(right, counts.astype(np.float64)) for right in drawn)
+        for low, high in (
+            mean_of_proportions_interval(right, counts.astype(np.float64)) for right in drawn
+        )
     ]
     assert 0.935 < np.mean(held) < 0.975  # binomial error of 4,000 draws: 0.0034
 

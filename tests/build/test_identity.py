@@ -16,9 +16,9 @@ from safetensors.torch import save_file
 
 from rescue_cli import build
 from rescue_cli import recipe as recipes
-from rescue_cli.analysis.pairing import pairing
-from rescue_cli.analysis.same_data import changes
-from rescue_cli.analysis.sweep import read as read_sweep
+from rescue_cli.analysis.compare import choose_pairing
+from rescue_cli.analysis.consistency import run_changes
+from rescue_cli.analysis.sweep import read_sweep as read_sweep
 from rescue_cli.build import identity
 from rescue_cli.errors import DataError, UsageError
 from rescue_cli.recipe import Recipe
@@ -453,7 +453,7 @@ def test_a_sweep_whose_data_and_weights_moved_is_one_sweep(tmp_path: Path) -> No
 
 
 def test_runs_that_differ_in_places_alone_are_paired(tmp_path: Path) -> None:
-    from rescue_cli.analysis.sides import operand
+    from rescue_cli.analysis.sides import load_side
 
     names = ("a", "b")
     for name in names:
@@ -463,13 +463,13 @@ def test_runs_that_differ_in_places_alone_are_paired(tmp_path: Path) -> None:
         )  # fmt: skip
         for seed in (0, 1):
             known_as(tmp_path / name / f"seed-{seed}", "d1", **{"model.weights": "w1"})
-    sides = [operand(str(tmp_path / name)) for name in names]
-    assert pairing(*sides).why == "one recipe, trained twice"
+    sides = [load_side(str(tmp_path / name)) for name in names]
+    assert choose_pairing(*sides).why == "same recipe and seeds, trained twice"
     runs = [tmp_path / name / "seed-0" for name in names]
-    assert changes(*runs) == {}
+    assert run_changes(*runs) == {}
 
     known_as(runs[1], "d2", **{"model.weights": "w2"})
-    assert list(changes(*runs)) == ["data.train", "model.weights"]
+    assert list(run_changes(*runs)) == ["data.train", "model.weights"]
 
 
 # --- evaluation ---

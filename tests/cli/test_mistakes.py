@@ -17,7 +17,8 @@ from rescue_cli import recipe as recipes
 from rescue_cli.__main__ import main as started
 from rescue_cli.analysis.sides import Images
 from rescue_cli.errors import DataError, InUseError, UsageError
-from rescue_cli.rundir import RunDirectory, finite, read_json, read_metrics
+from rescue_cli.metrics.names import finite_or_none
+from rescue_cli.rundir import RunDirectory, read_json, read_metrics
 from rescue_cli.runs import pool, worker
 from rescue_cli.runs.directory import prepare, remove_unstarted, reserve
 from rescue_cli.runs.environment import describe_environment
@@ -203,13 +204,13 @@ def test_one_folder_by_two_names_is_one_recipe(
 def test_test_images_are_the_same_by_data_set_set_and_number() -> None:
     nette, own = Images("imagenette", "val", 3925), Images("folder", "val", 3925)
     claim = Images("imagenette")
-    assert nette.can_be(own)
-    assert claim.can_be(nette)
-    assert claim.can_be(own)
-    assert not nette.can_be(Images("imagenette", "val", 100))
-    assert not nette.can_be(Images("imagenet", "val", 3925))
-    assert not claim.can_be(Images("imagenette", "holdout", 500))
-    assert not claim.can_be(Images("imagenet"))
+    assert nette.may_equal(own)
+    assert claim.may_equal(nette)
+    assert claim.may_equal(own)
+    assert not nette.may_equal(Images("imagenette", "val", 100))
+    assert not nette.may_equal(Images("imagenet", "val", 3925))
+    assert not claim.may_equal(Images("imagenette", "holdout", 500))
+    assert not claim.may_equal(Images("imagenet"))
 
 
 def test_class_folders_one_level_down_are_pointed_at(rescue: Rescue, photos: Path) -> None:
@@ -230,7 +231,12 @@ def test_a_loss_that_is_not_finite_at_the_end_is_a_run_that_diverged(
     assert not (tmp_path / "run" / "result.json").exists()
     lines = read_metrics(tmp_path / "run" / "metrics.jsonl")
     assert [x["step"] for x in lines if x["kind"] == "eval"] == [8]
-    assert [finite(value) for value in (math.nan, math.inf, None, 2.5)] == [None, None, None, 2.5]
+    assert [finite_or_none(value) for value in (math.nan, math.inf, None, 2.5)] == [
+        None,
+        None,
+        None,
+        2.5,
+    ]
 
 
 def test_an_evaluation_refuses_what_it_would_not_read_and_what_would_mislead_it(
@@ -302,4 +308,4 @@ def test_one_run_is_compared_with_a_number_of_percent_alone(rescue: Rescue, tmp_
     assert "run: 1 of 1 runs reach 5 %" in when.out
     alone = rescue("compare", "run", "--check-expected")
     assert alone.code == 2
-    assert "quickstart: the recipe expects nothing." in alone.err
+    assert "quickstart: this recipe has no published accuracy." in alone.err

@@ -62,7 +62,9 @@ def test_weights_and_a_start_from_scratch_are_compared_on_a_folder(
     found = json.loads(ended.out)
     assert [side["n"] for side in found["sides"]] == [2, 2]
     assert [Path(side["name"]).name for side in found["sides"]] == ["small", "scratch-small"]
-    assert found["pairs"][0]["how"].startswith("Welch's t-test (equal seeds draw differently")
+    assert found["pairs"][0]["how"].startswith(
+        "Welch's t-test (equal seeds do not share their random draws"
+    )
     recipe = recipes.recipe_in(tmp_path / "out" / "small" / "seed-1")
     assert recipe.model.name == "test_resnet"
     assert recipe.model.options["weights"] == str(weights.resolve())

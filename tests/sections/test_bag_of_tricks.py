@@ -18,7 +18,7 @@ from rescue_cli import recipe as recipes
 from rescue_cli.batch import Batch
 from rescue_cli.build.optimizers import rates_of
 from rescue_cli.errors import UsageError
-from rescue_cli.report.logit_gaps import figure_of_runs, theoretical
+from rescue_cli.report.logit_gaps import optimal_gap, plot_logit_gaps
 from rescue_cli.rng import uniform
 from rescue_cli.sections import teacher
 from rescue_cli.sections.augment.jitter import colour_jitter
@@ -164,7 +164,7 @@ def test_a_linear_model_trained_to_the_end_has_the_gap_of_equation_5(over: str, 
     gaps = row[:, 4].numpy()
     share = eps if over == "others" else eps * (classes - 1) / classes
     np.testing.assert_allclose(gaps, np.log((classes - 1) * (1 - share) / share), atol=1e-5)
-    assert theoretical(0.1, 1000) == pytest.approx(9.1, abs=0.01), "as the paper has it"
+    assert optimal_gap(0.1, 1000) == pytest.approx(9.1, abs=0.01), "as the paper has it"
 
 
 def test_a_report_of_two_runs_shows_their_gaps(rescue: Rescue, tmp_path: Path) -> None:
@@ -173,10 +173,10 @@ def test_a_report_of_two_runs_shows_their_gaps(rescue: Rescue, tmp_path: Path) -
         assert rescue("train", "--out", name, *words).code == 0
     assert rescue("report", "plain", "smoothed", "--out", "report.html").code == 0
     assert "<h2>Logits</h2>" in (tmp_path / "report.html").read_text()
-    figure = figure_of_runs([tmp_path / "plain", tmp_path / "smoothed"])
+    figure = plot_logit_gaps([tmp_path / "plain", tmp_path / "smoothed"])
     (axes,) = figure.axes
     lines = [line.get_label() for line in axes.lines]
-    assert lines == [f"its optimum, {theoretical(0.1 * 9 / 10, 10):.2f}"]
+    assert lines == [f"its optimum, {optimal_gap(0.1 * 9 / 10, 10):.2f}"]
 
 
 def test_smoothing_over_the_others_is_equation_4() -> None:

@@ -14,10 +14,10 @@ from PIL import Image
 from torch.nn import functional
 
 from rescue_cli import recipe as recipes
-from rescue_cli.analysis.measurements import measurements
 from rescue_cli.build import transfer
 from rescue_cli.build.check import check
 from rescue_cli.errors import DataError, UsageError
+from rescue_cli.report.table import measurement_table
 from rescue_cli.sections.annotations import IGNORED, Scene
 from rescue_cli.sections.data import Keys, difference, fingerprint_of, load, relabel
 from rescue_cli.sections.data.coco_shapes import Painted, Shape, painted
@@ -180,7 +180,7 @@ def test_the_share_of_ignored_pixels_and_the_loss_stand_beside_every_miou() -> N
     assert str(found).startswith("mIoU ")
     assert "ignored 25.00 %  loss" in str(found)
     entry = {"set": "test", "size": 4, "crop": 1.0, "protocol": {"tta": "none"}, "count": 2}
-    headings, _ = measurements({"sets": [{**entry, **found.metrics, "loss": found.loss}]})
+    headings, _ = measurement_table({"sets": [{**entry, **found.metrics, "loss": found.loss}]})
     assert headings[4:7] == ["mIoU %", "pixels %", "ignored %"]
 
 

@@ -20,7 +20,7 @@ from rescue_cli import recipe as recipes
 from rescue_cli.build import transfer
 from rescue_cli.engine.scenes import SceneEvaluator
 from rescue_cli.errors import DataError, UsageError
-from rescue_cli.metrics.average_precision import intersections
+from rescue_cli.metrics.average_precision import pixel_counts
 from rescue_cli.sections.annotations import IGNORED, Objects, Scene
 from rescue_cli.sections.augment.scenes import flip, scale_crop
 from rescue_cli.sections.data import Keys, load
@@ -241,7 +241,7 @@ def test_a_backbone_comes_from_a_classifier_and_is_compared_with_none(
     compared = rescue(
         "compare", str(run), str(tmp_path / "out" / "scratch-small" / "seed-0"), "--json"
     )
-    assert json.loads(compared.out)["how"].startswith("4 scenes are too few for a bootstrap")
+    assert json.loads(compared.out)["how"].startswith("4 images are too few for a bootstrap")
     evaluated = rescue("eval", str(run), "--json", f"data.root={masks}")
     said = json.loads(evaluated.out)
     trained_to = json.loads((run / "result.json").read_text())["miou"]
@@ -273,7 +273,7 @@ def test_a_picture_shows_the_mask_that_is_scored(masks: Path, tmp_path: Path) ->
     tests = build.test_sets(recipe, data, machine)
     (found,) = evaluator.sets(network, tests, lambda: None)["test"].values()
     shown = evaluator.examples(network, tests["test"].feed, 4)
-    counts = [intersections(said, scene.target, 3) for scene, said in shown]  # type: ignore[arg-type]
+    counts = [pixel_counts(said, scene.target, 3) for scene, said in shown]  # type: ignore[arg-type]
     np.testing.assert_array_equal(np.stack(counts), found.arrays(data.classes)["counts"])
 
 

@@ -1,4 +1,4 @@
-"""What the values in a run's files must be, and the error where one is not."""
+"""Rules for the values in a run's files, and the error where a value breaks one."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -8,8 +8,8 @@ from typing import Any
 
 from rescue_cli.errors import DataError
 
-LARGEST = 1e300  # that no sum of a few numbers overflows
-MOST = 2**53  # whole numbers that a float holds exactly
+LARGEST = 1e300  # so that no sum of a few numbers overflows
+MOST = 2**53  # integers up to here are exact as floats
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Rule:
 
 
 def _between(value: Any, low: float, high: float) -> bool:
-    """Whether it is a number there; no bool, and no NaN, which is nowhere."""
+    """Whether it is a number in the range; not a bool, and not NaN."""
     return isinstance(value, int | float) and value is not True and value is not False and (
         low <= value <= high
     )  # fmt: skip
@@ -42,19 +42,19 @@ def _is_name(value: Any) -> bool:
 
 PERCENT = Rule("a number from 0 to 100", lambda v: _between(v, 0, 100))
 NUMBER = Rule("a finite number", lambda v: _between(v, -LARGEST, LARGEST))
-POSITIVE = Rule("a number from 0 up", lambda v: _between(v, 0, LARGEST))
+POSITIVE = Rule("a non-negative number", lambda v: _between(v, 0, LARGEST))
 EPOCH = Rule("a number from 0 to 1,000,000", lambda v: _between(v, 0, 1e6))
-LOSS = Rule(  # of a step that diverged too
+LOSS = Rule(  # also of a step that diverged
     "a number", lambda v: NUMBER.holds(v) or (isinstance(v, float) and not math.isfinite(v))
 )
-STEP = Rule("a whole number from 0 up", lambda v: _is_whole(v, 0))
-COUNT = Rule("a whole number above 0", lambda v: _is_whole(v, 1))
+STEP = Rule("a non-negative integer", lambda v: _is_whole(v, 0))
+COUNT = Rule("a positive integer", lambda v: _is_whole(v, 1))
 NAME = Rule("a name without '/'", _is_name)
-TEXT = Rule("a text", lambda v: isinstance(v, str))
+TEXT = Rule("a string", lambda v: isinstance(v, str))
 MAPPING = Rule("an object", lambda v: isinstance(v, dict))
 LIST = Rule("a list", lambda v: isinstance(v, list))
 OBJECTS = Rule(
-    "a list of objects, and not an empty one",
+    "a non-empty list of objects",
     lambda v: isinstance(v, list) and bool(v) and all(isinstance(item, dict) for item in v),
 )
 NUMBERS = Rule(
@@ -62,23 +62,25 @@ NUMBERS = Rule(
 )
 
 
-def demand(
-    file: Path | str, found: Mapping[str, Any], rules: Mapping[str, Rule], cure: str, at: str = ""
+def check_keys(
+    file: Path | str, values: Mapping[str, Any], rules: Mapping[str, Rule], cure: str, at: str = ""
 ) -> None:
-    """Raises `DataError` for the first key that is not there, or whose value breaks its rule.
+    """Raises `DataError` for the first key that is missing, or whose value breaks its rule.
 
-    `at` is where in the file the object stands: `sets[1].`.
+    `at`: the object's place in the file, as `sets[1].`.
     """
     for key, rule in rules.items():
-        if key not in found:
+        if key not in values:
             raise DataError(f"{file}: has no key {at}{key}. {cure}")
-        if not rule.holds(found[key]):
-            raise DataError(f"{file}: {at}{key}: {shown(found[key])} is not {rule.words}. {cure}")
+        if not rule.holds(values[key]):
+            raise DataError(
+                f"{file}: {at}{key}: {format_found(values[key])} is not {rule.words}. {cure}"
+            )
 
 
-def shown(value: Any) -> str:
-    """A value in a message, not longer than a line has room for."""
+def format_found(value: Any) -> str:
+    """A value for an error message: at most 60 characters."""
     if isinstance(value, int) and not -MOST < value < MOST:
-        return "a whole number of many digits"
+        return "an integer of many digits"
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."

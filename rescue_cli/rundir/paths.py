@@ -1,4 +1,4 @@
-"""Where the files of a run lie, by the part they play."""
+"""The paths of a run directory's files."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class RunDirectory:
-    """The files of one run, by the part they play."""
+    """The paths of one run's files."""
 
     path: Path
 
