@@ -7,8 +7,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-
 from rescue_cli.analysis import lr_range
 from rescue_cli.analysis.lr_range import Answer, Ramp, Reading
 from rescue_cli.analysis.range_curves import Curves
@@ -94,20 +92,20 @@ def apply(path: Path, found: Found, *, untrusted: bool) -> None:
 def show(found: Found) -> None:
     curves = found.full[0]
     tested = not curves.detects
-    table = Table(box=None, pad_edge=False, header_style="bold")
     headings = ["learning rate", "training loss", *(["test loss", "test - training"] * tested)]
-    for heading in (*headings, METRICS[curves.metric]):
-        table.add_column(heading, justify="right")
+    rows = []
     every = max(1, -(-len(curves.rates) // SHOWN))
     for i in range(every - 1, len(curves.rates), every):
         values = [curves.train_losses[i], *([curves.test_losses[i], curves.errors[i]] * tested)]
-        table.add_row(
-            f"{curves.rates[i]:.3g}",
-            *("-" if math.isnan(value) else f"{value:.3f}" for value in values),
-            "-" if math.isnan(curves.accuracies[i]) else f"{curves.accuracies[i]:.2f}",
+        rows.append(
+            [
+                f"{curves.rates[i]:.3g}",
+                *("-" if math.isnan(value) else f"{value:.3f}" for value in values),
+                "-" if math.isnan(curves.accuracies[i]) else f"{curves.accuracies[i]:.2f}",
+            ]
         )
     out = common.console()
-    out.print(table)
+    out.print(common.table([*headings, METRICS[curves.metric]], rows))
     for line in _sentences(found):
         out.print(line)
 

@@ -1,6 +1,5 @@
 """`rescue lr-range-test`: runs of a rising rate, what they say, and a recipe that follows it."""
 
-import json as json_module
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +12,7 @@ from rescue_cli.analysis import range_curves
 from rescue_cli.analysis.lr_range import Ramp
 from rescue_cli.analysis.range_curves import Curves
 from rescue_cli.cli import common
+from rescue_cli.cli.command import ComputingVerb
 from rescue_cli.cli.common import Architecture, Device, Json, Overrides, Procs, RecipeName, Workers
 from rescue_cli.cli.help import then
 from rescue_cli.cli.lr_range_found import Found, show, write
@@ -28,50 +28,51 @@ SCENES = 100  # the same where an image carries boxes or a mask
 
 
 @app.command(
+    cls=ComputingVerb,
     epilog=then(
         "rescue lr-range-test --recipe 1cycle-3layer data.root=DIR",
         "the same with --out FOLDER --apply my.yaml (it trains nothing again)",
-    )
+    ),
 )
 def lr_range_test(
     overrides: Overrides = None,
     recipe: RecipeName = None,
     from_: Annotated[
-        str | None, typer.Option("--from", help="Of a transfer: the weights it begins with.")
+        str | None, typer.Option("--from", help="Starting weights: a run, a file, or timm:NAME.")
     ] = None,
-    to: Annotated[str | None, typer.Option(help="And its data set, or folder.")] = None,
+    to: Annotated[str | None, typer.Option(help="With --from: the data set or folder.")] = None,
     model: Architecture = None,
     start: Annotated[
-        float | None, typer.Option(help="First rate; by default a hundredth of the recipe's.")
+        float | None, typer.Option(help="Lowest learning rate; default: the recipe's / 100.")
     ] = None,
     end: Annotated[
-        float | None, typer.Option(help="Last rate; by default ten times the recipe's.")
+        float | None, typer.Option(help="Highest learning rate; default: the recipe's x 10.")
     ] = None,
-    steps: Annotated[int | None, typer.Option(help="Steps of a run.", min=10)] = None,
+    steps: Annotated[int | None, typer.Option(help="Steps per run.", min=10)] = None,
     epochs: Annotated[
-        float | None, typer.Option(help="Or its epochs; the recipe's by default.")
+        float | None, typer.Option(help="Epochs per run, in place of --steps.")
     ] = None,
     ramp: Annotated[str, typer.Option(help="linear or exponential.")] = "linear",
     momentum: Annotated[
-        str | None, typer.Option(help="A:B, from the lowest rate to the highest.")
+        str | None, typer.Option(help="A:B, at the lowest and the highest learning rate.")
     ] = None,
-    seeds: Annotated[int, typer.Option(help="How many runs, each of its own seed.", min=1)] = 1,
-    points: Annotated[int, typer.Option(help="Evaluations of a run.", min=10)] = 40,
+    seeds: Annotated[int, typer.Option(help="Number of runs, each with its own seed.", min=1)] = 1,
+    points: Annotated[int, typer.Option(help="Evaluations per run.", min=10)] = 40,
     apply: Annotated[
-        Path | None, typer.Option(help="Write the recipe with a 1cycle to the rate found.")
+        Path | None, typer.Option(help="Write a recipe with a 1cycle up to the rate found.")
     ] = None,
     apply_untrusted: Annotated[
-        bool, typer.Option("--apply-untrusted", help="Even if not trusted; the file says so.")
+        bool, typer.Option("--apply-untrusted", help="Write it even if the rate is not trusted.")
     ] = False,
     out: Annotated[
-        Path | None, typer.Option(help="Folder; runs/lr-range-test/RECIPE/N by default.")
+        Path | None, typer.Option(help="Folder; default: runs/lr-range-test/RECIPE/N.")
     ] = None,
-    json: Json = False,
+    as_json: Json = False,
     device: Device = None,
     procs: Procs = None,
     workers: Workers = None,
 ) -> None:
-    """Find the largest stable learning rate from a run in which it rises (Smith)."""
+    """Find the largest stable learning rate by raising it during a run (Smith)."""
     from rescue_cli import build
 
     where = common.device(device)
@@ -84,11 +85,11 @@ def lr_range_test(
     test = Ramp(*ends, _shape(ramp), momentum_of(momentum), length, points)
     plan = _planned(resolved, test, seeds, per_epoch)
     folder = _folder(resolved, out)
-    common.note("\n".join([str(folder), *notes, *common.allocator_notes(), plan.cost]))
+    common.note("\n".join([str(folder), *notes, plan.cost]))
     curves = _curves(plan, folder, where, procs, workers)
     found = Found(resolved, test, curves[:-1], curves[-1])
     write(folder, found)
-    print(json_module.dumps(found.summary)) if json else show(found)
+    common.print_json(found.summary) if as_json else show(found)
     common.note(str(folder))
     if apply is not None:
         write_recipe(apply, found, untrusted=apply_untrusted)

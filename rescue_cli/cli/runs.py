@@ -209,15 +209,10 @@ def diverged(path: Path, recipe: Recipe, look: "Looked | None" = None) -> bool:
 
 
 def note_machine(recipes: Iterable[Recipe], device: str) -> None:
-    """Says what an emulated precision costs, and what nobody typed of the allocator.
-
-    Raises `UsageError` for a precision that is not there.
-    """
+    """Warns of an emulated precision; raises `UsageError` for one that is not available."""
     warnings = [w for recipe in recipes for w in common.check_precision(recipe, device)]
     for warning in dict.fromkeys(warnings):
         common.note(f"warning: {warning}")
-    for line in common.allocator_notes():
-        common.note(line)
 
 
 def train_here(

@@ -1,14 +1,11 @@
 """What a study would cost, before it is begun."""
 
-import json
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal
 
-from rich.table import Table
-
 from rescue_cli.analysis.study import shown
 from rescue_cli.cli import common
-from rescue_cli.formatting import significant
+from rescue_cli.formatting import flop_count
 from rescue_cli.recipe import Recipe
 
 Rows = Collection[Mapping[str, Any]]
@@ -47,26 +44,28 @@ def print_plan(
         if images_per_second is not None:
             row["hours"] = row["images"] / images_per_second / 3600
     if as_json:
-        print(json.dumps(list(rows.values())))
+        common.print_json(list(rows.values()))
         return
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    headings = ", ".join(next(iter(columns.values())))
-    table.add_column("row", justify="right")
-    table.add_column(headings, overflow="fold")
-    for heading in ("runs", "left", "steps", "images", "PFLOP", "hours"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for row in [*rows.values(), _total(rows.values())]:
-        table.add_row(
-            str(row["row"]), ", ".join(map(shown, row["columns"].values())),
-            str(row["runs"]), str(row["left"]), f"{row['updates']:,}", f"{row['images']:,}",
-            f"{significant(row['petaflop'])}",
+    name = ", ".join(next(iter(columns.values())))
+    headings = ("row", name, "runs", "left", "steps", "images", "FLOP", "hours")
+    cells = [
+        [
+            str(row["row"]),
+            ", ".join(map(shown, row["columns"].values())),
+            str(row["runs"]),
+            str(row["left"]),
+            f"{row['updates']:,}",
+            f"{row['images']:,}",
+            flop_count(row["petaflop"]),
             "-" if row["hours"] is None else f"{row['hours']:,.1f}",
-        )  # fmt: skip
-    common.console().print(table)
+        ]
+        for row in [*rows.values(), _total(rows.values())]
+    ]
+    common.console().print(common.table(headings, cells, words=[name]))
 
 
 def _total(rows: Rows) -> dict[str, Any]:
     keys = ("runs", "left", "updates", "images", "petaflop", "hours")
     timed = all(row["hours"] is not None for row in rows)
     sums = {key: sum(row[key] for row in rows) for key in (keys if timed else keys[:-1])}
-    return {"row": "", "columns": {"": "in all"}, "hours": None, **sums}
+    return {"row": "", "columns": {"": "total"}, "hours": None, **sums}

@@ -1,6 +1,5 @@
 """A study as it is printed: paper and measured side by side, then what may be claimed."""
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -24,7 +23,7 @@ def print_study(study: Study, rows: Rows, compared: Compared, *, as_json: bool) 
         common.note(f"warning: {line}")
     if as_json:
         found = {"study": study.name, "paper": study.paper, "rows": rows}
-        print(json.dumps({**found, "sides": told(compared.sides), "pairs": compared.pairs}))
+        common.print_json({**found, "sides": told(compared.sides), "pairs": compared.pairs})
         return
     out = common.console()
     out.print(_table(rows))
@@ -37,26 +36,24 @@ def print_study(study: Study, rows: Rows, compared: Compared, *, as_json: bool) 
 
 def _table(rows: Rows) -> Table:
     metrics = list(dict.fromkeys(metric for row in rows for metric in row["paper"]))
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("row", justify="right")
-    for heading in rows[0]["columns"]:
-        table.add_column(heading, overflow="fold")
-    for metric in metrics:
-        table.add_column(f"paper {METRICS.get(metric, metric.replace('seed0', 'seed 0') + ' %')}",
-                         justify="right")  # fmt: skip
-    for heading in ("measured %", "p" if metrics else "train s"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    names = [METRICS.get(metric, f"{metric.replace('seed0', 'seed 0')} %") for metric in metrics]
+    words = list(rows[0]["columns"])
+    last = "p" if metrics else "train s"
+    headings = ["row", *words, *(f"paper {name}" for name in names), "measured %", last]
+    cells = []
     for row in rows:
         figures = [row["paper"].get(metric) for metric in metrics]
         measured = row["measured"] or {}
-        table.add_row(
-            str(row["row"]),
-            *(studies.shown(value) for value in row["columns"].values()),
-            *("-" if figure is None else f"{figure:.2f}" for figure in figures),
-            _measured(row),
-            _chance(measured) if metrics else _seconds(row),
+        cells.append(
+            [
+                str(row["row"]),
+                *(studies.shown(value) for value in row["columns"].values()),
+                *("-" if figure is None else f"{figure:.2f}" for figure in figures),
+                _measured(row),
+                _chance(measured) if metrics else _seconds(row),
+            ]
         )
-    return table
+    return common.table(headings, cells, words=words)
 
 
 def _measured(row: Mapping[str, Any]) -> str:

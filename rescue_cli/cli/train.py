@@ -9,6 +9,7 @@ import typer
 
 from rescue_cli import recipe as recipes
 from rescue_cli.cli import common
+from rescue_cli.cli.command import ComputingVerb
 from rescue_cli.cli.common import Device, Json, Overrides, Procs, RecipeName, Workers
 from rescue_cli.cli.expand import Epochs, Model, expand
 from rescue_cli.cli.help import then
@@ -42,39 +43,47 @@ class Changes:
 
 
 @app.command(
+    cls=ComputingVerb,
     epilog=then(
         "rescue train --recipe myrtle-baseline data.root=DIR",
         "rescue eval RUN, or rescue report RUN",
-    )
+    ),
 )
 def train(
     overrides: Overrides = None,
     recipe: RecipeName = None,
     model: Model = None,
     epochs: Epochs = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Run directory; runs/RECIPE/N by default.")
+    out: Annotated[Path | None, typer.Option(help="Run directory; default: runs/RECIPE/N.")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Resume from the last checkpoint.")
+    ] = False,
+    subset: Annotated[
+        str | None, typer.Option(help="Use N or TRAIN:TEST images, balanced by class.")
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint.")] = False,
-    subset: Annotated[str | None, typer.Option(help="N or TRAIN:TEST images, balanced.")] = None,
-    smoke: Annotated[bool, typer.Option("--smoke", help="Two steps on a few images.")] = False,
+    smoke: Annotated[bool, typer.Option("--smoke", help="Train 2 steps on a few images.")] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show the plan, train nothing.")
+        bool, typer.Option("--dry-run", help="Print the resolved recipe and plan; train nothing.")
     ] = False,
     check_expected: Annotated[
-        bool, typer.Option("--check-expected", help="Exit 6 outside the recipe's band.")
+        bool,
+        typer.Option("--check-expected", help="Exit with 6 if outside the recipe's expected band."),
     ] = False,
-    json: Json = False,
+    as_json: Json = False,
     device: Device = None,
-    gpus: Annotated[int | None, typer.Option(help="Processes, one a GPU.", min=1)] = None,
+    gpus: Annotated[
+        int | None, typer.Option(help="Number of GPUs, one process per GPU.", min=1)
+    ] = None,
     procs: Procs = None,
     workers: Workers = None,
     max_restarts: Annotated[
-        int, typer.Option(help="Times torchrun begins a failed run anew.", min=0)
+        int, typer.Option(help="How often torchrun restarts a failed run.", min=0)
     ] = 0,
-    nodes: Annotated[int, typer.Option(help="Machines.", min=1)] = 1,
-    node_rank: Annotated[int, typer.Option(help="This machine's number.", min=0)] = 0,
-    rendezvous: Annotated[str | None, typer.Option(help="HOST:PORT of machine 0.")] = None,
+    nodes: Annotated[int, typer.Option(help="Number of machines.", min=1)] = 1,
+    node_rank: Annotated[int, typer.Option(help="Number of this machine, from 0.", min=0)] = 0,
+    rendezvous: Annotated[
+        str | None, typer.Option(help="HOST:PORT of machine 0, for --nodes.")
+    ] = None,
 ) -> None:
     """Train a recipe; the result is printed and kept in the run directory."""
     from rescue_cli import build
@@ -93,7 +102,6 @@ def train(
         where = "cuda"  # the only one that has it, here or elsewhere
     if not dry_run or asked == "cpu":
         notes += [f"warning: {warning}" for warning in common.check_precision(resolved, where)]
-    notes += common.allocator_notes()
     launch = _launch(
         resolved, where, gpus, procs, machines.count, max_restarts, workers, planned=dry_run
     )
@@ -101,9 +109,9 @@ def train(
     for line in [str(path), *notes] if path else notes:
         common.note(line)
     if path is None:
-        _print_plan(resolved, launch, json)
+        _print_plan(resolved, launch, as_json)
     else:
-        _run(path, resolved, launch, machines, resume, json)
+        _run(path, resolved, launch, machines, resume, as_json)
         if check_expected and machines.rank == 0:
             _check_expected(path, resolved)
 
@@ -267,17 +275,16 @@ def _begun(parent: Path) -> Path | None:
 
 def _print_plan(recipe: Recipe, launch: Launch, as_json: bool) -> None:
     """The resolved recipe, and what it comes to in steps and learning rates."""
-    import json
-
     from rescue_cli import build
 
     plan = build.outline(recipe)
     plan["processes"] = launch.procs
     plan["device"] = launch.device
     if as_json:
-        print(json.dumps({"recipe": recipe.tree, **plan}))
+        common.print_json({"recipe": recipe.tree, **plan})
         return
     print(recipe.to_yaml(), end="")
     for key, value in plan.items():
         shown = f"{value:.4g}" if isinstance(value, float) else value
-        print(f"{key.replace('_', ' ')}: {shown}")
+        name = "micro-batches" if key == "slices" else key.replace("_", " ")  # a stable key
+        print(f"{name}: {shown}")

@@ -1,15 +1,14 @@
 """`rescue tune`: Smith's steps on a recipe by short runs, then the verdict of full ones."""
 
-import json as json_module
 import time
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
 from rescue_cli import recipe as recipes
 from rescue_cli.cli import common
+from rescue_cli.cli.command import ComputingVerb
 from rescue_cli.cli.common import Device, Json, Overrides, RecipeName, Workers
 from rescue_cli.cli.help import then
 from rescue_cli.cli.search import Search
@@ -20,24 +19,27 @@ app = common.verb()
 
 
 @app.command(
+    cls=ComputingVerb,
     epilog=then(
         "rescue tune --recipe quickstart --budget 0.5",
         "rescue train --recipe runs/tune/quickstart/tuned.yaml",
-    )
+    ),
 )
 def tune(
     overrides: Overrides = None,
     recipe: RecipeName = None,
-    budget: Annotated[float, typer.Option(help="Hours that this call may take.", min=0.001)] = 1.0,
+    budget: Annotated[
+        float, typer.Option(help="Hours that this command may take.", min=0.001)
+    ] = 1.0,
     seeds: Annotated[
-        int, typer.Option(help="Full runs each of the recipe and the tuned one.", min=3)
+        int, typer.Option(help="Full runs of each recipe, original and tuned.", min=3)
     ] = 5,
-    out: Annotated[Path | None, typer.Option(help="Folder; runs/tune/RECIPE by default.")] = None,
-    json: Json = False,
+    out: Annotated[Path | None, typer.Option(help="Folder; default: runs/tune/RECIPE.")] = None,
+    as_json: Json = False,
     device: Device = None,
     workers: Workers = None,
 ) -> None:
-    """Tune batch, rate, momentum and decay (Smith); tuned.yaml where that is better."""
+    """Tune batch size, learning rate, momentum and weight decay by short runs (Smith)."""
     from rescue_cli import build
 
     begun = time.monotonic()
@@ -47,13 +49,13 @@ def tune(
     base.demand_classification("tune")
     notes = [f"warning: {warning}" for warning in common.check_precision(base, where)]
     folder = common.folder(out or Path("runs", "tune", base.name))
-    for line in [str(folder), *notes, *common.allocator_notes()]:
+    for line in [str(folder), *notes]:
         common.note(line)
     search = Search(base, folder, where, workers, seeds, begun + budget * 3600)
     search.go()
     search.write()
-    if json:
-        print(json_module.dumps(search.summary))
+    if as_json:
+        common.print_json(search.summary)
     else:
         _print(search)
     common.note(str(folder))
@@ -67,12 +69,9 @@ def tune(
 def _print(search: Search) -> None:
     out = common.console()
     out.print(title_of(search.base.name, search.verdict))
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("step", "chosen", "why"):
-        table.add_column(heading, overflow="fold")
-    for decision in search.decisions:
-        table.add_row(decision.step, decision.chosen, decision.why)
-    out.print(table)
+    headings = ("step", "chosen", "why")
+    rows = [[decision.step, decision.chosen, decision.why] for decision in search.decisions]
+    out.print(common.table(headings, rows, words=headings))
     found = search.verdict
     if found is not None and found.pairs:
         common.print_comparison(found.sides, found.pairs)

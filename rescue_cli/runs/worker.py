@@ -24,6 +24,7 @@ from rescue_cli.engine.timing import Plan
 from rescue_cli.errors import InUseError, RescueError, StoppedError, UsageError
 from rescue_cli.recipe import Recipe, recipe_in, steps_per_epoch, total_steps
 from rescue_cli.rundir import RunDirectory, discard_partials, read_environment, write_json
+from rescue_cli.runs import allocator
 from rescue_cli.runs import result as outcome
 from rescue_cli.runs.failure import explained, leaving_word
 
@@ -146,6 +147,8 @@ def _train(run: RunDirectory, recipe: Recipe, machine: build.Machine, start: _St
         trainee = build.trainee(recipe, data, machine, recorder.say)
         loop = _loop(run, recipe, trainee, machine, recorder)
         recorder.open_log()
+        if allocator.in_force():
+            recorder.log(allocator.SAID)
         for note in (*data.notes, *build.balance(recipe, data), *said):
             recorder.say(note)
         if distributed.is_first():
