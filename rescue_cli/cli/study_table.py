@@ -1,6 +1,5 @@
 """A study as it is printed: paper and measured side by side, or what is left to run."""
 
-import json
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -14,7 +13,7 @@ from rescue_cli.analysis.study import (
     format_value,
 )
 from rescue_cli.cli import common
-from rescue_cli.formatting import shown_seconds, significant
+from rescue_cli.formatting import flop_count, shown_seconds
 from rescue_cli.metrics.names import METRICS
 from rescue_cli.rundir.planned import counted_lost, lost_in, of_planned
 from rescue_cli.runs.console import note
@@ -27,10 +26,9 @@ def print_study(study: Study, rows: Rows, compared: ComparedRows, *, as_json: bo
     for line in interim.record_comparison(compared.sides):
         note(f"warning: {line}")
     if as_json:
-        found = {"study": study.name, "paper": study.paper, "rows": rows}
-        print(
-            json.dumps({**found, "sides": describe_sides(compared.sides), "pairs": compared.pairs})
-        )
+        sides = describe_sides(compared.sides)
+        table = {"study": study.name, "paper": study.paper, "rows": rows}
+        common.print_json({**table, "sides": sides, "pairs": compared.pairs})
         return
     out = common.console()
     out.print(_table(rows))
@@ -43,26 +41,24 @@ def print_study(study: Study, rows: Rows, compared: ComparedRows, *, as_json: bo
 
 def _table(rows: Rows) -> Table:
     metrics = list(dict.fromkeys(metric for row in rows for metric in row["paper"]))
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("row", justify="right")
-    for heading in rows[0]["columns"]:
-        table.add_column(heading, overflow="fold")
-    for metric in metrics:
-        table.add_column(f"paper {METRICS.get(metric, metric.replace('seed0', 'seed 0') + ' %')}",
-                         justify="right")  # fmt: skip
-    for heading in ("measured %", "p" if metrics else "train s"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    names = [METRICS.get(metric, f"{metric.replace('seed0', 'seed 0')} %") for metric in metrics]
+    words = list(rows[0]["columns"])
+    last = "p" if metrics else "train s"
+    headings = ["row", *words, *(f"paper {name}" for name in names), "measured %", last]
+    cells = []
     for row in rows:
         figures = [row["paper"].get(metric) for metric in metrics]
         measured = row["measured"] or {}
-        table.add_row(
-            str(row["row"]),
-            *(format_value(value) for value in row["columns"].values()),
-            *("-" if figure is None else f"{figure:.2f}" for figure in figures),
-            _measured(row),
-            _chance(measured) if metrics else _seconds(row),
+        cells.append(
+            [
+                str(row["row"]),
+                *(format_value(value) for value in row["columns"].values()),
+                *("-" if figure is None else f"{figure:.2f}" for figure in figures),
+                _measured(row),
+                _chance(measured) if metrics else _seconds(row),
+            ]
         )
-    return table
+    return common.table(headings, cells, words=words)
 
 
 def _measured(row: Mapping[str, Any]) -> str:
@@ -104,24 +100,27 @@ def _legend(study: Study, *, metrics: bool) -> str:
 
 
 def print_costs(rows: Collection[Mapping[str, Any]], *, as_json: bool) -> None:
-    """What is left of each row and in all, see `study_runs.count_costs`."""
+    """What is left of each row and in total, see `study_runs.count_costs`."""
     if as_json:
-        print(json.dumps(list(rows)))
+        common.print_json(list(rows))
         return
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("row", justify="right")
-    table.add_column(", ".join(next(iter(rows), {"columns": ()})["columns"]), overflow="fold")
-    for heading in ("runs", "left", "steps", "images", "PFLOP", "hours"):
-        table.add_column(heading, justify="right", no_wrap=True)
     keys = ("runs", "left", "updates", "images", "petaflop", "hours")
     timed = all(row["hours"] is not None for row in rows)
     sums = {key: sum(row[key] for row in rows) for key in (keys if timed else keys[:-1])}
-    total = {"row": "", "columns": {"": "in all"}, "hours": None, **sums}
-    for row in [*rows, total]:
-        table.add_row(
-            str(row["row"]), ", ".join(map(format_value, row["columns"].values())),
-            str(row["runs"]), str(row["left"]), f"{row['updates']:,}", f"{row['images']:,}",
-            significant(row["petaflop"]),
+    total = {"row": "", "columns": {"": "total"}, "hours": None, **sums}
+    name = ", ".join(next(iter(rows), {"columns": ()})["columns"])
+    headings = ("row", name, "runs", "left", "steps", "images", "FLOP", "hours")
+    cells = [
+        [
+            str(row["row"]),
+            ", ".join(map(format_value, row["columns"].values())),
+            str(row["runs"]),
+            str(row["left"]),
+            f"{row['updates']:,}",
+            f"{row['images']:,}",
+            flop_count(row["petaflop"]),
             "-" if row["hours"] is None else f"{row['hours']:,.1f}",
-        )  # fmt: skip
-    common.console().print(table)
+        ]
+        for row in [*rows, total]
+    ]
+    common.console().print(common.table(headings, cells, words=[name]))

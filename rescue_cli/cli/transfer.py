@@ -1,6 +1,5 @@
 """`rescue transfer`: trained weights, another data set, and what they are worth there."""
 
-import json as json_module
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +10,7 @@ from rescue_cli.analysis.compare import compare_pairs, describe_sides
 from rescue_cli.analysis.sides import load_side
 from rescue_cli.analysis.sweep import PREFIX, Sweep, parse_seeds, read_sweep
 from rescue_cli.cli import common
+from rescue_cli.cli.command import ComputingVerb
 from rescue_cli.cli.common import Architecture, Device, Json, Overrides, RecipeName, Workers
 from rescue_cli.cli.expand import Epochs, expand
 from rescue_cli.cli.help import then
@@ -27,31 +27,33 @@ app = common.verb()
 
 
 @app.command(
+    cls=ComputingVerb,
     epilog=then(
         "rescue transfer --from runs/a2/0 --to flowers102 data.root=DIR",
         "rescue predict RUN IMAGE, or rescue report RUN",
-    )
+    ),
 )
 def transfer(
     overrides: Overrides = None,
     from_: Annotated[
         list[str] | None,
         typer.Option(
-            "--from", help="A run, a weights file, timm:NAME, or scratch:ONE; several compare."
+            "--from",
+            help="Starting weights: a run, a file, timm:NAME or scratch:NAME. Repeat to compare.",
         ),
     ] = None,
-    to: Annotated[str | None, typer.Option(help="A data set, or a folder of one's own.")] = None,
+    to: Annotated[str | None, typer.Option(help="A data set, or a folder of your own.")] = None,
     recipe: RecipeName = None,
     model: Architecture = None,
     epochs: Epochs = None,
-    seeds: Annotated[str, typer.Option(help="3, 0-9 or 3,7,11.")] = "1",
-    jobs: Annotated[int | None, typer.Option(help="Runs at a time.", min=1)] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder; runs/RECIPE/TO by default.")] = None,
-    json: Json = False,
+    seeds: Annotated[str, typer.Option(help="Number of seeds, or a list: 0-9 or 3,7,11.")] = "1",
+    jobs: Annotated[int | None, typer.Option(help="Parallel runs.", min=1)] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder; default: runs/RECIPE/TO.")] = None,
+    as_json: Json = False,
     device: Device = None,
     workers: Workers = None,
 ) -> None:
-    """Train weights further on another data set; several, and from scratch, are compared."""
+    """Fine-tune weights on another data set, and compare several starting weights."""
     if not from_ or to is None:
         raise UsageError("transfer: give --from WEIGHTS and --to DATA (a data set or a folder).")
     from rescue_cli.build.transfer import DEFAULT
@@ -70,11 +72,9 @@ def transfer(
     note(place)
     where = select_device(device)
     note_precision((one.train.precision for one in runs.values()), where)
-    for line in common.allocator_notes():
-        note(line)
     _train(runs, local_jobs(where, jobs, workers, folder / ".cache"))
     found = [read_sweep(folder / label) for label in starts]
-    _show(found, to, as_json=json)
+    _show(found, to, as_json=as_json)
     note(place)
     ends = [lost.how for sweep in found for lost in sweep.lost.values()]
     require_results(sum(len(sweep.results) for sweep in found), ends)
@@ -137,4 +137,4 @@ def _show(found: list[Sweep], to: str, *, as_json: bool) -> None:
     if not as_json:
         common.print_comparison(sides, pairs)
         return
-    print(json_module.dumps({"to": to, "sides": describe_sides(sides), "pairs": pairs}))
+    common.print_json({"to": to, "sides": describe_sides(sides), "pairs": pairs})

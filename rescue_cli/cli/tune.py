@@ -1,17 +1,16 @@
 """`rescue tune`: Smith's steps on a recipe by short runs, then the verdict of full ones."""
 
-import json as json_module
 import time
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
 
 from rescue_cli import recipe as recipes
 from rescue_cli.analysis.tuning import UNCHANGED, Verdict, decision_to_json, judge_sweeps
 from rescue_cli.analysis.tuning_search import Tuner
 from rescue_cli.cli import common
+from rescue_cli.cli.command import ComputingVerb
 from rescue_cli.cli.common import Device, Json, Overrides, RecipeName, Workers
 from rescue_cli.cli.help import then
 from rescue_cli.errors import RescueError
@@ -24,24 +23,27 @@ app = common.verb()
 
 
 @app.command(
+    cls=ComputingVerb,
     epilog=then(
         "rescue tune --recipe quickstart --budget 0.5",
         "rescue train --recipe runs/tune/quickstart/tuned.yaml",
-    )
+    ),
 )
 def tune(
     overrides: Overrides = None,
     recipe: RecipeName = None,
-    budget: Annotated[float, typer.Option(help="Hours that this call may take.", min=0.001)] = 1.0,
+    budget: Annotated[
+        float, typer.Option(help="Hours that this command may take.", min=0.001)
+    ] = 1.0,
     seeds: Annotated[
-        int, typer.Option(help="Full runs each of the recipe and the tuned one.", min=3)
+        int, typer.Option(help="Full runs of each recipe, original and tuned.", min=3)
     ] = 5,
-    out: Annotated[Path | None, typer.Option(help="Folder; runs/tune/RECIPE by default.")] = None,
-    json: Json = False,
+    out: Annotated[Path | None, typer.Option(help="Folder; default: runs/tune/RECIPE.")] = None,
+    as_json: Json = False,
     device: Device = None,
     workers: Workers = None,
 ) -> None:
-    """Tune batch, rate, momentum and decay (Smith); tuned.yaml where that is better."""
+    """Tune batch size, learning rate, momentum and weight decay by short runs (Smith)."""
     from rescue_cli import build
 
     end = time.monotonic() + budget * 3600
@@ -51,7 +53,7 @@ def tune(
     base.demand_classification("tune")
     notes = [f"warning: {text}" for text in check_precision(base.train.precision, where)]
     folder = common.folder(out or Path("runs", "tune", base.name))
-    for line in [str(folder), *notes, *common.allocator_notes()]:
+    for line in [str(folder), *notes]:
         note(line)
     tuner = Tuner(base, folder, where, workers, seeds, end)
     tuner.run()
@@ -62,7 +64,7 @@ def tune(
         judgement = judge_sweeps(folder / "base", folder / "tuned", tuner.judging_seeds)
     summary = _summary(tuner, judgement)
     _write(tuner, judgement, summary)
-    print(json_module.dumps(summary)) if json else _print(tuner, judgement)
+    common.print_json(summary) if as_json else _print(tuner, judgement)
     note(str(folder))
     if not tuner.finished:
         raise RescueError(
@@ -96,12 +98,9 @@ def _write(tuner: Tuner, verdict: Verdict | None, summary: dict[str, Any]) -> No
 def _print(tuner: Tuner, verdict: Verdict | None) -> None:
     out = common.console()
     out.print(tuning_title(tuner.base.name, verdict))
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("step", "chosen", "why"):
-        table.add_column(heading, overflow="fold")
-    for decision in tuner.decisions:
-        table.add_row(decision.step, decision.chosen, decision.why)
-    out.print(table)
+    headings = ("step", "chosen", "why")
+    rows = [[decision.step, decision.chosen, decision.why] for decision in tuner.decisions]
+    out.print(common.table(headings, rows, words=headings))
     if verdict is not None and verdict.pairs:
         common.print_comparison(verdict.sides, verdict.pairs)
     for line in verdict.sentences if verdict else []:

@@ -30,15 +30,16 @@ SAID = (
 _MAIN = Path(__file__).parents[1] / "__main__.py"
 
 
-def restart_with_settings() -> None:
+def restart_with_settings(device: str | None) -> None:
     """Executes this command again, once, with `SETTINGS` in its environment.
 
-    Only where they act: on a CPU, with glibc, where the user has no settings of his own. The
-    process keeps its number, its files and its parent. Raises `UsageError` for an unknown switch.
+    Only where they have an effect: on a CPU, with glibc, without the user's own settings. `device`
+    is cpu or cuda as the user gives it, None for cuda if there is one. The process keeps its id,
+    its files and its parent. Raises `UsageError` for an unknown value of `SWITCH`.
     """
     if not _switched_on() or VARIABLE in os.environ or not _has_glibc() or not _is_the_command():
         return
-    if not _computes_on_cpu(sys.argv[1:]):
+    if device not in (None, "cpu") or (device is None and _sees_cuda()):
         return
     os.environ[VARIABLE] = SETTINGS
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
@@ -74,16 +75,6 @@ def _is_the_command() -> bool:
     given = sys.argv[1:]
     named = Path(sys.argv[0]).name == "rescue" or Path(sys.argv[0]) == _MAIN
     return named and bool(given) and sys.orig_argv[-len(given) :] == given and bool(sys.executable)
-
-
-def _computes_on_cpu(words: list[str]) -> bool:
-    """What the command line asks for, else whether there is a GPU that CUDA's driver can use."""
-    if any(word == "--gpus" or word.startswith("--gpus=") for word in words):
-        return False
-    for word, following in zip(words, [*words[1:], ""], strict=True):
-        if word == "--device" or word.startswith("--device="):
-            return (word.partition("=")[2] or following) == "cpu"
-    return not _sees_cuda()
 
 
 def _sees_cuda() -> bool:

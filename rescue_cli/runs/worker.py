@@ -24,7 +24,7 @@ from rescue_cli.engine.timing import Plan
 from rescue_cli.errors import InUseError, RescueError, StoppedError, UsageError
 from rescue_cli.recipe import Recipe, recipe_in, steps_per_epoch, total_steps
 from rescue_cli.rundir import RunDirectory, read_environment, remove_partial_files, write_json
-from rescue_cli.runs import result
+from rescue_cli.runs import allocator, result
 from rescue_cli.runs.failure import explain_error, record_failure
 
 
@@ -146,6 +146,8 @@ def _train(run: RunDirectory, recipe: Recipe, machine: build.Machine, start: _St
         trainee = build.trainee(recipe, data, machine, recorder.say)
         loop = _make_loop(run, recipe, trainee, machine, recorder)
         recorder.open_log()
+        if allocator.in_force():
+            recorder.log(allocator.SAID)
         for note in (*data.notes, *build.balance(recipe, data), *notes):
             recorder.say(note)
         if distributed.is_first():

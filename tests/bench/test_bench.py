@@ -189,7 +189,7 @@ def test_an_optimizer_without_plain_form_is_refused() -> None:
 
 
 def test_gains_are_medians_of_ratios_within_a_round() -> None:
-    names = [way for pair in plain.MEASURES.values() for way in pair]
+    names = [way for pair in plain.OPTIMISATIONS.values() for way in pair]
     rounds = dict(
         zip(
             dict.fromkeys(names),
@@ -216,7 +216,7 @@ def test_gains_are_medians_of_ratios_within_a_round() -> None:
     assert bare["with_settings"] is None
     rounds.pop(plain.COMPILED)
     eager = plain._figures(rounds, plain.TUNED, 12, has_settings=True)
-    assert list(eager["gains"]) == list(plain.MEASURES)[:-1]
+    assert list(eager["gains"]) == list(plain.OPTIMISATIONS)[:-1]
     assert eager["with_compile"] is None
 
 
@@ -228,7 +228,7 @@ def test_bench_step_against_plain_shows_what_each_measure_gains(
     assert said(monkeypatch, "step", *options, "--against", "plain", "--json", *TINY) == 0
     found = json.loads(capfd.readouterr().out)
     assert found["what"] == ("step of quickstart on cpu, float32, batch 32, against plain PyTorch")
-    assert set(plain.MEASURES) - {"allocator: settings"} <= set(found["gains"])
+    assert set(plain.OPTIMISATIONS) - {"allocator: settings"} <= set(found["gains"])
     assert found["ratio"] == pytest.approx(found["theirs"] / found["ours"])
 
 

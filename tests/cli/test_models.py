@@ -119,7 +119,7 @@ def test_models_prints_one_network_whole(
     assert max(map(len, out.splitlines())) <= 80
     rows = [line.split() for line in out.splitlines()]
     assert ["multiply-adds,", "G", "70.6", "69.905"] in rows
-    assert ["with", "5", "a", "normalised", "element", "70.611"] in rows
+    assert ["with", "5", "per", "normalised", "element", "70.611"] in rows
     assert ["A3", "256>320", "11", "32", "17.8", "83.3"] in rows
 
 

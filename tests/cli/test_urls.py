@@ -10,12 +10,12 @@ from tests.conftest import Rescue
 @pytest.mark.parametrize(
     ("call", "said"),
     [
-        ("train --out s3://b/x", "--out: s3://b/x is a URL, and only files of this machine are "
-         "used. Mount it or copy it, and give the path on this machine."),
+        ("train --out s3://b/x", "--out: s3://b/x is a URL; only local files can be read. "
+         "Mount it or copy it, and give the path on this machine."),
         ("train --out=gs://b", "--out: gs://b is a URL"),
         ("train --recipe https://x/y.yaml", "--recipe: https://x/y.yaml is a URL"),
-        ("train data.root=file:///a/b", "data.root: file:///a/b is a URL, and only files of this "
-         "machine are used. Give the path /a/b."),
+        ("train data.root=file:///a/b", "data.root: file:///a/b is a URL; only local files can be "
+         "read. Give the path /a/b."),
         ("train data={name:\xa0folder,sets:\xa0{v2:\xa0hdfs://n/v2}}",
          "data.sets.v2: hdfs://n/v2 is a URL"),
         ("train teacher={name:\xa0run,path:\xa0s3://b/t}", "teacher.path: s3://b/t is a URL"),
@@ -28,7 +28,7 @@ from tests.conftest import Rescue
         ("study resnet --out s3://b/x", "--out: s3://b/x is a URL"),
         ("tune --out s3://b/x", "--out: s3://b/x is a URL"),
         ("report s3://b/runs", "report: s3://b/runs is a URL"),
-        ("recipes copy quickstart s3://b/x.yaml", "recipes: s3://b/x.yaml is a URL"),
+        ("recipes copy quickstart s3://b/x.yaml", "recipes copy: s3://b/x.yaml is a URL"),
     ],
 )  # fmt: skip
 def test_a_url_is_no_path(rescue: Rescue, tmp_path: Path, call: str, said: str) -> None:

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from rescue_cli import build
 from rescue_cli import recipe as recipes
-from rescue_cli.bench.plain_layers import write_down
+from rescue_cli.bench.plain_layers import replace_layers
 from rescue_cli.build.feeds import look
 from rescue_cli.errors import UsageError
 from rescue_cli.sections.data import Dataset, FileNames, Files, Images
@@ -93,7 +93,7 @@ def test_celu_is_torchs_to_single_precision(
 def test_the_plain_network_of_the_bench_computes_what_ours_computes() -> None:
     recipe = recipes.load("myrtle", ["train.precision=float64", "model.width=8"])
     ours, plain = (build.model(recipe, 10, CPU).train() for _ in range(2))
-    write_down(plain)
+    replace_layers(plain)
     kinds = {type(layer) for layer in plain.modules()}
     assert nn.CELU in kinds
     assert not kinds & {Celu, GhostBatchNorm2d}

@@ -1,4 +1,4 @@
-"""Two ways of doing the same thing, timed in turn in one run."""
+"""Wall-clock times of two functions, measured alternately in one run."""
 
 import sys
 import time
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 
-def in_turn(
+def time_alternately(
     ours: Callable[[], None],
     theirs: Callable[[], None],
     *,
@@ -18,17 +18,17 @@ def in_turn(
     images: int,
     device: torch.device,
 ) -> dict[str, Any]:
-    """Images/s of both, and the median over rounds of our time by theirs, with its extremes.
+    """Images/s of both, and the ratio of our time to theirs: median, lowest, highest over rounds.
 
-    A round is `calls` calls of each, of `images` images a call; who goes first alternates.
+    A round is `calls` calls of each, at `images` images per call. Which goes first alternates.
     """
     for warm_up in (ours, theirs):
-        seconds(warm_up, max(2, calls // 4), device)
+        time_calls(warm_up, max(2, calls // 4), device)
     pairs = []
-    for turn in each_round(rounds):
-        order = (ours, theirs) if turn % 2 else (theirs, ours)
-        times = {f: seconds(f, calls, device) for f in order}
-        pairs.append((times[ours], times[theirs]))
+    for number in rounds_shown(rounds):
+        order = (ours, theirs) if number % 2 else (theirs, ours)
+        seconds = {function: time_calls(function, calls, device) for function in order}
+        pairs.append((seconds[ours], seconds[theirs]))
     ratios = sorted(a / b for a, b in pairs)
     return {
         "ours": calls * images / median(a for a, _ in pairs),
@@ -39,8 +39,8 @@ def in_turn(
     }
 
 
-def each_round(rounds: int) -> Iterable[int]:
-    """The rounds' numbers; a bar on a terminal counts them, and moves between them only."""
+def rounds_shown(rounds: int) -> Iterable[int]:
+    """The numbers of the rounds, counted on a terminal by a bar that moves only between them."""
     from rich.console import Console
     from rich.progress import track
 
@@ -50,13 +50,13 @@ def each_round(rounds: int) -> Iterable[int]:
     )
 
 
-def seconds(run: Callable[[], None], calls: int, device: torch.device) -> float:
-    """Wall-clock seconds of so many calls, the device's work included."""
+def time_calls(function: Callable[[], None], calls: int, device: torch.device) -> float:
+    """Wall-clock seconds of `calls` calls, including the device's work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     started = time.perf_counter()
     for _ in range(calls):
-        run()
+        function()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter() - started

@@ -1,4 +1,4 @@
-"""`rescue eval`: a run's or a file's weights on test sets, sizes and crops."""
+"""`rescue eval`: weights of a run or a file on test sets, at several sizes and crops."""
 
 import shutil
 from pathlib import Path
@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from rescue_cli.cli import common
+from rescue_cli.cli.command import ComputingVerb
 from rescue_cli.cli.common import Architecture, Device, Json, Overrides, Procs, RecipeName, Workers
 from rescue_cli.cli.help import then
 from rescue_cli.runs.console import note
@@ -21,27 +22,30 @@ app = common.verb()
 
 @app.command(
     "eval",
+    cls=ComputingVerb,
     epilog=then("rescue eval runs/quickstart/0", "rescue predict runs/quickstart/0 IMAGE"),
 )
 def evaluate(
     weights: Annotated[
         str,
-        typer.Argument(metavar="RUN|FILE|timm:NAME", help="Run, weights file, or timm's weights."),
+        typer.Argument(
+            metavar="RUN|FILE|timm:NAME", help="A run, a weights file, or timm weights."
+        ),
     ],
     overrides: Overrides = None,
     recipe: RecipeName = None,
     model: Architecture = None,
-    sets: Annotated[str | None, typer.Option(help="Test sets: val,real,v2")] = None,
-    sizes: Annotated[str | None, typer.Option(help="Sizes in pixels: 224,288")] = None,
-    crops: Annotated[str | None, typer.Option(help="Crop ratios: 0.875,0.95")] = None,
-    tta: Annotated[str | None, typer.Option(help="Test-time augmentations: flip,none")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder; RUN/evals/N by default.")] = None,
-    json: Json = False,
+    sets: Annotated[str | None, typer.Option(help="Test sets: val,real,v2.")] = None,
+    sizes: Annotated[str | None, typer.Option(help="Image sizes in pixels: 224,288.")] = None,
+    crops: Annotated[str | None, typer.Option(help="Crop ratios: 0.875,0.95.")] = None,
+    tta: Annotated[str | None, typer.Option(help="Test-time augmentations: flip,none.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder; default: RUN/evals/N.")] = None,
+    as_json: Json = False,
     device: Device = None,
     procs: Procs = None,
     workers: Workers = None,
 ) -> None:
-    """Evaluate weights as training does: every image once, one table."""
+    """Evaluate weights on test sets, at several sizes and crops; print one table."""
     from rescue_cli import build
     from rescue_cli.build.weights import check_changes, find_weights
     from rescue_cli.report.pictures import draw_run
@@ -54,7 +58,7 @@ def evaluate(
     check_changes(changes, source)
     resolved = source.recipe
     build.check(resolved)
-    for line in [*source.notes, *common.allocator_notes()]:
+    for line in source.notes:
         note(line)
     for warning in check_precision(resolved.train.precision, where):
         note(f"warning: {warning}")
@@ -70,7 +74,7 @@ def evaluate(
     prepare(path, resolved, {**environment, "protocol": source.protocol}, resume=False)
     try:
         run_directory(path, procs, 0, ONE_MACHINE)
-    except BaseException:  # an evaluation leaves a result or nothing
+    except BaseException:  # an evaluation without a result is not kept
         if out is None:
             shutil.rmtree(path, ignore_errors=True)
         else:
@@ -78,7 +82,7 @@ def evaluate(
         raise
     draw_run(path)
     result = read_result(RunDirectory(path), summarised=True)
-    common.print_result(result, as_json=json)
+    common.print_result(result, as_json=as_json)
     note(str(path))
 
 
