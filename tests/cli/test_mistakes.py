@@ -305,7 +305,7 @@ def test_one_run_is_compared_with_a_number_of_percent_alone(rescue: Rescue, tmp_
     made_run(tmp_path / "run", 40.0, overrides=TINY)
     when = rescue("compare", "run", "--to", "5")
     assert when.code == 0, when.err
-    assert "run: 1 of 1 runs reach 5 %" in when.out
+    assert "run: 1 of 1 run reached 5 %" in when.out
     alone = rescue("compare", "run", "--check-expected")
     assert alone.code == 2
     assert "quickstart: this recipe has no published accuracy." in alone.err

@@ -189,8 +189,8 @@ def test_of_several_every_pair_is_compared_and_who_reaches_what(
     three = rescue("compare", *apart, "50.0±1.0/10", "--to", "40")
     assert three.code == 0, three.err
     assert "p corrected for all tests" in " ".join(three.out.split())
-    assert "b: 4 of 4 runs reach 40 %" in three.out
-    assert "a: 0 of 4 runs reach 40 %" in three.out
+    assert "b: 4 of 4 runs reached 40 %" in three.out
+    assert "a: 0 of 4 runs reached 40 %" in three.out
     assert max(map(len, three.out.splitlines())) <= 80
 
 
