@@ -34,7 +34,7 @@ from rescue_cli.analysis.stats import (
     welch_test,
 )
 from rescue_cli.rundir import RunDirectory, read_result
-from rescue_cli.rundir.planned import of_planned
+from rescue_cli.rundir.planned import format_planned
 
 # The sections and keys that decide what a seed draws
 DRAWN = ("data", "sampling", "augment", "mix", "selection", "model",
@@ -139,7 +139,7 @@ def describe_sides(sides: Sequence[Side]) -> list[dict[str, Any]]:
             "mean": side.sample.mean,
             "std": side.sample.std,
             "n": side.sample.n,
-            "runs": of_planned(side.sample.n, side.lost.values()),
+            "runs": format_planned(side.sample.n, side.lost.values()),
             "lost": dict(side.lost),
             **median_and_iqm(side.values),
             **_interval(side),
@@ -206,7 +206,7 @@ def _pair(case: _Case, level: float, want: float | None) -> dict[str, Any]:
         "permutation_p": permuted,
         "cohens_dz" if test.paired else "cohens_d": test.effect,
         "n": list(test.n),
-        "runs": [of_planned(side.sample.n, side.lost.values()) for side in (a, b)],
+        "runs": [format_planned(side.sample.n, side.lost.values()) for side in (a, b)],
         "lost": [dict(a.lost), dict(b.lost)],
         "detectable": test.detectable(level),
         "want": want,

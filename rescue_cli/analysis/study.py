@@ -21,7 +21,7 @@ from rescue_cli.recipe.changes import differences
 from rescue_cli.recipe.schema import Positive, PositiveInt, check
 from rescue_cli.recipe.yaml import read
 from rescue_cli.rundir import RunDirectory, read_result
-from rescue_cli.rundir.planned import Lost, lost_of, planned, told_lost
+from rescue_cli.rundir.planned import MissingRun, missing_to_json, read_missing, read_planned
 
 STEPS = 4  # runs of a `smith` point, with 0, 4, 8 and 12 more images in a batch
 FILLERS = ("msra", "xavier")
@@ -203,7 +203,7 @@ def table_rows(
                 "measured": None
                 if recipe is None
                 else _measured(cell, recipe, list(results.values())),
-                "runs": told_lost(len(results), lost),
+                "runs": missing_to_json(len(results), lost),
                 "seconds_train": sum(seconds) / len(seconds) if seconds else None,
             }
         )
@@ -212,7 +212,7 @@ def table_rows(
 
 def read_cell_runs(
     study: Study, folder: Path | None
-) -> tuple[dict[str, Mapping[str, Any]], dict[str, Lost]]:
+) -> tuple[dict[str, Mapping[str, Any]], dict[str, MissingRun]]:
     """The results of a row's runs by name, and how the runs without a result ended.
 
     Raises `DataError` where the runs differ in more than the runs of a row may.
@@ -224,13 +224,13 @@ def read_cell_runs(
         check_same_recipe([folder / name for name in names])
     else:
         there = sorted(path.parent.name for path in folder.glob("*/recipe.yaml"))
-        names = list(dict.fromkeys([*planned(folder), *there]))
+        names = list(dict.fromkeys([*read_planned(folder), *there]))
     runs = {name: RunDirectory(folder / name) for name in names}
     results: dict[str, Mapping[str, Any]] = {
         name: read_result(run) for name, run in runs.items() if run.result.is_file()
     }
     check_same_test({folder / name: result for name, result in results.items()})
-    return results, {name: lost_of(run) for name, run in runs.items() if name not in results}
+    return results, {name: read_missing(run) for name, run in runs.items() if name not in results}
 
 
 def compare_rows(study: Study, rows: Sequence[Mapping[str, Any]], folder: Path) -> ComparedRows:

@@ -23,7 +23,13 @@ from rescue_cli.errors import DataError, UsageError
 from rescue_cli.formatting import counted
 from rescue_cli.metrics.names import METRICS, measurement_name, metric_names, score
 from rescue_cli.rundir import RunDirectory, read_metrics, read_result
-from rescue_cli.rundir.planned import Lost, counted_lost, lost_of, planned, told_lost
+from rescue_cli.rundir.planned import (
+    MissingRun,
+    count_missing,
+    missing_to_json,
+    read_missing,
+    read_planned,
+)
 
 PREFIX = "seed-"
 MOST_SEEDS = 100_000  # of a sweep
@@ -40,7 +46,7 @@ class Sweep:
 
     path: Path
     results: Mapping[int, Mapping[str, Any]]  # by seed, of finished runs
-    lost: Mapping[int, Lost]  # by seed, of planned runs without a result
+    lost: Mapping[int, MissingRun]  # by seed, of planned runs without a result
 
     @property
     def counted(self) -> str:
@@ -53,7 +59,7 @@ class Sweep:
     @property
     def lost_words(self) -> str:
         """`4 diverged, 1 failed`; empty where every planned seed has a result."""
-        return counted_lost(lost.how for lost in self.lost.values())
+        return count_missing(lost.how for lost in self.lost.values())
 
     def values(self, name: str) -> dict[int, float]:
         """The score in percent of each finished seed on one of `measurements`."""
@@ -90,7 +96,7 @@ def read_sweep(path: Path) -> Sweep:
         if run.result.is_file():
             results[seed] = read_result(run)
         else:
-            lost[seed] = lost_of(run)
+            lost[seed] = read_missing(run)
     check_seeds(folders, results)
     check_same_recipe(list(folders.values()))
     check_same_test({folders[seed]: result for seed, result in results.items()})
@@ -104,7 +110,7 @@ def seed_folders(path: Path) -> dict[int, Path]:
     """
     existing = [folder.name for folder in path.glob(f"{PREFIX}*") if _holds_run(folder)]
     folders = {}
-    for name in dict.fromkeys([*planned(path), *existing]):
+    for name in dict.fromkeys([*read_planned(path), *existing]):
         match = NAMED.fullmatch(name)
         if match is None:
             raise DataError(
@@ -147,7 +153,7 @@ def summarize_sweep(sweep: Sweep) -> dict[str, Any]:
     names = sweep.measurements
     rows = {name: _row(sweep.values(name)) for name in names}
     return {
-        **told_lost(len(sweep.results), sweep.lost),
+        **missing_to_json(len(sweep.results), sweep.lost),
         "sets": rows,
         "peak": {name: _peak(sweep, name) for name in names},
         "correlation": {

@@ -28,7 +28,7 @@ from rescue_cli.cli.common import Device, Json, Workers
 from rescue_cli.cli.expand import Epochs, Model
 from rescue_cli.cli.help import then
 from rescue_cli.cli.study_table import print_costs, print_study
-from rescue_cli.rundir.planned import lost_in
+from rescue_cli.rundir.planned import missing_from_json
 from rescue_cli.runs.console import note
 from rescue_cli.runs.devices import note_precision, select_device
 from rescue_cli.runs.many import local_jobs, require_results
@@ -112,7 +112,7 @@ def study(
     rows = [row for row in table_rows(found, given, folder) if row["row"] in chosen]
     print_study(found, rows, compare_rows(found, rows, folder), as_json=as_json)
     if not table:
-        ends = [lost.how for row in rows for lost in lost_in(row["runs"]).values()]
+        ends = [lost.how for row in rows for lost in missing_from_json(row["runs"]).values()]
         require_results(sum(row["runs"]["n"] for row in rows), ends)
 
 

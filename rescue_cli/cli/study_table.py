@@ -15,7 +15,7 @@ from rescue_cli.analysis.study import (
 from rescue_cli.cli import common
 from rescue_cli.formatting import flop_count, shown_seconds
 from rescue_cli.metrics.names import METRICS
-from rescue_cli.rundir.planned import counted_lost, lost_in, of_planned
+from rescue_cli.rundir.planned import count_missing, format_planned, missing_from_json
 from rescue_cli.runs.console import note
 
 Rows = Sequence[Mapping[str, Any]]
@@ -63,17 +63,17 @@ def _table(rows: Rows) -> Table:
 
 def _measured(row: Mapping[str, Any]) -> str:
     """Of runs all of which were lost, how."""
-    lost = [one.how for one in lost_in(row["runs"]).values()]
+    lost = [one.how for one in missing_from_json(row["runs"]).values()]
     if row["measured"] is None and lost:
-        return counted_lost(lost)
+        return count_missing(lost)
     return common.measured(row["measured"])
 
 
 def _lost(rows: Rows) -> list[str]:
     """A line for each row that has planned runs without a result."""
-    counted = [(row, [one.how for one in lost_in(row["runs"]).values()]) for row in rows]
+    counted = [(row, [one.how for one in missing_from_json(row["runs"]).values()]) for row in rows]
     return [
-        f"row {row['row']}: runs with a result: {of_planned(row['runs']['n'], lost)}"
+        f"row {row['row']}: runs with a result: {format_planned(row['runs']['n'], lost)}"
         for row, lost in counted
         if lost
     ]

@@ -13,7 +13,7 @@ from rescue_cli.metrics.names import METRICS
 from rescue_cli.report.pictures import new_figure
 from rescue_cli.report.table import ResultLine, without_empty_columns
 from rescue_cli.rundir import check_keys, read_json
-from rescue_cli.rundir.planned import lost_in, of_planned
+from rescue_cli.rundir.planned import format_planned, missing_from_json
 from rescue_cli.rundir.validation import (
     COUNT,
     LIST,
@@ -61,7 +61,7 @@ def study_lines(path: Path) -> list[ResultLine]:
             ours = Sample(measured["mean"], measured["std"], measured["n"])
             name = f"{path}, row {row['row']}"
             lost = (
-                lost_in(row["runs"]) if row["runs"]["n"] else {}
+                missing_from_json(row["runs"]) if row["runs"]["n"] else {}
             )  # else the result is from the records
             lines.append(
                 ResultLine(name, row["recipe"], "-", paper, ours, row["seconds_train"], lost)
@@ -172,6 +172,6 @@ def _paper(row: Mapping[str, Any]) -> str:
 
 def _runs(row: Mapping[str, Any]) -> str:
     """The number of runs of the row's figure, and how the others ended."""
-    ends = [lost.how for lost in lost_in(row["runs"]).values()]
+    ends = [lost.how for lost in missing_from_json(row["runs"]).values()]
     n = 0 if row["measured"] is None else row["measured"]["n"]
-    return of_planned(n, ends) if n or ends else "-"
+    return format_planned(n, ends) if n or ends else "-"

@@ -12,7 +12,7 @@ from rescue_cli.analysis.accuracy import (
 )
 from rescue_cli.formatting import shown_seconds
 from rescue_cli.metrics.names import METRICS, measurement_stem, metric_names
-from rescue_cli.rundir.planned import Lost, of_planned, told_lost
+from rescue_cli.rundir.planned import MissingRun, format_planned, missing_to_json
 
 if TYPE_CHECKING:
     from rescue_cli.analysis.stats import Sample
@@ -37,7 +37,7 @@ class ResultLine:
     paper: "Sample | None"
     measured: "Sample"
     seconds: float | None  # of training: the mean of the runs
-    lost: Mapping[Any, Lost] = field(default_factory=dict)  # planned runs without a result
+    lost: Mapping[Any, MissingRun] = field(default_factory=dict)  # planned runs without a result
 
     @property
     def cells(self) -> list[str]:
@@ -46,7 +46,7 @@ class ResultLine:
         return [
             self.path, self.recipe, self.set, _published(self.paper), f"{self.measured.mean:.2f}",
             "-" if std is None else f"{std:.2f}",
-            of_planned(self.measured.n, [lost.how for lost in self.lost.values()]),
+            format_planned(self.measured.n, [lost.how for lost in self.lost.values()]),
             "-" if self.seconds is None else shown_seconds(self.seconds),
         ]  # fmt: skip
 
@@ -60,7 +60,7 @@ class ResultLine:
             "paper": None if self.paper is None else self.paper.mean,
             "measured": self.measured.mean,
             "std": self.measured.std,
-            **told_lost(self.measured.n, self.lost),
+            **missing_to_json(self.measured.n, self.lost),
             "seconds_train": self.seconds,
         }
 

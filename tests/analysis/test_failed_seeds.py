@@ -16,7 +16,7 @@ import pytest
 from rescue_cli.analysis import sides
 from rescue_cli.analysis.sweep import read_sweep
 from rescue_cli.rundir import RunDirectory, read_json
-from rescue_cli.rundir.planned import Lost, counted_lost, plan
+from rescue_cli.rundir.planned import MissingRun, add_planned, count_missing
 from rescue_cli.runs import pool
 from tests.conftest import Rescue
 from tests.made_runs import made_run, made_sweep
@@ -33,7 +33,7 @@ DIVERGED = dict.fromkeys((3, 4, 8), "the loss is nan in step 7. Lower optim.lr."
 def survivors(tmp_path: Path) -> str:
     """6 of 10 seeds: 3 diverged, and one was planned and never run."""
     made_sweep(tmp_path / "survivors", TOPS, diverged=DIVERGED)
-    plan(tmp_path / "survivors", [f"seed-{seed}" for seed in range(10)])
+    add_planned(tmp_path / "survivors", [f"seed-{seed}" for seed in range(10)])
     return "survivors"
 
 
@@ -60,7 +60,7 @@ def test_a_side_has_its_seeds_without_result_and_all_its_measurements(
 ) -> None:
     side = sides.load_side(str(tmp_path / survivors))
     assert side.lost == {3: "diverged", 4: "diverged", 8: "diverged", 9: "not run"}
-    assert counted_lost(side.lost.values()) == "3 diverged, 1 not run"
+    assert count_missing(side.lost.values()) == "3 diverged, 1 not run"
     assert list(side.sets) == ["test"]
     assert side.sets["test"] == side.values == TOPS
     assert side.images_of == {"test": side.images}
@@ -77,7 +77,7 @@ def test_a_side_has_its_seeds_without_result_and_all_its_measurements(
 def test_a_sweep_without_a_plan_has_the_existing_seeds(tmp_path: Path) -> None:
     made_sweep(tmp_path / "old", {0: 60.0, 1: 61.0}, diverged={4: "the loss is nan."})
     found = read_sweep(tmp_path / "old")
-    assert found.lost == {4: Lost("diverged", "the loss is nan.")}
+    assert found.lost == {4: MissingRun("diverged", "the loss is nan.")}
     assert found.counted == "2 of 3 seeds (1 diverged)"
 
 
@@ -205,7 +205,7 @@ def test_a_sweep_that_cannot_start_leaves_no_plan(rescue: Rescue, tmp_path: Path
 
 def test_requested_seeds_stay_planned(rescue: Rescue, tmp_path: Path) -> None:
     made_sweep(tmp_path / "sweep", {0: 60.0, 1: 61.0}, diverged={2: "the loss is nan."})
-    plan(tmp_path / "sweep", ["seed-0", "seed-1", "seed-2"])
+    add_planned(tmp_path / "sweep", ["seed-0", "seed-1", "seed-2"])
     ended = rescue("seed-sweep", "--seeds", "2", "--out", "sweep", "--json")
     assert ended.code == 4
     assert json.loads(ended.out)["diverged"] == {"2": "the loss is nan."}

@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
 from rescue_cli import recipe as recipes
-from rescue_cli.rundir.planned import plan
+from rescue_cli.rundir.planned import add_planned
 from tests.conftest import Rescue
 from tests.made_runs import made_run, made_sweep
 
@@ -121,7 +121,7 @@ def good(folder: Path) -> None:
     made_run(folder / "good", 60.0, overrides=SMALL)
     tops = {0: 60.0, 1: 62.5, 2: 65.0}
     made_sweep(folder / "sweep", tops, overrides=SMALL, diverged={3: "the loss is nan."})
-    plan(folder / "sweep", [f"seed-{number}" for number in range(5)])
+    add_planned(folder / "sweep", [f"seed-{number}" for number in range(5)])
 
 
 def _places(value: Any) -> list[tuple[Any, Any]]:

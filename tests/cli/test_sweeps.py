@@ -16,7 +16,7 @@ from rescue_cli.analysis.stats import Sample
 from rescue_cli.analysis.sweep import published_sample, read_sweep
 from rescue_cli.errors import DivergedError
 from rescue_cli.rundir import RunDirectory, read_json, write_json
-from rescue_cli.rundir.planned import Lost
+from rescue_cli.rundir.planned import MissingRun
 from rescue_cli.runs import pool
 from tests.conftest import Rescue
 from tests.engine_runs import Command, descendants, start, until_gone
@@ -151,7 +151,7 @@ def test_a_seed_that_was_stopped_has_not_failed(tmp_path: Path) -> None:
         folder.mkdir()
         word = {"rank": 0, "exit_code": code, "message": "why"}
         write_json(RunDirectory(folder).failure, word)
-    assert read_sweep(tmp_path).lost == {0: Lost("not run"), 1: Lost("failed", "why")}
+    assert read_sweep(tmp_path).lost == {0: MissingRun("not run"), 1: MissingRun("failed", "why")}
 
 
 @pytest.fixture
