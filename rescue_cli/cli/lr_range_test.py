@@ -121,9 +121,9 @@ def _resolve(
     from rescue_cli.build.transfer import DEFAULT, start
 
     base = recipes.load(recipe or DEFAULT)
-    begun = start(base, from_, to, given, model=model)
-    note(f"--from {from_} sets: {' '.join(begun.overrides)}")
-    return base.with_overrides(*begun.overrides, *given)
+    transfer = start(base, from_, to, given, model=model)
+    note(f"--from {from_} sets: {' '.join(transfer.overrides)}")
+    return base.with_overrides(*transfer.overrides, *given)
 
 
 def _shape(text: str) -> Literal["linear", "exponential"]:

@@ -84,22 +84,22 @@ def seed_sweep(
         where = select_device(device)
         work = local_jobs(where, jobs, workers, folder / ".cache")
         note_precision([base.train.precision], where)
-    before = read_sweep(folder)  # raises now what would else be found at the end
+    before = read_sweep(folder)  # raises now what is wrong with the folder, not after hours
     pair: dict[str, Any] = {}
     if against is None:
-        _warn_of_looks(before, chosen)
+        _warn_about_looks(before, chosen)
         train_seeds(base, chosen, before, work)
     else:
         pair = train_until(base, chosen, folder, work, against)
     sweep = read_sweep(folder)
     _write(sweep)
-    found = {"recipe": base.name, **summarize_sweep(sweep), **({"until": pair} if pair else {})}
-    common.print_json(found) if as_json else _print(found, sweep)
+    summary = {"recipe": base.name, **summarize_sweep(sweep), **({"until": pair} if pair else {})}
+    common.print_json(summary) if as_json else _print(summary, sweep)
     note(str(folder))
     require_results(len(sweep.results), [lost.how for lost in sweep.lost.values()])
 
 
-def _warn_of_looks(sweep: Sweep, seeds: list[int]) -> None:
+def _warn_about_looks(sweep: Sweep, seeds: list[int]) -> None:
     """Warns where seeds are added to a sweep that was compared already."""
     others = interim.earlier_comparisons(sweep.path)
     if others and sweep.results and not set(seeds) <= sweep.results.keys():
@@ -117,11 +117,11 @@ def _write(sweep: Sweep) -> None:
     draw_sweep(sweep)
 
 
-def _print(found: dict[str, Any], sweep: Sweep) -> None:
+def _print(summary: dict[str, Any], sweep: Sweep) -> None:
     """The table of the paper's Figure 1, then what the best seed is worth."""
     headings = ("set", "mean", "std", "max", "min", "seed 0", "95 % interval")
     rows = []
-    for name, row in found["sets"].items():
+    for name, row in summary["sets"].items():
         band = row["interval"]
         rows.append(
             [
@@ -136,15 +136,15 @@ def _print(found: dict[str, Any], sweep: Sweep) -> None:
         )
     out = common.console()
     out.print(common.table(headings, rows, words=["set"]))
-    out.print(f"{found['recipe']}: {sweep.counted}; in percent")
+    out.print(f"{summary['recipe']}: {sweep.counted}; in percent")
     for seed, lost in sweep.lost.items():
         out.print(f"seed {seed} {lost}")
-    for name, peak in found["peak"].items():
+    for name, peak in summary["peak"].items():
         for line in _worth(name, peak):
             out.print(line)
-    if "until" in found:
-        out.print(found["until"]["claim"])
-        look = found["until"]["look"]
+    if "until" in summary:
+        out.print(summary["until"]["claim"])
+        look = summary["until"]["look"]
         out.print(
             f"look {look['number']} of {look['of']}, after {look['seeds']} seeds; each look has "
             f"p < {look['level']:.2g}, 5 % over all"

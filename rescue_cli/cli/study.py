@@ -88,29 +88,29 @@ def study(
         listed = list(study_files())
         common.print_json(listed) if as_json else "\n".join(listed)
         return
-    found = load_study(name)
+    loaded = load_study(name)
     if model is not None or epochs is not None:
-        found = replace(found, model=model or found.model, epochs=epochs or found.epochs)
+        loaded = replace(loaded, model=model or loaded.model, epochs=epochs or loaded.epochs)
     given = overrides or []
-    folder = common.folder(out or Path("runs", "study", found.name))
-    chosen = parse_rows(found, only)
+    folder = common.folder(out or Path("runs", "study", loaded.name))
+    chosen = parse_rows(loaded, only)
     if not table:
-        _note_expanded(found, given, chosen)
+        _note_expanded(loaded, given, chosen)
     if plan:
-        columns = {row["row"]: row["columns"] for row in table_rows(found, given, None)}
-        planned = plan_runs(found, given, chosen, seeds, folder)
+        columns = {row["row"]: row["columns"] for row in table_rows(loaded, given, None)}
+        planned = plan_runs(loaded, given, chosen, seeds, folder)
         print_costs(count_costs(planned, columns, images_per_second), as_json=as_json)
         return
     if not table:
         where = select_device(device)
         note(str(folder))
-        runs = plan_runs(found, given, chosen, seeds, folder)
-        with record_study(found, given, folder, runs):
+        runs = plan_runs(loaded, given, chosen, seeds, folder)
+        with record_study(loaded, given, folder, runs):
             work = local_jobs(where, jobs, workers, folder / ".cache")
             note_precision((run.recipe.train.precision for run in runs if not run.done), where)
             train_missing(runs, work, budget)
-    rows = [row for row in table_rows(found, given, folder) if row["row"] in chosen]
-    print_study(found, rows, compare_rows(found, rows, folder), as_json=as_json)
+    rows = [row for row in table_rows(loaded, given, folder) if row["row"] in chosen]
+    print_study(loaded, rows, compare_rows(loaded, rows, folder), as_json=as_json)
     if not table:
         ends = [lost.how for row in rows for lost in missing_from_json(row["runs"]).values()]
         require_results(sum(row["runs"]["n"] for row in rows), ends)

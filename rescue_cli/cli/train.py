@@ -209,11 +209,11 @@ def _check_expected(recipe: Recipe, result: Mapping[str, Any]) -> None:
     from rescue_cli.analysis.expected import check_expected, subset_size
     from rescue_cli.analysis.stats import sample
 
-    found = check_expected(recipe, sample([result["top1"]]), subset_size(recipe, result["count"]))
-    assert found is not None
-    if not found["inside"]:
-        raise UnexpectedError(found["said"])
-    note(found["said"])
+    band = check_expected(recipe, sample([result["top1"]]), subset_size(recipe, result["count"]))
+    assert band is not None
+    if not band["inside"]:
+        raise UnexpectedError(band["said"])
+    note(band["said"])
 
 
 def _print_plan(recipe: Recipe, launch: Launch, as_json: bool) -> None:

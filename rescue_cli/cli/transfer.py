@@ -68,16 +68,16 @@ def transfer(
         for label, one in starts.items()
         for seed in chosen
     }
-    place = str(next(iter(runs)) if len(runs) == 1 else folder)
-    note(place)
+    location = str(next(iter(runs)) if len(runs) == 1 else folder)
+    note(location)
     where = select_device(device)
     note_precision((one.train.precision for one in runs.values()), where)
     _train(runs, local_jobs(where, jobs, workers, folder / ".cache"))
-    found = [read_sweep(folder / label) for label in starts]
-    _show(found, to, as_json=as_json)
-    note(place)
-    ends = [lost.how for sweep in found for lost in sweep.lost.values()]
-    require_results(sum(len(sweep.results) for sweep in found), ends)
+    sweeps = [read_sweep(folder / label) for label in starts]
+    _show(sweeps, to, as_json=as_json)
+    note(location)
+    ends = [lost.how for sweep in sweeps for lost in sweep.lost.values()]
+    require_results(sum(len(sweep.results) for sweep in sweeps), ends)
 
 
 def _starts(
@@ -94,16 +94,16 @@ def _starts(
 
     starts = {word: start(base, word, to, given, model=model) for word in words}
     distinct(starts)
-    found = {}
+    expanded = {}
     for word, each in starts.items():
         note(f"--from {word} sets: {' '.join(each.overrides)}")
         changed = base.with_overrides(*each.overrides, *given)
         longer, notes = expand(changed, given, None, epochs)
         for line in notes:
             note(line)
-        found[each.label] = changed.with_overrides(*longer)
-        build.check(found[each.label])
-    return found
+        expanded[each.label] = changed.with_overrides(*longer)
+        build.check(expanded[each.label])
+    return expanded
 
 
 def _train(runs: dict[Path, Recipe], jobs: Jobs) -> None:
@@ -127,12 +127,12 @@ def _train(runs: dict[Path, Recipe], jobs: Jobs) -> None:
         raise errors[0]
 
 
-def _show(found: list[Sweep], to: str, *, as_json: bool) -> None:
+def _show(sweeps: list[Sweep], to: str, *, as_json: bool) -> None:
     """The accuracy of each start, and of several what may be claimed."""
-    for sweep in found:
+    for sweep in sweeps:
         if sweep.lost:
             note(f"{sweep.path}: {sweep.counted}")
-    sides = [load_side(str(sweep.path)) for sweep in found if sweep.results]
+    sides = [load_side(str(sweep.path)) for sweep in sweeps if sweep.results]
     pairs = compare_pairs(sides)
     if not as_json:
         common.print_comparison(sides, pairs)
