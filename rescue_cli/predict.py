@@ -18,8 +18,8 @@ from rescue_cli.recipe import Recipe
 from rescue_cli.recipe.changes import given_keys, is_given
 from rescue_cli.sections.data import FACTS, channels_of, imagenet_words
 from rescue_cli.sections.data.decode import UNREADABLE, centre_crop, read_image, reason_of
+from rescue_cli.sections.data.decoding_notes import remarks
 from rescue_cli.sections.data.listing import HIDDEN, PassedOver, endings, images_in, is_nobodys
-from rescue_cli.sections.data.notes import remarks
 from rescue_cli.sections.data.rgb import Reading
 from rescue_cli.sections.tta import TTAS
 

@@ -8,7 +8,7 @@ import torch
 from rescue_cli.bench.interleave import each_round, seconds
 from rescue_cli.errors import UsageError
 from rescue_cli.recipe.architectures import row_of
-from rescue_cli.sections.model.zoo import fixed_size, zoo
+from rescue_cli.sections.model.timm_models import fixed_size, zoo
 
 CLASSES = 1000
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}

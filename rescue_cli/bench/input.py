@@ -20,7 +20,7 @@ from rescue_cli.build.ingredients import data_keys, filled, operations_of
 from rescue_cli.recipe import Item, Recipe
 from rescue_cli.sections.augment import Augment, Operation
 from rescue_cli.sections.data import Dataset, Files
-from rescue_cli.sections.data.folders import class_folders, read
+from rescue_cli.sections.data.formats.class_folders import class_folders, read
 from rescue_cli.sections.data.stream import StreamFeed
 from rescue_cli.sections.sampling import SAMPLERS, Steps
 

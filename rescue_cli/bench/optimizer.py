@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from rescue_cli.bench.interleave import in_turn
-from rescue_cli.sections.model.zoo import zoo
+from rescue_cli.sections.model.timm_models import zoo
 from rescue_cli.sections.optim import claims
 from rescue_cli.sections.optim.lamb import lamb
 

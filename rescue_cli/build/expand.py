@@ -16,7 +16,7 @@ from rescue_cli.sections.loss import LOSSES
 from rescue_cli.sections.mix import MIXES
 from rescue_cli.sections.model import MODELS, zoo
 from rescue_cli.sections.model import common as model_keys
-from rescue_cli.sections.model.zoo import fixed_size, lacking
+from rescue_cli.sections.model.timm_models import fixed_size, lacking
 from rescue_cli.sections.optim import OPTIMIZERS
 from rescue_cli.sections.optim import common as optim_keys
 from rescue_cli.sections.sampling import SAMPLERS

@@ -12,7 +12,7 @@ from rescue_cli.errors import DataError, UsageError
 from rescue_cli.recipe import Recipe
 from rescue_cli.recipe.changes import is_timms
 from rescue_cli.sections.data import Dataset, normalisation, relabel
-from rescue_cli.sections.data.names import plain
+from rescue_cli.sections.data.listing import plain
 from rescue_cli.sections.model import Backbone, load_weights
 from rescue_cli.sections.model.weights import metadata as weights_metadata
 from rescue_cli.sections.teacher import Renormalised

@@ -41,7 +41,7 @@ def predict(
 ) -> None:
     """Print the most probable classes of images."""
     from rescue_cli.predict import predict_images
-    from rescue_cli.sections.data.names import shown
+    from rescue_cli.sections.data.listing import shown
 
     changes = [word for word in words if _is_change(word)]
     images = [Path(word) for word in words if word not in changes]

@@ -12,7 +12,7 @@ from rescue_cli import build
 from rescue_cli.build.ingredients import data_keys, proxy_recipe, train_size
 from rescue_cli.build.weights import find_weights
 from rescue_cli.recipe import Recipe
-from rescue_cli.sections.augment.resize import size_in
+from rescue_cli.sections.augment.progressive_resize import size_in
 from rescue_cli.sections.data import FACTS, channels_of
 
 CLASSES = 10  # of a folder of one's own, until it is there to be looked at

@@ -17,7 +17,7 @@ from rescue_cli.build.optimizers import rates_of
 from rescue_cli.errors import UsageError
 from rescue_cli.sections.data import Keys, load
 from rescue_cli.sections.model import zoo
-from rescue_cli.sections.model.zoo import lacking
+from rescue_cli.sections.model.timm_models import lacking
 from rescue_cli.sections.optim import claims
 
 CPU = torch.device("cpu")

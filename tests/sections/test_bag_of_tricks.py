@@ -25,8 +25,8 @@ from rescue_cli.sections.augment.jitter import colour_jitter
 from rescue_cli.sections.augment.kernels import hue
 from rescue_cli.sections.loss import cross_entropy, of_micro_batches
 from rescue_cli.sections.model import fill
+from rescue_cli.sections.schedule.base import Span
 from rescue_cli.sections.schedule.decays import cosine, step
-from rescue_cli.sections.schedule.span import Span
 from rescue_cli.sections.task.classification import Classification
 from tests.conftest import Rescue
 from tests.photographs import as_batch, crops, differences

@@ -21,8 +21,8 @@ from rescue_cli.sections.augment.operations import (
     pad_crop,
 )
 from rescue_cli.sections.augment.pipeline import Augment
+from rescue_cli.sections.augment.progressive_resize import progressive_resize
 from rescue_cli.sections.augment.rand_augment import rand_augment
-from rescue_cli.sections.augment.resize import progressive_resize
 from rescue_cli.sections.augment.scenes import SCENE_AUGMENTATIONS
 from rescue_cli.sections.augment.trivial_augment import trivial_augment
 

@@ -7,9 +7,9 @@ import numpy as np
 
 from rescue_cli.recipe.schema import NotNegative
 from rescue_cli.rng import Floats
-from rescue_cli.sections.augment import policy as policies
+from rescue_cli.sections.augment import named_operations
+from rescue_cli.sections.augment.named_operations import Drawn, Fill, Interpolation
 from rescue_cli.sections.augment.operations import Operation
-from rescue_cli.sections.augment.policy import Drawn, Fill, Interpolation
 
 # Sub-policies, one a line: two operations, each with its probability and its magnitude.
 # `original`: table 9 of the paper; `v0`: of EfficientNet's code for TPUs.
@@ -100,15 +100,15 @@ def auto_augment(
     magnitude = np.array([[m for _, _, m in row] for row in table], dtype=np.float64)
 
     def plan(draws: Floats) -> tuple[Any, ...]:
-        chosen = policies.choice(draws[:, 0], len(table))
+        chosen = named_operations.choice(draws[:, 0], len(table))
         layers = []
         for place in range(2):
             mine = draws[:, 1 + place * COLUMNS : 1 + (place + 1) * COLUMNS]
             applied = mine[:, 0] < chance[chosen, place]
             mean = magnitude[chosen, place]
-            strengths = policies.strengths(mine[:, 1:], mean, std, interpolation)
+            strengths = named_operations.strengths(mine[:, 1:], mean, std, interpolation)
             layers.append(Drawn(np.where(applied, which[chosen, place], -1), *strengths))
-        return *policies.grouped(names, layers), colour
+        return *named_operations.grouped(names, layers), colour
 
-    apply = partial(policies.apply_groups, "auto-augment")
+    apply = partial(named_operations.apply_groups, "auto-augment")
     return Operation(1 + 2 * COLUMNS, "pixels", apply, plan)

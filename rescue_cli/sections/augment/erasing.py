@@ -9,8 +9,8 @@ from torch import Tensor
 
 from rescue_cli.recipe.schema import Fraction, Positive
 from rescue_cli.rng import Floats
+from rescue_cli.sections.augment.named_operations import normal
 from rescue_cli.sections.augment.operations import Operation
-from rescue_cli.sections.augment.policy import normal
 
 TRIES = 10
 COLOUR = 1 + 2 * TRIES + 2  # the column where the draws of the colour begin

@@ -12,9 +12,9 @@ from torch import Tensor
 from rescue_cli.errors import UsageError
 from rescue_cli.recipe.schema import Fraction, NotNegative, Within
 from rescue_cli.rng import Floats
-from rescue_cli.sections.augment import policy
+from rescue_cli.sections.augment import named_operations
+from rescue_cli.sections.augment.named_operations import Drawn, normal
 from rescue_cli.sections.augment.operations import Operation
-from rescue_cli.sections.augment.policy import Drawn, normal
 
 JITTERED = ("BrightnessFactor", "ContrastFactor", "ColorFactor")
 
@@ -57,7 +57,7 @@ def colour_jitter(
 
     def plan(draws: Floats) -> tuple[Any, ...]:
         factors = low + (high - low) * draws[:, :count]
-        order = orders[policy.choice(draws[:, count], len(orders))]
+        order = orders[named_operations.choice(draws[:, count], len(orders))]
         every = np.arange(len(draws))
         layers = [
             Drawn(
@@ -68,9 +68,9 @@ def colour_jitter(
             )
             for which in order.T
         ]
-        return *policy.grouped(names, layers), np.zeros(3, dtype=np.uint8)
+        return *named_operations.grouped(names, layers), np.zeros(3, dtype=np.uint8)
 
-    apply = partial(policy.apply_groups, "colour-jitter")
+    apply = partial(named_operations.apply_groups, "colour-jitter")
     return Operation(count + 1, "pixels", apply, plan)
 
 

@@ -7,8 +7,7 @@ import numpy as np
 
 from rescue_cli.recipe.schema import Fraction, NotNegative, PositiveInt, Within
 from rescue_cli.rng import Floats
-from rescue_cli.sections.augment.operations import Operation
-from rescue_cli.sections.augment.policy import (
+from rescue_cli.sections.augment.named_operations import (
     MOST,
     Drawn,
     Fill,
@@ -18,6 +17,7 @@ from rescue_cli.sections.augment.policy import (
     grouped,
     strengths,
 )
+from rescue_cli.sections.augment.operations import Operation
 
 _SAME = (
     "AutoContrast", "Equalize", "Invert", "Rotate", "SolarizeAdd",

@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 
 from rescue_cli.rng import Floats
-from rescue_cli.sections.augment import policy as policies
+from rescue_cli.sections.augment import named_operations
 from rescue_cli.sections.augment.kernels.affine import Kernel
+from rescue_cli.sections.augment.named_operations import Doubles, Drawn, Fill
 from rescue_cli.sections.augment.operations import Operation
-from rescue_cli.sections.augment.policy import Doubles, Drawn, Fill
 
 LEVELS = 31
 _PLACES = np.arange(LEVELS)
@@ -52,8 +52,8 @@ def trivial_augment(*, interpolation: Kernel, fill: Fill) -> Operation:
     colour = np.array(fill, dtype=np.uint8)
 
     def plan(draws: Floats) -> tuple[Any, ...]:
-        which = policies.choice(draws[:, 0], len(names))
-        level = arguments[which, policies.choice(draws[:, 1], LEVELS)]
+        which = named_operations.choice(draws[:, 0], len(names))
+        level = arguments[which, named_operations.choice(draws[:, 1], LEVELS)]
         sign = np.where(signed[which] & (draws[:, 2] < 0.5), -1.0, 1.0)
         drawn = Drawn(
             np.where(which == names.index("Identity"), -1, which),
@@ -61,6 +61,6 @@ def trivial_augment(*, interpolation: Kernel, fill: Fill) -> Operation:
             sign,
             np.full(len(draws), interpolation == "bicubic"),
         )
-        return *policies.grouped(names, [drawn]), colour
+        return *named_operations.grouped(names, [drawn]), colour
 
-    return Operation(3, "pixels", partial(policies.apply_groups, "trivial-augment"), plan)
+    return Operation(3, "pixels", partial(named_operations.apply_groups, "trivial-augment"), plan)

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from rescue_cli.sections.data.coco_files import is_coco
 from rescue_cli.sections.data.datasets import DATASETS
+from rescue_cli.sections.data.decoding_notes import of_splits
 from rescue_cli.sections.data.fingerprint import (
     Fingerprint,
     Listing,
@@ -15,9 +15,9 @@ from rescue_cli.sections.data.fingerprint import (
     from_arrays,
     listing_of,
 )
+from rescue_cli.sections.data.formats.coco import is_coco
 from rescue_cli.sections.data.imagenet import imagenet_words
 from rescue_cli.sections.data.location import FACTS, Facts, Keys, Place, channels_of, normalisation
-from rescue_cli.sections.data.notes import of_splits
 from rescue_cli.sections.data.paired import Boxed, Masked, Paired
 from rescue_cli.sections.data.resident import make_resident
 from rescue_cli.sections.data.scenes import SceneEvalFeed, SceneFeed, TestScenes, TrainScenes

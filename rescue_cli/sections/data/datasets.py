@@ -9,13 +9,22 @@ from typing import Any
 import numpy as np
 
 from rescue_cli.errors import DataError, UsageError
-from rescue_cli.sections.data import archives, folders
-from rescue_cli.sections.data.coco import coco_boxes, coco_masks
-from rescue_cli.sections.data.idx import read_idx
+from rescue_cli.sections.data import archives
+from rescue_cli.sections.data.fine_grained import (
+    flowers102,
+    food101,
+    inaturalist2019,
+    oxford_pets,
+    stanford_cars,
+)
+from rescue_cli.sections.data.formats.class_folders import class_folders, is_flat, read, read_flat
+from rescue_cli.sections.data.formats.coco import coco_boxes, coco_masks
+from rescue_cli.sections.data.formats.idx import read_idx
+from rescue_cli.sections.data.formats.masks import ade20k, mask_folder
+from rescue_cli.sections.data.formats.voc import pascal_voc, voc_folder
 from rescue_cli.sections.data.imagenet import imagenet_words, real_answers
 from rescue_cli.sections.data.listing import PassedOver
 from rescue_cli.sections.data.location import Place, Unknown
-from rescue_cli.sections.data.masks import ade20k, mask_folder
 from rescue_cli.sections.data.splits import (
     Dataset,
     FileNames,
@@ -24,14 +33,6 @@ from rescue_cli.sections.data.splits import (
     known_alone,
     suggested_holdout,
 )
-from rescue_cli.sections.data.transfer_sets import (
-    flowers102,
-    food101,
-    inaturalist2019,
-    oxford_pets,
-    stanford_cars,
-)
-from rescue_cli.sections.data.voc import pascal_voc, voc_folder
 
 FASHION: tuple[str, ...] = (
     "T-shirt/top",
@@ -141,7 +142,7 @@ def _named_by_folders(place: Place, *, own: bool) -> Dataset:
         root = next(iter({**place.test_root(names), **place.extra_sets}.values()))
     else:
         root = place.train_root
-    classes = folders.class_folders(root)
+    classes = class_folders(root)
     if any(name in place.classes for name in classes):
         classes = list(place.classes)
     labels = {name: i for i, name in enumerate(classes)}
@@ -199,7 +200,7 @@ def _class_folders(
         train = Files(FileNames.of(Path(), []), np.zeros(0, dtype=np.int64))
     else:
         every = complete and not place.classes  # of which an evaluation's weights may know more
-        train = folders.read(place.train_root, labels, complete=every, passed=passed)
+        train = read(place.train_root, labels, complete=every, passed=passed)
     main = place.test_root(test_names, suggested_holdout(train.labels))
     roots = {**main, **place.extra_sets}
     unknown = place.keys.unknown_classes
@@ -217,7 +218,7 @@ def _check_classes(place: Place, labels: dict[str, int]) -> None:
     """Raises `DataError` for training folders that are all of another data set."""
     if place.test_only or not place.train_root.is_dir():
         return
-    present = folders.class_folders(place.train_root)
+    present = class_folders(place.train_root)
     if not any(name in labels for name in present):
         raise DataError(
             f"{place.train_root}: none of its folders is a class of {place.name} ({present[0]} is "
@@ -226,13 +227,13 @@ def _check_classes(place: Place, labels: dict[str, int]) -> None:
 
 
 def _test_split(root: Path, labels: dict[str, int], unknown: Unknown, passed: PassedOver) -> Files:
-    if folders.is_flat(root):
-        return folders.read_flat(root, labels, unknown, passed)
-    names = folders.class_folders(root)
+    if is_flat(root):
+        return read_flat(root, labels, unknown, passed)
+    names = class_folders(root)
     numbered = {str(i): i for i in range(len(labels))}
     by_number = not any(n in labels for n in names) and all(n in numbered for n in names)
     known = numbered if by_number else labels
-    return folders.read(root, known, complete=False, test=True, unknown=unknown, passed=passed)
+    return read(root, known, complete=False, test=True, unknown=unknown, passed=passed)
 
 
 def _cifar(place: Place, kind: str, folder_name: str, archive_name: str) -> Dataset:

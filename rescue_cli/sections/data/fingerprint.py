@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rescue_cli.rng import Indices
-from rescue_cli.sections.data.coco_shapes import Painted, checksum
+from rescue_cli.sections.data.formats.coco_shapes import Painted, checksum
 from rescue_cli.sections.data.paired import Boxed, Masked
 from rescue_cli.sections.data.splits import Dataset, FileNames, Files, Images, Split, some
 

@@ -11,7 +11,7 @@ from PIL import Image
 from rescue_cli.errors import DataError
 from rescue_cli.rng import Indices
 from rescue_cli.sections.annotations import IGNORED, Mask, Objects
-from rescue_cli.sections.data.coco_shapes import Painted
+from rescue_cli.sections.data.formats.coco_shapes import Painted
 from rescue_cli.sections.data.splits import FileNames, Files, some
 
 UNKNOWN = -1

@@ -6,10 +6,9 @@ from torch import nn
 
 from rescue_cli.sections.model.airbench import airbench
 from rescue_cli.sections.model.celu import Celu
-from rescue_cli.sections.model.data_dependent_init import Looking
-from rescue_cli.sections.model.dense import Backbone, faster_rcnn, fcn
+from rescue_cli.sections.model.dense_prediction import Backbone, faster_rcnn, fcn
 from rescue_cli.sections.model.ghost_batch_norm import GhostBatchNorm2d, group_count
-from rescue_cli.sections.model.init import Filler, fill
+from rescue_cli.sections.model.init import Filler, Looking, fill
 from rescue_cli.sections.model.resnet9 import ResNet9, resnet9
 from rescue_cli.sections.model.smith import (
     lenet,
@@ -19,9 +18,9 @@ from rescue_cli.sections.model.smith import (
     smith_wide32,
 )
 from rescue_cli.sections.model.super_convergence import super_convergence
+from rescue_cli.sections.model.timm_models import zoo
 from rescue_cli.sections.model.weights import load_weights
 from rescue_cli.sections.model.whitening import Whitening
-from rescue_cli.sections.model.zoo import zoo
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "airbench": airbench,

@@ -1,10 +1,12 @@
 """Initial weights by the names that Caffe's solvers and the papers use."""
 
 import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 Filler = Literal["xavier", "msra", "glorot", "msra-prelu"]
 PRELU_SLOPE = 0.25
@@ -34,3 +36,16 @@ def fill(model: nn.Module, filler: Filler) -> None:
             nn.init.uniform_(layer.weight, -bound, bound)
         if layer.bias is not None:
             nn.init.zeros_(layer.bias)
+
+
+class Looking(ABC):
+    """A layer that looks at `images` training images first, or at all of them where that is None.
+
+    What it sees are batches (n, channels, h, w), normalised and not augmented.
+    """
+
+    images: int | None
+
+    @abstractmethod
+    def look(self, batches: Iterable[Tensor]) -> None:
+        """Sets the layer's constants."""

@@ -15,9 +15,8 @@ from torch.nn import functional
 
 from rescue_cli.errors import UsageError
 from rescue_cli.recipe.schema import Fraction, PositiveInt
-from rescue_cli.sections.model.caffe_batch_norm import CaffeBatchNorm2d
-from rescue_cli.sections.model.data_dependent_init import Looking
-from rescue_cli.sections.model.init import fill
+from rescue_cli.sections.model.caffe import CaffeBatchNorm2d
+from rescue_cli.sections.model.init import Looking, fill
 
 SIZE = 32  # px, of the images whose mean is subtracted
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from rescue_cli.errors import DataError, UsageError
 from rescue_cli.sections.model import weight_files
-from rescue_cli.sections.model.loading import fit, unread
+from rescue_cli.sections.model.state_dict import fit, unread
 
 TIMM = "timm:"  # before the name of weights that timm downloads: timm:resnet50.a2_in1k
 PART = "#"  # between a file and the part of it that is meant: FILE#state_dict

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from rescue_cli.sections.model.data_dependent_init import Looking
+from rescue_cli.sections.model.init import Looking
 
 
 class Whitening(Looking, nn.Conv2d):

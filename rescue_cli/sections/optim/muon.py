@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 
 from rescue_cli.errors import UsageError
 from rescue_cli.recipe.schema import Fraction, NotNegative, Positive, PositiveInt
-from rescue_cli.sections.optim.scaled import Scaled, moving
+from rescue_cli.sections.optim.grad_scaling import Scaled, moving
 
 Coefficients = tuple[float, float, float]
 Iterate = Literal["bfloat16", "float16", "float32"]

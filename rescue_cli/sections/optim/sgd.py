@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from rescue_cli.recipe.schema import Fraction, NotNegative, Positive
-from rescue_cli.sections.optim.scaled import Scaled, moving
+from rescue_cli.sections.optim.grad_scaling import Scaled, moving
 
 
 def sgd(

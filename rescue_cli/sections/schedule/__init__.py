@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from rescue_cli.sections.schedule.base import FROZEN, Rates, Schedule, Span, common, ending
 from rescue_cli.sections.schedule.cycles import cyclical, one_cycle, ramp, torch_one_cycle
 from rescue_cli.sections.schedule.decays import (
     constant,
@@ -12,7 +13,6 @@ from rescue_cli.sections.schedule.decays import (
     poly,
     step,
 )
-from rescue_cli.sections.schedule.span import FROZEN, Rates, Schedule, Span, common, ending
 
 SCHEDULES: dict[str, Callable[..., Schedule]] = {
     "constant": constant,

@@ -6,7 +6,7 @@ from typing import Literal
 
 from rescue_cli.errors import UsageError
 from rescue_cli.recipe.schema import Epochs, Fraction, NotNegative, Positive
-from rescue_cli.sections.schedule.span import Rates, Schedule, Span
+from rescue_cli.sections.schedule.base import Rates, Schedule, Span
 
 Cycled = tuple[Fraction, Fraction] | None  # momentum at the lowest rate and at the highest
 FLOOR = 1e-3  # of the base rate: what Smith's solver never goes below, and its tail

@@ -6,7 +6,7 @@ from typing import Literal
 
 from rescue_cli.errors import UsageError
 from rescue_cli.recipe.schema import Epochs, Fraction, NotNegative, Positive
-from rescue_cli.sections.schedule.span import Rates, Schedule, Span
+from rescue_cli.sections.schedule.base import Rates, Schedule, Span
 
 
 def constant(span: Span) -> Schedule:

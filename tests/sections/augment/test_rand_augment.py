@@ -17,7 +17,7 @@ from scipy import stats
 from rescue_cli.errors import UsageError
 from rescue_cli.rng import uniform
 from rescue_cli.sections.augment import Operation
-from rescue_cli.sections.augment.policy import KINDS, Group, strengths
+from rescue_cli.sections.augment.named_operations import KINDS, Group, strengths
 from rescue_cli.sections.augment.rand_augment import INCREASING, PLAIN, rand_augment
 from tests.engine.test_step import on_fake_tensors
 from tests.photographs import as_batch, crops, differences

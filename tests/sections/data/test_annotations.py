@@ -20,8 +20,8 @@ from rescue_cli.build.check import check
 from rescue_cli.errors import DataError, UsageError
 from rescue_cli.sections.annotations import IGNORED, Scene
 from rescue_cli.sections.data import Keys, difference, fingerprint_of, load, relabel
-from rescue_cli.sections.data.coco_shapes import Painted, Shape, painted
 from rescue_cli.sections.data.decode import DEFAULT_READING
+from rescue_cli.sections.data.formats.coco_shapes import Painted, Shape, painted
 from rescue_cli.sections.data.scenes import read as read_scene
 from rescue_cli.sections.task.segmentation import Segmentation
 from tests import drawn_scenes

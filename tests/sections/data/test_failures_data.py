@@ -25,7 +25,7 @@ from rescue_cli.recipe import recipe_in
 from rescue_cli.rng import words
 from rescue_cli.sections.data import Files, Images, Keys, load
 from rescue_cli.sections.data.corrupt import REDRAWS
-from rescue_cli.sections.data.folders import class_folders, read
+from rescue_cli.sections.data.formats.class_folders import class_folders, read
 from rescue_cli.sections.data.memory import MemoryFeed
 from rescue_cli.sections.data.stream import Cropping, StreamFeed, TrainViews
 from rescue_cli.sections.data.stream_eval import EvalViews, StreamEvalFeed

@@ -16,10 +16,9 @@ from rescue_cli.rundir import RunDirectory, read_json
 from rescue_cli.sections import data
 from rescue_cli.sections.data import Dataset, Files, Keys, Split
 from rescue_cli.sections.data.decode import Decoder, image_size, pixels
-from rescue_cli.sections.data.folders import class_folders, read
-from rescue_cli.sections.data.listing import PassedOver, endings, images_in
+from rescue_cli.sections.data.formats.class_folders import class_folders, read
+from rescue_cli.sections.data.listing import PassedOver, endings, images_in, lines_of
 from rescue_cli.sections.data.location import Place
-from rescue_cli.sections.data.names import lines_of
 from tests.conftest import Rescue
 
 NFC = "Äpfel"

@@ -22,7 +22,7 @@ from rescue_cli.predict import _reading, predict_images
 from rescue_cli.recipe import changes as plans
 from rescue_cli.runs.directory import claim
 from rescue_cli.sections.data import FACTS, Keys, load
-from rescue_cli.sections.data.notes import remarks
+from rescue_cli.sections.data.decoding_notes import remarks
 from rescue_cli.sections.data.rgb import Exif, Reading
 from rescue_cli.sections.data.scenes import TestScenes
 from rescue_cli.sections.data.splits import Files, Images

@@ -22,7 +22,7 @@ from rescue_cli.rng import Indices, uniform
 from rescue_cli.sections.augment.crops import FileCrop, random_resized_crop
 from rescue_cli.sections.data import Dataset, Files, Images, make_resident
 from rescue_cli.sections.data.decode import Box, Decoder, centre_crop, crop_resize, pil_image
-from rescue_cli.sections.data.folders import class_folders, read
+from rescue_cli.sections.data.formats.class_folders import class_folders, read
 from rescue_cli.sections.data.splits import Pixels
 from rescue_cli.sections.data.stream import VIEWS, Cropping, StreamFeed, TrainViews, dealt
 from rescue_cli.sections.data.stream_eval import EvalViews, StreamEvalFeed

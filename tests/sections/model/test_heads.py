@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from rescue_cli.build.linear_probe import Head
 from rescue_cli.sections.heads import heads
 from rescue_cli.sections.model import MODELS
-from rescue_cli.sections.model.loading import fit
+from rescue_cli.sections.model.state_dict import fit
 from rescue_cli.sections.optim.groups import depths, groups_of
 
 # A small network for each kind of head that is not the last linear layer, and three plain ones

@@ -13,7 +13,7 @@ from rescue_cli.build.ingredients import network_of
 from rescue_cli.build.optimizers import optimizers
 from rescue_cli.errors import UsageError
 from rescue_cli.sections.model import MODELS
-from rescue_cli.sections.model.caffe_batch_norm import CaffeBatchNorm2d
+from rescue_cli.sections.model.caffe import CaffeBatchNorm2d
 
 State = Mapping[str, Tensor]
 

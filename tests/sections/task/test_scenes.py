@@ -24,7 +24,7 @@ from rescue_cli.metrics.average_precision import intersections
 from rescue_cli.sections.annotations import IGNORED, Objects, Scene
 from rescue_cli.sections.augment.scenes import flip, scale_crop
 from rescue_cli.sections.data import Keys, load
-from rescue_cli.sections.model.dense import faster_rcnn
+from rescue_cli.sections.model.dense_prediction import faster_rcnn
 from rescue_cli.sections.schedule import Span, poly
 from rescue_cli.sections.task.detection import Detection
 from tests import drawn_scenes

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from rescue_cli.errors import DataError
 from rescue_cli.rng import Indices
 from rescue_cli.sections.annotations import IGNORED, Mask
-from rescue_cli.sections.data.annotation_checks import Fit, Size, demand_finite, dimensions
+from rescue_cli.sections.data.formats.annotation_checks import Fit, Size, demand_finite, dimensions
 from rescue_cli.sections.data.splits import Files
 
 Edges = tuple[float, float, float, float]

@@ -1,6 +1,7 @@
 """Folders of images: one folder a class, or flat with a label file."""
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -8,16 +9,20 @@ import numpy as np
 from rescue_cli.errors import DataError, did_you_mean
 from rescue_cli.sections.data.listing import (
     PassedOver,
+    demand_utf8,
     folders_in,
     holds_images,
     images_in,
+    lines_of,
     pass_over_files,
+    plain,
+    shown,
     split_folder,
     split_of,
     splits_in,
+    stem,
 )
 from rescue_cli.sections.data.location import Unknown
-from rescue_cli.sections.data.names import demand_utf8, lines_of, plain, row_of, shown, stem
 from rescue_cli.sections.data.splits import NO_CLASS, FileNames, Files, some
 
 LABELS = ("val_labels.txt", "labels.txt", "LOC_val_solution.csv")
@@ -145,6 +150,23 @@ def _tell_nested(root: Path, names: list[str], passed: PassedOver) -> None:
             f"{root}: {len(nested)} of {len(names)} images lie in sub-folders of their class, and "
             f"count as the class's: the first {shown(nested[0])}"
         )
+
+
+def row_of(
+    line: str, is_file: Callable[[str], bool], is_class: Callable[[str], bool]
+) -> tuple[str, str] | None:
+    """File and class of a line `FILE CLASS` or `FILE,CLASS`, either of which may hold spaces.
+
+    Where what stands after a file is no class, its first word is taken for it: Kaggle's tables go
+    on after the class. None where no known file stands before a comma or a space.
+    """
+    places = [place for place, letter in enumerate(line) if letter in ", \t"]
+    parts = [tuple(plain(part).strip('"') for part in (line[:p], line[p + 1 :])) for p in places]
+    rows = [(file, label) for file, label in parts if is_file(file)]
+    for row in rows:
+        if is_class(row[1]):
+            return row
+    return next(((file, re.split(r"[,\s]", label)[0]) for file, label in rows), None)
 
 
 def is_flat(root: Path) -> bool:

@@ -8,7 +8,12 @@ from pathlib import Path
 import numpy as np
 
 from rescue_cli.errors import DataError, did_you_mean
-from rescue_cli.sections.data.annotation_checks import Fit, Marked, demand_finite, demand_pixels
+from rescue_cli.sections.data.formats.annotation_checks import (
+    Fit,
+    Marked,
+    demand_finite,
+    demand_pixels,
+)
 from rescue_cli.sections.data.listing import (
     HIDDEN,
     SPLITS,
@@ -16,9 +21,11 @@ from rescue_cli.sections.data.listing import (
     by_stem,
     endings,
     is_nobodys,
+    lines_of,
+    plain,
+    stem,
 )
 from rescue_cli.sections.data.location import Place
-from rescue_cli.sections.data.names import lines_of, plain, stem
 from rescue_cli.sections.data.paired import Boxed, of_weights, without_objects
 from rescue_cli.sections.data.splits import Dataset, FileNames, Split
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from rescue_cli.errors import UsageError, did_you_mean
 from rescue_cli.recipe.schema import NotNegativeInt, PositiveInt
-from rescue_cli.sections.model.loading import unprefixed
+from rescue_cli.sections.model.state_dict import unprefixed
 from rescue_cli.sections.model.weights import of_source, told
 
 Norms = Literal["frozen", "trained"]

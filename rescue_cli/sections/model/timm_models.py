@@ -9,7 +9,7 @@ from torch import nn
 
 from rescue_cli.errors import UsageError, did_you_mean
 from rescue_cli.recipe.schema import Fraction, PositiveInt
-from rescue_cli.sections.model.caffe_file import CAFFE_KEYS, caffe_file
+from rescue_cli.sections.model.caffe import CAFFE_KEYS, caffe_file
 
 _TIMM_NAMES = {
     "drop_path": "drop_path_rate",
