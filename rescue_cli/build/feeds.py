@@ -21,8 +21,8 @@ from rescue_cli.sections.data import (
     Dataset,
     Files,
     Images,
+    Location,
     Paired,
-    Place,
     SceneEvalFeed,
     SceneFeed,
     Split,
@@ -190,7 +190,7 @@ def training_images(recipe: Recipe) -> int | None:
 
 def are_counted(recipe: Recipe) -> bool:
     """Whether `training_images` counts files, and does not go by what the set is known for."""
-    place = Place(recipe.data.name, data_keys(recipe))
+    place = Location(recipe.data.name, data_keys(recipe))
     return place.has_train_folder or (FACTS[recipe.data.name].images is None and place.is_there)
 
 

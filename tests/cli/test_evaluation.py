@@ -117,7 +117,7 @@ def validation(imagenet_sample: Path, tmp_path: Path) -> Path:
     table = json.loads(Path(_timm_info(), "imagenet_real_labels.json").read_text())
     empty = [number for number, labels in enumerate(table, 1) if not labels][:2]
     labelled = [number for number, labels in enumerate(table, 1) if len(labels) > 1][:10]
-    words = sorted(data.imagenet_words())
+    words = sorted(data.imagenet_class_names())
     photographs = sorted(imagenet_sample.glob("*/*.JPEG"))[::20][:12]
     for number, image in zip(empty + labelled, photographs, strict=True):
         folder = tmp_path / "imagenet/val" / image.parent.name

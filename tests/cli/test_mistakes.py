@@ -21,7 +21,7 @@ from rescue_cli.rundir import RunDirectory, finite, read_json, read_metrics
 from rescue_cli.runs import Nodes, abandon, claim, environment, pool, prepare, run_directory, worker
 from rescue_cli.runs.failure import leaving_word
 from rescue_cli.runs.pool import Ended
-from rescue_cli.sections.data.decode import pil_image, reason_of
+from rescue_cli.sections.data.decode import decode_with_pil, describe_error
 from tests.conftest import Rescue
 from tests.made_runs import made_run
 
@@ -290,11 +290,11 @@ def test_classes_that_a_network_does_not_know_are_refused_or_told(
 
 def test_why_a_file_cannot_be_read_is_said_without_pythons_own_words(tmp_path: Path) -> None:
     with pytest.raises(UnidentifiedImageError) as unknown:
-        pil_image(b"no image")
-    assert reason_of(unknown.value) == "no kind of image that is known"
+        decode_with_pil(b"no image")
+    assert describe_error(unknown.value) == "no kind of image that is known"
     with pytest.raises(IsADirectoryError) as folder:
         tmp_path.read_bytes()
-    assert reason_of(folder.value) == "Is a directory"
+    assert describe_error(folder.value) == "Is a directory"
 
 
 def test_one_run_is_compared_with_a_number_of_percent_alone(rescue: Rescue, tmp_path: Path) -> None:

@@ -13,21 +13,21 @@ import zlib
 from pathlib import Path
 
 from rescue_cli.errors import DataError
-from rescue_cli.sections.data.decode import reason_of
+from rescue_cli.sections.data.decode import describe_error
 
 
-def fetch(url: str, target: Path, md5: str | None) -> Path:
+def download_once(url: str, target: Path, md5: str | None) -> Path:
     """`target`, verified, downloaded where it is not there; raises `DataError` with the cure."""
     if target.exists():
-        verify(target, md5)
+        check_md5(target, md5)
     else:
         _download(url, target, md5)
     return target
 
 
-def verify(path: Path, md5: str | None) -> None:
+def check_md5(path: Path, md5: str | None) -> None:
     """Raises `DataError` where the file's checksum is known and differs."""
-    if reason := _differs(path, md5):
+    if reason := _md5_mismatch(path, md5):
         raise DataError(f"{path}: {reason}. Delete the file and fetch it again.")
 
 
@@ -38,14 +38,14 @@ def _download(url: str, target: Path, md5: str | None) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         with urllib.request.urlopen(url, timeout=60) as source, partial.open("wb") as file:
             shutil.copyfileobj(source, file)
-        if reason := _differs(partial, md5):
+        if reason := _md5_mismatch(partial, md5):
             raise OSError(reason)
         os.replace(partial, target)
     except (http.client.HTTPException, OSError) as error:  # URLError is an OSError
         if isinstance(error, urllib.error.HTTPError):
             error.close()
         cause = getattr(error, "reason", None)  # of a URLError what the network said
-        why = reason_of(cause if isinstance(cause, OSError) else error)
+        why = describe_error(cause if isinstance(cause, OSError) else error)
         raise DataError(
             f"{target}: not there, and {url} could not be downloaded ({why}). "
             "Put the file there by hand or point data.root= at the data."
@@ -54,7 +54,7 @@ def _download(url: str, target: Path, md5: str | None) -> None:
         partial.unlink(missing_ok=True)
 
 
-def _differs(path: Path, md5: str | None) -> str | None:
+def _md5_mismatch(path: Path, md5: str | None) -> str | None:
     if md5 is None:
         return None
     with path.open("rb") as file:
@@ -71,9 +71,9 @@ def unpack(archive: Path, folder: Path) -> None:
     try:
         with tempfile.TemporaryDirectory(dir=folder, prefix=".unpacking-") as scratch:
             with tarfile.open(archive) as tar:
-                tar.extractall(scratch, filter=_inside)
+                tar.extractall(scratch, filter=_refuse_outside)
             for entry in sorted(os.listdir(scratch)):
-                _move(Path(scratch, entry), folder / entry)
+                _move_into_place(Path(scratch, entry), folder / entry)
     except (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError) as error:
         raise DataError(
             f"{archive}: cannot be unpacked: {error}. Nothing was kept of it. "
@@ -81,7 +81,7 @@ def unpack(archive: Path, folder: Path) -> None:
         ) from None
 
 
-def _move(source: Path, target: Path) -> None:
+def _move_into_place(source: Path, target: Path) -> None:
     try:
         os.rename(source, target)
     except OSError:
@@ -89,7 +89,7 @@ def _move(source: Path, target: Path) -> None:
             raise
 
 
-def _inside(member: tarfile.TarInfo, folder: str) -> tarfile.TarInfo:
+def _refuse_outside(member: tarfile.TarInfo, folder: str) -> tarfile.TarInfo:
     """tarfile's data filter, which would make absolute paths relative: they are refused too."""
     if member.name.startswith("/"):
         raise tarfile.AbsolutePathError(member)

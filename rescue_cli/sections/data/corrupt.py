@@ -8,13 +8,13 @@ import numpy as np
 
 from rescue_cli.errors import DataError
 from rescue_cli.rng import words
-from rescue_cli.sections.data.decode import UNREADABLE, reason_of
+from rescue_cli.sections.data.decode import UNREADABLE, describe_error
 
 REDRAWS = 20
 Image = TypeVar("Image")
 
 
-def readable(
+def read_or_replace(
     index: int,
     images: int,
     seed: int,
@@ -30,13 +30,13 @@ def readable(
         try:
             return index, read(index)
         except UNREADABLE as error:
-            broken.append((str(path(index)), reason_of(error)))
+            broken.append((str(path(index)), describe_error(error)))
         (word,) = words(seed, "redraw", index, attempt, 1)
         index = int(word % np.uint64(images))
     return index, None
 
 
-def all_corrupt(broken: list[tuple[str, str]]) -> DataError:
+def all_corrupt_error(broken: list[tuple[str, str]]) -> DataError:
     """Of an image and of all that were drawn in its place."""
     return DataError(
         f"{broken[-REDRAWS][0]}: corrupt, and so are the {REDRAWS - 1} images drawn in its place. "
@@ -44,7 +44,7 @@ def all_corrupt(broken: list[tuple[str, str]]) -> DataError:
     )
 
 
-def never_replaced(path: str, reason: str) -> DataError:
+def corrupt_test_image_error(path: str, reason: str) -> DataError:
     """Of a test image."""
     return DataError(
         f"{path}: cannot be decoded: {reason}. A test image is never replaced: "
@@ -52,7 +52,7 @@ def never_replaced(path: str, reason: str) -> DataError:
     )
 
 
-def tally(
+def record_corrupt(
     files: list[str],
     found: Iterable[tuple[str, str]],
     most: int,

@@ -17,21 +17,26 @@ from rescue_cli.sections.data.fine_grained import (
     oxford_pets,
     stanford_cars,
 )
-from rescue_cli.sections.data.formats.class_folders import class_folders, is_flat, read, read_flat
+from rescue_cli.sections.data.formats.class_folders import (
+    class_folders,
+    is_flat_folder,
+    read_class_folders,
+    read_flat_folder,
+)
 from rescue_cli.sections.data.formats.coco import coco_boxes, coco_masks
 from rescue_cli.sections.data.formats.idx import read_idx
 from rescue_cli.sections.data.formats.masks import ade20k, mask_folder
 from rescue_cli.sections.data.formats.voc import pascal_voc, voc_folder
-from rescue_cli.sections.data.imagenet import imagenet_words, real_answers
-from rescue_cli.sections.data.listing import PassedOver
-from rescue_cli.sections.data.location import Place, Unknown
+from rescue_cli.sections.data.imagenet import imagenet_class_names, real_labels
+from rescue_cli.sections.data.listing import SkippedFiles
+from rescue_cli.sections.data.location import Location, UnknownClasses
 from rescue_cli.sections.data.splits import (
     Dataset,
     FileNames,
     Files,
     Images,
-    known_alone,
-    suggested_holdout,
+    drop_unknown_classes,
+    suggest_holdout,
 )
 
 FASHION: tuple[str, ...] = (
@@ -58,7 +63,7 @@ IMAGENETTE: tuple[str, ...] = (
 IMAGENETTE += ("n03417042", "n03425413", "n03445777", "n03888257")
 
 
-def fashion_mini(_place: Place) -> Dataset:
+def fashion_mini(_place: Location) -> Dataset:
     """Fashion-MNIST's first 600 training and 100 test images of each class, in this package."""
     file = Path(__file__).parent / "files" / "fashion-mini.npz.xz"
     arrays = np.load(io.BytesIO(lzma.decompress(file.read_bytes())))
@@ -69,30 +74,30 @@ def fashion_mini(_place: Place) -> Dataset:
     return Dataset(train, {"test": test}, FASHION)
 
 
-def fashion_mnist(place: Place) -> Dataset:
+def fashion_mnist(place: Location) -> Dataset:
     """Fashion-MNIST: IDX files, plain or gzipped, at `data.root` or fetched there."""
     return read_idx(place, "FashionMNIST", FASHION)
 
 
-def mnist(place: Place) -> Dataset:
+def mnist(place: Location) -> Dataset:
     """MNIST: IDX files, plain or gzipped, at `data.root` or fetched there."""
     return read_idx(place, "MNIST", tuple(str(digit) for digit in range(10)))
 
 
-def cifar10(place: Place) -> Dataset:
+def cifar10(place: Location) -> Dataset:
     """CIFAR-10: the Python version, its archive, or class folders `train/` and `test/`."""
     if not place.one_root or place.has_train_folder:
         labels = {name: i for i, name in enumerate(CIFAR10)}
-        return _class_folders(place, labels, CIFAR10, ("test",))
-    return _cifar(place, "CIFAR10", "cifar-10-batches-py", "cifar-10-python.tar.gz")
+        return _read_class_folder_sets(place, labels, CIFAR10, ("test",))
+    return _read_cifar(place, "CIFAR10", "cifar-10-batches-py", "cifar-10-python.tar.gz")
 
 
-def cifar100(place: Place) -> Dataset:
+def cifar100(place: Location) -> Dataset:
     """CIFAR-100: the Python version or its archive."""
-    return _cifar(place, "CIFAR100", "cifar-100-python", "cifar-100-python.tar.gz")
+    return _read_cifar(place, "CIFAR100", "cifar-100-python", "cifar-100-python.tar.gz")
 
 
-def imagenette(place: Place) -> Dataset:
+def imagenette(place: Location) -> Dataset:
     """Imagenette: its folders `train/` and `val/`, or the 160 px archive fetched to `data.root`."""
     if place.one_root and not place.has_train_folder:
         from torchvision.datasets import Imagenette
@@ -100,10 +105,12 @@ def imagenette(place: Place) -> Dataset:
         url, md5 = Imagenette._ARCHIVES["160px"]
         inside = place.root / Path(url).stem
         if not inside.is_dir():
-            archives.unpack(archives.fetch(url, place.root / Path(url).name, md5), place.root)
+            archives.unpack(
+                archives.download_once(url, place.root / Path(url).name, md5), place.root
+            )
         place = place.at(inside)
-    words = imagenet_words()
-    return _class_folders(
+    words = imagenet_class_names()
+    return _read_class_folder_sets(
         place,
         {w: i for i, w in enumerate(IMAGENETTE)},
         tuple(words[w] for w in IMAGENETTE),
@@ -111,7 +118,7 @@ def imagenette(place: Place) -> Dataset:
     )
 
 
-def imagenet(place: Place) -> Dataset:
+def imagenet(place: Location) -> Dataset:
     """ImageNet-1k: folders by WordNet id; the label is the place among the 1,000 sorted ids.
 
     Class folders may be missing. A flat validation folder needs its label file; folders named
@@ -121,22 +128,22 @@ def imagenet(place: Place) -> Dataset:
         raise UsageError(
             "data.sets.real: real is val by other labels, and needs no folder. Remove the key."
         )
-    words = imagenet_words()
+    words = imagenet_class_names()
     labels = {wnid: i for i, wnid in enumerate(sorted(words))}
     names = tuple(words[w] for w in sorted(words))
-    dataset = _class_folders(place, labels, names, ("val",), complete=False)
-    return replace(dataset, relabelled={"real": real_answers})
+    dataset = _read_class_folder_sets(place, labels, names, ("val",), complete=False)
+    return replace(dataset, relabelled={"real": real_labels})
 
 
-def folder(place: Place) -> Dataset:
+def folder(place: Location) -> Dataset:
     """Class folders of one's own; the classes are the training folders' names in order.
 
     In an evaluation those that the weights know, where a folder is called as one of them.
     """
-    return _named_by_folders(place, own=True)
+    return _classes_from_folders(place, own=True)
 
 
-def _named_by_folders(place: Place, *, own: bool) -> Dataset:
+def _classes_from_folders(place: Location, *, own: bool) -> Dataset:
     names = ("val", "test")
     if place.test_only and not place.has_train_folder:
         root = next(iter({**place.test_root(names), **place.extra_sets}.values()))
@@ -146,12 +153,12 @@ def _named_by_folders(place: Place, *, own: bool) -> Dataset:
     if any(name in place.classes for name in classes):
         classes = list(place.classes)
     labels = {name: i for i, name in enumerate(classes)}
-    return _class_folders(place, labels, tuple(classes), names, own=own)
+    return _read_class_folder_sets(place, labels, tuple(classes), names, own=own)
 
 
-def places365(place: Place) -> Dataset:
+def places365(place: Location) -> Dataset:
     """Places365 (standard): class folders `train/` and `val/` of 365 scenes."""
-    dataset = _named_by_folders(place, own=False)
+    dataset = _classes_from_folders(place, own=False)
     if len(dataset.classes) != PLACES:
         raise DataError(
             f"{place.train_root}: {len(dataset.classes)} class folders; Places365 has {PLACES}. "
@@ -184,8 +191,8 @@ DATASETS = {
 }
 
 
-def _class_folders(
-    place: Place,
+def _read_class_folder_sets(
+    place: Location,
     labels: dict[str, int],
     classes: tuple[str, ...],
     test_names: tuple[str, ...],
@@ -195,17 +202,17 @@ def _class_folders(
 ) -> Dataset:
     """`own`: a folder of one's own, where each file's size and each split that is there counts."""
     _check_classes(place, labels)
-    passed = PassedOver(sizes=own)
+    passed = SkippedFiles(sizes=own)
     if place.test_only:
         train = Files(FileNames.of(Path(), []), np.zeros(0, dtype=np.int64))
     else:
         every = complete and not place.classes  # of which an evaluation's weights may know more
-        train = read(place.train_root, labels, complete=every, passed=passed)
-    main = place.test_root(test_names, suggested_holdout(train.labels))
+        train = read_class_folders(place.train_root, labels, complete=every, passed=passed)
+    main = place.test_root(test_names, suggest_holdout(train.labels))
     roots = {**main, **place.extra_sets}
     unknown = place.keys.unknown_classes
     found = {
-        name: known_alone(name, _test_split(root, labels, unknown, passed))
+        name: drop_unknown_classes(name, _read_test_split(root, labels, unknown, passed))
         for name, root in roots.items()
     }
     tests: dict[str, Any] = {name: files for name, (files, _) in found.items()}
@@ -214,7 +221,7 @@ def _class_folders(
     return Dataset(train, tests, classes, notes=notes)
 
 
-def _check_classes(place: Place, labels: dict[str, int]) -> None:
+def _check_classes(place: Location, labels: dict[str, int]) -> None:
     """Raises `DataError` for training folders that are all of another data set."""
     if place.test_only or not place.train_root.is_dir():
         return
@@ -226,23 +233,27 @@ def _check_classes(place: Place, labels: dict[str, int]) -> None:
         )
 
 
-def _test_split(root: Path, labels: dict[str, int], unknown: Unknown, passed: PassedOver) -> Files:
-    if is_flat(root):
-        return read_flat(root, labels, unknown, passed)
+def _read_test_split(
+    root: Path, labels: dict[str, int], unknown: UnknownClasses, passed: SkippedFiles
+) -> Files:
+    if is_flat_folder(root):
+        return read_flat_folder(root, labels, unknown, passed)
     names = class_folders(root)
     numbered = {str(i): i for i in range(len(labels))}
     by_number = not any(n in labels for n in names) and all(n in numbered for n in names)
     known = numbered if by_number else labels
-    return read(root, known, complete=False, test=True, unknown=unknown, passed=passed)
+    return read_class_folders(
+        root, known, complete=False, test=True, unknown=unknown, passed=passed
+    )
 
 
-def _cifar(place: Place, kind: str, folder_name: str, archive_name: str) -> Dataset:
+def _read_cifar(place: Location, kind: str, folder_name: str, archive_name: str) -> Dataset:
     import torchvision.datasets
 
     reader = getattr(torchvision.datasets, kind)
     root = place.root.parent if place.root.name == folder_name else place.root
     if not (root / folder_name).is_dir():
-        archive = archives.fetch(reader.url, root / archive_name, reader.tgz_md5)
+        archive = archives.download_once(reader.url, root / archive_name, reader.tgz_md5)
         archives.unpack(archive, root)
     try:  # checks every file's md5 before unpickling it
         splits = {train: reader(str(root), train=train) for train in (True, False)}

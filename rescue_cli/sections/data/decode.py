@@ -18,7 +18,7 @@ from torch import Tensor
 
 from rescue_cli.errors import DataError
 from rescue_cli.sections.annotations import ASPECT
-from rescue_cli.sections.data.rgb import Exif, RangeUnknown, Reading, to_rgb
+from rescue_cli.sections.data.rgb import Exif, Reading, UnknownRangeError, to_rgb
 from rescue_cli.sections.data.splits import Pixels
 
 Decoder = Literal["fast", "pil"]
@@ -26,13 +26,13 @@ Interpolation = Literal["bilinear", "bicubic"]
 Resize = Literal["shorter", "squash"]
 # What PIL raises for a broken image; the last for one that claims an absurd number of pixels
 UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
-LARGEST = Image.MAX_IMAGE_PIXELS or 2**62  # beyond it PIL warns; it refuses twice as many
+MAX_PIXELS = Image.MAX_IMAGE_PIXELS or 2**62  # beyond it PIL warns; it refuses twice as many
 _PIL = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 DEFAULT_READING = Reading()
-OTHERWISE: dict[Exif, Exif] = {"applied": "ignored", "ignored": "applied"}
+OTHER_EXIF: dict[Exif, Exif] = {"applied": "ignored", "ignored": "applied"}
 UPRIGHT = 1
 # EXIF's orientation -> what turns the stored pixels upright, in PIL and of an array
-_TURNS: dict[int, tuple[Image.Transpose, Callable[[Pixels], Pixels]]] = {
+_ORIENTATIONS: dict[int, tuple[Image.Transpose, Callable[[Pixels], Pixels]]] = {
     2: (Image.Transpose.FLIP_LEFT_RIGHT, lambda a: a[:, ::-1]),
     3: (Image.Transpose.ROTATE_180, lambda a: a[::-1, ::-1]),
     4: (Image.Transpose.FLIP_TOP_BOTTOM, lambda a: a[::-1]),
@@ -41,10 +41,10 @@ _TURNS: dict[int, tuple[Image.Transpose, Callable[[Pixels], Pixels]]] = {
     7: (Image.Transpose.TRANSVERSE, lambda a: a[::-1, ::-1].swapaxes(0, 1)),
     8: (Image.Transpose.ROTATE_90, lambda a: a.swapaxes(0, 1)[::-1]),
 }
-LYING = (5, 6, 7, 8)  # orientations that swap height and width
+SIDEWAYS = (5, 6, 7, 8)  # orientations that swap height and width
 # Where a PNG says its orientation, but in eXIf; all may follow the pixels
 _EXIF_IN_TEXT = (b"Raw profile type exif", b"XML:com.adobe.xmp")  # keywords of text chunks
-KEYWORD = 80  # bytes of a text chunk that hold its keyword
+KEYWORD_BYTES = 80  # bytes of a text chunk that hold its keyword
 # Raw lines between ours; an image that is too large is an error of its own
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
@@ -59,23 +59,23 @@ class Box:
     width: int
 
 
-def reason_of(error: BaseException) -> str:
+def describe_error(error: BaseException) -> str:
     """Why a file could not be read, without what only Python knows of it."""
     if isinstance(error, UnidentifiedImageError):
         return "no kind of image that is known"
     if isinstance(error, Image.DecompressionBombError):
-        return f"has more than the {2 * LARGEST:,} pixels that are read at most"
+        return f"has more than the {2 * MAX_PIXELS:,} pixels that are read at most"
     said = (error.strerror if isinstance(error, OSError) else None) or str(error)
     return " ".join(said.split()) or type(error).__name__
 
 
-def orientation(image: Image.Image) -> int:
+def exif_orientation(image: Image.Image) -> int:
     """EXIF's, 1 to 8. 1 where the file says none, and of TIFF, which PIL turns when it reads it."""
     if image.format == "TIFF":
         return UPRIGHT
     try:
         said = image.getexif().get(ExifTags.Base.Orientation, UPRIGHT)
-        return said if said in _TURNS else UPRIGHT
+        return said if said in _ORIENTATIONS else UPRIGHT
     except Exception:  # what PIL raises for broken EXIF has no common base
         return UPRIGHT
 
@@ -89,7 +89,7 @@ def image_size(path: Path, exif: Exif) -> tuple[int, int]:
         height, width = image.height, image.width
         if exif == "ignored" or (image.format == "PNG" and not _png_has_exif(path)):
             return height, width
-        return (width, height) if orientation(image) in LYING else (height, width)
+        return (width, height) if exif_orientation(image) in SIDEWAYS else (height, width)
 
 
 def _png_has_exif(path: Path) -> bool:
@@ -98,7 +98,7 @@ def _png_has_exif(path: Path) -> bool:
         file.seek(8)
         while len(head := file.read(8)) == 8:
             length, kind = struct.unpack(">I4s", head)
-            begins = file.read(min(length, KEYWORD))
+            begins = file.read(min(length, KEYWORD_BYTES))
             if kind == b"eXIf" or begins.startswith(_EXIF_IN_TEXT):
                 return True
             file.seek(length - len(begins) + 4, os.SEEK_CUR)
@@ -111,25 +111,29 @@ def read_image(path: Path, decoder: Decoder, reading: Reading) -> Any:
     Raises `DataError` where the recipe must say more, and what PIL raises for a broken file.
     """
     try:
-        return decode(path.read_bytes(), decoder, reading)
-    except RangeUnknown as error:
+        return decode_image(path.read_bytes(), decoder, reading)
+    except UnknownRangeError as error:
         raise DataError(f"{path}: {error}") from None
 
 
-def decode(data: bytes, decoder: Decoder, reading: Reading = DEFAULT_READING) -> Any:
-    """As `read_image`, of a file's bytes; raises `RangeUnknown`, and what PIL raises."""
-    return pil_image(data, reading) if decoder == "pil" else pixels(data, decoder, reading)
+def decode_image(data: bytes, decoder: Decoder, reading: Reading = DEFAULT_READING) -> Any:
+    """As `read_image`, of a file's bytes; raises `UnknownRangeError`, and what PIL raises."""
+    return (
+        decode_with_pil(data, reading)
+        if decoder == "pil"
+        else decode_to_array(data, decoder, reading)
+    )
 
 
-def pil_image(data: bytes, reading: Reading = DEFAULT_READING) -> Image.Image:
+def decode_with_pil(data: bytes, reading: Reading = DEFAULT_READING) -> Image.Image:
     """The image in RGB."""
     with Image.open(io.BytesIO(data)) as image:
-        turn = orientation(image) if reading.exif == "applied" else UPRIGHT
+        turn = exif_orientation(image) if reading.exif == "applied" else UPRIGHT
         found = to_rgb(image, data, reading)
-    return found if turn == UPRIGHT else found.transpose(_TURNS[turn][0])
+    return found if turn == UPRIGHT else found.transpose(_ORIENTATIONS[turn][0])
 
 
-def pixels(data: bytes, decoder: Decoder, reading: Reading = DEFAULT_READING) -> Pixels:
+def decode_to_array(data: bytes, decoder: Decoder, reading: Reading = DEFAULT_READING) -> Pixels:
     """The image (height, width, 3) uint8. `fast` is libjpeg-turbo, with PIL for what it refuses.
 
     CMYK, whose conversion to RGB differs, and what is absurdly large go to PIL as well.
@@ -139,27 +143,27 @@ def pixels(data: bytes, decoder: Decoder, reading: Reading = DEFAULT_READING) ->
     if decoder == "fast" and data[:2] == b"\xff\xd8":
         try:
             height, width, space, _ = simplejpeg.decode_jpeg_header(data)
-            if space in ("RGB", "YCbCr", "Gray") and height * width <= LARGEST:
+            if space in ("RGB", "YCbCr", "Gray") and height * width <= MAX_PIXELS:
                 decoded: Pixels = simplejpeg.decode_jpeg(data, colorspace="RGB", strict=True)
-                return decoded if reading.exif == "ignored" else _turned(decoded, data)
+                return decoded if reading.exif == "ignored" else _turn_upright(decoded, data)
         except ValueError:
             pass  # truncated or with warnings: PIL decides
-    return np.array(pil_image(data, reading))  # a copy: torch warns of what it may not write
+    return np.array(decode_with_pil(data, reading))  # a copy: torch warns of what it may not write
 
 
-def _turned(stored: Pixels, data: bytes) -> Pixels:
+def _turn_upright(stored: Pixels, data: bytes) -> Pixels:
     """The pixels of a JPEG file upright."""
     if b"Exif" not in data and b"tiff:Orientation" not in data:
         return stored
     with Image.open(io.BytesIO(data)) as image:
-        turn = orientation(image)
+        turn = exif_orientation(image)
     if turn == UPRIGHT:
         return stored
-    found: Pixels = np.ascontiguousarray(_TURNS[turn][1](stored))
+    found: Pixels = np.ascontiguousarray(_ORIENTATIONS[turn][1](stored))
     return found
 
 
-def size_of(image: Pixels | Image.Image) -> tuple[int, int]:
+def height_and_width(image: Pixels | Image.Image) -> tuple[int, int]:
     """(height, width)."""
     if isinstance(image, Image.Image):
         return image.height, image.width
@@ -200,7 +204,7 @@ def centre_crop(
 
     `squash` resizes both sides to that length.
     """
-    height, width = size_of(image)
+    height, width = height_and_width(image)
     short = math.floor(size / crop)
     if resize == "squash":
         resized = (short, short)
@@ -210,13 +214,13 @@ def centre_crop(
         resized = (int(short * height / width), short)
     top, left = (round((side - size) / 2) for side in resized)
     if max(resized) > ASPECT * min(resized):
-        return resized_part(image, resized, Box(top, left, size, size), interpolation)
+        return crop_of_resized(image, resized, Box(top, left, size, size), interpolation)
     whole: Any = crop_resize(image, Box(0, 0, height, width), *resized, interpolation)
     centre: Tensor = whole[:, top : top + size, left : left + size]
     return centre
 
 
-def resized_part(
+def crop_of_resized(
     image: Pixels | Image.Image, size: tuple[int, int], box: Box, interpolation: Interpolation
 ) -> Tensor:
     """What `box` cuts out of the image resized to `size`, without the rest, by PIL."""

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 
 from rescue_cli.errors import DataError
-from rescue_cli.sections.data.location import Place
+from rescue_cli.sections.data.location import Location
 from rescue_cli.sections.data.splits import Dataset, FileNames, Files
 
 
 @dataclass(frozen=True)
-class Known:
+class TorchvisionSet:
     """torchvision's class, its splits that train and test here, and what must lie where."""
 
     reader: str
@@ -24,13 +24,13 @@ class Known:
     downloads: bool = True
 
 
-FLOWERS = Known(
+FLOWERS = TorchvisionSet(
     "Flowers102",
     ("train", "val"),  # 2,040 images, as in ResNet strikes back's Table 5
     "test",
     "flowers-102/jpg/image_*.jpg, flowers-102/imagelabels.mat and flowers-102/setid.mat",
 )
-CARS = Known(
+CARS = TorchvisionSet(
     "StanfordCars",
     ("train",),
     "test",
@@ -38,13 +38,13 @@ CARS = Known(
     "cars_train_annos.mat and cars_meta.mat, stanford_cars/cars_test_annos_withlabels.mat",
     downloads=False,
 )
-FOOD = Known(
+FOOD = TorchvisionSet(
     "Food101",
     ("train",),
     "test",
     "food-101/images/CLASS/*.jpg, food-101/meta/train.json and food-101/meta/test.json",
 )
-PETS = Known(
+PETS = TorchvisionSet(
     "OxfordIIITPet",
     ("trainval",),
     "test",
@@ -52,45 +52,47 @@ PETS = Known(
 )
 
 
-def flowers102(place: Place) -> Dataset:
+def flowers102(place: Location) -> Dataset:
     """Flowers-102: its training and validation images to train, its test images to test."""
-    return _known(place, FLOWERS)
+    return _read_torchvision(place, FLOWERS)
 
 
-def stanford_cars(place: Place) -> Dataset:
+def stanford_cars(place: Location) -> Dataset:
     """Stanford Cars, which can no longer be downloaded."""
-    return _known(place, CARS)
+    return _read_torchvision(place, CARS)
 
 
-def food101(place: Place) -> Dataset:
+def food101(place: Location) -> Dataset:
     """Food-101."""
-    return _known(place, FOOD)
+    return _read_torchvision(place, FOOD)
 
 
-def oxford_pets(place: Place) -> Dataset:
+def oxford_pets(place: Location) -> Dataset:
     """Oxford-IIIT Pets."""
-    return _known(place, PETS)
+    return _read_torchvision(place, PETS)
 
 
-def inaturalist2019(place: Place) -> Dataset:
+def inaturalist2019(place: Location) -> Dataset:
     """iNaturalist 2019 by the competition's split: `train2019.json`, `val2019.json`, the images.
 
     Categories in the order of their numbers.
     """
-    splits = {split: _listed(place.root / f"{split}2019.json") for split in ("train", "val")}
+    splits = {split: _read_list(place.root / f"{split}2019.json") for split in ("train", "val")}
     names = {int(c["id"]): str(c["name"]) for c in splits["train"]["categories"]}
     places = {number: i for i, number in enumerate(sorted(names))}
-    train, test = (_inaturalist(place.root, splits[name], places) for name in ("train", "val"))
+    train, test = (
+        _inaturalist_split(place.root, splits[name], places) for name in ("train", "val")
+    )
     return Dataset(train, {"val": test}, tuple(names[n] for n in sorted(names)))
 
 
-def _inaturalist(root: Path, tree: dict[str, Any], places: dict[int, int]) -> Files:
+def _inaturalist_split(root: Path, tree: dict[str, Any], places: dict[int, int]) -> Files:
     label = {a["image_id"]: places[int(a["category_id"])] for a in tree["annotations"]}
     files = [(str(image["file_name"]), label[image["id"]]) for image in tree["images"]]
-    return _files(root, [name for name, _ in files], [number for _, number in files])
+    return _make_files(root, [name for name, _ in files], [number for _, number in files])
 
 
-def _listed(file: Path) -> dict[str, Any]:
+def _read_list(file: Path) -> dict[str, Any]:
     """A COCO-like list; raises `DataError` where it is not there or is none."""
     try:
         tree = json.loads(file.read_bytes())
@@ -105,21 +107,21 @@ def _listed(file: Path) -> dict[str, Any]:
     return found
 
 
-def _known(place: Place, known: Known) -> Dataset:
-    train_parts = [] if place.test_only else [_split(place, known, s) for s in known.train]
-    test = _split(place, known, known.test)
-    parts = [(_paths(part), _labels(part)) for part in train_parts]
-    train = _files(
+def _read_torchvision(place: Location, known: TorchvisionSet) -> Dataset:
+    train_parts = [] if place.test_only else [_open_split(place, known, s) for s in known.train]
+    test = _open_split(place, known, known.test)
+    parts = [(_image_paths(part), _labels(part)) for part in train_parts]
+    train = _make_files(
         place.root, [p for paths, _ in parts for p in paths], [n for _, ns in parts for n in ns]
     )
     return Dataset(
         train,
-        {known.test: _files(place.root, _paths(test), _labels(test))},
+        {known.test: _make_files(place.root, _image_paths(test), _labels(test))},
         tuple(str(name) for name in test.classes),
     )
 
 
-def _split(place: Place, known: Known, split: str) -> Any:
+def _open_split(place: Location, known: TorchvisionSet, split: str) -> Any:
     """torchvision's data set, fetched where it can be; raises `DataError` with what belongs where.
 
     What is there is read first: its check of the files alone says whether anything is missing.
@@ -143,7 +145,7 @@ def _split(place: Place, known: Known, split: str) -> Any:
         ) from None
 
 
-def _paths(part: Any) -> list[str]:
+def _image_paths(part: Any) -> list[str]:
     """The images' files, which torchvision's classes keep under one of three names."""
     for attribute in ("_image_files", "_images"):
         if hasattr(part, attribute):
@@ -157,6 +159,6 @@ def _labels(part: Any) -> list[int]:
     return [int(label) for _, label in part._samples]
 
 
-def _files(root: Path, paths: Sequence[str], labels: Sequence[int]) -> Files:
+def _make_files(root: Path, paths: Sequence[str], labels: Sequence[int]) -> Files:
     below = [path.removeprefix(f"{root}/") for path in paths]
     return Files(FileNames.of(root, below), np.array(labels, dtype=np.int64))

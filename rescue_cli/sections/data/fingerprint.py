@@ -20,15 +20,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rescue_cli.rng import Indices
-from rescue_cli.sections.data.formats.coco_shapes import Painted, checksum
+from rescue_cli.sections.data.formats.coco_shapes import ShapeMasks, shapes_checksum
 from rescue_cli.sections.data.paired import Boxed, Masked
-from rescue_cli.sections.data.splits import Dataset, FileNames, Files, Images, Split, some
+from rescue_cli.sections.data.splits import Dataset, FileNames, Files, Images, Split, join_names
 
 THREADS = 16  # a network file system answers many at a time
 
 
 @dataclass(frozen=True)
-class Listing:
+class SplitListing:
     """A split's images in order: names, labels (n,), and numbers of each image (n,) by what it is.
 
     `names` is None of a set that lies in arrays.
@@ -61,7 +61,7 @@ class Fingerprint:
     """The classes in order, and the splits by name, `train` the first."""
 
     classes: tuple[str, ...]
-    splits: Mapping[str, Listing]
+    splits: Mapping[str, SplitListing]
 
     @cached_property
     def digest(self) -> str:
@@ -69,7 +69,7 @@ class Fingerprint:
         return hashlib.blake2b(json.dumps(parts).encode(), digest_size=16).hexdigest()
 
     def arrays(self) -> dict[str, NDArray[Any]]:
-        """All that `from_arrays` takes to make it anew."""
+        """All that `fingerprint_from_arrays` takes to make it anew."""
         found: dict[str, NDArray[Any]] = {"classes": np.array(json.dumps(self.classes))}
         for split, listing in self.splits.items():
             found[f"{split}/labels"] = listing.labels
@@ -82,7 +82,7 @@ class Fingerprint:
         return found
 
 
-def from_arrays(arrays: Mapping[str, NDArray[Any]]) -> Fingerprint:
+def fingerprint_from_arrays(arrays: Mapping[str, NDArray[Any]]) -> Fingerprint:
     """The fingerprint that `arrays()` was called of; raises `KeyError`, `ValueError`."""
     splits = {}
     for key in arrays:
@@ -96,40 +96,40 @@ def from_arrays(arrays: Mapping[str, NDArray[Any]]) -> Fingerprint:
             names = None
             if f"{split}/block" in arrays:
                 names = FileNames("", arrays[f"{split}/block"], arrays[f"{split}/ends"])
-            splits[split] = Listing(names, arrays[key], marks)
+            splits[split] = SplitListing(names, arrays[key], marks)
     return Fingerprint(tuple(json.loads(str(arrays["classes"]))), splits)
 
 
-def fingerprint_of(dataset: Dataset, tests: Iterable[str]) -> Fingerprint:
+def compute_fingerprint(dataset: Dataset, tests: Iterable[str]) -> Fingerprint:
     """Of the training images and those of these test sets."""
     splits = {"train": dataset.train, **{name: dataset.tests[name] for name in tests}}
-    return Fingerprint(dataset.classes, {name: listing_of(split) for name, split in splits.items()})
+    return Fingerprint(dataset.classes, {name: list_split(split) for name, split in splits.items()})
 
 
-def listing_of(split: Split) -> Listing:
+def list_split(split: Split) -> SplitListing:
     """Images in memory go by the files that they were decoded from, where they come from files."""
     files = split if isinstance(split, Files) else split.files
     if isinstance(split, Images) and files is None:
         sums = np.array([zlib.crc32(image.tobytes()) for image in split.pixels], np.int64)
-        return Listing(None, split.labels, {"pixels": sums})
+        return SplitListing(None, split.labels, {"pixels": sums})
     assert files is not None
-    marks = {"bytes": _sizes(files.names)}
+    marks = {"bytes": _file_sizes(files.names)}
     if isinstance(files, Boxed):
         marks["boxes"] = np.array(
             [zlib.crc32(b"".join(part.tobytes() for part in o)) for o in files.objects], np.int64
         )
     if isinstance(files, Masked):
-        marks["bytes of its mask"] = _sizes(files.masks)
-    if isinstance(files, Painted):
-        marks["shapes"] = np.array([checksum(some) for some in files.shapes], np.int64)
-    return Listing(_composed(files.names), files.labels, marks)
+        marks["bytes of its mask"] = _file_sizes(files.masks)
+    if isinstance(files, ShapeMasks):
+        marks["shapes"] = np.array([shapes_checksum(some) for some in files.shapes], np.int64)
+    return SplitListing(_normalise_names(files.names), files.labels, marks)
 
 
-def _sizes(names: FileNames) -> Indices:
+def _file_sizes(names: FileNames) -> Indices:
     """Each file's size in bytes; -1 of one that is not there, which whoever reads it will say."""
 
     def of(part: Iterable[int]) -> list[int]:
-        return [_size(f"{root}{names.name(index)}") for index in part]
+        return [_file_size(f"{root}{names.name(index)}") for index in part]
 
     root = os.path.join(names.root, "")
     parts = [range(at, min(at + 4096, len(names))) for at in range(0, len(names), 4096)]
@@ -137,14 +137,14 @@ def _sizes(names: FileNames) -> Indices:
         return np.array([size for found in pool.map(of, parts) for size in found], dtype=np.int64)
 
 
-def _size(path: str) -> int:
+def _file_size(path: str) -> int:
     try:
         return os.stat(path).st_size
     except OSError:
         return -1
 
 
-def _composed(names: FileNames) -> FileNames:
+def _normalise_names(names: FileNames) -> FileNames:
     """The names with accents in one form: macOS takes them apart when it copies (NFD)."""
     if not len(names.block) or names.block.max() < 128:
         return names
@@ -155,27 +155,27 @@ def _composed(names: FileNames) -> FileNames:
 # --- differences ---
 
 
-def difference(before: Fingerprint, now: Fingerprint) -> str | None:
+def describe_difference(before: Fingerprint, now: Fingerprint) -> str | None:
     """In what two data sets differ, as the rest of a sentence; None where they are the same."""
     if before.digest == now.digest:
         return None
     if before.classes != now.classes:
-        return _of_classes(before.classes, now.classes)
+        return _describe_classes(before.classes, now.classes)
     for split, listing in now.splits.items():
         if split not in before.splits:
             return f"its test set is {split}, and was {', '.join([*before.splits][1:]) or 'none'}"
         if listing.digest != before.splits[split].digest:
-            return f"{split}: {_of_listings(before.splits[split], listing, now.classes)}"
+            return f"{split}: {_describe_listings(before.splits[split], listing, now.classes)}"
     return f"the test set {next(s for s in before.splits if s not in now.splits)} is missing"
 
 
-def _of_classes(before: tuple[str, ...], now: tuple[str, ...]) -> str:
+def _describe_classes(before: tuple[str, ...], now: tuple[str, ...]) -> str:
     missing, new = ([c for c in a if c not in set(b)] for a, b in ((before, now), (now, before)))
     if not missing and not new:
         a, b = next((a, b) for a, b in zip(before, now, strict=True) if a != b)
         return f"its classes stand in another order: {b!r} where {a!r} was"
     said = [
-        f"the class{'' if len(names) == 1 else 'es'} {some([repr(name) for name in names])} {verb}"
+        f"the class{'' if len(names) == 1 else 'es'} {join_names([repr(name) for name in names])} {verb}"
         for names, verb in (
             (missing, "is missing" if len(missing) == 1 else "are missing"),
             (new, "is new" if len(new) == 1 else "are new"),
@@ -185,12 +185,12 @@ def _of_classes(before: tuple[str, ...], now: tuple[str, ...]) -> str:
     return f"{' and '.join(said)} ({len(now)} classes, was {len(before)})"
 
 
-def _of_listings(before: Listing, now: Listing, classes: tuple[str, ...]) -> str:
+def _describe_listings(before: SplitListing, now: SplitListing, classes: tuple[str, ...]) -> str:
     count = f"{len(now):,} images, and was {len(before):,}"
     if before.names is None or now.names is None:
         if len(now) != len(before) or (before.names is None) != (now.names is None):
             return count
-        return _of_images(before, now, classes, range(len(now))) or count
+        return _describe_images(before, now, classes, range(len(now))) or count
     places, others = ({each.name(i): i for i in range(len(each))} for each in (before, now))
     missing, new = ([n for n in a if n not in b] for a, b in ((places, others), (others, places)))
     if missing or new:
@@ -201,14 +201,14 @@ def _of_listings(before: Listing, now: Listing, classes: tuple[str, ...]) -> str
         ]
         return f"{count}: {'; '.join(said)}"
     same = [places[now.name(i)] for i in range(len(now))]
-    if (said_of := _of_images(before, now, classes, same)) is not None:
+    if (said_of := _describe_images(before, now, classes, same)) is not None:
         return said_of
     first = next(i for i, place in enumerate(same) if i != place)
     return f"the same {len(now):,} images in another order, from {now.name(first)} on"
 
 
-def _of_images(
-    before: Listing, now: Listing, classes: tuple[str, ...], same: Iterable[int]
+def _describe_images(
+    before: SplitListing, now: SplitListing, classes: tuple[str, ...], same: Iterable[int]
 ) -> str | None:
     """The first of the images, each beside its place before, whose label or number differs."""
     order = np.fromiter(same, dtype=np.int64)

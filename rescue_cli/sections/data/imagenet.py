@@ -14,15 +14,15 @@ from rescue_cli.sections.data.splits import Files, Split
 _NUMBER = re.compile(r"ILSVRC2012_val_(\d{8})")
 
 
-def imagenet_words() -> dict[str, str]:
+def imagenet_class_names() -> dict[str, str]:
     """ImageNet's 1,000 WordNet ids and what they are called."""
-    wnids = _info("imagenet_synsets.txt").read_text().split()
-    lines = _info("imagenet_synset_to_lemma.txt").read_text().splitlines()
+    wnids = _timm_file("imagenet_synsets.txt").read_text().split()
+    lines = _timm_file("imagenet_synset_to_lemma.txt").read_text().splitlines()
     words = dict(line.split("\t", 1) for line in lines)
     return {wnid: words[wnid].split(",")[0].strip() for wnid in wnids}
 
 
-def real_answers(split: Split) -> Indices:
+def real_labels(split: Split) -> Indices:
     """ReaL's labels of validation images, (n, most) filled up with -1 (Are we done with ImageNet?).
 
     They are found by the ILSVRC2012_val_ number in the file's name; an image that none was kept
@@ -32,8 +32,8 @@ def real_answers(split: Split) -> Indices:
         raise DataError(
             "eval.sets: real: images in memory have no file names. Use data.resident=false."
         )
-    table = json.loads(_info("imagenet_real_labels.json").read_text())
-    found = [table[_number(split, i, len(table)) - 1] for i in range(len(split))]
+    table = json.loads(_timm_file("imagenet_real_labels.json").read_text())
+    found = [table[_validation_number(split, i, len(table)) - 1] for i in range(len(split))]
     answers = np.full((len(found), max(map(len, found), default=0)), -1, dtype=np.int64)
     for row, labels in zip(answers, found, strict=True):
         row[: len(labels)] = labels
@@ -44,7 +44,7 @@ def real_answers(split: Split) -> Indices:
     return answers
 
 
-def _number(files: Files, index: int, most: int) -> int:
+def _validation_number(files: Files, index: int, most: int) -> int:
     """The image's number among the validation images, from 1."""
     name = files.names.name(index).rpartition("/")[2]
     match = _NUMBER.search(name)
@@ -57,7 +57,7 @@ def _number(files: Files, index: int, most: int) -> int:
     return int(match[1])
 
 
-def _info(name: str) -> Path:
+def _timm_file(name: str) -> Path:
     spec = importlib.util.find_spec("timm")
     assert spec is not None
     assert spec.submodule_search_locations is not None

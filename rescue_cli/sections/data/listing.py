@@ -17,15 +17,15 @@ from rescue_cli.errors import DataError
 FORMATS = {"JPEG", "MPO", "PNG", "WEBP", "TIFF", "BMP", "DIB", "GIF", "PPM", "JPEG2000", "TGA"}
 FORMATS |= {"AVIF", "HEIF", "QOI", "PCX", "SGI", "ICO"}
 # What file managers leave behind: Windows', macOS' (in archives), Synology's
-NOBODYS = {"thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "@eadir", "$recycle.bin"}
-NOBODYS |= {"system volume information", "lost+found"}
-HIDDEN = "hidden or of the system"
-OTHER = "with another ending than an image's"
-EMPTY = "empty"
-BROKEN = "broken links or no files"
-BESIDE = "beside the class folders"
-CIRCLE = "links to a folder above them"
-UNDECODED = {".avif", ".avifs", ".heic", ".heif", ".hif"}
+SYSTEM_FILES = {"thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "@eadir", "$recycle.bin"}
+SYSTEM_FILES |= {"system volume information", "lost+found"}
+HIDDEN_FILES = "hidden or of the system"
+OTHER_EXTENSIONS = "with another ending than an image's"
+EMPTY_FILES = "empty"
+BROKEN_LINKS = "broken links or no files"
+BESIDE_CLASSES = "beside the class folders"
+LINK_CYCLE = "links to a folder above them"
+EXTENSIONS_WITH_PLUGIN = {".avif", ".avifs", ".heic", ".heif", ".hif"}
 NO_DECODER = "without a decoder here (for .heic: pip install pillow-heif)"
 # Longest first: UTF-32's mark begins with UTF-16's. Notepad and PowerShell write them
 _MARKS = (
@@ -38,7 +38,7 @@ _MARKS = (
 
 
 @lru_cache
-def endings() -> frozenset[str]:
+def image_extensions() -> frozenset[str]:
     """The endings of the images that can be read here, HEIC's where `pillow-heif` is there."""
     try:
         from pillow_heif import register_heif_opener
@@ -51,13 +51,13 @@ def endings() -> frozenset[str]:
     return frozenset(e for e, kind in known.items() if kind in formats and kind in Image.OPEN)
 
 
-def is_nobodys(name: str) -> bool:
+def is_hidden(name: str) -> bool:
     """Whether a file or folder is no one's image: hidden (macOS' `._x.jpg`), or the system's."""
-    return name.startswith(".") or name.lower() in NOBODYS
+    return name.startswith(".") or name.lower() in SYSTEM_FILES
 
 
 @dataclass
-class PassedOver:
+class SkippedFiles:
     """What was not read, by the reason, with the first of each; `told` are sentences of their own.
 
     `sizes` asks for the size of every file: an empty one is passed over. Files called as in `read`
@@ -68,7 +68,7 @@ class PassedOver:
     read: tuple[str, ...] = ()
     counts: Counter[str] = field(default_factory=Counter)
     first: dict[str, str] = field(default_factory=dict)
-    endings: Counter[str] = field(default_factory=Counter)
+    extensions: Counter[str] = field(default_factory=Counter)
     told: list[str] = field(default_factory=list)
 
     def add(self, reason: str, path: str) -> None:
@@ -78,12 +78,12 @@ class PassedOver:
     def add_file(self, path: str) -> None:
         """A file whose ending is no known image's."""
         ending = os.path.splitext(path)[1].lower()
-        self.add(NO_DECODER if ending in UNDECODED else OTHER, path)
-        self.endings[ending or "none"] += 1
+        self.add(NO_DECODER if ending in EXTENSIONS_WITH_PLUGIN else OTHER_EXTENSIONS, path)
+        self.extensions[ending or "none"] += 1
 
-    def join(self, other: "PassedOver") -> None:
+    def join(self, other: "SkippedFiles") -> None:
         self.counts += other.counts
-        self.endings += other.endings
+        self.extensions += other.extensions
         self.first = {**other.first, **self.first}
         self.told += other.told
 
@@ -91,9 +91,9 @@ class PassedOver:
         """How much of each, on one line; empty where there is nothing."""
         parts = []
         for reason, count in self.counts.items():
-            most = ", ".join(f"{n} {ending}" for ending, n in self.endings.most_common(5))
-            of = f" ({most})" if reason == OTHER else ""
-            parts.append(f"{count} {reason}{of}, the first {shown(self.first[reason])}")
+            most = ", ".join(f"{n} {ending}" for ending, n in self.extensions.most_common(5))
+            of = f" ({most})" if reason == OTHER_EXTENSIONS else ""
+            parts.append(f"{count} {reason}{of}, the first {printable(self.first[reason])}")
         return "; ".join(parts)
 
     def notes(self) -> tuple[str, ...]:
@@ -102,23 +102,23 @@ class PassedOver:
         return (*self.told, *([f"files passed over: {listed}"] if listed else []))
 
 
-def images_in(folder: Path, passed: PassedOver) -> list[str]:
+def list_images(folder: Path, passed: SkippedFiles) -> list[str]:
     """The images in the folder and in those below, as paths from it; raises `DataError`.
 
     In torchvision's order: those of the folder itself by name, then folder by folder.
     """
-    return files_in(folder, endings(), passed)
+    return list_files(folder, image_extensions(), passed)
 
 
-def files_in(folder: Path, kinds: Collection[str], passed: PassedOver) -> list[str]:
-    """As `images_in`, the files with one of these endings."""
-    every = _walk(str(folder), "", kinds, passed, frozenset())
+def list_files(folder: Path, kinds: Collection[str], passed: SkippedFiles) -> list[str]:
+    """As `list_images`, the files with one of these endings."""
+    every = _walk_folder(str(folder), "", kinds, passed, frozenset())
     found = sorted(every, key=lambda each: each[0].removesuffix("/"))
     return [f"{below}{name}" for below, names in found for name in sorted(names)]
 
 
-def _walk(
-    root: str, below: str, kinds: Collection[str], passed: PassedOver, above: frozenset[object]
+def _walk_folder(
+    root: str, below: str, kinds: Collection[str], passed: SkippedFiles, above: frozenset[object]
 ) -> Iterator[tuple[str, list[str]]]:
     """(path from the root with its slash, names) of the folder and of each below it."""
     here = os.path.join(root, below)
@@ -126,28 +126,28 @@ def _walk(
     try:
         status = os.stat(here)
         if (me := (status.st_dev, status.st_ino)) in above:
-            passed.add(CIRCLE, here)
+            passed.add(LINK_CYCLE, here)
             return
         with os.scandir(here) as entries:
             for entry in entries:
-                if is_nobodys(entry.name):
-                    passed.add(HIDDEN, entry.path)
+                if is_hidden(entry.name):
+                    passed.add(HIDDEN_FILES, entry.path)
                 elif _is_folder(entry):
                     folders.append(entry.name)
                 elif entry.name[entry.name.rfind(".") :].lower() not in kinds:
                     if entry.name not in passed.read:
                         passed.add_file(entry.path)
                 elif not _is_file(entry):
-                    passed.add(BROKEN, entry.path)
+                    passed.add(BROKEN_LINKS, entry.path)
                 elif passed.sizes and entry.stat().st_size == 0:
-                    passed.add(EMPTY, entry.path)
+                    passed.add(EMPTY_FILES, entry.path)
                 else:
                     names.append(entry.name)
     except OSError as error:
-        raise DataError(f"{shown(here)}: cannot be listed: {error.strerror}.") from None
+        raise DataError(f"{printable(here)}: cannot be listed: {error.strerror}.") from None
     yield below, names
     for name in folders:
-        yield from _walk(root, f"{below}{name}/", kinds, passed, above | {me})
+        yield from _walk_folder(root, f"{below}{name}/", kinds, passed, above | {me})
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -164,7 +164,7 @@ def _is_file(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def folders_in(root: Path) -> list[str]:
+def list_folders(root: Path) -> list[str]:
     """The names of the folders right below `root` that may be someone's; raises `DataError`.
 
     None where there is no such folder.
@@ -173,19 +173,19 @@ def folders_in(root: Path) -> list[str]:
         return []
     try:
         with os.scandir(root) as entries:
-            return sorted(e.name for e in entries if not is_nobodys(e.name) and _is_folder(e))
+            return sorted(e.name for e in entries if not is_hidden(e.name) and _is_folder(e))
     except OSError as error:
         raise DataError(f"{root}: cannot be listed: {error.strerror}.") from None
 
 
-def pass_over_files(root: Path, passed: PassedOver) -> None:
+def count_stray_files(root: Path, passed: SkippedFiles) -> None:
     """Counts what lies beside the folders below `root` and may have been meant."""
     with os.scandir(root) as entries:
         for entry in entries:
-            if is_nobodys(entry.name):
-                passed.add(HIDDEN, entry.path)
+            if is_hidden(entry.name):
+                passed.add(HIDDEN_FILES, entry.path)
             elif _is_image(entry):
-                passed.add(BESIDE, entry.path)
+                passed.add(BESIDE_CLASSES, entry.path)
 
 
 def holds_images(folder: Path, depth: int) -> bool:
@@ -195,7 +195,7 @@ def holds_images(folder: Path, depth: int) -> bool:
             if any(_is_image(entry) for entry in entries):
                 return True
         return depth > 0 and any(
-            holds_images(folder / name, depth - 1) for name in folders_in(folder)
+            holds_images(folder / name, depth - 1) for name in list_folders(folder)
         )
     except (OSError, DataError):
         return False
@@ -203,19 +203,19 @@ def holds_images(folder: Path, depth: int) -> bool:
 
 def _is_image(entry: os.DirEntry[str]) -> bool:
     ending = os.path.splitext(entry.name)[1].lower()
-    return ending in endings() and not is_nobodys(entry.name) and not _is_folder(entry)
+    return ending in image_extensions() and not is_hidden(entry.name) and not _is_folder(entry)
 
 
-def by_stem(folder: Path, kinds: Collection[str]) -> dict[str, str]:
+def index_by_stem(folder: Path, kinds: Collection[str]) -> dict[str, str]:
     """The files with these endings by their paths without them, in the composed normal form.
 
     Of files that differ in their endings alone a JPEG is taken. Empty where there is no folder.
     """
     if not folder.is_dir():
         return {}
-    names = files_in(folder, kinds, PassedOver())
+    names = list_files(folder, kinds, SkippedFiles())
     names.sort(key=lambda name: name.lower().endswith((".jpg", ".jpeg")))
-    return {plain(stem(name)): name for name in names}
+    return {normalise_name(stem(name)): name for name in names}
 
 
 # --- splits ---
@@ -227,16 +227,16 @@ SPLITS = {
 }
 
 
-def split_of(name: str) -> str | None:
+def split_name(name: str) -> str | None:
     """Which split a folder of this name holds: `val` for `Validation`; None for any other name."""
     return next((split for split, names in SPLITS.items() if name.lower() in names), None)
 
 
-def split_folder(root: Path, split: str) -> Path | None:
+def find_split_folder(root: Path, split: str) -> Path | None:
     """The split's folder below `root`, by its own name or another of it; raises `DataError`."""
     if (root / split).is_dir():
         return root / split
-    found = [name for name in folders_in(root) if split_of(name) == split]
+    found = [name for name in list_folders(root) if split_name(name) == split]
     if len(found) > 1:
         raise DataError(
             f"{root}: holds {' and '.join(found)}, and each may be '{split}'. Rename one, or name "
@@ -245,15 +245,15 @@ def split_folder(root: Path, split: str) -> Path | None:
     return root / found[0] if found else None
 
 
-def splits_in(root: Path) -> list[str]:
+def list_split_folders(root: Path) -> list[str]:
     """The names of the folders below `root` that are splits."""
-    return [name for name in folders_in(root) if split_of(name)]
+    return [name for name in list_folders(root) if split_name(name)]
 
 
 # --- names, and files of names ---
 
 
-def plain(name: str) -> str:
+def normalise_name(name: str) -> str:
     """The name in Unicode's composed form (NFC), without spaces and line ends around it.
 
     macOS and the archives made there hold an accent as a character of its own (NFD).
@@ -261,27 +261,27 @@ def plain(name: str) -> str:
     return unicodedata.normalize("NFC", name).strip("\ufeff \t\r\n")
 
 
-def shown(name: object) -> str:
+def printable(name: object) -> str:
     """The name for a person; bytes that are no UTF-8 as `\\udc..`, which can be printed."""
     return str(name).encode("utf-8", "backslashreplace").decode()
 
 
-def file_of(folder: Path, name: str) -> Path | None:
+def find_file(folder: Path, name: str) -> Path | None:
     """The file of this name in the folder, in whichever normal form it lies there."""
     forms = (name, unicodedata.normalize("NFC", name), unicodedata.normalize("NFD", name))
     return next((p for form in dict.fromkeys(forms) if (p := folder / form).is_file()), None)
 
 
-def demand_utf8(path: Path) -> None:
+def check_utf8(path: Path) -> None:
     """Raises `DataError` for a name of bytes that are no UTF-8."""
-    if not os.fsencode(path.name).isascii() and shown(path.name) != path.name:
+    if not os.fsencode(path.name).isascii() and printable(path.name) != path.name:
         raise DataError(
-            f"{shown(path)}: its name is not UTF-8, and a class is called by it. Rename it "
+            f"{printable(path)}: its name is not UTF-8, and a class is called by it. Rename it "
             "(convmv -f latin1 -t utf8 --notest does so)."
         )
 
 
-def lines_of(file: Path) -> list[str]:
+def read_lines(file: Path) -> list[str]:
     """The lines that are not empty, in UTF-8 or as a byte order mark says; raises `DataError`."""
     try:
         content = file.read_bytes()

@@ -11,18 +11,18 @@ from rescue_cli.errors import DataError
 from rescue_cli.recipe.schema import NotNegativeInt, PositiveInt, Within
 from rescue_cli.sections.data.decode import Decoder, Interpolation
 from rescue_cli.sections.data.listing import (
-    folders_in,
+    find_split_folder,
     holds_images,
-    split_folder,
-    split_of,
-    splits_in,
+    list_folders,
+    list_split_folders,
+    split_name,
 )
 from rescue_cli.sections.data.rgb import Background, Exif, Reading
 
-HIGHEST = 2**16 - 1  # that a mask of 16 bits can hold
-MaskValue = Annotated[int, Within(0, HIGHEST)]
+MAX_MASK_VALUE = 2**16 - 1  # that a mask of 16 bits can hold
+MaskValue = Annotated[int, Within(0, MAX_MASK_VALUE)]
 
-Unknown = Literal["refuse", "skip"]
+UnknownClasses = Literal["refuse", "skip"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +49,7 @@ class Keys:
     background: Background = "white"
     range: tuple[float, float] | None = None
     mask_values: dict[str, MaskValue | list[MaskValue]] | None = None  # by class, or `ignored`
-    unknown_classes: Unknown = "refuse"  # of test sets: classes that training does not have
+    unknown_classes: UnknownClasses = "refuse"  # of test sets: classes that training does not have
 
     @property
     def reading(self) -> Reading:
@@ -96,12 +96,12 @@ FACTS: Mapping[str, Facts] = {
 }
 
 
-def _folder(text: str) -> Path:
+def _expand_user(text: str) -> Path:
     return Path(os.path.expanduser(text))  # unlike Path.expanduser, leaves ~nobody as it is
 
 
 @dataclass(frozen=True)
-class Place:
+class Location:
     """The folders that one recipe's data come from. Raises `DataError` where one is not said."""
 
     name: str
@@ -112,7 +112,7 @@ class Place:
     @cached_property
     def root(self) -> Path:
         if self.keys.root is not None:
-            return _folder(self.keys.root)
+            return _expand_user(self.keys.root)
         if "RESCUE_DATA" in os.environ:
             return Path(os.environ["RESCUE_DATA"], self.name)
         raise DataError(
@@ -153,10 +153,10 @@ class Place:
         measured on.
         """
         root = Path(os.path.abspath(self.root))
-        split = split_of(root.name)
-        if split is None or splits_in(root) or not holds_images(root, 2):
+        split = split_name(root.name)
+        if split is None or list_split_folders(root) or not holds_images(root, 2):
             return None
-        sure = split == "train" or self.test_only or split_folder(root.parent, "train")
+        sure = split == "train" or self.test_only or find_split_folder(root.parent, "train")
         return split if sure else None
 
     @cached_property
@@ -171,19 +171,19 @@ class Place:
         """Whether class folders lie where splits should, and all images are for training."""
         if FACTS[self.name].images is not None:
             return False  # a published set has its layout
-        splits = splits_in(self.top)  # of which `train` may be a class beside `car`
-        if any(split_of(n) != "train" or not holds_images(self.top / n, 0) for n in splits):
+        splits = list_split_folders(self.top)  # of which `train` may be a class beside `car`
+        if any(split_name(n) != "train" or not holds_images(self.top / n, 0) for n in splits):
             return False
-        return any(holds_images(self.top / name, 0) for name in folders_in(self.top))
+        return any(holds_images(self.top / name, 0) for name in list_folders(self.top))
 
     def split(self, name: str) -> Path | None:
         """The folder of a split; None where there is none."""
-        return self.root if self.given_split == name else split_folder(self.top, name)
+        return self.root if self.given_split == name else find_split_folder(self.top, name)
 
     @cached_property
     def train_root(self) -> Path:
         if self.keys.train_root:
-            return _folder(self.keys.train_root)
+            return _expand_user(self.keys.train_root)
         if self.is_unsplit:
             return self.top
         return self.split("train") or self.top / "train"
@@ -196,7 +196,7 @@ class Place:
         if self.keys.holdout:
             return {}
         if self.keys.test_root:
-            return {names[0]: _folder(self.keys.test_root)}
+            return {names[0]: _expand_user(self.keys.test_root)}
         if self.test_only and self.keys.sets and not self.has_root:
             return {}  # an evaluation of further sets alone
         first = [self.given_split] if self.given_split in names else []
@@ -238,9 +238,9 @@ class Place:
             return ()
         read = {self.train_root, *tests.values(), *self.extra_sets.values()}
         said = {Path(os.path.abspath(folder)) for folder in read}
-        over = [self.top / n for n in splits_in(self.top) if split_of(n) != "train"]
+        over = [self.top / n for n in list_split_folders(self.top) if split_name(n) != "train"]
         return tuple(
-            f"{folder}: is not read. data.sets={{{split_of(folder.name)}: {folder}}} measures on "
+            f"{folder}: is not read. data.sets={{{split_name(folder.name)}: {folder}}} measures on "
             "it too"
             for folder in over
             if Path(os.path.abspath(folder)) not in said
@@ -248,9 +248,9 @@ class Place:
 
     @property
     def extra_sets(self) -> dict[str, Path]:
-        return {name: _folder(root) for name, root in self.keys.sets.items()}
+        return {name: _expand_user(root) for name, root in self.keys.sets.items()}
 
-    def at(self, root: Path) -> "Place":
+    def at(self, root: Path) -> "Location":
         return replace(self, keys=replace(self.keys, root=str(root)))
 
 

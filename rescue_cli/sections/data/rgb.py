@@ -11,9 +11,9 @@ Exif = Literal["applied", "ignored"]
 Background = Literal["white", "black", "grey", "ignored"]
 COLOURS = {"white": (255, 255, 255), "black": (0, 0, 0), "grey": (128, 128, 128)}
 BITS_PER_SAMPLE, PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0  # tags of TIFF, and a value
-SIXTEEN = 2**16 - 1
+MAX_16_BITS = 2**16 - 1
 PNG = b"\x89PNG"
-DEEP = (b"\x10\x02", b"\x10\x04", b"\x10\x06")  # of a PNG: 16 bits, and several channels
+DEEP_PNG = (b"\x10\x02", b"\x10\x04", b"\x10\x06")  # of a PNG: 16 bits, and several channels
 
 
 @dataclass(frozen=True)
@@ -36,26 +36,26 @@ class Reading:
         return {key: told[key] for key in told if told[key] != getattr(Reading, key)}
 
 
-class RangeUnknown(ValueError):
+class UnknownRangeError(ValueError):
     """Of pixels of which the file does not say which value is white."""
 
 
 def to_rgb(image: Image.Image, data: bytes, reading: Reading) -> Image.Image:
     """The image in RGB, 8 bits a channel; `data` is its file.
 
-    Raises `RangeUnknown`, and what PIL raises.
+    Raises `UnknownRangeError`, and what PIL raises.
     """
     if image.mode[0] in "IF":
-        return _on_background(*_of_one_channel(image, data, reading), reading.background)
-    _check_colours(image, data, reading)
-    _scale_clear(image, data)
+        return _paste_on_background(*_grey_to_8_bits(image, data, reading), reading.background)
+    _check_channel_bits(image, data, reading)
+    _scale_transparency(image, data)
     if reading.background == "ignored" or not image.has_transparency_data:
         return image.convert("RGB")
     image = image.convert("RGBA")
-    return _on_background(image, image, reading.background)
+    return _paste_on_background(image, image, reading.background)
 
 
-def _scale_clear(image: Image.Image, data: bytes) -> None:
+def _scale_transparency(image: Image.Image, data: bytes) -> None:
     """Brings the value that a PNG calls transparent, which has the file's bits, to PIL's 8."""
     clear = image.info.get("transparency")
     bits = data[24] if data[:4] == PNG else 8
@@ -65,7 +65,7 @@ def _scale_clear(image: Image.Image, data: bytes) -> None:
         image.info["transparency"] = clear * 255 // (2**bits - 1)
 
 
-def _on_background(
+def _paste_on_background(
     image: Image.Image, alpha: Image.Image | None, background: Background
 ) -> Image.Image:
     """RGB, where `alpha` (or an RGBA image's own) is 0 the background."""
@@ -76,13 +76,13 @@ def _on_background(
     return canvas
 
 
-def _of_one_channel(
+def _grey_to_8_bits(
     image: Image.Image, data: bytes, reading: Reading
 ) -> tuple[Image.Image, Image.Image | None]:
     """A grey image of more than 8 bits in 8, and its alpha where a PNG names a clear value."""
     values = np.array(image)
-    grey = _scaled(values, *_ends(image, data, values, reading))
-    if image.format == "TIFF" and _tag(image, PHOTOMETRIC, 1) == WHITE_IS_ZERO:
+    grey = _scale_to_8_bits(values, *_black_and_white(image, data, values, reading))
+    if image.format == "TIFF" and _tiff_tag(image, PHOTOMETRIC, 1) == WHITE_IS_ZERO:
         grey = 255 - grey  # which PIL does of 8 bits, and not of more
     clear = image.info.get("transparency")
     alpha = (
@@ -91,16 +91,18 @@ def _of_one_channel(
     return Image.fromarray(grey), alpha
 
 
-def _tag(image: Any, number: int, otherwise: Any) -> Any:
+def _tiff_tag(image: Any, number: int, otherwise: Any) -> Any:
     return image.tag_v2.get(number, otherwise)
 
 
-def _ends(image: Image.Image, data: bytes, values: Any, reading: Reading) -> tuple[float, float]:
+def _black_and_white(
+    image: Image.Image, data: bytes, values: Any, reading: Reading
+) -> tuple[float, float]:
     """The values that become black and white."""
-    return reading.range or (0.0, float(white(image, data, values)[0]))
+    return reading.range or (0.0, float(white_level(image, data, values)[0]))
 
 
-def _scaled(values: Any, low: float, high: float) -> Any:
+def _scale_to_8_bits(values: Any, low: float, high: float) -> Any:
     """uint8: 0 at `low` and 255 at `high`, rounded; what is not a number is black."""
 
     def grey(some: Any) -> Any:
@@ -114,26 +116,26 @@ def _scaled(values: Any, low: float, high: float) -> Any:
     return found
 
 
-def white(image: Image.Image, data: bytes, values: Any) -> tuple[int, str]:
+def white_level(image: Image.Image, data: bytes, values: Any) -> tuple[int, str]:
     """The value that is white, and what says so: the bits that the file has, or uses.
 
     A PNG says in sBIT how many it uses. By the standard its values are then stretched to 16 bits,
     but many are not: where none is above what sBIT's bits hold, that is white. Raises
-    `RangeUnknown`.
+    `UnknownRangeError`.
     """
     if image.mode == "F" or (image.mode == "I" and image.format not in ("PNG", "PPM")):
         kind = "32-bit floats" if image.mode == "F" else "32-bit or signed integers"
-        raise RangeUnknown(
+        raise UnknownRangeError(
             f"its pixels are {kind}, from {np.nanmin(values):g} to {np.nanmax(values):g}, and the "
             "file does not say which are black and white. Give data.range=[BLACK,WHITE]."
         )
     if image.format == "TIFF":
-        bits = min(16, int(max(_tag(image, BITS_PER_SAMPLE, (16,)))))
+        bits = min(16, int(max(_tiff_tag(image, BITS_PER_SAMPLE, (16,)))))
         return 2**bits - 1, f"{bits} bits"
     used = significant_bits(data)
     if used is not None and used < 16 and values.max(initial=0) < 2**used:
         return 2**used - 1, "its sBIT"
-    return SIXTEEN, "16 bits"
+    return MAX_16_BITS, "16 bits"
 
 
 def significant_bits(data: bytes) -> int | None:
@@ -151,32 +153,34 @@ def significant_bits(data: bytes) -> int | None:
     return None
 
 
-def _check_colours(image: Image.Image, data: bytes, reading: Reading) -> None:
+def _check_channel_bits(image: Image.Image, data: bytes, reading: Reading) -> None:
     """PIL keeps the upper 8 bits of each channel, which is right where white is 65535.
 
-    Raises `RangeUnknown` where it is another value.
+    Raises `UnknownRangeError` where it is another value.
     """
-    bits = bits_of_colours(image, data)
+    bits = bits_per_channel(image, data)
     if bits == 8:
         return
     if reading.range is not None:
         why = "data.range needs all"
-    elif (used := significant_bits(data) or bits) < bits and _highest(image) < 2 ** (used - 8):
+    elif (used := significant_bits(data) or bits) < bits and _highest_value(image) < 2 ** (
+        used - 8
+    ):
         why = f"no value is above what the {used} bits of its sBIT hold"
     else:
         return
-    raise RangeUnknown(
+    raise UnknownRangeError(
         f"has {bits} bits in each of its channels, of which the upper 8 are read, and {why}. "
         "Write it with 8 bits a channel."
     )
 
 
-def _highest(image: Image.Image) -> int:
+def _highest_value(image: Image.Image) -> int:
     return max(int(np.max(channel.getextrema())) for channel in image.split()[:3])
 
 
-def bits_of_colours(image: Image.Image, data: bytes) -> int:
+def bits_per_channel(image: Image.Image, data: bytes) -> int:
     """How many bits a channel has, of a file with several."""
     if image.format == "TIFF":
-        return int(max(_tag(image, BITS_PER_SAMPLE, (8,))))
-    return 16 if data[:4] == PNG and data[24:26] in DEEP else 8
+        return int(max(_tiff_tag(image, BITS_PER_SAMPLE, (8,))))
+    return 16 if data[:4] == PNG and data[24:26] in DEEP_PNG else 8

@@ -12,8 +12,8 @@ from rescue_cli.errors import DataError, UsageError
 from rescue_cli.rng import Indices, permute
 
 SPLIT_SEED = 2018  # subsets and hold-outs are the same for every seed of a run
-NO_CLASS = -1  # the label of an image whose class training does not know
-NAMED = 5  # classes, in a message
+UNKNOWN_CLASS = -1  # the label of an image whose class training does not know
+MAX_NAMES = 5  # classes, in a message
 Pixels = NDArray[np.uint8]
 
 
@@ -115,15 +115,15 @@ class Dataset:
     notes: tuple[str, ...] = ()
 
 
-def some(names: Sequence[str]) -> str:
+def join_names(names: Sequence[str]) -> str:
     """`cat, dog and 3 more`."""
-    shown = ", ".join(names[:NAMED])
-    return shown if len(names) <= NAMED else f"{shown} and {len(names) - NAMED} more"
+    shown = ", ".join(names[:MAX_NAMES])
+    return shown if len(names) <= MAX_NAMES else f"{shown} and {len(names) - MAX_NAMES} more"
 
 
-def known_alone(name: str, files: Files) -> tuple[Files, list[str]]:
+def drop_unknown_classes(name: str, files: Files) -> tuple[Files, list[str]]:
     """The images of classes that training knows, and what is said of the others."""
-    strange = np.flatnonzero(files.labels == NO_CLASS)
+    strange = np.flatnonzero(files.labels == UNKNOWN_CLASS)
     if not len(files):
         raise DataError(f"{files.names.root}: its class folders hold no image. Put them there.")
     if len(strange) == len(files):
@@ -135,15 +135,15 @@ def known_alone(name: str, files: Files) -> tuple[Files, list[str]]:
         return files, []
     paths = [files.names.name(int(index)) for index in strange]
     names = sorted({path.partition("/")[0] for path in paths if "/" in path})
-    of = f" ({some(names)})" if names else ""
+    of = f" ({join_names(names)})" if names else ""
     said = (
         f"{name}: left out {len(strange)} of {len(files)} images, whose classes{of} training does "
         "not know."
     )
-    return files.take(np.flatnonzero(files.labels != NO_CLASS)), [said]
+    return files.take(np.flatnonzero(files.labels != UNKNOWN_CLASS)), [said]
 
 
-def without_images(dataset: Dataset) -> list[str]:
+def note_classes_without_images(dataset: Dataset) -> list[str]:
     """A sentence for each split that has no image of some of the classes."""
     found = []
     splits = {"training": dataset.train, **dataset.tests}
@@ -156,12 +156,12 @@ def without_images(dataset: Dataset) -> list[str]:
         follows = "not learned" if split is dataset.train else f"recall unknown; {known}"
         found.append(
             f"{name}: no image of {len(absent)} of {len(dataset.classes)} classes "
-            f"({some(absent)}): {follows}."
+            f"({join_names(absent)}): {follows}."
         )
     return found
 
 
-def balanced(labels: Indices, count: int, fold: int = 0) -> Indices:
+def balanced_indices(labels: Indices, count: int, fold: int = 0) -> Indices:
     """`count` indices in ascending order, as many of each class as there are, drawn at random.
 
     Another `fold` has none of them.
@@ -174,7 +174,7 @@ def balanced(labels: Indices, count: int, fold: int = 0) -> Indices:
     return np.sort(drawn[fold * count : (fold + 1) * count])
 
 
-def suggested_holdout(labels: Indices) -> int:
+def suggest_holdout(labels: Indices) -> int:
     """A fifth of the smallest class, of each class; 0 of no images."""
     counts = np.bincount(labels)
     there = counts[counts > 0]
@@ -202,25 +202,27 @@ def hold_out(dataset: Dataset, count: int, fold: int = 0) -> Dataset:
             f"{len(dataset.train) // count} folds of data.holdout={count}, from 0 on. "
             "Give a smaller fold, or a smaller data.holdout."
         )
-    held = balanced(dataset.train.labels, count, fold)
+    held = balanced_indices(dataset.train.labels, count, fold)
     kept = np.setdiff1d(np.arange(len(dataset.train)), held)
     name = f"holdout-{fold}" if fold else "holdout"  # results of two folds are no pair
     tests: dict[str, Split] = {name: dataset.train.take(held)}
     return replace(dataset, train=dataset.train.take(kept), tests=tests)
 
 
-def subset(dataset: Dataset, sizes: tuple[int, int] | None) -> Dataset:
+def take_subset(dataset: Dataset, sizes: tuple[int, int] | None) -> Dataset:
     """The data set cut to (training, test) images, balanced over classes, capped at what exists."""
     if sizes is None:
         return dataset
     train, test = sizes
-    tests = {k: s.take(balanced(s.labels, test)) for k, s in dataset.tests.items()}
+    tests = {k: s.take(balanced_indices(s.labels, test)) for k, s in dataset.tests.items()}
     return replace(
-        dataset, train=dataset.train.take(balanced(dataset.train.labels, train)), tests=tests
+        dataset,
+        train=dataset.train.take(balanced_indices(dataset.train.labels, train)),
+        tests=tests,
     )
 
 
-def in_colour(dataset: Dataset) -> Dataset:
+def grey_to_rgb(dataset: Dataset) -> Dataset:
     """The data set with grey images in memory repeated to three channels; files are RGB already."""
 
     def repeated(split: Split) -> Split:
@@ -239,6 +241,6 @@ def relabel(dataset: Dataset, classes: tuple[str, ...]) -> Dataset:
     return replace(dataset, train=dataset.train.relabelled(order), tests=tests, classes=classes)
 
 
-def rounds_of(images: int, batch_size: int, world_size: int) -> int:
+def count_rounds(images: int, batch_size: int, world_size: int) -> int:
     """How many batches the process with the most of them gets."""
     return math.ceil(math.ceil(images / batch_size) / world_size)

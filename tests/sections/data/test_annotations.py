@@ -19,9 +19,9 @@ from rescue_cli.build import transfer
 from rescue_cli.build.check import check
 from rescue_cli.errors import DataError, UsageError
 from rescue_cli.sections.annotations import IGNORED, Scene
-from rescue_cli.sections.data import Keys, difference, fingerprint_of, load, relabel
+from rescue_cli.sections.data import Keys, compute_fingerprint, describe_difference, load, relabel
 from rescue_cli.sections.data.decode import DEFAULT_READING
-from rescue_cli.sections.data.formats.coco_shapes import Painted, Shape, painted
+from rescue_cli.sections.data.formats.coco_shapes import Shape, ShapeMasks, draw_mask
 from rescue_cli.sections.data.scenes import read as read_scene
 from rescue_cli.sections.task.segmentation import Segmentation
 from tests import drawn_scenes
@@ -334,14 +334,14 @@ def test_run_lengths_crowds_and_overlaps_are_painted() -> None:
     small = Shape(2, False, {"size": [4, 5], "counts": [5, 2, 13]}, box)  # down the columns
     crowd = Shape(1, True, {"size": [4, 5], "counts": [14, 6]}, box)
     merely = Shape(2, False, None, (4.0, 0.0, 5.0, 1.0))
-    found = painted([small, large, crowd, merely], (5, 4))
+    found = draw_mask([small, large, crowd, merely], (5, 4))
     wanted = np.array(
         [[1, 1, 1, 1, 255], [1, 2, 1, 1, 255], [1, 2, 1, 1, 255], [1, 1, 1, 1, 255]], np.uint8
     )
     assert np.array_equal(found, wanted)
-    assert np.array_equal(painted([large], (5, 4))[:, 4], [0, 0, 0, 0])
+    assert np.array_equal(draw_mask([large], (5, 4))[:, 4], [0, 0, 0, 0])
     with pytest.raises(ValueError, match=r"dimensions|pixels"):
-        painted([Shape(1, False, {"size": [4, 5], "counts": [5, 90]}, box)], (5, 4))
+        draw_mask([Shape(1, False, {"size": [4, 5], "counts": [5, 90]}, box)], (5, 4))
 
 
 def test_what_a_coco_file_has_too_much_of_is_counted_and_named(tmp_path: Path) -> None:
@@ -457,7 +457,7 @@ def test_shapes_go_by_the_names_of_the_weights(tmp_path: Path) -> None:
     found = relabel(data, ("background", "green", "red"))
     swapped = np.array([0, 2, 1], np.uint8)
     for mine, theirs in ((found.train, data.train), (found.tests["test"], data.tests["test"])):
-        assert isinstance(mine, Painted)
+        assert isinstance(mine, ShapeMasks)
         assert np.array_equal(mine.target(0), swapped[theirs.target(0)])
     with pytest.raises(DataError, match="the weights number the background 2"):
         relabel(data, ("red", "green", "background"))
@@ -478,12 +478,12 @@ def test_a_fingerprint_tells_shapes_that_were_changed(tmp_path: Path, edit: Edit
     root = drawn_scenes.coco(tmp_path / "coco", 2, 1)
 
     def known() -> Any:
-        return fingerprint_of(read("coco-masks", root), ["test"])
+        return compute_fingerprint(read("coco-masks", root), ["test"])
 
     before = known()
-    assert difference(before, known()) is None
+    assert describe_difference(before, known()) is None
     edited(root, edit)
-    said = difference(before, known())
+    said = describe_difference(before, known())
     assert said == "train: 1 image has other shapes; the first is train/0.png"
 
 
@@ -501,7 +501,7 @@ def test_an_evaluation_without_an_object_of_a_class_has_the_classes_of_the_weigh
     data = evaluated(name, root, *classes)
     assert data.classes == wanted.classes == classes
     assert data.notes == ("test has no object of 1 of 2 classes: green",)
-    marks = [fingerprint_of(d, ["test"]).splits["test"].digest for d in (data, wanted)]
+    marks = [compute_fingerprint(d, ["test"]).splits["test"].digest for d in (data, wanted)]
     assert marks[0] == marks[1]
     assert evaluated(name, root, "bird").classes[-1] == ("green" if training else "red")
 

@@ -15,8 +15,8 @@ from PIL import Image
 
 from rescue_cli.errors import DataError, RescueError, UsageError
 from rescue_cli.sections import data
-from rescue_cli.sections.data import Dataset, Files, Images, Keys, Split, hold_out, subset
-from rescue_cli.sections.data.splits import FileNames, balanced
+from rescue_cli.sections.data import Dataset, Files, Images, Keys, Split, hold_out, take_subset
+from rescue_cli.sections.data.splits import FileNames, balanced_indices
 
 GOLDEN_SUBSET = [20, 38, 46, 50, 51, 53, 61, 62, 63]
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -528,7 +528,7 @@ def uneven() -> Dataset:
     [(3, [1, 1, 1]), (12, [4, 4, 4]), (20, [8, 8, 4]), (30, [16, 10, 4]), (99, [50, 10, 4])],
 )
 def test_a_subset_is_balanced_as_far_as_the_classes_go(count: int, of_each: list[int]) -> None:
-    train = in_memory(subset(uneven(), (count, 5)).train)
+    train = in_memory(take_subset(uneven(), (count, 5)).train)
     assert counts(train) == of_each
     assert len(set(train.pixels.flat)) == len(train), "no image twice"
     whole = uneven().train
@@ -537,15 +537,15 @@ def test_a_subset_is_balanced_as_far_as_the_classes_go(count: int, of_each: list
 
 def test_a_subset_does_not_change_between_runs() -> None:
     # Golden: a later version that draws others would silently change every --subset run
-    chosen = in_memory(subset(uneven(), (9, 3)).train).pixels.ravel().tolist()
-    assert chosen == in_memory(subset(uneven(), (9, 3)).train).pixels.ravel().tolist()
+    chosen = in_memory(take_subset(uneven(), (9, 3)).train).pixels.ravel().tolist()
+    assert chosen == in_memory(take_subset(uneven(), (9, 3)).train).pixels.ravel().tolist()
     assert chosen == GOLDEN_SUBSET
     assert chosen != [0, 1, 2, 50, 51, 52, 60, 61, 62], "drawn, not the first of each class"
 
 
 def test_every_image_has_its_chance_in_a_subset() -> None:
     # Of 1,000 images of one class, 500 drawn: as many from the first half as from the second
-    chosen = balanced(np.zeros(1000, dtype=np.int64), 500)
+    chosen = balanced_indices(np.zeros(1000, dtype=np.int64), 500)
     assert abs(int((chosen < 500).sum()) - 250) < 40  # hypergeometric, deviation 7.9
 
 
@@ -576,7 +576,9 @@ def test_folds_share_no_image_and_each_is_balanced() -> None:
 
 def test_two_folds_are_what_one_of_twice_the_size_is() -> None:
     labels = uneven().train.labels
-    whole, first, second = (set(balanced(labels, n, k)) for n, k in ((20, 0), (10, 0), (10, 1)))
+    whole, first, second = (
+        set(balanced_indices(labels, n, k)) for n, k in ((20, 0), (10, 0), (10, 1))
+    )
     assert first | second == whole
 
 

@@ -25,7 +25,7 @@ from rescue_cli.recipe import recipe_in
 from rescue_cli.rng import words
 from rescue_cli.sections.data import Files, Images, Keys, load
 from rescue_cli.sections.data.corrupt import REDRAWS
-from rescue_cli.sections.data.formats.class_folders import class_folders, read
+from rescue_cli.sections.data.formats.class_folders import class_folders, read_class_folders
 from rescue_cli.sections.data.memory import MemoryFeed
 from rescue_cli.sections.data.stream import Cropping, StreamFeed, TrainViews
 from rescue_cli.sections.data.stream_eval import EvalViews, StreamEvalFeed
@@ -48,7 +48,9 @@ def folder(tmp_path: Path) -> Path:
 
 
 def split_of(root: Path) -> Files:
-    return read(root, {n: i for i, n in enumerate(class_folders(root))}, complete=True)
+    return read_class_folders(
+        root, {n: i for i, n in enumerate(class_folders(root))}, complete=True
+    )
 
 
 def feed(root: Path, log: list[str], *, workers: int = 0, max_corrupt: int = 100) -> StreamFeed:

@@ -15,10 +15,10 @@ from rescue_cli.errors import DataError
 from rescue_cli.rundir import RunDirectory, read_json
 from rescue_cli.sections import data
 from rescue_cli.sections.data import Dataset, Files, Keys, Split
-from rescue_cli.sections.data.decode import Decoder, image_size, pixels
-from rescue_cli.sections.data.formats.class_folders import class_folders, read
-from rescue_cli.sections.data.listing import PassedOver, endings, images_in, lines_of
-from rescue_cli.sections.data.location import Place
+from rescue_cli.sections.data.decode import Decoder, decode_to_array, image_size
+from rescue_cli.sections.data.formats.class_folders import class_folders, read_class_folders
+from rescue_cli.sections.data.listing import SkippedFiles, image_extensions, list_images, read_lines
+from rescue_cli.sections.data.location import Location
 from tests.conftest import Rescue
 
 NFC = "Äpfel"
@@ -69,11 +69,11 @@ def test_images_of_every_format_are_listed_and_decoded(tmp_path: Path, ending: s
     drawn = Image.new("RGB", (16, 16), (255, 0, 0))
     drawn.paste((0, 0, 255), (0, 0, 16, 8))
     drawn.save(tmp_path / f"a.{ending}", lossless=True)  # an option of WebP's alone
-    assert images_in(tmp_path, PassedOver()) == [f"a.{ending}"]
+    assert list_images(tmp_path, SkippedFiles()) == [f"a.{ending}"]
     content = (tmp_path / f"a.{ending}").read_bytes()
     decoders: tuple[Decoder, ...] = ("fast", "pil")
     for decoder in decoders:
-        found = pixels(content, decoder)
+        found = decode_to_array(content, decoder)
         slack = 0 if ending in LOSSLESS else 15  # colours run over the edge between them
         assert np.abs(found.astype(int) - np.asarray(drawn)).mean() <= slack
 
@@ -83,14 +83,14 @@ def test_of_several_frames_or_pages_the_first_is_read(tmp_path: Path) -> None:
     for ending in ("gif", "tif", "webp", "png"):
         file = tmp_path / f"a.{ending}"
         frames[0].save(file, save_all=True, append_images=frames[1:], lossless=True)
-        assert pixels(file.read_bytes(), "fast")[0, 0].tolist() == [200, 0, 0]
+        assert decode_to_array(file.read_bytes(), "fast")[0, 0].tolist() == [200, 0, 0]
 
 
 def test_what_has_no_decoder_here_is_counted_with_the_cure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    without = endings() - {".heic"}
-    monkeypatch.setattr("rescue_cli.sections.data.listing.endings", lambda: without)
+    without = image_extensions() - {".heic"}
+    monkeypatch.setattr("rescue_cli.sections.data.listing.image_extensions", lambda: without)
     photos(tmp_path)
     (tmp_path / "train/cat/phone.heic").write_bytes(b"a picture")
     dataset = load("folder", tmp_path)
@@ -108,8 +108,8 @@ def test_files_are_those_that_torchvision_reads_in_its_order(tmp_path: Path) -> 
     for name in ("cat/b.png", "cat/a-b/1.png", "cat/a/b/2.png", "cat/a/3.tif", "dog/Z.jpg"):
         draw(tmp_path / name)
     theirs = torchvision.datasets.ImageFolder(str(tmp_path))
-    passed = PassedOver()
-    ours = read(tmp_path, theirs.class_to_idx, complete=True, passed=passed)
+    passed = SkippedFiles()
+    ours = read_class_folders(tmp_path, theirs.class_to_idx, complete=True, passed=passed)
     assert [(str(ours.names.path(i)), int(ours.labels[i])) for i in range(len(ours))] == (
         theirs.samples
     )
@@ -188,9 +188,9 @@ def test_folders_where_images_should_be_are_no_classes_by_themselves(tmp_path: P
     with pytest.raises(DataError, match=r"holds splits \(train, val\) and no classes"):
         class_folders(tmp_path / "both")
     with pytest.raises(DataError, match="photos: the only class, and it holds folders and no"):
-        read(tmp_path / "wrapped", {"photos": 0}, complete=True)
+        read_class_folders(tmp_path / "wrapped", {"photos": 0}, complete=True)
     with pytest.raises(DataError, match=r"cat: holds splits \(train, val\) and no image. A split"):
-        read(tmp_path / "by class", {"cat": 0, "dog": 1}, complete=True)
+        read_class_folders(tmp_path / "by class", {"cat": 0, "dog": 1}, complete=True)
 
 
 # --- splits ---
@@ -308,10 +308,10 @@ def test_a_class_folder_whose_name_is_not_utf_8_is_refused(tmp_path: Path) -> No
 def test_lists_are_read_as_editors_write_them(tmp_path: Path, encoding: str, end: str) -> None:
     file = tmp_path / "list.txt"
     file.write_bytes(f"{NFC}{end}{end}b 1{end}".encode(encoding))
-    assert lines_of(file) == [NFC, "b 1"]
+    assert read_lines(file) == [NFC, "b 1"]
     file.write_bytes("a\nÄpfel\n".encode("latin-1"))
     with pytest.raises(DataError, match=r"list.txt: line 2 is not utf-8. Save it as UTF-8."):
-        lines_of(file)
+        read_lines(file)
 
 
 def test_a_label_file_names_files_and_classes_with_spaces(tmp_path: Path) -> None:
@@ -377,7 +377,7 @@ def test_a_file_name_that_is_not_utf_8_can_be_told(tmp_path: Path) -> None:
     recorder.close()
     log = (tmp_path / "log.txt").read_text(encoding="utf-8")
     assert log.endswith("by another: \\udcc4pfel.png: 猫\n")
-    passed = PassedOver()
+    passed = SkippedFiles()
     passed.add("empty", name)
     assert passed.notes()[0].encode().endswith(b"the first \\udcc4pfel.png")
 
@@ -454,7 +454,7 @@ def test_train_may_be_a_class_beside_others(tmp_path: Path) -> None:
 def test_folders_beside_a_published_set_change_nothing(tmp_path: Path) -> None:
     draw(tmp_path / "pictures/x.png")
     (tmp_path / "cifar-10-batches-py").mkdir()
-    place = Place("cifar10", Keys(root=str(tmp_path)))
+    place = Location("cifar10", Keys(root=str(tmp_path)))
     assert not place.has_train_folder
 
 

@@ -22,7 +22,7 @@ from rescue_cli.predict import _reading, predict_images
 from rescue_cli.recipe import changes as plans
 from rescue_cli.runs.directory import claim
 from rescue_cli.sections.data import FACTS, Keys, load
-from rescue_cli.sections.data.decoding_notes import remarks
+from rescue_cli.sections.data.decoding_notes import describe_files
 from rescue_cli.sections.data.rgb import Exif, Reading
 from rescue_cli.sections.data.scenes import TestScenes
 from rescue_cli.sections.data.splits import Files, Images
@@ -251,12 +251,12 @@ def test_ordinary_files_are_worth_no_word(tmp_path: Path) -> None:
     }
     for name, data in files.items():
         (tmp_path / name).write_bytes(data)
-    assert remarks([tmp_path / name for name in files], Reading()) == ()
+    assert describe_files([tmp_path / name for name in files], Reading()) == ()
     moving = file_of(
         Image.fromarray(colours()), "GIF", save_all=True, append_images=[Image.new("RGB", (61, 43))]
     )
     (tmp_path / "e.gif").write_bytes(moving)
-    (only,) = remarks([tmp_path / "e.gif"], Reading())
+    (only,) = describe_files([tmp_path / "e.gif"], Reading())
     assert only.startswith("1 of 1 images looked at have several frames, of which the first is")
 
 

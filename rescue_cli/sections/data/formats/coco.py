@@ -14,26 +14,37 @@ from rescue_cli.errors import DataError, did_you_mean
 from rescue_cli.rng import Indices
 from rescue_cli.sections.annotations import IGNORED
 from rescue_cli.sections.data.formats.annotation_checks import (
-    Fit,
-    Marked,
+    AnnotatedBox,
+    AnnotationChecker,
     Size,
-    common_size,
-    demand_pixels,
+    check_pixel_units,
+    check_size,
 )
-from rescue_cli.sections.data.formats.coco_shapes import Edges, Painted, box_of, shape_of
-from rescue_cli.sections.data.listing import SPLITS, endings, file_of, is_nobodys, plain
-from rescue_cli.sections.data.location import Place
+from rescue_cli.sections.data.formats.coco_shapes import (
+    Edges,
+    ShapeMasks,
+    annotation_box,
+    parse_shape,
+)
+from rescue_cli.sections.data.listing import (
+    SPLITS,
+    find_file,
+    image_extensions,
+    is_hidden,
+    normalise_name,
+)
+from rescue_cli.sections.data.location import Location
 from rescue_cli.sections.data.paired import Boxed, of_weights, without_objects
 from rescue_cli.sections.data.splits import Dataset, FileNames
 
 BACKGROUND = "background"
 # Of COCO's own files, those that hold no objects of this kind
-OTHERS = ("captions_", "person_keypoints_", "stuff_", "panoptic_", "image_info_")
-UNLISTED = (
+OTHER_KINDS = ("captions_", "person_keypoints_", "stuff_", "panoptic_", "image_info_")
+UNLISTED_IMAGE = (
     "annotation is of an image that is not listed, and is left out",
     "annotations are of images that are not listed, and are left out",
 )
-TWICE = (
+DUPLICATE = (
     "annotation is there twice, and counts once",
     "annotations are there twice, and count once",
 )
@@ -51,7 +62,7 @@ class CocoImage:
 
 
 @dataclass(frozen=True)
-class Listed:
+class CocoFile:
     """The images of a file, and the categories' names by their numbers."""
 
     file: Path
@@ -65,15 +76,15 @@ class Listed:
 
 def is_coco(root: Path) -> bool:
     """Whether a folder's annotations are COCO's."""
-    return bool(_files(root)) and not (root / "Annotations").is_dir()
+    return bool(_annotation_files(root)) and not (root / "Annotations").is_dir()
 
 
 # --- which files there are ---
 
 
-def splits_of(place: Place, fit: Fit) -> dict[str, list[Listed]]:
+def read_splits(place: Location, fit: AnnotationChecker) -> dict[str, list[CocoFile]]:
     """The files of train and of the tested split, read; the first is empty where it may be."""
-    files = _by_split(place.root)
+    files = _files_by_split(place.root)
     tested = next((name for name in ("test", "val") if name in files), None)
     if "train" not in files and not (place.test_only and tested):
         raise DataError(
@@ -86,9 +97,9 @@ def splits_of(place: Place, fit: Fit) -> dict[str, list[Listed]]:
             "or test, or hold out images with data.holdout=N."
         )
     parts = ["train", *(["val"] if tested == "test" and "val" in files else [])]
-    found = {"train": [_listed(place.root, files[p], p, fit) for p in parts if p in files]}
+    found = {"train": [_read_file(place.root, files[p], p, fit) for p in parts if p in files]}
     if tested is not None:
-        found[tested] = [_listed(place.root, files[tested], tested, fit)]
+        found[tested] = [_read_file(place.root, files[tested], tested, fit)]
     names = Counter(image.name for each in found["train"] for image in each.images)
     for image in found[tested][0].images if tested is not None else ():
         if image.name in names:
@@ -102,12 +113,12 @@ def splits_of(place: Place, fit: Fit) -> dict[str, list[Listed]]:
     return found
 
 
-def _by_split(root: Path) -> dict[str, Path]:
+def _files_by_split(root: Path) -> dict[str, Path]:
     """The file of each split; one file alone is of train. Raises `DataError` for two of one."""
-    files = _files(root)
+    files = _annotation_files(root)
     found = {}
     for split, words in SPLITS.items():
-        mine = [file for file in files if _is_of(file, root, words)]
+        mine = [file for file in files if _is_split_file(file, root, words)]
         named = [file for file in mine if file.name.startswith("instances_")]
         mine = named or mine
         if len(mine) > 1:
@@ -120,7 +131,7 @@ def _by_split(root: Path) -> dict[str, Path]:
     return found or ({"train": files[0]} if len(files) == 1 else {})
 
 
-def _files(root: Path) -> list[Path]:
+def _annotation_files(root: Path) -> list[Path]:
     """JSON files in the folder, in `annotations`, and in folders of the splits' names."""
     names = [name for words in SPLITS.values() for name in words]
     folders = [root, root / "annotations", *(root / name for name in names)]
@@ -128,11 +139,11 @@ def _files(root: Path) -> list[Path]:
         file
         for folder in folders
         for file in sorted(folder.glob("*.json"))
-        if not file.name.startswith((".", *OTHERS))
+        if not file.name.startswith((".", *OTHER_KINDS))
     ]
 
 
-def _is_of(file: Path, root: Path, words: Sequence[str]) -> bool:
+def _is_split_file(file: Path, root: Path, words: Sequence[str]) -> bool:
     if file.parent.parent == root and file.parent.name in words:
         return True
     parts = re.split(r"[^a-z]+", file.stem.lower())
@@ -142,10 +153,10 @@ def _is_of(file: Path, root: Path, words: Sequence[str]) -> bool:
 # --- what is in them ---
 
 
-def _listed(root: Path, file: Path, split: str, fit: Fit) -> Listed:
+def _read_file(root: Path, file: Path, split: str, fit: AnnotationChecker) -> CocoFile:
     """A file's images with their objects; raises `DataError`."""
-    lists = _lists(file)
-    names = {each["id"]: plain(each["name"]) for each in lists["categories"]}
+    lists = _parse_json(file)
+    names = {each["id"]: normalise_name(each["name"]) for each in lists["categories"]}
     if len(set(names.values())) < len(names):
         twice = Counter(names.values()).most_common(1)[0][0]
         raise DataError(f"{file}: two categories are called '{twice}'. Give each its own name.")
@@ -160,18 +171,18 @@ def _listed(root: Path, file: Path, split: str, fit: Fit) -> Listed:
             )
         mine = by_image.get(each.get("image_id"))
         if mine is None:
-            fit.passed(UNLISTED, file)
+            fit.passed(UNLISTED_IMAGE, file)
         elif number in known and each in mine:
-            fit.passed(TWICE, file)
+            fit.passed(DUPLICATE, file)
         else:
             mine.append(each)
         known.add(number)
-    images = _images(root, file, split, lists["images"], by_image)
-    _count_others(file, images, fit)
-    return Listed(file, images, names)
+    images = _locate_images(root, file, split, lists["images"], by_image)
+    _count_unlisted_images(file, images, fit)
+    return CocoFile(file, images, names)
 
 
-def _lists(file: Path) -> dict[str, list[dict[str, Any]]]:
+def _parse_json(file: Path) -> dict[str, list[dict[str, Any]]]:
     """The three lists, whose entries have ids: each its own, but for annotations' of merged files.
 
     Raises `DataError`.
@@ -200,7 +211,7 @@ def _lists(file: Path) -> dict[str, list[dict[str, Any]]]:
     return dict(tree)
 
 
-def _images(
+def _locate_images(
     root: Path,
     file: Path,
     split: str,
@@ -208,18 +219,18 @@ def _images(
     by_image: Mapping[Any, list[Mapping[str, Any]]],
 ) -> tuple[CocoImage, ...]:
     """The listed images where they lie; raises `DataError` where one is not there."""
-    names = [plain(each["file_name"]).replace("\\", "/") for each in listed]
+    names = [normalise_name(each["file_name"]).replace("\\", "/") for each in listed]
     twice, count = Counter(names).most_common(1)[0]
     if count > 1:
         raise DataError(f"{file}: images: {twice} is listed {count} times. List it once.")
     words = [file.stem.removeprefix("instances_"), *SPLITS[split]]
     folders = [file.parent, *(root / below / w for below in ("", "images") for w in words)]
     folders += [root / "images", root]
-    folder = next((f for f in folders if file_of(f, names[0])), None)
+    folder = next((f for f in folders if find_file(f, names[0])), None)
     if folder is None:
         looked = ", ".join(dict.fromkeys(str(f) for f in folders if f.is_dir()))
         raise DataError(f"{file}: {names[0]} is in none of {looked}. Put the images there.")
-    paths = [file_of(folder, name) for name in names]
+    paths = [find_file(folder, name) for name in names]
     missing = [name for name, path in zip(names, paths, strict=True) if path is None]
     if missing:
         raise DataError(
@@ -242,19 +253,19 @@ def _images(
     return tuple(found)
 
 
-def _count_others(file: Path, images: Sequence[CocoImage], fit: Fit) -> None:
+def _count_unlisted_images(file: Path, images: Sequence[CocoImage], fit: AnnotationChecker) -> None:
     """Counts the images that lie in the same folders and have no entry."""
     there = {image.path for image in images}
     rest = f"no entry in {file.name}, and"
     reason = f"image has {rest} is left out", f"images have {rest} are left out"
     for folder in dict.fromkeys(path.parent for path in there):
         for path in folder.iterdir():
-            is_image = path.suffix.lower() in endings() and not is_nobodys(path.name)
+            is_image = path.suffix.lower() in image_extensions() and not is_hidden(path.name)
             if is_image and path not in there:
                 fit.passed(reason, path)
 
 
-def classes_of(splits: Mapping[str, Sequence[Listed]]) -> tuple[str, ...]:
+def used_classes(splits: Mapping[str, Sequence[CocoFile]]) -> tuple[str, ...]:
     """The names that have an object, by the numbers of the first file; raises `DataError`."""
     files = [each for some in splits.values() for each in some]
     first = files[0]
@@ -273,7 +284,7 @@ def classes_of(splits: Mapping[str, Sequence[Listed]]) -> tuple[str, ...]:
 # --- the data sets ---
 
 
-def coco_boxes(place: Place) -> Dataset:
+def coco_boxes(place: Location) -> Dataset:
     """COCO's JSON for detection. Classes go by their names, in the order of their numbers; those
     without an object are left out. A crowd is passed over by a score, as what is difficult is.
 
@@ -282,25 +293,25 @@ def coco_boxes(place: Place) -> Dataset:
     of the split's name, or below `images`. train and val together, tested on test; without a test
     file train alone, tested on val; of one file alone, `data.holdout` images.
     """
-    fit = Fit(place.keys.exif)
-    splits = splits_of(place, fit)
-    classes = of_weights(classes_of(splits), place.classes)
+    fit = AnnotationChecker(place.keys.exif)
+    splits = read_splits(place, fit)
+    classes = of_weights(used_classes(splits), place.classes)
     labels = {name: i for i, name in enumerate(classes, 1)}
-    found = {name: _boxed(place.root, some, labels, fit) for name, some in splits.items()}
+    found = {name: _read_boxes(place.root, some, labels, fit) for name, some in splits.items()}
     train = found.pop("train")
     lacking = without_objects(found, classes) if place.classes else ()
     return Dataset(train, dict(found), classes, notes=(*fit.notes(), *lacking))
 
 
-def coco_masks(place: Place) -> Dataset:
+def coco_masks(place: Location) -> Dataset:
     """COCO's JSON for segmentation: the background and the categories, each a class.
 
     Where shapes overlap the smaller is on top; the pixels of a crowd are ignored unless an object
     is on them. Files and splits as of `coco_boxes`.
     """
-    fit = Fit(place.keys.exif)
-    splits = splits_of(place, fit)
-    others = tuple(name for name in classes_of(splits) if name.casefold() != BACKGROUND)
+    fit = AnnotationChecker(place.keys.exif)
+    splits = read_splits(place, fit)
+    others = tuple(name for name in used_classes(splits) if name.casefold() != BACKGROUND)
     if place.classes[:1] == (BACKGROUND,):
         others = of_weights(others, place.classes[1:])
     classes = (BACKGROUND, *others)
@@ -309,47 +320,53 @@ def coco_masks(place: Place) -> Dataset:
             f"{place.root}: {len(others)} categories; a mask has at most {IGNORED} classes."
         )
     labels = {name: i for i, name in enumerate(others, 1)}
-    found = {name: _painted(place.root, some, labels, fit) for name, some in splits.items()}
+    found = {name: _read_shapes(place.root, some, labels, fit) for name, some in splits.items()}
     lacking = without_objects({name: each for name, each in found.items() if len(each)}, others)
     train = found.pop("train")
     return Dataset(train, dict(found), classes, notes=(*fit.notes(), *lacking))
 
 
-def _boxed(root: Path, files: Sequence[Listed], labels: Mapping[str, int], fit: Fit) -> Boxed:
+def _read_boxes(
+    root: Path, files: Sequence[CocoFile], labels: Mapping[str, int], fit: AnnotationChecker
+) -> Boxed:
     """The images of some files with the boxes of their objects; raises `DataError`."""
     found = []
     for each in files:
         marked = [
-            [Marked(_box(image, o), labels[each.names[o["category_id"]]], _is_crowd(o))
+            [AnnotatedBox(_object_box(image, o), labels[each.names[o["category_id"]]], _is_crowd(o))
              for o in image.objects]
             for image in each.images
         ]  # fmt: skip
-        demand_pixels(each.file, (one.box for some in marked for one in some))
+        check_pixel_units(each.file, (one.box for some in marked for one in some))
         for image, some in zip(each.images, marked, strict=True):
             found.append(fit.objects(image.where, image.path, image.size, some))
-    return Boxed(*_named(root, files), tuple(found))
+    return Boxed(*_names_and_labels(root, files), tuple(found))
 
 
-def _painted(root: Path, files: Sequence[Listed], labels: Mapping[str, int], fit: Fit) -> Painted:
+def _read_shapes(
+    root: Path, files: Sequence[CocoFile], labels: Mapping[str, int], fit: AnnotationChecker
+) -> ShapeMasks:
     """The images of some files with the shapes of their objects; raises `DataError`."""
     images = [(each, image) for each in files for image in each.images]
-    sizes = [common_size(i.where, i.path, i.size, fit.exif) for _, i in images]
+    sizes = [check_size(i.where, i.path, i.size, fit.exif) for _, i in images]
     shapes = []
     for (each, image), size in zip(images, sizes, strict=True):
         some = []
         for o in image.objects:
             label = labels.get(each.names[o["category_id"]], 0)
-            some.append(shape_of(_told(image, o), o, label, size, fit, crowd=_is_crowd(o)))
+            some.append(
+                parse_shape(_annotation_name(image, o), o, label, size, fit, crowd=_is_crowd(o))
+            )
         shapes.append(tuple(some))
     if shapes and all(shape.parts is None for some in shapes for shape in some):
         raise DataError(
             f"{files[0].file}: no annotation has a segmentation. "
             "For boxes use data.name=coco-boxes."
         )
-    return Painted(*_named(root, files), tuple(shapes), tuple(sizes))
+    return ShapeMasks(*_names_and_labels(root, files), tuple(shapes), tuple(sizes))
 
 
-def _named(root: Path, files: Sequence[Listed]) -> tuple[FileNames, Indices]:
+def _names_and_labels(root: Path, files: Sequence[CocoFile]) -> tuple[FileNames, Indices]:
     names = [image.name for each in files for image in each.images]
     return FileNames.of(root, names), np.zeros(len(names), dtype=np.int64)
 
@@ -358,13 +375,13 @@ def _is_crowd(each: Mapping[str, Any]) -> bool:
     return each.get("iscrowd") in (1, True)
 
 
-def _told(image: CocoImage, each: Mapping[str, Any]) -> str:
+def _annotation_name(image: CocoImage, each: Mapping[str, Any]) -> str:
     return f"{image.where}: annotation {each['id']}"
 
 
-def _box(image: CocoImage, each: Mapping[str, Any]) -> Edges:
+def _object_box(image: CocoImage, each: Mapping[str, Any]) -> Edges:
     """Left, top, right, bottom, of the polygons where there is no box; raises `DataError`."""
     try:
-        return box_of(each)
+        return annotation_box(each)
     except (TypeError, ValueError) as error:
-        raise DataError(f"{_told(image, each)}: {error}.") from None
+        raise DataError(f"{_annotation_name(image, each)}: {error}.") from None

@@ -10,19 +10,33 @@ from rescue_cli.errors import DataError, UsageError
 from rescue_cli.rng import permute
 from rescue_cli.sections.annotations import IGNORED
 from rescue_cli.sections.data.decode import UNREADABLE
-from rescue_cli.sections.data.formats.annotation_checks import common_size, size_of
-from rescue_cli.sections.data.listing import PassedOver, by_stem, images_in, lines_of, plain, stem
-from rescue_cli.sections.data.location import HIGHEST, Place
+from rescue_cli.sections.data.formats.annotation_checks import check_size, try_image_size
+from rescue_cli.sections.data.listing import (
+    SkippedFiles,
+    index_by_stem,
+    list_images,
+    normalise_name,
+    read_lines,
+    stem,
+)
+from rescue_cli.sections.data.location import MAX_MASK_VALUE, Location
 from rescue_cli.sections.data.paired import UNKNOWN, Coding, Masked, numbered
 from rescue_cli.sections.data.rgb import Exif
-from rescue_cli.sections.data.splits import NAMED, SPLIT_SEED, Dataset, FileNames, Split, some
+from rescue_cli.sections.data.splits import (
+    MAX_NAMES,
+    SPLIT_SEED,
+    Dataset,
+    FileNames,
+    Split,
+    join_names,
+)
 
 ADE20K = 150
-NOT_COUNTED = "ignored"  # in data.mask_values, the name of what is no class
-ONE_SIZE = "Bring mask and image to one size."
+IGNORED_NAME = "ignored"  # in data.mask_values, the name of what is no class
+FIX_ONE_SIZE = "Bring mask and image to one size."
 
 
-def mask_folder(place: Place) -> Dataset:
+def mask_folder(place: Location) -> Dataset:
     """`SPLIT/images/*`, `SPLIT/masks/*.png`, and `classes.txt` with a name a line, from label 0.
 
     train and val together, tested on test; without a folder `test` train alone, tested on val, or
@@ -30,8 +44,8 @@ def mask_folder(place: Place) -> Dataset:
     `data.mask_values` says what other values mean, in place of the file.
     """
     root, given = place.top, place.keys.mask_values
-    values = {plain(name): each for name, each in (given or {}).items()}
-    classes, coding = _coding(root / "classes.txt", values)
+    values = {normalise_name(name): each for name, each in (given or {}).items()}
+    classes, coding = _mask_values(root / "classes.txt", values)
     found = {name: place.split(name) or root / name for name in ("train", "val", "test")}
     tested = "test" if found["test"].is_dir() else "val"
     parts = {"train": ["train"], tested: [tested]}
@@ -41,50 +55,52 @@ def mask_folder(place: Place) -> Dataset:
         parts["train"].clear()
     if place.keys.holdout and not found[tested].is_dir():
         del parts[tested]
-    passed = PassedOver(sizes=True)
+    passed = SkippedFiles(sizes=True)
     splits = {
-        name: _read(root, [_pair(found[part].name) for part in read], coding, passed)
+        name: _read_pairs(root, [_split_folders(found[part].name) for part in read], coding, passed)
         for name, read in parts.items()
     }
     for split in splits.values():
         _check_sizes(split, place.keys.exif)
     judged = {name: split for name, split in splits.items() if len(split)}
-    lacking = check_ignored(judged, classes, given=bool(given))
+    lacking = check_classes_present(judged, classes, given=bool(given))
     train = splits.pop("train")
     tests = {name: found[name] for name in splits}
     notes = (*place.notes(tests), *passed.notes(), *lacking)
     return Dataset(train, dict(splits), classes, notes=notes)
 
 
-def _pair(split: str) -> tuple[str, str]:
+def _split_folders(split: str) -> tuple[str, str]:
     return f"{split}/images", f"{split}/masks"
 
 
-def _named(file: Path) -> tuple[tuple[str, ...], Coding]:
+def _classes_from_file(file: Path) -> tuple[tuple[str, ...], Coding]:
     """The classes of `classes.txt`, numbered from 0."""
     if not file.is_file():
         raise DataError(
             f"{file}: no such file. It holds the classes' names, a line each; or give "
             "data.mask_values={NAME: VALUE, ...}."
         )
-    classes = tuple(plain(line) for line in lines_of(file))
+    classes = tuple(normalise_name(line) for line in read_lines(file))
     if len(classes) > IGNORED:
         raise DataError(f"{file}: names {len(classes)} classes; a mask has at most {IGNORED}.")
     return classes, numbered(len(classes), 0)
 
 
-def _coding(file: Path, given: Mapping[str, int | list[int]]) -> tuple[tuple[str, ...], Coding]:
+def _mask_values(
+    file: Path, given: Mapping[str, int | list[int]]
+) -> tuple[tuple[str, ...], Coding]:
     """The classes that are `given`, in that order; those of the file where none is.
 
     Raises `DataError`, `UsageError`.
     """
-    classes = tuple(name for name in given if name != NOT_COUNTED)
+    classes = tuple(name for name in given if name != IGNORED_NAME)
     if len(classes) > IGNORED:
         raise UsageError(f"data.mask_values: {len(classes)} classes; a mask has at most {IGNORED}.")
-    table = np.full(HIGHEST + 1, UNKNOWN, dtype=np.int16)
+    table = np.full(MAX_MASK_VALUE + 1, UNKNOWN, dtype=np.int16)
     words = ""
     if not classes:
-        classes, (numbers, words) = _named(file)
+        classes, (numbers, words) = _classes_from_file(file)
         table[: len(numbers)] = numbers
     taken = set(np.flatnonzero((table != UNKNOWN) & (table != IGNORED)).tolist())
     for name, values in given.items():
@@ -92,14 +108,14 @@ def _coding(file: Path, given: Mapping[str, int | list[int]]) -> tuple[tuple[str
             if value in taken:
                 raise UsageError(f"data.mask_values.{name}: {value} has a meaning. Name it once.")
             taken.add(value)
-            table[value] = IGNORED if name == NOT_COUNTED else classes.index(name)
+            table[value] = IGNORED if name == IGNORED_NAME else classes.index(name)
     if table[IGNORED] == UNKNOWN:
         table[IGNORED] = IGNORED
     named = ", ".join(map(str, sorted(taken)))
     return classes, Coding(table, words or f"data.mask_values names {named}")
 
 
-def ade20k(place: Place) -> Dataset:
+def ade20k(place: Location) -> Dataset:
     """ADE20K's scene parsing benchmark: 150 classes, of which a mask's 0 is none.
 
     `data.root` holds `images/` and `annotations/`, each with `training` and `validation`, and
@@ -107,28 +123,32 @@ def ade20k(place: Place) -> Dataset:
     """
     inner = place.root / "ADEChallengeData2016"
     root = inner if inner.is_dir() else place.root
-    passed = PassedOver()
+    passed = SkippedFiles()
     splits = {
-        part: _read(root, [(f"images/{part}", f"annotations/{part}")], numbered(ADE20K, 1), passed)
+        part: _read_pairs(
+            root, [(f"images/{part}", f"annotations/{part}")], numbered(ADE20K, 1), passed
+        )
         for part in ("training", "validation")
     }
     tests: dict[str, Split] = {"val": splits["validation"]}
-    return Dataset(splits["training"], tests, _ade_names(root), notes=passed.notes())
+    return Dataset(splits["training"], tests, _ade20k_classes(root), notes=passed.notes())
 
 
-def _ade_names(root: Path) -> tuple[str, ...]:
+def _ade20k_classes(root: Path) -> tuple[str, ...]:
     """The last column of `objectInfo150.txt`, up to its first synonym."""
     file = root / "objectInfo150.txt"
     if not file.is_file():
         raise DataError(f"{file}: no such file. It comes with the benchmark's archive.")
-    rows = [plain(line.split("\t")[-1].split(",")[0]) for line in lines_of(file)]
+    rows = [normalise_name(line.split("\t")[-1].split(",")[0]) for line in read_lines(file)]
     names = tuple(rows[1:])
     if len(names) != ADE20K:
         raise DataError(f"{file}: names {len(names)} classes, not {ADE20K}. Unpack it anew.")
     return names
 
 
-def _read(root: Path, pairs: list[tuple[str, str]], coding: Coding, passed: PassedOver) -> Masked:
+def _read_pairs(
+    root: Path, pairs: list[tuple[str, str]], coding: Coding, passed: SkippedFiles
+) -> Masked:
     """The images of some folders with their masks; raises `DataError`."""
     images: list[str] = []
     masks: list[str] = []
@@ -136,12 +156,12 @@ def _read(root: Path, pairs: list[tuple[str, str]], coding: Coding, passed: Pass
         folder = root / of_images
         if not folder.is_dir():
             raise DataError(f"{folder}: no such folder. Point data.root= at the folder above.")
-        names = images_in(folder, passed)
+        names = list_images(folder, passed)
         if not names:
             raise DataError(f"{folder}: holds no image that can be read. Put them there.")
-        known = by_stem(root / of_masks, (".png",))
+        known = index_by_stem(root / of_masks, (".png",))
         for name in names:
-            mask = known.get(plain(stem(name)))
+            mask = known.get(normalise_name(stem(name)))
             if mask is None:
                 raise DataError(
                     f"{root / of_masks / stem(name)}.png: no such file; it is the mask of {name}. "
@@ -157,12 +177,12 @@ def _check_sizes(split: Masked, exif: Exif) -> None:
     """Raises `DataError` for the first mask of another size than its image."""
     for index in range(len(split)):
         mask = split.masks.path(index)
-        said = size_of(mask, "ignored")
+        said = try_image_size(mask, "ignored")
         if said is not None:
-            common_size(mask, split.names.path(index), said, exif, ONE_SIZE)
+            check_size(mask, split.names.path(index), said, exif, FIX_ONE_SIZE)
 
 
-def check_ignored(
+def check_classes_present(
     splits: Mapping[str, Masked], classes: Sequence[str], *, given: bool
 ) -> tuple[str, ...]:
     """Which classes have no pixel in a split, a sentence each.
@@ -170,7 +190,7 @@ def check_ignored(
     Raises `DataError` where such a class is in no split, or only one class is left to judge, while
     255 is there and nobody `given` what it means: 0 and 255 are the usual values of two classes.
     """
-    found = [(name, split, seen(split, len(classes))) for name, split in splits.items()]
+    found = [(name, split, find_classes(split, len(classes))) for name, split in splits.items()]
     everywhere = set().union(*(there.classes for _, _, there in found))
     notes = []
     for name, split, there in found:
@@ -183,31 +203,31 @@ def check_ignored(
             raise DataError(
                 f"{file}: holds {IGNORED}, which is ignored, and no mask of {name} holds the class "
                 f"'{missing}'. Say what each value means, as data.mask_values="
-                f"{{{_example(classes, missing)}}}. Where {IGNORED} is to be ignored, "
-                f"give data.mask_values={{{NOT_COUNTED}: {IGNORED}}}, or remove the class."
+                f"{{{_example_values(classes, missing)}}}. Where {IGNORED} is to be ignored, "
+                f"give data.mask_values={{{IGNORED_NAME}: {IGNORED}}}, or remove the class."
             )
         if lacking:
             notes.append(
-                f"{name} has no pixel of {len(lacking)} of {len(classes)} classes: {some(lacking)}"
+                f"{name} has no pixel of {len(lacking)} of {len(classes)} classes: {join_names(lacking)}"
             )
     return tuple(notes)
 
 
-def _example(classes: Sequence[str], missing: str) -> str:
+def _example_values(classes: Sequence[str], missing: str) -> str:
     values = {name: IGNORED if name == missing else place for place, name in enumerate(classes)}
-    if len(values) > NAMED:
+    if len(values) > MAX_NAMES:
         return f"{classes[0]}: {values[classes[0]]}, ..., {missing}: {IGNORED}"
     return ", ".join(f"{name}: {value}" for name, value in values.items())
 
 
-class Seen(NamedTuple):
+class ClassesPresent(NamedTuple):
     """The classes in the masks of a split, and the place of the first mask with ignored pixels."""
 
     classes: frozenset[int]
     first_ignored: int | None
 
 
-def seen(split: Masked, classes: int) -> Seen:
+def find_classes(split: Masked, classes: int) -> ClassesPresent:
     """Looks until every class was seen, at masks spread over the split."""
     found: set[int] = set()
     ignored = None
@@ -221,4 +241,4 @@ def seen(split: Masked, classes: int) -> Seen:
             ignored = index
         if len(found) == classes:
             break
-    return Seen(frozenset(found), ignored)
+    return ClassesPresent(frozenset(found), ignored)

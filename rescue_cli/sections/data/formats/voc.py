@@ -9,23 +9,23 @@ import numpy as np
 
 from rescue_cli.errors import DataError, did_you_mean
 from rescue_cli.sections.data.formats.annotation_checks import (
-    Fit,
-    Marked,
-    demand_finite,
-    demand_pixels,
+    AnnotatedBox,
+    AnnotationChecker,
+    check_finite,
+    check_pixel_units,
 )
 from rescue_cli.sections.data.listing import (
-    HIDDEN,
+    HIDDEN_FILES,
     SPLITS,
-    PassedOver,
-    by_stem,
-    endings,
-    is_nobodys,
-    lines_of,
-    plain,
+    SkippedFiles,
+    image_extensions,
+    index_by_stem,
+    is_hidden,
+    normalise_name,
+    read_lines,
     stem,
 )
-from rescue_cli.sections.data.location import Place
+from rescue_cli.sections.data.location import Location
 from rescue_cli.sections.data.paired import Boxed, of_weights, without_objects
 from rescue_cli.sections.data.splits import Dataset, FileNames, Split
 
@@ -34,50 +34,53 @@ VOC += ("chair", "cow", "diningtable", "dog", "horse", "motorbike", "person", "p
 VOC += ("sheep", "sofa", "train", "tvmonitor")
 
 
-def pascal_voc(place: Place) -> Dataset:
+def pascal_voc(place: Location) -> Dataset:
     """PASCAL VOC: 2007 and 2012 trainval, tested on 2007 test; 20 classes.
 
     `data.root` holds `VOC2007` and `VOC2012`, or the `VOCdevkit` that the archives unpack to.
     """
     root = place.root / "VOCdevkit" if (place.root / "VOCdevkit").is_dir() else place.root
-    fit, passed = Fit(place.keys.exif), PassedOver()
+    fit, passed = AnnotationChecker(place.keys.exif), SkippedFiles()
     labels = {name: i for i, name in enumerate(VOC, 1)}
     years = [year for year in ("VOC2007", "VOC2012") if (root / year).is_dir()] or ["VOC2007"]
     train = {
-        year: _annotations(root / year, _listed(root / year, "trainval", passed)) for year in years
+        year: _read_annotations(root / year, _read_split_list(root / year, "trainval", passed))
+        for year in years
     }
-    parts = [_read(root / year, found, labels, fit) for year, found in train.items()]
-    tested = _annotations(root / "VOC2007", _listed(root / "VOC2007", "test", passed))
-    test = _read(root / "VOC2007", tested, labels, fit)
+    parts = [_read_split(root / year, found, labels, fit) for year, found in train.items()]
+    tested = _read_annotations(root / "VOC2007", _read_split_list(root / "VOC2007", "test", passed))
+    test = _read_split(root / "VOC2007", tested, labels, fit)
     notes = (*passed.notes(), *fit.notes())
-    return Dataset(_joined(root, parts), {"test": test}, VOC, notes=notes)
+    return Dataset(_join_years(root, parts), {"test": test}, VOC, notes=notes)
 
 
-def voc_folder(place: Place) -> Dataset:
+def voc_folder(place: Location) -> Dataset:
     """A folder in PASCAL VOC's format: train and val together, tested on test; without a
     `test.txt` train alone, tested on val, or on what `data.holdout` takes. The classes
     are those of the training annotations; in an evaluation those that the weights know, and
     training images may be missing.
     """
-    root, fit, passed = place.root, Fit(place.keys.exif), PassedOver()
+    root, fit, passed = place.root, AnnotationChecker(place.keys.exif), SkippedFiles()
     tested = "test" if _list_file(root, "test").is_file() else "val"
     both = tested == "test" and _list_file(root, "val").is_file()
     parts: tuple[str, ...] = ("train", "val") if both else ("train",)
     if place.test_only and not _list_file(root, "train").is_file():
         parts = ()
-    names = list(dict.fromkeys(name for part in parts for name in _listed(root, part, passed)))
-    annotations = _annotations(root, names)
+    names = list(
+        dict.fromkeys(name for part in parts for name in _read_split_list(root, part, passed))
+    )
+    annotations = _read_annotations(root, names)
     measured = {}
     if not place.keys.holdout or _list_file(root, tested).is_file():
-        measured = _annotations(root, _listed(root, tested, passed))
+        measured = _read_annotations(root, _read_split_list(root, tested, passed))
     either = (annotations or measured).values()
     classes = tuple(sorted({o.name for found in either for o in found.objects}))
     if not classes:
         raise DataError(f"{root / 'Annotations'}: no object in any training image. Add boxes.")
     classes = of_weights(classes, place.classes)
     labels = {name: i for i, name in enumerate(classes, 1)}
-    train = _read(root, annotations, labels, fit)
-    test = _read(root, measured, labels, fit)
+    train = _read_split(root, annotations, labels, fit)
+    test = _read_split(root, measured, labels, fit)
     tests: dict[str, Split] = {tested: test} if measured else {}
     lacking = without_objects({tested: test}, classes) if place.classes and measured else ()
     notes = (*passed.notes(), *fit.notes(), *lacking)
@@ -104,7 +107,7 @@ def _list_file(root: Path, split: str) -> Path:
     return next((file for file in files if file.is_file()), files[0])
 
 
-def _listed(root: Path, split: str, passed: PassedOver) -> list[str]:
+def _read_split_list(root: Path, split: str, passed: SkippedFiles) -> list[str]:
     """The images' names in a split; raises `DataError`."""
     file = _list_file(root, split)
     if not file.is_file():
@@ -112,35 +115,35 @@ def _listed(root: Path, split: str, passed: PassedOver) -> list[str]:
             f"{file}: no such file. A folder in PASCAL VOC's format has Annotations/*.xml, "
             f"JPEGImages/ and ImageSets/Main/ with {split}.txt. Add it, or point data.root= at one."
         )
-    known, names = by_stem(root / "Annotations", (".xml",)), []
-    for line in map(plain, lines_of(file)):
-        if is_nobodys(line):
-            passed.add(HIDDEN, f"{line} of {file}")
+    known, names = index_by_stem(root / "Annotations", (".xml",)), []
+    for line in map(normalise_name, read_lines(file)):
+        if is_hidden(line):
+            passed.add(HIDDEN_FILES, f"{line} of {file}")
         else:
-            names.append(_name(line, known))
+            names.append(_image_name(line, known))
     if not names:
         raise DataError(f"{file}: names no image. Write a name a line.")
     return names
 
 
-def _name(line: str, known: Mapping[str, str]) -> str:
+def _image_name(line: str, known: Mapping[str, str]) -> str:
     """The image that a line names: all of it, or without an ending or VOC's column of -1, 0, 1."""
     first = line.rpartition(" ")[0] if line.endswith((" 1", " 0", " -1")) else line
     readings = (line, stem(line), first.strip())
     return next((name for name in readings if name in known), line)
 
 
-def _read(
+def _read_split(
     root: Path,
     annotations: Mapping[str, _Annotation],
     labels: Mapping[str, int],
-    fit: Fit,
+    fit: AnnotationChecker,
 ) -> Boxed:
     """The images that have these annotations, by their names; raises `DataError`."""
     folder = root / "JPEGImages"
-    images = by_stem(folder, endings())
+    images = index_by_stem(folder, image_extensions())
     boxes = (each.box for annotation in annotations.values() for each in annotation.objects)
-    demand_pixels(root / "Annotations", boxes)
+    check_pixel_units(root / "Annotations", boxes)
     found, files = [], []
     for name, annotation in annotations.items():
         image = images.get(name)
@@ -148,45 +151,45 @@ def _read(
             raise DataError(
                 f"{folder / name}.jpg: no such file. Add it, or remove its line from the split."
             )
-        marked = _marked(annotation, labels)
+        marked = _labelled_boxes(annotation, labels)
         found.append(fit.objects(annotation.file, folder / image, annotation.size, marked))
         files.append(f"JPEGImages/{image}")
     return Boxed(FileNames.of(root, files), np.zeros(len(files), dtype=np.int64), tuple(found))
 
 
-def _annotations(root: Path, names: Sequence[str]) -> dict[str, _Annotation]:
-    folder, files = root / "Annotations", by_stem(root / "Annotations", (".xml",))
-    return {name: _annotation(folder / files.get(name, f"{name}.xml")) for name in names}
+def _read_annotations(root: Path, names: Sequence[str]) -> dict[str, _Annotation]:
+    folder, files = root / "Annotations", index_by_stem(root / "Annotations", (".xml",))
+    return {name: _parse_annotation(folder / files.get(name, f"{name}.xml")) for name in names}
 
 
-def _annotation(file: Path) -> _Annotation:
+def _parse_annotation(file: Path) -> _Annotation:
     """What the XML says; raises `DataError`."""
     try:
         tree = ElementTree.parse(file).getroot()
         size = tree.find("size")
-        wide, high = (int(size.findtext(k, "0")) if size is not None else 0 for k in SIDES)
-        objects = tuple(_object(element) for element in tree.iter("object"))
+        wide, high = (int(size.findtext(k, "0")) if size is not None else 0 for k in SIZE_TAGS)
+        objects = tuple(_parse_object(element) for element in tree.iter("object"))
     except (OSError, ElementTree.ParseError, ValueError) as error:
         raise DataError(f"{file}: cannot be read: {error}.") from None
     return _Annotation(file, (wide, high) if wide > 0 and high > 0 else None, objects)
 
 
-SIDES = ("width", "height")
-EDGES = ("xmin", "ymin", "xmax", "ymax")
+SIZE_TAGS = ("width", "height")
+BOX_TAGS = ("xmin", "ymin", "xmax", "ymax")
 
 
-def _object(element: ElementTree.Element) -> _Object:
+def _parse_object(element: ElementTree.Element) -> _Object:
     """Raises `ValueError` for an object without a name or a box."""
     name, box = element.findtext("name"), element.find("bndbox")
     if not name or box is None:
         raise ValueError("an object without a name or without a bndbox")
-    left, top, right, bottom = (float(box.findtext(edge, "nothing")) for edge in EDGES)
-    demand_finite((left, top, right, bottom))
+    left, top, right, bottom = (float(box.findtext(edge, "nothing")) for edge in BOX_TAGS)
+    check_finite((left, top, right, bottom))
     difficult = element.findtext("difficult", "0").strip() == "1"
-    return _Object(plain(name), (left, top, right, bottom), difficult)
+    return _Object(normalise_name(name), (left, top, right, bottom), difficult)
 
 
-def _marked(annotation: _Annotation, labels: Mapping[str, int]) -> list[Marked]:
+def _labelled_boxes(annotation: _Annotation, labels: Mapping[str, int]) -> list[AnnotatedBox]:
     """The objects in pixels from 0; a box without area stays one. Raises `DataError`."""
     found = []
     for each in annotation.objects:
@@ -196,11 +199,11 @@ def _marked(annotation: _Annotation, labels: Mapping[str, int]) -> list[Marked]:
         left, top, right, bottom = each.box
         if right > left and bottom > top:
             left, top = left - 1, top - 1
-        found.append(Marked((left, top, right, bottom), labels[each.name], each.difficult))
+        found.append(AnnotatedBox((left, top, right, bottom), labels[each.name], each.difficult))
     return found
 
 
-def _joined(root: Path, parts: Sequence[Boxed]) -> Boxed:
+def _join_years(root: Path, parts: Sequence[Boxed]) -> Boxed:
     """Several years' images as one split."""
     names = [str(part.names.path(i).relative_to(root)) for part in parts for i in range(len(part))]
     objects = tuple(o for part in parts for o in part.objects)
