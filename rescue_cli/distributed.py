@@ -40,12 +40,12 @@ def is_first() -> bool:
     return rank() == 0
 
 
-def given_rank() -> int:
+def launched_rank() -> int:
     """The rank that this process was started with, in a group or before it joins one."""
     return _member.rank if _member else int(os.environ.get("RANK", "0"))
 
 
-def is_grouped() -> bool:
+def is_launched_in_group() -> bool:
     """Whether this process was started as one of a group."""
     return _member is not None or "RANK" in os.environ
 
@@ -54,41 +54,41 @@ def local_rank() -> int:
     return _member.local_rank if _member else int(os.environ.get("LOCAL_RANK", "0"))
 
 
-def gpu() -> int:
+def gpu_index() -> int:
     """The number of this process's GPU among those it sees, which may be its own alone."""
     return local_rank() % torch.cuda.device_count() if _member else local_rank()
 
 
-def store_at(host: str, port: int, *, serves: bool, seconds: float) -> Store:
+def create_store(host: str, port: int, *, serves: bool, seconds: float) -> Store:
     """What the processes of a group tell each other through; one of them serves it."""
     return TCPStore(
         host, port, is_master=serves, timeout=timedelta(seconds=seconds), wait_for_workers=False
     )
 
 
-def prefixed(store: Store, prefix: str) -> Store:
+def prefix_store(store: Store, prefix: str) -> Store:
     return PrefixStore(prefix, store)
 
 
-def become(store: Store, rank: int, size: int, local_rank: int, run: int) -> None:
-    """The next `group` meets in this store, for the run of that number."""
+def set_membership(store: Store, rank: int, size: int, local_rank: int, run: int) -> None:
+    """The next `process_group` meets in this store, for the run of that number."""
     global _member
     store.set_timeout(TIMEOUT)
-    _member = _Membership(prefixed(store, f"run/{run}"), rank, size, local_rank)
+    _member = _Membership(prefix_store(store, f"run/{run}"), rank, size, local_rank)
 
 
-def leave() -> None:
+def clear_membership() -> None:
     global _member
     _member = None
 
 
 @contextmanager
-def group(device: torch.device) -> Iterator[None]:
+def process_group(device: torch.device) -> Iterator[None]:
     """Joins the process group that this process is a member of, if there is one.
 
     Else the one that torchrun's environment describes.
     """
-    if not is_grouped():
+    if not is_launched_in_group():
         yield
         return
     backend = "nccl" if device.type == "cuda" else "gloo"
@@ -107,7 +107,7 @@ def group(device: torch.device) -> Iterator[None]:
         dist.destroy_process_group()
 
 
-def wrap(model: nn.Module, device: torch.device) -> nn.Module:
+def wrap_ddp(model: nn.Module, device: torch.device) -> nn.Module:
     """The model with its gradients averaged over the processes; itself where there is one.
 
     Buffers are not broadcast: batch statistics are kept equal by `engine.norms`.
@@ -139,7 +139,7 @@ def max_over_ranks(values: list[float], device: torch.device) -> list[float]:
     return found
 
 
-def gather(rows: Tensor, device: torch.device) -> Tensor:
+def gather_rows(rows: Tensor, device: torch.device) -> Tensor:
     """The rows (n_rank, k) of all processes one after another, on every process."""
     if not dist.is_initialized():
         return rows
@@ -153,7 +153,7 @@ def gather(rows: Tensor, device: torch.device) -> Tensor:
     return torch.cat([p[: int(c)] for p, c in zip(parts, counts, strict=True)]).to(rows.device)
 
 
-def union(count: int, names: list[str]) -> tuple[int, list[str]]:
+def merge_over_ranks(count: int, names: list[str]) -> tuple[int, list[str]]:
     """The sum of all processes' counts and the names that any of them holds, in order."""
     if not dist.is_initialized():
         return count, names

@@ -85,7 +85,7 @@ def predict_images(
 def _files(given: Sequence[Path], note: Callable[[str], None]) -> list[Path]:
     """The files that are given and those in the folders that are; raises `DataError`."""
     found: list[Path] = []
-    passed = SkippedFiles(sizes=True)
+    passed = SkippedFiles(check_sizes=True)
     image_extensions()  # has PIL know the formats of its plugins
     for path in given:
         if path.is_dir():
@@ -95,7 +95,7 @@ def _files(given: Sequence[Path], note: Callable[[str], None]) -> list[Path]:
         else:
             found.append(path)
     if not found:
-        there = passed.listed() or "nothing"
+        there = passed.summary() or "nothing"
         raise DataError(f"{given[0]}: no image that can be read ({there}). Name another.")
     for line in passed.notes():
         note(line)
@@ -143,7 +143,8 @@ def _pixels(path: Path, recipe: Recipe, reading: Reading) -> Tensor:
         image = read_image(path, "pil", reading)
     except UNREADABLE as error:
         raise DataError(
-            f"{path}: cannot be decoded: {describe_error(error)}. Give an image file that can be read."
+            f"{path}: cannot be decoded: {describe_error(error)}. Give an image file that can be "
+            "read."
         ) from None
     evaluation = recipe.eval
     if FACTS[recipe.data.name].channels == 1:

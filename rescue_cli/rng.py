@@ -14,35 +14,35 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
 Indices = NDArray[np.int64]
-GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # what splitmix64 adds to its state
+SPLITMIX_INCREMENT = np.uint64(0x9E3779B97F4A7C15)  # what splitmix64 adds to its state
 
 
 @lru_cache(maxsize=256)
-def _stream(purpose: str) -> int:
+def _purpose_key(purpose: str) -> int:
     return int.from_bytes(hashlib.sha256(purpose.encode()).digest()[:8], "little")
 
 
-def words(seed: int, purpose: str, a: int, b: int, count: int) -> NDArray[np.uint64]:
+def random_words(seed: int, purpose: str, a: int, b: int, count: int) -> NDArray[np.uint64]:
     """`count` words of 64 bits for (seed, purpose, a, b)."""
     counter = np.array([0, 0, b, a], dtype=np.uint64)
-    key = np.array([seed, _stream(purpose)], dtype=np.uint64)
+    key = np.array([seed, _purpose_key(purpose)], dtype=np.uint64)
     return np.random.Philox(counter=counter, key=key).random_raw(count)
 
 
 def uniform(seed: int, purpose: str, a: int, b: int, shape: tuple[int, ...]) -> Floats:
     """Uniform draws in [0, 1) with 24 random bits each, exact in float32."""
-    raw = words(seed, purpose, a, b, int(np.prod(shape)))
+    raw = random_words(seed, purpose, a, b, int(np.prod(shape)))
     return ((raw >> np.uint64(40)).astype(np.float32) * np.float32(2.0**-24)).reshape(shape)
 
 
-def bits(seed: int, purpose: str, counters: Indices) -> NDArray[np.bool_]:
+def random_bits(seed: int, purpose: str, counters: Indices) -> NDArray[np.bool_]:
     """For each counter a fair bit that is its own: the same in any order and company.
 
     The highest bit of that output of splitmix64 whose state starts at a word of (seed, purpose).
     """
-    (start,) = words(seed, purpose, 0, 0, 1)
-    states = start + counters.astype(np.uint64) * GOLDEN
-    return (_mix(states) >> np.uint64(63)).astype(np.bool_)
+    (start,) = random_words(seed, purpose, 0, 0, 1)
+    states = start + counters.astype(np.uint64) * SPLITMIX_INCREMENT
+    return (_splitmix(states) >> np.uint64(63)).astype(np.bool_)
 
 
 def permute(positions: Indices, size: int, seed: int, epoch: int) -> Indices:
@@ -55,7 +55,7 @@ def permute(positions: Indices, size: int, seed: int, epoch: int) -> Indices:
     """
     b = math.isqrt(max(size - 1, 0)) + 1
     a = -(-size // b)
-    keys = words(seed, "order", epoch, 0, 8)
+    keys = random_words(seed, "order", epoch, 0, 8)
     values = _feistel(positions.astype(np.uint64), a, b, keys)
     while (outside := values >= size).any():
         values[outside] = _feistel(values[outside], a, b, keys)
@@ -70,8 +70,10 @@ def permute_each(positions: Indices, sizes: Indices, orders: Indices, seed: int)
     b = np.sqrt(np.maximum(sizes - 1, 0)).astype(np.uint64) + np.uint64(1)
     size = sizes.astype(np.uint64)
     a = (size + b - np.uint64(1)) // b
-    start = words(seed, "orders", 0, 0, 8)[:, None]
-    keys = _mix(_mix(start + orders.astype(np.uint64) * GOLDEN) + GOLDEN)
+    start = random_words(seed, "orders", 0, 0, 8)[:, None]
+    keys = _splitmix(
+        _splitmix(start + orders.astype(np.uint64) * SPLITMIX_INCREMENT) + SPLITMIX_INCREMENT
+    )
     values = _feistel(positions.astype(np.uint64), a, b, keys)
     while (out := values >= size).any():
         values[out] = _feistel(values[out], a[out], b[out], keys[:, out])
@@ -91,12 +93,12 @@ def _feistel(
     tall, wide = np.asarray(a, np.uint64), np.asarray(b, np.uint64)
     left, right = np.divmod(values, wide)
     for even, odd in zip(keys[::2], keys[1::2], strict=True):
-        left = (left + (_mix(right ^ even) >> np.uint64(32))) % tall
-        right = (right + (_mix(left ^ odd) >> np.uint64(32))) % wide
+        left = (left + (_splitmix(right ^ even) >> np.uint64(32))) % tall
+        right = (right + (_splitmix(left ^ odd) >> np.uint64(32))) % wide
     return left * wide + right
 
 
-def _mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
+def _splitmix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """The finaliser of splitmix64 (Steele et al. 2014); products wrap around."""
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

@@ -22,7 +22,7 @@ from rescue_cli.sections.augment import Augment, Operation
 from rescue_cli.sections.data import Dataset, Files
 from rescue_cli.sections.data.formats.class_folders import class_folders, read_class_folders
 from rescue_cli.sections.data.stream import StreamFeed
-from rescue_cli.sections.sampling import SAMPLERS, Steps
+from rescue_cli.sections.sampling import SAMPLERS, SamplingContext
 
 CPU = torch.device("cpu")
 SHUFFLED = Item("shuffled", {})
@@ -116,7 +116,7 @@ def _ours(
     train = recipe.train
     per_epoch = len(files) // train.batch_size
     size, labels = train.device_batch_size, files.labels
-    counted = Steps(len(files), train.batch_size, size, per_epoch, train.seed, labels)
+    counted = SamplingContext(len(files), train.batch_size, size, per_epoch, train.seed, labels)
     operations = operations_of(recipe)
     feed = train_feed(
         recipe,

@@ -31,7 +31,7 @@ from rescue_cli.sections.data import (
     fingerprint_from_arrays,
     list_split,
 )
-from rescue_cli.sections.model.weights import placed
+from rescue_cli.sections.model.weights import locate_file
 
 FORMAT = 1
 PACKAGED = "fashion-mini"
@@ -96,7 +96,7 @@ def _places(recipe: Recipe) -> dict[str, str]:
 def _digest(source: str) -> str | None:
     """Of a weights file; None where there is none, which whoever loads it will say."""
     try:
-        file, part = placed(source)
+        file, part = locate_file(source)
         with file.open("rb") as content:
             digest = hashlib.file_digest(content, "sha256").hexdigest()
         return f"{digest}#{part}" if part else digest
@@ -226,7 +226,7 @@ def agree(run: RunDirectory, recipe: Recipe, data: Dataset) -> list[str]:
         elif moved := _moved(before, now.places):
             said.append(moved)
             keep(run, now, before)
-    _, faults = distributed.union(0, faults)
+    _, faults = distributed.merge_over_ranks(0, faults)
     if faults:
         raise DataError(faults[0])
     return said
@@ -253,7 +253,7 @@ def unlike_training(recipe: Recipe, data: Dataset) -> list[str]:
                 held = name.startswith("holdout")
                 part = known is not None and _is_part(now.splits[name], known.splits[name])
                 (faults if held and not part else said).append(told)
-    _, faults = distributed.union(0, faults)
+    _, faults = distributed.merge_over_ranks(0, faults)
     if faults:
         raise DataError(
             f"{faults[0]}. It may have learnt some of these. Put the images back, or name a test "

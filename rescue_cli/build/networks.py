@@ -14,7 +14,7 @@ from rescue_cli.recipe.changes import is_timms
 from rescue_cli.sections.data import Dataset, normalisation, relabel
 from rescue_cli.sections.data.listing import normalise_name
 from rescue_cli.sections.model import Backbone, load_weights
-from rescue_cli.sections.model.weights import metadata as weights_metadata
+from rescue_cli.sections.model.weights import read_metadata as weights_metadata
 from rescue_cli.sections.teacher import Renormalised
 
 

@@ -13,7 +13,7 @@ from rescue_cli.recipe.schema import Epochs, Fraction, NotNegative, Positive, Po
 
 
 @dataclass(frozen=True)
-class Length:
+class RunLength:
     """How long the run is, in steps."""
 
     steps: int
@@ -52,7 +52,9 @@ class Ema:
     def __init__(self, model: nn.Module, decay_after: Callable[[int], float | None]) -> None:
         self.model = copy.deepcopy(model).requires_grad_(False)
         self.decay_after = decay_after  # of the number of updates; None: it stays as it is
-        pairs = list(zip(_tensors(self.model), _tensors(model), strict=True))
+        pairs = list(
+            zip(_parameters_and_buffers(self.model), _parameters_and_buffers(model), strict=True)
+        )
         self.averages = [a for a, _ in pairs if a.is_floating_point()]
         self.sources = [s for a, s in pairs if a.is_floating_point()]
         self.counters = [(a, s) for a, s in pairs if not a.is_floating_point()]
@@ -88,7 +90,7 @@ class Lookahead:
         self.every = every
         self.first = first  # after as many updates the average is a copy of the weights
         self.last = last
-        self.sources = [t for t in _tensors(model) if t.is_floating_point()]
+        self.sources = [t for t in _parameters_and_buffers(model) if t.is_floating_point()]
         self.averages = [s.clone() for s in self.sources]
 
     @torch.no_grad()
@@ -109,18 +111,18 @@ class Lookahead:
         torch._foreach_copy_(self.averages, state["averages"])
 
 
-def _tensors(model: nn.Module) -> list[Tensor]:
+def _parameters_and_buffers(model: nn.Module) -> list[Tensor]:
     return [*(p.data for p in model.parameters()), *model.buffers()]
 
 
-def none(model: nn.Module, _length: Length) -> Average:
+def none(model: nn.Module, _length: RunLength) -> Average:
     """No averaging."""
     return NoAverage(model)
 
 
 def ema(
     model: nn.Module,
-    length: Length,
+    length: RunLength,
     *,
     decay: Fraction,
     every: PositiveInt,
@@ -156,7 +158,7 @@ def ema(
 
 
 def ema_by_epoch(
-    model: nn.Module, length: Length, *, decay: Fraction, every: PositiveInt, start: Epochs
+    model: nn.Module, length: RunLength, *, decay: Fraction, every: PositiveInt, start: Epochs
 ) -> Average:
     """An exponential moving average as torchvision's reference for classification keeps it.
 
@@ -176,7 +178,7 @@ def ema_by_epoch(
 
 def lookahead(
     model: nn.Module,
-    length: Length,
+    length: RunLength,
     *,
     decay: Fraction,
     every: PositiveInt,

@@ -47,14 +47,16 @@ class Loss:
 
 
 @dataclass(frozen=True)
-class Training:
+class LossContext:
     """What a loss may need to know of the training set; `counts`: each class's images, if any."""
 
     classes: tuple[str, ...]
     counts: Indices | None
 
 
-def weights_of(given: ClassWeights | None, training: Training | None) -> Doubles | None:
+def resolve_class_weights(
+    given: ClassWeights | None, training: LossContext | None
+) -> Doubles | None:
     """A weight for each class, (classes,); None where none are asked for, or nothing is trained.
 
     A list has one for each class, in order; in a mapping by name those that are not named weigh 1.
@@ -74,11 +76,11 @@ def weights_of(given: ClassWeights | None, training: Training | None) -> Doubles
                 hint = did_you_mean(name, classes)[:300]
                 raise UsageError(f"loss.class_weights: '{name}' is not one of the classes. {hint}")
         return np.array([by_name.get(name, 1.0) for name in classes])
-    check_length(given, len(classes))
+    check_weight_count(given, len(classes))
     return np.array(given, dtype=np.float64)
 
 
-def check_length(given: list[float], classes: int) -> None:
+def check_weight_count(given: list[float], classes: int) -> None:
     """Raises `UsageError` unless there is a weight for each class."""
     if len(given) != classes:
         raise UsageError(
@@ -87,7 +89,7 @@ def check_length(given: list[float], classes: int) -> None:
         )
 
 
-def balanced_weights(training: Training) -> Doubles:
+def balanced_weights(training: LossContext) -> Doubles:
     """n / (k n_c), so that each class weighs as much as any other in the whole training set."""
     if training.counts is None:
         raise UsageError(
@@ -100,7 +102,7 @@ def balanced_weights(training: Training) -> Doubles:
     return weights
 
 
-class _Weights:
+class _DeviceWeights:
     """The weights of the classes as the device of the logits has them."""
 
     def __init__(self, values: Doubles) -> None:
@@ -117,7 +119,7 @@ class _Weights:
 
 def cross_entropy(
     batch_size: int,
-    training: Training | None = None,
+    training: LossContext | None = None,
     *,
     label_smoothing: Fraction,
     reduction: Literal["mean", "sum"],
@@ -131,8 +133,8 @@ def cross_entropy(
     those of the smoothing too, as torch does.
     logits (n, classes), targets (n,) labels or (n, classes) probabilities.
     """
-    values = weights_of(class_weights, training)
-    weights = None if values is None else _Weights(values)
+    values = resolve_class_weights(class_weights, training)
+    weights = None if values is None else _DeviceWeights(values)
     summed = reduction == "sum"
 
     def mean(logits: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
@@ -158,7 +160,7 @@ def cross_entropy(
 
 def binary_cross_entropy(
     _batch_size: int,
-    training: Training | None = None,
+    training: LossContext | None = None,
     *,
     targets: Literal["present", "soft"] | Annotated[float, Within(0, 1)],
     label_smoothing: Fraction,
@@ -174,7 +176,7 @@ def binary_cross_entropy(
     logits (n, classes), targets (n,) labels or (n, classes) shares.
     """
     threshold = {"present": 0.0, "soft": None}.get(targets, targets)  # type: ignore[arg-type]
-    values = weights_of(class_weights, training)
+    values = resolve_class_weights(class_weights, training)
 
     def mean(logits: Tensor, shares: Tensor, reduction: str = "mean") -> Tensor:
         if shares.ndim == 1:
@@ -189,7 +191,7 @@ def binary_cross_entropy(
 
     if values is None:
         return Loss(mean, each, 1)
-    weights = _Weights(values)
+    weights = _DeviceWeights(values)
 
     def weighted(logits: Tensor, shares: Tensor) -> Tensor:
         by_class = weights.on(logits)
@@ -201,14 +203,14 @@ def binary_cross_entropy(
     return Loss(weighted, each, 1, values)
 
 
-def detector(_batch_size: int, _training: Training | None = None) -> Loss:
+def detector(_batch_size: int, _training: LossContext | None = None) -> Loss:
     """The sum of the losses that a detector computes itself: Faster R-CNN's four (Ren 2015)."""
     return Loss(lambda losses, _targets: torch.stack(list(losses.values())).sum(), None, 1)
 
 
 def pixel_cross_entropy(
     _batch_size: int,
-    training: Training | None = None,
+    training: LossContext | None = None,
     *,
     auxiliary: NotNegative,
     class_weights: ClassWeights | None = None,
@@ -219,8 +221,8 @@ def pixel_cross_entropy(
     which classes they have. logits by head (n, classes, height, width), masks (n, height, width).
     """
 
-    values = weights_of(class_weights, training)
-    weights = None if values is None else _Weights(values)
+    values = resolve_class_weights(class_weights, training)
+    weights = None if values is None else _DeviceWeights(values)
 
     def mean(logits: Mapping[str, Tensor], masks: Tensor) -> Tensor:
         weight = None if weights is None else weights.on(logits["out"])
@@ -233,15 +235,15 @@ def pixel_cross_entropy(
     return Loss(mean, None, 1)
 
 
-def of_micro_batches(loss: Loss) -> Callable[[Any, Batch], Tensor]:
+def micro_batch_loss(loss: Loss) -> Callable[[Any, Batch], Tensor]:
     """The loss of logits and the micro-batch they are of."""
     return lambda logits, batch: loss.mean(logits, batch.targets)
 
 
-def by_weight(
+def weighted_micro_batch_loss(
     loss: Loss, labels: Indices, sampler: Callable[[int, int], Indices], micro_batches: int
 ) -> Callable[[Any, Batch], Tensor]:
-    """As `of_micro_batches`, such that the mean over a step's micro-batches is the mean of the
+    """As `micro_batch_loss`, such that the mean over a step's micro-batches is the mean of the
     whole step.
 
     Where the mean is by weight a micro-batch counts by the sum of its images' weights, in all
@@ -249,7 +251,7 @@ def by_weight(
     corrupt image counts by its own class, whichever takes its place.
     """
     if loss.weights is None or micro_batches == 1:
-        return of_micro_batches(loss)
+        return micro_batch_loss(loss)
     of_images = loss.weights[labels]
 
     @lru_cache(maxsize=1)

@@ -25,7 +25,7 @@ DRAWS = 4  # of a micro-batch: which of the two, the share, the box's centre
 
 
 @dataclass(frozen=True)
-class Mixing:
+class MixContext:
     """What mixing needs to know of the run."""
 
     classes: int
@@ -40,22 +40,22 @@ class Mixing:
         return found
 
 
-def none(_: Mixing) -> Mix:
+def none(_: MixContext) -> Mix:
     """Every image stays as it is, with its label."""
     return lambda batch: batch
 
 
-def mixup(mixing: Mixing, *, alpha: Positive, partner: Partner = "opposite") -> Mix:
+def mixup(mixing: MixContext, *, alpha: Positive, partner: Partner = "opposite") -> Mix:
     """lam x + (1 - lam) x', one lam ~ Beta(alpha, alpha) a micro-batch (Zhang et al. 2018)."""
 
     def mix(batch: Batch) -> Batch:
         _, share, *_ = mixing.draws(batch)
-        return blend(batch, beta(share, alpha), mixing.classes, partner)
+        return blend_images(batch, beta_quantile(share, alpha), mixing.classes, partner)
 
     return mix
 
 
-def cutmix(mixing: Mixing, *, alpha: Positive, partner: Partner = "opposite") -> Mix:
+def cutmix(mixing: MixContext, *, alpha: Positive, partner: Partner = "opposite") -> Mix:
     """A box of the partner of area 1 - lam; one lam ~ Beta(alpha, alpha) per micro-batch (Yun et
     al.).
 
@@ -65,8 +65,10 @@ def cutmix(mixing: Mixing, *, alpha: Positive, partner: Partner = "opposite") ->
     def mix(batch: Batch) -> Batch:
         _, share, row, column = mixing.draws(batch)
         height, width = batch.images.shape[-2:]
-        corners = box(height, width, beta(share, alpha), int(row * height), int(column * width))
-        return paste(batch, corners, mixing.classes, partner)
+        corners = cutmix_box(
+            height, width, beta_quantile(share, alpha), int(row * height), int(column * width)
+        )
+        return paste_box(batch, corners, mixing.classes, partner)
 
     return mix
 
@@ -75,7 +77,7 @@ _MIXUP, _CUTMIX = mixup, cutmix  # which the keys of the next one hide
 
 
 def mixup_or_cutmix(
-    mixing: Mixing,
+    mixing: MixContext,
     *,
     mixup: Positive,
     cutmix: Positive,
@@ -93,7 +95,7 @@ def mixup_or_cutmix(
     return mix
 
 
-def cutmix_patch(mixing: Mixing, *, size: PositiveInt, from_epoch: Epochs) -> Mix:
+def cutmix_patch(mixing: MixContext, *, size: PositiveInt, from_epoch: Epochs) -> Mix:
     """A `size` x `size` square of the partner, each image's at a place of its own inside it.
 
     So from epoch `from_epoch` on, counted from 0; before that nothing is mixed. As in hlb-CIFAR10
@@ -115,7 +117,7 @@ def cutmix_patch(mixing: Mixing, *, size: PositiveInt, from_epoch: Epochs) -> Mi
         which, rows, columns = squares(places, size, height, width)
         images = batch.images.clone()
         images[which, :, rows, columns] = batch.images.flip(0)[which, :, rows, columns]
-        shares = _shares(batch, 1 - size**2 / (height * width), mixing.classes)
+        shares = _mixed_targets(batch, 1 - size**2 / (height * width), mixing.classes)
         return replace(batch, images=images, targets=shares)
 
     return mix
@@ -130,14 +132,14 @@ MIXES = {
 }
 
 
-def beta(draw: float, alpha: float) -> float:
+def beta_quantile(draw: float, alpha: float) -> float:
     """A draw of Beta(alpha, alpha) from one in [0, 1), by inversion."""
     from scipy.special import betaincinv
 
     return float(betaincinv(alpha, alpha, draw))
 
 
-def box(
+def cutmix_box(
     height: int, width: int, lam: float, row: int, column: int, *, odd: int = 0
 ) -> tuple[int, int, int, int]:
     """(top, bottom, left, right) of a box of area 1 - lam about (row, column), cut at the border.
@@ -155,13 +157,13 @@ def box(
     )
 
 
-def blend(batch: Batch, lam: float, classes: int, partner: Partner = "opposite") -> Batch:
+def blend_images(batch: Batch, lam: float, classes: int, partner: Partner = "opposite") -> Batch:
     """The micro-batch with `lam` of each image and the rest of its partner."""
-    images = batch.images * lam + partners(batch.images, partner) * (1 - lam)
-    return replace(batch, images=images, targets=_shares(batch, lam, classes, partner))
+    images = batch.images * lam + partners_of(batch.images, partner) * (1 - lam)
+    return replace(batch, images=images, targets=_mixed_targets(batch, lam, classes, partner))
 
 
-def paste(
+def paste_box(
     batch: Batch,
     corners: tuple[int, int, int, int],
     classes: int,
@@ -171,21 +173,21 @@ def paste(
     top, bottom, left, right = corners
     height, width = batch.images.shape[-2:]
     images = batch.images.clone()
-    others = partners(batch.images[..., top:bottom, left:right], partner)
+    others = partners_of(batch.images[..., top:bottom, left:right], partner)
     images[..., top:bottom, left:right] = others
     lam = 1 - (bottom - top) * (right - left) / (height * width)
-    return replace(batch, images=images, targets=_shares(batch, lam, classes, partner))
+    return replace(batch, images=images, targets=_mixed_targets(batch, lam, classes, partner))
 
 
-def partners(of: Tensor, partner: Partner) -> Tensor:
+def partners_of(of: Tensor, partner: Partner) -> Tensor:
     """What belongs to each image's partner, of what belongs to the images (n, ...)."""
     return of.roll(1, 0) if partner == "previous" else of.flip(0)
 
 
-def _shares(batch: Batch, lam: float, classes: int, partner: Partner = "opposite") -> Tensor:
-    labels = functional.one_hot(batch.targets, classes).to(_float_of(batch.images))
-    return labels * lam + partners(labels, partner) * (1 - lam)
+def _mixed_targets(batch: Batch, lam: float, classes: int, partner: Partner = "opposite") -> Tensor:
+    labels = functional.one_hot(batch.targets, classes).to(_target_dtype(batch.images))
+    return labels * lam + partners_of(labels, partner) * (1 - lam)
 
 
-def _float_of(images: Tensor) -> torch.dtype:
+def _target_dtype(images: Tensor) -> torch.dtype:
     return torch.float64 if images.dtype == torch.float64 else torch.float32

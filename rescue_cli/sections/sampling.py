@@ -11,7 +11,7 @@ from rescue_cli.rng import Indices, permute, permute_each
 
 
 @dataclass(frozen=True)
-class Steps:
+class SamplingContext:
     """What a sampler needs to know of the run: all counts, all global."""
 
     samples: int
@@ -25,7 +25,7 @@ class Steps:
 Sampler = Callable[[int, int], Indices]
 
 
-def shuffled(steps: Steps) -> Sampler:
+def shuffled(steps: SamplingContext) -> Sampler:
     """(step, micro-batch) -> `micro_batch_size` indices: a new order each epoch, the remainder
     dropped.
 
@@ -42,7 +42,7 @@ def shuffled(steps: Steps) -> Sampler:
 
 
 def repeated(
-    steps: Steps, *, views: PositiveInt, placement: Literal["spread", "together"]
+    steps: SamplingContext, *, views: PositiveInt, placement: Literal["spread", "together"]
 ) -> Sampler:
     """As `shuffled`, each image `views` times in a row (repeated augmentation, Hoffer et al. 2020).
 
@@ -50,7 +50,7 @@ def repeated(
     the row to a step's micro-batches in turn, as timm's sampler does to GPUs, so that copies lie in
     different micro-batches; `together` cuts it into micro-batches, so that they lie in one.
     """
-    deal = _spread if placement == "spread" else _together
+    deal = _spread_entries if placement == "spread" else _adjacent_entries
 
     def indices(step: int, micro_batch: int) -> Indices:
         epoch, within = divmod(step, steps.per_epoch)
@@ -60,7 +60,7 @@ def repeated(
     return indices
 
 
-def balanced(steps: Steps) -> Sampler:
+def balanced(steps: SamplingContext) -> Sampler:
     """(step, micro-batch) -> indices, each class drawn as often as any other, its images in turn.
 
     An epoch is as long as `shuffled`'s: so many draws as the training set has images, an equal
@@ -91,12 +91,12 @@ def balanced(steps: Steps) -> Sampler:
     return indices
 
 
-def _spread(steps: Steps, micro_batch: int) -> Indices:
+def _spread_entries(steps: SamplingContext, micro_batch: int) -> Indices:
     """Which entries of a step's row a micro-batch takes: every n-th of n micro-batches."""
     return np.arange(micro_batch, steps.batch_size, steps.batch_size // steps.micro_batch_size)
 
 
-def _together(steps: Steps, micro_batch: int) -> Indices:
+def _adjacent_entries(steps: SamplingContext, micro_batch: int) -> Indices:
     """Which entries of a step's row the positions of a micro-batch take: one after another."""
     return micro_batch * steps.micro_batch_size + np.arange(steps.micro_batch_size)
 

@@ -45,7 +45,7 @@ class Learner:
     factor: float  # of a mean over the images it learns from: their number where losses are summed
 
 
-class Everything:
+class KeepAll:
     """Every image is trained on."""
 
     share = 1.0
@@ -61,7 +61,7 @@ class Everything:
 
 
 @dataclass(frozen=True)
-class Hardest:
+class KeepHardest:
     """The images on which a learner that sees every micro-batch has the largest losses.
 
     On every `every`th step it learns, from the images that it keeps.
@@ -98,7 +98,7 @@ MakeLearner = Callable[[Mapping[str, Any], float], Learner]  # changes to `model
 
 def none(_: MakeLearner) -> Selection:
     """All of them."""
-    return Everything()
+    return KeepAll()
 
 
 def proxy(
@@ -114,7 +114,7 @@ def proxy(
     every `every`th step, by the recipe's optimizers, rates and loss, on the images that it keeps.
     In the source it runs ahead of the network over the same batches, which comes to the same.
     """
-    return Hardest(learner(model, share), share, every)
+    return KeepHardest(learner(model, share), share, every)
 
 
 SELECTIONS = {"none": none, "proxy": proxy}

@@ -22,7 +22,7 @@ class Variant(NamedTuple):
     shift: int
     mirrored: bool
 
-    def of(self, images: Tensor) -> Tensor:
+    def apply(self, images: Tensor) -> Tensor:
         """The variant of images (n, channels, height, width)."""
         if self.shift:
             pad, (height, width) = abs(self.shift), images.shape[-2:]
@@ -47,7 +47,7 @@ class Tta:
 
     def __call__(self, model: nn.Module, images: Tensor) -> Tensor:
         """Logits (n, classes) with the variants shown of every image."""
-        (found,) = logits(model, images, [self.weights])
+        (found,) = tta_logits(model, images, [self.weights])
         return found
 
     @property
@@ -56,10 +56,10 @@ class Tta:
         return self.weights if self.share == 1 else PLAIN
 
 
-def logits(model: nn.Module, images: Tensor, wanted: Sequence[Weights]) -> list[Tensor]:
+def tta_logits(model: nn.Module, images: Tensor, wanted: Sequence[Weights]) -> list[Tensor]:
     """Logits (n, classes) by each of the weights; a variant that several ask for is shown once."""
     variants = dict.fromkeys(variant for weights in wanted for variant in weights)
-    said = {variant: model(variant.of(images)).double() for variant in variants}
+    said = {variant: model(variant.apply(images)).double() for variant in variants}
     return [
         torch.stack([weight * said[variant] for variant, weight in weights.items()]).sum(0)
         for weights in wanted
@@ -75,13 +75,13 @@ def least_confident(probabilities: NDArray[np.float64], share: float) -> Indices
 
 PLAIN = {Variant(0, False): 1.0}
 FLIP = dict.fromkeys((Variant(0, False), Variant(0, True)), 1 / 2)
-MOVED = [Variant(shift, mirrored) for shift in (-1, 1) for mirrored in (False, True)]
-MEAN = dict.fromkeys((*FLIP, *MOVED), 1 / 6)
+TRANSLATED = [Variant(shift, mirrored) for shift in (-1, 1) for mirrored in (False, True)]
+MEAN = dict.fromkeys((*FLIP, *TRANSLATED), 1 / 6)
 TTAS = {
     "none": Tta(PLAIN),
     "flip": Tta(FLIP),
     # airbench's level 2 (Jordan 2024): the image in its place, up and left, down and right
-    "flip-translate": Tta({**dict.fromkeys(FLIP, 1 / 4), **dict.fromkeys(MOVED, 1 / 8)}),
+    "flip-translate": Tta({**dict.fromkeys(FLIP, 1 / 4), **dict.fromkeys(TRANSLATED, 1 / 8)}),
     "flip-translate-mean": Tta(MEAN),
     # hiverge's (2025): the plain mean in place of the logits of the quarter whose highest
     # probability is lowest

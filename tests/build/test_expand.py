@@ -13,7 +13,7 @@ from rescue_cli.cli.expand import expand
 from rescue_cli.errors import UsageError
 from rescue_cli.recipe import Recipe, architectures, from_tree, load, names
 from rescue_cli.recipe.schema import Epochs, InEpochs, PositiveInt, Within
-from rescue_cli.sections.schedule import SCHEDULES, Rates, Schedule, Span
+from rescue_cli.sections.schedule import SCHEDULES, Rates, Schedule, ScheduleContext
 from tests.conftest import Rescue
 
 ROWS: list[dict[str, Any]] = architectures.table()["architectures"]
@@ -184,7 +184,7 @@ def test_schedules_of_optimizer_items_scale_and_are_addressed_by_group() -> None
 
 def test_a_new_ingredient_needs_no_more_than_the_mark(monkeypatch: pytest.MonkeyPatch) -> None:
     def mine(
-        span: Span,
+        span: ScheduleContext,
         *,
         turns: list[tuple[Epochs, float]],
         hold: Annotated[float, Within(0), InEpochs()] | None = 8.0,

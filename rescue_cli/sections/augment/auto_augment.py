@@ -8,7 +8,7 @@ import numpy as np
 from rescue_cli.recipe.schema import NotNegative
 from rescue_cli.rng import Floats
 from rescue_cli.sections.augment import named_operations
-from rescue_cli.sections.augment.named_operations import Drawn, Fill, Interpolation
+from rescue_cli.sections.augment.named_operations import Fill, Interpolation, LayerDraws
 from rescue_cli.sections.augment.operations import Operation
 
 # Sub-policies, one a line: two operations, each with its probability and its magnitude.
@@ -100,15 +100,15 @@ def auto_augment(
     magnitude = np.array([[m for _, _, m in row] for row in table], dtype=np.float64)
 
     def plan(draws: Floats) -> tuple[Any, ...]:
-        chosen = named_operations.choice(draws[:, 0], len(table))
+        chosen = named_operations.to_indices(draws[:, 0], len(table))
         layers = []
         for place in range(2):
             mine = draws[:, 1 + place * COLUMNS : 1 + (place + 1) * COLUMNS]
             applied = mine[:, 0] < chance[chosen, place]
             mean = magnitude[chosen, place]
-            strengths = named_operations.strengths(mine[:, 1:], mean, std, interpolation)
-            layers.append(Drawn(np.where(applied, which[chosen, place], -1), *strengths))
-        return *named_operations.grouped(names, layers), colour
+            strengths = named_operations.draw_magnitudes(mine[:, 1:], mean, std, interpolation)
+            layers.append(LayerDraws(np.where(applied, which[chosen, place], -1), *strengths))
+        return *named_operations.group_by_operation(names, layers), colour
 
     apply = partial(named_operations.apply_groups, "auto-augment")
     return Operation(1 + 2 * COLUMNS, "pixels", apply, plan)

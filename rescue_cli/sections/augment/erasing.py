@@ -9,14 +9,14 @@ from torch import Tensor
 
 from rescue_cli.recipe.schema import Fraction, Positive
 from rescue_cli.rng import Floats
-from rescue_cli.sections.augment.named_operations import normal
+from rescue_cli.sections.augment.named_operations import box_muller
 from rescue_cli.sections.augment.operations import Operation
 
 TRIES = 10
-COLOUR = 1 + 2 * TRIES + 2  # the column where the draws of the colour begin
+COLOUR_COLUMN = 1 + 2 * TRIES + 2  # the column where the draws of the colour begin
 
 
-class Tried(NamedTuple):
+class ErasingDraws(NamedTuple):
     """The shares of the area and the ratios height : width that an image may try, (n, 10) each."""
 
     areas: NDArray[np.float64]
@@ -43,16 +43,16 @@ def random_erasing(
     def plan(draws: Floats) -> tuple[Any, ...]:
         uniform = draws.astype(np.float64)
         tries = uniform[:, 1 : 1 + 2 * TRIES].reshape(-1, TRIES, 2)
-        tried = Tried(
+        tried = ErasingDraws(
             area[0] + (area[1] - area[0]) * tries[..., 0],
             np.exp(low + (high - low) * tries[..., 1]),
-            uniform[:, 1 + 2 * TRIES : COLOUR],
+            uniform[:, 1 + 2 * TRIES : COLOUR_COLUMN],
             uniform[:, 0] < p,
         )
-        return tried, normal(draws[:, COLOUR::2], draws[:, COLOUR + 1 :: 2])
+        return tried, box_muller(draws[:, COLOUR_COLUMN::2], draws[:, COLOUR_COLUMN + 1 :: 2])
 
-    def apply(images: Tensor, tried: Tried, colours: Tensor) -> Tensor:
-        for row, top, left, height, width in boxes(tried, *images.shape[-2:]):
+    def apply(images: Tensor, tried: ErasingDraws, colours: Tensor) -> Tensor:
+        for row, top, left, height, width in erased_boxes(tried, *images.shape[-2:]):
             region = images[row, :, top : top + height, left : left + width]
             if mode == "pixel":
                 region.normal_()
@@ -62,10 +62,12 @@ def random_erasing(
                 region.zero_()
         return images
 
-    return Operation(COLOUR + 2 * 3, "normalised", apply, plan)
+    return Operation(COLOUR_COLUMN + 2 * 3, "normalised", apply, plan)
 
 
-def boxes(tried: Tried, height: int, width: int) -> list[tuple[int, int, int, int, int]]:
+def erased_boxes(
+    tried: ErasingDraws, height: int, width: int
+) -> list[tuple[int, int, int, int, int]]:
     """(row, top, left, height, width) of each image that has a rectangle."""
     areas = tried.areas * (height * width)
     heights = np.rint(np.sqrt(areas * tried.ratios)).astype(np.int64)

@@ -13,7 +13,7 @@ from rescue_cli.errors import UsageError
 from rescue_cli.recipe.schema import Fraction, NotNegative, Within
 from rescue_cli.rng import Floats
 from rescue_cli.sections.augment import named_operations
-from rescue_cli.sections.augment.named_operations import Drawn, normal
+from rescue_cli.sections.augment.named_operations import LayerDraws, box_muller
 from rescue_cli.sections.augment.operations import Operation
 
 JITTERED = ("BrightnessFactor", "ContrastFactor", "ColorFactor")
@@ -57,10 +57,10 @@ def colour_jitter(
 
     def plan(draws: Floats) -> tuple[Any, ...]:
         factors = low + (high - low) * draws[:, :count]
-        order = orders[named_operations.choice(draws[:, count], len(orders))]
+        order = orders[named_operations.to_indices(draws[:, count], len(orders))]
         every = np.arange(len(draws))
         layers = [
-            Drawn(
+            LayerDraws(
                 np.where(high[which] > low[which], which, -1),
                 factors[every, which],
                 np.ones(len(draws)),
@@ -68,7 +68,7 @@ def colour_jitter(
             )
             for which in order.T
         ]
-        return *named_operations.grouped(names, layers), np.zeros(3, dtype=np.uint8)
+        return *named_operations.group_by_operation(names, layers), np.zeros(3, dtype=np.uint8)
 
     apply = partial(named_operations.apply_groups, "colour-jitter")
     return Operation(count + 1, "pixels", apply, plan)
@@ -101,7 +101,7 @@ def pca_lighting(*, std: NotNegative) -> Operation:
     """
 
     def plan(draws: Floats) -> tuple[Any, ...]:
-        alphas = std * normal(draws[:, :3], draws[:, 3:])
+        alphas = std * box_muller(draws[:, :3], draws[:, 3:])
         return ((255 * (alphas * VALUES) @ VECTORS.T),)
 
     def apply(images: Tensor, shift: Tensor) -> Tensor:

@@ -22,89 +22,93 @@ Interpolation = Literal["bilinear", "bicubic", "random"]
 Level = Annotated[int, Within(0, 255)]
 Fill = tuple[Level, Level, Level]
 
-MOST = 10.0  # magnitude
+MAX_MAGNITUDE = 10.0  # magnitude
 # images, or pixels where that is more images, that one operation takes at a time on a CPU: what it
 # computes with then stays in the cache, and the calls of torch do not outweigh small images
-AT_A_TIME, PIXELS_AT_A_TIME = 4, 65_536
+IMAGES_AT_A_TIME, PIXELS_AT_A_TIME = 4, 65_536
 
 
-class Kind(NamedTuple):
+class NamedOperation(NamedTuple):
     """`argument(magnitude, sign)` is what `apply` needs, element by element."""
 
     apply: Callable[..., Tensor]
     argument: Callable[[Doubles, Doubles], Doubles]
 
 
-def _none(magnitude: Doubles, _sign: Doubles) -> Doubles:
+def _no_argument(magnitude: Doubles, _sign: Doubles) -> Doubles:
     return np.zeros_like(magnitude)
 
 
-def _signed(most: float) -> Callable[[Doubles, Doubles], Doubles]:
-    return lambda magnitude, sign: sign * (magnitude / MOST * most)
+def _signed_up_to(most: float) -> Callable[[Doubles, Doubles], Doubles]:
+    return lambda magnitude, sign: sign * (magnitude / MAX_MAGNITUDE * most)
 
 
-def _bits(magnitude: Doubles) -> Doubles:
-    return np.trunc(magnitude / MOST * 4)
+def _posterize_bits(magnitude: Doubles) -> Doubles:
+    return np.trunc(magnitude / MAX_MAGNITUDE * 4)
 
 
-def _threshold(magnitude: Doubles) -> Doubles:
-    return np.minimum(256, np.trunc(magnitude / MOST * 256))
+def _solarize_threshold(magnitude: Doubles) -> Doubles:
+    return np.minimum(256, np.trunc(magnitude / MAX_MAGNITUDE * 256))
 
 
-def _amount(magnitude: Doubles, _sign: Doubles) -> Doubles:
-    return np.minimum(128, np.trunc(magnitude / MOST * 110))
+def _solarize_add_amount(magnitude: Doubles, _sign: Doubles) -> Doubles:
+    return np.minimum(128, np.trunc(magnitude / MAX_MAGNITUDE * 110))
 
 
 def _enhance(magnitude: Doubles, _sign: Doubles) -> Doubles:
-    return magnitude / MOST * 1.8 + 0.1
+    return magnitude / MAX_MAGNITUDE * 1.8 + 0.1
 
 
 def _enhance_increasing(magnitude: Doubles, sign: Doubles) -> Doubles:
-    return np.maximum(0.1, 1.0 + sign * (magnitude / MOST * 0.9))
+    return np.maximum(0.1, 1.0 + sign * (magnitude / MAX_MAGNITUDE * 0.9))
 
 
-def _given(argument: Doubles, _sign: Doubles) -> Doubles:
+def _as_given(argument: Doubles, _sign: Doubles) -> Doubles:
     return argument
 
 
-KINDS = {
-    "AutoContrast": Kind(levels.auto_contrast, _none),
-    "Equalize": Kind(levels.equalize, _none),
-    "Invert": Kind(levels.invert, _none),
-    "Rotate": Kind(affine.rotate, _signed(30.0)),
-    "Posterize": Kind(levels.posterize, lambda m, _: _bits(m)),
-    "PosterizeAtLeastOne": Kind(levels.posterize, lambda m, _: np.maximum(1, _bits(m))),
-    "PosterizeIncreasing": Kind(levels.posterize, lambda m, _: 4 - _bits(m)),
-    "PosterizeOriginal": Kind(levels.posterize, lambda m, _: _bits(m) + 4),
-    "Solarize": Kind(levels.solarize, lambda m, _: _threshold(m)),
-    "SolarizeIncreasing": Kind(levels.solarize, lambda m, _: 256 - _threshold(m)),
-    "SolarizeAdd": Kind(levels.solarize_add, _amount),
-    "Color": Kind(colour.saturation, _enhance),
-    "ColorIncreasing": Kind(colour.saturation, _enhance_increasing),
-    "Contrast": Kind(colour.contrast, _enhance),
-    "ContrastIncreasing": Kind(colour.contrast, _enhance_increasing),
-    "Brightness": Kind(colour.brightness, _enhance),
-    "BrightnessIncreasing": Kind(colour.brightness, _enhance_increasing),
-    "Sharpness": Kind(colour.sharpness, _enhance),
-    "SharpnessIncreasing": Kind(colour.sharpness, _enhance_increasing),
-    "ShearX": Kind(affine.shear_x, _signed(0.3)),
-    "ShearY": Kind(affine.shear_y, _signed(0.3)),
-    "TranslateXRel": Kind(affine.translate_x, _signed(0.45)),
-    "TranslateYRel": Kind(affine.translate_y, _signed(0.45)),
+NAMED_OPERATIONS = {
+    "AutoContrast": NamedOperation(levels.auto_contrast, _no_argument),
+    "Equalize": NamedOperation(levels.equalize, _no_argument),
+    "Invert": NamedOperation(levels.invert, _no_argument),
+    "Rotate": NamedOperation(affine.rotate, _signed_up_to(30.0)),
+    "Posterize": NamedOperation(levels.posterize, lambda m, _: _posterize_bits(m)),
+    "PosterizeAtLeastOne": NamedOperation(
+        levels.posterize, lambda m, _: np.maximum(1, _posterize_bits(m))
+    ),
+    "PosterizeIncreasing": NamedOperation(levels.posterize, lambda m, _: 4 - _posterize_bits(m)),
+    "PosterizeOriginal": NamedOperation(levels.posterize, lambda m, _: _posterize_bits(m) + 4),
+    "Solarize": NamedOperation(levels.solarize, lambda m, _: _solarize_threshold(m)),
+    "SolarizeIncreasing": NamedOperation(
+        levels.solarize, lambda m, _: 256 - _solarize_threshold(m)
+    ),
+    "SolarizeAdd": NamedOperation(levels.solarize_add, _solarize_add_amount),
+    "Color": NamedOperation(colour.saturation, _enhance),
+    "ColorIncreasing": NamedOperation(colour.saturation, _enhance_increasing),
+    "Contrast": NamedOperation(colour.contrast, _enhance),
+    "ContrastIncreasing": NamedOperation(colour.contrast, _enhance_increasing),
+    "Brightness": NamedOperation(colour.brightness, _enhance),
+    "BrightnessIncreasing": NamedOperation(colour.brightness, _enhance_increasing),
+    "Sharpness": NamedOperation(colour.sharpness, _enhance),
+    "SharpnessIncreasing": NamedOperation(colour.sharpness, _enhance_increasing),
+    "ShearX": NamedOperation(affine.shear_x, _signed_up_to(0.3)),
+    "ShearY": NamedOperation(affine.shear_y, _signed_up_to(0.3)),
+    "TranslateXRel": NamedOperation(affine.translate_x, _signed_up_to(0.45)),
+    "TranslateYRel": NamedOperation(affine.translate_y, _signed_up_to(0.45)),
     # of colour jitter and TrivialAugment, which have arguments in place of magnitudes
-    "ColorFactor": Kind(colour.saturation, _given),
-    "ContrastFactor": Kind(colour.contrast, _given),
-    "BrightnessFactor": Kind(colour.brightness, _given),
-    "SharpnessFactor": Kind(colour.sharpness, _given),
-    "HueShift": Kind(hue.shift, _given),
-    "HueFactor": Kind(hue.scale, _given),
-    "PosterizeGiven": Kind(levels.posterize, _given),
-    "SolarizeGiven": Kind(levels.solarize, _given),
-    "RotateGiven": Kind(affine.rotate, _given),
-    "ShearXGiven": Kind(affine.shear_x, _given),
-    "ShearYGiven": Kind(affine.shear_y, _given),
-    "TranslateXGiven": Kind(affine.move_x, _given),
-    "TranslateYGiven": Kind(affine.move_y, _given),
+    "ColorFactor": NamedOperation(colour.saturation, _as_given),
+    "ContrastFactor": NamedOperation(colour.contrast, _as_given),
+    "BrightnessFactor": NamedOperation(colour.brightness, _as_given),
+    "SharpnessFactor": NamedOperation(colour.sharpness, _as_given),
+    "HueShift": NamedOperation(hue.shift_hue, _as_given),
+    "HueFactor": NamedOperation(hue.scale_hue, _as_given),
+    "PosterizeGiven": NamedOperation(levels.posterize, _as_given),
+    "SolarizeGiven": NamedOperation(levels.solarize, _as_given),
+    "RotateGiven": NamedOperation(affine.rotate, _as_given),
+    "ShearXGiven": NamedOperation(affine.shear_x, _as_given),
+    "ShearYGiven": NamedOperation(affine.shear_y, _as_given),
+    "TranslateXGiven": NamedOperation(affine.move_x, _as_given),
+    "TranslateYGiven": NamedOperation(affine.move_y, _as_given),
 }
 GEOMETRIC = {
     *("Rotate", "ShearX", "ShearY", "TranslateXRel", "TranslateYRel"),
@@ -112,7 +116,7 @@ GEOMETRIC = {
 }
 
 
-class Drawn(NamedTuple):
+class LayerDraws(NamedTuple):
     """Of one layer, for each image: an index into the names (-1: none), and how it is applied."""
 
     which: NDArray[np.int64]
@@ -129,29 +133,31 @@ class Group(NamedTuple):
     rows: list[int]
 
 
-def choice(draws: Floats, count: int) -> NDArray[np.int64]:
+def to_indices(draws: Floats, count: int) -> NDArray[np.int64]:
     """Uniform draws as whole numbers below `count`."""
     return (draws.astype(np.float64) * count).astype(np.int64)
 
 
-def strengths(
+def draw_magnitudes(
     draws: Floats, mean: Doubles | float, std: float, interpolation: Interpolation
 ) -> tuple[Doubles, Doubles, NDArray[np.bool_]]:
     """Of draws (n, 4) the magnitudes, normal and cut to 0..10; the signs; which are bicubic."""
-    magnitudes = np.clip(mean + std * normal(draws[:, 0], draws[:, 1]), 0, MOST)
+    magnitudes = np.clip(mean + std * box_muller(draws[:, 0], draws[:, 1]), 0, MAX_MAGNITUDE)
     signs = np.where(draws[:, 2] < 0.5, -1.0, 1.0)
     bicubic = draws[:, 3] < {"bilinear": 0.0, "bicubic": 1.0, "random": 0.5}[interpolation]
     return magnitudes, signs, bicubic
 
 
-def normal(first: Floats, second: Floats) -> Doubles:
+def box_muller(first: Floats, second: Floats) -> Doubles:
     """Standard normal numbers from two uniform ones each (Box and Muller 1958)."""
     radius = np.sqrt(-2 * np.log1p(-first.astype(np.float64)))
     numbers: Doubles = radius * np.cos(2 * np.pi * second.astype(np.float64))
     return numbers
 
 
-def grouped(names: Sequence[str], layers: Sequence[Drawn]) -> tuple[list[Group], Doubles]:
+def group_by_operation(
+    names: Sequence[str], layers: Sequence[LayerDraws]
+) -> tuple[list[Group], Doubles]:
     """The layers' images by operation, and the arguments of all groups one after another."""
     groups: list[Group] = []
     arguments: list[Doubles] = [np.zeros(0)]
@@ -167,7 +173,7 @@ def grouped(names: Sequence[str], layers: Sequence[Drawn]) -> tuple[list[Group],
                 rows = np.flatnonzero((drawn.which == which) & wanted)
                 if len(rows):
                     groups.append(Group(name, kernel, rows.tolist()))
-                    argument = KINDS[name].argument
+                    argument = NAMED_OPERATIONS[name].argument
                     arguments.append(argument(drawn.magnitudes[rows], drawn.signs[rows]))
     return groups, np.concatenate(arguments)
 
@@ -186,12 +192,12 @@ def apply_groups(
         )
     images = images.clone(memory_format=torch.contiguous_format)
     each = images.unbind()
-    at_a_time = max(AT_A_TIME, PIXELS_AT_A_TIME // max(images.shape[2:].numel(), 1))
+    at_a_time = max(IMAGES_AT_A_TIME, PIXELS_AT_A_TIME // max(images.shape[2:].numel(), 1))
     if images.device.type != "cpu":
         at_a_time = len(each)
     used = 0
     for name, kernel, rows in groups:
-        apply = KINDS[name].apply
+        apply = NAMED_OPERATIONS[name].apply
         if name in GEOMETRIC:
             apply = partial(apply, kernel=kernel, fill=fill)
         for begin in range(0, len(rows), at_a_time):

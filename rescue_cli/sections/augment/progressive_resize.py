@@ -24,7 +24,7 @@ def progressive_resize(*, sizes: list[PositiveInt], until: list[Epochs]) -> Oper
         )
 
     def plan(which: Which) -> tuple[Any, ...]:
-        return (size_in(which.epoch, sizes, until),)
+        return (size_at_epoch(which.epoch, sizes, until),)
 
     def apply(images: Tensor, size: int | None) -> Tensor:
         if size is None:
@@ -34,6 +34,6 @@ def progressive_resize(*, sizes: list[PositiveInt], until: list[Epochs]) -> Oper
     return Operation(0, "normalised", apply, plan_by_image=plan)
 
 
-def size_in(epoch: int, sizes: list[int], until: list[float]) -> int | None:
+def size_at_epoch(epoch: int, sizes: list[int], until: list[float]) -> int | None:
     """The size of the images in an epoch; None: as they are."""
     return next((size for size, end in zip(sizes, until, strict=True) if epoch < end), None)

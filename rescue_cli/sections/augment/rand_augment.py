@@ -8,14 +8,14 @@ import numpy as np
 from rescue_cli.recipe.schema import Fraction, NotNegative, PositiveInt, Within
 from rescue_cli.rng import Floats
 from rescue_cli.sections.augment.named_operations import (
-    MOST,
-    Drawn,
+    MAX_MAGNITUDE,
     Fill,
     Interpolation,
+    LayerDraws,
     apply_groups,
-    choice,
-    grouped,
-    strengths,
+    draw_magnitudes,
+    group_by_operation,
+    to_indices,
 )
 from rescue_cli.sections.augment.operations import Operation
 
@@ -26,13 +26,13 @@ _SAME = (
 _STRONGER = ("Posterize", "Solarize", "Color", "Contrast", "Brightness", "Sharpness")
 PLAIN = (*_SAME, *_STRONGER)
 INCREASING = (*_SAME, *(f"{name}Increasing" for name in _STRONGER))
-COLUMNS = 6  # of a layer: which, whether, and four of `strengths`
+COLUMNS = 6  # of a layer: which, whether, and four of `draw_magnitudes`
 
 
 def rand_augment(
     *,
     layers: PositiveInt,
-    magnitude: Annotated[float, Within(0, MOST)],
+    magnitude: Annotated[float, Within(0, MAX_MAGNITUDE)],
     std: NotNegative,
     p: Fraction,
     increasing: bool,
@@ -49,21 +49,21 @@ def rand_augment(
 
     def plan(draws: Floats) -> tuple[Any, ...]:
         blocks = [draws[:, i * COLUMNS : (i + 1) * COLUMNS] for i in range(layers)]
-        drawn = [layer(b, len(names), p, magnitude, std, interpolation) for b in blocks]
-        return *grouped(names, drawn), np.array(fill, dtype=np.uint8)
+        drawn = [draw_layer(b, len(names), p, magnitude, std, interpolation) for b in blocks]
+        return *group_by_operation(names, drawn), np.array(fill, dtype=np.uint8)
 
     return Operation(layers * COLUMNS, "pixels", partial(apply_groups, "rand-augment"), plan)
 
 
-def layer(
+def draw_layer(
     draws: Floats,
     operations: int,
     p: float,
     magnitude: float,
     std: float,
     interpolation: Interpolation,
-) -> Drawn:
+) -> LayerDraws:
     """What one layer's draws (n, 6) say for each image."""
-    which = choice(draws[:, 0], operations)
+    which = to_indices(draws[:, 0], operations)
     which[draws[:, 1] >= p] = -1
-    return Drawn(which, *strengths(draws[:, 2:], magnitude, std, interpolation))
+    return LayerDraws(which, *draw_magnitudes(draws[:, 2:], magnitude, std, interpolation))

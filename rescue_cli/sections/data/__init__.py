@@ -1,4 +1,4 @@
-"""The section `data`: which images, where they are, and how they become pixels."""
+"""The section `data`: data sets, where their files are, and how they are decoded."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -88,21 +88,21 @@ def load(
     test_only: bool = False,
     classes: tuple[str, ...] = (),
 ) -> Dataset:
-    """The data set called `name`, held out, cut and made resident as `keys` say.
+    """Reads the data set `name`: held out, cut to a subset and kept in memory as `keys` say.
 
-    With `test_only` its training folder may be missing, and is not decoded; `classes` are those
-    that the weights to be evaluated know.
+    With `test_only` the training folder may be missing and is not decoded; `classes` are the class
+    names of the weights that are evaluated. Raises `DataError` and `UsageError`.
     """
-    place = Location(name, keys, test_only and not keys.holdout, classes)
-    dataset = take_subset(hold_out(DATASETS[name](place), keys.holdout, keys.fold), keys.subset)
+    location = Location(name, keys, test_only and not keys.holdout, classes)
+    dataset = take_subset(hold_out(DATASETS[name](location), keys.holdout, keys.fold), keys.subset)
     if keys.channels is not None:
         dataset = grey_to_rgb(dataset)
-    if place.test_only:
+    if location.test_only:
         dataset = replace(dataset, train=dataset.train.take(np.zeros(0, dtype=np.int64)))
     size = FACTS[name].size
-    if FACTS[name].images is None:  # a folder of one's own
-        said = describe_splits([dataset.train, *dataset.tests.values()], keys.reading)
-        dataset = replace(dataset, notes=(*dataset.notes, *said))
+    if FACTS[name].images is None:  # the user's own folder
+        remarks = describe_splits([dataset.train, *dataset.tests.values()], keys.reading)
+        dataset = replace(dataset, notes=(*dataset.notes, *remarks))
     if isinstance(dataset.train, Paired):
         return dataset
     dataset = replace(dataset, notes=(*dataset.notes, *note_classes_without_images(dataset)))

@@ -1,4 +1,4 @@
-"""The sets that networks are transferred to, as torchvision reads them; iNaturalist by its JSON."""
+"""Fine-grained data sets for transfer learning, read by torchvision; iNaturalist by its JSON."""
 
 import json
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from rescue_cli.sections.data.splits import Dataset, FileNames, Files
 
 @dataclass(frozen=True)
 class TorchvisionSet:
-    """torchvision's class, its splits that train and test here, and what must lie where."""
+    """torchvision's class, its splits for training and testing, and the expected file layout."""
 
     reader: str
     train: tuple[str, ...]
@@ -52,113 +52,118 @@ PETS = TorchvisionSet(
 )
 
 
-def flowers102(place: Location) -> Dataset:
-    """Flowers-102: its training and validation images to train, its test images to test."""
-    return _read_torchvision(place, FLOWERS)
+def flowers102(location: Location) -> Dataset:
+    """Flowers-102: trained on its training and validation images, tested on its test images."""
+    return _read_torchvision(location, FLOWERS)
 
 
-def stanford_cars(place: Location) -> Dataset:
-    """Stanford Cars, which can no longer be downloaded."""
-    return _read_torchvision(place, CARS)
+def stanford_cars(location: Location) -> Dataset:
+    """Stanford Cars; its files can no longer be downloaded."""
+    return _read_torchvision(location, CARS)
 
 
-def food101(place: Location) -> Dataset:
+def food101(location: Location) -> Dataset:
     """Food-101."""
-    return _read_torchvision(place, FOOD)
+    return _read_torchvision(location, FOOD)
 
 
-def oxford_pets(place: Location) -> Dataset:
+def oxford_pets(location: Location) -> Dataset:
     """Oxford-IIIT Pets."""
-    return _read_torchvision(place, PETS)
+    return _read_torchvision(location, PETS)
 
 
-def inaturalist2019(place: Location) -> Dataset:
-    """iNaturalist 2019 by the competition's split: `train2019.json`, `val2019.json`, the images.
+def inaturalist2019(location: Location) -> Dataset:
+    """iNaturalist 2019, the competition's split: `train2019.json`, `val2019.json` and the images.
 
-    Categories in the order of their numbers.
+    Labels follow the category ids. Raises `DataError`.
     """
-    splits = {split: _read_list(place.root / f"{split}2019.json") for split in ("train", "val")}
+    splits = {split: _read_list(location.root / f"{split}2019.json") for split in ("train", "val")}
     names = {int(c["id"]): str(c["name"]) for c in splits["train"]["categories"]}
-    places = {number: i for i, number in enumerate(sorted(names))}
+    label_of = {number: i for i, number in enumerate(sorted(names))}
     train, test = (
-        _inaturalist_split(place.root, splits[name], places) for name in ("train", "val")
+        _inaturalist_split(location.root, splits[name], label_of) for name in ("train", "val")
     )
     return Dataset(train, {"val": test}, tuple(names[n] for n in sorted(names)))
 
 
-def _inaturalist_split(root: Path, tree: dict[str, Any], places: dict[int, int]) -> Files:
-    label = {a["image_id"]: places[int(a["category_id"])] for a in tree["annotations"]}
+def _inaturalist_split(root: Path, tree: dict[str, Any], label_of: dict[int, int]) -> Files:
+    label = {a["image_id"]: label_of[int(a["category_id"])] for a in tree["annotations"]}
     files = [(str(image["file_name"]), label[image["id"]]) for image in tree["images"]]
     return _make_files(root, [name for name, _ in files], [number for _, number in files])
 
 
 def _read_list(file: Path) -> dict[str, Any]:
-    """A COCO-like list; raises `DataError` where it is not there or is none."""
+    """Reads a COCO-like annotation file; raises `DataError`."""
     try:
         tree = json.loads(file.read_bytes())
         if not {"images", "annotations", "categories"} <= tree.keys():
             raise ValueError("it has no images, annotations and categories")
     except (OSError, ValueError, AttributeError) as error:
         raise DataError(
-            f"{file}: not the competition's list ({error}). iNaturalist 2019 needs train2019.json, "
-            "val2019.json and the images below data.root, as they were published."
+            f"{file}: not an annotation file ({error}). iNaturalist 2019 needs train2019.json, "
+            "val2019.json and the images in data.root, as published."
         ) from None
     found: dict[str, Any] = tree
     return found
 
 
-def _read_torchvision(place: Location, known: TorchvisionSet) -> Dataset:
-    train_parts = [] if place.test_only else [_open_split(place, known, s) for s in known.train]
-    test = _open_split(place, known, known.test)
-    parts = [(_image_paths(part), _labels(part)) for part in train_parts]
+def _read_torchvision(location: Location, dataset: TorchvisionSet) -> Dataset:
+    train_parts = (
+        [] if location.test_only else [_open_split(location, dataset, s) for s in dataset.train]
+    )
+    test = _open_split(location, dataset, dataset.test)
+    contents = [(_image_paths(split), _labels(split)) for split in train_parts]
     train = _make_files(
-        place.root, [p for paths, _ in parts for p in paths], [n for _, ns in parts for n in ns]
+        location.root,
+        [p for paths, _ in contents for p in paths],
+        [n for _, ns in contents for n in ns],
     )
     return Dataset(
         train,
-        {known.test: _make_files(place.root, _image_paths(test), _labels(test))},
+        {dataset.test: _make_files(location.root, _image_paths(test), _labels(test))},
         tuple(str(name) for name in test.classes),
     )
 
 
-def _open_split(place: Location, known: TorchvisionSet, split: str) -> Any:
-    """torchvision's data set, fetched where it can be; raises `DataError` with what belongs where.
+def _open_split(location: Location, dataset: TorchvisionSet, split: str) -> Any:
+    """Opens a split with torchvision, which downloads missing files where it can.
 
-    What is there is read first: its check of the files alone says whether anything is missing.
+    Existing files are tried first: torchvision's check says whether anything is missing. Raises
+    `DataError` with the expected layout.
     """
     import torchvision.datasets
 
-    reader = getattr(torchvision.datasets, known.reader)
+    reader = getattr(torchvision.datasets, dataset.reader)
     try:
         try:
-            return reader(str(place.root), split=split)
+            return reader(str(location.root), split=split)
         except RuntimeError:
-            if not known.downloads:
+            if not dataset.downloads:
                 raise
-            return reader(str(place.root), split=split, download=True)
+            return reader(str(location.root), split=split, download=True)
     except (RuntimeError, OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:160]
-        fetch = "it could not be fetched" if known.downloads else "it can no longer be downloaded"
+        fetch = "could not be downloaded" if dataset.downloads else "can no longer be downloaded"
         raise DataError(
-            f"data.root: {place.root} does not hold {place.name}, and {fetch} ({reason}). "
-            f"Put there: {known.layout}."
+            f"data.root: {location.root} does not hold {location.name}, which {fetch} ({reason}). "
+            f"Put these files there: {dataset.layout}."
         ) from None
 
 
-def _image_paths(part: Any) -> list[str]:
-    """The images' files, which torchvision's classes keep under one of three names."""
+def _image_paths(split: Any) -> list[str]:
+    """The image files, which torchvision's classes keep in one of three attributes."""
     for attribute in ("_image_files", "_images"):
-        if hasattr(part, attribute):
-            return [str(path) for path in getattr(part, attribute)]
-    return [str(path) for path, _ in part._samples]
+        if hasattr(split, attribute):
+            return [str(path) for path in getattr(split, attribute)]
+    return [str(path) for path, _ in split._samples]
 
 
-def _labels(part: Any) -> list[int]:
-    if hasattr(part, "_labels"):
-        return [int(label) for label in part._labels]
-    return [int(label) for _, label in part._samples]
+def _labels(split: Any) -> list[int]:
+    if hasattr(split, "_labels"):
+        return [int(label) for label in split._labels]
+    return [int(label) for _, label in split._samples]
 
 
 def _make_files(root: Path, paths: Sequence[str], labels: Sequence[int]) -> Files:
-    below = [path.removeprefix(f"{root}/") for path in paths]
-    return Files(FileNames.of(root, below), np.array(labels, dtype=np.int64))
+    relative = [path.removeprefix(f"{root}/") for path in paths]
+    return Files(FileNames.of(root, relative), np.array(labels, dtype=np.int64))

@@ -1,4 +1,4 @@
-"""What lies in a folder: images of every kind that can be read, and what is passed over."""
+"""Lists the image files in a folder, normalises their names, and counts the files it skips."""
 
 import codecs
 import os
@@ -13,21 +13,22 @@ from PIL import Image, features
 
 from rescue_cli.errors import DataError
 
-# PIL's names of what holds a picture; of several frames or pages the first is read
+# PIL's names of image formats; of a file with several frames or pages the first is read
 FORMATS = {"JPEG", "MPO", "PNG", "WEBP", "TIFF", "BMP", "DIB", "GIF", "PPM", "JPEG2000", "TGA"}
 FORMATS |= {"AVIF", "HEIF", "QOI", "PCX", "SGI", "ICO"}
-# What file managers leave behind: Windows', macOS' (in archives), Synology's
+# Files and folders that Windows, macOS (in archives) and Synology create
 SYSTEM_FILES = {"thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "@eadir", "$recycle.bin"}
 SYSTEM_FILES |= {"system volume information", "lost+found"}
-HIDDEN_FILES = "hidden or of the system"
-OTHER_EXTENSIONS = "with another ending than an image's"
+HIDDEN_FILES = "hidden or system files"
+OTHER_EXTENSIONS = "without an image extension"
 EMPTY_FILES = "empty"
-BROKEN_LINKS = "broken links or no files"
-BESIDE_CLASSES = "beside the class folders"
-LINK_CYCLE = "links to a folder above them"
+BROKEN_LINKS = "broken links or not regular files"
+BESIDE_CLASSES = "outside the class folders"
+LINK_CYCLE = "links to a parent folder"
 EXTENSIONS_WITH_PLUGIN = {".avif", ".avifs", ".heic", ".heif", ".hif"}
-NO_DECODER = "without a decoder here (for .heic: pip install pillow-heif)"
-# Longest first: UTF-32's mark begins with UTF-16's. Notepad and PowerShell write them
+NO_DECODER = "without a decoder (for .heic: pip install pillow-heif)"
+# Byte order marks, as Notepad and PowerShell write them. UTF-32 precedes UTF-16, whose mark begins
+# UTF-32's
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8"),
     (codecs.BOM_UTF32_LE, "utf-32-le"),
@@ -39,7 +40,7 @@ _MARKS = (
 
 @lru_cache
 def image_extensions() -> frozenset[str]:
-    """The endings of the images that can be read here, HEIC's where `pillow-heif` is there."""
+    """The file extensions that PIL can read here; with `pillow-heif` installed also HEIC's."""
     try:
         from pillow_heif import register_heif_opener
     except ImportError:
@@ -47,107 +48,111 @@ def image_extensions() -> frozenset[str]:
     else:
         register_heif_opener()
     formats = FORMATS if features.check("avif") else FORMATS - {"AVIF"}
-    known = Image.registered_extensions()
-    return frozenset(e for e, kind in known.items() if kind in formats and kind in Image.OPEN)
+    registered = Image.registered_extensions()
+    return frozenset(e for e, kind in registered.items() if kind in formats and kind in Image.OPEN)
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file or folder is no one's image: hidden (macOS' `._x.jpg`), or the system's."""
+    """Whether a file or folder is hidden (macOS' `._x.jpg`) or belongs to the system."""
     return name.startswith(".") or name.lower() in SYSTEM_FILES
 
 
 @dataclass
 class SkippedFiles:
-    """What was not read, by the reason, with the first of each; `told` are sentences of their own.
+    """Counts the files that were not read by reason, with the first path for each reason.
 
-    `sizes` asks for the size of every file: an empty one is passed over. Files called as in `read`
-    are read as something else.
+    `check_sizes`: skip empty files (costs a stat per file). `read_elsewhere`: names of files that
+    are not images but are read in another way, and so are not counted. `messages`: further notes.
     """
 
-    sizes: bool = False
-    read: tuple[str, ...] = ()
+    check_sizes: bool = False
+    read_elsewhere: tuple[str, ...] = ()
     counts: Counter[str] = field(default_factory=Counter)
     first: dict[str, str] = field(default_factory=dict)
     extensions: Counter[str] = field(default_factory=Counter)
-    told: list[str] = field(default_factory=list)
+    messages: list[str] = field(default_factory=list)
 
     def add(self, reason: str, path: str) -> None:
         self.counts[reason] += 1
         self.first.setdefault(reason, path)
 
     def add_file(self, path: str) -> None:
-        """A file whose ending is no known image's."""
+        """Counts a file without an image extension."""
         ending = os.path.splitext(path)[1].lower()
         self.add(NO_DECODER if ending in EXTENSIONS_WITH_PLUGIN else OTHER_EXTENSIONS, path)
         self.extensions[ending or "none"] += 1
 
-    def join(self, other: "SkippedFiles") -> None:
+    def merge(self, other: "SkippedFiles") -> None:
         self.counts += other.counts
         self.extensions += other.extensions
         self.first = {**other.first, **self.first}
-        self.told += other.told
+        self.messages += other.messages
 
-    def listed(self) -> str:
-        """How much of each, on one line; empty where there is nothing."""
+    def summary(self) -> str:
+        """The counts on one line; empty where nothing was skipped."""
         parts = []
         for reason, count in self.counts.items():
-            most = ", ".join(f"{n} {ending}" for ending, n in self.extensions.most_common(5))
-            of = f" ({most})" if reason == OTHER_EXTENSIONS else ""
-            parts.append(f"{count} {reason}{of}, the first {printable(self.first[reason])}")
+            common = ", ".join(f"{n} {ending}" for ending, n in self.extensions.most_common(5))
+            detail = f" ({common})" if reason == OTHER_EXTENSIONS else ""
+            parts.append(f"{count} {reason}{detail}, the first {printable(self.first[reason])}")
         return "; ".join(parts)
 
     def notes(self) -> tuple[str, ...]:
-        """A sentence each, for `Dataset.notes`."""
-        listed = self.listed()
-        return (*self.told, *([f"files passed over: {listed}"] if listed else []))
+        """The messages and the summary, one sentence each, for `Dataset.notes`."""
+        summary = self.summary()
+        return (*self.messages, *([f"skipped files: {summary}"] if summary else []))
 
 
-def list_images(folder: Path, passed: SkippedFiles) -> list[str]:
-    """The images in the folder and in those below, as paths from it; raises `DataError`.
+def list_images(folder: Path, skipped: SkippedFiles) -> list[str]:
+    """Paths, relative to `folder`, of the images in it and in its subfolders; raises `DataError`.
 
     In torchvision's order: those of the folder itself by name, then folder by folder.
     """
-    return list_files(folder, image_extensions(), passed)
+    return list_files(folder, image_extensions(), skipped)
 
 
-def list_files(folder: Path, kinds: Collection[str], passed: SkippedFiles) -> list[str]:
-    """As `list_images`, the files with one of these endings."""
-    every = _walk_folder(str(folder), "", kinds, passed, frozenset())
-    found = sorted(every, key=lambda each: each[0].removesuffix("/"))
-    return [f"{below}{name}" for below, names in found for name in sorted(names)]
+def list_files(folder: Path, extensions: Collection[str], skipped: SkippedFiles) -> list[str]:
+    """As `list_images`, for the files with one of these extensions."""
+    listed = _walk_folder(str(folder), "", extensions, skipped, frozenset())
+    folders = sorted(listed, key=lambda entry: entry[0].removesuffix("/"))
+    return [f"{path}{name}" for path, names in folders for name in sorted(names)]
 
 
 def _walk_folder(
-    root: str, below: str, kinds: Collection[str], passed: SkippedFiles, above: frozenset[object]
+    root: str,
+    path: str,
+    extensions: Collection[str],
+    skipped: SkippedFiles,
+    ancestors: frozenset[object],
 ) -> Iterator[tuple[str, list[str]]]:
-    """(path from the root with its slash, names) of the folder and of each below it."""
-    here = os.path.join(root, below)
+    """Yields (path from the root with its slash, file names) for the folder and each subfolder."""
+    folder = os.path.join(root, path)
     names, folders = [], []
     try:
-        status = os.stat(here)
-        if (me := (status.st_dev, status.st_ino)) in above:
-            passed.add(LINK_CYCLE, here)
+        status = os.stat(folder)
+        if (identity := (status.st_dev, status.st_ino)) in ancestors:
+            skipped.add(LINK_CYCLE, folder)
             return
-        with os.scandir(here) as entries:
+        with os.scandir(folder) as entries:
             for entry in entries:
                 if is_hidden(entry.name):
-                    passed.add(HIDDEN_FILES, entry.path)
+                    skipped.add(HIDDEN_FILES, entry.path)
                 elif _is_folder(entry):
                     folders.append(entry.name)
-                elif entry.name[entry.name.rfind(".") :].lower() not in kinds:
-                    if entry.name not in passed.read:
-                        passed.add_file(entry.path)
+                elif entry.name[entry.name.rfind(".") :].lower() not in extensions:
+                    if entry.name not in skipped.read_elsewhere:
+                        skipped.add_file(entry.path)
                 elif not _is_file(entry):
-                    passed.add(BROKEN_LINKS, entry.path)
-                elif passed.sizes and entry.stat().st_size == 0:
-                    passed.add(EMPTY_FILES, entry.path)
+                    skipped.add(BROKEN_LINKS, entry.path)
+                elif skipped.check_sizes and entry.stat().st_size == 0:
+                    skipped.add(EMPTY_FILES, entry.path)
                 else:
                     names.append(entry.name)
     except OSError as error:
-        raise DataError(f"{printable(here)}: cannot be listed: {error.strerror}.") from None
-    yield below, names
+        raise DataError(f"{printable(folder)}: cannot be listed: {error.strerror}.") from None
+    yield path, names
     for name in folders:
-        yield from _walk_folder(root, f"{below}{name}/", kinds, passed, above | {me})
+        yield from _walk_folder(root, f"{path}{name}/", extensions, skipped, ancestors | {identity})
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -165,9 +170,9 @@ def _is_file(entry: os.DirEntry[str]) -> bool:
 
 
 def list_folders(root: Path) -> list[str]:
-    """The names of the folders right below `root` that may be someone's; raises `DataError`.
+    """The names of the folders in `root` that are not hidden; raises `DataError`.
 
-    None where there is no such folder.
+    Empty where `root` does not exist.
     """
     if not root.is_dir():
         return []
@@ -178,18 +183,18 @@ def list_folders(root: Path) -> list[str]:
         raise DataError(f"{root}: cannot be listed: {error.strerror}.") from None
 
 
-def count_stray_files(root: Path, passed: SkippedFiles) -> None:
-    """Counts what lies beside the folders below `root` and may have been meant."""
+def count_stray_files(root: Path, skipped: SkippedFiles) -> None:
+    """Counts images and hidden files directly in `root`, beside the class folders."""
     with os.scandir(root) as entries:
         for entry in entries:
             if is_hidden(entry.name):
-                passed.add(HIDDEN_FILES, entry.path)
+                skipped.add(HIDDEN_FILES, entry.path)
             elif _is_image(entry):
-                passed.add(BESIDE_CLASSES, entry.path)
+                skipped.add(BESIDE_CLASSES, entry.path)
 
 
 def holds_images(folder: Path, depth: int) -> bool:
-    """Whether an image lies in the folder itself, or in those at most `depth` below it."""
+    """Whether the folder, or a subfolder at most `depth` levels down, holds an image."""
     try:
         with os.scandir(folder) as entries:
             if any(_is_image(entry) for entry in entries):
@@ -206,14 +211,14 @@ def _is_image(entry: os.DirEntry[str]) -> bool:
     return ending in image_extensions() and not is_hidden(entry.name) and not _is_folder(entry)
 
 
-def index_by_stem(folder: Path, kinds: Collection[str]) -> dict[str, str]:
-    """The files with these endings by their paths without them, in the composed normal form.
+def index_by_stem(folder: Path, extensions: Collection[str]) -> dict[str, str]:
+    """Maps each file's path without its extension (NFC) to its path, for these extensions.
 
-    Of files that differ in their endings alone a JPEG is taken. Empty where there is no folder.
+    Of files that differ in the extension alone a JPEG is taken. Empty where there is no folder.
     """
     if not folder.is_dir():
         return {}
-    names = list_files(folder, kinds, SkippedFiles())
+    names = list_files(folder, extensions, SkippedFiles())
     names.sort(key=lambda name: name.lower().endswith((".jpg", ".jpeg")))
     return {normalise_name(stem(name)): name for name in names}
 
@@ -228,75 +233,75 @@ SPLITS = {
 
 
 def split_name(name: str) -> str | None:
-    """Which split a folder of this name holds: `val` for `Validation`; None for any other name."""
+    """The split that a folder name stands for (`val` for `Validation`), else None."""
     return next((split for split, names in SPLITS.items() if name.lower() in names), None)
 
 
 def find_split_folder(root: Path, split: str) -> Path | None:
-    """The split's folder below `root`, by its own name or another of it; raises `DataError`."""
+    """The split's folder in `root`, by its name or one of its synonyms; raises `DataError`."""
     if (root / split).is_dir():
         return root / split
-    found = [name for name in list_folders(root) if split_name(name) == split]
-    if len(found) > 1:
+    matches = [name for name in list_folders(root) if split_name(name) == split]
+    if len(matches) > 1:
         raise DataError(
-            f"{root}: holds {' and '.join(found)}, and each may be '{split}'. Rename one, or name "
-            f"the folders: data.train_root=, data.test_root=."
+            f"{root}: {' and '.join(matches)} may both be '{split}'. Rename one, or name "
+            "the folders with data.train_root= and data.test_root=."
         )
-    return root / found[0] if found else None
+    return root / matches[0] if matches else None
 
 
 def list_split_folders(root: Path) -> list[str]:
-    """The names of the folders below `root` that are splits."""
+    """The names of the folders in `root` that stand for splits."""
     return [name for name in list_folders(root) if split_name(name)]
 
 
-# --- names, and files of names ---
+# --- names ---
 
 
 def normalise_name(name: str) -> str:
-    """The name in Unicode's composed form (NFC), without spaces and line ends around it.
+    """The name in Unicode's composed form (NFC), stripped of spaces and line ends.
 
-    macOS and the archives made there hold an accent as a character of its own (NFD).
+    macOS, and archives made there, store an accent as a separate character (NFD).
     """
     return unicodedata.normalize("NFC", name).strip("\ufeff \t\r\n")
 
 
 def printable(name: object) -> str:
-    """The name for a person; bytes that are no UTF-8 as `\\udc..`, which can be printed."""
+    """The name as printable text; bytes that are not UTF-8 become `\\udc..`."""
     return str(name).encode("utf-8", "backslashreplace").decode()
 
 
 def find_file(folder: Path, name: str) -> Path | None:
-    """The file of this name in the folder, in whichever normal form it lies there."""
+    """The file of this name in the folder, whichever Unicode normal form it has on disk."""
     forms = (name, unicodedata.normalize("NFC", name), unicodedata.normalize("NFD", name))
     return next((p for form in dict.fromkeys(forms) if (p := folder / form).is_file()), None)
 
 
 def check_utf8(path: Path) -> None:
-    """Raises `DataError` for a name of bytes that are no UTF-8."""
+    """Raises `DataError` for a name that is not UTF-8."""
     if not os.fsencode(path.name).isascii() and printable(path.name) != path.name:
         raise DataError(
-            f"{printable(path)}: its name is not UTF-8, and a class is called by it. Rename it "
-            "(convmv -f latin1 -t utf8 --notest does so)."
+            f"{printable(path)}: a class name must be UTF-8. Rename the folder "
+            "(convmv -f latin1 -t utf8 --notest)."
         )
 
 
 def read_lines(file: Path) -> list[str]:
-    """The lines that are not empty, in UTF-8 or as a byte order mark says; raises `DataError`."""
+    """The non-empty lines, in UTF-8 or as the byte order mark says; raises `DataError`."""
     try:
         content = file.read_bytes()
     except OSError as error:
         raise DataError(f"{file}: cannot be read: {error.strerror}.") from None
-    mark, encoding = next((m for m in _MARKS if content.startswith(m[0])), (b"", "utf-8"))
+    bom, encoding = next((m for m in _MARKS if content.startswith(m[0])), (b"", "utf-8"))
     try:
-        text = content[len(mark) :].decode(encoding)
+        text = content[len(bom) :].decode(encoding)
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise DataError(f"{file}: line {line} is not {encoding}. Save it as UTF-8.") from None
-    every = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
-    return [line for line in every if line.strip()]
+    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    return [line for line in lines if line.strip()]
 
 
 def stem(name: str) -> str:
-    """The name up to its ending."""
+    """The name without its extension."""
     return name.rpartition(".")[0] or name

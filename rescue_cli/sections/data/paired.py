@@ -54,7 +54,8 @@ def without_objects(
             there = {int(label) for objects in split.objects for label in objects.labels}
         if lacking := [each for label, each in enumerate(classes, 1) if label not in there]:
             notes.append(
-                f"{name} has no object of {len(lacking)} of {len(classes)} classes: {join_names(lacking)}"
+                f"{name} has no object of {len(lacking)} of {len(classes)} classes: "
+                f"{join_names(lacking)}"
             )
     return tuple(notes)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from rescue_cli.errors import DataError
-from rescue_cli.rng import words
+from rescue_cli.rng import random_words
 from rescue_cli.sections.data.corrupt import corrupt_test_image_error
 from rescue_cli.sections.data.decode import (
     DEFAULT_READING,
@@ -106,7 +106,7 @@ def _readable(found: Sequence[Pixels | tuple[str, str]], index: int) -> int:
     while isinstance(found[index], tuple):
         if attempt == REDRAWS:
             raise DataError(f"{found[index][0]}: corrupt, and so are those drawn in its place.")
-        (word,) = words(SPLIT_SEED, "redraw", index, attempt, 1)
+        (word,) = random_words(SPLIT_SEED, "redraw", index, attempt, 1)
         index, attempt = int(word % np.uint64(len(found))), attempt + 1
     return index
 

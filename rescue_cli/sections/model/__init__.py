@@ -8,7 +8,7 @@ from rescue_cli.sections.model.airbench import airbench
 from rescue_cli.sections.model.celu import Celu
 from rescue_cli.sections.model.dense_prediction import Backbone, faster_rcnn, fcn
 from rescue_cli.sections.model.ghost_batch_norm import GhostBatchNorm2d, group_count
-from rescue_cli.sections.model.init import Filler, Looking, fill
+from rescue_cli.sections.model.init import DataDependentInit, InitMethod, init_weights
 from rescue_cli.sections.model.resnet9 import ResNet9, resnet9
 from rescue_cli.sections.model.smith import (
     lenet,
@@ -18,7 +18,7 @@ from rescue_cli.sections.model.smith import (
     smith_wide32,
 )
 from rescue_cli.sections.model.super_convergence import super_convergence
-from rescue_cli.sections.model.timm_models import zoo
+from rescue_cli.sections.model.timm_models import timm_model
 from rescue_cli.sections.model.weights import load_weights
 from rescue_cli.sections.model.whitening import Whitening
 
@@ -40,14 +40,14 @@ def common(
     *,
     weights: str | None = None,
     new_head: bool = False,
-    init: Filler | None = None,
+    init: InitMethod | None = None,
     frozen: bool = False,
 ) -> None:
     """Keys that every model has.
 
     `weights`: a run, a file (FILE#PART is the weights of that name in it), or `timm` to download. A
     classifier of another size than theirs is new; with `new_head` it is new in any case. `init`:
-    other initial weights than the network's own, see `fill`. `frozen`: all but the classifier
+    other initial weights than the network's own, see `init_weights`. `frozen`: all but the classifier
     stays as it is, and each image's features are computed once (linear probing).
     """
 
@@ -56,13 +56,13 @@ __all__ = [
     "MODELS",
     "Backbone",
     "Celu",
+    "DataDependentInit",
     "GhostBatchNorm2d",
-    "Looking",
     "ResNet9",
     "Whitening",
     "common",
-    "fill",
     "group_count",
+    "init_weights",
     "load_weights",
-    "zoo",
+    "timm_model",
 ]

@@ -10,7 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from rescue_cli.errors import UsageError
 
-# Any value that asks for something: with it `caffe_file` says whether a network has the layers
+# Any value that asks for something: with it `apply_caffe_settings` says whether a network has the layers
 CAFFE_KEYS: dict[str, Any] = {
     "norm_momentum": 0.1,
     "first_norm": "zeros",
@@ -70,7 +70,7 @@ class ZeroStatistics(nn.Module):
         return y
 
 
-def caffe_file(
+def apply_caffe_settings(
     model: nn.Module,
     *,
     norm_momentum: float | None = None,
@@ -85,21 +85,21 @@ def caffe_file(
     """
     norms = {name: m for name, m in model.named_modules() if isinstance(m, _BatchNorm)}
     if norm_momentum is not None:
-        _demand(norms, "norm_momentum", "batch norm")
+        _require_layers(norms, "norm_momentum", "batch norm")
         for norm in norms.values():
             norm.momentum = norm_momentum
     if first_norm == "zeros":
-        _demand(norms, "first_norm", "batch norm")
+        _require_layers(norms, "first_norm", "batch norm")
         name = next(iter(norms))
         model.set_submodule(name, ZeroStatistics(norms[name]))
     if pooling == "caffe":
         pools = [m for m in model.modules() if isinstance(m, nn.MaxPool2d)]
-        _demand(pools, "pooling", "max pooling")
+        _require_layers(pools, "pooling", "max pooling")
         for pool in pools:
             pool.padding, pool.ceil_mode = 0, True
     return model
 
 
-def _demand(layers: Sized, key: str, what: str) -> None:
+def _require_layers(layers: Sized, key: str, what: str) -> None:
     if not layers:
         raise UsageError(f"model.{key}: the network has no {what}. Remove it with ~model.{key}.")

@@ -9,16 +9,16 @@ from torch import Tensor, nn
 
 from rescue_cli.errors import UsageError, did_you_mean
 from rescue_cli.recipe.schema import NotNegativeInt, PositiveInt
-from rescue_cli.sections.model.state_dict import unprefixed
-from rescue_cli.sections.model.weights import of_source, told
+from rescue_cli.sections.model.state_dict import strip_prefix
+from rescue_cli.sections.model.weights import format_notes, load_source
 
 Norms = Literal["frozen", "trained"]
-HALVES = (torch.float16, torch.bfloat16)
-PYRAMID = 256  # channels; Lin et al. 2017
-RATIOS = (0.5, 1.0, 2.0)
+HALF_PRECISIONS = (torch.float16, torch.bfloat16)
+FPN_CHANNELS = 256  # channels; Lin et al. 2017
+ANCHOR_RATIOS = (0.5, 1.0, 2.0)
 # What timm raises for a network that gives no such maps; it has no error of its own for that
-UNFIT = (RuntimeError, TypeError, AssertionError, AttributeError)
-DILATED = 8  # the stride of an FCN's backbone
+NO_FEATURE_MAPS = (RuntimeError, TypeError, AssertionError, AttributeError)
+OUTPUT_STRIDE = 8  # the stride of an FCN's backbone
 
 
 class Backbone(nn.Module):
@@ -38,9 +38,9 @@ class Backbone(nn.Module):
         Returns what is to be said of it, a line. Raises `UsageError` where one of the backbone's
         own is not there.
         """
-        weights = of_source(source, name)
+        weights = load_source(source, name)
         own = {k: v for k, v in self.body.state_dict().items() if "num_batches" not in k}
-        given, notes = unprefixed(weights.tensors, own, (), source)
+        given, notes = strip_prefix(weights.tensors, own, (), source)
         lacking = sorted(k for k in own if k not in given or given[k].shape != own[k].shape)
         if lacking:
             shown = ", ".join(lacking[:5]) + (" ..." if len(lacking) > 5 else "")
@@ -49,10 +49,10 @@ class Backbone(nn.Module):
                 f"{len(own)} tensors are missing or of another shape ({shown})."
             )
         self.body.load_state_dict({k: given[k] for k in own}, strict=False)
-        return told(source, (*weights.notes, *notes))
+        return format_notes(source, (*weights.notes, *notes))
 
 
-def backbone_of(name: str, channels: int, norms: Norms, **layout: Any) -> Backbone:
+def create_backbone(name: str, channels: int, norms: Norms, **layout: Any) -> Backbone:
     """The backbone by timm's name; raises `UsageError` where it cannot be laid out so."""
     import timm
     from timm.layers.norm_act import freeze_batch_norm_2d
@@ -64,7 +64,7 @@ def backbone_of(name: str, channels: int, norms: Norms, **layout: Any) -> Backbo
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # timm's own deprecations are not the user's
             body = timm.create_model(name, features_only=True, in_chans=channels, **layout)
-    except UNFIT as error:
+    except NO_FEATURE_MAPS as error:
         reason = " ".join(str(error).split())[:120]
         raise UsageError(
             f"model.backbone: {name} has no feature maps of the strides that are needed "
@@ -106,27 +106,27 @@ def _feature_info(body: nn.Module) -> Any:
     return body.feature_info
 
 
-class Pyramid(nn.Module):
-    """A feature pyramid on a backbone; see `pyramid`."""
+class FeaturePyramid(nn.Module):
+    """A feature pyramid on a backbone; see `feature_pyramid`."""
 
     def __init__(self, backbone: Backbone, fpn: nn.Module) -> None:
         super().__init__()
         self.backbone = backbone
         self.fpn = fpn
-        self.out_channels = PYRAMID
+        self.out_channels = FPN_CHANNELS
 
     def forward(self, images: Tensor) -> Mapping[str, Tensor]:
         maps: Mapping[str, Tensor] = self.fpn(self.backbone(images))
         return maps
 
 
-def pyramid(backbone: Backbone) -> Pyramid:
+def feature_pyramid(backbone: Backbone) -> FeaturePyramid:
     """A feature pyramid, with a coarser map for large objects (Lin et al. 2017)."""
     from torchvision.ops import FeaturePyramidNetwork
     from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
-    fpn = FeaturePyramidNetwork(list(backbone.widths), PYRAMID, LastLevelMaxPool())
-    return Pyramid(backbone, fpn)
+    fpn = FeaturePyramidNetwork(list(backbone.widths), FPN_CHANNELS, LastLevelMaxPool())
+    return FeaturePyramid(backbone, fpn)
 
 
 def faster_rcnn(
@@ -154,7 +154,7 @@ def faster_rcnn(
     from torchvision.models.detection import FasterRCNN
     from torchvision.models.detection.rpn import AnchorGenerator
 
-    body = backbone_of(backbone, channels, norms, **_at_strides(backbone, strides))
+    body = create_backbone(backbone, channels, norms, **_out_indices(backbone, strides))
     freeze_stages(body.body, backbone, frozen_stages)
     if len(anchors) != len(strides) + 1:
         raise UsageError(
@@ -163,28 +163,28 @@ def faster_rcnn(
         )
     sides = tuple((side,) for side in anchors)
     network = FasterRCNN(
-        pyramid(body),
+        feature_pyramid(body),
         classes + 1,  # and the background
         min_size=min_size,
         max_size=max_size,
         image_mean=[0.0] * channels,
         image_std=[1.0] * channels,
         box_batch_size_per_image=proposals,
-        rpn_anchor_generator=AnchorGenerator(sides, (RATIOS,) * len(sides)),
+        rpn_anchor_generator=AnchorGenerator(sides, (ANCHOR_RATIOS,) * len(sides)),
     )
     for head in (network.rpn.head, network.roi_heads.box_predictor):
-        head.register_forward_hook(_in_float32)
+        head.register_forward_hook(_cast_to_float32)
     return network  # type: ignore[no-any-return]
 
 
-def _in_float32(_head: nn.Module, _given: Any, said: Any) -> Any:
+def _cast_to_float32(_head: nn.Module, _given: Any, said: Any) -> Any:
     """What a head says under autocast, in float32: half a type has no room for a box's pixels."""
     if isinstance(said, Tensor):
-        return said.float() if said.dtype in HALVES else said
-    return type(said)(_in_float32(_head, _given, part) for part in said)
+        return said.float() if said.dtype in HALF_PRECISIONS else said
+    return type(said)(_cast_to_float32(_head, _given, part) for part in said)
 
 
-def _at_strides(name: str, wanted: list[int]) -> dict[str, Any]:
+def _out_indices(name: str, wanted: list[int]) -> dict[str, Any]:
     """timm's places of the maps of these strides; raises `UsageError` where it has not all."""
     import timm
 
@@ -192,7 +192,7 @@ def _at_strides(name: str, wanted: list[int]) -> dict[str, Any]:
         return {}  # said where it is built
     with warnings.catch_warnings(), torch.device("meta"):
         warnings.simplefilter("ignore")
-        strides = _strides(name)
+        strides = _feature_strides(name)
     places = tuple(place for place, stride in enumerate(strides) if stride in wanted)
     if not wanted or [strides[place] for place in places] != wanted:
         raise UsageError(
@@ -202,12 +202,12 @@ def _at_strides(name: str, wanted: list[int]) -> dict[str, Any]:
     return {"out_indices": places}
 
 
-def _strides(name: str) -> list[int]:
+def _feature_strides(name: str) -> list[int]:
     import timm
 
     try:
         found: list[int] = _feature_info(timm.create_model(name, features_only=True)).reduction()
-    except UNFIT:
+    except NO_FEATURE_MAPS:
         return []
     return found
 
@@ -240,5 +240,5 @@ def fcn(classes: int, channels: int, *, backbone: str, norms: Norms) -> nn.Modul
     """
     from torchvision.models.segmentation.fcn import FCNHead
 
-    body = backbone_of(backbone, channels, norms, output_stride=DILATED)
+    body = create_backbone(backbone, channels, norms, output_stride=OUTPUT_STRIDE)
     return Fcn(body, FCNHead(body.widths[-1], classes), FCNHead(body.widths[-2], classes))

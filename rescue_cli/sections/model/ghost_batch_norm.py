@@ -50,11 +50,11 @@ def group_count(images: int, size: int) -> int:
     return max(1, images // size)
 
 
-def dealt(batch: Tensor, groups: int) -> Tensor:
+def interleave_groups(batch: Tensor, groups: int) -> Tensor:
     """Every `groups`-th image of (n, ...) side by side: group g is images g, g + groups, ..."""
     return torch.cat([batch[group::groups] for group in range(groups)])
 
 
-def gathered(batch: Tensor, groups: int) -> Tensor:
-    """Undoes `dealt`."""
-    return dealt(batch, len(batch) // groups)
+def undo_interleave(batch: Tensor, groups: int) -> Tensor:
+    """Undoes `interleave_groups`."""
+    return interleave_groups(batch, len(batch) // groups)

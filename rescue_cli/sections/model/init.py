@@ -8,12 +8,12 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-Filler = Literal["xavier", "msra", "glorot", "msra-prelu"]
+InitMethod = Literal["xavier", "msra", "glorot", "msra-prelu"]
 PRELU_SLOPE = 0.25
 
 
 @torch.no_grad()
-def fill(model: nn.Module, filler: Filler) -> None:
+def init_weights(model: nn.Module, filler: InitMethod) -> None:
     """Fills every trainable convolution and linear layer; biases are 0.
 
     With n the inputs of an output and m the outputs of an input: `xavier` is uniform within
@@ -38,7 +38,7 @@ def fill(model: nn.Module, filler: Filler) -> None:
             nn.init.zeros_(layer.bias)
 
 
-class Looking(ABC):
+class DataDependentInit(ABC):
     """A layer that looks at `images` training images first, or at all of them where that is None.
 
     What it sees are batches (n, channels, h, w), normalised and not augmented.
@@ -47,5 +47,5 @@ class Looking(ABC):
     images: int | None
 
     @abstractmethod
-    def look(self, batches: Iterable[Tensor]) -> None:
+    def init_from(self, batches: Iterable[Tensor]) -> None:
         """Sets the layer's constants."""

@@ -10,9 +10,9 @@ from rescue_cli.recipe.schema import Positive, PositiveInt
 from rescue_cli.sections.model.celu import Celu
 from rescue_cli.sections.model.ghost_batch_norm import (
     GhostBatchNorm2d,
-    dealt,
-    gathered,
     group_count,
+    interleave_groups,
+    undo_interleave,
 )
 from rescue_cli.sections.model.whitening import Whitening
 
@@ -20,7 +20,7 @@ Pool = Literal["after-activation", "before-norm"]
 
 
 @dataclass(frozen=True)
-class Layers:
+class LayerOptions:
     """What follows a convolution: norm and activation, and where a pool has its place."""
 
     pool: Pool
@@ -52,7 +52,9 @@ class Layers:
 class ConvBlock(nn.Sequential):
     """3x3 convolution and what follows it."""
 
-    def __init__(self, inputs: int, outputs: int, layers: Layers, *, pooled: bool = False) -> None:
+    def __init__(
+        self, inputs: int, outputs: int, layers: LayerOptions, *, pooled: bool = False
+    ) -> None:
         super().__init__(
             nn.Conv2d(inputs, outputs, 3, padding=1, bias=False),
             *layers.after(outputs, pooled=pooled),
@@ -63,7 +65,7 @@ class WhiteningBlock(nn.Sequential):
     """3x3 whitening, 1x1 convolution and what follows it."""
 
     def __init__(
-        self, channels: int, outputs: int, layers: Layers, *, images: int, eps: float
+        self, channels: int, outputs: int, layers: LayerOptions, *, images: int, eps: float
     ) -> None:
         whitening = Whitening(
             channels,
@@ -85,7 +87,7 @@ class WhiteningBlock(nn.Sequential):
 class Residual(nn.Module):
     """x + block(block(x)), nothing after the sum."""
 
-    def __init__(self, width: int, layers: Layers) -> None:
+    def __init__(self, width: int, layers: LayerOptions) -> None:
         super().__init__()
         self.blocks = nn.Sequential(
             ConvBlock(width, width, layers), ConvBlock(width, width, layers)
@@ -100,7 +102,7 @@ class ResNet9(nn.Module):
     """Images (n, channels, h, w) of at least 28 px -> logits (n, classes), scaled."""
 
     def __init__(
-        self, classes: int, stem: nn.Module, width: int, logit_scale: float, layers: Layers
+        self, classes: int, stem: nn.Module, width: int, logit_scale: float, layers: LayerOptions
     ) -> None:
         super().__init__()
         self.features = nn.Sequential(
@@ -121,7 +123,7 @@ class ResNet9(nn.Module):
         if self.ghost is None or not self.training:
             return self._logits(images)
         groups = group_count(len(images), self.ghost)
-        return gathered(self._logits(dealt(images, groups)), groups)
+        return undo_interleave(self._logits(interleave_groups(images, groups)), groups)
 
     def _logits(self, images: Tensor) -> Tensor:
         logits: Tensor = self.head(self.features(images))
@@ -148,7 +150,7 @@ def resnet9(
     norm over `ghost` images, of which group g has images g, g + groups, ...; norms' scales fixed at
     1; a first layer that whitens 3x3 patches. Raises `UsageError`.
     """
-    layers = Layers(pool, celu, ghost, frozen_scale)
+    layers = LayerOptions(pool, celu, ghost, frozen_scale)
     if whitening_images is not None and whitening_eps is not None:
         stem: nn.Module = WhiteningBlock(
             channels, width, layers, images=whitening_images, eps=whitening_eps

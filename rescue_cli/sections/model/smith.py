@@ -16,13 +16,13 @@ from torch.nn import functional
 from rescue_cli.errors import UsageError
 from rescue_cli.recipe.schema import Fraction, PositiveInt
 from rescue_cli.sections.model.caffe import CaffeBatchNorm2d
-from rescue_cli.sections.model.init import Looking, fill
+from rescue_cli.sections.model.init import DataDependentInit, init_weights
 
 SIZE = 32  # px, of the images whose mean is subtracted
 
 
-class MeanImage(Looking, nn.Module):
-    """Subtracts the training set's mean image, (channels, 32, 32); 0 until `look`."""
+class MeanImage(DataDependentInit, nn.Module):
+    """Subtracts the training set's mean image, (channels, 32, 32); 0 until `init_from`."""
 
     images = None  # all
 
@@ -35,7 +35,7 @@ class MeanImage(Looking, nn.Module):
         return images - self.mean
 
     @torch.no_grad()
-    def look(self, batches: Iterable[Tensor]) -> None:
+    def init_from(self, batches: Iterable[Tensor]) -> None:
         """Takes the mean of images in batches (n, channels, 32, 32)."""
         total, count = torch.zeros_like(self.mean, dtype=torch.float64), 0
         for images in batches:
@@ -44,7 +44,7 @@ class MeanImage(Looking, nn.Module):
         self.mean.copy_(total / count)
 
 
-class LocalNorm(nn.Module):
+class LocalResponseNorm(nn.Module):
     """Caffe's LRN WITHIN_CHANNEL: x (1 + alpha m)^-beta, m the mean square of a 3x3 window.
 
     The window counts zeros around the image. Equal in shape to its input.
@@ -61,7 +61,7 @@ class LocalNorm(nn.Module):
         return y
 
 
-class ThreeLayers(nn.Module):
+class ThreeLayerNet(nn.Module):
     """Images (n, channels, 32, 32) -> logits (n, classes)."""
 
     def __init__(self, classes: int, channels: int) -> None:
@@ -70,11 +70,11 @@ class ThreeLayers(nn.Module):
         self.conv1 = nn.Conv2d(channels, 32, 5, padding=2)
         self.conv2 = nn.Conv2d(32, 32, 5, padding=2)
         self.conv3 = nn.Conv2d(32, 64, 5, padding=2)
-        self.norm1, self.norm2 = LocalNorm(), LocalNorm()
+        self.norm1, self.norm2 = LocalResponseNorm(), LocalResponseNorm()
         self.head = nn.Linear(64 * 4 * 4, classes)
         for layer, std in ((self.conv1, 1e-4), (self.conv2, 0.01), (self.conv3, 0.01)):
-            _gaussian(layer, std)
-        _gaussian(self.head, 0.01)
+            _init_gaussian(layer, std)
+        _init_gaussian(self.head, 0.01)
 
     def forward(self, images: Tensor) -> Tensor:
         x = self.conv1(self.mean_image(images))
@@ -155,7 +155,7 @@ def smith_3layer(classes: int, channels: int) -> nn.Module:
     Gaussian weights of std 1e-4, 0.01, 0.01 and 0.01. Its solver's multipliers are the recipe's:
     the head's weight decays 250 times as much.
     """
-    return ThreeLayers(classes, channels)
+    return ThreeLayerNet(classes, channels)
 
 
 def smith_resnet56(
@@ -199,8 +199,8 @@ def smith_densenet40(
                 nn.AvgPool2d(2),
             ]
     net = Classifier(layers, features, classes)
-    fill(net.features, "msra")
-    fill(net.head, "xavier")
+    init_weights(net.features, "msra")
+    init_weights(net.head, "xavier")
     return net
 
 
@@ -234,7 +234,7 @@ def _resnet(classes: int, channels: int, stages: dict[int, int], norm_momentum: 
     return Classifier(layers, features, classes)
 
 
-def _gaussian(layer: nn.Conv2d | nn.Linear, std: float) -> None:
+def _init_gaussian(layer: nn.Conv2d | nn.Linear, std: float) -> None:
     assert layer.bias is not None
     nn.init.normal_(layer.weight, std=std)
     nn.init.zeros_(layer.bias)

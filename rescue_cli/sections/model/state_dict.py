@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from rescue_cli.errors import UsageError
-from rescue_cli.sections.heads import heads
+from rescue_cli.sections.heads import find_heads
 
 _COUNT = "num_batches_tracked"  # of a norm that averages by a fixed momentum nobody reads it
-_SHOWN = 5
+_MAX_NAMES = 5
 
 
 @dataclass(frozen=True)
-class Fit:
+class MatchedWeights:
     """The tensors by the network's own names, the layers that begin anew, what is to be said."""
 
     tensors: dict[str, Tensor]
@@ -23,7 +23,7 @@ class Fit:
     notes: tuple[str, ...]
 
 
-def fit(
+def match_weights(
     model: nn.Module,
     given: Mapping[str, Tensor],
     source: str,
@@ -31,7 +31,7 @@ def fit(
     *,
     whole: bool,
     new_head: bool,
-) -> Fit:
+) -> MatchedWeights:
     """Which of the given tensors go where in `model`, the architecture `name`.
 
     Unless the weights must fit `whole`, a head that they lack or have for other classes is new, and
@@ -40,29 +40,29 @@ def fit(
     with names, shapes and the cure.
     """
     own = model.state_dict()
-    layers = heads(model)
-    of_head = {key for key in own if _layer(key) in layers}
-    found, notes = unprefixed(given, own.keys() - of_head, of_head, source)
-    misfits = _Misfits.of(own, found, of_head)
-    if misfits.beyond_head and (converted := _by_timm(model, found)) is not None:
+    layers = find_heads(model)
+    of_head = {key for key in own if _layer_of(key) in layers}
+    found, notes = strip_prefix(given, own.keys() - of_head, of_head, source)
+    misfits = _Mismatches.of(own, found, of_head)
+    if misfits.beyond_head and (converted := _convert_by_timm(model, found)) is not None:
         if whole:
-            converted |= _resampled(found, converted)
-        by_timm = _Misfits.of(own, converted, of_head)
+            converted |= _find_resampled(found, converted)
+        by_timm = _Mismatches.of(own, converted, of_head)
         if not by_timm.beyond_head:
             found, misfits = converted, by_timm
             notes = [*notes, "names and shapes brought to timm's by timm"]
     if misfits.beyond_head or (whole and misfits.head):
         raise UsageError(misfits.message(source, name, own, found))
-    if lacking := sorted({_layer(key) for key in misfits.head & misfits.missing}):
+    if lacking := sorted({_layer_of(key) for key in misfits.head & misfits.missing}):
         notes = [*notes, f"{', '.join(lacking)} is not there and begins anew"]
     if misfits.spare:
-        notes = [*notes, unread(misfits.spare)]
-    new = tuple(layers) if new_head else tuple({_layer(key) for key in misfits.head})
-    kept = {k: v for k, v in found.items() if k in own and _layer(k) not in new}
-    return Fit(kept, new, tuple(notes))
+        notes = [*notes, describe_unread(misfits.spare)]
+    new = tuple(layers) if new_head else tuple({_layer_of(key) for key in misfits.head})
+    kept = {k: v for k, v in found.items() if k in own and _layer_of(k) not in new}
+    return MatchedWeights(kept, new, tuple(notes))
 
 
-def unprefixed(
+def strip_prefix(
     given: Mapping[str, Tensor], wanted: Iterable[str], others: Iterable[str], source: str
 ) -> tuple[dict[str, Tensor], list[str]]:
     """The tensors without what stands before the names that are `wanted`, and what is said of it.
@@ -91,18 +91,18 @@ def unprefixed(
     found |= {key: v for key, v in outside.items() if key in {*others} - found.keys()}
     notes = [f"prefix '{prefix}' removed"]
     if left := [key for key in outside if key not in found]:
-        notes.append(unread(left))
+        notes.append(describe_unread(left))
     return found, notes
 
 
-def unread(names: Iterable[str]) -> str:
+def describe_unread(names: Iterable[str]) -> str:
     """What is said of the parts of a file that nothing was taken from."""
     known = sorted(names)
-    return f"{len(known)} not read ({_few(known)})"
+    return f"{len(known)} not read ({_join_first(known)})"
 
 
 @dataclass(frozen=True)
-class _Misfits:
+class _Mismatches:
     """Names that differ, by how; `head` those of the head, `spare` what belongs to another head."""
 
     missing: set[str]
@@ -114,7 +114,7 @@ class _Misfits:
     @classmethod
     def of(
         cls, own: Mapping[str, Tensor], found: Mapping[str, Tensor], of_head: set[str]
-    ) -> "_Misfits":
+    ) -> "_Mismatches":
         counts = {key for key in own.keys() ^ found.keys() if key.endswith(_COUNT)}
         missing = own.keys() - found.keys() - counts
         reshaped = {k for k in own.keys() & found.keys() if own[k].shape != found[k].shape}
@@ -133,7 +133,7 @@ class _Misfits:
     ) -> str:
         shapes = [f"{k} {tuple(found[k].shape)}, not {tuple(own[k].shape)}" for k in self.reshaped]
         parts = [
-            f"{len(names)} tensors are {what} ({_few(sorted(names))})"
+            f"{len(names)} tensors are {what} ({_join_first(sorted(names))})"
             for names, what in (
                 (self.missing, "missing"),
                 (self.unknown | self.spare, "unknown"),
@@ -142,7 +142,11 @@ class _Misfits:
             if names
         ]
         said = f"model.weights: {source} does not fit {name}: {', '.join(parts)}. "
-        first = {key for key in self.reshaped if own[key].ndim == 4 and _channels(key, own, found)}
+        first = {
+            key
+            for key in self.reshaped
+            if own[key].ndim == 4 and _differs_in_input_channels(key, own, found)
+        }
         if first and first == self.beyond_head:
             (seen,) = {found[key].shape[1] for key in first}
             return f"{said}They see images of {seen} channel(s): set data.channels={seen}."
@@ -154,13 +158,15 @@ class _Misfits:
         )
 
 
-def _channels(key: str, own: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> bool:
+def _differs_in_input_channels(
+    key: str, own: Mapping[str, Tensor], found: Mapping[str, Tensor]
+) -> bool:
     """Whether a filter differs in nothing but its input's channels, as the first one may."""
     ours, theirs = own[key].shape, found[key].shape
     return ours[0] == theirs[0] and ours[2:] == theirs[2:] and {ours[1], theirs[1]} == {1, 3}
 
 
-def _by_timm(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+def _convert_by_timm(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
     """Weights as their authors published them in timm's names and sizes; None where it cannot."""
     module = type(model).__module__
     convert = getattr(sys.modules[module], "checkpoint_filter_fn", None)
@@ -172,16 +178,18 @@ def _by_timm(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tenso
         return None
 
 
-def _resampled(given: Mapping[str, Tensor], converted: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _find_resampled(
+    given: Mapping[str, Tensor], converted: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
     """The given tensors whose number of elements a conversion changed."""
     both = given.keys() & converted.keys()
     return {key: given[key] for key in both if given[key].numel() != converted[key].numel()}
 
 
-def _layer(key: str) -> str:
+def _layer_of(key: str) -> str:
     return key.rpartition(".")[0]
 
 
-def _few(names: Iterable[str]) -> str:
+def _join_first(names: Iterable[str]) -> str:
     known = list(names)
-    return ", ".join(known[:_SHOWN]) + (" ..." if len(known) > _SHOWN else "")
+    return ", ".join(known[:_MAX_NAMES]) + (" ..." if len(known) > _MAX_NAMES else "")

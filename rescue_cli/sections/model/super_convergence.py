@@ -11,7 +11,7 @@ from torch.nn import functional
 from rescue_cli.errors import UsageError
 from rescue_cli.recipe.schema import Fraction, PositiveInt
 from rescue_cli.sections.model.caffe import CaffeBatchNorm2d
-from rescue_cli.sections.model.init import fill
+from rescue_cli.sections.model.init import init_weights
 from rescue_cli.sections.model.smith import Classifier, MeanImage, two_convolutions
 
 
@@ -62,6 +62,6 @@ def super_convergence(
             layers.append(PaddedBlock(features, norm_momentum, halving=halving))
             features *= 2 if halving else 1
     net = Classifier(layers, features, classes)
-    fill(net.features, "msra")
-    fill(net.head, "xavier")
+    init_weights(net.features, "msra")
+    init_weights(net.head, "xavier")
     return net

@@ -9,7 +9,7 @@ from torch import nn
 
 from rescue_cli.errors import UsageError, did_you_mean
 from rescue_cli.recipe.schema import Fraction, PositiveInt
-from rescue_cli.sections.model.caffe import CAFFE_KEYS, caffe_file
+from rescue_cli.sections.model.caffe import CAFFE_KEYS, apply_caffe_settings
 
 _TIMM_NAMES = {
     "drop_path": "drop_path_rate",
@@ -21,7 +21,7 @@ _TIMM_NAMES = {
 _NEUTRAL = {"drop_path": 0.0, "dropout": 0.0, "img_size": 224}  # any value that is not None
 
 
-def zoo(
+def timm_model(
     name: str,
     classes: int,
     channels: int,
@@ -41,7 +41,7 @@ def zoo(
     `stride_in: 1x1` halves a ResNet's images in the first convolution of a bottleneck, as first
     published (ResNet-A of Bag of Tricks, table 5), and not in the second (B; timm, torchvision).
     `norm_momentum`: the share of a running statistic that an update replaces. `first_norm: zeros`
-    and `pooling: caffe`: see `caffe_file`.
+    and `pooling: caffe`: see `apply_caffe_settings`.
 
     `dynamic_img_size` lets a transformer made for `img_size` see others, its position embedding
     resampled (bicubic). Raises `UsageError` for an unknown name, or a key that the architecture
@@ -57,7 +57,7 @@ def zoo(
     }
     given: dict[str, Any] = {k: v for k, v in values.items() if v is not None}
     try:
-        model = _strided(_create(name, classes, channels, given), name, stride_in)
+        model = _move_strides(_create_model(name, classes, channels, given), name, stride_in)
     except TypeError as error:
         lacking = [k for k in given if _TIMM_NAMES[k] in str(error)] or list(given)
         if not lacking:
@@ -67,10 +67,12 @@ def zoo(
         raise UsageError(
             f"model ({name}): has no key '{lacking[0]}'. Remove it with ~model.{lacking[0]}."
         ) from None
-    return caffe_file(model, norm_momentum=norm_momentum, first_norm=first_norm, pooling=pooling)
+    return apply_caffe_settings(
+        model, norm_momentum=norm_momentum, first_norm=first_norm, pooling=pooling
+    )
 
 
-def _strided(model: nn.Module, name: str, stride_in: str) -> nn.Module:
+def _move_strides(model: nn.Module, name: str, stride_in: str) -> nn.Module:
     """The model with its bottlenecks' strides moved; raises `UsageError` where it has none."""
     if stride_in == "3x3":
         return model
@@ -86,25 +88,25 @@ def _strided(model: nn.Module, name: str, stride_in: str) -> nn.Module:
     return model
 
 
-def lacking(name: str, keys: Iterable[str]) -> list[str]:
-    """Those of the keys of `zoo` that timm's architecture lacks; raises `UsageError`."""
+def unsupported_keys(name: str, keys: Iterable[str]) -> list[str]:
+    """Those of the keys of `timm_model` that timm's architecture lacks; raises `UsageError`."""
     _check_name(name)
     found = []
     for key in keys:
         try:
             with torch.device("meta"):
                 if key == "stride_in":
-                    _strided(_create(name, 10, 3, {}), name, "1x1")
+                    _move_strides(_create_model(name, 10, 3, {}), name, "1x1")
                 elif key in CAFFE_KEYS:
-                    caffe_file(_create(name, 10, 3, {}), **{key: CAFFE_KEYS[key]})
+                    apply_caffe_settings(_create_model(name, 10, 3, {}), **{key: CAFFE_KEYS[key]})
                 else:
-                    _create(name, 10, 3, {key: _NEUTRAL.get(key, False)})
+                    _create_model(name, 10, 3, {key: _NEUTRAL.get(key, False)})
         except (TypeError, UsageError):
             found.append(key)
     return found
 
 
-def fixed_size(name: str) -> bool:
+def has_fixed_size(name: str) -> bool:
     """Whether timm's architecture is made for images of one size; raises `UsageError`."""
     import timm
 
@@ -121,7 +123,7 @@ def _check_name(name: str) -> None:
         raise UsageError(f"model.name: '{name}' is neither ours nor timm's. {hint[:200]}")
 
 
-def _create(name: str, classes: int, channels: int, options: dict[str, Any]) -> nn.Module:
+def _create_model(name: str, classes: int, channels: int, options: dict[str, Any]) -> nn.Module:
     import timm
 
     with warnings.catch_warnings():

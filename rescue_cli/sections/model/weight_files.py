@@ -20,25 +20,25 @@ INDEX = "model.safetensors.index.json"  # of weights in several files
 IN_FOLDER = ("model.safetensors", INDEX, "pytorch_model.bin")  # of a run, or as the hub has them
 ENDINGS = (".safetensors", ".pth.tar", ".pth", ".pt", ".bin", ".ckpt", ".tar")
 # How files begin that are no weights, what they are, and the cure
-_OTHERS = (
+_OTHER_FORMATS = (
     (b"version https://git-lfs", "a git-lfs pointer in place of the weights", "Run 'git lfs pull'"),
     (b"\x1f\x8b", "compressed with gzip", "Unpack it with gunzip"),
     (b"\x89HDF", "an HDF5 file, as Keras writes them", "Give weights of PyTorch"),
 )  # fmt: skip
 # How images come to the network, in a file's metadata and in timm's configuration
-_SHOWN = {
+_INPUT_KEYS = {
     "mean": "mean",
     "std": "std",
     "input": "input_size",
     "crop": "crop_pct",
     "interpolation": "interpolation",
 }
-_PAGE = re.compile(rb"\s*<(!doctype|html|head|\?xml)", re.IGNORECASE)
+_HTML = re.compile(rb"\s*<(!doctype|html|head|\?xml)", re.IGNORECASE)
 # Begins what torch.save wrote before its version 1.6
 _TORCH_MAGIC = 0x1950A86A20F9469CFC6C.to_bytes(10, "little")
 # Found in many checkpoints beside the weights; blanks stand in for them
 _SYSTEMS = ("Posix", "Windows")
-_BLANKS = (
+_PLACEHOLDERS = (
     "argparse.Namespace",
     *(f"{numpy}.multiarray.scalar" for numpy in ("numpy.core", "numpy._core")),
     "numpy.dtype",
@@ -61,7 +61,7 @@ _FROM_JIT = (
 )
 
 
-class _Blank:
+class _Placeholder:
     """Stands in for an object of a checkpoint that is no tensor, and is nothing."""
 
     def __init__(self, *_: Any) -> None: ...
@@ -69,18 +69,18 @@ class _Blank:
     def __setstate__(self, _: Any) -> None: ...
 
 
-def load(file: Path) -> tuple[dict[str, Any], dict[str, str]]:
+def load_file(file: Path) -> tuple[dict[str, Any], dict[str, str]]:
     """What a file holds, by name, its tensors on the CPU; and a safetensors file's metadata.
 
     Reads safetensors, an index of such files, and what `torch.save` wrote, with `weights_only`.
     Raises `DataError` with what the file is instead.
     """
-    kind = _kind(file)
+    kind = _detect_format(file)
     if kind == "safetensors":
-        return _safetensors(file), header(file)
+        return _read_safetensors(file), read_header(file)
     if kind == "index":
-        return _shards(file), {}
-    found = _pickled(file, zipped=kind == "zip")
+        return _read_shards(file), {}
+    found = _read_pickle(file, zipped=kind == "zip")
     if not isinstance(found, Mapping):
         raise DataError(
             f"{file}: holds one {type(found).__name__}, not weights by name. Save the state_dict."
@@ -88,20 +88,20 @@ def load(file: Path) -> tuple[dict[str, Any], dict[str, str]]:
     return dict(found), {}
 
 
-def header(file: Path) -> dict[str, str]:
+def read_header(file: Path) -> dict[str, str]:
     """The metadata of a safetensors file, its tensors unread; other files have none."""
-    if _kind(file) != "safetensors":
+    if _detect_format(file) != "safetensors":
         return {}
-    with _opened(file) as opened:
+    with _open_safetensors(file) as opened:
         return dict(opened.metadata() or {})
 
 
-def of_hub(file: Path) -> dict[str, str]:
+def read_hub_config(file: Path) -> dict[str, str]:
     """What timm writes beside weights that it puts on the hub; nothing of another's file."""
     try:
         told = json.loads(file.read_bytes())
         name, shown = told["architecture"], told["pretrained_cfg"]
-        values = {key: shown[theirs] for key, theirs in _SHOWN.items()}
+        values = {key: shown[theirs] for key, theirs in _INPUT_KEYS.items()}
     except (OSError, ValueError, KeyError, TypeError):
         return {}
     listed = {
@@ -110,12 +110,12 @@ def of_hub(file: Path) -> dict[str, str]:
     return {"architecture": str(name), **listed}
 
 
-def label(name: str) -> str:
+def strip_extension(name: str) -> str:
     """A file's name without what says its format."""
     return next((name.removesuffix(e) for e in ENDINGS if name.endswith(e)), name)
 
 
-def _kind(file: Path) -> str:
+def _detect_format(file: Path) -> str:
     """`safetensors`, `index`, `zip` or `pickle`; raises `DataError` for anything else."""
     try:
         with file.open("rb") as opened:
@@ -125,10 +125,10 @@ def _kind(file: Path) -> str:
         raise DataError(f"{file}: cannot be read ({error.strerror}).") from None
     if not begin:
         raise DataError(f"{file}: is empty. Copy or download it again.")
-    for start, what, cure in _OTHERS:
+    for start, what, cure in _OTHER_FORMATS:
         if begin.startswith(start):
             raise DataError(f"{file}: is {what} ({size:,} bytes). {cure}.")
-    if _PAGE.match(begin):
+    if _HTML.match(begin):
         raise DataError(
             f"{file}: is a web page that was saved in place of the weights. Download the file "
             "itself (on huggingface.co the address has /resolve/ and not /blob/)."
@@ -152,12 +152,12 @@ def _kind(file: Path) -> str:
     )
 
 
-def _cut(file: Path, there: int, whole: int | None = None) -> DataError:
+def _truncated_error(file: Path, there: int, whole: int | None = None) -> DataError:
     of = f" of {whole:,}" if whole is not None else ""
     return DataError(f"{file}: is cut off, {there:,}{of} bytes are there. Copy it again.")
 
 
-def _damaged(file: Path, reason: str) -> DataError:
+def _damaged_error(file: Path, reason: str) -> DataError:
     short = " ".join(reason.split())[:150].rstrip(".")
     return DataError(f"{file}: is cut off or damaged ({short}). Copy it again.")
 
@@ -167,18 +167,18 @@ def _check_length(file: Path, there: int) -> None:
     with file.open("rb") as opened:
         begin = 8 + int.from_bytes(opened.read(8), "little")
         if there < begin:
-            raise _cut(file, there)
+            raise _truncated_error(file, there)
         try:
             entries: dict[str, Any] = json.loads(opened.read(begin - 8))
             ends = [v["data_offsets"][1] for k, v in entries.items() if k != "__metadata__"]
         except (ValueError, TypeError, KeyError, IndexError, AttributeError):
             return  # which safetensors says better
     if there < (whole := begin + max(ends, default=0)):
-        raise _cut(file, there, whole)
+        raise _truncated_error(file, there, whole)
 
 
 @contextmanager
-def _opened(file: Path) -> Iterator[Any]:
+def _open_safetensors(file: Path) -> Iterator[Any]:
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -190,12 +190,12 @@ def _opened(file: Path) -> Iterator[Any]:
         ) from None
 
 
-def _safetensors(file: Path) -> dict[str, Tensor]:
-    with _opened(file) as opened:
+def _read_safetensors(file: Path) -> dict[str, Tensor]:
+    with _open_safetensors(file) as opened:
         return {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
 
 
-def _shards(file: Path) -> dict[str, Tensor]:
+def _read_shards(file: Path) -> dict[str, Tensor]:
     """The tensors of all files that an index names."""
     try:
         place: dict[str, str] = json.loads(file.read_bytes())["weight_map"]
@@ -212,15 +212,15 @@ def _shards(file: Path) -> dict[str, Tensor]:
         )
     found: dict[str, Tensor] = {}
     for name in names:
-        found |= _safetensors(file.parent / name)
+        found |= _read_safetensors(file.parent / name)
     return found
 
 
-def _pickled(file: Path, *, zipped: bool) -> Any:
+def _read_pickle(file: Path, *, zipped: bool) -> Any:
     """What `torch.save` wrote; raises `DataError` where that is more than tensors and numbers."""
     if zipped:
         _check_archive(file)
-    blanks: list[Any] = [(_Blank, name) for name in _BLANKS]
+    blanks: list[Any] = [(_Placeholder, name) for name in _PLACEHOLDERS]
     try:
         with torch.serialization.safe_globals(blanks), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the pickle's version
@@ -229,12 +229,12 @@ def _pickled(file: Path, *, zipped: bool) -> Any:
                     return torch.load(opened, map_location="cpu", weights_only=True)
             return torch.load(file, map_location="cpu", weights_only=True, mmap=zipped)
     except pickle.UnpicklingError as error:
-        raise _refused(file, str(error)) from None
+        raise _unsafe_pickle_error(file, str(error)) from None
     except (RuntimeError, EOFError, ValueError, KeyError, IndexError, OSError) as error:
-        raise _damaged(file, str(error)) from None
+        raise _damaged_error(file, str(error)) from None
 
 
-def _refused(file: Path, reason: str) -> DataError:
+def _unsafe_pickle_error(file: Path, reason: str) -> DataError:
     """Why torch does not read the file with `weights_only`, and the line that converts it."""
     with file.open("rb") as opened:
         begin = opened.read(32)
@@ -243,16 +243,16 @@ def _refused(file: Path, reason: str) -> DataError:
     elif name := re.search(r"GLOBAL (\S*\w) ", reason):
         what, code = f"more than tensors ({name[1]})", _FROM_TORCH
     else:
-        return _damaged(file, reason)
+        return _damaged_error(file, reason)
     return DataError(
         f"{file}: holds {what}, and to read that is to run code that the file names. "
-        f"{_conversion(file, code)}"
+        f"{_conversion_command(file, code)}"
     )
 
 
-def _conversion(file: Path, code: str) -> str:
+def _conversion_command(file: Path, code: str) -> str:
     """The line that converts a file, for a shell."""
-    names = {"old": str(file), "new": f"{label(str(file))}.weights.pth"}
+    names = {"old": str(file), "new": f"{strip_extension(str(file))}.weights.pth"}
     quoted = {key: json.dumps(name, ensure_ascii=False) for key, name in names.items()}
     line = shlex.quote(code.format(**quoted))
     return f"If you trust its origin, convert it once: python -c {line}"
@@ -264,12 +264,12 @@ def _check_archive(file: Path) -> None:
         with zipfile.ZipFile(file) as archive:
             names = archive.namelist()
     except zipfile.BadZipFile:  # its table lies at its end
-        raise _cut(file, file.stat().st_size) from None
+        raise _truncated_error(file, file.stat().st_size) from None
     parts = {name.partition("/")[2] for name in names}
     if "constants.pkl" in parts:
         raise DataError(
             f"{file}: is a TorchScript program, which runs when it is read. "
-            f"{_conversion(file, _FROM_JIT)}"
+            f"{_conversion_command(file, _FROM_JIT)}"
         )
     if "data.pkl" not in parts:
         raise DataError(

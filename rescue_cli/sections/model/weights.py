@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from rescue_cli.errors import DataError, UsageError
 from rescue_cli.sections.model import weight_files
-from rescue_cli.sections.model.state_dict import fit, unread
+from rescue_cli.sections.model.state_dict import describe_unread, match_weights
 
 TIMM = "timm:"  # before the name of weights that timm downloads: timm:resnet50.a2_in1k
 PART = "#"  # between a file and the part of it that is meant: FILE#state_dict
@@ -43,7 +43,7 @@ class Weights:
     notes: tuple[str, ...] = ()
 
 
-def placed(source: str | Path) -> tuple[Path, str]:
+def locate_file(source: str | Path) -> tuple[Path, str]:
     """The file that a word names, of a folder the one in it, and the part that is meant or ''."""
     path, part = Path(source).expanduser(), ""
     if not path.exists() and PART in path.name:
@@ -57,45 +57,47 @@ def placed(source: str | Path) -> tuple[Path, str]:
     return path, part
 
 
-def resolved(source: str) -> str:
+def resolve_source(source: str) -> str:
     """The word with its file's whole path.
 
     The file's own link is not followed: in the hub's cache it leads away from what lies beside it.
     """
-    file, part = placed(source)
+    file, part = locate_file(source)
     whole = file.parent.resolve() / file.name
     return f"{whole}{PART}{part}" if part else str(whole)
 
 
-def label(source: str) -> str:
+def source_label(source: str) -> str:
     """A name for what comes of weights: the file's or timm's, with the part that is meant."""
     name = source.removeprefix(TIMM).rpartition("/")[2]
     if Path(source).expanduser().exists() or PART not in name:
-        return weight_files.label(name)
+        return weight_files.strip_extension(name)
     file, _, part = name.rpartition(PART)
-    return f"{weight_files.label(file)}-{part}"
+    return f"{weight_files.strip_extension(file)}-{part}"
 
 
-def read(source: str | Path) -> Weights:
+def read_weights(source: str | Path) -> Weights:
     """The weights of a run or a file; raises `DataError`, `UsageError`."""
-    file, part = placed(source)
-    content, metadata = weight_files.load(file)
-    tensors, notes = _chosen(content, str(file), part)
+    file, part = locate_file(source)
+    content, metadata = weight_files.load_file(file)
+    tensors, notes = _select_part(content, str(file), part)
     return Weights(tensors, metadata or _architecture(content), notes)
 
 
-def metadata(source: str | Path) -> dict[str, str]:
+def read_metadata(source: str | Path) -> dict[str, str]:
     """The metadata of a run's or a file's weights, tensors unread where they are safetensors.
 
     Of other files `architecture`, where they name one of timm's; a folder of the hub's says more.
     """
-    file, _ = placed(source)
-    found = weight_files.header(file)
+    file, _ = locate_file(source)
+    found = weight_files.read_header(file)
     if "recipe" in found or "architecture" in found:
         return found
-    if beside := weight_files.of_hub(file.with_name("config.json")):
+    if beside := weight_files.read_hub_config(file.with_name("config.json")):
         return {**found, **beside}
-    return found if file.suffix == ".safetensors" else _architecture(weight_files.load(file)[0])
+    return (
+        found if file.suffix == ".safetensors" else _architecture(weight_files.load_file(file)[0])
+    )
 
 
 def _architecture(content: Mapping[str, Any]) -> dict[str, str]:
@@ -108,7 +110,7 @@ def _architecture(content: Mapping[str, Any]) -> dict[str, str]:
     return {"architecture": name} if timm.is_model(name) else {}
 
 
-def _chosen(
+def _select_part(
     content: Mapping[str, Any], file: str, part: str
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """The tensors of the part that is meant: an entry, the beginning of their names, or both.
@@ -116,11 +118,11 @@ def _chosen(
     Without an entry they are the averaged weights, or else the plain ones. Raises `UsageError`
     where there is no such part, or several and nothing says which.
     """
-    inside = dict(_entries(content))
+    inside = dict(_find_entries(content))
     entry = next((n for n in (*reversed(inside), "") if f"{part}.".startswith(f"{n}.")), "")
-    tensors, notes = (inside[entry], []) if entry else _best(content, inside, file)
-    named = _tensors(tensors)
-    bare = {_unwrapped(key): tensor for key, tensor in named.items()}
+    tensors, notes = (inside[entry], []) if entry else _select_default(content, inside, file)
+    named = _only_tensors(tensors)
+    bare = {_strip_wrappers(key): tensor for key, tensor in named.items()}
     if wrapped := [w for w in _WRAPPERS if any(w in key for key in named)]:
         notes = [*notes, f"'{wrapped[0]}' removed from names"]
     if begin := part.removeprefix(entry).removeprefix("."):
@@ -134,16 +136,16 @@ def _chosen(
     return bare, tuple(notes)
 
 
-def _best(
+def _select_default(
     content: Mapping[str, Any], inside: Mapping[str, Mapping[str, Any]], file: str
 ) -> tuple[Mapping[str, Any], list[str]]:
     """The tensors that are meant where nobody says which, and what is to be said of that."""
-    flat = _tensors(content)
-    known, cut = _known(inside, flat)
+    flat = _only_tensors(content)
+    known, cut = _rank_entries(inside, flat)
     notes = [f"'{path}' is no whole network" for path in cut]
-    if not known and _holds(content):
+    if not known and _has_weights(content):
         rest = content.keys() - flat.keys() - {path.partition(".")[0] for path in cut}
-        return flat, [*notes, unread(rest)] if rest else notes
+        return flat, [*notes, describe_unread(rest)] if rest else notes
     names = known or list(inside)
     if not names:
         return {}, []
@@ -156,11 +158,11 @@ def _best(
     taken = f"'{first}'{', the average,' if _rank(first) < len(_AVERAGED) else ''} is taken"
     notes.append(f"{taken} (for the others give {_choices(file, others)})" if others else taken)
     if left := content.keys() - {path.partition(".")[0] for path in (*names, *cut)}:
-        notes.append(unread(left))
+        notes.append(describe_unread(left))
     return inside[first], notes
 
 
-def _known(
+def _rank_entries(
     inside: Mapping[str, Mapping[str, Any]], flat: Mapping[str, Tensor]
 ) -> tuple[list[str], list[str]]:
     """The entries whose names say what they hold, best first; and averages of a network's part.
@@ -170,13 +172,13 @@ def _known(
     """
     known = sorted((path for path in inside if _rank(path) < len(_NAMES)), key=_rank)
     averaged = [path for path in known if _rank(path) < len(_AVERAGED)]
-    tensors = {path: _tensors(inside[path]) for path in known}
+    tensors = {path: _only_tensors(inside[path]) for path in known}
     plain = max([flat, *(tensors[path] for path in known if path not in averaged)], key=len)
     cut = [
         path
         for path in averaged
         if 2 * len(tensors[path]) < len(plain)
-        or (_statistics(plain) and not _statistics(tensors[path]))
+        or (_have_running_statistics(plain) and not _have_running_statistics(tensors[path]))
     ]
     return [path for path in known if path not in cut], cut
 
@@ -188,7 +190,7 @@ def _rank(path: str) -> int:
     return _NAMES.index(name) if name in _NAMES else len(_NAMES)
 
 
-def _statistics(names: Iterable[str]) -> bool:
+def _have_running_statistics(names: Iterable[str]) -> bool:
     return any(name.endswith("running_var") for name in names)
 
 
@@ -196,22 +198,24 @@ def _choices(file: str, names: Iterable[str]) -> str:
     return " or ".join(f"{file}{PART}{name}" for name in names)
 
 
-def _entries(content: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _find_entries(
+    content: Mapping[str, Any], path: str = ""
+) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """The entries that hold tensors by name, and theirs in turn, by their dotted path."""
     for name, entry in content.items():
         if isinstance(name, str) and isinstance(entry, Mapping):
-            if _holds(entry):
+            if _has_weights(entry):
                 yield f"{path}{name}", entry
             elif not path:
-                yield from _entries(entry, f"{name}.")
+                yield from _find_entries(entry, f"{name}.")
 
 
-def _holds(entry: Mapping[str, Any]) -> bool:
+def _has_weights(entry: Mapping[str, Any]) -> bool:
     """Whether it has tensors that may be weights; numbers alone are counts."""
-    return any(tensor.ndim for tensor in _tensors(entry).values())
+    return any(tensor.ndim for tensor in _only_tensors(entry).values())
 
 
-def _tensors(entry: Mapping[str, Any]) -> dict[str, Tensor]:
+def _only_tensors(entry: Mapping[str, Any]) -> dict[str, Tensor]:
     return {
         name: value.detach()
         for name, value in entry.items()
@@ -219,7 +223,7 @@ def _tensors(entry: Mapping[str, Any]) -> dict[str, Tensor]:
     }
 
 
-def _unwrapped(key: str) -> str:
+def _strip_wrappers(key: str) -> str:
     for wrapper in _WRAPPERS:
         key = key.replace(wrapper, "")
     return key
@@ -237,28 +241,30 @@ def load_weights(
     `head` demands it, and any with `new_head`; anything else that differs is a `UsageError` naming
     the tensors.
     """
-    given = of_source(source, name)
-    fitted = fit(model, given.tensors, source, name, whole=head, new_head=new_head)
+    given = load_source(source, name)
+    fitted = match_weights(model, given.tensors, source, name, whole=head, new_head=new_head)
     model.load_state_dict(fitted.tensors, strict=False)
     for layer in fitted.new:
         last: Any = model.get_submodule(layer)
         last.reset_parameters()  # not timm's start: a net's own may be far larger
-    return told(source, (*given.notes, *fitted.notes))
+    return format_notes(source, (*given.notes, *fitted.notes))
 
 
-def told(source: str, notes: tuple[str, ...]) -> str | None:
+def format_notes(source: str, notes: tuple[str, ...]) -> str | None:
     """One line on how weights were read; None where they were as expected."""
     return f"weights of {source}: {'; '.join(notes)}" if notes else None
 
 
-def of_source(source: str, name: str) -> Weights:
+def load_source(source: str, name: str) -> Weights:
     """The weights that a recipe's `model.weights` names; `name` is the architecture."""
     if source == "timm" or source.startswith(TIMM):
-        return Weights(_from_timm(source.removeprefix(TIMM) if source != "timm" else name), {})
-    return read(source)
+        return Weights(
+            _download_from_timm(source.removeprefix(TIMM) if source != "timm" else name), {}
+        )
+    return read_weights(source)
 
 
-def _from_timm(name: str) -> dict[str, Tensor]:
+def _download_from_timm(name: str) -> dict[str, Tensor]:
     import timm
 
     config = timm.get_pretrained_cfg(name)

@@ -8,7 +8,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 
-def moving(optimizer: Optimizer) -> Iterator[tuple[dict[str, Any], list[Tensor], list[Tensor]]]:
+def groups_with_gradients(
+    optimizer: Optimizer,
+) -> Iterator[tuple[dict[str, Any], list[Tensor], list[Tensor]]]:
     """Each group that has gradients: the group, its parameters, their gradients unscaled.
 
     A scaler that has not unscaled them yet leaves the scale in the optimizer's `grad_scale`.
@@ -24,7 +26,7 @@ def moving(optimizer: Optimizer) -> Iterator[tuple[dict[str, Any], list[Tensor],
         yield group, parameters, gradients
 
 
-class Scaled(Optimizer):
+class ScalerAwareOptimizer(Optimizer):
     """An optimizer of ours: understands the scaler, and skips a step without asking the device."""
 
     _step_supports_amp_scaling = True

@@ -9,7 +9,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from rescue_cli.errors import UsageError, did_you_mean
 from rescue_cli.recipe.schema import Positive, Within
-from rescue_cli.sections.heads import heads
+from rescue_cli.sections.heads import find_heads
 
 _NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 
@@ -37,7 +37,7 @@ def _filters(_module: nn.Module, _name: str, parameter: nn.Parameter) -> bool:
 # An item may also name a parameter (`conv1.bias`), or a module for all of its parameters
 # (`classifier`), which then leave their groups; `no_decay` knows them by their groups still.
 # Disjoint by construction: the first that fits owns the parameter. `head` is the weight of the
-# classifier (of each of them, see `heads`), `rest` what no other name fits; both need the whole
+# classifier (of each of them, see `find_heads`), `rest` what no other name fits; both need the whole
 # model and are added below.
 GROUPS: dict[str, Callable[[nn.Module, str, nn.Parameter], bool] | None] = {
     "norms": _norms,
@@ -50,7 +50,7 @@ GROUPS: dict[str, Callable[[nn.Module, str, nn.Parameter], bool] | None] = {
 
 
 @dataclass(frozen=True)
-class Claim:
+class ParameterAssignment:
     """One optimizer item's parameters by full name, split by whether weight decay acts on them."""
 
     decayed: tuple[str, ...]
@@ -68,16 +68,16 @@ def common(
     """Keys that every optimizer item has.
 
     `layer_decay`: a layer's rate is that of the layer above it times this number, the head's is the
-    recipe's (Clark et al. 2020; layers as timm orders them, see `depths`).
+    recipe's (Clark et al. 2020; layers as timm orders them, see `layer_depths`).
 
     `lr_per_256`: the linear scaling rule (Goyal et al. 2017), lr = lr_per_256 * batch / 256, which
     is checked and changes nothing.
     """
 
 
-def groups_of(model: nn.Module) -> dict[str, str]:
+def parameter_groups(model: nn.Module) -> dict[str, str]:
     """The group in `GROUPS` that owns each trainable parameter, by the parameter's full name."""
-    of_head = {f"{name}.weight" for name in heads(model)}
+    of_head = {f"{name}.weight" for name in find_heads(model)}
     owner: dict[str, str] = {}
     for path, module in model.named_modules():
         for name, parameter in module.named_parameters(recurse=False):
@@ -87,7 +87,7 @@ def groups_of(model: nn.Module) -> dict[str, str]:
     return {name: owner[name] for name, p in model.named_parameters() if p.requires_grad}
 
 
-def depths(model: nn.Module, name: str) -> dict[str, int]:
+def layer_depths(model: nn.Module, name: str) -> dict[str, int]:
     """Of each parameter, how many layers lie above it; raises `UsageError`.
 
     Layers are timm's groups of an architecture's parameters, from the stem to the head.
@@ -105,13 +105,17 @@ def depths(model: nn.Module, name: str) -> dict[str, int]:
     return {parameter: top - layer for parameter, layer in place.items()}
 
 
-def claims(model: nn.Module, items: Sequence[Mapping[str, Any]]) -> list[Claim]:
+def assign_parameters(
+    model: nn.Module, items: Sequence[Mapping[str, Any]]
+) -> list[ParameterAssignment]:
     """Each optimizer item's parameters; raises `UsageError` unless all are claimed exactly once."""
-    kinds = groups_of(model)
-    named = [_named(i, item, len(items), kinds) for i, item in enumerate(items)]
+    kinds = parameter_groups(model)
+    named = [_requested_groups(i, item, len(items), kinds) for i, item in enumerate(items)]
     paths = {group for groups in named for group in groups if group not in GROUPS}
     # the longest last: a parameter is its own before it is its module's
-    owner = kinds | {n: path for path in sorted(paths, key=len) for n in kinds if _in(path, n)}
+    owner = kinds | {
+        n: path for path in sorted(paths, key=len) for n in kinds if _is_part_of(path, n)
+    }
     claimed: dict[str, int] = {}
     for i, groups in enumerate(named):
         for group in groups:
@@ -129,24 +133,26 @@ def claims(model: nn.Module, items: Sequence[Mapping[str, Any]]) -> list[Claim]:
             f"Add an item with params: {free[0]}, or params: all to one."
         )
     return [
-        _claim([n for n, group in owner.items() if claimed[group] == i], item, kinds)
+        _split_by_decay([n for n, group in owner.items() if claimed[group] == i], item, kinds)
         for i, item in enumerate(items)
     ]
 
 
-def _in(path: str, parameter: str) -> bool:
+def _is_part_of(path: str, parameter: str) -> bool:
     """Whether `path` is the parameter's name or that of a module that it is in."""
     return parameter == path or parameter.startswith(f"{path}.")
 
 
-def _named(i: int, item: Mapping[str, Any], count: int, known: Mapping[str, str]) -> list[str]:
+def _requested_groups(
+    i: int, item: Mapping[str, Any], count: int, known: Mapping[str, str]
+) -> list[str]:
     """What an item names: groups, parameters or modules, several joined by '+'; or all groups."""
     params = item.get("params")
     if params is None and count > 1:
         raise UsageError(f"optim[{i}]: missing key 'params' (one of {', '.join(GROUPS)}). Add it.")
     groups = list(GROUPS) if params in (None, "all") else str(params).split("+")
     for group in groups:
-        if group not in GROUPS and not any(_in(group, name) for name in known):
+        if group not in GROUPS and not any(_is_part_of(group, name) for name in known):
             hint = did_you_mean(group, known if "." in group else GROUPS)
             raise UsageError(f"optim[{i}].params: '{group}' is not known. {hint}")
     for group in item.get("no_decay", ()):
@@ -157,9 +163,11 @@ def _named(i: int, item: Mapping[str, Any], count: int, known: Mapping[str, str]
     return groups
 
 
-def _claim(names: Sequence[str], item: Mapping[str, Any], kinds: Mapping[str, str]) -> Claim:
+def _split_by_decay(
+    names: Sequence[str], item: Mapping[str, Any], kinds: Mapping[str, str]
+) -> ParameterAssignment:
     free_of_decay = item.get("no_decay", ())
-    return Claim(
+    return ParameterAssignment(
         decayed=tuple(n for n in names if kinds[n] not in free_of_decay),
         undecayed=tuple(n for n in names if kinds[n] in free_of_decay),
     )

@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 
 from rescue_cli.errors import UsageError
 from rescue_cli.recipe.schema import Fraction, NotNegative, Positive
-from rescue_cli.sections.optim.grad_scaling import Scaled
+from rescue_cli.sections.optim.grad_scaling import ScalerAwareOptimizer
 
 # On a CPU, so that a tensor is still in the cache when it is read again: 0.31 of timm's time for
 # ResNet-50 against 0.61 for all at once (one core of an AMD EPYC)
@@ -48,7 +48,7 @@ def lamb(
     )
 
 
-class Lamb(Scaled):
+class Lamb(ScalerAwareOptimizer):
     """See `lamb`."""
 
     def update(self, found_inf: Tensor | None) -> None:
@@ -57,21 +57,21 @@ class Lamb(Scaled):
         if not parameters:
             return
         scaling = {
-            "grad_scale": self._divisor(parameters, getattr(self, "grad_scale", None)),
+            "grad_scale": self._gradient_divisor(parameters, getattr(self, "grad_scale", None)),
             "found_inf": found_inf,
         }
         counters = [self._state_of(p)["step"] for p in parameters]
         torch._foreach_add_(counters, 1)
         for group, members in zip(self.param_groups, moving, strict=True):
-            for chunk in _chunks(members):
+            for chunk in _split_chunks(members):
                 if group["weight_decay"]:
-                    self._adapted(chunk, group, scaling)
+                    self._update_adapted(chunk, group, scaling)
                 else:
                     self._adam(chunk, chunk, group, group["lr"], scaling)
         if found_inf is not None:  # a step that is skipped does not count
             torch._foreach_sub_(counters, [found_inf] * len(counters))
 
-    def _divisor(self, parameters: list[Tensor], scale: Tensor | None) -> Tensor | None:
+    def _gradient_divisor(self, parameters: list[Tensor], scale: Tensor | None) -> Tensor | None:
         """What is still to divide the gradients by: the scaler's factor, or more to clip them."""
         limit: float | None = self.param_groups[0]["max_grad_norm"]
         if limit is None:
@@ -97,7 +97,7 @@ class Lamb(Scaled):
         states = [self._state_of(p) for p in parameters]
         torch._fused_adam_(
             targets,
-            _gradients(parameters),
+            _aligned_gradients(parameters),
             [s["exp_avg"] for s in states],
             [s["exp_avg_sq"] for s in states],
             [],
@@ -112,11 +112,11 @@ class Lamb(Scaled):
             **scaling,
         )
 
-    def _adapted(
+    def _update_adapted(
         self, parameters: list[Tensor], group: dict[str, Any], scaling: dict[str, Tensor | None]
     ) -> None:
         """The direction added to the decay, then each tensor moved as far as its ratio says."""
-        updates = _scratch(parameters)
+        updates = _scratch_buffers(parameters)
         torch._foreach_copy_(updates, parameters)
         torch._foreach_mul_(updates, group["weight_decay"])
         self._adam(updates, parameters, group, -1.0, scaling)
@@ -141,13 +141,13 @@ def _trust_ratios(parameters: list[Tensor], updates: list[Tensor]) -> Tensor:
     return torch.where(torch.minimum(weights, lengths) > 0, weights / lengths, 1.0)
 
 
-def _gradients(parameters: list[Tensor]) -> list[Tensor]:
+def _aligned_gradients(parameters: list[Tensor]) -> list[Tensor]:
     """The gradients in their parameters' memory format: the kernel goes by addresses alone."""
     pairs = [(p.grad, p) for p in parameters if p.grad is not None]
     return [g if g.stride() == p.stride() else torch.empty_like(p).copy_(g) for g, p in pairs]
 
 
-def _chunks(parameters: list[Tensor]) -> Iterator[list[Tensor]]:
+def _split_chunks(parameters: list[Tensor]) -> Iterator[list[Tensor]]:
     """The parameters, `CHUNK` bytes at a time on a CPU and elsewhere all at once."""
     chunk: list[Tensor] = []
     size = 0
@@ -162,7 +162,7 @@ def _chunks(parameters: list[Tensor]) -> Iterator[list[Tensor]]:
         yield chunk
 
 
-def _scratch(parameters: list[Tensor]) -> list[Tensor]:
+def _scratch_buffers(parameters: list[Tensor]) -> list[Tensor]:
     """Memory laid out like each parameter, cut from one block that is used chunk after chunk."""
     sizes = [p.numel() for p in parameters]
     parts = torch.split(parameters[0].new_empty(sum(sizes)), sizes)

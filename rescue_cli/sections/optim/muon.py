@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 
 from rescue_cli.errors import UsageError
 from rescue_cli.recipe.schema import Fraction, NotNegative, Positive, PositiveInt
-from rescue_cli.sections.optim.grad_scaling import Scaled, moving
+from rescue_cli.sections.optim.grad_scaling import ScalerAwareOptimizer, groups_with_gradients
 
 Coefficients = tuple[float, float, float]
 Iterate = Literal["bfloat16", "float16", "float32"]
@@ -60,11 +60,11 @@ def muon(
     )
 
 
-class Muon(Scaled):
+class Muon(ScalerAwareOptimizer):
     """See `muon`."""
 
     def update(self, found_inf: Tensor | None) -> None:
-        for group, parameters, gradients in moving(self):
+        for group, parameters, gradients in groups_with_gradients(self):
             directions = self._directions(parameters, gradients, group, found_inf)
             if group["lr"]:
                 self._move(parameters, directions, group, found_inf)
@@ -87,7 +87,7 @@ class Muon(Scaled):
         torch._foreach_add_(counters, 1)
         if found_inf is not None:  # a step that is skipped does not count
             torch._foreach_sub_(counters, [found_inf] * len(counters))
-            moved = _unless(found_inf, moved, velocities)
+            moved = _keep_where_skipped(found_inf, moved, velocities)
         torch._foreach_copy_(velocities, moved)
         return directions
 
@@ -100,12 +100,12 @@ class Muon(Scaled):
     ) -> None:
         """w = shrink (factor w - lr update), shrink being 1 - lr wd and factor renormalising."""
         shrink = 1 - group["lr"] * group["weight_decay"]
-        updates = _orthogonal(directions, group)
+        updates = _orthogonalise(directions, group)
         factors = self._factors(parameters, group, found_inf)
         torch._foreach_mul_(factors, shrink)
         if found_inf is not None:
-            updates = _unless(found_inf, updates, [0.0] * len(updates))
-            factors = _unless(found_inf, factors, [1.0] * len(factors))
+            updates = _keep_where_skipped(found_inf, updates, [0.0] * len(updates))
+            factors = _keep_where_skipped(found_inf, factors, [1.0] * len(factors))
         torch._foreach_mul_(parameters, factors)
         torch._foreach_add_(parameters, updates, alpha=-group["lr"] * shrink)
 
@@ -169,22 +169,22 @@ def newton_schulz(
     return found.to(matrices[0].dtype)
 
 
-def _orthogonal(directions: list[Tensor], group: dict[str, Any]) -> list[Tensor]:
+def _orthogonalise(directions: list[Tensor], group: dict[str, Any]) -> list[Tensor]:
     """`newton_schulz` of every direction, those of one shape in one batch."""
     places: dict[torch.Size, list[int]] = {}
     for place, direction in enumerate(directions):
         places.setdefault(direction.shape, []).append(place)
-    dtype = _dtype(directions[0], group["iterate"])
+    dtype = _iteration_dtype(directions[0], group["iterate"])
     updates = list(directions)
     for shape, alike in places.items():
-        matrices = [_matrix(directions[place]) for place in alike]
+        matrices = [_as_matrix(directions[place]) for place in alike]
         found = newton_schulz(matrices, group["steps"], group["coefficients"], dtype)
         for place, matrix in zip(alike, found.unbind(), strict=True):
-            updates[place] = _filters(matrix, shape)
+            updates[place] = _as_filters(matrix, shape)
     return updates
 
 
-def _matrix(filters: Tensor) -> Tensor:
+def _as_matrix(filters: Tensor) -> Tensor:
     """(out, height x width x in) of (out, in, height, width): in channels-last memory no copy.
 
     The order of columns goes through the iteration unchanged, so any serves.
@@ -192,14 +192,14 @@ def _matrix(filters: Tensor) -> Tensor:
     return filters.movedim(1, -1).flatten(1)
 
 
-def _filters(matrix: Tensor, shape: torch.Size) -> Tensor:
-    """The inverse of `_matrix`."""
+def _as_filters(matrix: Tensor, shape: torch.Size) -> Tensor:
+    """The inverse of `_as_matrix`."""
     out, channels, *window = shape
     filters: Tensor = matrix.reshape(out, *window, channels).movedim(-1, 1)
     return filters
 
 
-def _dtype(parameter: Tensor, iterate: Iterate) -> torch.dtype:
+def _iteration_dtype(parameter: Tensor, iterate: Iterate) -> torch.dtype:
     """What the iteration runs in: `iterate`, unless it is emulated or less than the weights ask."""
     emulated = parameter.device.type == "cpu" and _is_emulated(iterate)
     return parameter.dtype if emulated or parameter.dtype == torch.float64 else DTYPES[iterate]
@@ -212,7 +212,7 @@ def _is_emulated(iterate: Iterate) -> bool:
     return iterate == "float16" and not torch.ops.mkldnn._is_mkldnn_fp16_supported()
 
 
-def _unless(skip: Tensor, new: list[Tensor], old: list[Any]) -> list[Tensor]:
+def _keep_where_skipped(skip: Tensor, new: list[Tensor], old: list[Any]) -> list[Tensor]:
     """The old values where `skip` is not 0, else the new ones."""
     skipped = skip.bool()
     return [torch.where(skipped, o, n) for o, n in zip(old, new, strict=True)]

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from rescue_cli.recipe.schema import Fraction, NotNegative, Positive
-from rescue_cli.sections.optim.grad_scaling import Scaled, moving
+from rescue_cli.sections.optim.grad_scaling import ScalerAwareOptimizer, groups_with_gradients
 
 
 def sgd(
@@ -51,11 +51,11 @@ def sgd_velocity(
     )
 
 
-class SgdVelocity(Scaled):
+class SgdVelocity(ScalerAwareOptimizer):
     """See `sgd_velocity`."""
 
     def update(self, found_inf: Tensor | None) -> None:
-        for group, parameters, gradients in moving(self):
+        for group, parameters, gradients in groups_with_gradients(self):
             velocities = [self._velocity(p) for p in parameters]
             _update(parameters, gradients, velocities, group, found_inf)
 

@@ -16,7 +16,7 @@ class Rates:
 
 
 @dataclass(frozen=True)
-class Span:
+class ScheduleContext:
     """What a schedule runs over: the reference group's `lr`, steps an epoch, epochs in all."""
 
     lr: float
@@ -41,7 +41,7 @@ def common(*, first_step: NotNegativeInt = 0, until: Epochs | None = None) -> No
     """
 
 
-def ending(schedule: Schedule, until: float, steps_per_epoch: int) -> Schedule:
+def freeze_after(schedule: Schedule, until: float, steps_per_epoch: int) -> Schedule:
     """The schedule up to epoch `until`, `FROZEN` from there on."""
     end = math.ceil(round(until * steps_per_epoch, 6))
     return lambda step: schedule(step) if step < end else FROZEN

@@ -6,18 +6,18 @@ from typing import Literal
 
 from rescue_cli.errors import UsageError
 from rescue_cli.recipe.schema import Epochs, Fraction, NotNegative, Positive
-from rescue_cli.sections.schedule.base import Rates, Schedule, Span
+from rescue_cli.sections.schedule.base import Rates, Schedule, ScheduleContext
 
-Cycled = tuple[Fraction, Fraction] | None  # momentum at the lowest rate and at the highest
-FLOOR = 1e-3  # of the base rate: what Smith's solver never goes below, and its tail
+MomentumRange = tuple[Fraction, Fraction] | None  # momentum at the lowest rate and at the highest
+MIN_FACTOR = 1e-3  # of the base rate: what Smith's solver never goes below, and its tail
 
 
 def one_cycle(
-    span: Span,
+    span: ScheduleContext,
     *,
     stepsize_epochs: Epochs,
     base_factor: Fraction,
-    momentum: Cycled,
+    momentum: MomentumRange,
     tail_momentum: Literal["paper", "hold"],
 ) -> Schedule:
     """1cycle as Smith's Caffe solver runs it: base to `lr`, `lr` to nothing, and a low tail.
@@ -27,25 +27,25 @@ def one_cycle(
     cycle. Caffe's formula (A.2) then begins a second cycle of half the height, so that momentum
     dips in the tail again: `tail_momentum: paper`; `hold` stays at a.
     """
-    stepsize = _stepsize(stepsize_epochs, span)
+    stepsize = _stepsize_in_steps(stepsize_epochs, span)
     base = base_factor * span.lr
 
     def rates(step: int) -> Rates:
         x = step / stepsize
         rising = base + (span.lr - base) * x
-        lr = rising if x < 1 else max(span.lr * (2 - x), FLOOR * base)
+        lr = rising if x < 1 else max(span.lr * (2 - x), MIN_FACTOR * base)
         height = 0.0 if x > 2 and tail_momentum == "hold" else _triangle(x, halving=True)
-        return Rates(lr, _against(momentum, height))
+        return Rates(lr, _opposed_momentum(momentum, height))
 
     return rates
 
 
 def cyclical(
-    span: Span,
+    span: ScheduleContext,
     *,
     stepsize_epochs: Epochs,
     base_factor: Fraction,
-    momentum: Cycled,
+    momentum: MomentumRange,
     mode: Literal["triangular", "triangular2"],
 ) -> Schedule:
     """Cyclical learning rates (Smith 2015): from base_factor lr to `lr` and back, for ever.
@@ -53,25 +53,25 @@ def cyclical(
     Each way takes `stepsize_epochs`. `triangular2` halves the height with every cycle. `momentum`
     [a, b] goes a, b, a against it. As torch's `CyclicLR`.
     """
-    stepsize = _stepsize(stepsize_epochs, span)
+    stepsize = _stepsize_in_steps(stepsize_epochs, span)
     base = base_factor * span.lr
 
     def rates(step: int) -> Rates:
         height = _triangle(step / stepsize, halving=mode == "triangular2")
-        return Rates(base + (span.lr - base) * height, _against(momentum, height))
+        return Rates(base + (span.lr - base) * height, _opposed_momentum(momentum, height))
 
     return rates
 
 
 def torch_one_cycle(
-    span: Span,
+    span: ScheduleContext,
     *,
     pct_start: Fraction,
     anneal: Literal["cos", "linear"],
     div_factor: Positive,
     final_div_factor: Positive,
     three_phase: bool,
-    momentum: Cycled,
+    momentum: MomentumRange,
 ) -> Schedule:
     """torch's `OneCycleLR` over all updates, fastai's form: `lr` / div_factor, `lr`, near nothing.
 
@@ -91,25 +91,25 @@ def torch_one_cycle(
             f"schedule (torch-one-cycle).pct_start: {pct_start} of {span.steps} steps leaves a "
             "phase without a step. Give another share, or more epochs."
         )
-    ease = _cosine if anneal == "cos" else _line
+    ease = _half_cosine if anneal == "cos" else _linear
 
     def rates(step: int) -> Rates:
         phase = next((p for p, last in enumerate(ends) if step <= last), len(ends) - 1)
         first = ends[phase - 1] if phase else 0.0
         share = min(1.0, (step - first) / (ends[phase] - first))
         height = ease(heights[phase], heights[phase + 1], share)
-        return Rates(ease(lrs[phase], lrs[phase + 1], share), _against(momentum, height))
+        return Rates(ease(lrs[phase], lrs[phase + 1], share), _opposed_momentum(momentum, height))
 
     return rates
 
 
 def ramp(
-    span: Span,
+    span: ScheduleContext,
     *,
     start_lr: NotNegative,
     end_lr: Positive,
     shape: Literal["linear", "exponential"],
-    momentum: Cycled,
+    momentum: MomentumRange,
 ) -> Schedule:
     """The LR range test: from `start_lr` at the first update to `end_lr` after the last.
 
@@ -125,13 +125,13 @@ def ramp(
     def rates(step: int) -> Rates:
         share = min(1.0, step / span.steps)
         if shape == "linear":
-            return Rates(_line(start_lr, end_lr, share), _against(momentum, share))
-        return Rates(start_lr * (end_lr / start_lr) ** share, _against(momentum, share))
+            return Rates(_linear(start_lr, end_lr, share), _opposed_momentum(momentum, share))
+        return Rates(start_lr * (end_lr / start_lr) ** share, _opposed_momentum(momentum, share))
 
     return rates
 
 
-def _stepsize(epochs: float, span: Span) -> float:
+def _stepsize_in_steps(epochs: float, span: ScheduleContext) -> float:
     """In updates; raises `UsageError` for none."""
     if epochs * span.steps_per_epoch <= 0:
         raise UsageError("schedule.stepsize_epochs: 0 is no cycle. Give half a cycle in epochs.")
@@ -144,14 +144,14 @@ def _triangle(x: float, *, halving: bool) -> float:
     return math.ldexp(1 - abs(x - 2 * cycle - 1), -cycle if halving else 0)
 
 
-def _against(momentum: tuple[float, float] | None, height: float) -> float | None:
+def _opposed_momentum(momentum: tuple[float, float] | None, height: float) -> float | None:
     """The momentum where the rate is at `height` between its lowest, 0, and its highest, 1."""
-    return None if momentum is None else _line(*momentum, height)
+    return None if momentum is None else _linear(*momentum, height)
 
 
-def _line(start: float, end: float, share: float) -> float:
+def _linear(start: float, end: float, share: float) -> float:
     return start + (end - start) * share
 
 
-def _cosine(start: float, end: float, share: float) -> float:
+def _half_cosine(start: float, end: float, share: float) -> float:
     return end + (start - end) * (1 + math.cos(math.pi * share)) / 2

@@ -6,16 +6,16 @@ from typing import Literal
 
 from rescue_cli.errors import UsageError
 from rescue_cli.recipe.schema import Epochs, Fraction, NotNegative, Positive
-from rescue_cli.sections.schedule.base import Rates, Schedule, Span
+from rescue_cli.sections.schedule.base import Rates, Schedule, ScheduleContext
 
 
-def constant(span: Span) -> Schedule:
+def constant(span: ScheduleContext) -> Schedule:
     """The recipe's learning rate throughout."""
     return lambda _: Rates(span.lr)
 
 
 def cosine(
-    span: Span,
+    span: ScheduleContext,
     *,
     warmup_epochs: Epochs,
     warmup_lr: NotNegative,
@@ -45,7 +45,7 @@ def cosine(
 
 
 def exponential(
-    span: Span,
+    span: ScheduleContext,
     *,
     end_factor: Positive,
     warmup_epochs: Epochs,
@@ -68,7 +68,7 @@ def exponential(
 
 
 def step(
-    span: Span,
+    span: ScheduleContext,
     *,
     milestones: list[Epochs],
     factor: Positive | list[Positive],
@@ -95,17 +95,19 @@ def step(
     return rates
 
 
-def inv(span: Span, *, gamma: Positive, power: Positive) -> Schedule:
+def inv(span: ScheduleContext, *, gamma: Positive, power: Positive) -> Schedule:
     """lr (1 + gamma t)^-power after t updates (Caffe's `inv`, LeNet's policy there)."""
     return lambda step: Rates(span.lr * (1 + gamma * step) ** -power)
 
 
-def poly(span: Span, *, power: Positive) -> Schedule:
+def poly(span: ScheduleContext, *, power: Positive) -> Schedule:
     """lr (1 - t / steps)^power, update by update (DeepLab; Chen et al. 2016)."""
     return lambda step: Rates(span.lr * max(0.0, 1 - step / span.steps) ** power)
 
 
-def piecewise(span: Span, *, epochs: list[Epochs], factors: list[NotNegative]) -> Schedule:
+def piecewise(
+    span: ScheduleContext, *, epochs: list[Epochs], factors: list[NotNegative]
+) -> Schedule:
     """Straight lines between knots: at `epochs[i]` the rate is `lr * factors[i]`."""
     if len(epochs) != len(factors) or len(epochs) < 2:
         raise UsageError(

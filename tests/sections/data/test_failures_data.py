@@ -22,7 +22,7 @@ from rescue_cli.batch import View
 from rescue_cli.errors import DataError, RescueError
 from rescue_cli.predict import predict_images
 from rescue_cli.recipe import recipe_in
-from rescue_cli.rng import words
+from rescue_cli.rng import random_words
 from rescue_cli.sections.data import Files, Images, Keys, load
 from rescue_cli.sections.data.corrupt import REDRAWS
 from rescue_cli.sections.data.formats.class_folders import class_folders, read_class_folders
@@ -30,7 +30,7 @@ from rescue_cli.sections.data.memory import MemoryFeed
 from rescue_cli.sections.data.stream import Cropping, StreamFeed, TrainViews
 from rescue_cli.sections.data.stream_eval import EvalViews, StreamEvalFeed
 from rescue_cli.sections.model import weights
-from rescue_cli.sections.sampling import Steps, shuffled
+from rescue_cli.sections.sampling import SamplingContext, shuffled
 from rescue_cli.sections.tta import TTAS
 
 CPU = torch.device("cpu")
@@ -59,7 +59,7 @@ def feed(root: Path, log: list[str], *, workers: int = 0, max_corrupt: int = 100
     cropping = Cropping(box=None, columns=0, size=8, interpolation="bilinear", decoder="fast")
     return StreamFeed(
         TrainViews(files, cropping, 4, 0),
-        shuffled(Steps(len(files), 8, 4, STEPS, seed=0)),
+        shuffled(SamplingContext(len(files), 8, 4, STEPS, seed=0)),
         range(2),
         steps=STEPS * 2,
         max_corrupt=max_corrupt,
@@ -119,7 +119,7 @@ def test_the_redraw_is_a_function_of_seed_and_image(folder: Path) -> None:
     found = shown(feed(folder, []))
     assert found == shown(feed(folder, [], workers=2))
     index = 3  # even/06.png in the order of the files
-    (word,) = words(0, "redraw", index, 0, 1)
+    (word,) = random_words(0, "redraw", index, 0, 1)
     expected = int(word % np.uint64(40))
     files = split_of(folder)
     assert files.names.name(index) == "even/06.png"
@@ -306,7 +306,7 @@ def test_predict_follows_the_runs_test_time_augmentation(quickstart: Path, tmp_p
     shutil.copytree(quickstart, copy)
     from safetensors.torch import save_file
 
-    read = weights.read(copy)
+    read = weights.read_weights(copy)
     recipe = recipe_in(copy).with_overrides("eval.tta=flip")
     changed = {**read.metadata, "recipe": recipe.to_yaml()}
     save_file(read.tensors, copy / "model.safetensors", changed)
@@ -357,7 +357,7 @@ def test_a_corrupt_training_image_of_a_resident_folder_gives_way_to_another(
     assert [path for path, _ in images.corrupt] == [str(broken)]
     assert (images.labels == (images.pixels[:, 0, 0, 0] >= 100)).all()  # the label came along
     said: list[str] = []
-    steps = Steps(samples=8, batch_size=4, micro_batch_size=4, per_epoch=2, seed=0)
+    steps = SamplingContext(samples=8, batch_size=4, micro_batch_size=4, per_epoch=2, seed=0)
     for most in (1, 0):
         feed = MemoryFeed(
             images, shuffled(steps), [0], max_corrupt=most, device=CPU, log=said.append

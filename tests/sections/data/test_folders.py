@@ -109,7 +109,7 @@ def test_files_are_those_that_torchvision_reads_in_its_order(tmp_path: Path) -> 
         draw(tmp_path / name)
     theirs = torchvision.datasets.ImageFolder(str(tmp_path))
     passed = SkippedFiles()
-    ours = read_class_folders(tmp_path, theirs.class_to_idx, complete=True, passed=passed)
+    ours = read_class_folders(tmp_path, theirs.class_to_idx, complete=True, skipped=passed)
     assert [(str(ours.names.path(i)), int(ours.labels[i])) for i in range(len(ours))] == (
         theirs.samples
     )

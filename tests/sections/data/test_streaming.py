@@ -27,7 +27,7 @@ from rescue_cli.sections.data.splits import Pixels
 from rescue_cli.sections.data.stream import VIEWS, Cropping, StreamFeed, TrainViews, dealt
 from rescue_cli.sections.data.stream_eval import EvalViews, StreamEvalFeed
 from rescue_cli.sections.data.workers import CHUNK
-from rescue_cli.sections.sampling import Sampler, Steps, shuffled
+from rescue_cli.sections.sampling import Sampler, SamplingContext, shuffled
 
 CPU = torch.device("cpu")
 SEED, MICRO_BATCHES, MICRO_BATCH, SIZE, STEPS = 3, 4, 6, 24, 4
@@ -72,7 +72,7 @@ def feed(
     log: Callable[[str], None] = print,
     steps: int = STEPS,
 ) -> StreamFeed:
-    counted = Steps(
+    counted = SamplingContext(
         len(files),
         MICRO_BATCHES * MICRO_BATCH,
         MICRO_BATCH,

@@ -25,7 +25,7 @@ from rescue_cli.build.weights import find_weights
 from rescue_cli.errors import DataError, RescueError, UsageError
 from rescue_cli.predict import predict_images
 from rescue_cli.sections.model import load_weights, weights
-from rescue_cli.sections.model.dense_prediction import backbone_of
+from rescue_cli.sections.model.dense_prediction import create_backbone
 from tests.conftest import Rescue
 
 NAME = "test_resnet"
@@ -208,7 +208,7 @@ def test_a_part_of_a_file_is_named_after_a_hash(state: State, tmp_path: Path) ->
     assert source.recipe.model.options["weights"] == f"{file.resolve()}#state_dict"
     assert source.name == "w-state_dict"
     with pytest.raises(UsageError, match=r"holds no part 'ema'\. It has: state_dict, state_dict_e"):
-        weights.read(f"{file}#ema")
+        weights.read_weights(f"{file}#ema")
     pair = {**before("module.q.", state), **before("module.k.", moved(state))}
     torch.save({"state_dict": pair}, file)
     with pytest.raises(UsageError) as raised:
@@ -237,7 +237,7 @@ def test_an_index_of_shards_is_read_whole(state: State, tmp_path: Path) -> None:
     index.write_text(json.dumps({"metadata": {}, "weight_map": names}))
     for shard in ("model-0.safetensors", "model-1.safetensors"):
         with pytest.raises(DataError, match=rf"in 2 files, and \d are not beside it \({shard}\)"):
-            weights.read(index)
+            weights.read_weights(index)
         save_file({k: v for k, v in state.items() if names[k] == shard}, tmp_path / shard)
     assert same(loaded(index)[0], state)
     assert same(loaded(tmp_path)[0], state), "the folder of such files"
@@ -265,7 +265,7 @@ def test_a_link_of_the_hubs_cache_is_not_followed(state: State, tmp_path: Path) 
     save_file(state, blobs / "MODEL-0.SAFETENSORS")
     index = {"weight_map": dict.fromkeys(state, "model-0.safetensors")}
     (blobs / "MODEL.SAFETENSORS.INDEX.JSON").write_text(json.dumps(index))
-    place = weights.resolved(str(snapshot))
+    place = weights.resolve_source(str(snapshot))
     assert place == str(snapshot.resolve() / "model.safetensors.index.json")
     assert same(loaded(place)[0], state)
 
@@ -331,7 +331,7 @@ def test_weights_that_must_fit_whole_are_reshaped_and_never_resampled(tmp_path: 
 def test_a_backbone_takes_a_classifiers_weights_of_any_name(state: State, tmp_path: Path) -> None:
     file = tmp_path / "w.pth"
     torch.save({"state_dict": before("module.", state)}, file)
-    backbone = backbone_of(NAME, 3, "trained")
+    backbone = create_backbone(NAME, 3, "trained")
     assert backbone.load(str(file), NAME) == (
         f"weights of {file}: 'state_dict' is taken; prefix 'module.' removed"
     )
@@ -544,7 +544,7 @@ def test_a_head_is_trained_on_features_of_a_checkpoint(rescue: Rescue, tmp_path:
     )  # fmt: skip
     assert ended.code == 0, ended.err
     assert "'model_ema', the average, is taken; 1 not read (arch); prefix 'module.'" in ended.err
-    trained = weights.read(tmp_path / "out").tensors
+    trained = weights.read_weights(tmp_path / "out").tensors
     heads = {key for key in source if key.startswith("head.") and ".l." in key}
     assert len(heads) == 4
     assert {trained[key].shape[0] for key in heads} == {2}

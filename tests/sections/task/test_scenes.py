@@ -25,7 +25,7 @@ from rescue_cli.sections.annotations import IGNORED, Objects, Scene
 from rescue_cli.sections.augment.scenes import flip, scale_crop
 from rescue_cli.sections.data import Keys, load
 from rescue_cli.sections.model.dense_prediction import faster_rcnn
-from rescue_cli.sections.schedule import Span, poly
+from rescue_cli.sections.schedule import ScheduleContext, poly
 from rescue_cli.sections.task.detection import Detection
 from tests import drawn_scenes
 from tests.conftest import Rescue
@@ -527,7 +527,7 @@ def test_a_scaled_crop_moves_image_and_mask_alike(side: float) -> None:
 
 
 def test_poly_is_the_formula() -> None:
-    rates = poly(Span(0.01, 10, 3), power=0.9)
+    rates = poly(ScheduleContext(0.01, 10, 3), power=0.9)
     assert [rates(step).lr for step in (0, 15, 29)] == pytest.approx(
         [0.01, 0.01 * 0.5**0.9, 0.01 * (1 / 30) ** 0.9]
     )

@@ -23,12 +23,12 @@ BORDER = 2  # the taps of `bicubic` on either side of a point
 
 def shear_x(images: Tensor, factor: Tensor, kernel: Kernel, fill: Tensor) -> Tensor:
     """Row y moved by factor * (y + 0.5) pixels."""
-    return _slide(images, _centres(images, 2) * factor[:, None], 3, kernel, fill)
+    return _shift_lines(images, _pixel_centres(images, 2) * factor[:, None], 3, kernel, fill)
 
 
 def shear_y(images: Tensor, factor: Tensor, kernel: Kernel, fill: Tensor) -> Tensor:
     """Column x moved by factor * (x + 0.5) pixels."""
-    return _slide(images, _centres(images, 3) * factor[:, None], 2, kernel, fill)
+    return _shift_lines(images, _pixel_centres(images, 3) * factor[:, None], 2, kernel, fill)
 
 
 def translate_x(images: Tensor, share: Tensor, kernel: Kernel, fill: Tensor) -> Tensor:
@@ -43,23 +43,23 @@ def translate_y(images: Tensor, share: Tensor, kernel: Kernel, fill: Tensor) -> 
 
 def move_x(images: Tensor, pixels: Tensor, kernel: Kernel, fill: Tensor) -> Tensor:
     """All moved to the left by so many pixels."""
-    return _slide(images, pixels[:, None].expand(-1, images.shape[2]), 3, kernel, fill)
+    return _shift_lines(images, pixels[:, None].expand(-1, images.shape[2]), 3, kernel, fill)
 
 
 def move_y(images: Tensor, pixels: Tensor, kernel: Kernel, fill: Tensor) -> Tensor:
     """All moved up by so many pixels."""
-    return _slide(images, pixels[:, None].expand(-1, images.shape[3]), 2, kernel, fill)
+    return _shift_lines(images, pixels[:, None].expand(-1, images.shape[3]), 2, kernel, fill)
 
 
 def rotate(images: Tensor, degrees: Tensor, kernel: Kernel, fill: Tensor) -> Tensor:
     """Rotated counter-clockwise about the centre."""
     height, width = images.shape[-2:]
-    x, y = _rotated(images, degrees)
+    x, y = _rotated_points(images, degrees)
     inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
-    column, column_weights = _taps(x.sub_(0.5), kernel, width)
-    row, row_weights = _taps(y.sub_(0.5), kernel, height)
+    column, column_weights = _interpolation_taps(x.sub_(0.5), kernel, width)
+    row, row_weights = _interpolation_taps(y.sub_(0.5), kernel, height)
     # with its border repeated, all of an image's taps lie at one place and fixed steps from it
-    padded = _with_border(images).flatten(2)
+    padded = _repeat_border(images).flatten(2)
     reach = width + 2 * BORDER
     places = row.add_(BORDER).mul_(reach).add_(column).add_(BORDER).flatten(1)[:, None]
     places = places.expand(-1, images.shape[1], -1)
@@ -74,21 +74,21 @@ def rotate(images: Tensor, degrees: Tensor, kernel: Kernel, fill: Tensor) -> Ten
             line.addcmul_(level.copy_(taken), weight.flatten(1)[:, None])
         values.addcmul_(line, row_weight.flatten(1)[:, None])
     levels = to_levels(values.add_(TRUNCATION)).view(images.shape)
-    return _filled(levels, inside.unsqueeze(1), fill)
+    return _fill_outside(levels, inside.unsqueeze(1), fill)
 
 
-def _rotated(images: Tensor, degrees: Tensor) -> tuple[Tensor, Tensor]:
+def _rotated_points(images: Tensor, degrees: Tensor) -> tuple[Tensor, Tensor]:
     """The source point (x, y), each (k, h, w), of every pixel: PIL's matrix in PIL's order."""
     height, width = images.shape[-2:]
     angle = -(degrees % 360.0) * (math.pi / 180)
     cos, sin = (f(angle).round(decimals=15)[:, None, None] for f in (torch.cos, torch.sin))
     left = cos * (-width / 2) + sin * (-height / 2) + width / 2
     top = -sin * (-width / 2) + cos * (-height / 2) + height / 2
-    xs, ys = _centres(images, 3)[None, None, :], _centres(images, 2)[None, :, None]
+    xs, ys = _pixel_centres(images, 3)[None, None, :], _pixel_centres(images, 2)[None, :, None]
     return cos * xs + sin * ys + left, -sin * xs + cos * ys + top
 
 
-def _slide(images: Tensor, shift: Tensor, dim: int, kernel: Kernel, fill: Tensor) -> Tensor:
+def _shift_lines(images: Tensor, shift: Tensor, dim: int, kernel: Kernel, fill: Tensor) -> Tensor:
     """Every line along `dim` read from its own place on: shift (k, lines) in pixels.
 
     All pixels of a line share their weights, so a line is gathered once, a few pixels longer than
@@ -96,7 +96,7 @@ def _slide(images: Tensor, shift: Tensor, dim: int, kernel: Kernel, fill: Tensor
     """
     size = images.shape[dim]
     shift = shift[:, None].unsqueeze(dim)
-    first, weights = _taps(shift, kernel)
+    first, weights = _interpolation_taps(shift, kernel)
     across = [1, 1, 1, 1]
     across[dim] = -1
     places = torch.arange(size + len(weights) - 1, device=images.device).view(across) + first
@@ -107,10 +107,10 @@ def _slide(images: Tensor, shift: Tensor, dim: int, kernel: Kernel, fill: Tensor
         values.addcmul_(line.narrow(dim, tap, size), weight)
     nearest = torch.arange(size, device=images.device).view(across) + (shift + 0.5).floor().long()
     inside = (nearest >= 0) & (nearest < size)
-    return _filled(to_levels(values.add_(TRUNCATION)), inside, fill)
+    return _fill_outside(to_levels(values.add_(TRUNCATION)), inside, fill)
 
 
-def _taps(
+def _interpolation_taps(
     position: Tensor, kernel: Kernel, size: int | None = None
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """The first pixel (int64) that counts at a position, 0 the first pixel's centre; the weights.
@@ -128,7 +128,7 @@ def _taps(
     return base.long().sub_(1), weights
 
 
-def _with_border(images: Tensor) -> Tensor:
+def _repeat_border(images: Tensor) -> Tensor:
     """The images with two repeated pixels on each side."""
     for dim in (2, 3):
         size = images.shape[dim]
@@ -137,7 +137,7 @@ def _with_border(images: Tensor) -> Tensor:
     return images
 
 
-def _filled(images: Tensor, inside: Tensor, fill: Tensor) -> Tensor:
+def _fill_outside(images: Tensor, inside: Tensor, fill: Tensor) -> Tensor:
     """The images where `inside` (k, 1, h, w), else the colour `fill` (3,).
 
     As a choice of bits: a twentieth of the time of torch.where, which has no such vector loop.
@@ -146,6 +146,6 @@ def _filled(images: Tensor, inside: Tensor, fill: Tensor) -> Tensor:
     return (images ^ colour).bitwise_and_(inside.to(torch.uint8).neg_()).bitwise_xor_(colour)
 
 
-def _centres(images: Tensor, dim: int) -> Tensor:
+def _pixel_centres(images: Tensor, dim: int) -> Tensor:
     """The centres of the pixels along `dim`."""
     return torch.arange(images.shape[dim], dtype=torch.float64, device=images.device) + 0.5

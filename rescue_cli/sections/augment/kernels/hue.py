@@ -7,14 +7,14 @@ import torch
 from torch import Tensor
 
 
-def shift(images: Tensor, turns: Tensor) -> Tensor:
+def shift_hue(images: Tensor, turns: Tensor) -> Tensor:
     """The hue plus a part of the colour circle in [-0.5, 0.5], as torchvision's adjust_hue."""
     steps = (255 * turns).to(torch.int64)[:, None, None]
     hue, saturation, value = to_hsv(images)
     return to_rgb((hue + steps) % 256, saturation, value)
 
 
-def scale(images: Tensor, factor: Tensor) -> Tensor:
+def scale_hue(images: Tensor, factor: Tensor) -> Tensor:
     """The hue times a factor, modulo the circle (Bag of Tricks, 2.1, to the letter)."""
     hue, saturation, value = to_hsv(images)
     scaled = (hue.double() * factor[:, None, None]).to(torch.int64)

@@ -1,4 +1,4 @@
-"""What annotations say, against the pixels of their images: sizes, and boxes in them."""
+"""Checks of annotations against their images: image sizes, and boxes inside the image."""
 
 import math
 from collections import Counter
@@ -13,22 +13,22 @@ from rescue_cli.sections.data.decode import OTHER_EXIF, UNREADABLE, image_size
 from rescue_cli.sections.data.rgb import Exif
 
 Size = tuple[int, int]  # width, height
-Problem = tuple[str, str]  # of one and of several
-FIX_SIZE = "Use the image that was annotated; where the boxes are right, correct the size."
-NO_AREA = ("box has no area and is left out", "boxes have no area and are left out")
+Problem = tuple[str, str]  # its wording for one and for several
+FIX_SIZE = "Use the image that was annotated, or, if the boxes are right, correct the size."
+NO_AREA = ("box without area is left out", "boxes without area are left out")
 OUTSIDE = (
     "box lies outside its image and is left out",
     "boxes lie outside their image and are left out",
 )
 OVER_EDGE = (
-    "box reaches over its image's edge and is cut",
-    "boxes reach over their image's edge and are cut",
+    "box extends beyond its image and is clipped",
+    "boxes extend beyond their image and are clipped",
 )
-SLACK = 2.0  # pixels that a box may reach beyond an image whose size its annotation does not say
+SLACK = 2.0  # pixels that a box may exceed its image by where the annotation gives no image size
 
 
 class AnnotatedBox(NamedTuple):
-    """An object as annotated: its box in pixels from 0, ends outside; its label from 1."""
+    """An annotated object: (left, top, right, bottom) in pixels, ends exclusive; label from 1."""
 
     box: tuple[float, float, float, float]
     label: int
@@ -37,56 +37,61 @@ class AnnotatedBox(NamedTuple):
 
 @dataclass
 class AnnotationChecker:
-    """Puts objects into their images, as these are read with `data.exif`; what it passed over or
-    cut is counted by the reason, with the first file of each.
+    """Clips objects to their images, as these are read with `data.exif`.
+
+    Counts what it left out or clipped by problem, with the first file of each.
     """
 
     exif: Exif
     counts: Counter[Problem] = field(default_factory=Counter)
     first: dict[Problem, str] = field(default_factory=dict)
 
-    def passed(self, reason: Problem, where: Path | str) -> None:
+    def count(self, reason: Problem, where: Path | str) -> None:
         self.counts[reason] += 1
         self.first.setdefault(reason, str(where))
 
     def notes(self) -> tuple[str, ...]:
         return tuple(
-            f"{count} {reason[count > 1]}; the first in {self.first[reason]}"
+            f"{count} {reason[count > 1]}; first in {self.first[reason]}"
             for reason, count in self.counts.items()
         )
 
-    def objects(
-        self, where: Path | str, image: Path, said: Size | None, marked: Sequence[AnnotatedBox]
+    def clip_objects(
+        self,
+        where: Path | str,
+        image: Path,
+        annotated_size: Size | None,
+        boxes: Sequence[AnnotatedBox],
     ) -> Objects:
-        """The objects of an image whose annotation, found at `where`, gives it the size `said`.
+        """The objects of an image, clipped to it; `where` locates the annotation in messages.
 
-        What has no area or lies outside is left out, what reaches over the edge is cut.
-        Raises `DataError` where the annotation is of an image of another size.
+        Boxes without area or outside the image are left out. Raises `DataError` where
+        `annotated_size` differs from the image's size.
         """
-        size = check_size(where, image, said, self.exif)
+        size = check_size(where, image, annotated_size, self.exif)
         rows = []
-        for box, label, difficult in marked:
+        for box, label, difficult in boxes:
             if box[2] <= box[0] or box[3] <= box[1]:
-                self.passed(NO_AREA, where)
+                self.count(NO_AREA, where)
                 continue
-            if said is None and (box[2] > size[0] + SLACK or box[3] > size[1] + SLACK):
+            if annotated_size is None and (box[2] > size[0] + SLACK or box[3] > size[1] + SLACK):
                 raise DataError(
-                    f"{where}: a box reaches to {box[2]:g} x {box[3]:g}, and {image} is "
+                    f"{where}: a box extends to {box[2]:g} x {box[3]:g}, but {image} is "
                     f"{format_size(size)} pixels. Use the image that was annotated, or write this "
-                    "size into the annotation, and the box is cut."
+                    "size into the annotation to clip the box."
                 )
-            cut = _clip_box(box, size)
-            if cut is None:
-                self.passed(OUTSIDE, where)
+            clipped = _clip_box(box, size)
+            if clipped is None:
+                self.count(OUTSIDE, where)
                 continue
-            if cut != box:
-                self.passed(OVER_EDGE, where)
-            rows.append((cut, label, difficult))
+            if clipped != box:
+                self.count(OVER_EDGE, where)
+            rows.append((clipped, label, difficult))
         return Objects.of(rows)
 
 
 def try_image_size(path: Path, exif: Exif) -> Size | None:
-    """None where the file cannot be read, which whoever decodes it says."""
+    """(width, height), or None where the file cannot be read; decoding it reports the error."""
     try:
         height, width = image_size(path, exif)
     except UNREADABLE:
@@ -95,40 +100,40 @@ def try_image_size(path: Path, exif: Exif) -> Size | None:
 
 
 def check_size(
-    where: Path | str, image: Path, said: Size | None, exif: Exif, cure: str = FIX_SIZE
+    where: Path | str, image: Path, annotated_size: Size | None, exif: Exif, fix: str = FIX_SIZE
 ) -> Size:
-    """The image's size, which is the annotation's where it says one; raises `DataError`."""
-    there = try_image_size(image, exif)
-    size = there or said
+    """The image's (width, height); raises `DataError` where `annotated_size` differs from it."""
+    image_size_ = try_image_size(image, exif)
+    size = image_size_ or annotated_size
     if size is None:
-        raise DataError(f"{image}: cannot be read, and {where} does not say its size.")
-    if said is None or size == said:
+        raise DataError(f"{image}: cannot be read, and {where} does not give its size.")
+    if annotated_size is None or size == annotated_size:
         return size
     other = OTHER_EXIF[exif]
-    if try_image_size(image, other) == said:
-        cure = f"It is of the other orientation: set data.exif={other}."
-    hint = " (width and height are swapped)" if size == said[::-1] else ""
+    if try_image_size(image, other) == annotated_size:
+        fix = f"The sizes agree in the other orientation: set data.exif={other}."
+    hint = " (width and height are swapped)" if size == annotated_size[::-1] else ""
     raise DataError(
-        f"{where}: is of an image of {format_size(said)} pixels, and {image} is "
-        f"{format_size(size)}{hint} with data.exif={exif}. {cure}"
+        f"{where}: annotates an image of {format_size(annotated_size)} pixels, but {image} is "
+        f"{format_size(size)}{hint} with data.exif={exif}. {fix}"
     )
 
 
 def check_pixel_units(where: Path | str, boxes: Iterable[tuple[float, ...]]) -> None:
-    """Raises `DataError` where all boxes lie in the first pixel, as shares of an image do."""
-    found = list(boxes)
-    if found and all(0 < max(box) <= 1 for box in found):
-        shown = ", ".join(f"{edge:g}" for edge in found[0])
+    """Raises `DataError` where all boxes lie in the first pixel, as normalised coordinates do."""
+    listed = list(boxes)
+    if listed and all(0 < max(box) <= 1 for box in listed):
+        shown = ", ".join(f"{edge:g}" for edge in listed[0])
         raise DataError(
-            f"{where}: no box reaches beyond the first pixel ({shown}). Boxes are in pixels, "
-            "not in shares of the image."
+            f"{where}: no box extends beyond the first pixel ({shown}). Boxes must be in pixels, "
+            "not normalised."
         )
 
 
 def check_finite(edges: Sequence[float]) -> None:
-    """Raises `ValueError`."""
+    """Raises `ValueError` for an edge that is infinite or NaN."""
     if not all(math.isfinite(edge) for edge in edges):
-        raise ValueError(f"a box with an edge that is no number: {', '.join(map(str, edges))}")
+        raise ValueError(f"a box edge is not a finite number: {', '.join(map(str, edges))}")
 
 
 def format_size(size: Size) -> str:
@@ -136,7 +141,7 @@ def format_size(size: Size) -> str:
 
 
 def _clip_box(box: tuple[float, ...], size: Size) -> tuple[float, ...] | None:
-    """The part of a box that lies in the image, or None."""
+    """The part of a box inside the image, or None."""
     left, top, right, bottom = box
     inside = (max(left, 0.0), max(top, 0.0), min(right, size[0]), min(bottom, size[1]))
     return inside if inside[2] > inside[0] and inside[3] > inside[1] else None

@@ -1,4 +1,4 @@
-"""COCO's JSON: objects in boxes, or their shapes painted into masks."""
+"""COCO's JSON format: boxes for detection, polygons and run lengths for segmentation."""
 
 import json
 import re
@@ -38,24 +38,24 @@ from rescue_cli.sections.data.paired import Boxed, of_weights, without_objects
 from rescue_cli.sections.data.splits import Dataset, FileNames
 
 BACKGROUND = "background"
-# Of COCO's own files, those that hold no objects of this kind
+# Prefixes of COCO's own files that hold no object instances
 OTHER_KINDS = ("captions_", "person_keypoints_", "stuff_", "panoptic_", "image_info_")
 UNLISTED_IMAGE = (
-    "annotation is of an image that is not listed, and is left out",
-    "annotations are of images that are not listed, and are left out",
+    "annotation refers to an image that is not listed, and is left out",
+    "annotations refer to images that are not listed, and are left out",
 )
 DUPLICATE = (
-    "annotation is there twice, and counts once",
-    "annotations are there twice, and count once",
+    "annotation occurs twice and counts once",
+    "annotations occur twice and count once",
 )
 
 
 @dataclass(frozen=True)
 class CocoImage:
-    """An image as a file lists it; `where` begins what is said of its annotations."""
+    """An image as a JSON file lists it; `where` locates its annotations in messages."""
 
     where: str
-    name: str  # below the root
+    name: str  # relative to the root
     path: Path
     size: Size | None
     objects: tuple[Mapping[str, Any], ...]
@@ -63,7 +63,7 @@ class CocoImage:
 
 @dataclass(frozen=True)
 class CocoFile:
-    """The images of a file, and the categories' names by their numbers."""
+    """The images of a JSON file, and the categories' names by id."""
 
     file: Path
     images: tuple[CocoImage, ...]
@@ -75,64 +75,66 @@ class CocoFile:
 
 
 def is_coco(root: Path) -> bool:
-    """Whether a folder's annotations are COCO's."""
+    """Whether a folder's annotations are in COCO's format."""
     return bool(_annotation_files(root)) and not (root / "Annotations").is_dir()
 
 
-# --- which files there are ---
+# --- finding the JSON files ---
 
 
-def read_splits(place: Location, fit: AnnotationChecker) -> dict[str, list[CocoFile]]:
-    """The files of train and of the tested split, read; the first is empty where it may be."""
-    files = _files_by_split(place.root)
-    tested = next((name for name in ("test", "val") if name in files), None)
-    if "train" not in files and not (place.test_only and tested):
+def read_splits(location: Location, checker: AnnotationChecker) -> dict[str, list[CocoFile]]:
+    """Reads the files of train and of the test split; train may be empty in an evaluation."""
+    files = _files_by_split(location.root)
+    test_name = next((name for name in ("test", "val") if name in files), None)
+    if "train" not in files and not (location.test_only and test_name):
         raise DataError(
-            f"{place.root}: has no annotations to train on. COCO's are a JSON file for each split, "
-            "as annotations/instances_train2017.json or train/_annotations.coco.json."
+            f"{location.root}: has no training annotations. COCO's format has a JSON file per "
+            "split, such as annotations/instances_train2017.json or train/_annotations.coco.json."
         )
-    if tested is None and not place.keys.holdout:
+    if test_name is None and not location.keys.holdout:
         raise DataError(
-            f"{place.root}: annotations to train on, and none to test on. Add a JSON file of val "
-            "or test, or hold out images with data.holdout=N."
+            f"{location.root}: has training annotations, but none to test on. Add a JSON file for "
+            "val or test, or hold out images with data.holdout=N."
         )
-    parts = ["train", *(["val"] if tested == "test" and "val" in files else [])]
-    found = {"train": [_read_file(place.root, files[p], p, fit) for p in parts if p in files]}
-    if tested is not None:
-        found[tested] = [_read_file(place.root, files[tested], tested, fit)]
-    names = Counter(image.name for each in found["train"] for image in each.images)
-    for image in found[tested][0].images if tested is not None else ():
+    parts = ["train", *(["val"] if test_name == "test" and "val" in files else [])]
+    splits = {
+        "train": [_read_file(location.root, files[p], p, checker) for p in parts if p in files]
+    }
+    if test_name is not None:
+        splits[test_name] = [_read_file(location.root, files[test_name], test_name, checker)]
+    names = Counter(image.name for coco_file in splits["train"] for image in coco_file.images)
+    for image in splits[test_name][0].images if test_name is not None else ():
         if image.name in names:
-            fit.passed(
+            checker.count(
                 (
-                    f"image of {tested} is in train as well",
-                    f"images of {tested} are in train as well",
+                    f"image of {test_name} is also in train",
+                    f"images of {test_name} are also in train",
                 ),
                 image.path,
             )
-    return found
+    return splits
 
 
 def _files_by_split(root: Path) -> dict[str, Path]:
-    """The file of each split; one file alone is of train. Raises `DataError` for two of one."""
+    """The file of each split; a single file is train's. Raises `DataError` for two of one split."""
     files = _annotation_files(root)
-    found = {}
-    for split, words in SPLITS.items():
-        mine = [file for file in files if _is_split_file(file, root, words)]
-        named = [file for file in mine if file.name.startswith("instances_")]
-        mine = named or mine
-        if len(mine) > 1:
+    by_split = {}
+    for split, names in SPLITS.items():
+        matching = [file for file in files if _is_split_file(file, root, names)]
+        instances = [file for file in matching if file.name.startswith("instances_")]
+        matching = instances or matching
+        if len(matching) > 1:
             raise DataError(
-                f"{root}: {mine[0].relative_to(root)} and {mine[1].relative_to(root)} are both "
-                f"annotations of {split}. Move all but one away."
+                f"{root}: {matching[0].relative_to(root)} and {matching[1].relative_to(root)} both "
+                f"hold annotations of {split}. Keep one of them."
             )
-        if mine:
-            found[split] = mine[0]
-    return found or ({"train": files[0]} if len(files) == 1 else {})
+        if matching:
+            by_split[split] = matching[0]
+    return by_split or ({"train": files[0]} if len(files) == 1 else {})
 
 
 def _annotation_files(root: Path) -> list[Path]:
-    """JSON files in the folder, in `annotations`, and in folders of the splits' names."""
+    """The JSON files in the folder, in `annotations`, and in folders named after splits."""
     names = [name for words in SPLITS.values() for name in words]
     folders = [root, root / "annotations", *(root / name for name in names)]
     return [
@@ -150,64 +152,67 @@ def _is_split_file(file: Path, root: Path, words: Sequence[str]) -> bool:
     return any(word in parts for word in words)
 
 
-# --- what is in them ---
+# --- reading a JSON file ---
 
 
-def _read_file(root: Path, file: Path, split: str, fit: AnnotationChecker) -> CocoFile:
-    """A file's images with their objects; raises `DataError`."""
-    lists = _parse_json(file)
-    names = {each["id"]: normalise_name(each["name"]) for each in lists["categories"]}
+def _read_file(root: Path, file: Path, split: str, checker: AnnotationChecker) -> CocoFile:
+    """Reads a file's images with their objects; raises `DataError`."""
+    tree = _parse_json(file)
+    names = {entry["id"]: normalise_name(entry["name"]) for entry in tree["categories"]}
     if len(set(names.values())) < len(names):
-        twice = Counter(names.values()).most_common(1)[0][0]
-        raise DataError(f"{file}: two categories are called '{twice}'. Give each its own name.")
-    by_image: dict[Any, list[Mapping[str, Any]]] = {each["id"]: [] for each in lists["images"]}
-    known: set[Any] = set()
-    for each in lists["annotations"]:
-        number = each["id"]
-        if each.get("category_id") not in names:
+        repeated = Counter(names.values()).most_common(1)[0][0]
+        raise DataError(f"{file}: two categories are called '{repeated}'. Give each its own name.")
+    by_image: dict[Any, list[Mapping[str, Any]]] = {entry["id"]: [] for entry in tree["images"]}
+    seen_ids: set[Any] = set()
+    for annotation in tree["annotations"]:
+        number = annotation["id"]
+        if annotation.get("category_id") not in names:
             raise DataError(
-                f"{file}: annotation {number}: category_id {each.get('category_id')} is not one of "
-                "the categories. Add the category, or correct it."
+                f"{file}: annotation {number}: category_id {annotation.get('category_id')} is not "
+                "in the categories. Add the category, or correct the id."
             )
-        mine = by_image.get(each.get("image_id"))
-        if mine is None:
-            fit.passed(UNLISTED_IMAGE, file)
-        elif number in known and each in mine:
-            fit.passed(DUPLICATE, file)
+        of_image = by_image.get(annotation.get("image_id"))
+        if of_image is None:
+            checker.count(UNLISTED_IMAGE, file)
+        elif number in seen_ids and annotation in of_image:
+            checker.count(DUPLICATE, file)
         else:
-            mine.append(each)
-        known.add(number)
-    images = _locate_images(root, file, split, lists["images"], by_image)
-    _count_unlisted_images(file, images, fit)
+            of_image.append(annotation)
+        seen_ids.add(number)
+    images = _locate_images(root, file, split, tree["images"], by_image)
+    _count_unlisted_images(file, images, checker)
     return CocoFile(file, images, names)
 
 
 def _parse_json(file: Path) -> dict[str, list[dict[str, Any]]]:
-    """The three lists, whose entries have ids: each its own, but for annotations' of merged files.
+    """Reads the lists `images`, `annotations` and `categories`, whose entries must have ids.
 
-    Raises `DataError`.
+    Ids must be unique, except for annotations, whose ids clash in merged files. Raises `DataError`.
     """
     try:
         tree = json.loads(file.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{file}: cannot be read: {error}.") from None
-    for key, texts in (("images", "file_name"), ("annotations", None), ("categories", "name")):
+    for key, text_key in (("images", "file_name"), ("annotations", None), ("categories", "name")):
         value = tree.get(key) if isinstance(tree, dict) else None
-        if not isinstance(value, list) or not all(isinstance(each, dict) for each in value):
+        if not isinstance(value, list) or not all(isinstance(entry, dict) for entry in value):
             raise DataError(
-                f"{file}: has no list '{key}'. COCO's files hold images, annotations, categories."
+                f"{file}: has no list '{key}'. A COCO file holds images, annotations and "
+                "categories."
             )
-        for place, each in enumerate(value):
-            if not isinstance(each.get("id"), int | float | str) or not (
-                texts is None or isinstance(each.get(texts), str)
+        for index, entry in enumerate(value):
+            if not isinstance(entry.get("id"), int | float | str) or not (
+                text_key is None or isinstance(entry.get(text_key), str)
             ):
-                wanted = "an id" if texts is None else f"an id and a {texts}"
-                raise DataError(f"{file}: {key}[{place}] has not {wanted}. Add it.")
-        twice = Counter(each["id"] for each in value).most_common(1)
-        if texts is not None and twice and twice[0][1] > 1:
-            raise DataError(f"{file}: {key}: the id {twice[0][0]} is there twice. Use each once.")
+                wanted = "an id" if text_key is None else f"an id and a {text_key}"
+                raise DataError(f"{file}: {key}[{index}] must have {wanted}. Add it.")
+        repeated = Counter(entry["id"] for entry in value).most_common(1)
+        if text_key is not None and repeated and repeated[0][1] > 1:
+            raise DataError(
+                f"{file}: {key}: the id {repeated[0][0]} occurs twice. Make ids unique."
+            )
     if not tree["images"]:
-        raise DataError(f"{file}: lists no image. Add one.")
+        raise DataError(f"{file}: lists no images. Add some.")
     return dict(tree)
 
 
@@ -218,18 +223,18 @@ def _locate_images(
     listed: Sequence[Mapping[str, Any]],
     by_image: Mapping[Any, list[Mapping[str, Any]]],
 ) -> tuple[CocoImage, ...]:
-    """The listed images where they lie; raises `DataError` where one is not there."""
-    names = [normalise_name(each["file_name"]).replace("\\", "/") for each in listed]
-    twice, count = Counter(names).most_common(1)[0]
+    """Finds the listed images on disk; raises `DataError` where one is missing."""
+    names = [normalise_name(entry["file_name"]).replace("\\", "/") for entry in listed]
+    repeated, count = Counter(names).most_common(1)[0]
     if count > 1:
-        raise DataError(f"{file}: images: {twice} is listed {count} times. List it once.")
-    words = [file.stem.removeprefix("instances_"), *SPLITS[split]]
-    folders = [file.parent, *(root / below / w for below in ("", "images") for w in words)]
+        raise DataError(f"{file}: images: {repeated} is listed {count} times. List it once.")
+    names_of_split = [file.stem.removeprefix("instances_"), *SPLITS[split]]
+    folders = [file.parent, *(root / below / w for below in ("", "images") for w in names_of_split)]
     folders += [root / "images", root]
     folder = next((f for f in folders if find_file(f, names[0])), None)
     if folder is None:
-        looked = ", ".join(dict.fromkeys(str(f) for f in folders if f.is_dir()))
-        raise DataError(f"{file}: {names[0]} is in none of {looked}. Put the images there.")
+        searched = ", ".join(dict.fromkeys(str(f) for f in folders if f.is_dir()))
+        raise DataError(f"{file}: {names[0]} is in none of {searched}. Put the images there.")
     paths = [find_file(folder, name) for name in names]
     missing = [name for name, path in zip(names, paths, strict=True) if path is None]
     if missing:
@@ -237,151 +242,177 @@ def _locate_images(
             f"{folder / missing[0]}: no such file ({len(missing)} of {len(names)} images that "
             f"{file} lists). Add it, or remove its entry."
         )
-    found = []
-    for name, path, each in zip(names, filter(None, paths), listed, strict=True):
-        width, height = each.get("width"), each.get("height")
-        sized = isinstance(width, int) and isinstance(height, int) and width > 0 and height > 0
-        found.append(
+    images = []
+    for name, path, entry in zip(names, filter(None, paths), listed, strict=True):
+        width, height = entry.get("width"), entry.get("height")
+        has_size = isinstance(width, int) and isinstance(height, int) and width > 0 and height > 0
+        images.append(
             CocoImage(
                 f"{file}, {name}",
                 str(path.relative_to(root)) if path.is_relative_to(root) else str(path),
                 path,
-                (width, height) if sized else None,  # type: ignore[arg-type]
-                tuple(by_image[each["id"]]),
+                (width, height) if has_size else None,  # type: ignore[arg-type]
+                tuple(by_image[entry["id"]]),
             )
         )
-    return tuple(found)
+    return tuple(images)
 
 
-def _count_unlisted_images(file: Path, images: Sequence[CocoImage], fit: AnnotationChecker) -> None:
-    """Counts the images that lie in the same folders and have no entry."""
-    there = {image.path for image in images}
-    rest = f"no entry in {file.name}, and"
-    reason = f"image has {rest} is left out", f"images have {rest} are left out"
-    for folder in dict.fromkeys(path.parent for path in there):
+def _count_unlisted_images(
+    file: Path, images: Sequence[CocoImage], checker: AnnotationChecker
+) -> None:
+    """Counts images in the same folders that the JSON file does not list."""
+    listed = {image.path for image in images}
+    text = f"no entry in {file.name}, and"
+    reason = f"image has {text} is left out", f"images have {text} are left out"
+    for folder in dict.fromkeys(path.parent for path in listed):
         for path in folder.iterdir():
             is_image = path.suffix.lower() in image_extensions() and not is_hidden(path.name)
-            if is_image and path not in there:
-                fit.passed(reason, path)
+            if is_image and path not in listed:
+                checker.count(reason, path)
 
 
 def used_classes(splits: Mapping[str, Sequence[CocoFile]]) -> tuple[str, ...]:
-    """The names that have an object, by the numbers of the first file; raises `DataError`."""
-    files = [each for some in splits.values() for each in some]
+    """The names of categories with objects, in the order of the first file's ids.
+
+    Raises `DataError`.
+    """
+    files = [coco_file for of_split in splits.values() for coco_file in of_split]
     first = files[0]
-    used = set().union(*(each.used for each in files))
+    used = set().union(*(coco_file.used for coco_file in files))
     if not used:
-        raise DataError(f"{first.file}: no object in any image. Add annotations.")
+        raise DataError(f"{first.file}: no image has objects. Add annotations.")
     known = set(first.names.values())
-    for each in files[1:]:
-        if unknown := sorted(each.used - known):
+    for coco_file in files[1:]:
+        if unknown := sorted(coco_file.used - known):
             hint = did_you_mean(unknown[0], known)
-            raise DataError(f"{each.file}: '{unknown[0]}' is no category of {first.file}. {hint}")
-    numbers = sorted(first.names, key=lambda number: (isinstance(number, str), number))
-    return tuple(first.names[number] for number in numbers if first.names[number] in used)
+            raise DataError(
+                f"{coco_file.file}: '{unknown[0]}' is no category of {first.file}. {hint}"
+            )
+    ids = sorted(first.names, key=lambda id_: (isinstance(id_, str), id_))
+    return tuple(first.names[id_] for id_ in ids if first.names[id_] in used)
 
 
 # --- the data sets ---
 
 
-def coco_boxes(place: Location) -> Dataset:
-    """COCO's JSON for detection. Classes go by their names, in the order of their numbers; those
-    without an object are left out. A crowd is passed over by a score, as what is difficult is.
+def coco_boxes(location: Location) -> Dataset:
+    """COCO's JSON for detection. Classes are the categories with objects, ordered by id.
 
-    `data.root` holds a file of annotations for each split: `annotations/instances_train2017.json`,
-    `annotations/val.json`, `train/_annotations.coco.json`; and the images beside it, below a folder
-    of the split's name, or below `images`. train and val together, tested on test; without a test
-    file train alone, tested on val; of one file alone, `data.holdout` images.
+    `data.root` holds a JSON file per split, such as `annotations/instances_train2017.json`,
+    `annotations/val.json` or `train/_annotations.coco.json`, with the images beside it, in a folder
+    named after the split, or in `images`. Trains on train and val and tests on test; without a test
+    file trains on train and tests on val; with one file, tests on `data.holdout` images. Crowds are
+    marked as difficult, so scores ignore them. Raises `DataError`.
     """
-    fit = AnnotationChecker(place.keys.exif)
-    splits = read_splits(place, fit)
-    classes = of_weights(used_classes(splits), place.classes)
+    checker = AnnotationChecker(location.keys.exif)
+    splits = read_splits(location, checker)
+    classes = of_weights(used_classes(splits), location.classes)
     labels = {name: i for i, name in enumerate(classes, 1)}
-    found = {name: _read_boxes(place.root, some, labels, fit) for name, some in splits.items()}
-    train = found.pop("train")
-    lacking = without_objects(found, classes) if place.classes else ()
-    return Dataset(train, dict(found), classes, notes=(*fit.notes(), *lacking))
+    annotated = {
+        name: _read_boxes(location.root, coco_files, labels, checker)
+        for name, coco_files in splits.items()
+    }
+    train = annotated.pop("train")
+    notes = without_objects(annotated, classes) if location.classes else ()
+    return Dataset(train, dict(annotated), classes, notes=(*checker.notes(), *notes))
 
 
-def coco_masks(place: Location) -> Dataset:
-    """COCO's JSON for segmentation: the background and the categories, each a class.
+def coco_masks(location: Location) -> Dataset:
+    """COCO's JSON for segmentation; the classes are the background and the categories.
 
-    Where shapes overlap the smaller is on top; the pixels of a crowd are ignored unless an object
-    is on them. Files and splits as of `coco_boxes`.
+    Where shapes overlap the smallest is on top; pixels of a crowd that no object covers are
+    ignored. Files and splits are those of `coco_boxes`. Raises `DataError`.
     """
-    fit = AnnotationChecker(place.keys.exif)
-    splits = read_splits(place, fit)
+    checker = AnnotationChecker(location.keys.exif)
+    splits = read_splits(location, checker)
     others = tuple(name for name in used_classes(splits) if name.casefold() != BACKGROUND)
-    if place.classes[:1] == (BACKGROUND,):
-        others = of_weights(others, place.classes[1:])
+    if location.classes[:1] == (BACKGROUND,):
+        others = of_weights(others, location.classes[1:])
     classes = (BACKGROUND, *others)
     if len(classes) > IGNORED:
         raise DataError(
-            f"{place.root}: {len(others)} categories; a mask has at most {IGNORED} classes."
+            f"{location.root}: has {len(others)} categories; a mask has at most {IGNORED} classes."
         )
     labels = {name: i for i, name in enumerate(others, 1)}
-    found = {name: _read_shapes(place.root, some, labels, fit) for name, some in splits.items()}
-    lacking = without_objects({name: each for name, each in found.items() if len(each)}, others)
-    train = found.pop("train")
-    return Dataset(train, dict(found), classes, notes=(*fit.notes(), *lacking))
+    annotated = {
+        name: _read_shapes(location.root, coco_files, labels, checker)
+        for name, coco_files in splits.items()
+    }
+    notes = without_objects({name: each for name, each in annotated.items() if len(each)}, others)
+    train = annotated.pop("train")
+    return Dataset(train, dict(annotated), classes, notes=(*checker.notes(), *notes))
 
 
 def _read_boxes(
-    root: Path, files: Sequence[CocoFile], labels: Mapping[str, int], fit: AnnotationChecker
+    root: Path, files: Sequence[CocoFile], labels: Mapping[str, int], checker: AnnotationChecker
 ) -> Boxed:
-    """The images of some files with the boxes of their objects; raises `DataError`."""
-    found = []
-    for each in files:
-        marked = [
-            [AnnotatedBox(_object_box(image, o), labels[each.names[o["category_id"]]], _is_crowd(o))
-             for o in image.objects]
-            for image in each.images
-        ]  # fmt: skip
-        check_pixel_units(each.file, (one.box for some in marked for one in some))
-        for image, some in zip(each.images, marked, strict=True):
-            found.append(fit.objects(image.where, image.path, image.size, some))
-    return Boxed(*_names_and_labels(root, files), tuple(found))
+    """The images of the files with the boxes of their objects; raises `DataError`."""
+    objects = []
+    for coco_file in files:
+        boxes_of_images = [
+            [
+                AnnotatedBox(
+                    _object_box(image, annotation),
+                    labels[coco_file.names[annotation["category_id"]]],
+                    difficult=_is_crowd(annotation),
+                )
+                for annotation in image.objects
+            ]
+            for image in coco_file.images
+        ]
+        check_pixel_units(coco_file.file, (box.box for boxes in boxes_of_images for box in boxes))
+        for image, boxes in zip(coco_file.images, boxes_of_images, strict=True):
+            objects.append(checker.clip_objects(image.where, image.path, image.size, boxes))
+    return Boxed(*_names_and_labels(root, files), tuple(objects))
 
 
 def _read_shapes(
-    root: Path, files: Sequence[CocoFile], labels: Mapping[str, int], fit: AnnotationChecker
+    root: Path, files: Sequence[CocoFile], labels: Mapping[str, int], checker: AnnotationChecker
 ) -> ShapeMasks:
-    """The images of some files with the shapes of their objects; raises `DataError`."""
-    images = [(each, image) for each in files for image in each.images]
-    sizes = [check_size(i.where, i.path, i.size, fit.exif) for _, i in images]
+    """The images of the files with the shapes of their objects; raises `DataError`."""
+    images = [(coco_file, image) for coco_file in files for image in coco_file.images]
+    sizes = [check_size(image.where, image.path, image.size, checker.exif) for _, image in images]
     shapes = []
-    for (each, image), size in zip(images, sizes, strict=True):
-        some = []
-        for o in image.objects:
-            label = labels.get(each.names[o["category_id"]], 0)
-            some.append(
-                parse_shape(_annotation_name(image, o), o, label, size, fit, crowd=_is_crowd(o))
+    for (coco_file, image), size in zip(images, sizes, strict=True):
+        of_image = []
+        for annotation in image.objects:
+            label = labels.get(coco_file.names[annotation["category_id"]], 0)
+            of_image.append(
+                parse_shape(
+                    _annotation_name(image, annotation),
+                    annotation,
+                    label,
+                    size,
+                    checker,
+                    crowd=_is_crowd(annotation),
+                )
             )
-        shapes.append(tuple(some))
-    if shapes and all(shape.parts is None for some in shapes for shape in some):
+        shapes.append(tuple(of_image))
+    if shapes and all(shape.parts is None for of_image in shapes for shape in of_image):
         raise DataError(
             f"{files[0].file}: no annotation has a segmentation. "
-            "For boxes use data.name=coco-boxes."
+            "For detection use data.name=coco-boxes."
         )
     return ShapeMasks(*_names_and_labels(root, files), tuple(shapes), tuple(sizes))
 
 
 def _names_and_labels(root: Path, files: Sequence[CocoFile]) -> tuple[FileNames, Indices]:
-    names = [image.name for each in files for image in each.images]
+    names = [image.name for coco_file in files for image in coco_file.images]
     return FileNames.of(root, names), np.zeros(len(names), dtype=np.int64)
 
 
-def _is_crowd(each: Mapping[str, Any]) -> bool:
-    return each.get("iscrowd") in (1, True)
+def _is_crowd(annotation: Mapping[str, Any]) -> bool:
+    return annotation.get("iscrowd") in (1, True)
 
 
-def _annotation_name(image: CocoImage, each: Mapping[str, Any]) -> str:
-    return f"{image.where}: annotation {each['id']}"
+def _annotation_name(image: CocoImage, annotation: Mapping[str, Any]) -> str:
+    return f"{image.where}: annotation {annotation['id']}"
 
 
-def _object_box(image: CocoImage, each: Mapping[str, Any]) -> Edges:
-    """Left, top, right, bottom, of the polygons where there is no box; raises `DataError`."""
+def _object_box(image: CocoImage, annotation: Mapping[str, Any]) -> Edges:
+    """(left, top, right, bottom), of the polygons where there is no box; raises `DataError`."""
     try:
-        return annotation_box(each)
+        return annotation_box(annotation)
     except (TypeError, ValueError) as error:
-        raise DataError(f"{_annotation_name(image, each)}: {error}.") from None
+        raise DataError(f"{_annotation_name(image, annotation)}: {error}.") from None

@@ -1,4 +1,4 @@
-"""IDX files, plain or gzipped: MNIST's format, and Fashion-MNIST's."""
+"""IDX files, plain or gzipped: the format of MNIST and Fashion-MNIST."""
 
 import gzip
 import zlib
@@ -12,31 +12,31 @@ from rescue_cli.sections.data.location import Location
 from rescue_cli.sections.data.splits import Dataset, Images, Pixels
 
 
-def read_idx(place: Location, kind: str, classes: tuple[str, ...]) -> Dataset:
-    """Training and test images, at `data.root` or below, or fetched as torchvision's `kind` says.
+def read_idx(location: Location, kind: str, classes: tuple[str, ...]) -> Dataset:
+    """Reads training and test images from `data.root`, where missing files are downloaded.
 
-    Raises `DataError`.
+    `kind` is torchvision's class, whose URLs and checksums are used. Raises `DataError`.
     """
-    train, test = (_read_split(place, kind, split) for split in ("train", "t10k"))
+    train, test = (_read_split(location, kind, split) for split in ("train", "t10k"))
     return Dataset(train, {"test": test}, classes)
 
 
-def _read_split(place: Location, kind: str, split: str) -> Images:
-    pixels = _read_file(place, kind, f"{split}-images-idx3-ubyte", rank=3)
-    labels = _read_file(place, kind, f"{split}-labels-idx1-ubyte", rank=1).astype(np.int64)
+def _read_split(location: Location, kind: str, split: str) -> Images:
+    pixels = _read_file(location, kind, f"{split}-images-idx3-ubyte", rank=3)
+    labels = _read_file(location, kind, f"{split}-labels-idx1-ubyte", rank=1).astype(np.int64)
     if len(pixels) != len(labels):
         raise DataError(
-            f"{place.root}: {len(pixels)} images and {len(labels)} labels in its {split} files. "
-            "Fetch them again."
+            f"{location.root}: {len(pixels)} images and {len(labels)} labels in its {split} files. "
+            "Download them again."
         )
     return Images(pixels[:, None], labels)
 
 
-def _read_file(place: Location, kind: str, name: str, *, rank: int) -> Pixels:
-    """An IDX file of bytes: a magic number (0, 0, 8, rank), the sizes, the values."""
-    below = ("", "raw", f"{kind}/raw", kind)
-    files = [place.root / b / f"{name}{ending}" for b in below for ending in ("", ".gz")]
-    file = next((f for f in files if f.is_file()), None) or _download(place, kind, name)
+def _read_file(location: Location, kind: str, name: str, *, rank: int) -> Pixels:
+    """Reads an IDX file of bytes: the magic number (0, 0, 8, rank), the sizes, the values."""
+    folders = ("", "raw", f"{kind}/raw", kind)
+    files = [location.root / b / f"{name}{ending}" for b in folders for ending in ("", ".gz")]
+    file = next((f for f in files if f.is_file()), None) or _download(location, kind, name)
     try:
         data = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
         if data[:4] != bytes((0, 0, 8, rank)):
@@ -48,10 +48,10 @@ def _read_file(place: Location, kind: str, name: str, *, rank: int) -> Pixels:
     return values
 
 
-def _download(place: Location, kind: str, name: str) -> Path:
+def _download(location: Location, kind: str, name: str) -> Path:
     import torchvision.datasets
 
     reader = getattr(torchvision.datasets, kind)
     md5 = dict(reader.resources)
     file = f"{name}.gz"
-    return archives.download_once(f"{reader.mirrors[-1]}{file}", place.root / file, md5[file])
+    return archives.download_once(f"{reader.mirrors[-1]}{file}", location.root / file, md5[file])

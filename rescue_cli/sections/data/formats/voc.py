@@ -34,63 +34,71 @@ VOC += ("chair", "cow", "diningtable", "dog", "horse", "motorbike", "person", "p
 VOC += ("sheep", "sofa", "train", "tvmonitor")
 
 
-def pascal_voc(place: Location) -> Dataset:
-    """PASCAL VOC: 2007 and 2012 trainval, tested on 2007 test; 20 classes.
+def pascal_voc(location: Location) -> Dataset:
+    """PASCAL VOC: trains on trainval of 2007 and 2012 and tests on test of 2007; 20 classes.
 
     `data.root` holds `VOC2007` and `VOC2012`, or the `VOCdevkit` that the archives unpack to.
     """
-    root = place.root / "VOCdevkit" if (place.root / "VOCdevkit").is_dir() else place.root
-    fit, passed = AnnotationChecker(place.keys.exif), SkippedFiles()
+    root = location.root / "VOCdevkit" if (location.root / "VOCdevkit").is_dir() else location.root
+    checker, skipped = AnnotationChecker(location.keys.exif), SkippedFiles()
     labels = {name: i for i, name in enumerate(VOC, 1)}
     years = [year for year in ("VOC2007", "VOC2012") if (root / year).is_dir()] or ["VOC2007"]
     train = {
-        year: _read_annotations(root / year, _read_split_list(root / year, "trainval", passed))
+        year: _read_annotations(root / year, _read_split_list(root / year, "trainval", skipped))
         for year in years
     }
-    parts = [_read_split(root / year, found, labels, fit) for year, found in train.items()]
-    tested = _read_annotations(root / "VOC2007", _read_split_list(root / "VOC2007", "test", passed))
-    test = _read_split(root / "VOC2007", tested, labels, fit)
-    notes = (*passed.notes(), *fit.notes())
+    parts = [
+        _read_split(root / year, annotations, labels, checker)
+        for year, annotations in train.items()
+    ]
+    test_annotations = _read_annotations(
+        root / "VOC2007", _read_split_list(root / "VOC2007", "test", skipped)
+    )
+    test = _read_split(root / "VOC2007", test_annotations, labels, checker)
+    notes = (*skipped.notes(), *checker.notes())
     return Dataset(_join_years(root, parts), {"test": test}, VOC, notes=notes)
 
 
-def voc_folder(place: Location) -> Dataset:
-    """A folder in PASCAL VOC's format: train and val together, tested on test; without a
-    `test.txt` train alone, tested on val, or on what `data.holdout` takes. The classes
-    are those of the training annotations; in an evaluation those that the weights know, and
-    training images may be missing.
+def voc_folder(location: Location) -> Dataset:
+    """The user's own folder in PASCAL VOC's format; classes are those of the training annotations.
+
+    Trains on train and val and tests on test; without `test.txt` trains on train and tests on val
+    or on `data.holdout` images. In an evaluation the classes are the weights', and training images
+    may be missing. Raises `DataError`.
     """
-    root, fit, passed = place.root, AnnotationChecker(place.keys.exif), SkippedFiles()
-    tested = "test" if _list_file(root, "test").is_file() else "val"
-    both = tested == "test" and _list_file(root, "val").is_file()
-    parts: tuple[str, ...] = ("train", "val") if both else ("train",)
-    if place.test_only and not _list_file(root, "train").is_file():
+    root, checker, skipped = location.root, AnnotationChecker(location.keys.exif), SkippedFiles()
+    test_name = "test" if _list_file(root, "test").is_file() else "val"
+    has_val = test_name == "test" and _list_file(root, "val").is_file()
+    parts: tuple[str, ...] = ("train", "val") if has_val else ("train",)
+    if location.test_only and not _list_file(root, "train").is_file():
         parts = ()
     names = list(
-        dict.fromkeys(name for part in parts for name in _read_split_list(root, part, passed))
+        dict.fromkeys(name for part in parts for name in _read_split_list(root, part, skipped))
     )
     annotations = _read_annotations(root, names)
-    measured = {}
-    if not place.keys.holdout or _list_file(root, tested).is_file():
-        measured = _read_annotations(root, _read_split_list(root, tested, passed))
-    either = (annotations or measured).values()
-    classes = tuple(sorted({o.name for found in either for o in found.objects}))
+    test_annotations = {}
+    if not location.keys.holdout or _list_file(root, test_name).is_file():
+        test_annotations = _read_annotations(root, _read_split_list(root, test_name, skipped))
+    annotated = (annotations or test_annotations).values()
+    classes = tuple(sorted({o.name for annotation in annotated for o in annotation.objects}))
     if not classes:
-        raise DataError(f"{root / 'Annotations'}: no object in any training image. Add boxes.")
-    classes = of_weights(classes, place.classes)
+        raise DataError(f"{root / 'Annotations'}: no training image has objects. Add boxes.")
+    classes = of_weights(classes, location.classes)
     labels = {name: i for i, name in enumerate(classes, 1)}
-    train = _read_split(root, annotations, labels, fit)
-    test = _read_split(root, measured, labels, fit)
-    tests: dict[str, Split] = {tested: test} if measured else {}
-    lacking = without_objects({tested: test}, classes) if place.classes and measured else ()
-    notes = (*passed.notes(), *fit.notes(), *lacking)
+    train = _read_split(root, annotations, labels, checker)
+    test = _read_split(root, test_annotations, labels, checker)
+    tests: dict[str, Split] = {test_name: test} if test_annotations else {}
+    class_notes = (
+        without_objects({test_name: test}, classes) if location.classes and test_annotations else ()
+    )
+    notes = (*skipped.notes(), *checker.notes(), *class_notes)
     return Dataset(train, tests, classes, notes=notes)
 
 
 @dataclass(frozen=True)
 class _Object:
     name: str
-    box: tuple[float, float, float, float]  # as written: from 1, both ends inside
+    box: tuple[float, float, float, float]  # as in the file: from 1, both ends inclusive
     difficult: bool
 
 
@@ -102,59 +110,62 @@ class _Annotation:
 
 
 def _list_file(root: Path, split: str) -> Path:
-    """The split's list, which may have another of its names (`valid.txt`)."""
+    """The split's list file, by its name or a synonym (`valid.txt`)."""
     files = [root / "ImageSets" / "Main" / f"{name}.txt" for name in SPLITS.get(split, (split,))]
     return next((file for file in files if file.is_file()), files[0])
 
 
-def _read_split_list(root: Path, split: str, passed: SkippedFiles) -> list[str]:
-    """The images' names in a split; raises `DataError`."""
+def _read_split_list(root: Path, split: str, skipped: SkippedFiles) -> list[str]:
+    """Reads the names of a split's images; raises `DataError`."""
     file = _list_file(root, split)
     if not file.is_file():
         raise DataError(
-            f"{file}: no such file. A folder in PASCAL VOC's format has Annotations/*.xml, "
-            f"JPEGImages/ and ImageSets/Main/ with {split}.txt. Add it, or point data.root= at one."
+            f"{file}: no such file. PASCAL VOC's format has Annotations/*.xml, JPEGImages/ and "
+            f"ImageSets/Main/{split}.txt. Add the file, or correct data.root=."
         )
-    known, names = index_by_stem(root / "Annotations", (".xml",)), []
+    annotation_files, names = index_by_stem(root / "Annotations", (".xml",)), []
     for line in map(normalise_name, read_lines(file)):
         if is_hidden(line):
-            passed.add(HIDDEN_FILES, f"{line} of {file}")
+            skipped.add(HIDDEN_FILES, f"{line} in {file}")
         else:
-            names.append(_image_name(line, known))
+            names.append(_image_name(line, annotation_files))
     if not names:
-        raise DataError(f"{file}: names no image. Write a name a line.")
+        raise DataError(f"{file}: lists no images. Write one name per line.")
     return names
 
 
-def _image_name(line: str, known: Mapping[str, str]) -> str:
-    """The image that a line names: all of it, or without an ending or VOC's column of -1, 0, 1."""
+def _image_name(line: str, annotation_files: Mapping[str, str]) -> str:
+    """The image that a line names: the line, without an extension or VOC's column of -1, 0, 1."""
     first = line.rpartition(" ")[0] if line.endswith((" 1", " 0", " -1")) else line
-    readings = (line, stem(line), first.strip())
-    return next((name for name in readings if name in known), line)
+    candidates = (line, stem(line), first.strip())
+    return next((name for name in candidates if name in annotation_files), line)
 
 
 def _read_split(
     root: Path,
     annotations: Mapping[str, _Annotation],
     labels: Mapping[str, int],
-    fit: AnnotationChecker,
+    checker: AnnotationChecker,
 ) -> Boxed:
-    """The images that have these annotations, by their names; raises `DataError`."""
+    """The split of the images with these annotations (by image name); raises `DataError`."""
     folder = root / "JPEGImages"
     images = index_by_stem(folder, image_extensions())
-    boxes = (each.box for annotation in annotations.values() for each in annotation.objects)
-    check_pixel_units(root / "Annotations", boxes)
-    found, files = [], []
+    every_box = (item.box for annotation in annotations.values() for item in annotation.objects)
+    check_pixel_units(root / "Annotations", every_box)
+    objects, files = [], []
     for name, annotation in annotations.items():
         image = images.get(name)
         if image is None:
             raise DataError(
-                f"{folder / name}.jpg: no such file. Add it, or remove its line from the split."
+                f"{folder / name}.jpg: no such file. Add it, or remove its line from the split's "
+                "list."
             )
-        marked = _labelled_boxes(annotation, labels)
-        found.append(fit.objects(annotation.file, folder / image, annotation.size, marked))
+        boxes = _labelled_boxes(annotation, labels)
+        objects.append(
+            checker.clip_objects(annotation.file, folder / image, annotation.size, boxes)
+        )
         files.append(f"JPEGImages/{image}")
-    return Boxed(FileNames.of(root, files), np.zeros(len(files), dtype=np.int64), tuple(found))
+    return Boxed(FileNames.of(root, files), np.zeros(len(files), dtype=np.int64), tuple(objects))
 
 
 def _read_annotations(root: Path, names: Sequence[str]) -> dict[str, _Annotation]:
@@ -163,15 +174,15 @@ def _read_annotations(root: Path, names: Sequence[str]) -> dict[str, _Annotation
 
 
 def _parse_annotation(file: Path) -> _Annotation:
-    """What the XML says; raises `DataError`."""
+    """Parses an XML file; raises `DataError`."""
     try:
         tree = ElementTree.parse(file).getroot()
         size = tree.find("size")
-        wide, high = (int(size.findtext(k, "0")) if size is not None else 0 for k in SIZE_TAGS)
+        width, height = (int(size.findtext(k, "0")) if size is not None else 0 for k in SIZE_TAGS)
         objects = tuple(_parse_object(element) for element in tree.iter("object"))
     except (OSError, ElementTree.ParseError, ValueError) as error:
         raise DataError(f"{file}: cannot be read: {error}.") from None
-    return _Annotation(file, (wide, high) if wide > 0 and high > 0 else None, objects)
+    return _Annotation(file, (width, height) if width > 0 and height > 0 else None, objects)
 
 
 SIZE_TAGS = ("width", "height")
@@ -182,7 +193,7 @@ def _parse_object(element: ElementTree.Element) -> _Object:
     """Raises `ValueError` for an object without a name or a box."""
     name, box = element.findtext("name"), element.find("bndbox")
     if not name or box is None:
-        raise ValueError("an object without a name or without a bndbox")
+        raise ValueError("an object has no name or no bndbox")
     left, top, right, bottom = (float(box.findtext(edge, "nothing")) for edge in BOX_TAGS)
     check_finite((left, top, right, bottom))
     difficult = element.findtext("difficult", "0").strip() == "1"
@@ -190,21 +201,21 @@ def _parse_object(element: ElementTree.Element) -> _Object:
 
 
 def _labelled_boxes(annotation: _Annotation, labels: Mapping[str, int]) -> list[AnnotatedBox]:
-    """The objects in pixels from 0; a box without area stays one. Raises `DataError`."""
-    found = []
-    for each in annotation.objects:
-        if each.name not in labels:
-            hint = did_you_mean(each.name, labels)
-            raise DataError(f"{annotation.file}: '{each.name}' is not one of the classes. {hint}")
-        left, top, right, bottom = each.box
+    """The objects with boxes in pixels from 0, ends exclusive; raises `DataError`."""
+    boxes = []
+    for item in annotation.objects:
+        if item.name not in labels:
+            hint = did_you_mean(item.name, labels)
+            raise DataError(f"{annotation.file}: '{item.name}' is not one of the classes. {hint}")
+        left, top, right, bottom = item.box
         if right > left and bottom > top:
             left, top = left - 1, top - 1
-        found.append(AnnotatedBox((left, top, right, bottom), labels[each.name], each.difficult))
-    return found
+        boxes.append(AnnotatedBox((left, top, right, bottom), labels[item.name], item.difficult))
+    return boxes
 
 
 def _join_years(root: Path, parts: Sequence[Boxed]) -> Boxed:
-    """Several years' images as one split."""
+    """Joins several years' images into one split."""
     names = [str(part.names.path(i).relative_to(root)) for part in parts for i in range(len(part))]
     objects = tuple(o for part in parts for o in part.objects)
     return Boxed(FileNames.of(root, names), np.zeros(len(names), dtype=np.int64), objects)
