@@ -1,8 +1,8 @@
-"""Every random number of a run, as a pure function of what it is for.
+"""Counter-based random numbers: pure functions of seed, purpose, step and micro-batch.
 
-Raw words of the counter-based Philox generator (Salmon et al. 2011), keyed by seed and purpose and
-counted by step and micro-batch. numpy may change how its distributions use the words, never the
-words, so everything is derived from those; there is no generator state to save.
+They are derived from raw words of the Philox generator (Salmon et al. 2011), keyed by seed and
+purpose and counted by step and micro-batch. numpy may change its distributions but not the raw
+words. There is no generator state to save.
 """
 
 import hashlib
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
 Indices = NDArray[np.int64]
-SPLITMIX_INCREMENT = np.uint64(0x9E3779B97F4A7C15)  # what splitmix64 adds to its state
+SPLITMIX_INCREMENT = np.uint64(0x9E3779B97F4A7C15)  # added to splitmix64's state per output
 
 
 @lru_cache(maxsize=256)
@@ -23,22 +23,23 @@ def _purpose_key(purpose: str) -> int:
 
 
 def random_words(seed: int, purpose: str, a: int, b: int, count: int) -> NDArray[np.uint64]:
-    """`count` words of 64 bits for (seed, purpose, a, b)."""
+    """`count` random 64-bit words for (seed, purpose, a, b)."""
     counter = np.array([0, 0, b, a], dtype=np.uint64)
     key = np.array([seed, _purpose_key(purpose)], dtype=np.uint64)
     return np.random.Philox(counter=counter, key=key).random_raw(count)
 
 
 def uniform(seed: int, purpose: str, a: int, b: int, shape: tuple[int, ...]) -> Floats:
-    """Uniform draws in [0, 1) with 24 random bits each, exact in float32."""
+    """Uniform float32 numbers in [0, 1) with 24 random bits each."""
     raw = random_words(seed, purpose, a, b, int(np.prod(shape)))
     return ((raw >> np.uint64(40)).astype(np.float32) * np.float32(2.0**-24)).reshape(shape)
 
 
 def random_bits(seed: int, purpose: str, counters: Indices) -> NDArray[np.bool_]:
-    """For each counter a fair bit that is its own: the same in any order and company.
+    """A fair random bit for each counter, independent of order and of the other counters.
 
-    The highest bit of that output of splitmix64 whose state starts at a word of (seed, purpose).
+    The highest bit of splitmix64's output at that counter; the state starts at a word of (seed,
+    purpose).
     """
     (start,) = random_words(seed, purpose, 0, 0, 1)
     states = start + counters.astype(np.uint64) * SPLITMIX_INCREMENT
@@ -46,12 +47,12 @@ def random_bits(seed: int, purpose: str, counters: Indices) -> NDArray[np.bool_]
 
 
 def permute(positions: Indices, size: int, seed: int, epoch: int) -> Indices:
-    """Where a random order of `size` items keyed by (seed, epoch) puts the given positions.
+    """The items at `positions` of a random permutation of `size` items, keyed by (seed, epoch).
 
-    A keyed bijection on [0, size): a generalised Feistel network of eight rounds on a rectangle
-    of a x b >= size places (Black and Rogaway 2002), walked until the value falls inside, so that
-    no permutation is in memory. The rectangle has fewer than b places to spare, so almost every
-    value is inside at once.
+    A keyed bijection on [0, size) that needs no permutation in memory: a generalised Feistel
+    network of eight rounds on a x b >= size values (Black and Rogaway 2002), applied repeatedly
+    until the value is below `size`. As a x b exceeds `size` by less than b, almost every value is
+    at once.
     """
     b = math.isqrt(max(size - 1, 0)) + 1
     a = -(-size // b)
@@ -63,9 +64,9 @@ def permute(positions: Indices, size: int, seed: int, epoch: int) -> Indices:
 
 
 def permute_each(positions: Indices, sizes: Indices, orders: Indices, seed: int) -> Indices:
-    """As `permute`, each position in an order of its own: of `sizes` items, numbered by `orders`.
+    """As `permute`, with a permutation for each position: of `sizes` items, numbered by `orders`.
 
-    All (n,); the keys of an order are outputs of splitmix64 at states that its number sets apart.
+    All (n,). The keys of a permutation are outputs of splitmix64 at states given by its number.
     """
     b = np.sqrt(np.maximum(sizes - 1, 0)).astype(np.uint64) + np.uint64(1)
     size = sizes.astype(np.uint64)
@@ -86,9 +87,9 @@ def _feistel(
     b: int | NDArray[np.uint64],
     keys: NDArray[np.uint64],
 ) -> NDArray[np.uint64]:
-    """Adds to each half in turn a hash of the other, modulo the half's own range.
+    """Adds a hash of the other half to each half in turn, modulo the half's range.
 
-    keys (8,), or (8, n) where each value has its own, as `a` and `b` then do.
+    keys (8,), or (8, n) with `a` and `b` (n,) for separate keys per value.
     """
     tall, wide = np.asarray(a, np.uint64), np.asarray(b, np.uint64)
     left, right = np.divmod(values, wide)

@@ -13,15 +13,15 @@ from rescue_cli.sections.augment.named_operations import box_muller
 from rescue_cli.sections.augment.operations import Operation
 
 TRIES = 10
-COLOUR_COLUMN = 1 + 2 * TRIES + 2  # the column where the draws of the colour begin
+COLOUR_COLUMN = 1 + 2 * TRIES + 2  # the first column of the draws for the colour
 
 
 class ErasingDraws(NamedTuple):
-    """The shares of the area and the ratios height : width that an image may try, (n, 10) each."""
+    """Ten candidates per image: shares of the area and ratios height / width, (n, 10) each."""
 
     areas: NDArray[np.float64]
     ratios: NDArray[np.float64]
-    corners: NDArray[np.float64]  # (n, 2): top and left as shares of the places there are
+    corners: NDArray[np.float64]  # (n, 2): top and left as shares of the possible positions
     erased: NDArray[np.bool_]  # (n,)
 
 
@@ -32,11 +32,11 @@ def random_erasing(
     area: tuple[Fraction, Fraction],
     ratio: tuple[Positive, Positive],
 ) -> Operation:
-    """With probability `p` a rectangle of a random share of the area and ratio is overwritten.
+    """With probability `p` overwrites a rectangle with a random share of the area and ratio.
 
     Ten tries to find one smaller than the image. `const` writes 0, the mean colour; `rand` one
-    normal colour; `pixel` normal noise for every value, from the device's generator, which the
-    engine seeds for each micro-batch.
+    normal colour; `pixel` normal noise from the device's generator, which the engine seeds for each
+    micro-batch.
     """
     low, high = math.log(ratio[0]), math.log(ratio[1])
 
@@ -68,7 +68,7 @@ def random_erasing(
 def erased_boxes(
     tried: ErasingDraws, height: int, width: int
 ) -> list[tuple[int, int, int, int, int]]:
-    """(row, top, left, height, width) of each image that has a rectangle."""
+    """(row, top, left, height, width) in pixels for each image with a rectangle."""
     areas = tried.areas * (height * width)
     heights = np.rint(np.sqrt(areas * tried.ratios)).astype(np.int64)
     widths = np.rint(np.sqrt(areas / tried.ratios)).astype(np.int64)

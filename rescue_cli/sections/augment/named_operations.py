@@ -1,6 +1,6 @@
-"""timm's named operations on a batch, each image with its own: planned on the host by groups.
+"""timm's named operations on a batch: each image has its own, and the host groups them.
 
-The names, and what a magnitude of 0 to 10 means to each, are timm's (data/auto_augment.py).
+The names, and what a magnitude of 0 to 10 means for each, are timm's (data/auto_augment.py).
 """
 
 from collections.abc import Callable, Sequence
@@ -22,14 +22,14 @@ Interpolation = Literal["bilinear", "bicubic", "random"]
 Level = Annotated[int, Within(0, 255)]
 Fill = tuple[Level, Level, Level]
 
-MAX_MAGNITUDE = 10.0  # magnitude
-# images, or pixels where that is more images, that one operation takes at a time on a CPU: what it
-# computes with then stays in the cache, and the calls of torch do not outweigh small images
+MAX_MAGNITUDE = 10.0
+# Images (or pixels, where that is more images) per call on a CPU: intermediate results stay in the
+# cache, and torch's overhead per call does not dominate for small images
 IMAGES_AT_A_TIME, PIXELS_AT_A_TIME = 4, 65_536
 
 
 class NamedOperation(NamedTuple):
-    """`argument(magnitude, sign)` is what `apply` needs, element by element."""
+    """`apply` acts on images; `argument(magnitude, sign)` computes its argument elementwise."""
 
     apply: Callable[..., Tensor]
     argument: Callable[[Doubles, Doubles], Doubles]
@@ -95,7 +95,7 @@ NAMED_OPERATIONS = {
     "ShearY": NamedOperation(affine.shear_y, _signed_up_to(0.3)),
     "TranslateXRel": NamedOperation(affine.translate_x, _signed_up_to(0.45)),
     "TranslateYRel": NamedOperation(affine.translate_y, _signed_up_to(0.45)),
-    # of colour jitter and TrivialAugment, which have arguments in place of magnitudes
+    # Used by colour jitter and TrivialAugment, which give arguments instead of magnitudes
     "ColorFactor": NamedOperation(colour.saturation, _as_given),
     "ContrastFactor": NamedOperation(colour.contrast, _as_given),
     "BrightnessFactor": NamedOperation(colour.brightness, _as_given),
@@ -117,7 +117,7 @@ GEOMETRIC = {
 
 
 class LayerDraws(NamedTuple):
-    """Of one layer, for each image: an index into the names (-1: none), and how it is applied."""
+    """One layer's draws per image: index of the operation (-1: none), magnitude, sign, kernel."""
 
     which: NDArray[np.int64]
     magnitudes: Doubles
@@ -126,7 +126,7 @@ class LayerDraws(NamedTuple):
 
 
 class Group(NamedTuple):
-    """The images (rows of the batch) that get the operation of this name."""
+    """The images (rows of the batch) that one operation is applied to."""
 
     name: str
     kernel: affine.Kernel
@@ -134,14 +134,14 @@ class Group(NamedTuple):
 
 
 def to_indices(draws: Floats, count: int) -> NDArray[np.int64]:
-    """Uniform draws as whole numbers below `count`."""
+    """Uniform draws in [0, 1) as integers below `count`."""
     return (draws.astype(np.float64) * count).astype(np.int64)
 
 
 def draw_magnitudes(
     draws: Floats, mean: Doubles | float, std: float, interpolation: Interpolation
 ) -> tuple[Doubles, Doubles, NDArray[np.bool_]]:
-    """Of draws (n, 4) the magnitudes, normal and cut to 0..10; the signs; which are bicubic."""
+    """Magnitudes (normal, clipped to 0..10), signs and whether bicubic, from draws (n, 4)."""
     magnitudes = np.clip(mean + std * box_muller(draws[:, 0], draws[:, 1]), 0, MAX_MAGNITUDE)
     signs = np.where(draws[:, 2] < 0.5, -1.0, 1.0)
     bicubic = draws[:, 3] < {"bilinear": 0.0, "bicubic": 1.0, "random": 0.5}[interpolation]
@@ -149,7 +149,7 @@ def draw_magnitudes(
 
 
 def box_muller(first: Floats, second: Floats) -> Doubles:
-    """Standard normal numbers from two uniform ones each (Box and Muller 1958)."""
+    """Standard normal numbers from pairs of uniform ones (Box and Muller 1958)."""
     radius = np.sqrt(-2 * np.log1p(-first.astype(np.float64)))
     numbers: Doubles = radius * np.cos(2 * np.pi * second.astype(np.float64))
     return numbers
@@ -158,7 +158,7 @@ def box_muller(first: Floats, second: Floats) -> Doubles:
 def group_by_operation(
     names: Sequence[str], layers: Sequence[LayerDraws]
 ) -> tuple[list[Group], Doubles]:
-    """The layers' images by operation, and the arguments of all groups one after another."""
+    """Groups the layers' images by operation; returns the groups and their arguments, joined."""
     groups: list[Group] = []
     arguments: list[Doubles] = [np.zeros(0)]
     for drawn in layers:
@@ -179,16 +179,16 @@ def group_by_operation(
 
 
 def apply_groups(
-    where: str, images: Tensor, groups: Sequence[Group], arguments: Tensor, fill: Tensor
+    augmentation: str, images: Tensor, groups: Sequence[Group], arguments: Tensor, fill: Tensor
 ) -> Tensor:
-    """The images (n, 3, h, w) uint8 after the groups' operations, in order.
+    """Applies the groups' operations to images (n, 3, h, w) uint8, in order; returns new images.
 
-    Raises `UsageError` where the images have no colours.
+    `augmentation` is the name used in errors. Raises `UsageError` for images without 3 channels.
     """
     if images.shape[1] != 3:
         raise UsageError(
-            f"augment ({where}): needs colour images; these have {images.shape[1]} channel. "
-            f"Leave {where} out."
+            f"augment ({augmentation}): needs images with 3 channels; these have "
+            f"{images.shape[1]}. Remove {augmentation}."
         )
     images = images.clone(memory_format=torch.contiguous_format)
     each = images.unbind()
@@ -201,8 +201,8 @@ def apply_groups(
         if name in GEOMETRIC:
             apply = partial(apply, kernel=kernel, fill=fill)
         for begin in range(0, len(rows), at_a_time):
-            mine = [each[row] for row in rows[begin : begin + at_a_time]]
-            changed = apply(torch.stack(mine), arguments[used : used + len(mine)])
-            torch._foreach_copy_(mine, changed.unbind())
-            used += len(mine)
+            chunk = [each[row] for row in rows[begin : begin + at_a_time]]
+            changed = apply(torch.stack(chunk), arguments[used : used + len(chunk)])
+            torch._foreach_copy_(chunk, changed.unbind())
+            used += len(chunk)
     return images

@@ -26,7 +26,7 @@ _SAME = (
 _STRONGER = ("Posterize", "Solarize", "Color", "Contrast", "Brightness", "Sharpness")
 PLAIN = (*_SAME, *_STRONGER)
 INCREASING = (*_SAME, *(f"{name}Increasing" for name in _STRONGER))
-COLUMNS = 6  # of a layer: which, whether, and four of `draw_magnitudes`
+COLUMNS = 6  # draws per layer: which operation, whether to apply it, and four for its magnitude
 
 
 def rand_augment(
@@ -39,11 +39,11 @@ def rand_augment(
     interpolation: Interpolation,
     fill: Fill,
 ) -> Operation:
-    """`layers` times: with probability `p` one of timm's fifteen operations, drawn anew each time.
+    """Applies, `layers` times, one of timm's fifteen operations with probability `p` to each image.
 
-    Its magnitude is normal about `magnitude` with deviation `std`, cut to 0..10; what has a sign
-    turns it with probability 1/2. With `increasing` a higher magnitude changes every image more.
-    `fill` shows where a geometric operation looks outside.
+    Magnitudes are normal around `magnitude` with deviation `std`, clipped to 0..10; signed ones are
+    negated with probability 1/2. With `increasing` a higher magnitude always means a stronger
+    change. `fill` (RGB) is the colour outside a moved image.
     """
     names = INCREASING if increasing else PLAIN
 
@@ -63,7 +63,7 @@ def draw_layer(
     std: float,
     interpolation: Interpolation,
 ) -> LayerDraws:
-    """What one layer's draws (n, 6) say for each image."""
+    """The operation and strength for each image from one layer's draws (n, 6)."""
     which = to_indices(draws[:, 0], operations)
     which[draws[:, 1] >= p] = -1
     return LayerDraws(which, *draw_magnitudes(draws[:, 2:], magnitude, std, interpolation))

@@ -1,4 +1,4 @@
-"""TrivialAugment: one operation at one level, both drawn evenly (Müller and Hutter 2021)."""
+"""TrivialAugment: one operation at one level, both drawn uniformly (Müller and Hutter 2021)."""
 
 from functools import partial
 from typing import Any
@@ -19,8 +19,8 @@ def _levels_up_to(most: float) -> Doubles:
     return np.linspace(0.0, most, LEVELS)
 
 
-# The wide space as torchvision 0.29 has it: by operation what each level is, and whether its sign
-# is drawn. Factors are 1 plus or minus the level; what has no levels has 0 for all.
+# The wide space of torchvision 0.29: for each operation its levels, and whether the sign is drawn.
+# Factors are 1 plus or minus the level; operations without levels have 0 for all.
 _NONE = np.zeros(LEVELS)
 SPACE: dict[str, tuple[Doubles, bool]] = {
     "Identity": (_NONE, False),
@@ -44,9 +44,10 @@ SPACE: dict[str, tuple[Doubles, bool]] = {
 
 
 def trivial_augment(*, interpolation: Kernel, fill: Fill) -> Operation:
-    """One of fourteen operations for each image, at one of 31 levels: TrivialAugment Wide.
+    """Applies one of 14 operations at one of 31 levels to each image: TrivialAugment Wide.
 
-    What has a sign turns it with probability 1/2. Outside a moved image is the colour `fill`.
+    Signed levels are negated with probability 1/2. `fill` (RGB) is the colour outside a moved
+    image.
     """
     names = list(SPACE)
     arguments = np.array([levels for levels, _ in SPACE.values()])

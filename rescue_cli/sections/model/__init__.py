@@ -1,4 +1,4 @@
-"""The section `model`: nets of our own by name, every other name from timm's zoo."""
+"""The section `model`: networks defined here by name; every other name is one of timm's models."""
 
 from collections.abc import Callable
 
@@ -43,12 +43,12 @@ def common(
     init: InitMethod | None = None,
     frozen: bool = False,
 ) -> None:
-    """Keys that every model has.
+    """The keys that all models share.
 
     `weights`: a run, a file (FILE#PART is the weights of that name in it), or `timm` to download. A
-    classifier of another size than theirs is new; with `new_head` it is new in any case. `init`:
-    other initial weights than the network's own, see `init_weights`. `frozen`: all but the classifier
-    stays as it is, and each image's features are computed once (linear probing).
+    classifier of another size is reinitialised; with `new_head` always. `init`: initial weights in
+    place of the network's own, see `init_weights`. `frozen`: only the classifier is trained, on
+    features that are computed once per image (linear probing).
     """
 
 

@@ -1,4 +1,4 @@
-"""What published Caffe files of known architectures have otherwise than timm's."""
+"""Caffe's layers, and settings of published Caffe files that differ from timm's models."""
 
 from collections.abc import Sized
 from typing import Any, Literal
@@ -10,20 +10,16 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from rescue_cli.errors import UsageError
 
-# Any value that asks for something: with it `apply_caffe_settings` says whether a network has the layers
-CAFFE_KEYS: dict[str, Any] = {
-    "norm_momentum": 0.1,
-    "first_norm": "zeros",
-    "pooling": "caffe",
-}  # any value
+# A valid value for each key, with which `apply_caffe_settings` checks that a network has the layers
+CAFFE_KEYS: dict[str, Any] = {"norm_momentum": 0.1, "first_norm": "zeros", "pooling": "caffe"}
 
 
 class CaffeBatchNorm2d(nn.BatchNorm2d):
-    """Batch norm whose running statistics are weighted means of batches alone.
+    """Batch norm whose running statistics are weighted means of batches, without initial values.
 
-    Caffe divides its running sums by the sum of their weights, so that the 0 and the 1 which torch
-    begins with never count (BVLC/caffe 09c8f459, src/caffe/layers/batch_norm_layer.cpp). `momentum`
-    is 1 - `moving_average_fraction`: update t moves them by momentum / (1 - (1 - momentum)^t).
+    Caffe divides its running sums by the sum of their weights, so torch's initial 0 and 1 never
+    count (BVLC/caffe 09c8f459, src/caffe/layers/batch_norm_layer.cpp). `momentum` is
+    1 - `moving_average_fraction`; update t has the weight momentum / (1 - (1 - momentum)^t).
     """
 
     def forward(self, images: Tensor) -> Tensor:
@@ -47,10 +43,10 @@ class CaffeBatchNorm2d(nn.BatchNorm2d):
 
 
 class ZeroStatistics(nn.Module):
-    """A batch norm on running statistics of 0 that never move: x times 1 / sqrt(eps), the affine.
+    """A batch norm with running statistics fixed at 0: x / sqrt(eps), then the affine transform.
 
-    That is Caffe's layer with `use_global_stats: true` in training, whose statistics nothing ever
-    writes (BVLC/caffe 09c8f459, src/caffe/layers/batch_norm_layer.cpp).
+    That is Caffe's layer with `use_global_stats: true` in training, whose statistics are never
+    written (BVLC/caffe 09c8f459, src/caffe/layers/batch_norm_layer.cpp).
     """
 
     def __init__(self, norm: _BatchNorm) -> None:
@@ -77,11 +73,11 @@ def apply_caffe_settings(
     first_norm: Literal["zeros"] | None = None,
     pooling: Literal["caffe"] | None = None,
 ) -> nn.Module:
-    """The model with its batch norms' `norm_momentum` and what else is not None.
+    """Changes the model's layers as the keys that are not None say, and returns it.
 
-    `first_norm: zeros` puts the first batch norm on statistics of 0, see `ZeroStatistics`;
-    `pooling: caffe` takes the padding from max pooling and rounds its sizes up. Raises `UsageError`
-    where the model has no such layer.
+    `norm_momentum`: of all batch norms. `first_norm: zeros` fixes the first batch norm's statistics
+    at 0, see `ZeroStatistics`; `pooling: caffe` removes the padding of max pooling and rounds its
+    output sizes up. Raises `UsageError` where the model has no such layer.
     """
     norms = {name: m for name, m in model.named_modules() if isinstance(m, _BatchNorm)}
     if norm_momentum is not None:

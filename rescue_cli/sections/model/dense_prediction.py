@@ -1,4 +1,4 @@
-"""torchvision's Faster R-CNN and FCN on any backbone of timm's that gives feature maps."""
+"""torchvision's Faster R-CNN and FCN on any timm backbone with feature maps."""
 
 import warnings
 from collections.abc import Mapping, Sequence
@@ -16,13 +16,13 @@ Norms = Literal["frozen", "trained"]
 HALF_PRECISIONS = (torch.float16, torch.bfloat16)
 FPN_CHANNELS = 256  # channels; Lin et al. 2017
 ANCHOR_RATIOS = (0.5, 1.0, 2.0)
-# What timm raises for a network that gives no such maps; it has no error of its own for that
+# What timm raises for a network without such feature maps; it has no dedicated error
 NO_FEATURE_MAPS = (RuntimeError, TypeError, AssertionError, AttributeError)
-OUTPUT_STRIDE = 8  # the stride of an FCN's backbone
+OUTPUT_STRIDE = 8  # of an FCN's dilated backbone
 
 
 class Backbone(nn.Module):
-    """timm's network without its head: images -> its feature maps by their names `0`, `1`, ..."""
+    """A timm network without its head: images -> feature maps by name: `0`, `1`, ..."""
 
     def __init__(self, body: nn.Module, widths: Sequence[int]) -> None:
         super().__init__()
@@ -30,44 +30,44 @@ class Backbone(nn.Module):
         self.widths = tuple(widths)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        return {str(place): map_ for place, map_ in enumerate(self.body(images))}
+        return {str(index): map_ for index, map_ in enumerate(self.body(images))}
 
     def load(self, source: str, name: str) -> str | None:
-        """The weights of a classifier, but for those of layers that give no feature map.
+        """Loads a classifier's weights, except those of layers behind the feature maps.
 
-        Returns what is to be said of it, a line. Raises `UsageError` where one of the backbone's
-        own is not there.
+        Returns a note on how they were read, or None. Raises `UsageError` where a tensor of the
+        backbone is missing.
         """
         weights = load_source(source, name)
         own = {k: v for k, v in self.body.state_dict().items() if "num_batches" not in k}
-        given, notes = strip_prefix(weights.tensors, own, (), source)
-        lacking = sorted(k for k in own if k not in given or given[k].shape != own[k].shape)
-        if lacking:
-            shown = ", ".join(lacking[:5]) + (" ..." if len(lacking) > 5 else "")
+        stripped, notes = strip_prefix(weights.tensors, own, (), source)
+        missing = sorted(k for k in own if k not in stripped or stripped[k].shape != own[k].shape)
+        if missing:
+            shown = ", ".join(missing[:5]) + (" ..." if len(missing) > 5 else "")
             raise UsageError(
-                f"model.weights: {source} is no {name}: {len(lacking)} of the backbone's "
+                f"model.weights: {source} does not fit {name}: {len(missing)} of the backbone's "
                 f"{len(own)} tensors are missing or of another shape ({shown})."
             )
-        self.body.load_state_dict({k: given[k] for k in own}, strict=False)
+        self.body.load_state_dict({k: stripped[k] for k in own}, strict=False)
         return format_notes(source, (*weights.notes, *notes))
 
 
 def create_backbone(name: str, channels: int, norms: Norms, **layout: Any) -> Backbone:
-    """The backbone by timm's name; raises `UsageError` where it cannot be laid out so."""
+    """Creates a backbone by its timm name; raises `UsageError` where it lacks the feature maps."""
     import timm
     from timm.layers.norm_act import freeze_batch_norm_2d
 
     if not timm.is_model(name):
         hint = did_you_mean(name, timm.list_models())
-        raise UsageError(f"model.backbone: '{name}' is not one of timm's. {hint[:200]}")
+        raise UsageError(f"model.backbone: '{name}' is not a timm model. {hint[:200]}")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # timm's own deprecations are not the user's
+            warnings.simplefilter("ignore")  # timm's own deprecation warnings
             body = timm.create_model(name, features_only=True, in_chans=channels, **layout)
     except NO_FEATURE_MAPS as error:
         reason = " ".join(str(error).split())[:120]
         raise UsageError(
-            f"model.backbone: {name} has no feature maps of the strides that are needed "
+            f"model.backbone: {name} has no feature maps with the required strides "
             f"({reason}). Use a ResNet, RegNet or EfficientNet."
         ) from None
     widths = _feature_info(body).channels()
@@ -77,9 +77,9 @@ def create_backbone(name: str, channels: int, norms: Norms, **layout: Any) -> Ba
 
 
 def freeze_stages(body: nn.Module, name: str, stages: int) -> None:
-    """Keeps the parameters of timm's first `stages` stages, of which the stem is the first.
+    """Freezes the parameters of timm's first `stages` stages; the stem is the first.
 
-    Raises `UsageError` where timm knows no stages of the backbone `name`.
+    Raises `UsageError` where timm defines no stages for the backbone `name`.
     """
     if not stages:
         return
@@ -92,7 +92,7 @@ def freeze_stages(body: nn.Module, name: str, stages: int) -> None:
     matcher = getattr(whole, "group_matcher", None)
     if matcher is None:
         raise UsageError(
-            f"model.frozen_stages: the stages of {name} have no order that timm knows. "
+            f"model.frozen_stages: timm defines no stages for {name}. "
             "Remove it with ~model.frozen_stages."
         )
     stage_of = group_parameters(whole, matcher(coarse=True), reverse=True)
@@ -102,12 +102,12 @@ def freeze_stages(body: nn.Module, name: str, stages: int) -> None:
 
 
 def _feature_info(body: nn.Module) -> Any:
-    """What timm says of the feature maps of one of its networks."""
+    """timm's description of a network's feature maps."""
     return body.feature_info
 
 
 class FeaturePyramid(nn.Module):
-    """A feature pyramid on a backbone; see `feature_pyramid`."""
+    """A feature pyramid on a backbone, see `feature_pyramid`."""
 
     def __init__(self, backbone: Backbone, fpn: nn.Module) -> None:
         super().__init__()
@@ -121,7 +121,7 @@ class FeaturePyramid(nn.Module):
 
 
 def feature_pyramid(backbone: Backbone) -> FeaturePyramid:
-    """A feature pyramid, with a coarser map for large objects (Lin et al. 2017)."""
+    """A feature pyramid with an additional coarser map for large objects (Lin et al. 2017)."""
     from torchvision.ops import FeaturePyramidNetwork
     from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
@@ -144,12 +144,13 @@ def faster_rcnn(
 ) -> nn.Module:
     """Faster R-CNN with a feature pyramid (Ren et al. 2015; Lin et al. 2017), of torchvision.
 
-    `min_size`, `max_size`: an image's shorter side, unless the longer one exceeds the second;
-    `strides`: of the backbone's maps that the pyramid is built on, 4 to 32 (the finest costs most);
-    `anchors`: the side of the anchors on each of them and on the coarser map, in pixels;
-    `proposals`: how many the second stage learns from in an image. `norms: frozen` keeps the
-    backbone's batch norms as its weights have them, `frozen_stages` all of its first stages, of
-    which the stem is one (torchvision: 5 less `trainable_backbone_layers`). Images come normalised.
+    `min_size`: length that an image's shorter side is resized to, unless the longer side would
+    exceed `max_size`; `strides`: of the backbone's maps that the pyramid is built on, 4 to 32 (the
+    finest costs most); `anchors`: side of the anchors on each of these maps and on the coarser one,
+    in pixels; `proposals`: number per image that the second stage is trained on. `norms: frozen`
+    freezes the backbone's batch norms, `frozen_stages` its first stages including the stem
+    (torchvision: 5 minus `trainable_backbone_layers`). Images must be normalised. Raises
+    `UsageError`.
     """
     from torchvision.models.detection import FasterRCNN
     from torchvision.models.detection.rpn import AnchorGenerator
@@ -158,8 +159,8 @@ def faster_rcnn(
     freeze_stages(body.body, backbone, frozen_stages)
     if len(anchors) != len(strides) + 1:
         raise UsageError(
-            f"model (faster-rcnn).anchors: {len(anchors)} sides for {len(strides) + 1} maps, the "
-            f"{len(strides)} of model.strides and a coarser one."
+            f"model (faster-rcnn).anchors: {len(anchors)} sides for {len(strides) + 1} maps. Give "
+            f"one for each of the {len(strides)} maps of model.strides and one for the coarser map."
         )
     sides = tuple((side,) for side in anchors)
     network = FasterRCNN(
@@ -177,43 +178,43 @@ def faster_rcnn(
     return network  # type: ignore[no-any-return]
 
 
-def _cast_to_float32(_head: nn.Module, _given: Any, said: Any) -> Any:
-    """What a head says under autocast, in float32: half a type has no room for a box's pixels."""
-    if isinstance(said, Tensor):
-        return said.float() if said.dtype in HALF_PRECISIONS else said
-    return type(said)(_cast_to_float32(_head, _given, part) for part in said)
+def _cast_to_float32(_head: nn.Module, _inputs: Any, output: Any) -> Any:
+    """Casts a head's output under autocast to float32: half precision is too coarse for boxes."""
+    if isinstance(output, Tensor):
+        return output.float() if output.dtype in HALF_PRECISIONS else output
+    return type(output)(_cast_to_float32(_head, _inputs, part) for part in output)
 
 
 def _out_indices(name: str, wanted: list[int]) -> dict[str, Any]:
-    """timm's places of the maps of these strides; raises `UsageError` where it has not all."""
+    """timm's indices of the maps with these strides; raises `UsageError` where one is missing."""
     import timm
 
     if not timm.is_model(name):
-        return {}  # said where it is built
+        return {}  # `create_backbone` raises the error
     with warnings.catch_warnings(), torch.device("meta"):
         warnings.simplefilter("ignore")
         strides = _feature_strides(name)
-    places = tuple(place for place, stride in enumerate(strides) if stride in wanted)
-    if not wanted or [strides[place] for place in places] != wanted:
+    indices = tuple(index for index, stride in enumerate(strides) if stride in wanted)
+    if not wanted or [strides[index] for index in indices] != wanted:
         raise UsageError(
-            f"model.strides: {wanted}, and {name} has feature maps of the strides {strides}. Take "
-            "them from these, in their order; or use a ResNet, RegNet or EfficientNet."
+            f"model.strides: {wanted}, but {name} has feature maps with the strides {strides}. "
+            "Choose from these, in order, or use a ResNet, RegNet or EfficientNet."
         )
-    return {"out_indices": places}
+    return {"out_indices": indices}
 
 
 def _feature_strides(name: str) -> list[int]:
     import timm
 
     try:
-        found: list[int] = _feature_info(timm.create_model(name, features_only=True)).reduction()
+        strides: list[int] = _feature_info(timm.create_model(name, features_only=True)).reduction()
     except NO_FEATURE_MAPS:
         return []
-    return found
+    return strides
 
 
 class Fcn(nn.Module):
-    """Images (n, channels, height, width) -> logits of that size by name: `out`, and `aux`."""
+    """Images (n, channels, height, width) -> logits of that size: `out`, and `aux` in training."""
 
     def __init__(self, backbone: Backbone, head: nn.Module, auxiliary: nn.Module) -> None:
         super().__init__()
@@ -228,8 +229,8 @@ class Fcn(nn.Module):
             logits["aux"] = self.aux_classifier(maps[-2])
         size = images.shape[-2:]
         return {
-            name: nn.functional.interpolate(few, size, mode="bilinear", align_corners=False)
-            for name, few in logits.items()
+            name: nn.functional.interpolate(logits_, size, mode="bilinear", align_corners=False)
+            for name, logits_ in logits.items()
         }
 
 

@@ -1,4 +1,4 @@
-"""Myrtle's ResNet-9 for small images (How to train your ResNet), with its bag of tricks."""
+"""Myrtle's ResNet-9 for small images (How to train your ResNet), with the tricks of part 8."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -21,7 +21,7 @@ Pool = Literal["after-activation", "before-norm"]
 
 @dataclass(frozen=True)
 class LayerOptions:
-    """What follows a convolution: norm and activation, and where a pool has its place."""
+    """What follows a convolution: norm, activation, and the position of the pool."""
 
     pool: Pool
     celu: float | None
@@ -85,7 +85,7 @@ class WhiteningBlock(nn.Sequential):
 
 
 class Residual(nn.Module):
-    """x + block(block(x)), nothing after the sum."""
+    """x + block(block(x)), without an activation after the sum."""
 
     def __init__(self, width: int, layers: LayerOptions) -> None:
         super().__init__()
@@ -145,10 +145,10 @@ def resnet9(
 ) -> nn.Module:
     """ResNet-9 with `width` channels after the first block (64 in the post), 8 times that last.
 
-    The final pool takes the maximum over all that is left, 4x4 for images of 32 px. The rungs of
+    The final pool takes the maximum over the whole map, 4x4 for images of 32 px. The changes of
     How to train your ResNet 8: `pool` before the norm; CELU of alpha `celu` in place of ReLU; batch
-    norm over `ghost` images, of which group g has images g, g + groups, ...; norms' scales fixed at
-    1; a first layer that whitens 3x3 patches. Raises `UsageError`.
+    norm over groups of `ghost` images, where group g has images g, g + groups, ...; the norms'
+    scales fixed at 1 (`frozen_scale`); a first layer that whitens 3x3 patches. Raises `UsageError`.
     """
     layers = LayerOptions(pool, celu, ghost, frozen_scale)
     if whitening_images is not None and whitening_eps is not None:
@@ -160,7 +160,7 @@ def resnet9(
     else:
         lacking = "whitening_eps" if whitening_eps is None else "whitening_images"
         raise UsageError(
-            f"model (resnet9): whitening needs both its keys, '{lacking}' is missing. "
+            f"model (resnet9): whitening needs two keys, and '{lacking}' is missing. "
             f"Add model.{lacking}, or remove the other."
         )
     return ResNet9(classes, stem, width, logit_scale, layers)

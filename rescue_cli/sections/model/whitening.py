@@ -13,9 +13,9 @@ from rescue_cli.sections.model.init import DataDependentInit
 class Whitening(DataDependentInit, nn.Conv2d):
     """Frozen filters: the principal components of image patches, each scaled to unit variance.
 
-    Images (n, channels, h, w) -> (n, channels * size^2, ...), twice as many where `mirrored`, which
-    adds each filter's negation. The filters are random until `init_from`, which wants `images` images.
-    A `bias` is trained; it starts as torch's or at zero.
+    Images (n, channels, h, w) -> (n, channels * size^2, ...), or twice as many channels where
+    `mirrored` adds each filter's negation. Filters are random until `init_from` is called with
+    `images` images. A `bias` is trained, initialised by torch or to zero.
     """
 
     whitens = True  # the mark of the parameter group `whitening`
@@ -44,7 +44,7 @@ class Whitening(DataDependentInit, nn.Conv2d):
 
     @torch.no_grad()
     def init_from(self, batches: Iterable[Tensor]) -> None:
-        """Takes the filters from normalised images in batches (n, channels, h, w)."""
+        """Computes the filters from normalised images in batches (n, channels, h, w)."""
         covariance = patch_covariance(batches, self.kernel_size[0], centred=self.centred)
         filters = whitening_filters(covariance, self.eps)
         if self.mirrored:
@@ -55,8 +55,8 @@ class Whitening(DataDependentInit, nn.Conv2d):
 def patch_covariance(batches: Iterable[Tensor], size: int, *, centred: bool) -> Tensor:
     """The covariance of all size x size patches inside the images, in float64.
 
-    A patch is flat in the order (channel, row, column). Not `centred`, it is the mean of the
-    products themselves, as in Myrtle's and airbench's; centred, torch.cov's, as in hlb's.
+    A patch is flattened in the order (channel, row, column). Without `centred` it is the mean of
+    the products, as in Myrtle's code and airbench; with it that of torch.cov, as in hlb-CIFAR10.
     """
     moments = [_patch_moments(images, size) for images in batches]
     products = torch.stack([product for product, _, _ in moments]).sum(0)
@@ -68,19 +68,19 @@ def patch_covariance(batches: Iterable[Tensor], size: int, *, centred: bool) -> 
 
 
 def _patch_moments(images: Tensor, size: int) -> tuple[Tensor, Tensor, int]:
-    """The patches' summed products and sums in float64, and how many they are."""
+    """Sums of the patches' products and of the patches, in float64, and the number of patches."""
     patches = functional.unfold(images.double(), size).transpose(0, 1).flatten(1)
     return patches @ patches.T, patches.sum(1), patches.shape[1]
 
 
 def whitening_filters(covariance: Tensor, eps: float) -> Tensor:
-    """Rows that whiten: eigenvectors from the largest eigenvalue down, over sqrt(it + eps).
+    """Whitening filters as rows: eigenvectors by descending eigenvalue, over sqrt(value + eps).
 
-    An eigenvector's sign is free. Here its product with (sqrt 1, sqrt 2, ...) is positive, which no
-    symmetry of a patch makes zero.
+    An eigenvector's sign is arbitrary; it is chosen such that the product with (sqrt 1, sqrt 2,
+    ...) is positive, because no symmetry of a patch makes that product zero.
     """
     values, vectors = torch.linalg.eigh(covariance)
-    places = torch.arange(1, len(values) + 1, dtype=vectors.dtype, device=vectors.device)
-    vectors = vectors * (places.sqrt() @ vectors).sign()
+    positions = torch.arange(1, len(values) + 1, dtype=vectors.dtype, device=vectors.device)
+    vectors = vectors * (positions.sqrt() @ vectors).sign()
     scaled: Tensor = (vectors / (values + eps).sqrt()).T.flip(0)
     return scaled

@@ -1,4 +1,4 @@
-"""The section `optim`: optimizers, and which parameters each of them moves."""
+"""The section `optim`: optimizers, and which parameters each of them updates."""
 
 from collections.abc import Callable
 

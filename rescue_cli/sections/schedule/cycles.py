@@ -1,4 +1,4 @@
-"""Rates that rise and fall, with the momentum against them (Smith), and the range test's ramp."""
+"""Cyclical schedules with opposed momentum (Smith), and the ramp of the LR range test."""
 
 import math
 from itertools import pairwise
@@ -9,7 +9,7 @@ from rescue_cli.recipe.schema import Epochs, Fraction, NotNegative, Positive
 from rescue_cli.sections.schedule.base import Rates, Schedule, ScheduleContext
 
 MomentumRange = tuple[Fraction, Fraction] | None  # momentum at the lowest rate and at the highest
-MIN_FACTOR = 1e-3  # of the base rate: what Smith's solver never goes below, and its tail
+MIN_FACTOR = 1e-3  # of the base rate: the minimum in Smith's solver
 
 
 def one_cycle(
@@ -20,12 +20,12 @@ def one_cycle(
     momentum: MomentumRange,
     tail_momentum: Literal["paper", "hold"],
 ) -> Schedule:
-    """1cycle as Smith's Caffe solver runs it: base to `lr`, `lr` to nothing, and a low tail.
+    """1cycle as in Smith's Caffe solver: from base up to `lr`, down towards 0, then a low tail.
 
-    With base = base_factor lr, linear from base to `lr` in `stepsize_epochs`, linear to 0 in as
-    many, never below base / 1000, and that from there on. `momentum` [a, b] goes a, b, a over the
-    cycle. Caffe's formula (A.2) then begins a second cycle of half the height, so that momentum
-    dips in the tail again: `tail_momentum: paper`; `hold` stays at a.
+    With base = base_factor lr: linear from base to `lr` in `stepsize_epochs`, linear towards 0 in
+    as many, but never below base / 1000, which is kept to the end. `momentum` [a, b] goes a, b, a
+    over the cycle. Caffe's formula (A.2) then starts a second cycle of half the height, so momentum
+    dips again in the tail (`tail_momentum: paper`); `hold` keeps it at a.
     """
     stepsize = _stepsize_in_steps(stepsize_epochs, span)
     base = base_factor * span.lr
@@ -48,10 +48,10 @@ def cyclical(
     momentum: MomentumRange,
     mode: Literal["triangular", "triangular2"],
 ) -> Schedule:
-    """Cyclical learning rates (Smith 2015): from base_factor lr to `lr` and back, for ever.
+    """Cyclical learning rates (Smith 2015): from base_factor lr to `lr` and back, repeatedly.
 
     Each way takes `stepsize_epochs`. `triangular2` halves the height with every cycle. `momentum`
-    [a, b] goes a, b, a against it. As torch's `CyclicLR`.
+    [a, b] goes a, b, a in the opposite direction. As torch's `CyclicLR`.
     """
     stepsize = _stepsize_in_steps(stepsize_epochs, span)
     base = base_factor * span.lr
@@ -73,11 +73,11 @@ def torch_one_cycle(
     three_phase: bool,
     momentum: MomentumRange,
 ) -> Schedule:
-    """torch's `OneCycleLR` over all updates, fastai's form: `lr` / div_factor, `lr`, near nothing.
+    """torch's `OneCycleLR` over all steps, fastai's form: from lr / div_factor to `lr` to near 0.
 
-    Two phases, the first `pct_start` of the updates, or three: up, down to the start in as many,
-    and down to the end. The end is lr / (div_factor final_div_factor). `momentum` [a, b] goes
-    a, b, a. Raises `UsageError` where a phase would have no update.
+    Two phases, of which the first takes `pct_start` of the steps, or three: up, down to the start
+    in as many steps, and down to the end. The end is lr / (div_factor final_div_factor).
+    `momentum` [a, b] goes a, b, a. Raises `UsageError` where a phase would have no step.
     """
     start = span.lr / div_factor
     end = start / final_div_factor
@@ -89,7 +89,7 @@ def torch_one_cycle(
     if any(b <= a for a, b in pairwise([0.0, *ends])):
         raise UsageError(
             f"schedule (torch-one-cycle).pct_start: {pct_start} of {span.steps} steps leaves a "
-            "phase without a step. Give another share, or more epochs."
+            "phase without a step. Use another value, or more epochs."
         )
     ease = _half_cosine if anneal == "cos" else _linear
 
@@ -111,10 +111,10 @@ def ramp(
     shape: Literal["linear", "exponential"],
     momentum: MomentumRange,
 ) -> Schedule:
-    """The LR range test: from `start_lr` at the first update to `end_lr` after the last.
+    """The LR range test: from `start_lr` at the first step to `end_lr` after the last.
 
-    `momentum` [a, b] moves linearly from a to b meanwhile. Raises `UsageError` for an exponential
-    ramp from 0.
+    `momentum` [a, b] changes linearly from a to b. Raises `UsageError` for an exponential ramp
+    from 0.
     """
     if not start_lr < end_lr or (shape == "exponential" and start_lr == 0):
         raise UsageError(
@@ -132,20 +132,20 @@ def ramp(
 
 
 def _stepsize_in_steps(epochs: float, span: ScheduleContext) -> float:
-    """In updates; raises `UsageError` for none."""
+    """The step size in steps; raises `UsageError` where it is 0."""
     if epochs * span.steps_per_epoch <= 0:
-        raise UsageError("schedule.stepsize_epochs: 0 is no cycle. Give half a cycle in epochs.")
+        raise UsageError("schedule.stepsize_epochs: must be above 0. Give half a cycle in epochs.")
     return epochs * span.steps_per_epoch
 
 
 def _triangle(x: float, *, halving: bool) -> float:
-    """0 at x = 0, 1 at 1, 0 at 2 and so on; with every cycle half as high, or not."""
+    """A triangle wave: 0 at x = 0, 1 at 1, 0 at 2 and so on; `halving` its height each cycle."""
     cycle = math.floor(x / 2)
     return math.ldexp(1 - abs(x - 2 * cycle - 1), -cycle if halving else 0)
 
 
 def _opposed_momentum(momentum: tuple[float, float] | None, height: float) -> float | None:
-    """The momentum where the rate is at `height` between its lowest, 0, and its highest, 1."""
+    """The momentum where the rate is at `height`, from 0 (lowest) to 1 (highest)."""
     return None if momentum is None else _linear(*momentum, height)
 
 

@@ -1,4 +1,4 @@
-"""Rates that fall: constant, cosine, exponential, by steps, by a power, along straight lines."""
+"""Decaying schedules: constant, cosine, exponential, step, inv, poly, piecewise linear."""
 
 import math
 from itertools import pairwise
@@ -23,11 +23,11 @@ def cosine(
     per: Literal["epoch", "step"],
     warmup_prefix: bool = False,
 ) -> Schedule:
-    """Half a cosine from `lr` to `min_lr` over all epochs, its first ones replaced by a ramp.
+    """Half a cosine from `lr` to `min_lr` over all epochs, with a linear warm-up from `warmup_lr`.
 
-    As timm's `CosineLRScheduler`: the cosine counts from epoch 0, so that the peak is never quite
-    reached; with `warmup_prefix` it begins where the ramp ends, and takes the epochs that are left
-    (Bag of Tricks, 5.1). `per: epoch` holds the rate within an epoch (timm's default).
+    As timm's `CosineLRScheduler`: the cosine counts from epoch 0, so the peak is never quite
+    reached; with `warmup_prefix` it starts after the warm-up and takes the remaining epochs (Bag
+    of Tricks, 5.1). `per: epoch` keeps the rate constant within an epoch (timm's default).
     """
     begun = warmup_epochs if warmup_prefix else 0.0
 
@@ -52,9 +52,9 @@ def exponential(
     warmup_factor: Fraction,
     per: Literal["epoch", "step"],
 ) -> Schedule:
-    """lr end_factor^(t / epochs), in the first epochs times a factor that rises to 1 (FAMS, pycls).
+    """lr end_factor^(t / epochs), with a warm-up factor from `warmup_factor` to 1 (FAMS, pycls).
 
-    `per: epoch` holds the rate within an epoch.
+    `per: epoch` keeps the rate constant within an epoch.
     """
 
     def rates(step: int) -> Rates:
@@ -74,10 +74,10 @@ def step(
     factor: Positive | list[Positive],
     warmup_epochs: Epochs | None = None,
 ) -> Schedule:
-    """The learning rate times `factor` at each milestone (epochs), held in between.
+    """Multiplies the learning rate by `factor` at each milestone (in epochs).
 
-    A list of factors has one for each milestone. In the first `warmup_epochs` the rate rises from
-    0 in a straight line, update by update (Goyal et al. 2017; Bag of Tricks, 3.1).
+    A list of factors has one per milestone. In the first `warmup_epochs` the rate rises linearly
+    from 0, step by step (Goyal et al. 2017; Bag of Tricks, 3.1).
     """
     factors = factor if isinstance(factor, list) else [factor] * len(milestones)
     if len(factors) != len(milestones):
@@ -96,19 +96,19 @@ def step(
 
 
 def inv(span: ScheduleContext, *, gamma: Positive, power: Positive) -> Schedule:
-    """lr (1 + gamma t)^-power after t updates (Caffe's `inv`, LeNet's policy there)."""
+    """lr (1 + gamma t)^-power after t steps (Caffe's `inv`, which its LeNet uses)."""
     return lambda step: Rates(span.lr * (1 + gamma * step) ** -power)
 
 
 def poly(span: ScheduleContext, *, power: Positive) -> Schedule:
-    """lr (1 - t / steps)^power, update by update (DeepLab; Chen et al. 2016)."""
+    """lr (1 - t / steps)^power after t steps (DeepLab; Chen et al. 2016)."""
     return lambda step: Rates(span.lr * max(0.0, 1 - step / span.steps) ** power)
 
 
 def piecewise(
     span: ScheduleContext, *, epochs: list[Epochs], factors: list[NotNegative]
 ) -> Schedule:
-    """Straight lines between knots: at `epochs[i]` the rate is `lr * factors[i]`."""
+    """Linear between knots: at `epochs[i]` the rate is `lr * factors[i]`."""
     if len(epochs) != len(factors) or len(epochs) < 2:
         raise UsageError(
             f"schedule (piecewise): {len(epochs)} epochs and {len(factors)} factors. "

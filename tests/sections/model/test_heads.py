@@ -66,13 +66,13 @@ def transfer(name: str) -> set[str]:
     own = network.state_dict()
     assert own.keys() == source.keys()
     differ = {k.rpartition(".")[0] for k in own if own[k].shape != source[k].shape}
-    fitted = match_weights(network, source, "weights", name, whole=False, new_head=False)
+    fitted = match_weights(network, source, "weights", name, strict=False, new_head=False)
     assert (set(fitted.new), fitted.notes) == (differ, ())
     assert fitted.tensors.keys() == {k for k in own if k.rpartition(".")[0] not in differ}
     network.load_state_dict(fitted.tensors, strict=False)
-    same = match_weights(network, own, "weights", name, whole=True, new_head=False)
+    same = match_weights(network, own, "weights", name, strict=True, new_head=False)
     assert (same.new, same.tensors.keys()) == ((), own.keys())
-    again = match_weights(network, own, "weights", name, whole=False, new_head=True)
+    again = match_weights(network, own, "weights", name, strict=False, new_head=True)
     assert set(again.new) == differ, "of equal size as well, where that is asked for"
     of_head = {f"{layer}.weight" for layer in differ}
     assert {k for k, group in parameter_groups(network).items() if group == "head"} == of_head
@@ -142,7 +142,7 @@ def test_weights_of_other_images_than_rgb_transfer_to_such_images(name: str, cha
     )
     source = timm.create_model(name, num_classes=1000, **shape).state_dict()
     network: Any = timm.create_model(name, num_classes=10, **shape)
-    fitted = match_weights(network, source, "weights", name, whole=False, new_head=False)
+    fitted = match_weights(network, source, "weights", name, strict=False, new_head=False)
     assert (set(fitted.new), fitted.notes) == (KINDS[name], ())
     network.load_state_dict(fitted.tensors, strict=False)
     images = torch.zeros(2, channels, 64, 64)
