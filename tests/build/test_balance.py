@@ -102,8 +102,8 @@ def test_a_name_in_the_other_normal_form_is_the_same_class() -> None:
     ("overrides", "said"),
     [
         (["loss.class_weights=[1,2]"],
-         "loss.class_weights: 2 weights for 10 classes. Give one for each in the classes' order, "
-         "or a mapping by name, or balanced."),
+         "loss.class_weights: 2 weights for 10 classes. Give one per class, in order, or a "
+         "mapping by name, or balanced."),
         (["loss.class_weights={Bag: 0}"],
          "loss (cross-entropy).class_weights.Bag: 0 must be above 0."),
         (["loss.class_weights=even"], "loss (cross-entropy).class_weights: 'even' is not one of "
@@ -458,13 +458,13 @@ def test_classes_that_training_does_not_know_are_refused_by_name_or_left_out(
         load(tmp_path)
     assert str(error.value) == (
         f"{tmp_path}/val/dog: not one of the classes. Known: ant, bee. Nor is eel. Rename or "
-        "remove the folders, or evaluate without: data.unknown_classes=skip."
+        "remove the folders, or skip such images with data.unknown_classes=skip."
     )
     found = load(tmp_path, unknown_classes="skip")
     assert found.tests["val"].labels.tolist() == [0, 0, 1]
     assert found.notes == (
-        f"{tmp_path}/val: 1 of 6 images lie in sub-folders of their class, and count as the "
-        "class's: the first eel/monday/0.png",
+        f"{tmp_path}/val: 1 of 6 images are in subfolders of their class folder and belong to "
+        "that class; the first is eel/monday/0.png",
         "val: left out 3 of 6 images, whose classes (dog, eel) training does not know.",
     )
 

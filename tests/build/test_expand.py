@@ -104,7 +104,9 @@ def test_two_names_of_a_network_are_refused(override: str) -> None:
 
 
 def test_an_unknown_network_and_one_that_sees_one_size_are_refused() -> None:
-    with pytest.raises(UsageError, match=r"'resnet51' is neither ours nor timm's. Did you mean"):
+    with pytest.raises(
+        UsageError, match=r"'resnet51' is not a model of rescue or timm. Did you mean"
+    ):
         options.model(load("a3"), "resnet51", [])
     with pytest.raises(UsageError) as refused:
         options.model(load("a3"), "mixer_b16_224", [])

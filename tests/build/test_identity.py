@@ -260,7 +260,7 @@ def test_what_is_said_of_other_arrays() -> None:
     )
     other = replace(data, classes=("ash", "cedar", "birch"))
     assert describe_difference(before, compute_fingerprint(other, ["test"])) == (
-        "its classes stand in another order: 'cedar' where 'birch' was"
+        "its classes are in another order: 'cedar' where 'birch' was"
     )
 
 

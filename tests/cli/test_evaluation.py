@@ -236,9 +236,9 @@ def test_real_without_the_images_numbers_is_refused(
     ended = rescue("eval", network, f"data.test_root={imagenet_sample}", "--sets", "val,real")
     assert ended.code == 3
     assert ended.err.splitlines()[-1] == (
-        f"error: {imagenet_sample}/n01443537/n01443537_goldfish.JPEG: no number of "
-        "ILSVRC2012_val_00000001 to _00050000 in its name, by which ReaL labels an image. "
-        "Keep the validation images' own names, or leave out the set real."
+        f"error: {imagenet_sample}/n01443537/n01443537_goldfish.JPEG: the name has no number "
+        "ILSVRC2012_val_00000001 to _00050000, by which ReaL identifies images. Keep the original "
+        "file names, or leave out the set real."
     )
 
 

@@ -291,7 +291,7 @@ def test_classes_that_a_network_does_not_know_are_refused_or_told(
 def test_why_a_file_cannot_be_read_is_said_without_pythons_own_words(tmp_path: Path) -> None:
     with pytest.raises(UnidentifiedImageError) as unknown:
         decode_with_pil(b"no image")
-    assert describe_error(unknown.value) == "no kind of image that is known"
+    assert describe_error(unknown.value) == "not a readable image"
     with pytest.raises(IsADirectoryError) as folder:
         tmp_path.read_bytes()
     assert describe_error(folder.value) == "Is a directory"

@@ -157,8 +157,8 @@ def test_a_mask_of_another_size_is_refused_before_training(tmp_path: Path) -> No
     with pytest.raises(DataError) as refused:
         read("mask-folder", root)
     assert str(refused.value).startswith(
-        f"{mask}: is of an image of 32 x 24 pixels, and {root / 'test' / 'images' / '2.png'} is "
-        "64 x 48 with data.exif=ignored."
+        f"{mask}: annotates an image of 32 x 24 pixels, and {root / 'test' / 'images' / '2.png'} "
+        "is 64 x 48 with data.exif=ignored."
     )
 
 
@@ -206,7 +206,8 @@ def test_halved_images_are_refused_with_both_sizes(tmp_path: Path) -> None:
     with pytest.raises(DataError) as refused:
         read("voc-folder", root)
     assert str(refused.value).startswith(
-        f"{xml}: is of an image of 64 x 48 pixels, and {image} is 32 x 24 with data.exif=ignored."
+        f"{xml}: annotates an image of 64 x 48 pixels, and {image} is 32 x 24 with "
+        "data.exif=ignored."
     )
     for file in (root / "Annotations").iterdir():  # and where no size is said, by the boxes
         file.write_text(drawn_scenes.annotation(drawn_scenes.scene(int(file.stem))[1], (0, 0)))
@@ -239,7 +240,7 @@ def test_boxes_of_the_upright_picture_on_one_stored_lying_name_the_key(tmp_path:
     ("box", "said"),
     [
         (("0.1", "0.2", "0.5", "0.6"), "no box reaches beyond the first pixel"),
-        (("1", "nan", "5", "6"), "a box with an edge that is no number: 1.0, nan, 5.0, 6.0"),
+        (("1", "nan", "5", "6"), "a box edge is not a finite number: 1.0, nan, 5.0, 6.0"),
         (("1", "1", "inf", "6"), "a box with an edge that is no number"),
     ],
 )
@@ -366,13 +367,13 @@ def test_what_a_coco_file_has_too_much_of_is_counted_and_named(tmp_path: Path) -
     file = edited(root, edit)
     data = read("coco-boxes", root)
     assert data.notes == (
-        f"1 annotation is there twice, and counts once; the first in {file}",
-        f"1 annotation is of an image that is not listed, and is left out; the first in {file}",
-        "1 image has no entry in _annotations.coco.json, and is left out; the first in "
+        f"1 annotation is there twice, and counts once; first in {file}",
+        f"1 annotation is of an image that is not listed, and is left out; first in {file}",
+        "1 image has no entry in _annotations.coco.json, and is left out; first in "
         f"{root / 'train' / 'extra.png'}",
-        f"1 box has no area and is left out; the first in {file}, 1.png",
-        f"1 box reaches over its image's edge and is cut; the first in {file}, 1.png",
-        f"1 box lies outside its image and is left out; the first in {file}, 1.png",
+        f"1 box has no area and is left out; first in {file}, 1.png",
+        f"1 box reaches over its image's edge and is cut; first in {file}, 1.png",
+        f"1 box lies outside its image and is left out; first in {file}, 1.png",
     )
     assert len(data.train) == 4
     assert len(data.train.target(3).boxes) == 0, "an image without objects stays"
@@ -388,7 +389,7 @@ def _first(**changes: Any) -> Edit:
     ("edit", "said"),
     [
         (lambda t: t["images"][0].update(width=32, height=24),
-         "0.png: is of an image of 32 x 24 pixels, and .*0.png is 64 x 48"),
+         "0.png: annotates an image of 32 x 24 pixels, and .*0.png is 64 x 48"),
         (lambda t: t["images"][1].update(id=100), "images: the id 100 is there twice"),
         (lambda t: t["images"][1].update(file_name="0.png"), "0.png is listed 2 times"),
         (lambda t: t["images"][1].update(file_name="gone.png"),
@@ -403,7 +404,7 @@ def _first(**changes: Any) -> Edit:
         (_first(bbox=[1, 2, 3]), "0.png: annotation 1: not enough values"),
         (_first(bbox=[1, 2, float("nan"), 4]), "1: a box with an edge that is no number"),
         (_first(bbox=None, segmentation=[]), "annotation 1: has neither a box nor polygons"),
-        (_first(bbox=None, segmentation=[[1, 2, 3, 4, 5]]), "a polygon of 5 numbers"),
+        (_first(bbox=None, segmentation=[[1, 2, 3, 4, 5]]), "a polygon has 5 numbers"),
         (lambda t: [a.update(bbox=[0.1, 0.2, 0.3, 0.4]) for a in t["annotations"]],
          "no box reaches beyond the first pixel"),
     ],
@@ -421,7 +422,7 @@ def test_what_a_coco_file_cannot_mean_is_refused(tmp_path: Path, edit: Edit, sai
     ("segmentation", "said"),
     [
         ({"size": [64, 48], "counts": [10, 20]}, "run lengths are of height and width"),
-        ([[1, 2, 3, 4, 5]], "a polygon of 5 numbers"),
+        ([[1, 2, 3, 4, 5]], "a polygon has 5 numbers"),
     ],
 )
 def test_shapes_of_another_size_are_refused(tmp_path: Path, segmentation: Any, said: str) -> None:
@@ -439,8 +440,8 @@ def test_objects_without_a_shape_are_ignored_pixels_and_a_set_without_any_is_ref
     file = edited(root, _first(segmentation=[]))
     data = read("coco-masks", root)
     assert data.notes[:1] == (
-        "1 object has a box and no shape: the pixels of the box are ignored; the first in "
-        f"{file}, 0.png: annotation 1",
+        f"1 object has a box and no shape: the pixels of the box are ignored; first in {file}, "
+        "0.png: annotation 1",
     )
     _, box = drawn_scenes.scene(0)[1][0]
     assert (data.train.target(0)[box.top : box.bottom, box.left : box.right] == IGNORED).all()

@@ -144,7 +144,7 @@ def test_a_wrong_checksum_is_refused_before_unpacking(tmp_path: Path) -> None:
         download_once("http://127.0.0.1:9/data.tar", file, known)
     found = hashlib.md5(file.read_bytes()).hexdigest()
     assert str(error.value) == (
-        f"{file}: its md5 is {found}, not {known}. Delete the file and fetch it again."
+        f"{file}: its md5 is {found}, not {known}. Delete the file and download it again."
     )
 
 

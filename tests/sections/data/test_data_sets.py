@@ -462,7 +462,7 @@ def test_two_roots_and_further_sets_of_a_folder(tmp_path: Path) -> None:
 def test_what_is_wrong_with_a_folder_is_said_with_its_name(tmp_path: Path) -> None:
     root = str(tmp_path)
     assert refusal("folder", root=root) == (
-        f"{root}/train: no such folder. Point data.root= (or train_root, test_root) at it."
+        f"{root}/train: no such folder. Set data.root= (or train_root, test_root)."
     )
     (tmp_path / "train").mkdir()
     assert f"{root}/train: has no class folders" in refusal("folder", root=root)
@@ -507,8 +507,8 @@ def test_without_root_and_rescue_data_both_cures_are_named(
 ) -> None:
     monkeypatch.delenv("RESCUE_DATA", raising=False)
     assert refusal(name) == (
-        f"data.root: not given, and the data set '{name}' is not packaged. "
-        f"Give data.root=DIR or set RESCUE_DATA so that RESCUE_DATA/{name} is the folder."
+        f"data.root: missing; the data set '{name}' is not packaged with rescue. Give "
+        f"data.root=DIR, or set RESCUE_DATA so that RESCUE_DATA/{name} is the folder."
     )
 
 

@@ -105,8 +105,8 @@ def test_corrupt_and_empty_images_are_replaced_counted_and_named_once(
     assert len(log) == 2
     for path in broken:
         (line,) = [line for line in log if str(path) in line]
-        assert line.startswith(f"corrupt image replaced by another: {path}: ")
-        assert len(line) > len(f"corrupt image replaced by another: {path}: ")
+        assert line.startswith(f"corrupt image replaced: {path}: ")
+        assert len(line) > len(f"corrupt image replaced: {path}: ")
     differing = [i for i, (a, b) in enumerate(zip(intact, found, strict=False)) if a != b]
     assert [intact[i][0] for i in sorted(differing)] == [
         number for number, _ in intact if number in (6, 13)

@@ -100,9 +100,9 @@ def test_a_name_without_a_number_is_refused(pattern: str) -> None:
     with pytest.raises(DataError) as error:
         real_labels(files([7], pattern))
     assert str(error.value) == (
-        f"val/n01440764/{pattern.format(7)}: no number of ILSVRC2012_val_00000001 to _00050000 in "
-        "its name, by which ReaL labels an image. Keep the validation images' own names, or leave "
-        "out the set real."
+        f"val/n01440764/{pattern.format(7)}: the name has no number ILSVRC2012_val_00000001 to "
+        "_00050000, by which ReaL identifies images. Keep the original file names, or leave out "
+        "the set real."
     )
 
 

@@ -478,7 +478,7 @@ def test_whitening_wants_both_its_keys() -> None:
     with pytest.raises(UsageError) as error:
         resnet9(whitening_images=10)
     assert str(error.value) == (
-        "model (resnet9): whitening needs both its keys, 'whitening_eps' is missing. "
+        "model (resnet9): whitening needs two keys, and 'whitening_eps' is missing. "
         "Add model.whitening_eps, or remove the other."
     )
 
@@ -537,6 +537,6 @@ def test_a_micro_batch_that_does_not_divide_into_groups_is_refused_before_a_devi
     with pytest.raises(UsageError) as error:
         build.check(recipe)
     assert str(error.value) == (
-        "model.ghost: 128 images of a micro-batch do not divide into groups of 48. "
+        "model.ghost: 128 does not divide into groups of 48. "
         "Set train.device_batch_size to a multiple of 48, or model.ghost to a divisor."
     )

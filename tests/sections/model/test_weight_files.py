@@ -149,7 +149,7 @@ def checkpoints(state: State) -> dict[str, tuple[Any, str]]:
         ),
         "an average of parameters": (
             {"model": state, "ema": {k: v for k, v in other.items() if "running_" not in k}},
-            "'ema' is no whole network; 'model' is taken",
+            "'ema' is not a complete network; 'model' is taken",
         ),
         "an average's decay": (
             {"state_dict": state, "ema": {"decay": torch.tensor(0.99)}},
@@ -157,7 +157,7 @@ def checkpoints(state: State) -> dict[str, tuple[Any, str]]:
         ),
         "an average's decays": (
             {"state_dict": state, "ema": {"decay": torch.tensor([0.99])}},
-            "'ema' is no whole network; 'state_dict' is taken",
+            "'ema' is not a complete network; 'state_dict' is taken",
         ),
         "an average within": (
             {"state_dict": other, "model_ema": {"num_updates": torch.tensor(3), "module": state}},
@@ -169,7 +169,7 @@ def checkpoints(state: State) -> dict[str, tuple[Any, str]]:
         ),
         "decays beside tensors": (
             {**state, "ema": {"decay": torch.tensor([0.99])}},
-            "'ema' is no whole network",
+            "'ema' is not a complete network",
         ),
         "a number beside an unknown name": (
             {"mine": state, "best": torch.tensor(71.5)},
@@ -214,7 +214,7 @@ def test_a_part_of_a_file_is_named_after_a_hash(state: State, tmp_path: Path) ->
     with pytest.raises(UsageError) as raised:
         loaded(file)
     choices = f"{file}#module.k or {file}#module.q"
-    assert str(raised.value) == f"model.weights: {file} holds the network twice. Give {choices}."
+    assert str(raised.value) == f"model.weights: {file} contains the network twice. Give {choices}."
     assert same(loaded(f"{file}#module.q")[0], state)
     assert same(loaded(f"{file}#state_dict.module.k")[0], moved(state))
     torch.save({"a": state, "b": state}, file)
@@ -224,7 +224,7 @@ def test_a_part_of_a_file_is_named_after_a_hash(state: State, tmp_path: Path) ->
     with pytest.raises(UsageError) as raised:
         loaded(file)
     choices = f"{file}#student or {file}#teacher"
-    assert str(raised.value) == f"{file}: holds several weights. Give {choices}."
+    assert str(raised.value) == f"{file}: contains several networks. Give {choices}."
     assert same(loaded(f"{file}#teacher")[0], state)
     hashed = tmp_path / "w#1.pth"
     torch.save(state, hashed)
@@ -289,9 +289,9 @@ def test_counts_of_batches_and_a_head_may_be_missing(state: State, tmp_path: Pat
     torch.save(body, file)
     found, said = loaded(file, 10)
     assert same(found, body)
-    assert said == "fc is not there and begins anew"
+    assert said == "fc missing, reinitialised"
     torch.save({**body, "fc.0.weight": torch.ones(3, 3)}, file)
-    assert loaded(file, 10)[1] == "fc is not there and begins anew; 1 not read (fc.0.weight)"
+    assert loaded(file, 10)[1] == "fc missing, reinitialised; 1 not read (fc.0.weight)"
     assert refused(file) == (
         f"model.weights: {file} does not fit {NAME}: 2 tensors are missing (fc.bias, fc.weight), "
         "1 tensors are unknown (fc.0.weight). All but the head fits: name the data of the classes "
@@ -304,7 +304,7 @@ def test_positions_of_another_size_are_resampled_by_timm_and_said(tmp_path: Path
     small = timm.create_model("test_vit", num_classes=1000, img_size=64).state_dict()
     torch.save(small, file)
     found, said = loaded(file, 10, name="test_vit", img_size=96)
-    assert said == "names and shapes brought to timm's by timm"
+    assert said == "names and shapes converted by timm"
     assert found["pos_embed"].shape != small["pos_embed"].shape
     assert same(found, {k: v for k, v in small.items() if k != "pos_embed" and "head" not in k})
 
@@ -315,7 +315,7 @@ def test_weights_that_must_fit_whole_are_reshaped_and_never_resampled(tmp_path: 
     kernel = "patch_embed.proj.weight"
     torch.save({**state, kernel: state[kernel].flatten(1)}, file)  # as linear layers have it
     found, said = loaded(file, name="test_vit", img_size=64)
-    assert said == "names and shapes brought to timm's by timm"
+    assert said == "names and shapes converted by timm"
     assert same(found, state)
     assert refused(file, name="test_vit", img_size=96).startswith(
         f"model.weights: {file} does not fit test_vit: 2 tensors are of another shape "
@@ -449,7 +449,7 @@ POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsiz
 OTHERS: dict[str, tuple[Callable[[Path, State], Any], str]] = {
     "pointer": (
         lambda file, _: file.write_bytes(POINTER),
-        r"is a git-lfs pointer in place of the weights \(\d+ bytes\)\. Run 'git lfs pull'\.",
+        r"is a git-lfs pointer, not the weights \(\d+ bytes\)\. Run 'git lfs pull'\.",
     ),
     "page": (
         lambda file, _: file.write_text("\n<!DOCTYPE html><html>Sign in</html>"),
@@ -468,7 +468,7 @@ OTHERS: dict[str, tuple[Callable[[Path, State], Any], str]] = {
     "tar": (tarred, r"is a tar archive\. Unpack it with tar -xf, and give what is in it\."),
     "keras": (
         lambda file, _: file.write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(99)),
-        r"is an HDF5 file, as Keras writes them",
+        r"is an HDF5 file, as written by Keras",
     ),
     "numpy": (
         lambda file, _: file.write_bytes(npz()),

@@ -136,12 +136,12 @@ def test_a_module_is_named_for_all_its_parameters_which_keep_their_kinds() -> No
     [
         (
             [{"params": "filters"}, {"params": "norms"}],
-            "optim: 1 parameters ('biases': fc.bias, ...) are claimed by none. "
-            "Add an item with params: biases, or params: all to one.",
+            "optim: 1 parameters ('biases': fc.bias, ...) are in no item. Add an item with "
+            "params: biases, or give one item params: all.",
         ),
         (
             [{"params": "all"}, {"params": "norms"}],
-            "optim: the parameters 'norms' are claimed twice, by items 0 and 1. Give them to one.",
+            "optim: the parameters 'norms' are in two items, 0 and 1. Remove them from one.",
         ),
         (
             [{"params": "all"}, {}],

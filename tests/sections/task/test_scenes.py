@@ -420,9 +420,9 @@ def test_boxes_without_area_are_left_out_and_counted(tmp_path: Path) -> None:
     assert len(data.train.target(1).boxes) == 0, "an image without objects stays"
     file = root / "Annotations" / "0.xml"
     assert data.notes == (
-        f"1 box has no area and is left out; the first in {file}",
-        f"1 box reaches over its image's edge and is cut; the first in {file}",
-        f"1 box lies outside its image and is left out; the first in {file}",
+        f"1 box has no area and is left out; first in {file}",
+        f"1 box reaches over its image's edge and is cut; first in {file}",
+        f"1 box lies outside its image and is left out; first in {file}",
     )
 
 
@@ -431,7 +431,7 @@ def test_boxes_without_area_are_left_out_and_counted(tmp_path: Path) -> None:
     [
         ("Annotations/0.xml", "<annotation>", "0.xml: cannot be read: "),
         ("Annotations/0.xml", "<annotation><object><name>red</name></object></annotation>",
-         "an object without a name or without a bndbox"),
+         "an object has no name or no bndbox"),
         ("Annotations/8.xml", drawn_scenes.annotation([("blue", drawn_scenes.Box(1, 1, 9, 9))]),
          "'blue' is not one of the classes."),
         ("ImageSets/Main/train.txt", "0\n99\n", "99.xml: cannot be read"),
