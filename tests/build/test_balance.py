@@ -434,7 +434,7 @@ def test_a_test_set_without_a_class_is_read_by_the_names_of_the_others(
     found = load(tmp_path)
     assert found.tests["val"].labels.tolist() == [0, 0, 2]
     assert found.notes == (
-        "val: no image of 1 of 3 classes (bee): recall unknown; balanced accuracy is over the "
+        "val: no image of 1 of 3 classes (bee): recall unknown; balanced accuracy averages the "
         "other 2.",
     )
 

@@ -236,8 +236,8 @@ def test_files_that_are_no_weights_are_refused(tmp_path: Path) -> None:
     broken = tmp_path / "broken.safetensors"
     broken.write_bytes(b"not weights")
     assert refusal(str(broken), error=DataError, model="resnet18") == (
-        f"{broken}: is neither safetensors nor what torch.save writes; it begins with b'not weig'. "
-        "Copy or download it again."
+        f"{broken}: is neither a safetensors file nor one of torch.save; it begins with "
+        "b'not weig'. Copy or download it again."
     )
 
 
@@ -284,7 +284,7 @@ def test_timms_weights_without_a_network_are_refused_with_the_cure(tmp_path: Pat
         "size 224, crop 0.95, interpolation bicubic (by timm)",
         "timm also tests it larger: --sizes 288 --crops 1",
         "val: no image of 999 of 1000 classes (goldfish, great white shark, tiger shark, "
-        "hammerhead, electric ray and 994 more): recall unknown; balanced accuracy is over the "
+        "hammerhead, electric ray and 994 more): recall unknown; balanced accuracy averages the "
         "other 1.",
         "error: timm:resnet50.a2_in1k: the weights could not be downloaded "
         "(HF_HUB_OFFLINE is set). On a machine with network access, download "

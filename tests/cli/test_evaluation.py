@@ -224,7 +224,7 @@ def test_further_sets_need_no_root(
     assert (result["protocol"]["set"], result["count"]) == ("v2", 10)
     ended = rescue(*line)
     assert ended.code == 3
-    assert "data.root: not given" in ended.err
+    assert "data.root: missing" in ended.err
     assert list((tmp_path / "runs/eval-tf_efficientnet_lite0-imagenet").iterdir()) == [
         tmp_path / "runs/eval-tf_efficientnet_lite0-imagenet/0"
     ], "an evaluation leaves a result or nothing"

@@ -147,7 +147,7 @@ def test_layers_learn_the_slower_the_further_below_the_head() -> None:
 def test_a_net_without_known_layers_refuses_their_decay() -> None:
     recipe = recipes.load("quickstart", ["optim.layer_decay=0.5"])
     network = build.model(recipe, 10, torch.device("cpu"))
-    known = "the layers of resnet9 have no order that timm knows"
+    known = "timm defines no layer order for resnet9"
     with pytest.raises(UsageError, match=known):
         build.check(recipe)
     with pytest.raises(UsageError, match=known):

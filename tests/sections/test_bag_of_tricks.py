@@ -130,7 +130,7 @@ def test_a_net_without_bottlenecks_has_no_stride_to_move(rescue: Rescue) -> None
         "train", "--recipe", "bot-baseline", "model.name=resnet18", "data.root=DIR", "--dry-run"
     )
     assert ended.code == 2
-    assert "stride_in: 1x1 needs a ResNet of bottlenecks." in ended.err
+    assert "stride_in: 1x1 needs a ResNet with bottlenecks." in ended.err
     moved = rescue(
         "train", "--recipe", "bot-baseline", "--model", "resnet18", "data.root=DIR", "--dry-run"
     )
@@ -263,7 +263,7 @@ def test_jitter_with_hue_draws_it_evenly_in_any_of_24_orders(
 
 
 def test_hue_is_shifted_or_scaled_and_not_both() -> None:
-    with pytest.raises(UsageError, match=r"hue is shifted or scaled\. Give one of the two\."):
+    with pytest.raises(UsageError, match=r"hue and hue_factor exclude each other\. Give one\."):
         colour_jitter(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, hue_factor=0.4)
 
 

@@ -152,9 +152,7 @@ def _detect_format(file: Path) -> str:
 
 def _truncated_error(file: Path, file_size: int, expected: int | None = None) -> DataError:
     of_expected = f" of {expected:,}" if expected is not None else ""
-    return DataError(
-        f"{file}: is truncated, {file_size:,}{of_expected} bytes are there. Copy it again."
-    )
+    return DataError(f"{file}: is truncated: {file_size:,}{of_expected} bytes. Copy it again.")
 
 
 def _damaged_error(file: Path, reason: str) -> DataError:

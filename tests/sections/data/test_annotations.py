@@ -143,7 +143,9 @@ def test_values_that_mean_nothing_are_named(tmp_path: Path) -> None:
         ValueError, match=r"0.png: a label 600, where data.mask_values names 0, 254"
     ):
         data.train.target(0)
-    with pytest.raises(UsageError, match=r"data.mask_values.vessel: 0 has a meaning. Name it once"):
+    with pytest.raises(
+        UsageError, match=r"data.mask_values.vessel: 0 is already used. Use it once"
+    ):
         read("mask-folder", root, mask_values={"ground": 0, "vessel": 0})
     recipe = recipes.load("segmentation-ade20k", ["data.mask_values={sky: 1}", "data.root=/none"])
     with pytest.raises(UsageError, match=r"says what the masks of data.name=mask-folder hold"):
@@ -211,7 +213,7 @@ def test_halved_images_are_refused_with_both_sizes(tmp_path: Path) -> None:
     )
     for file in (root / "Annotations").iterdir():  # and where no size is said, by the boxes
         file.write_text(drawn_scenes.annotation(drawn_scenes.scene(int(file.stem))[1], (0, 0)))
-    with pytest.raises(DataError, match=rf"a box reaches to .* and {image} is 32 x 24 pixels"):
+    with pytest.raises(DataError, match=rf"a box extends to .* but {image} is 32 x 24 pixels"):
         read("voc-folder", root)
 
 
@@ -239,9 +241,9 @@ def test_boxes_of_the_upright_picture_on_one_stored_lying_name_the_key(tmp_path:
 @pytest.mark.parametrize(
     ("box", "said"),
     [
-        (("0.1", "0.2", "0.5", "0.6"), "no box reaches beyond the first pixel"),
+        (("0.1", "0.2", "0.5", "0.6"), "no box extends beyond the first pixel"),
         (("1", "nan", "5", "6"), "a box edge is not a finite number: 1.0, nan, 5.0, 6.0"),
-        (("1", "1", "inf", "6"), "a box with an edge that is no number"),
+        (("1", "1", "inf", "6"), "a box edge is not a finite number"),
     ],
 )
 def test_boxes_that_are_no_pixels_are_refused(
@@ -367,12 +369,12 @@ def test_what_a_coco_file_has_too_much_of_is_counted_and_named(tmp_path: Path) -
     file = edited(root, edit)
     data = read("coco-boxes", root)
     assert data.notes == (
-        f"1 annotation is there twice, and counts once; first in {file}",
-        f"1 annotation is of an image that is not listed, and is left out; first in {file}",
+        f"1 annotation occurs twice and counts once; first in {file}",
+        f"1 annotation refers to an image that is not listed, and is left out; first in {file}",
         "1 image has no entry in _annotations.coco.json, and is left out; first in "
         f"{root / 'train' / 'extra.png'}",
-        f"1 box has no area and is left out; first in {file}, 1.png",
-        f"1 box reaches over its image's edge and is cut; first in {file}, 1.png",
+        f"1 box without area is left out; first in {file}, 1.png",
+        f"1 box extends beyond its image and is clipped; first in {file}, 1.png",
         f"1 box lies outside its image and is left out; first in {file}, 1.png",
     )
     assert len(data.train) == 4
@@ -390,23 +392,23 @@ def _first(**changes: Any) -> Edit:
     [
         (lambda t: t["images"][0].update(width=32, height=24),
          "0.png: annotates an image of 32 x 24 pixels, and .*0.png is 64 x 48"),
-        (lambda t: t["images"][1].update(id=100), "images: the id 100 is there twice"),
+        (lambda t: t["images"][1].update(id=100), "images: the id 100 occurs twice"),
         (lambda t: t["images"][1].update(file_name="0.png"), "0.png is listed 2 times"),
         (lambda t: t["images"][1].update(file_name="gone.png"),
          r"gone.png: no such file \(1 of 3 images"),
-        (lambda t: t["categories"][1].update(id=1), "categories: the id 1 is there twice"),
+        (lambda t: t["categories"][1].update(id=1), "categories: the id 1 occurs twice"),
         (lambda t: t["categories"][1].update(name="green"), "two categories are called 'green'"),
         (lambda t: t.pop("categories"), "has no list 'categories'"),
         (lambda t: t["images"].clear(), "lists no image"),
         (lambda t: t["annotations"][0].pop("id"), r"annotations\[0\] has not an id"),
-        (lambda t: t["annotations"].clear(), "'green' is no category|no object in any"),
+        (lambda t: t["annotations"].clear(), "'green' is no category|no image has objects"),
         (_first(category_id=4), "annotation 1: category_id 4 is not one of the categories"),
         (_first(bbox=[1, 2, 3]), "0.png: annotation 1: not enough values"),
-        (_first(bbox=[1, 2, float("nan"), 4]), "1: a box with an edge that is no number"),
+        (_first(bbox=[1, 2, float("nan"), 4]), "1: a box edge is not a finite number"),
         (_first(bbox=None, segmentation=[]), "annotation 1: has neither a box nor polygons"),
         (_first(bbox=None, segmentation=[[1, 2, 3, 4, 5]]), "a polygon has 5 numbers"),
         (lambda t: [a.update(bbox=[0.1, 0.2, 0.3, 0.4]) for a in t["annotations"]],
-         "no box reaches beyond the first pixel"),
+         "no box extends beyond the first pixel"),
     ],
 )  # fmt: skip
 def test_what_a_coco_file_cannot_mean_is_refused(tmp_path: Path, edit: Edit, said: str) -> None:
@@ -421,7 +423,7 @@ def test_what_a_coco_file_cannot_mean_is_refused(tmp_path: Path, edit: Edit, sai
 @pytest.mark.parametrize(
     ("segmentation", "said"),
     [
-        ({"size": [64, 48], "counts": [10, 20]}, "run lengths are of height and width"),
+        ({"size": [64, 48], "counts": [10, 20]}, "run lengths have height and width"),
         ([[1, 2, 3, 4, 5]], "a polygon has 5 numbers"),
     ],
 )
@@ -440,7 +442,7 @@ def test_objects_without_a_shape_are_ignored_pixels_and_a_set_without_any_is_ref
     file = edited(root, _first(segmentation=[]))
     data = read("coco-masks", root)
     assert data.notes[:1] == (
-        f"1 object has a box and no shape: the pixels of the box are ignored; first in {file}, "
+        f"1 object has a box but no shape: the pixels of the box are ignored; first in {file}, "
         "0.png: annotation 1",
     )
     _, box = drawn_scenes.scene(0)[1][0]
@@ -460,7 +462,7 @@ def test_shapes_go_by_the_names_of_the_weights(tmp_path: Path) -> None:
     for mine, theirs in ((found.train, data.train), (found.tests["test"], data.tests["test"])):
         assert isinstance(mine, ShapeMasks)
         assert np.array_equal(mine.target(0), swapped[theirs.target(0)])
-    with pytest.raises(DataError, match="the weights number the background 2"):
+    with pytest.raises(DataError, match="the weights have the background as class 2"):
         relabel(data, ("red", "green", "background"))
 
 
@@ -552,7 +554,7 @@ def test_which_files_of_a_folder_are_cocos(tmp_path: Path) -> None:
     held = read("coco-boxes", root, holdout=1)
     assert (len(held.train), len(held.tests["holdout"])) == (3, 1)
     file.unlink()
-    with pytest.raises(DataError, match="has no annotations to train on"):
+    with pytest.raises(DataError, match="has no training annotations"):
         read("coco-boxes", root)
 
 

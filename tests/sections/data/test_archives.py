@@ -144,7 +144,7 @@ def test_a_wrong_checksum_is_refused_before_unpacking(tmp_path: Path) -> None:
         download_once("http://127.0.0.1:9/data.tar", file, known)
     found = hashlib.md5(file.read_bytes()).hexdigest()
     assert str(error.value) == (
-        f"{file}: its md5 is {found}, not {known}. Delete the file and download it again."
+        f"{file}: its MD5 is {found}, not {known}. Delete the file and download it again."
     )
 
 
@@ -203,7 +203,7 @@ def test_a_download_that_fails_leaves_no_file_and_says_the_cure(
         download_once(url, target, hashlib.md5(b"content").hexdigest())
     assert why in str(error.value)
     assert str(target) in str(error.value)
-    assert "Put the file there by hand or point data.root= at the data." in str(error.value)
+    assert "Put the file there by hand, or set data.root= to the data." in str(error.value)
     assert everything(tmp_path) == set()
 
 

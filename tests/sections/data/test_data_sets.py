@@ -212,7 +212,7 @@ def test_a_download_that_fails_names_the_file_and_both_cures(
     message = refusal(name, root=str(tmp_path))
     assert str(tmp_path / file) in message
     assert "could not be downloaded" in message
-    assert "Put the file there by hand or point data.root= at the data." in message
+    assert "Put the file there by hand, or set data.root= to the data." in message
     assert list(tmp_path.iterdir()) == []
 
 
@@ -229,14 +229,14 @@ def test_a_python_version_of_cifar10_whose_checksums_differ_is_refused(tmp_path:
     for root in (tmp_path, folder):
         message = refusal("cifar10", root=str(root))
         assert str(folder) in message
-        assert "Delete the folder to unpack it anew." in message
+        assert "Delete the folder to unpack it again." in message
 
 
 def test_an_archive_of_cifar10_with_another_checksum_is_never_opened(tmp_path: Path) -> None:
     (tmp_path / "cifar-10-python.tar.gz").write_bytes(b"not the archive")
     message = refusal("cifar10", root=str(tmp_path))
     assert "md5" in message
-    assert "Delete the file and fetch it again." in message
+    assert "Delete the file and download it again." in message
     assert [p.name for p in tmp_path.iterdir()] == ["cifar-10-python.tar.gz"]
 
 
@@ -284,7 +284,7 @@ def test_an_imagenette_class_without_folder_is_named(
     dataset = load("imagenette", root=str(tmp_path / "copy"))
     assert sorted(set(dataset.tests["val"].labels.tolist())) == [0, 1, 2, 4, 5, 6, 7, 8, 9]
     assert dataset.notes == (
-        "val: no image of 1 of 10 classes (chain saw): recall unknown; balanced accuracy is over "
+        "val: no image of 1 of 10 classes (chain saw): recall unknown; balanced accuracy averages "
         "the other 9.",
     )
     shutil.rmtree(tmp_path / "copy/train/n03000684")
@@ -397,7 +397,7 @@ def test_an_evaluation_needs_and_reads_no_training_folder(
     keys = Keys(test_root=str(tmp_path / "own"), subset=(5, 5))
     dataset = data.load("folder", keys, tmp_path, test_only=True)
     assert (dataset.classes, len(dataset.tests["val"])) == (("cat",), 1)
-    with pytest.raises(DataError, match=r"data\.root: not given"):
+    with pytest.raises(DataError, match=r"data\.root: missing"):
         data.load("imagenet", Keys(), tmp_path, test_only=True)
 
 
@@ -467,7 +467,7 @@ def test_what_is_wrong_with_a_folder_is_said_with_its_name(tmp_path: Path) -> No
     (tmp_path / "train").mkdir()
     assert f"{root}/train: has no class folders" in refusal("folder", root=root)
     (tmp_path / "train/cat").mkdir()
-    assert f"{root}/train/cat: holds no image" in refusal("folder", root=root)
+    assert f"{root}/train/cat: holds no readable image" in refusal("folder", root=root)
     image(tmp_path / "train/cat/a.png")
     message = refusal("folder", root=root)
     assert f"{root}/val: no such folder" in message
@@ -478,7 +478,7 @@ def test_what_is_wrong_with_a_folder_is_said_with_its_name(tmp_path: Path) -> No
     message = refusal("folder", root=root)
     assert f"{root}/val/catt: not one of the classes. Did you mean 'cat'?" in message
     shutil.rmtree(tmp_path / "val/cat")
-    assert "no image of a class that training knows" in refusal(
+    assert "no image belongs to a class of the training set" in refusal(
         "folder", root=root, unknown_classes="skip"
     )
 
@@ -586,7 +586,7 @@ def test_a_fold_that_is_not_there_is_refused() -> None:
     with pytest.raises(UsageError, match=r"data.fold: 3: 64 training images have only 3 folds"):
         hold_out(uneven(), 20, 3)
     with pytest.raises(
-        UsageError, match=r"data.fold: 1 of no held-out images. Give data.holdout=N"
+        UsageError, match=r"data.fold: 1 needs held-out images. Give data.holdout=N"
     ):
         load("fashion-mini", fold=1)
 

@@ -164,7 +164,7 @@ def test_a_folder_where_everything_is_corrupt_ends_in_one_clear_sentence(
         shown(feed(folder, [], workers=workers))
     assert error.value.exit_code == 3
     assert "Traceback" not in str(error.value)
-    assert f"corrupt, and so are the {REDRAWS - 1} images drawn in its place" in str(error.value)
+    assert f"corrupt, as are the {REDRAWS - 1} images drawn in its place" in str(error.value)
     assert str(error.value).startswith(str(folder))
 
 
@@ -181,7 +181,7 @@ def test_a_corrupt_test_image_is_an_error_that_names_it(
         list(StreamEvalFeed(decoding, 10, workers, CPU).batches(0, 1))
     assert error.value.exit_code == 3
     assert str(error.value).startswith(f"{folder / name}: cannot be decoded: ")
-    assert "repair the file, or remove it" in str(error.value)
+    assert "repair or remove the file" in str(error.value)
 
 
 def test_a_killed_loader_worker_ends_the_run_with_the_cure(folder: Path) -> None:
@@ -236,7 +236,7 @@ def test_a_test_set_without_a_class_is_evaluated_and_the_class_named(
     )
     assert found.returncode == 0, found.stderr
     note = (
-        "val: no image of 1 of 2 classes (odd): recall unknown; balanced accuracy is over the "
+        "val: no image of 1 of 2 classes (odd): recall unknown; balanced accuracy averages the "
         "other 1."
     )
     assert note in found.stderr
@@ -370,7 +370,7 @@ def test_a_corrupt_training_image_of_a_resident_folder_gives_way_to_another(
             with pytest.raises(DataError, match=r"max_corrupt: 1 images are corrupt, more than 0"):
                 feed.start(0)
     broken.rename(tmp_path / "test" / "cat" / "9.png")
-    with pytest.raises(DataError, match="A test image is never replaced"):
+    with pytest.raises(DataError, match="Test images are never replaced"):
         load("folder", keys, tmp_path / "cache")
 
 

@@ -96,7 +96,7 @@ def test_what_has_no_decoder_here_is_counted_with_the_cure(
     dataset = load("folder", tmp_path)
     assert len(dataset.train) == 10
     assert dataset.notes == (
-        "skipped files: 1 without a decoder here (for .heic: pip install pillow-heif), the "
+        "skipped files: 1 without a decoder (for .heic: pip install pillow-heif), the "
         f"first {tmp_path}/train/cat/phone.heic",
     )
 
@@ -140,12 +140,12 @@ def test_what_is_passed_over_is_counted_and_the_first_named(tmp_path: Path) -> N
     assert start.startswith("skipped files: ")
     said = {part.partition(", the first ")[0] for part in [start[19:], *others]}
     assert said == {
-        "6 hidden or of the system",
-        "3 with another ending than an image's (2 .dcm, 1 .txt)",
+        "6 hidden or system files",
+        "3 without an image extension (2 .dcm, 1 .txt)",
         "1 empty",
-        "3 broken links or no files",
-        "1 links to a folder above them",
-        "1 beside the class folders",
+        "3 broken links or not regular files",
+        "1 links to a parent folder",
+        "1 outside the class folders",
     }
     assert f"1 empty, the first {cat}/empty.png" in note
     clean = load("folder", photos(tmp_path / "clean"))
@@ -162,11 +162,11 @@ def test_masks_and_boxes_pass_over_the_same_files(tmp_path: Path) -> None:
     listed.write_text("._a\na\n.DS_Store\n")
     of_masks = load("mask-folder", masks)
     assert files(of_masks.train) == ["train/images/0.png", "train/images/city/1.png"]
-    assert of_masks.notes[-1].startswith("skipped files: 4 hidden or of the system, the first")
+    assert of_masks.notes[-1].startswith("skipped files: 4 hidden or system files, the first")
     of_boxes = load("voc-folder", voc)
     assert files(of_boxes.train) == ["JPEGImages/a.jpg"]
     assert of_boxes.notes == (
-        f"skipped files: 2 hidden or of the system, the first ._a of {listed}",
+        f"skipped files: 2 hidden or system files, the first ._a of {listed}",
     )
 
 
@@ -175,8 +175,8 @@ def test_a_class_of_nothing_that_can_be_read_says_what_lies_there(tmp_path: Path
     (tmp_path / "train/owl").mkdir()
     (tmp_path / "train/owl/scan.dcm").write_bytes(b"x")
     assert refusal("folder", tmp_path) == (
-        f"{tmp_path}/train/owl: holds no readable image (1 with another ending than an "
-        f"image's (1 .dcm), the first {tmp_path}/train/owl/scan.dcm). Remove the folder."
+        f"{tmp_path}/train/owl: holds no readable image (1 without an image extension (1 .dcm), "
+        f"the first {tmp_path}/train/owl/scan.dcm). Remove the folder."
     )
 
 
@@ -187,9 +187,9 @@ def test_folders_where_images_should_be_are_no_classes_by_themselves(tmp_path: P
     photos(tmp_path / "by class/dog")
     with pytest.raises(DataError, match=r"holds splits \(train, val\) and no classes"):
         class_folders(tmp_path / "both")
-    with pytest.raises(DataError, match="photos: the only class, and it holds folders and no"):
+    with pytest.raises(DataError, match="photos: the only class, and it holds folders but no"):
         read_class_folders(tmp_path / "wrapped", {"photos": 0}, complete=True)
-    with pytest.raises(DataError, match=r"cat: holds splits \(train, val\) and no image. A split"):
+    with pytest.raises(DataError, match=r"cat: holds splits \(train, val\) and no images. Put"):
         read_class_folders(tmp_path / "by class", {"cat": 0, "dog": 1}, complete=True)
 
 
@@ -289,7 +289,7 @@ def test_class_names_in_other_normal_forms_are_one_class(tmp_path: Path) -> None
     draw(tmp_path / "train" / NFD / "b.png")
     both = load("folder", tmp_path)
     assert both.train.labels.tolist() == [0, 0, 1]
-    assert f"2 folders are called {NFC} in different normal forms" in both.notes[0]
+    assert f"2 folders are called {NFC}, in different Unicode normal forms" in both.notes[0]
 
 
 def test_a_class_folder_whose_name_is_not_utf_8_is_refused(tmp_path: Path) -> None:
@@ -299,7 +299,7 @@ def test_a_class_folder_whose_name_is_not_utf_8_is_refused(tmp_path: Path) -> No
     except OSError:
         pytest.skip("this file system has names in UTF-8 alone")
     message = refusal("folder", tmp_path)
-    assert message.startswith(f"{tmp_path}/train/\\udcc4pfel: its name is not UTF-8")
+    assert message.startswith(f"{tmp_path}/train/\\udcc4pfel: a class name must be UTF-8")
     message.encode()
 
 
@@ -406,12 +406,12 @@ def test_a_run_a_transfer_and_predictions_on_a_folder_as_it_comes(
     assert "Warning" not in made.err
     notes = read_json(tmp_path / "run" / "result.json")["notes"]
     assert len(notes) == 4
-    assert notes[-1].startswith("skipped files: 10 hidden or of the system, the first")
+    assert notes[-1].startswith("skipped files: 10 hidden or system files, the first")
     for note in notes:
         assert note in made.said
     told = rescue("predict", "run", root / "valid", root / "train" / "猫" / "phone" / "._0.tif")
     assert told.code == 0, told.err
-    assert told.said[-1].startswith("skipped files: 1 hidden or of the system")
+    assert told.said[-1].startswith("skipped files: 1 hidden or system files")
     assert told.out.count(".gif") == 2
     empty = tmp_path / "nothing"
     empty.mkdir()
@@ -421,13 +421,13 @@ def test_a_run_a_transfer_and_predictions_on_a_folder_as_it_comes(
     (tmp_path / "photos" / "valid" / "猫" / ".DS_Store").write_bytes(b"x")
     measured = rescue("eval", "run", f"data.root={root}/valid")
     assert measured.code == 0, measured.err
-    assert "1 hidden or of the system" in measured.err
+    assert "1 hidden or system files" in measured.err
     moved = rescue(
         "transfer", "--from", "run", "--to", root, "--recipe", "pytorch", *words[:-1],
         "--out", "out",
     )  # fmt: skip
     assert moved.code == 0, moved.err
-    assert moved.err.count("skipped files: 11 hidden or of the system") == 1
+    assert moved.err.count("skipped files: 11 hidden or system files") == 1
 
 
 # --- layouts that look alike ---

@@ -177,9 +177,11 @@ def test_colours_of_which_only_lower_bits_are_used_are_refused() -> None:
     twelve = np.round(colours() * (4095 / 255)).astype(np.uint16)
     stretched = (twelve << 4) | (twelve >> 8)
     near(shown(png(stretched, (b"sBIT", b"\x0c\x0c\x0c"))), colours())
-    with pytest.raises(UnknownRangeError, match=r"upper 8 are read, and no value .* 12 bits"):
+    with pytest.raises(UnknownRangeError, match=r"upper 8 are read, but no value .* 12 bits"):
         decode_with_pil(png(twelve, (b"sBIT", b"\x0c\x0c\x0c")))
-    with pytest.raises(UnknownRangeError, match=r"data\.range needs all\. Write it with 8 bits"):
+    with pytest.raises(
+        UnknownRangeError, match=r"data\.range needs all of them\. Convert it to 8 bits"
+    ):
         decode_with_pil(png(twelve), Reading(range=(0, 4095)))
 
 

@@ -158,7 +158,7 @@ def test_a_phones_picture_is_predicted_upright_and_the_command_says_so(
     assert turned["classes"] == upright["classes"]
     assert turned["protocol"]["exif"] == "applied"
     assert "images: EXIF orientation applied (data.exif)" in ended.err
-    assert "1 of 2 sampled images are stored turned or mirrored, and turned upright" in ended.err
+    assert "1 of 2 sampled images are stored rotated or mirrored, and turned upright" in ended.err
     lying = rescue("predict", weights, *images, "data.exif=ignored", "--json")
     first, second = json.loads(lying.out)
     assert second["classes"] == upright["classes"]
@@ -235,7 +235,7 @@ def test_a_folders_notes_name_what_is_read_in_a_way_of_its_own(phone: Path, tmp_
         f"turns them; the first is {phone}/train/a/0.png",
         "1 of 10 sampled images are transparent, and shown on white (data.background); the first "
         f"is {phone}/train/a/1.png",
-        "1 of 10 sampled images have more than 8 bits: white is 65535 by 16 bits (data.range "
+        "1 of 10 sampled images have more than 8 bits: white is 65535, from 16 bits (data.range "
         f"overrides it); the first is {phone}/train/b/1.png",
     )
     upright = load("folder", Keys(root=str(phone), exif="applied"), tmp_path).notes

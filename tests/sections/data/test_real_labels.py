@@ -124,5 +124,7 @@ def test_images_in_memory_and_images_without_any_label_are_refused(every: list[i
 
 def test_real_needs_no_folder(tmp_path: Path) -> None:
     keys = Keys(root=str(tmp_path), sets={"real": str(tmp_path)})
-    with pytest.raises(UsageError, match=r"data.sets.real: .* needs no folder. Remove the key."):
+    with pytest.raises(
+        UsageError, match=r"data.sets.real: .* no folder of its own. Remove the key."
+    ):
         data.load("imagenet", keys, tmp_path)

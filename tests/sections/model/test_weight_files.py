@@ -236,7 +236,9 @@ def test_an_index_of_shards_is_read_whole(state: State, tmp_path: Path) -> None:
     index = tmp_path / "model.safetensors.index.json"
     index.write_text(json.dumps({"metadata": {}, "weight_map": names}))
     for shard in ("model-0.safetensors", "model-1.safetensors"):
-        with pytest.raises(DataError, match=rf"in 2 files, and \d are not beside it \({shard}\)"):
+        with pytest.raises(
+            DataError, match=rf"of 2 weight files, of which \d are missing beside it \({shard}\)"
+        ):
             weights.read_weights(index)
         save_file({k: v for k, v in state.items() if names[k] == shard}, tmp_path / shard)
     assert same(loaded(index)[0], state)
@@ -391,7 +393,7 @@ def test_no_code_of_a_file_is_run(
     assert not ran.exists()
     assert "convert it once: python -c" in said
     if how != "pickle":
-        assert said.startswith(f"{file}: holds more than tensors (posix.system), and to read that")
+        assert said.startswith(f"{file}: contains more than tensors (posix.system); reading it")
 
 
 def test_the_line_that_converts_a_file_converts_it(
@@ -453,19 +455,19 @@ OTHERS: dict[str, tuple[Callable[[Path, State], Any], str]] = {
     ),
     "page": (
         lambda file, _: file.write_text("\n<!DOCTYPE html><html>Sign in</html>"),
-        r"is a web page that was saved in place of the weights\. Download the file itself",
+        r"is a web page, not the weights\. Download the file itself",
     ),
     "empty": (lambda file, _: file.touch(), r"is empty\. Copy or download it again\."),
     "half a safetensors": (
-        cut("safetensors"), r"is cut off, ([\d,]+) of ([\d,]+) bytes are there\. Copy it again\."
+        cut("safetensors"), r"is truncated: ([\d,]+) of ([\d,]+) bytes\. Copy it again\."
     ),
-    "half a zip": (cut("zip"), r"is cut off, [\d,]+ bytes are there\. Copy it again\."),
-    "half an old file": (cut("old"), r"is cut off or damaged \(.*\)\. Copy it again\."),
+    "half a zip": (cut("zip"), r"is truncated: [\d,]+ bytes\. Copy it again\."),
+    "half an old file": (cut("old"), r"is truncated or damaged \(.*\)\. Copy it again\."),
     "gzip": (
         lambda file, _: file.write_bytes(gzip.compress(b"weights")),
         r"is compressed with gzip \(\d+ bytes\)\. Unpack it with gunzip\.",
     ),
-    "tar": (tarred, r"is a tar archive\. Unpack it with tar -xf, and give what is in it\."),
+    "tar": (tarred, r"is a tar archive\. Unpack it with tar -xf, and give a file in it\."),
     "keras": (
         lambda file, _: file.write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(99)),
         r"is an HDF5 file, as written by Keras",
@@ -474,7 +476,7 @@ OTHERS: dict[str, tuple[Callable[[Path, State], Any], str]] = {
         lambda file, _: file.write_bytes(npz()),
         r"is a zip archive that torch\.save did not write \(a\.npy\)",
     ),
-    "json": (lambda file, _: file.write_text('{"a": 1}'), r"is JSON and no index of weights"),
+    "json": (lambda file, _: file.write_text('{"a": 1}'), r"is JSON, but not an index"),
     "one tensor": (
         lambda file, _: torch.save(torch.zeros(3), file),
         r"holds one Tensor, not weights by name\. Save the state_dict\.",

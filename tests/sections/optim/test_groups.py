@@ -94,7 +94,7 @@ def test_the_bias_of_a_whitening_layer_is_a_group_of_its_own() -> None:
     )
     assert whitening.decayed == ("0.bias",)
     assert len(others.decayed) == 6
-    with pytest.raises(UsageError, match=r"'whitening': 0.bias, ...\) are claimed by none"):
+    with pytest.raises(UsageError, match=r"'whitening': 0.bias, ...\) are in no item"):
         assign_parameters(model, [{"params": "filters+norms+head+biases+rest"}])
     model[0].weight.requires_grad_(True)
     assert parameter_groups(model)["0.weight"] == "filters"
