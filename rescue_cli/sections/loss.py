@@ -54,7 +54,7 @@ class LossContext:
 
 
 def resolve_class_weights(
-    given: ClassWeights | None, training: LossContext | None
+    given: ClassWeights | None, context: LossContext | None
 ) -> Doubles | None:
     """A weight for each class, (classes,); None where none are given, or without training.
 
@@ -62,11 +62,11 @@ def resolve_class_weights(
     n / (k n_c) for n images of k classes, n_c of them of the class (scikit-learn's class_weight); a
     class without images has weight 0. Raises `UsageError`.
     """
-    if given is None or training is None:
+    if given is None or context is None:
         return None
-    classes = training.classes
+    classes = context.classes
     if given == "balanced":
-        return balanced_weights(training)
+        return balanced_weights(context)
     if isinstance(given, Mapping):
         # Class names are in the composed form (NFC), whichever editor wrote the recipe
         by_name = {unicodedata.normalize("NFC", name).strip(): each for name, each in given.items()}
@@ -88,14 +88,14 @@ def check_weight_count(given: list[float], classes: int) -> None:
         )
 
 
-def balanced_weights(training: LossContext) -> Doubles:
+def balanced_weights(context: LossContext) -> Doubles:
     """n / (k n_c): all classes have the same total weight in the training set; `UsageError`."""
-    if training.counts is None:
+    if context.counts is None:
         raise UsageError(
             "loss.class_weights: balanced needs one label per image, but here each pixel has "
             "one. Give a list, or a mapping by class name."
         )
-    counts = training.counts.astype(np.float64)
+    counts = context.counts.astype(np.float64)
     whole = counts.sum() / np.count_nonzero(counts)
     weights: Doubles = np.divide(whole, counts, out=np.zeros_like(counts), where=counts > 0)
     return weights
@@ -118,7 +118,7 @@ class _DeviceWeights:
 
 def cross_entropy(
     batch_size: int,
-    training: LossContext | None = None,
+    context: LossContext | None = None,
     *,
     label_smoothing: Fraction,
     reduction: Literal["mean", "sum"],
@@ -132,7 +132,7 @@ def cross_entropy(
     the smoothing, as torch does.
     logits (n, classes), targets (n,) labels or (n, classes) probabilities.
     """
-    values = resolve_class_weights(class_weights, training)
+    values = resolve_class_weights(class_weights, context)
     weights = None if values is None else _DeviceWeights(values)
     summed = reduction == "sum"
 
@@ -159,7 +159,7 @@ def cross_entropy(
 
 def binary_cross_entropy(
     _batch_size: int,
-    training: LossContext | None = None,
+    context: LossContext | None = None,
     *,
     targets: Literal["present", "soft"] | Annotated[float, Within(0, 1)],
     label_smoothing: Fraction,
@@ -174,7 +174,7 @@ def binary_cross_entropy(
     logits (n, classes), targets (n,) labels or (n, classes) shares.
     """
     threshold = {"present": 0.0, "soft": None}.get(targets, targets)  # type: ignore[arg-type]
-    values = resolve_class_weights(class_weights, training)
+    values = resolve_class_weights(class_weights, context)
 
     def mean(logits: Tensor, shares: Tensor, reduction: str = "mean") -> Tensor:
         if shares.ndim == 1:
@@ -208,7 +208,7 @@ def detector(_batch_size: int, _training: LossContext | None = None) -> Loss:
 
 def pixel_cross_entropy(
     _batch_size: int,
-    training: LossContext | None = None,
+    context: LossContext | None = None,
     *,
     auxiliary: NotNegative,
     class_weights: ClassWeights | None = None,
@@ -219,7 +219,7 @@ def pixel_cross_entropy(
     logits by head (n, classes, height, width), masks (n, height, width).
     """
 
-    values = resolve_class_weights(class_weights, training)
+    values = resolve_class_weights(class_weights, context)
     weights = None if values is None else _DeviceWeights(values)
 
     def mean(logits: Mapping[str, Tensor], masks: Tensor) -> Tensor:

@@ -46,17 +46,17 @@ def none(_: MixContext) -> Mix:
     return lambda batch: batch
 
 
-def mixup(mixing: MixContext, *, alpha: Positive, partner: Partner = "opposite") -> Mix:
+def mixup(context: MixContext, *, alpha: Positive, partner: Partner = "opposite") -> Mix:
     """lam x + (1 - lam) x', one lam ~ Beta(alpha, alpha) per micro-batch (Zhang et al. 2018)."""
 
     def mix(batch: Batch) -> Batch:
-        _, share, *_ = mixing.draws(batch)
-        return blend_images(batch, beta_quantile(share, alpha), mixing.classes, partner)
+        _, share, *_ = context.draws(batch)
+        return blend_images(batch, beta_quantile(share, alpha), context.classes, partner)
 
     return mix
 
 
-def cutmix(mixing: MixContext, *, alpha: Positive, partner: Partner = "opposite") -> Mix:
+def cutmix(context: MixContext, *, alpha: Positive, partner: Partner = "opposite") -> Mix:
     """Pastes a box of the partner with area 1 - lam, lam ~ Beta(alpha, alpha) (Yun et al. 2019).
 
     One lam and one box per micro-batch. Where the border clips the box, the targets follow its
@@ -64,12 +64,12 @@ def cutmix(mixing: MixContext, *, alpha: Positive, partner: Partner = "opposite"
     """
 
     def mix(batch: Batch) -> Batch:
-        _, share, row, column = mixing.draws(batch)
+        _, share, row, column = context.draws(batch)
         height, width = batch.images.shape[-2:]
         corners = cutmix_box(
             height, width, beta_quantile(share, alpha), int(row * height), int(column * width)
         )
-        return paste_box(batch, corners, mixing.classes, partner)
+        return paste_box(batch, corners, context.classes, partner)
 
     return mix
 
@@ -78,7 +78,7 @@ _MIXUP, _CUTMIX = mixup, cutmix  # the parameters of the next function have the 
 
 
 def mixup_or_cutmix(
-    mixing: MixContext,
+    context: MixContext,
     *,
     mixup: Positive,
     cutmix: Positive,
@@ -86,23 +86,23 @@ def mixup_or_cutmix(
     partner: Partner = "opposite",
 ) -> Mix:
     """CutMix with probability `switch`, else mixup, per micro-batch; `mixup`, `cutmix`: alphas."""
-    blended = _MIXUP(mixing, alpha=mixup, partner=partner)
-    pasted = _CUTMIX(mixing, alpha=cutmix, partner=partner)
+    blended = _MIXUP(context, alpha=mixup, partner=partner)
+    pasted = _CUTMIX(context, alpha=cutmix, partner=partner)
 
     def mix(batch: Batch) -> Batch:
-        which, *_ = mixing.draws(batch)
+        which, *_ = context.draws(batch)
         return (pasted if which < switch else blended)(batch)
 
     return mix
 
 
-def cutmix_patch(mixing: MixContext, *, size: PositiveInt, from_epoch: Epochs) -> Mix:
+def cutmix_patch(context: MixContext, *, size: PositiveInt, from_epoch: Epochs) -> Mix:
     """Pastes a `size` x `size` square of the partner, at a random position for each image.
 
     From epoch `from_epoch` on, counted from 0; before that nothing is mixed. As in hlb-CIFAR10 0.7,
     except that there the partner is drawn from the whole epoch. Raises `UsageError`.
     """
-    first = math.ceil(round(from_epoch * mixing.steps_per_epoch, 6))
+    first = math.ceil(round(from_epoch * context.steps_per_epoch, 6))
 
     def mix(batch: Batch) -> Batch:
         if batch.step < first:
@@ -113,12 +113,12 @@ def cutmix_patch(mixing: MixContext, *, size: PositiveInt, from_epoch: Epochs) -
                 f"mix (cutmix-patch).size: {size} must be at most the image's side, "
                 f"{min(height, width)}."
             )
-        draws = uniform(mixing.seed, "cutmix-patch", batch.step, batch.micro_batch, (n, 2))
+        draws = uniform(context.seed, "cutmix-patch", batch.step, batch.micro_batch, (n, 2))
         places = to_device(draws, batch.images.device)
         which, rows, columns = squares(places, size, height, width)
         images = batch.images.clone()
         images[which, :, rows, columns] = batch.images.flip(0)[which, :, rows, columns]
-        shares = _mixed_targets(batch, 1 - size**2 / (height * width), mixing.classes)
+        shares = _mixed_targets(batch, 1 - size**2 / (height * width), context.classes)
         return replace(batch, images=images, targets=shares)
 
     return mix

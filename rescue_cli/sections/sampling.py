@@ -25,23 +25,23 @@ class SamplingContext:
 Sampler = Callable[[int, int], Indices]
 
 
-def shuffled(steps: SamplingContext) -> Sampler:
+def shuffled(context: SamplingContext) -> Sampler:
     """(step, micro-batch) -> indices (micro_batch_size,): a new order each epoch, without the rest.
 
     Where an epoch needs more images than there are (`--smoke`), the order wraps around.
     """
 
     def indices(step: int, micro_batch: int) -> Indices:
-        epoch, within = divmod(step, steps.per_epoch)
-        first = within * steps.batch_size + micro_batch * steps.micro_batch_size
-        positions = np.arange(first, first + steps.micro_batch_size, dtype=np.int64)
-        return permute(positions % steps.samples, steps.samples, steps.seed, epoch)
+        epoch, within = divmod(step, context.per_epoch)
+        first = within * context.batch_size + micro_batch * context.micro_batch_size
+        positions = np.arange(first, first + context.micro_batch_size, dtype=np.int64)
+        return permute(positions % context.samples, context.samples, context.seed, epoch)
 
     return indices
 
 
 def repeated(
-    steps: SamplingContext, *, views: PositiveInt, placement: Literal["spread", "together"]
+    context: SamplingContext, *, views: PositiveInt, placement: Literal["spread", "together"]
 ) -> Sampler:
     """As `shuffled`, with each image `views` times (repeated augmentation, Hoffer et al. 2020).
 
@@ -52,14 +52,14 @@ def repeated(
     deal = _spread_entries if placement == "spread" else _adjacent_entries
 
     def indices(step: int, micro_batch: int) -> Indices:
-        epoch, within = divmod(step, steps.per_epoch)
-        entries = within * steps.batch_size + deal(steps, micro_batch)
-        return permute(entries // views % steps.samples, steps.samples, steps.seed, epoch)
+        epoch, within = divmod(step, context.per_epoch)
+        entries = within * context.batch_size + deal(context, micro_batch)
+        return permute(entries // views % context.samples, context.samples, context.seed, epoch)
 
     return indices
 
 
-def balanced(steps: SamplingContext) -> Sampler:
+def balanced(context: SamplingContext) -> Sampler:
     """(step, micro-batch) -> indices (micro_batch_size,), with all classes drawn equally often.
 
     An epoch has as many draws as `shuffled`'s, in random order. Each class's images are drawn
@@ -67,36 +67,38 @@ def balanced(steps: SamplingContext) -> Sampler:
     with replacement). After each epoch the counts of classes differ by at most one, as do those of
     the images of a class. Classes without images are left out.
     """
-    assert steps.labels is not None, "a sampler by class needs the labels"
-    by_class, counts = np.argsort(steps.labels, kind="stable"), np.bincount(steps.labels)
+    assert context.labels is not None, "a sampler by class needs the labels"
+    by_class, counts = np.argsort(context.labels, kind="stable"), np.bincount(context.labels)
     present, starts = np.flatnonzero(counts), np.cumsum(counts) - counts
-    draws = steps.per_epoch * steps.batch_size
+    draws = context.per_epoch * context.batch_size
 
     def indices(step: int, micro_batch: int) -> Indices:
-        epoch, within = divmod(step, steps.per_epoch)
-        first = within * steps.batch_size + micro_batch * steps.micro_batch_size
-        positions = np.arange(first, first + steps.micro_batch_size, dtype=np.int64)
+        epoch, within = divmod(step, context.per_epoch)
+        first = within * context.batch_size + micro_batch * context.micro_batch_size
+        positions = np.arange(first, first + context.micro_batch_size, dtype=np.int64)
         # Numbers the draws of the whole run; consecutive draws go to consecutive classes
-        number = epoch * draws + permute(positions, draws, steps.seed, epoch)
+        number = epoch * draws + permute(positions, draws, context.seed, epoch)
         turn, class_index = np.divmod(number, len(present))
         label = present[class_index]
         pass_, class_index = np.divmod(turn, counts[label])
         order = pass_ * len(counts) + label
-        within_class = permute_each(class_index, counts[label], order, steps.seed)
+        within_class = permute_each(class_index, counts[label], order, context.seed)
         chosen: Indices = by_class[starts[label] + within_class]
         return chosen
 
     return indices
 
 
-def _spread_entries(steps: SamplingContext, micro_batch: int) -> Indices:
+def _spread_entries(context: SamplingContext, micro_batch: int) -> Indices:
     """The positions in a step's batch that a micro-batch takes: every n-th of n micro-batches."""
-    return np.arange(micro_batch, steps.batch_size, steps.batch_size // steps.micro_batch_size)
+    return np.arange(
+        micro_batch, context.batch_size, context.batch_size // context.micro_batch_size
+    )
 
 
-def _adjacent_entries(steps: SamplingContext, micro_batch: int) -> Indices:
+def _adjacent_entries(context: SamplingContext, micro_batch: int) -> Indices:
     """The positions in a step's batch that a micro-batch takes: consecutive ones."""
-    return micro_batch * steps.micro_batch_size + np.arange(steps.micro_batch_size)
+    return micro_batch * context.micro_batch_size + np.arange(context.micro_batch_size)
 
 
 SAMPLERS = {"shuffled": shuffled, "repeated": repeated, "balanced": balanced}

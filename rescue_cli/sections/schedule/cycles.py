@@ -13,7 +13,7 @@ MIN_FACTOR = 1e-3  # of the base rate: the minimum in Smith's solver
 
 
 def one_cycle(
-    span: ScheduleContext,
+    context: ScheduleContext,
     *,
     stepsize_epochs: Epochs,
     base_factor: Fraction,
@@ -27,13 +27,13 @@ def one_cycle(
     over the cycle. Caffe's formula (A.2) then starts a second cycle of half the height, so momentum
     dips again in the tail (`tail_momentum: paper`); `hold` keeps it at a.
     """
-    stepsize = _stepsize_in_steps(stepsize_epochs, span)
-    base = base_factor * span.lr
+    stepsize = _stepsize_in_steps(stepsize_epochs, context)
+    base = base_factor * context.lr
 
     def rates(step: int) -> Rates:
         x = step / stepsize
-        rising = base + (span.lr - base) * x
-        lr = rising if x < 1 else max(span.lr * (2 - x), MIN_FACTOR * base)
+        rising = base + (context.lr - base) * x
+        lr = rising if x < 1 else max(context.lr * (2 - x), MIN_FACTOR * base)
         height = 0.0 if x > 2 and tail_momentum == "hold" else _triangle(x, halving=True)
         return Rates(lr, _opposed_momentum(momentum, height))
 
@@ -41,7 +41,7 @@ def one_cycle(
 
 
 def cyclical(
-    span: ScheduleContext,
+    context: ScheduleContext,
     *,
     stepsize_epochs: Epochs,
     base_factor: Fraction,
@@ -53,18 +53,18 @@ def cyclical(
     Each way takes `stepsize_epochs`. `triangular2` halves the height with every cycle. `momentum`
     [a, b] goes a, b, a in the opposite direction. As torch's `CyclicLR`.
     """
-    stepsize = _stepsize_in_steps(stepsize_epochs, span)
-    base = base_factor * span.lr
+    stepsize = _stepsize_in_steps(stepsize_epochs, context)
+    base = base_factor * context.lr
 
     def rates(step: int) -> Rates:
         height = _triangle(step / stepsize, halving=mode == "triangular2")
-        return Rates(base + (span.lr - base) * height, _opposed_momentum(momentum, height))
+        return Rates(base + (context.lr - base) * height, _opposed_momentum(momentum, height))
 
     return rates
 
 
 def torch_one_cycle(
-    span: ScheduleContext,
+    context: ScheduleContext,
     *,
     pct_start: Fraction,
     anneal: Literal["cos", "linear"],
@@ -79,16 +79,16 @@ def torch_one_cycle(
     in as many steps, and down to the end. The end is lr / (div_factor final_div_factor).
     `momentum` [a, b] goes a, b, a. Raises `UsageError` where a phase would have no step.
     """
-    start = span.lr / div_factor
+    start = context.lr / div_factor
     end = start / final_div_factor
-    up, last = pct_start * span.steps - 1, span.steps - 1.0
+    up, last = pct_start * context.steps - 1, context.steps - 1.0
     if three_phase:
-        ends, lrs, heights = [up, 2 * up, last], [start, span.lr, start, end], [0, 1, 0, 0]
+        ends, lrs, heights = [up, 2 * up, last], [start, context.lr, start, end], [0, 1, 0, 0]
     else:
-        ends, lrs, heights = [up, last], [start, span.lr, end], [0, 1, 0]
+        ends, lrs, heights = [up, last], [start, context.lr, end], [0, 1, 0]
     if any(b <= a for a, b in pairwise([0.0, *ends])):
         raise UsageError(
-            f"schedule (torch-one-cycle).pct_start: {pct_start} of {span.steps} steps leaves a "
+            f"schedule (torch-one-cycle).pct_start: {pct_start} of {context.steps} steps leaves a "
             "phase without a step. Use another value, or more epochs."
         )
     ease = _half_cosine if anneal == "cos" else _linear
@@ -104,7 +104,7 @@ def torch_one_cycle(
 
 
 def ramp(
-    span: ScheduleContext,
+    context: ScheduleContext,
     *,
     start_lr: NotNegative,
     end_lr: Positive,
@@ -123,7 +123,7 @@ def ramp(
         )
 
     def rates(step: int) -> Rates:
-        share = min(1.0, step / span.steps)
+        share = min(1.0, step / context.steps)
         if shape == "linear":
             return Rates(_linear(start_lr, end_lr, share), _opposed_momentum(momentum, share))
         return Rates(start_lr * (end_lr / start_lr) ** share, _opposed_momentum(momentum, share))
@@ -131,11 +131,11 @@ def ramp(
     return rates
 
 
-def _stepsize_in_steps(epochs: float, span: ScheduleContext) -> float:
+def _stepsize_in_steps(epochs: float, context: ScheduleContext) -> float:
     """The step size in steps; raises `UsageError` where it is 0."""
-    if epochs * span.steps_per_epoch <= 0:
+    if epochs * context.steps_per_epoch <= 0:
         raise UsageError("schedule.stepsize_epochs: must be above 0. Give half a cycle in epochs.")
-    return epochs * span.steps_per_epoch
+    return epochs * context.steps_per_epoch
 
 
 def _triangle(x: float, *, halving: bool) -> float:

@@ -9,13 +9,13 @@ from rescue_cli.recipe.schema import Epochs, Fraction, NotNegative, Positive
 from rescue_cli.sections.schedule.base import Rates, Schedule, ScheduleContext
 
 
-def constant(span: ScheduleContext) -> Schedule:
+def constant(context: ScheduleContext) -> Schedule:
     """The recipe's learning rate throughout."""
-    return lambda _: Rates(span.lr)
+    return lambda _: Rates(context.lr)
 
 
 def cosine(
-    span: ScheduleContext,
+    context: ScheduleContext,
     *,
     warmup_epochs: Epochs,
     warmup_lr: NotNegative,
@@ -32,20 +32,20 @@ def cosine(
     begun = warmup_epochs if warmup_prefix else 0.0
 
     def rates(step: int) -> Rates:
-        epoch = step / span.steps_per_epoch
+        epoch = step / context.steps_per_epoch
         t = math.floor(epoch) if per == "epoch" else epoch
         if t < warmup_epochs:
-            return Rates(warmup_lr + t * (span.lr - warmup_lr) / warmup_epochs)
-        if t >= span.epochs:
+            return Rates(warmup_lr + t * (context.lr - warmup_lr) / warmup_epochs)
+        if t >= context.epochs:
             return Rates(min_lr)
-        angle = math.pi * (t - begun) / (span.epochs - begun)
-        return Rates(min_lr + (span.lr - min_lr) * (1 + math.cos(angle)) / 2)
+        angle = math.pi * (t - begun) / (context.epochs - begun)
+        return Rates(min_lr + (context.lr - min_lr) * (1 + math.cos(angle)) / 2)
 
     return rates
 
 
 def exponential(
-    span: ScheduleContext,
+    context: ScheduleContext,
     *,
     end_factor: Positive,
     warmup_epochs: Epochs,
@@ -58,17 +58,17 @@ def exponential(
     """
 
     def rates(step: int) -> Rates:
-        epoch = step / span.steps_per_epoch
+        epoch = step / context.steps_per_epoch
         t = math.floor(epoch) if per == "epoch" else epoch
         rising = min(1.0, t / warmup_epochs) if warmup_epochs else 1.0
         warmth = warmup_factor * (1 - rising) + rising
-        return Rates(span.lr * end_factor ** (t / span.epochs) * warmth)
+        return Rates(context.lr * end_factor ** (t / context.epochs) * warmth)
 
     return rates
 
 
 def step(
-    span: ScheduleContext,
+    context: ScheduleContext,
     *,
     milestones: list[Epochs],
     factor: Positive | list[Positive],
@@ -87,26 +87,26 @@ def step(
         )
 
     def rates(step: int) -> Rates:
-        epoch = step / span.steps_per_epoch
+        epoch = step / context.steps_per_epoch
         passed = (f for f, m in zip(factors, milestones, strict=True) if epoch >= m)
         warmth = min(1.0, epoch / warmup_epochs) if warmup_epochs else 1.0
-        return Rates(span.lr * math.prod(passed) * warmth)
+        return Rates(context.lr * math.prod(passed) * warmth)
 
     return rates
 
 
-def inv(span: ScheduleContext, *, gamma: Positive, power: Positive) -> Schedule:
+def inv(context: ScheduleContext, *, gamma: Positive, power: Positive) -> Schedule:
     """lr (1 + gamma t)^-power after t steps (Caffe's `inv`, which its LeNet uses)."""
-    return lambda step: Rates(span.lr * (1 + gamma * step) ** -power)
+    return lambda step: Rates(context.lr * (1 + gamma * step) ** -power)
 
 
-def poly(span: ScheduleContext, *, power: Positive) -> Schedule:
+def poly(context: ScheduleContext, *, power: Positive) -> Schedule:
     """lr (1 - t / steps)^power after t steps (DeepLab; Chen et al. 2016)."""
-    return lambda step: Rates(span.lr * max(0.0, 1 - step / span.steps) ** power)
+    return lambda step: Rates(context.lr * max(0.0, 1 - step / context.steps) ** power)
 
 
 def piecewise(
-    span: ScheduleContext, *, epochs: list[Epochs], factors: list[NotNegative]
+    context: ScheduleContext, *, epochs: list[Epochs], factors: list[NotNegative]
 ) -> Schedule:
     """Linear between knots: at `epochs[i]` the rate is `lr * factors[i]`."""
     if len(epochs) != len(factors) or len(epochs) < 2:
@@ -118,12 +118,12 @@ def piecewise(
         raise UsageError(f"schedule (piecewise).epochs: {epochs} must increase.")
 
     def rates(step: int) -> Rates:
-        epoch = step / span.steps_per_epoch
+        epoch = step / context.steps_per_epoch
         if epoch <= epochs[0]:
-            return Rates(span.lr * factors[0])
+            return Rates(context.lr * factors[0])
         for (a, b), (low, high) in zip(pairwise(epochs), pairwise(factors), strict=True):
             if epoch <= b:
-                return Rates(span.lr * (low + (high - low) * (epoch - a) / (b - a)))
-        return Rates(span.lr * factors[-1])
+                return Rates(context.lr * (low + (high - low) * (epoch - a) / (b - a)))
+        return Rates(context.lr * factors[-1])
 
     return rates
