@@ -8,7 +8,7 @@ import torch
 from rescue_cli.bench.timing import rounds_shown, time_calls
 from rescue_cli.errors import UsageError
 from rescue_cli.recipe.architectures import row_of
-from rescue_cli.sections.model.zoo import fixed_size, zoo
+from rescue_cli.sections.model.timm_models import has_fixed_size, timm_model
 
 CLASSES = 1000
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -35,7 +35,7 @@ def inference(
     row = row_of(model)
     paper_size = row["sizes"]["a1-a2"][1] if row else None
     size = size or paper_size or _test_size(model)
-    network = zoo(model, CLASSES, 3, **_size_option(model, size)).eval()
+    network = timm_model(model, CLASSES, 3, **_size_option(model, size)).eval()
     layout = torch.channels_last if channels_last else torch.contiguous_format
     network = network.to(device=device, dtype=DTYPES[precision], memory_format=layout)  # type: ignore[call-overload]
     images = torch.randn(batch_size, 3, size, size).to(
@@ -75,4 +75,4 @@ def _test_size(model: str) -> int:
 
 def _size_option(model: str, size: int) -> dict[str, Any]:
     """The option `img_size` of a network that is built for one size of images."""
-    return {"img_size": size} if fixed_size(model) else {}
+    return {"img_size": size} if has_fixed_size(model) else {}

@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 
 from rescue_cli.errors import UsageError
 from rescue_cli.recipe import Recipe
-from rescue_cli.sections.optim import claims
+from rescue_cli.sections.optim import assign_parameters
 
 LR = 1e-4  # the same batches come again and again, and must not make the loss diverge
 Options = Mapping[str, Any]
@@ -23,7 +23,9 @@ def plain_optimizers(recipe: Recipe, network: nn.Module) -> list[Optimizer]:
     parameters = dict(network.named_parameters())
     found = []
     for item, claim in zip(
-        recipe.optim, claims(network, [item.options for item in recipe.optim]), strict=True
+        recipe.optim,
+        assign_parameters(network, [item.options for item in recipe.optim]),
+        strict=True,
     ):
         if item.name not in PLAIN:
             raise UsageError(

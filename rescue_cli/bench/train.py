@@ -20,7 +20,7 @@ from rescue_cli.bench.timing import rounds_shown
 from rescue_cli.build.ingredients import data_keys
 from rescue_cli.errors import UsageError
 from rescue_cli.recipe import Recipe, steps_per_epoch
-from rescue_cli.sections.data import Images, Place
+from rescue_cli.sections.data import Images, Location
 
 WARM_UP = 3  # untimed steps, after which timm's worker has prefetched its two batches
 # What `rescue bench train` times by default: A2's ingredients on CIFAR-10
@@ -123,7 +123,7 @@ def _time_alternately(
 
 def _train_folder(recipe: Recipe) -> Path:
     """The folder of the training set's class folders; raises `UsageError` if it is missing."""
-    place = Place(recipe.data.name, data_keys(recipe))
+    place = Location(recipe.data.name, data_keys(recipe))
     folder = place.train_root
     if not folder.is_dir():
         raise UsageError(

@@ -43,7 +43,7 @@ def predict(
 ) -> None:
     """Print the most probable classes of images."""
     from rescue_cli.predict import predict_images
-    from rescue_cli.sections.data.names import shown
+    from rescue_cli.sections.data.listing import printable
 
     changes = [word for word in words if _is_change(word)]
     images = [Path(word) for word in words if word not in changes]
@@ -58,7 +58,11 @@ def predict(
         common.print_json(predictions)
         return
     rows = [
-        ["" if rank else shown(image["image"]), best["class"], f"{100 * best['probability']:.1f}"]
+        [
+            "" if rank else printable(image["image"]),
+            best["class"],
+            f"{100 * best['probability']:.1f}",
+        ]
         for image in predictions
         for rank, best in enumerate(image["classes"])
     ]

@@ -242,7 +242,7 @@ class Loop:
                 "The last good checkpoint stands."
             )
         feed = self.step.feed
-        replaced, corrupt = distributed.union(feed.replaced, feed.corrupt)
+        replaced, corrupt = distributed.merge_over_ranks(feed.replaced, feed.corrupt)
         loss_sum = distributed.sum_over_ranks(self.step.loss_sum.clone())
         if distributed.is_first():
             state = self._state(loss_sum / distributed.world_size(), replaced, corrupt)
