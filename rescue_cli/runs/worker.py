@@ -147,7 +147,7 @@ def _train(run: RunDirectory, recipe: Recipe, machine: build.Machine, start: _St
         loop = _make_loop(run, recipe, trainee, machine, recorder)
         recorder.open_log()
         if allocator.in_force():
-            recorder.log(allocator.SAID)
+            recorder.log(allocator.LOG_LINE)
         for note in (*data.notes, *build.balance(recipe, data), *notes):
             recorder.say(note)
         if distributed.is_first():

@@ -147,8 +147,8 @@ def test_a_run_logs_and_records_the_settings_and_learns_the_same(tmp_path: Path)
         assert said[switch][0] == said[switch][-1] == str(run)
         assert (run / "command.txt").read_text().startswith("rescue train -r quickstart --smoke")
     for switch in ("on", "off"):
-        assert allocator.SAID not in said[switch]
+        assert allocator.LOG_LINE not in said[switch]
         log = (tmp_path / switch / "log.txt").read_text()
-        assert log.count(allocator.SAID) == (switch == "on")
+        assert log.count(allocator.LOG_LINE) == (switch == "on")
     assert recorded == {"on": allocator.SETTINGS, "off": None}
     assert all(torch.equal(w, weights["off"][name]) for name, w in weights["on"].items())
