@@ -53,7 +53,8 @@ def starts(folder: Path, line: str, **more: str) -> tuple[int, list[list[str]], 
     (folder / "sitecustomize.py").write_text(DIARY)
     diary = folder / "diary"
     call = [sys.executable, "-m", "rescue_cli", *line.split()]
-    given = environment(PYTHONPATH=str(folder), DIARY=str(diary), **more)
+    path = os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])
+    given = environment(PYTHONPATH=path, DIARY=str(diary), **more)
     done = subprocess.run(call, capture_output=True, text=True, cwd=folder, env=given)
     return (
         done.returncode,
