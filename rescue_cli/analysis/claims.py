@@ -140,11 +140,14 @@ def _views(pair: Mapping[str, Any]) -> list[str]:
             for name, m in pair["middles"].items()
         ]
     if (diverged := pair["diverged"]) is not None:
-        first, second = (
-            f"{k} of {pair[side]}" for k, side in zip(diverged["runs"], "ab", strict=True)
+        # Without p, a side is a number whose runs are not known
+        counts = ", ".join(
+            f"{k} of {pair[side]}"
+            for k, side in zip(diverged["runs"], "ab", strict=True)
+            if k or diverged["p"] is not None
         )
         p = "" if diverged["p"] is None else f" (Fisher's exact test, p = {diverged['p']:.2g})"
-        lines.append(f"diverged: {first}, {second}{p}")
+        lines.append(f"diverged: {counts}{p}")
     return lines
 
 

@@ -21,20 +21,20 @@ def check_expected(recipe: Recipe, ours: Sample, drawn: int | None = None) -> di
     expect = recipe.tree.get("expect")
     if not expect:
         return None
-    claim = published_sample(expect)
-    test = welch_test(claim, ours)
+    published = published_sample(expect)
+    test = welch_test(published, ours)
     band = test.interval(LEVEL)
     width = UNKNOWN if band is None else (band[1] - band[0]) / 2
     if drawn is not None:
-        p = claim.mean / 100
+        p = published.mean / 100
         width = math.hypot(width, 100 * NORMAL_95 * math.sqrt(p * (1 - p) / drawn))
     inside = abs(test.mean) <= width
-    low, high = max(PERCENT[0], claim.mean - width), min(PERCENT[1], claim.mean + width)
+    low, high = max(PERCENT[0], published.mean - width), min(PERCENT[1], published.mean + width)
     runs = "one run" if ours.n == 1 else f"mean of {ours.n} runs"
     by = f"within {UNKNOWN:g} points, as no spread is known" if band is None else "95 % interval"
     return {
         "recipe": recipe.name,
-        "expected": claim.mean,
+        "expected": published.mean,
         "width": width,
         "top1": ours.mean,
         "n": ours.n,

@@ -100,6 +100,7 @@ Run = Callable[[str, Recipe], Outcome]
 RangeRun = Callable[[str, Recipe, Ramp], Curves]
 Tried = tuple[str, Recipe, Outcome]  # a setting, the recipe with it, its first run
 KEPT = "as it is"
+KEEP = "Keep the recipe as it is."
 
 
 def largest_batch_size(images: int, fits: Callable[[int], bool]) -> tuple[int, str]:
@@ -127,11 +128,11 @@ class Search:
     def __init__(self, base: Recipe, run: Run) -> None:
         self.run = run
         self.known: list[Candidate] = []
-        self.standing = self._measure("base", base)
+        self.current = self._measure("base", base)
 
     @property
     def recipe(self) -> Recipe:
-        return self.standing.recipe
+        return self.current.recipe
 
     @property
     def base(self) -> Decision:
@@ -200,7 +201,7 @@ class Search:
             value = 0.0 if exponent == -math.inf else _one_digit(10**exponent)
             made = _decayed(self.recipe, value)
             if made == self.recipe:
-                return self.standing.loss
+                return self.current.loss
             settings.append(self._try(f"decay-{value:g}", f"{value:g}", made))
             return settings[-1][2].loss
 
@@ -229,20 +230,15 @@ class Search:
         label, recipe, first = _lowest(settings)
         tried = [(name, str(outcome)) for name, _, outcome in settings]
         outcomes = [outcome for _, _, outcome in settings]
-        if not first.loss < self.standing.loss:
-            return Decision(
-                step,
-                tried,
-                KEPT,
-                f"none is better than the current recipe ({self.standing})",
-                outcomes,
-            )
-        before, challenger = self.standing, self._measure(first.name, recipe)
+        if not first.loss < self.current.loss:
+            why = f"none is better than the current recipe ({self.current})"
+            return Decision(step, tried, KEPT, why, outcomes)
+        before, challenger = self.current, self._measure(first.name, recipe)
         tried += [(f"{label}, again", str(outcome)) for outcome in challenger.outcomes]
         better, why = self._beyond_noise(before, challenger)
         if not better:
             return Decision(step, tried, KEPT, f"the best was {label}: {why}", outcomes)
-        self.standing = challenger
+        self.current = challenger
         return Decision(step, tried, label, why, outcomes)
 
     def _beyond_noise(self, before: Candidate, challenger: Candidate) -> tuple[bool, str]:
@@ -318,9 +314,6 @@ def planned_runs(recipe: Recipe) -> int:
     return SEEDS + sum(count + SEEDS for count in tried)
 
 
-KEEP = "Keep the recipe as it is."
-
-
 @dataclass(frozen=True)
 class Verdict:
     """Whether the tuned recipe may be called better than the base, and the sentences about it."""
@@ -373,12 +366,8 @@ def _without_base(tuned: Side, sentences: Sequence[str], *, some_lost: bool) -> 
     If both were equally likely to diverge, all runs of one and none of the other would do so in
     one case of 4^n at most, which is 1.6 % for three runs.
     """
-    last = (
-        [KEEP]
-        if some_lost
-        else ["Every run of the base recipe diverged, and none of the tuned one."]
-    )
-    return Verdict(not some_lost, [*sentences, *last], [tuned])
+    only_base = "Every run of the base recipe diverged, and none of the tuned one."
+    return Verdict(not some_lost, [*sentences, KEEP if some_lost else only_base], [tuned])
 
 
 def _has_result(sweep: Path, seed: int) -> bool:

@@ -60,9 +60,8 @@ def study_lines(path: Path) -> list[ResultLine]:
             paper = next((Sample(value, None, 1) for value in row["paper"].values()), None)
             ours = Sample(measured["mean"], measured["std"], measured["n"])
             name = f"{path}, row {row['row']}"
-            lost = (
-                missing_from_json(row["runs"]) if row["runs"]["n"] else {}
-            )  # else the result is from the records
+            # Without runs in the folder the result is from the records
+            lost = missing_from_json(row["runs"]) if row["runs"]["n"] else {}
             lines.append(
                 ResultLine(name, row["recipe"], "-", paper, ours, row["seconds_train"], lost)
             )

@@ -127,10 +127,10 @@ def test_a_users_file_does_not_shadow_a_python_module(tmp_path: Path, name: str)
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        ("recipe", "odd/seed-2/recipe.yaml: optim.lr: 0.1, and seed-0 has 0.4."),
-        ("images", "odd/seed-2/result.json: test.count: 500, and seed-0 has 1000."),
-        ("set", "odd/seed-2/result.json: sets: [val], and seed-0 has [test]."),
-        ("protocol", "test.protocol.interpolation: bicubic, and seed-0 has bilinear."),
+        ("recipe", "odd/seed-2/recipe.yaml: optim.lr: 0.1, but seed-0 has 0.4."),
+        ("images", "odd/seed-2/result.json: test.count: 500, but seed-0 has 1000."),
+        ("set", "odd/seed-2/result.json: sets: [val], but seed-0 has [test]."),
+        ("protocol", "test.protocol.interpolation: bicubic, but seed-0 has bilinear."),
         ("copied", "odd/seed-2/recipe.yaml: train.seed: 1, but the folder is seed 2's."),
         ("backup", "odd/seed-0.bak: holds a run, but is not named seed-0, seed-1, ..."),
         ("zero", "odd/seed-01: holds a run, but is not named seed-0, seed-1, ..."),
@@ -191,7 +191,7 @@ def test_a_run_that_cannot_be_compared_does_not_prevent_other_comparisons(
     made_run(tmp_path / "c", 65.0, images=500)
     assert rescue("report", "a", "c", "b", "a/seed-0").code == 0
     page = (tmp_path / "report.html").read_text()
-    assert "<h2>Compared</h2>" in page
+    assert "<h2>Comparison</h2>" in page
     assert page.count("b is better than a by") == 1
     assert "a was measured on fashion-mini test (1,000 images), c on fashion-mini test" in page
     assert "a/seed-0 is a run of both a and a/seed-0, and would count twice." in page
