@@ -161,7 +161,7 @@ def _planned(recipe: Recipe, test: Ramp, seeds: int, per_epoch: int) -> _Plan:
 
     build.check(test.of(recipe, 0, per_epoch))
     data = build.listed(recipe)
-    measured, images = _fewer_images(recipe, data, SCENES if recipe.of_scenes else IMAGES)
+    measured, images = _fewer_images(recipe, data, SCENES if recipe.is_annotated else IMAGES)
     half = replace(test, epochs=test.epochs / 2)
     # Of half the steps with a seed of its own: only an independent run can agree
     ramps = {**{f"seed-{seed}": (test, seed) for seed in range(seeds)}, "half": (half, seeds)}

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from rescue_cli import distributed
 from rescue_cli.batch import Measurement, to_host
 from rescue_cli.engine import checkpoint
-from rescue_cli.engine.evaluate import EvalSet, Evaluates, Measured
+from rescue_cli.engine.evaluate import EvalResult, EvalSet, Evaluator
 from rescue_cli.engine.recorder import Recorder
 from rescue_cli.engine.signals import Agreement, Stop
 from rescue_cli.engine.step import Step
@@ -40,7 +40,7 @@ class Loop:
     plan: Plan
     step: Step
     model: nn.Module  # not wrapped: its state is what is saved
-    evaluator: Evaluates
+    evaluator: Evaluator
     test_sets: Mapping[str, EvalSet]
     directory: RunDirectory
     recorder: Recorder
@@ -48,7 +48,7 @@ class Loop:
 
     def __post_init__(self) -> None:
         self.progress = Progress()
-        self.latest: Mapping[str, Mapping[Measurement, Measured]] = {}
+        self.latest: Mapping[str, Mapping[Measurement, EvalResult]] = {}
         self.clock = time.perf_counter()
         self.waited = 0.0
         self.mark = (0, 0.0)  # step and seconds of training at the last line of metrics
@@ -110,7 +110,7 @@ class Loop:
                 self.progress, self.clock = replace(self.progress, seconds_eval=spent), now
                 self._stop(code)
 
-        self.latest = self.evaluator.sets(self.step.average.model, self.test_sets, between)
+        self.latest = self.evaluator(self.step.average.model, self.test_sets, between)
 
     def _check_evaluation(self) -> None:
         """Raises `DivergedError` where the trained network's loss on its test set is not finite.

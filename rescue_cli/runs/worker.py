@@ -255,7 +255,7 @@ def _evaluate(run: RunDirectory, recipe: Recipe, machine: build.Machine, start: 
             if code:
                 raise StoppedError("evaluation stopped; nothing was written.", int(code))
 
-        found = evaluator.sets(network, tests, between)
+        found = evaluator(network, tests, between)
     seconds = time.perf_counter() - start.clock - prepared
     memory = outcome.peak_memory_mb(machine.device, start.peak_mb)
     if distributed.is_first():

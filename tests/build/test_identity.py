@@ -270,9 +270,9 @@ def test_images_listed_in_another_order_are_other_data(tmp_path: Path) -> None:
 def test_other_boxes_are_other_data(tmp_path: Path) -> None:
     names = FileNames.of(tmp_path, ["a.jpg", "b.jpg"])
     boxes = [Objects.of([((0, 0, 4, 4), 1, False)]), Objects.of([((1, 1, 3, 3), 2, False)])]
-    scenes = Boxed(names, np.zeros(2, dtype=np.int64), tuple(boxes))
-    cut = Boxed(names, scenes.labels, (boxes[0], Objects.of([((1, 1, 3, 2), 2, False)])))
-    before, now = (fingerprint_of(Dataset(s, {}, ("cat", "dog")), []) for s in (scenes, cut))
+    whole = Boxed(names, np.zeros(2, dtype=np.int64), tuple(boxes))
+    cut = Boxed(names, whole.labels, (boxes[0], Objects.of([((1, 1, 3, 2), 2, False)])))
+    before, now = (fingerprint_of(Dataset(s, {}, ("cat", "dog")), []) for s in (whole, cut))
     assert difference(before, now) == "train: 1 image has other boxes; the first is b.jpg"
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from rescue_cli.sections.data.annotated import Boxed, Masked
 from rescue_cli.sections.data.coco_files import is_coco
 from rescue_cli.sections.data.datasets import DATASETS
 from rescue_cli.sections.data.fingerprint import (
@@ -18,9 +19,7 @@ from rescue_cli.sections.data.fingerprint import (
 from rescue_cli.sections.data.imagenet import imagenet_words
 from rescue_cli.sections.data.location import FACTS, Facts, Keys, Place, channels_of, normalisation
 from rescue_cli.sections.data.notes import of_splits
-from rescue_cli.sections.data.paired import Boxed, Masked, Paired
 from rescue_cli.sections.data.resident import make_resident
-from rescue_cli.sections.data.scenes import SceneEvalFeed, SceneFeed, TestScenes, TrainScenes
 from rescue_cli.sections.data.splits import (
     Dataset,
     Features,
@@ -49,13 +48,8 @@ __all__ = [
     "Keys",
     "Listing",
     "Masked",
-    "Paired",
     "Place",
-    "SceneEvalFeed",
-    "SceneFeed",
     "Split",
-    "TestScenes",
-    "TrainScenes",
     "channels_of",
     "difference",
     "fingerprint_of",
@@ -96,7 +90,7 @@ def load(
     if FACTS[name].images is None:  # a folder of one's own
         said = of_splits([dataset.train, *dataset.tests.values()], keys.reading)
         dataset = replace(dataset, notes=(*dataset.notes, *said))
-    if isinstance(dataset.train, Paired):
+    if dataset.train.annotated:
         return dataset
     dataset = replace(dataset, notes=(*dataset.notes, *without_images(dataset)))
     resident = keys.resident if keys.resident is not None else size is not None

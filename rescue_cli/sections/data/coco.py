@@ -9,11 +9,11 @@ import numpy as np
 from rescue_cli.errors import DataError
 from rescue_cli.rng import Indices
 from rescue_cli.sections.annotations import IGNORED
+from rescue_cli.sections.data.annotated import Boxed, classes_of_weights, note_missing_objects
 from rescue_cli.sections.data.annotation_checks import Fit, Marked, common_size, demand_pixels
 from rescue_cli.sections.data.coco_files import CocoImage, Listed, classes_of, splits_of
 from rescue_cli.sections.data.coco_shapes import Edges, Painted, box_of, shape_of
 from rescue_cli.sections.data.location import Place
-from rescue_cli.sections.data.paired import Boxed, of_weights, without_objects
 from rescue_cli.sections.data.splits import Dataset, FileNames
 
 BACKGROUND = "background"
@@ -30,11 +30,11 @@ def coco_boxes(place: Place) -> Dataset:
     """
     fit = Fit(place.keys.exif)
     splits = splits_of(place, fit)
-    classes = of_weights(classes_of(splits), place.classes)
+    classes = classes_of_weights(classes_of(splits), place.classes)
     labels = {name: i for i, name in enumerate(classes, 1)}
     found = {name: _boxed(place.root, some, labels, fit) for name, some in splits.items()}
     train = found.pop("train")
-    lacking = without_objects(found, classes) if place.classes else ()
+    lacking = note_missing_objects(found, classes) if place.classes else ()
     return Dataset(train, dict(found), classes, notes=(*fit.notes(), *lacking))
 
 
@@ -48,7 +48,7 @@ def coco_masks(place: Place) -> Dataset:
     splits = splits_of(place, fit)
     others = tuple(name for name in classes_of(splits) if name.casefold() != BACKGROUND)
     if place.classes[:1] == (BACKGROUND,):
-        others = of_weights(others, place.classes[1:])
+        others = classes_of_weights(others, place.classes[1:])
     classes = (BACKGROUND, *others)
     if len(classes) > IGNORED:
         raise DataError(
@@ -56,7 +56,9 @@ def coco_masks(place: Place) -> Dataset:
         )
     labels = {name: i for i, name in enumerate(others, 1)}
     found = {name: _painted(place.root, some, labels, fit) for name, some in splits.items()}
-    lacking = without_objects({name: each for name, each in found.items() if len(each)}, others)
+    lacking = note_missing_objects(
+        {name: each for name, each in found.items() if len(each)}, others
+    )
     train = found.pop("train")
     return Dataset(train, dict(found), classes, notes=(*fit.notes(), *lacking))
 

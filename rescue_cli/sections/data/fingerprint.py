@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rescue_cli.rng import Indices
+from rescue_cli.sections.data.annotated import Boxed, Masked
 from rescue_cli.sections.data.coco_shapes import Painted, checksum
-from rescue_cli.sections.data.paired import Boxed, Masked
 from rescue_cli.sections.data.splits import Dataset, FileNames, Files, Images, Split, some
 
 THREADS = 16  # a network file system answers many at a time

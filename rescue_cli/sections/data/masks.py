@@ -9,12 +9,12 @@ import numpy as np
 from rescue_cli.errors import DataError, UsageError
 from rescue_cli.rng import permute
 from rescue_cli.sections.annotations import IGNORED
+from rescue_cli.sections.data.annotated import UNKNOWN, Coding, Masked, number_classes
 from rescue_cli.sections.data.annotation_checks import common_size, size_of
 from rescue_cli.sections.data.decode import UNREADABLE
 from rescue_cli.sections.data.listing import PassedOver, by_stem, images_in
 from rescue_cli.sections.data.location import HIGHEST, Place
 from rescue_cli.sections.data.names import lines_of, plain, stem
-from rescue_cli.sections.data.paired import UNKNOWN, Coding, Masked, numbered
 from rescue_cli.sections.data.rgb import Exif
 from rescue_cli.sections.data.splits import NAMED, SPLIT_SEED, Dataset, FileNames, Split, some
 
@@ -71,7 +71,7 @@ def _named(file: Path) -> tuple[tuple[str, ...], Coding]:
     classes = tuple(plain(line) for line in lines_of(file))
     if len(classes) > IGNORED:
         raise DataError(f"{file}: names {len(classes)} classes; a mask has at most {IGNORED}.")
-    return classes, numbered(len(classes), 0)
+    return classes, number_classes(len(classes), 0)
 
 
 def _coding(file: Path, given: Mapping[str, int | list[int]]) -> tuple[tuple[str, ...], Coding]:
@@ -110,7 +110,9 @@ def ade20k(place: Place) -> Dataset:
     root = inner if inner.is_dir() else place.root
     passed = PassedOver()
     splits = {
-        part: _read(root, [(f"images/{part}", f"annotations/{part}")], numbered(ADE20K, 1), passed)
+        part: _read(
+            root, [(f"images/{part}", f"annotations/{part}")], number_classes(ADE20K, 1), passed
+        )
         for part in ("training", "validation")
     }
     tests: dict[str, Split] = {"val": splits["validation"]}

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from rescue_cli.errors import DataError, did_you_mean
+from rescue_cli.sections.data.annotated import Boxed, classes_of_weights, note_missing_objects
 from rescue_cli.sections.data.annotation_checks import Fit, Marked, demand_finite, demand_pixels
 from rescue_cli.sections.data.listing import (
     HIDDEN,
@@ -19,7 +20,6 @@ from rescue_cli.sections.data.listing import (
 )
 from rescue_cli.sections.data.location import Place
 from rescue_cli.sections.data.names import lines_of, plain, stem
-from rescue_cli.sections.data.paired import Boxed, of_weights, without_objects
 from rescue_cli.sections.data.splits import Dataset, FileNames, Split
 
 VOC: tuple[str, ...] = ("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat")
@@ -67,12 +67,12 @@ def voc_folder(place: Place) -> Dataset:
     classes = tuple(sorted({o.name for found in either for o in found.objects}))
     if not classes:
         raise DataError(f"{root / 'Annotations'}: no object in any training image. Add boxes.")
-    classes = of_weights(classes, place.classes)
+    classes = classes_of_weights(classes, place.classes)
     labels = {name: i for i, name in enumerate(classes, 1)}
     train = _read(root, annotations, labels, fit)
     test = _read(root, measured, labels, fit)
     tests: dict[str, Split] = {tested: test} if measured else {}
-    lacking = without_objects({tested: test}, classes) if place.classes and measured else ()
+    lacking = note_missing_objects({tested: test}, classes) if place.classes and measured else ()
     notes = (*passed.notes(), *fit.notes(), *lacking)
     return Dataset(train, tests, classes, notes=notes)
 

@@ -20,6 +20,7 @@ from rescue_cli.errors import RescueError
 from rescue_cli.sections.data.shared_memory import Packed, Parcels
 
 CHUNK = 16  # distinct images that one worker decodes at a time
+ANNOTATED_CHUNK = 4  # where they keep their size, so that most chunks fit into `shared_memory.ROOM`
 AHEAD = 4  # chunks that each worker may be ahead, at least
 LOOK_SECONDS = 1.0  # how often who waits looks whether the workers live and a signal came
 LOST = 70  # exit code of a worker that could not send what it made (sysexits.h, EX_SOFTWARE)

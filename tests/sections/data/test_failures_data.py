@@ -27,8 +27,8 @@ from rescue_cli.sections.data import Files, Images, Keys, load
 from rescue_cli.sections.data.corrupt import REDRAWS
 from rescue_cli.sections.data.folders import class_folders, read
 from rescue_cli.sections.data.memory import MemoryFeed
-from rescue_cli.sections.data.stream import Cropping, StreamFeed, TrainViews
-from rescue_cli.sections.data.stream_eval import EvalViews, StreamEvalFeed
+from rescue_cli.sections.data.stream import Cropping, FileFeed, TrainSamples
+from rescue_cli.sections.data.stream_eval import EvalSamples, FileEvalFeed
 from rescue_cli.sections.model import weights
 from rescue_cli.sections.sampling import Steps, shuffled
 from rescue_cli.sections.tta import TTAS
@@ -51,12 +51,11 @@ def split_of(root: Path) -> Files:
     return read(root, {n: i for i, n in enumerate(class_folders(root))}, complete=True)
 
 
-def feed(root: Path, log: list[str], *, workers: int = 0, max_corrupt: int = 100) -> StreamFeed:
+def feed(root: Path, log: list[str], *, workers: int = 0, max_corrupt: int = 100) -> FileFeed:
     """Two micro-batches of four images a step, five steps an epoch: every image once."""
     files = split_of(root)
-    cropping = Cropping(box=None, columns=0, size=8, interpolation="bilinear", decoder="fast")
-    return StreamFeed(
-        TrainViews(files, cropping, 4, 0),
+    return FileFeed(
+        TrainSamples(files, Cropping(None, 8, "bilinear"), 4, 0, "fast"),
         shuffled(Steps(len(files), 8, 4, STEPS, seed=0)),
         range(2),
         steps=STEPS * 2,
@@ -67,7 +66,7 @@ def feed(root: Path, log: list[str], *, workers: int = 0, max_corrupt: int = 100
     )
 
 
-def shown(of: StreamFeed, steps: int = STEPS) -> list[tuple[int, int]]:
+def shown(of: FileFeed, steps: int = STEPS) -> list[tuple[int, int]]:
     """(the image's own number, its label) of every place in order."""
     found = []
     with contextlib.closing(of):
@@ -174,9 +173,9 @@ def test_a_corrupt_test_image_is_an_error_that_names_it(
     spoil(folder)
     other = {"even/06.png": "odd/13.png", "odd/13.png": "even/06.png"}[name]
     (folder / other).unlink()
-    decoding = EvalViews(split_of(folder), [View(8, 1.0)], "bilinear", "pil")
+    samples = EvalSamples(split_of(folder), [View(8, 1.0)], "bilinear", "pil")
     with pytest.raises(DataError) as error:
-        list(StreamEvalFeed(decoding, 10, workers, CPU).batches(0, 1))
+        list(FileEvalFeed(samples, 10, workers, CPU).batches(0, 1))
     assert error.value.exit_code == 3
     assert str(error.value).startswith(f"{folder / name}: cannot be decoded: ")
     assert "repair the file, or remove it" in str(error.value)

@@ -1,15 +1,11 @@
-"""What a recipe that detects or segments may say, and how its scenes are normalised."""
+"""Task, data, model and loss must belong together; detection and segmentation allow less."""
 
 import importlib.util
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any
 
-from rescue_cli.batch import Batch
 from rescue_cli.build.ingredients import operations_of
 from rescue_cli.errors import DataError, UsageError
 from rescue_cli.recipe import Recipe, from_text
-from rescue_cli.sections.augment.pipeline import Normalise
 from rescue_cli.sections.model.weights import metadata
 
 # What only these tasks have, by section
@@ -25,22 +21,7 @@ OF_IMAGES = (
 NEUTRAL = {"sampling": "shuffled", "mix": "none", "selection": "none", "teacher": "none"}
 
 
-class Normalised:
-    """Batch of uint8 scenes -> batch of normalised ones, stacked or in a list."""
-
-    def __init__(self, normalise: Normalise) -> None:
-        self.normalise = normalise
-
-    def __call__(self, batch: Batch) -> Batch:
-        images: Any = batch.images
-        if isinstance(images, list):
-            images = [self.normalise(image[None])[0] for image in images]
-        else:
-            images = self.normalise(images)
-        return replace(batch, images=images)
-
-
-def check_scenes(recipe: Recipe, known: str) -> None:
+def check_task(recipe: Recipe, known: str) -> None:
     """That task, data, network and loss belong together, and nothing is asked of scenes that only
     images have; `known` is the data set's task. Raises `UsageError`.
     """
@@ -63,12 +44,12 @@ def check_scenes(recipe: Recipe, known: str) -> None:
                 f"{section}.name: {name} is for {owner}, and task.name is {task}. "
                 f"Set task.name={owner}, or another {section}.name."
             )
-        if owner is None and recipe.of_scenes:
+        if owner is None and recipe.is_annotated:
             raise UsageError(
                 f"{section}.name: {name} is for classification, and task.name is {task}. "
                 f"Set {section}.name={THEIRS[task][section][0]}."
             )
-    if recipe.of_scenes:
+    if recipe.is_annotated:
         _check_neutral(recipe)
         _check_strides(recipe.model.options.get("weights"))
 

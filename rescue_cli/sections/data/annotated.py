@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,7 @@ ONE_NUMBER = ("1", "L", "P", "I", "I;16")  # PIL's modes of one whole number a p
 class Boxed(Files):
     """A split whose images have objects in boxes; `labels` are all 0."""
 
+    annotated: ClassVar[bool] = True
     objects: tuple[Objects, ...]
 
     def take(self, indices: Indices) -> "Boxed":
@@ -36,12 +37,12 @@ class Boxed(Files):
         return self.objects[index]
 
 
-def of_weights(classes: tuple[str, ...], known: tuple[str, ...]) -> tuple[str, ...]:
+def classes_of_weights(classes: tuple[str, ...], known: tuple[str, ...]) -> tuple[str, ...]:
     """The classes that the weights of an evaluation know, where all of these are among them."""
     return known if set(classes) <= set(known) else classes
 
 
-def without_objects(
+def note_missing_objects(
     splits: Mapping[str, Boxed | Painted], classes: Sequence[str]
 ) -> tuple[str, ...]:
     """Which classes, from the label 1 on, have no object in a split, a sentence each."""
@@ -67,7 +68,7 @@ class Coding(NamedTuple):
     classes: NDArray[np.int16]
     words: str
 
-    def decoded(self, values: NDArray[Any]) -> Mask:
+    def decode(self, values: NDArray[Any]) -> Mask:
         """The classes; raises `ValueError` for a value that means nothing."""
         highest = int(values.max(initial=0))
         within = values if highest < len(self.classes) else np.minimum(values, len(self.classes))
@@ -78,7 +79,7 @@ class Coding(NamedTuple):
         return mask
 
 
-def numbered(classes: int, first: int) -> Coding:
+def number_classes(classes: int, first: int) -> Coding:
     """Classes from the value `first` on; what is below it and 255 are ignored."""
     table = np.full(IGNORED + 1, UNKNOWN, dtype=np.int16)
     table[:first] = table[IGNORED] = IGNORED
@@ -92,6 +93,7 @@ def numbered(classes: int, first: int) -> Coding:
 class Masked(Files):
     """A split with a mask of class numbers for each image; `labels` are all 0."""
 
+    annotated: ClassVar[bool] = True
     masks: FileNames
     coding: Coding
 
@@ -116,9 +118,6 @@ class Masked(Files):
                 )
             values = np.array(image)
         try:
-            return self.coding.decoded(values.astype(np.int64) if image.mode == "1" else values)
+            return self.coding.decode(values.astype(np.int64) if image.mode == "1" else values)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
-
-
-Paired = Boxed | Masked | Painted
