@@ -110,7 +110,7 @@ def group(device: torch.device) -> Iterator[None]:
 def wrap(model: nn.Module, device: torch.device) -> nn.Module:
     """The model with its gradients averaged over the processes; itself where there is one.
 
-    Buffers are not broadcast: batch statistics are kept equal by `engine.norms`.
+    Buffers are not broadcast: batch statistics are kept equal by `engine.batch_norm`.
     """
     if not dist.is_initialized():
         return model

@@ -1,4 +1,6 @@
-"""Task, data, model and loss must belong together; detection and segmentation allow less."""
+"""Checks that task, data, model and loss fit; detection and segmentation allow less than
+classification.
+"""
 
 import importlib.util
 from collections.abc import Sequence
@@ -8,13 +10,13 @@ from rescue_cli.errors import DataError, UsageError
 from rescue_cli.recipe import Recipe, from_text
 from rescue_cli.sections.model.weights import metadata
 
-# What only these tasks have, by section
+# Models and losses that are for one task only, by section
 THEIRS = {
     "detection": {"model": ("faster-rcnn",), "loss": ("detector",)},
     "segmentation": {"model": ("fcn",), "loss": ("pixel-cross-entropy",)},
 }
 EXTRA = ("torchmetrics", "faster_coco_eval")
-# Keys of `data` that act on images with one label
+# Keys of `data` that are for classification
 OF_IMAGES = (
     "sets", "channels", "resident", "train_size", "train_root", "test_root", "unknown_classes",
 )  # fmt: skip
@@ -22,8 +24,8 @@ NEUTRAL = {"sampling": "shuffled", "mix": "none", "selection": "none", "teacher"
 
 
 def check_task(recipe: Recipe, known: str) -> None:
-    """That task, data, network and loss belong together, and nothing is asked of scenes that only
-    images have; `known` is the data set's task. Raises `UsageError`.
+    """Raises `UsageError` unless task, data, model and loss are for one task and the other sections
+    are ones that it has; `known` is the data set's task.
     """
     task = recipe.task.name
     if known != task:
@@ -33,8 +35,7 @@ def check_task(recipe: Recipe, known: str) -> None:
         )
     if "mask_values" in recipe.data.options and recipe.data.name != "mask-folder":
         raise UsageError(
-            "data.mask_values: says what the masks of data.name=mask-folder hold. "
-            "Remove it with ~data.mask_values."
+            "data.mask_values: is for data.name=mask-folder. Remove it with ~data.mask_values."
         )
     for section in ("model", "loss"):
         name = getattr(recipe, section).name
@@ -55,12 +56,14 @@ def check_task(recipe: Recipe, known: str) -> None:
 
 
 def _check_strides(given: str | None) -> None:
-    """A backbone has its strides in the 3x3; weights of another ResNet fit by name and shape."""
+    """Raises `UsageError` for the weights of a ResNet that strides elsewhere than our backbones, in
+    the 3x3 convolutions: they would fit by name and shape.
+    """
     if given is None:
         return
     try:
         text = metadata(given).get("recipe")
-    except DataError:  # a name of timm's, or nothing, which loading says
+    except DataError:  # a timm model, or no such file, which loading reports
         return
     if text and from_text(text, given).model.options.get("stride_in", "3x3") != "3x3":
         raise UsageError(
@@ -93,15 +96,19 @@ def _check_neutral(recipe: Recipe) -> None:
     given = [key for key in OF_IMAGES if key in recipe.data.options]
     if given:
         raise UsageError(
-            f"data.{given[0]}: is for classification; scenes lie below data.root and keep their "
-            f"size. Remove it with ~data.{given[0]}."
+            f"data.{given[0]}: is for classification; images with boxes or masks lie below "
+            f"data.root and keep their size. Remove it with ~data.{given[0]}."
         )
     if recipe.eval.crops != [1.0] or recipe.eval.ttas != ("none",):
         raise UsageError(
-            "eval.crops, eval.tta: a scene is seen whole and once. Use [1.0] and none."
+            "eval.crops, eval.tta: are for classification; here each image is evaluated whole and "
+            "once. Use [1.0] and none."
         )
     if recipe.eval.resize != "shorter":
-        raise UsageError("eval.resize: a scene keeps its shape. Remove it with ~eval.resize.")
+        raise UsageError(
+            "eval.resize: is for classification; here images keep their aspect ratio. "
+            "Remove it with ~eval.resize."
+        )
     if recipe.model.options.get("frozen"):
         raise UsageError("model.frozen: trains a classifier's head. Remove it with ~model.frozen.")
     operations = operations_of(recipe)

@@ -24,7 +24,7 @@ from rescue_cli.recipe import Recipe, total_steps
 
 app = common.verb()
 IMAGES = 1000  # of the test set at a point: a point is compared with others on the same images
-SCENES = 100  # the same where an image carries boxes or a mask
+ANNOTATED_IMAGES = 100  # the same where an image carries boxes or a mask
 
 
 @app.command(
@@ -161,7 +161,9 @@ def _planned(recipe: Recipe, test: Ramp, seeds: int, per_epoch: int) -> _Plan:
 
     build.check(test.of(recipe, 0, per_epoch))
     data = build.listed(recipe)
-    measured, images = _fewer_images(recipe, data, SCENES if recipe.is_annotated else IMAGES)
+    measured, images = _fewer_images(
+        recipe, data, ANNOTATED_IMAGES if recipe.is_annotated else IMAGES
+    )
     half = replace(test, epochs=test.epochs / 2)
     # Of half the steps with a seed of its own: only an independent run can agree
     ramps = {**{f"seed-{seed}": (test, seed) for seed in range(seeds)}, "half": (half, seeds)}

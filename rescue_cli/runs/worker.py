@@ -20,7 +20,7 @@ from rescue_cli.build import identity
 from rescue_cli.engine.loop import Loop
 from rescue_cli.engine.recorder import Recorder, batch_bar
 from rescue_cli.engine.signals import Stop
-from rescue_cli.engine.timing import Plan
+from rescue_cli.engine.timing import Timing
 from rescue_cli.errors import InUseError, RescueError, StoppedError, UsageError
 from rescue_cli.recipe import Recipe, recipe_in, steps_per_epoch, total_steps
 from rescue_cli.rundir import RunDirectory, discard_partials, read_environment, write_json
@@ -143,11 +143,11 @@ def _train(run: RunDirectory, recipe: Recipe, machine: build.Machine, start: _St
     steps = total_steps(recipe.train, steps_per_epoch(recipe.train, len(data.train)))
     recorder = Recorder(run, writes=distributed.is_first(), steps=steps)
     with contextlib.closing(recorder):
-        trainee = build.trainee(recipe, data, machine, recorder.say)
+        trainee = build.trainee(recipe, data, machine, recorder.log)
         loop = _loop(run, recipe, trainee, machine, recorder)
         recorder.open_log()
         for note in (*data.notes, *build.balance(recipe, data), *said):
-            recorder.say(note)
+            recorder.log(note)
         if distributed.is_first():
             discard_partials(run.path)
         with contextlib.closing(loop.step.feed):
@@ -166,14 +166,14 @@ def _loop(
     recorder: Recorder,
 ) -> Loop:
     network, data = trainee.network, trainee.data
-    step = build.step(recipe, network, data, machine, recorder.say)
+    step = build.step(recipe, network, data, machine, recorder.log)
     per_epoch = steps_per_epoch(recipe.train, len(data.train))
     steps = total_steps(recipe.train, per_epoch)
     if beyond := [step for step in recipe.train.snapshots if step > steps]:
         raise UsageError(
             f"train.snapshots: {beyond[0]} is beyond the run, which has {steps} steps."
         )
-    plan = Plan(
+    timing = Timing(
         steps=steps,
         steps_per_epoch=per_epoch,
         batch_size=recipe.train.batch_size,
@@ -184,7 +184,7 @@ def _loop(
         snapshots=frozenset(recipe.train.snapshots),
     )
     return Loop(
-        plan=plan,
+        timing=timing,
         step=step,
         model=network,
         evaluator=build.evaluator(recipe, data, machine),
@@ -213,14 +213,14 @@ def _finish(
     outcome.write_weights(run, recipe, model, data)
     outcome.write_examples(run, model, loop.evaluator, loop.test_sets)
     clock = outcome.Clock(
-        images=loop.plan.steps * loop.plan.batch_size,
+        images=loop.timing.steps * loop.timing.batch_size,
         prepare=prepared,
         train=progress.seconds_train,
         evaluate=progress.seconds_eval,
     )
     found = outcome.result(run, recipe, data, model, loop.latest, clock, memory)
     trained = {
-        "epochs": loop.plan.epoch(progress.step),
+        "epochs": loop.timing.epoch(progress.step),
         "steps": progress.step,
         "best": {**progress.best, "chosen_on": "the test set"},
         "replaced_images": replaced,

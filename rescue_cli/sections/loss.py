@@ -36,7 +36,7 @@ Doubles = NDArray[np.float64]
 class Loss:
     """`mean(logits, targets)` over a micro-batch, and what its gradient is multiplied with.
 
-    `each`: the losses of the micro-batch's images, (n,); a scene has none of its own. `weights`: of
+    `each`: the losses of the micro-batch's images, (n,); None with boxes or masks. `weights`: of
     the classes, where the mean is by weight, so that micro-batches do not count equally.
     """
 

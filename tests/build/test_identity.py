@@ -631,7 +631,7 @@ def test_a_killed_run_goes_on_in_the_same_bits_where_its_data_have_moved(tmp_pat
     older = recipes.recipe_in(run).with_overrides("train.snapshots=[]")
     RunDirectory(run).recipe.write_text(older.to_yaml())
     said = train("older", "--out", run).ends(3)
-    assert "last.pt: is of step 12, and this run has 4" in said
+    assert "last.pt: is at step 12, and this run has 4 steps" in said
 
 
 def test_a_sweep_goes_on_where_its_data_have_moved(rescue: Rescue, tmp_path: Path) -> None:

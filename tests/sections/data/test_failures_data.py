@@ -197,7 +197,7 @@ def test_a_killed_loader_worker_ends_the_run_with_the_cure(folder: Path) -> None
     assert time.monotonic() - started < 30
     assert error.value.exit_code == 1
     assert "a loader worker was killed" in str(error.value)
-    assert "use fewer with --workers, then --resume" in str(error.value)
+    assert "use fewer workers (--workers), then --resume" in str(error.value)
 
 
 def test_a_training_folder_that_vanishes_is_counted_like_corrupt_images(folder: Path) -> None:

@@ -169,7 +169,7 @@ def test_a_fork_that_is_refused_is_told_and_leaves_no_worker(
 def test_a_worker_that_cannot_hand_over_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(slots.Parcels, "pack", lambda *_: lambda: None)  # cannot be pickled
     decoded = start_workers(Samples(), iter(range(9)), 1)
-    with pytest.raises(RescueError, match="could not hand over") as error:
+    with pytest.raises(RescueError, match="could not send what it had loaded") as error:
         next_of(decoded)
     assert "Where memory or /dev/shm is full" in str(error.value)
     end_workers(decoded)
@@ -218,10 +218,12 @@ def test_a_long_step_after_a_signal_leaves_time_to_wait(monkeypatch: pytest.Monk
 
 def test_an_order_that_cannot_be_sent_is_an_error() -> None:
     decoded = start_workers(Samples(), iter([0, lambda: None]), 1)  # cannot be pickled
-    assert next_of(decoded).replaced == 0
-    with pytest.raises(RescueError, match=r"could not be told what to read .*pickle") as error:
+    assert next_of(decoded)[0] == 0
+    with pytest.raises(
+        RescueError, match=r"could not be sent to a loader worker .*pickle"
+    ) as error:
         next_of(decoded)
-    assert "use fewer with --workers, then --resume." in str(error.value)
+    assert "use fewer workers (--workers), then --resume." in str(error.value)
     end_workers(decoded)
 
 
