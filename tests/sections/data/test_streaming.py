@@ -19,9 +19,11 @@ from torch import Tensor
 from rescue_cli.batch import View
 from rescue_cli.errors import DataError
 from rescue_cli.rng import Indices, uniform
+from rescue_cli.sections.annotations import Sample, mirror
 from rescue_cli.sections.augment import Operation
+from rescue_cli.sections.augment.annotated import flip
 from rescue_cli.sections.augment.crops import random_resized_crop
-from rescue_cli.sections.data import Dataset, Files, Images, make_resident
+from rescue_cli.sections.data import Dataset, Files, Images, Keys, load, make_resident
 from rescue_cli.sections.data.decode import Box, Decoder, centre_crop, crop_resize, pil_image
 from rescue_cli.sections.data.folders import class_folders, read
 from rescue_cli.sections.data.splits import Pixels
@@ -30,11 +32,13 @@ from rescue_cli.sections.data.stream import (
     Cropping,
     FileFeed,
     TrainSamples,
+    WholeImages,
     make_chunks,
 )
 from rescue_cli.sections.data.stream_eval import EvalSamples, FileEvalFeed
 from rescue_cli.sections.data.workers import CHUNK
 from rescue_cli.sections.sampling import Sampler, Steps, shuffled
+from tests import drawn_data
 
 CPU = torch.device("cpu")
 SEED, MICRO_BATCHES, MICRO_BATCH, SIZE, STEPS = 3, 4, 6, 24, 4
@@ -232,6 +236,47 @@ def test_slots_that_are_written_again_hold_what_is_read_then(folder: Path) -> No
             for batch in of.micro_batches(step):
                 found[step, batch.micro_batch] = (batch.images.clone(), batch.targets.clone())
     assert same(found, run(feed(files, steps=steps), steps=steps))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("kind", ["voc", "masks"])
+def test_boxes_and_masks_follow_their_image_through_the_draws_of_their_position(
+    kind: str, workers: int, tmp_path: Path
+) -> None:
+    """Against a plain loop over positions; an image that two of them want is read once."""
+    root = getattr(drawn_data, kind)(tmp_path / kind, 6, 1)
+    name = {"voc": "voc-folder", "masks": "mask-folder"}[kind]
+    files = load(name, Keys(root=str(root)), tmp_path).train
+    assert isinstance(files, Files)
+    operations = [flip(p=0.5), flip(p=0.5)]
+
+    def sampler(step: int, micro_batch: int) -> Indices:
+        return np.array([(3 * step + micro_batch + i) % 6 for i in range(4)])
+
+    of = FileFeed(
+        TrainSamples(files, WholeImages(operations), 4, SEED, "pil"),
+        sampler, range(2), steps=3, max_corrupt=0, workers=workers, device=CPU, log=print,
+    )  # fmt: skip
+    with contextlib.closing(of):
+        of.start(0)
+        batches = [batch for step in range(3) for batch in of.micro_batches(step)]
+    mirrored = 0
+    for batch in batches:
+        draws = uniform(SEED, "augment", batch.step, batch.micro_batch, (4, 2))
+        for position, index in enumerate(sampler(batch.step, batch.micro_batch).tolist()):
+            with Image.open(files.names.path(index)) as image:
+                pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+            sample = Sample(pixels, files.target(index))
+            if (draws[position] < 0.5).sum() % 2:
+                sample, mirrored = mirror(sample), mirrored + 1
+            assert torch.equal(batch.images[position], sample.image)
+            target = batch.targets[position]
+            if kind == "voc":
+                assert np.array_equal(target["boxes"], sample.target.boxes)
+                assert np.array_equal(target["labels"], sample.target.labels)
+            else:
+                assert np.array_equal(target, sample.target)
+    assert 0 < mirrored < 24
 
 
 def test_an_image_that_more_places_want_than_a_chunk_holds_is_dealt_to_several() -> None:

@@ -282,6 +282,10 @@ def test_a_picture_shows_the_mask_that_is_scored(masks: Path, tmp_path: Path) ->
         (["model={name: resnet18}"], "model.name: resnet18 is for classification, and task.name"),
         (["model={name: fcn, backbone: resnet18, norms: frozen}"], "fcn is for segmentation"),
         (["mix={name: mixup, alpha: 0.2}"], "mix.name: mixup is for classification."),
+        (
+            ["augment=[{name: scale-crop, short_side: 48, scale: [0.5, 2.0], size: 48}]"],
+            "augment.name: 'scale-crop' is not known.",
+        ),
         (["eval.crops=[0.9]"], "eval.crops, eval.tta: are for classification; here each image is"),
         (["data.train_size=224"], "data.train_size: is for classification; images with boxes"),
         (["model.anchors=[8,16]"], "anchors: 2 sides for 3 maps, the 2 of model.strides"),
