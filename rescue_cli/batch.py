@@ -76,7 +76,7 @@ class Measurement(NamedTuple):
         return f"{self.view}" + (f" {self.tta}" if self.tta != "none" else "")
 
 
-class Shown(NamedTuple):
+class EvalBatch(NamedTuple):
     """One evaluation batch: indices (n,), targets, and uint8 images on the device by view.
 
     With labels: targets (n,) and images (n, channels, height, width). With boxes or masks: lists of

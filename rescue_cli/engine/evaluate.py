@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from rescue_cli import distributed
-from rescue_cli.batch import Measurement, Shown, View
+from rescue_cli.batch import EvalBatch, Measurement, View
 from rescue_cli.rng import Indices
 from rescue_cli.sections.annotations import Annotation, Sample
 from rescue_cli.sections.augment.pipeline import Normalise
@@ -33,7 +33,7 @@ class EvalFeed(Protocol):
     def __len__(self) -> int: ...
     def batches(
         self, rank: int, world_size: int, among: Indices | None = None, /
-    ) -> Generator[Shown, None, None]: ...
+    ) -> Generator[EvalBatch, None, None]: ...
     def rounds(self, world_size: int, among: Indices | None = None, /) -> int: ...
     def annotated_samples(self, count: int, /) -> list[Sample]: ...
 
@@ -65,7 +65,7 @@ class EvalTask(Protocol):
     def rows(
         self,
         model: nn.Module,
-        shown: Shown,
+        batch: EvalBatch,
         view: View,
         normalise: Callable[[Any], Any],
         weights: Sequence[Weights],
@@ -176,10 +176,10 @@ class Evaluator:
         try:
             # A process may have one batch fewer than another, and still meets it after each
             for _ in range(feed.rounds(world_size, among)):
-                shown = next(batches, None)
-                if shown is not None:
-                    indices.append(shown.indices.double()[:, None])
-                    for measurement, part in self._rows(model, shown, wanted).items():
+                batch = next(batches, None)
+                if batch is not None:
+                    indices.append(batch.indices.double()[:, None])
+                    for measurement, part in self._rows(model, batch, wanted).items():
                         rows[measurement].append(part)
                 after_batch()
         finally:
@@ -190,14 +190,14 @@ class Evaluator:
         return {measurement: self._gather(parts) for measurement, parts in rows.items()}
 
     def _rows(
-        self, model: nn.Module, shown: Shown, wanted: Mapping[Measurement, Weights]
+        self, model: nn.Module, batch: EvalBatch, wanted: Mapping[Measurement, Weights]
     ) -> dict[Measurement, Tensor]:
         """The rows of a batch; the measurements of a view share the images they show the model."""
         rows: dict[Measurement, Tensor] = {}
         for view in dict.fromkeys(measurement.view for measurement in wanted):
             of_view = {m: weights for m, weights in wanted.items() if m.view == view}
             with self.autocast():
-                parts = self.task.rows(model, shown, view, self.normalise, list(of_view.values()))
+                parts = self.task.rows(model, batch, view, self.normalise, list(of_view.values()))
             rows.update(zip(of_view, parts, strict=True))
         return rows
 

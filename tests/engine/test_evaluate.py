@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rescue_cli.batch import Shown, View
+from rescue_cli.batch import EvalBatch, View
 from rescue_cli.engine.evaluate import EvalSet, Evaluator
 from rescue_cli.rng import Indices
 from rescue_cli.sections.augment.pipeline import Normalise
@@ -50,7 +50,7 @@ class Faulty(FileEvalFeed):
 
     def batches(
         self, rank: int, world_size: int, among: Indices | None = None
-    ) -> Generator[Shown, None, None]:
+    ) -> Generator[EvalBatch, None, None]:
         yield from self.change(list(super().batches(rank, world_size, among)))
 
 

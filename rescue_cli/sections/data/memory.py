@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from rescue_cli.batch import Batch, Shown, View, to_device
+from rescue_cli.batch import Batch, EvalBatch, View, to_device
 from rescue_cli.rng import Indices
 from rescue_cli.sections.annotations import Sample
 from rescue_cli.sections.data.corrupt import tally
@@ -84,7 +84,7 @@ class MemoryEvalFeed:
 
     def batches(
         self, rank: int, world_size: int, among: Indices | None = None
-    ) -> Generator[Shown, None, None]:
+    ) -> Generator[EvalBatch, None, None]:
         device = self.labels.device
         order = (
             torch.arange(len(self), device=device) if among is None else to_device(among, device)
@@ -92,7 +92,7 @@ class MemoryEvalFeed:
         for part in torch.split(order, self.batch_size)[rank::world_size]:
             images = self.images[part]
             views = {view: resize_centre(images, view, self.interpolation) for view in self.views}
-            yield Shown(part, self.labels[part], views)
+            yield EvalBatch(part, self.labels[part], views)
 
 
 def resize_centre(images: Tensor, view: View, interpolation: Interpolation) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from rescue_cli.batch import Shown, View, to_device
+from rescue_cli.batch import EvalBatch, View, to_device
 from rescue_cli.errors import DataError
 from rescue_cli.rng import Indices
 from rescue_cli.sections.annotations import Sample, Target
@@ -119,18 +119,17 @@ class FileEvalFeed:
 
     def batches(
         self, rank: int, world_size: int, among: Indices | None = None
-    ) -> Generator[Shown, None, None]:
+    ) -> Generator[EvalBatch, None, None]:
         """This process's batches of the set, or of the images `among` it with these indices."""
         order = range(len(self)) if among is None else among.tolist()
         starts = range(0, len(order), self.batch_size)[rank::world_size]
-        whole = [list(order[s : s + self.batch_size]) for s in starts]
-        step = ANNOTATED_CHUNK if self.samples.annotated else CHUNK
-        parts = [[b[i : i + step] for i in range(0, len(b), step)] for b in whole]
-        chunks = itertools.chain.from_iterable(parts)
-        loaded = start_workers(self.samples, chunks, self.workers)
+        batches = [list(order[start : start + self.batch_size]) for start in starts]
+        size = ANNOTATED_CHUNK if self.samples.annotated else CHUNK
+        parts = [[b[i : i + size] for i in range(0, len(b), size)] for b in batches]
+        loaded = start_workers(self.samples, itertools.chain.from_iterable(parts), self.workers)
         try:
-            for batch in parts:
-                yield self._show([_check(next_of(loaded)) for _ in batch])
+            for of_batch in parts:
+                yield self._join([_check(next_of(loaded)) for _ in of_batch])
         finally:
             end_workers(loaded)
 
@@ -138,19 +137,19 @@ class FileEvalFeed:
         """The first images with their boxes or masks, read in this process; none of labels."""
         if not self.samples.annotated:
             return []
-        shown = self._show([_check(self.samples[list(range(min(count, len(self))))])])
+        batch = self._join([_check(self.samples[list(range(min(count, len(self))))])])
         return [
-            Sample(*pair) for pair in zip(shown.views[self.views[0]], shown.targets, strict=True)
+            Sample(*pair) for pair in zip(batch.views[self.views[0]], batch.targets, strict=True)
         ]
 
-    def _show(self, parts: list[EvalPart]) -> Shown:
+    def _join(self, parts: list[EvalPart]) -> EvalBatch:
         indices = torch.tensor([index for part in parts for index in part.indices])
         targets = [target for part in parts for target in part.targets]
         if self.samples.annotated:
             whole = [to_device(image, self.device) for part in parts for image in part.images[0]]
-            return Shown(indices, targets, dict.fromkeys(self.views, whole))
+            return EvalBatch(indices, targets, dict.fromkeys(self.views, whole))
         columns = [torch.cat([part.images[v] for part in parts]) for v in range(len(self.views))]
-        return Shown(
+        return EvalBatch(
             to_device(indices, self.device),
             to_device(torch.tensor(targets), self.device),
             {v: to_device(c, self.device) for v, c in zip(self.views, columns, strict=True)},

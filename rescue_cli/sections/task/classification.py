@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from rescue_cli.batch import Batch, Shown, View
+from rescue_cli.batch import Batch, EvalBatch, View
 from rescue_cli.rng import Indices
 from rescue_cli.sections.tta import Weights, logits
 
@@ -32,15 +32,15 @@ class Classification:
     def rows(
         self,
         model: nn.Module,
-        shown: Shown,
+        batch: EvalBatch,
         view: View,
         normalise: Callable[[Tensor], Tensor],
         weights: Sequence[Weights],
     ) -> list[Tensor]:
         """A table of `prediction_rows` for each test-time augmentation."""
-        images = normalise(shown.views[view])
+        images = normalise(batch.views[view])
         return [
-            prediction_rows(shown.indices, shown.targets, each)
+            prediction_rows(batch.indices, batch.targets, each)
             for each in logits(model, images, weights)
         ]
 

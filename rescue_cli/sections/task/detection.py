@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from rescue_cli import rundir
-from rescue_cli.batch import Batch, Shown, View
+from rescue_cli.batch import Batch, EvalBatch, View
 from rescue_cli.metrics import average_precision
 from rescue_cli.metrics.average_precision import Rows
 from rescue_cli.rng import Indices
@@ -55,7 +55,7 @@ class Detection:
     def rows(
         self,
         model: nn.Module,
-        shown: Shown,
+        batch: EvalBatch,
         view: View,
         normalise: Callable[[Any], Any],
         weights: Sequence[Weights],
@@ -67,7 +67,7 @@ class Detection:
         assert len(weights) == 1
         parts = []
         for index, image, target in zip(
-            shown.indices.tolist(), shown.views[view], shown.targets, strict=True
+            batch.indices.tolist(), batch.views[view], batch.targets, strict=True
         ):
             output = self._forward(model, normalise([image])[0], view.size)
             detected = [output["labels"][:, None], output["scores"][:, None], output["boxes"]]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from rescue_cli import rundir
-from rescue_cli.batch import Batch, Shown, View
+from rescue_cli.batch import Batch, EvalBatch, View
 from rescue_cli.metrics import average_precision
 from rescue_cli.metrics.average_precision import Rows
 from rescue_cli.rng import Indices
@@ -56,7 +56,7 @@ class Segmentation:
     def rows(
         self,
         model: nn.Module,
-        shown: Shown,
+        batch: EvalBatch,
         view: View,
         normalise: Callable[[Any], Any],
         weights: Sequence[Weights],
@@ -68,7 +68,7 @@ class Segmentation:
         assert len(weights) == 1
         rows = []
         for index, image, mask in zip(
-            shown.indices.tolist(), shown.views[view], shown.targets, strict=True
+            batch.indices.tolist(), batch.views[view], batch.targets, strict=True
         ):
             normalised = normalise([image])[0]
             logits = self._logits(model, normalised, view.size)

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from rescue_cli import recipe as recipes
 from rescue_cli.analysis.measurements import measurements
-from rescue_cli.batch import Shown, View
+from rescue_cli.batch import EvalBatch, View
 from rescue_cli.build import transfer
 from rescue_cli.build.check import check
 from rescue_cli.errors import DataError, UsageError
@@ -172,7 +172,7 @@ def test_the_share_of_ignored_pixels_and_the_loss_stand_beside_every_miou() -> N
     task = Segmentation(len, 3)  # type: ignore[arg-type]
     view = View(4, 1.0)
     images = [torch.zeros(3, 4, 10)] * 2
-    shown = Shown(torch.arange(2), [mask, mask], {view: images})
+    shown = EvalBatch(torch.arange(2), [mask, mask], {view: images})
     model: Any = lambda _: {"out": logits}  # noqa: E731
     (rows,) = task.rows(model, shown, view, lambda images: images, [PLAIN])
     found = task.measure(rows.numpy(), 2, None)
