@@ -16,10 +16,16 @@ from rescue_cli.build.weights import Source, check_changes, find_weights, known_
 from rescue_cli.errors import DataError, UsageError
 from rescue_cli.recipe import Recipe
 from rescue_cli.recipe.changes import given_keys, is_given
-from rescue_cli.sections.data import FACTS, channels_of, imagenet_words
-from rescue_cli.sections.data.decode import UNREADABLE, centre_crop, read_image, reason_of
-from rescue_cli.sections.data.listing import HIDDEN, PassedOver, endings, images_in, is_nobodys
-from rescue_cli.sections.data.notes import remarks
+from rescue_cli.sections.data import FACTS, channels_of, imagenet_class_names
+from rescue_cli.sections.data.decode import UNREADABLE, centre_crop, describe_error, read_image
+from rescue_cli.sections.data.decoding_notes import describe_files
+from rescue_cli.sections.data.listing import (
+    HIDDEN_FILES,
+    SkippedFiles,
+    image_extensions,
+    is_hidden,
+    list_images,
+)
 from rescue_cli.sections.data.rgb import Reading
 from rescue_cli.sections.tta import TTAS
 
@@ -55,7 +61,7 @@ def predict_images(
         f"transparency {shown} (data.background)"
     )
     files = _files(images, note)
-    for line in remarks(files, reading):
+    for line in describe_files(files, reading):
         note(line)
     normalise = build.normalise(recipe, torch.device(device))
     show = TTAS[recipe.eval.ttas[0]]
@@ -79,17 +85,17 @@ def predict_images(
 def _files(given: Sequence[Path], note: Callable[[str], None]) -> list[Path]:
     """The files that are given and those in the folders that are; raises `DataError`."""
     found: list[Path] = []
-    passed = PassedOver(sizes=True)
-    endings()  # has PIL know the formats of its plugins
+    passed = SkippedFiles(check_sizes=True)
+    image_extensions()  # has PIL know the formats of its plugins
     for path in given:
         if path.is_dir():
-            found += [path / name for name in images_in(path, passed)]
-        elif is_nobodys(path.name):
-            passed.add(HIDDEN, str(path))
+            found += [path / name for name in list_images(path, passed)]
+        elif is_hidden(path.name):
+            passed.add(HIDDEN_FILES, str(path))
         else:
             found.append(path)
     if not found:
-        there = passed.listed() or "nothing"
+        there = passed.summary() or "nothing"
         raise DataError(f"{given[0]}: no image that can be read ({there}). Name another.")
     for line in passed.notes():
         note(line)
@@ -101,7 +107,7 @@ def _classes(source: Source) -> list[str]:
     if (names := known_classes(source.metadata)) is not None:
         return names
     if "recipe" not in source.metadata:
-        words = imagenet_words()
+        words = imagenet_class_names()
         return [words[wnid] for wnid in sorted(words)]
     raise UsageError(f"{source.given}: its metadata names no classes. Give a run of this tool.")
 
@@ -137,7 +143,8 @@ def _pixels(path: Path, recipe: Recipe, reading: Reading) -> Tensor:
         image = read_image(path, "pil", reading)
     except UNREADABLE as error:
         raise DataError(
-            f"{path}: cannot be decoded: {reason_of(error)}. Give an image file that can be read."
+            f"{path}: cannot be decoded: {describe_error(error)}. Give an image file that can be "
+            "read."
         ) from None
     evaluation = recipe.eval
     if FACTS[recipe.data.name].channels == 1:

@@ -8,7 +8,7 @@ import torch
 from rescue_cli.bench.interleave import each_round, seconds
 from rescue_cli.errors import UsageError
 from rescue_cli.recipe.architectures import row_of
-from rescue_cli.sections.model.zoo import fixed_size, zoo
+from rescue_cli.sections.model.timm_models import has_fixed_size, timm_model
 
 CLASSES = 1000
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -35,7 +35,7 @@ def inference(
     row = row_of(model)
     tabled = row["sizes"]["a1-a2"][1] if row else None
     size = size or tabled or _own_size(model)
-    network = zoo(model, CLASSES, 3, **_for_size(model, size)).eval()
+    network = timm_model(model, CLASSES, 3, **_for_size(model, size)).eval()
     layout = torch.channels_last if channels_last else torch.contiguous_format
     network = network.to(device=device, dtype=DTYPES[precision], memory_format=layout)  # type: ignore[call-overload]
     images = torch.randn(batch_size, 3, size, size).to(
@@ -73,4 +73,4 @@ def _own_size(model: str) -> int:
 
 def _for_size(model: str, size: int) -> dict[str, Any]:
     """What a network made for images of one size must be told."""
-    return {"img_size": size} if fixed_size(model) else {}
+    return {"img_size": size} if has_fixed_size(model) else {}

@@ -20,9 +20,9 @@ from rescue_cli.build.ingredients import data_keys, filled, operations_of
 from rescue_cli.recipe import Item, Recipe
 from rescue_cli.sections.augment import Augment
 from rescue_cli.sections.data import Dataset, Files
-from rescue_cli.sections.data.folders import class_folders, read
+from rescue_cli.sections.data.formats.class_folders import class_folders, read_class_folders
 from rescue_cli.sections.data.stream import FileFeed
-from rescue_cli.sections.sampling import SAMPLERS, Steps
+from rescue_cli.sections.sampling import SAMPLERS, SamplingContext
 
 CPU = torch.device("cpu")
 SHUFFLED = Item("shuffled", {})
@@ -56,7 +56,9 @@ def against_timm(recipe: Recipe, folder: Path, *, steps: int, rounds: int) -> di
     `UsageError` and `DataError`.
     """
     names = class_folders(folder)
-    files = read(folder, {name: place for place, name in enumerate(names)}, complete=True)
+    files = read_class_folders(
+        folder, {name: place for place, name in enumerate(names)}, complete=True
+    )
     times = math.ceil(recipe.train.batch_size / len(files))  # no image twice in a step's order
     size = data_keys(recipe).train_size or 224
     given = timm_pipeline.options(recipe)
@@ -114,7 +116,7 @@ def _ours(
     train = recipe.train
     per_epoch = len(files) // train.batch_size
     size, labels = train.device_batch_size, files.labels
-    counted = Steps(len(files), train.batch_size, size, per_epoch, train.seed, labels)
+    counted = SamplingContext(len(files), train.batch_size, size, per_epoch, train.seed, labels)
     operations = operations_of(recipe)
     feed = train_feed(
         recipe,

@@ -9,8 +9,8 @@ from torch.optim import Optimizer
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from rescue_cli.bench.interleave import in_turn
-from rescue_cli.sections.model.zoo import zoo
-from rescue_cli.sections.optim import claims
+from rescue_cli.sections.model.timm_models import timm_model
+from rescue_cli.sections.optim import assign_parameters
 from rescue_cli.sections.optim.lamb import lamb
 
 CLASSES = 1000
@@ -27,7 +27,7 @@ def against_timm(model: str, device: torch.device, *, calls: int, rounds: int) -
     """
     from timm.optim.lamb import Lamb
 
-    network = zoo(model, CLASSES, 3).to(device)
+    network = timm_model(model, CLASSES, 3).to(device)
     twin = copy.deepcopy(network)
     _set_gradients(network, twin)
     ours = lamb(_groups(network), lr=LR, weight_decay=WEIGHT_DECAY, max_grad_norm=MAX_GRAD_NORM)
@@ -47,7 +47,7 @@ def against_timm(model: str, device: torch.device, *, calls: int, rounds: int) -
 def _groups(network: nn.Module) -> list[dict[str, Any]]:
     """The parameters as the recipes split them: norms and biases do not decay."""
     parameters = dict(network.named_parameters())
-    (claim,) = claims(network, [{"no_decay": ["norms", "biases"]}])
+    (claim,) = assign_parameters(network, [{"no_decay": ["norms", "biases"]}])
     return [
         {"params": [parameters[name] for name in names], "weight_decay": decay}
         for names, decay in ((claim.decayed, WEIGHT_DECAY), (claim.undecayed, 0.0))

@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 
 from rescue_cli.errors import UsageError
 from rescue_cli.recipe import Recipe
-from rescue_cli.sections.optim import claims
+from rescue_cli.sections.optim import assign_parameters
 
 LR = (
     1e-4  # a batch that comes again and again must not diverge; an update takes as long at any rate
@@ -25,7 +25,9 @@ def plain_optimizers(recipe: Recipe, network: nn.Module) -> list[Optimizer]:
     parameters = dict(network.named_parameters())
     found = []
     for item, claim in zip(
-        recipe.optim, claims(network, [item.options for item in recipe.optim]), strict=True
+        recipe.optim,
+        assign_parameters(network, [item.options for item in recipe.optim]),
+        strict=True,
     ):
         if item.name not in PLAIN:
             raise UsageError(

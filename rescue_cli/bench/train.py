@@ -20,7 +20,7 @@ from rescue_cli.bench.interleave import each_round
 from rescue_cli.build.ingredients import data_keys
 from rescue_cli.errors import UsageError
 from rescue_cli.recipe import Recipe, steps_per_epoch
-from rescue_cli.sections.data import Images, Place
+from rescue_cli.sections.data import Images, Location
 
 WARM_UP = 3  # steps before the clock starts: timm's worker has its two batches ahead by then
 # What `rescue bench train` times unless told otherwise: A2's ingredients on CIFAR-10
@@ -120,7 +120,7 @@ def _in_turn(ways: dict[str, Timed], steps: int, rounds: int) -> dict[str, list[
 
 def _train_folder(recipe: Recipe) -> Path:
     """Where the training set's class folders are; raises `UsageError` where it has none."""
-    place = Place(recipe.data.name, data_keys(recipe))
+    place = Location(recipe.data.name, data_keys(recipe))
     folder = place.train_root
     if not folder.is_dir():
         raise UsageError(

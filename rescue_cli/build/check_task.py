@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from rescue_cli.build.ingredients import operations_of
 from rescue_cli.errors import DataError, UsageError
 from rescue_cli.recipe import Recipe, from_text
-from rescue_cli.sections.model.weights import metadata
+from rescue_cli.sections.model.weights import read_metadata
 
 # Models and losses that are for one task only, by section
 THEIRS = {
@@ -62,7 +62,7 @@ def _check_strides(given: str | None) -> None:
     if given is None:
         return
     try:
-        text = metadata(given).get("recipe")
+        text = read_metadata(given).get("recipe")
     except DataError:  # a timm model, or no such file, which loading reports
         return
     if text and from_text(text, given).model.options.get("stride_in", "3x3") != "3x3":

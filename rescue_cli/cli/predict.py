@@ -41,7 +41,7 @@ def predict(
 ) -> None:
     """Print the most probable classes of images."""
     from rescue_cli.predict import predict_images
-    from rescue_cli.sections.data.names import shown
+    from rescue_cli.sections.data.listing import printable
 
     changes = [word for word in words if _is_change(word)]
     images = [Path(word) for word in words if word not in changes]
@@ -62,7 +62,7 @@ def predict(
     table.add_column("probability %", justify="right")
     for entry in found:
         for place, guess in enumerate(entry["classes"]):
-            name = "" if place else shown(entry["image"])
+            name = "" if place else printable(entry["image"])
             table.add_row(name, guess["class"], f"{100 * guess['probability']:.1f}")
     common.console().print(table)
 

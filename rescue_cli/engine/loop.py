@@ -245,7 +245,7 @@ class Loop:
             )
         # What each process counts for itself; the first saves it for all
         feed = self.step.feed
-        replaced, corrupt = distributed.union(feed.replaced, feed.corrupt)
+        replaced, corrupt = distributed.merge_over_ranks(feed.replaced, feed.corrupt)
         loss_sum = distributed.sum_over_ranks(self.step.loss_sum.clone())
         if distributed.is_first():
             state = self._state(loss_sum / distributed.world_size(), replaced, corrupt)

@@ -12,7 +12,7 @@ from rescue_cli import build
 from rescue_cli.build.ingredients import data_keys, proxy_recipe, train_size
 from rescue_cli.build.weights import find_weights
 from rescue_cli.recipe import Recipe
-from rescue_cli.sections.augment.resize import size_in
+from rescue_cli.sections.augment.progressive_resize import size_at_epoch
 from rescue_cli.sections.data import FACTS, channels_of
 
 CLASSES = 10  # of a folder of one's own, until it is there to be looked at
@@ -95,7 +95,7 @@ def petaflop(recipe: Recipe, steps: int, per_epoch: int) -> float:
 
 def _size_in(recipe: Recipe, epoch: int) -> int:
     growing = [item for item in recipe.augment if item.name == "progressive-resize"]
-    size = size_in(epoch, **growing[0].options) if growing else None
+    size = size_at_epoch(epoch, **growing[0].options) if growing else None
     return size or train_size(recipe)
 
 

@@ -22,10 +22,10 @@ from rescue_cli.engine.batch_norm import RunningStatistics
 from rescue_cli.engine.step import Step
 from rescue_cli.estimate.flops import CLASSES, channels, network_of
 from rescue_cli.recipe import Recipe
-from rescue_cli.sections.averaging import AVERAGES, Length
+from rescue_cli.sections.averaging import AVERAGES, RunLength
 from rescue_cli.sections.data import FACTS
-from rescue_cli.sections.loss import of_micro_batches
-from rescue_cli.sections.selection import Everything
+from rescue_cli.sections.loss import micro_batch_loss
+from rescue_cli.sections.selection import KeepAll
 from rescue_cli.sections.task import TASKS
 
 MEGABYTE = 2**20  # as torch's and the papers' counts of memory have it
@@ -97,12 +97,12 @@ def _step(recipe: Recipe, network: nn.Module, feed: "_Feed") -> Step:
         feed=feed,
         augment=lambda batch: replace(batch, images=normalise(batch.images)),
         mix=lambda batch: batch,
-        select=Everything(),
-        task=TASKS[recipe.task.name](of_micro_batches(loss), 0),
+        select=KeepAll(),
+        task=TASKS[recipe.task.name](micro_batch_loss(loss), 0),
         model=network,
         optimizers=optimizers(recipe, network, 1000, scaler),
         statistics=RunningStatistics(network, recipe.train.micro_batches),
-        average=filled("averaging", recipe.averaging, AVERAGES)(network, Length(1000, 1000)),
+        average=filled("averaging", recipe.averaging, AVERAGES)(network, RunLength(1000, 1000)),
         autocast=build.autocast(recipe, CPU),
         device=CPU,
         seed=0,

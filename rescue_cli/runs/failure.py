@@ -72,17 +72,17 @@ def leaving_word(run: RunDirectory) -> Iterator[None]:
     except InUseError:
         raise  # a word there would be taken for the other run's
     except RescueError as error:
-        leave_word(run, Word(distributed.given_rank(), error.exit_code, str(error)))
+        leave_word(run, Word(distributed.launched_rank(), error.exit_code, str(error)))
         raise
     except Exception as error:
-        if distributed.is_grouped() and _lost_a_peer(error):
+        if distributed.is_launched_in_group() and _lost_a_peer(error):
             print(
-                f"rank {distributed.given_rank()}: another process is gone: {error}",
+                f"rank {distributed.launched_rank()}: another process is gone: {error}",
                 file=sys.stderr,
             )
             time.sleep(3)  # whoever died first is reported first
         else:
-            leave_word(run, Word(distributed.given_rank(), 1, traceback.format_exc()))
+            leave_word(run, Word(distributed.launched_rank(), 1, traceback.format_exc()))
         raise
 
 

@@ -77,5 +77,5 @@ def joined(start: Start, words: Sequence[str], note: Callable[[str], None]) -> I
     finally:
         _current = None
         group.dismiss(code)
-        distributed.leave()
+        distributed.clear_membership()
     leave(code)

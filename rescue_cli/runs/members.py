@@ -122,7 +122,7 @@ class Group:
         from rescue_cli import distributed
 
         start = self.start
-        distributed.become(self.store, start.rank, start.size, self.local_rank, number)
+        distributed.set_membership(self.store, start.rank, start.size, self.local_rank, number)
 
     def _work(self, number: int, path: Path) -> Exception | None:
         """What this process failed of, as the others are told, whose part it then cannot do."""
@@ -147,8 +147,8 @@ class Group:
 
         start, over = self.start, threading.Event()
         # of its own: the main thread may wait in the other one
-        store = distributed.store_at(start.host, start.port, serves=False, seconds=30)
-        store = distributed.prefixed(store, f"rescue/{start.attempt}")
+        store = distributed.create_store(start.host, start.port, serves=False, seconds=30)
+        store = distributed.prefix_store(store, f"rescue/{start.attempt}")
 
         def watch() -> None:
             end = math.inf
@@ -293,4 +293,4 @@ def _gpu() -> str:
 
     if not torch.cuda.is_available():
         raise UsageError("there is no GPU for it. Use --device cpu, or give it one.")
-    return str(torch.cuda.get_device_properties(distributed.gpu()).uuid)
+    return str(torch.cuda.get_device_properties(distributed.gpu_index()).uuid)

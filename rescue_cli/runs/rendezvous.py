@@ -36,14 +36,14 @@ def meet(
         if not serves:
             wait(lambda: [] if _answers(start) else [0])
         try:
-            store = distributed.store_at(start.host, start.port, serves=serves, seconds=30)
+            store = distributed.create_store(start.host, start.port, serves=serves, seconds=30)
         except (RuntimeError, ValueError) as error:
             reason = str(error).splitlines()[0]
             raise UsageError(
                 f"{_place(start)}: the address cannot be used ({reason}). Set MASTER_PORT to a "
                 f"free one, and MASTER_ADDR to the machine of rank 0. {start.cure}"
             ) from None
-        store = distributed.prefixed(store, f"rescue/{start.attempt}")
+        store = distributed.prefix_store(store, f"rescue/{start.attempt}")
         mine = {
             "host": socket.gethostname(),
             "pid": os.getpid(),

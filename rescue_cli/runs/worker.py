@@ -44,7 +44,7 @@ def work(path: Path) -> None:
     environment = read_environment(run)
     machine = _machine(environment)
     _prepare_torch(recipe, environment, machine)
-    with distributed.group(machine.device), _alone(run):
+    with distributed.process_group(machine.device), _alone(run):
         try:
             if environment["verb"] == "train":
                 _train(run, recipe, machine, start)
@@ -100,7 +100,7 @@ def _attempt(run: RunDirectory) -> int:
 def _machine(environment: dict[str, Any]) -> build.Machine:
     device = torch.device(environment["device"])
     if device.type == "cuda":
-        device = torch.device("cuda", distributed.gpu())
+        device = torch.device("cuda", distributed.gpu_index())
         torch.cuda.set_device(device)
     return build.Machine(device, environment["workers"], Path(environment["cache"]))
 
@@ -205,7 +205,7 @@ def _finish(
 ) -> None:
     """Writes the weights, the predictions and the result, in this order."""
     step, progress = loop.step, loop.progress
-    replaced, corrupt = distributed.union(step.feed.replaced, step.feed.corrupt)
+    replaced, corrupt = distributed.merge_over_ranks(step.feed.replaced, step.feed.corrupt)
     memory = outcome.peak_memory_mb(step.device, peak_before)
     if not distributed.is_first():
         return

@@ -21,7 +21,7 @@ from rescue_cli.rundir import RunDirectory, finite, read_json, read_metrics
 from rescue_cli.runs import Nodes, abandon, claim, environment, pool, prepare, run_directory, worker
 from rescue_cli.runs.failure import leaving_word
 from rescue_cli.runs.pool import Ended
-from rescue_cli.sections.data.decode import pil_image, reason_of
+from rescue_cli.sections.data.decode import decode_with_pil, describe_error
 from tests.conftest import Rescue
 from tests.made_runs import made_run
 
@@ -69,13 +69,13 @@ def test_a_start_without_its_data_leaves_no_folder(
     ended = rescue("train", *words, f"data.root={photos}")
     assert ended.code == 3
     assert (
-        f"{photos}/train: none of its folders is a class of imagenette (cat is not). "
-        "For classes of your own: data.name=folder." in ended.err
+        f"{photos}/train: no folder is a class of imagenette (cat is not). "
+        "For classes of your own use data.name=folder." in ended.err
     )
     assert list((tmp_path / "runs" / "imagenette-5").iterdir()) == []
     again = rescue("seed-sweep", *words, f"data.root={photos}", "--seeds", "2", "--out", "sweep")
     assert again.code == 3
-    assert again.err.count("none of its folders") == 1
+    assert again.err.count("no folder is a class") == 1
     assert not list((tmp_path / "sweep").glob("seed-*"))
 
 
@@ -84,7 +84,7 @@ def test_a_start_through_torchrun_that_failed_can_be_repeated(rescue: Rescue, ph
     for _ in range(2):
         ended = rescue("train", *words, "--procs", "1", "--out", "run")
         assert ended.code == 3, ended.err
-        assert "none of its folders is a class of imagenette" in ended.err
+        assert "no folder is a class of imagenette" in ended.err
 
 
 def test_a_run_that_others_wait_for_leaves_word_of_what_it_lacks(
@@ -290,11 +290,11 @@ def test_classes_that_a_network_does_not_know_are_refused_or_told(
 
 def test_why_a_file_cannot_be_read_is_said_without_pythons_own_words(tmp_path: Path) -> None:
     with pytest.raises(UnidentifiedImageError) as unknown:
-        pil_image(b"no image")
-    assert reason_of(unknown.value) == "no kind of image that is known"
+        decode_with_pil(b"no image")
+    assert describe_error(unknown.value) == "not a readable image"
     with pytest.raises(IsADirectoryError) as folder:
         tmp_path.read_bytes()
-    assert reason_of(folder.value) == "Is a directory"
+    assert describe_error(folder.value) == "Is a directory"
 
 
 def test_one_run_is_compared_with_a_number_of_percent_alone(rescue: Rescue, tmp_path: Path) -> None:

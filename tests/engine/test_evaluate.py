@@ -72,7 +72,7 @@ def feed_of(task: str, root: Path) -> Faulty:
                 file.rename(kind / file.name)
     (split_,) = load(name, Keys(root=str(folder)), root / "cache").tests.values()
     assert not hasattr(split_, "pixels")
-    return Faulty(EvalSamples(split_, [VIEW], "bilinear", "pil"), 1, 0, CPU)  # type: ignore[arg-type]
+    return Faulty(EvalSamples(split_, [VIEW], "bilinear", "pil"), 1, 0, CPU)
 
 
 def evaluate(task: str, feed: FileEvalFeed) -> Any:
@@ -107,6 +107,6 @@ def test_an_image_that_is_not_counted_once_is_an_error(
     task: str, change: Any, tmp_path: Path
 ) -> None:
     feed = feed_of(task, tmp_path)
-    feed.change = change  # type: ignore[method-assign]
+    feed.change = change
     with pytest.raises(AssertionError, match="every image exactly once"):
         evaluate(task, feed)

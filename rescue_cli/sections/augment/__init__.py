@@ -1,4 +1,4 @@
-"""The section `augment`: what happens to an image before the network sees it.
+"""The section `augment`: data augmentation.
 
 An `Operation` says what it acts on: a file as it is decoded, an image with its boxes or mask, or a
 micro-batch on the device. Each task has its own table of them.
@@ -23,8 +23,8 @@ from rescue_cli.sections.augment.operations import (
     pad_crop,
 )
 from rescue_cli.sections.augment.pipeline import Augment
+from rescue_cli.sections.augment.progressive_resize import progressive_resize
 from rescue_cli.sections.augment.rand_augment import rand_augment
-from rescue_cli.sections.augment.resize import progressive_resize
 from rescue_cli.sections.augment.trivial_augment import trivial_augment
 
 AUGMENTATIONS: dict[str, Callable[..., Operation]] = {

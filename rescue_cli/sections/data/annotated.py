@@ -11,8 +11,8 @@ from PIL import Image
 from rescue_cli.errors import DataError
 from rescue_cli.rng import Indices
 from rescue_cli.sections.annotations import IGNORED, Mask, Objects
-from rescue_cli.sections.data.coco_shapes import Painted
-from rescue_cli.sections.data.splits import FileNames, Files, some
+from rescue_cli.sections.data.formats.coco_shapes import ShapeMasks
+from rescue_cli.sections.data.splits import FileNames, Files, join_names
 
 UNKNOWN = -1
 ONE_NUMBER = ("1", "L", "P", "I", "I;16")  # PIL's modes with one integer per pixel
@@ -43,19 +43,20 @@ def classes_of_weights(classes: tuple[str, ...], known: tuple[str, ...]) -> tupl
 
 
 def note_missing_objects(
-    splits: Mapping[str, Boxed | Painted], classes: Sequence[str]
+    splits: Mapping[str, Boxed | ShapeMasks], classes: Sequence[str]
 ) -> tuple[str, ...]:
     """A sentence for each split without objects of some classes, whose labels begin at 1."""
     notes = []
     for name, split in splits.items():
-        if isinstance(split, Painted):
+        if isinstance(split, ShapeMasks):
             shapes = [shape for of_image in split.shapes for shape in of_image]
             present = {s.label for s in shapes if s.parts is not None and not s.crowd}
         else:
             present = {int(label) for objects in split.objects for label in objects.labels}
         if missing := [each for label, each in enumerate(classes, 1) if label not in present]:
             notes.append(
-                f"{name} has no object of {len(missing)} of {len(classes)} classes: {some(missing)}"
+                f"{name} has no object of {len(missing)} of {len(classes)} classes: "
+                f"{join_names(missing)}"
             )
     return tuple(notes)
 

@@ -9,12 +9,12 @@ from torch import Tensor
 from rescue_cli.errors import DataError
 from rescue_cli.sections.annotations import Target, required_size
 from rescue_cli.sections.data.decode import (
-    OTHERWISE,
+    OTHER_EXIF,
     Decoder,
+    describe_error,
+    height_and_width,
     image_size,
     read_image,
-    reason_of,
-    size_of,
 )
 from rescue_cli.sections.data.rgb import Reading
 from rescue_cli.sections.data.splits import Files
@@ -30,13 +30,13 @@ def read_sample(files: Files, index: int, decoder: Decoder, reading: Reading) ->
     try:
         target = files.target(index)
     except (OSError, ValueError, SyntaxError) as error:
-        raise DataError(f"{reason_of(error)}. Repair the mask of {path}.") from None
-    size, required = size_of(image), required_size(target)
+        raise DataError(f"{describe_error(error)}. Repair the mask of {path}.") from None
+    size, required = height_and_width(image), required_size(target)
     if required is None or required == size:
         return image, target
     sizes = " x ".join(map(str, required)), " x ".join(map(str, size))
-    is_turned = required == image_size(path, OTHERWISE[reading.exif])
-    cure = f"set data.exif={OTHERWISE[reading.exif]}" if is_turned else "Bring them to one size"
+    is_turned = required == image_size(path, OTHER_EXIF[reading.exif])
+    cure = f"set data.exif={OTHER_EXIF[reading.exif]}" if is_turned else "Bring them to one size"
     raise DataError(
         f"{path}: its mask is {sizes[0]} pixels, the image {sizes[1]}"
         f"{f' with data.exif={reading.exif}: ' if is_turned else '. '}{cure}."

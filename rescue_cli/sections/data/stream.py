@@ -16,7 +16,7 @@ from rescue_cli.batch import Batch, to_device
 from rescue_cli.errors import DataError
 from rescue_cli.rng import Floats, Indices, uniform
 from rescue_cli.sections.annotations import Sample, Target, collate
-from rescue_cli.sections.data.corrupt import all_corrupt, readable, tally
+from rescue_cli.sections.data.corrupt import all_corrupt_error, read_or_replace, record_corrupt
 from rescue_cli.sections.data.decode import (
     DEFAULT_READING,
     Box,
@@ -24,7 +24,7 @@ from rescue_cli.sections.data.decode import (
     Interpolation,
     centre_crop,
     crop_resize,
-    size_of,
+    height_and_width,
 )
 from rescue_cli.sections.data.rgb import Reading
 from rescue_cli.sections.data.samples import as_tensor, read_sample
@@ -69,7 +69,7 @@ class Cropping:
     def __call__(self, image: Any, target: Target, draws: Floats) -> Sample:
         if self.crop is None:
             return Sample(centre_crop(image, self.size, 1.0, self.interpolation), target)
-        box = Box(*self.crop.apply(*size_of(image), draws))
+        box = Box(*self.crop.apply(*height_and_width(image), draws))
         return Sample(crop_resize(image, box, self.size, self.size, self.interpolation), target)
 
 
@@ -179,7 +179,7 @@ class TrainSamples(Dataset[Loaded]):
             return read_sample(self.files, place, self.decoder, self.reading)
 
         path = self.files.names.path
-        used, sample = readable(index, len(self.files), self.seed, read, path, broken)
+        used, sample = read_or_replace(index, len(self.files), self.seed, read, path, broken)
         return used, *(sample or (None, None))
 
     def _draws(self, step: int, micro_batch: int) -> Floats:
@@ -272,9 +272,9 @@ class FileFeed:
         if loaded.fault is not None:
             raise DataError(loaded.fault)
         self.replaced += loaded.replaced
-        tally(self.corrupt, loaded.broken, self.max_corrupt, self.log)
+        record_corrupt(self.corrupt, loaded.broken, self.max_corrupt, self.log)
         if not loaded.positions:
-            raise all_corrupt(loaded.broken)
+            raise all_corrupt_error(loaded.broken)
         return loaded
 
 

@@ -12,7 +12,7 @@ from rescue_cli.batch import EvalBatch, View, to_device
 from rescue_cli.errors import DataError
 from rescue_cli.rng import Indices
 from rescue_cli.sections.annotations import Sample, Target
-from rescue_cli.sections.data.corrupt import never_replaced
+from rescue_cli.sections.data.corrupt import corrupt_test_image_error
 from rescue_cli.sections.data.decode import (
     DEFAULT_READING,
     UNREADABLE,
@@ -20,11 +20,11 @@ from rescue_cli.sections.data.decode import (
     Interpolation,
     Resize,
     centre_crop,
-    reason_of,
+    describe_error,
 )
 from rescue_cli.sections.data.rgb import Reading
 from rescue_cli.sections.data.samples import as_tensor, read_sample
-from rescue_cli.sections.data.splits import Files, rounds_of
+from rescue_cli.sections.data.splits import Files, count_rounds
 from rescue_cli.sections.data.workers import (
     ANNOTATED_CHUNK,
     CHUNK,
@@ -76,7 +76,9 @@ class EvalSamples(Dataset[EvalPart]):
                 return EvalPart([], [], [], str(error))
             except UNREADABLE as error:
                 path = str(self.files.names.path(index))
-                return EvalPart([], [], [], str(never_replaced(path, reason_of(error))))
+                return EvalPart(
+                    [], [], [], str(corrupt_test_image_error(path, describe_error(error)))
+                )
             targets.append(target)
             for column, cut in zip(columns, self._cut(image), strict=True):
                 column.append(cut)
@@ -115,7 +117,7 @@ class FileEvalFeed:
     def rounds(self, world_size: int, among: Indices | None = None) -> int:
         """The number of batches of the process that has the most."""
         count = len(self) if among is None else len(among)
-        return rounds_of(count, self.batch_size, world_size)
+        return count_rounds(count, self.batch_size, world_size)
 
     def batches(
         self, rank: int, world_size: int, among: Indices | None = None

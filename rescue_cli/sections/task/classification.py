@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from rescue_cli.batch import Batch, EvalBatch, View
 from rescue_cli.rng import Indices
-from rescue_cli.sections.tta import Weights, logits
+from rescue_cli.sections.tta import Weights, tta_logits
 
 TOP = 5
 CONFIDENCE = 3  # the column of the highest probability
@@ -41,7 +41,7 @@ class Classification:
         images = normalise(batch.views[view])
         return [
             prediction_rows(batch.indices, batch.targets, each)
-            for each in logits(model, images, weights)
+            for each in tta_logits(model, images, weights)
         ]
 
     def measure(

@@ -1,4 +1,4 @@
-"""What a schedule is: learning rate and momentum as a pure function of the step."""
+"""The type of a schedule: learning rate and momentum as a pure function of the step."""
 
 import math
 from collections.abc import Callable
@@ -9,15 +9,15 @@ from rescue_cli.recipe.schema import Epochs, NotNegativeInt
 
 @dataclass(frozen=True)
 class Rates:
-    """`lr` of the reference group; other groups keep their ratio. `momentum` None: as it is."""
+    """`lr` of the reference group (others keep their ratio to it); `momentum`, None: unchanged."""
 
     lr: float
     momentum: float | None = None
 
 
 @dataclass(frozen=True)
-class Span:
-    """What a schedule runs over: the reference group's `lr`, steps an epoch, epochs in all."""
+class ScheduleContext:
+    """What a schedule depends on: the reference group's `lr` and the run's length."""
 
     lr: float
     steps_per_epoch: int
@@ -25,12 +25,12 @@ class Span:
 
     @property
     def steps(self) -> int:
-        """The updates of the whole run."""
+        """The number of steps of the whole run."""
         return math.ceil(round(self.epochs * self.steps_per_epoch, 6))
 
 
 Schedule = Callable[[int], Rates]
-FROZEN = Rates(0.0, 0.0)  # no momentum either: a velocity with the rate inside would roll on
+FROZEN = Rates(0.0, 0.0)  # momentum 0 too: sgd-velocity's velocity would go on moving weights
 
 
 def common(*, first_step: NotNegativeInt = 0, until: Epochs | None = None) -> None:
@@ -41,7 +41,7 @@ def common(*, first_step: NotNegativeInt = 0, until: Epochs | None = None) -> No
     """
 
 
-def ending(schedule: Schedule, until: float, steps_per_epoch: int) -> Schedule:
-    """The schedule up to epoch `until`, `FROZEN` from there on."""
+def freeze_after(schedule: Schedule, until: float, steps_per_epoch: int) -> Schedule:
+    """The schedule before epoch `until`, and `FROZEN` from then on."""
     end = math.ceil(round(until * steps_per_epoch, 6))
     return lambda step: schedule(step) if step < end else FROZEN

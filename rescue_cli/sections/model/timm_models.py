@@ -1,4 +1,4 @@
-"""Every architecture of timm, by its timm name."""
+"""timm's models by their timm names."""
 
 import warnings
 from collections.abc import Iterable
@@ -9,7 +9,7 @@ from torch import nn
 
 from rescue_cli.errors import UsageError, did_you_mean
 from rescue_cli.recipe.schema import Fraction, PositiveInt
-from rescue_cli.sections.model.caffe_file import CAFFE_KEYS, caffe_file
+from rescue_cli.sections.model.caffe import CAFFE_KEYS, apply_caffe_settings
 
 _TIMM_NAMES = {
     "drop_path": "drop_path_rate",
@@ -21,7 +21,7 @@ _TIMM_NAMES = {
 _NEUTRAL = {"drop_path": 0.0, "dropout": 0.0, "img_size": 224}  # any value that is not None
 
 
-def zoo(
+def timm_model(
     name: str,
     classes: int,
     channels: int,
@@ -36,16 +36,14 @@ def zoo(
     first_norm: Literal["zeros"] | None = None,
     pooling: Literal["caffe"] | None = None,
 ) -> nn.Module:
-    """timm's model with random weights; keys not given keep timm's values.
+    """A timm model with random weights; keys that are not given keep timm's defaults.
 
-    `stride_in: 1x1` halves a ResNet's images in the first convolution of a bottleneck, as first
-    published (ResNet-A of Bag of Tricks, table 5), and not in the second (B; timm, torchvision).
-    `norm_momentum`: the share of a running statistic that an update replaces. `first_norm: zeros`
-    and `pooling: caffe`: see `caffe_file`.
-
-    `dynamic_img_size` lets a transformer made for `img_size` see others, its position embedding
-    resampled (bicubic). Raises `UsageError` for an unknown name, or a key that the architecture
-    lacks.
+    `stride_in: 1x1` has the stride of a ResNet's bottlenecks in their first convolution, as first
+    published (ResNet-A of Bag of Tricks, table 5), instead of the second (ResNet-B, timm,
+    torchvision). `norm_momentum`: weight of the new batch in running statistics. `first_norm:
+    zeros` and `pooling: caffe`: see `apply_caffe_settings`. `dynamic_img_size` lets a transformer
+    take images of other sizes than `img_size` by resampling its position embedding (bicubic).
+    Raises `UsageError` for an unknown name, or a key that the architecture lacks.
     """
     _check_name(name)
     values = {
@@ -57,21 +55,24 @@ def zoo(
     }
     given: dict[str, Any] = {k: v for k, v in values.items() if v is not None}
     try:
-        model = _strided(_create(name, classes, channels, given), name, stride_in)
+        model = _move_strides(_create_model(name, classes, channels, given), name, stride_in)
     except TypeError as error:
-        lacking = [k for k in given if _TIMM_NAMES[k] in str(error)] or list(given)
-        if not lacking:
+        unsupported = [k for k in given if _TIMM_NAMES[k] in str(error)] or list(given)
+        if not unsupported:
             raise UsageError(
-                f"model ({name}): timm cannot build it ({error}). Use another."
+                f"model ({name}): timm cannot build it ({error}). Use another model."
             ) from None
         raise UsageError(
-            f"model ({name}): has no key '{lacking[0]}'. Remove it with ~model.{lacking[0]}."
+            f"model ({name}): has no key '{unsupported[0]}'. Remove it with "
+            f"~model.{unsupported[0]}."
         ) from None
-    return caffe_file(model, norm_momentum=norm_momentum, first_norm=first_norm, pooling=pooling)
+    return apply_caffe_settings(
+        model, norm_momentum=norm_momentum, first_norm=first_norm, pooling=pooling
+    )
 
 
-def _strided(model: nn.Module, name: str, stride_in: str) -> nn.Module:
-    """The model with its bottlenecks' strides moved; raises `UsageError` where it has none."""
+def _move_strides(model: nn.Module, name: str, stride_in: str) -> nn.Module:
+    """Moves the strides of the model's bottlenecks; raises `UsageError` where it has none."""
     if stride_in == "3x3":
         return model
     from timm.models.resnet import Bottleneck
@@ -79,33 +80,33 @@ def _strided(model: nn.Module, name: str, stride_in: str) -> nn.Module:
     blocks = [m for m in model.modules() if isinstance(m, Bottleneck) and m.conv2.stride != (1, 1)]
     if not blocks:
         raise UsageError(
-            f"model ({name}).stride_in: 1x1 needs a ResNet of bottlenecks. Remove the key."
+            f"model ({name}).stride_in: 1x1 needs a ResNet with bottlenecks. Remove the key."
         )
     for block in blocks:
         block.conv1.stride, block.conv2.stride = block.conv2.stride, (1, 1)
     return model
 
 
-def lacking(name: str, keys: Iterable[str]) -> list[str]:
-    """Those of the keys of `zoo` that timm's architecture lacks; raises `UsageError`."""
+def unsupported_keys(name: str, keys: Iterable[str]) -> list[str]:
+    """The given keys of `timm_model` that an architecture lacks; raises `UsageError`."""
     _check_name(name)
-    found = []
+    unsupported = []
     for key in keys:
         try:
             with torch.device("meta"):
                 if key == "stride_in":
-                    _strided(_create(name, 10, 3, {}), name, "1x1")
+                    _move_strides(_create_model(name, 10, 3, {}), name, "1x1")
                 elif key in CAFFE_KEYS:
-                    caffe_file(_create(name, 10, 3, {}), **{key: CAFFE_KEYS[key]})
+                    apply_caffe_settings(_create_model(name, 10, 3, {}), **{key: CAFFE_KEYS[key]})
                 else:
-                    _create(name, 10, 3, {key: _NEUTRAL.get(key, False)})
+                    _create_model(name, 10, 3, {key: _NEUTRAL.get(key, False)})
         except (TypeError, UsageError):
-            found.append(key)
-    return found
+            unsupported.append(key)
+    return unsupported
 
 
-def fixed_size(name: str) -> bool:
-    """Whether timm's architecture is made for images of one size; raises `UsageError`."""
+def has_fixed_size(name: str) -> bool:
+    """Whether an architecture takes images of only one size; raises `UsageError`."""
     import timm
 
     _check_name(name)
@@ -118,14 +119,14 @@ def _check_name(name: str) -> None:
 
     if not timm.is_model(name):
         hint = did_you_mean(name, timm.list_models())
-        raise UsageError(f"model.name: '{name}' is neither ours nor timm's. {hint[:200]}")
+        raise UsageError(f"model.name: '{name}' is not a model of rescue or timm. {hint[:200]}")
 
 
-def _create(name: str, classes: int, channels: int, options: dict[str, Any]) -> nn.Module:
+def _create_model(name: str, classes: int, channels: int, options: dict[str, Any]) -> nn.Module:
     import timm
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # timm's own deprecations are not the user's
+        warnings.simplefilter("ignore")  # timm's own deprecation warnings
         model: nn.Module = timm.create_model(
             name,
             pretrained=False,

@@ -1,4 +1,4 @@
-"""Smaller images in a run's first epochs, where a network learns what is coarse."""
+"""Progressive resizing: smaller images in a run's first epochs."""
 
 from itertools import pairwise
 from typing import Any
@@ -12,19 +12,19 @@ from rescue_cli.sections.augment.operations import Operation, Which
 
 
 def progressive_resize(*, sizes: list[PositiveInt], until: list[Epochs]) -> Operation:
-    """Images of `sizes[i]` pixels in the epochs before `until[i]`, then as they are (Howard 2018).
+    """Images of `sizes[i]` pixels in the epochs before `until[i]`, then full size (Howard 2018).
 
-    Square images, resized bilinearly with antialiasing. An epoch has one size: the first whose end
-    lies beyond the epoch's start. For networks that take any size.
+    Square images, resized bilinearly with antialiasing. An epoch has one size: the first whose
+    `until` is after the epoch's start. For networks that accept any image size.
     """
     if len(sizes) != len(until) or any(a >= b for a, b in pairwise(until)):
         raise UsageError(
             f"augment (progressive-resize): sizes {sizes} until {until}. "
-            "Give each size the epoch in which it ends, in rising order."
+            "Give each size the epoch in which it ends, in increasing order."
         )
 
     def plan(which: Which) -> tuple[Any, ...]:
-        return (size_in(which.epoch, sizes, until),)
+        return (size_at_epoch(which.epoch, sizes, until),)
 
     def apply(images: Tensor, size: int | None) -> Tensor:
         if size is None:
@@ -34,6 +34,6 @@ def progressive_resize(*, sizes: list[PositiveInt], until: list[Epochs]) -> Oper
     return Operation(0, "normalised", apply, plan_by_image=plan)
 
 
-def size_in(epoch: int, sizes: list[int], until: list[float]) -> int | None:
-    """The size of the images in an epoch; None: as they are."""
+def size_at_epoch(epoch: int, sizes: list[int], until: list[float]) -> int | None:
+    """The size of the images in an epoch, in pixels; None: not resized."""
     return next((size for size, end in zip(sizes, until, strict=True) if epoch < end), None)

@@ -1,4 +1,4 @@
-"""What an optimizer of ours needs to step under torch's gradient scaler."""
+"""Base class for optimizers that work under torch's gradient scaler without a host sync."""
 
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -8,10 +8,12 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 
-def moving(optimizer: Optimizer) -> Iterator[tuple[dict[str, Any], list[Tensor], list[Tensor]]]:
-    """Each group that has gradients: the group, its parameters, their gradients unscaled.
+def groups_with_gradients(
+    optimizer: Optimizer,
+) -> Iterator[tuple[dict[str, Any], list[Tensor], list[Tensor]]]:
+    """Yields each group with gradients: the group, its parameters, their unscaled gradients.
 
-    A scaler that has not unscaled them yet leaves the scale in the optimizer's `grad_scale`.
+    A scaler that has not unscaled them sets the optimizer's `grad_scale`.
     """
     scale: Tensor | None = getattr(optimizer, "grad_scale", None)
     for group in optimizer.param_groups:
@@ -24,8 +26,8 @@ def moving(optimizer: Optimizer) -> Iterator[tuple[dict[str, Any], list[Tensor],
         yield group, parameters, gradients
 
 
-class Scaled(Optimizer):
-    """An optimizer of ours: understands the scaler, and skips a step without asking the device."""
+class ScalerAwareOptimizer(Optimizer):
+    """An optimizer that divides by the scale itself and skips steps without a host sync."""
 
     _step_supports_amp_scaling = True
 
@@ -34,10 +36,10 @@ class Scaled(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """One update from the parameters' gradients, which it may leave divided."""
+        """One update from the parameters' gradients, which may be divided in place."""
         assert closure is None
         self.update(getattr(self, "found_inf", None))
 
     def update(self, found_inf: Tensor | None) -> None:
-        """Moves the parameters; where `found_inf` is not 0, nothing changes."""
+        """Updates the parameters; where `found_inf` is not 0, nothing changes."""
         raise NotImplementedError
