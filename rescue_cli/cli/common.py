@@ -200,18 +200,18 @@ def _preprocessing(protocol: Mapping[str, Any]) -> str:
     for key, origin in protocol["preprocessing"].items():
         origins.setdefault(origin, []).append(key)
     words = [f"{', '.join(keys)} by {origin}" for origin, keys in origins.items()]
-    describe_sides = "" if set(origins) == {"recipe"} else "; " + "; ".join(words)
+    told = "" if set(origins) == {"recipe"} else "; " + "; ".join(words)
     return (
         f"decoder {protocol['decoder']}, {protocol['interpolation']}, "
-        f"{_of_files(protocol)}mean {numbers['mean']}, std {numbers['std']}{describe_sides}"
+        f"{_of_files(protocol)}mean {numbers['mean']}, std {numbers['std']}{told}"
     ).replace("by given", "as given")
 
 
 def _of_files(protocol: Mapping[str, Any]) -> str:
     """How files became pixels, where that was not as usual."""
     words = {"exif": "EXIF orientation", "background": "background", "range": "range"}
-    describe_sides = [f"{said} {protocol[key]}" for key, said in words.items() if protocol.get(key)]
-    return "".join(f"{each}, " for each in describe_sides)
+    told = [f"{said} {protocol[key]}" for key, said in words.items() if protocol.get(key)]
+    return "".join(f"{each}, " for each in told)
 
 
 def measured(figure: Mapping[str, Any] | None) -> str:

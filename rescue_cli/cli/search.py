@@ -44,7 +44,7 @@ class Search:
     seeds: int
     end: float  # of the budget, by the monotonic clock
     decisions: list[Decision] = field(default_factory=list)
-    judge_sweeps: Verdict | None = None
+    verdict: Verdict | None = None
     missing: str = ""  # how much, where the budget is over
     judging: bool = False
 

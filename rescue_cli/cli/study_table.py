@@ -70,10 +70,10 @@ def _measured(row: Mapping[str, Any]) -> str:
 
 def _lost(rows: Rows) -> list[str]:
     """A line for each row that has planned runs without a result."""
-    describe_sides = [(row, [one.how for one in lost_in(row["runs"]).values()]) for row in rows]
+    told = [(row, [one.how for one in lost_in(row["runs"]).values()]) for row in rows]
     return [
         f"row {row['row']}: runs with a result: {of_planned(row['runs']['n'], lost)}"
-        for row, lost in describe_sides
+        for row, lost in told
         if lost
     ]
 
