@@ -322,10 +322,7 @@ def make_chunks(
     """
     most = SAMPLES_PER_IMAGE * images_per_chunk
     chunks: list[Chunk] = []
-    images, samples = (
-        images_per_chunk,
-        most,
-    )  # in the last chunk; full, so that the first image begins one
+    images, samples = images_per_chunk, most  # as of a full chunk, so that the first begins one
     for index, of_image in positions.items():
         for start in range(0, len(of_image), most):
             some = of_image[start : start + most]
