@@ -2,8 +2,8 @@
 
 
 def counted(number: int, what: str) -> str:
-    """`1 seed`, `3 seeds`, `4 micro-batches`."""
-    plural = "es" if what.endswith("ch") else "s"
+    """`1 seed`, `3 seeds`, `4 micro-batches`, `2 processes`."""
+    plural = "es" if what.endswith(("ch", "ss")) else "s"
     return f"{number} {what}" + ("" if number == 1 else plural)
 
 

@@ -40,7 +40,7 @@ def predict(
     device: Device = None,
 ) -> None:
     """Print the most probable classes of images."""
-    from rescue_cli.predict import predict_images
+    from rescue_cli.inference import predict_images
     from rescue_cli.sections.data.names import shown
 
     changes = [word for word in words if _is_change(word)]

@@ -15,16 +15,19 @@ from rescue_cli.rundir import RunDirectory, read_metrics, write_text
 class Recorder:
     """Appends whole lines to the run's files, and shows a bar on a terminal."""
 
-    def __init__(self, run: RunDirectory, *, writes: bool, steps: int) -> None:
+    def __init__(
+        self, run: RunDirectory, *, writes: bool, steps: int, progress: bool = True
+    ) -> None:
         self.run = run
         self.steps = steps
         self.writes = writes
+        self.prints = writes and progress  # to stderr; log.txt has every line
         self.metrics: IO[str] | None = None
         self.log_file: IO[str] | None = None
         self.early: list[str] = []  # said before the log is open
         self.first_loss: float | None = None
         self.last_loss: float | None = None
-        self.bar = Bar(steps) if writes and sys.stderr.isatty() else None
+        self.bar = Bar(steps) if self.prints and sys.stderr.isatty() else None
 
     def open(self, step: int, evaluated: int) -> None:
         """Starts at a step: lines of metrics beyond it are dropped, as they will come again."""
@@ -74,7 +77,7 @@ class Recorder:
             self.log_file.flush()
         if self.bar is not None:
             self.bar.print(message)
-        elif self.writes:
+        elif self.prints:
             print(message, file=sys.stderr, flush=True)
 
     def show(self, step: int, text: str) -> None:
@@ -112,9 +115,9 @@ class Bar:
 
 
 @contextmanager
-def batch_bar(batches: int) -> Iterator[Callable[[], None]]:
+def batch_bar(batches: int, *, progress: bool = True) -> Iterator[Callable[[], None]]:
     """What is to be called after each of so many batches; a bar counts them on a terminal."""
-    if not (distributed.is_first() and sys.stderr.isatty()):
+    if not (progress and distributed.is_first() and sys.stderr.isatty()):
         yield lambda: None
         return
     bar, done = Bar(batches), itertools.count(1)

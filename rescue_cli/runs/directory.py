@@ -8,6 +8,7 @@ import platform
 import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,12 +50,18 @@ def is_finished(path: Path) -> bool:
 
 
 def prepare(
-    path: Path, recipe: Recipe, facts: dict[str, Any], *, resume: bool, look: Any = None
+    path: Path,
+    recipe: Recipe,
+    facts: dict[str, Any],
+    *,
+    resume: bool,
+    look: Any = None,
+    command: Sequence[str] | None = None,
 ) -> bool:
     """Writes what the workers read; whether the run is new, and so this call's to `abandon`.
 
     `facts` are what the run runs on; with `resume` a directory of the same recipe is taken up, as
-    `claim` says.
+    `claim` says. `command` is put on record, by default the one that this process is.
     Raises `UsageError` where a run is there that must not change.
     """
     run = RunDirectory(path)
@@ -62,7 +69,7 @@ def prepare(
         raise InUseError(path)
     new = claim(path, recipe, resume=resume, verb=facts["verb"], look=look)
     before = run.command.read_text() if run.command.exists() else ""
-    write_text(run.command, before + spoken())
+    write_text(run.command, before + (shlex.join(command) + "\n" if command else spoken()))
     write_json(run.environment, facts)
     return new
 

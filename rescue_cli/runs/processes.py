@@ -40,7 +40,9 @@ class Nodes:
             raise UsageError(f"--node-rank: {self.rank} must be between 0 and {self.count - 1}.")
 
 
-def run_directory(path: Path, procs: int | None, max_restarts: int, nodes: Nodes) -> None:
+def run_directory(
+    path: Path, procs: int | None, max_restarts: int, nodes: Nodes, *, progress: bool = True
+) -> None:
     """Works on a prepared run directory; `procs` None: in this process.
 
     Within a group that it was started in, with all of that. Raises `RescueError`.
@@ -55,9 +57,9 @@ def run_directory(path: Path, procs: int | None, max_restarts: int, nodes: Nodes
         from rescue_cli.runs.worker import work
 
         with leaving_word(RunDirectory(path)):
-            work(path)
+            work(path, progress=progress)
         return
-    _elastic(path, procs // nodes.count, max_restarts, nodes)
+    _elastic(path, procs // nodes.count, max_restarts, nodes, progress)
 
 
 def wait_for(path: Path, seconds: float = 300.0) -> None:
@@ -72,7 +74,7 @@ def wait_for(path: Path, seconds: float = 300.0) -> None:
         time.sleep(0.2)
 
 
-def _elastic(path: Path, procs: int, max_restarts: int, nodes: Nodes) -> None:
+def _elastic(path: Path, procs: int, max_restarts: int, nodes: Nodes, progress: bool) -> None:
     """torchrun's own agent, with a free port, so that two runs on a machine never meet."""
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException, Std
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -90,7 +92,7 @@ def _elastic(path: Path, procs: int, max_restarts: int, nodes: Nodes) -> None:
         max_restarts=max_restarts,
         # the first process speaks to the terminal; what the others say is kept
         logs_specs=DefaultLogsSpecs(
-            log_dir=str(logs), redirects=dict.fromkeys(range(1, procs), Std.ALL)
+            log_dir=str(logs), redirects=dict.fromkeys(range(int(progress), procs), Std.ALL)
         ),
     )
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # else torchrun warns; the worker sets its own

@@ -36,8 +36,8 @@ class _Start:
     peak_mb: float
 
 
-def work(path: Path) -> None:
-    """Does what the run directory asks for; raises `RescueError`."""
+def work(path: Path, *, progress: bool = True) -> None:
+    """Does what the run directory asks for; shows `progress` on stderr. Raises `RescueError`."""
     start = _Start(time.perf_counter(), outcome.process_peak_mb())
     run = RunDirectory(path)
     recipe = recipe_in(path)
@@ -47,9 +47,9 @@ def work(path: Path) -> None:
     with distributed.group(machine.device), _alone(run):
         try:
             if environment["verb"] == "train":
-                _train(run, recipe, machine, start)
+                _train(run, recipe, machine, start, progress)
             else:
-                _evaluate(run, recipe, machine, start)
+                _evaluate(run, recipe, machine, start, progress)
         except (RuntimeError, MemoryError) as error:
             raise explained(error, recipe) from error
 
@@ -136,12 +136,14 @@ def _alone(run: RunDirectory) -> Iterator[None]:
 # --- train ---
 
 
-def _train(run: RunDirectory, recipe: Recipe, machine: build.Machine, start: _Start) -> None:
+def _train(
+    run: RunDirectory, recipe: Recipe, machine: build.Machine, start: _Start, progress: bool
+) -> None:
     data = build.dataset(recipe, machine.cache)
     said = identity.agree(run, recipe, data)
     said += [kept] if (kept := build.head_kept(recipe, data.classes)) else []
     steps = total_steps(recipe.train, steps_per_epoch(recipe.train, len(data.train)))
-    recorder = Recorder(run, writes=distributed.is_first(), steps=steps)
+    recorder = Recorder(run, writes=distributed.is_first(), steps=steps, progress=progress)
     with contextlib.closing(recorder):
         trainee = build.trainee(recipe, data, machine, recorder.say)
         loop = _loop(run, recipe, trainee, machine, recorder)
@@ -230,13 +232,15 @@ def _finish(
     write_json(run.result, {**found, **trained})
 
 
-def _evaluate(run: RunDirectory, recipe: Recipe, machine: build.Machine, start: _Start) -> None:
+def _evaluate(
+    run: RunDirectory, recipe: Recipe, machine: build.Machine, start: _Start, progress: bool
+) -> None:
     known = build.weights_classes(recipe)
     data = build.dataset(recipe, machine.cache, test_only=True, classes=known)
     data, said = build.by_name(recipe, data)
 
     def say(line: str | None) -> None:
-        if line and distributed.is_first():
+        if line and progress and distributed.is_first():
             print(line, file=sys.stderr)
 
     for line in [*data.notes, said, *identity.unlike_training(recipe, data)]:
@@ -247,7 +251,7 @@ def _evaluate(run: RunDirectory, recipe: Recipe, machine: build.Machine, start: 
     prepared = time.perf_counter() - start.clock
     feeds = {test.feed for test in tests.values()}
     batches = sum(feed.rounds(distributed.world_size()) for feed in feeds)
-    with Stop() as stop, batch_bar(batches) as count:
+    with Stop() as stop, batch_bar(batches, progress=progress) as count:
 
         def between() -> None:
             count()

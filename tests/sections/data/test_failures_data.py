@@ -20,7 +20,7 @@ from PIL import Image
 from rescue_cli import build
 from rescue_cli.batch import View
 from rescue_cli.errors import DataError, RescueError
-from rescue_cli.predict import predict_images
+from rescue_cli.inference import predict_images
 from rescue_cli.recipe import recipe_in
 from rescue_cli.rng import words
 from rescue_cli.sections.data import Files, Images, Keys, load
