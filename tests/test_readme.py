@@ -155,5 +155,15 @@ def test_every_command_of_the_readme_runs(
     assert failed == []
 
 
+def test_the_python_of_the_readme_runs(
+    places: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (code,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    fewer = code.replace('"optim.lr=0.3"', '"data.subset=[256,64]", "train.epochs=1"')
+    assert fewer != code
+    exec(compile(fewer.replace("IMAGE", places["IMAGE"]), "README.md", "exec"), {})
+
+
 def test_every_console_line_is_a_command_that_is_run_or_make() -> None:
     assert {line.split()[0] for line in commands() if line.strip()} == {"rescue", "make"}
