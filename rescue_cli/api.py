@@ -5,23 +5,24 @@ Nothing here imports torch before a network is trained, evaluated or loaded.
 
 import os
 import shutil
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from rescue_cli import recipe as recipes
-from rescue_cli.errors import DataError, RescueError, UsageError
+from rescue_cli.errors import RescueError, UsageError
+from rescue_cli.formatting import counted
 from rescue_cli.recipe import Recipe, recipe_in
 from rescue_cli.rundir import RunDirectory, read_metrics, read_result
+from rescue_cli.runs.console import note
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
     from rescue_cli.inference import Classifier, Prediction
-    from rescue_cli.runs import Nodes
+    from rescue_cli.runs.single import Launch
 
 __all__ = [
     "Recipe",
@@ -155,102 +156,61 @@ def train(
     Raises `RescueError`: `UsageError` for a recipe or arguments that are wrong, `DataError`,
     `DivergedError`, `MemoryExhausted`, `StoppedError` (all in `rescue_cli.errors`).
     """
-    from rescue_cli import build
+    from rescue_cli.build import check
+    from rescue_cli.runs.devices import check_precision, select_device, visible_devices
+    from rescue_cli.runs.single import plan_launch
 
     if isinstance(recipe, str):
         recipe = recipes.load(recipe)
-    _demand_one_process("train")
-    build.check(recipe)
-    launch = plan_launch(recipe, find_device(device), procs, workers)
-    path = _folder(out, Path("runs", recipe.name))
+    _refuse_group("train")
+    check(recipe)
+    chosen = select_device(device)
+    launch = plan_launch(
+        recipe.train.micro_batches,
+        chosen,
+        procs,
+        option="procs",
+        default=visible_devices(chosen),
+        workers=workers,
+        progress=progress,
+    )
+    warnings = check_precision(recipe.train.precision, chosen)
+    path = _choose_folder(out, Path("runs", recipe.name))
     if progress:
-        note(str(path))
+        for line in (str(path), *(f"warning: {warning}" for warning in warnings)):
+            note(line)
     command = ["rescue", "train", "--recipe", str(path / "recipe.yaml")]
     if launch.through_torchrun:
         command += ["--procs", str(launch.procs)]
-    return train_in(path, recipe, launch, resume=resume, progress=progress, command=command)
-
-
-@dataclass(frozen=True)
-class Launch:
-    """How a run is started, apart from what it trains."""
-
-    device: str
-    procs: int
-    through_torchrun: bool
-    workers: int | None
-    max_restarts: int = 0
-
-
-def plan_launch(recipe: Recipe, device: str, procs: int | None, workers: int | None) -> Launch:
-    """The processes asked for, else as many as there are GPUs and micro-batches to share.
-
-    Raises `UsageError` where the number asked for does not divide the micro-batches.
-    """
-    import torch
-
-    from rescue_cli.recipe.changes import processes
-
-    visible = torch.cuda.device_count() if device == "cuda" else 1
-    count = processes(recipe.train.micro_batches, procs, visible, option="procs")
-    return Launch(device, count, procs is not None or count > 1, workers)
+    return train_in(path, recipe, launch, resume=resume, command=command)
 
 
 def train_in(
     path: Path,
     recipe: Recipe,
-    launch: Launch,
-    machines: "Nodes | None" = None,
+    launch: "Launch",
     *,
-    resume: bool = False,
-    progress: bool = True,
+    resume: bool,
     command: Sequence[str] | None = None,
 ) -> Run:
-    """Prepares the run directory, trains there, and draws the run's pictures.
+    """Trains in a run directory, or resumes the run that is there, and draws its pictures.
 
-    Of several machines the first one prepares and draws. Raises `RescueError`; a run that could not
-    start leaves no directory.
+    `command` is recorded, by default this process's own. Raises `RescueError`.
     """
     from rescue_cli.report.pictures import draw
-    from rescue_cli.runs import (
-        Nodes,
-        abandon,
-        environment,
-        is_finished,
-        prepare,
-        run_directory,
-        wait_for,
-    )  # fmt: skip
+    from rescue_cli.runs.directory import is_finished
+    from rescue_cli.runs.single import prepare_training, run_training
 
-    machines = machines or Nodes()
-    finished, new = resume and is_finished(path), False
-    if machines.rank == 0:
-        facts = environment(
-            recipe,
-            verb="train",
-            device=launch.device,
-            procs=launch.procs,
-            nodes=machines.count,
-            workers=launch.workers,
-            cache=path.parent / ".cache",
-        )
-        new = prepare(path, recipe, facts, resume=resume, command=command)
-    else:
-        wait_for(path)
+    say = note if launch.progress else _say_nothing
+    finished = resume and is_finished(path)
+    cache = path.parent / ".cache"
+    new = prepare_training(path, recipe, launch, cache, resume=resume, command=command)
     if finished:
-        if progress:
-            note("finished already; nothing to do")
+        say("finished already; nothing to do")
         return Run(path)
-    if progress:
-        note(f"{recipe.name} on {launch.device}, {launch.procs} process(es)")
-    procs = launch.procs if launch.through_torchrun else None
-    try:
-        run_directory(path, procs, launch.max_restarts, machines, progress=progress)
-    except (UsageError, DataError):
-        if new and machines.count == 1:  # other machines still read what is there
-            abandon(path)
-        raise
-    if machines.rank == 0:
+    say(f"{recipe.name} on {launch.device}, {counted(launch.procs, 'process')}")
+    run_training(path, launch, new=new)
+    if launch.nodes.rank == 0:
         draw(path)
     return Run(path)
 
@@ -276,43 +236,77 @@ def evaluate(
 
     Raises `RescueError`; nothing is left behind then.
     """
-    from rescue_cli import build
+    _refuse_group("evaluate")
+    given = _path_or_name(weights)
+    command = ["rescue", "eval", given, *overrides]
+    command += [] if recipe is None else ["--recipe", recipe]
+    command += [] if model is None else ["--model", model]
+    return evaluate_weights(
+        given,
+        overrides,
+        recipe=recipe,
+        model=model,
+        out=out,
+        device=device,
+        procs=procs,
+        workers=workers,
+        progress=progress,
+        command=command,
+    )
+
+
+def evaluate_weights(
+    given: str,
+    overrides: Sequence[str],
+    *,
+    recipe: str | None,
+    model: str | None,
+    out: Path | str | None,
+    device: str | None,
+    procs: int | None,
+    workers: int | None,
+    progress: bool = True,
+    command: Sequence[str] | None = None,
+) -> Run:
+    """As `evaluate`; `command` is recorded, by default this process's own."""
+    from rescue_cli.build import check
     from rescue_cli.build.weights import check_changes, find_weights
     from rescue_cli.report.pictures import draw
-    from rescue_cli.runs import Nodes, abandon, environment, prepare, run_directory, shared
+    from rescue_cli.runs.devices import check_precision, select_device
+    from rescue_cli.runs.directory import prepare, remove_unstarted
+    from rescue_cli.runs.environment import describe_environment
+    from rescue_cli.runs.group import requested_processes
+    from rescue_cli.runs.processes import ONE_MACHINE, run_directory
 
-    given = _named(weights)
-    _demand_one_process("evaluate")
-    procs, _ = shared(procs)
-    where = find_device(device)
+    procs, _ = requested_processes(procs)
+    chosen = select_device(device)
     source = find_weights(given, overrides, recipe=recipe, model=model)
     check_changes(overrides, source)
-    build.check(source.recipe)
-    for line in source.notes if progress else ():
-        note(line)
+    check(source.recipe)
+    warnings = check_precision(source.recipe.train.precision, chosen)
+    if progress:
+        for line in (*source.notes, *(f"warning: {warning}" for warning in warnings)):
+            note(line)
     run = Path(given).expanduser()
     parent = run / "evals" if run.is_dir() else Path("runs", f"eval-{source.name}")
-    path = _folder(out, parent)
-    facts = environment(
-        source.recipe,
+    path = _choose_folder(out, parent)
+    environment = describe_environment(
         verb="eval",
-        device=where,
+        seed=source.recipe.train.seed,
+        device=chosen,
         procs=procs or 1,
         workers=workers,
         cache=path.parent / ".cache",
     )
-    command = ["rescue", "eval", given, *overrides]
-    command += [] if recipe is None else ["--recipe", recipe]
-    command += [] if model is None else ["--model", model]
-    facts = {**facts, "protocol": source.protocol}
-    prepare(path, source.recipe, facts, resume=False, command=command)
+    environment = {**environment, "protocol": source.protocol}
+    prepare(path, source.recipe, environment, resume=False, command=command)
     try:
-        run_directory(path, procs, 0, Nodes(), progress=progress)
+        run_directory(path, procs, 0, ONE_MACHINE, progress=progress)
     except BaseException:  # an evaluation leaves a result or nothing
         if out is None:
             shutil.rmtree(path, ignore_errors=True)
         else:
-            abandon(path)
+            remove_unstarted(path)
         raise
     draw(path)
     return Run(path)
@@ -334,21 +328,18 @@ def predict(
     file does not; `images` are image files and folders of them. Raises `DataError`, `UsageError`.
     """
     from rescue_cli.inference import predict_images
+    from rescue_cli.runs.devices import select_device
 
     given = [images] if isinstance(images, Path | str) else images
     return predict_images(
-        _named(weights),
+        _path_or_name(weights),
         [Path(image) for image in given],
         top,
-        find_device(device),
+        select_device(device),
         model=model,
         changes=overrides,
-        note=note if progress else lambda _: None,
+        note=note if progress else _say_nothing,
     )
-
-
-def _named(weights: Run | Path | str) -> str:
-    return str(weights.path if isinstance(weights, Run) else weights)
 
 
 def compare(
@@ -366,43 +357,39 @@ def compare(
     from rescue_cli.analysis.compare import pairs_of, told
     from rescue_cli.analysis.sides import operands_of, unlike
 
-    sides = operands_of([_named(side) for side in (a, b, *others)])
+    sides = operands_of([_path_or_name(side) for side in (a, b, *others)])
     if (difference := unlike(sides)) is not None:
         raise UsageError(f"compare: {difference} Evaluate them on the same images: rescue eval.")
     pairs = pairs_of(sides, want)
     return {**pairs[0], "sides": told(sides), "pairs": pairs}
 
 
-def _folder(out: Path | str | None, parent: Path) -> Path:
+def _choose_folder(out: Path | str | None, parent: Path) -> Path:
     """`out`, else a new numbered folder below `parent`; raises `UsageError` for a file."""
-    from rescue_cli.runs import next_free
+    from rescue_cli.runs.directory import create_next
 
     if out is None:
-        return next_free(parent)
+        return create_next(parent)
     if Path(out).exists() and not Path(out).is_dir():
-        raise UsageError(f"out: {out} is a file. Give a folder.")
+        raise UsageError(f"--out: {out} is a file. Give a folder.")
     return Path(out)
 
 
-def _demand_one_process(function: str) -> None:
-    """Raises `UsageError` in a script that torchrun, srun or mpirun started several times."""
-    from rescue_cli.runs import current, launcher
+def _path_or_name(weights: Run | Path | str) -> str:
+    return str(weights.path if isinstance(weights, Run) else weights)
 
-    start = None if current() else launcher.found(os.environ)
+
+def _refuse_group(function: str) -> None:
+    """Raises `UsageError` in a script that torchrun, srun or mpirun started several times."""
+    from rescue_cli.runs import launcher
+
+    start = launcher.detect(os.environ)
     if start is not None:
         raise UsageError(
-            f"{function}: this script runs as {start.size} processes ({start.starter}). Start it "
+            f"{function}: this script runs as {start.size} processes ({start.launcher}). Start it "
             f"once, with procs={start.size}. {start.cure}"
         )
 
 
-def note(message: str) -> None:
-    print(message, file=sys.stderr, flush=True)
-
-
-def find_device(asked: str | None) -> str:
-    import torch
-
-    if asked not in (None, "cpu", "cuda"):
-        raise UsageError(f"device: '{asked}' is not known. Use cpu or cuda.")
-    return asked or ("cuda" if torch.cuda.is_available() else "cpu")
+def _say_nothing(_: str) -> None:
+    pass

@@ -81,7 +81,7 @@ def rescue(
     Where it starts workers for many runs, they are forked from a process that holds torch already.
     """
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(pool, "_started", ForkedWorker)
+    monkeypatch.setattr(pool, "_start_process", ForkedWorker)
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.delenv("RESCUE_DATA", raising=False)
 

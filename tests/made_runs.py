@@ -19,8 +19,8 @@ from rescue_cli.engine.evaluate import Predictions
 from rescue_cli.errors import DivergedError, RescueError
 from rescue_cli.recipe import Recipe, steps_per_epoch, total_steps
 from rescue_cli.rundir import RunDirectory, stem
-from rescue_cli.runs import directory
-from rescue_cli.runs.failure import leaving_word
+from rescue_cli.runs.environment import describe_environment
+from rescue_cli.runs.failure import record_failure
 from rescue_cli.sections.data import FACTS
 
 IMAGES = 1000  # as many as fashion-mini's test set has
@@ -133,7 +133,7 @@ def made_failure(
 ) -> Path:
     """A run that ended with an error: no result, and the word that its worker left."""
     _begun(folder, recipe, (*overrides, f"train.seed={seed}"))
-    with contextlib.suppress(type(error)), leaving_word(RunDirectory(folder)):
+    with contextlib.suppress(type(error)), record_failure(RunDirectory(folder)):
         raise error
     return folder
 
@@ -151,10 +151,9 @@ def _begun(folder: Path, recipe: str, overrides: tuple[str, ...]) -> Recipe:
 
 @cache
 def _machine() -> dict[str, Any]:
-    return directory.environment(
-        recipes.load("quickstart"), verb="train", device="cpu", procs=1, workers=None,
-        cache=Path(".cache"),
-    )  # fmt: skip
+    return describe_environment(
+        verb="train", seed=0, device="cpu", procs=1, workers=None, cache=Path(".cache")
+    )
 
 
 def _classes(recipe: Recipe) -> int:

@@ -157,7 +157,7 @@ def _contender(
 ) -> Iterator[Contender]:
     """The process, its ways built; raises what went wrong in it."""
     environment = {key: value for key, value in os.environ.items() if key != VARIABLE}
-    environment |= lifetime.started_here()
+    environment |= lifetime.parent_variable()
     if tuned:
         assert settings is not None
         environment[VARIABLE] = settings

@@ -184,21 +184,21 @@ def _join(words: list[str], stack: contextlib.ExitStack) -> None:
         return
     from rescue_cli.runs import launcher
 
-    start = launcher.found(os.environ)
+    start = launcher.detect(os.environ)
     names = {word.partition("=")[0] for word in words}
-    if start is not None and start.starter in launcher.TASKS and names & OF_MACHINES:
+    if start is not None and start.launcher in launcher.TASK_LAUNCHERS and names & OF_MACHINES:
         start = None  # each task is a machine, which starts its own processes
     if start is not None and words[0] == "bench":
         raise UsageError(
-            f"bench: measures one process, and runs as {start.size} ({start.starter}). Start it "
+            f"bench: measures one process, and runs as {start.size} ({start.launcher}). Start it "
             f"once. {start.cure}"
         )
-    launcher.clear(os.environ)
+    launcher.clear_torchrun_variables(os.environ)
     if start is not None:
-        from rescue_cli.cli.common import note
-        from rescue_cli.runs import joined
+        from rescue_cli.runs.console import note
+        from rescue_cli.runs.group import join_group
 
-        stack.enter_context(joined(start, words, note))
+        stack.enter_context(join_group(start, words, note))
 
 
 def _prepare_allocator(words: list[str]) -> None:

@@ -11,6 +11,8 @@ from rescue_cli.cli.common import Device, Json, Overrides, RecipeName, Workers
 from rescue_cli.cli.help import then
 from rescue_cli.errors import UsageError
 from rescue_cli.recipe import Recipe
+from rescue_cli.runs.console import note
+from rescue_cli.runs.devices import check_precision, select_device
 
 app = common.verb(no_args_is_help=True)
 
@@ -47,12 +49,12 @@ def step(
 
     if against not in ("bare", "plain"):
         raise UsageError(f"--against: '{against}' is not known. Use bare or plain.")
-    where = common.device(device)
+    where = select_device(device)
     resolved = recipes.load(common.named_or_default(recipe), overrides or [])
     build.check(resolved)
     resolved.demand_classification("bench")
-    for warning in common.check_precision(resolved, where):
-        common.note(f"warning: {warning}")
+    for warning in check_precision(resolved.train.precision, where):
+        note(f"warning: {warning}")
     if against == "plain":
         found, show = _against_plain(resolved, where, steps, rounds), _print_gains
     else:
@@ -70,7 +72,7 @@ def _against_bare(
     from rescue_cli.bench.step import step as measure
 
     for line in common.allocator_notes():
-        common.note(line)
+        note(line)
     size, channels = estimate.train_size(recipe), estimate.channels(recipe)
     counted = estimate.flops(estimate.network_of(recipe), size, channels)
     return measure(
@@ -141,7 +143,7 @@ def optimizer(
 
     if against != "timm":
         raise UsageError(f"--against: '{against}' is not known. Use timm.")
-    where = torch.device(common.device(device))
+    where = torch.device(select_device(device))
     found = against_timm(model, where, calls=steps, rounds=rounds)
     if json:
         print(json_module.dumps(found))
@@ -223,10 +225,10 @@ def train(
     resolved = measured_recipe(recipe, [*root, *(overrides or [])])
     build.check(resolved)
     resolved.demand_classification("bench")
-    for warning in common.check_precision(resolved, "cpu"):
-        common.note(f"warning: {warning}")
+    for warning in check_precision(resolved.train.precision, "cpu"):
+        note(f"warning: {warning}")
     for line in common.allocator_notes():
-        common.note(line)
+        note(line)
     found = against_timm(resolved, steps=steps, rounds=rounds)
     if json:
         print(json_module.dumps(found))
@@ -259,7 +261,7 @@ def inference(
 
     from rescue_cli.bench.inference import inference as measure
 
-    where = common.device(device)
+    where = select_device(device)
     found = measure(
         model,
         torch.device(where),

@@ -1,7 +1,6 @@
 """What the verbs share: finding the recipe, the device, and printing a result."""
 
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,7 +13,7 @@ from rescue_cli import recipe as recipes
 from rescue_cli.analysis.measurements import WORDS, measurements, of_images, with_interval
 from rescue_cli.cli.help import App, Group
 from rescue_cli.errors import UsageError
-from rescue_cli.recipe import Recipe
+from rescue_cli.runs.console import note
 
 if TYPE_CHECKING:
     from rescue_cli.analysis.sides import Operand
@@ -75,11 +74,6 @@ def folder(path: Path) -> Path:
     return path
 
 
-def note(message: str) -> None:
-    """A line for the person at the terminal; stdout carries the result alone."""
-    print(message, file=sys.stderr, flush=True)
-
-
 def allocator_notes() -> list[str]:
     """Whether this process runs with settings for malloc that nobody typed."""
     from rescue_cli.runs import allocator
@@ -95,49 +89,6 @@ def named_or_default(name: str | None) -> str:
     if name is None:
         note(NO_RECIPE)
     return name or DEFAULT
-
-
-def device(asked: str | None) -> str:
-    """The device type; raises `UsageError` where it is not there."""
-    import torch
-
-    found = planned_device(asked)
-    if found == "cuda" and not torch.cuda.is_available():
-        raise UsageError("--device: cuda is not available on this machine. Use --device cpu.")
-    return found
-
-
-def planned_device(asked: str | None) -> str:
-    """The device type as asked, there or not; where it is not asked, what this machine has."""
-    import torch
-
-    if asked is None:
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if asked not in ("cpu", "cuda"):
-        raise UsageError(f"--device: '{asked}' is not known. Use cpu or cuda.")
-    return asked
-
-
-def check_precision(recipe: Recipe, device: str) -> list[str]:
-    """Refuses float16 where it does not exist; the warnings say what an emulated one costs."""
-    import torch
-
-    computed = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    precision = recipe.train.precision
-    if device == "cuda":
-        return []
-    if precision == "float16":
-        cure = "bfloat16" if computed else "float32"
-        raise UsageError(
-            "train.precision: float16 needs CUDA, and this run is on a CPU. "
-            f"Use train.precision={cure}."
-        )
-    if precision == "bfloat16" and not computed:
-        return [
-            "this processor only emulates bfloat16; a matrix product takes hundreds of "
-            "times longer than in float32. Use train.precision=float32."
-        ]
-    return []
 
 
 def print_result(result: Mapping[str, Any], *, as_json: bool) -> None:

@@ -15,6 +15,7 @@ from rescue_cli.cli.common import Json
 from rescue_cli.cli.help import then
 from rescue_cli.errors import UnexpectedError, UsageError
 from rescue_cli.formatting import shown_seconds, significant
+from rescue_cli.runs.console import note
 
 app = common.verb()
 
@@ -54,7 +55,7 @@ def compare(
         raise UsageError(f"--want: {want:g} must be above 0 and at most 100 points.")
     pairs = pairs_of(sides, want)
     for line in interim.note(sides):
-        common.note(f"warning: {line}")
+        note(f"warning: {line}")
     found = {**(pairs[0] if pairs else {}), "sides": told(sides)}
     if len(pairs) > 1:
         found["pairs"] = pairs

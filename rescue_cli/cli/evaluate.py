@@ -1,14 +1,16 @@
 """`rescue eval`: a run's or a file's weights on test sets, sizes and crops."""
 
-import shutil
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from rescue_cli.api import evaluate_weights
 from rescue_cli.cli import common
 from rescue_cli.cli.common import Architecture, Device, Json, Overrides, Procs, RecipeName, Workers
 from rescue_cli.cli.help import then
+from rescue_cli.rundir import RunDirectory, read_result
+from rescue_cli.runs.console import note
 
 app = common.verb()
 
@@ -36,51 +38,18 @@ def evaluate(
     workers: Workers = None,
 ) -> None:
     """Evaluate weights as training does: every image once, one table."""
-    from rescue_cli import build
-    from rescue_cli.build.weights import check_changes, find_weights
-    from rescue_cli.report.pictures import draw
-    from rescue_cli.rundir import RunDirectory, read_result
-    from rescue_cli.runs import Nodes, abandon, environment, prepare, run_directory, shared
-
-    procs, _ = shared(procs)
-    where = common.device(device)
-    changes = [*common.with_lists(sets, sizes, crops, tta), *(overrides or [])]
-    source = find_weights(weights, changes, recipe=recipe, model=model)
-    check_changes(changes, source)
-    resolved = source.recipe
-    build.check(resolved)
-    for line in [*source.notes, *common.allocator_notes()]:
-        common.note(line)
-    for warning in common.check_precision(resolved, where):
-        common.note(f"warning: {warning}")
-    path = _directory(source.name, weights, out)
-    facts = environment(
-        resolved,
-        verb="eval",
-        device=where,
-        procs=procs or 1,
+    for line in common.allocator_notes():
+        note(line)
+    run = evaluate_weights(
+        weights,
+        [*common.with_lists(sets, sizes, crops, tta), *(overrides or [])],
+        recipe=recipe,
+        model=model,
+        out=out,
+        device=device,
+        procs=procs,
         workers=workers,
-        cache=path.parent / ".cache",
     )
-    prepare(path, resolved, {**facts, "protocol": source.protocol}, resume=False)
-    try:
-        run_directory(path, procs, 0, Nodes())
-    except BaseException:  # an evaluation leaves a result or nothing
-        if out is None:
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            abandon(path)
-        raise
-    draw(path)
-    result = read_result(RunDirectory(path), summarised=True)
+    result = read_result(RunDirectory(run.path), summarised=True)
     common.print_result(result, as_json=json)
-    common.note(str(path))
-
-
-def _directory(name: str, given: str, out: Path | None) -> Path:
-    from rescue_cli.runs import next_free
-
-    if out is not None:
-        return common.folder(out)
-    run = Path(given).expanduser()
-    return next_free(run / "evals" if run.is_dir() else Path("runs", f"eval-{name}"))
+    note(str(run.path))

@@ -13,6 +13,7 @@ from rescue_cli.cli.help import then
 from rescue_cli.errors import UsageError
 from rescue_cli.formatting import counted, significant
 from rescue_cli.recipe import Recipe, changes
+from rescue_cli.runs.console import note
 
 app = common.verb()
 MEGABYTES = 1024  # in a GB of a GPU's memory
@@ -59,7 +60,7 @@ def plan(
     base = recipes.load(common.named_or_default(recipe))
     found, notes = expand(base, overrides or [], model, epochs)
     for line in notes:
-        common.note(line)
+        note(line)
     resolved = base.with_overrides(*(overrides or []), *found)
     estimated = _estimate(resolved, gpus, gpu_memory)
     images = estimated["images"]
@@ -95,7 +96,7 @@ def _estimate(recipe: Recipe, gpus: int, gpu_memory: float | None) -> dict[str, 
     images = outline["steps"] * recipe.train.batch_size
     peak = estimate.peak_memory(recipe, gpus=gpus)
     if gpu_memory is not None and peak > gpu_memory * MEGABYTES:
-        common.note(_too_much(recipe, peak, gpu_memory, gpus))
+        note(_too_much(recipe, peak, gpu_memory, gpus))
     return {
         "recipe": recipe.name,
         "parameters": estimate.parameters(network),

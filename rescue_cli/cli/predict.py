@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
+from rescue_cli import api
 from rescue_cli.cli import common
 from rescue_cli.cli.common import Architecture, Device, Json
 from rescue_cli.cli.help import then
@@ -40,7 +41,6 @@ def predict(
     device: Device = None,
 ) -> None:
     """Print the most probable classes of images."""
-    from rescue_cli.inference import predict_images
     from rescue_cli.sections.data.names import shown
 
     changes = [word for word in words if _is_change(word)]
@@ -49,9 +49,8 @@ def predict(
         raise UsageError("predict: one of the images is an empty word. Name a file or a folder.")
     if not images:
         raise UsageError("predict: no image. Give the files or folders that are to be classified.")
-    where = common.device(device)
-    found = predict_images(
-        weights, images, top, where, model=model, changes=changes, note=common.note
+    found = api.predict(
+        weights, images, top=top, model=model, overrides=changes, device=device, progress=True
     )
     if json:
         print(json_module.dumps(found))

@@ -11,32 +11,23 @@ from rich.table import Table
 from rescue_cli import recipe as recipes
 from rescue_cli.analysis import interim
 from rescue_cli.analysis import sweep as sweeps
-from rescue_cli.analysis.sweep import PREFIX, Sweep
+from rescue_cli.analysis.seed_sweep import opponent, train_seeds, train_until
+from rescue_cli.analysis.sweep import Sweep
 from rescue_cli.cli import common
 from rescue_cli.cli.common import Device, Json, Overrides, RecipeName, Workers
 from rescue_cli.cli.expand import Epochs, Model, expand
 from rescue_cli.cli.help import then
-from rescue_cli.cli.runs import (
-    Places,
-    Queue,
-    Work,
-    demand_results,
-    note_machine,
-    places,
-    queue,
-    queue_all,
-    train_all,
-    train_missing,
-)
-from rescue_cli.cli.until import opponent, train_until
-from rescue_cli.errors import DataError, DivergedError, UsageError
-from rescue_cli.recipe import Recipe
+from rescue_cli.errors import UsageError
+from rescue_cli.rundir import write_json, write_text
+from rescue_cli.runs.console import note
+from rescue_cli.runs.devices import note_precision, select_device
+from rescue_cli.runs.many import Jobs, local_jobs, require_results, slurm_jobs
 
 app = common.verb()
 
 
 class Where(StrEnum):
-    """Where the runs are at work."""
+    """Where the runs are trained."""
 
     local = "local"
     slurm = "slurm"
@@ -77,88 +68,52 @@ def seed_sweep(
     if slurm and on is not Where.slurm:
         raise UsageError("--slurm: options of sbatch, and the sweep is local. Add --on slurm.")
     given = [*(overrides or []), *common.with_lists(sets, None, None, None)]
-    name = common.named_or_default(recipe)
-    longer, said = expand(recipes.load(name), given, model, epochs)
-    base = recipes.load(name, [*given, *longer])
+    named = recipes.load(common.named_or_default(recipe))
+    longer, notes = expand(named, given, model, epochs)
+    base = named.with_overrides(*given, *longer)
     chosen = sweeps.seeds_of(seeds)
     if any(override.startswith("train.seed=") for override in given):
         raise UsageError("--seeds and train.seed say the same thing. Give --seeds.")
     build.check(base)
     against = None if until is None else opponent(until)
     folder = common.folder(out or Path("runs", "sweep", base.name))
-    for line in [str(folder), *said]:
-        common.note(line)
+    for line in [str(folder), *notes]:
+        note(line)
     if on is Where.slurm:
-        work = _queued(queue(slurm or [], jobs, device, workers, folder / ".slurm"))
+        work: Jobs = slurm_jobs(slurm or [], jobs, device, workers, folder / ".slurm")
     else:
-        work = _local(base, places(common.device(device), jobs, workers), folder / ".cache")
-    known = sweeps.read(folder)  # raises what would else be found at the end
+        where = select_device(device)
+        work = local_jobs(where, jobs, workers, folder / ".cache")
+        note_precision([base.train.precision], where)
+        for line in common.allocator_notes():
+            note(line)
+    before = sweeps.read(folder)  # raises now what would else be found at the end
     pair: dict[str, Any] = {}
     if against is None:
-        _warn_of_looks(known, chosen)
-        _run(base, chosen, folder, work)
+        _warn_of_looks(before, chosen)
+        train_seeds(base, chosen, before, work)
     else:
-        pair = train_until(against, chosen, folder, lambda some: _run(base, some, folder, work))
+        pair = train_until(base, chosen, folder, work, against)
     sweep = sweeps.read(folder)
     _write(sweep)
     found = {"recipe": base.name, **sweeps.summary(sweep), **({"until": pair} if pair else {})}
     print(json_module.dumps(found)) if json else _print(found, sweep)
-    common.note(str(folder))
-    demand_results(len(sweep.results), [lost.how for lost in sweep.lost.values()])
+    note(str(folder))
+    require_results(len(sweep.results), [lost.how for lost in sweep.lost.values()])
 
 
-def _warn_of_looks(known: Sweep, seeds: list[int]) -> None:
-    """Says what becomes of a comparison that is made again with more seeds."""
-    others = interim.before(known.path)
-    if others and known.results and not set(seeds) <= known.results.keys():
-        common.note(
-            f"warning: {known.path} was compared with {others[0]} already. A test repeated after "
+def _warn_of_looks(sweep: Sweep, seeds: list[int]) -> None:
+    """Warns where seeds are added to a sweep that was compared already."""
+    others = interim.before(sweep.path)
+    if others and sweep.results and not set(seeds) <= sweep.results.keys():
+        note(
+            f"warning: {sweep.path} was compared with {others[0]} already. A test repeated after "
             "more seeds errs in more than 5 % of cases; --until keeps to 5 %"
         )
 
 
-def _local(base: Recipe, where: Places, cache: Path) -> Work:
-    note_machine([base], where.device)
-    return lambda missing, hear: train_all(missing, where, cache, hear)
-
-
-def _queued(where: Queue) -> Work:
-    return lambda missing, hear: queue_all(missing, where, hear)
-
-
-def _run(base: Recipe, seeds: list[int], folder: Path, work: Work) -> None:
-    """Has the seeds trained that have no result; one that fails or diverges is kept and told."""
-    named = {
-        folder / f"{PREFIX}{seed}": base.with_overrides(f"train.seed={seed}") for seed in seeds
-    }
-    train_missing(named, work, lambda ended: _told(folder, ended))
-
-
-def _told(folder: Path, ended: Any) -> str:
-    """A run that ended: the mean so far, or why it failed."""
-    seed = ended.path.name.removeprefix(PREFIX)
-    if ended.error is None:
-        return f"seed {seed}: {_running(folder)}"
-    how = "diverged" if isinstance(ended.error, DivergedError) else "failed"
-    return f"seed {seed}: {how}: {ended.error}"
-
-
-def _running(folder: Path) -> str:
-    """Mean and standard deviation so far, of the first measurement."""
-    try:
-        sweep = sweeps.read(folder)
-    except DataError as error:  # told again at the end; what is running goes on
-        return str(error)
-    if not sweep.results:
-        return "no result yet"
-    row = next(iter(sweeps.summary(sweep)["sets"].values()))
-    spread = "" if row["std"] is None else f" ± {row['std']:.2f}"
-    return f"mean {row['mean']:.2f}{spread} %"
-
-
 def _write(sweep: Sweep) -> None:
     from rescue_cli.report.sweep_pictures import draw
-    from rescue_cli.rundir import write_json, write_text
 
     write_json(sweep.path / "sweep.json", sweeps.summary(sweep))
     write_text(sweep.path / "sweep.csv", sweeps.table(sweep))

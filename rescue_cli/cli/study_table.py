@@ -1,7 +1,7 @@
-"""A study as it is printed: paper and measured side by side, then what may be claimed."""
+"""A study as it is printed: paper and measured side by side, or what is left to run."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
@@ -11,9 +11,10 @@ from rescue_cli.analysis import study as studies
 from rescue_cli.analysis.compare import told
 from rescue_cli.analysis.study import Compared, Study
 from rescue_cli.cli import common
-from rescue_cli.formatting import shown_seconds
+from rescue_cli.formatting import shown_seconds, significant
 from rescue_cli.rundir import METRICS
 from rescue_cli.rundir.planned import counted_lost, lost_in, of_planned
+from rescue_cli.runs.console import note
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -21,7 +22,7 @@ Rows = Sequence[Mapping[str, Any]]
 def print_study(study: Study, rows: Rows, compared: Compared, *, as_json: bool) -> None:
     """The rows, and of a study that compares them the claim of each pair, which is a look."""
     for line in interim.note(compared.sides):
-        common.note(f"warning: {line}")
+        note(f"warning: {line}")
     if as_json:
         found = {"study": study.name, "paper": study.paper, "rows": rows}
         print(json.dumps({**found, "sides": told(compared.sides), "pairs": compared.pairs}))
@@ -95,3 +96,27 @@ def _legend(study: Study, *, metrics: bool) -> str:
         "(Welch's t-test, each row for itself; a side without a std is taken to scatter like the "
         "other). A large p does not show that they agree."
     )
+
+
+def print_costs(rows: Collection[Mapping[str, Any]], *, as_json: bool) -> None:
+    """What is left of each row and in all, see `study_runs.count_costs`."""
+    if as_json:
+        print(json.dumps(list(rows)))
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("row", justify="right")
+    table.add_column(", ".join(next(iter(rows), {"columns": ()})["columns"]), overflow="fold")
+    for heading in ("runs", "left", "steps", "images", "PFLOP", "hours"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    keys = ("runs", "left", "updates", "images", "petaflop", "hours")
+    timed = all(row["hours"] is not None for row in rows)
+    sums = {key: sum(row[key] for row in rows) for key in (keys if timed else keys[:-1])}
+    total = {"row": "", "columns": {"": "in all"}, "hours": None, **sums}
+    for row in [*rows, total]:
+        table.add_row(
+            str(row["row"]), ", ".join(map(studies.shown, row["columns"].values())),
+            str(row["runs"]), str(row["left"]), f"{row['updates']:,}", f"{row['images']:,}",
+            significant(row["petaflop"]),
+            "-" if row["hours"] is None else f"{row['hours']:,.1f}",
+        )  # fmt: skip
+    common.console().print(table)

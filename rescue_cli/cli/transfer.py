@@ -2,7 +2,7 @@
 
 import json as json_module
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -15,9 +15,14 @@ from rescue_cli.cli import common
 from rescue_cli.cli.common import Architecture, Device, Json, Overrides, RecipeName, Workers
 from rescue_cli.cli.expand import Epochs, expand
 from rescue_cli.cli.help import then
-from rescue_cli.cli.runs import demand_results, note_machine, places, train_all, train_missing
 from rescue_cli.errors import RescueError, UsageError
 from rescue_cli.recipe import Recipe
+from rescue_cli.rundir import RunDirectory, read_failure
+from rescue_cli.runs.console import note
+from rescue_cli.runs.devices import note_precision, select_device
+from rescue_cli.runs.directory import is_finished
+from rescue_cli.runs.many import Jobs, find_missing, local_jobs, record_planned, require_results
+from rescue_cli.runs.progress import Progress
 
 app = common.verb()
 
@@ -63,13 +68,17 @@ def transfer(
         for seed in chosen
     }
     place = str(next(iter(runs)) if len(runs) == 1 else folder)
-    common.note(place)
-    _run(runs, folder, common.device(device), jobs, workers)
+    note(place)
+    where = select_device(device)
+    note_precision((one.train.precision for one in runs.values()), where)
+    for line in common.allocator_notes():
+        note(line)
+    _train(runs, local_jobs(where, jobs, workers, folder / ".cache"))
     found = [sweeps.read(folder / label) for label in starts]
     _show(found, to, as_json=json)
-    common.note(place)
+    note(place)
     ends = [lost.how for sweep in found for lost in sweep.lost.values()]
-    demand_results(sum(len(sweep.results) for sweep in found), ends)
+    require_results(sum(len(sweep.results) for sweep in found), ends)
 
 
 def _starts(
@@ -80,60 +89,50 @@ def _starts(
     model: str | None,
     epochs: float | None,
 ) -> dict[str, Recipe]:
-    """The recipe of each start by its name; all are checked before anything is trained."""
+    """The recipe of each --from by its label; all are checked before any is trained."""
     from rescue_cli import build
     from rescue_cli.build.transfer import distinct, start
 
-    begun = {word: start(base, word, to, given, model=model) for word in words}
-    distinct(begun)
+    starts = {word: start(base, word, to, given, model=model) for word in words}
+    distinct(starts)
     found = {}
-    for word, each in begun.items():
-        common.note(f"--from {word} sets: {' '.join(each.overrides)}")
+    for word, each in starts.items():
+        note(f"--from {word} sets: {' '.join(each.overrides)}")
         changed = base.with_overrides(*each.overrides, *given)
         longer, notes = expand(changed, given, None, epochs)
         for line in notes:
-            common.note(line)
+            note(line)
         found[each.label] = changed.with_overrides(*longer)
         build.check(found[each.label])
     return found
 
 
-def _run(
-    runs: dict[Path, Recipe], folder: Path, device: str, jobs: int | None, workers: int | None
-) -> None:
-    """Trains what has no result; one that fails is told, and all failing is an error."""
+def _train(runs: dict[Path, Recipe], jobs: Jobs) -> None:
+    """Trains what has no result; raises the first error if no run has one in the end."""
     from rescue_cli.report.pictures import draw
-    from rescue_cli.rundir import RunDirectory, word_of
-    from rescue_cli.runs import is_finished
-
-    note_machine(runs.values(), device)
-    where = places(device, jobs, workers)
 
     errors: list[RescueError] = []
-
-    def said(ended: Any) -> str:
-        if ended.error is None:
-            draw(ended.path)
-        else:
-            errors.append(ended.error)
-        return f"{ended.path}: {ended.error or 'done'}"
-
-    train_missing(
-        runs, lambda missing, hear: train_all(missing, where, folder / ".cache", hear), said
-    )
+    missing = find_missing(runs)
+    with record_planned(runs), Progress(missing) as progress:
+        for ended in jobs.train(missing):
+            if ended.error is None:
+                draw(ended.path)
+            else:
+                errors.append(ended.error)
+            progress.print_end(ended, f"{ended.path}: {ended.error or 'done'}")
     if any(is_finished(path) for path in runs):
         return
-    # one that diverged before is not trained again, and is no end that was told
-    errors += [word.error for path in runs if (word := word_of(RunDirectory(path)))]
+    # Runs that diverged before were not trained again
+    errors += [failure.error for path in runs if (failure := read_failure(RunDirectory(path)))]
     if errors:
         raise errors[0]
 
 
 def _show(found: list[Sweep], to: str, *, as_json: bool) -> None:
-    """Each start's accuracy, and of several what may be claimed."""
+    """The accuracy of each start, and of several what may be claimed."""
     for sweep in found:
         if sweep.lost:
-            common.note(f"{sweep.path}: {sweep.counted}")
+            note(f"{sweep.path}: {sweep.counted}")
     sides = [operands.operand(str(sweep.path)) for sweep in found if sweep.results]
     pairs = pairs_of(sides)
     if not as_json:

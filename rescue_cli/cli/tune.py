@@ -3,18 +3,22 @@
 import json as json_module
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
 
 from rescue_cli import recipe as recipes
+from rescue_cli.analysis import tuning
+from rescue_cli.analysis.tuning_search import Tuner
 from rescue_cli.cli import common
 from rescue_cli.cli.common import Device, Json, Overrides, RecipeName, Workers
 from rescue_cli.cli.help import then
-from rescue_cli.cli.search import Search
 from rescue_cli.errors import RescueError
-from rescue_cli.report.tuned import title_of
+from rescue_cli.report.tuned import UNCHANGED, Verdict, page, title_of, verdict
+from rescue_cli.rundir import write_json, write_text
+from rescue_cli.runs.console import note
+from rescue_cli.runs.devices import check_precision, select_device
 
 app = common.verb()
 
@@ -40,44 +44,68 @@ def tune(
     """Tune batch, rate, momentum and decay (Smith); tuned.yaml where that is better."""
     from rescue_cli import build
 
-    begun = time.monotonic()
-    where = common.device(device)
+    end = time.monotonic() + budget * 3600
+    where = select_device(device)
     base = recipes.load(common.named_or_default(recipe), overrides or [])
     build.check(base)
     base.demand_classification("tune")
-    notes = [f"warning: {warning}" for warning in common.check_precision(base, where)]
+    notes = [f"warning: {text}" for text in check_precision(base.train.precision, where)]
     folder = common.folder(out or Path("runs", "tune", base.name))
     for line in [str(folder), *notes, *common.allocator_notes()]:
-        common.note(line)
-    search = Search(base, folder, where, workers, seeds, begun + budget * 3600)
-    search.go()
-    search.write()
-    if json:
-        print(json_module.dumps(search.summary))
-    else:
-        _print(search)
-    common.note(str(folder))
-    if search.verdict is None:
+        note(line)
+    tuner = Tuner(base, folder, where, workers, seeds, end)
+    tuner.run()
+    judgement = None
+    if tuner.finished and tuner.tuned == base:
+        judgement = UNCHANGED
+    elif tuner.finished:
+        judgement = verdict(folder / "base", folder / "tuned", tuner.judging_seeds)
+    summary = _summary(tuner, judgement)
+    _write(tuner, judgement, summary)
+    print(json_module.dumps(summary)) if json else _print(tuner, judgement)
+    note(str(folder))
+    if not tuner.finished:
         raise RescueError(
-            "--budget: the time is over and the search is unfinished: there is no tuned.yaml. "
-            f"{search.missing}The same command with a larger --budget goes on."
+            "--budget: the time is used up and the search is unfinished: there is no tuned.yaml. "
+            f"{tuner.missing}The same command with a larger --budget resumes it."
         )
 
 
-def _print(search: Search) -> None:
+def _summary(tuner: Tuner, verdict: Verdict | None) -> dict[str, Any]:
+    """The keys of `--json`."""
+    return {
+        "recipe": tuner.base.name,
+        "finished": tuner.finished,
+        "held_out": tuner.held_out,
+        "decisions": [tuning.written(decision) for decision in tuner.decisions],
+        "verdict": None if verdict is None else verdict.written(),
+        "tuned": str(tuner.folder / "tuned.yaml") if verdict and verdict.better else None,
+    }
+
+
+def _write(tuner: Tuner, verdict: Verdict | None, summary: dict[str, Any]) -> None:
+    """The decisions, the page that shows them, and the tuned recipe where it is better."""
+    if verdict is not None and verdict.better:
+        write_text(tuner.folder / "tuned.yaml", tuner.tuned.to_yaml())
+    write_json(tuner.folder / "tune.json", summary)
+    title = title_of(tuner.base.name, verdict)
+    html = page(title, tuner.held_out, tuner.decisions, verdict)
+    write_text(tuner.folder / "tune.html", html)
+
+
+def _print(tuner: Tuner, verdict: Verdict | None) -> None:
     out = common.console()
-    out.print(title_of(search.base.name, search.verdict))
+    out.print(title_of(tuner.base.name, verdict))
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in ("step", "chosen", "why"):
         table.add_column(heading, overflow="fold")
-    for decision in search.decisions:
+    for decision in tuner.decisions:
         table.add_row(decision.step, decision.chosen, decision.why)
     out.print(table)
-    found = search.verdict
-    if found is not None and found.pairs:
-        common.print_comparison(found.sides, found.pairs)
-    for line in found.said if found else []:
+    if verdict is not None and verdict.pairs:
+        common.print_comparison(verdict.sides, verdict.pairs)
+    for line in verdict.said if verdict else []:
         out.print(line)
-    if found is not None and found.better:
-        out.print(f"The tuned recipe: {search.folder}/tuned.yaml")
-    out.print(f"What was seen: {search.folder}/tune.html")
+    if verdict is not None and verdict.better:
+        out.print(f"The tuned recipe: {tuner.folder}/tuned.yaml")
+    out.print(f"All decisions and curves: {tuner.folder}/tune.html")

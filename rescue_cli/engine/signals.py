@@ -42,10 +42,10 @@ class Stop:
             signal.signal(number, handler)  # type: ignore[arg-type]
         if self._deadline is not None:
             self._deadline.cancel()
-        lifetime.wait_as_long_as_it_takes()
+        lifetime.remove_wait_limit()
 
     def _caught(self, number: int, _frame: FrameType | None) -> None:
-        lifetime.wait_no_longer_than(WAIT_SECONDS, 128 + number)
+        lifetime.limit_waits(WAIT_SECONDS, 128 + number)
         if self.exit_code == 0 and distributed.world_size() > 1:
             self._leave_after(self.patience)
         self.exit_code = self.exit_code or 128 + number

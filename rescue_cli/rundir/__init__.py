@@ -3,22 +3,22 @@
 from rescue_cli.metrics.names import METRICS, finite, label, metrics_of, said, score, stem
 from rescue_cli.rundir.directory import RunDirectory
 from rescue_cli.rundir.reading import (
-    Word,
+    FailureRecord,
     last_epoch,
     read_arrays,
     read_command,
     read_environment,
+    read_failure,
     read_identity,
     read_json,
     read_metrics,
     read_result,
     read_text,
-    word_of,
 )
 from rescue_cli.rundir.rules import demand
 from rescue_cli.rundir.writing import (
     discard_partials,
-    leave_word,
+    write_failure,
     write_json,
     write_text,
     write_whole,
@@ -26,18 +26,18 @@ from rescue_cli.rundir.writing import (
 
 __all__ = [
     "METRICS",
+    "FailureRecord",
     "RunDirectory",
-    "Word",
     "demand",
     "discard_partials",
     "finite",
     "label",
     "last_epoch",
-    "leave_word",
     "metrics_of",
     "read_arrays",
     "read_command",
     "read_environment",
+    "read_failure",
     "read_identity",
     "read_json",
     "read_metrics",
@@ -46,7 +46,7 @@ __all__ = [
     "said",
     "score",
     "stem",
-    "word_of",
+    "write_failure",
     "write_json",
     "write_text",
     "write_whole",

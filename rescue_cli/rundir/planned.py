@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from rescue_cli.errors import DivergedError, StoppedError
-from rescue_cli.rundir import RunDirectory, demand, read_json, word_of, write_json
+from rescue_cli.rundir import RunDirectory, demand, read_failure, read_json, write_json
 from rescue_cli.rundir.rules import NAME, Rule
 
 FILE = "planned.json"
@@ -49,11 +49,11 @@ def planned(folder: Path) -> list[str]:
 
 def lost_of(run: RunDirectory) -> Lost:
     """How a run without a result ended; one that was stopped, or never began, was not run."""
-    word = word_of(run)
-    if word is None or isinstance(word.error, StoppedError):
+    failure = read_failure(run)
+    if failure is None or isinstance(failure.error, StoppedError):
         return Lost("not run")
-    how: How = "diverged" if word.exit_code == DivergedError.exit_code else "failed"
-    return Lost(how, word.reason)
+    how: How = "diverged" if failure.exit_code == DivergedError.exit_code else "failed"
+    return Lost(how, failure.reason)
 
 
 def counted_lost(ends: Iterable[How]) -> str:

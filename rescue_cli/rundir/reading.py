@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 LINE = 4096  # bytes, more than a line of metrics has
-WORD = {"rank": STEP, "exit_code": STEP, "message": TEXT}
+FAILURE = {"rank": STEP, "exit_code": STEP, "message": TEXT}
 RESULT = {
     "recipe": TEXT,
     "seed": STEP.or_null(),
@@ -111,8 +111,8 @@ IDENTITY = {
 
 
 @dataclass(frozen=True)
-class Word:
-    """What a process says of the failure that it ended with, in `failure.json`."""
+class FailureRecord:
+    """Why a run failed, as the process that failed first wrote it to `failure.json`."""
 
     rank: int
     exit_code: int
@@ -156,13 +156,13 @@ def _object(text: str, where: Path | str, cure: str) -> dict[str, Any]:
     return value
 
 
-def word_of(run: RunDirectory) -> Word | None:
-    """The word that the run's processes left; None where they left none. Raises `DataError`."""
+def read_failure(run: RunDirectory) -> FailureRecord | None:
+    """The run's failure record, None where there is none; raises `DataError`."""
     if not run.failure.is_file():
         return None
     found = read_json(run.failure)
-    demand(run.failure, found, WORD, "Remove the file; the run then counts as not run.")
-    return Word(**{key: found[key] for key in WORD})
+    demand(run.failure, found, FAILURE, "Remove the file; the run then counts as not run.")
+    return FailureRecord(**{key: found[key] for key in FAILURE})
 
 
 def read_result(run: RunDirectory, *, summarised: bool = False) -> dict[str, Any]:

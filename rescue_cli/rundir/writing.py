@@ -10,7 +10,7 @@ from typing import IO, Any
 
 from rescue_cli.errors import RescueError
 from rescue_cli.rundir.directory import RunDirectory
-from rescue_cli.rundir.reading import Word
+from rescue_cli.rundir.reading import FailureRecord
 
 
 def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
@@ -64,12 +64,12 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
     write_text(path, json.dumps(value, indent=1) + "\n")
 
 
-def leave_word(run: RunDirectory, word: Word) -> None:
-    """Writes how the run failed, unless another process already has."""
+def write_failure(run: RunDirectory, failure: FailureRecord) -> None:
+    """Writes how the run failed, unless another process already has; the whole record or none."""
     try:
         with run.failure.open("x") as file:
-            json.dump(asdict(word), file)
+            json.dump(asdict(failure), file)
     except FileExistsError:
         pass
     except OSError:
-        run.failure.unlink(missing_ok=True)  # no word at all before half a one
+        run.failure.unlink(missing_ok=True)

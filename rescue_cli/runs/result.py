@@ -1,4 +1,4 @@
-"""What a run leaves behind: weights, predictions, samples and the result's numbers."""
+"""The files that a run writes at its end: weights, predictions, samples, and result.json."""
 
 import json
 import resource
@@ -37,18 +37,18 @@ class Clock:
     evaluate: float
 
 
-def result(
+def collect_result(
     run: RunDirectory,
     recipe: Recipe,
     data: Dataset,
     model: nn.Module,
-    found: Mapping[str, Mapping[Measurement, Measured]],
+    measured: Mapping[str, Mapping[Measurement, Measured]],
     clock: Clock,
     peak_memory_mb: float | None,
 ) -> dict[str, Any]:
-    """Stores the predictions; returns the keys of `result.json` that train and eval share."""
-    entries = _write_predictions(run, recipe, data, found)
-    first = next(iter(next(iter(found.values())).values()))
+    """Writes the predictions; returns the keys of `result.json` that train and eval share."""
+    entries = _write_predictions(run, recipe, data, measured)
+    first = next(iter(next(iter(measured.values())).values()))
     keys = (*first.metrics, "balanced_accuracy", "loss", "count", "protocol")
     main = {key: entries[0][key] for key in keys if key in entries[0]}
     return {
@@ -70,25 +70,25 @@ def result(
 
 
 def process_peak_mb() -> float:
-    """The most memory that this process ever had, in 2^20 bytes."""
+    """The peak memory of this process since it started, in 2^20 bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 
 def peak_memory_mb(device: torch.device, before: float) -> float | None:
-    """The largest of all processes: of the device where it counts, else of the process; 2^20 B.
+    """The largest peak of all processes in 2^20 bytes: of the GPU's memory, else of the process.
 
-    A process that works on several runs keeps the memory of the largest. None where the run did not
-    rise above `before`, the peak that it found: what it needed itself is not known.
+    A process that works on several runs has the peak of the largest. None where this run did not
+    rise above `before`, the peak when it began: its own need is then not known.
     """
     if device.type == "cuda":
-        mine = torch.cuda.max_memory_allocated(device) / 2**20
-        return round(distributed.max_over_ranks([mine], device)[0], 1)
+        peak = torch.cuda.max_memory_allocated(device) / 2**20
+        return round(distributed.max_over_ranks([peak], device)[0], 1)
     now, earlier = distributed.max_over_ranks([process_peak_mb(), before], device)
     return round(now, 1) if now > earlier else None
 
 
 def write_weights(run: RunDirectory, recipe: Recipe, model: nn.Module, data: Dataset) -> None:
-    """The weights that were reported, as safetensors with class names and recipe."""
+    """Writes the weights that the result is of, as safetensors with class names and recipe."""
     from safetensors.torch import save
 
     tensors = {k: v.detach().cpu().contiguous().clone() for k, v in model.state_dict().items()}
@@ -137,13 +137,13 @@ def _write_predictions(
     run: RunDirectory,
     recipe: Recipe,
     data: Dataset,
-    found: Mapping[str, Mapping[Measurement, Measured]],
+    measured: Mapping[str, Mapping[Measurement, Measured]],
 ) -> list[dict[str, Any]]:
-    """Stores the predictions of each measurement and returns its entry in the result."""
-    told = read_json(run.environment).get("protocol", {})  # of weights that carry no recipe
-    kept = [(name, at, one) for name, each in found.items() for at, one in each.items()]
+    """Writes the predictions of each measurement; returns their entries in the result."""
+    given = read_json(run.environment).get("protocol", {})  # of weights without a recipe
+    rows = [(name, at, one) for name, each in measured.items() for at, one in each.items()]
     entries = []
-    for name, measurement, predictions in kept:
+    for name, measurement, predictions in rows:
         resident = isinstance(data.tests.get(name), Images)
         entry = {
             "set": name,
@@ -153,10 +153,10 @@ def _write_predictions(
             "loss": finite(predictions.loss),
             "count": predictions.count,
             **predictions.by_class(data.classes),
-            "protocol": {**build.protocol(recipe, name, measurement, resident), **told},
+            "protocol": {**build.protocol(recipe, name, measurement, resident), **given},
         }
         entries.append(entry)
-    for entry, (_, _, predictions) in zip(entries, kept, strict=True):
+    for entry, (_, _, predictions) in zip(entries, rows, strict=True):
         arrays = predictions.arrays(data.classes)
         # a thousand classes' confusion is 8 MB, almost all of it zero
         write_whole(

@@ -89,7 +89,7 @@ def test_a_sweep_of_the_lost_alone_says_so(rescue: Rescue, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("script", ["input(); exit(9)", "exit(9)"])
-def test_a_worker_that_dies_without_a_word_is_a_seed_that_failed(
+def test_a_worker_that_dies_without_a_failure_record_is_a_seed_that_failed(
     rescue: Rescue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str
 ) -> None:
     def dies(_environment: object) -> subprocess.Popen[str]:
@@ -97,13 +97,15 @@ def test_a_worker_that_dies_without_a_word_is_a_seed_that_failed(
         call = [sys.executable, "-c", script]
         return subprocess.Popen(call, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True)
 
-    monkeypatch.setattr(pool, "_started", dies)
+    monkeypatch.setattr(pool, "_start_process", dies)
     ended = rescue("seed-sweep", "--seeds", "2", "--out", "sweep", "--json", *TINY)
     assert ended.code == 1
     assert "2 of 2 planned runs have no result (2 failed)." in ended.err
     found = json.loads(ended.out)
     assert (found["planned"], found["n"], found["diverged"], found["not_run"]) == (2, 0, {}, [])
-    assert found["failed"]["1"].startswith("its process ended with 9 and left no word.")
+    assert found["failed"]["1"].startswith(
+        "its process ended with exit code 9 and without a failure record."
+    )
     assert sweeps.read(tmp_path / "sweep").lost[0].how == "failed", "it is kept for `report`"
 
 

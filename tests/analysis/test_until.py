@@ -92,4 +92,4 @@ def test_a_broken_plan_or_record_of_looks_is_told_or_passed_over(
 def test_one_number_is_nothing_to_look_for(rescue: Rescue) -> None:
     refused = rescue(*CALL[:-2], "91.0")
     assert refused.code == 2
-    assert "--until: 91.0 has no standard deviation of its own." in refused.err
+    assert "--until: 91.0 has no standard deviation." in refused.err

@@ -23,7 +23,7 @@ from rescue_cli.build import identity
 from rescue_cli.errors import DataError, UsageError
 from rescue_cli.recipe import Recipe
 from rescue_cli.rundir import RunDirectory, read_json
-from rescue_cli.runs import claim
+from rescue_cli.runs.directory import reserve
 from rescue_cli.sections.annotations import Objects
 from rescue_cli.sections.data import (
     Boxed,
@@ -317,12 +317,12 @@ def begun(run: Path, recipe: Recipe, *, finished: bool = False) -> RunDirectory:
     return found
 
 
-def test_a_run_is_claimed_where_its_data_have_moved(tmp_path: Path) -> None:
+def test_a_run_resumes_where_its_data_have_moved(tmp_path: Path) -> None:
     first, second = draw(tmp_path / "first"), tmp_path / "second"
     run = begun(tmp_path / "run", recipe_of(first))
     first.rename(second)
 
-    assert not claim(run.path, recipe_of(second), resume=True)
+    assert not reserve(run.path, recipe_of(second), resume=True)
 
     assert recipes.recipe_in(run.path).data.options["root"] == str(second)
     data = build.listed(recipe_of(second))
@@ -332,12 +332,12 @@ def test_a_run_is_claimed_where_its_data_have_moved(tmp_path: Path) -> None:
     assert identity.agree(run, recipe_of(second), data) == []  # once is enough
 
 
-def test_a_run_is_not_claimed_for_other_data(tmp_path: Path) -> None:
+def test_a_run_does_not_resume_with_other_data(tmp_path: Path) -> None:
     root, other = draw(tmp_path / "pictures"), draw(tmp_path / "other")
     shrunk(other)
     run = begun(tmp_path / "run", recipe_of(root))
     with pytest.raises(DataError) as error:
-        claim(run.path, recipe_of(other), resume=True)
+        reserve(run.path, recipe_of(other), resume=True)
     assert str(error.value) == (
         f"{run.path}: was trained on other data (data.root: {other}): train: 18 images, and was "
         "48: 30 missing, the first ash/06.png. Put it back as it was, or begin a new run with "
@@ -345,7 +345,7 @@ def test_a_run_is_not_claimed_for_other_data(tmp_path: Path) -> None:
     )
     assert recipes.recipe_in(run.path).data.options["root"] == str(root), "it stays as it was"
     with pytest.raises(UsageError, match=r"of another recipe: optim\.lr: "):
-        claim(run.path, recipe_of(other, "optim.lr=0.7"), resume=True)
+        reserve(run.path, recipe_of(other, "optim.lr=0.7"), resume=True)
 
 
 def test_a_run_without_names_on_record_tells_the_numbers(tmp_path: Path) -> None:
@@ -362,7 +362,7 @@ def test_a_run_of_an_older_version_goes_on_where_it_was(tmp_path: Path) -> None:
     run = begun(tmp_path / "run", recipe_of(first))
     run.data.unlink()
     with pytest.raises(DataError, match="kept no record of its data"):
-        claim(run.path, recipe_of(second), resume=True)
+        reserve(run.path, recipe_of(second), resume=True)
 
     data = build.listed(recipe_of(first))
     assert identity.agree(run, recipe_of(first), data) == [
@@ -376,7 +376,7 @@ def test_a_run_that_has_not_trained_takes_any_data(tmp_path: Path) -> None:
     shrunk(second)
     run = begun(tmp_path / "run", recipe_of(first))
     run.last.unlink()
-    claim(run.path, recipe_of(second), resume=True)
+    reserve(run.path, recipe_of(second), resume=True)
     assert identity.agree(run, recipe_of(second), build.listed(recipe_of(second))) == []
     assert read_json(run.data)["places"] == [{"data.root": str(second)}]
 
@@ -406,17 +406,17 @@ def test_weights_may_move_and_may_not_be_others(key: str, tmp_path: Path) -> Non
         return recipes.load("pytorch", [*overrides, f"{key}={tmp_path / name}/w.safetensors"])
 
     run = begun(tmp_path / "run", recipe("a"))
-    claim(run.path, recipe("moved"), resume=True)
+    reserve(run.path, recipe("moved"), resume=True)
     with pytest.raises(DataError) as error:
-        claim(run.path, recipe("other"), resume=True)
+        reserve(run.path, recipe("other"), resume=True)
     assert f"{key}: {tmp_path}/other/w.safetensors is not the file it began with" in str(
         error.value
     )
     with pytest.raises(UsageError, match=f"of another recipe: {key}: "):
-        claim(run.path, recipe("a").with_overrides(f"{key}=timm:resnet18"), resume=True)
+        reserve(run.path, recipe("a").with_overrides(f"{key}=timm:resnet18"), resume=True)
     part = recipe("a").with_overrides(f"{key}={tmp_path}/a/w.safetensors#model_ema")
     with pytest.raises(DataError, match="#model_ema is not the file it began with"):
-        claim(run.path, part, resume=True)
+        reserve(run.path, part, resume=True)
 
 
 # --- sweeps, comparisons and reports ---

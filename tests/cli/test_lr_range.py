@@ -12,11 +12,12 @@ import pytest
 
 from rescue_cli import build
 from rescue_cli import recipe as recipes
-from rescue_cli.analysis import lr_range, range_curves
+from rescue_cli.analysis import lr_range, lr_range_runs, range_curves
 from rescue_cli.analysis.curves import Verdict
 from rescue_cli.analysis.lr_range import Ramp, Reading
+from rescue_cli.analysis.lr_range_runs import RangeTest
 from rescue_cli.analysis.range_curves import Curves
-from rescue_cli.cli import lr_range_found, lr_range_test
+from rescue_cli.cli.lr_range_test import parse_momentum
 from rescue_cli.errors import StoppedError, UsageError
 from tests.conftest import Rescue
 from tests.range_curves import TURNING, WITHOUT, Family, every_setting, simulated
@@ -92,11 +93,11 @@ def test_stopped_it_says_how_it_goes_on(rescue: Rescue, monkeypatch: pytest.Monk
     def stop(*_: object) -> None:
         raise StoppedError("stopped at step 3", 130)
 
-    monkeypatch.setattr("rescue_cli.runs.run_directory", stop)
+    monkeypatch.setattr("rescue_cli.runs.single.run_directory", stop)
     ended = rescue(*QUICK)
     assert ended.code == 130
     assert "run 1 of 2: seed-0" in ended.err
-    assert "The same command with --out test goes on." in ended.err
+    assert "The same command with --out test resumes it." in ended.err
 
 
 def test_a_run_that_diverges_ends_there_and_is_read(rescue: Rescue) -> None:
@@ -225,27 +226,27 @@ def a_finding(half: float) -> Any:
 def test_what_is_not_trusted_is_applied_only_where_it_is_forced(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     with pytest.raises(UsageError, match=r"0\.3 is not to be trusted \(with half the steps"):
-        lr_range_found.apply(file, a_finding(0.1), untrusted=False)
+        RangeTest.write_recipe(a_finding(0.1), file, untrusted=False)
     assert not file.exists()
-    lr_range_found.apply(file, a_finding(0.1), untrusted=True)
+    RangeTest.write_recipe(a_finding(0.1), file, untrusted=True)
     said = file.read_text().splitlines()[0]
     assert said.endswith(
         "NOT TRUSTED, applied all the same: with half the steps, seed 1, it is 0.1."
     )
     assert recipes.load(str(file)).optim[0].options["lr"] == 0.3
-    lr_range_found.apply(file, a_finding(0.3), untrusted=False)
+    RangeTest.write_recipe(a_finding(0.3), file, untrusted=False)
     assert "trusted: seed 0 and, with half the steps, seed 1 agree" in file.read_text()
 
 
 def test_a_large_test_set_is_cut_and_the_training_set_is_not() -> None:
     recipe = recipes.load("quickstart")
     data = build.listed(recipe)
-    cut, said = lr_range_test._fewer_images(recipe, data, 100)
+    cut, said = lr_range_runs._limit_test_images(recipe, data, 100)
     assert said == "100 of 1,000"
     assert cut.data.options["subset"] == [6000, 100]
-    assert lr_range_test._fewer_images(recipe, data, 1000) == (recipe, "1,000")
+    assert lr_range_runs._limit_test_images(recipe, data, 1000) == (recipe, "1,000")
     given = recipe.with_overrides("data.subset=[640, 200]")
-    assert lr_range_test._fewer_images(given, build.listed(given), 100) == (given, "200")
+    assert lr_range_runs._limit_test_images(given, build.listed(given), 100) == (given, "200")
 
 
 # --- detection and segmentation ---
@@ -332,7 +333,7 @@ def test_bad_words_are_refused(rescue: Rescue, words: tuple[str, ...], said: str
 
 
 def test_momentum_is_read_as_it_is_written() -> None:
-    assert lr_range_test.momentum_of("0.95:0.85") == (0.95, 0.85)
-    assert lr_range_test.momentum_of(None) is None
+    assert parse_momentum("0.95:0.85") == (0.95, 0.85)
+    assert parse_momentum(None) is None
     with pytest.raises(UsageError):
-        lr_range_test.momentum_of("a:b")
+        parse_momentum("a:b")

@@ -18,9 +18,11 @@ from rescue_cli.__main__ import main as started
 from rescue_cli.analysis.sides import Images
 from rescue_cli.errors import DataError, InUseError, UsageError
 from rescue_cli.rundir import RunDirectory, finite, read_json, read_metrics
-from rescue_cli.runs import Nodes, abandon, claim, environment, pool, prepare, run_directory, worker
-from rescue_cli.runs.failure import leaving_word
-from rescue_cli.runs.pool import Ended
+from rescue_cli.runs import pool, worker
+from rescue_cli.runs.directory import prepare, remove_unstarted, reserve
+from rescue_cli.runs.environment import describe_environment
+from rescue_cli.runs.failure import record_failure
+from rescue_cli.runs.processes import Nodes, run_directory
 from rescue_cli.sections.data.decode import pil_image, reason_of
 from tests.conftest import Rescue
 from tests.made_runs import made_run
@@ -49,13 +51,13 @@ def test_the_version_is_said(rescue: Rescue) -> None:
     assert (ended.code, ended.out, ended.err) == (0, f"rescue {__version__}\n", "")
 
 
-def test_a_run_begins_in_no_folder_of_something_else(rescue: Rescue, tmp_path: Path) -> None:
+def test_a_run_directory_is_not_a_folder_with_other_files(rescue: Rescue, tmp_path: Path) -> None:
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.tex").write_text("")
     for options in ((), ("--recipe", "quickstart", "--resume")):
         ended = rescue("train", "--out", "thesis", *options, *TINY)
         assert ended.code == 2
-        assert "thesis: is no run's folder; it holds chapter.tex. Use a new --out." in ended.err
+        assert "thesis: is not a run directory; it holds chapter.tex. Use a new --out." in ended.err
     assert [each.name for each in (tmp_path / "thesis").iterdir()] == ["chapter.tex"]
     (tmp_path / "logged").mkdir()
     (tmp_path / "logged" / "said.log").write_text("")
@@ -87,7 +89,7 @@ def test_a_start_through_torchrun_that_failed_can_be_repeated(rescue: Rescue, ph
         assert "none of its folders is a class of imagenette" in ended.err
 
 
-def test_a_run_that_others_wait_for_leaves_word_of_what_it_lacks(
+def test_a_run_that_others_wait_for_records_what_it_lacks(
     rescue: Rescue, photos: Path, tmp_path: Path
 ) -> None:
     """As a job of SLURM, whose folder the sweep has prepared and watches."""
@@ -97,7 +99,7 @@ def test_a_run_that_others_wait_for_leaves_word_of_what_it_lacks(
         "train.epochs=1", "model={name: test_resnet}",
     ]  # fmt: skip
     run = RunDirectory(tmp_path / "run")
-    claim(run.path, recipes.load("pytorch", words), resume=True)
+    reserve(run.path, recipes.load("pytorch", words), resume=True)
     ended = rescue("train", "--resume", "--out", "run")
     assert ended.code == 3
     word = read_json(run.failure)
@@ -109,36 +111,32 @@ def test_a_run_that_others_wait_for_leaves_word_of_what_it_lacks(
     assert not run.failure.exists()
 
 
-def test_a_worker_leaves_no_word_in_the_directory_of_another_run(tmp_path: Path) -> None:
+def test_a_worker_writes_no_failure_record_for_another_run(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path / "run")
     recipe = recipes.load("quickstart", TINY)
-    facts = environment(
-        recipe, verb="train", device="cpu", procs=1, workers=0, cache=tmp_path / "cache"
+    facts = describe_environment(
+        verb="train", seed=0, device="cpu", procs=1, workers=0, cache=tmp_path / "cache"
     )
     prepare(run.path, recipe, facts, resume=False)
     with run.lock.open("a+") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         assert worker._attempt(run) == 2
-        heard: list[Ended] = []
-
-        def hear(ended: Ended) -> bool:
-            heard.append(ended)
-            return True
-
-        pool.run_all([run.path], 1, [], hear)
+        with pytest.raises(InUseError):
+            list(pool.run_all([run.path], 1))
         with pytest.raises(InUseError):
             run_directory(run.path, 1, 0, Nodes())
-    assert [type(ended.error) for ended in heard] == [InUseError]
     assert not run.failure.exists()
 
 
-def test_a_word_that_found_no_room_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_record_is_whole_or_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(json, "dump", full)
     run = RunDirectory(tmp_path)
-    with pytest.raises(DataError), leaving_word(run):
+    with pytest.raises(DataError), record_failure(run):
         raise DataError("why")
     assert not run.failure.exists()
 
@@ -177,13 +175,13 @@ def test_ctrl_c_in_a_verb_ends_quietly(
 def test_what_another_process_is_at_work_on_is_not_taken_back(tmp_path: Path) -> None:
     recipe = recipes.load("quickstart")
     run = RunDirectory(tmp_path / "run")
-    assert claim(run.path, recipe, resume=True)
-    assert not claim(run.path, recipe, resume=True), "it is the first call's"
+    assert reserve(run.path, recipe, resume=True)
+    assert not reserve(run.path, recipe, resume=True), "it is the first call's"
     with run.lock.open("a+") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        abandon(run.path)
+        remove_unstarted(run.path)
         assert run.recipe.exists()
-    abandon(run.path)
+    remove_unstarted(run.path)
     assert not run.path.exists()
 
 
@@ -194,11 +192,11 @@ def test_one_folder_by_two_names_is_one_recipe(
     near, far = (
         recipes.load("pytorch", [f"data.root={root}"]) for root in ("photos", tmp_path / "photos")
     )
-    assert claim(tmp_path / "run", near, resume=True)
-    assert not claim(tmp_path / "run", far, resume=True)
+    assert reserve(tmp_path / "run", near, resume=True)
+    assert not reserve(tmp_path / "run", far, resume=True)
     other = recipes.load("pytorch", ["data.root=elsewhere", "train.seed=1"])
     with pytest.raises(UsageError, match=r"another recipe: train\.seed: 0 -> 1\. Drop"):
-        claim(tmp_path / "run", other, resume=True)
+        reserve(tmp_path / "run", other, resume=True)
     assert recipes.recipe_in(tmp_path / "run") == near
 
 

@@ -71,12 +71,12 @@ def test_rows_are_run_once_and_a_later_call_adds_what_is_missing(
     folder = tmp_path / "runs" / "study" / "mine"
     first = rescue("study", mine, "--only", "1,2", "--jobs", "2")
     assert first.code == 0, first.err
-    assert "0 of 2 runs are there" in first.err
+    assert "0 of 2 runs finished" in first.err
     before = finished(folder)
     assert sorted(before) == ["01/seed-0", "02/seed-0"]
     again = rescue("study", mine, "--seeds", "2", "--json")
     assert again.code == 0, again.err
-    assert "2 of 6 runs are there" in again.err
+    assert "2 of 6 runs finished" in again.err
     after = finished(folder)
     assert len(after) == 6
     assert {name: after[name] for name in before} == before
@@ -131,7 +131,9 @@ def test_a_run_whose_beginning_is_lost_is_told_and_the_others_go_on(
     (begun / "01/seed-1/snapshots/8.pt").unlink()
     ended = rescue("study", mine, "--only", "3", "--seeds", "2")
     assert ended.code == 1, ended.err
-    assert "seed-1/snapshots/8.pt: the state that row 3 begins with is not there." in ended.err
+    assert (
+        "seed-1/snapshots/8.pt: the checkpoint that row 3 starts from does not exist." in ended.err
+    )
     assert [p.parent.name for p in begun.glob("03/*/result.json")] == ["seed-0"]
 
 
@@ -155,8 +157,9 @@ def test_a_row_that_only_evaluates_otherwise_trains_nothing(
     (tmp_path / "crops.yaml").write_text(text.replace("step: 8}", "step: last}"))
     early = rescue("study", "crops.yaml", "--only", "3")
     assert early.code == 1
-    assert "the state that row 3 begins with is not there. Run its row first, to its end." in (
-        early.err
+    assert (
+        "the checkpoint that row 3 starts from does not exist. Run its row first, to its end."
+        in (early.err)
     )
     plan = json.loads(rescue("study", "crops.yaml", "--plan", "--json").out)
     assert [row["updates"] for row in plan] == [16, 16, 0]
@@ -186,7 +189,7 @@ def test_rows_of_a_recipe_of_ones_own_are_not_looked_for_on_record(
 def test_a_state_that_is_not_there_is_asked_for(rescue: Rescue, mine: str) -> None:
     ended = rescue("study", mine, "--only", "3")
     assert ended.code == 1
-    assert "the state that row 3 begins with is not there. Run its row first" in ended.err
+    assert "the checkpoint that row 3 starts from does not exist. Run its row first" in ended.err
 
 
 def test_the_plan_counts_what_is_left(rescue: Rescue, mine: str) -> None:
@@ -309,7 +312,7 @@ def test_a_study_of_our_own_compares_its_rows_at_equal_length(
     made_sweep(tmp_path / "out" / "02", {0: 11.0, 1: 9.0, 2: 12.0}, overrides=slow)
     ended = rescue("study", "own.yaml", "--json", "--out", "out")
     assert ended.code == 0, ended.err
-    assert "6 of 6 runs are there" in ended.err
+    assert "6 of 6 runs finished" in ended.err
     assert "row 1 (quickstart) sets: train.epochs=2 schedule.epochs=[0,0.5,2]" in ended.err
     told = json.loads(ended.out)
     assert [row["measured"]["n"] for row in told["rows"]] == [3, 3]

@@ -11,13 +11,13 @@ import pytest
 from safetensors.torch import load_file
 
 from rescue_cli import recipe as recipes
-from rescue_cli import runs as launch
 from rescue_cli.analysis import sides as operands
 from rescue_cli.analysis import sweep as sweeps
 from rescue_cli.analysis.stats import Sample
 from rescue_cli.errors import DivergedError
 from rescue_cli.rundir import RunDirectory, read_json, write_json
 from rescue_cli.rundir.planned import Lost
+from rescue_cli.runs import pool
 from tests.conftest import Rescue
 from tests.engine_runs import Command, descendants, start, until_gone
 from tests.made_runs import made_failure, made_run, made_sweep
@@ -48,7 +48,7 @@ def test_a_sweep_does_what_is_missing_and_says_what_its_seeds_say(
     before = finished(folder)
     ended = rescue(*call, "--seeds", "0-4", "--jobs", "2", "--json")
     assert ended.code == 0, ended.err
-    assert "2 of 5 runs are there" in ended.err
+    assert "2 of 5 runs finished" in ended.err
     found = json.loads(ended.out)
     assert (found["recipe"], found["n"], found["failed"]) == ("quickstart", 5, {})
     assert list(found["sets"]) == ["test none", "test flip"]
@@ -115,7 +115,7 @@ def test_a_sweep_killed_twice_ends_bitwise_as_one_that_was_not(tmp_path: Path) -
         said = sweep.ends(143 if number == signal.SIGTERM else -signal.SIGKILL)
         assert workers
         until_gone(workers)
-        assert ("The same command goes on." in said) == (number == signal.SIGTERM)
+        assert ("The same command resumes them." in said) == (number == signal.SIGTERM)
         assert len(finished(tmp_path / "killed")) < 4
     for name in ("killed", "whole"):
         begin(name).ends(0)
@@ -137,7 +137,7 @@ def test_a_seed_that_neither_ended_nor_failed_is_told(
 ) -> None:
     call = ("seed-sweep", "--out", "sweep", *TINY, "--json")
     assert rescue(*call, "--seeds", "1").code == 0
-    monkeypatch.setattr(launch, "run_all", lambda *_: None)
+    monkeypatch.setattr(pool, "run_all", lambda *_, **__: iter(()))
     ended = rescue(*call, "--seeds", "3")
     assert ended.code == 1
     assert "2 of 3 planned runs have no result (2 not run)." in ended.err

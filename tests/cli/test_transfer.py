@@ -68,7 +68,7 @@ def test_weights_and_a_start_from_scratch_are_compared_on_a_folder(
     assert recipe.model.options["weights"] == str(weights.resolve())
     assert recipe.schedule.options["warmup_epochs"] == 0.01  # 5 of 1,000 epochs
     again = rescue(*call)
-    assert "4 of 4 runs are there" in again.err
+    assert "4 of 4 runs finished" in again.err
     assert "small" in again.out
     other = rescue(*call, "optim.weight_decay=0.0")
     assert other.code == 2

@@ -8,17 +8,16 @@ from pathlib import Path
 import pytest
 
 from rescue_cli import recipe as recipes
-from rescue_cli.analysis import tuning
+from rescue_cli.analysis import tuning, tuning_search
 from rescue_cli.analysis.lr_range import Ramp
 from rescue_cli.analysis.range_curves import Curves
 from rescue_cli.analysis.tuning import KEPT, Outcome, Search
-from rescue_cli.cli import budget
-from rescue_cli.cli import search as search_runs
-from rescue_cli.cli.runs import train_here
+from rescue_cli.analysis.tuning_cost import format_hours
 from rescue_cli.errors import DivergedError, StoppedError
 from rescue_cli.recipe import Recipe
 from rescue_cli.report.tuned import KEEP, verdict
 from rescue_cli.rundir import read_json, write_json, write_text
+from rescue_cli.runs.single import time_limit, train_part
 from tests import tuning_worlds
 from tests.conftest import Rescue
 from tests.tuning_worlds import World, rates, worlds
@@ -290,8 +289,8 @@ def _few(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tuning, "MOMENTA", (0.95,))
     monkeypatch.setattr(tuning, "EXPONENTS", (-4.0,))
     monkeypatch.setattr(tuning, "POINTS", 10)
-    monkeypatch.setattr(search_runs, "RANGE_STEPS", 20)
-    monkeypatch.setattr(search_runs, "EVALUATIONS", 2)
+    monkeypatch.setattr(tuning_search, "RANGE_STEPS", 20)
+    monkeypatch.setattr(tuning_search, "EVALUATIONS", 2)
 
 
 @pytest.mark.usefixtures("_few")
@@ -359,8 +358,8 @@ def test_a_search_that_runs_out_of_time_is_unfinished_and_writes_no_recipe(
     write_json(tmp_path / "found" / "decided.json", decided)
     ended = rescue(*LONG, "--budget", "0.01")
     assert ended.code == 1, ended.err
-    assert "error: --budget: the time is over and the search is unfinished" in ended.err
-    assert "The same command with a larger --budget goes on." in ended.err
+    assert "error: --budget: the time is used up and the search is unfinished" in ended.err
+    assert "The same command with a larger --budget resumes it." in ended.err
     found = json.loads(ended.out)
     assert (found["finished"], found["verdict"], found["tuned"]) == (False, None, None)
     assert read_json(tmp_path / "found" / "tune.json") == found
@@ -370,8 +369,8 @@ def test_a_search_that_runs_out_of_time_is_unfinished_and_writes_no_recipe(
 
 def test_what_outlives_the_budget_is_stopped_and_saved(tmp_path: Path) -> None:
     recipe = recipes.load("quickstart", [*QUICK[5:8], "train.epochs=100000"])
-    with pytest.raises(StoppedError, match="what was trained is saved"), budget.alarm(4.0):
-        train_here(tmp_path / "run", recipe, "cpu", None, 0)
+    with pytest.raises(StoppedError, match="its checkpoint is saved"), time_limit(4.0):
+        train_part(tmp_path / "run", recipe, "cpu", None, 0, tmp_path)
     assert not (tmp_path / "run" / "result.json").exists()
 
 
@@ -382,6 +381,6 @@ def test_the_images_that_judge_must_be_there_beside_those_that_choose(rescue: Re
 
 
 def test_hours_are_rounded_up() -> None:
-    assert [budget.hours(seconds) for seconds in (3600, 3601, 1800.1, 0, 360_000)] == [
+    assert [format_hours(seconds) for seconds in (3600, 3601, 1800.1, 0, 360_000)] == [
         "1", "1.1", "0.51", "0.001", "100",
     ]  # fmt: skip

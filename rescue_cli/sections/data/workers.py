@@ -113,12 +113,12 @@ class _Workers(_MultiProcessingDataLoaderIter):
             self._demand_life()
             try:
                 found = self.parcels.unpack(super().__next__())
-                lifetime.came()
+                lifetime.end_wait()
                 return found
             except RuntimeError as error:
                 if "DataLoader timed out" not in str(error):
                     raise
-            lifetime.may_wait("images")
+            lifetime.check_wait("images")
 
     def close(self) -> None:
         if not all(worker.is_alive() for worker in self._workers):

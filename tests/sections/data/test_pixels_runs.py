@@ -20,7 +20,7 @@ from rescue_cli.build.weights import Source, find_weights
 from rescue_cli.errors import DataError, UsageError
 from rescue_cli.inference import _reading, predict_images
 from rescue_cli.recipe import changes as plans
-from rescue_cli.runs.directory import claim
+from rescue_cli.runs.directory import reserve
 from rescue_cli.sections.data import FACTS, Keys, load
 from rescue_cli.sections.data.notes import remarks
 from rescue_cli.sections.data.rgb import Exif, Reading
@@ -87,10 +87,10 @@ def test_a_recipe_without_the_key_is_one_that_ignores_orientation(tmp_path: Path
     assert plans.differences(old.tree, new.tree) == {}
     applied = new.with_overrides("data.exif=applied")
     assert plans.differences(old.tree, applied.tree) == {"data.exif": ("ignored", "applied")}
-    assert claim(tmp_path / "run", old, resume=False)
-    assert not claim(tmp_path / "run", new, resume=True), "an old run goes on by the new recipe"
+    assert reserve(tmp_path / "run", old, resume=False)
+    assert not reserve(tmp_path / "run", new, resume=True), "an old run goes on by the new recipe"
     with pytest.raises(UsageError, match=r"data\.exif: ignored -> applied"):
-        claim(tmp_path / "run", applied, resume=True)
+        reserve(tmp_path / "run", applied, resume=True)
 
 
 def test_the_protocol_tells_what_is_not_as_papers_have_it() -> None:

@@ -1,16 +1,14 @@
-"""What the runs of a search take, and the end of what they may take."""
+"""What the runs of a search cost in time, from the clocks of those that have finished."""
 
-import contextlib
 import math
-import signal
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
+from statistics import median
 
-from rescue_cli.errors import StoppedError
 from rescue_cli.recipe import Recipe
 from rescue_cli.rundir import RunDirectory, read_json, read_metrics
 
-SLACK = 1.15  # for what no clock of a run counts: weights and predictions written, a busy machine
+SLACK = 1.15  # for what no clock of a run counts: writing weights and predictions, a busy machine
 
 
 @dataclass(frozen=True)
@@ -22,10 +20,20 @@ class Cost:
     evaluation: float
 
     def of(self, recipe: Recipe) -> float:
-        """What a run of the recipe takes."""
+        """Seconds that a run of the recipe takes."""
         epochs = recipe.train.epochs
         evaluations = math.ceil(round(epochs / recipe.eval.every, 6))
         return SLACK * (self.start + epochs * self.epoch + evaluations * self.evaluation)
+
+
+def median_cost(runs: Iterable[RunDirectory]) -> Cost:
+    """The median of finished runs; 0 where there is none."""
+    costs = [cost_of(run) for run in runs] or [Cost(0.0, 0.0, 0.0)]
+    return Cost(
+        median(cost.start for cost in costs),
+        median(cost.epoch for cost in costs),
+        median(cost.evaluation for cost in costs),
+    )
 
 
 def cost_of(run: RunDirectory) -> Cost:
@@ -41,27 +49,8 @@ def cost_of(run: RunDirectory) -> Cost:
     return Cost(start, epoch, result["seconds_eval"] / max(1, evaluations))
 
 
-@contextlib.contextmanager
-def alarm(seconds: float) -> Iterator[None]:
-    """Stops what is at work after so many seconds as a signal does: a training saves first."""
-    before = signal.getsignal(signal.SIGTERM)
-
-    def ring(*_: object) -> None:
-        if signal.getsignal(signal.SIGTERM) == before:  # nothing is trained that could be saved
-            raise StoppedError("the budget is over.", 128 + signal.SIGTERM)
-        signal.raise_signal(signal.SIGTERM)
-
-    other = signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, max(0.001, seconds))
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, other)
-
-
-def hours(seconds: float) -> str:
-    """Rounded up, with two digits."""
+def format_hours(seconds: float) -> str:
+    """Hours with two digits, rounded up."""
     number = max(seconds / 3600, 0.001)
     digit = 10 ** (math.floor(math.log10(number)) - 1)
     rounded = math.ceil(number / digit) * digit
