@@ -5,6 +5,7 @@ Nothing here imports torch before a network is trained, evaluated or loaded.
 
 import os
 import shutil
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,9 +86,9 @@ class Run:
         Of a classification: `labels`, `top` (the five most probable classes), ... `measurement` is
         `val`, or `val 224px@0.95` where the run has several; the first by default.
         """
-        from rescue_cli.analysis.sides import predictions
+        from rescue_cli.analysis.sides import load_predictions
 
-        return predictions(self.path, measurement)
+        return load_predictions(self.path, measurement)
 
     def model(self, device: str = "cpu") -> "Classifier":
         """The weights that the result reports, with their preprocessing and class names.
@@ -174,10 +175,10 @@ def train(
         workers=workers,
         progress=progress,
     )
-    warnings = check_precision(recipe.train.precision, chosen)
+    emulated = check_precision(recipe.train.precision, chosen)
     path = _choose_folder(out, Path("runs", recipe.name))
     if progress:
-        for line in (str(path), *(f"warning: {warning}" for warning in warnings)):
+        for line in (str(path), *(f"warning: {line}" for line in emulated)):
             note(line)
     command = ["rescue", "train", "--recipe", str(path / "recipe.yaml")]
     if launch.through_torchrun:
@@ -197,7 +198,7 @@ def train_in(
 
     `command` is recorded, by default this process's own. Raises `RescueError`.
     """
-    from rescue_cli.report.pictures import draw
+    from rescue_cli.report.pictures import draw_run
     from rescue_cli.runs.directory import is_finished
     from rescue_cli.runs.single import prepare_training, run_training
 
@@ -211,7 +212,7 @@ def train_in(
     say(f"{recipe.name} on {launch.device}, {counted(launch.procs, 'process')}")
     run_training(path, launch, new=new)
     if launch.nodes.rank == 0:
-        draw(path)
+        draw_run(path)
     return Run(path)
 
 
@@ -271,7 +272,7 @@ def evaluate_weights(
     """As `evaluate`; `command` is recorded, by default this process's own."""
     from rescue_cli.build import check
     from rescue_cli.build.weights import check_changes, find_weights
-    from rescue_cli.report.pictures import draw
+    from rescue_cli.report.pictures import draw_run
     from rescue_cli.runs.devices import check_precision, select_device
     from rescue_cli.runs.directory import prepare, remove_unstarted
     from rescue_cli.runs.environment import describe_environment
@@ -283,9 +284,9 @@ def evaluate_weights(
     source = find_weights(given, overrides, recipe=recipe, model=model)
     check_changes(overrides, source)
     check(source.recipe)
-    warnings = check_precision(source.recipe.train.precision, chosen)
+    emulated = check_precision(source.recipe.train.precision, chosen)
     if progress:
-        for line in (*source.notes, *(f"warning: {warning}" for warning in warnings)):
+        for line in (*source.notes, *(f"warning: {line}" for line in emulated)):
             note(line)
     run = Path(given).expanduser()
     parent = run / "evals" if run.is_dir() else Path("runs", f"eval-{source.name}")
@@ -308,7 +309,7 @@ def evaluate_weights(
         else:
             remove_unstarted(path)
         raise
-    draw(path)
+    draw_run(path)
     return Run(path)
 
 
@@ -352,16 +353,18 @@ def compare(
     --json`: of the first pair `difference` (b - a, in points), `low` and `high` of its 95 %
     interval, `p`, `claim` (a sentence), ...; `sides`, each with `mean`, `std` and `n`; and `pairs`,
     every pair. `want` is a difference in points: `needed` is then the number of runs that would
-    show it. Raises `DataError`, `UsageError`.
+    show it. Warns where sweeps are compared again after more seeds. Raises `DataError`,
+    `UsageError`.
     """
-    from rescue_cli.analysis.compare import pairs_of, told
-    from rescue_cli.analysis.sides import operands_of, unlike
+    from rescue_cli.analysis.compare import compare_pairs, describe_sides
+    from rescue_cli.analysis.interim import record_comparison
+    from rescue_cli.analysis.sides import load_comparable
 
-    sides = operands_of([_path_or_name(side) for side in (a, b, *others)])
-    if (difference := unlike(sides)) is not None:
-        raise UsageError(f"compare: {difference} Evaluate them on the same images: rescue eval.")
-    pairs = pairs_of(sides, want)
-    return {**pairs[0], "sides": told(sides), "pairs": pairs}
+    sides = load_comparable([_path_or_name(side) for side in (a, b, *others)])
+    pairs = compare_pairs(sides, want)
+    for line in record_comparison(sides):
+        warnings.warn(line, stacklevel=2)
+    return {**pairs[0], "sides": describe_sides(sides), "pairs": pairs}
 
 
 def _choose_folder(out: Path | str | None, parent: Path) -> Path:

@@ -17,8 +17,9 @@ from rescue_cli import recipe as recipes
 from rescue_cli.batch import Measurement
 from rescue_cli.engine.evaluate import Predictions
 from rescue_cli.errors import DivergedError, RescueError
+from rescue_cli.metrics.names import measurement_stem
 from rescue_cli.recipe import Recipe, steps_per_epoch, total_steps
-from rescue_cli.rundir import RunDirectory, stem
+from rescue_cli.rundir import RunDirectory
 from rescue_cli.runs.environment import describe_environment
 from rescue_cli.runs.failure import record_failure
 from rescue_cli.sections.data import FACTS
@@ -90,7 +91,7 @@ def made_run(
         entries.append(_entry(whole, set_name, tta or whole.eval.ttas[0], said))
         arrays.append(said.arrays([str(label) for label in range(_classes(whole))]))
     for entry, each in zip(entries, arrays, strict=True):
-        file = run.predictions(stem(entry, entries))
+        file = run.predictions(measurement_stem(entry, entries))
         file.parent.mkdir(exist_ok=True)
         np.savez_compressed(file, **each)
     per_epoch = steps_per_epoch(whole.train, _training_images(whole))

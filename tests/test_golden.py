@@ -23,7 +23,7 @@ from rescue_cli import recipe as recipes
 from rescue_cli.build.ingredients import network_of
 from rescue_cli.build.optimizers import rates_of
 from rescue_cli.sections.data import FACTS, Dataset, FileNames, Files, Images, Keys, load
-from rescue_cli.sections.optim import claims
+from rescue_cli.sections.optim import assign_parameters
 from tests import drawn_scenes
 from tests.engine_runs import drawn
 
@@ -203,7 +203,7 @@ def groups(name: str) -> list[dict[str, Any]]:
     recipe = recipes.load(name)
     with torch.device("meta"):
         network = network_of(recipe, FACTS[recipe.data.name].classes or 10)
-    found = claims(network, [item.options for item in recipe.optim])
+    found = assign_parameters(network, [item.options for item in recipe.optim])
     last = math.ceil(round(recipe.train.epochs * PER_EPOCH, 6)) - 1
     return [
         {

@@ -6,9 +6,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rescue_cli.analysis import lr_range, range_curves
-from rescue_cli.analysis.lr_range import Answer, Ramp, Reading
-from rescue_cli.analysis.range_curves import Curves
+from rescue_cli.analysis import lr_range
+from rescue_cli.analysis.lr_range import Curves, Ramp, RangeTestResult, RunEstimate, read_curves
 from rescue_cli.errors import UsageError
 from rescue_cli.recipe import Recipe, total_steps
 from rescue_cli.rundir import RunDirectory, read_json, write_json, write_text
@@ -98,7 +97,7 @@ def train_runs(
             spent = time.monotonic() - started
             rest = format_duration(spent * left / run.steps)
             note(f"{name} took {format_duration(spent)}; at most {rest} left")
-        yield range_curves.read(
+        yield read_curves(
             folder / name,
             run.ramp.rate,
             run.steps,
@@ -109,18 +108,20 @@ def train_runs(
 
 
 class RangeTest:
-    """The finished runs of a test, the reading of each, and the answer of all."""
+    """The finished runs of a test, the estimate of each, and the answer of all."""
 
     def __init__(self, recipe: Recipe, ramp: Ramp, curves: list[Curves]) -> None:
         self.recipe, self.ramp = recipe, ramp
         *self.full, self.half = curves
-        self.readings: list[Reading] = [lr_range.reading(each) for each in self.full]
-        self.answer: Answer = lr_range.answer(self.readings, lr_range.reading(self.half), ramp.end)
+        self.estimates: list[RunEstimate] = [lr_range.estimate_max_lr(each) for each in self.full]
+        self.answer: RangeTestResult = lr_range.combine_estimates(
+            self.estimates, lr_range.estimate_max_lr(self.half), ramp.end
+        )
 
     @property
     def summary(self) -> dict[str, Any]:
         """The stable keys of `--json`, and the evidence."""
-        rates = [r.max_lr for r in self.readings if r.max_lr is not None]
+        rates = [r.max_lr for r in self.estimates if r.max_lr is not None]
         return {
             "recipe": self.recipe.name,
             "metric": self.full[0].metric,
@@ -131,12 +132,12 @@ class RangeTest:
             "bounded_above": self.answer.bounded_above,
             "trusted": self.answer.trusted,
             "reasons": self.answer.reasons,
-            "suggestions": self.readings[0].suggestions,
+            "suggestions": self.estimates[0].suggestions,
             "seeds": [
                 {"seed": curves.seed, "max_lr": r.max_lr, "verdict": r.verdict,
                  "bounded_above": r.bounded_above, "evidence": r.evidence,
                  "overfitting": r.overfitting, "suggestions": r.suggestions}
-                for curves, r in zip(self.full, self.readings, strict=True)
+                for curves, r in zip(self.full, self.estimates, strict=True)
             ],
         }  # fmt: skip
 
@@ -159,7 +160,7 @@ class RangeTest:
 
         Raises `UsageError` where there is no rate, or one that is not trusted unless `untrusted`.
         """
-        answer, cure = self.answer, self.answer.cure(self.ramp)
+        answer, cure = self.answer, self.answer.advice(self.ramp)
         reasons = "; ".join(answer.reasons)
         if answer.max_lr is None:
             raise UsageError(f"--apply: no rate was found ({reasons}). {cure}")
@@ -168,7 +169,7 @@ class RangeTest:
                 f"--apply: {answer.max_lr:.3g} is not to be trusted ({reasons}). {cure} "
                 "Or write it all the same with --apply-untrusted."
             )
-        recipe = lr_range.applied(self.recipe, answer.max_lr, self.ramp.momentum)
+        recipe = lr_range.with_one_cycle(self.recipe, answer.max_lr, self.ramp.momentum)
         trust = "trusted" if answer.trusted else "NOT TRUSTED, applied all the same"
         source = f"A 1cycle up to {answer.max_lr:.3g}, by rescue lr-range-test"
         write_text(path, f"# {source}. {trust}: {reasons}.\n{recipe.to_yaml()}")
@@ -178,7 +179,7 @@ class RangeTest:
         """The answer in the paper's terms, its evidence, and what fastai's finder would suggest."""
         answer = self.answer
         lines = _describe_rates(answer, self.ramp)
-        for curves, each in zip(self.full, self.readings, strict=True):
+        for curves, each in zip(self.full, self.estimates, strict=True):
             lines.append(f"seed {curves.seed}: {'; '.join(each.evidence)}")
             for low, high in each.overfitting:
                 lines.append(
@@ -187,14 +188,14 @@ class RangeTest:
         trust = "trusted" if answer.trusted else "not to be trusted"
         lines.append(f"{trust}: {'; '.join(answer.reasons)}")
         if not answer.trusted:
-            lines.append(answer.cure(self.ramp))
-        fastai = self.readings[0].suggestions
+            lines.append(answer.advice(self.ramp))
+        fastai = self.estimates[0].suggestions
         shown = ", ".join(f"{k} {'-' if v is None else f'{v:.3g}'}" for k, v in fastai.items())
         lines.append(f"fastai's suggestions, from the training loss: {shown}")
         return lines
 
 
-def _describe_rates(answer: Answer, ramp: Ramp) -> list[str]:
+def _describe_rates(answer: RangeTestResult, ramp: Ramp) -> list[str]:
     """The rates, or why there is none."""
     if answer.max_lr is None or answer.min_lr is None:
         upto = f"up to {ramp.end:.3g}"

@@ -4,16 +4,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rescue_cli.analysis import interim, sequential
+from rescue_cli.analysis import interim
 from rescue_cli.analysis.claims import is_claimed
-from rescue_cli.analysis.compare import pairs_of
-from rescue_cli.analysis.sides import Operand, only, operand
+from rescue_cli.analysis.compare import compare_pairs
+from rescue_cli.analysis.sides import Side, load_side, select_seeds
 from rescue_cli.analysis.stats import sample
-from rescue_cli.analysis.sweep import PREFIX, Sweep, read
+from rescue_cli.analysis.sweep import PREFIX, Sweep, read_sweep
 from rescue_cli.errors import DataError, DivergedError, UsageError
 from rescue_cli.formatting import counted
+from rescue_cli.metrics.names import score
 from rescue_cli.recipe import Recipe
-from rescue_cli.rundir import RunDirectory, read_result, score, write_json
+from rescue_cli.rundir import RunDirectory, read_result, write_json
 from rescue_cli.runs.console import note
 from rescue_cli.runs.many import Jobs, find_missing, record_planned
 from rescue_cli.runs.pool import EndedRun
@@ -62,9 +63,9 @@ class RunningMean:
 # --- until a comparison is decided ---
 
 
-def opponent(word: str) -> Operand:
+def opponent(word: str) -> Side:
     """What a sweep is compared with; raises `UsageError` where it has no standard deviation."""
-    side = operand(word)
+    side = load_side(word)
     if side.sample.std is None or side.sample.n < 2:
         raise UsageError(
             f"--until: {word} has no standard deviation. Give a sweep of two seeds or more, or "
@@ -74,23 +75,23 @@ def opponent(word: str) -> Operand:
 
 
 def train_until(
-    base: Recipe, seeds: Sequence[int], folder: Path, jobs: Jobs, against: Operand
+    base: Recipe, seeds: Sequence[int], folder: Path, jobs: Jobs, against: Side
 ) -> dict[str, Any]:
     """Trains seeds until an interim look claims a difference; the pair of the last look.
 
     The looks are planned before the first one and kept in the folder: together they err in 5 % of
     cases. Raises `UsageError` for a folder whose looks were planned otherwise, or not at all.
     """
-    planned = sequential.looks(len(seeds))
-    level = sequential.level(planned)
+    planned = interim.plan_looks(len(seeds))
+    level = interim.level_per_look(planned)
     _keep_plan(folder, {"against": against.name, "seeds": list(seeds), "looks": planned})
     note(f"looks after {', '.join(map(str, planned))} seeds, each at p < {level:.2g}: 5 % over all")
     pair: dict[str, Any] = {}
     for number, count in enumerate(planned, 1):
-        train_seeds(base, seeds[:count], read(folder), jobs)
+        train_seeds(base, seeds[:count], read_sweep(folder), jobs)
         try:
-            so_far = only(operand(str(folder)), seeds[:count])
-            pair = pairs_of([against, so_far], level=level)[0]
+            so_far = select_seeds(load_side(str(folder)), seeds[:count])
+            pair = compare_pairs([against, so_far], level=level)[0]
         except DataError:  # no seed has a result yet
             continue
         pair["look"] = {"number": number, "of": len(planned), "seeds": count, "level": level}
@@ -102,14 +103,14 @@ def train_until(
 
 
 def _keep_plan(folder: Path, plan: dict[str, Any]) -> None:
-    if (before := interim.plan_of(folder)) is not None:
+    if (before := interim.read_plan(folder)) is not None:
         if before != plan:
             raise UsageError(
                 f"--until: {folder} was begun with other looks, against {before['against']} "
                 f"with {len(before['seeds'])} seeds. Repeat that, or use a new --out."
             )
         return
-    if others := interim.before(folder):
+    if others := interim.earlier_comparisons(folder):
         raise UsageError(
             f"--until: {folder} was compared with {others[0]} already, at a look that was not "
             "planned. Use a new --out."

@@ -7,12 +7,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from rescue_cli.analysis import study as studies
-from rescue_cli.analysis.claims import details
-from rescue_cli.analysis.study import Snapshot, Study
+from rescue_cli.analysis.claims import detail_lines
+from rescue_cli.analysis.study import (
+    Snapshot,
+    Study,
+    cell_runs,
+    check_last_snapshot,
+    compare_rows,
+    parse_snapshot,
+    resolve_cells,
+    row_folder,
+    table_rows,
+)
 from rescue_cli.errors import RescueError, UsageError
 from rescue_cli.recipe import Recipe, total_steps
-from rescue_cli.rundir import RunDirectory, write_json, write_whole
+from rescue_cli.rundir import RunDirectory, write_atomically, write_json
 from rescue_cli.runs.console import note
 from rescue_cli.runs.directory import command_line
 from rescue_cli.runs.many import LocalJobs, record_planned
@@ -62,16 +71,16 @@ def plan_runs(
     from rescue_cli.build.identity import Looked
 
     planned, look = [], Looked()
-    cells = studies.cells(study, overrides)
+    cells = resolve_cells(study, overrides)
     for row, (cell, recipe) in enumerate(cells, 1):
         if recipe is None or row not in chosen:
             continue
-        snapshot = studies.snapshot_of(study, cell)
+        snapshot = parse_snapshot(study, cell)
         if snapshot is not None and snapshot.step == "last":
-            studies.check_last(study, row, recipe, cells[snapshot.cell - 1][1])
-        for name, one in studies.runs(study, recipe, seeds).items():
+            check_last_snapshot(study, row, recipe, cells[snapshot.cell - 1][1])
+        for name, one in cell_runs(study, recipe, seeds).items():
             build.check(one)
-            path = folder / studies.row_folder(row) / name
+            path = folder / row_folder(row) / name
             start = None if snapshot is None else _checkpoint_of(folder, snapshot, name)
             step = 0 if snapshot is None else snapshot.step
             done = is_done(path, one, look) or has_diverged(path, one, look)
@@ -80,7 +89,7 @@ def plan_runs(
 
 
 def _checkpoint_of(folder: Path, snapshot: Snapshot, name: str) -> Path:
-    run = RunDirectory(folder / studies.row_folder(snapshot.cell) / name)
+    run = RunDirectory(folder / row_folder(snapshot.cell) / name)
     return run.last if snapshot.step == "last" else run.snapshot(snapshot.step)
 
 
@@ -181,7 +190,7 @@ def _copy_start(run: StudyRun) -> None:
             f"Run its row first, {cure}."
         )
     content = run.start.read_bytes()
-    write_whole(last, lambda file: file.write(content))
+    write_atomically(last, lambda file: file.write(content))
 
 
 @contextmanager
@@ -194,13 +203,13 @@ def record_study(
             yield
     finally:
         if folder.is_dir():
-            rows = studies.rows(study, overrides, folder)
-            pairs = studies.compared(study, rows, folder).pairs
+            rows = table_rows(study, overrides, folder)
+            pairs = compare_rows(study, rows, folder).pairs
             content = {
                 "study": study.name,
                 "source": study.source,
                 "command": command_line(),
                 "rows": rows,
-                "pairs": [{**pair, "details": details(pair)} for pair in pairs],
+                "pairs": [{**pair, "details": detail_lines(pair)} for pair in pairs],
             }
             write_json(folder / FILE, content)

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from rescue_cli import recipe as recipes
-from rescue_cli.analysis import range_curves, tuning
-from rescue_cli.analysis.lr_range import Ramp
-from rescue_cli.analysis.range_curves import Curves
+from rescue_cli.analysis import tuning
+from rescue_cli.analysis.lr_range import Curves, Ramp, read_curves
 from rescue_cli.analysis.sweep import PREFIX
 from rescue_cli.analysis.tuning import Decision, Outcome
 from rescue_cli.analysis.tuning_cost import SLACK, Cost, format_hours, median_cost
@@ -85,7 +84,7 @@ class Tuner:
         search = tuning.Search(base, lambda name, one: self._outcome(name, shorten(one, short)))
         self._add(search.base)
         size, why = self._batch_size(base)
-        per_epoch = build.epoch_length(tuning.with_batch(base, size))
+        per_epoch = build.epoch_length(tuning.with_batch_size(base, size))
         self._add(
             search.rate(
                 size,
@@ -143,9 +142,9 @@ class Tuner:
             def fits(size: int) -> bool:
                 from rescue_cli import estimate
 
-                return estimate.peak_memory(tuning.with_batch(base, size), gpus=1) < free
+                return estimate.peak_memory(tuning.with_batch_size(base, size), gpus=1) < free
 
-            return tuning.batch_size(build.counted_images(base), fits)
+            return tuning.largest_batch_size(build.counted_images(base), fits)
 
         size, why = self._decide_once("batch_size", decide)
         return int(size), str(why)
@@ -159,7 +158,7 @@ class Tuner:
         path = self.folder / "search" / name
         diverged = self._train(path, one)
         steps, classes = total_steps(one.train, per_epoch), len(build.listed(one).classes)
-        return range_curves.read(path, ramp.rate, steps, one.train.seed, classes, diverged=diverged)
+        return read_curves(path, ramp.rate, steps, one.train.seed, classes, diverged=diverged)
 
     def _outcome(self, name: str, recipe: Recipe) -> Outcome:
         recipe = recipe.with_overrides(f"eval.every={recipe.train.epochs / EVALUATIONS:.6g}")
@@ -249,7 +248,7 @@ class Tuner:
             f"eval.every={short_epochs / EVALUATIONS:.6g}"
         )
         size, _ = self._batch_size(base)
-        epochs = max(1.0, RANGE_STEPS / build.epoch_length(tuning.with_batch(base, size)))
+        epochs = max(1.0, RANGE_STEPS / build.epoch_length(tuning.with_batch_size(base, size)))
         ramp = SLACK * (cost.start + epochs * cost.epoch + tuning.POINTS * cost.evaluation)
         return tuning.planned_runs(base) * cost.of(short) + ramp + self._judging_seconds()
 

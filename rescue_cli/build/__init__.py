@@ -43,11 +43,11 @@ from rescue_cli.engine.step import Step
 from rescue_cli.recipe import Recipe, steps_per_epoch, total_steps
 from rescue_cli.sections.augment import Augment, Operation
 from rescue_cli.sections.augment.pipeline import Normalise, Unchanged
-from rescue_cli.sections.averaging import AVERAGES, Length
+from rescue_cli.sections.averaging import AVERAGES, RunLength
 from rescue_cli.sections.data import Dataset, Features, normalisation
-from rescue_cli.sections.loss import by_weight, of_micro_batches
-from rescue_cli.sections.mix import MIXES, Mixing
-from rescue_cli.sections.sampling import SAMPLERS, Steps
+from rescue_cli.sections.loss import micro_batch_loss, weighted_micro_batch_loss
+from rescue_cli.sections.mix import MIXES, MixContext
+from rescue_cli.sections.sampling import SAMPLERS, SamplingContext
 from rescue_cli.sections.selection import SELECTIONS, Learner
 from rescue_cli.sections.task import TASKS, Classification
 from rescue_cli.sections.teacher import TEACHERS
@@ -102,7 +102,7 @@ def step(recipe: Recipe, network: nn.Module, data: Dataset, machine: Machine, lo
     train = recipe.train
     per_epoch = steps_per_epoch(train, len(data.train))
     mine = range(distributed.rank(), train.micro_batches, distributed.world_size())
-    span_steps = Steps(
+    span_steps = SamplingContext(
         len(data.train),
         train.batch_size,
         train.device_batch_size,
@@ -116,7 +116,7 @@ def step(recipe: Recipe, network: nn.Module, data: Dataset, machine: Machine, lo
         lambda changes, share: _learner(proxy_recipe(recipe, changes), share, data, machine)
     )
     loss = loss_of(recipe, select.share, data)
-    criterion = by_weight(loss, data.train.labels, sampler, train.micro_batches)
+    criterion = weighted_micro_batch_loss(loss, data.train.labels, sampler, train.micro_batches)
     teach = filled("teacher", recipe.teacher, TEACHERS)(
         lambda weights: teacher(recipe, weights, data.classes, machine.device, log)
     )
@@ -127,13 +127,13 @@ def step(recipe: Recipe, network: nn.Module, data: Dataset, machine: Machine, lo
         feed=train_feed(recipe, data, sampler, mine, operations, machine, log, per_epoch),
         augment=_augment(recipe, operations, _floats(recipe, data, machine.device), per_epoch),
         select=select,
-        mix=filled("mix", recipe.mix, MIXES)(Mixing(len(data.classes), train.seed, per_epoch)),
+        mix=filled("mix", recipe.mix, MIXES)(MixContext(len(data.classes), train.seed, per_epoch)),
         task=TASKS[recipe.task.name](teach(criterion), len(data.classes)),
-        model=distributed.wrap(forward, machine.device),  # type: ignore[arg-type]
+        model=distributed.wrap_ddp(forward, machine.device),  # type: ignore[arg-type]
         optimizers=optimizers(recipe, network, per_epoch, scaler),
         statistics=RunningStatistics(network, train.micro_batches),
         average=filled("averaging", recipe.averaging, AVERAGES)(
-            network, Length(total_steps(train, per_epoch), per_epoch)
+            network, RunLength(total_steps(train, per_epoch), per_epoch)
         ),
         autocast=autocast(recipe, machine.device),
         device=machine.device,
@@ -179,7 +179,7 @@ def _floats(recipe: Recipe, data: Dataset, device: torch.device) -> Normalise:
 
 def evaluator(recipe: Recipe, data: Dataset, machine: Machine) -> Evaluator | SceneEvaluator:
     """The evaluation that training and `rescue eval` share."""
-    task = TASKS[recipe.task.name](of_micro_batches(loss_of(recipe)), len(data.classes))
+    task = TASKS[recipe.task.name](micro_batch_loss(loss_of(recipe)), len(data.classes))
     if not isinstance(task, Classification):
         return SceneEvaluator(
             task,

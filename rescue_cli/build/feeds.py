@@ -21,8 +21,8 @@ from rescue_cli.sections.data import (
     Dataset,
     Files,
     Images,
+    Location,
     Paired,
-    Place,
     SceneEvalFeed,
     SceneFeed,
     Split,
@@ -34,7 +34,7 @@ from rescue_cli.sections.data import (
 from rescue_cli.sections.data.memory import MemoryEvalFeed, MemoryFeed
 from rescue_cli.sections.data.stream import Cropping, StreamFeed, TrainViews
 from rescue_cli.sections.data.stream_eval import EvalViews, StreamEvalFeed
-from rescue_cli.sections.model import Looking
+from rescue_cli.sections.model import DataDependentInit
 
 LOOKED_AT = 500  # images in memory at once: their patches are 100 MB at 32 px
 
@@ -157,7 +157,7 @@ def look(recipe: Recipe, network: nn.Module, data: Dataset, device: torch.device
     The images are evenly spaced over the set, which may be sorted by class; all of them where it
     has fewer than asked for. Weights that the recipe loads keep theirs. Raises `UsageError`.
     """
-    layers = [module for module in network.modules() if isinstance(module, Looking)]
+    layers = [module for module in network.modules() if isinstance(module, DataDependentInit)]
     if not layers or recipe.model.options.get("weights"):
         return
     if not isinstance(data.train, Images):
@@ -169,7 +169,7 @@ def look(recipe: Recipe, network: nn.Module, data: Dataset, device: torch.device
     for layer in layers:
         count = min(layer.images or len(pixels), len(pixels))
         parts = np.array_split(np.arange(count) * len(pixels) // count, -(-count // LOOKED_AT))
-        layer.look(to_floats(to_device(pixels[part], device)) for part in parts)
+        layer.init_from(to_floats(to_device(pixels[part], device)) for part in parts)
 
 
 def training_images(recipe: Recipe) -> int | None:
@@ -190,8 +190,8 @@ def training_images(recipe: Recipe) -> int | None:
 
 def are_counted(recipe: Recipe) -> bool:
     """Whether `training_images` counts files, and does not go by what the set is known for."""
-    place = Place(recipe.data.name, data_keys(recipe))
-    return place.has_train_folder or (FACTS[recipe.data.name].images is None and place.is_there)
+    place = Location(recipe.data.name, data_keys(recipe))
+    return place.has_train_folder or (FACTS[recipe.data.name].images is None and place.has_folder)
 
 
 def counted_images(recipe: Recipe) -> int:

@@ -12,9 +12,9 @@ from rescue_cli.errors import DataError, UsageError
 from rescue_cli.recipe import Recipe
 from rescue_cli.recipe.changes import is_timms
 from rescue_cli.sections.data import Dataset, normalisation, relabel
-from rescue_cli.sections.data.names import plain
+from rescue_cli.sections.data.listing import normalise_name
 from rescue_cli.sections.model import Backbone, load_weights
-from rescue_cli.sections.model.weights import metadata as weights_metadata
+from rescue_cli.sections.model.weights import read_metadata as weights_metadata
 from rescue_cli.sections.teacher import Renormalised
 
 
@@ -105,7 +105,7 @@ def _file(recipe: Recipe) -> str | None:
 
 def _known(metadata: Mapping[str, str]) -> tuple[str, ...]:
     """The classes that the weights name, in the composed normal form; none where they name none."""
-    return tuple(plain(name) for name in known_classes(metadata) or ())
+    return tuple(normalise_name(name) for name in known_classes(metadata) or ())
 
 
 def _unlike(weights: str, metadata: Mapping[str, str], classes: tuple[str, ...]) -> str | None:

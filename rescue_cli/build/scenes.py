@@ -10,7 +10,7 @@ from rescue_cli.build.ingredients import operations_of
 from rescue_cli.errors import DataError, UsageError
 from rescue_cli.recipe import Recipe, from_text
 from rescue_cli.sections.augment.pipeline import Normalise
-from rescue_cli.sections.model.weights import metadata
+from rescue_cli.sections.model.weights import read_metadata
 
 # What only these tasks have, by section
 THEIRS = {
@@ -78,7 +78,7 @@ def _check_strides(given: str | None) -> None:
     if given is None:
         return
     try:
-        text = metadata(given).get("recipe")
+        text = read_metadata(given).get("recipe")
     except DataError:  # a name of timm's, or nothing, which loading says
         return
     if text and from_text(text, given).model.options.get("stride_in", "3x3") != "3x3":

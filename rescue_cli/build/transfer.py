@@ -146,7 +146,7 @@ def _label(word: str) -> str:
     if path.is_dir():
         name = f"{path.resolve().parent.name}-{path.resolve().name}"
     else:
-        name = weights.label(plain)
+        name = weights.source_label(plain)
     return f"scratch-{name}" if random else name
 
 

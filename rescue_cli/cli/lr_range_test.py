@@ -1,22 +1,21 @@
 """`rescue lr-range-test`: runs of a rising rate, what they say, and a recipe that follows it."""
 
-import json as json_module
 import math
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-from rich.table import Table
 
 from rescue_cli import recipe as recipes
 from rescue_cli.analysis.lr_range import Ramp
 from rescue_cli.analysis.lr_range_runs import RangeTest, plan_runs, train_runs
 from rescue_cli.cli import common
+from rescue_cli.cli.command import ComputingVerb
 from rescue_cli.cli.common import Architecture, Device, Json, Overrides, Procs, RecipeName, Workers
 from rescue_cli.cli.help import then
 from rescue_cli.errors import UsageError
+from rescue_cli.metrics.names import METRICS
 from rescue_cli.recipe import Recipe
-from rescue_cli.rundir import METRICS
 from rescue_cli.runs.console import note
 from rescue_cli.runs.devices import check_precision, select_device
 from rescue_cli.runs.directory import create_next
@@ -26,52 +25,53 @@ ROWS = 12  # of the printed table
 
 
 @app.command(
+    cls=ComputingVerb,
     epilog=then(
         "rescue lr-range-test --recipe 1cycle-3layer data.root=DIR",
         "the same with --out FOLDER --apply my.yaml (it trains nothing again)",
-    )
+    ),
 )
 def lr_range_test(
     overrides: Overrides = None,
     recipe: RecipeName = None,
     from_: Annotated[
-        str | None, typer.Option("--from", help="Of a transfer: the weights it begins with.")
+        str | None, typer.Option("--from", help="Starting weights: a run, a file, or timm:NAME.")
     ] = None,
-    to: Annotated[str | None, typer.Option(help="And its data set, or folder.")] = None,
+    to: Annotated[str | None, typer.Option(help="With --from: the data set or folder.")] = None,
     model: Architecture = None,
     start: Annotated[
-        float | None, typer.Option(help="First rate; by default a hundredth of the recipe's.")
+        float | None, typer.Option(help="Lowest learning rate; default: the recipe's / 100.")
     ] = None,
     end: Annotated[
-        float | None, typer.Option(help="Last rate; by default ten times the recipe's.")
+        float | None, typer.Option(help="Highest learning rate; default: the recipe's x 10.")
     ] = None,
-    steps: Annotated[int | None, typer.Option(help="Steps of a run.", min=10)] = None,
+    steps: Annotated[int | None, typer.Option(help="Steps per run.", min=10)] = None,
     epochs: Annotated[
-        float | None, typer.Option(help="Or its epochs; the recipe's by default.")
+        float | None, typer.Option(help="Epochs per run, in place of --steps.")
     ] = None,
     ramp: Annotated[str, typer.Option(help="linear or exponential.")] = "linear",
     momentum: Annotated[
-        str | None, typer.Option(help="A:B, from the lowest rate to the highest.")
+        str | None, typer.Option(help="A:B, at the lowest and the highest learning rate.")
     ] = None,
-    seeds: Annotated[int, typer.Option(help="How many runs, each of its own seed.", min=1)] = 1,
-    points: Annotated[int, typer.Option(help="Evaluations of a run.", min=10)] = 40,
+    seeds: Annotated[int, typer.Option(help="Number of runs, each with its own seed.", min=1)] = 1,
+    points: Annotated[int, typer.Option(help="Evaluations per run.", min=10)] = 40,
     apply: Annotated[
-        Path | None, typer.Option(help="Write the recipe with a 1cycle to the rate found.")
+        Path | None, typer.Option(help="Write a recipe with a 1cycle up to the rate found.")
     ] = None,
     apply_untrusted: Annotated[
-        bool, typer.Option("--apply-untrusted", help="Even if not trusted; the file says so.")
+        bool, typer.Option("--apply-untrusted", help="Write it even if the rate is not trusted.")
     ] = False,
     out: Annotated[
-        Path | None, typer.Option(help="Folder; runs/lr-range-test/RECIPE/N by default.")
+        Path | None, typer.Option(help="Folder; default: runs/lr-range-test/RECIPE/N.")
     ] = None,
-    json: Json = False,
+    as_json: Json = False,
     device: Device = None,
     procs: Procs = None,
     workers: Workers = None,
 ) -> None:
-    """Find the largest stable learning rate from a run in which it rises (Smith)."""
+    """Find the largest stable learning rate by raising it during a run (Smith)."""
     from rescue_cli import build
-    from rescue_cli.report.lr_range import draw
+    from rescue_cli.report.lr_range import draw_range_test
 
     where = select_device(device)
     resolved = _resolve(recipe, from_, to, model, overrides or [])
@@ -87,12 +87,13 @@ def lr_range_test(
         folder = create_next(Path("runs", "lr-range-test", resolved.name))
     else:
         folder = common.folder(out)
-    note("\n".join([str(folder), *notes, *common.allocator_notes(), plan.cost]))
+    note("\n".join([str(folder), *notes, plan.cost]))
     curves = list(train_runs(plan, folder, where, procs, workers))
     test = RangeTest(resolved, test_ramp, curves)
     test.write(folder)
-    draw(folder / "lr-range.png", test.full, test.half, test.readings, test.answer)
-    print(json_module.dumps(test.summary)) if json else _print(test)
+    picture = folder / "lr-range.png"
+    draw_range_test(picture, test.full, test.half, test.estimates, test.answer)
+    common.print_json(test.summary) if as_json else _print(test)
     note(str(folder))
     if apply is not None:
         test.write_recipe(apply, untrusted=apply_untrusted)
@@ -120,9 +121,9 @@ def _resolve(
     from rescue_cli.build.transfer import DEFAULT, start
 
     base = recipes.load(recipe or DEFAULT)
-    begun = start(base, from_, to, given, model=model)
-    note(f"--from {from_} sets: {' '.join(begun.overrides)}")
-    return base.with_overrides(*begun.overrides, *given)
+    transfer = start(base, from_, to, given, model=model)
+    note(f"--from {from_} sets: {' '.join(transfer.overrides)}")
+    return base.with_overrides(*transfer.overrides, *given)
 
 
 def _shape(text: str) -> Literal["linear", "exponential"]:
@@ -166,21 +167,21 @@ def parse_momentum(text: str | None) -> tuple[float, float] | None:
 def _print(test: RangeTest) -> None:
     curves = test.full[0]
     has_test_loss = not curves.detects
-    table = Table(box=None, pad_edge=False, header_style="bold")
     headings = ["learning rate", "training loss"]
     headings += ["test loss", "test - training"] if has_test_loss else []
-    for heading in (*headings, METRICS[curves.metric]):
-        table.add_column(heading, justify="right")
+    rows = []
     every = max(1, -(-len(curves.rates) // ROWS))
     for i in range(every - 1, len(curves.rates), every):
         values = [curves.train_losses[i]]
         values += [curves.test_losses[i], curves.errors[i]] if has_test_loss else []
-        table.add_row(
-            f"{curves.rates[i]:.3g}",
-            *("-" if math.isnan(value) else f"{value:.3f}" for value in values),
-            "-" if math.isnan(curves.accuracies[i]) else f"{curves.accuracies[i]:.2f}",
+        rows.append(
+            [
+                f"{curves.rates[i]:.3g}",
+                *("-" if math.isnan(value) else f"{value:.3f}" for value in values),
+                "-" if math.isnan(curves.accuracies[i]) else f"{curves.accuracies[i]:.2f}",
+            ]
         )
     out = common.console()
-    out.print(table)
+    out.print(common.table([*headings, METRICS[curves.metric]], rows))
     for line in test.sentences:
         out.print(line)

@@ -1,6 +1,5 @@
 """`rescue train`: one run, new or resumed."""
 
-import json as json_module
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ import typer
 from rescue_cli import recipe as recipes
 from rescue_cli.api import train_in
 from rescue_cli.cli import common
+from rescue_cli.cli.command import ComputingVerb
 from rescue_cli.cli.common import Device, Json, Overrides, Procs, RecipeName, Workers
 from rescue_cli.cli.expand import Epochs, Model, expand
 from rescue_cli.cli.help import then
@@ -47,39 +47,47 @@ class Changes:
 
 
 @app.command(
+    cls=ComputingVerb,
     epilog=then(
         "rescue train --recipe myrtle-baseline data.root=DIR",
         "rescue eval RUN, or rescue report RUN",
-    )
+    ),
 )
 def train(
     overrides: Overrides = None,
     recipe: RecipeName = None,
     model: Model = None,
     epochs: Epochs = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Run directory; runs/RECIPE/N by default.")
+    out: Annotated[Path | None, typer.Option(help="Run directory; default: runs/RECIPE/N.")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Resume from the last checkpoint.")
+    ] = False,
+    subset: Annotated[
+        str | None, typer.Option(help="Use N or TRAIN:TEST images, balanced by class.")
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint.")] = False,
-    subset: Annotated[str | None, typer.Option(help="N or TRAIN:TEST images, balanced.")] = None,
-    smoke: Annotated[bool, typer.Option("--smoke", help="Two steps on a few images.")] = False,
+    smoke: Annotated[bool, typer.Option("--smoke", help="Train 2 steps on a few images.")] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show the plan, train nothing.")
+        bool, typer.Option("--dry-run", help="Print the resolved recipe and plan; train nothing.")
     ] = False,
     check_expected: Annotated[
-        bool, typer.Option("--check-expected", help="Exit 6 outside the recipe's band.")
+        bool,
+        typer.Option("--check-expected", help="Exit with 6 if outside the recipe's expected band."),
     ] = False,
-    json: Json = False,
+    as_json: Json = False,
     device: Device = None,
-    gpus: Annotated[int | None, typer.Option(help="Processes, one a GPU.", min=1)] = None,
+    gpus: Annotated[
+        int | None, typer.Option(help="Number of GPUs, one process per GPU.", min=1)
+    ] = None,
     procs: Procs = None,
     workers: Workers = None,
     max_restarts: Annotated[
-        int, typer.Option(help="Times torchrun begins a failed run anew.", min=0)
+        int, typer.Option(help="How often torchrun restarts a failed run.", min=0)
     ] = 0,
-    nodes: Annotated[int, typer.Option(help="Machines.", min=1)] = 1,
-    node_rank: Annotated[int, typer.Option(help="This machine's number.", min=0)] = 0,
-    rendezvous: Annotated[str | None, typer.Option(help="HOST:PORT of machine 0.")] = None,
+    nodes: Annotated[int, typer.Option(help="Number of machines.", min=1)] = 1,
+    node_rank: Annotated[int, typer.Option(help="Number of this machine, from 0.", min=0)] = 0,
+    rendezvous: Annotated[
+        str | None, typer.Option(help="HOST:PORT of machine 0, for --nodes.")
+    ] = None,
 ) -> None:
     """Train a recipe; the result is printed and kept in the run directory."""
     from rescue_cli import build
@@ -106,7 +114,6 @@ def train(
     if not dry_run or asked == "cpu":
         warnings = check_precision(resolved.train.precision, where)
         notes += [f"warning: {warning}" for warning in warnings]
-    notes += common.allocator_notes()
     if gpus is not None and procs is not None:
         raise UsageError("--gpus and --procs say the same thing. Give one of them.")
     visible = visible_devices(where) * nodes
@@ -125,7 +132,7 @@ def train(
     if dry_run:
         for line in notes:
             note(line)
-        _print_plan(resolved, launch, json)
+        _print_plan(resolved, launch, as_json)
         return
     path = _directory(resolved, out, resume=resume, nodes=nodes)
     for line in [str(path), *notes]:
@@ -135,7 +142,7 @@ def train(
         note(str(path))
         return
     result = read_result(RunDirectory(path), summarised=True)
-    common.print_result(result, as_json=json)
+    common.print_result(result, as_json=as_json)
     note(str(path))
     if check_expected:
         _check_expected(resolved, result)
@@ -182,14 +189,14 @@ def _directory(recipe: Recipe, out: Path | None, *, resume: bool, nodes: int) ->
 
 def _check_expected(recipe: Recipe, result: Mapping[str, Any]) -> None:
     """Notes that the result is inside the recipe's band; raises `UnexpectedError` outside."""
-    from rescue_cli.analysis.expected import drawn_of, verdict
+    from rescue_cli.analysis.expected import check_expected, subset_size
     from rescue_cli.analysis.stats import sample
 
-    found = verdict(recipe, sample([result["top1"]]), drawn_of(recipe, result["count"]))
-    assert found is not None
-    if not found["inside"]:
-        raise UnexpectedError(found["said"])
-    note(found["said"])
+    band = check_expected(recipe, sample([result["top1"]]), subset_size(recipe, result["count"]))
+    assert band is not None
+    if not band["inside"]:
+        raise UnexpectedError(band["said"])
+    note(band["said"])
 
 
 def _print_plan(recipe: Recipe, launch: Launch, as_json: bool) -> None:
@@ -198,9 +205,10 @@ def _print_plan(recipe: Recipe, launch: Launch, as_json: bool) -> None:
 
     plan = {**build.outline(recipe), "processes": launch.procs, "device": launch.device}
     if as_json:
-        print(json_module.dumps({"recipe": recipe.tree, **plan}))
+        common.print_json({"recipe": recipe.tree, **plan})
         return
     print(recipe.to_yaml(), end="")
     for key, value in plan.items():
         shown = f"{value:.4g}" if isinstance(value, float) else value
-        print(f"{key.replace('_', ' ')}: {shown}")
+        name = "micro-batches" if key == "slices" else key.replace("_", " ")  # a stable key
+        print(f"{name}: {shown}")

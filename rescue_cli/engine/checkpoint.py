@@ -7,14 +7,14 @@ from typing import Any
 import torch
 
 from rescue_cli.errors import DataError
-from rescue_cli.rundir import write_whole
+from rescue_cli.rundir import write_atomically
 
 FORMAT = 1
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
     """Writes the state whole or not at all; raises `RescueError` (a full disk)."""
-    write_whole(path, lambda file: torch.save({"format": FORMAT, **state}, file))
+    write_atomically(path, lambda file: torch.save({"format": FORMAT, **state}, file))
 
 
 def load(path: Path, device: torch.device) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from rescue_cli import distributed
 from rescue_cli.batch import Measurement, Shown, View
 from rescue_cli.rng import Indices
 from rescue_cli.sections.augment.pipeline import Normalise
-from rescue_cli.sections.tta import Tta, Weights, least_confident, logits
+from rescue_cli.sections.tta import Tta, Weights, least_confident, tta_logits
 
 Table = NDArray[np.float64]  # a row for each image, as the task has it
 CONFIDENCE = 3  # the column of the highest probability
@@ -263,7 +263,7 @@ class Evaluator:
             mine = [measurement for measurement in wanted if measurement.view == view]
             images = self.normalise(shown.views[view])
             with self.autocast():
-                said = logits(model, images, [wanted[measurement] for measurement in mine])
+                said = tta_logits(model, images, [wanted[measurement] for measurement in mine])
             for measurement, weighted in zip(mine, said, strict=True):
                 found[measurement].append(self.rows(shown.indices, shown.labels, weighted))
 
@@ -271,7 +271,7 @@ class Evaluator:
         width = 5 if not parts else parts[0].shape[1]
         (width_everywhere,) = distributed.max_over_ranks([float(width)], self.device)
         empty = torch.zeros((0, int(width_everywhere)), dtype=torch.float64, device=self.device)
-        rows = distributed.gather(torch.cat([empty, *parts]), self.device).cpu().numpy()
+        rows = distributed.gather_rows(torch.cat([empty, *parts]), self.device).cpu().numpy()
         rows = rows[np.argsort(rows[:, 0], kind="stable")]
         assert np.array_equal(rows[:, 0], expected), "every image exactly once"
         return rows

@@ -18,7 +18,8 @@ from rescue_cli.engine.signals import Agreement, Stop
 from rescue_cli.engine.step import Step
 from rescue_cli.engine.timing import Plan
 from rescue_cli.errors import DataError, DivergedError, StoppedError
-from rescue_cli.rundir import RunDirectory, finite
+from rescue_cli.metrics.names import finite_or_none
+from rescue_cli.rundir import RunDirectory
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,7 @@ class Loop:
                     "set": name,
                     **measurement._asdict(),
                     **found.metrics,
-                    "loss": finite(found.loss),
+                    "loss": finite_or_none(found.loss),
                     "count": found.count,
                     "seconds": seconds,
                 }
@@ -241,7 +242,7 @@ class Loop:
                 "The last good checkpoint stands."
             )
         feed = self.step.feed
-        replaced, corrupt = distributed.union(feed.replaced, feed.corrupt)
+        replaced, corrupt = distributed.merge_over_ranks(feed.replaced, feed.corrupt)
         loss_sum = distributed.sum_over_ranks(self.step.loss_sum.clone())
         if distributed.is_first():
             state = self._state(loss_sum / distributed.world_size(), replaced, corrupt)

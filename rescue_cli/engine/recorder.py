@@ -67,14 +67,18 @@ class Recorder:
             self.metrics.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
             self.metrics.flush()
 
-    def say(self, message: str) -> None:
-        """A line in log.txt and on stderr."""
+    def log(self, message: str) -> None:
+        """A line in log.txt."""
         line = f"{time.strftime('%Y-%m-%d %H:%M:%S')} {message}\n"
         if self.log_file is None:
             self.early.append(line)
         else:
             self.log_file.write(line)
             self.log_file.flush()
+
+    def say(self, message: str) -> None:
+        """A line in log.txt and on stderr."""
+        self.log(message)
         if self.bar is not None:
             self.bar.print(message)
         elif self.prints:

@@ -98,6 +98,6 @@ class SceneEvaluator:
         width = parts[0].shape[1] if parts else 1
         (most,) = distributed.max_over_ranks([float(width)], self.device)
         empty = torch.zeros((0, int(most)), dtype=torch.float64)
-        rows = distributed.gather(torch.cat([empty, *parts]).to(self.device), self.device)
+        rows = distributed.gather_rows(torch.cat([empty, *parts]).to(self.device), self.device)
         table: Table = rows.cpu().numpy()
         return table[np.argsort(table[:, 0], kind="stable")]

@@ -1,7 +1,6 @@
-"""What is in a run directory, and how its files are read and written."""
+"""A run directory: the paths of its files, checked reading, atomic writing."""
 
-from rescue_cli.metrics.names import METRICS, finite, label, metrics_of, said, score, stem
-from rescue_cli.rundir.directory import RunDirectory
+from rescue_cli.rundir.paths import RunDirectory
 from rescue_cli.rundir.reading import (
     FailureRecord,
     last_epoch,
@@ -15,25 +14,20 @@ from rescue_cli.rundir.reading import (
     read_result,
     read_text,
 )
-from rescue_cli.rundir.rules import demand
+from rescue_cli.rundir.validation import check_keys
 from rescue_cli.rundir.writing import (
-    discard_partials,
+    remove_partial_files,
+    write_atomically,
     write_failure,
     write_json,
     write_text,
-    write_whole,
 )
 
 __all__ = [
-    "METRICS",
     "FailureRecord",
     "RunDirectory",
-    "demand",
-    "discard_partials",
-    "finite",
-    "label",
+    "check_keys",
     "last_epoch",
-    "metrics_of",
     "read_arrays",
     "read_command",
     "read_environment",
@@ -43,11 +37,9 @@ __all__ = [
     "read_metrics",
     "read_result",
     "read_text",
-    "said",
-    "score",
-    "stem",
+    "remove_partial_files",
+    "write_atomically",
     "write_failure",
     "write_json",
     "write_text",
-    "write_whole",
 ]

@@ -72,17 +72,19 @@ def record_failure(run: RunDirectory) -> Iterator[None]:
     except InUseError:
         raise  # the directory and its record are the other run's
     except RescueError as error:
-        write_failure(run, FailureRecord(distributed.given_rank(), error.exit_code, str(error)))
+        write_failure(run, FailureRecord(distributed.launched_rank(), error.exit_code, str(error)))
         raise
     except Exception as error:
-        if distributed.is_grouped() and _is_lost_connection(error):
+        if distributed.is_launched_in_group() and _is_lost_connection(error):
             print(
-                f"rank {distributed.given_rank()}: another process has ended: {error}",
+                f"rank {distributed.launched_rank()}: another process has ended: {error}",
                 file=sys.stderr,
             )
             time.sleep(3)  # so that torchrun sees the process that failed first end first
         else:
-            write_failure(run, FailureRecord(distributed.given_rank(), 1, traceback.format_exc()))
+            write_failure(
+                run, FailureRecord(distributed.launched_rank(), 1, traceback.format_exc())
+            )
         raise
 
 

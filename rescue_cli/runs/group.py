@@ -99,7 +99,7 @@ def join_group(
     finally:
         _current = None
         group.dismiss(code)
-        distributed.leave()
+        distributed.clear_membership()
     exit_now(code)
 
 
@@ -199,7 +199,7 @@ class Group:
         from rescue_cli import distributed
 
         launch = self.launch
-        distributed.become(self.store, launch.rank, launch.size, self.local_rank, number)
+        distributed.set_membership(self.store, launch.rank, launch.size, self.local_rank, number)
 
     def _work(self, number: int, path: Path) -> Exception | None:
         """Works on the run; the error, of which the others are told as they wait for this rank."""
@@ -224,8 +224,8 @@ class Group:
 
         launch, over = self.launch, threading.Event()
         # A second connection: the main thread may block in the first one
-        store = distributed.store_at(launch.host, launch.port, serves=False, seconds=30)
-        store = distributed.prefixed(store, f"rescue/{launch.attempt}")
+        store = distributed.create_store(launch.host, launch.port, serves=False, seconds=30)
+        store = distributed.prefix_store(store, f"rescue/{launch.attempt}")
 
         def watch() -> None:
             end = math.inf
@@ -368,4 +368,4 @@ def _gpu_uuid() -> str:
 
     if not torch.cuda.is_available():
         raise UsageError("there is no GPU for it. Use --device cpu, or give it one.")
-    return str(torch.cuda.get_device_properties(distributed.gpu()).uuid)
+    return str(torch.cuda.get_device_properties(distributed.gpu_index()).uuid)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from rescue_cli.errors import DataError, DivergedError, RescueError, UsageError
 from rescue_cli.recipe import Recipe
-from rescue_cli.rundir.planned import FILE, How, counted_lost, plan
+from rescue_cli.rundir.planned import FILE, How, add_planned, count_missing
 from rescue_cli.runs import pool, slurm
 from rescue_cli.runs.console import note
 from rescue_cli.runs.directory import remove_unstarted, reserve
@@ -154,7 +154,7 @@ def record_planned(runs: Iterable[Path]) -> Iterator[None]:
     files = [folder / FILE for folder in folders]
     before = {file: file.read_bytes() if file.exists() else None for file in files}
     for folder, names in folders.items():
-        plan(folder, names)
+        add_planned(folder, names)
     try:
         yield
     except (UsageError, DataError):
@@ -173,7 +173,7 @@ def require_results(n: int, missing: Iterable[How]) -> None:
     ends = list(missing)
     if not ends:
         return
-    text = f"{len(ends)} of {n + len(ends)} planned runs have no result ({counted_lost(ends)})."
+    text = f"{len(ends)} of {n + len(ends)} planned runs have no result ({count_missing(ends)})."
     if set(ends) == {"diverged"}:
         raise DivergedError(f"{text} Lower the learning rate, and use a new --out.")
     raise RescueError(f"{text} The same command resumes those that did not diverge.")

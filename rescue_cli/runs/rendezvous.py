@@ -36,14 +36,14 @@ def meet(
         if not serves:
             wait(lambda: [] if _answers(launch) else [0])
         try:
-            store = distributed.store_at(launch.host, launch.port, serves=serves, seconds=30)
+            store = distributed.create_store(launch.host, launch.port, serves=serves, seconds=30)
         except (RuntimeError, ValueError) as error:
             reason = str(error).splitlines()[0]
             raise UsageError(
                 f"{_describe(launch)}: the address cannot be used ({reason}). Set MASTER_PORT to a "
                 f"free port, and MASTER_ADDR to the machine of rank 0. {launch.cure}"
             ) from None
-        store = distributed.prefixed(store, f"rescue/{launch.attempt}")
+        store = distributed.prefix_store(store, f"rescue/{launch.attempt}")
         member = {
             "host": socket.gethostname(),
             "pid": os.getpid(),

@@ -16,8 +16,9 @@ from rescue_cli.batch import Measurement
 from rescue_cli.engine.evaluate import EvalSet, Evaluates, Measured
 from rescue_cli.engine.scenes import SceneEvaluator
 from rescue_cli.engine.step import Step
+from rescue_cli.metrics.names import finite_or_none, measurement_stem
 from rescue_cli.recipe import Recipe
-from rescue_cli.rundir import RunDirectory, finite, read_json, stem, write_whole
+from rescue_cli.rundir import RunDirectory, read_json, write_atomically
 from rescue_cli.runs import overlays
 from rescue_cli.sections.annotations import SceneBatch
 from rescue_cli.sections.augment.pipeline import Normalise
@@ -99,7 +100,7 @@ def write_weights(run: RunDirectory, recipe: Recipe, model: nn.Module, data: Dat
         "recipe": recipe.to_yaml(),
     }
     content = save(tensors, metadata)
-    write_whole(run.weights, lambda file: file.write(content))
+    write_atomically(run.weights, lambda file: file.write(content))
 
 
 def write_samples(run: RunDirectory, step: Step, normalise: Normalise, data: Dataset) -> None:
@@ -130,7 +131,7 @@ def write_examples(
 
 def _write_pictures(path: Path, images: Any, labels: list[str]) -> None:
     arrays = {"images": images, "labels": np.array(labels)}
-    write_whole(path, lambda file: np.savez(file, **arrays))
+    write_atomically(path, lambda file: np.savez(file, **arrays))
 
 
 def _write_predictions(
@@ -150,7 +151,7 @@ def _write_predictions(
             "size": measurement.size,
             "crop": measurement.crop,
             **predictions.metrics,
-            "loss": finite(predictions.loss),
+            "loss": finite_or_none(predictions.loss),
             "count": predictions.count,
             **predictions.by_class(data.classes),
             "protocol": {**build.protocol(recipe, name, measurement, resident), **given},
@@ -159,8 +160,8 @@ def _write_predictions(
     for entry, (_, _, predictions) in zip(entries, rows, strict=True):
         arrays = predictions.arrays(data.classes)
         # a thousand classes' confusion is 8 MB, almost all of it zero
-        write_whole(
-            run.predictions(stem(entry, entries)),
+        write_atomically(
+            run.predictions(measurement_stem(entry, entries)),
             lambda file, a=arrays: np.savez_compressed(file, **a),  # type: ignore[misc]
         )
     return entries

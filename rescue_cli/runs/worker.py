@@ -23,8 +23,8 @@ from rescue_cli.engine.signals import Stop
 from rescue_cli.engine.timing import Plan
 from rescue_cli.errors import InUseError, RescueError, StoppedError, UsageError
 from rescue_cli.recipe import Recipe, recipe_in, steps_per_epoch, total_steps
-from rescue_cli.rundir import RunDirectory, discard_partials, read_environment, write_json
-from rescue_cli.runs import result
+from rescue_cli.rundir import RunDirectory, read_environment, remove_partial_files, write_json
+from rescue_cli.runs import allocator, result
 from rescue_cli.runs.failure import explain_error, record_failure
 
 
@@ -47,7 +47,7 @@ def work(path: Path, *, progress: bool = True) -> None:
     environment = read_environment(run)
     machine = _machine(environment)
     _prepare_torch(recipe, environment, machine)
-    with distributed.group(machine.device), _locked(run):
+    with distributed.process_group(machine.device), _locked(run):
         try:
             if environment["verb"] == "train":
                 _train(run, recipe, machine, start, progress)
@@ -103,7 +103,7 @@ def _attempt(run: RunDirectory) -> int:
 def _machine(environment: dict[str, Any]) -> build.Machine:
     device = torch.device(environment["device"])
     if device.type == "cuda":
-        device = torch.device("cuda", distributed.gpu())
+        device = torch.device("cuda", distributed.gpu_index())
         torch.cuda.set_device(device)
     return build.Machine(device, environment["workers"], Path(environment["cache"]))
 
@@ -151,10 +151,12 @@ def _train(
         trainee = build.trainee(recipe, data, machine, recorder.say)
         loop = _make_loop(run, recipe, trainee, machine, recorder)
         recorder.open_log()
+        if allocator.in_force():
+            recorder.log(allocator.LOG_LINE)
         for note in (*data.notes, *build.balance(recipe, data), *notes):
             recorder.say(note)
         if distributed.is_first():
-            discard_partials(run.path)
+            remove_partial_files(run.path)
         with contextlib.closing(loop.step.feed):
             if trainee.data is data and distributed.is_first() and not run.samples.exists():
                 result.write_samples(run, loop.step, loop.evaluator.normalise, data)
@@ -210,7 +212,7 @@ def _finish(
 ) -> None:
     """Writes the weights, the predictions and the result, in this order."""
     step, progress = loop.step, loop.progress
-    replaced, corrupt = distributed.union(step.feed.replaced, step.feed.corrupt)
+    replaced, corrupt = distributed.merge_over_ranks(step.feed.replaced, step.feed.corrupt)
     memory = result.peak_memory_mb(step.device, peak_before)
     if not distributed.is_first():
         return

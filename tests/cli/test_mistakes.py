@@ -17,13 +17,14 @@ from rescue_cli import recipe as recipes
 from rescue_cli.__main__ import main as started
 from rescue_cli.analysis.sides import Images
 from rescue_cli.errors import DataError, InUseError, UsageError
-from rescue_cli.rundir import RunDirectory, finite, read_json, read_metrics
+from rescue_cli.metrics.names import finite_or_none
+from rescue_cli.rundir import RunDirectory, read_json, read_metrics
 from rescue_cli.runs import pool, worker
 from rescue_cli.runs.directory import prepare, remove_unstarted, reserve
 from rescue_cli.runs.environment import describe_environment
 from rescue_cli.runs.failure import record_failure
 from rescue_cli.runs.processes import Nodes, run_directory
-from rescue_cli.sections.data.decode import pil_image, reason_of
+from rescue_cli.sections.data.decode import decode_with_pil, describe_error
 from tests.conftest import Rescue
 from tests.made_runs import made_run
 
@@ -71,13 +72,13 @@ def test_a_start_without_its_data_leaves_no_folder(
     ended = rescue("train", *words, f"data.root={photos}")
     assert ended.code == 3
     assert (
-        f"{photos}/train: none of its folders is a class of imagenette (cat is not). "
-        "For classes of your own: data.name=folder." in ended.err
+        f"{photos}/train: no folder is a class of imagenette (cat is not). "
+        "For classes of your own use data.name=folder." in ended.err
     )
     assert list((tmp_path / "runs" / "imagenette-5").iterdir()) == []
     again = rescue("seed-sweep", *words, f"data.root={photos}", "--seeds", "2", "--out", "sweep")
     assert again.code == 3
-    assert again.err.count("none of its folders") == 1
+    assert again.err.count("no folder is a class") == 1
     assert not list((tmp_path / "sweep").glob("seed-*"))
 
 
@@ -86,7 +87,7 @@ def test_a_start_through_torchrun_that_failed_can_be_repeated(rescue: Rescue, ph
     for _ in range(2):
         ended = rescue("train", *words, "--procs", "1", "--out", "run")
         assert ended.code == 3, ended.err
-        assert "none of its folders is a class of imagenette" in ended.err
+        assert "no folder is a class of imagenette" in ended.err
 
 
 def test_a_run_that_others_wait_for_records_what_it_lacks(
@@ -203,13 +204,13 @@ def test_one_folder_by_two_names_is_one_recipe(
 def test_test_images_are_the_same_by_data_set_set_and_number() -> None:
     nette, own = Images("imagenette", "val", 3925), Images("folder", "val", 3925)
     claim = Images("imagenette")
-    assert nette.can_be(own)
-    assert claim.can_be(nette)
-    assert claim.can_be(own)
-    assert not nette.can_be(Images("imagenette", "val", 100))
-    assert not nette.can_be(Images("imagenet", "val", 3925))
-    assert not claim.can_be(Images("imagenette", "holdout", 500))
-    assert not claim.can_be(Images("imagenet"))
+    assert nette.may_equal(own)
+    assert claim.may_equal(nette)
+    assert claim.may_equal(own)
+    assert not nette.may_equal(Images("imagenette", "val", 100))
+    assert not nette.may_equal(Images("imagenet", "val", 3925))
+    assert not claim.may_equal(Images("imagenette", "holdout", 500))
+    assert not claim.may_equal(Images("imagenet"))
 
 
 def test_class_folders_one_level_down_are_pointed_at(rescue: Rescue, photos: Path) -> None:
@@ -230,7 +231,12 @@ def test_a_loss_that_is_not_finite_at_the_end_is_a_run_that_diverged(
     assert not (tmp_path / "run" / "result.json").exists()
     lines = read_metrics(tmp_path / "run" / "metrics.jsonl")
     assert [x["step"] for x in lines if x["kind"] == "eval"] == [8]
-    assert [finite(value) for value in (math.nan, math.inf, None, 2.5)] == [None, None, None, 2.5]
+    assert [finite_or_none(value) for value in (math.nan, math.inf, None, 2.5)] == [
+        None,
+        None,
+        None,
+        2.5,
+    ]
 
 
 def test_an_evaluation_refuses_what_it_would_not_read_and_what_would_mislead_it(
@@ -288,18 +294,18 @@ def test_classes_that_a_network_does_not_know_are_refused_or_told(
 
 def test_why_a_file_cannot_be_read_is_said_without_pythons_own_words(tmp_path: Path) -> None:
     with pytest.raises(UnidentifiedImageError) as unknown:
-        pil_image(b"no image")
-    assert reason_of(unknown.value) == "no kind of image that is known"
+        decode_with_pil(b"no image")
+    assert describe_error(unknown.value) == "not a readable image"
     with pytest.raises(IsADirectoryError) as folder:
         tmp_path.read_bytes()
-    assert reason_of(folder.value) == "Is a directory"
+    assert describe_error(folder.value) == "Is a directory"
 
 
 def test_one_run_is_compared_with_a_number_of_percent_alone(rescue: Rescue, tmp_path: Path) -> None:
     made_run(tmp_path / "run", 40.0, overrides=TINY)
     when = rescue("compare", "run", "--to", "5")
     assert when.code == 0, when.err
-    assert "run: 1 of 1 runs reach 5 %" in when.out
+    assert "run: 1 of 1 run reached 5 %" in when.out
     alone = rescue("compare", "run", "--check-expected")
     assert alone.code == 2
-    assert "quickstart: the recipe expects nothing." in alone.err
+    assert "quickstart: this recipe has no published accuracy." in alone.err

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from rescue_cli.analysis import study as studies
-from rescue_cli.analysis.stats import Sample, difference, interval, sample
+from rescue_cli.analysis.stats import Sample, sample, t_interval, welch_test
+from rescue_cli.analysis.study import cell_runs, load_study, parse_snapshot, resolve_cells
 from rescue_cli.errors import UsageError
 from tests.conftest import Rescue
 from tests.engine_runs import descendants, start, until_gone
@@ -144,8 +144,8 @@ def test_a_row_that_would_train_on_from_a_last_state_is_refused(
     ended = rescue("study", "wrong.yaml", "--plan")
     assert ended.code == 2
     assert (
-        "study mine, row 3.from_snapshot: begins with the last state of a row that differs in "
-        "optim.weight_decay. Change eval alone, or name a step." in ended.err
+        "study mine, row 3.from_snapshot: starts from the last state of a row that differs in "
+        "optim.weight_decay. Change only eval, or name a step." in ended.err
     )
 
 
@@ -247,45 +247,45 @@ def test_a_study_killed_and_begun_again_repeats_no_finished_run(mine: str, tmp_p
 
 
 def test_smiths_points_are_four_batches_begun_in_two_ways() -> None:
-    study = studies.load("smith-momentum")
-    found = studies.cells(study)
+    study = load_study("smith-momentum")
+    found = resolve_cells(study)
     three, deep = found[0][1], found[10][1]
     assert three is not None
     assert deep is not None
-    assert list(studies.runs(study, three, None)) == [
+    assert list(cell_runs(study, three, None)) == [
         "batch-128", "batch-132", "batch-136", "batch-140",
     ]  # fmt: skip
-    made = studies.runs(study, deep, None)
+    made = cell_runs(study, deep, None)
     assert list(made) == [
         "batch-512-msra", "batch-516-xavier", "batch-520-msra", "batch-524-xavier",
     ]  # fmt: skip
     assert [r.train.device_batch_size for r in made.values()] == [128, 129, 130, 131]
-    assert len(studies.runs(study, deep, 3)) == 3
+    assert len(cell_runs(study, deep, 3)) == 3
 
 
 def test_samples_and_welchs_test_are_scipys() -> None:
     from scipy import stats
 
     a, b = [90.1, 90.4, 89.8, 90.2], [91.0, 90.6, 90.9]
-    assert difference(sample(a), sample(b)).p == pytest.approx(
+    assert welch_test(sample(a), sample(b)).p == pytest.approx(
         float(stats.ttest_ind(a, b, equal_var=False).pvalue)
     )
     low, high = stats.t.interval(0.95, 3, 90.125, stats.sem(a))
-    assert interval(sample(a)) == pytest.approx((float(low), float(high)))
+    assert t_interval(sample(a)) == pytest.approx((float(low), float(high)))
     assert sample([1.0]) == Sample(1.0, None, 1)
-    assert difference(sample([1.0]), sample([2.0])).p is None
+    assert welch_test(sample([1.0]), sample([2.0])).p is None
     # one run against a paper's four: t with the paper's three degrees of freedom
     error = 0.5 * (1 / 4 + 1) ** 0.5
     expected = 2 * float(stats.t.sf(2.0 / error, 3))
-    assert difference(Sample(92.0, None, 1), Sample(90.0, 0.5, 4)).p == pytest.approx(expected)
+    assert welch_test(Sample(92.0, None, 1), Sample(90.0, 0.5, 4)).p == pytest.approx(expected)
 
 
 def test_a_snapshot_of_a_row_that_is_none_is_refused(tmp_path: Path) -> None:
     (tmp_path / "wrong.yaml").write_text(STUDY.replace("cell: 1", "cell: 7"))
-    study = studies.load(str(tmp_path / "wrong.yaml"))
-    cell, _ = studies.cells(study)[2]
-    with pytest.raises(UsageError, match=r"from_snapshot\.cell: 7 is none of its 3 rows"):
-        studies.snapshot_of(study, cell)
+    study = load_study(str(tmp_path / "wrong.yaml"))
+    cell, _ = resolve_cells(study)[2]
+    with pytest.raises(UsageError, match=r"from_snapshot\.cell: 7 is not one of its 3 rows"):
+        parse_snapshot(study, cell)
 
 
 OWN = f"""
@@ -336,10 +336,10 @@ def test_a_study_of_our_own_compares_its_rows_at_equal_length(
     page = (tmp_path / "page.html").read_text()
     assert "Source: our own. 2 of 2 rows are measured." in page
     assert pair["claim"] in page
-    assert "<th class=n>p</th>" not in page
+    assert '<th class="n">p</th>' not in page
     made_sweep(tmp_path / "out" / "01", {3: 60.5}, overrides=words)
     assert (
-        "were compared before, with 6 runs together."
+        "were compared before, with 6 runs in total."
         in rescue("study", "own.yaml", "--table", "--out", "out").err
     )
 
@@ -356,7 +356,7 @@ def test_points_of_smiths_are_run_and_shown(rescue: Rescue, tmp_path: Path) -> N
     (tmp_path / "own.yaml").write_text("\n".join(lines))
     ended = rescue("study", "own.yaml", "--out", "out")
     assert (ended.code, ended.said[-1]) == (
-        2, "error: study own.pairs: compares seeds. Remove it, or points.",
+        2, "error: study own.pairs: needs points: seeds. Remove pairs or points.",
     )  # fmt: skip
     (tmp_path / "own.yaml").write_text("\n".join(x for x in lines if not x.startswith("pairs")))
     ended = rescue("study", "own.yaml", "--only", "1", "--json", "--out", "out", "--epochs", "1")

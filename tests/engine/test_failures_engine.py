@@ -154,7 +154,7 @@ def test_a_full_disk_during_a_checkpoint_leaves_the_old_one(run: Path) -> None:
     said = command.ends(1)
     assert re.search(
         rf"error: {RunDirectory(run).last}: could not be written \(.+\)\. "
-        r"The one written before still stands\. Free space, and go on from there\.",
+        r"The previous file is intact\. Free space and resume\.",
         said,
     ), said[-1500:]
     assert RunDirectory(run).last.read_bytes() == before

@@ -19,7 +19,7 @@ from rescue_cli.runs.environment import describe_environment
 from rescue_cli.runs.failure import record_failure
 from rescue_cli.sections.data import Images
 from rescue_cli.sections.data.memory import MemoryFeed
-from rescue_cli.sections.sampling import Steps, shuffled
+from rescue_cli.sections.sampling import SamplingContext, shuffled
 from tests.engine_runs import (
     Command,
     alive,
@@ -48,7 +48,7 @@ FOUR_MICRO_BATCHES = [
 
 @pytest.mark.parametrize("world_size", [2, 4])
 def test_a_micro_batch_holds_the_same_samples_on_any_number_of_processes(world_size: int) -> None:
-    steps = Steps(samples=100, batch_size=32, micro_batch_size=8, per_epoch=3, seed=5)
+    steps = SamplingContext(samples=100, batch_size=32, micro_batch_size=8, per_epoch=3, seed=5)
     numbers = np.arange(100, dtype=np.int64)
     images = Images(np.zeros((100, 1, 2, 2), dtype=np.uint8), numbers)
 

@@ -249,7 +249,7 @@ def test_fixres_is_trained_as_long_as_the_table_says_and_as_its_authors_do() -> 
         ),
         (
             ["model={name: resnet5O}"],
-            "model.name: 'resnet5O' is neither ours nor timm's. Did you mean 'resnet50'?",
+            "model.name: 'resnet5O' is not a model of rescue or timm. Did you mean 'resnet50'?",
         ),
         (
             ["model={name: resnet18, img_size: 64}"],

@@ -108,7 +108,7 @@ class Run:
             return "launcher"
         if parent not in (0, 1) and _read(Path(f"/proc/{parent}/cmdline")) == words:
             return "loader"
-        for kind in ("rescue_cli.runs.worker", "contender", "rescue_cli"):
+        for kind in ("rescue_cli.runs.worker", "timed_process", "rescue_cli"):
             if kind in words:
                 return {"rescue_cli.runs.worker": "worker"}.get(kind, kind)
         return "other"
@@ -220,7 +220,7 @@ KINDS = [
     ("seed-sweep", "loader"),
     ("study", "launcher"),
     ("bench", "launcher"),
-    ("bench", "contender"),
+    ("bench", "timed_process"),
 ]
 
 

@@ -1,7 +1,7 @@
-"""The section `augment`: what happens to an image before the network sees it.
+"""The section `augment`: data augmentation.
 
-A `FileCrop` runs where files are decoded; every `Operation` runs batched on the device, each image
-with its own draws. What acts on an image together with its boxes or mask has its own table.
+A `FileCrop` runs where files are decoded; an `Operation` runs batched on the device, with its own
+random draws for each image. Augmentations of images with boxes or masks have their own table.
 """
 
 from rescue_cli.sections.augment.auto_augment import auto_augment
@@ -21,8 +21,8 @@ from rescue_cli.sections.augment.operations import (
     pad_crop,
 )
 from rescue_cli.sections.augment.pipeline import Augment
+from rescue_cli.sections.augment.progressive_resize import progressive_resize
 from rescue_cli.sections.augment.rand_augment import rand_augment
-from rescue_cli.sections.augment.resize import progressive_resize
 from rescue_cli.sections.augment.scenes import SCENE_AUGMENTATIONS
 from rescue_cli.sections.augment.trivial_augment import trivial_augment
 

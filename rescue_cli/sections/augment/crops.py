@@ -1,4 +1,4 @@
-"""Crops that are cut while a file is decoded, before its pixels are resized."""
+"""Random crops that are taken when a file is decoded, before resizing."""
 
 import math
 from collections.abc import Callable
@@ -25,9 +25,10 @@ def random_resized_crop(
     scale: tuple[Annotated[float, Within(0, 1)], Annotated[float, Within(0, 1)]],
     ratio: tuple[Positive, Positive],
 ) -> FileCrop:
-    """A box of a random share of the area and a random aspect ratio (Szegedy et al. 2015).
+    """A box with a random share of the area and a random aspect ratio (Szegedy et al. 2015).
 
-    Ten tries as in torchvision and timm, then the largest central box of an allowed ratio.
+    `scale`: range of the share; `ratio`: range of width / height. Ten tries as in torchvision and
+    timm, then the largest central box with an allowed ratio.
     """
     low, high = math.log(ratio[0]), math.log(ratio[1])
 
@@ -49,10 +50,10 @@ def random_resized_crop(
 
 
 def squash_crop(*, side: PositiveInt, size: PositiveInt) -> FileCrop:
-    """A square of `size` pixels out of the image squashed to a square of `side` pixels.
+    """A random square of `size` pixels from the image squashed to a square of `side` pixels.
 
-    What Caffe's ImageNet databases made of files (BVLC/caffe, examples/imagenet, RESIZE=true). The
-    box is cut before scaling, from where it comes to lie.
+    That is how Caffe's ImageNet databases were made (BVLC/caffe, examples/imagenet, RESIZE=true).
+    The equivalent box is cut from the original image, then resized.
     """
     if size > side:
         raise UsageError(f"augment (squash-crop).size: {size} must not be above side ({side}).")
@@ -68,16 +69,16 @@ def squash_crop(*, side: PositiveInt, size: PositiveInt) -> FileCrop:
 def scale_jitter_crop(
     *, short_side: tuple[PositiveInt, PositiveInt], size: PositiveInt
 ) -> FileCrop:
-    """A square of `size` pixels out of the image with its shorter side scaled to a random length.
+    """A random square of `size` pixels from the image with its shorter side scaled at random.
 
-    The length is a whole number between the two of `short_side` (He et al. 2015, 3.4; Simonyan and
-    Zisserman 2015). The box is cut before scaling, from where it comes to lie.
+    The length of the shorter side is an integer in the range `short_side` (He et al. 2015, 3.4;
+    Simonyan and Zisserman 2015). The equivalent box is cut from the original image, then resized.
     """
     low, high = short_side
     if not size <= low <= high:
         raise UsageError(
-            f"augment (scale-jitter-crop).short_side: [{low}, {high}] must not fall, "
-            f"and not be below size ({size})."
+            f"augment (scale-jitter-crop).short_side: [{low}, {high}] must be in increasing order "
+            f"and not below size ({size})."
         )
 
     def box(height: int, width: int, draws: Floats) -> tuple[int, int, int, int]:

@@ -11,7 +11,7 @@ from torch.nn import functional
 from rescue_cli.batch import squares
 from rescue_cli.errors import UsageError
 from rescue_cli.recipe.schema import Fraction, NotNegativeInt, PositiveInt
-from rescue_cli.rng import Floats, Indices, bits
+from rescue_cli.rng import Floats, Indices, random_bits
 
 Plan = Callable[[Floats], tuple[Any, ...]]
 
@@ -109,7 +109,7 @@ def alternating_flip() -> Operation:
     """
 
     def plan(which: Which) -> tuple[Any, ...]:
-        flipped = bits(which.seed, "alternating-flip", which.indices)
+        flipped = random_bits(which.seed, "alternating-flip", which.indices)
         return (flipped ^ bool(which.epoch % 2),)
 
     return Operation(0, "pixels", _mirrored, plan_by_image=plan)

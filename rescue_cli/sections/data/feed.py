@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import Dataset
 
 from rescue_cli.rng import Indices
-from rescue_cli.sections.data.corrupt import tally
+from rescue_cli.sections.data.corrupt import record_corrupt
 from rescue_cli.sections.data.workers import AHEAD, end_workers, next_of, start_workers
 
 
@@ -57,4 +57,4 @@ class FileFeed:
     def count(self, broken: Iterable[tuple[str, str]], replaced: int) -> None:
         """Counts what was corrupt; raises `DataError` where that is too much."""
         self.replaced += replaced
-        tally(self.corrupt, broken, self.max_corrupt, self.log)
+        record_corrupt(self.corrupt, broken, self.max_corrupt, self.log)

@@ -9,9 +9,9 @@ from torch.nn import functional
 
 from rescue_cli.batch import Batch, Shown, View, to_device
 from rescue_cli.rng import Indices
-from rescue_cli.sections.data.corrupt import tally
+from rescue_cli.sections.data.corrupt import record_corrupt
 from rescue_cli.sections.data.decode import Interpolation
-from rescue_cli.sections.data.splits import Images, rounds_of
+from rescue_cli.sections.data.splits import Images, count_rounds
 
 
 class MemoryFeed:
@@ -42,7 +42,7 @@ class MemoryFeed:
 
     def start(self, _step: int) -> None:
         """Names the images that were corrupt when the set was read; the rest needs nothing."""
-        tally(self.corrupt, self.found_corrupt, self.max_corrupt, self.log)
+        record_corrupt(self.corrupt, self.found_corrupt, self.max_corrupt, self.log)
         self.replaced = len(self.corrupt)
 
     def close(self) -> None:
@@ -76,7 +76,7 @@ class MemoryEvalFeed:
 
     def rounds(self, world_size: int, among: Indices | None = None) -> int:
         count = len(self) if among is None else len(among)
-        return rounds_of(count, self.batch_size, world_size)
+        return count_rounds(count, self.batch_size, world_size)
 
     def batches(
         self, rank: int, world_size: int, among: Indices | None = None

@@ -11,8 +11,8 @@ from PIL import Image
 from rescue_cli.errors import DataError
 from rescue_cli.rng import Indices
 from rescue_cli.sections.annotations import IGNORED, Mask, Objects
-from rescue_cli.sections.data.coco_shapes import Painted
-from rescue_cli.sections.data.splits import FileNames, Files, some
+from rescue_cli.sections.data.formats.coco_shapes import ShapeMasks
+from rescue_cli.sections.data.splits import FileNames, Files, join_names
 
 UNKNOWN = -1
 ONE_NUMBER = ("1", "L", "P", "I", "I;16")  # PIL's modes of one whole number a pixel
@@ -42,19 +42,20 @@ def of_weights(classes: tuple[str, ...], known: tuple[str, ...]) -> tuple[str, .
 
 
 def without_objects(
-    splits: Mapping[str, Boxed | Painted], classes: Sequence[str]
+    splits: Mapping[str, Boxed | ShapeMasks], classes: Sequence[str]
 ) -> tuple[str, ...]:
     """Which classes, from the label 1 on, have no object in a split, a sentence each."""
     notes = []
     for name, split in splits.items():
-        if isinstance(split, Painted):
+        if isinstance(split, ShapeMasks):
             shapes = [shape for of_image in split.shapes for shape in of_image]
             there = {s.label for s in shapes if s.parts is not None and not s.crowd}
         else:
             there = {int(label) for objects in split.objects for label in objects.labels}
         if lacking := [each for label, each in enumerate(classes, 1) if label not in there]:
             notes.append(
-                f"{name} has no object of {len(lacking)} of {len(classes)} classes: {some(lacking)}"
+                f"{name} has no object of {len(lacking)} of {len(classes)} classes: "
+                f"{join_names(lacking)}"
             )
     return tuple(notes)
 
@@ -121,4 +122,4 @@ class Masked(Files):
             raise ValueError(f"{path}: {error}") from None
 
 
-Paired = Boxed | Masked | Painted
+Paired = Boxed | Masked | ShapeMasks

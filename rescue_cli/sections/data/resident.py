@@ -11,15 +11,15 @@ from pathlib import Path
 import numpy as np
 
 from rescue_cli.errors import DataError
-from rescue_cli.rng import words
-from rescue_cli.sections.data.corrupt import never_replaced
+from rescue_cli.rng import random_words
+from rescue_cli.sections.data.corrupt import corrupt_test_image_error
 from rescue_cli.sections.data.decode import (
     DEFAULT_READING,
     UNREADABLE,
     Interpolation,
     centre_crop,
+    describe_error,
     read_image,
-    reason_of,
 )
 from rescue_cli.sections.data.rgb import Reading
 from rescue_cli.sections.data.splits import SPLIT_SEED, Dataset, Files, Images, Pixels, Split
@@ -85,9 +85,9 @@ def _decode(
         try:
             image = read_image(path, "pil", reading)
         except UNREADABLE as error:
-            reason = reason_of(error)
+            reason = describe_error(error)
             if not replacing:
-                raise never_replaced(str(path), reason) from None
+                raise corrupt_test_image_error(str(path), reason) from None
             return str(path), reason
         decoded: Pixels = centre_crop(image, size, 1.0, interpolation).numpy()
         return decoded
@@ -106,7 +106,7 @@ def _readable(found: Sequence[Pixels | tuple[str, str]], index: int) -> int:
     while isinstance(found[index], tuple):
         if attempt == REDRAWS:
             raise DataError(f"{found[index][0]}: corrupt, and so are those drawn in its place.")
-        (word,) = words(SPLIT_SEED, "redraw", index, attempt, 1)
+        (word,) = random_words(SPLIT_SEED, "redraw", index, attempt, 1)
         index, attempt = int(word % np.uint64(len(found))), attempt + 1
     return index
 

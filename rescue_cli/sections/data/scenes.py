@@ -20,20 +20,24 @@ from rescue_cli.sections.annotations import (
     SceneOperation,
     ShownScenes,
 )
-from rescue_cli.sections.data.corrupt import all_corrupt, never_replaced, readable
+from rescue_cli.sections.data.corrupt import (
+    all_corrupt_error,
+    corrupt_test_image_error,
+    read_or_replace,
+)
 from rescue_cli.sections.data.decode import (
     DEFAULT_READING,
-    OTHERWISE,
+    OTHER_EXIF,
     UNREADABLE,
     Decoder,
+    describe_error,
     image_size,
     read_image,
-    reason_of,
 )
 from rescue_cli.sections.data.feed import FileFeed
 from rescue_cli.sections.data.paired import Paired
 from rescue_cli.sections.data.rgb import Reading
-from rescue_cli.sections.data.splits import rounds_of
+from rescue_cli.sections.data.splits import count_rounds
 from rescue_cli.sections.data.workers import end_workers, next_of, start_workers
 
 AT_A_TIME = 4  # images that one worker reads at a time
@@ -91,7 +95,7 @@ class TrainScenes(Dataset[list[Read]]):
 
         path = self.pairs.names.path
         try:
-            found, scene = readable(
+            found, scene = read_or_replace(
                 wanted.image, len(self.pairs), self.seed, scene_of, path, broken
             )
         except DataError as error:
@@ -116,11 +120,11 @@ def read(pairs: Paired, index: int, decoder: Decoder, reading: Reading) -> Scene
     try:
         target = pairs.target(index)
     except (OSError, ValueError, SyntaxError) as error:
-        raise DataError(f"{reason_of(error)}. Repair the mask of {path}.") from None
+        raise DataError(f"{describe_error(error)}. Repair the mask of {path}.") from None
     if not isinstance(target, Objects) and target.shape != image.shape[1:]:
         sizes = " x ".join(map(str, target.shape)), " x ".join(map(str, image.shape[1:]))
-        turned = target.shape == image_size(path, OTHERWISE[reading.exif])
-        cure = f"set data.exif={OTHERWISE[reading.exif]}" if turned else "Bring them to one size"
+        turned = target.shape == image_size(path, OTHER_EXIF[reading.exif])
+        cure = f"set data.exif={OTHER_EXIF[reading.exif]}" if turned else "Bring them to one size"
         raise DataError(
             f"{path}: its mask is {sizes[0]} pixels, the image {sizes[1]}"
             f"{f' with data.exif={reading.exif}: ' if turned else '. '}{cure}."
@@ -171,7 +175,7 @@ class SceneFeed(FileFeed):
             _raise_fault(part)
             self.count(part.broken, part.replaced)
             if part.scene is None:
-                raise all_corrupt(part.broken)
+                raise all_corrupt_error(part.broken)
             scenes.append(part.scene)
         return scenes
 
@@ -217,7 +221,7 @@ class TestScenes(Dataset[Read]):
         except DataError as error:
             return Read(None, [], 0, str(error))
         except UNREADABLE as error:
-            return Read(None, [(str(self.pairs.names.path(index)), reason_of(error))], 0)
+            return Read(None, [(str(self.pairs.names.path(index)), describe_error(error))], 0)
 
 
 class SceneEvalFeed:
@@ -241,7 +245,7 @@ class SceneEvalFeed:
         return len(self.scenes.pairs)
 
     def rounds(self, world_size: int) -> int:
-        return rounds_of(len(self), self.batch_size, world_size)
+        return count_rounds(len(self), self.batch_size, world_size)
 
     def batches(self, rank: int, world_size: int) -> Generator[ShownScenes, None, None]:
         starts = range(0, len(self), self.batch_size)[rank::world_size]
@@ -260,5 +264,5 @@ class SceneEvalFeed:
     def _checked(self, part: Read) -> Scene:
         _raise_fault(part)
         if part.scene is None:
-            raise never_replaced(*part.broken[0])
+            raise corrupt_test_image_error(*part.broken[0])
         return part.scene._replace(image=to_device(part.scene.image, self.device))

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from rescue_cli.batch import Batch, to_device
 from rescue_cli.errors import DataError
 from rescue_cli.rng import Floats, Indices, uniform
-from rescue_cli.sections.data.corrupt import all_corrupt, readable
+from rescue_cli.sections.data.corrupt import all_corrupt_error, read_or_replace
 from rescue_cli.sections.data.decode import (
     DEFAULT_READING,
     Box,
@@ -21,8 +21,8 @@ from rescue_cli.sections.data.decode import (
     Interpolation,
     centre_crop,
     crop_resize,
+    height_and_width,
     read_image,
-    size_of,
 )
 from rescue_cli.sections.data.feed import FileFeed
 from rescue_cli.sections.data.rgb import Reading
@@ -125,13 +125,13 @@ class TrainViews(Dataset[Views]):
         def read(place: int) -> Any:
             return read_image(path(place), self.cropping.decoder, self.cropping.reading)
 
-        return readable(index, len(self.files), self.seed, read, path, broken)
+        return read_or_replace(index, len(self.files), self.seed, read, path, broken)
 
     def _view(self, image: Any, draws: Floats) -> Tensor:
         crop = self.cropping
         if crop.box is None:
             return centre_crop(image, crop.size, 1.0, crop.interpolation)
-        box = Box(*crop.box(*size_of(image), draws))
+        box = Box(*crop.box(*height_and_width(image), draws))
         return crop_resize(image, box, crop.size, crop.size, crop.interpolation)
 
 
@@ -192,7 +192,7 @@ class StreamFeed(FileFeed):
             raise DataError(views.fault)
         self.count(views.broken, views.replaced)
         if not views.places:
-            raise all_corrupt(views.broken)
+            raise all_corrupt_error(views.broken)
         return views
 
 

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 from rescue_cli.batch import Shown, View, to_device
 from rescue_cli.errors import DataError
 from rescue_cli.rng import Indices
-from rescue_cli.sections.data.corrupt import never_replaced
+from rescue_cli.sections.data.corrupt import corrupt_test_image_error
 from rescue_cli.sections.data.decode import (
     DEFAULT_READING,
     UNREADABLE,
@@ -20,11 +20,11 @@ from rescue_cli.sections.data.decode import (
     Interpolation,
     Resize,
     centre_crop,
+    describe_error,
     read_image,
-    reason_of,
 )
 from rescue_cli.sections.data.rgb import Reading
-from rescue_cli.sections.data.splits import Files, rounds_of
+from rescue_cli.sections.data.splits import Files, count_rounds
 from rescue_cli.sections.data.workers import CHUNK, end_workers, next_of, start_workers
 
 
@@ -65,7 +65,7 @@ class EvalViews(Dataset[EvalPart]):
             except DataError as error:
                 return EvalPart(torch.empty(0), torch.empty(0), [], str(error))
             except UNREADABLE as error:
-                fault = str(never_replaced(str(path), reason_of(error)))
+                fault = str(corrupt_test_image_error(str(path), describe_error(error)))
                 return EvalPart(torch.empty(0), torch.empty(0), [], fault)
             for images, view in zip(cut, self.views, strict=True):
                 images.append(self._cut(image, view))
@@ -93,7 +93,7 @@ class StreamEvalFeed:
 
     def rounds(self, world_size: int, among: Indices | None = None) -> int:
         count = len(self) if among is None else len(among)
-        return rounds_of(count, self.batch_size, world_size)
+        return count_rounds(count, self.batch_size, world_size)
 
     def batches(
         self, rank: int, world_size: int, among: Indices | None = None

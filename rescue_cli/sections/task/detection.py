@@ -10,10 +10,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from rescue_cli import rundir
 from rescue_cli.batch import Batch
 from rescue_cli.metrics import average_precision
 from rescue_cli.metrics.average_precision import Rows
+from rescue_cli.metrics.names import format_metrics
 from rescue_cli.sections.annotations import Objects, Scene
 
 SURE = 0.5  # less certain detections are not shown
@@ -92,8 +92,10 @@ class Detected:
         COCO's mean over overlaps from 0.5 to 0.95.
         """
         return {
-            "ap50": average_precision.mean(average_precision.average_precisions(self._judged)),
-            "ap50_07": average_precision.mean(
+            "ap50": average_precision.mean_over_classes(
+                average_precision.average_precisions(self._judged)
+            ),
+            "ap50_07": average_precision.mean_over_classes(
                 average_precision.average_precisions(self._judged, eleven=True)
             ),
             "map": coco(self.detections, self.truths, self.count),
@@ -117,11 +119,13 @@ class Detected:
         }
 
     @cached_property
-    def _judged(self) -> average_precision.Judged:
-        return average_precision.judged(self.detections, self.truths, self.count, self.classes)
+    def _judged(self) -> average_precision.JudgedDetections:
+        return average_precision.judge_detections(
+            self.detections, self.truths, self.count, self.classes
+        )
 
     def __str__(self) -> str:
-        return rundir.said(self.metrics)
+        return format_metrics(self.metrics)
 
 
 def coco(detections: Rows, truths: Rows, count: int) -> float:

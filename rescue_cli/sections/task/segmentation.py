@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from rescue_cli import rundir
 from rescue_cli.batch import Batch
 from rescue_cli.metrics import average_precision
 from rescue_cli.metrics.average_precision import Rows
+from rescue_cli.metrics.names import format_metrics
 from rescue_cli.sections.annotations import ASPECT, IGNORED, Mask, Objects, Scene
 
 AT_ONCE = 2**26  # logits of so many pixels and classes: 256 MB in float32
@@ -58,7 +58,7 @@ class Segmentation:
         logits = self._logits(model, image, size)
         loss = cross_entropy_sum(logits, torch.from_numpy(scene.target).to(logits.device))
         said = _mask(highest(logits, _sides(image)))
-        counts = average_precision.intersections(said, scene.target, self.classes)
+        counts = average_precision.pixel_counts(said, scene.target, self.classes)
         ignored = float((scene.target == IGNORED).sum())
         return torch.from_numpy(
             np.concatenate([[float(index), float(loss)], counts.ravel(), [ignored]])[None]
@@ -140,7 +140,7 @@ class Segmented:
         counts = self.counts.sum(0)
         ignored = float(self.ignored.sum())
         return {
-            "miou": average_precision.mean(average_precision.overlap_of_classes(counts)),
+            "miou": average_precision.mean_over_classes(average_precision.class_iou(counts)),
             "pixels": average_precision.pixel_accuracy(counts),
             "ignored": 100 * ignored / max(ignored + float(counts[2].sum()), 1.0),
         }
@@ -154,14 +154,14 @@ class Segmented:
         return {
             "counts": self.counts,
             "ignored": self.ignored,
-            "per_class": average_precision.overlap_of_classes(self.counts.sum(0)),
+            "per_class": average_precision.class_iou(self.counts.sum(0)),
             "count_per_class": (self.counts[:, 2] > 0).sum(0),
             "classes": np.array(classes),
         }
 
     def __str__(self) -> str:
         loss = "" if self.loss is None else f"  loss {self.loss:.4f}"
-        return rundir.said(self.metrics) + loss
+        return format_metrics(self.metrics) + loss
 
 
 def segmentation(criterion: Callable[[Any, Batch], Tensor], classes: int) -> Segmentation:

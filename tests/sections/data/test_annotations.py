@@ -14,14 +14,14 @@ from PIL import Image
 from torch.nn import functional
 
 from rescue_cli import recipe as recipes
-from rescue_cli.analysis.measurements import measurements
 from rescue_cli.build import transfer
 from rescue_cli.build.check import check
 from rescue_cli.errors import DataError, UsageError
+from rescue_cli.report.table import measurement_table
 from rescue_cli.sections.annotations import IGNORED, Scene
-from rescue_cli.sections.data import Keys, difference, fingerprint_of, load, relabel
-from rescue_cli.sections.data.coco_shapes import Painted, Shape, painted
+from rescue_cli.sections.data import Keys, compute_fingerprint, describe_difference, load, relabel
 from rescue_cli.sections.data.decode import DEFAULT_READING
+from rescue_cli.sections.data.formats.coco_shapes import Shape, ShapeMasks, draw_mask
 from rescue_cli.sections.data.scenes import read as read_scene
 from rescue_cli.sections.task.segmentation import Segmentation
 from tests import drawn_scenes
@@ -143,7 +143,9 @@ def test_values_that_mean_nothing_are_named(tmp_path: Path) -> None:
         ValueError, match=r"0.png: a label 600, where data.mask_values names 0, 254"
     ):
         data.train.target(0)
-    with pytest.raises(UsageError, match=r"data.mask_values.vessel: 0 has a meaning. Name it once"):
+    with pytest.raises(
+        UsageError, match=r"data.mask_values.vessel: 0 is already used. Use it once"
+    ):
         read("mask-folder", root, mask_values={"ground": 0, "vessel": 0})
     recipe = recipes.load("segmentation-ade20k", ["data.mask_values={sky: 1}", "data.root=/none"])
     with pytest.raises(UsageError, match=r"says what the masks of data.name=mask-folder hold"):
@@ -157,8 +159,8 @@ def test_a_mask_of_another_size_is_refused_before_training(tmp_path: Path) -> No
     with pytest.raises(DataError) as refused:
         read("mask-folder", root)
     assert str(refused.value).startswith(
-        f"{mask}: is of an image of 32 x 24 pixels, and {root / 'test' / 'images' / '2.png'} is "
-        "64 x 48 with data.exif=ignored."
+        f"{mask}: annotates an image of 32 x 24 pixels, and {root / 'test' / 'images' / '2.png'} "
+        "is 64 x 48 with data.exif=ignored."
     )
 
 
@@ -180,7 +182,7 @@ def test_the_share_of_ignored_pixels_and_the_loss_stand_beside_every_miou() -> N
     assert str(found).startswith("mIoU ")
     assert "ignored 25.00 %  loss" in str(found)
     entry = {"set": "test", "size": 4, "crop": 1.0, "protocol": {"tta": "none"}, "count": 2}
-    headings, _ = measurements({"sets": [{**entry, **found.metrics, "loss": found.loss}]})
+    headings, _ = measurement_table({"sets": [{**entry, **found.metrics, "loss": found.loss}]})
     assert headings[4:7] == ["mIoU %", "pixels %", "ignored %"]
 
 
@@ -206,11 +208,12 @@ def test_halved_images_are_refused_with_both_sizes(tmp_path: Path) -> None:
     with pytest.raises(DataError) as refused:
         read("voc-folder", root)
     assert str(refused.value).startswith(
-        f"{xml}: is of an image of 64 x 48 pixels, and {image} is 32 x 24 with data.exif=ignored."
+        f"{xml}: annotates an image of 64 x 48 pixels, and {image} is 32 x 24 with "
+        "data.exif=ignored."
     )
     for file in (root / "Annotations").iterdir():  # and where no size is said, by the boxes
         file.write_text(drawn_scenes.annotation(drawn_scenes.scene(int(file.stem))[1], (0, 0)))
-    with pytest.raises(DataError, match=rf"a box reaches to .* and {image} is 32 x 24 pixels"):
+    with pytest.raises(DataError, match=rf"a box extends to .* but {image} is 32 x 24 pixels"):
         read("voc-folder", root)
 
 
@@ -238,9 +241,9 @@ def test_boxes_of_the_upright_picture_on_one_stored_lying_name_the_key(tmp_path:
 @pytest.mark.parametrize(
     ("box", "said"),
     [
-        (("0.1", "0.2", "0.5", "0.6"), "no box reaches beyond the first pixel"),
-        (("1", "nan", "5", "6"), "a box with an edge that is no number: 1.0, nan, 5.0, 6.0"),
-        (("1", "1", "inf", "6"), "a box with an edge that is no number"),
+        (("0.1", "0.2", "0.5", "0.6"), "no box extends beyond the first pixel"),
+        (("1", "nan", "5", "6"), "a box edge is not a finite number: 1.0, nan, 5.0, 6.0"),
+        (("1", "1", "inf", "6"), "a box edge is not a finite number"),
     ],
 )
 def test_boxes_that_are_no_pixels_are_refused(
@@ -334,14 +337,14 @@ def test_run_lengths_crowds_and_overlaps_are_painted() -> None:
     small = Shape(2, False, {"size": [4, 5], "counts": [5, 2, 13]}, box)  # down the columns
     crowd = Shape(1, True, {"size": [4, 5], "counts": [14, 6]}, box)
     merely = Shape(2, False, None, (4.0, 0.0, 5.0, 1.0))
-    found = painted([small, large, crowd, merely], (5, 4))
+    found = draw_mask([small, large, crowd, merely], (5, 4))
     wanted = np.array(
         [[1, 1, 1, 1, 255], [1, 2, 1, 1, 255], [1, 2, 1, 1, 255], [1, 1, 1, 1, 255]], np.uint8
     )
     assert np.array_equal(found, wanted)
-    assert np.array_equal(painted([large], (5, 4))[:, 4], [0, 0, 0, 0])
+    assert np.array_equal(draw_mask([large], (5, 4))[:, 4], [0, 0, 0, 0])
     with pytest.raises(ValueError, match=r"dimensions|pixels"):
-        painted([Shape(1, False, {"size": [4, 5], "counts": [5, 90]}, box)], (5, 4))
+        draw_mask([Shape(1, False, {"size": [4, 5], "counts": [5, 90]}, box)], (5, 4))
 
 
 def test_what_a_coco_file_has_too_much_of_is_counted_and_named(tmp_path: Path) -> None:
@@ -366,13 +369,13 @@ def test_what_a_coco_file_has_too_much_of_is_counted_and_named(tmp_path: Path) -
     file = edited(root, edit)
     data = read("coco-boxes", root)
     assert data.notes == (
-        f"1 annotation is there twice, and counts once; the first in {file}",
-        f"1 annotation is of an image that is not listed, and is left out; the first in {file}",
-        "1 image has no entry in _annotations.coco.json, and is left out; the first in "
+        f"1 annotation occurs twice and counts once; first in {file}",
+        f"1 annotation refers to an image that is not listed, and is left out; first in {file}",
+        "1 image has no entry in _annotations.coco.json, and is left out; first in "
         f"{root / 'train' / 'extra.png'}",
-        f"1 box has no area and is left out; the first in {file}, 1.png",
-        f"1 box reaches over its image's edge and is cut; the first in {file}, 1.png",
-        f"1 box lies outside its image and is left out; the first in {file}, 1.png",
+        f"1 box without area is left out; first in {file}, 1.png",
+        f"1 box extends beyond its image and is clipped; first in {file}, 1.png",
+        f"1 box lies outside its image and is left out; first in {file}, 1.png",
     )
     assert len(data.train) == 4
     assert len(data.train.target(3).boxes) == 0, "an image without objects stays"
@@ -388,24 +391,24 @@ def _first(**changes: Any) -> Edit:
     ("edit", "said"),
     [
         (lambda t: t["images"][0].update(width=32, height=24),
-         "0.png: is of an image of 32 x 24 pixels, and .*0.png is 64 x 48"),
-        (lambda t: t["images"][1].update(id=100), "images: the id 100 is there twice"),
+         "0.png: annotates an image of 32 x 24 pixels, and .*0.png is 64 x 48"),
+        (lambda t: t["images"][1].update(id=100), "images: the id 100 occurs twice"),
         (lambda t: t["images"][1].update(file_name="0.png"), "0.png is listed 2 times"),
         (lambda t: t["images"][1].update(file_name="gone.png"),
          r"gone.png: no such file \(1 of 3 images"),
-        (lambda t: t["categories"][1].update(id=1), "categories: the id 1 is there twice"),
+        (lambda t: t["categories"][1].update(id=1), "categories: the id 1 occurs twice"),
         (lambda t: t["categories"][1].update(name="green"), "two categories are called 'green'"),
         (lambda t: t.pop("categories"), "has no list 'categories'"),
         (lambda t: t["images"].clear(), "lists no image"),
         (lambda t: t["annotations"][0].pop("id"), r"annotations\[0\] has not an id"),
-        (lambda t: t["annotations"].clear(), "'green' is no category|no object in any"),
+        (lambda t: t["annotations"].clear(), "'green' is no category|no image has objects"),
         (_first(category_id=4), "annotation 1: category_id 4 is not one of the categories"),
         (_first(bbox=[1, 2, 3]), "0.png: annotation 1: not enough values"),
-        (_first(bbox=[1, 2, float("nan"), 4]), "1: a box with an edge that is no number"),
+        (_first(bbox=[1, 2, float("nan"), 4]), "1: a box edge is not a finite number"),
         (_first(bbox=None, segmentation=[]), "annotation 1: has neither a box nor polygons"),
-        (_first(bbox=None, segmentation=[[1, 2, 3, 4, 5]]), "a polygon of 5 numbers"),
+        (_first(bbox=None, segmentation=[[1, 2, 3, 4, 5]]), "a polygon has 5 numbers"),
         (lambda t: [a.update(bbox=[0.1, 0.2, 0.3, 0.4]) for a in t["annotations"]],
-         "no box reaches beyond the first pixel"),
+         "no box extends beyond the first pixel"),
     ],
 )  # fmt: skip
 def test_what_a_coco_file_cannot_mean_is_refused(tmp_path: Path, edit: Edit, said: str) -> None:
@@ -420,8 +423,8 @@ def test_what_a_coco_file_cannot_mean_is_refused(tmp_path: Path, edit: Edit, sai
 @pytest.mark.parametrize(
     ("segmentation", "said"),
     [
-        ({"size": [64, 48], "counts": [10, 20]}, "run lengths are of height and width"),
-        ([[1, 2, 3, 4, 5]], "a polygon of 5 numbers"),
+        ({"size": [64, 48], "counts": [10, 20]}, "run lengths have height and width"),
+        ([[1, 2, 3, 4, 5]], "a polygon has 5 numbers"),
     ],
 )
 def test_shapes_of_another_size_are_refused(tmp_path: Path, segmentation: Any, said: str) -> None:
@@ -439,8 +442,8 @@ def test_objects_without_a_shape_are_ignored_pixels_and_a_set_without_any_is_ref
     file = edited(root, _first(segmentation=[]))
     data = read("coco-masks", root)
     assert data.notes[:1] == (
-        "1 object has a box and no shape: the pixels of the box are ignored; the first in "
-        f"{file}, 0.png: annotation 1",
+        f"1 object has a box but no shape: the pixels of the box are ignored; first in {file}, "
+        "0.png: annotation 1",
     )
     _, box = drawn_scenes.scene(0)[1][0]
     assert (data.train.target(0)[box.top : box.bottom, box.left : box.right] == IGNORED).all()
@@ -457,9 +460,9 @@ def test_shapes_go_by_the_names_of_the_weights(tmp_path: Path) -> None:
     found = relabel(data, ("background", "green", "red"))
     swapped = np.array([0, 2, 1], np.uint8)
     for mine, theirs in ((found.train, data.train), (found.tests["test"], data.tests["test"])):
-        assert isinstance(mine, Painted)
+        assert isinstance(mine, ShapeMasks)
         assert np.array_equal(mine.target(0), swapped[theirs.target(0)])
-    with pytest.raises(DataError, match="the weights number the background 2"):
+    with pytest.raises(DataError, match="the weights have the background as class 2"):
         relabel(data, ("red", "green", "background"))
 
 
@@ -478,12 +481,12 @@ def test_a_fingerprint_tells_shapes_that_were_changed(tmp_path: Path, edit: Edit
     root = drawn_scenes.coco(tmp_path / "coco", 2, 1)
 
     def known() -> Any:
-        return fingerprint_of(read("coco-masks", root), ["test"])
+        return compute_fingerprint(read("coco-masks", root), ["test"])
 
     before = known()
-    assert difference(before, known()) is None
+    assert describe_difference(before, known()) is None
     edited(root, edit)
-    said = difference(before, known())
+    said = describe_difference(before, known())
     assert said == "train: 1 image has other shapes; the first is train/0.png"
 
 
@@ -501,7 +504,7 @@ def test_an_evaluation_without_an_object_of_a_class_has_the_classes_of_the_weigh
     data = evaluated(name, root, *classes)
     assert data.classes == wanted.classes == classes
     assert data.notes == ("test has no object of 1 of 2 classes: green",)
-    marks = [fingerprint_of(d, ["test"]).splits["test"].digest for d in (data, wanted)]
+    marks = [compute_fingerprint(d, ["test"]).splits["test"].digest for d in (data, wanted)]
     assert marks[0] == marks[1]
     assert evaluated(name, root, "bird").classes[-1] == ("green" if training else "red")
 
@@ -551,7 +554,7 @@ def test_which_files_of_a_folder_are_cocos(tmp_path: Path) -> None:
     held = read("coco-boxes", root, holdout=1)
     assert (len(held.train), len(held.tests["holdout"])) == (3, 1)
     file.unlink()
-    with pytest.raises(DataError, match="has no annotations to train on"):
+    with pytest.raises(DataError, match="has no training annotations"):
         read("coco-boxes", root)
 
 

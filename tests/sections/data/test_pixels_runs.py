@@ -22,7 +22,7 @@ from rescue_cli.inference import _reading, predict_images
 from rescue_cli.recipe import changes as plans
 from rescue_cli.runs.directory import reserve
 from rescue_cli.sections.data import FACTS, Keys, load
-from rescue_cli.sections.data.notes import remarks
+from rescue_cli.sections.data.decoding_notes import describe_files
 from rescue_cli.sections.data.rgb import Exif, Reading
 from rescue_cli.sections.data.scenes import TestScenes
 from rescue_cli.sections.data.splits import Files, Images
@@ -158,7 +158,7 @@ def test_a_phones_picture_is_predicted_upright_and_the_command_says_so(
     assert turned["classes"] == upright["classes"]
     assert turned["protocol"]["exif"] == "applied"
     assert "images: EXIF orientation applied (data.exif)" in ended.err
-    assert "1 of 2 images looked at are stored turned or mirrored, and turned upright" in ended.err
+    assert "1 of 2 sampled images are stored rotated or mirrored, and turned upright" in ended.err
     lying = rescue("predict", weights, *images, "data.exif=ignored", "--json")
     first, second = json.loads(lying.out)
     assert second["classes"] == upright["classes"]
@@ -231,12 +231,12 @@ def test_a_folders_notes_name_what_is_read_in_a_way_of_its_own(phone: Path, tmp_
     (phone / "train" / "b" / "1.png").write_bytes(deep)
     said = load("folder", Keys(root=str(phone)), tmp_path).notes
     assert said == (
-        "4 of 10 images looked at are stored turned or mirrored, and seen so; data.exif=applied "
+        "4 of 10 sampled images are stored rotated or mirrored, and used so; data.exif=applied "
         f"turns them; the first is {phone}/train/a/0.png",
-        "1 of 10 images looked at are transparent, and seen on white (data.background); the first "
+        "1 of 10 sampled images are transparent, and shown on white (data.background); the first "
         f"is {phone}/train/a/1.png",
-        "1 of 10 images looked at have more than 8 bits: white is 65535 by 16 bits (data.range "
-        f"says another); the first is {phone}/train/b/1.png",
+        "1 of 10 sampled images have more than 8 bits: white is 65535, from 16 bits (data.range "
+        f"overrides it); the first is {phone}/train/b/1.png",
     )
     upright = load("folder", Keys(root=str(phone), exif="applied"), tmp_path).notes
     assert "turned upright by EXIF (data.exif=applied)" in upright[0]
@@ -251,13 +251,13 @@ def test_ordinary_files_are_worth_no_word(tmp_path: Path) -> None:
     }
     for name, data in files.items():
         (tmp_path / name).write_bytes(data)
-    assert remarks([tmp_path / name for name in files], Reading()) == ()
+    assert describe_files([tmp_path / name for name in files], Reading()) == ()
     moving = file_of(
         Image.fromarray(colours()), "GIF", save_all=True, append_images=[Image.new("RGB", (61, 43))]
     )
     (tmp_path / "e.gif").write_bytes(moving)
-    (only,) = remarks([tmp_path / "e.gif"], Reading())
-    assert only.startswith("1 of 1 images looked at have several frames, of which the first is")
+    (only,) = describe_files([tmp_path / "e.gif"], Reading())
+    assert only.startswith("1 of 1 sampled images have several frames, of which the first is")
 
 
 # --- masks ---

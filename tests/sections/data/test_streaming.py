@@ -21,13 +21,13 @@ from rescue_cli.errors import DataError
 from rescue_cli.rng import Indices, uniform
 from rescue_cli.sections.augment.crops import FileCrop, random_resized_crop
 from rescue_cli.sections.data import Dataset, Files, Images, make_resident
-from rescue_cli.sections.data.decode import Box, Decoder, centre_crop, crop_resize, pil_image
-from rescue_cli.sections.data.folders import class_folders, read
+from rescue_cli.sections.data.decode import Box, Decoder, centre_crop, crop_resize, decode_with_pil
+from rescue_cli.sections.data.formats.class_folders import class_folders, read_class_folders
 from rescue_cli.sections.data.splits import Pixels
 from rescue_cli.sections.data.stream import VIEWS, Cropping, StreamFeed, TrainViews, dealt
 from rescue_cli.sections.data.stream_eval import EvalViews, StreamEvalFeed
 from rescue_cli.sections.data.workers import CHUNK
-from rescue_cli.sections.sampling import Sampler, Steps, shuffled
+from rescue_cli.sections.sampling import Sampler, SamplingContext, shuffled
 
 CPU = torch.device("cpu")
 SEED, MICRO_BATCHES, MICRO_BATCH, SIZE, STEPS = 3, 4, 6, 24, 4
@@ -56,7 +56,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def split_of(root: Path) -> Files:
     names = class_folders(root)
-    return read(root, {n: i for i, n in enumerate(names)}, complete=True)
+    return read_class_folders(root, {n: i for i, n in enumerate(names)}, complete=True)
 
 
 def feed(
@@ -72,7 +72,7 @@ def feed(
     log: Callable[[str], None] = print,
     steps: int = STEPS,
 ) -> StreamFeed:
-    counted = Steps(
+    counted = SamplingContext(
         len(files),
         MICRO_BATCHES * MICRO_BATCH,
         MICRO_BATCH,
@@ -127,7 +127,7 @@ def test_every_place_holds_the_view_that_its_sampler_and_draws_ask_for(folder: P
         assert labels.tolist() == files.labels[indices].tolist()
         draws = uniform(SEED, "crop", step, micro_batch, (MICRO_BATCH, CROP.columns))
         for position, index in enumerate(indices.tolist()):
-            image = pil_image(files.names.path(index).read_bytes())
+            image = decode_with_pil(files.names.path(index).read_bytes())
             box = Box(*CROP.box(image.height, image.width, draws[position]))
             expected = crop_resize(image, box, SIZE, SIZE, "bicubic")
             assert torch.equal(images[position], expected)
@@ -138,7 +138,7 @@ def test_without_a_crop_every_place_holds_the_centre(folder: Path) -> None:
     of = feed(files, crop=None, decoder="pil")
     for (step, micro_batch), (images, _) in run(of, steps=1).items():
         for position, index in enumerate(of.sampler(step, micro_batch).tolist()):
-            image = pil_image(files.names.path(index).read_bytes())
+            image = decode_with_pil(files.names.path(index).read_bytes())
             assert torch.equal(images[position], centre_crop(image, SIZE, 1.0, "bicubic"))
 
 
@@ -277,7 +277,7 @@ def test_evaluation_shows_each_image_once_in_every_view(
                 seen[index] = {view: batch.views[view][row] for view in views}
     assert sorted(seen) == list(range(47))
     for index in (0, 13, 46):
-        image = pil_image(files.names.path(index).read_bytes())
+        image = decode_with_pil(files.names.path(index).read_bytes())
         for view in views:
             expected = centre_crop(image, view.size, view.crop, "bicubic")
             assert torch.equal(seen[index][view], expected)
@@ -311,7 +311,7 @@ def test_a_resident_folder_is_the_centre_of_every_image(small: Path, tmp_path: P
     files = split_of(small)
     assert pixels.shape == (len(files), 3, 16, 16)
     for index in range(len(files)):
-        image = pil_image(files.names.path(index).read_bytes())
+        image = decode_with_pil(files.names.path(index).read_bytes())
         expected = centre_crop(image, 16, 1.0, "bicubic")
         np.testing.assert_array_equal(pixels[index], expected.numpy())
 

@@ -20,12 +20,12 @@ from rescue_cli import recipe as recipes
 from rescue_cli.build import transfer
 from rescue_cli.engine.scenes import SceneEvaluator
 from rescue_cli.errors import DataError, UsageError
-from rescue_cli.metrics.average_precision import intersections
+from rescue_cli.metrics.average_precision import pixel_counts
 from rescue_cli.sections.annotations import IGNORED, Objects, Scene
 from rescue_cli.sections.augment.scenes import flip, scale_crop
 from rescue_cli.sections.data import Keys, load
-from rescue_cli.sections.model.dense import faster_rcnn
-from rescue_cli.sections.schedule import Span, poly
+from rescue_cli.sections.model.dense_prediction import faster_rcnn
+from rescue_cli.sections.schedule import ScheduleContext, poly
 from rescue_cli.sections.task.detection import Detection
 from tests import drawn_scenes
 from tests.conftest import Rescue
@@ -241,7 +241,7 @@ def test_a_backbone_comes_from_a_classifier_and_is_compared_with_none(
     compared = rescue(
         "compare", str(run), str(tmp_path / "out" / "scratch-small" / "seed-0"), "--json"
     )
-    assert json.loads(compared.out)["how"].startswith("4 scenes are too few for a bootstrap")
+    assert json.loads(compared.out)["how"].startswith("4 images are too few for a bootstrap")
     evaluated = rescue("eval", str(run), "--json", f"data.root={masks}")
     said = json.loads(evaluated.out)
     trained_to = json.loads((run / "result.json").read_text())["miou"]
@@ -273,7 +273,7 @@ def test_a_picture_shows_the_mask_that_is_scored(masks: Path, tmp_path: Path) ->
     tests = build.test_sets(recipe, data, machine)
     (found,) = evaluator.sets(network, tests, lambda: None)["test"].values()
     shown = evaluator.examples(network, tests["test"].feed, 4)
-    counts = [intersections(said, scene.target, 3) for scene, said in shown]  # type: ignore[arg-type]
+    counts = [pixel_counts(said, scene.target, 3) for scene, said in shown]  # type: ignore[arg-type]
     np.testing.assert_array_equal(np.stack(counts), found.arrays(data.classes)["counts"])
 
 
@@ -287,9 +287,9 @@ def test_a_picture_shows_the_mask_that_is_scored(masks: Path, tmp_path: Path) ->
         (["eval.crops=[0.9]"], "eval.crops, eval.tta: a scene is seen whole and once."),
         (["data.train_size=224"], "data.train_size: is for classification; scenes lie below"),
         (["model.anchors=[8,16]"], "anchors: 2 sides for 3 maps, the 2 of model.strides"),
-        (["model.backbone=resnet1"], "model.backbone: 'resnet1' is not one of timm's."),
-        (["model.backbone=vit_tiny_patch16_224"], "vit_tiny_patch16_224 has feature maps of the"),
-        (["model.strides=[8,4]"], "model.strides: [8, 4], and test_resnet has feature maps of"),
+        (["model.backbone=resnet1"], "model.backbone: 'resnet1' is not a timm model."),
+        (["model.backbone=vit_tiny_patch16_224"], "vit_tiny_patch16_224 has feature maps with the"),
+        (["model.strides=[8,4]"], "model.strides: [8, 4], but test_resnet has feature maps with"),
         (["model.strides=[8]"], "anchors: 3 sides for 2 maps, the 1 of model.strides"),
     ],
 )
@@ -420,9 +420,9 @@ def test_boxes_without_area_are_left_out_and_counted(tmp_path: Path) -> None:
     assert len(data.train.target(1).boxes) == 0, "an image without objects stays"
     file = root / "Annotations" / "0.xml"
     assert data.notes == (
-        f"1 box has no area and is left out; the first in {file}",
-        f"1 box reaches over its image's edge and is cut; the first in {file}",
-        f"1 box lies outside its image and is left out; the first in {file}",
+        f"1 box without area is left out; first in {file}",
+        f"1 box extends beyond its image and is clipped; first in {file}",
+        f"1 box lies outside its image and is left out; first in {file}",
     )
 
 
@@ -431,11 +431,11 @@ def test_boxes_without_area_are_left_out_and_counted(tmp_path: Path) -> None:
     [
         ("Annotations/0.xml", "<annotation>", "0.xml: cannot be read: "),
         ("Annotations/0.xml", "<annotation><object><name>red</name></object></annotation>",
-         "an object without a name or without a bndbox"),
+         "an object has no name or no bndbox"),
         ("Annotations/8.xml", drawn_scenes.annotation([("blue", drawn_scenes.Box(1, 1, 9, 9))]),
          "'blue' is not one of the classes."),
         ("ImageSets/Main/train.txt", "0\n99\n", "99.xml: cannot be read"),
-        ("ImageSets/Main/train.txt", "", "train.txt: names no image."),
+        ("ImageSets/Main/train.txt", "", "train.txt: lists no images."),
     ],
 )  # fmt: skip
 def test_what_is_wrong_with_a_voc_folder_names_the_file(
@@ -527,7 +527,7 @@ def test_a_scaled_crop_moves_image_and_mask_alike(side: float) -> None:
 
 
 def test_poly_is_the_formula() -> None:
-    rates = poly(Span(0.01, 10, 3), power=0.9)
+    rates = poly(ScheduleContext(0.01, 10, 3), power=0.9)
     assert [rates(step).lr for step in (0, 15, 29)] == pytest.approx(
         [0.01, 0.01 * 0.5**0.9, 0.01 * (1 / 30) ** 0.9]
     )
