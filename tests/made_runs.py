@@ -15,7 +15,6 @@ import numpy as np
 from rescue_cli import build
 from rescue_cli import recipe as recipes
 from rescue_cli.batch import Measurement
-from rescue_cli.engine.evaluate import Predictions
 from rescue_cli.errors import DivergedError, RescueError
 from rescue_cli.metrics.names import measurement_stem
 from rescue_cli.recipe import Recipe, steps_per_epoch, total_steps
@@ -23,6 +22,7 @@ from rescue_cli.rundir import RunDirectory
 from rescue_cli.runs.environment import describe_environment
 from rescue_cli.runs.failure import record_failure
 from rescue_cli.sections.data import FACTS
+from rescue_cli.sections.task.classification import ClassificationResult
 
 IMAGES = 1000  # as many as fashion-mini's test set has
 SECONDS = 1.5  # of training an epoch
@@ -178,7 +178,7 @@ def _training_images(recipe: Recipe) -> int:
 
 def _predictions(
     recipe: Recipe, set_name: str, percent: float, seed: int, count: int
-) -> Predictions:
+) -> ClassificationResult:
     """Right on so many of the images, those that most networks find easy first."""
     classes = _classes(recipe)
     theirs, own = np.random.default_rng(list(set_name.encode())), np.random.default_rng([seed, 1])
@@ -189,10 +189,10 @@ def _predictions(
     top = (labels[:, None] + wrong[:, None] + np.arange(min(5, classes))) % classes
     probabilities = 0.5 + 0.5 * own.random(count) * ~wrong
     losses = np.where(wrong, 2.5, -np.log(probabilities))
-    return Predictions(labels, losses, probabilities, 10 * probabilities, top)
+    return ClassificationResult(labels, losses, probabilities, 10 * probabilities, top)
 
 
-def _entry(recipe: Recipe, set_name: str, tta: str, said: Predictions) -> dict[str, Any]:
+def _entry(recipe: Recipe, set_name: str, tta: str, said: ClassificationResult) -> dict[str, Any]:
     """As `result.json` lists it."""
     at = Measurement(recipe.eval.sizes[0], recipe.eval.crops[0], tta)
     resident = FACTS[recipe.data.name].size is not None

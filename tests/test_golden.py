@@ -24,7 +24,7 @@ from rescue_cli.build.ingredients import network_of
 from rescue_cli.build.optimizers import rates_of
 from rescue_cli.sections.data import FACTS, Dataset, FileNames, Files, Images, Keys, load
 from rescue_cli.sections.optim import assign_parameters
-from tests import drawn_scenes
+from tests import drawn_data
 from tests.engine_runs import drawn
 
 GOLDEN = Path(__file__).with_name("golden.json")
@@ -110,8 +110,8 @@ SMALLEST = {
 
 
 # How far a loss may lie from the one on record. A processor scales images in float32 as it likes,
-# and where it rounds a level the other way, a batch's loss moves by up to 4e-7, a scene's by 3e-6,
-# and by 30 times that a few steps on.
+# and where it rounds a level the other way, a batch's loss moves by up to 4e-7, with boxes or masks
+# by 3e-6, and by 30 times that a few steps on.
 TOLERANCE = 1e-5
 SCENES_SCALED = {"segmentation-ade20k": 2e-3}
 
@@ -137,7 +137,7 @@ def losses(name: str, folder: Path) -> list[float]:
     cpu = torch.device("cpu")
     known = FACTS[recipe.data.name]
     if known.task != "classification":
-        data = scenes(known.task, folder / "scenes")
+        data = annotated(known.task, folder / "annotated")
     else:
         data = drawn(known.channels, known.size, 64) if known.size else files(folder)
     machine = build.Machine(cpu, 0, folder)
@@ -152,10 +152,10 @@ def losses(name: str, folder: Path) -> list[float]:
     return found
 
 
-def scenes(task: str, root: Path) -> Dataset:
-    """Drawn scenes with boxes or masks."""
+def annotated(task: str, root: Path) -> Dataset:
+    """Drawn images with boxes or masks."""
     if not root.exists():
-        (drawn_scenes.voc if task == "detection" else drawn_scenes.masks)(root, 16, 1)
+        (drawn_data.voc if task == "detection" else drawn_data.masks)(root, 16, 1)
     name = "voc-folder" if task == "detection" else "mask-folder"
     return load(name, Keys(root=str(root)), root)
 

@@ -55,7 +55,7 @@ def plan_runs(recipe: Recipe, ramp: Ramp, seeds: int, steps_per_epoch: int) -> P
 
     build.check(ramp.of(recipe, 0, steps_per_epoch))
     data = build.listed(recipe)
-    most = ANNOTATED_IMAGES if recipe.of_scenes else IMAGES
+    most = ANNOTATED_IMAGES if recipe.is_annotated else IMAGES
     measured, images = _limit_test_images(recipe, data, most)
     half = replace(ramp, epochs=ramp.epochs / 2)
     # The run of half the steps has a seed of its own: only an independent run can agree

@@ -18,10 +18,10 @@ from rescue_cli.bench.timing import rounds_shown
 from rescue_cli.build.feeds import Machine, normalise, train_feed
 from rescue_cli.build.ingredients import data_keys, filled, operations_of
 from rescue_cli.recipe import Item, Recipe
-from rescue_cli.sections.augment import Augment, Operation
+from rescue_cli.sections.augment import Augment
 from rescue_cli.sections.data import Dataset, Files
 from rescue_cli.sections.data.formats.class_folders import class_folders, read_class_folders
-from rescue_cli.sections.data.stream import StreamFeed
+from rescue_cli.sections.data.stream import FileFeed
 from rescue_cli.sections.sampling import SAMPLERS, SamplingContext
 
 CPU = torch.device("cpu")
@@ -128,10 +128,10 @@ def _ours(
         print,
         per_epoch,
     )
-    assert isinstance(feed, StreamFeed)
+    assert isinstance(feed, FileFeed)
     feed.steps = steps
     augment = Augment(
-        [op for op in operations if isinstance(op, Operation)],
+        operations,
         normalise(recipe, CPU),
         train.seed,
         per_epoch,

@@ -5,6 +5,7 @@ import math
 import torch
 
 from rescue_cli.build.balance import check_balance
+from rescue_cli.build.check_task import check_task
 from rescue_cli.build.ingredients import (
     data_keys,
     filled,
@@ -14,10 +15,8 @@ from rescue_cli.build.ingredients import (
     train_size,
 )
 from rescue_cli.build.optimizers import own_schedule, schedule_of
-from rescue_cli.build.scenes import check_scenes
 from rescue_cli.errors import RescueError, UsageError
 from rescue_cli.recipe import Item, Recipe, schema
-from rescue_cli.sections.augment import FileCrop
 from rescue_cli.sections.averaging import AVERAGES
 from rescue_cli.sections.data import DATASETS, FACTS, channels_of
 from rescue_cli.sections.loss import LOSSES
@@ -76,9 +75,9 @@ def check_ingredients(recipe: Recipe) -> None:
     schema.lookup("data.name", recipe.data.name, DATASETS)
     _check_data(recipe)
     filled("sampling", recipe.sampling, SAMPLERS)
-    check_scenes(recipe, FACTS[recipe.data.name].task)
+    check_task(recipe, FACTS[recipe.data.name].task)
     for place, operation in enumerate(operations_of(recipe)):
-        if isinstance(operation, FileCrop) and place:
+        if operation.stage == "file" and place:
             raise UsageError(f"augment: {recipe.augment[place].name} must come first in the list.")
     filled("mix", recipe.mix, MIXES)
     filled("selection", recipe.selection, SELECTIONS)

@@ -10,7 +10,7 @@ from torch import nn
 
 from rescue_cli.recipe import Item, Recipe, from_tree, schema
 from rescue_cli.sections.augment import AUGMENTATIONS_OF
-from rescue_cli.sections.data import FACTS, Dataset, Keys, Paired, channels_of
+from rescue_cli.sections.data import FACTS, Dataset, Keys, channels_of
 from rescue_cli.sections.loss import LOSSES, Loss, LossContext
 from rescue_cli.sections.model import MODELS, init_weights, timm_model
 from rescue_cli.sections.model import common as model_keys
@@ -48,7 +48,7 @@ def loss_of(recipe: Recipe, share: float = 1.0, data: Dataset | None = None) -> 
 
 def training_of(data: Dataset) -> LossContext:
     """What losses go by: the classes, and how many training images each has."""
-    if isinstance(data.train, Paired):
+    if data.train.annotated:
         return LossContext(data.classes, None)
     counts = np.bincount(data.train.labels, minlength=len(data.classes))
     return LossContext(data.classes, counts.astype(np.int64))
@@ -80,6 +80,6 @@ def dtype_of(recipe: Recipe) -> torch.dtype:
 
 
 def operations_of(recipe: Recipe) -> list[Any]:
-    """The recipe's augmentations: `FileCrop` and `Operation`, of scenes `SceneOperation`."""
+    """The recipe's augmentations, in order."""
     known = AUGMENTATIONS_OF[recipe.task.name]
     return [filled("augment", item, known)() for item in recipe.augment]

@@ -88,7 +88,7 @@ def by_name(recipe: Recipe, data: Dataset) -> tuple[Dataset, str | None]:
 def head_kept(recipe: Recipe, classes: tuple[str, ...]) -> str | None:
     """What is to be said where a training begins with a head that knows other classes."""
     weights = _file(recipe)
-    if weights is None or recipe.model.options.get("new_head") or recipe.of_scenes:
+    if weights is None or recipe.model.options.get("new_head") or recipe.is_annotated:
         return None
     metadata = weights_metadata(weights)
     said = _unlike(weights, metadata, classes)

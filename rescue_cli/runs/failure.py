@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from rescue_cli import distributed
-from rescue_cli.engine import evaluate, scenes
+from rescue_cli.engine import evaluate
 from rescue_cli.errors import InUseError, MemoryExhausted, RescueError, UsageError
 from rescue_cli.recipe import Recipe
 from rescue_cli.rundir import FailureRecord, RunDirectory, write_failure
@@ -35,7 +35,7 @@ def explain_error(error: BaseException, recipe: Recipe) -> BaseException:
     why = f"the memory of the device ({text.splitlines()[0][:120]})"
     if _is_from_evaluation(error):
         shown = recipe.eval.batch_size
-        if recipe.of_scenes or shown == 1:
+        if recipe.is_annotated or shown == 1:
             sizes = ", ".join(map(str, recipe.eval.sizes))
             return MemoryExhausted(
                 f"eval.sizes: {sizes}: a test image does not fit into {why}. Use a smaller size."
@@ -60,7 +60,7 @@ def explain_error(error: BaseException, recipe: Recipe) -> BaseException:
 def _is_from_evaluation(error: BaseException) -> bool:
     """Whether it was raised while test images were evaluated."""
     frames = traceback.extract_tb(error.__traceback__)
-    return any(frame.filename in (evaluate.__file__, scenes.__file__) for frame in frames)
+    return any(frame.filename == evaluate.__file__ for frame in frames)
 
 
 @contextlib.contextmanager

@@ -13,14 +13,12 @@ from torch import nn
 
 from rescue_cli import build, distributed
 from rescue_cli.batch import Measurement
-from rescue_cli.engine.evaluate import EvalSet, Evaluates, Measured
-from rescue_cli.engine.scenes import SceneEvaluator
+from rescue_cli.engine.evaluate import EvalResult, EvalSet, Evaluator
 from rescue_cli.engine.step import Step
 from rescue_cli.metrics.names import finite_or_none, measurement_stem
 from rescue_cli.recipe import Recipe
 from rescue_cli.rundir import RunDirectory, read_json, write_atomically
 from rescue_cli.runs import overlays
-from rescue_cli.sections.annotations import SceneBatch
 from rescue_cli.sections.augment.pipeline import Normalise
 from rescue_cli.sections.data import Dataset, Images
 
@@ -43,7 +41,7 @@ def collect_result(
     recipe: Recipe,
     data: Dataset,
     model: nn.Module,
-    measured: Mapping[str, Mapping[Measurement, Measured]],
+    measured: Mapping[str, Mapping[Measurement, EvalResult]],
     clock: Clock,
     peak_memory_mb: float | None,
 ) -> dict[str, Any]:
@@ -108,8 +106,8 @@ def write_samples(run: RunDirectory, step: Step, normalise: Normalise, data: Dat
     replaced = step.feed.replaced
     step.feed.start(0)
     batch = step.augment(next(iter(step.feed.micro_batches(0))))
-    if isinstance(batch, SceneBatch):
-        images = overlays.samples(batch, normalise.undo, SAMPLES)
+    if data.train.annotated:
+        images = overlays.draw_batch(batch, normalise.undo, SAMPLES)
         names = [""] * len(images)
     else:
         images = normalise.undo(batch.images[:SAMPLES]).cpu().numpy()
@@ -120,13 +118,12 @@ def write_samples(run: RunDirectory, step: Step, normalise: Normalise, data: Dat
 
 
 def write_examples(
-    run: RunDirectory, model: nn.Module, evaluator: Evaluates, tests: Mapping[str, EvalSet]
+    run: RunDirectory, model: nn.Module, evaluator: Evaluator, tests: Mapping[str, EvalSet]
 ) -> None:
-    """The first scenes of the main test set with what is there and what the network says."""
-    if isinstance(evaluator, SceneEvaluator):
-        main = next(iter(tests.values()))
-        said = evaluator.examples(model, main.feed, EXAMPLES)
-        _write_pictures(run.examples, *overlays.side_by_side(said))
+    """The first images of the main test set with their boxes or masks, annotated and predicted."""
+    main = next(iter(tests.values()))
+    if predictions := evaluator.predict_examples(model, main.feed, EXAMPLES):
+        _write_pictures(run.examples, *overlays.draw_predictions(predictions))
 
 
 def _write_pictures(path: Path, images: Any, labels: list[str]) -> None:
@@ -138,7 +135,7 @@ def _write_predictions(
     run: RunDirectory,
     recipe: Recipe,
     data: Dataset,
-    measured: Mapping[str, Mapping[Measurement, Measured]],
+    measured: Mapping[str, Mapping[Measurement, EvalResult]],
 ) -> list[dict[str, Any]]:
     """Writes the predictions of each measurement; returns their entries in the result."""
     given = read_json(run.environment).get("protocol", {})  # of weights without a recipe

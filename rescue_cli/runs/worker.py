@@ -20,7 +20,7 @@ from rescue_cli.build import identity
 from rescue_cli.engine.loop import Loop
 from rescue_cli.engine.recorder import Recorder, batch_bar
 from rescue_cli.engine.signals import Stop
-from rescue_cli.engine.timing import Plan
+from rescue_cli.engine.timing import Timing
 from rescue_cli.errors import InUseError, RescueError, StoppedError, UsageError
 from rescue_cli.recipe import Recipe, recipe_in, steps_per_epoch, total_steps
 from rescue_cli.rundir import RunDirectory, read_environment, remove_partial_files, write_json
@@ -148,13 +148,13 @@ def _train(
     steps = total_steps(recipe.train, steps_per_epoch(recipe.train, len(data.train)))
     recorder = Recorder(run, writes=distributed.is_first(), steps=steps, progress=progress)
     with contextlib.closing(recorder):
-        trainee = build.trainee(recipe, data, machine, recorder.say)
+        trainee = build.trainee(recipe, data, machine, recorder.log)
         loop = _make_loop(run, recipe, trainee, machine, recorder)
         recorder.open_log()
         if allocator.in_force():
-            recorder.log(allocator.LOG_LINE)
+            recorder.write_log(allocator.LOG_LINE)
         for note in (*data.notes, *build.balance(recipe, data), *notes):
-            recorder.say(note)
+            recorder.log(note)
         if distributed.is_first():
             remove_partial_files(run.path)
         with contextlib.closing(loop.step.feed):
@@ -173,14 +173,14 @@ def _make_loop(
     recorder: Recorder,
 ) -> Loop:
     network, data = trainee.network, trainee.data
-    step = build.step(recipe, network, data, machine, recorder.say)
+    step = build.step(recipe, network, data, machine, recorder.log)
     per_epoch = steps_per_epoch(recipe.train, len(data.train))
     steps = total_steps(recipe.train, per_epoch)
     if beyond := [step for step in recipe.train.snapshots if step > steps]:
         raise UsageError(
             f"train.snapshots: {beyond[0]} is beyond the run, which has {steps} steps."
         )
-    plan = Plan(
+    timing = Timing(
         steps=steps,
         steps_per_epoch=per_epoch,
         batch_size=recipe.train.batch_size,
@@ -191,7 +191,7 @@ def _make_loop(
         snapshots=frozenset(recipe.train.snapshots),
     )
     return Loop(
-        plan=plan,
+        timing=timing,
         step=step,
         model=network,
         evaluator=build.evaluator(recipe, data, machine),
@@ -220,14 +220,14 @@ def _finish(
     result.write_weights(run, recipe, model, data)
     result.write_examples(run, model, loop.evaluator, loop.test_sets)
     clock = result.Clock(
-        images=loop.plan.steps * loop.plan.batch_size,
+        images=loop.timing.steps * loop.timing.batch_size,
         prepare=prepared,
         train=progress.seconds_train,
         evaluate=progress.seconds_eval,
     )
     collected = result.collect_result(run, recipe, data, model, loop.latest, clock, memory)
     trained = {
-        "epochs": loop.plan.epoch(progress.step),
+        "epochs": loop.timing.epoch(progress.step),
         "steps": progress.step,
         "best": {**progress.best, "chosen_on": "the test set"},
         "replaced_images": replaced,
@@ -264,7 +264,7 @@ def _evaluate(
             if code:
                 raise StoppedError("evaluation stopped; nothing was written.", int(code))
 
-        measured = evaluator.sets(network, tests, between)
+        measured = evaluator(network, tests, between)
     seconds = time.perf_counter() - start.clock - prepared
     memory = result.peak_memory_mb(machine.device, start.peak_mb)
     if distributed.is_first():

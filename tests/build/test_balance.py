@@ -20,7 +20,6 @@ from rescue_cli import recipe as recipes
 from rescue_cli.analysis.accuracy import add_intervals
 from rescue_cli.analysis.stats import mean_of_proportions_interval, wilson_interval
 from rescue_cli.batch import Batch
-from rescue_cli.engine.evaluate import Predictions
 from rescue_cli.errors import DataError, UsageError
 from rescue_cli.report.table import interval_notes, measurement_table
 from rescue_cli.rundir import RunDirectory, read_result
@@ -34,6 +33,7 @@ from rescue_cli.sections.loss import (
     resolve_class_weights,
     weighted_micro_batch_loss,
 )
+from rescue_cli.sections.task.classification import ClassificationResult
 from rescue_cli.sections.teacher import network
 from tests.made_runs import made_run
 
@@ -292,19 +292,21 @@ def test_a_step_of_micro_batches_and_processes_has_the_gradient_of_the_whole_bat
 # --- recall and balanced accuracy ---
 
 
-def said(labels: Sequence[int], guesses: Sequence[int]) -> Predictions:
+def said(labels: Sequence[int], guesses: Sequence[int]) -> ClassificationResult:
     count = len(labels)
     top = (np.array(guesses)[:, None] + np.arange(4)) % 4
-    return Predictions(np.array(labels), np.ones(count), np.full(count, 0.5), np.zeros(count), top)
+    return ClassificationResult(
+        np.array(labels), np.ones(count), np.full(count, 0.5), np.zeros(count), top
+    )
 
 
-def drawn_said(seed: int = 0) -> Predictions:
+def drawn_said(seed: int = 0) -> ClassificationResult:
     rng = np.random.default_rng(seed)
     labels = np.repeat(np.arange(4), [40, 20, 7, 3])
     return said(labels.tolist(), np.where(rng.random(70) < 0.6, labels, 0).tolist())
 
 
-def entry_of(found: Predictions) -> dict[str, Any]:
+def entry_of(found: ClassificationResult) -> dict[str, Any]:
     return {
         "set": "val", "size": 28, "crop": 1.0, **found.metrics, "loss": found.loss,
         "count": found.count, **found.by_class(CLASSES), "protocol": {"tta": "none"},
@@ -342,7 +344,7 @@ def test_classes_of_one_size_have_top_1_for_balanced_accuracy_and_no_column() ->
 
 
 def test_labels_of_several_classes_have_no_balanced_accuracy() -> None:
-    found = said([0, 1, 2], [0, 1, 2]).by(np.array([[0, 1], [1, -1], [-1, -1]]))
+    found = said([0, 1, 2], [0, 1, 2]).relabel(np.array([[0, 1], [1, -1], [-1, -1]]))
     assert found.by_class(CLASSES) == {"balanced_accuracy": None}
 
 

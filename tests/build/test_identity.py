@@ -277,9 +277,9 @@ def test_images_listed_in_another_order_are_other_data(tmp_path: Path) -> None:
 def test_other_boxes_are_other_data(tmp_path: Path) -> None:
     names = FileNames.of(tmp_path, ["a.jpg", "b.jpg"])
     boxes = [Objects.of([((0, 0, 4, 4), 1, False)]), Objects.of([((1, 1, 3, 3), 2, False)])]
-    scenes = Boxed(names, np.zeros(2, dtype=np.int64), tuple(boxes))
-    cut = Boxed(names, scenes.labels, (boxes[0], Objects.of([((1, 1, 3, 2), 2, False)])))
-    before, now = (compute_fingerprint(Dataset(s, {}, ("cat", "dog")), []) for s in (scenes, cut))
+    whole = Boxed(names, np.zeros(2, dtype=np.int64), tuple(boxes))
+    cut = Boxed(names, whole.labels, (boxes[0], Objects.of([((1, 1, 3, 2), 2, False)])))
+    before, now = (compute_fingerprint(Dataset(s, {}, ("cat", "dog")), []) for s in (whole, cut))
     assert describe_difference(before, now) == "train: 1 image has other boxes; the first is b.jpg"
 
 
@@ -638,7 +638,7 @@ def test_a_killed_run_goes_on_in_the_same_bits_where_its_data_have_moved(tmp_pat
     older = recipes.recipe_in(run).with_overrides("train.snapshots=[]")
     RunDirectory(run).recipe.write_text(older.to_yaml())
     said = train("older", "--out", run).ends(3)
-    assert "last.pt: is of step 12, and this run has 4" in said
+    assert "last.pt: is at step 12, and this run has 4 steps" in said
 
 
 def test_a_sweep_goes_on_where_its_data_have_moved(rescue: Rescue, tmp_path: Path) -> None:

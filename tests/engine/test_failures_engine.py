@@ -63,7 +63,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_leaves_the_last_good_checkpo
     said = train(run, "optim.lr=1.0e30", "schedule.factors=[0.0, 1, 0]").ends(4)
     found = re.search(
         r"error: the loss is (nan|inf) between steps (\d+) and (\d+) \(learning rate (\S+)\); "
-        r"the last finite loss was (\S+)\. .*The last good checkpoint stands\.",
+        r"the last finite loss was (\S+)\. .*The last good checkpoint is kept\.",
         said,
     )
     assert found, said[-1500:]

@@ -27,7 +27,7 @@ from rescue_cli.sections.loss import cross_entropy, micro_batch_loss
 from rescue_cli.sections.model import init_weights
 from rescue_cli.sections.schedule.base import ScheduleContext
 from rescue_cli.sections.schedule.decays import cosine, step
-from rescue_cli.sections.task.classification import Classification
+from rescue_cli.sections.task.classification import prediction_rows
 from tests.conftest import Rescue
 from tests.photographs import as_batch, crops, differences
 
@@ -160,7 +160,7 @@ def test_a_linear_model_trained_to_the_end_has_the_gap_of_equation_5(over: str, 
 
     optimizer.step(closure)  # type: ignore[no-untyped-call]
     logits = (images @ weights).detach()
-    row = Classification.rows(torch.arange(classes), labels, logits)
+    row = prediction_rows(torch.arange(classes), labels, logits)
     gaps = row[:, 4].numpy()
     share = eps if over == "others" else eps * (classes - 1) / classes
     np.testing.assert_allclose(gaps, np.log((classes - 1) * (1 - share) / share), atol=1e-5)

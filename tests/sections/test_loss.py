@@ -18,7 +18,8 @@ LABELS = torch.tensor([2, 0, 5, 2])
 
 def shares(lam: float = 0.7) -> Tensor:
     batch = Batch(torch.zeros(4, 1, 1, 1).double(), LABELS, 0, 0, np.arange(4))
-    return blend_images(batch, lam, CLASSES).targets
+    targets: Tensor = blend_images(batch, lam, CLASSES).targets
+    return targets
 
 
 def loss(targets: Any, smoothing: float, wanted: Tensor) -> float:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from rescue_cli.sections.data.annotated import Boxed, Masked
 from rescue_cli.sections.data.datasets import DATASETS
 from rescue_cli.sections.data.decoding_notes import describe_splits
 from rescue_cli.sections.data.fingerprint import (
@@ -25,9 +26,7 @@ from rescue_cli.sections.data.location import (
     channels_of,
     normalisation,
 )
-from rescue_cli.sections.data.paired import Boxed, Masked, Paired
 from rescue_cli.sections.data.resident import make_resident
-from rescue_cli.sections.data.scenes import SceneEvalFeed, SceneFeed, TestScenes, TrainScenes
 from rescue_cli.sections.data.splits import (
     Dataset,
     Features,
@@ -56,13 +55,8 @@ __all__ = [
     "Keys",
     "Location",
     "Masked",
-    "Paired",
-    "SceneEvalFeed",
-    "SceneFeed",
     "Split",
     "SplitListing",
-    "TestScenes",
-    "TrainScenes",
     "channels_of",
     "compute_fingerprint",
     "describe_difference",
@@ -103,7 +97,7 @@ def load(
     if FACTS[name].images is None:  # the user's own folder
         remarks = describe_splits([dataset.train, *dataset.tests.values()], keys.reading)
         dataset = replace(dataset, notes=(*dataset.notes, *remarks))
-    if isinstance(dataset.train, Paired):
+    if dataset.train.annotated:
         return dataset
     dataset = replace(dataset, notes=(*dataset.notes, *note_classes_without_images(dataset)))
     resident = keys.resident if keys.resident is not None else size is not None

@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rescue_cli.rng import Indices
+from rescue_cli.sections.data.annotated import Boxed, Masked
 from rescue_cli.sections.data.formats.coco_shapes import ShapeMasks, shapes_checksum
-from rescue_cli.sections.data.paired import Boxed, Masked
 from rescue_cli.sections.data.splits import Dataset, FileNames, Files, Images, Split, join_names
 
 THREADS = 16  # a network file system answers many requests at once

@@ -4,12 +4,14 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rescue_cli.errors import DataError, UsageError
 from rescue_cli.rng import Indices, permute
+from rescue_cli.sections.annotations import Target
 
 SPLIT_SEED = 2018  # fixed: subsets and hold-outs are the same for every seed of a run
 UNKNOWN_CLASS = -1  # label of a test image whose class is not in the training set
@@ -54,6 +56,7 @@ class Images:
     `files`: the files that it was decoded from, if any.
     """
 
+    annotated: ClassVar[bool] = False
     pixels: Pixels
     labels: Indices
     corrupt: tuple[tuple[str, str], ...] = ()
@@ -80,13 +83,21 @@ class Features(Images):
 
 @dataclass(frozen=True)
 class Files:
-    """A split on disk: image files and labels (n,) int64."""
+    """A split on disk: image files and labels (n,) int64.
 
+    `annotated`: whether images carry boxes or masks, and their labels are all 0.
+    """
+
+    annotated: ClassVar[bool] = False
     names: FileNames
     labels: Indices
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def target(self, index: int) -> Target:
+        """What the image carries: here its label."""
+        return int(self.labels[index])
 
     def take(self, indices: Indices) -> "Files":
         return Files(self.names.take(indices), self.labels[indices])

@@ -21,7 +21,7 @@ from rescue_cli.sections.augment.operations import alternating_flip, cutout, fli
 from rescue_cli.sections.augment.pipeline import Normalise
 from rescue_cli.sections.data import FileNames, Files, Images
 from rescue_cli.sections.data.memory import MemoryFeed
-from rescue_cli.sections.data.stream import Cropping, StreamFeed, TrainViews
+from rescue_cli.sections.data.stream import Cropping, FileFeed, TrainSamples
 from rescue_cli.sections.sampling import SamplingContext, repeated, shuffled
 
 CPU = torch.device("cpu")
@@ -257,10 +257,9 @@ def streamed(tmp_path_factory: pytest.TempPathFactory) -> Feeds:
     files = Files(FileNames.of(folder, names), np.arange(SAMPLES))
 
     def feed(mine: range) -> Feed:
-        cropping = Cropping(None, 0, 8, "bilinear", "pil")
-        views = TrainViews(files, cropping, MICRO_BATCH, seed=6)
-        return StreamFeed(
-            views, SAMPLER, mine, steps=100, max_corrupt=0, workers=0, device=CPU, log=print
+        samples = TrainSamples(files, Cropping(None, 8, "bilinear"), MICRO_BATCH, 6, "pil")
+        return FileFeed(
+            samples, SAMPLER, mine, steps=100, max_corrupt=0, workers=0, device=CPU, log=print
         )
 
     return feed

@@ -196,7 +196,7 @@ def test_the_fast_path_differs_from_pils_by_rounding_only(
     for data in photographs(imagenet_sample, 1):
         whole = decode_with_pil(data)
         draws = random.random(crop.columns, dtype=np.float32)
-        box = Box(*crop.box(whole.height, whole.width, draws))
+        box = Box(*crop.apply(whole.height, whole.width, draws))
         slow = crop_resize(whole, box, 224, 224, interpolation)
         fast = crop_resize(decode_image(data, "fast"), box, 224, 224, interpolation)
         differences = (slow.short() - fast.short()).abs_().flatten()
@@ -262,7 +262,7 @@ SCALE, RATIO = (0.08, 1.0), (0.75, 4 / 3)
 def boxes(height: int, width: int, count: int) -> list[Box]:
     crop = random_resized_crop(scale=SCALE, ratio=RATIO)
     draws = np.random.default_rng(3).random((count, crop.columns), dtype=np.float32)
-    return [Box(*crop.box(height, width, row)) for row in draws]
+    return [Box(*crop.apply(height, width, row)) for row in draws]
 
 
 @pytest.mark.parametrize(("height", "width"), [(375, 500), (500, 375), (256, 256), (300, 900)])
@@ -290,7 +290,7 @@ def test_the_comparison_of_boxes_would_notice_another_area_or_aspect() -> None:
     def areas(scale: tuple[float, float], ratio: tuple[float, float]) -> list[tuple[float, float]]:
         crop = random_resized_crop(scale=scale, ratio=ratio)
         draws = np.random.default_rng(3).random((6000, crop.columns), dtype=np.float32)
-        found = [crop.box(375, 500, row) for row in draws]
+        found = [crop.apply(375, 500, row) for row in draws]
         return [(h * w, math.log(w / h)) for _, _, h, w in found]
 
     right = areas(SCALE, RATIO)
@@ -315,7 +315,7 @@ def test_extreme_draws_stay_inside(extreme: float) -> None:
     crop = random_resized_crop(scale=SCALE, ratio=RATIO)
     for height, width in ((375, 500), (500, 375), (7, 7), (1, 50)):
         draws = np.full(crop.columns, extreme, dtype=np.float32)
-        top, left, h, w = crop.box(height, width, draws)
+        top, left, h, w = crop.apply(height, width, draws)
         assert 0 <= top <= height - h
         assert 0 <= left <= width - w
 
@@ -329,7 +329,7 @@ def test_after_ten_tries_the_largest_central_box_is_taken_as_in_torchvision(
 ) -> None:
     # A share of four times the area never fits, so every try fails in both
     crop = random_resized_crop(scale=(4.0, 4.0), ratio=RATIO)
-    ours = crop.box(height, width, np.full(crop.columns, 0.5, dtype=np.float32))
+    ours = crop.apply(height, width, np.full(crop.columns, 0.5, dtype=np.float32))
     theirs = RandomResizedCrop.get_params(torch.empty(3, height, width), [4.0, 4.0], list(RATIO))
     assert ours == tuple(theirs)
 
@@ -341,7 +341,7 @@ def test_the_eleventh_try_is_never_made() -> None:
     draws[:9, 0] = 0.999  # the whole area at an extreme ratio does not fit
     draws[9] = (0.25, 0.5, 0.0, 0.0)
     side = round(math.sqrt((0.08 + 0.92 * 0.25) * 300 * 300))
-    assert crop.box(300, 300, draws.ravel()) == (0, 0, side, side)
+    assert crop.apply(300, 300, draws.ravel()) == (0, 0, side, side)
 
 
 def test_a_view_is_the_box_resized_as_torchvision_resizes_it() -> None:

@@ -27,8 +27,8 @@ from rescue_cli.sections.data import Files, Images, Keys, load
 from rescue_cli.sections.data.corrupt import REDRAWS
 from rescue_cli.sections.data.formats.class_folders import class_folders, read_class_folders
 from rescue_cli.sections.data.memory import MemoryFeed
-from rescue_cli.sections.data.stream import Cropping, StreamFeed, TrainViews
-from rescue_cli.sections.data.stream_eval import EvalViews, StreamEvalFeed
+from rescue_cli.sections.data.stream import Cropping, FileFeed, TrainSamples
+from rescue_cli.sections.data.stream_eval import EvalSamples, FileEvalFeed
 from rescue_cli.sections.model import weights
 from rescue_cli.sections.sampling import SamplingContext, shuffled
 from rescue_cli.sections.tta import TTAS
@@ -53,12 +53,11 @@ def split_of(root: Path) -> Files:
     )
 
 
-def feed(root: Path, log: list[str], *, workers: int = 0, max_corrupt: int = 100) -> StreamFeed:
+def feed(root: Path, log: list[str], *, workers: int = 0, max_corrupt: int = 100) -> FileFeed:
     """Two micro-batches of four images a step, five steps an epoch: every image once."""
     files = split_of(root)
-    cropping = Cropping(box=None, columns=0, size=8, interpolation="bilinear", decoder="fast")
-    return StreamFeed(
-        TrainViews(files, cropping, 4, 0),
+    return FileFeed(
+        TrainSamples(files, Cropping(None, 8, "bilinear"), 4, 0, "fast"),
         shuffled(SamplingContext(len(files), 8, 4, STEPS, seed=0)),
         range(2),
         steps=STEPS * 2,
@@ -69,7 +68,7 @@ def feed(root: Path, log: list[str], *, workers: int = 0, max_corrupt: int = 100
     )
 
 
-def shown(of: StreamFeed, steps: int = STEPS) -> list[tuple[int, int]]:
+def shown(of: FileFeed, steps: int = STEPS) -> list[tuple[int, int]]:
     """(the image's own number, its label) of every place in order."""
     found = []
     with contextlib.closing(of):
@@ -176,9 +175,9 @@ def test_a_corrupt_test_image_is_an_error_that_names_it(
     spoil(folder)
     other = {"even/06.png": "odd/13.png", "odd/13.png": "even/06.png"}[name]
     (folder / other).unlink()
-    decoding = EvalViews(split_of(folder), [View(8, 1.0)], "bilinear", "pil")
+    samples = EvalSamples(split_of(folder), [View(8, 1.0)], "bilinear", "pil")
     with pytest.raises(DataError) as error:
-        list(StreamEvalFeed(decoding, 10, workers, CPU).batches(0, 1))
+        list(FileEvalFeed(samples, 10, workers, CPU).batches(0, 1))
     assert error.value.exit_code == 3
     assert str(error.value).startswith(f"{folder / name}: cannot be decoded: ")
     assert "repair or remove the file" in str(error.value)
@@ -200,7 +199,7 @@ def test_a_killed_loader_worker_ends_the_run_with_the_cure(folder: Path) -> None
     assert time.monotonic() - started < 30
     assert error.value.exit_code == 1
     assert "a loader worker was killed" in str(error.value)
-    assert "use fewer with --workers, then --resume" in str(error.value)
+    assert "use fewer workers (--workers), then --resume" in str(error.value)
 
 
 def test_a_training_folder_that_vanishes_is_counted_like_corrupt_images(folder: Path) -> None:

@@ -373,7 +373,7 @@ def test_a_file_name_that_is_not_utf_8_can_be_told(tmp_path: Path) -> None:
     name = os.fsdecode(b"\xc4pfel.png")
     recorder = Recorder(RunDirectory(tmp_path), writes=True, steps=1)
     recorder.open_log()
-    recorder.say(f"corrupt image replaced: {name}: 猫")
+    recorder.log(f"corrupt image replaced: {name}: 猫")
     recorder.close()
     log = (tmp_path / "log.txt").read_text(encoding="utf-8")
     assert log.endswith("by another: \\udcc4pfel.png: 猫\n")

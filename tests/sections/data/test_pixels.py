@@ -17,8 +17,9 @@ import pytest
 import torch
 from PIL import Image, ImageOps, PngImagePlugin, features
 
-from rescue_cli.sections.annotations import Scene
-from rescue_cli.sections.augment.scenes import scale_crop
+from rescue_cli.sections.annotations import Sample
+from rescue_cli.sections.augment.annotated import scale_crop
+from rescue_cli.sections.data.annotated import Masked, number_classes
 from rescue_cli.sections.data.decode import (
     Box,
     Decoder,
@@ -30,7 +31,6 @@ from rescue_cli.sections.data.decode import (
     describe_error,
     image_size,
 )
-from rescue_cli.sections.data.paired import Masked, numbered
 from rescue_cli.sections.data.rgb import Background, Reading, UnknownRangeError
 from rescue_cli.sections.data.splits import FileNames
 from rescue_cli.sections.task.segmentation import highest
@@ -301,7 +301,7 @@ def test_a_masks_numbers_stay_as_they_are(tmp_path: Path) -> None:
     exif[ORIENTATION] = 1
     mask.save(tmp_path / "a.png", transparency=2, exif=exif)
     names = FileNames.of(tmp_path, ["a.png"])
-    split = Masked(names, np.zeros(1, np.int64), names, numbered(5, 0))
+    split = Masked(names, np.zeros(1, np.int64), names, number_classes(5, 0))
     assert np.array_equal(split.target(0), numbers)
 
 
@@ -330,9 +330,9 @@ def test_a_strip_is_cut_without_being_made_whole() -> None:
     for image in (strip, Image.fromarray(strip), Image.fromarray(strip.transpose(1, 0, 2).copy())):
         assert grown(partial(centre_crop, image, 224, 0.875, "bicubic")) < 100
     mask = np.zeros((3, 8000), np.uint8)
-    scene = Scene(torch.from_numpy(strip).permute(2, 0, 1), mask)
+    sample = Sample(torch.from_numpy(strip).permute(2, 0, 1), mask)
     crop = scale_crop(short_side=520, scale=(0.5, 2.0), size=480)
-    assert grown(lambda: crop.apply(scene, np.full(3, 0.9, np.float32))) < 100
+    assert grown(lambda: crop.apply(sample, np.full(3, 0.9, np.float32))) < 100
 
 
 @pytest.mark.parametrize(("height", "width"), [(31, 620), (620, 31), (20, 1000)])
@@ -343,17 +343,17 @@ def test_a_strips_centre_is_that_of_the_whole(
     part = centre_crop(image, 64, 0.875, "bicubic")
     fast = centre_crop(np.array(image), 64, 0.875, "bicubic")
     mask = np.arange(height * width, dtype=np.uint8).reshape(height, width) % 7
-    scene = Scene(torch.from_numpy(np.array(image)).permute(2, 0, 1), mask)
+    sample = Sample(torch.from_numpy(np.array(image)).permute(2, 0, 1), mask)
     crop = scale_crop(short_side=60, scale=(0.9, 1.1), size=64)
     draws = np.array([0.3, 0.6, 0.7], np.float32)
-    cut = crop.apply(scene, draws)
-    for module in ("rescue_cli.sections.data.decode", "rescue_cli.sections.augment.scenes"):
+    cut = crop.apply(sample, draws)
+    for module in ("rescue_cli.sections.data.decode", "rescue_cli.sections.augment.annotated"):
         monkeypatch.setattr(f"{module}.ASPECT", 1000)
     whole = centre_crop(image, 64, 0.875, "bicubic")
     assert part.shape == whole.shape == fast.shape
     assert (part.int() - whole.int()).abs().max() <= 1
     assert (fast.int() - whole.int()).abs().max() <= 1
-    of_whole = crop.apply(scene, draws)
+    of_whole = crop.apply(sample, draws)
     assert np.array_equal(cut.target, of_whole.target)
     assert (cut.image.int() - of_whole.image.int()).abs().max() <= 1
 

@@ -24,10 +24,9 @@ from rescue_cli.runs.directory import reserve
 from rescue_cli.sections.data import FACTS, Keys, load
 from rescue_cli.sections.data.decoding_notes import describe_files
 from rescue_cli.sections.data.rgb import Exif, Reading
-from rescue_cli.sections.data.scenes import TestScenes
 from rescue_cli.sections.data.splits import Files, Images
-from rescue_cli.sections.data.stream import Cropping, TrainViews
-from rescue_cli.sections.data.stream_eval import EvalViews, StreamEvalFeed
+from rescue_cli.sections.data.stream import Cropping, TrainSamples
+from rescue_cli.sections.data.stream_eval import EvalSamples, FileEvalFeed
 from tests.conftest import Rescue
 from tests.sections.data.test_pixels import colours, file_of, floats, turned_file
 
@@ -193,12 +192,12 @@ def test_every_way_to_an_image_turns_it(phone: Path, tmp_path: Path) -> None:
     files = load("folder", keys, tmp_path)
     train, test = first(files.train), first(files.tests["val"])
     for decoder in ("pil", "fast"):
-        cropping = Cropping(None, 0, 48, "bilinear", decoder, keys.reading)
-        views = TrainViews(train, cropping, 4, 0)
-        image = views._readable(0, [])[1]
-        assert np.array_equal(np.array(image), np.array(views._readable(1, [])[1]))
-        view = EvalViews(test, [View(48, 1.0)], "bilinear", decoder, reading=keys.reading)
-        turned, upright = view[[0, 1]].views[0]
+        cut = Cropping(None, 48, "bilinear")
+        samples = TrainSamples(train, cut, 4, 0, decoder, keys.reading)
+        image = samples.read(0, [])[1]
+        assert np.array_equal(np.array(image), np.array(samples.read(1, [])[1]))
+        shown = EvalSamples(test, [View(48, 1.0)], "bilinear", decoder, reading=keys.reading)
+        turned, upright = shown[[0, 1]].images[0]
         assert torch.equal(turned, upright)
     resident = load("folder", replace(keys, resident=True, train_size=48), tmp_path)
     assert isinstance(resident.train, Images)
@@ -214,12 +213,12 @@ def test_a_file_without_a_range_ends_a_run_and_is_not_replaced(phone: Path, tmp_
         file.write_bytes(file_of(Image.fromarray(floats()), "TIFF"))
     keys = Keys(root=str(phone))
     files = load("folder", keys, tmp_path)
-    cropping = Cropping(None, 0, 48, "bilinear", "fast", keys.reading)
+    cut = Cropping(None, 48, "bilinear")
     with pytest.raises(DataError, match=r"train/a/0\.png: its pixels are 32-bit floats"):
-        TrainViews(first(files.train), cropping, 4, 0)._readable(0, [])
-    views = EvalViews(first(files.tests["val"]), [View(48, 1.0)], "bilinear", "fast")
+        TrainSamples(first(files.train), cut, 4, 0, "fast", keys.reading).read(0, [])
+    samples = EvalSamples(first(files.tests["val"]), [View(48, 1.0)], "bilinear", "fast")
     with pytest.raises(DataError, match=r"val/a/0\.png: its pixels are 32-bit floats"):
-        next(StreamEvalFeed(views, 2, 0, torch.device("cpu")).batches(0, 1))
+        next(FileEvalFeed(samples, 2, 0, torch.device("cpu")).batches(0, 1))
     with pytest.raises(DataError, match=r"Give data\.range=\[BLACK,WHITE\]"):
         load("folder", replace(keys, resident=True, train_size=48), tmp_path)
 
@@ -271,8 +270,10 @@ def test_a_mask_that_fits_the_stored_pixels_alone_names_the_key(tmp_path: Path) 
         Image.fromarray(np.zeros((43, 61), np.uint8)).save(tmp_path / split / "masks" / "a.png")
     (tmp_path / "classes.txt").write_text("ground\nsky\n")
     pairs: Any = load("mask-folder", Keys(root=str(tmp_path)), tmp_path).train
-    assert TestScenes(pairs, "fast")[0].fault is None
-    assert TestScenes(pairs, "fast", Reading(exif="applied"))[0].fault == (
+    views = [View(48, 1.0)]
+    assert EvalSamples(pairs, views, "bilinear", "fast")[[0]].fault is None
+    turned = EvalSamples(pairs, views, "bilinear", "fast", reading=Reading(exif="applied"))
+    assert turned[[0]].fault == (
         f"{tmp_path}/train/images/a.jpg: its mask is 43 x 61 pixels, the image 61 x 43 with "
         "data.exif=applied: set data.exif=ignored."
     )

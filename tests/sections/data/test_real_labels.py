@@ -7,12 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from rescue_cli.engine.evaluate import Predictions
 from rescue_cli.errors import DataError, UsageError
 from rescue_cli.sections import data
 from rescue_cli.sections.data import FileNames, Files, Images, Keys
 from rescue_cli.sections.data.imagenet import real_labels
-from rescue_cli.sections.task.classification import Classification
+from rescue_cli.sections.task.classification import ClassificationResult, prediction_rows
 
 IMAGES, SCORED, LABELS = 50_000, 46_837, 57_553  # Are we done with ImageNet?, as released
 
@@ -53,16 +52,16 @@ def test_made_up_logits_are_scored_as_timm_scores_them(every: list[int]) -> None
         right = right.gather(1, (right >= 0).sum(1, keepdim=True).clamp_min(1) - 1).clamp_min(0)
         logits.scatter_add_(1, right, torch.full((1000, 1), 3.0))  # right about half of the time
         theirs.add_result(logits)
-        rows.append(Classification.rows(indices, torch.zeros(1000, dtype=torch.int64), logits))
+        rows.append(prediction_rows(indices, torch.zeros(1000, dtype=torch.int64), logits))
     table = torch.cat(rows).numpy()
-    said = Predictions(
+    said = ClassificationResult(
         np.zeros(IMAGES, dtype=np.int64),
         table[:, 2],
         table[:, 3],
         table[:, 4],
         table[:, 5:].astype(np.int64),
     )
-    real = said.by(answers)
+    real = said.relabel(answers)
     assert (real.count, real.loss) == (SCORED, None)
     assert 20 < real.accuracy(1) < real.accuracy(5) < 90
     for k in (1, 5):
@@ -70,14 +69,14 @@ def test_made_up_logits_are_scored_as_timm_scores_them(every: list[int]) -> None
 
 
 def test_any_of_several_labels_is_right_and_images_without_are_not_counted() -> None:
-    said = Predictions(
+    said = ClassificationResult(
         labels=np.array([9, 9, 9, 9]),
         losses=np.zeros(4),
         probabilities=np.full(4, 0.5),
         gaps=np.zeros(4),
         top=np.array([[1, 2, 3], [2, 1, 3], [3, 1, 2], [1, 2, 3]]),
     )
-    real = said.by(np.array([[2, 1], [3, -1], [-1, -1], [7, 3]]))
+    real = said.relabel(np.array([[2, 1], [3, -1], [-1, -1], [7, 3]]))
     assert real.count == 3
     assert real.accuracy(1) == pytest.approx(100 / 3)
     assert real.accuracy(3) == 100

@@ -13,6 +13,7 @@ import numpy as np
 from rescue_cli.errors import DataError, did_you_mean
 from rescue_cli.rng import Indices
 from rescue_cli.sections.annotations import IGNORED
+from rescue_cli.sections.data.annotated import Boxed, classes_of_weights, note_missing_objects
 from rescue_cli.sections.data.formats.annotation_checks import (
     AnnotatedBox,
     AnnotationChecker,
@@ -34,7 +35,6 @@ from rescue_cli.sections.data.listing import (
     normalise_name,
 )
 from rescue_cli.sections.data.location import Location
-from rescue_cli.sections.data.paired import Boxed, of_weights, without_objects
 from rescue_cli.sections.data.splits import Dataset, FileNames
 
 BACKGROUND = "background"
@@ -307,14 +307,14 @@ def coco_boxes(location: Location) -> Dataset:
     """
     checker = AnnotationChecker(location.keys.exif)
     splits = read_splits(location, checker)
-    classes = of_weights(used_classes(splits), location.classes)
+    classes = classes_of_weights(used_classes(splits), location.classes)
     labels = {name: i for i, name in enumerate(classes, 1)}
     annotated = {
         name: _read_boxes(location.root, coco_files, labels, checker)
         for name, coco_files in splits.items()
     }
     train = annotated.pop("train")
-    notes = without_objects(annotated, classes) if location.classes else ()
+    notes = note_missing_objects(annotated, classes) if location.classes else ()
     return Dataset(train, dict(annotated), classes, notes=(*checker.notes(), *notes))
 
 
@@ -328,7 +328,7 @@ def coco_masks(location: Location) -> Dataset:
     splits = read_splits(location, checker)
     others = tuple(name for name in used_classes(splits) if name.casefold() != BACKGROUND)
     if location.classes[:1] == (BACKGROUND,):
-        others = of_weights(others, location.classes[1:])
+        others = classes_of_weights(others, location.classes[1:])
     classes = (BACKGROUND, *others)
     if len(classes) > IGNORED:
         raise DataError(
@@ -339,7 +339,9 @@ def coco_masks(location: Location) -> Dataset:
         name: _read_shapes(location.root, coco_files, labels, checker)
         for name, coco_files in splits.items()
     }
-    notes = without_objects({name: each for name, each in annotated.items() if len(each)}, others)
+    notes = note_missing_objects(
+        {name: each for name, each in annotated.items() if len(each)}, others
+    )
     train = annotated.pop("train")
     return Dataset(train, dict(annotated), classes, notes=(*checker.notes(), *notes))
 

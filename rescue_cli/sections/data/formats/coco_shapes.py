@@ -4,7 +4,7 @@ import json
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,6 +42,7 @@ class Shape:
 class ShapeMasks(Files):
     """A split whose masks are drawn from shapes; `labels` are all 0."""
 
+    annotated: ClassVar[bool] = True
     shapes: tuple[tuple[Shape, ...], ...]
     sizes: tuple[Size, ...]
 

@@ -9,6 +9,7 @@ import numpy as np
 from rescue_cli.errors import DataError, UsageError
 from rescue_cli.rng import permute
 from rescue_cli.sections.annotations import IGNORED
+from rescue_cli.sections.data.annotated import UNKNOWN, Coding, Masked, number_classes
 from rescue_cli.sections.data.decode import UNREADABLE
 from rescue_cli.sections.data.formats.annotation_checks import check_size, try_image_size
 from rescue_cli.sections.data.listing import (
@@ -20,7 +21,6 @@ from rescue_cli.sections.data.listing import (
     stem,
 )
 from rescue_cli.sections.data.location import MAX_MASK_VALUE, Location
-from rescue_cli.sections.data.paired import UNKNOWN, Coding, Masked, numbered
 from rescue_cli.sections.data.rgb import Exif
 from rescue_cli.sections.data.splits import (
     MAX_NAMES,
@@ -87,7 +87,7 @@ def _classes_from_file(file: Path) -> tuple[tuple[str, ...], Coding]:
     classes = tuple(normalise_name(line) for line in read_lines(file))
     if len(classes) > IGNORED:
         raise DataError(f"{file}: lists {len(classes)} classes; a mask has at most {IGNORED}.")
-    return classes, numbered(len(classes), 0)
+    return classes, number_classes(len(classes), 0)
 
 
 def _mask_values(
@@ -129,7 +129,7 @@ def ade20k(location: Location) -> Dataset:
     skipped = SkippedFiles()
     splits = {
         part: _read_pairs(
-            root, [(f"images/{part}", f"annotations/{part}")], numbered(ADE20K, 1), skipped
+            root, [(f"images/{part}", f"annotations/{part}")], number_classes(ADE20K, 1), skipped
         )
         for part in ("training", "validation")
     }

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from rescue_cli.errors import DataError, did_you_mean
+from rescue_cli.sections.data.annotated import Boxed, classes_of_weights, note_missing_objects
 from rescue_cli.sections.data.formats.annotation_checks import (
     AnnotatedBox,
     AnnotationChecker,
@@ -26,7 +27,6 @@ from rescue_cli.sections.data.listing import (
     stem,
 )
 from rescue_cli.sections.data.location import Location
-from rescue_cli.sections.data.paired import Boxed, of_weights, without_objects
 from rescue_cli.sections.data.splits import Dataset, FileNames, Split
 
 VOC: tuple[str, ...] = ("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat")
@@ -83,13 +83,15 @@ def voc_folder(location: Location) -> Dataset:
     classes = tuple(sorted({o.name for annotation in annotated for o in annotation.objects}))
     if not classes:
         raise DataError(f"{root / 'Annotations'}: no training image has objects. Add boxes.")
-    classes = of_weights(classes, location.classes)
+    classes = classes_of_weights(classes, location.classes)
     labels = {name: i for i, name in enumerate(classes, 1)}
     train = _read_split(root, annotations, labels, checker)
     test = _read_split(root, test_annotations, labels, checker)
     tests: dict[str, Split] = {test_name: test} if test_annotations else {}
     class_notes = (
-        without_objects({test_name: test}, classes) if location.classes and test_annotations else ()
+        note_missing_objects({test_name: test}, classes)
+        if location.classes and test_annotations
+        else ()
     )
     notes = (*skipped.notes(), *checker.notes(), *class_notes)
     return Dataset(train, tests, classes, notes=notes)

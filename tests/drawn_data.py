@@ -1,4 +1,4 @@
-"""Scenes drawn for tests: coloured rectangles on grey, with their boxes and their masks."""
+"""Images drawn for tests: coloured rectangles on grey, with their boxes and their masks."""
 
 import json
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ class Box(NamedTuple):
     bottom: int
 
 
-def scene(seed: int) -> tuple[np.ndarray, list[tuple[str, Box]]]:
+def image(seed: int) -> tuple[np.ndarray, list[tuple[str, Box]]]:
     """(48, 64, 3) uint8 and one or two rectangles on it, left and right of the middle."""
     rng = np.random.default_rng(seed)
     pixels = rng.integers(100, 130, (HEIGHT, WIDTH, 3), dtype=np.uint8)
@@ -41,7 +41,7 @@ def voc(root: Path, train: int = 8, test: int = 4) -> Path:
     for folder in ("Annotations", "JPEGImages", "ImageSets/Main"):
         (root / folder).mkdir(parents=True)
     for number in range(train + test):
-        pixels, boxes = scene(number)
+        pixels, boxes = image(number)
         Image.fromarray(pixels).save(root / "JPEGImages" / f"{number}.png")
         (root / "Annotations" / f"{number}.xml").write_text(annotation(boxes))
     names = [str(number) for number in range(train + test)]
@@ -72,7 +72,7 @@ def masks(root: Path, train: int = 8, test: int = 4) -> Path:
         for folder in ("images", "masks"):
             (root / split / folder).mkdir(parents=True)
         for number in numbers:
-            pixels, boxes = scene(number)
+            pixels, boxes = image(number)
             mask = np.zeros(pixels.shape[:2], dtype=np.uint8)
             for name, b in boxes:
                 mask[b.top : b.bottom, b.left : b.right] = 1 + list(COLOURS).index(name)
@@ -83,7 +83,7 @@ def masks(root: Path, train: int = 8, test: int = 4) -> Path:
 
 
 def coco(root: Path, train: int = 8, test: int = 4, layout: str = "folders") -> Path:
-    """The same scenes with COCO's JSON; the numbers of the categories have gaps.
+    """The same images with COCO's JSON; the numbers of the categories have gaps.
 
     `folders`: `train/_annotations.coco.json` beside the images; `official`: `annotations/
     instances_train2017.json` and `train2017/`, tested on val.
@@ -93,7 +93,7 @@ def coco(root: Path, train: int = 8, test: int = 4, layout: str = "folders") -> 
         folder = root / (split if layout == "folders" else f"{split}2017")
         folder.mkdir(parents=True)
         for number in numbers:
-            Image.fromarray(scene(number)[0]).save(folder / f"{number}.png")
+            Image.fromarray(image(number)[0]).save(folder / f"{number}.png")
         file = folder / "_annotations.coco.json"
         if layout == "official":
             file = root / "annotations" / f"instances_{split}2017.json"
@@ -103,10 +103,10 @@ def coco(root: Path, train: int = 8, test: int = 4, layout: str = "folders") -> 
 
 
 def coco_annotations(numbers: Sequence[int]) -> dict[str, Any]:
-    """COCO's tree of some scenes: boxes from 0 as left, top, width, height, and their polygons."""
+    """COCO's tree of some images: boxes from 0 as left, top, width, height, and their polygons."""
     annotations: list[dict[str, Any]] = []
     for number in numbers:
-        for name, b in scene(number)[1]:
+        for name, b in image(number)[1]:
             corners = [b.left, b.top, b.right, b.top, b.right, b.bottom, b.left, b.bottom]
             annotations.append(
                 {

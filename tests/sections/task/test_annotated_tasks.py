@@ -1,4 +1,4 @@
-"""Detection and segmentation through the command, on drawn scenes; what their files may hold."""
+"""Detection and segmentation through the command, on drawn images; what their files may hold."""
 
 import json
 from pathlib import Path
@@ -18,16 +18,15 @@ from torchvision.models.detection import fasterrcnn_resnet50_fpn
 from rescue_cli import build
 from rescue_cli import recipe as recipes
 from rescue_cli.build import transfer
-from rescue_cli.engine.scenes import SceneEvaluator
 from rescue_cli.errors import DataError, UsageError
 from rescue_cli.metrics.average_precision import pixel_counts
-from rescue_cli.sections.annotations import IGNORED, Objects, Scene
-from rescue_cli.sections.augment.scenes import flip, scale_crop
+from rescue_cli.sections.annotations import IGNORED, Objects, Sample
+from rescue_cli.sections.augment.annotated import flip, scale_crop
 from rescue_cli.sections.data import Keys, load
 from rescue_cli.sections.model.dense_prediction import faster_rcnn
 from rescue_cli.sections.schedule import ScheduleContext, poly
 from rescue_cli.sections.task.detection import Detection
-from tests import drawn_scenes
+from tests import drawn_data
 from tests.conftest import Rescue
 from tests.engine_runs import assert_same, group_of, last_step, start, trained
 
@@ -51,12 +50,12 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def voc(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return drawn_scenes.voc(tmp_path_factory.mktemp("drawn") / "voc")
+    return drawn_data.voc(tmp_path_factory.mktemp("drawn") / "voc")
 
 
 @pytest.fixture(scope="module")
 def masks(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return drawn_scenes.masks(tmp_path_factory.mktemp("drawn") / "masks")
+    return drawn_data.masks(tmp_path_factory.mktemp("drawn") / "masks")
 
 
 def words(task: str, voc: Path, masks: Path) -> list[str]:
@@ -116,7 +115,7 @@ def test_under_autocast_boxes_are_found_in_float32() -> None:
     ).eval()  # fmt: skip
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         (found,) = network([torch.rand(3, 48, 64)])
-        shown = Detection(len, 2).said(network, torch.rand(3, 48, 64), 48)  # type: ignore[arg-type]
+        shown = Detection(len, 2).predict(network, torch.rand(3, 48, 64), 48)  # type: ignore[arg-type]
     assert {found["boxes"].dtype, found["scores"].dtype} == {torch.float32}
     assert shown.boxes.shape[1] == 4
 
@@ -256,7 +255,7 @@ def test_an_evaluation_at_another_size_leaves_that_of_training(voc: Path, tmp_pa
     network = build.model(recipe, len(data.classes), CPU)
     tests = build.test_sets(recipe, data, machine)
     evaluator = build.evaluator(recipe, data, machine)
-    (found,) = evaluator.sets(network, tests, lambda: None).values()
+    (found,) = evaluator(network, tests, lambda: None).values()
     assert [measurement.size for measurement in found] == [32, 64]
     assert network.transform.min_size == (48,)  # type: ignore[union-attr]
     assert network.training
@@ -269,11 +268,10 @@ def test_a_picture_shows_the_mask_that_is_scored(masks: Path, tmp_path: Path) ->
     data = build.dataset(recipe, tmp_path)
     network = build.model(recipe, len(data.classes), CPU)
     evaluator = build.evaluator(recipe, data, machine)
-    assert isinstance(evaluator, SceneEvaluator)
     tests = build.test_sets(recipe, data, machine)
-    (found,) = evaluator.sets(network, tests, lambda: None)["test"].values()
-    shown = evaluator.examples(network, tests["test"].feed, 4)
-    counts = [pixel_counts(said, scene.target, 3) for scene, said in shown]  # type: ignore[arg-type]
+    (found,) = evaluator(network, tests, lambda: None)["test"].values()
+    shown = evaluator.predict_examples(network, tests["test"].feed, 4)
+    counts = [pixel_counts(said, sample.target, 3) for sample, said in shown]  # type: ignore[arg-type]
     np.testing.assert_array_equal(np.stack(counts), found.arrays(data.classes)["counts"])
 
 
@@ -284,8 +282,12 @@ def test_a_picture_shows_the_mask_that_is_scored(masks: Path, tmp_path: Path) ->
         (["model={name: resnet18}"], "model.name: resnet18 is for classification, and task.name"),
         (["model={name: fcn, backbone: resnet18, norms: frozen}"], "fcn is for segmentation"),
         (["mix={name: mixup, alpha: 0.2}"], "mix.name: mixup is for classification."),
-        (["eval.crops=[0.9]"], "eval.crops, eval.tta: a scene is seen whole and once."),
-        (["data.train_size=224"], "data.train_size: is for classification; scenes lie below"),
+        (
+            ["augment=[{name: scale-crop, short_side: 48, scale: [0.5, 2.0], size: 48}]"],
+            "augment.name: 'scale-crop' is not known.",
+        ),
+        (["eval.crops=[0.9]"], "eval.crops, eval.tta: are for classification; here each image is"),
+        (["data.train_size=224"], "data.train_size: is for classification; images with boxes"),
         (["model.anchors=[8,16]"], "anchors: 2 sides for 3 maps, the 2 of model.strides"),
         (["model.backbone=resnet1"], "model.backbone: 'resnet1' is not a timm model."),
         (["model.backbone=vit_tiny_patch16_224"], "vit_tiny_patch16_224 has feature maps with the"),
@@ -397,7 +399,7 @@ def read(name: str, root: Path) -> Any:
 def test_boxes_are_counted_from_nought_with_their_ends_outside(voc: Path) -> None:
     data = read("voc-folder", voc)
     assert data.classes == ("green", "red")
-    _, boxes = drawn_scenes.scene(0)
+    _, boxes = drawn_data.image(0)
     objects = data.train.target(0)
     assert objects.boxes.tolist() == [list(map(float, box)) for _, box in boxes]
     assert objects.labels.tolist() == [2, 1]
@@ -405,16 +407,16 @@ def test_boxes_are_counted_from_nought_with_their_ends_outside(voc: Path) -> Non
 
 
 def test_boxes_without_area_are_left_out_and_counted(tmp_path: Path) -> None:
-    root = drawn_scenes.voc(tmp_path / "voc", 3, 1)
-    whole = drawn_scenes.Box(5, 5, 20, 20)
+    root = drawn_data.voc(tmp_path / "voc", 3, 1)
+    whole = drawn_data.Box(5, 5, 20, 20)
     odd = [
-        ("red", drawn_scenes.Box(8, 8, 9, 9)),  # VOC: xmin = xmax
-        ("red", drawn_scenes.Box(50, 30, 70, 50)),  # over the corner
-        ("green", drawn_scenes.Box(80, 10, 90, 20)),  # outside
+        ("red", drawn_data.Box(8, 8, 9, 9)),  # VOC: xmin = xmax
+        ("red", drawn_data.Box(50, 30, 70, 50)),  # over the corner
+        ("green", drawn_data.Box(80, 10, 90, 20)),  # outside
         ("green", whole),
     ]
-    (root / "Annotations" / "0.xml").write_text(drawn_scenes.annotation(odd))
-    (root / "Annotations" / "1.xml").write_text(drawn_scenes.annotation([]))
+    (root / "Annotations" / "0.xml").write_text(drawn_data.annotation(odd))
+    (root / "Annotations" / "1.xml").write_text(drawn_data.annotation([]))
     data = read("voc-folder", root)
     assert data.train.target(0).boxes.tolist() == [[50, 30, 64, 48], list(map(float, whole))]
     assert len(data.train.target(1).boxes) == 0, "an image without objects stays"
@@ -432,7 +434,7 @@ def test_boxes_without_area_are_left_out_and_counted(tmp_path: Path) -> None:
         ("Annotations/0.xml", "<annotation>", "0.xml: cannot be read: "),
         ("Annotations/0.xml", "<annotation><object><name>red</name></object></annotation>",
          "an object has no name or no bndbox"),
-        ("Annotations/8.xml", drawn_scenes.annotation([("blue", drawn_scenes.Box(1, 1, 9, 9))]),
+        ("Annotations/8.xml", drawn_data.annotation([("blue", drawn_data.Box(1, 1, 9, 9))]),
          "'blue' is not one of the classes."),
         ("ImageSets/Main/train.txt", "0\n99\n", "99.xml: cannot be read"),
         ("ImageSets/Main/train.txt", "", "train.txt: lists no images."),
@@ -441,7 +443,7 @@ def test_boxes_without_area_are_left_out_and_counted(tmp_path: Path) -> None:
 def test_what_is_wrong_with_a_voc_folder_names_the_file(
     tmp_path: Path, file: str, text: str, said: str
 ) -> None:
-    root = drawn_scenes.voc(tmp_path / "voc")
+    root = drawn_data.voc(tmp_path / "voc")
     (root / file).write_text(text)
     with pytest.raises(DataError) as refused:
         read("voc-folder", root)
@@ -449,7 +451,7 @@ def test_what_is_wrong_with_a_voc_folder_names_the_file(
 
 
 def test_masks_that_do_not_fit_name_their_file(tmp_path: Path) -> None:
-    root = drawn_scenes.masks(tmp_path / "masks", 2, 1)
+    root = drawn_data.masks(tmp_path / "masks", 2, 1)
     mask = root / "train" / "masks" / "0.png"
     Image.fromarray(np.full((48, 64), 3, np.uint8)).save(mask)
     data = read("mask-folder", root)
@@ -467,7 +469,7 @@ def test_masks_that_do_not_fit_name_their_file(tmp_path: Path) -> None:
 def test_a_mask_with_an_unknown_label_ends_a_run_with_exit_3(
     rescue: Rescue, tmp_path: Path, workers: int
 ) -> None:
-    root = drawn_scenes.masks(tmp_path / "masks", 4, 1)
+    root = drawn_data.masks(tmp_path / "masks", 4, 1)
     mask = root / "train" / "masks" / "1.png"
     Image.fromarray(np.full((48, 64), 7, np.uint8)).save(mask)
     ended = rescue(
@@ -498,15 +500,15 @@ def test_ade20k_starts_at_one(tmp_path: Path) -> None:
 
 
 def test_a_mirrored_box_holds_the_same_pixels() -> None:
-    pixels, boxes = drawn_scenes.scene(0)
+    pixels, boxes = drawn_data.image(0)
     image = torch.from_numpy(pixels).permute(2, 0, 1)
     target = Objects.of([(tuple(map(float, box)), 1, False) for _, box in boxes])
-    mirrored = flip(p=1.0).apply(Scene(image, target), np.zeros(1, np.float32))
+    mirrored = flip(p=1.0).apply(Sample(image, target), np.zeros(1, np.float32))
     assert isinstance(mirrored.target, Objects)
     for before, after in zip(target.boxes, mirrored.target.boxes, strict=True):
         a, b = ((slice(int(t), int(v)), slice(int(x), int(u))) for x, t, u, v in (before, after))
         assert torch.equal(image[:, a[0], a[1]].flip(-1), mirrored.image[:, b[0], b[1]])
-    kept = flip(p=0.4).apply(Scene(image, target), np.array([0.5], np.float32))
+    kept = flip(p=0.4).apply(Sample(image, target), np.array([0.5], np.float32))
     assert torch.equal(kept.image, image)
 
 
@@ -516,14 +518,14 @@ def test_a_scaled_crop_moves_image_and_mask_alike(side: float) -> None:
     mask[10:30, 20:45] = 1
     image = torch.from_numpy(mask * np.uint8(200)).expand(3, 40, 60)
     crop = scale_crop(short_side=40, scale=(0.5, 2.0), size=48)
-    found = crop.apply(Scene(image, mask), np.array([side, 0.3, 0.7], np.float32))
+    found = crop.apply(Sample(image, mask), np.array([side, 0.3, 0.7], np.float32))
     assert found.image.shape == (3, 48, 48)
     assert isinstance(found.target, np.ndarray)
     assert found.target.shape == (48, 48)
     bright = found.image[0].numpy() > 100
     agree = (bright == (found.target == 1)) | (found.target == IGNORED)
     assert agree.mean() > 0.97, "all but the edges, which are interpolated"
-    assert (found.target == IGNORED).any() == (side == 0.0), "black and ignored beyond the scene"
+    assert (found.target == IGNORED).any() == (side == 0.0), "black and ignored beyond the image"
 
 
 def test_poly_is_the_formula() -> None:

@@ -1,48 +1,31 @@
-"""What a recipe that detects or segments may say, and how its scenes are normalised."""
+"""Checks that task, data, model and loss fit; detection and segmentation allow less than
+classification.
+"""
 
 import importlib.util
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any
 
-from rescue_cli.batch import Batch
 from rescue_cli.build.ingredients import operations_of
 from rescue_cli.errors import DataError, UsageError
 from rescue_cli.recipe import Recipe, from_text
-from rescue_cli.sections.augment.pipeline import Normalise
 from rescue_cli.sections.model.weights import read_metadata
 
-# What only these tasks have, by section
+# Models and losses that are for one task only, by section
 THEIRS = {
     "detection": {"model": ("faster-rcnn",), "loss": ("detector",)},
     "segmentation": {"model": ("fcn",), "loss": ("pixel-cross-entropy",)},
 }
 EXTRA = ("torchmetrics", "faster_coco_eval")
-# Keys of `data` that act on images with one label
+# Keys of `data` that are for classification
 OF_IMAGES = (
     "sets", "channels", "resident", "train_size", "train_root", "test_root", "unknown_classes",
 )  # fmt: skip
 NEUTRAL = {"sampling": "shuffled", "mix": "none", "selection": "none", "teacher": "none"}
 
 
-class Normalised:
-    """Batch of uint8 scenes -> batch of normalised ones, stacked or in a list."""
-
-    def __init__(self, normalise: Normalise) -> None:
-        self.normalise = normalise
-
-    def __call__(self, batch: Batch) -> Batch:
-        images: Any = batch.images
-        if isinstance(images, list):
-            images = [self.normalise(image[None])[0] for image in images]
-        else:
-            images = self.normalise(images)
-        return replace(batch, images=images)
-
-
-def check_scenes(recipe: Recipe, known: str) -> None:
-    """That task, data, network and loss belong together, and nothing is asked of scenes that only
-    images have; `known` is the data set's task. Raises `UsageError`.
+def check_task(recipe: Recipe, known: str) -> None:
+    """Raises `UsageError` unless task, data, model and loss are for one task and the other sections
+    are ones that it has; `known` is the data set's task.
     """
     task = recipe.task.name
     if known != task:
@@ -52,8 +35,7 @@ def check_scenes(recipe: Recipe, known: str) -> None:
         )
     if "mask_values" in recipe.data.options and recipe.data.name != "mask-folder":
         raise UsageError(
-            "data.mask_values: says what the masks of data.name=mask-folder hold. "
-            "Remove it with ~data.mask_values."
+            "data.mask_values: is for data.name=mask-folder. Remove it with ~data.mask_values."
         )
     for section in ("model", "loss"):
         name = getattr(recipe, section).name
@@ -63,23 +45,25 @@ def check_scenes(recipe: Recipe, known: str) -> None:
                 f"{section}.name: {name} is for {owner}, and task.name is {task}. "
                 f"Set task.name={owner}, or another {section}.name."
             )
-        if owner is None and recipe.of_scenes:
+        if owner is None and recipe.is_annotated:
             raise UsageError(
                 f"{section}.name: {name} is for classification, and task.name is {task}. "
                 f"Set {section}.name={THEIRS[task][section][0]}."
             )
-    if recipe.of_scenes:
+    if recipe.is_annotated:
         _check_neutral(recipe)
         _check_strides(recipe.model.options.get("weights"))
 
 
 def _check_strides(given: str | None) -> None:
-    """A backbone has its strides in the 3x3; weights of another ResNet fit by name and shape."""
+    """Raises `UsageError` for the weights of a ResNet that strides elsewhere than our backbones, in
+    the 3x3 convolutions: they would fit by name and shape.
+    """
     if given is None:
         return
     try:
         text = read_metadata(given).get("recipe")
-    except DataError:  # a name of timm's, or nothing, which loading says
+    except DataError:  # a timm model, or no such file, which loading reports
         return
     if text and from_text(text, given).model.options.get("stride_in", "3x3") != "3x3":
         raise UsageError(
@@ -112,15 +96,19 @@ def _check_neutral(recipe: Recipe) -> None:
     given = [key for key in OF_IMAGES if key in recipe.data.options]
     if given:
         raise UsageError(
-            f"data.{given[0]}: is for classification; scenes lie below data.root and keep their "
-            f"size. Remove it with ~data.{given[0]}."
+            f"data.{given[0]}: is for classification; images with boxes or masks lie below "
+            f"data.root and keep their size. Remove it with ~data.{given[0]}."
         )
     if recipe.eval.crops != [1.0] or recipe.eval.ttas != ("none",):
         raise UsageError(
-            "eval.crops, eval.tta: a scene is seen whole and once. Use [1.0] and none."
+            "eval.crops, eval.tta: are for classification; here each image is evaluated whole and "
+            "once. Use [1.0] and none."
         )
     if recipe.eval.resize != "shorter":
-        raise UsageError("eval.resize: a scene keeps its shape. Remove it with ~eval.resize.")
+        raise UsageError(
+            "eval.resize: is for classification; here images keep their aspect ratio. "
+            "Remove it with ~eval.resize."
+        )
     if recipe.model.options.get("frozen"):
         raise UsageError("model.frozen: trains a classifier's head. Remove it with ~model.frozen.")
     operations = operations_of(recipe)

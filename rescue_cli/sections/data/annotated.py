@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,13 +15,14 @@ from rescue_cli.sections.data.formats.coco_shapes import ShapeMasks
 from rescue_cli.sections.data.splits import FileNames, Files, join_names
 
 UNKNOWN = -1
-ONE_NUMBER = ("1", "L", "P", "I", "I;16")  # PIL's modes of one whole number a pixel
+ONE_NUMBER = ("1", "L", "P", "I", "I;16")  # PIL's modes with one integer per pixel
 
 
 @dataclass(frozen=True)
 class Boxed(Files):
     """A split whose images have objects in boxes; `labels` are all 0."""
 
+    annotated: ClassVar[bool] = True
     objects: tuple[Objects, ...]
 
     def take(self, indices: Indices) -> "Boxed":
@@ -36,50 +37,50 @@ class Boxed(Files):
         return self.objects[index]
 
 
-def of_weights(classes: tuple[str, ...], known: tuple[str, ...]) -> tuple[str, ...]:
-    """The classes that the weights of an evaluation know, where all of these are among them."""
+def classes_of_weights(classes: tuple[str, ...], known: tuple[str, ...]) -> tuple[str, ...]:
+    """The classes that the evaluated weights know, where all of the data set's are among them."""
     return known if set(classes) <= set(known) else classes
 
 
-def without_objects(
+def note_missing_objects(
     splits: Mapping[str, Boxed | ShapeMasks], classes: Sequence[str]
 ) -> tuple[str, ...]:
-    """Which classes, from the label 1 on, have no object in a split, a sentence each."""
+    """A sentence for each split without objects of some classes, whose labels begin at 1."""
     notes = []
     for name, split in splits.items():
         if isinstance(split, ShapeMasks):
             shapes = [shape for of_image in split.shapes for shape in of_image]
-            there = {s.label for s in shapes if s.parts is not None and not s.crowd}
+            present = {s.label for s in shapes if s.parts is not None and not s.crowd}
         else:
-            there = {int(label) for objects in split.objects for label in objects.labels}
-        if lacking := [each for label, each in enumerate(classes, 1) if label not in there]:
+            present = {int(label) for objects in split.objects for label in objects.labels}
+        if missing := [each for label, each in enumerate(classes, 1) if label not in present]:
             notes.append(
-                f"{name} has no object of {len(lacking)} of {len(classes)} classes: "
-                f"{join_names(lacking)}"
+                f"{name} has no object of {len(missing)} of {len(classes)} classes: "
+                f"{join_names(missing)}"
             )
     return tuple(notes)
 
 
 class Coding(NamedTuple):
-    """What the values of a mask mean: `classes` (values,) has a class, IGNORED, or UNKNOWN; in
-    `words`, which values are known.
+    """What the values of a mask mean: `classes` (values,) has a class, IGNORED, or UNKNOWN; `words`
+    describes the known values for messages.
     """
 
     classes: NDArray[np.int16]
     words: str
 
-    def decoded(self, values: NDArray[Any]) -> Mask:
-        """The classes; raises `ValueError` for a value that means nothing."""
+    def decode(self, values: NDArray[Any]) -> Mask:
+        """The mask of classes; raises `ValueError` for an unknown value."""
         highest = int(values.max(initial=0))
         within = values if highest < len(self.classes) else np.minimum(values, len(self.classes))
-        found = np.append(self.classes, np.int16(UNKNOWN))[within]
-        if (found == UNKNOWN).any():
-            raise ValueError(f"a label {int(values[found == UNKNOWN].max())}, where {self.words}")
-        mask: Mask = found.astype(np.uint8)
+        classes = np.append(self.classes, np.int16(UNKNOWN))[within]
+        if (classes == UNKNOWN).any():
+            raise ValueError(f"a label {int(values[classes == UNKNOWN].max())}, where {self.words}")
+        mask: Mask = classes.astype(np.uint8)
         return mask
 
 
-def numbered(classes: int, first: int) -> Coding:
+def number_classes(classes: int, first: int) -> Coding:
     """Classes from the value `first` on; what is below it and 255 are ignored."""
     table = np.full(IGNORED + 1, UNKNOWN, dtype=np.int16)
     table[:first] = table[IGNORED] = IGNORED
@@ -93,6 +94,7 @@ def numbered(classes: int, first: int) -> Coding:
 class Masked(Files):
     """A split with a mask of class numbers for each image; `labels` are all 0."""
 
+    annotated: ClassVar[bool] = True
     masks: FileNames
     coding: Coding
 
@@ -101,25 +103,22 @@ class Masked(Files):
         return Masked(names, self.labels[indices], masks, self.coding)
 
     def relabelled(self, order: Indices) -> "Masked":  # noqa: ARG002
-        """Raises `DataError`: the labels are in the masks."""
+        """Raises `DataError`: the masks on disk hold the labels."""
         raise DataError(
             f"{self.masks.root}: its masks number the classes in another order than the weights "
             "know. Order the classes' names (classes.txt) and the masks' numbers as they do."
         )
 
     def target(self, index: int) -> Mask:
-        """The image's mask; raises `ValueError` for a class that there is not."""
+        """The image's mask; raises `ValueError` for an unknown value."""
         path = self.masks.path(index)
         with Image.open(path) as image:
             if image.mode not in ONE_NUMBER:
                 raise ValueError(
-                    f"{path}: a mask has one number a pixel, and this one is {image.mode}"
+                    f"{path}: a mask has one number per pixel, and this one is {image.mode}"
                 )
             values = np.array(image)
         try:
-            return self.coding.decoded(values.astype(np.int64) if image.mode == "1" else values)
+            return self.coding.decode(values.astype(np.int64) if image.mode == "1" else values)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
-
-
-Paired = Boxed | Masked | ShapeMasks
