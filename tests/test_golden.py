@@ -43,16 +43,12 @@ SMALL_NETWORKS = {  # of our own; those without an entry are small
 }
 NARROWEST = {"smith-wide32": "smith-resnet56", "smith-densenet40": "smith-resnet56"}
 ZOO_KEYS = ("init", "norm_momentum", "pooling", "drop_path", "zero_init_last")
-MORE = {  # what golden.json was computed with beside the rules of `smallest`
-    **dict.fromkeys(("a1", "a2", "a3"), ["data.train_size=64"]),
-    **dict.fromkeys(
-        (
-            "bot-baseline", "bot-efficient-linear-scaling", "bot-efficient-warmup",
-            "1cycle-imagenet-resnet50", "step-imagenet-resnet50",
-        ),
-        ["~model.zero_init_last"],
-    ),
-}  # fmt: skip
+# What golden.json was computed with beside the rules of `smallest`
+LARGER = ("a1", "a2", "a3")
+ZERO_INIT_LAST = (
+    "bot-baseline", "bot-efficient-linear-scaling", "bot-efficient-warmup",
+    "1cycle-imagenet-resnet50", "step-imagenet-resnet50",
+)  # fmt: skip
 
 
 def smallest(name: str) -> list[str]:
@@ -78,7 +74,11 @@ def smallest(name: str) -> list[str]:
     if task == "segmentation":
         crop = {"name": "scale-crop", "short_side": 48, "scale": [0.5, 2.0], "size": 48}
         changes.append(f"augment={json.dumps([crop])}")
-    return [*changes, *MORE.get(name, [])]
+    if name in LARGER:
+        changes.append("data.train_size=64")
+    if name in ZERO_INIT_LAST:
+        changes.append("~model.zero_init_last")
+    return changes
 
 
 # How far a loss may lie from the one on record. A processor scales images in float32 as it likes,
