@@ -15,7 +15,6 @@ from rescue_cli.__main__ import main
 from rescue_cli.runs import pool
 from tests.engine_runs import ForkedWorker
 
-
 LONGEST = ("test_readme.py", "test_rates.py", "test_processes.py")
 
 
