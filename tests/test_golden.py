@@ -33,7 +33,7 @@ STEPS = 5
 PER_EPOCH = 100  # steps, of the learning-rate curves
 MICRO_BATCHES = ["train.batch_size=16", "train.device_batch_size=8", "train.precision=float64"]
 NAMES = recipes.names()
-SMALL_NETWORKS = {  # of our own; those without an entry are small
+SMALL_NETWORKS: dict[str, dict[str, Any]] = {  # of our own; those without an entry are small
     "resnet9": {"width": 4, "ghost": 4},
     "airbench": {"widths": [8, 8, 8]},
     "smith-resnet56": {"depth": 14},
