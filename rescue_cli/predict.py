@@ -1,4 +1,4 @@
-"""Classes and probabilities of single images, by the weights and the protocol of a run."""
+"""Classes and probabilities of single images, by a run's weights and evaluation protocol."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
@@ -16,10 +16,16 @@ from rescue_cli.build.weights import Source, check_changes, find_weights, known_
 from rescue_cli.errors import DataError, UsageError
 from rescue_cli.recipe import Recipe
 from rescue_cli.recipe.changes import given_keys, is_given
-from rescue_cli.sections.data import FACTS, channels_of, imagenet_words
-from rescue_cli.sections.data.decode import UNREADABLE, centre_crop, read_image, reason_of
-from rescue_cli.sections.data.listing import HIDDEN, PassedOver, endings, images_in, is_nobodys
-from rescue_cli.sections.data.notes import remarks
+from rescue_cli.sections.data import FACTS, channels_of, imagenet_class_names
+from rescue_cli.sections.data.decode import UNREADABLE, centre_crop, describe_error, read_image
+from rescue_cli.sections.data.decoding_notes import describe_files
+from rescue_cli.sections.data.listing import (
+    HIDDEN_FILES,
+    SkippedFiles,
+    image_extensions,
+    is_hidden,
+    list_images,
+)
 from rescue_cli.sections.data.rgb import Reading
 from rescue_cli.sections.tta import TTAS
 
@@ -35,10 +41,11 @@ def predict_images(
     changes: Sequence[str] = (),
     note: Callable[[str], None] = lambda _: None,
 ) -> list[dict[str, Any]]:
-    """For each image its `top` classes with probabilities; of a folder for each image in it.
+    """The `top` classes of each image with their probabilities; a folder stands for its images.
 
     `model` names the architecture of weights without a recipe, `changes` are overrides, and `note`
-    is told what they are shown and what is passed over. Raises `DataError`, `UsageError`.
+    is called with how the images are read and which files are skipped. Raises `DataError` and
+    `UsageError`.
     """
     source = find_weights(str(given), ["train.precision=float32", *changes], model=model)
     check_changes(changes, source)
@@ -49,67 +56,67 @@ def predict_images(
     recipe.demand_classification("predict")
     network = build.model(recipe, len(classes), torch.device(device), whole=True, note=note).eval()
     reading = _reading(source, changes)
-    shown = "ignored" if reading.background == "ignored" else f"shown on {reading.background}"
+    background = "ignored" if reading.background == "ignored" else f"on {reading.background}"
     note(
         f"images: EXIF orientation {reading.exif} (data.exif), "
-        f"transparency {shown} (data.background)"
+        f"transparency {background} (data.background)"
     )
     files = _files(images, note)
-    for line in remarks(files, reading):
+    for line in describe_files(files, reading):
         note(line)
     normalise = build.normalise(recipe, torch.device(device))
     show = TTAS[recipe.eval.ttas[0]]
     protocol = _protocol(recipe, reading)
-    found = []
+    predictions = []
     for path in files:
         pixels = _pixels(path, recipe, reading).unsqueeze(0).to(device)
         probabilities = show(network, normalise(pixels)).double().softmax(1)[0]
-        values, places = probabilities.topk(min(top, len(classes)))
-        guesses = zip(places.tolist(), values.tolist(), strict=True)
-        found.append(
+        values, indices = probabilities.topk(min(top, len(classes)))
+        best = zip(indices.tolist(), values.tolist(), strict=True)
+        predictions.append(
             {
                 "image": str(path),
-                "classes": [{"class": classes[i], "probability": p} for i, p in guesses],
+                "classes": [{"class": classes[i], "probability": p} for i, p in best],
                 "protocol": protocol,
             }
         )
-    return found
+    return predictions
 
 
 def _files(given: Sequence[Path], note: Callable[[str], None]) -> list[Path]:
-    """The files that are given and those in the folders that are; raises `DataError`."""
-    found: list[Path] = []
-    passed = PassedOver(sizes=True)
-    endings()  # has PIL know the formats of its plugins
+    """The given files and the images in the given folders; raises `DataError` without any."""
+    files: list[Path] = []
+    passed = SkippedFiles(check_sizes=True)
+    image_extensions()  # registers the formats of PIL's plugins
     for path in given:
         if path.is_dir():
-            found += [path / name for name in images_in(path, passed)]
-        elif is_nobodys(path.name):
-            passed.add(HIDDEN, str(path))
+            files += [path / name for name in list_images(path, passed)]
+        elif is_hidden(path.name):
+            passed.add(HIDDEN_FILES, str(path))
         else:
-            found.append(path)
-    if not found:
-        there = passed.listed() or "nothing"
-        raise DataError(f"{given[0]}: no image that can be read ({there}). Name another.")
+            files.append(path)
+    if not files:
+        skipped = passed.summary() or "nothing"
+        raise DataError(f"{given[0]}: no readable image ({skipped}). Give another file or folder.")
     for line in passed.notes():
         note(line)
-    return found
+    return files
 
 
 def _classes(source: Source) -> list[str]:
-    """The classes' names: the file's own, else ImageNet's in words."""
+    """The class names in the file's metadata; without metadata of a recipe, ImageNet's."""
     if (names := known_classes(source.metadata)) is not None:
         return names
     if "recipe" not in source.metadata:
-        words = imagenet_words()
+        words = imagenet_class_names()
         return [words[wnid] for wnid in sorted(words)]
-    raise UsageError(f"{source.given}: its metadata names no classes. Give a run of this tool.")
+    raise UsageError(f"{source.given}: has no class names. Give a run of this tool.")
 
 
 def _reading(source: Source, changes: Sequence[str]) -> Reading:
-    """How pictures are read: as the run read its files, and upright where it read none.
+    """How image files are read: as the run read its files; with EXIF applied if it read none.
 
-    A run of files whose recipe has no `data.exif` was made without.
+    A run that read files and whose recipe has no `data.exif` ignored it.
     """
     facts = FACTS.get(source.trained.data.name) if source.trained is not None else None
     of_files = facts is not None and facts.size is None
@@ -120,7 +127,7 @@ def _reading(source: Source, changes: Sequence[str]) -> Reading:
 
 
 def _protocol(recipe: Recipe, reading: Reading) -> dict[str, Any]:
-    """What was done to each image."""
+    """The evaluation protocol of each image."""
     evaluation = recipe.eval
     return {
         "size": evaluation.sizes[0],
@@ -135,9 +142,11 @@ def _protocol(recipe: Recipe, reading: Reading) -> dict[str, Any]:
 def _pixels(path: Path, recipe: Recipe, reading: Reading) -> Tensor:
     try:
         image = read_image(path, "pil", reading)
+    except FileNotFoundError:
+        raise DataError(f"{path}: file not found. Give the path of an image.") from None
     except UNREADABLE as error:
         raise DataError(
-            f"{path}: cannot be decoded: {reason_of(error)}. Give an image file that can be read."
+            f"{path}: cannot be decoded: {describe_error(error)}. Give a readable image file."
         ) from None
     evaluation = recipe.eval
     if FACTS[recipe.data.name].channels == 1:

@@ -82,7 +82,7 @@ def _reason(report: pytest.TestReport) -> str:
 @pytest.fixture
 def forked_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where a command starts workers, they are forked from a process that has imported torch."""
-    monkeypatch.setattr(pool, "_started", ForkedWorker)
+    monkeypatch.setattr(pool, "_start_process", ForkedWorker)
 
 
 @pytest.fixture

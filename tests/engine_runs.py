@@ -29,7 +29,8 @@ from safetensors.torch import load_file
 
 from rescue_cli.recipe import Recipe
 from rescue_cli.rundir import RunDirectory, read_json, read_metrics
-from rescue_cli.runs import environment, prepare
+from rescue_cli.runs.directory import prepare
+from rescue_cli.runs.environment import describe_environment
 from rescue_cli.sections.data import Dataset, Images
 
 CLOCK = ("seconds", "images_per_second", "waiting")  # what no two runs share in a line of metrics
@@ -167,7 +168,7 @@ def _run(
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
     if shared_memory and not mount_shared_memory(shared_memory):
         sys.exit(NOT_ALLOWED)
-    setattr(pool, "_started", lambda given: ForkedWorker(given, _fork))  # noqa: B010
+    setattr(pool, "_start_process", lambda given: ForkedWorker(given, _fork))  # noqa: B010
     worker_module.main() if worker else main()
 
 
@@ -219,8 +220,13 @@ def group_of(
     Each has one thread, since sums depend on their number, and so many loader `workers`.
     """
     cache = run.with_name("cache")
-    facts = environment(
-        recipe, verb="train", device="cpu", procs=count, workers=workers, cache=cache
+    facts = describe_environment(
+        verb="train",
+        seed=recipe.train.seed,
+        device="cpu",
+        procs=count,
+        workers=workers,
+        cache=cache,
     )
     run.mkdir(exist_ok=True)
     prepare(run, recipe, {**facts, "threads": 1}, resume=True)

@@ -24,8 +24,8 @@ from rescue_cli.build.ingredients import network_of
 from rescue_cli.build.optimizers import rates_of
 from rescue_cli.sections.data import FACTS, Dataset, FileNames, Files, Images, Keys, load
 from rescue_cli.sections.model import MODELS
-from rescue_cli.sections.optim import claims
-from tests import drawn_scenes
+from rescue_cli.sections.optim import assign_parameters
+from tests import drawn_data
 from tests.engine_runs import drawn
 
 GOLDEN = Path(__file__).with_name("golden.json")
@@ -82,8 +82,8 @@ def smallest(name: str) -> list[str]:
 
 
 # How far a loss may lie from the one on record. A processor scales images in float32 as it likes,
-# and where it rounds a level the other way, a batch's loss moves by up to 4e-7, a scene's by 3e-6,
-# and by 30 times that a few steps on.
+# and where it rounds a level the other way, a batch's loss moves by up to 4e-7, with boxes or masks
+# by 3e-6, and by 30 times that a few steps on.
 TOLERANCE = 1e-5
 SCENES_SCALED = {"segmentation-ade20k": 2e-3}
 
@@ -109,7 +109,7 @@ def losses(name: str, folder: Path, steps: int = STEPS) -> list[float]:
     cpu = torch.device("cpu")
     known = FACTS[recipe.data.name]
     if known.task != "classification":
-        data = scenes(known.task, folder / "scenes")
+        data = annotated(known.task, folder / "annotated")
     else:
         data = drawn(known.channels, known.size, 64) if known.size else files(folder)
     machine = build.Machine(cpu, 0, folder)
@@ -124,10 +124,10 @@ def losses(name: str, folder: Path, steps: int = STEPS) -> list[float]:
     return found
 
 
-def scenes(task: str, root: Path) -> Dataset:
-    """Drawn scenes with boxes or masks."""
+def annotated(task: str, root: Path) -> Dataset:
+    """Drawn images with boxes or masks."""
     if not root.exists():
-        (drawn_scenes.voc if task == "detection" else drawn_scenes.masks)(root, 16, 1)
+        (drawn_data.voc if task == "detection" else drawn_data.masks)(root, 16, 1)
     name = "voc-folder" if task == "detection" else "mask-folder"
     return load(name, Keys(root=str(root)), root)
 
@@ -175,7 +175,7 @@ def groups(name: str) -> list[dict[str, Any]]:
     recipe = recipes.load(name)
     with torch.device("meta"):
         network = network_of(recipe, FACTS[recipe.data.name].classes or 10)
-    found = claims(network, [item.options for item in recipe.optim])
+    found = assign_parameters(network, [item.options for item in recipe.optim])
     last = math.ceil(round(recipe.train.epochs * PER_EPOCH, 6)) - 1
     return [
         {

@@ -17,10 +17,10 @@ LAYERS = (
     {"formatting", "lifetime", "metrics"},
     {"rundir", "recipe", "distributed", "rng"},
     {"batch"},
-    {"sections/annotations", "sections/heads"},  # what several sections share
+    {"sections/annotations", "sections/heads", "sections/tta"},  # what several sections share
     {"sections/task", "sections/data", "sections/sampling", "sections/augment", "sections/mix",
      "sections/selection", "sections/model", "sections/teacher", "sections/loss", "sections/optim",
-     "sections/schedule", "sections/averaging", "sections/tta"},
+     "sections/schedule", "sections/averaging"},
     {"engine"},
     {"build"},
     {"predict", "runs", "estimate", "bench"},

@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from rescue_cli.cli import main
-from tests import drawn_scenes
+from tests import drawn_data
 
 README = Path(__file__).parents[1] / "README.md"
 # What is written -> what is run. `make` lines are not run here; the rest is as written.
@@ -111,8 +111,8 @@ def places(tmp_path: Path) -> dict[str, str]:
         "CIFAR": str(tmp_path / "cifar"),
         "IMAGENET": str(tmp_path / "imagenet"),
         "FOLDER": str(tmp_path / "folder"),
-        "VOC": str(drawn_scenes.voc(tmp_path / "voc")),
-        "MASKS": str(drawn_scenes.masks(tmp_path / "masks")),
+        "VOC": str(drawn_data.voc(tmp_path / "voc")),
+        "MASKS": str(drawn_data.masks(tmp_path / "masks")),
         "IMAGE": str(image),
         "WEIGHTS": str(weights),
         "PHOTOS": str(tmp_path / "folder"),

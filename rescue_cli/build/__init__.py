@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from rescue_cli import distributed
-from rescue_cli.batch import Batch, Measurement
+from rescue_cli.batch import Measurement
 from rescue_cli.build.balance import said as balance
 from rescue_cli.build.check import PACKAGED, check, check_ingredients
 from rescue_cli.build.feeds import (
@@ -34,22 +34,20 @@ from rescue_cli.build.ingredients import (
 from rescue_cli.build.linear_probe import Trainee, trainee_of
 from rescue_cli.build.networks import by_name, head_kept, model, teacher, weights_classes
 from rescue_cli.build.optimizers import optimizers, rates_of
-from rescue_cli.build.scenes import Normalised
 from rescue_cli.build.weights import PREPROCESSING
 from rescue_cli.engine.batch_norm import RunningStatistics
 from rescue_cli.engine.evaluate import Evaluator
-from rescue_cli.engine.scenes import SceneEvaluator
 from rescue_cli.engine.step import Step
 from rescue_cli.recipe import Recipe, steps_per_epoch, total_steps
-from rescue_cli.sections.augment import Augment, Operation
+from rescue_cli.sections.augment import Augment
 from rescue_cli.sections.augment.pipeline import Normalise, Unchanged
-from rescue_cli.sections.averaging import AVERAGES, Length
+from rescue_cli.sections.averaging import AVERAGES, RunLength
 from rescue_cli.sections.data import Dataset, Features, normalisation
-from rescue_cli.sections.loss import by_weight, of_micro_batches
-from rescue_cli.sections.mix import MIXES, Mixing
-from rescue_cli.sections.sampling import SAMPLERS, Steps
+from rescue_cli.sections.loss import micro_batch_loss, weighted_micro_batch_loss
+from rescue_cli.sections.mix import MIXES, MixContext
+from rescue_cli.sections.sampling import SAMPLERS, SamplingContext
 from rescue_cli.sections.selection import SELECTIONS, Learner
-from rescue_cli.sections.task import TASKS, Classification
+from rescue_cli.sections.task import TASKS
 from rescue_cli.sections.teacher import TEACHERS
 from rescue_cli.sections.tta import TTAS
 
@@ -102,7 +100,7 @@ def step(recipe: Recipe, network: nn.Module, data: Dataset, machine: Machine, lo
     train = recipe.train
     per_epoch = steps_per_epoch(train, len(data.train))
     mine = range(distributed.rank(), train.micro_batches, distributed.world_size())
-    span_steps = Steps(
+    span_steps = SamplingContext(
         len(data.train),
         train.batch_size,
         train.device_batch_size,
@@ -116,7 +114,7 @@ def step(recipe: Recipe, network: nn.Module, data: Dataset, machine: Machine, lo
         lambda changes, share: _learner(proxy_recipe(recipe, changes), share, data, machine)
     )
     loss = loss_of(recipe, select.share, data)
-    criterion = by_weight(loss, data.train.labels, sampler, train.micro_batches)
+    criterion = weighted_micro_batch_loss(loss, data.train.labels, sampler, train.micro_batches)
     teach = filled("teacher", recipe.teacher, TEACHERS)(
         lambda weights: teacher(recipe, weights, data.classes, machine.device, log)
     )
@@ -125,15 +123,15 @@ def step(recipe: Recipe, network: nn.Module, data: Dataset, machine: Machine, lo
     forward = torch.compile(network, dynamic=False) if train.compile else network
     return Step(
         feed=train_feed(recipe, data, sampler, mine, operations, machine, log, per_epoch),
-        augment=_augment(recipe, operations, _floats(recipe, data, machine.device), per_epoch),
+        augment=Augment(operations, _floats(recipe, data, machine.device), train.seed, per_epoch),
         select=select,
-        mix=filled("mix", recipe.mix, MIXES)(Mixing(len(data.classes), train.seed, per_epoch)),
+        mix=filled("mix", recipe.mix, MIXES)(MixContext(len(data.classes), train.seed, per_epoch)),
         task=TASKS[recipe.task.name](teach(criterion), len(data.classes)),
-        model=distributed.wrap(forward, machine.device),  # type: ignore[arg-type]
+        model=distributed.wrap_ddp(forward, machine.device),  # type: ignore[arg-type]
         optimizers=optimizers(recipe, network, per_epoch, scaler),
         statistics=RunningStatistics(network, train.micro_batches),
         average=filled("averaging", recipe.averaging, AVERAGES)(
-            network, Length(total_steps(train, per_epoch), per_epoch)
+            network, RunLength(total_steps(train, per_epoch), per_epoch)
         ),
         autocast=autocast(recipe, machine.device),
         device=machine.device,
@@ -143,16 +141,6 @@ def step(recipe: Recipe, network: nn.Module, data: Dataset, machine: Machine, lo
     )
 
 
-def _augment(
-    recipe: Recipe, operations: list[Any], floats: Normalise, per_epoch: int
-) -> Callable[[Batch], Batch]:
-    """Pixels of a micro-batch, augmented and normalised; scenes are augmented when read."""
-    if recipe.of_scenes:
-        return Normalised(floats)
-    on_device = [op for op in operations if isinstance(op, Operation)]
-    return Augment(on_device, floats, recipe.train.seed, per_epoch)
-
-
 def _learner(recipe: Recipe, share: float, data: Dataset, machine: Machine) -> Learner:
     """A network that follows the recipe beside the trained one, on a share of the images."""
     network = model(recipe, len(data.classes), machine.device)
@@ -160,7 +148,7 @@ def _learner(recipe: Recipe, share: float, data: Dataset, machine: Machine) -> L
     scaler = torch.amp.GradScaler(machine.device.type, enabled=recipe.train.precision == "float16")
     per_epoch = steps_per_epoch(recipe.train, len(data.train))
     loss = loss_of(recipe, share)
-    assert loss.each is not None, "a proxy selects images, not scenes"
+    assert loss.each is not None, "a proxy selects images by their label"
     return Learner(
         network=network.train(),
         updates=optimizers(recipe, network, per_epoch, scaler),
@@ -177,18 +165,10 @@ def _floats(recipe: Recipe, data: Dataset, device: torch.device) -> Normalise:
     return normalise(recipe, device)
 
 
-def evaluator(recipe: Recipe, data: Dataset, machine: Machine) -> Evaluator | SceneEvaluator:
+def evaluator(recipe: Recipe, data: Dataset, machine: Machine) -> Evaluator:
     """The evaluation that training and `rescue eval` share."""
-    task = TASKS[recipe.task.name](of_micro_batches(loss_of(recipe)), len(data.classes))
-    if not isinstance(task, Classification):
-        return SceneEvaluator(
-            task,
-            _floats(recipe, data, machine.device),
-            autocast(recipe, machine.device),
-            machine.device,
-        )
     return Evaluator(
-        rows=task.rows,
+        task=TASKS[recipe.task.name](micro_batch_loss(loss_of(recipe)), len(data.classes)),
         ttas={name: TTAS[name] for name in recipe.eval.ttas},
         normalise=_floats(recipe, data, machine.device),
         autocast=autocast(recipe, machine.device),

@@ -8,7 +8,7 @@ from rescue_cli.build.ingredients import training_of
 from rescue_cli.errors import UsageError
 from rescue_cli.recipe import Recipe, steps_per_epoch
 from rescue_cli.sections.data import FACTS, Dataset
-from rescue_cli.sections.loss import check_length, weights_of
+from rescue_cli.sections.loss import check_weight_count, resolve_class_weights
 
 
 def check_balance(recipe: Recipe) -> None:
@@ -18,7 +18,7 @@ def check_balance(recipe: Recipe) -> None:
         return
     known = FACTS[recipe.data.name].classes
     if isinstance(given, list | tuple) and known is not None:
-        check_length(list(given), known)
+        check_weight_count(list(given), known)
     if given == "balanced" and recipe.sampling.name == "balanced":
         raise UsageError(
             "loss.class_weights: balanced, and sampling.name is balanced: rare classes would count "
@@ -35,7 +35,7 @@ def said(recipe: Recipe, data: Dataset) -> list[str]:
     """A line for each thing that balances the classes, with its numbers. Raises `UsageError`."""
     training = training_of(data)
     lines = []
-    weights = weights_of(recipe.loss.options.get("class_weights"), training)
+    weights = resolve_class_weights(recipe.loss.options.get("class_weights"), training)
     if weights is not None:
         there = np.flatnonzero(weights)
         low, high = (there[place(weights[there])] for place in (np.argmin, np.argmax))

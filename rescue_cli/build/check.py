@@ -5,6 +5,7 @@ import math
 import torch
 
 from rescue_cli.build.balance import check_balance
+from rescue_cli.build.check_task import check_task
 from rescue_cli.build.ingredients import (
     data_keys,
     filled,
@@ -14,20 +15,18 @@ from rescue_cli.build.ingredients import (
     train_size,
 )
 from rescue_cli.build.optimizers import own_schedule, schedule_of
-from rescue_cli.build.scenes import check_scenes
 from rescue_cli.errors import RescueError, UsageError
 from rescue_cli.recipe import Item, Recipe, schema
-from rescue_cli.sections.augment import FileCrop
 from rescue_cli.sections.averaging import AVERAGES
 from rescue_cli.sections.data import DATASETS, FACTS, channels_of
 from rescue_cli.sections.loss import LOSSES
 from rescue_cli.sections.mix import MIXES
-from rescue_cli.sections.model import MODELS, GhostBatchNorm2d, group_count, zoo
+from rescue_cli.sections.model import MODELS, GhostBatchNorm2d, group_count, timm_model
 from rescue_cli.sections.model import common as model_keys
-from rescue_cli.sections.optim import OPTIMIZERS, claims, depths
+from rescue_cli.sections.optim import OPTIMIZERS, assign_parameters, layer_depths
 from rescue_cli.sections.optim import common as optim_keys
 from rescue_cli.sections.sampling import SAMPLERS
-from rescue_cli.sections.schedule import Span
+from rescue_cli.sections.schedule import ScheduleContext
 from rescue_cli.sections.selection import SELECTIONS
 from rescue_cli.sections.task import TASKS
 from rescue_cli.sections.teacher import TEACHERS
@@ -54,9 +53,9 @@ def check(recipe: Recipe) -> None:
             f"model ({recipe.model.name}): cannot be built ({reason}). "
             "Change its keys, or take another."
         ) from None
-    claims(model, [item.options for item in recipe.optim])
+    assign_parameters(model, [item.options for item in recipe.optim])
     if any(item.options.get("layer_decay") is not None for item in recipe.optim):
-        depths(model, recipe.model.name)
+        layer_depths(model, recipe.model.name)
     for module in model.modules():
         if isinstance(module, GhostBatchNorm2d):
             group_count(recipe.train.device_batch_size, module.size)
@@ -76,9 +75,9 @@ def check_ingredients(recipe: Recipe) -> None:
     schema.lookup("data.name", recipe.data.name, DATASETS)
     _check_data(recipe)
     filled("sampling", recipe.sampling, SAMPLERS)
-    check_scenes(recipe, FACTS[recipe.data.name].task)
+    check_task(recipe, FACTS[recipe.data.name].task)
     for place, operation in enumerate(operations_of(recipe)):
-        if isinstance(operation, FileCrop) and place:
+        if operation.stage == "file" and place:
             raise UsageError(f"augment: {recipe.augment[place].name} must come first in the list.")
     filled("mix", recipe.mix, MIXES)
     filled("selection", recipe.selection, SELECTIONS)
@@ -90,7 +89,9 @@ def check_ingredients(recipe: Recipe) -> None:
     for item in recipe.optim:
         filled("optim", item, OPTIMIZERS, optim_keys)
         _check_scaling(item, recipe.train.batch_size)
-        schedule_of(own_schedule(item) or recipe.schedule, Span(1.0, MANY, recipe.train.epochs))
+        schedule_of(
+            own_schedule(item) or recipe.schedule, ScheduleContext(1.0, MANY, recipe.train.epochs)
+        )
     filled("averaging", recipe.averaging, AVERAGES)
     for name in recipe.eval.ttas:
         schema.lookup("eval.tta", name, TTAS)
@@ -154,4 +155,6 @@ def _check_frozen(recipe: Recipe) -> None:
 
 
 def _check_model(item: Item) -> None:
-    schema.check(f"model ({item.name})", item.options, MODELS.get(item.name, zoo), model_keys)
+    schema.check(
+        f"model ({item.name})", item.options, MODELS.get(item.name, timm_model), model_keys
+    )

@@ -14,9 +14,9 @@ from rescue_cli.sections.averaging import AVERAGES
 from rescue_cli.sections.data import Keys
 from rescue_cli.sections.loss import LOSSES
 from rescue_cli.sections.mix import MIXES
-from rescue_cli.sections.model import MODELS, zoo
+from rescue_cli.sections.model import MODELS, timm_model
 from rescue_cli.sections.model import common as model_keys
-from rescue_cli.sections.model.zoo import fixed_size, lacking
+from rescue_cli.sections.model.timm_models import has_fixed_size, unsupported_keys
 from rescue_cli.sections.optim import OPTIMIZERS
 from rescue_cli.sections.optim import common as optim_keys
 from rescue_cli.sections.sampling import SAMPLERS
@@ -57,7 +57,7 @@ def model(base: Recipe, name: str, overrides: Sequence[str]) -> list[str]:
     values = {key: value for key, value in values.items() if not is_given(key, given)}
     after = base.with_overrides(*overrides, *_written(values))
     removed = _lacking(name, options)
-    if name not in MODELS and fixed_size(name):
+    if name not in MODELS and has_fixed_size(name):
         values |= _fixed(name, after, given)
         removed = [key for key in removed if f"model.{key}" not in values]
     kept = [f"~model.{key}" for key in removed if not is_given(f"model.{key}", given)]
@@ -101,7 +101,7 @@ def _fixed(name: str, after: Recipe, given: Sequence[str]) -> dict[str, Any]:
     found = {"model.img_size": size}
     if set(after.eval.sizes) != {size}:  # its position embedding follows the image
         found["model.dynamic_img_size"] = True
-    unknown = lacking(name, [key.removeprefix("model.") for key in found])
+    unknown = unsupported_keys(name, [key.removeprefix("model.") for key in found])
     if "dynamic_img_size" in unknown:
         raise UsageError(
             f"model ({name}): sees images of one size; training has {size} px and eval.sizes is "
@@ -112,11 +112,11 @@ def _fixed(name: str, after: Recipe, given: Sequence[str]) -> dict[str, Any]:
 
 def _lacking(name: str, options: Mapping[str, Any]) -> list[str]:
     """The keys of the recipe's network that the network called `name` does not have."""
-    function = MODELS.get(name, zoo)
+    function = MODELS.get(name, timm_model)
     known = {**schema.keys(function), **schema.keys(model_keys)}
     unknown = [key for key in options if key not in known]
-    shared = [key for key in options if key in schema.keys(zoo)]
-    return unknown if name in MODELS else [*unknown, *lacking(name, shared)]
+    shared = [key for key in options if key in schema.keys(timm_model)]
+    return unknown if name in MODELS else [*unknown, *unsupported_keys(name, shared)]
 
 
 def _sections(

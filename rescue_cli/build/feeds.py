@@ -10,31 +10,25 @@ from torch import nn
 
 from rescue_cli.batch import View, to_device
 from rescue_cli.build.ingredients import data_keys, dtype_of
-from rescue_cli.engine.evaluate import EvalSet
+from rescue_cli.engine.evaluate import EvalFeed, EvalSet
 from rescue_cli.engine.step import Feed
 from rescue_cli.errors import UsageError
 from rescue_cli.recipe import Recipe, schema, total_steps
-from rescue_cli.sections.augment import FileCrop
+from rescue_cli.sections.augment import Operation
 from rescue_cli.sections.augment.pipeline import Normalise
 from rescue_cli.sections.data import (
     FACTS,
     Dataset,
-    Files,
     Images,
-    Paired,
-    Place,
-    SceneEvalFeed,
-    SceneFeed,
+    Location,
     Split,
-    TestScenes,
-    TrainScenes,
     load,
     normalisation,
 )
 from rescue_cli.sections.data.memory import MemoryEvalFeed, MemoryFeed
-from rescue_cli.sections.data.stream import Cropping, StreamFeed, TrainViews
-from rescue_cli.sections.data.stream_eval import EvalViews, StreamEvalFeed
-from rescue_cli.sections.model import Looking
+from rescue_cli.sections.data.stream import Cropping, FileFeed, TrainSamples, WholeImages
+from rescue_cli.sections.data.stream_eval import EvalSamples, FileEvalFeed
+from rescue_cli.sections.model import DataDependentInit
 
 LOOKED_AT = 500  # images in memory at once: their patches are 100 MB at 32 px
 
@@ -67,15 +61,15 @@ def train_feed(
     recipe: Recipe,
     data: Dataset,
     sampler: Any,
-    mine: range,
-    operations: list[Any],
+    local: range,
+    operations: list[Operation],
     machine: Machine,
     log: Any,
     per_epoch: int,
 ) -> Feed:
-    """This process's micro-batches, from memory, from files, or of scenes; raises `UsageError`."""
+    """This process's micro-batches, from memory or from files; raises `UsageError`."""
     train, keys = recipe.train, data_keys(recipe)
-    crop = next((op for op in operations if isinstance(op, FileCrop)), None)
+    crop = next((op for op in operations if op.stage == "file"), None)
     if isinstance(data.train, Images):
         if crop is not None:
             raise UsageError(
@@ -85,34 +79,29 @@ def train_feed(
         return MemoryFeed(
             data.train,
             sampler,
-            mine,
+            local,
             max_corrupt=keys.max_corrupt,
             device=machine.device,
             log=log,
         )
-    run: dict[str, Any] = {
-        "steps": total_steps(train, per_epoch),
-        "max_corrupt": keys.max_corrupt,
-        "workers": machine.workers,
-        "device": machine.device,
-        "log": log,
-    }
-    if isinstance(data.train, Paired):
-        scenes = TrainScenes(
-            data.train, operations, train.device_batch_size, keys.decoder, train.seed, keys.reading
-        )
-        return SceneFeed(scenes, sampler, mine, **run)
-    assert isinstance(data.train, Files)
-    cropping = Cropping(
-        box=crop.box if crop else None,
-        columns=crop.columns if crop else 0,
-        size=keys.train_size or 224,
-        interpolation=keys.train_interpolation,
-        decoder=keys.decoder,
-        reading=keys.reading,
+    cut: Cropping | WholeImages = (
+        WholeImages([op for op in operations if op.stage == "sample"])
+        if data.train.annotated
+        else Cropping(crop, keys.train_size or 224, keys.train_interpolation)
     )
-    views = TrainViews(data.train, cropping, train.device_batch_size, train.seed)
-    return StreamFeed(views, sampler, mine, **run)
+    samples = TrainSamples(
+        data.train, cut, train.device_batch_size, train.seed, keys.decoder, keys.reading
+    )
+    return FileFeed(
+        samples,
+        sampler,
+        local,
+        steps=total_steps(train, per_epoch),
+        max_corrupt=keys.max_corrupt,
+        workers=machine.workers,
+        device=machine.device,
+        log=log,
+    )
 
 
 def test_sets(recipe: Recipe, data: Dataset, machine: Machine) -> dict[str, EvalSet]:
@@ -121,20 +110,20 @@ def test_sets(recipe: Recipe, data: Dataset, machine: Machine) -> dict[str, Eval
     Sets that are the same images by other labels share one feed. Raises `UsageError`, `DataError`.
     """
     main = next(iter(data.tests))
-    feeds: dict[str, Any] = {}
-    found = {}
+    feeds: dict[str, EvalFeed] = {}
+    sets = {}
     for name in recipe.eval.sets or [main]:
         schema.lookup("eval.sets", name, {**data.tests, **data.relabelled})
         source = name if name in data.tests else main
         if source not in feeds:
             feeds[source] = test_feed(recipe, data.tests[source], machine)
-        answers = None if source == name else data.relabelled[name](data.tests[source])
-        found[name] = EvalSet(feeds[source], answers)
-    return found
+        labels = None if source == name else data.relabelled[name](data.tests[source])
+        sets[name] = EvalSet(feeds[source], labels)
+    return sets
 
 
-def test_feed(recipe: Recipe, split: Split, machine: Machine) -> Any:
-    """A split's images or scenes, in order, at the recipe's sizes and crops."""
+def test_feed(recipe: Recipe, split: Split, machine: Machine) -> EvalFeed:
+    """A split's images in order, at the recipe's sizes and crops."""
     evaluation = recipe.eval
     views = list(dict.fromkeys(View(s, c) for s in evaluation.sizes for c in evaluation.crops))
     if isinstance(split, Images):
@@ -142,13 +131,10 @@ def test_feed(recipe: Recipe, split: Split, machine: Machine) -> Any:
             split, views, evaluation.batch_size, evaluation.interpolation, machine.device
         )
     keys = data_keys(recipe)
-    if isinstance(split, Paired):
-        scenes = TestScenes(split, keys.eval_decoder, keys.reading)
-        return SceneEvalFeed(scenes, views, evaluation.batch_size, machine.workers, machine.device)
-    decoding = EvalViews(
+    samples = EvalSamples(
         split, views, evaluation.interpolation, keys.eval_decoder, evaluation.resize, keys.reading
     )
-    return StreamEvalFeed(decoding, evaluation.batch_size, machine.workers, machine.device)
+    return FileEvalFeed(samples, evaluation.batch_size, machine.workers, machine.device)
 
 
 def look(recipe: Recipe, network: nn.Module, data: Dataset, device: torch.device) -> None:
@@ -157,7 +143,7 @@ def look(recipe: Recipe, network: nn.Module, data: Dataset, device: torch.device
     The images are evenly spaced over the set, which may be sorted by class; all of them where it
     has fewer than asked for. Weights that the recipe loads keep theirs. Raises `UsageError`.
     """
-    layers = [module for module in network.modules() if isinstance(module, Looking)]
+    layers = [module for module in network.modules() if isinstance(module, DataDependentInit)]
     if not layers or recipe.model.options.get("weights"):
         return
     if not isinstance(data.train, Images):
@@ -169,7 +155,7 @@ def look(recipe: Recipe, network: nn.Module, data: Dataset, device: torch.device
     for layer in layers:
         count = min(layer.images or len(pixels), len(pixels))
         parts = np.array_split(np.arange(count) * len(pixels) // count, -(-count // LOOKED_AT))
-        layer.look(to_floats(to_device(pixels[part], device)) for part in parts)
+        layer.init_from(to_floats(to_device(pixels[part], device)) for part in parts)
 
 
 def training_images(recipe: Recipe) -> int | None:
@@ -190,8 +176,8 @@ def training_images(recipe: Recipe) -> int | None:
 
 def are_counted(recipe: Recipe) -> bool:
     """Whether `training_images` counts files, and does not go by what the set is known for."""
-    place = Place(recipe.data.name, data_keys(recipe))
-    return place.has_train_folder or (FACTS[recipe.data.name].images is None and place.is_there)
+    place = Location(recipe.data.name, data_keys(recipe))
+    return place.has_train_folder or (FACTS[recipe.data.name].images is None and place.has_folder)
 
 
 def counted_images(recipe: Recipe) -> int:

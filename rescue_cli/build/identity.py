@@ -20,18 +20,18 @@ from rescue_cli.build.ingredients import data_keys
 from rescue_cli.errors import DataError, RescueError
 from rescue_cli.recipe import Recipe
 from rescue_cli.recipe.changes import ROOTS, WEIGHTS, flat, is_place
-from rescue_cli.rundir import RunDirectory, read_identity, write_json, write_whole
+from rescue_cli.rundir import RunDirectory, read_identity, write_atomically, write_json
 from rescue_cli.sections.data import (
     Dataset,
     Fingerprint,
-    Listing,
-    Place,
-    difference,
-    fingerprint_of,
-    from_arrays,
-    listing_of,
+    Location,
+    SplitListing,
+    compute_fingerprint,
+    describe_difference,
+    fingerprint_from_arrays,
+    list_split,
 )
-from rescue_cli.sections.model.weights import placed
+from rescue_cli.sections.model.weights import locate_file
 
 FORMAT = 1
 PACKAGED = "fashion-mini"
@@ -66,7 +66,7 @@ def identity(recipe: Recipe, data: Dataset) -> Identity:
     named = [name if name in data.tests else main for name in recipe.eval.sets or [main]]
     places = _places(recipe)
     weights = {key: _digest(place) for key, place in places.items() if key in WEIGHTS}
-    found = fingerprint_of(data, dict.fromkeys(named))
+    found = compute_fingerprint(data, dict.fromkeys(named))
     return Identity(found, {key: each for key, each in weights.items() if each}, places)
 
 
@@ -87,7 +87,7 @@ class Looked:
 
 def _places(recipe: Recipe) -> dict[str, str]:
     given = {k: v for k, v in flat(recipe.tree).items() if v is not None and is_place(k, v)}
-    place = Place(recipe.data.name, data_keys(recipe))
+    place = Location(recipe.data.name, data_keys(recipe))
     if not any(key in given for key in ROOTS) and place.has_root and place.name != PACKAGED:
         given["data.root"] = place.root  # of RESCUE_DATA
     return {key: os.path.abspath(os.path.expanduser(value)) for key, value in given.items()}
@@ -96,7 +96,7 @@ def _places(recipe: Recipe) -> dict[str, str]:
 def _digest(source: str) -> str | None:
     """Of a weights file; None where there is none, which whoever loads it will say."""
     try:
-        file, part = placed(source)
+        file, part = locate_file(source)
         with file.open("rb") as content:
             digest = hashlib.file_digest(content, "sha256").hexdigest()
         return f"{digest}#{part}" if part else digest
@@ -123,7 +123,7 @@ def keep(run: RunDirectory, now: Identity, before: Kept | None = None) -> None:
     record = Kept(FORMAT, now.data.digest, now.data.classes, splits, now.weights, places)
     if before is None:
         arrays = now.data.arrays()
-        write_whole(run.listing, lambda file: np.savez_compressed(file, **arrays))  # type: ignore[arg-type]
+        write_atomically(run.listing, lambda file: np.savez_compressed(file, **arrays))  # type: ignore[arg-type]
     write_json(run.data, asdict(record))
 
 
@@ -145,7 +145,7 @@ def _told(run: RunDirectory, before: Kept, now: Fingerprint, *, whole: bool = Tr
     known = _fingerprint(run)
     if known is not None and known.digest == before.digest:
         splits = known.splits if whole else {name: known.splits[name] for name in now.splits}
-        said = difference(Fingerprint(known.classes, splits), now)
+        said = describe_difference(Fingerprint(known.classes, splits), now)
         assert said is not None
         return said
     counts = [
@@ -159,7 +159,7 @@ def _told(run: RunDirectory, before: Kept, now: Fingerprint, *, whole: bool = Tr
 def _fingerprint(run: RunDirectory) -> Fingerprint | None:
     try:
         with np.load(run.listing, allow_pickle=False) as arrays:
-            return from_arrays(arrays)
+            return fingerprint_from_arrays(arrays)
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
         return None
 
@@ -226,7 +226,7 @@ def agree(run: RunDirectory, recipe: Recipe, data: Dataset) -> list[str]:
         elif moved := _moved(before, now.places):
             said.append(moved)
             keep(run, now, before)
-    _, faults = distributed.union(0, faults)
+    _, faults = distributed.merge_over_ranks(0, faults)
     if faults:
         raise DataError(faults[0])
     return said
@@ -246,14 +246,14 @@ def unlike_training(recipe: Recipe, data: Dataset) -> list[str]:
     if distributed.is_first() and of_run and (before := kept(run)) is not None:
         known = _fingerprint(run)
         for name in data.tests.keys() & before.splits.keys():
-            now = Fingerprint(tuple(before.classes), {name: listing_of(data.tests[name])})
+            now = Fingerprint(tuple(before.classes), {name: list_split(data.tests[name])})
             if now.splits[name].digest != before.splits[name]["digest"]:
                 told = _told(run, before, now, whole=False)
                 told = f"{run.path}: was tested on other images: {told}"
                 held = name.startswith("holdout")
                 part = known is not None and _is_part(now.splits[name], known.splits[name])
                 (faults if held and not part else said).append(told)
-    _, faults = distributed.union(0, faults)
+    _, faults = distributed.merge_over_ranks(0, faults)
     if faults:
         raise DataError(
             f"{faults[0]}. It may have learnt some of these. Put the images back, or name a test "
@@ -262,12 +262,12 @@ def unlike_training(recipe: Recipe, data: Dataset) -> list[str]:
     return said
 
 
-def _is_part(now: Listing, before: Listing) -> bool:
+def _is_part(now: SplitListing, before: SplitListing) -> bool:
     """Whether all images were there before, as they are."""
     if now.names is None or before.names is None:
         return False
 
-    def images(listing: Listing) -> set[tuple[Any, ...]]:
+    def images(listing: SplitListing) -> set[tuple[Any, ...]]:
         names = (listing.name(index) for index in range(len(listing)))
         return set(zip(names, *listing.marks.values(), strict=True))
 

@@ -10,9 +10,9 @@ from torch import nn
 
 from rescue_cli.recipe import Item, Recipe, from_tree, schema
 from rescue_cli.sections.augment import AUGMENTATIONS_OF
-from rescue_cli.sections.data import FACTS, Dataset, Keys, Paired, channels_of
-from rescue_cli.sections.loss import LOSSES, Loss, Training
-from rescue_cli.sections.model import MODELS, fill, zoo
+from rescue_cli.sections.data import FACTS, Dataset, Keys, channels_of
+from rescue_cli.sections.loss import LOSSES, Loss, LossContext
+from rescue_cli.sections.model import MODELS, init_weights, timm_model
 from rescue_cli.sections.model import common as model_keys
 
 Autocast = Callable[[], AbstractContextManager[None]]
@@ -46,25 +46,25 @@ def loss_of(recipe: Recipe, share: float = 1.0, data: Dataset | None = None) -> 
     return loss
 
 
-def training_of(data: Dataset) -> Training:
+def training_of(data: Dataset) -> LossContext:
     """What losses go by: the classes, and how many training images each has."""
-    if isinstance(data.train, Paired):
-        return Training(data.classes, None)
+    if data.train.annotated:
+        return LossContext(data.classes, None)
     counts = np.bincount(data.train.labels, minlength=len(data.classes))
-    return Training(data.classes, counts.astype(np.int64))
+    return LossContext(data.classes, counts.astype(np.int64))
 
 
 def network_of(recipe: Recipe, classes: int) -> nn.Module:
     item, channels = recipe.model, channels_of(recipe.data.name, data_keys(recipe))
-    function = MODELS.get(item.name, zoo)
+    function = MODELS.get(item.name, timm_model)
     options = schema.check(f"model ({item.name})", item.options, function, model_keys)
     mine = schema.pick(options, function)
     if item.name in MODELS:
         network = MODELS[item.name](classes, channels, **mine)
     else:
-        network = zoo(item.name, classes, channels, **mine)
+        network = timm_model(item.name, classes, channels, **mine)
     if filler := options.get("init"):
-        fill(network, filler)
+        init_weights(network, filler)
     return network
 
 
@@ -80,6 +80,6 @@ def dtype_of(recipe: Recipe) -> torch.dtype:
 
 
 def operations_of(recipe: Recipe) -> list[Any]:
-    """The recipe's augmentations: `FileCrop` and `Operation`, of scenes `SceneOperation`."""
+    """The recipe's augmentations, in order."""
     known = AUGMENTATIONS_OF[recipe.task.name]
     return [filled("augment", item, known)() for item in recipe.augment]

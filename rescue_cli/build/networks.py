@@ -12,9 +12,9 @@ from rescue_cli.errors import DataError, UsageError
 from rescue_cli.recipe import Recipe
 from rescue_cli.recipe.changes import is_timms
 from rescue_cli.sections.data import Dataset, normalisation, relabel
-from rescue_cli.sections.data.names import plain
+from rescue_cli.sections.data.listing import normalise_name
 from rescue_cli.sections.model import Backbone, load_weights
-from rescue_cli.sections.model.weights import metadata as weights_metadata
+from rescue_cli.sections.model.weights import read_metadata as weights_metadata
 from rescue_cli.sections.teacher import Renormalised
 
 
@@ -88,7 +88,7 @@ def by_name(recipe: Recipe, data: Dataset) -> tuple[Dataset, str | None]:
 def head_kept(recipe: Recipe, classes: tuple[str, ...]) -> str | None:
     """What is to be said where a training begins with a head that knows other classes."""
     weights = _file(recipe)
-    if weights is None or recipe.model.options.get("new_head") or recipe.of_scenes:
+    if weights is None or recipe.model.options.get("new_head") or recipe.is_annotated:
         return None
     metadata = weights_metadata(weights)
     said = _unlike(weights, metadata, classes)
@@ -105,7 +105,7 @@ def _file(recipe: Recipe) -> str | None:
 
 def _known(metadata: Mapping[str, str]) -> tuple[str, ...]:
     """The classes that the weights name, in the composed normal form; none where they name none."""
-    return tuple(plain(name) for name in known_classes(metadata) or ())
+    return tuple(normalise_name(name) for name in known_classes(metadata) or ())
 
 
 def _unlike(weights: str, metadata: Mapping[str, str], classes: tuple[str, ...]) -> str | None:

@@ -11,18 +11,18 @@ from rescue_cli.build.ingredients import filled
 from rescue_cli.engine.optimizers import Optimizers, RatedGroup
 from rescue_cli.errors import UsageError
 from rescue_cli.recipe import Item, Recipe, schema, total_steps
-from rescue_cli.sections.optim import OPTIMIZERS, claims, depths
+from rescue_cli.sections.optim import OPTIMIZERS, assign_parameters, layer_depths
 from rescue_cli.sections.optim import common as optim_keys
-from rescue_cli.sections.schedule import SCHEDULES, Schedule, Span, ending
+from rescue_cli.sections.schedule import SCHEDULES, Schedule, ScheduleContext, freeze_after
 from rescue_cli.sections.schedule import common as schedule_keys
 
 
-def schedule_of(item: Item, span: Span) -> Schedule:
+def schedule_of(item: Item, span: ScheduleContext) -> Schedule:
     """The item's rates, read from its first step and until its last epoch; checks its keys."""
     rates: Schedule = filled("schedule", item, SCHEDULES, schedule_keys)(span)
     first, until = item.options.get("first_step", 0), item.options.get("until")
     shifted: Schedule = (lambda step: rates(step + first)) if first else rates
-    return shifted if until is None else ending(shifted, until, span.steps_per_epoch)
+    return shifted if until is None else freeze_after(shifted, until, span.steps_per_epoch)
 
 
 def own_schedule(item: Item) -> Item | None:
@@ -45,7 +45,7 @@ def rates_of(recipe: Recipe, per_epoch: int) -> list[tuple[Schedule, float]]:
     found = []
     for item, lr in zip(recipe.optim, lrs, strict=True):
         own = own_schedule(item)
-        span = Span(lr if own else lrs[0], per_epoch, recipe.train.epochs)
+        span = ScheduleContext(lr if own else lrs[0], per_epoch, recipe.train.epochs)
         found.append((schedule_of(own or recipe.schedule, span), 1.0 if own else lr / lrs[0]))
     return found
 
@@ -62,7 +62,7 @@ def optimizers(
     groups: dict[str, list[dict[str, Any]]] = {}
     makers: dict[str, Any] = {}
     rates: dict[str, list[tuple[Schedule, float]]] = {}
-    found = claims(network, [item.options for item in recipe.optim])
+    found = assign_parameters(network, [item.options for item in recipe.optim])
     for item, claim, rate in zip(recipe.optim, found, rates_of(recipe, per_epoch), strict=True):
         function = OPTIMIZERS[item.name]
         options = schema.check(f"optim ({item.name})", item.options, function, optim_keys)
@@ -90,7 +90,7 @@ def _layers(
     decay = item.options.get("layer_decay")
     if decay is None:
         return [(1.0, list(names))] if names else []
-    depth = depths(network, recipe.model.name)
+    depth = layer_depths(network, recipe.model.name)
     found: dict[int, list[str]] = {}
     for name in names:
         found.setdefault(depth[name], []).append(name)

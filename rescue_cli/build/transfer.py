@@ -47,7 +47,7 @@ def start(
     random = word.startswith(SCRATCH)
     source = find_weights(word.removeprefix(SCRATCH), [], model=model)
     values: dict[str, Any] = _target(base, to)
-    if base.of_scenes:
+    if base.is_annotated:
         values |= _backbone(base, source, random=random)
     else:
         values["model"] = _network(base, source, random=random)
@@ -63,7 +63,7 @@ def _target(base: Recipe, to: str) -> dict[str, Any]:
     if to in DATASETS:
         return {"data.name": to}
     if Path(to).is_dir():
-        names = OF_COCO if base.of_scenes and is_coco(Path(to)) else FOLDERS
+        names = OF_COCO if base.is_annotated and is_coco(Path(to)) else FOLDERS
         return {
             "data.name": names[base.task.name],
             "data.root": str(Path(to).resolve()),
@@ -146,7 +146,7 @@ def _label(word: str) -> str:
     if path.is_dir():
         name = f"{path.resolve().parent.name}-{path.resolve().name}"
     else:
-        name = weights.label(plain)
+        name = weights.source_label(plain)
     return f"scratch-{name}" if random else name
 
 

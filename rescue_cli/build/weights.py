@@ -96,8 +96,8 @@ def find_weights(
             raise UsageError(f"--model: {given} says it already. Drop --model {model}.")
     else:
         path = Path(given).expanduser()
-        name = path.stem if path.is_dir() else weights.label(given)
-        place, metadata = weights.resolved(given), weights.metadata(given)
+        name = path.stem if path.is_dir() else weights.source_label(given)
+        place, metadata = weights.resolve_source(given), weights.read_metadata(given)
         architecture = model or metadata.get("architecture")
     if recipe is None and "recipe" not in metadata:
         return _without_recipe(given, name, place, architecture, metadata, changes)

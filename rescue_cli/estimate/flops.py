@@ -12,18 +12,18 @@ from rescue_cli import build
 from rescue_cli.build.ingredients import data_keys, proxy_recipe, train_size
 from rescue_cli.build.weights import find_weights
 from rescue_cli.recipe import Recipe
-from rescue_cli.sections.augment.resize import size_in
+from rescue_cli.sections.augment.progressive_resize import size_at_epoch
 from rescue_cli.sections.data import FACTS, channels_of
 
-CLASSES = 10  # of a folder of one's own, until it is there to be looked at
+CLASSES = 10  # assumed for a user's folder, whose classes are not known yet
 META = torch.device("meta")
 
 
 @dataclass(frozen=True)
 class Flops:
-    """Of one image: multiply-adds of products and convolutions, and elements that are normalised.
+    """Per image: multiply-adds of matrix products and convolutions, and normalised elements.
 
-    Papers count 0 to 5 operations for a normalised element beside the multiply-adds.
+    Papers count 0 to 5 operations per normalised element in addition to the multiply-adds.
     """
 
     multiply_adds: int
@@ -31,7 +31,7 @@ class Flops:
 
 
 def network_of(recipe: Recipe) -> nn.Module:
-    """The recipe's network on the meta device, without memory for weights."""
+    """The recipe's network on the meta device, so without memory for weights."""
     if "weights" in recipe.model.options:
         recipe = recipe.with_overrides("~model.weights")
     with META:
@@ -43,7 +43,7 @@ def parameters(network: nn.Module) -> int:
 
 
 def flops(network: nn.Module, size: int, channels: int = 3) -> Flops:
-    """The count of a network on the meta device, for an image of size x size pixels."""
+    """Counts of a network on the meta device, for an image of size x size pixels."""
     elements: list[int] = []
 
     def count(_module: nn.Module, inputs: tuple[Tensor, ...], _output: Tensor) -> None:
@@ -62,11 +62,11 @@ def flops(network: nn.Module, size: int, channels: int = 3) -> Flops:
 
 
 def petaflop(recipe: Recipe, steps: int, per_epoch: int) -> float:
-    """10^15 operations of the whole training, a multiply-add counted as two.
+    """10^15 operations of the whole training; a multiply-add counts as two.
 
-    Three forward passes for an image that is trained on; of a frozen network one in all, without
-    its head. With images of growing size each at its own; with a proxy its passes too, and with a
-    teacher one of his for each image. Raises `DataError` where the teacher's weights are not there.
+    Three forward passes per training image; for a frozen network one in total, without its head.
+    Images of growing size count at their size in each epoch; a selection proxy's passes and a
+    teacher's forward pass count too. Raises `DataError` if the teacher's weights are missing.
     """
     if recipe.model.options.get("frozen"):
         size = recipe.eval.sizes[0]
@@ -76,7 +76,7 @@ def petaflop(recipe: Recipe, steps: int, per_epoch: int) -> float:
     for first in range(0, steps, per_epoch):
         sizes[_size_in(recipe, first // per_epoch)] += min(per_epoch, steps - first)
     share = 1.0
-    passes: list[tuple[nn.Module, float]] = []  # networks, and how often an image goes through each
+    passes: list[tuple[nn.Module, float]] = []  # networks, and the passes per image
     if recipe.selection.name == "proxy":
         options = recipe.selection.options
         share = options["share"]
@@ -95,7 +95,7 @@ def petaflop(recipe: Recipe, steps: int, per_epoch: int) -> float:
 
 def _size_in(recipe: Recipe, epoch: int) -> int:
     growing = [item for item in recipe.augment if item.name == "progressive-resize"]
-    size = size_in(epoch, **growing[0].options) if growing else None
+    size = size_at_epoch(epoch, **growing[0].options) if growing else None
     return size or train_size(recipe)
 
 

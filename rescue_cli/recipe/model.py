@@ -128,13 +128,13 @@ class Recipe:
     train: Train
 
     @property
-    def of_scenes(self) -> bool:
+    def is_annotated(self) -> bool:
         """Whether images carry boxes or masks in place of one label."""
         return self.task.name != "classification"
 
     def demand_classification(self, verb: str) -> None:
         """Raises `UsageError` where a verb that reads accuracies of labels can do nothing."""
-        if self.of_scenes:
+        if self.is_annotated:
             raise UsageError(
                 f"{verb}: knows classification, and {self.name} does {self.task.name}. "
                 "Use train, eval, transfer, lr-range-test, seed-sweep, compare or report."

@@ -13,7 +13,7 @@ from rescue_cli import build
 from rescue_cli import recipe as recipes
 from rescue_cli.batch import Batch
 from rescue_cli.errors import UsageError
-from rescue_cli.sections.selection import Hardest
+from rescue_cli.sections.selection import KeepHardest
 from tests.engine_runs import drawn
 
 SMALL = ["model.widths=[8,8,8]", "train.batch_size=16", "train.device_batch_size=16"]
@@ -92,7 +92,7 @@ def test_a_selection_goes_on_from_its_state_as_if_never_stopped(tmp_path: Path) 
     for number in range(5):
         step(number)
     other.select.load_state_dict(copy.deepcopy(step.select.state_dict()))
-    assert isinstance(step.select, Hardest)
+    assert isinstance(step.select, KeepHardest)
     for number in range(5, STEPS):
         batch = step.augment(next(iter(step.feed.micro_batches(number))))
         assert torch.equal(step.select(batch).images, other.select(batch).images)

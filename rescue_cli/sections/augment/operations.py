@@ -1,4 +1,4 @@
-"""Batched augmentations on the device, each image with its own draws."""
+"""What an augmentation is; batched ones on the device, each image with its own draws."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,9 +11,10 @@ from torch.nn import functional
 from rescue_cli.batch import squares
 from rescue_cli.errors import UsageError
 from rescue_cli.recipe.schema import Fraction, NotNegativeInt, PositiveInt
-from rescue_cli.rng import Floats, Indices, bits
+from rescue_cli.rng import Floats, Indices, random_bits
 
 Plan = Callable[[Floats], tuple[Any, ...]]
+Stage = Literal["file", "sample", "pixels", "levels", "normalised"]
 
 
 class Which(NamedTuple):
@@ -31,22 +32,29 @@ def as_drawn(draws: Floats) -> tuple[Any, ...]:
 
 @dataclass(frozen=True)
 class Operation:
-    """`apply(images (n, c, h, w), *planned)` -> images, where `planned` is what `plan` makes of the
-    micro-batch's draws (n, columns) on the host, by default the draws themselves; or what
-    `plan_by_image` makes of the images' numbers, where an image's draws are to last from epoch to
-    epoch.
+    """An augmentation; `stage` says what it acts on, and where.
 
-    Arrays in it arrive on the device (all operations' in one copy), the rest as it is: so the host
-    may know which image gets what, and no step waits for the device. On `pixels` the images are
-    uint8, on `levels` floats of 0 to 255, once `normalised` floats of mean 0, which `apply` may
-    write to.
+    In a loader worker, one image at a time:
+    - `file`: `apply(height, width, draws (columns,))` -> the box (top, left, height, width) that is
+      cut out of the image before it is resized;
+    - `sample`: `apply(sample, draws (columns,))` -> sample, an image with its boxes or its mask;
+      `one_size` where the result has one size, whatever comes in.
+
+    On the device, a micro-batch at a time: `apply(images (n, c, h, w), *planned)` -> images. They
+    are uint8 on `pixels`, floats of 0 to 255 on `levels`, and floats of mean 0, which `apply` may
+    write to, once `normalised`. `planned` is what `plan` makes of the micro-batch's draws
+    (n, columns) on the host, by default the draws themselves; or what `plan_by_image` makes of the
+    images' numbers, where an image's draws are to last from epoch to epoch. Arrays in it arrive on
+    the device (all operations' in one copy), the rest as it is: so the host may know which image
+    gets what, and no step waits for the device.
     """
 
     columns: int
-    stage: Literal["pixels", "levels", "normalised"]
-    apply: Callable[..., Tensor]
+    stage: Stage
+    apply: Callable[..., Any]
     plan: Plan = as_drawn
     plan_by_image: Callable[[Which], tuple[Any, ...]] | None = None
+    one_size: bool = False
 
 
 def pad_crop(
@@ -97,7 +105,7 @@ def flip(*, p: Fraction) -> Operation:
     """Mirrors an image left to right with probability `p`."""
 
     def apply(images: Tensor, draws: Tensor) -> Tensor:
-        return _mirrored(images, draws[:, 0] < p)
+        return _mirror(images, draws[:, 0] < p)
 
     return Operation(1, "pixels", apply)
 
@@ -109,13 +117,13 @@ def alternating_flip() -> Operation:
     """
 
     def plan(which: Which) -> tuple[Any, ...]:
-        flipped = bits(which.seed, "alternating-flip", which.indices)
+        flipped = random_bits(which.seed, "alternating-flip", which.indices)
         return (flipped ^ bool(which.epoch % 2),)
 
-    return Operation(0, "pixels", _mirrored, plan_by_image=plan)
+    return Operation(0, "pixels", _mirror, plan_by_image=plan)
 
 
-def _mirrored(images: Tensor, chosen: Tensor) -> Tensor:
+def _mirror(images: Tensor, chosen: Tensor) -> Tensor:
     """The images (n, c, h, w), the chosen ones (n,) mirrored left to right."""
     # as a choice of bits: torch.where has no vector loop for bytes and takes five times as long
     mask = chosen[:, None, None, None].to(torch.uint8).neg_()

@@ -2,6 +2,14 @@
 
 from collections.abc import Callable
 
+from rescue_cli.sections.schedule.base import (
+    FROZEN,
+    Rates,
+    Schedule,
+    ScheduleContext,
+    common,
+    freeze_after,
+)
 from rescue_cli.sections.schedule.cycles import cyclical, one_cycle, ramp, torch_one_cycle
 from rescue_cli.sections.schedule.decays import (
     constant,
@@ -12,7 +20,6 @@ from rescue_cli.sections.schedule.decays import (
     poly,
     step,
 )
-from rescue_cli.sections.schedule.span import FROZEN, Rates, Schedule, Span, common, ending
 
 SCHEDULES: dict[str, Callable[..., Schedule]] = {
     "constant": constant,
@@ -33,13 +40,13 @@ __all__ = [
     "SCHEDULES",
     "Rates",
     "Schedule",
-    "Span",
+    "ScheduleContext",
     "common",
     "constant",
     "cosine",
     "cyclical",
-    "ending",
     "exponential",
+    "freeze_after",
     "inv",
     "one_cycle",
     "piecewise",
