@@ -33,6 +33,7 @@ from rescue_cli.analysis.stats import (
     two_sample_permutation_test,
     welch_test,
 )
+from rescue_cli.errors import UsageError
 from rescue_cli.rundir import RunDirectory, read_result
 from rescue_cli.rundir.planned import format_planned
 
@@ -111,8 +112,10 @@ def compare_pairs(
     """Each pair of two or more sides on each test set that both have, the main sets first.
 
     Several tests: p is corrected by Holm, and intervals are simultaneous by Bonferroni. `want`: the
-    difference in points to plan runs for; `level`: of all tests together.
+    difference in points to plan runs for; `level`: of all tests together. Raises `UsageError`.
     """
+    if want is not None and not 0 < want <= 100:
+        raise UsageError(f"--want: {want:g} must be above 0 and at most 100 points.")
     each = [_cases(a, b) for a, b in combinations(sides, 2)]
     cases = [cases[0] for cases in each] + [case for cases in each for case in cases[1:]]
     pairs = [_pair(case, level / len(cases), want) for case in cases]

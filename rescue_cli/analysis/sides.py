@@ -91,6 +91,14 @@ def load_sides(words: Sequence[str]) -> list[Side]:
     return sides
 
 
+def load_comparable(words: Sequence[str]) -> list[Side]:
+    """As `load_sides`; raises `UsageError` also for sides measured on different test images."""
+    sides = load_sides(words)
+    if (difference := different_images(sides)) is not None:
+        raise UsageError(f"compare: {difference} Evaluate them on the same images: rescue eval.")
+    return sides
+
+
 def load_side(text: str) -> Side:
     """The side that a word of the command line names; raises `UsageError`, `DataError`."""
     path = Path(text)

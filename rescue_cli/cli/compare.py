@@ -9,10 +9,9 @@ from rescue_cli.analysis import interim
 from rescue_cli.analysis.compare import compare_pairs, describe_sides
 from rescue_cli.analysis.sides import (
     Side,
-    different_images,
     first_reaching,
     is_recipe,
-    load_sides,
+    load_comparable,
     recipe_and_epoch_length,
     test_image_count,
 )
@@ -54,11 +53,7 @@ def compare(
         words = [*words, *_recipe_of(words[0])]
     if len(words) < 2 and to is None:
         raise UsageError("compare: give two or more of runs, sweeps, recipes and MEAN±STD/N.")
-    sides = load_sides(words)
-    if (difference := different_images(sides)) is not None:
-        raise UsageError(f"compare: {difference} Evaluate them on the same images: rescue eval.")
-    if want is not None and not 0 < want <= 100:
-        raise UsageError(f"--want: {want:g} must be above 0 and at most 100 points.")
+    sides = load_comparable(words)
     pairs = compare_pairs(sides, want)
     for line in interim.record_comparison(sides):
         note(f"warning: {line}")

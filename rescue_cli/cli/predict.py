@@ -5,13 +5,12 @@ from typing import Annotated
 
 import typer
 
+from rescue_cli import api
 from rescue_cli.cli import common
 from rescue_cli.cli.common import Architecture, Device, Json
 from rescue_cli.cli.help import then
 from rescue_cli.errors import UsageError
 from rescue_cli.recipe import SECTIONS
-from rescue_cli.runs.console import note
-from rescue_cli.runs.devices import select_device
 
 app = common.verb()
 
@@ -42,7 +41,6 @@ def predict(
     device: Device = None,
 ) -> None:
     """Print the most probable classes of images."""
-    from rescue_cli.predict import predict_images
     from rescue_cli.sections.data.listing import printable
 
     changes = [word for word in words if _is_change(word)]
@@ -51,8 +49,8 @@ def predict(
         raise UsageError("predict: one of the images is an empty word. Give a file or a folder.")
     if not images:
         raise UsageError("predict: no images. Give image files or folders of images.")
-    predictions = predict_images(
-        weights, images, top, select_device(device), model=model, changes=changes, note=note
+    predictions = api.predict(
+        weights, images, top=top, model=model, overrides=changes, device=device, progress=True
     )
     if as_json:
         common.print_json(predictions)

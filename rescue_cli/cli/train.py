@@ -8,24 +8,29 @@ from typing import Annotated, Any
 import typer
 
 from rescue_cli import recipe as recipes
+from rescue_cli.api import train_in
 from rescue_cli.cli import common
 from rescue_cli.cli.command import ComputingVerb
 from rescue_cli.cli.common import Device, Json, Overrides, Procs, RecipeName, Workers
 from rescue_cli.cli.expand import Epochs, Model, expand
 from rescue_cli.cli.help import then
 from rescue_cli.errors import UnexpectedError, UsageError
-from rescue_cli.formatting import counted
 from rescue_cli.recipe import Recipe
 from rescue_cli.recipe.changes import smoke as smoke_overrides
 from rescue_cli.recipe.changes import subset as subset_override
 from rescue_cli.recipe.changes import warnings as batch_warnings
 from rescue_cli.rundir import RunDirectory, read_result
 from rescue_cli.runs.console import note
-from rescue_cli.runs.devices import check_precision, planned_device, select_device
-from rescue_cli.runs.directory import choose_directory, is_finished
+from rescue_cli.runs.devices import (
+    check_precision,
+    planned_device,
+    select_device,
+    visible_devices,
+)
+from rescue_cli.runs.directory import choose_directory
 from rescue_cli.runs.group import current_group, is_restarted, refuse_in_group
 from rescue_cli.runs.processes import Nodes
-from rescue_cli.runs.single import Launch, plan_launch, prepare_training, run_training
+from rescue_cli.runs.single import Launch, plan_launch
 
 app = common.verb()
 
@@ -111,7 +116,7 @@ def train(
         notes += [f"warning: {warning}" for warning in warnings]
     if gpus is not None and procs is not None:
         raise UsageError("--gpus and --procs say the same thing. Give one of them.")
-    visible = _visible_devices(where) * nodes
+    visible = visible_devices(where) * nodes
     if gpus is not None and gpus > visible and not dry_run and current_group() is None:
         raise UsageError(f"--gpus: {gpus} asked for, {visible} visible. Use at most {visible}.")
     launch = plan_launch(
@@ -132,7 +137,7 @@ def train(
     path = _directory(resolved, out, resume=resume, nodes=nodes)
     for line in [str(path), *notes]:
         note(line)
-    _run(path, resolved, launch, resume=resume)
+    train_in(path, resolved, launch, resume=resume)
     if machines.rank > 0:
         note(str(path))
         return
@@ -174,34 +179,12 @@ def _resolve(
     return base.with_overrides(*given, *implied) if implied else resolved, notes
 
 
-def _visible_devices(device: str) -> int:
-    """GPUs that this machine has, or one CPU."""
-    import torch
-
-    return torch.cuda.device_count() if device == "cuda" else 1
-
-
 def _directory(recipe: Recipe, out: Path | None, *, resume: bool, nodes: int) -> Path:
     if out is not None:
         return common.folder(out)
     if nodes > 1:
         raise UsageError("--nodes: several machines need the same --out DIR that all of them see.")
     return choose_directory(Path("runs", recipe.name), resume=resume, restarted=is_restarted())
-
-
-def _run(path: Path, recipe: Recipe, launch: Launch, *, resume: bool) -> None:
-    """Trains, or resumes the run that is there, and draws its pictures."""
-    from rescue_cli.report.pictures import draw_run
-
-    finished = resume and is_finished(path)
-    new = prepare_training(path, recipe, launch, path.parent / ".cache", resume=resume)
-    if finished:
-        note("finished already; nothing to do")
-        return
-    note(f"{recipe.name} on {launch.device}, {counted(launch.procs, 'process')}")
-    run_training(path, launch, new=new)
-    if launch.nodes.rank == 0:
-        draw_run(path)
 
 
 def _check_expected(recipe: Recipe, result: Mapping[str, Any]) -> None:

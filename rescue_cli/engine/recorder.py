@@ -15,16 +15,19 @@ from rescue_cli.rundir import RunDirectory, read_metrics, write_text
 class Recorder:
     """Appends whole lines to the run's files, and shows a progress bar on a terminal."""
 
-    def __init__(self, run: RunDirectory, *, writes: bool, steps: int) -> None:
+    def __init__(
+        self, run: RunDirectory, *, writes: bool, steps: int, progress: bool = True
+    ) -> None:
         self.run = run
         self.steps = steps
         self.writes = writes
+        self.prints = writes and progress  # to stderr; log.txt has every line
         self.metrics: IO[str] | None = None
         self.log_file: IO[str] | None = None
         self.early: list[str] = []  # lines from before the log is open
         self.first_loss: float | None = None
         self.last_loss: float | None = None
-        self.bar = Bar(steps) if writes and sys.stderr.isatty() else None
+        self.bar = Bar(steps) if self.prints and sys.stderr.isatty() else None
 
     def open_metrics(self, step: int, evaluated: int) -> None:
         """Opens metrics.jsonl at a step; drops the lines after it, which will be written again.
@@ -81,7 +84,7 @@ class Recorder:
         self.write_log(message)
         if self.bar is not None:
             self.bar.print(message)
-        elif self.writes:
+        elif self.prints:
             print(message, file=sys.stderr, flush=True)
 
     def show_progress(self, step: int, text: str) -> None:
@@ -119,9 +122,9 @@ class Bar:
 
 
 @contextmanager
-def batch_bar(batches: int) -> Iterator[Callable[[], None]]:
+def batch_bar(batches: int, *, progress: bool = True) -> Iterator[Callable[[], None]]:
     """A function to call after each of so many batches; on a terminal a bar counts them."""
-    if not (distributed.is_first() and sys.stderr.isatty()):
+    if not (progress and distributed.is_first() and sys.stderr.isatty()):
         yield lambda: None
         return
     bar, done = Bar(batches), itertools.count(1)

@@ -32,6 +32,13 @@ def planned_device(asked: str | None) -> str:
     return asked
 
 
+def visible_devices(device: str) -> int:
+    """The GPUs of this machine, or one CPU."""
+    import torch
+
+    return torch.cuda.device_count() if device == "cuda" else 1
+
+
 def check_precision(precision: str, device: str) -> list[str]:
     """A warning where the device only emulates the precision.
 

@@ -5,6 +5,7 @@ import fcntl
 import shlex
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -74,18 +75,21 @@ def prepare(
     *,
     resume: bool,
     look: "Looked | None" = None,
+    command: Sequence[str] | None = None,
 ) -> bool:
     """Writes what the processes of a run read; whether the run is new.
 
     Only a new run is this call's to `remove_unstarted`. With `resume` a directory of the same
-    recipe is accepted, see `reserve`. Raises `UsageError` where another run must not change.
+    recipe is accepted, see `reserve`. `command` is recorded, by default this process's own. Raises
+    `UsageError` where another run must not change.
     """
     run = RunDirectory(path)
     if _is_in_use(run):
         raise InUseError(path)
     new = reserve(path, recipe, resume=resume, verb=environment["verb"], look=look)
     earlier = run.command.read_text() if run.command.exists() else ""
-    write_text(run.command, f"{earlier}{command_line()}\n")
+    recorded = shlex.join(command) if command else command_line()
+    write_text(run.command, f"{earlier}{recorded}\n")
     write_json(run.environment, environment)
     return new
 

@@ -42,11 +42,13 @@ class Nodes:
 ONE_MACHINE = Nodes()
 
 
-def run_directory(path: Path, procs: int | None, max_restarts: int, nodes: Nodes) -> None:
+def run_directory(
+    path: Path, procs: int | None, max_restarts: int, nodes: Nodes, *, progress: bool = True
+) -> None:
     """Trains or evaluates what a prepared run directory says; raises `RescueError`.
 
     In all processes of the group that this command was started in; else in this process, or in
-    `procs` processes of torchrun.
+    `procs` processes of torchrun. `progress` is shown on stderr.
     """
     if nodes.rank == 0:
         RunDirectory(path).failure.unlink(missing_ok=True)
@@ -58,12 +60,12 @@ def run_directory(path: Path, procs: int | None, max_restarts: int, nodes: Nodes
         from rescue_cli.runs.worker import work
 
         with record_failure(RunDirectory(path)):
-            work(path)
+            work(path, progress=progress)
         return
-    _run_torchrun(path, procs // nodes.count, max_restarts, nodes)
+    _run_torchrun(path, procs // nodes.count, max_restarts, nodes, progress)
 
 
-def _run_torchrun(path: Path, procs: int, max_restarts: int, nodes: Nodes) -> None:
+def _run_torchrun(path: Path, procs: int, max_restarts: int, nodes: Nodes, progress: bool) -> None:
     """Starts `procs` workers on this machine by torchrun's agent.
 
     Without other nodes it takes a free port, so that two runs on one machine do not collide.
@@ -82,9 +84,9 @@ def _run_torchrun(path: Path, procs: int, max_restarts: int, nodes: Nodes) -> No
         rdzv_backend="c10d",
         rdzv_endpoint=nodes.rendezvous or "localhost:0",
         max_restarts=max_restarts,
-        # Rank 0 prints to the terminal, the others to files
+        # Rank 0 prints its progress to the terminal, the others to files
         logs_specs=DefaultLogsSpecs(
-            log_dir=str(logs), redirects=dict.fromkeys(range(1, procs), Std.ALL)
+            log_dir=str(logs), redirects=dict.fromkeys(range(int(progress), procs), Std.ALL)
         ),
     )
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # else torchrun warns; the worker sets threads

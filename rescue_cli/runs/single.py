@@ -2,7 +2,7 @@
 
 import contextlib
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -37,6 +37,7 @@ class Launch:
     workers: int | None
     nodes: Nodes = ONE_MACHINE
     max_restarts: int = 0
+    progress: bool = True  # shown on stderr
 
 
 def plan_launch(
@@ -49,6 +50,7 @@ def plan_launch(
     workers: int | None = None,
     nodes: Nodes = ONE_MACHINE,
     max_restarts: int = 0,
+    progress: bool = True,
 ) -> Launch:
     """How many processes share a step of so many micro-batches; raises `UsageError`.
 
@@ -63,7 +65,8 @@ def plan_launch(
             f"{option}: {count} processes do not divide over {nodes.count} machines. "
             "Use a multiple."
         )
-    return Launch(device, count, asked is not None or count > 1, workers, nodes, max_restarts)
+    torchrun = asked is not None or count > 1
+    return Launch(device, count, torchrun, workers, nodes, max_restarts, progress)
 
 
 def prepare_training(
@@ -75,6 +78,7 @@ def prepare_training(
     resume: bool,
     share: int = 1,
     look: "Looked | None" = None,
+    command: Sequence[str] | None = None,
 ) -> bool:
     """Writes what the processes of the run read; whether the run is new. Raises `RescueError`.
 
@@ -85,6 +89,7 @@ def prepare_training(
         resume: Accepts a directory of the same recipe, see `directory.reserve`.
         share: How many runs are at work on this machine at a time.
         look: Keeps what was read of the data already.
+        command: The one to record, by default this process's own.
     """
     if launch.nodes.rank > 0:
         wait_until_prepared(path)
@@ -99,7 +104,7 @@ def prepare_training(
         share=share,
         nodes=launch.nodes.count,
     )
-    return prepare(path, recipe, environment, resume=resume, look=look)
+    return prepare(path, recipe, environment, resume=resume, look=look, command=command)
 
 
 def run_training(path: Path, launch: Launch, *, new: bool) -> None:
@@ -110,7 +115,7 @@ def run_training(path: Path, launch: Launch, *, new: bool) -> None:
     """
     procs = launch.procs if launch.through_torchrun else None
     try:
-        run_directory(path, procs, launch.max_restarts, launch.nodes)
+        run_directory(path, procs, launch.max_restarts, launch.nodes, progress=launch.progress)
     except (UsageError, DataError):
         if new and launch.nodes.count == 1:  # other machines still read what is there
             remove_unstarted(path)

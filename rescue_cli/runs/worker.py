@@ -36,8 +36,11 @@ class _Start:
     peak_mb: float
 
 
-def work(path: Path) -> None:
-    """Trains or evaluates as the run directory says; raises `RescueError`."""
+def work(path: Path, *, progress: bool = True) -> None:
+    """Trains or evaluates as the run directory says, and shows `progress` on stderr.
+
+    Raises `RescueError`.
+    """
     start = _Start(time.perf_counter(), result.process_peak_mb())
     run = RunDirectory(path)
     recipe = recipe_in(path)
@@ -47,9 +50,9 @@ def work(path: Path) -> None:
     with distributed.process_group(machine.device), _locked(run):
         try:
             if environment["verb"] == "train":
-                _train(run, recipe, machine, start)
+                _train(run, recipe, machine, start, progress)
             else:
-                _evaluate(run, recipe, machine, start)
+                _evaluate(run, recipe, machine, start, progress)
         except (RuntimeError, MemoryError) as error:
             raise explain_error(error, recipe) from error
 
@@ -136,12 +139,14 @@ def _locked(run: RunDirectory) -> Iterator[None]:
 # --- train ---
 
 
-def _train(run: RunDirectory, recipe: Recipe, machine: build.Machine, start: _Start) -> None:
+def _train(
+    run: RunDirectory, recipe: Recipe, machine: build.Machine, start: _Start, progress: bool
+) -> None:
     data = build.dataset(recipe, machine.cache)
     notes = identity.agree(run, recipe, data)
     notes += [kept] if (kept := build.head_kept(recipe, data.classes)) else []
     steps = total_steps(recipe.train, steps_per_epoch(recipe.train, len(data.train)))
-    recorder = Recorder(run, writes=distributed.is_first(), steps=steps)
+    recorder = Recorder(run, writes=distributed.is_first(), steps=steps, progress=progress)
     with contextlib.closing(recorder):
         trainee = build.trainee(recipe, data, machine, recorder.log)
         loop = _make_loop(run, recipe, trainee, machine, recorder)
@@ -232,13 +237,15 @@ def _finish(
     write_json(run.result, {**collected, **trained})
 
 
-def _evaluate(run: RunDirectory, recipe: Recipe, machine: build.Machine, start: _Start) -> None:
+def _evaluate(
+    run: RunDirectory, recipe: Recipe, machine: build.Machine, start: _Start, progress: bool
+) -> None:
     classes = build.weights_classes(recipe)
     data = build.dataset(recipe, machine.cache, test_only=True, classes=classes)
     data, order_note = build.by_name(recipe, data)
 
     def print_note(line: str | None) -> None:
-        if line and distributed.is_first():
+        if line and progress and distributed.is_first():
             print(line, file=sys.stderr)
 
     for line in [*data.notes, order_note, *identity.unlike_training(recipe, data)]:
@@ -249,7 +256,7 @@ def _evaluate(run: RunDirectory, recipe: Recipe, machine: build.Machine, start: 
     prepared = time.perf_counter() - start.clock
     feeds = {test.feed for test in tests.values()}
     batches = sum(feed.rounds(distributed.world_size()) for feed in feeds)
-    with Stop() as stop, batch_bar(batches) as count:
+    with Stop() as stop, batch_bar(batches, progress=progress) as count:
 
         def between() -> None:
             count()

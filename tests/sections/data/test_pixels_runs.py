@@ -18,7 +18,7 @@ from rescue_cli.batch import Measurement, View
 from rescue_cli.build.transfer import start
 from rescue_cli.build.weights import Source, find_weights
 from rescue_cli.errors import DataError, UsageError
-from rescue_cli.predict import _reading, predict_images
+from rescue_cli.inference import _reading, predict_images
 from rescue_cli.recipe import changes as plans
 from rescue_cli.runs.directory import reserve
 from rescue_cli.sections.data import FACTS, Keys, load

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from rescue_cli.build.weights import find_weights
 from rescue_cli.errors import DataError, RescueError, UsageError
-from rescue_cli.predict import predict_images
+from rescue_cli.inference import predict_images
 from rescue_cli.sections.model import load_weights, weights
 from rescue_cli.sections.model.dense_prediction import create_backbone
 from tests.conftest import Rescue

@@ -1,9 +1,9 @@
-"""Classes and probabilities of single images, by a run's weights and evaluation protocol."""
+"""Classifies single images with the weights and the preprocessing of a run."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -30,7 +30,76 @@ from rescue_cli.sections.data.rgb import Reading
 from rescue_cli.sections.tta import TTAS
 
 
-@torch.inference_mode()
+class ClassProbability(TypedDict("_Class", {"class": str})):
+    """One class of a prediction."""
+
+    probability: float
+
+
+class Prediction(TypedDict):
+    """The most probable classes of one image, and how the image was read and resized."""
+
+    image: str
+    classes: list[ClassProbability]
+    protocol: dict[str, Any]
+
+
+class Classifier:
+    """A trained network with its own preprocessing and the names of its classes.
+
+    `network` maps float images (N, C, H, W) to logits (N, classes) and is in evaluation mode;
+    `protocol` says how an image is read, resized and cropped.
+    """
+
+    def __init__(self, source: Source, reading: Reading, classes: list[str], device: str) -> None:
+        self.classes = classes
+        self.device = torch.device(device)
+        self.protocol = _protocol(source.recipe, reading)
+        self.notes = list(source.notes)  # how the weights and the preprocessing were found
+        self._recipe, self._reading = source.recipe, reading
+        self._normalise = build.normalise(source.recipe, self.device)
+        self._view = TTAS[source.recipe.eval.ttas[0]]
+        self.network = build.model(
+            source.recipe, len(classes), self.device, whole=True, note=self.notes.append
+        ).eval()
+
+    def preprocess(self, image: Path | str | Image.Image) -> Tensor:
+        """A file or an RGB image as the network sees it: (C, size, size), normalised, on `device`.
+
+        Raises `DataError` for a file that is not a readable image.
+        """
+        if isinstance(image, Image.Image):
+            pixels = _crop(image.convert("RGB"), self._recipe)
+        else:
+            pixels = _read(Path(image), self._recipe, self._reading)
+        normalised: Tensor = self._normalise(pixels.unsqueeze(0).to(self.device))[0]
+        return normalised
+
+    @torch.inference_mode()
+    def __call__(self, images: Tensor) -> Tensor:
+        """Probabilities (N, classes), float64, of preprocessed images (N, C, H, W).
+
+        With the test-time augmentation of the protocol.
+        """
+        return self._view(self.network, images).double().softmax(1)
+
+
+def load_classifier(
+    given: Path | str, device: str, *, model: str | None = None, changes: Sequence[str] = ()
+) -> Classifier:
+    """The classifier in a run directory, a weights file or `timm:NAME`.
+
+    `model` names the architecture of weights without a recipe, `changes` are overrides. Raises
+    `DataError`, `UsageError`.
+    """
+    source = find_weights(str(given), ["train.precision=float32", *changes], model=model)
+    check_changes(changes, source)
+    classes = _classes(source)
+    build.check(source.recipe)
+    source.recipe.demand_classification("predict")
+    return Classifier(source, _reading(source, changes), classes, device)
+
+
 def predict_images(
     given: Path | str,
     images: Sequence[Path],
@@ -40,22 +109,16 @@ def predict_images(
     model: str | None = None,
     changes: Sequence[str] = (),
     note: Callable[[str], None] = lambda _: None,
-) -> list[dict[str, Any]]:
-    """The `top` classes of each image with their probabilities; a folder stands for its images.
+) -> list[Prediction]:
+    """For each image its `top` classes with probabilities; of a folder for each image in it.
 
-    `model` names the architecture of weights without a recipe, `changes` are overrides, and `note`
-    is called with how the images are read and which files are skipped. Raises `DataError` and
-    `UsageError`.
+    `note` gets a line for each thing worth knowing: how images are read, which files are skipped.
+    Raises `DataError`, `UsageError`.
     """
-    source = find_weights(str(given), ["train.precision=float32", *changes], model=model)
-    check_changes(changes, source)
-    recipe, classes = source.recipe, _classes(source)
-    for line in source.notes:
+    classifier = load_classifier(given, device, model=model, changes=changes)
+    reading = classifier._reading
+    for line in classifier.notes:
         note(line)
-    build.check(recipe)
-    recipe.demand_classification("predict")
-    network = build.model(recipe, len(classes), torch.device(device), whole=True, note=note).eval()
-    reading = _reading(source, changes)
     background = "ignored" if reading.background == "ignored" else f"on {reading.background}"
     note(
         f"images: EXIF orientation {reading.exif} (data.exif), "
@@ -64,20 +127,17 @@ def predict_images(
     files = _files(images, note)
     for line in describe_files(files, reading):
         note(line)
-    normalise = build.normalise(recipe, torch.device(device))
-    show = TTAS[recipe.eval.ttas[0]]
-    protocol = _protocol(recipe, reading)
-    predictions = []
+    classes = classifier.classes
+    predictions: list[Prediction] = []
     for path in files:
-        pixels = _pixels(path, recipe, reading).unsqueeze(0).to(device)
-        probabilities = show(network, normalise(pixels)).double().softmax(1)[0]
+        probabilities = classifier(classifier.preprocess(path).unsqueeze(0))[0]
         values, indices = probabilities.topk(min(top, len(classes)))
         best = zip(indices.tolist(), values.tolist(), strict=True)
         predictions.append(
             {
                 "image": str(path),
                 "classes": [{"class": classes[i], "probability": p} for i, p in best],
-                "protocol": protocol,
+                "protocol": classifier.protocol,
             }
         )
     return predictions
@@ -139,7 +199,8 @@ def _protocol(recipe: Recipe, reading: Reading) -> dict[str, Any]:
     }
 
 
-def _pixels(path: Path, recipe: Recipe, reading: Reading) -> Tensor:
+def _read(path: Path, recipe: Recipe, reading: Reading) -> Tensor:
+    """A file as `_crop` returns it; raises `DataError`."""
     try:
         image = read_image(path, "pil", reading)
     except FileNotFoundError:
@@ -148,6 +209,11 @@ def _pixels(path: Path, recipe: Recipe, reading: Reading) -> Tensor:
         raise DataError(
             f"{path}: cannot be decoded: {describe_error(error)}. Give a readable image file."
         ) from None
+    return _crop(image, recipe)
+
+
+def _crop(image: Image.Image, recipe: Recipe) -> Tensor:
+    """The centre crop that the network sees, (C, size, size) uint8."""
     evaluation = recipe.eval
     if FACTS[recipe.data.name].channels == 1:
         image = Image.fromarray(np.array(image.convert("L"))).convert("RGB")
