@@ -168,8 +168,8 @@ def test_compare_tests_sweeps_and_says_what_may_be_claimed(
 ) -> None:
     found = json.loads(rescue("compare", *apart, "--json").out)
     assert found["how"] == (
-        "Welch's t-test (equal seeds share initial weights, order and augmentation, but 4 are "
-        "fewer than 8)"
+        "Welch's t-test (equal seeds share initial weights, order and augmentation, but 4 common "
+        "seeds are fewer than 8)"
     )
     assert found["n"] == [4, 4]
     assert found["low"] < found["difference"] < found["high"]
