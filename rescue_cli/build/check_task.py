@@ -72,9 +72,9 @@ def _check_strides(given: str | None) -> None:
         )
 
 
-def _check_extra(what: str, wanted: Sequence[str]) -> None:
+def _check_extra(what: str, packages: Sequence[str]) -> None:
     """Raises `UsageError` where packages of the extra `detection` are missing."""
-    lacking = [name for name in wanted if importlib.util.find_spec(name) is None]
+    lacking = [name for name in packages if importlib.util.find_spec(name) is None]
     if lacking:
         raise UsageError(
             f"{what} needs {' and '.join(lacking)}. "

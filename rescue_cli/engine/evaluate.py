@@ -164,14 +164,14 @@ class Evaluator:
         self,
         model: nn.Module,
         feed: EvalFeed,
-        wanted: Mapping[Measurement, Weights],
+        weights: Mapping[Measurement, Weights],
         after_batch: Callable[[], None],
         among: Indices | None = None,
     ) -> dict[Measurement, Table]:
         """The rows of the set's images, or of those `among` them, in order, on every process."""
         world_size = distributed.world_size()
         indices: list[Tensor] = []
-        rows: dict[Measurement, list[Tensor]] = {measurement: [] for measurement in wanted}
+        rows: dict[Measurement, list[Tensor]] = {measurement: [] for measurement in weights}
         batches = feed.batches(distributed.rank(), world_size, among)
         try:
             # A process may have one batch fewer than another, and still meets it after each
@@ -179,7 +179,7 @@ class Evaluator:
                 batch = next(batches, None)
                 if batch is not None:
                     indices.append(batch.indices.double()[:, None])
-                    for measurement, part in self._rows(model, batch, wanted).items():
+                    for measurement, part in self._rows(model, batch, weights).items():
                         rows[measurement].append(part)
                 after_batch()
         finally:
@@ -190,12 +190,12 @@ class Evaluator:
         return {measurement: self._gather(parts) for measurement, parts in rows.items()}
 
     def _rows(
-        self, model: nn.Module, batch: EvalBatch, wanted: Mapping[Measurement, Weights]
+        self, model: nn.Module, batch: EvalBatch, weights: Mapping[Measurement, Weights]
     ) -> dict[Measurement, Tensor]:
         """The rows of a batch; the measurements of a view share the images they show the model."""
         rows: dict[Measurement, Tensor] = {}
-        for view in dict.fromkeys(measurement.view for measurement in wanted):
-            of_view = {m: weights for m, weights in wanted.items() if m.view == view}
+        for view in dict.fromkeys(measurement.view for measurement in weights):
+            of_view = {m: each for m, each in weights.items() if m.view == view}
             with self.autocast():
                 parts = self.task.rows(model, batch, view, self.normalise, list(of_view.values()))
             rows.update(zip(of_view, parts, strict=True))

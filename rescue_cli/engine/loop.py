@@ -73,7 +73,7 @@ class Loop:
                 self.step(self.progress.step)
                 self.progress = replace(self.progress, step=self.progress.step + 1)
                 self._log_if_due()
-                code, save = agreement.reach(self.progress.step)
+                code, save = agreement.decide(self.progress.step)
                 if code:
                     self._stop(code)  # at once: an evaluation that is due follows the resume
                 if save or self.timing.saves(self.progress.step):

@@ -90,7 +90,7 @@ class Agreement:
         self.met_step, self.next_step = step, step + 1
         self.met_at = self.saved_at = time.monotonic()
 
-    def reach(self, step: int) -> tuple[int, bool]:
+    def decide(self, step: int) -> tuple[int, bool]:
         """(exit code or 0, whether to save) at the end of a step."""
         if distributed.world_size() > 1 and step < self.next_step:
             return 0, False

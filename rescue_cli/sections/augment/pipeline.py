@@ -14,7 +14,7 @@ from torch import Tensor
 
 from rescue_cli.batch import Batch, to_device
 from rescue_cli.rng import Floats, uniform
-from rescue_cli.sections.augment.operations import Operation, Which
+from rescue_cli.sections.augment.operations import ImageIds, Operation
 
 ON_DEVICE = ("pixels", "levels", "normalised")
 Images = TypeVar("Images", Tensor, list[Tensor])
@@ -95,23 +95,23 @@ class Augment:
     def __call__(self, batch: Batch) -> Batch:
         shape = (len(batch.images), self.columns)
         block = uniform(self.seed, "augment", batch.step, batch.micro_batch, shape)
-        which = Which(batch.indices, batch.step // self.steps_per_epoch, self.seed)
-        pixels, levels, normalised = self._plan(block, which)
+        ids = ImageIds(batch.indices, batch.step // self.steps_per_epoch, self.seed)
+        pixels, levels, normalised = self._plan(block, ids)
         images = _apply(pixels, batch.images)
         if levels:
             images = _apply(levels, self.normalise.floats(images))
         return replace(batch, images=_apply(normalised, self.normalise(images)))
 
-    def _plan(self, draws: Floats, which: Which) -> list[list[Planned]]:
+    def _plan(self, draws: Floats, ids: ImageIds) -> list[list[Planned]]:
         """Each stage's operations with the values they are applied with, arrays on the device."""
         used = 0
         plans: list[list[Planned]] = []
         for operations in self.stages:
             plans.append([])
             for operation in operations:
-                mine = draws[:, used : used + operation.columns]
+                columns = draws[:, used : used + operation.columns]
                 by_image = operation.plan_by_image
-                plan = by_image(which) if by_image else operation.plan(mine)
+                plan = by_image(ids) if by_image else operation.plan(columns)
                 plans[-1].append((operation, plan))
                 used += operation.columns
         arrays = [v for stage in plans for _, values in stage for v in values if _is_array(v)]

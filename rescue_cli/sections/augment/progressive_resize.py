@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from rescue_cli.errors import UsageError
 from rescue_cli.recipe.schema import Epochs, PositiveInt
-from rescue_cli.sections.augment.operations import Operation, Which
+from rescue_cli.sections.augment.operations import ImageIds, Operation
 
 
 def progressive_resize(*, sizes: list[PositiveInt], until: list[Epochs]) -> Operation:
@@ -23,8 +23,8 @@ def progressive_resize(*, sizes: list[PositiveInt], until: list[Epochs]) -> Oper
             "Give each size the epoch in which it ends, in increasing order."
         )
 
-    def plan(which: Which) -> tuple[Any, ...]:
-        return (size_at_epoch(which.epoch, sizes, until),)
+    def plan(ids: ImageIds) -> tuple[Any, ...]:
+        return (size_at_epoch(ids.epoch, sizes, until),)
 
     def apply(images: Tensor, size: int | None) -> Tensor:
         if size is None:

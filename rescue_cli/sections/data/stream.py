@@ -241,27 +241,27 @@ class FileFeed:
 
     def chunks(self, step: int) -> list[Chunk]:
         """This process's share of a step; an image for several positions is read once."""
-        wanted: dict[int, list[Position]] = {}
+        positions: dict[int, list[Position]] = {}
         for micro_batch in self.local:
             for position, index in enumerate(self.sampler(step, micro_batch).tolist()):
-                wanted.setdefault(index, []).append((micro_batch, position))
-        return make_chunks(step, wanted, self.samples.cut.chunk)
+                positions.setdefault(index, []).append((micro_batch, position))
+        return make_chunks(step, positions, self.samples.cut.chunk)
 
     def micro_batches(self, step: int) -> Iterator[Batch]:
-        rows = self.samples.micro_batch_size
-        first = {micro_batch: i * rows for i, micro_batch in enumerate(self.local)}
-        size, count = self.samples.cut.size, len(self.local) * rows
+        size = self.samples.micro_batch_size
+        first = {micro_batch: i * size for i, micro_batch in enumerate(self.local)}
+        side, count = self.samples.cut.size, len(self.local) * size
         collected: _Views | _Samples = (
             _Samples(count, self.device)
-            if size is None
-            else _Views(count, size, self.device, self.samples.slots)
+            if side is None
+            else _Views(count, side, self.device, self.samples.slots)
         )
         for _ in self.chunks(step):
             loaded = self._next()
-            places = [first[micro_batch] + position for micro_batch, position in loaded.positions]
-            collected.add(places, loaded)
+            rows = [first[micro_batch] + position for micro_batch, position in loaded.positions]
+            collected.add(rows, loaded)
         for micro_batch, start in first.items():
-            images, targets = collected.batch(slice(start, start + rows))
+            images, targets = collected.batch(slice(start, start + size))
             yield Batch(images, targets, step, micro_batch, self.sampler(step, micro_batch))
 
     def _next(self) -> Loaded:
@@ -290,9 +290,9 @@ class _Views:
         self.device = device
         self.slots = slots
 
-    def add(self, places: list[int], loaded: Loaded) -> None:
-        self.pixels[places] = self.slots.pixels[loaded.slot, : len(places)]
-        self.numbers[places] = loaded.targets
+    def add(self, rows: list[int], loaded: Loaded) -> None:
+        self.pixels[rows] = self.slots.pixels[loaded.slot, : len(rows)]
+        self.numbers[rows] = loaded.targets
 
     def batch(self, rows: slice) -> tuple[Tensor, Tensor]:
         images = to_device(self.images[rows], self.device).permute(0, 3, 1, 2)
@@ -306,27 +306,26 @@ class _Samples:
         self.samples: list[Any] = [None] * count
         self.device = device
 
-    def add(self, places: list[int], loaded: Loaded) -> None:
-        for place, image, target in zip(places, loaded.images, loaded.targets, strict=True):
-            self.samples[place] = Sample(image, target)
+    def add(self, rows: list[int], loaded: Loaded) -> None:
+        for row, image, target in zip(rows, loaded.images, loaded.targets, strict=True):
+            self.samples[row] = Sample(image, target)
 
     def batch(self, rows: slice) -> tuple[Any, Any]:
         return collate(self.samples[rows], self.device)
 
 
 def make_chunks(
-    step: int, wanted: Mapping[int, list[Position]], images_per_chunk: int = CHUNK
+    step: int, positions: Mapping[int, list[Position]], images_per_chunk: int = CHUNK
 ) -> list[Chunk]:
-    """Chunks of at most so many images, and `SAMPLES_PER_IMAGE` times as many samples.
-
-    An image for more positions than that is in several.
+    """Chunks of at most so many images, and `SAMPLES_PER_IMAGE` times as many samples, for the
+    positions of each image. An image for more positions than that is in several chunks.
     """
     most = SAMPLES_PER_IMAGE * images_per_chunk
     chunks: list[Chunk] = []
-    images, samples = images_per_chunk, most  # in the chunk at hand: full before there is one
-    for index, positions in wanted.items():
-        for start in range(0, len(positions), most):
-            some = positions[start : start + most]
+    images, samples = images_per_chunk, most  # as of a full chunk, so that the first begins one
+    for index, of_image in positions.items():
+        for start in range(0, len(of_image), most):
+            some = of_image[start : start + most]
             if images == images_per_chunk or samples + len(some) > most:
                 chunks.append(Chunk(step, []))
                 images, samples = 0, 0

@@ -60,6 +60,7 @@ class EvalSamples(Dataset[EvalPart]):
         reading: Reading = DEFAULT_READING,
     ) -> None:
         self.files = files
+        self.annotated = files.annotated
         self.views = views
         self.interpolation = interpolation
         self.decoder = decoder
@@ -68,7 +69,7 @@ class EvalSamples(Dataset[EvalPart]):
 
     def __getitem__(self, indices: Any) -> EvalPart:
         targets: list[Target] = []
-        columns: list[list[Tensor]] = [[] for _ in ([None] if self.annotated else self.views)]
+        cuts: list[list[Tensor]] = []
         for index in indices:
             try:
                 image, target = read_sample(self.files, index, self.decoder, self.reading)
@@ -76,21 +77,17 @@ class EvalSamples(Dataset[EvalPart]):
                 return EvalPart([], [], [], str(error))
             except UNREADABLE as error:
                 path = str(self.files.names.path(index))
-                return EvalPart(
-                    [], [], [], str(corrupt_test_image_error(path, describe_error(error)))
-                )
+                fault = corrupt_test_image_error(path, describe_error(error))
+                return EvalPart([], [], [], str(fault))
             targets.append(target)
-            for column, cut in zip(columns, self._cut(image), strict=True):
-                column.append(cut)
+            cuts.append(self._cut(image))
+        columns = [list(column) for column in zip(*cuts, strict=True)]
         if self.annotated:
             return EvalPart(indices, targets, columns)
         return EvalPart(indices, targets, [torch.stack(column) for column in columns])
 
-    @property
-    def annotated(self) -> bool:
-        return self.files.annotated
-
     def _cut(self, image: Any) -> list[Tensor]:
+        """The views of a decoded image; an annotated one is whole for all of them."""
         if self.annotated:
             return [as_tensor(image)]
         return [

@@ -93,8 +93,8 @@ class _Packing(Dataset[Packed]):
         self.dataset = dataset
         self.parcels = parcels
 
-    def __getitem__(self, wanted: Any) -> Packed:
-        slot, item = wanted
+    def __getitem__(self, request: Any) -> Packed:
+        slot, item = request
         return self.parcels.pack(slot, self.dataset[item])
 
 

@@ -93,8 +93,8 @@ def _sides(image: Tensor) -> tuple[int, int]:
 
 
 def _mask(classes: Tensor) -> Mask:
-    found: Mask = classes.cpu().numpy().astype(np.uint8)
-    return found
+    mask: Mask = classes.cpu().numpy().astype(np.uint8)
+    return mask
 
 
 def _brought_to(logits: Tensor, size: tuple[int, int]) -> Iterator[tuple[int, Tensor]]:
@@ -112,13 +112,13 @@ def _brought_to(logits: Tensor, size: tuple[int, int]) -> Iterator[tuple[int, Te
 
 def highest(logits: Tensor, size: tuple[int, int]) -> Tensor:
     """The class with the highest of logits (1, classes, h, w) at each pixel of an image."""
-    found = torch.zeros(size, dtype=torch.int64, device=logits.device)
-    best = torch.full_like(found, -torch.inf, dtype=logits.dtype)
+    classes = torch.zeros(size, dtype=torch.int64, device=logits.device)
+    best = torch.full_like(classes, -torch.inf, dtype=logits.dtype)
     for first, some in _brought_to(logits, size):
         values, places = some.max(0)
-        found = torch.where(values > best, places + first, found)
+        classes = torch.where(values > best, places + first, classes)
         best = torch.maximum(best, values)
-    return found
+    return classes
 
 
 def cross_entropy_sum(logits: Tensor, mask: Tensor) -> float:
