@@ -10,8 +10,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from rescue_cli import build
-from rescue_cli.build.ingredients import data_keys
+from rescue_cli.build.check import check_recipe
+from rescue_cli.build.feeds import build_normalise
+from rescue_cli.build.networks import build_network
+
+# data_keys
 from rescue_cli.build.weights import Source, check_changes, find_weights, known_classes
 from rescue_cli.errors import DataError, UsageError
 from rescue_cli.recipe import Recipe
@@ -45,9 +48,11 @@ def predict_images(
     recipe, classes = source.recipe, _classes(source)
     for line in source.notes:
         note(line)
-    build.check(recipe)
+    check_recipe(recipe)
     recipe.demand_classification("predict")
-    network = build.model(recipe, len(classes), torch.device(device), whole=True, note=note).eval()
+    network = build_network(
+        recipe, len(classes), torch.device(device), whole=True, note=note
+    ).eval()
     reading = _reading(source, changes)
     shown = "ignored" if reading.background == "ignored" else f"shown on {reading.background}"
     note(
@@ -57,7 +62,7 @@ def predict_images(
     files = _files(images, note)
     for line in remarks(files, reading):
         note(line)
-    normalise = build.normalise(recipe, torch.device(device))
+    normalise = build_normalise(recipe, torch.device(device))
     show = TTAS[recipe.eval.ttas[0]]
     protocol = _protocol(recipe, reading)
     found = []
@@ -113,7 +118,7 @@ def _reading(source: Source, changes: Sequence[str]) -> Reading:
     """
     facts = FACTS.get(source.trained.data.name) if source.trained is not None else None
     of_files = facts is not None and facts.size is None
-    reading = data_keys(source.recipe).reading
+    reading = Reading.of(source.recipe.data)
     if of_files or is_given("data.exif", given_keys(changes)):
         return reading
     return replace(reading, exif="applied")
@@ -143,4 +148,4 @@ def _pixels(path: Path, recipe: Recipe, reading: Reading) -> Tensor:
     if FACTS[recipe.data.name].channels == 1:
         image = Image.fromarray(np.array(image.convert("L"))).convert("RGB")
     view = evaluation.sizes[0], evaluation.crops[0], evaluation.interpolation, evaluation.resize
-    return centre_crop(image, *view)[: channels_of(recipe.data.name, data_keys(recipe))]
+    return centre_crop(image, *view)[: channels_of(recipe.data.name, recipe.data)]

@@ -7,7 +7,7 @@ from typing import Any
 from rescue_cli.analysis import same_data
 from rescue_cli.errors import DataError
 from rescue_cli.recipe import SECTIONS, recipe_in
-from rescue_cli.recipe.changes import ROOTS, UNSAID, as_written, flat, is_place
+from rescue_cli.recipe.changes import DEFAULTS, ROOTS, as_written, flat, is_path
 from rescue_cli.rundir import RunDirectory, label
 
 Values = Mapping[str, Any]  # by dotted key
@@ -53,10 +53,10 @@ def _procedure(folder: Path, *, placeless: bool) -> dict[str, Any]:
     return {
         key: value
         for key, value in values.items()
-        if value not in (None, UNSAID.get(key))
+        if value not in (None, DEFAULTS.get(key))
         and key != SEED
         and key not in ROOTS
-        and not (placeless and is_place(key, value))
+        and not (placeless and is_path(key, value))
     }
 
 

@@ -14,7 +14,7 @@ from rescue_cli.analysis import curves as clues
 from rescue_cli.analysis.curves import Verdict
 from rescue_cli.analysis.range_curves import Curves
 from rescue_cli.recipe import Recipe
-from rescue_cli.recipe.changes import path_of, without_rule
+from rescue_cli.recipe.changes import optim_path, without_lr_rule
 
 FACTOR = 2.0  # between rates that agree
 WIDER = 1000.0  # times below a rate that was too high already: where the next test should begin
@@ -44,7 +44,7 @@ class Ramp:
         between = self.epochs * per_epoch / self.points  # updates
         momentum = "null" if self.momentum is None else list(self.momentum)
         own = [
-            f"~{path_of(recipe, place)}.schedule"
+            f"~{optim_path(recipe, place)}.schedule"
             for place, item in enumerate(recipe.optim)
             if "schedule" in item.options
         ]
@@ -234,11 +234,11 @@ def applied(recipe: Recipe, max_lr: float, momentum: tuple[float, float] | None)
     """The recipe with a 1cycle up to `max_lr`; every group keeps its ratio to the first."""
     ratio = max_lr / float(recipe.optim[0].options["lr"])
     rates = [
-        f"{path_of(recipe, place)}.lr={float(item.options['lr']) * ratio:.6g}"
+        f"{optim_path(recipe, place)}.lr={float(item.options['lr']) * ratio:.6g}"
         for place, item in enumerate(recipe.optim)
     ]
     cycled: Any = "null" if momentum is None else list(momentum)
     keys = {**ONE_CYCLE, "stepsize_epochs": round(0.45 * recipe.train.epochs, 6)}
     written = ", ".join(f"{key}: {value}" for key, value in keys.items())
     cycle = f"schedule={{{written}, momentum: {cycled}}}"
-    return recipe.with_overrides(*rates, cycle, *without_rule(recipe))
+    return recipe.with_overrides(*rates, cycle, *without_lr_rule(recipe))

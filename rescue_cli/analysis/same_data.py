@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from rescue_cli.recipe import recipe_in
-from rescue_cli.recipe.changes import WEIGHTS, differences, is_place
+from rescue_cli.recipe.changes import WEIGHTS, differences, is_path
 from rescue_cli.rundir import RunDirectory, read_identity
 
 
@@ -31,7 +31,7 @@ def changes(a: Path, b: Path) -> dict[str, tuple[Any, Any]]:
     first, second = known(a), known(b)
     if first is None or second is None:
         return found
-    kept = {key: values for key, values in found.items() if not is_place(key, *values)}
+    kept = {key: values for key, values in found.items() if not is_path(key, *values)}
     for key in ("data.train", *WEIGHTS):
         pair = first.get(key), second.get(key)
         if key not in kept and pair[0] != pair[1]:

@@ -126,9 +126,10 @@ def expanded(study: Study, cell: Cell, overrides: Sequence[str]) -> list[str]:
 
     base, changes, found = load_recipe(cell.recipe), [*study.set, *cell.set, *overrides], []
     if study.model is not None:
-        found = expand.model(base, study.model, changes)
+        found = expand.model_overrides(base, study.model, changes)
     if study.epochs is not None:
-        found += expand.epochs(base.with_overrides(*changes, *found), study.epochs, changes)
+        changed = base.with_overrides(*changes, *found)
+        found += expand.epochs_overrides(changed, study.epochs, changes)
     return found
 
 
@@ -142,7 +143,7 @@ def runs(study: Study, recipe: Recipe, seeds: int | None) -> dict[str, Recipe]:
         batch = recipe.train.batch_size + 4 * place
         micro_batches = recipe.train.micro_batches
         size = batch // micro_batches if batch % micro_batches == 0 else batch
-        filler = FILLERS[place % 2] if "init" in recipe.model.options else None
+        filler = FILLERS[place % 2] if recipe.model.init is not None else None
         found[f"batch-{batch}" + (f"-{filler}" if filler else "")] = recipe.with_overrides(
             f"train.batch_size={batch}",
             f"train.device_batch_size={size}",

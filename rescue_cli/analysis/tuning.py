@@ -16,7 +16,7 @@ from rescue_cli.analysis.lr_range import Ramp
 from rescue_cli.analysis.power import t_quantile
 from rescue_cli.analysis.range_curves import Curves
 from rescue_cli.recipe import Recipe
-from rescue_cli.recipe.changes import path_of, without_rule
+from rescue_cli.recipe.changes import optim_path, without_lr_rule
 
 FEWEST_STEPS = 50  # updates of an epoch that a batch should leave
 FACTORS = (1.0, 0.5, 0.25, 0.125)  # of the largest stable rate
@@ -244,14 +244,14 @@ class Search:
 def with_batch(recipe: Recipe, size: int) -> Recipe:
     """The recipe with batches of one micro-batch."""
     sizes = [f"train.batch_size={size}", f"train.device_batch_size={size}"]
-    return recipe.with_overrides(*sizes, *without_rule(recipe))
+    return recipe.with_overrides(*sizes, *without_lr_rule(recipe))
 
 
 def _with_momentum(recipe: Recipe, value: float) -> Recipe:
     """The momentum of every optimizer that has one."""
     return recipe.with_overrides(
         *(
-            f"{path_of(recipe, place)}.momentum={value}"
+            f"{optim_path(recipe, place)}.momentum={value}"
             for place, item in enumerate(recipe.optim)
             if "momentum" in item.options
         )
@@ -265,7 +265,7 @@ def _decayed(recipe: Recipe, value: float) -> Recipe:
     changes = []
     for place, decay in enumerate(decays):
         mine = value if reference is None else value * decay / reference
-        changes.append(f"{path_of(recipe, place)}.weight_decay={mine:g}")
+        changes.append(f"{optim_path(recipe, place)}.weight_decay={mine:g}")
     return recipe.with_overrides(*changes)
 
 

@@ -16,12 +16,15 @@ import torch
 from torch import nn
 from torch.nn.utils import clip_grad_norm_
 
-from rescue_cli import build
 from rescue_cli import recipe as recipes
 from rescue_cli.batch import Batch
 from rescue_cli.bench.interleave import seconds
 from rescue_cli.bench.plain_layers import write_down
 from rescue_cli.bench.plain_optim import LR, plain_optimizers
+from rescue_cli.build.feeds import Machine, load_dataset
+from rescue_cli.build.networks import build_network
+from rescue_cli.build.optimizers import shared_max_norm
+from rescue_cli.build.step import build_step
 from rescue_cli.engine.optimizers import Optimizers
 from rescue_cli.engine.step import Step
 from rescue_cli.errors import RescueError, UsageError
@@ -36,7 +39,7 @@ def main() -> None:
     asked = json.loads(sys.stdin.readline())
     recipe, device = recipes.from_text(asked["recipe"], "bench step"), torch.device(asked["device"])
     with TemporaryDirectory() as cache:
-        machine = build.Machine(device, 0, Path(cache))
+        machine = Machine(device, 0, Path(cache))
         try:
             data = _in_memory(recipe, machine)
             ways = {name: WAYS[name](recipe, data, machine) for name in asked["ways"]}
@@ -49,18 +52,18 @@ def main() -> None:
             print(seconds(ways[name], int(steps), device), flush=True)
 
 
-def engine(recipe: Recipe, data: Dataset, machine: build.Machine, *, compile: bool) -> Run:
+def engine(recipe: Recipe, data: Dataset, machine: Machine, *, compile: bool) -> Run:
     """Our step with all that it does, augmentation included."""
     chosen = recipe.with_overrides(f"train.compile={str(compile).lower()}")
-    network = build.model(chosen, len(data.classes), machine.device)
-    step = build.step(chosen, network, data, machine, _say)
+    network = build_network(chosen, len(data.classes), machine.device)
+    step = build_step(chosen, network, data, machine, _say)
     step.feed.start(0)
     return _numbered(step, steps_per_epoch(chosen.train, len(data.train)))
 
 
-def _in_memory(recipe: Recipe, machine: build.Machine) -> Dataset:
+def _in_memory(recipe: Recipe, machine: Machine) -> Dataset:
     """The recipe's images; raises `UsageError` where they stay in files."""
-    data = build.dataset(recipe, machine.cache)
+    data = load_dataset(recipe, machine.cache)
     if not isinstance(data.train, Images):
         raise UsageError("bench step: needs data in memory. Set data.resident=true.")
     return data
@@ -75,7 +78,7 @@ def _numbered(step: Step, per_epoch: int) -> Run:
 def plain(
     recipe: Recipe,
     data: Dataset,
-    machine: build.Machine,
+    machine: Machine,
     *,
     channels_last: bool,
     plain_layers: bool,
@@ -88,10 +91,10 @@ def plain(
     eager = recipe.with_overrides(
         "train.compile=false", f"train.channels_last={str(channels_last).lower()}"
     )
-    network = build.model(eager, len(data.classes), machine.device)
+    network = build_network(eager, len(data.classes), machine.device)
     if plain_layers:
         write_down(network)
-    step = build.step(eager, network, data, machine, _say)  # its batches, its average
+    step = build_step(eager, network, data, machine, _say)  # its batches, its average
     step.feed.start(0)
     batches = [_ready(step, batch) for batch in step.feed.micro_batches(0)]
     layout = torch.channels_last if channels_last else torch.contiguous_format
@@ -121,7 +124,7 @@ def _small_steps(optimizers: Optimizers) -> Run:
 
 def _plain_update(recipe: Recipe, network: nn.Module, scaler: torch.amp.GradScaler) -> Run:
     optimizers = plain_optimizers(recipe, network)
-    largest_norm = recipe.train.clip_grad_norm
+    largest_norm = shared_max_norm(recipe.optim)
 
     def update() -> None:
         if largest_norm is not None:
@@ -147,7 +150,7 @@ def _say(message: str) -> None:
     print(message, file=sys.stderr)
 
 
-WAYS: dict[str, Callable[[Recipe, Dataset, build.Machine], Run]] = {
+WAYS: dict[str, Callable[[Recipe, Dataset, Machine], Run]] = {
     "plain, NCHW": partial(plain, channels_last=False, plain_layers=True, plain_update=True),
     "plain": partial(plain, channels_last=True, plain_layers=True, plain_update=True),
     "our layers": partial(plain, channels_last=True, plain_layers=False, plain_update=True),

@@ -9,6 +9,7 @@ from torch.optim import Optimizer
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from rescue_cli.bench.interleave import in_turn
+from rescue_cli.recipe import OptimItem
 from rescue_cli.sections.model.zoo import zoo
 from rescue_cli.sections.optim import claims
 from rescue_cli.sections.optim.lamb import lamb
@@ -47,7 +48,10 @@ def against_timm(model: str, device: torch.device, *, calls: int, rounds: int) -
 def _groups(network: nn.Module) -> list[dict[str, Any]]:
     """The parameters as the recipes split them: norms and biases do not decay."""
     parameters = dict(network.named_parameters())
-    (claim,) = claims(network, [{"no_decay": ["norms", "biases"]}])
+    item = OptimItem(
+        "optim", "lamb", {}, lr=LR, weight_decay=WEIGHT_DECAY, no_decay=["norms", "biases"]
+    )
+    (claim,) = claims(network, [item])
     return [
         {"params": [parameters[name] for name in names], "weight_decay": decay}
         for names, decay in ((claim.decayed, WEIGHT_DECAY), (claim.undecayed, 0.0))

@@ -9,20 +9,20 @@ import torch
 from torch import nn
 
 from rescue_cli.batch import View, to_device
-from rescue_cli.build.ingredients import data_keys, dtype_of
+from rescue_cli.build.precision import dtype_of
 from rescue_cli.engine.evaluate import EvalSet
 from rescue_cli.engine.step import Feed
 from rescue_cli.errors import UsageError
 from rescue_cli.recipe import Recipe, schema, total_steps
 from rescue_cli.sections.augment import FileCrop
-from rescue_cli.sections.augment.pipeline import Normalise
+from rescue_cli.sections.augment.pipeline import Normalise, Unchanged
 from rescue_cli.sections.data import (
     FACTS,
     Dataset,
+    Features,
     Files,
     Images,
     Paired,
-    Place,
     SceneEvalFeed,
     SceneFeed,
     Split,
@@ -32,6 +32,7 @@ from rescue_cli.sections.data import (
     normalisation,
 )
 from rescue_cli.sections.data.memory import MemoryEvalFeed, MemoryFeed
+from rescue_cli.sections.data.rgb import Reading
 from rescue_cli.sections.data.stream import Cropping, StreamFeed, TrainViews
 from rescue_cli.sections.data.stream_eval import EvalViews, StreamEvalFeed
 from rescue_cli.sections.model import Looking
@@ -48,22 +49,40 @@ class Machine:
     cache: Path
 
 
-def dataset(
+def load_dataset(
     recipe: Recipe, cache: Path, *, test_only: bool = False, classes: tuple[str, ...] = ()
 ) -> Dataset:
     """The recipe's images, found and cut; `test_only` for an evaluation of weights that know these
     `classes`.
     """
-    return load(recipe.data.name, data_keys(recipe), cache, test_only=test_only, classes=classes)
+    return load(recipe.data.name, recipe.data, cache, test_only=test_only, classes=classes)
 
 
-def normalise(recipe: Recipe, device: torch.device) -> Normalise:
+def list_dataset(recipe: Recipe) -> Dataset:
+    """The recipe's data set with its files listed, not decoded; raises `DataError`."""
+    return load(recipe.data.name, replace(recipe.data, resident=False), Path())
+
+
+def train_size(recipe: Recipe) -> int:
+    """Height and width of a training image in pixels."""
+    return recipe.data.train_size or FACTS[recipe.data.name].size or 224
+
+
+def build_normalise(recipe: Recipe, device: torch.device) -> Normalise:
     """uint8 pixels to what the network sees."""
-    mean, std = normalisation(recipe.data.name, data_keys(recipe))
-    return Normalise(mean, std, device, dtype_of(recipe), recipe.train.channels_last)
+    mean, std = normalisation(recipe.data.name, recipe.data)
+    dtype = dtype_of(recipe.train.precision)
+    return Normalise(mean, std, device, dtype, recipe.train.channels_last)
 
 
-def train_feed(
+def build_input_normalise(recipe: Recipe, data: Dataset, device: torch.device) -> Normalise:
+    """From what a feed gives to what the network sees: features come as floats already."""
+    if isinstance(data.train, Features):
+        return Unchanged(device, dtype_of(recipe.train.precision))
+    return build_normalise(recipe, device)
+
+
+def build_train_feed(
     recipe: Recipe,
     data: Dataset,
     sampler: Any,
@@ -74,7 +93,7 @@ def train_feed(
     per_epoch: int,
 ) -> Feed:
     """This process's micro-batches, from memory, from files, or of scenes; raises `UsageError`."""
-    train, keys = recipe.train, data_keys(recipe)
+    train, keys = recipe.train, recipe.data
     crop = next((op for op in operations if isinstance(op, FileCrop)), None)
     if isinstance(data.train, Images):
         if crop is not None:
@@ -98,8 +117,9 @@ def train_feed(
         "log": log,
     }
     if isinstance(data.train, Paired):
+        reading = Reading.of(keys)
         scenes = TrainScenes(
-            data.train, operations, train.device_batch_size, keys.decoder, train.seed, keys.reading
+            data.train, operations, train.device_batch_size, keys.decoder, train.seed, reading
         )
         return SceneFeed(scenes, sampler, mine, **run)
     assert isinstance(data.train, Files)
@@ -109,13 +129,13 @@ def train_feed(
         size=keys.train_size or 224,
         interpolation=keys.train_interpolation,
         decoder=keys.decoder,
-        reading=keys.reading,
+        reading=Reading.of(keys),
     )
     views = TrainViews(data.train, cropping, train.device_batch_size, train.seed)
     return StreamFeed(views, sampler, mine, **run)
 
 
-def test_sets(recipe: Recipe, data: Dataset, machine: Machine) -> dict[str, EvalSet]:
+def build_test_sets(recipe: Recipe, data: Dataset, machine: Machine) -> dict[str, EvalSet]:
     """The test sets that `eval.sets` names (the main one by default), with every size and crop.
 
     Sets that are the same images by other labels share one feed. Raises `UsageError`, `DataError`.
@@ -127,13 +147,13 @@ def test_sets(recipe: Recipe, data: Dataset, machine: Machine) -> dict[str, Eval
         schema.lookup("eval.sets", name, {**data.tests, **data.relabelled})
         source = name if name in data.tests else main
         if source not in feeds:
-            feeds[source] = test_feed(recipe, data.tests[source], machine)
+            feeds[source] = build_test_feed(recipe, data.tests[source], machine)
         answers = None if source == name else data.relabelled[name](data.tests[source])
         found[name] = EvalSet(feeds[source], answers)
     return found
 
 
-def test_feed(recipe: Recipe, split: Split, machine: Machine) -> Any:
+def build_test_feed(recipe: Recipe, split: Split, machine: Machine) -> Any:
     """A split's images or scenes, in order, at the recipe's sizes and crops."""
     evaluation = recipe.eval
     views = list(dict.fromkeys(View(s, c) for s in evaluation.sizes for c in evaluation.crops))
@@ -141,65 +161,35 @@ def test_feed(recipe: Recipe, split: Split, machine: Machine) -> Any:
         return MemoryEvalFeed(
             split, views, evaluation.batch_size, evaluation.interpolation, machine.device
         )
-    keys = data_keys(recipe)
+    keys, reading = recipe.data, Reading.of(recipe.data)
     if isinstance(split, Paired):
-        scenes = TestScenes(split, keys.eval_decoder, keys.reading)
+        scenes = TestScenes(split, keys.eval_decoder, reading)
         return SceneEvalFeed(scenes, views, evaluation.batch_size, machine.workers, machine.device)
     decoding = EvalViews(
-        split, views, evaluation.interpolation, keys.eval_decoder, evaluation.resize, keys.reading
+        split, views, evaluation.interpolation, keys.eval_decoder, evaluation.resize, reading
     )
     return StreamEvalFeed(decoding, evaluation.batch_size, machine.workers, machine.device)
 
 
-def look(recipe: Recipe, network: nn.Module, data: Dataset, device: torch.device) -> None:
-    """Sets the layers that want to see training images first: whitening filters, a mean image.
+def initialise_from_images(
+    recipe: Recipe, network: nn.Module, data: Dataset, device: torch.device
+) -> None:
+    """Sets the layers whose start depends on training images: whitening filters, a mean image.
 
     The images are evenly spaced over the set, which may be sorted by class; all of them where it
-    has fewer than asked for. Weights that the recipe loads keep theirs. Raises `UsageError`.
+    has fewer than the layer asks for. With weights that the recipe loads nothing is set. Raises
+    `UsageError`.
     """
     layers = [module for module in network.modules() if isinstance(module, Looking)]
-    if not layers or recipe.model.options.get("weights"):
+    if not layers or recipe.model.weights:
         return
     if not isinstance(data.train, Images):
         raise UsageError(
             f"model ({recipe.model.name}): looks at {layers[0].images or 'all'} training images "
             f"before it trains, and {recipe.data.name} is read from files. Set data.resident=true."
         )
-    pixels, to_floats = data.train.pixels, normalise(recipe, device)
+    pixels, to_floats = data.train.pixels, build_normalise(recipe, device)
     for layer in layers:
         count = min(layer.images or len(pixels), len(pixels))
         parts = np.array_split(np.arange(count) * len(pixels) // count, -(-count // LOOKED_AT))
         layer.look(to_floats(to_device(pixels[part], device)) for part in parts)
-
-
-def training_images(recipe: Recipe) -> int | None:
-    """How many images the run trains on: the files that are there, else what the set is known for.
-
-    A class folder may hold less than the whole set. None where neither is known. Raises `DataError`
-    for files that cannot be used.
-    """
-    keys = data_keys(recipe)
-    known = FACTS[recipe.data.name].images
-    if are_counted(recipe):
-        return len(listed(recipe).train)
-    if known is None:
-        return None
-    left = known - keys.holdout
-    return min(left, keys.subset[0]) if keys.subset else left
-
-
-def are_counted(recipe: Recipe) -> bool:
-    """Whether `training_images` counts files, and does not go by what the set is known for."""
-    place = Place(recipe.data.name, data_keys(recipe))
-    return place.has_train_folder or (FACTS[recipe.data.name].images is None and place.is_there)
-
-
-def counted_images(recipe: Recipe) -> int:
-    """As `training_images`; raises `DataError`, which says what is missing, where it is None."""
-    found = training_images(recipe)
-    return len(listed(recipe).train) if found is None else found
-
-
-def listed(recipe: Recipe) -> Dataset:
-    """The recipe's data set with its files counted, not decoded; raises `DataError`."""
-    return load(recipe.data.name, replace(data_keys(recipe), resident=False), Path())

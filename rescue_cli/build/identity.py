@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 
 from rescue_cli import distributed
-from rescue_cli.build.feeds import listed
-from rescue_cli.build.ingredients import data_keys
+from rescue_cli.build.feeds import list_dataset
 from rescue_cli.errors import DataError, RescueError
 from rescue_cli.recipe import Recipe
-from rescue_cli.recipe.changes import ROOTS, WEIGHTS, flat, is_place
+from rescue_cli.recipe.changes import ROOTS, WEIGHTS, flat, is_path
 from rescue_cli.rundir import RunDirectory, read_identity, write_json, write_whole
 from rescue_cli.sections.data import (
+    PACKAGED,
     Dataset,
     Fingerprint,
     Listing,
@@ -34,7 +34,6 @@ from rescue_cli.sections.data import (
 from rescue_cli.sections.model.weights import placed
 
 FORMAT = 1
-PACKAGED = "fashion-mini"
 CURE = "Put it back as it was, or begin a new run with another --out."
 Places = Mapping[str, str]  # absolute paths by the recipe's keys
 
@@ -81,13 +80,13 @@ class Looked:
         tree = recipe.tree
         key = repr([tree["data"], tree["eval"], tree["model"], tree.get("teacher")])
         if key not in self._known:
-            self._known[key] = identity(recipe, listed(recipe))
+            self._known[key] = identity(recipe, list_dataset(recipe))
         return self._known[key]
 
 
 def _places(recipe: Recipe) -> dict[str, str]:
-    given = {k: v for k, v in flat(recipe.tree).items() if v is not None and is_place(k, v)}
-    place = Place(recipe.data.name, data_keys(recipe))
+    given = {k: v for k, v in flat(recipe.tree).items() if v is not None and is_path(k, v)}
+    place = Place(recipe.data.name, recipe.data)
     if not any(key in given for key in ROOTS) and place.has_root and place.name != PACKAGED:
         given["data.root"] = place.root  # of RESCUE_DATA
     return {key: os.path.abspath(os.path.expanduser(value)) for key, value in given.items()}
@@ -240,7 +239,7 @@ def unlike_training(recipe: Recipe, data: Dataset) -> list[str]:
     """
     faults: list[str] = []
     said: list[str] = []
-    file = Path(str(recipe.model.options.get("weights")))
+    file = Path(str(recipe.model.weights))
     run = RunDirectory(file.parent)
     of_run = file == run.weights and run.recipe.is_file()
     if distributed.is_first() and of_run and (before := kept(run)) is not None:

@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rescue_cli.build.feeds import Machine, normalise, test_feed
-from rescue_cli.build.ingredients import Autocast
+from rescue_cli.build.feeds import Machine, build_normalise, build_test_feed
+from rescue_cli.build.networks import build_network
+from rescue_cli.build.precision import Autocast, autocast
 from rescue_cli.errors import UsageError
 from rescue_cli.recipe import Recipe
 from rescue_cli.sections.data import Dataset, Features, Split
@@ -68,15 +69,20 @@ class Trainee:
     whole: Callable[[nn.Module], nn.Module]
 
 
-def trainee_of(
-    recipe: Recipe, network: nn.Module, data: Dataset, machine: Machine, autocast: Autocast
+def build_trainee(
+    recipe: Recipe,
+    data: Dataset,
+    machine: Machine,
+    note: Callable[[str], None] = lambda _: None,
 ) -> Trainee:
     """The network itself, or where `model.frozen` is set its head, on features in place of images.
 
-    Features are those of the test view, without augmentation. Raises `UsageError` where the
-    classifier is not the last thing that the network computes.
+    Features are those of the test view, without augmentation. `note` receives a line on how the
+    weights were read. Raises `UsageError` where the classifier is not the last thing that the
+    network computes.
     """
-    if not recipe.model.options.get("frozen"):
+    network = build_network(recipe, len(data.classes), machine.device, note=note)
+    if not recipe.model.frozen:
         return Trainee(network, data, data, lambda trained: trained)
     layers = heads(network)
     if not layers:
@@ -84,7 +90,7 @@ def trainee_of(
             f"model ({recipe.model.name}).frozen: it has no classifier to train. Drop frozen."
         )
     head = Head(layers, float(getattr(network, "logit_scale", 1.0))).to(machine.device)
-    reader = _Reader(recipe, network, list(layers.values()), head, machine, autocast)
+    reader = _Reader(recipe, network, list(layers.values()), head, machine)
     features = replace(
         data,
         train=reader.of(data.train),
@@ -110,11 +116,11 @@ class _Reader:
         layers: list[nn.Module],
         head: Head,
         machine: Machine,
-        autocast: Autocast,
     ) -> None:
         self.recipe, self.network, self.layers, self.head = recipe, network.eval(), layers, head
-        self.machine, self.autocast = machine, autocast
-        self.normalise = normalise(recipe, machine.device)
+        self.machine = machine
+        self.autocast: Autocast = autocast(recipe.train.precision, machine.device)
+        self.normalise = build_normalise(recipe, machine.device)
         self.checked = False
 
     @torch.no_grad()
@@ -122,7 +128,7 @@ class _Reader:
         """(images, d, 1, 1) floats with the images' labels."""
         if len(split) == 0:
             return Features(np.zeros((0, sum(self.head.widths), 1, 1), np.float32), split.labels)
-        feed = test_feed(self.recipe, split, self.machine)
+        feed = build_test_feed(self.recipe, split, self.machine)
         found: list[Tensor] = []
         inputs: dict[nn.Module, Tensor] = {}
         hooks = [

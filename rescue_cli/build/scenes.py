@@ -6,9 +6,8 @@ from dataclasses import replace
 from typing import Any
 
 from rescue_cli.batch import Batch
-from rescue_cli.build.ingredients import operations_of
 from rescue_cli.errors import DataError, UsageError
-from rescue_cli.recipe import Recipe, from_text
+from rescue_cli.recipe import SECTIONS, Recipe, from_text
 from rescue_cli.sections.augment.pipeline import Normalise
 from rescue_cli.sections.model.weights import metadata
 
@@ -22,7 +21,6 @@ EXTRA = ("torchmetrics", "faster_coco_eval")
 OF_IMAGES = (
     "sets", "channels", "resident", "train_size", "train_root", "test_root", "unknown_classes",
 )  # fmt: skip
-NEUTRAL = {"sampling": "shuffled", "mix": "none", "selection": "none", "teacher": "none"}
 
 
 class Normalised:
@@ -70,7 +68,7 @@ def check_scenes(recipe: Recipe, known: str) -> None:
             )
     if recipe.of_scenes:
         _check_neutral(recipe)
-        _check_strides(recipe.model.options.get("weights"))
+        _check_strides(recipe.model.weights)
 
 
 def _check_strides(given: str | None) -> None:
@@ -103,9 +101,9 @@ def _check_neutral(recipe: Recipe) -> None:
         _check_extra("task.name: detection", EXTRA)
     if recipe.data.name == "coco-masks":
         _check_extra("data.name: coco-masks", EXTRA[1:])
-    for section, neutral in NEUTRAL.items():
-        name = getattr(recipe, section).name
-        if name != neutral:
+    for section, entry in SECTIONS.items():
+        name = getattr(recipe, section).name if entry.labels_only else None
+        if name is not None and name != entry.neutral["name"]:
             raise UsageError(
                 f"{section}.name: {name} is for classification. Remove the section with ~{section}."
             )
@@ -121,9 +119,9 @@ def _check_neutral(recipe: Recipe) -> None:
         )
     if recipe.eval.resize != "shorter":
         raise UsageError("eval.resize: a scene keeps its shape. Remove it with ~eval.resize.")
-    if recipe.model.options.get("frozen"):
+    if recipe.model.frozen:
         raise UsageError("model.frozen: trains a classifier's head. Remove it with ~model.frozen.")
-    operations = operations_of(recipe)
+    operations = [item() for item in recipe.augment]
     alone = recipe.train.device_batch_size == 1
     one_size = alone or any(operation.one_size for operation in operations)
     if recipe.task.name == "segmentation" and not one_size:

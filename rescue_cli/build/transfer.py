@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rescue_cli.build.ingredients import data_keys
 from rescue_cli.build.weights import Source, find_weights
 from rescue_cli.errors import UsageError, did_you_mean
 from rescue_cli.recipe import Recipe
@@ -51,8 +50,7 @@ def start(
         values |= _backbone(base, source, random=random)
     else:
         values["model"] = _network(base, source, random=random)
-        frozen = bool(base.model.options.get("frozen"))
-        values |= _images(source, values["data.name"], given, frozen=frozen)
+        values |= _images(source, values["data.name"], given, frozen=base.model.frozen)
     keys = given_keys(given)
     kept = {key: v for key, v in values.items() if key == "model" or not is_given(key, keys)}
     return Start(_label(word), [f"{key}={json.dumps(value)}" for key, value in kept.items()])
@@ -82,8 +80,8 @@ def _backbone(base: Recipe, source: Source, *, random: bool) -> dict[str, Any]:
             f"--from {source.given}: {theirs.name} is no network of timm's, and a backbone is. Use "
             "a run of one, as ResNet or EfficientNet."
         )
-    mean, std = normalisation(source.recipe.data.name, data_keys(source.recipe))
-    weights = None if random else theirs.options["weights"]
+    mean, std = normalisation(source.recipe.data.name, source.recipe.data)
+    weights = None if random else theirs.weights
     found = {"model.backbone": theirs.name, "data.mean": mean, "data.std": std}
     if not random:
         return {**found, "model.weights": weights}
@@ -100,7 +98,7 @@ def _freezes(base: Recipe) -> bool:
 def _network(base: Recipe, source: Source, *, random: bool) -> dict[str, Any]:
     """The section `model`: the source's network, with the recipe's own keys for it."""
     theirs = source.recipe.model
-    begun = {} if random else {"weights": theirs.options["weights"], "new_head": True}
+    begun = {} if random else {"weights": theirs.weights, "new_head": True}
     network = {k: v for k, v in theirs.options.items() if k not in _OWN}
     mine = {k: v for k, v in base.model.options.items() if k != "weights"}
     if random and mine.get("frozen"):
@@ -113,7 +111,7 @@ def _network(base: Recipe, source: Source, *, random: bool) -> dict[str, Any]:
 
 def _images(source: Source, name: str, given: Sequence[str], *, frozen: bool) -> dict[str, Any]:
     """Normalisation, channels, and what images that lie in memory at one size ask for."""
-    keys = data_keys(source.recipe)
+    keys = source.recipe.data
     mean, std = normalisation(source.recipe.data.name, keys)
     seen, facts = channels_of(source.recipe.data.name, keys), FACTS[name]
     found: dict[str, Any] = {"data.mean": mean, "data.std": std}

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from rescue_cli import recipe as recipes
-from rescue_cli.build.ingredients import data_keys
 from rescue_cli.errors import DataError, UsageError, did_you_mean
 from rescue_cli.recipe import Recipe
 from rescue_cli.recipe.changes import given_keys
@@ -26,10 +25,6 @@ PREPROCESSING = {
     "crop": ("eval", "crops"),
     "interpolation": ("eval", "interpolation"),
 }
-# What trains and is not read when weights are evaluated
-_UNREAD = (
-    "sampling", "augment", "mix", "teacher", "loss", "optim", "schedule", "averaging", "selection",
-)  # fmt: skip
 _LENDER = "pytorch"
 _WORDS = {"given": "as given", "metadata": "by the file's metadata", "timm": "by timm"}
 
@@ -59,25 +54,26 @@ def known_classes(metadata: Mapping[str, str]) -> list[str] | None:
 def check_changes(changes: Sequence[str], source: Source) -> None:
     """Raises `UsageError` for a change that an evaluation would not see, or would be misled by."""
     for key in given_keys([change for change in changes if not change.startswith("~")]):
-        if key.partition(".")[0] in _UNREAD:
+        section = recipes.SECTIONS.get(key.partition(".")[0])
+        if section is not None and not section.evaluated:
             raise UsageError(f"{key}: an evaluation does not read it. Drop it.")
     asked, trained = source.recipe, source.trained
     if trained is None:
         return
-    keys = data_keys(asked)
-    unseen = (trained.data.options.get("holdout", 0), trained.data.options.get("fold", 0))
+    keys = asked.data
+    unseen = (trained.data.holdout, trained.data.fold)
     if keys.holdout and (keys.holdout, keys.fold) != unseen:
         fold = f", data.fold: {keys.fold}" if (keys.fold, unseen[1]) != (0, 0) else ""
         raise UsageError(
             f"data.holdout: {keys.holdout}{fold}: {source.given} was trained on these images. "
             "Drop it, or name others with data.test_root=DIR."
         )
-    seen = trained.data.options.get("channels")
+    seen: int | None = trained.data.channels
     seen = seen or (FACTS[trained.data.name].channels if trained.data.name in FACTS else None)
-    if seen is not None and (there := channels_of(asked.data.name, keys)) != seen:
+    if seen is not None and (now := channels_of(asked.data.name, keys)) != seen:
         raise UsageError(
             f"data.name: {source.given} sees images of {seen} channel(s), and those of "
-            f"{asked.data.name} have {there}. Use weights that were trained on such images."
+            f"{asked.data.name} have {now}. Use weights that were trained on such images."
         )
 
 
@@ -133,7 +129,7 @@ def _without_recipe(
     train = {**lent["train"], "precision": "float32"}
     network = {"weights": place} | ({"name": architecture} if architecture else {})
     blank = {"data": {"name": "imagenet"}, "model": network, "eval": {}, "train": train}
-    tree = recipes.apply({**lent, **blank}, changes, recipes.SECTIONS)
+    tree = recipes.apply({**lent, **blank}, changes)
     known = {"name": "", **(tree["model"] if isinstance(tree["model"], dict) else {})}
     tree["model"] = {"weights": place, **known}
     if not isinstance(known["name"], str) or not known["name"]:

@@ -42,14 +42,14 @@ def step(
     workers: Workers = None,
 ) -> None:
     """Time the engine's step against a bare PyTorch loop, or what each of its measures gains."""
-    from rescue_cli import build
     from rescue_cli import recipe as recipes
+    from rescue_cli.build.check import check_recipe
 
     if against not in ("bare", "plain"):
         raise UsageError(f"--against: '{against}' is not known. Use bare or plain.")
     where = common.device(device)
     resolved = recipes.load(common.named_or_default(recipe), overrides or [])
-    build.check(resolved)
+    check_recipe(resolved)
     resolved.demand_classification("bench")
     for warning in common.check_precision(resolved, where):
         common.note(f"warning: {warning}")
@@ -175,13 +175,13 @@ def input(
     """
     from pathlib import Path
 
-    from rescue_cli import build
     from rescue_cli import recipe as recipes
     from rescue_cli.bench.input import against_timm
+    from rescue_cli.build.check import check_ingredients
 
     _only_timm(against)
     resolved = recipes.load(recipe or "a2", overrides or [])
-    build.check_ingredients(resolved)
+    check_ingredients(resolved)
     resolved.demand_classification("bench")
     found = against_timm(resolved, Path(data), steps=steps, rounds=rounds)
     if json:
@@ -215,13 +215,13 @@ def train(
     Without --recipe: resnet18 on CIFAR-10's class folders, batch 256, RandAugment, mixup and
     cutmix, in the precision that this processor computes fastest.
     """
-    from rescue_cli import build
     from rescue_cli.bench.train import against_timm, measured_recipe
+    from rescue_cli.build.check import check_recipe
 
     _only_timm(against)
     root = [] if data is None else [f"data.root={data}"]
     resolved = measured_recipe(recipe, [*root, *(overrides or [])])
-    build.check(resolved)
+    check_recipe(resolved)
     resolved.demand_classification("bench")
     for warning in common.check_precision(resolved, "cpu"):
         common.note(f"warning: {warning}")

@@ -36,7 +36,7 @@ def evaluate(
     workers: Workers = None,
 ) -> None:
     """Evaluate weights as training does: every image once, one table."""
-    from rescue_cli import build
+    from rescue_cli.build.check import check_recipe
     from rescue_cli.build.weights import check_changes, find_weights
     from rescue_cli.report.pictures import draw
     from rescue_cli.rundir import RunDirectory, read_result
@@ -48,7 +48,7 @@ def evaluate(
     source = find_weights(weights, changes, recipe=recipe, model=model)
     check_changes(changes, source)
     resolved = source.recipe
-    build.check(resolved)
+    check_recipe(resolved)
     for line in [*source.notes, *common.allocator_notes()]:
         common.note(line)
     for warning in common.check_precision(resolved, where):

@@ -38,12 +38,13 @@ def expand(
 
     found, notes = [], []
     if model is not None:
-        found = options.model(base, model, overrides)
+        found = options.model_overrides(base, model, overrides)
         notes = [f"--model sets: {' '.join(found)}", *_micro_batches(base, model, overrides)]
     if epochs is not None:
         if not 0 < epochs <= 1_000_000:
             raise UsageError(f"--epochs: {epochs} must be above 0 and at most 1000000.")
-        scaled = options.epochs(base.with_overrides(*overrides, *found), epochs, overrides)
+        changed = base.with_overrides(*overrides, *found)
+        scaled = options.epochs_overrides(changed, epochs, overrides)
         notes.append(f"--epochs sets: {' '.join(scaled)}")
         found += scaled
     return found, notes
@@ -51,7 +52,7 @@ def expand(
 
 def _micro_batches(base: Recipe, model: str, overrides: Sequence[str]) -> list[str]:
     """The paper's number of images a GPU, where it is another than the recipe's."""
-    train, size = base.train, base.data.options.get("train_size")
+    train, size = base.train, base.data.train_size
     row = architectures.row_of(model)
     column = architectures.column_of(base.model.name, size, base.eval.sizes)
     said = is_given("train.device_batch_size", given_keys(overrides))

@@ -72,11 +72,11 @@ def lr_range_test(
     workers: Workers = None,
 ) -> None:
     """Find the largest stable learning rate from a run in which it rises (Smith)."""
-    from rescue_cli import build
+    from rescue_cli.build.check import check_recipe
 
     where = common.device(device)
     resolved = _resolved(recipe, from_, to, model, overrides or [])
-    build.check(resolved)
+    check_recipe(resolved)
     notes = [f"warning: {warning}" for warning in common.check_precision(resolved, where)]
     _check_apply(apply, untrusted=apply_untrusted)
     length, per_epoch = _length(resolved, steps, epochs)
@@ -157,10 +157,11 @@ class _Plan:
 
 def _planned(recipe: Recipe, test: Ramp, seeds: int, per_epoch: int) -> _Plan:
     """All runs, checked, on a test set that is not too large."""
-    from rescue_cli import build
+    from rescue_cli.build.check import check_recipe
+    from rescue_cli.build.feeds import list_dataset
 
-    build.check(test.of(recipe, 0, per_epoch))
-    data = build.listed(recipe)
+    check_recipe(test.of(recipe, 0, per_epoch))
+    data = list_dataset(recipe)
     measured, images = _fewer_images(recipe, data, SCENES if recipe.of_scenes else IMAGES)
     half = replace(test, epochs=test.epochs / 2)
     # Of half the steps with a seed of its own: only an independent run can agree
@@ -168,7 +169,7 @@ def _planned(recipe: Recipe, test: Ramp, seeds: int, per_epoch: int) -> _Plan:
     found = {}
     for name, (ramp, seed) in ramps.items():
         one = ramp.of(measured, seed, per_epoch)
-        build.check(one)
+        check_recipe(one)
         found[name] = _Run(one, ramp, total_steps(one.train, per_epoch))
     return _Plan(found, len(data.classes), images)
 
@@ -197,13 +198,13 @@ def _shape(text: str) -> Literal["linear", "exponential"]:
 
 def _length(recipe: Recipe, steps: int | None, epochs: float | None) -> tuple[float, int]:
     """A run's length in epochs, and the updates of an epoch."""
-    from rescue_cli import build
+    from rescue_cli.build.outline import epoch_length
 
     if steps is not None and epochs is not None:
         raise UsageError("--steps and --epochs say the same thing. Give one of them.")
     if epochs is not None and not 0 < epochs <= 1_000_000:
         raise UsageError(f"--epochs: {epochs} must be above 0 and at most 1000000.")
-    per_epoch = build.epoch_length(recipe)
+    per_epoch = epoch_length(recipe)
     if steps is not None:
         return steps / per_epoch, per_epoch
     return recipe.train.epochs if epochs is None else epochs, per_epoch

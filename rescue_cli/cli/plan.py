@@ -6,13 +6,14 @@ from typing import Annotated, Any
 import typer
 
 from rescue_cli import recipe as recipes
+from rescue_cli.build.expand import count_processes
 from rescue_cli.cli import common
 from rescue_cli.cli.common import Json, Overrides, RecipeName
 from rescue_cli.cli.expand import Epochs, Model, expand
 from rescue_cli.cli.help import then
 from rescue_cli.errors import UsageError
 from rescue_cli.formatting import counted, significant
-from rescue_cli.recipe import Recipe, changes
+from rescue_cli.recipe import Recipe
 
 app = common.verb()
 MEGABYTES = 1024  # in a GB of a GPU's memory
@@ -78,12 +79,14 @@ def plan(
 
 def _estimate(recipe: Recipe, gpus: int, gpu_memory: float | None) -> dict[str, Any]:
     """The plan's figures but for hours and cost; warns where memory does not suffice."""
-    from rescue_cli import build, estimate
+    from rescue_cli import estimate
+    from rescue_cli.build.check import check_recipe
+    from rescue_cli.build.outline import outline_run
 
-    build.check(recipe)
+    check_recipe(recipe)
     recipe.demand_classification("plan")
-    changes.processes(recipe.train.micro_batches, gpus, 1, option="--gpus")
-    outline = build.outline(recipe)
+    count_processes(recipe.train.micro_batches, gpus, 1, option="--gpus")
+    outline = outline_run(recipe)
     if "steps_per_epoch" not in outline:
         raise UsageError(
             "data: how many images there are is not known before they are read. "

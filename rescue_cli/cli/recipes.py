@@ -138,10 +138,10 @@ def check(
     if sources:
         _check_sources(chosen, overrides)
         return
-    from rescue_cli import build
+    from rescue_cli.build.check import check_recipe
 
     for each in chosen:
-        build.check(recipes.load(each, overrides))
+        check_recipe(recipes.load(each, overrides))
         print(f"{each}: valid")
 
 
@@ -157,7 +157,7 @@ def _check_sources(chosen: list[str], overrides: list[str]) -> None:
         tree = recipes.load(each).tree
         if "paper" not in tree:
             print(f"{each}: of no paper")
-        elif found := recipes.faults(tree, recipes.SECTIONS):
+        elif found := recipes.faults(tree):
             wrong.append(f"{each}: {'; '.join(found)}.")
         else:
             print(f"{each}: each key has its source")

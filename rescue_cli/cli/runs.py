@@ -272,11 +272,11 @@ def _prepare(
     look: "Looked | None" = None,
 ) -> bool:
     """Whether the run is new; raises `UsageError` for processes that cannot share its steps."""
-    from rescue_cli.recipe import changes
+    from rescue_cli.build.expand import count_processes
     from rescue_cli.runs import environment, prepare, shared
 
     asked, option = shared(procs)
-    procs = changes.processes(recipe.train.micro_batches, asked, 1, option=option)
+    procs = count_processes(recipe.train.micro_batches, asked, 1, option=option)
     facts = environment(
         recipe,
         verb="train",

@@ -67,7 +67,7 @@ class Search:
             self.missing = self._rest()
 
     def _search(self) -> None:
-        from rescue_cli import build
+        from rescue_cli.build.outline import epoch_length
 
         short = self._short_epochs()
         self._keep_seeds()
@@ -75,7 +75,7 @@ class Search:
         found = tuning.Search(base, lambda name, one: self._outcome(name, shortened(one, short)))
         self._take(found.base)
         size, why = self._batch(base)
-        per_epoch = build.epoch_length(tuning.with_batch(base, size))
+        per_epoch = epoch_length(tuning.with_batch(base, size))
         self._take(
             found.rate(
                 size,
@@ -129,7 +129,7 @@ class Search:
         return measured(recipe, self.held, self.folds[1])
 
     def _batch(self, base: Recipe) -> tuple[int, str]:
-        from rescue_cli import build
+        from rescue_cli.build.outline import count_training_images
 
         def decided() -> tuple[int, str]:
             free = free_memory_mb(self.device)  # now; later calls must find the same runs
@@ -139,7 +139,7 @@ class Search:
 
                 return estimate.peak_memory(tuning.with_batch(base, size), gpus=1) < free
 
-            return tuning.batch_size(build.counted_images(base), fits)
+            return tuning.batch_size(count_training_images(base), fits)
 
         size, why = self._once("batch_size", decided)
         return int(size), str(why)
@@ -147,12 +147,12 @@ class Search:
     # --- runs ---
 
     def _ramp(self, name: str, recipe: Recipe, ramp: Ramp, per_epoch: int) -> Curves:
-        from rescue_cli import build
+        from rescue_cli.build.feeds import list_dataset
 
         one = ramp.of(recipe, recipe.train.seed, per_epoch)
         path = self.folder / "search" / name
         diverged = self._train(path, one)
-        steps, classes = total_steps(one.train, per_epoch), len(build.listed(one).classes)
+        steps, classes = total_steps(one.train, per_epoch), len(list_dataset(one).classes)
         return range_curves.read(path, ramp.rate, steps, one.train.seed, classes, diverged=diverged)
 
     def _outcome(self, name: str, recipe: Recipe) -> Outcome:
@@ -190,10 +190,10 @@ class Search:
 
     def _time(self) -> None:
         """A run of a few updates, at rates that change nothing, by which the others are planned."""
-        from rescue_cli import build
+        from rescue_cli.build.outline import epoch_length
 
         recipe = self._searched(self.base)
-        per_epoch = build.epoch_length(recipe)
+        per_epoch = epoch_length(recipe)
         lr = float(recipe.optim[0].options["lr"])
         ramp = Ramp(lr * 1e-6, lr * 1e-5, "linear", None, TIMED_STEPS / per_epoch, 1)
         self._train(
@@ -244,14 +244,14 @@ class Search:
 
     def _needed(self, short_epochs: float) -> float:
         """Seconds of a whole search and its judgement, at most."""
-        from rescue_cli import build
+        from rescue_cli.build.outline import epoch_length
 
         base, cost = self._searched(self.base), self._cost()
         short = shortened(base, short_epochs).with_overrides(
             f"eval.every={short_epochs / EVALUATIONS:.6g}"
         )
         size, _ = self._batch(base)
-        epochs = max(1.0, RANGE_STEPS / build.epoch_length(tuning.with_batch(base, size)))
+        epochs = max(1.0, RANGE_STEPS / epoch_length(tuning.with_batch(base, size)))
         ramp = SLACK * (cost.start + epochs * cost.epoch + tuning.POINTS * cost.evaluation)
         return tuning.planned_runs(base) * cost.of(short) + ramp + self._judgement()
 

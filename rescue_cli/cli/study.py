@@ -158,7 +158,7 @@ def _missing(
     study: Study, overrides: list[str], chosen: list[int], seeds: int | None, folder: Path
 ) -> list[_Run]:
     """Every run of the rows, those with a result marked; checked before any begins."""
-    from rescue_cli import build
+    from rescue_cli.build.check import check_recipe
     from rescue_cli.build.identity import Looked
 
     found, look = [], Looked()
@@ -170,7 +170,7 @@ def _missing(
         if snapshot is not None and snapshot.step == "last":
             studies.check_last(study, row, recipe, cells[snapshot.cell - 1][1])
         for name, one in studies.runs(study, recipe, seeds).items():
-            build.check(one)
+            check_recipe(one)
             path = folder / studies.row_folder(row) / name
             begins = None if snapshot is None else _begins(folder, snapshot, name)
             ended = is_done(path, one, look) or diverged(path, one, look)
@@ -249,11 +249,11 @@ def _in_order(runs: list[_Run]) -> list[list[_Run]]:
 
 def _epochs_behind(run: _Run) -> float:
     """The epochs that another run has trained for this one."""
-    from rescue_cli import build
+    from rescue_cli.build.outline import epoch_length
 
     if run.before == "last":
         return run.recipe.train.epochs
-    return run.before / build.epoch_length(run.recipe) if run.before else 0.0
+    return run.before / epoch_length(run.recipe) if run.before else 0.0
 
 
 def _taken_up(group: list[_Run]) -> list[_Run]:

@@ -24,7 +24,8 @@ def print_plan(
     """Of runs (row, recipe, whether it is done, the steps behind it) what is left: steps, images,
     computation, and hours where a speed is given; a row by what its study's `columns` have of it.
     """
-    from rescue_cli import build, estimate
+    from rescue_cli import estimate
+    from rescue_cli.build.outline import epoch_length
     from rescue_cli.recipe import total_steps
 
     rows: dict[int, dict[str, Any]] = {}
@@ -36,7 +37,7 @@ def print_plan(
         row["runs"] += 1
         if done:
             continue
-        per_epoch = build.epoch_length(recipe)
+        per_epoch = epoch_length(recipe)
         whole = total_steps(recipe.train, per_epoch)
         steps = 0 if before == "last" else whole - before
         row["left"] += 1

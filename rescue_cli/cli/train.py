@@ -8,13 +8,13 @@ from typing import Annotated, Any
 import typer
 
 from rescue_cli import recipe as recipes
+from rescue_cli.build import expand as options
 from rescue_cli.cli import common
 from rescue_cli.cli.common import Device, Json, Overrides, Procs, RecipeName, Workers
 from rescue_cli.cli.expand import Epochs, Model, expand
 from rescue_cli.cli.help import then
 from rescue_cli.errors import DataError, UnexpectedError, UsageError
 from rescue_cli.recipe import Recipe
-from rescue_cli.recipe import changes as plans
 
 app = common.verb()
 
@@ -77,7 +77,7 @@ def train(
     rendezvous: Annotated[str | None, typer.Option(help="HOST:PORT of machine 0.")] = None,
 ) -> None:
     """Train a recipe; the result is printed and kept in the run directory."""
-    from rescue_cli import build
+    from rescue_cli.build.check import check_recipe
     from rescue_cli.runs import restarted
 
     machines = _machines(nodes, node_rank, rendezvous, max_restarts)
@@ -86,7 +86,7 @@ def train(
     where = common.planned_device(asked) if dry_run else common.device(asked)
     changes = Changes(overrides or [], model, epochs, subset, smoke)
     resolved, notes = _resolve(recipe, changes, out if resume else None, where)
-    build.check(resolved)
+    check_recipe(resolved)
     if check_expected and not resolved.tree.get("expect"):
         raise UsageError("--check-expected: the recipe has no `expect:`. Add it, or drop this.")
     if dry_run and asked is None and resolved.train.precision == "float16":
@@ -143,17 +143,17 @@ def _resolve(
     notes = [] if name else [common.NO_RECIPE]
     name = name or common.DEFAULT
     if changes.subset is not None:
-        given.append(plans.subset(changes.subset, given))
-    if changes.model is not None or changes.epochs is not None:
-        found, said = expand(recipes.load(name), given, changes.model, changes.epochs)
-        given, notes = [*given, *found], [*notes, *said]
-    asked = recipes.load(name, given)
-    implied = plans.smoke(asked, given, cuda=device == "cuda") if changes.smoke else []
+        given.append(options.subset_override(changes.subset, given))
+    base = recipes.load(name)
+    found, said = expand(base, given, changes.model, changes.epochs)
+    given, notes = [*given, *found], [*notes, *said]
+    resolved = base.with_overrides(*given)
+    notes += [f"warning: {w}" for w in options.warn_of_batch(base, resolved, changes.overrides)]
     if changes.smoke:
+        implied = options.smoke_overrides(resolved, given, cuda=device == "cuda")
         notes.append(f"--smoke sets: {' '.join(implied)}")
-    before = recipes.load(name)
-    notes += [f"warning: {w}" for w in plans.warnings(before, asked, changes.overrides)]
-    return recipes.load(name, [*given, *implied]), notes
+        resolved = resolved.with_overrides(*implied)
+    return resolved, notes
 
 
 def _launch(
@@ -179,7 +179,9 @@ def _launch(
     if gpus is not None and gpus > visible * nodes and not planned and current() is None:
         most = visible * nodes
         raise UsageError(f"--gpus: {gpus} asked for, {most} visible. Use at most {most}.")
-    count = plans.processes(recipe.train.micro_batches, asked, visible * nodes, option=option)
+    count = options.count_processes(
+        recipe.train.micro_batches, asked, visible * nodes, option=option
+    )
     if count % nodes:
         raise UsageError(
             f"{option}: {count} processes do not divide over {nodes} machines. Use a multiple."
@@ -269,9 +271,9 @@ def _print_plan(recipe: Recipe, launch: Launch, as_json: bool) -> None:
     """The resolved recipe, and what it comes to in steps and learning rates."""
     import json
 
-    from rescue_cli import build
+    from rescue_cli.build.outline import outline_run
 
-    plan = build.outline(recipe)
+    plan = outline_run(recipe)
     plan["processes"] = launch.procs
     plan["device"] = launch.device
     if as_json:

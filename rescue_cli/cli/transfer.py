@@ -81,7 +81,7 @@ def _starts(
     epochs: float | None,
 ) -> dict[str, Recipe]:
     """The recipe of each start by its name; all are checked before anything is trained."""
-    from rescue_cli import build
+    from rescue_cli.build.check import check_recipe
     from rescue_cli.build.transfer import distinct, start
 
     begun = {word: start(base, word, to, given, model=model) for word in words}
@@ -94,7 +94,7 @@ def _starts(
         for line in notes:
             common.note(line)
         found[each.label] = changed.with_overrides(*longer)
-        build.check(found[each.label])
+        check_recipe(found[each.label])
     return found
 
 

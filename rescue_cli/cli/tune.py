@@ -38,12 +38,12 @@ def tune(
     workers: Workers = None,
 ) -> None:
     """Tune batch, rate, momentum and decay (Smith); tuned.yaml where that is better."""
-    from rescue_cli import build
+    from rescue_cli.build.check import check_recipe
 
     begun = time.monotonic()
     where = common.device(device)
     base = recipes.load(common.named_or_default(recipe), overrides or [])
-    build.check(base)
+    check_recipe(base)
     base.demand_classification("tune")
     notes = [f"warning: {warning}" for warning in common.check_precision(base, where)]
     folder = common.folder(out or Path("runs", "tune", base.name))

@@ -13,7 +13,7 @@ def shortened(recipe: Recipe, epochs: float) -> Recipe:
     """A run of so many epochs; what is counted in epochs follows."""
     from rescue_cli.build import expand
 
-    return recipe.with_overrides(*expand.epochs(recipe, epochs, []))
+    return recipe.with_overrides(*expand.epochs_overrides(recipe, epochs, []))
 
 
 def held_out(recipe: Recipe) -> int:
@@ -21,10 +21,10 @@ def held_out(recipe: Recipe) -> int:
 
     Raises `UsageError`.
     """
-    from rescue_cli import build
+    from rescue_cli.build.outline import count_training_images
     from rescue_cli.sections.data import FACTS
 
-    whole = build.counted_images(recipe.with_overrides("data.holdout=0", "data.fold=0"))
+    whole = count_training_images(recipe.with_overrides("data.holdout=0", "data.fold=0"))
     classes = FACTS[recipe.data.name].classes or 1
     given = int(recipe.data.options.get("holdout", 0))
     held = given or max(classes, round(HELD_OUT * whole / classes) * classes)

@@ -211,7 +211,7 @@ class Loop:
             raise DivergedError(
                 f"the loss is {loss} between steps {self.progress.logged} and {self.progress.step} "
                 f"(learning rate {rates.lr:.4g}); {last}. "
-                "Lower optim.lr, lengthen the warm-up, or set train.clip_grad_norm. "
+                "Lower optim.lr, lengthen the warm-up, or set optim.max_grad_norm. "
                 "The last good checkpoint stands."
             )
         return loss

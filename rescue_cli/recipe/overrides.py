@@ -7,9 +7,10 @@ from typing import Any
 from rescue_cli.errors import UsageError, did_you_mean
 from rescue_cli.recipe import yaml
 from rescue_cli.recipe.library import names
+from rescue_cli.recipe.sections import SECTIONS
 
 
-def apply(tree: Mapping[str, Any], overrides: Sequence[str], sections: Sequence[str]) -> Any:
+def apply(tree: Mapping[str, Any], overrides: Sequence[str]) -> Any:
     """A new tree with the overrides applied in order; raises `UsageError`.
 
     A list's items are addressed by their name (`augment.flip.p=0.3`), optimizer items also by the
@@ -27,7 +28,7 @@ def apply(tree: Mapping[str, Any], overrides: Sequence[str], sections: Sequence[
             rule = "~section.key" if remove else "section.key=value"
             meant = f" For that recipe: --recipe {override}." if override in names() else ""
             raise UsageError(f"override '{override}': must read {rule}.{meant}")
-        *parents, key = _place(OmegaConf.to_container(config), path.split("."), override, sections)
+        *parents, key = _place(OmegaConf.to_container(config), path.split("."), override)
         node: Any = config
         for parent in parents:
             if OmegaConf.is_dict(node) and node.get(parent) is None:
@@ -42,11 +43,11 @@ def apply(tree: Mapping[str, Any], overrides: Sequence[str], sections: Sequence[
     return OmegaConf.to_container(config)
 
 
-def _place(tree: Any, path: list[str], override: str, sections: Sequence[str]) -> list[str | int]:
+def _place(tree: Any, path: list[str], override: str) -> list[str | int]:
     """The keys that lead to the place, list items found by name: `["augment", 1, "p"]`."""
-    if path[0] not in sections:
+    if path[0] not in SECTIONS:
         raise UsageError(
-            f"override '{override}': unknown section '{path[0]}'. {did_you_mean(path[0], sections)}"
+            f"override '{override}': unknown section '{path[0]}'. {did_you_mean(path[0], SECTIONS)}"
         )
     place: list[str | int] = [path[0]]
     node = tree.get(path[0], {})

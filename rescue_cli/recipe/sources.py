@@ -11,6 +11,7 @@ from typing import Any
 
 from rescue_cli.errors import UsageError, did_you_mean
 from rescue_cli.recipe.schema import convert, show
+from rescue_cli.recipe.sections import SECTIONS
 
 Place = tuple[str | int, ...]  # ("optim", 1, "lr")
 
@@ -25,7 +26,7 @@ NO_SOURCE = frozenset(
 OF_THE_CLAIM = ("expect.top1", "expect.std", "expect.n")
 
 
-def check_form(sources: Any, sections: Sequence[str]) -> None:
+def check_form(sources: Any) -> None:
     """Raises `UsageError` unless `sources` is lists of keys of known sections, by source."""
     if not isinstance(sources, Mapping):
         raise UsageError(
@@ -39,23 +40,23 @@ def check_form(sources: Any, sections: Sequence[str]) -> None:
             raise UsageError(f"{where}: an empty list. Give its keys, or remove it.")
         for path in paths:
             section = path.partition(".")[0]
-            if section not in sections:
-                hint = did_you_mean(section, sections)
+            if section not in SECTIONS:
+                hint = did_you_mean(section, SECTIONS)
                 raise UsageError(f"{where}: unknown section '{section}'. {hint}")
 
 
-def faults(tree: Mapping[str, Any], sections: Sequence[str]) -> list[str]:
+def faults(tree: Mapping[str, Any]) -> list[str]:
     """What is wrong with the sources of a recipe's tree; nothing where each key is told once.
 
     That is the keys that have no source and are not in `unknown`, the listed ones that the recipe
     has not, and those that are listed twice.
     """
-    parts = {section: tree[section] for section in sections if section in tree}
+    parts = {section: tree[section] for section in SECTIONS if section in tree}
     answered = [path for paths in tree.get("sources", {}).values() for path in paths]
     unanswered = tree.get("unknown", [])
     listed = [(path, list(_places(parts, path))) for path in (*answered, *unanswered)]
     absent = [path for path, places in listed if not places]
-    absent = [p for p in absent if p in answered or not _may_be_absent(p, parts, sections)]
+    absent = [p for p in absent if p in answered or not _may_be_absent(p, parts)]
     times = Counter(place for _, places in listed for place in places)
     leaves = list(_leaves(parts))
     found = {
@@ -106,13 +107,13 @@ def _items(node: Any) -> list[Mapping[str, Any]]:
     return node if isinstance(node, list) and all(isinstance(i, Mapping) for i in node) else []
 
 
-def _may_be_absent(path: str, parts: Mapping[str, Any], sections: Sequence[str]) -> bool:
+def _may_be_absent(path: str, parts: Mapping[str, Any]) -> bool:
     """Whether `unknown` may name what the recipe leaves out: of the claim, a section, an
     augmentation, a network's weights."""
     section, _, rest = path.partition(".")
     if section == "augment" and rest:
         return "." not in rest
-    left_out = path in sections and path not in parts
+    left_out = path in SECTIONS and path not in parts
     return left_out or path in (*OF_THE_CLAIM, "model.weights")
 
 

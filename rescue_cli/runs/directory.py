@@ -14,7 +14,7 @@ from typing import Any
 from rescue_cli import __version__
 from rescue_cli.errors import InUseError, UsageError
 from rescue_cli.recipe import Recipe, recipe_in
-from rescue_cli.recipe.changes import as_written, differences, is_place
+from rescue_cli.recipe.changes import as_written, differences, is_path
 from rescue_cli.rundir import RunDirectory, write_json, write_text
 from rescue_cli.runs.group import current
 
@@ -88,7 +88,7 @@ def claim(
             raise UsageError(f"{path}: holds a run already. Use another --out{more}.")
         changed = differences(recipe_in(path).tree, recipe.tree)
         changed = {k: pair for k, pair in changed.items() if not _same_folder(k, *pair)}
-        other = {k: pair for k, pair in changed.items() if not is_place(k, *pair)}
+        other = {k: pair for k, pair in changed.items() if not is_path(k, *pair)}
         if other:
             told = "; ".join(
                 f"{k}: {as_written(a)} -> {as_written(b)}" for k, (a, b) in other.items()
@@ -120,7 +120,7 @@ def _move(run: RunDirectory, recipe: Recipe, look: Any) -> None:
 
 def _same_folder(key: str, a: Any, b: Any) -> bool:
     """Whether two values of a key name one folder, as from a folder and from the one above it."""
-    folders = isinstance(a, str) and isinstance(b, str) and is_place(key, a, b)
+    folders = isinstance(a, str) and isinstance(b, str) and is_path(key, a, b)
     return folders and Path(a).resolve() == Path(b).resolve()
 
 

@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from rescue_cli import build, distributed
+from rescue_cli import distributed
 from rescue_cli.batch import Measurement
+from rescue_cli.build.evaluation import describe_protocol
 from rescue_cli.engine.evaluate import EvalSet, Evaluates, Measured
 from rescue_cli.engine.scenes import SceneEvaluator
 from rescue_cli.engine.step import Step
@@ -153,7 +154,7 @@ def _write_predictions(
             "loss": finite(predictions.loss),
             "count": predictions.count,
             **predictions.by_class(data.classes),
-            "protocol": {**build.protocol(recipe, name, measurement, resident), **told},
+            "protocol": {**describe_protocol(recipe, name, measurement, resident), **told},
         }
         entries.append(entry)
     for entry, (_, _, predictions) in zip(entries, kept, strict=True):

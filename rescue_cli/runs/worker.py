@@ -15,8 +15,14 @@ from typing import Any
 
 import torch
 
-from rescue_cli import build, distributed, lifetime
+from rescue_cli import distributed, lifetime
 from rescue_cli.build import identity
+from rescue_cli.build.evaluation import build_evaluator
+from rescue_cli.build.feeds import Machine, build_test_sets, load_dataset
+from rescue_cli.build.linear_probe import Trainee, build_trainee
+from rescue_cli.build.losses import describe_balance
+from rescue_cli.build.networks import build_network, match_labels, warn_of_old_head, weights_classes
+from rescue_cli.build.step import build_step
 from rescue_cli.engine.loop import Loop
 from rescue_cli.engine.recorder import Recorder, batch_bar
 from rescue_cli.engine.signals import Stop
@@ -97,15 +103,15 @@ def _attempt(run: RunDirectory) -> int:
     return 0
 
 
-def _machine(environment: dict[str, Any]) -> build.Machine:
+def _machine(environment: dict[str, Any]) -> Machine:
     device = torch.device(environment["device"])
     if device.type == "cuda":
         device = torch.device("cuda", distributed.gpu())
         torch.cuda.set_device(device)
-    return build.Machine(device, environment["workers"], Path(environment["cache"]))
+    return Machine(device, environment["workers"], Path(environment["cache"]))
 
 
-def _prepare_torch(recipe: Recipe, environment: dict[str, Any], machine: build.Machine) -> None:
+def _prepare_torch(recipe: Recipe, environment: dict[str, Any], machine: Machine) -> None:
     torch.set_num_threads(environment["threads"])
     torch.backends.cuda.matmul.allow_tf32 = True
     torch.backends.cudnn.allow_tf32 = True
@@ -136,17 +142,17 @@ def _alone(run: RunDirectory) -> Iterator[None]:
 # --- train ---
 
 
-def _train(run: RunDirectory, recipe: Recipe, machine: build.Machine, start: _Start) -> None:
-    data = build.dataset(recipe, machine.cache)
+def _train(run: RunDirectory, recipe: Recipe, machine: Machine, start: _Start) -> None:
+    data = load_dataset(recipe, machine.cache)
     said = identity.agree(run, recipe, data)
-    said += [kept] if (kept := build.head_kept(recipe, data.classes)) else []
+    said += [kept] if (kept := warn_of_old_head(recipe, data.classes)) else []
     steps = total_steps(recipe.train, steps_per_epoch(recipe.train, len(data.train)))
     recorder = Recorder(run, writes=distributed.is_first(), steps=steps)
     with contextlib.closing(recorder):
-        trainee = build.trainee(recipe, data, machine, recorder.say)
+        trainee = build_trainee(recipe, data, machine, recorder.say)
         loop = _loop(run, recipe, trainee, machine, recorder)
         recorder.open_log()
-        for note in (*data.notes, *build.balance(recipe, data), *said):
+        for note in (*data.notes, *describe_balance(recipe, data), *said):
             recorder.say(note)
         if distributed.is_first():
             discard_partials(run.path)
@@ -161,12 +167,12 @@ def _train(run: RunDirectory, recipe: Recipe, machine: build.Machine, start: _St
 def _loop(
     run: RunDirectory,
     recipe: Recipe,
-    trainee: build.Trainee,
-    machine: build.Machine,
+    trainee: Trainee,
+    machine: Machine,
     recorder: Recorder,
 ) -> Loop:
     network, data = trainee.network, trainee.data
-    step = build.step(recipe, network, data, machine, recorder.say)
+    step = build_step(recipe, network, data, machine, recorder.say)
     per_epoch = steps_per_epoch(recipe.train, len(data.train))
     steps = total_steps(recipe.train, per_epoch)
     if beyond := [step for step in recipe.train.snapshots if step > steps]:
@@ -187,8 +193,8 @@ def _loop(
         plan=plan,
         step=step,
         model=network,
-        evaluator=build.evaluator(recipe, data, machine),
-        test_sets=build.test_sets(recipe, data, machine),
+        evaluator=build_evaluator(recipe, data, machine),
+        test_sets=build_test_sets(recipe, data, machine),
         directory=run,
         recorder=recorder,
         save_minutes=recipe.train.checkpoint_minutes,
@@ -198,7 +204,7 @@ def _loop(
 def _finish(
     run: RunDirectory,
     recipe: Recipe,
-    trainee: build.Trainee,
+    trainee: Trainee,
     loop: Loop,
     prepared: float,
     peak_before: float,
@@ -230,10 +236,10 @@ def _finish(
     write_json(run.result, {**found, **trained})
 
 
-def _evaluate(run: RunDirectory, recipe: Recipe, machine: build.Machine, start: _Start) -> None:
-    known = build.weights_classes(recipe)
-    data = build.dataset(recipe, machine.cache, test_only=True, classes=known)
-    data, said = build.by_name(recipe, data)
+def _evaluate(run: RunDirectory, recipe: Recipe, machine: Machine, start: _Start) -> None:
+    known = weights_classes(recipe)
+    data = load_dataset(recipe, machine.cache, test_only=True, classes=known)
+    data, said = match_labels(recipe, data)
 
     def say(line: str | None) -> None:
         if line and distributed.is_first():
@@ -241,9 +247,9 @@ def _evaluate(run: RunDirectory, recipe: Recipe, machine: build.Machine, start: 
 
     for line in [*data.notes, said, *identity.unlike_training(recipe, data)]:
         say(line)
-    network = build.model(recipe, len(data.classes), machine.device, whole=True, note=say)
-    evaluator = build.evaluator(recipe, data, machine)
-    tests = build.test_sets(recipe, data, machine)
+    network = build_network(recipe, len(data.classes), machine.device, whole=True, note=say)
+    evaluator = build_evaluator(recipe, data, machine)
+    tests = build_test_sets(recipe, data, machine)
     prepared = time.perf_counter() - start.clock
     feeds = {test.feed for test in tests.values()}
     batches = sum(feed.rounds(distributed.world_size()) for feed in feeds)

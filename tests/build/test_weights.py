@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from rescue_cli import recipe as recipes
-from rescue_cli.build import check
+from rescue_cli.build.check import check_recipe
 from rescue_cli.build.weights import Source, find_weights
 from rescue_cli.errors import DataError, UsageError
 from rescue_cli.sections.model import weights
@@ -80,7 +80,7 @@ def test_timms_configuration_fills_what_the_file_leaves_open(write: Write) -> No
     assert (recipe.name, recipe.model.name) == ("resnet50", "resnet50")
     assert recipe.model.options["weights"] == file
     assert (recipe.data.name, recipe.train.precision) == ("imagenet", "float32")
-    check(recipe)
+    check_recipe(recipe)
     assert recipes.from_text(recipe.to_yaml(), "its own text").tree == recipe.tree
 
 
@@ -171,7 +171,7 @@ def test_numbers_that_cannot_be_are_refused_as_in_a_recipe(write: Write) -> None
     assert refusal(file) == "eval.crops: [1.5]: a crop ratio is at most 1."
     file = write(architecture="resnet18", std="0,1,1")
     with pytest.raises(UsageError, match=r"data\.std: .* must be above 0"):
-        check(find_weights(file, []).recipe)
+        check_recipe(find_weights(file, []).recipe)
 
 
 def test_a_net_of_our_own_needs_every_number(write: Write) -> None:
@@ -182,7 +182,7 @@ def test_a_net_of_our_own_needs_every_number(write: Write) -> None:
         "Give eval.crops=VALUE."
     )
     source = find_weights(file, [*changes, "eval.crops=[1.0]", "eval.interpolation=bilinear"])
-    check(source.recipe)
+    check_recipe(source.recipe)
     assert source.recipe.eval.sizes == [28]
 
 

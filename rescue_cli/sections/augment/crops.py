@@ -3,10 +3,9 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated
 
 from rescue_cli.errors import UsageError
-from rescue_cli.recipe.schema import Positive, PositiveInt, Within
+from rescue_cli.recipe.schema import Fraction, Positive, PositiveInt
 from rescue_cli.rng import Floats
 
 TRIES = 10
@@ -22,7 +21,7 @@ class FileCrop:
 
 def random_resized_crop(
     *,
-    scale: tuple[Annotated[float, Within(0, 1)], Annotated[float, Within(0, 1)]],
+    scale: tuple[Fraction, Fraction],
     ratio: tuple[Positive, Positive],
 ) -> FileCrop:
     """A box of a random share of the area and a random aspect ratio (Szegedy et al. 2015).

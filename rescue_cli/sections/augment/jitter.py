@@ -7,10 +7,11 @@ from itertools import permutations
 from typing import Annotated, Any
 
 import numpy as np
+from annotated_types import Interval
 from torch import Tensor
 
 from rescue_cli.errors import UsageError
-from rescue_cli.recipe.schema import Fraction, NotNegative, Within
+from rescue_cli.recipe.schema import Fraction, NotNegative
 from rescue_cli.rng import Floats
 from rescue_cli.sections.augment import policy
 from rescue_cli.sections.augment.operations import Operation
@@ -34,7 +35,7 @@ def colour_jitter(
     brightness: NotNegative,
     contrast: NotNegative,
     saturation: NotNegative,
-    hue: Annotated[float, Within(0, 0.5)] = 0.0,
+    hue: Annotated[float, Interval(ge=0, le=0.5)] = 0.0,
     hue_factor: Fraction = 0.0,
 ) -> Operation:
     """Brightness, contrast, saturation and, where given, hue, in an order of each image's own.

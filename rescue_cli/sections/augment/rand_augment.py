@@ -4,8 +4,9 @@ from functools import partial
 from typing import Annotated, Any
 
 import numpy as np
+from annotated_types import Interval
 
-from rescue_cli.recipe.schema import Fraction, NotNegative, PositiveInt, Within
+from rescue_cli.recipe.schema import Fraction, NotNegative, PositiveInt
 from rescue_cli.rng import Floats
 from rescue_cli.sections.augment.operations import Operation
 from rescue_cli.sections.augment.policy import (
@@ -32,7 +33,7 @@ COLUMNS = 6  # of a layer: which, whether, and four of `strengths`
 def rand_augment(
     *,
     layers: PositiveInt,
-    magnitude: Annotated[float, Within(0, MOST)],
+    magnitude: Annotated[float, Interval(ge=0, le=MOST)],
     std: NotNegative,
     p: Fraction,
     increasing: bool,

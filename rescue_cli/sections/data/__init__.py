@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from rescue_cli.recipe import DataKeys
 from rescue_cli.sections.data.coco_files import is_coco
 from rescue_cli.sections.data.datasets import DATASETS
 from rescue_cli.sections.data.fingerprint import (
@@ -16,10 +17,18 @@ from rescue_cli.sections.data.fingerprint import (
     listing_of,
 )
 from rescue_cli.sections.data.imagenet import imagenet_words
-from rescue_cli.sections.data.location import FACTS, Facts, Keys, Place, channels_of, normalisation
+from rescue_cli.sections.data.location import (
+    FACTS,
+    PACKAGED,
+    Facts,
+    Place,
+    channels_of,
+    normalisation,
+)
 from rescue_cli.sections.data.notes import of_splits
 from rescue_cli.sections.data.paired import Boxed, Masked, Paired
 from rescue_cli.sections.data.resident import make_resident
+from rescue_cli.sections.data.rgb import Reading
 from rescue_cli.sections.data.scenes import SceneEvalFeed, SceneFeed, TestScenes, TrainScenes
 from rescue_cli.sections.data.splits import (
     Dataset,
@@ -38,6 +47,7 @@ from rescue_cli.sections.data.splits import (
 __all__ = [
     "DATASETS",
     "FACTS",
+    "PACKAGED",
     "Boxed",
     "Dataset",
     "Facts",
@@ -46,7 +56,6 @@ __all__ = [
     "Files",
     "Fingerprint",
     "Images",
-    "Keys",
     "Listing",
     "Masked",
     "Paired",
@@ -75,7 +84,7 @@ __all__ = [
 
 def load(
     name: str,
-    keys: Keys,
+    keys: DataKeys,
     cache: Path,
     *,
     test_only: bool = False,
@@ -94,7 +103,7 @@ def load(
         dataset = replace(dataset, train=dataset.train.take(np.zeros(0, dtype=np.int64)))
     size = FACTS[name].size
     if FACTS[name].images is None:  # a folder of one's own
-        said = of_splits([dataset.train, *dataset.tests.values()], keys.reading)
+        said = of_splits([dataset.train, *dataset.tests.values()], Reading.of(keys))
         dataset = replace(dataset, notes=(*dataset.notes, *said))
     if isinstance(dataset.train, Paired):
         return dataset
@@ -103,4 +112,4 @@ def load(
     if not resident:
         return dataset
     side = keys.train_size or size or 224
-    return make_resident(dataset, side, keys.train_interpolation, cache, keys.reading)
+    return make_resident(dataset, side, keys.train_interpolation, cache, Reading.of(keys))

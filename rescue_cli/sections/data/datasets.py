@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 
 from rescue_cli.errors import DataError, UsageError
+from rescue_cli.recipe.sections import UnknownClasses
 from rescue_cli.sections.data import archives, folders
 from rescue_cli.sections.data.coco import coco_boxes, coco_masks
 from rescue_cli.sections.data.idx import read_idx
 from rescue_cli.sections.data.imagenet import imagenet_words, real_answers
 from rescue_cli.sections.data.listing import PassedOver
-from rescue_cli.sections.data.location import Place, Unknown
+from rescue_cli.sections.data.location import Place
 from rescue_cli.sections.data.masks import ade20k, mask_folder
 from rescue_cli.sections.data.splits import (
     Dataset,
@@ -225,7 +226,9 @@ def _check_classes(place: Place, labels: dict[str, int]) -> None:
         )
 
 
-def _test_split(root: Path, labels: dict[str, int], unknown: Unknown, passed: PassedOver) -> Files:
+def _test_split(
+    root: Path, labels: dict[str, int], unknown: UnknownClasses, passed: PassedOver
+) -> Files:
     if folders.is_flat(root):
         return folders.read_flat(root, labels, unknown, passed)
     names = folders.class_folders(root)

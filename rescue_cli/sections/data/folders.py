@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from rescue_cli.errors import DataError, did_you_mean
+from rescue_cli.recipe.sections import UnknownClasses
 from rescue_cli.sections.data.listing import (
     PassedOver,
     folders_in,
@@ -16,7 +17,6 @@ from rescue_cli.sections.data.listing import (
     split_of,
     splits_in,
 )
-from rescue_cli.sections.data.location import Unknown
 from rescue_cli.sections.data.names import demand_utf8, lines_of, plain, row_of, shown, stem
 from rescue_cli.sections.data.splits import NO_CLASS, FileNames, Files, some
 
@@ -59,7 +59,7 @@ def read(
     *,
     complete: bool,
     test: bool = False,
-    unknown: Unknown = "refuse",
+    unknown: UnknownClasses = "refuse",
     passed: PassedOver | None = None,
 ) -> Files:
     """The images in and below `root`'s class folders; the label is the folder's in `labels`.
@@ -162,7 +162,7 @@ def _label_file(root: Path) -> Path | None:
 def read_flat(
     root: Path,
     labels: Mapping[str, int],
-    unknown: Unknown = "refuse",
+    unknown: UnknownClasses = "refuse",
     passed: PassedOver | None = None,
 ) -> Files:
     """Images lying in `root` itself, labelled by a file of lines `name class` beside them.

@@ -2,14 +2,12 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Literal
 
 from rescue_cli.errors import DataError
-from rescue_cli.recipe.schema import NotNegativeInt, PositiveInt, Within
-from rescue_cli.sections.data.decode import Decoder, Interpolation
+from rescue_cli.recipe import DataKeys
 from rescue_cli.sections.data.listing import (
     folders_in,
     holds_images,
@@ -17,44 +15,6 @@ from rescue_cli.sections.data.listing import (
     split_of,
     splits_in,
 )
-from rescue_cli.sections.data.rgb import Background, Exif, Reading
-
-HIGHEST = 2**16 - 1  # that a mask of 16 bits can hold
-MaskValue = Annotated[int, Within(0, HIGHEST)]
-
-Unknown = Literal["refuse", "skip"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Keys:
-    """The keys of the section `data` that every data set has."""
-
-    root: str | None = None
-    train_root: str | None = None
-    test_root: str | None = None
-    sets: dict[str, str] = field(default_factory=dict)
-    holdout: NotNegativeInt = 0
-    fold: NotNegativeInt = 0  # which of the disjoint sets of `holdout` images
-    subset: tuple[PositiveInt, PositiveInt] | None = None
-    mean: list[float] | None = None
-    std: list[float] | None = None
-    channels: Literal[3] | None = None  # grey images in memory are repeated to three
-    resident: bool | None = None
-    train_size: PositiveInt | None = None
-    train_interpolation: Interpolation = "bicubic"
-    decoder: Decoder = "fast"
-    eval_decoder: Decoder = "pil"
-    max_corrupt: NotNegativeInt = 100
-    exif: Exif = "ignored"  # which a recipe without the key has always done
-    background: Background = "white"
-    range: tuple[float, float] | None = None
-    mask_values: dict[str, MaskValue | list[MaskValue]] | None = None  # by class, or `ignored`
-    unknown_classes: Unknown = "refuse"  # of test sets: classes that training does not have
-
-    @property
-    def reading(self) -> Reading:
-        """How the files become RGB."""
-        return Reading(self.exif, self.background, self.range)
 
 
 @dataclass(frozen=True)
@@ -70,6 +30,7 @@ class Facts:
     task: str = "classification"
 
 
+PACKAGED = "fashion-mini"  # lies in this package, and needs no folder
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _FASHION = ((0.2860,), (0.3530,))  # of the 60,000 training images
 FACTS: Mapping[str, Facts] = {
@@ -105,7 +66,7 @@ class Place:
     """The folders that one recipe's data come from. Raises `DataError` where one is not said."""
 
     name: str
-    keys: Keys
+    keys: DataKeys
     test_only: bool = False  # an evaluation does without the training images
     classes: tuple[str, ...] = ()  # that the weights of an evaluation know, where they say
 
@@ -254,13 +215,13 @@ class Place:
         return replace(self, keys=replace(self.keys, root=str(root)))
 
 
-def normalisation(name: str, keys: Keys) -> tuple[list[float], list[float]]:
+def normalisation(name: str, keys: DataKeys) -> tuple[list[float], list[float]]:
     """Mean and standard deviation of each channel, of pixels in [0, 1]: given, else as known."""
     facts = FACTS[name]
     times = (keys.channels or facts.channels) // facts.channels
     return keys.mean or list(facts.mean) * times, keys.std or list(facts.std) * times
 
 
-def channels_of(name: str, keys: Keys) -> int:
+def channels_of(name: str, keys: DataKeys) -> int:
     """How many channels the network sees."""
     return keys.channels or FACTS[name].channels

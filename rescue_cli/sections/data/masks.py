@@ -7,15 +7,15 @@ from typing import NamedTuple
 import numpy as np
 
 from rescue_cli.errors import DataError, UsageError
+from rescue_cli.recipe.sections import HIGHEST, Exif
 from rescue_cli.rng import permute
 from rescue_cli.sections.annotations import IGNORED
 from rescue_cli.sections.data.annotation_checks import common_size, size_of
 from rescue_cli.sections.data.decode import UNREADABLE
 from rescue_cli.sections.data.listing import PassedOver, by_stem, images_in
-from rescue_cli.sections.data.location import HIGHEST, Place
+from rescue_cli.sections.data.location import Place
 from rescue_cli.sections.data.names import lines_of, plain, stem
 from rescue_cli.sections.data.paired import UNKNOWN, Coding, Masked, numbered
-from rescue_cli.sections.data.rgb import Exif
 from rescue_cli.sections.data.splits import NAMED, SPLIT_SEED, Dataset, FileNames, Split, some
 
 ADE20K = 150

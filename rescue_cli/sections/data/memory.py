@@ -8,9 +8,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from rescue_cli.batch import Batch, Shown, View, to_device
+from rescue_cli.recipe.sections import Interpolation
 from rescue_cli.rng import Indices
 from rescue_cli.sections.data.corrupt import tally
-from rescue_cli.sections.data.decode import Interpolation
 from rescue_cli.sections.data.splits import Images, rounds_of
 
 

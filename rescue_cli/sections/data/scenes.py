@@ -11,6 +11,7 @@ from torch.utils.data import Dataset
 
 from rescue_cli.batch import View, to_device
 from rescue_cli.errors import DataError
+from rescue_cli.recipe.sections import Decoder
 from rescue_cli.rng import Indices, uniform
 from rescue_cli.sections.annotations import (
     Mask,
@@ -25,7 +26,6 @@ from rescue_cli.sections.data.decode import (
     DEFAULT_READING,
     OTHERWISE,
     UNREADABLE,
-    Decoder,
     image_size,
     read_image,
     reason_of,

@@ -12,13 +12,12 @@ from torch.utils.data import Dataset
 
 from rescue_cli.batch import Batch, to_device
 from rescue_cli.errors import DataError
+from rescue_cli.recipe.sections import Decoder, Interpolation
 from rescue_cli.rng import Floats, Indices, uniform
 from rescue_cli.sections.data.corrupt import all_corrupt, readable
 from rescue_cli.sections.data.decode import (
     DEFAULT_READING,
     Box,
-    Decoder,
-    Interpolation,
     centre_crop,
     crop_resize,
     read_image,

@@ -11,13 +11,12 @@ from torch.utils.data import Dataset
 
 from rescue_cli.batch import Shown, View, to_device
 from rescue_cli.errors import DataError
+from rescue_cli.recipe.sections import Decoder, Interpolation
 from rescue_cli.rng import Indices
 from rescue_cli.sections.data.corrupt import never_replaced
 from rescue_cli.sections.data.decode import (
     DEFAULT_READING,
     UNREADABLE,
-    Decoder,
-    Interpolation,
     Resize,
     centre_crop,
     read_image,

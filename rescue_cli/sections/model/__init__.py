@@ -9,7 +9,7 @@ from rescue_cli.sections.model.celu import Celu
 from rescue_cli.sections.model.data_dependent_init import Looking
 from rescue_cli.sections.model.dense import Backbone, faster_rcnn, fcn
 from rescue_cli.sections.model.ghost_batch_norm import GhostBatchNorm2d, group_count
-from rescue_cli.sections.model.init import Filler, fill
+from rescue_cli.sections.model.init import fill
 from rescue_cli.sections.model.resnet9 import ResNet9, resnet9
 from rescue_cli.sections.model.smith import (
     lenet,
@@ -37,22 +37,6 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
 }
 
 
-def common(
-    *,
-    weights: str | None = None,
-    new_head: bool = False,
-    init: Filler | None = None,
-    frozen: bool = False,
-) -> None:
-    """Keys that every model has.
-
-    `weights`: a run, a file (FILE#PART is the weights of that name in it), or `timm` to download. A
-    classifier of another size than theirs is new; with `new_head` it is new in any case. `init`:
-    other initial weights than the network's own, see `fill`. `frozen`: all but the classifier
-    stays as it is, and each image's features are computed once (linear probing).
-    """
-
-
 __all__ = [
     "MODELS",
     "Backbone",
@@ -61,7 +45,6 @@ __all__ = [
     "Looking",
     "ResNet9",
     "Whitening",
-    "common",
     "fill",
     "group_count",
     "load_weights",

@@ -1,12 +1,12 @@
 """Initial weights by the names that Caffe's solvers and the papers use."""
 
 import math
-from typing import Literal
 
 import torch
 from torch import nn
 
-Filler = Literal["xavier", "msra", "glorot", "msra-prelu"]
+from rescue_cli.recipe.sections import Filler
+
 PRELU_SLOPE = 0.25
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from torch.optim import Optimizer
 
 from rescue_cli.sections.optim.adaptive import adadelta, adagrad, adam, adamw
-from rescue_cli.sections.optim.groups import GROUPS, Claim, claims, common, depths, groups_of
+from rescue_cli.sections.optim.groups import GROUPS, Claim, claims, depths, groups_of
 from rescue_cli.sections.optim.lamb import lamb
 from rescue_cli.sections.optim.muon import muon
 from rescue_cli.sections.optim.sgd import sgd, sgd_velocity
@@ -26,7 +26,6 @@ __all__ = [
     "OPTIMIZERS",
     "Claim",
     "claims",
-    "common",
     "depths",
     "groups_of",
 ]

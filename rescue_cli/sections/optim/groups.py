@@ -2,13 +2,12 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
 
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from rescue_cli.errors import UsageError, did_you_mean
-from rescue_cli.recipe.schema import Positive, Within
+from rescue_cli.recipe import OptimItem
 from rescue_cli.sections.heads import heads
 
 _NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
@@ -57,24 +56,6 @@ class Claim:
     undecayed: tuple[str, ...]
 
 
-def common(
-    *,
-    params: str | None = None,
-    no_decay: list[str] = (),  # type: ignore[assignment]
-    schedule: dict[str, Any] | None = None,
-    lr_per_256: Positive | None = None,
-    layer_decay: Annotated[float, Within(0, 1, above=True)] | None = None,
-) -> None:
-    """Keys that every optimizer item has.
-
-    `layer_decay`: a layer's rate is that of the layer above it times this number, the head's is the
-    recipe's (Clark et al. 2020; layers as timm orders them, see `depths`).
-
-    `lr_per_256`: the linear scaling rule (Goyal et al. 2017), lr = lr_per_256 * batch / 256, which
-    is checked and changes nothing.
-    """
-
-
 def groups_of(model: nn.Module) -> dict[str, str]:
     """The group in `GROUPS` that owns each trainable parameter, by the parameter's full name."""
     of_head = {f"{name}.weight" for name in heads(model)}
@@ -105,7 +86,7 @@ def depths(model: nn.Module, name: str) -> dict[str, int]:
     return {parameter: top - layer for parameter, layer in place.items()}
 
 
-def claims(model: nn.Module, items: Sequence[Mapping[str, Any]]) -> list[Claim]:
+def claims(model: nn.Module, items: Sequence[OptimItem]) -> list[Claim]:
     """Each optimizer item's parameters; raises `UsageError` unless all are claimed exactly once."""
     kinds = groups_of(model)
     named = [_named(i, item, len(items), kinds) for i, item in enumerate(items)]
@@ -139,17 +120,17 @@ def _in(path: str, parameter: str) -> bool:
     return parameter == path or parameter.startswith(f"{path}.")
 
 
-def _named(i: int, item: Mapping[str, Any], count: int, known: Mapping[str, str]) -> list[str]:
+def _named(i: int, item: OptimItem, count: int, known: Mapping[str, str]) -> list[str]:
     """What an item names: groups, parameters or modules, several joined by '+'; or all groups."""
-    params = item.get("params")
+    params = item.params
     if params is None and count > 1:
         raise UsageError(f"optim[{i}]: missing key 'params' (one of {', '.join(GROUPS)}). Add it.")
-    groups = list(GROUPS) if params in (None, "all") else str(params).split("+")
+    groups = list(GROUPS) if params is None or params == "all" else params.split("+")
     for group in groups:
         if group not in GROUPS and not any(_in(group, name) for name in known):
             hint = did_you_mean(group, known if "." in group else GROUPS)
             raise UsageError(f"optim[{i}].params: '{group}' is not known. {hint}")
-    for group in item.get("no_decay", ()):
+    for group in item.no_decay:
         if group not in GROUPS:
             raise UsageError(
                 f"optim[{i}].no_decay: '{group}' is not known. {did_you_mean(group, GROUPS)}"
@@ -157,8 +138,8 @@ def _named(i: int, item: Mapping[str, Any], count: int, known: Mapping[str, str]
     return groups
 
 
-def _claim(names: Sequence[str], item: Mapping[str, Any], kinds: Mapping[str, str]) -> Claim:
-    free_of_decay = item.get("no_decay", ())
+def _claim(names: Sequence[str], item: OptimItem, kinds: Mapping[str, str]) -> Claim:
+    free_of_decay = item.no_decay
     return Claim(
         decayed=tuple(n for n in names if kinds[n] not in free_of_decay),
         undecayed=tuple(n for n in names if kinds[n] in free_of_decay),

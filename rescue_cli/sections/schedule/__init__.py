@@ -12,7 +12,7 @@ from rescue_cli.sections.schedule.decays import (
     poly,
     step,
 )
-from rescue_cli.sections.schedule.span import FROZEN, Rates, Schedule, Span, common, ending
+from rescue_cli.sections.schedule.span import FROZEN, Rates, Schedule, Span, ending
 
 SCHEDULES: dict[str, Callable[..., Schedule]] = {
     "constant": constant,
@@ -34,7 +34,6 @@ __all__ = [
     "Rates",
     "Schedule",
     "Span",
-    "common",
     "constant",
     "cosine",
     "cyclical",

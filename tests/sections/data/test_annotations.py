@@ -16,10 +16,11 @@ from torch.nn import functional
 from rescue_cli import recipe as recipes
 from rescue_cli.analysis.measurements import measurements
 from rescue_cli.build import transfer
-from rescue_cli.build.check import check
+from rescue_cli.build.check import check_recipe
 from rescue_cli.errors import DataError, UsageError
+from rescue_cli.recipe import DataKeys
 from rescue_cli.sections.annotations import IGNORED, Scene
-from rescue_cli.sections.data import Keys, difference, fingerprint_of, load, relabel
+from rescue_cli.sections.data import difference, fingerprint_of, load, relabel
 from rescue_cli.sections.data.coco_shapes import Painted, Shape, painted
 from rescue_cli.sections.data.decode import DEFAULT_READING
 from rescue_cli.sections.data.scenes import read as read_scene
@@ -31,12 +32,12 @@ Edit = Callable[[dict[str, Any]], object]
 
 
 def read(name: str, root: Path, **keys: Any) -> Any:
-    return load(name, Keys(root=str(root), **keys), root / "cache")
+    return load(name, DataKeys(root=str(root), **keys), root / "cache")
 
 
 def evaluated(name: str, root: Path, *classes: str) -> Any:
     """As an evaluation of weights that know these classes reads it."""
-    return load(name, Keys(root=str(root)), root / "cache", test_only=True, classes=classes)
+    return load(name, DataKeys(root=str(root)), root / "cache", test_only=True, classes=classes)
 
 
 def other_form(folder: Path, name: str) -> None:
@@ -147,7 +148,7 @@ def test_values_that_mean_nothing_are_named(tmp_path: Path) -> None:
         read("mask-folder", root, mask_values={"ground": 0, "vessel": 0})
     recipe = recipes.load("segmentation-ade20k", ["data.mask_values={sky: 1}", "data.root=/none"])
     with pytest.raises(UsageError, match=r"says what the masks of data.name=mask-folder hold"):
-        check(recipe)
+        check_recipe(recipe)
 
 
 def test_a_mask_of_another_size_is_refused_before_training(tmp_path: Path) -> None:

@@ -17,11 +17,11 @@ import pytest
 import torch
 from PIL import Image, ImageOps, PngImagePlugin, features
 
+from rescue_cli.recipe.sections import Background, Decoder
 from rescue_cli.sections.annotations import Scene
 from rescue_cli.sections.augment.scenes import scale_crop
 from rescue_cli.sections.data.decode import (
     Box,
-    Decoder,
     centre_crop,
     crop_resize,
     decode,
@@ -31,7 +31,7 @@ from rescue_cli.sections.data.decode import (
     reason_of,
 )
 from rescue_cli.sections.data.paired import Masked, numbered
-from rescue_cli.sections.data.rgb import Background, RangeUnknown, Reading
+from rescue_cli.sections.data.rgb import RangeUnknown, Reading
 from rescue_cli.sections.data.splits import FileNames
 from rescue_cli.sections.task.segmentation import highest
 

@@ -9,8 +9,9 @@ import torch
 
 from rescue_cli.engine.evaluate import Predictions
 from rescue_cli.errors import DataError, UsageError
+from rescue_cli.recipe import DataKeys
 from rescue_cli.sections import data
-from rescue_cli.sections.data import FileNames, Files, Images, Keys
+from rescue_cli.sections.data import FileNames, Files, Images
 from rescue_cli.sections.data.imagenet import real_answers
 from rescue_cli.sections.task.classification import Classification
 
@@ -123,6 +124,6 @@ def test_images_in_memory_and_images_without_any_label_are_refused(every: list[i
 
 
 def test_real_needs_no_folder(tmp_path: Path) -> None:
-    keys = Keys(root=str(tmp_path), sets={"real": str(tmp_path)})
+    keys = DataKeys(root=str(tmp_path), sets={"real": str(tmp_path)})
     with pytest.raises(UsageError, match=r"data.sets.real: .* needs no folder. Remove the key."):
         data.load("imagenet", keys, tmp_path)

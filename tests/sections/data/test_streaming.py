@@ -18,10 +18,11 @@ from torch import Tensor
 
 from rescue_cli.batch import View
 from rescue_cli.errors import DataError
+from rescue_cli.recipe.sections import Decoder
 from rescue_cli.rng import Indices, uniform
 from rescue_cli.sections.augment.crops import FileCrop, random_resized_crop
 from rescue_cli.sections.data import Dataset, Files, Images, make_resident
-from rescue_cli.sections.data.decode import Box, Decoder, centre_crop, crop_resize, pil_image
+from rescue_cli.sections.data.decode import Box, centre_crop, crop_resize, pil_image
 from rescue_cli.sections.data.folders import class_folders, read
 from rescue_cli.sections.data.splits import Pixels
 from rescue_cli.sections.data.stream import VIEWS, Cropping, StreamFeed, TrainViews, dealt
