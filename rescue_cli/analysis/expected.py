@@ -47,4 +47,4 @@ def verdict(recipe: Recipe, ours: Sample, drawn: int | None = None) -> dict[str,
 
 def drawn_of(recipe: Recipe, count: int) -> int | None:
     """The number of test images of a run that was given a part of them; None of one with all."""
-    return None if recipe.data.options.get("subset") is None else count
+    return None if recipe.data.subset is None else count

@@ -46,7 +46,7 @@ class Ramp:
         own = [
             f"~{optim_path(recipe, place)}.schedule"
             for place, item in enumerate(recipe.optim)
-            if "schedule" in item.options
+            if item.schedule is not None
         ]
         return recipe.with_overrides(
             f"schedule={{name: ramp, start_lr: {self.start}, end_lr: {self.end}, "
@@ -232,9 +232,9 @@ def _seeds(count: int) -> str:
 
 def applied(recipe: Recipe, max_lr: float, momentum: tuple[float, float] | None) -> Recipe:
     """The recipe with a 1cycle up to `max_lr`; every group keeps its ratio to the first."""
-    ratio = max_lr / float(recipe.optim[0].options["lr"])
+    ratio = max_lr / recipe.optim[0].lr
     rates = [
-        f"{optim_path(recipe, place)}.lr={float(item.options['lr']) * ratio:.6g}"
+        f"{optim_path(recipe, place)}.lr={item.lr * ratio:.6g}"
         for place, item in enumerate(recipe.optim)
     ]
     cycled: Any = "null" if momentum is None else list(momentum)

@@ -138,7 +138,7 @@ class Search:
         """
         step = "batch size, learning rate"
         recipe = _with_momentum(with_batch(self.recipe, batch), USUAL_MOMENTUM)
-        lr = float(recipe.optim[0].options["lr"])
+        lr = recipe.optim[0].lr
         low, high = (lr * 10**decade for decade in DECADES)
         ramp = Ramp(low, high, "exponential", None, epochs, POINTS)
         curves = range_run("range", recipe, ramp)
@@ -260,7 +260,7 @@ def _with_momentum(recipe: Recipe, value: float) -> Recipe:
 
 def _decayed(recipe: Recipe, value: float) -> Recipe:
     """The decay of the first item that has one becomes `value`; the others keep their ratio."""
-    decays = [float(item.options.get("weight_decay", 0.0)) for item in recipe.optim]
+    decays = [item.weight_decay for item in recipe.optim]
     reference = next((decay for decay in decays if decay), None)
     changes = []
     for place, decay in enumerate(decays):

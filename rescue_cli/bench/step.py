@@ -13,8 +13,7 @@ from torch.nn import functional
 from rescue_cli.bench.interleave import in_turn, seconds
 from rescue_cli.bench.peak_flops import matrix_peak
 from rescue_cli.build.feeds import Machine, load_dataset
-from rescue_cli.build.networks import build_network
-from rescue_cli.build.precision import autocast
+from rescue_cli.build.networks import autocast, build_network
 from rescue_cli.build.step import build_step
 from rescue_cli.engine.step import Step
 from rescue_cli.errors import UsageError

@@ -17,8 +17,7 @@ from rescue_cli import recipe as recipes
 from rescue_cli.bench import timm_pipeline
 from rescue_cli.bench.interleave import each_round
 from rescue_cli.build.feeds import Machine, load_dataset
-from rescue_cli.build.networks import build_network
-from rescue_cli.build.precision import autocast
+from rescue_cli.build.networks import autocast, build_network
 from rescue_cli.build.step import build_step
 
 # data_keys

@@ -5,7 +5,7 @@ from typing import Any
 from rescue_cli.batch import Measurement
 from rescue_cli.build.feeds import Machine, build_input_normalise
 from rescue_cli.build.losses import build_loss
-from rescue_cli.build.precision import autocast
+from rescue_cli.build.networks import autocast
 from rescue_cli.build.weights import PREPROCESSING
 from rescue_cli.engine.evaluate import Evaluator
 from rescue_cli.engine.scenes import SceneEvaluator

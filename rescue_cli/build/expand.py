@@ -120,7 +120,7 @@ def _sections(
 
 def _addresses(section: str, items: Sequence[Item], position: int) -> list[str]:
     """The paths by which an item of a list can be reached: its group, its name, its position."""
-    labels = [[i.options.get("params"), i.name] for i in items]
+    labels = [[getattr(i, "params", None), i.name] for i in items]
     flat = [label for pair in labels for label in pair]
     unique = (str(label) for label in labels[position] if label and flat.count(label) == 1)
     own = [label for label in unique if "." not in label]  # a parameter's name is no address
@@ -190,7 +190,7 @@ def smoke_overrides(recipe: Recipe, overrides: Sequence[str], *, cuda: bool) -> 
         "train.steps_per_epoch": SMOKE_STEPS,
         "data.subset": [SMOKE_IMAGES, SMOKE_IMAGES],
         "data.holdout": 0,
-        **({"data.fold": 0} if "fold" in recipe.data.options else {}),
+        **({"data.fold": 0} if recipe.data.fold else {}),
         **({} if cuda else {"train.precision": "float32"}),
     }
     implied = [f"{key}={value}" for key, value in values.items() if not is_given(key, given)]

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from rescue_cli.batch import View, to_device
-from rescue_cli.build.precision import dtype_of
+from rescue_cli.build.networks import dtype_of
 from rescue_cli.engine.evaluate import EvalSet
 from rescue_cli.engine.step import Feed
 from rescue_cli.errors import UsageError

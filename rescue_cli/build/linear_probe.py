@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from rescue_cli.build.feeds import Machine, build_normalise, build_test_feed
-from rescue_cli.build.networks import build_network
-from rescue_cli.build.precision import Autocast, autocast
+from rescue_cli.build.networks import Autocast, autocast, build_network
 from rescue_cli.errors import UsageError
 from rescue_cli.recipe import Recipe
 from rescue_cli.sections.data import Dataset, Features, Split

@@ -1,13 +1,13 @@
-"""A recipe's network on its device, and the teacher that it may learn from."""
+"""A recipe's network, the precision it computes in, and the teacher that it may learn from."""
 
 import itertools
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import nn
 
-from rescue_cli.build.precision import dtype_of
 from rescue_cli.build.weights import find_weights, known_classes
 from rescue_cli.errors import DataError, UsageError
 from rescue_cli.recipe import Recipe, from_tree
@@ -17,6 +17,22 @@ from rescue_cli.sections.data.names import plain
 from rescue_cli.sections.model import Backbone, fill, load_weights
 from rescue_cli.sections.model.weights import metadata as weights_metadata
 from rescue_cli.sections.teacher import Renormalised
+
+Autocast = Callable[[], AbstractContextManager[None]]
+MIXED = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+def dtype_of(precision: str) -> torch.dtype:
+    """Of weights and images, which mixed precision keeps in float32."""
+    return torch.float64 if precision == "float64" else torch.float32
+
+
+def autocast(precision: str, device: torch.device) -> Autocast:
+    """Mixed precision in float16 and bfloat16; in float32 and float64 nothing is cast."""
+    dtype = MIXED.get(precision)
+    return lambda: torch.autocast(
+        device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None
+    )
 
 
 def create_network(recipe: Recipe, classes: int) -> nn.Module:

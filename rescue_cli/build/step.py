@@ -15,9 +15,8 @@ from rescue_cli.build.feeds import (
     initialise_from_images,
 )
 from rescue_cli.build.losses import build_loss
-from rescue_cli.build.networks import build_network, build_teacher, proxy_recipe
+from rescue_cli.build.networks import autocast, build_network, build_teacher, proxy_recipe
 from rescue_cli.build.optimizers import build_optimizers
-from rescue_cli.build.precision import autocast
 from rescue_cli.build.scenes import Normalised
 from rescue_cli.engine.batch_norm import RunningStatistics
 from rescue_cli.engine.step import Step

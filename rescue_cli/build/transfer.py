@@ -87,12 +87,8 @@ def _backbone(base: Recipe, source: Source, *, random: bool) -> dict[str, Any]:
         return {**found, "model.weights": weights}
     # A backbone at random has neither statistics nor filters that could be kept
     found["model.norms"] = "trained"
-    return {**found, "model.frozen_stages": 0} if _freezes(base) else found
-
-
-def _freezes(base: Recipe) -> bool:
-    """Whether the recipe keeps stages of its backbone as they are."""
-    return bool(base.model.options.get("frozen_stages"))
+    freezes = base.model.arguments.get("frozen_stages")
+    return {**found, "model.frozen_stages": 0} if freezes else found
 
 
 def _network(base: Recipe, source: Source, *, random: bool) -> dict[str, Any]:

@@ -104,7 +104,7 @@ def _check_apply(path: Path | None, *, untrusted: bool) -> None:
 
 def _ends(recipe: Recipe, start: float | None, end: float | None) -> tuple[float, float]:
     """From a hundredth of the recipe's rate to ten times of it, where nothing else is asked."""
-    lr = float(recipe.optim[0].options["lr"])
+    lr = recipe.optim[0].lr
     return lr / 100 if start is None else start, lr * 10 if end is None else end
 
 
@@ -182,7 +182,7 @@ def _fewer_images(recipe: Recipe, data: Any, most: int) -> tuple[Recipe, str]:
     main = next(iter(data.tests))
     name = (recipe.eval.sets or [main])[0]
     there = len(data.tests.get(name, data.tests[main]))  # other labels are of the main set's images
-    if there <= most or recipe.data.options.get("subset"):
+    if there <= most or recipe.data.subset:
         return recipe, f"{there:,}"
     cut = recipe.with_overrides(f"data.subset=[{len(data.train)}, {most}]")
     return cut, f"{most:,} of {there:,}"

@@ -126,7 +126,7 @@ def _too_much(recipe: Recipe, peak: float, gpu_memory: float, gpus: int) -> str:
 
 
 def _print(found: dict[str, Any], recipe: Recipe) -> None:
-    train, frozen = recipe.train, bool(recipe.model.options.get("frozen"))
+    train, frozen = recipe.train, recipe.model.frozen
     lines = {
         "recipe": f"{found['recipe']}, {recipe.model.name}",
         "parameters": f"{found['parameters']:,}",

@@ -51,7 +51,7 @@ class Search:
 
     def __post_init__(self) -> None:
         self.held = held_out(self.base)
-        fold = int(self.base.data.options.get("fold", 0))
+        fold = self.base.data.fold
         self.folds = (fold, fold + 1)  # the one that chooses, the one that judges
         self.tuned = self.base
 
@@ -194,7 +194,7 @@ class Search:
 
         recipe = self._searched(self.base)
         per_epoch = epoch_length(recipe)
-        lr = float(recipe.optim[0].options["lr"])
+        lr = recipe.optim[0].lr
         ramp = Ramp(lr * 1e-6, lr * 1e-5, "linear", None, TIMED_STEPS / per_epoch, 1)
         self._train(
             self.folder / "search" / "timing", ramp.of(recipe, recipe.train.seed, per_epoch)

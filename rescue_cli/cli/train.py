@@ -135,7 +135,8 @@ def _resolve(
             )
         base = recipes.recipe_in(resumed)
         found, notes = expand(base, given, changes.model, changes.epochs)
-        return base.with_overrides(*given, *found), notes
+        resolved = base.with_overrides(*given, *found)
+        return resolved, [*notes, *resolved.notes]
     if name is None and resumed is not None:
         raise UsageError(
             f"--resume: {resumed} holds no run. Give --out RUN, or --recipe to begin one there."
@@ -153,7 +154,7 @@ def _resolve(
         implied = options.smoke_overrides(resolved, given, cuda=device == "cuda")
         notes.append(f"--smoke sets: {' '.join(implied)}")
         resolved = resolved.with_overrides(*implied)
-    return resolved, notes
+    return resolved, [*notes, *resolved.notes]
 
 
 def _launch(

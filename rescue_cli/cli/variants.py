@@ -26,9 +26,9 @@ def held_out(recipe: Recipe) -> int:
 
     whole = count_training_images(recipe.with_overrides("data.holdout=0", "data.fold=0"))
     classes = FACTS[recipe.data.name].classes or 1
-    given = int(recipe.data.options.get("holdout", 0))
+    given = recipe.data.holdout
     held = given or max(classes, round(HELD_OUT * whole / classes) * classes)
-    folds = int(recipe.data.options.get("fold", 0)) + 2
+    folds = recipe.data.fold + 2
     if folds * held >= whole:
         raise UsageError(
             f"data.holdout: {held} images to choose by and as many to judge by leave none of the "

@@ -19,8 +19,8 @@ from rescue_cli.build.feeds import build_normalise, train_size
 
 # filled
 from rescue_cli.build.losses import build_loss
+from rescue_cli.build.networks import autocast
 from rescue_cli.build.optimizers import build_optimizers
-from rescue_cli.build.precision import autocast
 from rescue_cli.engine.batch_norm import RunningStatistics
 from rescue_cli.engine.step import Step
 from rescue_cli.estimate.flops import CLASSES, channels, network_of

@@ -32,7 +32,7 @@ def without_lr_rule(recipe: Recipe) -> list[str]:
     return [
         f"~{optim_path(recipe, position)}.lr_per_256"
         for position, item in enumerate(recipe.optim)
-        if "lr_per_256" in item.options
+        if item.lr_per_256 is not None
     ]
 
 

@@ -12,7 +12,6 @@ from annotated_types import Interval
 from rescue_cli.errors import UsageError, did_you_mean, refuse_url
 from rescue_cli.recipe import yaml
 from rescue_cli.recipe.library import find
-from rescue_cli.recipe.old_keys import move_old_keys
 from rescue_cli.recipe.overrides import apply
 from rescue_cli.recipe.schema import Positive, PositiveInt, check, convert, show
 from rescue_cli.recipe.sections import (
@@ -100,6 +99,8 @@ class Recipe:
         return yaml.write(self.tree)
 
     def with_overrides(self, *overrides: str) -> "Recipe":
+        if not overrides:
+            return self
         changed = from_tree(apply(self.tree, overrides))
         return replace(changed, notes=self.notes + changed.notes)
 
@@ -113,7 +114,7 @@ def load(name: str, overrides: Sequence[str] = ()) -> Recipe:
 
 def from_tree(tree: Any) -> Recipe:
     """The recipe that a tree describes, its sections checked as far as needs no ingredient."""
-    tree, notes = move_old_keys(_check_sections(tree))
+    tree, notes = _move_old_keys(_check_sections(tree))
     _check_header(tree)
     for section in SECTIONS:
         _refuse_urls(section, tree.get(section))
@@ -152,6 +153,41 @@ def _check_sections(tree: Any) -> dict[str, Any]:
         if key not in tree:
             raise UsageError(f"recipe: missing section '{key}'. Add it.")
     return dict(tree)
+
+
+def _move_old_keys(tree: dict[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """The tree of an earlier version as this version writes it, and a note on each moved key.
+
+    `train.clip_grad_norm` is `max_grad_norm` of the optimizers. Raises `UsageError` where the two
+    disagree.
+    """
+    train = tree.get("train")
+    if not isinstance(train, Mapping) or "clip_grad_norm" not in train:
+        return tree, ()
+    norm = train["clip_grad_norm"]
+    convert("train.clip_grad_norm", norm, Positive | None)
+    tree = {**tree, "train": {k: v for k, v in train.items() if k != "clip_grad_norm"}}
+    if norm is None:
+        return tree, ()
+    optim = tree["optim"]
+    clipped = [_clip(i, norm) for i in optim] if isinstance(optim, list) else _clip(optim, norm)
+    note = f"train.clip_grad_norm is deprecated; it is read as optim.max_grad_norm={show(norm)}"
+    return {**tree, "optim": clipped}, (note,)
+
+
+def _clip(item: Any, norm: float) -> Any:
+    """An optimizer item with the norm; of two that LAMB had, the smaller one decided."""
+    if not isinstance(item, Mapping):
+        return item  # whoever reads the item says what is wrong with it
+    own = item.get("max_grad_norm")
+    if item.get("name") == "lamb" and type(own) in (int, float):
+        norm = min(norm, own)
+    elif own is not None and own != norm:
+        raise UsageError(
+            f"train.clip_grad_norm: {show(norm)}, and optim.max_grad_norm is {show(own)}. They are "
+            "one key: remove the first with ~train.clip_grad_norm."
+        )
+    return {**item, "max_grad_norm": norm}
 
 
 def _check_header(tree: Mapping[str, Any]) -> None:

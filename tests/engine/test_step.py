@@ -31,7 +31,7 @@ from tests.engine_runs import drawn
 
 CPU = torch.device("cpu")
 SMALL = ["model.width=4", "train.batch_size=16", "train.device_batch_size=8"]
-AVERAGED = ["averaging={name: ema, decay: 0.9, every: 1}", "train.clip_grad_norm=1.0"]
+AVERAGED = ["averaging={name: ema, decay: 0.9, every: 1}", "optim.max_grad_norm=1.0"]
 STRIKES_BACK = [
     "sampling={name: repeated, views: 3, placement: spread}",
     "mix={name: mixup-or-cutmix, mixup: 0.1, cutmix: 1.0, switch: 0.5}",

@@ -208,7 +208,7 @@ def of_a_micro_batch(start: int, end: int, micro_batch: int, targets: Tensor) ->
 
 
 @pytest.mark.parametrize("make", [cross, binary])
-@pytest.mark.parametrize("slices", [1, 2, 4, 8])
+@pytest.mark.parametrize("micro_batches", [1, 2, 4, 8])
 @pytest.mark.parametrize("targets", [LABELS, SHARES.double()], ids=["labels", "shares"])
 def test_the_mean_over_micro_batches_is_the_loss_of_the_whole_step(
     make: Any, micro_batches: int, targets: Tensor
