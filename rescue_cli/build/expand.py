@@ -62,7 +62,7 @@ def epochs_overrides(recipe: Recipe, number: float, overrides: Sequence[str]) ->
 
 
 def _sizes(base: Recipe, name: str) -> dict[str, Any]:
-    """Training and test size of the table's row, from the column that the recipe itself is of."""
+    """Training and test size of the table's row, from the column that the recipe belongs to."""
     row = architectures.row_of(name)
     column = architectures.column_of(base.model.name, base.data.train_size, base.eval.sizes)
     if row is None or column is None:
@@ -72,22 +72,22 @@ def _sizes(base: Recipe, name: str) -> dict[str, Any]:
 
 
 def _fixed(name: str, after: Recipe, given: Sequence[str]) -> dict[str, Any]:
-    """The keys that let a network made for one size see the recipe's."""
+    """The keys by which a network made for one image size takes the recipe's."""
     from rescue_cli.sections.model.zoo import lacking
 
     size = after.data.train_size
     if size is None:
         return {}
-    found = {"model.img_size": size}
+    keys = {"model.img_size": size}
     if set(after.eval.sizes) != {size}:  # its position embedding follows the image
-        found["model.dynamic_img_size"] = True
-    unknown = lacking(name, [key.removeprefix("model.") for key in found])
+        keys["model.dynamic_img_size"] = True
+    unknown = lacking(name, [key.removeprefix("model.") for key in keys])
     if "dynamic_img_size" in unknown:
         raise UsageError(
-            f"model ({name}): sees images of one size; training has {size} px and eval.sizes is "
+            f"model ({name}): takes images of one size; training has {size} px and eval.sizes is "
             f"{after.eval.sizes}. Set eval.sizes=[{size}]."
         )
-    return {k: v for k, v in found.items() if k[6:] not in unknown and not is_given(k, given)}
+    return {k: v for k, v in keys.items() if k[6:] not in unknown and not is_given(k, given)}
 
 
 def _lacking(name: str, options: Mapping[str, Any]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Where a run's images come from: training micro-batches and test sets, in memory or from files."""
+"""A run's images: training micro-batches and test sets, from memory or from files."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -37,7 +37,7 @@ from rescue_cli.sections.data.stream import Cropping, StreamFeed, TrainViews
 from rescue_cli.sections.data.stream_eval import EvalViews, StreamEvalFeed
 from rescue_cli.sections.model import Looking
 
-LOOKED_AT = 500  # images in memory at once: their patches are 100 MB at 32 px
+CHUNK = 500  # images in memory at once: their patches are 100 MB at 32 px
 
 
 @dataclass(frozen=True)
@@ -52,9 +52,7 @@ class Machine:
 def load_dataset(
     recipe: Recipe, cache: Path, *, test_only: bool = False, classes: tuple[str, ...] = ()
 ) -> Dataset:
-    """The recipe's images, found and cut; `test_only` for an evaluation of weights that know these
-    `classes`.
-    """
+    """The recipe's images; `test_only` for an evaluation of weights trained on these `classes`."""
     return load(recipe.data.name, recipe.data, cache, test_only=test_only, classes=classes)
 
 
@@ -86,7 +84,7 @@ def build_train_feed(
     recipe: Recipe,
     data: Dataset,
     sampler: Any,
-    mine: range,
+    local: range,
     operations: list[Any],
     machine: Machine,
     log: Any,
@@ -104,7 +102,7 @@ def build_train_feed(
         return MemoryFeed(
             data.train,
             sampler,
-            mine,
+            local,
             max_corrupt=keys.max_corrupt,
             device=machine.device,
             log=log,
@@ -121,7 +119,7 @@ def build_train_feed(
         scenes = TrainScenes(
             data.train, operations, train.device_batch_size, keys.decoder, train.seed, reading
         )
-        return SceneFeed(scenes, sampler, mine, **run)
+        return SceneFeed(scenes, sampler, local, **run)
     assert isinstance(data.train, Files)
     cropping = Cropping(
         box=crop.box if crop else None,
@@ -132,7 +130,7 @@ def build_train_feed(
         reading=Reading.of(keys),
     )
     views = TrainViews(data.train, cropping, train.device_batch_size, train.seed)
-    return StreamFeed(views, sampler, mine, **run)
+    return StreamFeed(views, sampler, local, **run)
 
 
 def build_test_sets(recipe: Recipe, data: Dataset, machine: Machine) -> dict[str, EvalSet]:
@@ -142,15 +140,15 @@ def build_test_sets(recipe: Recipe, data: Dataset, machine: Machine) -> dict[str
     """
     main = next(iter(data.tests))
     feeds: dict[str, Any] = {}
-    found = {}
+    sets = {}
     for name in recipe.eval.sets or [main]:
         schema.lookup("eval.sets", name, {**data.tests, **data.relabelled})
         source = name if name in data.tests else main
         if source not in feeds:
             feeds[source] = build_test_feed(recipe, data.tests[source], machine)
         answers = None if source == name else data.relabelled[name](data.tests[source])
-        found[name] = EvalSet(feeds[source], answers)
-    return found
+        sets[name] = EvalSet(feeds[source], answers)
+    return sets
 
 
 def build_test_feed(recipe: Recipe, split: Split, machine: Machine) -> Any:
@@ -191,5 +189,5 @@ def initialise_from_images(
     pixels, to_floats = data.train.pixels, build_normalise(recipe, device)
     for layer in layers:
         count = min(layer.images or len(pixels), len(pixels))
-        parts = np.array_split(np.arange(count) * len(pixels) // count, -(-count // LOOKED_AT))
+        parts = np.array_split(np.arange(count) * len(pixels) // count, -(-count // CHUNK))
         layer.look(to_floats(to_device(pixels[part], device)) for part in parts)

@@ -1,4 +1,4 @@
-"""A frozen network: each image's features computed once, and a head that is trained on them."""
+"""A frozen network: the features of each image are computed once, and a head is trained on them."""
 
 import copy
 from collections.abc import Callable, Mapping
@@ -31,11 +31,11 @@ class Head(nn.Module):
         self.scale = scale
 
     def get_classifier(self) -> list[nn.Module]:
-        """Its layers, as timm's networks give theirs; see `heads`."""
+        """Its layers, by the method that timm's networks have; see `heads`."""
         return list(self.heads)
 
     def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *rest: Any) -> None:
-        for name in ("weight", "bias"):  # of a run of before, when there was one head
+        for name in ("weight", "bias"):  # a checkpoint of a version that had one head
             if (old := f"{prefix}head.{name}") in state:
                 state[f"{prefix}heads.0.{name}"] = state.pop(old)
         super()._load_from_state_dict(state, prefix, *rest)
@@ -106,7 +106,7 @@ def build_trainee(
 
 
 class _Reader:
-    """Sees a split's images once and keeps what comes to the network's classifiers."""
+    """Passes a split's images through once and keeps the inputs of the network's classifiers."""
 
     def __init__(
         self,
@@ -128,7 +128,7 @@ class _Reader:
         if len(split) == 0:
             return Features(np.zeros((0, sum(self.head.widths), 1, 1), np.float32), split.labels)
         feed = build_test_feed(self.recipe, split, self.machine)
-        found: list[Tensor] = []
+        features: list[Tensor] = []
         inputs: dict[nn.Module, Tensor] = {}
         hooks = [
             layer.register_forward_pre_hook(lambda own, given: inputs.update({own: given[0]}))
@@ -140,34 +140,34 @@ class _Reader:
                 (images,) = shown.views.values()
                 with self.autocast():
                     logits = self.network(self.normalise(images))
-                found.append(self._features(inputs))
-                self._check(found[-1], logits)
+                features.append(self._features(inputs))
+                self._check(features[-1], logits)
         finally:
             batches.close()
             for hook in hooks:
                 hook.remove()
-        rows = torch.cat([part.float().cpu() for part in found])
+        rows = torch.cat([part.float().cpu() for part in features])
         return Features(rows[:, :, None, None].numpy(), split.labels)
 
     def _features(self, inputs: dict[nn.Module, Tensor]) -> Tensor:
-        """(n, d): what came to the classifiers, one after another, where each sees one vector."""
+        """(n, d): the inputs of the classifiers side by side, where each takes one vector."""
         shares = [inputs[layer].flatten(1) for layer in self.layers if layer in inputs]
         if [share.shape[1] for share in shares] != self.head.widths:
-            raise self._unfit()
+            raise self._not_last()
         return torch.cat(shares, 1)
 
-    def _unfit(self) -> UsageError:
+    def _not_last(self) -> UsageError:
         return UsageError(
             f"model ({self.recipe.model.name}).frozen: its classifier is not the last thing it "
             "computes, so its head cannot be trained alone. Remove model.frozen."
         )
 
     def _check(self, features: Tensor, logits: Tensor) -> None:
-        """That the head alone says of the first batch what the network says."""
+        """Raises `UsageError` unless the head alone gives the network's logits, on one batch."""
         if self.checked:
             return
         with self.autocast():
             alone = self.head(features)
         if alone.shape != logits.shape or not torch.allclose(alone, logits, rtol=1e-3, atol=1e-3):
-            raise self._unfit()
+            raise self._not_last()
         self.checked = True

@@ -118,10 +118,10 @@ def _resolved(
         return recipes.load(common.named_or_default(recipe), given)
     if from_ is None or to is None:
         raise UsageError("--from and --to: a transfer has both. Give the other one too.")
-    from rescue_cli.build.transfer import DEFAULT, start
+    from rescue_cli.build.transfer import DEFAULT, plan_transfer
 
     base = recipes.load(recipe or DEFAULT)
-    begun = start(base, from_, to, given, model=model)
+    begun = plan_transfer(base, from_, to, given, model=model)
     common.note(f"--from {from_} sets: {' '.join(begun.overrides)}")
     return base.with_overrides(*begun.overrides, *given)
 

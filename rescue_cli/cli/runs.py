@@ -12,7 +12,7 @@ from rescue_cli.errors import DataError, DivergedError, RescueError, StoppedErro
 from rescue_cli.recipe import Recipe
 
 if TYPE_CHECKING:
-    from rescue_cli.build.identity import Looked
+    from rescue_cli.build.identity import IdentityCache
     from rescue_cli.rundir.planned import How
 
 Work = Callable[[Mapping[Path, Recipe], Callable[[Any], bool]], None]  # trains, telling each end
@@ -53,10 +53,10 @@ def train_all(
 
     A run that fails or diverges is told like the others. Raises what all of them would fail of.
     """
-    from rescue_cli.build.identity import Looked
+    from rescue_cli.build.identity import IdentityCache
     from rescue_cli.runs import run_all
 
-    look = Looked()
+    look = IdentityCache()
     new = [
         path
         for path, recipe in recipes.items()
@@ -72,9 +72,9 @@ def train_missing(runs: Mapping[Path, Recipe], work: Work, say: Callable[[Any], 
     One that fails or diverges is told like the others, and one that diverged before is left, since
     it would again. Raises what all of them would fail of.
     """
-    from rescue_cli.build.identity import Looked, compare_data
+    from rescue_cli.build.identity import IdentityCache, compare_data
 
-    look = Looked()
+    look = IdentityCache()
     done = [path for path, recipe in runs.items() if is_done(path, recipe, look)]
     rest = {path: recipe for path, recipe in runs.items() if path not in done}
     lost = [path for path, recipe in rest.items() if diverged(path, recipe, look)]
@@ -152,10 +152,10 @@ def queue(
 
 def queue_all(recipes: Mapping[Path, Recipe], where: Queue, hear: Callable[[Any], bool]) -> None:
     """As `train_all`, by SLURM; what is in its queue already is waited for."""
-    from rescue_cli.build.identity import Looked
+    from rescue_cli.build.identity import IdentityCache
     from rescue_cli.runs import claim, slurm
 
-    look = Looked()
+    look = IdentityCache()
     new = [path for path, recipe in recipes.items() if claim(path, recipe, resume=True, look=look)]
     with _unless_fatal(hear, new) as tell:
         slurm.run_all(list(recipes), where.settings, where.options, where.folder, tell)
@@ -186,7 +186,7 @@ def _unless_fatal(
         raise fatal[0]
 
 
-def is_done(path: Path, recipe: Recipe, look: "Looked | None" = None) -> bool:
+def is_done(path: Path, recipe: Recipe, look: "IdentityCache | None" = None) -> bool:
     """Whether the directory holds a result; raises `UsageError` for one of another recipe."""
     from rescue_cli.runs import claim, is_finished
 
@@ -196,7 +196,7 @@ def is_done(path: Path, recipe: Recipe, look: "Looked | None" = None) -> bool:
     return True
 
 
-def diverged(path: Path, recipe: Recipe, look: "Looked | None" = None) -> bool:
+def diverged(path: Path, recipe: Recipe, look: "IdentityCache | None" = None) -> bool:
     """Whether the run ended so; raises `UsageError` for a run of another recipe."""
     from rescue_cli.rundir import RunDirectory, word_of
     from rescue_cli.runs import claim
@@ -269,7 +269,7 @@ def _prepare(
     workers: int | None,
     cache: Path,
     share: int,
-    look: "Looked | None" = None,
+    look: "IdentityCache | None" = None,
 ) -> bool:
     """Whether the run is new; raises `UsageError` for processes that cannot share its steps."""
     from rescue_cli.build.expand import count_processes

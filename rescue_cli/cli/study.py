@@ -159,9 +159,9 @@ def _missing(
 ) -> list[_Run]:
     """Every run of the rows, those with a result marked; checked before any begins."""
     from rescue_cli.build.check import check_recipe
-    from rescue_cli.build.identity import Looked
+    from rescue_cli.build.identity import IdentityCache
 
-    found, look = [], Looked()
+    found, look = [], IdentityCache()
     cells = studies.cells(study, overrides)
     for row, (cell, recipe) in enumerate(cells, 1):
         if recipe is None or row not in chosen:
@@ -195,10 +195,10 @@ def _run(
     budget: float | None,
 ) -> None:
     """Trains what has no result, row after row; raises what all would fail of."""
-    from rescue_cli.build.identity import Looked, compare_data
+    from rescue_cli.build.identity import IdentityCache, compare_data
 
     done = [run.path for run in runs if run.done]
-    for line in compare_data({run.path: run.recipe for run in runs}, done, Looked()):
+    for line in compare_data({run.path: run.recipe for run in runs}, done, IdentityCache()):
         common.note(line)
     waiting = [run for run in runs if not run.done]
     common.note(f"{len(runs) - len(waiting)} of {len(runs)} runs are there")

@@ -82,10 +82,10 @@ def _starts(
 ) -> dict[str, Recipe]:
     """The recipe of each start by its name; all are checked before anything is trained."""
     from rescue_cli.build.check import check_recipe
-    from rescue_cli.build.transfer import distinct, start
+    from rescue_cli.build.transfer import check_labels, plan_transfer
 
-    begun = {word: start(base, word, to, given, model=model) for word in words}
-    distinct(begun)
+    begun = {word: plan_transfer(base, word, to, given, model=model) for word in words}
+    check_labels(begun)
     found = {}
     for word, each in begun.items():
         common.note(f"--from {word} sets: {' '.join(each.overrides)}")

@@ -17,7 +17,7 @@ from rescue_cli.recipe import Recipe
 from rescue_cli.sections.augment.resize import size_in
 from rescue_cli.sections.data import FACTS, channels_of
 
-CLASSES = 10  # of a folder of one's own, until it is there to be looked at
+CLASSES = 10  # of the user's own folder, before its classes are counted
 META = torch.device("meta")
 
 
@@ -68,7 +68,8 @@ def petaflop(recipe: Recipe, steps: int, per_epoch: int) -> float:
 
     Three forward passes for an image that is trained on; of a frozen network one in all, without
     its head. With images of growing size each at its own; with a proxy its passes too, and with a
-    teacher one of his for each image. Raises `DataError` where the teacher's weights are not there.
+    teacher its forward pass for each image. Raises `DataError` where the teacher's weights are
+    missing.
     """
     if recipe.model.frozen:
         size = recipe.eval.sizes[0]

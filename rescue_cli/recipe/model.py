@@ -180,7 +180,7 @@ def _clip(item: Any, norm: float) -> Any:
     if not isinstance(item, Mapping):
         return item  # whoever reads the item says what is wrong with it
     own = item.get("max_grad_norm")
-    if item.get("name") == "lamb" and type(own) in (int, float):
+    if item.get("name") == "lamb" and isinstance(own, int | float):
         norm = min(norm, own)
     elif own is not None and own != norm:
         raise UsageError(

@@ -79,7 +79,7 @@ def claim(
 
     Raises `UsageError` where another is, or any without `resume`, or where the folder is none of a
     run's. Where only the places of data and weights differ it is the same recipe if these are the
-    same, by `look` (`identity.Looked`), else a `DataError`.
+    same, by `look` (`identity.IdentityCache`), else a `DataError`.
     """
     run = RunDirectory(path)
     if run.recipe.exists():
@@ -111,9 +111,9 @@ def _move(run: RunDirectory, recipe: Recipe, look: Any) -> None:
 
     Raises `DataError` where they are not the same.
     """
-    from rescue_cli.build.identity import Looked, demand_same
+    from rescue_cli.build.identity import IdentityCache, check_same_data
 
-    demand_same(run, recipe, look or Looked())
+    check_same_data(run, recipe, look or IdentityCache())
     if not run.result.exists():
         write_text(run.recipe, recipe.to_yaml())
 

@@ -144,7 +144,7 @@ def _alone(run: RunDirectory) -> Iterator[None]:
 
 def _train(run: RunDirectory, recipe: Recipe, machine: Machine, start: _Start) -> None:
     data = load_dataset(recipe, machine.cache)
-    said = identity.agree(run, recipe, data)
+    said = identity.check_or_record(run, recipe, data)
     said += [kept] if (kept := warn_of_old_head(recipe, data.classes)) else []
     steps = total_steps(recipe.train, steps_per_epoch(recipe.train, len(data.train)))
     recorder = Recorder(run, writes=distributed.is_first(), steps=steps)
@@ -245,7 +245,7 @@ def _evaluate(run: RunDirectory, recipe: Recipe, machine: Machine, start: _Start
         if line and distributed.is_first():
             print(line, file=sys.stderr)
 
-    for line in [*data.notes, said, *identity.unlike_training(recipe, data)]:
+    for line in [*data.notes, said, *identity.compare_test_sets(recipe, data)]:
         say(line)
     network = build_network(recipe, len(data.classes), machine.device, whole=True, note=say)
     evaluator = build_evaluator(recipe, data, machine)

@@ -111,7 +111,7 @@ def test_an_unknown_network_and_one_that_sees_one_size_are_refused() -> None:
     with pytest.raises(UsageError) as refused:
         options.model_overrides(load("a3"), "mixer_b16_224", [])
     assert str(refused.value) == (
-        "model (mixer_b16_224): sees images of one size; training has 160 px and "
+        "model (mixer_b16_224): takes images of one size; training has 160 px and "
         "eval.sizes is [224]. Set eval.sizes=[160]."
     )
 

@@ -66,7 +66,7 @@ def recipe_of(root: Path, *overrides: str) -> Recipe:
 
 def seen(root: Path, *overrides: str) -> identity.Identity:
     recipe = recipe_of(root, *overrides)
-    return identity.identity(recipe, list_dataset(recipe))
+    return identity.identify(recipe, list_dataset(recipe))
 
 
 # --- each change of a folder: what is said of it ---
@@ -213,7 +213,7 @@ def test_one_folder_is_as_good_as_two(tmp_path: Path) -> None:
         "pytorch",
         [f"data={{name: folder, train_root: {root}/train, test_root: {root}/val}}"],
     )
-    other = identity.identity(two, list_dataset(two))
+    other = identity.identify(two, list_dataset(two))
     assert other.data.digest == seen(root).data.digest
     assert list(other.places) == ["data.train_root", "data.test_root"]
 
@@ -314,7 +314,7 @@ def begun(run: Path, recipe: Recipe, *, finished: bool = False) -> RunDirectory:
     found.metrics.touch()
     if finished:
         found.result.touch()
-    identity.keep(found, identity.identity(recipe, list_dataset(recipe)))
+    identity.write_record(found, identity.identify(recipe, list_dataset(recipe)))
     return found
 
 
@@ -327,10 +327,10 @@ def test_a_run_is_claimed_where_its_data_have_moved(tmp_path: Path) -> None:
 
     assert recipes.recipe_in(run.path).data.options["root"] == str(second)
     data = list_dataset(recipe_of(second))
-    said = identity.agree(run, recipe_of(second), data)
+    said = identity.check_or_record(run, recipe_of(second), data)
     assert said == [f"moved: data.root: {first}, now {second}; the same images (train 48, val 21)"]
     assert read_json(run.data)["places"] == [{"data.root": str(first)}, {"data.root": str(second)}]
-    assert identity.agree(run, recipe_of(second), data) == []  # once is enough
+    assert identity.check_or_record(run, recipe_of(second), data) == []  # once is enough
 
 
 def test_a_run_is_not_claimed_for_other_data(tmp_path: Path) -> None:
@@ -341,7 +341,7 @@ def test_a_run_is_not_claimed_for_other_data(tmp_path: Path) -> None:
         claim(run.path, recipe_of(other), resume=True)
     assert str(error.value) == (
         f"{run.path}: was trained on other data (data.root: {other}): train: 18 images, and was "
-        "48: 30 missing, the first ash/06.png. Put it back as it was, or begin a new run with "
+        "48: 30 missing, the first ash/06.png. Restore it, or start a new run with "
         "another --out."
     )
     assert recipes.recipe_in(run.path).data.options["root"] == str(root), "it stays as it was"
@@ -354,8 +354,8 @@ def test_a_run_without_names_on_record_tells_the_numbers(tmp_path: Path) -> None
     run = begun(tmp_path / "run", recipe_of(root))
     run.listing.write_bytes(b"cut off")
     shrunk(root)
-    with pytest.raises(DataError, match=r"train: 18 images, and was 48\. Put it back"):
-        identity.agree(run, recipe_of(root), list_dataset(recipe_of(root)))
+    with pytest.raises(DataError, match=r"train: 18 images, and was 48\. Restore it"):
+        identity.check_or_record(run, recipe_of(root), list_dataset(recipe_of(root)))
 
 
 def test_a_run_of_an_older_version_goes_on_where_it_was(tmp_path: Path) -> None:
@@ -366,10 +366,10 @@ def test_a_run_of_an_older_version_goes_on_where_it_was(tmp_path: Path) -> None:
         claim(run.path, recipe_of(second), resume=True)
 
     data = list_dataset(recipe_of(first))
-    assert identity.agree(run, recipe_of(first), data) == [
-        "this run kept no record of its data; that it is the same is not checked"
+    assert identity.check_or_record(run, recipe_of(first), data) == [
+        "this run has no record of its data; whether it is the same is not checked"
     ]
-    assert identity.agree(run, recipe_of(first), data) == [], "from now on it is known"
+    assert identity.check_or_record(run, recipe_of(first), data) == [], "from now on it is known"
 
 
 def test_a_run_that_has_not_trained_takes_any_data(tmp_path: Path) -> None:
@@ -378,7 +378,7 @@ def test_a_run_that_has_not_trained_takes_any_data(tmp_path: Path) -> None:
     run = begun(tmp_path / "run", recipe_of(first))
     run.last.unlink()
     claim(run.path, recipe_of(second), resume=True)
-    assert identity.agree(run, recipe_of(second), list_dataset(recipe_of(second))) == []
+    assert identity.check_or_record(run, recipe_of(second), list_dataset(recipe_of(second))) == []
     assert read_json(run.data)["places"] == [{"data.root": str(second)}]
 
 
@@ -391,7 +391,7 @@ def test_data_named_by_the_environment_may_move(
     monkeypatch.setenv("RESCUE_DATA", str(tmp_path / "a"))
     run = begun(tmp_path / "run", recipe)
     monkeypatch.setenv("RESCUE_DATA", str(tmp_path / "b"))
-    (said,) = identity.agree(run, recipe, list_dataset(recipe))
+    (said,) = identity.check_or_record(run, recipe, list_dataset(recipe))
     assert said.startswith(f"moved: data.root: {tmp_path}/a/folder, now {tmp_path}/b/folder; ")
 
 
@@ -410,13 +410,13 @@ def test_weights_may_move_and_may_not_be_others(key: str, tmp_path: Path) -> Non
     claim(run.path, recipe("moved"), resume=True)
     with pytest.raises(DataError) as error:
         claim(run.path, recipe("other"), resume=True)
-    assert f"{key}: {tmp_path}/other/w.safetensors is not the file it began with" in str(
+    assert f"{key}: {tmp_path}/other/w.safetensors is not the file it started from" in str(
         error.value
     )
     with pytest.raises(UsageError, match=f"of another recipe: {key}: "):
         claim(run.path, recipe("a").with_overrides(f"{key}=timm:resnet18"), resume=True)
     part = recipe("a").with_overrides(f"{key}={tmp_path}/a/w.safetensors#model_ema")
-    with pytest.raises(DataError, match="#model_ema is not the file it began with"):
+    with pytest.raises(DataError, match="#model_ema is not the file it started from"):
         claim(run.path, part, resume=True)
 
 
@@ -531,9 +531,9 @@ def test_an_evaluation_says_that_its_images_are_others(tmp_path: Path) -> None:
     root = draw(tmp_path / "pictures")
     trained = begun(tmp_path / "run", recipe_of(root, "data.holdout=0"))
     recipe = weights_of(tmp_path / "run", CLASSES).with_overrides(f"data.root={root}")
-    assert identity.unlike_training(recipe, list_dataset(recipe)) == []
+    assert identity.compare_test_sets(recipe, list_dataset(recipe)) == []
     (root / "val/ash/02.png").unlink()
-    assert identity.unlike_training(recipe, list_dataset(recipe)) == [
+    assert identity.compare_test_sets(recipe, list_dataset(recipe)) == [
         f"{trained.path}: was tested on other images: val: 20 images, and was 21: 1 missing, the "
         "first ash/02.png"
     ]
@@ -544,10 +544,10 @@ def test_held_out_images_that_may_have_been_learnt_are_refused(tmp_path: Path) -
     begun(tmp_path / "run", recipe_of(root, "data.holdout=9"))
     recipe = weights_of(tmp_path / "run", CLASSES)
     recipe = recipe.with_overrides(f"data.root={root}", "data.holdout=9")
-    assert identity.unlike_training(recipe, list_dataset(recipe)) == []
+    assert identity.compare_test_sets(recipe, list_dataset(recipe)) == []
     grown(root)
-    with pytest.raises(DataError, match="It may have learnt some of these"):
-        identity.unlike_training(recipe, list_dataset(recipe))
+    with pytest.raises(DataError, match="It may have been trained on some of these"):
+        identity.compare_test_sets(recipe, list_dataset(recipe))
 
 
 def test_a_part_of_the_held_out_images_was_not_learnt(tmp_path: Path) -> None:
@@ -555,7 +555,7 @@ def test_a_part_of_the_held_out_images_was_not_learnt(tmp_path: Path) -> None:
     begun(tmp_path / "run", recipe_of(root, "data.holdout=9"))
     recipe = weights_of(tmp_path / "run", CLASSES)
     recipe = recipe.with_overrides(f"data.root={root}", "data.holdout=9", "data.subset=[30, 6]")
-    (said,) = identity.unlike_training(recipe, list_dataset(recipe))
+    (said,) = identity.compare_test_sets(recipe, list_dataset(recipe))
     assert "was tested on other images: holdout: 6 images, and was 9: 3 missing" in said
 
 
@@ -568,7 +568,7 @@ def test_only_weights_of_a_run_have_images_of_their_own(
         folder.mkdir(exist_ok=True)
         (folder / "data.json").write_text("[]")
     recipe = recipe_of(draw(tmp_path / "pictures"), f"model.weights={weights}")
-    assert identity.unlike_training(recipe, list_dataset(recipe)) == []
+    assert identity.compare_test_sets(recipe, list_dataset(recipe)) == []
 
 
 def test_weights_that_timm_downloads_name_no_classes_of_a_file() -> None:

@@ -192,8 +192,8 @@ def test_a_net_of_our_own_needs_every_number(write: Write) -> None:
 def test_a_file_that_says_nothing_needs_a_name(write: Write) -> None:
     file = write()
     assert refusal(file) == (
-        f"{file}: carries no recipe and names no architecture. Say which with --model NAME, or "
-        "give --recipe NAME."
+        f"{file}: contains no recipe and names no architecture. Give the architecture with "
+        "--model NAME, or a recipe with --recipe NAME."
     )
     assert find_weights(file, [], recipe="pytorch").recipe.model.name == "resnet50"
     assert find_weights(file, [], recipe="pytorch").protocol == {"weights": file}
@@ -215,14 +215,14 @@ def test_names_that_timm_does_not_know_are_refused_with_the_nearest(write: Write
 
 def test_one_word_on_the_architecture_is_enough(write: Write) -> None:
     assert refusal("timm:resnet50.a2_in1k", model="resnet18") == (
-        "--model: timm:resnet50.a2_in1k says it already. Drop --model resnet18."
+        "--model: timm:resnet50.a2_in1k says which network it is. Drop --model resnet18."
     )
     file = write(recipe=recipes.load("quickstart").to_yaml())
     assert refusal(file, model="resnet18") == (
-        f"--model: the recipe in {file} says it already. Drop --model resnet18."
+        f"--model: the recipe in {file} says which network it is. Drop --model resnet18."
     )
     assert refusal(file, model="resnet18", recipe="pytorch") == (
-        "--model: --recipe pytorch says it already. Drop --model resnet18."
+        "--model: --recipe pytorch says which network it is. Drop --model resnet18."
     )
     assert find_weights(file, []).recipe.name == "quickstart"
     assert find_weights(file, []).protocol == {}

@@ -125,7 +125,7 @@ def test_linear_probing_needs_a_net_that_ends_in_its_head(
         )
     random = rescue(*call, "--from", f"scratch:{weights}")
     assert random.code == 2
-    assert "a network that learned nothing has none. Use --recipe transfer." in random.err
+    assert "an untrained network has none. Use --recipe transfer." in random.err
 
 
 def test_layers_learn_the_slower_the_further_below_the_head() -> None:

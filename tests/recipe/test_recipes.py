@@ -315,7 +315,7 @@ def test_an_optimizer_item_may_carry_its_own_schedule() -> None:
             "sources: {Table 2: []}",
             "sources (Table 2): an empty list. Give its keys, or remove it.",
         ),
-        ("sources: {' ': [loss]}", "sources: a source without words."),
+        ("sources: {' ': [loss]}", "sources: a source without a name."),
         (
             "sources: {Table 2: [trian.epochs]}",
             "sources (Table 2): unknown section 'trian'. Did you mean 'train'?",

@@ -559,10 +559,10 @@ def test_which_files_of_a_folder_are_cocos(tmp_path: Path) -> None:
 def test_a_folder_with_cocos_json_is_known_in_a_transfer(tmp_path: Path) -> None:
     root = drawn_scenes.coco(tmp_path / "coco", 1, 1)
     for task, name in (("detection-voc", "coco-boxes"), ("segmentation-ade20k", "coco-masks")):
-        begun = transfer.start(recipes.load(task), "timm:test_resnet", str(root), [])
+        begun = transfer.plan_transfer(recipes.load(task), "timm:test_resnet", str(root), [])
         assert f'data.name="{name}"' in begun.overrides
     voc = drawn_scenes.voc(tmp_path / "voc", 1, 1)
-    begun = transfer.start(recipes.load("detection-voc"), "timm:test_resnet", str(voc), [])
+    begun = transfer.plan_transfer(recipes.load("detection-voc"), "timm:test_resnet", str(voc), [])
     assert 'data.name="voc-folder"' in begun.overrides
 
 

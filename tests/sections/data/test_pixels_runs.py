@@ -16,7 +16,7 @@ from rescue_cli import recipe as recipes
 from rescue_cli.batch import Measurement, View
 from rescue_cli.build.check import check_recipe
 from rescue_cli.build.evaluation import describe_protocol
-from rescue_cli.build.transfer import start
+from rescue_cli.build.transfer import plan_transfer
 from rescue_cli.build.weights import Source, find_weights
 from rescue_cli.errors import DataError, UsageError
 from rescue_cli.predict import _reading, predict_images
@@ -117,10 +117,10 @@ def test_a_transfer_to_a_folder_turns_its_images_and_to_a_known_set_does_not(
     weights: Path, phone: Path
 ) -> None:
     base = recipes.load("transfer")
-    assert 'data.exif="applied"' in start(base, str(weights), str(phone), []).overrides
+    assert 'data.exif="applied"' in plan_transfer(base, str(weights), str(phone), []).overrides
     for to, given in (("flowers102", []), (str(phone), ["data.exif=ignored"])):
-        assert not any("exif" in o for o in start(base, str(weights), to, given).overrides)
-    boxes = start(recipes.load("detection-voc"), str(weights), str(phone), [])
+        assert not any("exif" in o for o in plan_transfer(base, str(weights), to, given).overrides)
+    boxes = plan_transfer(recipes.load("detection-voc"), str(weights), str(phone), [])
     assert 'data.exif="applied"' in boxes.overrides
 
 

@@ -213,7 +213,7 @@ def test_a_detector_from_scratch_learns_in_all_stages(tmp_path: Path) -> None:
     save_file(weights, file, metadata={"architecture": BACKBONE})
     base = recipes.load("detection-voc")
     begun, scratch = (
-        transfer.start(base, word, "pascal-voc", []).overrides
+        transfer.plan_transfer(base, word, "pascal-voc", []).overrides
         for word in (str(file), f"scratch:{file}")
     )
     assert not [o for o in begun if "frozen" in o or "norms" in o]
