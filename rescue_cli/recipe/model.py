@@ -88,10 +88,10 @@ class Recipe:
         return self.task.name != "classification"
 
     def demand_classification(self, verb: str) -> None:
-        """Raises `UsageError` where a verb that reads accuracies of labels can do nothing."""
+        """Raises `UsageError` where the verb needs accuracies of labels and the recipe has none."""
         if self.of_scenes:
             raise UsageError(
-                f"{verb}: knows classification, and {self.name} does {self.task.name}. "
+                f"{verb}: works for classification, and {self.name} is for {self.task.name}. "
                 "Use train, eval, transfer, lr-range-test, seed-sweep, compare or report."
             )
 

@@ -135,7 +135,7 @@ def test_a_section_given_whole_keeps_what_the_file_says_of_the_rest(write: Write
 def test_a_crop_that_timm_would_not_make_is_a_warning(write: Write) -> None:
     source = find_weights(write(), [], model="coat_lite_medium_384.in1k")
     assert source.notes[1] == (
-        "warning: timm crops this network's images in the mode 'squash', and this evaluation cuts "
+        "warning: timm crops this network's images in the mode 'squash'; this evaluation takes "
         "their centre."
     )
 

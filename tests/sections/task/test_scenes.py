@@ -327,7 +327,7 @@ def test_verbs_that_read_labels_say_so(rescue: Rescue, voc: Path, words: str) ->
         *words.split(), "--recipe", "detection-voc", "data.name=voc-folder", f"data.root={voc}"
     )
     assert ended.code == 2
-    assert f"{verb}: knows classification, and detection-voc does detection." in ended.err
+    assert f"{verb}: works for classification, and detection-voc is for detection." in ended.err
 
 
 def test_weights_of_another_network_are_refused_by_what_is_missing(tmp_path: Path) -> None:
