@@ -144,7 +144,7 @@ def test_a_step_never_waits_for_a_gpu(name: str, extra: list[str]) -> None:
 # --- the arithmetic ---
 
 
-@pytest.mark.parametrize("slices", [1, 2])
+@pytest.mark.parametrize("micro_batches", [1, 2])
 def test_the_engine_trains_what_a_loop_written_by_hand_trains(micro_batches: int) -> None:
     plain = ["model.width=4", "train.precision=float64", "augment=[]", "train.epochs=10"]
     plain += ["schedule={name: piecewise, epochs: [0, 2, 10], factors: [0, 1, 0], first_step: 1}"]
