@@ -21,7 +21,7 @@ SMALL = "--smoke model.name=test_resnet data.train_size=64 eval.sizes=[64]"
 SUBSTITUTIONS = {
     "--recipe myrtle-baseline data.root=DATA": "--recipe myrtle-baseline data.root=CIFAR --smoke",
     "data.name=folder data.root=DATA --subset 100:50": f"data.name=folder data.root=FOLDER {SMALL}",
-    "data.root=DATA --gpus 4": f"data.root=IMAGENET --procs 1 {SMALL}",
+    "data.root=DATA --gpus 4": f"data.root=IMAGENET {SMALL}",
     "data.root=DATA --dry-run": "data.root=nowhere --dry-run",  # 1,281,167 images then
     "--model regnety_040 --epochs 50 data.root=DATA": (
         "--model regnety_040 --epochs 50 data.root=nowhere train.precision=float32 --dry-run"
@@ -141,6 +141,7 @@ def substituted(line: str, places: dict[str, str]) -> str:
 
 # torch's elastic agent leaves the log files of its processes to the garbage collector
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.usefixtures("forked_workers")
 def test_every_command_of_the_readme_runs(
     places: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

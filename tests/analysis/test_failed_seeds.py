@@ -109,10 +109,10 @@ def test_a_worker_that_dies_without_a_failure_record_is_a_failed_seed(
     assert read_sweep(tmp_path / "sweep").lost[0].how == "failed", "it is kept for `report`"
 
 
-@pytest.mark.parametrize("name", ["timeit", "random"])
-def test_a_users_file_does_not_shadow_a_python_module(tmp_path: Path, name: str) -> None:
-    """Workers, the processes of torchrun and `python -m rescue_cli`, begun beside such a file."""
-    (tmp_path / f"{name}.py").write_text("raise SystemExit(77)\n")
+def test_a_users_file_does_not_shadow_python_modules(tmp_path: Path) -> None:
+    """Workers, the processes of torchrun and `python -m rescue_cli`, begun beside such files."""
+    for name in ("timeit", "random"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit(77)\n")
     words = ["train", "--smoke", "--out", "run", "--device", "cpu", *TINY]
     words += ["train.device_batch_size=16"]
     for start, more in (

@@ -62,6 +62,22 @@ def test_a_sign_flip_test_of_eight_pairs_is_exact() -> None:
     assert sign_flip_test(values) == pytest.approx(expected)
 
 
+@pytest.mark.parametrize(("m", "n"), [(2, 3), (5, 5), (5, 15), (10, 10), (3, 100)])
+def test_the_permutation_test_is_scipys(m: int, n: int) -> None:
+    """Exact up to C(20, 5) ways, else drawn; with ties, whose sums differ by their rounding."""
+    for a, b in [(RNG.normal(90, 0.3, m), RNG.normal(90, 0.3, n)) for _ in range(3)]:
+        for first, second in ((a, b), (a.round(1), b.round(1))):
+            ways = math.comb(m + n, m)
+            theirs = stats.permutation_test(
+                (first, second),
+                lambda x, y, axis: np.mean(y, axis=axis) - np.mean(x, axis=axis),
+                vectorized=True,
+                n_resamples=ways if ways <= 20_000 else 20_000,
+                rng=np.random.default_rng(0),
+            )
+            assert two_sample_permutation_test(first, second) == theirs.pvalue
+
+
 def test_a_permutation_test_of_five_against_five_is_exact() -> None:
     from itertools import combinations
 

@@ -157,12 +157,6 @@ def test_a_run_on_two_processes_survives_a_killed_rank_and_a_signal_exactly(
     assert 15 <= step < 32
     assert re.search(rf"error: (rank \d: )?stopped at step {step} of 32", said), said[-500:]
 
-    command = two(run, tmp_path / "launcher")
-    command.until(trained(run, 21))
-    pids = list(command.workers().values())
-    command.kill()  # the launcher itself: its workers must not live on
-    until_gone(pids)
-
     two(run, tmp_path / "again").ends(0)
     assert_same(run, pair)
 

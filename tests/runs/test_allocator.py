@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from rescue_cli.runs import allocator
+from tests.conftest import Rescue
 
 pytestmark = pytest.mark.skipif(not allocator.available(), reason="needs glibc 2.35 or newer")
 NEVER_STARTED = "no=such"  # a usage error of every verb that computes
@@ -128,24 +129,30 @@ def test_glibc_takes_large_blocks_from_the_heap_and_keeps_them() -> None:
     assert faults < pages // 1024
 
 
-def test_a_run_logs_and_records_the_settings_and_learns_the_same(tmp_path: Path) -> None:
-    line = [sys.executable, "-m", "rescue_cli", "train", "-r", "quickstart", "--smoke", "--out"]
-    said, recorded, weights = {}, {}, {}
-    for switch in ("on", "off"):
+def test_a_run_logs_and_records_the_settings_and_learns_the_same(
+    rescue: Rescue, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """With the settings in a process of its own, without them in this one."""
+    line = ["train", "-r", "quickstart", "--smoke", "--device", "cpu", "model.width=4", "--out"]
+    done = subprocess.run(
+        [sys.executable, "-m", "rescue_cli", *line, str(tmp_path / "on")],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=environment(RESCUE_ALLOCATOR="on", COLUMNS="80"),
+    )
+    assert done.returncode == 0, done.stderr
+    monkeypatch.delenv(allocator.VARIABLE, raising=False)
+    monkeypatch.setenv(allocator.SWITCH, "off")
+    ended = rescue(*line, tmp_path / "off")
+    assert ended.code == 0, ended.err
+    said = {"on": done.stderr.splitlines(), "off": ended.said}
+    recorded, weights = {}, {}
+    for switch, lines in said.items():
         run = tmp_path / switch
-        given = environment(RESCUE_ALLOCATOR=switch, COLUMNS="80")
-        done = subprocess.run(
-            [*line, str(run), "--device", "cpu", "model.width=4"],
-            capture_output=True,
-            text=True,
-            cwd=tmp_path,
-            env=given,
-        )
-        assert done.returncode == 0, done.stderr
-        said[switch] = done.stderr.splitlines()
         recorded[switch] = json.loads((run / "environment.json").read_text())["allocator"]
         weights[switch] = load_file(run / "model.safetensors")
-        assert said[switch][0] == said[switch][-1] == str(run)
+        assert lines[0] == lines[-1] == str(run)
         assert (run / "command.txt").read_text().startswith("rescue train -r quickstart --smoke")
     for switch in ("on", "off"):
         assert allocator.LOG_LINE not in said[switch]

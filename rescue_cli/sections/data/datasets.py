@@ -3,6 +3,7 @@
 import io
 import lzma
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -66,12 +67,18 @@ IMAGENETTE += ("n03417042", "n03425413", "n03445777", "n03888257")
 def fashion_mini(_place: Location) -> Dataset:
     """Fashion-MNIST's first 600 training and 100 test images of each class, packaged."""
     file = Path(__file__).parent / "files" / "fashion-mini.npz.xz"
-    arrays = np.load(io.BytesIO(lzma.decompress(file.read_bytes())))
+    arrays = np.load(io.BytesIO(_decompress(file)))
     train, test = (
         Images(arrays[f"{split}_images"][:, None], arrays[f"{split}_labels"].astype(np.int64))
         for split in ("train", "test")
     )
     return Dataset(train, {"test": test}, FASHION)
+
+
+@cache
+def _decompress(file: Path) -> bytes:
+    """The file's content, kept: a process that trains one seed after another needs it for each."""
+    return lzma.decompress(file.read_bytes())
 
 
 def fashion_mnist(location: Location) -> Dataset:

@@ -189,11 +189,11 @@ def test_the_fast_decoder_gives_pils_pixels_on_real_photographs(imagenet_sample:
 def test_the_fast_path_differs_from_pils_by_rounding_only(
     imagenet_sample: Path, interpolation: Interpolation
 ) -> None:
-    """Over all 256: mean 0.030 grey levels (bilinear) and 0.034 (bicubic), 99.9th percentile 1."""
+    """Over 64: mean 0.030 grey levels (bilinear) and 0.034 (bicubic), 99.9th percentile 1."""
     crop = random_resized_crop(scale=(0.08, 1.0), ratio=(0.75, 4 / 3))
     random = np.random.default_rng(1)
     counts = np.zeros(256, dtype=np.int64)  # of values that differ by so many grey levels
-    for data in photographs(imagenet_sample, 1):
+    for data in photographs(imagenet_sample, 4):
         whole = decode_with_pil(data)
         draws = random.random(crop.columns, dtype=np.float32)
         box = Box(*crop.apply(whole.height, whole.width, draws))

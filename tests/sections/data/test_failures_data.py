@@ -6,8 +6,6 @@ import multiprocessing
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -32,6 +30,8 @@ from rescue_cli.sections.data.stream_eval import EvalSamples, FileEvalFeed
 from rescue_cli.sections.model import weights
 from rescue_cli.sections.sampling import SamplingContext, shuffled
 from rescue_cli.sections.tta import TTAS
+from tests.conftest import Rescue
+from tests.engine_runs import start
 
 CPU = torch.device("cpu")
 STEPS = 5
@@ -214,13 +214,8 @@ def test_a_training_folder_that_vanishes_is_counted_like_corrupt_images(folder: 
 # --- through the command ---
 
 
-def rescue(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "rescue_cli", *arguments]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
-
-
 def test_a_test_set_without_a_class_is_evaluated_and_the_class_named(
-    folder: Path, tmp_path: Path
+    rescue: Rescue, folder: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(folder, tmp_path / "val")
     shutil.rmtree(tmp_path / "val" / "odd")
@@ -231,16 +226,15 @@ def test_a_test_set_without_a_class_is_evaluated_and_the_class_named(
         *("data={name: folder, train_size: 16, resident: true}", "eval.sizes=[16]", "--json"),
         *(f"data.train_root={folder}", f"data.test_root={tmp_path}/val", "model.width=4"),
         *("train.batch_size=8", "train.device_batch_size=4", "loss.class_weights=balanced"),
-        cwd=tmp_path,
     )
-    assert found.returncode == 0, found.stderr
+    assert found.code == 0, found.err
     note = (
         "val: no image of 1 of 2 classes (odd): recall unknown; balanced accuracy averages the "
         "other 1."
     )
-    assert note in found.stderr
-    assert "class weights: 0.75 (even) to 1.5 (odd)" in found.stderr
-    result = json.loads(found.stdout)
+    assert note in found.err
+    assert "class weights: 0.75 (even) to 1.5 (odd)" in found.err
+    result = json.loads(found.out)
     assert result["notes"] == [note]
     even, odd = result["sets"][0]["per_class"]
     assert (even["class"], even["images"]) == ("even", 20)
@@ -251,11 +245,10 @@ def test_a_test_set_without_a_class_is_evaluated_and_the_class_named(
     again = rescue(
         *("eval", str(tmp_path / "run"), "--json", "~data.train_root"),
         f"data.test_root={tmp_path}/val",
-        cwd=tmp_path,
     )
-    assert again.returncode == 0, again.stderr
-    assert note in again.stderr
-    assert json.loads(again.stdout)["top1"] == result["top1"]
+    assert again.code == 0, again.err
+    assert note in again.err
+    assert json.loads(again.out)["top1"] == result["top1"]
 
 
 # --- rescue predict ---
@@ -265,8 +258,8 @@ def test_a_test_set_without_a_class_is_evaluated_and_the_class_named(
 def quickstart(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished smoke run of quickstart."""
     folder = tmp_path_factory.mktemp("quickstart")
-    found = rescue("train", "--recipe", "quickstart", "--smoke", "--out", "run", cwd=folder)
-    assert found.returncode == 0, found.stderr
+    words = ["train", "--recipe", "quickstart", "--smoke", "--out", folder / "run"]
+    start(words, folder / "told").ends(0)
     return folder / "run"
 
 
