@@ -5,9 +5,9 @@ import sys
 
 
 def main() -> None:
-    """Runs the command line; Ctrl-C ends it quietly, while it is being imported too."""
+    """Runs the command line; Ctrl-C ends it without a traceback, even during imports."""
     try:
-        if "TORCHELASTIC_RUN_ID" in os.environ:  # one of torchrun's, and it may be killed any time
+        if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun may be killed at any time
             from rescue_cli.lifetime import end_with_parent
 
             end_with_parent()
@@ -20,6 +20,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    if not sys.flags.safe_path:  # -m puts the working directory first, where timeit.py may lie
+    if (
+        not sys.flags.safe_path
+    ):  # python -m puts the working directory first, whose files could shadow modules
         sys.path.append(sys.path.pop(0))
     main()

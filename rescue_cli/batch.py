@@ -1,7 +1,8 @@
 """What flows through a step: one micro-batch of images, and its way from host to device."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,14 +14,15 @@ from rescue_cli.rng import Indices
 
 @dataclass(frozen=True)
 class Batch:
-    """One micro-batch: images (n, channels, height, width), targets (n,) labels or (n, classes).
+    """One micro-batch: images (n, channels, height, width); targets (n,) labels, (n, classes)
+    shares, or (n, height, width) masks. With boxes both are lists, as each image has its own size.
 
-    `step` and `micro-batch` say which draws belong to it; `indices` (n,), on the host, which images
+    `step` and `micro_batch` say which draws belong to it; `indices` (n,), on the host, which images
     of the training set the sampler put into the micro-batch.
     """
 
-    images: Tensor
-    targets: Tensor
+    images: Any
+    targets: Any
     step: int
     micro_batch: int
     indices: Indices
@@ -74,12 +76,16 @@ class Measurement(NamedTuple):
         return f"{self.view}" + (f" {self.tta}" if self.tta != "none" else "")
 
 
-class Shown(NamedTuple):
-    """One evaluation batch on the device: indices (n,), labels (n,), uint8 images for each view."""
+class EvalBatch(NamedTuple):
+    """One evaluation batch: indices (n,), targets, and uint8 images on the device by view.
+
+    With labels: targets (n,) and images (n, channels, height, width). With boxes or masks: lists of
+    targets on the host and of whole images, each in its own size and the same for every view.
+    """
 
     indices: Tensor
-    labels: Tensor
-    views: dict[View, Tensor]
+    targets: Any
+    views: Mapping[View, Any]
 
 
 def squares(draws: Tensor, size: int, height: int, width: int) -> tuple[Tensor, Tensor, Tensor]:

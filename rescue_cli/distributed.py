@@ -1,4 +1,4 @@
-"""The only user of `torch.distributed`: every other module asks here for rank and world."""
+"""Process groups: the only module that uses `torch.distributed`."""
 
 import os
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ TIMEOUT = timedelta(minutes=10)
 
 @dataclass
 class _Membership:
-    """In a group that did not begin with one run, and may do several."""
+    """This process's place in a group that was not started by torchrun and may do several runs."""
 
     store: Store
     rank: int
@@ -40,13 +40,13 @@ def is_first() -> bool:
     return rank() == 0
 
 
-def given_rank() -> int:
-    """The rank that this process was started with, in a group or before it joins one."""
+def launched_rank() -> int:
+    """The rank that this process was launched with, even before it joins the process group."""
     return _member.rank if _member else int(os.environ.get("RANK", "0"))
 
 
-def is_grouped() -> bool:
-    """Whether this process was started as one of a group."""
+def is_launched_in_group() -> bool:
+    """Whether this process was launched as one of several."""
     return _member is not None or "RANK" in os.environ
 
 
@@ -54,41 +54,38 @@ def local_rank() -> int:
     return _member.local_rank if _member else int(os.environ.get("LOCAL_RANK", "0"))
 
 
-def gpu() -> int:
-    """The number of this process's GPU among those it sees, which may be its own alone."""
+def gpu_index() -> int:
+    """The index of this process's GPU among the visible ones."""
     return local_rank() % torch.cuda.device_count() if _member else local_rank()
 
 
-def store_at(host: str, port: int, *, serves: bool, seconds: float) -> Store:
-    """What the processes of a group tell each other through; one of them serves it."""
+def create_store(host: str, port: int, *, serves: bool, seconds: float) -> Store:
+    """A TCP store for the processes of a group; one of them `serves` it."""
     return TCPStore(
         host, port, is_master=serves, timeout=timedelta(seconds=seconds), wait_for_workers=False
     )
 
 
-def prefixed(store: Store, prefix: str) -> Store:
+def prefix_store(store: Store, prefix: str) -> Store:
     return PrefixStore(prefix, store)
 
 
-def become(store: Store, rank: int, size: int, local_rank: int, run: int) -> None:
-    """The next `group` meets in this store, for the run of that number."""
+def set_membership(store: Store, rank: int, size: int, local_rank: int, run: int) -> None:
+    """Sets the store and rank that the next `process_group` uses, for run number `run`."""
     global _member
     store.set_timeout(TIMEOUT)
-    _member = _Membership(prefixed(store, f"run/{run}"), rank, size, local_rank)
+    _member = _Membership(prefix_store(store, f"run/{run}"), rank, size, local_rank)
 
 
-def leave() -> None:
+def clear_membership() -> None:
     global _member
     _member = None
 
 
 @contextmanager
-def group(device: torch.device) -> Iterator[None]:
-    """Joins the process group that this process is a member of, if there is one.
-
-    Else the one that torchrun's environment describes.
-    """
-    if not is_grouped():
+def process_group(device: torch.device) -> Iterator[None]:
+    """Joins the process group that `set_membership` or torchrun's environment describes, if any."""
+    if not is_launched_in_group():
         yield
         return
     backend = "nccl" if device.type == "cuda" else "gloo"
@@ -107,10 +104,10 @@ def group(device: torch.device) -> Iterator[None]:
         dist.destroy_process_group()
 
 
-def wrap(model: nn.Module, device: torch.device) -> nn.Module:
-    """The model with its gradients averaged over the processes; itself where there is one.
+def wrap_ddp(model: nn.Module, device: torch.device) -> nn.Module:
+    """The model in DistributedDataParallel, or the model itself in a single process.
 
-    Buffers are not broadcast: batch statistics are kept equal by `engine.norms`.
+    Buffers are not broadcast: `engine.batch_norm` keeps batch statistics equal.
     """
     if not dist.is_initialized():
         return model
@@ -135,12 +132,12 @@ def max_over_ranks(values: list[float], device: torch.device) -> list[float]:
         return values
     tensor = torch.tensor(values, dtype=torch.float64, device=device)
     dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
-    found: list[float] = tensor.tolist()
-    return found
+    maxima: list[float] = tensor.tolist()
+    return maxima
 
 
-def gather(rows: Tensor, device: torch.device) -> Tensor:
-    """The rows (n_rank, k) of all processes one after another, on every process."""
+def gather_rows(rows: Tensor, device: torch.device) -> Tensor:
+    """The rows (n_rank, k) of all processes, concatenated by rank, on every process."""
     if not dist.is_initialized():
         return rows
     counts = [torch.zeros(1, dtype=torch.int64, device=device) for _ in range(world_size())]
@@ -153,13 +150,13 @@ def gather(rows: Tensor, device: torch.device) -> Tensor:
     return torch.cat([p[: int(c)] for p, c in zip(parts, counts, strict=True)]).to(rows.device)
 
 
-def union(count: int, names: list[str]) -> tuple[int, list[str]]:
-    """The sum of all processes' counts and the names that any of them holds, in order."""
+def merge_over_ranks(count: int, names: list[str]) -> tuple[int, list[str]]:
+    """The sum of all processes' counts, and the distinct names of all processes, in order."""
     if not dist.is_initialized():
         return count, names
-    held: list[tuple[int, list[str]]] = [(0, [])] * world_size()
-    dist.all_gather_object(held, (count, names))
-    return sum(c for c, _ in held), list(dict.fromkeys(n for _, ns in held for n in ns))
+    gathered: list[tuple[int, list[str]]] = [(0, [])] * world_size()
+    dist.all_gather_object(gathered, (count, names))
+    return sum(c for c, _ in gathered), list(dict.fromkeys(n for _, ns in gathered for n in ns))
 
 
 def barrier() -> None:

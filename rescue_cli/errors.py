@@ -8,7 +8,7 @@ _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 
 class RescueError(Exception):
-    """A failure with a message for the user: key, value, rule and cure."""
+    """A failure with a message for the user: the key, its value, what is wrong, how to fix it."""
 
     exit_code = 1
 
@@ -20,7 +20,7 @@ class UsageError(RescueError):
 
 
 class InUseError(UsageError):
-    """Another process is at work in the run's directory; what lies there is that one's."""
+    """Another process is using the run directory; its files belong to that process."""
 
     def __init__(self, run: object) -> None:
         super().__init__(f"{run}: another run is using this directory. Wait, or use another --out.")
@@ -39,13 +39,13 @@ class DivergedError(RescueError):
 
 
 class MemoryExhausted(RescueError):
-    """The device has no room for a micro-batch."""
+    """The device has too little memory for a micro-batch."""
 
     exit_code = 5
 
 
 class UnexpectedError(RescueError):
-    """A result outside the band of what its recipe expects, where that was to be checked."""
+    """`--check-expected` was given, and the result is outside the band that its recipe expects."""
 
     exit_code = 6
 
@@ -72,14 +72,14 @@ BY_CODE: dict[int, type[RescueError]] = {
 
 
 def from_code(message: str, exit_code: int) -> RescueError:
-    """The error that `exit_code` stands for, as one process tells it to another."""
+    """The error with this exit code, for example that of another process."""
     if exit_code in BY_CODE:
         return BY_CODE[exit_code](message)
     return StoppedError(message, exit_code)
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """A sentence that names the nearest known word, else all of them."""
+    """A question that names the nearest known word, else a list of all of them."""
     words = list(known)
     near = difflib.get_close_matches(word, words, n=1)
     if near:
@@ -88,14 +88,14 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 
 def refuse_url(key: str, value: str) -> None:
-    """Raises `UsageError` where a URL stands for a file or folder: as a path it would be a local
-    one with that odd name.
+    """Raises `UsageError` for a URL in place of a file or folder.
+
+    As a path it would be a local file with that odd name.
     """
     if not _URL.match(value):
         return
-    cure = (
-        f"Give the path {value[7:]}."
-        if value.startswith("file:///")
-        else ("Mount it or copy it, and give the path on this machine.")
-    )
-    raise UsageError(f"{key}: {value} is a URL, and only files of this machine are used. {cure}")
+    if value.startswith("file:///"):
+        cure = f"Give the path {value[7:]}."
+    else:
+        cure = "Mount it or copy it, and give the path on this machine."
+    raise UsageError(f"{key}: {value} is a URL; only local files can be read. {cure}")

@@ -1,17 +1,25 @@
 """Numbers as people read them."""
 
 
-def counted(number: int, what: str) -> str:
-    """`1 seed`, `3 seeds`, `4 micro-batches`."""
-    plural = "es" if what.endswith("ch") else "s"
-    return f"{number} {what}" + ("" if number == 1 else plural)
+def counted(number: int, noun: str) -> str:
+    """`1 seed`, `3 seeds`, `4 micro-batches`, `2 processes`."""
+    plural = "es" if noun.endswith(("ch", "ss")) else "s"
+    return f"{number} {noun}" + ("" if number == 1 else plural)
 
 
 def significant(value: float) -> str:
-    """With three digits that count, and no power of ten."""
+    """With three significant digits, and no power of ten."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
+def flop_count(petaflop: float) -> str:
+    """`75.2 GFLOP`: in the largest unit of which there is at least one, at most PFLOP."""
+    for unit, per_petaflop in (("PFLOP", 1.0), ("TFLOP", 1e3), ("GFLOP", 1e6)):
+        if petaflop * per_petaflop >= 1:
+            return f"{significant(petaflop * per_petaflop)} {unit}"
+    return f"{significant(petaflop * 1e9)} MFLOP"
+
+
 def shown_seconds(seconds: float) -> str:
-    """Whole seconds, and tenths of few."""
+    """Whole seconds, or tenths below ten."""
     return f"{seconds:.0f}" if seconds >= 10 else f"{seconds:.1f}"

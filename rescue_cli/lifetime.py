@@ -1,4 +1,4 @@
-"""How long a process of a run lives: no longer than the one that started it."""
+"""Processes of a run end with the process that started them, and do not wait for ever."""
 
 import ctypes
 import os
@@ -12,21 +12,21 @@ from pathlib import Path
 
 from rescue_cli.errors import StoppedError
 
-PARENT = "RESCUE_PARENT"  # the number of the process that starts others, in their environment
-LOOK_SECONDS = 0.5
+PARENT = "RESCUE_PARENT"  # pid of the starting process, in the environment of those it starts
+POLL_SECONDS = 0.5
 _SET_PDEATHSIG = 1  # linux/prctl.h
 
 
-def started_here() -> dict[str, str]:
-    """What the environment of a process started by this one has besides: see `end_with_parent`."""
+def parent_variable() -> dict[str, str]:
+    """The environment variable that names this process as parent: see `end_with_parent`."""
     return {PARENT: str(os.getpid())}
 
 
 @contextmanager
-def starting() -> Iterator[None]:
-    """Puts `started_here` in this process's own environment, where others copy it from there."""
+def export_parent() -> Iterator[None]:
+    """Sets `parent_variable` in this process's own environment, for children that inherit it."""
     before = os.environ.get(PARENT)
-    os.environ.update(started_here())
+    os.environ.update(parent_variable())
     try:
         yield
     finally:
@@ -36,45 +36,45 @@ def starting() -> Iterator[None]:
 
 
 def end_with_parent() -> None:
-    """Ends this process with the one that started it: the one that `PARENT` names, else torchrun.
+    """Makes this process end when its parent does: the one that `PARENT` names, else torchrun.
 
-    Called before anything else is imported. Without either nothing is done.
+    Called before anything else is imported. Does nothing where there is neither.
     """
     if named := os.environ.pop(PARENT, ""):
         end_with(int(named))
     elif "TORCHELASTIC_RUN_ID" in os.environ:
-        end_with(_agent())
+        end_with(_torchrun_pid())
 
 
 def end_with(parent: int, *, by_kernel: bool = True) -> None:
-    """Ends this process when `parent`, which started it, ends; at once where it has already.
+    """Makes this process end when its parent, pid `parent`, ends; at once if it has ended already.
 
-    By the kernel where it does that, which means the end of the thread that forked: `by_kernel` is
-    for one that lasts as long as its process. Else this process looks, twice a second.
+    The kernel does it where it can, but at the end of the *thread* that forked: pass `by_kernel`
+    only if that thread lives as long as its process. Otherwise this process polls twice a second.
     """
-    told = by_kernel and _kernel_ends_with_parent()
-    if os.getppid() != parent:  # it ended before the kernel was told: another has adopted this one
+    watched = by_kernel and _set_parent_death_signal()
+    if os.getppid() != parent:  # it ended before the call above; another process adopted this one
         os._exit(1)
-    if not told:
-        threading.Thread(target=_look_for, args=[parent], daemon=True).start()
+    if not watched:
+        threading.Thread(target=_poll_parent, args=[parent], daemon=True).start()
 
 
-def _kernel_ends_with_parent() -> bool:
-    """Whether Linux has taken it over."""
+def _set_parent_death_signal() -> bool:
+    """Asks Linux to kill this process with its parent; whether it will."""
     if not sys.platform.startswith("linux"):
         return False
     library = ctypes.CDLL(None)
     return hasattr(library, "prctl") and library.prctl(_SET_PDEATHSIG, signal.SIGKILL) == 0
 
 
-def _look_for(parent: int) -> None:
+def _poll_parent(parent: int) -> None:
     while os.getppid() == parent:
-        time.sleep(LOOK_SECONDS)
+        time.sleep(POLL_SECONDS)
     os._exit(1)
 
 
-def _agent() -> int:
-    """The number of torchrun's process; 0 where it has ended already, and process 1 is none."""
+def _torchrun_pid() -> int:
+    """The pid of torchrun; 0 where it has ended already and init has adopted this process."""
     parent = os.getppid()
     try:
         words = Path(f"/proc/{parent}/cmdline").read_bytes()
@@ -83,38 +83,40 @@ def _agent() -> int:
     return parent if parent != 1 or b"python" in words or b"torchrun" in words else 0
 
 
-# --- waiting, after a signal has asked to stop ---
+# --- waits, once a signal has asked this process to stop ---
 
-_asked: list[tuple[float, int]] = []  # how long a wait may take since, and the exit code
-_ends: list[float] = []  # when the wait under way is over (time.monotonic)
-
-
-def wait_no_longer_than(seconds: float, exit_code: int) -> None:
-    """From now on; what then waits longer raises `StoppedError` with this exit code."""
-    if not _asked:
-        _asked.append((seconds, exit_code))
+_limit: list[tuple[float, int]] = []  # seconds that one wait may take, and the exit code
+_wait_end: list[float] = []  # when the current wait has taken too long (time.monotonic)
 
 
-def wait_as_long_as_it_takes() -> None:
-    _asked.clear()
-    _ends.clear()
+def limit_waits(seconds: float, exit_code: int) -> None:
+    """From now on a wait longer than `seconds` raises `StoppedError` with this exit code."""
+    if not _limit:
+        _limit.append((seconds, exit_code))
 
 
-def came() -> None:
-    """What was waited for; the next wait has all its time again."""
-    _ends.clear()
+def remove_wait_limit() -> None:
+    _limit.clear()
+    _wait_end.clear()
 
 
-def may_wait(what: str) -> None:
-    """Raises `StoppedError` where a signal has asked to stop, and this wait has taken too long.
+def end_wait() -> None:
+    """What was waited for has come; the next wait has its full time again."""
+    _wait_end.clear()
 
-    Its time begins with the first call, so that a long step takes nothing of it.
+
+def check_wait(what: str) -> None:
+    """Raises `StoppedError` if a signal has asked to stop and this wait has taken too long.
+
+    A wait is timed from its first call, so that a long step before it does not count.
     """
-    if not _asked:
+    if not _limit:
         return
-    seconds, exit_code = _asked[0]
-    if not _ends:
-        _ends.append(time.monotonic() + seconds)
-    elif time.monotonic() > _ends[0]:
-        said = f"stopped while waiting for {what} that did not come. What was saved before stands."
-        raise StoppedError(said, exit_code)
+    seconds, exit_code = _limit[0]
+    if not _wait_end:
+        _wait_end.append(time.monotonic() + seconds)
+    elif time.monotonic() > _wait_end[0]:
+        raise StoppedError(
+            f"stopped while waiting for {what} that did not come. The last checkpoint is kept.",
+            exit_code,
+        )

@@ -15,6 +15,8 @@ from rescue_cli.__main__ import main
 from rescue_cli.runs import pool
 from tests.engine_runs import ForkedWorker
 
+LONGEST = ("test_readme.py", "test_rates.py", "test_processes.py")
+
 
 class Ended(NamedTuple):
     """What a call of the command left."""
@@ -45,6 +47,11 @@ def pytest_configure() -> None:
             torch.set_num_threads(len(mine or every))
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest tests begin first, so that at the end no processor waits for one of them."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
+
+
 @pytest.fixture(autouse=True)
 def alike() -> Iterator[None]:
     """Draws and threads do not depend on the tests before, of which there are others at each load.
@@ -73,15 +80,20 @@ def _reason(report: pytest.TestReport) -> str:
 
 
 @pytest.fixture
-def rescue(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> Rescue:
-    """Runs the command in an empty folder, in this process, on a terminal 80 columns wide.
+def forked_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a command starts workers, they are forked from a process that has imported torch."""
+    monkeypatch.setattr(pool, "_start_process", ForkedWorker)
 
-    Where it starts workers for many runs, they are forked from a process that holds torch already.
-    """
+
+@pytest.fixture
+def rescue(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    forked_workers: None,  # noqa: ARG001
+) -> Rescue:
+    """Runs the command in an empty folder, in this process, on a terminal 80 columns wide."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(pool, "_started", ForkedWorker)
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.delenv("RESCUE_DATA", raising=False)
 

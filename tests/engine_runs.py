@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from multiprocessing.context import ForkContext, ForkServerContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -28,12 +29,14 @@ from safetensors.torch import load_file
 
 from rescue_cli.recipe import Recipe
 from rescue_cli.rundir import RunDirectory, read_json, read_metrics
-from rescue_cli.runs import environment, prepare
+from rescue_cli.runs.directory import prepare
+from rescue_cli.runs.environment import describe_environment
 from rescue_cli.sections.data import Dataset, Images
 
 CLOCK = ("seconds", "images_per_second", "waiting")  # what no two runs share in a line of metrics
 PATIENCE = 120.0  # seconds that anything may take on a busy machine
 NOT_ALLOWED = 77  # exit code where a test may not mount
+_fork = multiprocessing.get_context("fork")
 _processes = multiprocessing.get_context("forkserver")
 _processes.set_forkserver_preload(
     [
@@ -150,6 +153,7 @@ def _run(
     folder: Path | None,
 ) -> None:
     from rescue_cli.__main__ import main
+    from rescue_cli.runs import pool
     from rescue_cli.runs import worker as worker_module
 
     files = [os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) for path in (stdout, stderr)]
@@ -164,6 +168,7 @@ def _run(
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
     if shared_memory and not mount_shared_memory(shared_memory):
         sys.exit(NOT_ALLOWED)
+    setattr(pool, "_start_process", lambda given: ForkedWorker(given, _fork))  # noqa: B010
     worker_module.main() if worker else main()
 
 
@@ -215,8 +220,13 @@ def group_of(
     Each has one thread, since sums depend on their number, and so many loader `workers`.
     """
     cache = run.with_name("cache")
-    facts = environment(
-        recipe, verb="train", device="cpu", procs=count, workers=workers, cache=cache
+    facts = describe_environment(
+        verb="train",
+        seed=recipe.train.seed,
+        device="cpu",
+        procs=count,
+        workers=workers,
+        cache=cache,
     )
     run.mkdir(exist_ok=True)
     prepare(run, recipe, {**facts, "threads": 1}, resume=True)
@@ -237,12 +247,18 @@ def group_of(
 
 
 class ForkedWorker:
-    """What `rescue_cli.runs.pool` knows of the process that it starts; forked as above."""
+    """What `rescue_cli.runs.pool` knows of the process that it starts; forked as above.
 
-    def __init__(self, environment: Mapping[str, str]) -> None:
-        theirs, mine = (_processes.Pipe(duplex=False) for _ in range(2))
-        given = (theirs[0], mine[1], dict(environment))
-        self.process = _processes.Process(target=_serve, args=given)
+    A command that was forked itself forks its workers, which end with it.
+    """
+
+    def __init__(
+        self, environment: Mapping[str, str], context: ForkContext | ForkServerContext = _processes
+    ) -> None:
+        theirs, mine = (context.Pipe(duplex=False) for _ in range(2))
+        inherited = (theirs[1], mine[0]) if context is _fork else ()
+        given = (theirs[0], mine[1], dict(environment), os.getpid(), inherited)
+        self.process: BaseProcess = context.Process(target=_serve, args=given)
         self.process.start()
         self.stdin = os.fdopen(os.dup(theirs[1].fileno()), "w")
         self.stdout = os.fdopen(os.dup(mine[0].fileno()))
@@ -265,9 +281,20 @@ class ForkedWorker:
         self.terminate()
 
 
-def _serve(words: Connection, answers: Connection, environment: dict[str, str]) -> None:
+def _serve(
+    words: Connection,
+    answers: Connection,
+    environment: dict[str, str],
+    parent: int,
+    inherited: tuple[Connection, ...],
+) -> None:
+    from rescue_cli import lifetime
     from rescue_cli.runs import worker
 
+    if inherited:
+        lifetime.end_with(parent)
+    for end in inherited:
+        end.close()
     os.setsid()
     files = {0: words.fileno(), 1: answers.fileno(), 2: os.open(os.devnull, os.O_WRONLY)}
     _become(["rescue_cli.runs.worker", "-"], environment, files)

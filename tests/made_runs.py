@@ -15,13 +15,14 @@ import numpy as np
 from rescue_cli import recipe as recipes
 from rescue_cli.batch import Measurement
 from rescue_cli.build.evaluation import describe_protocol
-from rescue_cli.engine.evaluate import Predictions
 from rescue_cli.errors import DivergedError, RescueError
+from rescue_cli.metrics.names import measurement_stem
 from rescue_cli.recipe import Recipe, steps_per_epoch, total_steps
-from rescue_cli.rundir import RunDirectory, stem
-from rescue_cli.runs import directory
-from rescue_cli.runs.failure import leaving_word
+from rescue_cli.rundir import RunDirectory
+from rescue_cli.runs.environment import describe_environment
+from rescue_cli.runs.failure import record_failure
 from rescue_cli.sections.data import FACTS
+from rescue_cli.sections.task.classification import ClassificationResult
 
 IMAGES = 1000  # as many as fashion-mini's test set has
 SECONDS = 1.5  # of training an epoch
@@ -90,7 +91,7 @@ def made_run(
         entries.append(_entry(whole, set_name, tta or whole.eval.ttas[0], said))
         arrays.append(said.arrays([str(label) for label in range(_classes(whole))]))
     for entry, each in zip(entries, arrays, strict=True):
-        file = run.predictions(stem(entry, entries))
+        file = run.predictions(measurement_stem(entry, entries))
         file.parent.mkdir(exist_ok=True)
         np.savez_compressed(file, **each)
     per_epoch = steps_per_epoch(whole.train, _training_images(whole))
@@ -133,7 +134,7 @@ def made_failure(
 ) -> Path:
     """A run that ended with an error: no result, and the word that its worker left."""
     _begun(folder, recipe, (*overrides, f"train.seed={seed}"))
-    with contextlib.suppress(type(error)), leaving_word(RunDirectory(folder)):
+    with contextlib.suppress(type(error)), record_failure(RunDirectory(folder)):
         raise error
     return folder
 
@@ -151,10 +152,9 @@ def _begun(folder: Path, recipe: str, overrides: tuple[str, ...]) -> Recipe:
 
 @cache
 def _machine() -> dict[str, Any]:
-    return directory.environment(
-        recipes.load("quickstart"), verb="train", device="cpu", procs=1, workers=None,
-        cache=Path(".cache"),
-    )  # fmt: skip
+    return describe_environment(
+        verb="train", seed=0, device="cpu", procs=1, workers=None, cache=Path(".cache")
+    )
 
 
 def _classes(recipe: Recipe) -> int:
@@ -178,7 +178,7 @@ def _training_images(recipe: Recipe) -> int:
 
 def _predictions(
     recipe: Recipe, set_name: str, percent: float, seed: int, count: int
-) -> Predictions:
+) -> ClassificationResult:
     """Right on so many of the images, those that most networks find easy first."""
     classes = _classes(recipe)
     theirs, own = np.random.default_rng(list(set_name.encode())), np.random.default_rng([seed, 1])
@@ -189,10 +189,10 @@ def _predictions(
     top = (labels[:, None] + wrong[:, None] + np.arange(min(5, classes))) % classes
     probabilities = 0.5 + 0.5 * own.random(count) * ~wrong
     losses = np.where(wrong, 2.5, -np.log(probabilities))
-    return Predictions(labels, losses, probabilities, 10 * probabilities, top)
+    return ClassificationResult(labels, losses, probabilities, 10 * probabilities, top)
 
 
-def _entry(recipe: Recipe, set_name: str, tta: str, said: Predictions) -> dict[str, Any]:
+def _entry(recipe: Recipe, set_name: str, tta: str, said: ClassificationResult) -> dict[str, Any]:
     """As `result.json` lists it."""
     at = Measurement(recipe.eval.sizes[0], recipe.eval.crops[0], tta)
     resident = FACTS[recipe.data.name].size is not None

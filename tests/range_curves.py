@@ -15,10 +15,9 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from rescue_cli.analysis import curves as clues
 from rescue_cli.analysis import lr_range
-from rescue_cli.analysis.lr_range import Answer
-from rescue_cli.analysis.range_curves import Curves
+from rescue_cli.analysis.curves import suggest_rates
+from rescue_cli.analysis.lr_range import Curves, RangeTestResult
 
 Array = NDArray[np.float64]
 Shape = Literal["linear", "exponential"]
@@ -197,20 +196,20 @@ def turn_of(family: Family, setting: Setting, rng: np.random.Generator) -> float
 
 def answer(
     family: Family, setting: Setting, seeds: int, rng: np.random.Generator
-) -> tuple[float, Answer, Curves]:
+) -> tuple[float, RangeTestResult, Curves]:
     """The true rate, what the command would say, and the first run."""
     turn = turn_of(family, setting, rng)
     full = [curves(family, setting, turn, rng) for _ in range(seeds)]
     half = curves(family, setting, turn, rng, half=True)
-    readings = [lr_range.reading(one) for one in full]
-    return turn, lr_range.answer(readings, lr_range.reading(half), 1.0), full[0]
+    readings = [lr_range.estimate_max_lr(one) for one in full]
+    return turn, lr_range.combine_estimates(readings, lr_range.estimate_max_lr(half), 1.0), full[0]
 
 
 # --- the rules of others, on the first run's losses ---
 
 
 def valley(one: Curves) -> float | None:
-    return clues.suggestions(one.rates, one.train_losses)["valley"]
+    return suggest_rates(one.rates, one.train_losses)["valley"]
 
 
 def lightning(one: Curves) -> float | None:

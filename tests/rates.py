@@ -12,11 +12,22 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from rescue_cli.analysis import bootstrap as scenes
-from rescue_cli.analysis import robust, sequential, stats
-from rescue_cli.analysis.compare import CHANCE, pairs_of
-from rescue_cli.analysis.sides import Operand
-from rescue_cli.analysis.stats import Sample, difference, interval, paired_difference, sample
+from rescue_cli.analysis import stats
+from rescue_cli.analysis.bootstrap import bootstrap_difference
+from rescue_cli.analysis.compare import CHANCE, compare_pairs
+from rescue_cli.analysis.interim import level_per_look, plan_looks
+from rescue_cli.analysis.sides import Side
+from rescue_cli.analysis.stats import (
+    Sample,
+    is_skewed,
+    paired_t_test,
+    probability_of_superiority,
+    sample,
+    sign_flip_test,
+    t_interval,
+    two_sample_permutation_test,
+    welch_test,
+)
 
 SIZES = (2, 3, 5, 10, 100)
 Draw = Callable[[np.random.Generator, int], NDArray[np.float64]]
@@ -70,8 +81,8 @@ def lognormal(rng: np.random.Generator, n: int) -> NDArray[np.float64]:
 MEANS = {normal: 90.0, minority: 89.7, lognormal: 90 - 0.3 * math.exp(0.5)}
 
 
-def side(name: str, values: NDArray[np.float64]) -> Operand:
-    return Operand(name, sample(values), dict(enumerate(values)))
+def side(name: str, values: NDArray[np.float64]) -> Side:
+    return Side(name, sample(values), dict(enumerate(values)))
 
 
 # --- what is printed, each with its nominal rate ---
@@ -81,7 +92,7 @@ def mean_covered(draw: Draw, n: int, trials: int) -> Rate:
     """The interval of a sweep's mean."""
 
     def covers(rng: np.random.Generator) -> bool:
-        band = interval(sample(draw(rng, n)))
+        band = t_interval(sample(draw(rng, n)))
         return band is not None and band[0] <= MEANS[draw] <= band[1]  # type: ignore[index]
 
     return over(0.95, trials, covers)
@@ -96,7 +107,7 @@ def welch(n: int, trials: int, *, ratio: float = 1.0, more: int = 1, shared: flo
         own = math.sqrt(1 - shared)
         a = common[:n] + own * rng.normal(size=n)
         b = ratio * (common + own * rng.normal(size=n * more))
-        p = difference(sample(a), sample(b)).p
+        p = welch_test(sample(a), sample(b)).p
         return p is not None and p < 0.05
 
     return over(0.05, trials, claims)
@@ -107,7 +118,7 @@ def pairs(n: int, trials: int) -> Rate:
 
     def claims(rng: np.random.Generator) -> bool:
         seed = rng.normal(size=n)
-        p = paired_difference(seed + rng.normal(size=n), seed + rng.normal(size=n)).p
+        p = paired_t_test(seed + rng.normal(size=n), seed + rng.normal(size=n)).p
         return p is not None and p < 0.05
 
     return over(0.05, trials, claims)
@@ -118,7 +129,7 @@ def difference_covered(n: int, trials: int) -> Rate:
 
     def covers(rng: np.random.Generator) -> bool:
         a, b = rng.normal(0, 1, n), rng.normal(1, 2, n)
-        band = difference(sample(a), sample(b)).interval()
+        band = welch_test(sample(a), sample(b)).interval()
         return band is not None and band[0] <= 1 <= band[1]
 
     return over(0.95, trials, covers)
@@ -126,12 +137,14 @@ def difference_covered(n: int, trials: int) -> Rate:
 
 def permuted(n: int, trials: int) -> Rate:
     """False claims by exchanging runs."""
-    return over(0.05, trials, lambda rng: robust.exchanges(normal(rng, n), normal(rng, n)) < 0.05)
+    return over(
+        0.05, trials, lambda rng: two_sample_permutation_test(normal(rng, n), normal(rng, n)) < 0.05
+    )
 
 
 def flipped(n: int, trials: int) -> Rate:
     """False claims by flipping the signs of differences."""
-    return over(0.05, trials, lambda rng: robust.sign_flips(normal(rng, n) - normal(rng, n)) < 0.05)
+    return over(0.05, trials, lambda rng: sign_flip_test(normal(rng, n) - normal(rng, n)) < 0.05)
 
 
 def claimed(draw: Draw, n: int, trials: int, more: int = 1) -> Rate:
@@ -141,7 +154,7 @@ def claimed(draw: Draw, n: int, trials: int, more: int = 1) -> Rate:
     """
 
     def claims(rng: np.random.Generator) -> bool:
-        (pair,) = pairs_of([side("a", draw(rng, n)), side("b", draw(rng, n * more))])
+        (pair,) = compare_pairs([side("a", draw(rng, n)), side("b", draw(rng, n * more))])
         return " is better than " in pair["claim"]
 
     return over(0.05, trials, claims)
@@ -149,15 +162,15 @@ def claimed(draw: Draw, n: int, trials: int, more: int = 1) -> Rate:
 
 def warned(draw: Draw, n: int, trials: int) -> Rate:
     """Samples that `compare` calls skewed."""
-    return over(0.01, trials, lambda rng: robust.is_skewed(draw(rng, n)))
+    return over(0.01, trials, lambda rng: is_skewed(draw(rng, n)))
 
 
 def one_run(n: int, trials: int, ratio: float = 1.0) -> Rate:
     """Single runs of one recipe said to be above or below a sweep, on the stated assumption."""
 
     def says(rng: np.random.Generator) -> bool:
-        alone = Operand("b", Sample(float(rng.normal(0, ratio)), None, 1))
-        (pair,) = pairs_of([side("a", rng.normal(0, 1, n)), alone])
+        alone = Side("b", Sample(float(rng.normal(0, ratio)), None, 1))
+        (pair,) = compare_pairs([side("a", rng.normal(0, 1, n)), alone])
         assert " is better than " not in pair["claim"]
         return pair["p"] is not None and pair["p"] < 0.05
 
@@ -179,7 +192,7 @@ def family(n: int, trials: int) -> tuple[Rate, Rate]:
     wrong, whole = 0, 0
     rng = np.random.default_rng(7)
     for _ in range(trials):
-        found = pairs_of([side(str(i), normal(rng, n)) for i in range(4)])
+        found = compare_pairs([side(str(i), normal(rng, n)) for i in range(4)])
         wrong += any(pair["p"] < 0.05 for pair in found)
         whole += all(pair["low"] <= 0 <= pair["high"] for pair in found)
     return Rate(0.05, wrong, trials), Rate(0.95, whole, trials)
@@ -190,7 +203,7 @@ def joint_intervals(n: int, trials: int) -> Rate:
 
     def cover(rng: np.random.Generator) -> bool:
         shifts = np.array([0.0, 0.0, 0.5, 1.0])
-        found = pairs_of([side(str(i), normal(rng, n) + shifts[i]) for i in range(4)])
+        found = compare_pairs([side(str(i), normal(rng, n) + shifts[i]) for i in range(4)])
         true = [shifts[int(pair["b"])] - shifts[int(pair["a"])] for pair in found]
         return all(p["low"] <= t <= p["high"] for p, t in zip(found, true, strict=True))
 
@@ -204,7 +217,7 @@ def beats(n: int, trials: int, shift: float) -> Rate:
     truth = float(ndtr(shift / math.sqrt(2)))
 
     def covers(rng: np.random.Generator) -> bool:
-        _, low, high = robust.superiority(rng.normal(0, 1, n), rng.normal(shift, 1, n))
+        _, low, high = probability_of_superiority(rng.normal(0, 1, n), rng.normal(shift, 1, n))
         return low <= truth <= high
 
     return over(0.95, trials, covers)
@@ -215,7 +228,7 @@ def inside_expected(n: int, trials: int, published: int = 4) -> Rate:
 
     def outside(rng: np.random.Generator) -> bool:
         claim, ours = sample(normal(rng, published)), sample(normal(rng, n))
-        p = difference(claim, ours).p
+        p = welch_test(claim, ours).p
         return p is not None and p < 0.05
 
     return over(0.05, trials, outside)
@@ -225,7 +238,7 @@ def wilson(accuracy: float, count: int, trials: int) -> Rate:
     """The interval of one network's accuracy."""
 
     def covers(rng: np.random.Generator) -> bool:
-        low, high = stats.wilson(int(rng.binomial(count, accuracy)), count)
+        low, high = stats.wilson_interval(int(rng.binomial(count, accuracy)), count)
         return low <= 100 * accuracy <= high
 
     return over(0.95, trials, covers)
@@ -237,7 +250,7 @@ def mcnemar(images: int, trials: int) -> Rate:
     def claims(rng: np.random.Generator) -> bool:
         hard = rng.random(images)
         a, b = (rng.random(images) < 0.98 - 0.4 * (hard < 0.2) for _ in range(2))
-        return stats.mcnemar(a, b)[2] < 0.05
+        return stats.mcnemar_test(a, b)[2] < 0.05
 
     return over(0.05, trials, claims)
 
@@ -247,7 +260,7 @@ def scene_bootstrap(count: int, trials: int, draws: int) -> Rate:
 
     def claims(rng: np.random.Generator) -> bool:
         counts = [_segmented(rng, shared) for shared in [_drawn(rng, count)] * 2]
-        found = scenes.bootstrap({"counts": counts[0]}, {"counts": counts[1]}, draws)
+        found = bootstrap_difference({"counts": counts[0]}, {"counts": counts[1]}, draws)
         return "p" in found and found["p"] < 0.05
 
     return over(0.05, trials, claims)
@@ -275,10 +288,10 @@ def sequentially(most: int, trials: int, draw: Draw = normal) -> Rate:
 
     def claims(rng: np.random.Generator) -> bool:
         a, b = draw(rng, 10), draw(rng, most)
-        looks = sequential.looks(most)
-        level = sequential.level(looks)
+        looks = plan_looks(most)
+        level = level_per_look(looks)
         return any(
-            (p := pairs_of([side("a", a), side("b", b[:n])], level=level)[0]["p"]) is not None
+            (p := compare_pairs([side("a", a), side("b", b[:n])], level=level)[0]["p"]) is not None
             and p < level
             for n in looks
         )
@@ -291,7 +304,7 @@ def looked_after_every_seed(most: int, trials: int) -> Rate:
 
     def claims(rng: np.random.Generator) -> bool:
         a, b = normal(rng, 10), normal(rng, most)
-        found = (difference(sample(a), sample(b[:n])).p for n in range(3, most + 1))
+        found = (welch_test(sample(a), sample(b[:n])).p for n in range(3, most + 1))
         return any(p is not None and p < 0.05 for p in found)
 
     return over(0.05, trials, claims)
@@ -299,17 +312,17 @@ def looked_after_every_seed(most: int, trials: int) -> Rate:
 
 def planned_runs(n: int, trials: int) -> tuple[Rate, Rate]:
     """Pilots of n runs whose plan has the power of 80 %: by the upper bound, and by their std."""
-    from rescue_cli.analysis import power
+    from rescue_cli.analysis.stats import runs_needed
 
-    enough = power.needed(0.5, 1.0, 0.05, paired=False)
+    enough = runs_needed(0.5, 1.0, 0.05, paired=False)
     assert enough is not None
     by_bound = by_std = 0
     rng = np.random.default_rng(7)
     for _ in range(trials):
-        found = difference(sample(rng.normal(0, 1, n)), sample(rng.normal(0, 1, n)))
+        found = welch_test(sample(rng.normal(0, 1, n)), sample(rng.normal(0, 1, n)))
         assert found.std is not None
         by_bound += (found.needed(0.5) or 0) >= enough
-        by_std += (power.needed(0.5, found.std, 0.05, paired=False) or 0) >= enough
+        by_std += (runs_needed(0.5, found.std, 0.05, paired=False) or 0) >= enough
     return Rate(0.8, by_bound, trials), Rate(0.5, by_std, trials)
 
 
@@ -318,7 +331,7 @@ def best_of(n: int, trials: int) -> Rate:
     rng = np.random.default_rng(7)
     inside, band = 0, (0.0, 0.0)
     for number in range(trials + 1):
-        found = stats.chosen_best(rng.normal(0, 1, n), rng.normal(0, 1, n), draws=1000)
+        found = stats.best_seed_bias(rng.normal(0, 1, n), rng.normal(0, 1, n), draws=1000)
         inside += bool(number) and band[0] <= found.inflation[0] <= band[1]
         band = found.inflation[1:]
     return Rate(0.95, inside, trials)
@@ -329,7 +342,7 @@ def correlated(n: int, trials: int) -> Rate:
 
     def covers(rng: np.random.Generator) -> bool:
         a = rng.normal(size=n)
-        _, low, high = stats.correlation(a, 0.6 * a + 0.8 * rng.normal(size=n))
+        _, low, high = stats.correlation_interval(a, 0.6 * a + 0.8 * rng.normal(size=n))
         return low <= 0.6 <= high
 
     return over(0.95, trials, covers)

@@ -17,23 +17,24 @@ LAYERS = (
     {"formatting", "lifetime", "metrics"},
     {"rundir", "recipe", "distributed", "rng"},
     {"batch"},
-    {"sections/annotations", "sections/heads"},  # what several sections share
+    {"sections/annotations", "sections/heads", "sections/tta"},  # what several sections share
     {"sections/task", "sections/data", "sections/sampling", "sections/augment", "sections/mix",
      "sections/selection", "sections/model", "sections/teacher", "sections/loss", "sections/optim",
-     "sections/schedule", "sections/averaging", "sections/tta"},
+     "sections/schedule", "sections/averaging"},
     {"engine"},
     {"build"},
-    {"predict", "runs", "estimate", "bench"},
+    {"inference", "runs", "estimate", "bench"},
     {"analysis"},
     {"report"},
+    {"api"},
     {"cli"},
     {"__main__"},
 )  # fmt: skip
 LAYER = {room: number for number, rooms in enumerate(LAYERS) for room in rooms}
 SLOW = {"timm", "torchvision", "scipy", "matplotlib"}
 WITHOUT_TORCH = {
-    "errors", "formatting", "lifetime", "metrics", "rundir", "recipe", "analysis", "report", "cli",
-    "runs",
+    "errors", "formatting", "lifetime", "metrics", "rundir", "recipe", "analysis", "report", "api",
+    "cli", "runs",
 }  # fmt: skip
 # What only the process that trains imports
 TRAINING = {PACKAGE / "runs" / f"{name}.py" for name in ("worker", "result", "failure", "overlays")}
@@ -103,7 +104,7 @@ def test_slow_libraries_are_imported_only_where_they_are_used() -> None:
 
 
 def test_reports_and_recipes_never_import_torch() -> None:
-    rooms = WITHOUT_TORCH - {"cli", "runs"}  # these two ask it for devices and for torchrun
+    rooms = WITHOUT_TORCH - {"api", "cli", "runs"}  # these ask it for devices and for torchrun
     offending = [
         f"{file.relative_to(PACKAGE)}:{line} imports {name}"
         for file in MODULES

@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from rescue_cli.cli import main
-from tests import drawn_scenes
+from tests import drawn_data
 
 README = Path(__file__).parents[1] / "README.md"
 # What is written -> what is run. `make` lines are not run here; the rest is as written.
@@ -21,7 +21,7 @@ SMALL = "--smoke model.name=test_resnet data.train_size=64 eval.sizes=[64]"
 SUBSTITUTIONS = {
     "--recipe myrtle-baseline data.root=DATA": "--recipe myrtle-baseline data.root=CIFAR --smoke",
     "data.name=folder data.root=DATA --subset 100:50": f"data.name=folder data.root=FOLDER {SMALL}",
-    "data.root=DATA --gpus 4": f"data.root=IMAGENET --procs 1 {SMALL}",
+    "data.root=DATA --gpus 4": f"data.root=IMAGENET {SMALL}",
     "data.root=DATA --dry-run": "data.root=nowhere --dry-run",  # 1,281,167 images then
     "--model regnety_040 --epochs 50 data.root=DATA": (
         "--model regnety_040 --epochs 50 data.root=nowhere train.precision=float32 --dry-run"
@@ -111,8 +111,8 @@ def places(tmp_path: Path) -> dict[str, str]:
         "CIFAR": str(tmp_path / "cifar"),
         "IMAGENET": str(tmp_path / "imagenet"),
         "FOLDER": str(tmp_path / "folder"),
-        "VOC": str(drawn_scenes.voc(tmp_path / "voc")),
-        "MASKS": str(drawn_scenes.masks(tmp_path / "masks")),
+        "VOC": str(drawn_data.voc(tmp_path / "voc")),
+        "MASKS": str(drawn_data.masks(tmp_path / "masks")),
         "IMAGE": str(image),
         "WEIGHTS": str(weights),
         "PHOTOS": str(tmp_path / "folder"),
@@ -141,6 +141,7 @@ def substituted(line: str, places: dict[str, str]) -> str:
 
 # torch's elastic agent leaves the log files of its processes to the garbage collector
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.usefixtures("forked_workers")
 def test_every_command_of_the_readme_runs(
     places: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -153,6 +154,16 @@ def test_every_command_of_the_readme_runs(
             failed.append(command)
     assert len(lines) > 15
     assert failed == []
+
+
+def test_the_python_of_the_readme_runs(
+    places: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (code,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    fewer = code.replace('"optim.lr=0.3"', '"data.subset=[256,64]", "train.epochs=1"')
+    assert fewer != code
+    exec(compile(fewer.replace("IMAGE", places["IMAGE"]), "README.md", "exec"), {})
 
 
 def test_every_console_line_is_a_command_that_is_run_or_make() -> None:

@@ -51,9 +51,11 @@ def test_the_wheel_holds_recipes_data_and_licences_and_no_tests(wheel: Path) -> 
         sizes = {entry.filename: entry.file_size for entry in archive.infolist()}
     shipped = {str(file.relative_to(recipes_folder())) for file in names().values()}
     assert {f"rescue_cli/recipes/{file}" for file in shipped} <= held
-    assert {"rescue_cli/sections/data/files/fashion-mini.npz.xz"} <= held
+    assert {"rescue_cli/sections/data/files/fashion-mini.npz.xz", "rescue_cli/py.typed"} <= held
     assert sizes["rescue_cli/sections/data/files/fashion-mini.npz.xz"] <= 3_000_000
     assert "rescue_cli/sections/data/files/FASHION-MNIST-LICENSE" in held
+    templates = (CHECKOUT / "rescue_cli" / "report" / "templates").glob("*.html")
+    assert {f"rescue_cli/report/templates/{file.name}" for file in templates} <= held
     licences = {name.rpartition("/")[2] for name in held if ".dist-info/licenses/" in name}
     assert licences == {"LICENSE", "FASHION-MNIST-LICENSE"}
     unwanted = ("/test_", "tests/", ".pyc", "Makefile")

@@ -10,13 +10,11 @@ from typing import NamedTuple
 import numpy as np
 
 from rescue_cli import recipe as recipes
-from rescue_cli.analysis.lr_range import Ramp
-from rescue_cli.analysis.range_curves import Curves
-from rescue_cli.analysis.sides import Operand
+from rescue_cli.analysis.lr_range import Curves, Ramp
+from rescue_cli.analysis.sides import Side
 from rescue_cli.analysis.stats import sample
-from rescue_cli.analysis.tuning import Outcome, Search
+from rescue_cli.analysis.tuning import Outcome, Search, judge
 from rescue_cli.recipe import Recipe
-from rescue_cli.report.tuned import judged
 
 BASE = recipes.load("quickstart")
 LOWEST = 0.45  # loss of the best recipe of a world
@@ -107,9 +105,9 @@ def searched(world: World, noise: float, seeds: int, random: np.random.Generator
         loss = seen(recipe)
         return Outcome(name, [loss], [100 - POINTS * loss], diverged=loss == math.inf)
 
-    def judge(name: str, recipe: Recipe) -> Operand:
+    def measured(name: str, recipe: Recipe) -> Side:
         values = {seed: 100 - POINTS * seen(recipe) for seed in range(seeds)}
-        return Operand(name, sample(list(values.values())), values)
+        return Side(name, sample(list(values.values())), values)
 
     search = Search(BASE, run)
     search.rate(64, "", 1.0, world.ramp)
@@ -118,7 +116,7 @@ def searched(world: World, noise: float, seeds: int, random: np.random.Generator
     if search.recipe == BASE:
         return Ended(changed=False, gain=0.0, written=False)
     gain = 1 - world.loss(search.recipe) / world.loss(BASE)
-    better = judged(judge("base", BASE), judge("tuned", search.recipe)).better
+    better = judge(measured("base", BASE), measured("tuned", search.recipe)).better
     return Ended(changed=True, gain=gain, written=better)
 
 

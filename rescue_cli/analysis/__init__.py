@@ -1,1 +1,1 @@
-"""What finished runs say: statistics, comparisons, curves; nothing here imports torch."""
+"""Statistics, comparisons and curves of finished runs; nothing here imports torch."""

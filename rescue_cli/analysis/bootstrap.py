@@ -1,4 +1,4 @@
-"""Two detectors, or two segmentations, on the same scenes: how sure is their difference?"""
+"""The uncertainty of a difference between two detectors or segmentation networks."""
 
 import math
 from collections.abc import Mapping
@@ -7,29 +7,27 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from rescue_cli.analysis.power import t_quantile
-from rescue_cli.analysis.stats import LEVEL
+from rescue_cli.analysis.stats import LEVEL, t_quantile
 from rescue_cli.metrics import average_precision
 
-Arrays = Mapping[str, NDArray[Any]]  # as `predictions/SET.npz` has them
+Arrays = Mapping[str, NDArray[Any]]  # of `predictions/SET.npz`
 DRAWS = 4000
-FEWEST = 10  # scenes
+FEWEST = 10  # images
 
 
-def kind_of(arrays: Arrays) -> Literal["detection", "segmentation"] | None:
-    """What was measured, by what is stored; None where images have labels."""
+def task_of(arrays: Arrays) -> Literal["detection", "segmentation"] | None:
+    """The task, by what is stored; None for classification."""
     if "detections" in arrays:
         return "detection"
     return "segmentation" if "counts" in arrays else None
 
 
-def bootstrap(a: Arrays, b: Arrays, draws: int = DRAWS) -> dict[str, Any]:
-    """The interval of b's score less a's over scenes drawn anew, the same for both (Efron 1979).
+def bootstrap_difference(a: Arrays, b: Arrays, draws: int = DRAWS) -> dict[str, Any]:
+    """b's score less a's with images resampled, the same for both (paired bootstrap, Efron 1979).
 
-    Quantiles of a bootstrap are too close together for few scenes; here they are those that a
-    t-interval of as many scenes would take (Hesterberg 2015, the expanded percentile interval), and
-    `p` is the level at which that interval reaches no difference. Empty where the scenes are not
-    the same.
+    Percentile intervals are too narrow for few images; here the percentiles are expanded to those
+    of a t-interval (Hesterberg 2015), and `p` is the level at which the interval reaches 0. Empty
+    where the images are not the same.
     """
     first, second = _Scored(a), _Scored(b)
     if first.count != second.count or not np.array_equal(first.there, second.there):
@@ -37,29 +35,29 @@ def bootstrap(a: Arrays, b: Arrays, draws: int = DRAWS) -> dict[str, Any]:
     count = first.count
     from scipy.special import ndtr, ndtri, stdtr
 
-    how = f"bootstrap over {count} scenes, {draws} draws"
+    how = f"paired bootstrap over {count} images, {draws} draws"
     if count < FEWEST:
-        return {"how": f"{count} scenes are too few for a bootstrap, which takes {FEWEST}"}
+        return {"how": f"{count} images are too few for a bootstrap, which needs {FEWEST}"}
     rng = np.random.default_rng(0)
     drawn = rng.multinomial(count, np.full(count, 1 / count), size=draws)
-    found = np.array([second.score(times) - first.score(times) for times in drawn])
+    differences = np.array([second.score(times) - first.score(times) for times in drawn])
     wide = math.sqrt(count / (count - 1))
     tail = float(ndtr(-wide * t_quantile(count - 1, LEVEL)))
-    low, high = np.quantile(found, [tail, 1 - tail])
-    beyond = max(min((found <= 0).mean(), (found >= 0).mean()), 1 / draws)
+    low, high = np.quantile(differences, [tail, 1 - tail])
+    beyond = max(min((differences <= 0).mean(), (differences >= 0).mean()), 1 / draws)
     p = 2 * float(stdtr(count - 1, ndtri(beyond) / wide))
     return {"low": float(low), "high": float(high), "p": min(1.0, p), "how": how}
 
 
 class _Scored:
-    """A run's scenes, so that its score over any choice of them is quickly had."""
+    """A run's predictions, prepared so that any resample of the images is scored quickly."""
 
     def __init__(self, arrays: Arrays) -> None:
-        self.detects = kind_of(arrays) == "detection"
+        self.detects = task_of(arrays) == "detection"
         if self.detects:
             self.count, self.there = int(arrays["count"]), arrays["truths"]
             classes = len(arrays["classes"])
-            self.judged = average_precision.judged(
+            self.judged = average_precision.judge_detections(
                 arrays["detections"], self.there, self.count, classes
             )
         else:
@@ -67,8 +65,10 @@ class _Scored:
             self.count, self.there = len(self.counts), self.counts[:, 2]
 
     def score(self, times: NDArray[np.int64]) -> float:
-        """Percent, each scene counted so many times."""
+        """The score in percent, with each image counted `times` (images,) times."""
         if self.detects:
-            return average_precision.mean(average_precision.average_precisions(self.judged, times))
+            return average_precision.mean_over_classes(
+                average_precision.average_precisions(self.judged, times)
+            )
         summed = np.tensordot(times, self.counts, axes=1)
-        return average_precision.mean(average_precision.overlap_of_classes(summed))
+        return average_precision.mean_over_classes(average_precision.class_iou(summed))

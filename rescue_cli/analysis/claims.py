@@ -1,4 +1,4 @@
-"""The sentences of a comparison: what may be claimed of a pair, and what stands below it."""
+"""The sentences of a comparison: what may be claimed of a pair, and the details below it."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,100 +11,94 @@ def is_claimed(pair: Mapping[str, Any], level: float) -> bool:
     return pair["about"] == "recipes" and bool(pair["p"] < level)
 
 
-def claim(pair: Mapping[str, Any], level: float, *, on: str | None) -> str:
-    """What may be said of a pair, by what its test speaks of; `on` names a further test set."""
-    about = {"recipes": _recipes, "assumed": _assumed, "networks": _networks, "nothing": _nothing}
-    said = about[pair["about"]](pair, level)
-    return " ".join([f"On {on}: {said}" if on else said, *_caveats(pair)])
+def claim_sentence(pair: Mapping[str, Any], level: float, *, on: str | None) -> str:
+    """What may be claimed of a pair; `on` names the test set where it is not the main one."""
+    write = {"recipes": _recipes, "assumed": _assumed, "networks": _networks, "nothing": _untested}
+    sentence = write[pair["about"]](pair, level)
+    return " ".join([f"On {on}: {sentence}" if on else sentence, *_caveats(pair)])
 
 
 def _recipes(pair: Mapping[str, Any], level: float) -> str:
-    size = abs(pair["difference"])
     if is_claimed(pair, level):
         better, worse = _ordered(pair)
-        return f"{better} is better than {worse} by {size:.2f} points ({_evidence(pair)})."
-    return (
-        f"No difference between {pair['a']} and {pair['b']} may be claimed: {size:.2f} points "
-        f"({_evidence(pair)}). {_power(pair)}"
+        return f"{better} is better than {worse} by {_size(pair)}."
+    return f"No significant difference between {pair['a']} and {pair['b']}: {_size(pair)}. " + (
+        _power(pair)
     )
 
 
 def _assumed(pair: Mapping[str, Any], level: float) -> str:
-    """Of a side without a spread of its own: a single run, or a published mean."""
-    taken, size = pair["assumes"], f"{abs(pair['difference']):.2f} points ({_evidence(pair)})"
-    known = "there is one run" if taken["runs"] == 1 else f"the {taken['runs']} runs have no std"
-    holds = f"runs of {taken['alone']} scatter like those of {taken['like']}"
-    assumed = f"{holds}, which is assumed: of {taken['alone']} {known}."
+    """For a side without a spread of its own: a single run, or a published mean."""
+    alone, like, runs = (pair["assumes"][key] for key in ("alone", "like", "runs"))
+    why = f"there is one run of {alone}" if runs == 1 else f"the {runs} runs of {alone} have no std"
+    assumption = f"assuming that runs of {alone} scatter like those of {like}: {why}."
     if pair["p"] < level:
         better, worse = _ordered(pair)
-        return f"{better} is above {worse} by {size} if {assumed}"
+        return f"{better} is above {worse} by {_size(pair)}, {assumption}"
     return (
-        f"No difference between {pair['a']} and {pair['b']} may be claimed: {size}, even if "
-        f"{assumed} {_power(pair)}"
+        f"No significant difference between {pair['a']} and {pair['b']}: {_size(pair)}, "
+        f"{assumption} {_power(pair)}"
     )
 
 
 def _networks(pair: Mapping[str, Any], level: float) -> str:
-    """Of two single runs on the same images."""
-    size = abs(pair["difference"])
+    """For two single runs on the same images."""
     if pair["p"] >= level:
-        return (
-            f"No difference between these two networks, {pair['a']} and {pair['b']}, may be "
-            f"claimed: {size:.2f} points ({_evidence(pair)})."
-        )
+        networks = f"the networks {pair['a']} and {pair['b']}"
+        return f"No significant difference between {networks}: {_size(pair)}."
     better, worse = _ordered(pair)
     return (
-        f"On these images the network {better} is better than {worse} by {size:.2f} points "
-        f"({_evidence(pair)}). Of their recipes nothing may be claimed from one run each: where "
-        f"seeds of one recipe have a standard deviation of {pair['seed_noise']:.2f} points or "
-        "more, two of them differ as much by chance."
+        f"On these images the network {better} is better than {worse} by {_size(pair)}. One run "
+        "each says nothing about the recipes: with a standard deviation between seeds of "
+        f"{pair['seed_noise']:.2f} points or more, two runs of one recipe differ by as much in "
+        "5 % of cases or more."
     )
 
 
-def _nothing(pair: Mapping[str, Any], _level: float) -> str:
-    n = pair["n"]
-    runs = "one run each" if n == [1, 1] else f"{n[0]} and {n[1]} runs that have no spread"
+def _untested(pair: Mapping[str, Any], _level: float) -> str:
+    first, second = pair["n"]
+    runs = "one run each" if first == second == 1 else f"{first} and {second} runs"
     return (
-        f"Nothing may be claimed of {pair['a']} and {pair['b']}: "
-        f"{abs(pair['difference']):.2f} points, {runs}. Without a spread no test is possible."
+        f"{pair['a']} and {pair['b']} differ by {abs(pair['difference']):.2f} points; {runs}: "
+        "without a spread no test is possible."
     )
 
 
 def _caveats(pair: Mapping[str, Any]) -> list[str]:
     """What a claim must not be read without."""
-    found = []
-    lost = [
+    caveats = []
+    incomplete = [
         f"{runs} of {pair[side]}"
-        for side, runs, gone in zip(("a", "b"), pair["runs"], pair["lost"], strict=True)
-        if gone
+        for side, runs, lost in zip(("a", "b"), pair["runs"], pair["lost"], strict=True)
+        if lost
     ]
-    if lost:
-        found.append(f"This compares the runs that ended: {' and '.join(lost)}.")
+    if incomplete:
+        caveats.append(f"Only finished runs are compared: {' and '.join(incomplete)}.")
     if pair["skewed"] and pair["p"] is not None:
-        found.append(
-            f"Skewed: {' and '.join(pair['skewed'])}; p is the larger of the t-test's and that by "
-            "permutation. See the medians."
+        caveats.append(
+            f"Skewed: {' and '.join(pair['skewed'])}. p is the larger of the t-test's and the "
+            "permutation test's; see the medians."
         )
-    return found
+    return caveats
 
 
-def _evidence(pair: Mapping[str, Any]) -> str:
-    """`p = 0.034, 95 % interval 0.10 to 0.42`, of the better less the worse."""
+def _size(pair: Mapping[str, Any]) -> str:
+    """`0.26 points (p = 0.034, 95 % interval 0.10 to 0.42)`, of the better less the worse."""
+    size, p = f"{abs(pair['difference']):.2f} points", f"p = {pair['p']:.2g}"
     if pair["low"] is None:
-        return f"p = {pair['p']:.2g}"
+        return f"{size} ({p})"
     sign = 1 if pair["difference"] > 0 else -1
     low, high = sorted((sign * pair["low"], sign * pair["high"]))
-    return f"p = {pair['p']:.2g}, 95 % interval {low:.2f} to {high:.2f}"
+    return f"{size} ({p}, 95 % interval {low:.2f} to {high:.2f})"
 
 
 def _power(pair: Mapping[str, Any]) -> str:
-    """What these runs could have seen, and what it takes to see what is wanted."""
-    seen = f"Smallest detectable difference with these runs: {pair['detectable']:.2f} points."
+    """What these runs can detect, and how many runs the wanted difference takes."""
+    detectable = f"Smallest detectable difference with these runs: {pair['detectable']:.2f} points."
     if pair["want"] is None:
-        return seen
-    if pair["needed"] is None:
-        return f"{seen} To see {pair['want']:g} points takes over a million runs of each."
-    return f"{seen} To see {pair['want']:g} points in 4 of 5 cases: {pair['needed']} runs of each."
+        return detectable
+    needed = "more than a million" if pair["needed"] is None else pair["needed"]
+    return f"{detectable} To detect {pair['want']:g} points in 4 of 5 cases: {needed} runs of each."
 
 
 def _ordered(pair: Mapping[str, Any]) -> tuple[str, str]:
@@ -113,56 +107,64 @@ def _ordered(pair: Mapping[str, Any]) -> tuple[str, str]:
     return (names[1], names[0]) if pair["difference"] > 0 else names
 
 
-def details(pair: Mapping[str, Any]) -> list[str]:
-    """What stands below a claim: the test, other views of the same runs, and equal lengths."""
-    return [line for line in (_test(pair), *_views(pair), *_equal(pair)) if line]
+def detail_lines(pair: Mapping[str, Any]) -> list[str]:
+    """The lines below a claim: the test, other views of the same runs, and equal budgets."""
+    return [line for line in (_test(pair), *_views(pair), *_at_equal_budgets(pair)) if line]
 
 
 def _test(pair: Mapping[str, Any]) -> str:
     corrected = "p_uncorrected" in pair
     if not pair["how"]:
         return ""
-    how: str = pair["how"] + (", p corrected over all tests (Holm), intervals joint" * corrected)
+    test: str = pair["how"]
+    if corrected:
+        test += ", p corrected for all tests (Holm), simultaneous intervals (Bonferroni)"
     if (p := pair["permutation_p"]) is not None:
-        how += f"; by permutation p = {p:.2g}" + (", uncorrected" * corrected)
-    return how
+        test += f"; permutation test: p = {p:.2g}" + (", uncorrected" * corrected)
+    return test
 
 
 def _views(pair: Mapping[str, Any]) -> list[str]:
-    found = []
+    lines = []
     if (r := pair["correlation"]) is not None:
-        found.append(f"correlation of equal seeds {r:.2f}")
+        lines.append(f"correlation between equal seeds: {r:.2f}")
     if pair["superiority"] is not None:
-        chance, low, high = (100 * x for x in pair["superiority"])
-        found.append(
-            f"a run of {pair['b']} beats one of {pair['a']} with probability {chance:.0f} % "
-            f"({low:.0f} to {high:.0f} %)"
+        probability, low, high = (100 * x for x in pair["superiority"])
+        lines.append(
+            f"a run of {pair['b']} beats one of {pair['a']} with probability {probability:.0f} % "
+            f"(95 % interval {low:.0f} to {high:.0f} %)"
         )
     if pair["skewed"]:
-        found += [
+        lines += [
             f"{name}: median {m['median']:.2f}, interquartile mean {m['iqm']:.2f}"
             for name, m in pair["middles"].items()
         ]
     if (diverged := pair["diverged"]) is not None:
-        first, second = (
-            f"{k} of {pair[side]}" for k, side in zip(diverged["runs"], "ab", strict=True)
+        # Without p, a side is a number whose runs are not known
+        counts = ", ".join(
+            f"{k} of {pair[side]}"
+            for k, side in zip(diverged["runs"], "ab", strict=True)
+            if k or diverged["p"] is not None
         )
         p = "" if diverged["p"] is None else f" (Fisher's exact test, p = {diverged['p']:.2g})"
-        found.append(f"diverged: {first}, {second}{p}")
-    return found
+        lines.append(f"diverged: {counts}{p}")
+    return lines
 
 
-def _equal(pair: Mapping[str, Any]) -> list[str]:
-    """Who leads at equal epochs and at equal seconds."""
+def _at_equal_budgets(pair: Mapping[str, Any]) -> list[str]:
+    """Which side leads at equal epochs and at equal seconds of training."""
     lines = []
     for what, equal in pair["equal"].items():
         if equal is None:
             continue
-        at = (
-            f"{equal['at']:g} epoch" + ("" if equal["at"] == 1 else "s")
-            if what == "epoch"
-            else f"{shown_seconds(equal['at'])} seconds of training"
-        )
-        leads = pair["b" if equal["difference"] > 0 else "a"]
-        lines.append(f"after {at}, {leads} leads by {abs(equal['difference']):.2f} points")
+        if what == "seconds":
+            budget = f"{shown_seconds(equal['at'])} seconds of training"
+        else:
+            budget = "1 epoch" if equal["at"] == 1 else f"{equal['at']:g} epochs"
+        size = f"{abs(equal['difference']):.2f}"
+        if size == "0.00":
+            lines.append(f"after {budget}, no difference")
+        else:
+            leader = pair["b" if equal["difference"] > 0 else "a"]
+            lines.append(f"after {budget}, {leader} leads by {size} points")
     return lines

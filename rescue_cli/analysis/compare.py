@@ -1,52 +1,103 @@
-"""Every pair of a comparison: how large the difference is, how sure, and what may be claimed."""
+"""Compares every pair of sides: the difference, its interval and p, and what may be claimed."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations, product
 from math import comb
+from pathlib import Path
 from statistics import median
 from typing import Any
 
-from rescue_cli.analysis import bootstrap as scenes
 from rescue_cli.analysis import claims
-from rescue_cli.analysis import sides as operands
-from rescue_cli.analysis.measurements import interval_of
-from rescue_cli.analysis.pairing import Pairing, pairing
-from rescue_cli.analysis.power import NORMAL
-from rescue_cli.analysis.robust import (
-    exchanges,
-    interquartile_mean,
-    is_skewed,
-    sign_flips,
-    superiority,
-)
-from rescue_cli.analysis.sides import Operand
+from rescue_cli.analysis.accuracy import accuracy_interval
+from rescue_cli.analysis.bootstrap import bootstrap_difference, task_of
+from rescue_cli.analysis.consistency import run_changes
+from rescue_cli.analysis.records import NOT_PROCEDURE
+from rescue_cli.analysis.sides import Side, at_equal_budget, correct_predictions, load_predictions
 from rescue_cli.analysis.stats import (
     LEVEL,
+    NORMAL_95,
     PERCENT,
     Difference,
-    difference,
-    fisher,
-    holm,
-    interval,
-    mcnemar,
-    paired_difference,
-    pearson,
+    fisher_exact_test,
+    holm_correction,
+    interquartile_mean,
+    is_skewed,
+    mcnemar_test,
+    paired_t_test,
+    pearson_r,
+    probability_of_superiority,
     sample,
+    sign_flip_test,
+    t_interval,
+    two_sample_permutation_test,
+    welch_test,
 )
+from rescue_cli.errors import UsageError
 from rescue_cli.rundir import RunDirectory, read_result
-from rescue_cli.rundir.planned import of_planned
+from rescue_cli.rundir.planned import format_planned
 
-FEWEST_CORRELATED = 3  # seeds in common, from which their correlation is told
-CHANCE = NORMAL * 2**0.5  # stds between two runs of one recipe that 5 % of pairs go beyond
+# The sections and keys that decide what a seed draws
+DRAWN = ("data", "sampling", "augment", "mix", "selection", "model",
+         "train.batch_size", "train.device_batch_size")  # fmt: skip
+FEWEST = 8  # common seeds, from which runs that share their draws are tested as pairs
+FEWEST_CORRELATED = 3  # common seeds, from which their correlation is computed
+CHANCE = NORMAL_95 * 2**0.5  # stds: 5 % of pairs of runs of one recipe differ by more
+
+
+@dataclass(frozen=True)
+class Pairing:
+    """The seeds that are tested as pairs (none: Welch's test), and the reason."""
+
+    seeds: tuple[int, ...]
+    why: str
+
+
+def choose_pairing(a: Side, b: Side) -> Pairing:
+    """Whether two sides are compared seed by seed: decided by their recipes, not their results.
+
+    Runs of one seed share what the seed draws where the recipes draw it alike: the initial weights,
+    the order of the images, their augmentation. Pairing gains where that makes results move
+    together, and costs half of the degrees of freedom where it does not: at 3 seeds a paired test
+    needs more than twice the difference that Welch's test does, at 8 a tenth more. Runs that differ
+    in their evaluation alone are the same networks, and are paired from two seeds on.
+    """
+    common = sorted(a.values.keys() & b.values.keys())
+    planned = (a.values.keys() | a.lost.keys()) & (b.values.keys() | b.lost.keys())
+    if len(common) < 2 or not (a.paths and b.paths):
+        return Pairing((), "")
+    changed = _changed(next(iter(a.paths.values())), next(iter(b.paths.values())))
+    if all(_is_in(key, ("eval",)) for key in changed):
+        alike = (
+            "same recipe and seeds, evaluated in two ways"
+            if changed
+            else "same recipe and seeds, trained twice"
+        )
+        return Pairing(tuple(common), alike)
+    other = sorted(key for key in changed if _is_in(key, DRAWN))
+    if other:
+        return Pairing((), f"equal seeds do not share their random draws: {other[0]} differs")
+    shared = "equal seeds share initial weights, order and augmentation"
+    if len(planned) < FEWEST:
+        return Pairing((), f"{shared}, but {len(planned)} common seeds are fewer than {FEWEST}")
+    return Pairing(tuple(common), shared)
+
+
+def _changed(a: Path, b: Path) -> Mapping[str, Any]:
+    """The keys in which training or evaluation differs."""
+    return {key: values for key, values in run_changes(a, b).items() if key not in NOT_PROCEDURE}
+
+
+def _is_in(key: str, sections: tuple[str, ...]) -> bool:
+    return any(f"{key}.".startswith(f"{section}.") for section in sections)
 
 
 @dataclass(frozen=True)
 class _Case:
-    """Two sides as they did on one test set."""
+    """Two sides on one test set."""
 
-    a: Operand
-    b: Operand
+    a: Side
+    b: Side
     labels: tuple[str | None, str | None]  # of the measurements, None for numbers
     pairing: Pairing
 
@@ -55,32 +106,35 @@ class _Case:
         return next((_set_of(label) for label in self.labels if label is not None), None)
 
 
-def pairs_of(
-    sides: Sequence[Operand], want: float | None = None, level: float = LEVEL
+def compare_pairs(
+    sides: Sequence[Side], want: float | None = None, level: float = LEVEL
 ) -> list[dict[str, Any]]:
     """Each pair of two or more sides on each test set that both have, the main sets first.
 
-    Where that makes several tests their p are corrected by Holm, and their intervals hold together
-    by Bonferroni. `want`: the difference that the runs asked for are to see; `level`: of all tests.
+    Several tests: p is corrected by Holm, and intervals are simultaneous by Bonferroni. `want`: the
+    difference in points to plan runs for; `level`: of all tests together. Raises `UsageError`.
     """
+    if want is not None and not 0 < want <= 100:
+        raise UsageError(f"--want: {want:g} must be above 0 and at most 100 points.")
     each = [_cases(a, b) for a, b in combinations(sides, 2)]
     cases = [cases[0] for cases in each] + [case for cases in each for case in cases[1:]]
-    found = [_pair(case, level / len(cases), want) for case in cases]
-    judged = [pair for pair in found if pair["p"] is not None]
-    if len(found) > 1:
-        for pair, p in zip(judged, holm([pair["p"] for pair in judged]), strict=True):
+    pairs = [_pair(case, level / len(cases), want) for case in cases]
+    tested = [pair for pair in pairs if pair["p"] is not None]
+    if len(pairs) > 1:
+        for pair, p in zip(tested, holm_correction([pair["p"] for pair in tested]), strict=True):
             pair["p_uncorrected"], pair["p"] = pair["p"], p
-    for place, (pair, case) in enumerate(zip(found, cases, strict=True)):
-        _away_from_zero(pair, level)
-        pair["claim"] = claims.claim(pair, level, on=case.set if place >= len(each) else None)
-    return found
+    for number, (pair, case) in enumerate(zip(pairs, cases, strict=True)):
+        _clip_at_zero(pair, level)
+        on = case.set if number >= len(each) else None
+        pair["claim"] = claims.claim_sentence(pair, level, on=on)
+    return pairs
 
 
-def told(sides: Sequence[Operand]) -> list[dict[str, Any]]:
-    """Each side by itself: mean, std, number and fate of its runs, middles, and its 95 % interval.
+def describe_sides(sides: Sequence[Side]) -> list[dict[str, Any]]:
+    """Each side by itself: mean, std, its runs and how they ended, median, and 95 % interval.
 
-    The interval of several runs is that of the mean, for new seeds on these test images; of one run
-    that of its network's accuracy, for new test images.
+    The interval of several runs is of their mean, over new seeds on these test images; that of one
+    run is of its network's accuracy, over new test images.
     """
     return [
         {
@@ -88,39 +142,39 @@ def told(sides: Sequence[Operand]) -> list[dict[str, Any]]:
             "mean": side.sample.mean,
             "std": side.sample.std,
             "n": side.sample.n,
-            "runs": of_planned(side.sample.n, side.lost.values()),
+            "runs": format_planned(side.sample.n, side.lost.values()),
             "lost": dict(side.lost),
-            **middles(side.values),
-            **_bounds(side),
+            **median_and_iqm(side.values),
+            **_interval(side),
         }
         for side in sides
     ]
 
 
-def _bounds(side: Operand) -> dict[str, Any]:
-    """Low and high of a side's interval, and what it is over."""
-    if (band := interval(side.sample, PERCENT)) is not None:
-        return {"low": band[0], "high": band[1], "over": "seeds"}
+def _interval(side: Side) -> dict[str, Any]:
+    """A side's 95 % interval, and what it is over."""
+    if (interval := t_interval(side.sample, PERCENT)) is not None:
+        return {"low": interval[0], "high": interval[1], "over": "seeds"}
     if len(side.paths) == 1:
         result = read_result(RunDirectory(next(iter(side.paths.values()))))
         if "top1" in result:
-            low, high = interval_of(result)
+            low, high = accuracy_interval(result)
             return {"low": low, "high": high, "over": "images"}
     return {"low": None, "high": None, "over": None}
 
 
-def _cases(a: Operand, b: Operand) -> list[_Case]:
-    """The main test set of both, then each other that both were measured on."""
-    how = pairing(a, b)
+def _cases(a: Side, b: Side) -> list[_Case]:
+    """The main test set of both, then every other set that both were measured on."""
+    pairing = choose_pairing(a, b)
     mains = next(iter(a.sets), None), next(iter(b.sets), None)
-    found = [_Case(a, b, mains, how)]
+    cases = [_Case(a, b, mains, pairing)]
     seen = {_set_of(label) for label in mains if label is not None}
     for first, second in product(list(a.sets)[1:], list(b.sets)[1:]):
         new = _set_of(first) == _set_of(second) and _set_of(first) not in seen
-        if new and a.images_of[first].can_be(b.images_of[second]):
+        if new and a.images_of[first].may_equal(b.images_of[second]):
             seen.add(_set_of(first))
-            found.append(_Case(_at(a, first), _at(b, second), (first, second), how))
-    return found
+            cases.append(_Case(_at(a, first), _at(b, second), (first, second), pairing))
+    return cases
 
 
 def _set_of(label: str) -> str:
@@ -128,7 +182,7 @@ def _set_of(label: str) -> str:
     return label.split(" ")[0]
 
 
-def _at(side: Operand, label: str) -> Operand:
+def _at(side: Side, label: str) -> Side:
     """The side on another of its measurements."""
     values = side.sets[label]
     return replace(
@@ -137,167 +191,164 @@ def _at(side: Operand, label: str) -> Operand:
 
 
 def _pair(case: _Case, level: float, want: float | None) -> dict[str, Any]:
-    """The stable keys of `--json` for one pair, and what else was looked at."""
+    """The stable keys of `--json` for one pair."""
     a, b = case.a, case.b
-    found, how = _difference(a, b, case.pairing)
-    low, high = found.interval(level) or (None, None)
-    samples = _samples(case, found)
+    test, how = _test(a, b, case.pairing)
+    low, high = test.interval(level) or (None, None)
+    samples = _samples(case, test)
     skewed = [name for name, values in samples.items() if is_skewed(values)]
-    permuted = _permuted(list(samples.values()), paired=found.paired, whatever=bool(skewed))
+    permuted = _permutation_p(list(samples.values()), paired=test.paired, always=bool(skewed))
     pair: dict[str, Any] = {
         "a": a.name,
         "b": b.name,
         "set": case.set,
-        "difference": found.mean,
+        "difference": test.mean,
         "low": low,
         "high": high,
-        "p": found.p,
+        "p": test.p,
         "permutation_p": permuted,
-        "cohens_dz" if found.paired else "cohens_d": found.effect,
-        "n": list(found.n),
-        "runs": [of_planned(side.sample.n, side.lost.values()) for side in (a, b)],
+        "cohens_dz" if test.paired else "cohens_d": test.effect,
+        "n": list(test.n),
+        "runs": [format_planned(side.sample.n, side.lost.values()) for side in (a, b)],
         "lost": [dict(a.lost), dict(b.lost)],
-        "detectable": found.detectable(level),
+        "detectable": test.detectable(level),
         "want": want,
-        "needed": None if want is None else found.needed(want, level),
+        "needed": None if want is None else test.needed(want, level),
         "how": how,
-        "about": _about(found),
+        "about": "nothing" if test.p is None else "assumed" if test.borrowed else "recipes",
         "skewed": skewed,
         "correlation": _correlation(a, b),
         "superiority": _superiority(a, b),
-        "middles": {side.name: middles(side.values) for side in (a, b) if len(side.values) > 1},
+        "middles": {
+            side.name: median_and_iqm(side.values) for side in (a, b) if len(side.values) > 1
+        },
         "diverged": _diverged(a, b),
-        "equal": {what: _equal(case, what) for what in ("epoch", "seconds")},
+        "equal": {what: _at_equal(case, what) for what in ("epoch", "seconds")},
     }
-    if found.p is not None and skewed and permuted is not None:
-        pair["p"] = max(found.p, permuted)
-    if found.borrowed:
+    if test.p is not None and skewed and permuted is not None:
+        pair["p"] = max(test.p, permuted)
+    if test.borrowed:
         alone, other = (b, a) if b.sample.std is None else (a, b)
         pair["assumes"] = {"alone": alone.name, "like": other.name, "runs": alone.sample.n}
-    if found.p is None and len(a.paths) == len(b.paths) == 1:
-        pair |= _same_images(case)
+    if test.p is None and len(a.paths) == len(b.paths) == 1:
+        pair |= _test_networks(case)
     return pair
 
 
-def _difference(a: Operand, b: Operand, pairs: Pairing) -> tuple[Difference, str]:
-    """By the test that the pairing says; Welch's where the differences of pairs have no spread."""
-    if pairs.seeds:
-        first, second = ([side.values[seed] for seed in pairs.seeds] for side in (a, b))
-        found = paired_difference(first, second)
-        if found.p is not None:
-            return found, f"paired by seed ({pairs.why})"
-    why = "the differences of equal seeds have no spread" if pairs.seeds else pairs.why
-    found = difference(a.sample, b.sample)
-    how = "" if found.p is None else "Welch's t-test" + (f" ({why})" if why else "")
-    return found, how
+def _test(a: Side, b: Side, pairing: Pairing) -> tuple[Difference, str]:
+    """The paired t-test; Welch's without pairs, or where they do not spread."""
+    if pairing.seeds:
+        first, second = ([side.values[seed] for seed in pairing.seeds] for side in (a, b))
+        test = paired_t_test(first, second)
+        if test.p is not None:
+            return test, f"paired t-test over seeds ({pairing.why})"
+    why = "the differences of equal seeds have no spread" if pairing.seeds else pairing.why
+    test = welch_test(a.sample, b.sample)
+    how = "" if test.p is None else "Welch's t-test" + (f" ({why})" if why else "")
+    return test, how
 
 
-def _about(found: Difference) -> str:
-    """What a test would speak of: recipes, or recipes by an assumption, or nothing."""
-    if found.p is None:
-        return "nothing"
-    return "assumed" if found.borrowed else "recipes"
-
-
-def _samples(case: _Case, found: Difference) -> dict[str, list[float]]:
-    """What the test takes for normal: the differences of pairs, else each side's runs."""
+def _samples(case: _Case, test: Difference) -> dict[str, list[float]]:
+    """What the test assumes to be normal: the differences of pairs, else each side's runs."""
     a, b = case.a, case.b
-    if found.paired:
+    if test.paired:
         seeds = case.pairing.seeds
         return {"the differences of equal seeds": [b.values[s] - a.values[s] for s in seeds]}
     known = [side for side in (a, b) if len(side.values) > 1]
     return {f"the runs of {side.name}": list(side.values.values()) for side in known}
 
 
-def _permuted(samples: Sequence[Sequence[float]], *, paired: bool, whatever: bool) -> float | None:
-    """The p by permutation, where the runs of both sides are known.
+def _permutation_p(
+    samples: Sequence[Sequence[float]], *, paired: bool, always: bool
+) -> float | None:
+    """The p of a permutation test, where the runs of both sides are known.
 
-    None where so few runs could not bring it below the level, unless it is wanted `whatever` it is.
+    None where so few runs cannot reach a p below the level, unless `always`.
     """
     if len(samples) < 2 and not paired:
         return None
     arrangements = 2 ** len(samples[0]) if paired else comb(sum(map(len, samples)), len(samples[0]))
-    if 2 / arrangements >= LEVEL and not whatever:
+    if 2 / arrangements >= LEVEL and not always:
         return None
-    return sign_flips(samples[0]) if paired else exchanges(*samples)
+    return sign_flip_test(samples[0]) if paired else two_sample_permutation_test(*samples)
 
 
-def _correlation(a: Operand, b: Operand) -> float | None:
-    """Of the results of seeds that both have."""
+def _correlation(a: Side, b: Side) -> float | None:
+    """Pearson's r between the results of common seeds."""
     common = sorted(a.values.keys() & b.values.keys())
     if len(common) < FEWEST_CORRELATED:
         return None
-    return pearson([a.values[seed] for seed in common], [b.values[seed] for seed in common])
+    return pearson_r([a.values[seed] for seed in common], [b.values[seed] for seed in common])
 
 
-def _superiority(a: Operand, b: Operand) -> list[float] | None:
-    """How probable it is that a run of b beats one of a, with its 95 % interval."""
+def _superiority(a: Side, b: Side) -> list[float] | None:
+    """The probability that a run of b beats one of a, and its 95 % interval."""
     if min(len(a.values), len(b.values)) < 2:
         return None
-    return list(superiority(list(a.values.values()), list(b.values.values())))
+    return list(probability_of_superiority(list(a.values.values()), list(b.values.values())))
 
 
-def middles(values: Mapping[int, float]) -> dict[str, float | None]:
-    """Median and interquartile mean, None where no single run is known."""
+def median_and_iqm(values: Mapping[int, float]) -> dict[str, float | None]:
+    """Both None where no single run is known."""
     runs = list(values.values())
     if not runs:
         return {"median": None, "iqm": None}
     return {"median": median(runs), "iqm": interquartile_mean(runs)}
 
 
-def _diverged(a: Operand, b: Operand) -> dict[str, Any] | None:
-    """How many runs diverged on each side, and Fisher's exact p that it is equally likely."""
+def _diverged(a: Side, b: Side) -> dict[str, Any] | None:
+    """How many runs diverged on each side, and the p of Fisher's exact test."""
     runs = [list(side.lost.values()).count("diverged") for side in (a, b)]
     if not any(runs):
         return None
     finished = [len(side.values) for side in (a, b)]
-    return {"runs": runs, "p": fisher(runs, finished) if all(finished) else None}
+    return {"runs": runs, "p": fisher_exact_test(runs, finished) if all(finished) else None}
 
 
-def _same_images(case: _Case) -> dict[str, Any]:
-    """Two single runs on the same images: McNemar's test, or a bootstrap over scenes.
+def _test_networks(case: _Case) -> dict[str, Any]:
+    """Two single runs on the same images: McNemar's test, or a bootstrap over images.
 
-    It speaks of two networks. `seed_noise`: the standard deviation between seeds at which two runs
-    of one recipe are as far apart in 5 % of cases.
+    This compares two networks, not their recipes. `seed_noise`: the standard deviation between
+    seeds at which two runs of one recipe differ by as much in 5 % of cases.
     """
     a, b = case.a, case.b
     paths = [next(iter(side.paths.values())) for side in (a, b)]
-    arrays = [operands.predictions(*each) for each in zip(paths, case.labels, strict=True)]
-    kinds = [scenes.kind_of(each) for each in arrays]
-    if kinds[0] != kinds[1]:
+    arrays = [load_predictions(*each) for each in zip(paths, case.labels, strict=True)]
+    tasks = [task_of(each) for each in arrays]
+    if tasks[0] != tasks[1]:
         return {}
     noise = abs(b.sample.mean - a.sample.mean) / CHANCE
     networks = {"about": "networks", "seed_noise": noise}
-    if kinds[0] is not None:
-        found = scenes.bootstrap(arrays[0], arrays[1])
-        return {**networks, **found} if "p" in found else found
-    first, second = (operands.right(each) for each in arrays)
+    if tasks[0] is not None:
+        test = bootstrap_difference(arrays[0], arrays[1])
+        return {**networks, **test} if "p" in test else test
+    first, second = (correct_predictions(each) for each in arrays)
     if len(first) != len(second):
         return {}
-    only_a, only_b, p = mcnemar(first, second)
+    only_a, only_b, p = mcnemar_test(first, second)
     return {
         **networks,
         "p": p,
         "images": len(first),
-        "how": f"McNemar on {len(first)} images: {only_a} right in {a.name} alone, "
-        f"{only_b} in {b.name} alone",
+        "how": f"McNemar's test on {len(first)} images: {only_a} correct only in {a.name}, "
+        f"{only_b} only in {b.name}",
     }
 
 
-def _equal(case: _Case, what: str) -> dict[str, Any] | None:
-    """The pair as both stood at the same epoch, or after the same seconds."""
-    if (found := operands.at_equal(case.a, case.b, what)) is None:
+def _at_equal(case: _Case, what: str) -> dict[str, Any] | None:
+    """The pair at the same epoch, or after the same seconds of training."""
+    if (equal := at_equal_budget(case.a, case.b, what)) is None:
         return None
-    end, first, second = found
-    result, how = _difference(first, second, case.pairing)
-    return {"at": end, "difference": result.mean, "p": result.p, "how": how}
+    end, first, second = equal
+    test, how = _test(first, second, case.pairing)
+    return {"at": end, "difference": test.mean, "p": test.p, "how": how}
 
 
-def _away_from_zero(pair: dict[str, Any], level: float) -> None:
-    """Cuts the interval of a difference that Holm claims off at 0.
+def _clip_at_zero(pair: dict[str, Any], level: float) -> None:
+    """Clips the interval of a significant difference at 0.
 
-    Holm rejects more than Bonferroni's intervals exclude; cut so, they hold together with its
-    claims (Guilbaud 2008).
+    Holm's test rejects more than Bonferroni's intervals exclude; clipped, the intervals are
+    simultaneous with its claims (Guilbaud 2008).
     """
     if pair["low"] is None or pair["p"] >= level:
         return

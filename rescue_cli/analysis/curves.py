@@ -1,6 +1,6 @@
-"""What curves say (Smith 2018, sections 3 and 4): where a loss turns, and how a training fits.
+"""Analysis of loss curves (Smith 2018, sections 3 and 4): turns, overfitting, underfitting.
 
-Every function takes noisy curves of any length and always answers.
+Every function accepts noisy curves of any length.
 """
 
 import math
@@ -12,26 +12,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 Curve = NDArray[np.float64]
-Clue = Literal["underfitting", "overfitting", "divergence", "plateau"]
+Diagnosis = Literal["underfitting", "overfitting", "divergence", "plateau"]
 Verdict = Literal["turn", "died", "nothing learned", "noisy", "too few points", "falling", "flat"]
-FEWEST = 5  # points that a judgement needs
-CALM = 2 * FEWEST  # points that noise is measured over, at least
-DEPARTED = 0.1  # of the way a curve has come: less of a way back is no turn
-STILL_FALLING = 0.02  # of the way, from the third quarter of a curve to its last
-SHARP = 0.5  # of the way, lost within a tenth of the curve
-# Of a turn: points up to it and points after it. Fewer may be chance: with noise alone the lowest
-# of n points has only one before it, or only one after it, in 2 / n of the curves.
+FEWEST = 5  # points that an analysis needs
+CALM = 2 * FEWEST  # points at least that noise is estimated from
+DEPARTED = 0.1  # of the improvement: a smaller rise is not a turn
+STILL_FALLING = 0.02  # of the improvement, from the third quarter of a curve to its last
+SHARP = 0.5  # of the improvement, lost within a tenth of the curve
+# Points that a turn needs before and after it. Fewer may be chance: with noise alone the lowest of
+# n points has only one before it, or only one after it, in 2 / n of the curves.
 BEFORE, AFTER = 4, 2
-BEYOND_NOISE = 4.0  # standard deviations: what a fall or a rise must exceed
-SMOOTHED = 0.55  # the standard deviation of `smooth`ed white noise, of the noise's own
+BEYOND_NOISE = 4.0  # standard deviations that a fall or a rise must exceed
+SMOOTHED = 0.55  # the standard deviation of white noise after `smooth`, relative to before
 
 
 @dataclass(frozen=True)
 class Turn:
-    """What a curve says of the largest stable rate.
+    """The largest stable learning rate by one curve.
 
-    `rate` is None unless the verdict is `turn`. From `bounded_above` on, where it is not None, all
-    that was learned is lost, whether or not there was a turn before it.
+    `rate` is None unless the verdict is `turn`. From the rate `bounded_above` on, where it is not
+    None, the curve is no better than at its start, whether or not there was a turn before.
     """
 
     rate: float | None
@@ -41,17 +41,17 @@ class Turn:
 
 
 def smooth(values: Sequence[float] | Curve) -> Curve:
-    """A running median of three, which drops single spikes, then a running mean of three.
+    """A running median of three, which removes single spikes, then a running mean of three.
 
-    From the first value on that is not finite, NaN.
+    NaN from the first value on that is not finite.
     """
     curve, _ = _finite(values)
     kept = _running(_running(curve, np.median), np.mean)
     return np.concatenate([kept, np.full(len(values) - len(kept), np.nan)])
 
 
-def noise(values: Sequence[float] | Curve) -> float:
-    """The standard deviation of a curve about its own trend, from its second differences."""
+def noise_std(values: Sequence[float] | Curve) -> float:
+    """The standard deviation of a curve around its trend, from its second differences."""
     curve = np.asarray(values, dtype=np.float64)
     if len(curve) < FEWEST:
         return 0.0
@@ -59,63 +59,69 @@ def noise(values: Sequence[float] | Curve) -> float:
     return float(1.4826 * np.median(np.abs(bends - np.median(bends))) / np.sqrt(6))
 
 
-def turn(
+def find_turn(
     rates: Sequence[float],
     values: Sequence[float],
     what: str = "test loss",
     ceiling: float = math.inf,
 ) -> Turn:
-    """Where a curve that should fall, over rising rates, begins to rise and does not come back.
+    """Where a falling curve, over rising rates, begins to rise for good.
 
-    `values` are losses, or accuracies with their sign changed; `ceiling` is what a guess would
-    have, so that what lies above it was never learned. There is a turn where the curve
+    `values` are losses, or negated accuracies; `ceiling` is the value of a guess: above it nothing
+    was learned. There is a turn where the curve
 
     - improved by more than its noise, over at least `BEFORE` points,
-    - and then lost more than its noise and a tenth of what it had gained, for good, over at least
-      `AFTER` points or by an end: a value that is not finite, or a level no better than the first.
+    - and then rose for good by more than its noise and a tenth of the improvement, over at least
+      `AFTER` points or until a value that is not finite or no better than the first.
 
-    The rate is the last one whose value cannot be told from the lowest.
+    The rate is the last one whose value is within the noise of the lowest.
     """
     finite, end = _finite(values)
     curve = np.minimum(finite, ceiling)
     lost = _lost(curve, end)
-    kept = curve[:lost]  # smoothed alone: a blow-up would reach into what came before it
+    kept = curve[:lost]  # smoothed by itself: otherwise a blow-up affects the points before it
     bound = None if lost is None else float(rates[lost])
 
-    def said(verdict: Verdict, words: str, rate: float | None = None) -> Turn:
+    def result(verdict: Verdict, words: str, rate: float | None = None) -> Turn:
         return Turn(rate, verdict, bound, f"{what}: {words}")
 
-    dies = "" if bound is None else f", lost from {bound:.3g} on"
+    dies = "" if bound is None else f", no better than at the start from {bound:.3g} on"
     if len(kept) < BEFORE:
         if bound is None:
-            return said("too few points", f"{len(curve)} points are too few to judge")
+            return result("too few points", f"{len(curve)} points are too few to judge")
         few: Verdict = "too few points" if len(kept) else "nothing learned"
         where = f" after {_points(len(kept))}" if len(kept) else ", the first point,"
-        return said("died" if end is not None else few, f"lost from {bound:.3g}{where} on")
-    near = _near_the_lowest(kept, noise(finite[:lost][:CALM]))
-    # How far it blows up says nothing more than that it is lost
+        words = f"no better than at the start from {bound:.3g}{where} on"
+        return result("died" if end is not None else few, words)
+    near = _near_the_lowest(kept, noise_std(finite[:lost][:CALM]))
+    # How far it blows up does not matter
     curve = np.minimum(curve, kept[: int(kept.argmin()) + 1].max())
     before, bottom, after = kept[: near.start], kept[near.start : near.stop], curve[near.stop :]
     if not _above(before, bottom, near.spread):
         verdict: Verdict = "nothing learned" if end is None else "died"
-        return said(verdict, f"no improvement beyond noise up to {rates[len(kept) - 1]:.3g}{dies}")
+        return result(
+            verdict, f"no improvement beyond noise up to {rates[len(kept) - 1]:.3g}{dies}"
+        )
     if bound is None and (len(after) < AFTER or not _above(after, bottom, near.spread)):
-        return said(*_no_turn(kept, near, rates))
-    if near.place + 1 < BEFORE:
-        words = f"turns at {rates[near.place]:.3g}, {_points(near.place)} before it: too few"
-        return said("too few points", words + dies)
-    rate = float(rates[near.place])
-    return said("turn", f"turns at {rate:.3g}{dies}", rate)
+        return result(*_no_turn(kept, near, rates))
+    if near.last + 1 < BEFORE:
+        words = f"turns at {rates[near.last]:.3g}, {_points(near.last)} before it: too few"
+        return result("too few points", words + dies)
+    rate = float(rates[near.last])
+    return result("turn", f"turns at {rate:.3g}{dies}", rate)
 
 
 @dataclass(frozen=True)
 class _Near:
-    """The stretch from `start` to before `stop` that is near the lowest, its last `place` that
-    cannot be told from it, how far the curve came down, and its noise."""
+    """The points near the lowest: from `start` to before `stop`.
+
+    `last`: the last one within the noise of the lowest; `way`: how far the curve fell; `spread`:
+    its noise.
+    """
 
     start: int
     stop: int
-    place: int
+    last: int
     way: float
     spread: float
 
@@ -127,25 +133,25 @@ def _near_the_lowest(curve: Curve, spread: float) -> _Near:
     way = float(smoothed[: lowest + 1].max()) - least
     departed = least + max(DEPARTED * way, BEYOND_NOISE * SMOOTHED * spread)
     near = np.flatnonzero(smoothed <= departed)
-    # One point more: smoothing draws a steep rise a point down
+    # One point more: smoothing delays a steep rise by a point
     alike = np.flatnonzero(curve[: near[-1] + 2] <= least + spread)
-    place = int(alike[-1]) if len(alike) else lowest
-    return _Near(int(near[0]), max(int(near[-1]), place) + 1, place, way, spread)
+    index = int(alike[-1]) if len(alike) else lowest
+    return _Near(int(near[0]), max(int(near[-1]), index) + 1, index, way, spread)
 
 
 def _above(some: Curve, bottom: Curve, spread: float) -> bool:
-    """Whether the mean of some points is above that of the bottom by more than noise."""
+    """Whether the mean of some points is above that of the lowest ones by more than noise."""
     if not len(some):
         return False
-    errors = (max(spread, noise(part)) / len(part) ** 0.5 for part in (some, bottom))
+    errors = (max(spread, noise_std(part)) / len(part) ** 0.5 for part in (some, bottom))
     difference = float(some.mean() - bottom.mean())
     return difference > float(BEYOND_NOISE * math.hypot(*errors))
 
 
 def _lost(curve: Curve, end: int | None) -> int | None:
-    """From where on a curve is no better than it began, to its end; `end`: where it is not finite.
+    """The index from which a curve stays no better than its start; None where it ends better.
 
-    None where it ends better than it began.
+    `end`: the index from which it is not finite, if any.
     """
     if not len(curve):
         return end
@@ -158,7 +164,7 @@ def _lost(curve: Curve, end: int | None) -> int | None:
 
 
 def _no_turn(curve: Curve, near: _Near, rates: Sequence[float]) -> tuple[Verdict, str]:
-    """Whether a curve without a turn still falls at its end, or rises there within its noise."""
+    """The verdict on a curve without a turn, by how it ends."""
     upto = f"up to {rates[len(curve) - 1]:.3g}"
     if _falls_at_the_end(curve, near.way, near.spread):
         return "falling", f"still falling, no turn {upto}"
@@ -170,7 +176,7 @@ def _no_turn(curve: Curve, near: _Near, rates: Sequence[float]) -> tuple[Verdict
 
 
 def _falls_at_the_end(curve: Curve, way: float, spread: float) -> bool:
-    """Whether the last quarter is lower than the one before by more than noise."""
+    """Whether the last quarter is lower than the one before it by more than noise."""
     quarter = max(1, len(curve) // 4)
     before, after = curve[-2 * quarter : -quarter], curve[-quarter:]
     fall = float(before.mean() - after.mean())
@@ -184,48 +190,48 @@ def _points(count: int) -> str:
 def overfitting_rates(
     rates: Sequence[float], test_losses: Sequence[float], errors: Sequence[float]
 ) -> list[tuple[float, float]]:
-    """Ranges of the rate, below the turn, over which test loss and generalisation error both rise.
+    """Ranges of the rate below the turn over which test loss and generalisation error both rise.
 
     Rises within the noise of either curve do not count.
     """
     curve, _ = _finite(test_losses)
     gap, _ = _finite(errors)
-    turned = turn(rates, test_losses).rate
+    turned = find_turn(rates, test_losses).rate
     stable = len(curve) if turned is None else list(rates).index(turned) + 1
     count = min(stable, len(gap))
     if count < FEWEST:
         return []
     curve, gap = curve[:count], gap[:count]
     loss, gap = smooth(curve), smooth(gap)
-    found: list[tuple[float, float]] = []
+    ranges: list[tuple[float, float]] = []
     first = 0
-    for place in range(1, count + 1):
-        rises = place < count and loss[place] > loss[place - 1] and gap[place] > gap[place - 1]
+    for index in range(1, count + 1):
+        rises = index < count and loss[index] > loss[index - 1] and gap[index] > gap[index - 1]
         if rises:
             continue
-        last = place - 1
+        last = index - 1
         enough = (
-            loss[last] - loss[first] > 3 * noise(curve),
-            gap[last] - gap[first] > 3 * noise(gap),
+            loss[last] - loss[first] > 3 * noise_std(curve),
+            gap[last] - gap[first] > 3 * noise_std(gap),
         )
         if last > first and all(enough):
-            found.append((float(rates[first]), float(rates[last])))
-        first = place
-    return found
+            ranges.append((float(rates[first]), float(rates[last])))
+        first = index
+    return ranges
 
 
-def clue(losses: Sequence[float], rates: Sequence[float] | None = None) -> Clue:
-    """How a training fits, from its test loss over time and its learning rates, if they vary.
+def diagnose_fit(losses: Sequence[float], rates: Sequence[float] | None = None) -> Diagnosis:
+    """How a run fits, from its test loss over time and its learning rates, if they vary.
 
-    `divergence`: a sharp rise, or no finite end. `overfitting`: the loss rises to the end while the
-    rate is small. `underfitting`: it is still falling there. Else `plateau`.
+    `divergence`: a sharp rise, or a loss that is not finite. `overfitting`: the loss rises at the
+    end, at a small rate. `underfitting`: it still falls at the end. Else `plateau`.
     """
     curve, end = _finite(losses)
     if end is not None:
         return "divergence"
     if len(curve) < FEWEST:
         return "underfitting" if len(curve) > 1 and curve[-1] < curve[0] else "plateau"
-    smoothed, spread = smooth(curve), noise(curve)
+    smoothed, spread = smooth(curve), noise_std(curve)
     lowest = int(smoothed.argmin())
     way = max(float(smoothed[: lowest + 1].max() - smoothed[lowest]), 1e-12)
     back = float(smoothed[-1] - smoothed[lowest])
@@ -239,17 +245,17 @@ def clue(losses: Sequence[float], rates: Sequence[float] | None = None) -> Clue:
     return "underfitting" if _falls_at_the_end(curve, way, spread) else "plateau"
 
 
-# --- what fastai's users know ---
+# --- fastai's learning rate finder ---
 
 
-def suggestions(rates: Sequence[float], losses: Sequence[float]) -> dict[str, float | None]:
-    """Three of fastai's suggestions for a learning rate, over the base-10 logarithm of the rate.
+def suggest_rates(rates: Sequence[float], losses: Sequence[float]) -> dict[str, float | None]:
+    """Three of fastai's suggestions for a learning rate, on a logarithmic scale.
 
     From smoothed training losses: `valley`, the middle of the longest decreasing subsequence;
     `steepest`, the steepest fall; `minimum`, a tenth of the rate of the lowest loss. None where
-    there are too few finite points. fastai leaves out the first tenth and the last five of its
-    hundred points. Its fourth, `slide`, is made for as many: of 40 and fewer it named one of the
-    first two in 87 % of simulated curves, smoothed twice in 86 %.
+    there are too few finite points. fastai omits the first tenth and the last five of its hundred
+    points. Its fourth, `slide`, is designed for as many: with 40 or fewer it chose one of the first
+    two points in 87 % of simulated curves, and smoothed twice in 86 %.
     """
     curve, _ = _finite(losses)
     points = np.asarray(rates, dtype=np.float64)[: len(curve)]
@@ -258,39 +264,39 @@ def suggestions(rates: Sequence[float], losses: Sequence[float]) -> dict[str, fl
         return dict.fromkeys(("valley", "steepest", "minimum"))
     curve = smooth(curve)
     slope = np.gradient(curve, np.log10(points))
-    found = {
+    indices = {
         "valley": _valley(curve),
         "steepest": int(slope.argmin()),
         "minimum": int(curve.argmin()),
     }
-    rate = {name: float(points[place]) for name, place in found.items()}
+    rate = {name: float(points[index]) for name, index in indices.items()}
     return {**rate, "minimum": rate["minimum"] / 10}
 
 
 def _valley(curve: Curve) -> int:
-    """The middle of the longest decreasing subsequence, at the index that fastai's code gives.
+    """The middle of the longest decreasing subsequence, by the index that fastai's code computes.
 
-    That begins one point before the subsequence, and goes on a third and a sixth of its count: for
-    the first two points -1, the last of all (fastai 2.7.8, callback/schedule.py, `valley`).
+    One point before its start plus a third and a sixth of its length: for the first two points -1,
+    the last point of all (fastai 2.7.8, callback/schedule.py, `valley`).
     """
     longest = np.ones(len(curve), dtype=np.int64)
-    for place in range(1, len(curve)):
-        higher = longest[:place][curve[:place] > curve[place]]
-        longest[place] = 1 + (higher.max() if len(higher) else 0)
+    for index in range(1, len(curve)):
+        higher = longest[:index][curve[:index] > curve[index]]
+        longest[index] = 1 + (higher.max() if len(higher) else 0)
     last = int(longest.argmax())
     count = int(longest[last])
     return last - count + count // 3 + count // 6 if count > 1 else 0
 
 
 def _finite(values: Sequence[float] | Curve) -> tuple[Curve, int | None]:
-    """The curve up to its first value that is not finite, and where that is."""
+    """The curve up to its first value that is not finite, and that value's index, if any."""
     curve = np.asarray(values, dtype=np.float64)
     bad = np.flatnonzero(~np.isfinite(curve))
     return (curve, None) if not len(bad) else (curve[: bad[0]], int(bad[0]))
 
 
 def _running(curve: Curve, of: Callable[..., Any]) -> Curve:
-    """`of` over each point and its neighbours; fewer at the ends."""
+    """`of` each point and its two neighbours; of two points at the ends."""
     if len(curve) < 3:
         return curve
     inside = of(np.lib.stride_tricks.sliding_window_view(curve, 3), axis=1)

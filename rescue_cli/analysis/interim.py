@@ -1,8 +1,10 @@
-"""Which sweeps were compared at how many seeds, kept in their folders.
+"""Repeated comparisons of growing sweeps: a record of earlier ones, and planned interim looks.
 
-Whoever compares, adds seeds and compares again gives chance several occasions: looking after every
-seed up to 20 claims a difference that is not there in one case of four, not one of twenty. `rescue
-seed-sweep --until` looks several times and keeps the level.
+Comparing, adding seeds and comparing again inflates the error rate: a look after every seed up to
+20 claims a difference that does not exist in one case of four, not one of twenty. `rescue
+seed-sweep --until` plans its looks and gives each an equal share of the level (Bonferroni). That
+holds for any test and any dependence between looks; Pocock's bounds (1977) are a little wider, but
+hold only for normal runs of known standard deviation.
 """
 
 import contextlib
@@ -11,69 +13,76 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from rescue_cli.analysis.sides import Operand
+from rescue_cli.analysis.sides import Side
+from rescue_cli.analysis.stats import LEVEL
 from rescue_cli.errors import RescueError
-from rescue_cli.rundir import demand, read_json, write_json
-from rescue_cli.rundir.rules import COUNT, LIST, TEXT
+from rescue_cli.rundir import check_keys, read_json, write_json
+from rescue_cli.rundir.validation import COUNT, LIST, TEXT
 
 FILE = ".compared.json"
 PLAN = "until.json"  # what `seed-sweep --until` has planned
-PLANNED = {"against": TEXT, "seeds": LIST, "looks": LIST}
+PLAN_KEYS = {"against": TEXT, "seeds": LIST, "looks": LIST}
+LOOKS = (3, 5, 10, 20, 50, 100, 200, 500)  # seeds
 
 
-def note(sides: Sequence[Operand]) -> list[str]:
-    """Keeps that the sides were compared; what a claim about them must be read with."""
-    found = [said for side in sides if (said := _sequential(side)) is not None]
+def record_comparison(sides: Sequence[Side]) -> list[str]:
+    """Records in the sweeps' folders that they were compared; warns of earlier comparisons."""
+    warnings = [line for side in sides if (line := _planned_looks(side)) is not None]
     for a, b in combinations(sides, 2):
         earlier = {n for side, other in ((a, b), (b, a)) for n in _look(side, other)}
         if earlier - {a.sample.n + b.sample.n}:
             counts = ", ".join(map(str, sorted(earlier - {a.sample.n + b.sample.n})))
-            found.append(
-                f"{a.name} and {b.name} were compared before, with {counts} runs together. Looking "
-                "again after more seeds claims differences that are not there in more than 5 % of "
-                "cases; rescue seed-sweep --until keeps to 5 %."
+            warnings.append(
+                f"{a.name} and {b.name} were compared before, with {counts} runs in total. Testing "
+                "again after adding seeds gives false positives in more than 5 % of cases; rescue "
+                "seed-sweep --until keeps them to 5 %."
             )
-    return found
+    return warnings
 
 
-def plan_of(folder: Path) -> dict[str, Any] | None:
-    """The looks that `--until` has planned for a sweep, if it has; raises `DataError`."""
+def read_plan(folder: Path) -> dict[str, Any] | None:
+    """The looks that `--until` planned for a sweep; None where it did not. Raises `DataError`."""
     file = folder / PLAN
     if not file.is_file():
         return None
-    found = read_json(file)
-    demand(file, found, PLANNED, "Use a new --out: without its plan the looks keep no level.")
-    return found
+    plan = read_json(file)
+    check_keys(
+        file,
+        plan,
+        PLAN_KEYS,
+        "Use a new --out: without the plan the looks do not keep their level.",
+    )
+    return plan
 
 
-def _sequential(side: Operand) -> str | None:
-    """That a sweep grew until it was told from another, so that an ordinary p is too small."""
+def _planned_looks(side: Side) -> str | None:
+    """That a sweep stopped when it differed from another, so that an ordinary p is too small."""
     folder = _sweep_of(side)
-    plan = None if folder is None else plan_of(folder)
+    plan = None if folder is None else read_plan(folder)
     if plan is None:
         return None
     looks = len(plan["looks"])
     return (
-        f"{side.name} was trained by --until against {plan['against']}, with {looks} looks "
-        f"planned: its own verdict stands, and an ordinary p errs in more than 5 % of cases."
+        f"{side.name} was trained by --until against {plan['against']}, with {looks} planned "
+        "looks: rely on that test; an ordinary p gives false positives in more than 5 % of cases."
     )
 
 
-def before(folder: Path) -> list[str]:
-    """What a sweep was compared with so far."""
+def earlier_comparisons(folder: Path) -> list[str]:
+    """The names or paths of what a sweep was compared with so far."""
     return list(_read(folder))
 
 
-def _sweep_of(side: Operand) -> Path | None:
+def _sweep_of(side: Side) -> Path | None:
     """The folder of a sweep; None of single runs and numbers."""
     first = next(iter(side.paths.values()), None)
     return None if first is None or first == Path(side.name) else first.parent
 
 
-def _look(side: Operand, other: Operand) -> list[int]:
-    """The runs of both at earlier looks, as the side's folder has kept them; keeps this one.
+def _look(side: Side, other: Side) -> list[int]:
+    """The total runs at earlier comparisons, by the side's folder; adds this one.
 
-    A folder that cannot be written to keeps none.
+    A folder that cannot be written to records nothing.
     """
     if (folder := _sweep_of(side)) is None:
         return []
@@ -88,16 +97,26 @@ def _look(side: Operand, other: Operand) -> list[int]:
 def _read(folder: Path) -> dict[str, list[int]]:
     file = folder / FILE
     with contextlib.suppress(RescueError):
-        found = read_json(file) if file.is_file() else {}
+        comparisons = read_json(file) if file.is_file() else {}
         return {
             key: [n for n in counts if COUNT.holds(n)]
-            for key, counts in found.items()
+            for key, counts in comparisons.items()
             if LIST.holds(counts)
         }
     return {}
 
 
-def _key(side: Operand) -> str:
-    """A side by where it lies, or by its word."""
+def _key(side: Side) -> str:
+    """A side's path, or the word that was typed."""
     path = _sweep_of(side) or Path(side.name)
     return str(path.resolve()) if side.paths else side.name
+
+
+def plan_looks(most: int) -> list[int]:
+    """The numbers of seeds after which a sweep of `most` seeds is tested; the last is `most`."""
+    return [n for n in LOOKS if n < most] + [most]
+
+
+def level_per_look(planned: list[int]) -> float:
+    """The level of each look, an equal share of 5 % (Bonferroni)."""
+    return LEVEL / len(planned)

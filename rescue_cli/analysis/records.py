@@ -1,4 +1,4 @@
-"""Records: what was measured with a recipe, kept beside it in `recipes/records/NAME.json`."""
+"""Records: results measured with a recipe, kept in `recipes/records/NAME.json`."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -6,25 +6,18 @@ from pathlib import Path
 from typing import Any
 
 from rescue_cli.errors import DataError
+from rescue_cli.metrics.names import METRICS, score
 from rescue_cli.recipe import Recipe, load, names, recipe_in, recipes_folder
 from rescue_cli.recipe.changes import differences
-from rescue_cli.rundir import (
-    METRICS,
-    RunDirectory,
-    read_command,
-    read_json,
-    read_result,
-    score,
-    write_json,
-)
+from rescue_cli.rundir import RunDirectory, read_command, read_json, read_result, write_json
 
-# Keys that say where and how a run was made, not what was trained.
-PLACE = (
+# Keys of where and how a run was made; they do not change what is trained or measured.
+NOT_PROCEDURE = (
     "data.root", "data.train_root", "data.test_root", "data.resident", "train.seed",
     "train.precision", "train.log_every", "train.checkpoint_epochs", "train.checkpoint_minutes",
     "eval.every",
 )  # fmt: skip
-FOLDERS = re.compile(r"(?<![\w.])/(?:[^\s/,'\"]+/)+")  # of an absolute path
+FOLDERS = re.compile(r"(?<![\w.])/(?:[^\s/,'\"]+/)+")  # in an absolute path
 Entries = Sequence[dict[str, Any]]
 RESULT = (
     *METRICS, "loss", "count", "epochs", "steps", "seconds_train", "seconds_prepare",
@@ -32,17 +25,19 @@ RESULT = (
 )  # fmt: skip
 
 
-def record_of(name: str) -> Path:
+def record_path(name: str) -> Path:
     return recipes_folder() / "records" / f"{name}.json"
 
 
-def add(runs: Sequence[Path], note: str | None) -> Path:
+def add_runs(runs: Sequence[Path], note: str | None) -> Path:
     """Adds finished runs of one shipped recipe to its record; raises `DataError`."""
     entries = [_entry(run, note) for run in runs]
     names = {recipe_in(run).name for run in runs}
     if len(names) != 1:
-        raise DataError(f"records: runs of several recipes ({', '.join(sorted(names))}). Give one.")
-    path = record_of(names.pop())
+        raise DataError(
+            f"records: runs of several recipes ({', '.join(sorted(names))}). Give runs of one."
+        )
+    path = record_path(names.pop())
     kept = read_json(path)["runs"] if path.exists() else []
     write_json(path, {"runs": _joined(kept, entries)})
     return path
@@ -65,37 +60,37 @@ def _entry(run: Path, note: str | None) -> dict[str, Any]:
 
 
 def _joined(kept: Entries, entries: Entries) -> list[dict[str, Any]]:
-    """The record with new entries; raises `DataError` for one that is there."""
+    """The record with new entries; raises `DataError` for one that is already there."""
     for entry in entries:
         if any(_figures(entry) == _figures(other) for other in kept):
             raise DataError(
-                f"records: seed {entry['seed']} of `{entry['command']}` is on record already, to "
-                "the last digit. Leave it out."
+                f"records: seed {entry['seed']} of `{entry['command']}` is already on record, "
+                "identical to the last digit. Leave it out."
             )
     return [*kept, *entries]
 
 
 def _figures(entry: Mapping[str, Any]) -> tuple[Any, ...]:
-    """What two runs never share, their time with all digits among them."""
+    """What two runs never share: seed, changes, and the result with its exact times."""
     return entry["seed"], entry["differs"], entry["result"]
 
 
 def _others(sets: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """All that was measured, where that is more than the number that is reported."""
+    """All measurements, where there is more than the reported one."""
     keys = ("set", "size", "crop", *METRICS, "loss", "count")
-    found = [{**{k: e[k] for k in keys if k in e}, "tta": e["protocol"]["tta"]} for e in sets]
-    return {"sets": found} if len(found) > 1 else {}
+    entries = [{**{k: e[k] for k in keys if k in e}, "tta": e["protocol"]["tta"]} for e in sets]
+    return {"sets": entries} if len(entries) > 1 else {}
 
 
 def _portable(command: str) -> str:
-    """The command without the folders of the machine that it ran on."""
+    """The command without paths of the machine that it ran on."""
     words = re.sub(r"--out[ =]\S+", "", command).split()
     placeless = " ".join(re.sub(r"^(data\.\w*root)=.*", r"\1=DIR", word) for word in words)
     return str(_named(placeless))
 
 
 def _named(value: Any) -> Any:
-    """What a command or a recipe says, each absolute path in it by its last name."""
+    """A value with each absolute path in it shortened to its last part."""
     if isinstance(value, list):
         return [_named(item) for item in value]
     return FOLDERS.sub("", value) if isinstance(value, str) else value
@@ -105,20 +100,20 @@ def _is_path(key: str) -> bool:
     return key.startswith("data.") and key.endswith("root")
 
 
-def summary(name: str) -> str | None:
-    """`89.90 (3)`: mean top-1 and number of seeds of the whole procedure; `partly` for less."""
-    if not record_of(name).exists():
+def format_record(name: str) -> str | None:
+    """`89.90 (3)`: mean score and number of seeds of the unchanged recipe; `partly` without any."""
+    if not record_path(name).exists():
         return None
-    whole = [score(result) for result in measured(name, {})]
+    whole = [score(result) for result in recorded_results(name, {})]
     return f"{sum(whole) / len(whole):.2f} ({len(whole)})" if whole else "partly"
 
 
-def measured(name: str, differs: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The result of each seed on record whose changes to the recipe are `differs`, the latest.
+def recorded_results(name: str, differs: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The latest result of each seed on record whose changes to the recipe are `differs`.
 
-    What only says where and how a run was made is no change.
+    Keys in `NOT_PROCEDURE` are not changes.
     """
-    path = record_of(name)
+    path = record_path(name)
     runs = read_json(path)["runs"] if path.exists() else []
     wanted = _procedure(differs)
     return list(
@@ -128,13 +123,13 @@ def measured(name: str, differs: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     )
 
 
-def changes(recipe: Recipe) -> dict[str, Any]:
-    """What a run's recipe changes of the procedure that is shipped under its name."""
+def changed_keys(recipe: Recipe) -> dict[str, Any]:
+    """The changes to the shipped recipe of the same name that affect training or measurement."""
     if recipe.name not in names():
         return {}
     return _procedure(differences(load(recipe.name).tree, recipe.tree))
 
 
 def _procedure(differs: Mapping[str, Any]) -> dict[str, Any]:
-    """The changes that change what is trained or measured."""
-    return {key: values for key, values in differs.items() if key not in PLACE}
+    """The changes that affect what is trained or measured."""
+    return {key: values for key, values in differs.items() if key not in NOT_PROCEDURE}

@@ -1,6 +1,8 @@
-"""What can be compared: runs, sweeps, recipes' claims, and numbers that are typed in."""
+"""The sides of a comparison: runs, sweeps, published accuracies, and numbers that are typed in."""
 
+import math
 import os
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
@@ -11,29 +13,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rescue_cli import recipe as recipes
-from rescue_cli.analysis import sweep as sweeps
-from rescue_cli.analysis.stats import Sample, sample
-from rescue_cli.analysis.typed_results import short, typed
+from rescue_cli.analysis.stats import PERCENT, Sample, sample
+from rescue_cli.analysis.sweep import PREFIX, published_sample, read_sweep
 from rescue_cli.errors import DataError, UsageError
-from rescue_cli.rundir import (
-    RunDirectory,
-    label,
-    read_arrays,
-    read_metrics,
-    read_result,
-    score,
-    stem,
-)
+from rescue_cli.metrics.names import measurement_name, measurement_stem, score
+from rescue_cli.rundir import RunDirectory, read_arrays, read_metrics, read_result
 from rescue_cli.rundir.planned import How
 
 MAIN = ("val", "test")  # what data sets call their test images
-# What a search leaves, by what it is known by: a range test's picture, the page of `rescue tune`
+# The file that marks the folder of a search, and its page or picture
 SEARCHES = {"lr-range.json": "lr-range.png", "tune.json": "tune.html"}
+NUMBER = r"[0-9]+(\.[0-9]+)?"
+TYPED = re.compile(rf"(?P<mean>{NUMBER})((±|\+-|\+/-)(?P<std>{NUMBER}))?(/(?P<n>[0-9]+))?")
+MOST_RUNS = 1_000_000  # of a number that is typed
 
 
 @dataclass(frozen=True)
 class Point:
-    """Where a run stood at one evaluation."""
+    """One evaluation of a run."""
 
     epoch: float
     step: int
@@ -43,7 +40,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Images:
-    """What an accuracy was measured on; of a recipe's claim the data set alone is known."""
+    """What an accuracy was measured on; for a published one only the data set is known."""
 
     data: str
     set: str | None = None
@@ -54,10 +51,10 @@ class Images:
             return self.data
         return f"{self.data} {self.set} ({self.count:,} images)"
 
-    def can_be(self, other: "Images") -> bool:
-        """Whether they may be the same; a folder of one's own may hold any data set.
+    def may_equal(self, other: "Images") -> bool:
+        """Whether they may be the same images; a `folder` may hold any data set.
 
-        A claim is of its data set's main test images.
+        A published accuracy is on its data set's main test images.
         """
         if self.data != other.data and "folder" not in (self.data, other.data):
             return False
@@ -67,35 +64,43 @@ class Images:
 
 
 @dataclass(frozen=True)
-class Operand:
-    """One side of a comparison; `values` by seed where single runs are known."""
+class Side:
+    """One side of a comparison; `values` in percent by seed where single runs are known."""
 
     name: str
     sample: Sample
     values: Mapping[int, float] = field(default_factory=dict)
     paths: Mapping[int, Path] = field(default_factory=dict)
-    images: Images | None = None  # None of a number, which does not say
-    # every measurement of its runs, the first of which is `values` and `images`
+    images: Images | None = None  # None for a number that was typed in
+    # every measurement of its runs; the first is `values` and `images`
     sets: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
     images_of: Mapping[str, Images] = field(default_factory=dict)
     lost: Mapping[int, How] = field(default_factory=dict)  # planned seeds without a result
 
     def curves(self) -> dict[int, list[Point]]:
         """Each run's evaluations."""
-        return {seed: points(path) for seed, path in self.paths.items()}
+        return {seed: read_points(path) for seed, path in self.paths.items()}
 
 
-def operands_of(words: Sequence[str]) -> list[Operand]:
-    """What each word stands for; raises `UsageError` also where a run would count twice."""
-    sides = [operand(word) for word in words]
+def load_sides(words: Sequence[str]) -> list[Side]:
+    """The sides that the words name; raises `UsageError` also where a run would count twice."""
+    sides = [load_side(word) for word in words]
     for a, b in combinations(sides, 2):
-        if (said := shared(a, b)) is not None:
-            raise UsageError(f"compare: {said} Give one of them.")
+        if (problem := shared_run(a, b)) is not None:
+            raise UsageError(f"compare: {problem} Give one of them.")
     return sides
 
 
-def operand(text: str) -> Operand:
-    """What a word of the command line stands for; raises `UsageError`, `DataError`."""
+def load_comparable(words: Sequence[str]) -> list[Side]:
+    """As `load_sides`; raises `UsageError` also for sides measured on different test images."""
+    sides = load_sides(words)
+    if (difference := different_images(sides)) is not None:
+        raise UsageError(f"compare: {difference} Evaluate them on the same images: rescue eval.")
+    return sides
+
+
+def load_side(text: str) -> Side:
+    """The side that a word of the command line names; raises `UsageError`, `DataError`."""
     path = Path(text)
     if os.path.isfile(RunDirectory(path).result):  # of the OS: True of no name that cannot be
         return _run(text, path)
@@ -105,63 +110,65 @@ def operand(text: str) -> Operand:
         recipe = recipes.load(text)
         expect = recipe.tree.get("expect")
         if not expect:
-            raise UsageError(f"{text}: the recipe expects nothing. Give a run or a sweep of it.")
-        claim = sweeps.published(expect)
-        return Operand(f"{text} (expected)", claim, images=Images(recipe.data.name))
-    if (number := typed(text)) is not None:
-        return Operand(text, number)
+            raise UsageError(
+                f"{text}: this recipe has no published accuracy. Give a run or a sweep of it."
+            )
+        claim = published_sample(expect)
+        return Side(f"{text} (expected)", claim, images=Images(recipe.data.name))
+    if (number := parse_typed_result(text)) is not None:
+        return Side(text, number)
     raise UsageError(
-        f"compare: '{short(text)}' is no run, no sweep, no recipe, and no number. "
-        "Give a directory, a recipe's name, or MEAN±STD/N as 79.72±0.10/100."
+        f"compare: '{shorten(text)}' is not a run, a sweep, a recipe or a number. "
+        "Give a directory, a recipe's name, or MEAN±STD/N such as 79.72±0.10/100."
     )
 
 
 def is_recipe(text: str) -> bool:
-    """Whether a word is a recipe's name, or the path of one."""
+    """Whether a word is the name or the path of a recipe."""
     return text in recipes.names() or (text.endswith(".yaml") and os.path.isfile(text))
 
 
-def _run(text: str, path: Path) -> Operand:
+def _run(text: str, path: Path) -> Side:
     result = read_result(RunDirectory(path))
     seed = int(result["seed"] or 0)
     value = score(result)
-    return Operand(
+    return Side(
         text,
         sample([value]),
         {seed: value},
         {seed: path},
         _images(result),
-        {label(entry, result["sets"]): {seed: score(entry)} for entry in result["sets"]},
+        {measurement_name(entry, result["sets"]): {seed: score(entry)} for entry in result["sets"]},
         _images_of(result),
     )
 
 
-def _sweep(text: str, path: Path) -> Operand:
+def _sweep(text: str, path: Path) -> Side:
     refuse_search(path)
-    found = sweeps.read(path)
-    if not found.results:
+    sweep = read_sweep(path)
+    if not sweep.results:
         raise DataError(
-            f"{path}: none of its {found.counted.removeprefix('0 of ')} has a result. "
-            f"See {sweeps.PREFIX}N/failure.json, and run the sweep again."
-            if found.lost
-            else f"{path}: holds neither result.json nor seed-N/ with one. Give a run or a sweep."
+            f"{path}: none of its {sweep.counted.removeprefix('0 of ')} has a result. "
+            f"See {PREFIX}N/failure.json, and run the sweep again."
+            if sweep.lost
+            else f"{path}: has neither result.json nor a seed-N/ with one. Give a run or a sweep."
         )
-    values = {seed: score(result) for seed, result in found.results.items()}
-    first = next(iter(found.results.values()))
-    return Operand(
+    values = {seed: score(result) for seed, result in sweep.results.items()}
+    first = next(iter(sweep.results.values()))
+    return Side(
         text,
         sample(list(values.values())),
         values,
-        {seed: path / f"{sweeps.PREFIX}{seed}" for seed in values},
+        {seed: path / f"{PREFIX}{seed}" for seed in values},
         _images(first),
-        {name: found.values(name) for name in found.measurements},
+        {name: sweep.values(name) for name in sweep.measurements},
         _images_of(first),
-        {seed: lost.how for seed, lost in found.lost.items()},
+        {seed: lost.how for seed, lost in sweep.lost.items()},
     )
 
 
-def only(side: Operand, seeds: Collection[int]) -> Operand:
-    """A sweep as if it had these seeds alone; raises `DataError` where none has a result."""
+def select_seeds(side: Side, seeds: Collection[int]) -> Side:
+    """A sweep with these seeds alone; raises `DataError` where none has a result."""
 
     def kept(by_seed: Mapping[int, Any]) -> dict[int, Any]:
         return {seed: value for seed, value in by_seed.items() if seed in seeds}
@@ -180,61 +187,61 @@ def only(side: Operand, seeds: Collection[int]) -> Operand:
 
 
 def refuse_search(path: Path) -> None:
-    """Raises `DataError` for the folder of a range test or of `tune`, whose runs are no sweep."""
+    """Raises `DataError` for the folder of a range test or of `tune`: its runs are not a sweep."""
     for file, page in SEARCHES.items():
         if (path / file).is_file():
-            raise DataError(f"{path}: is a search, and has its own page. Open {path / page}.")
+            raise DataError(f"{path}: holds a search and not a sweep. Open {path / page}.")
 
 
 def _images(entry: Mapping[str, Any]) -> Images:
-    """Those of a result, or of one of its measurements."""
+    """The test images of a result, or of one of its measurements."""
     protocol = entry["protocol"]
     return Images(protocol["data"], protocol["set"], int(entry["count"]))
 
 
 def _images_of(result: Mapping[str, Any]) -> dict[str, Images]:
-    return {label(entry, result["sets"]): _images(entry) for entry in result["sets"]}
+    return {measurement_name(entry, result["sets"]): _images(entry) for entry in result["sets"]}
 
 
-def unlike(sides: Sequence[Operand]) -> str | None:
-    """Which two sides were measured on other test images, as a sentence; None where none were."""
+def different_images(sides: Sequence[Side]) -> str | None:
+    """The first two sides that were measured on different images, as a sentence; else None."""
     for a, b in combinations(sides, 2):
-        if a.images and b.images and not a.images.can_be(b.images):
+        if a.images and b.images and not a.images.may_equal(b.images):
             return f"{a.name} was measured on {a.images}, {b.name} on {b.images}."
     return None
 
 
-def shared(a: Operand, b: Operand) -> str | None:
-    """Which run two sides have in common, as a sentence; None where they have none."""
-    theirs = {path.resolve(): path for path in b.paths.values()}
+def shared_run(a: Side, b: Side) -> str | None:
+    """The run that two sides have in common, as a sentence; else None."""
+    runs_of_b = {path.resolve(): path for path in b.paths.values()}
     for path in a.paths.values():
-        if (other := theirs.get(path.resolve())) is not None:
+        if (other := runs_of_b.get(path.resolve())) is not None:
             also = "" if other == path else f" (as {other})"
             return f"{path} is a run of both {a.name} and {b.name}{also}, and would count twice."
     return None
 
 
-def points(path: Path) -> list[Point]:
+def read_points(path: Path) -> list[Point]:
     """A run's evaluations on its first measurement, with the seconds trained until each."""
     lines = read_metrics(RunDirectory(path).metrics)
     seconds = {line["step"]: line["seconds"] for line in lines if line["kind"] == "train"}
-    found: dict[int, Point] = {}
+    points: dict[int, Point] = {}
     for line in lines:
-        if line["kind"] == "eval" and line["step"] not in found:
+        if line["kind"] == "eval" and line["step"] not in points:
             spent = max((s for step, s in seconds.items() if step <= line["step"]), default=0.0)
-            found[line["step"]] = Point(line["epoch"], line["step"], spent, score(line))
-    return list(found.values())
+            points[line["step"]] = Point(line["epoch"], line["step"], spent, score(line))
+    return list(points.values())
 
 
-def predictions(path: Path, name: str | None = None) -> dict[str, NDArray[Any]]:
-    """What a run said of the images of a measurement, its first by default; raises `DataError`."""
+def load_predictions(path: Path, name: str | None = None) -> dict[str, NDArray[Any]]:
+    """A run's stored predictions of a measurement, its first by default; raises `DataError`."""
     run = RunDirectory(path)
     entries = read_result(run)["sets"]
-    named = {label(entry, entries): entry for entry in entries}
+    named = {measurement_name(entry, entries): entry for entry in entries}
     if name is not None and name not in named:
         raise DataError(f"{path}: was not measured on {name}. Measured: {', '.join(named)}.")
     entry = entries[0] if name is None else named[name]
-    file = run.predictions(stem(entry, entries))
+    file = run.predictions(measurement_stem(entry, entries))
     if not file.is_file():
         raise DataError(f"{path}: has no stored predictions. Evaluate it: rescue eval {path}")
     arrays = read_arrays(file)
@@ -242,55 +249,122 @@ def predictions(path: Path, name: str | None = None) -> dict[str, NDArray[Any]]:
         return arrays
     if any(len(np.atleast_1d(arrays.get(key, ()))) != entry["count"] for key in ("labels", "top")):
         raise DataError(
-            f"{file}: labels, top: not one for each of the {entry['count']} images of result.json. "
-            f"Write it anew: rescue eval {path}"
+            f"{file}: labels and top must have one entry for each of the {entry['count']} images "
+            f"in result.json. Write it again: rescue eval {path}"
         )
     return arrays
 
 
-def right(arrays: Mapping[str, NDArray[Any]]) -> NDArray[np.bool_]:
-    """Which test images were called right, in the order of the set; any label of several is."""
+def correct_predictions(arrays: Mapping[str, NDArray[Any]]) -> NDArray[np.bool_]:
+    """Which test images are classified correctly: as any of their labels. In the set's order."""
     labels = arrays["labels"]
-    found: NDArray[np.bool_] = (arrays["top"][:, :1] == labels.reshape(len(labels), -1)).any(1)
-    return found
+    correct: NDArray[np.bool_] = (arrays["top"][:, :1] == labels.reshape(len(labels), -1)).any(1)
+    return correct
 
 
-def count_of(path: Path) -> int:
+def test_image_count(path: Path) -> int:
     """The test images of a run's first measurement."""
     return int(read_result(RunDirectory(path))["count"])
 
 
-def reached(curves: Mapping[int, list[Point]], top1: float) -> dict[int, Point]:
-    """The first evaluation of each run that has at least that accuracy."""
+def first_reaching(curves: Mapping[int, list[Point]], top1: float) -> dict[int, Point]:
+    """The first evaluation of each run with at least that accuracy, by seed."""
     firsts = {
         seed: next((p for p in line if p.top1 >= top1), None) for seed, line in curves.items()
     }
     return {seed: point for seed, point in firsts.items() if point is not None}
 
 
-def at_equal(a: Operand, b: Operand, what: str) -> tuple[float, Operand, Operand] | None:
-    """Both as they stood at the last `epoch`, or `seconds`, that every run of both had come to."""
+def at_equal_budget(a: Side, b: Side, what: str) -> tuple[float, Side, Side] | None:
+    """The last `epoch`, or `seconds`, that every run of both has reached, and both sides then."""
     curves = [a.curves(), b.curves()]
     lines = [line for side in curves for line in side.values()]
-    if not all(curves) or not all(lines):  # a number, or a claim, has no past
+    if not all(curves) or not all(lines):  # a typed number and a published accuracy have no curve
         return None
     end = min(getattr(line[-1], what) for line in lines)
     sides = []
-    for side, found in zip((a, b), curves, strict=True):
+    for side, by_seed in zip((a, b), curves, strict=True):
         values = {}
-        for seed, line in found.items():
+        for seed, line in by_seed.items():
             before = [p.top1 for p in line if getattr(p, what) <= end * (1 + 1e-9)]
             if not before:
                 return None
             values[seed] = before[-1]
-        sides.append(Operand(side.name, sample(list(values.values())), values))
+        sides.append(Side(side.name, sample(list(values.values())), values))
     return end, sides[0], sides[1]
 
 
-def steps_of(path: Path) -> tuple[Any, int]:
-    """The run's recipe, and the updates of an epoch; raises `DataError` where neither can tell."""
+def recipe_and_epoch_length(path: Path) -> tuple[Any, int]:
+    """The run's recipe, and the steps per epoch; raises `DataError` where they are not known."""
     recipe = recipes.recipe_in(path)
     lines = read_metrics(RunDirectory(path).metrics)
     if not lines[-1]["epoch"]:
-        raise DataError(f"{path}: all of metrics.jsonl is of epoch 0. Train the run further.")
+        raise DataError(
+            f"{path}: every line of metrics.jsonl is from epoch 0. Train the run further."
+        )
     return recipe, max(1, round(lines[-1]["step"] / lines[-1]["epoch"]))
+
+
+def parse_typed_result(text: str) -> Sample | None:
+    """The sample that `MEAN±STD/N` gives; None for other words.
+
+    Raises `UsageError` for values that no runs can have.
+    """
+    match = TYPED.fullmatch(text)
+    if match is None:
+        return None
+    mean, text, alone = float(match["mean"]), shorten(text), shorten(match["mean"])
+    if not mean <= PERCENT[1]:
+        raise UsageError(f"compare: '{text}' is not an accuracy in percent. Give 0 to 100.")
+    if match["std"] is not None and match["n"] is None:
+        raise UsageError(f"compare: '{text}' lacks the number of runs. Write {text}/N, or {alone}.")
+    digits = (match["n"] or "1").lstrip("0")
+    n = int(digits or 0) if len(digits) <= len(str(MOST_RUNS)) else MOST_RUNS + 1
+    if not 1 <= n <= MOST_RUNS:
+        raise UsageError(
+            f"compare: '{text}' must have 1 to {MOST_RUNS:,} runs. Write MEAN±STD/N, N the runs."
+        )
+    if match["std"] is None:
+        return Sample(mean, None, n)
+    if n == 1:
+        raise UsageError(
+            f"compare: '{text}' has a std, but one run has none. "
+            f"Give the number of runs, or write {alone}."
+        )
+    std = float(match["std"])
+    largest = PERCENT[1] / 2 * math.sqrt(n / (n - 1))  # half of the runs at each end
+    if not std <= largest:
+        raise UsageError(
+            f"compare: '{text}' has a std larger than {n} accuracies in percent can have. "
+            f"Give 0 to {largest:.1f}."
+        )
+    return Sample(mean, std, n)
+
+
+def shorten(text: str) -> str:
+    """A word for an error message: at most 60 characters, unprintable ones escaped."""
+    shown = text if text.isprintable() else ascii(text)[1:-1]
+    return shown if len(shown) <= 60 else f"{shown[:57]}..."
+
+
+def group_comparable(sides: Sequence[Side]) -> tuple[list[list[Side]], list[str]]:
+    """Groups of sides that may be compared with one another, and why there are several.
+
+    A group of one is not compared.
+    """
+    groups: list[list[Side]] = []
+    why = []
+    for side in sides:
+        reasons = [[_apart(other, side) for other in group] for group in groups]
+        fits = [group for group, problems in zip(groups, reasons, strict=True) if not any(problems)]
+        if fits:
+            fits[0].append(side)
+            continue
+        why += [next(reason for reason in problems if reason) for problems in reasons]
+        groups.append([side])
+    return groups, why
+
+
+def _apart(a: Side, b: Side) -> str | None:
+    """Why two sides may not be compared with each other, as a sentence; else None."""
+    return shared_run(a, b) or different_images([a, b])

@@ -1,6 +1,6 @@
-"""Studies: a table of recipes, each changed in its own way, with what a paper found beside ours.
+"""Studies: tables of recipes with overrides, with the paper's results beside ours.
 
-A study is a file in `recipes/studies/`; its cells are recipes with overrides.
+A study is a YAML file in `recipes/studies/`; each of its cells is a recipe with overrides.
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,28 +9,29 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rescue_cli.analysis import records, sweep
-from rescue_cli.analysis.agreement import demand_one_recipe, demand_one_test
-from rescue_cli.analysis.compare import pairs_of
-from rescue_cli.analysis.sides import Operand, operand
-from rescue_cli.analysis.stats import Sample, difference, sample
+from rescue_cli.analysis.compare import compare_pairs
+from rescue_cli.analysis.consistency import check_same_recipe, check_same_test
+from rescue_cli.analysis.sides import Side, load_side
+from rescue_cli.analysis.stats import Sample, sample, welch_test
 from rescue_cli.errors import UsageError, did_you_mean
+from rescue_cli.metrics.names import METRICS, score
 from rescue_cli.recipe import SECTIONS, Recipe, read_text, recipes_folder
 from rescue_cli.recipe import load as load_recipe
 from rescue_cli.recipe.changes import differences
 from rescue_cli.recipe.schema import Positive, PositiveInt, check
 from rescue_cli.recipe.yaml import read
-from rescue_cli.rundir import METRICS, RunDirectory, read_result, score
-from rescue_cli.rundir.planned import Lost, lost_of, planned, told_lost
+from rescue_cli.rundir import RunDirectory, read_result
+from rescue_cli.rundir.planned import MissingRun, missing_to_json, read_missing, read_planned
 
-STEPS = 4  # runs of a point of Smith's, with 0, 4, 8 and 12 images more in a batch
+STEPS = 4  # runs of a `smith` point, with 0, 4, 8 and 12 more images in a batch
 FILLERS = ("msra", "xavier")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Snapshot:
-    """Where a cell begins: a state of the cell of that number, its optimizers' included.
+    """The snapshot of another cell that a cell starts from, including its optimizers' state.
 
-    One that begins with the `last` differs in its evaluation alone, and trains nothing.
+    A cell that starts from the `last` one only evaluates, and trains nothing.
     """
 
     cell: PositiveInt
@@ -38,10 +39,10 @@ class Snapshot:
 
 
 @dataclass(frozen=True)
-class Compared:
-    """Rows with what their runs come to, and what may be claimed of each pair."""
+class ComparedRows:
+    """The rows as sides of a comparison, and what may be claimed of each pair."""
 
-    sides: Sequence[Operand]
+    sides: Sequence[Side]
     pairs: Sequence[Mapping[str, Any]]
 
 
@@ -49,7 +50,7 @@ class Compared:
 class Cell:
     """One row: a recipe with overrides, or a `label` for each column where there is no recipe.
 
-    `paper`: its figures, none in a study of our own; `std` and `n` are of the first.
+    `paper`: the paper's figures, none in our own study; `std` and `n` belong to the first.
     """
 
     paper: dict[str, float] = field(default_factory=dict)
@@ -63,12 +64,12 @@ class Cell:
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
-    """A table as it is published: `columns` are headings and the recipe keys under them.
+    """A published table: `columns` are headings and the recipe keys under them.
 
-    `set` holds for all cells, and so do `model` and `epochs`, which are the options of `rescue
-    train`. A point is a run for each seed, or `smith`: 4 runs of batches that grow by 4 images,
-    begun from msra and xavier in turn where the recipe names a filler. `pairs`: the rows are
-    compared with one another. Without `paper` it is a study of our own.
+    `set`, and `model` and `epochs` (the options of `rescue train`), apply to all cells. `points`:
+    one run per seed, or `smith`: 4 runs with batches that grow by 4 images, initialised by msra and
+    xavier in turn where the recipe names a filler. `pairs`: compare the rows with one another.
+    Without `paper` it is our own study.
     """
 
     name: str
@@ -84,116 +85,118 @@ class Study:
 
     @property
     def source(self) -> str:
-        """The paper and its table, or whose study it is."""
+        """The paper and its table, or `our own`."""
         return "our own" if self.paper is None else f"{self.paper['title']}, {self.paper['table']}"
 
 
-def names() -> dict[str, Path]:
+def study_files() -> dict[str, Path]:
     """The shipped studies' files by name."""
     return {file.stem: file for file in sorted((recipes_folder() / "studies").glob("*.yaml"))}
 
 
-def load(name: str) -> Study:
+def load_study(name: str) -> Study:
     """The study of that name, or in that file; raises `UsageError`."""
-    file = Path(name) if name.endswith(".yaml") else names().get(name)
+    file = Path(name) if name.endswith(".yaml") else study_files().get(name)
     if file is None or not file.is_file():
-        raise UsageError(f"study: '{name}' is not known. {did_you_mean(name, names())}")
+        raise UsageError(f"study: '{name}' is not known. {did_you_mean(name, study_files())}")
     tree = read(read_text(file), file.name)
     study = Study(**check(f"study {file.stem}", tree, Study))
     if study.pairs and study.points != "seeds":
-        raise UsageError(f"study {file.stem}.pairs: compares seeds. Remove it, or points.")
+        raise UsageError(f"study {file.stem}.pairs: needs points: seeds. Remove pairs or points.")
     return study
 
 
-def cells(study: Study, overrides: Sequence[str] = ()) -> list[tuple[Cell, Recipe | None]]:
+def resolve_cells(study: Study, overrides: Sequence[str] = ()) -> list[tuple[Cell, Recipe | None]]:
     """Each cell with its recipe resolved, the user's `overrides` last; raises `UsageError`."""
-    found = []
+    resolved = []
     for number, tree in enumerate(study.cells, 1):
         cell = Cell(**check(f"study {study.name}, row {number}", tree, Cell))
         recipe = None
         if cell.recipe is not None:
-            more = expanded(study, cell, overrides)
+            more = expand_options(study, cell, overrides)
             recipe = load_recipe(cell.recipe, [*study.set, *cell.set, *overrides, *more])
-        found.append((cell, recipe))
-    return found
+        resolved.append((cell, recipe))
+    return resolved
 
 
-def expanded(study: Study, cell: Cell, overrides: Sequence[str]) -> list[str]:
-    """The overrides that the study's `model` and `epochs` stand for, beside all other changes."""
+def expand_options(study: Study, cell: Cell, overrides: Sequence[str]) -> list[str]:
+    """The overrides that the study's `model` and `epochs` expand to."""
     if cell.recipe is None or (study.model is None and study.epochs is None):
         return []
     from rescue_cli.build import expand
 
-    base, changes, found = load_recipe(cell.recipe), [*study.set, *cell.set, *overrides], []
+    base, changes, expanded = load_recipe(cell.recipe), [*study.set, *cell.set, *overrides], []
     if study.model is not None:
-        found = expand.model_overrides(base, study.model, changes)
+        expanded = expand.model_overrides(base, study.model, changes)
     if study.epochs is not None:
-        changed = base.with_overrides(*changes, *found)
-        found += expand.epochs_overrides(changed, study.epochs, changes)
-    return found
+        expanded += expand.epochs_overrides(
+            base.with_overrides(*changes, *expanded), study.epochs, changes
+        )
+    return expanded
 
 
-def runs(study: Study, recipe: Recipe, seeds: int | None) -> dict[str, Recipe]:
-    """The runs of a cell by the names of their folders; None: as many as its points have."""
+def cell_runs(study: Study, recipe: Recipe, seeds: int | None) -> dict[str, Recipe]:
+    """The runs of a cell by folder name; `seeds` None: the study's own points."""
     if study.points == "seeds" or seeds is not None:
         count = seeds or study.seeds
         return {f"seed-{s}": recipe.with_overrides(f"train.seed={s}") for s in range(count)}
-    found = {}
-    for place in range(STEPS):
-        batch = recipe.train.batch_size + 4 * place
+    runs = {}
+    for index in range(STEPS):
+        batch = recipe.train.batch_size + 4 * index
         micro_batches = recipe.train.micro_batches
         size = batch // micro_batches if batch % micro_batches == 0 else batch
-        filler = FILLERS[place % 2] if recipe.model.init is not None else None
-        found[f"batch-{batch}" + (f"-{filler}" if filler else "")] = recipe.with_overrides(
+        filler = FILLERS[index % 2] if "init" in recipe.model.options else None
+        runs[f"batch-{batch}" + (f"-{filler}" if filler else "")] = recipe.with_overrides(
             f"train.batch_size={batch}",
             f"train.device_batch_size={size}",
-            f"train.seed={place}",
+            f"train.seed={index}",
             *([f"model.init={filler}"] if filler else []),
         )
-    return found
+    return runs
 
 
-def snapshot_of(study: Study, cell: Cell) -> Snapshot | None:
-    """Where the cell begins, if not at the beginning; raises `UsageError`."""
+def parse_snapshot(study: Study, cell: Cell) -> Snapshot | None:
+    """The snapshot that the cell starts from, if any; raises `UsageError`."""
     if cell.from_snapshot is None:
         return None
-    found = Snapshot(**check(f"study {study.name}.from_snapshot", cell.from_snapshot, Snapshot))
-    if not found.cell <= len(study.cells):
+    snapshot = Snapshot(**check(f"study {study.name}.from_snapshot", cell.from_snapshot, Snapshot))
+    if not snapshot.cell <= len(study.cells):
         raise UsageError(
-            f"study {study.name}.from_snapshot.cell: {found.cell} is none of its "
-            f"{len(study.cells)} rows. Give the number of one."
+            f"study {study.name}.from_snapshot.cell: {snapshot.cell} is not one of its "
+            f"{len(study.cells)} rows. Give a row's number."
         )
-    return found
+    return snapshot
 
 
-def check_last(study: Study, row: int, recipe: Recipe, source: Recipe | None) -> None:
-    """Raises `UsageError` where a row that begins with another's last state would train on."""
+def check_last_snapshot(study: Study, row: int, recipe: Recipe, source: Recipe | None) -> None:
+    """Raises `UsageError` where a row that starts from another's last state would train."""
     changed = {} if source is None else differences(source.tree, recipe.tree)
     own = [k for k in changed if k.partition(".")[0] in SECTIONS and not k.startswith("eval.")]
     own = [key for key in own if key != "train.snapshots"]
     if source is None or own:
         what = f"differs in {own[0]}" if own else "has no recipe"
         raise UsageError(
-            f"study {study.name}, row {row}.from_snapshot: begins with the last state of a row "
-            f"that {what}. Change eval alone, or name a step."
+            f"study {study.name}, row {row}.from_snapshot: starts from the last state of a row "
+            f"that {what}. Change only eval, or name a step."
         )
 
 
-def rows(
+def table_rows(
     study: Study, overrides: Sequence[str] = (), folder: Path | None = None
 ) -> list[dict[str, Any]]:
-    """For each cell its recipe, the columns' values, the paper's figures, and what was measured.
+    """For each cell its recipe, the columns' values, the paper's figures, and the results.
 
-    `measured` is the top-1 of the runs in `folder` that have a result, else of those on record with
-    exactly these changes: mean, std, n, and `p` that the paper's figure is the same by Welch's
-    t-test; None where nothing was run. `runs` says how the planned runs of the folder ended, and
-    `seconds_train` is the mean of those that have a result.
+    `measured`: mean, std and n of the finished runs in `folder`, else of those on record with
+    exactly these changes, and `p`, Welch's t-test against the paper's figure; None without runs.
+    `runs`: how the planned runs of the folder ended. `seconds_train`: the mean of finished runs.
     """
-    found = []
-    for number, (cell, recipe) in enumerate(cells(study, overrides), 1):
-        results, lost = ends(study, None if folder is None else folder / row_folder(number))
+    rows = []
+    for number, (cell, recipe) in enumerate(resolve_cells(study, overrides), 1):
+        results, lost = read_cell_runs(
+            study, None if folder is None else folder / row_folder(number)
+        )
         seconds = [float(result["seconds_train"]) for result in results.values()]
-        found.append(
+        rows.append(
             {
                 "row": number,
                 "recipe": cell.recipe,
@@ -202,58 +205,60 @@ def rows(
                 "measured": None
                 if recipe is None
                 else _measured(cell, recipe, list(results.values())),
-                "runs": told_lost(len(results), lost),
+                "runs": missing_to_json(len(results), lost),
                 "seconds_train": sum(seconds) / len(seconds) if seconds else None,
             }
         )
-    return found
+    return rows
 
 
-def ends(study: Study, folder: Path | None) -> tuple[dict[str, Mapping[str, Any]], dict[str, Lost]]:
-    """The results of a row's runs by name, and how those ended that have none.
+def read_cell_runs(
+    study: Study, folder: Path | None
+) -> tuple[dict[str, Mapping[str, Any]], dict[str, MissingRun]]:
+    """The results of a row's runs by name, and how the runs without a result ended.
 
-    Raises `DataError` where they differ in more than a row's runs may.
+    Raises `DataError` where the runs differ in more than the runs of a row may.
     """
     if folder is None:
         return {}, {}
     if study.points == "seeds":
-        names = [path.name for path in sweep.folders_of(folder).values()]
-        demand_one_recipe([folder / name for name in names])
+        names = [path.name for path in sweep.seed_folders(folder).values()]
+        check_same_recipe([folder / name for name in names])
     else:
         there = sorted(path.parent.name for path in folder.glob("*/recipe.yaml"))
-        names = list(dict.fromkeys([*planned(folder), *there]))
+        names = list(dict.fromkeys([*read_planned(folder), *there]))
     runs = {name: RunDirectory(folder / name) for name in names}
     results: dict[str, Mapping[str, Any]] = {
         name: read_result(run) for name, run in runs.items() if run.result.is_file()
     }
-    demand_one_test({folder / name: result for name, result in results.items()})
-    return results, {name: lost_of(run) for name, run in runs.items() if name not in results}
+    check_same_test({folder / name: result for name, result in results.items()})
+    return results, {name: read_missing(run) for name, run in runs.items() if name not in results}
 
 
-def compared(study: Study, rows: Sequence[Mapping[str, Any]], folder: Path) -> Compared:
-    """The rows that have runs in the folder, by their first column, each against each other.
+def compare_rows(study: Study, rows: Sequence[Mapping[str, Any]], folder: Path) -> ComparedRows:
+    """Compares the rows that have results in the folder; their names are the first column.
 
-    Nothing of a study that does not compare its rows.
+    Empty for a study without `pairs`.
     """
-    sides: list[Operand] = []
+    sides: list[Side] = []
     for row in rows if study.pairs else ():
         if row["runs"]["n"]:
-            side = operand(str(folder / row_folder(row["row"])))
-            name = shown(next(iter(row["columns"].values())))
+            side = load_side(str(folder / row_folder(row["row"])))
+            name = format_value(next(iter(row["columns"].values())))
             taken = name in [other.name for other in sides]
             sides.append(replace(side, name=f"row {row['row']}" if taken else name))
-    return Compared(sides, pairs_of(sides))
+    return ComparedRows(sides, compare_pairs(sides))
 
 
-def shown(value: Any) -> str:
-    """A column's value as the tables have it."""
+def format_value(value: Any) -> str:
+    """A column's value as text."""
     if isinstance(value, list):
         return ", ".join(map(str, value))
     return "-" if value is None else str(value)
 
 
 def row_folder(number: int) -> str:
-    """Where the runs of a row are, in the study's folder."""
+    """The name of a row's folder in the study's folder."""
     return f"{number:02d}"
 
 
@@ -264,9 +269,9 @@ def _columns(study: Study, cell: Cell, recipe: Recipe | None) -> dict[str, Any]:
 
 
 def _at(tree: Any, path: str) -> Any:
-    """What the recipe has there, or None.
+    """The recipe's value at a dotted path, or None.
 
-    A list's item is named by its name, its group or its place; any other word is of the first.
+    A list's item is chosen by its name, group or index; any other word is a key of the first item.
     """
     for word in path.split("."):
         if isinstance(tree, list):
@@ -283,14 +288,14 @@ def _measured(
     cell: Cell, recipe: Recipe, results: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any] | None:
     if not results:
-        changed = records.changes(recipe)
-        results = records.measured(recipe.name, {k: list(v) for k, v in changed.items()})
+        changed = records.changed_keys(recipe)
+        results = records.recorded_results(recipe.name, {k: list(v) for k, v in changed.items()})
     if not results:
         return None
     metric = next((metric for metric in cell.paper if metric in METRICS), None)
     ours = sample([score(r) if metric is None else float(r[metric]) for r in results])
-    found = {"mean": ours.mean, "std": ours.std, "n": ours.n, "p": None}
+    measured = {"mean": ours.mean, "std": ours.std, "n": ours.n, "p": None}
     if cell.paper:
         paper = Sample(next(iter(cell.paper.values())), cell.std, cell.n or 1)
-        found["p"] = difference(paper, ours).p
-    return found
+        measured["p"] = welch_test(paper, ours).p
+    return measured

@@ -1,4 +1,4 @@
-"""A sweep as numbers: each seed's accuracies, what failed, and what the seeds say together."""
+"""A seed sweep: the results of its runs, and their statistics over seeds."""
 
 import csv
 import io
@@ -9,45 +9,44 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from rescue_cli.analysis.agreement import demand_one_recipe, demand_one_test, demand_seeds
+from rescue_cli.analysis.consistency import check_same_recipe, check_same_test, check_seeds
 from rescue_cli.analysis.stats import (
     PERCENT,
     Sample,
-    chosen_best,
-    correlation,
+    best_seed_bias,
+    correlation_interval,
     expected_maximum,
-    interval,
     sample,
+    t_interval,
 )
 from rescue_cli.errors import DataError, UsageError
 from rescue_cli.formatting import counted
-from rescue_cli.rundir import (
-    METRICS,
-    RunDirectory,
-    label,
-    metrics_of,
-    read_metrics,
-    read_result,
-    score,
+from rescue_cli.metrics.names import METRICS, measurement_name, metric_names, score
+from rescue_cli.rundir import RunDirectory, read_metrics, read_result
+from rescue_cli.rundir.planned import (
+    MissingRun,
+    count_missing,
+    missing_to_json,
+    read_missing,
+    read_planned,
 )
-from rescue_cli.rundir.planned import Lost, counted_lost, lost_of, planned, told_lost
 
 PREFIX = "seed-"
 MOST_SEEDS = 100_000  # of a sweep
 COUNT = re.compile(r"[1-9][0-9]{0,14}")
 SEEDS = re.compile(r"([0-9]{1,15})(?:-([0-9]{1,15}))?")
 NAMED = re.compile(PREFIX + r"(0|[1-9][0-9]{0,14})")
-FEWEST_PAIRS = 4  # of a correlation with an interval
-FEWEST_CHOSEN = 5  # seeds from which what the best of them is worth is told
+FEWEST_PAIRS = 4  # seeds, for the interval of a correlation
+FEWEST_CHOSEN = 5  # seeds, for the worth of the best one
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """Runs that differ in their seed alone."""
+    """Runs that differ only in their seed."""
 
     path: Path
     results: Mapping[int, Mapping[str, Any]]  # by seed, of finished runs
-    lost: Mapping[int, Lost]  # by seed, of planned runs without a result
+    lost: Mapping[int, MissingRun]  # by seed, of planned runs without a result
 
     @property
     def counted(self) -> str:
@@ -60,34 +59,36 @@ class Sweep:
     @property
     def lost_words(self) -> str:
         """`4 diverged, 1 failed`; empty where every planned seed has a result."""
-        return counted_lost(lost.how for lost in self.lost.values())
+        return count_missing(lost.how for lost in self.lost.values())
 
     def values(self, name: str) -> dict[int, float]:
-        """Top-1 in percent of each finished seed on a measurement, see `measurements`."""
+        """The score in percent of each finished seed on one of `measurements`."""
         return {
-            seed: next(score(e) for e in result["sets"] if label(e, result["sets"]) == name)
+            seed: next(
+                score(e) for e in result["sets"] if measurement_name(e, result["sets"]) == name
+            )
             for seed, result in self.results.items()
         }
 
     @property
     def measurements(self) -> list[str]:
-        """What every run measured: the sets, and size, crop or TTA where they are several."""
+        """The names of what every run measured: set, and size, crop or TTA where they vary."""
         first = next(iter(self.results.values()), None)
-        return [] if first is None else [label(e, first["sets"]) for e in first["sets"]]
+        return [] if first is None else [measurement_name(e, first["sets"]) for e in first["sets"]]
 
 
-def metric_of(sweep: Sweep) -> str:
-    """What the seeds are judged by, as tables call it."""
+def metric_label(sweep: Sweep) -> str:
+    """The name of the score in tables: `top-1 %`."""
     first = next(iter(sweep.results.values()))
-    return METRICS[metrics_of(first)[0]]
+    return METRICS[metric_names(first)[0]]
 
 
-def read(path: Path) -> Sweep:
-    """The sweep in a folder: what was planned there, and every other seed that is there.
+def read_sweep(path: Path) -> Sweep:
+    """The sweep in a folder: the planned seeds, and any others that are there.
 
-    Raises `DataError` where its runs differ in more than their seed, and for a file that is wrong.
+    Raises `DataError` where its runs differ in more than their seed, and for an invalid file.
     """
-    folders = folders_of(path)
+    folders = seed_folders(path)
     results: dict[int, Mapping[str, Any]] = {}
     lost = {}
     for seed, folder in folders.items():
@@ -95,29 +96,29 @@ def read(path: Path) -> Sweep:
         if run.result.is_file():
             results[seed] = read_result(run)
         else:
-            lost[seed] = lost_of(run)
-    demand_seeds(folders, results)
-    demand_one_recipe(list(folders.values()))
-    demand_one_test({folders[seed]: result for seed, result in results.items()})
+            lost[seed] = read_missing(run)
+    check_seeds(folders, results)
+    check_same_recipe(list(folders.values()))
+    check_same_test({folders[seed]: result for seed, result in results.items()})
     return Sweep(path, results, lost)
 
 
-def folders_of(path: Path) -> dict[int, Path]:
-    """A sweep's run directories by seed, planned or there.
+def seed_folders(path: Path) -> dict[int, Path]:
+    """A sweep's run directories by seed, planned or existing.
 
-    Raises `DataError` for one whose name may or may not be meant for a seed: `seed-0.bak`.
+    Raises `DataError` for a run directory whose name is not a seed's: `seed-0.bak`.
     """
-    there = [folder.name for folder in path.glob(f"{PREFIX}*") if _holds_run(folder)]
-    found = {}
-    for name in dict.fromkeys([*planned(path), *there]):
+    existing = [folder.name for folder in path.glob(f"{PREFIX}*") if _holds_run(folder)]
+    folders = {}
+    for name in dict.fromkeys([*read_planned(path), *existing]):
         match = NAMED.fullmatch(name)
         if match is None:
             raise DataError(
-                f"{path / name}: holds a run, and its name is none of {PREFIX}0, {PREFIX}1, ... "
+                f"{path / name}: holds a run, but is not named {PREFIX}0, {PREFIX}1, ... "
                 f"Move it out of {path}."
             )
-        found[int(match[1])] = path / name
-    return dict(sorted(found.items()))
+        folders[int(match[1])] = path / name
+    return dict(sorted(folders.items()))
 
 
 def _holds_run(folder: Path) -> bool:
@@ -125,34 +126,34 @@ def _holds_run(folder: Path) -> bool:
     return run.recipe.is_file() or run.result.is_file() or run.failure.is_file()
 
 
-def seeds_of(text: str) -> list[int]:
+def parse_seeds(text: str) -> list[int]:
     """`100`: 0 to 99; `0-9`: both ends; `3,7,11`. Raises `UsageError`."""
     parts = [f"0-{int(text) - 1}"] if COUNT.fullmatch(text) else text.split(",")
-    found: list[int] = []
+    seeds: list[int] = []
     for part in parts:
         match = SEEDS.fullmatch(part.strip())
         if match is None:
-            raise UsageError(f"--seeds: '{text}' is none of 100, 0-9 and 3,7,11.")
+            raise UsageError(f"--seeds: '{text}' is not of the form 100, 0-9 or 3,7,11.")
         first, last = int(match[1]), int(match[2] or match[1])
-        if last - first + len(found) >= MOST_SEEDS:
-            raise UsageError(f"--seeds: '{text}' are more than {MOST_SEEDS:,}. Give fewer.")
-        found += range(first, last + 1)
-    if not found or len(set(found)) != len(found):
-        raise UsageError(f"--seeds: '{text}' names no seed, or one of them twice.")
-    return found
+        if last - first + len(seeds) >= MOST_SEEDS:
+            raise UsageError(f"--seeds: '{text}' is more than {MOST_SEEDS:,} seeds. Give fewer.")
+        seeds += range(first, last + 1)
+    if not seeds or len(set(seeds)) != len(seeds):
+        raise UsageError(f"--seeds: '{text}' names no seed, or one seed twice.")
+    return seeds
 
 
-def summary(sweep: Sweep) -> dict[str, Any]:
+def summarize_sweep(sweep: Sweep) -> dict[str, Any]:
     """The stable keys of `--json`: per measurement mean, std, min, max and seed 0, and the rest.
 
-    `peak`: what the best of so many seeds was to be expected to reach, and what choosing it on one
-    measurement is worth there and on each other one, with what chance alone gives in 95 % of such
-    sweeps. None of fewer than 5 seeds.
+    `peak`: the expected accuracy of the best of so many seeds, and how far the best seed by one
+    measurement is above the mean there and on each other one, with the range that chance alone
+    gives in 95 % of such sweeps. None for fewer than 5 seeds.
     """
     names = sweep.measurements
     rows = {name: _row(sweep.values(name)) for name in names}
     return {
-        **told_lost(len(sweep.results), sweep.lost),
+        **missing_to_json(len(sweep.results), sweep.lost),
         "sets": rows,
         "peak": {name: _peak(sweep, name) for name in names},
         "correlation": {
@@ -164,11 +165,11 @@ def summary(sweep: Sweep) -> dict[str, Any]:
 
 
 def _row(values: Mapping[int, float]) -> dict[str, Any]:
-    found = sample(list(values.values()))
+    measured = sample(list(values.values()))
     return {
-        "mean": found.mean,
-        "std": found.std,
-        "interval": interval(found, PERCENT),
+        "mean": measured.mean,
+        "std": measured.std,
+        "interval": t_interval(measured, PERCENT),
         "min": min(values.values()),
         "max": max(values.values()),
         "seed0": values.get(0),
@@ -176,28 +177,28 @@ def _row(values: Mapping[int, float]) -> dict[str, Any]:
 
 
 def _peak(sweep: Sweep, name: str) -> dict[str, Any] | None:
-    """The best seed by a measurement, there and on the others."""
+    """The best seed by one measurement, on that one and on the others."""
     values = list(sweep.values(name).values())
     if len(values) < FEWEST_CHOSEN:
         return None
-    found: dict[str, Any] = {"expected_maximum": expected_maximum(sample(values), len(values))}
+    peak: dict[str, Any] = {"expected_maximum": expected_maximum(sample(values), len(values))}
     for other in sweep.measurements:
         if other != name:
-            chosen = chosen_best(values, list(sweep.values(other).values()))
-            found["inflation"] = chosen.inflation
-            found.setdefault("remains", {})[other] = chosen.remains
-    return found
+            chosen = best_seed_bias(values, list(sweep.values(other).values()))
+            peak["inflation"] = chosen.inflation
+            peak.setdefault("remains", {})[other] = chosen.remains
+    return peak
 
 
 def _correlation(sweep: Sweep, a: str, b: str) -> tuple[float, float, float] | None:
     first, second = list(sweep.values(a).values()), list(sweep.values(b).values())
     if len(set(first)) < 2 or len(set(second)) < 2:
         return None
-    return correlation(first, second)
+    return correlation_interval(first, second)
 
 
-def table(sweep: Sweep) -> str:
-    """Every seed's figures as CSV, the failed ones with their reason."""
+def sweep_csv(sweep: Sweep) -> str:
+    """Every seed's results as CSV, the failed ones with the reason."""
     names = sweep.measurements
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -212,20 +213,20 @@ def table(sweep: Sweep) -> str:
     return text.getvalue()
 
 
-def by_epoch(sweep: Sweep) -> dict[float, list[float]]:
-    """The first measurement's top-1 of every finished seed at each epoch that all evaluated."""
-    found: dict[float, list[float]] = {}
+def scores_by_epoch(sweep: Sweep) -> dict[float, list[float]]:
+    """The scores on the first measurement by epoch, where every finished seed has one."""
+    scores: dict[float, list[float]] = {}
     for seed in sweep.results:
         lines = read_metrics(RunDirectory(sweep.path / f"{PREFIX}{seed}").metrics)
         tests = [line for line in lines if line["kind"] == "eval"]
         firsts = {line["epoch"]: score(line) for line in reversed(tests)}
         for epoch, top1 in firsts.items():
-            found.setdefault(epoch, []).append(top1)
+            scores.setdefault(epoch, []).append(top1)
     whole = len(sweep.results)
-    return {epoch: found[epoch] for epoch in sorted(found) if len(found[epoch]) == whole}
+    return {epoch: scores[epoch] for epoch in sorted(scores) if len(scores[epoch]) == whole}
 
 
-def published(values: Mapping[str, Any]) -> Sample:
-    """A recipe's `expect` as a sample; a std of nobody knows how many runs is not taken for one."""
+def published_sample(values: Mapping[str, Any]) -> Sample:
+    """A recipe's `expect` as a sample; a std without a number of runs is ignored."""
     n = values.get("n")
     return Sample(float(values["top1"]), values.get("std") if n else None, int(n or 1))

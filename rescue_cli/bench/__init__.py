@@ -1,1 +1,1 @@
-"""Speed, as ratios within one run: one module for each `rescue bench` command."""
+"""Speed, as ratios measured within one run: one module per `rescue bench` command."""

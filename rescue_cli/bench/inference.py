@@ -1,14 +1,14 @@
-"""Images/s of a network that predicts, as in the throughput column of the paper's tables."""
+"""Inference speed in images/s, as in the throughput column of the paper's tables."""
 
 from statistics import median
 from typing import Any
 
 import torch
 
-from rescue_cli.bench.interleave import each_round, seconds
+from rescue_cli.bench.timing import rounds_shown, time_calls
 from rescue_cli.errors import UsageError
 from rescue_cli.recipe.architectures import row_of
-from rescue_cli.sections.model.zoo import fixed_size, zoo
+from rescue_cli.sections.model.timm_models import has_fixed_size, timm_model
 
 CLASSES = 1000
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -25,17 +25,17 @@ def inference(
     batches: int,
     rounds: int,
 ) -> dict[str, Any]:
-    """Images/s, the median over rounds, beside the paper's on its V100 where the table has the net.
+    """Images/s, the median over rounds, and the paper's on a V100 if its table has the network.
 
-    Weights are random and lie in `precision`, as does the batch. Raises `UsageError` for an unknown
-    name or precision.
+    Weights are random; weights and images have the dtype `precision`. Raises `UsageError` for an
+    unknown name or precision.
     """
     if precision not in DTYPES:
         raise UsageError(f"--precision: '{precision}' is not known. Use {', '.join(DTYPES)}.")
     row = row_of(model)
-    tabled = row["sizes"]["a1-a2"][1] if row else None
-    size = size or tabled or _own_size(model)
-    network = zoo(model, CLASSES, 3, **_for_size(model, size)).eval()
+    paper_size = row["sizes"]["a1-a2"][1] if row else None
+    size = size or paper_size or _test_size(model)
+    network = timm_model(model, CLASSES, 3, **_size_option(model, size)).eval()
     layout = torch.channels_last if channels_last else torch.contiguous_format
     network = network.to(device=device, dtype=DTYPES[precision], memory_format=layout)  # type: ignore[call-overload]
     images = torch.randn(batch_size, 3, size, size).to(
@@ -46,9 +46,11 @@ def inference(
         network(images)
 
     with torch.inference_mode():
-        seconds(run, 2, device)
-        rates = [batch_size * batches / seconds(run, batches, device) for _ in each_round(rounds)]
-    paper = row["images_per_second"] if row and size == tabled else None
+        time_calls(run, 2, device)
+        rates = [
+            batch_size * batches / time_calls(run, batches, device) for _ in rounds_shown(rounds)
+        ]
+    paper = row["images_per_second"] if row and size == paper_size else None
     return {
         "what": f"inference of {model} on {device.type}, {size} px, batch {batch_size}, "
         f"{precision}, {'channels last' if channels_last else 'channels first'}",
@@ -62,15 +64,15 @@ def inference(
     }
 
 
-def _own_size(model: str) -> int:
-    """The side of the images that timm tests the network with."""
+def _test_size(model: str) -> int:
+    """The side in pixels of timm's test images for the network."""
     import timm
 
     config = timm.get_pretrained_cfg(model)
-    wanted = (config.test_input_size or config.input_size) if config else (3, 224, 224)
-    return int(wanted[-1])
+    shape = (config.test_input_size or config.input_size) if config else (3, 224, 224)
+    return int(shape[-1])
 
 
-def _for_size(model: str, size: int) -> dict[str, Any]:
-    """What a network made for images of one size must be told."""
-    return {"img_size": size} if fixed_size(model) else {}
+def _size_option(model: str, size: int) -> dict[str, Any]:
+    """The option `img_size` of a network that is built for one size of images."""
+    return {"img_size": size} if has_fixed_size(model) else {}

@@ -1,4 +1,4 @@
-"""What an input pipeline costs, in CPU seconds: ours and timm's, in turn in one run."""
+"""CPU time of an input pipeline: ours against timm's, measured alternately in one run."""
 
 import math
 import resource
@@ -14,18 +14,18 @@ import numpy as np
 import torch
 
 from rescue_cli.bench import timm_pipeline
-from rescue_cli.bench.interleave import each_round
+from rescue_cli.bench.timing import rounds_shown
 from rescue_cli.build.feeds import Machine, build_normalise, build_train_feed
 
 # data_keys
 # filled
 # operations_of
 from rescue_cli.recipe import Item, Recipe
-from rescue_cli.sections.augment import Augment, Operation
+from rescue_cli.sections.augment import Augment
 from rescue_cli.sections.data import Dataset, Files
-from rescue_cli.sections.data.folders import class_folders, read
-from rescue_cli.sections.data.stream import StreamFeed
-from rescue_cli.sections.sampling import Steps
+from rescue_cli.sections.data.formats.class_folders import class_folders, read_class_folders
+from rescue_cli.sections.data.stream import FileFeed
+from rescue_cli.sections.sampling import SamplingContext
 
 CPU = torch.device("cpu")
 SHUFFLED = Item("sampling", "shuffled", {})
@@ -33,15 +33,15 @@ SHUFFLED = Item("sampling", "shuffled", {})
 
 @dataclass(frozen=True)
 class Cost:
-    """CPU milliseconds a view, of the loader process and of the process that trains."""
+    """CPU milliseconds per view, of the data loader's worker and of the training process."""
 
     worker: float
-    loading: float  # taking batches from the worker; timm's normalisation is here
+    loading: float  # receiving batches from the worker; for timm also normalisation
     device: float  # augmentation and normalisation of whole batches
 
     @property
     def views_per_second(self) -> float:
-        """Of one core that does nothing but the worker's part."""
+        """Views/s of one core that does only the worker's part."""
         return 1e3 / self.worker
 
     @property
@@ -50,16 +50,18 @@ class Cost:
 
 
 def against_timm(recipe: Recipe, folder: Path, *, steps: int, rounds: int) -> dict[str, Any]:
-    """Views/s a core of both loaders' worker, and the CPU time a view of everything up to the
-    batch that the network sees. Mixing is left out on both sides.
+    """Views/s per core of both loaders' workers, and CPU time per view of all work up to the
+    network's input batch. Both sides leave out mixing.
 
-    `shared` has all micro-batches of a step in one process with the recipe's own sampling, `alone`
-    each image decoded for a single view. A round is `steps` steps of ours (in the first of them
-    memory is touched for the first time) and one of timm's. Medians over rounds. Raises
+    `shared` uses the recipe's own sampling, with all micro-batches of a step in one process;
+    `alone` decodes each image for a single view. A round is `steps` of our steps (the first of
+    which also pays for first touching its memory) and one of timm's. Medians over rounds. Raises
     `UsageError` and `DataError`.
     """
     names = class_folders(folder)
-    files = read(folder, {name: place for place, name in enumerate(names)}, complete=True)
+    files = read_class_folders(
+        folder, {name: place for place, name in enumerate(names)}, complete=True
+    )
     times = math.ceil(recipe.train.batch_size / len(files))  # no image twice in a step's order
     size = recipe.data.train_size or 224
     given = timm_pipeline.options(recipe)
@@ -69,8 +71,8 @@ def against_timm(recipe: Recipe, folder: Path, *, steps: int, rounds: int) -> di
         samplings["shared"] = recipe.sampling
     costs: dict[str, list[Cost]] = {name: [] for name in ("theirs", *samplings)}
     with one_thread():
-        for turn in each_round(rounds):
-            order = list(costs) if turn % 2 else list(costs)[::-1]
+        for number in rounds_shown(rounds):
+            order = list(costs) if number % 2 else list(costs)[::-1]
             for name in order:
                 if name == "theirs":
                     cost = _theirs(folder, recipe, size, len(files), given)
@@ -105,9 +107,9 @@ def _figures(costs: dict[str, Cost]) -> dict[str, float]:
     }
 
 
-def _median(found: list[Cost]) -> Cost:
+def _median(costs: list[Cost]) -> Cost:
     return Cost(
-        *(median(getattr(c, key) for c in found) for key in ("worker", "loading", "device"))
+        *(median(getattr(cost, key) for cost in costs) for key in ("worker", "loading", "device"))
     )
 
 
@@ -117,7 +119,7 @@ def _ours(
     train = recipe.train
     per_epoch = len(files) // train.batch_size
     size, labels = train.device_batch_size, files.labels
-    counted = Steps(len(files), train.batch_size, size, per_epoch, train.seed, labels)
+    counted = SamplingContext(len(files), train.batch_size, size, per_epoch, train.seed, labels)
     operations = [item() for item in recipe.augment]
     feed = build_train_feed(
         recipe,
@@ -129,21 +131,22 @@ def _ours(
         print,
         per_epoch,
     )
-    assert isinstance(feed, StreamFeed)
+    assert isinstance(feed, FileFeed)
     feed.steps = steps
     augment = Augment(
-        [op for op in operations if isinstance(op, Operation)],
+        operations,
         build_normalise(recipe, CPU),
         train.seed,
         per_epoch,
     )
-    mine, children = time.process_time(), _children()
+    own_before, workers_before = time.process_time(), _workers_seconds()
     with closing(feed):
         feed.start(0)
         for step in range(steps):
             batches = list(feed.micro_batches(step))
-    loading, worker = time.process_time() - mine, _children() - children
-    # afterwards: at the same time it would take caches and memory away from the worker
+    loading = time.process_time() - own_before
+    worker = _workers_seconds() - workers_before
+    # Afterwards, because at the same time it would compete with the worker for caches and memory
     started = time.process_time()
     for batch in batches:
         augment(batch)
@@ -154,28 +157,29 @@ def _ours(
 def _theirs(
     folder: Path, recipe: Recipe, size: int, images: int, given: timm_pipeline.Options
 ) -> Cost:
-    """An epoch of timm's loader, of at least a step's images."""
+    """The cost of one epoch of timm's loader, over at least one step's images."""
     batch_size = recipe.train.device_batch_size
     times = math.ceil(recipe.train.batch_size / images)
     loader = timm_pipeline.loader(folder, size, batch_size, times, given)
-    mine, children = time.process_time(), _children()
+    own_before, workers_before = time.process_time(), _workers_seconds()
     seen = sum(len(batch) for batch, _ in loader)
-    return _cost(seen, _children() - children, time.process_time() - mine, 0.0)
+    worker = _workers_seconds() - workers_before
+    return _cost(seen, worker, time.process_time() - own_before, 0.0)
 
 
 def _cost(views: int, *seconds: float) -> Cost:
     return Cost(*(1e3 * s / views for s in seconds))
 
 
-def _children() -> float:
-    """CPU seconds of the processes that were started and have ended."""
+def _workers_seconds() -> float:
+    """CPU seconds of all child processes that have ended."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Without torch's pool, whose threads burn time while they wait."""
+    """Without torch's thread pool, whose threads use CPU time while they wait."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -1,34 +1,34 @@
-"""What a processor computes at most: products of large square matrices, timed here and now."""
+"""A processor's peak FLOP/s, measured by products of large square matrices."""
 
 import torch
 
-from rescue_cli.bench.interleave import seconds
+from rescue_cli.bench.timing import time_calls
 
 SMALLEST, LARGEST = 256, 8192  # rows of a matrix
-LONG = 0.1  # seconds that make a product long enough to time
+LONG_SECONDS = 0.1  # a product that takes longer is not made larger
 
 
 def matrix_peak(dtype: torch.dtype, device: torch.device) -> float:
-    """FLOP/s of the fastest product of two square matrices, a multiply-add counted as two.
+    """FLOP/s of the fastest product of two square matrices; a multiply-add counts as two.
 
-    Matrices grow until a product takes long, which an emulated precision soon does.
+    Matrices grow until a product takes `LONG_SECONDS`, which an emulated precision soon does.
     """
     best, rows = 0.0, SMALLEST
     while True:
-        took = _seconds_of_product(rows, dtype, device)
-        best = max(best, 2 * rows**3 / took)
-        if took > LONG or rows == LARGEST:
+        seconds = _time_product(rows, dtype, device)
+        best = max(best, 2 * rows**3 / seconds)
+        if seconds > LONG_SECONDS or rows == LARGEST:
             return best
         rows *= 2
 
 
-def _seconds_of_product(rows: int, dtype: torch.dtype, device: torch.device) -> float:
-    """Of the fastest of three, after one that warms up."""
+def _time_product(rows: int, dtype: torch.dtype, device: torch.device) -> float:
+    """Seconds of the fastest of three products, after one to warm up."""
     a = torch.randn(rows, rows, device=device).to(dtype)
     out = torch.empty_like(a)
 
     def product() -> None:
         torch.mm(a, a, out=out)
 
-    seconds(product, 1, device)
-    return min(seconds(product, 1, device) for _ in range(3))
+    time_calls(product, 1, device)
+    return min(time_calls(product, 1, device) for _ in range(3))

@@ -1,4 +1,4 @@
-"""The layers that are ours for speed, as torch's modules write them down."""
+"""Plain PyTorch modules in place of the layers that we have for speed."""
 
 import torch
 from torch import Tensor, nn
@@ -8,9 +8,9 @@ from rescue_cli.sections.model import Celu, GhostBatchNorm2d, ResNet9
 
 
 class PlainGhostNorm(nn.BatchNorm2d):
-    """Ghost batch norm by a reshape to a channel for each group, as the post has it.
+    """Ghost batch norm by a reshape that gives each group its own channels, as in the post.
 
-    Group g of G is images g, g + G, ...; running statistics are left alone.
+    Group g of G is images g, g + G, ... Running statistics are not updated.
     """
 
     def __init__(self, norm: GhostBatchNorm2d) -> None:
@@ -20,20 +20,20 @@ class PlainGhostNorm(nn.BatchNorm2d):
     def forward(self, images: Tensor) -> Tensor:
         n, channels, height, width = images.shape
         groups = n // self.size
-        dealt = images.reshape(self.size, groups * channels, height, width)
+        grouped = images.reshape(self.size, groups * channels, height, width)
         normed = functional.batch_norm(
-            dealt, None, None, self.weight.repeat(groups), self.bias.repeat(groups), True,
+            grouped, None, None, self.weight.repeat(groups), self.bias.repeat(groups), True,
             0.0, self.eps,
         )  # fmt: skip
         return normed.reshape(n, channels, height, width)
 
 
 @torch.no_grad()
-def write_down(network: nn.Module) -> None:
-    """Puts torch's modules, or the reshape, in the places of our own layers."""
+def replace_layers(network: nn.Module) -> None:
+    """Replaces our own layers by torch's modules, or by the reshape."""
     for parent in list(network.modules()):
         if isinstance(parent, ResNet9):
-            parent.ghost = None  # whose images are dealt to their groups once, at the beginning
+            parent.ghost = None  # it would sort the images into groups once, at its input
         for name, layer in parent.named_children():
             if isinstance(layer, Celu):
                 setattr(parent, name, nn.CELU(layer.alpha, inplace=True))

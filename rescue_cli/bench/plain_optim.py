@@ -1,4 +1,4 @@
-"""Each optimizer as one writes it first: a loop over tensors, nothing fused and nothing batched."""
+"""Plain forms of the optimizers: a loop over tensors, nothing fused or batched."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -9,26 +9,24 @@ from torch.optim import Optimizer
 
 from rescue_cli.errors import UsageError
 from rescue_cli.recipe import Recipe
-from rescue_cli.sections.optim import claims
+from rescue_cli.sections.optim import assign_parameters
 
-LR = (
-    1e-4  # a batch that comes again and again must not diverge; an update takes as long at any rate
-)
+LR = 1e-4  # the same batches come again and again, and must not make the loss diverge
 Options = Mapping[str, Any]
 
 
 def plain_optimizers(recipe: Recipe, network: nn.Module) -> list[Optimizer]:
-    """One for each item of the recipe and each decay, with constant rates.
+    """One per optimizer of the recipe and weight decay, with a constant learning rate.
 
-    Raises `UsageError` for an optimizer that has no plain form here.
+    Raises `UsageError` for an optimizer without a plain form.
     """
     parameters = dict(network.named_parameters())
     found = []
-    for item, claim in zip(recipe.optim, claims(network, recipe.optim), strict=True):
+    for item, claim in zip(recipe.optim, assign_parameters(network, recipe.optim), strict=True):
         if item.name not in PLAIN:
             raise UsageError(
                 f"bench step: --against plain has no plain form of optim ({item.name}). "
-                f"It has {', '.join(PLAIN)}."
+                f"Use one of {', '.join(PLAIN)}."
             )
         decay = item.weight_decay
         for names, own in ((claim.decayed, decay), (claim.undecayed, 0.0)):
@@ -60,7 +58,7 @@ def _lamb(parameters: list[nn.Parameter], options: Options, decay: float) -> Opt
 
 
 class PlainMuon(Optimizer):
-    """Muon over convolution filters (out, in, height, width), one after another (airbench94_muon).
+    """Muon over convolution filters (out, in, height, width), one at a time (airbench94_muon).
 
     v = momentum v + g; w gets norm sqrt(out); w -= lr times the orthogonal part of the direction.
     """
@@ -76,7 +74,9 @@ class PlainMuon(Optimizer):
         self.count += 1
         options, (group,) = self.options, self.param_groups
         every = options["renormalise_every"]
-        every = every if every is None or isinstance(every, int) else every[0]  # a run's beginning
+        every = (
+            every if every is None or isinstance(every, int) else every[0]
+        )  # at the start of a run
         for p in group["params"]:
             velocity = self.state[p].setdefault("velocity", torch.zeros_like(p))
             velocity.mul_(options["momentum"]).add_(p.grad)
@@ -91,10 +91,10 @@ class PlainMuon(Optimizer):
 
 
 def _orthogonal(matrix: Tensor, options: Options) -> Tensor:
-    """The matrix (out, in) with its singular values brought near 1, by Newton-Schulz steps."""
+    """The matrix (out, in) with singular values near 1, by Newton-Schulz iterations."""
     a, b, c = options["coefficients"]
     wide = matrix if len(matrix) <= matrix.shape[1] else matrix.T
-    x = (wide / (wide.norm() + 1e-7)).to(_iterates_in(options["iterate"], matrix))
+    x = (wide / (wide.norm() + 1e-7)).to(_iteration_dtype(options["iterate"], matrix))
     for _ in range(options["steps"]):
         square = x @ x.T
         x = a * x + (b * square + c * square @ square) @ x
@@ -102,18 +102,18 @@ def _orthogonal(matrix: Tensor, options: Options) -> Tensor:
     return found
 
 
-def _iterates_in(asked: str, matrix: Tensor) -> torch.dtype:
-    """What the recipe asks for, unless a processor would have to emulate it."""
-    computed = (
+def _iteration_dtype(name: str, matrix: Tensor) -> torch.dtype:
+    """The recipe's dtype; the matrix's own if the processor would emulate it."""
+    native = (
         matrix.device.type == "cuda"
         or {
             "bfloat16": torch.ops.mkldnn._is_mkldnn_bf16_supported(),
             "float16": torch.ops.mkldnn._is_mkldnn_fp16_supported(),
             "float32": True,
-        }[asked]
+        }[name]
     )
-    dtype: torch.dtype = getattr(torch, asked)
-    return dtype if computed and matrix.dtype != torch.float64 else matrix.dtype
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype if native and matrix.dtype != torch.float64 else matrix.dtype
 
 
 PLAIN: Mapping[str, Callable[[list[nn.Parameter], Options, float], Optimizer]] = {

@@ -1,4 +1,4 @@
-"""The engine's step against the same arithmetic written out by hand."""
+"""The engine's training step against a bare PyTorch loop that trains the same network."""
 
 from collections.abc import Callable
 from contextlib import closing
@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from rescue_cli.bench.interleave import in_turn, seconds
 from rescue_cli.bench.peak_flops import matrix_peak
+from rescue_cli.bench.timing import time_alternately, time_calls
 from rescue_cli.build.feeds import Machine, load_dataset
 from rescue_cli.build.networks import autocast, build_network
 from rescue_cli.build.step import build_step
@@ -26,8 +26,8 @@ DTYPES = {
     "float32": torch.float32,
     "float64": torch.float64,
 }
-# Operations of a training step for each multiply-add of its forward pass: the product and the sum,
-# once forward, and backward once for the inputs' gradients and once for the weights'
+# FLOP of a training step per multiply-add of its forward pass: a product and a sum, computed once
+# forward, and backward once for the inputs' gradients and once for the weights'
 OPERATIONS = 2 * 3
 
 
@@ -40,14 +40,14 @@ def step(
     rounds: int,
     workers: int,
 ) -> dict[str, Any]:
-    """Images/s of both, and the median over rounds of our time by the bare loop's.
+    """Images/s of both, and the median over rounds of the ratio of our time to the bare loop's.
 
-    The bare loop trains a copy of the same network on batches that lie ready on the device, with
-    torch's SGD: what is left between the two is everything that the engine adds, decoding by
-    `workers` and augmentation included. `multiply_adds` are those of an image's forward pass; from
-    them follows the share of the matrix peak, measured before and after. `input_share` is the part
-    of a step's time that its images take: gathering them or waiting for the workers (which is
-    `waiting`), augmenting and mixing. Raises `UsageError` where the recipe has too few steps.
+    The bare loop trains a copy of the network with torch's SGD on batches that are already on the
+    device. The difference is everything that the engine adds, including decoding by `workers` and
+    augmentation. `multiply_adds` counts one image's forward pass; from it follows the share of the
+    matrix peak, which is measured before and after. `input_share` is the share of a step's time
+    spent on its images: gathering them or waiting for the workers (which is `waiting`), augmenting
+    and mixing. Raises `UsageError` if the recipe has too few steps.
     """
     with TemporaryDirectory() as cache:
         machine = Machine(torch.device(device), workers, Path(cache))
@@ -61,27 +61,27 @@ def step(
             bare = _bare(recipe, twin, ready.images, ready.targets, machine.device)
             images, dtype = recipe.train.batch_size, DTYPES[recipe.train.precision]
             peaks = [matrix_peak(dtype, machine.device)]
-            found = in_turn(
+            times = time_alternately(
                 ours, bare, calls=steps, rounds=rounds, images=images, device=machine.device
             )
             peaks.append(matrix_peak(dtype, machine.device))
-            a_step, waited = images / found["ours"], ours.waited()
-            spent = waited + ours.prepared(steps)
-        computed = found["ours"] * multiply_adds * OPERATIONS
+            step_seconds, waited = images / times["ours"], ours.waited()
+            input_seconds = waited + ours.time_preparation(steps)
+        flops = times["ours"] * multiply_adds * OPERATIONS
         return {
             "what": f"step of {recipe.name} on {device}, {recipe.train.precision}, batch {images}",
-            **found,
+            **times,
             "unit": "images/s",
-            "gigaflops": computed / 1e9,
+            "gigaflops": flops / 1e9,
             "peak_gigaflops": max(peaks) / 1e9,
-            "peak_share": computed / max(peaks),
-            "input_share": spent / a_step,
-            "waiting": waited / a_step,
+            "peak_share": flops / max(peaks),
+            "input_share": input_seconds / step_seconds,
+            "waiting": waited / step_seconds,
         }
 
 
 class _Ours:
-    """The engine's next step at each call, and the seconds that a step's images take."""
+    """Each call is the engine's next step; also the seconds that a step spends on its images."""
 
     def __init__(self, engine: Step, recipe: Recipe, data: Dataset) -> None:
         self.engine = engine
@@ -96,30 +96,30 @@ class _Ours:
         self.number += 1
         if self.number > self.last and not self.resident:
             raise UsageError(
-                f"bench step: the recipe ends after {self.last + 1} steps, and its files are read "
-                "in their order. Give fewer --steps or --rounds, or more train.epochs."
+                f"bench step: the recipe ends after {self.last + 1} steps, and its files can be "
+                "read only once. Give fewer --steps or --rounds, or more train.epochs."
             )
         self.engine(self.number % self.per_epoch if self.resident else self.number)
 
     def waited(self) -> float:
-        """For the workers."""
+        """Seconds per step spent waiting for the data loader workers."""
         return (self.engine.feed.waited - self.before) / self.number
 
-    def prepared(self, steps: int) -> float:
-        """Augmenting and mixing, and where they lie in memory gathering them."""
+    def time_preparation(self, steps: int) -> float:
+        """Seconds per step to augment and mix the images, and to gather those in memory."""
 
         def prepare() -> None:
             for batch in self.engine.feed.micro_batches(0) if self.resident else self.micro_batches:
                 self.engine.mix(self.engine.augment(batch))
 
-        seconds(prepare, 1, self.engine.device)
-        return seconds(prepare, steps, self.engine.device) / steps
+        time_calls(prepare, 1, self.engine.device)
+        return time_calls(prepare, steps, self.engine.device) / steps
 
 
 def _bare(
     recipe: Recipe, model: nn.Module, images: Tensor, labels: Tensor, device: torch.device
 ) -> Callable[[], None]:
-    """The plainest loop that trains the same network in the same precision."""
+    """The simplest loop that trains the same network in the same precision."""
     optimizer = torch.optim.SGD(
         model.parameters(), lr=1e-4, momentum=0.9, nesterov=True, weight_decay=5e-4, fused=True
     )

@@ -1,4 +1,4 @@
-"""A recipe's input pipeline in timm's words: what its training script would be given."""
+"""A recipe's input pipeline as options of timm's training script."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,7 +12,7 @@ from rescue_cli.recipe import Item, Recipe
 from rescue_cli.sections.data import normalisation
 
 Options = dict[str, Any]
-# No crop is the least that timm can do: a box that is the whole image
+# timm always crops; this box is the whole image
 NO_CROP: Options = {"scale": (1.0, 1.0), "ratio": (1.0, 1.0)}
 
 
@@ -21,9 +21,9 @@ def _rand_augment(o: Mapping[str, Any]) -> Options:
     return {"auto_augment": f"rand-{numbers}-inc{int(o['increasing'])}"}
 
 
-WORDS: Mapping[str, Callable[[Mapping[str, Any]], Options]] = {
+OPTIONS: Mapping[str, Callable[[Mapping[str, Any]], Options]] = {
     "random-resized-crop": lambda o: {"scale": tuple(o["scale"]), "ratio": tuple(o["ratio"])},
-    "pad-crop": lambda _: {},  # timm crops files only; it is spared this
+    "pad-crop": lambda _: {},  # timm has none, and so saves this work
     "flip": lambda o: {"hflip": o["p"]},
     "rand-augment": _rand_augment,
     "auto-augment": lambda o: {"auto_augment": f"{o['policy']}-mstd{o['std']:g}"},
@@ -35,7 +35,7 @@ WORDS: Mapping[str, Callable[[Mapping[str, Any]], Options]] = {
 def options(recipe: Recipe) -> Options:
     """`create_loader`'s options for the recipe's data and augmentation.
 
-    Raises `UsageError` for an augmentation that timm's loader has not.
+    Raises `UsageError` for an augmentation that timm's loader does not have.
     """
     keys = recipe.data
     mean, std = normalisation(recipe.data.name, keys)
@@ -48,26 +48,26 @@ def options(recipe: Recipe) -> Options:
         **NO_CROP,
     }
     for item in recipe.augment:
-        found |= _in_words(item)
+        found |= _as_options(item)
     return found
 
 
-def _in_words(item: Item) -> Options:
-    if item.name not in WORDS:
+def _as_options(item: Item) -> Options:
+    if item.name not in OPTIONS:
         raise UsageError(
             f"augment ({item.name}): timm's loader has no such augmentation. "
             f"Leave it out of the comparison with ~augment.{item.name}."
         )
-    return WORDS[item.name](item.arguments)
+    return OPTIONS[item.name](item.arguments)
 
 
 def loader(
     folder: Path, size: int, batch_size: int, times: int, given: Options, collate: Any = None
 ) -> Any:
-    """timm's training loader over the class folders, each file listed `times` times; one worker.
+    """timm's training loader with one worker over class folders, each file listed `times` times.
 
-    As its script makes it, with the prefetcher, whose work the CPU does here; workers end with the
-    epoch.
+    As timm's script creates it, with the prefetcher, whose work the CPU does here. The worker ends
+    with the epoch.
     """
     from timm.data.dataset_factory import create_dataset
     from timm.data.loader import create_loader

@@ -1,4 +1,4 @@
-"""End to end: our engine, a loop made of timm's parts, and a bare loop, in turn in one run."""
+"""Training speed of our engine, a loop of timm's parts and a bare loop, measured alternately."""
 
 import itertools
 import time
@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from rescue_cli import recipe as recipes
 from rescue_cli.bench import timm_pipeline
-from rescue_cli.bench.interleave import each_round
+from rescue_cli.bench.timing import rounds_shown
 from rescue_cli.build.feeds import Machine, load_dataset
 from rescue_cli.build.networks import autocast, build_network
 from rescue_cli.build.step import build_step
@@ -23,10 +23,10 @@ from rescue_cli.build.step import build_step
 # data_keys
 from rescue_cli.errors import UsageError
 from rescue_cli.recipe import Recipe, steps_per_epoch
-from rescue_cli.sections.data import Images, Place
+from rescue_cli.sections.data import Images, Location
 
-WARM_UP = 3  # steps before the clock starts: timm's worker has its two batches ahead by then
-# What `rescue bench train` times unless told otherwise: A2's ingredients on CIFAR-10
+WARM_UP = 3  # untimed steps, after which timm's worker has prefetched its two batches
+# What `rescue bench train` times by default: A2's ingredients on CIFAR-10
 BASE = "a2"
 OVERRIDES = (
     "data={name: cifar10}",
@@ -41,27 +41,27 @@ OVERRIDES = (
     "optim.lr=1.0e-3",
 )
 
-Timed = Callable[[int], float]  # so many steps -> seconds
+TimedLoop = Callable[[int], float]  # number of steps -> seconds
 
 
 def measured_recipe(name: str | None, overrides: Sequence[str]) -> Recipe:
-    """The recipe that was asked for, else `BASE` as `OVERRIDES` make it, in the precision that
-    this processor computes fastest.
+    """The recipe `name`; without a name, `BASE` with `OVERRIDES`, in the precision that is fastest
+    on this processor.
     """
     if name is not None:
         return recipes.load(name, overrides)
-    computed = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    precision = f"train.precision={'bfloat16' if computed else 'float32'}"
+    has_bfloat16 = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    precision = f"train.precision={'bfloat16' if has_bfloat16 else 'float32'}"
     return recipes.load(BASE, [*OVERRIDES, precision, *overrides])
 
 
 def against_timm(recipe: Recipe, *, steps: int, rounds: int) -> dict[str, Any]:
     """Images/s of our engine (`ours`), of timm's parts (`theirs`) and of a `bare` loop on ready
-    tensors with torch's fused SGD; the seconds an image that each of the two adds to the bare loop,
-    and `ratio`, ours by theirs. Medians over rounds; who goes first alternates.
+    tensors with torch's fused SGD; the seconds per image that each of the two adds to the bare
+    loop, and `ratio`, ours divided by theirs. Medians over rounds; the order alternates.
 
-    Raises `UsageError` for data that are not class folders in memory, or an ingredient that timm's
-    script has not.
+    Raises `UsageError` for data that are not class folders read into memory, or an ingredient that
+    timm's script does not have.
     """
     given = timm_pipeline.options(recipe)
     folder = _train_folder(recipe)
@@ -83,13 +83,13 @@ def against_timm(recipe: Recipe, *, steps: int, rounds: int) -> dict[str, Any]:
         def make_loader() -> Any:
             return timm_pipeline.loader(folder, size, batch_size, 1, given, collate)
 
-        ways: dict[str, Timed] = {
+        loops: dict[str, TimedLoop] = {
             "ours": _ours(engine, per_epoch),
             "theirs": _theirs(recipe, classes, make_loader),
             "bare": _bare(recipe, classes, images, targets),
         }
         with closing(engine.feed):
-            seconds = _in_turn(ways, steps, rounds)
+            seconds = _time_alternately(loops, steps, rounds)
     return {
         "what": f"{recipe.model.name} at {size} px, batch {batch_size}, "
         f"{recipe.train.precision}: a loop of timm's parts with {given.get('auto_augment')}",
@@ -99,9 +99,9 @@ def against_timm(recipe: Recipe, *, steps: int, rounds: int) -> dict[str, Any]:
 
 
 def _figures(seconds: dict[str, list[float]], images: int) -> dict[str, float]:
-    rates = {name: images / median(found) for name, found in seconds.items()}
+    rates = {name: images / median(times) for name, times in seconds.items()}
     rounds = list(zip(seconds["ours"], seconds["theirs"], seconds["bare"], strict=True))
-    ours, theirs = (median((r[way] - r[2]) / images for r in rounds) for way in (0, 1))
+    ours, theirs = (median((r[loop] - r[2]) / images for r in rounds) for loop in (0, 1))
     return {
         "ours": rates["ours"],
         "theirs": rates["theirs"],
@@ -113,43 +113,46 @@ def _figures(seconds: dict[str, list[float]], images: int) -> dict[str, float]:
     }
 
 
-def _in_turn(ways: dict[str, Timed], steps: int, rounds: int) -> dict[str, list[float]]:
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for turn in each_round(rounds):
-        for name in list(ways)[:: 1 if turn % 2 else -1]:
-            seconds[name].append(ways[name](steps))
+def _time_alternately(
+    loops: dict[str, TimedLoop], steps: int, rounds: int
+) -> dict[str, list[float]]:
+    """Seconds of each loop, one entry per round."""
+    seconds: dict[str, list[float]] = {name: [] for name in loops}
+    for number in rounds_shown(rounds):
+        for name in list(loops)[:: 1 if number % 2 else -1]:
+            seconds[name].append(loops[name](steps))
     return seconds
 
 
 def _train_folder(recipe: Recipe) -> Path:
-    """Where the training set's class folders are; raises `UsageError` where it has none."""
-    place = Place(recipe.data.name, recipe.data)
+    """The folder of the training set's class folders; raises `UsageError` if it is missing."""
+    place = Location(recipe.data.name, recipe.data)
     folder = place.train_root
     if not folder.is_dir():
         raise UsageError(
-            f"bench train: timm's loader reads class folders, and {folder} is not there. "
+            f"bench train: timm's loader reads class folders, and {folder} does not exist. "
             "Give --data DIR with folders train/ and test/."
         )
     return folder
 
 
 def _ready(engine: Any) -> tuple[Tensor, Tensor]:
-    """A batch as the network sees it."""
+    """A batch as the network's input."""
     engine.feed.start(0)
     batch = engine.mix(engine.augment(next(iter(engine.feed.micro_batches(0)))))
     return batch.images, batch.targets
 
 
-def _ours(engine: Any, per_epoch: int) -> Timed:
+def _ours(engine: Any, per_epoch: int) -> TimedLoop:
     numbers = itertools.cycle(range(per_epoch))
 
     def run(steps: int) -> float:
-        return _clock(lambda: engine(next(numbers)), steps)
+        return _time_steps(lambda: engine(next(numbers)), steps)
 
     return run
 
 
-def _bare(recipe: Recipe, classes: int, images: Tensor, targets: Tensor) -> Timed:
+def _bare(recipe: Recipe, classes: int, images: Tensor, targets: Tensor) -> TimedLoop:
     model = build_network(recipe, classes, images.device)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9, fused=True)
     cast = autocast(recipe.train.precision, images.device)
@@ -161,11 +164,11 @@ def _bare(recipe: Recipe, classes: int, images: Tensor, targets: Tensor) -> Time
         optimizer.step()
         optimizer.zero_grad()
 
-    return lambda steps: _clock(step, steps)
+    return lambda steps: _time_steps(step, steps)
 
 
-def _theirs(recipe: Recipe, classes: int, make_loader: Callable[[], Any]) -> Timed:
-    """The inner loop of timm's train.py, without its meters and its logging."""
+def _theirs(recipe: Recipe, classes: int, make_loader: Callable[[], Any]) -> TimedLoop:
+    """The inner loop of timm's train.py, without meters and logging."""
     from timm.loss.binary_cross_entropy import BinaryCrossEntropy
     from timm.optim import create_optimizer_v2  # type: ignore[attr-defined]
 
@@ -186,13 +189,13 @@ def _theirs(recipe: Recipe, classes: int, make_loader: Callable[[], Any]) -> Tim
             optimizer.step()
             optimizer.zero_grad()
 
-        return _clock(step, steps)
+        return _time_steps(step, steps)
 
     return run
 
 
 def _collate(recipe: Recipe, classes: int) -> Any:
-    """timm's mixing, done by its worker as it puts the batch together."""
+    """timm's mixing, which its worker does when it collates a batch."""
     from timm.data.mixup import FastCollateMixup
 
     collate: Any = FastCollateMixup
@@ -204,7 +207,7 @@ def _collate(recipe: Recipe, classes: int) -> Any:
     )
 
 
-def _clock(step: Callable[[], None], steps: int) -> float:
+def _time_steps(step: Callable[[], None], steps: int) -> float:
     for _ in range(WARM_UP):
         step()
     started = time.perf_counter()

@@ -4,18 +4,17 @@ import math
 
 import torch
 
+from rescue_cli.build.check_task import check_task
 from rescue_cli.build.feeds import train_size
 from rescue_cli.build.losses import check_balance
 from rescue_cli.build.networks import create_network, proxy_recipe
 from rescue_cli.build.optimizers import build_schedule, shared_max_norm
-from rescue_cli.build.scenes import check_scenes
 from rescue_cli.errors import RescueError, UsageError
 from rescue_cli.recipe import SECTIONS, OptimItem, Recipe, schema
-from rescue_cli.sections.augment import FileCrop
 from rescue_cli.sections.data import FACTS, PACKAGED, channels_of
 from rescue_cli.sections.model import GhostBatchNorm2d, group_count
-from rescue_cli.sections.optim import claims, depths
-from rescue_cli.sections.schedule import Span
+from rescue_cli.sections.optim import assign_parameters, layer_depths
+from rescue_cli.sections.schedule import ScheduleContext
 from rescue_cli.sections.tta import TTAS
 
 MANY = 10**6  # steps of an epoch, for keys that are checked before the images are counted
@@ -38,9 +37,9 @@ def check_recipe(recipe: Recipe) -> None:
             f"model ({recipe.model.name}): cannot be built ({reason}). "
             "Change its keys, or take another."
         ) from None
-    claims(model, recipe.optim)
+    assign_parameters(model, recipe.optim)
     if any(item.layer_decay is not None for item in recipe.optim):
-        depths(model, recipe.model.name)
+        layer_depths(model, recipe.model.name)
     for module in model.modules():
         if isinstance(module, GhostBatchNorm2d):
             group_count(recipe.train.device_batch_size, module.size)
@@ -59,13 +58,13 @@ def check_ingredients(recipe: Recipe) -> None:
     recipe.task.check()
     recipe.data.check()
     # Before the other sections: of a recipe for another task their names would be unknown
-    check_scenes(recipe, FACTS[recipe.data.name].task)
+    check_task(recipe, FACTS[recipe.data.name].task)
     for section in SECTIONS:
         for item in recipe.items(section):
             item.check()
     _check_data(recipe)
     for position, operation in enumerate(item() for item in recipe.augment):
-        if isinstance(operation, FileCrop) and position:
+        if operation.stage == "file" and position:
             name = recipe.augment[position].name
             raise UsageError(f"augment: {name} must come first in the list.")
     _check_frozen(recipe)
@@ -73,7 +72,7 @@ def check_ingredients(recipe: Recipe) -> None:
     for item in recipe.optim:
         _check_scaling(item, recipe.train.batch_size)
         schedule = item.own_schedule or recipe.schedule
-        build_schedule(schedule, Span(1.0, MANY, recipe.train.epochs))
+        build_schedule(schedule, ScheduleContext(1.0, MANY, recipe.train.epochs))
     shared_max_norm(recipe.optim)
     for name in recipe.eval.ttas:
         schema.lookup("eval.tta", name, TTAS)

@@ -8,27 +8,20 @@ from rescue_cli.build.losses import build_loss
 from rescue_cli.build.networks import autocast
 from rescue_cli.build.weights import PREPROCESSING
 from rescue_cli.engine.evaluate import Evaluator
-from rescue_cli.engine.scenes import SceneEvaluator
 from rescue_cli.recipe import Recipe
 from rescue_cli.sections.data import Dataset, normalisation
 from rescue_cli.sections.data.rgb import Reading
-from rescue_cli.sections.loss import of_micro_batches
-from rescue_cli.sections.task import Classification
+from rescue_cli.sections.loss import micro_batch_loss
 from rescue_cli.sections.tta import TTAS
 
 
-def build_evaluator(recipe: Recipe, data: Dataset, machine: Machine) -> Evaluator | SceneEvaluator:
+def build_evaluator(recipe: Recipe, data: Dataset, machine: Machine) -> Evaluator:
     """The evaluation that training and `rescue eval` share."""
-    task = recipe.task(of_micro_batches(build_loss(recipe)), len(data.classes))
-    normalise = build_input_normalise(recipe, data, machine.device)
-    cast = autocast(recipe.train.precision, machine.device)
-    if not isinstance(task, Classification):
-        return SceneEvaluator(task, normalise, cast, machine.device)
     return Evaluator(
-        rows=task.rows,
+        task=recipe.task(micro_batch_loss(build_loss(recipe)), len(data.classes)),
         ttas={name: TTAS[name] for name in recipe.eval.ttas},
-        normalise=normalise,
-        autocast=cast,
+        normalise=build_input_normalise(recipe, data, machine.device),
+        autocast=autocast(recipe.train.precision, machine.device),
         device=machine.device,
     )
 

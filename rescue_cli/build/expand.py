@@ -26,7 +26,7 @@ def model_overrides(base: Recipe, name: str, overrides: Sequence[str]) -> list[s
     the removal of keys that the network lacks. Raises `UsageError`.
     """
     from rescue_cli.sections.model import MODELS
-    from rescue_cli.sections.model.zoo import fixed_size
+    from rescue_cli.sections.model.timm_models import has_fixed_size
 
     given = given_keys(overrides)
     if is_given("model.name", given):
@@ -36,7 +36,7 @@ def model_overrides(base: Recipe, name: str, overrides: Sequence[str]) -> list[s
     values = {key: value for key, value in values.items() if not is_given(key, given)}
     after = base.with_overrides(*overrides, *_written(values))
     removed = _lacking(name, options)
-    if name not in MODELS and fixed_size(name):
+    if name not in MODELS and has_fixed_size(name):
         values |= _fixed(name, after, given)
         removed = [key for key in removed if f"model.{key}" not in values]
     kept = [f"~model.{key}" for key in removed if not is_given(f"model.{key}", given)]
@@ -73,7 +73,7 @@ def _sizes(base: Recipe, name: str) -> dict[str, Any]:
 
 def _fixed(name: str, after: Recipe, given: Sequence[str]) -> dict[str, Any]:
     """The keys by which a network made for one image size takes the recipe's."""
-    from rescue_cli.sections.model.zoo import lacking
+    from rescue_cli.sections.model.timm_models import unsupported_keys
 
     size = after.data.train_size
     if size is None:
@@ -81,7 +81,7 @@ def _fixed(name: str, after: Recipe, given: Sequence[str]) -> dict[str, Any]:
     keys = {"model.img_size": size}
     if set(after.eval.sizes) != {size}:  # its position embedding follows the image
         keys["model.dynamic_img_size"] = True
-    unknown = lacking(name, [key.removeprefix("model.") for key in keys])
+    unknown = unsupported_keys(name, [key.removeprefix("model.") for key in keys])
     if "dynamic_img_size" in unknown:
         raise UsageError(
             f"model ({name}): takes images of one size; training has {size} px and eval.sizes is "
@@ -92,13 +92,13 @@ def _fixed(name: str, after: Recipe, given: Sequence[str]) -> dict[str, Any]:
 
 def _lacking(name: str, options: Mapping[str, Any]) -> list[str]:
     """The keys of the recipe's network that the network called `name` does not have."""
-    from rescue_cli.sections.model import MODELS, zoo
-    from rescue_cli.sections.model.zoo import lacking
+    from rescue_cli.sections.model import MODELS, timm_model
+    from rescue_cli.sections.model.timm_models import unsupported_keys
 
-    known = {**schema.keys(MODELS.get(name, zoo)), **schema.keys(SECTIONS["model"].keys)}
+    known = {**schema.keys(MODELS.get(name, timm_model)), **schema.keys(SECTIONS["model"].keys)}
     unknown = [key for key in options if key not in known]
-    shared = [key for key in options if key in schema.keys(zoo)]
-    return unknown if name in MODELS else [*unknown, *lacking(name, shared)]
+    shared = [key for key in options if key in schema.keys(timm_model)]
+    return unknown if name in MODELS else [*unknown, *unsupported_keys(name, shared)]
 
 
 def _sections(

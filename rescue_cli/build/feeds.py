@@ -10,32 +10,26 @@ from torch import nn
 
 from rescue_cli.batch import View, to_device
 from rescue_cli.build.networks import dtype_of
-from rescue_cli.engine.evaluate import EvalSet
+from rescue_cli.engine.evaluate import EvalFeed, EvalSet
 from rescue_cli.engine.step import Feed
 from rescue_cli.errors import UsageError
 from rescue_cli.recipe import Recipe, schema, total_steps
-from rescue_cli.sections.augment import FileCrop
+from rescue_cli.sections.augment import Operation
 from rescue_cli.sections.augment.pipeline import Normalise, Unchanged
 from rescue_cli.sections.data import (
     FACTS,
     Dataset,
     Features,
-    Files,
     Images,
-    Paired,
-    SceneEvalFeed,
-    SceneFeed,
     Split,
-    TestScenes,
-    TrainScenes,
     load,
     normalisation,
 )
 from rescue_cli.sections.data.memory import MemoryEvalFeed, MemoryFeed
 from rescue_cli.sections.data.rgb import Reading
-from rescue_cli.sections.data.stream import Cropping, StreamFeed, TrainViews
-from rescue_cli.sections.data.stream_eval import EvalViews, StreamEvalFeed
-from rescue_cli.sections.model import Looking
+from rescue_cli.sections.data.stream import Cropping, FileFeed, TrainSamples, WholeImages
+from rescue_cli.sections.data.stream_eval import EvalSamples, FileEvalFeed
+from rescue_cli.sections.model import DataDependentInit
 
 CHUNK = 500  # images in memory at once: their patches are 100 MB at 32 px
 
@@ -85,14 +79,14 @@ def build_train_feed(
     data: Dataset,
     sampler: Any,
     local: range,
-    operations: list[Any],
+    operations: list[Operation],
     machine: Machine,
     log: Any,
     per_epoch: int,
 ) -> Feed:
-    """This process's micro-batches, from memory, from files, or of scenes; raises `UsageError`."""
+    """This process's micro-batches, from memory or from files; raises `UsageError`."""
     train, keys = recipe.train, recipe.data
-    crop = next((op for op in operations if isinstance(op, FileCrop)), None)
+    crop = next((op for op in operations if op.stage == "file"), None)
     if isinstance(data.train, Images):
         if crop is not None:
             raise UsageError(
@@ -107,30 +101,24 @@ def build_train_feed(
             device=machine.device,
             log=log,
         )
-    run: dict[str, Any] = {
-        "steps": total_steps(train, per_epoch),
-        "max_corrupt": keys.max_corrupt,
-        "workers": machine.workers,
-        "device": machine.device,
-        "log": log,
-    }
-    if isinstance(data.train, Paired):
-        reading = Reading.of(keys)
-        scenes = TrainScenes(
-            data.train, operations, train.device_batch_size, keys.decoder, train.seed, reading
-        )
-        return SceneFeed(scenes, sampler, local, **run)
-    assert isinstance(data.train, Files)
-    cropping = Cropping(
-        box=crop.box if crop else None,
-        columns=crop.columns if crop else 0,
-        size=keys.train_size or 224,
-        interpolation=keys.train_interpolation,
-        decoder=keys.decoder,
-        reading=Reading.of(keys),
+    cut: Cropping | WholeImages = (
+        WholeImages([op for op in operations if op.stage == "sample"])
+        if data.train.annotated
+        else Cropping(crop, keys.train_size or 224, keys.train_interpolation)
     )
-    views = TrainViews(data.train, cropping, train.device_batch_size, train.seed)
-    return StreamFeed(views, sampler, local, **run)
+    samples = TrainSamples(
+        data.train, cut, train.device_batch_size, train.seed, keys.decoder, Reading.of(keys)
+    )
+    return FileFeed(
+        samples,
+        sampler,
+        local,
+        steps=total_steps(train, per_epoch),
+        max_corrupt=keys.max_corrupt,
+        workers=machine.workers,
+        device=machine.device,
+        log=log,
+    )
 
 
 def build_test_sets(recipe: Recipe, data: Dataset, machine: Machine) -> dict[str, EvalSet]:
@@ -139,20 +127,20 @@ def build_test_sets(recipe: Recipe, data: Dataset, machine: Machine) -> dict[str
     Sets that are the same images by other labels share one feed. Raises `UsageError`, `DataError`.
     """
     main = next(iter(data.tests))
-    feeds: dict[str, Any] = {}
+    feeds: dict[str, EvalFeed] = {}
     sets = {}
     for name in recipe.eval.sets or [main]:
         schema.lookup("eval.sets", name, {**data.tests, **data.relabelled})
         source = name if name in data.tests else main
         if source not in feeds:
             feeds[source] = build_test_feed(recipe, data.tests[source], machine)
-        answers = None if source == name else data.relabelled[name](data.tests[source])
-        sets[name] = EvalSet(feeds[source], answers)
+        labels = None if source == name else data.relabelled[name](data.tests[source])
+        sets[name] = EvalSet(feeds[source], labels)
     return sets
 
 
-def build_test_feed(recipe: Recipe, split: Split, machine: Machine) -> Any:
-    """A split's images or scenes, in order, at the recipe's sizes and crops."""
+def build_test_feed(recipe: Recipe, split: Split, machine: Machine) -> EvalFeed:
+    """A split's images in order, at the recipe's sizes and crops."""
     evaluation = recipe.eval
     views = list(dict.fromkeys(View(s, c) for s in evaluation.sizes for c in evaluation.crops))
     if isinstance(split, Images):
@@ -160,13 +148,10 @@ def build_test_feed(recipe: Recipe, split: Split, machine: Machine) -> Any:
             split, views, evaluation.batch_size, evaluation.interpolation, machine.device
         )
     keys, reading = recipe.data, Reading.of(recipe.data)
-    if isinstance(split, Paired):
-        scenes = TestScenes(split, keys.eval_decoder, reading)
-        return SceneEvalFeed(scenes, views, evaluation.batch_size, machine.workers, machine.device)
-    decoding = EvalViews(
+    samples = EvalSamples(
         split, views, evaluation.interpolation, keys.eval_decoder, evaluation.resize, reading
     )
-    return StreamEvalFeed(decoding, evaluation.batch_size, machine.workers, machine.device)
+    return FileEvalFeed(samples, evaluation.batch_size, machine.workers, machine.device)
 
 
 def initialise_from_images(
@@ -178,7 +163,7 @@ def initialise_from_images(
     has fewer than the layer asks for. With weights that the recipe loads nothing is set. Raises
     `UsageError`.
     """
-    layers = [module for module in network.modules() if isinstance(module, Looking)]
+    layers = [module for module in network.modules() if isinstance(module, DataDependentInit)]
     if not layers or recipe.model.weights:
         return
     if not isinstance(data.train, Images):
@@ -190,4 +175,4 @@ def initialise_from_images(
     for layer in layers:
         count = min(layer.images or len(pixels), len(pixels))
         parts = np.array_split(np.arange(count) * len(pixels) // count, -(-count // CHUNK))
-        layer.look(to_floats(to_device(pixels[part], device)) for part in parts)
+        layer.init_from(to_floats(to_device(pixels[part], device)) for part in parts)

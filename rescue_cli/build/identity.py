@@ -20,19 +20,19 @@ from rescue_cli.build.feeds import list_dataset
 from rescue_cli.errors import DataError, RescueError
 from rescue_cli.recipe import Recipe
 from rescue_cli.recipe.changes import ROOTS, WEIGHTS, flat, is_path
-from rescue_cli.rundir import RunDirectory, read_identity, write_json, write_whole
+from rescue_cli.rundir import RunDirectory, read_identity, write_atomically, write_json
 from rescue_cli.sections.data import (
     PACKAGED,
     Dataset,
     Fingerprint,
-    Listing,
-    Place,
-    difference,
-    fingerprint_of,
-    from_arrays,
-    listing_of,
+    Location,
+    SplitListing,
+    compute_fingerprint,
+    describe_difference,
+    fingerprint_from_arrays,
+    list_split,
 )
-from rescue_cli.sections.model.weights import placed
+from rescue_cli.sections.model.weights import locate_file
 
 FORMAT = 1
 CURE = "Restore it, or start a new run with another --out."
@@ -67,7 +67,7 @@ def identify(recipe: Recipe, data: Dataset) -> Identity:
     paths = _paths(recipe)
     digests = {key: _digest(path) for key, path in paths.items() if key in WEIGHTS}
     weights = {key: digest for key, digest in digests.items() if digest is not None}
-    return Identity(fingerprint_of(data, dict.fromkeys(named)), weights, paths)
+    return Identity(compute_fingerprint(data, dict.fromkeys(named)), weights, paths)
 
 
 class IdentityCache:
@@ -87,7 +87,7 @@ class IdentityCache:
 
 def _paths(recipe: Recipe) -> dict[str, str]:
     given = {k: v for k, v in flat(recipe.tree).items() if v is not None and is_path(k, v)}
-    place = Place(recipe.data.name, recipe.data)
+    place = Location(recipe.data.name, recipe.data)
     if not any(key in given for key in ROOTS) and place.has_root and place.name != PACKAGED:
         given["data.root"] = place.root  # of RESCUE_DATA
     return {key: os.path.abspath(os.path.expanduser(value)) for key, value in given.items()}
@@ -96,7 +96,7 @@ def _paths(recipe: Recipe) -> dict[str, str]:
 def _digest(source: str) -> str | None:
     """The digest of a weights file; None where it cannot be read, which loading it will report."""
     try:
-        file, part = placed(source)
+        file, part = locate_file(source)
         with file.open("rb") as content:
             digest = hashlib.file_digest(content, "sha256").hexdigest()
         return f"{digest}#{part}" if part else digest
@@ -127,7 +127,7 @@ def write_record(run: RunDirectory, now: Identity, before: DataRecord | None = N
     record = DataRecord(FORMAT, now.data.digest, now.data.classes, splits, now.weights, places)
     if before is None:
         arrays = now.data.arrays()
-        write_whole(run.listing, lambda file: np.savez_compressed(file, **arrays))  # type: ignore[arg-type]
+        write_atomically(run.listing, lambda file: np.savez_compressed(file, **arrays))  # type: ignore[arg-type]
     write_json(run.data, asdict(record))
 
 
@@ -150,7 +150,7 @@ def _describe(
     known = _read_fingerprint(run)
     if known is not None and known.digest == before.digest:
         splits = known.splits if whole else {name: known.splits[name] for name in now.splits}
-        text = difference(Fingerprint(known.classes, splits), now)
+        text = describe_difference(Fingerprint(known.classes, splits), now)
         assert text is not None
         return text
     counts = [
@@ -164,7 +164,7 @@ def _describe(
 def _read_fingerprint(run: RunDirectory) -> Fingerprint | None:
     try:
         with np.load(run.listing, allow_pickle=False) as arrays:
-            return from_arrays(arrays)
+            return fingerprint_from_arrays(arrays)
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
         return None
 
@@ -236,7 +236,7 @@ def check_or_record(run: RunDirectory, recipe: Recipe, data: Dataset) -> list[st
         elif moved := _describe_move(before, now.places):
             notes.append(moved)
             write_record(run, now, before)
-    _, faults = distributed.union(0, faults)
+    _, faults = distributed.merge_over_ranks(0, faults)
     if faults:
         raise DataError(faults[0])
     return notes
@@ -256,14 +256,14 @@ def compare_test_sets(recipe: Recipe, data: Dataset) -> list[str]:
     if distributed.is_first() and of_run and (before := read_record(run)) is not None:
         known = _read_fingerprint(run)
         for name in data.tests.keys() & before.splits.keys():
-            now = Fingerprint(tuple(before.classes), {name: listing_of(data.tests[name])})
+            now = Fingerprint(tuple(before.classes), {name: list_split(data.tests[name])})
             if now.splits[name].digest != before.splits[name]["digest"]:
                 text = _describe(run, before, now, whole=False)
                 text = f"{run.path}: was tested on other images: {text}"
                 held = name.startswith("holdout")
                 part = known is not None and _is_part(now.splits[name], known.splits[name])
                 (faults if held and not part else notes).append(text)
-    _, faults = distributed.union(0, faults)
+    _, faults = distributed.merge_over_ranks(0, faults)
     if faults:
         raise DataError(
             f"{faults[0]}. It may have been trained on some of these. Restore the images, or name "
@@ -272,12 +272,12 @@ def compare_test_sets(recipe: Recipe, data: Dataset) -> list[str]:
     return notes
 
 
-def _is_part(now: Listing, before: Listing) -> bool:
+def _is_part(now: SplitListing, before: SplitListing) -> bool:
     """Whether all images were there before, unchanged."""
     if now.names is None or before.names is None:
         return False
 
-    def images(listing: Listing) -> set[tuple[Any, ...]]:
+    def images(listing: SplitListing) -> set[tuple[Any, ...]]:
         names = (listing.name(index) for index in range(len(listing)))
         return set(zip(names, *listing.marks.values(), strict=True))
 

@@ -14,7 +14,7 @@ from rescue_cli.build.networks import Autocast, autocast, build_network
 from rescue_cli.errors import UsageError
 from rescue_cli.recipe import Recipe
 from rescue_cli.sections.data import Dataset, Features, Split
-from rescue_cli.sections.heads import heads
+from rescue_cli.sections.heads import find_heads
 
 
 class Head(nn.Module):
@@ -31,7 +31,7 @@ class Head(nn.Module):
         self.scale = scale
 
     def get_classifier(self) -> list[nn.Module]:
-        """Its layers, by the method that timm's networks have; see `heads`."""
+        """Its layers, by the method that timm's networks have; see `find_heads`."""
         return list(self.heads)
 
     def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *rest: Any) -> None:
@@ -83,7 +83,7 @@ def build_trainee(
     network = build_network(recipe, len(data.classes), machine.device, note=note)
     if not recipe.model.frozen:
         return Trainee(network, data, data, lambda trained: trained)
-    layers = heads(network)
+    layers = find_heads(network)
     if not layers:
         raise UsageError(
             f"model ({recipe.model.name}).frozen: it has no classifier to train. Drop frozen."

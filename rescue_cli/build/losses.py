@@ -6,8 +6,8 @@ import numpy as np
 
 from rescue_cli.errors import UsageError
 from rescue_cli.recipe import Recipe, steps_per_epoch
-from rescue_cli.sections.data import FACTS, Dataset, Paired
-from rescue_cli.sections.loss import Loss, Training, check_length, weights_of
+from rescue_cli.sections.data import FACTS, Dataset
+from rescue_cli.sections.loss import Loss, LossContext, check_weight_count, resolve_class_weights
 
 
 def build_loss(recipe: Recipe, share: float = 1.0, data: Dataset | None = None) -> Loss:
@@ -17,12 +17,12 @@ def build_loss(recipe: Recipe, share: float = 1.0, data: Dataset | None = None) 
     return loss
 
 
-def count_classes(data: Dataset) -> Training:
+def count_classes(data: Dataset) -> LossContext:
     """The classes, and how many training images each has."""
-    if isinstance(data.train, Paired):
-        return Training(data.classes, None)
+    if data.train.annotated:
+        return LossContext(data.classes, None)
     counts = np.bincount(data.train.labels, minlength=len(data.classes))
-    return Training(data.classes, counts.astype(np.int64))
+    return LossContext(data.classes, counts.astype(np.int64))
 
 
 def check_balance(recipe: Recipe) -> None:
@@ -32,7 +32,7 @@ def check_balance(recipe: Recipe) -> None:
         return
     known = FACTS[recipe.data.name].classes
     if isinstance(given, list | tuple) and known is not None:
-        check_length(list(given), known)
+        check_weight_count(list(given), known)
     if given == "balanced" and recipe.sampling.name == "balanced":
         raise UsageError(
             "loss.class_weights: balanced, and sampling.name is balanced: rare classes would count "
@@ -49,7 +49,7 @@ def describe_balance(recipe: Recipe, data: Dataset) -> list[str]:
     """A line for each thing that balances the classes, with its numbers. Raises `UsageError`."""
     training = count_classes(data)
     lines = []
-    weights = weights_of(recipe.loss.arguments.get("class_weights"), training)
+    weights = resolve_class_weights(recipe.loss.arguments.get("class_weights"), training)
     if weights is not None:
         present = np.flatnonzero(weights)
         low, high = (present[extreme(weights[present])] for extreme in (np.argmin, np.argmax))

@@ -13,9 +13,9 @@ from rescue_cli.errors import DataError, UsageError
 from rescue_cli.recipe import Recipe, from_tree
 from rescue_cli.recipe.changes import is_timm
 from rescue_cli.sections.data import Dataset, channels_of, normalisation, relabel
-from rescue_cli.sections.data.names import plain
-from rescue_cli.sections.model import Backbone, fill, load_weights
-from rescue_cli.sections.model.weights import metadata as weights_metadata
+from rescue_cli.sections.data.listing import normalise_name
+from rescue_cli.sections.model import Backbone, init_weights, load_weights
+from rescue_cli.sections.model.weights import read_metadata as weights_metadata
 from rescue_cli.sections.teacher import Renormalised
 
 Autocast = Callable[[], AbstractContextManager[None]]
@@ -39,7 +39,7 @@ def create_network(recipe: Recipe, classes: int) -> nn.Module:
     """The recipe's network with random weights, on torch's default device."""
     network: nn.Module = recipe.model(classes, channels_of(recipe.data.name, recipe.data))
     if recipe.model.init is not None:
-        fill(network, recipe.model.init)
+        init_weights(network, recipe.model.init)
     return network
 
 
@@ -114,7 +114,7 @@ def match_labels(recipe: Recipe, data: Dataset) -> tuple[Dataset, str | None]:
 def warn_of_old_head(recipe: Recipe, classes: tuple[str, ...]) -> str | None:
     """A warning where training begins with a head that was trained on other classes."""
     weights = _weights_file(recipe)
-    if weights is None or recipe.model.new_head or recipe.of_scenes:
+    if weights is None or recipe.model.new_head or recipe.is_annotated:
         return None
     metadata = weights_metadata(weights)
     difference = _compare_classes(weights, metadata, classes)
@@ -134,7 +134,7 @@ def _weights_file(recipe: Recipe) -> str | None:
 
 def _class_names(metadata: Mapping[str, str]) -> tuple[str, ...]:
     """The classes that the weights name, in the composed normal form; none where they name none."""
-    return tuple(plain(name) for name in known_classes(metadata) or ())
+    return tuple(normalise_name(name) for name in known_classes(metadata) or ())
 
 
 def _compare_classes(

@@ -10,16 +10,20 @@ from torch import nn
 from rescue_cli.engine.optimizers import Optimizers, RatedGroup
 from rescue_cli.errors import UsageError
 from rescue_cli.recipe import OptimItem, Recipe, ScheduleItem, total_steps
-from rescue_cli.sections.optim import claims, depths
-from rescue_cli.sections.schedule import Schedule, Span, ending
+from rescue_cli.sections.optim import assign_parameters, layer_depths
+from rescue_cli.sections.schedule import Schedule, ScheduleContext, freeze_after
 
 
-def build_schedule(item: ScheduleItem, span: Span) -> Schedule:
+def build_schedule(item: ScheduleItem, context: ScheduleContext) -> Schedule:
     """The item's rates, read from its first step and until its last epoch; checks its keys."""
-    rates: Schedule = item(span)
+    rates: Schedule = item(context)
     first = item.first_step
     shifted: Schedule = (lambda step: rates(step + first)) if first else rates
-    return shifted if item.until is None else ending(shifted, item.until, span.steps_per_epoch)
+    return (
+        shifted
+        if item.until is None
+        else freeze_after(shifted, item.until, context.steps_per_epoch)
+    )
 
 
 def build_schedules(recipe: Recipe, per_epoch: int) -> list[tuple[Schedule, float]]:
@@ -32,8 +36,8 @@ def build_schedules(recipe: Recipe, per_epoch: int) -> list[tuple[Schedule, floa
     schedules = []
     for item in recipe.optim:
         own = item.own_schedule
-        span = Span(item.lr if own else reference, per_epoch, recipe.train.epochs)
-        schedule = build_schedule(own or recipe.schedule, span)
+        context = ScheduleContext(item.lr if own else reference, per_epoch, recipe.train.epochs)
+        schedule = build_schedule(own or recipe.schedule, context)
         schedules.append((schedule, 1.0 if own else item.lr / reference))
     return schedules
 
@@ -67,11 +71,11 @@ def build_optimizers(
     groups: dict[str, list[dict[str, Any]]] = {}
     makers: dict[str, Any] = {}
     rates: dict[str, list[tuple[Schedule, float]]] = {}
-    owned = claims(network, recipe.optim)
+    assigned = assign_parameters(network, recipe.optim)
     schedules = build_schedules(recipe, per_epoch)
-    for item, claim, (schedule, ratio) in zip(recipe.optim, owned, schedules, strict=True):
+    for item, own, (schedule, ratio) in zip(recipe.optim, assigned, schedules, strict=True):
         makers.setdefault(item.name, partial(item.function, **item.arguments))
-        for names, decay in ((claim.decayed, item.weight_decay), (claim.undecayed, 0.0)):
+        for names, decay in ((own.decayed, item.weight_decay), (own.undecayed, 0.0)):
             for factor, layer in _split_by_depth(item, names, network, recipe.model.name):
                 group = {
                     **item.arguments,
@@ -96,7 +100,7 @@ def _split_by_depth(
     """The parameters by the factor of their learning rate; all at 1 without `layer_decay`."""
     if item.layer_decay is None:
         return [(1.0, list(names))] if names else []
-    depth = depths(network, architecture)
+    depth = layer_depths(network, architecture)
     layers: dict[int, list[str]] = {}
     for name in names:
         layers.setdefault(depth[name], []).append(name)

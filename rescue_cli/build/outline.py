@@ -6,7 +6,7 @@ from rescue_cli.build.feeds import list_dataset
 from rescue_cli.build.losses import describe_balance
 from rescue_cli.build.optimizers import build_schedules
 from rescue_cli.recipe import Recipe, steps_per_epoch, total_steps
-from rescue_cli.sections.data import FACTS, PACKAGED, Place
+from rescue_cli.sections.data import FACTS, PACKAGED, Location
 
 SHOWN_RATES = 100_000  # the peak of a longer schedule is taken from as many of its steps
 
@@ -28,8 +28,10 @@ def training_images(recipe: Recipe) -> int | None:
 
 def has_files(recipe: Recipe) -> bool:
     """Whether `training_images` counts files, and does not go by the set's published number."""
-    place = Place(recipe.data.name, recipe.data)
-    return place.has_train_folder or (FACTS[recipe.data.name].images is None and place.is_there)
+    location = Location(recipe.data.name, recipe.data)
+    return location.has_train_folder or (
+        FACTS[recipe.data.name].images is None and location.has_folder
+    )
 
 
 def count_training_images(recipe: Recipe) -> int:

@@ -46,7 +46,7 @@ def plan_transfer(
     random = weights_name.startswith(SCRATCH)
     source = find_weights(weights_name.removeprefix(SCRATCH), [], model=model)
     values: dict[str, Any] = _target(base, to)
-    if base.of_scenes:
+    if base.is_annotated:
         values |= _backbone(base, source, random=random)
     else:
         values["model"] = _network(base, source, random=random)
@@ -63,7 +63,7 @@ def _target(base: Recipe, to: str) -> dict[str, Any]:
     if to in DATASETS:
         return {"data.name": to}
     if Path(to).is_dir():
-        names = OF_COCO if base.of_scenes and is_coco(Path(to)) else FOLDERS
+        names = OF_COCO if base.is_annotated and is_coco(Path(to)) else FOLDERS
         return {
             "data.name": names[base.task.name],
             "data.root": str(Path(to).resolve()),
@@ -141,7 +141,7 @@ def _label(name: str) -> str:
     if path.is_dir():
         label = f"{path.resolve().parent.name}-{path.resolve().name}"
     else:
-        label = weights.label(plain)
+        label = weights.source_label(plain)
     return f"scratch-{label}" if random else label
 
 

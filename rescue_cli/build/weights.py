@@ -93,8 +93,8 @@ def find_weights(
             raise UsageError(f"--model: {given} says which network it is. Drop --model {model}.")
     else:
         folder = Path(given).expanduser()
-        name = folder.stem if folder.is_dir() else weights.label(given)
-        path, metadata = weights.resolved(given), weights.metadata(given)
+        name = folder.stem if folder.is_dir() else weights.source_label(given)
+        path, metadata = weights.resolve_source(given), weights.read_metadata(given)
         architecture = model or metadata.get("architecture")
     if recipe is None and "recipe" not in metadata:
         return _without_recipe(given, name, path, architecture, metadata, changes)

@@ -1,16 +1,17 @@
-"""`rescue bench`: what the loop costs, as a ratio measured in one run."""
+"""`rescue bench`: speed as a ratio, measured within one run."""
 
-import json as json_module
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
 
 from rescue_cli.cli import common
+from rescue_cli.cli.command import Benchmark
 from rescue_cli.cli.common import Device, Json, Overrides, RecipeName, Workers
 from rescue_cli.cli.help import then
 from rescue_cli.errors import UsageError
 from rescue_cli.recipe import Recipe
+from rescue_cli.runs.console import note
+from rescue_cli.runs.devices import check_precision, select_device
 
 app = common.verb(no_args_is_help=True)
 
@@ -18,72 +19,78 @@ app = common.verb(no_args_is_help=True)
 @app.callback(
     epilog=then(
         "rescue bench step --recipe quickstart",
-        "rescue plan --recipe quickstart --images-per-second FOUND",
+        "rescue plan --recipe quickstart --images-per-second SPEED",
     )
 )
 def group() -> None:
-    """Measure speed, as ratios within one run."""
+    """Measure speed relative to timm or a plain PyTorch loop, in one run."""
 
 
-@app.command()
+Steps = typer.Option(help="Steps per round.", min=1)
+Rounds = Annotated[int, typer.Option(help="Rounds; the order alternates.", min=1)]
+Against = Annotated[str, typer.Option(help="What to compare with: timm.")]
+
+
+@app.command(cls=Benchmark)
 def step(
     overrides: Overrides = None,
     recipe: RecipeName = None,
     against: Annotated[
         str,
-        typer.Option(
-            help="bare: a loop on ready tensors; plain: the network written straight down."
-        ),
+        typer.Option(help="bare: a loop on ready tensors; plain: the network in plain PyTorch."),
     ] = "bare",
-    steps: Annotated[int, typer.Option(help="Steps a round.", min=1)] = 20,
-    rounds: Annotated[int, typer.Option(help="Rounds of each, in turn.", min=1)] = 7,
-    json: Json = False,
+    steps: Annotated[int, Steps] = 20,
+    rounds: Rounds = 7,
+    as_json: Json = False,
     device: Device = None,
     workers: Workers = None,
 ) -> None:
-    """Time the engine's step against a bare PyTorch loop, or what each of its measures gains."""
+    """Time the training step against a bare loop, or against plain PyTorch.
+
+    Against plain PyTorch, it prints what each optimisation gains.
+    """
     from rescue_cli import recipe as recipes
     from rescue_cli.build.check import check_recipe
 
     if against not in ("bare", "plain"):
         raise UsageError(f"--against: '{against}' is not known. Use bare or plain.")
-    where = common.device(device)
+    where = select_device(device)
     resolved = recipes.load(common.named_or_default(recipe), overrides or [])
     check_recipe(resolved)
     resolved.demand_classification("bench")
-    for warning in common.check_precision(resolved, where):
-        common.note(f"warning: {warning}")
+    for warning in check_precision(resolved.train.precision, where):
+        note(f"warning: {warning}")
     if against == "plain":
-        found, show = _against_plain(resolved, where, steps, rounds), _print_gains
+        result = _time_against_plain(resolved, where, steps, rounds)
     else:
-        found, show = _against_bare(resolved, where, steps, rounds, workers), _print_step
-    if json:
-        print(json_module.dumps(found))
+        result = _time_against_bare(resolved, where, steps, rounds, workers)
+    if as_json:
+        common.print_json(result)
+    elif against == "plain":
+        _print_gains(result)
     else:
-        show(found)
+        _print_step(result)
 
 
-def _against_bare(
+def _time_against_bare(
     recipe: Recipe, device: str, steps: int, rounds: int, workers: int | None
 ) -> dict[str, Any]:
     from rescue_cli import estimate
     from rescue_cli.bench.step import step as measure
 
-    for line in common.allocator_notes():
-        common.note(line)
     size, channels = estimate.train_size(recipe), estimate.channels(recipe)
-    counted = estimate.flops(estimate.network_of(recipe), size, channels)
+    flops = estimate.flops(estimate.network_of(recipe), size, channels)
     return measure(
         recipe,
         device,
-        counted.multiply_adds,
+        flops.multiply_adds,
         steps=steps,
         rounds=rounds,
         workers=1 if workers is None else workers,
     )
 
 
-def _against_plain(recipe: Recipe, device: str, steps: int, rounds: int) -> dict[str, Any]:
+def _time_against_plain(recipe: Recipe, device: str, steps: int, rounds: int) -> dict[str, Any]:
     from rescue_cli.bench.plain import against_plain
     from rescue_cli.runs import allocator
 
@@ -91,72 +98,69 @@ def _against_plain(recipe: Recipe, device: str, steps: int, rounds: int) -> dict
     return against_plain(recipe, device, settings, steps=steps, rounds=rounds)
 
 
-def _print_step(found: dict[str, Any]) -> None:
+def _print_step(result: dict[str, Any]) -> None:
     print(
-        f"{found['what']}: ours {found['ours']:.1f}, bare loop {found['theirs']:.1f} "
-        f"{found['unit']}; "
-        f"ratio of times {found['ratio']:.3f} "
-        f"(rounds {found['ratio_low']:.3f} to {found['ratio_high']:.3f})\n"
-        f"matrix peak: {found['gigaflops']:.0f} of {found['peak_gigaflops']:.0f} GFLOP/s, "
-        f"{100 * found['peak_share']:.1f} % (convolutions and products, forward and backward as "
-        "three forward passes)\n"
-        f"input: {100 * found['input_share']:.1f} % of a step gathers, augments and mixes its "
-        f"images, {100 * found['waiting']:.1f} % waits for them"
+        f"{result['what']}: ours {result['ours']:.1f}, bare loop {result['theirs']:.1f} "
+        f"{result['unit']}; "
+        f"ratio of times {result['ratio']:.3f} "
+        f"(rounds {result['ratio_low']:.3f} to {result['ratio_high']:.3f})\n"
+        f"matrix peak: {result['gigaflops']:.0f} of {result['peak_gigaflops']:.0f} GFLOP/s, "
+        f"{100 * result['peak_share']:.1f} % (convolutions and matrix products; forward and "
+        "backward count as 3 forward passes)\n"
+        f"input: {100 * result['input_share']:.1f} % of a step is spent on its images (loading, "
+        f"augmenting, mixing), {100 * result['waiting']:.1f} % on waiting for workers"
     )
 
 
-def _print_gains(found: dict[str, Any]) -> None:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("what was done", "images/s", "times as fast", "rounds"):
-        table.add_column(heading, justify="left" if heading == "what was done" else "right")
-    for what, gain in found["gains"].items():
-        rounds = f"{gain['low']:.2f} to {gain['high']:.2f}"
-        table.add_row(what, f"{gain['images_per_second']:.0f}", f"{gain['times']:.2f}", rounds)
-    print(found["what"])
-    common.console().print(table)
-    tuned, compiled = found["with_settings"], found["with_compile"]
+def _print_gains(result: dict[str, Any]) -> None:
+    rows = [
+        [
+            name,
+            f"{gain['images_per_second']:.0f}",
+            f"{gain['times']:.2f}",
+            f"{gain['low']:.2f} to {gain['high']:.2f}",
+        ]
+        for name, gain in result["gains"].items()
+    ]
+    headings = ("optimisation", "images/s", "speedup", "rounds")
+    print(result["what"])
+    common.console().print(common.table(headings, rows, words=["optimisation"]))
+    tuned, compiled = result["with_settings"], result["with_compile"]
     print(
-        f"ours {found['ours']:.0f} images/s, plain {found['theirs']:.0f}; times as fast: "
-        f"{1 / found['ratio']:.2f} as the recipe has it, "
-        f"{1 / found['without_settings']:.2f} without the allocator's settings"
+        f"ours {result['ours']:.0f} images/s, plain {result['theirs']:.0f}; speedup "
+        f"{1 / result['ratio']:.2f} with the recipe's settings, "
+        f"{1 / result['without_settings']:.2f} without the allocator's settings"
         + (f", {1 / tuned:.2f} with them" if tuned else "")
-        + (f", {1 / compiled:.2f} compiled" if compiled else "; torch cannot compile it here")
+        + (f", {1 / compiled:.2f} compiled" if compiled else "; torch.compile does not work here")
     )
 
 
 @app.command()
 def optimizer(
-    model: Annotated[str, typer.Option(help="A network of timm's.")] = "resnet50",
-    against: Annotated[str, typer.Option(help="timm, whose LAMB is the one to beat.")] = "timm",
-    steps: Annotated[int, typer.Option(help="Steps a round.", min=1)] = 4,
-    rounds: Annotated[int, typer.Option(help="Rounds of each, in turn.", min=1)] = 9,
-    json: Json = False,
+    model: Annotated[str, typer.Option(help="timm name of the network.")] = "resnet50",
+    against: Against = "timm",
+    steps: Annotated[int, Steps] = 4,
+    rounds: Rounds = 9,
+    as_json: Json = False,
     device: Device = None,
 ) -> None:
     """Time LAMB's step over a network's parameters against timm's."""
     import torch
 
     from rescue_cli.bench.optimizer import against_timm
-    from rescue_cli.errors import UsageError
 
-    if against != "timm":
-        raise UsageError(f"--against: '{against}' is not known. Use timm.")
-    where = torch.device(common.device(device))
-    found = against_timm(model, where, calls=steps, rounds=rounds)
-    if json:
-        print(json_module.dumps(found))
+    _check_against(against)
+    where = torch.device(select_device(device))
+    result = against_timm(model, where, calls=steps, rounds=rounds)
+    if as_json:
+        common.print_json(result)
         return
     print(
-        f"{found['what']}: ours {found['ours']:.1f}, timm {found['theirs']:.1f} {found['unit']} "
-        f"a step; ratio of times {found['ratio']:.3f} "
-        f"(rounds {found['ratio_low']:.3f} to {found['ratio_high']:.3f}); "
-        f"dispatched operations {found['operations']}, timm {found['operations_theirs']}"
+        f"{result['what']}: ours {result['ours']:.1f}, timm {result['theirs']:.1f} "
+        f"{result['unit']} per step; ratio of times {result['ratio']:.3f} "
+        f"(rounds {result['ratio_low']:.3f} to {result['ratio_high']:.3f}); "
+        f"dispatched operations: ours {result['operations']}, timm {result['operations_theirs']}"
     )
-
-
-Against = Annotated[str, typer.Option(help="What to compare with: timm.")]
-Data = Annotated[str | None, typer.Option("--data", help="Folder of the images.")]
-Rounds = Annotated[int, typer.Option(help="Rounds of each, in turn.", min=1)]
 
 
 @app.command()
@@ -165,13 +169,13 @@ def input(
     overrides: Overrides = None,
     recipe: RecipeName = "a2",
     against: Against = "timm",
-    steps: Annotated[int, typer.Option(help="Our steps a round.", min=1)] = 3,
+    steps: Annotated[int, typer.Option(help="Our steps per round.", min=1)] = 3,
     rounds: Rounds = 3,
-    json: Json = False,
+    as_json: Json = False,
 ) -> None:
-    """Time a recipe's input pipeline against timm's loader, in CPU seconds, on one worker each.
+    """Time a recipe's input pipeline against timm's loader, in CPU seconds.
 
-    Files are listed until a step asks for none twice. Mixing is left out on both sides.
+    One worker each, without mixing. Files are listed repeatedly if a step needs more.
     """
     from pathlib import Path
 
@@ -179,88 +183,86 @@ def input(
     from rescue_cli.bench.input import against_timm
     from rescue_cli.build.check import check_ingredients
 
-    _only_timm(against)
+    _check_against(against)
     resolved = recipes.load(recipe or "a2", overrides or [])
     check_ingredients(resolved)
     resolved.demand_classification("bench")
-    found = against_timm(resolved, Path(data), steps=steps, rounds=rounds)
-    if json:
-        print(json_module.dumps(found))
+    result = against_timm(resolved, Path(data), steps=steps, rounds=rounds)
+    if as_json:
+        common.print_json(result)
         return
     print(
-        f"{found['what']}\n"
-        f"views/s a core: ours {found['ours']:.0f}, timm {found['theirs']:.0f}; "
-        f"{found['ratio']:.2f} times as fast (a view is one crop of an image)\n"
-        f"  each image decoded for one view: {found['alone']:.0f}; "
-        f"{found['ratio_alone']:.2f} times as fast\n"
-        f"CPU ms a view: worker {found['worker_ms']:.2f}, loading {found['loading_ms']:.2f}, "
-        f"device side {found['device_ms']:.2f}\n"
-        f"  in all {found['total_ms']:.2f}, timm {found['theirs_total_ms']:.2f}; "
-        f"ratio of times {found['total_ratio']:.2f}"
+        f"{result['what']}\n"
+        f"views/s per core: ours {result['ours']:.0f}, timm {result['theirs']:.0f}; "
+        f"speedup {result['ratio']:.2f} (a view is one crop of an image)\n"
+        f"  with each image decoded for one view: {result['alone']:.0f}; "
+        f"speedup {result['ratio_alone']:.2f}\n"
+        f"CPU ms per view: worker {result['worker_ms']:.2f}, loading {result['loading_ms']:.2f}, "
+        f"device side {result['device_ms']:.2f}\n"
+        f"  in total {result['total_ms']:.2f}, timm {result['theirs_total_ms']:.2f}; "
+        f"ratio of times {result['total_ratio']:.2f}"
     )
 
 
-@app.command()
+@app.command(cls=Benchmark)
 def train(
     overrides: Overrides = None,
     recipe: RecipeName = None,
-    data: Data = None,
+    data: Annotated[str | None, typer.Option("--data", help="Folder of the images.")] = None,
     against: Against = "timm",
-    steps: Annotated[int, typer.Option(help="Steps a round.", min=1)] = 10,
+    steps: Annotated[int, Steps] = 10,
     rounds: Rounds = 9,
-    json: Json = False,
+    as_json: Json = False,
 ) -> None:
-    """Time training against a loop of timm's parts, and what both add to a bare loop.
+    """Time training against a loop of timm's parts, and both against a bare loop.
 
-    Without --recipe: resnet18 on CIFAR-10's class folders, batch 256, RandAugment, mixup and
-    cutmix, in the precision that this processor computes fastest.
+    Without --recipe: resnet18 on CIFAR-10's class folders, batch size 256, RandAugment, mixup and
+    cutmix, in the precision that is fastest on this processor.
     """
     from rescue_cli.bench.train import against_timm, measured_recipe
     from rescue_cli.build.check import check_recipe
 
-    _only_timm(against)
+    _check_against(against)
     root = [] if data is None else [f"data.root={data}"]
     resolved = measured_recipe(recipe, [*root, *(overrides or [])])
     check_recipe(resolved)
     resolved.demand_classification("bench")
-    for warning in common.check_precision(resolved, "cpu"):
-        common.note(f"warning: {warning}")
-    for line in common.allocator_notes():
-        common.note(line)
-    found = against_timm(resolved, steps=steps, rounds=rounds)
-    if json:
-        print(json_module.dumps(found))
+    for warning in check_precision(resolved.train.precision, "cpu"):
+        note(f"warning: {warning}")
+    result = against_timm(resolved, steps=steps, rounds=rounds)
+    if as_json:
+        common.print_json(result)
         return
     print(
-        f"{found['what']}\n"
-        f"images/s: ours {found['ours']:.0f}, timm {found['theirs']:.0f}, "
-        f"bare loop {found['bare']:.0f}; {found['speed_ratio']:.2f} times as fast as timm\n"
-        f"added to the bare loop, ms an image: ours {1e3 * found['ours_adds']:.3f}, "
-        f"timm {1e3 * found['theirs_adds']:.3f}; ratio of times {found['ratio']:.2f}"
+        f"{result['what']}\n"
+        f"images/s: ours {result['ours']:.0f}, timm {result['theirs']:.0f}, "
+        f"bare loop {result['bare']:.0f}; speedup over timm {result['speed_ratio']:.2f}\n"
+        f"added to the bare loop, ms per image: ours {1e3 * result['ours_adds']:.3f}, "
+        f"timm {1e3 * result['theirs_adds']:.3f}; ratio of times {result['ratio']:.2f}"
     )
 
 
-@app.command()
+@app.command(cls=Benchmark)
 def inference(
-    model: Annotated[str, typer.Option("--model", help="Architecture: a timm name.")],
-    size: Annotated[int | None, typer.Option(help="Side of the images in pixels.", min=1)] = None,
-    batch_size: Annotated[int, typer.Option(help="Images at a time.", min=1)] = 128,
+    model: Annotated[str, typer.Option("--model", help="timm name of the network.")],
+    size: Annotated[int | None, typer.Option(help="Image size in pixels.", min=1)] = None,
+    batch_size: Annotated[int, typer.Option(help="Batch size.", min=1)] = 128,
     precision: Annotated[
-        str | None, typer.Option(help="float16 (on CUDA the default), bfloat16, float32.")
+        str | None, typer.Option(help="float16 (default on CUDA), bfloat16 or float32.")
     ] = None,
-    channels_last: Annotated[bool, typer.Option(help="Memory format.")] = True,
-    batches: Annotated[int, typer.Option(help="Batches a round.", min=1)] = 5,
+    channels_last: Annotated[bool, typer.Option(help="Memory format (default: last).")] = True,
+    batches: Annotated[int, typer.Option(help="Batches per round.", min=1)] = 5,
     rounds: Rounds = 3,
-    json: Json = False,
+    as_json: Json = False,
     device: Device = None,
 ) -> None:
-    """Time a network that predicts: images/s, beside the paper's where its table has it."""
+    """Time inference of a network in images/s, and print the paper's if it has one."""
     import torch
 
     from rescue_cli.bench.inference import inference as measure
 
-    where = common.device(device)
-    found = measure(
+    where = select_device(device)
+    result = measure(
         model,
         torch.device(where),
         size=size,
@@ -270,17 +272,17 @@ def inference(
         batches=batches,
         rounds=rounds,
     )
-    if json:
-        print(json_module.dumps(found))
+    if as_json:
+        common.print_json(result)
         return
-    paper = found["paper_v100_float16"]
+    paper = result["paper_v100_float16"]
     print(
-        f"{found['what']}: {found['ours']:.1f} images/s "
-        f"(rounds {found['low']:.1f} to {found['high']:.1f})"
-        + (f"; paper, on a V100 in float16: {paper:.1f}" if paper else "")
+        f"{result['what']}: {result['ours']:.1f} images/s "
+        f"(rounds {result['low']:.1f} to {result['high']:.1f})"
+        + (f"; paper (V100, float16): {paper:.1f}" if paper else "")
     )
 
 
-def _only_timm(against: str) -> None:
+def _check_against(against: str) -> None:
     if against != "timm":
         raise UsageError(f"--against: '{against}' is not known. Use timm.")

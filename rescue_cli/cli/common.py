@@ -1,8 +1,7 @@
-"""What the verbs share: finding the recipe, the device, and printing a result."""
+"""What the verbs share: options, finding the recipe and the device, and printing."""
 
 import json
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,27 +10,22 @@ from rich.console import Console
 from rich.table import Table
 
 from rescue_cli import recipe as recipes
-from rescue_cli.analysis.measurements import WORDS, measurements, of_images, with_interval
-from rescue_cli.cli.help import App, Group
+from rescue_cli.analysis.accuracy import add_intervals
+from rescue_cli.cli.command import App, Group
 from rescue_cli.errors import UsageError
-from rescue_cli.recipe import Recipe
+from rescue_cli.report.table import TEXT_COLUMNS, interval_notes, measurement_table
+from rescue_cli.runs.console import note
 
 if TYPE_CHECKING:
-    from rescue_cli.analysis.sides import Operand
+    from rescue_cli.analysis.sides import Side
 
 DEFAULT = "quickstart"
-NO_RECIPE = f"no --recipe given: {DEFAULT}"
+NO_RECIPE = f"no --recipe given: using {DEFAULT}"
 
 
 def verb(**options: Any) -> typer.Typer:
-    """The app of one verb; `rescue` adds completion and the rest."""
-    return App(
-        add_completion=False,
-        rich_markup_mode=None,
-        cls=Group,
-        context_settings={"help_option_names": ["-h", "--help"]},
-        **options,
-    )
+    """The app of one verb, without options for shell completion: those are `rescue`'s."""
+    return App(add_completion=False, rich_markup_mode=None, cls=Group, **options)
 
 
 def recipe_names(incomplete: str) -> list[str]:
@@ -54,41 +48,55 @@ Overrides = Annotated[
 ]
 RecipeName = Annotated[
     str | None,
-    typer.Option("--recipe", "-r", help="Name or path of a recipe.", autocompletion=recipe_names),
+    typer.Option("-r", "--recipe", help="Name or path of a recipe.", autocompletion=recipe_names),
 ]
 Architecture = Annotated[
     str | None,
-    typer.Option("--model", help="timm's name of the network, where the weights say none."),
+    typer.Option("--model", help="timm name of the model, for weights that do not name it."),
 ]
-Device = Annotated[
-    str | None, typer.Option(help="cpu or cuda; by default cuda where there is one.")
-]
-Procs = Annotated[int | None, typer.Option(help="Processes in all, through torchrun.", min=1)]
-Workers = Annotated[int | None, typer.Option(help="Loader workers a process.", min=0)]
-Json = Annotated[bool, typer.Option("--json", help="The result as JSON.")]
+Device = Annotated[str | None, typer.Option(help="cpu or cuda; default: cuda if available.")]
+Procs = Annotated[int | None, typer.Option(help="Number of processes (torchrun).", min=1)]
+Workers = Annotated[int | None, typer.Option(help="Data loader workers per process.", min=0)]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
 def folder(path: Path) -> Path:
-    """The path, where results are to stand; raises `UsageError` for a file."""
+    """The path, as a folder for results; raises `UsageError` for a file."""
     if path.exists() and not path.is_dir():
         raise UsageError(f"--out: {path} is a file. Give a folder.")
     return path
 
 
-def note(message: str) -> None:
-    """A line for the person at the terminal; stdout carries the result alone."""
-    print(message, file=sys.stderr, flush=True)
-
-
-def allocator_notes() -> list[str]:
-    """Whether this process runs with settings for malloc that nobody typed."""
-    from rescue_cli.runs import allocator
-
-    return [allocator.SAID] if allocator.in_force() else []
-
-
 def console() -> Console:
     return Console(highlight=False, markup=False)
+
+
+def table(
+    headings: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    *,
+    words: Collection[str] = (),
+    gap: int = 2,
+) -> Table:
+    """A table of results that fits the width of the terminal.
+
+    Columns whose heading is in `words` are left-aligned and wrap; the others hold numbers: right-
+    aligned and kept whole. `gap` is the number of spaces between two columns.
+    """
+    result = Table(box=None, pad_edge=False, padding=(0, gap, 0, 0), header_style="bold")
+    for heading in headings:
+        if heading in words:
+            result.add_column(heading, overflow="fold")
+        else:
+            result.add_column(heading, justify="right", no_wrap=True)
+    for row in rows:
+        result.add_row(*row)
+    return result
+
+
+def print_json(result: object) -> None:
+    """One JSON object or list, on one line of stdout."""
+    print(json.dumps(result))
 
 
 def named_or_default(name: str | None) -> str:
@@ -97,69 +105,21 @@ def named_or_default(name: str | None) -> str:
     return name or DEFAULT
 
 
-def device(asked: str | None) -> str:
-    """The device type; raises `UsageError` where it is not there."""
-    import torch
-
-    found = planned_device(asked)
-    if found == "cuda" and not torch.cuda.is_available():
-        raise UsageError("--device: cuda is not available on this machine. Use --device cpu.")
-    return found
-
-
-def planned_device(asked: str | None) -> str:
-    """The device type as asked, there or not; where it is not asked, what this machine has."""
-    import torch
-
-    if asked is None:
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if asked not in ("cpu", "cuda"):
-        raise UsageError(f"--device: '{asked}' is not known. Use cpu or cuda.")
-    return asked
-
-
-def check_precision(recipe: Recipe, device: str) -> list[str]:
-    """Refuses float16 where it does not exist; the warnings say what an emulated one costs."""
-    import torch
-
-    computed = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    precision = recipe.train.precision
-    if device == "cuda":
-        return []
-    if precision == "float16":
-        cure = "bfloat16" if computed else "float32"
-        raise UsageError(
-            "train.precision: float16 needs CUDA, and this run is on a CPU. "
-            f"Use train.precision={cure}."
-        )
-    if precision == "bfloat16" and not computed:
-        return [
-            "this processor only emulates bfloat16; a matrix product takes hundreds of "
-            "times longer than in float32. Use train.precision=float32."
-        ]
-    return []
-
-
 def print_result(result: Mapping[str, Any], *, as_json: bool) -> None:
     """A run's result on stdout: a table, or one JSON object."""
     if as_json:
-        print(json.dumps({**result, **with_interval(result)}))
+        print_json({**result, **add_intervals(result)})
         return
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    headings, rows = measurements(result, narrow=True)
-    for heading in headings:
-        table.add_column(heading, justify="left" if heading in WORDS else "right")
-    for row in rows:
-        table.add_row(*row)
     out = console()
-    out.print(table)
-    for line in of_images(result):
+    headings, rows = measurement_table(result, narrow=True)
+    out.print(table(headings, rows, words=TEXT_COLUMNS))
+    for line in interval_notes(result):
         out.print(line)
     out.print(_summary(result), highlight=False, soft_wrap=True)
 
 
 def _summary(result: Mapping[str, Any]) -> str:
-    """Size and cost of the run, and what every row's protocol shares."""
+    """Size and cost of the run, and what the evaluation protocols of all rows share."""
     protocol = result["protocol"]
     seed = "" if result["seed"] is None else f", seed {result['seed']}"
     lines = [
@@ -172,45 +132,45 @@ def _summary(result: Mapping[str, Any]) -> str:
             f"{result['epochs']:g} epochs, {result['steps']:,} steps"
             + ("" if (peak := result["peak_memory_mb"]) is None else f", peak {peak:,.0f} MB")
         )
-    return "\n".join([*lines, *_clocks(result)])
+    return "\n".join([*lines, *_times(result)])
 
 
-def _clocks(result: Mapping[str, Any]) -> list[str]:
-    """The run's seconds with what each of them includes; what is outside is in none of them."""
+def _times(result: Mapping[str, Any]) -> list[str]:
+    """One line per measured time of the run: seconds, and what they include."""
     rate = f"{result['images_per_second']:.0f} images/s"
-    trained = bool(result["steps"])
-    parts = {
-        "seconds_prepare": "to prepare: data, network and its whitening, first augmented batch"
-        if trained
-        else "to prepare: data, network, weights",
-        "seconds_train": f"to train ({rate}): steps, augmentation, compilation",
-        "seconds_eval": "to evaluate: every evaluation of the run, with its TTA"
-        if trained
-        else f"to evaluate ({rate}): decoding, network, TTA",
-    }
-    shown = {key: said for key, said in parts.items() if trained or key != "seconds_train"}
-    return [f"{result[key]:.1f} s {said}" for key, said in shown.items()]
+    if result["steps"]:
+        contents = {
+            "seconds_prepare": "to prepare: data, network and its whitening, first augmented batch",
+            "seconds_train": f"to train ({rate}): steps, augmentation, compilation",
+            "seconds_eval": "to evaluate: every evaluation of the run, with its TTA",
+        }
+    else:
+        contents = {
+            "seconds_prepare": "to prepare: data, network, weights",
+            "seconds_eval": f"to evaluate ({rate}): decoding, network, TTA",
+        }
+    return [f"{result[key]:.1f} s {content}" for key, content in contents.items()]
 
 
 def _preprocessing(protocol: Mapping[str, Any]) -> str:
     """`decoder pil, bicubic, mean 0.5 0.5 0.5, std ...; size, mean by metadata; crop by timm`."""
     numbers = {key: " ".join(f"{v:g}" for v in protocol[key]) for key in ("mean", "std")}
-    origins: dict[str, list[str]] = {}
+    keys_by_origin: dict[str, list[str]] = {}
     for key, origin in protocol["preprocessing"].items():
-        origins.setdefault(origin, []).append(key)
-    words = [f"{', '.join(keys)} by {origin}" for origin, keys in origins.items()]
-    told = "" if set(origins) == {"recipe"} else "; " + "; ".join(words)
+        keys_by_origin.setdefault(origin, []).append(key)
+    origins = "".join(f"; {', '.join(keys)} by {origin}" for origin, keys in keys_by_origin.items())
+    if set(keys_by_origin) == {"recipe"}:
+        origins = ""
     return (
-        f"decoder {protocol['decoder']}, {protocol['interpolation']}, "
-        f"{_of_files(protocol)}mean {numbers['mean']}, std {numbers['std']}{told}"
+        f"decoder {protocol['decoder']}, {protocol['interpolation']}, {_file_reading(protocol)}"
+        f"mean {numbers['mean']}, std {numbers['std']}{origins}"
     ).replace("by given", "as given")
 
 
-def _of_files(protocol: Mapping[str, Any]) -> str:
-    """How files became pixels, where that was not as usual."""
-    words = {"exif": "EXIF orientation", "background": "background", "range": "range"}
-    told = [f"{said} {protocol[key]}" for key, said in words.items() if protocol.get(key)]
-    return "".join(f"{each}, " for each in told)
+def _file_reading(protocol: Mapping[str, Any]) -> str:
+    """How image files were read, where that differs from the default."""
+    names = {"exif": "EXIF orientation", "background": "background", "range": "range"}
+    return "".join(f"{name} {protocol[key]}, " for key, name in names.items() if protocol.get(key))
 
 
 def measured(figure: Mapping[str, Any] | None) -> str:
@@ -225,36 +185,34 @@ def with_lists(
     sets: str | None, sizes: str | None, crops: str | None, tta: str | None
 ) -> Sequence[str]:
     """The overrides that `eval`'s list options stand for."""
-    found = []
-    for key, value in (("sets", sets), ("sizes", sizes), ("crops", crops), ("tta", tta)):
-        if value is not None:
-            found.append(f"eval.{key}=[{value}]")
-    return found
+    options = {"sets": sets, "sizes": sizes, "crops": crops, "tta": tta}
+    return [f"eval.{key}=[{value}]" for key, value in options.items() if value is not None]
 
 
-def print_comparison(sides: Sequence["Operand"], pairs: Sequence[Mapping[str, Any]]) -> None:
+def print_comparison(sides: Sequence["Side"], pairs: Sequence[Mapping[str, Any]]) -> None:
     """Each side's mean, then what may be claimed of each pair, and by which test."""
-    from rescue_cli.analysis.claims import details
-    from rescue_cli.analysis.compare import told
+    from rescue_cli.analysis.claims import detail_lines
+    from rescue_cli.analysis.compare import describe_sides
 
+    summaries = describe_sides(sides)
+    rows = [
+        [
+            side["name"],
+            f"{side['mean']:.2f}",
+            "-" if side["std"] is None else f"{side['std']:.2f}",
+            side["runs"],
+            "-" if side["low"] is None else f"{side['low']:.2f} to {side['high']:.2f}"
+            + ("*" if side["over"] == "images" else ""),
+        ]
+        for side in summaries
+    ]  # fmt: skip
     out = console()
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("", "mean %", "std", "runs", "95 % interval"):
-        table.add_column(heading, justify="right" if heading else "left", overflow="fold")
-    known = told(sides)
-    for side in known:
-        std, low, high = side["std"], side["low"], side["high"]
-        mark = "*" if side["over"] == "images" else ""
-        table.add_row(
-            side["name"], f"{side['mean']:.2f}", "-" if std is None else f"{std:.2f}",
-            side["runs"], "-" if low is None else f"{low:.2f} to {high:.2f}{mark}",
-        )  # fmt: skip
-    out.print(table)
-    if any(side["over"] == "seeds" and side["n"] > 1 for side in known):
+    out.print(table(["", "mean %", "std", "runs", "95 % interval"], rows, words=[""]))
+    if any(side["over"] == "seeds" and side["n"] > 1 for side in summaries):
         out.print("95 % interval: of the mean, over new seeds on these test images")
-    if any(side["over"] == "images" for side in known):
+    if any(side["over"] == "images" for side in summaries):
         out.print("* of this one network, over new test images")
     for pair in pairs:
         out.print(pair["claim"])
-        for line in details(pair):
+        for line in detail_lines(pair):
             out.print(f"  {line}")

@@ -1,20 +1,26 @@
 """`rescue compare`: is B better than A, and how sure is that?"""
 
-import json as json_module
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from rescue_cli.analysis import interim
-from rescue_cli.analysis import sides as operands
-from rescue_cli.analysis.compare import pairs_of, told
-from rescue_cli.analysis.sides import Operand
+from rescue_cli.analysis.compare import compare_pairs, describe_sides
+from rescue_cli.analysis.sides import (
+    Side,
+    first_reaching,
+    is_recipe,
+    load_comparable,
+    recipe_and_epoch_length,
+    test_image_count,
+)
 from rescue_cli.cli import common
 from rescue_cli.cli.common import Json
 from rescue_cli.cli.help import then
 from rescue_cli.errors import UnexpectedError, UsageError
-from rescue_cli.formatting import shown_seconds, significant
+from rescue_cli.formatting import counted, flop_count, shown_seconds, significant
+from rescue_cli.runs.console import note
 
 app = common.verb()
 
@@ -31,53 +37,50 @@ def compare(
         typer.Argument(metavar="A B", help="Runs, sweeps, recipes, or MEAN±STD/N in percent."),
     ],
     to: Annotated[
-        float | None, typer.Option(help="An accuracy in percent: when was it reached?")
+        float | None, typer.Option(help="Print when each side reached this accuracy (%).")
     ] = None,
     want: Annotated[
         float | None,
-        typer.Option(help="A difference in points that matters: how many runs would see it?"),
+        typer.Option(help="Print how many runs could detect this difference (points)."),
     ] = None,
     check_expected: Annotated[
-        bool, typer.Option("--check-expected", help="Exit 6 unless inside the recipe's band.")
+        bool, typer.Option("--check-expected", help="Exit with 6 if outside the expected band.")
     ] = False,
-    json: Json = False,
+    as_json: Json = False,
 ) -> None:
-    """Say whether B is better than A, how sure that is, and what may be claimed."""
+    """Test whether B is better than A, and print what may be claimed."""
     if len(words) == 1 and check_expected:
         words = [*words, *_recipe_of(words[0])]
     if len(words) < 2 and to is None:
         raise UsageError("compare: give two or more of runs, sweeps, recipes and MEAN±STD/N.")
-    sides = operands.operands_of(words)
-    if (said := operands.unlike(sides)) is not None:
-        raise UsageError(f"compare: {said} Evaluate them on the same images: rescue eval.")
-    if want is not None and not 0 < want <= 100:
-        raise UsageError(f"--want: {want:g} must be above 0 and at most 100 points.")
-    pairs = pairs_of(sides, want)
-    for line in interim.note(sides):
-        common.note(f"warning: {line}")
-    found = {**(pairs[0] if pairs else {}), "sides": told(sides)}
+    sides = load_comparable(words)
+    pairs = compare_pairs(sides, want)
+    for line in interim.record_comparison(sides):
+        note(f"warning: {line}")
+    result = {**(pairs[0] if pairs else {}), "sides": describe_sides(sides)}
     if len(pairs) > 1:
-        found["pairs"] = pairs
+        result["pairs"] = pairs
     if to is not None:
-        found["reached"] = [_reached(side, to) for side in sides]
-    judged = [(words[0], sides[1]), (words[1], sides[0])] if pairs else []
-    bands = [band for word, side in judged if (band := _band(word, side))]
-    found["expected"] = bands
-    if json:
-        print(json_module.dumps(found))
+        result["reached"] = [_reached(side, to) for side in sides]
+    # Either side can be the recipe whose expected band the other is checked against
+    checks = [(words[0], sides[1]), (words[1], sides[0])] if pairs else []
+    bands = [band for word, side in checks if (band := _band(word, side))]
+    result["expected"] = bands
+    if as_json:
+        common.print_json(result)
     else:
-        _print(sides, pairs, found, to)
+        _print(sides, pairs, result, to)
     if check_expected and not bands:
         raise UsageError(
-            "--check-expected: needs a recipe with a claim on one side and a run on the other. "
-            "Write: rescue compare RECIPE RUN --check-expected."
+            "--check-expected: needs a recipe with an expected result and a run. "
+            "Use: rescue compare RECIPE RUN --check-expected."
         )
     if check_expected and not all(band["inside"] for band in bands):
         raise UnexpectedError(bands[0]["said"])
 
 
 def _recipe_of(word: str) -> list[str]:
-    """The shipped recipe that a run was trained by, to be compared with; none of other words."""
+    """The shipped recipe that the run was trained with, as a list; empty without one."""
     from rescue_cli import recipe as recipes
     from rescue_cli.rundir import RunDirectory
 
@@ -86,56 +89,56 @@ def _recipe_of(word: str) -> list[str]:
     return [name] if name in recipes.names() else []
 
 
-def _reached(side: Operand, top1: float) -> dict[str, Any]:
-    """Epochs, seconds and computation to the accuracy: means over the runs that came to it."""
+def _reached(side: Side, top1: float) -> dict[str, Any]:
+    """Epochs, seconds and PFLOP to the accuracy: means over the runs that reached it."""
     from rescue_cli import estimate
 
-    firsts = operands.reached(side.curves(), top1)
-    found: dict[str, Any] = {"name": side.name, "runs": len(side.paths), "reached": len(firsts)}
+    firsts = first_reaching(side.curves(), top1)
+    result: dict[str, Any] = {"name": side.name, "runs": len(side.paths), "reached": len(firsts)}
     if not firsts:
-        return found
-    computed = []
+        return result
+    petaflop = []
     for seed, point in firsts.items():
-        recipe, per_epoch = operands.steps_of(side.paths[seed])
-        computed.append(estimate.petaflop(recipe, point.step, per_epoch))
+        recipe, per_epoch = recipe_and_epoch_length(side.paths[seed])
+        petaflop.append(estimate.petaflop(recipe, point.step, per_epoch))
     count = len(firsts)
     return {
-        **found,
+        **result,
         "epochs": sum(p.epoch for p in firsts.values()) / count,
         "seconds": sum(p.seconds for p in firsts.values()) / count,
-        "petaflop": sum(computed) / count,
+        "petaflop": sum(petaflop) / count,
     }
 
 
-def _band(word: str, other: Operand) -> dict[str, Any] | None:
-    """Whether the other side's mean is inside the band of the recipe that a word names."""
+def _band(word: str, other: Side) -> dict[str, Any] | None:
+    """Whether the other side's mean is inside the band of the recipe `word`; None without one."""
     from rescue_cli import recipe as recipes
 
-    if not operands.is_recipe(word) or not other.paths:
+    if not is_recipe(word) or not other.paths:
         return None
-    from rescue_cli.analysis.expected import drawn_of, verdict
+    from rescue_cli.analysis.expected import check_expected, subset_size
 
     first = next(iter(other.paths.values()))
-    drawn = drawn_of(recipes.recipe_in(first), operands.count_of(first))
-    return verdict(recipes.load(word), other.sample, drawn)
+    drawn = subset_size(recipes.recipe_in(first), test_image_count(first))
+    return check_expected(recipes.load(word), other.sample, drawn)
 
 
 def _print(
-    sides: list[Operand], pairs: list[dict[str, Any]], found: dict[str, Any], to: float | None
+    sides: list[Side], pairs: list[dict[str, Any]], result: dict[str, Any], to: float | None
 ) -> None:
     common.print_comparison(sides, pairs)
     out = common.console()
-    for one in found.get("reached", []):
-        out.print(_when(one, to))
-    for band in found["expected"]:
+    for side in result.get("reached", []):
+        out.print(_when(side, to))
+    for band in result["expected"]:
         out.print(band["said"])
 
 
-def _when(one: dict[str, Any], to: float | None) -> str:
-    head = f"{one['name']}: {one['reached']} of {one['runs']} runs reach {to:g} %"
-    if not one["reached"]:
+def _when(side: dict[str, Any], to: float | None) -> str:
+    head = f"{side['name']}: {side['reached']} of {counted(side['runs'], 'run')} reached {to:g} %"
+    if not side["reached"]:
         return head
     return (
-        f"{head}, after {one['epochs']:g} epochs, {shown_seconds(one['seconds'])} s, "
-        f"{significant(one['petaflop'])} PFLOP of training on average"
+        f"{head}, on average after {significant(side['epochs'])} epochs, "
+        f"{shown_seconds(side['seconds'])} s, {flop_count(side['petaflop'])} of training"
     )

@@ -1,16 +1,16 @@
-"""Help that fits a screen of 80 by 24: a line for each option, no frames."""
+"""Help that fits a screen of 80 by 24: one line per option, no frames."""
 
-import re
-import textwrap
+from collections.abc import Iterator
+from enum import Enum
+from pathlib import Path
 from typing import Any
 
-import typer
-from typer.core import TyperCommand, TyperGroup
+from typer.core import TyperArgument, TyperGroup, TyperOption
 
 WIDTH, HEIGHT = 80, 24
-KINDS = {"int": "N", "float": "X", "path": "PATH"}
-# Completion, and what the usage line says already
-NOT_SHOWN = ("help", "install_completion", "show_completion", "overrides")
+METAVARS = {int: "N", float: "X", Path: "PATH"}
+# The completion options, and what the usage line shows already
+HIDDEN = ("help", "install_completion", "show_completion", "overrides")
 
 
 def then(example: str, following: str) -> str:
@@ -18,63 +18,61 @@ def then(example: str, following: str) -> str:
     return f"Example: {example}\nNext:    {following}"
 
 
-class _OnOneScreen:
-    """How a verb and a group of verbs lay out their help."""
+class OneScreen:
+    """Mixed into a command: its help as three blocks, with blank lines where the screen has room.
+
+    The blocks are usage with summary, options, and epilog. typer's own layout needs more lines: a
+    frame or a heading around each block.
+    """
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
+        usage, options, end = (ctx.make_formatter() for _ in range(3))
+        self._write_usage(ctx, usage)
+        with options.indentation():
+            options.write_dl(list(self._rows(ctx)), col_max=WIDTH // 2)
         command: Any = self
-        lines = _wrapped(f"Usage: {ctx.command_path} {' '.join(command.collect_usage_pieces(ctx))}")
-        lines += _wrapped(command.help or "")
-        rows = list(self._rows(ctx))
-        column = max((len(name) for name, _ in rows), default=0) + 4
-        listed = []
-        for name, said in rows:
-            listed += _wrapped(said, f"  {name:<{column - 2}}", " " * column)
-        last = (command.epilog or "").splitlines()
-        roomy = len(lines) + len(listed) + len(last) + 2 < HEIGHT
-        gap = [""] if roomy else []
-        formatter.write("\n".join([*lines, *gap, *listed, *(gap if last else []), *last]) + "\n")
+        end.write(f"{command.epilog}\n" if command.epilog else "")
+        blocks = [text for block in (usage, options, end) if (text := block.getvalue())]
+        lines = sum(block.count("\n") for block in blocks) + len(blocks) - 1
+        formatter.write(("\n" if lines < HEIGHT else "").join(blocks))
 
-    def _rows(self, ctx: Any) -> Any:
+    def _write_usage(self, ctx: Any, formatter: Any) -> None:
+        command: Any = self
+        command.format_usage(ctx, formatter)
+        formatter.write_text(command.help or "")
+
+    def _rows(self, ctx: Any) -> Iterator[tuple[str, str]]:
+        """Name and description of each verb below this one, argument and option."""
         command: Any = self
         if isinstance(command, TyperGroup):
             for name in command.list_commands(ctx):
-                yield name, command.commands[name].help or ""
+                summary, _, _ = (command.commands[name].help or "").partition("\n\n")
+                yield name, " ".join(summary.split())
         for param in command.get_params(ctx):
-            record = None if param.name in NOT_SHOWN else param.get_help_record(ctx)
-            if record is not None:
-                yield _without_types(*record)
+            if param.name not in HIDDEN and not param.hidden:
+                yield _label(param), _description(param)
 
 
-class Verb(_OnOneScreen, TyperCommand):
-    """A verb."""
+def _label(param: TyperArgument | TyperOption) -> str:
+    """`-r, --recipe TEXT` of an option, `NAME` of an argument."""
+    if isinstance(param, TyperArgument):
+        return param.metavar or param.name
+    names = ", ".join(param.opts)
+    if param.is_flag:
+        return " / ".join([names, *param.secondary_opts])
+    descriptor = param.type_descriptor
+    choices = descriptor.choices and "|".join(choice.value for choice in descriptor.choices)
+    return f"{names} {param.metavar or choices or METAVARS.get(descriptor.annotation, 'TEXT')}"
 
 
-class Group(_OnOneScreen, TyperGroup):
-    """A verb that has verbs below it."""
+def _description(param: TyperArgument | TyperOption) -> str:
+    """What it does, and its default in brackets; bounds are left to the error that names them."""
+    default = param.default.value if isinstance(param.default, Enum) else param.default
+    if isinstance(default, bool):
+        default = None
+    notes = ["required"] if param.required else [] if default is None else [_text(default)]
+    return " ".join([param.help or "", *(f"[{note}]" for note in notes)])
 
 
-class App(typer.Typer):
-    """An app whose commands show their help on one screen."""
-
-    def command(self, *args: Any, **options: Any) -> Any:
-        return super().command(*args, **{"cls": Verb, **options})
-
-
-def _without_types(name: str, said: str) -> tuple[str, str]:
-    """`--steps <int range>`, `... [default: 20; x>=1]` -> `--steps N`, `... [20]`."""
-    if name[0] != "-":
-        return re.sub(r" <.*>$", "", name), said
-    kind = re.search(r" <(.*?)( range)?>$", name)
-    if kind:
-        name = f"{name[: kind.start()]} {KINDS.get(kind[1], 'TEXT')}"
-    said = re.sub(r"; x[<>]=?\S+\]|; \S+<=x\S*\]", "]", said)
-    said = re.sub(r"\s+\[(x[<>]|\S+<=x).*\]$", "", said)
-    return name, re.sub(r"\s+\[default: (.*)\]$", r" [\1]", said)
-
-
-def _wrapped(text: str, first: str = "", further: str = "") -> list[str]:
-    text = " ".join(text.split())
-    return textwrap.wrap(
-        text, WIDTH - 1, initial_indent=first, subsequent_indent=further, break_on_hyphens=False
-    ) or [first.rstrip()]
+def _text(default: object) -> str:
+    return f"{default:g}" if isinstance(default, float) else str(default)

@@ -1,97 +1,103 @@
 """`rescue lr-range-test`: runs of a rising rate, what they say, and a recipe that follows it."""
 
-import json as json_module
-import time
-from dataclasses import dataclass, replace
+import math
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
 from rescue_cli import recipe as recipes
-from rescue_cli.analysis import range_curves
 from rescue_cli.analysis.lr_range import Ramp
-from rescue_cli.analysis.range_curves import Curves
+from rescue_cli.analysis.lr_range_runs import RangeTest, plan_runs, train_runs
 from rescue_cli.cli import common
+from rescue_cli.cli.command import ComputingVerb
 from rescue_cli.cli.common import Architecture, Device, Json, Overrides, Procs, RecipeName, Workers
 from rescue_cli.cli.help import then
-from rescue_cli.cli.lr_range_found import Found, show, write
-from rescue_cli.cli.lr_range_found import apply as write_recipe
-from rescue_cli.cli.progress import duration
-from rescue_cli.cli.runs import train_here
 from rescue_cli.errors import UsageError
-from rescue_cli.recipe import Recipe, total_steps
+from rescue_cli.metrics.names import METRICS
+from rescue_cli.recipe import Recipe
+from rescue_cli.runs.console import note
+from rescue_cli.runs.devices import check_precision, select_device
+from rescue_cli.runs.directory import create_next
 
 app = common.verb()
-IMAGES = 1000  # of the test set at a point: a point is compared with others on the same images
-SCENES = 100  # the same where an image carries boxes or a mask
+ROWS = 12  # of the printed table
 
 
 @app.command(
+    cls=ComputingVerb,
     epilog=then(
         "rescue lr-range-test --recipe 1cycle-3layer data.root=DIR",
         "the same with --out FOLDER --apply my.yaml (it trains nothing again)",
-    )
+    ),
 )
 def lr_range_test(
     overrides: Overrides = None,
     recipe: RecipeName = None,
     from_: Annotated[
-        str | None, typer.Option("--from", help="Of a transfer: the weights it begins with.")
+        str | None, typer.Option("--from", help="Starting weights: a run, a file, or timm:NAME.")
     ] = None,
-    to: Annotated[str | None, typer.Option(help="And its data set, or folder.")] = None,
+    to: Annotated[str | None, typer.Option(help="With --from: the data set or folder.")] = None,
     model: Architecture = None,
     start: Annotated[
-        float | None, typer.Option(help="First rate; by default a hundredth of the recipe's.")
+        float | None, typer.Option(help="Lowest learning rate; default: the recipe's / 100.")
     ] = None,
     end: Annotated[
-        float | None, typer.Option(help="Last rate; by default ten times the recipe's.")
+        float | None, typer.Option(help="Highest learning rate; default: the recipe's x 10.")
     ] = None,
-    steps: Annotated[int | None, typer.Option(help="Steps of a run.", min=10)] = None,
+    steps: Annotated[int | None, typer.Option(help="Steps per run.", min=10)] = None,
     epochs: Annotated[
-        float | None, typer.Option(help="Or its epochs; the recipe's by default.")
+        float | None, typer.Option(help="Epochs per run, in place of --steps.")
     ] = None,
     ramp: Annotated[str, typer.Option(help="linear or exponential.")] = "linear",
     momentum: Annotated[
-        str | None, typer.Option(help="A:B, from the lowest rate to the highest.")
+        str | None, typer.Option(help="A:B, at the lowest and the highest learning rate.")
     ] = None,
-    seeds: Annotated[int, typer.Option(help="How many runs, each of its own seed.", min=1)] = 1,
-    points: Annotated[int, typer.Option(help="Evaluations of a run.", min=10)] = 40,
+    seeds: Annotated[int, typer.Option(help="Number of runs, each with its own seed.", min=1)] = 1,
+    points: Annotated[int, typer.Option(help="Evaluations per run.", min=10)] = 40,
     apply: Annotated[
-        Path | None, typer.Option(help="Write the recipe with a 1cycle to the rate found.")
+        Path | None, typer.Option(help="Write a recipe with a 1cycle up to the rate found.")
     ] = None,
     apply_untrusted: Annotated[
-        bool, typer.Option("--apply-untrusted", help="Even if not trusted; the file says so.")
+        bool, typer.Option("--apply-untrusted", help="Write it even if the rate is not trusted.")
     ] = False,
     out: Annotated[
-        Path | None, typer.Option(help="Folder; runs/lr-range-test/RECIPE/N by default.")
+        Path | None, typer.Option(help="Folder; default: runs/lr-range-test/RECIPE/N.")
     ] = None,
-    json: Json = False,
+    as_json: Json = False,
     device: Device = None,
     procs: Procs = None,
     workers: Workers = None,
 ) -> None:
-    """Find the largest stable learning rate from a run in which it rises (Smith)."""
+    """Find the largest stable learning rate by raising it during a run (Smith)."""
     from rescue_cli.build.check import check_recipe
+    from rescue_cli.report.lr_range import draw_range_test
 
-    where = common.device(device)
-    resolved = _resolved(recipe, from_, to, model, overrides or [])
+    where = select_device(device)
+    resolved = _resolve(recipe, from_, to, model, overrides or [])
     check_recipe(resolved)
-    notes = [f"warning: {warning}" for warning in common.check_precision(resolved, where)]
+    notes = [f"warning: {text}" for text in check_precision(resolved.train.precision, where)]
     _check_apply(apply, untrusted=apply_untrusted)
     length, per_epoch = _length(resolved, steps, epochs)
-    ends = _ends(resolved, start, end)
-    test = Ramp(*ends, _shape(ramp), momentum_of(momentum), length, points)
-    plan = _planned(resolved, test, seeds, per_epoch)
-    folder = _folder(resolved, out)
-    common.note("\n".join([str(folder), *notes, *common.allocator_notes(), plan.cost]))
-    curves = _curves(plan, folder, where, procs, workers)
-    found = Found(resolved, test, curves[:-1], curves[-1])
-    write(folder, found)
-    print(json_module.dumps(found.summary)) if json else show(found)
-    common.note(str(folder))
+    lr = resolved.optim[0].lr
+    first, last = lr / 100 if start is None else start, lr * 10 if end is None else end
+    test_ramp = Ramp(first, last, _shape(ramp), parse_momentum(momentum), length, points)
+    plan = plan_runs(resolved, test_ramp, seeds, per_epoch)
+    if out is None:
+        folder = create_next(Path("runs", "lr-range-test", resolved.name))
+    else:
+        folder = common.folder(out)
+    note("\n".join([str(folder), *notes, plan.cost]))
+    curves = list(train_runs(plan, folder, where, procs, workers))
+    test = RangeTest(resolved, test_ramp, curves)
+    test.write(folder)
+    picture = folder / "lr-range.png"
+    draw_range_test(picture, test.full, test.half, test.estimates, test.answer)
+    common.print_json(test.summary) if as_json else _print(test)
+    note(str(folder))
     if apply is not None:
-        write_recipe(apply, found, untrusted=apply_untrusted)
+        test.write_recipe(apply, untrusted=apply_untrusted)
+        note(f"{apply}: a 1cycle up to {test.answer.max_lr:.3g}")
 
 
 def _check_apply(path: Path | None, *, untrusted: bool) -> None:
@@ -102,13 +108,7 @@ def _check_apply(path: Path | None, *, untrusted: bool) -> None:
         raise UsageError("--apply-untrusted: goes with --apply FILE. Give both.")
 
 
-def _ends(recipe: Recipe, start: float | None, end: float | None) -> tuple[float, float]:
-    """From a hundredth of the recipe's rate to ten times of it, where nothing else is asked."""
-    lr = recipe.optim[0].lr
-    return lr / 100 if start is None else start, lr * 10 if end is None else end
-
-
-def _resolved(
+def _resolve(
     recipe: str | None, from_: str | None, to: str | None, model: str | None, given: list[str]
 ) -> Recipe:
     """The recipe, or what `rescue transfer` would train with these options."""
@@ -121,71 +121,9 @@ def _resolved(
     from rescue_cli.build.transfer import DEFAULT, plan_transfer
 
     base = recipes.load(recipe or DEFAULT)
-    begun = plan_transfer(base, from_, to, given, model=model)
-    common.note(f"--from {from_} sets: {' '.join(begun.overrides)}")
-    return base.with_overrides(*begun.overrides, *given)
-
-
-@dataclass(frozen=True)
-class _Run:
-    """One run of a test."""
-
-    recipe: Recipe
-    ramp: Ramp
-    steps: int
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """The runs by the names of their folders, the one of half the steps last."""
-
-    runs: dict[str, _Run]
-    classes: int
-    images: str  # of an evaluation, in words
-
-    @property
-    def cost(self) -> str:
-        """What the test will take, in words."""
-        *full, half = self.runs.values()
-        times = f"{len(full)} x " if len(full) > 1 else ""
-        evaluations = sum(min(run.ramp.points, run.steps) for run in self.runs.values())
-        return (
-            f"{len(self.runs)} runs, {times}{full[0].steps} + {half.steps} steps, "
-            f"{evaluations} evaluations of {self.images} test images"
-        )
-
-
-def _planned(recipe: Recipe, test: Ramp, seeds: int, per_epoch: int) -> _Plan:
-    """All runs, checked, on a test set that is not too large."""
-    from rescue_cli.build.check import check_recipe
-    from rescue_cli.build.feeds import list_dataset
-
-    check_recipe(test.of(recipe, 0, per_epoch))
-    data = list_dataset(recipe)
-    measured, images = _fewer_images(recipe, data, SCENES if recipe.of_scenes else IMAGES)
-    half = replace(test, epochs=test.epochs / 2)
-    # Of half the steps with a seed of its own: only an independent run can agree
-    ramps = {**{f"seed-{seed}": (test, seed) for seed in range(seeds)}, "half": (half, seeds)}
-    found = {}
-    for name, (ramp, seed) in ramps.items():
-        one = ramp.of(measured, seed, per_epoch)
-        check_recipe(one)
-        found[name] = _Run(one, ramp, total_steps(one.train, per_epoch))
-    return _Plan(found, len(data.classes), images)
-
-
-def _fewer_images(recipe: Recipe, data: Any, most: int) -> tuple[Recipe, str]:
-    """The recipe, evaluated on `most` images of its test set if it has more, and how many in words.
-
-    A `data.subset` that is given stays.
-    """
-    main = next(iter(data.tests))
-    name = (recipe.eval.sets or [main])[0]
-    there = len(data.tests.get(name, data.tests[main]))  # other labels are of the main set's images
-    if there <= most or recipe.data.subset:
-        return recipe, f"{there:,}"
-    cut = recipe.with_overrides(f"data.subset=[{len(data.train)}, {most}]")
-    return cut, f"{most:,} of {there:,}"
+    transfer = plan_transfer(base, from_, to, given, model=model)
+    note(f"--from {from_} sets: {' '.join(transfer.overrides)}")
+    return base.with_overrides(*transfer.overrides, *given)
 
 
 def _shape(text: str) -> Literal["linear", "exponential"]:
@@ -210,41 +148,7 @@ def _length(recipe: Recipe, steps: int | None, epochs: float | None) -> tuple[fl
     return recipe.train.epochs if epochs is None else epochs, per_epoch
 
 
-def _folder(recipe: Recipe, out: Path | None) -> Path:
-    from rescue_cli.runs import next_free
-
-    if out is None:
-        return next_free(Path("runs", "lr-range-test", recipe.name))
-    return common.folder(out)
-
-
-def _curves(
-    plan: _Plan, folder: Path, device: str, procs: int | None, workers: int | None
-) -> list[Curves]:
-    """Each run's curves; one that diverges ends there."""
-    planned = plan.runs
-    found = []
-    left = sum(run.steps for run in planned.values())
-    for number, (name, run) in enumerate(planned.items(), 1):
-        common.note(f"run {number} of {len(planned)}: {name}")
-        begun = time.monotonic()
-        diverged = train_here(folder / name, run.recipe, device, procs, workers)
-        left -= run.steps
-        if left and not diverged:
-            spent = time.monotonic() - begun
-            common.note(
-                f"{name} took {duration(spent)}; at most {duration(spent * left / run.steps)} left"
-            )
-        seed = run.recipe.train.seed
-        found.append(
-            range_curves.read(
-                folder / name, run.ramp.rate, run.steps, seed, plan.classes, diverged=diverged
-            )
-        )
-    return found
-
-
-def momentum_of(text: str | None) -> tuple[float, float] | None:
+def parse_momentum(text: str | None) -> tuple[float, float] | None:
     """`0.95:0.85`, at the lowest rate and at the highest; raises `UsageError`."""
     if text is None:
         return None
@@ -258,3 +162,26 @@ def momentum_of(text: str | None) -> tuple[float, float] | None:
     if not (0 <= first < 1 and 0 <= last < 1):
         raise UsageError(f"--momentum: {text} must be at least 0 and below 1, both.")
     return first, last
+
+
+def _print(test: RangeTest) -> None:
+    curves = test.full[0]
+    has_test_loss = not curves.detects
+    headings = ["learning rate", "training loss"]
+    headings += ["test loss", "test - training"] if has_test_loss else []
+    rows = []
+    every = max(1, -(-len(curves.rates) // ROWS))
+    for i in range(every - 1, len(curves.rates), every):
+        values = [curves.train_losses[i]]
+        values += [curves.test_losses[i], curves.errors[i]] if has_test_loss else []
+        rows.append(
+            [
+                f"{curves.rates[i]:.3g}",
+                *("-" if math.isnan(value) else f"{value:.3f}" for value in values),
+                "-" if math.isnan(curves.accuracies[i]) else f"{curves.accuracies[i]:.2f}",
+            ]
+        )
+    out = common.console()
+    out.print(common.table([*headings, METRICS[curves.metric]], rows))
+    for line in test.sentences:
+        out.print(line)

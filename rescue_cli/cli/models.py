@@ -1,27 +1,25 @@
-"""`rescue models`: the architectures of ResNet strikes back, the paper's figures beside ours."""
+"""`rescue models`: the architectures of ResNet strikes back, with paper and counted figures."""
 
-import json as json_module
 import textwrap
 from collections.abc import Mapping
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
 
 from rescue_cli.cli import common
 from rescue_cli.cli.common import Json
 from rescue_cli.cli.expand import model_names
-from rescue_cli.cli.help import then
+from rescue_cli.cli.help import WIDTH, then
 from rescue_cli.errors import UsageError, did_you_mean
 from rescue_cli.recipe import architectures
 
 app = common.verb()
-WIDTH = 80
 HEADINGS = ("model", "A1-A2", "A3", "M", "here", "G", "here", "A1 %", "A2 %", "A3 %", "")
+WORDS = ("model", "A1-A2", "A3", "")
 LEGEND = (
-    "A1-A2, A3: training>test px. M: parameters, millions; G: multiply-adds, 10^9, at A1's test "
-    "size; both the paper's (Tables 3 and 4), then as counted here. "
-    "%: the paper's top-1 on ImageNet."
+    "A1-A2, A3: training>test size in pixels. M: million parameters; G: 10^9 multiply-adds at A1's "
+    "test size; each from the paper (Tables 3 and 4), then counted here. "
+    "%: the paper's top-1 accuracy on ImageNet."
 )
 
 
@@ -34,88 +32,76 @@ def models(
     name: Annotated[
         str | None,
         typer.Argument(
-            metavar="NAME", help="One architecture, with all figures.", autocompletion=model_names
+            metavar="NAME",
+            help="Print all figures of one architecture; without it, list all.",
+            autocompletion=model_names,
         ),
     ] = None,
-    json: Json = False,
+    as_json: Json = False,
 ) -> None:
-    """List the architectures of the paper's tables; train takes each as --model NAME."""
-    found = architectures.table()
+    """List the architectures of the paper's tables, for train --model NAME."""
+    everything = architectures.table()
     row = architectures.row_of(name) if name is not None else None
     if name is not None and row is None:
-        known = [entry["name"] for entry in found["architectures"]]
+        known = [entry["name"] for entry in everything["architectures"]]
         raise UsageError(f"models: '{name}' is not in the table. {did_you_mean(name, known)}")
-    if json:
-        print(json_module.dumps(row or found))
+    if as_json:
+        common.print_json(row or everything)
     elif row is not None:
-        _one(row, found["notes"])
+        _print_one(row, everything["notes"])
     else:
-        _all(found)
+        _print_all(everything)
 
 
-def _all(found: Mapping[str, Any]) -> None:
-    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
-    for place, heading in enumerate(HEADINGS):
-        numeric = 3 <= place < len(HEADINGS) - 1
-        table.add_column(heading, justify="right" if numeric else "left", no_wrap=True)
-    for row in found["architectures"]:
-        ours, top1 = row["ours"], row["top1"]
-        table.add_row(
+def _print_all(everything: Mapping[str, Any]) -> None:
+    rows = [
+        [
             row["name"],
             *(_sizes(row["sizes"][column]) for column in architectures.COLUMNS),
             f"{row['parameters_m']:.1f}",
-            f"{ours['parameters'] / 1e6:.2f}",
+            f"{row['ours']['parameters'] / 1e6:.2f}",
             f"{row['flops_g']:.1f}",
-            f"{ours['multiply_adds'] / 1e9:.2f}",
-            *(f"{top1[key]:.1f}" for key in ("a1", "a2", "a3")),
+            f"{row['ours']['multiply_adds'] / 1e9:.2f}",
+            *(f"{row['top1'][key]:.1f}" for key in ("a1", "a2", "a3")),
             "".join(row["notes"]),
-        )
-    common.console().print(table)
-    for line in (LEGEND, *(f"{letter}: {text}." for letter, text in found["notes"].items())):
+        ]
+        for row in everything["architectures"]
+    ]
+    common.console().print(common.table(HEADINGS, rows, words=WORDS, gap=1))
+    for line in (LEGEND, *(f"{letter}: {text}." for letter, text in everything["notes"].items())):
         print(textwrap.fill(line, WIDTH))
 
 
-def _one(row: Mapping[str, Any], notes: Mapping[str, str]) -> None:
+def _print_one(row: Mapping[str, Any], notes: Mapping[str, str]) -> None:
     ours, top1, costs = row["ours"], row["top1"], row["cost"]
     with_norms = ours["multiply_adds"] + 5 * ours["normalised"]
     published = "not given" if top1["original"] is None else f"{top1['original']:.1f} %"
     print(f"{row['paper']}, in timm {row['name']}")
-    _table(
-        ("", "paper", "here"),
-        ("parameters, M", f"{row['parameters_m']:.1f}", f"{ours['parameters'] / 1e6:.3f}"),
-        ("multiply-adds, G", f"{row['flops_g']:.1f}", f"{ours['multiply_adds'] / 1e9:.3f}"),
-        ("with 5 a normalised element", "", f"{with_norms / 1e9:.3f}"),
-        ("inference, images/s", f"{row['images_per_second']:.1f}", "not run"),
-        ("inference, peak MB", str(row["memory_mb"]), "not run"),
-    )
-    _table(
-        ("procedure", "px", "hours", "GPUs", "GB a GPU", "top-1 %"),
-        *(
-            (
-                key.upper(),
-                _sizes(row["sizes"]["a3" if key == "a3" else "a1-a2"]),
-                str(cost["hours"]),
-                str(cost["gpus"]),
-                f"{cost['memory_gb']:.1f}",
-                f"{top1[key]:.1f}",
-            )
-            for key, cost in costs.items()
-        ),
-    )
-    print(
-        f"A1 on ReaL {row['real']:.1f} %, on V2 {row['v2']:.1f} %; its own publication {published}"
-    )
+    figures = [
+        ["parameters, M", f"{row['parameters_m']:.1f}", f"{ours['parameters'] / 1e6:.3f}"],
+        ["multiply-adds, G", f"{row['flops_g']:.1f}", f"{ours['multiply_adds'] / 1e9:.3f}"],
+        ["with 5 per normalised element", "", f"{with_norms / 1e9:.3f}"],
+        ["inference, images/s", f"{row['images_per_second']:.1f}", "not run"],
+        ["inference, peak MB", str(row["memory_mb"]), "not run"],
+    ]
+    procedures = [
+        [
+            key.upper(),
+            _sizes(row["sizes"]["a3" if key == "a3" else "a1-a2"]),
+            str(cost["hours"]),
+            str(cost["gpus"]),
+            f"{cost['memory_gb']:.1f}",
+            f"{top1[key]:.1f}",
+        ]
+        for key, cost in costs.items()
+    ]
+    headings = ("procedure", "px", "hours", "GPUs", "GB per GPU", "top-1 %")
+    out = common.console()
+    out.print(common.table(("", "paper", "here"), figures, words=[""]))
+    out.print(common.table(headings, procedures, words=["procedure"]))
+    print(f"A1 on ReaL {row['real']:.1f} %, on V2 {row['v2']:.1f} %; in its own paper {published}")
     for letter in row["notes"]:
         print(textwrap.fill(f"{letter}: {notes[letter]}.", WIDTH))
-
-
-def _table(headings: tuple[str, ...], *rows: tuple[str, ...]) -> None:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for place, heading in enumerate(headings):
-        table.add_column(heading, justify="right" if place else "left")
-    for row in rows:
-        table.add_row(*row)
-    common.console().print(table)
 
 
 def _sizes(pair: list[int]) -> str:

@@ -1,6 +1,5 @@
-"""`rescue plan`: what a training comes to, before a GPU is paid for."""
+"""`rescue plan`: what a training will cost, before a GPU is paid for."""
 
-import json as json_module
 from typing import Annotated, Any
 
 import typer
@@ -12,11 +11,12 @@ from rescue_cli.cli.common import Json, Overrides, RecipeName
 from rescue_cli.cli.expand import Epochs, Model, expand
 from rescue_cli.cli.help import then
 from rescue_cli.errors import UsageError
-from rescue_cli.formatting import counted, significant
+from rescue_cli.formatting import counted, flop_count
 from rescue_cli.recipe import Recipe
+from rescue_cli.runs.console import note
 
 app = common.verb()
-MEGABYTES = 1024  # in a GB of a GPU's memory
+MEGABYTES = 1024  # per GB of GPU memory
 
 
 @app.command(
@@ -30,16 +30,20 @@ def plan(
     recipe: RecipeName = None,
     model: Model = None,
     epochs: Epochs = None,
-    gpus: Annotated[int, typer.Option(help="GPUs that share a step.", min=1)] = 1,
+    gpus: Annotated[int, typer.Option(help="Number of GPUs that share a step.", min=1)] = 1,
     images_per_second: Annotated[
         float | None, typer.Option(help="Training speed of all GPUs together.")
     ] = None,
-    hours_per_epoch: Annotated[float | None, typer.Option(help="Measured, or hoped for.")] = None,
-    price: Annotated[float | None, typer.Option(help="Of one GPU for one hour.")] = None,
-    gpu_memory: Annotated[float | None, typer.Option(help="Of one GPU, in GB (2^30 B).")] = None,
-    json: Json = False,
+    hours_per_epoch: Annotated[
+        float | None, typer.Option(help="Hours per epoch, in place of the speed.")
+    ] = None,
+    price: Annotated[float | None, typer.Option(help="Price of one GPU for one hour.")] = None,
+    gpu_memory: Annotated[
+        float | None, typer.Option(help="Memory of one GPU in GB (2^30 bytes).")
+    ] = None,
+    as_json: Json = False,
 ) -> None:
-    """Say what a recipe costs in steps, FLOPs, memory, hours and money; needs no GPU."""
+    """Estimate the steps, FLOPs, memory, hours and money of a recipe; needs no GPU."""
     options = {
         "--images-per-second": images_per_second,
         "--hours-per-epoch": hours_per_epoch,
@@ -54,14 +58,12 @@ def plan(
             "--images-per-second and --hours-per-epoch say the same thing. Give one of them."
         )
     if price is not None and images_per_second is None and hours_per_epoch is None:
-        raise UsageError(
-            "--price: the hours are not known. Give --images-per-second or --hours-per-epoch."
-        )
+        raise UsageError("--price: needs the hours. Give --images-per-second or --hours-per-epoch.")
     base = recipes.load(common.named_or_default(recipe))
-    found, notes = expand(base, overrides or [], model, epochs)
+    expanded, notes = expand(base, overrides or [], model, epochs)
     for line in notes:
-        common.note(line)
-    resolved = base.with_overrides(*(overrides or []), *found)
+        note(line)
+    resolved = base.with_overrides(*(overrides or []), *expanded)
     estimated = _estimate(resolved, gpus, gpu_memory)
     images = estimated["images"]
     hours = None
@@ -71,14 +73,14 @@ def plan(
         hours = hours_per_epoch * resolved.train.epochs
     estimated["hours"] = hours
     estimated["cost"] = None if hours is None or price is None else hours * gpus * price
-    if json:
-        print(json_module.dumps(estimated))
+    if as_json:
+        common.print_json(estimated)
     else:
         _print(estimated, resolved)
 
 
 def _estimate(recipe: Recipe, gpus: int, gpu_memory: float | None) -> dict[str, Any]:
-    """The plan's figures but for hours and cost; warns where memory does not suffice."""
+    """All figures except hours and cost; warns if the GPU's memory is too small."""
     from rescue_cli import estimate
     from rescue_cli.build.check import check_recipe
     from rescue_cli.build.outline import outline_run
@@ -89,8 +91,8 @@ def _estimate(recipe: Recipe, gpus: int, gpu_memory: float | None) -> dict[str, 
     outline = outline_run(recipe)
     if "steps_per_epoch" not in outline:
         raise UsageError(
-            "data: how many images there are is not known before they are read. "
-            "Say how long an epoch is with train.steps_per_epoch=N."
+            "data: the number of images is not known before they are read. "
+            "Give the length of an epoch as train.steps_per_epoch=N."
         )
     network = estimate.network_of(recipe)
     size, channels = recipe.eval.sizes[0], estimate.channels(recipe)
@@ -98,12 +100,12 @@ def _estimate(recipe: Recipe, gpus: int, gpu_memory: float | None) -> dict[str, 
     images = outline["steps"] * recipe.train.batch_size
     peak = estimate.peak_memory(recipe, gpus=gpus)
     if gpu_memory is not None and peak > gpu_memory * MEGABYTES:
-        common.note(_too_much(recipe, peak, gpu_memory, gpus))
+        note(_memory_warning(recipe, peak, gpu_memory, gpus))
     return {
         "recipe": recipe.name,
         "parameters": estimate.parameters(network),
         "flops": counts.multiply_adds,
-        "updates": outline["steps"],  # the key is a promise; everything printed says steps
+        "updates": outline["steps"],  # the stable key; printed as steps
         "images": images,
         "peak_memory_mb": peak,
         "petaflop": estimate.petaflop(recipe, outline["steps"], outline["steps_per_epoch"]),
@@ -111,39 +113,40 @@ def _estimate(recipe: Recipe, gpus: int, gpu_memory: float | None) -> dict[str, 
     }
 
 
-def _too_much(recipe: Recipe, peak: float, gpu_memory: float, gpus: int) -> str:
+def _memory_warning(recipe: Recipe, peak: float, gpu_memory: float, gpus: int) -> str:
     from rescue_cli import estimate
 
     size = recipe.train.device_batch_size
     fits = estimate.largest_micro_batch(recipe, peak, gpu_memory * MEGABYTES, gpus)
     cure = f"The largest micro-batch that fits is {fits}: train.device_batch_size={fits}."
     if fits is None:
-        cure = "Not even a micro-batch of one image fits."
+        cure = "Even a micro-batch of one image does not fit."
     return (
         f"warning: micro-batches of {size} images need {peak:.0f} MB, more than the "
         f"{gpu_memory * MEGABYTES:.0f} MB of a GPU. {cure}"
     )
 
 
-def _print(found: dict[str, Any], recipe: Recipe) -> None:
+def _print(estimated: dict[str, Any], recipe: Recipe) -> None:
     train, frozen = recipe.train, recipe.model.frozen
     lines = {
-        "recipe": f"{found['recipe']}, {recipe.model.name}",
-        "parameters": f"{found['parameters']:,}",
-        "multiply-adds": f"{found['flops'] / 1e9:.2f} G an image, forward, "
+        "recipe": f"{estimated['recipe']}, {recipe.model.name}",
+        "parameters": f"{estimated['parameters']:,}",
+        "multiply-adds": f"{estimated['flops'] / 1e9:.2f} G per image, forward pass, "
         f"at {recipe.eval.sizes[0]} px",
-        "training": f"{significant(found['petaflop'])} PFLOP, two for a multiply-add, "
-        + ("features once" if frozen else "three forward passes"),
-        "steps": f"{found['updates']:,} of {train.batch_size} images, "
+        "training": f"{flop_count(estimated['petaflop'])}: 2 per multiply-add, "
+        + ("features computed once" if frozen else "forward and backward as 3 forward passes"),
+        "steps": f"{estimated['updates']:,} of {train.batch_size} images, "
         f"{counted(train.micro_batches, 'micro-batch')} of {train.device_batch_size}",
-        "images": f"{found['images']:,} in {train.epochs:g} epochs",
-        "peak memory": ("at most " if frozen else "") + f"{found['peak_memory_mb']:,.0f} MB (2^20 "
-        "bytes) a GPU, without CUDA's context and workspaces",
+        "images": f"{estimated['images']:,} in {train.epochs:g} epochs",
+        "peak memory": ("at most " if frozen else "")
+        + f"{estimated['peak_memory_mb']:,.0f} MB (2^20 "
+        "bytes) per GPU, without CUDA's context and workspaces",
     }
-    if found["hours"] is not None:
-        lines["hours"] = f"{found['hours']:,.1f} on {counted(found['gpus'], 'GPU')}"
-    if found["cost"] is not None:
-        lines["cost"] = f"{found['cost']:,.2f} in the currency of --price"
+    if estimated["hours"] is not None:
+        lines["hours"] = f"{estimated['hours']:,.1f} on {counted(estimated['gpus'], 'GPU')}"
+    if estimated["cost"] is not None:
+        lines["cost"] = f"{estimated['cost']:,.2f} in the currency of --price"
     width = max(map(len, lines)) + 2
     for key, text in lines.items():
         print(f"{key + ':':{width}}{text}")

@@ -1,11 +1,10 @@
-"""`rescue recipes`: what is shipped, what it expects, how recipes differ. torch only in `check`."""
+"""`rescue recipes`: list, show, compare, copy and check recipes. Only `check` imports torch."""
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
-from rich.table import Table
 
 from rescue_cli import recipe as recipes
 from rescue_cli.analysis import records
@@ -13,49 +12,41 @@ from rescue_cli.cli import common
 from rescue_cli.cli.common import Json, override_keys, recipe_names
 from rescue_cli.cli.help import then
 from rescue_cli.errors import UsageError
-from rescue_cli.recipe import changes as plans
+from rescue_cli.recipe import changes
 
 app = common.verb(invoke_without_command=True)
 Name = Annotated[
-    str, typer.Argument(metavar="NAME", help="Name or path.", autocompletion=recipe_names)
+    str,
+    typer.Argument(metavar="NAME", help="Name or path of a recipe.", autocompletion=recipe_names),
 ]
 
 
 @app.callback(epilog=then("rescue recipes show quickstart", "rescue train --recipe quickstart"))
-def listing(context: typer.Context, json: Json = False) -> None:
+def list_recipes(context: typer.Context, as_json: Json = False) -> None:
     """List, show, compare, copy and check recipes."""
     if context.invoked_subcommand is not None:
         return
-    if json:
-        import json as json_module
-
-        print(json_module.dumps([_row(name) for name in recipes.names()]))
-    else:
-        print_listing()
-
-
-def print_listing() -> None:
-    """The table of all shipped recipes, one a line; which paper each is from, `show` says."""
-    rows = [_row(name) for name in recipes.names()]
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("recipe", "data", "epochs", "expected %", "measured %"):
-        numeric = heading.endswith("%") or heading == "epochs"
-        justify: Literal["left", "right"] = "right" if numeric else "left"
-        table.add_column(heading, justify=justify, no_wrap=True)
-    for row in rows:
-        table.add_row(
-            row["recipe"],
-            row["data"],
-            f"{row['epochs']:g}",
-            "-" if row["expected"] is None else f"{row['expected']:.2f}",
-            row["measured"] or "not run",
-        )
+    found = [_summarise(name) for name in recipes.names()]
+    if as_json:
+        common.print_json(found)
+        return
+    rows = [
+        [
+            recipe["recipe"],
+            recipe["data"],
+            f"{recipe['epochs']:g}",
+            "-" if recipe["expected"] is None else f"{recipe['expected']:.2f}",
+            recipe["measured"] or "not run",
+        ]
+        for recipe in found
+    ]
+    headings = ("recipe", "data", "epochs", "expected %", "measured %")
     out = common.console()
-    out.print(table)
-    out.print("measured: mean (seeds) of the whole procedure; partly: of changed runs")
+    out.print(common.table(headings, rows, words=("recipe", "data")))
+    out.print("measured: mean (seeds) of the unchanged recipe; partly: only changed runs")
 
 
-def _row(name: str) -> dict[str, Any]:
+def _summarise(name: str) -> dict[str, Any]:
     recipe = recipes.load(name)
     return {
         "recipe": name,
@@ -63,7 +54,7 @@ def _row(name: str) -> dict[str, Any]:
         "data": recipe.data.name,
         "epochs": recipe.train.epochs,
         "expected": recipe.tree.get("expect", {}).get("top1"),
-        "measured": records.summary(name),
+        "measured": records.format_record(name),
     }
 
 
@@ -77,18 +68,19 @@ def show(name: Name) -> None:
 def diff(a: Name, b: Name) -> None:
     """Print the keys in which two recipes differ."""
     first, second = recipes.load(a), recipes.load(b)
-    changed = plans.differences(_procedure(first.tree), _procedure(second.tree))
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("key", no_wrap=True)
-    for name in (a, b):
-        table.add_column(name, overflow="fold")
-    for key, values in changed.items():
-        table.add_row(key, *("-" if v is None else plans.as_written(v) for v in values))
-    common.console().print(table if changed else f"{a} and {b} train the same thing.")
+    differences = changes.differences(_procedure(first.tree), _procedure(second.tree))
+    if not differences:
+        print(f"{a} and {b} train the same thing.")
+        return
+    rows = [
+        [key, *("-" if value is None else changes.as_written(value) for value in values)]
+        for key, values in differences.items()
+    ]
+    common.console().print(common.table(("key", a, b), rows, words=("key", a, b)))
 
 
 def _procedure(tree: Any) -> dict[str, Any]:
-    """The sections that change what is trained or measured; the claim and its source do not."""
+    """The sections that change what is trained or measured, so not the claim and its source."""
     return {k: v for k, v in tree.items() if k in recipes.SECTIONS}
 
 
@@ -97,7 +89,7 @@ def copy(
     name: Name,
     file: Annotated[Path, typer.Argument(metavar="FILE", help="The new file.")],
 ) -> None:
-    """Copy a recipe to a file of your own, under that file's name."""
+    """Copy a recipe to a new file, and name it after that file."""
     source = recipes.find(name)
     text = recipes.read_text(source)
     text = re.sub(rf"^name: {re.escape(source.stem)}$", f"name: {file.stem}", text, flags=re.M)
@@ -106,7 +98,7 @@ def copy(
         with file.open("x", encoding="utf-8") as target:
             target.write(text)
     except FileExistsError:
-        raise UsageError(f"{file}: exists already. Give another name, or remove it.") from None
+        raise UsageError(f"{file}: already exists. Give another name, or remove it.") from None
     except OSError as error:
         raise UsageError(f"{file}: cannot be written: {error.strerror}.") from None
     print(file)
@@ -123,15 +115,16 @@ def check(
         list[str] | None,
         typer.Argument(
             metavar="NAME|SECTION.KEY=VALUE",
-            help="Names or paths; all shipped without. Changes to them.",
+            help="Names or paths of recipes (default: all shipped), and changes to them.",
             autocompletion=_names_and_keys,
         ),
     ] = None,
     sources: Annotated[
-        bool, typer.Option("--sources", help="Of papers' recipes: has each key a source?")
+        bool,
+        typer.Option("--sources", help="Check that each key of a paper's recipe has a source."),
     ] = False,
 ) -> None:
-    """Validate recipes, and build their models without memory for weights."""
+    """Validate recipes, and build their models without allocating weights."""
     first, rest = (words or [])[:1], (words or [])[1:]
     overrides = [word for word in rest if "=" in word or word.startswith("~")]
     chosen = [*first, *(word for word in rest if word not in overrides)] or list(recipes.names())
@@ -146,30 +139,30 @@ def check(
 
 
 def _check_sources(chosen: list[str], overrides: list[str]) -> None:
-    """Raises `UsageError` with all that a source is missing for, listed twice, or not there."""
+    """Raises `UsageError` with the keys that have no source or two, or are not in the recipe."""
     if overrides:
         raise UsageError(
-            f"--sources: takes no changes ('{overrides[0]}'): the sources are those of a recipe as "
-            "it is written. Drop them."
+            f"--sources: takes no changes ('{overrides[0]}'), because sources are those of the "
+            "recipe as written. Drop them."
         )
     wrong = []
     for each in chosen:
         tree = recipes.load(each).tree
         if "paper" not in tree:
-            print(f"{each}: of no paper")
-        elif found := recipes.faults(tree):
-            wrong.append(f"{each}: {'; '.join(found)}.")
+            print(f"{each}: not from a paper")
+        elif faults := recipes.faults(tree):
+            wrong.append(f"{each}: {'; '.join(faults)}.")
         else:
-            print(f"{each}: each key has its source")
+            print(f"{each}: each key has a source")
     if wrong:
-        cure = "List each key once, under sources: or, where nothing public answers it, unknown:."
+        cure = "List each key once, under sources:, or under unknown: if no source is public."
         raise UsageError("\n".join([*wrong, cure]))
 
 
 @app.command()
 def record(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Finished runs.")],
-    note: Annotated[str | None, typer.Option(help="What a reader should know.")] = None,
+    note: Annotated[str | None, typer.Option(help="Text to keep with the record.")] = None,
 ) -> None:
-    """Keep finished runs as what was measured with their recipe."""
-    print(records.add(runs, note))
+    """Record the results of finished runs as measured with their recipe."""
+    print(records.add_runs(runs, note))

@@ -1,7 +1,6 @@
 """`rescue report`: one page about runs and sweeps, or their table as data."""
 
 import csv
-import json as json_module
 import os
 import sys
 from pathlib import Path
@@ -19,23 +18,25 @@ app = common.verb()
 
 @app.command(
     epilog=then(
-        "rescue report runs/quickstart/0 runs/sweep/quickstart", "open the page that it names"
+        "rescue report runs/quickstart/0 runs/sweep/quickstart", "open report.html in a browser"
     )
 )
 def report(
     paths: Annotated[list[Path], typer.Argument(metavar="DIR", help="Runs, sweeps and studies.")],
-    out: Annotated[Path, typer.Option(help="The page.")] = Path("report.html"),
-    csv_: Annotated[bool, typer.Option("--csv", help="The table as CSV, on stdout.")] = False,
-    markdown: Annotated[bool, typer.Option("--markdown", help="The table in Markdown.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="The table as JSON.")] = False,
+    out: Annotated[Path, typer.Option(help="File of the page.")] = Path("report.html"),
+    csv_: Annotated[bool, typer.Option("--csv", help="Print the table as CSV.")] = False,
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="Print the table in Markdown.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the table as JSON.")] = False,
     tensorboard: Annotated[
-        Path | None, typer.Option(help="Write the curves as event files to this folder.")
+        Path | None, typer.Option(help="Write the curves to this folder, for TensorBoard.")
     ] = None,
 ) -> None:
-    """Write one self-contained HTML page, or print the table of results as data."""
+    """Write one self-contained HTML page, or print the table of results."""
     from rescue_cli.report import page
 
-    if sum((csv_, markdown, json)) > 1:
+    if sum((csv_, markdown, as_json)) > 1:
         raise UsageError("report: --csv, --markdown and --json exclude each other. Give one.")
     for path in paths:
         _check(path)
@@ -47,31 +48,30 @@ def report(
 
         table = csv.DictWriter(sys.stdout, KEYS, lineterminator="\n")
         table.writeheader()
-        table.writerows(line.row for line in page.results(paths))
+        table.writerows(line.row for line in page.result_lines(paths))
     elif markdown:
-        print(page.as_markdown(paths), end="")
-    elif json:
-        print(json_module.dumps([line.values for line in page.results(paths)]))
+        print(page.markdown_table(paths), end="")
+    elif as_json:
+        common.print_json([line.values for line in page.result_lines(paths)])
     else:
         from rescue_cli.rundir import write_text
 
-        write_text(out, page.page(paths))
+        write_text(out, page.render_page(paths))
         print(out)
 
 
 def _check(path: Path) -> None:
-    """Raises `DataError` where there is nothing to report."""
-    from rescue_cli.analysis import sweep as sweeps
+    """Raises `DataError` if the folder has no results."""
     from rescue_cli.analysis.sides import refuse_search
+    from rescue_cli.analysis.sweep import read_sweep
     from rescue_cli.report import study_page
 
     refuse_search(path)
-    found = None if _is_run(path) or study_page.is_study(path) else sweeps.read(path)
-    if found is not None and not found.results:
-        lost = f" of {found.counted.removeprefix('0 of ')}" if found.lost else ""
+    sweep = None if _is_run(path) or study_page.is_study(path) else read_sweep(path)
+    if sweep is not None and not sweep.results:
+        lost = f" of {sweep.counted.removeprefix('0 of ')}" if sweep.lost else ""
         raise DataError(
-            f"{path}: holds no result{lost}. "
-            "Give the folders of runs, sweeps or studies that have ended."
+            f"{path}: holds no result{lost}. Give folders of finished runs, sweeps or studies."
         )
 
 
@@ -80,8 +80,8 @@ def _is_run(path: Path) -> bool:
 
 
 def _write_events(paths: list[Path], folder: Path) -> None:
-    """Each run's curves as TensorBoard reads them; raises `RescueError` without the package."""
-    from rescue_cli.analysis import sweep as sweeps
+    """Writes each run's curves for TensorBoard; raises `RescueError` without that package."""
+    from rescue_cli.analysis.sweep import seed_folders
     from rescue_cli.rundir import read_metrics
 
     try:
@@ -92,7 +92,7 @@ def _write_events(paths: list[Path], folder: Path) -> None:
         ) from None
     for path in paths:
         is_run = _is_run(path)
-        for run in [path] if is_run else sweeps.folders_of(path).values():
+        for run in [path] if is_run else seed_folders(path).values():
             with SummaryWriter(str(folder / path.name / ("" if is_run else run.name))) as writer:
                 for line in read_metrics(RunDirectory(run).metrics):
                     prefix = "train" if line["kind"] == "train" else line["set"]

@@ -1,30 +1,34 @@
-"""A study as it is printed: paper and measured side by side, then what may be claimed."""
+"""A study as it is printed: paper and measured side by side, or what is left to run."""
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
 
 from rescue_cli.analysis import interim
-from rescue_cli.analysis import study as studies
-from rescue_cli.analysis.compare import told
-from rescue_cli.analysis.study import Compared, Study
+from rescue_cli.analysis.compare import describe_sides
+from rescue_cli.analysis.study import (
+    ComparedRows,
+    Study,
+    format_value,
+)
 from rescue_cli.cli import common
-from rescue_cli.formatting import shown_seconds
-from rescue_cli.rundir import METRICS
-from rescue_cli.rundir.planned import counted_lost, lost_in, of_planned
+from rescue_cli.formatting import flop_count, shown_seconds
+from rescue_cli.metrics.names import METRICS
+from rescue_cli.rundir.planned import count_missing, format_planned, missing_from_json
+from rescue_cli.runs.console import note
 
 Rows = Sequence[Mapping[str, Any]]
 
 
-def print_study(study: Study, rows: Rows, compared: Compared, *, as_json: bool) -> None:
+def print_study(study: Study, rows: Rows, compared: ComparedRows, *, as_json: bool) -> None:
     """The rows, and of a study that compares them the claim of each pair, which is a look."""
-    for line in interim.note(compared.sides):
-        common.note(f"warning: {line}")
+    for line in interim.record_comparison(compared.sides):
+        note(f"warning: {line}")
     if as_json:
-        found = {"study": study.name, "paper": study.paper, "rows": rows}
-        print(json.dumps({**found, "sides": told(compared.sides), "pairs": compared.pairs}))
+        sides = describe_sides(compared.sides)
+        table = {"study": study.name, "paper": study.paper, "rows": rows}
+        common.print_json({**table, "sides": sides, "pairs": compared.pairs})
         return
     out = common.console()
     out.print(_table(rows))
@@ -37,42 +41,40 @@ def print_study(study: Study, rows: Rows, compared: Compared, *, as_json: bool) 
 
 def _table(rows: Rows) -> Table:
     metrics = list(dict.fromkeys(metric for row in rows for metric in row["paper"]))
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("row", justify="right")
-    for heading in rows[0]["columns"]:
-        table.add_column(heading, overflow="fold")
-    for metric in metrics:
-        table.add_column(f"paper {METRICS.get(metric, metric.replace('seed0', 'seed 0') + ' %')}",
-                         justify="right")  # fmt: skip
-    for heading in ("measured %", "p" if metrics else "train s"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    names = [METRICS.get(metric, f"{metric.replace('seed0', 'seed 0')} %") for metric in metrics]
+    words = list(rows[0]["columns"])
+    last = "p" if metrics else "train s"
+    headings = ["row", *words, *(f"paper {name}" for name in names), "measured %", last]
+    cells = []
     for row in rows:
         figures = [row["paper"].get(metric) for metric in metrics]
         measured = row["measured"] or {}
-        table.add_row(
-            str(row["row"]),
-            *(studies.shown(value) for value in row["columns"].values()),
-            *("-" if figure is None else f"{figure:.2f}" for figure in figures),
-            _measured(row),
-            _chance(measured) if metrics else _seconds(row),
+        cells.append(
+            [
+                str(row["row"]),
+                *(format_value(value) for value in row["columns"].values()),
+                *("-" if figure is None else f"{figure:.2f}" for figure in figures),
+                _measured(row),
+                _chance(measured) if metrics else _seconds(row),
+            ]
         )
-    return table
+    return common.table(headings, cells, words=words)
 
 
 def _measured(row: Mapping[str, Any]) -> str:
     """Of runs all of which were lost, how."""
-    lost = [one.how for one in lost_in(row["runs"]).values()]
+    lost = [one.how for one in missing_from_json(row["runs"]).values()]
     if row["measured"] is None and lost:
-        return counted_lost(lost)
+        return count_missing(lost)
     return common.measured(row["measured"])
 
 
 def _lost(rows: Rows) -> list[str]:
     """A line for each row that has planned runs without a result."""
-    told = [(row, [one.how for one in lost_in(row["runs"]).values()]) for row in rows]
+    counted = [(row, [one.how for one in missing_from_json(row["runs"]).values()]) for row in rows]
     return [
-        f"row {row['row']}: runs with a result: {of_planned(row['runs']['n'], lost)}"
-        for row, lost in told
+        f"row {row['row']}: runs with a result: {format_planned(row['runs']['n'], lost)}"
+        for row, lost in counted
         if lost
     ]
 
@@ -95,3 +97,30 @@ def _legend(study: Study, *, metrics: bool) -> str:
         "(Welch's t-test, each row for itself; a side without a std is taken to scatter like the "
         "other). A large p does not show that they agree."
     )
+
+
+def print_costs(rows: Collection[Mapping[str, Any]], *, as_json: bool) -> None:
+    """What is left of each row and in total, see `study_runs.count_costs`."""
+    if as_json:
+        common.print_json(list(rows))
+        return
+    keys = ("runs", "left", "updates", "images", "petaflop", "hours")
+    timed = all(row["hours"] is not None for row in rows)
+    sums = {key: sum(row[key] for row in rows) for key in (keys if timed else keys[:-1])}
+    total = {"row": "", "columns": {"": "total"}, "hours": None, **sums}
+    name = ", ".join(next(iter(rows), {"columns": ()})["columns"])
+    headings = ("row", name, "runs", "left", "steps", "images", "FLOP", "hours")
+    cells = [
+        [
+            str(row["row"]),
+            ", ".join(map(format_value, row["columns"].values())),
+            str(row["runs"]),
+            str(row["left"]),
+            f"{row['updates']:,}",
+            f"{row['images']:,}",
+            flop_count(row["petaflop"]),
+            "-" if row["hours"] is None else f"{row['hours']:,.1f}",
+        ]
+        for row in [*rows, total]
+    ]
+    common.console().print(common.table(headings, cells, words=[name]))

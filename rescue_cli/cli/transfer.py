@@ -1,53 +1,59 @@
 """`rescue transfer`: trained weights, another data set, and what they are worth there."""
 
-import json as json_module
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from rescue_cli import recipe as recipes
-from rescue_cli.analysis import sides as operands
-from rescue_cli.analysis import sweep as sweeps
-from rescue_cli.analysis.compare import pairs_of, told
-from rescue_cli.analysis.sweep import Sweep
+from rescue_cli.analysis.compare import compare_pairs, describe_sides
+from rescue_cli.analysis.sides import load_side
+from rescue_cli.analysis.sweep import PREFIX, Sweep, parse_seeds, read_sweep
 from rescue_cli.cli import common
+from rescue_cli.cli.command import ComputingVerb
 from rescue_cli.cli.common import Architecture, Device, Json, Overrides, RecipeName, Workers
 from rescue_cli.cli.expand import Epochs, expand
 from rescue_cli.cli.help import then
-from rescue_cli.cli.runs import demand_results, note_machine, places, train_all, train_missing
 from rescue_cli.errors import RescueError, UsageError
 from rescue_cli.recipe import Recipe
+from rescue_cli.rundir import RunDirectory, read_failure
+from rescue_cli.runs.console import note
+from rescue_cli.runs.devices import note_precision, select_device
+from rescue_cli.runs.directory import is_finished
+from rescue_cli.runs.many import Jobs, find_missing, local_jobs, record_planned, require_results
+from rescue_cli.runs.progress import Progress
 
 app = common.verb()
 
 
 @app.command(
+    cls=ComputingVerb,
     epilog=then(
         "rescue transfer --from runs/a2/0 --to flowers102 data.root=DIR",
         "rescue predict RUN IMAGE, or rescue report RUN",
-    )
+    ),
 )
 def transfer(
     overrides: Overrides = None,
     from_: Annotated[
         list[str] | None,
         typer.Option(
-            "--from", help="A run, a weights file, timm:NAME, or scratch:ONE; several compare."
+            "--from",
+            help="Starting weights: a run, a file, timm:NAME or scratch:NAME. Repeat to compare.",
         ),
     ] = None,
-    to: Annotated[str | None, typer.Option(help="A data set, or a folder of one's own.")] = None,
+    to: Annotated[str | None, typer.Option(help="A data set, or a folder of your own.")] = None,
     recipe: RecipeName = None,
     model: Architecture = None,
     epochs: Epochs = None,
-    seeds: Annotated[str, typer.Option(help="3, 0-9 or 3,7,11.")] = "1",
-    jobs: Annotated[int | None, typer.Option(help="Runs at a time.", min=1)] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder; runs/RECIPE/TO by default.")] = None,
-    json: Json = False,
+    seeds: Annotated[str, typer.Option(help="Number of seeds, or a list: 0-9 or 3,7,11.")] = "1",
+    jobs: Annotated[int | None, typer.Option(help="Parallel runs.", min=1)] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder; default: runs/RECIPE/TO.")] = None,
+    as_json: Json = False,
     device: Device = None,
     workers: Workers = None,
 ) -> None:
-    """Train weights further on another data set; several, and from scratch, are compared."""
+    """Fine-tune weights on another data set, and compare several starting weights."""
     if not from_ or to is None:
         raise UsageError("transfer: give --from WEIGHTS and --to DATA (a data set or a folder).")
     from rescue_cli.build.transfer import DEFAULT
@@ -56,20 +62,22 @@ def transfer(
     name = Path(to).resolve().name if Path(to).is_dir() else to
     folder = common.folder(out or Path("runs", base.name, name))
     starts = _starts(base, from_, to, overrides or [], model, epochs)
-    chosen = sweeps.seeds_of(seeds)
+    chosen = parse_seeds(seeds)
     runs = {
-        folder / label / f"{sweeps.PREFIX}{seed}": one.with_overrides(f"train.seed={seed}")
+        folder / label / f"{PREFIX}{seed}": one.with_overrides(f"train.seed={seed}")
         for label, one in starts.items()
         for seed in chosen
     }
-    place = str(next(iter(runs)) if len(runs) == 1 else folder)
-    common.note(place)
-    _run(runs, folder, common.device(device), jobs, workers)
-    found = [sweeps.read(folder / label) for label in starts]
-    _show(found, to, as_json=json)
-    common.note(place)
-    ends = [lost.how for sweep in found for lost in sweep.lost.values()]
-    demand_results(sum(len(sweep.results) for sweep in found), ends)
+    location = str(next(iter(runs)) if len(runs) == 1 else folder)
+    note(location)
+    where = select_device(device)
+    note_precision((one.train.precision for one in runs.values()), where)
+    _train(runs, local_jobs(where, jobs, workers, folder / ".cache"))
+    sweeps = [read_sweep(folder / label) for label in starts]
+    _show(sweeps, to, as_json=as_json)
+    note(location)
+    ends = [lost.how for sweep in sweeps for lost in sweep.lost.values()]
+    require_results(sum(len(sweep.results) for sweep in sweeps), ends)
 
 
 def _starts(
@@ -80,63 +88,53 @@ def _starts(
     model: str | None,
     epochs: float | None,
 ) -> dict[str, Recipe]:
-    """The recipe of each start by its name; all are checked before anything is trained."""
+    """The recipe of each --from by its label; all are checked before any is trained."""
     from rescue_cli.build.check import check_recipe
     from rescue_cli.build.transfer import check_labels, plan_transfer
 
-    begun = {word: plan_transfer(base, word, to, given, model=model) for word in words}
-    check_labels(begun)
-    found = {}
-    for word, each in begun.items():
-        common.note(f"--from {word} sets: {' '.join(each.overrides)}")
+    starts = {word: plan_transfer(base, word, to, given, model=model) for word in words}
+    check_labels(starts)
+    expanded = {}
+    for word, each in starts.items():
+        note(f"--from {word} sets: {' '.join(each.overrides)}")
         changed = base.with_overrides(*each.overrides, *given)
         longer, notes = expand(changed, given, None, epochs)
         for line in notes:
-            common.note(line)
-        found[each.label] = changed.with_overrides(*longer)
-        check_recipe(found[each.label])
-    return found
+            note(line)
+        expanded[each.label] = changed.with_overrides(*longer)
+        check_recipe(expanded[each.label])
+    return expanded
 
 
-def _run(
-    runs: dict[Path, Recipe], folder: Path, device: str, jobs: int | None, workers: int | None
-) -> None:
-    """Trains what has no result; one that fails is told, and all failing is an error."""
-    from rescue_cli.report.pictures import draw
-    from rescue_cli.rundir import RunDirectory, word_of
-    from rescue_cli.runs import is_finished
-
-    note_machine(runs.values(), device)
-    where = places(device, jobs, workers)
+def _train(runs: dict[Path, Recipe], jobs: Jobs) -> None:
+    """Trains what has no result; raises the first error if no run has one in the end."""
+    from rescue_cli.report.pictures import draw_run
 
     errors: list[RescueError] = []
-
-    def said(ended: Any) -> str:
-        if ended.error is None:
-            draw(ended.path)
-        else:
-            errors.append(ended.error)
-        return f"{ended.path}: {ended.error or 'done'}"
-
-    train_missing(
-        runs, lambda missing, hear: train_all(missing, where, folder / ".cache", hear), said
-    )
+    missing = find_missing(runs)
+    with record_planned(runs), Progress(missing) as progress:
+        for ended in jobs.train(missing):
+            if ended.error is None:
+                draw_run(ended.path)
+            else:
+                errors.append(ended.error)
+            progress.print_end(ended, f"{ended.path}: {ended.error or 'done'}")
     if any(is_finished(path) for path in runs):
         return
-    # one that diverged before is not trained again, and is no end that was told
-    errors += [word.error for path in runs if (word := word_of(RunDirectory(path)))]
+    # Runs that diverged before were not trained again
+    errors += [failure.error for path in runs if (failure := read_failure(RunDirectory(path)))]
     if errors:
         raise errors[0]
 
 
-def _show(found: list[Sweep], to: str, *, as_json: bool) -> None:
-    """Each start's accuracy, and of several what may be claimed."""
-    for sweep in found:
+def _show(sweeps: list[Sweep], to: str, *, as_json: bool) -> None:
+    """The accuracy of each start, and of several what may be claimed."""
+    for sweep in sweeps:
         if sweep.lost:
-            common.note(f"{sweep.path}: {sweep.counted}")
-    sides = [operands.operand(str(sweep.path)) for sweep in found if sweep.results]
-    pairs = pairs_of(sides)
+            note(f"{sweep.path}: {sweep.counted}")
+    sides = [load_side(str(sweep.path)) for sweep in sweeps if sweep.results]
+    pairs = compare_pairs(sides)
     if not as_json:
         common.print_comparison(sides, pairs)
         return
-    print(json_module.dumps({"to": to, "sides": told(sides), "pairs": pairs}))
+    common.print_json({"to": to, "sides": describe_sides(sides), "pairs": pairs})

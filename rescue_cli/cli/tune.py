@@ -1,83 +1,110 @@
 """`rescue tune`: Smith's steps on a recipe by short runs, then the verdict of full ones."""
 
-import json as json_module
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
-from rich.table import Table
 
 from rescue_cli import recipe as recipes
+from rescue_cli.analysis.tuning import UNCHANGED, Verdict, decision_to_json, judge_sweeps
+from rescue_cli.analysis.tuning_search import Tuner
 from rescue_cli.cli import common
+from rescue_cli.cli.command import ComputingVerb
 from rescue_cli.cli.common import Device, Json, Overrides, RecipeName, Workers
 from rescue_cli.cli.help import then
-from rescue_cli.cli.search import Search
 from rescue_cli.errors import RescueError
-from rescue_cli.report.tuned import title_of
+from rescue_cli.report.tuning_page import render_tuning_page, tuning_title
+from rescue_cli.rundir import write_json, write_text
+from rescue_cli.runs.console import note
+from rescue_cli.runs.devices import check_precision, select_device
 
 app = common.verb()
 
 
 @app.command(
+    cls=ComputingVerb,
     epilog=then(
         "rescue tune --recipe quickstart --budget 0.5",
         "rescue train --recipe runs/tune/quickstart/tuned.yaml",
-    )
+    ),
 )
 def tune(
     overrides: Overrides = None,
     recipe: RecipeName = None,
-    budget: Annotated[float, typer.Option(help="Hours that this call may take.", min=0.001)] = 1.0,
+    budget: Annotated[
+        float, typer.Option(help="Hours that this command may take.", min=0.001)
+    ] = 1.0,
     seeds: Annotated[
-        int, typer.Option(help="Full runs each of the recipe and the tuned one.", min=3)
+        int, typer.Option(help="Full runs of each recipe, original and tuned.", min=3)
     ] = 5,
-    out: Annotated[Path | None, typer.Option(help="Folder; runs/tune/RECIPE by default.")] = None,
-    json: Json = False,
+    out: Annotated[Path | None, typer.Option(help="Folder; default: runs/tune/RECIPE.")] = None,
+    as_json: Json = False,
     device: Device = None,
     workers: Workers = None,
 ) -> None:
-    """Tune batch, rate, momentum and decay (Smith); tuned.yaml where that is better."""
+    """Tune batch size, learning rate, momentum and weight decay by short runs (Smith)."""
     from rescue_cli.build.check import check_recipe
 
-    begun = time.monotonic()
-    where = common.device(device)
+    end = time.monotonic() + budget * 3600
+    where = select_device(device)
     base = recipes.load(common.named_or_default(recipe), overrides or [])
     check_recipe(base)
     base.demand_classification("tune")
-    notes = [f"warning: {warning}" for warning in common.check_precision(base, where)]
+    notes = [f"warning: {text}" for text in check_precision(base.train.precision, where)]
     folder = common.folder(out or Path("runs", "tune", base.name))
-    for line in [str(folder), *notes, *common.allocator_notes()]:
-        common.note(line)
-    search = Search(base, folder, where, workers, seeds, begun + budget * 3600)
-    search.go()
-    search.write()
-    if json:
-        print(json_module.dumps(search.summary))
-    else:
-        _print(search)
-    common.note(str(folder))
-    if search.verdict is None:
+    for line in [str(folder), *notes]:
+        note(line)
+    tuner = Tuner(base, folder, where, workers, seeds, end)
+    tuner.run()
+    judgement = None
+    if tuner.finished and tuner.tuned == base:
+        judgement = UNCHANGED
+    elif tuner.finished:
+        judgement = judge_sweeps(folder / "base", folder / "tuned", tuner.judging_seeds)
+    summary = _summary(tuner, judgement)
+    _write(tuner, judgement, summary)
+    common.print_json(summary) if as_json else _print(tuner, judgement)
+    note(str(folder))
+    if not tuner.finished:
         raise RescueError(
-            "--budget: the time is over and the search is unfinished: there is no tuned.yaml. "
-            f"{search.missing}The same command with a larger --budget goes on."
+            "--budget: the time is used up and the search is unfinished: there is no tuned.yaml. "
+            f"{tuner.missing}The same command with a larger --budget resumes it."
         )
 
 
-def _print(search: Search) -> None:
+def _summary(tuner: Tuner, verdict: Verdict | None) -> dict[str, Any]:
+    """The keys of `--json`."""
+    return {
+        "recipe": tuner.base.name,
+        "finished": tuner.finished,
+        "held_out": tuner.held_out,
+        "decisions": [decision_to_json(decision) for decision in tuner.decisions],
+        "verdict": None if verdict is None else verdict.written(),
+        "tuned": str(tuner.folder / "tuned.yaml") if verdict and verdict.better else None,
+    }
+
+
+def _write(tuner: Tuner, verdict: Verdict | None, summary: dict[str, Any]) -> None:
+    """The decisions, the page that shows them, and the tuned recipe where it is better."""
+    if verdict is not None and verdict.better:
+        write_text(tuner.folder / "tuned.yaml", tuner.tuned.to_yaml())
+    write_json(tuner.folder / "tune.json", summary)
+    title = tuning_title(tuner.base.name, verdict)
+    html = render_tuning_page(title, tuner.held_out, tuner.decisions, verdict)
+    write_text(tuner.folder / "tune.html", html)
+
+
+def _print(tuner: Tuner, verdict: Verdict | None) -> None:
     out = common.console()
-    out.print(title_of(search.base.name, search.verdict))
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("step", "chosen", "why"):
-        table.add_column(heading, overflow="fold")
-    for decision in search.decisions:
-        table.add_row(decision.step, decision.chosen, decision.why)
-    out.print(table)
-    found = search.verdict
-    if found is not None and found.pairs:
-        common.print_comparison(found.sides, found.pairs)
-    for line in found.said if found else []:
+    out.print(tuning_title(tuner.base.name, verdict))
+    headings = ("step", "chosen", "why")
+    rows = [[decision.step, decision.chosen, decision.why] for decision in tuner.decisions]
+    out.print(common.table(headings, rows, words=headings))
+    if verdict is not None and verdict.pairs:
+        common.print_comparison(verdict.sides, verdict.pairs)
+    for line in verdict.sentences if verdict else []:
         out.print(line)
-    if found is not None and found.better:
-        out.print(f"The tuned recipe: {search.folder}/tuned.yaml")
-    out.print(f"What was seen: {search.folder}/tune.html")
+    if verdict is not None and verdict.better:
+        out.print(f"The tuned recipe: {tuner.folder}/tuned.yaml")
+    out.print(f"All decisions and curves: {tuner.folder}/tune.html")

@@ -1,4 +1,4 @@
-"""Batch-norm statistics that mean the same on any number of processes."""
+"""Running statistics of batch norm that do not depend on the number of processes."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,9 +13,9 @@ from rescue_cli import distributed
 class RunningStatistics:
     """Moves each running mean and variance once a step, by the mean over the step's micro-batches.
 
-    Every micro-batch starts from the step's statistics; what the micro-batches made of them is
-    averaged over all micro-batches of all processes. With one micro-batch a step that is what batch
-    norm does by itself.
+    Every micro-batch starts from the statistics at the start of the step, and the results are
+    averaged over all micro-batches of all processes. With one micro-batch per step that is what
+    batch norm does by itself.
     """
 
     def __init__(self, model: nn.Module, micro_batches: int) -> None:
@@ -31,7 +31,7 @@ class RunningStatistics:
 
     @contextmanager
     def micro_batch(self) -> Iterator[None]:
-        """Around one micro-batch, forward and backward: autograd lets no buffer change."""
+        """Encloses forward and backward of one micro-batch: autograd allows no buffer to change."""
         if self.alone:
             yield
             return

@@ -1,4 +1,4 @@
-"""Several optimizers that step as one, their rates set from schedules."""
+"""Several optimizers that step as one, with learning rates set from schedules."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from rescue_cli.sections.schedule import Rates, Schedule
 
-FAR = 10**9  # a step past every end that a schedule may have
+FAR = 10**9  # a step beyond the end of any schedule
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class RatedGroup:
 
     @property
     def group(self) -> dict[str, Any]:
-        """Looked up each time, since loading a state replaces the optimizer's groups."""
+        """Looked up each time: loading a state replaces the optimizer's groups."""
         group: dict[str, Any] = self.optimizer.param_groups[self.index]
         return group
 
@@ -63,7 +63,7 @@ class Optimizers:
         return self.rated[0].schedule(step)
 
     def step(self) -> None:
-        """Unscales, clips over all parameters, updates, and forgets the gradients."""
+        """Unscales, clips over all parameters, updates, and drops the gradients."""
         for optimizer in self.optimizers:
             self.scaler.unscale_(optimizer)
         if self.scaler.is_enabled():
@@ -77,15 +77,14 @@ class Optimizers:
             optimizer.zero_grad(set_to_none=True)
 
     def _share_infinities(self) -> Tensor:
-        """1 where the scaler found an infinity in this step's gradients; stays on the device.
+        """1 where any gradient of this step is infinite, else 0; stays on the device.
 
-        The scaler tells each optimizer of its own gradients alone. The weights of a step belong
-        together, so that one optimizer's infinity is written into the records of all.
+        The scaler would skip only the optimizer whose own gradients are infinite. A step updates
+        all weights or none, so the flag of one is copied to all.
         """
-        records = [self.scaler._found_inf_per_device(o).values() for o in self.optimizers]
-        founds = [found for record in records for found in record]
-        worst = torch.stack(founds).amax()
-        torch._foreach_copy_(founds, [worst] * len(founds))
+        flags = [f for o in self.optimizers for f in self.scaler._found_inf_per_device(o).values()]
+        worst = torch.stack(flags).amax()
+        torch._foreach_copy_(flags, [worst] * len(flags))
         return worst
 
     def state_dict(self) -> dict[str, Any]:
@@ -96,18 +95,19 @@ class Optimizers:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        # What no schedule moves stays the recipe's: a study goes on from a state with other options
-        own = [self._unmoved(rated) for rated in self.rated]
+        # Options that no schedule changes are the recipe's and not the checkpoint's: a study may
+        # continue from a checkpoint with other options
+        kept = [self._unscheduled(rated) for rated in self.rated]
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
-        for rated, options in zip(self.rated, own, strict=True):
+        for rated, options in zip(self.rated, kept, strict=True):
             rated.group.update(options)
         self.scaler.load_state_dict(state["scaler"])
         self.skipped.copy_(state["skipped"])
 
     @staticmethod
-    def _unmoved(rated: RatedGroup) -> dict[str, Any]:
-        """A group's options without its rate, and without a momentum that its schedule moves."""
-        moves = any(rated.schedule(step).momentum is not None for step in (0, FAR))
-        moved = {"params", "lr", *(("momentum", "betas") if moves else ())}
-        return {key: value for key, value in rated.group.items() if key not in moved}
+    def _unscheduled(rated: RatedGroup) -> dict[str, Any]:
+        """A group's options without its rate, and without a momentum that its schedule sets."""
+        sets_momentum = any(rated.schedule(step).momentum is not None for step in (0, FAR))
+        scheduled = {"params", "lr", *(("momentum", "betas") if sets_momentum else ())}
+        return {key: value for key, value in rated.group.items() if key not in scheduled}

@@ -1,4 +1,4 @@
-"""metrics.jsonl, log.txt and the progress that a person sees; only the first process writes."""
+"""metrics.jsonl, log.txt and the progress bar; only the first process writes."""
 
 import itertools
 import json
@@ -13,21 +13,27 @@ from rescue_cli.rundir import RunDirectory, read_metrics, write_text
 
 
 class Recorder:
-    """Appends whole lines to the run's files, and shows a bar on a terminal."""
+    """Appends whole lines to the run's files, and shows a progress bar on a terminal."""
 
-    def __init__(self, run: RunDirectory, *, writes: bool, steps: int) -> None:
+    def __init__(
+        self, run: RunDirectory, *, writes: bool, steps: int, progress: bool = True
+    ) -> None:
         self.run = run
         self.steps = steps
         self.writes = writes
+        self.prints = writes and progress  # to stderr; log.txt has every line
         self.metrics: IO[str] | None = None
         self.log_file: IO[str] | None = None
-        self.early: list[str] = []  # said before the log is open
+        self.early: list[str] = []  # lines from before the log is open
         self.first_loss: float | None = None
         self.last_loss: float | None = None
-        self.bar = Bar(steps) if writes and sys.stderr.isatty() else None
+        self.bar = Bar(steps) if self.prints and sys.stderr.isatty() else None
 
-    def open(self, step: int, evaluated: int) -> None:
-        """Starts at a step: lines of metrics beyond it are dropped, as they will come again."""
+    def open_metrics(self, step: int, evaluated: int) -> None:
+        """Opens metrics.jsonl at a step; drops the lines after it, which will be written again.
+
+        `evaluated`: the last step whose evaluation the run has; a later one is dropped as well.
+        """
         kept = [
             line
             for line in read_metrics(self.run.metrics)
@@ -43,7 +49,7 @@ class Recorder:
 
     def open_log(self) -> None:
         if self.writes:
-            # names of files in bytes that are no UTF-8 are escaped, as on stderr
+            # File names that are not UTF-8 are escaped, as on stderr
             self.log_file = self.run.log.open("a", encoding="utf-8", errors="backslashreplace")
             self.log_file.writelines(self.early)
             self.log_file.flush()
@@ -55,7 +61,7 @@ class Recorder:
         if self.bar is not None:
             self.bar.close()
 
-    def add(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
+    def add_metrics(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
         """One line of metrics."""
         if kind == "train":
             self.last_loss = values["loss"]
@@ -64,27 +70,31 @@ class Recorder:
             self.metrics.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
             self.metrics.flush()
 
-    def say(self, message: str) -> None:
-        """A line in log.txt and on stderr."""
+    def write_log(self, message: str) -> None:
+        """A line in log.txt alone."""
         line = f"{time.strftime('%Y-%m-%d %H:%M:%S')} {message}\n"
         if self.log_file is None:
             self.early.append(line)
         else:
             self.log_file.write(line)
             self.log_file.flush()
+
+    def log(self, message: str) -> None:
+        """A line in log.txt and on stderr."""
+        self.write_log(message)
         if self.bar is not None:
             self.bar.print(message)
-        elif self.writes:
+        elif self.prints:
             print(message, file=sys.stderr, flush=True)
 
-    def show(self, step: int, text: str) -> None:
-        """Where the run is, on the bar."""
+    def show_progress(self, step: int, text: str) -> None:
+        """Updates the progress bar, if there is one."""
         if self.bar is not None:
             self.bar.show(step, text)
 
 
 class Bar:
-    """A progress bar with the time that is left, on stderr."""
+    """A progress bar with the remaining time, on stderr."""
 
     def __init__(self, steps: int) -> None:
         from rich.console import Console
@@ -112,9 +122,9 @@ class Bar:
 
 
 @contextmanager
-def batch_bar(batches: int) -> Iterator[Callable[[], None]]:
-    """What is to be called after each of so many batches; a bar counts them on a terminal."""
-    if not (distributed.is_first() and sys.stderr.isatty()):
+def batch_bar(batches: int, *, progress: bool = True) -> Iterator[Callable[[], None]]:
+    """A function to call after each of so many batches; on a terminal a bar counts them."""
+    if not (progress and distributed.is_first() and sys.stderr.isatty()):
         yield lambda: None
         return
     bar, done = Bar(batches), itertools.count(1)

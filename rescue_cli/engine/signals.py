@@ -1,4 +1,4 @@
-"""Stopping at the end of a step, together, and never waiting for the dead."""
+"""Stops a run at the end of a step, on all processes alike, without waiting for ended ones."""
 
 import os
 import signal
@@ -11,14 +11,17 @@ import torch
 
 from rescue_cli import distributed, lifetime
 
-CHECK_SECONDS = 2.0  # several processes look at each other's flags at most this far apart
-AGREE_SECONDS = 5.0  # and have this long to agree once one of them was signalled
-WAIT_SECONDS = 10.0  # then, for images that do not come, from when they are waited for
-SAVE_SECONDS = 20.0  # torchrun kills 30 s after it asked
+CHECK_SECONDS = 2.0  # several processes exchange their exit codes at most this far apart
+AGREE_SECONDS = 5.0  # how long they have to agree once one of them was signalled
+WAIT_SECONDS = 10.0  # how long a signalled process waits for images
+SAVE_SECONDS = 20.0  # how long saving may take: torchrun kills 30 s after it sent SIGTERM
 
 
 class Stop:
-    """Catches SIGINT and SIGTERM; the run ends at the next step's end with 130 or 143."""
+    """Catches SIGINT and SIGTERM: the run ends at the end of the step, with exit code 130 or 143.
+
+    With several processes a timer ends this one if the others do not respond.
+    """
 
     def __init__(self) -> None:
         self.exit_code = 0
@@ -29,7 +32,7 @@ class Stop:
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._caught)
+                self._before[number] = signal.signal(number, self._catch)
         return self
 
     def __exit__(
@@ -42,22 +45,24 @@ class Stop:
             signal.signal(number, handler)  # type: ignore[arg-type]
         if self._deadline is not None:
             self._deadline.cancel()
-        lifetime.wait_as_long_as_it_takes()
+        lifetime.remove_wait_limit()
 
-    def _caught(self, number: int, _frame: FrameType | None) -> None:
-        lifetime.wait_no_longer_than(WAIT_SECONDS, 128 + number)
+    def _catch(self, number: int, _frame: FrameType | None) -> None:
+        lifetime.limit_waits(WAIT_SECONDS, 128 + number)
         if self.exit_code == 0 and distributed.world_size() > 1:
-            self._leave_after(self.patience)
+            self._exit_after(self.patience)
         self.exit_code = self.exit_code or 128 + number
 
-    def agreed(self, exit_code: int) -> None:
-        """All processes know; from here on there is time to save."""
+    def confirm(self, exit_code: int) -> None:
+        """All processes know of the signal; from here on there is time to save."""
         self.exit_code = exit_code
         if distributed.world_size() > 1:
-            self._leave_after(SAVE_SECONDS)
+            self._exit_after(SAVE_SECONDS)
 
-    def _leave_after(self, seconds: float) -> None:
-        """Where another process is dead, a collective would wait for ever: leave without saving."""
+    def _exit_after(self, seconds: float) -> None:
+        """Exits without saving after so long: if another process has ended, a collective would wait
+        forever.
+        """
         if self._deadline is not None:
             self._deadline.cancel()
         self._deadline = threading.Timer(seconds, os._exit, [self.exit_code or 143])
@@ -66,10 +71,10 @@ class Stop:
 
 
 class Agreement:
-    """What all processes do next: stop, save by the clock, or go on.
+    """Decides for all processes alike: stop, save by the clock, or continue.
 
-    One process looks after every step. Several meet at steps that follow from the slowest one's
-    pace, so that all of them meet at the same ones.
+    A single process checks after every step. Several exchange their state every few steps; how many
+    follows from the slowest one's pace, so that all of them do it after the same step.
     """
 
     def __init__(self, stop: Stop, device: torch.device, save_seconds: float) -> None:
@@ -81,11 +86,11 @@ class Agreement:
         self.met_step = self.next_step = 0
 
     def begin(self, step: int) -> None:
-        """The first step of this process's life."""
+        """Starts at this step, the first of this process."""
         self.met_step, self.next_step = step, step + 1
         self.met_at = self.saved_at = time.monotonic()
 
-    def reach(self, step: int) -> tuple[int, bool]:
+    def decide(self, step: int) -> tuple[int, bool]:
         """(exit code or 0, whether to save) at the end of a step."""
         if distributed.world_size() > 1 and step < self.next_step:
             return 0, False
@@ -98,17 +103,18 @@ class Agreement:
         self.stop.patience = min(SAVE_SECONDS, AGREE_SECONDS + CHECK_SECONDS + 2 * slowest)
         steps = max(1, int(CHECK_SECONDS / max(slowest, 1e-6)))
         self.met_at, self.met_step, self.next_step = now, step, step + min(steps, 1000)
-        return self._heard(int(code)), bool(save)
+        return self._confirm(int(code)), bool(save)
 
-    def within_evaluation(self) -> int:
-        """The exit code that some process was signalled with, or 0."""
+    def signalled(self) -> int:
+        """The exit code of a signal to any of the processes, or 0; for use within an evaluation."""
         (code,) = distributed.max_over_ranks([float(self.stop.exit_code)], self.device)
-        return self._heard(int(code))
+        return self._confirm(int(code))
 
     def saved(self) -> None:
+        """Restarts the clock by which the next checkpoint is due."""
         self.saved_at = time.monotonic()
 
-    def _heard(self, code: int) -> int:
+    def _confirm(self, code: int) -> int:
         if code:
-            self.stop.agreed(code)
+            self.stop.confirm(code)
         return code

@@ -1,12 +1,14 @@
-"""When things happen in a run."""
+"""At which steps a run evaluates, saves and logs."""
 
 import math
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Plan:
-    """When things happen, in steps; `every` and `save_every` may be fractions of an epoch."""
+class Timing:
+    """At which steps a run evaluates, saves and logs; `eval_every` and `save_every` are in epochs,
+    and may be fractions of one.
+    """
 
     steps: int
     steps_per_epoch: int
@@ -24,7 +26,7 @@ class Plan:
         return step == self.steps or self._passes(step, self.eval_every)
 
     def saves(self, step: int) -> bool:
-        """Before the end, where the run is saved in any case."""
+        """Whether a checkpoint is due; not at the last step, where the run saves in any case."""
         return step < self.steps and (step in self.snapshots or self._passes(step, self.save_every))
 
     def logs(self, step: int) -> bool:

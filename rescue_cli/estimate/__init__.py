@@ -1,4 +1,4 @@
-"""What a training costs before it is paid for; takes neither a GPU nor memory."""
+"""FLOPs, memory and parameters of a training, estimated without a GPU and without weights."""
 
 from rescue_cli.build.feeds import train_size
 from rescue_cli.estimate.flops import Flops, channels, flops, network_of, parameters, petaflop

@@ -14,18 +14,18 @@ from rescue_cli.build.feeds import train_size
 from rescue_cli.build.networks import build_network, proxy_recipe
 from rescue_cli.build.weights import find_weights
 from rescue_cli.recipe import Recipe
-from rescue_cli.sections.augment.resize import size_in
+from rescue_cli.sections.augment.progressive_resize import size_at_epoch
 from rescue_cli.sections.data import FACTS, channels_of
 
-CLASSES = 10  # of the user's own folder, before its classes are counted
+CLASSES = 10  # assumed for a user's folder, whose classes are not known yet
 META = torch.device("meta")
 
 
 @dataclass(frozen=True)
 class Flops:
-    """Of one image: multiply-adds of products and convolutions, and elements that are normalised.
+    """Per image: multiply-adds of matrix products and convolutions, and normalised elements.
 
-    Papers count 0 to 5 operations for a normalised element beside the multiply-adds.
+    Papers count 0 to 5 operations per normalised element in addition to the multiply-adds.
     """
 
     multiply_adds: int
@@ -33,7 +33,7 @@ class Flops:
 
 
 def network_of(recipe: Recipe) -> nn.Module:
-    """The recipe's network on the meta device, without memory for weights."""
+    """The recipe's network on the meta device, so without memory for weights."""
     if recipe.model.weights is not None:
         recipe = recipe.with_overrides("~model.weights")
     with META:
@@ -45,7 +45,7 @@ def parameters(network: nn.Module) -> int:
 
 
 def flops(network: nn.Module, size: int, channels: int = 3) -> Flops:
-    """The count of a network on the meta device, for an image of size x size pixels."""
+    """Counts of a network on the meta device, for an image of size x size pixels."""
     elements: list[int] = []
 
     def count(_module: nn.Module, inputs: tuple[Tensor, ...], _output: Tensor) -> None:
@@ -64,12 +64,11 @@ def flops(network: nn.Module, size: int, channels: int = 3) -> Flops:
 
 
 def petaflop(recipe: Recipe, steps: int, per_epoch: int) -> float:
-    """10^15 operations of the whole training, a multiply-add counted as two.
+    """10^15 operations of the whole training; a multiply-add counts as two.
 
-    Three forward passes for an image that is trained on; of a frozen network one in all, without
-    its head. With images of growing size each at its own; with a proxy its passes too, and with a
-    teacher its forward pass for each image. Raises `DataError` where the teacher's weights are
-    missing.
+    Three forward passes per training image; for a frozen network one in total, without its head.
+    Images of growing size count at their size in each epoch; a selection proxy's passes and a
+    teacher's forward pass count too. Raises `DataError` if the teacher's weights are missing.
     """
     if recipe.model.frozen:
         size = recipe.eval.sizes[0]
@@ -79,12 +78,12 @@ def petaflop(recipe: Recipe, steps: int, per_epoch: int) -> float:
     for first in range(0, steps, per_epoch):
         sizes[_size_in(recipe, first // per_epoch)] += min(per_epoch, steps - first)
     share = 1.0
-    passes: list[tuple[nn.Module, float]] = []  # networks, and how often an image goes through each
+    passes: list[tuple[nn.Module, float]] = []  # networks, and the passes per image
     if recipe.selection.name == "proxy":
-        selection = recipe.selection.arguments
-        share = selection["share"]
-        proxy = network_of(proxy_recipe(recipe, selection["model"]))
-        passes.append((proxy, 1 + 2 / selection["every"]))
+        options = recipe.selection.arguments
+        share = options["share"]
+        proxy = network_of(proxy_recipe(recipe, options["model"]))
+        passes.append((proxy, 1 + 2 / options["every"]))
     if recipe.teacher.name == "network":
         source = find_weights(recipe.teacher.arguments["weights"], ())
         passes.append((network_of(source.recipe), 1.0))
@@ -98,7 +97,7 @@ def petaflop(recipe: Recipe, steps: int, per_epoch: int) -> float:
 
 def _size_in(recipe: Recipe, epoch: int) -> int:
     growing = [item for item in recipe.augment if item.name == "progressive-resize"]
-    size = size_in(epoch, **growing[0].arguments) if growing else None
+    size = size_at_epoch(epoch, **growing[0].arguments) if growing else None
     return size or train_size(recipe)
 
 

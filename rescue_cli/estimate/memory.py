@@ -1,4 +1,4 @@
-"""Peak memory of a GPU, counted on fake tensors: they have shapes and no values, and take none."""
+"""Peak memory of a GPU, counted with fake tensors, which have shapes but no data."""
 
 import warnings
 import weakref
@@ -25,15 +25,15 @@ from rescue_cli.engine.batch_norm import RunningStatistics
 from rescue_cli.engine.step import Step
 from rescue_cli.estimate.flops import CLASSES, channels, network_of
 from rescue_cli.recipe import Recipe
-from rescue_cli.sections.averaging import Length
+from rescue_cli.sections.averaging import RunLength
 from rescue_cli.sections.data import FACTS
-from rescue_cli.sections.loss import of_micro_batches
-from rescue_cli.sections.selection import Everything
+from rescue_cli.sections.loss import micro_batch_loss
+from rescue_cli.sections.selection import KeepAll
 
-MEGABYTE = 2**20  # as torch's and the papers' counts of memory have it
-BLOCK = 512  # bytes; CUDA's allocator rounds up to them
+MEGABYTE = 2**20  # as torch and the papers count memory
+BLOCK = 512  # bytes, to a multiple of which torch's CUDA allocator rounds up
 CPU = torch.device("cpu")
-# Of the operations that autocast computes in float32 on CUDA and not on a CPU, those of networks
+# Operations of networks that autocast computes in float32 on CUDA, but not on a CPU
 IN_FLOAT32 = {
     "layer_norm", "group_norm", "softmax", "log_softmax", "pow", "exp", "log", "norm", "prod",
     "sum", "cumsum", "rsqrt", "reciprocal", "softplus", "logsumexp", "cosine_similarity",
@@ -43,12 +43,12 @@ IN_FLOAT32 = {
 
 
 def peak_memory(recipe: Recipe, micro_batch_size: int | None = None, gpus: int = 1) -> float:
-    """The most that PyTorch's allocator holds on a GPU in a step, in MB of 2^20 bytes.
+    """The peak of PyTorch's allocator on a GPU during a step, in MB of 2^20 bytes.
 
-    The engine's own step, forward, backward and optimizer, with the optimizer's state, over at most
-    two micro-batches. Not in it: CUDA's context, workspaces of convolutions, a set of images that
-    lies on the device, what augmentation needs for a moment before the forward pass, what compiling
-    saves, and what fragmentation wastes.
+    It is the engine's own step over at most two micro-batches: forward, backward, optimizer and the
+    optimizer's state. It leaves out CUDA's context, workspaces of convolutions, a data set that is
+    on the device, what augmentation needs before the forward pass, what compiling saves, and
+    fragmentation.
     """
     train, classes = recipe.train, FACTS[recipe.data.name].classes or CLASSES
     size = train_size(recipe)
@@ -72,9 +72,9 @@ def peak_memory(recipe: Recipe, micro_batch_size: int | None = None, gpus: int =
 
 
 def largest_micro_batch(recipe: Recipe, peak: float, megabytes: float, gpus: int = 1) -> int | None:
-    """The largest micro-batch, of those that divide the batch and share evenly, that fits; or None.
+    """The largest micro-batch that fits, divides the batch and is even over GPUs; None without one.
 
-    `peak` is what the recipe's own micro-batches need, which is too much.
+    `peak` is the memory that the recipe's own micro-batches need, which is too much; in MB.
     """
     train = recipe.train
     an_image = peak / train.device_batch_size
@@ -82,7 +82,7 @@ def largest_micro_batch(recipe: Recipe, peak: float, megabytes: float, gpus: int
         if train.batch_size % size or train.batch_size // size % gpus:
             continue
         if an_image * size > megabytes:
-            continue  # weights and state weigh the more on an image, the smaller the micro-batch
+            continue  # per image, weights and state take more the smaller the micro-batch
         needed = peak_memory(recipe, size, gpus)
         if needed <= megabytes:
             return size
@@ -91,20 +91,20 @@ def largest_micro_batch(recipe: Recipe, peak: float, megabytes: float, gpus: int
 
 
 def _step(recipe: Recipe, network: nn.Module, feed: "_Feed") -> Step:
-    """The engine's step on the micro-batches of `feed`, which are neither augmented nor mixed."""
+    """The engine's step on the micro-batches of `feed`, without augmentation and mixing."""
     normalise = build_normalise(recipe, CPU)
     loss = build_loss(recipe)
-    scaler = torch.amp.GradScaler("cpu", enabled=False)  # some bytes, and a look at values
+    scaler = torch.amp.GradScaler("cpu", enabled=False)  # it needs few bytes, and would read values
     return Step(
         feed=feed,
         augment=lambda batch: replace(batch, images=normalise(batch.images)),
         mix=lambda batch: batch,
-        select=Everything(),
-        task=recipe.task(of_micro_batches(loss), 0),
+        select=KeepAll(),
+        task=recipe.task(micro_batch_loss(loss), 0),
         model=network,
         optimizers=build_optimizers(recipe, network, 1000, scaler),
         statistics=RunningStatistics(network, recipe.train.micro_batches),
-        average=recipe.averaging(network, Length(1000, 1000)),
+        average=recipe.averaging(network, RunLength(1000, 1000)),
         autocast=autocast(recipe.train.precision, CPU),
         device=CPU,
         seed=0,
@@ -114,7 +114,7 @@ def _step(recipe: Recipe, network: nn.Module, feed: "_Feed") -> Step:
 
 
 class _Feed:
-    """Micro-batches of fake images, at most two a step: more of them need no more memory."""
+    """Micro-batches of fake images, at most two per step: more do not need more memory."""
 
     waited = 0.0
     replaced = 0
@@ -142,14 +142,14 @@ class _Feed:
 
 
 class _Fake(FakeTensorMode):  # type: ignore[no-untyped-call]
-    """Stays itself where a network of fake tensors is copied, as an average does."""
+    """Is not copied with a network of fake tensors, which averaging of weights copies."""
 
     def __deepcopy__(self, _memo: dict[int, Any]) -> "_Fake":
         return self
 
 
 class Live(TorchDispatchMode):
-    """Bytes of all storages that are alive, and the most there were."""
+    """Bytes of all storages that are alive, and their peak."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -179,7 +179,7 @@ class Live(TorchDispatchMode):
 
 
 class _CudaCasts(TorchFunctionMode):
-    """Casts to float32 under autocast what CUDA's autocast casts and a CPU's leaves alone."""
+    """Casts to float32 what CUDA's autocast casts and the CPU's does not."""
 
     def __torch_function__(
         self,
@@ -200,7 +200,7 @@ def _in_float32(tensor: Tensor) -> Tensor:
 
 
 def _materialise(network: nn.Module) -> None:
-    """Fake tensors on the CPU in place of the meta device's, with their strides."""
+    """Replaces tensors on the meta device by fake tensors on the CPU with the same strides."""
     for module in network.modules():
         for key, parameter in module._parameters.items():
             if parameter is not None:
@@ -219,7 +219,7 @@ def _trained(network: nn.Module) -> list[nn.Parameter]:
 
 
 def _share(network: nn.Module, gradients: list[Tensor] | None) -> None:
-    """Gives the parameters their gradients, as several processes hold them from step to step."""
+    """Sets the parameters' gradients, which several processes keep from step to step."""
     if gradients is not None:
         for parameter, gradient in zip(_trained(network), gradients, strict=True):
             parameter.grad = gradient

@@ -1,1 +1,1 @@
-"""What is measured: the names of metrics, and average precision."""
+"""Metrics: their names, average precision, intersection over union."""

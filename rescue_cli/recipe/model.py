@@ -83,13 +83,13 @@ class Recipe:
         return value if isinstance(value, tuple) else ()
 
     @property
-    def of_scenes(self) -> bool:
+    def is_annotated(self) -> bool:
         """Whether images carry boxes or masks in place of one label."""
         return self.task.name != "classification"
 
     def demand_classification(self, verb: str) -> None:
         """Raises `UsageError` where the verb needs accuracies of labels and the recipe has none."""
-        if self.of_scenes:
+        if self.is_annotated:
             raise UsageError(
                 f"{verb}: works for classification, and {self.name} is for {self.task.name}. "
                 "Use train, eval, transfer, lr-range-test, seed-sweep, compare or report."

@@ -34,9 +34,9 @@ Interpolation = Literal["bilinear", "bicubic"]
 Exif = Literal["applied", "ignored"]
 Background = Literal["white", "black", "grey", "ignored"]
 UnknownClasses = Literal["refuse", "skip"]
-HIGHEST = 2**16 - 1  # that a mask of 16 bits can hold
-MaskValue = Annotated[int, Interval(ge=0, le=HIGHEST)]
-Filler = Literal["xavier", "msra", "glorot", "msra-prelu"]
+MAX_MASK_VALUE = 2**16 - 1  # of a 16-bit mask
+MaskValue = Annotated[int, Interval(ge=0, le=MAX_MASK_VALUE)]
+InitMethod = Literal["xavier", "msra", "glorot", "msra-prelu"]
 
 
 @dataclass(frozen=True)
@@ -110,14 +110,14 @@ class ModelItem(Item):
     """The section `model`, with the keys that every network has.
 
     `weights`: a run, a file (FILE#PART is the weights of that name in it), or `timm` to download. A
-    classifier of another size than theirs is new; with `new_head` it is new in any case. `init`:
-    other initial weights than the network's own, see `fill`. `frozen`: all but the classifier
-    stays as it is, and each image's features are computed once (linear probing).
+    classifier of another size is reinitialised; with `new_head` always. `init`:
+    initial weights in place of the network's own, see `init_weights`. `frozen`: only the classifier
+    is trained, on features that are computed once per image (linear probing).
     """
 
     weights: str | None = None
     new_head: bool = False
-    init: Filler | None = None
+    init: InitMethod | None = None
     frozen: bool = False
 
 
@@ -141,9 +141,9 @@ class OptimItem(Item):
     one). `no_decay`: groups of them without weight decay. `schedule`: in place of the recipe's.
     `max_grad_norm`: gradients are clipped to this norm over all parameters of the network.
     `layer_decay`: a layer's rate is that of the layer above it times this number, the head's is the
-    recipe's (Clark et al. 2020; layers as timm orders them, see `depths`). `lr_per_256`: the linear
-    scaling rule (Goyal et al. 2017), lr = lr_per_256 * batch / 256, which is checked and changes
-    nothing.
+    recipe's (Clark et al. 2020; layers as timm orders them, see `layer_depths`). `lr_per_256`: the
+    linear scaling rule (Goyal et al. 2017), lr = lr_per_256 * batch / 256, which is checked and
+    changes nothing.
     """
 
     lr: Positive
@@ -238,7 +238,7 @@ SECTIONS: Mapping[str, Section] = {
     "mix": Section(Item, f"{_ROOM}.mix:MIXES", neutral=_NONE, labels_only=True),
     "selection": Section(Item, f"{_ROOM}.selection:SELECTIONS", neutral=_NONE, labels_only=True),
     "model": Section(
-        ModelItem, f"{_ROOM}.model:MODELS", otherwise=f"{_ROOM}.model:zoo", evaluated=True
+        ModelItem, f"{_ROOM}.model:MODELS", otherwise=f"{_ROOM}.model:timm_model", evaluated=True
     ),
     "teacher": Section(Item, f"{_ROOM}.teacher:TEACHERS", neutral=_NONE, labels_only=True),
     "loss": Section(Item, f"{_ROOM}.loss:LOSSES"),

@@ -1,1 +1,1 @@
-"""Pictures, tables and records from run directories; nothing here imports torch."""
+"""Pages, tables and pictures of finished runs; nothing here imports torch."""

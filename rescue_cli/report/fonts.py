@@ -1,13 +1,13 @@
-"""Words in pictures, in whatever script: a font that is here, else the character's number."""
+"""Text in pictures in any script: by an installed font, else as escape sequences."""
 
 from functools import lru_cache
 from typing import Any
 
 
-def legible(figure: Any) -> None:
-    """Gives words that the usual font lacks another; what none has is escaped (`\\u732b`).
+def use_fallback_fonts(figure: Any) -> None:
+    """Sets text that the default font lacks in another; what no font has is escaped (`\\u732b`).
 
-    A `$` in a name begins no formula.
+    A `$` in a name does not start a formula.
     """
     from matplotlib.text import Text
 
@@ -17,15 +17,15 @@ def legible(figure: Any) -> None:
     for text in figure.findobj(Text):
         words = text.get_text()
         if not words.isascii():
-            family, said = _set_in(words)
-            text.set_text(said)
+            family, escaped = _set_in(words)
+            text.set_text(escaped)
             text.set_fontfamily(family)
         if "$" in words and "\\math" not in words:  # matplotlib's own formulas, at log axes
             text.set_parse_math(False)
 
 
 def _legible_ticks(axis: Any) -> None:
-    """Of an axis whose ticks have names; numbers are left to the axis."""
+    """Does the same for an axis whose ticks have names; numbers are left alone."""
     from matplotlib.ticker import FixedFormatter, FuncFormatter
 
     if not isinstance(axis.get_major_formatter(), FixedFormatter | FuncFormatter):
@@ -41,14 +41,14 @@ def _legible_ticks(axis: Any) -> None:
 
 
 def _set_in(words: str) -> tuple[list[str], str]:
-    """The fonts for the words, the usual one first, and the words without what none of them has."""
-    usual = "DejaVu Sans"  # matplotlib brings it along
+    """The fonts for a text, the default first, and the text with missing characters escaped."""
+    usual = "DejaVu Sans"  # matplotlib's default
     lacking = frozenset(c for c in words if c.isprintable() and ord(c) not in _letters(usual))
     families, nowhere = _fonts_for(lacking)
-    said = "".join(
+    escaped = "".join(
         c.encode("ascii", "backslashreplace").decode() if c in nowhere else c for c in words
     )
-    return [usual, *families], said
+    return [usual, *families], escaped
 
 
 @lru_cache
@@ -60,7 +60,7 @@ def _letters(family: str) -> frozenset[int]:
 
 @lru_cache
 def _fonts_for(letters: frozenset[str]) -> tuple[list[str], frozenset[str]]:
-    """Families here that have some of the letters, and the letters that none has."""
+    """Installed families that have some of the letters, and the letters that none has."""
     from matplotlib.font_manager import fontManager, get_font
 
     families: list[str] = []

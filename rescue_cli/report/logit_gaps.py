@@ -1,4 +1,4 @@
-"""How far a network's largest logit stands above the others (Bag of Tricks, figure 4)."""
+"""The gap of a network's largest logit to the mean of the others (Bag of Tricks, figure 4)."""
 
 import math
 from collections.abc import Sequence
@@ -7,29 +7,30 @@ from typing import Any
 
 import numpy as np
 
-from rescue_cli.analysis.sides import predictions
+from rescue_cli.analysis.sides import load_predictions
 from rescue_cli.errors import DataError
 from rescue_cli.recipe import recipe_in
-from rescue_cli.report.pictures import figure_of
+from rescue_cli.report.pictures import new_figure
 
 
-def theoretical(smoothing: float, classes: int) -> float:
-    """log((K - 1)(1 - eps) / eps): the gap at the optimum of a smoothed loss (equation 5)."""
+def optimal_gap(smoothing: float, classes: int) -> float:
+    """The gap at the optimum of a label-smoothed loss: log((K - 1)(1 - eps) / eps) (equation 5)."""
     return math.log((classes - 1) * (1 - smoothing) / smoothing)
 
 
-def figure_of_runs(runs: Sequence[Path]) -> Any:
-    """The distribution of the gap over each run's test images, with its optimum where labels are
-    smoothed; None where no run has stored any.
+def plot_logit_gaps(runs: Sequence[Path]) -> Any:
+    """Histograms of the gap over each run's test images, and its optimum where labels are smoothed.
+
+    None where no run has stored gaps.
     """
-    known = [(path, found) for path in runs if (found := _gaps(path)) is not None]
-    if not known:
+    stored = [(path, gaps_of_run) for path in runs if (gaps_of_run := _gaps(path)) is not None]
+    if not stored:
         return None
-    figure = figure_of(8, 3.2)
+    figure = new_figure(8, 3.2)
     axes = figure.subplots()
-    low, high = (f([f(gaps) for _, (gaps, _) in known]) for f in (min, max))
-    for place, (path, (gaps, optimum)) in enumerate(known):
-        colour = f"C{place % 10}"
+    low, high = (f([f(gaps) for _, (gaps, _) in stored]) for f in (min, max))
+    for index, (path, (gaps, optimum)) in enumerate(stored):
+        colour = f"C{index % 10}"
         axes.hist(
             gaps, bins=np.linspace(low, high, 60), density=True, histtype="step", color=colour,
             label=str(path),
@@ -45,9 +46,9 @@ def figure_of_runs(runs: Sequence[Path]) -> Any:
 
 
 def _gaps(run: Path) -> tuple[Any, float | None] | None:
-    """Each test image's gap, and where a loss with smoothed labels would have it."""
+    """Each test image's gap, and the optimum with smoothed labels; None without stored gaps."""
     try:
-        arrays = predictions(run)
+        arrays = load_predictions(run)
     except DataError:
         return None
     if "gaps" not in arrays:
@@ -58,5 +59,5 @@ def _gaps(run: Path) -> tuple[Any, float | None] | None:
         return arrays["gaps"], None
     classes = len(arrays["classes"])
     if loss.options.get("smoothing_over", "all") == "all":
-        smoothing *= (classes - 1) / classes  # the label keeps its share of what is spread
-    return arrays["gaps"], theoretical(smoothing, classes)
+        smoothing *= (classes - 1) / classes  # the label keeps its share of the spread probability
+    return arrays["gaps"], optimal_gap(smoothing, classes)

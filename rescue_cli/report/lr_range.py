@@ -7,25 +7,24 @@ from statistics import median
 from typing import Any
 
 from rescue_cli.analysis.curves import smooth
-from rescue_cli.analysis.lr_range import Answer, Reading
-from rescue_cli.analysis.range_curves import Curves
-from rescue_cli.report.pictures import figure_of, save
-from rescue_cli.rundir import METRICS
+from rescue_cli.analysis.lr_range import Curves, RangeTestResult, RunEstimate
+from rescue_cli.metrics.names import METRICS
+from rescue_cli.report.pictures import new_figure, save_figure
 
-WIDE = 10  # times the median of the losses
+WIDE = 10  # ratio of the largest loss to the median, from which the axis is logarithmic
 MARKS = {"valley": "v", "steepest": "s", "minimum": "o"}
 
 
-def draw(
+def draw_range_test(
     path: Path,
     full: Sequence[Curves],
     half: Curves,
-    readings: Sequence[Reading],
-    answer: Answer,
+    readings: Sequence[RunEstimate],
+    answer: RangeTestResult,
 ) -> None:
-    """Losses, their difference and accuracy over the learning rate, with the rates suggested."""
+    """Writes a picture of losses, their difference and accuracy over the learning rate."""
     tested = not full[0].detects
-    figure = figure_of(10, 7 if tested else 4)
+    figure = new_figure(10, 7 if tested else 4)
     names = [
         ("training loss", "train_losses"),
         *([("test loss", "test_losses"), ("test loss less training loss", "errors")] * tested),
@@ -36,9 +35,9 @@ def draw(
     of = {key: axes for axes, _, key in panels}
     exponential = _is_exponential(full[0].rates)
     for axes, title, key in panels:
-        for place, curves in enumerate([*full, half]):
+        for index, curves in enumerate([*full, half]):
             values = getattr(curves, key)
-            colour = "0.6" if curves is half else f"C{place}"
+            colour = "0.6" if curves is half else f"C{index}"
             name = "half the steps" if curves is half else f"seed {curves.seed}"
             axes.plot(curves.rates, values, color=colour, alpha=0.3, linewidth=1)
             axes.plot(curves.rates, smooth(values), color=colour, label=f"{name}, smoothed")
@@ -55,17 +54,17 @@ def draw(
     for low, high in readings[0].overfitting:
         of["errors"].axvspan(low, high, color="tab:red", alpha=0.1, label="signs of overfitting")
     for axes, _, key in panels[:-1]:
-        scale(axes, [v for curves in [*full, half] for v in getattr(curves, key)])
+        scale_loss_axis(axes, [v for curves in [*full, half] for v in getattr(curves, key)])
     named: dict[str, Any] = {}
     for axes, _, _ in panels:
         for handle, name in zip(*axes.get_legend_handles_labels(), strict=True):
             named.setdefault(name, handle)
     figure.legend(named.values(), named.keys(), loc="outside lower center", ncol=4, fontsize=8)
-    save(figure, path)
+    save_figure(figure, path)
 
 
-def scale(axes: Any, values: Sequence[float]) -> None:
-    """Logarithmic where a loss that blows up would flatten all the rest."""
+def scale_loss_axis(axes: Any, values: Sequence[float]) -> None:
+    """Makes the axis logarithmic where a loss that blows up would flatten the rest."""
     finite = [abs(value) for value in values if math.isfinite(value) and value]
     if not finite or max(finite) < WIDE * min(2.0, median(finite)):
         return
@@ -76,14 +75,14 @@ def scale(axes: Any, values: Sequence[float]) -> None:
 
 
 def _is_exponential(rates: Sequence[float]) -> bool:
-    """Whether the points are nearer to equal ratios than to equal differences."""
+    """Whether the points are closer to equal ratios than to equal differences."""
     if len(rates) < 3 or rates[0] <= 0:
         return False
     return rates[len(rates) // 2] < (rates[0] + rates[-1]) / 4
 
 
-def _mark(axes: Any, curves: Curves, reading: Reading) -> None:
-    """fastai's suggestions on the training loss."""
+def _mark(axes: Any, curves: Curves, reading: RunEstimate) -> None:
+    """Marks fastai's suggestions on the training loss."""
     smoothed = smooth(curves.train_losses)
     for name, rate in reading.suggestions.items():
         if rate is None:

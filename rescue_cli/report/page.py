@@ -1,4 +1,4 @@
-"""`report.html`: runs, sweeps and studies on one page that needs nothing beside itself."""
+"""`report.html`: runs, sweeps and studies on one page that fetches nothing."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,30 +8,34 @@ import numpy as np
 
 from rescue_cli import recipe as recipes
 from rescue_cli.analysis import interim, records
-from rescue_cli.analysis import sweep as sweeps
-from rescue_cli.analysis.claims import details
-from rescue_cli.analysis.comparable import comparable
-from rescue_cli.analysis.compare import pairs_of
-from rescue_cli.analysis.measurements import measurements, of_images
-from rescue_cli.analysis.same_data import changes
-from rescue_cli.analysis.sides import operand
+from rescue_cli.analysis.claims import detail_lines
+from rescue_cli.analysis.compare import compare_pairs
+from rescue_cli.analysis.consistency import run_changes
+from rescue_cli.analysis.sides import group_comparable, load_side
 from rescue_cli.analysis.stats import Sample, sample
+from rescue_cli.analysis.sweep import (
+    PREFIX,
+    Sweep,
+    published_sample,
+    read_sweep,
+    summarize_sweep,
+)
+from rescue_cli.metrics.names import measurement_name, score
 from rescue_cli.recipe import Recipe, recipe_in
 from rescue_cli.recipe.changes import as_written, differences
-from rescue_cli.report import logit_gaps, study_page
-from rescue_cli.report.markup import folded, head, image, listed, table, text
-from rescue_cli.report.pictures import by_class, curves_of, figure_of, read_classes, samples_of
-from rescue_cli.report.sweep_pictures import figures_of
-from rescue_cli.report.table import HEADINGS, Line
-from rescue_cli.rundir import (
-    RunDirectory,
-    label,
-    read_command,
-    read_json,
-    read_metrics,
-    read_result,
-    score,
+from rescue_cli.report import study_page
+from rescue_cli.report.html import render
+from rescue_cli.report.logit_gaps import plot_logit_gaps
+from rescue_cli.report.pictures import (
+    class_counts,
+    new_figure,
+    plot_curves,
+    plot_samples,
+    read_classes,
 )
+from rescue_cli.report.sweep_pictures import sweep_figures
+from rescue_cli.report.table import ResultLine, interval_notes, measurement_table, results_table
+from rescue_cli.rundir import RunDirectory, read_command, read_json, read_metrics, read_result
 
 SHOWN_ENVIRONMENT = (
     "device_name", "cores", "threads", "cpu_capability", "torch", "torchvision", "timm", "python",
@@ -40,162 +44,167 @@ SHOWN_ENVIRONMENT = (
 SHOWN_CLASSES = 40
 
 
-def page(paths: Sequence[Path]) -> str:
+def render_page(paths: Sequence[Path]) -> str:
     """The whole page; every path is a run, a sweep or a study that has results."""
-    title = ", ".join(path.name or str(path) for path in paths)
-    parts = [
-        head(title),
-        "<h1>Results</h1>",
-        table(HEADINGS, [line.cells for line in results(paths)]),
-        "<p class=dim>In percent, of the last epoch: top-1, of detectors AP50, of segmentation "
-        "mIoU. Paper: what the recipe's source claims, where nothing of it was changed. Measured: "
-        "mean and standard deviation over seeds where there are several.</p>",
-        _compared([path for path in paths if not study_page.is_study(path)]),
-    ]
-    before = None
+    headings, rows = results_table(result_lines(paths))
+    sections: list[dict[str, Any]] = []
+    previous = None  # the last run or sweep above, which the next one's recipe is compared with
     for path in paths:
         if study_page.is_study(path):
-            parts.append(study_page.section(path))
+            sections.append(study_page.study_section(path))
             continue
-        parts.append(_run(path) if _is_run(path) else _sweep(sweeps.read(path)))
-        if before is not None:
-            parts.append(_neighbour(before, path))
-        before = path
-    if (figure := logit_gaps.figure_of_runs([path for path in paths if _is_run(path)])) is not None:
-        parts.append(f"<h2>Logits</h2>{image(figure)}")
-    return "\n".join([*parts, "</html>"]) + "\n"
+        section = _run_section(path) if _is_run(path) else _sweep_section(read_sweep(path))
+        changed: Mapping[str, tuple[Any, Any]] = {}
+        if previous is not None:
+            changed = run_changes(first_run(previous), first_run(path))
+        sections.append({**section, "previous": previous, "previous_changes": _rows(changed)})
+        previous = path
+    return render(
+        "report.html",
+        title=", ".join(path.name or str(path) for path in paths),
+        headings=headings,
+        rows=rows,
+        sections=sections,
+        logits=plot_logit_gaps([path for path in paths if _is_run(path)]),
+        **_comparison([path for path in paths if not study_page.is_study(path)]),
+    )
 
 
-def results(paths: Sequence[Path]) -> list[Line]:
+def result_lines(paths: Sequence[Path]) -> list[ResultLine]:
     """A line for each set of a run or a sweep, and for each row of a study that was measured."""
-    found = []
+    lines = []
     for path in paths:
         if study_page.is_study(path):
-            found += study_page.results(path)
+            lines += study_page.study_lines(path)
         elif _is_run(path):
-            found += _lines_of_run(path)
+            lines += _lines_of_run(path)
         else:
-            found += _lines_of_sweep(path)
-    return found
+            lines += _lines_of_sweep(path)
+    return lines
 
 
-def _lines_of_run(path: Path) -> list[Line]:
+def _lines_of_run(path: Path) -> list[ResultLine]:
     recipe, result = recipe_in(path), read_result(RunDirectory(path))
     return [
-        Line(
-            str(path), recipe.name, label(entry, result["sets"]), _claim(recipe),
+        ResultLine(
+            str(path), recipe.name, measurement_name(entry, result["sets"]), _published(recipe),
             Sample(score(entry), None, 1), float(result["seconds_train"]),
         )
         for entry in result["sets"]
     ]  # fmt: skip
 
 
-def _lines_of_sweep(path: Path) -> list[Line]:
-    sweep, recipe = sweeps.read(path), recipe_in(run_of(path))
-    summary = sweeps.summary(sweep)
+def _lines_of_sweep(path: Path) -> list[ResultLine]:
+    sweep, recipe = read_sweep(path), recipe_in(first_run(path))
+    summary = summarize_sweep(sweep)
     seconds = sample([float(result["seconds_train"]) for result in sweep.results.values()]).mean
     return [
-        Line(
-            str(path), recipe.name, name, _claim(recipe),
+        ResultLine(
+            str(path), recipe.name, name, _published(recipe),
             Sample(row["mean"], row["std"], summary["n"]), seconds, sweep.lost,
         )
         for name, row in summary["sets"].items()
     ]  # fmt: skip
 
 
-def run_of(path: Path) -> Path:
-    """The run itself, or the first of a sweep's."""
+def first_run(path: Path) -> Path:
+    """The run itself, or the first finished run of a sweep."""
     if _is_run(path):
         return path
-    return path / f"{sweeps.PREFIX}{min(sweeps.read(path).results)}"
+    return path / f"{PREFIX}{min(read_sweep(path).results)}"
 
 
 def _is_run(path: Path) -> bool:
     return RunDirectory(path).result.is_file()
 
 
-def _claim(recipe: Recipe) -> Sample | None:
-    """What the recipe's paper claims of it; None of one that is changed, or of our own."""
+def _published(recipe: Recipe) -> Sample | None:
+    """What the recipe's paper reports; None of a recipe that was changed, or has no paper."""
     expect = recipe.tree.get("expect") or {}
-    if "paper" not in recipe.tree or "top1" not in expect or records.changes(recipe):
+    if "paper" not in recipe.tree or "top1" not in expect or records.changed_keys(recipe):
         return None
-    return sweeps.published(expect)
+    return published_sample(expect)
 
 
-def _compared(paths: Sequence[Path]) -> str:
-    """What may be claimed of those runs and sweeps that were tested on the same images."""
-    groups, why = comparable([operand(str(path)) for path in paths])
-    parts = [f"<p>Not compared with one another: {text(said)}</p>" for said in why]
-    parts += [f"<p>{text(said)}</p>" for group in groups for said in interim.note(group)]
-    pairs = [pair for group in groups if len(group) > 1 for pair in pairs_of(group)]
-    if pairs:
-        claims = listed((pair["claim"], details(pair)) for pair in pairs)
-        parts.insert(0, f"<h2>Compared</h2>{claims}")
-    return "\n".join(parts)
+def _comparison(paths: Sequence[Path]) -> dict[str, Any]:
+    """What may be claimed of the runs and sweeps that were tested on the same images."""
+    groups, reasons = group_comparable([load_side(str(path)) for path in paths])
+    warnings = [line for group in groups for line in interim.record_comparison(group)]
+    pairs = [pair for group in groups if len(group) > 1 for pair in compare_pairs(group)]
+    return {
+        "pairs": [{"claim": pair["claim"], "details": detail_lines(pair)} for pair in pairs],
+        "not_compared": reasons,
+        "warnings": warnings,
+    }
 
 
-def _sweep(sweep: sweeps.Sweep) -> str:
-    parts = [f"<h2>{text(sweep.path)}: {text(sweep.counted)}</h2>"]
-    parts += [f"<p>Seed {seed} {text(lost)}</p>" for seed, lost in sweep.lost.items()]
-    parts += [image(figure) for figure in figures_of(sweep).values()]
-    first = next((sweep.path / f"{sweeps.PREFIX}{seed}" for seed in sweep.results), None)
-    return "\n".join([*parts, *([] if first is None else [_procedure(first)])])
-
-
-def _run(path: Path) -> str:
-    lines = read_metrics(RunDirectory(path).metrics)
-    result = read_result(RunDirectory(path))
-    parts = [f"<h2>{text(path)}</h2>", table(*measurements(result))]
-    parts += [f"<p class=dim>{text(line)}</p>" for line in of_images(result)]
-    if lines:
-        parts.append(image(curves_of(lines)))
+def _run_section(path: Path) -> dict[str, Any]:
+    """What `run.html` shows."""
+    run = RunDirectory(path)
+    lines, result = read_metrics(run.metrics), read_result(run)
+    figures = {"loss, accuracy and learning rate by epoch": plot_curves(lines)} if lines else {}
     if moved := [line for line in lines if line.get("momentum") is not None]:
-        parts.append(image(_momentum(moved)))
-    for file in sorted((path / "predictions").glob("*.npz")):
-        parts.append(_classes(file))
-    if RunDirectory(path).examples.is_file():
-        parts.append(image(samples_of(RunDirectory(path).examples)))
-    return "\n".join([*parts, _procedure(path)])
+        figures["momentum by epoch"] = _plot_momentum(moved)
+    predictions = sorted((path / "predictions").glob("*.npz"))
+    examples = run.examples
+    return {
+        "template": "run.html",
+        "path": path,
+        "measurements": measurement_table(result),
+        "notes": interval_notes(result),
+        "figures": figures,
+        "classes": [_class_table(file) for file in predictions],
+        "samples": {"examples": plot_samples(examples)} if examples.is_file() else {},
+        "procedure": _procedure(path),
+    }
 
 
-def _procedure(path: Path) -> str:
+def _sweep_section(sweep: Sweep) -> dict[str, Any]:
+    """What `sweep.html` shows."""
+    first = next((sweep.path / f"{PREFIX}{seed}" for seed in sweep.results), None)
+    return {
+        "template": "sweep.html",
+        "path": sweep.path,
+        "seeds": sweep.counted,
+        "unfinished": [f"Seed {seed} {lost}" for seed, lost in sweep.lost.items()],
+        "figures": {Path(name).stem: figure for name, figure in sweep_figures(sweep).items()},
+        "procedure": None if first is None else _procedure(first),
+    }
+
+
+def _procedure(path: Path) -> dict[str, Any]:
     """Command, environment, the recipe, and what differs from the shipped one."""
     run, recipe = RunDirectory(path), recipe_in(path)
-    parts = [f"<p>To repeat it:</p><pre>{text(_command(run))}</pre>"]
     environment = read_json(run.environment)
-    facts = [[key, str(environment[key])] for key in SHOWN_ENVIRONMENT if environment.get(key)]
-    parts.append(folded("Environment", table(["", ""], facts)))
-    if recipe.name in recipes.names():
-        changed = differences(recipes.load(recipe.name).tree, recipe.tree)
-        rows = [[key, as_written(old), as_written(new)] for key, (old, new) in changed.items()]
-        neighbour = f"What differs from the shipped {recipe.name}"
-        same = f"<p class=dim>The recipe is the shipped {text(recipe.name)}.</p>"
-        differing = folded(neighbour, table(["key", "shipped", "here"], rows))
-        parts.append(differing if rows else same)
-    parts.append(folded("The recipe", f"<pre>{text(recipe.to_yaml())}</pre>"))
-    return "\n".join(parts)
+    shipped = recipe.name in recipes.names()
+    changes = differences(recipes.load(recipe.name).tree, recipe.tree) if shipped else {}
+    return {
+        "command": _command(run),
+        "environment": [
+            [key, str(environment[key])] for key in SHOWN_ENVIRONMENT if environment.get(key)
+        ],
+        "recipe": recipe.name,
+        "shipped": shipped,
+        "changes": _rows(changes),
+        "yaml": recipe.to_yaml(),
+    }
 
 
-def _neighbour(before: Path, path: Path) -> str:
-    """What a path's recipe changes of the one above it."""
-    changed = changes(run_of(before), run_of(path))
-    rows = [[key, as_written(old), as_written(new)] for key, (old, new) in changed.items()]
-    if not rows:
-        return f"<p class=dim>The recipe is that of {text(before)}.</p>"
-    return folded(f"What differs from {before}", table(["key", str(before), str(path)], rows))
+def _rows(changes: Mapping[str, tuple[Any, Any]]) -> list[list[str]]:
+    return [[key, as_written(old), as_written(new)] for key, (old, new) in changes.items()]
 
 
 def _command(run: RunDirectory) -> str:
-    """What trained the run: of a sweep's or a study's run, the command of its own."""
+    """What trained the run: for a run of a sweep or study, a command that trains it alone."""
     written = read_command(run)
     if written.split()[1:2] == ["train"]:
         return written
-    return f"rescue train --recipe {run.recipe} --out OUT    # begun by: {written}"
+    return f"rescue train --recipe {run.recipe} --out OUT    # was started by: {written}"
 
 
-def _momentum(lines: Sequence[Mapping[str, Any]]) -> Any:
-    """Momentum by epoch, of a schedule that moves it."""
-    figure = figure_of(5, 2.8)
+def _plot_momentum(lines: Sequence[Mapping[str, Any]]) -> Any:
+    """Momentum by epoch, of a schedule that changes it."""
+    figure = new_figure(5, 2.8)
     axes = figure.subplots()
     axes.plot([line["epoch"] for line in lines], [line["momentum"] for line in lines])
     axes.set_title("momentum", fontsize=10)
@@ -204,21 +213,26 @@ def _momentum(lines: Sequence[Mapping[str, Any]]) -> Any:
     return figure
 
 
-def _classes(file: Path) -> str:
+def _class_table(file: Path) -> dict[str, Any]:
     """Accuracy of each class, the worst first."""
     arrays = read_classes(file)
     names = [str(name) for name in arrays["classes"]]
-    counts, heading = by_class(arrays)
+    counts, headings = class_counts(arrays)
     accuracy = np.where(counts > 0, arrays["per_class"], np.nan)  # which an older run has as 0
     order = np.argsort(accuracy, kind="stable")[:SHOWN_CLASSES]
-    known = [f"{accuracy[i]:.1f}" if counts[i] else "unknown" for i in order]
-    rows = [[names[i], said, str(counts[i])] for i, said in zip(order, known, strict=True)]
     more = len(names) - len(order)
-    title = f"Classes of {file.stem}, the worst first" + (f" ({more} more)" if more else "")
-    return folded(title, table(["class", *heading], rows))
+    return {
+        "title": f"Classes of {file.stem}, the worst first" + (f" ({more} more)" if more else ""),
+        "headings": ["class", *headings],
+        "rows": [
+            [names[i], f"{accuracy[i]:.1f}" if counts[i] else "unknown", str(counts[i])]
+            for i in order
+        ],
+    }
 
 
-def as_markdown(paths: Sequence[Path]) -> str:
+def markdown_table(paths: Sequence[Path]) -> str:
     """The table of results for a README."""
-    cells = [list(HEADINGS), ["---"] * len(HEADINGS), *(line.cells for line in results(paths))]
+    headings, rows = results_table(result_lines(paths))
+    cells = [headings, ["---"] * len(headings), *rows]
     return "\n".join("| " + " | ".join(row) + " |" for row in cells) + "\n"

@@ -1,19 +1,20 @@
-"""A study's part of the page: its table, and its rows as a picture, paper beside measured."""
+"""A study's section of the page: its table, and a plot of measured and published accuracies."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rescue_cli.analysis.stats import Sample
-from rescue_cli.analysis.study import shown
+from rescue_cli.analysis.study import format_value
+from rescue_cli.analysis.study_runs import FILE
 from rescue_cli.errors import DataError
 from rescue_cli.formatting import shown_seconds
-from rescue_cli.report.markup import image, listed, table, text
-from rescue_cli.report.pictures import figure_of
-from rescue_cli.report.table import Line
-from rescue_cli.rundir import METRICS, demand, read_json
-from rescue_cli.rundir.planned import lost_in, of_planned
-from rescue_cli.rundir.rules import (
+from rescue_cli.metrics.names import METRICS
+from rescue_cli.report.pictures import new_figure
+from rescue_cli.report.table import ResultLine, without_empty_columns
+from rescue_cli.rundir import check_keys, read_json
+from rescue_cli.rundir.planned import format_planned, missing_from_json
+from rescue_cli.rundir.validation import (
     COUNT,
     LIST,
     MAPPING,
@@ -26,7 +27,6 @@ from rescue_cli.rundir.rules import (
     Rule,
 )
 
-FILE = "study.json"  # what `rescue study` leaves in its folder
 STUDY = {
     "study": TEXT, "source": TEXT, "command": TEXT, "rows": OBJECTS,
     "pairs": Rule("a list of objects", lambda v: v == [] or OBJECTS.holds(v)),
@@ -34,13 +34,13 @@ STUDY = {
 FIGURES = Rule(
     "percentages by name", lambda v: MAPPING.holds(v) and all(map(NUMBER.holds, v.values()))
 )
-REASONS = Rule("texts by name", lambda v: MAPPING.holds(v) and all(map(TEXT.holds, v.values())))
+REASONS = Rule("strings by name", lambda v: MAPPING.holds(v) and all(map(TEXT.holds, v.values())))
 ROW = {
     "row": COUNT, "recipe": TEXT.or_null(), "paper": FIGURES, "measured": MAPPING.or_null(),
     "seconds_train": POSITIVE.or_null(), "runs": MAPPING,
-    "columns": Rule("an object, and not an empty one", lambda v: MAPPING.holds(v) and bool(v)),
+    "columns": Rule("a non-empty object", lambda v: MAPPING.holds(v) and bool(v)),
 }  # fmt: skip
-TEXTS = Rule("a list of texts", lambda v: LIST.holds(v) and all(map(TEXT.holds, v)))
+TEXTS = Rule("a list of strings", lambda v: LIST.holds(v) and all(map(TEXT.holds, v)))
 RUNS = {"n": STEP, "diverged": REASONS, "failed": REASONS, "not_run": LIST}
 MEASURED = {
     "mean": PERCENT, "std": POSITIVE.or_null(), "n": COUNT, "p": PERCENT.or_null(),
@@ -48,91 +48,92 @@ MEASURED = {
 
 
 def is_study(path: Path) -> bool:
-    """Whether `rescue study` has worked in this folder."""
+    """Whether the folder is that of a study."""
     return (path / FILE).is_file()
 
 
-def results(path: Path) -> list[Line]:
-    """The rows that were measured, for the table of all results."""
-    found = []
-    for row in _kept(path)["rows"]:
+def study_lines(path: Path) -> list[ResultLine]:
+    """The measured rows, for the table of all results."""
+    lines = []
+    for row in _read_study(path)["rows"]:
         if (measured := row["measured"]) is not None:
             paper = next((Sample(value, None, 1) for value in row["paper"].values()), None)
             ours = Sample(measured["mean"], measured["std"], measured["n"])
             name = f"{path}, row {row['row']}"
-            lost = lost_in(row["runs"]) if row["runs"]["n"] else {}  # else it is one on record
-            found.append(Line(name, row["recipe"], "-", paper, ours, row["seconds_train"], lost))
-    return found
+            # Without runs in the folder the result is from the records
+            lost = missing_from_json(row["runs"]) if row["runs"]["n"] else {}
+            lines.append(
+                ResultLine(name, row["recipe"], "-", paper, ours, row["seconds_train"], lost)
+            )
+    return lines
 
 
-def _kept(path: Path) -> dict[str, Any]:
-    """What `rescue study` left; raises `DataError` for an older version's, or what was changed."""
+def _read_study(path: Path) -> dict[str, Any]:
+    """The study's file; raises `DataError` where it is invalid, or of an older version."""
     file = path / FILE
-    found = read_json(file)
-    name = found["study"] if TEXT.holds(found.get("study")) else "NAME"
-    cure = f"Write it anew, an older version wrote it: rescue study {name} --out {path}"
-    demand(file, found, STUDY, cure)
-    for place, row in enumerate(found["rows"]):
-        at = f"rows[{place}]."
-        demand(file, row, ROW, cure, at)
-        demand(file, row["runs"], RUNS, cure, f"{at}runs.")
+    study = read_json(file)
+    name = study["study"] if TEXT.holds(study.get("study")) else "NAME"
+    cure = f"An older version may have written it. Write it again: rescue study {name} --out {path}"
+    check_keys(file, study, STUDY, cure)
+    for index, row in enumerate(study["rows"]):
+        at = f"rows[{index}]."
+        check_keys(file, row, ROW, cure, at)
+        check_keys(file, row["runs"], RUNS, cure, f"{at}runs.")
         if row["measured"] is not None:
-            demand(file, row["measured"], MEASURED, cure, f"{at}measured.")
-        if row["columns"].keys() != found["rows"][0]["columns"].keys():
-            raise DataError(f"{file}: {at}columns: not those of the first row. {cure}")
-    for place, pair in enumerate(found["pairs"]):
-        demand(file, pair, {"claim": TEXT, "details": TEXTS}, cure, f"pairs[{place}].")
-    return found
+            check_keys(file, row["measured"], MEASURED, cure, f"{at}measured.")
+        if row["columns"].keys() != study["rows"][0]["columns"].keys():
+            raise DataError(f"{file}: {at}columns: differ from those of the first row. {cure}")
+    for index, pair in enumerate(study["pairs"]):
+        check_keys(file, pair, {"claim": TEXT, "details": TEXTS}, cure, f"pairs[{index}].")
+    return study
 
 
-def section(path: Path) -> str:
-    """The study's heading, source, table, picture, and the command that goes on with it."""
-    found = _kept(path)
-    measured = [row for row in found["rows"] if row["measured"] is not None]
-    parts = [
-        f"<h2>{text(path)}: study {text(found['study'])}</h2>",
-        f"<p>Source: {text(found['source'])}. {len(measured)} of {len(found['rows'])} rows are "
-        "measured.</p>",
-        _table(found["rows"]),
-    ]
-    if measured:
-        parts.append(image(_picture(measured)))
-    if any(row["paper"] for row in found["rows"]):
-        parts.append(
-            "<p class=dim>p: how probable so large a difference from the paper is by chance, "
-            "each row for itself; a side without a std is taken to scatter like the other. A large "
-            "p does not show that they agree.</p>"
-        )
-    if found["pairs"]:
-        parts.append(listed((pair["claim"], pair["details"]) for pair in found["pairs"]))
-    return "\n".join([*parts, f"<p>To go on with it:</p><pre>{text(found['command'])}</pre>"])
+def study_section(path: Path) -> dict[str, Any]:
+    """What `study.html` shows: source, table, picture, and the command that continues the study."""
+    study = _read_study(path)
+    rows = study["rows"]
+    measured = [row for row in rows if row["measured"] is not None]
+    headings, cells = _table(rows)
+    return {
+        "template": "study.html",
+        "path": path,
+        "study": study["study"],
+        "source": study["source"],
+        "measured": len(measured),
+        "total": len(rows),
+        "headings": headings,
+        "rows": cells,
+        "figure": _plot(measured) if measured else None,
+        "has_paper": any(row["paper"] for row in rows),
+        "pairs": study["pairs"],
+        "command": study["command"],
+    }
 
 
-def _table(rows: Sequence[Mapping[str, Any]]) -> str:
+def _table(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
     columns = list(rows[0]["columns"])
-    published = any(row["paper"] for row in rows)
-    lines = []
+    cells = []
     for row in rows:
-        ours = row["measured"]
-        chance = None if ours is None else ours["p"]
-        lines.append(
+        ours = row["measured"] or {"mean": None, "std": None, "p": None}
+        seconds = row["seconds_train"]
+        cells.append(
             [
-                str(row["row"]), *(shown(row["columns"][name]) for name in columns),
-                *([_paper(row)] if published else []),
-                "-" if ours is None else f"{ours['mean']:.2f}",
-                "-" if ours is None else _spread(ours), _runs(row),
-                *(["-" if chance is None else f"{chance:.2g}"] if published else []),
-                "-" if row["seconds_train"] is None else shown_seconds(row["seconds_train"]),
+                str(row["row"]), *(format_value(row["columns"][name]) for name in columns),
+                _paper(row), _number(ours["mean"], ".2f"), _number(ours["std"], ".2f"), _runs(row),
+                _number(ours["p"], ".2g"), "-" if seconds is None else shown_seconds(seconds),
             ]
         )  # fmt: skip
-    paper, p = (["paper %"], ["p"]) if published else ([], [])
-    headings = ["row", *columns, *paper, "measured %", "std", "runs", *p, "train s"]
-    return table(headings, lines)
+    measures = ["paper %", "measured %", "std", "runs", "p", "training time (s)"]
+    return without_empty_columns(["row", *columns, *measures], cells, keep=[*columns, "measured %"])
 
 
-def _picture(rows: Sequence[Mapping[str, Any]]) -> Any:
-    """The measured rows from above, with one standard deviation, beside the paper's figures."""
-    figure = figure_of(7, 1.2 + 0.32 * len(rows))
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
+
+
+def _plot(rows: Sequence[Mapping[str, Any]]) -> Any:
+    """The measured rows with one standard deviation, and the paper's figures."""
+    figure = new_figure(7, 1.2 + 0.32 * len(rows))
     axes = figure.subplots()
     places = [-row["row"] for row in rows]
     axes.errorbar(
@@ -161,7 +162,7 @@ def _picture(rows: Sequence[Mapping[str, Any]]) -> Any:
 
 
 def _named(row: Mapping[str, Any]) -> str:
-    return f"{row['row']}: {shown(next(iter(row['columns'].values())))}"
+    return f"{row['row']}: {format_value(next(iter(row['columns'].values())))}"
 
 
 def _paper(row: Mapping[str, Any]) -> str:
@@ -169,11 +170,7 @@ def _paper(row: Mapping[str, Any]) -> str:
 
 
 def _runs(row: Mapping[str, Any]) -> str:
-    """How many runs the row's figure is of, and how the others ended."""
-    lost = [one.how for one in lost_in(row["runs"]).values()]
+    """The number of runs of the row's figure, and how the others ended."""
+    ends = [lost.how for lost in missing_from_json(row["runs"]).values()]
     n = 0 if row["measured"] is None else row["measured"]["n"]
-    return of_planned(n, lost) if n or lost else "-"
-
-
-def _spread(measured: Mapping[str, Any]) -> str:
-    return "-" if measured["std"] is None else f"{measured['std']:.2f}"
+    return format_planned(n, ends) if n or ends else "-"

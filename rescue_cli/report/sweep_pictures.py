@@ -1,30 +1,30 @@
-"""A sweep's pictures: histograms, one set against another, and the band by epoch."""
+"""A sweep's pictures: histograms, one set against another, and the range by epoch."""
 
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from rescue_cli.analysis.sweep import Sweep, by_epoch, metric_of, summary
+from rescue_cli.analysis.sweep import Sweep, metric_label, scores_by_epoch, summarize_sweep
 from rescue_cli.formatting import counted
-from rescue_cli.report.pictures import figure_of, save
+from rescue_cli.report.pictures import new_figure, save_figure
 
-FEW = 10  # seeds below which each is a point, and no histogram
+FEW = 10  # seeds, below which each is a point in place of a histogram
 
 
-def draw(sweep: Sweep) -> list[Path]:
-    """Writes what the sweep has enough runs for; the files."""
-    figures = figures_of(sweep)
+def draw_sweep(sweep: Sweep) -> list[Path]:
+    """Writes the pictures that the sweep has enough runs for, and returns their paths."""
+    figures = sweep_figures(sweep)
     for name, figure in figures.items():
-        save(figure, sweep.path / name)
+        save_figure(figure, sweep.path / name)
     return [sweep.path / name for name in figures]
 
 
-def figures_of(sweep: Sweep) -> dict[str, Any]:
+def sweep_figures(sweep: Sweep) -> dict[str, Any]:
     """The pictures that the sweep has enough runs for, by file name."""
     figures = {}
     if len(sweep.results) > 1:
         figures["histogram.png"] = _histograms(sweep)
-    if len(by_epoch(sweep)) > 1:
+    if len(scores_by_epoch(sweep)) > 1:
         figures["band.png"] = _band(sweep)
     if len(sweep.measurements) > 1 and len(sweep.results) > 1:
         figures["cloud.png"] = _cloud(sweep)
@@ -32,13 +32,13 @@ def figures_of(sweep: Sweep) -> dict[str, Any]:
 
 
 def _histograms(sweep: Sweep) -> Any:
-    """Each measurement's seeds, with their mean and seed 0."""
+    """The distribution over seeds of each measurement, with the mean and seed 0."""
     names = sweep.measurements
-    figure = figure_of(4.5 * len(names), 3.2)
+    figure = new_figure(4.5 * len(names), 3.2)
     for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
         values = sweep.values(name)
         if len(values) < FEW:
-            axes.plot(list(values.values()), [0.5] * len(values), "o", alpha=0.7, label="a seed")
+            axes.plot(list(values.values()), [0.5] * len(values), "o", alpha=0.7, label="one seed")
             axes.set_ylim(0, 1)
             axes.set_yticks([])
         else:
@@ -49,37 +49,42 @@ def _histograms(sweep: Sweep) -> Any:
         if 0 in values:
             axes.axvline(values[0], color="tab:red", linestyle="--", label="seed 0")
         axes.set_title(f"{name}: {counted(len(values), 'seed')}", fontsize=10)
-        axes.set_xlabel(metric_of(sweep))
+        axes.set_xlabel(metric_label(sweep))
         axes.legend(fontsize=8)
     return figure
 
 
 def _cloud(sweep: Sweep) -> Any:
-    """The second measurement against the first, a point for each seed."""
+    """The second measurement against the first, one point per seed."""
     first, second = sweep.measurements[:2]
     a, b = sweep.values(first), sweep.values(second)
-    figure = figure_of(4.5, 4.2)
+    figure = new_figure(4.5, 4.2)
     axes = figure.subplots()
     axes.scatter(list(a.values()), list(b.values()), s=14)
     best = max(a, key=lambda seed: a[seed])
     axes.scatter([a[best]], [b[best]], s=60, facecolors="none", edgecolors="tab:red")
-    axes.annotate(f"best on {first}", (a[best], b[best]), fontsize=8)
+    axes.annotate(
+        f"best on {first}", (a[best], b[best]), xytext=(-8, 0), textcoords="offset points",
+        ha="right", va="center", fontsize=8,
+    )  # fmt: skip
     axes.axvline(mean(a.values()), color="0.7", linewidth=1)
     axes.axhline(mean(b.values()), color="0.7", linewidth=1)
-    found = summary(sweep)["correlation"].get(f"{first} {second}")
-    if found is not None:
-        axes.set_title(f"r = {found[0]:.2f} ({found[1]:.2f} to {found[2]:.2f})", fontsize=10)
-    axes.set_xlabel(f"{first}: {metric_of(sweep)}")
-    axes.set_ylabel(f"{second}: {metric_of(sweep)}")
+    correlation = summarize_sweep(sweep)["correlation"].get(f"{first} {second}")
+    if correlation is not None:
+        axes.set_title(
+            f"r = {correlation[0]:.2f} ({correlation[1]:.2f} to {correlation[2]:.2f})", fontsize=10
+        )
+    axes.set_xlabel(f"{first}: {metric_label(sweep)}")
+    axes.set_ylabel(f"{second}: {metric_label(sweep)}")
     axes.grid(alpha=0.3)
     return figure
 
 
 def _band(sweep: Sweep) -> Any:
-    """Mean, one standard deviation, and the extremes of all seeds by epoch."""
-    curves = by_epoch(sweep)
+    """Mean, standard deviation, minimum and maximum over seeds by epoch."""
+    curves = scores_by_epoch(sweep)
     epochs = list(curves)
-    figure = figure_of(6, 3.6)
+    figure = new_figure(6, 3.6)
     axes = figure.subplots()
     means = [mean(values) for values in curves.values()]
     spreads = [stdev(values) if len(values) > 1 else 0.0 for values in curves.values()]
@@ -98,7 +103,7 @@ def _band(sweep: Sweep) -> Any:
     axes.set_title(f"{sweep.measurements[0]}: {counted(len(sweep.results), 'seed')}", fontsize=10)
     axes.set_xlabel("epoch")
     axes.xaxis.get_major_locator().set_params(integer=all(float(e).is_integer() for e in epochs))
-    axes.set_ylabel(metric_of(sweep))
+    axes.set_ylabel(metric_label(sweep))
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     return figure

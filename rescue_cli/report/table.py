@@ -1,14 +1,26 @@
-"""The table of results: lines of runs, sweeps and studies, for people and as data."""
+"""Tables of results: of runs, sweeps and studies, and of one run's measurements."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rescue_cli.analysis.stats import Sample
+from rescue_cli.analysis.accuracy import (
+    accuracy_interval,
+    balanced_interval,
+    classes_with_images,
+    is_uneven,
+)
 from rescue_cli.formatting import shown_seconds
-from rescue_cli.rundir.planned import Lost, of_planned, told_lost
+from rescue_cli.metrics.names import METRICS, measurement_stem, metric_names
+from rescue_cli.rundir.planned import MissingRun, format_planned, missing_to_json
 
-HEADINGS = ("path", "recipe", "set", "paper %", "measured %", "std", "runs", "train s")
+if TYPE_CHECKING:
+    from rescue_cli.analysis.stats import Sample
+
+TEXT_COLUMNS = ("set", "TTA")  # columns that hold no numbers
+BALANCED = "bal. %"  # balanced accuracy; the other columns leave 7 characters of 80
+HEADINGS = ("path", "recipe", "set", "paper %", "measured %", "std", "runs",
+            "training time (s)")  # fmt: skip
 KEYS = (
     "path", "recipe", "set", "paper", "measured", "std", "planned", "n", "diverged", "failed",
     "not_run", "seconds_train",
@@ -16,31 +28,31 @@ KEYS = (
 
 
 @dataclass(frozen=True)
-class Line:
-    """What was measured, in percent, beside what the recipe's source claims."""
+class ResultLine:
+    """A measured accuracy in percent, and what the recipe's paper reports."""
 
     path: str
     recipe: str
     set: str
-    paper: Sample | None
-    measured: Sample
-    seconds: float | None  # of training, the mean of the runs
-    lost: Mapping[Any, Lost] = field(default_factory=dict)  # planned runs without a result
+    paper: "Sample | None"
+    measured: "Sample"
+    seconds: float | None  # of training: the mean of the runs
+    lost: Mapping[Any, MissingRun] = field(default_factory=dict)  # planned runs without a result
 
     @property
     def cells(self) -> list[str]:
-        """As it is read, under `HEADINGS`."""
+        """As text, under `HEADINGS`."""
         std = self.measured.std
         return [
-            self.path, self.recipe, self.set, _claim(self.paper), f"{self.measured.mean:.2f}",
+            self.path, self.recipe, self.set, _published(self.paper), f"{self.measured.mean:.2f}",
             "-" if std is None else f"{std:.2f}",
-            of_planned(self.measured.n, [lost.how for lost in self.lost.values()]),
+            format_planned(self.measured.n, [lost.how for lost in self.lost.values()]),
             "-" if self.seconds is None else shown_seconds(self.seconds),
         ]  # fmt: skip
 
     @property
     def values(self) -> dict[str, Any]:
-        """As data, by `KEYS`; of a claim its mean."""
+        """As data, by `KEYS`."""
         return {
             "path": self.path,
             "recipe": self.recipe,
@@ -48,18 +60,109 @@ class Line:
             "paper": None if self.paper is None else self.paper.mean,
             "measured": self.measured.mean,
             "std": self.measured.std,
-            **told_lost(self.measured.n, self.lost),
+            **missing_to_json(self.measured.n, self.lost),
             "seconds_train": self.seconds,
         }
 
     @property
     def row(self) -> dict[str, Any]:
-        """As `values`, where a cell has room for how many runs were lost, but not for why."""
+        """As `values`, with the number of runs without a result in place of the reasons."""
         return {k: len(v) if isinstance(v, dict | list) else v for k, v in self.values.items()}
 
 
-def _claim(paper: Sample | None) -> str:
+def results_table(lines: Sequence[ResultLine]) -> tuple[list[str], list[list[str]]]:
+    """Headings and rows of results, for people."""
+    return without_empty_columns(HEADINGS, [line.cells for line in lines])
+
+
+def without_empty_columns(
+    headings: Sequence[str], rows: Sequence[Sequence[str]], keep: Collection[str] = ()
+) -> tuple[list[str], list[list[str]]]:
+    """The table without columns that have `-` in every row; those named in `keep` stay."""
+    kept = [
+        i
+        for i, heading in enumerate(headings)
+        if heading in keep or not rows or any(row[i] != "-" for row in rows)
+    ]
+    return [headings[i] for i in kept], [[row[i] for i in kept] for row in rows]
+
+
+def _published(paper: "Sample | None") -> str:
     if paper is None:
         return "-"
     spread = "" if paper.std is None else f" ± {paper.std:.2f}"
     return f"{paper.mean:.2f}{spread}" + (f" ({paper.n})" if paper.n > 1 else "")
+
+
+def interval_notes(result: Mapping[str, Any]) -> list[str]:
+    """Explains the table's intervals, and how much one image counts; empty without top-1."""
+    if "top1" not in result:
+        return []
+    steps = {entry["set"]: 100 / entry["count"] for entry in result["sets"]}
+    each = ", ".join(f"{points:.2g} points" + f" on {name}" * (len(steps) > 1)
+                     for name, points in steps.items())  # fmt: skip
+    main = result["sets"][0]
+    if not is_uneven(main):
+        return [f"95 %: interval for this network over new images; one image is {each}"]
+    return [
+        f"95 %: interval for this network's top-1 over new images; one image is {each}",
+        _of_classes(main, measurement_stem(main, result["sets"])),
+    ]
+
+
+def _of_classes(entry: Mapping[str, Any], name: str) -> str:
+    """Explains balanced accuracy, and says where the accuracy of each class is."""
+    rows, interval = classes_with_images(entry), balanced_interval(entry)
+    assert interval is not None
+    known, images = len(entry["per_class"]), [row["images"] for row in rows]
+    of = f"{len(rows)}" if len(rows) == known else f"{len(rows)} of {known}"
+    return (
+        f"bal.: balanced accuracy, the mean recall of {of} classes of {min(images)} to "
+        f"{max(images)} images\nits 95 % interval: {interval[0]:.1f} to {interval[1]:.1f}; "
+        f"by class: predictions/{name}.csv"
+    )
+
+
+def measurement_table(
+    result: Mapping[str, Any], *, narrow: bool = False
+) -> tuple[list[str], list[list[str]]]:
+    """Headings and rows of a run's measurements: one per set, size, crop and TTA.
+
+    Where classes differ in size, balanced accuracy is shown beside top-1; in a `narrow` table it
+    replaces top-5, which would not fit.
+    """
+    entries = result["sets"]
+    metrics = metric_names(entries[0])
+    has_top1, uneven = "top1" in metrics, any(is_uneven(entry) for entry in entries)
+    if uneven and narrow:
+        metrics.remove("top5")
+    numbers = [{METRICS[m]: f"{entry[m]:.2f}" for m in metrics} for entry in entries]
+    if uneven:
+        numbers = [_beside(first, entry) for first, entry in zip(numbers, entries, strict=True)]
+    headings = ["set", "size", "crop", "TTA", *numbers[0],
+                *(["95 %"] if has_top1 else []), "loss", "images"]  # fmt: skip
+    rows = [
+        [
+            entry["set"],
+            str(entry["size"]),
+            f"{entry['crop']:g}",
+            entry["protocol"]["tta"],
+            *shown.values(),
+            *(
+                [f"{low:.1f} to {high:.1f}" for low, high in [accuracy_interval(entry)]]
+                if has_top1
+                else []
+            ),
+            "-" if entry["loss"] is None else f"{entry['loss']:.4f}",
+            str(entry["count"]),
+        ]
+        for entry, shown in zip(entries, numbers, strict=True)
+    ]
+    return headings, rows
+
+
+def _beside(metrics: Mapping[str, str], entry: Mapping[str, Any]) -> dict[str, str]:
+    """The metrics, with balanced accuracy after the first."""
+    value = entry.get("balanced_accuracy")
+    (first, top), *others = metrics.items()
+    return {first: top, BALANCED: "-" if value is None else f"{value:.2f}", **dict(others)}

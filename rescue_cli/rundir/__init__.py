@@ -1,53 +1,45 @@
-"""What is in a run directory, and how its files are read and written."""
+"""A run directory: the paths of its files, checked reading, atomic writing."""
 
-from rescue_cli.metrics.names import METRICS, finite, label, metrics_of, said, score, stem
-from rescue_cli.rundir.directory import RunDirectory
+from rescue_cli.rundir.paths import RunDirectory
 from rescue_cli.rundir.reading import (
-    Word,
+    FailureRecord,
     last_epoch,
     read_arrays,
     read_command,
     read_environment,
+    read_failure,
     read_identity,
     read_json,
     read_metrics,
     read_result,
     read_text,
-    word_of,
 )
-from rescue_cli.rundir.rules import demand
+from rescue_cli.rundir.validation import check_keys
 from rescue_cli.rundir.writing import (
-    discard_partials,
-    leave_word,
+    remove_partial_files,
+    write_atomically,
+    write_failure,
     write_json,
     write_text,
-    write_whole,
 )
 
 __all__ = [
-    "METRICS",
+    "FailureRecord",
     "RunDirectory",
-    "Word",
-    "demand",
-    "discard_partials",
-    "finite",
-    "label",
+    "check_keys",
     "last_epoch",
-    "leave_word",
-    "metrics_of",
     "read_arrays",
     "read_command",
     "read_environment",
+    "read_failure",
     "read_identity",
     "read_json",
     "read_metrics",
     "read_result",
     "read_text",
-    "said",
-    "score",
-    "stem",
-    "word_of",
+    "remove_partial_files",
+    "write_atomically",
+    "write_failure",
     "write_json",
     "write_text",
-    "write_whole",
 ]

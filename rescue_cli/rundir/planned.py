@@ -1,17 +1,18 @@
-"""The runs that a folder was to hold, and how those ended that have no result.
+"""The runs that are planned in a folder, and how those ended that have no result.
 
-The folder is a sweep's, a study's row's, or that of one start of `rescue transfer`. Of every
-planned run exactly one is true: it is done, it diverged, it failed, or it was not run.
+The folder is that of a sweep, of a study's row, or of one start of `rescue transfer`. A planned run
+is in exactly one state: it has a result, it diverged, it failed, or it was not run.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from rescue_cli.errors import DivergedError, StoppedError
-from rescue_cli.rundir import RunDirectory, demand, read_json, word_of, write_json
-from rescue_cli.rundir.rules import NAME, Rule
+from rescue_cli.rundir import RunDirectory, check_keys, read_failure, read_json, write_json
+from rescue_cli.rundir.validation import NAME, Rule
 
 FILE = "planned.json"
 NAMES = Rule("a list of folders' names", lambda v: isinstance(v, list) and all(map(NAME.holds, v)))
@@ -19,8 +20,8 @@ How = Literal["diverged", "failed", "not run"]
 
 
 @dataclass(frozen=True)
-class Lost:
-    """How a planned run came to have no result, and why, where that is known."""
+class MissingRun:
+    """How a planned run without a result ended, and why, where that is known."""
 
     how: How
     why: str = ""
@@ -29,63 +30,63 @@ class Lost:
         return f"{self.how}: {self.why}" if self.why else self.how
 
 
-def plan(folder: Path, names: Iterable[str]) -> None:
-    """Adds runs, by the names of their folders, to those that are planned in a folder."""
-    known = planned(folder)
+def add_planned(folder: Path, names: Iterable[str]) -> None:
+    """Adds runs, by the names of their folders, to those planned in a folder."""
+    known = read_planned(folder)
     new = [name for name in names if name not in known]
     if new:
         write_json(folder / FILE, {"runs": [*known, *new]})
 
 
-def planned(folder: Path) -> list[str]:
-    """The names of the runs that were ever asked for in a folder, where that was kept."""
+def read_planned(folder: Path) -> list[str]:
+    """The names of the runs that were ever planned in a folder; none where no file has them."""
     file = folder / FILE
     if not file.exists():
         return []
-    found = read_json(file)
-    demand(file, found, {"runs": NAMES}, "Remove the file; the runs that are there then count.")
-    return list(found["runs"])
+    content = read_json(file)
+    cure = "Remove the file; the runs in the folder then count."
+    check_keys(file, content, {"runs": NAMES}, cure)
+    return list(content["runs"])
 
 
-def lost_of(run: RunDirectory) -> Lost:
+def read_missing(run: RunDirectory) -> MissingRun:
     """How a run without a result ended; one that was stopped, or never began, was not run."""
-    word = word_of(run)
-    if word is None or isinstance(word.error, StoppedError):
-        return Lost("not run")
-    how: How = "diverged" if word.exit_code == DivergedError.exit_code else "failed"
-    return Lost(how, word.reason)
+    failure = read_failure(run)
+    if failure is None or isinstance(failure.error, StoppedError):
+        return MissingRun("not run")
+    how: How = "diverged" if failure.exit_code == DivergedError.exit_code else "failed"
+    return MissingRun(how, failure.reason)
 
 
-def counted_lost(ends: Iterable[How]) -> str:
+def count_missing(missing: Iterable[How]) -> str:
     """`4 diverged, 1 failed, 2 not run`; empty where there are none."""
-    found = list(ends)
-    counts = {how: found.count(how) for how in get_args(How)}
-    return ", ".join(f"{count} {how}" for how, count in counts.items() if count)
+    counts = Counter(missing)
+    return ", ".join(f"{counts[how]} {how}" for how in get_args(How) if counts[how])
 
 
-def of_planned(n: int, ends: Iterable[How]) -> str:
+def format_planned(n: int, missing: Iterable[How]) -> str:
     """The number of runs with a result: `10`, or `6 of 10 (4 diverged)`."""
-    found = list(ends)
-    return f"{n} of {n + len(found)} ({counted_lost(found)})" if found else str(n)
+    ends = list(missing)
+    return f"{n} of {n + len(ends)} ({count_missing(ends)})" if ends else str(n)
 
 
-def lost_in(told: Mapping[str, Any]) -> dict[str, Lost]:
-    """The runs without a result again, of what `told_lost` made of them."""
+def missing_from_json(content: Mapping[str, Any]) -> dict[str, MissingRun]:
+    """The runs without a result, as `missing_to_json` wrote them."""
     return {
-        **{name: Lost("diverged", why) for name, why in told["diverged"].items()},
-        **{name: Lost("failed", why) for name, why in told["failed"].items()},
-        **{name: Lost("not run") for name in told["not_run"]},
+        **{name: MissingRun("diverged", why) for name, why in content["diverged"].items()},
+        **{name: MissingRun("failed", why) for name, why in content["failed"].items()},
+        **{name: MissingRun("not run") for name in content["not_run"]},
     }
 
 
-def told_lost(n: int, lost: Mapping[Any, Lost]) -> dict[str, Any]:
-    """The stable keys of `--json` of `n` runs with a result and those without."""
+def missing_to_json(n: int, missing: Mapping[Any, MissingRun]) -> dict[str, Any]:
+    """The stable keys of `--json` for `n` runs with a result and those without."""
 
     def reasons(how: How) -> dict[str, str]:
-        return {str(key): one.why for key, one in lost.items() if one.how == how}
+        return {str(key): run.why for key, run in missing.items() if run.how == how}
 
     return {
-        "planned": n + len(lost),
+        "planned": n + len(missing),
         "n": n,
         "diverged": reasons("diverged"),
         "failed": reasons("failed"),

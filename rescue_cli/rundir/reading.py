@@ -1,7 +1,6 @@
-"""How the files of a run directory are read: each is checked, and what is wrong is a `DataError`.
+"""Reads the files of a run directory; an invalid file is a `DataError`.
 
-People copy, edit, and cut off these files, and disks fail; nothing that stands in one is taken on
-trust by whoever counts with it.
+People copy, edit and truncate these files, and disks fail, so every value that is used is checked.
 """
 
 import json
@@ -11,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rescue_cli.errors import DataError, RescueError, from_code
-from rescue_cli.metrics.names import METRICS, label, metrics_of
-from rescue_cli.rundir.directory import RunDirectory
-from rescue_cli.rundir.rules import (
+from rescue_cli.metrics.names import METRICS, measurement_name, metric_names
+from rescue_cli.rundir.paths import RunDirectory
+from rescue_cli.rundir.validation import (
     COUNT,
     EPOCH,
     LIST,
@@ -28,16 +27,16 @@ from rescue_cli.rundir.rules import (
     STEP,
     TEXT,
     Rule,
-    demand,
-    shown,
+    check_keys,
+    format_found,
 )
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-LINE = 4096  # bytes, more than a line of metrics has
-WORD = {"rank": STEP, "exit_code": STEP, "message": TEXT}
+LINE = 4096  # bytes: more than a line of metrics has
+FAILURE = {"rank": STEP, "exit_code": STEP, "message": TEXT}
 RESULT = {
     "recipe": TEXT,
     "seed": STEP.or_null(),
@@ -55,10 +54,10 @@ ENTRY = {
     "protocol": MAPPING,
 }
 PROTOCOL = {"data": NAME, "set": NAME, "tta": NAME}
-# Of a classification's entry, which older results have not
+# In a classification's entry; older results lack them
 BY_CLASS = {"balanced_accuracy": PERCENT.or_null(), "per_class": OBJECTS}
 OF_A_CLASS = {"class": TEXT, "images": STEP, "recall": PERCENT.or_null()}
-# What the summary of a single run shows, too
+# Also used by the summary of a single run
 SUMMARY = {
     "parameters": STEP,
     "epochs": POSITIVE.or_null(),
@@ -104,14 +103,14 @@ IDENTITY = {
         ),
     ),
     "weights": Rule(
-        "texts by key", lambda v: MAPPING.holds(v) and all(map(TEXT.holds, v.values()))
+        "strings by key", lambda v: MAPPING.holds(v) and all(map(TEXT.holds, v.values()))
     ),
     "places": OBJECTS,
 }
 
 
 @dataclass(frozen=True)
-class Word:
+class FailureRecord:
     """What a process says of the failure that it ended with, in `failure.json`."""
 
     rank: int
@@ -130,12 +129,12 @@ class Word:
 
 
 def read_text(path: Path) -> str:
-    """The text in a file; raises `DataError`."""
+    """The text of a file; raises `DataError`."""
     try:
         return path.read_text(encoding="utf-8")
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}.") from None
-    except ValueError as error:  # not UTF-8, or a name that no file can have
+    except ValueError as error:  # not UTF-8, or an impossible file name
         raise DataError(f"{path}: cannot be read: {error}.") from None
 
 
@@ -156,84 +155,84 @@ def _object(text: str, where: Path | str, cure: str) -> dict[str, Any]:
     return value
 
 
-def word_of(run: RunDirectory) -> Word | None:
+def read_failure(run: RunDirectory) -> FailureRecord | None:
     """The word that the run's processes left; None where they left none. Raises `DataError`."""
     if not run.failure.is_file():
         return None
     found = read_json(run.failure)
-    demand(run.failure, found, WORD, "Remove the file; the run then counts as not run.")
-    return Word(**{key: found[key] for key in WORD})
+    check_keys(run.failure, found, FAILURE, "Remove the file; the run then counts as not run.")
+    return FailureRecord(**{key: found[key] for key in FAILURE})
 
 
 def read_result(run: RunDirectory, *, summarised: bool = False) -> dict[str, Any]:
-    """A run's result, in which every number is one; raises `DataError`.
+    """A run's result, with every value checked; raises `DataError`.
 
-    With `summarised` also what `rescue train` prints below its table.
+    `summarised`: also check what `rescue train` prints below its table.
     """
     file = run.result
     cure = f"Remove the file, and run the command in {run.command} again."
-    found = read_json(file)
-    demand(file, found, RESULT, cure)
-    entries = found["sets"]
-    for place, entry in enumerate(entries):
-        at = f"sets[{place}]."
-        demand(file, entry, ENTRY, cure, at)
-        demand(file, entry["protocol"], PROTOCOL, cure, f"{at}protocol.")
-        _demand_metrics(file, entry, metrics_of(entries[0]), cure, at)
-        demand(file, entry, {k: rule for k, rule in BY_CLASS.items() if k in entry}, cure, at)
+    result = read_json(file)
+    check_keys(file, result, RESULT, cure)
+    entries = result["sets"]
+    for index, entry in enumerate(entries):
+        at = f"sets[{index}]."
+        check_keys(file, entry, ENTRY, cure, at)
+        check_keys(file, entry["protocol"], PROTOCOL, cure, f"{at}protocol.")
+        _check_metrics(file, entry, metric_names(entries[0]), cure, at)
+        check_keys(file, entry, {k: rule for k, rule in BY_CLASS.items() if k in entry}, cure, at)
         for number, row in enumerate(entry.get("per_class", [])):
-            demand(file, row, OF_A_CLASS, cure, f"{at}per_class[{number}].")
-    demand(file, found["protocol"], PROTOCOL, cure, "protocol.")
-    _demand_metrics(file, found, metrics_of(entries[0]), cure)
-    for key in ("count", metrics_of(entries[0])[0]):
-        if found[key] != entries[0][key]:
+            check_keys(file, row, OF_A_CLASS, cure, f"{at}per_class[{number}].")
+    check_keys(file, result["protocol"], PROTOCOL, cure, "protocol.")
+    _check_metrics(file, result, metric_names(entries[0]), cure)
+    for key in ("count", metric_names(entries[0])[0]):
+        if result[key] != entries[0][key]:
             raise DataError(
-                f"{file}: {key}: {shown(found[key])}, and sets[0].{key} is "
-                f"{shown(entries[0][key])}; both are the first measurement's. {cure}"
+                f"{file}: {key}: {format_found(result[key])}, and sets[0].{key} is "
+                f"{format_found(entries[0][key])}; they must be equal. {cure}"
             )
-    if len({label(entry, entries) for entry in entries}) < len(entries):
-        raise DataError(f"{file}: sets: two measurements are of the same set and protocol. {cure}")
+    if len({measurement_name(entry, entries) for entry in entries}) < len(entries):
+        raise DataError(f"{file}: sets: two measurements have the same set and protocol. {cure}")
     if summarised:
-        demand(file, found, SUMMARY, cure)
-        demand(file, found["protocol"], SUMMARY_PROTOCOL, cure, "protocol.")
-    return found
+        check_keys(file, result, SUMMARY, cure)
+        check_keys(file, result["protocol"], SUMMARY_PROTOCOL, cure, "protocol.")
+    return result
 
 
-def _demand_metrics(
+def _check_metrics(
     file: Path | str, entry: Mapping[str, Any], metrics: list[str], cure: str, at: str = ""
 ) -> None:
-    """Raises `DataError` unless it has these metrics, and they are percentages."""
+    """Raises `DataError` unless the entry has these metrics, in percent."""
     if not metrics:
         raise DataError(f"{file}: {at[:-1] or 'it'} has none of {', '.join(METRICS)}. {cure}")
-    demand(file, entry, dict.fromkeys(metrics, PERCENT), cure, at)
+    check_keys(file, entry, dict.fromkeys(metrics, PERCENT), cure, at)
 
 
 def read_environment(run: RunDirectory) -> dict[str, Any]:
-    """What a run runs on, as its worker needs it; raises `DataError`."""
-    found = read_json(run.environment)
-    demand(run.environment, found, ENVIRONMENT, "Begin the run in another folder.")
-    return found
+    """The environment of a run, as its worker needs it; raises `DataError`."""
+    environment = read_json(run.environment)
+    check_keys(run.environment, environment, ENVIRONMENT, "Start the run in another folder.")
+    return environment
 
 
 def read_identity(run: RunDirectory) -> dict[str, Any] | None:
-    """What a run keeps of its data; None of one that keeps nothing. Raises `DataError`."""
+    """The fingerprints of a run's data; None of a run without data.json. Raises `DataError`."""
     if not run.data.is_file():
         return None
-    found = read_json(run.data)
-    demand(run.data, found, IDENTITY, "Restore it; without it the data are not checked.")
-    return found
+    identity = read_json(run.data)
+    check_keys(run.data, identity, IDENTITY, "Restore it; without it the data are not checked.")
+    return identity
 
 
 def read_command(run: RunDirectory) -> str:
-    """The command that began the run, in one line; raises `DataError`."""
+    """The command that started the run, in one line; raises `DataError`."""
     lines = read_text(run.command).splitlines()
     if not lines:
-        raise DataError(f"{run.command}: is empty. Write the command there that began the run.")
+        raise DataError(f"{run.command}: is empty. Write the command that started the run into it.")
     return lines[0]
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of `metrics.jsonl`; a last line that was cut off is passed over.
+    """The lines of `metrics.jsonl`; a truncated last line is skipped.
 
     Raises `DataError`.
     """
@@ -242,25 +241,25 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
     cure = "Remove the line."
-    metrics: list[str] = []  # of evaluations, the first's
+    metrics: list[str] = []  # the first evaluation's
     before = 0
     for number, line in enumerate(read_text(path).split("\n")[:-1], 1):
         where = f"{path}, line {number}"
-        found = _object(line, where, cure)
-        demand(where, found, {"kind": KIND}, cure)
-        demand(where, found, LINES[found["kind"]], cure)
-        demand(where, found, {k: rule for k, rule in IF_THERE.items() if k in found}, cure)
-        if found["step"] < before:
-            raise DataError(f"{where}: step: {found['step']} comes after {before}. {cure}")
-        before = found["step"]
-        if found["kind"] == "eval":
-            metrics = metrics or metrics_of(found)
-            _demand_metrics(where, found, metrics, cure)
-        yield found
+        entry = _object(line, where, cure)
+        check_keys(where, entry, {"kind": KIND}, cure)
+        check_keys(where, entry, LINES[entry["kind"]], cure)
+        check_keys(where, entry, {k: rule for k, rule in IF_THERE.items() if k in entry}, cure)
+        if entry["step"] < before:
+            raise DataError(f"{where}: step: {entry['step']} comes after {before}. {cure}")
+        before = entry["step"]
+        if entry["kind"] == "eval":
+            metrics = metrics or metric_names(entry)
+            _check_metrics(where, entry, metrics, cure)
+        yield entry
 
 
 def last_epoch(path: Path) -> float:
-    """The epoch of the last whole line of `metrics.jsonl`, for a bar; 0 where it cannot be read."""
+    """The epoch of the last complete line of `metrics.jsonl`, for a progress bar; 0 on errors."""
     try:
         with path.open("rb") as file:
             file.seek(max(0, path.stat().st_size - LINE))
@@ -272,21 +271,21 @@ def last_epoch(path: Path) -> float:
 
 
 def read_arrays(path: Path, *names: str) -> dict[str, "NDArray[np.generic]"]:
-    """The arrays in a file of predictions or pictures, `names` among them; raises `DataError`."""
+    """The arrays in an .npz file, `names` among them; raises `DataError`."""
     import zipfile
     import zlib
 
     import numpy as np
 
-    cure = f"Write it anew: rescue eval {path.parent.parent}"
+    cure = f"Write it again: rescue eval {path.parent.parent}"
     try:
         with path.open("rb") as content, np.load(content, allow_pickle=False) as file:
-            found = dict(file)
+            arrays = dict(file)
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}. {cure}") from None
     except (ValueError, EOFError, KeyError, TypeError, zipfile.BadZipFile, zlib.error) as error:
-        raise DataError(f"{path}: not arrays that can be read: {error}. {cure}") from None
+        raise DataError(f"{path}: not a readable .npz file: {error}. {cure}") from None
     for name in names:
-        if name not in found:
+        if name not in arrays:
             raise DataError(f"{path}: has no array {name}. {cure}")
-    return found
+    return arrays

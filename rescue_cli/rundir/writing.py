@@ -1,4 +1,4 @@
-"""How the files of a run directory are written: whole, or not at all."""
+"""Writes files atomically."""
 
 import contextlib
 import json
@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import IO, Any
 
 from rescue_cli.errors import RescueError
-from rescue_cli.rundir.directory import RunDirectory
-from rescue_cli.rundir.reading import Word
+from rescue_cli.rundir.paths import RunDirectory
+from rescue_cli.rundir.reading import FailureRecord
 
 
-def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Writes a file under a temporary name, flushes it to disk, renames it.
+def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """Writes a file under a temporary name, flushes it to disk, and renames it.
 
-    Whoever reads `path` sees the old file or the new one. Raises `RescueError` where the disk is
-    full or the folder cannot be written; the old file then still stands.
+    Readers of `path` see the old file or the new one. Raises `RescueError` where the disk is full
+    or the folder is not writable; the old file is then intact.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
@@ -31,17 +31,17 @@ def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
-        kept = " The one written before still stands." if path.exists() else ""
+        kept = " The previous file is intact." if path.exists() else ""
         reason = " ".join(str(error).split("\n")[0].split())
         raise RescueError(
-            f"{path}: could not be written ({reason}).{kept} Free space, and go on from there."
+            f"{path}: could not be written ({reason}).{kept} Free space and resume."
         ) from None
 
 
-def discard_partials(folder: Path) -> None:
-    """Removes what processes that were killed while they wrote have left behind.
+def remove_partial_files(folder: Path) -> None:
+    """Removes temporary files of processes that were killed while writing.
 
-    What bears this process's own number it will overwrite itself.
+    Those of this process are kept: it overwrites them itself.
     """
     for partial in folder.rglob(".*.partial"):
         if not partial.name.endswith(f".{os.getpid()}.partial"):
@@ -57,14 +57,14 @@ def _sync_folder(folder: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    write_whole(path, lambda file: file.write(text.encode()))
+    write_atomically(path, lambda file: file.write(text.encode()))
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     write_text(path, json.dumps(value, indent=1) + "\n")
 
 
-def leave_word(run: RunDirectory, word: Word) -> None:
+def write_failure(run: RunDirectory, word: FailureRecord) -> None:
     """Writes how the run failed, unless another process already has."""
     try:
         with run.failure.open("x") as file:

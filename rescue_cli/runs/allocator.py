@@ -1,7 +1,7 @@
-"""glibc's allocator, told by the environment of a process to keep what a training step frees.
+"""Settings that make glibc's allocator keep the memory that a training step frees.
 
-Left to itself it gives a block back to the system when it is freed and asks for it again a moment
-later, and each of its pages is then cleared and mapped anew, in every step.
+By default it returns large blocks to the system when they are freed and requests them again a
+moment later, so that in every step the kernel clears and maps all of their pages again.
 """
 
 import ctypes
@@ -11,50 +11,50 @@ from pathlib import Path
 
 from rescue_cli.errors import UsageError
 
-VARIABLE = "GLIBC_TUNABLES"  # read by the dynamic loader, before a program begins
+VARIABLE = "GLIBC_TUNABLES"  # read by the dynamic loader before a program starts
 SWITCH = "RESCUE_ALLOCATOR"
 GIGABYTE = 2**30
 SETTINGS = ":".join(
     (
-        f"glibc.malloc.mmap_threshold={4 * GIGABYTE}",  # smaller blocks come from the heap,
-        f"glibc.malloc.trim_threshold={8 * GIGABYTE}",  # whose free end stays,
-        "glibc.malloc.hugetlb=1",  # and which asks for huge pages;
-        "glibc.malloc.arena_max=1",  # one heap, the backward pass's thread has another else
+        f"glibc.malloc.mmap_threshold={4 * GIGABYTE}",  # smaller blocks come from the heap
+        f"glibc.malloc.trim_threshold={8 * GIGABYTE}",  # whose free end is kept
+        "glibc.malloc.hugetlb=1",  # and which uses huge pages
+        "glibc.malloc.arena_max=1",  # one heap; by default autograd's thread has its own
     )
 )
-OLDEST = (2, 35)  # glibc with `hugetlb`; older ones refuse such thresholds and get slower
-SAID = (
-    "allocator: freed memory is kept, in huge pages "
-    f"({VARIABLE}; {SWITCH}=off leaves it to the system)"
+OLDEST = (2, 35)  # glibc with `hugetlb`; older ones reject such thresholds and get slower
+LOG_LINE = (
+    f"allocator: keeps freed memory, in huge pages ({VARIABLE}; {SWITCH}=off uses the defaults)"
 )
 _MAIN = Path(__file__).parents[1] / "__main__.py"
 
 
-def restart_with_settings() -> None:
+def restart_with_settings(device: str | None) -> None:
     """Executes this command again, once, with `SETTINGS` in its environment.
 
-    Only where they act: on a CPU, with glibc, where the user has no settings of his own. The
-    process keeps its number, its files and its parent. Raises `UsageError` for an unknown switch.
+    Only where they have an effect: on a CPU, with glibc, without the user's own settings. `device`
+    is cpu or cuda as the user gives it, None for cuda if there is one. The process keeps its id,
+    its files and its parent. Raises `UsageError` for an unknown value of `SWITCH`.
     """
-    if not _switched_on() or VARIABLE in os.environ or not _has_glibc() or not _is_the_command():
+    if not _is_enabled() or VARIABLE in os.environ or not _has_glibc() or not _is_the_command():
         return
-    if not _computes_on_cpu(sys.argv[1:]):
+    if device not in (None, "cpu") or (device is None and _sees_cuda()):
         return
     os.environ[VARIABLE] = SETTINGS
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def in_force() -> bool:
-    """Whether this process began with the settings."""
+    """Whether this process was started with the settings."""
     return os.environ.get(VARIABLE) == SETTINGS
 
 
 def available() -> bool:
-    """Whether this system's allocator knows the settings."""
+    """Whether this system's allocator has the settings."""
     return _has_glibc()
 
 
-def _switched_on() -> bool:
+def _is_enabled() -> bool:
     value = os.environ.get(SWITCH, "on")
     if value not in ("on", "off"):
         raise UsageError(f"{SWITCH}: '{value}' is not known. Use on or off.")
@@ -70,24 +70,15 @@ def _has_glibc() -> bool:
 
 
 def _is_the_command() -> bool:
-    """Whether this process is `rescue` and nothing else, so that no test or script begins anew."""
-    given = sys.argv[1:]
+    """Whether this process is the command `rescue`; a test or a script is never restarted."""
+    arguments = sys.argv[1:]
     named = Path(sys.argv[0]).name == "rescue" or Path(sys.argv[0]) == _MAIN
-    return named and bool(given) and sys.orig_argv[-len(given) :] == given and bool(sys.executable)
-
-
-def _computes_on_cpu(words: list[str]) -> bool:
-    """What the command line asks for, else whether there is a GPU that CUDA's driver can use."""
-    if any(word == "--gpus" or word.startswith("--gpus=") for word in words):
-        return False
-    for word, following in zip(words, [*words[1:], ""], strict=True):
-        if word == "--device" or word.startswith("--device="):
-            return (word.partition("=")[2] or following) == "cpu"
-    return not _sees_cuda()
+    same = bool(arguments) and sys.orig_argv[-len(arguments) :] == arguments
+    return named and same and bool(sys.executable)
 
 
 def _sees_cuda() -> bool:
-    """Asked of the driver, because torch is not imported yet."""
+    """Whether CUDA's driver finds a GPU; torch is not imported yet."""
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError:

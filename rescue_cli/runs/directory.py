@@ -1,85 +1,112 @@
-"""A run directory's birth: a free number, the resolved recipe, what it runs on."""
+"""How a run directory is created: a free number, the resolved recipe, what it will run on."""
 
 import contextlib
 import fcntl
-import importlib.metadata
-import os
-import platform
 import shlex
-import subprocess
 import sys
+import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rescue_cli import __version__
-from rescue_cli.errors import InUseError, UsageError
+from rescue_cli.errors import InUseError, RescueError, UsageError
 from rescue_cli.recipe import Recipe, recipe_in
 from rescue_cli.recipe.changes import as_written, differences, is_path
 from rescue_cli.rundir import RunDirectory, write_json, write_text
-from rescue_cli.runs.group import current
 
-LOGS = (".log", ".out", ".err")  # what a shell or a queue writes in a folder before the run
-BEFORE = (RunDirectory(Path()).last.parent.name, "logs")  # torchrun's, or a queue's
-PACKAGES = ("torch", "torchvision", "timm", "numpy", "simplejpeg", "pillow")
+if TYPE_CHECKING:
+    from rescue_cli.build.identity import IdentityCache
+
+# What may be in a folder before the run: files and folders of the shell, a queue or torchrun, and
+# the checkpoint of another run that this one starts from
+LOG_SUFFIXES = (".log", ".out", ".err")
+LOG_FOLDERS = ("logs", RunDirectory(Path()).last.parent.name)
 
 
-def next_free(parent: Path) -> Path:
+def create_next(parent: Path) -> Path:
     """Creates and returns the next numbered folder below `parent`: 0, 1, 2, ..."""
     parent.mkdir(parents=True, exist_ok=True)
     number = max((int(p.name) for p in parent.iterdir() if p.name.isdecimal()), default=-1) + 1
     while True:
         try:
             (parent / str(number)).mkdir()
-        except FileExistsError:
+        except FileExistsError:  # another process was faster
             number += 1
         else:
             return parent / str(number)
 
 
-def latest(parent: Path) -> Path | None:
-    """The numbered folder below `parent` with the highest number."""
-    if not parent.is_dir():
-        return None
-    numbers = [p for p in parent.iterdir() if p.name.isdecimal()]
-    return max(numbers, key=lambda p: int(p.name), default=None)
+def choose_directory(parent: Path, *, resume: bool, restarted: bool) -> Path:
+    """A run directory below `parent`: a new one, or with `resume` the latest.
+
+    A command that torchrun has `restarted` takes the one that it began itself, and none from
+    before it.
+    """
+    numbers = [p for p in parent.iterdir() if p.name.isdecimal()] if parent.is_dir() else []
+    latest = max(numbers, key=lambda p: int(p.name), default=None)
+    if restarted and latest is not None and not _was_begun_by_this_command(latest):
+        latest = None
+    if latest is not None and (resume or restarted):
+        return latest
+    return create_next(parent)
+
+
+def _was_begun_by_this_command(path: Path) -> bool:
+    """Whether a directory holds an unfinished run of this very command."""
+    command = RunDirectory(path).command
+    if is_finished(path) or not command.exists():
+        return False
+    return command.read_text().endswith(f"{command_line()}\n")
 
 
 def is_finished(path: Path) -> bool:
     return RunDirectory(path).result.is_file()
 
 
-def prepare(
-    path: Path, recipe: Recipe, facts: dict[str, Any], *, resume: bool, look: Any = None
-) -> bool:
-    """Writes what the workers read; whether the run is new, and so this call's to `abandon`.
+def command_line() -> str:
+    """This command as a line of a shell."""
+    return shlex.join(["rescue", *sys.argv[1:]])
 
-    `facts` are what the run runs on; with `resume` a directory of the same recipe is taken up, as
-    `claim` says.
-    Raises `UsageError` where a run is there that must not change.
+
+def prepare(
+    path: Path,
+    recipe: Recipe,
+    environment: dict[str, Any],
+    *,
+    resume: bool,
+    look: "IdentityCache | None" = None,
+    command: Sequence[str] | None = None,
+) -> bool:
+    """Writes what the processes of a run read; whether the run is new.
+
+    Only a new run is this call's to `remove_unstarted`. With `resume` a directory of the same
+    recipe is accepted, see `reserve`. `command` is recorded, by default this process's own. Raises
+    `UsageError` where another run must not change.
     """
     run = RunDirectory(path)
-    if _in_use(run):
+    if _is_in_use(run):
         raise InUseError(path)
-    new = claim(path, recipe, resume=resume, verb=facts["verb"], look=look)
-    before = run.command.read_text() if run.command.exists() else ""
-    write_text(run.command, before + spoken())
-    write_json(run.environment, facts)
+    new = reserve(path, recipe, resume=resume, verb=environment["verb"], look=look)
+    earlier = run.command.read_text() if run.command.exists() else ""
+    recorded = shlex.join(command) if command else command_line()
+    write_text(run.command, f"{earlier}{recorded}\n")
+    write_json(run.environment, environment)
     return new
 
 
-def spoken() -> str:
-    """This command as a line of a shell."""
-    return shlex.join(["rescue", *sys.argv[1:]]) + "\n"
-
-
-def claim(
-    path: Path, recipe: Recipe, *, resume: bool, verb: str = "train", look: Any = None
+def reserve(
+    path: Path,
+    recipe: Recipe,
+    *,
+    resume: bool,
+    verb: str = "train",
+    look: "IdentityCache | None" = None,
 ) -> bool:
-    """Puts the recipe there, for what the verb does; whether none was there.
+    """Writes the recipe, or checks it against the one that is there; whether none was there.
 
-    Raises `UsageError` where another is, or any without `resume`, or where the folder is none of a
-    run's. Where only the places of data and weights differ it is the same recipe if these are the
-    same, by `look` (`identity.IdentityCache`), else a `DataError`.
+    Raises `UsageError` where there is another recipe, or any without `resume`, or files that are
+    not of a run. Recipes that differ only in where data and weights lie are the same recipe if the
+    content is the same; else raises `DataError`. `look` keeps what was read of the data already.
     """
     run = RunDirectory(path)
     if run.recipe.exists():
@@ -87,29 +114,31 @@ def claim(
             more = "" if verb == "eval" else ", or --resume"
             raise UsageError(f"{path}: holds a run already. Use another --out{more}.")
         changed = differences(recipe_in(path).tree, recipe.tree)
-        changed = {k: pair for k, pair in changed.items() if not _same_folder(k, *pair)}
+        changed = {k: pair for k, pair in changed.items() if not _is_same_folder(k, *pair)}
         other = {k: pair for k, pair in changed.items() if not is_path(k, *pair)}
         if other:
-            told = "; ".join(
-                f"{k}: {as_written(a)} -> {as_written(b)}" for k, (a, b) in other.items()
+            listed = "; ".join(
+                f"{key}: {as_written(a)} -> {as_written(b)}" for key, (a, b) in other.items()
             )
             raise UsageError(
-                f"{path}: holds a run of another recipe: {told}. "
+                f"{path}: holds a run of another recipe: {listed}. "
                 "Drop the overrides, or use a new --out."
             )
         if changed:
-            _move(run, recipe, look)
+            _relocate(run, recipe, look)
         return False
-    if path.is_dir() and (strange := [e.name for e in path.iterdir() if _is_foreign(e)]):
-        raise UsageError(f"{path}: is no run's folder; it holds {min(strange)}. Use a new --out.")
+    if path.is_dir() and (foreign := [e.name for e in path.iterdir() if _is_foreign(e)]):
+        raise UsageError(
+            f"{path}: is not a run directory; it holds {min(foreign)}. Use a new --out."
+        )
     write_text(run.recipe, recipe.to_yaml())
     return True
 
 
-def _move(run: RunDirectory, recipe: Recipe, look: Any) -> None:
-    """Has the run go on where its data and weights lie now; what is finished stays as it is.
+def _relocate(run: RunDirectory, recipe: Recipe, look: "IdentityCache | None") -> None:
+    """Makes a run read its data and weights from where the recipe has them now.
 
-    Raises `DataError` where they are not the same.
+    A finished run keeps its recipe. Raises `DataError` where the content differs.
     """
     from rescue_cli.build.identity import IdentityCache, check_same_data
 
@@ -118,36 +147,43 @@ def _move(run: RunDirectory, recipe: Recipe, look: Any) -> None:
         write_text(run.recipe, recipe.to_yaml())
 
 
-def _same_folder(key: str, a: Any, b: Any) -> bool:
-    """Whether two values of a key name one folder, as from a folder and from the one above it."""
+def _is_same_folder(key: str, a: Any, b: Any) -> bool:
+    """Whether two values of a key name one folder, relative to different working directories."""
     folders = isinstance(a, str) and isinstance(b, str) and is_path(key, a, b)
     return folders and Path(a).resolve() == Path(b).resolve()
 
 
-def abandon(path: Path) -> None:
-    """Takes back what this call prepared of a run in which nothing was trained.
-
-    Anything else stays, and so does all of a run that another process is at work on.
-    """
+def remove_unstarted(path: Path) -> None:
+    """Removes the files of a prepared run, if nothing was trained and no process works on it."""
     run = RunDirectory(path)
-    if run.metrics.exists() or run.last.exists() or run.result.exists() or _in_use(run):
+    if run.metrics.exists() or run.last.exists() or run.result.exists() or _is_in_use(run):
         return
     prepared = (run.recipe, run.command, run.environment, run.failure, run.log, run.lock)
     for file in (*prepared, run.samples, run.data, run.listing):
         file.unlink(missing_ok=True)
-    with contextlib.suppress(OSError):  # not empty, or not there
+    with contextlib.suppress(OSError):  # not empty, or already gone
         path.rmdir()
 
 
+def wait_until_prepared(path: Path, seconds: float = 300.0) -> None:
+    """Waits for the first node to prepare the directory; raises `RescueError` if it does not."""
+    end = time.monotonic() + seconds
+    while not RunDirectory(path).environment.exists():
+        if time.monotonic() > end:
+            raise RescueError(
+                f"{path}: the first machine did not prepare this directory in {seconds:.0f} s. "
+                "All machines must see the same file system and be given the same --out."
+            )
+        time.sleep(0.2)
+
+
 def _is_foreign(entry: Path) -> bool:
-    """Whether a file or folder is what no run begins beside.
-
-    What is hidden is not, nor logs, nor the state of another run that it begins with.
-    """
-    return not entry.name.startswith(".") and entry.name not in BEFORE and entry.suffix not in LOGS
+    """Whether a file or folder means that its folder is used for something else than a run."""
+    name = entry.name
+    return not (name.startswith(".") or name in LOG_FOLDERS or entry.suffix in LOG_SUFFIXES)
 
 
-def _in_use(run: RunDirectory) -> bool:
+def _is_in_use(run: RunDirectory) -> bool:
     if not run.lock.exists():
         return False
     with run.lock.open("a+") as file:
@@ -156,69 +192,3 @@ def _in_use(run: RunDirectory) -> bool:
         except OSError:
             return True
     return False
-
-
-def environment(
-    recipe: Recipe,
-    *,
-    verb: str,
-    device: str,
-    procs: int,
-    workers: int | None,
-    cache: Path,
-    share: int = 1,
-    nodes: int = 1,
-) -> dict[str, Any]:
-    """What a run runs on: versions, commit, processor, device, threads, seed.
-
-    `procs` share a step, evenly on `nodes` machines; `share` runs are at work on this one at a
-    time, each on its part of the cores.
-    """
-    import torch
-
-    cores = len(os.sched_getaffinity(0))
-    each = max(1, cores // (procs // nodes * share))
-    if (group := current()) is not None:
-        each = group.threads
-    local = torch.cuda.get_device_name() if device == "cuda" else _processor()
-    return {
-        "verb": verb,
-        "device": device,
-        "procs": procs,
-        "threads": each,
-        "workers": min(8, each) if workers is None else workers,
-        "cache": os.environ.get("RESCUE_CACHE", str(cache)),
-        "seed": recipe.train.seed,
-        "device_name": local,
-        "processor": _processor(),
-        "cores": cores,
-        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "allocator": os.environ.get("GLIBC_TUNABLES"),
-        "bfloat16_computed": bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()),
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "rescue": __version__,
-        "commit": _commit(),
-        **{name: importlib.metadata.version(name) for name in PACKAGES},
-    }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
-
-
-def _commit() -> str | None:
-    """The commit of the checkout that this code lies in, with `+` where it was changed."""
-    here = Path(__file__).resolve().parents[2]
-    if not (here / ".git").exists():
-        return None
-    try:
-        call = ["git", "-C", str(here), "describe", "--always", "--dirty=+", "--exclude=*"]
-        return subprocess.run(call, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None

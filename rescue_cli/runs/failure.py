@@ -1,4 +1,4 @@
-"""A run that cannot go on: what torch says, in the words of its recipe; the word that is left."""
+"""A run that fails: the failure record, and torch's errors in terms of the recipe's keys."""
 
 import contextlib
 import os
@@ -11,19 +11,19 @@ from pathlib import Path
 import torch
 
 from rescue_cli import distributed
-from rescue_cli.engine import evaluate, scenes
+from rescue_cli.engine import evaluate
 from rescue_cli.errors import InUseError, MemoryExhausted, RescueError, UsageError
 from rescue_cli.recipe import Recipe
-from rescue_cli.rundir import RunDirectory, Word, leave_word
+from rescue_cli.rundir import FailureRecord, RunDirectory, write_failure
 
-# How torch says of a layer that its input has no pixels left
+# torch's messages for a layer whose input has no pixels left
 TOO_SMALL = ("Output size is too small", "Kernel size can't be greater than actual input size")
 
 
-def explained(error: BaseException, recipe: Recipe) -> BaseException:
-    """Out of memory as an error that names a micro-batch size; images that vanish in the net."""
+def explain_error(error: BaseException, recipe: Recipe) -> BaseException:
+    """The error, or for out of memory and too small images one that names the recipe's key."""
     text = str(error)
-    if any(sign in text for sign in TOO_SMALL):
+    if any(message in text for message in TOO_SMALL):
         sizes = ", ".join(map(str, recipe.eval.sizes))
         return UsageError(
             f"eval.sizes: {sizes} (or data.train_size): nothing is left of images so small in "
@@ -33,9 +33,9 @@ def explained(error: BaseException, recipe: Recipe) -> BaseException:
     if not exhausted and "can't allocate memory" not in text and "out of memory" not in text:
         return error
     why = f"the memory of the device ({text.splitlines()[0][:120]})"
-    if _evaluating(error):
+    if _is_from_evaluation(error):
         shown = recipe.eval.batch_size
-        if recipe.of_scenes or shown == 1:
+        if recipe.is_annotated or shown == 1:
             sizes = ", ".join(map(str, recipe.eval.sizes))
             return MemoryExhausted(
                 f"eval.sizes: {sizes}: a test image does not fit into {why}. Use a smaller size."
@@ -57,37 +57,39 @@ def explained(error: BaseException, recipe: Recipe) -> BaseException:
     )
 
 
-def _evaluating(error: BaseException) -> bool:
-    """Whether it was raised while test images were seen."""
+def _is_from_evaluation(error: BaseException) -> bool:
+    """Whether it was raised while test images were evaluated."""
     frames = traceback.extract_tb(error.__traceback__)
-    return any(frame.filename in (evaluate.__file__, scenes.__file__) for frame in frames)
+    return any(frame.filename == evaluate.__file__ for frame in frames)
 
 
 @contextlib.contextmanager
-def leaving_word(run: RunDirectory) -> Iterator[None]:
-    """Leaves word of what goes wrong in the directory, for whoever waits for the run."""
-    _forget_earlier_attempt(run)
+def record_failure(run: RunDirectory) -> Iterator[None]:
+    """Writes a failure record of what the body raises, for whoever waits for the run."""
+    _remove_record_of_earlier_attempt(run)
     try:
         yield
     except InUseError:
-        raise  # a word there would be taken for the other run's
+        raise  # the directory and its record are the other run's
     except RescueError as error:
-        leave_word(run, Word(distributed.given_rank(), error.exit_code, str(error)))
+        write_failure(run, FailureRecord(distributed.launched_rank(), error.exit_code, str(error)))
         raise
     except Exception as error:
-        if distributed.is_grouped() and _lost_a_peer(error):
+        if distributed.is_launched_in_group() and _is_lost_connection(error):
             print(
-                f"rank {distributed.given_rank()}: another process is gone: {error}",
+                f"rank {distributed.launched_rank()}: another process has ended: {error}",
                 file=sys.stderr,
             )
-            time.sleep(3)  # whoever died first is reported first
+            time.sleep(3)  # so that torchrun sees the process that failed first end first
         else:
-            leave_word(run, Word(distributed.given_rank(), 1, traceback.format_exc()))
+            write_failure(
+                run, FailureRecord(distributed.launched_rank(), 1, traceback.format_exc())
+            )
         raise
 
 
-def _forget_earlier_attempt(run: RunDirectory) -> None:
-    """Where torchrun starts all processes again, takes away what was said before it did."""
+def _remove_record_of_earlier_attempt(run: RunDirectory) -> None:
+    """Where torchrun has restarted all processes, removes the record from before it did."""
     if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":
         return
     attempt = Path(os.environ["TORCHELASTIC_ERROR_FILE"]).parents[1]  # .../attempt_1/RANK/error
@@ -96,6 +98,6 @@ def _forget_earlier_attempt(run: RunDirectory) -> None:
             run.failure.unlink()
 
 
-def _lost_a_peer(error: Exception) -> bool:
-    signs = ("closed by peer", "Connection reset", "Connection refused", "Broken pipe")
-    return any(sign in str(error) for sign in signs)
+def _is_lost_connection(error: Exception) -> bool:
+    messages = ("closed by peer", "Connection reset", "Connection refused", "Broken pipe")
+    return any(message in str(error) for message in messages)

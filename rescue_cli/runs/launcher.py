@@ -1,4 +1,7 @@
-"""The group of processes that a command finds itself in, by the variables of what started it."""
+"""The group of processes that torchrun, srun or mpirun started this command as.
+
+Read from the environment variables that each of them sets.
+"""
 
 import re
 from collections.abc import Mapping, MutableMapping
@@ -8,76 +11,76 @@ from rescue_cli.errors import UsageError
 
 ADDRESS = ("MASTER_ADDR", "MASTER_PORT")
 BY_HAND = "WORLD_SIZE"
-TASKS = ("srun", "mpirun")  # which start any command
-HERE = "127.0.0.1"
-PORT = 29500  # torchrun's
-# What torchrun sets for the processes that it starts; those that one of them starts must not see it
-OF_TORCHRUN = re.compile(
+TASK_LAUNCHERS = ("srun", "mpirun")  # they start any command, not only PyTorch's
+LOCALHOST = "127.0.0.1"
+DEFAULT_PORT = 29500  # torchrun's
+# What torchrun sets for its processes, and the processes that these start must not inherit
+TORCHRUN_VARIABLES = re.compile(
     r"(LOCAL_|GROUP_|ROLE_)?(RANK|WORLD_SIZE)|ROLE_NAME|MASTER_(ADDR|PORT)|TORCHELASTIC_\w+"
 )
-# Rank, size, processes on this machine
+# Rank, world size, processes on this machine
 OPEN_MPI = ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE")
 MPICH = ("PMI_RANK", "PMI_SIZE", "MPI_LOCALNRANKS")
 RANKS = ("SLURM_PROCID", OPEN_MPI[0], MPICH[0])
 
 
 @dataclass(frozen=True)
-class Start:
-    """This process's place in a group of `size`, whose first one is met at `host`:`port`."""
+class GroupLaunch:
+    """This process's rank in a group of `size` processes, which rendezvous at `host`:`port`."""
 
-    starter: str  # in words
-    variables: tuple[str, ...]  # that say so
+    launcher: str  # as messages name it
+    variables: tuple[str, ...]  # the environment variables that say so
     rank: int
     size: int
     host: str
     port: int
-    attempt: int = 0  # torchrun's restarts so far
-    hosted: bool = False  # whether torchrun itself answers at the address
+    attempt: int = 0  # how often torchrun has restarted the group
+    hosted: bool = False  # whether torchrun itself serves the store at the address
 
     @property
     def cure(self) -> str:
-        """How to go on where the group is not meant."""
+        """How to run alone, where the variables are left over from another command."""
         return _cure(self.variables)
 
 
-def found(environment: Mapping[str, str]) -> Start | None:
-    """The group of several processes, if there is one.
+def detect(environment: Mapping[str, str]) -> GroupLaunch | None:
+    """The group that this process was started in; None where it was started alone.
 
-    Raises `UsageError` where the variables say half of one, or none that can be.
+    Raises `UsageError` where variables are missing or contradict each other.
     """
     if environment.get("WORLD_SIZE") == "1":
         return None
     # Open MPI starts its daemons by srun, whose variables all of its processes then have; and srun
     # sets MPICH's besides its own
-    for of in (_by_rank, _by_open_mpi, _by_slurm, _by_mpich):
-        if (start := of(environment)) is not None:
-            others = (name for name in RANKS if name in environment and name != start.variables[0])
-            start = replace(start, variables=(*start.variables, *others))
-            return start if start.size > 1 else None
+    for detect_launcher in (_torchrun, _open_mpi, _slurm, _mpich):
+        if (launch := detect_launcher(environment)) is not None:
+            others = (name for name in RANKS if name in environment and name != launch.variables[0])
+            launch = replace(launch, variables=(*launch.variables, *others))
+            return launch if launch.size > 1 else None
     return None
 
 
-def clear(environment: MutableMapping[str, str]) -> None:
-    """Removes what a command that this process starts would take for a group of its own."""
-    for name in [name for name in environment if OF_TORCHRUN.fullmatch(name)]:
+def clear_torchrun_variables(environment: MutableMapping[str, str]) -> None:
+    """Removes what a command started by this process would take for a group of its own."""
+    for name in [name for name in environment if TORCHRUN_VARIABLES.fullmatch(name)]:
         del environment[name]
 
 
-def _by_rank(environment: Mapping[str, str]) -> Start | None:
-    """Of torchrun, and of whoever sets the four variables that `torch.distributed` reads."""
+def _torchrun(environment: Mapping[str, str]) -> GroupLaunch | None:
+    """By torchrun, or by hand with the four variables that `torch.distributed` reads."""
     wanted = ("RANK", "WORLD_SIZE")
     if not any(name in environment for name in wanted):
         return None
     names = (*wanted, *ADDRESS)
     if missing := [name for name in names if not environment.get(name)]:
-        there = [name for name in names if name not in missing]
+        present = [name for name in names if name not in missing]
         raise UsageError(
-            f"{_pairs(environment, there)} in the environment, without {_listed(missing)}: a group "
-            "of processes needs all four. Set them (torchrun does), or, to go on alone: "
-            f"unset {' '.join(there)}."
+            f"{_pairs(environment, present)} in the environment, without {_listed(missing)}: a "
+            "group of processes needs all four. Set them (torchrun does), or, to run alone: "
+            f"unset {' '.join(present)}."
         )
     elastic = "TORCHELASTIC_RUN_ID" in environment
-    return Start(
+    return GroupLaunch(
         "torchrun" if elastic else BY_HAND,
         names,
         *_rank_of(environment, *wanted),
@@ -88,8 +91,8 @@ def _by_rank(environment: Mapping[str, str]) -> Start | None:
     )
 
 
-def _by_slurm(environment: Mapping[str, str]) -> Start | None:
-    """Of srun; a batch script has a rank too, and stands alone before its first step."""
+def _slurm(environment: Mapping[str, str]) -> GroupLaunch | None:
+    """By srun; a batch script has a rank too, but is a single process before its first step."""
     size = "SLURM_STEP_NUM_TASKS"
     if size not in environment:
         if environment.get("ENVIRONMENT") == "BATCH":
@@ -98,23 +101,23 @@ def _by_slurm(environment: Mapping[str, str]) -> Start | None:
     if "SLURM_PROCID" not in environment or size not in environment:
         return None
     nodes = environment.get("SLURM_STEP_NUM_NODES", environment.get("SLURM_NNODES", "1"))
-    listed = environment.get("SLURM_STEP_NODELIST", environment.get("SLURM_NODELIST", ""))
-    ours = int(environment.get("SLURM_JOB_ID", "0")) * 31
-    ours += int(environment.get("SLURM_STEP_ID", "0"))
-    return Start(
+    hosts = environment.get("SLURM_STEP_NODELIST", environment.get("SLURM_NODELIST", ""))
+    step = int(environment.get("SLURM_JOB_ID", "0")) * 31
+    step += int(environment.get("SLURM_STEP_ID", "0"))
+    return GroupLaunch(
         "srun",
         ("SLURM_PROCID", size),
         *_rank_of(environment, "SLURM_PROCID", size),
-        environment.get("MASTER_ADDR") or (HERE if nodes == "1" else first_host(listed)),
-        # each step its own, below the ports that Linux gives to connections
-        _number(environment, "MASTER_PORT", 20_000 + ours % 10_000),
+        environment.get("MASTER_ADDR") or (LOCALHOST if nodes == "1" else first_host(hosts)),
+        # one per job step, below the ports that Linux gives to outgoing connections
+        _number(environment, "MASTER_PORT", 20_000 + step % 10_000),
     )
 
 
 def first_host(nodes: str) -> str:
     """`a01` of SLURM's `a[01-03,07],b2`; raises `UsageError`."""
-    found = re.match(r"([^,\[\]]*)(?:\[([^,\]-]+)[^\]]*\]([^,\[]*))?", nodes)
-    host = "".join(part or "" for part in found.groups()) if found else ""
+    match = re.match(r"([^,\[\]]*)(?:\[([^,\]-]+)[^\]]*\]([^,\[]*))?", nodes)
+    host = "".join(part or "" for part in match.groups()) if match else ""
     if not host:
         raise UsageError(
             f"SLURM_NODELIST: '{nodes}' names no machine. Set MASTER_ADDR to the first task's."
@@ -122,48 +125,47 @@ def first_host(nodes: str) -> str:
     return host
 
 
-def _by_open_mpi(environment: Mapping[str, str]) -> Start | None:
-    return _by_mpirun(environment, *OPEN_MPI)
+def _open_mpi(environment: Mapping[str, str]) -> GroupLaunch | None:
+    return _mpirun(environment, *OPEN_MPI)
 
 
-def _by_mpich(environment: Mapping[str, str]) -> Start | None:
-    return _by_mpirun(environment, *MPICH)
+def _mpich(environment: Mapping[str, str]) -> GroupLaunch | None:
+    return _mpirun(environment, *MPICH)
 
 
-def _by_mpirun(environment: Mapping[str, str], rank: str, size: str, local: str) -> Start | None:
+def _mpirun(environment: Mapping[str, str], rank: str, size: str, local: str) -> GroupLaunch | None:
     if rank not in environment or size not in environment:
         return None
-    here = environment.get(local) == environment[size]
-    host = environment.get("MASTER_ADDR") or (HERE if here else "")
+    one_machine = environment.get(local) == environment[size]
+    host = environment.get("MASTER_ADDR") or (LOCALHOST if one_machine else "")
     if not host and environment[size] != "1":
         raise UsageError(
-            f"{rank}: mpirun does not say on which machine its first process is. "
-            "Pass MASTER_ADDR=HOST on to all of them."
+            f"{rank}: mpirun does not say on which machine its first process runs. "
+            "Pass MASTER_ADDR=HOST to all of them."
         )
-    port = _number(environment, "MASTER_PORT", PORT)
-    return Start("mpirun", (rank, size), *_rank_of(environment, rank, size), host, port)
+    port = _number(environment, "MASTER_PORT", DEFAULT_PORT)
+    return GroupLaunch("mpirun", (rank, size), *_rank_of(environment, rank, size), host, port)
 
 
 def _rank_of(environment: Mapping[str, str], rank: str, size: str) -> tuple[int, int]:
-    found = _number(environment, rank), _number(environment, size)
-    if found[0] >= found[1]:
+    number, count = _number(environment, rank), _number(environment, size)
+    if number >= count:
         raise UsageError(
-            f"{rank}: {found[0]} must be below {size}, which is {found[1]}. {_cure((rank, size))}"
+            f"{rank}: {number} must be below {size}, which is {count}. {_cure((rank, size))}"
         )
-    return found
+    return number, count
 
 
-def _number(environment: Mapping[str, str], name: str, otherwise: int | None = None) -> int:
-    text = environment.get(name) or str(otherwise)
+def _number(environment: Mapping[str, str], name: str, default: int | None = None) -> int:
+    text = environment.get(name) or str(default)
     if not text.isdecimal():
-        raise UsageError(f"{name}: '{text}' in the environment is no number. {_cure((name,))}")
+        raise UsageError(f"{name}: '{text}' in the environment is not a number. {_cure((name,))}")
     return int(text)
 
 
 def _cure(variables: tuple[str, ...]) -> str:
     return (
-        "If they are left over from another command, go on alone with: "
-        f"unset {' '.join(variables)}."
+        f"If they are left over from another command, run alone with: unset {' '.join(variables)}."
     )
 
 

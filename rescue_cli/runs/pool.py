@@ -1,74 +1,163 @@
-"""Many prepared run directories, several at a time, in processes that import torch once."""
+"""Many prepared run directories, several at a time, in worker processes that import torch once."""
 
 import contextlib
+import math
 import os
 import selectors
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 from rescue_cli import lifetime
-from rescue_cli.errors import InUseError, RescueError, StoppedError
-from rescue_cli.rundir import RunDirectory, Word, leave_word, word_of
-from rescue_cli.runs.group import current
-from rescue_cli.runs.processes import Nodes, run_directory
+from rescue_cli.errors import DataError, InUseError, RescueError, StoppedError, UsageError
+from rescue_cli.rundir import FailureRecord, RunDirectory, read_failure, write_failure
+from rescue_cli.runs.group import current_group
+from rescue_cli.runs.processes import ONE_MACHINE, run_directory
 
 
 @dataclass(frozen=True)
-class Ended:
-    """How a run ended: `error` None where it has a result."""
+class EndedRun:
+    """A run that has ended: with a result, or with an `error`."""
 
     path: Path
     error: RescueError | None
 
+    @property
+    def fatal(self) -> UsageError | DataError | None:
+        """The error, if all runs of the command would fail with it."""
+        return self.error if isinstance(self.error, UsageError | DataError) else None
+
+
+def run_all(
+    paths: Sequence[Path],
+    jobs: int,
+    gpus: Sequence[int] = (),
+    *,
+    deadline: float = math.inf,
+) -> Iterator[EndedRun]:
+    """Runs prepared directories, `jobs` at a time, and yields each run as it ends.
+
+    A run that fails or diverges is yielded, and the others go on. An error that all of them would
+    make (`EndedRun.fatal`) starts no further run; it is raised when those at work have ended. A
+    signal makes the runs at work save their checkpoints and raises `StoppedError`; so does closing
+    the iterator early, without an error.
+
+    Args:
+        gpus: Worker i sees the i-th of them alone.
+        deadline: Starts no further run after this time (`time.monotonic`).
+    """
+    if current_group() is not None:  # this command's processes work on one run at a time, together
+        yield from _run_in_group(paths, deadline)
+        return
+    waiting, fatal = iter(paths), None
+    workers: list[_Worker] = []
+    with _catch_signals() as caught, selectors.DefaultSelector() as selector:
+
+        def start_next(worker: _Worker) -> None:
+            path = next(waiting, None) if time.monotonic() < deadline else None
+            if path is not None:
+                worker.start(path)
+                selector.register(worker.answers, selectors.EVENT_READ, worker)
+
+        try:
+            for number in range(min(jobs, len(paths))):
+                gpu = {"CUDA_VISIBLE_DEVICES": str(gpus[number])} if gpus else {}
+                workers.append(_Worker(gpu))
+                start_next(workers[-1])
+            while selector.get_map():
+                for key, _ in selector.select(timeout=0.2):
+                    worker: _Worker = key.data
+                    selector.unregister(worker.answers)
+                    ended = worker.read_end()
+                    if ended.fatal is None:
+                        yield ended
+                    else:
+                        waiting, fatal = iter(()), fatal or ended.fatal
+                    if caught.signal:
+                        continue
+                    if worker.process.poll() is not None:
+                        worker = _replace(workers, worker)
+                    start_next(worker)
+                if caught.signal and not caught.forwarded:
+                    caught.forward(workers)
+            if caught.signal:
+                raise StoppedError(
+                    "stopped; the runs at work have saved their checkpoints. The same command "
+                    "resumes them.",
+                    128 + caught.signal,
+                )
+            if fatal is not None:
+                raise fatal
+        finally:
+            _end_all(workers)
+
+
+def _run_in_group(paths: Sequence[Path], deadline: float) -> Iterator[EndedRun]:
+    for path in paths:
+        if time.monotonic() >= deadline:
+            return
+        error: RescueError | None = None
+        try:
+            # What it prints is in its log.txt, as for runs that are at work at the same time
+            with open(os.devnull, "w") as devnull, contextlib.redirect_stderr(devnull):
+                run_directory(path, None, 0, ONE_MACHINE)
+        except (StoppedError, UsageError, DataError):
+            raise
+        except RescueError as failure:
+            error = failure
+        yield EndedRun(path, error)
+
 
 class _Worker:
-    """A process that works on one directory after another, as they are told to it."""
+    """A process that works on one directory after another, as their names are sent to it."""
 
     def __init__(self, environment: Mapping[str, str]) -> None:
-        self.process = _started({**os.environ, **environment})
+        self.process = _start_process({**os.environ, **environment})
         self.environment = environment
-        self.path: Path | None = None
+        self.path: Path | None = None  # what it works on
 
     @property
-    def words(self) -> IO[str]:
+    def answers(self) -> IO[str]:
         assert self.process.stdout is not None
         return self.process.stdout
 
-    def begin(self, path: Path) -> None:
+    def start(self, path: Path) -> None:
         assert self.process.stdin is not None
         self.path = path
         RunDirectory(path).failure.unlink(missing_ok=True)
-        with contextlib.suppress(BrokenPipeError):  # it is dead, and `ended` will say so
+        with contextlib.suppress(BrokenPipeError):  # it has died, as `read_end` will report
             self.process.stdin.write(f"{path}\n")
             self.process.stdin.flush()
 
-    def ended(self) -> Ended:
-        """Reads the code of the run that was begun; the worker may have died of it."""
+    def read_end(self) -> EndedRun:
+        """Reads the exit code of the run that was started; the worker may have died of it."""
         path, self.path = self.path, None
         assert path is not None
-        line = self.words.readline().strip()
+        line = self.answers.readline().strip()
         if not line:
             self.process.wait()  # it is dying, and must not be given another run
         if line == "0":
-            return Ended(path, None)
-        if (word := word_of(RunDirectory(path))) is not None:
-            return Ended(path, word.error)
-        if line == str(InUseError.exit_code):  # the only error of which no word is left
-            return Ended(path, InUseError(path))
+            return EndedRun(path, None)
+        if (failure := read_failure(RunDirectory(path))) is not None:
+            return EndedRun(path, failure.error)
+        if line == str(InUseError.exit_code):  # the only error without a failure record
+            return EndedRun(path, InUseError(path))
         code = line or self.process.wait()
-        said = f"its process ended with {code} and left no word. See {RunDirectory(path).log}."
-        leave_word(RunDirectory(path), Word(0, RescueError.exit_code, said))
-        return Ended(path, RescueError(said))
+        message = (
+            f"its process ended with exit code {code} and without a failure record. "
+            f"See {RunDirectory(path).log}."
+        )
+        write_failure(RunDirectory(path), FailureRecord(0, RescueError.exit_code, message))
+        return EndedRun(path, RescueError(message))
 
 
-def _started(environment: Mapping[str, str]) -> subprocess.Popen[str]:
-    """A process that works on the directories that it reads, and answers with their codes."""
+def _start_process(environment: Mapping[str, str]) -> subprocess.Popen[str]:
+    """A process that works on the directories that it reads, and answers with exit codes."""
     return subprocess.Popen(
         # -P: a file of the user's called timeit.py is not imported in place of Python's
         [sys.executable, "-P", "-m", "rescue_cli.runs.worker", "-"],
@@ -76,127 +165,59 @@ def _started(environment: Mapping[str, str]) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,  # log.txt of each run has it
         text=True,
-        env={**environment, **lifetime.started_here()},
-        start_new_session=True,  # a Ctrl-C reaches it through us, once
+        env={**environment, **lifetime.parent_variable()},
+        start_new_session=True,  # Ctrl-C reaches it through this process, once
     )
 
 
-def run_all(
-    paths: Sequence[Path], jobs: int, gpus: Sequence[int], tell: Callable[[Ended], bool]
-) -> None:
-    """Works on all directories, `jobs` at a time; `tell` hears of each end, and False stops.
-
-    With `gpus` worker i sees the i-th of them alone. On a signal every run saves and the pool
-    raises `StoppedError`; a run that fails or diverges is told, and the others go on. In a group
-    that this command was started in, all of it works on one run at a time.
-    """
-    if current() is not None:
-        _run_on_group(paths, tell)
-        return
-    waiting = iter(paths)
-    with _stopping() as stop, selectors.DefaultSelector() as selector:
-        workers: list[_Worker] = []
-        try:
-            for number in range(min(jobs, len(paths))):
-                gpu = {"CUDA_VISIBLE_DEVICES": str(gpus[number])} if gpus else {}
-                workers.append(_Worker(gpu))
-                _begin_next(workers[-1], waiting, selector)
-            while selector.get_map():
-                for key, _ in selector.select(timeout=0.2):
-                    worker: _Worker = key.data
-                    selector.unregister(worker.words)
-                    ended = worker.ended()
-                    if not tell(ended):
-                        waiting = iter(())
-                    if stop.number:
-                        continue
-                    if worker.process.poll() is not None:
-                        worker = _replaced(workers, worker)
-                    _begin_next(worker, waiting, selector)
-                if stop.number and not stop.passed_on:
-                    stop.pass_on(workers)
-            if stop.number:
-                raise StoppedError(
-                    "stopped; what was running is saved. The same command goes on.",
-                    128 + stop.number,
-                )
-        finally:
-            _dismiss(workers)
-
-
-def _run_on_group(paths: Sequence[Path], tell: Callable[[Ended], bool]) -> None:
-    for path in paths:
-        error: RescueError | None = None
-        try:
-            # what it prints is in its log.txt, as for runs that are at work at the same time
-            with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
-                run_directory(path, None, 0, Nodes())
-        except StoppedError:
-            raise
-        except RescueError as raised:
-            error = raised
-        if not tell(Ended(path, error)):
-            return
-
-
-def _begin_next(worker: _Worker, waiting: Iterator[Path], selector: selectors.BaseSelector) -> None:
-    path = next(waiting, None)
-    if path is not None:
-        worker.begin(path)
-        selector.register(worker.words, selectors.EVENT_READ, worker)
-
-
-def _replaced(workers: list[_Worker], dead: _Worker) -> _Worker:
+def _replace(workers: list[_Worker], dead: _Worker) -> _Worker:
     """A new worker in the place of one that died."""
-    _close(dead)
+    _close_input(dead)
+    dead.answers.close()
     worker = _Worker(dead.environment)
     workers[workers.index(dead)] = worker
     return worker
 
 
-def _close(dead: _Worker) -> None:
-    _close_input(dead)
-    dead.words.close()
-
-
 def _close_input(worker: _Worker) -> None:
     assert worker.process.stdin is not None
-    with contextlib.suppress(BrokenPipeError):  # what was told to a dead one is lost
+    with contextlib.suppress(BrokenPipeError):  # the worker is dead
         worker.process.stdin.close()
 
 
-def _dismiss(workers: Sequence[_Worker]) -> None:
+def _end_all(workers: Sequence[_Worker]) -> None:
+    """Ends the workers, which read no further directory; one that is at work saves first."""
     for worker in workers:
         _close_input(worker)
     for worker in workers:
         if worker.path is not None and worker.process.poll() is None:
             worker.process.terminate()
         worker.process.wait()
-        worker.words.close()
+        worker.answers.close()
 
 
-class _Stopping:
-    """The signal that asked to stop, 0 for none, and whether the workers know."""
+class _Caught:
+    """The signal that asked to stop, 0 for none, and whether the workers have it."""
 
-    number = 0
-    passed_on = False
+    signal = 0
+    forwarded = False
 
-    def note(self, number: int, _frame: object) -> None:
-        self.number = number
+    def handle(self, number: int, _frame: object) -> None:
+        self.signal = number
 
-    def pass_on(self, workers: Sequence[_Worker]) -> None:
-        self.passed_on = True
+    def forward(self, workers: Sequence[_Worker]) -> None:
+        self.forwarded = True
         for worker in workers:
             if worker.process.poll() is None:
                 worker.process.send_signal(signal.SIGTERM)
 
 
-@contextmanager
-def _stopping() -> Iterator[_Stopping]:
-    stop = _Stopping()
-    before = {n: signal.signal(n, stop.note) for n in (signal.SIGINT, signal.SIGTERM)}
+@contextlib.contextmanager
+def _catch_signals() -> Iterator[_Caught]:
+    caught = _Caught()
+    before = {n: signal.signal(n, caught.handle) for n in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield stop
+        yield caught
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

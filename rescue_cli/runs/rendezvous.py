@@ -1,4 +1,4 @@
-"""How the processes of a group find each other, and what is said while they wait."""
+"""How the processes of a group find each other, and notice that one of them has ended."""
 
 import contextlib
 import json
@@ -10,121 +10,123 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from rescue_cli.errors import RescueError, UsageError
-from rescue_cli.runs.launcher import BY_HAND, HERE, Start
+from rescue_cli.runs.launcher import BY_HAND, LOCALHOST, GroupLaunch
 
-LOOK_SECONDS = 0.05  # between looks at what the others say
-TOLD_SECONDS = 5.0  # after which a wait is said, and who is waited for
-TIE_SECONDS = 10.0  # for one connection
-PATIENCE_HERE = 120.0  # seconds for the others to begin on this machine, as by hand,
-PATIENCE = 600.0  # and elsewhere, where a queue or a container comes before
+POLL_SECONDS = 0.05  # between looks at the store
+NOTE_SECONDS = 5.0  # after which a note says who is waited for
+CONNECT_SECONDS = 10.0
+LOCAL_TIMEOUT = 120.0  # seconds for the others to start on this machine, by hand,
+TIMEOUT = 600.0  # and elsewhere, where a queue or a container may delay them
 
 
 def meet(
-    start: Start, words: Sequence[str], note: Callable[[str], None]
+    launch: GroupLaunch, arguments: Sequence[str], note: Callable[[str], None]
 ) -> tuple[Any, list[dict[str, Any]]]:
-    """Where they tell each other, and what each says of itself by rank, once all are there.
+    """The group's store, and by rank what each process says of itself, once all have started.
 
-    Raises `UsageError` where they do not come.
+    Raises `UsageError` where some do not start in time.
     """
     from rescue_cli import distributed
 
-    hosts = (HERE, "localhost", "::1", socket.gethostname())
-    here = start.starter == BY_HAND and start.host in hosts
-    end = time.monotonic() + (PATIENCE_HERE if here else PATIENCE)
-    serves = start.rank == 0 and not start.hosted
-    with _waiting(start, note, end) as wait:
+    hosts = (LOCALHOST, "localhost", "::1", socket.gethostname())
+    local = launch.launcher == BY_HAND and launch.host in hosts
+    end = time.monotonic() + (LOCAL_TIMEOUT if local else TIMEOUT)
+    serves = launch.rank == 0 and not launch.hosted
+    with _waiter(launch, note, end) as wait:
         if not serves:
-            wait(lambda: [] if _answers(start) else [0])
+            wait(lambda: [] if _answers(launch) else [0])
         try:
-            store = distributed.store_at(start.host, start.port, serves=serves, seconds=30)
+            store = distributed.create_store(launch.host, launch.port, serves=serves, seconds=30)
         except (RuntimeError, ValueError) as error:
             reason = str(error).splitlines()[0]
             raise UsageError(
-                f"{_place(start)}: the address cannot be used ({reason}). Set MASTER_PORT to a "
-                f"free one, and MASTER_ADDR to the machine of rank 0. {start.cure}"
+                f"{_describe(launch)}: the address cannot be used ({reason}). Set MASTER_PORT to a "
+                f"free port, and MASTER_ADDR to the machine of rank 0. {launch.cure}"
             ) from None
-        store = distributed.prefixed(store, f"rescue/{start.attempt}")
-        mine = {
+        store = distributed.prefix_store(store, f"rescue/{launch.attempt}")
+        member = {
             "host": socket.gethostname(),
             "pid": os.getpid(),
             "cores": sorted(os.sched_getaffinity(0)),
-            "words": list(words),
+            "arguments": list(arguments),
         }
-        store.set(f"here/{start.rank}", json.dumps(mine))
-        all_of_them = range(start.size) if start.rank == 0 else [0]
-        wait(lambda: [r for r in all_of_them if not there(store, f"here/{r}")])
-        if start.rank == 0:
-            members = [json.loads(store.get(f"here/{r}")) for r in all_of_them]
+        store.set(f"here/{launch.rank}", json.dumps(member))
+        ranks = range(launch.size) if launch.rank == 0 else [0]
+        wait(lambda: [r for r in ranks if not has_key(store, f"here/{r}")])
+        if launch.rank == 0:
+            members = [json.loads(store.get(f"here/{r}")) for r in ranks]
             store.set("members", json.dumps(members))
-        wait(lambda: [] if there(store, "members") else [0])
+        wait(lambda: [] if has_key(store, "members") else [0])
     return store, json.loads(store.get("members"))
 
 
 @contextlib.contextmanager
-def _waiting(
-    start: Start, note: Callable[[str], None], end: float
+def _waiter(
+    launch: GroupLaunch, note: Callable[[str], None], end: float
 ) -> Iterator[Callable[[Callable[[], list[int]]], None]]:
-    """Waits until nobody is missing; says once for whom, and raises `UsageError` at the end."""
-    told = time.monotonic() + TOLD_SECONDS
+    """A function that waits until no rank is missing; notes once which, and raises `UsageError`.
+
+    The time until `end` and the one note are shared by all waits.
+    """
+    note_at = time.monotonic() + NOTE_SECONDS
 
     def wait(missing: Callable[[], list[int]]) -> None:
-        nonlocal told
+        nonlocal note_at
         while ranks := missing():
             who = ", ".join(map(str, ranks[:8])) + (", ..." if len(ranks) > 8 else "")
             if time.monotonic() > end:
-                raise UsageError(f"{_place(start)}: rank {who} did not come. {start.cure}")
-            if time.monotonic() > told:
-                told = end
-                note(
-                    f"{_place(start)}: waiting for rank {who}, {end - time.monotonic():.0f} s at "
-                    f"most. {start.cure}"
-                )
-            time.sleep(LOOK_SECONDS)
+                raise UsageError(f"{_describe(launch)}: rank {who} did not start. {launch.cure}")
+            if time.monotonic() > note_at:
+                note_at = end
+                left = f"{end - time.monotonic():.0f} s at most"
+                note(f"{_describe(launch)}: waiting for rank {who}, {left}. {launch.cure}")
+            time.sleep(POLL_SECONDS)
 
     yield wait
 
 
-def tie(start: Start, store: Any) -> list[int]:
-    """The ranks that have ended, as they do: the first sees all others, and they see the first.
+def watch_ends(launch: GroupLaunch, store: Any) -> list[int]:
+    """A list to which the ranks of ended processes are added: rank 0 sees all, the others rank 0.
 
-    By a connection, which the system ends with the process: a beat would stop, too, in one that
-    lives and is held up by a long import. Who cannot connect is not seen; torchrun looks itself.
+    Each keeps a connection open, which the system closes with the process. A heartbeat would also
+    stop in a process that lives but is held up by a long import. A process that cannot connect is
+    not watched; torchrun watches its processes itself.
     """
     ended: list[int] = []
-    if not start.hosted and start.rank == 0:
-        family = socket.getaddrinfo(start.host, None)[0][0]
-        server = socket.create_server(("", 0), family=family, backlog=start.size)
+    if not launch.hosted and launch.rank == 0:
+        family = socket.getaddrinfo(launch.host, None)[0][0]
+        server = socket.create_server(("", 0), family=family, backlog=launch.size)
         store.set("ties", str(server.getsockname()[1]))
-        _in_background(_accept, server, start.size, ended)
-    elif not start.hosted:
-        with contextlib.suppress(OSError, RuntimeError):  # of the store, where the first is gone
-            address = start.host, int(store.get("ties"))
-            connection = socket.create_connection(address, timeout=TIE_SECONDS)
-            connection.sendall(start.rank.to_bytes(4))
-            _in_background(_until_it_ends, connection, 0, ended)
+        _in_background(_accept, server, launch.size, ended)
+    elif not launch.hosted:
+        with contextlib.suppress(OSError, RuntimeError):  # the store fails if rank 0 has ended
+            address = launch.host, int(store.get("ties"))
+            connection = socket.create_connection(address, timeout=CONNECT_SECONDS)
+            connection.sendall(launch.rank.to_bytes(4))
+            _in_background(_wait_for_close, connection, 0, ended)
     return ended
 
 
-def _in_background(action: Callable[..., None], *given: Any) -> None:
-    threading.Thread(target=action, args=given, daemon=True).start()
+def _in_background(action: Callable[..., None], *arguments: Any) -> None:
+    threading.Thread(target=action, args=arguments, daemon=True).start()
 
 
 def _accept(server: socket.socket, size: int, ended: list[int]) -> None:
     while True:
-        _in_background(_hear, server.accept()[0], size, ended)
+        _in_background(_watch_connection, server.accept()[0], size, ended)
 
 
-def _hear(connection: socket.socket, size: int, ended: list[int]) -> None:
+def _watch_connection(connection: socket.socket, size: int, ended: list[int]) -> None:
     with connection:
         rank = 0
         with contextlib.suppress(OSError):
             rank = int.from_bytes(connection.recv(4, socket.MSG_WAITALL))
-        if 0 < rank < size:  # else a stranger
-            _until_it_ends(connection, rank, ended)
+        if 0 < rank < size:  # anything else is no process of this group
+            _wait_for_close(connection, rank, ended)
 
 
-def _until_it_ends(connection: socket.socket, rank: int, ended: list[int]) -> None:
-    """Nobody says anything more; a machine that is gone is asked in vain for half a minute."""
+def _wait_for_close(connection: socket.socket, rank: int, ended: list[int]) -> None:
+    """Adds the rank when its process ends; of a machine that is gone, after half a minute."""
     connection.settimeout(None)
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in (("TCP_KEEPIDLE", 10), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 4)):
@@ -135,29 +137,31 @@ def _until_it_ends(connection: socket.socket, rank: int, ended: list[int]) -> No
     ended.append(rank)
 
 
-def _place(start: Start) -> str:
+def _describe(launch: GroupLaunch) -> str:
     return (
-        f"{' and '.join(start.variables[:2])} in the environment: rank {start.rank} of "
-        f"{start.size} at {start.host}:{start.port}"
+        f"{' and '.join(launch.variables[:2])} in the environment: rank {launch.rank} of "
+        f"{launch.size} at {launch.host}:{launch.port}"
     )
 
 
-def _answers(start: Start) -> bool:
+def _answers(launch: GroupLaunch) -> bool:
     with contextlib.suppress(OSError):
-        socket.create_connection((start.host, start.port), timeout=1).close()
+        socket.create_connection((launch.host, launch.port), timeout=1).close()
         return True
     return False
 
 
-def there(store: Any, key: str) -> bool:
+def has_key(store: Any, key: str) -> bool:
+    """Raises `RescueError` where the store's process has ended."""
     try:
         return bool(store.check([key]))
     except RuntimeError:
-        raise gone() from None
+        raise store_lost() from None
 
 
-def gone() -> RescueError:
-    """What to tell where the first process no longer answers."""
+def store_lost() -> RescueError:
+    """The error of a process that cannot reach rank 0, which serves the store."""
     return RescueError(
-        "the first process of the group is gone. What it said says why; the last checkpoint stands."
+        "the first process of the group has ended. Its output says why; the last checkpoint is "
+        "kept."
     )

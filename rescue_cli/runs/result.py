@@ -1,4 +1,4 @@
-"""What a run leaves behind: weights, predictions, samples and the result's numbers."""
+"""The files that a run writes at its end: weights, predictions, samples, and result.json."""
 
 import json
 import resource
@@ -14,13 +14,12 @@ from torch import nn
 from rescue_cli import distributed
 from rescue_cli.batch import Measurement
 from rescue_cli.build.evaluation import describe_protocol
-from rescue_cli.engine.evaluate import EvalSet, Evaluates, Measured
-from rescue_cli.engine.scenes import SceneEvaluator
+from rescue_cli.engine.evaluate import EvalResult, EvalSet, Evaluator
 from rescue_cli.engine.step import Step
+from rescue_cli.metrics.names import finite_or_none, measurement_stem
 from rescue_cli.recipe import Recipe
-from rescue_cli.rundir import RunDirectory, finite, read_json, stem, write_whole
+from rescue_cli.rundir import RunDirectory, read_json, write_atomically
 from rescue_cli.runs import overlays
-from rescue_cli.sections.annotations import SceneBatch
 from rescue_cli.sections.augment.pipeline import Normalise
 from rescue_cli.sections.data import Dataset, Images
 
@@ -38,18 +37,18 @@ class Clock:
     evaluate: float
 
 
-def result(
+def collect_result(
     run: RunDirectory,
     recipe: Recipe,
     data: Dataset,
     model: nn.Module,
-    found: Mapping[str, Mapping[Measurement, Measured]],
+    measured: Mapping[str, Mapping[Measurement, EvalResult]],
     clock: Clock,
     peak_memory_mb: float | None,
 ) -> dict[str, Any]:
-    """Stores the predictions; returns the keys of `result.json` that train and eval share."""
-    entries = _write_predictions(run, recipe, data, found)
-    first = next(iter(next(iter(found.values())).values()))
+    """Writes the predictions; returns the keys of `result.json` that train and eval share."""
+    entries = _write_predictions(run, recipe, data, measured)
+    first = next(iter(next(iter(measured.values())).values()))
     keys = (*first.metrics, "balanced_accuracy", "loss", "count", "protocol")
     main = {key: entries[0][key] for key in keys if key in entries[0]}
     return {
@@ -71,25 +70,25 @@ def result(
 
 
 def process_peak_mb() -> float:
-    """The most memory that this process ever had, in 2^20 bytes."""
+    """The peak memory of this process since it started, in 2^20 bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 
 def peak_memory_mb(device: torch.device, before: float) -> float | None:
-    """The largest of all processes: of the device where it counts, else of the process; 2^20 B.
+    """The largest peak of all processes in 2^20 bytes: of the GPU's memory, else of the process.
 
-    A process that works on several runs keeps the memory of the largest. None where the run did not
-    rise above `before`, the peak that it found: what it needed itself is not known.
+    A process that works on several runs has the peak of the largest. None where this run did not
+    rise above `before`, the peak when it began: its own need is then not known.
     """
     if device.type == "cuda":
-        mine = torch.cuda.max_memory_allocated(device) / 2**20
-        return round(distributed.max_over_ranks([mine], device)[0], 1)
+        peak = torch.cuda.max_memory_allocated(device) / 2**20
+        return round(distributed.max_over_ranks([peak], device)[0], 1)
     now, earlier = distributed.max_over_ranks([process_peak_mb(), before], device)
     return round(now, 1) if now > earlier else None
 
 
 def write_weights(run: RunDirectory, recipe: Recipe, model: nn.Module, data: Dataset) -> None:
-    """The weights that were reported, as safetensors with class names and recipe."""
+    """Writes the weights that the result is of, as safetensors with class names and recipe."""
     from safetensors.torch import save
 
     tensors = {k: v.detach().cpu().contiguous().clone() for k, v in model.state_dict().items()}
@@ -100,7 +99,7 @@ def write_weights(run: RunDirectory, recipe: Recipe, model: nn.Module, data: Dat
         "recipe": recipe.to_yaml(),
     }
     content = save(tensors, metadata)
-    write_whole(run.weights, lambda file: file.write(content))
+    write_atomically(run.weights, lambda file: file.write(content))
 
 
 def write_samples(run: RunDirectory, step: Step, normalise: Normalise, data: Dataset) -> None:
@@ -108,8 +107,8 @@ def write_samples(run: RunDirectory, step: Step, normalise: Normalise, data: Dat
     replaced = step.feed.replaced
     step.feed.start(0)
     batch = step.augment(next(iter(step.feed.micro_batches(0))))
-    if isinstance(batch, SceneBatch):
-        images = overlays.samples(batch, normalise.undo, SAMPLES)
+    if data.train.annotated:
+        images = overlays.draw_batch(batch, normalise.undo, SAMPLES)
         names = [""] * len(images)
     else:
         images = normalise.undo(batch.images[:SAMPLES]).cpu().numpy()
@@ -120,48 +119,47 @@ def write_samples(run: RunDirectory, step: Step, normalise: Normalise, data: Dat
 
 
 def write_examples(
-    run: RunDirectory, model: nn.Module, evaluator: Evaluates, tests: Mapping[str, EvalSet]
+    run: RunDirectory, model: nn.Module, evaluator: Evaluator, tests: Mapping[str, EvalSet]
 ) -> None:
-    """The first scenes of the main test set with what is there and what the network says."""
-    if isinstance(evaluator, SceneEvaluator):
-        main = next(iter(tests.values()))
-        said = evaluator.examples(model, main.feed, EXAMPLES)
-        _write_pictures(run.examples, *overlays.side_by_side(said))
+    """The first images of the main test set with their boxes or masks, annotated and predicted."""
+    main = next(iter(tests.values()))
+    if predictions := evaluator.predict_examples(model, main.feed, EXAMPLES):
+        _write_pictures(run.examples, *overlays.draw_predictions(predictions))
 
 
 def _write_pictures(path: Path, images: Any, labels: list[str]) -> None:
     arrays = {"images": images, "labels": np.array(labels)}
-    write_whole(path, lambda file: np.savez(file, **arrays))
+    write_atomically(path, lambda file: np.savez(file, **arrays))
 
 
 def _write_predictions(
     run: RunDirectory,
     recipe: Recipe,
     data: Dataset,
-    found: Mapping[str, Mapping[Measurement, Measured]],
+    measured: Mapping[str, Mapping[Measurement, EvalResult]],
 ) -> list[dict[str, Any]]:
-    """Stores the predictions of each measurement and returns its entry in the result."""
-    told = read_json(run.environment).get("protocol", {})  # of weights that carry no recipe
-    kept = [(name, at, one) for name, each in found.items() for at, one in each.items()]
+    """Writes the predictions of each measurement; returns their entries in the result."""
+    given = read_json(run.environment).get("protocol", {})  # of weights without a recipe
+    rows = [(name, at, one) for name, each in measured.items() for at, one in each.items()]
     entries = []
-    for name, measurement, predictions in kept:
+    for name, measurement, predictions in rows:
         resident = isinstance(data.tests.get(name), Images)
         entry = {
             "set": name,
             "size": measurement.size,
             "crop": measurement.crop,
             **predictions.metrics,
-            "loss": finite(predictions.loss),
+            "loss": finite_or_none(predictions.loss),
             "count": predictions.count,
             **predictions.by_class(data.classes),
-            "protocol": {**describe_protocol(recipe, name, measurement, resident), **told},
+            "protocol": {**describe_protocol(recipe, name, measurement, resident), **given},
         }
         entries.append(entry)
-    for entry, (_, _, predictions) in zip(entries, kept, strict=True):
+    for entry, (_, _, predictions) in zip(entries, rows, strict=True):
         arrays = predictions.arrays(data.classes)
         # a thousand classes' confusion is 8 MB, almost all of it zero
-        write_whole(
-            run.predictions(stem(entry, entries)),
+        write_atomically(
+            run.predictions(measurement_stem(entry, entries)),
             lambda file, a=arrays: np.savez_compressed(file, **a),  # type: ignore[misc]
         )
     return entries

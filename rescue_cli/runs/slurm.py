@@ -1,7 +1,7 @@
-"""Many run directories as one array of SLURM jobs: each trains, is requeued, and goes on exactly.
+"""Many run directories as one array of SLURM jobs, which are requeued and resume bit for bit.
 
-A job is `rescue train --resume --out DIRECTORY` on the node where SLURM puts it; what it found is
-read from the directory, as everywhere. Submission, time-outs and requeueing are submitit's.
+A job is `rescue train --resume --out DIRECTORY` on the node that SLURM gives it; its result is read
+from the directory. Submission, time-outs and requeueing are submitit's.
 """
 
 import contextlib
@@ -11,36 +11,43 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rescue_cli import lifetime
 from rescue_cli.errors import RescueError, StoppedError, UsageError
-from rescue_cli.rundir import RunDirectory, Word, leave_word, read_json, word_of, write_json
+from rescue_cli.rundir import (
+    FailureRecord,
+    RunDirectory,
+    read_failure,
+    read_json,
+    write_failure,
+    write_json,
+)
 from rescue_cli.runs.directory import is_finished
-from rescue_cli.runs.pool import Ended
+from rescue_cli.runs.pool import EndedRun
 
-LOOK_SECONDS = 2.0  # how often the directories are looked at,
-ASK_SECONDS = 10.0  # and how often SLURM's controller is asked
-MINUTES = 240  # at a stretch; a time-out costs a requeue and what was since the last checkpoint
+POLL_SECONDS = 2.0  # between looks at the directories
+QUEUE_SECONDS = 10.0  # between questions to SLURM's controller
+MINUTES = 240  # of a job; a time-out costs a requeue and the steps since the last checkpoint
 
 
 @dataclass(frozen=True)
 class Train:
-    """What a job calls; submitit keeps it in a file, and calls it again after a requeue."""
+    """The function of a job; submitit keeps it in a file, and calls it again after a requeue."""
 
     options: tuple[str, ...]
 
     def __call__(self, path: Path) -> int:
         """Trains the directory's recipe; the exit code of `rescue train`."""
-        RunDirectory(path).failure.unlink(missing_ok=True)  # of this job before it was requeued
+        RunDirectory(path).failure.unlink(missing_ok=True)  # from before a requeue
         call = [sys.executable, "-P", "-m", "rescue_cli", "train", "--resume", "--out", str(path)]
-        # SLURM gives a job's signals to all of its processes; submitit's own would end this one
+        # SLURM sends a job's signals to all of its processes; submitit's would end this one
         before = signal.signal(signal.SIGUSR2, signal.SIG_IGN)
         process = subprocess.Popen(
-            [*call, *self.options], env={**os.environ, **lifetime.started_here()}
+            [*call, *self.options], env={**os.environ, **lifetime.parent_variable()}
         )
         signal.signal(signal.SIGUSR2, before)
         try:
@@ -51,29 +58,30 @@ class Train:
             raise
 
     def checkpoint(self, path: Path) -> Any:
-        """What is submitted in place of a job that its time-out or a preemption ends."""
+        """What submitit submits when a time-out or a preemption ends the job."""
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self, path)
 
 
 def run_all(
-    paths: Sequence[Path],
-    settings: Mapping[str, Any],
-    options: Sequence[str],
-    folder: Path,
-    tell: Callable[[Ended], bool],
-) -> None:
-    """Submits what is not in the queue already, and waits; `tell` hears of each end, False stops.
+    paths: Sequence[Path], settings: Mapping[str, Any], options: Sequence[str], folder: Path
+) -> Iterator[EndedRun]:
+    """Submits the runs that are not in the queue already, and yields each run as it ends.
 
-    `settings` are sbatch's options (`partition`, `time` in minutes, `gpus_per_node`, ...), and
-    `array_parallelism` how many run at a time; `options` are `rescue train`'s. Submissions and
-    their logs are kept in `folder`. Interrupted, the jobs go on and are found by the next call.
+    An error that all of them would make (`EndedRun.fatal`) cancels the others and is raised.
+    Interrupted, or the iterator closed early, the jobs go on; the same call finds them again.
+
+    Args:
+        settings: sbatch's options: `partition`, `time` in minutes, `gpus_per_node`, ...;
+            `array_parallelism` is how many jobs run at a time.
+        options: Those of `rescue train`.
+        folder: For submissions and their logs.
     """
     kept = folder / "jobs.json"
     jobs: dict[str, str] = read_json(kept) if kept.exists() else {}
     waiting = {str(path.resolve()): path for path in paths}
-    queued = _queued()
+    queued = _queued_jobs()
     new = [Path(name) for name in waiting if jobs.get(name) not in queued]
     if new:
         executor = _executor(folder, settings)
@@ -82,43 +90,46 @@ def run_all(
         submitted = executor.map_array(Train(tuple(options)), new)
         jobs |= {str(path): job.job_id for path, job in zip(new, submitted, strict=True)}
         write_json(kept, jobs)
+    queued, asked = set(jobs.values()), time.monotonic()
     try:
-        _watch(waiting, jobs, folder, tell)
+        while waiting:
+            # A directory has its result when the run has ended well, and else the job leaves the
+            # queue without one
+            gone = {name for name in waiting if jobs[name] not in queued}
+            for name in [n for n, path in waiting.items() if n in gone or is_finished(path)]:
+                path = waiting.pop(name)
+                ended = EndedRun(path, _read_failure(path, jobs[name], folder))
+                if ended.fatal is not None:
+                    _cancel(jobs[name] for name in waiting)
+                    raise ended.fatal
+                yield ended
+            time.sleep(POLL_SECONDS)
+            if time.monotonic() - asked > QUEUE_SECONDS:
+                queued, asked = _queued_jobs(), time.monotonic()
     except KeyboardInterrupt:
-        raise StoppedError(_goes_on(jobs[name] for name in waiting), 130) from None
+        ids = " ".join(sorted(jobs[name] for name in waiting))
+        raise StoppedError(
+            "stopped waiting; the jobs go on, and the same command waits for them again. "
+            f"To end them: scancel {ids}",
+            130,
+        ) from None
 
 
-def _watch(
-    waiting: dict[str, Path], jobs: Mapping[str, str], folder: Path, tell: Callable[[Ended], bool]
-) -> None:
-    """Until every directory has its result or has left the queue without one."""
-    queued: set[str] = set(jobs.values())
-    asked = time.monotonic()
-    while waiting:
-        gone = {name for name in waiting if jobs[name] not in queued}
-        for name in [n for n, path in waiting.items() if n in gone or is_finished(path)]:
-            path = waiting.pop(name)
-            if not tell(Ended(path, _failure(path, jobs[name], folder))):
-                _cancel(jobs[name] for name in waiting)
-                return
-        time.sleep(LOOK_SECONDS)
-        if time.monotonic() - asked > ASK_SECONDS:
-            queued, asked = _queued(), time.monotonic()
-
-
-def _failure(path: Path, job: str, folder: Path) -> RescueError | None:
-    """Why a run that left the queue has no result."""
+def _read_failure(path: Path, job: str, folder: Path) -> RescueError | None:
+    """Why a run that has ended has no result."""
     if is_finished(path):
         return None
-    if (word := word_of(RunDirectory(path))) is not None:
-        return word.error
-    said = f"job {job} left the queue without a word. Its log: {folder}/{job}_0_log.err"
-    leave_word(RunDirectory(path), Word(0, RescueError.exit_code, said))
-    return RescueError(said)
+    if (failure := read_failure(RunDirectory(path))) is not None:
+        return failure.error
+    message = (
+        f"job {job} left the queue without a failure record. Its log: {folder}/{job}_0_log.err"
+    )
+    write_failure(RunDirectory(path), FailureRecord(0, RescueError.exit_code, message))
+    return RescueError(message)
 
 
 def _executor(folder: Path, settings: Mapping[str, Any]) -> Any:
-    """submitit's; raises `UsageError` where it, SLURM or an option does not exist."""
+    """submitit's executor; raises `UsageError` where it, SLURM or an option does not exist."""
     try:
         import submitit
     except ImportError:
@@ -132,22 +143,21 @@ def _executor(folder: Path, settings: Mapping[str, Any]) -> Any:
             additional_parameters={"requeue": True},
         )
     except RuntimeError as error:
-        raise UsageError(f"--on slurm: {error} Use --on local on this machine.") from None
+        raise UsageError(f"--on slurm: {error} On this machine use --on local.") from None
     except ValueError as error:
         known = ", ".join(sorted(submitit.SlurmExecutor._valid_parameters()))
         raise UsageError(f"--slurm: {str(error).splitlines()[0]}. Known: {known}.") from None
     return executor
 
 
-def _queued() -> set[str]:
+def _queued_jobs() -> set[str]:
     """The user's jobs that are pending or running, as `12_0` or `12`; raises `UsageError`."""
     call = ["squeue", "--me", "--noheader", "--array", "--format=%i"]
     try:
         answer = subprocess.run(call, capture_output=True, text=True, check=True)
     except FileNotFoundError:
         raise UsageError(
-            "--on slurm: there is no squeue on this machine. Call it on a login node, "
-            "or use --on local."
+            "--on slurm: there is no squeue on this machine. Use a login node, or --on local."
         ) from None
     except subprocess.CalledProcessError as error:
         raise RescueError(f"{shlex.join(call)}: {error.stderr.strip()}") from None
@@ -157,10 +167,3 @@ def _queued() -> set[str]:
 def _cancel(jobs: Iterable[str]) -> None:
     with contextlib.suppress(OSError):
         subprocess.run(["scancel", *jobs], check=False)
-
-
-def _goes_on(jobs: Iterable[str]) -> str:
-    return (
-        "stopped waiting; the jobs go on, and the same command waits for them again. "
-        f"To end them: scancel {' '.join(sorted(jobs))}"
-    )

@@ -1,6 +1,6 @@
 """One process of a run: `python -m rescue_cli.runs.worker RUN_DIR...`, alone or under torchrun.
 
-Everything it needs to know is in the run directory, and everything it finds is written there.
+It reads everything it needs from the run directory, and writes its results there.
 """
 
 import contextlib
@@ -26,44 +26,47 @@ from rescue_cli.build.step import build_step
 from rescue_cli.engine.loop import Loop
 from rescue_cli.engine.recorder import Recorder, batch_bar
 from rescue_cli.engine.signals import Stop
-from rescue_cli.engine.timing import Plan
+from rescue_cli.engine.timing import Timing
 from rescue_cli.errors import InUseError, RescueError, StoppedError, UsageError
 from rescue_cli.recipe import Recipe, recipe_in, steps_per_epoch, total_steps
-from rescue_cli.rundir import RunDirectory, discard_partials, read_environment, write_json
-from rescue_cli.runs import result as outcome
-from rescue_cli.runs.failure import explained, leaving_word
+from rescue_cli.rundir import RunDirectory, read_environment, remove_partial_files, write_json
+from rescue_cli.runs import allocator, result
+from rescue_cli.runs.failure import explain_error, record_failure
 
 
 @dataclass(frozen=True)
 class _Start:
-    """Where the process stood when it took up a run."""
+    """The process's clock and memory when it began a run."""
 
     clock: float  # seconds
     peak_mb: float
 
 
-def work(path: Path) -> None:
-    """Does what the run directory asks for; raises `RescueError`."""
-    start = _Start(time.perf_counter(), outcome.process_peak_mb())
+def work(path: Path, *, progress: bool = True) -> None:
+    """Trains or evaluates as the run directory says, and shows `progress` on stderr.
+
+    Raises `RescueError`.
+    """
+    start = _Start(time.perf_counter(), result.process_peak_mb())
     run = RunDirectory(path)
     recipe = recipe_in(path)
     environment = read_environment(run)
     machine = _machine(environment)
     _prepare_torch(recipe, environment, machine)
-    with distributed.group(machine.device), _alone(run):
+    with distributed.process_group(machine.device), _locked(run):
         try:
             if environment["verb"] == "train":
-                _train(run, recipe, machine, start)
+                _train(run, recipe, machine, start, progress)
             else:
-                _evaluate(run, recipe, machine, start)
+                _evaluate(run, recipe, machine, start, progress)
         except (RuntimeError, MemoryError) as error:
-            raise explained(error, recipe) from error
+            raise explain_error(error, recipe) from error
 
 
 def main() -> None:
     """Runs the directories on the command line; the exit code is that of the first failure.
 
-    With `-` for a directory, those whose names come on stdin, for as long as they come.
+    With `-` in their place, runs each directory whose name it reads from stdin.
     """
     lifetime.end_with_parent()
     if sys.argv[1:] == ["-"]:
@@ -72,8 +75,8 @@ def main() -> None:
     codes = (_attempt(RunDirectory(Path(argument))) for argument in sys.argv[1:])
     code = next(filter(None, codes), 0)
     if "LOCAL_RANK" in os.environ:
-        # All is written and the group is left. What the interpreter would still take down can abort
-        # in a thread of torch's (seen once on a busy machine), and fail a run that is finished.
+        # All is written and the process group destroyed. The interpreter's own clean-up can abort
+        # in one of torch's threads (seen once on a busy machine), and so fail a finished run.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
@@ -81,20 +84,20 @@ def main() -> None:
 
 
 def _serve() -> None:
-    """Runs directory after directory, each failure for itself; says the exit code of each."""
+    """Runs one directory after another and answers each with its exit code on stdout."""
     with os.fdopen(os.dup(1), "w") as answers:
-        os.dup2(2, 1)  # what else is printed is no answer
+        os.dup2(2, 1)  # anything else that is printed goes to stderr
         for line in sys.stdin:
             code = _attempt(RunDirectory(Path(line.rstrip("\n"))))
             print(code, file=answers, flush=True)
-            if code > 128:  # a signal meant all of them
+            if code > 128:  # a signal stops all of them
                 return
 
 
 def _attempt(run: RunDirectory) -> int:
-    """Works on a directory; the exit code, with word of a failure left in the directory."""
+    """Works on a directory, and records a failure there; the exit code."""
     try:
-        with leaving_word(run):
+        with record_failure(run):
             work(run.path)
     except RescueError as error:
         return error.exit_code
@@ -106,7 +109,7 @@ def _attempt(run: RunDirectory) -> int:
 def _machine(environment: dict[str, Any]) -> Machine:
     device = torch.device(environment["device"])
     if device.type == "cuda":
-        device = torch.device("cuda", distributed.gpu())
+        device = torch.device("cuda", distributed.gpu_index())
         torch.cuda.set_device(device)
     return Machine(device, environment["workers"], Path(environment["cache"]))
 
@@ -119,14 +122,14 @@ def _prepare_torch(recipe: Recipe, environment: dict[str, Any], machine: Machine
     if recipe.train.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     if recipe.train.deterministic != torch.are_deterministic_algorithms_enabled():
-        torch.use_deterministic_algorithms(recipe.train.deterministic)  # imports torch's compiler
+        torch.use_deterministic_algorithms(recipe.train.deterministic)  # slow: its compiler
     if machine.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(machine.device)
 
 
 @contextlib.contextmanager
-def _alone(run: RunDirectory) -> Iterator[None]:
-    """Holds the run directory against a second run, as long as this process lives."""
+def _locked(run: RunDirectory) -> Iterator[None]:
+    """Locks the run directory against a second run, at most as long as this process lives."""
     if not distributed.is_first():
         yield
         return
@@ -142,29 +145,33 @@ def _alone(run: RunDirectory) -> Iterator[None]:
 # --- train ---
 
 
-def _train(run: RunDirectory, recipe: Recipe, machine: Machine, start: _Start) -> None:
+def _train(
+    run: RunDirectory, recipe: Recipe, machine: Machine, start: _Start, progress: bool
+) -> None:
     data = load_dataset(recipe, machine.cache)
-    said = identity.check_or_record(run, recipe, data)
-    said += [kept] if (kept := warn_of_old_head(recipe, data.classes)) else []
+    notes = identity.check_or_record(run, recipe, data)
+    notes += [kept] if (kept := warn_of_old_head(recipe, data.classes)) else []
     steps = total_steps(recipe.train, steps_per_epoch(recipe.train, len(data.train)))
-    recorder = Recorder(run, writes=distributed.is_first(), steps=steps)
+    recorder = Recorder(run, writes=distributed.is_first(), steps=steps, progress=progress)
     with contextlib.closing(recorder):
-        trainee = build_trainee(recipe, data, machine, recorder.say)
-        loop = _loop(run, recipe, trainee, machine, recorder)
+        trainee = build_trainee(recipe, data, machine, recorder.log)
+        loop = _make_loop(run, recipe, trainee, machine, recorder)
         recorder.open_log()
-        for note in (*data.notes, *describe_balance(recipe, data), *said):
-            recorder.say(note)
+        if allocator.in_force():
+            recorder.write_log(allocator.LOG_LINE)
+        for note in (*data.notes, *describe_balance(recipe, data), *notes):
+            recorder.log(note)
         if distributed.is_first():
-            discard_partials(run.path)
+            remove_partial_files(run.path)
         with contextlib.closing(loop.step.feed):
             if trainee.data is data and distributed.is_first() and not run.samples.exists():
-                outcome.write_samples(run, loop.step, loop.evaluator.normalise, data)
+                result.write_samples(run, loop.step, loop.evaluator.normalise, data)
             prepared = time.perf_counter() - start.clock
             loop.run()
             _finish(run, recipe, trainee, loop, prepared, start.peak_mb)
 
 
-def _loop(
+def _make_loop(
     run: RunDirectory,
     recipe: Recipe,
     trainee: Trainee,
@@ -172,14 +179,14 @@ def _loop(
     recorder: Recorder,
 ) -> Loop:
     network, data = trainee.network, trainee.data
-    step = build_step(recipe, network, data, machine, recorder.say)
+    step = build_step(recipe, network, data, machine, recorder.log)
     per_epoch = steps_per_epoch(recipe.train, len(data.train))
     steps = total_steps(recipe.train, per_epoch)
     if beyond := [step for step in recipe.train.snapshots if step > steps]:
         raise UsageError(
             f"train.snapshots: {beyond[0]} is beyond the run, which has {steps} steps."
         )
-    plan = Plan(
+    timing = Timing(
         steps=steps,
         steps_per_epoch=per_epoch,
         batch_size=recipe.train.batch_size,
@@ -190,7 +197,7 @@ def _loop(
         snapshots=frozenset(recipe.train.snapshots),
     )
     return Loop(
-        plan=plan,
+        timing=timing,
         step=step,
         model=network,
         evaluator=build_evaluator(recipe, data, machine),
@@ -211,49 +218,51 @@ def _finish(
 ) -> None:
     """Writes the weights, the predictions and the result, in this order."""
     step, progress = loop.step, loop.progress
-    replaced, corrupt = distributed.union(step.feed.replaced, step.feed.corrupt)
-    memory = outcome.peak_memory_mb(step.device, peak_before)
+    replaced, corrupt = distributed.merge_over_ranks(step.feed.replaced, step.feed.corrupt)
+    memory = result.peak_memory_mb(step.device, peak_before)
     if not distributed.is_first():
         return
     model, data = trainee.whole(step.average.model), trainee.images
-    outcome.write_weights(run, recipe, model, data)
-    outcome.write_examples(run, model, loop.evaluator, loop.test_sets)
-    clock = outcome.Clock(
-        images=loop.plan.steps * loop.plan.batch_size,
+    result.write_weights(run, recipe, model, data)
+    result.write_examples(run, model, loop.evaluator, loop.test_sets)
+    clock = result.Clock(
+        images=loop.timing.steps * loop.timing.batch_size,
         prepare=prepared,
         train=progress.seconds_train,
         evaluate=progress.seconds_eval,
     )
-    found = outcome.result(run, recipe, data, model, loop.latest, clock, memory)
+    collected = result.collect_result(run, recipe, data, model, loop.latest, clock, memory)
     trained = {
-        "epochs": loop.plan.epoch(progress.step),
+        "epochs": loop.timing.epoch(progress.step),
         "steps": progress.step,
         "best": {**progress.best, "chosen_on": "the test set"},
         "replaced_images": replaced,
         "corrupt_files": corrupt,
         "skipped_steps": int(step.optimizers.skipped.item()),
     }
-    write_json(run.result, {**found, **trained})
+    write_json(run.result, {**collected, **trained})
 
 
-def _evaluate(run: RunDirectory, recipe: Recipe, machine: Machine, start: _Start) -> None:
-    known = weights_classes(recipe)
-    data = load_dataset(recipe, machine.cache, test_only=True, classes=known)
-    data, said = match_labels(recipe, data)
+def _evaluate(
+    run: RunDirectory, recipe: Recipe, machine: Machine, start: _Start, progress: bool
+) -> None:
+    classes = weights_classes(recipe)
+    data = load_dataset(recipe, machine.cache, test_only=True, classes=classes)
+    data, order_note = match_labels(recipe, data)
 
-    def say(line: str | None) -> None:
-        if line and distributed.is_first():
+    def print_note(line: str | None) -> None:
+        if line and progress and distributed.is_first():
             print(line, file=sys.stderr)
 
-    for line in [*data.notes, said, *identity.compare_test_sets(recipe, data)]:
-        say(line)
-    network = build_network(recipe, len(data.classes), machine.device, whole=True, note=say)
+    for line in [*data.notes, order_note, *identity.compare_test_sets(recipe, data)]:
+        print_note(line)
+    network = build_network(recipe, len(data.classes), machine.device, whole=True, note=print_note)
     evaluator = build_evaluator(recipe, data, machine)
     tests = build_test_sets(recipe, data, machine)
     prepared = time.perf_counter() - start.clock
     feeds = {test.feed for test in tests.values()}
     batches = sum(feed.rounds(distributed.world_size()) for feed in feeds)
-    with Stop() as stop, batch_bar(batches) as count:
+    with Stop() as stop, batch_bar(batches, progress=progress) as count:
 
         def between() -> None:
             count()
@@ -261,14 +270,15 @@ def _evaluate(run: RunDirectory, recipe: Recipe, machine: Machine, start: _Start
             if code:
                 raise StoppedError("evaluation stopped; nothing was written.", int(code))
 
-        found = evaluator.sets(network, tests, between)
+        measured = evaluator(network, tests, between)
     seconds = time.perf_counter() - start.clock - prepared
-    memory = outcome.peak_memory_mb(machine.device, start.peak_mb)
+    memory = result.peak_memory_mb(machine.device, start.peak_mb)
     if distributed.is_first():
-        outcome.write_examples(run, network, evaluator, tests)
+        result.write_examples(run, network, evaluator, tests)
         images = sum(len(feed) for feed in feeds)
-        clock = outcome.Clock(images=images, prepare=prepared, train=0.0, evaluate=seconds)
-        write_json(run.result, outcome.result(run, recipe, data, network, found, clock, memory))
+        clock = result.Clock(images=images, prepare=prepared, train=0.0, evaluate=seconds)
+        collected = result.collect_result(run, recipe, data, network, measured, clock, memory)
+        write_json(run.result, collected)
 
 
 if __name__ == "__main__":

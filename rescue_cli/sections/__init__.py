@@ -1,1 +1,1 @@
-"""What the sections of a recipe name; the section `optim` is served by `sections/optim/`."""
+"""The ingredients that a recipe names: the section `optim` is implemented in `sections/optim`."""

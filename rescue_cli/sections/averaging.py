@@ -1,4 +1,4 @@
-"""The section `averaging`: which weights are evaluated and reported."""
+"""The section `averaging`: weight averages, which are evaluated and reported."""
 
 import copy
 import math
@@ -13,15 +13,15 @@ from rescue_cli.recipe.schema import Epochs, Fraction, NotNegative, Positive, Po
 
 
 @dataclass(frozen=True)
-class Length:
-    """How long the run is, in steps."""
+class RunLength:
+    """The run's length in steps."""
 
     steps: int
     steps_per_epoch: int
 
 
 class Average(Protocol):
-    """Follows a model's weights; `model` is what is evaluated."""
+    """An average of a model's weights; `model` is the one that is evaluated."""
 
     model: nn.Module
 
@@ -31,13 +31,13 @@ class Average(Protocol):
 
 
 class NoAverage:
-    """The weights themselves."""
+    """No average: the model itself."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
 
     def update(self, step: int) -> None:
-        """Nothing to follow."""
+        """Nothing to update."""
 
     def state_dict(self) -> dict[str, Any]:
         return {}
@@ -47,12 +47,14 @@ class NoAverage:
 
 
 class Ema:
-    """average = decay * average + (1 - decay) * weights, at some steps; buffers likewise."""
+    """average = decay * average + (1 - decay) * weights, at certain steps; buffers likewise."""
 
     def __init__(self, model: nn.Module, decay_after: Callable[[int], float | None]) -> None:
         self.model = copy.deepcopy(model).requires_grad_(False)
-        self.decay_after = decay_after  # of the number of updates; None: it stays as it is
-        pairs = list(zip(_tensors(self.model), _tensors(model), strict=True))
+        self.decay_after = decay_after  # number of steps -> decay; None: no update
+        pairs = list(
+            zip(_parameters_and_buffers(self.model), _parameters_and_buffers(model), strict=True)
+        )
         self.averages = [a for a, _ in pairs if a.is_floating_point()]
         self.sources = [s for a, s in pairs if a.is_floating_point()]
         self.counters = [(a, s) for a, s in pairs if not a.is_floating_point()]
@@ -73,7 +75,7 @@ class Ema:
 
 
 class Lookahead:
-    """An average that is copied back into the model, which is what is evaluated."""
+    """An average that is copied back into the model; the model is evaluated."""
 
     def __init__(
         self,
@@ -84,11 +86,11 @@ class Lookahead:
         last: int,
     ) -> None:
         self.model = model
-        self.decay_after = decay_after  # of the number of updates
+        self.decay_after = decay_after  # number of steps -> decay
         self.every = every
-        self.first = first  # after as many updates the average is a copy of the weights
+        self.first = first  # after this many steps the average becomes a copy of the weights
         self.last = last
-        self.sources = [t for t in _tensors(model) if t.is_floating_point()]
+        self.sources = [t for t in _parameters_and_buffers(model) if t.is_floating_point()]
         self.averages = [s.clone() for s in self.sources]
 
     @torch.no_grad()
@@ -109,18 +111,18 @@ class Lookahead:
         torch._foreach_copy_(self.averages, state["averages"])
 
 
-def _tensors(model: nn.Module) -> list[Tensor]:
+def _parameters_and_buffers(model: nn.Module) -> list[Tensor]:
     return [*(p.data for p in model.parameters()), *model.buffers()]
 
 
-def none(model: nn.Module, _length: Length) -> Average:
+def none(model: nn.Module, _length: RunLength) -> Average:
     """No averaging."""
     return NoAverage(model)
 
 
 def ema(
     model: nn.Module,
-    length: Length,
+    length: RunLength,
     *,
     decay: Fraction,
     every: PositiveInt,
@@ -130,16 +132,17 @@ def ema(
 ) -> Average:
     """An exponential moving average that starts from the initial weights.
 
-    `decay` acts once in `every` steps, for the first time after update `first`, or `every` where
-    none is given: what a paper gives for a single step is to be raised to that power.
+    `decay` is applied every `every` steps, first after step `first` (default: `every`). It is the
+    decay per application: raise a paper's decay per step to the power `every`.
 
-    With `warmup` [gamma, power] or `start` the average is a copy of the weights up to the first
-    time after epoch `start` (torchvision's warm-up; timm's `update_after_step`); n times later
-    `warmup` has min(decay, 1 - (1 + n / gamma)^-power) in place of `decay` (timm's ModelEmaV3:
-    gamma 1, power 2/3). [9, 1] is TensorFlow's min(decay, (1 + t) / (10 + t)) with t = n - 1.
+    With `warmup` [gamma, power] or `start` the average is a copy of the weights until its first
+    update after epoch `start` (torchvision's warm-up; timm's `update_after_step`); at the n-th
+    update after that `warmup` uses min(decay, 1 - (1 + n / gamma)^-power) in place of `decay`
+    (timm's ModelEmaV3: gamma 1, power 2/3). [9, 1] is TensorFlow's
+    min(decay, (1 + t) / (10 + t)) with t = n - 1.
     """
     begin = first or every
-    copied = 0  # the last update after which the average is a copy
+    copied = 0  # the last step after which the average is a copy of the weights
     if warmup is not None or start is not None:
         steps = int(round((start or 0.0) * length.steps_per_epoch, 6))
         copied = begin + every * max(0, math.ceil((steps + 1 - begin) / every))
@@ -156,12 +159,12 @@ def ema(
 
 
 def ema_by_epoch(
-    model: nn.Module, length: Length, *, decay: Fraction, every: PositiveInt, start: Epochs
+    model: nn.Module, length: RunLength, *, decay: Fraction, every: PositiveInt, start: Epochs
 ) -> Average:
-    """An exponential moving average as torchvision's reference for classification keeps it.
+    """An exponential moving average as in torchvision's reference scripts for classification.
 
-    `decay` acts after the updates 0, `every`, 2 `every`, ... of each epoch. Until epoch `start`,
-    and at its first update, the average becomes a copy of the weights.
+    `decay` is applied after the steps 0, `every`, 2 `every`, ... of each epoch. Up to epoch `start`
+    and its first step the average is a copy of the weights.
     """
     copied = math.ceil(round(start, 6)) * length.steps_per_epoch
 
@@ -176,19 +179,19 @@ def ema_by_epoch(
 
 def lookahead(
     model: nn.Module,
-    length: Length,
+    length: RunLength,
     *,
     decay: Fraction,
     every: PositiveInt,
     power: NotNegative,
     start: Epochs = 0.0,
 ) -> Average:
-    """Every so many steps weights and buffers become their average, ever slower (hlb, airbench).
+    """Every `every` steps weights and buffers are set to their average (hlb-CIFAR10, airbench).
 
-    After t of T updates, t a multiple of `every`, average = lerp(average, weights, 1 - d) and
-    weights = average, with d = decay^every (t / T)^power: unlike `ema`'s, `decay` is that of a
-    single step. After update T the weights are the average in any case. The average starts as the
-    initial weights, or at the first such t from epoch `start` on.
+    After t of T steps, t a multiple of `every`, average = lerp(average, weights, 1 - d) and
+    weights = average, with d = decay^every (t / T)^power; unlike in `ema`, `decay` is per step.
+    After step T the weights are set to the average in any case. The average starts as the initial
+    weights, or as the weights at the first such t from epoch `start` on.
     """
     first = every * math.ceil(round(start * length.steps_per_epoch, 6) / every)
     return Lookahead(

@@ -1,37 +1,37 @@
-"""Which layers of a network are its classifier."""
+"""Finds the layers of a network that are its classifier."""
 
 from torch import nn
 
-OUTPUTS = (nn.Linear, nn.Conv2d)  # what maps features to classes
+HEAD_LAYERS = (nn.Linear, nn.Conv2d)  # what maps features to classes
 
 
-def heads(model: nn.Module) -> dict[str, nn.Module]:
-    """The layers that give a network's logits, by their full names; empty where it has none.
+def find_heads(model: nn.Module) -> dict[str, nn.Module]:
+    """The layers that compute a network's logits, by full name; empty where there is none.
 
-    timm's networks say it themselves: their configuration names the layers (two of a distilled
-    DeiT), and what `get_classifier` gives beside them counts too, as some configurations name one
-    of two. Of any other network it is the last linear layer.
+    For timm's networks, the layers that their configuration names (two for a distilled DeiT) and
+    those that `get_classifier` returns, because some configurations name only one of two. For any
+    other network, the last linear layer.
     """
     named = dict(model.named_modules())
-    told = getattr(model, "default_cfg", {}).get("classifier") or ()
-    names = [told] if isinstance(told, str) else list(told)
-    found = {name for name in names if isinstance(named.get(name), OUTPUTS)}
-    for root in _classifiers(model):
+    configured = getattr(model, "default_cfg", {}).get("classifier") or ()
+    names = [configured] if isinstance(configured, str) else list(configured)
+    head_names = {name for name in names if isinstance(named.get(name), HEAD_LAYERS)}
+    for root in _timm_classifiers(model):
         path = next((name for name, module in named.items() if module is root), None)
-        inside = [n for n, m in named.items() if _within(n, path) and isinstance(m, OUTPUTS)]
-        if inside and not found.intersection(inside):
-            found.add(inside[-1])
-    if not found:
-        found.update([name for name, m in named.items() if isinstance(m, nn.Linear)][-1:])
-    return {name: module for name, module in named.items() if name in found}
+        inside = [n for n, m in named.items() if _is_within(n, path) and isinstance(m, HEAD_LAYERS)]
+        if inside and not head_names.intersection(inside):
+            head_names.add(inside[-1])
+    if not head_names:
+        head_names.update([name for name, m in named.items() if isinstance(m, nn.Linear)][-1:])
+    return {name: module for name, module in named.items() if name in head_names}
 
 
-def _classifiers(model: nn.Module) -> tuple[nn.Module, ...]:
-    """What timm's `get_classifier` gives, one or several."""
+def _timm_classifiers(model: nn.Module) -> tuple[nn.Module, ...]:
+    """The modules that timm's `get_classifier` returns, one or several."""
     getter = getattr(model, "get_classifier", None)
-    given = getter() if getter is not None else ()
-    return (given,) if isinstance(given, nn.Module) else tuple(given)
+    classifiers = getter() if getter is not None else ()
+    return (classifiers,) if isinstance(classifiers, nn.Module) else tuple(classifiers)
 
 
-def _within(name: str, path: str | None) -> bool:
+def _is_within(name: str, path: str | None) -> bool:
     return path is not None and (name == path or name.startswith(f"{path}."))

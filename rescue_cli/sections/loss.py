@@ -4,10 +4,9 @@ Every loss is a mean over the images of a micro-batch; `reduction: sum` is that 
 number of images in a step, so that a recipe whose paper sums its loss keeps the paper's learning
 rate.
 
-`class_weights` makes images count by their class, as in torch's CrossEntropyLoss: where images
-have labels the mean is by weight, the weighted losses' sum over the weights' sum; where they have
-shares of classes (mixed images), or with `reduction: sum`, the weighted losses' sum over the number
-of images.
+`class_weights` weight images by class, as in torch's CrossEntropyLoss: for labels the loss is the
+weighted mean (the sum of weighted losses over the sum of weights); for class probabilities (mixed
+images) or with `reduction: sum` it is the sum of weighted losses over the number of images.
 """
 
 import unicodedata
@@ -34,10 +33,10 @@ Doubles = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Loss:
-    """`mean(logits, targets)` over a micro-batch, and what its gradient is multiplied with.
+    """`mean(logits, targets)` over a micro-batch, and the factor for its gradient.
 
-    `each`: the losses of the micro-batch's images, (n,); a scene has none of its own. `weights`: of
-    the classes, where the mean is by weight, so that micro-batches do not count equally.
+    `each`: the losses of single images, (n,); None for detection and segmentation. `weights`: of
+    the classes, (classes,), where the mean is weighted, so that micro-batches do not count equally.
     """
 
     mean: Callable[[Any, Any], Tensor]
@@ -47,61 +46,63 @@ class Loss:
 
 
 @dataclass(frozen=True)
-class Training:
-    """What a loss may need to know of the training set; `counts`: each class's images, if any."""
+class LossContext:
+    """What a loss depends on: class names, and `counts` of images per class (classes,), if any."""
 
     classes: tuple[str, ...]
     counts: Indices | None
 
 
-def weights_of(given: ClassWeights | None, training: Training | None) -> Doubles | None:
-    """A weight for each class, (classes,); None where none are asked for, or nothing is trained.
+def resolve_class_weights(
+    given: ClassWeights | None, context: LossContext | None
+) -> Doubles | None:
+    """A weight for each class, (classes,); None where none are given, or without training.
 
-    A list has one for each class, in order; in a mapping by name those that are not named weigh 1.
-    `balanced` is n / (k n_c) for n images of k classes, n_c of them of the class (as scikit-learn's
-    class_weight); a class without images weighs nothing. Raises `UsageError`.
+    A list has one per class, in order; a mapping by name gives 1 to the others. `balanced` is
+    n / (k n_c) for n images of k classes, n_c of them of the class (scikit-learn's class_weight); a
+    class without images has weight 0. Raises `UsageError`.
     """
-    if given is None or training is None:
+    if given is None or context is None:
         return None
-    classes = training.classes
+    classes = context.classes
     if given == "balanced":
-        return balanced_weights(training)
+        return balanced_weights(context)
     if isinstance(given, Mapping):
-        # Classes are in the composed form (NFC), whatever wrote the recipe
+        # Class names are in the composed form (NFC), whichever editor wrote the recipe
         by_name = {unicodedata.normalize("NFC", name).strip(): each for name, each in given.items()}
         for name in by_name:
             if name not in classes:
                 hint = did_you_mean(name, classes)[:300]
                 raise UsageError(f"loss.class_weights: '{name}' is not one of the classes. {hint}")
         return np.array([by_name.get(name, 1.0) for name in classes])
-    check_length(given, len(classes))
+    check_weight_count(given, len(classes))
     return np.array(given, dtype=np.float64)
 
 
-def check_length(given: list[float], classes: int) -> None:
+def check_weight_count(given: list[float], classes: int) -> None:
     """Raises `UsageError` unless there is a weight for each class."""
     if len(given) != classes:
         raise UsageError(
-            f"loss.class_weights: {len(given)} weights for {classes} classes. Give one for each in "
-            "the classes' order, or a mapping by name, or balanced."
+            f"loss.class_weights: {len(given)} weights for {classes} classes. Give one per class, "
+            "in order, or a mapping by name, or balanced."
         )
 
 
-def balanced_weights(training: Training) -> Doubles:
-    """n / (k n_c), so that each class weighs as much as any other in the whole training set."""
-    if training.counts is None:
+def balanced_weights(context: LossContext) -> Doubles:
+    """n / (k n_c): all classes have the same total weight in the training set; `UsageError`."""
+    if context.counts is None:
         raise UsageError(
-            "loss.class_weights: balanced counts images by their label, and here each pixel has "
+            "loss.class_weights: balanced needs one label per image, but here each pixel has "
             "one. Give a list, or a mapping by class name."
         )
-    counts = training.counts.astype(np.float64)
+    counts = context.counts.astype(np.float64)
     whole = counts.sum() / np.count_nonzero(counts)
     weights: Doubles = np.divide(whole, counts, out=np.zeros_like(counts), where=counts > 0)
     return weights
 
 
-class _Weights:
-    """The weights of the classes as the device of the logits has them."""
+class _DeviceWeights:
+    """The classes' weights, cached by device and dtype."""
 
     def __init__(self, values: Doubles) -> None:
         self.values = values
@@ -117,27 +118,27 @@ class _Weights:
 
 def cross_entropy(
     batch_size: int,
-    training: Training | None = None,
+    context: LossContext | None = None,
     *,
     label_smoothing: Fraction,
     reduction: Literal["mean", "sum"],
     smoothing_over: Literal["all", "others"] = "all",
     class_weights: ClassWeights | None = None,
 ) -> Loss:
-    """Softmax cross-entropy; smoothing spreads its share evenly over all classes (Szegedy 2016).
+    """Softmax cross-entropy with label smoothing, spread over all classes (Szegedy et al. 2016).
 
-    `smoothing_over: others`: over the classes that are not the label, eps / (K - 1) each and
-    1 - eps for the label (Bag of Tricks, equation 4). `class_weights` weigh each class's term, and
-    those of the smoothing too, as torch does.
+    `smoothing_over: others` spreads it over the other classes, eps / (K - 1) each and 1 - eps for
+    the label (Bag of Tricks, equation 4). `class_weights` weight each class's term, also those of
+    the smoothing, as torch does.
     logits (n, classes), targets (n,) labels or (n, classes) probabilities.
     """
-    values = weights_of(class_weights, training)
-    weights = None if values is None else _Weights(values)
+    values = resolve_class_weights(class_weights, context)
+    weights = None if values is None else _DeviceWeights(values)
     summed = reduction == "sum"
 
     def mean(logits: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
         classes = logits.shape[1]
-        # the label's own share of what is spread over all K is what (K - 1) others would lack
+        # torch smooths over all K classes: K / (K - 1) as much gives the others eps / (K - 1) each
         whole = classes / (classes - 1) if smoothing_over == "others" else 1.0
         return functional.cross_entropy(
             logits,
@@ -158,23 +159,22 @@ def cross_entropy(
 
 def binary_cross_entropy(
     _batch_size: int,
-    training: Training | None = None,
+    context: LossContext | None = None,
     *,
     targets: Literal["present", "soft"] | Fraction,
     label_smoothing: Fraction,
     class_weights: ClassWeights | None = None,
 ) -> Loss:
-    """Each class a question of its own, mean over images and classes (ResNet strikes back, 3.1).
+    """Binary cross-entropy per class, mean over images and classes (ResNet strikes back, 3.1).
 
-    `present`: every class with a share in a mixed image is wholly there, the paper's reading;
-    `soft`: shares as they are; a number: there where the share is above it. Smoothing comes after
-    that: t -> t (1 - s) + s / classes. (timm's threshold comes after smoothing and undoes it.)
-    `class_weights` weigh all questions of an image by its class, of a mixed one by its shares (Cui
-    et al. 2019).
+    Targets of mixed images: `present` sets each class with a positive share to 1, as in the paper;
+    `soft` keeps shares; a number sets classes with a share above it to 1. Smoothing follows:
+    t -> t (1 - s) + s / classes. (timm applies its threshold after smoothing, which undoes it.)
+    `class_weights` weight all terms of an image by its class, or by its shares (Cui et al. 2019).
     logits (n, classes), targets (n,) labels or (n, classes) shares.
     """
     threshold = {"present": 0.0, "soft": None}.get(targets, targets)  # type: ignore[arg-type]
-    values = weights_of(class_weights, training)
+    values = resolve_class_weights(class_weights, context)
 
     def mean(logits: Tensor, shares: Tensor, reduction: str = "mean") -> Tensor:
         if shares.ndim == 1:
@@ -189,7 +189,7 @@ def binary_cross_entropy(
 
     if values is None:
         return Loss(mean, each, 1)
-    weights = _Weights(values)
+    weights = _DeviceWeights(values)
 
     def weighted(logits: Tensor, shares: Tensor) -> Tensor:
         by_class = weights.on(logits)
@@ -201,26 +201,26 @@ def binary_cross_entropy(
     return Loss(weighted, each, 1, values)
 
 
-def detector(_batch_size: int, _training: Training | None = None) -> Loss:
-    """The sum of the losses that a detector computes itself: Faster R-CNN's four (Ren 2015)."""
+def detector(_batch_size: int, _training: LossContext | None = None) -> Loss:
+    """The sum of the losses that a detector returns: four for Faster R-CNN (Ren et al. 2015)."""
     return Loss(lambda losses, _targets: torch.stack(list(losses.values())).sum(), None, 1)
 
 
 def pixel_cross_entropy(
     _batch_size: int,
-    training: Training | None = None,
+    context: LossContext | None = None,
     *,
     auxiliary: NotNegative,
     class_weights: ClassWeights | None = None,
 ) -> Loss:
-    """Cross-entropy over the pixels that are not ignored, and `auxiliary` times that of `aux`.
+    """Cross-entropy over the pixels that are not ignored, plus `auxiliary` times that of `aux`.
 
-    `class_weights` weigh pixels by their class; micro-batches count equally, however many pixels of
-    which classes they have. logits by head (n, classes, height, width), masks (n, height, width).
+    `class_weights` weight pixels by class; micro-batches count equally, whatever pixels they have.
+    logits by head (n, classes, height, width), masks (n, height, width).
     """
 
-    values = weights_of(class_weights, training)
-    weights = None if values is None else _Weights(values)
+    values = resolve_class_weights(class_weights, context)
+    weights = None if values is None else _DeviceWeights(values)
 
     def mean(logits: Mapping[str, Tensor], masks: Tensor) -> Tensor:
         weight = None if weights is None else weights.on(logits["out"])
@@ -233,27 +233,26 @@ def pixel_cross_entropy(
     return Loss(mean, None, 1)
 
 
-def of_micro_batches(loss: Loss) -> Callable[[Any, Batch], Tensor]:
-    """The loss of logits and the micro-batch they are of."""
+def micro_batch_loss(loss: Loss) -> Callable[[Any, Batch], Tensor]:
+    """A criterion (logits, micro-batch) -> loss."""
     return lambda logits, batch: loss.mean(logits, batch.targets)
 
 
-def by_weight(
+def weighted_micro_batch_loss(
     loss: Loss, labels: Indices, sampler: Callable[[int, int], Indices], micro_batches: int
 ) -> Callable[[Any, Batch], Tensor]:
-    """As `of_micro_batches`, such that the mean over a step's micro-batches is the mean of the
-    whole step.
+    """As `micro_batch_loss`, such that the mean over micro-batches is the mean of the whole step.
 
-    Where the mean is by weight a micro-batch counts by the sum of its images' weights, in all
-    processes alike: `labels` of the training images and the `sampler` say which those are. There a
-    corrupt image counts by its own class, whichever takes its place.
+    With a weighted mean a micro-batch counts by the sum of its images' weights; every process
+    computes these sums from the training images' `labels` and the `sampler`. A replaced corrupt
+    image counts with its own class.
     """
     if loss.weights is None or micro_batches == 1:
-        return of_micro_batches(loss)
+        return micro_batch_loss(loss)
     of_images = loss.weights[labels]
 
     @lru_cache(maxsize=1)
-    def counting(step: int) -> Doubles:
+    def step_shares(step: int) -> Doubles:
         sums = np.array(
             [of_images[sampler(step, micro_batch)].sum() for micro_batch in range(micro_batches)]
         )
@@ -264,7 +263,7 @@ def by_weight(
         mean = loss.mean(logits, batch.targets)
         if batch.targets.ndim > 1:  # mixed, and a mean over images
             return mean
-        return mean * float(counting(batch.step)[batch.micro_batch])
+        return mean * float(step_shares(batch.step)[batch.micro_batch])
 
     return criterion
 

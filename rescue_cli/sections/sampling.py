@@ -11,94 +11,94 @@ from rescue_cli.rng import Indices, permute, permute_each
 
 
 @dataclass(frozen=True)
-class Steps:
-    """What a sampler needs to know of the run: all counts, all global."""
+class SamplingContext:
+    """What a sampler depends on; all counts are over all processes."""
 
     samples: int
     batch_size: int
     micro_batch_size: int
     per_epoch: int
     seed: int
-    labels: Indices | None = None  # of the images, for a sampler that goes by class
+    labels: Indices | None = None  # (samples,), for a sampler that balances classes
 
 
 Sampler = Callable[[int, int], Indices]
 
 
-def shuffled(steps: Steps) -> Sampler:
-    """(step, micro-batch) -> `micro_batch_size` indices: a new order each epoch, the remainder
-    dropped.
+def shuffled(context: SamplingContext) -> Sampler:
+    """(step, micro-batch) -> indices (micro_batch_size,): a new order each epoch, without the rest.
 
-    Where an epoch asks for more images than there are, the order wraps (`--smoke`).
+    Where an epoch needs more images than there are (`--smoke`), the order wraps around.
     """
 
     def indices(step: int, micro_batch: int) -> Indices:
-        epoch, within = divmod(step, steps.per_epoch)
-        first = within * steps.batch_size + micro_batch * steps.micro_batch_size
-        positions = np.arange(first, first + steps.micro_batch_size, dtype=np.int64)
-        return permute(positions % steps.samples, steps.samples, steps.seed, epoch)
+        epoch, within = divmod(step, context.per_epoch)
+        first = within * context.batch_size + micro_batch * context.micro_batch_size
+        positions = np.arange(first, first + context.micro_batch_size, dtype=np.int64)
+        return permute(positions % context.samples, context.samples, context.seed, epoch)
 
     return indices
 
 
 def repeated(
-    steps: Steps, *, views: PositiveInt, placement: Literal["spread", "together"]
+    context: SamplingContext, *, views: PositiveInt, placement: Literal["spread", "together"]
 ) -> Sampler:
-    """As `shuffled`, each image `views` times in a row (repeated augmentation, Hoffer et al. 2020).
+    """As `shuffled`, with each image `views` times (repeated augmentation, Hoffer et al. 2020).
 
-    An epoch stays as long as before and sees so many times fewer distinct images. `spread` deals
-    the row to a step's micro-batches in turn, as timm's sampler does to GPUs, so that copies lie in
-    different micro-batches; `together` cuts it into micro-batches, so that they lie in one.
+    An epoch keeps its length and has `views` times fewer distinct images. `spread` distributes the
+    copies over a step's micro-batches, as timm's sampler does over GPUs; `together` keeps the
+    copies in one micro-batch.
     """
-    deal = _spread if placement == "spread" else _together
+    deal = _spread_entries if placement == "spread" else _adjacent_entries
 
     def indices(step: int, micro_batch: int) -> Indices:
-        epoch, within = divmod(step, steps.per_epoch)
-        entries = within * steps.batch_size + deal(steps, micro_batch)
-        return permute(entries // views % steps.samples, steps.samples, steps.seed, epoch)
+        epoch, within = divmod(step, context.per_epoch)
+        entries = within * context.batch_size + deal(context, micro_batch)
+        return permute(entries // views % context.samples, context.samples, context.seed, epoch)
 
     return indices
 
 
-def balanced(steps: Steps) -> Sampler:
-    """(step, micro-batch) -> indices, each class drawn as often as any other, its images in turn.
+def balanced(context: SamplingContext) -> Sampler:
+    """(step, micro-batch) -> indices (micro_batch_size,), with all classes drawn equally often.
 
-    An epoch is as long as `shuffled`'s: so many draws as the training set has images, an equal
-    part of them from each class, in random order. A class's images are gone through in a random
-    order, and in a new one from then on: none comes again before all of its class have (where
-    torch's WeightedRandomSampler draws with replacement). After each epoch classes differ by a draw
-    at most, and so do the images of a class. Classes without an image are passed over.
+    An epoch has as many draws as `shuffled`'s, in random order. Each class's images are drawn
+    without replacement in a random order, then in a new one (torch's WeightedRandomSampler draws
+    with replacement). After each epoch the counts of classes differ by at most one, as do those of
+    the images of a class. Classes without images are left out.
     """
-    assert steps.labels is not None, "a sampler by class needs the labels"
-    by_class, counts = np.argsort(steps.labels, kind="stable"), np.bincount(steps.labels)
-    there, starts = np.flatnonzero(counts), np.cumsum(counts) - counts
-    draws = steps.per_epoch * steps.batch_size
+    assert context.labels is not None, "a sampler by class needs the labels"
+    by_class, counts = np.argsort(context.labels, kind="stable"), np.bincount(context.labels)
+    present, starts = np.flatnonzero(counts), np.cumsum(counts) - counts
+    draws = context.per_epoch * context.batch_size
 
     def indices(step: int, micro_batch: int) -> Indices:
-        epoch, within = divmod(step, steps.per_epoch)
-        first = within * steps.batch_size + micro_batch * steps.micro_batch_size
-        positions = np.arange(first, first + steps.micro_batch_size, dtype=np.int64)
-        # the draws of the whole run, dealt to the classes one after another
-        number = epoch * draws + permute(positions, draws, steps.seed, epoch)
-        turn, place = np.divmod(number, len(there))
-        label = there[place]
-        round_, place = np.divmod(turn, counts[label])
-        order = round_ * len(counts) + label
-        within_class = permute_each(place, counts[label], order, steps.seed)
-        found: Indices = by_class[starts[label] + within_class]
-        return found
+        epoch, within = divmod(step, context.per_epoch)
+        first = within * context.batch_size + micro_batch * context.micro_batch_size
+        positions = np.arange(first, first + context.micro_batch_size, dtype=np.int64)
+        # Numbers the draws of the whole run; consecutive draws go to consecutive classes
+        number = epoch * draws + permute(positions, draws, context.seed, epoch)
+        turn, class_index = np.divmod(number, len(present))
+        label = present[class_index]
+        pass_, class_index = np.divmod(turn, counts[label])
+        order = pass_ * len(counts) + label
+        within_class = permute_each(class_index, counts[label], order, context.seed)
+        chosen: Indices = by_class[starts[label] + within_class]
+        return chosen
 
     return indices
 
 
-def _spread(steps: Steps, micro_batch: int) -> Indices:
-    """Which entries of a step's row a micro-batch takes: every n-th of n micro-batches."""
-    return np.arange(micro_batch, steps.batch_size, steps.batch_size // steps.micro_batch_size)
+def _spread_entries(context: SamplingContext, micro_batch: int) -> Indices:
+    """The positions in a step's batch that a micro-batch takes: every n-th of n micro-batches."""
+    return np.arange(
+        micro_batch, context.batch_size, context.batch_size // context.micro_batch_size
+    )
 
 
-def _together(steps: Steps, micro_batch: int) -> Indices:
-    """Which entries of a step's row the positions of a micro-batch take: one after another."""
-    return micro_batch * steps.micro_batch_size + np.arange(steps.micro_batch_size)
+def _adjacent_entries(context: SamplingContext, micro_batch: int) -> Indices:
+    """The positions in a step's batch that a micro-batch takes: consecutive ones."""
+    return micro_batch * context.micro_batch_size + np.arange(context.micro_batch_size)
 
 
 SAMPLERS = {"shuffled": shuffled, "repeated": repeated, "balanced": balanced}

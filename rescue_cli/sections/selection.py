@@ -14,7 +14,7 @@ from rescue_cli.recipe.schema import PositiveInt
 
 
 class Selection(Protocol):
-    """A share of a micro-batch's images is kept."""
+    """Keeps a share of a micro-batch's images."""
 
     @property
     def share(self) -> float: ...
@@ -25,7 +25,7 @@ class Selection(Protocol):
 
 
 class Updates(Protocol):
-    """The optimizers of a network, with its gradient scaler."""
+    """The optimizers of a network with its gradient scaler."""
 
     scaler: torch.amp.GradScaler
 
@@ -37,17 +37,17 @@ class Updates(Protocol):
 
 @dataclass(frozen=True)
 class Learner:
-    """A network with all that it takes to train it."""
+    """A network with all that is needed to train it."""
 
     network: nn.Module
     updates: Updates
     each: Callable[[Tensor, Tensor], Tensor]  # logits, targets -> (n,) losses
     autocast: Callable[[], AbstractContextManager[None]]
-    factor: float  # of a mean over the images it learns from: their number where losses are summed
+    factor: float  # multiplies a mean over images: their number where the recipe sums losses
 
 
-class Everything:
-    """Every image is trained on."""
+class KeepAll:
+    """Trains on every image."""
 
     share = 1.0
 
@@ -62,10 +62,10 @@ class Everything:
 
 
 @dataclass(frozen=True)
-class Hardest:
-    """The images on which a learner that sees every micro-batch has the largest losses.
+class KeepHardest:
+    """Keeps the images with the largest losses of a proxy network.
 
-    On every `every`th step it learns, from the images that it keeps.
+    On every `every`th step the proxy is trained on the images that it keeps.
     """
 
     learner: Learner
@@ -98,8 +98,8 @@ MakeLearner = Callable[[Mapping[str, Any], float], Learner]  # changes to `model
 
 
 def none(_: MakeLearner) -> Selection:
-    """All of them."""
-    return Everything()
+    """No selection: all images."""
+    return KeepAll()
 
 
 def proxy(
@@ -109,13 +109,13 @@ def proxy(
     every: PositiveInt,
     model: dict[str, Any],
 ) -> Selection:
-    """The `share` on which a smaller network has the largest losses (airbench96_faster).
+    """Keeps the `share` of images with the largest losses of a smaller network (airbench96_faster).
 
-    The proxy is the recipe's network with the keys of `model` changed. It learns alongside, on
-    every `every`th step, by the recipe's optimizers, rates and loss, on the images that it keeps.
-    In the source it runs ahead of the network over the same batches, which comes to the same.
+    This proxy is the recipe's network with the keys of `model` changed. It is trained on the kept
+    images of every `every`th step by the recipe's optimizers, schedules and loss. The source trains
+    it beforehand on the same batches, which is equivalent.
     """
-    return Hardest(learner(model, share), share, every)
+    return KeepHardest(learner(model, share), share, every)
 
 
 SELECTIONS = {"none": none, "proxy": proxy}

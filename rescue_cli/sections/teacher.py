@@ -1,7 +1,7 @@
-"""The section `teacher`: a trained network that a step's network learns from (distillation).
+"""The section `teacher`: knowledge distillation from a trained network.
 
-The teacher sees what the student sees, mixed and augmented, in evaluation mode and without
-gradients, once a micro-batch.
+The teacher sees the student's mixed and augmented images, in evaluation mode and without gradients,
+once per micro-batch.
 """
 
 from collections.abc import Callable
@@ -14,12 +14,12 @@ from torch.nn import functional
 from rescue_cli.batch import Batch
 from rescue_cli.recipe.schema import NotNegative, Positive
 
-Criterion = Callable[[Tensor, Batch], Tensor]  # of logits and the micro-batch they are of
+Criterion = Callable[[Tensor, Batch], Tensor]  # (logits, micro-batch) -> loss
 Teach = Callable[[Criterion], Criterion]
 
 
 def none(_load: Callable[[str], nn.Module]) -> Teach:
-    """The recipe's own loss, and nobody to learn from."""
+    """No teacher: the recipe's loss alone."""
     return lambda criterion: criterion
 
 
@@ -33,9 +33,9 @@ def network(
 ) -> Teach:
     """hard * loss + soft * T^2 CE(softmax(r / T), softmax(z / T)), r the teacher's logits.
 
-    `weights`: a run, a file, or `timm:NAME`. Bag of Tricks (5.3) has T = 20 and both weights 1, its
-    authors' published code 0.5 each; Hinton, Vinyals and Dean 2015. Class weights are the loss's:
-    they weigh the first part, and what the teacher says of each image counts alike.
+    `weights`: a run, a file, or `timm:NAME`. Bag of Tricks (5.3) has T = 20 and both factors 1, its
+    authors' published code 0.5 each; Hinton, Vinyals and Dean 2015. Class weights belong to the
+    loss: they apply to the first term alone.
     """
     teacher = load(weights).eval().requires_grad_(False)
 
@@ -52,9 +52,10 @@ def network(
 
 
 def distillation(logits: Tensor, answers: Tensor, temperature: float) -> Tensor:
-    """T^2 times the cross-entropy of the student's softened answers by the teacher's, a mean.
+    """T^2 times the cross-entropy of softened logits: `logits` of the student, `answers` of the
+    teacher, both (n, classes); the mean over images.
 
-    Both (n, classes); computed in single precision at least.
+    Computed in single precision at least.
     """
     full = torch.promote_types(logits.dtype, torch.float32)
     wanted = (answers.to(full) / temperature).softmax(1)
@@ -62,7 +63,7 @@ def distillation(logits: Tensor, answers: Tensor, temperature: float) -> Tensor:
 
 
 class Renormalised(nn.Module):
-    """A network that was trained on images of another mean and deviation than those it gets."""
+    """A network that was trained with another normalisation than its input has."""
 
     def __init__(self, network: nn.Module, factor: Tensor, shift: Tensor) -> None:
         super().__init__()

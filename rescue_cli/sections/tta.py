@@ -1,4 +1,4 @@
-"""The section `eval`: test-time augmentation, which weighs what the network says of several images.
+"""Test-time augmentation (`eval.tta`): weighted sums of the logits for several image variants.
 
 Logits are summed in double precision.
 """
@@ -17,13 +17,13 @@ from rescue_cli.rng import Indices
 
 
 class Variant(NamedTuple):
-    """An image moved down and right by so many pixels, its border reflected, then mirrored."""
+    """An image shifted down and right by `shift` pixels (reflected border), then mirrored."""
 
     shift: int
     mirrored: bool
 
-    def of(self, images: Tensor) -> Tensor:
-        """The variant of images (n, channels, height, width)."""
+    def apply(self, images: Tensor) -> Tensor:
+        """Transforms images (n, channels, height, width) to this variant."""
         if self.shift:
             pad, (height, width) = abs(self.shift), images.shape[-2:]
             start = pad - self.shift
@@ -37,37 +37,37 @@ Weights = Mapping[Variant, float]
 
 @dataclass(frozen=True)
 class Tta:
-    """Weights of variants, which are shown of this share of a test set: its least confident images.
+    """Weights of variants, used for `share` of a test set: the images with the least confidence.
 
-    The others' logits are those of the image as it is.
+    The logits of the other images are those of the unchanged image.
     """
 
     weights: Weights
     share: float = 1.0
 
     def __call__(self, model: nn.Module, images: Tensor) -> Tensor:
-        """Logits (n, classes) with the variants shown of every image."""
-        (found,) = logits(model, images, [self.weights])
-        return found
+        """Logits (n, classes) over the variants of every image."""
+        (result,) = tta_logits(model, images, [self.weights])
+        return result
 
     @property
     def first(self) -> Weights:
-        """What is shown of every image."""
+        """The weights used for every image."""
         return self.weights if self.share == 1 else PLAIN
 
 
-def logits(model: nn.Module, images: Tensor, wanted: Sequence[Weights]) -> list[Tensor]:
-    """Logits (n, classes) by each of the weights; a variant that several ask for is shown once."""
+def tta_logits(model: nn.Module, images: Tensor, wanted: Sequence[Weights]) -> list[Tensor]:
+    """Logits (n, classes) for each of `wanted`; variants that they share are computed once."""
     variants = dict.fromkeys(variant for weights in wanted for variant in weights)
-    said = {variant: model(variant.of(images)).double() for variant in variants}
+    logits_of = {variant: model(variant.apply(images)).double() for variant in variants}
     return [
-        torch.stack([weight * said[variant] for variant, weight in weights.items()]).sum(0)
+        torch.stack([weight * logits_of[variant] for variant, weight in weights.items()]).sum(0)
         for weights in wanted
     ]
 
 
 def least_confident(probabilities: NDArray[np.float64], share: float) -> Indices:
-    """The places, in order, of the share (rounded down) of lowest numbers; of equals the first."""
+    """Sorted indices of the `share` (rounded down) with the lowest values; of equals the first."""
     order = np.argsort(probabilities, kind="stable")
     found: Indices = np.sort(order[: int(len(order) * share)])
     return found
@@ -75,15 +75,14 @@ def least_confident(probabilities: NDArray[np.float64], share: float) -> Indices
 
 PLAIN = {Variant(0, False): 1.0}
 FLIP = dict.fromkeys((Variant(0, False), Variant(0, True)), 1 / 2)
-MOVED = [Variant(shift, mirrored) for shift in (-1, 1) for mirrored in (False, True)]
-MEAN = dict.fromkeys((*FLIP, *MOVED), 1 / 6)
+TRANSLATED = [Variant(shift, mirrored) for shift in (-1, 1) for mirrored in (False, True)]
+MEAN = dict.fromkeys((*FLIP, *TRANSLATED), 1 / 6)
 TTAS = {
     "none": Tta(PLAIN),
     "flip": Tta(FLIP),
-    # airbench's level 2 (Jordan 2024): the image in its place, up and left, down and right
-    "flip-translate": Tta({**dict.fromkeys(FLIP, 1 / 4), **dict.fromkeys(MOVED, 1 / 8)}),
+    # airbench's level 2 (Jordan 2024): the image unshifted, up and left, down and right
+    "flip-translate": Tta({**dict.fromkeys(FLIP, 1 / 4), **dict.fromkeys(TRANSLATED, 1 / 8)}),
     "flip-translate-mean": Tta(MEAN),
-    # hiverge's (2025): the plain mean in place of the logits of the quarter whose highest
-    # probability is lowest
+    # hiverge (2025): the mean, for the quarter of images with the lowest top probability
     "flip-translate-uncertain": Tta(MEAN, share=1 / 4),
 }

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from rescue_cli.analysis import sides
-from rescue_cli.analysis import sweep as sweeps
+from rescue_cli.analysis.sweep import read_sweep
 from rescue_cli.rundir import RunDirectory, read_json
-from rescue_cli.rundir.planned import Lost, counted_lost, plan
+from rescue_cli.rundir.planned import MissingRun, add_planned, count_missing
 from rescue_cli.runs import pool
 from tests.conftest import Rescue
 from tests.made_runs import made_run, made_sweep
@@ -33,7 +33,7 @@ DIVERGED = dict.fromkeys((3, 4, 8), "the loss is nan in step 7. Lower optim.lr."
 def survivors(tmp_path: Path) -> str:
     """6 of 10 seeds: 3 diverged, and one was planned and never run."""
     made_sweep(tmp_path / "survivors", TOPS, diverged=DIVERGED)
-    plan(tmp_path / "survivors", [f"seed-{seed}" for seed in range(10)])
+    add_planned(tmp_path / "survivors", [f"seed-{seed}" for seed in range(10)])
     return "survivors"
 
 
@@ -55,33 +55,33 @@ def test_the_counts_add_up_in_every_form_of_report(
     assert f"Seed 8 diverged: {DIVERGED[8]}" in page
 
 
-def test_an_operand_knows_its_lost_seeds_and_all_of_its_measurements(
+def test_a_side_has_its_seeds_without_result_and_all_its_measurements(
     survivors: str, tmp_path: Path
 ) -> None:
-    side = sides.operand(str(tmp_path / survivors))
+    side = sides.load_side(str(tmp_path / survivors))
     assert side.lost == {3: "diverged", 4: "diverged", 8: "diverged", 9: "not run"}
-    assert counted_lost(side.lost.values()) == "3 diverged, 1 not run"
+    assert count_missing(side.lost.values()) == "3 diverged, 1 not run"
     assert list(side.sets) == ["test"]
     assert side.sets["test"] == side.values == TOPS
     assert side.images_of == {"test": side.images}
     made_run(tmp_path / "run", {"test none": 50.0, "test flip": 52.0})
-    run = sides.operand(str(tmp_path / "run"))
+    run = sides.load_side(str(tmp_path / "run"))
     assert not run.lost
     assert {name: each[0] for name, each in run.sets.items()} == {
         "test none": 50.0, "test flip": 52.0,
     }  # fmt: skip
-    flipped = sides.right(sides.predictions(tmp_path / "run", "test flip"))
+    flipped = sides.correct_predictions(sides.load_predictions(tmp_path / "run", "test flip"))
     assert 100 * flipped.mean() == 52.0
 
 
-def test_a_sweep_without_a_plan_is_of_the_seeds_that_are_there(tmp_path: Path) -> None:
+def test_a_sweep_without_a_plan_has_the_existing_seeds(tmp_path: Path) -> None:
     made_sweep(tmp_path / "old", {0: 60.0, 1: 61.0}, diverged={4: "the loss is nan."})
-    found = sweeps.read(tmp_path / "old")
-    assert found.lost == {4: Lost("diverged", "the loss is nan.")}
+    found = read_sweep(tmp_path / "old")
+    assert found.lost == {4: MissingRun("diverged", "the loss is nan.")}
     assert found.counted == "2 of 3 seeds (1 diverged)"
 
 
-def test_a_sweep_of_the_lost_alone_says_so(rescue: Rescue, tmp_path: Path) -> None:
+def test_a_sweep_without_results_is_reported_as_such(rescue: Rescue, tmp_path: Path) -> None:
     made_sweep(tmp_path / "dead", {}, diverged=DIVERGED)
     for ended in (rescue("compare", "dead", "80"), rescue("report", "dead")):
         assert ended.code == 3
@@ -89,7 +89,7 @@ def test_a_sweep_of_the_lost_alone_says_so(rescue: Rescue, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("script", ["input(); exit(9)", "exit(9)"])
-def test_a_worker_that_dies_without_a_word_is_a_seed_that_failed(
+def test_a_worker_that_dies_without_a_failure_record_is_a_failed_seed(
     rescue: Rescue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str
 ) -> None:
     def dies(_environment: object) -> subprocess.Popen[str]:
@@ -97,20 +97,22 @@ def test_a_worker_that_dies_without_a_word_is_a_seed_that_failed(
         call = [sys.executable, "-c", script]
         return subprocess.Popen(call, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True)
 
-    monkeypatch.setattr(pool, "_started", dies)
+    monkeypatch.setattr(pool, "_start_process", dies)
     ended = rescue("seed-sweep", "--seeds", "2", "--out", "sweep", "--json", *TINY)
     assert ended.code == 1
     assert "2 of 2 planned runs have no result (2 failed)." in ended.err
     found = json.loads(ended.out)
     assert (found["planned"], found["n"], found["diverged"], found["not_run"]) == (2, 0, {}, [])
-    assert found["failed"]["1"].startswith("its process ended with 9 and left no word.")
-    assert sweeps.read(tmp_path / "sweep").lost[0].how == "failed", "it is kept for `report`"
+    assert found["failed"]["1"].startswith(
+        "its process ended with exit code 9 and without a failure record."
+    )
+    assert read_sweep(tmp_path / "sweep").lost[0].how == "failed", "it is kept for `report`"
 
 
-@pytest.mark.parametrize("name", ["timeit", "random"])
-def test_a_users_file_does_not_stand_in_for_pythons(tmp_path: Path, name: str) -> None:
-    """Workers, the processes of torchrun and `python -m rescue_cli`, begun beside such a file."""
-    (tmp_path / f"{name}.py").write_text("raise SystemExit(77)\n")
+def test_a_users_file_does_not_shadow_python_modules(tmp_path: Path) -> None:
+    """Workers, the processes of torchrun and `python -m rescue_cli`, begun beside such files."""
+    for name in ("timeit", "random"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit(77)\n")
     words = ["train", "--smoke", "--out", "run", "--device", "cpu", *TINY]
     words += ["train.device_batch_size=16"]
     for start, more in (
@@ -125,16 +127,16 @@ def test_a_users_file_does_not_stand_in_for_pythons(tmp_path: Path, name: str) -
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        ("recipe", "odd/seed-2/recipe.yaml: optim.lr: 0.1, and seed-0 has 0.4."),
-        ("images", "odd/seed-2/result.json: test.count: 500, and seed-0 has 1000."),
-        ("set", "odd/seed-2/result.json: sets: [val], and seed-0 has [test]."),
-        ("protocol", "test.protocol.interpolation: bicubic, and seed-0 has bilinear."),
-        ("copied", "odd/seed-2/recipe.yaml: train.seed: 1, in the folder of 2."),
-        ("backup", "odd/seed-0.bak: holds a run, and its name is none of seed-0, seed-1, ..."),
-        ("zero", "odd/seed-01: holds a run, and its name is none of seed-0, seed-1, ..."),
+        ("recipe", "odd/seed-2/recipe.yaml: optim.lr: 0.1, but seed-0 has 0.4."),
+        ("images", "odd/seed-2/result.json: test.count: 500, but seed-0 has 1000."),
+        ("set", "odd/seed-2/result.json: sets: [val], but seed-0 has [test]."),
+        ("protocol", "test.protocol.interpolation: bicubic, but seed-0 has bilinear."),
+        ("copied", "odd/seed-2/recipe.yaml: train.seed: 1, but the folder is seed 2's."),
+        ("backup", "odd/seed-0.bak: holds a run, but is not named seed-0, seed-1, ..."),
+        ("zero", "odd/seed-01: holds a run, but is not named seed-0, seed-1, ..."),
     ],
 )
-def test_runs_that_differ_in_more_than_their_seed_are_no_sweep(
+def test_runs_that_differ_in_more_than_their_seed_are_refused(
     rescue: Rescue, tmp_path: Path, make: str, said: str
 ) -> None:
     folder = made_sweep(tmp_path / "odd", {0: 60.0, 1: 61.0, 3: 62.0})
@@ -159,13 +161,13 @@ def test_runs_that_differ_in_more_than_their_seed_are_no_sweep(
         assert "Move seed-2 out of odd." in ended.err or "Move it out of odd." in ended.err
 
 
-def test_folders_of_the_data_and_a_recipes_name_make_no_other_sweep(tmp_path: Path) -> None:
+def test_data_folders_and_recipe_names_do_not_split_a_sweep(tmp_path: Path) -> None:
     folder = made_sweep(tmp_path / "sweep", {0: 60.0, 1: 61.0})
     file = RunDirectory(folder / "seed-1").recipe
     text = file.read_text().replace("name: quickstart", "name: copied", 1)
     file.write_text(text.replace("data: {", "data: {root: /elsewhere, ", 1))
     assert "root: /elsewhere" in file.read_text()
-    assert len(sweeps.read(folder).results) == 2
+    assert len(read_sweep(folder).results) == 2
 
 
 @pytest.mark.parametrize("way", ["path", "link", "same", "linked seed"])
@@ -181,7 +183,7 @@ def test_a_run_never_counts_twice(rescue: Rescue, tmp_path: Path, way: str) -> N
     assert "would count twice. Give one of them." in ended.err
 
 
-def test_what_cannot_be_compared_does_not_keep_the_others_from_it(
+def test_a_run_that_cannot_be_compared_does_not_prevent_other_comparisons(
     rescue: Rescue, tmp_path: Path
 ) -> None:
     for name, top in (("a", 60.0), ("b", 70.0)):
@@ -189,21 +191,21 @@ def test_what_cannot_be_compared_does_not_keep_the_others_from_it(
     made_run(tmp_path / "c", 65.0, images=500)
     assert rescue("report", "a", "c", "b", "a/seed-0").code == 0
     page = (tmp_path / "report.html").read_text()
-    assert "<h2>Compared</h2>" in page
+    assert "<h2>Comparison</h2>" in page
     assert page.count("b is better than a by") == 1
     assert "a was measured on fashion-mini test (1,000 images), c on fashion-mini test" in page
     assert "a/seed-0 is a run of both a and a/seed-0, and would count twice." in page
 
 
-def test_a_sweep_that_cannot_begin_leaves_no_plan(rescue: Rescue, tmp_path: Path) -> None:
+def test_a_sweep_that_cannot_start_leaves_no_plan(rescue: Rescue, tmp_path: Path) -> None:
     words = ("seed-sweep", "--recipe", "a3", "--seeds", "2", "--out", "s", "data.root=nowhere")
     assert rescue(*words, "train.precision=float32").code in (2, 3)
     assert not (tmp_path / "s" / "planned.json").exists()
 
 
-def test_seeds_that_were_ever_asked_for_stay_planned(rescue: Rescue, tmp_path: Path) -> None:
+def test_requested_seeds_stay_planned(rescue: Rescue, tmp_path: Path) -> None:
     made_sweep(tmp_path / "sweep", {0: 60.0, 1: 61.0}, diverged={2: "the loss is nan."})
-    plan(tmp_path / "sweep", ["seed-0", "seed-1", "seed-2"])
+    add_planned(tmp_path / "sweep", ["seed-0", "seed-1", "seed-2"])
     ended = rescue("seed-sweep", "--seeds", "2", "--out", "sweep", "--json")
     assert ended.code == 4
     assert json.loads(ended.out)["diverged"] == {"2": "the loss is nan."}

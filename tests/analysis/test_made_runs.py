@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from rescue_cli.analysis import sides
-from rescue_cli.analysis import sweep as sweeps
+from rescue_cli.analysis.sweep import read_sweep
 from rescue_cli.errors import DivergedError
 from rescue_cli.rundir import RunDirectory, read_json, read_metrics
-from rescue_cli.rundir.planned import Lost
+from rescue_cli.rundir.planned import MissingRun
 from tests.conftest import Rescue
 from tests.made_runs import made_failure, made_run, made_sweep
 
@@ -31,7 +31,7 @@ def shape(value: Any) -> Any:
     return "number" if isinstance(value, int | float) or value is None else type(value)
 
 
-def test_a_made_run_has_what_a_trained_one_has(rescue: Rescue, tmp_path: Path) -> None:
+def test_a_made_run_has_the_files_of_a_trained_one(rescue: Rescue, tmp_path: Path) -> None:
     assert rescue("train", "--out", "trained", *TINY).code == 0
     made_run(tmp_path / "made", {"test none": 40.5, "test flip": 41.0}, overrides=TINY)
     trained, made = (RunDirectory(tmp_path / name) for name in ("trained", "made"))
@@ -53,22 +53,22 @@ def test_a_made_run_has_what_a_trained_one_has(rescue: Rescue, tmp_path: Path) -
     assert rescue("report", "made").code == 0
 
 
-def test_a_made_sweep_says_what_it_was_told_to(tmp_path: Path) -> None:
+def test_a_made_sweep_has_the_given_results(tmp_path: Path) -> None:
     tops = {0: 40.0, 1: 42.5, 5: 41.0}
     folder = made_sweep(
         tmp_path / "sweep", tops, overrides=TINY, losses={0: 1.5, 1: 1.25, 5: 2.0},
         diverged={2: "diverged at step 3"},
     )  # fmt: skip
-    found = sweeps.read(folder)
+    found = read_sweep(folder)
     assert found.values("test") == pytest.approx(tops)
-    assert found.lost == {2: Lost("diverged", "diverged at step 3")}
+    assert found.lost == {2: MissingRun("diverged", "diverged at step 3")}
     assert [r["loss"] for r in found.results.values()] == pytest.approx([1.5, 1.25, 2.0])
-    right = sides.right(sides.predictions(folder / "seed-1"))
+    right = sides.correct_predictions(sides.load_predictions(folder / "seed-1"))
     assert (100 * right.mean(), len(right)) == (42.5, 200)
-    assert sides.points(folder / "seed-1")[-1].top1 == pytest.approx(42.5)
+    assert sides.read_points(folder / "seed-1")[-1].top1 == pytest.approx(42.5)
 
 
-def test_a_made_failure_is_the_word_of_a_worker(tmp_path: Path) -> None:
+def test_a_made_failure_is_a_workers_failure_record(tmp_path: Path) -> None:
     run = RunDirectory(made_failure(tmp_path / "run", DivergedError("the loss is nan")))
     assert json.loads(run.failure.read_text()) == {
         "rank": 0, "exit_code": 4, "message": "the loss is nan",

@@ -16,7 +16,7 @@ def holds(rate: Rate) -> bool:
 
 
 @pytest.mark.parametrize("n", [2, 3, 5, 10])
-def test_no_test_claims_and_no_interval_misses_more_than_it_says(n: int) -> None:
+def test_error_rates_and_coverage_are_nominal(n: int) -> None:
     for rate in (
         rates.mean_covered(rates.normal, n, 1000),
         rates.difference_covered(n, 1000),
@@ -39,17 +39,17 @@ def test_compare_keeps_its_level_for_skewed_runs(draw: rates.Draw) -> None:
         assert holds(rates.claimed(draw, n, 200, more=3)), n
 
 
-def test_claims_and_intervals_of_four_sweeps_hold_together() -> None:
+def test_claims_and_intervals_of_four_sweeps_are_simultaneous() -> None:
     for rate in (*rates.family(5, 150), rates.joint_intervals(5, 150)):
         assert holds(rate), rate
 
 
-def test_looks_at_planned_seeds_keep_the_level_and_looking_after_each_does_not() -> None:
+def test_planned_looks_keep_the_level_and_a_look_after_each_seed_does_not() -> None:
     assert holds(rates.sequentially(20, 200))
     assert not holds(rates.looked_after_every_seed(20, 1000))
 
 
-def test_single_networks_are_judged_at_their_level() -> None:
+def test_comparisons_of_single_networks_keep_their_level() -> None:
     for rate in (
         rates.wilson(0.9, 153, 500),
         rates.mcnemar(1000, 300),

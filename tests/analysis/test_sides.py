@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
 from rescue_cli import recipe as recipes
-from rescue_cli.rundir.planned import plan
+from rescue_cli.rundir.planned import add_planned
 from tests.conftest import Rescue
 from tests.made_runs import made_run, made_sweep
 
@@ -35,20 +35,22 @@ Break = Callable[[Path, random.Random], None]
 @pytest.mark.parametrize(
     ("word", "said"),
     [
-        ("90/0", "'90/0' is not of 1 to 1,000,000 runs."),
-        ("90±0.1/" + "9" * 23, "is not of 1 to 1,000,000 runs."),
-        ("90±0.1/" + "9" * 5000, "is not of 1 to 1,000,000 runs."),
-        ("90±0.1/1", "'90±0.1/1' has a std, and one run has none."),
-        ("90±60/5", "has a std that no 5 accuracies in percent have. Give 0 to 55.9."),
-        ("9" * 400, "is no accuracy in percent."),
-        ("x" * 300, "is no run, no sweep, no recipe, and no number."),
-        ("x" * 300 + ".yaml", "is no run, no sweep, no recipe, and no number."),
-        ("a\0b", r"'a\x00b' is no run"),
+        ("90/0", "'90/0' must have 1 to 1,000,000 runs."),
+        ("90±0.1/" + "9" * 23, "must have 1 to 1,000,000 runs."),
+        ("90±0.1/" + "9" * 5000, "must have 1 to 1,000,000 runs."),
+        ("90±0.1/1", "'90±0.1/1' has a std, but one run has none."),
+        ("90±60/5", "has a std larger than 5 accuracies in percent can have. Give 0 to 55.9."),
+        ("9" * 400, "is not an accuracy in percent."),
+        ("x" * 300, "is not a run, a sweep, a recipe or a number."),
+        ("x" * 300 + ".yaml", "is not a run, a sweep, a recipe or a number."),
+        ("a\0b", r"'a\x00b' is not a run"),
         ("/" * 5000, None),
         ("", None),
     ],
 )
-def test_a_word_that_means_nothing_is_told_so(rescue: Rescue, word: str, said: str | None) -> None:
+def test_an_unknown_word_is_refused_with_a_message(
+    rescue: Rescue, word: str, said: str | None
+) -> None:
     ended = rescue("compare", word, "80")
     assert ended.code in (2, 3)
     assert ended.err.startswith("error: ")
@@ -56,17 +58,19 @@ def test_a_word_that_means_nothing_is_told_so(rescue: Rescue, word: str, said: s
     assert len(ended.err) < 400
 
 
-def test_a_typed_result_of_equal_runs_is_one(rescue: Rescue) -> None:
+def test_a_typed_result_may_have_a_std_of_0(rescue: Rescue) -> None:
     assert rescue("compare", "90±0/5", "80±1.0/5").code == 0
 
 
-def test_an_evaluation_at_epoch_0_is_no_division_by_it(rescue: Rescue, tmp_path: Path) -> None:
+def test_an_evaluation_at_epoch_0_causes_no_division_by_zero(
+    rescue: Rescue, tmp_path: Path
+) -> None:
     made_run(tmp_path / "run", 60.0, overrides=SMALL, curve={0.0: 10.0, 2.0: 60.0})
     assert "reach 5 %" in rescue("compare", "run", "--to", "5").out
     made_run(tmp_path / "begun", 60.0, overrides=SMALL, curve={0.0: 60.0})
     ended = rescue("compare", "begun", "--to", "5")
     assert ended.code == 3
-    assert "all of metrics.jsonl is of epoch 0." in ended.err
+    assert "every line of metrics.jsonl is from epoch 0." in ended.err
 
 
 @pytest.mark.parametrize(
@@ -74,12 +78,12 @@ def test_an_evaluation_at_epoch_0_is_no_division_by_it(rescue: Rescue, tmp_path:
     [
         ("result.json", '"seed"', '"sead"', "run/result.json: has no key seed."),
         ("result.json", '"top1"', '"top9"', "run/result.json: has no key sets[0].top1."),
-        ("result.json", '"count": 40', '"count": "40"', "count: '40' is not a whole number above"),
+        ("result.json", '"count": 40', '"count": "40"', "count: '40' is not a positive integer"),
         ("metrics.jsonl", '"epoch"', '"epok"', "run/metrics.jsonl, line 1: has no key epoch."),
         ("metrics.jsonl", '{"kind"', "{kind", "run/metrics.jsonl, line 1: not valid JSON"),
     ],
 )
-def test_what_is_wrong_in_a_file_is_named_with_its_cure(
+def test_an_invalid_file_is_named_with_a_remedy(
     rescue: Rescue, tmp_path: Path, file: str, old: str, new: str, said: str
 ) -> None:
     made_run(tmp_path / "run", 60.0, overrides=SMALL)
@@ -91,7 +95,7 @@ def test_what_is_wrong_in_a_file_is_named_with_its_cure(
     assert "Remove the" in ended.err
 
 
-def test_a_run_that_failed_without_a_reason_is_told_so(rescue: Rescue, tmp_path: Path) -> None:
+def test_a_failure_record_without_a_message_is_refused(rescue: Rescue, tmp_path: Path) -> None:
     made_sweep(tmp_path / "sweep", {0: 60.0}, overrides=SMALL, diverged={1: "the loss is nan."})
     file = tmp_path / "sweep" / "seed-1" / "failure.json"
     file.write_text('{"rank": 0, "exit_code": 4}')
@@ -117,7 +121,7 @@ def good(folder: Path) -> None:
     made_run(folder / "good", 60.0, overrides=SMALL)
     tops = {0: 60.0, 1: 62.5, 2: 65.0}
     made_sweep(folder / "sweep", tops, overrides=SMALL, diverged={3: "the loss is nan."})
-    plan(folder / "sweep", [f"seed-{number}" for number in range(5)])
+    add_planned(folder / "sweep", [f"seed-{number}" for number in range(5)])
 
 
 def _places(value: Any) -> list[tuple[Any, Any]]:

@@ -6,14 +6,31 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from rescue_cli.analysis import power, robust
-from rescue_cli.analysis import sides as operands
-from rescue_cli.analysis import stats as statistics
-from rescue_cli.analysis import sweep as sweeps
-from rescue_cli.analysis.claims import details
-from rescue_cli.analysis.compare import pairs_of
-from rescue_cli.analysis.sides import Images, Operand
-from rescue_cli.analysis.stats import Sample, difference, sample
+from rescue_cli.analysis.claims import detail_lines
+from rescue_cli.analysis.compare import compare_pairs
+from rescue_cli.analysis.sides import Images, Side, load_side
+from rescue_cli.analysis.stats import (
+    PERCENT,
+    Sample,
+    best_seed_bias,
+    correlation_interval,
+    expected_maximum,
+    holm_correction,
+    interquartile_mean,
+    is_skewed,
+    mcnemar_test,
+    paired_t_test,
+    probability_of_superiority,
+    runs_needed,
+    sample,
+    sign_flip_test,
+    std_upper_bound,
+    t_interval,
+    two_sample_permutation_test,
+    welch_test,
+    wilson_interval,
+)
+from rescue_cli.analysis.sweep import parse_seeds
 
 RNG = np.random.default_rng(1)
 A = [90.1, 90.4, 89.8, 90.2, 90.0]
@@ -21,7 +38,7 @@ B = [90.9, 90.6, 90.8, 90.7, 91.1, 90.5]
 
 
 def test_welchs_test_and_its_interval_are_scipys() -> None:
-    found = difference(sample(A), sample(B))
+    found = welch_test(sample(A), sample(B))
     theirs = stats.ttest_ind(B, A, equal_var=False)
     band = theirs.confidence_interval(0.95)
     assert found.p == pytest.approx(float(theirs.pvalue))
@@ -30,22 +47,38 @@ def test_welchs_test_and_its_interval_are_scipys() -> None:
 
 
 def test_the_paired_test_and_its_interval_are_scipys() -> None:
-    found = statistics.paired_difference(A, B[:5])
+    found = paired_t_test(A, B[:5])
     theirs = stats.ttest_rel(B[:5], A)
     band = theirs.confidence_interval(0.95)
     assert found.p == pytest.approx(float(theirs.pvalue))
     assert found.interval() == pytest.approx((float(band.low), float(band.high)))
 
 
-def test_a_permutation_of_eight_pairs_counts_every_flip() -> None:
+def test_a_sign_flip_test_of_eight_pairs_is_exact() -> None:
     values = np.array([0.3, 0.1, 0.4, -0.05, 0.2, 0.25, 0.6, 0.15])
     signs = np.array([[1 - 2 * ((k >> i) & 1) for i in range(8)] for k in range(256)])
     means = (signs * values).mean(1)
     expected = float((np.abs(means) >= abs(values.mean()) - 1e-12).mean())
-    assert robust.sign_flips(values) == pytest.approx(expected)
+    assert sign_flip_test(values) == pytest.approx(expected)
 
 
-def test_five_against_five_by_permutation_counts_every_exchange() -> None:
+@pytest.mark.parametrize(("m", "n"), [(2, 3), (5, 5), (5, 15), (10, 10), (3, 100)])
+def test_the_permutation_test_is_scipys(m: int, n: int) -> None:
+    """Exact up to C(20, 5) ways, else drawn; with ties, whose sums differ by their rounding."""
+    for a, b in [(RNG.normal(90, 0.3, m), RNG.normal(90, 0.3, n)) for _ in range(3)]:
+        for first, second in ((a, b), (a.round(1), b.round(1))):
+            ways = math.comb(m + n, m)
+            theirs = stats.permutation_test(
+                (first, second),
+                lambda x, y, axis: np.mean(y, axis=axis) - np.mean(x, axis=axis),
+                vectorized=True,
+                n_resamples=ways if ways <= 20_000 else 20_000,
+                rng=np.random.default_rng(0),
+            )
+            assert two_sample_permutation_test(first, second) == theirs.pvalue
+
+
+def test_a_permutation_test_of_five_against_five_is_exact() -> None:
     from itertools import combinations
 
     both = np.array(A + B[:5])
@@ -56,7 +89,7 @@ def test_five_against_five_by_permutation_counts_every_exchange() -> None:
         rest = np.delete(both, list(chosen))
         differences.append(abs(inside.mean() - rest.mean()))
     expected = float((np.array(differences) >= seen - 1e-12).mean())
-    assert robust.exchanges(A, B[:5]) == pytest.approx(expected)
+    assert two_sample_permutation_test(A, B[:5]) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(
@@ -75,56 +108,56 @@ def test_runs_needed_are_cohens_table_for_80_percent_power(
     level: float, effect: float, n: int
 ) -> None:
     """Two-sided, two independent means of n each (Cohen 1988, table 2.4.1)."""
-    assert difference(Sample(0.0, 1.0, 20), Sample(effect, 1.0, 20)).effect == pytest.approx(effect)
-    found = power.needed(effect, 1.0, level, paired=False)
+    assert welch_test(Sample(0.0, 1.0, 20), Sample(effect, 1.0, 20)).effect == pytest.approx(effect)
+    found = runs_needed(effect, 1.0, level, paired=False)
     assert found is not None
     assert abs(found - n) <= 1
 
 
-def test_what_can_be_detected_needs_just_these_runs() -> None:
-    found = difference(Sample(90.0, 0.15, 35), Sample(90.1, 0.15, 35)).detectable()
+def test_the_detectable_difference_needs_just_these_runs() -> None:
+    found = welch_test(Sample(90.0, 0.15, 35), Sample(90.1, 0.15, 35)).detectable()
     assert found == pytest.approx(0.1, abs=0.003)  # about 35 each, for 0.1 at 0.15
-    assert power.needed(found or 0, 0.15, 0.05, paired=False) in (35, 36)
+    assert runs_needed(found or 0, 0.15, 0.05, paired=False) in (35, 36)
 
 
 def test_runs_are_planned_with_the_upper_bound_of_the_std() -> None:
     """Of 10 against 10: 18 degrees of freedom, whose chi-squared is 12.857 at 20 %."""
-    found = difference(Sample(90.0, 0.15, 10), Sample(90.3, 0.15, 10))
+    found = welch_test(Sample(90.0, 0.15, 10), Sample(90.3, 0.15, 10))
     bound = 0.15 * math.sqrt(18 / 12.857)
-    assert power.upper_bound(0.15, 18) == pytest.approx(bound, rel=1e-4)
-    assert found.needed(0.1) == power.needed(0.1, bound, 0.05, paired=False)
+    assert std_upper_bound(0.15, 18) == pytest.approx(bound, rel=1e-4)
+    assert found.needed(0.1) == runs_needed(0.1, bound, 0.05, paired=False)
 
 
 def test_holm_is_the_step_down_procedure() -> None:
-    assert statistics.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
-    assert statistics.holm([0.5, 0.001]) == pytest.approx([0.5, 0.002])
-    assert statistics.holm([]) == []
+    assert holm_correction([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm_correction([0.5, 0.001]) == pytest.approx([0.5, 0.002])
+    assert holm_correction([]) == []
 
 
-def sides_of(noise: dict[str, list[float]], shifts: dict[str, float]) -> list[Operand]:
+def sides_of(noise: dict[str, list[float]], shifts: dict[str, float]) -> list[Side]:
     return [
-        Operand(name, sample(values), dict(enumerate(values)))
+        Side(name, sample(values), dict(enumerate(values)))
         for name, shift in shifts.items()
         if (values := [90 + shift + x for x in noise[name]])
     ]
 
 
-def test_several_pairs_are_judged_together_and_so_are_their_intervals() -> None:
+def test_several_pairs_are_corrected_together_and_so_are_their_intervals() -> None:
     """Alone the first pair may be claimed; of three it may not, and its interval is as wide."""
     noise = {"a": [-0.1, 0.0, 0.1], "b": [-0.3, 0.0, 0.3], "c": [0.4, -0.9, 0.5]}
     sides = sides_of(noise, {"a": 0.0, "b": 0.68, "c": 0.2})
-    alone, together = pairs_of(sides[:2])[0], pairs_of(sides)[0]
+    alone, together = compare_pairs(sides[:2])[0], compare_pairs(sides)[0]
     assert alone["p"] == pytest.approx(together["p_uncorrected"])
     assert alone["p"] < 0.05 < together["p"]
     assert alone["low"] > 0
     assert together["low"] < 0
-    found = difference(sides[0].sample, sides[1].sample)
+    found = welch_test(sides[0].sample, sides[1].sample)
     assert (together["low"], together["high"]) == found.interval(0.05 / 3)
     assert together["detectable"] > alone["detectable"]
-    assert together["claim"].startswith("No difference between a and b may be claimed: 0.68")
+    assert together["claim"].startswith("No significant difference between a and b: 0.68")
 
 
-def test_every_test_set_that_both_have_is_judged_and_corrected_for() -> None:
+def test_every_common_test_set_is_tested_and_corrected_for() -> None:
     """V2 is 10,000 images of both; ReaL was not measured on b, nor val at a second size."""
     sets = {"val": A, "v2": [x - 20 for x in A], "real": A}
     sides = []
@@ -133,82 +166,83 @@ def test_every_test_set_that_both_have_is_judged_and_corrected_for() -> None:
         images = {label: Images("imagenet", label, 10_000) for label in known}
         first = list(values["val"].values())
         sides.append(
-            Operand(
+            Side(
                 name, sample(first), values["val"], images=images["val"], sets=values,
                 images_of=images,
             )
         )  # fmt: skip
-    val, v2 = pairs_of(sides)
+    val, v2 = compare_pairs(sides)
     assert (val["set"], v2["set"]) == ("val", "v2")
     assert val["p"] == v2["p"] == pytest.approx(2 * val["p_uncorrected"])
     assert val["claim"].startswith("b is better than a by 0.60 points")
     assert v2["claim"].startswith("On v2: b is better than a by 0.60 points")
 
 
-def test_no_number_of_runs_is_asked_for_but_for_a_difference_that_is_wanted() -> None:
+def test_the_runs_needed_are_given_only_for_a_wanted_difference() -> None:
     sides = sides_of({"a": [-0.1, 0.0, 0.1], "b": [-0.3, 0.0, 0.3]}, {"a": 0.0, "b": 0.1})
-    (pair,) = pairs_of(sides)
+    (pair,) = compare_pairs(sides)
     assert pair["needed"] is None
     assert "runs of each" not in pair["claim"]
-    (wanted,) = pairs_of(sides, 0.2)
-    assert f"To see 0.2 points in 4 of 5 cases: {wanted['needed']} runs of each." in wanted["claim"]
+    (wanted,) = compare_pairs(sides, 0.2)
+    assert (
+        f"To detect 0.2 points in 4 of 5 cases: {wanted['needed']} runs of each." in wanted["claim"]
+    )
 
 
-def test_a_claim_says_what_it_assumes_of_a_side_without_a_spread() -> None:
-    (pair,) = pairs_of([operands.operand("90.0±0.1/20"), operands.operand("91.0")])
+def test_a_claim_states_its_assumption_about_a_side_without_a_spread() -> None:
+    (pair,) = compare_pairs([load_side("90.0±0.1/20"), load_side("91.0")])
     assert pair["p"] < 1e-6
     assert " is better than " not in pair["claim"]
     assert pair["claim"].endswith(
-        "if runs of 91.0 scatter like those of 90.0±0.1/20, which is assumed: of 91.0 there is "
-        "one run."
+        "assuming that runs of 91.0 scatter like those of 90.0±0.1/20: there is one run of 91.0."
     )
     assert (pair["about"], pair["assumes"]["runs"]) == ("assumed", 1)
 
 
-def test_a_minority_that_nearly_diverged_is_warned_of_and_judged_by_permutation() -> None:
+def test_skewed_runs_are_reported_and_tested_by_permutation() -> None:
     steady = [90.0, 90.1, 89.9, 90.2, 89.8, 90.05, 89.95]
     sides = [
-        Operand(name, sample(values), dict(enumerate(values)))
+        Side(name, sample(values), dict(enumerate(values)))
         for name, values in (("a", steady), ("b", [*steady[:-1], 80.0]))
     ]
-    (pair,) = pairs_of(sides)
+    (pair,) = compare_pairs(sides)
     assert pair["skewed"] == ["the runs of b"]
-    assert pair["p"] == max(difference(*(s.sample for s in sides)).p or 0, pair["permutation_p"])
+    assert pair["p"] == max(welch_test(*(s.sample for s in sides)).p or 0, pair["permutation_p"])
     assert "Skewed: the runs of b" in pair["claim"]
-    assert any(line.startswith("b: median 90.00") for line in details(pair))
-    assert not robust.is_skewed(steady)
-    assert not robust.is_skewed([90.0, 91.0])
-    assert not robust.is_skewed([90.0] * 5)
+    assert any(line.startswith("b: median 90.00") for line in detail_lines(pair))
+    assert not is_skewed(steady)
+    assert not is_skewed([90.0, 91.0])
+    assert not is_skewed([90.0] * 5)
 
 
-def test_middles_and_the_chance_to_win_are_scipys() -> None:
+def test_interquartile_mean_and_superiority_are_scipys() -> None:
     b = [*B, 95.0]
-    assert robust.interquartile_mean(b) == pytest.approx(float(stats.trim_mean(b, 0.25)))
-    won, low, high = robust.superiority(A, B)
+    assert interquartile_mean(b) == pytest.approx(float(stats.trim_mean(b, 0.25)))
+    won, low, high = probability_of_superiority(A, B)
     assert won == float(stats.mannwhitneyu(B, A).statistic) / (len(A) * len(B)) == 1.0
     assert 0.5 < low < 1.0
     assert high == 1.0
-    turned = robust.superiority(B, A)
+    turned = probability_of_superiority(B, A)
     assert turned == pytest.approx((0.0, 0.0, 1 - low))
 
 
-def test_the_runs_that_did_not_end_stand_in_the_claim() -> None:
+def test_a_claim_states_how_many_runs_finished() -> None:
     lost = dict.fromkeys(range(5, 9), "diverged")
     values = dict(enumerate(B))
     del values[5]
     sides = [
-        Operand("a", sample(A), dict(enumerate(A))),
-        Operand("b", sample(list(values.values())), values, lost=lost),  # type: ignore[arg-type]
+        Side("a", sample(A), dict(enumerate(A))),
+        Side("b", sample(list(values.values())), values, lost=lost),  # type: ignore[arg-type]
     ]
-    (pair,) = pairs_of(sides)
+    (pair,) = compare_pairs(sides)
     assert pair["runs"] == ["5", "5 of 9 (4 diverged)"]
-    assert pair["claim"].endswith("This compares the runs that ended: 5 of 9 (4 diverged) of b.")
+    assert pair["claim"].endswith("Only finished runs are compared: 5 of 9 (4 diverged) of b.")
     fisher = float(stats.fisher_exact([[0, 4], [5, 5]]).pvalue)
     assert pair["diverged"]["p"] == pytest.approx(fisher)
 
 
 def test_an_accuracys_interval_is_wilsons() -> None:
-    low, high = statistics.wilson(143, 153)
+    low, high = wilson_interval(143, 153)
     theirs = stats.binomtest(143, 153).proportion_ci(method="wilson")
     assert (low, high) == pytest.approx((100 * theirs.low, 100 * theirs.high))
     assert (low, high) == pytest.approx((88.388, 96.398), abs=0.02)
@@ -217,29 +251,32 @@ def test_an_accuracys_interval_is_wilsons() -> None:
 def test_mcnemar_is_the_exact_binomial_of_the_disagreements() -> None:
     a = np.array([True] * 80 + [False] * 12 + [True] * 4 + [False] * 4)
     b = np.array([True] * 80 + [True] * 12 + [False] * 4 + [False] * 4)
-    only_a, only_b, p = statistics.mcnemar(a, b)
+    only_a, only_b, p = mcnemar_test(a, b)
     assert (only_a, only_b) == (4, 12)
     assert p == pytest.approx(2 * float(stats.binom.cdf(4, 16, 0.5)))
-    assert statistics.mcnemar(a, a) == (0, 0, 1.0)
+    assert mcnemar_test(a, a) == (0, 0, 1.0)
 
 
 def test_the_expected_maximum_is_the_normal_order_statistics() -> None:
     for n, deviations in ((1, 0.0), (2, 0.56419), (5, 1.16296), (10, 1.53875), (100, 2.50759)):
-        found = statistics.expected_maximum(Sample(79.72, 0.10, 100), n)
+        found = expected_maximum(Sample(79.72, 0.10, 100), n)
         assert found == pytest.approx(79.72 + 0.10 * deviations, abs=1e-5)
-    assert statistics.expected_maximum(Sample(79.72, None, 1), 5) is None
+    assert expected_maximum(Sample(79.72, None, 1), 5) is None
 
 
-def test_p_by_permutation_is_uniform_where_nothing_differs() -> None:
-    found = [robust.exchanges(RNG.normal(90, 0.2, 5), RNG.normal(90, 0.2, 5)) for _ in range(400)]
+def test_p_by_permutation_is_uniform_without_a_difference() -> None:
+    found = [
+        two_sample_permutation_test(RNG.normal(90, 0.2, 5), RNG.normal(90, 0.2, 5))
+        for _ in range(400)
+    ]
     assert float(stats.kstest(found, "uniform").pvalue) > 0.001
     assert np.mean(np.array(found) <= 0.05) < 0.05 + 3 * math.sqrt(0.05 * 0.95 / 400)
 
 
 def test_the_papers_seed_0_stands_13_hundredths_above_its_100_seeds() -> None:
     """A2: val 79.72, std 0.10, n 100; seed 0 has 79.85. One in ten seeds stands so high."""
-    paper, seed0 = operands.operand("79.72±0.10/100"), operands.operand("79.85")
-    found = difference(paper.sample, seed0.sample)
+    paper, seed0 = load_side("79.72±0.10/100"), load_side("79.85")
+    found = welch_test(paper.sample, seed0.sample)
     assert found.mean == pytest.approx(0.13)
     assert found.p == pytest.approx(2 * float(stats.t.sf(0.13 / (0.1 * 1.01**0.5), 99)))
     assert found.p is not None
@@ -253,7 +290,7 @@ def test_the_best_of_100_seeds_on_one_set_is_average_on_the_other() -> None:
     low, high, low_elsewhere, high_elsewhere = (0.0,) * 4
     for number in range(200):
         val, v2 = rng.normal(79.72, 0.10, 100), rng.normal(67.99, 0.23, 100)
-        found = statistics.chosen_best(v2, val, draws=500)
+        found = best_seed_bias(v2, val, draws=500)
         if number:  # by the sweep before, which is independent of this one
             inside += low <= found.inflation[0] <= high
             inside += low_elsewhere <= found.remains[0] <= high_elsewhere
@@ -268,7 +305,7 @@ def test_the_best_of_100_seeds_on_one_set_is_average_on_the_other() -> None:
 def test_correlation_has_fishers_interval() -> None:
     a = RNG.normal(0, 1, 30)
     b = 0.6 * a + RNG.normal(0, 0.8, 30)
-    r, low, high = statistics.correlation(a, b)
+    r, low, high = correlation_interval(a, b)
     z, half = math.atanh(r), 1.959964 / math.sqrt(27)
     assert (low, high) == pytest.approx((math.tanh(z - half), math.tanh(z + half)), abs=1e-6)
 
@@ -282,29 +319,29 @@ def test_correlation_has_fishers_interval() -> None:
         ("80/3", Sample(80.0, None, 3)),
     ],
 )
-def test_numbers_are_read_as_they_are_typed(text: str, found: Sample) -> None:
-    assert operands.operand(text).sample == found
+def test_typed_results_are_parsed(text: str, found: Sample) -> None:
+    assert load_side(text).sample == found
 
 
 @pytest.mark.parametrize(
     ("text", "seeds"), [("3", [0, 1, 2]), ("0-3", [0, 1, 2, 3]), ("3,7,9-10", [3, 7, 9, 10])]
 )
-def test_seeds_are_read_as_they_are_typed(text: str, seeds: list[int]) -> None:
-    assert sweeps.seeds_of(text) == seeds
+def test_typed_seeds_are_parsed(text: str, seeds: list[int]) -> None:
+    assert parse_seeds(text) == seeds
 
 
-def test_a_spread_of_rounding_errors_is_none() -> None:
+def test_a_spread_of_rounding_errors_is_0() -> None:
     """Both differences are 0.1 and both samples equal; in floats they are not, by 1e-14."""
     assert np.subtract([90.2, 91.3], [90.1, 91.2]).std() > 0
-    found = statistics.paired_difference([90.1, 91.2], [90.2, 91.3])
+    found = paired_t_test([90.1, 91.2], [90.2, 91.3])
     assert (found.p, found.needed(0.1)) == (None, None)
-    assert statistics.sample([90.1] * 3).std == 0
-    assert statistics.sample([90.1, 90.1, 90.1 + 1e-4]).std == pytest.approx(1e-4 / 3**0.5)
+    assert sample([90.1] * 3).std == 0
+    assert sample([90.1, 90.1, 90.1 + 1e-4]).std == pytest.approx(1e-4 / 3**0.5)
 
 
-def test_an_interval_of_accuracies_ends_where_accuracies_end() -> None:
+def test_an_interval_of_accuracies_stays_within_0_and_100() -> None:
     """Two seeds at 98.0 and 99.4: 98.7 ± 12.706 · 0.7."""
-    band = statistics.interval(sample([98.0, 99.4]))
+    band = t_interval(sample([98.0, 99.4]))
     assert band == pytest.approx((98.7 - 8.894, 98.7 + 8.894), abs=1e-3)
-    cut = statistics.interval(sample([98.0, 99.4]), statistics.PERCENT)
+    cut = t_interval(sample([98.0, 99.4]), PERCENT)
     assert cut == pytest.approx((98.7 - 8.894, 100.0), abs=1e-3)

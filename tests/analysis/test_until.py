@@ -23,7 +23,7 @@ def made(tmp_path: Path) -> Path:
 
 
 @pytest.mark.usefixtures("made")
-def test_a_sweep_ends_at_the_first_look_that_decides(rescue: Rescue) -> None:
+def test_a_sweep_stops_at_the_first_significant_look(rescue: Rescue) -> None:
     ended = rescue(*CALL)
     assert ended.code == 0, ended.err
     assert "looks after 3, 5, 10 seeds, each at p < 0.017: 5 % over all" in ended.err
@@ -35,9 +35,7 @@ def test_a_sweep_ends_at_the_first_look_that_decides(rescue: Rescue) -> None:
     assert json.loads(rescue(*CALL).out)["until"] == found
 
 
-def test_a_sweep_that_differs_in_nothing_is_looked_at_to_its_end(
-    rescue: Rescue, made: Path
-) -> None:
+def test_a_sweep_without_a_difference_runs_to_its_last_look(rescue: Rescue, made: Path) -> None:
     made_sweep(made / "c", {seed: 50 + 0.5 * (seed % 4) for seed in range(10)}, overrides=TINY)
     words = [word if word != "b" else "c" for word in CALL]
     ended = rescue(*words)
@@ -51,7 +49,7 @@ def test_a_sweep_that_differs_in_nothing_is_looked_at_to_its_end(
 
 
 @pytest.mark.usefixtures("made")
-def test_looks_that_were_not_planned_are_told_and_cannot_become_planned(rescue: Rescue) -> None:
+def test_unplanned_looks_are_reported_and_cannot_become_planned(rescue: Rescue) -> None:
     assert "warning" not in rescue("compare", "a", "b").err
     assert "warning" not in rescue("compare", "a", "b").err, "the same look again"
     refused = rescue(*CALL)
@@ -59,37 +57,35 @@ def test_looks_that_were_not_planned_are_told_and_cannot_become_planned(rescue: 
     assert "at a look that was not planned. Use a new --out." in refused.err
 
 
-def test_comparing_again_after_more_seeds_is_warned_of(rescue: Rescue, made: Path) -> None:
+def test_comparing_again_after_more_seeds_gives_a_warning(rescue: Rescue, made: Path) -> None:
     assert "warning" not in rescue("compare", "a", "b").err
     made_sweep(made / "a", {6: 50.5}, overrides=TINY)
     again = rescue("compare", "a", "b")
     assert again.code == 0, again.err
-    assert "a and b were compared before, with 16 runs together." in again.err
+    assert "a and b were compared before, with 16 runs in total." in again.err
     assert "warning" not in rescue("compare", "b", "80.0±0.5/5").err
 
 
 @pytest.mark.usefixtures("made")
-def test_a_planned_sweep_compared_again_points_at_its_own_verdict(rescue: Rescue) -> None:
+def test_comparing_a_planned_sweep_again_points_to_its_own_test(rescue: Rescue) -> None:
     assert rescue(*CALL).code == 0
     again = rescue("compare", "a", "b")
     assert again.code == 0, again.err
-    assert "b was trained by --until against a, with 3 looks planned" in again.err
+    assert "b was trained by --until against a, with 3 planned looks" in again.err
     assert rescue("report", "a", "b", "--out", "page.html").code == 0
 
 
-def test_a_broken_plan_or_record_of_looks_is_told_or_passed_over(
-    rescue: Rescue, made: Path
-) -> None:
+def test_a_broken_plan_is_refused_and_a_broken_record_ignored(rescue: Rescue, made: Path) -> None:
     (made / "b" / ".compared.json").write_text('{"x": "y", "z": [1, "a", null]}')
     assert rescue("compare", "a", "b").code == 0
     (made / "b" / "until.json").write_text('{"against": 3}')
     refused = rescue(*CALL)
     assert refused.code == 3
-    assert "until.json: against: 3 is not a text." in refused.err
+    assert "until.json: against: 3 is not a string." in refused.err
 
 
 @pytest.mark.usefixtures("made")
-def test_one_number_is_nothing_to_look_for(rescue: Rescue) -> None:
+def test_a_single_number_is_refused_as_an_opponent(rescue: Rescue) -> None:
     refused = rescue(*CALL[:-2], "91.0")
     assert refused.code == 2
-    assert "--until: 91.0 has no standard deviation of its own." in refused.err
+    assert "--until: 91.0 has no standard deviation." in refused.err

@@ -1,4 +1,4 @@
-"""`rescue bench` measures what it says: the same files, the same augmentation, sums that add up."""
+"""`rescue bench` compares equal work: same files, same augmentation, consistent sums."""
 
 import json
 import shutil
@@ -27,7 +27,7 @@ CPU = torch.device("cpu")
 TINY = ("model.width=4", "train.batch_size=32", "train.device_batch_size=16")
 
 
-def said(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+def run_bench(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     monkeypatch.setattr(sys, "argv", ["rescue", "bench", *arguments])
     with pytest.raises(SystemExit) as ended:
         main()
@@ -35,7 +35,7 @@ def said(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     return ended.value.code
 
 
-def test_a2s_input_in_timms_words() -> None:
+def test_a2s_input_as_timms_options() -> None:
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
     assert timm_pipeline.options(recipes.load("a2")) == {
         "scale": (0.08, 1.0),
@@ -49,7 +49,7 @@ def test_a2s_input_in_timms_words() -> None:
     }
 
 
-def test_timm_understands_these_words_as_the_recipe_means_them() -> None:
+def test_timm_reads_these_options_as_the_recipe_means_them() -> None:
     from timm.data.transforms_factory import create_transform
 
     given = timm_pipeline.options(recipes.load("a3"))
@@ -62,7 +62,7 @@ def test_timm_understands_these_words_as_the_recipe_means_them() -> None:
     assert "PosterizeIncreasing" in {op.name for op in augment.ops}
 
 
-def test_what_timms_loader_has_not_is_refused() -> None:
+def test_an_augmentation_that_timm_lacks_is_refused() -> None:
     jittered = recipes.load("a2", ["augment=[{name: pca-lighting, std: 0.1}]"])
     with pytest.raises(UsageError) as error:
         timm_pipeline.options(jittered)
@@ -72,18 +72,18 @@ def test_what_timms_loader_has_not_is_refused() -> None:
     )
 
 
-def test_other_opponents_are_refused(
+def test_another_against_is_refused(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert said(monkeypatch, "train", "--against", "dali") == 2
+    assert run_bench(monkeypatch, "train", "--against", "dali") == 2
     assert "--against: 'dali' is not known. Use timm." in capsys.readouterr().err
 
 
-def test_bench_step_says_what_share_of_the_matrix_peak_it_computes(
+def test_bench_step_prints_its_share_of_the_matrix_peak(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = ("--recipe", "quickstart", "--device", "cpu", "--steps", "4", "--rounds", "1")
-    assert said(monkeypatch, "step", *options, "--json", *TINY) == 0
+    assert run_bench(monkeypatch, "step", *options, "--json", *TINY) == 0
     found = json.loads(capsys.readouterr().out)
     recipe = recipes.load("quickstart", TINY)
     multiply_adds = estimate.flops(estimate.network_of(recipe), 28, 1).multiply_adds
@@ -91,16 +91,17 @@ def test_bench_step_says_what_share_of_the_matrix_peak_it_computes(
     assert found["peak_share"] == pytest.approx(found["gigaflops"] / found["peak_gigaflops"])
     assert 0 < found["peak_share"] < 1
     assert 0 < found["input_share"] < 1
-    assert said(monkeypatch, "step", *options, *TINY) == 0
+    assert run_bench(monkeypatch, "step", *options, *TINY) == 0
     speed, peak, share = capsys.readouterr().out.splitlines()
     assert speed.startswith("step of quickstart on cpu, float32, batch 32: ours ")
     assert peak.startswith("matrix peak: ")
     assert share.endswith(
-        " % of a step gathers, augments and mixes its images, 0.0 % waits for them"
+        " % of a step is spent on its images (loading, augmenting, mixing), 0.0 % on waiting for "
+        "workers"
     )
 
 
-def test_bench_step_reads_files_in_their_order_and_says_what_waited(
+def test_bench_step_reads_each_file_once_and_counts_waiting(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     from tests.test_readme import drawn_images
@@ -110,10 +111,10 @@ def test_bench_step_reads_files_in_their_order_and_says_what_waited(
     whole = ("augment=[{name: flip, p: 0.5}]", "train.batch_size=2", "train.device_batch_size=2")
     options = ("--recipe", "quickstart", "--device", "cpu", "--rounds", "1", *small, *whole)
     monkeypatch.chdir(tmp_path)
-    assert said(monkeypatch, "step", *options, "--steps", "4", "--json", "train.epochs=3") == 0
+    assert run_bench(monkeypatch, "step", *options, "--steps", "4", "--json", "train.epochs=3") == 0
     found = json.loads(capsys.readouterr().out)
     assert 0 < found["waiting"] < found["input_share"] < 1
-    assert said(monkeypatch, "step", *options, "--steps", "4", "train.epochs=1") == 2
+    assert run_bench(monkeypatch, "step", *options, "--steps", "4", "train.epochs=1") == 2
     assert "the recipe ends after 4 steps" in capsys.readouterr().err
 
 
@@ -185,12 +186,14 @@ def test_an_optimizer_without_plain_form_is_refused() -> None:
     recipe = recipes.load("quickstart", [PLAIN_FORMS["sgd"]])
     network = build_network(recipe, 10, CPU)
     unknown = replace(recipe, optim=(replace(recipe.optim[0], name="shampoo"),))
-    with pytest.raises(UsageError, match=r"has no plain form of optim \(shampoo\)\. It has sgd, "):
+    with pytest.raises(
+        UsageError, match=r"has no plain form of optim \(shampoo\)\. Use one of sgd, "
+    ):
         plain_optimizers(unknown, network)
 
 
 def test_gains_are_medians_of_ratios_within_a_round() -> None:
-    names = [way for pair in plain.MEASURES.values() for way in pair]
+    names = [way for pair in plain.OPTIMISATIONS.values() for way in pair]
     rounds = dict(
         zip(
             dict.fromkeys(names),
@@ -217,30 +220,30 @@ def test_gains_are_medians_of_ratios_within_a_round() -> None:
     assert bare["with_settings"] is None
     rounds.pop(plain.COMPILED)
     eager = plain._figures(rounds, plain.TUNED, 12, has_settings=True)
-    assert list(eager["gains"]) == list(plain.MEASURES)[:-1]
+    assert list(eager["gains"]) == list(plain.OPTIMISATIONS)[:-1]
     assert eager["with_compile"] is None
 
 
 @pytest.mark.long
-def test_bench_step_against_plain_shows_what_each_measure_gains(
+def test_bench_step_against_plain_shows_what_each_optimisation_gains(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     options = ("--recipe", "quickstart", "--device", "cpu", "--steps", "2", "--rounds", "1")
-    assert said(monkeypatch, "step", *options, "--against", "plain", "--json", *TINY) == 0
+    assert run_bench(monkeypatch, "step", *options, "--against", "plain", "--json", *TINY) == 0
     found = json.loads(capfd.readouterr().out)
     assert found["what"] == ("step of quickstart on cpu, float32, batch 32, against plain PyTorch")
-    assert set(plain.MEASURES) - {"allocator: settings"} <= set(found["gains"])
+    assert set(plain.OPTIMISATIONS) - {"allocator: settings"} <= set(found["gains"])
     assert found["ratio"] == pytest.approx(found["theirs"] / found["ours"])
 
 
-def test_what_a_timed_process_refuses_is_the_commands_error(
+def test_an_error_of_a_timed_process_is_the_commands_error(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     options = ("--recipe", "quickstart", "--device", "cpu", "--against", "plain")
     data = "data={name: fashion-mnist, root: " + str(tmp_path) + "}"
-    assert said(monkeypatch, "step", *options, data) == 3
+    assert run_bench(monkeypatch, "step", *options, data) == 3
     assert capfd.readouterr().err.startswith("error: ")
-    assert said(monkeypatch, "step", "--against", "timm") == 2
+    assert run_bench(monkeypatch, "step", "--against", "timm") == 2
     assert capfd.readouterr().err == "error: --against: 'timm' is not known. Use bare or plain.\n"
 
 
@@ -252,12 +255,12 @@ def few(imagenet_sample: Path, tmp_path: Path) -> Path:
     return tmp_path / "few"
 
 
-def test_bench_input_says_what_a_view_costs(
+def test_bench_input_gives_the_cost_per_view(
     few: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sizes = ("train.batch_size=48", "train.device_batch_size=12", "data.train_size=64")
     options = ("--recipe", "a2", "--data", str(few), "--against", "timm", "--rounds", "1")
-    assert said(monkeypatch, "input", *options, "--json", *sizes) == 0
+    assert run_bench(monkeypatch, "input", *options, "--json", *sizes) == 0
     found: dict[str, Any] = json.loads(capsys.readouterr().out)
     assert found["what"] == (
         "worker of a2's input at 64 px, 32 images x 2, timm: rand-m7-n2-p0.5-mstd0.5-inc1"
@@ -277,15 +280,15 @@ def test_without_repeats_there_is_nothing_to_share(
 ) -> None:
     sizes = ("train.batch_size=32", "train.device_batch_size=16", "data.train_size=64")
     options = ("--recipe", "a3", "--data", str(few), "--rounds", "1")
-    assert said(monkeypatch, "input", *options, "--json", *sizes) == 0
+    assert run_bench(monkeypatch, "input", *options, "--json", *sizes) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["ours"] == found["alone"]
-    assert said(monkeypatch, "input", *options, *sizes) == 0
+    assert run_bench(monkeypatch, "input", *options, *sizes) == 0
     _, speed, alone, cost, total = capsys.readouterr().out.splitlines()
-    assert speed.startswith("views/s a core: ours ")
-    assert alone.startswith("  each image decoded for one view: ")
-    assert cost.startswith("CPU ms a view: worker ")
-    assert total.startswith("  in all ")
+    assert speed.startswith("views/s per core: ours ")
+    assert alone.startswith("  with each image decoded for one view: ")
+    assert cost.startswith("CPU ms per view: worker ")
+    assert total.startswith("  in total ")
 
 
 def test_bench_train_times_three_loops(
@@ -293,7 +296,7 @@ def test_bench_train_times_three_loops(
 ) -> None:
     small = ("train.batch_size=16", "train.device_batch_size=16", "train.precision=float32")
     options = ("--data", str(cifar_folders), "--against", "timm", "--steps", "2", "--rounds", "1")
-    assert said(monkeypatch, "train", *options, "--json", *small) == 0
+    assert run_bench(monkeypatch, "train", *options, "--json", *small) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["what"] == (
         "resnet18 at 32 px, batch 16, float32: a loop of timm's parts "
@@ -309,10 +312,10 @@ def test_bench_train_times_three_loops(
 def test_bench_train_needs_class_folders(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert said(monkeypatch, "train", "--data", str(tmp_path)) == 2
+    assert run_bench(monkeypatch, "train", "--data", str(tmp_path)) == 2
     assert capsys.readouterr().err.strip() == (
-        f"error: bench train: timm's loader reads class folders, and {tmp_path}/train is not "
-        "there. Give --data DIR with folders train/ and test/."
+        f"error: bench train: timm's loader reads class folders, and {tmp_path}/train does not "
+        "exist. Give --data DIR with folders train/ and test/."
     )
 
 
@@ -334,14 +337,14 @@ def test_bench_inference_takes_size_and_figure_from_the_papers_table(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     quick = ("--batch-size", "2", "--batches", "1", "--rounds", "1", "--device", "cpu", "--json")
-    assert said(monkeypatch, "inference", "--model", "resnet18", *quick) == 0
+    assert run_bench(monkeypatch, "inference", "--model", "resnet18", *quick) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["what"] == "inference of resnet18 on cpu, 224 px, batch 2, float32, channels last"
     assert found["paper_v100_float16"] == 7960.5
     assert (found["theirs"], found["ratio"], found["unit"]) == (None, None, "images/s")
     # a transformer made for another size, at one where the paper has no figure
     smaller = ("--model", "vit_tiny_patch16_224", "--size", "64", "--no-channels-last")
-    assert said(monkeypatch, "inference", *smaller, *quick) == 0
+    assert run_bench(monkeypatch, "inference", *smaller, *quick) == 0
     found = json.loads(capsys.readouterr().out)
     assert "64 px" in found["what"]
     assert "channels first" in found["what"]
@@ -352,7 +355,7 @@ def test_bench_inference_of_a_net_outside_the_table_has_timms_test_size(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     quick = ("--batch-size", "1", "--batches", "1", "--rounds", "1", "--device", "cpu", "--json")
-    assert said(monkeypatch, "inference", "--model", "mobilenetv3_small_050", *quick) == 0
+    assert run_bench(monkeypatch, "inference", "--model", "mobilenetv3_small_050", *quick) == 0
     assert " 224 px" in json.loads(capsys.readouterr().out)["what"]
-    assert said(monkeypatch, "inference", "--model", "test_resnet", *quick) == 0
+    assert run_bench(monkeypatch, "inference", "--model", "test_resnet", *quick) == 0
     assert " 160 px" in json.loads(capsys.readouterr().out)["what"]

@@ -18,9 +18,9 @@ from rescue_cli.build.optimizers import build_schedules
 from rescue_cli.errors import UsageError
 from rescue_cli.recipe import DataKeys
 from rescue_cli.sections.data import load
-from rescue_cli.sections.model import zoo
-from rescue_cli.sections.model.zoo import lacking
-from rescue_cli.sections.optim import claims
+from rescue_cli.sections.model import timm_model
+from rescue_cli.sections.model.timm_models import unsupported_keys
+from rescue_cli.sections.optim import assign_parameters
 
 CPU = torch.device("cpu")
 NAMES = [
@@ -76,7 +76,7 @@ def test_inceptions_norms_keep_nine_tenths_and_the_first_has_statistics_of_zero(
 
 def test_a_norm_on_statistics_of_zero_is_a_factor_in_training_and_in_evaluation() -> None:
     torch.manual_seed(0)
-    network = zoo("resnet18", 10, 3, first_norm="zeros").double()
+    network = timm_model("resnet18", 10, 3, first_norm="zeros").double()
     state = network.state_dict()
     images = torch.randn(4, 3, 32, 32, dtype=torch.float64)
     seen: list[Tensor] = []
@@ -104,7 +104,7 @@ def test_biases_have_twice_the_rate_and_no_decay(name: str) -> None:
     recipe = recipes.load(name)
     with torch.device("meta"):
         network = create_network(recipe, 1000)
-    found = claims(network, recipe.optim)
+    found = assign_parameters(network, recipe.optim)
     biases = [
         f"{path}.bias"
         for path, m in network.named_modules()
@@ -160,5 +160,5 @@ def test_what_a_network_has_no_layer_for_is_refused(key: str, what: str) -> None
     said = rf"model\.{name}: the network has no {what}\. Remove it with ~model\.{name}\."
     with pytest.raises(UsageError, match=said), torch.device("meta"):
         create_network(recipe, 1000)
-    assert lacking("vit_tiny_patch16_224", [name]) == [name]
-    assert lacking("resnet18", [name]) == []
+    assert unsupported_keys("vit_tiny_patch16_224", [name]) == [name]
+    assert unsupported_keys("resnet18", [name]) == []

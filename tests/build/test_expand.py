@@ -15,7 +15,7 @@ from rescue_cli.cli.expand import expand
 from rescue_cli.errors import UsageError
 from rescue_cli.recipe import Recipe, architectures, from_tree, load, names
 from rescue_cli.recipe.schema import Epochs, InEpochs, PositiveInt
-from rescue_cli.sections.schedule import SCHEDULES, Rates, Schedule, Span
+from rescue_cli.sections.schedule import SCHEDULES, Rates, Schedule, ScheduleContext
 from tests.conftest import Rescue
 
 ROWS: list[dict[str, Any]] = architectures.table()["architectures"]
@@ -106,7 +106,9 @@ def test_two_names_of_a_network_are_refused(override: str) -> None:
 
 
 def test_an_unknown_network_and_one_that_sees_one_size_are_refused() -> None:
-    with pytest.raises(UsageError, match=r"'resnet51' is neither ours nor timm's. Did you mean"):
+    with pytest.raises(
+        UsageError, match=r"'resnet51' is not a model of rescue or timm. Did you mean"
+    ):
         options.model_overrides(load("a3"), "resnet51", [])
     with pytest.raises(UsageError) as refused:
         options.model_overrides(load("a3"), "mixer_b16_224", [])
@@ -188,7 +190,7 @@ def test_schedules_of_optimizer_items_scale_and_are_addressed_by_group() -> None
 
 def test_a_new_ingredient_needs_no_more_than_the_mark(monkeypatch: pytest.MonkeyPatch) -> None:
     def mine(
-        span: Span,
+        span: ScheduleContext,
         *,
         turns: list[tuple[Epochs, float]],
         hold: Annotated[float, Ge(0), InEpochs()] | None = 8.0,

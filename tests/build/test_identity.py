@@ -15,16 +15,16 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from rescue_cli import recipe as recipes
-from rescue_cli.analysis.pairing import pairing
-from rescue_cli.analysis.same_data import changes
-from rescue_cli.analysis.sweep import read as read_sweep
+from rescue_cli.analysis.compare import choose_pairing
+from rescue_cli.analysis.consistency import run_changes
+from rescue_cli.analysis.sweep import read_sweep as read_sweep
 from rescue_cli.build import identity
 from rescue_cli.build.feeds import list_dataset
 from rescue_cli.build.networks import match_labels, warn_of_old_head, weights_classes
 from rescue_cli.errors import DataError, UsageError
 from rescue_cli.recipe import Recipe
 from rescue_cli.rundir import RunDirectory, read_json
-from rescue_cli.runs import claim
+from rescue_cli.runs.directory import reserve
 from rescue_cli.sections.annotations import Objects
 from rescue_cli.sections.data import (
     Boxed,
@@ -32,10 +32,10 @@ from rescue_cli.sections.data import (
     FileNames,
     Files,
     Images,
-    difference,
-    fingerprint_of,
-    from_arrays,
-    listing_of,
+    compute_fingerprint,
+    describe_difference,
+    fingerprint_from_arrays,
+    list_split,
 )
 from tests.conftest import Rescue
 from tests.engine_runs import assert_same, checkpoint_of, start
@@ -168,7 +168,7 @@ def test_what_is_said_of_a_changed_folder(case: str, tmp_path: Path) -> None:
 
     change(root)
 
-    said = difference(before, seen(root).data)
+    said = describe_difference(before, seen(root).data)
     assert (said is None) == (wanted is None), said
     assert said is None or said.startswith(str(wanted)), said
 
@@ -177,7 +177,9 @@ def test_a_replaced_image_is_named_with_both_sizes(tmp_path: Path) -> None:
     root = draw(tmp_path / "pictures")
     before, size = seen(root).data, (root / "train/ash/02.png").stat().st_size
     (root / "train/ash/02.png").write_bytes(b"x" * 1234)
-    assert str(difference(before, seen(root).data)).endswith(f"ash/02.png (1,234, was {size:,})")
+    assert str(describe_difference(before, seen(root).data)).endswith(
+        f"ash/02.png (1,234, was {size:,})"
+    )
 
 
 def test_the_order_of_a_listing_and_the_folder_it_lies_in_change_nothing(
@@ -223,7 +225,7 @@ def test_held_out_images_are_known(tmp_path: Path) -> None:
     before = seen(root, "data.holdout=9").data
     assert list(before.splits) == ["train", "holdout"]
     grown(root)
-    assert difference(before, seen(root, "data.holdout=9").data) is not None
+    assert describe_difference(before, seen(root, "data.holdout=9").data) is not None
 
 
 # --- other data than class folders ---
@@ -237,26 +239,29 @@ def drawn_images(count: int = 20) -> Dataset:
 
 def test_what_is_said_of_other_arrays() -> None:
     data = drawn_images()
-    before = fingerprint_of(data, ["test"])
-    assert difference(before, fingerprint_of(data, ["test"])) is None
+    before = compute_fingerprint(data, ["test"])
+    assert describe_difference(before, compute_fingerprint(data, ["test"])) is None
 
     pixels = data.train.pixels.copy()  # type: ignore[union-attr]
     pixels[17, 0, 0, 0] ^= 1
     other = replace(data, train=Images(pixels, data.train.labels))
-    said = difference(before, fingerprint_of(other, ["test"]))
+    said = describe_difference(before, compute_fingerprint(other, ["test"]))
     assert said == "train: 1 image has other pixels; the first is image 17"
 
     labels = data.train.labels.copy()
     labels[[4, 5]] = labels[[5, 4]]
     other = replace(data, train=replace(data.train, labels=labels))
-    said = difference(before, fingerprint_of(other, ["test"]))
+    said = describe_difference(before, compute_fingerprint(other, ["test"]))
     assert said == "train: 2 labels differ; image 4 is 'cedar', and was 'birch'"
 
     other = replace(data, train=data.train.take(np.arange(18)))
-    assert difference(before, fingerprint_of(other, ["test"])) == "train: 18 images, and was 20"
+    assert (
+        describe_difference(before, compute_fingerprint(other, ["test"]))
+        == "train: 18 images, and was 20"
+    )
     other = replace(data, classes=("ash", "cedar", "birch"))
-    assert difference(before, fingerprint_of(other, ["test"])) == (
-        "its classes stand in another order: 'cedar' where 'birch' was"
+    assert describe_difference(before, compute_fingerprint(other, ["test"])) == (
+        "its classes are in another order: 'cedar' where 'birch' was"
     )
 
 
@@ -264,23 +269,25 @@ def test_images_listed_in_another_order_are_other_data(tmp_path: Path) -> None:
     root = draw(tmp_path / "pictures")
     data = list_dataset(recipe_of(root))
     backwards = data.train.take(np.arange(len(data.train))[::-1])
-    said = difference(fingerprint_of(data, []), fingerprint_of(replace(data, train=backwards), []))
+    said = describe_difference(
+        compute_fingerprint(data, []), compute_fingerprint(replace(data, train=backwards), [])
+    )
     assert said == "train: the same 48 images in another order, from cedar/15.png on"
 
 
 def test_other_boxes_are_other_data(tmp_path: Path) -> None:
     names = FileNames.of(tmp_path, ["a.jpg", "b.jpg"])
     boxes = [Objects.of([((0, 0, 4, 4), 1, False)]), Objects.of([((1, 1, 3, 3), 2, False)])]
-    scenes = Boxed(names, np.zeros(2, dtype=np.int64), tuple(boxes))
-    cut = Boxed(names, scenes.labels, (boxes[0], Objects.of([((1, 1, 3, 2), 2, False)])))
-    before, now = (fingerprint_of(Dataset(s, {}, ("cat", "dog")), []) for s in (scenes, cut))
-    assert difference(before, now) == "train: 1 image has other boxes; the first is b.jpg"
+    whole = Boxed(names, np.zeros(2, dtype=np.int64), tuple(boxes))
+    cut = Boxed(names, whole.labels, (boxes[0], Objects.of([((1, 1, 3, 2), 2, False)])))
+    before, now = (compute_fingerprint(Dataset(s, {}, ("cat", "dog")), []) for s in (whole, cut))
+    assert describe_difference(before, now) == "train: 1 image has other boxes; the first is b.jpg"
 
 
 def test_accents_taken_apart_by_a_copy_are_the_same_names(tmp_path: Path) -> None:
     labels = np.zeros(2, dtype=np.int64)
     whole, apart = (
-        listing_of(Files(FileNames.of(tmp_path, names), labels))
+        list_split(Files(FileNames.of(tmp_path, names), labels))
         for names in (
             ["Ch\u00eane/a.jpg", "\u00c9rable/b.jpg"],
             ["Che\u0302ne/a.jpg", "E\u0301rable/b.jpg"],
@@ -294,10 +301,10 @@ def test_what_is_kept_can_be_read_again(tmp_path: Path) -> None:
         (drawn_images(), ["test"]),
         (list_dataset(recipe_of(draw(tmp_path / "pictures"))), ["val"]),
     ):
-        found = fingerprint_of(data, tests)
+        found = compute_fingerprint(data, tests)
         np.savez_compressed(tmp_path / "kept.npz", **found.arrays())  # type: ignore[arg-type]
         with np.load(tmp_path / "kept.npz") as arrays:
-            again = from_arrays(arrays)
+            again = fingerprint_from_arrays(arrays)
         assert again.digest == found.digest
         assert list(again.splits) == list(found.splits)
 
@@ -318,12 +325,12 @@ def begun(run: Path, recipe: Recipe, *, finished: bool = False) -> RunDirectory:
     return found
 
 
-def test_a_run_is_claimed_where_its_data_have_moved(tmp_path: Path) -> None:
+def test_a_run_resumes_where_its_data_have_moved(tmp_path: Path) -> None:
     first, second = draw(tmp_path / "first"), tmp_path / "second"
     run = begun(tmp_path / "run", recipe_of(first))
     first.rename(second)
 
-    assert not claim(run.path, recipe_of(second), resume=True)
+    assert not reserve(run.path, recipe_of(second), resume=True)
 
     assert recipes.recipe_in(run.path).data.options["root"] == str(second)
     data = list_dataset(recipe_of(second))
@@ -333,12 +340,12 @@ def test_a_run_is_claimed_where_its_data_have_moved(tmp_path: Path) -> None:
     assert identity.check_or_record(run, recipe_of(second), data) == []  # once is enough
 
 
-def test_a_run_is_not_claimed_for_other_data(tmp_path: Path) -> None:
+def test_a_run_does_not_resume_with_other_data(tmp_path: Path) -> None:
     root, other = draw(tmp_path / "pictures"), draw(tmp_path / "other")
     shrunk(other)
     run = begun(tmp_path / "run", recipe_of(root))
     with pytest.raises(DataError) as error:
-        claim(run.path, recipe_of(other), resume=True)
+        reserve(run.path, recipe_of(other), resume=True)
     assert str(error.value) == (
         f"{run.path}: was trained on other data (data.root: {other}): train: 18 images, and was "
         "48: 30 missing, the first ash/06.png. Restore it, or start a new run with "
@@ -346,7 +353,7 @@ def test_a_run_is_not_claimed_for_other_data(tmp_path: Path) -> None:
     )
     assert recipes.recipe_in(run.path).data.options["root"] == str(root), "it stays as it was"
     with pytest.raises(UsageError, match=r"of another recipe: optim\.lr: "):
-        claim(run.path, recipe_of(other, "optim.lr=0.7"), resume=True)
+        reserve(run.path, recipe_of(other, "optim.lr=0.7"), resume=True)
 
 
 def test_a_run_without_names_on_record_tells_the_numbers(tmp_path: Path) -> None:
@@ -363,7 +370,7 @@ def test_a_run_of_an_older_version_goes_on_where_it_was(tmp_path: Path) -> None:
     run = begun(tmp_path / "run", recipe_of(first))
     run.data.unlink()
     with pytest.raises(DataError, match="kept no record of its data"):
-        claim(run.path, recipe_of(second), resume=True)
+        reserve(run.path, recipe_of(second), resume=True)
 
     data = list_dataset(recipe_of(first))
     assert identity.check_or_record(run, recipe_of(first), data) == [
@@ -377,7 +384,7 @@ def test_a_run_that_has_not_trained_takes_any_data(tmp_path: Path) -> None:
     shrunk(second)
     run = begun(tmp_path / "run", recipe_of(first))
     run.last.unlink()
-    claim(run.path, recipe_of(second), resume=True)
+    reserve(run.path, recipe_of(second), resume=True)
     assert identity.check_or_record(run, recipe_of(second), list_dataset(recipe_of(second))) == []
     assert read_json(run.data)["places"] == [{"data.root": str(second)}]
 
@@ -407,17 +414,17 @@ def test_weights_may_move_and_may_not_be_others(key: str, tmp_path: Path) -> Non
         return recipes.load("pytorch", [*overrides, f"{key}={tmp_path / name}/w.safetensors"])
 
     run = begun(tmp_path / "run", recipe("a"))
-    claim(run.path, recipe("moved"), resume=True)
+    reserve(run.path, recipe("moved"), resume=True)
     with pytest.raises(DataError) as error:
-        claim(run.path, recipe("other"), resume=True)
+        reserve(run.path, recipe("other"), resume=True)
     assert f"{key}: {tmp_path}/other/w.safetensors is not the file it started from" in str(
         error.value
     )
     with pytest.raises(UsageError, match=f"of another recipe: {key}: "):
-        claim(run.path, recipe("a").with_overrides(f"{key}=timm:resnet18"), resume=True)
+        reserve(run.path, recipe("a").with_overrides(f"{key}=timm:resnet18"), resume=True)
     part = recipe("a").with_overrides(f"{key}={tmp_path}/a/w.safetensors#model_ema")
     with pytest.raises(DataError, match="#model_ema is not the file it started from"):
-        claim(run.path, part, resume=True)
+        reserve(run.path, part, resume=True)
 
 
 # --- sweeps, comparisons and reports ---
@@ -454,7 +461,7 @@ def test_a_sweep_whose_data_and_weights_moved_is_one_sweep(tmp_path: Path) -> No
 
 
 def test_runs_that_differ_in_places_alone_are_paired(tmp_path: Path) -> None:
-    from rescue_cli.analysis.sides import operand
+    from rescue_cli.analysis.sides import load_side
 
     names = ("a", "b")
     for name in names:
@@ -464,13 +471,13 @@ def test_runs_that_differ_in_places_alone_are_paired(tmp_path: Path) -> None:
         )  # fmt: skip
         for seed in (0, 1):
             known_as(tmp_path / name / f"seed-{seed}", "d1", **{"model.weights": "w1"})
-    sides = [operand(str(tmp_path / name)) for name in names]
-    assert pairing(*sides).why == "one recipe, trained twice"
+    sides = [load_side(str(tmp_path / name)) for name in names]
+    assert choose_pairing(*sides).why == "same recipe and seeds, trained twice"
     runs = [tmp_path / name / "seed-0" for name in names]
-    assert changes(*runs) == {}
+    assert run_changes(*runs) == {}
 
     known_as(runs[1], "d2", **{"model.weights": "w2"})
-    assert list(changes(*runs)) == ["data.train", "model.weights"]
+    assert list(run_changes(*runs)) == ["data.train", "model.weights"]
 
 
 # --- evaluation ---
@@ -632,7 +639,7 @@ def test_a_killed_run_goes_on_in_the_same_bits_where_its_data_have_moved(tmp_pat
     older = recipes.recipe_in(run).with_overrides("train.snapshots=[]")
     RunDirectory(run).recipe.write_text(older.to_yaml())
     said = train("older", "--out", run).ends(3)
-    assert "last.pt: is of step 12, and this run has 4" in said
+    assert "last.pt: is at step 12, and this run has 4 steps" in said
 
 
 def test_a_sweep_goes_on_where_its_data_have_moved(rescue: Rescue, tmp_path: Path) -> None:

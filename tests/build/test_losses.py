@@ -17,33 +17,34 @@ from torchmetrics.functional.classification import multiclass_recall
 
 from rescue_cli import distributed
 from rescue_cli import recipe as recipes
-from rescue_cli.analysis.measurements import measurements, of_images, with_interval
-from rescue_cli.analysis.stats import mean_of_proportions, wilson
+from rescue_cli.analysis.accuracy import add_intervals
+from rescue_cli.analysis.stats import mean_of_proportions_interval, wilson_interval
 from rescue_cli.batch import Batch
 from rescue_cli.build.check import check_recipe
 from rescue_cli.build.feeds import Machine
 from rescue_cli.build.step import build_step
-from rescue_cli.engine.evaluate import Predictions
 from rescue_cli.errors import DataError, UsageError
 from rescue_cli.recipe import DataKeys
+from rescue_cli.report.table import interval_notes, measurement_table
 from rescue_cli.rundir import RunDirectory, read_result
 from rescue_cli.sections import data
 from rescue_cli.sections.data import Dataset, Images
 from rescue_cli.sections.loss import (
-    Training,
+    LossContext,
     binary_cross_entropy,
-    by_weight,
     cross_entropy,
     pixel_cross_entropy,
-    weights_of,
+    resolve_class_weights,
+    weighted_micro_batch_loss,
 )
+from rescue_cli.sections.task.classification import ClassificationResult
 from rescue_cli.sections.teacher import network
 from tests.made_runs import made_run
 
 CPU = torch.device("cpu")
 CLASSES = ("ant", "bee", "cat", "dog")
 COUNTS = np.array([60, 25, 10, 5])
-TRAINING = Training(CLASSES, COUNTS)
+TRAINING = LossContext(CLASSES, COUNTS)
 GIVEN = [0.5, 1.0, 4.0, 2.5]
 LABELS = torch.tensor([0, 0, 3, 1, 0, 2, 1, 0])
 LOGITS = torch.randn((8, 4), generator=torch.Generator().manual_seed(0)).double() * 2
@@ -71,21 +72,24 @@ def compute_class_weight(y: NDArray[np.int64]) -> NDArray[np.float64]:
 
 def test_balanced_weights_are_scikit_learns() -> None:
     theirs = compute_class_weight(np.repeat(np.arange(4), COUNTS))
-    found = weights_of("balanced", TRAINING)
+    found = resolve_class_weights("balanced", TRAINING)
     assert found is not None
     np.testing.assert_allclose(found, theirs, rtol=1e-12)
     assert (found * COUNTS).sum() == pytest.approx(COUNTS.sum()), "the mean weight of an image is 1"
 
 
 def test_a_class_without_images_takes_no_part_in_the_balance() -> None:
-    found = weights_of("balanced", Training(CLASSES, np.array([60, 25, 0, 5])))
+    found = resolve_class_weights("balanced", LossContext(CLASSES, np.array([60, 25, 0, 5])))
     theirs = compute_class_weight(np.repeat([0, 1, 3], [60, 25, 5]))
     assert found is not None
     np.testing.assert_allclose(found, [*theirs[:2], 0, theirs[2]], rtol=1e-12)
 
 
 def test_weights_are_given_in_order_or_by_name() -> None:
-    in_order, by_name = weights_of(GIVEN, TRAINING), weights_of({"cat": 4.0, "ant": 0.5}, TRAINING)
+    in_order, by_name = (
+        resolve_class_weights(GIVEN, TRAINING),
+        resolve_class_weights({"cat": 4.0, "ant": 0.5}, TRAINING),
+    )
     assert in_order is not None
     assert by_name is not None
     assert in_order.tolist() == GIVEN
@@ -93,8 +97,8 @@ def test_weights_are_given_in_order_or_by_name() -> None:
 
 
 def test_a_name_in_the_other_normal_form_is_the_same_class() -> None:
-    training = Training(("allée", "rue"), np.array([3, 1]))
-    found = weights_of({unicodedata.normalize("NFD", "allée"): 2.0}, training)
+    training = LossContext(("allée", "rue"), np.array([3, 1]))
+    found = resolve_class_weights({unicodedata.normalize("NFD", "allée"): 2.0}, training)
     assert found is not None
     assert found.tolist() == [2.0, 1.0]
 
@@ -103,8 +107,8 @@ def test_a_name_in_the_other_normal_form_is_the_same_class() -> None:
     ("overrides", "said"),
     [
         (["loss.class_weights=[1,2]"],
-         "loss.class_weights: 2 weights for 10 classes. Give one for each in the classes' order, "
-         "or a mapping by name, or balanced."),
+         "loss.class_weights: 2 weights for 10 classes. Give one per class, in order, or a "
+         "mapping by name, or balanced."),
         (["loss.class_weights={Bag: 0}"],
          "loss (cross-entropy).class_weights.Bag: 0 must be above 0."),
         (["loss.class_weights=even"], "loss (cross-entropy).class_weights: 'even' is not one of "
@@ -126,7 +130,7 @@ def test_weights_that_cannot_be_meant_are_refused(overrides: list[str], said: st
 
 def test_a_weight_for_a_class_that_is_not_there_names_those_that_are() -> None:
     with pytest.raises(UsageError) as error:
-        weights_of({"cow": 2.0}, TRAINING)
+        resolve_class_weights({"cow": 2.0}, TRAINING)
     assert str(error.value).startswith("loss.class_weights: 'cow' is not one of the classes.")
     assert "ant, bee, cat, dog" in str(error.value)
 
@@ -163,11 +167,11 @@ def test_weighted_binary_cross_entropy_weighs_images(mixed: bool) -> None:
     """As the code of Cui et al. 2019: every question of an image by the weight of its class."""
     w, shares = torch.tensor(GIVEN).double(), nn.functional.one_hot(LABELS, 4).double()
     shares = SHARES.double() if mixed else shares
-    of_images = (shares * w).sum(1, keepdim=True)
+    interval_notes = (shares * w).sum(1, keepdim=True)
     summed = nn.functional.binary_cross_entropy_with_logits(
-        LOGITS, shares, weight=of_images.expand(8, 4), reduction="sum"
+        LOGITS, shares, weight=interval_notes.expand(8, 4), reduction="sum"
     )
-    wanted = summed / 4 / (8 if mixed else of_images.sum())
+    wanted = summed / 4 / (8 if mixed else interval_notes.sum())
     found = binary(class_weights=GIVEN).mean(LOGITS, shares if mixed else LABELS)
     assert float(found) == pytest.approx(float(wanted), rel=1e-12)
 
@@ -193,13 +197,13 @@ def test_under_autocast_the_weighted_loss_is_that_of_float32() -> None:
 def test_pixels_are_weighed_as_torch_does_and_cannot_be_balanced() -> None:
     masks = torch.tensor([[[0, 1], [3, 255]], [[2, 2], [0, 255]]])
     heads = {head: LOGITS.reshape(2, 4, 2, 2) for head in ("out", "aux")}
-    found = pixel_cross_entropy(2, Training(CLASSES, None), auxiliary=0.5, class_weights=GIVEN)
+    found = pixel_cross_entropy(2, LossContext(CLASSES, None), auxiliary=0.5, class_weights=GIVEN)
     theirs = nn.CrossEntropyLoss(torch.tensor(GIVEN).double(), ignore_index=255)(
         heads["out"], masks
     )
     assert float(found.mean(heads, masks)) == pytest.approx(1.5 * float(theirs), rel=1e-12)
     with pytest.raises(UsageError, match=r"here each pixel has one\. Give a list, or a mapping"):
-        pixel_cross_entropy(2, Training(CLASSES, None), auxiliary=0.5, class_weights="balanced")
+        pixel_cross_entropy(2, LossContext(CLASSES, None), auxiliary=0.5, class_weights="balanced")
 
 
 def of_a_micro_batch(start: int, end: int, micro_batch: int, targets: Tensor) -> Batch:
@@ -218,7 +222,7 @@ def test_the_mean_over_micro_batches_is_the_loss_of_the_whole_step(
     def sampler(_step: int, micro_batch: int) -> NDArray[np.int64]:
         return np.arange(micro_batch * size, (micro_batch + 1) * size)
 
-    criterion = by_weight(loss, LABELS.numpy(), sampler, micro_batches)
+    criterion = weighted_micro_batch_loss(loss, LABELS.numpy(), sampler, micro_batches)
     parts = [
         criterion(
             LOGITS[i * size : (i + 1) * size],
@@ -242,7 +246,7 @@ def test_a_teacher_is_heard_on_each_image_alike() -> None:
     def sampler(_step: int, micro_batch: int) -> NDArray[np.int64]:
         return np.arange(*sizes[micro_batch][:2])
 
-    lesson = teach(by_weight(loss, LABELS.numpy(), sampler, 2))
+    lesson = teach(weighted_micro_batch_loss(loss, LABELS.numpy(), sampler, 2))
     parts = [lesson(LOGITS[a:b], of_a_micro_batch(a, b, s, LABELS)) for a, b, s in sizes]
     soft = 4 * nn.functional.cross_entropy(LOGITS / 2, (answers / 2).softmax(1))
     wanted = 0.5 * loss.mean(LOGITS, LABELS) + 0.5 * soft
@@ -292,19 +296,21 @@ def test_a_step_of_micro_batches_and_processes_has_the_gradient_of_the_whole_bat
 # --- recall and balanced accuracy ---
 
 
-def said(labels: Sequence[int], guesses: Sequence[int]) -> Predictions:
+def said(labels: Sequence[int], guesses: Sequence[int]) -> ClassificationResult:
     count = len(labels)
     top = (np.array(guesses)[:, None] + np.arange(4)) % 4
-    return Predictions(np.array(labels), np.ones(count), np.full(count, 0.5), np.zeros(count), top)
+    return ClassificationResult(
+        np.array(labels), np.ones(count), np.full(count, 0.5), np.zeros(count), top
+    )
 
 
-def drawn_said(seed: int = 0) -> Predictions:
+def drawn_said(seed: int = 0) -> ClassificationResult:
     rng = np.random.default_rng(seed)
     labels = np.repeat(np.arange(4), [40, 20, 7, 3])
     return said(labels.tolist(), np.where(rng.random(70) < 0.6, labels, 0).tolist())
 
 
-def entry_of(found: Predictions) -> dict[str, Any]:
+def entry_of(found: ClassificationResult) -> dict[str, Any]:
     return {
         "set": "val", "size": 28, "crop": 1.0, **found.metrics, "loss": found.loss,
         "count": found.count, **found.by_class(CLASSES), "protocol": {"tta": "none"},
@@ -337,27 +343,27 @@ def test_classes_of_one_size_have_top_1_for_balanced_accuracy_and_no_column() ->
     found = said([0, 0, 1, 1], [0, 1, 1, 1])
     assert found.balanced_accuracy == found.accuracy(1)
     assert "balanced" not in str(found)
-    headings, _ = measurements({"sets": [entry_of(found)]})
+    headings, _ = measurement_table({"sets": [entry_of(found)]})
     assert "bal. %" not in headings
 
 
 def test_labels_of_several_classes_have_no_balanced_accuracy() -> None:
-    found = said([0, 1, 2], [0, 1, 2]).by(np.array([[0, 1], [1, -1], [-1, -1]]))
+    found = said([0, 1, 2], [0, 1, 2]).relabel(np.array([[0, 1], [1, -1], [-1, -1]]))
     assert found.by_class(CLASSES) == {"balanced_accuracy": None}
 
 
 def test_uneven_classes_have_it_beside_top_1_with_its_interval() -> None:
     entry = entry_of(drawn_said())
     result = {**entry, "sets": [entry]}
-    headings, (row,) = measurements(result, narrow=True)
+    headings, (row,) = measurement_table(result, narrow=True)
     assert headings[4:6] == ["top-1 %", "bal. %"]
     assert row[5] == f"{entry['balanced_accuracy']:.2f}"
-    assert measurements(result)[0][4:7] == ["top-1 %", "bal. %", "top-5 %"]
-    low, high = with_interval(result)["balanced_interval"]
-    assert with_interval(result)["sets"][0]["balanced_interval"] == (low, high)
-    assert of_images(result)[1] == (
+    assert measurement_table(result)[0][4:7] == ["top-1 %", "bal. %", "top-5 %"]
+    low, high = add_intervals(result)["balanced_interval"]
+    assert add_intervals(result)["sets"][0]["balanced_interval"] == (low, high)
+    assert interval_notes(result)[1] == (
         "bal.: balanced accuracy, the mean recall of 4 classes of 3 to 40 images\n"
-        f"95 % of it: {low:.1f} to {high:.1f}; each class: predictions/val.csv"
+        f"its 95 % interval: {low:.1f} to {high:.1f}; by class: predictions/val.csv"
     )
 
 
@@ -365,15 +371,15 @@ def test_a_result_from_before_has_no_balanced_accuracy() -> None:
     entry = entry_of(drawn_said())
     del entry["balanced_accuracy"], entry["per_class"]
     result = {**entry, "sets": [entry]}
-    assert measurements(result, narrow=True)[0][4:6] == ["top-1 %", "top-5 %"]
-    assert "balanced_interval" not in with_interval(result)
-    assert len(of_images(result)) == 1
+    assert measurement_table(result, narrow=True)[0][4:6] == ["top-1 %", "top-5 %"]
+    assert "balanced_interval" not in add_intervals(result)
+    assert len(interval_notes(result)) == 1
 
 
 @pytest.mark.parametrize("right", [0.0, 3.0, 17.0, 20.0])
 def test_the_interval_of_one_class_is_wilsons(right: float) -> None:
-    found = mean_of_proportions(np.array([right]), np.array([20.0]))
-    assert found == pytest.approx(wilson(right, 20), abs=1e-9)
+    found = mean_of_proportions_interval(np.array([right]), np.array([20.0]))
+    assert found == pytest.approx(wilson_interval(right, 20), abs=1e-9)
 
 
 def test_the_interval_of_balanced_accuracy_holds_it_95_times_in_100() -> None:
@@ -382,7 +388,9 @@ def test_the_interval_of_balanced_accuracy_holds_it_95_times_in_100() -> None:
     drawn = rng.binomial(counts, truths, (4000, 4)).astype(np.float64)
     held = [
         low <= 100 * truths.mean() <= high
-        for low, high in (mean_of_proportions(right, counts.astype(np.float64)) for right in drawn)
+        for low, high in (
+            mean_of_proportions_interval(right, counts.astype(np.float64)) for right in drawn
+        )
     ]
     assert 0.935 < np.mean(held) < 0.975  # binomial error of 4,000 draws: 0.0034
 
@@ -435,7 +443,7 @@ def test_a_test_set_without_a_class_is_read_by_the_names_of_the_others(
     found = load(tmp_path)
     assert found.tests["val"].labels.tolist() == [0, 0, 2]
     assert found.notes == (
-        "val: no image of 1 of 3 classes (bee): recall unknown; balanced accuracy is over the "
+        "val: no image of 1 of 3 classes (bee): recall unknown; balanced accuracy averages the "
         "other 2.",
     )
 
@@ -459,13 +467,13 @@ def test_classes_that_training_does_not_know_are_refused_by_name_or_left_out(
         load(tmp_path)
     assert str(error.value) == (
         f"{tmp_path}/val/dog: not one of the classes. Known: ant, bee. Nor is eel. Rename or "
-        "remove the folders, or evaluate without: data.unknown_classes=skip."
+        "remove the folders, or skip such images with data.unknown_classes=skip."
     )
     found = load(tmp_path, unknown_classes="skip")
     assert found.tests["val"].labels.tolist() == [0, 0, 1]
     assert found.notes == (
-        f"{tmp_path}/val: 1 of 6 images lie in sub-folders of their class, and count as the "
-        "class's: the first eel/monday/0.png",
+        f"{tmp_path}/val: 1 of 6 images are in subfolders of their class folder and belong to "
+        "that class; the first is eel/monday/0.png",
         "val: left out 3 of 6 images, whose classes (dog, eel) training does not know.",
     )
 
@@ -524,6 +532,6 @@ def test_a_class_that_a_holdout_or_a_subset_takes_is_named(tmp_path: Path) -> No
 
 def build_weights(dataset: Dataset) -> list[float]:
     counts = np.bincount(dataset.train.labels, minlength=len(dataset.classes))
-    found = weights_of("balanced", Training(dataset.classes, counts))
+    found = resolve_class_weights("balanced", LossContext(dataset.classes, counts))
     assert found is not None
     return [float(weight) for weight in found]

@@ -15,7 +15,7 @@ SMALL = [
     "train.precision=float32",
     "train.batch_size=32",
     "train.device_batch_size=8",
-    "train.epochs=3",
+    "train.epochs=2",
     "train.log_every=1",
     "train.checkpoint_epochs=0.3",
     "data.subset=[256, 24]",
@@ -39,14 +39,14 @@ def test_a2s_ingredients_go_on_exactly_after_a_kill(
     never_killed, run = tmp_path / "reference", tmp_path / "run"
     for process in small(never_killed, imagenet_sample, procs, "told"):
         process.ends(0)
-    for number, step in enumerate(steps_at(51, 2, 3, 20)):
+    for number, step in enumerate(steps_at(51, 2, 3, 13)):
         processes = small(run, imagenet_sample, procs, f"killed{number}")
         processes[0].until(trained(run, step))
         for process in processes:
             process.kill()
     for process in small(run, imagenet_sample, procs, "again"):
         process.ends(0)
-    assert read_json(RunDirectory(run).result)["steps"] == 24
+    assert read_json(RunDirectory(run).result)["steps"] == 16
     assert_same(run, never_killed)
 
 

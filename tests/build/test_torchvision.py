@@ -13,8 +13,8 @@ from rescue_cli import recipe as recipes
 from rescue_cli.build.networks import create_network
 from rescue_cli.build.optimizers import build_schedules
 from rescue_cli.rng import permute
-from rescue_cli.sections.optim import claims
-from rescue_cli.sections.sampling import Steps, repeated
+from rescue_cli.sections.optim import assign_parameters
+from rescue_cli.sections.sampling import SamplingContext, repeated
 
 RECIPE = recipes.load("torchvision-v2")
 TRAINING_IMAGES = 1_281_167
@@ -48,7 +48,7 @@ def test_decay_spares_what_torchvision_calls_normalisation() -> None:
         theirs = torchvision.models.resnet50()
         norms, others = split_normalization_params(theirs)
         ours = create_network(RECIPE, 1000)
-    (claim,) = claims(ours, RECIPE.optim)
+    (claim,) = assign_parameters(ours, RECIPE.optim)
     shapes = {name: tuple(p.shape) for name, p in ours.named_parameters()}
     for names, parameters in ((claim.undecayed, norms), (claim.decayed, others)):
         found = sorted(shapes[name] for name in names)
@@ -63,7 +63,9 @@ def test_repeated_augmentation_deals_four_copies_to_eight_gpus() -> None:
     selected = TRAINING_IMAGES // 256 * 256 // GPUS
     assert per_epoch * train.device_batch_size == selected == 160_128
     assert per_epoch == PER_EPOCH
-    steps = Steps(TRAINING_IMAGES, train.batch_size, train.device_batch_size, per_epoch, seed=0)
+    steps = SamplingContext(
+        TRAINING_IMAGES, train.batch_size, train.device_batch_size, per_epoch, seed=0
+    )
     sampler = repeated(steps, **sampling.options)
     order = permute(np.arange(selected * GPUS // 4), TRAINING_IMAGES, 0, 2)
     row = np.repeat(order, 4)

@@ -202,7 +202,7 @@ def test_a_file_that_says_nothing_needs_a_name(write: Write) -> None:
 def test_names_that_timm_does_not_know_are_refused_with_the_nearest(write: Write) -> None:
     file = write()
     assert refusal(file, model="resnett50").startswith(
-        "--model: 'resnett50' is neither ours nor timm's. Did you mean 'resnet"
+        "--model: 'resnett50' is not a model of rescue or timm. Did you mean 'resnet"
     )
     assert refusal(file, model="resnet50.a22_in1k") == (
         "timm has no weights called 'resnet50.a22_in1k'. Did you mean 'resnet50.a2_in1k'?"
@@ -231,13 +231,13 @@ def test_one_word_on_the_architecture_is_enough(write: Write) -> None:
 def test_files_that_are_no_weights_are_refused(tmp_path: Path) -> None:
     absent = str(tmp_path / "absent.safetensors")
     assert refusal(absent, error=DataError, model="resnet18") == (
-        f"{absent}: no such file. Give a run directory or a file of weights."
+        f"{absent}: no such file. Give a run directory or a weight file."
     )
     broken = tmp_path / "broken.safetensors"
     broken.write_bytes(b"not weights")
     assert refusal(str(broken), error=DataError, model="resnet18") == (
-        f"{broken}: is neither safetensors nor what torch.save writes; it begins with b'not weig'. "
-        "Copy or download it again."
+        f"{broken}: is neither a safetensors file nor one of torch.save; it begins with "
+        "b'not weig'. Copy or download it again."
     )
 
 
@@ -284,13 +284,13 @@ def test_timms_weights_without_a_network_are_refused_with_the_cure(tmp_path: Pat
         "size 224, crop 0.95, interpolation bicubic (by timm)",
         "timm also tests it larger: --sizes 288 --crops 1",
         "val: no image of 999 of 1000 classes (goldfish, great white shark, tiger shark, "
-        "hammerhead, electric ray and 994 more): recall unknown; balanced accuracy is over the "
+        "hammerhead, electric ray and 994 more): recall unknown; balanced accuracy averages the "
         "other 1.",
         "error: timm:resnet50.a2_in1k: the weights could not be downloaded "
-        "(HF_HUB_OFFLINE is set). Where there is a network, fetch "
-        "https://huggingface.co/timm/resnet50.a2_in1k/resolve/main/model.safetensors; then give "
-        "the file, wherever it lies: FILE --model resnet50.a2_in1k in place of "
-        "timm:resnet50.a2_in1k, or model.weights=FILE.",
+        "(HF_HUB_OFFLINE is set). On a machine with network access, download "
+        "https://huggingface.co/timm/resnet50.a2_in1k/resolve/main/model.safetensors and give "
+        "the file: FILE --model resnet50.a2_in1k in place of timm:resnet50.a2_in1k, or "
+        "model.weights=FILE.",
     ]
     assert not list(tmp_path.glob("runs/*/*")), "an evaluation leaves a result or nothing"
 

@@ -37,7 +37,7 @@ def test_recipes_are_listed_one_a_row_in_80_columns(rescue: Rescue) -> None:
     lines = ended.out.splitlines()
     assert lines[0].split() == ["recipe", "data", "epochs", "expected", "%", "measured", "%"]
     assert max(map(len, lines)) <= 80
-    assert lines[-1].startswith("measured: mean (seeds) of the whole procedure; partly: ")
+    assert lines[-1].startswith("measured: mean (seeds) of the unchanged recipe; partly: ")
     first_words = [line.split()[0] for line in lines[1:-1] if not line.startswith(" ")]
     assert first_words == list(names())
     (myrtle,) = (line for line in lines if line.startswith("myrtle-baseline "))
@@ -90,7 +90,7 @@ def test_copy_writes_a_recipe_that_loads_and_never_overwrites(
     assert rescue("recipes", "check", "mine.yaml").out == "mine.yaml: valid\n"
     ended = rescue("recipes", "copy", "pytorch", "mine.yaml")
     assert (ended.code, ended.out) == (2, "")
-    assert ended.err == "error: mine.yaml: exists already. Give another name, or remove it.\n"
+    assert ended.err == "error: mine.yaml: already exists. Give another name, or remove it.\n"
     assert copied.read_text() == mine
 
 
@@ -286,7 +286,7 @@ def test_a_smoke_run_gives_one_object_with_the_stable_keys(rescue: Rescue, tmp_p
     assert 0 <= result["top1"] <= result["top5"] <= 100
     run = tmp_path / "runs" / "quickstart" / "0"
     assert ended.said[0] == ended.said[-1] == result["run"] == str(run.relative_to(tmp_path))
-    assert "no --recipe given: quickstart" in ended.said
+    assert "no --recipe given: using quickstart" in ended.said
     kept = yaml.safe_load((run / "recipe.yaml").read_text())
     assert kept["data"]["subset"] == [12, 10]
     assert kept["train"]["epochs"] == 2

@@ -118,7 +118,7 @@ def validation(imagenet_sample: Path, tmp_path: Path) -> Path:
     table = json.loads(Path(_timm_info(), "imagenet_real_labels.json").read_text())
     empty = [number for number, labels in enumerate(table, 1) if not labels][:2]
     labelled = [number for number, labels in enumerate(table, 1) if len(labels) > 1][:10]
-    words = sorted(data.imagenet_words())
+    words = sorted(data.imagenet_class_names())
     photographs = sorted(imagenet_sample.glob("*/*.JPEG"))[::20][:12]
     for number, image in zip(empty + labelled, photographs, strict=True):
         folder = tmp_path / "imagenet/val" / image.parent.name
@@ -169,7 +169,9 @@ def test_every_set_size_and_crop_is_a_row_and_each_image_is_decoded_once(
     ]
     assert {row[-2] for row in rows if row[0] == "real"} == {"-"}, "ReaL has no loss"
     said = " ".join(" ".join(lines[12:]).split())
-    assert said.startswith("95 %: of this network, over new images; one image is 8.3 points")
+    assert said.startswith(
+        "95 %: interval for this network over new images; one image is 8.3 points"
+    )
     assert said[said.index(NETWORK) :].startswith(
         f"{NETWORK}: 4,652,008 parameters, float32, weights {network} "
         "decoder pil, bicubic, mean 0.5 0.5 0.5, std 0.5 0.5 0.5; "
@@ -225,7 +227,7 @@ def test_further_sets_need_no_root(
     assert (result["protocol"]["set"], result["count"]) == ("v2", 10)
     ended = rescue(*line)
     assert ended.code == 3
-    assert "data.root: not given" in ended.err
+    assert "data.root: missing" in ended.err
     assert list((tmp_path / "runs/eval-tf_efficientnet_lite0-imagenet").iterdir()) == [
         tmp_path / "runs/eval-tf_efficientnet_lite0-imagenet/0"
     ], "an evaluation leaves a result or nothing"
@@ -237,9 +239,9 @@ def test_real_without_the_images_numbers_is_refused(
     ended = rescue("eval", network, f"data.test_root={imagenet_sample}", "--sets", "val,real")
     assert ended.code == 3
     assert ended.err.splitlines()[-1] == (
-        f"error: {imagenet_sample}/n01443537/n01443537_goldfish.JPEG: no number of "
-        "ILSVRC2012_val_00000001 to _00050000 in its name, by which ReaL labels an image. "
-        "Keep the validation images' own names, or leave out the set real."
+        f"error: {imagenet_sample}/n01443537/n01443537_goldfish.JPEG: the name has no number "
+        "ILSVRC2012_val_00000001 to _00050000, by which ReaL identifies images. Keep the original "
+        "file names, or leave out the set real."
     )
 
 

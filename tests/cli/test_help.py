@@ -1,4 +1,4 @@
-"""`--help`: on one screen, in one form, with what to do next."""
+"""`--help` fits one screen, has one form, and ends with an example and a next step."""
 
 import re
 
@@ -7,14 +7,14 @@ import pytest
 from rescue_cli.cli import VERBS
 from tests.conftest import Rescue
 
-WITHIN = ("bench", "recipes")  # groups; theirs are listed instead
-BELOW = (
+GROUPS = ("bench", "recipes")
+SUBCOMMANDS = (
     "bench step", "bench optimizer", "bench input", "bench train", "bench inference",
     "recipes show", "recipes diff", "recipes copy", "recipes check", "recipes record",
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("verb", ["", *VERBS, *BELOW])
+@pytest.mark.parametrize("verb", ["", *VERBS, *SUBCOMMANDS])
 def test_help_fits_a_screen(verb: str, rescue: Rescue) -> None:
     ended = rescue(*verb.split(), "--help")
     lines = ended.out.splitlines()
@@ -24,8 +24,8 @@ def test_help_fits_a_screen(verb: str, rescue: Rescue) -> None:
     assert lines[0].startswith(f"Usage: {' '.join(['rescue', *verb.split()])} ")
 
 
-@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb not in WITHIN])
-def test_help_names_an_example_and_what_comes_next(verb: str, rescue: Rescue) -> None:
+@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb not in GROUPS])
+def test_help_ends_with_an_example_and_a_next_step(verb: str, rescue: Rescue) -> None:
     *_, example, following = rescue(verb, "--help").out.splitlines()
     assert example.startswith(f"Example: rescue {verb} ")
     assert following.startswith("Next:    ")
@@ -34,12 +34,33 @@ def test_help_names_an_example_and_what_comes_next(verb: str, rescue: Rescue) ->
 def test_help_of_an_option_is_one_line_with_its_kind_and_default(rescue: Rescue) -> None:
     lines = rescue("lr-range-test", "--help").out.splitlines()
     assert "  -r, --recipe TEXT  Name or path of a recipe." in lines
-    assert "  --points N         Evaluations of a run. [40]" in lines
-    assert "  --steps N          Steps of a run." in lines
+    assert "  --points N         Evaluations per run. [40]" in lines
+    assert "  --steps N          Steps per run." in lines
     assert not any(re.search("<.*>|x>=", line) for line in lines)
 
 
-def test_help_of_rescue_lists_every_verb_in_a_line(rescue: Rescue) -> None:
-    lines = rescue("--help").out.splitlines()
-    for verb, said in VERBS.items():
-        assert f"  {verb:<13}  {said}" in lines
+def test_help_of_rescue_lists_every_verb(rescue: Rescue) -> None:
+    listing = " ".join(rescue("--help").out.split())
+    for verb, summary in VERBS.items():
+        assert f" {verb} {summary} " in listing
+
+
+@pytest.mark.parametrize("words", [(), ("bench",)])
+def test_a_group_without_a_verb_prints_its_help_to_stderr(
+    words: tuple[str, ...], rescue: Rescue
+) -> None:
+    ended = rescue(*words)
+    assert (ended.code, ended.out) == (2, "")
+    assert ended.err == rescue(*words, "--help").out
+
+
+@pytest.mark.parametrize(
+    ("word", "question"),
+    [("trian", " Did you mean 'train' or 'transfer'?"), ("nosuch", "")],
+)
+def test_an_unknown_verb_is_answered_with_its_nearest_names(
+    word: str, question: str, rescue: Rescue
+) -> None:
+    ended = rescue(word)
+    assert ended.code == 2
+    assert ended.err == f"error: No such command '{word}'.{question} See rescue --help.\n"

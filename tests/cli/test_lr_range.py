@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 from rescue_cli import recipe as recipes
-from rescue_cli.analysis import lr_range, range_curves
+from rescue_cli.analysis import lr_range, lr_range_runs
 from rescue_cli.analysis.curves import Verdict
-from rescue_cli.analysis.lr_range import Ramp, Reading
-from rescue_cli.analysis.range_curves import Curves
+from rescue_cli.analysis.lr_range import Curves, Ramp, RunEstimate, read_curves
+from rescue_cli.analysis.lr_range_runs import RangeTest
 from rescue_cli.build.feeds import list_dataset
-from rescue_cli.cli import lr_range_found, lr_range_test
+from rescue_cli.cli.lr_range_test import parse_momentum
 from rescue_cli.errors import StoppedError, UsageError
 from tests.conftest import Rescue
 from tests.range_curves import TURNING, WITHOUT, Family, every_setting, simulated
@@ -76,7 +76,7 @@ def test_a_test_loss_that_is_not_finite_is_read_as_such(tmp_path: Path) -> None:
     text = "".join(json.dumps(line) + "\n" for line in lines)
     (tmp_path / "metrics.jsonl").write_text(text)
     ramp = Ramp(0.0, 1.0, shape="linear", momentum=None, epochs=1, points=10)
-    found = range_curves.read(tmp_path, ramp.rate, 10, 0, 10, diverged=False)
+    found = read_curves(tmp_path, ramp.rate, 10, 0, 10, diverged=False)
     assert math.isnan(found.test_losses[0])
     assert found.accuracies == [10.0]
 
@@ -85,18 +85,18 @@ def test_a_report_points_at_the_tests_own_picture(rescue: Rescue) -> None:
     assert rescue(*QUICK).code == 0
     ended = rescue("report", "test")
     assert ended.code == 3
-    assert "test: is a search, and has its own page. Open test/lr-range.png." in ended.err
+    assert "test: holds a search and not a sweep. Open test/lr-range.png." in ended.err
 
 
 def test_stopped_it_says_how_it_goes_on(rescue: Rescue, monkeypatch: pytest.MonkeyPatch) -> None:
     def stop(*_: object) -> None:
         raise StoppedError("stopped at step 3", 130)
 
-    monkeypatch.setattr("rescue_cli.runs.run_directory", stop)
+    monkeypatch.setattr("rescue_cli.runs.single.run_directory", stop)
     ended = rescue(*QUICK)
     assert ended.code == 130
     assert "run 1 of 2: seed-0" in ended.err
-    assert "The same command with --out test goes on." in ended.err
+    assert "The same command with --out test resumes it." in ended.err
 
 
 def test_a_run_that_diverges_ends_there_and_is_read(rescue: Rescue) -> None:
@@ -120,7 +120,7 @@ def test_no_turn_is_said_and_nothing_is_applied(rescue: Rescue, tmp_path: Path) 
 
 def test_what_is_applied_is_a_valid_recipe_with_the_groups_ratios() -> None:
     base = recipes.load("airbench94-muon")
-    given = lr_range.applied(base, 0.12, (0.95, 0.85))
+    given = lr_range.with_one_cycle(base, 0.12, (0.95, 0.85))
     before = [float(item.options["lr"]) for item in base.optim]
     after = [float(item.options["lr"]) for item in given.optim]
     assert after == pytest.approx([lr / 2 for lr in before])
@@ -142,9 +142,9 @@ def test_a_ramp_changes_the_schedules_and_nothing_else_of_the_training() -> None
     assert tested.train.batch_size == base.train.batch_size
 
 
-def reading(rate: float | None, verdict: Verdict = "falling", spacing: float = 1.1) -> Reading:
+def reading(rate: float | None, verdict: Verdict = "falling", spacing: float = 1.1) -> RunEstimate:
     said: Verdict = verdict if rate is None else "turn"
-    return Reading(rate, said, None, spacing, ["said"], [], NONE)
+    return RunEstimate(rate, said, None, spacing, ["said"], [], NONE)
 
 
 @pytest.mark.parametrize(
@@ -154,8 +154,8 @@ def reading(rate: float | None, verdict: Verdict = "falling", spacing: float = 1
          "seeds 0, 1, 2 and, with half the steps, seed 3 agree within a factor of 2"),
         ([0.6], 0.5, True, "seed 0 and, with half the steps, seed 1 agree within a factor of 2"),
         ([0.6], None, False, "with half the steps, seed 1: no turn found up to 1, still falling, "
-         "and a single run cannot agree with itself"),
-        ([0.4, 0.6, 0.9], 0.5, False, "between seeds it moves from 0.4 to 0.9"),
+         "so there is no second run to agree with"),
+        ([0.4, 0.6, 0.9], 0.5, False, "it ranges from 0.4 to 0.9 between seeds"),
         ([0.5, 0.6, 0.7], 0.2, False, "with half the steps, seed 3, it is 0.2"),
         ([0.6, None, 0.7], 0.5, False, "seed 1: no turn found up to 1, still falling"),
     ],
@@ -163,7 +163,7 @@ def reading(rate: float | None, verdict: Verdict = "falling", spacing: float = 1
 def test_a_rate_is_trusted_where_independent_runs_agree_within_two(
     rates: list[float | None], half: float | None, trusted: bool, reason: str
 ) -> None:
-    found = lr_range.answer([reading(rate) for rate in rates], reading(half), 1.0)
+    found = lr_range.combine_estimates([reading(rate) for rate in rates], reading(half), 1.0)
     assert found.trusted is trusted
     assert "; ".join(found.reasons) == reason
     assert found.max_lr == pytest.approx(0.6)
@@ -171,23 +171,23 @@ def test_a_rate_is_trusted_where_independent_runs_agree_within_two(
 
 def test_no_rate_is_named_at_which_another_run_was_lost() -> None:
     died = replace(reading(0.5), bounded_above=0.6)
-    found = lr_range.answer([died, reading(0.8), reading(0.9)], reading(0.5), 1.0)
+    found = lr_range.combine_estimates([died, reading(0.8), reading(0.9)], reading(0.5), 1.0)
     assert (found.max_lr, found.bounded_above) == (0.5, 0.6)
     early = replace(reading(None, "died"), bounded_above=0.2)
-    found = lr_range.answer([early, reading(0.8)], reading(0.8), 1.0)
+    found = lr_range.combine_estimates([early, reading(0.8)], reading(0.8), 1.0)
     assert (found.max_lr, found.verdict, found.trusted) == (None, "died", False)
 
 
 def test_points_further_apart_than_two_agree_on_nothing() -> None:
-    found = lr_range.answer([reading(0.5, spacing=2.2)], reading(0.5), 1.0)
-    assert found.reasons == ["the next point is 2.2 times as high: too far apart to tell"]
+    found = lr_range.combine_estimates([reading(0.5, spacing=2.2)], reading(0.5), 1.0)
+    assert found.reasons == ["the next point is at 2.2 times the rate: too coarse to tell"]
 
 
 def test_without_any_turn_there_is_no_rate() -> None:
-    found = lr_range.answer([reading(None)], reading(None), 3.0)
+    found = lr_range.combine_estimates([reading(None)], reading(None), 3.0)
     assert (found.max_lr, found.min_lr, found.trusted) == (None, None, False)
     assert found.reasons == ["seed 0: no turn found up to 3, still falling"]
-    assert found.cure(a_ramp(end=3.0)) == "Give a higher --end, such as 30."
+    assert found.advice(a_ramp(end=3.0)) == "Give a higher --end, such as 30."
 
 
 def test_a_run_that_learned_at_once_and_is_noisy_is_not_said_to_have_learned_nothing() -> None:
@@ -195,16 +195,16 @@ def test_a_run_that_learned_at_once_and_is_noisy_is_not_said_to_have_learned_not
     accuracies = list(65 + 12 * rng.standard_normal(40))
     losses = list(1 + 0.3 * rng.standard_normal(40))
     one = Curves(0, 40, list(np.linspace(0.1, 4, 40)), losses, losses, accuracies, classes=10)
-    assert lr_range.reading(one).verdict == "noisy"
+    assert lr_range.estimate_max_lr(one).verdict == "noisy"
 
 
 def test_a_run_that_only_explodes_says_which_rates_to_try() -> None:
     one = Curves(0, 8, [26.3, 51.7, 55.3], [5.0, 9.0, math.nan], [1e9, 7e9, math.nan],
                  [10.0, 10.0, math.nan], classes=10)  # fmt: skip
-    said = lr_range.reading(one)
+    said = lr_range.estimate_max_lr(one)
     assert (said.max_lr, said.verdict, said.bounded_above) == (None, "died", 26.3)
-    found = lr_range.answer([said], said, 1000.0)
-    assert found.cure(a_ramp()) == "Try --start 0.0263 --end 26.3 --ramp exponential."
+    found = lr_range.combine_estimates([said], said, 1000.0)
+    assert found.advice(a_ramp()) == "Try --start 0.0263 --end 26.3 --ramp exponential."
 
 
 def test_far_too_high_a_rate_is_told_and_not_applied(rescue: Rescue, tmp_path: Path) -> None:
@@ -218,34 +218,34 @@ def test_far_too_high_a_rate_is_told_and_not_applied(rescue: Rescue, tmp_path: P
 
 def a_finding(half: float) -> Any:
     """What a test found whose runs turn at 0.3 and, with half the steps, at `half`."""
-    answer = lr_range.answer([reading(0.3)], reading(half), 1.0)
+    answer = lr_range.combine_estimates([reading(0.3)], reading(half), 1.0)
     return SimpleNamespace(answer=answer, ramp=a_ramp(), recipe=recipes.load("quickstart"))
 
 
 def test_what_is_not_trusted_is_applied_only_where_it_is_forced(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     with pytest.raises(UsageError, match=r"0\.3 is not to be trusted \(with half the steps"):
-        lr_range_found.apply(file, a_finding(0.1), untrusted=False)
+        RangeTest.write_recipe(a_finding(0.1), file, untrusted=False)
     assert not file.exists()
-    lr_range_found.apply(file, a_finding(0.1), untrusted=True)
+    RangeTest.write_recipe(a_finding(0.1), file, untrusted=True)
     said = file.read_text().splitlines()[0]
     assert said.endswith(
         "NOT TRUSTED, applied all the same: with half the steps, seed 1, it is 0.1."
     )
     assert recipes.load(str(file)).optim[0].options["lr"] == 0.3
-    lr_range_found.apply(file, a_finding(0.3), untrusted=False)
+    RangeTest.write_recipe(a_finding(0.3), file, untrusted=False)
     assert "trusted: seed 0 and, with half the steps, seed 1 agree" in file.read_text()
 
 
 def test_a_large_test_set_is_cut_and_the_training_set_is_not() -> None:
     recipe = recipes.load("quickstart")
     data = list_dataset(recipe)
-    cut, said = lr_range_test._fewer_images(recipe, data, 100)
+    cut, said = lr_range_runs._limit_test_images(recipe, data, 100)
     assert said == "100 of 1,000"
     assert cut.data.options["subset"] == [6000, 100]
-    assert lr_range_test._fewer_images(recipe, data, 1000) == (recipe, "1,000")
+    assert lr_range_runs._limit_test_images(recipe, data, 1000) == (recipe, "1,000")
     given = recipe.with_overrides("data.subset=[640, 200]")
-    assert lr_range_test._fewer_images(given, list_dataset(given), 100) == (given, "200")
+    assert lr_range_runs._limit_test_images(given, list_dataset(given), 100) == (given, "200")
 
 
 # --- detection and segmentation ---
@@ -265,28 +265,30 @@ def of_detector(accuracies: list[float]) -> Curves:
 
 
 def test_a_detector_is_judged_by_its_training_loss_and_by_ap50() -> None:
-    later = lr_range.reading(of_detector([70 - x for x in a_curve(0.6, 0.0, 60.0)]))
+    later = lr_range.estimate_max_lr(of_detector([70 - x for x in a_curve(0.6, 0.0, 60.0)]))
     assert later.max_lr == pytest.approx(0.5, abs=0.06)
     assert later.evidence[0].startswith("training loss: turns at ")
     assert later.evidence[1].startswith("AP50: turns at 0.6")
-    sooner = lr_range.reading(of_detector([70 - x for x in a_curve(0.3, 0.0, 60.0)]))
+    sooner = lr_range.estimate_max_lr(of_detector([70 - x for x in a_curve(0.3, 0.0, 60.0)]))
     assert sooner.max_lr == pytest.approx(0.3, abs=0.06)
 
 
 def test_an_ap50_that_stays_at_nought_says_nothing_of_the_rate() -> None:
-    said = lr_range.reading(of_detector([0.0] * 40))
+    said = lr_range.estimate_max_lr(of_detector([0.0] * 40))
     assert (said.verdict, said.bounded_above) == ("turn", None)
-    assert said.evidence[1] == "AP50: stays near 0, and says nothing"
+    assert said.evidence[1] == "AP50: stays near 0 and is not used"
 
 
 def test_a_segmentation_is_judged_by_its_test_loss_and_by_miou() -> None:
     rates = list(np.linspace(0.01, 1, 40))
     rising, good = a_curve(0.9, 0.1, 2.0), [60 - x for x in a_curve(0.9, 0.0, 50.0)]
-    said = lr_range.reading(Curves(0, 40, rates, rising, a_curve(0.4, 0.5, 1.0), good, 11, "miou"))
+    said = lr_range.estimate_max_lr(
+        Curves(0, 40, rates, rising, a_curve(0.4, 0.5, 1.0), good, 11, "miou")
+    )
     assert said.max_lr == pytest.approx(0.4, abs=0.06)
     assert [line.split(":")[0] for line in said.evidence] == ["test loss", "mIoU"]
     noise = list(60 + 12 * np.random.default_rng(0).standard_normal(40))
-    flat = lr_range.reading(Curves(0, 40, rates, noise, noise, noise, 11, "miou"))
+    flat = lr_range.estimate_max_lr(Curves(0, 40, rates, noise, noise, noise, 11, "miou"))
     assert flat.verdict == "noisy", "it has learned: a guess has a mIoU of 9.1 at most"
 
 
@@ -332,7 +334,7 @@ def test_bad_words_are_refused(rescue: Rescue, words: tuple[str, ...], said: str
 
 
 def test_momentum_is_read_as_it_is_written() -> None:
-    assert lr_range_test.momentum_of("0.95:0.85") == (0.95, 0.85)
-    assert lr_range_test.momentum_of(None) is None
+    assert parse_momentum("0.95:0.85") == (0.95, 0.85)
+    assert parse_momentum(None) is None
     with pytest.raises(UsageError):
-        lr_range_test.momentum_of("a:b")
+        parse_momentum("a:b")

@@ -17,11 +17,14 @@ from rescue_cli import recipe as recipes
 from rescue_cli.__main__ import main as started
 from rescue_cli.analysis.sides import Images
 from rescue_cli.errors import DataError, InUseError, UsageError
-from rescue_cli.rundir import RunDirectory, finite, read_json, read_metrics
-from rescue_cli.runs import Nodes, abandon, claim, environment, pool, prepare, run_directory, worker
-from rescue_cli.runs.failure import leaving_word
-from rescue_cli.runs.pool import Ended
-from rescue_cli.sections.data.decode import pil_image, reason_of
+from rescue_cli.metrics.names import finite_or_none
+from rescue_cli.rundir import RunDirectory, read_json, read_metrics
+from rescue_cli.runs import pool, worker
+from rescue_cli.runs.directory import prepare, remove_unstarted, reserve
+from rescue_cli.runs.environment import describe_environment
+from rescue_cli.runs.failure import record_failure
+from rescue_cli.runs.processes import Nodes, run_directory
+from rescue_cli.sections.data.decode import decode_with_pil, describe_error
 from tests.conftest import Rescue
 from tests.made_runs import made_run
 
@@ -49,13 +52,13 @@ def test_the_version_is_said(rescue: Rescue) -> None:
     assert (ended.code, ended.out, ended.err) == (0, f"rescue {__version__}\n", "")
 
 
-def test_a_run_begins_in_no_folder_of_something_else(rescue: Rescue, tmp_path: Path) -> None:
+def test_a_run_directory_is_not_a_folder_with_other_files(rescue: Rescue, tmp_path: Path) -> None:
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.tex").write_text("")
     for options in ((), ("--recipe", "quickstart", "--resume")):
         ended = rescue("train", "--out", "thesis", *options, *TINY)
         assert ended.code == 2
-        assert "thesis: is no run's folder; it holds chapter.tex. Use a new --out." in ended.err
+        assert "thesis: is not a run directory; it holds chapter.tex. Use a new --out." in ended.err
     assert [each.name for each in (tmp_path / "thesis").iterdir()] == ["chapter.tex"]
     (tmp_path / "logged").mkdir()
     (tmp_path / "logged" / "said.log").write_text("")
@@ -69,13 +72,13 @@ def test_a_start_without_its_data_leaves_no_folder(
     ended = rescue("train", *words, f"data.root={photos}")
     assert ended.code == 3
     assert (
-        f"{photos}/train: none of its folders is a class of imagenette (cat is not). "
-        "For classes of your own: data.name=folder." in ended.err
+        f"{photos}/train: no folder is a class of imagenette (cat is not). "
+        "For classes of your own use data.name=folder." in ended.err
     )
     assert list((tmp_path / "runs" / "imagenette-5").iterdir()) == []
     again = rescue("seed-sweep", *words, f"data.root={photos}", "--seeds", "2", "--out", "sweep")
     assert again.code == 3
-    assert again.err.count("none of its folders") == 1
+    assert again.err.count("no folder is a class") == 1
     assert not list((tmp_path / "sweep").glob("seed-*"))
 
 
@@ -84,10 +87,10 @@ def test_a_start_through_torchrun_that_failed_can_be_repeated(rescue: Rescue, ph
     for _ in range(2):
         ended = rescue("train", *words, "--procs", "1", "--out", "run")
         assert ended.code == 3, ended.err
-        assert "none of its folders is a class of imagenette" in ended.err
+        assert "no folder is a class of imagenette" in ended.err
 
 
-def test_a_run_that_others_wait_for_leaves_word_of_what_it_lacks(
+def test_a_run_that_others_wait_for_records_what_it_lacks(
     rescue: Rescue, photos: Path, tmp_path: Path
 ) -> None:
     """As a job of SLURM, whose folder the sweep has prepared and watches."""
@@ -97,7 +100,7 @@ def test_a_run_that_others_wait_for_leaves_word_of_what_it_lacks(
         "train.epochs=1", "model={name: test_resnet}",
     ]  # fmt: skip
     run = RunDirectory(tmp_path / "run")
-    claim(run.path, recipes.load("pytorch", words), resume=True)
+    reserve(run.path, recipes.load("pytorch", words), resume=True)
     ended = rescue("train", "--resume", "--out", "run")
     assert ended.code == 3
     word = read_json(run.failure)
@@ -109,36 +112,32 @@ def test_a_run_that_others_wait_for_leaves_word_of_what_it_lacks(
     assert not run.failure.exists()
 
 
-def test_a_worker_leaves_no_word_in_the_directory_of_another_run(tmp_path: Path) -> None:
+def test_a_worker_writes_no_failure_record_for_another_run(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path / "run")
     recipe = recipes.load("quickstart", TINY)
-    facts = environment(
-        recipe, verb="train", device="cpu", procs=1, workers=0, cache=tmp_path / "cache"
+    facts = describe_environment(
+        verb="train", seed=0, device="cpu", procs=1, workers=0, cache=tmp_path / "cache"
     )
     prepare(run.path, recipe, facts, resume=False)
     with run.lock.open("a+") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         assert worker._attempt(run) == 2
-        heard: list[Ended] = []
-
-        def hear(ended: Ended) -> bool:
-            heard.append(ended)
-            return True
-
-        pool.run_all([run.path], 1, [], hear)
+        with pytest.raises(InUseError):
+            list(pool.run_all([run.path], 1))
         with pytest.raises(InUseError):
             run_directory(run.path, 1, 0, Nodes())
-    assert [type(ended.error) for ended in heard] == [InUseError]
     assert not run.failure.exists()
 
 
-def test_a_word_that_found_no_room_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_record_is_whole_or_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(json, "dump", full)
     run = RunDirectory(tmp_path)
-    with pytest.raises(DataError), leaving_word(run):
+    with pytest.raises(DataError), record_failure(run):
         raise DataError("why")
     assert not run.failure.exists()
 
@@ -177,13 +176,13 @@ def test_ctrl_c_in_a_verb_ends_quietly(
 def test_what_another_process_is_at_work_on_is_not_taken_back(tmp_path: Path) -> None:
     recipe = recipes.load("quickstart")
     run = RunDirectory(tmp_path / "run")
-    assert claim(run.path, recipe, resume=True)
-    assert not claim(run.path, recipe, resume=True), "it is the first call's"
+    assert reserve(run.path, recipe, resume=True)
+    assert not reserve(run.path, recipe, resume=True), "it is the first call's"
     with run.lock.open("a+") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        abandon(run.path)
+        remove_unstarted(run.path)
         assert run.recipe.exists()
-    abandon(run.path)
+    remove_unstarted(run.path)
     assert not run.path.exists()
 
 
@@ -194,24 +193,24 @@ def test_one_folder_by_two_names_is_one_recipe(
     near, far = (
         recipes.load("pytorch", [f"data.root={root}"]) for root in ("photos", tmp_path / "photos")
     )
-    assert claim(tmp_path / "run", near, resume=True)
-    assert not claim(tmp_path / "run", far, resume=True)
+    assert reserve(tmp_path / "run", near, resume=True)
+    assert not reserve(tmp_path / "run", far, resume=True)
     other = recipes.load("pytorch", ["data.root=elsewhere", "train.seed=1"])
     with pytest.raises(UsageError, match=r"another recipe: train\.seed: 0 -> 1\. Drop"):
-        claim(tmp_path / "run", other, resume=True)
+        reserve(tmp_path / "run", other, resume=True)
     assert recipes.recipe_in(tmp_path / "run") == near
 
 
 def test_test_images_are_the_same_by_data_set_set_and_number() -> None:
     nette, own = Images("imagenette", "val", 3925), Images("folder", "val", 3925)
     claim = Images("imagenette")
-    assert nette.can_be(own)
-    assert claim.can_be(nette)
-    assert claim.can_be(own)
-    assert not nette.can_be(Images("imagenette", "val", 100))
-    assert not nette.can_be(Images("imagenet", "val", 3925))
-    assert not claim.can_be(Images("imagenette", "holdout", 500))
-    assert not claim.can_be(Images("imagenet"))
+    assert nette.may_equal(own)
+    assert claim.may_equal(nette)
+    assert claim.may_equal(own)
+    assert not nette.may_equal(Images("imagenette", "val", 100))
+    assert not nette.may_equal(Images("imagenet", "val", 3925))
+    assert not claim.may_equal(Images("imagenette", "holdout", 500))
+    assert not claim.may_equal(Images("imagenet"))
 
 
 def test_class_folders_one_level_down_are_pointed_at(rescue: Rescue, photos: Path) -> None:
@@ -232,7 +231,12 @@ def test_a_loss_that_is_not_finite_at_the_end_is_a_run_that_diverged(
     assert not (tmp_path / "run" / "result.json").exists()
     lines = read_metrics(tmp_path / "run" / "metrics.jsonl")
     assert [x["step"] for x in lines if x["kind"] == "eval"] == [8]
-    assert [finite(value) for value in (math.nan, math.inf, None, 2.5)] == [None, None, None, 2.5]
+    assert [finite_or_none(value) for value in (math.nan, math.inf, None, 2.5)] == [
+        None,
+        None,
+        None,
+        2.5,
+    ]
 
 
 def test_an_evaluation_refuses_what_it_would_not_read_and_what_would_mislead_it(
@@ -290,18 +294,18 @@ def test_classes_that_a_network_does_not_know_are_refused_or_told(
 
 def test_why_a_file_cannot_be_read_is_said_without_pythons_own_words(tmp_path: Path) -> None:
     with pytest.raises(UnidentifiedImageError) as unknown:
-        pil_image(b"no image")
-    assert reason_of(unknown.value) == "no kind of image that is known"
+        decode_with_pil(b"no image")
+    assert describe_error(unknown.value) == "not a readable image"
     with pytest.raises(IsADirectoryError) as folder:
         tmp_path.read_bytes()
-    assert reason_of(folder.value) == "Is a directory"
+    assert describe_error(folder.value) == "Is a directory"
 
 
 def test_one_run_is_compared_with_a_number_of_percent_alone(rescue: Rescue, tmp_path: Path) -> None:
     made_run(tmp_path / "run", 40.0, overrides=TINY)
     when = rescue("compare", "run", "--to", "5")
     assert when.code == 0, when.err
-    assert "run: 1 of 1 runs reach 5 %" in when.out
+    assert "run: 1 of 1 run reached 5 %" in when.out
     alone = rescue("compare", "run", "--check-expected")
     assert alone.code == 2
-    assert "quickstart: the recipe expects nothing." in alone.err
+    assert "quickstart: this recipe has no published accuracy." in alone.err

@@ -19,7 +19,7 @@ NAMES = [row["name"] for row in ROWS]
 ORIGINAL = {"o", "p"}  # notes that the paper's figure is that of another publication
 
 
-def said(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+def run_rescue(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     monkeypatch.setattr(sys, "argv", ["rescue", *arguments])
     monkeypatch.setenv("COLUMNS", "80")
     with pytest.raises(SystemExit) as ended:
@@ -101,7 +101,7 @@ def test_multiply_adds_of_a_small_network_by_hand() -> None:
 def test_models_prints_the_table_in_80_columns_with_paper_and_ours_apart(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert said(monkeypatch, "models") == 0
+    assert run_rescue(monkeypatch, "models") == 0
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 80
     assert [line.split()[0] for line in lines[1:26]] == NAMES
@@ -114,23 +114,23 @@ def test_models_prints_the_table_in_80_columns_with_paper_and_ours_apart(
 def test_models_prints_one_network_whole(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert said(monkeypatch, "models", "ecaresnet269d") == 0
+    assert run_rescue(monkeypatch, "models", "ecaresnet269d") == 0
     out = capsys.readouterr().out
     assert max(map(len, out.splitlines())) <= 80
     rows = [line.split() for line in out.splitlines()]
     assert ["multiply-adds,", "G", "70.6", "69.905"] in rows
-    assert ["with", "5", "a", "normalised", "element", "70.611"] in rows
+    assert ["with", "5", "per", "normalised", "element", "70.611"] in rows
     assert ["A3", "256>320", "11", "32", "17.8", "83.3"] in rows
 
 
 def test_models_as_json_and_an_unknown_name(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert said(monkeypatch, "models", "--json") == 0
+    assert run_rescue(monkeypatch, "models", "--json") == 0
     assert json.loads(capsys.readouterr().out) == TABLE
-    assert said(monkeypatch, "models", "ViT-B", "--json") == 0
+    assert run_rescue(monkeypatch, "models", "ViT-B", "--json") == 0
     assert json.loads(capsys.readouterr().out)["name"] == "vit_base_patch16_224"
-    assert said(monkeypatch, "models", "regnety_40") == 2
+    assert run_rescue(monkeypatch, "models", "regnety_40") == 2
     assert capsys.readouterr().err == (
         "error: models: 'regnety_40' is not in the table. Did you mean 'regnety_040'?\n"
     )

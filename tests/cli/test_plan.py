@@ -1,4 +1,4 @@
-"""`rescue plan`: updates, memory and cost, against what the paper used."""
+"""`rescue plan`: steps, memory and cost against the paper's."""
 
 import json
 from pathlib import Path
@@ -130,15 +130,20 @@ def test_plan_prints_what_is_needed_and_assumed(rescue: Rescue) -> None:
     lines = dict(line.split(":", 1) for line in out.splitlines())
     assert lines["recipe"].strip() == "a3, resnet18"
     assert lines["parameters"].strip() == "11,689,512"
-    assert lines["multiply-adds"].strip() == "1.81 G an image, forward, at 224 px"
+    assert lines["multiply-adds"].strip() == "1.81 G per image, forward pass, at 224 px"
     assert lines["steps"].strip() == "6,250 of 2048 images, 4 micro-batches of 512"
+    assert (
+        lines["training"]
+        .strip()
+        .endswith(" PFLOP: 2 per multiply-add, forward and backward as 3 forward passes")
+    )
     assert lines["images"].strip() == "12,800,000 in 10 epochs"
     assert lines["hours"].strip() == "3.6 on 1 GPU"
     assert lines["cost"].strip() == "8.89 in the currency of --price"
     assert err.splitlines() == [
         "--model sets: model.name=resnet18 data.train_size=160 eval.sizes=[224]",
-        "the paper trained ResNet-18 on 2 GPUs of 1024 images; micro-batches stay as they are "
-        "unless train.device_batch_size=1024 is given",
+        "the paper trained ResNet-18 on 2 GPUs with 1024 images each; for the same micro-batches, "
+        "give train.device_batch_size=1024",
         "--epochs sets: train.epochs=10 schedule.warmup_epochs=0.5",
     ]
 
@@ -160,7 +165,7 @@ def test_hours_and_cost_are_null_where_nobody_says_how_fast(rescue: Rescue) -> N
         ),
         (
             ["--price", "2"],
-            "--price: the hours are not known. Give --images-per-second or --hours-per-epoch.",
+            "--price: needs the hours. Give --images-per-second or --hours-per-epoch.",
         ),
         (
             ["--images-per-second", "9", "--hours-per-epoch", "1"],
@@ -170,8 +175,8 @@ def test_hours_and_cost_are_null_where_nobody_says_how_fast(rescue: Rescue) -> N
         (["--price", "nan"], "--price: nan must be a finite number above 0."),
         (
             ["data={name: folder, root: x, train_size: 160}"],
-            "data: how many images there are is not known before they are read. Say how long an "
-            "epoch is with train.steps_per_epoch=N.",
+            "data: the number of images is not known before they are read. Give the length of an "
+            "epoch as train.steps_per_epoch=N.",
         ),
     ],
 )

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from rescue_cli.analysis import study as studies
-from rescue_cli.analysis.stats import Sample, difference, interval, sample
+from rescue_cli.analysis.stats import Sample, sample, t_interval, welch_test
+from rescue_cli.analysis.study import cell_runs, load_study, parse_snapshot, resolve_cells
 from rescue_cli.errors import UsageError
 from tests.conftest import Rescue
 from tests.engine_runs import descendants, start, until_gone
@@ -71,12 +71,12 @@ def test_rows_are_run_once_and_a_later_call_adds_what_is_missing(
     folder = tmp_path / "runs" / "study" / "mine"
     first = rescue("study", mine, "--only", "1,2", "--jobs", "2")
     assert first.code == 0, first.err
-    assert "0 of 2 runs are there" in first.err
+    assert "0 of 2 runs finished" in first.err
     before = finished(folder)
     assert sorted(before) == ["01/seed-0", "02/seed-0"]
     again = rescue("study", mine, "--seeds", "2", "--json")
     assert again.code == 0, again.err
-    assert "2 of 6 runs are there" in again.err
+    assert "2 of 6 runs finished" in again.err
     after = finished(folder)
     assert len(after) == 6
     assert {name: after[name] for name in before} == before
@@ -131,7 +131,9 @@ def test_a_run_whose_beginning_is_lost_is_told_and_the_others_go_on(
     (begun / "01/seed-1/snapshots/8.pt").unlink()
     ended = rescue("study", mine, "--only", "3", "--seeds", "2")
     assert ended.code == 1, ended.err
-    assert "seed-1/snapshots/8.pt: the state that row 3 begins with is not there." in ended.err
+    assert (
+        "seed-1/snapshots/8.pt: the checkpoint that row 3 starts from does not exist." in ended.err
+    )
     assert [p.parent.name for p in begun.glob("03/*/result.json")] == ["seed-0"]
 
 
@@ -142,8 +144,8 @@ def test_a_row_that_would_train_on_from_a_last_state_is_refused(
     ended = rescue("study", "wrong.yaml", "--plan")
     assert ended.code == 2
     assert (
-        "study mine, row 3.from_snapshot: begins with the last state of a row that differs in "
-        "optim.weight_decay. Change eval alone, or name a step." in ended.err
+        "study mine, row 3.from_snapshot: starts from the last state of a row that differs in "
+        "optim.weight_decay. Change only eval, or name a step." in ended.err
     )
 
 
@@ -155,8 +157,9 @@ def test_a_row_that_only_evaluates_otherwise_trains_nothing(
     (tmp_path / "crops.yaml").write_text(text.replace("step: 8}", "step: last}"))
     early = rescue("study", "crops.yaml", "--only", "3")
     assert early.code == 1
-    assert "the state that row 3 begins with is not there. Run its row first, to its end." in (
-        early.err
+    assert (
+        "the checkpoint that row 3 starts from does not exist. Run its row first, to its end."
+        in (early.err)
     )
     plan = json.loads(rescue("study", "crops.yaml", "--plan", "--json").out)
     assert [row["updates"] for row in plan] == [16, 16, 0]
@@ -186,7 +189,7 @@ def test_rows_of_a_recipe_of_ones_own_are_not_looked_for_on_record(
 def test_a_state_that_is_not_there_is_asked_for(rescue: Rescue, mine: str) -> None:
     ended = rescue("study", mine, "--only", "3")
     assert ended.code == 1
-    assert "the state that row 3 begins with is not there. Run its row first" in ended.err
+    assert "the checkpoint that row 3 starts from does not exist. Run its row first" in ended.err
 
 
 def test_the_plan_counts_what_is_left(rescue: Rescue, mine: str) -> None:
@@ -244,45 +247,45 @@ def test_a_study_killed_and_begun_again_repeats_no_finished_run(mine: str, tmp_p
 
 
 def test_smiths_points_are_four_batches_begun_in_two_ways() -> None:
-    study = studies.load("smith-momentum")
-    found = studies.cells(study)
+    study = load_study("smith-momentum")
+    found = resolve_cells(study)
     three, deep = found[0][1], found[10][1]
     assert three is not None
     assert deep is not None
-    assert list(studies.runs(study, three, None)) == [
+    assert list(cell_runs(study, three, None)) == [
         "batch-128", "batch-132", "batch-136", "batch-140",
     ]  # fmt: skip
-    made = studies.runs(study, deep, None)
+    made = cell_runs(study, deep, None)
     assert list(made) == [
         "batch-512-msra", "batch-516-xavier", "batch-520-msra", "batch-524-xavier",
     ]  # fmt: skip
     assert [r.train.device_batch_size for r in made.values()] == [128, 129, 130, 131]
-    assert len(studies.runs(study, deep, 3)) == 3
+    assert len(cell_runs(study, deep, 3)) == 3
 
 
 def test_samples_and_welchs_test_are_scipys() -> None:
     from scipy import stats
 
     a, b = [90.1, 90.4, 89.8, 90.2], [91.0, 90.6, 90.9]
-    assert difference(sample(a), sample(b)).p == pytest.approx(
+    assert welch_test(sample(a), sample(b)).p == pytest.approx(
         float(stats.ttest_ind(a, b, equal_var=False).pvalue)
     )
     low, high = stats.t.interval(0.95, 3, 90.125, stats.sem(a))
-    assert interval(sample(a)) == pytest.approx((float(low), float(high)))
+    assert t_interval(sample(a)) == pytest.approx((float(low), float(high)))
     assert sample([1.0]) == Sample(1.0, None, 1)
-    assert difference(sample([1.0]), sample([2.0])).p is None
+    assert welch_test(sample([1.0]), sample([2.0])).p is None
     # one run against a paper's four: t with the paper's three degrees of freedom
     error = 0.5 * (1 / 4 + 1) ** 0.5
     expected = 2 * float(stats.t.sf(2.0 / error, 3))
-    assert difference(Sample(92.0, None, 1), Sample(90.0, 0.5, 4)).p == pytest.approx(expected)
+    assert welch_test(Sample(92.0, None, 1), Sample(90.0, 0.5, 4)).p == pytest.approx(expected)
 
 
 def test_a_snapshot_of_a_row_that_is_none_is_refused(tmp_path: Path) -> None:
     (tmp_path / "wrong.yaml").write_text(STUDY.replace("cell: 1", "cell: 7"))
-    study = studies.load(str(tmp_path / "wrong.yaml"))
-    cell, _ = studies.cells(study)[2]
-    with pytest.raises(UsageError, match=r"from_snapshot\.cell: 7 is none of its 3 rows"):
-        studies.snapshot_of(study, cell)
+    study = load_study(str(tmp_path / "wrong.yaml"))
+    cell, _ = resolve_cells(study)[2]
+    with pytest.raises(UsageError, match=r"from_snapshot\.cell: 7 is not one of its 3 rows"):
+        parse_snapshot(study, cell)
 
 
 OWN = f"""
@@ -309,7 +312,7 @@ def test_a_study_of_our_own_compares_its_rows_at_equal_length(
     made_sweep(tmp_path / "out" / "02", {0: 11.0, 1: 9.0, 2: 12.0}, overrides=slow)
     ended = rescue("study", "own.yaml", "--json", "--out", "out")
     assert ended.code == 0, ended.err
-    assert "6 of 6 runs are there" in ended.err
+    assert "6 of 6 runs finished" in ended.err
     assert "row 1 (quickstart) sets: train.epochs=2 schedule.epochs=[0,0.5,2]" in ended.err
     told = json.loads(ended.out)
     assert [row["measured"]["n"] for row in told["rows"]] == [3, 3]
@@ -333,10 +336,10 @@ def test_a_study_of_our_own_compares_its_rows_at_equal_length(
     page = (tmp_path / "page.html").read_text()
     assert "Source: our own. 2 of 2 rows are measured." in page
     assert pair["claim"] in page
-    assert "<th class=n>p</th>" not in page
+    assert '<th class="n">p</th>' not in page
     made_sweep(tmp_path / "out" / "01", {3: 60.5}, overrides=words)
     assert (
-        "were compared before, with 6 runs together."
+        "were compared before, with 6 runs in total."
         in rescue("study", "own.yaml", "--table", "--out", "out").err
     )
 
@@ -353,7 +356,7 @@ def test_points_of_smiths_are_run_and_shown(rescue: Rescue, tmp_path: Path) -> N
     (tmp_path / "own.yaml").write_text("\n".join(lines))
     ended = rescue("study", "own.yaml", "--out", "out")
     assert (ended.code, ended.said[-1]) == (
-        2, "error: study own.pairs: compares seeds. Remove it, or points.",
+        2, "error: study own.pairs: needs points: seeds. Remove pairs or points.",
     )  # fmt: skip
     (tmp_path / "own.yaml").write_text("\n".join(x for x in lines if not x.startswith("pairs")))
     ended = rescue("study", "own.yaml", "--only", "1", "--json", "--out", "out", "--epochs", "1")

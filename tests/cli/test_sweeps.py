@@ -11,13 +11,13 @@ import pytest
 from safetensors.torch import load_file
 
 from rescue_cli import recipe as recipes
-from rescue_cli import runs as launch
-from rescue_cli.analysis import sides as operands
-from rescue_cli.analysis import sweep as sweeps
+from rescue_cli.analysis.sides import correct_predictions, load_predictions
 from rescue_cli.analysis.stats import Sample
+from rescue_cli.analysis.sweep import published_sample, read_sweep
 from rescue_cli.errors import DivergedError
 from rescue_cli.rundir import RunDirectory, read_json, write_json
-from rescue_cli.rundir.planned import Lost
+from rescue_cli.rundir.planned import MissingRun
+from rescue_cli.runs import pool
 from tests.conftest import Rescue
 from tests.engine_runs import Command, descendants, start, until_gone
 from tests.made_runs import made_failure, made_run, made_sweep
@@ -48,11 +48,11 @@ def test_a_sweep_does_what_is_missing_and_says_what_its_seeds_say(
     before = finished(folder)
     ended = rescue(*call, "--seeds", "0-4", "--jobs", "2", "--json")
     assert ended.code == 0, ended.err
-    assert "2 of 5 runs are there" in ended.err
+    assert "2 of 5 runs finished" in ended.err
     found = json.loads(ended.out)
     assert (found["recipe"], found["n"], found["failed"]) == ("quickstart", 5, {})
     assert list(found["sets"]) == ["test none", "test flip"]
-    values = sweeps.read(folder).values("test none")
+    values = read_sweep(folder).values("test none")
     row = found["sets"]["test none"]
     assert row["max"] == max(values.values())
     assert row["seed0"] == values[0]
@@ -115,7 +115,7 @@ def test_a_sweep_killed_twice_ends_bitwise_as_one_that_was_not(tmp_path: Path) -
         said = sweep.ends(143 if number == signal.SIGTERM else -signal.SIGKILL)
         assert workers
         until_gone(workers)
-        assert ("The same command goes on." in said) == (number == signal.SIGTERM)
+        assert ("The same command resumes them." in said) == (number == signal.SIGTERM)
         assert len(finished(tmp_path / "killed")) < 4
     for name in ("killed", "whole"):
         begin(name).ends(0)
@@ -137,7 +137,7 @@ def test_a_seed_that_neither_ended_nor_failed_is_told(
 ) -> None:
     call = ("seed-sweep", "--out", "sweep", *TINY, "--json")
     assert rescue(*call, "--seeds", "1").code == 0
-    monkeypatch.setattr(launch, "run_all", lambda *_: None)
+    monkeypatch.setattr(pool, "run_all", lambda *_, **__: iter(()))
     ended = rescue(*call, "--seeds", "3")
     assert ended.code == 1
     assert "2 of 3 planned runs have no result (2 not run)." in ended.err
@@ -151,7 +151,7 @@ def test_a_seed_that_was_stopped_has_not_failed(tmp_path: Path) -> None:
         folder.mkdir()
         word = {"rank": 0, "exit_code": code, "message": "why"}
         write_json(RunDirectory(folder).failure, word)
-    assert sweeps.read(tmp_path).lost == {0: Lost("not run"), 1: Lost("failed", "why")}
+    assert read_sweep(tmp_path).lost == {0: MissingRun("not run"), 1: MissingRun("failed", "why")}
 
 
 @pytest.fixture
@@ -168,8 +168,8 @@ def test_compare_tests_sweeps_and_says_what_may_be_claimed(
 ) -> None:
     found = json.loads(rescue("compare", *apart, "--json").out)
     assert found["how"] == (
-        "Welch's t-test (equal seeds share initial weights, order and augmentation, but 4 are "
-        "fewer than 8)"
+        "Welch's t-test (equal seeds share initial weights, order and augmentation, but 4 common "
+        "seeds are fewer than 8)"
     )
     assert found["n"] == [4, 4]
     assert found["low"] < found["difference"] < found["high"]
@@ -188,18 +188,18 @@ def test_of_several_every_pair_is_compared_and_who_reaches_what(
 ) -> None:
     three = rescue("compare", *apart, "50.0±1.0/10", "--to", "40")
     assert three.code == 0, three.err
-    assert "p corrected over all tests" in " ".join(three.out.split())
-    assert "b: 4 of 4 runs reach 40 %" in three.out
-    assert "a: 0 of 4 runs reach 40 %" in three.out
+    assert "p corrected for all tests" in " ".join(three.out.split())
+    assert "b: 4 of 4 runs reached 40 %" in three.out
+    assert "a: 0 of 4 runs reached 40 %" in three.out
     assert max(map(len, three.out.splitlines())) <= 80
 
 
 def test_two_runs_are_compared_image_by_image(rescue: Rescue, apart: tuple[str, str]) -> None:
     runs = json.loads(rescue("compare", *(f"{name}/seed-0" for name in apart), "--json").out)
-    assert runs["how"].startswith("McNemar on 200 images")
-    assert "right in a/seed-0 alone" in runs["how"]
+    assert runs["how"].startswith("McNemar's test on 200 images")
+    assert "correct only in a/seed-0" in runs["how"]
     assert runs["claim"].startswith("On these images the network b/seed-0 is better than a/seed-0")
-    assert "Of their recipes nothing may be claimed from one run each" in runs["claim"]
+    assert "One run each says nothing about the recipes" in runs["claim"]
     assert runs["seed_noise"] == pytest.approx(30.5 / (1.959964 * 2**0.5))
     assert (runs["about"], runs["images"]) == ("networks", 200)
 
@@ -208,12 +208,9 @@ def test_numbers_alone_are_compared_and_too_few_of_them_claim_nothing(rescue: Re
     found = json.loads(rescue("compare", "79.72±0.10/100", "79.85", "--json").out)
     assert found["difference"] == pytest.approx(0.13)
     assert found["claim"].startswith(
-        "No difference between 79.72±0.10/100 and 79.85 may be claimed: 0.13 points (p = 0.2"
+        "No significant difference between 79.72±0.10/100 and 79.85: 0.13 points (p = 0.2"
     )
-    assert (
-        "Nothing may be claimed of 80 and 81: 1.00 points, one run each."
-        in rescue("compare", "80", "81").out
-    )
+    assert "80 and 81 differ by 1.00 points; one run each:" in rescue("compare", "80", "81").out
     named = json.loads(rescue("compare", "a2", "79.60±0.10/100", "--json").out)
     assert named["a"] == "a2 (expected)"
     assert named["p"] < 1e-10
@@ -223,13 +220,15 @@ def test_a_result_outside_the_band_is_exit_6_only_where_it_is_asked(
     rescue: Rescue, tmp_path: Path
 ) -> None:
     call = ("train", "--out", "run", *TINY)
-    assert rescue(*call, "--check-expected").code == 2  # quickstart expects nothing
+    assert rescue(*call, "--check-expected").code == 2  # quickstart has no published accuracy
     made_run(tmp_path / "run", 50.0, overrides=TINY)
     own = recipes.load("quickstart").to_yaml() + "expect: {top1: 96.0, std: 0.1, n: 100}\n"
     (tmp_path / "own.yaml").write_text(own)
     ended = rescue("compare", "run", "own.yaml")
     assert ended.code == 0, ended.err
-    assert "is outside what quickstart expects, 93.28 to 98.72 %" in " ".join(ended.out.split())
+    assert "is outside the expected range of quickstart, 93.28 to 98.72 %" in " ".join(
+        ended.out.split()
+    )
     assert rescue("compare", "run", "own.yaml", "--check-expected").code == 6
     other = rescue("compare", "run", "a2")
     assert other.code == 2
@@ -240,13 +239,13 @@ def test_a_result_outside_the_band_is_exit_6_only_where_it_is_asked(
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("seed-sweep", "--seeds", "1,1"), "--seeds: '1,1' names no seed, or one of them twice."),
-        (("seed-sweep", "--seeds", "a"), "--seeds: 'a' is none of 100, 0-9 and 3,7,11."),
+        (("seed-sweep", "--seeds", "1,1"), "--seeds: '1,1' names no seed, or one seed twice."),
+        (("seed-sweep", "--seeds", "a"), "--seeds: 'a' is not of the form 100, 0-9 or 3,7,11."),
         (("seed-sweep", "train.seed=3"), "--seeds and train.seed say the same thing."),
         (("compare", "79.72"), "compare: give two or more"),
-        (("compare", "79.72", "nothing"), "'nothing' is no run, no sweep, no recipe"),
-        (("compare", "quickstart", "80"), "quickstart: the recipe expects nothing."),
-        (("compare", "179.72±0.1/100", "80"), "is no accuracy in percent. Give 0 to 100."),
+        (("compare", "79.72", "nothing"), "'nothing' is not a run, a sweep, a recipe"),
+        (("compare", "quickstart", "80"), "quickstart: this recipe has no published accuracy."),
+        (("compare", "179.72±0.1/100", "80"), "is not an accuracy in percent. Give 0 to 100."),
     ],
 )
 def test_bad_words_are_refused(rescue: Rescue, words: tuple[str, ...], said: str) -> None:
@@ -263,27 +262,28 @@ def test_the_images_compared_are_those_of_the_measurement_compared(
     made_run(tmp_path / "run", {"test none": 40.0, "test flip": 50.0}, overrides=words)
     entries = read_json(tmp_path / "run" / "result.json")["sets"]
     assert [entry["top1"] for entry in entries] == [40.0, 50.0]
-    right = operands.right(operands.predictions(tmp_path / "run"))
+    right = correct_predictions(load_predictions(tmp_path / "run"))
     assert 100 * right.mean() == pytest.approx(entries[0]["top1"])
     several = {
         "top": np.array([[3, 1], [2, 0], [1, 4]]),
         "labels": np.array([[1, 3], [4, -1], [1, -1]]),
     }
-    assert operands.right(several).tolist() == [True, False, True]
+    assert correct_predictions(several).tolist() == [True, False, True]
 
 
 def test_a_spread_of_an_unknown_number_of_runs_is_refused_or_left_out(rescue: Rescue) -> None:
     ended = rescue("compare", "79.72±0.10", "79.9")
     assert ended.code == 2
-    assert "does not say of how many runs. Write 79.72±0.10/N, or 79.72." in ended.err
-    assert sweeps.published({"top1": 94.1, "std": 0.15}) == Sample(94.1, None, 1)
-    assert sweeps.published({"top1": 79.72, "std": 0.1, "n": 100}) == Sample(79.72, 0.1, 100)
+    assert "lacks the number of runs. Write 79.72±0.10/N, or 79.72." in ended.err
+    assert published_sample({"top1": 94.1, "std": 0.15}) == Sample(94.1, None, 1)
+    assert published_sample({"top1": 79.72, "std": 0.1, "n": 100}) == Sample(79.72, 0.1, 100)
 
 
 @pytest.mark.parametrize(("changes", "count", "why"), [
     (["optim.lr=0.01"], 8, "equal seeds share initial weights, order and augmentation"),
-    (["eval.tta=[flip]"], 2, "the same networks, evaluated in two ways"),
-    (["optim.lr=0.01", "model.width=6"], 8, "equal seeds draw differently: model.width differs"),
+    (["eval.tta=[flip]"], 2, "same recipe and seeds, evaluated in two ways"),
+    (["optim.lr=0.01", "model.width=6"], 8,
+     "equal seeds do not share their random draws: model.width differs"),
 ])  # fmt: skip
 def test_pairs_are_decided_by_recipes_and_outlive_a_seed_that_failed(
     rescue: Rescue, tmp_path: Path, changes: list[str], count: int, why: str
@@ -296,7 +296,9 @@ def test_pairs_are_decided_by_recipes_and_outlive_a_seed_that_failed(
     )  # fmt: skip
     found = json.loads(rescue("compare", "a", "b", "--json").out)
     paired = "differs" not in why
-    assert found["how"] == (f"paired by seed ({why})" if paired else f"Welch's t-test ({why})")
+    assert found["how"] == (
+        f"paired t-test over seeds ({why})" if paired else f"Welch's t-test ({why})"
+    )
     assert ("cohens_dz" in found) == paired
     if count == 8 and paired:
         shutil.rmtree(tmp_path / "b" / "seed-7")

@@ -64,13 +64,15 @@ def test_weights_and_a_start_from_scratch_are_compared_on_a_folder(
     found = json.loads(ended.out)
     assert [side["n"] for side in found["sides"]] == [2, 2]
     assert [Path(side["name"]).name for side in found["sides"]] == ["small", "scratch-small"]
-    assert found["pairs"][0]["how"].startswith("Welch's t-test (equal seeds draw differently")
+    assert found["pairs"][0]["how"].startswith(
+        "Welch's t-test (equal seeds do not share their random draws"
+    )
     recipe = recipes.recipe_in(tmp_path / "out" / "small" / "seed-1")
     assert recipe.model.name == "test_resnet"
     assert recipe.model.options["weights"] == str(weights.resolve())
     assert recipe.schedule.options["warmup_epochs"] == 0.01  # 5 of 1,000 epochs
     again = rescue(*call)
-    assert "4 of 4 runs are there" in again.err
+    assert "4 of 4 runs finished" in again.err
     assert "small" in again.out
     other = rescue(*call, "optim.weight_decay=0.0")
     assert other.code == 2
@@ -149,7 +151,7 @@ def test_layers_learn_the_slower_the_further_below_the_head() -> None:
 def test_a_net_without_known_layers_refuses_their_decay() -> None:
     recipe = recipes.load("quickstart", ["optim.layer_decay=0.5"])
     network = build_network(recipe, 10, torch.device("cpu"))
-    known = "the layers of resnet9 have no order that timm knows"
+    known = "timm defines no layer order for resnet9"
     with pytest.raises(UsageError, match=known):
         check_recipe(recipe)
     with pytest.raises(UsageError, match=known):
@@ -300,7 +302,7 @@ def test_a_set_that_is_not_there_says_what_belongs_where(
 def test_the_classes_of_places_are_counted(tmp_path: Path) -> None:
     for split in ("train", "val"):
         blank(tmp_path / split / "abbey" / "1.png")
-    with pytest.raises(DataError, match="1 class folders; Places365 has 365"):
+    with pytest.raises(DataError, match="1 class folders, not 365"):
         load("places365", DataKeys(root=str(tmp_path)), tmp_path)
 
 

@@ -8,17 +8,14 @@ from pathlib import Path
 import pytest
 
 from rescue_cli import recipe as recipes
-from rescue_cli.analysis import tuning
-from rescue_cli.analysis.lr_range import Ramp
-from rescue_cli.analysis.range_curves import Curves
-from rescue_cli.analysis.tuning import KEPT, Outcome, Search
-from rescue_cli.cli import budget
-from rescue_cli.cli import search as search_runs
-from rescue_cli.cli.runs import train_here
+from rescue_cli.analysis import tuning, tuning_search
+from rescue_cli.analysis.lr_range import Curves, Ramp
+from rescue_cli.analysis.tuning import KEEP, KEPT, Outcome, Search, judge_sweeps
+from rescue_cli.analysis.tuning_cost import format_hours
 from rescue_cli.errors import DivergedError, StoppedError
 from rescue_cli.recipe import Recipe
-from rescue_cli.report.tuned import KEEP, verdict
 from rescue_cli.rundir import read_json, write_json, write_text
+from rescue_cli.runs.single import time_limit, train_part
 from tests import tuning_worlds
 from tests.conftest import Rescue
 from tests.tuning_worlds import World, rates, worlds
@@ -31,7 +28,7 @@ from tests.tuning_worlds import World, rates, worlds
 def test_the_batch_is_the_largest_power_of_two_that_fits_and_leaves_50_updates(
     images: int, fitting: int, size: int
 ) -> None:
-    found, why = tuning.batch_size(images, lambda batch: batch <= fitting)
+    found, why = tuning.largest_batch_size(images, lambda batch: batch <= fitting)
     assert found == size
     assert ("fits into memory" in why) == (fitting == 200)
 
@@ -83,7 +80,7 @@ def test_a_batch_size_is_not_changed_where_no_rate_was_found_for_it() -> None:
     search = Search(base, run)
     decision = search.rate(64, "", 2.0, flat)
     assert (search.recipe, decision.chosen) == (base, KEPT)
-    assert decision.why == "no largest stable rate found, so none to try"
+    assert decision.why == "no largest stable rate found, so no rate to try"
     assert len(asked) == 3
 
 
@@ -161,7 +158,7 @@ def test_what_chose_a_setting_does_not_count_for_it() -> None:
     assert [seed for name, seed in asked.items() if "momentum-0.99-seed" in name] == [1, 2, 3]
     assert decision.why == (
         "the best was 0.99: loss 1.0200 against 1.0200 (3 runs each), 0.0 % higher; "
-        "noise gives 1.2 %"
+        "beyond noise from 1.2 %"
     )
 
 
@@ -242,11 +239,11 @@ def test_the_tuned_recipe_is_better_where_compare_says_so_and_none_of_its_runs_d
     tmp_path: Path, gain: float, lost: int, better: bool
 ) -> None:
     tuned = {seed: None if seed < 4 + lost else 161 + gain - x for seed, x in BASE.items()}
-    found = verdict(sweep(tmp_path / "base", BASE), sweep(tmp_path / "tuned", tuned), SEEDS)
+    found = judge_sweeps(sweep(tmp_path / "base", BASE), sweep(tmp_path / "tuned", tuned), SEEDS)
     assert found.better == better
-    assert (KEEP in found.said) != better
+    assert (KEEP in found.sentences) != better
     if lost:
-        assert found.said[0] == f"{tmp_path / 'tuned'}: {lost} of 5 runs diverged"
+        assert found.sentences[0] == f"{tmp_path / 'tuned'}: {lost} of 5 runs diverged"
     if lost < 5:
         claim = f"{tmp_path / 'tuned'} is better than {tmp_path / 'base'} by"
         assert found.written()["claim"].startswith(claim) == (gain == 8.0)
@@ -257,10 +254,10 @@ def test_one_base_run_that_is_left_makes_nothing_better(tmp_path: Path) -> None:
     """Its spread would be assumed, and `compare` then claims nothing of the recipes."""
     base = {seed: x if seed == 4 else None for seed, x in BASE.items()}
     tuned = {seed: x + 15 for seed, x in BASE.items()}
-    found = verdict(sweep(tmp_path / "base", base), sweep(tmp_path / "tuned", tuned), SEEDS)
+    found = judge_sweeps(sweep(tmp_path / "base", base), sweep(tmp_path / "tuned", tuned), SEEDS)
     assert found.pairs[0]["p"] < 0.05
     assert found.pairs[0]["about"] == "assumed"
-    assert (found.better, KEEP in found.said) == (False, True)
+    assert (found.better, KEEP in found.sentences) == (False, True)
 
 
 @pytest.mark.parametrize(("lost", "better"), [(0, True), (1, False)])
@@ -269,9 +266,9 @@ def test_a_base_that_never_trains_gives_way_to_what_always_does(
 ) -> None:
     tuned = {seed: None if seed < 4 + lost else x for seed, x in BASE.items()}
     nothing = dict.fromkeys(BASE, None)
-    found = verdict(sweep(tmp_path / "base", nothing), sweep(tmp_path / "tuned", tuned), SEEDS)
+    found = judge_sweeps(sweep(tmp_path / "base", nothing), sweep(tmp_path / "tuned", tuned), SEEDS)
     assert found.better == better
-    assert found.said[0] == f"{tmp_path / 'base'}: 5 of 5 runs diverged"
+    assert found.sentences[0] == f"{tmp_path / 'base'}: 5 of 5 runs diverged"
 
 
 # --- the command ---
@@ -290,8 +287,8 @@ def _few(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tuning, "MOMENTA", (0.95,))
     monkeypatch.setattr(tuning, "EXPONENTS", (-4.0,))
     monkeypatch.setattr(tuning, "POINTS", 10)
-    monkeypatch.setattr(search_runs, "RANGE_STEPS", 20)
-    monkeypatch.setattr(search_runs, "EVALUATIONS", 2)
+    monkeypatch.setattr(tuning_search, "RANGE_STEPS", 20)
+    monkeypatch.setattr(tuning_search, "EVALUATIONS", 2)
 
 
 @pytest.mark.usefixtures("_few")
@@ -359,8 +356,8 @@ def test_a_search_that_runs_out_of_time_is_unfinished_and_writes_no_recipe(
     write_json(tmp_path / "found" / "decided.json", decided)
     ended = rescue(*LONG, "--budget", "0.01")
     assert ended.code == 1, ended.err
-    assert "error: --budget: the time is over and the search is unfinished" in ended.err
-    assert "The same command with a larger --budget goes on." in ended.err
+    assert "error: --budget: the time is used up and the search is unfinished" in ended.err
+    assert "The same command with a larger --budget resumes it." in ended.err
     found = json.loads(ended.out)
     assert (found["finished"], found["verdict"], found["tuned"]) == (False, None, None)
     assert read_json(tmp_path / "found" / "tune.json") == found
@@ -370,8 +367,8 @@ def test_a_search_that_runs_out_of_time_is_unfinished_and_writes_no_recipe(
 
 def test_what_outlives_the_budget_is_stopped_and_saved(tmp_path: Path) -> None:
     recipe = recipes.load("quickstart", [*QUICK[5:8], "train.epochs=100000"])
-    with pytest.raises(StoppedError, match="what was trained is saved"), budget.alarm(4.0):
-        train_here(tmp_path / "run", recipe, "cpu", None, 0)
+    with pytest.raises(StoppedError, match="its checkpoint is saved"), time_limit(4.0):
+        train_part(tmp_path / "run", recipe, "cpu", None, 0, tmp_path)
     assert not (tmp_path / "run" / "result.json").exists()
 
 
@@ -382,6 +379,6 @@ def test_the_images_that_judge_must_be_there_beside_those_that_choose(rescue: Re
 
 
 def test_hours_are_rounded_up() -> None:
-    assert [budget.hours(seconds) for seconds in (3600, 3601, 1800.1, 0, 360_000)] == [
+    assert [format_hours(seconds) for seconds in (3600, 3601, 1800.1, 0, 360_000)] == [
         "1", "1.1", "0.51", "0.001", "100",
     ]  # fmt: skip

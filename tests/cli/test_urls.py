@@ -1,4 +1,4 @@
-"""A URL stands for no file or folder, in whatever option, argument, key or variable it is given."""
+"""A URL in place of a file or folder is refused, in any option, argument, key or variable."""
 
 from pathlib import Path
 
@@ -10,12 +10,12 @@ from tests.conftest import Rescue
 @pytest.mark.parametrize(
     ("call", "said"),
     [
-        ("train --out s3://b/x", "--out: s3://b/x is a URL, and only files of this machine are "
-         "used. Mount it or copy it, and give the path on this machine."),
+        ("train --out s3://b/x", "--out: s3://b/x is a URL; only local files can be read. "
+         "Mount it or copy it, and give the path on this machine."),
         ("train --out=gs://b", "--out: gs://b is a URL"),
         ("train --recipe https://x/y.yaml", "--recipe: https://x/y.yaml is a URL"),
-        ("train data.root=file:///a/b", "data.root: file:///a/b is a URL, and only files of this "
-         "machine are used. Give the path /a/b."),
+        ("train data.root=file:///a/b",
+         "data.root: file:///a/b is a URL; only local files can be read. Give the path /a/b."),
         ("train data={name:\xa0folder,sets:\xa0{v2:\xa0hdfs://n/v2}}",
          "data.sets.v2: hdfs://n/v2 is a URL"),
         ("train teacher={name:\xa0run,path:\xa0s3://b/t}", "teacher.path: s3://b/t is a URL"),
@@ -28,10 +28,10 @@ from tests.conftest import Rescue
         ("study resnet --out s3://b/x", "--out: s3://b/x is a URL"),
         ("tune --out s3://b/x", "--out: s3://b/x is a URL"),
         ("report s3://b/runs", "report: s3://b/runs is a URL"),
-        ("recipes copy quickstart s3://b/x.yaml", "recipes: s3://b/x.yaml is a URL"),
+        ("recipes copy quickstart s3://b/x.yaml", "recipes copy: s3://b/x.yaml is a URL"),
     ],
 )  # fmt: skip
-def test_a_url_is_no_path(rescue: Rescue, tmp_path: Path, call: str, said: str) -> None:
+def test_a_url_is_refused_as_a_path(rescue: Rescue, tmp_path: Path, call: str, said: str) -> None:
     ended = rescue(*(word.replace("\xa0", " ") for word in call.split(" ")))
     assert ended.code == 2
     assert ended.err.startswith(f"error: {said}")
@@ -47,5 +47,5 @@ def test_a_variable_that_holds_a_url_is_refused(
     assert (ended.code, f"error: {name}: s3://b/data is a URL" in ended.err) == (2, True)
 
 
-def test_what_is_no_path_may_hold_a_url(rescue: Rescue) -> None:
+def test_an_option_for_text_may_hold_a_url(rescue: Rescue) -> None:
     assert "is a URL" not in rescue("recipes", "record", "RUN", "--note", "see https://x/y").err

@@ -63,7 +63,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_leaves_the_last_good_checkpo
     said = train(run, "optim.lr=1.0e30", "schedule.factors=[0.0, 1, 0]").ends(4)
     found = re.search(
         r"error: the loss is (nan|inf) between steps (\d+) and (\d+) \(learning rate (\S+)\); "
-        r"the last finite loss was (\S+)\. .*The last good checkpoint stands\.",
+        r"the last finite loss was (\S+)\. .*The last good checkpoint is kept\.",
         said,
     )
     assert found, said[-1500:]
@@ -154,7 +154,7 @@ def test_a_full_disk_during_a_checkpoint_leaves_the_old_one(run: Path) -> None:
     said = command.ends(1)
     assert re.search(
         rf"error: {RunDirectory(run).last}: could not be written \(.+\)\. "
-        r"The one written before still stands\. Free space, and go on from there\.",
+        r"The previous file is intact\. Free space and resume\.",
         said,
     ), said[-1500:]
     assert RunDirectory(run).last.read_bytes() == before

@@ -13,12 +13,13 @@ from PIL import Image
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from rescue_cli import recipe as recipes
-from rescue_cli.rundir import RunDirectory, Word, leave_word, read_json
-from rescue_cli.runs import environment, processes, result
-from rescue_cli.runs.failure import leaving_word
+from rescue_cli.rundir import FailureRecord, RunDirectory, read_json, write_failure
+from rescue_cli.runs import processes, result
+from rescue_cli.runs.environment import describe_environment
+from rescue_cli.runs.failure import record_failure
 from rescue_cli.sections.data import Images
 from rescue_cli.sections.data.memory import MemoryFeed
-from rescue_cli.sections.sampling import Steps, shuffled
+from rescue_cli.sections.sampling import SamplingContext, shuffled
 from tests.engine_runs import (
     Command,
     alive,
@@ -47,7 +48,7 @@ FOUR_MICRO_BATCHES = [
 
 @pytest.mark.parametrize("world_size", [2, 4])
 def test_a_micro_batch_holds_the_same_samples_on_any_number_of_processes(world_size: int) -> None:
-    steps = Steps(samples=100, batch_size=32, micro_batch_size=8, per_epoch=3, seed=5)
+    steps = SamplingContext(samples=100, batch_size=32, micro_batch_size=8, per_epoch=3, seed=5)
     numbers = np.arange(100, dtype=np.int64)
     images = Images(np.zeros((100, 1, 2, 2), dtype=np.uint8), numbers)
 
@@ -156,12 +157,6 @@ def test_a_run_on_two_processes_survives_a_killed_rank_and_a_signal_exactly(
     assert 15 <= step < 32
     assert re.search(rf"error: (rank \d: )?stopped at step {step} of 32", said), said[-500:]
 
-    command = two(run, tmp_path / "launcher")
-    command.until(trained(run, 21))
-    pids = list(command.workers().values())
-    command.kill()  # the launcher itself: its workers must not live on
-    until_gone(pids)
-
     two(run, tmp_path / "again").ends(0)
     assert_same(run, pair)
 
@@ -202,11 +197,10 @@ def test_a_world_size_that_does_not_divide_the_micro_batches_names_those_that_do
 
 
 def test_processes_of_other_machines_take_no_core_of_this_one(tmp_path: Path) -> None:
-    recipe = recipes.load("quickstart")
     found = [
-        environment(
-            recipe,
+        describe_environment(
             verb="train",
+            seed=0,
             device="cpu",
             procs=procs,
             nodes=nodes,
@@ -227,9 +221,9 @@ def test_a_peak_that_an_earlier_run_left_is_not_this_runs() -> None:
 
 # --- the first failure ---
 
-CORRUPT = Word(0, 3, "val/x.png: cannot be decoded. Repair the file.")
-BUG = Word(0, 1, "Traceback (most recent call last):\n  ...\nRuntimeError: no connection")
-HEARD = Word(0, 143, "stopped at step 7 of 9")
+CORRUPT = FailureRecord(0, 3, "val/x.png: cannot be decoded. Repair the file.")
+BUG = FailureRecord(0, 1, "Traceback (most recent call last):\n  ...\nRuntimeError: no connection")
+HEARD = FailureRecord(0, 143, "stopped at step 7 of 9")
 LAUNCHER = -signal.SIGTERM
 
 
@@ -258,7 +252,7 @@ LAUNCHER = -signal.SIGTERM
     ],
 )  # fmt: skip
 def test_the_first_failure_is_told_and_no_signal_of_the_launcher(
-    word: Word | None,
+    word: FailureRecord | None,
     left: int,
     ended: list[tuple[int, int, int]],
     exit_code: int,
@@ -271,7 +265,7 @@ def test_the_first_failure_is_told_and_no_signal_of_the_launcher(
         failures[rank].timestamp = start_of_all + later
     if word is not None:
         run = RunDirectory(tmp_path)
-        leave_word(run, word)
+        write_failure(run, word)
         os.utime(run.failure, (start_of_all + left, start_of_all + left))
     found = processes._first_failure(tmp_path, ChildFailedError("worker", failures))
     assert said in str(found)
@@ -288,11 +282,11 @@ def test_what_an_attempt_said_is_forgotten_when_all_start_again(
     now = attempt.stat().st_mtime
     for count, left, kept in (("0", -5, True), ("1", 5, True), ("1", -5, False), ("1", -5, False)):
         if kept:
-            leave_word(run, CORRUPT)
+            write_failure(run, CORRUPT)
         if run.failure.exists():
             os.utime(run.failure, (now + left, now + left))
         monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", count)
-        with leaving_word(run):
+        with record_failure(run):
             pass
         assert run.failure.exists() == kept, (count, left)
 

@@ -26,7 +26,7 @@ from rescue_cli.engine.step import Step
 from rescue_cli.sections import averaging
 from rescue_cli.sections.data import Images
 from rescue_cli.sections.optim import OPTIMIZERS
-from rescue_cli.sections.sampling import Steps, shuffled
+from rescue_cli.sections.sampling import SamplingContext, shuffled
 from tests.engine_runs import drawn
 
 CPU = torch.device("cpu")
@@ -170,7 +170,7 @@ def test_the_engine_trains_what_a_loop_written_by_hand_trains(micro_batches: int
         momentum=0.9,
         nesterov=True,
     )
-    order = shuffled(Steps(64, 16, 16 // micro_batches, 4, 0))
+    order = shuffled(SamplingContext(64, 16, 16 // micro_batches, 4, 0))
     for number in range(10):
         epoch = (number + 1) / 4  # the ramp is read at the step's end: update 0 at 1
         for group in optimizer.param_groups:
@@ -218,7 +218,7 @@ def test_running_statistics_of_a_step_are_the_mean_over_its_micro_batches() -> N
 
 def test_ema_follows_its_formula_on_weights_and_buffers() -> None:
     model = nn.BatchNorm1d(3).double()
-    average = averaging.ema(model, averaging.Length(6, 6), decay=0.75, every=2)
+    average = averaging.ema(model, averaging.RunLength(6, 6), decay=0.75, every=2)
     held = {k: v.clone() for k, v in model.state_dict().items()}
     for step in range(6):
         with torch.no_grad():

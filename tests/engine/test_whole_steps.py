@@ -22,7 +22,7 @@ from rescue_cli.build.feeds import Machine, build_normalise
 from rescue_cli.build.networks import build_network
 from rescue_cli.build.step import build_step
 from rescue_cli.sections.data import FACTS, Images
-from rescue_cli.sections.mix import Mixing, beta, box
+from rescue_cli.sections.mix import MixContext, beta_quantile, cutmix_box
 from rescue_cli.sections.model import Whitening
 from tests import restated
 from tests.engine_runs import drawn
@@ -295,13 +295,13 @@ class Ours:
         if self.recipe.mix.name != "mixup-or-cutmix":
             return None, None
         keys = self.recipe.mix.options
-        mixing = Mixing(len(self.data.classes), self.recipe.train.seed, 1)
+        mixing = MixContext(len(self.data.classes), self.recipe.train.seed, 1)
         which, share, row, column = mixing.draws(batch)
         if which >= keys["switch"]:
-            return beta(share, keys["mixup"]), None
+            return beta_quantile(share, keys["mixup"]), None
         height, width = batch.images.shape[-2:]
-        lam = beta(share, keys["cutmix"])
-        return lam, box(height, width, lam, int(row * height), int(column * width))
+        lam = beta_quantile(share, keys["cutmix"])
+        return lam, cutmix_box(height, width, lam, int(row * height), int(column * width))
 
 
 def distance(mine: Weights, theirs: Weights) -> float:

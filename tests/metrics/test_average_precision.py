@@ -6,7 +6,13 @@ import torch
 
 from rescue_cli.analysis import bootstrap
 from rescue_cli.metrics import average_precision
-from rescue_cli.metrics.average_precision import HIT, MISS, PASSED, average_precisions, judged
+from rescue_cli.metrics.average_precision import (
+    HIT,
+    IGNORED,
+    MISS,
+    average_precisions,
+    judge_detections,
+)
 from rescue_cli.sections.task.detection import coco
 
 A, B, FAR = [0, 0, 10, 10], [20, 20, 30, 30], [50, 50, 60, 60]
@@ -17,7 +23,7 @@ def rows(*found: tuple[int, int, float, list[int]]) -> np.ndarray:
     return np.array([[*row[:3], *row[3]] for row in found], dtype=float).reshape(-1, 7)
 
 
-def test_a_duplicate_misses_and_a_difficult_object_is_passed_over() -> None:
+def test_a_duplicate_misses_and_a_difficult_object_is_ignored() -> None:
     truths = rows((0, 1, 0, A), (0, 1, 1, B), (1, 1, 0, A))
     detections = rows(
         (0, 1, 0.9, A),  # a hit
@@ -27,8 +33,8 @@ def test_a_duplicate_misses_and_a_difficult_object_is_passed_over() -> None:
         (1, 1, 0.5, A),  # a hit
         (1, 2, 0.95, A),  # of a class that nothing has
     )
-    found = judged(detections, truths, 2, 2, 0.5)
-    assert found.verdict.tolist() == [HIT, MISS, PASSED, MISS, HIT, MISS]
+    found = judge_detections(detections, truths, 2, 2, 0.5)
+    assert found.verdict.tolist() == [HIT, MISS, IGNORED, MISS, HIT, MISS]
     assert found.wanted.tolist() == [[1, 0], [1, 0]]
     # precision 1 at recall 1/2, 1/2, 1/3, then 2/4 at recall 1: envelope 1 and 1/2
     area = average_precisions(found)
@@ -38,17 +44,19 @@ def test_a_duplicate_misses_and_a_difficult_object_is_passed_over() -> None:
     assert average_precisions(found, eleven=True)[0] == pytest.approx(100 * (6 + 5 * 0.5) / 11)
 
 
-def test_of_two_objects_a_detection_takes_the_one_it_overlaps_more() -> None:
+def test_a_detection_is_matched_to_the_object_it_overlaps_most() -> None:
     near = [2, 0, 12, 10]
     truths = rows((0, 1, 0, A), (0, 1, 0, near))
     # the second overlaps `near` most as well, which is taken: VOC calls it a miss
     detections = rows((0, 1, 0.9, near), (0, 1, 0.8, [1, 0, 12, 10]))
-    assert judged(detections, truths, 1, 1, 0.5).verdict.tolist() == [HIT, MISS]
+    assert judge_detections(detections, truths, 1, 1, 0.5).verdict.tolist() == [HIT, MISS]
 
 
 def test_an_overlap_of_one_half_suffices() -> None:
     half = [0, 0, 10, 5]
-    assert judged(rows((0, 1, 0.9, half)), rows((0, 1, 0, A)), 1, 1, 0.5).verdict.tolist() == [HIT]
+    assert judge_detections(
+        rows((0, 1, 0.9, half)), rows((0, 1, 0, A)), 1, 1, 0.5
+    ).verdict.tolist() == [HIT]
 
 
 def made(seed: int, images: int = 30, classes: int = 3) -> tuple[np.ndarray, np.ndarray]:
@@ -74,8 +82,8 @@ def test_eleven_points_are_torchmetrics_with_eleven_recalls(seed: int) -> None:
     from torchmetrics.detection import MeanAveragePrecision
 
     detections, truths = made(seed)
-    found = average_precision.mean(
-        average_precisions(judged(detections, truths, 30, 3, 0.5), eleven=True)
+    found = average_precision.mean_over_classes(
+        average_precisions(judge_detections(detections, truths, 30, 3, 0.5), eleven=True)
     )
     measure = MeanAveragePrecision(
         backend="faster_coco_eval",
@@ -101,27 +109,27 @@ def test_eleven_points_are_torchmetrics_with_eleven_recalls(seed: int) -> None:
     assert found == pytest.approx(100 * float(measure.compute()["map"]), abs=1e-3)
 
 
-def test_perfect_detections_have_all_of_every_precision() -> None:
+def test_perfect_detections_have_an_average_precision_of_100() -> None:
     _, truths = made(0)
     detections = truths.copy()
     detections[:, 2] = 0.9
-    found = judged(detections, truths, 30, 3, 0.5)
+    found = judge_detections(detections, truths, 30, 3, 0.5)
     assert average_precisions(found).tolist() == pytest.approx([100, 100, 100])
     assert average_precisions(found, eleven=True).tolist() == pytest.approx([100, 100, 100])
     assert coco(detections, truths, 30) == pytest.approx(100)
 
 
-def test_images_counted_twice_are_images_that_are_there_twice() -> None:
+def test_a_weight_of_two_equals_a_duplicated_image() -> None:
     detections, truths = made(1, images=4)
     times = np.array([2, 0, 1, 3])
-    counted = average_precisions(judged(detections, truths, 4, 3, 0.5), times)
+    counted = average_precisions(judge_detections(detections, truths, 4, 3, 0.5), times)
     copies = [image for image, count in enumerate(times) for _ in range(count)]
     again = [
         np.concatenate([np.c_[np.full(sum(r[:, 0] == old), new), r[r[:, 0] == old][:, 1:]]
                         for new, old in enumerate(copies)])
         for r in (detections, truths)
     ]  # fmt: skip
-    copied = average_precisions(judged(again[0], again[1], len(copies), 3, 0.5))
+    copied = average_precisions(judge_detections(again[0], again[1], len(copies), 3, 0.5))
     np.testing.assert_allclose(counted, copied, atol=1.0)
 
 
@@ -135,17 +143,17 @@ def test_intersection_over_union_is_that_of_the_confusion_matrix() -> None:
     for true, guess in zip(mask.ravel(), said.ravel(), strict=True):
         if true != 255:
             confusion[true, guess] += 1
-    counts = average_precision.intersections(said, mask, 5)
+    counts = average_precision.pixel_counts(said, mask, 5)
     diagonal = np.diag(confusion)
     union = confusion.sum(0) + confusion.sum(1) - diagonal
-    found = average_precision.overlap_of_classes(counts)
+    found = average_precision.class_iou(counts)
     np.testing.assert_allclose(found[:4], 100 * diagonal[:4] / union[:4], rtol=1e-12)
     assert np.isnan(found[4]), "a class that is nowhere is no class of the mean"
     expected = 100 * diagonal.sum() / confusion.sum()
     assert average_precision.pixel_accuracy(counts) == pytest.approx(expected)
 
 
-def test_a_bootstrap_says_which_of_two_is_better_and_nothing_of_the_same() -> None:
+def test_a_bootstrap_finds_the_better_of_two_and_no_difference_of_equals() -> None:
     rng = np.random.default_rng(0)
     labelled = rng.integers(50, 100, (60, 3)).astype(float)
     better, worse = (
@@ -153,12 +161,12 @@ def test_a_bootstrap_says_which_of_two_is_better_and_nothing_of_the_same() -> No
     )
     worse[:, 0] *= rng.uniform(0.95, 1.05, (60, 3))
     classes = np.array(["a", "b", "c"])
-    found = bootstrap.bootstrap(
+    found = bootstrap.bootstrap_difference(
         {"counts": worse, "classes": classes}, {"counts": better, "classes": classes}
     )
     assert found["low"] > 10
     assert found["p"] < 0.002  # no draw of 4,000 is on the other side
-    same = bootstrap.bootstrap(
+    same = bootstrap.bootstrap_difference(
         {"counts": worse, "classes": classes}, {"counts": worse, "classes": classes}
     )
     assert (same["low"], same["high"], same["p"]) == (0.0, 0.0, 1.0)

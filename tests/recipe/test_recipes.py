@@ -9,10 +9,10 @@ import torch
 from rescue_cli.build.check import check_recipe
 from rescue_cli.build.expand import count_processes, epochs_overrides
 from rescue_cli.build.optimizers import build_schedules
-from rescue_cli.cli.common import check_precision
 from rescue_cli.errors import RescueError, UsageError
 from rescue_cli.recipe import Recipe, find, from_text, load, names, recipes_folder, yaml
 from rescue_cli.recipe.changes import differences
+from rescue_cli.runs.devices import check_precision
 
 SHIPPED = sorted(names())
 NOT_RECIPES = {"studies", "records"}
@@ -249,7 +249,7 @@ def test_fixres_is_trained_as_long_as_the_table_says_and_as_its_authors_do() -> 
         ),
         (
             ["model={name: resnet5O}"],
-            "model.name: 'resnet5O' is neither ours nor timm's. Did you mean 'resnet50'?",
+            "model.name: 'resnet5O' is not a model of rescue or timm. Did you mean 'resnet50'?",
         ),
         (
             ["model={name: resnet18, img_size: 64}"],
@@ -368,17 +368,17 @@ def test_processes_that_do_not_divide_the_micro_batches_are_told_which_do() -> N
 def test_float16_without_cuda_names_the_precision_that_fits_the_processor() -> None:
     cure = "bfloat16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "float32"
     with pytest.raises(RescueError) as refused:
-        check_precision(load("myrtle-baseline"), "cpu")
+        check_precision("float16", "cpu")
     assert refused.value.exit_code == 2
     assert str(refused.value) == (
         "train.precision: float16 needs CUDA, and this run is on a CPU. "
         f"Use train.precision={cure}."
     )
-    assert check_precision(load("myrtle-baseline"), "cuda") == []
+    assert check_precision("float16", "cuda") == []
 
 
 def test_bfloat16_warns_where_the_processor_only_emulates_it() -> None:
-    warnings = check_precision(load("quickstart", ["train.precision=bfloat16"]), "cpu")
+    warnings = check_precision("bfloat16", "cpu")
     if torch.ops.mkldnn._is_mkldnn_bf16_supported():
         assert warnings == []
     else:

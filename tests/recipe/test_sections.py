@@ -38,10 +38,10 @@ def test_only_the_keys_that_torch_needs_too_are_an_ingredients_and_shared() -> N
     shared = set(keys(OptimItem))
     for function in OPTIMIZERS.values():
         assert set(keys(function)) & shared <= {"lr", "weight_decay", "max_grad_norm"}
-    for function in SCHEDULES.values():
-        assert not set(keys(function)) & set(keys(SECTIONS["schedule"].keys))
-    for function in MODELS.values():
-        assert not set(keys(function)) & set(keys(SECTIONS["model"].keys))
+    others = {"schedule": SCHEDULES.values(), "model": MODELS.values()}
+    for section, functions in others.items():
+        for each in functions:
+            assert not set(keys(each)) & set(keys(SECTIONS[section].keys))
 
 
 @pytest.mark.parametrize("name", [name for name in SECTIONS if SECTIONS[name].neutral is not None])

@@ -179,7 +179,7 @@ def test_a_run_from_before_there_were_sources_is_of_the_same_recipe(tmp_path: Pa
     tree["unknown"] = ["warmup_lr", "min_lr"]  # words that are no keys, as they were once
     old = from_text(yaml.write(tree), "recipe.yaml")
     assert differences(old.tree, recipe.tree) == {}
-    assert directory.claim(tmp_path / "run", old, resume=False)
-    assert not directory.claim(tmp_path / "run", recipe, resume=True)
+    assert directory.reserve(tmp_path / "run", old, resume=False)
+    assert not directory.reserve(tmp_path / "run", recipe, resume=True)
     longer = load("a2", ["train.epochs=301"])
     assert differences(old.tree, longer.tree) == {"train.epochs": (300, 301)}

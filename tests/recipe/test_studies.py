@@ -8,27 +8,27 @@ import pytest
 
 from rescue_cli import recipe as recipes
 from rescue_cli.analysis import records
-from rescue_cli.analysis import study as studies
+from rescue_cli.analysis.study import load_study, resolve_cells, study_files, table_rows
 from rescue_cli.build.check import check_ingredients
 from rescue_cli.errors import DataError
 from rescue_cli.rundir import read_json
 from tests.conftest import Rescue
 
 
-@pytest.mark.parametrize("name", studies.names())
+@pytest.mark.parametrize("name", study_files())
 def test_every_cell_of_a_study_is_a_recipe_that_holds(name: str) -> None:
-    study = studies.load(name)
+    study = load_study(name)
     assert study.name == name
-    resolved = [recipe for _, recipe in studies.cells(study) if recipe is not None]
+    resolved = [recipe for _, recipe in resolve_cells(study) if recipe is not None]
     for recipe in resolved:
         check_ingredients(recipe)
     trees = [recipe.to_yaml() for recipe in resolved]
     assert len(trees) == len(set(trees)), "two cells train and measure the same thing"
 
 
-@pytest.mark.parametrize("name", studies.names())
+@pytest.mark.parametrize("name", study_files())
 def test_every_column_of_a_study_says_something_of_most_cells(name: str) -> None:
-    rows = studies.rows(studies.load(name))
+    rows = table_rows(load_study(name))
     for heading in rows[0]["columns"]:
         shown = [row["columns"][heading] for row in rows]
         assert sum(value is not None for value in shown) >= len(shown) / 2, heading
@@ -37,7 +37,7 @@ def test_every_column_of_a_study_says_something_of_most_cells(name: str) -> None
 
 def test_a_column_of_a_list_is_of_its_first_item_where_it_names_none() -> None:
     """Of the optimizer that has the reference rate, which in one row is one of two."""
-    rows = studies.rows(studies.load("procedures"))
+    rows = table_rows(load_study("procedures"))
     shown = [list(row["columns"].values())[1:] for row in rows]
     assert [optimizer for optimizer, _ in shown] == ["sgd", "sgd", "lamb", "sgd-velocity"]
     assert all(rate is not None for _, rate in shown)
@@ -46,8 +46,8 @@ def test_a_column_of_a_list_is_of_its_first_item_where_it_names_none() -> None:
 def test_what_the_paper_says_of_a2_stands_in_each_of_its_tables_alike() -> None:
     """The baseline of the ablations is one number, 79.85, wherever it is printed."""
     every = {
-        name: [c.paper for c, r in studies.cells(studies.load(name)) if r and _is_a2(r.to_yaml())]
-        for name in studies.names()
+        name: [c.paper for c, r in resolve_cells(load_study(name)) if r and _is_a2(r.to_yaml())]
+        for name in study_files()
     }
     found = {name: papers for name, papers in every.items() if papers}
     assert found == {
@@ -68,19 +68,19 @@ def _is_a2(text: str) -> bool:
 
 
 def test_a_measured_figure_is_that_of_runs_with_exactly_the_same_changes() -> None:
-    record = json.loads(records.record_of("myrtle-baseline").read_text())
+    record = json.loads(records.record_path("myrtle-baseline").read_text())
     (run, *_) = record["runs"]
-    differs = {k: v for k, v in run["differs"].items() if k not in records.PLACE}
-    found = records.measured("myrtle-baseline", differs)
+    differs = {k: v for k, v in run["differs"].items() if k not in records.NOT_PROCEDURE}
+    found = records.recorded_results("myrtle-baseline", differs)
     assert found[0] == run["result"]
-    assert records.measured("myrtle-baseline", {**differs, "optim.lr": [1, 2]}) == []
+    assert records.recorded_results("myrtle-baseline", {**differs, "optim.lr": [1, 2]}) == []
     elsewhere = {**differs, "train.precision": ["float16", "bfloat16"], "eval.every": [1, 5]}
-    assert records.measured("myrtle-baseline", elsewhere)[0] == run["result"]
-    assert records.measured("a2", {}) == []
+    assert records.recorded_results("myrtle-baseline", elsewhere)[0] == run["result"]
+    assert records.recorded_results("a2", {}) == []
 
 
 def test_the_study_that_tuned_imagenette_is_on_record() -> None:
-    rows = studies.rows(studies.load("imagenette-tuning"))
+    rows = table_rows(load_study("imagenette-tuning"))
     figures = [round(row["measured"]["mean"], 2) for row in rows]
     assert figures == [74.20, 76.24, 78.90, 82.85, 82.30, 81.62, 81.82, 80.80, 81.82]
     best = rows[figures.index(max(figures))]
@@ -126,12 +126,12 @@ def test_a_misspelt_study_is_told_of_its_neighbour(
 def test_studies_are_no_recipes() -> None:
     from rescue_cli import recipe as recipes
 
-    assert not set(studies.names()) & set(recipes.names())
-    assert all(isinstance(path, Path) for path in studies.names().values())
+    assert not set(study_files()) & set(recipes.names())
+    assert all(isinstance(path, Path) for path in study_files().values())
 
 
 def test_no_record_says_in_which_folders_it_was_made() -> None:
-    files = sorted(records.record_of("x").parent.glob("**/*.json"))
+    files = sorted(records.record_path("x").parent.glob("**/*.json"))
     assert len(files) > 20
     for file in files:
         assert not re.search(r'[\s"=:\[]/\w+/', file.read_text()), file
@@ -152,16 +152,16 @@ def test_a_record_names_files_without_their_folders(rescue: Rescue, tmp_path: Pa
 
 def test_a_seed_on_record_counts_once_and_by_its_latest_run() -> None:
     """`quickstart` was measured at several commits, seed 0 three times."""
-    runs = read_json(records.record_of("quickstart"))["runs"]
-    whole = [run for run in runs if not set(run["differs"]) - set(records.PLACE)]
+    runs = read_json(records.record_path("quickstart"))["runs"]
+    whole = [run for run in runs if not set(run["differs"]) - set(records.NOT_PROCEDURE)]
     assert len(whole) > len({run["seed"] for run in whole}) == 10
     latest = {run["seed"]: run["result"]["top1"] for run in whole}
-    assert [r["top1"] for r in records.measured("quickstart", {})] == list(latest.values())
-    assert records.summary("quickstart") == f"{sum(latest.values()) / 10:.2f} (10)"
+    assert [r["top1"] for r in records.recorded_results("quickstart", {})] == list(latest.values())
+    assert records.format_record("quickstart") == f"{sum(latest.values()) / 10:.2f} (10)"
 
 
 def test_a_run_is_put_on_record_once() -> None:
-    runs = read_json(records.record_of("quickstart"))["runs"]
-    with pytest.raises(DataError, match=r"records: seed \d+ of `rescue .*` is on record already"):
+    runs = read_json(records.record_path("quickstart"))["runs"]
+    with pytest.raises(DataError, match=r"records: seed \d+ of `rescue .*` is already on record"):
         records._joined(runs, [{**runs[1], "note": "another"}])
     assert len(records._joined(runs[:1], runs[1:2])) == 2

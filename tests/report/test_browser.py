@@ -29,7 +29,7 @@ def chromium() -> Iterator[Any]:
         browser.close()
 
 
-def test_the_page_of_a_sweep_and_a_study_opens_without_a_word_on_the_console(
+def test_the_page_of_a_sweep_and_a_study_opens_without_console_messages(
     rescue: Rescue, chromium: Any, tmp_path: Path
 ) -> None:
     (tmp_path / "rates.yaml").write_text(

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rescue_cli.report.fonts import legible
-from rescue_cli.report.pictures import curves_of, draw, figure_of, samples_of, save
+from rescue_cli.report.fonts import use_fallback_fonts
+from rescue_cli.report.pictures import draw_run, new_figure, plot_curves, plot_samples, save_figure
 
 
 def boxes_of(figure: Any, artists: Sequence[Any]) -> list[Any]:
@@ -27,14 +27,14 @@ def boxes_of(figure: Any, artists: Sequence[Any]) -> list[Any]:
 
 @pytest.mark.parametrize("count", [1, 3, 4, 16])
 @pytest.mark.parametrize("shape", [(1, 28, 28), (3, 40, 40), (3, 48, 96)])
-def test_every_sample_stands_upright_below_its_own_label(
+def test_every_sample_is_upright_below_its_label(
     count: int, shape: tuple[int, int, int], tmp_path: Path
 ) -> None:
     images = np.zeros((count, *shape), np.uint8)
     images[:, :, : shape[1] // 4, : shape[2] // 4] = 255  # the upper left corner
     labels = np.array([f"class {number}" for number in range(count)])
     np.savez(tmp_path / "samples.npz", images=images, labels=labels)
-    figure = samples_of(tmp_path / "samples.npz")
+    figure = plot_samples(tmp_path / "samples.npz")
     (axes,) = figure.axes
     assert [text.get_text() for text in axes.texts] == list(labels)
     drawn, said = (boxes_of(figure, artists) for artists in (axes.images, axes.texts))
@@ -69,7 +69,7 @@ def test_curves_have_room_for_the_numbers_at_their_axes(
         said = {"epoch": epoch, "loss": loss, "lr": rate, "top1": 89.975 + epoch / 100}
         view = {"set": "test", "size": 28, "crop": 1.0, "tta": "none"}
         lines += [{"kind": "train", **said}, {"kind": "eval", **said, **view}]
-    figure = curves_of(lines)
+    figure = plot_curves(lines)
     figure.canvas.draw()
     frames = [axes.get_window_extent() for axes in figure.axes]
     for axes, frame in zip(figure.axes, frames, strict=True):
@@ -90,14 +90,14 @@ def test_curves_have_room_for_the_numbers_at_their_axes(
 NAMES = ["猫", "US$ and $x$", "Äpfel", "मछली 🐟", 'say "cheese"']
 
 
-def test_words_of_any_script_are_drawn_without_a_warning(tmp_path: Path) -> None:
+def test_text_in_any_script_is_drawn_without_a_warning(tmp_path: Path) -> None:
     """What a font has is left; what none has is escaped. pytest makes warnings errors."""
-    figure = figure_of(6, 4)
+    figure = new_figure(6, 4)
     axes = figure.subplots()
     axes.set_xticks(range(len(NAMES)), NAMES)
     axes.set_title(" ".join(NAMES))
     axes.set_yscale("log")
-    legible(figure)
+    use_fallback_fonts(figure)
     shown = [label.get_text() for label in axes.get_xticklabels()]
     escaped = re.compile(r"\\u([0-9a-f]{4})|\\U([0-9a-f]{8})")
     for words, name in [*zip(shown, NAMES, strict=True), (axes.get_title(), " ".join(NAMES))]:
@@ -105,16 +105,16 @@ def test_words_of_any_script_are_drawn_without_a_warning(tmp_path: Path) -> None
     assert shown[1:3] == NAMES[1:3], "the usual font has them"
     assert not axes.get_xticklabels()[1].get_parse_math()
     assert not axes.title.get_parse_math()
-    save(figure, tmp_path / "a.png")
+    save_figure(figure, tmp_path / "a.png")
     assert axes.get_yticklabels()[0].get_parse_math(), "powers of ten stay formulas"
 
 
-def test_accuracies_by_class_are_a_table_whatever_the_classes_are_called(tmp_path: Path) -> None:
+def test_class_accuracies_are_valid_csv_for_any_class_name(tmp_path: Path) -> None:
     (tmp_path / "predictions").mkdir()
     counts = np.eye(len(NAMES), dtype=np.int64)
     file, each = tmp_path / "predictions" / "val.npz", np.full(len(NAMES), 100.0)
     np.savez(file, confusion=counts, classes=np.array(NAMES), per_class=each)
-    draw(tmp_path)
+    draw_run(tmp_path)
     with file.with_suffix(".csv").open(encoding="utf-8", newline="") as table:
         rows = list(csv.reader(table))
     assert [row[0] for row in rows[1:]] == NAMES

@@ -59,7 +59,7 @@ def made(finished: Path, tmp_path: Path) -> tuple[str, str]:
     return "run", "sweep"
 
 
-def test_the_page_is_whole_small_and_fetches_nothing(
+def test_the_page_is_valid_small_and_fetches_nothing(
     rescue: Rescue, made: tuple[str, str], tmp_path: Path
 ) -> None:
     ended = rescue("report", *made)
@@ -74,23 +74,23 @@ def test_the_page_is_whole_small_and_fetches_nothing(
     assert "prefers-color-scheme:dark" in text
     assert "width=device-width" in text
     assert re.findall(r"<h2>([^<]*)</h2>", text) == [
-        "Compared", "run", "sweep: 3 seeds", "Logits",
+        "Comparison", "run", "sweep: 3 seeds", "Logits",
     ]  # fmt: skip
-    for said in ("To repeat it:", "rescue train --out run", "What differs from the shipped"):
+    for said in ("To repeat this run:", "rescue train --out run", "Changes to the shipped recipe"):
         assert said in text
     assert "model.width" in text
-    assert "The recipe is that of run." in text
+    assert "The recipe is the same as that of run." in text
     assert json.loads(rescue("compare", *made, "--json").out)["claim"] in unescape(text)
 
 
-def test_what_has_other_test_images_is_not_compared(
+def test_runs_on_other_test_images_are_not_compared(
     rescue: Rescue, made: tuple[str, str], tmp_path: Path
 ) -> None:
     fewer = [*TINY, "data.subset=[256,100]"]
     assert rescue("seed-sweep", "--out", "other", "--seeds", "1", *fewer).code == 0
     assert rescue("report", made[0], "other").code == 0
     text = (tmp_path / "report.html").read_text()
-    assert f"Not compared with one another: {made[0]} was measured on fashion-mini" in text
+    assert f"Not compared: {made[0]} was measured on fashion-mini" in text
     assert "other on fashion-mini test (100 images)." in text
     refused = rescue("compare", made[0], "other")
     assert refused.code == 2
@@ -98,14 +98,16 @@ def test_what_has_other_test_images_is_not_compared(
     assert re.findall(r"<h2>([^<]*)</h2>", text)[1] == "other: 1 seed"
 
 
-def test_a_papers_figure_stands_beside_its_unchanged_recipe_alone() -> None:
-    assert page._claim(recipes.load("a2")) == Sample(79.72, 0.10, 100)
-    assert page._claim(recipes.load("a2", ["train.precision=float32", "train.seed=3"])) is not None
-    assert page._claim(recipes.load("a2", ["model.name=resnet18"])) is None
-    assert page._claim(recipes.load("rescue94")) is None
+def test_a_papers_figure_is_shown_only_for_an_unchanged_recipe() -> None:
+    assert page._published(recipes.load("a2")) == Sample(79.72, 0.10, 100)
+    assert (
+        page._published(recipes.load("a2", ["train.precision=float32", "train.seed=3"])) is not None
+    )
+    assert page._published(recipes.load("a2", ["model.name=resnet18"])) is None
+    assert page._published(recipes.load("rescue94")) is None
 
 
-def test_a_study_stands_on_the_page_with_paper_and_measured_apart(
+def test_a_study_is_on_the_page_with_paper_and_measured_apart(
     rescue: Rescue, tmp_path: Path
 ) -> None:
     (tmp_path / "widths.yaml").write_text(
@@ -132,7 +134,7 @@ def test_a_study_stands_on_the_page_with_paper_and_measured_apart(
     assert rows[0]["measured"] == pytest.approx(sum(r["top1"] for r in results) / 2)
 
 
-def test_the_curves_become_events_that_tensorboard_reads(
+def test_tensorboard_reads_the_written_events(
     rescue: Rescue, made: tuple[str, str], tmp_path: Path
 ) -> None:
     pytest.importorskip("tensorboard", reason="tensorboard is not installed")
@@ -150,7 +152,9 @@ def test_the_curves_become_events_that_tensorboard_reads(
     ]  # fmt: skip
 
 
-def test_the_table_is_data_too(rescue: Rescue, made: tuple[str, str], tmp_path: Path) -> None:
+def test_the_table_is_available_as_data(
+    rescue: Rescue, made: tuple[str, str], tmp_path: Path
+) -> None:
     rows = json.loads(rescue("report", *made, "--json").out)
     assert [row["path"] for row in rows] == list(made)
     assert [row["n"] for row in rows] == [1, 3]
@@ -163,7 +167,8 @@ def test_the_table_is_data_too(rescue: Rescue, made: tuple[str, str], tmp_path: 
     assert [row["paper"] for row in table] == ["", ""]
     lines = rescue("report", *made, "--markdown").out.splitlines()
     assert len(lines) == 4
-    assert {line.count("|") for line in lines} == {9}
+    assert {line.count("|") for line in lines} == {8}
+    assert "paper" not in lines[0], "a column without a figure is not shown"
 
 
 @pytest.mark.parametrize(
@@ -173,7 +178,7 @@ def test_the_table_is_data_too(rescue: Rescue, made: tuple[str, str], tmp_path: 
         (("run", "--csv", "--json"), 2, "--csv, --markdown and --json exclude each other."),
     ],
 )
-def test_what_cannot_be_reported_is_refused(
+def test_a_folder_that_cannot_be_reported_is_refused(
     rescue: Rescue, tmp_path: Path, words: tuple[str, ...], code: int, said: str
 ) -> None:
     (tmp_path / "run").mkdir()

@@ -11,9 +11,10 @@ import torch
 from safetensors.torch import load_file
 
 from rescue_cli.runs import allocator
+from tests.conftest import Rescue
 
 pytestmark = pytest.mark.skipif(not allocator.available(), reason="needs glibc 2.35 or newer")
-NEVER_STARTED = "--procs none"  # a usage error that is found before torch is imported
+NEVER_STARTED = "no=such"  # a usage error of every verb that computes
 
 # Written down by every interpreter that starts: its process, and the settings that it starts with
 DIARY = """
@@ -53,7 +54,8 @@ def starts(folder: Path, line: str, **more: str) -> tuple[int, list[list[str]], 
     (folder / "sitecustomize.py").write_text(DIARY)
     diary = folder / "diary"
     call = [sys.executable, "-m", "rescue_cli", *line.split()]
-    given = environment(PYTHONPATH=str(folder), DIARY=str(diary), **more)
+    path = os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])
+    given = environment(PYTHONPATH=path, DIARY=str(diary), **more)
     done = subprocess.run(call, capture_output=True, text=True, cwd=folder, env=given)
     return (
         done.returncode,
@@ -62,12 +64,14 @@ def starts(folder: Path, line: str, **more: str) -> tuple[int, list[list[str]], 
     )
 
 
-@pytest.mark.parametrize("verb", ["train", "eval runs/0", "bench step", "bench train"])
+@pytest.mark.parametrize(
+    ("verb", "exit_code"), [("train", 2), ("eval runs/0", 3), ("bench step", 2)]
+)
 def test_what_computes_on_a_cpu_begins_anew_once_in_the_same_process(
-    tmp_path: Path, verb: str
+    tmp_path: Path, verb: str, exit_code: int
 ) -> None:
     code, begun, said = starts(tmp_path, f"{verb} --device cpu {NEVER_STARTED}")
-    assert code == 2
+    assert code == exit_code
     assert said.count("error: ") == 1
     (first, without), (second, settings) = begun
     assert (without, settings) == ("None", allocator.SETTINGS)
@@ -81,6 +85,8 @@ def test_what_computes_on_a_cpu_begins_anew_once_in_the_same_process(
         "recipes",
         "train --help",
         f"train --dry-run {NEVER_STARTED}",
+        "study nosuch --plan",
+        "train --procs none",
         f"train --device cuda {NEVER_STARTED}",
         f"train --device=cuda {NEVER_STARTED}",
         f"train --gpus 1 {NEVER_STARTED}",
@@ -123,26 +129,34 @@ def test_glibc_takes_large_blocks_from_the_heap_and_keeps_them() -> None:
     assert faults < pages // 1024
 
 
-def test_a_run_says_and_records_the_settings_and_learns_the_same(tmp_path: Path) -> None:
-    line = [sys.executable, "-m", "rescue_cli", "train", "-r", "quickstart", "--smoke", "--out"]
-    said, recorded, weights = {}, {}, {}
-    for switch in ("on", "off"):
+def test_a_run_logs_and_records_the_settings_and_learns_the_same(
+    rescue: Rescue, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """With the settings in a process of its own, without them in this one."""
+    line = ["train", "-r", "quickstart", "--smoke", "--device", "cpu", "model.width=4", "--out"]
+    done = subprocess.run(
+        [sys.executable, "-m", "rescue_cli", *line, str(tmp_path / "on")],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=environment(RESCUE_ALLOCATOR="on", COLUMNS="80"),
+    )
+    assert done.returncode == 0, done.stderr
+    monkeypatch.delenv(allocator.VARIABLE, raising=False)
+    monkeypatch.setenv(allocator.SWITCH, "off")
+    ended = rescue(*line, tmp_path / "off")
+    assert ended.code == 0, ended.err
+    said = {"on": done.stderr.splitlines(), "off": ended.said}
+    recorded, weights = {}, {}
+    for switch, lines in said.items():
         run = tmp_path / switch
-        given = environment(RESCUE_ALLOCATOR=switch, COLUMNS="80")
-        done = subprocess.run(
-            [*line, str(run), "--device", "cpu", "model.width=4"],
-            capture_output=True,
-            text=True,
-            cwd=tmp_path,
-            env=given,
-        )
-        assert done.returncode == 0, done.stderr
-        said[switch] = done.stderr.splitlines()
         recorded[switch] = json.loads((run / "environment.json").read_text())["allocator"]
         weights[switch] = load_file(run / "model.safetensors")
-        assert said[switch][0] == said[switch][-1] == str(run)
+        assert lines[0] == lines[-1] == str(run)
         assert (run / "command.txt").read_text().startswith("rescue train -r quickstart --smoke")
-    assert said["on"].count(allocator.SAID) == 1
-    assert allocator.SAID not in said["off"]
+    for switch in ("on", "off"):
+        assert allocator.LOG_LINE not in said[switch]
+        log = (tmp_path / switch / "log.txt").read_text()
+        assert log.count(allocator.LOG_LINE) == (switch == "on")
     assert recorded == {"on": allocator.SETTINGS, "off": None}
     assert all(torch.equal(w, weights["off"][name]) for name, w in weights["on"].items())

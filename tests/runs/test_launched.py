@@ -16,9 +16,14 @@ import pytest
 
 from rescue_cli.errors import UsageError
 from rescue_cli.rundir import RunDirectory, read_environment
-from rescue_cli.runs import rendezvous as meeting
-from rescue_cli.runs.launcher import Start, clear, first_host, found
-from rescue_cli.runs.members import LAST_SECONDS, LOST_SECONDS, Group
+from rescue_cli.runs import rendezvous
+from rescue_cli.runs.group import ENDED_SECONDS, FAILED_SECONDS, Group
+from rescue_cli.runs.launcher import (
+    GroupLaunch,
+    clear_torchrun_variables,
+    detect,
+    first_host,
+)
 from tests.conftest import Rescue
 from tests.engine_runs import (
     PATIENCE,
@@ -85,10 +90,10 @@ ELASTIC = {
 def test_a_group_is_what_its_starter_says(
     environment: dict[str, str], place: tuple[object, ...]
 ) -> None:
-    start = found(environment)
+    start = detect(environment)
     assert start is not None
     assert (
-        start.starter, start.rank, start.size, start.host, start.port, start.attempt, start.hosted
+        start.launcher, start.rank, start.size, start.host, start.port, start.attempt, start.hosted
     ) == place  # fmt: skip
 
 
@@ -109,14 +114,14 @@ def test_a_group_is_what_its_starter_says(
     ],
 )
 def test_one_process_is_no_group(environment: dict[str, str]) -> None:
-    assert found(environment) is None
+    assert detect(environment) is None
 
 
 def test_the_cure_leaves_no_other_group() -> None:
     for environment in (STEP, STEP | PMI, STEP | OPEN_MPI, STEP | BY_HAND | PMI, OPEN_MPI):
-        start = found(environment)
+        start = detect(environment)
         assert start is not None
-        assert found({k: v for k, v in environment.items() if k not in start.variables}) is None
+        assert detect({k: v for k, v in environment.items() if k not in start.variables}) is None
 
 
 @pytest.mark.parametrize("words", [("--nodes", "2"), ("--node-rank=1",), ("--rendezvous=a:1",)])
@@ -136,34 +141,37 @@ def test_a_task_that_is_a_machine_joins_no_group(
         (
             {"RANK": "0"},
             "RANK=0 in the environment, without WORLD_SIZE, MASTER_ADDR and MASTER_PORT: a group "
-            "of processes needs all four. Set them (torchrun does), or, to go on alone: "
+            "of processes needs all four. Set them (torchrun does), or, to run alone: "
             "unset RANK.",
         ),
         (
             {"RANK": "1", "WORLD_SIZE": "2"},
             "RANK=1 and WORLD_SIZE=2 in the environment, without MASTER_ADDR and MASTER_PORT: a "
-            "group of processes needs all four. Set them (torchrun does), or, to go on alone: "
+            "group of processes needs all four. Set them (torchrun does), or, to run alone: "
             "unset RANK WORLD_SIZE.",
         ),
-        ({"WORLD_SIZE": "2"}, "to go on alone: unset WORLD_SIZE."),
+        ({"WORLD_SIZE": "2"}, "to run alone: unset WORLD_SIZE."),
         (
             BY_HAND | {"RANK": "2"},
             "RANK: 2 must be below WORLD_SIZE, which is 2. If they are left over from another "
-            "command, go on alone with: unset RANK WORLD_SIZE.",
+            "command, run alone with: unset RANK WORLD_SIZE.",
         ),
-        (BY_HAND | {"RANK": "x"}, "RANK: 'x' in the environment is no number."),
-        (BY_HAND | {"WORLD_SIZE": "-2"}, "WORLD_SIZE: '-2' in the environment is no number."),
-        (BY_HAND | {"MASTER_PORT": "http"}, "MASTER_PORT: 'http' in the environment is no number."),
+        (BY_HAND | {"RANK": "x"}, "RANK: 'x' in the environment is not a number."),
+        (BY_HAND | {"WORLD_SIZE": "-2"}, "WORLD_SIZE: '-2' in the environment is not a number."),
+        (
+            BY_HAND | {"MASTER_PORT": "http"},
+            "MASTER_PORT: 'http' in the environment is not a number.",
+        ),
         (STEP | {"SLURM_PROCID": "4"}, "SLURM_PROCID: 4 must be below SLURM_STEP_NUM_TASKS"),
         (STEP | {"SLURM_STEP_NODELIST": ""}, "SLURM_NODELIST: '' names no machine."),
-        (OPEN_MPI | {"OMPI_COMM_WORLD_LOCAL_SIZE": "1"}, "Pass MASTER_ADDR=HOST on to all of them"),
+        (OPEN_MPI | {"OMPI_COMM_WORLD_LOCAL_SIZE": "1"}, "Pass MASTER_ADDR=HOST to all of them"),
     ],
 )
 def test_half_a_group_and_none_that_can_be_are_refused(
     environment: dict[str, str], said: str
 ) -> None:
     with pytest.raises(UsageError) as error:
-        found(environment)
+        detect(environment)
     assert said in str(error.value)
 
 
@@ -179,7 +187,7 @@ def test_what_a_command_starts_sees_nothing_of_torchrun() -> None:
     mine = {"PATH": "/bin", "SLURM_PROCID": "0", "MASTER": "x", "TORCH_HOME": "y", "RANKS": "2"}
     theirs = {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0", "ROLE_RANK": "1"}
     both = mine | theirs | BY_HAND | ELASTIC
-    clear(both)
+    clear_torchrun_variables(both)
     assert both == mine
 
 
@@ -198,18 +206,18 @@ def port() -> int:
 def test_who_is_waited_for_is_told_and_how_to_go_on(
     rank: int, port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(meeting, "TOLD_SECONDS", 0.1)
-    monkeypatch.setattr(meeting, "PATIENCE_HERE", 0.6)
+    monkeypatch.setattr(rendezvous, "NOTE_SECONDS", 0.1)
+    monkeypatch.setattr(rendezvous, "LOCAL_TIMEOUT", 0.6)
     told: list[str] = []
-    alone = Start("WORLD_SIZE", tuple(BY_HAND), rank, 2, "127.0.0.1", port)
+    alone = GroupLaunch("WORLD_SIZE", tuple(BY_HAND), rank, 2, "127.0.0.1", port)
     place = f"RANK and WORLD_SIZE in the environment: rank {rank} of 2 at 127.0.0.1:{port}: "
     cure = (
-        "If they are left over from another command, go on alone with: "
+        "If they are left over from another command, run alone with: "
         "unset RANK WORLD_SIZE MASTER_ADDR MASTER_PORT."
     )
     with pytest.raises(UsageError) as error:
-        meeting.meet(alone, ["train"], told.append)
-    assert str(error.value) == f"{place}rank {1 - rank} did not come. {cure}"
+        rendezvous.meet(alone, ["train"], told.append)
+    assert str(error.value) == f"{place}rank {1 - rank} did not start. {cure}"
     assert told == [f"{place}waiting for rank {1 - rank}, 0 s at most. {cure}"]
 
 
@@ -218,17 +226,17 @@ def test_a_port_that_another_program_holds_is_told() -> None:
         other.bind(("", 0))
         other.listen()
         port = other.getsockname()[1]
-        first = Start("WORLD_SIZE", tuple(BY_HAND), 0, 2, "127.0.0.1", port)
+        first = GroupLaunch("WORLD_SIZE", tuple(BY_HAND), 0, 2, "127.0.0.1", port)
         with pytest.raises(UsageError, match=r"the address cannot be used .*Set MASTER_PORT to a "):
-            meeting.meet(first, ["train"], print)
+            rendezvous.meet(first, ["train"], print)
 
 
 def wait_for_ever(rank: int, port: int, folder: Path) -> None:
     """As in a collective of NCCL, whatever becomes of the others."""
-    start = Start("WORLD_SIZE", tuple(BY_HAND), rank, 3, "127.0.0.1", port)
-    store, members = meeting.meet(start, ["train"], print)
-    group = Group(start, store, members, meeting.tie(start, store))
-    with group._not_left_alone(0, folder):
+    start = GroupLaunch("WORLD_SIZE", tuple(BY_HAND), rank, 3, "127.0.0.1", port)
+    store, members = rendezvous.meet(start, ["train"], print)
+    group = Group(start, store, members, rendezvous.watch_ends(start, store))
+    with group._exit_with_the_others(0, folder):
         (folder / str(rank)).touch()
         time.sleep(PATIENCE)
 
@@ -267,20 +275,20 @@ class Said:
 
 
 def test_who_has_done_its_part_may_leave_while_the_first_still_saves() -> None:
-    first = Group(Start("srun", (), 0, 3, "127.0.0.1", 1), None, [], [2])
+    first = Group(GroupLaunch("srun", (), 0, 3, "127.0.0.1", 1), None, [], [2])
     assert first._patience(Said("done/1/2"), 1) == math.inf
-    assert first._patience(Said("done/1/2", "failed/1"), 1) == LAST_SECONDS
-    assert first._patience(Said("done/0/2"), 1) == LOST_SECONDS
+    assert first._patience(Said("done/1/2", "failed/1"), 1) == FAILED_SECONDS
+    assert first._patience(Said("done/0/2"), 1) == ENDED_SECONDS
 
 
 def test_a_stranger_at_the_port_of_ties_is_no_end(port: int) -> None:
-    first = Start("WORLD_SIZE", tuple(BY_HAND), 0, 2, "127.0.0.1", port)
+    first = GroupLaunch("WORLD_SIZE", tuple(BY_HAND), 0, 2, "127.0.0.1", port)
     told: dict[str, str] = {}
 
     class Store:
         set = told.__setitem__
 
-    ended = meeting.tie(first, Store())
+    ended = rendezvous.watch_ends(first, Store())
     for said in (b"", b"GET / HTTP/1.1", (7).to_bytes(4), (1).to_bytes(4)):
         with socket.create_connection(("127.0.0.1", int(told["ties"]))) as connection:
             connection.sendall(said)
@@ -378,8 +386,8 @@ def test_all_of_a_group_leave_with_the_code_of_what_went_wrong_first(
     said = tasks[0].ends(1)
     assert time.monotonic() - since < 60
     assert (
-        f"error: rank 1 (pid {tasks[1].pid} on {socket.gethostname()}) ended and left no word. "
-        "Where memory ran out, use smaller micro-batches. Go on with --resume." in said
+        f"error: rank 1 (pid {tasks[1].pid} on {socket.gethostname()}) ended without a failure "
+        "record. If memory ran out, use smaller micro-batches. Resume with --resume." in said
     )
 
     tasks = group(tmp_path / "first", [*words, "--resume"], port, folder=tmp_path)
@@ -459,7 +467,7 @@ def test_two_processes_that_were_told_different_things_are_no_group(
     said = all_end(tasks, 2)
     assert f"error: rank 1 (pid {tasks[1].pid} on {socket.gethostname()}) was started with" in said
     assert "and rank 0 with 'train --out=0 " in said
-    assert "own, in each task: unset SLURM_PROCID SLURM_STEP_NUM_TASKS." in said
+    assert "in each task: unset SLURM_PROCID SLURM_STEP_NUM_TASKS." in said
 
 
 def test_torchrun_makes_one_run_and_goes_on_with_it_where_a_process_was_killed(

@@ -17,7 +17,8 @@ import pytest
 from PIL import Image
 
 from rescue_cli import recipe as recipes
-from rescue_cli.runs import environment, prepare
+from rescue_cli.runs.directory import prepare
+from rescue_cli.runs.environment import describe_environment
 from tests.engine_runs import PATIENCE, alive
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks into /proc")
@@ -57,8 +58,8 @@ def command(verb: str, photos: Path, folder: Path) -> list[str]:
     if verb == "torchrun":
         run = folder / "run"
         made = recipes.load("pytorch", endless(photos))
-        facts = environment(
-            made, verb="train", device="cpu", procs=2, workers=1, cache=folder / "cache"
+        facts = describe_environment(
+            verb="train", seed=0, device="cpu", procs=2, workers=1, cache=folder / "cache"
         )
         prepare(run, made, {**facts, "threads": 1}, resume=False)
         agent = ["torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d"]
@@ -107,7 +108,7 @@ class Run:
             return "launcher"
         if parent not in (0, 1) and _read(Path(f"/proc/{parent}/cmdline")) == words:
             return "loader"
-        for kind in ("rescue_cli.runs.worker", "contender", "rescue_cli"):
+        for kind in ("rescue_cli.runs.worker", "timed_process", "rescue_cli"):
             if kind in words:
                 return {"rescue_cli.runs.worker": "worker"}.get(kind, kind)
         return "other"
@@ -219,7 +220,7 @@ KINDS = [
     ("seed-sweep", "loader"),
     ("study", "launcher"),
     ("bench", "launcher"),
-    ("bench", "contender"),
+    ("bench", "timed_process"),
 ]
 
 

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from rescue_cli import recipe as recipes
-from rescue_cli.cli import progress
 from rescue_cli.errors import StoppedError
 from rescue_cli.rundir import RunDirectory, last_epoch
-from rescue_cli.runs import Ended
+from rescue_cli.runs.pool import EndedRun
+from rescue_cli.runs.progress import Progress, format_duration
 
 
 def reach(path: Path, epoch: float) -> None:
@@ -34,15 +34,15 @@ def test_the_time_left_is_by_the_epochs_of_ended_and_of_running_runs(
     recipe = recipes.load("quickstart", ["train.epochs=10"])
     paths = [tmp_path / "a", tmp_path / "b"]
     reach(paths[0], 2)
-    with progress.progress(dict.fromkeys(paths, recipe), lambda ended: ended.path.name) as hear:
+    with Progress(dict.fromkeys(paths, recipe)) as progress:
         now[0] += 10
         for path in paths:
             reach(path, 7)
-        assert hear(Ended(paths[0], StoppedError("stopped at step 3", 130)))
+        progress.print_end(EndedRun(paths[0], StoppedError("stopped at step 3", 130)), "a")
         reach(paths[0], 10)
         reach(paths[1], 4)
-        assert hear(Ended(paths[0], None))
-        assert hear(Ended(paths[1], None))
+        progress.print_end(EndedRun(paths[0], None), "a")
+        progress.print_end(EndedRun(paths[1], None), "b")
     first, second, third = capsys.readouterr().err.splitlines()
     assert first.endswith("stopped at step 3")
     assert second == "a; 1 of 2, 5 s left"
@@ -53,4 +53,4 @@ def test_the_time_left_is_by_the_epochs_of_ended_and_of_running_runs(
     ("seconds", "said"), [(9.4, "9 s"), (200, "3 min 20 s"), (7500, "2 h 5 min")]
 )
 def test_a_duration_is_said_as_people_say_it(seconds: float, said: str) -> None:
-    assert progress.duration(seconds) == said
+    assert format_duration(seconds) == said

@@ -15,9 +15,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from rescue_cli.errors import DataError, RescueError
 from rescue_cli.rundir import RunDirectory, write_json
 from rescue_cli.runs import slurm
-from rescue_cli.runs.pool import Ended
 from tests.conftest import Rescue
 
 SMALL = (
@@ -90,11 +90,11 @@ def _wait_for(condition: Callable[[], bool], seconds: float) -> None:
 @pytest.mark.parametrize(
     ("word", "code", "said"),
     [
-        (None, 1, "job 7 left the queue without a word."),
+        (None, 1, "job 7 left the queue without a failure record."),
         ({"rank": 0, "exit_code": 3, "message": "no such folder"}, 3, "no such folder"),
     ],
 )
-def test_a_job_is_judged_by_its_own_word_and_not_by_an_earlier_ones(
+def test_a_job_is_judged_by_its_own_failure_record_and_not_an_earlier_jobs(
     word: dict[str, object] | None,
     code: int,
     said: str,
@@ -103,7 +103,6 @@ def test_a_job_is_judged_by_its_own_word_and_not_by_an_earlier_ones(
 ) -> None:
     run = RunDirectory(tmp_path / "seed-0")
     write_json(run.failure, {"rank": 0, "exit_code": 3, "message": "an earlier job's"})
-    heard: list[Ended] = []
 
     class Executor:
         def map_array(self, _train: object, paths: list[Path]) -> list[SimpleNamespace]:
@@ -112,16 +111,16 @@ def test_a_job_is_judged_by_its_own_word_and_not_by_an_earlier_ones(
                 write_json(run.failure, word)
             return [SimpleNamespace(job_id="7")]
 
-    def hear(ended: Ended) -> bool:
-        heard.append(ended)
-        return True
-
     monkeypatch.setattr(slurm, "_executor", lambda *_: Executor())
-    monkeypatch.setattr(slurm, "_queued", set)
-    monkeypatch.setattr(slurm, "LOOK_SECONDS", 0.0)
-    monkeypatch.setattr(slurm, "ASK_SECONDS", 0.0)
-    slurm.run_all([run.path], {}, (), tmp_path, hear)
-    ((path, error),) = [(end.path, end.error) for end in heard]
+    monkeypatch.setattr(slurm, "_queued_jobs", set)
+    monkeypatch.setattr(slurm, "POLL_SECONDS", 0.0)
+    monkeypatch.setattr(slurm, "QUEUE_SECONDS", 0.0)
+    error: RescueError | None
+    try:
+        (ended,) = slurm.run_all([run.path], {}, (), tmp_path)
+        path, error = ended.path, ended.error
+    except DataError as fatal:
+        path, error = run.path, fatal
     assert path == run.path
     assert error is not None
     assert (error.exit_code, said in str(error)) == (code, True)

@@ -14,7 +14,7 @@ from rescue_cli.build import expand
 from rescue_cli.build.check import check_ingredients
 from rescue_cli.engine import checkpoint
 from rescue_cli.errors import UsageError
-from rescue_cli.sections.averaging import Average, Length, ema, ema_by_epoch, lookahead
+from rescue_cli.sections.averaging import Average, RunLength, ema, ema_by_epoch, lookahead
 
 STEPS = 33  # no multiple of 5: the last copy is one of its own
 
@@ -55,7 +55,7 @@ def test_ema_over_a_run_is_its_formula_and_leaves_the_weights_alone(
 ) -> None:
     model, twin = Net().double(), Net().double()
     rho = 0.99**5  # Myrtle's 0.99 a step, applied every five
-    average = ema(model, Length(STEPS, 10), decay=rho, every=5, first=first)
+    average = ema(model, RunLength(STEPS, 10), decay=rho, every=5, first=first)
     held = followed(twin.state_dict())
     for step in range(STEPS):
         moved(model, step)
@@ -75,7 +75,7 @@ def test_ema_by_epoch_over_a_run_is_torchs_averaged_model(start: int) -> None:
     What is averaged is counted anew in each warm-up epoch, so that it is a copy.
     """
     model, twin = Net().double(), Net().double()
-    average = ema_by_epoch(model, Length(STEPS, 10), decay=0.9, every=4, start=float(start))
+    average = ema_by_epoch(model, RunLength(STEPS, 10), decay=0.9, every=4, start=float(start))
     theirs = AveragedModel(
         twin, avg_fn=lambda held, now, _: 0.9 * held + 0.1 * now, use_buffers=True
     )
@@ -105,7 +105,7 @@ def test_an_ema_that_warms_up_is_timms(curve: tuple[float, float] | None, after:
         model, decay=0.7, use_warmup=curve is not None, warmup_gamma=gamma, warmup_power=power,
         update_after_step=after,
     )  # fmt: skip
-    ours = ema(model, Length(STEPS, 10), decay=0.7, every=1, warmup=curve, start=after / 10)
+    ours = ema(model, RunLength(STEPS, 10), decay=0.7, every=1, warmup=curve, start=after / 10)
     for step in range(STEPS):
         moved(model, step)
         ours.update(step)
@@ -116,7 +116,7 @@ def test_an_ema_that_warms_up_is_timms(curve: tuple[float, float] | None, after:
 @pytest.mark.parametrize("every", [1, 5])
 def test_gamma_9_and_power_1_are_tensorflows_warm_up(every: int) -> None:
     model = Net().double()
-    average = ema(model, Length(STEPS, 10), decay=0.35, every=every, warmup=(9.0, 1.0))
+    average = ema(model, RunLength(STEPS, 10), decay=0.35, every=every, warmup=(9.0, 1.0))
     held = {}
     times = -1  # num_updates, once the first average is there
     for step in range(STEPS):
@@ -139,7 +139,7 @@ def test_an_ema_that_starts_at_an_epoch_is_torchvisions(epochs: int) -> None:
     """Its references/classification/train.py: while the rate warms up, the count is put back."""
     model = Net().double()
     theirs = AveragedModel(model, avg_fn=lambda a, w, _: 0.9 * a + 0.1 * w, use_buffers=True)
-    ours = ema(model, Length(STEPS, 10), decay=0.9, every=1, start=float(epochs))
+    ours = ema(model, RunLength(STEPS, 10), decay=0.9, every=1, start=float(epochs))
     for step in range(STEPS):
         moved(model, step)
         ours.update(step)
@@ -165,7 +165,7 @@ def test_a_warm_up_is_a_pair_of_numbers_above_zero() -> None:
 def test_lookahead_over_a_run_is_its_formula(start: float, first: int) -> None:
     """airbench94.py's counting, and hlb's: the first average after the start is a copy."""
     model, twin = Net().double(), Net().double()
-    average = lookahead(model, Length(STEPS, 10), decay=0.95, every=5, power=3.0, start=start)
+    average = lookahead(model, RunLength(STEPS, 10), decay=0.95, every=5, power=3.0, start=start)
     held = followed(twin.state_dict()) if first == 0 else None
     copies = 0
     for step in range(STEPS):
@@ -196,7 +196,7 @@ def test_lookahead_over_a_run_is_its_formula(start: float, first: int) -> None:
 
 def test_lookahead_that_never_starts_leaves_the_weights_alone() -> None:
     model, twin = Net(), Net()
-    average = lookahead(model, Length(10, 10), decay=0.95, every=5, power=3.0, start=2.0)
+    average = lookahead(model, RunLength(10, 10), decay=0.95, every=5, power=3.0, start=2.0)
     for step in range(10):
         moved(model, step)
         moved(twin, step)
@@ -213,7 +213,7 @@ def test_a_resumed_average_is_bitwise_that_of_the_run_that_never_stopped(
     kind: str, stopped_after: int, tmp_path: Path
 ) -> None:
     def averaged(model: nn.Module) -> Average:
-        length = Length(STEPS, 10)
+        length = RunLength(STEPS, 10)
         if kind == "ema":
             return ema(model, length, decay=0.9, every=5)
         if kind == "ema by epoch":

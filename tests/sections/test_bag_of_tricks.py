@@ -19,16 +19,16 @@ from rescue_cli.build.feeds import load_dataset
 from rescue_cli.build.networks import build_network, build_teacher
 from rescue_cli.build.optimizers import build_schedules
 from rescue_cli.errors import UsageError
-from rescue_cli.report.logit_gaps import figure_of_runs, theoretical
+from rescue_cli.report.logit_gaps import optimal_gap, plot_logit_gaps
 from rescue_cli.rng import uniform
 from rescue_cli.sections import teacher
 from rescue_cli.sections.augment.jitter import colour_jitter
 from rescue_cli.sections.augment.kernels import hue
-from rescue_cli.sections.loss import cross_entropy, of_micro_batches
-from rescue_cli.sections.model import fill
+from rescue_cli.sections.loss import cross_entropy, micro_batch_loss
+from rescue_cli.sections.model import init_weights
+from rescue_cli.sections.schedule.base import ScheduleContext
 from rescue_cli.sections.schedule.decays import cosine, step
-from rescue_cli.sections.schedule.span import Span
-from rescue_cli.sections.task.classification import Classification
+from rescue_cli.sections.task.classification import prediction_rows
 from tests.conftest import Rescue
 from tests.photographs import as_batch, crops, differences
 
@@ -131,7 +131,7 @@ def test_a_net_without_bottlenecks_has_no_stride_to_move(rescue: Rescue) -> None
         "train", "--recipe", "bot-baseline", "model.name=resnet18", "data.root=DIR", "--dry-run"
     )
     assert ended.code == 2
-    assert "stride_in: 1x1 needs a ResNet of bottlenecks." in ended.err
+    assert "stride_in: 1x1 needs a ResNet with bottlenecks." in ended.err
     moved = rescue(
         "train", "--recipe", "bot-baseline", "--model", "resnet18", "data.root=DIR", "--dry-run"
     )
@@ -161,11 +161,11 @@ def test_a_linear_model_trained_to_the_end_has_the_gap_of_equation_5(over: str, 
 
     optimizer.step(closure)  # type: ignore[no-untyped-call]
     logits = (images @ weights).detach()
-    row = Classification.rows(torch.arange(classes), labels, logits)
+    row = prediction_rows(torch.arange(classes), labels, logits)
     gaps = row[:, 4].numpy()
     share = eps if over == "others" else eps * (classes - 1) / classes
     np.testing.assert_allclose(gaps, np.log((classes - 1) * (1 - share) / share), atol=1e-5)
-    assert theoretical(0.1, 1000) == pytest.approx(9.1, abs=0.01), "as the paper has it"
+    assert optimal_gap(0.1, 1000) == pytest.approx(9.1, abs=0.01), "as the paper has it"
 
 
 def test_a_report_of_two_runs_shows_their_gaps(rescue: Rescue, tmp_path: Path) -> None:
@@ -174,10 +174,10 @@ def test_a_report_of_two_runs_shows_their_gaps(rescue: Rescue, tmp_path: Path) -
         assert rescue("train", "--out", name, *words).code == 0
     assert rescue("report", "plain", "smoothed", "--out", "report.html").code == 0
     assert "<h2>Logits</h2>" in (tmp_path / "report.html").read_text()
-    figure = figure_of_runs([tmp_path / "plain", tmp_path / "smoothed"])
+    figure = plot_logit_gaps([tmp_path / "plain", tmp_path / "smoothed"])
     (axes,) = figure.axes
     lines = [line.get_label() for line in axes.lines]
-    assert lines == [f"its optimum, {theoretical(0.1 * 9 / 10, 10):.2f}"]
+    assert lines == [f"its optimum, {optimal_gap(0.1 * 9 / 10, 10):.2f}"]
 
 
 def test_smoothing_over_the_others_is_equation_4() -> None:
@@ -211,7 +211,7 @@ def test_the_loss_of_distillation_is_the_papers_with_labels_smoothed() -> None:
     teach = teacher.network(lambda _: wise, weights="", temperature=t, hard=0.5, soft=0.25)
     criterion = cross_entropy(5, label_smoothing=0.1, reduction="mean", smoothing_over="others")
     batch = build_batch(torch.zeros(5, 3, 4, 4), torch.from_numpy(labels))
-    found = teach(of_micro_batches(criterion))(torch.from_numpy(z), batch)
+    found = teach(micro_batch_loss(criterion))(torch.from_numpy(z), batch)
     assert float(found) == pytest.approx(0.5 * hard + 0.25 * t**2 * soft, rel=1e-12)
 
 
@@ -222,7 +222,7 @@ def build_batch(images: Tensor, targets: Tensor) -> Batch:
 def test_hue_is_moved_as_torchvision_moves_it(imagenet_sample: Path) -> None:
     images: list[Image.Image] = crops(imagenet_sample, 16, 96)
     turns = np.linspace(-0.5, 0.5, 16)
-    found = hue.shift(as_batch(images), torch.from_numpy(turns))
+    found = hue.shift_hue(as_batch(images), torch.from_numpy(turns))
     wanted = [theirs.adjust_hue(i, t) for i, t in zip(images, turns, strict=True)]
     assert differences(found, wanted).max() == 0
 
@@ -230,7 +230,7 @@ def test_hue_is_moved_as_torchvision_moves_it(imagenet_sample: Path) -> None:
 def test_hue_is_scaled_in_pils_hsv(imagenet_sample: Path) -> None:
     images: list[Image.Image] = crops(imagenet_sample, 8, 96)
     factors = np.linspace(0.6, 1.4, 8)
-    found = hue.scale(as_batch(images), torch.from_numpy(factors))
+    found = hue.scale_hue(as_batch(images), torch.from_numpy(factors))
     wanted = []
     for image, factor in zip(images, factors, strict=True):
         h, s, v = image.convert("HSV").split()
@@ -264,7 +264,7 @@ def test_jitter_with_hue_draws_it_evenly_in_any_of_24_orders(
 
 
 def test_hue_is_shifted_or_scaled_and_not_both() -> None:
-    with pytest.raises(UsageError, match=r"hue is shifted or scaled\. Give one of the two\."):
+    with pytest.raises(UsageError, match=r"hue and hue_factor exclude each other\. Give one\."):
         colour_jitter(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, hue_factor=0.4)
 
 
@@ -272,13 +272,13 @@ def test_fillers_over_inputs_and_outputs_have_their_bounds() -> None:
     torch.manual_seed(0)
     layer = nn.Conv2d(64, 192, 3)
     inputs, outputs = 64 * 9, 192 * 9
-    fill(layer, "glorot")
+    init_weights(layer, "glorot")
     bound = math.sqrt(6 / (inputs + outputs))
     assert layer.weight.abs().max().item() == pytest.approx(bound, rel=1e-3)
     assert layer.weight.std().item() == pytest.approx(bound / math.sqrt(3), rel=1e-2)
     assert layer.bias is not None
     assert layer.bias.abs().max().item() == 0.0
-    fill(layer, "msra-prelu")
+    init_weights(layer, "msra-prelu")
     wanted = math.sqrt(2 / (1 + 0.25**2) / ((inputs + outputs) / 2))
     assert layer.weight.std().item() == pytest.approx(wanted, rel=1e-2)
 
@@ -302,7 +302,7 @@ def test_the_rate_rises_from_nothing_and_ends_at_nothing() -> None:
 
 
 def test_without_warm_up_the_schedules_are_what_they_were() -> None:
-    span = Span(0.3, 10, 9)
+    span = ScheduleContext(0.3, 10, 9)
     plain = cosine(span, warmup_epochs=2, warmup_lr=0.1, min_lr=0.0, per="step")
     assert plain(45).lr == pytest.approx(0.15)  # half-way of all epochs, with a warm-up or without
     assert step(span, milestones=[3.0], factor=0.1)(0).lr == 0.3
@@ -353,7 +353,7 @@ def test_the_teacher_is_asked_once_a_micro_batch_in_evaluation_mode_and_without_
     criterion = cross_entropy(4, label_smoothing=0.0, reduction="mean")
     batch = build_batch(torch.randn(4, 3, 8, 8), torch.arange(4))
     logits = torch.randn(4, 10, requires_grad=True)
-    teach(of_micro_batches(criterion))(logits, batch).backward()  # type: ignore[no-untyped-call]
+    teach(micro_batch_loss(criterion))(logits, batch).backward()  # type: ignore[no-untyped-call]
     assert asked == [(False, False)]
     assert wise.head.weight.grad is None
     assert logits.grad is not None

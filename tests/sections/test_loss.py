@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rescue_cli.batch import Batch
 from rescue_cli.sections.loss import binary_cross_entropy
-from rescue_cli.sections.mix import blend
+from rescue_cli.sections.mix import blend_images
 
 CLASSES = 6
 LOGITS = torch.randn((4, CLASSES), generator=torch.Generator().manual_seed(0)).double() * 3
@@ -18,7 +18,8 @@ LABELS = torch.tensor([2, 0, 5, 2])
 
 def shares(lam: float = 0.7) -> Tensor:
     batch = Batch(torch.zeros(4, 1, 1, 1).double(), LABELS, 0, 0, np.arange(4))
-    return blend(batch, lam, CLASSES).targets
+    targets: Tensor = blend_images(batch, lam, CLASSES).targets
+    return targets
 
 
 def loss(targets: Any, smoothing: float, wanted: Tensor) -> float:

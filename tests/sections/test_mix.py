@@ -15,20 +15,20 @@ from rescue_cli.batch import Batch
 from rescue_cli.errors import UsageError
 from rescue_cli.sections.loss import cross_entropy
 from rescue_cli.sections.mix import (
-    Mixing,
-    beta,
-    blend,
-    box,
+    MixContext,
+    beta_quantile,
+    blend_images,
     cutmix,
+    cutmix_box,
     cutmix_patch,
     mixup,
     mixup_or_cutmix,
     none,
-    paste,
+    paste_box,
 )
 
 CLASSES = 7
-MIXING = Mixing(CLASSES, seed=3, steps_per_epoch=5)
+MIXING = MixContext(CLASSES, seed=3, steps_per_epoch=5)
 
 
 def a_micro_batch(
@@ -56,7 +56,7 @@ def theirs(batch: Batch, seed: int, **options: float) -> tuple[Tensor, Tensor, f
 def test_mixup_is_timms_for_the_same_share(seed: int) -> None:
     batch = a_micro_batch()
     images, targets, lam = theirs(batch, seed, mixup_alpha=0.2, label_smoothing=0.0)
-    ours = blend(batch, lam, CLASSES)
+    ours = blend_images(batch, lam, CLASSES)
     torch.testing.assert_close(ours.images, images, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(ours.targets, targets.double(), rtol=1e-6, atol=1e-7)
 
@@ -75,7 +75,7 @@ def test_cutmix_is_timms_for_the_same_box(seed: int) -> None:
     row = np.random.randint(0, 15)
     column = np.random.randint(0, 12)
     assert int(15 * side) >= 0
-    ours = paste(batch, box(15, 12, lam, row, column, odd=1), CLASSES)
+    ours = paste_box(batch, cutmix_box(15, 12, lam, row, column, odd=1), CLASSES)
     torch.testing.assert_close(ours.images, images, rtol=0, atol=0)
     torch.testing.assert_close(ours.targets, targets.double(), rtol=1e-6, atol=1e-7)
 
@@ -92,19 +92,19 @@ def test_the_box_is_floored_on_both_sides_as_up_to_timm_1_0_28(lam: float) -> No
             int(np.clip(column - wide // 2, 0, 12)),
             int(np.clip(column + wide // 2, 0, 12)),
         )
-        assert box(15, 12, lam, row, column) == expected
+        assert cutmix_box(15, 12, lam, row, column) == expected
 
 
 def test_an_odd_side_loses_a_pixel() -> None:
-    assert box(32, 32, 1 - (5 / 32) ** 2, 16, 16) == (14, 18, 14, 18)
-    assert box(32, 32, 1 - (5 / 32) ** 2, 16, 16, odd=1) == (14, 19, 14, 19)
+    assert cutmix_box(32, 32, 1 - (5 / 32) ** 2, 16, 16) == (14, 18, 14, 18)
+    assert cutmix_box(32, 32, 1 - (5 / 32) ** 2, 16, 16, odd=1) == (14, 19, 14, 19)
 
 
 def test_labels_follow_the_true_area_of_a_box_that_the_border_cuts() -> None:
     batch = a_micro_batch()
-    corners = box(15, 12, 0.5, 0, 0)
+    corners = cutmix_box(15, 12, 0.5, 0, 0)
     top, bottom, left, right = corners
-    mixed = paste(batch, corners, CLASSES)
+    mixed = paste_box(batch, corners, CLASSES)
     share = 1 - (bottom - top) * (right - left) / (15 * 12)
     assert 0.8 < share < 1
     for target, own, other in zip(mixed.targets, batch.targets, batch.targets.flip(0), strict=True):
@@ -120,7 +120,7 @@ def test_smoothing_in_the_loss_is_timms_smoothing_in_the_targets() -> None:
     logits = torch.randn((8, CLASSES), generator=torch.Generator().manual_seed(2)).double()
     loss = cross_entropy(8, label_smoothing=0.1, reduction="mean").mean
     expected = -(smoothed.double() * functional.log_softmax(logits, 1)).sum(1).mean()
-    found = loss(logits, blend(batch, lam, CLASSES).targets)
+    found = loss(logits, blend_images(batch, lam, CLASSES).targets)
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-7)
 
 
@@ -136,7 +136,7 @@ def test_mixup_with_the_previous_image_is_torchvisions(lam: float) -> None:
     batch = a_micro_batch()
     mixer = v2.MixUp(num_classes=CLASSES)
     images, targets = torchvisions(mixer, batch, {"lam": lam})
-    ours = blend(batch, lam, CLASSES, "previous")
+    ours = blend_images(batch, lam, CLASSES, "previous")
     torch.testing.assert_close(ours.images, images, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(ours.targets, targets.double(), rtol=1e-6, atol=1e-7)
 
@@ -154,7 +154,7 @@ def test_cutmix_with_the_previous_image_is_torchvisions(lam: float) -> None:
         mixer = v2.CutMix(num_classes=CLASSES)
         drawn = {"box": (left, top, right, bottom), "lam_adjusted": share}
         images, targets = torchvisions(mixer, batch, drawn)
-        ours = paste(batch, box(15, 12, lam, row, column), CLASSES, "previous")
+        ours = paste_box(batch, cutmix_box(15, 12, lam, row, column), CLASSES, "previous")
         torch.testing.assert_close(ours.images, images, rtol=0, atol=0)
         torch.testing.assert_close(ours.targets, targets.double(), rtol=1e-6, atol=1e-7)
 
@@ -178,7 +178,7 @@ def test_the_partner_is_that_of_the_recipe(switch: float) -> None:
 @pytest.mark.parametrize("alpha", [0.1, 0.2, 0.8, 1.0, 3.0])
 def test_shares_are_distributed_as_beta(alpha: float) -> None:
     draws = [MIXING.draws(a_micro_batch(2, 2, 2, step=step))[1] for step in range(2000)]
-    shares = [beta(draw, alpha) for draw in draws]
+    shares = [beta_quantile(draw, alpha) for draw in draws]
     assert stats.kstest(shares, stats.beta(alpha, alpha).cdf).pvalue > 1e-3
 
 

@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 from rescue_cli.rng import permute, permute_each
 from rescue_cli.sections.data import Images
 from rescue_cli.sections.data.memory import MemoryFeed
-from rescue_cli.sections.sampling import Steps, balanced, repeated
+from rescue_cli.sections.sampling import SamplingContext, balanced, repeated
 
 SAMPLES, MICRO_BATCHES, MICRO_BATCH = 5000, 4, 64
 BATCH = MICRO_BATCHES * MICRO_BATCH
-STEPS = Steps(SAMPLES, BATCH, MICRO_BATCH, SAMPLES // BATCH, 3)
+STEPS = SamplingContext(SAMPLES, BATCH, MICRO_BATCH, SAMPLES // BATCH, 3)
 
 
 def theirs(epoch: int) -> list[list[int]]:
@@ -109,7 +109,7 @@ def test_another_epoch_sees_other_images() -> None:
 
 THERE = [0, 2, 3, 5, 6]  # no image of classes 1 and 4
 UNEVEN = np.random.default_rng(5).permutation(np.repeat(THERE, [150, 30, 12, 5, 3]))
-EVEN_DRAWS = Steps(200, 32, 8, 200 // 32, 3, UNEVEN)  # 192 draws, which 5 does not divide
+EVEN_DRAWS = SamplingContext(200, 32, 8, 200 // 32, 3, UNEVEN)  # 192 draws, which 5 does not divide
 
 
 def epoch_of(number: int) -> NDArray[np.int64]:

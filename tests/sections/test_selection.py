@@ -16,7 +16,7 @@ from rescue_cli.build.feeds import Machine
 from rescue_cli.build.networks import build_network
 from rescue_cli.build.step import build_step
 from rescue_cli.errors import UsageError
-from rescue_cli.sections.selection import Hardest
+from rescue_cli.sections.selection import KeepHardest
 from tests.engine_runs import drawn
 
 SMALL = ["model.widths=[8,8,8]", "train.batch_size=16", "train.device_batch_size=16"]
@@ -95,7 +95,7 @@ def test_a_selection_goes_on_from_its_state_as_if_never_stopped(tmp_path: Path) 
     for number in range(5):
         step(number)
     other.select.load_state_dict(copy.deepcopy(step.select.state_dict()))
-    assert isinstance(step.select, Hardest)
+    assert isinstance(step.select, KeepHardest)
     for number in range(5, STEPS):
         batch = step.augment(next(iter(step.feed.micro_batches(number))))
         assert torch.equal(step.select(batch).images, other.select(batch).images)

@@ -15,13 +15,13 @@ from torch.nn import functional
 
 from rescue_cli import recipe as recipes
 from rescue_cli.batch import Measurement, View
-from rescue_cli.engine.evaluate import Evaluator
+from rescue_cli.engine.evaluate import EvalSet, Evaluator
 from rescue_cli.errors import UsageError
 from rescue_cli.rundir import RunDirectory, read_json, read_metrics
 from rescue_cli.sections.augment.pipeline import Normalise
 from rescue_cli.sections.data import FileNames, Files, Images
 from rescue_cli.sections.data.memory import MemoryEvalFeed
-from rescue_cli.sections.data.stream_eval import EvalViews, StreamEvalFeed
+from rescue_cli.sections.data.stream_eval import EvalSamples, FileEvalFeed
 from rescue_cli.sections.task.classification import Classification
 from rescue_cli.sections.tta import TTAS, least_confident
 from tests.engine_runs import start
@@ -109,7 +109,7 @@ PUBLISHED = {
 
 def evaluator(ttas: Sequence[str]) -> Evaluator:
     return Evaluator(
-        rows=Classification.rows,
+        task=Classification(len),  # type: ignore[arg-type]
         ttas={name: TTAS[name] for name in ttas},
         normalise=Normalise(MEAN, STD, CPU, torch.float64, False),
         autocast=nullcontext,
@@ -123,7 +123,7 @@ def evaluate(
     split = Images(images().numpy(), np.arange(COUNT) % CLASSES)
     views = [View(size, 1.0) for size in sizes]
     feed = MemoryEvalFeed(split, views, batch_size, "bilinear", CPU)
-    return evaluator(ttas)(network, feed, lambda: None)
+    return evaluator(ttas)(network, {"test": EvalSet(feed)}, lambda: None)["test"]
 
 
 def test_every_one_has_its_formula_here() -> None:
@@ -193,10 +193,10 @@ def test_files_that_are_decoded_twice_give_what_memory_gives(
     for name, image in zip(names, pixels, strict=True):
         Image.fromarray(image).save(tmp_path / name)
     files = Files(FileNames.of(tmp_path, names), np.arange(COUNT) % CLASSES)
-    decoding = EvalViews(files, [View(32, 1.0)], "bilinear", "pil")
-    feed = StreamEvalFeed(decoding, 40, workers, CPU)
+    samples = EvalSamples(files, [View(32, 1.0)], "bilinear", "pil")
+    feed = FileEvalFeed(samples, 40, workers, CPU)
     ttas = ["flip-translate-uncertain", "flip"]
-    streamed = evaluator(ttas)(network, feed, lambda: None)
+    streamed: Any = evaluator(ttas)(network, {"test": EvalSet(feed)}, lambda: None)["test"]
     for measurement, found in evaluate(network, ttas, 40).items():
         np.testing.assert_array_equal(streamed[measurement].losses, found.losses)
         np.testing.assert_array_equal(streamed[measurement].labels, np.arange(COUNT) % CLASSES)

@@ -1,12 +1,14 @@
-"""The section `augment`: what happens to an image before the network sees it.
+"""The section `augment`: data augmentation.
 
-A `FileCrop` runs where files are decoded; every `Operation` runs batched on the device, each image
-with its own draws. What acts on an image together with its boxes or mask has its own table.
+An `Operation` says what it acts on: a file as it is decoded, an image with its boxes or mask, or a
+micro-batch on the device. Each task has its own table of them.
 """
 
+from collections.abc import Callable
+
+from rescue_cli.sections.augment import annotated
 from rescue_cli.sections.augment.auto_augment import auto_augment
 from rescue_cli.sections.augment.crops import (
-    FileCrop,
     random_resized_crop,
     scale_jitter_crop,
     squash_crop,
@@ -21,12 +23,11 @@ from rescue_cli.sections.augment.operations import (
     pad_crop,
 )
 from rescue_cli.sections.augment.pipeline import Augment
+from rescue_cli.sections.augment.progressive_resize import progressive_resize
 from rescue_cli.sections.augment.rand_augment import rand_augment
-from rescue_cli.sections.augment.resize import progressive_resize
-from rescue_cli.sections.augment.scenes import SCENE_AUGMENTATIONS
 from rescue_cli.sections.augment.trivial_augment import trivial_augment
 
-AUGMENTATIONS = {
+AUGMENTATIONS: dict[str, Callable[..., Operation]] = {
     "random-resized-crop": random_resized_crop,
     "scale-jitter-crop": scale_jitter_crop,
     "squash-crop": squash_crop,
@@ -44,10 +45,10 @@ AUGMENTATIONS = {
     "random-erasing": random_erasing,
 }
 
-AUGMENTATIONS_OF = {
+AUGMENTATIONS_OF: dict[str, dict[str, Callable[..., Operation]]] = {
     "classification": AUGMENTATIONS,
-    "detection": SCENE_AUGMENTATIONS,
-    "segmentation": SCENE_AUGMENTATIONS,
+    "detection": {"flip": annotated.flip},
+    "segmentation": {"flip": annotated.flip, "scale-crop": annotated.scale_crop},
 }
 
-__all__ = ["AUGMENTATIONS", "AUGMENTATIONS_OF", "Augment", "FileCrop", "Operation"]
+__all__ = ["AUGMENTATIONS", "AUGMENTATIONS_OF", "Augment", "Operation"]

@@ -1,4 +1,4 @@
-"""AutoAugment's policies (Cubuk et al. 2018) for ImageNet as in timm."""
+"""AutoAugment's policies for ImageNet (Cubuk et al. 2018), as in timm."""
 
 from functools import partial
 from typing import Any, Literal
@@ -7,12 +7,12 @@ import numpy as np
 
 from rescue_cli.recipe.schema import NotNegative
 from rescue_cli.rng import Floats
-from rescue_cli.sections.augment import policy as policies
+from rescue_cli.sections.augment import named_operations
+from rescue_cli.sections.augment.named_operations import Fill, Interpolation, LayerDraws
 from rescue_cli.sections.augment.operations import Operation
-from rescue_cli.sections.augment.policy import Drawn, Fill, Interpolation
 
-# Sub-policies, one a line: two operations, each with its probability and its magnitude.
-# `original`: table 9 of the paper; `v0`: of EfficientNet's code for TPUs.
+# Sub-policies, one per line: two operations, each with its probability and its magnitude.
+# `original`: table 9 of the paper; `v0`: EfficientNet's TPU code.
 Step = tuple[str, float, int]
 SUB_POLICIES: dict[str, tuple[tuple[Step, Step], ...]] = {
     "original": (
@@ -70,13 +70,13 @@ SUB_POLICIES: dict[str, tuple[tuple[Step, Step], ...]] = {
         (("Color", 0.8, 6), ("Rotate", 0.4, 5)),
     ),
 }
-# pycls has v0 with at least one bit where `Posterize` leaves none, and so black
+# pycls keeps at least one bit where v0's `Posterize` would keep none and give a black image
 # (facebookresearch/pycls 5719de6, pycls/datasets/augment.py)
 SUB_POLICIES["v0-pycls"] = tuple(
     (first, second) if first[0] != "Posterize" else (("PosterizeAtLeastOne", *first[1:]), second)
     for first, second in SUB_POLICIES["v0"]
 )
-COLUMNS = 5  # an operation
+COLUMNS = 5  # draws per operation
 
 
 def auto_augment(
@@ -86,10 +86,10 @@ def auto_augment(
     interpolation: Interpolation,
     fill: Fill,
 ) -> Operation:
-    """One of the policy's 25 sub-policies for each image: its two operations, in order.
+    """Applies one of the policy's 25 sub-policies to each image: its two operations, in order.
 
-    Magnitudes are normal about the policy's, cut to 0..10; the sign is either. Outside a moved
-    image is the colour `fill`.
+    Magnitudes are normal around the policy's with deviation `std`, clipped to 0..10; signs are
+    random. `fill` (RGB) is the colour outside a moved image.
     """
     table = SUB_POLICIES[policy]
     names = sorted({name for sub_policy in table for name, _, _ in sub_policy})
@@ -100,15 +100,15 @@ def auto_augment(
     magnitude = np.array([[m for _, _, m in row] for row in table], dtype=np.float64)
 
     def plan(draws: Floats) -> tuple[Any, ...]:
-        chosen = policies.choice(draws[:, 0], len(table))
+        chosen = named_operations.to_indices(draws[:, 0], len(table))
         layers = []
-        for place in range(2):
-            mine = draws[:, 1 + place * COLUMNS : 1 + (place + 1) * COLUMNS]
-            applied = mine[:, 0] < chance[chosen, place]
-            mean = magnitude[chosen, place]
-            strengths = policies.strengths(mine[:, 1:], mean, std, interpolation)
-            layers.append(Drawn(np.where(applied, which[chosen, place], -1), *strengths))
-        return *policies.grouped(names, layers), colour
+        for index in range(2):
+            columns = draws[:, 1 + index * COLUMNS : 1 + (index + 1) * COLUMNS]
+            applied = columns[:, 0] < chance[chosen, index]
+            mean = magnitude[chosen, index]
+            strengths = named_operations.draw_magnitudes(columns[:, 1:], mean, std, interpolation)
+            layers.append(LayerDraws(np.where(applied, which[chosen, index], -1), *strengths))
+        return *named_operations.group_by_operation(names, layers), colour
 
-    apply = partial(policies.apply_groups, "auto-augment")
+    apply = partial(named_operations.apply_groups, "auto-augment")
     return Operation(1 + 2 * COLUMNS, "pixels", apply, plan)

@@ -1,32 +1,24 @@
-"""Crops that are cut while a file is decoded, before its pixels are resized."""
+"""Random crops that are taken when a file is decoded, before resizing."""
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
 
 from rescue_cli.errors import UsageError
 from rescue_cli.recipe.schema import Fraction, Positive, PositiveInt
 from rescue_cli.rng import Floats
+from rescue_cli.sections.augment.operations import Operation
 
 TRIES = 10
-
-
-@dataclass(frozen=True)
-class FileCrop:
-    """`box(height, width, draws)` -> (top, left, height, width), from `columns` uniform draws."""
-
-    columns: int
-    box: Callable[[int, int, Floats], tuple[int, int, int, int]]
 
 
 def random_resized_crop(
     *,
     scale: tuple[Fraction, Fraction],
     ratio: tuple[Positive, Positive],
-) -> FileCrop:
-    """A box of a random share of the area and a random aspect ratio (Szegedy et al. 2015).
+) -> Operation:
+    """A box with a random share of the area and a random aspect ratio (Szegedy et al. 2015).
 
-    Ten tries as in torchvision and timm, then the largest central box of an allowed ratio.
+    `scale`: range of the share; `ratio`: range of width / height. Ten tries as in torchvision and
+    timm, then the largest central box with an allowed ratio.
     """
     low, high = math.log(ratio[0]), math.log(ratio[1])
 
@@ -44,14 +36,14 @@ def random_resized_crop(
             w = max(1, round(height * ratio[1]))
         return (height - h) // 2, (width - w) // 2, h, w
 
-    return FileCrop(TRIES * 4, box)
+    return Operation(TRIES * 4, "file", box)
 
 
-def squash_crop(*, side: PositiveInt, size: PositiveInt) -> FileCrop:
-    """A square of `size` pixels out of the image squashed to a square of `side` pixels.
+def squash_crop(*, side: PositiveInt, size: PositiveInt) -> Operation:
+    """A random square of `size` pixels from the image squashed to a square of `side` pixels.
 
-    What Caffe's ImageNet databases made of files (BVLC/caffe, examples/imagenet, RESIZE=true). The
-    box is cut before scaling, from where it comes to lie.
+    That is how Caffe's ImageNet databases were made (BVLC/caffe, examples/imagenet, RESIZE=true).
+    The equivalent box is cut from the original image, then resized.
     """
     if size > side:
         raise UsageError(f"augment (squash-crop).size: {size} must not be above side ({side}).")
@@ -61,22 +53,22 @@ def squash_crop(*, side: PositiveInt, size: PositiveInt) -> FileCrop:
         h, w = (max(1, round(size / side * length)) for length in (height, width))
         return int(top_draw * (height - h + 1)), int(left_draw * (width - w + 1)), h, w
 
-    return FileCrop(2, box)
+    return Operation(2, "file", box)
 
 
 def scale_jitter_crop(
     *, short_side: tuple[PositiveInt, PositiveInt], size: PositiveInt
-) -> FileCrop:
-    """A square of `size` pixels out of the image with its shorter side scaled to a random length.
+) -> Operation:
+    """A random square of `size` pixels from the image with its shorter side scaled at random.
 
-    The length is a whole number between the two of `short_side` (He et al. 2015, 3.4; Simonyan and
-    Zisserman 2015). The box is cut before scaling, from where it comes to lie.
+    The length of the shorter side is an integer in the range `short_side` (He et al. 2015, 3.4;
+    Simonyan and Zisserman 2015). The equivalent box is cut from the original image, then resized.
     """
     low, high = short_side
     if not size <= low <= high:
         raise UsageError(
-            f"augment (scale-jitter-crop).short_side: [{low}, {high}] must not fall, "
-            f"and not be below size ({size})."
+            f"augment (scale-jitter-crop).short_side: [{low}, {high}] must be in increasing order "
+            f"and not below size ({size})."
         )
 
     def box(height: int, width: int, draws: Floats) -> tuple[int, int, int, int]:
@@ -85,4 +77,4 @@ def scale_jitter_crop(
         side = max(1, round(size / length * min(height, width)))
         return int(top_draw * (height - side + 1)), int(left_draw * (width - side + 1)), side, side
 
-    return FileCrop(3, box)
+    return Operation(3, "file", box)

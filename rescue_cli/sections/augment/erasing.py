@@ -9,19 +9,19 @@ from torch import Tensor
 
 from rescue_cli.recipe.schema import Fraction, Positive
 from rescue_cli.rng import Floats
+from rescue_cli.sections.augment.named_operations import box_muller
 from rescue_cli.sections.augment.operations import Operation
-from rescue_cli.sections.augment.policy import normal
 
 TRIES = 10
-COLOUR = 1 + 2 * TRIES + 2  # the column where the draws of the colour begin
+COLOUR_COLUMN = 1 + 2 * TRIES + 2  # the first column of the draws for the colour
 
 
-class Tried(NamedTuple):
-    """The shares of the area and the ratios height : width that an image may try, (n, 10) each."""
+class ErasingDraws(NamedTuple):
+    """Ten candidates per image: shares of the area and ratios height / width, (n, 10) each."""
 
     areas: NDArray[np.float64]
     ratios: NDArray[np.float64]
-    corners: NDArray[np.float64]  # (n, 2): top and left as shares of the places there are
+    corners: NDArray[np.float64]  # (n, 2): top and left as shares of the possible positions
     erased: NDArray[np.bool_]  # (n,)
 
 
@@ -32,27 +32,27 @@ def random_erasing(
     area: tuple[Fraction, Fraction],
     ratio: tuple[Positive, Positive],
 ) -> Operation:
-    """With probability `p` a rectangle of a random share of the area and ratio is overwritten.
+    """With probability `p` overwrites a rectangle with a random share of the area and ratio.
 
     Ten tries to find one smaller than the image. `const` writes 0, the mean colour; `rand` one
-    normal colour; `pixel` normal noise for every value, from the device's generator, which the
-    engine seeds for each micro-batch.
+    normal colour; `pixel` normal noise from the device's generator, which the engine seeds for each
+    micro-batch.
     """
     low, high = math.log(ratio[0]), math.log(ratio[1])
 
     def plan(draws: Floats) -> tuple[Any, ...]:
         uniform = draws.astype(np.float64)
         tries = uniform[:, 1 : 1 + 2 * TRIES].reshape(-1, TRIES, 2)
-        tried = Tried(
+        tried = ErasingDraws(
             area[0] + (area[1] - area[0]) * tries[..., 0],
             np.exp(low + (high - low) * tries[..., 1]),
-            uniform[:, 1 + 2 * TRIES : COLOUR],
+            uniform[:, 1 + 2 * TRIES : COLOUR_COLUMN],
             uniform[:, 0] < p,
         )
-        return tried, normal(draws[:, COLOUR::2], draws[:, COLOUR + 1 :: 2])
+        return tried, box_muller(draws[:, COLOUR_COLUMN::2], draws[:, COLOUR_COLUMN + 1 :: 2])
 
-    def apply(images: Tensor, tried: Tried, colours: Tensor) -> Tensor:
-        for row, top, left, height, width in boxes(tried, *images.shape[-2:]):
+    def apply(images: Tensor, tried: ErasingDraws, colours: Tensor) -> Tensor:
+        for row, top, left, height, width in erased_boxes(tried, *images.shape[-2:]):
             region = images[row, :, top : top + height, left : left + width]
             if mode == "pixel":
                 region.normal_()
@@ -62,11 +62,13 @@ def random_erasing(
                 region.zero_()
         return images
 
-    return Operation(COLOUR + 2 * 3, "normalised", apply, plan)
+    return Operation(COLOUR_COLUMN + 2 * 3, "normalised", apply, plan)
 
 
-def boxes(tried: Tried, height: int, width: int) -> list[tuple[int, int, int, int, int]]:
-    """(row, top, left, height, width) of each image that has a rectangle."""
+def erased_boxes(
+    tried: ErasingDraws, height: int, width: int
+) -> list[tuple[int, int, int, int, int]]:
+    """(row, top, left, height, width) in pixels for each image with a rectangle."""
     areas = tried.areas * (height * width)
     heights = np.rint(np.sqrt(areas * tried.ratios)).astype(np.int64)
     widths = np.rint(np.sqrt(areas / tried.ratios)).astype(np.int64)

@@ -1,6 +1,4 @@
-"""Colour jitter as in torchvision, brightness and contrast of normalised images, and AlexNet's
-noise along the colours' principal axes.
-"""
+"""Colour jitter as in torchvision, brightness and contrast of normalised images, PCA lighting."""
 
 from functools import partial
 from itertools import permutations
@@ -13,13 +11,13 @@ from torch import Tensor
 from rescue_cli.errors import UsageError
 from rescue_cli.recipe.schema import Fraction, NotNegative
 from rescue_cli.rng import Floats
-from rescue_cli.sections.augment import policy
+from rescue_cli.sections.augment import named_operations
+from rescue_cli.sections.augment.named_operations import LayerDraws, box_muller
 from rescue_cli.sections.augment.operations import Operation
-from rescue_cli.sections.augment.policy import Drawn, normal
 
 JITTERED = ("BrightnessFactor", "ContrastFactor", "ColorFactor")
 
-# Of ImageNet's RGB values in [0, 1] (Krizhevsky et al. 2012), as in fb.resnet.torch and pycls
+# PCA of ImageNet's RGB values in [0, 1] (Krizhevsky et al. 2012), as in fb.resnet.torch and pycls
 VALUES = np.array([0.2175, 0.0188, 0.0045])
 VECTORS = np.array(
     [
@@ -38,14 +36,16 @@ def colour_jitter(
     hue: Annotated[float, Interval(ge=0, le=0.5)] = 0.0,
     hue_factor: Fraction = 0.0,
 ) -> Operation:
-    """Brightness, contrast, saturation and, where given, hue, in an order of each image's own.
+    """Changes brightness, contrast, saturation and, where given, hue, in random order per image.
 
-    Each by a factor that is uniform in [max(0, 1 - x), 1 + x], as torchvision's ColorJitter of a
-    PIL image has it. `hue` is added, uniform in [-hue, hue] of the colour circle, as there;
-    `hue_factor` is a factor too (Bag of Tricks, 2.1). Raises `UsageError` where both are given.
+    Factors are uniform in [max(0, 1 - x), 1 + x], as in torchvision's ColorJitter on PIL images.
+    `hue` shifts the hue by a uniform share of the colour circle in [-hue, hue], as there;
+    `hue_factor` multiplies it (Bag of Tricks, 2.1). Raises `UsageError` where both are given.
     """
     if hue and hue_factor:
-        raise UsageError("augment (colour-jitter): hue is shifted or scaled. Give one of the two.")
+        raise UsageError(
+            "augment (colour-jitter): hue and hue_factor exclude each other. Give one."
+        )
     blends = zip(JITTERED, (brightness, contrast, saturation), strict=True)
     ranges = [(name, max(0.0, 1 - x), 1 + x) for name, x in blends]
     if hue:
@@ -58,10 +58,10 @@ def colour_jitter(
 
     def plan(draws: Floats) -> tuple[Any, ...]:
         factors = low + (high - low) * draws[:, :count]
-        order = orders[policy.choice(draws[:, count], len(orders))]
+        order = orders[named_operations.to_indices(draws[:, count], len(orders))]
         every = np.arange(len(draws))
         layers = [
-            Drawn(
+            LayerDraws(
                 np.where(high[which] > low[which], which, -1),
                 factors[every, which],
                 np.ones(len(draws)),
@@ -69,17 +69,17 @@ def colour_jitter(
             )
             for which in order.T
         ]
-        return *policy.grouped(names, layers), np.zeros(3, dtype=np.uint8)
+        return *named_operations.group_by_operation(names, layers), np.zeros(3, dtype=np.uint8)
 
-    apply = partial(policy.apply_groups, "colour-jitter")
+    apply = partial(named_operations.apply_groups, "colour-jitter")
     return Operation(count + 1, "pixels", apply, plan)
 
 
 def brightness_contrast(*, brightness: NotNegative, contrast: NotNegative) -> Operation:
-    """A normalised image plus a number that is uniform in [-brightness, brightness], times one in
-    [1 - contrast, 1 + contrast]; for all of its values the same (hiverge 2025).
+    """Adds a number in [-brightness, brightness] and multiplies by one in [1 - contrast,
+    1 + contrast], both uniform and constant over a normalised image (hiverge 2025).
 
-    In units of the data set's deviation, neither rounded nor cut.
+    In units of the data set's standard deviation, neither rounded nor clipped.
     """
     amounts = np.array([brightness, contrast])
 
@@ -95,21 +95,21 @@ def brightness_contrast(*, brightness: NotNegative, contrast: NotNegative) -> Op
 
 
 def pca_lighting(*, std: NotNegative) -> Operation:
-    """One colour added to all of an image's pixels: normal along each principal axis.
+    """Adds a random colour to all of an image's pixels, normal along each principal axis (AlexNet).
 
-    On levels before normalisation, neither rounded nor cut, as its users add it to values in
-    [0, 1]. Raises `UsageError` where the images have no colours.
+    Acts on float levels 0 to 255 before normalisation, neither rounded nor clipped. Raises
+    `UsageError` for images without three channels.
     """
 
     def plan(draws: Floats) -> tuple[Any, ...]:
-        alphas = std * normal(draws[:, :3], draws[:, 3:])
+        alphas = std * box_muller(draws[:, :3], draws[:, 3:])
         return ((255 * (alphas * VALUES) @ VECTORS.T),)
 
     def apply(images: Tensor, shift: Tensor) -> Tensor:
         if images.shape[1] != 3:
             raise UsageError(
-                f"augment (pca-lighting): needs colour images; these have {images.shape[1]} "
-                "channel. Leave pca-lighting out."
+                f"augment (pca-lighting): needs images with 3 channels; these have "
+                f"{images.shape[1]}. Remove pca-lighting."
             )
         return images + shift.to(images.dtype)[:, :, None, None]
 

@@ -1,4 +1,4 @@
-"""Batched augmentations on the device, each image with its own draws."""
+"""What an augmentation is; batched ones on the device, each image with its own draws."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,13 +11,14 @@ from torch.nn import functional
 from rescue_cli.batch import squares
 from rescue_cli.errors import UsageError
 from rescue_cli.recipe.schema import Fraction, NotNegativeInt, PositiveInt
-from rescue_cli.rng import Floats, Indices, bits
+from rescue_cli.rng import Floats, Indices, random_bits
 
 Plan = Callable[[Floats], tuple[Any, ...]]
+Stage = Literal["file", "sample", "pixels", "levels", "normalised"]
 
 
-class Which(NamedTuple):
-    """The images of a micro-batch: their indices (n,) in this run's training set, and its epoch."""
+class ImageIds(NamedTuple):
+    """The images of a micro-batch: their indices (n,) in the training set, its epoch, the seed."""
 
     indices: Indices
     epoch: int
@@ -25,28 +26,35 @@ class Which(NamedTuple):
 
 
 def as_drawn(draws: Floats) -> tuple[Any, ...]:
-    """The plan of an operation that needs nothing of the host."""
+    """The default plan: the draws themselves."""
     return (draws,)
 
 
 @dataclass(frozen=True)
 class Operation:
-    """`apply(images (n, c, h, w), *planned)` -> images, where `planned` is what `plan` makes of the
-    micro-batch's draws (n, columns) on the host, by default the draws themselves; or what
-    `plan_by_image` makes of the images' numbers, where an image's draws are to last from epoch to
-    epoch.
+    """An augmentation; `stage` says what it acts on, and where.
 
-    Arrays in it arrive on the device (all operations' in one copy), the rest as it is: so the host
-    may know which image gets what, and no step waits for the device. On `pixels` the images are
-    uint8, on `levels` floats of 0 to 255, once `normalised` floats of mean 0, which `apply` may
-    write to.
+    In a loader worker, one image at a time:
+    - `file`: `apply(height, width, draws (columns,))` -> the box (top, left, height, width) that is
+      cut out of the image before it is resized;
+    - `sample`: `apply(sample, draws (columns,))` -> sample, an image with its boxes or its mask;
+      `one_size` where the result has one size, whatever comes in.
+
+    On the device, a micro-batch at a time: `apply(images (n, c, h, w), *planned)` -> images. They
+    are uint8 on `pixels`, floats of 0 to 255 on `levels`, and floats of mean 0, which `apply` may
+    write to, once `normalised`. `planned` is computed on the host: by `plan` from the micro-batch's
+    draws (n, columns), by default the draws themselves; or by `plan_by_image` from the images'
+    indices, for draws of an image that do not change from epoch to epoch. Its arrays are copied to
+    the device (those of all operations at once), the rest stays as it is: so the host may know
+    which image gets what, and no step waits for the device.
     """
 
     columns: int
-    stage: Literal["pixels", "levels", "normalised"]
-    apply: Callable[..., Tensor]
+    stage: Stage
+    apply: Callable[..., Any]
     plan: Plan = as_drawn
-    plan_by_image: Callable[[Which], tuple[Any, ...]] | None = None
+    plan_by_image: Callable[[ImageIds], tuple[Any, ...]] | None = None
+    one_size: bool = False
 
 
 def pad_crop(
@@ -54,16 +62,16 @@ def pad_crop(
 ) -> Operation:
     """A window of the image's own size out of the image padded on all sides, as one gather.
 
-    Its top and its left are each one of the first `offsets` of the 2 pad + 1 that there are, or
-    of them all. Raises `UsageError` where there are fewer.
+    Its top and its left are drawn from the first `offsets` of the 2 pad + 1 possible ones, by
+    default from all. Raises `UsageError` where `offsets` is larger.
     """
-    places = 2 * pad + 1
-    if offsets is not None and offsets > places:
+    possible = 2 * pad + 1
+    if offsets is not None and offsets > possible:
         raise UsageError(
-            f"augment (pad-crop).offsets: {offsets}, and a pad of {pad} has {places}. "
+            f"augment (pad-crop).offsets: {offsets}, and a pad of {pad} has {possible}. "
             "Give at most that, or leave it out for all."
         )
-    drawn = places if offsets is None else offsets
+    used = possible if offsets is None else offsets
 
     def apply(images: Tensor, draws: Tensor) -> Tensor:
         height, width = images.shape[-2:]
@@ -72,8 +80,12 @@ def pad_crop(
             raise UsageError(
                 f"augment (pad-crop).pad: {pad} must be below the image's side, {side}."
             )
-        corners = (draws * drawn).long()
-        padded = reflected(images, pad) if mode == "reflect" else functional.pad(images, (pad,) * 4)
+        corners = (draws * used).long()
+        padded = (
+            _pad_reflecting(images, pad)
+            if mode == "reflect"
+            else functional.pad(images, (pad,) * 4)
+        )
         windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # a view, of any top and left
         each = torch.arange(len(images), device=images.device)
         return windows[each, :, corners[:, 0], corners[:, 1]]
@@ -81,11 +93,8 @@ def pad_crop(
     return Operation(2, "pixels", apply)
 
 
-def reflected(images: Tensor, pad: int) -> Tensor:
-    """The images with `pad` pixels more on all sides, mirrored about those of the border.
-
-    As `functional.pad` has it, which does not take bytes.
-    """
+def _pad_reflecting(images: Tensor, pad: int) -> Tensor:
+    """Pads on all sides by reflection, as `functional.pad`, which does not take uint8."""
     for dim in (2, 3):
         before = images.narrow(dim, 1, pad).flip(dim)
         after = images.narrow(dim, images.shape[dim] - 1 - pad, pad).flip(dim)
@@ -97,7 +106,7 @@ def flip(*, p: Fraction) -> Operation:
     """Mirrors an image left to right with probability `p`."""
 
     def apply(images: Tensor, draws: Tensor) -> Tensor:
-        return _mirrored(images, draws[:, 0] < p)
+        return _mirror(images, draws[:, 0] < p)
 
     return Operation(1, "pixels", apply)
 
@@ -105,19 +114,19 @@ def flip(*, p: Fraction) -> Operation:
 def alternating_flip() -> Operation:
     """Mirrors a random half of the images in the first epoch, in the next the others, and so on.
 
-    So every image is seen mirrored exactly every other epoch (airbench, Jordan 2024).
+    So every image is mirrored exactly every other epoch (airbench, Jordan 2024).
     """
 
-    def plan(which: Which) -> tuple[Any, ...]:
-        flipped = bits(which.seed, "alternating-flip", which.indices)
-        return (flipped ^ bool(which.epoch % 2),)
+    def plan(ids: ImageIds) -> tuple[Any, ...]:
+        flipped = random_bits(ids.seed, "alternating-flip", ids.indices)
+        return (flipped ^ bool(ids.epoch % 2),)
 
-    return Operation(0, "pixels", _mirrored, plan_by_image=plan)
+    return Operation(0, "pixels", _mirror, plan_by_image=plan)
 
 
-def _mirrored(images: Tensor, chosen: Tensor) -> Tensor:
+def _mirror(images: Tensor, chosen: Tensor) -> Tensor:
     """The images (n, c, h, w), the chosen ones (n,) mirrored left to right."""
-    # as a choice of bits: torch.where has no vector loop for bytes and takes five times as long
+    # By bit masks: torch.where is not vectorised for bytes and takes five times as long
     mask = chosen[:, None, None, None].to(torch.uint8).neg_()
     return images.flip(-1).bitwise_xor_(images).bitwise_and_(mask).bitwise_xor_(images)
 

@@ -1,8 +1,11 @@
-"""The recipe's operations in order: one block of draws per micro-batch, one copy to the device."""
+"""The recipe's operations in order: one block of draws per micro-batch, one copy to the device.
+
+Those of the stages `file` and `sample` have run by then, in the workers that load the images.
+"""
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -11,9 +14,10 @@ from torch import Tensor
 
 from rescue_cli.batch import Batch, to_device
 from rescue_cli.rng import Floats, uniform
-from rescue_cli.sections.augment.operations import Operation, Which
+from rescue_cli.sections.augment.operations import ImageIds, Operation
 
-STAGES = ("pixels", "levels", "normalised")
+ON_DEVICE = ("pixels", "levels", "normalised")
+Images = TypeVar("Images", Tensor, list[Tensor])
 Planned = tuple[Operation, tuple[Any, ...]]
 
 
@@ -32,6 +36,7 @@ class Normalise:
         shift = torch.tensor(mean, dtype=torch.float64) * 255
         self.shift = shift.to(dtype).to(device)[:, None, None]
         self.factor = (1 / scale).to(dtype).to(device)[:, None, None]
+        self.device = device
         self.dtype = dtype
         self.format = torch.channels_last if channels_last else torch.contiguous_format
 
@@ -39,7 +44,12 @@ class Normalise:
         """The same levels, 0 to 255, in `dtype` and memory format."""
         return images.to(dtype=self.dtype, memory_format=self.format)
 
-    def __call__(self, images: Tensor) -> Tensor:
+    def __call__(self, images: Images) -> Images:
+        """Images (n, channels, height, width); of a list each (channels, height, width) by itself,
+        as they have no common size.
+        """
+        if isinstance(images, list):
+            return [self(image[None])[0] for image in images]
         # in place: each new tensor of this size costs its page faults as well
         floats = images.to(dtype=self.dtype, memory_format=self.format, copy=True)
         if self.format == torch.contiguous_format:
@@ -61,12 +71,13 @@ class Unchanged(Normalise):
     def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
         super().__init__([0.0], [1.0], device, dtype, channels_last=False)
 
-    def __call__(self, images: Tensor) -> Tensor:
+    def __call__(self, images: Images) -> Images:
+        assert isinstance(images, Tensor)
         return images.to(self.dtype)
 
 
 class Augment:
-    """Batch of uint8 pixels -> batch of normalised, augmented images."""
+    """Batch of uint8 pixels -> batch of augmented, normalised images, for every task."""
 
     def __init__(
         self,
@@ -75,38 +86,38 @@ class Augment:
         seed: int,
         steps_per_epoch: int,
     ) -> None:
-        self.stages = [[op for op in operations if op.stage == stage] for stage in STAGES]
+        self.stages = [[op for op in operations if op.stage == stage] for stage in ON_DEVICE]
         self.normalise = normalise
         self.seed = seed
         self.steps_per_epoch = steps_per_epoch
-        self.columns = sum(op.columns for op in operations)
+        self.columns = sum(op.columns for stage in self.stages for op in stage)
 
     def __call__(self, batch: Batch) -> Batch:
         shape = (len(batch.images), self.columns)
         block = uniform(self.seed, "augment", batch.step, batch.micro_batch, shape)
-        which = Which(batch.indices, batch.step // self.steps_per_epoch, self.seed)
-        pixels, levels, normalised = self._planned(block, which, batch.images.device)
-        images = _applied(pixels, batch.images)
+        ids = ImageIds(batch.indices, batch.step // self.steps_per_epoch, self.seed)
+        pixels, levels, normalised = self._plan(block, ids)
+        images = _apply(pixels, batch.images)
         if levels:
-            images = _applied(levels, self.normalise.floats(images))
-        return replace(batch, images=_applied(normalised, self.normalise(images)))
+            images = _apply(levels, self.normalise.floats(images))
+        return replace(batch, images=_apply(normalised, self.normalise(images)))
 
-    def _planned(self, draws: Floats, which: Which, device: torch.device) -> list[list[Planned]]:
-        """Each stage's operations with what their plans say, its arrays on the device."""
+    def _plan(self, draws: Floats, ids: ImageIds) -> list[list[Planned]]:
+        """Each stage's operations with the values they are applied with, arrays on the device."""
         used = 0
         plans: list[list[Planned]] = []
         for operations in self.stages:
             plans.append([])
             for operation in operations:
-                mine = draws[:, used : used + operation.columns]
+                columns = draws[:, used : used + operation.columns]
                 by_image = operation.plan_by_image
-                plan = by_image(which) if by_image else operation.plan(mine)
+                plan = by_image(ids) if by_image else operation.plan(columns)
                 plans[-1].append((operation, plan))
                 used += operation.columns
-        arrays = [a for stage in plans for _, told in stage for a in told if _is_array(a)]
-        sent = iter(_sent(arrays, device))
+        arrays = [v for stage in plans for _, values in stage for v in values if _is_array(v)]
+        sent = iter(_send(arrays, self.normalise.device))
         return [
-            [(op, tuple(next(sent) if _is_array(a) else a for a in told)) for op, told in stage]
+            [(op, tuple(next(sent) if _is_array(v) else v for v in values)) for op, values in stage]
             for stage in plans
         ]
 
@@ -115,10 +126,12 @@ def _is_array(value: Any) -> bool:
     return isinstance(value, np.ndarray)
 
 
-def _sent(arrays: Sequence[NDArray[Any]], device: torch.device) -> list[Tensor]:
+def _send(arrays: Sequence[NDArray[Any]], device: torch.device) -> list[Tensor]:
     """The arrays as tensors on the device, in one copy, in double precision on the way."""
+    if not arrays:
+        return []
     flat = [array.astype(np.float64).ravel() for array in arrays]
-    whole = to_device(np.concatenate([*flat, np.zeros(0)]), device)
+    whole = to_device(np.concatenate(flat), device)
     parts = torch.split(whole, [len(part) for part in flat])
     return [
         part.to(torch.from_numpy(array[:0]).dtype).view(array.shape)
@@ -126,7 +139,7 @@ def _sent(arrays: Sequence[NDArray[Any]], device: torch.device) -> list[Tensor]:
     ]
 
 
-def _applied(planned: Sequence[Planned], images: Tensor) -> Tensor:
+def _apply(planned: Sequence[Planned], images: Any) -> Any:
     for operation, plan in planned:
         images = operation.apply(images, *plan)
     return images

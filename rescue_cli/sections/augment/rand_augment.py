@@ -8,17 +8,17 @@ from annotated_types import Interval
 
 from rescue_cli.recipe.schema import Fraction, NotNegative, PositiveInt
 from rescue_cli.rng import Floats
-from rescue_cli.sections.augment.operations import Operation
-from rescue_cli.sections.augment.policy import (
-    MOST,
-    Drawn,
+from rescue_cli.sections.augment.named_operations import (
+    MAX_MAGNITUDE,
     Fill,
     Interpolation,
+    LayerDraws,
     apply_groups,
-    choice,
-    grouped,
-    strengths,
+    draw_magnitudes,
+    group_by_operation,
+    to_indices,
 )
+from rescue_cli.sections.augment.operations import Operation
 
 _SAME = (
     "AutoContrast", "Equalize", "Invert", "Rotate", "SolarizeAdd",
@@ -27,44 +27,44 @@ _SAME = (
 _STRONGER = ("Posterize", "Solarize", "Color", "Contrast", "Brightness", "Sharpness")
 PLAIN = (*_SAME, *_STRONGER)
 INCREASING = (*_SAME, *(f"{name}Increasing" for name in _STRONGER))
-COLUMNS = 6  # of a layer: which, whether, and four of `strengths`
+COLUMNS = 6  # draws per layer: which operation, whether to apply it, and four for its magnitude
 
 
 def rand_augment(
     *,
     layers: PositiveInt,
-    magnitude: Annotated[float, Interval(ge=0, le=MOST)],
+    magnitude: Annotated[float, Interval(ge=0, le=MAX_MAGNITUDE)],
     std: NotNegative,
     p: Fraction,
     increasing: bool,
     interpolation: Interpolation,
     fill: Fill,
 ) -> Operation:
-    """`layers` times: with probability `p` one of timm's fifteen operations, drawn anew each time.
+    """Applies, `layers` times, one of timm's fifteen operations with probability `p` to each image.
 
-    Its magnitude is normal about `magnitude` with deviation `std`, cut to 0..10; what has a sign
-    turns it with probability 1/2. With `increasing` a higher magnitude changes every image more.
-    `fill` shows where a geometric operation looks outside.
+    Magnitudes are normal around `magnitude` with deviation `std`, clipped to 0..10; signed ones are
+    negated with probability 1/2. With `increasing` a higher magnitude always means a stronger
+    change. `fill` (RGB) is the colour outside a moved image.
     """
     names = INCREASING if increasing else PLAIN
 
     def plan(draws: Floats) -> tuple[Any, ...]:
         blocks = [draws[:, i * COLUMNS : (i + 1) * COLUMNS] for i in range(layers)]
-        drawn = [layer(b, len(names), p, magnitude, std, interpolation) for b in blocks]
-        return *grouped(names, drawn), np.array(fill, dtype=np.uint8)
+        drawn = [draw_layer(b, len(names), p, magnitude, std, interpolation) for b in blocks]
+        return *group_by_operation(names, drawn), np.array(fill, dtype=np.uint8)
 
     return Operation(layers * COLUMNS, "pixels", partial(apply_groups, "rand-augment"), plan)
 
 
-def layer(
+def draw_layer(
     draws: Floats,
     operations: int,
     p: float,
     magnitude: float,
     std: float,
     interpolation: Interpolation,
-) -> Drawn:
-    """What one layer's draws (n, 6) say for each image."""
-    which = choice(draws[:, 0], operations)
+) -> LayerDraws:
+    """The operation and strength for each image from one layer's draws (n, 6)."""
+    which = to_indices(draws[:, 0], operations)
     which[draws[:, 1] >= p] = -1
-    return Drawn(which, *strengths(draws[:, 2:], magnitude, std, interpolation))
+    return LayerDraws(which, *draw_magnitudes(draws[:, 2:], magnitude, std, interpolation))

@@ -1,4 +1,4 @@
-"""TrivialAugment: one operation at one level, both drawn evenly (Müller and Hutter 2021)."""
+"""TrivialAugment: one operation at one level, both drawn uniformly (Müller and Hutter 2021)."""
 
 from functools import partial
 from typing import Any
@@ -6,44 +6,48 @@ from typing import Any
 import numpy as np
 
 from rescue_cli.rng import Floats
-from rescue_cli.sections.augment import policy as policies
+from rescue_cli.sections.augment import named_operations
 from rescue_cli.sections.augment.kernels.affine import Kernel
+from rescue_cli.sections.augment.named_operations import Doubles, Fill, LayerDraws
 from rescue_cli.sections.augment.operations import Operation
-from rescue_cli.sections.augment.policy import Doubles, Drawn, Fill
 
 LEVELS = 31
-_PLACES = np.arange(LEVELS)
+_LEVEL_INDICES = np.arange(LEVELS)
 
 
-def _up_to(most: float) -> Doubles:
+def _levels_up_to(most: float) -> Doubles:
     return np.linspace(0.0, most, LEVELS)
 
 
-# The wide space as torchvision 0.29 has it: by operation what each level is, and whether its sign
-# is drawn. Factors are 1 plus or minus the level; what has no levels has 0 for all.
+# The wide space of torchvision 0.29: for each operation its levels, and whether the sign is drawn.
+# Factors are 1 plus or minus the level; operations without levels have 0 for all.
 _NONE = np.zeros(LEVELS)
 SPACE: dict[str, tuple[Doubles, bool]] = {
     "Identity": (_NONE, False),
-    "ShearXGiven": (_up_to(0.99), True),
-    "ShearYGiven": (_up_to(0.99), True),
-    "TranslateXGiven": (np.trunc(_up_to(32.0)), True),  # pixels
-    "TranslateYGiven": (np.trunc(_up_to(32.0)), True),
-    "RotateGiven": (_up_to(135.0), True),  # degrees
-    "BrightnessFactor": (_up_to(0.99), True),
-    "ColorFactor": (_up_to(0.99), True),
-    "ContrastFactor": (_up_to(0.99), True),
-    "SharpnessFactor": (_up_to(0.99), True),
-    "PosterizeGiven": (8 - np.rint(_PLACES / 5), False),  # bits, 8 to 2
-    "SolarizeGiven": (np.ceil(255 - 8.5 * _PLACES), False),  # the first level that is inverted
+    "ShearXGiven": (_levels_up_to(0.99), True),
+    "ShearYGiven": (_levels_up_to(0.99), True),
+    "TranslateXGiven": (np.trunc(_levels_up_to(32.0)), True),  # pixels
+    "TranslateYGiven": (np.trunc(_levels_up_to(32.0)), True),
+    "RotateGiven": (_levels_up_to(135.0), True),  # degrees
+    "BrightnessFactor": (_levels_up_to(0.99), True),
+    "ColorFactor": (_levels_up_to(0.99), True),
+    "ContrastFactor": (_levels_up_to(0.99), True),
+    "SharpnessFactor": (_levels_up_to(0.99), True),
+    "PosterizeGiven": (8 - np.rint(_LEVEL_INDICES / 5), False),  # bits, 8 to 2
+    "SolarizeGiven": (
+        np.ceil(255 - 8.5 * _LEVEL_INDICES),
+        False,
+    ),  # the first level that is inverted
     "AutoContrast": (_NONE, False),
     "Equalize": (_NONE, False),
 }
 
 
 def trivial_augment(*, interpolation: Kernel, fill: Fill) -> Operation:
-    """One of fourteen operations for each image, at one of 31 levels: TrivialAugment Wide.
+    """Applies one of 14 operations at one of 31 levels to each image: TrivialAugment Wide.
 
-    What has a sign turns it with probability 1/2. Outside a moved image is the colour `fill`.
+    Signed levels are negated with probability 1/2. `fill` (RGB) is the colour outside a moved
+    image.
     """
     names = list(SPACE)
     arguments = np.array([levels for levels, _ in SPACE.values()])
@@ -52,15 +56,15 @@ def trivial_augment(*, interpolation: Kernel, fill: Fill) -> Operation:
     colour = np.array(fill, dtype=np.uint8)
 
     def plan(draws: Floats) -> tuple[Any, ...]:
-        which = policies.choice(draws[:, 0], len(names))
-        level = arguments[which, policies.choice(draws[:, 1], LEVELS)]
+        which = named_operations.to_indices(draws[:, 0], len(names))
+        level = arguments[which, named_operations.to_indices(draws[:, 1], LEVELS)]
         sign = np.where(signed[which] & (draws[:, 2] < 0.5), -1.0, 1.0)
-        drawn = Drawn(
+        drawn = LayerDraws(
             np.where(which == names.index("Identity"), -1, which),
             around[which] + sign * level,
             sign,
             np.full(len(draws), interpolation == "bicubic"),
         )
-        return *policies.grouped(names, [drawn]), colour
+        return *named_operations.group_by_operation(names, [drawn]), colour
 
-    return Operation(3, "pixels", partial(policies.apply_groups, "trivial-augment"), plan)
+    return Operation(3, "pixels", partial(named_operations.apply_groups, "trivial-augment"), plan)

@@ -1,4 +1,4 @@
-"""The section `data`: which images, where they are, and how they become pixels."""
+"""The section `data`: data sets, where their files are, and how they are decoded."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -6,30 +6,29 @@ from pathlib import Path
 import numpy as np
 
 from rescue_cli.recipe import DataKeys
-from rescue_cli.sections.data.coco_files import is_coco
+from rescue_cli.sections.data.annotated import Boxed, Masked
 from rescue_cli.sections.data.datasets import DATASETS
+from rescue_cli.sections.data.decoding_notes import describe_splits
 from rescue_cli.sections.data.fingerprint import (
     Fingerprint,
-    Listing,
-    difference,
-    fingerprint_of,
-    from_arrays,
-    listing_of,
+    SplitListing,
+    compute_fingerprint,
+    describe_difference,
+    fingerprint_from_arrays,
+    list_split,
 )
-from rescue_cli.sections.data.imagenet import imagenet_words
+from rescue_cli.sections.data.formats.coco import is_coco
+from rescue_cli.sections.data.imagenet import imagenet_class_names
 from rescue_cli.sections.data.location import (
     FACTS,
     PACKAGED,
     Facts,
-    Place,
+    Location,
     channels_of,
     normalisation,
 )
-from rescue_cli.sections.data.notes import of_splits
-from rescue_cli.sections.data.paired import Boxed, Masked, Paired
 from rescue_cli.sections.data.resident import make_resident
 from rescue_cli.sections.data.rgb import Reading
-from rescue_cli.sections.data.scenes import SceneEvalFeed, SceneFeed, TestScenes, TrainScenes
 from rescue_cli.sections.data.splits import (
     Dataset,
     Features,
@@ -37,11 +36,11 @@ from rescue_cli.sections.data.splits import (
     Files,
     Images,
     Split,
+    grey_to_rgb,
     hold_out,
-    in_colour,
+    note_classes_without_images,
     relabel,
-    subset,
-    without_images,
+    take_subset,
 )
 
 __all__ = [
@@ -56,29 +55,24 @@ __all__ = [
     "Files",
     "Fingerprint",
     "Images",
-    "Listing",
+    "Location",
     "Masked",
-    "Paired",
-    "Place",
-    "SceneEvalFeed",
-    "SceneFeed",
     "Split",
-    "TestScenes",
-    "TrainScenes",
+    "SplitListing",
     "channels_of",
-    "difference",
-    "fingerprint_of",
-    "from_arrays",
+    "compute_fingerprint",
+    "describe_difference",
+    "fingerprint_from_arrays",
+    "grey_to_rgb",
     "hold_out",
-    "imagenet_words",
-    "in_colour",
+    "imagenet_class_names",
     "is_coco",
-    "listing_of",
+    "list_split",
     "load",
     "make_resident",
     "normalisation",
     "relabel",
-    "subset",
+    "take_subset",
 ]
 
 
@@ -90,24 +84,24 @@ def load(
     test_only: bool = False,
     classes: tuple[str, ...] = (),
 ) -> Dataset:
-    """The data set called `name`, held out, cut and made resident as `keys` say.
+    """Reads the data set `name`: held out, cut to a subset and kept in memory as `keys` say.
 
-    With `test_only` its training folder may be missing, and is not decoded; `classes` are those
-    that the weights to be evaluated know.
+    With `test_only` the training folder may be missing and is not decoded; `classes` are the class
+    names of the weights that are evaluated. Raises `DataError` and `UsageError`.
     """
-    place = Place(name, keys, test_only and not keys.holdout, classes)
-    dataset = subset(hold_out(DATASETS[name](place), keys.holdout, keys.fold), keys.subset)
+    location = Location(name, keys, test_only and not keys.holdout, classes)
+    dataset = take_subset(hold_out(DATASETS[name](location), keys.holdout, keys.fold), keys.subset)
     if keys.channels is not None:
-        dataset = in_colour(dataset)
-    if place.test_only:
+        dataset = grey_to_rgb(dataset)
+    if location.test_only:
         dataset = replace(dataset, train=dataset.train.take(np.zeros(0, dtype=np.int64)))
     size = FACTS[name].size
-    if FACTS[name].images is None:  # a folder of one's own
-        said = of_splits([dataset.train, *dataset.tests.values()], Reading.of(keys))
-        dataset = replace(dataset, notes=(*dataset.notes, *said))
-    if isinstance(dataset.train, Paired):
+    if FACTS[name].images is None:  # the user's own folder
+        remarks = describe_splits([dataset.train, *dataset.tests.values()], Reading.of(keys))
+        dataset = replace(dataset, notes=(*dataset.notes, *remarks))
+    if dataset.train.annotated:
         return dataset
-    dataset = replace(dataset, notes=(*dataset.notes, *without_images(dataset)))
+    dataset = replace(dataset, notes=(*dataset.notes, *note_classes_without_images(dataset)))
     resident = keys.resident if keys.resident is not None else size is not None
     if not resident:
         return dataset

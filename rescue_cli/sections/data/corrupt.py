@@ -1,4 +1,4 @@
-"""Images that cannot be decoded: another is drawn and the file named; too many are an error."""
+"""Corrupt images: a training image is replaced by another and logged; too many are an error."""
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -7,14 +7,14 @@ from typing import TypeVar
 import numpy as np
 
 from rescue_cli.errors import DataError
-from rescue_cli.rng import words
-from rescue_cli.sections.data.decode import UNREADABLE, reason_of
+from rescue_cli.rng import random_words
+from rescue_cli.sections.data.decode import UNREADABLE, describe_error
 
 REDRAWS = 20
 Image = TypeVar("Image")
 
 
-def readable(
+def read_or_replace(
     index: int,
     images: int,
     seed: int,
@@ -22,53 +22,53 @@ def readable(
     path: Callable[[int], Path],
     broken: list[tuple[str, str]],
 ) -> tuple[int, Image | None]:
-    """The image, or where it cannot be decoded another one drawn for it; None: all are corrupt.
+    """(index, image) of the image, or of another drawn in its place where it cannot be decoded.
 
-    Adds the files that could not be decoded, with the reasons, to `broken`.
+    The image is None where all of them are corrupt. Appends (file, reason) of each to `broken`.
     """
     for attempt in range(REDRAWS):
         try:
             return index, read(index)
         except UNREADABLE as error:
-            broken.append((str(path(index)), reason_of(error)))
-        (word,) = words(seed, "redraw", index, attempt, 1)
+            broken.append((str(path(index)), describe_error(error)))
+        (word,) = random_words(seed, "redraw", index, attempt, 1)
         index = int(word % np.uint64(images))
     return index, None
 
 
-def all_corrupt(broken: list[tuple[str, str]]) -> DataError:
-    """Of an image and of all that were drawn in its place."""
+def all_corrupt_error(broken: list[tuple[str, str]]) -> DataError:
+    """The error for an image that is corrupt like all that were drawn in its place."""
     return DataError(
-        f"{broken[-REDRAWS][0]}: corrupt, and so are the {REDRAWS - 1} images drawn in its place. "
+        f"{broken[-REDRAWS][0]}: corrupt, as are the {REDRAWS - 1} images drawn in its place. "
         "Repair or remove them."
     )
 
 
-def never_replaced(path: str, reason: str) -> DataError:
-    """Of a test image."""
+def corrupt_test_image_error(path: str, reason: str) -> DataError:
+    """The error for a corrupt test image."""
     return DataError(
-        f"{path}: cannot be decoded: {reason}. A test image is never replaced: "
-        "repair the file, or remove it and say so."
+        f"{path}: cannot be decoded: {reason}. Test images are never replaced: "
+        "repair or remove the file."
     )
 
 
-def tally(
+def record_corrupt(
     files: list[str],
-    found: Iterable[tuple[str, str]],
-    most: int,
+    new: Iterable[tuple[str, str]],
+    limit: int,
     log: Callable[[str], None],
 ) -> None:
-    """Adds the (file, reason) pairs that are new to `files`, naming each in the log.
+    """Adds new (file, reason) pairs to `files` and logs each.
 
-    Raises `DataError` with the list where there are more than `most`.
+    Raises `DataError` with the list where there are more than `limit`.
     """
-    for path, reason in found:
+    for path, reason in new:
         if path not in files:
             files.append(path)
-            log(f"corrupt image replaced by another: {path}: {reason}")
-    if len(files) > most:
+            log(f"corrupt image replaced: {path}: {reason}")
+    if len(files) > limit:
         listed = "\n  ".join(files)
         raise DataError(
-            f"data.max_corrupt: {len(files)} images are corrupt, more than {most}. "
+            f"data.max_corrupt: {len(files)} images are corrupt, more than {limit}. "
             f"Repair or remove them, or raise the number:\n  {listed}"
         )

@@ -1,8 +1,9 @@
-"""The data sets that recipes can name: each finds its files and returns a `Dataset`."""
+"""The data sets that recipes can name: each function reads its files and returns a `Dataset`."""
 
 import io
 import lzma
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -10,29 +11,35 @@ import numpy as np
 
 from rescue_cli.errors import DataError, UsageError
 from rescue_cli.recipe.sections import UnknownClasses
-from rescue_cli.sections.data import archives, folders
-from rescue_cli.sections.data.coco import coco_boxes, coco_masks
-from rescue_cli.sections.data.idx import read_idx
-from rescue_cli.sections.data.imagenet import imagenet_words, real_answers
-from rescue_cli.sections.data.listing import PassedOver
-from rescue_cli.sections.data.location import Place
-from rescue_cli.sections.data.masks import ade20k, mask_folder
-from rescue_cli.sections.data.splits import (
-    Dataset,
-    FileNames,
-    Files,
-    Images,
-    known_alone,
-    suggested_holdout,
-)
-from rescue_cli.sections.data.transfer_sets import (
+from rescue_cli.sections.data import archives
+from rescue_cli.sections.data.fine_grained import (
     flowers102,
     food101,
     inaturalist2019,
     oxford_pets,
     stanford_cars,
 )
-from rescue_cli.sections.data.voc import pascal_voc, voc_folder
+from rescue_cli.sections.data.formats.class_folders import (
+    class_folders,
+    is_flat_folder,
+    read_class_folders,
+    read_flat_folder,
+)
+from rescue_cli.sections.data.formats.coco import coco_boxes, coco_masks
+from rescue_cli.sections.data.formats.idx import read_idx
+from rescue_cli.sections.data.formats.masks import ade20k, mask_folder
+from rescue_cli.sections.data.formats.voc import pascal_voc, voc_folder
+from rescue_cli.sections.data.imagenet import imagenet_class_names, real_labels
+from rescue_cli.sections.data.listing import SkippedFiles
+from rescue_cli.sections.data.location import Location
+from rescue_cli.sections.data.splits import (
+    Dataset,
+    FileNames,
+    Files,
+    Images,
+    drop_unknown_classes,
+    suggest_holdout,
+)
 
 FASHION: tuple[str, ...] = (
     "T-shirt/top",
@@ -58,10 +65,10 @@ IMAGENETTE: tuple[str, ...] = (
 IMAGENETTE += ("n03417042", "n03425413", "n03445777", "n03888257")
 
 
-def fashion_mini(_place: Place) -> Dataset:
-    """Fashion-MNIST's first 600 training and 100 test images of each class, in this package."""
+def fashion_mini(_place: Location) -> Dataset:
+    """Fashion-MNIST's first 600 training and 100 test images of each class, packaged."""
     file = Path(__file__).parent / "files" / "fashion-mini.npz.xz"
-    arrays = np.load(io.BytesIO(lzma.decompress(file.read_bytes())))
+    arrays = np.load(io.BytesIO(_decompress(file)))
     train, test = (
         Images(arrays[f"{split}_images"][:, None], arrays[f"{split}_labels"].astype(np.int64))
         for split in ("train", "test")
@@ -69,92 +76,101 @@ def fashion_mini(_place: Place) -> Dataset:
     return Dataset(train, {"test": test}, FASHION)
 
 
-def fashion_mnist(place: Place) -> Dataset:
-    """Fashion-MNIST: IDX files, plain or gzipped, at `data.root` or fetched there."""
-    return read_idx(place, "FashionMNIST", FASHION)
+@cache
+def _decompress(file: Path) -> bytes:
+    """The file's content, kept: a process that trains one seed after another needs it for each."""
+    return lzma.decompress(file.read_bytes())
 
 
-def mnist(place: Place) -> Dataset:
-    """MNIST: IDX files, plain or gzipped, at `data.root` or fetched there."""
-    return read_idx(place, "MNIST", tuple(str(digit) for digit in range(10)))
+def fashion_mnist(location: Location) -> Dataset:
+    """Fashion-MNIST: IDX files, plain or gzipped, in `data.root` or downloaded there."""
+    return read_idx(location, "FashionMNIST", FASHION)
 
 
-def cifar10(place: Place) -> Dataset:
+def mnist(location: Location) -> Dataset:
+    """MNIST: IDX files, plain or gzipped, in `data.root` or downloaded there."""
+    return read_idx(location, "MNIST", tuple(str(digit) for digit in range(10)))
+
+
+def cifar10(location: Location) -> Dataset:
     """CIFAR-10: the Python version, its archive, or class folders `train/` and `test/`."""
-    if not place.one_root or place.has_train_folder:
+    if not location.has_one_root or location.has_train_folder:
         labels = {name: i for i, name in enumerate(CIFAR10)}
-        return _class_folders(place, labels, CIFAR10, ("test",))
-    return _cifar(place, "CIFAR10", "cifar-10-batches-py", "cifar-10-python.tar.gz")
+        return _read_class_folder_sets(location, labels, CIFAR10, ("test",))
+    return _read_cifar(location, "CIFAR10", "cifar-10-batches-py", "cifar-10-python.tar.gz")
 
 
-def cifar100(place: Place) -> Dataset:
+def cifar100(location: Location) -> Dataset:
     """CIFAR-100: the Python version or its archive."""
-    return _cifar(place, "CIFAR100", "cifar-100-python", "cifar-100-python.tar.gz")
+    return _read_cifar(location, "CIFAR100", "cifar-100-python", "cifar-100-python.tar.gz")
 
 
-def imagenette(place: Place) -> Dataset:
-    """Imagenette: its folders `train/` and `val/`, or the 160 px archive fetched to `data.root`."""
-    if place.one_root and not place.has_train_folder:
+def imagenette(location: Location) -> Dataset:
+    """Imagenette: the folders `train/` and `val/`, or the 160 px archive, downloaded."""
+    if location.has_one_root and not location.has_train_folder:
         from torchvision.datasets import Imagenette
 
         url, md5 = Imagenette._ARCHIVES["160px"]
-        inside = place.root / Path(url).stem
+        inside = location.root / Path(url).stem
         if not inside.is_dir():
-            archives.unpack(archives.fetch(url, place.root / Path(url).name, md5), place.root)
-        place = place.at(inside)
-    words = imagenet_words()
-    return _class_folders(
-        place,
+            archives.unpack(
+                archives.download_once(url, location.root / Path(url).name, md5), location.root
+            )
+        location = location.with_root(inside)
+    words = imagenet_class_names()
+    return _read_class_folder_sets(
+        location,
         {w: i for i, w in enumerate(IMAGENETTE)},
         tuple(words[w] for w in IMAGENETTE),
         ("val",),
     )
 
 
-def imagenet(place: Place) -> Dataset:
-    """ImageNet-1k: folders by WordNet id; the label is the place among the 1,000 sorted ids.
+def imagenet(location: Location) -> Dataset:
+    """ImageNet-1k: folders by WordNet id; the label is the index among the 1,000 sorted ids.
 
-    Class folders may be missing. A flat validation folder needs its label file; folders named
-    0 to 999 (ImageNet-V2) are labels themselves. `real` is `val` by ImageNet-ReaL's labels.
+    Class folders may be missing. A flat validation folder needs a label file; folders named
+    0 to 999 (ImageNet-V2) are labels. The test set `real` is `val` with ImageNet-ReaL's labels.
     """
-    if "real" in place.extra_sets:
+    if "real" in location.extra_sets:
         raise UsageError(
-            "data.sets.real: real is val by other labels, and needs no folder. Remove the key."
+            "data.sets.real: the set 'real' is val with other labels and has no folder of its own. "
+            "Remove the key."
         )
-    words = imagenet_words()
+    words = imagenet_class_names()
     labels = {wnid: i for i, wnid in enumerate(sorted(words))}
     names = tuple(words[w] for w in sorted(words))
-    dataset = _class_folders(place, labels, names, ("val",), complete=False)
-    return replace(dataset, relabelled={"real": real_answers})
+    dataset = _read_class_folder_sets(location, labels, names, ("val",), complete=False)
+    return replace(dataset, relabelled={"real": real_labels})
 
 
-def folder(place: Place) -> Dataset:
-    """Class folders of one's own; the classes are the training folders' names in order.
+def folder(location: Location) -> Dataset:
+    """The user's own class folders; the classes are the training folders' names, sorted.
 
-    In an evaluation those that the weights know, where a folder is called as one of them.
+    In an evaluation they are the weights' classes, provided that a folder has one of their names.
     """
-    return _named_by_folders(place, own=True)
+    return _classes_from_folders(location, own=True)
 
 
-def _named_by_folders(place: Place, *, own: bool) -> Dataset:
+def _classes_from_folders(location: Location, *, own: bool) -> Dataset:
     names = ("val", "test")
-    if place.test_only and not place.has_train_folder:
-        root = next(iter({**place.test_root(names), **place.extra_sets}.values()))
+    if location.test_only and not location.has_train_folder:
+        root = next(iter({**location.test_root(names), **location.extra_sets}.values()))
     else:
-        root = place.train_root
-    classes = folders.class_folders(root)
-    if any(name in place.classes for name in classes):
-        classes = list(place.classes)
+        root = location.train_root
+    classes = class_folders(root)
+    if any(name in location.classes for name in classes):
+        classes = list(location.classes)
     labels = {name: i for i, name in enumerate(classes)}
-    return _class_folders(place, labels, tuple(classes), names, own=own)
+    return _read_class_folder_sets(location, labels, tuple(classes), names, own=own)
 
 
-def places365(place: Place) -> Dataset:
+def places365(location: Location) -> Dataset:
     """Places365 (standard): class folders `train/` and `val/` of 365 scenes."""
-    dataset = _named_by_folders(place, own=False)
+    dataset = _classes_from_folders(location, own=False)
     if len(dataset.classes) != PLACES:
         raise DataError(
-            f"{place.train_root}: {len(dataset.classes)} class folders; Places365 has {PLACES}. "
+            f"{location.train_root}: has {len(dataset.classes)} class folders, not {PLACES}. "
             "Unpack places365standard_easyformat there."
         )
     return dataset
@@ -184,8 +200,8 @@ DATASETS = {
 }
 
 
-def _class_folders(
-    place: Place,
+def _read_class_folder_sets(
+    location: Location,
     labels: dict[str, int],
     classes: tuple[str, ...],
     test_names: tuple[str, ...],
@@ -193,64 +209,74 @@ def _class_folders(
     complete: bool = True,
     own: bool = False,
 ) -> Dataset:
-    """`own`: a folder of one's own, where each file's size and each split that is there counts."""
-    _check_classes(place, labels)
-    passed = PassedOver(sizes=own)
-    if place.test_only:
+    """`own`: the user's own folder, in which empty files and unread splits are noted."""
+    _check_classes(location, labels)
+    skipped = SkippedFiles(check_sizes=own)
+    if location.test_only:
         train = Files(FileNames.of(Path(), []), np.zeros(0, dtype=np.int64))
     else:
-        every = complete and not place.classes  # of which an evaluation's weights may know more
-        train = folders.read(place.train_root, labels, complete=every, passed=passed)
-    main = place.test_root(test_names, suggested_holdout(train.labels))
-    roots = {**main, **place.extra_sets}
-    unknown = place.keys.unknown_classes
-    found = {
-        name: known_alone(name, _test_split(root, labels, unknown, passed))
+        # The weights of an evaluation may know classes that the folder lacks
+        all_classes = complete and not location.classes
+        train = read_class_folders(
+            location.train_root, labels, complete=all_classes, skipped=skipped
+        )
+    main_roots = location.test_root(test_names, suggest_holdout(train.labels))
+    roots = {**main_roots, **location.extra_sets}
+    unknown = location.keys.unknown_classes
+    splits = {
+        name: drop_unknown_classes(name, _read_test_split(root, labels, unknown, skipped))
         for name, root in roots.items()
     }
-    tests: dict[str, Any] = {name: files for name, (files, _) in found.items()}
-    left_out = [line for _, said in found.values() for line in said]
-    notes = (*place.notes(main), *(place.unread(main) if own else ()), *passed.notes(), *left_out)
+    tests: dict[str, Any] = {name: files for name, (files, _) in splits.items()}
+    split_notes = [line for _, lines in splits.values() for line in lines]
+    notes = (
+        *location.note_interpretation(main_roots),
+        *(location.note_unread_splits(main_roots) if own else ()),
+        *skipped.notes(),
+        *split_notes,
+    )
     return Dataset(train, tests, classes, notes=notes)
 
 
-def _check_classes(place: Place, labels: dict[str, int]) -> None:
-    """Raises `DataError` for training folders that are all of another data set."""
-    if place.test_only or not place.train_root.is_dir():
+def _check_classes(location: Location, labels: dict[str, int]) -> None:
+    """Raises `DataError` where no training folder is a class of this data set."""
+    if location.test_only or not location.train_root.is_dir():
         return
-    present = folders.class_folders(place.train_root)
+    present = class_folders(location.train_root)
     if not any(name in labels for name in present):
         raise DataError(
-            f"{place.train_root}: none of its folders is a class of {place.name} ({present[0]} is "
-            "not). For classes of your own: data.name=folder."
+            f"{location.train_root}: no folder is a class of {location.name} ({present[0]} is "
+            "not). For classes of your own use data.name=folder."
         )
 
 
-def _test_split(
-    root: Path, labels: dict[str, int], unknown: UnknownClasses, passed: PassedOver
+def _read_test_split(
+    root: Path, labels: dict[str, int], unknown: UnknownClasses, skipped: SkippedFiles
 ) -> Files:
-    if folders.is_flat(root):
-        return folders.read_flat(root, labels, unknown, passed)
-    names = folders.class_folders(root)
+    if is_flat_folder(root):
+        return read_flat_folder(root, labels, unknown, skipped)
+    names = class_folders(root)
     numbered = {str(i): i for i in range(len(labels))}
     by_number = not any(n in labels for n in names) and all(n in numbered for n in names)
-    known = numbered if by_number else labels
-    return folders.read(root, known, complete=False, test=True, unknown=unknown, passed=passed)
+    label_of = numbered if by_number else labels
+    return read_class_folders(
+        root, label_of, complete=False, test=True, unknown=unknown, skipped=skipped
+    )
 
 
-def _cifar(place: Place, kind: str, folder_name: str, archive_name: str) -> Dataset:
+def _read_cifar(location: Location, kind: str, folder_name: str, archive_name: str) -> Dataset:
     import torchvision.datasets
 
     reader = getattr(torchvision.datasets, kind)
-    root = place.root.parent if place.root.name == folder_name else place.root
+    root = location.root.parent if location.root.name == folder_name else location.root
     if not (root / folder_name).is_dir():
-        archive = archives.fetch(reader.url, root / archive_name, reader.tgz_md5)
+        archive = archives.download_once(reader.url, root / archive_name, reader.tgz_md5)
         archives.unpack(archive, root)
-    try:  # checks every file's md5 before unpickling it
+    try:  # torchvision checks every file's MD5 before unpickling it
         splits = {train: reader(str(root), train=train) for train in (True, False)}
     except RuntimeError as error:
         raise DataError(
-            f"{root / folder_name}: {error}. Delete the folder to unpack it anew."
+            f"{root / folder_name}: {error}. Delete the folder to unpack it again."
         ) from None
     train, test = (
         Images(

@@ -1,4 +1,4 @@
-"""Bytes of an image file to uint8 pixels of the size that the network sees."""
+"""Decodes image files to uint8 pixels, crops and resizes them."""
 
 import io
 import math
@@ -19,19 +19,19 @@ from torch import Tensor
 from rescue_cli.errors import DataError
 from rescue_cli.recipe.sections import Decoder, Exif, Interpolation
 from rescue_cli.sections.annotations import ASPECT
-from rescue_cli.sections.data.rgb import RangeUnknown, Reading, to_rgb
+from rescue_cli.sections.data.rgb import Reading, UnknownRangeError, to_rgb
 from rescue_cli.sections.data.splits import Pixels
 
 Resize = Literal["shorter", "squash"]
-# What PIL raises for a broken image; the last for one that claims an absurd number of pixels
+# What PIL raises for a corrupt image; the last for one that claims too many pixels
 UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
-LARGEST = Image.MAX_IMAGE_PIXELS or 2**62  # beyond it PIL warns; it refuses twice as many
+MAX_PIXELS = Image.MAX_IMAGE_PIXELS or 2**62  # PIL warns above it and refuses twice as many
 _PIL = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 DEFAULT_READING = Reading()
-OTHERWISE: dict[Exif, Exif] = {"applied": "ignored", "ignored": "applied"}
+OTHER_EXIF: dict[Exif, Exif] = {"applied": "ignored", "ignored": "applied"}
 UPRIGHT = 1
-# EXIF's orientation -> what turns the stored pixels upright, in PIL and of an array
-_TURNS: dict[int, tuple[Image.Transpose, Callable[[Pixels], Pixels]]] = {
+# EXIF orientation -> what turns the stored pixels upright, for PIL images and for arrays
+_ORIENTATIONS: dict[int, tuple[Image.Transpose, Callable[[Pixels], Pixels]]] = {
     2: (Image.Transpose.FLIP_LEFT_RIGHT, lambda a: a[:, ::-1]),
     3: (Image.Transpose.ROTATE_180, lambda a: a[::-1, ::-1]),
     4: (Image.Transpose.FLIP_TOP_BOTTOM, lambda a: a[::-1]),
@@ -40,11 +40,11 @@ _TURNS: dict[int, tuple[Image.Transpose, Callable[[Pixels], Pixels]]] = {
     7: (Image.Transpose.TRANSVERSE, lambda a: a[::-1, ::-1].swapaxes(0, 1)),
     8: (Image.Transpose.ROTATE_90, lambda a: a.swapaxes(0, 1)[::-1]),
 }
-LYING = (5, 6, 7, 8)  # orientations that swap height and width
-# Where a PNG says its orientation, but in eXIf; all may follow the pixels
-_EXIF_IN_TEXT = (b"Raw profile type exif", b"XML:com.adobe.xmp")  # keywords of text chunks
-KEYWORD = 80  # bytes of a text chunk that hold its keyword
-# Raw lines between ours; an image that is too large is an error of its own
+SIDEWAYS = (5, 6, 7, 8)  # the orientations that swap height and width
+# Keywords of text chunks where a PNG may hold EXIF beside eXIf; all may follow the pixels
+_EXIF_IN_TEXT = (b"Raw profile type exif", b"XML:com.adobe.xmp")
+KEYWORD_BYTES = 80  # enough to hold a text chunk's keyword
+# PIL's warnings would break the progress display; an image that is too large is an error anyway
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
@@ -58,29 +58,29 @@ class Box:
     width: int
 
 
-def reason_of(error: BaseException) -> str:
-    """Why a file could not be read, without what only Python knows of it."""
+def describe_error(error: BaseException) -> str:
+    """Why a file could not be read, without Python's details."""
     if isinstance(error, UnidentifiedImageError):
-        return "no kind of image that is known"
+        return "not a readable image"
     if isinstance(error, Image.DecompressionBombError):
-        return f"has more than the {2 * LARGEST:,} pixels that are read at most"
-    said = (error.strerror if isinstance(error, OSError) else None) or str(error)
-    return " ".join(said.split()) or type(error).__name__
+        return f"more than {2 * MAX_PIXELS:,} pixels, the most that are read"
+    message = (error.strerror if isinstance(error, OSError) else None) or str(error)
+    return " ".join(message.split()) or type(error).__name__
 
 
-def orientation(image: Image.Image) -> int:
-    """EXIF's, 1 to 8. 1 where the file says none, and of TIFF, which PIL turns when it reads it."""
+def exif_orientation(image: Image.Image) -> int:
+    """EXIF's orientation, 1 to 8; 1 where there is none, and for TIFF, which PIL turns itself."""
     if image.format == "TIFF":
         return UPRIGHT
     try:
-        said = image.getexif().get(ExifTags.Base.Orientation, UPRIGHT)
-        return said if said in _TURNS else UPRIGHT
-    except Exception:  # what PIL raises for broken EXIF has no common base
+        value = image.getexif().get(ExifTags.Base.Orientation, UPRIGHT)
+        return value if value in _ORIENTATIONS else UPRIGHT
+    except Exception:  # PIL's errors for broken EXIF have no common base
         return UPRIGHT
 
 
 def image_size(path: Path, exif: Exif) -> tuple[int, int]:
-    """(height, width) of the image as it is read with `data.exif`, by the file's header.
+    """(height, width) of the image as read with `data.exif`, from the file's header.
 
     Raises what PIL raises.
     """
@@ -88,77 +88,83 @@ def image_size(path: Path, exif: Exif) -> tuple[int, int]:
         height, width = image.height, image.width
         if exif == "ignored" or (image.format == "PNG" and not _png_has_exif(path)):
             return height, width
-        return (width, height) if orientation(image) in LYING else (height, width)
+        return (width, height) if exif_orientation(image) in SIDEWAYS else (height, width)
 
 
 def _png_has_exif(path: Path) -> bool:
-    """By the heads of its chunks: PIL would read the pixels to find those that follow them."""
+    """Looks at the chunk headers: PIL would decode the pixels to find chunks that follow them."""
     with path.open("rb") as file:
         file.seek(8)
         while len(head := file.read(8)) == 8:
             length, kind = struct.unpack(">I4s", head)
-            begins = file.read(min(length, KEYWORD))
-            if kind == b"eXIf" or begins.startswith(_EXIF_IN_TEXT):
+            content = file.read(min(length, KEYWORD_BYTES))
+            if kind == b"eXIf" or content.startswith(_EXIF_IN_TEXT):
                 return True
-            file.seek(length - len(begins) + 4, os.SEEK_CUR)
+            file.seek(length - len(content) + 4, os.SEEK_CUR)
     return False
 
 
 def read_image(path: Path, decoder: Decoder, reading: Reading) -> Any:
-    """A PIL image where PIL is to crop and resize, else an array (height, width, 3) uint8.
+    """A PIL image for the decoder `pil`, an array (height, width, 3) uint8 for `fast`.
 
-    Raises `DataError` where the recipe must say more, and what PIL raises for a broken file.
+    Raises `DataError` where the recipe must set `data.range`, and what PIL raises for a corrupt
+    file.
     """
     try:
-        return decode(path.read_bytes(), decoder, reading)
-    except RangeUnknown as error:
+        return decode_image(path.read_bytes(), decoder, reading)
+    except UnknownRangeError as error:
         raise DataError(f"{path}: {error}") from None
 
 
-def decode(data: bytes, decoder: Decoder, reading: Reading = DEFAULT_READING) -> Any:
-    """As `read_image`, of a file's bytes; raises `RangeUnknown`, and what PIL raises."""
-    return pil_image(data, reading) if decoder == "pil" else pixels(data, decoder, reading)
+def decode_image(data: bytes, decoder: Decoder, reading: Reading = DEFAULT_READING) -> Any:
+    """As `read_image`, for a file's bytes; raises `UnknownRangeError`, and what PIL raises."""
+    return (
+        decode_with_pil(data, reading)
+        if decoder == "pil"
+        else decode_to_array(data, decoder, reading)
+    )
 
 
-def pil_image(data: bytes, reading: Reading = DEFAULT_READING) -> Image.Image:
-    """The image in RGB."""
+def decode_with_pil(data: bytes, reading: Reading = DEFAULT_READING) -> Image.Image:
+    """The image in RGB, decoded by PIL; raises as `decode_image`."""
     with Image.open(io.BytesIO(data)) as image:
-        turn = orientation(image) if reading.exif == "applied" else UPRIGHT
-        found = to_rgb(image, data, reading)
-    return found if turn == UPRIGHT else found.transpose(_TURNS[turn][0])
+        orientation = exif_orientation(image) if reading.exif == "applied" else UPRIGHT
+        converted = to_rgb(image, data, reading)
+    return (
+        converted if orientation == UPRIGHT else converted.transpose(_ORIENTATIONS[orientation][0])
+    )
 
 
-def pixels(data: bytes, decoder: Decoder, reading: Reading = DEFAULT_READING) -> Pixels:
-    """The image (height, width, 3) uint8. `fast` is libjpeg-turbo, with PIL for what it refuses.
+def decode_to_array(data: bytes, decoder: Decoder, reading: Reading = DEFAULT_READING) -> Pixels:
+    """The image (height, width, 3) uint8. `fast` uses libjpeg-turbo, and PIL where that refuses.
 
-    CMYK, whose conversion to RGB differs, and what is absurdly large go to PIL as well.
-
-    Raises what PIL raises where PIL cannot read the file either.
+    CMYK, whose conversion to RGB differs, and very large images are decoded by PIL as well. Raises
+    as `decode_image`.
     """
     if decoder == "fast" and data[:2] == b"\xff\xd8":
         try:
             height, width, space, _ = simplejpeg.decode_jpeg_header(data)
-            if space in ("RGB", "YCbCr", "Gray") and height * width <= LARGEST:
+            if space in ("RGB", "YCbCr", "Gray") and height * width <= MAX_PIXELS:
                 decoded: Pixels = simplejpeg.decode_jpeg(data, colorspace="RGB", strict=True)
-                return decoded if reading.exif == "ignored" else _turned(decoded, data)
+                return decoded if reading.exif == "ignored" else _turn_upright(decoded, data)
         except ValueError:
-            pass  # truncated or with warnings: PIL decides
-    return np.array(pil_image(data, reading))  # a copy: torch warns of what it may not write
+            pass  # truncated, or decoded with warnings: PIL decides
+    return np.array(decode_with_pil(data, reading))  # a copy: torch warns about read-only arrays
 
 
-def _turned(stored: Pixels, data: bytes) -> Pixels:
-    """The pixels of a JPEG file upright."""
+def _turn_upright(stored: Pixels, data: bytes) -> Pixels:
+    """The decoded pixels of a JPEG file turned upright."""
     if b"Exif" not in data and b"tiff:Orientation" not in data:
         return stored
     with Image.open(io.BytesIO(data)) as image:
-        turn = orientation(image)
-    if turn == UPRIGHT:
+        orientation = exif_orientation(image)
+    if orientation == UPRIGHT:
         return stored
-    found: Pixels = np.ascontiguousarray(_TURNS[turn][1](stored))
-    return found
+    upright: Pixels = np.ascontiguousarray(_ORIENTATIONS[orientation][1](stored))
+    return upright
 
 
-def size_of(image: Pixels | Image.Image) -> tuple[int, int]:
+def height_and_width(image: Pixels | Image.Image) -> tuple[int, int]:
     """(height, width)."""
     if isinstance(image, Image.Image):
         return image.height, image.width
@@ -168,7 +174,7 @@ def size_of(image: Pixels | Image.Image) -> tuple[int, int]:
 def crop_resize(
     image: Pixels | Image.Image, box: Box, height: int, width: int, interpolation: Interpolation
 ) -> Tensor:
-    """The box of the image resized with antialiasing, (3, height, width) uint8, channels last.
+    """Crops `box` and resizes it with antialiasing: (3, height, width) uint8, channels last.
 
     A PIL image is resized by PIL; an array by torch's uint8 kernels, within one grey level of
     PIL's (bicubic: 99.9 % of the values).
@@ -178,8 +184,8 @@ def crop_resize(
         cut = image.crop(edges).resize((width, height), _PIL[interpolation])
         return torch.from_numpy(np.array(cut)).permute(2, 0, 1)
     part = image[box.top : box.top + box.height, box.left : box.left + box.width]
-    # Only where all four strides are those of channels last (numpy's [None] has a stride of 0) does
-    # torch resize without making planes of the image: 0.15 ms instead of 0.23, the copy 0.01
+    # Only where all four strides are channels-last (numpy's [None] has stride 0) does torch resize
+    # without a conversion to planes: 0.15 ms instead of 0.23, with 0.01 for the copy
     planes = torch.from_numpy(np.array(part)).unsqueeze(0).permute(0, 3, 1, 2)
     if (box.height, box.width) == (height, width):
         return planes[0]
@@ -195,11 +201,11 @@ def centre_crop(
     interpolation: Interpolation,
     resize: Resize = "shorter",
 ) -> Tensor:
-    """Shorter side to floor(size / crop), then the centre: (3, size, size) uint8, as in timm.
+    """Resizes the shorter side to floor(size / crop) and crops the centre, as timm does.
 
-    `squash` resizes both sides to that length.
+    `resize="squash"` resizes both sides to that length. Returns (3, size, size) uint8.
     """
-    height, width = size_of(image)
+    height, width = height_and_width(image)
     short = math.floor(size / crop)
     if resize == "squash":
         resized = (short, short)
@@ -209,16 +215,16 @@ def centre_crop(
         resized = (int(short * height / width), short)
     top, left = (round((side - size) / 2) for side in resized)
     if max(resized) > ASPECT * min(resized):
-        return resized_part(image, resized, Box(top, left, size, size), interpolation)
+        return crop_of_resized(image, resized, Box(top, left, size, size), interpolation)
     whole: Any = crop_resize(image, Box(0, 0, height, width), *resized, interpolation)
     centre: Tensor = whole[:, top : top + size, left : left + size]
     return centre
 
 
-def resized_part(
+def crop_of_resized(
     image: Pixels | Image.Image, size: tuple[int, int], box: Box, interpolation: Interpolation
 ) -> Tensor:
-    """What `box` cuts out of the image resized to `size`, without the rest, by PIL."""
+    """The part `box` of the image resized to `size`, without resizing the rest, by PIL."""
     if not isinstance(image, Image.Image):
         image = Image.fromarray(image)
     down, along = image.height / size[0], image.width / size[1]

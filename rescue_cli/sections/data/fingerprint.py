@@ -1,7 +1,7 @@
-"""What tells one data set from another without an image being read: names, labels, sizes.
+"""Fingerprints that identify a data set without reading images: names, labels, file sizes.
 
-It is the same wherever the folder lies. An image of the same name, label and size in bytes as
-another cannot be told from it.
+They do not depend on the folder's path. Images with equal name, label and size in bytes count as
+equal.
 """
 
 import hashlib
@@ -20,18 +20,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rescue_cli.rng import Indices
-from rescue_cli.sections.data.coco_shapes import Painted, checksum
-from rescue_cli.sections.data.paired import Boxed, Masked
-from rescue_cli.sections.data.splits import Dataset, FileNames, Files, Images, Split, some
+from rescue_cli.sections.data.annotated import Boxed, Masked
+from rescue_cli.sections.data.formats.coco_shapes import ShapeMasks, shapes_checksum
+from rescue_cli.sections.data.splits import Dataset, FileNames, Files, Images, Split, join_names
 
-THREADS = 16  # a network file system answers many at a time
+THREADS = 16  # a network file system answers many requests at once
 
 
 @dataclass(frozen=True)
-class Listing:
-    """A split's images in order: names, labels (n,), and numbers of each image (n,) by what it is.
+class SplitListing:
+    """A split's images in order: names, labels (n,), and checksums or sizes (n,) by kind.
 
-    `names` is None of a set that lies in arrays.
+    `names` is None for images in memory that do not come from files.
     """
 
     names: FileNames | None
@@ -43,25 +43,25 @@ class Listing:
 
     @cached_property
     def digest(self) -> str:
-        found = hashlib.blake2b(digest_size=16)
+        hasher = hashlib.blake2b(digest_size=16)
         arrays: list[NDArray[Any]] = [self.labels, *self.marks.values()]
         if self.names is not None:
             arrays += [self.names.ends, self.names.block]
         for array in arrays:
-            found.update(array.tobytes())
-        return found.hexdigest()
+            hasher.update(array.tobytes())
+        return hasher.hexdigest()
 
     def name(self, index: int) -> str:
-        """What a message calls an image."""
+        """The image's name in messages."""
         return f"image {index}" if self.names is None else self.names.name(index)
 
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """The classes in order, and the splits by name, `train` the first."""
+    """The classes in order, and the splits by name, `train` first."""
 
     classes: tuple[str, ...]
-    splits: Mapping[str, Listing]
+    splits: Mapping[str, SplitListing]
 
     @cached_property
     def digest(self) -> str:
@@ -69,25 +69,25 @@ class Fingerprint:
         return hashlib.blake2b(json.dumps(parts).encode(), digest_size=16).hexdigest()
 
     def arrays(self) -> dict[str, NDArray[Any]]:
-        """All that `from_arrays` takes to make it anew."""
-        found: dict[str, NDArray[Any]] = {"classes": np.array(json.dumps(self.classes))}
+        """The arrays from which `fingerprint_from_arrays` restores it."""
+        arrays_: dict[str, NDArray[Any]] = {"classes": np.array(json.dumps(self.classes))}
         for split, listing in self.splits.items():
-            found[f"{split}/labels"] = listing.labels
-            found |= {f"{split}/marks/{what}": each for what, each in listing.marks.items()}
+            arrays_[f"{split}/labels"] = listing.labels
+            arrays_ |= {f"{split}/marks/{what}": each for what, each in listing.marks.items()}
             if listing.names is not None:
-                found[f"{split}/block"], found[f"{split}/ends"] = (
+                arrays_[f"{split}/block"], arrays_[f"{split}/ends"] = (
                     listing.names.block,
                     listing.names.ends,
                 )
-        return found
+        return arrays_
 
 
-def from_arrays(arrays: Mapping[str, NDArray[Any]]) -> Fingerprint:
-    """The fingerprint that `arrays()` was called of; raises `KeyError`, `ValueError`."""
+def fingerprint_from_arrays(arrays: Mapping[str, NDArray[Any]]) -> Fingerprint:
+    """Restores a fingerprint from its `arrays()`; raises `KeyError` and `ValueError`."""
     splits = {}
     for key in arrays:
-        split, _, what = key.partition("/")
-        if what == "labels":
+        split, _, field = key.partition("/")
+        if field == "labels":
             marks = {
                 k.removeprefix(f"{split}/marks/"): each
                 for k, each in arrays.items()
@@ -96,56 +96,61 @@ def from_arrays(arrays: Mapping[str, NDArray[Any]]) -> Fingerprint:
             names = None
             if f"{split}/block" in arrays:
                 names = FileNames("", arrays[f"{split}/block"], arrays[f"{split}/ends"])
-            splits[split] = Listing(names, arrays[key], marks)
+            splits[split] = SplitListing(names, arrays[key], marks)
     return Fingerprint(tuple(json.loads(str(arrays["classes"]))), splits)
 
 
-def fingerprint_of(dataset: Dataset, tests: Iterable[str]) -> Fingerprint:
-    """Of the training images and those of these test sets."""
+def compute_fingerprint(dataset: Dataset, tests: Iterable[str]) -> Fingerprint:
+    """The fingerprint of the training images and of these test sets."""
     splits = {"train": dataset.train, **{name: dataset.tests[name] for name in tests}}
-    return Fingerprint(dataset.classes, {name: listing_of(split) for name, split in splits.items()})
+    return Fingerprint(dataset.classes, {name: list_split(split) for name, split in splits.items()})
 
 
-def listing_of(split: Split) -> Listing:
-    """Images in memory go by the files that they were decoded from, where they come from files."""
+def list_split(split: Split) -> SplitListing:
+    """Lists a split; images in memory by the files that they were decoded from, if any."""
     files = split if isinstance(split, Files) else split.files
     if isinstance(split, Images) and files is None:
         sums = np.array([zlib.crc32(image.tobytes()) for image in split.pixels], np.int64)
-        return Listing(None, split.labels, {"pixels": sums})
+        return SplitListing(None, split.labels, {"pixels": sums})
     assert files is not None
-    marks = {"bytes": _sizes(files.names)}
+    marks = {"bytes": _file_sizes(files.names)}
     if isinstance(files, Boxed):
         marks["boxes"] = np.array(
-            [zlib.crc32(b"".join(part.tobytes() for part in o)) for o in files.objects], np.int64
+            [zlib.crc32(b"".join(part.tobytes() for part in objects)) for objects in files.objects],
+            np.int64,
         )
     if isinstance(files, Masked):
-        marks["bytes of its mask"] = _sizes(files.masks)
-    if isinstance(files, Painted):
-        marks["shapes"] = np.array([checksum(some) for some in files.shapes], np.int64)
-    return Listing(_composed(files.names), files.labels, marks)
+        marks["bytes of its mask"] = _file_sizes(files.masks)
+    if isinstance(files, ShapeMasks):
+        marks["shapes"] = np.array(
+            [shapes_checksum(of_image) for of_image in files.shapes], np.int64
+        )
+    return SplitListing(_normalise_names(files.names), files.labels, marks)
 
 
-def _sizes(names: FileNames) -> Indices:
-    """Each file's size in bytes; -1 of one that is not there, which whoever reads it will say."""
+def _file_sizes(names: FileNames) -> Indices:
+    """Each file's size in bytes; -1 for a missing file, which is reported when it is read."""
 
-    def of(part: Iterable[int]) -> list[int]:
-        return [_size(f"{root}{names.name(index)}") for index in part]
+    def sizes_of(part: Iterable[int]) -> list[int]:
+        return [_file_size(f"{root}{names.name(index)}") for index in part]
 
     root = os.path.join(names.root, "")
     parts = [range(at, min(at + 4096, len(names))) for at in range(0, len(names), 4096)]
     with ThreadPoolExecutor(THREADS) as pool:
-        return np.array([size for found in pool.map(of, parts) for size in found], dtype=np.int64)
+        return np.array(
+            [size for sizes in pool.map(sizes_of, parts) for size in sizes], dtype=np.int64
+        )
 
 
-def _size(path: str) -> int:
+def _file_size(path: str) -> int:
     try:
         return os.stat(path).st_size
     except OSError:
         return -1
 
 
-def _composed(names: FileNames) -> FileNames:
-    """The names with accents in one form: macOS takes them apart when it copies (NFD)."""
+def _normalise_names(names: FileNames) -> FileNames:
+    """The names in Unicode's composed form (NFC): macOS decomposes accents when it copies."""
     if not len(names.block) or names.block.max() < 128:
         return names
     each = (unicodedata.normalize("NFC", names.name(i)) for i in range(len(names)))
@@ -155,74 +160,80 @@ def _composed(names: FileNames) -> FileNames:
 # --- differences ---
 
 
-def difference(before: Fingerprint, now: Fingerprint) -> str | None:
-    """In what two data sets differ, as the rest of a sentence; None where they are the same."""
+def describe_difference(before: Fingerprint, now: Fingerprint) -> str | None:
+    """Says how two data sets differ, as the end of a sentence; None where they are the same."""
     if before.digest == now.digest:
         return None
     if before.classes != now.classes:
-        return _of_classes(before.classes, now.classes)
+        return _describe_classes(before.classes, now.classes)
     for split, listing in now.splits.items():
         if split not in before.splits:
             return f"its test set is {split}, and was {', '.join([*before.splits][1:]) or 'none'}"
         if listing.digest != before.splits[split].digest:
-            return f"{split}: {_of_listings(before.splits[split], listing, now.classes)}"
+            return f"{split}: {_describe_listings(before.splits[split], listing, now.classes)}"
     return f"the test set {next(s for s in before.splits if s not in now.splits)} is missing"
 
 
-def _of_classes(before: tuple[str, ...], now: tuple[str, ...]) -> str:
+def _describe_classes(before: tuple[str, ...], now: tuple[str, ...]) -> str:
     missing, new = ([c for c in a if c not in set(b)] for a, b in ((before, now), (now, before)))
     if not missing and not new:
         a, b = next((a, b) for a, b in zip(before, now, strict=True) if a != b)
-        return f"its classes stand in another order: {b!r} where {a!r} was"
-    said = [
-        f"the class{'' if len(names) == 1 else 'es'} {some([repr(name) for name in names])} {verb}"
+        return f"its classes are in another order: {b!r} where {a!r} was"
+    changes = [
+        f"the class{'' if len(names) == 1 else 'es'} {join_names([repr(name) for name in names])} "
+        f"{verb}"
         for names, verb in (
             (missing, "is missing" if len(missing) == 1 else "are missing"),
             (new, "is new" if len(new) == 1 else "are new"),
         )
         if names
     ]
-    return f"{' and '.join(said)} ({len(now)} classes, was {len(before)})"
+    return f"{' and '.join(changes)} ({len(now)} classes, was {len(before)})"
 
 
-def _of_listings(before: Listing, now: Listing, classes: tuple[str, ...]) -> str:
+def _describe_listings(before: SplitListing, now: SplitListing, classes: tuple[str, ...]) -> str:
     count = f"{len(now):,} images, and was {len(before):,}"
     if before.names is None or now.names is None:
         if len(now) != len(before) or (before.names is None) != (now.names is None):
             return count
-        return _of_images(before, now, classes, range(len(now))) or count
-    places, others = ({each.name(i): i for i in range(len(each))} for each in (before, now))
-    missing, new = ([n for n in a if n not in b] for a, b in ((places, others), (others, places)))
+        return _describe_images(before, now, classes, range(len(now))) or count
+    before_index, now_index = (
+        {each.name(i): i for i in range(len(each))} for each in (before, now)
+    )
+    missing, new = (
+        [n for n in a if n not in b]
+        for a, b in ((before_index, now_index), (now_index, before_index))
+    )
     if missing or new:
-        said = [
+        changes = [
             f"{len(names):,} {what}, the first {names[0]}"
             for names, what in ((missing, "missing"), (new, "new"))
             if names
         ]
-        return f"{count}: {'; '.join(said)}"
-    same = [places[now.name(i)] for i in range(len(now))]
-    if (said_of := _of_images(before, now, classes, same)) is not None:
-        return said_of
-    first = next(i for i, place in enumerate(same) if i != place)
+        return f"{count}: {'; '.join(changes)}"
+    same = [before_index[now.name(i)] for i in range(len(now))]
+    if (image_change := _describe_images(before, now, classes, same)) is not None:
+        return image_change
+    first = next(i for i, old_index in enumerate(same) if i != old_index)
     return f"the same {len(now):,} images in another order, from {now.name(first)} on"
 
 
-def _of_images(
-    before: Listing, now: Listing, classes: tuple[str, ...], same: Iterable[int]
+def _describe_images(
+    before: SplitListing, now: SplitListing, classes: tuple[str, ...], same: Iterable[int]
 ) -> str | None:
-    """The first of the images, each beside its place before, whose label or number differs."""
+    """Describes changed labels or checksums; `same` is each image's index in `before`."""
     order = np.fromiter(same, dtype=np.int64)
-    if len(moved := np.flatnonzero(now.labels != before.labels[order])):
-        first = moved[0]
+    if len(relabelled := np.flatnonzero(now.labels != before.labels[order])):
+        first = relabelled[0]
         was, is_ = (classes[int(v)] for v in (before.labels[order][first], now.labels[first]))
-        return f"{len(moved):,} labels differ; {now.name(first)} is {is_!r}, and was {was!r}"
-    for what, numbers in now.marks.items():
-        if what not in before.marks:
-            return f"its {what} were not on record"
-        theirs = before.marks[what][order]
-        if len(other := np.flatnonzero(numbers != theirs)):
-            first = other[0]
-            sizes = f" ({numbers[first]:,}, was {theirs[first]:,})" if "bytes" in what else ""
-            have = "image has" if len(other) == 1 else "images have"
-            return f"{len(other):,} {have} other {what}; the first is {now.name(first)}{sizes}"
+        return f"{len(relabelled):,} labels differ; {now.name(first)} is {is_!r}, and was {was!r}"
+    for mark, numbers in now.marks.items():
+        if mark not in before.marks:
+            return f"its {mark} were not recorded"
+        old = before.marks[mark][order]
+        if len(changed := np.flatnonzero(numbers != old)):
+            first = changed[0]
+            sizes = f" ({numbers[first]:,}, was {old[first]:,})" if "bytes" in mark else ""
+            have = "image has" if len(changed) == 1 else "images have"
+            return f"{len(changed):,} {have} other {mark}; the first is {now.name(first)}{sizes}"
     return None

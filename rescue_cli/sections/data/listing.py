@@ -1,6 +1,8 @@
-"""What lies in a folder: images of every kind that can be read, and what is passed over."""
+"""Lists the image files in a folder, normalises their names, and counts the files it skips."""
 
+import codecs
 import os
+import unicodedata
 from collections import Counter
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
@@ -10,27 +12,35 @@ from pathlib import Path
 from PIL import Image, features
 
 from rescue_cli.errors import DataError
-from rescue_cli.sections.data.names import plain, shown, stem
 
-# PIL's names of what holds a picture; of several frames or pages the first is read
+# PIL's names of image formats; of a file with several frames or pages the first is read
 FORMATS = {"JPEG", "MPO", "PNG", "WEBP", "TIFF", "BMP", "DIB", "GIF", "PPM", "JPEG2000", "TGA"}
 FORMATS |= {"AVIF", "HEIF", "QOI", "PCX", "SGI", "ICO"}
-# What file managers leave behind: Windows', macOS' (in archives), Synology's
-NOBODYS = {"thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "@eadir", "$recycle.bin"}
-NOBODYS |= {"system volume information", "lost+found"}
-HIDDEN = "hidden or of the system"
-OTHER = "with another ending than an image's"
-EMPTY = "empty"
-BROKEN = "broken links or no files"
-BESIDE = "beside the class folders"
-CIRCLE = "links to a folder above them"
-UNDECODED = {".avif", ".avifs", ".heic", ".heif", ".hif"}
-NO_DECODER = "without a decoder here (for .heic: pip install pillow-heif)"
+# Files and folders that Windows, macOS (in archives) and Synology create
+SYSTEM_FILES = {"thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "@eadir", "$recycle.bin"}
+SYSTEM_FILES |= {"system volume information", "lost+found"}
+HIDDEN_FILES = "hidden or system files"
+OTHER_EXTENSIONS = "without an image extension"
+EMPTY_FILES = "empty"
+BROKEN_LINKS = "broken links or not regular files"
+BESIDE_CLASSES = "outside the class folders"
+LINK_CYCLE = "links to a parent folder"
+EXTENSIONS_WITH_PLUGIN = {".avif", ".avifs", ".heic", ".heif", ".hif"}
+NO_DECODER = "without a decoder (for .heic: pip install pillow-heif)"
+# Byte order marks, as Notepad and PowerShell write them. UTF-32 precedes UTF-16, whose mark begins
+# UTF-32's
+_MARKS = (
+    (codecs.BOM_UTF8, "utf-8"),
+    (codecs.BOM_UTF32_LE, "utf-32-le"),
+    (codecs.BOM_UTF32_BE, "utf-32-be"),
+    (codecs.BOM_UTF16_LE, "utf-16-le"),
+    (codecs.BOM_UTF16_BE, "utf-16-be"),
+)
 
 
 @lru_cache
-def endings() -> frozenset[str]:
-    """The endings of the images that can be read here, HEIC's where `pillow-heif` is there."""
+def image_extensions() -> frozenset[str]:
+    """The file extensions that PIL can read here; with `pillow-heif` installed also HEIC's."""
     try:
         from pillow_heif import register_heif_opener
     except ImportError:
@@ -38,107 +48,111 @@ def endings() -> frozenset[str]:
     else:
         register_heif_opener()
     formats = FORMATS if features.check("avif") else FORMATS - {"AVIF"}
-    known = Image.registered_extensions()
-    return frozenset(e for e, kind in known.items() if kind in formats and kind in Image.OPEN)
+    registered = Image.registered_extensions()
+    return frozenset(e for e, kind in registered.items() if kind in formats and kind in Image.OPEN)
 
 
-def is_nobodys(name: str) -> bool:
-    """Whether a file or folder is no one's image: hidden (macOS' `._x.jpg`), or the system's."""
-    return name.startswith(".") or name.lower() in NOBODYS
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder is hidden (macOS' `._x.jpg`) or belongs to the system."""
+    return name.startswith(".") or name.lower() in SYSTEM_FILES
 
 
 @dataclass
-class PassedOver:
-    """What was not read, by the reason, with the first of each; `told` are sentences of their own.
+class SkippedFiles:
+    """Counts the files that were not read by reason, with the first path for each reason.
 
-    `sizes` asks for the size of every file: an empty one is passed over. Files called as in `read`
-    are read as something else.
+    `check_sizes`: skip empty files (costs a stat per file). `read_elsewhere`: names of files that
+    are not images but are read in another way, and so are not counted. `messages`: further notes.
     """
 
-    sizes: bool = False
-    read: tuple[str, ...] = ()
+    check_sizes: bool = False
+    read_elsewhere: tuple[str, ...] = ()
     counts: Counter[str] = field(default_factory=Counter)
     first: dict[str, str] = field(default_factory=dict)
-    endings: Counter[str] = field(default_factory=Counter)
-    told: list[str] = field(default_factory=list)
+    extensions: Counter[str] = field(default_factory=Counter)
+    messages: list[str] = field(default_factory=list)
 
     def add(self, reason: str, path: str) -> None:
         self.counts[reason] += 1
         self.first.setdefault(reason, path)
 
     def add_file(self, path: str) -> None:
-        """A file whose ending is no known image's."""
+        """Counts a file without an image extension."""
         ending = os.path.splitext(path)[1].lower()
-        self.add(NO_DECODER if ending in UNDECODED else OTHER, path)
-        self.endings[ending or "none"] += 1
+        self.add(NO_DECODER if ending in EXTENSIONS_WITH_PLUGIN else OTHER_EXTENSIONS, path)
+        self.extensions[ending or "none"] += 1
 
-    def join(self, other: "PassedOver") -> None:
+    def merge(self, other: "SkippedFiles") -> None:
         self.counts += other.counts
-        self.endings += other.endings
+        self.extensions += other.extensions
         self.first = {**other.first, **self.first}
-        self.told += other.told
+        self.messages += other.messages
 
-    def listed(self) -> str:
-        """How much of each, on one line; empty where there is nothing."""
+    def summary(self) -> str:
+        """The counts on one line; empty where nothing was skipped."""
         parts = []
         for reason, count in self.counts.items():
-            most = ", ".join(f"{n} {ending}" for ending, n in self.endings.most_common(5))
-            of = f" ({most})" if reason == OTHER else ""
-            parts.append(f"{count} {reason}{of}, the first {shown(self.first[reason])}")
+            common = ", ".join(f"{n} {ending}" for ending, n in self.extensions.most_common(5))
+            detail = f" ({common})" if reason == OTHER_EXTENSIONS else ""
+            parts.append(f"{count} {reason}{detail}, the first {printable(self.first[reason])}")
         return "; ".join(parts)
 
     def notes(self) -> tuple[str, ...]:
-        """A sentence each, for `Dataset.notes`."""
-        listed = self.listed()
-        return (*self.told, *([f"files passed over: {listed}"] if listed else []))
+        """The messages and the summary, one sentence each, for `Dataset.notes`."""
+        summary = self.summary()
+        return (*self.messages, *([f"skipped files: {summary}"] if summary else []))
 
 
-def images_in(folder: Path, passed: PassedOver) -> list[str]:
-    """The images in the folder and in those below, as paths from it; raises `DataError`.
+def list_images(folder: Path, skipped: SkippedFiles) -> list[str]:
+    """Paths, relative to `folder`, of the images in it and in its subfolders; raises `DataError`.
 
     In torchvision's order: those of the folder itself by name, then folder by folder.
     """
-    return files_in(folder, endings(), passed)
+    return list_files(folder, image_extensions(), skipped)
 
 
-def files_in(folder: Path, kinds: Collection[str], passed: PassedOver) -> list[str]:
-    """As `images_in`, the files with one of these endings."""
-    every = _walk(str(folder), "", kinds, passed, frozenset())
-    found = sorted(every, key=lambda each: each[0].removesuffix("/"))
-    return [f"{below}{name}" for below, names in found for name in sorted(names)]
+def list_files(folder: Path, extensions: Collection[str], skipped: SkippedFiles) -> list[str]:
+    """As `list_images`, for the files with one of these extensions."""
+    listed = _walk_folder(str(folder), "", extensions, skipped, frozenset())
+    folders = sorted(listed, key=lambda entry: entry[0].removesuffix("/"))
+    return [f"{path}{name}" for path, names in folders for name in sorted(names)]
 
 
-def _walk(
-    root: str, below: str, kinds: Collection[str], passed: PassedOver, above: frozenset[object]
+def _walk_folder(
+    root: str,
+    path: str,
+    extensions: Collection[str],
+    skipped: SkippedFiles,
+    ancestors: frozenset[object],
 ) -> Iterator[tuple[str, list[str]]]:
-    """(path from the root with its slash, names) of the folder and of each below it."""
-    here = os.path.join(root, below)
+    """Yields (path from the root with its slash, file names) for the folder and each subfolder."""
+    folder = os.path.join(root, path)
     names, folders = [], []
     try:
-        status = os.stat(here)
-        if (me := (status.st_dev, status.st_ino)) in above:
-            passed.add(CIRCLE, here)
+        status = os.stat(folder)
+        if (identity := (status.st_dev, status.st_ino)) in ancestors:
+            skipped.add(LINK_CYCLE, folder)
             return
-        with os.scandir(here) as entries:
+        with os.scandir(folder) as entries:
             for entry in entries:
-                if is_nobodys(entry.name):
-                    passed.add(HIDDEN, entry.path)
+                if is_hidden(entry.name):
+                    skipped.add(HIDDEN_FILES, entry.path)
                 elif _is_folder(entry):
                     folders.append(entry.name)
-                elif entry.name[entry.name.rfind(".") :].lower() not in kinds:
-                    if entry.name not in passed.read:
-                        passed.add_file(entry.path)
+                elif entry.name[entry.name.rfind(".") :].lower() not in extensions:
+                    if entry.name not in skipped.read_elsewhere:
+                        skipped.add_file(entry.path)
                 elif not _is_file(entry):
-                    passed.add(BROKEN, entry.path)
-                elif passed.sizes and entry.stat().st_size == 0:
-                    passed.add(EMPTY, entry.path)
+                    skipped.add(BROKEN_LINKS, entry.path)
+                elif skipped.check_sizes and entry.stat().st_size == 0:
+                    skipped.add(EMPTY_FILES, entry.path)
                 else:
                     names.append(entry.name)
     except OSError as error:
-        raise DataError(f"{shown(here)}: cannot be listed: {error.strerror}.") from None
-    yield below, names
+        raise DataError(f"{printable(folder)}: cannot be listed: {error.strerror}.") from None
+    yield path, names
     for name in folders:
-        yield from _walk(root, f"{below}{name}/", kinds, passed, above | {me})
+        yield from _walk_folder(root, f"{path}{name}/", extensions, skipped, ancestors | {identity})
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -155,38 +169,38 @@ def _is_file(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def folders_in(root: Path) -> list[str]:
-    """The names of the folders right below `root` that may be someone's; raises `DataError`.
+def list_folders(root: Path) -> list[str]:
+    """The names of the folders in `root` that are not hidden; raises `DataError`.
 
-    None where there is no such folder.
+    Empty where `root` does not exist.
     """
     if not root.is_dir():
         return []
     try:
         with os.scandir(root) as entries:
-            return sorted(e.name for e in entries if not is_nobodys(e.name) and _is_folder(e))
+            return sorted(e.name for e in entries if not is_hidden(e.name) and _is_folder(e))
     except OSError as error:
         raise DataError(f"{root}: cannot be listed: {error.strerror}.") from None
 
 
-def pass_over_files(root: Path, passed: PassedOver) -> None:
-    """Counts what lies beside the folders below `root` and may have been meant."""
+def count_stray_files(root: Path, skipped: SkippedFiles) -> None:
+    """Counts images and hidden files directly in `root`, beside the class folders."""
     with os.scandir(root) as entries:
         for entry in entries:
-            if is_nobodys(entry.name):
-                passed.add(HIDDEN, entry.path)
+            if is_hidden(entry.name):
+                skipped.add(HIDDEN_FILES, entry.path)
             elif _is_image(entry):
-                passed.add(BESIDE, entry.path)
+                skipped.add(BESIDE_CLASSES, entry.path)
 
 
 def holds_images(folder: Path, depth: int) -> bool:
-    """Whether an image lies in the folder itself, or in those at most `depth` below it."""
+    """Whether the folder, or a subfolder at most `depth` levels down, holds an image."""
     try:
         with os.scandir(folder) as entries:
             if any(_is_image(entry) for entry in entries):
                 return True
         return depth > 0 and any(
-            holds_images(folder / name, depth - 1) for name in folders_in(folder)
+            holds_images(folder / name, depth - 1) for name in list_folders(folder)
         )
     except (OSError, DataError):
         return False
@@ -194,19 +208,19 @@ def holds_images(folder: Path, depth: int) -> bool:
 
 def _is_image(entry: os.DirEntry[str]) -> bool:
     ending = os.path.splitext(entry.name)[1].lower()
-    return ending in endings() and not is_nobodys(entry.name) and not _is_folder(entry)
+    return ending in image_extensions() and not is_hidden(entry.name) and not _is_folder(entry)
 
 
-def by_stem(folder: Path, kinds: Collection[str]) -> dict[str, str]:
-    """The files with these endings by their paths without them, in the composed normal form.
+def index_by_stem(folder: Path, extensions: Collection[str]) -> dict[str, str]:
+    """Maps each file's path without its extension (NFC) to its path, for these extensions.
 
-    Of files that differ in their endings alone a JPEG is taken. Empty where there is no folder.
+    Of files that differ in the extension alone a JPEG is taken. Empty where there is no folder.
     """
     if not folder.is_dir():
         return {}
-    names = files_in(folder, kinds, PassedOver())
+    names = list_files(folder, extensions, SkippedFiles())
     names.sort(key=lambda name: name.lower().endswith((".jpg", ".jpeg")))
-    return {plain(stem(name)): name for name in names}
+    return {normalise_name(stem(name)): name for name in names}
 
 
 # --- splits ---
@@ -218,24 +232,76 @@ SPLITS = {
 }
 
 
-def split_of(name: str) -> str | None:
-    """Which split a folder of this name holds: `val` for `Validation`; None for any other name."""
+def split_name(name: str) -> str | None:
+    """The split that a folder name stands for (`val` for `Validation`), else None."""
     return next((split for split, names in SPLITS.items() if name.lower() in names), None)
 
 
-def split_folder(root: Path, split: str) -> Path | None:
-    """The split's folder below `root`, by its own name or another of it; raises `DataError`."""
+def find_split_folder(root: Path, split: str) -> Path | None:
+    """The split's folder in `root`, by its name or one of its synonyms; raises `DataError`."""
     if (root / split).is_dir():
         return root / split
-    found = [name for name in folders_in(root) if split_of(name) == split]
-    if len(found) > 1:
+    matches = [name for name in list_folders(root) if split_name(name) == split]
+    if len(matches) > 1:
         raise DataError(
-            f"{root}: holds {' and '.join(found)}, and each may be '{split}'. Rename one, or name "
-            f"the folders: data.train_root=, data.test_root=."
+            f"{root}: {' and '.join(matches)} may both be '{split}'. Rename one, or name "
+            "the folders with data.train_root= and data.test_root=."
         )
-    return root / found[0] if found else None
+    return root / matches[0] if matches else None
 
 
-def splits_in(root: Path) -> list[str]:
-    """The names of the folders below `root` that are splits."""
-    return [name for name in folders_in(root) if split_of(name)]
+def list_split_folders(root: Path) -> list[str]:
+    """The names of the folders in `root` that stand for splits."""
+    return [name for name in list_folders(root) if split_name(name)]
+
+
+# --- names ---
+
+
+def normalise_name(name: str) -> str:
+    """The name in Unicode's composed form (NFC), stripped of spaces and line ends.
+
+    macOS, and archives made there, store an accent as a separate character (NFD).
+    """
+    return unicodedata.normalize("NFC", name).strip("\ufeff \t\r\n")
+
+
+def printable(name: object) -> str:
+    """The name as printable text; bytes that are not UTF-8 become `\\udc..`."""
+    return str(name).encode("utf-8", "backslashreplace").decode()
+
+
+def find_file(folder: Path, name: str) -> Path | None:
+    """The file of this name in the folder, whichever Unicode normal form it has on disk."""
+    forms = (name, unicodedata.normalize("NFC", name), unicodedata.normalize("NFD", name))
+    return next((p for form in dict.fromkeys(forms) if (p := folder / form).is_file()), None)
+
+
+def check_utf8(path: Path) -> None:
+    """Raises `DataError` for a name that is not UTF-8."""
+    if not os.fsencode(path.name).isascii() and printable(path.name) != path.name:
+        raise DataError(
+            f"{printable(path)}: a class name must be UTF-8. Rename the folder "
+            "(convmv -f latin1 -t utf8 --notest)."
+        )
+
+
+def read_lines(file: Path) -> list[str]:
+    """The non-empty lines, in UTF-8 or as the byte order mark says; raises `DataError`."""
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read: {error.strerror}.") from None
+    bom, encoding = next((m for m in _MARKS if content.startswith(m[0])), (b"", "utf-8"))
+    try:
+        text = content[len(bom) :].decode(encoding)
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise DataError(f"{file}: line {line} is not {encoding}. Save it as UTF-8.") from None
+    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    return [line for line in lines if line.strip()]
+
+
+def stem(name: str) -> str:
+    """The name without its extension."""
+    return name.rpartition(".")[0] or name

@@ -1,4 +1,4 @@
-"""Where a data set's files are, and the keys that every data set has."""
+"""Where a data set's files are, the keys that all data sets share, and facts about known sets."""
 
 import os
 from collections.abc import Mapping
@@ -9,24 +9,24 @@ from pathlib import Path
 from rescue_cli.errors import DataError
 from rescue_cli.recipe import DataKeys
 from rescue_cli.sections.data.listing import (
-    folders_in,
+    find_split_folder,
     holds_images,
-    split_folder,
-    split_of,
-    splits_in,
+    list_folders,
+    list_split_folders,
+    split_name,
 )
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What is known of a data set before its files are: for checks and for the head's size."""
+    """What is known about a data set without its files, for checks and for the size of the head."""
 
     classes: int | None
     channels: int
     size: int | None
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    images: int | None  # in the training set
+    images: int | None  # in the training set; None for a user's own folder
     task: str = "classification"
 
 
@@ -57,33 +57,36 @@ FACTS: Mapping[str, Facts] = {
 }
 
 
-def _folder(text: str) -> Path:
+def _expand_user(text: str) -> Path:
     return Path(os.path.expanduser(text))  # unlike Path.expanduser, leaves ~nobody as it is
 
 
 @dataclass(frozen=True)
-class Place:
-    """The folders that one recipe's data come from. Raises `DataError` where one is not said."""
+class Location:
+    """The folders that a recipe's data come from.
+
+    The properties raise `DataError` for a folder that is needed and was not given.
+    """
 
     name: str
     keys: DataKeys
-    test_only: bool = False  # an evaluation does without the training images
-    classes: tuple[str, ...] = ()  # that the weights of an evaluation know, where they say
+    test_only: bool = False  # an evaluation needs no training images
+    classes: tuple[str, ...] = ()  # class names of the weights that are evaluated, if recorded
 
     @cached_property
     def root(self) -> Path:
         if self.keys.root is not None:
-            return _folder(self.keys.root)
+            return _expand_user(self.keys.root)
         if "RESCUE_DATA" in os.environ:
             return Path(os.environ["RESCUE_DATA"], self.name)
         raise DataError(
-            f"data.root: not given, and the data set '{self.name}' is not packaged. "
-            f"Give data.root=DIR or set RESCUE_DATA so that RESCUE_DATA/{self.name} is the folder."
+            f"data.root: missing; the data set '{self.name}' is not packaged with rescue. "
+            f"Give data.root=DIR, or set RESCUE_DATA so that RESCUE_DATA/{self.name} is the folder."
         )
 
     @property
     def has_root(self) -> bool:
-        """Whether one folder is named that holds training and test images."""
+        """Whether a folder that holds both training and test images was given."""
         return self.keys.root is not None or "RESCUE_DATA" in os.environ
 
     @property
@@ -91,137 +94,141 @@ class Place:
         return self.keys.train_root is not None or self.has_root
 
     @property
-    def is_there(self) -> bool:
-        """Whether the folder that is named for training images exists."""
+    def has_folder(self) -> bool:
+        """Whether the folder that was given for training images exists."""
         if not self.has_train_root:
             return False
         return (self.train_root if self.keys.train_root else self.root).is_dir()
 
     @property
     def has_train_folder(self) -> bool:
-        """Whether there is a folder of training images alone, as class folders are."""
+        """Whether a folder of training images alone exists, as for class folders."""
         return self.has_train_root and self.train_root.is_dir()
 
     @property
-    def one_root(self) -> bool:
+    def has_one_root(self) -> bool:
         return self.keys.train_root is None and self.keys.test_root is None
 
     @cached_property
-    def given_split(self) -> str | None:
-        """Which split `root` itself is: `train` where PHOTOS/train is given in place of PHOTOS.
+    def root_split(self) -> str | None:
+        """The split that `root` itself is: `train` if PHOTOS/train was given instead of PHOTOS.
 
-        A folder called `test` is none where no training images lie beside it, unless it is to be
-        measured on.
+        A folder called `test` counts only beside a training folder, or in an evaluation.
         """
         root = Path(os.path.abspath(self.root))
-        split = split_of(root.name)
-        if split is None or splits_in(root) or not holds_images(root, 2):
+        split = split_name(root.name)
+        if split is None or list_split_folders(root) or not holds_images(root, 2):
             return None
-        sure = split == "train" or self.test_only or split_folder(root.parent, "train")
-        return split if sure else None
+        is_split = split == "train" or self.test_only or find_split_folder(root.parent, "train")
+        return split if is_split else None
 
     @cached_property
     def top(self) -> Path:
-        """The folder that holds the splits: `root`, or the one above where that is a split."""
-        if self.given_split is None:
+        """The folder that holds the splits: `root`, or its parent where `root` is a split."""
+        if self.root_split is None:
             return self.root
         return Path(os.path.abspath(self.root)).parent
 
     @cached_property
     def is_unsplit(self) -> bool:
-        """Whether class folders lie where splits should, and all images are for training."""
+        """Whether `top` holds class folders instead of splits; all images are then for training."""
         if FACTS[self.name].images is not None:
-            return False  # a published set has its layout
-        splits = splits_in(self.top)  # of which `train` may be a class beside `car`
-        if any(split_of(n) != "train" or not holds_images(self.top / n, 0) for n in splits):
+            return False  # a published data set has a fixed layout
+        # A folder `train` may be a class (beside `car`): then images lie directly in it
+        splits = list_split_folders(self.top)
+        if any(split_name(n) != "train" or not holds_images(self.top / n, 0) for n in splits):
             return False
-        return any(holds_images(self.top / name, 0) for name in folders_in(self.top))
+        return any(holds_images(self.top / name, 0) for name in list_folders(self.top))
 
     def split(self, name: str) -> Path | None:
-        """The folder of a split; None where there is none."""
-        return self.root if self.given_split == name else split_folder(self.top, name)
+        """The folder of a split, or None."""
+        return self.root if self.root_split == name else find_split_folder(self.top, name)
 
     @cached_property
     def train_root(self) -> Path:
         if self.keys.train_root:
-            return _folder(self.keys.train_root)
+            return _expand_user(self.keys.train_root)
         if self.is_unsplit:
             return self.top
         return self.split("train") or self.top / "train"
 
     def test_root(self, names: tuple[str, ...], holdout: int | None = None) -> dict[str, Path]:
-        """The main test folder by its name: `test_root`, else the first of `names` that exists.
+        """The main test set's name and folder: `test_root`, else the first of `names` that exists.
 
-        Where there is none the error offers to hold out so many images.
+        `holdout` is the number of held-out images that the error suggests where there is none.
         """
         if self.keys.holdout:
             return {}
         if self.keys.test_root:
-            return {names[0]: _folder(self.keys.test_root)}
+            return {names[0]: _expand_user(self.keys.test_root)}
         if self.test_only and self.keys.sets and not self.has_root:
-            return {}  # an evaluation of further sets alone
-        first = [self.given_split] if self.given_split in names else []
+            return {}  # an evaluation of data.sets alone
+        first = [self.root_split] if self.root_split in names else []
         for name in [*first, *names]:
-            if (found := self.split(name)) is not None:
-                return {name: found}
+            if (folder := self.split(name)) is not None:
+                return {name: folder}
         missing = f"{self.top / names[0]}: no such folder"
         cures = [f"give data.test_root={self.top if self.is_unsplit and not holdout else 'DIR'}"]
         if self.is_unsplit:
-            missing = f"{self.top}: holds class folders and no split of them, as {names[0]}/"
+            missing = f"{self.top}: holds class folders, and no test split such as {names[0]}/"
         else:
             cures.insert(0, "add it")
         if holdout:
             cures.append(
-                f"hold out training images, as many of each class, with data.holdout={holdout}"
+                f"hold out training images, equally many per class, with data.holdout={holdout}"
             )
         cure = f"{', '.join(cures[:-1])}{' or ' if cures[1:] else ''}{cures[-1]}"
         raise DataError(f"{missing}. {cure[0].upper()}{cure[1:]}.")
 
-    def notes(self, tests: Mapping[str, Path]) -> tuple[str, ...]:
-        """How the folders were understood where they are not called as expected."""
+    def note_interpretation(self, tests: Mapping[str, Path]) -> tuple[str, ...]:
+        """Notes on how the folders were interpreted where their names are not the expected ones."""
         if not self.has_root:
             return ()
-        found = []
+        notes = []
         read = [*tests.values(), *([] if self.test_only else [self.train_root])]
-        beside = self.given_split and any(f.parent == self.top and f != self.root for f in read)
-        if beside:
-            found.append(f"data.root: {self.root} is a split; {self.top} is read, which holds it")
+        reads_sibling = self.root_split and any(
+            f.parent == self.top and f != self.root for f in read
+        )
+        if reads_sibling:
+            notes.append(f"data.root: {self.root} is a split; reading its parent {self.top}")
         if self.is_unsplit and not self.keys.train_root and not self.test_only:
-            found.append(f"{self.top}: holds no train/; all of its class folders are for training")
+            notes.append(f"{self.top}: has no train/; all class folders are used for training")
         for name, folder in tests.items():
             if not self.keys.test_root and folder.name != name:
-                found.append(f"{folder}: is read as the test set '{name}'")
-        return tuple(found)
+                notes.append(f"{folder}: used as the test set '{name}'")
+        return tuple(notes)
 
-    def unread(self, tests: Mapping[str, Path]) -> tuple[str, ...]:
-        """A sentence for each split that lies there and is not read."""
+    def note_unread_splits(self, tests: Mapping[str, Path]) -> tuple[str, ...]:
+        """A note for each split folder that exists and is not read."""
         if not self.has_root or not self.top.is_dir() or self.keys.holdout:
             return ()
         read = {self.train_root, *tests.values(), *self.extra_sets.values()}
-        said = {Path(os.path.abspath(folder)) for folder in read}
-        over = [self.top / n for n in splits_in(self.top) if split_of(n) != "train"]
+        read_paths = {Path(os.path.abspath(folder)) for folder in read}
+        test_folders = [
+            self.top / n for n in list_split_folders(self.top) if split_name(n) != "train"
+        ]
         return tuple(
-            f"{folder}: is not read. data.sets={{{split_of(folder.name)}: {folder}}} measures on "
-            "it too"
-            for folder in over
-            if Path(os.path.abspath(folder)) not in said
+            f"{folder}: is not used; data.sets={{{split_name(folder.name)}: {folder}}} evaluates "
+            "on it too"
+            for folder in test_folders
+            if Path(os.path.abspath(folder)) not in read_paths
         )
 
     @property
     def extra_sets(self) -> dict[str, Path]:
-        return {name: _folder(root) for name, root in self.keys.sets.items()}
+        return {name: _expand_user(root) for name, root in self.keys.sets.items()}
 
-    def at(self, root: Path) -> "Place":
+    def with_root(self, root: Path) -> "Location":
         return replace(self, keys=replace(self.keys, root=str(root)))
 
 
 def normalisation(name: str, keys: DataKeys) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of each channel, of pixels in [0, 1]: given, else as known."""
+    """Mean and standard deviation per channel for pixels in [0, 1]: as given, else from `FACTS`."""
     facts = FACTS[name]
-    times = (keys.channels or facts.channels) // facts.channels
-    return keys.mean or list(facts.mean) * times, keys.std or list(facts.std) * times
+    repeats = (keys.channels or facts.channels) // facts.channels
+    return keys.mean or list(facts.mean) * repeats, keys.std or list(facts.std) * repeats
 
 
 def channels_of(name: str, keys: DataKeys) -> int:
-    """How many channels the network sees."""
+    """The number of channels of the images that the network sees."""
     return keys.channels or FACTS[name].channels

@@ -1,4 +1,4 @@
-"""Batches of a split in memory: gathers on the device, no loader."""
+"""Batches of a split in memory: gathered on the device, without a loader."""
 
 import math
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -7,11 +7,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from rescue_cli.batch import Batch, Shown, View, to_device
+from rescue_cli.batch import Batch, EvalBatch, View, to_device
 from rescue_cli.recipe.sections import Interpolation
 from rescue_cli.rng import Indices
-from rescue_cli.sections.data.corrupt import tally
-from rescue_cli.sections.data.splits import Images, rounds_of
+from rescue_cli.sections.annotations import Sample
+from rescue_cli.sections.data.corrupt import record_corrupt
+from rescue_cli.sections.data.splits import Images, count_rounds
 
 
 class MemoryFeed:
@@ -27,29 +28,28 @@ class MemoryFeed:
         device: torch.device,
         log: Callable[[str], None],
     ) -> None:
-        self.found_corrupt = (
-            images.corrupt if 0 in micro_batches else ()
-        )  # one process speaks of them
+        # Every process has read the whole set; one of them reports what was corrupt
+        self.to_report = images.corrupt if 0 in micro_batches else ()
         self.max_corrupt = max_corrupt
         self.log = log
         self.images, self.labels = (to_device(a, device) for a in (images.pixels, images.labels))
         self.sampler = sampler
-        self.mine = micro_batches
+        self.local = micro_batches
         self.device = device
         self.waited = 0.0
         self.replaced = 0
         self.corrupt: list[str] = []
 
     def start(self, _step: int) -> None:
-        """Names the images that were corrupt when the set was read; the rest needs nothing."""
-        tally(self.corrupt, self.found_corrupt, self.max_corrupt, self.log)
+        """Reports the images that were corrupt when the set was read."""
+        record_corrupt(self.corrupt, self.to_report, self.max_corrupt, self.log)
         self.replaced = len(self.corrupt)
 
     def close(self) -> None:
         """Nothing is left running."""
 
     def micro_batches(self, step: int) -> Iterator[Batch]:
-        for micro_batch in self.mine:
+        for micro_batch in self.local:
             indices = self.sampler(step, micro_batch)
             rows = to_device(indices, self.device)
             yield Batch(self.images[rows], self.labels[rows], step, micro_batch, indices)
@@ -76,11 +76,15 @@ class MemoryEvalFeed:
 
     def rounds(self, world_size: int, among: Indices | None = None) -> int:
         count = len(self) if among is None else len(among)
-        return rounds_of(count, self.batch_size, world_size)
+        return count_rounds(count, self.batch_size, world_size)
+
+    def annotated_samples(self, _count: int) -> list[Sample]:
+        """None: what is in memory has labels."""
+        return []
 
     def batches(
         self, rank: int, world_size: int, among: Indices | None = None
-    ) -> Generator[Shown, None, None]:
+    ) -> Generator[EvalBatch, None, None]:
         device = self.labels.device
         order = (
             torch.arange(len(self), device=device) if among is None else to_device(among, device)
@@ -88,7 +92,7 @@ class MemoryEvalFeed:
         for part in torch.split(order, self.batch_size)[rank::world_size]:
             images = self.images[part]
             views = {view: resize_centre(images, view, self.interpolation) for view in self.views}
-            yield Shown(part, self.labels[part], views)
+            yield EvalBatch(part, self.labels[part], views)
 
 
 def resize_centre(images: Tensor, view: View, interpolation: Interpolation) -> Tensor:

@@ -1,4 +1,4 @@
-"""Folders of small images, decoded once and kept as one array."""
+"""Folders of small images, decoded once and kept in memory as one array."""
 
 import contextlib
 import hashlib
@@ -12,14 +12,14 @@ import numpy as np
 
 from rescue_cli.errors import DataError
 from rescue_cli.recipe.sections import Interpolation
-from rescue_cli.rng import words
-from rescue_cli.sections.data.corrupt import never_replaced
+from rescue_cli.rng import random_words
+from rescue_cli.sections.data.corrupt import corrupt_test_image_error
 from rescue_cli.sections.data.decode import (
     DEFAULT_READING,
     UNREADABLE,
     centre_crop,
+    describe_error,
     read_image,
-    reason_of,
 )
 from rescue_cli.sections.data.rgb import Reading
 from rescue_cli.sections.data.splits import SPLIT_SEED, Dataset, Files, Images, Pixels, Split
@@ -34,10 +34,10 @@ def make_resident(
     cache: Path,
     reading: Reading = DEFAULT_READING,
 ) -> Dataset:
-    """The data set with every split in memory as size x size pixels, from `cache` where it can.
+    """The data set with every split in memory as size x size pixels, read from `cache` if possible.
 
-    A corrupt training image gives way to another and is named in `Images.corrupt`; a corrupt test
-    image is a `DataError`.
+    A corrupt training image is replaced by another and named in `Images.corrupt`; a corrupt test
+    image raises `DataError`.
     """
     tests: dict[str, Split] = {
         k: _images(split, size, interpolation, reading, cache) for k, split in dataset.tests.items()
@@ -68,7 +68,7 @@ def _images(
 
 
 def _key(split: Files, size: int, interpolation: Interpolation, reading: Reading) -> str:
-    """A digest of names, lengths and times, so that a changed folder is decoded anew."""
+    """A digest of file names, sizes and times, so that a changed folder is decoded again."""
     digest = hashlib.sha256(f"{size} {interpolation} {reading}\n".encode())
     for index in range(len(split)):
         path = split.names.path(index)
@@ -80,39 +80,39 @@ def _key(split: Files, size: int, interpolation: Interpolation, reading: Reading
 def _decode(
     split: Files, size: int, interpolation: Interpolation, reading: Reading, replacing: bool
 ) -> Images:
-    def one(index: int) -> Pixels | tuple[str, str]:
+    def decode(index: int) -> Pixels | tuple[str, str]:
         path = split.names.path(index)
         try:
             image = read_image(path, "pil", reading)
         except UNREADABLE as error:
-            reason = reason_of(error)
+            reason = describe_error(error)
             if not replacing:
-                raise never_replaced(str(path), reason) from None
+                raise corrupt_test_image_error(str(path), reason) from None
             return str(path), reason
-        decoded: Pixels = centre_crop(image, size, 1.0, interpolation).numpy()
-        return decoded
+        pixels: Pixels = centre_crop(image, size, 1.0, interpolation).numpy()
+        return pixels
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # PIL decodes without the interpreter's lock
-        found = list(pool.map(one, range(len(split)), chunksize=256))
-    places = np.array([_readable(found, index) for index in range(len(found))], dtype=np.int64)
-    pixels = np.array([found[i] for i in places], np.uint8).reshape(-1, 3, size, size)
-    corrupt = tuple(entry for entry in found if isinstance(entry, tuple))
-    return Images(pixels, split.labels[places], corrupt, split)
+        decoded = list(pool.map(decode, range(len(split)), chunksize=256))
+    used = np.array([_readable(decoded, index) for index in range(len(decoded))], dtype=np.int64)
+    pixels = np.array([decoded[i] for i in used], np.uint8).reshape(-1, 3, size, size)
+    corrupt = tuple(entry for entry in decoded if isinstance(entry, tuple))
+    return Images(pixels, split.labels[used], corrupt, split)
 
 
-def _readable(found: Sequence[Pixels | tuple[str, str]], index: int) -> int:
-    """The image itself, or where it is corrupt another one drawn for it."""
+def _readable(decoded: Sequence[Pixels | tuple[str, str]], index: int) -> int:
+    """The index itself, or that of another image drawn for it where its own is corrupt."""
     attempt = 0
-    while isinstance(found[index], tuple):
+    while isinstance(decoded[index], tuple):
         if attempt == REDRAWS:
-            raise DataError(f"{found[index][0]}: corrupt, and so are those drawn in its place.")
-        (word,) = words(SPLIT_SEED, "redraw", index, attempt, 1)
-        index, attempt = int(word % np.uint64(len(found))), attempt + 1
+            raise DataError(f"{decoded[index][0]}: corrupt, and so are those drawn in its place.")
+        (word,) = random_words(SPLIT_SEED, "redraw", index, attempt, 1)
+        index, attempt = int(word % np.uint64(len(decoded))), attempt + 1
     return index
 
 
 def _read(file: Path, shape: tuple[int, ...]) -> Pixels | None:
-    """The cached pixels; None where there are none that can be used."""
+    """The cached pixels; None where there is no usable cache."""
     try:
         pixels: Pixels = np.load(file, allow_pickle=False)
     except (OSError, ValueError, EOFError):
@@ -121,7 +121,7 @@ def _read(file: Path, shape: tuple[int, ...]) -> Pixels | None:
 
 
 def _write(file: Path, pixels: Pixels) -> None:
-    """Writes the cache whole or not at all; a cache that cannot be written is only slower."""
+    """Writes the cache atomically; without a cache the next run is only slower."""
     partial = file.with_suffix(f".{os.getpid()}.partial")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)

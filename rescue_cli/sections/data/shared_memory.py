@@ -1,8 +1,9 @@
 """Memory that loader processes write into and the process that trains reads from.
 
-Anonymous pages that forked processes share: no file descriptor, and no limit of /dev/shm, where
-torch would put each tensor (64 MB in a container of Docker's). They are touched again and again,
-where fresh pages cost a fault every 4 KiB in both processes. What is never written takes no memory.
+Anonymous pages that forked processes share: they need no file descriptor and no room in /dev/shm,
+where torch would put each tensor (64 MB in a Docker container). The same pages are used again and
+again, as fresh ones cost a page fault every 4 KiB in both processes. What is never written takes no
+memory.
 """
 
 import io
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from rescue_cli.sections.data.splits import Pixels
 
-ROOM = 2**23  # bytes of an item that go through memory; what is beyond goes through the pipe
+ROOM = 2**23  # bytes of an item that go through shared memory; the rest goes through the pipe
 
 
 class Slots:
@@ -32,7 +33,7 @@ class Slots:
 
 
 class Packed(NamedTuple):
-    """An item as it goes through a loader's pipe; its arrays lie in a slot, from end to end."""
+    """An item as it goes through a loader's pipe; its arrays lie in a slot, one after another."""
 
     slot: int
     content: bytes
@@ -40,7 +41,7 @@ class Packed(NamedTuple):
 
 
 class Parcels:
-    """`count` slots in which whatever a worker makes is handed over, tensors and arrays by value.
+    """`count` slots through which items of any kind are handed over, tensors and arrays by value.
 
     A slot is free again when its item is unpacked.
     """
@@ -52,8 +53,8 @@ class Parcels:
         room = self._memory[slot * ROOM : (slot + 1) * ROOM]
         ends = [0]
 
-        def takes(buffer: pickle.PickleBuffer) -> bool:
-            """False: it lies in the slot. True: it goes with the content."""
+        def keep_in_content(buffer: pickle.PickleBuffer) -> bool:
+            """False where the buffer is put into the slot; True where there is no room."""
             with buffer.raw() as raw:
                 end = ends[-1] + raw.nbytes
                 if end > ROOM:
@@ -63,7 +64,7 @@ class Parcels:
             return False
 
         content = io.BytesIO()
-        _ByValue(content, protocol=5, buffer_callback=takes).dump(item)
+        _ByValue(content, protocol=5, buffer_callback=keep_in_content).dump(item)
         return Packed(slot, content.getvalue(), ends)
 
     def unpack(self, packed: Packed) -> Any:
@@ -73,7 +74,7 @@ class Parcels:
 
 
 class _ByValue(pickle.Pickler):
-    """Tensors as numpy's arrays, laid out as they are."""
+    """Pickles tensors as numpy arrays that keep their memory layout."""
 
     def reducer_override(self, value: Any) -> Any:
         if not isinstance(value, Tensor):

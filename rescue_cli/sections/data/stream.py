@@ -1,11 +1,13 @@
-"""Training micro-batches of a split on disk: workers decode and crop, the device does the rest."""
+"""Training micro-batches from files: workers decode and cut, the device does the rest."""
 
 import itertools
 import math
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -14,197 +16,318 @@ from rescue_cli.batch import Batch, to_device
 from rescue_cli.errors import DataError
 from rescue_cli.recipe.sections import Decoder, Interpolation
 from rescue_cli.rng import Floats, Indices, uniform
-from rescue_cli.sections.data.corrupt import all_corrupt, readable
+from rescue_cli.sections.annotations import Sample, Target, collate
+from rescue_cli.sections.data.corrupt import all_corrupt_error, read_or_replace, record_corrupt
 from rescue_cli.sections.data.decode import (
     DEFAULT_READING,
     Box,
     centre_crop,
     crop_resize,
-    read_image,
-    size_of,
+    height_and_width,
 )
-from rescue_cli.sections.data.feed import FileFeed
 from rescue_cli.sections.data.rgb import Reading
+from rescue_cli.sections.data.samples import as_tensor, read_sample
 from rescue_cli.sections.data.shared_memory import Slots
 from rescue_cli.sections.data.splits import Files
-from rescue_cli.sections.data.workers import AHEAD, CHUNK
+from rescue_cli.sections.data.workers import (
+    AHEAD,
+    ANNOTATED_CHUNK,
+    CHUNK,
+    end_workers,
+    next_of,
+    start_workers,
+)
 
-VIEWS = 3 * CHUNK  # at most as many views in a chunk
-Place = tuple[int, int]  # micro-batch, position
+SAMPLES_PER_IMAGE = 3  # times as many samples as images in a chunk, at most
+Position = tuple[int, int]  # micro-batch, position in it
+
+
+class LoaderOperation(Protocol):
+    """An augmentation that runs in a loader worker."""
+
+    @property
+    def columns(self) -> int: ...
+    @property
+    def apply(self) -> Callable[..., Any]: ...
+
+
+@dataclass(frozen=True)
+class Cropping:
+    """Cuts views of one size: the box that `crop` draws, or the centre where it is None."""
+
+    crop: LoaderOperation | None
+    size: int
+    interpolation: Interpolation
+    draws: ClassVar[str] = "crop"  # the name of their random numbers
+    chunk: ClassVar[int] = CHUNK  # images that a worker reads at a time
+
+    @property
+    def columns(self) -> int:
+        return self.crop.columns if self.crop else 0
+
+    def __call__(self, image: Any, target: Target, draws: Floats) -> Sample:
+        if self.crop is None:
+            return Sample(centre_crop(image, self.size, 1.0, self.interpolation), target)
+        box = Box(*self.crop.apply(*height_and_width(image), draws))
+        return Sample(crop_resize(image, box, self.size, self.size, self.interpolation), target)
+
+
+@dataclass(frozen=True)
+class WholeImages:
+    """Takes each image in its own size, and augments it together with its boxes or mask."""
+
+    operations: Sequence[LoaderOperation]
+    size: ClassVar[None] = None
+    draws: ClassVar[str] = "augment"
+    chunk: ClassVar[int] = ANNOTATED_CHUNK
+
+    @property
+    def columns(self) -> int:
+        return sum(operation.columns for operation in self.operations)
+
+    def __call__(self, image: Any, target: Target, draws: Floats) -> Sample:
+        sample = Sample(as_tensor(image), target)
+        ends = np.cumsum([operation.columns for operation in self.operations])
+        for operation, part in zip(self.operations, np.split(draws, ends), strict=False):
+            sample = operation.apply(sample, part)
+        return sample
 
 
 class Chunk(NamedTuple):
-    """Some images of a step, each with the places that want a view of it.
+    """Some images of a step, each with the positions that it is for.
 
-    Which slot takes the views is said when the chunk is handed out.
+    `slot`: where samples of one size are handed over; chosen when the chunk is handed out.
     """
 
     step: int
-    images: list[tuple[int, list[Place]]]
+    images: list[tuple[int, list[Position]]]
     slot: int = 0
 
 
-class Views(NamedTuple):
-    """A decoded chunk: the slot that holds its views, where they belong, what went wrong.
+class Loaded(NamedTuple):
+    """The samples of a chunk and their positions, and the files that could not be decoded.
 
-    No views at all: an image and all that were drawn in its place are corrupt. `fault`: what is
-    wrong for good; a worker's exceptions would come with tracebacks.
+    `images` is empty where the samples have one size: then they lie in the slot. No positions at
+    all: an image and all that were drawn in its place are corrupt. `fault`: an error that ends the
+    run, as text; a worker's exceptions would come with tracebacks.
     """
 
     slot: int
-    labels: list[int]
-    places: list[Place]
+    images: list[Tensor]
+    targets: list[Target]
+    positions: list[Position]
     broken: list[tuple[str, str]]  # file, reason
     replaced: int
     fault: str | None = None
 
 
-@dataclass(frozen=True)
-class Cropping:
-    """How a training view is cut: `box` from `columns` draws, or the centre where it is None."""
+class TrainSamples(Dataset[Loaded]):
+    """Loads chunks; runs inside loader workers and knows nothing of torch's randomness.
 
-    box: Callable[[int, int, Floats], tuple[int, int, int, int]] | None
-    columns: int
-    size: int
-    interpolation: Interpolation
-    decoder: Decoder
-    reading: Reading = DEFAULT_READING
-
-
-class TrainViews(Dataset[Views]):
-    """Decodes chunks; runs inside loader workers and knows nothing of torch's randomness.
-
-    `slots` is where the views go; the feed makes it before its workers are forked.
+    `slots`: memory for samples of one size, which the feed makes before its workers are forked.
     """
 
     slots: Slots
 
-    def __init__(self, files: Files, cropping: Cropping, micro_batch_size: int, seed: int) -> None:
+    def __init__(
+        self,
+        files: Files,
+        cut: Cropping | WholeImages,
+        micro_batch_size: int,
+        seed: int,
+        decoder: Decoder,
+        reading: Reading = DEFAULT_READING,
+    ) -> None:
         self.files = files
-        self.cropping = cropping
+        self.cut = cut
         self.micro_batch_size = micro_batch_size
         self.seed = seed
-        self.draws: dict[tuple[int, int], Floats] = {}  # of the latest step, by (step, micro-batch)
+        self.decoder = decoder
+        self.reading = reading
+        self.drawn: dict[tuple[int, int], Floats] = {}  # of the latest step, by (step, micro-batch)
 
-    def __getitem__(self, chunk: Any) -> Views:
-        labels: list[int] = []
-        places: list[Place] = []
-        broken: list[tuple[str, str]] = []
+    def __getitem__(self, chunk: Any) -> Loaded:
+        loaded = Loaded(chunk.slot, [], [], [], [], 0)
         replaced = 0
-        slot = self.slots.pixels[chunk.slot]
-        for index, wanted in chunk.images:
+        for index, positions in chunk.images:
             try:
-                found, decoded = self._readable(index, broken)
+                used, image, target = self.read(index, loaded.broken)
             except DataError as error:
-                return Views(chunk.slot, [], [], broken, 0, str(error))
-            if decoded is None:
-                return Views(chunk.slot, [], [], broken, 0)
-            replaced += len(wanted) if found != index else 0
-            for micro_batch, position in wanted:
+                return Loaded(chunk.slot, [], [], [], loaded.broken, 0, str(error))
+            if image is None:
+                return Loaded(chunk.slot, [], [], [], loaded.broken, 0)
+            replaced += len(positions) if used != index else 0
+            for micro_batch, position in positions:
                 draws = self._draws(chunk.step, micro_batch)[position]
-                slot[len(places)] = self._view(decoded, draws).permute(1, 2, 0).numpy()
-                labels.append(int(self.files.labels[found]))
-                places.append((micro_batch, position))
-        return Views(chunk.slot, labels, places, broken, replaced)
+                sample = self.cut(image, target, draws)
+                if self.cut.size is None:
+                    loaded.images.append(sample.image)
+                else:
+                    view = sample.image.permute(1, 2, 0).numpy()
+                    self.slots.pixels[chunk.slot, len(loaded.positions)] = view
+                loaded.targets.append(sample.target)
+                loaded.positions.append((micro_batch, position))
+        return loaded._replace(replaced=replaced)
+
+    def read(self, index: int, broken: list[tuple[str, str]]) -> tuple[int, Any, Any]:
+        """Index, image and target; of another image drawn for it where it cannot be decoded, and
+        without an image where all that were drawn are corrupt. Adds the corrupt files to `broken`.
+        """
+
+        def read(place: int) -> tuple[Any, Target]:
+            return read_sample(self.files, place, self.decoder, self.reading)
+
+        path = self.files.names.path
+        used, sample = read_or_replace(index, len(self.files), self.seed, read, path, broken)
+        return used, *(sample or (None, None))
 
     def _draws(self, step: int, micro_batch: int) -> Floats:
-        """The crops of a micro-batch, drawn once for all chunks that hold some of its images."""
-        block = self.draws.get((step, micro_batch))
+        """The draws of a micro-batch, made once for all chunks that hold some of its images."""
+        block = self.drawn.get((step, micro_batch))
         if block is None:
-            self.draws = {key: kept for key, kept in self.draws.items() if key[0] == step}
-            shape = (self.micro_batch_size, self.cropping.columns)
-            block = uniform(self.seed, "crop", step, micro_batch, shape)
-            self.draws[step, micro_batch] = block
+            self.drawn = {key: kept for key, kept in self.drawn.items() if key[0] == step}
+            shape = (self.micro_batch_size, self.cut.columns)
+            block = uniform(self.seed, self.cut.draws, step, micro_batch, shape)
+            self.drawn[step, micro_batch] = block
         return block
 
-    def _readable(self, index: int, broken: list[tuple[str, str]]) -> tuple[int, Any]:
-        """The image, or where it cannot be decoded another one drawn for it; None: all corrupt."""
-        path = self.files.names.path
 
-        def read(place: int) -> Any:
-            return read_image(path(place), self.cropping.decoder, self.cropping.reading)
-
-        return readable(index, len(self.files), self.seed, read, path, broken)
-
-    def _view(self, image: Any, draws: Floats) -> Tensor:
-        crop = self.cropping
-        if crop.box is None:
-            return centre_crop(image, crop.size, 1.0, crop.interpolation)
-        box = Box(*crop.box(*size_of(image), draws))
-        return crop_resize(image, box, crop.size, crop.size, crop.interpolation)
-
-
-class StreamFeed(FileFeed):
-    """Training micro-batches from files, `workers` ahead of the step that wants them."""
+class FileFeed:
+    """Training micro-batches from files, `workers` ahead of the step that trains on them."""
 
     def __init__(
         self,
-        views: TrainViews,
+        samples: TrainSamples,
         sampler: Callable[[int, int], Indices],
         micro_batches: Sequence[int],
-        **run: Any,
+        *,
+        steps: int,
+        max_corrupt: int,
+        workers: int,
+        device: torch.device,
+        log: Callable[[str], None],
     ) -> None:
-        super().__init__(sampler, micro_batches, **run)
-        self.views = views
+        self.samples = samples
+        self.sampler = sampler
+        self.local = micro_batches
+        self.steps = steps
+        self.max_corrupt = max_corrupt
+        self.workers = workers
+        self.device = device
+        self.log = log
+        self.waited = 0.0
+        self.replaced = 0
+        self.corrupt: list[str] = []
+        self._loaded: Iterator[Any] = iter(())
 
     def start(self, step: int) -> None:
-        """Sets the workers to work from `step` on, a whole step ahead of the one that trains."""
+        """Starts the workers from `step` on, a whole step ahead of the one that trains."""
         self.close()
         ahead = max(AHEAD, math.ceil(len(self.chunks(step)) / max(self.workers, 1)))
-        # As many chunks are under way at most, and one more is being read here
+        # At most so many chunks are under way, and one more is being read here
         count = ahead * self.workers + 1
-        self.views.slots = Slots(count, VIEWS, self.views.cropping.size)
+        cut = self.samples.cut
+        if cut.size is not None:
+            self.samples.slots = Slots(count, SAMPLES_PER_IMAGE * cut.chunk, cut.size)
         chunks = itertools.chain.from_iterable(self.chunks(s) for s in range(step, self.steps))
         numbered = (chunk._replace(slot=n % count) for n, chunk in enumerate(chunks))
-        self.begin(self.views, numbered, ahead)
+        self._loaded = start_workers(self.samples, numbered, self.workers, ahead=ahead)
+
+    def close(self) -> None:
+        """Ends the workers."""
+        end_workers(self._loaded)
+        self._loaded = iter(())
 
     def chunks(self, step: int) -> list[Chunk]:
-        """This process's share of a step, an image that several places want only once."""
-        wanted: dict[int, list[Place]] = {}
-        for micro_batch in self.mine:
+        """This process's share of a step; an image for several positions is read once."""
+        positions: dict[int, list[Position]] = {}
+        for micro_batch in self.local:
             for position, index in enumerate(self.sampler(step, micro_batch).tolist()):
-                wanted.setdefault(index, []).append((micro_batch, position))
-        return dealt(step, wanted)
+                positions.setdefault(index, []).append((micro_batch, position))
+        return make_chunks(step, positions, self.samples.cut.chunk)
 
     def micro_batches(self, step: int) -> Iterator[Batch]:
-        size, rows = self.views.cropping.size, self.views.micro_batch_size
-        count, pinned = len(self.mine) * rows, self.device.type == "cuda"
-        images = torch.empty((count, size, size, 3), dtype=torch.uint8, pin_memory=pinned)
-        labels = torch.empty(count, dtype=torch.int64, pin_memory=pinned)
-        first = {micro_batch: i * rows for i, micro_batch in enumerate(self.mine)}
-        # numpy copies rows whole where torch copies byte by byte, at a twentieth of the speed
-        pixels, numbers = images.numpy(), labels.numpy()
+        size = self.samples.micro_batch_size
+        first = {micro_batch: i * size for i, micro_batch in enumerate(self.local)}
+        side, count = self.samples.cut.size, len(self.local) * size
+        collected: _Views | _Samples = (
+            _Samples(count, self.device)
+            if side is None
+            else _Views(count, side, self.device, self.samples.slots)
+        )
         for _ in self.chunks(step):
-            views = self._next()
-            places = [first[micro_batch] + position for micro_batch, position in views.places]
-            pixels[places] = self.views.slots.pixels[views.slot, : len(places)]
-            numbers[places] = views.labels
+            loaded = self._next()
+            rows = [first[micro_batch] + position for micro_batch, position in loaded.positions]
+            collected.add(rows, loaded)
         for micro_batch, start in first.items():
-            mine = slice(start, start + rows)
-            planes = to_device(images[mine], self.device).permute(0, 3, 1, 2)
-            targets = to_device(labels[mine], self.device)
-            yield Batch(planes, targets, step, micro_batch, self.sampler(step, micro_batch))
+            images, targets = collected.batch(slice(start, start + size))
+            yield Batch(images, targets, step, micro_batch, self.sampler(step, micro_batch))
 
-    def _next(self) -> Views:
-        views: Views = self.next()
-        if views.fault is not None:
-            raise DataError(views.fault)
-        self.count(views.broken, views.replaced)
-        if not views.places:
-            raise all_corrupt(views.broken)
-        return views
+    def _next(self) -> Loaded:
+        """The next chunk, waited for; raises `DataError` where too many files are corrupt."""
+        started = time.perf_counter()
+        loaded: Loaded = next_of(self._loaded)
+        self.waited += time.perf_counter() - started
+        if loaded.fault is not None:
+            raise DataError(loaded.fault)
+        self.replaced += loaded.replaced
+        record_corrupt(self.corrupt, loaded.broken, self.max_corrupt, self.log)
+        if not loaded.positions:
+            raise all_corrupt_error(loaded.broken)
+        return loaded
 
 
-def dealt(step: int, wanted: Mapping[int, list[Place]]) -> list[Chunk]:
-    """Chunks of at most CHUNK images and VIEWS views; an image that more places want is split."""
+class _Views:
+    """A step's views of one size and their labels, as blocks from which micro-batches are cut."""
+
+    def __init__(self, count: int, size: int, device: torch.device, slots: Slots) -> None:
+        pinned = device.type == "cuda"
+        self.images = torch.empty((count, size, size, 3), dtype=torch.uint8, pin_memory=pinned)
+        self.labels = torch.empty(count, dtype=torch.int64, pin_memory=pinned)
+        # numpy copies rows whole where torch copies byte by byte, at a twentieth of the speed
+        self.pixels, self.numbers = self.images.numpy(), self.labels.numpy()
+        self.device = device
+        self.slots = slots
+
+    def add(self, rows: list[int], loaded: Loaded) -> None:
+        self.pixels[rows] = self.slots.pixels[loaded.slot, : len(rows)]
+        self.numbers[rows] = loaded.targets
+
+    def batch(self, rows: slice) -> tuple[Tensor, Tensor]:
+        images = to_device(self.images[rows], self.device).permute(0, 3, 1, 2)
+        return images, to_device(self.labels[rows], self.device)
+
+
+class _Samples:
+    """A step's samples, each image in its own size."""
+
+    def __init__(self, count: int, device: torch.device) -> None:
+        self.samples: list[Any] = [None] * count
+        self.device = device
+
+    def add(self, rows: list[int], loaded: Loaded) -> None:
+        for row, image, target in zip(rows, loaded.images, loaded.targets, strict=True):
+            self.samples[row] = Sample(image, target)
+
+    def batch(self, rows: slice) -> tuple[Any, Any]:
+        return collate(self.samples[rows], self.device)
+
+
+def make_chunks(
+    step: int, positions: Mapping[int, list[Position]], images_per_chunk: int = CHUNK
+) -> list[Chunk]:
+    """Chunks of at most so many images, and `SAMPLES_PER_IMAGE` times as many samples, for the
+    positions of each image. An image for more positions than that is in several chunks.
+    """
+    most = SAMPLES_PER_IMAGE * images_per_chunk
     chunks: list[Chunk] = []
-    images, views = CHUNK, VIEWS  # in the chunk at hand, which is full before there is one
-    for index, places in wanted.items():
-        for start in range(0, len(places), VIEWS):
-            some = places[start : start + VIEWS]
-            if images == CHUNK or views + len(some) > VIEWS:
+    images, samples = images_per_chunk, most  # as of a full chunk, so that the first begins one
+    for index, of_image in positions.items():
+        for start in range(0, len(of_image), most):
+            some = of_image[start : start + most]
+            if images == images_per_chunk or samples + len(some) > most:
                 chunks.append(Chunk(step, []))
-                images, views = 0, 0
+                images, samples = 0, 0
             chunks[-1].images.append((index, some))
-            images, views = images + 1, views + len(some)
+            images, samples = images + 1, samples + len(some)
     return chunks

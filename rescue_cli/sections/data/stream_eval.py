@@ -1,43 +1,53 @@
-"""Test sets on disk: each image decoded once, every view of it cut."""
+"""Test sets on disk: each image is decoded once, and every view is cut from it."""
 
 import itertools
 from collections.abc import Generator, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from rescue_cli.batch import Shown, View, to_device
+from rescue_cli.batch import EvalBatch, View, to_device
 from rescue_cli.errors import DataError
 from rescue_cli.recipe.sections import Decoder, Interpolation
 from rescue_cli.rng import Indices
-from rescue_cli.sections.data.corrupt import never_replaced
+from rescue_cli.sections.annotations import Sample, Target
+from rescue_cli.sections.data.corrupt import corrupt_test_image_error
 from rescue_cli.sections.data.decode import (
     DEFAULT_READING,
     UNREADABLE,
     Resize,
     centre_crop,
-    read_image,
-    reason_of,
+    describe_error,
 )
 from rescue_cli.sections.data.rgb import Reading
-from rescue_cli.sections.data.splits import Files, rounds_of
-from rescue_cli.sections.data.workers import CHUNK, end_workers, next_of, start_workers
+from rescue_cli.sections.data.samples import as_tensor, read_sample
+from rescue_cli.sections.data.splits import Files, count_rounds
+from rescue_cli.sections.data.workers import (
+    ANNOTATED_CHUNK,
+    CHUNK,
+    end_workers,
+    next_of,
+    start_workers,
+)
 
 
 class EvalPart(NamedTuple):
-    """Part of an evaluation batch, decoded; or the error about the file that could not be."""
+    """Part of an evaluation batch; or the error about the file that could not be decoded.
 
-    indices: Tensor
-    labels: Tensor
-    views: list[Tensor]
-    fault: str | None
+    `images`: with labels, a tensor (n, 3, size, size) for each view; with boxes or masks one list
+    of whole images, which all views share.
+    """
+
+    indices: list[int]
+    targets: list[Target]
+    images: list[Any]
+    fault: str | None = None
 
 
-class EvalViews(Dataset[EvalPart]):
-    """Decodes each test image once and cuts every view of it."""
+class EvalSamples(Dataset[EvalPart]):
+    """Decodes each test image once and cuts every view of it; runs inside loader workers."""
 
     def __init__(
         self,
@@ -49,6 +59,7 @@ class EvalViews(Dataset[EvalPart]):
         reading: Reading = DEFAULT_READING,
     ) -> None:
         self.files = files
+        self.annotated = files.annotated
         self.views = views
         self.interpolation = interpolation
         self.decoder = decoder
@@ -56,69 +67,94 @@ class EvalViews(Dataset[EvalPart]):
         self.reading = reading
 
     def __getitem__(self, indices: Any) -> EvalPart:
-        cut: list[list[Tensor]] = [[] for _ in self.views]
+        targets: list[Target] = []
+        cuts: list[list[Tensor]] = []
         for index in indices:
-            path = self.files.names.path(index)
             try:
-                image = read_image(path, self.decoder, self.reading)
+                image, target = read_sample(self.files, index, self.decoder, self.reading)
             except DataError as error:
-                return EvalPart(torch.empty(0), torch.empty(0), [], str(error))
+                return EvalPart([], [], [], str(error))
             except UNREADABLE as error:
-                fault = str(never_replaced(str(path), reason_of(error)))
-                return EvalPart(torch.empty(0), torch.empty(0), [], fault)
-            for images, view in zip(cut, self.views, strict=True):
-                images.append(self._cut(image, view))
-        labels = torch.from_numpy(self.files.labels[np.array(indices)])
-        return EvalPart(torch.tensor(indices), labels, [torch.stack(c) for c in cut], None)
+                path = str(self.files.names.path(index))
+                fault = corrupt_test_image_error(path, describe_error(error))
+                return EvalPart([], [], [], str(fault))
+            targets.append(target)
+            cuts.append(self._cut(image))
+        columns = [list(column) for column in zip(*cuts, strict=True)]
+        if self.annotated:
+            return EvalPart(indices, targets, columns)
+        return EvalPart(indices, targets, [torch.stack(column) for column in columns])
 
-    def _cut(self, image: Any, view: View) -> Tensor:
-        return centre_crop(image, view.size, view.crop, self.interpolation, self.resize)
+    def _cut(self, image: Any) -> list[Tensor]:
+        """The views of a decoded image; an annotated one is whole for all of them."""
+        if self.annotated:
+            return [as_tensor(image)]
+        return [
+            centre_crop(image, view.size, view.crop, self.interpolation, self.resize)
+            for view in self.views
+        ]
 
 
-class StreamEvalFeed:
+class FileEvalFeed:
     """A test set on disk, in order, in batches dealt to the processes in turn."""
 
     def __init__(
-        self, decoding: EvalViews, batch_size: int, workers: int, device: torch.device
+        self, samples: EvalSamples, batch_size: int, workers: int, device: torch.device
     ) -> None:
-        self.decoding = decoding
-        self.views = decoding.views
+        self.samples = samples
+        self.views = samples.views
         self.batch_size = batch_size
         self.workers = workers
         self.device = device
 
     def __len__(self) -> int:
-        return len(self.decoding.files)
+        return len(self.samples.files)
 
     def rounds(self, world_size: int, among: Indices | None = None) -> int:
+        """The number of batches of the process that has the most."""
         count = len(self) if among is None else len(among)
-        return rounds_of(count, self.batch_size, world_size)
+        return count_rounds(count, self.batch_size, world_size)
 
     def batches(
         self, rank: int, world_size: int, among: Indices | None = None
-    ) -> Generator[Shown, None, None]:
+    ) -> Generator[EvalBatch, None, None]:
+        """This process's batches of the set, or of the images `among` it with these indices."""
         order = range(len(self)) if among is None else among.tolist()
         starts = range(0, len(order), self.batch_size)[rank::world_size]
-        whole = [list(order[s : s + self.batch_size]) for s in starts]
-        parts = [[b[i : i + CHUNK] for i in range(0, len(b), CHUNK)] for b in whole]
-        chunks = itertools.chain.from_iterable(parts)
-        decoded = start_workers(self.decoding, chunks, self.workers)
+        batches = [list(order[start : start + self.batch_size]) for start in starts]
+        size = ANNOTATED_CHUNK if self.samples.annotated else CHUNK
+        parts = [[b[i : i + size] for i in range(0, len(b), size)] for b in batches]
+        loaded = start_workers(self.samples, itertools.chain.from_iterable(parts), self.workers)
         try:
-            for batch in parts:
-                yield self._shown([self._checked(next_of(decoded)) for _ in batch])
+            for of_batch in parts:
+                yield self._join([_check(next_of(loaded)) for _ in of_batch])
         finally:
-            end_workers(decoded)
+            end_workers(loaded)
 
-    def _shown(self, parts: list[EvalPart]) -> Shown:
-        columns = [torch.cat([p.views[v] for p in parts]) for v in range(len(self.views))]
-        return Shown(
-            to_device(torch.cat([p.indices for p in parts]), self.device),
-            to_device(torch.cat([p.labels for p in parts]), self.device),
+    def annotated_samples(self, count: int) -> list[Sample]:
+        """The first images with their boxes or masks, read in this process; none of labels."""
+        if not self.samples.annotated:
+            return []
+        batch = self._join([_check(self.samples[list(range(min(count, len(self))))])])
+        return [
+            Sample(*pair) for pair in zip(batch.views[self.views[0]], batch.targets, strict=True)
+        ]
+
+    def _join(self, parts: list[EvalPart]) -> EvalBatch:
+        indices = torch.tensor([index for part in parts for index in part.indices])
+        targets = [target for part in parts for target in part.targets]
+        if self.samples.annotated:
+            whole = [to_device(image, self.device) for part in parts for image in part.images[0]]
+            return EvalBatch(indices, targets, dict.fromkeys(self.views, whole))
+        columns = [torch.cat([part.images[v] for part in parts]) for v in range(len(self.views))]
+        return EvalBatch(
+            to_device(indices, self.device),
+            to_device(torch.tensor(targets), self.device),
             {v: to_device(c, self.device) for v, c in zip(self.views, columns, strict=True)},
         )
 
-    @staticmethod
-    def _checked(part: EvalPart) -> EvalPart:
-        if part.fault is not None:
-            raise DataError(part.fault)
-        return part
+
+def _check(part: EvalPart) -> EvalPart:
+    if part.fault is not None:
+        raise DataError(part.fault)
+    return part

@@ -1,4 +1,4 @@
-"""Loader processes: started, asked, ended."""
+"""Starts loader workers, takes what they have loaded, and ends them."""
 
 import errno
 import multiprocessing
@@ -20,22 +20,24 @@ from rescue_cli.errors import RescueError
 from rescue_cli.sections.data.shared_memory import Packed, Parcels
 
 CHUNK = 16  # distinct images that one worker decodes at a time
-AHEAD = 4  # chunks that each worker may be ahead, at least
-LOOK_SECONDS = 1.0  # how often who waits looks whether the workers live and a signal came
-LOST = 70  # exit code of a worker that could not send what it made (sysexits.h, EX_SOFTWARE)
+ANNOTATED_CHUNK = 4  # where they keep their size, so that most chunks fit into `shared_memory.ROOM`
+AHEAD = 4  # chunks that each worker loads in advance, at least
+POLL_SECONDS = 1.0  # how often a waiting process checks for signals and for ended workers
+SEND_FAILED = 70  # exit code of a worker that could not send an item (EX_SOFTWARE, sysexits.h)
 NO_ROOM = {errno.ENOSPC, errno.ENOENT, errno.ENOSYS, errno.EACCES, errno.EROFS}
 
 
 def start_workers(
     dataset: Dataset[Any], order: Iterator[Any], workers: int, *, ahead: int = AHEAD
 ) -> Iterator[Any]:
-    """What `dataset` makes of each item of `order`, in order; `ahead` items a worker in advance.
+    """`dataset[item]` for each item of `order`, in order, loaded by the workers in advance: up to
+    `ahead` items per worker.
 
     Raises `RescueError` where the system does not let them start.
     """
     if not workers:
         return iter(DataLoader(dataset, batch_size=None, sampler=order, collate_fn=_as_is))
-    # As many items are under way at most, and one more is being unpacked here
+    # At most so many items are under way, and one more is being unpacked here
     count = ahead * workers + 1
     parcels = Parcels(count)
     loader: DataLoader[Any] = DataLoader(
@@ -46,23 +48,23 @@ def start_workers(
         num_workers=workers,
         multiprocessing_context=_Context(),
         prefetch_factor=ahead,
-        timeout=LOOK_SECONDS,
+        timeout=POLL_SECONDS,
         worker_init_fn=_quiet_worker,
     )
     loader.check_worker_number_rationality()
     try:
         return _Workers(loader, parcels)
     except OSError as error:
-        raise _not_started(error, workers) from None
+        raise _start_error(error, workers) from None
     finally:
         if threading.current_thread() is threading.main_thread():
-            # torch's handler raises wherever this process happens to be, in mid-step or while it
-            # saves; without it a worker's death is raised where its images are waited for
+            # torch's handler raises wherever this process happens to be, within a step or while it
+            # saves; without it the end of a worker is reported where its images are waited for
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
-def _not_started(error: OSError, workers: int) -> RescueError:
-    """Why torch's loader could not be made."""
+def _start_error(error: OSError, workers: int) -> RescueError:
+    """Why the workers could not be started, and what to do about it."""
     reason = os.strerror(error.errno) if error.errno else str(error)
     if error.errno in NO_ROOM:
         return RescueError(
@@ -79,7 +81,7 @@ def _as_is(value: Any) -> Any:
 
 
 def _quiet_worker(_: int) -> None:
-    """The process that trains decides when to stop; its workers end with it."""
+    """Ignores signals: the process that trains decides when to stop, and ends its workers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
@@ -91,48 +93,51 @@ class _Packing(Dataset[Packed]):
         self.dataset = dataset
         self.parcels = parcels
 
-    def __getitem__(self, wanted: Any) -> Packed:
-        slot, item = wanted
+    def __getitem__(self, request: Any) -> Packed:
+        slot, item = request
         return self.parcels.pack(slot, self.dataset[item])
 
 
 class _Workers(_MultiProcessingDataLoaderIter):
-    """torch's loader, which hears signals while it waits, and ends whatever becomes of it."""
+    """torch's loader, except that it reacts to signals while it waits and always ends."""
 
     def __init__(self, loader: DataLoader[Any], parcels: Parcels) -> None:
         self.parcels = parcels
         try:
             super().__init__(loader)
         except BaseException:
-            self._shutdown = True  # torch would ask what is half made for what it has not yet
+            self._shutdown = True  # torch's __del__ would look for attributes that are not set yet
             self._kill()
             raise
 
     def __next__(self) -> Any:
         while True:
-            self._demand_life()
+            self._check_alive()
             try:
-                found = self.parcels.unpack(super().__next__())
-                lifetime.came()
-                return found
+                item = self.parcels.unpack(super().__next__())
+                lifetime.end_wait()
+                return item
             except RuntimeError as error:
                 if "DataLoader timed out" not in str(error):
                     raise
-            lifetime.may_wait("images")
+            lifetime.check_wait("images")
 
     def close(self) -> None:
         if not all(worker.is_alive() for worker in self._workers):
-            # The dead one may have held a lock for which the others, and torch, would wait
+            # The one that ended may have held a lock for which the others, and torch, would wait
             self._kill()
             self._workers_done_event = threading.Event()  # type: ignore[assignment]
         self._shutdown_workers()
 
-    def has_lost(self) -> bool:
-        """Whether a worker could not send what it had made."""
-        return any(worker.exitcode == LOST for worker in self._workers)
+    def failed_to_send(self) -> bool:
+        """Whether a worker could not send an item."""
+        return any(worker.exitcode == SEND_FAILED for worker in self._workers)
 
-    def _demand_life(self) -> None:
-        """torch looks only where nothing is left that was made before, which may be steps later."""
+    def _check_alive(self) -> None:
+        """Raises where a worker has ended, or an item could not be sent to one.
+
+        torch checks only once everything is taken that was loaded before, which may be steps later.
+        """
         dead = [worker for worker in self._workers if not worker.is_alive()]
         if dead and not self._shutdown:
             codes = ", ".join(f"{worker.pid} with {worker.exitcode}" for worker in dead)
@@ -142,8 +147,8 @@ class _Workers(_MultiProcessingDataLoaderIter):
             if queue.unsent is not None:
                 reason = (str(queue.unsent) or type(queue.unsent).__name__).splitlines()[0]
                 raise RescueError(
-                    f"a loader worker could not be told what to read ({reason}). Where memory ran "
-                    "out, use fewer with --workers, then --resume."
+                    f"a request could not be sent to a loader worker ({reason}). If memory "
+                    "ran out, use fewer workers (--workers), then --resume."
                 )
 
     def _kill(self) -> None:
@@ -151,38 +156,39 @@ class _Workers(_MultiProcessingDataLoaderIter):
         for worker in workers:
             worker.kill()
         for worker in workers:
-            worker.join(LOOK_SECONDS)
+            worker.join(POLL_SECONDS)
 
 
-def end_workers(decoded: Iterator[Any]) -> None:
-    """Tells a loader's workers to end, and kills those that do not within seconds."""
-    if isinstance(decoded, _Workers):
-        decoded.close()
+def end_workers(loaded: Iterator[Any]) -> None:
+    """Asks a loader's workers to end, and kills those that do not within seconds."""
+    if isinstance(loaded, _Workers):
+        loaded.close()
 
 
-def next_of(decoded: Iterator[Any]) -> Any:
+def next_of(loaded: Iterator[Any]) -> Any:
+    """The next item; raises `RescueError` where a worker has ended."""
     try:
-        return next(decoded)
-    except (RuntimeError, EOFError, ConnectionError) as error:  # the last two in mid-transfer
+        return next(loaded)
+    except (RuntimeError, EOFError, ConnectionError) as error:  # the last two during a transfer
         if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
             raise
-        if isinstance(decoded, _Workers) and decoded.has_lost():
+        if isinstance(loaded, _Workers) and loaded.failed_to_send():
             raise RescueError(
-                "a loader worker could not hand over what it had read; what it said is above. "
-                "Where memory or /dev/shm is full, use fewer with --workers, then --resume."
+                "a loader worker could not send what it had loaded; its own error is above. "
+                "If memory or /dev/shm is full, use fewer workers (--workers), then --resume."
             ) from None
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise RescueError(
-            f"a loader worker was killed ({reason}). Where memory ran out, "
-            "use fewer with --workers, then --resume."
+            f"a loader worker was killed ({reason}). If memory ran out, "
+            "use fewer workers (--workers), then --resume."
         ) from None
 
 
-# --- what torch's loader starts processes with ---
+# --- the multiprocessing context that torch's loader uses ---
 
 
-class _Ended(multiprocessing.popen_fork.Popen):
-    """torch and Python end a worker by SIGTERM, which ours ignore, and then wait without end."""
+class _Popen(multiprocessing.popen_fork.Popen):
+    """Kills where torch and Python send SIGTERM, which our workers ignore, and wait forever."""
 
     def terminate(self) -> None:
         self.kill()
@@ -201,12 +207,12 @@ class _Process(multiprocessing.context.ForkProcess):
         super().run()
 
     @staticmethod
-    def _Popen(process: Any) -> _Ended:
-        return _Ended(process)
+    def _Popen(process: Any) -> _Popen:
+        return _Popen(process)
 
 
 class _Queue(multiprocessing.queues.Queue):  # type: ignore[type-arg]
-    """Python says of an item that cannot be sent so much and goes on; it would be waited for."""
+    """Reports an item that cannot be sent; Python only prints the error, and it is waited for."""
 
     unsent: BaseException | None = None  # why the process that trains could not send an item
 
@@ -215,11 +221,11 @@ class _Queue(multiprocessing.queues.Queue):  # type: ignore[type-arg]
             self.unsent = error
             return
         traceback.print_exception(error)
-        os._exit(LOST)
+        os._exit(SEND_FAILED)
 
 
 class _Context(multiprocessing.context.ForkContext):
-    """Forks, so that the file names' pages are shared."""
+    """Forks, so that the pages of the file names are shared."""
 
     Process = _Process
 

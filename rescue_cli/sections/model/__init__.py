@@ -1,4 +1,4 @@
-"""The section `model`: nets of our own by name, every other name from timm's zoo."""
+"""The section `model`: networks defined here by name; every other name is one of timm's models."""
 
 from collections.abc import Callable
 
@@ -6,10 +6,9 @@ from torch import nn
 
 from rescue_cli.sections.model.airbench import airbench
 from rescue_cli.sections.model.celu import Celu
-from rescue_cli.sections.model.data_dependent_init import Looking
-from rescue_cli.sections.model.dense import Backbone, faster_rcnn, fcn
+from rescue_cli.sections.model.dense_prediction import Backbone, faster_rcnn, fcn
 from rescue_cli.sections.model.ghost_batch_norm import GhostBatchNorm2d, group_count
-from rescue_cli.sections.model.init import fill
+from rescue_cli.sections.model.init import DataDependentInit, init_weights
 from rescue_cli.sections.model.resnet9 import ResNet9, resnet9
 from rescue_cli.sections.model.smith import (
     lenet,
@@ -19,9 +18,9 @@ from rescue_cli.sections.model.smith import (
     smith_wide32,
 )
 from rescue_cli.sections.model.super_convergence import super_convergence
+from rescue_cli.sections.model.timm_models import timm_model
 from rescue_cli.sections.model.weights import load_weights
 from rescue_cli.sections.model.whitening import Whitening
-from rescue_cli.sections.model.zoo import zoo
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "airbench": airbench,
@@ -41,12 +40,12 @@ __all__ = [
     "MODELS",
     "Backbone",
     "Celu",
+    "DataDependentInit",
     "GhostBatchNorm2d",
-    "Looking",
     "ResNet9",
     "Whitening",
-    "fill",
     "group_count",
+    "init_weights",
     "load_weights",
-    "zoo",
+    "timm_model",
 ]

@@ -1,4 +1,4 @@
-"""airbench's net for small images, and those of its kin: hlb before it, hiverge after it."""
+"""The networks of airbench (Jordan 2024), hlb-CIFAR10 before it and hiverge after it."""
 
 from collections.abc import Callable
 from typing import Literal
@@ -16,7 +16,7 @@ Norm = Callable[[int], nn.Module]
 class Group(nn.Module):
     """Convolution, 2x2 max pool, norm, activation; then convolutions at half the resolution.
 
-    `residual` adds what enters the latter before their last activation (airbench96).
+    `residual` adds the input of these to their output, before the last activation (airbench96).
     """
 
     def __init__(
@@ -86,9 +86,10 @@ def airbench(
 ) -> nn.Module:
     """Whitened 2x2 patches and their negations, GELU, three groups of `convs` convolutions, a head.
 
-    The norms' scales stay 1; `norm_momentum` is torch's, the weight of the new. `dirac` says how
-    the filters start as the identity: `replaced` in the first of each convolution (airbench), or
-    `added` (hlb). `head_init_std` rescales the head's weights to that standard deviation.
+    The norms' scales stay 1; `norm_momentum` is torch's, the weight of the new batch. `dirac`: how
+    filters are initialised to the identity, `replaced` in the first filters of each convolution
+    (airbench) or `added` (hlb). `head_init_std` rescales the head's weights to that standard
+    deviation.
     """
     whitening = Whitening(
         channels,
@@ -123,16 +124,16 @@ def airbench(
 
 @torch.no_grad()
 def dirac_replaced(first: Tensor, others: list[Tensor]) -> None:
-    """Of weights (out, in, 3, 3), the first `in` filters pass their inputs through (airbench)."""
+    """Sets the first `in` filters of weights (out, in, 3, 3) to the identity (airbench)."""
     for weight in (first, *others):
         nn.init.dirac_(weight[: weight.shape[1]])
 
 
 @torch.no_grad()
 def dirac_added(first: Tensor, others: list[Tensor]) -> None:
-    """The others pass their inputs through; the first does beside its random weights (hlb).
+    """Sets `others` to the identity and adds it to the random weights of `first` (hlb).
 
-    The sum is given back the random weights' mean and standard deviation.
+    The sum is rescaled to the random weights' mean and standard deviation.
     """
     std, mean = torch.std_mean(first)
     first.add_(nn.init.dirac_(torch.empty_like(first)))

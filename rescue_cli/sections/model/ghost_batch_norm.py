@@ -8,11 +8,11 @@ from rescue_cli.errors import UsageError
 
 
 class GhostBatchNorm2d(nn.BatchNorm2d):
-    """Batch norm that, while training, normalises each run of `size` images on its own.
+    """Batch norm that, in training, normalises each group of `size` consecutive images separately.
 
-    A batch of at most `size` images is one group. Running statistics move by the mean over the
-    groups, each with its unbiased variance; evaluation is plain batch norm. Raises `UsageError`
-    where the batch does not divide.
+    A batch of at most `size` images is one group. Running statistics are updated with the mean over
+    the groups, each with its unbiased variance; evaluation is plain batch norm. Raises `UsageError`
+    for a batch that is not a multiple of `size`.
     """
 
     def __init__(self, features: int, size: int) -> None:
@@ -41,20 +41,20 @@ class GhostBatchNorm2d(nn.BatchNorm2d):
 
 
 def group_count(images: int, size: int) -> int:
-    """How many groups of `size` a batch makes; raises `UsageError` where it does not divide."""
+    """The number of groups of `size` in a batch; raises `UsageError` where it does not divide."""
     if images % size and images > size:
         raise UsageError(
-            f"model.ghost: {images} images of a micro-batch do not divide into groups of {size}. "
+            f"model.ghost: a micro-batch of {images} does not divide into groups of {size}. "
             f"Set train.device_batch_size to a multiple of {size}, or model.ghost to a divisor."
         )
     return max(1, images // size)
 
 
-def dealt(batch: Tensor, groups: int) -> Tensor:
-    """Every `groups`-th image of (n, ...) side by side: group g is images g, g + groups, ..."""
+def interleave_groups(batch: Tensor, groups: int) -> Tensor:
+    """Reorders a batch (n, ...) so that group g holds images g, g + groups, ..."""
     return torch.cat([batch[group::groups] for group in range(groups)])
 
 
-def gathered(batch: Tensor, groups: int) -> Tensor:
-    """Undoes `dealt`."""
-    return dealt(batch, len(batch) // groups)
+def undo_interleave(batch: Tensor, groups: int) -> Tensor:
+    """Undoes `interleave_groups`."""
+    return interleave_groups(batch, len(batch) // groups)

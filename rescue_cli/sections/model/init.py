@@ -1,23 +1,25 @@
-"""Initial weights by the names that Caffe's solvers and the papers use."""
+"""Weight initialisation as in Caffe and the papers, and layers that are initialised from images."""
 
 import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from rescue_cli.recipe.sections import Filler
+from rescue_cli.recipe.sections import InitMethod
 
 PRELU_SLOPE = 0.25
 
 
 @torch.no_grad()
-def fill(model: nn.Module, filler: Filler) -> None:
-    """Fills every trainable convolution and linear layer; biases are 0.
+def init_weights(model: nn.Module, filler: InitMethod) -> None:
+    """Initialises every trainable convolution and linear layer; biases are 0.
 
-    With n the inputs of an output and m the outputs of an input: `xavier` is uniform within
-    sqrt(3 / n) and `msra` normal of variance 2 / n (He et al. 2015), both as Caffe has them;
-    `glorot` is uniform within sqrt(6 / (n + m)) (Glorot and Bengio 2010; Bag of Tricks, 2.1), and
-    `msra-prelu` normal of variance 2 / (1 + 0.25^2) over the mean of n and m, as in MXNet.
+    With fan-in n and fan-out m: `xavier` is uniform within sqrt(3 / n) and `msra` normal with
+    variance 2 / n (He et al. 2015), both as in Caffe; `glorot` is uniform within sqrt(6 / (n + m))
+    (Glorot and Bengio 2010; Bag of Tricks, 2.1), and `msra-prelu` normal with variance
+    2 / (1 + 0.25^2) over the mean of n and m, as in MXNet.
     """
     for layer in model.modules():
         if not isinstance(layer, nn.Conv2d | nn.Linear) or not layer.weight.requires_grad:
@@ -34,3 +36,16 @@ def fill(model: nn.Module, filler: Filler) -> None:
             nn.init.uniform_(layer.weight, -bound, bound)
         if layer.bias is not None:
             nn.init.zeros_(layer.bias)
+
+
+class DataDependentInit(ABC):
+    """A layer that is initialised from `images` training images, or from all where that is None.
+
+    The batches (n, channels, h, w) are normalised and not augmented.
+    """
+
+    images: int | None
+
+    @abstractmethod
+    def init_from(self, batches: Iterable[Tensor]) -> None:
+        """Sets the layer's constants."""

@@ -1,4 +1,4 @@
-"""Myrtle's ResNet-9 for small images (How to train your ResNet), with its bag of tricks."""
+"""Myrtle's ResNet-9 for small images (How to train your ResNet), with the tricks of part 8."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -10,9 +10,9 @@ from rescue_cli.recipe.schema import Positive, PositiveInt
 from rescue_cli.sections.model.celu import Celu
 from rescue_cli.sections.model.ghost_batch_norm import (
     GhostBatchNorm2d,
-    dealt,
-    gathered,
     group_count,
+    interleave_groups,
+    undo_interleave,
 )
 from rescue_cli.sections.model.whitening import Whitening
 
@@ -20,8 +20,8 @@ Pool = Literal["after-activation", "before-norm"]
 
 
 @dataclass(frozen=True)
-class Layers:
-    """What follows a convolution: norm and activation, and where a pool has its place."""
+class LayerOptions:
+    """What follows a convolution: norm, activation, and the position of the pool."""
 
     pool: Pool
     celu: float | None
@@ -52,7 +52,9 @@ class Layers:
 class ConvBlock(nn.Sequential):
     """3x3 convolution and what follows it."""
 
-    def __init__(self, inputs: int, outputs: int, layers: Layers, *, pooled: bool = False) -> None:
+    def __init__(
+        self, inputs: int, outputs: int, layers: LayerOptions, *, pooled: bool = False
+    ) -> None:
         super().__init__(
             nn.Conv2d(inputs, outputs, 3, padding=1, bias=False),
             *layers.after(outputs, pooled=pooled),
@@ -63,7 +65,7 @@ class WhiteningBlock(nn.Sequential):
     """3x3 whitening, 1x1 convolution and what follows it."""
 
     def __init__(
-        self, channels: int, outputs: int, layers: Layers, *, images: int, eps: float
+        self, channels: int, outputs: int, layers: LayerOptions, *, images: int, eps: float
     ) -> None:
         whitening = Whitening(
             channels,
@@ -83,9 +85,9 @@ class WhiteningBlock(nn.Sequential):
 
 
 class Residual(nn.Module):
-    """x + block(block(x)), nothing after the sum."""
+    """x + block(block(x)), without an activation after the sum."""
 
-    def __init__(self, width: int, layers: Layers) -> None:
+    def __init__(self, width: int, layers: LayerOptions) -> None:
         super().__init__()
         self.blocks = nn.Sequential(
             ConvBlock(width, width, layers), ConvBlock(width, width, layers)
@@ -100,7 +102,7 @@ class ResNet9(nn.Module):
     """Images (n, channels, h, w) of at least 28 px -> logits (n, classes), scaled."""
 
     def __init__(
-        self, classes: int, stem: nn.Module, width: int, logit_scale: float, layers: Layers
+        self, classes: int, stem: nn.Module, width: int, logit_scale: float, layers: LayerOptions
     ) -> None:
         super().__init__()
         self.features = nn.Sequential(
@@ -121,7 +123,7 @@ class ResNet9(nn.Module):
         if self.ghost is None or not self.training:
             return self._logits(images)
         groups = group_count(len(images), self.ghost)
-        return gathered(self._logits(dealt(images, groups)), groups)
+        return undo_interleave(self._logits(interleave_groups(images, groups)), groups)
 
     def _logits(self, images: Tensor) -> Tensor:
         logits: Tensor = self.head(self.features(images))
@@ -143,12 +145,12 @@ def resnet9(
 ) -> nn.Module:
     """ResNet-9 with `width` channels after the first block (64 in the post), 8 times that last.
 
-    The final pool takes the maximum over all that is left, 4x4 for images of 32 px. The rungs of
+    The final pool takes the maximum over the whole map, 4x4 for images of 32 px. The changes of
     How to train your ResNet 8: `pool` before the norm; CELU of alpha `celu` in place of ReLU; batch
-    norm over `ghost` images, of which group g has images g, g + groups, ...; norms' scales fixed at
-    1; a first layer that whitens 3x3 patches. Raises `UsageError`.
+    norm over groups of `ghost` images, where group g has images g, g + groups, ...; the norms'
+    scales fixed at 1 (`frozen_scale`); a first layer that whitens 3x3 patches. Raises `UsageError`.
     """
-    layers = Layers(pool, celu, ghost, frozen_scale)
+    layers = LayerOptions(pool, celu, ghost, frozen_scale)
     if whitening_images is not None and whitening_eps is not None:
         stem: nn.Module = WhiteningBlock(
             channels, width, layers, images=whitening_images, eps=whitening_eps
@@ -158,7 +160,7 @@ def resnet9(
     else:
         lacking = "whitening_eps" if whitening_eps is None else "whitening_images"
         raise UsageError(
-            f"model (resnet9): whitening needs both its keys, '{lacking}' is missing. "
+            f"model (resnet9): whitening needs two keys, and '{lacking}' is missing. "
             f"Add model.{lacking}, or remove the other."
         )
     return ResNet9(classes, stem, width, logit_scale, layers)

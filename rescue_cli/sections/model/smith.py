@@ -1,10 +1,10 @@
-"""Smith's nets for small images of "A disciplined approach", and BVLC's LeNet.
+"""Smith's networks for small images in "A disciplined approach", and BVLC's LeNet.
 
-They are as the Caffe files of lnsmith54/hyperParam1 define them; super-convergence's own ResNet is
-another (`super_convergence`).
+Source: the Caffe files of lnsmith54/hyperParam1. The ResNet of super-convergence differs, see
+`super_convergence`.
 
-Pixels are to arrive on the scale of 0 to 255, and the nets subtract the training set's mean image:
-the learning rates of his tables mean nothing on another scale.
+Pixels must be on the scale 0 to 255, because the learning rates of Smith's tables hold only there;
+the networks subtract the training set's mean image.
 """
 
 from collections.abc import Iterable
@@ -15,15 +15,14 @@ from torch.nn import functional
 
 from rescue_cli.errors import UsageError
 from rescue_cli.recipe.schema import Fraction, PositiveInt
-from rescue_cli.sections.model.caffe_batch_norm import CaffeBatchNorm2d
-from rescue_cli.sections.model.data_dependent_init import Looking
-from rescue_cli.sections.model.init import fill
+from rescue_cli.sections.model.caffe import CaffeBatchNorm2d
+from rescue_cli.sections.model.init import DataDependentInit, init_weights
 
 SIZE = 32  # px, of the images whose mean is subtracted
 
 
-class MeanImage(Looking, nn.Module):
-    """Subtracts the training set's mean image, (channels, 32, 32); 0 until `look`."""
+class MeanImage(DataDependentInit, nn.Module):
+    """Subtracts the training set's mean image, (channels, 32, 32), set by `init_from`; 0 before."""
 
     images = None  # all
 
@@ -36,8 +35,8 @@ class MeanImage(Looking, nn.Module):
         return images - self.mean
 
     @torch.no_grad()
-    def look(self, batches: Iterable[Tensor]) -> None:
-        """Takes the mean of images in batches (n, channels, 32, 32)."""
+    def init_from(self, batches: Iterable[Tensor]) -> None:
+        """Computes the mean of images in batches (n, channels, 32, 32)."""
         total, count = torch.zeros_like(self.mean, dtype=torch.float64), 0
         for images in batches:
             total += images.double().sum(0)
@@ -45,10 +44,10 @@ class MeanImage(Looking, nn.Module):
         self.mean.copy_(total / count)
 
 
-class LocalNorm(nn.Module):
+class LocalResponseNorm(nn.Module):
     """Caffe's LRN WITHIN_CHANNEL: x (1 + alpha m)^-beta, m the mean square of a 3x3 window.
 
-    The window counts zeros around the image. Equal in shape to its input.
+    The window includes the zero padding. The output has the input's shape.
     """
 
     def __init__(self, alpha: float = 5e-5, beta: float = 0.75) -> None:
@@ -62,7 +61,7 @@ class LocalNorm(nn.Module):
         return y
 
 
-class ThreeLayers(nn.Module):
+class ThreeLayerNet(nn.Module):
     """Images (n, channels, 32, 32) -> logits (n, classes)."""
 
     def __init__(self, classes: int, channels: int) -> None:
@@ -71,11 +70,11 @@ class ThreeLayers(nn.Module):
         self.conv1 = nn.Conv2d(channels, 32, 5, padding=2)
         self.conv2 = nn.Conv2d(32, 32, 5, padding=2)
         self.conv3 = nn.Conv2d(32, 64, 5, padding=2)
-        self.norm1, self.norm2 = LocalNorm(), LocalNorm()
+        self.norm1, self.norm2 = LocalResponseNorm(), LocalResponseNorm()
         self.head = nn.Linear(64 * 4 * 4, classes)
         for layer, std in ((self.conv1, 1e-4), (self.conv2, 0.01), (self.conv3, 0.01)):
-            _gaussian(layer, std)
-        _gaussian(self.head, 0.01)
+            _init_gaussian(layer, std)
+        _init_gaussian(self.head, 0.01)
 
     def forward(self, images: Tensor) -> Tensor:
         x = self.conv1(self.mean_image(images))
@@ -89,7 +88,7 @@ class ThreeLayers(nn.Module):
 def two_convolutions(
     inputs: int, outputs: int, norm_momentum: float, *, halving: bool
 ) -> nn.Sequential:
-    """3x3 convolution, batch norm, ReLU, and the two again; `halving` strides the first by 2."""
+    """3x3 convolution, batch norm, ReLU, 3x3 convolution, batch norm; `halving`: stride 2 first."""
     return nn.Sequential(
         nn.Conv2d(inputs, outputs, 3, stride=2 if halving else 1, padding=1),
         CaffeBatchNorm2d(outputs, momentum=norm_momentum),
@@ -100,10 +99,10 @@ def two_convolutions(
 
 
 class Block(nn.Module):
-    """Two 3x3 convolutions with batch norm, and a shortcut; nothing after the sum.
+    """Two 3x3 convolutions with batch norm, and a shortcut; no activation after the sum.
 
-    A `halving` block's first convolution has stride 2, its shortcut is a 2x2 convolution of stride
-    2 with batch norm.
+    A `halving` block's first convolution has stride 2, and its shortcut is a 2x2 convolution of
+    stride 2 with batch norm.
     """
 
     def __init__(self, inputs: int, outputs: int, norm_momentum: float, *, halving: bool) -> None:
@@ -122,7 +121,7 @@ class Block(nn.Module):
 
 
 class Classifier(nn.Module):
-    """Layers that end in `features` channels, their mean over the image, a linear head."""
+    """Layers with `features` output channels, global average pooling, and a linear head."""
 
     def __init__(self, layers: list[nn.Module], features: int, classes: int) -> None:
         super().__init__()
@@ -135,7 +134,7 @@ class Classifier(nn.Module):
 
 
 class DenseLayer(nn.Module):
-    """Batch norm, ReLU, 3x3 convolution, dropout; the result beside the input."""
+    """Batch norm, ReLU, 3x3 convolution, dropout; concatenated to the input."""
 
     def __init__(self, inputs: int, growth: int, dropout: float, norm_momentum: float) -> None:
         super().__init__()
@@ -153,10 +152,10 @@ class DenseLayer(nn.Module):
 def smith_3layer(classes: int, channels: int) -> nn.Module:
     """Three 5x5 convolutions with local response norm: Caffe's cifar10_full, 89,578 parameters.
 
-    Gaussian weights of std 1e-4, 0.01, 0.01 and 0.01. Its solver's multipliers are the recipe's:
-    the head's weight decays 250 times as much.
+    Gaussian weights with std 1e-4, 0.01, 0.01 and 0.01. The multipliers of Caffe's solver are in
+    the recipe: the head's weight decay is 250 times the others'.
     """
-    return ThreeLayers(classes, channels)
+    return ThreeLayerNet(classes, channels)
 
 
 def smith_resnet56(
@@ -176,16 +175,16 @@ def smith_resnet56(
 
 
 def smith_wide32(classes: int, channels: int, *, norm_momentum: Fraction) -> nn.Module:
-    """Five such blocks each of 16, 64 and 256 channels; 5.90 M parameters."""
+    """Smith's wide ResNet: five blocks each of 16, 64 and 256 channels; 5.90 M parameters."""
     return _resnet(classes, channels, {16: 5, 64: 5, 256: 5}, norm_momentum)
 
 
 def smith_densenet40(
     classes: int, channels: int, *, dropout: Fraction, norm_momentum: Fraction
 ) -> nn.Module:
-    """DenseNet of growth 12: three times 12 layers, 1x1 transitions that keep the channels.
+    """DenseNet with growth 12: three times 12 layers, 1x1 transitions that keep the channels.
 
-    1.02 M parameters. Convolutions begin with msra, the last layer with xavier.
+    1.02 M parameters. Convolutions are initialised by msra, the last layer by xavier.
     """
     features, layers = 16, [MeanImage(channels), nn.Conv2d(channels, 16, 3, padding=1, bias=False)]
     for block in range(3):
@@ -200,8 +199,8 @@ def smith_densenet40(
                 nn.AvgPool2d(2),
             ]
     net = Classifier(layers, features, classes)
-    fill(net.features, "msra")
-    fill(net.head, "xavier")
+    init_weights(net.features, "msra")
+    init_weights(net.head, "xavier")
     return net
 
 
@@ -220,7 +219,7 @@ def lenet(classes: int, channels: int) -> nn.Module:
 
 
 def _resnet(classes: int, channels: int, stages: dict[int, int], norm_momentum: float) -> nn.Module:
-    """Blocks of each width as often as `stages` says."""
+    """A ResNet with `stages[width]` blocks of each width."""
     features = next(iter(stages))
     layers: list[nn.Module] = [
         MeanImage(channels),
@@ -235,7 +234,7 @@ def _resnet(classes: int, channels: int, stages: dict[int, int], norm_momentum: 
     return Classifier(layers, features, classes)
 
 
-def _gaussian(layer: nn.Conv2d | nn.Linear, std: float) -> None:
+def _init_gaussian(layer: nn.Conv2d | nn.Linear, std: float) -> None:
     assert layer.bias is not None
     nn.init.normal_(layer.weight, std=std)
     nn.init.zeros_(layer.bias)

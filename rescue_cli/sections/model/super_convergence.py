@@ -1,8 +1,9 @@
 """The ResNet of super-convergence (Smith and Topin 2017), as its published Caffe files define it.
 
 Source: lnsmith54/super-convergence ecc5615, architectures/Resnet20Cifar.prototxt, Resnet56Cifar and
-Resnet110Cifar, which the logs in its Results/ print. Their convolutions' biases have twice the rate
-and no decay, the last layer's twice the rate and the decay: a recipe's groups.
+Resnet110Cifar, which the logs in its Results/ print. There the biases of convolutions have twice
+the learning rate and no weight decay, the last layer's bias twice the rate with decay: these are
+parameter groups of the recipe.
 """
 
 from torch import Tensor, nn
@@ -10,17 +11,17 @@ from torch.nn import functional
 
 from rescue_cli.errors import UsageError
 from rescue_cli.recipe.schema import Fraction, PositiveInt
-from rescue_cli.sections.model.caffe_batch_norm import CaffeBatchNorm2d
-from rescue_cli.sections.model.init import fill
+from rescue_cli.sections.model.caffe import CaffeBatchNorm2d
+from rescue_cli.sections.model.init import init_weights
 from rescue_cli.sections.model.smith import Classifier, MeanImage, two_convolutions
 
 
 class PaddedBlock(nn.Module):
     """Two 3x3 convolutions with batch norm, the input added to them, and a ReLU after the sum.
 
-    A `halving` block keeps its channels to the end: its first convolution has stride 2, the input
-    is pooled by means of 3x3 windows of stride 2, which Caffe rounds up and cuts at the edge, and
-    as many channels of zeros are put behind the sum.
+    In a `halving` block the first convolution has stride 2, the input is average-pooled over 3x3
+    windows with stride 2 (output size rounded up and windows clipped at the edge, as in Caffe), and
+    zeros double the channels of the sum.
     """
 
     def __init__(self, features: int, norm_momentum: float, *, halving: bool) -> None:
@@ -41,9 +42,9 @@ def super_convergence(
 ) -> nn.Module:
     """The ResNet of `depth` 6 n + 2: n blocks of each of 16, 32 and 64 channels.
 
-    The first block of the second and third stage halves the image and still has the width before.
-    20, 56 and 110 are the paper's. Convolutions begin with msra, the last layer with xavier. Raises
-    `UsageError` for another depth.
+    The first block of the second and third stage halves the image and has the previous stage's
+    width. The paper uses 20, 56 and 110. Convolutions are initialised by msra, the last layer by
+    xavier. Raises `UsageError` for any other depth.
     """
     if depth < 8 or (depth - 2) % 6:
         raise UsageError(
@@ -62,6 +63,6 @@ def super_convergence(
             layers.append(PaddedBlock(features, norm_momentum, halving=halving))
             features *= 2 if halving else 1
     net = Classifier(layers, features, classes)
-    fill(net.features, "msra")
-    fill(net.head, "xavier")
+    init_weights(net.features, "msra")
+    init_weights(net.head, "xavier")
     return net

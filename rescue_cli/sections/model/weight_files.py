@@ -1,4 +1,4 @@
-"""Files of weights by what they hold, not by what they are called; nothing in them is executed."""
+"""Reads weight files by content, not by extension; nothing in them is executed."""
 
 import json
 import pickle
@@ -16,29 +16,29 @@ from torch import Tensor
 
 from rescue_cli.errors import DataError
 
-INDEX = "model.safetensors.index.json"  # of weights in several files
-IN_FOLDER = ("model.safetensors", INDEX, "pytorch_model.bin")  # of a run, or as the hub has them
+INDEX = "model.safetensors.index.json"  # of weights that are split over several files
+IN_FOLDER = ("model.safetensors", INDEX, "pytorch_model.bin")  # in a run or a folder of the hub
 ENDINGS = (".safetensors", ".pth.tar", ".pth", ".pt", ".bin", ".ckpt", ".tar")
-# How files begin that are no weights, what they are, and the cure
-_OTHERS = (
-    (b"version https://git-lfs", "a git-lfs pointer in place of the weights", "Run 'git lfs pull'"),
+# First bytes of other formats, what they are, and what to do
+_OTHER_FORMATS = (
+    (b"version https://git-lfs", "a git-lfs pointer, not the weights", "Run 'git lfs pull'"),
     (b"\x1f\x8b", "compressed with gzip", "Unpack it with gunzip"),
-    (b"\x89HDF", "an HDF5 file, as Keras writes them", "Give weights of PyTorch"),
+    (b"\x89HDF", "an HDF5 file, as written by Keras", "Give PyTorch weights"),
 )  # fmt: skip
-# How images come to the network, in a file's metadata and in timm's configuration
-_SHOWN = {
+# Preprocessing of images: our metadata key and timm's configuration key
+_INPUT_KEYS = {
     "mean": "mean",
     "std": "std",
     "input": "input_size",
     "crop": "crop_pct",
     "interpolation": "interpolation",
 }
-_PAGE = re.compile(rb"\s*<(!doctype|html|head|\?xml)", re.IGNORECASE)
-# Begins what torch.save wrote before its version 1.6
+_HTML = re.compile(rb"\s*<(!doctype|html|head|\?xml)", re.IGNORECASE)
+# First bytes of files that torch.save wrote before version 1.6
 _TORCH_MAGIC = 0x1950A86A20F9469CFC6C.to_bytes(10, "little")
-# Found in many checkpoints beside the weights; blanks stand in for them
+# Objects in many checkpoints beside the weights; placeholders are loaded instead
 _SYSTEMS = ("Posix", "Windows")
-_BLANKS = (
+_PLACEHOLDERS = (
     "argparse.Namespace",
     *(f"{numpy}.multiarray.scalar" for numpy in ("numpy.core", "numpy._core")),
     "numpy.dtype",
@@ -61,124 +61,122 @@ _FROM_JIT = (
 )
 
 
-class _Blank:
-    """Stands in for an object of a checkpoint that is no tensor, and is nothing."""
+class _Placeholder:
+    """Replaces objects of a checkpoint that are not tensors."""
 
     def __init__(self, *_: Any) -> None: ...
 
     def __setstate__(self, _: Any) -> None: ...
 
 
-def load(file: Path) -> tuple[dict[str, Any], dict[str, str]]:
-    """What a file holds, by name, its tensors on the CPU; and a safetensors file's metadata.
+def load_file(file: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """The content of a weight file by name, tensors on the CPU, and a safetensors file's metadata.
 
-    Reads safetensors, an index of such files, and what `torch.save` wrote, with `weights_only`.
-    Raises `DataError` with what the file is instead.
+    Reads safetensors, an index of such files, and files of `torch.save` with `weights_only`. Raises
+    `DataError` saying what the file is instead.
     """
-    kind = _kind(file)
-    if kind == "safetensors":
-        return _safetensors(file), header(file)
-    if kind == "index":
-        return _shards(file), {}
-    found = _pickled(file, zipped=kind == "zip")
-    if not isinstance(found, Mapping):
+    file_format = _detect_format(file)
+    if file_format == "safetensors":
+        return _read_safetensors(file), read_header(file)
+    if file_format == "index":
+        return _read_shards(file), {}
+    content = _read_pickle(file, zipped=file_format == "zip")
+    if not isinstance(content, Mapping):
         raise DataError(
-            f"{file}: holds one {type(found).__name__}, not weights by name. Save the state_dict."
+            f"{file}: holds one {type(content).__name__}, not weights by name. Save the state_dict."
         )
-    return dict(found), {}
+    return dict(content), {}
 
 
-def header(file: Path) -> dict[str, str]:
-    """The metadata of a safetensors file, its tensors unread; other files have none."""
-    if _kind(file) != "safetensors":
+def read_header(file: Path) -> dict[str, str]:
+    """The metadata of a safetensors file, without reading tensors; empty for other files."""
+    if _detect_format(file) != "safetensors":
         return {}
-    with _opened(file) as opened:
+    with _open_safetensors(file) as opened:
         return dict(opened.metadata() or {})
 
 
-def of_hub(file: Path) -> dict[str, str]:
-    """What timm writes beside weights that it puts on the hub; nothing of another's file."""
+def read_hub_config(file: Path) -> dict[str, str]:
+    """Architecture and preprocessing from the config.json of timm's hub folders; else empty."""
     try:
-        told = json.loads(file.read_bytes())
-        name, shown = told["architecture"], told["pretrained_cfg"]
-        values = {key: shown[theirs] for key, theirs in _SHOWN.items()}
+        config = json.loads(file.read_bytes())
+        name, pretrained = config["architecture"], config["pretrained_cfg"]
+        values = {key: pretrained[timm_key] for key, timm_key in _INPUT_KEYS.items()}
     except (OSError, ValueError, KeyError, TypeError):
         return {}
-    listed = {
+    as_text = {
         k: ",".join(map(str, v)) if isinstance(v, list) else str(v) for k, v in values.items()
     }
-    return {"architecture": str(name), **listed}
+    return {"architecture": str(name), **as_text}
 
 
-def label(name: str) -> str:
-    """A file's name without what says its format."""
+def strip_extension(name: str) -> str:
+    """A file name without the extension of its format."""
     return next((name.removesuffix(e) for e in ENDINGS if name.endswith(e)), name)
 
 
-def _kind(file: Path) -> str:
+def _detect_format(file: Path) -> str:
     """`safetensors`, `index`, `zip` or `pickle`; raises `DataError` for anything else."""
     try:
         with file.open("rb") as opened:
-            begin = opened.read(1024)
+            start_bytes = opened.read(1024)
             size = opened.seek(0, 2)
     except OSError as error:
         raise DataError(f"{file}: cannot be read ({error.strerror}).") from None
-    if not begin:
+    if not start_bytes:
         raise DataError(f"{file}: is empty. Copy or download it again.")
-    for start, what, cure in _OTHERS:
-        if begin.startswith(start):
-            raise DataError(f"{file}: is {what} ({size:,} bytes). {cure}.")
-    if _PAGE.match(begin):
+    for magic, description, cure in _OTHER_FORMATS:
+        if start_bytes.startswith(magic):
+            raise DataError(f"{file}: is {description} ({size:,} bytes). {cure}.")
+    if _HTML.match(start_bytes):
         raise DataError(
-            f"{file}: is a web page that was saved in place of the weights. Download the file "
-            "itself (on huggingface.co the address has /resolve/ and not /blob/)."
+            f"{file}: is a web page, not the weights. Download the file itself (on huggingface.co "
+            "its URL has /resolve/ in place of /blob/)."
         )
-    if begin[257:262] == b"ustar":
-        raise DataError(
-            f"{file}: is a tar archive. Unpack it with tar -xf, and give what is in it."
-        )
-    if begin[8:9] == b"{":
+    if start_bytes[257:262] == b"ustar":
+        raise DataError(f"{file}: is a tar archive. Unpack it with tar -xf, and give a file in it.")
+    if start_bytes[8:9] == b"{":
         _check_length(file, size)
         return "safetensors"
-    if begin.startswith(b"PK\x03\x04"):
+    if start_bytes.startswith(b"PK\x03\x04"):
         return "zip"
-    if begin.lstrip().startswith(b"{"):
+    if start_bytes.lstrip().startswith(b"{"):
         return "index"
-    if begin[:1] == b"\x80":
+    if start_bytes[:1] == b"\x80":
         return "pickle"
     raise DataError(
-        f"{file}: is neither safetensors nor what torch.save writes; it begins with "
-        f"{begin[:8]!r}. Copy or download it again."
+        f"{file}: is neither a safetensors file nor one of torch.save; it begins with "
+        f"{start_bytes[:8]!r}. Copy or download it again."
     )
 
 
-def _cut(file: Path, there: int, whole: int | None = None) -> DataError:
-    of = f" of {whole:,}" if whole is not None else ""
-    return DataError(f"{file}: is cut off, {there:,}{of} bytes are there. Copy it again.")
+def _truncated_error(file: Path, file_size: int, expected: int | None = None) -> DataError:
+    of_expected = f" of {expected:,}" if expected is not None else ""
+    return DataError(f"{file}: is truncated: {file_size:,}{of_expected} bytes. Copy it again.")
 
 
-def _damaged(file: Path, reason: str) -> DataError:
+def _damaged_error(file: Path, reason: str) -> DataError:
     short = " ".join(reason.split())[:150].rstrip(".")
-    return DataError(f"{file}: is cut off or damaged ({short}). Copy it again.")
+    return DataError(f"{file}: is truncated or damaged ({short}). Copy it again.")
 
 
-def _check_length(file: Path, there: int) -> None:
-    """Holds a safetensors file's size against its header: its length in 8 bytes, then JSON."""
+def _check_length(file: Path, file_size: int) -> None:
+    """Compares a safetensors file's size with its header (8 bytes of length, then JSON)."""
     with file.open("rb") as opened:
-        begin = 8 + int.from_bytes(opened.read(8), "little")
-        if there < begin:
-            raise _cut(file, there)
+        data_start = 8 + int.from_bytes(opened.read(8), "little")
+        if file_size < data_start:
+            raise _truncated_error(file, file_size)
         try:
-            entries: dict[str, Any] = json.loads(opened.read(begin - 8))
+            entries: dict[str, Any] = json.loads(opened.read(data_start - 8))
             ends = [v["data_offsets"][1] for k, v in entries.items() if k != "__metadata__"]
         except (ValueError, TypeError, KeyError, IndexError, AttributeError):
-            return  # which safetensors says better
-    if there < (whole := begin + max(ends, default=0)):
-        raise _cut(file, there, whole)
+            return  # safetensors reports it better
+    if file_size < (expected := data_start + max(ends, default=0)):
+        raise _truncated_error(file, file_size, expected)
 
 
 @contextmanager
-def _opened(file: Path) -> Iterator[Any]:
+def _open_safetensors(file: Path) -> Iterator[Any]:
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -190,89 +188,89 @@ def _opened(file: Path) -> Iterator[Any]:
         ) from None
 
 
-def _safetensors(file: Path) -> dict[str, Tensor]:
-    with _opened(file) as opened:
+def _read_safetensors(file: Path) -> dict[str, Tensor]:
+    with _open_safetensors(file) as opened:
         return {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
 
 
-def _shards(file: Path) -> dict[str, Tensor]:
-    """The tensors of all files that an index names."""
+def _read_shards(file: Path) -> dict[str, Tensor]:
+    """The tensors of all files of an index; raises `DataError`."""
     try:
-        place: dict[str, str] = json.loads(file.read_bytes())["weight_map"]
-        names = sorted(set(place.values()))
+        weight_map: dict[str, str] = json.loads(file.read_bytes())["weight_map"]
+        names = sorted(set(weight_map.values()))
     except (ValueError, KeyError, TypeError, AttributeError):
         raise DataError(
-            f"{file}: is JSON and no index of weights in several files (it has no weight_map). "
-            "Give the file of the weights."
+            f"{file}: is JSON, but not an index of weight files (it has no weight_map). "
+            "Give the weight file."
         ) from None
-    if away := [name for name in names if not (file.parent / name).is_file()]:
+    if missing := [name for name in names if not (file.parent / name).is_file()]:
         raise DataError(
-            f"{file}: is an index of weights in {len(names)} files, and {len(away)} are not beside "
-            f"it ({away[0]}). Copy them there."
+            f"{file}: is an index of {len(names)} weight files, of which {len(missing)} are "
+            f"missing beside it ({missing[0]}). Copy them there."
         )
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     for name in names:
-        found |= _safetensors(file.parent / name)
-    return found
+        tensors |= _read_safetensors(file.parent / name)
+    return tensors
 
 
-def _pickled(file: Path, *, zipped: bool) -> Any:
-    """What `torch.save` wrote; raises `DataError` where that is more than tensors and numbers."""
+def _read_pickle(file: Path, *, zipped: bool) -> Any:
+    """Reads a file of `torch.save`; raises `DataError` for more than tensors and numbers."""
     if zipped:
         _check_archive(file)
-    blanks: list[Any] = [(_Blank, name) for name in _BLANKS]
+    placeholders: list[Any] = [(_Placeholder, name) for name in _PLACEHOLDERS]
     try:
-        with torch.serialization.safe_globals(blanks), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of the pickle's version
-            if file.suffix == ".safetensors":  # by which torch.load would go
+        with torch.serialization.safe_globals(placeholders), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about the pickle's version
+            if file.suffix == ".safetensors":  # torch.load would go by the extension
                 with file.open("rb") as opened:
                     return torch.load(opened, map_location="cpu", weights_only=True)
             return torch.load(file, map_location="cpu", weights_only=True, mmap=zipped)
     except pickle.UnpicklingError as error:
-        raise _refused(file, str(error)) from None
+        raise _unsafe_pickle_error(file, str(error)) from None
     except (RuntimeError, EOFError, ValueError, KeyError, IndexError, OSError) as error:
-        raise _damaged(file, str(error)) from None
+        raise _damaged_error(file, str(error)) from None
 
 
-def _refused(file: Path, reason: str) -> DataError:
-    """Why torch does not read the file with `weights_only`, and the line that converts it."""
+def _unsafe_pickle_error(file: Path, reason: str) -> DataError:
+    """The error for a file that `weights_only` refuses, with a command that converts it."""
     with file.open("rb") as opened:
-        begin = opened.read(32)
-    if begin[:1] == b"\x80" and _TORCH_MAGIC not in begin:
-        what, code = "a pickle that torch.save did not write", _FROM_PICKLE
+        start_bytes = opened.read(32)
+    if start_bytes[:1] == b"\x80" and _TORCH_MAGIC not in start_bytes:
+        content, code = "a pickle that torch.save did not write", _FROM_PICKLE
     elif name := re.search(r"GLOBAL (\S*\w) ", reason):
-        what, code = f"more than tensors ({name[1]})", _FROM_TORCH
+        content, code = f"more than tensors ({name[1]})", _FROM_TORCH
     else:
-        return _damaged(file, reason)
+        return _damaged_error(file, reason)
     return DataError(
-        f"{file}: holds {what}, and to read that is to run code that the file names. "
-        f"{_conversion(file, code)}"
+        f"{file}: contains {content}; reading it would run code that the file names. "
+        f"{_conversion_command(file, code)}"
     )
 
 
-def _conversion(file: Path, code: str) -> str:
-    """The line that converts a file, for a shell."""
-    names = {"old": str(file), "new": f"{label(str(file))}.weights.pth"}
+def _conversion_command(file: Path, code: str) -> str:
+    """A shell command that converts the file."""
+    names = {"old": str(file), "new": f"{strip_extension(str(file))}.weights.pth"}
     quoted = {key: json.dumps(name, ensure_ascii=False) for key, name in names.items()}
     line = shlex.quote(code.format(**quoted))
-    return f"If you trust its origin, convert it once: python -c {line}"
+    return f"If you trust its source, convert it once: python -c {line}"
 
 
 def _check_archive(file: Path) -> None:
-    """Raises `DataError` for a zip archive that is not one of tensors alone."""
+    """Raises `DataError` for a zip archive that torch.save did not write."""
     try:
         with zipfile.ZipFile(file) as archive:
             names = archive.namelist()
-    except zipfile.BadZipFile:  # its table lies at its end
-        raise _cut(file, file.stat().st_size) from None
+    except zipfile.BadZipFile:  # the table of contents is at the end of the file
+        raise _truncated_error(file, file.stat().st_size) from None
     parts = {name.partition("/")[2] for name in names}
     if "constants.pkl" in parts:
         raise DataError(
-            f"{file}: is a TorchScript program, which runs when it is read. "
-            f"{_conversion(file, _FROM_JIT)}"
+            f"{file}: is a TorchScript program, which would be executed when it is read. "
+            f"{_conversion_command(file, _FROM_JIT)}"
         )
     if "data.pkl" not in parts:
         raise DataError(
             f"{file}: is a zip archive that torch.save did not write ({', '.join(names[:3])}). "
-            "Unpack it, and give the file of the weights."
+            "Unpack it, and give the weight file."
         )

@@ -7,15 +7,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from rescue_cli.sections.model.data_dependent_init import Looking
+from rescue_cli.sections.model.init import DataDependentInit
 
 
-class Whitening(Looking, nn.Conv2d):
+class Whitening(DataDependentInit, nn.Conv2d):
     """Frozen filters: the principal components of image patches, each scaled to unit variance.
 
-    Images (n, channels, h, w) -> (n, channels * size^2, ...), twice as many where `mirrored`, which
-    adds each filter's negation. The filters are random until `look`, which wants `images` images.
-    A `bias` is trained; it starts as torch's or at zero.
+    Images (n, channels, h, w) -> (n, channels * size^2, ...), or twice as many channels where
+    `mirrored` adds each filter's negation. Filters are random until `init_from` is called with
+    `images` images. A `bias` is trained, initialised by torch or to zero.
     """
 
     whitens = True  # the mark of the parameter group `whitening`
@@ -43,10 +43,10 @@ class Whitening(Looking, nn.Conv2d):
         self.centred = centred
 
     @torch.no_grad()
-    def look(self, batches: Iterable[Tensor]) -> None:
-        """Takes the filters from normalised images in batches (n, channels, h, w)."""
+    def init_from(self, batches: Iterable[Tensor]) -> None:
+        """Computes the filters from normalised images in batches (n, channels, h, w)."""
         covariance = patch_covariance(batches, self.kernel_size[0], centred=self.centred)
-        filters = components(covariance, self.eps)
+        filters = whitening_filters(covariance, self.eps)
         if self.mirrored:
             filters = torch.cat([filters, -filters])
         self.weight.copy_(filters.view_as(self.weight))
@@ -55,10 +55,10 @@ class Whitening(Looking, nn.Conv2d):
 def patch_covariance(batches: Iterable[Tensor], size: int, *, centred: bool) -> Tensor:
     """The covariance of all size x size patches inside the images, in float64.
 
-    A patch is flat in the order (channel, row, column). Not `centred`, it is the mean of the
-    products themselves, as in Myrtle's and airbench's; centred, torch.cov's, as in hlb's.
+    A patch is flattened in the order (channel, row, column). Without `centred` it is the mean of
+    the products, as in Myrtle's code and airbench; with it that of torch.cov, as in hlb-CIFAR10.
     """
-    moments = [_moments(images, size) for images in batches]
+    moments = [_patch_moments(images, size) for images in batches]
     products = torch.stack([product for product, _, _ in moments]).sum(0)
     sums = torch.stack([total for _, total, _ in moments]).sum(0)
     count = sum(patches for _, _, patches in moments)
@@ -67,20 +67,20 @@ def patch_covariance(batches: Iterable[Tensor], size: int, *, centred: bool) -> 
     return (products - torch.outer(sums, sums) / count) / (count - 1)
 
 
-def _moments(images: Tensor, size: int) -> tuple[Tensor, Tensor, int]:
-    """The patches' summed products and sums in float64, and how many they are."""
+def _patch_moments(images: Tensor, size: int) -> tuple[Tensor, Tensor, int]:
+    """Sums of the patches' products and of the patches, in float64, and the number of patches."""
     patches = functional.unfold(images.double(), size).transpose(0, 1).flatten(1)
     return patches @ patches.T, patches.sum(1), patches.shape[1]
 
 
-def components(covariance: Tensor, eps: float) -> Tensor:
-    """Rows that whiten: eigenvectors from the largest eigenvalue down, over sqrt(it + eps).
+def whitening_filters(covariance: Tensor, eps: float) -> Tensor:
+    """Whitening filters as rows: eigenvectors by descending eigenvalue, over sqrt(value + eps).
 
-    An eigenvector's sign is free. Here its product with (sqrt 1, sqrt 2, ...) is positive, which no
-    symmetry of a patch makes zero.
+    An eigenvector's sign is arbitrary; it is chosen such that the product with (sqrt 1, sqrt 2,
+    ...) is positive, because no symmetry of a patch makes that product zero.
     """
     values, vectors = torch.linalg.eigh(covariance)
-    places = torch.arange(1, len(values) + 1, dtype=vectors.dtype, device=vectors.device)
-    vectors = vectors * (places.sqrt() @ vectors).sign()
+    positions = torch.arange(1, len(values) + 1, dtype=vectors.dtype, device=vectors.device)
+    vectors = vectors * (positions.sqrt() @ vectors).sign()
     scaled: Tensor = (vectors / (values + eps).sqrt()).T.flip(0)
     return scaled

@@ -1,11 +1,17 @@
-"""The section `optim`: optimizers, and which parameters each of them moves."""
+"""The section `optim`: optimizers, and which parameters each of them updates."""
 
 from collections.abc import Callable
 
 from torch.optim import Optimizer
 
 from rescue_cli.sections.optim.adaptive import adadelta, adagrad, adam, adamw
-from rescue_cli.sections.optim.groups import GROUPS, Claim, claims, depths, groups_of
+from rescue_cli.sections.optim.groups import (
+    GROUPS,
+    ParameterAssignment,
+    assign_parameters,
+    layer_depths,
+    parameter_groups,
+)
 from rescue_cli.sections.optim.lamb import lamb
 from rescue_cli.sections.optim.muon import muon
 from rescue_cli.sections.optim.sgd import sgd, sgd_velocity
@@ -24,8 +30,8 @@ OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
 __all__ = [
     "GROUPS",
     "OPTIMIZERS",
-    "Claim",
-    "claims",
-    "depths",
-    "groups_of",
+    "ParameterAssignment",
+    "assign_parameters",
+    "layer_depths",
+    "parameter_groups",
 ]

@@ -1,4 +1,4 @@
-"""torch's adaptive optimizers: AdamW, and those with decay in the gradient."""
+"""torch's adaptive optimizers: AdamW, and those with weight decay in the gradient."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -17,9 +17,9 @@ def adamw(
     betas: tuple[Fraction, Fraction] = (0.9, 0.999),
     eps: Positive = 1e-8,
 ) -> Optimizer:
-    """Decoupled decay (Loshchilov and Hutter 2019): w -= lr wd w, then lr times Adam's direction.
+    """AdamW (Loshchilov and Hutter 2019): w -= lr wd w, then w -= lr times Adam's direction.
 
-    Fused, so that a step which the gradient scaler skips needs no word from the device.
+    Fused, so that the gradient scaler can skip a step without a host sync.
     """
     return torch.optim.AdamW(
         groups, lr=lr, weight_decay=weight_decay, betas=betas, eps=eps, fused=True
@@ -34,7 +34,7 @@ def adam(
     betas: tuple[Fraction, Fraction] = (0.9, 0.999),
     eps: Positive = 1e-8,
 ) -> Optimizer:
-    """Adam (Kingma and Ba 2015), its decay in the gradient."""
+    """Adam (Kingma and Ba 2015), with weight decay added to the gradient."""
     return torch.optim.Adam(
         groups, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, fused=True
     )
@@ -47,7 +47,7 @@ def adagrad(
     weight_decay: NotNegative,
     eps: Positive = 1e-10,
 ) -> Optimizer:
-    """AdaGrad (Duchi et al. 2011)."""
+    """AdaGrad (Duchi et al. 2011), with weight decay added to the gradient."""
     return torch.optim.Adagrad(groups, lr=lr, eps=eps, weight_decay=weight_decay)
 
 
@@ -59,5 +59,5 @@ def adadelta(
     rho: Fraction = 0.9,
     eps: Positive = 1e-6,
 ) -> Optimizer:
-    """AdaDelta (Zeiler 2012)."""
+    """AdaDelta (Zeiler 2012), with weight decay added to the gradient."""
     return torch.optim.Adadelta(groups, lr=lr, rho=rho, eps=eps, weight_decay=weight_decay)

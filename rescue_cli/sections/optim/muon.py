@@ -1,4 +1,4 @@
-"""Muon: momentum whose direction is made orthogonal, matrix by matrix (Jordan 2024)."""
+"""Muon: SGD with momentum whose updates are orthogonalised, matrix by matrix (Jordan 2024)."""
 
 from collections.abc import Iterable
 from typing import Any, Literal
@@ -9,12 +9,12 @@ from torch.optim import Optimizer
 
 from rescue_cli.errors import UsageError
 from rescue_cli.recipe.schema import Fraction, NotNegative, Positive, PositiveInt
-from rescue_cli.sections.optim.scaled import Scaled, moving
+from rescue_cli.sections.optim.grad_scaling import ScalerAwareOptimizer, groups_with_gradients
 
 Coefficients = tuple[float, float, float]
 Iterate = Literal["bfloat16", "float16", "float32"]
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
-EPS = 1e-7  # airbench94_muon: added to a direction's norm; here the least norm of weights as well
+EPS = 1e-7  # added to a direction's norm (airbench94_muon); here also the least norm of weights
 
 
 def muon(
@@ -32,19 +32,19 @@ def muon(
     """airbench94_muon's optimizer for filters (out, in, height, width) and matrices (out, in).
 
     v = momentum v + g; w *= sqrt(out) / |w|, every `renormalise_every` updates; w -= lr times
-    `newton_schulz` of g + momentum v with Nesterov, else of v; w *= 1 - lr wd. At rate 0 weights
-    stand still. Of a pair [a, b], update n of all the `updates` that its group names renormalises
-    when the last that did lies a + floor((b - a) n / updates) back or more (hiverge 2025). The
-    iteration runs in `iterate`, but in the parameters' own dtype where that is float64 or a
-    processor would have to emulate `iterate`. Raises `UsageError` for other shapes.
+    `newton_schulz` of g + momentum v with Nesterov, else of v; w *= 1 - lr wd. At learning rate 0
+    the weights do not change. With a pair [a, b], update n of the group's `updates` renormalises
+    when a + floor((b - a) n / updates) or more updates passed since the last that did (hiverge
+    2025). The iteration runs in the dtype `iterate`, or in the parameters' dtype where that is
+    float64 or where the CPU would emulate `iterate`. Raises `UsageError` for other shapes.
     """
     groups = list(groups)
     for group in groups:
         for parameter in group["params"]:
             if parameter.ndim not in (2, 4):
                 raise UsageError(
-                    f"optim (muon).params: a parameter of shape {tuple(parameter.shape)} is no "
-                    "matrix. Give muon params: filters, and the others to another optimizer."
+                    f"optim (muon).params: a parameter of shape {tuple(parameter.shape)} is not a "
+                    "matrix. Use params: filters for muon and another optimizer for the others."
                 )
     return Muon(
         groups,
@@ -56,15 +56,15 @@ def muon(
         coefficients=coefficients,
         iterate=iterate,
         renormalise_every=renormalise_every,
-        fused=True,  # keeps the step counters as they are when a state is loaded
+        fused=True,  # load_state_dict then keeps the step counters' device and dtype
     )
 
 
-class Muon(Scaled):
+class Muon(ScalerAwareOptimizer):
     """See `muon`."""
 
     def update(self, found_inf: Tensor | None) -> None:
-        for group, parameters, gradients in moving(self):
+        for group, parameters, gradients in groups_with_gradients(self):
             directions = self._directions(parameters, gradients, group, found_inf)
             if group["lr"]:
                 self._move(parameters, directions, group, found_inf)
@@ -76,7 +76,7 @@ class Muon(Scaled):
         group: dict[str, Any],
         found_inf: Tensor | None,
     ) -> list[Tensor]:
-        """What is to be made orthogonal; the velocities and counters move on."""
+        """Updates velocities and counters; returns the directions to orthogonalise."""
         states = [self._state_of(p) for p in parameters]
         velocities, counters = [s["velocity"] for s in states], [s["step"] for s in states]
         moved = list(torch._foreach_mul(velocities, group["momentum"]))
@@ -85,9 +85,9 @@ class Muon(Scaled):
         if group["nesterov"]:
             directions = list(torch._foreach_add(gradients, moved, alpha=group["momentum"]))
         torch._foreach_add_(counters, 1)
-        if found_inf is not None:  # a step that is skipped does not count
+        if found_inf is not None:  # a skipped step does not count
             torch._foreach_sub_(counters, [found_inf] * len(counters))
-            moved = _unless(found_inf, moved, velocities)
+            moved = _keep_where_skipped(found_inf, moved, velocities)
         torch._foreach_copy_(velocities, moved)
         return directions
 
@@ -100,19 +100,19 @@ class Muon(Scaled):
     ) -> None:
         """w = shrink (factor w - lr update), shrink being 1 - lr wd and factor renormalising."""
         shrink = 1 - group["lr"] * group["weight_decay"]
-        updates = _orthogonal(directions, group)
+        updates = _orthogonalise(directions, group)
         factors = self._factors(parameters, group, found_inf)
         torch._foreach_mul_(factors, shrink)
         if found_inf is not None:
-            updates = _unless(found_inf, updates, [0.0] * len(updates))
-            factors = _unless(found_inf, factors, [1.0] * len(factors))
+            updates = _keep_where_skipped(found_inf, updates, [0.0] * len(updates))
+            factors = _keep_where_skipped(found_inf, factors, [1.0] * len(factors))
         torch._foreach_mul_(parameters, factors)
         torch._foreach_add_(parameters, updates, alpha=-group["lr"] * shrink)
 
     def _factors(
         self, parameters: list[Tensor], group: dict[str, Any], found_inf: Tensor | None
     ) -> list[Tensor]:
-        """sqrt(out) / |w| for each parameter whose turn it is, 1 for the others."""
+        """sqrt(out) / |w| for each parameter that is renormalised now, 1 for the others."""
         if group["renormalise_every"] is None:
             return [p.new_ones(()) for p in parameters]
         factors = list(torch._foreach_norm(parameters))
@@ -126,7 +126,7 @@ class Muon(Scaled):
     def _due(
         states: list[dict[str, Tensor]], group: dict[str, Any], found_inf: Tensor | None
     ) -> Tensor:
-        """(parameters,): whether this update renormalises, and of a pair that it did."""
+        """(parameters,): whether this update renormalises; with a pair, records that it did."""
         every, steps = group["renormalise_every"], torch.stack([s["step"] for s in states])
         if isinstance(every, int):
             of_turn: Tensor = steps % every == 0
@@ -154,8 +154,8 @@ def newton_schulz(
 ) -> Tensor:
     """U p(p(..p(S / |S|))) V^T of k matrices U S V^T of one shape: (k, rows, columns).
 
-    p(s) = a s + b s^3 + c s^5 draws singular values towards 1; Jordan's coefficients leave them
-    between 0.7 and 1.2. Computed in `dtype`; the smaller side is multiplied out.
+    p(s) = a s + b s^3 + c s^5 moves singular values towards 1; Jordan's coefficients leave them
+    between 0.7 and 1.2. Computed in `dtype`, with the Gram matrix of the smaller side.
     """
     a, b, c = coefficients
     norms = torch._foreach_add(torch._foreach_norm(matrices), EPS)
@@ -165,54 +165,54 @@ def newton_schulz(
     for _ in range(steps):
         gram = torch.bmm(x, x.mT)
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    found: Tensor = x.mT if tall else x
-    return found.to(matrices[0].dtype)
+    orthogonal: Tensor = x.mT if tall else x
+    return orthogonal.to(matrices[0].dtype)
 
 
-def _orthogonal(directions: list[Tensor], group: dict[str, Any]) -> list[Tensor]:
-    """`newton_schulz` of every direction, those of one shape in one batch."""
-    places: dict[torch.Size, list[int]] = {}
-    for place, direction in enumerate(directions):
-        places.setdefault(direction.shape, []).append(place)
-    dtype = _dtype(directions[0], group["iterate"])
+def _orthogonalise(directions: list[Tensor], group: dict[str, Any]) -> list[Tensor]:
+    """`newton_schulz` of every direction, batched by shape."""
+    indices_of: dict[torch.Size, list[int]] = {}
+    for index, direction in enumerate(directions):
+        indices_of.setdefault(direction.shape, []).append(index)
+    dtype = _iteration_dtype(directions[0], group["iterate"])
     updates = list(directions)
-    for shape, alike in places.items():
-        matrices = [_matrix(directions[place]) for place in alike]
-        found = newton_schulz(matrices, group["steps"], group["coefficients"], dtype)
-        for place, matrix in zip(alike, found.unbind(), strict=True):
-            updates[place] = _filters(matrix, shape)
+    for shape, indices in indices_of.items():
+        matrices = [_as_matrix(directions[index]) for index in indices]
+        orthogonal = newton_schulz(matrices, group["steps"], group["coefficients"], dtype)
+        for index, matrix in zip(indices, orthogonal.unbind(), strict=True):
+            updates[index] = _as_filters(matrix, shape)
     return updates
 
 
-def _matrix(filters: Tensor) -> Tensor:
-    """(out, height x width x in) of (out, in, height, width): in channels-last memory no copy.
+def _as_matrix(filters: Tensor) -> Tensor:
+    """(out, in, height, width) as (out, height x width x in), without a copy in channels-last.
 
-    The order of columns goes through the iteration unchanged, so any serves.
+    The iteration does not depend on the order of the columns.
     """
     return filters.movedim(1, -1).flatten(1)
 
 
-def _filters(matrix: Tensor, shape: torch.Size) -> Tensor:
-    """The inverse of `_matrix`."""
+def _as_filters(matrix: Tensor, shape: torch.Size) -> Tensor:
+    """The inverse of `_as_matrix`."""
     out, channels, *window = shape
     filters: Tensor = matrix.reshape(out, *window, channels).movedim(-1, 1)
     return filters
 
 
-def _dtype(parameter: Tensor, iterate: Iterate) -> torch.dtype:
-    """What the iteration runs in: `iterate`, unless it is emulated or less than the weights ask."""
+def _iteration_dtype(parameter: Tensor, iterate: Iterate) -> torch.dtype:
+    """The dtype of the iteration: `iterate`, unless that is emulated or the weights are float64."""
     emulated = parameter.device.type == "cpu" and _is_emulated(iterate)
     return parameter.dtype if emulated or parameter.dtype == torch.float64 else DTYPES[iterate]
 
 
 def _is_emulated(iterate: Iterate) -> bool:
-    """Whether this processor has no matrix products in that precision."""
+    """Whether this CPU lacks matrix products in that precision."""
     if iterate == "bfloat16":
         return not torch.ops.mkldnn._is_mkldnn_bf16_supported()
     return iterate == "float16" and not torch.ops.mkldnn._is_mkldnn_fp16_supported()
 
 
-def _unless(skip: Tensor, new: list[Tensor], old: list[Any]) -> list[Tensor]:
+def _keep_where_skipped(skip: Tensor, new: list[Tensor], old: list[Any]) -> list[Tensor]:
     """The old values where `skip` is not 0, else the new ones."""
     skipped = skip.bool()
     return [torch.where(skipped, o, n) for o, n in zip(old, new, strict=True)]

@@ -1,4 +1,4 @@
-"""Stochastic gradient descent in torch's form, and with the learning rate inside the velocity."""
+"""Stochastic gradient descent in torch's form, and with the learning rate in the velocity."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from rescue_cli.recipe.schema import Fraction, NotNegative, Positive
-from rescue_cli.sections.optim.scaled import Scaled, moving
+from rescue_cli.sections.optim.grad_scaling import ScalerAwareOptimizer, groups_with_gradients
 
 
 def sgd(
@@ -21,12 +21,12 @@ def sgd(
 ) -> Optimizer:
     """torch's SGD: v = momentum v + (g + wd w); w -= lr (g + wd w + momentum v with Nesterov).
 
-    Fused, so that a step which the gradient scaler skips needs no word from the device.
+    Fused, so that the gradient scaler can skip a step without a host sync.
     """
     optimizer = torch.optim.SGD(
         groups, lr=lr, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay, fused=True
     )
-    # Where the scaler skips the very first step, torch would leave velocities of unwritten memory
+    # Without this, a first step that the scaler skips would leave uninitialised velocities
     for group in optimizer.param_groups:
         for parameter in group["params"] if group["momentum"] else ():
             optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
@@ -41,21 +41,21 @@ def sgd_velocity(
     nesterov: bool,
     weight_decay: NotNegative,
 ) -> Optimizer:
-    """SGD whose velocity carries the learning rate of the step that made it (Myrtle).
+    """SGD whose velocity includes the learning rate of each step (Myrtle).
 
     d = lr (g + wd w); v = momentum v - d; w += momentum v - d with Nesterov, else v. Equal to
-    torch's form while the learning rate is constant, and only then.
+    torch's form only while the learning rate is constant.
     """
     return SgdVelocity(
         groups, lr=lr, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay
     )
 
 
-class SgdVelocity(Scaled):
+class SgdVelocity(ScalerAwareOptimizer):
     """See `sgd_velocity`."""
 
     def update(self, found_inf: Tensor | None) -> None:
-        for group, parameters, gradients in moving(self):
+        for group, parameters, gradients in groups_with_gradients(self):
             velocities = [self._velocity(p) for p in parameters]
             _update(parameters, gradients, velocities, group, found_inf)
 
@@ -83,7 +83,7 @@ def _update(
     if group["nesterov"]:
         ahead = list(torch._foreach_mul(velocities, group["momentum"]))
         torch._foreach_sub_(ahead, changes)
-    if found_inf is not None:  # a skipped step keeps velocity and weights, without a host sync
+    if found_inf is not None:  # a skipped step keeps velocities and weights, without a host sync
         skip = found_inf.bool()
         ahead = [torch.where(skip, 0.0, a) for a in ahead]
         kept = [torch.where(skip, b, v) for b, v in zip(before, velocities, strict=True)]

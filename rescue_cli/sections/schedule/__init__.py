@@ -2,6 +2,13 @@
 
 from collections.abc import Callable
 
+from rescue_cli.sections.schedule.base import (
+    FROZEN,
+    Rates,
+    Schedule,
+    ScheduleContext,
+    freeze_after,
+)
 from rescue_cli.sections.schedule.cycles import cyclical, one_cycle, ramp, torch_one_cycle
 from rescue_cli.sections.schedule.decays import (
     constant,
@@ -12,7 +19,6 @@ from rescue_cli.sections.schedule.decays import (
     poly,
     step,
 )
-from rescue_cli.sections.schedule.span import FROZEN, Rates, Schedule, Span, ending
 
 SCHEDULES: dict[str, Callable[..., Schedule]] = {
     "constant": constant,
@@ -33,12 +39,12 @@ __all__ = [
     "SCHEDULES",
     "Rates",
     "Schedule",
-    "Span",
+    "ScheduleContext",
     "constant",
     "cosine",
     "cyclical",
-    "ending",
     "exponential",
+    "freeze_after",
     "inv",
     "one_cycle",
     "piecewise",

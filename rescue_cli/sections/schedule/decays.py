@@ -1,4 +1,4 @@
-"""Rates that fall: constant, cosine, exponential, by steps, by a power, along straight lines."""
+"""Decaying schedules: constant, cosine, exponential, step, inv, poly, piecewise linear."""
 
 import math
 from itertools import pairwise
@@ -6,16 +6,16 @@ from typing import Literal
 
 from rescue_cli.errors import UsageError
 from rescue_cli.recipe.schema import Epochs, Fraction, NotNegative, Positive
-from rescue_cli.sections.schedule.span import Rates, Schedule, Span
+from rescue_cli.sections.schedule.base import Rates, Schedule, ScheduleContext
 
 
-def constant(span: Span) -> Schedule:
+def constant(context: ScheduleContext) -> Schedule:
     """The recipe's learning rate throughout."""
-    return lambda _: Rates(span.lr)
+    return lambda _: Rates(context.lr)
 
 
 def cosine(
-    span: Span,
+    context: ScheduleContext,
     *,
     warmup_epochs: Epochs,
     warmup_lr: NotNegative,
@@ -23,61 +23,61 @@ def cosine(
     per: Literal["epoch", "step"],
     warmup_prefix: bool = False,
 ) -> Schedule:
-    """Half a cosine from `lr` to `min_lr` over all epochs, its first ones replaced by a ramp.
+    """Half a cosine from `lr` to `min_lr` over all epochs, with a linear warm-up from `warmup_lr`.
 
-    As timm's `CosineLRScheduler`: the cosine counts from epoch 0, so that the peak is never quite
-    reached; with `warmup_prefix` it begins where the ramp ends, and takes the epochs that are left
-    (Bag of Tricks, 5.1). `per: epoch` holds the rate within an epoch (timm's default).
+    As timm's `CosineLRScheduler`: the cosine counts from epoch 0, so the peak is never quite
+    reached; with `warmup_prefix` it starts after the warm-up and takes the remaining epochs (Bag
+    of Tricks, 5.1). `per: epoch` keeps the rate constant within an epoch (timm's default).
     """
     begun = warmup_epochs if warmup_prefix else 0.0
 
     def rates(step: int) -> Rates:
-        epoch = step / span.steps_per_epoch
+        epoch = step / context.steps_per_epoch
         t = math.floor(epoch) if per == "epoch" else epoch
         if t < warmup_epochs:
-            return Rates(warmup_lr + t * (span.lr - warmup_lr) / warmup_epochs)
-        if t >= span.epochs:
+            return Rates(warmup_lr + t * (context.lr - warmup_lr) / warmup_epochs)
+        if t >= context.epochs:
             return Rates(min_lr)
-        angle = math.pi * (t - begun) / (span.epochs - begun)
-        return Rates(min_lr + (span.lr - min_lr) * (1 + math.cos(angle)) / 2)
+        angle = math.pi * (t - begun) / (context.epochs - begun)
+        return Rates(min_lr + (context.lr - min_lr) * (1 + math.cos(angle)) / 2)
 
     return rates
 
 
 def exponential(
-    span: Span,
+    context: ScheduleContext,
     *,
     end_factor: Positive,
     warmup_epochs: Epochs,
     warmup_factor: Fraction,
     per: Literal["epoch", "step"],
 ) -> Schedule:
-    """lr end_factor^(t / epochs), in the first epochs times a factor that rises to 1 (FAMS, pycls).
+    """lr end_factor^(t / epochs), with a warm-up factor from `warmup_factor` to 1 (FAMS, pycls).
 
-    `per: epoch` holds the rate within an epoch.
+    `per: epoch` keeps the rate constant within an epoch.
     """
 
     def rates(step: int) -> Rates:
-        epoch = step / span.steps_per_epoch
+        epoch = step / context.steps_per_epoch
         t = math.floor(epoch) if per == "epoch" else epoch
         rising = min(1.0, t / warmup_epochs) if warmup_epochs else 1.0
         warmth = warmup_factor * (1 - rising) + rising
-        return Rates(span.lr * end_factor ** (t / span.epochs) * warmth)
+        return Rates(context.lr * end_factor ** (t / context.epochs) * warmth)
 
     return rates
 
 
 def step(
-    span: Span,
+    context: ScheduleContext,
     *,
     milestones: list[Epochs],
     factor: Positive | list[Positive],
     warmup_epochs: Epochs | None = None,
 ) -> Schedule:
-    """The learning rate times `factor` at each milestone (epochs), held in between.
+    """Multiplies the learning rate by `factor` at each milestone (in epochs).
 
-    A list of factors has one for each milestone. In the first `warmup_epochs` the rate rises from
-    0 in a straight line, update by update (Goyal et al. 2017; Bag of Tricks, 3.1).
+    A list of factors has one per milestone. In the first `warmup_epochs` the rate rises linearly
+    from 0, step by step (Goyal et al. 2017; Bag of Tricks, 3.1).
     """
     factors = factor if isinstance(factor, list) else [factor] * len(milestones)
     if len(factors) != len(milestones):
@@ -87,26 +87,28 @@ def step(
         )
 
     def rates(step: int) -> Rates:
-        epoch = step / span.steps_per_epoch
+        epoch = step / context.steps_per_epoch
         passed = (f for f, m in zip(factors, milestones, strict=True) if epoch >= m)
         warmth = min(1.0, epoch / warmup_epochs) if warmup_epochs else 1.0
-        return Rates(span.lr * math.prod(passed) * warmth)
+        return Rates(context.lr * math.prod(passed) * warmth)
 
     return rates
 
 
-def inv(span: Span, *, gamma: Positive, power: Positive) -> Schedule:
-    """lr (1 + gamma t)^-power after t updates (Caffe's `inv`, LeNet's policy there)."""
-    return lambda step: Rates(span.lr * (1 + gamma * step) ** -power)
+def inv(context: ScheduleContext, *, gamma: Positive, power: Positive) -> Schedule:
+    """lr (1 + gamma t)^-power after t steps (Caffe's `inv`, which its LeNet uses)."""
+    return lambda step: Rates(context.lr * (1 + gamma * step) ** -power)
 
 
-def poly(span: Span, *, power: Positive) -> Schedule:
-    """lr (1 - t / steps)^power, update by update (DeepLab; Chen et al. 2016)."""
-    return lambda step: Rates(span.lr * max(0.0, 1 - step / span.steps) ** power)
+def poly(context: ScheduleContext, *, power: Positive) -> Schedule:
+    """lr (1 - t / steps)^power after t steps (DeepLab; Chen et al. 2016)."""
+    return lambda step: Rates(context.lr * max(0.0, 1 - step / context.steps) ** power)
 
 
-def piecewise(span: Span, *, epochs: list[Epochs], factors: list[NotNegative]) -> Schedule:
-    """Straight lines between knots: at `epochs[i]` the rate is `lr * factors[i]`."""
+def piecewise(
+    context: ScheduleContext, *, epochs: list[Epochs], factors: list[NotNegative]
+) -> Schedule:
+    """Linear between knots: at `epochs[i]` the rate is `lr * factors[i]`."""
     if len(epochs) != len(factors) or len(epochs) < 2:
         raise UsageError(
             f"schedule (piecewise): {len(epochs)} epochs and {len(factors)} factors. "
@@ -116,12 +118,12 @@ def piecewise(span: Span, *, epochs: list[Epochs], factors: list[NotNegative]) -
         raise UsageError(f"schedule (piecewise).epochs: {epochs} must increase.")
 
     def rates(step: int) -> Rates:
-        epoch = step / span.steps_per_epoch
+        epoch = step / context.steps_per_epoch
         if epoch <= epochs[0]:
-            return Rates(span.lr * factors[0])
+            return Rates(context.lr * factors[0])
         for (a, b), (low, high) in zip(pairwise(epochs), pairwise(factors), strict=True):
             if epoch <= b:
-                return Rates(span.lr * (low + (high - low) * (epoch - a) / (b - a)))
-        return Rates(span.lr * factors[-1])
+                return Rates(context.lr * (low + (high - low) * (epoch - a) / (b - a)))
+        return Rates(context.lr * factors[-1])
 
     return rates

@@ -3,18 +3,20 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from rescue_cli import rundir
-from rescue_cli.batch import Batch
+from rescue_cli.batch import Batch, EvalBatch, View
 from rescue_cli.metrics import average_precision
 from rescue_cli.metrics.average_precision import Rows
-from rescue_cli.sections.annotations import Objects, Scene
+from rescue_cli.metrics.names import format_metrics
+from rescue_cli.rng import Indices
+from rescue_cli.sections.annotations import Objects
+from rescue_cli.sections.tta import Weights
 
 SURE = 0.5  # less certain detections are not shown
 DETECTION, TRUTH = 0.0, 1.0  # a row's kind
@@ -22,62 +24,74 @@ DETECTION, TRUTH = 0.0, 1.0  # a row's kind
 
 @dataclass(frozen=True)
 class Detection:
-    """The loss of a batch, and what evaluation keeps of each image."""
+    """The loss of a batch, and what evaluation gathers of each image."""
 
     criterion: Callable[[Any, Batch], Tensor]  # of the detector's losses
     classes: int
+    confidence_column: ClassVar[int | None] = None
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """The loss of a micro-batch, a scalar; boxes are lists: detectors wait for the device."""
         return self.criterion(model(batch.images, batch.targets), batch)
 
-    def said(self, model: nn.Module, image: Tensor, size: int) -> Objects:
-        """The objects that it is sure of in a normalised image."""
-        found = self._found(model, image, size)
-        sure = found["scores"] >= SURE
-        boxes, labels = (found[key][sure].cpu().numpy() for key in ("boxes", "labels"))
+    def predict(self, model: nn.Module, image: Tensor, size: int) -> Objects:
+        """The objects in a normalised image (3, height, width) that the model is sure of."""
+        output = self._forward(model, image, size)
+        sure = output["scores"] >= SURE
+        boxes, labels = (output[key][sure].cpu().numpy() for key in ("boxes", "labels"))
         return Objects(boxes, labels, np.zeros(len(labels), dtype=np.bool_))
 
     @staticmethod
-    def _found(model: nn.Module, image: Tensor, size: int) -> dict[str, Tensor]:
+    def _forward(model: nn.Module, image: Tensor, size: int) -> dict[str, Tensor]:
         """torchvision's `boxes`, `labels`, `scores`, the image's shorter side brought to `size`."""
         transform: Any = model.transform
         trained_at, transform.min_size = transform.min_size, (size,)
         try:
-            (found,) = model([image])
+            (output,) = model([image])
         finally:
             transform.min_size = trained_at
-        return dict(found)
+        return dict(output)
 
-    def rows(self, model: nn.Module, index: int, scene: Scene, image: Tensor, size: int) -> Tensor:
-        """(k, 8): image, kind, label, score or difficult, box; what it says, then what is there."""
-        said = self._found(model, image, size)
-        target = scene.target
-        assert isinstance(target, Objects)
-        found = [said["labels"][:, None], said["scores"][:, None], said["boxes"]]
-        there = [target.labels[:, None], target.difficult[:, None], target.boxes]
-        parts = (
-            (DETECTION, torch.cat([part.double().cpu() for part in found], 1)),
-            (TRUTH, torch.from_numpy(np.concatenate(there, 1).astype(np.float64))),
-        )
-        return torch.cat(
-            [
-                torch.cat([torch.tensor([[float(index), kind]]).expand(len(rows), 2), rows], 1)
-                for kind, rows in parts
-            ]
-        )
+    def rows(
+        self,
+        model: nn.Module,
+        batch: EvalBatch,
+        view: View,
+        normalise: Callable[[Any], Any],
+        weights: Sequence[Weights],
+    ) -> list[Tensor]:
+        """(k, 8): image, kind, label, score or difficult, box; per image first the detections, then
+        the annotated objects. Without test-time augmentation; one image at a time, so that none is
+        padded for another.
+        """
+        assert len(weights) == 1
+        parts = []
+        for index, image, target in zip(
+            batch.indices.tolist(), batch.views[view], batch.targets, strict=True
+        ):
+            output = self._forward(model, normalise([image])[0], view.size)
+            detected = [output["labels"][:, None], output["scores"][:, None], output["boxes"]]
+            annotated = [target.labels[:, None], target.difficult[:, None], target.boxes]
+            for kind, rows in (
+                (DETECTION, torch.cat([part.double().cpu() for part in detected], 1)),
+                (TRUTH, torch.from_numpy(np.concatenate(annotated, 1).astype(np.float64))),
+            ):
+                head = torch.tensor([[float(index), kind]], dtype=torch.float64)
+                parts.append(torch.cat([head.expand(len(rows), 2), rows], 1))
+        return [torch.cat(parts)]
 
-    def measured(self, rows: Rows, count: int) -> "Detected":
-        """What the rows of a whole set come to."""
-        told = rows[rows[:, 1] == DETECTION][:, [0, 2, 3, 4, 5, 6, 7]]
-        there = rows[rows[:, 1] == TRUTH][:, [0, 2, 3, 4, 5, 6, 7]]
-        return Detected(told, there, count, self.classes)
+    def measure(self, rows: Rows, count: int, labels: Indices | None) -> "DetectionResult":
+        """The result of a set of `count` images."""
+        assert labels is None, "only classes of images have other labels"
+        detections = rows[rows[:, 1] == DETECTION][:, [0, 2, 3, 4, 5, 6, 7]]
+        truths = rows[rows[:, 1] == TRUTH][:, [0, 2, 3, 4, 5, 6, 7]]
+        return DetectionResult(detections, truths, count, self.classes)
 
 
 @dataclass(frozen=True)
-class Detected:
-    """What a detector said of a set: detections (n, 7) with image, label, score, box; truths (m, 7)
-    with image, label, difficult, box.
+class DetectionResult:
+    """The detections (n, 7) on a set as image, label, score, box; and the annotated objects (m, 7)
+    as image, label, difficult, box.
     """
 
     detections: Rows
@@ -92,8 +106,10 @@ class Detected:
         COCO's mean over overlaps from 0.5 to 0.95.
         """
         return {
-            "ap50": average_precision.mean(average_precision.average_precisions(self._judged)),
-            "ap50_07": average_precision.mean(
+            "ap50": average_precision.mean_over_classes(
+                average_precision.average_precisions(self._judged)
+            ),
+            "ap50_07": average_precision.mean_over_classes(
                 average_precision.average_precisions(self._judged, eleven=True)
             ),
             "map": coco(self.detections, self.truths, self.count),
@@ -117,31 +133,34 @@ class Detected:
         }
 
     @cached_property
-    def _judged(self) -> average_precision.Judged:
-        return average_precision.judged(self.detections, self.truths, self.count, self.classes)
+    def _judged(self) -> average_precision.JudgedDetections:
+        return average_precision.judge_detections(
+            self.detections, self.truths, self.count, self.classes
+        )
 
     def __str__(self) -> str:
-        return rundir.said(self.metrics)
+        return format_metrics(self.metrics)
 
 
 def coco(detections: Rows, truths: Rows, count: int) -> float:
     """COCO's mean average precision in percent; a difficult object is passed over as a crowd is."""
     from torchmetrics.detection import MeanAveragePrecision
 
-    # Every process has all rows already: torchmetrics would gather them again, and wait for all
+    # Every process has all rows already; torchmetrics would gather them again
     measure = MeanAveragePrecision(backend="faster_coco_eval", sync_on_compute=False)
     by_image = (_by_image(rows, count) for rows in (detections, truths))
-    for told, there in zip(*by_image, strict=True):
-        measure.update(
-            [{"boxes": _boxes(told), "labels": _whole(told[:, 1]), "scores": _floats(told[:, 2])}],
-            [
-                {
-                    "boxes": _boxes(there),
-                    "labels": _whole(there[:, 1]),
-                    "iscrowd": _whole(there[:, 2]),
-                }
-            ],
-        )
+    for detected, annotated in zip(*by_image, strict=True):
+        prediction = {
+            "boxes": _boxes(detected),
+            "labels": _integers(detected[:, 1]),
+            "scores": torch.from_numpy(detected[:, 2].astype(np.float32)),
+        }
+        target = {
+            "boxes": _boxes(annotated),
+            "labels": _integers(annotated[:, 1]),
+            "iscrowd": _integers(annotated[:, 2]),
+        }
+        measure.update([prediction], [target])
     return max(0.0, 100 * float(measure.compute()["map"]))
 
 
@@ -154,12 +173,8 @@ def _boxes(rows: Rows) -> Tensor:
     return torch.from_numpy(rows[:, 3:].astype(np.float32))
 
 
-def _whole(values: NDArray[Any]) -> Tensor:
+def _integers(values: NDArray[Any]) -> Tensor:
     return torch.from_numpy(values.astype(np.int64))
-
-
-def _floats(values: NDArray[Any]) -> Tensor:
-    return torch.from_numpy(values.astype(np.float32))
 
 
 def detection(criterion: Callable[[Any, Batch], Tensor], classes: int) -> Detection:

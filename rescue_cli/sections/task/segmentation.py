@@ -2,36 +2,39 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from rescue_cli import rundir
-from rescue_cli.batch import Batch
+from rescue_cli.batch import Batch, EvalBatch, View
 from rescue_cli.metrics import average_precision
 from rescue_cli.metrics.average_precision import Rows
-from rescue_cli.sections.annotations import ASPECT, IGNORED, Mask, Objects, Scene
+from rescue_cli.metrics.names import format_metrics
+from rescue_cli.rng import Indices
+from rescue_cli.sections.annotations import ASPECT, IGNORED, Mask
+from rescue_cli.sections.tta import Weights
 
 AT_ONCE = 2**26  # logits of so many pixels and classes: 256 MB in float32
 
 
 @dataclass(frozen=True)
 class Segmentation:
-    """The loss of a batch, and what evaluation keeps of each image."""
+    """The loss of a batch, and what evaluation gathers of each image."""
 
     criterion: Callable[[Any, Batch], Tensor]  # of logits by head
     classes: int
+    confidence_column: ClassVar[int | None] = None
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """The mean loss over a micro-batch's pixels, a scalar."""
         return self.criterion(model(batch.images), batch)
 
-    def said(self, model: nn.Module, image: Tensor, size: int) -> Mask:
-        """The class of each pixel of a normalised image, which is seen with a shorter side of
-        `size`, and what is said of it brought back to its own.
+    def predict(self, model: nn.Module, image: Tensor, size: int) -> Mask:
+        """The class of each pixel of a normalised image (3, height, width): the network sees it
+        with a shorter side of `size`, and its logits are brought back to the image's own size.
         """
         return _mask(highest(self._logits(model, image, size), _sides(image)))
 
@@ -50,26 +53,39 @@ class Segmentation:
         logits: Tensor = model(seen)["out"]
         return logits
 
-    def rows(self, model: nn.Module, index: int, scene: Scene, image: Tensor, size: int) -> Tensor:
-        """(1, 3 + 3 classes): image, cross-entropy summed over pixels, by class those rightly
-        classed, classed so, labelled so; at last, how many are ignored.
+    def rows(
+        self,
+        model: nn.Module,
+        batch: EvalBatch,
+        view: View,
+        normalise: Callable[[Any], Any],
+        weights: Sequence[Weights],
+    ) -> list[Tensor]:
+        """(n, 3 + 3 classes): image, cross-entropy summed over pixels, pixels by class that are
+        classified correctly, predicted so, labelled so; last, how many are ignored. Without
+        test-time augmentation; one image at a time, so that none is padded for another.
         """
-        assert not isinstance(scene.target, Objects)
-        logits = self._logits(model, image, size)
-        loss = cross_entropy_sum(logits, torch.from_numpy(scene.target).to(logits.device))
-        said = _mask(highest(logits, _sides(image)))
-        counts = average_precision.intersections(said, scene.target, self.classes)
-        ignored = float((scene.target == IGNORED).sum())
-        return torch.from_numpy(
-            np.concatenate([[float(index), float(loss)], counts.ravel(), [ignored]])[None]
-        )
+        assert len(weights) == 1
+        rows = []
+        for index, image, mask in zip(
+            batch.indices.tolist(), batch.views[view], batch.targets, strict=True
+        ):
+            normalised = normalise([image])[0]
+            logits = self._logits(model, normalised, view.size)
+            loss = cross_entropy_sum(logits, torch.from_numpy(mask).to(logits.device))
+            predicted = _mask(highest(logits, _sides(normalised)))
+            counts = average_precision.pixel_counts(predicted, mask, self.classes)
+            ignored = float((mask == IGNORED).sum())
+            rows.append(np.concatenate([[float(index), float(loss)], counts.ravel(), [ignored]]))
+        return [torch.from_numpy(np.stack(rows))]
 
-    def measured(self, rows: Rows, count: int) -> "Segmented":
-        """What the rows of a whole set come to."""
-        assert len(rows) == count
+    def measure(self, rows: Rows, count: int, labels: Indices | None) -> "SegmentationResult":
+        """The result of a set of `count` images."""
+        assert labels is None, "only classes of images have other labels"
+        assert len(rows) == count, "one row per image"
         counts = rows[:, 2:-1].reshape(count, 3, self.classes)
         labelled = counts[:, 2].sum()
-        return Segmented(counts, rows[:, -1], float(rows[:, 1].sum() / max(labelled, 1)))
+        return SegmentationResult(counts, rows[:, -1], float(rows[:, 1].sum() / max(labelled, 1)))
 
 
 def _sides(image: Tensor) -> tuple[int, int]:
@@ -77,8 +93,8 @@ def _sides(image: Tensor) -> tuple[int, int]:
 
 
 def _mask(classes: Tensor) -> Mask:
-    found: Mask = classes.cpu().numpy().astype(np.uint8)
-    return found
+    mask: Mask = classes.cpu().numpy().astype(np.uint8)
+    return mask
 
 
 def _brought_to(logits: Tensor, size: tuple[int, int]) -> Iterator[tuple[int, Tensor]]:
@@ -96,13 +112,13 @@ def _brought_to(logits: Tensor, size: tuple[int, int]) -> Iterator[tuple[int, Te
 
 def highest(logits: Tensor, size: tuple[int, int]) -> Tensor:
     """The class with the highest of logits (1, classes, h, w) at each pixel of an image."""
-    found = torch.zeros(size, dtype=torch.int64, device=logits.device)
-    best = torch.full_like(found, -torch.inf, dtype=logits.dtype)
+    classes = torch.zeros(size, dtype=torch.int64, device=logits.device)
+    best = torch.full_like(classes, -torch.inf, dtype=logits.dtype)
     for first, some in _brought_to(logits, size):
         values, places = some.max(0)
-        found = torch.where(values > best, places + first, found)
+        classes = torch.where(values > best, places + first, classes)
         best = torch.maximum(best, values)
-    return found
+    return classes
 
 
 def cross_entropy_sum(logits: Tensor, mask: Tensor) -> float:
@@ -119,9 +135,9 @@ def cross_entropy_sum(logits: Tensor, mask: Tensor) -> float:
 
 
 @dataclass(frozen=True)
-class Segmented:
-    """What was said of a set's pixels: (images, 3, classes), see `average_precision.intersections`;
-    and how many of each image are ignored. The loss is the mean over the other pixels.
+class SegmentationResult:
+    """The pixels of a set, (images, 3, classes) as in `average_precision.pixel_counts`, and how
+    many of each image are ignored. The loss is the mean over the other pixels.
     """
 
     counts: Rows
@@ -134,13 +150,13 @@ class Segmented:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """Percent: mean intersection over union of the classes, pixels rightly classed, and the
-        share of all pixels that neither counts.
+        """Percent: mean intersection over union of the classes, correctly classified pixels, and
+        the share of all pixels that neither counts.
         """
         counts = self.counts.sum(0)
         ignored = float(self.ignored.sum())
         return {
-            "miou": average_precision.mean(average_precision.overlap_of_classes(counts)),
+            "miou": average_precision.mean_over_classes(average_precision.class_iou(counts)),
             "pixels": average_precision.pixel_accuracy(counts),
             "ignored": 100 * ignored / max(ignored + float(counts[2].sum()), 1.0),
         }
@@ -154,14 +170,14 @@ class Segmented:
         return {
             "counts": self.counts,
             "ignored": self.ignored,
-            "per_class": average_precision.overlap_of_classes(self.counts.sum(0)),
+            "per_class": average_precision.class_iou(self.counts.sum(0)),
             "count_per_class": (self.counts[:, 2] > 0).sum(0),
             "classes": np.array(classes),
         }
 
     def __str__(self) -> str:
         loss = "" if self.loss is None else f"  loss {self.loss:.4f}"
-        return rundir.said(self.metrics) + loss
+        return format_metrics(self.metrics) + loss
 
 
 def segmentation(criterion: Callable[[Any, Batch], Tensor], classes: int) -> Segmentation:

@@ -15,14 +15,14 @@ from rescue_cli.batch import Batch
 from rescue_cli.engine.step import Feed
 from rescue_cli.errors import UsageError
 from rescue_cli.recipe import load
-from rescue_cli.rng import bits
+from rescue_cli.rng import random_bits
 from rescue_cli.sections.augment import Augment, Operation
 from rescue_cli.sections.augment.operations import alternating_flip, cutout, flip, pad_crop
 from rescue_cli.sections.augment.pipeline import Normalise
 from rescue_cli.sections.data import FileNames, Files, Images
 from rescue_cli.sections.data.memory import MemoryFeed
-from rescue_cli.sections.data.stream import Cropping, StreamFeed, TrainViews
-from rescue_cli.sections.sampling import Steps, repeated, shuffled
+from rescue_cli.sections.data.stream import Cropping, FileFeed, TrainSamples
+from rescue_cli.sections.sampling import SamplingContext, repeated, shuffled
 
 CPU = torch.device("cpu")
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
@@ -238,7 +238,7 @@ PER_EPOCH, MICRO_BATCHES, MICRO_BATCH = 3, 2, 8
 SAMPLES = PER_EPOCH * MICRO_BATCHES * MICRO_BATCH
 LOPSIDED = np.zeros((SAMPLES, 3, 8, 8), np.uint8)
 LOPSIDED[..., :4] = 200
-STEPS = Steps(SAMPLES, MICRO_BATCHES * MICRO_BATCH, MICRO_BATCH, PER_EPOCH, seed=6)
+STEPS = SamplingContext(SAMPLES, MICRO_BATCHES * MICRO_BATCH, MICRO_BATCH, PER_EPOCH, seed=6)
 SAMPLER = shuffled(STEPS)
 Feeds = Callable[[range], Feed]
 
@@ -257,10 +257,9 @@ def streamed(tmp_path_factory: pytest.TempPathFactory) -> Feeds:
     files = Files(FileNames.of(folder, names), np.arange(SAMPLES))
 
     def feed(mine: range) -> Feed:
-        cropping = Cropping(None, 0, 8, "bilinear", "pil")
-        views = TrainViews(files, cropping, MICRO_BATCH, seed=6)
-        return StreamFeed(
-            views, SAMPLER, mine, steps=100, max_corrupt=0, workers=0, device=CPU, log=print
+        samples = TrainSamples(files, Cropping(None, 8, "bilinear"), MICRO_BATCH, 6, "pil")
+        return FileFeed(
+            samples, SAMPLER, mine, steps=100, max_corrupt=0, workers=0, device=CPU, log=print
         )
 
     return feed
@@ -318,9 +317,9 @@ def test_copies_of_an_image_in_an_epoch_are_mirrored_alike() -> None:
 
 def test_bits_are_those_of_splitmix64() -> None:
     """The generator written out, state by state (Steele et al. 2014)."""
-    from rescue_cli.rng import words
+    from rescue_cli.rng import random_words
 
-    (state,) = (int(word) for word in words(7, "coins", 0, 0, 1))
+    (state,) = (int(word) for word in random_words(7, "coins", 0, 0, 1))
     expected = []
     for _ in range(1000):
         z = state
@@ -328,20 +327,20 @@ def test_bits_are_those_of_splitmix64() -> None:
         z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) % 2**64
         expected.append(bool((z ^ (z >> 31)) >> 63))
         state = (state + 0x9E3779B97F4A7C15) % 2**64
-    assert bits(7, "coins", np.arange(1000)).tolist() == expected
-    assert bits(7, "coins", np.array([999, 3])).tolist() == [expected[999], expected[3]]
+    assert random_bits(7, "coins", np.arange(1000)).tolist() == expected
+    assert random_bits(7, "coins", np.array([999, 3])).tolist() == [expected[999], expected[3]]
 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_a_first_epochs_flips_are_fair_and_independent_of_neighbours(seed: int) -> None:
     n = 50_000
-    coins = bits(seed, "alternating-flip", np.arange(n))
+    coins = random_bits(seed, "alternating-flip", np.arange(n))
     five_deviations = 5 * np.sqrt(n) / 2
     assert abs(int(coins.sum()) - n / 2) < five_deviations
     for apart in (1, 2, 16, 1000):
         equal = (coins == np.roll(coins, apart)).sum()
         assert abs(int(equal) - n / 2) < five_deviations
     assert (
-        abs(int((coins == bits(seed + 1, "alternating-flip", np.arange(n))).sum()) - n / 2)
+        abs(int((coins == random_bits(seed + 1, "alternating-flip", np.arange(n))).sum()) - n / 2)
         < five_deviations
     )

@@ -15,7 +15,7 @@ from scipy import stats
 from rescue_cli.rng import uniform
 from rescue_cli.sections.augment import Operation
 from rescue_cli.sections.augment.auto_augment import SUB_POLICIES, auto_augment
-from rescue_cli.sections.augment.policy import Group
+from rescue_cli.sections.augment.named_operations import Group
 
 timms: Any = importlib.import_module("timm.data.auto_augment")
 

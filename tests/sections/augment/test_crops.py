@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from rescue_cli.errors import UsageError
-from rescue_cli.sections.augment import FileCrop
+from rescue_cli.sections.augment import Operation
 from rescue_cli.sections.augment.crops import scale_jitter_crop, squash_crop
 from rescue_cli.sections.data.decode import Box, centre_crop, crop_resize
 
@@ -13,9 +13,9 @@ DRAWS = np.random.default_rng(0).random((4000, 3), dtype=np.float32)
 
 
 def boxes(
-    crop: FileCrop, height: int, width: int
+    crop: Operation, height: int, width: int
 ) -> np.ndarray[tuple[int, int], np.dtype[np.int64]]:
-    return np.array([crop.box(height, width, draws) for draws in DRAWS])
+    return np.array([crop.apply(height, width, draws) for draws in DRAWS])
 
 
 def test_a_crop_of_224_from_a_short_side_of_256_to_480_pixels() -> None:
@@ -62,7 +62,7 @@ def test_a_squashed_crop_is_a_crop_of_the_squashed_image(width: int, height: int
     whole = np.asarray(image.resize((256, 256), Image.Resampling.BILINEAR)).astype(int)
     crop = squash_crop(side=256, size=230)
     for draws in DRAWS[:20, :2]:
-        box = Box(*crop.box(height, width, draws))
+        box = Box(*crop.apply(height, width, draws))
         found = crop_resize(image, box, 230, 230, "bilinear").permute(1, 2, 0).numpy().astype(int)
         top, left = round(box.top / height * 256), round(box.left / width * 256)
         wanted = whole[top : top + 230, left : left + 230]
@@ -71,7 +71,7 @@ def test_a_squashed_crop_is_a_crop_of_the_squashed_image(width: int, height: int
 
 def test_a_squashed_crop_reaches_every_place() -> None:
     crop = squash_crop(side=256, size=230)
-    found = np.array([crop.box(375, 500, draws[:2]) for draws in DRAWS])
+    found = np.array([crop.apply(375, 500, draws[:2]) for draws in DRAWS])
     assert (found[:, 2:] == (round(375 * 230 / 256), round(500 * 230 / 256))).all()
     assert found[:, 0].min() == found[:, 1].min() == 0
     assert (found[:, 0] + found[:, 2]).max() == 375

@@ -10,7 +10,7 @@ from timm.data.random_erasing import RandomErasing
 from torch import Tensor
 
 from rescue_cli.rng import uniform
-from rescue_cli.sections.augment.erasing import boxes, random_erasing
+from rescue_cli.sections.augment.erasing import erased_boxes, random_erasing
 
 AREA, RATIO = (0.02, 0.3333), (0.3, 3.3333)
 N = 5000
@@ -21,7 +21,7 @@ def erase(images: Tensor, p: float, mode: Any, seed: int = 0) -> tuple[Tensor, l
     op = random_erasing(p=p, mode=mode, area=AREA, ratio=RATIO)
     tried, colours = op.plan(uniform(seed, "augment", 0, 0, (len(images), op.columns)))
     found = op.apply(images.clone(), tried, torch.from_numpy(colours))
-    return found, boxes(tried, *images.shape[-2:])
+    return found, erased_boxes(tried, *images.shape[-2:])
 
 
 def zeroed(image: Tensor) -> tuple[int, int, int, int]:

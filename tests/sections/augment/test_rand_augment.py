@@ -17,7 +17,7 @@ from scipy import stats
 from rescue_cli.errors import UsageError
 from rescue_cli.rng import uniform
 from rescue_cli.sections.augment import Operation
-from rescue_cli.sections.augment.policy import KINDS, Group, strengths
+from rescue_cli.sections.augment.named_operations import NAMED_OPERATIONS, Group, draw_magnitudes
 from rescue_cli.sections.augment.rand_augment import INCREASING, PLAIN, rand_augment
 from tests.engine.test_step import on_fake_tensors
 from tests.photographs import as_batch, crops, differences
@@ -104,7 +104,9 @@ def test_an_image_gets_none_one_or_two_operations_as_often_as_with_timm() -> Non
 
 @pytest.mark.parametrize(("mean", "std"), [(7.0, 0.5), (9.0, 0.5), (0.5, 1.0), (6.0, 0.0)])
 def test_magnitudes_are_normal_and_cut_to_0_and_10(mean: float, std: float) -> None:
-    found, signs, _ = strengths(uniform(1, "augment", 0, 0, (IMAGES, 4)), mean, std, "bicubic")
+    found, signs, _ = draw_magnitudes(
+        uniform(1, "augment", 0, 0, (IMAGES, 4)), mean, std, "bicubic"
+    )
     if std == 0:
         assert set(found) == {mean}
         return
@@ -122,7 +124,9 @@ def test_magnitudes_are_normal_and_cut_to_0_and_10(mean: float, std: float) -> N
 NOT_TIMMS = ("Factor", "Shift", "Given", "AtLeastOne")
 
 
-@pytest.mark.parametrize("name", [name for name in KINDS if not name.endswith(NOT_TIMMS)])
+@pytest.mark.parametrize(
+    "name", [name for name in NAMED_OPERATIONS if not name.endswith(NOT_TIMMS)]
+)
 @pytest.mark.parametrize("sign", [1.0, -1.0])
 def test_a_magnitude_means_what_it_means_to_timm(
     name: str, sign: float, monkeypatch: pytest.MonkeyPatch
@@ -131,7 +135,7 @@ def test_a_magnitude_means_what_it_means_to_timm(
     magnitudes = np.concatenate([np.linspace(0, 10, 41), [2.5, 7.4999, 7.5, 9.9999]])
     level = timms.LEVEL_TO_ARG[name]
     expected = [level(float(m), {})[0] if level else 0.0 for m in magnitudes]
-    found = KINDS[name].argument(magnitudes, np.full_like(magnitudes, sign))
+    found = NAMED_OPERATIONS[name].argument(magnitudes, np.full_like(magnitudes, sign))
     np.testing.assert_allclose(found, expected, rtol=1e-15, atol=0)
 
 
@@ -191,7 +195,7 @@ def test_photographs_become_what_timms_operations_make_of_them_one_after_another
 
 def test_grey_images_are_refused() -> None:
     op = operation()
-    rule = r"augment \(rand-augment\): needs colour images; these have 1 channel\."
+    rule = r"augment \(rand-augment\): needs images with 3 channels; these have 1 channel\."
     with pytest.raises(UsageError, match=rule):
         op.apply(torch.zeros(2, 1, 8, 8, dtype=torch.uint8), [], torch.zeros(0), torch.zeros(3))
 

@@ -12,7 +12,7 @@ from scipy import stats
 from torchvision.transforms import InterpolationMode, autoaugment
 
 from rescue_cli.rng import uniform
-from rescue_cli.sections.augment.policy import GEOMETRIC, Group
+from rescue_cli.sections.augment.named_operations import GEOMETRIC, Group
 from rescue_cli.sections.augment.trivial_augment import LEVELS, SPACE, trivial_augment
 from tests.photographs import as_batch, crops, differences
 

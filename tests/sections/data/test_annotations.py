@@ -14,18 +14,20 @@ from PIL import Image
 from torch.nn import functional
 
 from rescue_cli import recipe as recipes
-from rescue_cli.analysis.measurements import measurements
+from rescue_cli.batch import EvalBatch, View
 from rescue_cli.build import transfer
 from rescue_cli.build.check import check_recipe
 from rescue_cli.errors import DataError, UsageError
 from rescue_cli.recipe import DataKeys
-from rescue_cli.sections.annotations import IGNORED, Scene
-from rescue_cli.sections.data import difference, fingerprint_of, load, relabel
-from rescue_cli.sections.data.coco_shapes import Painted, Shape, painted
+from rescue_cli.report.table import measurement_table
+from rescue_cli.sections.annotations import IGNORED
+from rescue_cli.sections.data import compute_fingerprint, describe_difference, load, relabel
 from rescue_cli.sections.data.decode import DEFAULT_READING
-from rescue_cli.sections.data.scenes import read as read_scene
+from rescue_cli.sections.data.formats.coco_shapes import Shape, ShapeMasks, draw_mask
+from rescue_cli.sections.data.samples import read_sample
 from rescue_cli.sections.task.segmentation import Segmentation
-from tests import drawn_scenes
+from rescue_cli.sections.tta import PLAIN
+from tests import drawn_data
 from tests.conftest import Rescue
 
 Edit = Callable[[dict[str, Any]], object]
@@ -50,7 +52,7 @@ def other_form(folder: Path, name: str) -> None:
 
 def binary(root: Path, names: str = "ground\nvessel\n", high: int = 255) -> Path:
     """Masks of 0 and 255, as painting programs and most data sets of two classes have them."""
-    drawn_scenes.masks(root, 3, 2)
+    drawn_data.masks(root, 3, 2)
     (root / "classes.txt").write_text(names)
     for file in root.glob("*/masks/*.png"):
         mask = np.array(Image.open(file))
@@ -98,7 +100,7 @@ def test_a_class_without_a_pixel_is_told_where_nothing_is_ignored(tmp_path: Path
 
 
 def test_a_rare_class_that_the_test_set_lacks_beside_a_border_is_told(tmp_path: Path) -> None:
-    root = drawn_scenes.masks(tmp_path / "masks", 4, 2)
+    root = drawn_data.masks(tmp_path / "masks", 4, 2)
     for file in (root / "test" / "masks").iterdir():
         mask = np.array(Image.open(file))
         Image.fromarray(np.where(mask == 2, 0, mask).astype(np.uint8)).save(file)
@@ -108,7 +110,7 @@ def test_a_rare_class_that_the_test_set_lacks_beside_a_border_is_told(tmp_path: 
 def test_masks_are_evaluated_without_training_images_and_held_out_without_others(
     tmp_path: Path,
 ) -> None:
-    root = drawn_scenes.masks(tmp_path / "masks", 4, 2)
+    root = drawn_data.masks(tmp_path / "masks", 4, 2)
     whole = read("mask-folder", root)
     (root / "train").rename(tmp_path / "away")
     data = evaluated("mask-folder", root, *whole.classes)
@@ -144,7 +146,9 @@ def test_values_that_mean_nothing_are_named(tmp_path: Path) -> None:
         ValueError, match=r"0.png: a label 600, where data.mask_values names 0, 254"
     ):
         data.train.target(0)
-    with pytest.raises(UsageError, match=r"data.mask_values.vessel: 0 has a meaning. Name it once"):
+    with pytest.raises(
+        UsageError, match=r"data.mask_values.vessel: 0 is already used. Use it once"
+    ):
         read("mask-folder", root, mask_values={"ground": 0, "vessel": 0})
     recipe = recipes.load("segmentation-ade20k", ["data.mask_values={sky: 1}", "data.root=/none"])
     with pytest.raises(UsageError, match=r"says what the masks of data.name=mask-folder hold"):
@@ -152,14 +156,14 @@ def test_values_that_mean_nothing_are_named(tmp_path: Path) -> None:
 
 
 def test_a_mask_of_another_size_is_refused_before_training(tmp_path: Path) -> None:
-    root = drawn_scenes.masks(tmp_path / "masks", 2, 1)
+    root = drawn_data.masks(tmp_path / "masks", 2, 1)
     mask = root / "test" / "masks" / "2.png"
     Image.open(mask).resize((32, 24), Image.Resampling.NEAREST).save(mask)
     with pytest.raises(DataError) as refused:
         read("mask-folder", root)
     assert str(refused.value).startswith(
-        f"{mask}: is of an image of 32 x 24 pixels, and {root / 'test' / 'images' / '2.png'} is "
-        "64 x 48 with data.exif=ignored."
+        f"{mask}: annotates an image of 32 x 24 pixels, and {root / 'test' / 'images' / '2.png'} "
+        "is 64 x 48 with data.exif=ignored."
     )
 
 
@@ -169,10 +173,12 @@ def test_the_share_of_ignored_pixels_and_the_loss_stand_beside_every_miou() -> N
     mask = rng.integers(0, 3, (4, 10)).astype(np.uint8)
     mask[0] = IGNORED
     task = Segmentation(len, 3)  # type: ignore[arg-type]
-    scene = Scene(torch.zeros(3, 4, 10), mask)
+    view = View(4, 1.0)
+    images = [torch.zeros(3, 4, 10)] * 2
+    batch = EvalBatch(torch.arange(2), [mask, mask], {view: images})
     model: Any = lambda _: {"out": logits}  # noqa: E731
-    rows = task.rows(model, 0, scene, torch.zeros(3, 4, 10), 4).numpy()
-    found = task.measured(np.concatenate([rows, rows]), 2)
+    (rows,) = task.rows(model, batch, view, lambda images: images, [PLAIN])
+    found = task.measure(rows.numpy(), 2, None)
     assert found.metrics["ignored"] == 25.0
     wanted = functional.cross_entropy(logits, torch.from_numpy(mask)[None].long(), ignore_index=255)
     assert found.loss == pytest.approx(float(wanted))
@@ -181,12 +187,12 @@ def test_the_share_of_ignored_pixels_and_the_loss_stand_beside_every_miou() -> N
     assert str(found).startswith("mIoU ")
     assert "ignored 25.00 %  loss" in str(found)
     entry = {"set": "test", "size": 4, "crop": 1.0, "protocol": {"tta": "none"}, "count": 2}
-    headings, _ = measurements({"sets": [{**entry, **found.metrics, "loss": found.loss}]})
+    headings, _ = measurement_table({"sets": [{**entry, **found.metrics, "loss": found.loss}]})
     assert headings[4:7] == ["mIoU %", "pixels %", "ignored %"]
 
 
 def test_masks_are_found_in_the_other_normal_form(tmp_path: Path) -> None:
-    root = drawn_scenes.masks(tmp_path / "masks", 2, 1)
+    root = drawn_data.masks(tmp_path / "masks", 2, 1)
     before = read("mask-folder", root).train.target(0)
     (root / "train" / "images" / "0.png").rename(root / "train" / "images" / "café.png")
     other_form(root / "train" / "masks", "0.png")
@@ -200,31 +206,32 @@ def test_masks_are_found_in_the_other_normal_form(tmp_path: Path) -> None:
 
 
 def test_halved_images_are_refused_with_both_sizes(tmp_path: Path) -> None:
-    root = drawn_scenes.voc(tmp_path / "voc", 3, 1)
+    root = drawn_data.voc(tmp_path / "voc", 3, 1)
     for file in (root / "JPEGImages").iterdir():
         Image.open(file).resize((32, 24)).save(file)
     xml, image = root / "Annotations" / "0.xml", root / "JPEGImages" / "0.png"
     with pytest.raises(DataError) as refused:
         read("voc-folder", root)
     assert str(refused.value).startswith(
-        f"{xml}: is of an image of 64 x 48 pixels, and {image} is 32 x 24 with data.exif=ignored."
+        f"{xml}: annotates an image of 64 x 48 pixels, and {image} is 32 x 24 with "
+        "data.exif=ignored."
     )
     for file in (root / "Annotations").iterdir():  # and where no size is said, by the boxes
-        file.write_text(drawn_scenes.annotation(drawn_scenes.scene(int(file.stem))[1], (0, 0)))
-    with pytest.raises(DataError, match=rf"a box reaches to .* and {image} is 32 x 24 pixels"):
+        file.write_text(drawn_data.annotation(drawn_data.image(int(file.stem))[1], (0, 0)))
+    with pytest.raises(DataError, match=rf"a box extends to .* but {image} is 32 x 24 pixels"):
         read("voc-folder", root)
 
 
 def test_swapped_sides_are_said_to_be_swapped(tmp_path: Path) -> None:
-    root = drawn_scenes.voc(tmp_path / "voc", 2, 1)
-    text = drawn_scenes.annotation(drawn_scenes.scene(0)[1], (48, 64))
+    root = drawn_data.voc(tmp_path / "voc", 2, 1)
+    text = drawn_data.annotation(drawn_data.image(0)[1], (48, 64))
     (root / "Annotations" / "0.xml").write_text(text)
     with pytest.raises(DataError, match=r"is 64 x 48 \(width and height are swapped\)"):
         read("voc-folder", root)
 
 
 def test_boxes_of_the_upright_picture_on_one_stored_lying_name_the_key(tmp_path: Path) -> None:
-    root = drawn_scenes.voc(tmp_path / "voc", 2, 1)
+    root = drawn_data.voc(tmp_path / "voc", 2, 1)
     file = root / "JPEGImages" / "0.png"
     lying = Image.open(file).rotate(90, expand=True)
     exif = Image.Exif()
@@ -239,15 +246,15 @@ def test_boxes_of_the_upright_picture_on_one_stored_lying_name_the_key(tmp_path:
 @pytest.mark.parametrize(
     ("box", "said"),
     [
-        (("0.1", "0.2", "0.5", "0.6"), "no box reaches beyond the first pixel"),
-        (("1", "nan", "5", "6"), "a box with an edge that is no number: 1.0, nan, 5.0, 6.0"),
-        (("1", "1", "inf", "6"), "a box with an edge that is no number"),
+        (("0.1", "0.2", "0.5", "0.6"), "no box extends beyond the first pixel"),
+        (("1", "nan", "5", "6"), "a box edge is not a finite number: 1.0, nan, 5.0, 6.0"),
+        (("1", "1", "inf", "6"), "a box edge is not a finite number"),
     ],
 )
 def test_boxes_that_are_no_pixels_are_refused(
     tmp_path: Path, box: tuple[str, ...], said: str
 ) -> None:
-    root = drawn_scenes.voc(tmp_path / "voc", 1, 1)
+    root = drawn_data.voc(tmp_path / "voc", 1, 1)
     edges = "".join(
         f"<{edge}>{value}</{edge}>"
         for edge, value in zip(("xmin", "ymin", "xmax", "ymax"), box, strict=True)
@@ -260,13 +267,13 @@ def test_boxes_that_are_no_pixels_are_refused(
 
 
 def test_an_image_that_cannot_be_read_is_left_to_whoever_decodes_it(tmp_path: Path) -> None:
-    root = drawn_scenes.voc(tmp_path / "voc", 3, 1)
+    root = drawn_data.voc(tmp_path / "voc", 3, 1)
     (root / "JPEGImages" / "0.png").write_bytes(b"broken")
     assert len(read("voc-folder", root).train) == 3
 
 
 def test_voc_without_a_list_of_test_images_has_those_that_are_held_out(tmp_path: Path) -> None:
-    root = drawn_scenes.voc(tmp_path / "voc", 4, 1)
+    root = drawn_data.voc(tmp_path / "voc", 4, 1)
     (root / "ImageSets" / "Main" / "test.txt").unlink()
     held = read("voc-folder", root, holdout=1)
     assert (list(held.tests), len(held.train)) == (["holdout"], 3)
@@ -275,7 +282,7 @@ def test_voc_without_a_list_of_test_images_has_those_that_are_held_out(tmp_path:
 
 
 def test_voc_of_test_images_alone_has_the_classes_that_the_weights_know(tmp_path: Path) -> None:
-    root = drawn_scenes.voc(tmp_path / "voc", 2, 1)  # the third has no green
+    root = drawn_data.voc(tmp_path / "voc", 2, 1)  # the third has no green
     wanted = read("voc-folder", root)
     (root / "ImageSets" / "Main" / "train.txt").unlink()
     data = evaluated("voc-folder", root, "green", "red")
@@ -299,9 +306,9 @@ def edited(root: Path, edit: Edit, split: str = "train") -> Path:
 
 
 @pytest.mark.parametrize("layout", ["folders", "official"])
-def test_coco_has_the_boxes_of_the_same_scenes_in_voc(tmp_path: Path, layout: str) -> None:
-    voc = read("voc-folder", drawn_scenes.voc(tmp_path / "voc"))
-    data = read("coco-boxes", drawn_scenes.coco(tmp_path / "coco", layout=layout))
+def test_coco_has_the_boxes_of_the_same_images_in_voc(tmp_path: Path, layout: str) -> None:
+    voc = read("voc-folder", drawn_data.voc(tmp_path / "voc"))
+    data = read("coco-boxes", drawn_data.coco(tmp_path / "coco", layout=layout))
     assert data.classes == ("red", "green"), "by number; the one without an object is left out"
     assert data.notes == ()
     (test,) = data.tests
@@ -318,10 +325,10 @@ def test_coco_has_the_boxes_of_the_same_scenes_in_voc(tmp_path: Path, layout: st
 
 
 @pytest.mark.parametrize("layout", ["folders", "official"])
-def test_coco_paints_the_masks_of_the_same_scenes(tmp_path: Path, layout: str) -> None:
+def test_coco_paints_the_masks_of_the_same_images(tmp_path: Path, layout: str) -> None:
     pytest.importorskip("faster_coco_eval")
-    masks = read("mask-folder", drawn_scenes.masks(tmp_path / "masks"))
-    data = read("coco-masks", drawn_scenes.coco(tmp_path / "coco", layout=layout))
+    masks = read("mask-folder", drawn_data.masks(tmp_path / "masks"))
+    data = read("coco-masks", drawn_data.coco(tmp_path / "coco", layout=layout))
     assert data.classes == ("background", "red", "green")
     for place in range(len(data.train)):
         wanted = masks.train.target(place)
@@ -335,18 +342,18 @@ def test_run_lengths_crowds_and_overlaps_are_painted() -> None:
     small = Shape(2, False, {"size": [4, 5], "counts": [5, 2, 13]}, box)  # down the columns
     crowd = Shape(1, True, {"size": [4, 5], "counts": [14, 6]}, box)
     merely = Shape(2, False, None, (4.0, 0.0, 5.0, 1.0))
-    found = painted([small, large, crowd, merely], (5, 4))
+    found = draw_mask([small, large, crowd, merely], (5, 4))
     wanted = np.array(
         [[1, 1, 1, 1, 255], [1, 2, 1, 1, 255], [1, 2, 1, 1, 255], [1, 1, 1, 1, 255]], np.uint8
     )
     assert np.array_equal(found, wanted)
-    assert np.array_equal(painted([large], (5, 4))[:, 4], [0, 0, 0, 0])
+    assert np.array_equal(draw_mask([large], (5, 4))[:, 4], [0, 0, 0, 0])
     with pytest.raises(ValueError, match=r"dimensions|pixels"):
-        painted([Shape(1, False, {"size": [4, 5], "counts": [5, 90]}, box)], (5, 4))
+        draw_mask([Shape(1, False, {"size": [4, 5], "counts": [5, 90]}, box)], (5, 4))
 
 
 def test_what_a_coco_file_has_too_much_of_is_counted_and_named(tmp_path: Path) -> None:
-    root = drawn_scenes.coco(tmp_path / "coco", 3, 1)
+    root = drawn_data.coco(tmp_path / "coco", 3, 1)
     Image.new("RGB", (64, 48)).save(root / "train" / "extra.png")
     (root / "train" / "._0.png").write_bytes(b"")
 
@@ -367,13 +374,13 @@ def test_what_a_coco_file_has_too_much_of_is_counted_and_named(tmp_path: Path) -
     file = edited(root, edit)
     data = read("coco-boxes", root)
     assert data.notes == (
-        f"1 annotation is there twice, and counts once; the first in {file}",
-        f"1 annotation is of an image that is not listed, and is left out; the first in {file}",
-        "1 image has no entry in _annotations.coco.json, and is left out; the first in "
+        f"1 annotation occurs twice and counts once; first in {file}",
+        f"1 annotation refers to an image that is not listed, and is left out; first in {file}",
+        "1 image has no entry in _annotations.coco.json, and is left out; first in "
         f"{root / 'train' / 'extra.png'}",
-        f"1 box has no area and is left out; the first in {file}, 1.png",
-        f"1 box reaches over its image's edge and is cut; the first in {file}, 1.png",
-        f"1 box lies outside its image and is left out; the first in {file}, 1.png",
+        f"1 box without area is left out; first in {file}, 1.png",
+        f"1 box extends beyond its image and is clipped; first in {file}, 1.png",
+        f"1 box lies outside its image and is left out; first in {file}, 1.png",
     )
     assert len(data.train) == 4
     assert len(data.train.target(3).boxes) == 0, "an image without objects stays"
@@ -389,28 +396,28 @@ def _first(**changes: Any) -> Edit:
     ("edit", "said"),
     [
         (lambda t: t["images"][0].update(width=32, height=24),
-         "0.png: is of an image of 32 x 24 pixels, and .*0.png is 64 x 48"),
-        (lambda t: t["images"][1].update(id=100), "images: the id 100 is there twice"),
+         "0.png: annotates an image of 32 x 24 pixels, and .*0.png is 64 x 48"),
+        (lambda t: t["images"][1].update(id=100), "images: the id 100 occurs twice"),
         (lambda t: t["images"][1].update(file_name="0.png"), "0.png is listed 2 times"),
         (lambda t: t["images"][1].update(file_name="gone.png"),
          r"gone.png: no such file \(1 of 3 images"),
-        (lambda t: t["categories"][1].update(id=1), "categories: the id 1 is there twice"),
+        (lambda t: t["categories"][1].update(id=1), "categories: the id 1 occurs twice"),
         (lambda t: t["categories"][1].update(name="green"), "two categories are called 'green'"),
         (lambda t: t.pop("categories"), "has no list 'categories'"),
         (lambda t: t["images"].clear(), "lists no image"),
         (lambda t: t["annotations"][0].pop("id"), r"annotations\[0\] has not an id"),
-        (lambda t: t["annotations"].clear(), "'green' is no category|no object in any"),
+        (lambda t: t["annotations"].clear(), "'green' is no category|no image has objects"),
         (_first(category_id=4), "annotation 1: category_id 4 is not one of the categories"),
         (_first(bbox=[1, 2, 3]), "0.png: annotation 1: not enough values"),
-        (_first(bbox=[1, 2, float("nan"), 4]), "1: a box with an edge that is no number"),
+        (_first(bbox=[1, 2, float("nan"), 4]), "1: a box edge is not a finite number"),
         (_first(bbox=None, segmentation=[]), "annotation 1: has neither a box nor polygons"),
-        (_first(bbox=None, segmentation=[[1, 2, 3, 4, 5]]), "a polygon of 5 numbers"),
+        (_first(bbox=None, segmentation=[[1, 2, 3, 4, 5]]), "a polygon has 5 numbers"),
         (lambda t: [a.update(bbox=[0.1, 0.2, 0.3, 0.4]) for a in t["annotations"]],
-         "no box reaches beyond the first pixel"),
+         "no box extends beyond the first pixel"),
     ],
 )  # fmt: skip
 def test_what_a_coco_file_cannot_mean_is_refused(tmp_path: Path, edit: Edit, said: str) -> None:
-    root = drawn_scenes.coco(tmp_path / "coco", 3, 1)
+    root = drawn_data.coco(tmp_path / "coco", 3, 1)
     edited(root, edit)
     if "no object" in said:
         edited(root, edit, "test")
@@ -421,12 +428,12 @@ def test_what_a_coco_file_cannot_mean_is_refused(tmp_path: Path, edit: Edit, sai
 @pytest.mark.parametrize(
     ("segmentation", "said"),
     [
-        ({"size": [64, 48], "counts": [10, 20]}, "run lengths are of height and width"),
-        ([[1, 2, 3, 4, 5]], "a polygon of 5 numbers"),
+        ({"size": [64, 48], "counts": [10, 20]}, "run lengths have height and width"),
+        ([[1, 2, 3, 4, 5]], "a polygon has 5 numbers"),
     ],
 )
 def test_shapes_of_another_size_are_refused(tmp_path: Path, segmentation: Any, said: str) -> None:
-    root = drawn_scenes.coco(tmp_path / "coco", 1, 1)
+    root = drawn_data.coco(tmp_path / "coco", 1, 1)
     edited(root, _first(segmentation=segmentation))
     with pytest.raises(DataError, match=said):
         read("coco-masks", root)
@@ -436,14 +443,14 @@ def test_objects_without_a_shape_are_ignored_pixels_and_a_set_without_any_is_ref
     tmp_path: Path,
 ) -> None:
     pytest.importorskip("faster_coco_eval")
-    root = drawn_scenes.coco(tmp_path / "coco", 2, 1)
+    root = drawn_data.coco(tmp_path / "coco", 2, 1)
     file = edited(root, _first(segmentation=[]))
     data = read("coco-masks", root)
     assert data.notes[:1] == (
-        "1 object has a box and no shape: the pixels of the box are ignored; the first in "
-        f"{file}, 0.png: annotation 1",
+        f"1 object has a box but no shape: the pixels of the box are ignored; first in {file}, "
+        "0.png: annotation 1",
     )
-    _, box = drawn_scenes.scene(0)[1][0]
+    _, box = drawn_data.image(0)[1][0]
     assert (data.train.target(0)[box.top : box.bottom, box.left : box.right] == IGNORED).all()
     edited(root, lambda t: [a.update(segmentation=[]) for a in t["annotations"]])
     with pytest.raises(
@@ -454,13 +461,13 @@ def test_objects_without_a_shape_are_ignored_pixels_and_a_set_without_any_is_ref
 
 def test_shapes_go_by_the_names_of_the_weights(tmp_path: Path) -> None:
     pytest.importorskip("faster_coco_eval")
-    data = read("coco-masks", drawn_scenes.coco(tmp_path / "coco", 1, 1))
+    data = read("coco-masks", drawn_data.coco(tmp_path / "coco", 1, 1))
     found = relabel(data, ("background", "green", "red"))
     swapped = np.array([0, 2, 1], np.uint8)
     for mine, theirs in ((found.train, data.train), (found.tests["test"], data.tests["test"])):
-        assert isinstance(mine, Painted)
+        assert isinstance(mine, ShapeMasks)
         assert np.array_equal(mine.target(0), swapped[theirs.target(0)])
-    with pytest.raises(DataError, match="the weights number the background 2"):
+    with pytest.raises(DataError, match="the weights have the background as class 2"):
         relabel(data, ("red", "green", "background"))
 
 
@@ -476,15 +483,15 @@ def test_shapes_go_by_the_names_of_the_weights(tmp_path: Path) -> None:
 )
 def test_a_fingerprint_tells_shapes_that_were_changed(tmp_path: Path, edit: Edit) -> None:
     pytest.importorskip("faster_coco_eval")
-    root = drawn_scenes.coco(tmp_path / "coco", 2, 1)
+    root = drawn_data.coco(tmp_path / "coco", 2, 1)
 
     def known() -> Any:
-        return fingerprint_of(read("coco-masks", root), ["test"])
+        return compute_fingerprint(read("coco-masks", root), ["test"])
 
     before = known()
-    assert difference(before, known()) is None
+    assert describe_difference(before, known()) is None
     edited(root, edit)
-    said = difference(before, known())
+    said = describe_difference(before, known())
     assert said == "train: 1 image has other shapes; the first is train/0.png"
 
 
@@ -494,7 +501,7 @@ def test_an_evaluation_without_an_object_of_a_class_has_the_classes_of_the_weigh
     tmp_path: Path, name: str, training: bool
 ) -> None:
     pytest.importorskip("faster_coco_eval")
-    root = drawn_scenes.coco(tmp_path / "coco", 2, 1)  # the third has no green
+    root = drawn_data.coco(tmp_path / "coco", 2, 1)  # the third has no green
     classes = ("red", "green") if name == "coco-boxes" else ("background", "red", "green")
     wanted = read(name, root)
     if not training:
@@ -502,13 +509,13 @@ def test_an_evaluation_without_an_object_of_a_class_has_the_classes_of_the_weigh
     data = evaluated(name, root, *classes)
     assert data.classes == wanted.classes == classes
     assert data.notes == ("test has no object of 1 of 2 classes: green",)
-    marks = [fingerprint_of(d, ["test"]).splits["test"].digest for d in (data, wanted)]
+    marks = [compute_fingerprint(d, ["test"]).splits["test"].digest for d in (data, wanted)]
     assert marks[0] == marks[1]
     assert evaluated(name, root, "bird").classes[-1] == ("green" if training else "red")
 
 
 def test_names_in_the_other_normal_form_are_the_same(tmp_path: Path) -> None:
-    root = drawn_scenes.coco(tmp_path / "coco", 2, 1)
+    root = drawn_data.coco(tmp_path / "coco", 2, 1)
     other_form(root / "train", "0.png")
 
     def rename(tree: dict[str, Any]) -> None:
@@ -528,15 +535,15 @@ def test_names_in_the_other_normal_form_are_the_same(tmp_path: Path) -> None:
 @pytest.mark.parametrize("counts", [["a"], [{}], [1.5], [-3]])
 def test_runs_that_are_no_numbers_are_refused_with_the_file(tmp_path: Path, counts: Any) -> None:
     pytest.importorskip("faster_coco_eval")
-    root = drawn_scenes.coco(tmp_path / "coco", 1, 1)
+    root = drawn_data.coco(tmp_path / "coco", 1, 1)
     edited(root, _first(segmentation={"size": [48, 64], "counts": counts}))
     split = read("coco-masks", root).train
     with pytest.raises(DataError, match=r"Repair the mask of .*train/0.png"):
-        read_scene(split, 0, "pil", DEFAULT_READING)
+        read_sample(split, 0, "pil", DEFAULT_READING)
 
 
 def test_which_files_of_a_folder_are_cocos(tmp_path: Path) -> None:
-    root = drawn_scenes.coco(tmp_path / "coco", 4, 1, "official")
+    root = drawn_data.coco(tmp_path / "coco", 4, 1, "official")
     file = root / "annotations" / "instances_train2017.json"
     (root / "annotations" / "captions_train2017.json").write_text("{}")
     (root / "annotations" / "._instances_train2017.json").write_text("")
@@ -552,16 +559,16 @@ def test_which_files_of_a_folder_are_cocos(tmp_path: Path) -> None:
     held = read("coco-boxes", root, holdout=1)
     assert (len(held.train), len(held.tests["holdout"])) == (3, 1)
     file.unlink()
-    with pytest.raises(DataError, match="has no annotations to train on"):
+    with pytest.raises(DataError, match="has no training annotations"):
         read("coco-boxes", root)
 
 
 def test_a_folder_with_cocos_json_is_known_in_a_transfer(tmp_path: Path) -> None:
-    root = drawn_scenes.coco(tmp_path / "coco", 1, 1)
+    root = drawn_data.coco(tmp_path / "coco", 1, 1)
     for task, name in (("detection-voc", "coco-boxes"), ("segmentation-ade20k", "coco-masks")):
         begun = transfer.plan_transfer(recipes.load(task), "timm:test_resnet", str(root), [])
         assert f'data.name="{name}"' in begun.overrides
-    voc = drawn_scenes.voc(tmp_path / "voc", 1, 1)
+    voc = drawn_data.voc(tmp_path / "voc", 1, 1)
     begun = transfer.plan_transfer(recipes.load("detection-voc"), "timm:test_resnet", str(voc), [])
     assert 'data.name="voc-folder"' in begun.overrides
 
@@ -570,7 +577,7 @@ def test_a_run_on_cocos_json_prints_the_share_that_is_ignored(
     rescue: Rescue, tmp_path: Path
 ) -> None:
     pytest.importorskip("faster_coco_eval")
-    root = drawn_scenes.coco(tmp_path / "coco", 4, 1)
+    root = drawn_data.coco(tmp_path / "coco", 4, 1)
     edited(root, _first(iscrowd=1), "test")
     ended = rescue(
         "train", "--recipe", "segmentation-ade20k", "model.backbone=test_resnet",
@@ -581,7 +588,7 @@ def test_a_run_on_cocos_json_prints_the_share_that_is_ignored(
     )  # fmt: skip
     assert ended.code == 0, ended.err
     found = json.loads(ended.out)
-    _, box = drawn_scenes.scene(4)[1][0]
+    _, box = drawn_data.image(4)[1][0]
     share = 100 * (box.right - box.left) * (box.bottom - box.top) / (64 * 48)
     assert found["ignored"] == pytest.approx(share)
     assert f"ignored {share:.2f} %" in ended.err

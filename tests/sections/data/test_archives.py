@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from rescue_cli.errors import DataError
-from rescue_cli.sections.data.archives import fetch, unpack
+from rescue_cli.sections.data.archives import download_once, unpack
 
 
 def member(name: str, kind: bytes = tarfile.REGTYPE, link: str = "") -> tarfile.TarInfo:
@@ -141,10 +141,10 @@ def test_a_wrong_checksum_is_refused_before_unpacking(tmp_path: Path) -> None:
     file = archive(tmp_path / "data.tar")
     known = hashlib.md5(b"the archive as published").hexdigest()
     with pytest.raises(DataError) as error:
-        fetch("http://127.0.0.1:9/data.tar", file, known)
+        download_once("http://127.0.0.1:9/data.tar", file, known)
     found = hashlib.md5(file.read_bytes()).hexdigest()
     assert str(error.value) == (
-        f"{file}: its md5 is {found}, not {known}. Delete the file and fetch it again."
+        f"{file}: its MD5 is {found}, not {known}. Delete the file and download it again."
     )
 
 
@@ -177,10 +177,12 @@ def direct(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_download_is_verified_and_kept(tmp_path: Path) -> None:
     target = tmp_path / "new" / "file.bin"
     with serving(http(b"content", 7)) as url:
-        assert fetch(url, target, hashlib.md5(b"content").hexdigest()) == target
+        assert download_once(url, target, hashlib.md5(b"content").hexdigest()) == target
     assert target.read_bytes() == b"content"
     assert everything(tmp_path / "new") == {"file.bin"}
-    assert fetch("http://127.0.0.1:9/", target, None) == target, "what is there is not fetched"
+    assert download_once("http://127.0.0.1:9/", target, None) == target, (
+        "what is there is not fetched"
+    )
 
 
 @pytest.mark.parametrize(
@@ -198,15 +200,15 @@ def test_a_download_that_fails_leaves_no_file_and_says_the_cure(
 ) -> None:
     target = tmp_path / "file.bin"
     with serving(answer) as url, pytest.raises(DataError) as error:
-        fetch(url, target, hashlib.md5(b"content").hexdigest())
+        download_once(url, target, hashlib.md5(b"content").hexdigest())
     assert why in str(error.value)
     assert str(target) in str(error.value)
-    assert "Put the file there by hand or point data.root= at the data." in str(error.value)
+    assert "Put the file there by hand, or set data.root= to the data." in str(error.value)
     assert everything(tmp_path) == set()
 
 
 def test_an_archive_with_another_content_is_not_kept_under_its_name(tmp_path: Path) -> None:
     target = tmp_path / "file.bin"
     with serving(http(b"contend", 7)) as url, pytest.raises(DataError, match="md5"):
-        fetch(url, target, hashlib.md5(b"content").hexdigest())
+        download_once(url, target, hashlib.md5(b"content").hexdigest())
     assert everything(tmp_path) == set()

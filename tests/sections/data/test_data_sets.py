@@ -16,8 +16,8 @@ from PIL import Image
 from rescue_cli.errors import DataError, RescueError, UsageError
 from rescue_cli.recipe import DataKeys
 from rescue_cli.sections import data
-from rescue_cli.sections.data import Dataset, Files, Images, Split, hold_out, subset
-from rescue_cli.sections.data.splits import FileNames, balanced
+from rescue_cli.sections.data import Dataset, Files, Images, Split, hold_out, take_subset
+from rescue_cli.sections.data.splits import FileNames, balanced_indices
 
 GOLDEN_SUBSET = [20, 38, 46, 50, 51, 53, 61, 62, 63]
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -213,7 +213,7 @@ def test_a_download_that_fails_names_the_file_and_both_cures(
     message = refusal(name, root=str(tmp_path))
     assert str(tmp_path / file) in message
     assert "could not be downloaded" in message
-    assert "Put the file there by hand or point data.root= at the data." in message
+    assert "Put the file there by hand, or set data.root= to the data." in message
     assert list(tmp_path.iterdir()) == []
 
 
@@ -230,14 +230,14 @@ def test_a_python_version_of_cifar10_whose_checksums_differ_is_refused(tmp_path:
     for root in (tmp_path, folder):
         message = refusal("cifar10", root=str(root))
         assert str(folder) in message
-        assert "Delete the folder to unpack it anew." in message
+        assert "Delete the folder to unpack it again." in message
 
 
 def test_an_archive_of_cifar10_with_another_checksum_is_never_opened(tmp_path: Path) -> None:
     (tmp_path / "cifar-10-python.tar.gz").write_bytes(b"not the archive")
     message = refusal("cifar10", root=str(tmp_path))
     assert "md5" in message
-    assert "Delete the file and fetch it again." in message
+    assert "Delete the file and download it again." in message
     assert [p.name for p in tmp_path.iterdir()] == ["cifar-10-python.tar.gz"]
 
 
@@ -285,7 +285,7 @@ def test_an_imagenette_class_without_folder_is_named(
     dataset = load("imagenette", root=str(tmp_path / "copy"))
     assert sorted(set(dataset.tests["val"].labels.tolist())) == [0, 1, 2, 4, 5, 6, 7, 8, 9]
     assert dataset.notes == (
-        "val: no image of 1 of 10 classes (chain saw): recall unknown; balanced accuracy is over "
+        "val: no image of 1 of 10 classes (chain saw): recall unknown; balanced accuracy averages "
         "the other 9.",
     )
     shutil.rmtree(tmp_path / "copy/train/n03000684")
@@ -398,7 +398,7 @@ def test_an_evaluation_needs_and_reads_no_training_folder(
     keys = DataKeys(test_root=str(tmp_path / "own"), subset=(5, 5))
     dataset = data.load("folder", keys, tmp_path, test_only=True)
     assert (dataset.classes, len(dataset.tests["val"])) == (("cat",), 1)
-    with pytest.raises(DataError, match=r"data\.root: not given"):
+    with pytest.raises(DataError, match=r"data\.root: missing"):
         data.load("imagenet", DataKeys(), tmp_path, test_only=True)
 
 
@@ -463,12 +463,12 @@ def test_two_roots_and_further_sets_of_a_folder(tmp_path: Path) -> None:
 def test_what_is_wrong_with_a_folder_is_said_with_its_name(tmp_path: Path) -> None:
     root = str(tmp_path)
     assert refusal("folder", root=root) == (
-        f"{root}/train: no such folder. Point data.root= (or train_root, test_root) at it."
+        f"{root}/train: no such folder. Set data.root= (or train_root, test_root)."
     )
     (tmp_path / "train").mkdir()
     assert f"{root}/train: has no class folders" in refusal("folder", root=root)
     (tmp_path / "train/cat").mkdir()
-    assert f"{root}/train/cat: holds no image" in refusal("folder", root=root)
+    assert f"{root}/train/cat: holds no readable image" in refusal("folder", root=root)
     image(tmp_path / "train/cat/a.png")
     message = refusal("folder", root=root)
     assert f"{root}/val: no such folder" in message
@@ -479,7 +479,7 @@ def test_what_is_wrong_with_a_folder_is_said_with_its_name(tmp_path: Path) -> No
     message = refusal("folder", root=root)
     assert f"{root}/val/catt: not one of the classes. Did you mean 'cat'?" in message
     shutil.rmtree(tmp_path / "val/cat")
-    assert "no image of a class that training knows" in refusal(
+    assert "no image belongs to a class of the training set" in refusal(
         "folder", root=root, unknown_classes="skip"
     )
 
@@ -508,8 +508,8 @@ def test_without_root_and_rescue_data_both_cures_are_named(
 ) -> None:
     monkeypatch.delenv("RESCUE_DATA", raising=False)
     assert refusal(name) == (
-        f"data.root: not given, and the data set '{name}' is not packaged. "
-        f"Give data.root=DIR or set RESCUE_DATA so that RESCUE_DATA/{name} is the folder."
+        f"data.root: missing; the data set '{name}' is not packaged with rescue. Give "
+        f"data.root=DIR, or set RESCUE_DATA so that RESCUE_DATA/{name} is the folder."
     )
 
 
@@ -529,7 +529,7 @@ def uneven() -> Dataset:
     [(3, [1, 1, 1]), (12, [4, 4, 4]), (20, [8, 8, 4]), (30, [16, 10, 4]), (99, [50, 10, 4])],
 )
 def test_a_subset_is_balanced_as_far_as_the_classes_go(count: int, of_each: list[int]) -> None:
-    train = in_memory(subset(uneven(), (count, 5)).train)
+    train = in_memory(take_subset(uneven(), (count, 5)).train)
     assert counts(train) == of_each
     assert len(set(train.pixels.flat)) == len(train), "no image twice"
     whole = uneven().train
@@ -538,15 +538,15 @@ def test_a_subset_is_balanced_as_far_as_the_classes_go(count: int, of_each: list
 
 def test_a_subset_does_not_change_between_runs() -> None:
     # Golden: a later version that draws others would silently change every --subset run
-    chosen = in_memory(subset(uneven(), (9, 3)).train).pixels.ravel().tolist()
-    assert chosen == in_memory(subset(uneven(), (9, 3)).train).pixels.ravel().tolist()
+    chosen = in_memory(take_subset(uneven(), (9, 3)).train).pixels.ravel().tolist()
+    assert chosen == in_memory(take_subset(uneven(), (9, 3)).train).pixels.ravel().tolist()
     assert chosen == GOLDEN_SUBSET
     assert chosen != [0, 1, 2, 50, 51, 52, 60, 61, 62], "drawn, not the first of each class"
 
 
 def test_every_image_has_its_chance_in_a_subset() -> None:
     # Of 1,000 images of one class, 500 drawn: as many from the first half as from the second
-    chosen = balanced(np.zeros(1000, dtype=np.int64), 500)
+    chosen = balanced_indices(np.zeros(1000, dtype=np.int64), 500)
     assert abs(int((chosen < 500).sum()) - 250) < 40  # hypergeometric, deviation 7.9
 
 
@@ -577,7 +577,9 @@ def test_folds_share_no_image_and_each_is_balanced() -> None:
 
 def test_two_folds_are_what_one_of_twice_the_size_is() -> None:
     labels = uneven().train.labels
-    whole, first, second = (set(balanced(labels, n, k)) for n, k in ((20, 0), (10, 0), (10, 1)))
+    whole, first, second = (
+        set(balanced_indices(labels, n, k)) for n, k in ((20, 0), (10, 0), (10, 1))
+    )
     assert first | second == whole
 
 
@@ -585,7 +587,7 @@ def test_a_fold_that_is_not_there_is_refused() -> None:
     with pytest.raises(UsageError, match=r"data.fold: 3: 64 training images have only 3 folds"):
         hold_out(uneven(), 20, 3)
     with pytest.raises(
-        UsageError, match=r"data.fold: 1 of no held-out images. Give data.holdout=N"
+        UsageError, match=r"data.fold: 1 needs held-out images. Give data.holdout=N"
     ):
         load("fashion-mini", fold=1)
 

@@ -6,8 +6,6 @@ import multiprocessing
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -21,18 +19,20 @@ from rescue_cli.batch import View
 from rescue_cli.build.feeds import build_normalise, load_dataset
 from rescue_cli.build.networks import build_network
 from rescue_cli.errors import DataError, RescueError
-from rescue_cli.predict import predict_images
+from rescue_cli.inference import predict_images
 from rescue_cli.recipe import DataKeys, recipe_in
-from rescue_cli.rng import words
+from rescue_cli.rng import random_words
 from rescue_cli.sections.data import Files, Images, load
 from rescue_cli.sections.data.corrupt import REDRAWS
-from rescue_cli.sections.data.folders import class_folders, read
+from rescue_cli.sections.data.formats.class_folders import class_folders, read_class_folders
 from rescue_cli.sections.data.memory import MemoryFeed
-from rescue_cli.sections.data.stream import Cropping, StreamFeed, TrainViews
-from rescue_cli.sections.data.stream_eval import EvalViews, StreamEvalFeed
+from rescue_cli.sections.data.stream import Cropping, FileFeed, TrainSamples
+from rescue_cli.sections.data.stream_eval import EvalSamples, FileEvalFeed
 from rescue_cli.sections.model import weights
-from rescue_cli.sections.sampling import Steps, shuffled
+from rescue_cli.sections.sampling import SamplingContext, shuffled
 from rescue_cli.sections.tta import TTAS
+from tests.conftest import Rescue
+from tests.engine_runs import start
 
 CPU = torch.device("cpu")
 STEPS = 5
@@ -49,16 +49,17 @@ def folder(tmp_path: Path) -> Path:
 
 
 def split_of(root: Path) -> Files:
-    return read(root, {n: i for i, n in enumerate(class_folders(root))}, complete=True)
+    return read_class_folders(
+        root, {n: i for i, n in enumerate(class_folders(root))}, complete=True
+    )
 
 
-def feed(root: Path, log: list[str], *, workers: int = 0, max_corrupt: int = 100) -> StreamFeed:
+def feed(root: Path, log: list[str], *, workers: int = 0, max_corrupt: int = 100) -> FileFeed:
     """Two micro-batches of four images a step, five steps an epoch: every image once."""
     files = split_of(root)
-    cropping = Cropping(box=None, columns=0, size=8, interpolation="bilinear", decoder="fast")
-    return StreamFeed(
-        TrainViews(files, cropping, 4, 0),
-        shuffled(Steps(len(files), 8, 4, STEPS, seed=0)),
+    return FileFeed(
+        TrainSamples(files, Cropping(None, 8, "bilinear"), 4, 0, "fast"),
+        shuffled(SamplingContext(len(files), 8, 4, STEPS, seed=0)),
         range(2),
         steps=STEPS * 2,
         max_corrupt=max_corrupt,
@@ -68,7 +69,7 @@ def feed(root: Path, log: list[str], *, workers: int = 0, max_corrupt: int = 100
     )
 
 
-def shown(of: StreamFeed, steps: int = STEPS) -> list[tuple[int, int]]:
+def shown(of: FileFeed, steps: int = STEPS) -> list[tuple[int, int]]:
     """(the image's own number, its label) of every place in order."""
     found = []
     with contextlib.closing(of):
@@ -104,8 +105,8 @@ def test_corrupt_and_empty_images_are_replaced_counted_and_named_once(
     assert len(log) == 2
     for path in broken:
         (line,) = [line for line in log if str(path) in line]
-        assert line.startswith(f"corrupt image replaced by another: {path}: ")
-        assert len(line) > len(f"corrupt image replaced by another: {path}: ")
+        assert line.startswith(f"corrupt image replaced: {path}: ")
+        assert len(line) > len(f"corrupt image replaced: {path}: ")
     differing = [i for i, (a, b) in enumerate(zip(intact, found, strict=False)) if a != b]
     assert [intact[i][0] for i in sorted(differing)] == [
         number for number, _ in intact if number in (6, 13)
@@ -118,7 +119,7 @@ def test_the_redraw_is_a_function_of_seed_and_image(folder: Path) -> None:
     found = shown(feed(folder, []))
     assert found == shown(feed(folder, [], workers=2))
     index = 3  # even/06.png in the order of the files
-    (word,) = words(0, "redraw", index, 0, 1)
+    (word,) = random_words(0, "redraw", index, 0, 1)
     expected = int(word % np.uint64(40))
     files = split_of(folder)
     assert files.names.name(index) == "even/06.png"
@@ -163,7 +164,7 @@ def test_a_folder_where_everything_is_corrupt_ends_in_one_clear_sentence(
         shown(feed(folder, [], workers=workers))
     assert error.value.exit_code == 3
     assert "Traceback" not in str(error.value)
-    assert f"corrupt, and so are the {REDRAWS - 1} images drawn in its place" in str(error.value)
+    assert f"corrupt, as are the {REDRAWS - 1} images drawn in its place" in str(error.value)
     assert str(error.value).startswith(str(folder))
 
 
@@ -175,12 +176,12 @@ def test_a_corrupt_test_image_is_an_error_that_names_it(
     spoil(folder)
     other = {"even/06.png": "odd/13.png", "odd/13.png": "even/06.png"}[name]
     (folder / other).unlink()
-    decoding = EvalViews(split_of(folder), [View(8, 1.0)], "bilinear", "pil")
+    samples = EvalSamples(split_of(folder), [View(8, 1.0)], "bilinear", "pil")
     with pytest.raises(DataError) as error:
-        list(StreamEvalFeed(decoding, 10, workers, CPU).batches(0, 1))
+        list(FileEvalFeed(samples, 10, workers, CPU).batches(0, 1))
     assert error.value.exit_code == 3
     assert str(error.value).startswith(f"{folder / name}: cannot be decoded: ")
-    assert "repair the file, or remove it" in str(error.value)
+    assert "repair or remove the file" in str(error.value)
 
 
 def test_a_killed_loader_worker_ends_the_run_with_the_cure(folder: Path) -> None:
@@ -199,7 +200,7 @@ def test_a_killed_loader_worker_ends_the_run_with_the_cure(folder: Path) -> None
     assert time.monotonic() - started < 30
     assert error.value.exit_code == 1
     assert "a loader worker was killed" in str(error.value)
-    assert "use fewer with --workers, then --resume" in str(error.value)
+    assert "use fewer workers (--workers), then --resume" in str(error.value)
 
 
 def test_a_training_folder_that_vanishes_is_counted_like_corrupt_images(folder: Path) -> None:
@@ -214,13 +215,8 @@ def test_a_training_folder_that_vanishes_is_counted_like_corrupt_images(folder: 
 # --- through the command ---
 
 
-def rescue(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "rescue_cli", *arguments]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
-
-
 def test_a_test_set_without_a_class_is_evaluated_and_the_class_named(
-    folder: Path, tmp_path: Path
+    rescue: Rescue, folder: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(folder, tmp_path / "val")
     shutil.rmtree(tmp_path / "val" / "odd")
@@ -231,16 +227,15 @@ def test_a_test_set_without_a_class_is_evaluated_and_the_class_named(
         *("data={name: folder, train_size: 16, resident: true}", "eval.sizes=[16]", "--json"),
         *(f"data.train_root={folder}", f"data.test_root={tmp_path}/val", "model.width=4"),
         *("train.batch_size=8", "train.device_batch_size=4", "loss.class_weights=balanced"),
-        cwd=tmp_path,
     )
-    assert found.returncode == 0, found.stderr
+    assert found.code == 0, found.err
     note = (
-        "val: no image of 1 of 2 classes (odd): recall unknown; balanced accuracy is over the "
+        "val: no image of 1 of 2 classes (odd): recall unknown; balanced accuracy averages the "
         "other 1."
     )
-    assert note in found.stderr
-    assert "class weights: 0.75 (even) to 1.5 (odd)" in found.stderr
-    result = json.loads(found.stdout)
+    assert note in found.err
+    assert "class weights: 0.75 (even) to 1.5 (odd)" in found.err
+    result = json.loads(found.out)
     assert result["notes"] == [note]
     even, odd = result["sets"][0]["per_class"]
     assert (even["class"], even["images"]) == ("even", 20)
@@ -251,11 +246,10 @@ def test_a_test_set_without_a_class_is_evaluated_and_the_class_named(
     again = rescue(
         *("eval", str(tmp_path / "run"), "--json", "~data.train_root"),
         f"data.test_root={tmp_path}/val",
-        cwd=tmp_path,
     )
-    assert again.returncode == 0, again.stderr
-    assert note in again.stderr
-    assert json.loads(again.stdout)["top1"] == result["top1"]
+    assert again.code == 0, again.err
+    assert note in again.err
+    assert json.loads(again.out)["top1"] == result["top1"]
 
 
 # --- rescue predict ---
@@ -265,8 +259,8 @@ def test_a_test_set_without_a_class_is_evaluated_and_the_class_named(
 def quickstart(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished smoke run of quickstart."""
     folder = tmp_path_factory.mktemp("quickstart")
-    found = rescue("train", "--recipe", "quickstart", "--smoke", "--out", "run", cwd=folder)
-    assert found.returncode == 0, found.stderr
+    words = ["train", "--recipe", "quickstart", "--smoke", "--out", folder / "run"]
+    start(words, folder / "told").ends(0)
     return folder / "run"
 
 
@@ -305,7 +299,7 @@ def test_predict_follows_the_runs_test_time_augmentation(quickstart: Path, tmp_p
     shutil.copytree(quickstart, copy)
     from safetensors.torch import save_file
 
-    read = weights.read(copy)
+    read = weights.read_weights(copy)
     recipe = recipe_in(copy).with_overrides("eval.tta=flip")
     changed = {**read.metadata, "recipe": recipe.to_yaml()}
     save_file(read.tensors, copy / "model.safetensors", changed)
@@ -356,7 +350,7 @@ def test_a_corrupt_training_image_of_a_resident_folder_gives_way_to_another(
     assert [path for path, _ in images.corrupt] == [str(broken)]
     assert (images.labels == (images.pixels[:, 0, 0, 0] >= 100)).all()  # the label came along
     said: list[str] = []
-    steps = Steps(samples=8, batch_size=4, micro_batch_size=4, per_epoch=2, seed=0)
+    steps = SamplingContext(samples=8, batch_size=4, micro_batch_size=4, per_epoch=2, seed=0)
     for most in (1, 0):
         feed = MemoryFeed(
             images, shuffled(steps), [0], max_corrupt=most, device=CPU, log=said.append
@@ -369,7 +363,7 @@ def test_a_corrupt_training_image_of_a_resident_folder_gives_way_to_another(
             with pytest.raises(DataError, match=r"max_corrupt: 1 images are corrupt, more than 0"):
                 feed.start(0)
     broken.rename(tmp_path / "test" / "cat" / "9.png")
-    with pytest.raises(DataError, match="A test image is never replaced"):
+    with pytest.raises(DataError, match="Test images are never replaced"):
         load("folder", keys, tmp_path / "cache")
 
 

@@ -17,11 +17,10 @@ from rescue_cli.recipe.sections import Decoder
 from rescue_cli.rundir import RunDirectory, read_json
 from rescue_cli.sections import data
 from rescue_cli.sections.data import Dataset, Files, Split
-from rescue_cli.sections.data.decode import image_size, pixels
-from rescue_cli.sections.data.folders import class_folders, read
-from rescue_cli.sections.data.listing import PassedOver, endings, images_in
-from rescue_cli.sections.data.location import Place
-from rescue_cli.sections.data.names import lines_of
+from rescue_cli.sections.data.decode import decode_to_array, image_size
+from rescue_cli.sections.data.formats.class_folders import class_folders, read_class_folders
+from rescue_cli.sections.data.listing import SkippedFiles, image_extensions, list_images, read_lines
+from rescue_cli.sections.data.location import Location
 from tests.conftest import Rescue
 
 NFC = "Äpfel"
@@ -72,11 +71,11 @@ def test_images_of_every_format_are_listed_and_decoded(tmp_path: Path, ending: s
     drawn = Image.new("RGB", (16, 16), (255, 0, 0))
     drawn.paste((0, 0, 255), (0, 0, 16, 8))
     drawn.save(tmp_path / f"a.{ending}", lossless=True)  # an option of WebP's alone
-    assert images_in(tmp_path, PassedOver()) == [f"a.{ending}"]
+    assert list_images(tmp_path, SkippedFiles()) == [f"a.{ending}"]
     content = (tmp_path / f"a.{ending}").read_bytes()
     decoders: tuple[Decoder, ...] = ("fast", "pil")
     for decoder in decoders:
-        found = pixels(content, decoder)
+        found = decode_to_array(content, decoder)
         slack = 0 if ending in LOSSLESS else 15  # colours run over the edge between them
         assert np.abs(found.astype(int) - np.asarray(drawn)).mean() <= slack
 
@@ -86,20 +85,20 @@ def test_of_several_frames_or_pages_the_first_is_read(tmp_path: Path) -> None:
     for ending in ("gif", "tif", "webp", "png"):
         file = tmp_path / f"a.{ending}"
         frames[0].save(file, save_all=True, append_images=frames[1:], lossless=True)
-        assert pixels(file.read_bytes(), "fast")[0, 0].tolist() == [200, 0, 0]
+        assert decode_to_array(file.read_bytes(), "fast")[0, 0].tolist() == [200, 0, 0]
 
 
 def test_what_has_no_decoder_here_is_counted_with_the_cure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    without = endings() - {".heic"}
-    monkeypatch.setattr("rescue_cli.sections.data.listing.endings", lambda: without)
+    without = image_extensions() - {".heic"}
+    monkeypatch.setattr("rescue_cli.sections.data.listing.image_extensions", lambda: without)
     photos(tmp_path)
     (tmp_path / "train/cat/phone.heic").write_bytes(b"a picture")
     dataset = load("folder", tmp_path)
     assert len(dataset.train) == 10
     assert dataset.notes == (
-        "files passed over: 1 without a decoder here (for .heic: pip install pillow-heif), the "
+        "skipped files: 1 without a decoder (for .heic: pip install pillow-heif), the "
         f"first {tmp_path}/train/cat/phone.heic",
     )
 
@@ -111,14 +110,14 @@ def test_files_are_those_that_torchvision_reads_in_its_order(tmp_path: Path) -> 
     for name in ("cat/b.png", "cat/a-b/1.png", "cat/a/b/2.png", "cat/a/3.tif", "dog/Z.jpg"):
         draw(tmp_path / name)
     theirs = torchvision.datasets.ImageFolder(str(tmp_path))
-    passed = PassedOver()
-    ours = read(tmp_path, theirs.class_to_idx, complete=True, passed=passed)
+    passed = SkippedFiles()
+    ours = read_class_folders(tmp_path, theirs.class_to_idx, complete=True, skipped=passed)
     assert [(str(ours.names.path(i)), int(ours.labels[i])) for i in range(len(ours))] == (
         theirs.samples
     )
     assert passed.notes() == (
-        f"{tmp_path}: 3 of 5 images lie in sub-folders of their class, and count as the class's: "
-        "the first cat/a/3.tif",
+        f"{tmp_path}: 3 of 5 images are in subfolders of their class folder and belong to that "
+        "class; the first is cat/a/3.tif",
     )
 
 
@@ -140,15 +139,15 @@ def test_what_is_passed_over_is_counted_and_the_first_named(tmp_path: Path) -> N
     assert (len(dataset.train), len(dataset.tests["val"])) == (10, 10)
     (note,) = dataset.notes
     start, *others = note.split("; ")
-    assert start.startswith("files passed over: ")
+    assert start.startswith("skipped files: ")
     said = {part.partition(", the first ")[0] for part in [start[19:], *others]}
     assert said == {
-        "6 hidden or of the system",
-        "3 with another ending than an image's (2 .dcm, 1 .txt)",
+        "6 hidden or system files",
+        "3 without an image extension (2 .dcm, 1 .txt)",
         "1 empty",
-        "3 broken links or no files",
-        "1 links to a folder above them",
-        "1 beside the class folders",
+        "3 broken links or not regular files",
+        "1 links to a parent folder",
+        "1 outside the class folders",
     }
     assert f"1 empty, the first {cat}/empty.png" in note
     clean = load("folder", photos(tmp_path / "clean"))
@@ -165,11 +164,11 @@ def test_masks_and_boxes_pass_over_the_same_files(tmp_path: Path) -> None:
     listed.write_text("._a\na\n.DS_Store\n")
     of_masks = load("mask-folder", masks)
     assert files(of_masks.train) == ["train/images/0.png", "train/images/city/1.png"]
-    assert of_masks.notes[-1].startswith("files passed over: 4 hidden or of the system, the first")
+    assert of_masks.notes[-1].startswith("skipped files: 4 hidden or system files, the first")
     of_boxes = load("voc-folder", voc)
     assert files(of_boxes.train) == ["JPEGImages/a.jpg"]
     assert of_boxes.notes == (
-        f"files passed over: 2 hidden or of the system, the first ._a of {listed}",
+        f"skipped files: 2 hidden or system files, the first ._a of {listed}",
     )
 
 
@@ -178,8 +177,8 @@ def test_a_class_of_nothing_that_can_be_read_says_what_lies_there(tmp_path: Path
     (tmp_path / "train/owl").mkdir()
     (tmp_path / "train/owl/scan.dcm").write_bytes(b"x")
     assert refusal("folder", tmp_path) == (
-        f"{tmp_path}/train/owl: holds no image that can be read (1 with another ending than an "
-        f"image's (1 .dcm), the first {tmp_path}/train/owl/scan.dcm). Remove the folder."
+        f"{tmp_path}/train/owl: holds no readable image (1 without an image extension (1 .dcm), "
+        f"the first {tmp_path}/train/owl/scan.dcm). Remove the folder."
     )
 
 
@@ -190,10 +189,10 @@ def test_folders_where_images_should_be_are_no_classes_by_themselves(tmp_path: P
     photos(tmp_path / "by class/dog")
     with pytest.raises(DataError, match=r"holds splits \(train, val\) and no classes"):
         class_folders(tmp_path / "both")
-    with pytest.raises(DataError, match="photos: the only class, and it holds folders and no"):
-        read(tmp_path / "wrapped", {"photos": 0}, complete=True)
-    with pytest.raises(DataError, match=r"cat: holds splits \(train, val\) and no image. A split"):
-        read(tmp_path / "by class", {"cat": 0, "dog": 1}, complete=True)
+    with pytest.raises(DataError, match="photos: the only class, and it holds folders but no"):
+        read_class_folders(tmp_path / "wrapped", {"photos": 0}, complete=True)
+    with pytest.raises(DataError, match=r"cat: holds splits \(train, val\) and no images. Put"):
+        read_class_folders(tmp_path / "by class", {"cat": 0, "dog": 1}, complete=True)
 
 
 # --- splits ---
@@ -213,13 +212,13 @@ def test_splits_by_their_other_names_are_read_and_told(
 ) -> None:
     dataset = load("folder", photos(tmp_path, train, test))
     assert (len(dataset.train), len(dataset.tests[called])) == (10, 10)
-    assert dataset.notes == (f"{tmp_path}/{test}: is read as the test set '{called}'",)
+    assert dataset.notes == (f"{tmp_path}/{test}: used as the test set '{called}'",)
 
 
 def test_two_folders_for_one_split_are_refused_and_an_unread_one_is_told(tmp_path: Path) -> None:
     photos(tmp_path, "train", "valid")
     photos(tmp_path, "train", "Validation")
-    assert f"{tmp_path}: holds Validation and valid, and each may be 'val'" in (
+    assert f"{tmp_path}: holds Validation and valid may both be 'val'" in (
         refusal("folder", tmp_path)
     )
     photos(tmp_path / "three", "val", "test")
@@ -227,7 +226,9 @@ def test_two_folders_for_one_split_are_refused_and_an_unread_one_is_told(tmp_pat
     dataset = load("folder", tmp_path / "three")
     test = tmp_path / "three" / "test"
     assert list(dataset.tests) == ["val"]
-    assert dataset.notes == (f"{test}: is not read. data.sets={{test: {test}}} measures on it too",)
+    assert dataset.notes == (
+        f"{test}: is not used; data.sets={{test: {test}}} evaluates on it too",
+    )
     assert load("folder", tmp_path / "three", sets={"test": str(test)}).notes == ()
 
 
@@ -235,15 +236,13 @@ def test_a_folder_without_a_split_is_told_how_many_images_to_hold_out(tmp_path: 
     photos(tmp_path, "", "", each=10)
     message = refusal("folder", tmp_path)
     assert message == (
-        f"{tmp_path}: holds class folders and no split of them, as val/. Give data.test_root=DIR "
-        "or hold out training images, as many of each class, with data.holdout=4."
+        f"{tmp_path}: holds class folders, and no test split such as val/. Give data.test_root=DIR "
+        "or hold out training images, equally many per class, with data.holdout=4."
     )
     dataset = load("folder", tmp_path, holdout=4)
     assert np.bincount(dataset.train.labels).tolist() == [8, 8]
     assert np.bincount(dataset.tests["holdout"].labels).tolist() == [2, 2]
-    assert dataset.notes == (
-        f"{tmp_path}: holds no train/; all of its class folders are for training",
-    )
+    assert dataset.notes == (f"{tmp_path}: has no train/; all class folders are used for training",)
     photos(tmp_path / "half", "train", "train", each=10)
     assert f"{tmp_path}/half/val: no such folder. Add it, give data.test_root=DIR or hold out" in (
         refusal("folder", tmp_path / "half")
@@ -260,7 +259,7 @@ def test_a_split_given_in_place_of_the_folder_above_is_understood(tmp_path: Path
     dataset = load("folder", tmp_path / "train")
     assert (dataset.classes, len(dataset.train)) == (("cat", "dog"), 10)
     assert list(dataset.tests) == ["val"]
-    note = f"data.root: {tmp_path}/train is a split; {tmp_path} is read, which holds it"
+    note = f"data.root: {tmp_path}/train is a split; {tmp_path}"
     assert dataset.notes[0] == note
     measured = load("folder", tmp_path / "test", test_only=True)
     assert list(measured.tests) == ["test"], "the split that was given, though there is a val"
@@ -272,7 +271,7 @@ def test_a_split_given_in_place_of_the_folder_above_is_understood(tmp_path: Path
 def test_a_folder_in_the_folder_of_an_archive_is_pointed_at(tmp_path: Path) -> None:
     photos(tmp_path / "photos")
     assert refusal("folder", tmp_path) == (
-        f"{tmp_path}/train: no such folder. Point data.root= (or train_root, test_root) at it: "
+        f"{tmp_path}/train: no such folder. Set data.root= (or train_root, test_root), or use "
         f"data.root={tmp_path}/photos has one."
     )
 
@@ -292,7 +291,7 @@ def test_class_names_in_other_normal_forms_are_one_class(tmp_path: Path) -> None
     draw(tmp_path / "train" / NFD / "b.png")
     both = load("folder", tmp_path)
     assert both.train.labels.tolist() == [0, 0, 1]
-    assert f"2 folders are called {NFC} in different normal forms" in both.notes[0]
+    assert f"2 folders are called {NFC}, in different Unicode normal forms" in both.notes[0]
 
 
 def test_a_class_folder_whose_name_is_not_utf_8_is_refused(tmp_path: Path) -> None:
@@ -302,7 +301,7 @@ def test_a_class_folder_whose_name_is_not_utf_8_is_refused(tmp_path: Path) -> No
     except OSError:
         pytest.skip("this file system has names in UTF-8 alone")
     message = refusal("folder", tmp_path)
-    assert message.startswith(f"{tmp_path}/train/\\udcc4pfel: its name is not UTF-8")
+    assert message.startswith(f"{tmp_path}/train/\\udcc4pfel: a class name must be UTF-8")
     message.encode()
 
 
@@ -311,10 +310,10 @@ def test_a_class_folder_whose_name_is_not_utf_8_is_refused(tmp_path: Path) -> No
 def test_lists_are_read_as_editors_write_them(tmp_path: Path, encoding: str, end: str) -> None:
     file = tmp_path / "list.txt"
     file.write_bytes(f"{NFC}{end}{end}b 1{end}".encode(encoding))
-    assert lines_of(file) == [NFC, "b 1"]
+    assert read_lines(file) == [NFC, "b 1"]
     file.write_bytes("a\nÄpfel\n".encode("latin-1"))
     with pytest.raises(DataError, match=r"list.txt: line 2 is not utf-8. Save it as UTF-8."):
-        lines_of(file)
+        read_lines(file)
 
 
 def test_a_label_file_names_files_and_classes_with_spaces(tmp_path: Path) -> None:
@@ -328,7 +327,7 @@ def test_a_label_file_names_files_and_classes_with_spaces(tmp_path: Path) -> Non
     val = dataset.tests["val"]
     found = {unicodedata.normalize("NFC", n): int(i) for n, i in zip(files(val), val.labels)}  # noqa: B905
     assert found == {"b.png": 1, "slide val (1).png": 0, f"{NFC} 2.png": 1}
-    assert dataset.notes == (f"{tmp_path}/val/labels.txt: 1 of 4 lines name no image that is here",)
+    assert dataset.notes == (f"{tmp_path}/val/labels.txt: 1 of 4 lines name no existing image",)
 
 
 BOX = "<bndbox><xmin>1</xmin><ymin>1</ymin><xmax>5</xmax><ymax>5</ymax></bndbox>"
@@ -368,7 +367,7 @@ def test_names_in_the_lists_of_voc_and_masks_are_understood(tmp_path: Path) -> N
     assert files(dataset.tests["val"]) == [f"JPEGImages/{NFD} v 1.jpg"]
     masks = load("mask-folder", made_masks(tmp_path / "masks"))
     assert masks.classes == ("sky", NFC)
-    assert masks.notes == (f"{tmp_path}/masks/valid: is read as the test set 'val'",)
+    assert masks.notes == (f"{tmp_path}/masks/valid: used as the test set 'val'",)
     assert len(masks.tests["val"]) == 2
 
 
@@ -376,11 +375,11 @@ def test_a_file_name_that_is_not_utf_8_can_be_told(tmp_path: Path) -> None:
     name = os.fsdecode(b"\xc4pfel.png")
     recorder = Recorder(RunDirectory(tmp_path), writes=True, steps=1)
     recorder.open_log()
-    recorder.say(f"corrupt image replaced by another: {name}: 猫")
+    recorder.log(f"corrupt image replaced: {name}: 猫")
     recorder.close()
     log = (tmp_path / "log.txt").read_text(encoding="utf-8")
     assert log.endswith("by another: \\udcc4pfel.png: 猫\n")
-    passed = PassedOver()
+    passed = SkippedFiles()
     passed.add("empty", name)
     assert passed.notes()[0].encode().endswith(b"the first \\udcc4pfel.png")
 
@@ -409,12 +408,12 @@ def test_a_run_a_transfer_and_predictions_on_a_folder_as_it_comes(
     assert "Warning" not in made.err
     notes = read_json(tmp_path / "run" / "result.json")["notes"]
     assert len(notes) == 4
-    assert notes[-1].startswith("files passed over: 10 hidden or of the system, the first")
+    assert notes[-1].startswith("skipped files: 10 hidden or system files, the first")
     for note in notes:
         assert note in made.said
     told = rescue("predict", "run", root / "valid", root / "train" / "猫" / "phone" / "._0.tif")
     assert told.code == 0, told.err
-    assert told.said[-1].startswith("files passed over: 1 hidden or of the system")
+    assert told.said[-1].startswith("skipped files: 1 hidden or system files")
     assert told.out.count(".gif") == 2
     empty = tmp_path / "nothing"
     empty.mkdir()
@@ -424,13 +423,13 @@ def test_a_run_a_transfer_and_predictions_on_a_folder_as_it_comes(
     (tmp_path / "photos" / "valid" / "猫" / ".DS_Store").write_bytes(b"x")
     measured = rescue("eval", "run", f"data.root={root}/valid")
     assert measured.code == 0, measured.err
-    assert "1 hidden or of the system" in measured.err
+    assert "1 hidden or system files" in measured.err
     moved = rescue(
         "transfer", "--from", "run", "--to", root, "--recipe", "pytorch", *words[:-1],
         "--out", "out",
     )  # fmt: skip
     assert moved.code == 0, moved.err
-    assert moved.err.count("files passed over: 11 hidden or of the system") == 1
+    assert moved.err.count("skipped files: 11 hidden or system files") == 1
 
 
 # --- layouts that look alike ---
@@ -457,7 +456,7 @@ def test_train_may_be_a_class_beside_others(tmp_path: Path) -> None:
 def test_folders_beside_a_published_set_change_nothing(tmp_path: Path) -> None:
     draw(tmp_path / "pictures/x.png")
     (tmp_path / "cifar-10-batches-py").mkdir()
-    place = Place("cifar10", DataKeys(root=str(tmp_path)))
+    place = Location("cifar10", DataKeys(root=str(tmp_path)))
     assert not place.has_train_folder
 
 

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 
 from rescue_cli.sections.data.splits import FileNames, Files
 from rescue_cli.sections.data.workers import end_workers, start_workers
-from rescue_cli.sections.sampling import SAMPLERS, Steps
+from rescue_cli.sections.sampling import SAMPLERS, SamplingContext
 
 IMAGENET = 1_281_167
 ROLLUP = Path("/proc/self/smaps_rollup")
@@ -94,7 +94,7 @@ def test_the_account_would_notice_a_list_of_names(files: Files) -> None:
 def test_an_order_of_100_million_images_is_never_in_memory(
     name: str, options: dict[str, Any]
 ) -> None:
-    steps = Steps(100_000_000, 2048, 512, 100_000_000 // 2048, seed=4)
+    steps = SamplingContext(100_000_000, 2048, 512, 100_000_000 // 2048, seed=4)
     sampler = SAMPLERS[name](steps, **options)  # type: ignore[operator]
     sampler(0, 0)
     tracemalloc.start()

@@ -18,20 +18,20 @@ import torch
 from PIL import Image, ImageOps, PngImagePlugin, features
 
 from rescue_cli.recipe.sections import Background, Decoder
-from rescue_cli.sections.annotations import Scene
-from rescue_cli.sections.augment.scenes import scale_crop
+from rescue_cli.sections.annotations import Sample
+from rescue_cli.sections.augment.annotated import scale_crop
+from rescue_cli.sections.data.annotated import Masked, number_classes
 from rescue_cli.sections.data.decode import (
     Box,
     centre_crop,
     crop_resize,
-    decode,
+    decode_image,
+    decode_to_array,
+    decode_with_pil,
+    describe_error,
     image_size,
-    pil_image,
-    pixels,
-    reason_of,
 )
-from rescue_cli.sections.data.paired import Masked, numbered
-from rescue_cli.sections.data.rgb import RangeUnknown, Reading
+from rescue_cli.sections.data.rgb import Reading, UnknownRangeError
 from rescue_cli.sections.data.splits import FileNames
 from rescue_cli.sections.task.segmentation import highest
 
@@ -88,7 +88,7 @@ def tiff(data: bytes, bits: int, *, photometric: int = 1, sample_format: int = 1
 
 
 def shown(data: bytes, **keys: Any) -> Any:
-    return np.array(pil_image(data, Reading(**keys))).astype(int)
+    return np.array(decode_with_pil(data, Reading(**keys))).astype(int)
 
 
 def near(found: Any, wanted: Any, most: int = 1) -> None:
@@ -110,12 +110,12 @@ def test_orientation_is_applied_as_pil_applies_it_by_both_decoders(
         upright = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
         (tmp_path / "image").write_bytes(data)
         for decoder in DECODERS:
-            found = np.array(decode(data, decoder, Reading(exif="applied")))
+            found = np.array(decode_image(data, decoder, Reading(exif="applied")))
             assert np.array_equal(found, np.array(upright.convert("RGB"))), (orientation, decoder)
         seen.add(found.tobytes() + bytes(found.shape[:1]))
         assert image_size(tmp_path / "image", "applied") == found.shape[:2]
         stored = image_size(tmp_path / "image", "ignored")
-        assert stored == np.array(pil_image(data)).shape[:2]
+        assert stored == np.array(decode_with_pil(data)).shape[:2]
     assert len(seen) == 8, "each of the eight is another picture; 0 and 9 are none"
 
 
@@ -134,13 +134,13 @@ def test_a_png_may_say_its_orientation_behind_its_pixels(tmp_path: Path) -> None
 def test_broken_exif_turns_nothing(exif: bytes) -> None:
     data = file_of(Image.fromarray(colours()), "JPEG", exif=exif)
     for decoder in DECODERS:
-        found = decode(data, decoder, Reading(exif="applied"))
-        assert np.array_equal(np.array(found), np.array(pil_image(data)))
+        found = decode_image(data, decoder, Reading(exif="applied"))
+        assert np.array_equal(np.array(found), np.array(decode_with_pil(data)))
 
 
 def test_crops_of_a_turned_photograph_agree_between_the_decoders() -> None:
     data = turned_file("JPEG", 6, Image.fromarray(colours(300, 400)))
-    slow, fast = (decode(data, decoder, Reading(exif="applied")) for decoder in DECODERS)
+    slow, fast = (decode_image(data, decoder, Reading(exif="applied")) for decoder in DECODERS)
     assert fast.flags.c_contiguous, "as the fast resize wants it"
     for box in (Box(0, 0, 400, 300), Box(31, 17, 250, 120)):
         ours, theirs = (crop_resize(image, box, 96, 96, "bilinear") for image in (fast, slow))
@@ -177,10 +177,12 @@ def test_colours_of_which_only_lower_bits_are_used_are_refused() -> None:
     twelve = np.round(colours() * (4095 / 255)).astype(np.uint16)
     stretched = (twelve << 4) | (twelve >> 8)
     near(shown(png(stretched, (b"sBIT", b"\x0c\x0c\x0c"))), colours())
-    with pytest.raises(RangeUnknown, match=r"upper 8 are read, and no value .* 12 bits"):
-        pil_image(png(twelve, (b"sBIT", b"\x0c\x0c\x0c")))
-    with pytest.raises(RangeUnknown, match=r"data\.range needs all\. Write it with 8 bits"):
-        pil_image(png(twelve), Reading(range=(0, 4095)))
+    with pytest.raises(UnknownRangeError, match=r"upper 8 are read, but no value .* 12 bits"):
+        decode_with_pil(png(twelve, (b"sBIT", b"\x0c\x0c\x0c")))
+    with pytest.raises(
+        UnknownRangeError, match=r"data\.range needs all of them\. Convert it to 8 bits"
+    ):
+        decode_with_pil(png(twelve), Reading(range=(0, 4095)))
 
 
 def test_a_tiff_of_twelve_bits_is_white_at_4095() -> None:
@@ -203,8 +205,8 @@ def test_float_and_32_bit_files_need_a_range() -> None:
         "signed": (tiff((grey().astype("<i2") - 128).tobytes(), 16, sample_format=2), (-128, 127)),
     }
     for data, ends in files.values():
-        with pytest.raises(RangeUnknown, match=r"Give data\.range=\[BLACK,WHITE\]\."):
-            pil_image(data)
+        with pytest.raises(UnknownRangeError, match=r"Give data\.range=\[BLACK,WHITE\]\."):
+            decode_with_pil(data)
         near(shown(data, range=ends), grey())
 
 
@@ -288,7 +290,7 @@ def test_inks_are_those_of_the_picture_whoever_wrote_them() -> None:
     data = file_of(plain.convert("CMYK"), "JPEG", quality=95)
     assert b"Adobe" in data
     for decoder in DECODERS:
-        near(np.array(decode(data, decoder)).astype(int), np.array(plain), 4)
+        near(np.array(decode_image(data, decoder)).astype(int), np.array(plain), 4)
 
 
 def test_a_masks_numbers_stay_as_they_are(tmp_path: Path) -> None:
@@ -299,7 +301,7 @@ def test_a_masks_numbers_stay_as_they_are(tmp_path: Path) -> None:
     exif[ORIENTATION] = 1
     mask.save(tmp_path / "a.png", transparency=2, exif=exif)
     names = FileNames.of(tmp_path, ["a.png"])
-    split = Masked(names, np.zeros(1, np.int64), names, numbered(5, 0))
+    split = Masked(names, np.zeros(1, np.int64), names, number_classes(5, 0))
     assert np.array_equal(split.target(0), numbers)
 
 
@@ -328,9 +330,9 @@ def test_a_strip_is_cut_without_being_made_whole() -> None:
     for image in (strip, Image.fromarray(strip), Image.fromarray(strip.transpose(1, 0, 2).copy())):
         assert grown(partial(centre_crop, image, 224, 0.875, "bicubic")) < 100
     mask = np.zeros((3, 8000), np.uint8)
-    scene = Scene(torch.from_numpy(strip).permute(2, 0, 1), mask)
+    sample = Sample(torch.from_numpy(strip).permute(2, 0, 1), mask)
     crop = scale_crop(short_side=520, scale=(0.5, 2.0), size=480)
-    assert grown(lambda: crop.apply(scene, np.full(3, 0.9, np.float32))) < 100
+    assert grown(lambda: crop.apply(sample, np.full(3, 0.9, np.float32))) < 100
 
 
 @pytest.mark.parametrize(("height", "width"), [(31, 620), (620, 31), (20, 1000)])
@@ -341,17 +343,17 @@ def test_a_strips_centre_is_that_of_the_whole(
     part = centre_crop(image, 64, 0.875, "bicubic")
     fast = centre_crop(np.array(image), 64, 0.875, "bicubic")
     mask = np.arange(height * width, dtype=np.uint8).reshape(height, width) % 7
-    scene = Scene(torch.from_numpy(np.array(image)).permute(2, 0, 1), mask)
+    sample = Sample(torch.from_numpy(np.array(image)).permute(2, 0, 1), mask)
     crop = scale_crop(short_side=60, scale=(0.9, 1.1), size=64)
     draws = np.array([0.3, 0.6, 0.7], np.float32)
-    cut = crop.apply(scene, draws)
-    for module in ("rescue_cli.sections.data.decode", "rescue_cli.sections.augment.scenes"):
+    cut = crop.apply(sample, draws)
+    for module in ("rescue_cli.sections.data.decode", "rescue_cli.sections.augment.annotated"):
         monkeypatch.setattr(f"{module}.ASPECT", 1000)
     whole = centre_crop(image, 64, 0.875, "bicubic")
     assert part.shape == whole.shape == fast.shape
     assert (part.int() - whole.int()).abs().max() <= 1
     assert (fast.int() - whole.int()).abs().max() <= 1
-    of_whole = crop.apply(scene, draws)
+    of_whole = crop.apply(sample, draws)
     assert np.array_equal(cut.target, of_whole.target)
     assert (cut.image.int() - of_whole.image.int()).abs().max() <= 1
 
@@ -374,8 +376,8 @@ def test_a_bomb_is_refused_in_plain_words() -> None:
     data = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + checked
     data += struct.pack(">I4s", 9, b"IDAT")
     with pytest.raises(Image.DecompressionBombError) as raised:
-        pixels(data, "fast", Reading(exif="applied"))
-    assert reason_of(raised.value) == "has more than the 178,956,970 pixels that are read at most"
+        decode_to_array(data, "fast", Reading(exif="applied"))
+    assert describe_error(raised.value) == "more than 178,956,970 pixels, the most that are read"
 
 
 def test_a_moving_picture_is_its_first_frame() -> None:

@@ -19,18 +19,17 @@ from rescue_cli.build.evaluation import describe_protocol
 from rescue_cli.build.transfer import plan_transfer
 from rescue_cli.build.weights import Source, find_weights
 from rescue_cli.errors import DataError, UsageError
-from rescue_cli.predict import _reading, predict_images
+from rescue_cli.inference import _reading, predict_images
 from rescue_cli.recipe import DataKeys
 from rescue_cli.recipe import changes as plans
 from rescue_cli.recipe.sections import Exif
-from rescue_cli.runs.directory import claim
+from rescue_cli.runs.directory import reserve
 from rescue_cli.sections.data import FACTS, load
-from rescue_cli.sections.data.notes import remarks
+from rescue_cli.sections.data.decoding_notes import describe_files
 from rescue_cli.sections.data.rgb import Reading
-from rescue_cli.sections.data.scenes import TestScenes
 from rescue_cli.sections.data.splits import Files, Images
-from rescue_cli.sections.data.stream import Cropping, TrainViews
-from rescue_cli.sections.data.stream_eval import EvalViews, StreamEvalFeed
+from rescue_cli.sections.data.stream import Cropping, TrainSamples
+from rescue_cli.sections.data.stream_eval import EvalSamples, FileEvalFeed
 from tests.conftest import Rescue
 from tests.sections.data.test_pixels import colours, file_of, floats, turned_file
 
@@ -90,10 +89,10 @@ def test_a_recipe_without_the_key_is_one_that_ignores_orientation(tmp_path: Path
     assert plans.differences(old.tree, new.tree) == {}
     applied = new.with_overrides("data.exif=applied")
     assert plans.differences(old.tree, applied.tree) == {"data.exif": ("ignored", "applied")}
-    assert claim(tmp_path / "run", old, resume=False)
-    assert not claim(tmp_path / "run", new, resume=True), "an old run goes on by the new recipe"
+    assert reserve(tmp_path / "run", old, resume=False)
+    assert not reserve(tmp_path / "run", new, resume=True), "an old run goes on by the new recipe"
     with pytest.raises(UsageError, match=r"data\.exif: ignored -> applied"):
-        claim(tmp_path / "run", applied, resume=True)
+        reserve(tmp_path / "run", applied, resume=True)
 
 
 def test_the_protocol_tells_what_is_not_as_papers_have_it() -> None:
@@ -161,7 +160,7 @@ def test_a_phones_picture_is_predicted_upright_and_the_command_says_so(
     assert turned["classes"] == upright["classes"]
     assert turned["protocol"]["exif"] == "applied"
     assert "images: EXIF orientation applied (data.exif)" in ended.err
-    assert "1 of 2 images looked at are stored turned or mirrored, and turned upright" in ended.err
+    assert "1 of 2 sampled images are stored rotated or mirrored, and turned upright" in ended.err
     lying = rescue("predict", weights, *images, "data.exif=ignored", "--json")
     first, second = json.loads(lying.out)
     assert second["classes"] == upright["classes"]
@@ -196,12 +195,12 @@ def test_every_way_to_an_image_turns_it(phone: Path, tmp_path: Path) -> None:
     files = load("folder", keys, tmp_path)
     train, test = first(files.train), first(files.tests["val"])
     for decoder in ("pil", "fast"):
-        cropping = Cropping(None, 0, 48, "bilinear", decoder, Reading.of(keys))
-        views = TrainViews(train, cropping, 4, 0)
-        image = views._readable(0, [])[1]
-        assert np.array_equal(np.array(image), np.array(views._readable(1, [])[1]))
-        view = EvalViews(test, [View(48, 1.0)], "bilinear", decoder, reading=Reading.of(keys))
-        turned, upright = view[[0, 1]].views[0]
+        cut = Cropping(None, 48, "bilinear")
+        samples = TrainSamples(train, cut, 4, 0, decoder, Reading.of(keys))
+        image = samples.read(0, [])[1]
+        assert np.array_equal(np.array(image), np.array(samples.read(1, [])[1]))
+        shown = EvalSamples(test, [View(48, 1.0)], "bilinear", decoder, reading=Reading.of(keys))
+        turned, upright = shown[[0, 1]].images[0]
         assert torch.equal(turned, upright)
     resident = load("folder", replace(keys, resident=True, train_size=48), tmp_path)
     assert isinstance(resident.train, Images)
@@ -217,12 +216,12 @@ def test_a_file_without_a_range_ends_a_run_and_is_not_replaced(phone: Path, tmp_
         file.write_bytes(file_of(Image.fromarray(floats()), "TIFF"))
     keys = DataKeys(root=str(phone))
     files = load("folder", keys, tmp_path)
-    cropping = Cropping(None, 0, 48, "bilinear", "fast", Reading.of(keys))
+    cut = Cropping(None, 48, "bilinear")
     with pytest.raises(DataError, match=r"train/a/0\.png: its pixels are 32-bit floats"):
-        TrainViews(first(files.train), cropping, 4, 0)._readable(0, [])
-    views = EvalViews(first(files.tests["val"]), [View(48, 1.0)], "bilinear", "fast")
+        TrainSamples(first(files.train), cut, 4, 0, "fast", Reading.of(keys)).read(0, [])
+    samples = EvalSamples(first(files.tests["val"]), [View(48, 1.0)], "bilinear", "fast")
     with pytest.raises(DataError, match=r"val/a/0\.png: its pixels are 32-bit floats"):
-        next(StreamEvalFeed(views, 2, 0, torch.device("cpu")).batches(0, 1))
+        next(FileEvalFeed(samples, 2, 0, torch.device("cpu")).batches(0, 1))
     with pytest.raises(DataError, match=r"Give data\.range=\[BLACK,WHITE\]"):
         load("folder", replace(keys, resident=True, train_size=48), tmp_path)
 
@@ -234,12 +233,12 @@ def test_a_folders_notes_name_what_is_read_in_a_way_of_its_own(phone: Path, tmp_
     (phone / "train" / "b" / "1.png").write_bytes(deep)
     said = load("folder", DataKeys(root=str(phone)), tmp_path).notes
     assert said == (
-        "4 of 10 images looked at are stored turned or mirrored, and seen so; data.exif=applied "
+        "4 of 10 sampled images are stored rotated or mirrored, and used so; data.exif=applied "
         f"turns them; the first is {phone}/train/a/0.png",
-        "1 of 10 images looked at are transparent, and seen on white (data.background); the first "
+        "1 of 10 sampled images are transparent, and shown on white (data.background); the first "
         f"is {phone}/train/a/1.png",
-        "1 of 10 images looked at have more than 8 bits: white is 65535 by 16 bits (data.range "
-        f"says another); the first is {phone}/train/b/1.png",
+        "1 of 10 sampled images have more than 8 bits: white is 65535, from 16 bits (data.range "
+        f"overrides it); the first is {phone}/train/b/1.png",
     )
     upright = load("folder", DataKeys(root=str(phone), exif="applied"), tmp_path).notes
     assert "turned upright by EXIF (data.exif=applied)" in upright[0]
@@ -254,13 +253,13 @@ def test_ordinary_files_are_worth_no_word(tmp_path: Path) -> None:
     }
     for name, data in files.items():
         (tmp_path / name).write_bytes(data)
-    assert remarks([tmp_path / name for name in files], Reading()) == ()
+    assert describe_files([tmp_path / name for name in files], Reading()) == ()
     moving = file_of(
         Image.fromarray(colours()), "GIF", save_all=True, append_images=[Image.new("RGB", (61, 43))]
     )
     (tmp_path / "e.gif").write_bytes(moving)
-    (only,) = remarks([tmp_path / "e.gif"], Reading())
-    assert only.startswith("1 of 1 images looked at have several frames, of which the first is")
+    (only,) = describe_files([tmp_path / "e.gif"], Reading())
+    assert only.startswith("1 of 1 sampled images have several frames, of which the first is")
 
 
 # --- masks ---
@@ -274,8 +273,10 @@ def test_a_mask_that_fits_the_stored_pixels_alone_names_the_key(tmp_path: Path) 
         Image.fromarray(np.zeros((43, 61), np.uint8)).save(tmp_path / split / "masks" / "a.png")
     (tmp_path / "classes.txt").write_text("ground\nsky\n")
     pairs: Any = load("mask-folder", DataKeys(root=str(tmp_path)), tmp_path).train
-    assert TestScenes(pairs, "fast")[0].fault is None
-    assert TestScenes(pairs, "fast", Reading(exif="applied"))[0].fault == (
+    views = [View(48, 1.0)]
+    assert EvalSamples(pairs, views, "bilinear", "fast")[[0]].fault is None
+    turned = EvalSamples(pairs, views, "bilinear", "fast", reading=Reading(exif="applied"))
+    assert turned[[0]].fault == (
         f"{tmp_path}/train/images/a.jpg: its mask is 43 x 61 pixels, the image 61 x 43 with "
         "data.exif=applied: set data.exif=ignored."
     )

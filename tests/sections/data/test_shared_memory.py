@@ -23,12 +23,11 @@ import rescue_cli
 from rescue_cli import recipe as recipes
 from rescue_cli.engine import signals
 from rescue_cli.errors import RescueError, StoppedError
-from rescue_cli.sections.annotations import Objects, Scene
+from rescue_cli.sections.annotations import Objects, Sample
 from rescue_cli.sections.data import shared_memory as slots
-from rescue_cli.sections.data.scenes import Read
 from rescue_cli.sections.data.shared_memory import ROOM, Parcels
 from rescue_cli.sections.data.workers import end_workers, next_of, start_workers
-from tests import drawn_scenes
+from tests import drawn_data
 from tests.engine_runs import PATIENCE, group_of, may_mount, mount_shared_memory, start
 
 SIZES = ((3, 1100, 1500), (3, 1500, 2700))  # 5 MB, and more than goes through memory
@@ -40,10 +39,10 @@ def mounts() -> None:
         pytest.skip("no /dev/shm of a test's own can be mounted here")
 
 
-class Scenes(Dataset[Read]):
+class Samples(Dataset[tuple[int, Sample]]):
     """Images as they come from a decoder, channels last, and as a crop leaves them."""
 
-    def __getitem__(self, number: int) -> Read:
+    def __getitem__(self, number: int) -> tuple[int, Sample]:
         channels, height, width = SIZES[number % 2]
         image = torch.full((height, width, channels), number, dtype=torch.uint8).permute(2, 0, 1)
         target = (
@@ -51,24 +50,23 @@ class Scenes(Dataset[Read]):
             if number % 3
             else Objects.of([((0, 1, 2, 3.5), 1, False)] * number)
         )
-        return Read(Scene(image[:, 1:] if number % 5 == 0 else image, target), [], number)
+        return number, Sample(image[:, 1:] if number % 5 == 0 else image, target)
 
 
 def hand_over() -> None:
     """Half as much again as 64 MB at a time, and each as it was made."""
-    made = Scenes()
+    made = Samples()
     decoded = start_workers(made, iter(range(20)), 2, ahead=5)
     try:
         for number in range(20):
-            found, expected = next_of(decoded), made[number]
-            assert found.replaced == number
-            assert expected.scene is not None
-            assert torch.equal(found.scene.image, expected.scene.image)
+            (told, found), (_, expected) = next_of(decoded), made[number]
+            assert told == number
+            assert torch.equal(found.image, expected.image)
             if number % 5:  # sums over pixels depend on how they lie
-                assert found.scene.image.stride() == expected.scene.image.stride()
-            same = zip(found.scene.target, expected.scene.target, strict=True)
+                assert found.image.stride() == expected.image.stride()
+            same = zip(found.target, expected.target, strict=True)
             assert all(np.array_equal(a, b) for a, b in same)
-            found.scene.image.add_(1)  # its own memory
+            found.image.add_(1)  # its own memory
     finally:
         end_workers(decoded)
 
@@ -131,7 +129,7 @@ def test_what_is_larger_than_a_slot_goes_with_the_rest() -> None:
 def start_four_in_too_little() -> None:
     """Room for the semaphores of two."""
     with pytest.raises(RescueError) as error:
-        start_workers(Scenes(), iter(range(9)), 4)
+        start_workers(Samples(), iter(range(9)), 4)
     assert str(error.value) == (
         "/dev/shm: no room for the semaphores of 4 loader workers (No space left on device). "
         "Give it some MB (docker run --shm-size=64m), or use --workers 0."
@@ -159,7 +157,7 @@ def test_a_fork_that_is_refused_is_told_and_leaves_no_worker(
 
     monkeypatch.setattr(os, "fork", second_fails)
     with pytest.raises(RescueError) as error:
-        start_workers(Scenes(), iter(range(9)), 2)
+        start_workers(Samples(), iter(range(9)), 2)
     assert str(error.value) == (
         "--workers: 2 loader workers could not be started (Resource temporarily unavailable). "
         "Use fewer."
@@ -170,8 +168,8 @@ def test_a_fork_that_is_refused_is_told_and_leaves_no_worker(
 
 def test_a_worker_that_cannot_hand_over_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(slots.Parcels, "pack", lambda *_: lambda: None)  # cannot be pickled
-    decoded = start_workers(Scenes(), iter(range(9)), 1)
-    with pytest.raises(RescueError, match="could not hand over") as error:
+    decoded = start_workers(Samples(), iter(range(9)), 1)
+    with pytest.raises(RescueError, match="could not send what it had loaded") as error:
         next_of(decoded)
     assert "Where memory or /dev/shm is full" in str(error.value)
     end_workers(decoded)
@@ -219,11 +217,13 @@ def test_a_long_step_after_a_signal_leaves_time_to_wait(monkeypatch: pytest.Monk
 
 
 def test_an_order_that_cannot_be_sent_is_an_error() -> None:
-    decoded = start_workers(Scenes(), iter([0, lambda: None]), 1)  # cannot be pickled
-    assert next_of(decoded).replaced == 0
-    with pytest.raises(RescueError, match=r"could not be told what to read .*pickle") as error:
+    decoded = start_workers(Samples(), iter([0, lambda: None]), 1)  # cannot be pickled
+    assert next_of(decoded)[0] == 0
+    with pytest.raises(
+        RescueError, match=r"could not be sent to a loader worker .*pickle"
+    ) as error:
         next_of(decoded)
-    assert "use fewer with --workers, then --resume." in str(error.value)
+    assert "use fewer workers (--workers), then --resume." in str(error.value)
     end_workers(decoded)
 
 
@@ -257,7 +257,7 @@ def test_two_processes_train_and_evaluate_in_a_megabyte(tmp_path: Path) -> None:
 
 
 def detect(root: Path) -> list[str]:
-    large(drawn_scenes.voc(root, 12, 12) / "JPEGImages")
+    large(drawn_data.voc(root, 12, 12) / "JPEGImages")
     for file in (root / "Annotations").iterdir():  # boxes stay, in a corner of what is large now
         said = file.read_text()
         said = re.sub("<width>.*</height>", "<width>1600</width><height>1200</height>", said)
@@ -272,7 +272,7 @@ def detect(root: Path) -> list[str]:
 
 
 def segment(root: Path) -> list[str]:
-    for folder in drawn_scenes.masks(root, 12, 12).glob("*/*"):
+    for folder in drawn_data.masks(root, 12, 12).glob("*/*"):
         if folder.is_dir():
             large(folder)
     return [

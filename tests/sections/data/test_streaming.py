@@ -18,17 +18,29 @@ from torch import Tensor
 
 from rescue_cli.batch import View
 from rescue_cli.errors import DataError
+from rescue_cli.recipe import DataKeys
 from rescue_cli.recipe.sections import Decoder
 from rescue_cli.rng import Indices, uniform
-from rescue_cli.sections.augment.crops import FileCrop, random_resized_crop
-from rescue_cli.sections.data import Dataset, Files, Images, make_resident
-from rescue_cli.sections.data.decode import Box, centre_crop, crop_resize, pil_image
-from rescue_cli.sections.data.folders import class_folders, read
+from rescue_cli.sections.annotations import Sample, mirror
+from rescue_cli.sections.augment import Operation
+from rescue_cli.sections.augment.annotated import flip
+from rescue_cli.sections.augment.crops import random_resized_crop
+from rescue_cli.sections.data import Dataset, Files, Images, load, make_resident
+from rescue_cli.sections.data.decode import Box, centre_crop, crop_resize, decode_with_pil
+from rescue_cli.sections.data.formats.class_folders import class_folders, read_class_folders
 from rescue_cli.sections.data.splits import Pixels
-from rescue_cli.sections.data.stream import VIEWS, Cropping, StreamFeed, TrainViews, dealt
-from rescue_cli.sections.data.stream_eval import EvalViews, StreamEvalFeed
+from rescue_cli.sections.data.stream import (
+    SAMPLES_PER_IMAGE,
+    Cropping,
+    FileFeed,
+    TrainSamples,
+    WholeImages,
+    make_chunks,
+)
+from rescue_cli.sections.data.stream_eval import EvalSamples, FileEvalFeed
 from rescue_cli.sections.data.workers import CHUNK
-from rescue_cli.sections.sampling import Sampler, Steps, shuffled
+from rescue_cli.sections.sampling import Sampler, SamplingContext, shuffled
+from tests import drawn_data
 
 CPU = torch.device("cpu")
 SEED, MICRO_BATCHES, MICRO_BATCH, SIZE, STEPS = 3, 4, 6, 24, 4
@@ -57,7 +69,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def split_of(root: Path) -> Files:
     names = class_folders(root)
-    return read(root, {n: i for i, n in enumerate(names)}, complete=True)
+    return read_class_folders(root, {n: i for i, n in enumerate(names)}, complete=True)
 
 
 def feed(
@@ -66,29 +78,22 @@ def feed(
     mine: Sequence[int] = range(MICRO_BATCHES),
     workers: int = 0,
     sampler: Sampler | None = None,
-    crop: FileCrop | None = CROP,
+    crop: Operation | None = CROP,
     decoder: Decoder = "fast",
-    views: Callable[..., TrainViews] = TrainViews,
+    samples: Callable[..., TrainSamples] = TrainSamples,
     max_corrupt: int = 100,
     log: Callable[[str], None] = print,
     steps: int = STEPS,
-) -> StreamFeed:
-    counted = Steps(
+) -> FileFeed:
+    counted = SamplingContext(
         len(files),
         MICRO_BATCHES * MICRO_BATCH,
         MICRO_BATCH,
         len(files) // (MICRO_BATCHES * MICRO_BATCH),
         SEED,
     )
-    cropping = Cropping(
-        box=crop.box if crop else None,
-        columns=crop.columns if crop else 0,
-        size=SIZE,
-        interpolation="bicubic",
-        decoder=decoder,
-    )
-    return StreamFeed(
-        views(files, cropping, MICRO_BATCH, SEED),
+    return FileFeed(
+        samples(files, Cropping(crop, SIZE, "bicubic"), MICRO_BATCH, SEED, decoder),
         sampler or shuffled(counted),
         mine,
         steps=steps,
@@ -99,7 +104,7 @@ def feed(
     )
 
 
-def run(of: StreamFeed, first: int = 0, steps: int = STEPS) -> Views:
+def run(of: FileFeed, first: int = 0, steps: int = STEPS) -> Views:
     """(step, micro-batch) -> (images, labels)."""
     found = {}
     with contextlib.closing(of):
@@ -128,8 +133,8 @@ def test_every_place_holds_the_view_that_its_sampler_and_draws_ask_for(folder: P
         assert labels.tolist() == files.labels[indices].tolist()
         draws = uniform(SEED, "crop", step, micro_batch, (MICRO_BATCH, CROP.columns))
         for position, index in enumerate(indices.tolist()):
-            image = pil_image(files.names.path(index).read_bytes())
-            box = Box(*CROP.box(image.height, image.width, draws[position]))
+            image = decode_with_pil(files.names.path(index).read_bytes())
+            box = Box(*CROP.apply(image.height, image.width, draws[position]))
             expected = crop_resize(image, box, SIZE, SIZE, "bicubic")
             assert torch.equal(images[position], expected)
 
@@ -139,7 +144,7 @@ def test_without_a_crop_every_place_holds_the_centre(folder: Path) -> None:
     of = feed(files, crop=None, decoder="pil")
     for (step, micro_batch), (images, _) in run(of, steps=1).items():
         for position, index in enumerate(of.sampler(step, micro_batch).tolist()):
-            image = pil_image(files.names.path(index).read_bytes())
+            image = decode_with_pil(files.names.path(index).read_bytes())
             assert torch.equal(images[position], centre_crop(image, SIZE, 1.0, "bicubic"))
 
 
@@ -171,17 +176,17 @@ def test_a_run_taken_up_in_the_middle_gets_the_same_batches(folder: Path, worker
     assert same(later, {k: v for k, v in whole.items() if k[0] >= 2})
 
 
-class CountedViews(TrainViews):
+class CountedSamples(TrainSamples):
     """Notes in a file how often each image is read, in whichever process."""
 
     def __init__(self, *arguments: Any, log: Path) -> None:
         super().__init__(*arguments)
         self.log = log
 
-    def _readable(self, index: int, broken: list[tuple[str, str]]) -> tuple[int, Any]:
+    def read(self, index: int, broken: list[tuple[str, str]]) -> tuple[int, Any, Any]:
         with self.log.open("a") as file:
             file.write(f"{index}\n")
-        return super()._readable(index, broken)
+        return super().read(index, broken)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -198,10 +203,10 @@ def test_an_image_that_several_places_want_is_decoded_once(
 
     log = tmp_path / "reads"
 
-    def counted(*arguments: Any) -> CountedViews:
-        return CountedViews(*arguments, log=log)
+    def counted(*arguments: Any) -> CountedSamples:
+        return CountedSamples(*arguments, log=log)
 
-    of = feed(files, sampler=thrice, views=counted, workers=workers)
+    of = feed(files, sampler=thrice, samples=counted, workers=workers)
     found = run(of)
     reads = Counter(int(line) for line in log.read_text().split())
     assert reads == dict.fromkeys(range(8 * STEPS), 1)
@@ -227,7 +232,7 @@ def test_slots_that_are_written_again_hold_what_is_read_then(folder: Path) -> No
     found = {}
     with contextlib.closing(of):
         of.start(0)
-        assert len(of.views.slots) < steps * len(of.chunks(0))
+        assert len(of.samples.slots) < steps * len(of.chunks(0))
         for step in range(steps):
             time.sleep(0.05)
             for batch in of.micro_batches(step):
@@ -235,13 +240,55 @@ def test_slots_that_are_written_again_hold_what_is_read_then(folder: Path) -> No
     assert same(found, run(feed(files, steps=steps), steps=steps))
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("kind", ["voc", "masks"])
+def test_boxes_and_masks_follow_their_image_through_the_draws_of_their_position(
+    kind: str, workers: int, tmp_path: Path
+) -> None:
+    """Against a plain loop over positions; an image that two of them want is read once."""
+    root = getattr(drawn_data, kind)(tmp_path / kind, 6, 1)
+    name = {"voc": "voc-folder", "masks": "mask-folder"}[kind]
+    files = load(name, DataKeys(root=str(root)), tmp_path).train
+    assert isinstance(files, Files)
+    operations = [flip(p=0.5), flip(p=0.5)]
+
+    def sampler(step: int, micro_batch: int) -> Indices:
+        return np.array([(3 * step + micro_batch + i) % 6 for i in range(4)])
+
+    of = FileFeed(
+        TrainSamples(files, WholeImages(operations), 4, SEED, "pil"),
+        sampler, range(2), steps=3, max_corrupt=0, workers=workers, device=CPU, log=print,
+    )  # fmt: skip
+    with contextlib.closing(of):
+        of.start(0)
+        batches = [batch for step in range(3) for batch in of.micro_batches(step)]
+    mirrored = 0
+    for batch in batches:
+        draws = uniform(SEED, "augment", batch.step, batch.micro_batch, (4, 2))
+        for position, index in enumerate(sampler(batch.step, batch.micro_batch).tolist()):
+            with Image.open(files.names.path(index)) as image:
+                pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+            sample = Sample(pixels, files.target(index))
+            if (draws[position] < 0.5).sum() % 2:
+                sample, mirrored = mirror(sample), mirrored + 1
+            assert torch.equal(batch.images[position], sample.image)
+            target = batch.targets[position]
+            if kind == "voc":
+                assert np.array_equal(target["boxes"], sample.target.boxes)
+                assert np.array_equal(target["labels"], sample.target.labels)
+            else:
+                assert np.array_equal(target, sample.target)
+    assert 0 < mirrored < 24
+
+
 def test_an_image_that_more_places_want_than_a_chunk_holds_is_dealt_to_several() -> None:
-    places = [(0, i) for i in range(VIEWS + 5)]
-    chunks = dealt(7, {3: places, 4: places[:2], 5: places[:VIEWS]})
+    most = SAMPLES_PER_IMAGE * CHUNK
+    places = [(0, i) for i in range(most + 5)]
+    chunks = make_chunks(7, {3: places, 4: places[:2], 5: places[:most]})
     assert [[(i, len(p)) for i, p in chunk.images] for chunk in chunks] == [
-        [(3, VIEWS)],
+        [(3, most)],
         [(3, 5), (4, 2)],
-        [(5, VIEWS)],
+        [(5, most)],
     ]
     assert [chunk.step for chunk in chunks] == [7, 7, 7]
 
@@ -268,17 +315,17 @@ def test_evaluation_shows_each_image_once_in_every_view(
     views = [View(24, 0.875), View(32, 1.0)]
     seen: dict[int, dict[View, Tensor]] = {}
     for rank in range(world_size):
-        of = StreamEvalFeed(EvalViews(files, views, "bicubic", "pil"), 20, workers, CPU)
+        of = FileEvalFeed(EvalSamples(files, views, "bicubic", "pil"), 20, workers, CPU)
         shown = list(of.batches(rank, world_size))
         assert len(shown) <= of.rounds(world_size)
         for batch in shown:
-            assert torch.equal(batch.labels, torch.from_numpy(files.labels)[batch.indices])
+            assert torch.equal(batch.targets, torch.from_numpy(files.labels)[batch.indices])
             for row, index in enumerate(batch.indices.tolist()):
                 assert index not in seen
                 seen[index] = {view: batch.views[view][row] for view in views}
     assert sorted(seen) == list(range(47))
     for index in (0, 13, 46):
-        image = pil_image(files.names.path(index).read_bytes())
+        image = decode_with_pil(files.names.path(index).read_bytes())
         for view in views:
             expected = centre_crop(image, view.size, view.crop, "bicubic")
             assert torch.equal(seen[index][view], expected)
@@ -312,7 +359,7 @@ def test_a_resident_folder_is_the_centre_of_every_image(small: Path, tmp_path: P
     files = split_of(small)
     assert pixels.shape == (len(files), 3, 16, 16)
     for index in range(len(files)):
-        image = pil_image(files.names.path(index).read_bytes())
+        image = decode_with_pil(files.names.path(index).read_bytes())
         expected = centre_crop(image, 16, 1.0, "bicubic")
         np.testing.assert_array_equal(pixels[index], expected.numpy())
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rescue_cli.sections.model import zoo
+from rescue_cli.sections.model import timm_model
 
 
 def drop_rates(model: nn.Module) -> list[float]:
@@ -22,14 +22,14 @@ def drop_rates(model: nn.Module) -> list[float]:
 def test_rates_rise_linearly_from_0_to_that_of_the_last_block() -> None:
     """A1 and A2: 0.05 x i / 15 over the 16 blocks of ResNet-50 (Huang et al. 2016, eq. 4)."""
     with torch.device("meta"):
-        rates = drop_rates(zoo("resnet50", 1000, 3, drop_path=0.05))
+        rates = drop_rates(timm_model("resnet50", 1000, 3, drop_path=0.05))
     assert rates == pytest.approx([0.05 * i / 15 for i in range(16)], rel=1e-6)
 
 
 @pytest.mark.parametrize("rate", [None, 0.0])
 def test_without_a_rate_nothing_is_dropped(rate: float | None) -> None:
     with torch.device("meta"):
-        assert drop_rates(zoo("resnet50", 1000, 3, drop_path=rate)) == [0.0] * 16
+        assert drop_rates(timm_model("resnet50", 1000, 3, drop_path=rate)) == [0.0] * 16
 
 
 def branch(block: nn.Module, images: Tensor) -> Tensor:
@@ -46,7 +46,7 @@ def branch(block: nn.Module, images: Tensor) -> Tensor:
 def test_an_image_keeps_its_branch_scaled_or_loses_it_whole() -> None:
     """By a draw of its own; what is kept is divided by the share of those who keep it."""
     rate, count = 0.25, 4000
-    model = zoo("test_resnet", 10, 3, drop_path=rate, zero_init_last=False)
+    model = timm_model("test_resnet", 10, 3, drop_path=rate, zero_init_last=False)
     last = list(model.get_submodule("layer4").children())[-1]
     model.train()
     torch.manual_seed(0)
@@ -69,7 +69,7 @@ def test_the_device_generator_decides_who_is_dropped() -> None:
     """It is seeded from (seed, step, micro-batch), so a resumed step drops the same branches."""
     from rescue_cli.engine.step import seed_device
 
-    model = zoo("test_resnet", 10, 3, drop_path=0.5, zero_init_last=False).train()
+    model = timm_model("test_resnet", 10, 3, drop_path=0.5, zero_init_last=False).train()
     images = torch.randn(8, 3, 32, 32)
     outputs = []
     for step, micro_batch in ((5, 1), (5, 1), (5, 2), (6, 1)):

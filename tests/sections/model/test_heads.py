@@ -14,10 +14,10 @@ from timm.models import _registry
 from torch import Tensor, nn
 
 from rescue_cli.build.linear_probe import Head
-from rescue_cli.sections.heads import heads
+from rescue_cli.sections.heads import find_heads
 from rescue_cli.sections.model import MODELS
-from rescue_cli.sections.model.loading import fit
-from rescue_cli.sections.optim.groups import depths, groups_of
+from rescue_cli.sections.model.state_dict import match_weights
+from rescue_cli.sections.optim.groups import layer_depths, parameter_groups
 
 # A small network for each kind of head that is not the last linear layer, and three plain ones
 KINDS = {
@@ -66,20 +66,20 @@ def transfer(name: str) -> set[str]:
     own = network.state_dict()
     assert own.keys() == source.keys()
     differ = {k.rpartition(".")[0] for k in own if own[k].shape != source[k].shape}
-    fitted = fit(network, source, "weights", name, whole=False, new_head=False)
+    fitted = match_weights(network, source, "weights", name, strict=False, new_head=False)
     assert (set(fitted.new), fitted.notes) == (differ, ())
     assert fitted.tensors.keys() == {k for k in own if k.rpartition(".")[0] not in differ}
     network.load_state_dict(fitted.tensors, strict=False)
-    same = fit(network, own, "weights", name, whole=True, new_head=False)
+    same = match_weights(network, own, "weights", name, strict=True, new_head=False)
     assert (same.new, same.tensors.keys()) == ((), own.keys())
-    again = fit(network, own, "weights", name, whole=False, new_head=True)
+    again = match_weights(network, own, "weights", name, strict=False, new_head=True)
     assert set(again.new) == differ, "of equal size as well, where that is asked for"
     of_head = {f"{layer}.weight" for layer in differ}
-    assert {k for k, group in groups_of(network).items() if group == "head"} == of_head
+    assert {k for k, group in parameter_groups(network).items() if group == "head"} == of_head
     if hasattr(network, "group_matcher"):
-        places = depths(network, name)
+        places = layer_depths(network, name)
         assert {places[k] for k in of_head} == {0}, "the recipe's own rate"
-    assert Head(heads(network), 1.0).widths
+    assert Head(find_heads(network), 1.0).widths
     return differ
 
 
@@ -119,7 +119,7 @@ def test_every_group_of_timms_names_loads_and_transfers(
 def test_features_of_every_head_give_the_networks_logits(name: str) -> None:
     """A convolution, two heads whose logits are averaged, one head."""
     network: Any = timm.create_model(name, num_classes=7).eval()
-    layers = heads(network)
+    layers = find_heads(network)
     seen: dict[nn.Module, Tensor] = {}
     for layer in layers.values():
         layer.register_forward_pre_hook(lambda own, given: seen.update({own: given[0]}))
@@ -130,9 +130,9 @@ def test_features_of_every_head_give_the_networks_logits(name: str) -> None:
 
 
 def test_networks_that_timm_does_not_know_have_the_last_linear_layer() -> None:
-    assert set(heads(MODELS["lenet"](10, 1))) == {"7"}
-    assert set(heads(nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)))) == {"2"}
-    assert heads(nn.Sequential(nn.Conv2d(3, 4, 1))) == {}
+    assert set(find_heads(MODELS["lenet"](10, 1))) == {"7"}
+    assert set(find_heads(nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)))) == {"2"}
+    assert find_heads(nn.Sequential(nn.Conv2d(3, 4, 1))) == {}
 
 
 @pytest.mark.parametrize(("name", "channels"), [("test_resnet", 1), ("test_vit", 5)])
@@ -142,7 +142,7 @@ def test_weights_of_other_images_than_rgb_transfer_to_such_images(name: str, cha
     )
     source = timm.create_model(name, num_classes=1000, **shape).state_dict()
     network: Any = timm.create_model(name, num_classes=10, **shape)
-    fitted = fit(network, source, "weights", name, whole=False, new_head=False)
+    fitted = match_weights(network, source, "weights", name, strict=False, new_head=False)
     assert (set(fitted.new), fitted.notes) == (KINDS[name], ())
     network.load_state_dict(fitted.tensors, strict=False)
     images = torch.zeros(2, channels, 64, 64)

@@ -6,7 +6,7 @@ import torch
 
 from rescue_cli import recipe as recipes
 from rescue_cli.build.networks import create_network
-from rescue_cli.sections.optim import claims
+from rescue_cli.sections.optim import assign_parameters
 
 
 @pytest.mark.parametrize("name", ["1cycle-lenet", "step-lenet"])
@@ -43,7 +43,7 @@ def test_pixels_are_divided_by_256_and_biases_have_twice_the_rate(name: str, lr:
     data = recipe.data.options
     assert data["mean"] == [0.0]
     assert 255 * data["std"][0] == pytest.approx(256, abs=1e-5)
-    found = claims(create_network(recipe, 10), recipe.optim)
+    found = assign_parameters(create_network(recipe, 10), recipe.optim)
     for item, claim in zip(recipe.optim, found, strict=True):
         assert item.options["weight_decay"] == 5e-4  # the file has no decay_mult
         assert not claim.undecayed

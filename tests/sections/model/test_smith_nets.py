@@ -16,8 +16,8 @@ from rescue_cli.build.check import check_ingredients
 from rescue_cli.build.feeds import initialise_from_images, load_dataset
 from rescue_cli.build.networks import build_network, create_network
 from rescue_cli.errors import UsageError
-from rescue_cli.sections.model import MODELS, Looking, fill
-from rescue_cli.sections.optim import claims
+from rescue_cli.sections.model import MODELS, DataDependentInit, init_weights
+from rescue_cli.sections.optim import assign_parameters
 
 CPU = torch.device("cpu")
 Array = NDArray[np.float64]
@@ -72,7 +72,7 @@ def test_the_3_layer_net_is_caffes_layer_by_layer() -> None:
         value.copy_(torch.randn_like(value) * (0.1 if "conv" in name else 0.01))
     images = torch.rand(3, 3, 32, 32, dtype=torch.float64) * 255
     mean = images.mean(0)
-    model.get_submodule("mean_image").look([images])  # type: ignore[operator]
+    model.get_submodule("mean_image").init_from([images])  # type: ignore[operator]
 
     def conv(x: Array, name: str) -> Array:
         y = functional.conv2d(
@@ -167,7 +167,7 @@ def test_the_mean_image_is_that_of_all_training_images(cifar_folders: Path) -> N
     data = load_dataset(recipe, cifar_folders)
     network = build_network(recipe, 10, CPU)
     initialise_from_images(recipe, network, data, CPU)
-    (layer,) = (m for m in network.modules() if isinstance(m, Looking))
+    (layer,) = (m for m in network.modules() if isinstance(m, DataDependentInit))
     expected = data.train.pixels.astype(np.float64).mean(0)  # type: ignore[union-attr]
     assert expected.shape == (3, 32, 32)
     assert expected.std() > 1
@@ -183,7 +183,7 @@ def test_the_mean_image_is_that_of_all_training_images(cifar_folders: Path) -> N
 def test_fillers_are_caffes(filler: str, std: float, largest: float | None) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(32, 200, 3), nn.BatchNorm2d(200), nn.Linear(288, 500))
-    fill(model, filler)  # type: ignore[arg-type]
+    init_weights(model, filler)  # type: ignore[arg-type]
     state = model.state_dict()
     for layer in ("0", "2"):
         weight = state[f"{layer}.weight"]
@@ -207,7 +207,7 @@ def test_initial_weights_are_the_recipes_for_any_network() -> None:
 
 def test_a_parameter_named_itself_leaves_its_group() -> None:
     recipe = recipes.load("1cycle-3layer")
-    found = claims(create_network(recipe, 10), recipe.optim)
+    found = assign_parameters(create_network(recipe, 10), recipe.optim)
     assert [claim.decayed for claim in found] == [
         ("conv1.weight", "conv2.weight", "conv3.weight", "conv3.bias"),
         ("conv1.bias", "conv2.bias"),
@@ -216,4 +216,4 @@ def test_a_parameter_named_itself_leaves_its_group() -> None:
     ]
     wrong = [replace(recipe.optim[0], params=name) for name in ("all", "conv4.bias")]
     with pytest.raises(UsageError, match=r"optim\[1\].params: 'conv4.bias' is not known"):
-        claims(create_network(recipe, 10), wrong)
+        assign_parameters(create_network(recipe, 10), wrong)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from rescue_cli import recipe as recipes
-from rescue_cli.bench.plain_layers import write_down
+from rescue_cli.bench.plain_layers import replace_layers
 from rescue_cli.build.check import check_recipe
 from rescue_cli.build.feeds import Machine, build_normalise, initialise_from_images
 from rescue_cli.build.networks import build_network
@@ -95,7 +95,7 @@ def test_celu_is_torchs_to_single_precision(
 def test_the_plain_network_of_the_bench_computes_what_ours_computes() -> None:
     recipe = recipes.load("myrtle", ["train.precision=float64", "model.width=8"])
     ours, plain = (build_network(recipe, 10, CPU).train() for _ in range(2))
-    write_down(plain)
+    replace_layers(plain)
     kinds = {type(layer) for layer in plain.modules()}
     assert nn.CELU in kinds
     assert not kinds & {Celu, GhostBatchNorm2d}
@@ -220,7 +220,7 @@ def prepared(net: nn.Module, *, training: bool) -> tuple[nn.Module, Tensor]:
                 if module.weight.requires_grad:
                     module.weight.uniform_(0.5, 2)
             if isinstance(module, Whitening):
-                module.look([torch.randn(20, 3, 8, 8)])
+                module.init_from([torch.randn(20, 3, 8, 8)])
     return net, torch.randn(8, 3, 32, 32, dtype=torch.float64)
 
 
@@ -382,7 +382,7 @@ def test_whitened_patches_of_photographs_are_uncorrelated(
 ) -> None:
     images = photographs(cifar_folders)
     layer = whitening(size=size, eps=eps, mirrored=mirrored, centred=centred)
-    layer.look(torch.split(images, 64))
+    layer.init_from(torch.split(images, 64))
     count = 3 * size**2
     patches = patches_by_hand(images, size)
     filters = layer.weight.flatten(1)[:count]
@@ -411,7 +411,7 @@ def test_filters_depend_on_neither_batches_nor_the_sign_that_eigh_picks(
     found = []
     for batches in ((images,), torch.split(images.flip(0), 7), (images.float(),)):
         layer = whitening(size=2, eps=5e-4, mirrored=True, centred=False)
-        layer.look(batches)
+        layer.init_from(batches)
         found.append(layer.weight)
     torch.testing.assert_close(found[1], found[0], rtol=0, atol=1e-6)
     torch.testing.assert_close(found[2], found[0], rtol=0, atol=1e-3)
@@ -480,7 +480,7 @@ def test_whitening_wants_both_its_keys() -> None:
     with pytest.raises(UsageError) as error:
         resnet9(whitening_images=10)
     assert str(error.value) == (
-        "model (resnet9): whitening needs both its keys, 'whitening_eps' is missing. "
+        "model (resnet9): whitening needs two keys, and 'whitening_eps' is missing. "
         "Add model.whitening_eps, or remove the other."
     )
 
@@ -539,6 +539,6 @@ def test_a_micro_batch_that_does_not_divide_into_groups_is_refused_before_a_devi
     with pytest.raises(UsageError) as error:
         check_recipe(recipe)
     assert str(error.value) == (
-        "model.ghost: 128 images of a micro-batch do not divide into groups of 48. "
+        "model.ghost: 128 does not divide into groups of 48. "
         "Set train.device_batch_size to a multiple of 48, or model.ghost to a divisor."
     )

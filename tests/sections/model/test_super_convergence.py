@@ -13,7 +13,7 @@ from rescue_cli.build.networks import create_network
 from rescue_cli.build.optimizers import build_optimizers
 from rescue_cli.errors import UsageError
 from rescue_cli.sections.model import MODELS
-from rescue_cli.sections.model.caffe_batch_norm import CaffeBatchNorm2d
+from rescue_cli.sections.model.caffe import CaffeBatchNorm2d
 
 State = Mapping[str, Tensor]
 
@@ -62,7 +62,7 @@ def test_the_net_is_the_prototxts_layer_by_layer_forward_and_backward() -> None:
     model = MODELS["super-convergence"](10, 3, depth=20, norm_momentum=0.05).double()
     images = torch.rand(6, 3, 32, 32, dtype=torch.float64) * 255
     mean = images.mean(0)
-    model.get_submodule("features.0").look([images])  # type: ignore[operator]
+    model.get_submodule("features.0").init_from([images])  # type: ignore[operator]
     copies = {n: p.detach().clone().requires_grad_() for n, p in model.named_parameters()}
     found, wanted = model(images), restated(images, mean, copies, 3)
     torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-10)

@@ -23,9 +23,9 @@ from torch import Tensor, nn
 
 from rescue_cli.build.weights import find_weights
 from rescue_cli.errors import DataError, RescueError, UsageError
-from rescue_cli.predict import predict_images
+from rescue_cli.inference import predict_images
 from rescue_cli.sections.model import load_weights, weights
-from rescue_cli.sections.model.dense import backbone_of
+from rescue_cli.sections.model.dense_prediction import create_backbone
 from tests.conftest import Rescue
 
 NAME = "test_resnet"
@@ -149,7 +149,7 @@ def checkpoints(state: State) -> dict[str, tuple[Any, str]]:
         ),
         "an average of parameters": (
             {"model": state, "ema": {k: v for k, v in other.items() if "running_" not in k}},
-            "'ema' is no whole network; 'model' is taken",
+            "'ema' is not a complete network; 'model' is taken",
         ),
         "an average's decay": (
             {"state_dict": state, "ema": {"decay": torch.tensor(0.99)}},
@@ -157,7 +157,7 @@ def checkpoints(state: State) -> dict[str, tuple[Any, str]]:
         ),
         "an average's decays": (
             {"state_dict": state, "ema": {"decay": torch.tensor([0.99])}},
-            "'ema' is no whole network; 'state_dict' is taken",
+            "'ema' is not a complete network; 'state_dict' is taken",
         ),
         "an average within": (
             {"state_dict": other, "model_ema": {"num_updates": torch.tensor(3), "module": state}},
@@ -169,7 +169,7 @@ def checkpoints(state: State) -> dict[str, tuple[Any, str]]:
         ),
         "decays beside tensors": (
             {**state, "ema": {"decay": torch.tensor([0.99])}},
-            "'ema' is no whole network",
+            "'ema' is not a complete network",
         ),
         "a number beside an unknown name": (
             {"mine": state, "best": torch.tensor(71.5)},
@@ -208,13 +208,13 @@ def test_a_part_of_a_file_is_named_after_a_hash(state: State, tmp_path: Path) ->
     assert source.recipe.model.options["weights"] == f"{file.resolve()}#state_dict"
     assert source.name == "w-state_dict"
     with pytest.raises(UsageError, match=r"holds no part 'ema'\. It has: state_dict, state_dict_e"):
-        weights.read(f"{file}#ema")
+        weights.read_weights(f"{file}#ema")
     pair = {**before("module.q.", state), **before("module.k.", moved(state))}
     torch.save({"state_dict": pair}, file)
     with pytest.raises(UsageError) as raised:
         loaded(file)
     choices = f"{file}#module.k or {file}#module.q"
-    assert str(raised.value) == f"model.weights: {file} holds the network twice. Give {choices}."
+    assert str(raised.value) == f"model.weights: {file} contains the network twice. Give {choices}."
     assert same(loaded(f"{file}#module.q")[0], state)
     assert same(loaded(f"{file}#state_dict.module.k")[0], moved(state))
     torch.save({"a": state, "b": state}, file)
@@ -224,7 +224,7 @@ def test_a_part_of_a_file_is_named_after_a_hash(state: State, tmp_path: Path) ->
     with pytest.raises(UsageError) as raised:
         loaded(file)
     choices = f"{file}#student or {file}#teacher"
-    assert str(raised.value) == f"{file}: holds several weights. Give {choices}."
+    assert str(raised.value) == f"{file}: contains several networks. Give {choices}."
     assert same(loaded(f"{file}#teacher")[0], state)
     hashed = tmp_path / "w#1.pth"
     torch.save(state, hashed)
@@ -236,8 +236,10 @@ def test_an_index_of_shards_is_read_whole(state: State, tmp_path: Path) -> None:
     index = tmp_path / "model.safetensors.index.json"
     index.write_text(json.dumps({"metadata": {}, "weight_map": names}))
     for shard in ("model-0.safetensors", "model-1.safetensors"):
-        with pytest.raises(DataError, match=rf"in 2 files, and \d are not beside it \({shard}\)"):
-            weights.read(index)
+        with pytest.raises(
+            DataError, match=rf"of 2 weight files, of which \d are missing beside it \({shard}\)"
+        ):
+            weights.read_weights(index)
         save_file({k: v for k, v in state.items() if names[k] == shard}, tmp_path / shard)
     assert same(loaded(index)[0], state)
     assert same(loaded(tmp_path)[0], state), "the folder of such files"
@@ -265,7 +267,7 @@ def test_a_link_of_the_hubs_cache_is_not_followed(state: State, tmp_path: Path) 
     save_file(state, blobs / "MODEL-0.SAFETENSORS")
     index = {"weight_map": dict.fromkeys(state, "model-0.safetensors")}
     (blobs / "MODEL.SAFETENSORS.INDEX.JSON").write_text(json.dumps(index))
-    place = weights.resolved(str(snapshot))
+    place = weights.resolve_source(str(snapshot))
     assert place == str(snapshot.resolve() / "model.safetensors.index.json")
     assert same(loaded(place)[0], state)
 
@@ -289,9 +291,9 @@ def test_counts_of_batches_and_a_head_may_be_missing(state: State, tmp_path: Pat
     torch.save(body, file)
     found, said = loaded(file, 10)
     assert same(found, body)
-    assert said == "fc is not there and begins anew"
+    assert said == "fc missing, reinitialised"
     torch.save({**body, "fc.0.weight": torch.ones(3, 3)}, file)
-    assert loaded(file, 10)[1] == "fc is not there and begins anew; 1 not read (fc.0.weight)"
+    assert loaded(file, 10)[1] == "fc missing, reinitialised; 1 not read (fc.0.weight)"
     assert refused(file) == (
         f"model.weights: {file} does not fit {NAME}: 2 tensors are missing (fc.bias, fc.weight), "
         "1 tensors are unknown (fc.0.weight). All but the head fits: name the data of the classes "
@@ -304,7 +306,7 @@ def test_positions_of_another_size_are_resampled_by_timm_and_said(tmp_path: Path
     small = timm.create_model("test_vit", num_classes=1000, img_size=64).state_dict()
     torch.save(small, file)
     found, said = loaded(file, 10, name="test_vit", img_size=96)
-    assert said == "names and shapes brought to timm's by timm"
+    assert said == "names and shapes converted by timm"
     assert found["pos_embed"].shape != small["pos_embed"].shape
     assert same(found, {k: v for k, v in small.items() if k != "pos_embed" and "head" not in k})
 
@@ -315,7 +317,7 @@ def test_weights_that_must_fit_whole_are_reshaped_and_never_resampled(tmp_path: 
     kernel = "patch_embed.proj.weight"
     torch.save({**state, kernel: state[kernel].flatten(1)}, file)  # as linear layers have it
     found, said = loaded(file, name="test_vit", img_size=64)
-    assert said == "names and shapes brought to timm's by timm"
+    assert said == "names and shapes converted by timm"
     assert same(found, state)
     assert refused(file, name="test_vit", img_size=96).startswith(
         f"model.weights: {file} does not fit test_vit: 2 tensors are of another shape "
@@ -331,7 +333,7 @@ def test_weights_that_must_fit_whole_are_reshaped_and_never_resampled(tmp_path: 
 def test_a_backbone_takes_a_classifiers_weights_of_any_name(state: State, tmp_path: Path) -> None:
     file = tmp_path / "w.pth"
     torch.save({"state_dict": before("module.", state)}, file)
-    backbone = backbone_of(NAME, 3, "trained")
+    backbone = create_backbone(NAME, 3, "trained")
     assert backbone.load(str(file), NAME) == (
         f"weights of {file}: 'state_dict' is taken; prefix 'module.' removed"
     )
@@ -391,7 +393,7 @@ def test_no_code_of_a_file_is_run(
     assert not ran.exists()
     assert "convert it once: python -c" in said
     if how != "pickle":
-        assert said.startswith(f"{file}: holds more than tensors (posix.system), and to read that")
+        assert said.startswith(f"{file}: contains more than tensors (posix.system); reading it")
 
 
 def test_the_line_that_converts_a_file_converts_it(
@@ -449,32 +451,32 @@ POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsiz
 OTHERS: dict[str, tuple[Callable[[Path, State], Any], str]] = {
     "pointer": (
         lambda file, _: file.write_bytes(POINTER),
-        r"is a git-lfs pointer in place of the weights \(\d+ bytes\)\. Run 'git lfs pull'\.",
+        r"is a git-lfs pointer, not the weights \(\d+ bytes\)\. Run 'git lfs pull'\.",
     ),
     "page": (
         lambda file, _: file.write_text("\n<!DOCTYPE html><html>Sign in</html>"),
-        r"is a web page that was saved in place of the weights\. Download the file itself",
+        r"is a web page, not the weights\. Download the file itself",
     ),
     "empty": (lambda file, _: file.touch(), r"is empty\. Copy or download it again\."),
     "half a safetensors": (
-        cut("safetensors"), r"is cut off, ([\d,]+) of ([\d,]+) bytes are there\. Copy it again\."
+        cut("safetensors"), r"is truncated: ([\d,]+) of ([\d,]+) bytes\. Copy it again\."
     ),
-    "half a zip": (cut("zip"), r"is cut off, [\d,]+ bytes are there\. Copy it again\."),
-    "half an old file": (cut("old"), r"is cut off or damaged \(.*\)\. Copy it again\."),
+    "half a zip": (cut("zip"), r"is truncated: [\d,]+ bytes\. Copy it again\."),
+    "half an old file": (cut("old"), r"is truncated or damaged \(.*\)\. Copy it again\."),
     "gzip": (
         lambda file, _: file.write_bytes(gzip.compress(b"weights")),
         r"is compressed with gzip \(\d+ bytes\)\. Unpack it with gunzip\.",
     ),
-    "tar": (tarred, r"is a tar archive\. Unpack it with tar -xf, and give what is in it\."),
+    "tar": (tarred, r"is a tar archive\. Unpack it with tar -xf, and give a file in it\."),
     "keras": (
         lambda file, _: file.write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(99)),
-        r"is an HDF5 file, as Keras writes them",
+        r"is an HDF5 file, as written by Keras",
     ),
     "numpy": (
         lambda file, _: file.write_bytes(npz()),
         r"is a zip archive that torch\.save did not write \(a\.npy\)",
     ),
-    "json": (lambda file, _: file.write_text('{"a": 1}'), r"is JSON and no index of weights"),
+    "json": (lambda file, _: file.write_text('{"a": 1}'), r"is JSON, but not an index"),
     "one tensor": (
         lambda file, _: torch.save(torch.zeros(3), file),
         r"holds one Tensor, not weights by name\. Save the state_dict\.",
@@ -544,7 +546,7 @@ def test_a_head_is_trained_on_features_of_a_checkpoint(rescue: Rescue, tmp_path:
     )  # fmt: skip
     assert ended.code == 0, ended.err
     assert "'model_ema', the average, is taken; 1 not read (arch); prefix 'module.'" in ended.err
-    trained = weights.read(tmp_path / "out").tensors
+    trained = weights.read_weights(tmp_path / "out").tensors
     heads = {key for key in source if key.startswith("head.") and ".l." in key}
     assert len(heads) == 4
     assert {trained[key].shape[0] for key in heads} == {2}

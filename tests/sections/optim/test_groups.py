@@ -12,15 +12,15 @@ from torch import nn
 from rescue_cli.build.check import check_recipe
 from rescue_cli.errors import UsageError
 from rescue_cli.recipe import OptimItem, load
-from rescue_cli.sections.model import MODELS, zoo
-from rescue_cli.sections.optim import claims, groups_of
+from rescue_cli.sections.model import MODELS, timm_model
+from rescue_cli.sections.optim import assign_parameters, parameter_groups
 
 
 def network(name: str) -> nn.Module:
     with torch.device("meta"):
         if name in MODELS:
             return MODELS[name](10, 3, width=8, logit_scale=0.125)
-        return zoo(name, 10, 3)
+        return timm_model(name, 10, 3)
 
 
 def items_of(*given: Mapping[str, Any]) -> list[OptimItem]:
@@ -39,7 +39,7 @@ def undecayed_by_timm(model: nn.Module) -> set[str]:
 
 
 def undecayed_here(model: nn.Module, *no_decay: str) -> set[str]:
-    (claim,) = claims(model, items_of({"no_decay": list(no_decay)}))
+    (claim,) = assign_parameters(model, items_of({"no_decay": list(no_decay)}))
     assert not set(claim.decayed) & set(claim.undecayed)
     assert {*claim.decayed, *claim.undecayed} == {name for name, _ in model.named_parameters()}
     return set(claim.undecayed)
@@ -52,7 +52,7 @@ def test_sparing_norms_and_biases_is_timms_own_split(name: str) -> None:
 
 
 def test_resnet50_has_54_decayed_tensors_and_107_that_are_spared() -> None:
-    (claim,) = claims(network("resnet50"), items_of({"no_decay": ["norms", "biases"]}))
+    (claim,) = assign_parameters(network("resnet50"), items_of({"no_decay": ["norms", "biases"]}))
     assert (len(claim.decayed), len(claim.undecayed)) == (54, 107)
 
 
@@ -60,11 +60,11 @@ def test_a_vision_transformers_position_and_class_tokens_decay_unlike_in_timm() 
     model = network("vit_tiny_patch16_224")
     difference = undecayed_by_timm(model) ^ undecayed_here(model, "norms", "biases")
     assert difference == {"pos_embed", "cls_token"}
-    assert {groups_of(model)[name] for name in difference} == {"rest"}
+    assert {parameter_groups(model)[name] for name in difference} == {"rest"}
 
 
 def test_every_parameter_of_a_network_is_in_one_group() -> None:
-    owner = groups_of(network("resnet18"))
+    owner = parameter_groups(network("resnet18"))
     assert owner["conv1.weight"] == "filters"
     assert owner["bn1.weight"] == owner["bn1.bias"] == "norms"
     assert owner["fc.weight"] == "head"
@@ -85,7 +85,7 @@ class Whitening(nn.Conv2d):
 def test_the_bias_of_a_whitening_layer_is_a_group_of_its_own() -> None:
     plain = nn.Conv2d(24, 64, 3)
     model = nn.Sequential(Whitening(), plain, nn.BatchNorm2d(64), nn.Flatten(), nn.Linear(64, 10))
-    assert groups_of(model) == {
+    assert parameter_groups(model) == {
         "0.bias": "whitening",
         "1.weight": "filters",
         "1.bias": "biases",
@@ -95,14 +95,15 @@ def test_the_bias_of_a_whitening_layer_is_a_group_of_its_own() -> None:
         "4.bias": "biases",
     }
     plain.whitens = False  # type: ignore[assignment]
-    others_are = {"params": "filters+norms+head+biases+rest"}
-    whitening, others = claims(model, items_of({"params": "whitening"}, others_are))
+    whitening, others = assign_parameters(
+        model, items_of({"params": "whitening"}, {"params": "filters+norms+head+biases+rest"})
+    )
     assert whitening.decayed == ("0.bias",)
     assert len(others.decayed) == 6
-    with pytest.raises(UsageError, match=r"'whitening': 0.bias, ...\) are claimed by none"):
-        claims(model, items_of(others_are))
+    with pytest.raises(UsageError, match=r"'whitening': 0.bias, ...\) are in no item"):
+        assign_parameters(model, items_of({"params": "filters+norms+head+biases+rest"}))
     model[0].weight.requires_grad_(True)
-    assert groups_of(model)["0.weight"] == "filters"
+    assert parameter_groups(model)["0.weight"] == "filters"
 
 
 def test_a_list_of_optimizers_shares_the_parameters_out() -> None:
@@ -112,7 +113,7 @@ def test_a_list_of_optimizers_shares_the_parameters_out() -> None:
         {"params": "head+biases", "no_decay": ["biases"]},
         {"params": "norms+rest"},
     ]
-    filters, head, norms = claims(model, items_of(*items))
+    filters, head, norms = assign_parameters(model, items_of(*items))
     assert head.decayed == ("fc.weight",)
     assert head.undecayed == ("fc.bias",)
     assert len(filters.decayed) == 20
@@ -126,7 +127,7 @@ def test_a_module_is_named_for_all_its_parameters_which_keep_their_kinds() -> No
         {"params": "layer4+fc", "no_decay": ["norms", "biases"]},
         {"params": "layer4.1.conv2.weight"},
     ]
-    rest, named, one = claims(model, items_of(*items))
+    rest, named, one = assign_parameters(model, items_of(*items))
     below = {n for n, _ in model.named_parameters() if n.startswith(("layer4.", "fc."))}
     assert one.decayed == ("layer4.1.conv2.weight",)
     assert {*named.decayed, *named.undecayed} == below - set(one.decayed)
@@ -141,12 +142,12 @@ def test_a_module_is_named_for_all_its_parameters_which_keep_their_kinds() -> No
     [
         (
             [{"params": "filters"}, {"params": "norms"}],
-            "optim: 1 parameters ('biases': fc.bias, ...) are claimed by none. "
-            "Add an item with params: biases, or params: all to one.",
+            "optim: 1 parameters ('biases': fc.bias, ...) are in no item. Add an item with "
+            "params: biases, or give one item params: all.",
         ),
         (
             [{"params": "all"}, {"params": "norms"}],
-            "optim: the parameters 'norms' are claimed twice, by items 0 and 1. Give them to one.",
+            "optim: the parameters 'norms' are in two items, 0 and 1. Remove them from one.",
         ),
         (
             [{"params": "all"}, {}],
@@ -164,7 +165,7 @@ def test_parameters_claimed_by_none_or_twice_are_refused(
     items: list[dict[str, Any]], message: str
 ) -> None:
     with pytest.raises(UsageError) as refused:
-        claims(network("resnet18"), items_of(*items))
+        assign_parameters(network("resnet18"), items_of(*items))
     assert str(refused.value) == message
 
 

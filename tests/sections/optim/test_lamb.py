@@ -106,7 +106,7 @@ def test_items_that_differ_in_the_norm_that_they_share_are_refused() -> None:
     groups = [
         {"params": [w], "max_grad_norm": norm} for w, norm in zip(weights, (1.0, 2.0), strict=True)
     ]
-    with pytest.raises(UsageError, match=r"optim \(lamb\).max_grad_norm: the items share one norm"):
+    with pytest.raises(UsageError, match=r"optim \(lamb\).max_grad_norm: the norm is taken over"):
         lamb(groups, lr=1.0, weight_decay=0.0, max_grad_norm=1.0)
 
 

@@ -318,6 +318,6 @@ def test_vectors_are_refused() -> None:
     with pytest.raises(UsageError) as refused:
         OPTIMIZERS["muon"]([{"params": [vector]}], **AIRBENCH)
     assert str(refused.value) == (
-        "optim (muon).params: a parameter of shape (64,) is no matrix. Give muon params: filters, "
-        "and the others to another optimizer."
+        "optim (muon).params: a parameter of shape (64,) is not a matrix. Use params: filters for "
+        "muon and another optimizer for the others."
     )

@@ -13,7 +13,7 @@ from rescue_cli.errors import UsageError
 from rescue_cli.sections.optim import OPTIMIZERS
 from rescue_cli.sections.schedule import (
     Rates,
-    Span,
+    ScheduleContext,
     cyclical,
     inv,
     one_cycle,
@@ -43,7 +43,7 @@ def caffe_momentum(iteration: int, stepsize: int, momentum: float, other: float)
 @pytest.mark.parametrize("stepsize", [1000, 4100, 5000])  # the cycle is 20, 82 and 100 % of the run
 def test_one_cycle_is_caffes_at_every_update(stepsize: int) -> None:
     ours = one_cycle(
-        Span(3.0, PER_EPOCH, EPOCHS),
+        ScheduleContext(3.0, PER_EPOCH, EPOCHS),
         stepsize_epochs=stepsize / PER_EPOCH,
         base_factor=0.1,
         momentum=(0.95, 0.85),
@@ -60,7 +60,7 @@ def test_one_cycle_is_caffes_at_every_update(stepsize: int) -> None:
 def test_one_cycle_ends_as_the_logs_of_resnet_50_do() -> None:
     """200,000 iterations, a cycle of 190,000, momentum 0.95 to 0.85: the last stands near 0.945."""
     keys: dict[str, Any] = {"stepsize_epochs": 9.5, "base_factor": 0.05, "momentum": (0.95, 0.85)}
-    span = Span(1.0, 10_000, 20)
+    span = ScheduleContext(1.0, 10_000, 20)
     ends = {
         tail: one_cycle(span, **keys, tail_momentum=tail)(199_999) for tail in ("paper", "hold")
     }
@@ -71,7 +71,7 @@ def test_one_cycle_ends_as_the_logs_of_resnet_50_do() -> None:
 
 def test_one_cycle_without_momentum_leaves_it() -> None:
     ours = one_cycle(
-        Span(1.0, 10, 10),
+        ScheduleContext(1.0, 10, 10),
         stepsize_epochs=4,
         base_factor=0.1,
         momentum=None,
@@ -104,7 +104,7 @@ def test_cyclical_is_torchs_cycliclr(mode: Literal["triangular", "triangular2"])
         10_000,
     )
     ours = cyclical(
-        Span(0.4, PER_EPOCH, EPOCHS),
+        ScheduleContext(0.4, PER_EPOCH, EPOCHS),
         stepsize_epochs=15,
         base_factor=0.125,
         momentum=(0.95, 0.8),
@@ -138,7 +138,7 @@ def test_torch_one_cycle_is_torchs_onecyclelr(
         10_000,
     )
     ours = torch_one_cycle(
-        Span(2.0, PER_EPOCH, EPOCHS),
+        ScheduleContext(2.0, PER_EPOCH, EPOCHS),
         pct_start=pct_start,
         anneal=anneal,
         div_factor=25.0,
@@ -157,7 +157,7 @@ def test_torch_one_cycle_is_torchs_onecyclelr(
 def test_a_phase_without_an_update_is_refused(pct_start: float) -> None:
     with pytest.raises(UsageError, match="leaves a phase without a step"):
         torch_one_cycle(
-            Span(1.0, 10, 10),
+            ScheduleContext(1.0, 10, 10),
             pct_start=pct_start,
             anneal="cos",
             div_factor=25.0,
@@ -177,7 +177,7 @@ def test_a_short_recipe_is_checked_by_its_steps_and_not_by_its_epochs() -> None:
 
 
 def test_inv_is_caffes_formula() -> None:
-    ours = inv(Span(0.01, 938, 12), gamma=1e-4, power=0.75)
+    ours = inv(ScheduleContext(0.01, 938, 12), gamma=1e-4, power=0.75)
     for update in range(10_000):
         assert abs(ours(update).lr - 0.01 * (1 + 1e-4 * update) ** -0.75) <= 1e-15
 
@@ -185,16 +185,20 @@ def test_inv_is_caffes_formula() -> None:
 def test_step_takes_a_factor_for_each_milestone_as_smiths_solver_ended() -> None:
     """x 0.316 at 50, 75 and 87.5 %, and twice at once at 93.75 %."""
     ours = step(
-        Span(0.1, 100, 16), milestones=[8, 12, 14, 15], factor=[0.316, 0.316, 0.316, 0.316**2]
+        ScheduleContext(0.1, 100, 16),
+        milestones=[8, 12, 14, 15],
+        factor=[0.316, 0.316, 0.316, 0.316**2],
     )
     found = [ours(update).lr for update in (799, 800, 1200, 1400, 1500)]
     assert found == pytest.approx([0.1, 0.0316, 0.0099856, 0.00315545, 0.00031509], rel=1e-4)
     with pytest.raises(UsageError, match="4 milestones and 3 factors"):
-        step(Span(0.1, 100, 16), milestones=[8, 12, 14, 15], factor=[0.316, 0.316, 0.316])
+        step(
+            ScheduleContext(0.1, 100, 16), milestones=[8, 12, 14, 15], factor=[0.316, 0.316, 0.316]
+        )
 
 
 def test_a_ramp_is_straight_or_exponential_and_ends_at_its_end() -> None:
-    span = Span(0.1, 50, 4)
+    span = ScheduleContext(0.1, 50, 4)
     linear = ramp(span, start_lr=0.0, end_lr=3.0, shape="linear", momentum=(0.95, 0.85))
     assert [linear(u).lr for u in (0, 50, 100, 199)] == pytest.approx([0, 0.75, 1.5, 2.985])
     assert [linear(u).momentum for u in (0, 100)] == pytest.approx([0.95, 0.9])
@@ -208,7 +212,7 @@ def test_a_ramp_that_does_not_rise_is_refused(
     start: float, shape: Literal["linear", "exponential"]
 ) -> None:
     with pytest.raises(UsageError, match="Give a start_lr below end_lr"):
-        ramp(Span(0.1, 50, 4), start_lr=start, end_lr=1.0, shape=shape, momentum=None)
+        ramp(ScheduleContext(0.1, 50, 4), start_lr=start, end_lr=1.0, shape=shape, momentum=None)
 
 
 @pytest.mark.parametrize("name", ["sgd", "adamw", "lamb"])
@@ -220,7 +224,9 @@ def test_momentum_moves_whatever_an_optimizer_calls_it(name: str) -> None:
     }
     weight = torch.nn.Parameter(torch.ones(2, 2))
     made = OPTIMIZERS[name]([{"params": [weight]}], lr=0.1, weight_decay=0.0, **own[name])
-    schedule = ramp(Span(0.1, 10, 1), start_lr=0, end_lr=1, shape="linear", momentum=(0.9, 0.8))
+    schedule = ramp(
+        ScheduleContext(0.1, 10, 1), start_lr=0, end_lr=1, shape="linear", momentum=(0.9, 0.8)
+    )
     scaler = torch.amp.GradScaler("cpu", enabled=False)
     optimizers = Optimizers([made], [RatedGroup(made, 0, schedule, 2.0)], None, scaler)
     optimizers.set_rates(5)

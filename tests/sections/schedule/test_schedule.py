@@ -12,14 +12,14 @@ from rescue_cli import recipe as recipes
 from rescue_cli.engine.optimizers import Optimizers, RatedGroup
 from rescue_cli.errors import UsageError
 from rescue_cli.sections.optim import OPTIMIZERS
-from rescue_cli.sections.sampling import Steps, shuffled
+from rescue_cli.sections.sampling import SamplingContext, shuffled
 from rescue_cli.sections.schedule import (
     Rates,
-    Span,
+    ScheduleContext,
     constant,
     cosine,
-    ending,
     exponential,
+    freeze_after,
     piecewise,
     step,
 )
@@ -36,7 +36,11 @@ def rate(of: torch.optim.Optimizer) -> float:
 def test_cosine_per_epoch_is_timms_over_the_300_epochs_of_a2() -> None:
     per_epoch = 7
     ours = cosine(
-        Span(5e-3, per_epoch, 300), warmup_epochs=5, warmup_lr=1e-4, min_lr=1e-6, per="epoch"
+        ScheduleContext(5e-3, per_epoch, 300),
+        warmup_epochs=5,
+        warmup_lr=1e-4,
+        min_lr=1e-6,
+        per="epoch",
     )
     theirs_on = optimizer(5e-3)
     theirs = CosineLRScheduler(
@@ -53,7 +57,11 @@ def test_cosine_per_epoch_is_timms_over_the_300_epochs_of_a2() -> None:
 def test_cosine_per_step_is_timms_counted_in_updates() -> None:
     per_epoch, epochs, warmup = 11, 9, 2
     ours = cosine(
-        Span(0.5, per_epoch, epochs), warmup_epochs=warmup, warmup_lr=0.01, min_lr=0.0, per="step"
+        ScheduleContext(0.5, per_epoch, epochs),
+        warmup_epochs=warmup,
+        warmup_lr=0.01,
+        min_lr=0.0,
+        per="step",
     )
     theirs_on = optimizer(0.5)
     theirs = CosineLRScheduler(
@@ -69,7 +77,9 @@ def test_cosine_per_step_is_timms_counted_in_updates() -> None:
 
 
 def test_cosine_over_a_fraction_of_epochs_ends_at_the_lowest_rate() -> None:
-    ours = cosine(Span(1.0, 10, 9.9), warmup_epochs=0, warmup_lr=0, min_lr=0.1, per="step")
+    ours = cosine(
+        ScheduleContext(1.0, 10, 9.9), warmup_epochs=0, warmup_lr=0, min_lr=0.1, per="step"
+    )
     assert ours(0).lr == 1.0
     assert abs(ours(98).lr - (0.1 + 0.9 * (1 + math.cos(math.pi * 98 / 99)) / 2)) <= 1e-12
     assert ours(99).lr == 0.1
@@ -78,7 +88,7 @@ def test_cosine_over_a_fraction_of_epochs_ends_at_the_lowest_rate() -> None:
 
 @pytest.mark.parametrize("per_epoch", [1, 3, 195, 5004])
 def test_step_is_torchs_multisteplr(per_epoch: int) -> None:
-    ours = step(Span(0.1, per_epoch, 90), milestones=[30, 60, 80], factor=0.1)
+    ours = step(ScheduleContext(0.1, per_epoch, 90), milestones=[30, 60, 80], factor=0.1)
     theirs_on = optimizer(0.1)
     theirs = torch.optim.lr_scheduler.MultiStepLR(theirs_on, [30, 60, 80], gamma=0.1)
     for epoch in range(90):
@@ -89,7 +99,7 @@ def test_step_is_torchs_multisteplr(per_epoch: int) -> None:
 
 
 def test_a_milestone_within_an_epoch_is_reached_in_mid_epoch() -> None:
-    ours = step(Span(1.0, 10, 4), milestones=[1.5], factor=0.5)
+    ours = step(ScheduleContext(1.0, 10, 4), milestones=[1.5], factor=0.5)
     assert [ours(update).lr for update in (14, 15)] == [1.0, 0.5]
 
 
@@ -101,7 +111,7 @@ def test_piecewise_is_numpys_interp_read_one_step_ahead_as_myrtle_reads_it() -> 
     recipe = recipes.load("myrtle-baseline")
     assert recipe.schedule.options["first_step"] == 1
     lr = float(recipe.optim[0].options["lr"])
-    ours = build_schedule(recipe.schedule, Span(lr, per_epoch, 24))
+    ours = build_schedule(recipe.schedule, ScheduleContext(lr, per_epoch, 24))
     updates = np.arange(24 * per_epoch)
     expected = np.interp((updates + 1) / per_epoch, [0, 5, 24], [0, 0.4 / 512, 0])
     found = np.array([ours(int(update)).lr for update in updates])
@@ -112,13 +122,13 @@ def test_piecewise_is_numpys_interp_read_one_step_ahead_as_myrtle_reads_it() -> 
 
 
 def test_piecewise_holds_its_first_and_last_factor_outside_the_knots() -> None:
-    ours = piecewise(Span(2.0, 4, 10), epochs=[1, 2.5, 6], factors=[0.25, 1, 0.5])
+    ours = piecewise(ScheduleContext(2.0, 4, 10), epochs=[1, 2.5, 6], factors=[0.25, 1, 0.5])
     expected = np.interp(np.arange(40) / 4, [1, 2.5, 6], [0.5, 2, 1])
     np.testing.assert_allclose([ours(u).lr for u in range(40)], expected, rtol=1e-14)
 
 
 def test_constant_is_constant() -> None:
-    ours = constant(Span(0.3, 10, 5))
+    ours = constant(ScheduleContext(0.3, 10, 5))
     assert {ours(update).lr for update in range(60)} == {0.3}
 
 
@@ -134,7 +144,7 @@ def test_constant_is_constant() -> None:
 )
 def test_wrong_knots_are_refused(epochs: list[float], factors: list[float], said: str) -> None:
     with pytest.raises(UsageError, match=said) as error:
-        piecewise(Span(1.0, 10, 5), epochs=epochs, factors=factors)
+        piecewise(ScheduleContext(1.0, 10, 5), epochs=epochs, factors=factors)
     assert error.value.exit_code == 2
     assert "schedule (piecewise)" in str(error.value)
 
@@ -158,8 +168,8 @@ def test_wrong_knots_are_refused_before_anything_starts(change: str, said: str) 
 # --- which images a micro-batch holds ---
 
 
-def steps(samples: int, batch_size: int, micro_batch_size: int, seed: int = 0) -> Steps:
-    return Steps(samples, batch_size, micro_batch_size, samples // batch_size, seed)
+def steps(samples: int, batch_size: int, micro_batch_size: int, seed: int = 0) -> SamplingContext:
+    return SamplingContext(samples, batch_size, micro_batch_size, samples // batch_size, seed)
 
 
 @pytest.mark.parametrize("samples", [12, 13, 64, 1000])
@@ -196,7 +206,9 @@ def test_micro_batches_of_a_batch_are_the_batch_cut() -> None:
 
 
 def test_a_small_subset_wraps_where_an_epoch_asks_for_more() -> None:
-    sampler = shuffled(Steps(samples=10, batch_size=8, micro_batch_size=4, per_epoch=2, seed=0))
+    sampler = shuffled(
+        SamplingContext(samples=10, batch_size=8, micro_batch_size=4, per_epoch=2, seed=0)
+    )
     seen = np.concatenate([sampler(u, s) for u in range(2) for s in range(2)])
     assert sorted(np.bincount(seen, minlength=10).tolist()) == [1] * 4 + [2] * 6
 
@@ -208,7 +220,7 @@ def test_the_shipped_recipes_name_schedules_that_reach_their_end() -> None:
         recipe = recipes.load(name)
         if recipe.schedule.name in ("constant", "inv"):  # of Smith's baselines
             continue
-        ours = build_schedule(recipe.schedule, Span(1.0, 10, recipe.train.epochs))
+        ours = build_schedule(recipe.schedule, ScheduleContext(1.0, 10, recipe.train.epochs))
         rates = [ours(u).lr for u in range(round(recipe.train.epochs * 10))]
         assert max(rates) <= 1.0
         assert min(rates) >= 0
@@ -226,7 +238,7 @@ def test_the_rate_of_every_epoch_is_that_of_timms_scheduler(
 ) -> None:
     recipe = recipes.load(name)
     keys = dict(recipe.schedule.options)
-    ours = cosine(Span(lr, 625, epochs), **keys)
+    ours = cosine(ScheduleContext(lr, 625, epochs), **keys)
     theirs_on = optimizer(lr)
     theirs = CosineLRScheduler(
         theirs_on, t_initial=epochs, lr_min=1e-6, warmup_t=5, warmup_lr_init=1e-4
@@ -241,7 +253,7 @@ def test_the_rate_of_every_epoch_is_that_of_timms_scheduler(
 def test_exponential_is_the_formula_of_its_authors_code() -> None:
     """FAMS: 2.0 x 0.02^(t/400), its first five epochs times a factor that rises from 0.1 to 1."""
     recipe = recipes.load("fams")
-    ours = exponential(Span(2.0, 10, 400), **recipe.schedule.options)
+    ours = exponential(ScheduleContext(2.0, 10, 400), **recipe.schedule.options)
     for epoch in range(400):
         factor = 0.1 * (1 - epoch / 5) + epoch / 5 if epoch < 5 else 1
         expected = 2.0 * 0.02 ** (epoch / 400) * factor
@@ -251,7 +263,7 @@ def test_exponential_is_the_formula_of_its_authors_code() -> None:
 
 def test_exponential_per_step_moves_within_an_epoch() -> None:
     ours = exponential(
-        Span(1.0, 10, 4), end_factor=0.1, warmup_epochs=0, warmup_factor=0.0, per="step"
+        ScheduleContext(1.0, 10, 4), end_factor=0.1, warmup_epochs=0, warmup_factor=0.0, per="step"
     )
     assert [ours(s).lr for s in (0, 5, 40)] == pytest.approx([1.0, 0.1 ** (0.5 / 4), 0.1])
 
@@ -264,8 +276,8 @@ def test_until_freezes_from_the_update_on_that_begins_its_epoch() -> None:
 
     cut = "{name: piecewise, epochs: [0, 8], factors: [1, 0], first_step: 1, until: 3}"
     item = recipes.load("quickstart", [f"schedule={cut}"]).schedule
-    plain = piecewise(Span(0.5, 25, 8), epochs=[0, 8], factors=[1, 0])
-    ours = build_schedule(item, Span(0.5, 25, 8))
+    plain = piecewise(ScheduleContext(0.5, 25, 8), epochs=[0, 8], factors=[1, 0])
+    ours = build_schedule(item, ScheduleContext(0.5, 25, 8))
     assert [ours(u) for u in range(75)] == [plain(u + 1) for u in range(75)]
     assert {ours(u) for u in range(75, 201)} == {Rates(0.0, 0.0)}
 
@@ -275,7 +287,7 @@ def test_until_freezes_from_the_update_on_that_begins_its_epoch() -> None:
 )
 def test_until_may_be_a_fraction_of_an_epoch(until: float, per_epoch: int, updates: int) -> None:
     # airbench and hiverge: ceil(epochs x steps of an epoch) updates
-    ours = ending(lambda _: Rates(1.0), until, per_epoch)
+    ours = freeze_after(lambda _: Rates(1.0), until, per_epoch)
     assert [ours(u).lr for u in range(60)] == [1.0] * updates + [0.0] * (60 - updates)
 
 
@@ -335,8 +347,8 @@ def test_what_is_frozen_does_not_move_by_velocity_decay_or_norm(name: str) -> No
         weight_decay=0.01,
         **defaults.get(name, {}),
     )
-    steady = constant(Span(0.1, 1, 9))
-    rated = [RatedGroup(made, 0, ending(steady, 3, 1), 2.0), RatedGroup(made, 1, steady, 1.0)]
+    steady = constant(ScheduleContext(0.1, 1, 9))
+    rated = [RatedGroup(made, 0, freeze_after(steady, 3, 1), 2.0), RatedGroup(made, 1, steady, 1.0)]
     scaler = torch.amp.GradScaler("cpu", enabled=False)
     optimizers = Optimizers([made], rated, None, scaler)
     for update in range(9):

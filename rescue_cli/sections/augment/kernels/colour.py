@@ -1,4 +1,4 @@
-"""Blends of an image with a duller version of itself, to the level as PIL's ImageEnhance has them.
+"""Blends of an image with a duller version of itself, exactly as PIL's ImageEnhance.
 
 Images are uint8 (k, 3, h, w); `factor` is (k,) float64 on their device: 0 gives the duller
 version, 1 the image, above 1 goes beyond it.
@@ -40,14 +40,14 @@ def grey(images: Tensor) -> Tensor:
 
 
 def blend(images: Tensor, dull: Tensor, factor: Tensor) -> Tensor:
-    """dull + factor * (images - dull) in single precision as in PIL's Blend.c, cut to levels."""
-    # two roundings, as PIL's: neither lerp nor addcmul, which may use a fused multiply-add
+    """dull + factor * (images - dull) in single precision, clipped to levels, as PIL's Blend.c."""
+    # Two roundings like PIL: lerp and addcmul may use a fused multiply-add
     return to_levels(images.sub(dull).mul_(_column(factor)).add_(dull))
 
 
 def to_levels(values: Tensor) -> Tensor:
-    """Floats, which it overwrites, cut to 0..255 and truncated to uint8 as PIL does."""
-    # through int16, for which torch has a vector instruction: 6 times as fast on a CPU
+    """Clips floats (in place) to 0..255 and truncates them to uint8, as PIL does."""
+    # Through int16, which torch vectorises: 6 times as fast on a CPU
     return values.clamp_(0, 255).to(torch.int16).to(torch.uint8)
 
 

@@ -1,4 +1,4 @@
-"""Changes of an image's hue, through the HSV of 256 levels that PIL converts to and from.
+"""Changes of an image's hue through PIL's conversion to and from HSV with 256 levels.
 
 Images are uint8 (k, 3, h, w); the amount is (k,) float64 on their device.
 """
@@ -7,15 +7,15 @@ import torch
 from torch import Tensor
 
 
-def shift(images: Tensor, turns: Tensor) -> Tensor:
-    """The hue plus a part of the colour circle in [-0.5, 0.5], as torchvision's adjust_hue."""
+def shift_hue(images: Tensor, turns: Tensor) -> Tensor:
+    """Shifts the hue by a share of the circle in [-0.5, 0.5], as torchvision's adjust_hue."""
     steps = (255 * turns).to(torch.int64)[:, None, None]
     hue, saturation, value = to_hsv(images)
     return to_rgb((hue + steps) % 256, saturation, value)
 
 
-def scale(images: Tensor, factor: Tensor) -> Tensor:
-    """The hue times a factor, modulo the circle (Bag of Tricks, 2.1, to the letter)."""
+def scale_hue(images: Tensor, factor: Tensor) -> Tensor:
+    """Multiplies the hue by a factor, modulo the circle (Bag of Tricks, 2.1, taken literally)."""
     hue, saturation, value = to_hsv(images)
     scaled = (hue.double() * factor[:, None, None]).to(torch.int64)
     return to_rgb(scaled % 256, saturation, value)
@@ -28,7 +28,7 @@ def to_hsv(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     value = levels.amax(1)
     chroma = value - levels.amin(1)
     some = chroma.clamp(min=1).float()
-    # single precision where PIL stores a value, and double where C computes with 2.0 and 4.0
+    # Single precision where PIL stores a value, double where C computes with 2.0 and 4.0
     to_red, to_green, to_blue = (((value - c).float() / some).double() for c in (red, green, blue))
     sector = torch.where(
         red == value,
@@ -47,7 +47,7 @@ def to_rgb(hue: Tensor, saturation: Tensor, value: Tensor) -> Tensor:
     """uint8 (k, 3, h, w) of int64 hue, saturation and value (k, h, w), as PIL's Convert.c."""
     position = hue.double() * 6.0 / 255.0
     sector = position.floor()
-    within = (position - sector).float().double()  # where PIL has single precision
+    within = (position - sector).float().double()  # PIL stores it in single precision
     share = (saturation.double() / 255.0).float().double()
     full = value.double()
     low = _rounded(full * (1.0 - share))
@@ -69,5 +69,5 @@ def to_rgb(hue: Tensor, saturation: Tensor, value: Tensor) -> Tensor:
 
 
 def _rounded(values: Tensor) -> Tensor:
-    """Halves away from 0, as C rounds."""
+    """Rounds halves away from 0, as C does."""
     return (values + 0.5).floor().to(torch.int64).clamp(0, 255)

@@ -1,4 +1,4 @@
-"""Operations on grey levels, each image with its own argument, to the level as PIL has them.
+"""Operations on levels 0 to 255, each image with its own argument, exactly as PIL's.
 
 Images are uint8 (k, 3, h, w); `argument` is (k,) float64 on their device.
 """
@@ -15,28 +15,28 @@ def invert(images: Tensor, _argument: Tensor) -> Tensor:
 
 
 def posterize(images: Tensor, bits: Tensor) -> Tensor:
-    """The upper `bits` of each level; 0 bits leave black, where Pillow 13 refuses."""
+    """Keeps the upper `bits` of each level; 0 bits give black, which Pillow 13 refuses."""
     mask = LEVELS - 2.0 ** (8 - bits)
     return images & _column(mask.to(torch.uint8))
 
 
 def solarize(images: Tensor, threshold: Tensor) -> Tensor:
-    """Levels from `threshold` on inverted (PIL's ImageOps.solarize); 256 leaves all."""
+    """Inverts levels from `threshold` on (PIL's ImageOps.solarize); 256 inverts none."""
     above = images >= _column(threshold.to(torch.int16))
     return images ^ above.to(torch.uint8).neg_()
 
 
 def solarize_add(images: Tensor, amount: Tensor) -> Tensor:
-    """`amount`, at most 128, added to the levels below 128 (timm's solarize_add)."""
+    """Adds `amount`, at most 128, to levels below 128 (timm's solarize_add)."""
     below = images < LEVELS // 2
     return images + below.to(torch.uint8).mul_(_column(amount.to(torch.uint8)))
 
 
 def auto_contrast(images: Tensor, _argument: Tensor) -> Tensor:
-    """Each channel stretched linearly to 0..255 (PIL's ImageOps.autocontrast without cutoff)."""
+    """Stretches each channel linearly to 0..255 (PIL's ImageOps.autocontrast without cutoff)."""
     flat = images.flatten(2)
     low, high = flat.amin(2, keepdim=True).double(), flat.amax(2, keepdim=True).double()
-    # PIL's roundings: 255.0 / tensor would be the reciprocal times 255, which differs
+    # For PIL's rounding: 255.0 / tensor is computed as reciprocal times 255, which differs
     scale = torch.full_like(low, 255.0) / (high - low)
     ramp = _ramp(images).double()
     stretched = (ramp * scale + (-low * scale)).clamp(0, 255).floor()
@@ -44,31 +44,31 @@ def auto_contrast(images: Tensor, _argument: Tensor) -> Tensor:
 
 
 def equalize(images: Tensor, _argument: Tensor) -> Tensor:
-    """Each channel's histogram flattened (PIL's ImageOps.equalize)."""
-    places = images.flatten(2).long()
-    counts = histogram(places)
+    """Equalises each channel's histogram (PIL's ImageOps.equalize)."""
+    indices = images.flatten(2).long()
+    counts = histogram(indices)
     occurs = counts > 0
-    # the count of the highest level that occurs: where the sum of all is reached first
+    # The count of the highest level that occurs: where the cumulative sum first reaches the total
     total = counts.sum(2, keepdim=True)
     sums = counts.cumsum(2)
     last = torch.where(occurs & (sums == total), counts, 0).sum(2, keepdim=True)
     step = (total - last) // (LEVELS - 1)
     before = sums - counts + step // 2
     flattened = (before // step.clamp(min=1)).clamp(max=255)
-    return lookup(places, torch.where(step > 0, flattened, _ramp(images))).view(images.shape)
+    return lookup(indices, torch.where(step > 0, flattened, _ramp(images))).view(images.shape)
 
 
-def histogram(places: Tensor) -> Tensor:
-    """How often each of the levels (k, channels, pixels), int64, occurs: (k, channels, 256)."""
-    # whole numbers, so that the order of a GPU's additions does not matter
-    ones = torch.ones((), dtype=torch.int32, device=places.device).expand_as(places)
-    counts = torch.zeros((*places.shape[:2], LEVELS), dtype=torch.int32, device=places.device)
-    return counts.scatter_add_(2, places, ones)
+def histogram(indices: Tensor) -> Tensor:
+    """Counts of the levels (k, channels, pixels) int64: (k, channels, 256)."""
+    # Integers, so that the order of additions on a GPU does not matter
+    ones = torch.ones((), dtype=torch.int32, device=indices.device).expand_as(indices)
+    counts = torch.zeros((*indices.shape[:2], LEVELS), dtype=torch.int32, device=indices.device)
+    return counts.scatter_add_(2, indices, ones)
 
 
-def lookup(places: Tensor, tables: Tensor) -> Tensor:
-    """Each level (k, channels, pixels) replaced by its entry of the table (k, channels, 256)."""
-    return tables.to(torch.uint8).gather(2, places)
+def lookup(indices: Tensor, tables: Tensor) -> Tensor:
+    """Replaces each level (k, channels, pixels) by its entry in the table (k, channels, 256)."""
+    return tables.to(torch.uint8).gather(2, indices)
 
 
 def _ramp(images: Tensor) -> Tensor:

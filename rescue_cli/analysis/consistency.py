@@ -1,0 +1,140 @@
+"""In what runs differ: recipe, data, weights; checks that a sweep differs in its seeds alone."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rescue_cli.errors import DataError
+from rescue_cli.metrics.names import measurement_name
+from rescue_cli.recipe import SECTIONS, recipe_in
+from rescue_cli.recipe.changes import (
+    DEFAULTS,
+    ROOTS,
+    WEIGHTS,
+    as_written,
+    differences,
+    flat,
+    is_path,
+)
+from rescue_cli.rundir import RunDirectory, read_identity
+
+Values = Mapping[str, Any]  # by dotted key
+SEED = "train.seed"
+
+
+def data_fingerprints(run: Path) -> dict[str, Any] | None:
+    """The run's data and weights by key; None of a run without data.json. Raises `DataError`."""
+    identity = read_identity(RunDirectory(run))
+    if identity is None:
+        return None
+    images = {
+        f"data.{name}": f"{split['images']} images, fingerprint {split['digest'][:12]}"
+        for name, split in identity["splits"].items()
+    }
+    weights = {key: f"fingerprint {digest[:12]}" for key, digest in identity["weights"].items()}
+    return {"data.classes": len(identity["classes"]), **images, **weights}
+
+
+def run_changes(a: Path, b: Path) -> dict[str, tuple[Any, Any]]:
+    """The keys in which two runs' recipes differ: (a's, b's).
+
+    Where both runs recorded fingerprints of their data and weights, these are compared in place of
+    the paths: the training images as the key `data.train`, and the weights.
+    """
+    changed = differences(recipe_in(a).tree, recipe_in(b).tree)
+    first, second = data_fingerprints(a), data_fingerprints(b)
+    if first is None or second is None:
+        return changed
+    kept = {key: values for key, values in changed.items() if not is_path(key, *values)}
+    for key in ("data.train", *WEIGHTS):
+        pair = first.get(key), second.get(key)
+        if key not in kept and pair[0] != pair[1]:
+            kept[key] = pair
+    return kept
+
+
+def check_seeds(folders: Mapping[int, Path], results: Mapping[int, Values]) -> None:
+    """Raises `DataError` where a run's seed is not the one in its folder's name."""
+    for seed, folder in folders.items():
+        run = RunDirectory(folder)
+        seeds = {}
+        if run.recipe.is_file():
+            seeds[run.recipe] = (SEED, recipe_in(folder).train.seed)
+        if seed in results and results[seed]["seed"] is not None:
+            seeds[run.result] = ("seed", results[seed]["seed"])
+        for file, (key, other) in seeds.items():
+            if other != seed:
+                raise DataError(
+                    f"{file}: {key}: {other}, but the folder is seed {seed}'s. {_cure(folder)}"
+                )
+
+
+def check_same_recipe(folders: Sequence[Path]) -> None:
+    """Raises `DataError` where a run's recipe or training data differs from most runs'."""
+    existing = [folder for folder in folders if RunDirectory(folder).recipe.is_file()]
+    fingerprints = {
+        folder: each for folder in existing if (each := data_fingerprints(folder)) is not None
+    }
+    # without fingerprints, data and weights are told apart by their paths
+    all_known = all(
+        folder in fingerprints for folder in existing if RunDirectory(folder).result.is_file()
+    )
+    _check_equal(
+        {folder: _procedure(folder, ignore_paths=all_known) for folder in existing}, "recipe.yaml"
+    )
+    _check_equal(fingerprints, "data.json")
+
+
+def check_same_test(results: Mapping[Path, Values]) -> None:
+    """Raises `DataError` where a run's test images or evaluation differ from most runs'."""
+    _check_equal({folder: _tested(result) for folder, result in results.items()}, "result.json")
+
+
+def _procedure(folder: Path, *, ignore_paths: bool) -> dict[str, Any]:
+    """The keys that decide a run's training, without its seed.
+
+    With `ignore_paths` also without the paths of its data and weights.
+    """
+    tree = recipe_in(folder).tree
+    values = flat({key: value for key, value in tree.items() if key in SECTIONS})
+    return {
+        key: value
+        for key, value in values.items()
+        if value not in (None, DEFAULTS.get(key))
+        and key != SEED
+        and key not in ROOTS
+        and not (ignore_paths and is_path(key, value))
+    }
+
+
+def _tested(result: Values) -> dict[str, Any]:
+    """The images and evaluation protocol of each measurement, by its name."""
+    entries = result["sets"]
+    values: dict[str, Any] = {"sets": [measurement_name(entry, entries) for entry in entries]}
+    for name, entry in zip(values["sets"], entries, strict=True):
+        values[f"{name}.count"] = entry["count"]
+        values |= {f"{name}.protocol.{key}": v for key, v in flat(entry["protocol"]).items()}
+    return values
+
+
+def _check_equal(by_folder: Mapping[Path, Values], file: str) -> None:
+    """Raises `DataError` for the first key in which a folder differs from the majority."""
+    groups: list[list[Path]] = []
+    for folder, values in by_folder.items():
+        group = next((g for g in groups if by_folder[g[0]] == values), None)
+        groups.append([folder]) if group is None else group.append(folder)
+    if len(groups) < 2:
+        return
+    usual = max(groups, key=len)
+    deviating = next(group for group in groups if group is not usual)
+    deviates, expected = by_folder[deviating[0]], by_folder[usual[0]]
+    key = next(key for key in [*expected, *deviates] if deviates.get(key) != expected.get(key))
+    raise DataError(
+        f"{deviating[0] / file}: {key}: {as_written(deviates.get(key))}, but {usual[0].name} has "
+        f"{as_written(expected.get(key))}. The runs of a sweep may differ only in their seed. "
+        f"{_cure(deviating[0])}"
+    )
+
+
+def _cure(folder: Path) -> str:
+    return f"Move {folder.name} out of {folder.parent}."

@@ -1,0 +1,62 @@
+"""Wall-clock times of two functions, measured alternately in one run."""
+
+import sys
+import time
+from collections.abc import Callable, Iterable
+from statistics import median
+from typing import Any
+
+import torch
+
+
+def time_alternately(
+    ours: Callable[[], None],
+    theirs: Callable[[], None],
+    *,
+    calls: int,
+    rounds: int,
+    images: int,
+    device: torch.device,
+) -> dict[str, Any]:
+    """Images/s of both, and the ratio of our time to theirs: median, lowest, highest over rounds.
+
+    A round is `calls` calls of each, at `images` images per call. Which goes first alternates.
+    """
+    for warm_up in (ours, theirs):
+        time_calls(warm_up, max(2, calls // 4), device)
+    pairs = []
+    for number in rounds_shown(rounds):
+        order = (ours, theirs) if number % 2 else (theirs, ours)
+        seconds = {function: time_calls(function, calls, device) for function in order}
+        pairs.append((seconds[ours], seconds[theirs]))
+    ratios = sorted(a / b for a, b in pairs)
+    return {
+        "ours": calls * images / median(a for a, _ in pairs),
+        "theirs": calls * images / median(b for _, b in pairs),
+        "ratio": median(ratios),
+        "ratio_low": ratios[0],
+        "ratio_high": ratios[-1],
+    }
+
+
+def rounds_shown(rounds: int) -> Iterable[int]:
+    """The numbers of the rounds, counted on a terminal by a bar that moves only between them."""
+    from rich.console import Console
+    from rich.progress import track
+
+    out, shown = Console(stderr=True), sys.stderr.isatty()
+    return track(
+        range(rounds), "rounds", console=out, auto_refresh=False, transient=True, disable=not shown
+    )
+
+
+def time_calls(function: Callable[[], None], calls: int, device: torch.device) -> float:
+    """Wall-clock seconds of `calls` calls, including the device's work."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    started = time.perf_counter()
+    for _ in range(calls):
+        function()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - started

@@ -1,0 +1,133 @@
+"""The classes of the commands: how `rescue` and its verbs read their words, fail and begin."""
+
+import difflib
+import os
+import sys
+from typing import Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup, TyperOption
+
+from rescue_cli.cli.help import OneScreen
+from rescue_cli.errors import UsageError, refuse_url
+
+TEXT_OPTIONS = ("--note",)  # may hold a URL, because they name no file
+
+
+class Verb(OneScreen, TyperCommand):
+    """A verb."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parses the words; raises `UsageError` where a URL is given as a file or folder.
+
+        Before they are parsed, because a `Path` keeps one slash of two. URLs in a recipe's keys are
+        refused when the recipe is read.
+        """
+        if not ctx.resilient_parsing:
+            _, _, verb = ctx.command_path.partition(" ")
+            _refuse_urls(verb, args)
+        return super().parse_args(ctx, args)
+
+
+def _refuse_urls(verb: str, words: list[str]) -> None:
+    key = verb
+    for word in words:
+        option, equals, value = word.partition("=")
+        if not word.startswith("-"):
+            option, value = key, word
+        elif not equals:
+            key = word
+            continue
+        if option not in TEXT_OPTIONS:
+            refuse_url(option, value)
+        key = verb
+
+
+class ComputingVerb(Verb):
+    """A verb that trains, evaluates or measures.
+
+    On a CPU it runs with settings for the memory allocator, which a process can only begin with.
+    Where torchrun, srun or mpirun started it several times, the processes make one group.
+    """
+
+    one_process = False  # whether it refuses to be one of several processes
+
+    def invoke(self, ctx: Any) -> Any:
+        """Runs the verb; raises `UsageError` for variables that describe no possible group."""
+        options = ctx.params
+        if not any(options.get(name) for name in ("dry_run", "plan", "table")):
+            from rescue_cli.runs.allocator import restart_with_settings
+
+            restart_with_settings("cuda" if options.get("gpus") else options.get("device"))
+        self._join_group(ctx)
+        return super().invoke(ctx)
+
+    def _join_group(self, ctx: Any) -> None:
+        """Makes this command one process of the group that it was started in.
+
+        Processes that it starts itself must not join it, so the group's variables are removed.
+        """
+        from rescue_cli.runs import launcher
+
+        launch = launcher.detect(os.environ)
+        options = ctx.params
+        is_node = (
+            options.get("nodes", 1) > 1 or options.get("node_rank") or options.get("rendezvous")
+        )
+        if launch is not None and launch.launcher in launcher.TASK_LAUNCHERS and is_node:
+            launch = None  # each task is a machine, which starts its own processes
+        if launch is not None and self.one_process:
+            raise UsageError(
+                f"bench: measures one process, and runs as {launch.size} ({launch.launcher}). "
+                f"Start it once. {launch.cure}"
+            )
+        launcher.clear_torchrun_variables(os.environ)
+        if launch is not None:
+            from rescue_cli.runs.console import note
+            from rescue_cli.runs.group import join_group
+
+            ctx.obj.enter_context(join_group(launch, sys.argv[1:], note))
+
+
+class Benchmark(ComputingVerb):
+    """A benchmark that uses the allocator's settings, and measures a single process."""
+
+    one_process = True
+
+
+class Group(OneScreen, TyperGroup):
+    """A verb that has verbs below it."""
+
+    def get_params(self, ctx: Any) -> Any:
+        """The options, with False for a flag that is not given.
+
+        typer's own flags (help, shell completion) have None, which it would convert with pydantic.
+        Importing that takes longer than all else that `rescue recipes` does.
+        """
+        params = super().get_params(ctx)
+        for param in params:
+            if isinstance(param, TyperOption) and param.is_flag and param.default is None:
+                param.default = False
+        return params
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parses the words; without any, prints the help to stderr and ends with code 2."""
+        if not args and self.no_args_is_help and not ctx.resilient_parsing:
+            print(ctx.get_help(), file=sys.stderr)
+            ctx.exit(2)
+        return super().parse_args(ctx, args)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """The verb that the first word names; ends with its nearest names where there is none."""
+        if args and args[0] not in self.commands and not ctx.resilient_parsing:
+            near = difflib.get_close_matches(args[0], self.commands)
+            question = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+            ctx.fail(f"No such command '{args[0]}'.{question}")
+        return super().resolve_command(ctx, args)
+
+
+class App(typer.Typer):
+    """An app whose commands are of these classes."""
+
+    def command(self, *args: Any, **options: Any) -> Any:
+        return super().command(*args, **{"cls": Verb, **options})

@@ -1,0 +1,224 @@
+"""Classifies single images with the weights and the preprocessing of a run."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, TypedDict
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from rescue_cli.build.check import check_recipe
+from rescue_cli.build.feeds import build_normalise
+from rescue_cli.build.networks import build_network
+
+# data_keys
+from rescue_cli.build.weights import Source, check_changes, find_weights, known_classes
+from rescue_cli.errors import DataError, UsageError
+from rescue_cli.recipe import Recipe
+from rescue_cli.recipe.changes import given_keys, is_given
+from rescue_cli.sections.data import FACTS, channels_of, imagenet_class_names
+from rescue_cli.sections.data.decode import UNREADABLE, centre_crop, describe_error, read_image
+from rescue_cli.sections.data.decoding_notes import describe_files
+from rescue_cli.sections.data.listing import (
+    HIDDEN_FILES,
+    SkippedFiles,
+    image_extensions,
+    is_hidden,
+    list_images,
+)
+from rescue_cli.sections.data.rgb import Reading
+from rescue_cli.sections.tta import TTAS
+
+
+class ClassProbability(TypedDict("_Class", {"class": str})):
+    """One class of a prediction."""
+
+    probability: float
+
+
+class Prediction(TypedDict):
+    """The most probable classes of one image, and how the image was read and resized."""
+
+    image: str
+    classes: list[ClassProbability]
+    protocol: dict[str, Any]
+
+
+class Classifier:
+    """A trained network with its own preprocessing and the names of its classes.
+
+    `network` maps float images (N, C, H, W) to logits (N, classes) and is in evaluation mode;
+    `protocol` says how an image is read, resized and cropped.
+    """
+
+    def __init__(self, source: Source, reading: Reading, classes: list[str], device: str) -> None:
+        self.classes = classes
+        self.device = torch.device(device)
+        self.protocol = _protocol(source.recipe, reading)
+        self.notes = list(source.notes)  # how the weights and the preprocessing were found
+        self._recipe, self._reading = source.recipe, reading
+        self._normalise = build_normalise(source.recipe, self.device)
+        self._view = TTAS[source.recipe.eval.ttas[0]]
+        self.network = build_network(
+            source.recipe, len(classes), self.device, whole=True, note=self.notes.append
+        ).eval()
+
+    def preprocess(self, image: Path | str | Image.Image) -> Tensor:
+        """A file or an RGB image as the network sees it: (C, size, size), normalised, on `device`.
+
+        Raises `DataError` for a file that is not a readable image.
+        """
+        if isinstance(image, Image.Image):
+            pixels = _crop(image.convert("RGB"), self._recipe)
+        else:
+            pixels = _read(Path(image), self._recipe, self._reading)
+        normalised: Tensor = self._normalise(pixels.unsqueeze(0).to(self.device))[0]
+        return normalised
+
+    @torch.inference_mode()
+    def __call__(self, images: Tensor) -> Tensor:
+        """Probabilities (N, classes), float64, of preprocessed images (N, C, H, W).
+
+        With the test-time augmentation of the protocol.
+        """
+        return self._view(self.network, images).double().softmax(1)
+
+
+def load_classifier(
+    given: Path | str, device: str, *, model: str | None = None, changes: Sequence[str] = ()
+) -> Classifier:
+    """The classifier in a run directory, a weights file or `timm:NAME`.
+
+    `model` names the architecture of weights without a recipe, `changes` are overrides. Raises
+    `DataError`, `UsageError`.
+    """
+    source = find_weights(str(given), ["train.precision=float32", *changes], model=model)
+    check_changes(changes, source)
+    classes = _classes(source)
+    check_recipe(source.recipe)
+    source.recipe.demand_classification("predict")
+    return Classifier(source, _reading(source, changes), classes, device)
+
+
+def predict_images(
+    given: Path | str,
+    images: Sequence[Path],
+    top: int,
+    device: str,
+    *,
+    model: str | None = None,
+    changes: Sequence[str] = (),
+    note: Callable[[str], None] = lambda _: None,
+) -> list[Prediction]:
+    """For each image its `top` classes with probabilities; of a folder for each image in it.
+
+    `note` gets a line for each thing worth knowing: how images are read, which files are skipped.
+    Raises `DataError`, `UsageError`.
+    """
+    classifier = load_classifier(given, device, model=model, changes=changes)
+    reading = classifier._reading
+    for line in classifier.notes:
+        note(line)
+    background = "ignored" if reading.background == "ignored" else f"on {reading.background}"
+    note(
+        f"images: EXIF orientation {reading.exif} (data.exif), "
+        f"transparency {background} (data.background)"
+    )
+    files = _files(images, note)
+    for line in describe_files(files, reading):
+        note(line)
+    classes = classifier.classes
+    predictions: list[Prediction] = []
+    for path in files:
+        probabilities = classifier(classifier.preprocess(path).unsqueeze(0))[0]
+        values, indices = probabilities.topk(min(top, len(classes)))
+        best = zip(indices.tolist(), values.tolist(), strict=True)
+        predictions.append(
+            {
+                "image": str(path),
+                "classes": [{"class": classes[i], "probability": p} for i, p in best],
+                "protocol": classifier.protocol,
+            }
+        )
+    return predictions
+
+
+def _files(given: Sequence[Path], note: Callable[[str], None]) -> list[Path]:
+    """The given files and the images in the given folders; raises `DataError` without any."""
+    files: list[Path] = []
+    passed = SkippedFiles(check_sizes=True)
+    image_extensions()  # registers the formats of PIL's plugins
+    for path in given:
+        if path.is_dir():
+            files += [path / name for name in list_images(path, passed)]
+        elif is_hidden(path.name):
+            passed.add(HIDDEN_FILES, str(path))
+        else:
+            files.append(path)
+    if not files:
+        skipped = passed.summary() or "nothing"
+        raise DataError(f"{given[0]}: no readable image ({skipped}). Give another file or folder.")
+    for line in passed.notes():
+        note(line)
+    return files
+
+
+def _classes(source: Source) -> list[str]:
+    """The class names in the file's metadata; without metadata of a recipe, ImageNet's."""
+    if (names := known_classes(source.metadata)) is not None:
+        return names
+    if "recipe" not in source.metadata:
+        words = imagenet_class_names()
+        return [words[wnid] for wnid in sorted(words)]
+    raise UsageError(f"{source.given}: has no class names. Give a run of this tool.")
+
+
+def _reading(source: Source, changes: Sequence[str]) -> Reading:
+    """How image files are read: as the run read its files; with EXIF applied if it read none.
+
+    A run that read files and whose recipe has no `data.exif` ignored it.
+    """
+    facts = FACTS.get(source.trained.data.name) if source.trained is not None else None
+    of_files = facts is not None and facts.size is None
+    reading = Reading.of(source.recipe.data)
+    if of_files or is_given("data.exif", given_keys(changes)):
+        return reading
+    return replace(reading, exif="applied")
+
+
+def _protocol(recipe: Recipe, reading: Reading) -> dict[str, Any]:
+    """The evaluation protocol of each image."""
+    evaluation = recipe.eval
+    return {
+        "size": evaluation.sizes[0],
+        "crop": evaluation.crops[0],
+        "interpolation": evaluation.interpolation,
+        "decoder": "pil",
+        "tta": evaluation.ttas[0],
+        **asdict(reading),
+    }
+
+
+def _read(path: Path, recipe: Recipe, reading: Reading) -> Tensor:
+    """A file as `_crop` returns it; raises `DataError`."""
+    try:
+        image = read_image(path, "pil", reading)
+    except FileNotFoundError:
+        raise DataError(f"{path}: file not found. Give the path of an image.") from None
+    except UNREADABLE as error:
+        raise DataError(
+            f"{path}: cannot be decoded: {describe_error(error)}. Give a readable image file."
+        ) from None
+    return _crop(image, recipe)
+
+
+def _crop(image: Image.Image, recipe: Recipe) -> Tensor:
+    """The centre crop that the network sees, (C, size, size) uint8."""
+    evaluation = recipe.eval
+    if FACTS[recipe.data.name].channels == 1:
+        image = Image.fromarray(np.array(image.convert("L"))).convert("RGB")
+    view = evaluation.sizes[0], evaluation.crops[0], evaluation.interpolation, evaluation.resize
+    return centre_crop(image, *view)[: channels_of(recipe.data.name, recipe.data)]

@@ -1,0 +1,88 @@
+"""`tune.html`: each decision of a search, and the comparison of the base and the tuned recipe."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from rescue_cli.analysis.claims import detail_lines
+from rescue_cli.analysis.compare import describe_sides
+from rescue_cli.analysis.curves import smooth
+from rescue_cli.analysis.lr_range import Curves
+from rescue_cli.analysis.tuning import Decision, Outcome, Verdict
+from rescue_cli.report.html import render
+from rescue_cli.report.lr_range import scale_loss_axis
+from rescue_cli.report.pictures import new_figure
+
+
+def tuning_title(recipe: str, verdict: Verdict | None) -> str:
+    """The outcome of a search, in a line."""
+    if verdict is None:
+        return f"{recipe}: unfinished search"
+    return f"{recipe}: tuned, and better" if verdict.better else f"{recipe}: nothing better found"
+
+
+def render_tuning_page(
+    title: str, held_out: int, decisions: Sequence[Decision], verdict: Verdict | None
+) -> str:
+    """A page that fetches nothing; `held_out`: the training images that a loss is measured on."""
+    sides = [] if verdict is None or not verdict.pairs else describe_sides(verdict.sides)
+    pairs = [] if verdict is None else verdict.pairs
+    return render(
+        "tuning.html",
+        title=title,
+        verdict=verdict,
+        headings=["", "mean %", "std", "runs"],
+        rows=[
+            [side["name"], f"{side['mean']:.2f}",
+             "-" if side["std"] is None else f"{side['std']:.2f}", str(side["n"])]
+            for side in sides
+        ],
+        pairs=[{"claim": pair["claim"], "details": detail_lines(pair)} for pair in pairs],
+        held_out=held_out,
+        decisions=[_section(decision) for decision in decisions],
+    )  # fmt: skip
+
+
+def _section(decision: Decision) -> dict[str, Any]:
+    figures = {}
+    if decision.ranges:
+        figures["loss over the learning rate"] = _plot_ranges(decision.ranges)
+    if decision.outcomes:
+        figures["held-out loss and accuracy"] = _plot_outcomes(decision.outcomes)
+    return {
+        "heading": f"{decision.step.capitalize()}: {decision.chosen}",
+        "why": f"{decision.why[:1].upper()}{decision.why[1:]}.",
+        "tried": decision.tried,
+        "figures": figures,
+    }
+
+
+def _plot_outcomes(outcomes: Sequence[Outcome]) -> Any:
+    """Held-out loss and accuracy over the run, a line for each run."""
+    figure = new_figure(10, 3.4)
+    loss, accuracy = figure.subplots(1, 2)
+    for outcome in outcomes:
+        share = [100 * (i + 1) / len(outcome.losses) for i in range(len(outcome.losses))]
+        loss.plot(share, outcome.losses, marker=".", label=outcome.name)
+        accuracy.plot(share, outcome.accuracies, marker=".", label=outcome.name)
+    for axes, title in ((loss, "held-out loss"), (accuracy, "held-out top-1 %")):
+        axes.set_title(title, fontsize=10)
+        axes.set_xlabel("% of the run")
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=7)
+    return figure
+
+
+def _plot_ranges(ranges: Sequence[Curves]) -> Any:
+    """Training and held-out loss over the learning rate."""
+    figure = new_figure(10, 3.4)
+    for axes, curves in zip(figure.subplots(1, len(ranges), squeeze=False)[0], ranges, strict=True):
+        for name, values in (("training", curves.train_losses), ("held-out", curves.test_losses)):
+            axes.plot(curves.rates, smooth(values), label=f"{name}, smoothed")
+        if curves.rates[-1] > 100 * max(curves.rates[0], 1e-12):
+            axes.set_xscale("log")
+        scale_loss_axis(axes, [*curves.train_losses, *curves.test_losses])
+        axes.set_title("loss over the learning rate", fontsize=10)
+        axes.set_xlabel("learning rate")
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=7)
+    return figure
