@@ -156,7 +156,7 @@ class Ramp:
         own = [
             f"~{optim_path(recipe, index)}.schedule"
             for index, item in enumerate(recipe.optim)
-            if "schedule" in item.options
+            if item.schedule is not None
         ]
         return recipe.with_overrides(
             f"schedule={{name: ramp, start_lr: {self.start}, end_lr: {self.end}, "
@@ -349,7 +349,7 @@ def with_one_cycle(recipe: Recipe, max_lr: float, momentum: tuple[float, float] 
     """The recipe with a 1cycle up to `max_lr`; every group keeps its ratio to the first."""
     ratio = max_lr / recipe.optim[0].lr
     rates = [
-        f"{optim_path(recipe, index)}.lr={float(item.options['lr']) * ratio:.6g}"
+        f"{optim_path(recipe, index)}.lr={item.lr * ratio:.6g}"
         for index, item in enumerate(recipe.optim)
     ]
     cycled: Any = "null" if momentum is None else list(momentum)

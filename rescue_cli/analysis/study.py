@@ -145,7 +145,7 @@ def cell_runs(study: Study, recipe: Recipe, seeds: int | None) -> dict[str, Reci
         batch = recipe.train.batch_size + 4 * index
         micro_batches = recipe.train.micro_batches
         size = batch // micro_batches if batch % micro_batches == 0 else batch
-        filler = FILLERS[index % 2] if "init" in recipe.model.options else None
+        filler = FILLERS[index % 2] if recipe.model.init is not None else None
         runs[f"batch-{batch}" + (f"-{filler}" if filler else "")] = recipe.with_overrides(
             f"train.batch_size={batch}",
             f"train.device_batch_size={size}",
