@@ -167,11 +167,11 @@ def test_weighted_binary_cross_entropy_weighs_images(mixed: bool) -> None:
     """As the code of Cui et al. 2019: every question of an image by the weight of its class."""
     w, shares = torch.tensor(GIVEN).double(), nn.functional.one_hot(LABELS, 4).double()
     shares = SHARES.double() if mixed else shares
-    interval_notes = (shares * w).sum(1, keepdim=True)
+    of_images = (shares * w).sum(1, keepdim=True)
     summed = nn.functional.binary_cross_entropy_with_logits(
-        LOGITS, shares, weight=interval_notes.expand(8, 4), reduction="sum"
+        LOGITS, shares, weight=of_images.expand(8, 4), reduction="sum"
     )
-    wanted = summed / 4 / (8 if mixed else interval_notes.sum())
+    wanted = summed / 4 / (8 if mixed else of_images.sum())
     found = binary(class_weights=GIVEN).mean(LOGITS, shares if mixed else LABELS)
     assert float(found) == pytest.approx(float(wanted), rel=1e-12)
 
@@ -402,7 +402,7 @@ def test_the_interval_of_balanced_accuracy_holds_it_95_times_in_100() -> None:
          r"sets\[0\]\.per_class\[0\]\.recall: 101 is not a number from 0 to 100, or null"),
         ([{"class": "ant", "images": -1, "recall": 1}], r"per_class\[0\]\.images: -1 is not"),
         ([{"class": "ant", "images": 3}], r"has no key sets\[0\]\.per_class\[0\]\.recall"),
-        ("ant", r"sets\[0\]\.per_class: 'ant' is not a list of objects"),
+        ("ant", r"sets\[0\]\.per_class: 'ant' is not a non-empty list of objects"),
     ],
 )  # fmt: skip
 def test_what_stands_in_a_result_of_the_classes_is_not_taken_on_trust(

@@ -193,7 +193,7 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(rescue: Rescue, tmp_path: 
     assert plan.splitlines() == [
         "1281167",
         "images known by: the data set's name",
-        "slices: 8 of 32 images",
+        "micro-batches: 8 of 32 images",
         "steps per epoch: 5004",
         "steps: 300240",
         "learning rate at start: 0.1",

@@ -217,7 +217,7 @@ def test_class_folders_one_level_down_are_pointed_at(rescue: Rescue, photos: Pat
     ended = rescue("bench", "input", "--data", photos)
     assert ended.code == 3
     assert f"{photos}: holds splits (train, val) and no classes." in ended.err
-    assert f"name {photos}/train itself" in ended.err
+    assert f"give {photos}/train as data.train_root=" in ended.err
 
 
 def test_a_loss_that_is_not_finite_at_the_end_is_a_run_that_diverged(

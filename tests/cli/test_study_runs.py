@@ -200,7 +200,7 @@ def test_the_plan_counts_what_is_left(rescue: Rescue, mine: str) -> None:
     ]  # fmt: skip
     assert all(row["petaflop"] > 0 for row in rows)
     assert rescue("study", mine, "--plan").out.splitlines()[-1].split()[:4] == [
-        "in", "all", "3", "3",
+        "total", "3", "3", "40",
     ]  # fmt: skip
     timed = rescue("study", mine, "--plan", "--images-per-second", "0.1", "--json")
     assert [row["hours"] for row in json.loads(timed.out)] == pytest.approx(

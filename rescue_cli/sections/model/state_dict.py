@@ -97,7 +97,7 @@ def strip_prefix(
 def describe_unread(names: Iterable[str]) -> str:
     """A note on the entries of a file that were not used."""
     listed = sorted(names)
-    return f"{len(listed)} entries not used ({_join_first(listed)})"
+    return f"{len(listed)} not used ({_join_first(listed)})"
 
 
 @dataclass(frozen=True)

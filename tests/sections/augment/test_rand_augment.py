@@ -195,7 +195,7 @@ def test_photographs_become_what_timms_operations_make_of_them_one_after_another
 
 def test_grey_images_are_refused() -> None:
     op = operation()
-    rule = r"augment \(rand-augment\): needs images with 3 channels; these have 1 channel\."
+    rule = r"augment \(rand-augment\): needs images with 3 channels; these have 1\."
     with pytest.raises(UsageError, match=rule):
         op.apply(torch.zeros(2, 1, 8, 8, dtype=torch.uint8), [], torch.zeros(0), torch.zeros(3))
 

@@ -162,7 +162,7 @@ def test_a_mask_of_another_size_is_refused_before_training(tmp_path: Path) -> No
     with pytest.raises(DataError) as refused:
         read("mask-folder", root)
     assert str(refused.value).startswith(
-        f"{mask}: annotates an image of 32 x 24 pixels, and {root / 'test' / 'images' / '2.png'} "
+        f"{mask}: annotates an image of 32 x 24 pixels, but {root / 'test' / 'images' / '2.png'} "
         "is 64 x 48 with data.exif=ignored."
     )
 
@@ -213,7 +213,7 @@ def test_halved_images_are_refused_with_both_sizes(tmp_path: Path) -> None:
     with pytest.raises(DataError) as refused:
         read("voc-folder", root)
     assert str(refused.value).startswith(
-        f"{xml}: annotates an image of 64 x 48 pixels, and {image} is 32 x 24 with "
+        f"{xml}: annotates an image of 64 x 48 pixels, but {image} is 32 x 24 with "
         "data.exif=ignored."
     )
     for file in (root / "Annotations").iterdir():  # and where no size is said, by the boxes
@@ -396,7 +396,7 @@ def _first(**changes: Any) -> Edit:
     ("edit", "said"),
     [
         (lambda t: t["images"][0].update(width=32, height=24),
-         "0.png: annotates an image of 32 x 24 pixels, and .*0.png is 64 x 48"),
+         "0.png: annotates an image of 32 x 24 pixels, but .*0.png is 64 x 48"),
         (lambda t: t["images"][1].update(id=100), "images: the id 100 occurs twice"),
         (lambda t: t["images"][1].update(file_name="0.png"), "0.png is listed 2 times"),
         (lambda t: t["images"][1].update(file_name="gone.png"),
@@ -405,13 +405,13 @@ def _first(**changes: Any) -> Edit:
         (lambda t: t["categories"][1].update(name="green"), "two categories are called 'green'"),
         (lambda t: t.pop("categories"), "has no list 'categories'"),
         (lambda t: t["images"].clear(), "lists no image"),
-        (lambda t: t["annotations"][0].pop("id"), r"annotations\[0\] has not an id"),
+        (lambda t: t["annotations"][0].pop("id"), r"annotations\[0\] must have an id"),
         (lambda t: t["annotations"].clear(), "'green' is no category|no image has objects"),
-        (_first(category_id=4), "annotation 1: category_id 4 is not one of the categories"),
+        (_first(category_id=4), "annotation 1: category_id 4 is not in the categories"),
         (_first(bbox=[1, 2, 3]), "0.png: annotation 1: not enough values"),
         (_first(bbox=[1, 2, float("nan"), 4]), "1: a box edge is not a finite number"),
         (_first(bbox=None, segmentation=[]), "annotation 1: has neither a box nor polygons"),
-        (_first(bbox=None, segmentation=[[1, 2, 3, 4, 5]]), "a polygon has 5 numbers"),
+        (_first(bbox=None, segmentation=[[1, 2, 3, 4, 5]]), "a polygon has 5 coordinates"),
         (lambda t: [a.update(bbox=[0.1, 0.2, 0.3, 0.4]) for a in t["annotations"]],
          "no box extends beyond the first pixel"),
     ],
@@ -419,7 +419,7 @@ def _first(**changes: Any) -> Edit:
 def test_what_a_coco_file_cannot_mean_is_refused(tmp_path: Path, edit: Edit, said: str) -> None:
     root = drawn_data.coco(tmp_path / "coco", 3, 1)
     edited(root, edit)
-    if "no object" in said:
+    if "no image has objects" in said:
         edited(root, edit, "test")
     with pytest.raises(DataError, match=said):
         read("coco-boxes", root)
@@ -429,7 +429,7 @@ def test_what_a_coco_file_cannot_mean_is_refused(tmp_path: Path, edit: Edit, sai
     ("segmentation", "said"),
     [
         ({"size": [64, 48], "counts": [10, 20]}, "run lengths have height and width"),
-        ([[1, 2, 3, 4, 5]], "a polygon has 5 numbers"),
+        ([[1, 2, 3, 4, 5]], "a polygon has 5 coordinates"),
     ],
 )
 def test_shapes_of_another_size_are_refused(tmp_path: Path, segmentation: Any, said: str) -> None:
@@ -550,7 +550,7 @@ def test_which_files_of_a_folder_are_cocos(tmp_path: Path) -> None:
     assert len(read("coco-boxes", root).train) == 4
     second = file.with_name("instances_train2014.json")
     second.write_bytes(file.read_bytes())
-    with pytest.raises(DataError, match=r"train2014.json and .*train2017.json are both"):
+    with pytest.raises(DataError, match=r"train2014.json and .*train2017.json both"):
         read("coco-boxes", root)
     second.unlink()
     (root / "annotations" / "instances_val2017.json").unlink()

@@ -140,7 +140,7 @@ def test_what_is_passed_over_is_counted_and_the_first_named(tmp_path: Path) -> N
     (note,) = dataset.notes
     start, *others = note.split("; ")
     assert start.startswith("skipped files: ")
-    said = {part.partition(", the first ")[0] for part in [start[19:], *others]}
+    said = {part.partition(", the first ")[0] for part in [start[15:], *others]}
     assert said == {
         "6 hidden or system files",
         "3 without an image extension (2 .dcm, 1 .txt)",
@@ -168,7 +168,7 @@ def test_masks_and_boxes_pass_over_the_same_files(tmp_path: Path) -> None:
     of_boxes = load("voc-folder", voc)
     assert files(of_boxes.train) == ["JPEGImages/a.jpg"]
     assert of_boxes.notes == (
-        f"skipped files: 2 hidden or system files, the first ._a of {listed}",
+        f"skipped files: 2 hidden or system files, the first ._a in {listed}",
     )
 
 
@@ -218,9 +218,7 @@ def test_splits_by_their_other_names_are_read_and_told(
 def test_two_folders_for_one_split_are_refused_and_an_unread_one_is_told(tmp_path: Path) -> None:
     photos(tmp_path, "train", "valid")
     photos(tmp_path, "train", "Validation")
-    assert f"{tmp_path}: holds Validation and valid may both be 'val'" in (
-        refusal("folder", tmp_path)
-    )
+    assert f"{tmp_path}: Validation and valid may both be 'val'" in (refusal("folder", tmp_path))
     photos(tmp_path / "three", "val", "test")
     photos(tmp_path / "three", "train", "val")
     dataset = load("folder", tmp_path / "three")
@@ -259,7 +257,7 @@ def test_a_split_given_in_place_of_the_folder_above_is_understood(tmp_path: Path
     dataset = load("folder", tmp_path / "train")
     assert (dataset.classes, len(dataset.train)) == (("cat", "dog"), 10)
     assert list(dataset.tests) == ["val"]
-    note = f"data.root: {tmp_path}/train is a split; {tmp_path}"
+    note = f"data.root: {tmp_path}/train is a split; reading its parent {tmp_path}"
     assert dataset.notes[0] == note
     measured = load("folder", tmp_path / "test", test_only=True)
     assert list(measured.tests) == ["test"], "the split that was given, though there is a val"
@@ -272,7 +270,7 @@ def test_a_folder_in_the_folder_of_an_archive_is_pointed_at(tmp_path: Path) -> N
     photos(tmp_path / "photos")
     assert refusal("folder", tmp_path) == (
         f"{tmp_path}/train: no such folder. Set data.root= (or train_root, test_root), or use "
-        f"data.root={tmp_path}/photos has one."
+        f"data.root={tmp_path}/photos."
     )
 
 
@@ -378,7 +376,7 @@ def test_a_file_name_that_is_not_utf_8_can_be_told(tmp_path: Path) -> None:
     recorder.log(f"corrupt image replaced: {name}: 猫")
     recorder.close()
     log = (tmp_path / "log.txt").read_text(encoding="utf-8")
-    assert log.endswith("by another: \\udcc4pfel.png: 猫\n")
+    assert log.endswith("replaced: \\udcc4pfel.png: 猫\n")
     passed = SkippedFiles()
     passed.add("empty", name)
     assert passed.notes()[0].encode().endswith(b"the first \\udcc4pfel.png")

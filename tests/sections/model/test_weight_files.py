@@ -115,7 +115,7 @@ def checkpoints(state: State) -> dict[str, tuple[Any, str]]:
     return {
         "pytorch's example": (
             {**loop, "state_dict": before("module.", state), "best_acc1": torch.tensor(71.5)},
-            "'state_dict' is taken; 3 not read (best_acc1, epoch, optimizer); "
+            "'state_dict' is taken; 3 not used (best_acc1, epoch, optimizer); "
             "prefix 'module.' removed",
         ),
         "timm": (
@@ -126,7 +126,7 @@ def checkpoints(state: State) -> dict[str, tuple[Any, str]]:
                 "metric": np.float64(71.5),
             },
             "'state_dict_ema', the average, is taken (for the others give FILE#state_dict); "
-            "2 not read (args, metric)",
+            "2 not used (args, metric)",
         ),
         "deit": (
             {"model": other, "model_ema": before("module.", state)},
@@ -145,7 +145,7 @@ def checkpoints(state: State) -> dict[str, tuple[Any, str]]:
         "a student's average": (
             {"student": other, "teacher": other, "ema": state},
             "'ema', the average, is taken (for the others give FILE#student); "
-            "1 not read (teacher)",
+            "1 not used (teacher)",
         ),
         "an average of parameters": (
             {"model": state, "ema": {k: v for k, v in other.items() if "running_" not in k}},
@@ -153,7 +153,7 @@ def checkpoints(state: State) -> dict[str, tuple[Any, str]]:
         ),
         "an average's decay": (
             {"state_dict": state, "ema": {"decay": torch.tensor(0.99)}},
-            "'state_dict' is taken; 1 not read (ema)",
+            "'state_dict' is taken; 1 not used (ema)",
         ),
         "an average's decays": (
             {"state_dict": state, "ema": {"decay": torch.tensor([0.99])}},
@@ -165,7 +165,7 @@ def checkpoints(state: State) -> dict[str, tuple[Any, str]]:
         ),
         "a decay beside tensors": (
             {**state, "ema": {"decay": torch.tensor(0.99)}},
-            "1 not read (ema)",
+            "1 not used (ema)",
         ),
         "decays beside tensors": (
             {**state, "ema": {"decay": torch.tensor([0.99])}},
@@ -173,17 +173,17 @@ def checkpoints(state: State) -> dict[str, tuple[Any, str]]:
         ),
         "a number beside an unknown name": (
             {"mine": state, "best": torch.tensor(71.5)},
-            "'mine' is taken; 1 not read (best)",
+            "'mine' is taken; 1 not used (best)",
         ),
         "torch's average": (
             {**before("module.", state), "n_averaged": torch.tensor(3)},
-            "prefix 'module.' removed; 1 not read (n_averaged)",
+            "prefix 'module.' removed; 1 not used (n_averaged)",
         ),
         "a head beside a backbone": (
             {**before("backbone.", body), **head, "criterion.weight": torch.ones(3)},
-            "prefix 'backbone.' removed; 1 not read (criterion.weight)",
+            "prefix 'backbone.' removed; 1 not used (criterion.weight)",
         ),
-        "an unknown name": ({"mine": state, "note": "x"}, "'mine' is taken; 1 not read (note)"),
+        "an unknown name": ({"mine": state, "note": "x"}, "'mine' is taken; 1 not used (note)"),
     }  # fmt: skip
 
 
@@ -207,7 +207,9 @@ def test_a_part_of_a_file_is_named_after_a_hash(state: State, tmp_path: Path) ->
     source = find_weights(f"{file}#state_dict", [], model=NAME)
     assert source.recipe.model.options["weights"] == f"{file.resolve()}#state_dict"
     assert source.name == "w-state_dict"
-    with pytest.raises(UsageError, match=r"holds no part 'ema'\. It has: state_dict, state_dict_e"):
+    with pytest.raises(
+        UsageError, match=r"contains no part 'ema'\. It has: state_dict, state_dict_e"
+    ):
         weights.read_weights(f"{file}#ema")
     pair = {**before("module.q.", state), **before("module.k.", moved(state))}
     torch.save({"state_dict": pair}, file)
@@ -293,7 +295,7 @@ def test_counts_of_batches_and_a_head_may_be_missing(state: State, tmp_path: Pat
     assert same(found, body)
     assert said == "fc missing, reinitialised"
     torch.save({**body, "fc.0.weight": torch.ones(3, 3)}, file)
-    assert loaded(file, 10)[1] == "fc missing, reinitialised; 1 not read (fc.0.weight)"
+    assert loaded(file, 10)[1] == "fc missing, reinitialised; 1 not used (fc.0.weight)"
     assert refused(file) == (
         f"model.weights: {file} does not fit {NAME}: 2 tensors are missing (fc.bias, fc.weight), "
         "1 tensors are unknown (fc.0.weight). All but the head fits: name the data of the classes "
@@ -483,7 +485,7 @@ OTHERS: dict[str, tuple[Callable[[Path, State], Any], str]] = {
     ),
     "no tensors": (
         lambda file, _: torch.save({"epoch": 3}, file),
-        r"holds no weights\. Give a file with a state_dict\.",
+        r"contains no weights\. Give a file with a state_dict\.",
     ),
 }  # fmt: skip
 
@@ -545,7 +547,7 @@ def test_a_head_is_trained_on_features_of_a_checkpoint(rescue: Rescue, tmp_path:
         "train.precision=float32", "data.train_size=32", "eval.sizes=[32]",
     )  # fmt: skip
     assert ended.code == 0, ended.err
-    assert "'model_ema', the average, is taken; 1 not read (arch); prefix 'module.'" in ended.err
+    assert "'model_ema', the average, is taken; 1 not used (arch); prefix 'module.'" in ended.err
     trained = weights.read_weights(tmp_path / "out").tensors
     heads = {key for key in source if key.startswith("head.") and ".l." in key}
     assert len(heads) == 4

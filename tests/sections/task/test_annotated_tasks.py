@@ -293,11 +293,11 @@ def test_a_picture_shows_the_mask_that_is_scored(masks: Path, tmp_path: Path) ->
         ),
         (["eval.crops=[0.9]"], "eval.crops, eval.tta: are for classification; here each image is"),
         (["data.train_size=224"], "data.train_size: is for classification; images with boxes"),
-        (["model.anchors=[8,16]"], "anchors: 2 sides for 3 maps, the 2 of model.strides"),
+        (["model.anchors=[8,16]"], "anchors: 2 sides for 3 maps. Give one for each of the 2 maps"),
         (["model.backbone=resnet1"], "model.backbone: 'resnet1' is not a timm model."),
         (["model.backbone=vit_tiny_patch16_224"], "vit_tiny_patch16_224 has feature maps with the"),
         (["model.strides=[8,4]"], "model.strides: [8, 4], but test_resnet has feature maps with"),
-        (["model.strides=[8]"], "anchors: 3 sides for 2 maps, the 1 of model.strides"),
+        (["model.strides=[8]"], "anchors: 3 sides for 2 maps. Give one for each of the 1 maps"),
     ],
 )
 def test_a_recipe_that_does_not_hold_together_is_refused(changes: list[str], said: str) -> None:
