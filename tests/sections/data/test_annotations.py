@@ -151,7 +151,7 @@ def test_values_that_mean_nothing_are_named(tmp_path: Path) -> None:
     ):
         read("mask-folder", root, mask_values={"ground": 0, "vessel": 0})
     recipe = recipes.load("segmentation-ade20k", ["data.mask_values={sky: 1}", "data.root=/none"])
-    with pytest.raises(UsageError, match=r"says what the masks of data.name=mask-folder hold"):
+    with pytest.raises(UsageError, match=r"data.mask_values: is for data.name=mask-folder"):
         check_recipe(recipe)
 
 
