@@ -265,7 +265,7 @@ def test_fixres_is_trained_as_long_as_the_table_says_and_as_its_authors_do() -> 
             "eval.sizes, eval.crops: an empty list. Give at least one of each.",
         ),
         (["eval.tta=flop"], "eval.tta: 'flop' is not known. Did you mean 'flip'?"),
-        (["optim.no_decay=[norm]"], "optim[0].no_decay: 'norm' is not known. "
+        (["optim.no_decay=[norm]"], "optim[0].no_decay: 'norm' is not a group. "
          "Did you mean 'norms'?"),
         (
             ["schedule.factors=[0, 1]"],

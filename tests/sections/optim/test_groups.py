@@ -154,10 +154,13 @@ def test_a_module_is_named_for_all_its_parameters_which_keep_their_kinds() -> No
             "optim[1]: missing key 'params' "
             "(one of norms, whitening, biases, filters, head, rest). Add it.",
         ),
-        ([{"params": "bias"}], "optim[0].params: 'bias' is not known. Did you mean 'biases'?"),
+        (
+            [{"params": "bias"}],
+            "optim[0].params: 'bias' is not a group or parameter. Did you mean 'biases'?",
+        ),
         (
             [{"no_decay": ["norm"]}],
-            "optim[0].no_decay: 'norm' is not known. Did you mean 'norms'?",
+            "optim[0].no_decay: 'norm' is not a group. Did you mean 'norms'?",
         ),
     ],
 )
