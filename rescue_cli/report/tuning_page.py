@@ -16,7 +16,7 @@ from rescue_cli.report.pictures import new_figure
 def tuning_title(recipe: str, verdict: Verdict | None) -> str:
     """The outcome of a search, in a line."""
     if verdict is None:
-        return f"{recipe}: unfinished search"
+        return f"{recipe}: an unfinished search"
     return f"{recipe}: tuned, and better" if verdict.better else f"{recipe}: nothing better found"
 
 
