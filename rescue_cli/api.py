@@ -120,9 +120,11 @@ def load(
 
     base, implied = recipes.load(name), []
     if model is not None:
-        implied = expand.model(base, model, overrides)
+        implied = expand.model_overrides(base, model, overrides)
     if epochs is not None:
-        implied += expand.epochs(base.with_overrides(*overrides, *implied), epochs, overrides)
+        implied += expand.epochs_overrides(
+            base.with_overrides(*overrides, *implied), epochs, overrides
+        )
     return recipes.load(name, [*overrides, *implied])
 
 
@@ -157,14 +159,14 @@ def train(
     Raises `RescueError`: `UsageError` for a recipe or arguments that are wrong, `DataError`,
     `DivergedError`, `MemoryExhausted`, `StoppedError` (all in `rescue_cli.errors`).
     """
-    from rescue_cli.build import check
+    from rescue_cli.build.check import check_recipe
     from rescue_cli.runs.devices import check_precision, select_device, visible_devices
     from rescue_cli.runs.single import plan_launch
 
     if isinstance(recipe, str):
         recipe = recipes.load(recipe)
     _refuse_group("train")
-    check(recipe)
+    check_recipe(recipe)
     chosen = select_device(device)
     launch = plan_launch(
         recipe.train.micro_batches,
@@ -270,7 +272,7 @@ def evaluate_weights(
     command: Sequence[str] | None = None,
 ) -> Run:
     """As `evaluate`; `command` is recorded, by default this process's own."""
-    from rescue_cli.build import check
+    from rescue_cli.build.check import check_recipe
     from rescue_cli.build.weights import check_changes, find_weights
     from rescue_cli.report.pictures import draw_run
     from rescue_cli.runs.devices import check_precision, select_device
@@ -283,7 +285,7 @@ def evaluate_weights(
     chosen = select_device(device)
     source = find_weights(given, overrides, recipe=recipe, model=model)
     check_changes(overrides, source)
-    check(source.recipe)
+    check_recipe(source.recipe)
     emulated = check_precision(source.recipe.train.precision, chosen)
     if progress:
         for line in (*source.notes, *(f"warning: {line}" for line in emulated)):

@@ -10,8 +10,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from rescue_cli import build
-from rescue_cli.build.ingredients import data_keys
+from rescue_cli.build.check import check_recipe
+from rescue_cli.build.feeds import build_normalise
+from rescue_cli.build.networks import build_network
+
+# data_keys
 from rescue_cli.build.weights import Source, check_changes, find_weights, known_classes
 from rescue_cli.errors import DataError, UsageError
 from rescue_cli.recipe import Recipe
@@ -57,9 +60,9 @@ class Classifier:
         self.protocol = _protocol(source.recipe, reading)
         self.notes = list(source.notes)  # how the weights and the preprocessing were found
         self._recipe, self._reading = source.recipe, reading
-        self._normalise = build.normalise(source.recipe, self.device)
+        self._normalise = build_normalise(source.recipe, self.device)
         self._view = TTAS[source.recipe.eval.ttas[0]]
-        self.network = build.model(
+        self.network = build_network(
             source.recipe, len(classes), self.device, whole=True, note=self.notes.append
         ).eval()
 
@@ -95,7 +98,7 @@ def load_classifier(
     source = find_weights(str(given), ["train.precision=float32", *changes], model=model)
     check_changes(changes, source)
     classes = _classes(source)
-    build.check(source.recipe)
+    check_recipe(source.recipe)
     source.recipe.demand_classification("predict")
     return Classifier(source, _reading(source, changes), classes, device)
 
@@ -180,7 +183,7 @@ def _reading(source: Source, changes: Sequence[str]) -> Reading:
     """
     facts = FACTS.get(source.trained.data.name) if source.trained is not None else None
     of_files = facts is not None and facts.size is None
-    reading = data_keys(source.recipe).reading
+    reading = Reading.of(source.recipe.data)
     if of_files or is_given("data.exif", given_keys(changes)):
         return reading
     return replace(reading, exif="applied")
@@ -218,4 +221,4 @@ def _crop(image: Image.Image, recipe: Recipe) -> Tensor:
     if FACTS[recipe.data.name].channels == 1:
         image = Image.fromarray(np.array(image.convert("L"))).convert("RGB")
     view = evaluation.sizes[0], evaluation.crops[0], evaluation.interpolation, evaluation.resize
-    return centre_crop(image, *view)[: channels_of(recipe.data.name, data_keys(recipe))]
+    return centre_crop(image, *view)[: channels_of(recipe.data.name, recipe.data)]

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from rescue_cli import build
 from rescue_cli import recipe as recipes
 from rescue_cli.batch import Measurement
+from rescue_cli.build.evaluation import describe_protocol
 from rescue_cli.errors import DivergedError, RescueError
 from rescue_cli.metrics.names import measurement_stem
 from rescue_cli.recipe import Recipe, steps_per_epoch, total_steps
@@ -204,7 +204,7 @@ def _entry(recipe: Recipe, set_name: str, tta: str, said: ClassificationResult) 
         "loss": said.loss,
         "count": said.count,
         **said.by_class([str(label) for label in range(_classes(recipe))]),
-        "protocol": build.protocol(recipe, set_name, at, resident),
+        "protocol": describe_protocol(recipe, set_name, at, resident),
     }
 
 

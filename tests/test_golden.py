@@ -18,11 +18,14 @@ import torch
 from PIL import Image
 from scipy import stats
 
-from rescue_cli import build, rng
 from rescue_cli import recipe as recipes
-from rescue_cli.build.ingredients import network_of
-from rescue_cli.build.optimizers import rates_of
-from rescue_cli.sections.data import FACTS, Dataset, FileNames, Files, Images, Keys, load
+from rescue_cli import rng
+from rescue_cli.build.feeds import Machine
+from rescue_cli.build.networks import build_network, create_network
+from rescue_cli.build.optimizers import build_schedules
+from rescue_cli.build.step import build_step
+from rescue_cli.recipe import DataKeys
+from rescue_cli.sections.data import FACTS, Dataset, FileNames, Files, Images, load
 from rescue_cli.sections.model import MODELS
 from rescue_cli.sections.optim import assign_parameters
 from tests import drawn_data
@@ -112,9 +115,9 @@ def losses(name: str, folder: Path, steps: int = STEPS) -> list[float]:
         data = annotated(known.task, folder / "annotated")
     else:
         data = drawn(known.channels, known.size, 64) if known.size else files(folder)
-    machine = build.Machine(cpu, 0, folder)
-    network = build.model(recipe, len(data.classes), cpu)
-    step = build.step(recipe, network, data, machine, print)
+    machine = Machine(cpu, 0, folder)
+    network = build_network(recipe, len(data.classes), cpu)
+    step = build_step(recipe, network, data, machine, print)
     step.feed.start(0)
     found = []
     for number in range(steps):
@@ -129,7 +132,7 @@ def annotated(task: str, root: Path) -> Dataset:
     if not root.exists():
         (drawn_data.voc if task == "detection" else drawn_data.masks)(root, 16, 1)
     name = "voc-folder" if task == "detection" else "mask-folder"
-    return load(name, Keys(root=str(root)), root)
+    return load(name, DataKeys(root=str(root)), root)
 
 
 def files(folder: Path) -> Dataset:
@@ -158,7 +161,7 @@ def test_every_shipped_recipe_has_golden_losses() -> None:
 def curve(name: str) -> list[list[float]]:
     """A recipe's learning rates, one a schedule, at 25 steps from its first to its last."""
     recipe = recipes.load(name)
-    schedules = rates_of(recipe, PER_EPOCH)
+    schedules = build_schedules(recipe, PER_EPOCH)
     last = round(recipe.train.epochs * PER_EPOCH) - 1
     steps = [round(place) for place in np.linspace(0, last, 25)]
     return [[schedule(step).lr * ratio for step in steps] for schedule, ratio in schedules]
@@ -174,8 +177,8 @@ def groups(name: str) -> list[dict[str, Any]]:
     """Each optimizer item's parameters, decay and rates at its first, middle and last step."""
     recipe = recipes.load(name)
     with torch.device("meta"):
-        network = network_of(recipe, FACTS[recipe.data.name].classes or 10)
-    found = assign_parameters(network, [item.options for item in recipe.optim])
+        network = create_network(recipe, FACTS[recipe.data.name].classes or 10)
+    found = assign_parameters(network, recipe.optim)
     last = math.ceil(round(recipe.train.epochs * PER_EPOCH, 6)) - 1
     return [
         {
@@ -187,7 +190,7 @@ def groups(name: str) -> list[dict[str, Any]]:
             "rates": [schedule(step).lr * ratio for step in (0, last // 2, last)],
         }
         for item, claim, (schedule, ratio) in zip(
-            recipe.optim, found, rates_of(recipe, PER_EPOCH), strict=True
+            recipe.optim, found, build_schedules(recipe, PER_EPOCH), strict=True
         )
     ]
 

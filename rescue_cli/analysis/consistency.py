@@ -8,13 +8,13 @@ from rescue_cli.errors import DataError
 from rescue_cli.metrics.names import measurement_name
 from rescue_cli.recipe import SECTIONS, recipe_in
 from rescue_cli.recipe.changes import (
+    DEFAULTS,
     ROOTS,
-    UNSAID,
     WEIGHTS,
     as_written,
     differences,
     flat,
-    is_place,
+    is_path,
 )
 from rescue_cli.rundir import RunDirectory, read_identity
 
@@ -45,7 +45,7 @@ def run_changes(a: Path, b: Path) -> dict[str, tuple[Any, Any]]:
     first, second = data_fingerprints(a), data_fingerprints(b)
     if first is None or second is None:
         return changed
-    kept = {key: values for key, values in changed.items() if not is_place(key, *values)}
+    kept = {key: values for key, values in changed.items() if not is_path(key, *values)}
     for key in ("data.train", *WEIGHTS):
         pair = first.get(key), second.get(key)
         if key not in kept and pair[0] != pair[1]:
@@ -100,10 +100,10 @@ def _procedure(folder: Path, *, ignore_paths: bool) -> dict[str, Any]:
     return {
         key: value
         for key, value in values.items()
-        if value not in (None, UNSAID.get(key))
+        if value not in (None, DEFAULTS.get(key))
         and key != SEED
         and key not in ROOTS
-        and not (ignore_paths and is_place(key, value))
+        and not (ignore_paths and is_path(key, value))
     }
 
 

@@ -46,4 +46,4 @@ def check_expected(recipe: Recipe, ours: Sample, drawn: int | None = None) -> di
 
 def subset_size(recipe: Recipe, count: int) -> int | None:
     """The number of test images, for a run with `data.subset`; None for one with all images."""
-    return None if recipe.data.options.get("subset") is None else count
+    return None if recipe.data.subset is None else count

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from rescue_cli.analysis.curves import Verdict, find_turn, overfitting_rates, suggest_rates
 from rescue_cli.metrics.names import METRICS, metric_names
 from rescue_cli.recipe import Recipe
-from rescue_cli.recipe.changes import path_of, without_rule
+from rescue_cli.recipe.changes import optim_path, without_lr_rule
 from rescue_cli.rundir import RunDirectory, read_metrics
 
 NAN = float("nan")
@@ -154,9 +154,9 @@ class Ramp:
         between = self.epochs * per_epoch / self.points  # steps
         momentum = "null" if self.momentum is None else list(self.momentum)
         own = [
-            f"~{path_of(recipe, index)}.schedule"
+            f"~{optim_path(recipe, index)}.schedule"
             for index, item in enumerate(recipe.optim)
-            if "schedule" in item.options
+            if item.schedule is not None
         ]
         return recipe.with_overrides(
             f"schedule={{name: ramp, start_lr: {self.start}, end_lr: {self.end}, "
@@ -347,13 +347,13 @@ def _seeds(count: int) -> str:
 
 def with_one_cycle(recipe: Recipe, max_lr: float, momentum: tuple[float, float] | None) -> Recipe:
     """The recipe with a 1cycle up to `max_lr`; every group keeps its ratio to the first."""
-    ratio = max_lr / float(recipe.optim[0].options["lr"])
+    ratio = max_lr / recipe.optim[0].lr
     rates = [
-        f"{path_of(recipe, index)}.lr={float(item.options['lr']) * ratio:.6g}"
+        f"{optim_path(recipe, index)}.lr={item.lr * ratio:.6g}"
         for index, item in enumerate(recipe.optim)
     ]
     cycled: Any = "null" if momentum is None else list(momentum)
     keys = {**ONE_CYCLE, "stepsize_epochs": round(0.45 * recipe.train.epochs, 6)}
     written = ", ".join(f"{key}: {value}" for key, value in keys.items())
     cycle = f"schedule={{{written}, momentum: {cycled}}}"
-    return recipe.with_overrides(*rates, cycle, *without_rule(recipe))
+    return recipe.with_overrides(*rates, cycle, *without_lr_rule(recipe))

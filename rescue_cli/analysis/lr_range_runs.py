@@ -51,10 +51,11 @@ class Plan:
 
 def plan_runs(recipe: Recipe, ramp: Ramp, seeds: int, steps_per_epoch: int) -> Plan:
     """All runs, checked before any is trained, on a test set that is not too large."""
-    from rescue_cli import build
+    from rescue_cli.build.check import check_recipe
+    from rescue_cli.build.feeds import list_dataset
 
-    build.check(ramp.of(recipe, 0, steps_per_epoch))
-    data = build.listed(recipe)
+    check_recipe(ramp.of(recipe, 0, steps_per_epoch))
+    data = list_dataset(recipe)
     most = ANNOTATED_IMAGES if recipe.is_annotated else IMAGES
     measured, images = _limit_test_images(recipe, data, most)
     half = replace(ramp, epochs=ramp.epochs / 2)
@@ -63,7 +64,7 @@ def plan_runs(recipe: Recipe, ramp: Ramp, seeds: int, steps_per_epoch: int) -> P
     runs = {}
     for name, (each, seed) in ramps.items():
         one = each.of(measured, seed, steps_per_epoch)
-        build.check(one)
+        check_recipe(one)
         runs[name] = PlannedRun(one, each, total_steps(one.train, steps_per_epoch))
     return Plan(runs, len(data.classes), images)
 
@@ -77,7 +78,7 @@ def _limit_test_images(recipe: Recipe, data: Any, most: int) -> tuple[Recipe, st
     name = (recipe.eval.sets or [main])[0]
     # A set that gives other labels to the main set's images has no images of its own
     count = len(data.tests.get(name, data.tests[main]))
-    if count <= most or recipe.data.options.get("subset"):
+    if count <= most or recipe.data.subset:
         return recipe, f"{count:,}"
     limited = recipe.with_overrides(f"data.subset=[{len(data.train)}, {most}]")
     return limited, f"{most:,} of {count:,}"

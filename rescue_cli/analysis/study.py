@@ -127,9 +127,11 @@ def expand_options(study: Study, cell: Cell, overrides: Sequence[str]) -> list[s
 
     base, changes, expanded = load_recipe(cell.recipe), [*study.set, *cell.set, *overrides], []
     if study.model is not None:
-        expanded = expand.model(base, study.model, changes)
+        expanded = expand.model_overrides(base, study.model, changes)
     if study.epochs is not None:
-        expanded += expand.epochs(base.with_overrides(*changes, *expanded), study.epochs, changes)
+        expanded += expand.epochs_overrides(
+            base.with_overrides(*changes, *expanded), study.epochs, changes
+        )
     return expanded
 
 
@@ -143,7 +145,7 @@ def cell_runs(study: Study, recipe: Recipe, seeds: int | None) -> dict[str, Reci
         batch = recipe.train.batch_size + 4 * index
         micro_batches = recipe.train.micro_batches
         size = batch // micro_batches if batch % micro_batches == 0 else batch
-        filler = FILLERS[index % 2] if "init" in recipe.model.options else None
+        filler = FILLERS[index % 2] if recipe.model.init is not None else None
         runs[f"batch-{batch}" + (f"-{filler}" if filler else "")] = recipe.with_overrides(
             f"train.batch_size={batch}",
             f"train.device_batch_size={size}",

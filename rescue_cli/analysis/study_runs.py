@@ -45,11 +45,11 @@ class StudyRun:
     @property
     def epochs_before(self) -> float:
         """The epochs that another run has trained for this one."""
-        from rescue_cli import build
+        from rescue_cli.build.outline import epoch_length
 
         if self.start_step == "last":
             return self.recipe.train.epochs
-        return self.start_step / build.epoch_length(self.recipe) if self.start_step else 0.0
+        return self.start_step / epoch_length(self.recipe) if self.start_step else 0.0
 
 
 def parse_rows(study: Study, only: str | None) -> list[int]:
@@ -67,10 +67,10 @@ def plan_runs(
     study: Study, overrides: list[str], chosen: list[int], seeds: int | None, folder: Path
 ) -> list[StudyRun]:
     """Every run of the chosen rows, all checked before any is trained."""
-    from rescue_cli import build
-    from rescue_cli.build.identity import Looked
+    from rescue_cli.build.check import check_recipe
+    from rescue_cli.build.identity import IdentityCache
 
-    planned, look = [], Looked()
+    planned, look = [], IdentityCache()
     cells = resolve_cells(study, overrides)
     for row, (cell, recipe) in enumerate(cells, 1):
         if recipe is None or row not in chosen:
@@ -79,7 +79,7 @@ def plan_runs(
         if snapshot is not None and snapshot.step == "last":
             check_last_snapshot(study, row, recipe, cells[snapshot.cell - 1][1])
         for name, one in cell_runs(study, recipe, seeds).items():
-            build.check(one)
+            check_recipe(one)
             path = folder / row_folder(row) / name
             start = None if snapshot is None else _checkpoint_of(folder, snapshot, name)
             step = 0 if snapshot is None else snapshot.step
@@ -104,7 +104,8 @@ def count_costs(
         columns: The study's columns by row.
         images_per_second: Without it the hours are None.
     """
-    from rescue_cli import build, estimate
+    from rescue_cli import estimate
+    from rescue_cli.build.outline import epoch_length
 
     rows: dict[int, dict[str, Any]] = {}
     for run in runs:
@@ -116,7 +117,7 @@ def count_costs(
         row["runs"] += 1
         if run.done:
             continue
-        per_epoch = build.epoch_length(run.recipe)
+        per_epoch = epoch_length(run.recipe)
         whole = total_steps(run.recipe.train, per_epoch)
         steps = 0 if run.start_step == "last" else whole - run.start_step
         row["left"] += 1
@@ -135,10 +136,10 @@ def train_missing(runs: Sequence[StudyRun], jobs: LocalJobs, budget: float | Non
     Args:
         budget: Hours after which no run is started.
     """
-    from rescue_cli.build.identity import Looked, compare_data
+    from rescue_cli.build.identity import IdentityCache, compare_data
 
     done = [run.path for run in runs if run.done]
-    for line in compare_data({run.path: run.recipe for run in runs}, done, Looked()):
+    for line in compare_data({run.path: run.recipe for run in runs}, done, IdentityCache()):
         note(line)
     waiting = [run for run in runs if not run.done]
     note(f"{len(done)} of {len(runs)} runs finished")

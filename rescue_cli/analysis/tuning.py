@@ -22,7 +22,7 @@ from rescue_cli.analysis.stats import t_quantile
 from rescue_cli.analysis.sweep import PREFIX
 from rescue_cli.formatting import counted
 from rescue_cli.recipe import Recipe
-from rescue_cli.recipe.changes import path_of, without_rule
+from rescue_cli.recipe.changes import optim_path, without_lr_rule
 from rescue_cli.rundir import RunDirectory
 
 FEWEST_STEPS = 50  # steps per epoch that a batch size should leave
@@ -152,7 +152,7 @@ class Search:
         """
         step = "batch size, learning rate"
         recipe = _with_momentum(with_batch_size(self.recipe, batch), USUAL_MOMENTUM)
-        lr = float(recipe.optim[0].options["lr"])
+        lr = recipe.optim[0].lr
         low, high = (lr * 10**decade for decade in DECADES)
         ramp = Ramp(low, high, "exponential", None, epochs, POINTS)
         curves = range_run("range", recipe, ramp)
@@ -260,14 +260,14 @@ class Search:
 def with_batch_size(recipe: Recipe, size: int) -> Recipe:
     """The recipe with batches of `size` images, each one micro-batch."""
     sizes = [f"train.batch_size={size}", f"train.device_batch_size={size}"]
-    return recipe.with_overrides(*sizes, *without_rule(recipe))
+    return recipe.with_overrides(*sizes, *without_lr_rule(recipe))
 
 
 def _with_momentum(recipe: Recipe, value: float) -> Recipe:
     """Sets the momentum of every optimizer that has one."""
     return recipe.with_overrides(
         *(
-            f"{path_of(recipe, index)}.momentum={value}"
+            f"{optim_path(recipe, index)}.momentum={value}"
             for index, item in enumerate(recipe.optim)
             if "momentum" in item.options
         )
@@ -276,12 +276,12 @@ def _with_momentum(recipe: Recipe, value: float) -> Recipe:
 
 def _decayed(recipe: Recipe, value: float) -> Recipe:
     """Sets the first weight decay to `value`; the others keep their ratio to it."""
-    decays = [float(item.options.get("weight_decay", 0.0)) for item in recipe.optim]
+    decays = [item.weight_decay for item in recipe.optim]
     reference = next((decay for decay in decays if decay), None)
     changes = []
     for index, decay in enumerate(decays):
         scaled = value if reference is None else value * decay / reference
-        changes.append(f"{path_of(recipe, index)}.weight_decay={scaled:g}")
+        changes.append(f"{optim_path(recipe, index)}.weight_decay={scaled:g}")
     return recipe.with_overrides(*changes)
 
 

@@ -54,7 +54,7 @@ class Tuner:
 
     def __post_init__(self) -> None:
         self.held_out = count_held_out(self.base)
-        fold = int(self.base.data.options.get("fold", 0))
+        fold = self.base.data.fold
         self.folds = (fold, fold + 1)  # the one that chooses, the one that judges
         self.tuned = self.base
         # The search has the first seeds
@@ -76,7 +76,7 @@ class Tuner:
             self.missing = self._describe_rest()
 
     def _search(self) -> None:
-        from rescue_cli import build
+        from rescue_cli.build.outline import epoch_length
 
         short = self._short_epochs()
         self._keep_seeds()
@@ -84,7 +84,7 @@ class Tuner:
         search = tuning.Search(base, lambda name, one: self._outcome(name, shorten(one, short)))
         self._add(search.base)
         size, why = self._batch_size(base)
-        per_epoch = build.epoch_length(tuning.with_batch_size(base, size))
+        per_epoch = epoch_length(tuning.with_batch_size(base, size))
         self._add(
             search.rate(
                 size,
@@ -134,7 +134,7 @@ class Tuner:
         return with_held_out(recipe, self.held_out, self.folds[1])
 
     def _batch_size(self, base: Recipe) -> tuple[int, str]:
-        from rescue_cli import build
+        from rescue_cli.build.outline import count_training_images
 
         def decide() -> tuple[int, str]:
             free = free_memory_mb(self.device)  # now; later calls must find the same runs
@@ -144,7 +144,7 @@ class Tuner:
 
                 return estimate.peak_memory(tuning.with_batch_size(base, size), gpus=1) < free
 
-            return tuning.largest_batch_size(build.counted_images(base), fits)
+            return tuning.largest_batch_size(count_training_images(base), fits)
 
         size, why = self._decide_once("batch_size", decide)
         return int(size), str(why)
@@ -152,12 +152,12 @@ class Tuner:
     # --- runs ---
 
     def _range_curves(self, name: str, recipe: Recipe, ramp: Ramp, per_epoch: int) -> Curves:
-        from rescue_cli import build
+        from rescue_cli.build.feeds import list_dataset
 
         one = ramp.of(recipe, recipe.train.seed, per_epoch)
         path = self.folder / "search" / name
         diverged = self._train(path, one)
-        steps, classes = total_steps(one.train, per_epoch), len(build.listed(one).classes)
+        steps, classes = total_steps(one.train, per_epoch), len(list_dataset(one).classes)
         return read_curves(path, ramp.rate, steps, one.train.seed, classes, diverged=diverged)
 
     def _outcome(self, name: str, recipe: Recipe) -> Outcome:
@@ -193,11 +193,11 @@ class Tuner:
 
     def _train_timed_run(self) -> None:
         """A run of a few updates, at rates that change nothing, by which the others are planned."""
-        from rescue_cli import build
+        from rescue_cli.build.outline import epoch_length
 
         recipe = self._for_search(self.base)
-        per_epoch = build.epoch_length(recipe)
-        lr = float(recipe.optim[0].options["lr"])
+        per_epoch = epoch_length(recipe)
+        lr = recipe.optim[0].lr
         ramp = Ramp(lr * 1e-6, lr * 1e-5, "linear", None, TIMED_STEPS / per_epoch, 1)
         timed = ramp.of(recipe, recipe.train.seed, per_epoch)
         self._train(self.folder / "search" / "timing", timed)
@@ -241,14 +241,14 @@ class Tuner:
 
     def _total_seconds(self, short_epochs: float) -> float:
         """Of a whole search and the runs that judge it, at most."""
-        from rescue_cli import build
+        from rescue_cli.build.outline import epoch_length
 
         base, cost = self._for_search(self.base), self._cost()
         short = shorten(base, short_epochs).with_overrides(
             f"eval.every={short_epochs / EVALUATIONS:.6g}"
         )
         size, _ = self._batch_size(base)
-        epochs = max(1.0, RANGE_STEPS / build.epoch_length(tuning.with_batch_size(base, size)))
+        epochs = max(1.0, RANGE_STEPS / epoch_length(tuning.with_batch_size(base, size)))
         ramp = SLACK * (cost.start + epochs * cost.epoch + tuning.POINTS * cost.evaluation)
         return tuning.planned_runs(base) * cost.of(short) + ramp + self._judging_seconds()
 
@@ -280,14 +280,14 @@ def count_held_out(recipe: Recipe) -> int:
 
     Raises `UsageError` where they leave none to train on.
     """
-    from rescue_cli import build
+    from rescue_cli.build.outline import count_training_images
     from rescue_cli.sections.data import FACTS
 
-    whole = build.counted_images(recipe.with_overrides("data.holdout=0", "data.fold=0"))
+    whole = count_training_images(recipe.with_overrides("data.holdout=0", "data.fold=0"))
     classes = FACTS[recipe.data.name].classes or 1
-    given = int(recipe.data.options.get("holdout", 0))
+    given = recipe.data.holdout
     held_out = given or max(classes, round(HELD_OUT * whole / classes) * classes)
-    folds = int(recipe.data.options.get("fold", 0)) + 2
+    folds = recipe.data.fold + 2
     if folds * held_out >= whole:
         raise UsageError(
             f"data.holdout: {held_out} images to choose by and as many to judge by leave none of "
@@ -312,4 +312,4 @@ def shorten(recipe: Recipe, epochs: float) -> Recipe:
     """A run of so many epochs; what is counted in epochs scales with it."""
     from rescue_cli.build import expand
 
-    return recipe.with_overrides(*expand.epochs(recipe, epochs, []))
+    return recipe.with_overrides(*expand.epochs_overrides(recipe, epochs, []))

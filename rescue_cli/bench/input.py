@@ -15,17 +15,20 @@ import torch
 
 from rescue_cli.bench import timm_pipeline
 from rescue_cli.bench.timing import rounds_shown
-from rescue_cli.build.feeds import Machine, normalise, train_feed
-from rescue_cli.build.ingredients import data_keys, filled, operations_of
+from rescue_cli.build.feeds import Machine, build_normalise, build_train_feed
+
+# data_keys
+# filled
+# operations_of
 from rescue_cli.recipe import Item, Recipe
 from rescue_cli.sections.augment import Augment
 from rescue_cli.sections.data import Dataset, Files
 from rescue_cli.sections.data.formats.class_folders import class_folders, read_class_folders
 from rescue_cli.sections.data.stream import FileFeed
-from rescue_cli.sections.sampling import SAMPLERS, SamplingContext
+from rescue_cli.sections.sampling import SamplingContext
 
 CPU = torch.device("cpu")
-SHUFFLED = Item("shuffled", {})
+SHUFFLED = Item("sampling", "shuffled", {})
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,7 @@ def against_timm(recipe: Recipe, folder: Path, *, steps: int, rounds: int) -> di
         folder, {name: place for place, name in enumerate(names)}, complete=True
     )
     times = math.ceil(recipe.train.batch_size / len(files))  # no image twice in a step's order
-    size = data_keys(recipe).train_size or 224
+    size = recipe.data.train_size or 224
     given = timm_pipeline.options(recipe)
     tiled = files.take(np.tile(np.arange(len(files)), times))
     samplings = {"alone": SHUFFLED}
@@ -117,11 +120,11 @@ def _ours(
     per_epoch = len(files) // train.batch_size
     size, labels = train.device_batch_size, files.labels
     counted = SamplingContext(len(files), train.batch_size, size, per_epoch, train.seed, labels)
-    operations = operations_of(recipe)
-    feed = train_feed(
+    operations = [item() for item in recipe.augment]
+    feed = build_train_feed(
         recipe,
         Dataset(files, {}, classes),
-        filled("sampling", sampling, SAMPLERS)(counted),
+        sampling(counted),
         range(train.micro_batches),
         operations,
         Machine(CPU, 1, Path()),
@@ -132,7 +135,7 @@ def _ours(
     feed.steps = steps
     augment = Augment(
         operations,
-        normalise(recipe, CPU),
+        build_normalise(recipe, CPU),
         train.seed,
         per_epoch,
     )

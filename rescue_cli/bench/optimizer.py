@@ -9,6 +9,7 @@ from torch.optim import Optimizer
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from rescue_cli.bench.timing import time_alternately
+from rescue_cli.recipe import OptimItem
 from rescue_cli.sections.model.timm_models import timm_model
 from rescue_cli.sections.optim import assign_parameters
 from rescue_cli.sections.optim.lamb import lamb
@@ -49,7 +50,10 @@ def against_timm(model: str, device: torch.device, *, calls: int, rounds: int) -
 def _groups(network: nn.Module) -> list[dict[str, Any]]:
     """The parameters in the recipes' groups: norms and biases without weight decay."""
     parameters = dict(network.named_parameters())
-    (claim,) = assign_parameters(network, [{"no_decay": ["norms", "biases"]}])
+    item = OptimItem(
+        "optim", "lamb", {}, lr=LR, weight_decay=WEIGHT_DECAY, no_decay=["norms", "biases"]
+    )
+    (claim,) = assign_parameters(network, [item])
     return [
         {"params": [parameters[name] for name in names], "weight_decay": decay}
         for names, decay in ((claim.decayed, WEIGHT_DECAY), (claim.undecayed, 0.0))

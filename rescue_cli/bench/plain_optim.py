@@ -22,21 +22,17 @@ def plain_optimizers(recipe: Recipe, network: nn.Module) -> list[Optimizer]:
     """
     parameters = dict(network.named_parameters())
     found = []
-    for item, claim in zip(
-        recipe.optim,
-        assign_parameters(network, [item.options for item in recipe.optim]),
-        strict=True,
-    ):
+    for item, claim in zip(recipe.optim, assign_parameters(network, recipe.optim), strict=True):
         if item.name not in PLAIN:
             raise UsageError(
                 f"bench step: --against plain has no plain form of optim ({item.name}). "
                 f"Use one of {', '.join(PLAIN)}."
             )
-        decay = item.options["weight_decay"]
+        decay = item.weight_decay
         for names, own in ((claim.decayed, decay), (claim.undecayed, 0.0)):
             if names:
                 mine = [parameters[name] for name in names]
-                found.append(PLAIN[item.name](mine, item.options, own))
+                found.append(PLAIN[item.name](mine, item.arguments, own))
     return found
 
 

@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from rescue_cli import build
 from rescue_cli.bench.peak_flops import matrix_peak
 from rescue_cli.bench.timing import time_alternately, time_calls
+from rescue_cli.build.feeds import Machine, load_dataset
+from rescue_cli.build.networks import autocast, build_network
+from rescue_cli.build.step import build_step
 from rescue_cli.engine.step import Step
 from rescue_cli.errors import UsageError
 from rescue_cli.recipe import Recipe, steps_per_epoch, total_steps
@@ -48,11 +50,11 @@ def step(
     and mixing. Raises `UsageError` if the recipe has too few steps.
     """
     with TemporaryDirectory() as cache:
-        machine = build.Machine(torch.device(device), workers, Path(cache))
-        data = build.dataset(recipe, machine.cache)
-        network = build.model(recipe, len(data.classes), machine.device)
-        twin = build.model(recipe, len(data.classes), machine.device)
-        engine = build.step(recipe, network, data, machine, print)
+        machine = Machine(torch.device(device), workers, Path(cache))
+        data = load_dataset(recipe, machine.cache)
+        network = build_network(recipe, len(data.classes), machine.device)
+        twin = build_network(recipe, len(data.classes), machine.device)
+        engine = build_step(recipe, network, data, machine, print)
         with closing(engine.feed):
             ours = _Ours(engine, recipe, data)
             ready = engine.augment(ours.micro_batches[0])
@@ -122,7 +124,7 @@ def _bare(
         model.parameters(), lr=1e-4, momentum=0.9, nesterov=True, weight_decay=5e-4, fused=True
     )
     scaler = torch.amp.GradScaler(device.type, enabled=recipe.train.precision == "float16")
-    cast = build.autocast(recipe, device)
+    cast = autocast(recipe.train.precision, device)
     forward: Any = torch.compile(model, dynamic=False) if recipe.train.compile else model
 
     def run() -> None:

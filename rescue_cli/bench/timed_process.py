@@ -17,12 +17,15 @@ import torch
 from torch import nn
 from torch.nn.utils import clip_grad_norm_
 
-from rescue_cli import build
 from rescue_cli import recipe as recipes
 from rescue_cli.batch import Batch
 from rescue_cli.bench.plain_layers import replace_layers
 from rescue_cli.bench.plain_optim import LR, plain_optimizers
 from rescue_cli.bench.timing import time_calls
+from rescue_cli.build.feeds import Machine, load_dataset
+from rescue_cli.build.networks import build_network
+from rescue_cli.build.optimizers import shared_max_norm
+from rescue_cli.build.step import build_step
 from rescue_cli.engine.optimizers import Optimizers
 from rescue_cli.engine.step import Step
 from rescue_cli.errors import RescueError, UsageError
@@ -38,7 +41,7 @@ def main() -> None:
     recipe = recipes.from_text(request["recipe"], "bench step")
     device = torch.device(request["device"])
     with TemporaryDirectory() as cache:
-        machine = build.Machine(device, 0, Path(cache))
+        machine = Machine(device, 0, Path(cache))
         try:
             data = _in_memory(recipe, machine)
             steps = {name: VARIANTS[name](recipe, data, machine) for name in request["variants"]}
@@ -51,18 +54,18 @@ def main() -> None:
             print(time_calls(steps[name], int(count), device), flush=True)
 
 
-def engine(recipe: Recipe, data: Dataset, machine: build.Machine, *, compile: bool) -> RunStep:
+def engine(recipe: Recipe, data: Dataset, machine: Machine, *, compile: bool) -> RunStep:
     """Our training step, including augmentation."""
     chosen = recipe.with_overrides(f"train.compile={str(compile).lower()}")
-    network = build.model(chosen, len(data.classes), machine.device)
-    step = build.step(chosen, network, data, machine, _print_note)
+    network = build_network(chosen, len(data.classes), machine.device)
+    step = build_step(chosen, network, data, machine, _print_note)
     step.feed.start(0)
     return _repeat_epoch(step, steps_per_epoch(chosen.train, len(data.train)))
 
 
-def _in_memory(recipe: Recipe, machine: build.Machine) -> Dataset:
+def _in_memory(recipe: Recipe, machine: Machine) -> Dataset:
     """The recipe's data set; raises `UsageError` if its images are not in memory."""
-    data = build.dataset(recipe, machine.cache)
+    data = load_dataset(recipe, machine.cache)
     if not isinstance(data.train, Images):
         raise UsageError("bench step: needs data in memory. Set data.resident=true.")
     return data
@@ -77,7 +80,7 @@ def _repeat_epoch(step: Step, per_epoch: int) -> RunStep:
 def plain(
     recipe: Recipe,
     data: Dataset,
-    machine: build.Machine,
+    machine: Machine,
     *,
     channels_last: bool,
     plain_layers: bool,
@@ -90,11 +93,11 @@ def plain(
     eager = recipe.with_overrides(
         "train.compile=false", f"train.channels_last={str(channels_last).lower()}"
     )
-    network = build.model(eager, len(data.classes), machine.device)
+    network = build_network(eager, len(data.classes), machine.device)
     if plain_layers:
         replace_layers(network)
     # Only its batches, loss and averaging are used
-    step = build.step(eager, network, data, machine, _print_note)
+    step = build_step(eager, network, data, machine, _print_note)
     step.feed.start(0)
     batches = [_ready(step, batch) for batch in step.feed.micro_batches(0)]
     layout = torch.channels_last if channels_last else torch.contiguous_format
@@ -124,7 +127,7 @@ def _set_small_lr(optimizers: Optimizers) -> RunStep:
 
 def _plain_update(recipe: Recipe, network: nn.Module, scaler: torch.amp.GradScaler) -> RunStep:
     optimizers = plain_optimizers(recipe, network)
-    largest_norm = recipe.train.clip_grad_norm
+    largest_norm = shared_max_norm(recipe.optim)
 
     def update() -> None:
         if largest_norm is not None:
@@ -150,7 +153,7 @@ def _print_note(message: str) -> None:
     print(message, file=sys.stderr)
 
 
-VARIANTS: dict[str, Callable[[Recipe, Dataset, build.Machine], RunStep]] = {
+VARIANTS: dict[str, Callable[[Recipe, Dataset, Machine], RunStep]] = {
     "plain, NCHW": partial(plain, channels_last=False, plain_layers=True, plain_update=True),
     "plain": partial(plain, channels_last=True, plain_layers=True, plain_update=True),
     "our layers": partial(plain, channels_last=True, plain_layers=False, plain_update=True),

@@ -6,10 +6,9 @@ from typing import Any
 
 import torch
 
-from rescue_cli.build.ingredients import data_keys
+# data_keys
 from rescue_cli.errors import UsageError
-from rescue_cli.recipe import Item, Recipe, schema
-from rescue_cli.sections.augment import AUGMENTATIONS
+from rescue_cli.recipe import Item, Recipe
 from rescue_cli.sections.data import normalisation
 
 Options = dict[str, Any]
@@ -38,7 +37,7 @@ def options(recipe: Recipe) -> Options:
 
     Raises `UsageError` for an augmentation that timm's loader does not have.
     """
-    keys = data_keys(recipe)
+    keys = recipe.data
     mean, std = normalisation(recipe.data.name, keys)
     found: Options = {
         "hflip": 0.0,
@@ -59,9 +58,7 @@ def _as_options(item: Item) -> Options:
             f"augment ({item.name}): timm's loader has no such augmentation. "
             f"Leave it out of the comparison with ~augment.{item.name}."
         )
-    function: Any = AUGMENTATIONS[item.name]
-    filled = schema.check(f"augment ({item.name})", item.options, function)
-    return OPTIONS[item.name](filled)
+    return OPTIONS[item.name](item.arguments)
 
 
 def loader(

@@ -13,11 +13,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from rescue_cli import build
 from rescue_cli import recipe as recipes
 from rescue_cli.bench import timm_pipeline
 from rescue_cli.bench.timing import rounds_shown
-from rescue_cli.build.ingredients import data_keys
+from rescue_cli.build.feeds import Machine, load_dataset
+from rescue_cli.build.networks import autocast, build_network
+from rescue_cli.build.step import build_step
+
+# data_keys
 from rescue_cli.errors import UsageError
 from rescue_cli.recipe import Recipe, steps_per_epoch
 from rescue_cli.sections.data import Images, Location
@@ -66,13 +69,13 @@ def against_timm(recipe: Recipe, *, steps: int, rounds: int) -> dict[str, Any]:
     if recipe.train.micro_batches != 1:
         raise UsageError("bench train: set train.device_batch_size to train.batch_size.")
     with TemporaryDirectory() as cache:
-        machine = build.Machine(torch.device("cpu"), 1, Path(cache))
-        data = build.dataset(recipe, machine.cache)
+        machine = Machine(torch.device("cpu"), 1, Path(cache))
+        data = load_dataset(recipe, machine.cache)
         if not isinstance(data.train, Images):
             raise UsageError("bench train: needs data in memory. Set data.resident=true.")
         classes, size = len(data.classes), data.train.pixels.shape[-1]
-        model = build.model(recipe, classes, machine.device)
-        engine = build.step(recipe, model, data, machine, print)
+        model = build_network(recipe, classes, machine.device)
+        engine = build_step(recipe, model, data, machine, print)
         per_epoch = steps_per_epoch(recipe.train, len(data.train))
         collate = _collate(recipe, classes)
         images, targets = _ready(engine)
@@ -123,7 +126,7 @@ def _time_alternately(
 
 def _train_folder(recipe: Recipe) -> Path:
     """The folder of the training set's class folders; raises `UsageError` if it is missing."""
-    place = Location(recipe.data.name, data_keys(recipe))
+    place = Location(recipe.data.name, recipe.data)
     folder = place.train_root
     if not folder.is_dir():
         raise UsageError(
@@ -150,9 +153,9 @@ def _ours(engine: Any, per_epoch: int) -> TimedLoop:
 
 
 def _bare(recipe: Recipe, classes: int, images: Tensor, targets: Tensor) -> TimedLoop:
-    model = build.model(recipe, classes, images.device)
+    model = build_network(recipe, classes, images.device)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9, fused=True)
-    cast = build.autocast(recipe, images.device)
+    cast = autocast(recipe.train.precision, images.device)
 
     def step() -> None:
         with cast():
@@ -169,13 +172,11 @@ def _theirs(recipe: Recipe, classes: int, make_loader: Callable[[], Any]) -> Tim
     from timm.loss.binary_cross_entropy import BinaryCrossEntropy
     from timm.optim import create_optimizer_v2  # type: ignore[attr-defined]
 
-    model: nn.Module = build.model(recipe, classes, torch.device("cpu"))
-    options = recipe.optim[0].options
-    optimizer = create_optimizer_v2(
-        model, recipe.optim[0].name, lr=options["lr"], weight_decay=options["weight_decay"]
-    )
+    model: nn.Module = build_network(recipe, classes, torch.device("cpu"))
+    item = recipe.optim[0]
+    optimizer = create_optimizer_v2(model, item.name, lr=item.lr, weight_decay=item.weight_decay)
     loss_of = BinaryCrossEntropy(smoothing=0.0, target_threshold=0.0)
-    cast = build.autocast(recipe, torch.device("cpu"))
+    cast = autocast(recipe.train.precision, torch.device("cpu"))
 
     def run(steps: int) -> float:
         batches: Iterator[tuple[Tensor, Tensor]] = iter(make_loader())
@@ -200,7 +201,7 @@ def _collate(recipe: Recipe, classes: int) -> Any:
     collate: Any = FastCollateMixup
     if recipe.mix.name != "mixup-or-cutmix":
         raise UsageError(f"mix ({recipe.mix.name}): bench train compares mixup-or-cutmix only.")
-    o = recipe.mix.options
+    o = recipe.mix.arguments
     return collate(
         o["mixup"], o["cutmix"], switch_prob=o["switch"], label_smoothing=0.0, num_classes=classes
     )

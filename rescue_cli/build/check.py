@@ -4,39 +4,23 @@ import math
 
 import torch
 
-from rescue_cli.build.balance import check_balance
 from rescue_cli.build.check_task import check_task
-from rescue_cli.build.ingredients import (
-    data_keys,
-    filled,
-    network_of,
-    operations_of,
-    proxy_recipe,
-    train_size,
-)
-from rescue_cli.build.optimizers import own_schedule, schedule_of
+from rescue_cli.build.feeds import train_size
+from rescue_cli.build.losses import check_balance
+from rescue_cli.build.networks import create_network, proxy_recipe
+from rescue_cli.build.optimizers import build_schedule, shared_max_norm
 from rescue_cli.errors import RescueError, UsageError
-from rescue_cli.recipe import Item, Recipe, schema
-from rescue_cli.sections.averaging import AVERAGES
-from rescue_cli.sections.data import DATASETS, FACTS, channels_of
-from rescue_cli.sections.loss import LOSSES
-from rescue_cli.sections.mix import MIXES
-from rescue_cli.sections.model import MODELS, GhostBatchNorm2d, group_count, timm_model
-from rescue_cli.sections.model import common as model_keys
-from rescue_cli.sections.optim import OPTIMIZERS, assign_parameters, layer_depths
-from rescue_cli.sections.optim import common as optim_keys
-from rescue_cli.sections.sampling import SAMPLERS
+from rescue_cli.recipe import SECTIONS, OptimItem, Recipe, schema
+from rescue_cli.sections.data import FACTS, PACKAGED, channels_of
+from rescue_cli.sections.model import GhostBatchNorm2d, group_count
+from rescue_cli.sections.optim import assign_parameters, layer_depths
 from rescue_cli.sections.schedule import ScheduleContext
-from rescue_cli.sections.selection import SELECTIONS
-from rescue_cli.sections.task import TASKS
-from rescue_cli.sections.teacher import TEACHERS
 from rescue_cli.sections.tta import TTAS
 
-PACKAGED = "fashion-mini"
-MANY = 10**6  # steps of an epoch, for keys that are looked at before the images are counted
+MANY = 10**6  # steps of an epoch, for keys that are checked before the images are counted
 
 
-def check(recipe: Recipe) -> None:
+def check_recipe(recipe: Recipe) -> None:
     """Every name, key, type and range of the recipe, and its parameter groups on the meta device.
 
     Raises `UsageError` before a device or a data set is touched.
@@ -44,7 +28,7 @@ def check(recipe: Recipe) -> None:
     check_ingredients(recipe)
     try:
         with torch.device("meta"):
-            model = network_of(recipe, FACTS[recipe.data.name].classes or 10)
+            model = create_network(recipe, FACTS[recipe.data.name].classes or 10)
     except RescueError:
         raise
     except Exception as error:  # what an architecture raises has no common base
@@ -53,8 +37,8 @@ def check(recipe: Recipe) -> None:
             f"model ({recipe.model.name}): cannot be built ({reason}). "
             "Change its keys, or take another."
         ) from None
-    assign_parameters(model, [item.options for item in recipe.optim])
-    if any(item.options.get("layer_decay") is not None for item in recipe.optim):
+    assign_parameters(model, recipe.optim)
+    if any(item.layer_decay is not None for item in recipe.optim):
         layer_depths(model, recipe.model.name)
     for module in model.modules():
         if isinstance(module, GhostBatchNorm2d):
@@ -66,40 +50,37 @@ def check(recipe: Recipe) -> None:
                 "The proxy sees a step whole: set "
                 f"train.device_batch_size={recipe.train.batch_size}."
             )
-        check(proxy_recipe(recipe, recipe.selection.options["model"]))
+        check_recipe(proxy_recipe(recipe, recipe.selection.arguments["model"]))
 
 
 def check_ingredients(recipe: Recipe) -> None:
-    """As `check`, without building the model."""
-    filled("task", recipe.task, TASKS)
-    schema.lookup("data.name", recipe.data.name, DATASETS)
-    _check_data(recipe)
-    filled("sampling", recipe.sampling, SAMPLERS)
+    """As `check_recipe`, without building the network."""
+    recipe.task.check()
+    recipe.data.check()
+    # Before the other sections: of a recipe for another task their names would be unknown
     check_task(recipe, FACTS[recipe.data.name].task)
-    for place, operation in enumerate(operations_of(recipe)):
-        if operation.stage == "file" and place:
-            raise UsageError(f"augment: {recipe.augment[place].name} must come first in the list.")
-    filled("mix", recipe.mix, MIXES)
-    filled("selection", recipe.selection, SELECTIONS)
-    filled("teacher", recipe.teacher, TEACHERS)
-    _check_model(recipe.model)
+    for section in SECTIONS:
+        for item in recipe.items(section):
+            item.check()
+    _check_data(recipe)
+    for position, operation in enumerate(item() for item in recipe.augment):
+        if operation.stage == "file" and position:
+            name = recipe.augment[position].name
+            raise UsageError(f"augment: {name} must come first in the list.")
     _check_frozen(recipe)
-    filled("loss", recipe.loss, LOSSES)
     check_balance(recipe)
     for item in recipe.optim:
-        filled("optim", item, OPTIMIZERS, optim_keys)
         _check_scaling(item, recipe.train.batch_size)
-        schedule_of(
-            own_schedule(item) or recipe.schedule, ScheduleContext(1.0, MANY, recipe.train.epochs)
-        )
-    filled("averaging", recipe.averaging, AVERAGES)
+        schedule = item.own_schedule or recipe.schedule
+        build_schedule(schedule, ScheduleContext(1.0, MANY, recipe.train.epochs))
+    shared_max_norm(recipe.optim)
     for name in recipe.eval.ttas:
         schema.lookup("eval.tta", name, TTAS)
 
 
-def _check_scaling(item: Item, batch_size: int) -> None:
+def _check_scaling(item: OptimItem, batch_size: int) -> None:
     """Holds the learning rate against the rule that the recipe states for it."""
-    rule, lr = item.options.get("lr_per_256"), item.options["lr"]
+    rule, lr = item.lr_per_256, item.lr
     if rule is None or math.isclose(wanted := rule * batch_size / 256, lr, rel_tol=1e-6):
         return
     raise UsageError(
@@ -109,8 +90,8 @@ def _check_scaling(item: Item, batch_size: int) -> None:
 
 
 def _check_data(recipe: Recipe) -> None:
-    """The section's keys, and as many means and deviations as the images have channels."""
-    keys = data_keys(recipe)
+    """As many means and deviations as the images have channels, and what `resident` can hold."""
+    keys = recipe.data
     if recipe.data.name == PACKAGED and (keys.root or keys.train_root or keys.test_root):
         raise UsageError(
             f"data.root: {PACKAGED} lies in this package and reads no folder. Drop the folder "
@@ -147,14 +128,8 @@ def _check_frozen(recipe: Recipe) -> None:
     """A frozen network sees each image once and alone."""
     views = len(recipe.eval.sizes) * len(recipe.eval.crops)
     plain = recipe.eval.ttas == ("none",) and recipe.teacher.name == "none"
-    if recipe.model.options.get("frozen") and (recipe.augment or views > 1 or not plain):
+    if recipe.model.frozen and (recipe.augment or views > 1 or not plain):
         raise UsageError(
             f"model ({recipe.model.name}).frozen: features are computed once, of one view. Use "
             "augment=[], one size and one crop, eval.tta=none, and no teacher."
         )
-
-
-def _check_model(item: Item) -> None:
-    schema.check(
-        f"model ({item.name})", item.options, MODELS.get(item.name, timm_model), model_keys
-    )

@@ -5,9 +5,8 @@ classification.
 import importlib.util
 from collections.abc import Sequence
 
-from rescue_cli.build.ingredients import operations_of
 from rescue_cli.errors import DataError, UsageError
-from rescue_cli.recipe import Recipe, from_text
+from rescue_cli.recipe import SECTIONS, Recipe, from_text
 from rescue_cli.sections.model.weights import read_metadata
 
 # Models and losses that are for one task only, by section
@@ -20,7 +19,6 @@ EXTRA = ("torchmetrics", "faster_coco_eval")
 OF_IMAGES = (
     "sets", "channels", "resident", "train_size", "train_root", "test_root", "unknown_classes",
 )  # fmt: skip
-NEUTRAL = {"sampling": "shuffled", "mix": "none", "selection": "none", "teacher": "none"}
 
 
 def check_task(recipe: Recipe, known: str) -> None:
@@ -52,7 +50,7 @@ def check_task(recipe: Recipe, known: str) -> None:
             )
     if recipe.is_annotated:
         _check_neutral(recipe)
-        _check_strides(recipe.model.options.get("weights"))
+        _check_strides(recipe.model.weights)
 
 
 def _check_strides(given: str | None) -> None:
@@ -87,9 +85,9 @@ def _check_neutral(recipe: Recipe) -> None:
         _check_extra("task.name: detection", EXTRA)
     if recipe.data.name == "coco-masks":
         _check_extra("data.name: coco-masks", EXTRA[1:])
-    for section, neutral in NEUTRAL.items():
-        name = getattr(recipe, section).name
-        if name != neutral:
+    for section, entry in SECTIONS.items():
+        name = getattr(recipe, section).name if entry.labels_only else None
+        if name is not None and name != entry.neutral["name"]:
             raise UsageError(
                 f"{section}.name: {name} is for classification. Remove the section with ~{section}."
             )
@@ -109,9 +107,9 @@ def _check_neutral(recipe: Recipe) -> None:
             "eval.resize: is for classification; here images keep their aspect ratio. "
             "Remove it with ~eval.resize."
         )
-    if recipe.model.options.get("frozen"):
+    if recipe.model.frozen:
         raise UsageError("model.frozen: trains a classifier's head. Remove it with ~model.frozen.")
-    operations = operations_of(recipe)
+    operations = [item() for item in recipe.augment]
     alone = recipe.train.device_batch_size == 1
     one_size = alone or any(operation.one_size for operation in operations)
     if recipe.task.name == "segmentation" and not one_size:

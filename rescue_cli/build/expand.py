@@ -1,54 +1,33 @@
-"""What `--model` and `--epochs` stand for: overrides, which are printed and give way to the user's.
+"""What `--model`, `--epochs`, `--smoke` and `--subset` stand for: overrides, which are printed and
+give way to the user's.
 
-A key counted in epochs is known by its annotation, so that a new ingredient needs no line here.
+A key counted in epochs is recognised by its annotation, so that a new ingredient needs no line
+here. Nothing here imports torch before it is needed.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, get_args, get_origin
 
 from rescue_cli.errors import UsageError
-from rescue_cli.recipe import Eval, Item, Recipe, Train, architectures, schema
-from rescue_cli.recipe.changes import given_keys, is_given
-from rescue_cli.sections.augment import AUGMENTATIONS, AUGMENTATIONS_OF
-from rescue_cli.sections.averaging import AVERAGES
-from rescue_cli.sections.data import Keys
-from rescue_cli.sections.loss import LOSSES
-from rescue_cli.sections.mix import MIXES
-from rescue_cli.sections.model import MODELS, timm_model
-from rescue_cli.sections.model import common as model_keys
-from rescue_cli.sections.model.timm_models import has_fixed_size, unsupported_keys
-from rescue_cli.sections.optim import OPTIMIZERS
-from rescue_cli.sections.optim import common as optim_keys
-from rescue_cli.sections.sampling import SAMPLERS
-from rescue_cli.sections.schedule import SCHEDULES
-from rescue_cli.sections.schedule import common as schedule_keys
-from rescue_cli.sections.selection import SELECTIONS
-from rescue_cli.sections.task import TASKS
-from rescue_cli.sections.teacher import TEACHERS
+from rescue_cli.recipe import SECTIONS, Item, OptimItem, Recipe, architectures, schema
+from rescue_cli.recipe.changes import given_keys, is_given, without_lr_rule
 
+SMOKE_MICRO_BATCH = 8
+SMOKE_STEPS = 2
+SMOKE_IMAGES = 16
 Signatures = Sequence[Callable[..., Any]]
-INGREDIENTS: dict[str, tuple[dict[str, Any], Signatures]] = {
-    "task": (TASKS, ()),
-    "sampling": (SAMPLERS, ()),
-    "augment": (AUGMENTATIONS, ()),
-    "mix": (MIXES, ()),
-    "selection": (SELECTIONS, ()),
-    "teacher": (TEACHERS, ()),
-    "loss": (LOSSES, ()),
-    "optim": (OPTIMIZERS, (optim_keys,)),
-    "schedule": (SCHEDULES, (schedule_keys,)),
-    "averaging": (AVERAGES, ()),
-}
-PLAIN: dict[str, Signatures] = {"data": (Keys,), "eval": (Eval,), "train": (Train,)}
 
 
-def model(base: Recipe, name: str, overrides: Sequence[str]) -> list[str]:
+def model_overrides(base: Recipe, name: str, overrides: Sequence[str]) -> list[str]:
     """Overrides that put another network into the recipe `base`, beside the user's `overrides`.
 
     The name; the sizes that the paper's table has for it, where the recipe is one whose own
     network stands there with the recipe's sizes; the image size of a network that is made for one;
     the removal of keys that the network lacks. Raises `UsageError`.
     """
+    from rescue_cli.sections.model import MODELS
+    from rescue_cli.sections.model.timm_models import has_fixed_size
+
     given = given_keys(overrides)
     if is_given("model.name", given):
         raise UsageError("--model and model.name say the same thing. Give one of them.")
@@ -64,7 +43,7 @@ def model(base: Recipe, name: str, overrides: Sequence[str]) -> list[str]:
     return [*_written(values), *kept]
 
 
-def epochs(recipe: Recipe, number: float, overrides: Sequence[str]) -> list[str]:
+def epochs_overrides(recipe: Recipe, number: float, overrides: Sequence[str]) -> list[str]:
     """Overrides for a training of `number` epochs: each key counted in epochs in proportion.
 
     `recipe` has the user's `overrides` already, and what they set stays. Raises `UsageError`.
@@ -83,10 +62,9 @@ def epochs(recipe: Recipe, number: float, overrides: Sequence[str]) -> list[str]
 
 
 def _sizes(base: Recipe, name: str) -> dict[str, Any]:
-    """Training and test size of the table's row, from the column that the recipe itself is of."""
+    """Training and test size of the table's row, from the column that the recipe belongs to."""
     row = architectures.row_of(name)
-    own = base.data.options.get("train_size"), base.eval.sizes
-    column = architectures.column_of(base.model.name, *own)
+    column = architectures.column_of(base.model.name, base.data.train_size, base.eval.sizes)
     if row is None or column is None:
         return {}
     train_size, test_size = row["sizes"][column]
@@ -94,26 +72,30 @@ def _sizes(base: Recipe, name: str) -> dict[str, Any]:
 
 
 def _fixed(name: str, after: Recipe, given: Sequence[str]) -> dict[str, Any]:
-    """The keys that let a network made for one size see the recipe's."""
-    size = after.data.options.get("train_size")
+    """The keys by which a network made for one image size takes the recipe's."""
+    from rescue_cli.sections.model.timm_models import unsupported_keys
+
+    size = after.data.train_size
     if size is None:
         return {}
-    found = {"model.img_size": size}
+    keys = {"model.img_size": size}
     if set(after.eval.sizes) != {size}:  # its position embedding follows the image
-        found["model.dynamic_img_size"] = True
-    unknown = unsupported_keys(name, [key.removeprefix("model.") for key in found])
+        keys["model.dynamic_img_size"] = True
+    unknown = unsupported_keys(name, [key.removeprefix("model.") for key in keys])
     if "dynamic_img_size" in unknown:
         raise UsageError(
-            f"model ({name}): sees images of one size; training has {size} px and eval.sizes is "
+            f"model ({name}): takes images of one size; training has {size} px and eval.sizes is "
             f"{after.eval.sizes}. Set eval.sizes=[{size}]."
         )
-    return {k: v for k, v in found.items() if k[6:] not in unknown and not is_given(k, given)}
+    return {k: v for k, v in keys.items() if k[6:] not in unknown and not is_given(k, given)}
 
 
 def _lacking(name: str, options: Mapping[str, Any]) -> list[str]:
     """The keys of the recipe's network that the network called `name` does not have."""
-    function = MODELS.get(name, timm_model)
-    known = {**schema.keys(function), **schema.keys(model_keys)}
+    from rescue_cli.sections.model import MODELS, timm_model
+    from rescue_cli.sections.model.timm_models import unsupported_keys
+
+    known = {**schema.keys(MODELS.get(name, timm_model)), **schema.keys(SECTIONS["model"].keys)}
     unknown = [key for key in options if key not in known]
     shared = [key for key in options if key in schema.keys(timm_model)]
     return unknown if name in MODELS else [*unknown, *unsupported_keys(name, shared)]
@@ -122,33 +104,27 @@ def _lacking(name: str, options: Mapping[str, Any]) -> list[str]:
 def _sections(
     recipe: Recipe,
 ) -> Iterator[tuple[list[str], Mapping[str, Any], Signatures]]:
-    """All that carries keys: its possible paths, the best first, its options and signatures."""
-    for section, signatures in PLAIN.items():
-        part = recipe.tree.get(section, {})
-        yield [section], part, signatures
-    for section, (ingredients, shared) in INGREDIENTS.items():
-        if section == "augment":
-            ingredients = AUGMENTATIONS_OF[recipe.task.name]
-        tree = recipe.tree.get(section)
-        items: Sequence[Item] | Item = getattr(recipe, section)
-        listed = (items,) if isinstance(items, Item) else items
-        for place, item in enumerate(listed):
-            paths = [section] if not isinstance(tree, list) else _addresses(section, listed, place)
-            function = schema.lookup(f"{section}.name", item.name, ingredients)
-            yield paths, item.options, (function, *shared)
-            own = item.options.get("schedule")
-            if section == "optim" and isinstance(own, Mapping):
-                function = schema.lookup("schedule.name", own.get("name"), SCHEDULES)
-                yield [f"{path}.schedule" for path in paths], own, (function, schedule_keys)
+    """All that has keys: its possible paths, the best first, its options and signatures."""
+    for section, entry in SECTIONS.items():
+        items = recipe.items(section)
+        listed = isinstance(recipe.tree.get(section), list)
+        if entry.ingredients is None:
+            yield [section], recipe.tree[section], (entry.keys,)
+        for position, item in enumerate(items):
+            paths = _addresses(section, items, position) if listed else [section]
+            yield paths, item.options, (item.function, entry.keys)
+            if isinstance(item, OptimItem) and (own := item.own_schedule) is not None:
+                signatures = (own.function, type(own))
+                yield [f"{path}.schedule" for path in paths], own.options, signatures
 
 
-def _addresses(section: str, items: Sequence[Item], place: int) -> list[str]:
+def _addresses(section: str, items: Sequence[Item], position: int) -> list[str]:
     """The paths by which an item of a list can be reached: its group, its name, its position."""
-    labels = [[i.options.get("params"), i.name] for i in items]
+    labels = [[getattr(i, "params", None), i.name] for i in items]
     flat = [label for pair in labels for label in pair]
-    unique = (str(label) for label in labels[place] if label and flat.count(label) == 1)
-    mine = [label for label in unique if "." not in label]  # a parameter's name is no address
-    return [f"{section}.{label}" for label in (*mine, place)]
+    unique = (str(label) for label in labels[position] if label and flat.count(label) == 1)
+    own = [label for label in unique if "." not in label]  # a parameter's name is no address
+    return [f"{section}.{label}" for label in (*own, position)]
 
 
 def _scaled_keys(
@@ -196,3 +172,77 @@ def _written(values: Mapping[str, Any]) -> list[str]:
         f"{k}={schema.show(v) if isinstance(v, bool) else v}".replace(" ", "")
         for k, v in values.items()
     ]
+
+
+def smoke_overrides(recipe: Recipe, overrides: Sequence[str], *, cuda: bool) -> list[str]:
+    """Overrides for a run of seconds: as many micro-batches, of 8 images; one epoch of two steps.
+
+    `recipe` has the user's `overrides` already, and what they set stays.
+    """
+    given = given_keys(overrides)
+    micro_batch_size = SMOKE_MICRO_BATCH
+    if is_given("train.device_batch_size", given):
+        micro_batch_size = recipe.train.device_batch_size
+    values = {
+        "train.batch_size": recipe.train.micro_batches * micro_batch_size,
+        "train.device_batch_size": micro_batch_size,
+        "train.epochs": 1,
+        "train.steps_per_epoch": SMOKE_STEPS,
+        "data.subset": [SMOKE_IMAGES, SMOKE_IMAGES],
+        "data.holdout": 0,
+        **({"data.fold": 0} if recipe.data.fold else {}),
+        **({} if cuda else {"train.precision": "float32"}),
+    }
+    implied = [f"{key}={value}" for key, value in values.items() if not is_given(key, given)]
+    return [*implied, *without_lr_rule(recipe)]
+
+
+def subset_override(text: str, overrides: Sequence[str] = ()) -> str:
+    """The override that `--subset N` or `--subset TRAIN:TEST` stands for, beside the user's."""
+    if is_given("data.subset", [k for k in given_keys(overrides) if k != "data"]):
+        raise UsageError("--subset and data.subset say the same thing. Give one of them.")
+    parts = text.split(":")
+    if len(parts) > 2 or not all(p.isdecimal() and int(p) > 0 for p in parts):
+        raise UsageError(f"--subset: '{text}' must be N or TRAIN:TEST, whole numbers above 0.")
+    return f"data.subset=[{int(parts[0])}, {int(parts[-1])}]"
+
+
+def count_processes(
+    micro_batches: int, asked: int | None, visible: int, *, option: str = "--procs"
+) -> int:
+    """How many processes share the micro-batches: as asked, else as many as are visible and divide
+    them.
+
+    Raises `UsageError` where the number asked for does not divide them.
+    """
+    fitting = [n for n in range(1, micro_batches + 1) if micro_batches % n == 0]
+    if asked is None:
+        return max(n for n in fitting if n <= max(1, visible))
+    if asked not in fitting:
+        raise UsageError(
+            f"{option}: {asked} processes do not divide the {micro_batches} micro-batches of a "
+            f"step. Use {', '.join(map(str, fitting))}, or another train.device_batch_size."
+        )
+    return asked
+
+
+def warn_of_batch(before: Recipe, after: Recipe, overrides: Sequence[str]) -> list[str]:
+    """Warnings of a batch size changed without its learning rate, and of smaller micro-batches."""
+    keys = given_keys(overrides)
+    warnings = []
+    ratio = after.train.batch_size / before.train.batch_size
+    same_rate = not any(key == "optim" or key.endswith(".lr") for key in keys)
+    if is_given("train.batch_size", keys) and ratio != 1 and same_rate:
+        name = after.optim[0].name
+        rule, factor = ("square-root", ratio**0.5) if name == "lamb" else ("linear", ratio)
+        warnings.append(
+            f"train.batch_size is {after.train.batch_size} in place of {before.train.batch_size}, "
+            f"and optim.lr is unchanged. Its {rule} rule gives "
+            f"optim.lr={factor * after.optim[0].lr:.4g}."
+        )
+    if after.train.device_batch_size < before.train.device_batch_size:
+        warnings.append(
+            f"micro-batches of {after.train.device_batch_size} in place of "
+            f"{before.train.device_batch_size}: batch norm normalises over fewer images."
+        )
+    return warnings

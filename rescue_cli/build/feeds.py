@@ -1,4 +1,4 @@
-"""Where a run's images come from: training micro-batches and test sets, in memory or from files."""
+"""A run's images: training micro-batches and test sets, from memory or from files."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,28 +9,29 @@ import torch
 from torch import nn
 
 from rescue_cli.batch import View, to_device
-from rescue_cli.build.ingredients import data_keys, dtype_of
+from rescue_cli.build.networks import dtype_of
 from rescue_cli.engine.evaluate import EvalFeed, EvalSet
 from rescue_cli.engine.step import Feed
 from rescue_cli.errors import UsageError
 from rescue_cli.recipe import Recipe, schema, total_steps
 from rescue_cli.sections.augment import Operation
-from rescue_cli.sections.augment.pipeline import Normalise
+from rescue_cli.sections.augment.pipeline import Normalise, Unchanged
 from rescue_cli.sections.data import (
     FACTS,
     Dataset,
+    Features,
     Images,
-    Location,
     Split,
     load,
     normalisation,
 )
 from rescue_cli.sections.data.memory import MemoryEvalFeed, MemoryFeed
+from rescue_cli.sections.data.rgb import Reading
 from rescue_cli.sections.data.stream import Cropping, FileFeed, TrainSamples, WholeImages
 from rescue_cli.sections.data.stream_eval import EvalSamples, FileEvalFeed
 from rescue_cli.sections.model import DataDependentInit
 
-LOOKED_AT = 500  # images in memory at once: their patches are 100 MB at 32 px
+CHUNK = 500  # images in memory at once: their patches are 100 MB at 32 px
 
 
 @dataclass(frozen=True)
@@ -42,22 +43,38 @@ class Machine:
     cache: Path
 
 
-def dataset(
+def load_dataset(
     recipe: Recipe, cache: Path, *, test_only: bool = False, classes: tuple[str, ...] = ()
 ) -> Dataset:
-    """The recipe's images, found and cut; `test_only` for an evaluation of weights that know these
-    `classes`.
-    """
-    return load(recipe.data.name, data_keys(recipe), cache, test_only=test_only, classes=classes)
+    """The recipe's images; `test_only` for an evaluation of weights trained on these `classes`."""
+    return load(recipe.data.name, recipe.data, cache, test_only=test_only, classes=classes)
 
 
-def normalise(recipe: Recipe, device: torch.device) -> Normalise:
+def list_dataset(recipe: Recipe) -> Dataset:
+    """The recipe's data set with its files listed, not decoded; raises `DataError`."""
+    return load(recipe.data.name, replace(recipe.data, resident=False), Path())
+
+
+def train_size(recipe: Recipe) -> int:
+    """Height and width of a training image in pixels."""
+    return recipe.data.train_size or FACTS[recipe.data.name].size or 224
+
+
+def build_normalise(recipe: Recipe, device: torch.device) -> Normalise:
     """uint8 pixels to what the network sees."""
-    mean, std = normalisation(recipe.data.name, data_keys(recipe))
-    return Normalise(mean, std, device, dtype_of(recipe), recipe.train.channels_last)
+    mean, std = normalisation(recipe.data.name, recipe.data)
+    dtype = dtype_of(recipe.train.precision)
+    return Normalise(mean, std, device, dtype, recipe.train.channels_last)
 
 
-def train_feed(
+def build_input_normalise(recipe: Recipe, data: Dataset, device: torch.device) -> Normalise:
+    """From what a feed gives to what the network sees: features come as floats already."""
+    if isinstance(data.train, Features):
+        return Unchanged(device, dtype_of(recipe.train.precision))
+    return build_normalise(recipe, device)
+
+
+def build_train_feed(
     recipe: Recipe,
     data: Dataset,
     sampler: Any,
@@ -68,7 +85,7 @@ def train_feed(
     per_epoch: int,
 ) -> Feed:
     """This process's micro-batches, from memory or from files; raises `UsageError`."""
-    train, keys = recipe.train, data_keys(recipe)
+    train, keys = recipe.train, recipe.data
     crop = next((op for op in operations if op.stage == "file"), None)
     if isinstance(data.train, Images):
         if crop is not None:
@@ -90,7 +107,7 @@ def train_feed(
         else Cropping(crop, keys.train_size or 224, keys.train_interpolation)
     )
     samples = TrainSamples(
-        data.train, cut, train.device_batch_size, train.seed, keys.decoder, keys.reading
+        data.train, cut, train.device_batch_size, train.seed, keys.decoder, Reading.of(keys)
     )
     return FileFeed(
         samples,
@@ -104,7 +121,7 @@ def train_feed(
     )
 
 
-def test_sets(recipe: Recipe, data: Dataset, machine: Machine) -> dict[str, EvalSet]:
+def build_test_sets(recipe: Recipe, data: Dataset, machine: Machine) -> dict[str, EvalSet]:
     """The test sets that `eval.sets` names (the main one by default), with every size and crop.
 
     Sets that are the same images by other labels share one feed. Raises `UsageError`, `DataError`.
@@ -116,13 +133,13 @@ def test_sets(recipe: Recipe, data: Dataset, machine: Machine) -> dict[str, Eval
         schema.lookup("eval.sets", name, {**data.tests, **data.relabelled})
         source = name if name in data.tests else main
         if source not in feeds:
-            feeds[source] = test_feed(recipe, data.tests[source], machine)
+            feeds[source] = build_test_feed(recipe, data.tests[source], machine)
         labels = None if source == name else data.relabelled[name](data.tests[source])
         sets[name] = EvalSet(feeds[source], labels)
     return sets
 
 
-def test_feed(recipe: Recipe, split: Split, machine: Machine) -> EvalFeed:
+def build_test_feed(recipe: Recipe, split: Split, machine: Machine) -> EvalFeed:
     """A split's images in order, at the recipe's sizes and crops."""
     evaluation = recipe.eval
     views = list(dict.fromkeys(View(s, c) for s in evaluation.sizes for c in evaluation.crops))
@@ -130,62 +147,32 @@ def test_feed(recipe: Recipe, split: Split, machine: Machine) -> EvalFeed:
         return MemoryEvalFeed(
             split, views, evaluation.batch_size, evaluation.interpolation, machine.device
         )
-    keys = data_keys(recipe)
+    keys, reading = recipe.data, Reading.of(recipe.data)
     samples = EvalSamples(
-        split, views, evaluation.interpolation, keys.eval_decoder, evaluation.resize, keys.reading
+        split, views, evaluation.interpolation, keys.eval_decoder, evaluation.resize, reading
     )
     return FileEvalFeed(samples, evaluation.batch_size, machine.workers, machine.device)
 
 
-def look(recipe: Recipe, network: nn.Module, data: Dataset, device: torch.device) -> None:
-    """Sets the layers that want to see training images first: whitening filters, a mean image.
+def initialise_from_images(
+    recipe: Recipe, network: nn.Module, data: Dataset, device: torch.device
+) -> None:
+    """Sets the layers whose start depends on training images: whitening filters, a mean image.
 
     The images are evenly spaced over the set, which may be sorted by class; all of them where it
-    has fewer than asked for. Weights that the recipe loads keep theirs. Raises `UsageError`.
+    has fewer than the layer asks for. With weights that the recipe loads nothing is set. Raises
+    `UsageError`.
     """
     layers = [module for module in network.modules() if isinstance(module, DataDependentInit)]
-    if not layers or recipe.model.options.get("weights"):
+    if not layers or recipe.model.weights:
         return
     if not isinstance(data.train, Images):
         raise UsageError(
             f"model ({recipe.model.name}): looks at {layers[0].images or 'all'} training images "
             f"before it trains, and {recipe.data.name} is read from files. Set data.resident=true."
         )
-    pixels, to_floats = data.train.pixels, normalise(recipe, device)
+    pixels, to_floats = data.train.pixels, build_normalise(recipe, device)
     for layer in layers:
         count = min(layer.images or len(pixels), len(pixels))
-        parts = np.array_split(np.arange(count) * len(pixels) // count, -(-count // LOOKED_AT))
+        parts = np.array_split(np.arange(count) * len(pixels) // count, -(-count // CHUNK))
         layer.init_from(to_floats(to_device(pixels[part], device)) for part in parts)
-
-
-def training_images(recipe: Recipe) -> int | None:
-    """How many images the run trains on: the files that are there, else what the set is known for.
-
-    A class folder may hold less than the whole set. None where neither is known. Raises `DataError`
-    for files that cannot be used.
-    """
-    keys = data_keys(recipe)
-    known = FACTS[recipe.data.name].images
-    if are_counted(recipe):
-        return len(listed(recipe).train)
-    if known is None:
-        return None
-    left = known - keys.holdout
-    return min(left, keys.subset[0]) if keys.subset else left
-
-
-def are_counted(recipe: Recipe) -> bool:
-    """Whether `training_images` counts files, and does not go by what the set is known for."""
-    place = Location(recipe.data.name, data_keys(recipe))
-    return place.has_train_folder or (FACTS[recipe.data.name].images is None and place.has_folder)
-
-
-def counted_images(recipe: Recipe) -> int:
-    """As `training_images`; raises `DataError`, which says what is missing, where it is None."""
-    found = training_images(recipe)
-    return len(listed(recipe).train) if found is None else found
-
-
-def listed(recipe: Recipe) -> Dataset:
-    """The recipe's data set with its files counted, not decoded; raises `DataError`."""
-    return load(recipe.data.name, replace(data_keys(recipe), resident=False), Path())

@@ -1,6 +1,7 @@
-"""What a run is trained on, kept beside its checkpoint: the data and weights, and where they lay.
+"""The identity of the data and weights that a run trains on, recorded beside its checkpoint.
 
-The places are no part of what they are: a run goes on where its data have moved, and nowhere else.
+Paths are no part of the identity: a run resumes where its data has been moved to, and not on other
+data.
 """
 
 import hashlib
@@ -15,13 +16,13 @@ from typing import Any
 import numpy as np
 
 from rescue_cli import distributed
-from rescue_cli.build.feeds import listed
-from rescue_cli.build.ingredients import data_keys
+from rescue_cli.build.feeds import list_dataset
 from rescue_cli.errors import DataError, RescueError
 from rescue_cli.recipe import Recipe
-from rescue_cli.recipe.changes import ROOTS, WEIGHTS, flat, is_place
+from rescue_cli.recipe.changes import ROOTS, WEIGHTS, flat, is_path
 from rescue_cli.rundir import RunDirectory, read_identity, write_atomically, write_json
 from rescue_cli.sections.data import (
+    PACKAGED,
     Dataset,
     Fingerprint,
     Location,
@@ -34,44 +35,43 @@ from rescue_cli.sections.data import (
 from rescue_cli.sections.model.weights import locate_file
 
 FORMAT = 1
-PACKAGED = "fashion-mini"
-CURE = "Put it back as it was, or begin a new run with another --out."
-Places = Mapping[str, str]  # absolute paths by the recipe's keys
+CURE = "Restore it, or start a new run with another --out."
+Paths = Mapping[str, str]  # absolute, by the recipe's keys
 
 
 @dataclass(frozen=True)
 class Identity:
-    """Data and weights of a run as they are now, and where."""
+    """Data and weights of a run as they are now, and their paths."""
 
     data: Fingerprint
     weights: Mapping[str, str]  # digests by the recipe's keys
-    places: Places
+    places: Paths
 
 
 @dataclass(frozen=True)
-class Kept:
-    """What stands in `data.json`; `splits` are the number of images and the digest of each."""
+class DataRecord:
+    """The contents of `data.json`; `splits` has the number of images and the digest of each."""
 
     format: int
     digest: str
     classes: Sequence[str]
     splits: Mapping[str, Mapping[str, Any]]
     weights: Mapping[str, str]
-    places: Sequence[Places]  # the first, and each that came after it
+    places: Sequence[Paths]  # the first, and each later one
 
 
-def identity(recipe: Recipe, data: Dataset) -> Identity:
-    """Of the images that the recipe trains and evaluates on; none of them is read."""
+def identify(recipe: Recipe, data: Dataset) -> Identity:
+    """The identity of what the recipe trains and evaluates on; no image is read."""
     main = next(iter(data.tests))
     named = [name if name in data.tests else main for name in recipe.eval.sets or [main]]
-    places = _places(recipe)
-    weights = {key: _digest(place) for key, place in places.items() if key in WEIGHTS}
-    found = compute_fingerprint(data, dict.fromkeys(named))
-    return Identity(found, {key: each for key, each in weights.items() if each}, places)
+    paths = _paths(recipe)
+    digests = {key: _digest(path) for key, path in paths.items() if key in WEIGHTS}
+    weights = {key: digest for key, digest in digests.items() if digest is not None}
+    return Identity(compute_fingerprint(data, dict.fromkeys(named)), weights, paths)
 
 
-class Looked:
-    """The identity of each recipe's data, looked at once."""
+class IdentityCache:
+    """The identity of each recipe's data, computed once."""
 
     def __init__(self) -> None:
         self._known: dict[str, Identity] = {}
@@ -81,20 +81,20 @@ class Looked:
         tree = recipe.tree
         key = repr([tree["data"], tree["eval"], tree["model"], tree.get("teacher")])
         if key not in self._known:
-            self._known[key] = identity(recipe, listed(recipe))
+            self._known[key] = identify(recipe, list_dataset(recipe))
         return self._known[key]
 
 
-def _places(recipe: Recipe) -> dict[str, str]:
-    given = {k: v for k, v in flat(recipe.tree).items() if v is not None and is_place(k, v)}
-    place = Location(recipe.data.name, data_keys(recipe))
+def _paths(recipe: Recipe) -> dict[str, str]:
+    given = {k: v for k, v in flat(recipe.tree).items() if v is not None and is_path(k, v)}
+    place = Location(recipe.data.name, recipe.data)
     if not any(key in given for key in ROOTS) and place.has_root and place.name != PACKAGED:
         given["data.root"] = place.root  # of RESCUE_DATA
     return {key: os.path.abspath(os.path.expanduser(value)) for key, value in given.items()}
 
 
 def _digest(source: str) -> str | None:
-    """Of a weights file; None where there is none, which whoever loads it will say."""
+    """The digest of a weights file; None where it cannot be read, which loading it will report."""
     try:
         file, part = locate_file(source)
         with file.open("rb") as content:
@@ -107,47 +107,52 @@ def _digest(source: str) -> str | None:
 # --- the run's record ---
 
 
-def kept(run: RunDirectory) -> Kept | None:
-    """What the run keeps of its data; None of a run of an older version. Raises `DataError`."""
-    found = read_identity(run)
-    return None if found is None else Kept(**{key: found[key] for key in Kept.__annotations__})
+def read_record(run: RunDirectory) -> DataRecord | None:
+    """The run's record of its data; None for a run of an older version. Raises `DataError`."""
+    values = read_identity(run)
+    return (
+        None
+        if values is None
+        else DataRecord(**{key: values[key] for key in DataRecord.__annotations__})
+    )
 
 
-def keep(run: RunDirectory, now: Identity, before: Kept | None = None) -> None:
-    """Puts it on record; where the data lay `before` stays there."""
+def write_record(run: RunDirectory, now: Identity, before: DataRecord | None = None) -> None:
+    """Records the identity; the paths of the record `before` are kept in it."""
     places = [*(before.places if before else []), now.places]
     splits = {
         name: {"images": len(split), "digest": split.digest}
         for name, split in now.data.splits.items()
     }
-    record = Kept(FORMAT, now.data.digest, now.data.classes, splits, now.weights, places)
+    record = DataRecord(FORMAT, now.data.digest, now.data.classes, splits, now.weights, places)
     if before is None:
         arrays = now.data.arrays()
         write_atomically(run.listing, lambda file: np.savez_compressed(file, **arrays))  # type: ignore[arg-type]
     write_json(run.data, asdict(record))
 
 
-def fault(run: RunDirectory, before: Kept, now: Identity) -> str | None:
-    """What to tell the user where data or weights are not those of the run's record."""
+def find_fault(run: RunDirectory, before: DataRecord, now: Identity) -> str | None:
+    """The error message where data or weights are not those of the run's record."""
     if before.digest != now.data.digest:
         where = "".join(f" ({key}: {now.places[key]})" for key in ROOTS if key in now.places)
-        return (
-            f"{run.path}: was trained on other data{where}: {_told(run, before, now.data)}. {CURE}"
-        )
+        difference = _describe(run, before, now.data)
+        return f"{run.path}: was trained on other data{where}: {difference}. {CURE}"
     for key, digest in now.weights.items():
         if before.weights.get(key, digest) != digest:
-            return f"{run.path}: {key}: {now.places[key]} is not the file it began with. {CURE}"
+            return f"{run.path}: {key}: {now.places[key]} is not the file it started from. {CURE}"
     return None
 
 
-def _told(run: RunDirectory, before: Kept, now: Fingerprint, *, whole: bool = True) -> str:
-    """The difference, by the names on record; without them by the numbers of images."""
-    known = _fingerprint(run)
+def _describe(
+    run: RunDirectory, before: DataRecord, now: Fingerprint, *, whole: bool = True
+) -> str:
+    """The difference, by the recorded names; without them by the numbers of images."""
+    known = _read_fingerprint(run)
     if known is not None and known.digest == before.digest:
         splits = known.splits if whole else {name: known.splits[name] for name in now.splits}
-        said = describe_difference(Fingerprint(known.classes, splits), now)
-        assert said is not None
-        return said
+        text = describe_difference(Fingerprint(known.classes, splits), now)
+        assert text is not None
+        return text
     counts = [
         f"{name}: {len(split):,} images, and was {before.splits[name]['images']:,}"
         for name, split in now.splits.items()
@@ -156,7 +161,7 @@ def _told(run: RunDirectory, before: Kept, now: Fingerprint, *, whole: bool = Tr
     return "; ".join(counts) or "its classes or test sets differ"
 
 
-def _fingerprint(run: RunDirectory) -> Fingerprint | None:
+def _read_fingerprint(run: RunDirectory) -> Fingerprint | None:
     try:
         with np.load(run.listing, allow_pickle=False) as arrays:
             return fingerprint_from_arrays(arrays)
@@ -164,106 +169,111 @@ def _fingerprint(run: RunDirectory) -> Fingerprint | None:
         return None
 
 
-def _has_learnt(run: RunDirectory) -> bool:
+def _has_trained(run: RunDirectory) -> bool:
     return run.last.exists() or run.result.exists()
 
 
-def demand_same(run: RunDirectory, recipe: Recipe, look: Looked) -> None:
-    """Raises `DataError` where the recipe's data and weights are not what the run has learnt from.
+def check_same_data(run: RunDirectory, recipe: Recipe, cache: IdentityCache) -> None:
+    """Raises `DataError` where the recipe's data and weights are not what the run has trained on.
 
-    A run in which nothing is trained may have any.
+    A run that has not trained yet may have any.
     """
-    if not _has_learnt(run):
+    if not _has_trained(run):
         return
-    before = kept(run)
+    before = read_record(run)
     if before is None:
         raise DataError(
-            f"{run.path}: was begun by a version that kept no record of its data, so that moved "
-            "data cannot be told from other data. Put a link to it where it was, or use a new "
-            "--out."
+            f"{run.path}: was started by a version that kept no record of its data, so moved data "
+            "cannot be distinguished from other data. Put a link to it at its old path, or use a "
+            "new --out."
         )
-    if (said := fault(run, before, look(recipe))) is not None:
-        raise DataError(said)
+    if (message := find_fault(run, before, cache(recipe))) is not None:
+        raise DataError(message)
 
 
-def compare_data(runs: Mapping[Path, Recipe], done: Collection[Path], look: Looked) -> list[str]:
-    """What is to be said of data that moved since a run of these was done or begun.
+def compare_data(
+    runs: Mapping[Path, Recipe], done: Collection[Path], cache: IdentityCache
+) -> list[str]:
+    """A note for all data that moved since one of these runs was started.
 
-    Raises `DataError` where what is to be trained would see other data than what is `done`. Data
-    that cannot be read here, as on a login node, are compared when there are results.
+    Raises `DataError` where the runs still to be trained would see other data than those that are
+    `done`. Data that cannot be read here, as on a login node, is compared when there are results.
     """
-    learnt = [path for path in runs if _has_learnt(RunDirectory(path))]
-    records = {path: found for path in learnt if (found := kept(RunDirectory(path))) is not None}
+    trained = [path for path in runs if _has_trained(RunDirectory(path))]
+    records = {path: r for path in trained if (r := read_record(RunDirectory(path))) is not None}
     missing = {path.parent: recipe for path, recipe in runs.items() if path not in done}
     for path in [path for path in done if path in records and path.parent in missing]:
         try:
-            now = look(missing[path.parent])
+            now = cache(missing[path.parent])
         except RescueError:
             break
-        if (said := fault(RunDirectory(path), records[path], now)) is not None:
-            raise DataError(said)
-    lines = [_moved(found, _places(runs[path])) for path, found in records.items()]
+        if (message := find_fault(RunDirectory(path), records[path], now)) is not None:
+            raise DataError(message)
+    lines = [_describe_move(record, _paths(runs[path])) for path, record in records.items()]
     return [line for line in dict.fromkeys(lines) if line is not None]
 
 
-def agree(run: RunDirectory, recipe: Recipe, data: Dataset) -> list[str]:
-    """Holds the data against the run's record, or makes one; what is to be said of it.
+def check_or_record(run: RunDirectory, recipe: Recipe, data: Dataset) -> list[str]:
+    """Compares the data with the run's record, or writes one; notes for the log.
 
-    Called by every process, of which the first looks. Raises `DataError`.
+    Called by every process; the first compares. Raises `DataError` in all of them.
     """
     faults: list[str] = []
-    said: list[str] = []
+    notes: list[str] = []
     if distributed.is_first():
-        now, before = identity(recipe, data), kept(run)
-        resumed = run.last.exists() and run.metrics.exists()  # else it begins, or where another was
+        now, before = identify(recipe, data), read_record(run)
+        # A checkpoint without metrics is another run's, from which this one starts
+        resumed = run.last.exists() and run.metrics.exists()
         if not resumed:
-            keep(run, now)
+            write_record(run, now)
         elif before is None:
-            said.append("this run kept no record of its data; that it is the same is not checked")
-            keep(run, now)
-        elif (wrong := fault(run, before, now)) is not None:
-            faults.append(wrong)
-        elif moved := _moved(before, now.places):
-            said.append(moved)
-            keep(run, now, before)
+            notes.append(
+                "this run has no record of its data; whether it is the same is not checked"
+            )
+            write_record(run, now)
+        elif (fault := find_fault(run, before, now)) is not None:
+            faults.append(fault)
+        elif moved := _describe_move(before, now.places):
+            notes.append(moved)
+            write_record(run, now, before)
     _, faults = distributed.merge_over_ranks(0, faults)
     if faults:
         raise DataError(faults[0])
-    return said
+    return notes
 
 
-def unlike_training(recipe: Recipe, data: Dataset) -> list[str]:
-    """Which test sets are not those that the weights' own run was tested on, a sentence each.
+def compare_test_sets(recipe: Recipe, data: Dataset) -> list[str]:
+    """A note for each test set that is not the one that the weights' own run was tested on.
 
     Called by every process. Raises `DataError` for held-out images, some of which it may have
-    learnt.
+    been trained on.
     """
     faults: list[str] = []
-    said: list[str] = []
-    file = Path(str(recipe.model.options.get("weights")))
+    notes: list[str] = []
+    file = Path(str(recipe.model.weights))
     run = RunDirectory(file.parent)
     of_run = file == run.weights and run.recipe.is_file()
-    if distributed.is_first() and of_run and (before := kept(run)) is not None:
-        known = _fingerprint(run)
+    if distributed.is_first() and of_run and (before := read_record(run)) is not None:
+        known = _read_fingerprint(run)
         for name in data.tests.keys() & before.splits.keys():
             now = Fingerprint(tuple(before.classes), {name: list_split(data.tests[name])})
             if now.splits[name].digest != before.splits[name]["digest"]:
-                told = _told(run, before, now, whole=False)
-                told = f"{run.path}: was tested on other images: {told}"
+                text = _describe(run, before, now, whole=False)
+                text = f"{run.path}: was tested on other images: {text}"
                 held = name.startswith("holdout")
                 part = known is not None and _is_part(now.splits[name], known.splits[name])
-                (faults if held and not part else said).append(told)
+                (faults if held and not part else notes).append(text)
     _, faults = distributed.merge_over_ranks(0, faults)
     if faults:
         raise DataError(
-            f"{faults[0]}. It may have learnt some of these. Put the images back, or name a test "
-            "set: data.holdout=0 data.test_root=DIR."
+            f"{faults[0]}. It may have been trained on some of these. Restore the images, or name "
+            "a test set: data.holdout=0 data.test_root=DIR."
         )
-    return said
+    return notes
 
 
 def _is_part(now: SplitListing, before: SplitListing) -> bool:
-    """Whether all images were there before, as they are."""
+    """Whether all images were there before, unchanged."""
     if now.names is None or before.names is None:
         return False
 
@@ -274,12 +284,12 @@ def _is_part(now: SplitListing, before: SplitListing) -> bool:
     return images(now) <= images(before)
 
 
-def _moved(before: Kept, now: Places) -> str | None:
-    """Where data and weights lay last, and where they lie now, in a line."""
+def _describe_move(before: DataRecord, now: Paths) -> str | None:
+    """The last recorded and the present paths of what has moved, in a line."""
     last = before.places[-1]
     keys = [key for key in {**last, **now} if last.get(key) != now.get(key)]
     if not keys:
         return None
-    told = "; ".join(f"{key}: {last.get(key, '-')}, now {now.get(key, '-')}" for key in keys)
+    moves = "; ".join(f"{key}: {last.get(key, '-')}, now {now.get(key, '-')}" for key in keys)
     images = ", ".join(f"{name} {split['images']:,}" for name, split in before.splits.items())
-    return f"moved: {told}; the same images ({images})"
+    return f"moved: {moves}; the same images ({images})"

@@ -1,4 +1,4 @@
-"""A frozen network: each image's features computed once, and a head that is trained on them."""
+"""A frozen network: the features of each image are computed once, and a head is trained on them."""
 
 import copy
 from collections.abc import Callable, Mapping
@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rescue_cli.build.feeds import Machine, normalise, test_feed
-from rescue_cli.build.ingredients import Autocast
+from rescue_cli.build.feeds import Machine, build_normalise, build_test_feed
+from rescue_cli.build.networks import Autocast, autocast, build_network
 from rescue_cli.errors import UsageError
 from rescue_cli.recipe import Recipe
 from rescue_cli.sections.data import Dataset, Features, Split
@@ -31,11 +31,11 @@ class Head(nn.Module):
         self.scale = scale
 
     def get_classifier(self) -> list[nn.Module]:
-        """Its layers, as timm's networks give theirs; see `find_heads`."""
+        """Its layers, by the method that timm's networks have; see `find_heads`."""
         return list(self.heads)
 
     def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *rest: Any) -> None:
-        for name in ("weight", "bias"):  # of a run of before, when there was one head
+        for name in ("weight", "bias"):  # a checkpoint of a version that had one head
             if (old := f"{prefix}head.{name}") in state:
                 state[f"{prefix}heads.0.{name}"] = state.pop(old)
         super()._load_from_state_dict(state, prefix, *rest)
@@ -68,15 +68,20 @@ class Trainee:
     whole: Callable[[nn.Module], nn.Module]
 
 
-def trainee_of(
-    recipe: Recipe, network: nn.Module, data: Dataset, machine: Machine, autocast: Autocast
+def build_trainee(
+    recipe: Recipe,
+    data: Dataset,
+    machine: Machine,
+    note: Callable[[str], None] = lambda _: None,
 ) -> Trainee:
     """The network itself, or where `model.frozen` is set its head, on features in place of images.
 
-    Features are those of the test view, without augmentation. Raises `UsageError` where the
-    classifier is not the last thing that the network computes.
+    Features are those of the test view, without augmentation. `note` receives a line on how the
+    weights were read. Raises `UsageError` where the classifier is not the last thing that the
+    network computes.
     """
-    if not recipe.model.options.get("frozen"):
+    network = build_network(recipe, len(data.classes), machine.device, note=note)
+    if not recipe.model.frozen:
         return Trainee(network, data, data, lambda trained: trained)
     layers = find_heads(network)
     if not layers:
@@ -84,7 +89,7 @@ def trainee_of(
             f"model ({recipe.model.name}).frozen: it has no classifier to train. Drop frozen."
         )
     head = Head(layers, float(getattr(network, "logit_scale", 1.0))).to(machine.device)
-    reader = _Reader(recipe, network, list(layers.values()), head, machine, autocast)
+    reader = _Reader(recipe, network, list(layers.values()), head, machine)
     features = replace(
         data,
         train=reader.of(data.train),
@@ -101,7 +106,7 @@ def trainee_of(
 
 
 class _Reader:
-    """Sees a split's images once and keeps what comes to the network's classifiers."""
+    """Passes a split's images through once and keeps the inputs of the network's classifiers."""
 
     def __init__(
         self,
@@ -110,11 +115,11 @@ class _Reader:
         layers: list[nn.Module],
         head: Head,
         machine: Machine,
-        autocast: Autocast,
     ) -> None:
         self.recipe, self.network, self.layers, self.head = recipe, network.eval(), layers, head
-        self.machine, self.autocast = machine, autocast
-        self.normalise = normalise(recipe, machine.device)
+        self.machine = machine
+        self.autocast: Autocast = autocast(recipe.train.precision, machine.device)
+        self.normalise = build_normalise(recipe, machine.device)
         self.checked = False
 
     @torch.no_grad()
@@ -122,8 +127,8 @@ class _Reader:
         """(images, d, 1, 1) floats with the images' labels."""
         if len(split) == 0:
             return Features(np.zeros((0, sum(self.head.widths), 1, 1), np.float32), split.labels)
-        feed = test_feed(self.recipe, split, self.machine)
-        found: list[Tensor] = []
+        feed = build_test_feed(self.recipe, split, self.machine)
+        features: list[Tensor] = []
         inputs: dict[nn.Module, Tensor] = {}
         hooks = [
             layer.register_forward_pre_hook(lambda own, given: inputs.update({own: given[0]}))
@@ -135,34 +140,34 @@ class _Reader:
                 (images,) = shown.views.values()
                 with self.autocast():
                     logits = self.network(self.normalise(images))
-                found.append(self._features(inputs))
-                self._check(found[-1], logits)
+                features.append(self._features(inputs))
+                self._check(features[-1], logits)
         finally:
             batches.close()
             for hook in hooks:
                 hook.remove()
-        rows = torch.cat([part.float().cpu() for part in found])
+        rows = torch.cat([part.float().cpu() for part in features])
         return Features(rows[:, :, None, None].numpy(), split.labels)
 
     def _features(self, inputs: dict[nn.Module, Tensor]) -> Tensor:
-        """(n, d): what came to the classifiers, one after another, where each sees one vector."""
+        """(n, d): the inputs of the classifiers side by side, where each takes one vector."""
         shares = [inputs[layer].flatten(1) for layer in self.layers if layer in inputs]
         if [share.shape[1] for share in shares] != self.head.widths:
-            raise self._unfit()
+            raise self._not_last()
         return torch.cat(shares, 1)
 
-    def _unfit(self) -> UsageError:
+    def _not_last(self) -> UsageError:
         return UsageError(
             f"model ({self.recipe.model.name}).frozen: its classifier is not the last thing it "
             "computes, so its head cannot be trained alone. Remove model.frozen."
         )
 
     def _check(self, features: Tensor, logits: Tensor) -> None:
-        """That the head alone says of the first batch what the network says."""
+        """Raises `UsageError` unless the head alone gives the network's logits, on one batch."""
         if self.checked:
             return
         with self.autocast():
             alone = self.head(features)
         if alone.shape != logits.shape or not torch.allclose(alone, logits, rtol=1e-3, atol=1e-3):
-            raise self._unfit()
+            raise self._not_last()
         self.checked = True

@@ -7,50 +7,59 @@ from typing import Any
 import torch
 from torch import nn
 
-from rescue_cli.build.ingredients import filled
 from rescue_cli.engine.optimizers import Optimizers, RatedGroup
 from rescue_cli.errors import UsageError
-from rescue_cli.recipe import Item, Recipe, schema, total_steps
-from rescue_cli.sections.optim import OPTIMIZERS, assign_parameters, layer_depths
-from rescue_cli.sections.optim import common as optim_keys
-from rescue_cli.sections.schedule import SCHEDULES, Schedule, ScheduleContext, freeze_after
-from rescue_cli.sections.schedule import common as schedule_keys
+from rescue_cli.recipe import OptimItem, Recipe, ScheduleItem, total_steps
+from rescue_cli.sections.optim import assign_parameters, layer_depths
+from rescue_cli.sections.schedule import Schedule, ScheduleContext, freeze_after
 
 
-def schedule_of(item: Item, span: ScheduleContext) -> Schedule:
+def build_schedule(item: ScheduleItem, context: ScheduleContext) -> Schedule:
     """The item's rates, read from its first step and until its last epoch; checks its keys."""
-    rates: Schedule = filled("schedule", item, SCHEDULES, schedule_keys)(span)
-    first, until = item.options.get("first_step", 0), item.options.get("until")
+    rates: Schedule = item(context)
+    first = item.first_step
     shifted: Schedule = (lambda step: rates(step + first)) if first else rates
-    return shifted if until is None else freeze_after(shifted, until, span.steps_per_epoch)
+    return (
+        shifted
+        if item.until is None
+        else freeze_after(shifted, item.until, context.steps_per_epoch)
+    )
 
 
-def own_schedule(item: Item) -> Item | None:
-    """The schedule that an optimizer item carries itself."""
-    own = item.options.get("schedule")
-    if own is None:
-        return None
-    if not isinstance(own, dict) or not isinstance(own.get("name"), str):
-        raise UsageError(f"optim ({item.name}).schedule: must be a mapping with a name.")
-    return Item(own["name"], {k: v for k, v in own.items() if k != "name"})
-
-
-def rates_of(recipe: Recipe, per_epoch: int) -> list[tuple[Schedule, float]]:
+def build_schedules(recipe: Recipe, per_epoch: int) -> list[tuple[Schedule, float]]:
     """Each optimizer item's schedule and its ratio to it.
 
     The schedule's `lr` is the first item's; other items keep their ratio to that, unless they
-    carry a schedule of their own.
+    have a schedule of their own.
     """
-    lrs = [float(item.options["lr"]) for item in recipe.optim]
-    found = []
-    for item, lr in zip(recipe.optim, lrs, strict=True):
-        own = own_schedule(item)
-        span = ScheduleContext(lr if own else lrs[0], per_epoch, recipe.train.epochs)
-        found.append((schedule_of(own or recipe.schedule, span), 1.0 if own else lr / lrs[0]))
-    return found
+    reference = recipe.optim[0].lr
+    schedules = []
+    for item in recipe.optim:
+        own = item.own_schedule
+        context = ScheduleContext(item.lr if own else reference, per_epoch, recipe.train.epochs)
+        schedule = build_schedule(own or recipe.schedule, context)
+        schedules.append((schedule, 1.0 if own else item.lr / reference))
+    return schedules
 
 
-def optimizers(
+def shared_max_norm(items: Sequence[OptimItem]) -> float | None:
+    """The norm to which the gradients of all parameters are clipped before the optimizers step.
+
+    None where no item has one, or where only LAMB has, which clips its own in a pass it makes
+    anyway. Raises `UsageError` where items have different ones: there is one norm to clip.
+    """
+    left = {item.max_grad_norm for item in items if "max_grad_norm" not in item.arguments}
+    if left <= {None}:
+        return None
+    if len({item.max_grad_norm for item in items}) > 1:
+        raise UsageError(
+            "optim.max_grad_norm: gradients are clipped over all parameters together. "
+            "Give each item the same."
+        )
+    return items[0].max_grad_norm
+
+
+def build_optimizers(
     recipe: Recipe, network: nn.Module, per_epoch: int, scaler: torch.amp.GradScaler
 ) -> Optimizers:
     """One optimizer for each name, a parameter group for each item and decay, rates for each.
@@ -62,36 +71,37 @@ def optimizers(
     groups: dict[str, list[dict[str, Any]]] = {}
     makers: dict[str, Any] = {}
     rates: dict[str, list[tuple[Schedule, float]]] = {}
-    found = assign_parameters(network, [item.options for item in recipe.optim])
-    for item, claim, rate in zip(recipe.optim, found, rates_of(recipe, per_epoch), strict=True):
-        function = OPTIMIZERS[item.name]
-        options = schema.check(f"optim ({item.name})", item.options, function, optim_keys)
-        mine = schema.pick(options, function)
-        makers.setdefault(item.name, partial(function, **mine))
-        for names, decay in ((claim.decayed, mine["weight_decay"]), (claim.undecayed, 0.0)):
-            for factor, layer in _layers(recipe, network, item, names):
-                tensors = [parameters[n] for n in layer]
-                group = {**mine, "params": tensors, "weight_decay": decay, "updates": updates}
+    assigned = assign_parameters(network, recipe.optim)
+    schedules = build_schedules(recipe, per_epoch)
+    for item, own, (schedule, ratio) in zip(recipe.optim, assigned, schedules, strict=True):
+        makers.setdefault(item.name, partial(item.function, **item.arguments))
+        for names, decay in ((own.decayed, item.weight_decay), (own.undecayed, 0.0)):
+            for factor, layer in _split_by_depth(item, names, network, recipe.model.name):
+                group = {
+                    **item.arguments,
+                    "params": [parameters[name] for name in layer],
+                    "weight_decay": decay,
+                    "updates": updates,
+                }
                 groups.setdefault(item.name, []).append(group)
-                rates.setdefault(item.name, []).append((rate[0], rate[1] * factor))
+                rates.setdefault(item.name, []).append((schedule, ratio * factor))
     optimizers = {name: make(groups[name]) for name, make in makers.items() if name in groups}
     rated = [
         RatedGroup(optimizers[name], index, schedule, ratio)
         for name in optimizers
         for index, (schedule, ratio) in enumerate(rates[name])
     ]
-    return Optimizers(list(optimizers.values()), rated, recipe.train.clip_grad_norm, scaler)
+    return Optimizers(list(optimizers.values()), rated, shared_max_norm(recipe.optim), scaler)
 
 
-def _layers(
-    recipe: Recipe, network: nn.Module, item: Item, names: Sequence[str]
+def _split_by_depth(
+    item: OptimItem, names: Sequence[str], network: nn.Module, architecture: str
 ) -> list[tuple[float, list[str]]]:
     """The parameters by the factor of their learning rate; all at 1 without `layer_decay`."""
-    decay = item.options.get("layer_decay")
-    if decay is None:
+    if item.layer_decay is None:
         return [(1.0, list(names))] if names else []
-    depth = layer_depths(network, recipe.model.name)
-    found: dict[int, list[str]] = {}
+    depth = layer_depths(network, architecture)
+    layers: dict[int, list[str]] = {}
     for name in names:
-        found.setdefault(depth[name], []).append(name)
-    return [(float(decay) ** above, found[above]) for above in sorted(found)]
+        layers.setdefault(depth[name], []).append(name)
+    return [(item.layer_decay**above, layers[above]) for above in sorted(layers)]

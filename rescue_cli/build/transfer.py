@@ -1,4 +1,4 @@
-"""A recipe begun with the weights of another training, on another data set, as overrides."""
+"""A recipe that starts from trained weights, on another data set, as overrides."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rescue_cli.build.ingredients import data_keys
 from rescue_cli.build.weights import Source, find_weights
 from rescue_cli.errors import UsageError, did_you_mean
 from rescue_cli.recipe import Recipe
@@ -14,52 +13,53 @@ from rescue_cli.recipe.changes import given_keys, is_given
 from rescue_cli.sections.data import DATASETS, FACTS, channels_of, is_coco, normalisation
 from rescue_cli.sections.model import MODELS, weights
 
-# What a folder of one's own is called as a data set, by task
+# The data set that reads the user's own folder, by task
 FOLDERS = {
     "classification": "folder",
     "detection": "voc-folder",
     "segmentation": "mask-folder",
 }
-OF_COCO = {"detection": "coco-boxes", "segmentation": "coco-masks"}  # where annotations are COCO's
+OF_COCO = {"detection": "coco-boxes", "segmentation": "coco-masks"}  # with COCO's annotations
 DEFAULT = "transfer"  # the recipe without --recipe
 SCRATCH = "scratch:"  # before weights, or a timm name: the same network at a random start
-# Keys of the source's `model` that say how it was trained and not what it is
+# Keys of the source's `model` that say how it was trained, and not what it is
 _OWN = ("weights", "new_head", "frozen", "init")
 
 
 @dataclass(frozen=True)
 class Start:
-    """Where a transfer begins: a name for its folder, and what it sets in the recipe."""
+    """Where a transfer starts: the name of its folder, and the overrides of the recipe."""
 
     label: str
     overrides: list[str]
 
 
-def start(
-    base: Recipe, word: str, to: str, given: Sequence[str], *, model: str | None = None
+def plan_transfer(
+    base: Recipe, weights_name: str, to: str, given: Sequence[str], *, model: str | None = None
 ) -> Start:
-    """The overrides that put the network `word` into `base` and have it see `to`.
+    """The overrides that put a trained network into the recipe `base`, on the data `to`.
 
-    `word` is a run, a weights file, `timm:NAME`, or one of these after `scratch:`; `to` a data set
-    or a folder; what `given` overrides set stays. The source's normalisation goes with its weights.
-    Raises `UsageError`, `DataError`.
+    `weights_name` is a run, a weights file, `timm:NAME`, or one of these after `scratch:`; `to` is
+    a data set or a folder. What the `given` overrides set stays. The source's normalisation goes
+    with its weights. Raises `UsageError`, `DataError`.
     """
-    random = word.startswith(SCRATCH)
-    source = find_weights(word.removeprefix(SCRATCH), [], model=model)
+    random = weights_name.startswith(SCRATCH)
+    source = find_weights(weights_name.removeprefix(SCRATCH), [], model=model)
     values: dict[str, Any] = _target(base, to)
     if base.is_annotated:
         values |= _backbone(base, source, random=random)
     else:
         values["model"] = _network(base, source, random=random)
-        frozen = bool(base.model.options.get("frozen"))
-        values |= _images(source, values["data.name"], given, frozen=frozen)
+        values |= _images(source, values["data.name"], given, frozen=base.model.frozen)
     keys = given_keys(given)
     kept = {key: v for key, v in values.items() if key == "model" or not is_given(key, keys)}
-    return Start(_label(word), [f"{key}={json.dumps(value)}" for key, value in kept.items()])
+    return Start(
+        _label(weights_name), [f"{key}={json.dumps(value)}" for key, value in kept.items()]
+    )
 
 
 def _target(base: Recipe, to: str) -> dict[str, Any]:
-    """`data.name`; of a folder of one's own `data.root`, and its images upright."""
+    """`data.name`; for the user's own folder also `data.root`, with EXIF orientation applied."""
     if to in DATASETS:
         return {"data.name": to}
     if Path(to).is_dir():
@@ -76,56 +76,51 @@ def _target(base: Recipe, to: str) -> dict[str, Any]:
 
 def _backbone(base: Recipe, source: Source, *, random: bool) -> dict[str, Any]:
     """The source's network as a detector's or an FCN's backbone, and its normalisation."""
-    theirs = source.recipe.model
-    if theirs.name in MODELS:
+    trained = source.recipe.model
+    if trained.name in MODELS:
         raise UsageError(
-            f"--from {source.given}: {theirs.name} is no network of timm's, and a backbone is. Use "
-            "a run of one, as ResNet or EfficientNet."
+            f"--from {source.given}: {trained.name} is not one of timm's networks, and a backbone "
+            "has to be. Use a run of one, such as ResNet or EfficientNet."
         )
-    mean, std = normalisation(source.recipe.data.name, data_keys(source.recipe))
-    weights = None if random else theirs.options["weights"]
-    found = {"model.backbone": theirs.name, "data.mean": mean, "data.std": std}
+    mean, std = normalisation(source.recipe.data.name, source.recipe.data)
+    values = {"model.backbone": trained.name, "data.mean": mean, "data.std": std}
     if not random:
-        return {**found, "model.weights": weights}
-    # A backbone at random has neither statistics nor filters that could be kept
-    found["model.norms"] = "trained"
-    return {**found, "model.frozen_stages": 0} if _freezes(base) else found
-
-
-def _freezes(base: Recipe) -> bool:
-    """Whether the recipe keeps stages of its backbone as they are."""
-    return bool(base.model.options.get("frozen_stages"))
+        return {**values, "model.weights": trained.weights}
+    # A random backbone has neither statistics nor filters worth keeping
+    values["model.norms"] = "trained"
+    freezes = base.model.arguments.get("frozen_stages")
+    return {**values, "model.frozen_stages": 0} if freezes else values
 
 
 def _network(base: Recipe, source: Source, *, random: bool) -> dict[str, Any]:
     """The section `model`: the source's network, with the recipe's own keys for it."""
-    theirs = source.recipe.model
-    begun = {} if random else {"weights": theirs.options["weights"], "new_head": True}
-    network = {k: v for k, v in theirs.options.items() if k not in _OWN}
-    mine = {k: v for k, v in base.model.options.items() if k != "weights"}
-    if random and mine.get("frozen"):
+    trained = source.recipe.model
+    start = {} if random else {"weights": trained.weights, "new_head": True}
+    network = {k: v for k, v in trained.options.items() if k not in _OWN}
+    changes = {k: v for k, v in base.model.options.items() if k != "weights"}
+    if random and base.model.frozen:
         raise UsageError(
-            f"--from {SCRATCH}...: {base.name} trains a head on features, and a network that "
-            "learned nothing has none. Use --recipe transfer."
+            f"--from {SCRATCH}...: {base.name} trains a head on features, and an untrained "
+            "network has none. Use --recipe transfer."
         )
-    return {"name": theirs.name, **network, **mine, **begun}
+    return {"name": trained.name, **network, **changes, **start}
 
 
 def _images(source: Source, name: str, given: Sequence[str], *, frozen: bool) -> dict[str, Any]:
-    """Normalisation, channels, and what images that lie in memory at one size ask for."""
-    keys = data_keys(source.recipe)
+    """Normalisation, channels, and sizes and augmentation for images kept in memory."""
+    keys = source.recipe.data
     mean, std = normalisation(source.recipe.data.name, keys)
     seen, facts = channels_of(source.recipe.data.name, keys), FACTS[name]
-    found: dict[str, Any] = {"data.mean": mean, "data.std": std}
+    values: dict[str, Any] = {"data.mean": mean, "data.std": std}
     if seen == 3 and facts.channels == 1:
-        found["data.channels"] = 3
+        values["data.channels"] = 3
     elif seen != facts.channels:
         raise UsageError(
-            f"--from {source.given}: sees images of {seen} channel, and those of {name} have "
+            f"--from {source.given}: takes images with {seen} channel, and those of {name} have "
             f"{facts.channels}. Use weights that were trained on colour images."
         )
     if facts.size is not None and "data.resident=false" not in given:
-        found |= {
+        values |= {
             "augment": []
             if frozen
             else [
@@ -136,27 +131,27 @@ def _images(source: Source, name: str, given: Sequence[str], *, frozen: bool) ->
             "eval.sizes": [facts.size],
             "eval.crops": [1.0],
         }
-    return found
+    return values
 
 
-def _label(word: str) -> str:
+def _label(name: str) -> str:
     """A folder's name: `quickstart-0` of runs/quickstart/0, else the file's or timm's name."""
-    random, plain = word.startswith(SCRATCH), word.removeprefix(SCRATCH)
+    random, plain = name.startswith(SCRATCH), name.removeprefix(SCRATCH)
     path = Path(plain)
     if path.is_dir():
-        name = f"{path.resolve().parent.name}-{path.resolve().name}"
+        label = f"{path.resolve().parent.name}-{path.resolve().name}"
     else:
-        name = weights.source_label(plain)
-    return f"scratch-{name}" if random else name
+        label = weights.source_label(plain)
+    return f"scratch-{label}" if random else label
 
 
-def distinct(starts: Mapping[str, Start]) -> None:
-    """Raises `UsageError` where two words would have one folder."""
+def check_labels(starts: Mapping[str, Start]) -> None:
+    """Raises `UsageError` where two weights would have one folder."""
     seen: dict[str, str] = {}
-    for word, each in starts.items():
+    for name, each in starts.items():
         if each.label in seen:
             raise UsageError(
-                f"--from: {seen[each.label]} and {word} would both be called {each.label}. "
+                f"--from: {seen[each.label]} and {name} would both be called {each.label}. "
                 "Give one of them another name."
             )
-        seen[each.label] = word
+        seen[each.label] = name

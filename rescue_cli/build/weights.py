@@ -1,7 +1,8 @@
-"""Weights as a user names them, and the recipe that shows them images: theirs, or one made up.
+"""Weights as a user names them, and the recipe that evaluates them.
 
-A run and its file carry their recipe. For other weights the shipped recipe `pytorch` lends what an
-evaluation never reads; network and preprocessing are those of the weights.
+A run and its weights file contain their recipe. For other weights one is made: network and
+preprocessing are those of the weights, and the shipped recipe `pytorch` fills in the rest, which an
+evaluation does not read.
 """
 
 import json
@@ -11,14 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from rescue_cli import recipe as recipes
-from rescue_cli.build.ingredients import data_keys
 from rescue_cli.errors import DataError, UsageError, did_you_mean
 from rescue_cli.recipe import Recipe
 from rescue_cli.recipe.changes import given_keys
 from rescue_cli.sections.data import FACTS, channels_of
 from rescue_cli.sections.model import MODELS, weights
 
-# What the network's images go through, and the key of the recipe that says it
+# What is done to the network's images, and the recipe's section and key of it
 PREPROCESSING = {
     "mean": ("data", "mean"),
     "std": ("data", "std"),
@@ -26,17 +26,13 @@ PREPROCESSING = {
     "crop": ("eval", "crops"),
     "interpolation": ("eval", "interpolation"),
 }
-# What trains and is not read when weights are evaluated
-_UNREAD = (
-    "sampling", "augment", "mix", "teacher", "loss", "optim", "schedule", "averaging", "selection",
-)  # fmt: skip
-_LENDER = "pytorch"
+_TEMPLATE = "pytorch"
 _WORDS = {"given": "as given", "metadata": "by the file's metadata", "timm": "by timm"}
 
 
 @dataclass(frozen=True)
 class Source:
-    """The recipe, complete with the weights; what it cannot say of itself goes to `protocol`."""
+    """The recipe, with the weights in it; `protocol` has what a recipe has no key for."""
 
     given: str  # as the user names it
     name: str
@@ -48,7 +44,7 @@ class Source:
 
 
 def known_classes(metadata: Mapping[str, str]) -> list[str] | None:
-    """The classes' names that our weights carry; None of a file of others, whatever it says."""
+    """The class names in the metadata of our weights; None for files of other programs."""
     try:
         names = json.loads(metadata.get("classes", ""))
     except ValueError:
@@ -57,66 +53,68 @@ def known_classes(metadata: Mapping[str, str]) -> list[str] | None:
 
 
 def check_changes(changes: Sequence[str], source: Source) -> None:
-    """Raises `UsageError` for a change that an evaluation would not see, or would be misled by."""
+    """Raises `UsageError` for a change that has no effect on an evaluation, or would mislead."""
     for key in given_keys([change for change in changes if not change.startswith("~")]):
-        if key.partition(".")[0] in _UNREAD:
+        section = recipes.SECTIONS.get(key.partition(".")[0])
+        if section is not None and not section.evaluated:
             raise UsageError(f"{key}: an evaluation does not read it. Drop it.")
     asked, trained = source.recipe, source.trained
     if trained is None:
         return
-    keys = data_keys(asked)
-    unseen = (trained.data.options.get("holdout", 0), trained.data.options.get("fold", 0))
+    keys = asked.data
+    unseen = (trained.data.holdout, trained.data.fold)
     if keys.holdout and (keys.holdout, keys.fold) != unseen:
         fold = f", data.fold: {keys.fold}" if (keys.fold, unseen[1]) != (0, 0) else ""
         raise UsageError(
             f"data.holdout: {keys.holdout}{fold}: {source.given} was trained on these images. "
             "Drop it, or name others with data.test_root=DIR."
         )
-    seen = trained.data.options.get("channels")
+    seen: int | None = trained.data.channels
     seen = seen or (FACTS[trained.data.name].channels if trained.data.name in FACTS else None)
-    if seen is not None and (there := channels_of(asked.data.name, keys)) != seen:
+    if seen is not None and (now := channels_of(asked.data.name, keys)) != seen:
         raise UsageError(
-            f"data.name: {source.given} sees images of {seen} channel(s), and those of "
-            f"{asked.data.name} have {there}. Use weights that were trained on such images."
+            f"data.name: {source.given} takes images with {seen} channel(s), and those of "
+            f"{asked.data.name} have {now}. Use weights that were trained on such images."
         )
 
 
 def find_weights(
     given: str, changes: Sequence[str], *, recipe: str | None = None, model: str | None = None
 ) -> Source:
-    """`given` is a run directory, a file, a part of one or `timm:NAME`; `changes` are overrides.
+    """The weights called `given`: a run directory, a file, a part of one or `timm:NAME`.
 
-    `recipe` stands in for the one in the file, `model` is the architecture where there is none.
-    Raises `DataError`, `UsageError`.
+    `changes` are overrides; `recipe` replaces the one in the file, `model` is the architecture
+    where there is none. Raises `DataError`, `UsageError`.
     """
     if given.startswith(weights.TIMM):
-        name, place, metadata = given.removeprefix(weights.TIMM), given, {}
+        name, path, metadata = given.removeprefix(weights.TIMM), given, {}
         architecture: str | None = name
         if model is not None:
-            raise UsageError(f"--model: {given} says it already. Drop --model {model}.")
+            raise UsageError(f"--model: {given} says which network it is. Drop --model {model}.")
     else:
-        path = Path(given).expanduser()
-        name = path.stem if path.is_dir() else weights.source_label(given)
-        place, metadata = weights.resolve_source(given), weights.read_metadata(given)
+        folder = Path(given).expanduser()
+        name = folder.stem if folder.is_dir() else weights.source_label(given)
+        path, metadata = weights.resolve_source(given), weights.read_metadata(given)
         architecture = model or metadata.get("architecture")
     if recipe is None and "recipe" not in metadata:
-        return _without_recipe(given, name, place, architecture, metadata, changes)
+        return _without_recipe(given, name, path, architecture, metadata, changes)
     if model is not None:
         whose = f"--recipe {recipe}" if recipe is not None else f"the recipe in {given}"
-        raise UsageError(f"--model: {whose} says it already. Drop --model {model}.")
+        raise UsageError(f"--model: {whose} says which network it is. Drop --model {model}.")
     if recipe is not None:
-        found, protocol = recipes.load(recipe), {"weights": given}
+        base, protocol = recipes.load(recipe), {"weights": given}
     else:
-        found, protocol = recipes.from_text(metadata["recipe"], place), {}
-    how = ["~model.frozen"] if "frozen" in found.model.options else []  # how, and not what
-    loaded = found.with_overrides(f"model.weights={json.dumps(place)}", *how, *changes)
-    return Source(given, name, loaded, metadata, protocol, trained=_own(metadata, place))
+        base, protocol = recipes.from_text(metadata["recipe"], path), {}
+    # `frozen` says how the network was trained; an evaluation runs all of it
+    whole = ["~model.frozen"] if "frozen" in base.model.options else []
+    loaded = base.with_overrides(f"model.weights={json.dumps(path)}", *whole, *changes)
+    return Source(given, name, loaded, metadata, protocol, trained=_read_recipe(metadata, path))
 
 
-def _own(metadata: Mapping[str, str], place: str) -> Recipe | None:
-    """The recipe in the file, whether or not another stands in; None where we cannot read it."""
+def _read_recipe(metadata: Mapping[str, str], path: str) -> Recipe | None:
+    """The recipe in the file, whether or not another replaces it; None where it is unreadable."""
     try:
-        return recipes.from_text(metadata["recipe"], place)
+        return recipes.from_text(metadata["recipe"], path)
     except (KeyError, UsageError):
         return None
 
@@ -124,38 +122,38 @@ def _own(metadata: Mapping[str, str], place: str) -> Recipe | None:
 def _without_recipe(
     given: str,
     name: str,
-    place: str,
+    path: str,
     architecture: str | None,
     metadata: Mapping[str, str],
     changes: Sequence[str],
 ) -> Source:
-    lent = {k: v for k, v in recipes.load(_LENDER).tree.items() if k in recipes.SECTIONS}
-    train = {**lent["train"], "precision": "float32"}
-    network = {"weights": place} | ({"name": architecture} if architecture else {})
+    template = {k: v for k, v in recipes.load(_TEMPLATE).tree.items() if k in recipes.SECTIONS}
+    train = {**template["train"], "precision": "float32"}
+    network = {"weights": path} | ({"name": architecture} if architecture else {})
     blank = {"data": {"name": "imagenet"}, "model": network, "eval": {}, "train": train}
-    tree = recipes.apply({**lent, **blank}, changes, recipes.SECTIONS)
+    tree = recipes.apply({**template, **blank}, changes)
     known = {"name": "", **(tree["model"] if isinstance(tree["model"], dict) else {})}
-    tree["model"] = {"weights": place, **known}
+    tree["model"] = {"weights": path, **known}
     if not isinstance(known["name"], str) or not known["name"]:
         raise UsageError(
-            f"{given}: carries no recipe and names no architecture. "
-            "Say which with --model NAME, or give --recipe NAME."
+            f"{given}: contains no recipe and names no architecture. "
+            "Give the architecture with --model NAME, or a recipe with --recipe NAME."
         )
     data = tree["data"]
     if isinstance(data, dict) and data.get("name") in FACTS and FACTS[data["name"]].images is None:
-        data.setdefault("exif", "applied")  # a folder of one's own, seen as its owner sees it
-    config = _timm_config(known["name"], downloads=place.startswith(weights.TIMM))
+        data.setdefault("exif", "applied")  # the user's photos, upright as other programs show them
+    config = _timm_config(known["name"], downloads=path.startswith(weights.TIMM))
     origins = _fill(tree, given, known["name"], metadata, config)
     tree["model"]["name"] = tree["name"] = known["name"].partition(".")[0]  # less timm's tag
-    found = recipes.from_tree(tree)
-    _check_sizes(found, config)
+    recipe = recipes.from_tree(tree)
+    _check_sizes(recipe, config)
     protocol = {"weights": given, "model": known["name"], "preprocessing": origins}
-    notes = (_said(known["name"], tree, origins), *_differences(config))
-    return Source(given, name, found, metadata, protocol, notes)
+    notes = (_describe_preprocessing(known["name"], tree, origins), *_compare_with_timm(config))
+    return Source(given, name, recipe, metadata, protocol, notes)
 
 
 def _timm_config(name: str, *, downloads: bool) -> Any:
-    """timm's configuration of the architecture with its tag; None for nets of our own."""
+    """timm's configuration of the architecture with its tag; None for our own networks."""
     if name in MODELS:
         return None
     import timm
@@ -178,13 +176,13 @@ def _timm_config(name: str, *, downloads: bool) -> Any:
 def _fill(
     tree: dict[str, Any], given: str, model: str, metadata: Mapping[str, str], config: Any
 ) -> dict[str, str]:
-    """Sets what the user left open, and says of each value where it comes from."""
+    """Sets what the user left open; returns where each value comes from."""
     by_file, by_timm = _of_metadata(given, metadata), _of_timm(config)
     origins = {}
     for key, (section, option) in PREPROCESSING.items():
         options = tree[section]
         if not isinstance(options, dict):
-            continue  # the recipe's own check says what is wrong with it
+            continue  # checking the recipe reports it
         if option in options:
             origins[key] = "given"
         elif key in by_file:
@@ -201,12 +199,12 @@ def _fill(
 
 def _of_metadata(given: str, metadata: Mapping[str, str]) -> dict[str, Any]:
     """`mean` and `std` (three numbers), `input` (pixels), `crop`, `interpolation`."""
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for key, name in (("mean", "mean"), ("std", "std"), ("size", "input"), ("crop", "crop")):
         if name in metadata:
             try:
-                values = [float(word) for word in metadata[name].strip("()[] ").split(",")]
-                found[key] = [int(values[-1])] if key == "size" else values
+                numbers = [float(word) for word in metadata[name].strip("()[] ").split(",")]
+                values[key] = [int(numbers[-1])] if key == "size" else numbers
             except ValueError:
                 section, option = PREPROCESSING[key]
                 raise DataError(
@@ -214,8 +212,8 @@ def _of_metadata(given: str, metadata: Mapping[str, str]) -> dict[str, Any]:
                     f"Give {section}.{option}=VALUE."
                 ) from None
     if "interpolation" in metadata:
-        found["interpolation"] = metadata["interpolation"]
-    return found
+        values["interpolation"] = metadata["interpolation"]
+    return values
 
 
 def _of_timm(config: Any) -> dict[str, Any]:
@@ -231,7 +229,7 @@ def _of_timm(config: Any) -> dict[str, Any]:
 
 
 def _check_sizes(recipe: Recipe, config: Any) -> None:
-    """Raises `UsageError` for a size that the network cannot take (ViT's positions are counted)."""
+    """Raises `UsageError` for a size that the network cannot take (ViT's position embedding)."""
     if config is None or not config.fixed_input_size:
         return
     built = recipe.model.options.get("img_size", config.input_size[-1])
@@ -243,12 +241,12 @@ def _check_sizes(recipe: Recipe, config: Any) -> None:
             )
 
 
-def _said(name: str, tree: Mapping[str, Any], origins: Mapping[str, str]) -> str:
-    """One line: what the images go through, by whose word."""
+def _describe_preprocessing(name: str, tree: Mapping[str, Any], origins: Mapping[str, str]) -> str:
+    """One line: what is done to the images, and where each value comes from."""
     parts = []
     for origin, words in _WORDS.items():
         values = [
-            f"{key} {show_values(tree[section].get(option))}"
+            f"{key} {_join_values(tree[section].get(option))}"
             for key, (section, option) in PREPROCESSING.items()
             if origins.get(key) == origin
         ]
@@ -257,19 +255,19 @@ def _said(name: str, tree: Mapping[str, Any], origins: Mapping[str, str]) -> str
     return f"preprocessing of {name}: {'; '.join(parts)}"
 
 
-def show_values(value: Any) -> str:
+def _join_values(value: Any) -> str:
     return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def _differences(config: Any) -> list[str]:
-    """Where timm would evaluate these weights in another way."""
+def _compare_with_timm(config: Any) -> list[str]:
+    """Notes on how timm would evaluate these weights differently."""
     if config is None:
         return []
     notes = []
     if config.crop_mode != "center":
         notes.append(
-            f"warning: timm crops this network's images in the mode '{config.crop_mode}', and this "
-            "evaluation cuts their centre."
+            f"warning: timm crops this network's images in the mode '{config.crop_mode}'; this "
+            "evaluation takes their centre."
         )
     if config.test_input_size is not None:
         size, crop = config.test_input_size[-1], config.test_crop_pct or config.crop_pct

@@ -49,14 +49,14 @@ def step(
 
     Against plain PyTorch, it prints what each optimisation gains.
     """
-    from rescue_cli import build
     from rescue_cli import recipe as recipes
+    from rescue_cli.build.check import check_recipe
 
     if against not in ("bare", "plain"):
         raise UsageError(f"--against: '{against}' is not known. Use bare or plain.")
     where = select_device(device)
     resolved = recipes.load(common.named_or_default(recipe), overrides or [])
-    build.check(resolved)
+    check_recipe(resolved)
     resolved.demand_classification("bench")
     for warning in check_precision(resolved.train.precision, where):
         note(f"warning: {warning}")
@@ -179,13 +179,13 @@ def input(
     """
     from pathlib import Path
 
-    from rescue_cli import build
     from rescue_cli import recipe as recipes
     from rescue_cli.bench.input import against_timm
+    from rescue_cli.build.check import check_ingredients
 
     _check_against(against)
     resolved = recipes.load(recipe or "a2", overrides or [])
-    build.check_ingredients(resolved)
+    check_ingredients(resolved)
     resolved.demand_classification("bench")
     result = against_timm(resolved, Path(data), steps=steps, rounds=rounds)
     if as_json:
@@ -219,13 +219,13 @@ def train(
     Without --recipe: resnet18 on CIFAR-10's class folders, batch size 256, RandAugment, mixup and
     cutmix, in the precision that is fastest on this processor.
     """
-    from rescue_cli import build
     from rescue_cli.bench.train import against_timm, measured_recipe
+    from rescue_cli.build.check import check_recipe
 
     _check_against(against)
     root = [] if data is None else [f"data.root={data}"]
     resolved = measured_recipe(recipe, [*root, *(overrides or [])])
-    build.check(resolved)
+    check_recipe(resolved)
     resolved.demand_classification("bench")
     for warning in check_precision(resolved.train.precision, "cpu"):
         note(f"warning: {warning}")

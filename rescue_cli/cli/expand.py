@@ -39,12 +39,14 @@ def expand(
 
     found, notes = [], []
     if model is not None:
-        found = options.model(base, model, overrides)
+        found = options.model_overrides(base, model, overrides)
         notes = [f"--model sets: {' '.join(found)}", *_note_paper_batch(base, model, overrides)]
     if epochs is not None:
         if not 0 < epochs <= 1_000_000:
             raise UsageError(f"--epochs: {epochs} must be above 0 and at most 1000000.")
-        scaled = options.epochs(base.with_overrides(*overrides, *found), epochs, overrides)
+        scaled = options.epochs_overrides(
+            base.with_overrides(*overrides, *found), epochs, overrides
+        )
         notes.append(f"--epochs sets: {' '.join(scaled)}")
         found += scaled
     return found, notes
@@ -52,7 +54,7 @@ def expand(
 
 def _note_paper_batch(base: Recipe, model: str, overrides: Sequence[str]) -> list[str]:
     """A note if the paper used other micro-batches for this network than the recipe."""
-    train, size = base.train, base.data.options.get("train_size")
+    train, size = base.train, base.data.train_size
     row = architectures.row_of(model)
     column = architectures.column_of(base.model.name, size, base.eval.sizes)
     given = is_given("train.device_batch_size", given_keys(overrides))

@@ -70,16 +70,16 @@ def lr_range_test(
     workers: Workers = None,
 ) -> None:
     """Find the largest stable learning rate by raising it during a run (Smith)."""
-    from rescue_cli import build
+    from rescue_cli.build.check import check_recipe
     from rescue_cli.report.lr_range import draw_range_test
 
     where = select_device(device)
     resolved = _resolve(recipe, from_, to, model, overrides or [])
-    build.check(resolved)
+    check_recipe(resolved)
     notes = [f"warning: {text}" for text in check_precision(resolved.train.precision, where)]
     _check_apply(apply, untrusted=apply_untrusted)
     length, per_epoch = _length(resolved, steps, epochs)
-    lr = float(resolved.optim[0].options["lr"])
+    lr = resolved.optim[0].lr
     first, last = lr / 100 if start is None else start, lr * 10 if end is None else end
     test_ramp = Ramp(first, last, _shape(ramp), parse_momentum(momentum), length, points)
     plan = plan_runs(resolved, test_ramp, seeds, per_epoch)
@@ -118,10 +118,10 @@ def _resolve(
         return recipes.load(common.named_or_default(recipe), given)
     if from_ is None or to is None:
         raise UsageError("--from and --to: a transfer has both. Give the other one too.")
-    from rescue_cli.build.transfer import DEFAULT, start
+    from rescue_cli.build.transfer import DEFAULT, plan_transfer
 
     base = recipes.load(recipe or DEFAULT)
-    transfer = start(base, from_, to, given, model=model)
+    transfer = plan_transfer(base, from_, to, given, model=model)
     note(f"--from {from_} sets: {' '.join(transfer.overrides)}")
     return base.with_overrides(*transfer.overrides, *given)
 
@@ -136,13 +136,13 @@ def _shape(text: str) -> Literal["linear", "exponential"]:
 
 def _length(recipe: Recipe, steps: int | None, epochs: float | None) -> tuple[float, int]:
     """A run's length in epochs, and the updates of an epoch."""
-    from rescue_cli import build
+    from rescue_cli.build.outline import epoch_length
 
     if steps is not None and epochs is not None:
         raise UsageError("--steps and --epochs say the same thing. Give one of them.")
     if epochs is not None and not 0 < epochs <= 1_000_000:
         raise UsageError(f"--epochs: {epochs} must be above 0 and at most 1000000.")
-    per_epoch = build.epoch_length(recipe)
+    per_epoch = epoch_length(recipe)
     if steps is not None:
         return steps / per_epoch, per_epoch
     return recipe.train.epochs if epochs is None else epochs, per_epoch

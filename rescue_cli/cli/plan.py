@@ -5,13 +5,14 @@ from typing import Annotated, Any
 import typer
 
 from rescue_cli import recipe as recipes
+from rescue_cli.build.expand import count_processes
 from rescue_cli.cli import common
 from rescue_cli.cli.common import Json, Overrides, RecipeName
 from rescue_cli.cli.expand import Epochs, Model, expand
 from rescue_cli.cli.help import then
 from rescue_cli.errors import UsageError
 from rescue_cli.formatting import counted, flop_count
-from rescue_cli.recipe import Recipe, changes
+from rescue_cli.recipe import Recipe
 from rescue_cli.runs.console import note
 
 app = common.verb()
@@ -80,12 +81,14 @@ def plan(
 
 def _estimate(recipe: Recipe, gpus: int, gpu_memory: float | None) -> dict[str, Any]:
     """All figures except hours and cost; warns if the GPU's memory is too small."""
-    from rescue_cli import build, estimate
+    from rescue_cli import estimate
+    from rescue_cli.build.check import check_recipe
+    from rescue_cli.build.outline import outline_run
 
-    build.check(recipe)
+    check_recipe(recipe)
     recipe.demand_classification("plan")
-    changes.processes(recipe.train.micro_batches, gpus, 1, option="--gpus")
-    outline = build.outline(recipe)
+    count_processes(recipe.train.micro_batches, gpus, 1, option="--gpus")
+    outline = outline_run(recipe)
     if "steps_per_epoch" not in outline:
         raise UsageError(
             "data: the number of images is not known before they are read. "
@@ -125,7 +128,7 @@ def _memory_warning(recipe: Recipe, peak: float, gpu_memory: float, gpus: int) -
 
 
 def _print(estimated: dict[str, Any], recipe: Recipe) -> None:
-    train, frozen = recipe.train, bool(recipe.model.options.get("frozen"))
+    train, frozen = recipe.train, recipe.model.frozen
     lines = {
         "recipe": f"{estimated['recipe']}, {recipe.model.name}",
         "parameters": f"{estimated['parameters']:,}",

@@ -131,10 +131,10 @@ def check(
     if sources:
         _check_sources(chosen, overrides)
         return
-    from rescue_cli import build
+    from rescue_cli.build.check import check_recipe
 
     for each in chosen:
-        build.check(recipes.load(each, overrides))
+        check_recipe(recipes.load(each, overrides))
         print(f"{each}: valid")
 
 
@@ -150,7 +150,7 @@ def _check_sources(chosen: list[str], overrides: list[str]) -> None:
         tree = recipes.load(each).tree
         if "paper" not in tree:
             print(f"{each}: not from a paper")
-        elif faults := recipes.faults(tree, recipes.SECTIONS):
+        elif faults := recipes.faults(tree):
             wrong.append(f"{each}: {'; '.join(faults)}.")
         else:
             print(f"{each}: each key has a source")

@@ -62,7 +62,7 @@ def seed_sweep(
     workers: Workers = None,
 ) -> None:
     """Train a recipe with many seeds; seeds with a result are not trained again."""
-    from rescue_cli import build
+    from rescue_cli.build.check import check_recipe
 
     if slurm and on is not Where.slurm:
         raise UsageError("--slurm: options of sbatch, and the sweep is local. Add --on slurm.")
@@ -73,7 +73,7 @@ def seed_sweep(
     chosen = parse_seeds(seeds)
     if any(override.startswith("train.seed=") for override in given):
         raise UsageError("--seeds and train.seed say the same thing. Give --seeds.")
-    build.check(base)
+    check_recipe(base)
     against = None if until is None else opponent(until)
     folder = common.folder(out or Path("runs", "sweep", base.name))
     for line in [str(folder), *notes]:

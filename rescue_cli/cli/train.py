@@ -9,6 +9,7 @@ import typer
 
 from rescue_cli import recipe as recipes
 from rescue_cli.api import train_in
+from rescue_cli.build.expand import smoke_overrides, subset_override, warn_of_batch
 from rescue_cli.cli import common
 from rescue_cli.cli.command import ComputingVerb
 from rescue_cli.cli.common import Device, Json, Overrides, Procs, RecipeName, Workers
@@ -16,9 +17,6 @@ from rescue_cli.cli.expand import Epochs, Model, expand
 from rescue_cli.cli.help import then
 from rescue_cli.errors import UnexpectedError, UsageError
 from rescue_cli.recipe import Recipe
-from rescue_cli.recipe.changes import smoke as smoke_overrides
-from rescue_cli.recipe.changes import subset as subset_override
-from rescue_cli.recipe.changes import warnings as batch_warnings
 from rescue_cli.rundir import RunDirectory, read_result
 from rescue_cli.runs.console import note
 from rescue_cli.runs.devices import (
@@ -90,7 +88,7 @@ def train(
     ] = None,
 ) -> None:
     """Train a recipe; the result is printed and kept in the run directory."""
-    from rescue_cli import build
+    from rescue_cli.build.check import check_recipe
 
     refuse_in_group(
         {
@@ -106,7 +104,7 @@ def train(
     where = planned_device(asked) if dry_run else select_device(asked)
     changes = Changes(overrides or [], model, epochs, subset, smoke)
     resolved, notes = _resolve(recipe, changes, out if resume else None, where)
-    build.check(resolved)
+    check_recipe(resolved)
     if check_expected and not resolved.tree.get("expect"):
         raise UsageError("--check-expected: the recipe has no `expect:`. Add it, or drop this.")
     if dry_run and asked is None and resolved.train.precision == "float16":
@@ -160,7 +158,8 @@ def _resolve(
             )
         base = recipes.recipe_in(resumed)
         expanded, notes = expand(base, given, changes.model, changes.epochs)
-        return base.with_overrides(*given, *expanded), notes
+        resolved = base.with_overrides(*given, *expanded)
+        return resolved, [*notes, *resolved.notes]
     if name is None and resumed is not None:
         raise UsageError(
             f"--resume: {resumed} holds no run. Give --out RUN, or --recipe to begin one there."
@@ -175,8 +174,9 @@ def _resolve(
     implied = smoke_overrides(resolved, given, cuda=device == "cuda") if changes.smoke else []
     if changes.smoke:
         notes.append(f"--smoke sets: {' '.join(implied)}")
-    notes += [f"warning: {w}" for w in batch_warnings(base, resolved, changes.overrides)]
-    return base.with_overrides(*given, *implied) if implied else resolved, notes
+    notes += [f"warning: {w}" for w in warn_of_batch(base, resolved, changes.overrides)]
+    resolved = resolved.with_overrides(*implied)
+    return resolved, [*notes, *resolved.notes]
 
 
 def _directory(recipe: Recipe, out: Path | None, *, resume: bool, nodes: int) -> Path:
@@ -201,9 +201,9 @@ def _check_expected(recipe: Recipe, result: Mapping[str, Any]) -> None:
 
 def _print_plan(recipe: Recipe, launch: Launch, as_json: bool) -> None:
     """The resolved recipe, and what it comes to in steps and learning rates."""
-    from rescue_cli import build
+    from rescue_cli.build.outline import outline_run
 
-    plan = {**build.outline(recipe), "processes": launch.procs, "device": launch.device}
+    plan = {**outline_run(recipe), "processes": launch.procs, "device": launch.device}
     if as_json:
         common.print_json({"recipe": recipe.tree, **plan})
         return

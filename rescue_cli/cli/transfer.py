@@ -89,11 +89,11 @@ def _starts(
     epochs: float | None,
 ) -> dict[str, Recipe]:
     """The recipe of each --from by its label; all are checked before any is trained."""
-    from rescue_cli import build
-    from rescue_cli.build.transfer import distinct, start
+    from rescue_cli.build.check import check_recipe
+    from rescue_cli.build.transfer import check_labels, plan_transfer
 
-    starts = {word: start(base, word, to, given, model=model) for word in words}
-    distinct(starts)
+    starts = {word: plan_transfer(base, word, to, given, model=model) for word in words}
+    check_labels(starts)
     expanded = {}
     for word, each in starts.items():
         note(f"--from {word} sets: {' '.join(each.overrides)}")
@@ -102,7 +102,7 @@ def _starts(
         for line in notes:
             note(line)
         expanded[each.label] = changed.with_overrides(*longer)
-        build.check(expanded[each.label])
+        check_recipe(expanded[each.label])
     return expanded
 
 

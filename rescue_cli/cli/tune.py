@@ -44,12 +44,12 @@ def tune(
     workers: Workers = None,
 ) -> None:
     """Tune batch size, learning rate, momentum and weight decay by short runs (Smith)."""
-    from rescue_cli import build
+    from rescue_cli.build.check import check_recipe
 
     end = time.monotonic() + budget * 3600
     where = select_device(device)
     base = recipes.load(common.named_or_default(recipe), overrides or [])
-    build.check(base)
+    check_recipe(base)
     base.demand_classification("tune")
     notes = [f"warning: {text}" for text in check_precision(base.train.precision, where)]
     folder = common.folder(out or Path("runs", "tune", base.name))

@@ -219,7 +219,7 @@ class Loop:
             )
             raise DivergedError(
                 f"the loss is {loss} {between} (learning rate {rates.lr:.4g}); {before}. "
-                "Lower optim.lr, lengthen the warm-up, or set train.clip_grad_norm. "
+                "Lower optim.lr, lengthen the warm-up, or set optim.max_grad_norm. "
                 "The last good checkpoint is kept."
             )
         return loss

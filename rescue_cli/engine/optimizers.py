@@ -37,12 +37,12 @@ class Optimizers:
         self,
         optimizers: Sequence[Optimizer],
         rated: Sequence[RatedGroup],
-        clip_grad_norm: float | None,
+        max_grad_norm: float | None,
         scaler: torch.amp.GradScaler,
     ) -> None:
         self.optimizers = list(optimizers)
         self.rated = list(rated)
-        self.clip_grad_norm = clip_grad_norm
+        self.max_grad_norm = max_grad_norm
         self.scaler = scaler
         self.parameters: list[Tensor] = [
             p for o in self.optimizers for g in o.param_groups for p in g["params"]
@@ -68,8 +68,8 @@ class Optimizers:
             self.scaler.unscale_(optimizer)
         if self.scaler.is_enabled():
             self.skipped += self._share_infinities()
-        if self.clip_grad_norm is not None:
-            clip_grad_norm_(self.parameters, self.clip_grad_norm)
+        if self.max_grad_norm is not None:
+            clip_grad_norm_(self.parameters, self.max_grad_norm)
         for optimizer in self.optimizers:
             self.scaler.step(optimizer)
         self.scaler.update()

@@ -1,6 +1,6 @@
 """FLOPs, memory and parameters of a training, estimated without a GPU and without weights."""
 
-from rescue_cli.build.ingredients import train_size
+from rescue_cli.build.feeds import train_size
 from rescue_cli.estimate.flops import Flops, channels, flops, network_of, parameters, petaflop
 from rescue_cli.estimate.memory import largest_micro_batch, peak_memory
 

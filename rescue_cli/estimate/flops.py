@@ -8,8 +8,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.flop_counter import FlopCounterMode
 
-from rescue_cli import build
-from rescue_cli.build.ingredients import data_keys, proxy_recipe, train_size
+from rescue_cli.build.feeds import train_size
+
+# data_keys
+from rescue_cli.build.networks import build_network, proxy_recipe
 from rescue_cli.build.weights import find_weights
 from rescue_cli.recipe import Recipe
 from rescue_cli.sections.augment.progressive_resize import size_at_epoch
@@ -32,10 +34,10 @@ class Flops:
 
 def network_of(recipe: Recipe) -> nn.Module:
     """The recipe's network on the meta device, so without memory for weights."""
-    if "weights" in recipe.model.options:
+    if recipe.model.weights is not None:
         recipe = recipe.with_overrides("~model.weights")
     with META:
-        return build.model(recipe, FACTS[recipe.data.name].classes or CLASSES, META)
+        return build_network(recipe, FACTS[recipe.data.name].classes or CLASSES, META)
 
 
 def parameters(network: nn.Module) -> int:
@@ -68,7 +70,7 @@ def petaflop(recipe: Recipe, steps: int, per_epoch: int) -> float:
     Images of growing size count at their size in each epoch; a selection proxy's passes and a
     teacher's forward pass count too. Raises `DataError` if the teacher's weights are missing.
     """
-    if recipe.model.options.get("frozen"):
+    if recipe.model.frozen:
         size = recipe.eval.sizes[0]
         features = flops(network_of(recipe), size, channels(recipe)).multiply_adds
         return 2 * features * per_epoch * recipe.train.batch_size / 1e15
@@ -78,12 +80,12 @@ def petaflop(recipe: Recipe, steps: int, per_epoch: int) -> float:
     share = 1.0
     passes: list[tuple[nn.Module, float]] = []  # networks, and the passes per image
     if recipe.selection.name == "proxy":
-        options = recipe.selection.options
+        options = recipe.selection.arguments
         share = options["share"]
         proxy = network_of(proxy_recipe(recipe, options["model"]))
         passes.append((proxy, 1 + 2 / options["every"]))
     if recipe.teacher.name == "network":
-        source = find_weights(recipe.teacher.options["weights"], ())
+        source = find_weights(recipe.teacher.arguments["weights"], ())
         passes.append((network_of(source.recipe), 1.0))
     passes.append((network_of(recipe), 3 * share))
     total = 0.0
@@ -95,9 +97,9 @@ def petaflop(recipe: Recipe, steps: int, per_epoch: int) -> float:
 
 def _size_in(recipe: Recipe, epoch: int) -> int:
     growing = [item for item in recipe.augment if item.name == "progressive-resize"]
-    size = size_at_epoch(epoch, **growing[0].options) if growing else None
+    size = size_at_epoch(epoch, **growing[0].arguments) if growing else None
     return size or train_size(recipe)
 
 
 def channels(recipe: Recipe) -> int:
-    return channels_of(recipe.data.name, data_keys(recipe))
+    return channels_of(recipe.data.name, recipe.data)

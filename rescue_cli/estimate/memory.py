@@ -14,19 +14,21 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from rescue_cli import build
 from rescue_cli.batch import Batch
-from rescue_cli.build.ingredients import filled, loss_of, train_size
-from rescue_cli.build.optimizers import optimizers
+from rescue_cli.build.feeds import build_normalise, train_size
+
+# filled
+from rescue_cli.build.losses import build_loss
+from rescue_cli.build.networks import autocast
+from rescue_cli.build.optimizers import build_optimizers
 from rescue_cli.engine.batch_norm import RunningStatistics
 from rescue_cli.engine.step import Step
 from rescue_cli.estimate.flops import CLASSES, channels, network_of
 from rescue_cli.recipe import Recipe
-from rescue_cli.sections.averaging import AVERAGES, RunLength
+from rescue_cli.sections.averaging import RunLength
 from rescue_cli.sections.data import FACTS
 from rescue_cli.sections.loss import micro_batch_loss
 from rescue_cli.sections.selection import KeepAll
-from rescue_cli.sections.task import TASKS
 
 MEGABYTE = 2**20  # as torch and the papers count memory
 BLOCK = 512  # bytes, to a multiple of which torch's CUDA allocator rounds up
@@ -90,20 +92,20 @@ def largest_micro_batch(recipe: Recipe, peak: float, megabytes: float, gpus: int
 
 def _step(recipe: Recipe, network: nn.Module, feed: "_Feed") -> Step:
     """The engine's step on the micro-batches of `feed`, without augmentation and mixing."""
-    normalise = build.normalise(recipe, CPU)
-    loss = loss_of(recipe)
+    normalise = build_normalise(recipe, CPU)
+    loss = build_loss(recipe)
     scaler = torch.amp.GradScaler("cpu", enabled=False)  # it needs few bytes, and would read values
     return Step(
         feed=feed,
         augment=lambda batch: replace(batch, images=normalise(batch.images)),
         mix=lambda batch: batch,
         select=KeepAll(),
-        task=TASKS[recipe.task.name](micro_batch_loss(loss), 0),
+        task=recipe.task(micro_batch_loss(loss), 0),
         model=network,
-        optimizers=optimizers(recipe, network, 1000, scaler),
+        optimizers=build_optimizers(recipe, network, 1000, scaler),
         statistics=RunningStatistics(network, recipe.train.micro_batches),
-        average=filled("averaging", recipe.averaging, AVERAGES)(network, RunLength(1000, 1000)),
-        autocast=build.autocast(recipe, CPU),
+        average=recipe.averaging(network, RunLength(1000, 1000)),
+        autocast=autocast(recipe.train.precision, CPU),
         device=CPU,
         seed=0,
         local_micro_batches=feed.count,

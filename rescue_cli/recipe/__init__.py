@@ -2,11 +2,7 @@
 
 from rescue_cli.recipe.library import find, names, recipes_folder
 from rescue_cli.recipe.model import (
-    SECTIONS,
-    Eval,
-    Item,
     Recipe,
-    Train,
     from_text,
     from_tree,
     load,
@@ -15,14 +11,30 @@ from rescue_cli.recipe.model import (
     total_steps,
 )
 from rescue_cli.recipe.overrides import apply
+from rescue_cli.recipe.sections import (
+    SECTIONS,
+    DataItem,
+    DataKeys,
+    Eval,
+    Item,
+    ModelItem,
+    OptimItem,
+    ScheduleItem,
+    Train,
+)
 from rescue_cli.recipe.sources import faults
 from rescue_cli.recipe.yaml import read_text
 
 __all__ = [
     "SECTIONS",
+    "DataItem",
+    "DataKeys",
     "Eval",
     "Item",
+    "ModelItem",
+    "OptimItem",
     "Recipe",
+    "ScheduleItem",
     "Train",
     "apply",
     "faults",

@@ -1,71 +1,44 @@
-"""What a verb's options make of a recipe: `--smoke`, `--subset`, and how many processes."""
+"""In what two recipes differ, and how overrides name the keys of one."""
 
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rescue_cli.errors import UsageError
 from rescue_cli.recipe import Recipe
 
-SMOKE_MICRO_BATCH = 8
-SMOKE_STEPS = 2
-SMOKE_IMAGES = 16
-# What a recipe without the key stands for
-UNSAID = {"data.exif": "ignored", "data.background": "white"}
-NOTES = ("unknown", "sources")  # on where values come from: two recipes may train the same by them
+# Keys that older recipes lack, and the value that they stand for there
+DEFAULTS = {"data.exif": "ignored", "data.background": "white"}
+NOTES = ("unknown", "sources")  # on where values come from; they change nothing of the training
 
 ROOTS = ("data.root", "data.train_root", "data.test_root")
 WEIGHTS = ("model.weights", "selection.model.weights", "teacher.weights")
 
 
-def is_timms(weights: Any) -> bool:
-    """Whether a word for weights means timm's, which it downloads: `timm`, or `timm:NAME`."""
+def is_timm(weights: Any) -> bool:
+    """Whether weights are timm's, which it downloads: `timm`, or `timm:NAME`."""
     return str(weights).partition(":")[0] == "timm"
 
 
-def is_place(key: str, *values: Any) -> bool:
+def is_path(key: str, *values: Any) -> bool:
     """Whether a key's values say where data or weights lie, and nothing of what they are."""
     if key in ROOTS:
         return True
     named = key in WEIGHTS or key.startswith("data.sets.")
-    return named and all(isinstance(v, str) and not is_timms(v) for v in values)
+    return named and all(isinstance(v, str) and not is_timm(v) for v in values)
 
 
-def smoke(recipe: Recipe, overrides: Sequence[str], *, cuda: bool) -> list[str]:
-    """Overrides for a run of seconds: as many micro-batches, of 8 images; one epoch of two steps.
-
-    `recipe` has the user's `overrides` already; the keys in them are the user's and stay.
-    """
-    given = given_keys(overrides)
-    micro_batch_size = SMOKE_MICRO_BATCH
-    if is_given("train.device_batch_size", given):
-        micro_batch_size = recipe.train.device_batch_size
-    values = {
-        "train.batch_size": recipe.train.micro_batches * micro_batch_size,
-        "train.device_batch_size": micro_batch_size,
-        "train.epochs": 1,
-        "train.steps_per_epoch": SMOKE_STEPS,
-        "data.subset": [SMOKE_IMAGES, SMOKE_IMAGES],
-        "data.holdout": 0,
-        **({"data.fold": 0} if "fold" in recipe.data.options else {}),
-        **({} if cuda else {"train.precision": "float32"}),
-    }
-    set_ = [f"{key}={value}" for key, value in values.items() if not is_given(key, given)]
-    return [*set_, *without_rule(recipe)]
-
-
-def without_rule(recipe: Recipe) -> list[str]:
+def without_lr_rule(recipe: Recipe) -> list[str]:
     """The overrides that drop the check of learning rate by batch size, where a recipe has it."""
     return [
-        f"~{path_of(recipe, place)}.lr_per_256"
-        for place, item in enumerate(recipe.optim)
-        if "lr_per_256" in item.options
+        f"~{optim_path(recipe, position)}.lr_per_256"
+        for position, item in enumerate(recipe.optim)
+        if item.lr_per_256 is not None
     ]
 
 
-def path_of(recipe: Recipe, place: int) -> str:
-    """Where an optimizer item stands in the recipe: `optim`, or `optim.2` of a list."""
-    return "optim" if isinstance(recipe.tree["optim"], Mapping) else f"optim.{place}"
+def optim_path(recipe: Recipe, position: int) -> str:
+    """How overrides name an optimizer item: `optim`, or `optim.2` of a list."""
+    return "optim" if isinstance(recipe.tree["optim"], Mapping) else f"optim.{position}"
 
 
 def given_keys(overrides: Sequence[str]) -> list[str]:
@@ -78,67 +51,14 @@ def is_given(key: str, given: Sequence[str]) -> bool:
     return any(f"{key}.".startswith(f"{g}.") or g.startswith(f"{key}.") for g in given)
 
 
-def subset(text: str, overrides: Sequence[str] = ()) -> str:
-    """The override that `--subset N` or `--subset TRAIN:TEST` stands for, beside the user's."""
-    if is_given("data.subset", [k for k in given_keys(overrides) if k != "data"]):
-        raise UsageError("--subset and data.subset say the same thing. Give one of them.")
-    parts = text.split(":")
-    if len(parts) > 2 or not all(p.isdecimal() and int(p) > 0 for p in parts):
-        raise UsageError(f"--subset: '{text}' must be N or TRAIN:TEST, whole numbers above 0.")
-    return f"data.subset=[{int(parts[0])}, {int(parts[-1])}]"
-
-
-def processes(
-    micro_batches: int, asked: int | None, visible: int, *, option: str = "--procs"
-) -> int:
-    """How many processes share the micro-batches: as asked, else as many as are visible and divide
-    them.
-
-    Raises `UsageError` where the number asked for does not divide them.
-    """
-    fitting = [n for n in range(1, micro_batches + 1) if micro_batches % n == 0]
-    if asked is None:
-        return max(n for n in fitting if n <= max(1, visible))
-    if asked not in fitting:
-        raise UsageError(
-            f"{option}: {asked} processes do not divide the {micro_batches} micro-batches of a "
-            f"step. Use {', '.join(map(str, fitting))}, or another train.device_batch_size."
-        )
-    return asked
-
-
-def warnings(before: Recipe, after: Recipe, overrides: Sequence[str]) -> list[str]:
-    """What the usual rules say about a batch that was changed without its learning rate."""
-    keys = given_keys(overrides)
-    found = []
-    ratio = after.train.batch_size / before.train.batch_size
-    same_rate = not any(key == "optim" or key.endswith(".lr") for key in keys)
-    if is_given("train.batch_size", keys) and ratio != 1 and same_rate:
-        name = after.optim[0].name
-        rule, factor = ("square-root", ratio**0.5) if name == "lamb" else ("linear", ratio)
-        suggestion = ""
-        if isinstance(lr := after.optim[0].options.get("lr"), int | float):
-            suggestion = f" Its {rule} rule gives optim.lr={factor * lr:.4g}."
-        found.append(
-            f"train.batch_size is {after.train.batch_size} in place of {before.train.batch_size}, "
-            f"and optim.lr is unchanged.{suggestion}"
-        )
-    if after.train.device_batch_size < before.train.device_batch_size:
-        found.append(
-            f"micro-batches of {after.train.device_batch_size} in place of "
-            f"{before.train.device_batch_size}: batch norm normalises over fewer images."
-        )
-    return found
-
-
 def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """The keys in which two recipe trees differ, as dotted paths: (before, after).
 
-    A key that is absent and one that is null or as in `UNSAID` are the same; notes are no keys.
+    A key that is absent and one that is null or as in `DEFAULTS` are the same; notes are no keys.
     """
     old, new = (flat({k: v for k, v in t.items() if k not in NOTES}) for t in (before, after))
     keys = [*old, *(k for k in new if k not in old)]
-    pairs = {k: tuple(values.get(k, UNSAID.get(k)) for values in (old, new)) for k in keys}
+    pairs = {k: tuple(values.get(k, DEFAULTS.get(k)) for values in (old, new)) for k in keys}
     return {k: (a, b) for k, (a, b) in pairs.items() if a != b}
 
 

@@ -3,89 +3,33 @@
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
+
+from annotated_types import Interval
 
 from rescue_cli.errors import UsageError, did_you_mean, refuse_url
 from rescue_cli.recipe import yaml
 from rescue_cli.recipe.library import find
 from rescue_cli.recipe.overrides import apply
-from rescue_cli.recipe.schema import InEpochs, Positive, PositiveInt, Within, check, convert, show
+from rescue_cli.recipe.schema import Positive, PositiveInt, check, convert, show
+from rescue_cli.recipe.sections import (
+    SECTIONS,
+    DataItem,
+    Eval,
+    Item,
+    ModelItem,
+    OptimItem,
+    ScheduleItem,
+    Train,
+    as_mapping,
+    read_item,
+)
 from rescue_cli.recipe.sources import check_form
 
-NEUTRAL: dict[str, Any] = {
-    "sampling": {"name": "shuffled"},
-    "augment": [],
-    "mix": {"name": "none"},
-    "selection": {"name": "none"},
-    "teacher": {"name": "none"},
-    "averaging": {"name": "none"},
-}
-REQUIRED = ("task", "data", "model", "loss", "optim", "schedule", "eval", "train")
-SECTIONS = (
-    "task", "data", "sampling", "augment", "mix", "selection", "model", "teacher", "loss",
-    "optim", "schedule", "averaging", "eval", "train",
-)  # fmt: skip
-BatchSize = Annotated[int, Within(1, 1_000_000)]
 HEADER = ("name", "paper", "expect", "unknown", "sources")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-LISTS = ("augment", "optim")
-
-
-@dataclass(frozen=True)
-class Item:
-    """An ingredient as the recipe names it, with the options given to it."""
-
-    name: str
-    options: Mapping[str, Any]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Train:
-    """The section `train`: how long, how much at once, in which numbers; engine switches off."""
-
-    epochs: Annotated[float, Within(0, 1_000_000, above=True), InEpochs()]
-    batch_size: BatchSize
-    device_batch_size: BatchSize
-    precision: Literal["float16", "bfloat16", "float32", "float64"]
-    channels_last: bool
-    seed: Annotated[int, Within(0, 2**63 - 1)]
-    clip_grad_norm: Positive | None = None
-    compile: bool = False
-    deterministic: bool = False
-    stop_above: Positive | None = None  # times the first loss on record: the run has diverged
-    steps_per_epoch: PositiveInt | None = None
-    log_every: PositiveInt = 50
-    checkpoint_epochs: Positive = 1.0
-    checkpoint_minutes: Positive = 10.0
-    snapshots: list[PositiveInt] = field(default_factory=list)
-
-    @property
-    def micro_batches(self) -> int:
-        """How many micro-batches of `device_batch_size` images make a step."""
-        return self.batch_size // self.device_batch_size
-
-
-@dataclass(frozen=True, kw_only=True)
-class Eval:
-    """The section `eval`: when to evaluate, on which sets, at which sizes and crop ratios, by which
-    test-time augmentations; the first of each list is the number that the recipe claims.
-    """
-
-    sizes: list[PositiveInt]
-    crops: list[Positive]
-    interpolation: Literal["bilinear", "bicubic"]
-    resize: Literal["shorter", "squash"] = "shorter"
-    every: Positive = 1.0
-    sets: list[str] | None = None
-    tta: str | list[str] = "none"
-    batch_size: BatchSize = 250
-
-    @property
-    def ttas(self) -> tuple[str, ...]:
-        """The names in `tta`, which may be one or a list."""
-        return (self.tta,) if isinstance(self.tta, str) else tuple(dict.fromkeys(self.tta))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,31 +45,42 @@ class Paper:
 class Expect:
     """The published accuracy in percent: its mean, and its standard deviation over `n` runs."""
 
-    top1: Annotated[float, Within(0, 100)]
+    top1: Annotated[float, Interval(ge=0, le=100)]
     std: Positive | None = None
     n: PositiveInt | None = None
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """One training procedure; `tree` is the complete mapping that its YAML file holds."""
+    """One training procedure; `tree` is the complete mapping that its YAML file holds.
+
+    `notes` say which keys were read in the place of others that this version no longer has.
+    """
 
     name: str
     tree: Mapping[str, Any]
     task: Item
-    data: Item
+    data: DataItem
     sampling: Item
     augment: tuple[Item, ...]
     mix: Item
     selection: Item
-    model: Item
+    model: ModelItem
     teacher: Item
     loss: Item
-    optim: tuple[Item, ...]
-    schedule: Item
+    optim: tuple[OptimItem, ...]
+    schedule: ScheduleItem
     averaging: Item
     eval: Eval
     train: Train
+    notes: tuple[str, ...] = field(default=(), compare=False)
+
+    def items(self, section: str) -> tuple[Item, ...]:
+        """The section's ingredients; none of `eval` and `train`, which have keys alone."""
+        value = getattr(self, section)
+        if isinstance(value, Item):
+            return (value,)
+        return value if isinstance(value, tuple) else ()
 
     @property
     def is_annotated(self) -> bool:
@@ -133,10 +88,10 @@ class Recipe:
         return self.task.name != "classification"
 
     def demand_classification(self, verb: str) -> None:
-        """Raises `UsageError` where a verb that reads accuracies of labels can do nothing."""
+        """Raises `UsageError` where the verb needs accuracies of labels and the recipe has none."""
         if self.is_annotated:
             raise UsageError(
-                f"{verb}: knows classification, and {self.name} does {self.task.name}. "
+                f"{verb}: works for classification, and {self.name} is for {self.task.name}. "
                 "Use train, eval, transfer, lr-range-test, seed-sweep, compare or report."
             )
 
@@ -144,37 +99,31 @@ class Recipe:
         return yaml.write(self.tree)
 
     def with_overrides(self, *overrides: str) -> "Recipe":
-        return from_tree(apply(self.tree, overrides, SECTIONS))
+        if not overrides:
+            return self
+        changed = from_tree(apply(self.tree, overrides))
+        return replace(changed, notes=self.notes + changed.notes)
 
 
 def load(name: str, overrides: Sequence[str] = ()) -> Recipe:
     """The recipe of that name or path with the overrides applied; raises `UsageError`."""
     path = find(name)
     tree = yaml.read(yaml.read_text(path), path.name)
-    return from_tree(apply(_checked(tree), overrides, SECTIONS))
+    return from_tree(apply(_check_sections(tree), overrides))
 
 
 def from_tree(tree: Any) -> Recipe:
     """The recipe that a tree describes, its sections checked as far as needs no ingredient."""
-    tree = _checked(tree)
+    tree, notes = _move_old_keys(_check_sections(tree))
     _check_header(tree)
     for section in SECTIONS:
         _refuse_urls(section, tree.get(section))
-    full = {**{k: v for k, v in NEUTRAL.items() if k not in tree}, **tree}
-    parts: dict[str, Any] = {
-        section: _items(section, full[section])
-        if section in LISTS
-        else _item(section, full[section])
-        for section in SECTIONS
-        if section not in ("eval", "train")
-    }
-    train = Train(**check("train", _mapping("train", full["train"]), Train))
-    evaluation = Eval(**check("eval", _mapping("eval", full["eval"]), Eval))
-    _check_numbers(train, evaluation)
-    name = convert("name", full["name"], str)
+    parts = {name: _read_section(name, tree) for name in SECTIONS}
+    _check_numbers(parts["train"], parts["eval"])
+    name = convert("name", tree["name"], str)
     if not _NAME.fullmatch(name):  # it names the folder of the runs
         raise UsageError(f"name: {show(name)} must be letters, digits, '.', '_' and '-'.")
-    return Recipe(name=name, tree=tree, train=train, eval=evaluation, **parts)
+    return Recipe(name=name, tree=tree, notes=notes, **parts)
 
 
 def steps_per_epoch(train: Train, samples: int) -> int:
@@ -193,26 +142,61 @@ def total_steps(train: Train, steps: int) -> int:
     return math.ceil(round(train.epochs * steps, 6))
 
 
-def _checked(tree: Any) -> dict[str, Any]:
+def _check_sections(tree: Any) -> dict[str, Any]:
     if not isinstance(tree, Mapping):
         raise UsageError("recipe: must be a mapping of sections. See: rescue recipes show NAME")
     known = (*HEADER, *SECTIONS)
     for key in tree:
         if key not in known:
             raise UsageError(f"recipe: unknown section '{key}'. {did_you_mean(str(key), known)}")
-    for key in ("name", *REQUIRED):
+    for key in ("name", *(name for name, section in SECTIONS.items() if section.neutral is None)):
         if key not in tree:
             raise UsageError(f"recipe: missing section '{key}'. Add it.")
     return dict(tree)
+
+
+def _move_old_keys(tree: dict[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """The tree of an earlier version as this version writes it, and a note on each moved key.
+
+    `train.clip_grad_norm` is `max_grad_norm` of the optimizers. Raises `UsageError` where the two
+    disagree.
+    """
+    train = tree.get("train")
+    if not isinstance(train, Mapping) or "clip_grad_norm" not in train:
+        return tree, ()
+    norm = train["clip_grad_norm"]
+    convert("train.clip_grad_norm", norm, Positive | None)
+    tree = {**tree, "train": {k: v for k, v in train.items() if k != "clip_grad_norm"}}
+    if norm is None:
+        return tree, ()
+    optim = tree["optim"]
+    clipped = [_clip(i, norm) for i in optim] if isinstance(optim, list) else _clip(optim, norm)
+    note = f"train.clip_grad_norm is deprecated; it is read as optim.max_grad_norm={show(norm)}"
+    return {**tree, "optim": clipped}, (note,)
+
+
+def _clip(item: Any, norm: float) -> Any:
+    """An optimizer item with the norm; of two that LAMB had, the smaller one decided."""
+    if not isinstance(item, Mapping):
+        return item  # whoever reads the item says what is wrong with it
+    own = item.get("max_grad_norm")
+    if item.get("name") == "lamb" and isinstance(own, int | float):
+        norm = min(norm, own)
+    elif own is not None and own != norm:
+        raise UsageError(
+            f"train.clip_grad_norm: {show(norm)}, and optim.max_grad_norm is {show(own)}. They are "
+            "one key: remove the first with ~train.clip_grad_norm."
+        )
+    return {**item, "max_grad_norm": norm}
 
 
 def _check_header(tree: Mapping[str, Any]) -> None:
     """The claim: what may stand in `paper`, `expect`, `unknown` and `sources`."""
     for key, kind in (("paper", Paper), ("expect", Expect)):
         if key in tree:
-            check(key, _mapping(key, tree[key]), kind)
+            check(key, as_mapping(key, tree[key]), kind)
     convert("unknown", tree.get("unknown", []), list[str])
-    check_form(tree.get("sources", {}), SECTIONS)
+    check_form(tree.get("sources", {}))
 
 
 def _refuse_urls(key: str, value: Any) -> None:
@@ -227,27 +211,21 @@ def _refuse_urls(key: str, value: Any) -> None:
             _refuse_urls(f"{key}[{place}]", each)
 
 
-def _mapping(where: str, value: Any) -> Mapping[str, Any]:
-    if not isinstance(value, Mapping):
-        raise UsageError(f"{where}: {show(value)} is not a mapping. Write {where}: {{key: value}}.")
-    return value
-
-
-def _item(where: str, value: Any) -> Item:
-    options = dict(_mapping(where, value))
-    if not isinstance(options.get("name"), str):
-        raise UsageError(f"{where}: missing key 'name' (a string). Name an ingredient.")
-    return Item(options.pop("name"), options)
-
-
-def _items(where: str, value: Any) -> tuple[Item, ...]:
-    if where == "optim" and value == []:
-        raise UsageError("optim: an empty list. Give at least one optimizer.")
+def _read_section(name: str, tree: Mapping[str, Any]) -> Any:
+    """A section's keys, its item, or its items as a tuple."""
+    section, value = SECTIONS[name], tree.get(name, SECTIONS[name].neutral)
+    if section.ingredients is None:
+        return section.keys(**check(name, as_mapping(name, value), section.keys))
+    task = tree["task"].get("name") if name == "augment" else "classification"
+    if not section.many:
+        return read_item(name, value)
     if isinstance(value, list):
-        return tuple(_item(f"{where}[{i}]", v) for i, v in enumerate(value))
-    if where == "optim":
-        return (_item(where, value),)
-    raise UsageError(f"{where}: {show(value)} is not a list. Write {where}: [{{name: ...}}].")
+        if not value and section.neutral is None:
+            raise UsageError(f"{name}: an empty list. Give at least one optimizer.")
+        return tuple(read_item(name, v, f"{name}[{i}]", task) for i, v in enumerate(value))
+    if name == "optim":
+        return (read_item(name, value),)
+    raise UsageError(f"{name}: {show(value)} is not a list. Write {name}: [{{name: ...}}].")
 
 
 def _check_numbers(train: Train, evaluation: Eval) -> None:

@@ -7,13 +7,14 @@ from typing import Any
 from rescue_cli.errors import UsageError, did_you_mean
 from rescue_cli.recipe import yaml
 from rescue_cli.recipe.library import names
+from rescue_cli.recipe.sections import SECTIONS
 
 
-def apply(tree: Mapping[str, Any], overrides: Sequence[str], sections: Sequence[str]) -> Any:
+def apply(tree: Mapping[str, Any], overrides: Sequence[str]) -> Any:
     """A new tree with the overrides applied in order; raises `UsageError`.
 
     A list's items are addressed by their name (`augment.flip.p=0.3`), optimizer items also by the
-    group they claim (`optim.biases.lr=0.1`), and any list by position.
+    parameters that they have (`optim.biases.lr=0.1`), and any list by position.
     """
     if not overrides:
         return copy.deepcopy(dict(tree))
@@ -27,7 +28,7 @@ def apply(tree: Mapping[str, Any], overrides: Sequence[str], sections: Sequence[
             rule = "~section.key" if remove else "section.key=value"
             meant = f" For that recipe: --recipe {override}." if override in names() else ""
             raise UsageError(f"override '{override}': must read {rule}.{meant}")
-        *parents, key = _place(OmegaConf.to_container(config), path.split("."), override, sections)
+        *parents, key = _resolve(OmegaConf.to_container(config), path.split("."), override)
         node: Any = config
         for parent in parents:
             if OmegaConf.is_dict(node) and node.get(parent) is None:
@@ -42,22 +43,22 @@ def apply(tree: Mapping[str, Any], overrides: Sequence[str], sections: Sequence[
     return OmegaConf.to_container(config)
 
 
-def _place(tree: Any, path: list[str], override: str, sections: Sequence[str]) -> list[str | int]:
-    """The keys that lead to the place, list items found by name: `["augment", 1, "p"]`."""
-    if path[0] not in sections:
+def _resolve(tree: Any, path: list[str], override: str) -> list[str | int]:
+    """The keys that lead to the value, list items by their position: `["augment", 1, "p"]`."""
+    if path[0] not in SECTIONS:
         raise UsageError(
-            f"override '{override}': unknown section '{path[0]}'. {did_you_mean(path[0], sections)}"
+            f"override '{override}': unknown section '{path[0]}'. {did_you_mean(path[0], SECTIONS)}"
         )
-    place: list[str | int] = [path[0]]
+    keys: list[str | int] = [path[0]]
     node = tree.get(path[0], {})
     for i, word in enumerate(path[1:], 1):
         if isinstance(node, list):
             index = _index(node, word, override)
-            place, node = [*place, index], node[index]
+            keys, node = [*keys, index], node[index]
         elif isinstance(node, dict):
             if not word:
                 raise UsageError(f"override '{override}': an empty key in the path.")
-            place, node = [*place, word], node.get(word)
+            keys, node = [*keys, word], node.get(word)
         else:
             parent = ".".join(path[:i])
             raise UsageError(f"override '{override}': {parent} is a value and has no keys.")
@@ -66,7 +67,7 @@ def _place(tree: Any, path: list[str], override: str, sections: Sequence[str]) -
                 parent = ".".join(path[: i + 1])
                 raise UsageError(f"override '{override}': {parent} does not exist.")
             node = {}  # a mapping that is not there yet, as in data.sets.v2=DIR
-    return place
+    return keys
 
 
 def _index(items: list[Any], word: str, override: str) -> int:
@@ -74,15 +75,16 @@ def _index(items: list[Any], word: str, override: str) -> int:
         [item.get("name"), item.get("params")] if isinstance(item, dict) else [str(i)]
         for i, item in enumerate(items)
     ]
-    found = [i for i, known in enumerate(names) if word in known]
-    if len(found) == 1:
-        return found[0]
+    matches = [i for i, known in enumerate(names) if word in known]
+    if len(matches) == 1:
+        return matches[0]
     if word.isdecimal() and int(word) < len(items):
         return int(word)
-    if found:
-        places = " or ".join(map(str, found))
+    if matches:
+        positions = " or ".join(map(str, matches))
         raise UsageError(
-            f"override '{override}': '{word}' stands for several items. Use the position {places}."
+            f"override '{override}': '{word}' stands for several items. "
+            f"Use the position {positions}."
         )
     known = [str(name) for item in names for name in item if name]
     raise UsageError(

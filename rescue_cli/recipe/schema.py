@@ -5,12 +5,14 @@ receive them, so that a misspelt key or a value out of range is refused before a
 """
 
 import inspect
-import math
+import operator
 import types
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from annotated_types import Ge, Gt, Interval, Le
 
 from rescue_cli.errors import UsageError, did_you_mean
 
@@ -18,37 +20,16 @@ LONGEST = 100  # characters of a value that a message repeats
 
 
 @dataclass(frozen=True)
-class Within:
-    """A bound on a number; `above` makes the lower end exclusive."""
-
-    low: float = -math.inf
-    high: float = math.inf
-    above: bool = False
-
-    def holds(self, value: float) -> bool:
-        return (value > self.low if self.above else value >= self.low) and value <= self.high
-
-    def __str__(self) -> str:
-        if self.high == math.inf:
-            return f"{'above' if self.above else 'at least'} {self.low}"
-        if self.low == -math.inf:
-            return f"at most {self.high}"
-        if self.above:
-            return f"above {self.low} and at most {self.high}"
-        return f"between {self.low} and {self.high}"
-
-
-@dataclass(frozen=True)
 class InEpochs:
     """Marks a key that is counted in epochs, so that `--epochs` can scale it."""
 
 
-Positive = Annotated[float, Within(0, above=True)]
-NotNegative = Annotated[float, Within(0)]
-Fraction = Annotated[float, Within(0, 1)]
-PositiveInt = Annotated[int, Within(1)]
-NotNegativeInt = Annotated[int, Within(0)]
-Epochs = Annotated[float, Within(0), InEpochs()]
+Positive = Annotated[float, Gt(0)]
+NotNegative = Annotated[float, Ge(0)]
+Fraction = Annotated[float, Interval(ge=0, le=1)]
+PositiveInt = Annotated[int, Ge(1)]
+NotNegativeInt = Annotated[int, Ge(0)]
+Epochs = Annotated[float, Ge(0), InEpochs()]
 
 
 @dataclass(frozen=True)
@@ -71,12 +52,16 @@ def keys(function: Callable[..., Any]) -> dict[str, Key]:
 
 
 def check(where: str, options: Mapping[str, Any], *functions: Callable[..., Any]) -> dict[str, Any]:
-    """The options, complete and converted to the types that `functions` annotate.
+    """The options, converted to the types that `functions` annotate.
 
     `where` names the section and the ingredient in messages. Several functions share one mapping
-    where a section has keys of its own beside the ingredient's. Raises `UsageError`.
+    where a section has keys of its own beside the ingredient's; the first that has a key says what
+    it may be. Raises `UsageError`.
     """
-    known = {name: key for function in functions for name, key in keys(function).items()}
+    known: dict[str, Key] = {}
+    for function in functions:
+        for name, key in keys(function).items():
+            known.setdefault(name, key)
     for name in options:
         if name not in known:
             raise UsageError(
@@ -89,11 +74,6 @@ def check(where: str, options: Mapping[str, Any], *functions: Callable[..., Any]
     return {
         name: convert(f"{where}.{name}", v, known[name].annotation) for name, v in options.items()
     }
-
-
-def pick(options: Mapping[str, Any], function: Callable[..., Any]) -> dict[str, Any]:
-    """The options that belong to `function`, for a section that several functions share."""
-    return {name: value for name, value in options.items() if name in keys(function)}
 
 
 def lookup(key: str, name: Any, registry: Mapping[str, Any]) -> Any:
@@ -111,8 +91,8 @@ def convert(where: str, value: Any, annotation: Any) -> Any:
         converted = _as_type(where, value, choice)
         if converted is not _NO:
             for bound in bounds if converted is not None else ():
-                if isinstance(bound, Within) and not bound.holds(converted):
-                    raise UsageError(f"{where}: {show(value)} must be {bound}.")
+                if not _holds(bound, converted):
+                    raise UsageError(f"{where}: {show(value)} must be {_name_bound(bound)}.")
             return converted
     raise UsageError(f"{where}: {show(value)} is not {describe(annotation)}.")
 
@@ -121,7 +101,7 @@ def describe(annotation: Any) -> str:
     """The rule behind an annotation, in words: `a number above 0`."""
     bare, bounds = _split(annotation)
     words = " or ".join(_name(choice) for choice in _choices(bare))
-    return " ".join([words, *(str(b) for b in bounds if isinstance(b, Within))])
+    return " ".join([words, *(_name_bound(b) for b in bounds)]).strip()
 
 
 def show(value: Any) -> str:
@@ -144,6 +124,37 @@ def _split(annotation: Any) -> tuple[Any, tuple[Any, ...]]:
         bare, *bounds = get_args(annotation)
         return bare, tuple(bounds)
     return annotation, ()
+
+
+def _limits(bound: Any) -> dict[str, Any]:
+    """What a bound of `annotated_types` limits: any of `gt`, `ge` and `le`; nothing of a mark."""
+    parts = bound if isinstance(bound, Interval) else (bound,)
+    return {
+        name: getattr(part, name)
+        for part in parts
+        for kind, name in ((Gt, "gt"), (Ge, "ge"), (Le, "le"))
+        if isinstance(part, kind)
+    }
+
+
+def _holds(bound: Any, value: float) -> bool:
+    compare = {"gt": operator.gt, "ge": operator.ge, "le": operator.le}
+    return all(compare[name](value, limit) for name, limit in _limits(bound).items())
+
+
+def _name_bound(bound: Any) -> str:
+    match _limits(bound):
+        case {"ge": low, "le": high}:
+            return f"between {low} and {high}"
+        case {"gt": low, "le": high}:
+            return f"above {low} and at most {high}"
+        case {"gt": low}:
+            return f"above {low}"
+        case {"ge": low}:
+            return f"at least {low}"
+        case {"le": high}:
+            return f"at most {high}"
+    return ""
 
 
 def _choices(bare: Any) -> tuple[Any, ...]:

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from rescue_cli.errors import InUseError, RescueError, UsageError
 from rescue_cli.recipe import Recipe, recipe_in
-from rescue_cli.recipe.changes import as_written, differences, is_place
+from rescue_cli.recipe.changes import as_written, differences, is_path
 from rescue_cli.rundir import RunDirectory, write_json, write_text
 
 if TYPE_CHECKING:
-    from rescue_cli.build.identity import Looked
+    from rescue_cli.build.identity import IdentityCache
 
 # What may be in a folder before the run: files and folders of the shell, a queue or torchrun, and
 # the checkpoint of another run that this one starts from
@@ -74,7 +74,7 @@ def prepare(
     environment: dict[str, Any],
     *,
     resume: bool,
-    look: "Looked | None" = None,
+    look: "IdentityCache | None" = None,
     command: Sequence[str] | None = None,
 ) -> bool:
     """Writes what the processes of a run read; whether the run is new.
@@ -100,7 +100,7 @@ def reserve(
     *,
     resume: bool,
     verb: str = "train",
-    look: "Looked | None" = None,
+    look: "IdentityCache | None" = None,
 ) -> bool:
     """Writes the recipe, or checks it against the one that is there; whether none was there.
 
@@ -115,7 +115,7 @@ def reserve(
             raise UsageError(f"{path}: holds a run already. Use another --out{more}.")
         changed = differences(recipe_in(path).tree, recipe.tree)
         changed = {k: pair for k, pair in changed.items() if not _is_same_folder(k, *pair)}
-        other = {k: pair for k, pair in changed.items() if not is_place(k, *pair)}
+        other = {k: pair for k, pair in changed.items() if not is_path(k, *pair)}
         if other:
             listed = "; ".join(
                 f"{key}: {as_written(a)} -> {as_written(b)}" for key, (a, b) in other.items()
@@ -135,21 +135,21 @@ def reserve(
     return True
 
 
-def _relocate(run: RunDirectory, recipe: Recipe, look: "Looked | None") -> None:
+def _relocate(run: RunDirectory, recipe: Recipe, look: "IdentityCache | None") -> None:
     """Makes a run read its data and weights from where the recipe has them now.
 
     A finished run keeps its recipe. Raises `DataError` where the content differs.
     """
-    from rescue_cli.build.identity import Looked, demand_same
+    from rescue_cli.build.identity import IdentityCache, check_same_data
 
-    demand_same(run, recipe, look or Looked())
+    check_same_data(run, recipe, look or IdentityCache())
     if not run.result.exists():
         write_text(run.recipe, recipe.to_yaml())
 
 
 def _is_same_folder(key: str, a: Any, b: Any) -> bool:
     """Whether two values of a key name one folder, relative to different working directories."""
-    folders = isinstance(a, str) and isinstance(b, str) and is_place(key, a, b)
+    folders = isinstance(a, str) and isinstance(b, str) and is_path(key, a, b)
     return folders and Path(a).resolve() == Path(b).resolve()
 
 

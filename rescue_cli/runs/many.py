@@ -47,9 +47,9 @@ class LocalJobs:
         self, runs: Mapping[Path, Recipe], *, deadline: float = math.inf
     ) -> Iterator[EndedRun]:
         """See `Jobs`; starts no run after the deadline (`time.monotonic`)."""
-        from rescue_cli.build.identity import Looked
+        from rescue_cli.build.identity import IdentityCache
 
-        look = Looked()
+        look = IdentityCache()
         new = []
         for path, recipe in runs.items():
             launch = plan_launch(recipe.train.micro_batches, self.device, workers=self.workers)
@@ -87,9 +87,9 @@ class SlurmJobs:
 
     def train(self, runs: Mapping[Path, Recipe]) -> Iterator[EndedRun]:
         """See `Jobs`; waits for what is in SLURM's queue already."""
-        from rescue_cli.build.identity import Looked
+        from rescue_cli.build.identity import IdentityCache
 
-        look = Looked()
+        look = IdentityCache()
         new = [path for path, one in runs.items() if reserve(path, one, resume=True, look=look)]
         with _remove_on_fatal_error(new):
             yield from slurm.run_all(list(runs), self.settings, self.options, self.folder)
@@ -128,9 +128,9 @@ def find_missing(runs: Mapping[Path, Recipe]) -> dict[Path, Recipe]:
 
     Raises `UsageError` for a directory of another recipe, and `DataError` for other data.
     """
-    from rescue_cli.build.identity import Looked, compare_data
+    from rescue_cli.build.identity import IdentityCache, compare_data
 
-    look = Looked()
+    look = IdentityCache()
     done = [path for path, recipe in runs.items() if is_done(path, recipe, look)]
     rest = {path: recipe for path, recipe in runs.items() if path not in done}
     diverged = [path for path, recipe in rest.items() if has_diverged(path, recipe, look)]

@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from rescue_cli import build, distributed
+from rescue_cli import distributed
 from rescue_cli.batch import Measurement
+from rescue_cli.build.evaluation import describe_protocol
 from rescue_cli.engine.evaluate import EvalResult, EvalSet, Evaluator
 from rescue_cli.engine.step import Step
 from rescue_cli.metrics.names import finite_or_none, measurement_stem
@@ -151,7 +152,7 @@ def _write_predictions(
             "loss": finite_or_none(predictions.loss),
             "count": predictions.count,
             **predictions.by_class(data.classes),
-            "protocol": {**build.protocol(recipe, name, measurement, resident), **given},
+            "protocol": {**describe_protocol(recipe, name, measurement, resident), **given},
         }
         entries.append(entry)
     for entry, (_, _, predictions) in zip(entries, rows, strict=True):

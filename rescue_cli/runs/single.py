@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rescue_cli.build.expand import count_processes
 from rescue_cli.errors import DataError, DivergedError, StoppedError, UsageError
 from rescue_cli.recipe import Recipe
-from rescue_cli.recipe.changes import processes
 from rescue_cli.rundir import RunDirectory, read_failure
 from rescue_cli.runs.console import note
 from rescue_cli.runs.directory import (
@@ -24,7 +24,7 @@ from rescue_cli.runs.group import requested_processes
 from rescue_cli.runs.processes import ONE_MACHINE, Nodes, run_directory
 
 if TYPE_CHECKING:
-    from rescue_cli.build.identity import Looked
+    from rescue_cli.build.identity import IdentityCache
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def plan_launch(
         default: The most that are used where nothing is asked for.
     """
     asked, option = requested_processes(procs, option)
-    count = processes(micro_batches, asked, default, option=option)
+    count = count_processes(micro_batches, asked, default, option=option)
     if count % nodes.count:
         raise UsageError(
             f"{option}: {count} processes do not divide over {nodes.count} machines. "
@@ -77,7 +77,7 @@ def prepare_training(
     *,
     resume: bool,
     share: int = 1,
-    look: "Looked | None" = None,
+    look: "IdentityCache | None" = None,
     command: Sequence[str] | None = None,
 ) -> bool:
     """Writes what the processes of the run read; whether the run is new. Raises `RescueError`.
@@ -158,7 +158,7 @@ def train_part(
     return False
 
 
-def is_done(path: Path, recipe: Recipe, look: "Looked | None" = None) -> bool:
+def is_done(path: Path, recipe: Recipe, look: "IdentityCache | None" = None) -> bool:
     """Whether the directory holds a result; raises `UsageError` for one of another recipe."""
     if not is_finished(path):
         return False
@@ -166,7 +166,7 @@ def is_done(path: Path, recipe: Recipe, look: "Looked | None" = None) -> bool:
     return True
 
 
-def has_diverged(path: Path, recipe: Recipe, look: "Looked | None" = None) -> bool:
+def has_diverged(path: Path, recipe: Recipe, look: "IdentityCache | None" = None) -> bool:
     """Whether the run ended so; raises `UsageError` for a run of another recipe."""
     failure = read_failure(RunDirectory(path))
     if failure is None or failure.exit_code != DivergedError.exit_code:

@@ -15,8 +15,14 @@ from typing import Any
 
 import torch
 
-from rescue_cli import build, distributed, lifetime
+from rescue_cli import distributed, lifetime
 from rescue_cli.build import identity
+from rescue_cli.build.evaluation import build_evaluator
+from rescue_cli.build.feeds import Machine, build_test_sets, load_dataset
+from rescue_cli.build.linear_probe import Trainee, build_trainee
+from rescue_cli.build.losses import describe_balance
+from rescue_cli.build.networks import build_network, match_labels, warn_of_old_head, weights_classes
+from rescue_cli.build.step import build_step
 from rescue_cli.engine.loop import Loop
 from rescue_cli.engine.recorder import Recorder, batch_bar
 from rescue_cli.engine.signals import Stop
@@ -100,15 +106,15 @@ def _attempt(run: RunDirectory) -> int:
     return 0
 
 
-def _machine(environment: dict[str, Any]) -> build.Machine:
+def _machine(environment: dict[str, Any]) -> Machine:
     device = torch.device(environment["device"])
     if device.type == "cuda":
         device = torch.device("cuda", distributed.gpu_index())
         torch.cuda.set_device(device)
-    return build.Machine(device, environment["workers"], Path(environment["cache"]))
+    return Machine(device, environment["workers"], Path(environment["cache"]))
 
 
-def _prepare_torch(recipe: Recipe, environment: dict[str, Any], machine: build.Machine) -> None:
+def _prepare_torch(recipe: Recipe, environment: dict[str, Any], machine: Machine) -> None:
     torch.set_num_threads(environment["threads"])
     torch.backends.cuda.matmul.allow_tf32 = True
     torch.backends.cudnn.allow_tf32 = True
@@ -140,20 +146,20 @@ def _locked(run: RunDirectory) -> Iterator[None]:
 
 
 def _train(
-    run: RunDirectory, recipe: Recipe, machine: build.Machine, start: _Start, progress: bool
+    run: RunDirectory, recipe: Recipe, machine: Machine, start: _Start, progress: bool
 ) -> None:
-    data = build.dataset(recipe, machine.cache)
-    notes = identity.agree(run, recipe, data)
-    notes += [kept] if (kept := build.head_kept(recipe, data.classes)) else []
+    data = load_dataset(recipe, machine.cache)
+    notes = identity.check_or_record(run, recipe, data)
+    notes += [kept] if (kept := warn_of_old_head(recipe, data.classes)) else []
     steps = total_steps(recipe.train, steps_per_epoch(recipe.train, len(data.train)))
     recorder = Recorder(run, writes=distributed.is_first(), steps=steps, progress=progress)
     with contextlib.closing(recorder):
-        trainee = build.trainee(recipe, data, machine, recorder.log)
+        trainee = build_trainee(recipe, data, machine, recorder.log)
         loop = _make_loop(run, recipe, trainee, machine, recorder)
         recorder.open_log()
         if allocator.in_force():
             recorder.write_log(allocator.LOG_LINE)
-        for note in (*data.notes, *build.balance(recipe, data), *notes):
+        for note in (*data.notes, *describe_balance(recipe, data), *notes):
             recorder.log(note)
         if distributed.is_first():
             remove_partial_files(run.path)
@@ -168,12 +174,12 @@ def _train(
 def _make_loop(
     run: RunDirectory,
     recipe: Recipe,
-    trainee: build.Trainee,
-    machine: build.Machine,
+    trainee: Trainee,
+    machine: Machine,
     recorder: Recorder,
 ) -> Loop:
     network, data = trainee.network, trainee.data
-    step = build.step(recipe, network, data, machine, recorder.log)
+    step = build_step(recipe, network, data, machine, recorder.log)
     per_epoch = steps_per_epoch(recipe.train, len(data.train))
     steps = total_steps(recipe.train, per_epoch)
     if beyond := [step for step in recipe.train.snapshots if step > steps]:
@@ -194,8 +200,8 @@ def _make_loop(
         timing=timing,
         step=step,
         model=network,
-        evaluator=build.evaluator(recipe, data, machine),
-        test_sets=build.test_sets(recipe, data, machine),
+        evaluator=build_evaluator(recipe, data, machine),
+        test_sets=build_test_sets(recipe, data, machine),
         directory=run,
         recorder=recorder,
         save_minutes=recipe.train.checkpoint_minutes,
@@ -205,7 +211,7 @@ def _make_loop(
 def _finish(
     run: RunDirectory,
     recipe: Recipe,
-    trainee: build.Trainee,
+    trainee: Trainee,
     loop: Loop,
     prepared: float,
     peak_before: float,
@@ -238,21 +244,21 @@ def _finish(
 
 
 def _evaluate(
-    run: RunDirectory, recipe: Recipe, machine: build.Machine, start: _Start, progress: bool
+    run: RunDirectory, recipe: Recipe, machine: Machine, start: _Start, progress: bool
 ) -> None:
-    classes = build.weights_classes(recipe)
-    data = build.dataset(recipe, machine.cache, test_only=True, classes=classes)
-    data, order_note = build.by_name(recipe, data)
+    classes = weights_classes(recipe)
+    data = load_dataset(recipe, machine.cache, test_only=True, classes=classes)
+    data, order_note = match_labels(recipe, data)
 
     def print_note(line: str | None) -> None:
         if line and progress and distributed.is_first():
             print(line, file=sys.stderr)
 
-    for line in [*data.notes, order_note, *identity.unlike_training(recipe, data)]:
+    for line in [*data.notes, order_note, *identity.compare_test_sets(recipe, data)]:
         print_note(line)
-    network = build.model(recipe, len(data.classes), machine.device, whole=True, note=print_note)
-    evaluator = build.evaluator(recipe, data, machine)
-    tests = build.test_sets(recipe, data, machine)
+    network = build_network(recipe, len(data.classes), machine.device, whole=True, note=print_note)
+    evaluator = build_evaluator(recipe, data, machine)
+    tests = build_test_sets(recipe, data, machine)
     prepared = time.perf_counter() - start.clock
     feeds = {test.feed for test in tests.values()}
     batches = sum(feed.rounds(distributed.world_size()) for feed in feeds)

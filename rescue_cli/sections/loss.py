@@ -13,7 +13,7 @@ import unicodedata
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from torch.nn import functional
 
 from rescue_cli.batch import Batch
 from rescue_cli.errors import UsageError, did_you_mean
-from rescue_cli.recipe.schema import Fraction, NotNegative, Positive, Within
+from rescue_cli.recipe.schema import Fraction, NotNegative, Positive
 from rescue_cli.rng import Indices
 from rescue_cli.sections.annotations import IGNORED
 
@@ -161,7 +161,7 @@ def binary_cross_entropy(
     _batch_size: int,
     context: LossContext | None = None,
     *,
-    targets: Literal["present", "soft"] | Annotated[float, Within(0, 1)],
+    targets: Literal["present", "soft"] | Fraction,
     label_smoothing: Fraction,
     class_weights: ClassWeights | None = None,
 ) -> Loss:

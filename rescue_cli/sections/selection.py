@@ -6,10 +6,11 @@ from dataclasses import dataclass, replace
 from typing import Annotated, Any, Protocol
 
 import torch
+from annotated_types import Interval
 from torch import Tensor, nn
 
 from rescue_cli.batch import Batch
-from rescue_cli.recipe.schema import PositiveInt, Within
+from rescue_cli.recipe.schema import PositiveInt
 
 
 class Selection(Protocol):
@@ -104,7 +105,7 @@ def none(_: MakeLearner) -> Selection:
 def proxy(
     learner: MakeLearner,
     *,
-    share: Annotated[float, Within(0, 1, above=True)],
+    share: Annotated[float, Interval(gt=0, le=1)],
     every: PositiveInt,
     model: dict[str, Any],
 ) -> Selection:

@@ -11,13 +11,14 @@ import pytest
 import torch
 from torch import nn
 
-from rescue_cli import build, estimate
+from rescue_cli import estimate
 from rescue_cli import recipe as recipes
 from rescue_cli.bench import plain, timm_pipeline
 from rescue_cli.bench.peak_flops import matrix_peak
 from rescue_cli.bench.plain_optim import LR, plain_optimizers
 from rescue_cli.bench.train import measured_recipe
-from rescue_cli.build.optimizers import optimizers
+from rescue_cli.build.networks import build_network
+from rescue_cli.build.optimizers import build_optimizers
 from rescue_cli.cli import main
 from rescue_cli.errors import UsageError
 from rescue_cli.sections.optim import OPTIMIZERS
@@ -163,8 +164,8 @@ def test_the_plain_optimizers_move_weights_as_ours_do(name: str) -> None:
     if name not in OPTIMIZERS:
         pytest.skip(f"{name} is not there yet")
     recipe = recipes.load("quickstart", [PLAIN_FORMS[name], "train.precision=float64", *TINY])
-    mine, theirs = (build.model(recipe, 10, CPU) for _ in range(2))
-    ours = optimizers(recipe, mine, 10, torch.amp.GradScaler("cpu", enabled=False))
+    mine, theirs = (build_network(recipe, 10, CPU) for _ in range(2))
+    ours = build_optimizers(recipe, mine, 10, torch.amp.GradScaler("cpu", enabled=False))
     for rated in ours.rated:
         rated.group["lr"] = LR
     plainly = plain_optimizers(recipe, theirs)
@@ -173,7 +174,7 @@ def test_the_plain_optimizers_move_weights_as_ours_do(name: str) -> None:
         for optimizer in plainly:
             optimizer.step()
 
-    start = {n: p.detach().clone() for n, p in build.model(recipe, 10, CPU).named_parameters()}
+    start = {n: p.detach().clone() for n, p in build_network(recipe, 10, CPU).named_parameters()}
     after, wanted = moved(mine, ours.step), moved(theirs, update)
     for key, weight in after.items():
         step = weight - start[key]
@@ -183,7 +184,7 @@ def test_the_plain_optimizers_move_weights_as_ours_do(name: str) -> None:
 
 def test_an_optimizer_without_plain_form_is_refused() -> None:
     recipe = recipes.load("quickstart", [PLAIN_FORMS["sgd"]])
-    network = build.model(recipe, 10, CPU)
+    network = build_network(recipe, 10, CPU)
     unknown = replace(recipe, optim=(replace(recipe.optim[0], name="shampoo"),))
     with pytest.raises(
         UsageError, match=r"has no plain form of optim \(shampoo\)\. Use one of sgd, "

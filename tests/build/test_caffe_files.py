@@ -8,14 +8,16 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from rescue_cli import build
 from rescue_cli import recipe as recipes
 from rescue_cli.batch import Measurement
-from rescue_cli.build.feeds import test_feed as feed_of
-from rescue_cli.build.ingredients import network_of
-from rescue_cli.build.optimizers import rates_of
+from rescue_cli.build.check import check_recipe
+from rescue_cli.build.evaluation import describe_protocol
+from rescue_cli.build.feeds import Machine, build_test_feed
+from rescue_cli.build.networks import create_network
+from rescue_cli.build.optimizers import build_schedules
 from rescue_cli.errors import UsageError
-from rescue_cli.sections.data import Keys, load
+from rescue_cli.recipe import DataKeys
+from rescue_cli.sections.data import load
 from rescue_cli.sections.model import timm_model
 from rescue_cli.sections.model.timm_models import unsupported_keys
 from rescue_cli.sections.optim import assign_parameters
@@ -30,7 +32,7 @@ def sizes(recipe: str, layers: list[str]) -> dict[str, int]:
     """How high the outputs of a recipe's layers are for an image of 230 pixels."""
     found: dict[str, int] = {}
     with torch.device("meta"):
-        network = network_of(recipes.load(recipe), 1000).eval()
+        network = create_network(recipes.load(recipe), 1000).eval()
 
         def noted(name: str) -> object:
             return lambda _module, _inputs, output: found.update({name: output.shape[-1]})
@@ -53,7 +55,7 @@ def test_pooling_rounds_up_as_caffe_does() -> None:
 def test_resnet50_strides_in_the_1x1_and_keeps_999_parts_of_its_statistics() -> None:
     for name in ("1cycle-imagenet-resnet50", "step-imagenet-resnet50"):
         with torch.device("meta"):
-            network = network_of(recipes.load(name), 1000)
+            network = create_network(recipes.load(name), 1000)
         for stage in ("layer2", "layer3", "layer4"):
             block = network.get_submodule(f"{stage}.0")
             assert block.conv1.stride == (2, 2)
@@ -64,7 +66,7 @@ def test_resnet50_strides_in_the_1x1_and_keeps_999_parts_of_its_statistics() -> 
 
 def test_inceptions_norms_keep_nine_tenths_and_the_first_has_statistics_of_zero() -> None:
     with torch.device("meta"):
-        network = network_of(recipes.load("1cycle-imagenet-inception"), 1000)
+        network = create_network(recipes.load("1cycle-imagenet-inception"), 1000)
     norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
     assert len(norms) == 204
     assert {(m.momentum, m.eps) for m in norms} == {(0.1, 1e-3)}
@@ -101,8 +103,8 @@ def test_a_norm_on_statistics_of_zero_is_a_factor_in_training_and_in_evaluation(
 def test_biases_have_twice_the_rate_and_no_decay(name: str) -> None:
     recipe = recipes.load(name)
     with torch.device("meta"):
-        network = network_of(recipe, 1000)
-    found = assign_parameters(network, [item.options for item in recipe.optim])
+        network = create_network(recipe, 1000)
+    found = assign_parameters(network, recipe.optim)
     biases = [
         f"{path}.bias"
         for path, m in network.named_modules()
@@ -110,7 +112,7 @@ def test_biases_have_twice_the_rate_and_no_decay(name: str) -> None:
     ]
     assert len(biases) == (1 if "resnet50" in name else 41)
     assert set(found[1].decayed) == set(biases)
-    assert [ratio for _, ratio in rates_of(recipe, 10)] == [1.0, 2.0]
+    assert [ratio for _, ratio in build_schedules(recipe, 10)] == [1.0, 2.0]
     assert recipe.optim[1].options["weight_decay"] == 0.0
     assert recipe.optim[0].options["weight_decay"] > 0
 
@@ -124,9 +126,9 @@ def test_a_squashing_recipe_tests_squashed_images_without_mirrors(tmp_path: Path
             Image.fromarray(pixels).save(tmp_path / name / kind / "1.png")
     recipe = recipes.load("1cycle-imagenet-resnet50", ["data.name=folder", f"data.root={tmp_path}"])
     assert recipe.eval.ttas == ("none",)
-    data = load("folder", Keys(root=str(tmp_path)), tmp_path / "cache")
+    data = load("folder", DataKeys(root=str(tmp_path)), tmp_path / "cache")
     (split,) = data.tests.values()
-    feed = feed_of(recipe, split, build.Machine(CPU, 0, tmp_path))
+    feed = build_test_feed(recipe, split, Machine(CPU, 0, tmp_path))
     (shown,) = feed.batches(0, 1)
     (images,) = shown.views.values()
     for kind, found in zip("ab", images, strict=True):
@@ -140,9 +142,9 @@ def test_squashing_is_part_of_the_protocol_and_needs_whole_files() -> None:
     for name, resize in wanted:
         recipe = recipes.load(name)
         measurement = Measurement(recipe.eval.sizes[0], recipe.eval.crops[0], "none")
-        assert build.protocol(recipe, "val", measurement, False).get("resize") == resize
+        assert describe_protocol(recipe, "val", measurement, False).get("resize") == resize
     with pytest.raises(UsageError, match=r"eval\.resize: squash needs whole files"):
-        build.check(
+        check_recipe(
             recipes.load("1cycle-imagenet-resnet50", ["data.resident=true", "data.train_size=256"])
         )
 
@@ -157,6 +159,6 @@ def test_what_a_network_has_no_layer_for_is_refused(key: str, what: str) -> None
     name = key.partition("=")[0]
     said = rf"model\.{name}: the network has no {what}\. Remove it with ~model\.{name}\."
     with pytest.raises(UsageError, match=said), torch.device("meta"):
-        network_of(recipe, 1000)
+        create_network(recipe, 1000)
     assert unsupported_keys("vit_tiny_patch16_224", [name]) == [name]
     assert unsupported_keys("resnet18", [name]) == []

@@ -5,14 +5,16 @@ from typing import Annotated, Any
 
 import pytest
 import torch
+from annotated_types import Ge
 
-from rescue_cli import build
 from rescue_cli.build import expand as options
-from rescue_cli.build.optimizers import rates_of
+from rescue_cli.build.check import check_recipe
+from rescue_cli.build.networks import build_network
+from rescue_cli.build.optimizers import build_schedules
 from rescue_cli.cli.expand import expand
 from rescue_cli.errors import UsageError
 from rescue_cli.recipe import Recipe, architectures, from_tree, load, names
-from rescue_cli.recipe.schema import Epochs, InEpochs, PositiveInt, Within
+from rescue_cli.recipe.schema import Epochs, InEpochs, PositiveInt
 from rescue_cli.sections.schedule import SCHEDULES, Rates, Schedule, ScheduleContext
 from tests.conftest import Rescue
 
@@ -21,7 +23,7 @@ ROWS: list[dict[str, Any]] = architectures.table()["architectures"]
 
 def with_model(recipe: str, name: str, *overrides: str) -> Recipe:
     base = load(recipe)
-    return base.with_overrides(*overrides, *options.model(base, name, overrides))
+    return base.with_overrides(*overrides, *options.model_overrides(base, name, overrides))
 
 
 # --- the network ---
@@ -30,7 +32,7 @@ def with_model(recipe: str, name: str, *overrides: str) -> Recipe:
 @pytest.mark.parametrize("row", ROWS, ids=[row["name"] for row in ROWS])
 def test_each_of_the_25_networks_trains_by_a3_at_the_tables_sizes(row: dict[str, Any]) -> None:
     recipe = with_model("a3", row["name"])
-    build.check(recipe)
+    check_recipe(recipe)
     train_size, test_size = row["sizes"]["a3"]
     assert recipe.model.name == row["name"]
     assert recipe.data.options["train_size"] == train_size
@@ -67,12 +69,12 @@ def test_each_of_the_25_networks_trains_by_a3_at_the_tables_sizes(row: dict[str,
 def test_model_stands_for_name_sizes_and_the_removal_of_what_the_network_lacks(
     recipe: str, name: str, expected: list[str]
 ) -> None:
-    assert options.model(load(recipe), name, []) == [f"model.name={name}", *expected]
+    assert options.model_overrides(load(recipe), name, []) == [f"model.name={name}", *expected]
 
 
 def test_a_transformer_trained_at_160_px_sees_224() -> None:
     recipe = with_model("a3", "vit_tiny_patch16_224")
-    network = build.model(recipe, 10, torch.device("cpu")).eval()
+    network = build_network(recipe, 10, torch.device("cpu")).eval()
     assert network.pos_embed.shape == (1, 1 + 10 * 10, 192)
     with torch.inference_mode():
         for size in (160, *recipe.eval.sizes):
@@ -81,9 +83,9 @@ def test_a_transformer_trained_at_160_px_sees_224() -> None:
 
 def test_the_sizes_of_a_copy_with_another_name_are_known_by_its_own() -> None:
     copied = from_tree({**load("a3").tree, "name": "mine"})
-    assert "data.train_size=320" in options.model(copied, "efficientnet_b4", [])
+    assert "data.train_size=320" in options.model_overrides(copied, "efficientnet_b4", [])
     changed = copied.with_overrides("data.train_size=128")
-    assert options.model(changed, "efficientnet_b4", []) == ["model.name=efficientnet_b4"]
+    assert options.model_overrides(changed, "efficientnet_b4", []) == ["model.name=efficientnet_b4"]
 
 
 def test_what_the_user_set_stays() -> None:
@@ -93,13 +95,13 @@ def test_what_the_user_set_stays() -> None:
     assert "dynamic_img_size" not in recipe.model.options
     kept = with_model("pytorch", "efficientnet_b0", "model.zero_init_last=false")
     with pytest.raises(UsageError, match="has no key 'zero_init_last'"):
-        build.check(kept)
+        check_recipe(kept)
 
 
 @pytest.mark.parametrize("override", ["model.name=resnet34", "model={name: resnet34}"])
 def test_two_names_of_a_network_are_refused(override: str) -> None:
     with pytest.raises(UsageError) as refused:
-        options.model(load("a3"), "resnet18", [override])
+        options.model_overrides(load("a3"), "resnet18", [override])
     assert str(refused.value) == "--model and model.name say the same thing. Give one of them."
 
 
@@ -107,11 +109,11 @@ def test_an_unknown_network_and_one_that_sees_one_size_are_refused() -> None:
     with pytest.raises(
         UsageError, match=r"'resnet51' is not a model of rescue or timm. Did you mean"
     ):
-        options.model(load("a3"), "resnet51", [])
+        options.model_overrides(load("a3"), "resnet51", [])
     with pytest.raises(UsageError) as refused:
-        options.model(load("a3"), "mixer_b16_224", [])
+        options.model_overrides(load("a3"), "mixer_b16_224", [])
     assert str(refused.value) == (
-        "model (mixer_b16_224): sees images of one size; training has 160 px and "
+        "model (mixer_b16_224): takes images of one size; training has 160 px and "
         "eval.sizes is [224]. Set eval.sizes=[160]."
     )
 
@@ -142,17 +144,17 @@ def test_the_papers_micro_batches_are_said_where_they_differ() -> None:
 def test_epochs_scales_what_is_counted_in_epochs(
     recipe: str, epochs: float, expected: list[str]
 ) -> None:
-    assert options.epochs(load(recipe), epochs, []) == expected
+    assert options.epochs_overrides(load(recipe), epochs, []) == expected
 
 
 @pytest.mark.parametrize("recipe", names())
 def test_half_the_epochs_run_through_the_same_rates(recipe: str) -> None:
     whole = load(recipe)
-    half = whole.with_overrides(*options.epochs(whole, whole.train.epochs / 2, []))
+    half = whole.with_overrides(*options.epochs_overrides(whole, whole.train.epochs / 2, []))
     if "per" in whole.schedule.options:
         whole, half = (each.with_overrides("schedule.per=step") for each in (whole, half))
     for (schedule, ratio), (scaled, same) in zip(
-        rates_of(whole, 100), rates_of(half, 200), strict=True
+        build_schedules(whole, 100), build_schedules(half, 200), strict=True
     ):
         assert ratio == same
         for step in range(0, int(100 * whole.train.epochs), 37):
@@ -160,11 +162,13 @@ def test_half_the_epochs_run_through_the_same_rates(recipe: str) -> None:
 
 
 def test_a_key_set_by_the_user_and_a_section_replaced_stay() -> None:
-    assert options.epochs(load("a2"), 30, ["schedule.warmup_epochs=3"]) == ["train.epochs=30"]
+    assert options.epochs_overrides(load("a2"), 30, ["schedule.warmup_epochs=3"]) == [
+        "train.epochs=30"
+    ]
     given = "schedule={name: step, milestones: [1, 2], factor: 0.1}"
-    assert options.epochs(load("a2", [given]), 30, [given]) == ["train.epochs=30"]
+    assert options.epochs_overrides(load("a2", [given]), 30, [given]) == ["train.epochs=30"]
     with pytest.raises(UsageError) as refused:
-        options.epochs(load("a2"), 30, ["train.epochs=3"])
+        options.epochs_overrides(load("a2"), 30, ["train.epochs=3"])
     assert str(refused.value) == "--epochs and train.epochs say the same thing. Give one of them."
 
 
@@ -176,11 +180,11 @@ def test_schedules_of_optimizer_items_scale_and_are_addressed_by_group() -> None
         f"{{name: sgd, params: filters+norms+head+rest, lr: 1.0, {item}}}]"
     )
     recipe = from_tree(load("quickstart", [optim]).tree)
-    assert options.epochs(recipe, 3, []) == [
+    assert options.epochs_overrides(recipe, 3, []) == [
         "train.epochs=3", "optim.biases.schedule.milestones=[2,2.5]", "schedule.epochs=[0,0.75,3]",
     ]  # fmt: skip
     for way in ("optim.biases.schedule.milestones", "optim.0.schedule", "optim.biases"):
-        found = options.epochs(recipe, 3, [f"{way}=[1]"])
+        found = options.epochs_overrides(recipe, 3, [f"{way}=[1]"])
         assert found == ["train.epochs=3", "schedule.epochs=[0,0.75,3]"]
 
 
@@ -189,7 +193,7 @@ def test_a_new_ingredient_needs_no_more_than_the_mark(monkeypatch: pytest.Monkey
         span: ScheduleContext,
         *,
         turns: list[tuple[Epochs, float]],
-        hold: Annotated[float, Within(0), InEpochs()] | None = 8.0,
+        hold: Annotated[float, Ge(0), InEpochs()] | None = 8.0,
         cycles: PositiveInt,
     ) -> Schedule:
         return lambda _: Rates(span.lr * len(turns) * cycles * (hold or 1.0))
@@ -197,7 +201,7 @@ def test_a_new_ingredient_needs_no_more_than_the_mark(monkeypatch: pytest.Monkey
     monkeypatch.setitem(SCHEDULES, "mine", mine)
     schedule = "schedule={name: mine, turns: [[1, 2.0]], cycles: 4}"
     recipe = from_tree(load("quickstart", [schedule]).tree)
-    found = options.epochs(recipe, 12, [])
+    found = options.epochs_overrides(recipe, 12, [])
     assert found == ["train.epochs=12", "schedule.turns=[[2,2.0]]", "schedule.hold=16"]
 
 
@@ -247,8 +251,8 @@ def test_a_snapshot_that_would_never_be_written_is_refused(rescue: Rescue) -> No
 def test_test_images_in_memory_are_as_large_as_they_are_looked_at() -> None:
     words = ["data.name=imagenette", "data.resident=true", "data.train_size=32"]
     with pytest.raises(UsageError, match=r"kept at data\.train_size, 32 px, and .* need 64 px"):
-        build.check(load("pytorch", [*words, "eval.sizes=[64]", "eval.crops=[1.0]"]))
-    build.check(load("pytorch", [*words, "eval.sizes=[28]", "eval.crops=[0.875]"]))
+        check_recipe(load("pytorch", [*words, "eval.sizes=[64]", "eval.crops=[1.0]"]))
+    check_recipe(load("pytorch", [*words, "eval.sizes=[28]", "eval.crops=[0.875]"]))
 
 
 def test_resuming_with_the_same_options_is_the_same_run(rescue: Rescue) -> None:

@@ -14,12 +14,13 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from rescue_cli import build
 from rescue_cli import recipe as recipes
 from rescue_cli.analysis.compare import choose_pairing
 from rescue_cli.analysis.consistency import run_changes
 from rescue_cli.analysis.sweep import read_sweep as read_sweep
 from rescue_cli.build import identity
+from rescue_cli.build.feeds import list_dataset
+from rescue_cli.build.networks import match_labels, warn_of_old_head, weights_classes
 from rescue_cli.errors import DataError, UsageError
 from rescue_cli.recipe import Recipe
 from rescue_cli.rundir import RunDirectory, read_json
@@ -65,7 +66,7 @@ def recipe_of(root: Path, *overrides: str) -> Recipe:
 
 def seen(root: Path, *overrides: str) -> identity.Identity:
     recipe = recipe_of(root, *overrides)
-    return identity.identity(recipe, build.listed(recipe))
+    return identity.identify(recipe, list_dataset(recipe))
 
 
 # --- each change of a folder: what is said of it ---
@@ -214,7 +215,7 @@ def test_one_folder_is_as_good_as_two(tmp_path: Path) -> None:
         "pytorch",
         [f"data={{name: folder, train_root: {root}/train, test_root: {root}/val}}"],
     )
-    other = identity.identity(two, build.listed(two))
+    other = identity.identify(two, list_dataset(two))
     assert other.data.digest == seen(root).data.digest
     assert list(other.places) == ["data.train_root", "data.test_root"]
 
@@ -266,7 +267,7 @@ def test_what_is_said_of_other_arrays() -> None:
 
 def test_images_listed_in_another_order_are_other_data(tmp_path: Path) -> None:
     root = draw(tmp_path / "pictures")
-    data = build.listed(recipe_of(root))
+    data = list_dataset(recipe_of(root))
     backwards = data.train.take(np.arange(len(data.train))[::-1])
     said = describe_difference(
         compute_fingerprint(data, []), compute_fingerprint(replace(data, train=backwards), [])
@@ -298,7 +299,7 @@ def test_accents_taken_apart_by_a_copy_are_the_same_names(tmp_path: Path) -> Non
 def test_what_is_kept_can_be_read_again(tmp_path: Path) -> None:
     for data, tests in (
         (drawn_images(), ["test"]),
-        (build.listed(recipe_of(draw(tmp_path / "pictures"))), ["val"]),
+        (list_dataset(recipe_of(draw(tmp_path / "pictures"))), ["val"]),
     ):
         found = compute_fingerprint(data, tests)
         np.savez_compressed(tmp_path / "kept.npz", **found.arrays())  # type: ignore[arg-type]
@@ -320,7 +321,7 @@ def begun(run: Path, recipe: Recipe, *, finished: bool = False) -> RunDirectory:
     found.metrics.touch()
     if finished:
         found.result.touch()
-    identity.keep(found, identity.identity(recipe, build.listed(recipe)))
+    identity.write_record(found, identity.identify(recipe, list_dataset(recipe)))
     return found
 
 
@@ -332,11 +333,11 @@ def test_a_run_resumes_where_its_data_have_moved(tmp_path: Path) -> None:
     assert not reserve(run.path, recipe_of(second), resume=True)
 
     assert recipes.recipe_in(run.path).data.options["root"] == str(second)
-    data = build.listed(recipe_of(second))
-    said = identity.agree(run, recipe_of(second), data)
+    data = list_dataset(recipe_of(second))
+    said = identity.check_or_record(run, recipe_of(second), data)
     assert said == [f"moved: data.root: {first}, now {second}; the same images (train 48, val 21)"]
     assert read_json(run.data)["places"] == [{"data.root": str(first)}, {"data.root": str(second)}]
-    assert identity.agree(run, recipe_of(second), data) == []  # once is enough
+    assert identity.check_or_record(run, recipe_of(second), data) == []  # once is enough
 
 
 def test_a_run_does_not_resume_with_other_data(tmp_path: Path) -> None:
@@ -347,7 +348,7 @@ def test_a_run_does_not_resume_with_other_data(tmp_path: Path) -> None:
         reserve(run.path, recipe_of(other), resume=True)
     assert str(error.value) == (
         f"{run.path}: was trained on other data (data.root: {other}): train: 18 images, and was "
-        "48: 30 missing, the first ash/06.png. Put it back as it was, or begin a new run with "
+        "48: 30 missing, the first ash/06.png. Restore it, or start a new run with "
         "another --out."
     )
     assert recipes.recipe_in(run.path).data.options["root"] == str(root), "it stays as it was"
@@ -360,8 +361,8 @@ def test_a_run_without_names_on_record_tells_the_numbers(tmp_path: Path) -> None
     run = begun(tmp_path / "run", recipe_of(root))
     run.listing.write_bytes(b"cut off")
     shrunk(root)
-    with pytest.raises(DataError, match=r"train: 18 images, and was 48\. Put it back"):
-        identity.agree(run, recipe_of(root), build.listed(recipe_of(root)))
+    with pytest.raises(DataError, match=r"train: 18 images, and was 48\. Restore it"):
+        identity.check_or_record(run, recipe_of(root), list_dataset(recipe_of(root)))
 
 
 def test_a_run_of_an_older_version_goes_on_where_it_was(tmp_path: Path) -> None:
@@ -371,11 +372,11 @@ def test_a_run_of_an_older_version_goes_on_where_it_was(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="kept no record of its data"):
         reserve(run.path, recipe_of(second), resume=True)
 
-    data = build.listed(recipe_of(first))
-    assert identity.agree(run, recipe_of(first), data) == [
-        "this run kept no record of its data; that it is the same is not checked"
+    data = list_dataset(recipe_of(first))
+    assert identity.check_or_record(run, recipe_of(first), data) == [
+        "this run has no record of its data; whether it is the same is not checked"
     ]
-    assert identity.agree(run, recipe_of(first), data) == [], "from now on it is known"
+    assert identity.check_or_record(run, recipe_of(first), data) == [], "from now on it is known"
 
 
 def test_a_run_that_has_not_trained_takes_any_data(tmp_path: Path) -> None:
@@ -384,7 +385,7 @@ def test_a_run_that_has_not_trained_takes_any_data(tmp_path: Path) -> None:
     run = begun(tmp_path / "run", recipe_of(first))
     run.last.unlink()
     reserve(run.path, recipe_of(second), resume=True)
-    assert identity.agree(run, recipe_of(second), build.listed(recipe_of(second))) == []
+    assert identity.check_or_record(run, recipe_of(second), list_dataset(recipe_of(second))) == []
     assert read_json(run.data)["places"] == [{"data.root": str(second)}]
 
 
@@ -397,7 +398,7 @@ def test_data_named_by_the_environment_may_move(
     monkeypatch.setenv("RESCUE_DATA", str(tmp_path / "a"))
     run = begun(tmp_path / "run", recipe)
     monkeypatch.setenv("RESCUE_DATA", str(tmp_path / "b"))
-    (said,) = identity.agree(run, recipe, build.listed(recipe))
+    (said,) = identity.check_or_record(run, recipe, list_dataset(recipe))
     assert said.startswith(f"moved: data.root: {tmp_path}/a/folder, now {tmp_path}/b/folder; ")
 
 
@@ -416,13 +417,13 @@ def test_weights_may_move_and_may_not_be_others(key: str, tmp_path: Path) -> Non
     reserve(run.path, recipe("moved"), resume=True)
     with pytest.raises(DataError) as error:
         reserve(run.path, recipe("other"), resume=True)
-    assert f"{key}: {tmp_path}/other/w.safetensors is not the file it began with" in str(
+    assert f"{key}: {tmp_path}/other/w.safetensors is not the file it started from" in str(
         error.value
     )
     with pytest.raises(UsageError, match=f"of another recipe: {key}: "):
         reserve(run.path, recipe("a").with_overrides(f"{key}=timm:resnet18"), resume=True)
     part = recipe("a").with_overrides(f"{key}={tmp_path}/a/w.safetensors#model_ema")
-    with pytest.raises(DataError, match="#model_ema is not the file it began with"):
+    with pytest.raises(DataError, match="#model_ema is not the file it started from"):
         reserve(run.path, part, resume=True)
 
 
@@ -497,7 +498,7 @@ def test_labels_of_an_evaluation_go_by_the_names(tmp_path: Path) -> None:
     data = drawn_images()
     names = [data.classes[label] for label in data.tests["test"].labels]
     recipe = weights_of(tmp_path / "run", ("cedar", "ash", "birch"))
-    found, said = build.by_name(recipe, data)
+    found, said = match_labels(recipe, data)
     assert found.classes == ("cedar", "ash", "birch")
     assert [found.classes[label] for label in found.tests["test"].labels] == names
     assert str(said).endswith("differs is 'cedar' in place of 'ash'. Labels go by the names.")
@@ -517,29 +518,29 @@ def test_classes_at_other_places_are_refused(
 ) -> None:
     recipe = weights_of(tmp_path / "run", known)
     if wanted is None:
-        assert build.by_name(recipe, drawn_images())[1] is None
+        assert match_labels(recipe, drawn_images())[1] is None
         return
     with pytest.raises((DataError, UsageError), match=wanted):
-        build.by_name(recipe, drawn_images())
+        match_labels(recipe, drawn_images())
 
 
 def test_classes_of_other_names_in_their_order_are_said(tmp_path: Path) -> None:
     recipe = weights_of(tmp_path / "run", ("Esche", "Birke", "Zeder"))
     data = drawn_images()
-    found, said = build.by_name(recipe, data)
+    found, said = match_labels(recipe, data)
     assert found is data
     assert str(said).startswith("warning: ")
     assert str(said).endswith("Accuracies are by the classes' order.")
-    assert "model.new_head=true begins anew" in str(build.head_kept(recipe, data.classes))
+    assert "model.new_head=true begins anew" in str(warn_of_old_head(recipe, data.classes))
 
 
 def test_an_evaluation_says_that_its_images_are_others(tmp_path: Path) -> None:
     root = draw(tmp_path / "pictures")
     trained = begun(tmp_path / "run", recipe_of(root, "data.holdout=0"))
     recipe = weights_of(tmp_path / "run", CLASSES).with_overrides(f"data.root={root}")
-    assert identity.unlike_training(recipe, build.listed(recipe)) == []
+    assert identity.compare_test_sets(recipe, list_dataset(recipe)) == []
     (root / "val/ash/02.png").unlink()
-    assert identity.unlike_training(recipe, build.listed(recipe)) == [
+    assert identity.compare_test_sets(recipe, list_dataset(recipe)) == [
         f"{trained.path}: was tested on other images: val: 20 images, and was 21: 1 missing, the "
         "first ash/02.png"
     ]
@@ -550,10 +551,10 @@ def test_held_out_images_that_may_have_been_learnt_are_refused(tmp_path: Path) -
     begun(tmp_path / "run", recipe_of(root, "data.holdout=9"))
     recipe = weights_of(tmp_path / "run", CLASSES)
     recipe = recipe.with_overrides(f"data.root={root}", "data.holdout=9")
-    assert identity.unlike_training(recipe, build.listed(recipe)) == []
+    assert identity.compare_test_sets(recipe, list_dataset(recipe)) == []
     grown(root)
-    with pytest.raises(DataError, match="It may have learnt some of these"):
-        identity.unlike_training(recipe, build.listed(recipe))
+    with pytest.raises(DataError, match="It may have been trained on some of these"):
+        identity.compare_test_sets(recipe, list_dataset(recipe))
 
 
 def test_a_part_of_the_held_out_images_was_not_learnt(tmp_path: Path) -> None:
@@ -561,7 +562,7 @@ def test_a_part_of_the_held_out_images_was_not_learnt(tmp_path: Path) -> None:
     begun(tmp_path / "run", recipe_of(root, "data.holdout=9"))
     recipe = weights_of(tmp_path / "run", CLASSES)
     recipe = recipe.with_overrides(f"data.root={root}", "data.holdout=9", "data.subset=[30, 6]")
-    (said,) = identity.unlike_training(recipe, build.listed(recipe))
+    (said,) = identity.compare_test_sets(recipe, list_dataset(recipe))
     assert "was tested on other images: holdout: 6 images, and was 9: 3 missing" in said
 
 
@@ -574,15 +575,15 @@ def test_only_weights_of_a_run_have_images_of_their_own(
         folder.mkdir(exist_ok=True)
         (folder / "data.json").write_text("[]")
     recipe = recipe_of(draw(tmp_path / "pictures"), f"model.weights={weights}")
-    assert identity.unlike_training(recipe, build.listed(recipe)) == []
+    assert identity.compare_test_sets(recipe, list_dataset(recipe)) == []
 
 
 def test_weights_that_timm_downloads_name_no_classes_of_a_file() -> None:
     recipe = recipes.load("transfer-linear", ["data={name: fashion-mini}"])
     assert recipe.model.options["weights"] == "timm"
-    assert build.head_kept(recipe, CLASSES) is None
-    assert build.weights_classes(recipe) == ()
-    assert build.by_name(recipe, drawn_images())[1] is None
+    assert warn_of_old_head(recipe, CLASSES) is None
+    assert weights_classes(recipe) == ()
+    assert match_labels(recipe, drawn_images())[1] is None
 
 
 # --- through the command ---

@@ -10,8 +10,8 @@ from torchvision.ops._utils import split_normalization_params
 from torchvision.transforms import RandomErasing, RandomResizedCrop
 
 from rescue_cli import recipe as recipes
-from rescue_cli.build.ingredients import network_of
-from rescue_cli.build.optimizers import rates_of
+from rescue_cli.build.networks import create_network
+from rescue_cli.build.optimizers import build_schedules
 from rescue_cli.rng import permute
 from rescue_cli.sections.optim import assign_parameters
 from rescue_cli.sections.sampling import SamplingContext, repeated
@@ -34,7 +34,7 @@ def test_the_rate_of_every_epoch_is_that_of_torchs_schedulers_in_a_row() -> None
         expected.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
         both.step()
-    ((schedule, ratio),) = rates_of(RECIPE, PER_EPOCH)
+    ((schedule, ratio),) = build_schedules(RECIPE, PER_EPOCH)
     for place in (0, PER_EPOCH // 2, PER_EPOCH - 1):
         found = [schedule(epoch * PER_EPOCH + place).lr * ratio for epoch in range(600)]
         np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-15)
@@ -47,8 +47,8 @@ def test_decay_spares_what_torchvision_calls_normalisation() -> None:
     with torch.device("meta"):
         theirs = torchvision.models.resnet50()
         norms, others = split_normalization_params(theirs)
-        ours = network_of(RECIPE, 1000)
-    (claim,) = assign_parameters(ours, [item.options for item in RECIPE.optim])
+        ours = create_network(RECIPE, 1000)
+    (claim,) = assign_parameters(ours, RECIPE.optim)
     shapes = {name: tuple(p.shape) for name, p in ours.named_parameters()}
     for names, parameters in ((claim.undecayed, norms), (claim.decayed, others)):
         found = sorted(shapes[name] for name in names)

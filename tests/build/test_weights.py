@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from rescue_cli import recipe as recipes
-from rescue_cli.build import check
+from rescue_cli.build.check import check_recipe
 from rescue_cli.build.weights import Source, find_weights
 from rescue_cli.errors import DataError, UsageError
 from rescue_cli.sections.model import weights
@@ -80,7 +80,7 @@ def test_timms_configuration_fills_what_the_file_leaves_open(write: Write) -> No
     assert (recipe.name, recipe.model.name) == ("resnet50", "resnet50")
     assert recipe.model.options["weights"] == file
     assert (recipe.data.name, recipe.train.precision) == ("imagenet", "float32")
-    check(recipe)
+    check_recipe(recipe)
     assert recipes.from_text(recipe.to_yaml(), "its own text").tree == recipe.tree
 
 
@@ -135,7 +135,7 @@ def test_a_section_given_whole_keeps_what_the_file_says_of_the_rest(write: Write
 def test_a_crop_that_timm_would_not_make_is_a_warning(write: Write) -> None:
     source = find_weights(write(), [], model="coat_lite_medium_384.in1k")
     assert source.notes[1] == (
-        "warning: timm crops this network's images in the mode 'squash', and this evaluation cuts "
+        "warning: timm crops this network's images in the mode 'squash'; this evaluation takes "
         "their centre."
     )
 
@@ -171,7 +171,7 @@ def test_numbers_that_cannot_be_are_refused_as_in_a_recipe(write: Write) -> None
     assert refusal(file) == "eval.crops: [1.5]: a crop ratio is at most 1."
     file = write(architecture="resnet18", std="0,1,1")
     with pytest.raises(UsageError, match=r"data\.std: .* must be above 0"):
-        check(find_weights(file, []).recipe)
+        check_recipe(find_weights(file, []).recipe)
 
 
 def test_a_net_of_our_own_needs_every_number(write: Write) -> None:
@@ -182,7 +182,7 @@ def test_a_net_of_our_own_needs_every_number(write: Write) -> None:
         "Give eval.crops=VALUE."
     )
     source = find_weights(file, [*changes, "eval.crops=[1.0]", "eval.interpolation=bilinear"])
-    check(source.recipe)
+    check_recipe(source.recipe)
     assert source.recipe.eval.sizes == [28]
 
 
@@ -192,8 +192,8 @@ def test_a_net_of_our_own_needs_every_number(write: Write) -> None:
 def test_a_file_that_says_nothing_needs_a_name(write: Write) -> None:
     file = write()
     assert refusal(file) == (
-        f"{file}: carries no recipe and names no architecture. Say which with --model NAME, or "
-        "give --recipe NAME."
+        f"{file}: contains no recipe and names no architecture. Give the architecture with "
+        "--model NAME, or a recipe with --recipe NAME."
     )
     assert find_weights(file, [], recipe="pytorch").recipe.model.name == "resnet50"
     assert find_weights(file, [], recipe="pytorch").protocol == {"weights": file}
@@ -215,14 +215,14 @@ def test_names_that_timm_does_not_know_are_refused_with_the_nearest(write: Write
 
 def test_one_word_on_the_architecture_is_enough(write: Write) -> None:
     assert refusal("timm:resnet50.a2_in1k", model="resnet18") == (
-        "--model: timm:resnet50.a2_in1k says it already. Drop --model resnet18."
+        "--model: timm:resnet50.a2_in1k says which network it is. Drop --model resnet18."
     )
     file = write(recipe=recipes.load("quickstart").to_yaml())
     assert refusal(file, model="resnet18") == (
-        f"--model: the recipe in {file} says it already. Drop --model resnet18."
+        f"--model: the recipe in {file} says which network it is. Drop --model resnet18."
     )
     assert refusal(file, model="resnet18", recipe="pytorch") == (
-        "--model: --recipe pytorch says it already. Drop --model resnet18."
+        "--model: --recipe pytorch says which network it is. Drop --model resnet18."
     )
     assert find_weights(file, []).recipe.name == "quickstart"
     assert find_weights(file, []).protocol == {}

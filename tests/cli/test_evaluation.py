@@ -13,9 +13,10 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from rescue_cli.recipe import DataKeys
 from rescue_cli.rundir import RunDirectory, read_json
 from rescue_cli.sections import data
-from rescue_cli.sections.data import Files, Keys
+from rescue_cli.sections.data import Files
 from tests.conftest import Rescue
 
 NETWORK = "tf_efficientnet_lite0"
@@ -185,7 +186,7 @@ def test_every_set_size_and_crop_is_a_row_and_each_image_is_decoded_once(
 
 
 def _assert_real_is_val_by_other_labels(run: Path, validation: Path) -> None:
-    split = data.load("imagenet", Keys(root=str(validation)), run, test_only=True).tests["val"]
+    split = data.load("imagenet", DataKeys(root=str(validation)), run, test_only=True).tests["val"]
     assert isinstance(split, Files)
     table = json.loads(Path(_timm_info(), "imagenet_real_labels.json").read_text())
     numbers = [int(split.names.name(i)[-13:-5]) for i in range(len(split))]
@@ -257,7 +258,7 @@ def test_folders_0_to_999_are_in_timms_natural_order(tmp_path: Path) -> None:
     found: Any = find_images_and_targets(str(tmp_path / "v2"))
     images, folders = found
     assert [folders[str(number)] for number in range(1000)] == list(range(1000))
-    keys = Keys(sets={"v2": str(tmp_path / "v2")})
+    keys = DataKeys(sets={"v2": str(tmp_path / "v2")})
     split = data.load("imagenet", keys, tmp_path, test_only=True).tests["v2"]
     assert isinstance(split, Files)
     ours = {str(split.names.path(i)): int(label) for i, label in enumerate(split.labels)}

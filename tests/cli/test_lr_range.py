@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rescue_cli import build
 from rescue_cli import recipe as recipes
 from rescue_cli.analysis import lr_range, lr_range_runs
 from rescue_cli.analysis.curves import Verdict
 from rescue_cli.analysis.lr_range import Curves, Ramp, RunEstimate, read_curves
 from rescue_cli.analysis.lr_range_runs import RangeTest
+from rescue_cli.build.feeds import list_dataset
 from rescue_cli.cli.lr_range_test import parse_momentum
 from rescue_cli.errors import StoppedError, UsageError
 from tests.conftest import Rescue
@@ -239,13 +239,13 @@ def test_what_is_not_trusted_is_applied_only_where_it_is_forced(tmp_path: Path) 
 
 def test_a_large_test_set_is_cut_and_the_training_set_is_not() -> None:
     recipe = recipes.load("quickstart")
-    data = build.listed(recipe)
+    data = list_dataset(recipe)
     cut, said = lr_range_runs._limit_test_images(recipe, data, 100)
     assert said == "100 of 1,000"
     assert cut.data.options["subset"] == [6000, 100]
     assert lr_range_runs._limit_test_images(recipe, data, 1000) == (recipe, "1,000")
     given = recipe.with_overrides("data.subset=[640, 200]")
-    assert lr_range_runs._limit_test_images(given, build.listed(given), 100) == (given, "200")
+    assert lr_range_runs._limit_test_images(given, list_dataset(given), 100) == (given, "200")
 
 
 # --- detection and segmentation ---

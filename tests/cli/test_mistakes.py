@@ -258,7 +258,7 @@ def test_an_evaluation_refuses_what_it_would_not_read_and_what_would_mislead_it(
     assert "data.holdout: 100, data.fold: 1: held was trained on these images." in other.err
     grey = rescue("eval", "run", "data.name=folder", f"data.root={photos}")
     assert grey.code == 2
-    assert "run sees images of 1 channel(s), and those of folder have 3." in grey.err
+    assert "run takes images with 1 channel(s), and those of folder have 3." in grey.err
 
 
 def test_classes_that_a_network_does_not_know_are_refused_or_told(

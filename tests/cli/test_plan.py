@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from rescue_cli import build, estimate
+from rescue_cli import estimate
+from rescue_cli.build.outline import epoch_length
 from rescue_cli.estimate.memory import Live
 from rescue_cli.recipe import architectures, load
 from tests.conftest import Rescue
@@ -203,9 +204,9 @@ def test_an_epoch_has_the_images_that_are_there(rescue: Rescue, tmp_path: Path) 
             for number in range(5):
                 Image.new("RGB", (8, 8)).save(folder / f"{number}.png")
     words = [f"data.root={tmp_path}", "train.batch_size=2", "train.device_batch_size=2"]
-    assert build.epoch_length(load("pytorch", words)) == 5
+    assert epoch_length(load("pytorch", words)) == 5
     there = json.loads(rescue("train", "--recipe", "pytorch", *words, "--dry-run", "--json",
                               "train.precision=float32").out)  # fmt: skip
     assert (there["training_images"], there["steps_per_epoch"]) == (10, 5)
     elsewhere = [f"data.root={tmp_path / 'nowhere'}", *words[1:]]
-    assert build.epoch_length(load("pytorch", elsewhere)) == 1_281_167 // 2
+    assert epoch_length(load("pytorch", elsewhere)) == 1_281_167 // 2

@@ -10,11 +10,13 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from rescue_cli import build
 from rescue_cli import recipe as recipes
-from rescue_cli.build.optimizers import optimizers
+from rescue_cli.build.check import check_recipe
+from rescue_cli.build.networks import build_network
+from rescue_cli.build.optimizers import build_optimizers
 from rescue_cli.errors import DataError, UsageError
-from rescue_cli.sections.data import Keys, load
+from rescue_cli.recipe import DataKeys
+from rescue_cli.sections.data import load
 from rescue_cli.sections.data.datasets import CIFAR10
 from tests.conftest import Rescue
 
@@ -125,16 +127,16 @@ def test_linear_probing_needs_a_net_that_ends_in_its_head(
         )
     random = rescue(*call, "--from", f"scratch:{weights}")
     assert random.code == 2
-    assert "a network that learned nothing has none. Use --recipe transfer." in random.err
+    assert "an untrained network has none. Use --recipe transfer." in random.err
 
 
 def test_layers_learn_the_slower_the_further_below_the_head() -> None:
     recipe = recipes.load(
         "transfer-layerwise", ["model={name: resnet18}", "train.precision=float32"]
     )
-    network = build.model(recipe, 5, torch.device("cpu"))
+    network = build_network(recipe, 5, torch.device("cpu"))
     scaler = torch.amp.GradScaler("cpu", enabled=False)
-    made = optimizers(recipe, network, 100, scaler)
+    made = build_optimizers(recipe, network, 100, scaler)
     name_of = {id(p): n for n, p in network.named_parameters()}
     ratio = {name_of[id(p)]: rated.ratio for rated in made.rated for p in rated.group["params"]}
     assert set(ratio) == {n for n, _ in network.named_parameters()}
@@ -148,12 +150,12 @@ def test_layers_learn_the_slower_the_further_below_the_head() -> None:
 
 def test_a_net_without_known_layers_refuses_their_decay() -> None:
     recipe = recipes.load("quickstart", ["optim.layer_decay=0.5"])
-    network = build.model(recipe, 10, torch.device("cpu"))
+    network = build_network(recipe, 10, torch.device("cpu"))
     known = "timm defines no layer order for resnet9"
     with pytest.raises(UsageError, match=known):
-        build.check(recipe)
+        check_recipe(recipe)
     with pytest.raises(UsageError, match=known):
-        optimizers(recipe, network, 10, torch.amp.GradScaler("cpu", enabled=False))
+        build_optimizers(recipe, network, 10, torch.amp.GradScaler("cpu", enabled=False))
 
 
 def test_a_run_goes_to_images_in_memory_with_a_new_head(rescue: Rescue, tmp_path: Path) -> None:
@@ -177,12 +179,12 @@ def test_a_run_goes_to_images_in_memory_with_a_new_head(rescue: Rescue, tmp_path
     recipe = recipes.recipe_in(run)
     assert recipe.data.options["channels"] == 3
     assert [item.name for item in recipe.augment] == ["pad-crop", "flip"]
-    network = build.model(recipe, 10, torch.device("cpu"))
+    network = build_network(recipe, 10, torch.device("cpu"))
     source = load_file(tmp_path / "source" / "model.safetensors")
     own = network.state_dict()
     assert torch.equal(own["features.1.0.weight"], source["features.1.0.weight"])
     assert not torch.equal(own["head.weight"], source["head.weight"])
-    data = load("fashion-mini", Keys(channels=3), tmp_path)
+    data = load("fashion-mini", DataKeys(channels=3), tmp_path)
     assert data.train.pixels.shape[1] == 3  # type: ignore[union-attr]
     assert bool((data.train.pixels[:, 0] == data.train.pixels[:, 2]).all())  # type: ignore[union-attr]
 
@@ -228,7 +230,7 @@ def test_pets_are_read_as_torchvision_reads_them(tmp_path: Path) -> None:
         (root / "annotations").mkdir(exist_ok=True)
         text = "".join(f"{name} {label} 1 1\n" for name, label in rows)
         (root / "annotations" / f"{split}.txt").write_text(text)
-    data = load("oxford-pets", Keys(root=str(tmp_path)), tmp_path)
+    data = load("oxford-pets", DataKeys(root=str(tmp_path)), tmp_path)
     assert data.train.labels.tolist() == [0, 1, 1]
     assert list(data.tests) == ["test"]
     assert data.tests["test"].labels.tolist() == [1]
@@ -250,7 +252,7 @@ def test_cars_and_flowers_by_their_matlab_files(tmp_path: Path) -> None:
         place.parent.mkdir(parents=True, exist_ok=True)
         savemat(place, {"annotations": rows})
     savemat(cars / "devkit" / "cars_meta.mat", {"class_names": np.array(["AM", "BMW"], object)})
-    data = load("stanford-cars", Keys(root=str(tmp_path)), tmp_path)
+    data = load("stanford-cars", DataKeys(root=str(tmp_path)), tmp_path)
     assert data.train.labels.tolist() == [1, 0]
     assert data.classes == ("AM", "BMW")
     assert data.tests["test"].names.name(0) == "stanford_cars/cars_test/00001.jpg"  # type: ignore[union-attr]
@@ -262,7 +264,7 @@ def test_food_by_its_lists(tmp_path: Path) -> None:
     (tmp_path / "food-101" / "images").mkdir()
     (meta / "train.json").write_text(json.dumps({"pie": ["pie/1", "pie/2"], "soup": ["soup/3"]}))
     (meta / "test.json").write_text(json.dumps({"pie": ["pie/4"], "soup": []}))
-    data = load("food101", Keys(root=str(tmp_path)), tmp_path)
+    data = load("food101", DataKeys(root=str(tmp_path)), tmp_path)
     assert data.train.labels.tolist() == [0, 0, 1]
     assert data.classes == ("pie", "soup")
 
@@ -276,7 +278,7 @@ def test_inaturalist_by_the_competitions_split(tmp_path: Path) -> None:
             "categories": categories,
         }
         (tmp_path / f"{split}2019.json").write_text(json.dumps(tree))
-    data = load("inaturalist2019", Keys(root=str(tmp_path)), tmp_path)
+    data = load("inaturalist2019", DataKeys(root=str(tmp_path)), tmp_path)
     assert data.classes == ("fern", "moss")
     assert data.train.labels.tolist() == [1, 0]
     assert data.tests["val"].labels.tolist() == [0]
@@ -294,14 +296,14 @@ def test_a_set_that_is_not_there_says_what_belongs_where(
     name: str, said: str, tmp_path: Path
 ) -> None:
     with pytest.raises(DataError, match=said.replace(".", r"\.")):
-        load(name, Keys(root=str(tmp_path)), tmp_path)
+        load(name, DataKeys(root=str(tmp_path)), tmp_path)
 
 
 def test_the_classes_of_places_are_counted(tmp_path: Path) -> None:
     for split in ("train", "val"):
         blank(tmp_path / split / "abbey" / "1.png")
     with pytest.raises(DataError, match="1 class folders, not 365"):
-        load("places365", Keys(root=str(tmp_path)), tmp_path)
+        load("places365", DataKeys(root=str(tmp_path)), tmp_path)
 
 
 def test_a_range_test_of_a_transfer_begins_with_its_weights(

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from rescue_cli.batch import EvalBatch, View
 from rescue_cli.engine.evaluate import EvalSet, Evaluator
+from rescue_cli.recipe import DataKeys
 from rescue_cli.rng import Indices
 from rescue_cli.sections.augment.pipeline import Normalise
-from rescue_cli.sections.data import Keys, load
+from rescue_cli.sections.data import load
 from rescue_cli.sections.data.stream_eval import EvalSamples, FileEvalFeed
 from rescue_cli.sections.task import TASKS
 from rescue_cli.sections.tta import TTAS
@@ -70,7 +71,7 @@ def feed_of(task: str, root: Path) -> Faulty:
                 kind = folder / split / "abc"[number % 3]
                 kind.mkdir(parents=True, exist_ok=True)
                 file.rename(kind / file.name)
-    (split_,) = load(name, Keys(root=str(folder)), root / "cache").tests.values()
+    (split_,) = load(name, DataKeys(root=str(folder)), root / "cache").tests.values()
     assert not hasattr(split_, "pixels")
     return Faulty(EvalSamples(split_, [VIEW], "bilinear", "pil"), 1, 0, CPU)
 

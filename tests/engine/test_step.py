@@ -16,9 +16,11 @@ from torch._subclasses.fake_tensor import (
 )
 from torch.nn import functional
 
-from rescue_cli import build
 from rescue_cli import recipe as recipes
 from rescue_cli.batch import Batch, Transfers
+from rescue_cli.build.feeds import Machine
+from rescue_cli.build.networks import build_network
+from rescue_cli.build.step import build_step
 from rescue_cli.engine.batch_norm import RunningStatistics
 from rescue_cli.engine.step import Step
 from rescue_cli.sections import averaging
@@ -29,7 +31,7 @@ from tests.engine_runs import drawn
 
 CPU = torch.device("cpu")
 SMALL = ["model.width=4", "train.batch_size=16", "train.device_batch_size=8"]
-AVERAGED = ["averaging={name: ema, decay: 0.9, every: 1}", "train.clip_grad_norm=1.0"]
+AVERAGED = ["averaging={name: ema, decay: 0.9, every: 1}", "optim.max_grad_norm=1.0"]
 STRIKES_BACK = [
     "sampling={name: repeated, views: 3, placement: spread}",
     "mix={name: mixup-or-cutmix, mixup: 0.1, cutmix: 1.0, switch: 0.5}",
@@ -43,8 +45,8 @@ STRIKES_BACK = [
 
 def step_of(recipe: recipes.Recipe, network: nn.Module, device: torch.device = CPU) -> Step:
     pixels, channels = (28, 1) if recipe.name == "quickstart" else (32, 3)
-    machine = build.Machine(device, 0, Path("unused"))
-    return build.step(recipe, network, drawn(channels, pixels, 64), machine, print)
+    machine = Machine(device, 0, Path("unused"))
+    return build_step(recipe, network, drawn(channels, pixels, 64), machine, print)
 
 
 # --- no host synchronisation ---
@@ -55,7 +57,7 @@ def on_fake_tensors(
 ) -> tuple[int, int]:
     """Two real steps on tensors without content; returns the copies to the device and back."""
     recipe = recipes.load(name, [*SMALL, *extra])
-    network = build.model(recipe, 10, CPU)
+    network = build_network(recipe, 10, CPU)
     twin = copy.deepcopy(network)
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         for module in (*network.modules(), *twin.modules()):
@@ -89,7 +91,7 @@ def test_a_step_never_asks_the_device_for_a_value(name: str, extra: list[str]) -
 
 def test_the_scaler_of_float16_is_part_of_the_step_that_never_asks() -> None:
     recipe = recipes.load("myrtle-baseline", SMALL)
-    assert step_of(recipe, build.model(recipe, 10, CPU)).optimizers.scaler.is_enabled()
+    assert step_of(recipe, build_network(recipe, 10, CPU)).optimizers.scaler.is_enabled()
 
 
 @pytest.mark.parametrize(
@@ -127,7 +129,7 @@ def test_a_step_that_asks_the_device_for_a_value_is_caught(
 def test_a_step_never_waits_for_a_gpu(name: str, extra: list[str]) -> None:
     device = torch.device("cuda", 0)
     recipe = recipes.load(name, [*SMALL, *extra])
-    step = step_of(recipe, build.model(recipe, 10, device), device)
+    step = step_of(recipe, build_network(recipe, 10, device), device)
     step.feed.start(0)
     step(0)  # what is set up once may wait
     torch.cuda.set_sync_debug_mode("error")
@@ -152,7 +154,7 @@ def test_the_engine_trains_what_a_loop_written_by_hand_trains(micro_batches: int
         f"train.device_batch_size={16 // micro_batches}",
     ]
     recipe = recipes.load("quickstart", plain)
-    network = build.model(recipe, 10, CPU)
+    network = build_network(recipe, 10, CPU)
     twin = copy.deepcopy(network)
     step = step_of(recipe, network)
     for number in range(10):

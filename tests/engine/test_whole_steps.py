@@ -16,9 +16,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rescue_cli import build
 from rescue_cli import recipe as recipes
 from rescue_cli.batch import Batch
+from rescue_cli.build.feeds import Machine, build_normalise
+from rescue_cli.build.networks import build_network
+from rescue_cli.build.step import build_step
 from rescue_cli.sections.data import FACTS, Images
 from rescue_cli.sections.mix import MixContext, beta_quantile, cutmix_box
 from rescue_cli.sections.model import Whitening
@@ -255,13 +257,11 @@ class Ours:
         known, cpu = FACTS[recipe.data.name], torch.device("cpu")
         self.data = drawn(known.channels, known.size, IMAGES) if known.size else files(folder)
         self.recipe = recipe
-        self.network = build.model(recipe, len(self.data.classes), cpu)
+        self.network = build_network(recipe, len(self.data.classes), cpu)
         with torch.no_grad():
             (*_, head) = (m for m in self.network.modules() if isinstance(m, nn.Linear))
             head.weight.mul_(FAMILIES[name].head_scale)
-        self.updates = build.step(
-            recipe, self.network, self.data, build.Machine(cpu, 0, folder), print
-        )
+        self.updates = build_step(recipe, self.network, self.data, Machine(cpu, 0, folder), print)
         self.micro_batches: list[MicroBatch] = []
         self.updates.mix = self._kept(self.updates.mix)
 
@@ -346,7 +346,7 @@ def test_images_are_whitened_as_by_the_authors_code(name: str, tmp_path: Path) -
     ours = Ours(name, [], tmp_path)
     (layer,) = (m for m in ours.network.modules() if isinstance(m, Whitening))
     assert isinstance(ours.data.train, Images)
-    images = build.normalise(ours.recipe, torch.device("cpu"))(
+    images = build_normalise(ours.recipe, torch.device("cpu"))(
         torch.from_numpy(ours.data.train.pixels)
     )
     expected = filters(name, images).flatten(1)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
-from rescue_cli import build
+from rescue_cli.build.check import check_ingredients, check_recipe
 from rescue_cli.errors import RescueError
 from rescue_cli.recipe import SECTIONS, Recipe, apply, from_text, from_tree, load, names, yaml
 from rescue_cli.recipe.changes import flat
@@ -132,7 +132,7 @@ def outcome(attempt: Callable[[], Any]) -> tuple[Any, str]:
 
 def validated(tree: Any) -> Recipe:
     recipe = from_tree(tree)
-    build.check_ingredients(recipe)
+    check_ingredients(recipe)
     return recipe
 
 
@@ -189,7 +189,7 @@ REAL = st.sampled_from(sorted({key for tree in TREES for key in flat(tree) if ".
 PATHS = (
     REAL
     | REAL
-    | st.tuples(st.sampled_from(SECTIONS))
+    | st.tuples(st.sampled_from([*SECTIONS]))
     | st.tuples(
         st.sampled_from([*SECTIONS, "name", "trian"]),
         st.sampled_from([*KEYS, "flip", "0", "-1", "[0]"]) | st.text(max_size=4),
@@ -213,7 +213,7 @@ OVERRIDES = (
 
 def check_overrides(tree: Any, overrides: list[str]) -> None:
     before = copy.deepcopy(tree)
-    changed, refusal = outcome(lambda: apply(tree, overrides, SECTIONS))
+    changed, refusal = outcome(lambda: apply(tree, overrides))
     if refusal:
         assert refusal.startswith("override '")
     else:
@@ -285,5 +285,5 @@ def test_any_number_in_a_network_is_a_net_or_a_usage_error(
     elif model["name"] not in MODELS:
         model = {"name": "vit_tiny_patch16_224"}
     changed = {**tree, "model": {**model, key: number}}
-    _, refusal = outcome(lambda: build.check(from_tree(changed)))
+    _, refusal = outcome(lambda: check_recipe(from_tree(changed)))
     assert refusal == "" or refusal.startswith("model (")

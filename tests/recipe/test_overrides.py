@@ -30,7 +30,7 @@ TREE = {
 
 
 def applied(*overrides: str) -> Any:
-    return apply(TREE, overrides, SECTIONS)
+    return apply(TREE, overrides)
 
 
 def refusal(override: str) -> str:
@@ -165,7 +165,7 @@ def test_an_override_that_fits_nothing_says_why(override: str, message: str) -> 
 
 def test_a_mapping_that_the_recipe_leaves_out_is_made() -> None:
     assert applied("data.sets.v2=DIR", "data.sets.x=E")["data"]["sets"] == {"v2": "DIR", "x": "E"}
-    from rescue_cli.build import check_ingredients
+    from rescue_cli.build.check import check_ingredients
 
     with pytest.raises(UsageError, match=r"unknown key 'stes'\. Did you mean 'sets'\?"):
         check_ingredients(load("quickstart", ["data.stes.v2=DIR"]))

@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 import torch
 
-from rescue_cli import build
-from rescue_cli.build.expand import epochs as scaled_to
-from rescue_cli.build.optimizers import rates_of
+from rescue_cli.build.check import check_recipe
+from rescue_cli.build.expand import count_processes, epochs_overrides
+from rescue_cli.build.optimizers import build_schedules
 from rescue_cli.errors import RescueError, UsageError
 from rescue_cli.recipe import Recipe, find, from_text, load, names, recipes_folder, yaml
-from rescue_cli.recipe.changes import differences, processes
+from rescue_cli.recipe.changes import differences
 from rescue_cli.runs.devices import check_precision
 
 SHIPPED = sorted(names())
@@ -25,7 +25,7 @@ def recipe(request: pytest.FixtureRequest) -> Recipe:
 
 def refusal(*overrides: str, name: str = "quickstart") -> str:
     with pytest.raises(UsageError) as refused:
-        build.check(load(name, overrides))
+        check_recipe(load(name, overrides))
     return str(refused.value)
 
 
@@ -38,7 +38,7 @@ def test_every_file_in_the_folders_is_a_recipe_of_its_own_name() -> None:
 
 
 def test_a_shipped_recipe_is_valid(recipe: Recipe) -> None:
-    build.check(recipe)
+    check_recipe(recipe)
     assert recipe.name == find(recipe.name).stem
 
 
@@ -198,9 +198,9 @@ def test_fixres_is_trained_as_long_as_the_table_says_and_as_its_authors_do() -> 
     per_epoch = 1_281_167 // 512
     for epochs, updates, fall in ((120, 300_000, 75_075), (240, 600_600, 150_150)):
         recipe = load("fixres")
-        recipe = recipe.with_overrides(*scaled_to(recipe, epochs, []))
+        recipe = recipe.with_overrides(*epochs_overrides(recipe, epochs, []))
         assert recipe.train.epochs * per_epoch == pytest.approx(updates, rel=1e-3)
-        (schedule, _), *_ = rates_of(recipe, per_epoch)
+        (schedule, _), *_ = build_schedules(recipe, per_epoch)
         rates = [schedule(round(number * fall * 1.01)).lr for number in range(4)]
         assert rates == pytest.approx([0.2, 0.02, 0.002, 0.0002])
         before = [schedule(round(number * fall * 0.99)).lr for number in (1, 2, 3)]
@@ -265,7 +265,7 @@ def test_fixres_is_trained_as_long_as_the_table_says_and_as_its_authors_do() -> 
             "eval.sizes, eval.crops: an empty list. Give at least one of each.",
         ),
         (["eval.tta=flop"], "eval.tta: 'flop' is not known. Did you mean 'flip'?"),
-        (["optim.no_decay=[norm]"], "optim[0].no_decay: 'norm' is not known. "
+        (["optim.no_decay=[norm]"], "optim[0].no_decay: 'norm' is not a group. "
          "Did you mean 'norms'?"),
         (
             ["schedule.factors=[0, 1]"],
@@ -293,7 +293,7 @@ def test_a_crop_of_files_comes_first_in_the_list() -> None:
 
 def test_an_optimizer_item_may_carry_its_own_schedule() -> None:
     own = "{name: step, milestones: [1, 2], factor: 0.1}"
-    build.check(load("quickstart", [f"optim.schedule={own}"]))
+    check_recipe(load("quickstart", [f"optim.schedule={own}"]))
     assert refusal("optim.schedule={name: stepp}") == (
         "schedule.name: 'stepp' is not known. Did you mean 'step'?"
     )
@@ -315,7 +315,7 @@ def test_an_optimizer_item_may_carry_its_own_schedule() -> None:
             "sources: {Table 2: []}",
             "sources (Table 2): an empty list. Give its keys, or remove it.",
         ),
-        ("sources: {' ': [loss]}", "sources: a source without words."),
+        ("sources: {' ': [loss]}", "sources: a source without a name."),
         (
             "sources: {Table 2: [trian.epochs]}",
             "sources (Table 2): unknown section 'trian'. Did you mean 'train'?",
@@ -356,14 +356,13 @@ def test_processes_that_do_not_divide_the_micro_batches_are_told_which_do() -> N
     micro_batches = load("pytorch").train.micro_batches
     assert micro_batches == 8
     with pytest.raises(UsageError) as refused:
-        processes(micro_batches, 3, 1)
+        count_processes(micro_batches, 3, 1)
     assert str(refused.value) == (
         "--procs: 3 processes do not divide the 8 micro-batches of a step. "
         "Use 1, 2, 4, 8, or another train.device_batch_size."
     )
-    assert [processes(micro_batches, None, visible) for visible in (0, 1, 3, 5, 7, 8, 16)] == [
-        1, 1, 2, 4, 4, 8, 8,
-    ]  # fmt: skip
+    counts = [count_processes(micro_batches, None, visible) for visible in (0, 1, 3, 5, 7, 8, 16)]
+    assert counts == [1, 1, 2, 4, 4, 8, 8]
 
 
 def test_float16_without_cuda_names_the_precision_that_fits_the_processor() -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rescue_cli.recipe import SECTIONS, faults, find, from_text, load, names, yaml
+from rescue_cli.recipe import faults, find, from_text, load, names, yaml
 from rescue_cli.recipe.changes import differences
 from rescue_cli.recipe.sources import NO_SOURCE
 from rescue_cli.runs import directory
@@ -30,12 +30,12 @@ TREE: dict[str, Any] = {
 
 def found(*paths: str, unknown: tuple[str, ...] = ()) -> list[str]:
     """The faults of the tree with one source for these keys."""
-    return faults({**TREE, "unknown": list(unknown), "sources": {"Table 1": list(paths)}}, SECTIONS)
+    return faults({**TREE, "unknown": list(unknown), "sources": {"Table 1": list(paths)}})
 
 
 @pytest.mark.parametrize("name", [name for name in names() if "paper" in load(name).tree])
 def test_each_key_of_a_papers_recipe_has_one_source_or_is_unknown(name: str) -> None:
-    assert faults(load(name).tree, SECTIONS) == []
+    assert faults(load(name).tree) == []
 
 
 def test_recipes_of_no_paper_claim_no_source() -> None:
@@ -96,7 +96,7 @@ def test_a_key_that_is_listed_twice_is_named() -> None:
         "listed twice: augment.cutout.name, augment.cutout.size"
     ]
     two = {"Table 1": list(every), "Table 2": ["optim.filters.lr"]}
-    assert faults({**TREE, "sources": two}, SECTIONS) == ["listed twice: optim.0.lr"]
+    assert faults({**TREE, "sources": two}) == ["listed twice: optim.0.lr"]
 
 
 A1 = load("a1").tree
@@ -109,11 +109,11 @@ def test_without_any_of_its_entries_a_recipe_lacks_a_source_and_with_any_twice_i
 ) -> None:
     path = taken[1]
     less = {s: [p for p in paths if (s, p) != taken] for s, paths in A1["sources"].items()}
-    (fault,) = faults({**A1, "sources": less}, SECTIONS)
+    (fault,) = faults({**A1, "sources": less})
     assert fault.startswith("without a source: ")
     assert all(f"{key}.".startswith(f"{path}.") for key in fault.partition(": ")[2].split(", "))
     more = {**A1["sources"], "elsewhere": [given_twice[1]]}
-    (fault,) = faults({**A1, "sources": more}, SECTIONS)
+    (fault,) = faults({**A1, "sources": more})
     assert fault.startswith(f"listed twice: {given_twice[1]}")
 
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from rescue_cli import build
 from rescue_cli import recipe as recipes
 from rescue_cli.analysis import records
 from rescue_cli.analysis.study import load_study, resolve_cells, study_files, table_rows
+from rescue_cli.build.check import check_ingredients
 from rescue_cli.errors import DataError
 from rescue_cli.rundir import read_json
 from tests.conftest import Rescue
@@ -21,7 +21,7 @@ def test_every_cell_of_a_study_is_a_recipe_that_holds(name: str) -> None:
     assert study.name == name
     resolved = [recipe for _, recipe in resolve_cells(study) if recipe is not None]
     for recipe in resolved:
-        build.check_ingredients(recipe)
+        check_ingredients(recipe)
     trees = [recipe.to_yaml() for recipe in resolved]
     assert len(trees) == len(set(trees)), "two cells train and measure the same thing"
 

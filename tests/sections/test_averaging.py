@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from rescue_cli import recipe as recipes
-from rescue_cli.build import check_ingredients, expand
+from rescue_cli.build import expand
+from rescue_cli.build.check import check_ingredients
 from rescue_cli.engine import checkpoint
 from rescue_cli.errors import UsageError
 from rescue_cli.sections.averaging import Average, RunLength, ema, ema_by_epoch, lookahead
@@ -152,7 +153,7 @@ def test_a_warm_up_is_a_pair_of_numbers_above_zero() -> None:
     averaging = "averaging={name: ema, decay: 0.9, every: 2, start: 2, warmup: %s}"
     recipe = recipes.load("quickstart", [averaging % "[1, 0.75]", "train.epochs=12"])
     check_ingredients(recipe)
-    assert "averaging.start=4" in expand.epochs(recipe, 24, [])
+    assert "averaging.start=4" in expand.epochs_overrides(recipe, 24, [])
     for wrong in ("[0, 1]", "[1]", "true"):
         with pytest.raises(UsageError, match="averaging"):
             check_ingredients(recipes.load("quickstart", [averaging % wrong, "train.epochs=12"]))
@@ -250,4 +251,4 @@ def test_a_resumed_average_is_bitwise_that_of_the_run_that_never_stopped(
 def test_the_start_is_counted_in_epochs_which_another_length_scales() -> None:
     averaging = "averaging={name: lookahead, decay: 0.95, every: 5, power: 3, start: 2}"
     recipe = recipes.load("quickstart", [averaging, "train.epochs=12"])
-    assert "averaging.start=4" in expand.epochs(recipe, 24, [])
+    assert "averaging.start=4" in expand.epochs_overrides(recipe, 24, [])

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.transforms import functional as theirs
 
-from rescue_cli import build
 from rescue_cli import recipe as recipes
 from rescue_cli.batch import Batch
-from rescue_cli.build.optimizers import rates_of
+from rescue_cli.build.feeds import load_dataset
+from rescue_cli.build.networks import build_network, build_teacher
+from rescue_cli.build.optimizers import build_schedules
 from rescue_cli.errors import UsageError
 from rescue_cli.report.logit_gaps import optimal_gap, plot_logit_gaps
 from rescue_cli.rng import uniform
@@ -95,7 +96,7 @@ def stages(variant: str) -> list[nn.Module]:
 def test_the_variants_of_resnet50_are_the_papers_block_by_block(name: str, variant: str) -> None:
     torch.manual_seed(0)
     recipe = recipes.load(name, ["train.precision=float64"])
-    ours = build.model(recipe, 10, torch.device("cpu")).train()
+    ours = build_network(recipe, 10, torch.device("cpu")).train()
     for norm in ours.modules():
         if isinstance(norm, nn.BatchNorm2d):
             nn.init.uniform_(norm.weight, 0.5, 1.5)  # the last of a block begins at 0
@@ -285,7 +286,7 @@ def test_fillers_over_inputs_and_outputs_have_their_bounds() -> None:
 def test_the_rate_rises_from_nothing_and_ends_at_nothing() -> None:
     """Section 3.1: update i of the warm-up's m has i/m of the rate; 5.1: the last one has none."""
     per_epoch = 1251
-    (schedule, _), *_ = rates_of(recipes.load("bot-cosine"), per_epoch)
+    (schedule, _), *_ = build_schedules(recipes.load("bot-cosine"), per_epoch)
     m, total = 5 * per_epoch, 120 * per_epoch
     for i in (1, 2, 100, m):
         assert schedule(i - 1).lr == pytest.approx(0.4 * i / m)
@@ -294,7 +295,7 @@ def test_the_rate_rises_from_nothing_and_ends_at_nothing() -> None:
         wanted = 0.5 * (1 + math.cos(t * math.pi / length)) * 0.4
         assert schedule(m + t - 1).lr == pytest.approx(wanted)
     assert schedule(total - 1).lr == 0.0
-    (schedule, _), *_ = rates_of(recipes.load("bot-efficient-warmup"), per_epoch)
+    (schedule, _), *_ = build_schedules(recipes.load("bot-efficient-warmup"), per_epoch)
     assert schedule(0).lr == pytest.approx(0.4 / m)
     found = [schedule(epoch * per_epoch).lr for epoch in (5, 29, 30, 60, 90, 119)]
     assert found == pytest.approx([0.4, 0.4, 0.04, 0.004, 0.0004, 0.0004])
@@ -365,12 +366,12 @@ def test_a_teacher_of_other_means_sees_the_images_as_its_own(
     assert rescue("train", "--out", "teacher", *TINY, *own).code == 0
     cpu = torch.device("cpu")
     recipe = recipes.load("quickstart")
-    classes = build.dataset(recipe, tmp_path).classes
-    wise = build.teacher(recipe, str(tmp_path / "teacher"), classes, cpu).eval()
+    classes = load_dataset(recipe, tmp_path).classes
+    wise = build_teacher(recipe, str(tmp_path / "teacher"), classes, cpu).eval()
     source = recipes.recipe_in(tmp_path / "teacher").with_overrides(
         f"model.weights={tmp_path / 'teacher'}"
     )
-    network = build.model(source, 10, cpu).eval()
+    network = build_network(source, 10, cpu).eval()
     levels = torch.rand(4, 1, 28, 28)
     mean, std = 0.2860, 0.3530
     with torch.no_grad():
@@ -383,7 +384,7 @@ def test_a_teacher_of_other_classes_is_refused_by_their_names(rescue: Rescue) ->
     assert rescue("train", "--out", "teacher", *TINY).code == 0
     recipe = recipes.load("quickstart")
     with pytest.raises(UsageError, match=r"knows 10 classes .* 'T-shirt/top' in place of 'cat'"):
-        build.teacher(recipe, "teacher", ("cat", *"abcdefghi"), torch.device("cpu"))
+        build_teacher(recipe, "teacher", ("cat", *"abcdefghi"), torch.device("cpu"))
 
 
 def test_the_variants_cost_what_table_5_says() -> None:

@@ -9,9 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from rescue_cli import build
 from rescue_cli import recipe as recipes
 from rescue_cli.batch import Batch
+from rescue_cli.build.check import check_recipe
+from rescue_cli.build.feeds import Machine
+from rescue_cli.build.networks import build_network
+from rescue_cli.build.step import build_step
 from rescue_cli.errors import UsageError
 from rescue_cli.sections.selection import KeepHardest
 from tests.engine_runs import drawn
@@ -24,8 +27,8 @@ def a_step(folder: Path, *overrides: str) -> tuple[recipes.Recipe, Any]:
     recipe = recipes.load("airbench96-filter", [*SMALL, "train.precision=float64", *overrides])
     cpu = torch.device("cpu")
     data = drawn(3, 32, 64)
-    network = build.model(recipe, 10, cpu)
-    step = build.step(recipe, network, data, build.Machine(cpu, 0, folder), print)
+    network = build_network(recipe, 10, cpu)
+    step = build_step(recipe, network, data, Machine(cpu, 0, folder), print)
     step.feed.start(0)
     return recipe, step
 
@@ -103,10 +106,10 @@ def test_a_proxy_needs_a_step_in_one_micro_batch() -> None:
     with pytest.raises(
         UsageError, match=r"selection \(proxy\): a step of 2 micro-batches\. The proxy sees"
     ):
-        build.check(recipe)
+        check_recipe(recipe)
 
 
 def test_a_proxy_that_cannot_be_built_is_refused() -> None:
     recipe = recipes.load("airbench96-filter", ["selection.model={width: 3}"])
     with pytest.raises(UsageError, match=r"model \(airbench\): unknown key 'width'"):
-        build.check(recipe)
+        check_recipe(recipe)

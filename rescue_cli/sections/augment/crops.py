@@ -1,10 +1,9 @@
 """Random crops that are taken when a file is decoded, before resizing."""
 
 import math
-from typing import Annotated
 
 from rescue_cli.errors import UsageError
-from rescue_cli.recipe.schema import Positive, PositiveInt, Within
+from rescue_cli.recipe.schema import Fraction, Positive, PositiveInt
 from rescue_cli.rng import Floats
 from rescue_cli.sections.augment.operations import Operation
 
@@ -13,7 +12,7 @@ TRIES = 10
 
 def random_resized_crop(
     *,
-    scale: tuple[Annotated[float, Within(0, 1)], Annotated[float, Within(0, 1)]],
+    scale: tuple[Fraction, Fraction],
     ratio: tuple[Positive, Positive],
 ) -> Operation:
     """A box with a random share of the area and a random aspect ratio (Szegedy et al. 2015).

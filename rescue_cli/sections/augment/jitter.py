@@ -5,10 +5,11 @@ from itertools import permutations
 from typing import Annotated, Any
 
 import numpy as np
+from annotated_types import Interval
 from torch import Tensor
 
 from rescue_cli.errors import UsageError
-from rescue_cli.recipe.schema import Fraction, NotNegative, Within
+from rescue_cli.recipe.schema import Fraction, NotNegative
 from rescue_cli.rng import Floats
 from rescue_cli.sections.augment import named_operations
 from rescue_cli.sections.augment.named_operations import LayerDraws, box_muller
@@ -32,7 +33,7 @@ def colour_jitter(
     brightness: NotNegative,
     contrast: NotNegative,
     saturation: NotNegative,
-    hue: Annotated[float, Within(0, 0.5)] = 0.0,
+    hue: Annotated[float, Interval(ge=0, le=0.5)] = 0.0,
     hue_factor: Fraction = 0.0,
 ) -> Operation:
     """Changes brightness, contrast, saturation and, where given, hue, in random order per image.

@@ -9,17 +9,17 @@ from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 import torch
+from annotated_types import Interval
 from numpy.typing import NDArray
 from torch import Tensor
 
 from rescue_cli.errors import UsageError
-from rescue_cli.recipe.schema import Within
 from rescue_cli.rng import Floats
 from rescue_cli.sections.augment.kernels import affine, colour, hue, levels
 
 Doubles = NDArray[np.float64]
 Interpolation = Literal["bilinear", "bicubic", "random"]
-Level = Annotated[int, Within(0, 255)]
+Level = Annotated[int, Interval(ge=0, le=255)]
 Fill = tuple[Level, Level, Level]
 
 MAX_MAGNITUDE = 10.0

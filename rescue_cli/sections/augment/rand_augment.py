@@ -4,8 +4,9 @@ from functools import partial
 from typing import Annotated, Any
 
 import numpy as np
+from annotated_types import Interval
 
-from rescue_cli.recipe.schema import Fraction, NotNegative, PositiveInt, Within
+from rescue_cli.recipe.schema import Fraction, NotNegative, PositiveInt
 from rescue_cli.rng import Floats
 from rescue_cli.sections.augment.named_operations import (
     MAX_MAGNITUDE,
@@ -32,7 +33,7 @@ COLUMNS = 6  # draws per layer: which operation, whether to apply it, and four f
 def rand_augment(
     *,
     layers: PositiveInt,
-    magnitude: Annotated[float, Within(0, MAX_MAGNITUDE)],
+    magnitude: Annotated[float, Interval(ge=0, le=MAX_MAGNITUDE)],
     std: NotNegative,
     p: Fraction,
     increasing: bool,

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from rescue_cli.recipe import DataKeys
 from rescue_cli.sections.data.annotated import Boxed, Masked
 from rescue_cli.sections.data.datasets import DATASETS
 from rescue_cli.sections.data.decoding_notes import describe_splits
@@ -20,13 +21,14 @@ from rescue_cli.sections.data.formats.coco import is_coco
 from rescue_cli.sections.data.imagenet import imagenet_class_names
 from rescue_cli.sections.data.location import (
     FACTS,
+    PACKAGED,
     Facts,
-    Keys,
     Location,
     channels_of,
     normalisation,
 )
 from rescue_cli.sections.data.resident import make_resident
+from rescue_cli.sections.data.rgb import Reading
 from rescue_cli.sections.data.splits import (
     Dataset,
     Features,
@@ -44,6 +46,7 @@ from rescue_cli.sections.data.splits import (
 __all__ = [
     "DATASETS",
     "FACTS",
+    "PACKAGED",
     "Boxed",
     "Dataset",
     "Facts",
@@ -52,7 +55,6 @@ __all__ = [
     "Files",
     "Fingerprint",
     "Images",
-    "Keys",
     "Location",
     "Masked",
     "Split",
@@ -76,7 +78,7 @@ __all__ = [
 
 def load(
     name: str,
-    keys: Keys,
+    keys: DataKeys,
     cache: Path,
     *,
     test_only: bool = False,
@@ -95,7 +97,7 @@ def load(
         dataset = replace(dataset, train=dataset.train.take(np.zeros(0, dtype=np.int64)))
     size = FACTS[name].size
     if FACTS[name].images is None:  # the user's own folder
-        remarks = describe_splits([dataset.train, *dataset.tests.values()], keys.reading)
+        remarks = describe_splits([dataset.train, *dataset.tests.values()], Reading.of(keys))
         dataset = replace(dataset, notes=(*dataset.notes, *remarks))
     if dataset.train.annotated:
         return dataset
@@ -104,4 +106,4 @@ def load(
     if not resident:
         return dataset
     side = keys.train_size or size or 224
-    return make_resident(dataset, side, keys.train_interpolation, cache, keys.reading)
+    return make_resident(dataset, side, keys.train_interpolation, cache, Reading.of(keys))

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from rescue_cli.errors import DataError, UsageError
+from rescue_cli.recipe.sections import UnknownClasses
 from rescue_cli.sections.data import archives
 from rescue_cli.sections.data.fine_grained import (
     flowers102,
@@ -30,7 +31,7 @@ from rescue_cli.sections.data.formats.masks import ade20k, mask_folder
 from rescue_cli.sections.data.formats.voc import pascal_voc, voc_folder
 from rescue_cli.sections.data.imagenet import imagenet_class_names, real_labels
 from rescue_cli.sections.data.listing import SkippedFiles
-from rescue_cli.sections.data.location import Location, UnknownClasses
+from rescue_cli.sections.data.location import Location
 from rescue_cli.sections.data.splits import (
     Dataset,
     FileNames,

@@ -17,12 +17,11 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 
 from rescue_cli.errors import DataError
+from rescue_cli.recipe.sections import Decoder, Exif, Interpolation
 from rescue_cli.sections.annotations import ASPECT
-from rescue_cli.sections.data.rgb import Exif, Reading, UnknownRangeError, to_rgb
+from rescue_cli.sections.data.rgb import Reading, UnknownRangeError, to_rgb
 from rescue_cli.sections.data.splits import Pixels
 
-Decoder = Literal["fast", "pil"]
-Interpolation = Literal["bilinear", "bicubic"]
 Resize = Literal["shorter", "squash"]
 # What PIL raises for a corrupt image; the last for one that claims too many pixels
 UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)

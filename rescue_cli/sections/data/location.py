@@ -2,14 +2,12 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Literal
 
 from rescue_cli.errors import DataError
-from rescue_cli.recipe.schema import NotNegativeInt, PositiveInt, Within
-from rescue_cli.sections.data.decode import Decoder, Interpolation
+from rescue_cli.recipe import DataKeys
 from rescue_cli.sections.data.listing import (
     find_split_folder,
     holds_images,
@@ -17,44 +15,6 @@ from rescue_cli.sections.data.listing import (
     list_split_folders,
     split_name,
 )
-from rescue_cli.sections.data.rgb import Background, Exif, Reading
-
-MAX_MASK_VALUE = 2**16 - 1  # of a 16-bit mask
-MaskValue = Annotated[int, Within(0, MAX_MASK_VALUE)]
-
-UnknownClasses = Literal["refuse", "skip"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Keys:
-    """The keys of the section `data` that every data set has."""
-
-    root: str | None = None
-    train_root: str | None = None
-    test_root: str | None = None
-    sets: dict[str, str] = field(default_factory=dict)
-    holdout: NotNegativeInt = 0
-    fold: NotNegativeInt = 0  # which of the disjoint sets of `holdout` images
-    subset: tuple[PositiveInt, PositiveInt] | None = None
-    mean: list[float] | None = None
-    std: list[float] | None = None
-    channels: Literal[3] | None = None  # grey images in memory are repeated to three
-    resident: bool | None = None
-    train_size: PositiveInt | None = None
-    train_interpolation: Interpolation = "bicubic"
-    decoder: Decoder = "fast"
-    eval_decoder: Decoder = "pil"
-    max_corrupt: NotNegativeInt = 100
-    exif: Exif = "ignored"  # which a recipe without the key has always done
-    background: Background = "white"
-    range: tuple[float, float] | None = None
-    mask_values: dict[str, MaskValue | list[MaskValue]] | None = None  # by class, or `ignored`
-    unknown_classes: UnknownClasses = "refuse"  # of test sets: classes that training does not have
-
-    @property
-    def reading(self) -> Reading:
-        """How the files become RGB."""
-        return Reading(self.exif, self.background, self.range)
 
 
 @dataclass(frozen=True)
@@ -70,6 +30,7 @@ class Facts:
     task: str = "classification"
 
 
+PACKAGED = "fashion-mini"  # lies in this package, and needs no folder
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _FASHION = ((0.2860,), (0.3530,))  # of the 60,000 training images
 FACTS: Mapping[str, Facts] = {
@@ -108,7 +69,7 @@ class Location:
     """
 
     name: str
-    keys: Keys
+    keys: DataKeys
     test_only: bool = False  # an evaluation needs no training images
     classes: tuple[str, ...] = ()  # class names of the weights that are evaluated, if recorded
 
@@ -261,13 +222,13 @@ class Location:
         return replace(self, keys=replace(self.keys, root=str(root)))
 
 
-def normalisation(name: str, keys: Keys) -> tuple[list[float], list[float]]:
+def normalisation(name: str, keys: DataKeys) -> tuple[list[float], list[float]]:
     """Mean and standard deviation per channel for pixels in [0, 1]: as given, else from `FACTS`."""
     facts = FACTS[name]
     repeats = (keys.channels or facts.channels) // facts.channels
     return keys.mean or list(facts.mean) * repeats, keys.std or list(facts.std) * repeats
 
 
-def channels_of(name: str, keys: Keys) -> int:
+def channels_of(name: str, keys: DataKeys) -> int:
     """The number of channels of the images that the network sees."""
     return keys.channels or FACTS[name].channels

@@ -8,10 +8,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from rescue_cli.batch import Batch, EvalBatch, View, to_device
+from rescue_cli.recipe.sections import Interpolation
 from rescue_cli.rng import Indices
 from rescue_cli.sections.annotations import Sample
 from rescue_cli.sections.data.corrupt import record_corrupt
-from rescue_cli.sections.data.decode import Interpolation
 from rescue_cli.sections.data.splits import Images, count_rounds
 
 

@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 
 from rescue_cli.errors import DataError
+from rescue_cli.recipe.sections import Interpolation
 from rescue_cli.rng import random_words
 from rescue_cli.sections.data.corrupt import corrupt_test_image_error
 from rescue_cli.sections.data.decode import (
     DEFAULT_READING,
     UNREADABLE,
-    Interpolation,
     centre_crop,
     describe_error,
     read_image,

@@ -2,13 +2,14 @@
 
 import struct
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
-Exif = Literal["applied", "ignored"]
-Background = Literal["white", "black", "grey", "ignored"]
+from rescue_cli.recipe import DataKeys
+from rescue_cli.recipe.sections import Background, Exif
+
 COLOURS = {"white": (255, 255, 255), "black": (0, 0, 0), "grey": (128, 128, 128)}
 BITS_PER_SAMPLE, PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0  # TIFF tags, and a value of the second
 MAX_16_BITS = 2**16 - 1
@@ -28,6 +29,11 @@ class Reading:
     exif: Exif = "ignored"
     background: Background = "white"
     range: tuple[float, float] | None = None
+
+    @classmethod
+    def of(cls, keys: DataKeys) -> "Reading":
+        """As the keys of `data` say."""
+        return cls(keys.exif, keys.background, keys.range)
 
     @property
     def unusual(self) -> dict[str, Any]:

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from rescue_cli.errors import DataError
+from rescue_cli.recipe.sections import Decoder
 from rescue_cli.sections.annotations import Target, required_size
 from rescue_cli.sections.data.decode import (
     OTHER_EXIF,
-    Decoder,
     describe_error,
     height_and_width,
     image_size,

@@ -14,14 +14,13 @@ from torch.utils.data import Dataset
 
 from rescue_cli.batch import Batch, to_device
 from rescue_cli.errors import DataError
+from rescue_cli.recipe.sections import Decoder, Interpolation
 from rescue_cli.rng import Floats, Indices, uniform
 from rescue_cli.sections.annotations import Sample, Target, collate
 from rescue_cli.sections.data.corrupt import all_corrupt_error, read_or_replace, record_corrupt
 from rescue_cli.sections.data.decode import (
     DEFAULT_READING,
     Box,
-    Decoder,
-    Interpolation,
     centre_crop,
     crop_resize,
     height_and_width,

@@ -10,14 +10,13 @@ from torch.utils.data import Dataset
 
 from rescue_cli.batch import EvalBatch, View, to_device
 from rescue_cli.errors import DataError
+from rescue_cli.recipe.sections import Decoder, Interpolation
 from rescue_cli.rng import Indices
 from rescue_cli.sections.annotations import Sample, Target
 from rescue_cli.sections.data.corrupt import corrupt_test_image_error
 from rescue_cli.sections.data.decode import (
     DEFAULT_READING,
     UNREADABLE,
-    Decoder,
-    Interpolation,
     Resize,
     centre_crop,
     describe_error,

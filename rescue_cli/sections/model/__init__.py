@@ -8,7 +8,7 @@ from rescue_cli.sections.model.airbench import airbench
 from rescue_cli.sections.model.celu import Celu
 from rescue_cli.sections.model.dense_prediction import Backbone, faster_rcnn, fcn
 from rescue_cli.sections.model.ghost_batch_norm import GhostBatchNorm2d, group_count
-from rescue_cli.sections.model.init import DataDependentInit, InitMethod, init_weights
+from rescue_cli.sections.model.init import DataDependentInit, init_weights
 from rescue_cli.sections.model.resnet9 import ResNet9, resnet9
 from rescue_cli.sections.model.smith import (
     lenet,
@@ -36,22 +36,6 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
 }
 
 
-def common(
-    *,
-    weights: str | None = None,
-    new_head: bool = False,
-    init: InitMethod | None = None,
-    frozen: bool = False,
-) -> None:
-    """The keys that all models share.
-
-    `weights`: a run, a file (FILE#PART is the weights of that name in it), or `timm` to download. A
-    classifier of another size is reinitialised; with `new_head` always. `init`: initial weights in
-    place of the network's own, see `init_weights`. `frozen`: only the classifier is trained, on
-    features that are computed once per image (linear probing).
-    """
-
-
 __all__ = [
     "MODELS",
     "Backbone",
@@ -60,7 +44,6 @@ __all__ = [
     "GhostBatchNorm2d",
     "ResNet9",
     "Whitening",
-    "common",
     "group_count",
     "init_weights",
     "load_weights",

@@ -3,12 +3,12 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-InitMethod = Literal["xavier", "msra", "glorot", "msra-prelu"]
+from rescue_cli.recipe.sections import InitMethod
+
 PRELU_SLOPE = 0.25
 
 

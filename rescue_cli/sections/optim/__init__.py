@@ -9,7 +9,6 @@ from rescue_cli.sections.optim.groups import (
     GROUPS,
     ParameterAssignment,
     assign_parameters,
-    common,
     layer_depths,
     parameter_groups,
 )
@@ -33,7 +32,6 @@ __all__ = [
     "OPTIMIZERS",
     "ParameterAssignment",
     "assign_parameters",
-    "common",
     "layer_depths",
     "parameter_groups",
 ]

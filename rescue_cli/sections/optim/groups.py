@@ -2,13 +2,12 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
 
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from rescue_cli.errors import UsageError, did_you_mean
-from rescue_cli.recipe.schema import Positive, Within
+from rescue_cli.recipe import OptimItem
 from rescue_cli.sections.heads import find_heads
 
 _NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
@@ -57,24 +56,6 @@ class ParameterAssignment:
     undecayed: tuple[str, ...]
 
 
-def common(
-    *,
-    params: str | None = None,
-    no_decay: list[str] = (),  # type: ignore[assignment]
-    schedule: dict[str, Any] | None = None,
-    lr_per_256: Positive | None = None,
-    layer_decay: Annotated[float, Within(0, 1, above=True)] | None = None,
-) -> None:
-    """Keys that every optimizer item has.
-
-    `layer_decay`: a layer's rate is that of the layer above it times this number, the head's is the
-    recipe's (Clark et al. 2020; layers as timm orders them, see `layer_depths`).
-
-    `lr_per_256`: the linear scaling rule (Goyal et al. 2017), lr = lr_per_256 * batch / 256, which
-    is checked and changes nothing.
-    """
-
-
 def parameter_groups(model: nn.Module) -> dict[str, str]:
     """Maps each trainable parameter's full name to its group in `GROUPS`."""
     of_head = {f"{name}.weight" for name in find_heads(model)}
@@ -105,9 +86,7 @@ def layer_depths(model: nn.Module, name: str) -> dict[str, int]:
     return {parameter: top - layer for parameter, layer in depth_of.items()}
 
 
-def assign_parameters(
-    model: nn.Module, items: Sequence[Mapping[str, Any]]
-) -> list[ParameterAssignment]:
+def assign_parameters(model: nn.Module, items: Sequence[OptimItem]) -> list[ParameterAssignment]:
     """Each optimizer item's parameters; raises `UsageError` unless each parameter has one item."""
     group_of = parameter_groups(model)
     requested = [_requested_groups(i, item, len(items), group_of) for i, item in enumerate(items)]
@@ -144,18 +123,18 @@ def _is_part_of(path: str, parameter: str) -> bool:
 
 
 def _requested_groups(
-    i: int, item: Mapping[str, Any], count: int, parameters: Mapping[str, str]
+    i: int, item: OptimItem, count: int, parameters: Mapping[str, str]
 ) -> list[str]:
     """The groups, parameters or modules that an item's `params` names, joined by '+'; or all."""
-    params = item.get("params")
+    params = item.params
     if params is None and count > 1:
         raise UsageError(f"optim[{i}]: missing key 'params' (one of {', '.join(GROUPS)}). Add it.")
-    groups = list(GROUPS) if params in (None, "all") else str(params).split("+")
+    groups = list(GROUPS) if params is None or params == "all" else params.split("+")
     for group in groups:
         if group not in GROUPS and not any(_is_part_of(group, name) for name in parameters):
             hint = did_you_mean(group, parameters if "." in group else GROUPS)
             raise UsageError(f"optim[{i}].params: '{group}' is not a group or parameter. {hint}")
-    for group in item.get("no_decay", ()):
+    for group in item.no_decay:
         if group not in GROUPS:
             raise UsageError(
                 f"optim[{i}].no_decay: '{group}' is not a group. {did_you_mean(group, GROUPS)}"
@@ -164,9 +143,9 @@ def _requested_groups(
 
 
 def _split_by_decay(
-    names: Sequence[str], item: Mapping[str, Any], group_of: Mapping[str, str]
+    names: Sequence[str], item: OptimItem, group_of: Mapping[str, str]
 ) -> ParameterAssignment:
-    undecayed_groups = item.get("no_decay", ())
+    undecayed_groups = item.no_decay
     return ParameterAssignment(
         decayed=tuple(n for n in names if group_of[n] not in undecayed_groups),
         undecayed=tuple(n for n in names if group_of[n] in undecayed_groups),

@@ -7,7 +7,6 @@ from rescue_cli.sections.schedule.base import (
     Rates,
     Schedule,
     ScheduleContext,
-    common,
     freeze_after,
 )
 from rescue_cli.sections.schedule.cycles import cyclical, one_cycle, ramp, torch_one_cycle
@@ -41,7 +40,6 @@ __all__ = [
     "Rates",
     "Schedule",
     "ScheduleContext",
-    "common",
     "constant",
     "cosine",
     "cyclical",

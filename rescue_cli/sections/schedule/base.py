@@ -4,8 +4,6 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from rescue_cli.recipe.schema import Epochs, NotNegativeInt
-
 
 @dataclass(frozen=True)
 class Rates:
@@ -31,14 +29,6 @@ class ScheduleContext:
 
 Schedule = Callable[[int], Rates]
 FROZEN = Rates(0.0, 0.0)  # momentum 0 too: sgd-velocity's velocity would go on moving weights
-
-
-def common(*, first_step: NotNegativeInt = 0, until: Epochs | None = None) -> None:
-    """Keys that every schedule has.
-
-    `first_step` 1 reads update 0 at step 1, as Myrtle does. From epoch `until` on the rate is 0,
-    and what it moves is frozen.
-    """
 
 
 def freeze_after(schedule: Schedule, until: float, steps_per_epoch: int) -> Schedule:

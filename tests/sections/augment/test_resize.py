@@ -7,8 +7,12 @@ import pytest
 import torch
 from torch.nn import functional
 
-from rescue_cli import build, estimate
+from rescue_cli import estimate
 from rescue_cli import recipe as recipes
+from rescue_cli.build.check import check_recipe
+from rescue_cli.build.feeds import Machine, build_normalise
+from rescue_cli.build.networks import build_network
+from rescue_cli.build.step import build_step
 from rescue_cli.errors import UsageError
 from tests.engine_runs import drawn
 
@@ -19,13 +23,13 @@ SMALL = ["model.widths=[8,8,8]", "train.batch_size=16", "train.device_batch_size
 def test_sizes_last_until_their_epoch_and_the_pixels_are_torchs(tmp_path: Path) -> None:
     recipe = recipes.load("airbench94", [*SMALL, "train.precision=float64", GROWING])
     cpu, data = torch.device("cpu"), drawn(3, 32, 64)
-    step = build.step(
-        recipe, build.model(recipe, 10, cpu), data, build.Machine(cpu, 0, tmp_path), print
+    step = build_step(
+        recipe, build_network(recipe, 10, cpu), data, Machine(cpu, 0, tmp_path), print
     )
     step.feed.start(0)
     for number in range(16):  # four steps an epoch
         batch = next(iter(step.feed.micro_batches(number)))
-        plain = build.normalise(recipe, cpu)(batch.images)
+        plain = build_normalise(recipe, cpu)(batch.images)
         side = (16, 24, 32, 32)[number // 4]
         wanted = functional.interpolate(plain, (side, side), mode="bilinear", antialias=True)
         np.testing.assert_allclose(step.augment(batch).images, wanted, atol=1e-12)
@@ -36,7 +40,7 @@ def test_sizes_last_until_their_epoch_and_the_pixels_are_torchs(tmp_path: Path) 
 def test_a_size_needs_an_end() -> None:
     wrong = "augment=[{name: progressive-resize, sizes: [16, 24], until: [2, 2]}]"
     with pytest.raises(UsageError, match="Give each size the epoch in which it ends"):
-        build.check(recipes.load("airbench94", [wrong]))
+        check_recipe(recipes.load("airbench94", [wrong]))
 
 
 def test_the_operations_of_a_training_follow_sizes_and_selection() -> None:

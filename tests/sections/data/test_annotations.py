@@ -16,11 +16,12 @@ from torch.nn import functional
 from rescue_cli import recipe as recipes
 from rescue_cli.batch import EvalBatch, View
 from rescue_cli.build import transfer
-from rescue_cli.build.check import check
+from rescue_cli.build.check import check_recipe
 from rescue_cli.errors import DataError, UsageError
+from rescue_cli.recipe import DataKeys
 from rescue_cli.report.table import measurement_table
 from rescue_cli.sections.annotations import IGNORED
-from rescue_cli.sections.data import Keys, compute_fingerprint, describe_difference, load, relabel
+from rescue_cli.sections.data import compute_fingerprint, describe_difference, load, relabel
 from rescue_cli.sections.data.decode import DEFAULT_READING
 from rescue_cli.sections.data.formats.coco_shapes import Shape, ShapeMasks, draw_mask
 from rescue_cli.sections.data.samples import read_sample
@@ -33,12 +34,12 @@ Edit = Callable[[dict[str, Any]], object]
 
 
 def read(name: str, root: Path, **keys: Any) -> Any:
-    return load(name, Keys(root=str(root), **keys), root / "cache")
+    return load(name, DataKeys(root=str(root), **keys), root / "cache")
 
 
 def evaluated(name: str, root: Path, *classes: str) -> Any:
     """As an evaluation of weights that know these classes reads it."""
-    return load(name, Keys(root=str(root)), root / "cache", test_only=True, classes=classes)
+    return load(name, DataKeys(root=str(root)), root / "cache", test_only=True, classes=classes)
 
 
 def other_form(folder: Path, name: str) -> None:
@@ -150,8 +151,8 @@ def test_values_that_mean_nothing_are_named(tmp_path: Path) -> None:
     ):
         read("mask-folder", root, mask_values={"ground": 0, "vessel": 0})
     recipe = recipes.load("segmentation-ade20k", ["data.mask_values={sky: 1}", "data.root=/none"])
-    with pytest.raises(UsageError, match=r"says what the masks of data.name=mask-folder hold"):
-        check(recipe)
+    with pytest.raises(UsageError, match=r"data.mask_values: is for data.name=mask-folder"):
+        check_recipe(recipe)
 
 
 def test_a_mask_of_another_size_is_refused_before_training(tmp_path: Path) -> None:
@@ -565,10 +566,10 @@ def test_which_files_of_a_folder_are_cocos(tmp_path: Path) -> None:
 def test_a_folder_with_cocos_json_is_known_in_a_transfer(tmp_path: Path) -> None:
     root = drawn_data.coco(tmp_path / "coco", 1, 1)
     for task, name in (("detection-voc", "coco-boxes"), ("segmentation-ade20k", "coco-masks")):
-        begun = transfer.start(recipes.load(task), "timm:test_resnet", str(root), [])
+        begun = transfer.plan_transfer(recipes.load(task), "timm:test_resnet", str(root), [])
         assert f'data.name="{name}"' in begun.overrides
     voc = drawn_data.voc(tmp_path / "voc", 1, 1)
-    begun = transfer.start(recipes.load("detection-voc"), "timm:test_resnet", str(voc), [])
+    begun = transfer.plan_transfer(recipes.load("detection-voc"), "timm:test_resnet", str(voc), [])
     assert 'data.name="voc-folder"' in begun.overrides
 
 

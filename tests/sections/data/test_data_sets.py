@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from rescue_cli.errors import DataError, RescueError, UsageError
+from rescue_cli.recipe import DataKeys
 from rescue_cli.sections import data
-from rescue_cli.sections.data import Dataset, Files, Images, Keys, Split, hold_out, take_subset
+from rescue_cli.sections.data import Dataset, Files, Images, Split, hold_out, take_subset
 from rescue_cli.sections.data.splits import FileNames, balanced_indices
 
 GOLDEN_SUBSET = [20, 38, 46, 50, 51, 53, 61, 62, 63]
@@ -23,7 +24,7 @@ CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hors
 
 
 def load(name: str, cache: Path = Path("unused"), **keys: Any) -> Dataset:
-    return data.load(name, Keys(**keys), cache)
+    return data.load(name, DataKeys(**keys), cache)
 
 
 def refusal(name: str, **keys: Any) -> str:
@@ -235,7 +236,7 @@ def test_a_python_version_of_cifar10_whose_checksums_differ_is_refused(tmp_path:
 def test_an_archive_of_cifar10_with_another_checksum_is_never_opened(tmp_path: Path) -> None:
     (tmp_path / "cifar-10-python.tar.gz").write_bytes(b"not the archive")
     message = refusal("cifar10", root=str(tmp_path))
-    assert "md5" in message
+    assert "MD5" in message
     assert "Delete the file and download it again." in message
     assert [p.name for p in tmp_path.iterdir()] == ["cifar-10-python.tar.gz"]
 
@@ -389,16 +390,16 @@ def test_an_evaluation_needs_and_reads_no_training_folder(
     monkeypatch.delenv("RESCUE_DATA", raising=False)
     image(tmp_path / "val/n01443537/a.jpg")
     image(tmp_path / "train/not a class/a.jpg")
-    for keys in (Keys(root=str(tmp_path)), Keys(test_root=str(tmp_path / "val"))):
+    for keys in (DataKeys(root=str(tmp_path)), DataKeys(test_root=str(tmp_path / "val"))):
         dataset = data.load("imagenet", keys, tmp_path, test_only=True)
         assert (len(dataset.train), list(dataset.tests)) == (0, ["val"])
         assert dataset.tests["val"].labels.tolist() == [1]
     image(tmp_path / "own/cat/a.jpg")
-    keys = Keys(test_root=str(tmp_path / "own"), subset=(5, 5))
+    keys = DataKeys(test_root=str(tmp_path / "own"), subset=(5, 5))
     dataset = data.load("folder", keys, tmp_path, test_only=True)
     assert (dataset.classes, len(dataset.tests["val"])) == (("cat",), 1)
     with pytest.raises(DataError, match=r"data\.root: missing"):
-        data.load("imagenet", Keys(), tmp_path, test_only=True)
+        data.load("imagenet", DataKeys(), tmp_path, test_only=True)
 
 
 def test_a_folder_that_is_no_imagenet_class_is_named(tmp_path: Path) -> None:

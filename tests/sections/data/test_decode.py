@@ -14,12 +14,11 @@ from scipy import stats
 from torch import Tensor
 from torchvision.transforms import RandomResizedCrop
 
+from rescue_cli.recipe.sections import Decoder, Interpolation
 from rescue_cli.sections.augment.crops import random_resized_crop
 from rescue_cli.sections.data.decode import (
     UNREADABLE,
     Box,
-    Decoder,
-    Interpolation,
     centre_crop,
     crop_resize,
     decode_image,

@@ -15,13 +15,14 @@ import pytest
 import torch
 from PIL import Image
 
-from rescue_cli import build
 from rescue_cli.batch import View
+from rescue_cli.build.feeds import build_normalise, load_dataset
+from rescue_cli.build.networks import build_network
 from rescue_cli.errors import DataError, RescueError
 from rescue_cli.inference import predict_images
-from rescue_cli.recipe import recipe_in
+from rescue_cli.recipe import DataKeys, recipe_in
 from rescue_cli.rng import random_words
-from rescue_cli.sections.data import Files, Images, Keys, load
+from rescue_cli.sections.data import Files, Images, load
 from rescue_cli.sections.data.corrupt import REDRAWS
 from rescue_cli.sections.data.formats.class_folders import class_folders, read_class_folders
 from rescue_cli.sections.data.memory import MemoryFeed
@@ -267,7 +268,7 @@ def stored(run: Path) -> tuple[dict[str, Any], Images]:
     """The predictions of the run's last evaluation, and the images they are of."""
     with np.load(run / "predictions" / "test.npz") as arrays:
         predictions = dict(arrays)
-    test = build.dataset(recipe_in(run), run / "cache").tests["test"]
+    test = load_dataset(recipe_in(run), run / "cache").tests["test"]
     assert isinstance(test, Images)
     return predictions, test
 
@@ -308,10 +309,10 @@ def test_predict_follows_the_runs_test_time_augmentation(quickstart: Path, tmp_p
     Image.fromarray(test.pixels[lopsided, 0]).save(file)
     (found,) = predict_images(copy, [file], 10, "cpu")
     (plain,) = predict_images(quickstart, [file], 10, "cpu")
-    network = build.model(
+    network = build_network(
         recipe.with_overrides(f"model.weights={copy / 'model.safetensors'}"), 10, CPU
     ).eval()
-    pixels = build.normalise(recipe, CPU)(torch.from_numpy(test.pixels[lopsided : lopsided + 1]))
+    pixels = build_normalise(recipe, CPU)(torch.from_numpy(test.pixels[lopsided : lopsided + 1]))
     with torch.inference_mode():
         expected = TTAS["flip"](network, pixels).double().softmax(1)[0]
     got = [g["probability"] for g in found["classes"]]
@@ -343,7 +344,7 @@ def test_a_corrupt_training_image_of_a_resident_folder_gives_way_to_another(
                 Image.fromarray(grey).save(folder / f"{i}.png")
     broken = tmp_path / "train" / "cat" / "2.png"
     broken.write_bytes(broken.read_bytes()[:50])
-    keys = Keys(root=str(tmp_path), resident=True, train_size=8)
+    keys = DataKeys(root=str(tmp_path), resident=True, train_size=8)
     images = load("folder", keys, tmp_path / "cache").train
     assert isinstance(images, Images)
     assert [path for path, _ in images.corrupt] == [str(broken)]
@@ -370,7 +371,7 @@ def test_an_evaluation_does_without_the_training_folder(tmp_path: Path) -> None:
     for name in ("cat", "dog"):
         (tmp_path / "val" / name).mkdir(parents=True)
         Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "val" / name / "0.png")
-    keys = Keys(root=str(tmp_path))
+    keys = DataKeys(root=str(tmp_path))
     data = load("folder", keys, tmp_path / "cache", test_only=True)
     assert (data.classes, len(data.tests["val"]), len(data.train)) == (("cat", "dog"), 2, 0)
     with pytest.raises(DataError, match="train: no such folder"):

@@ -12,10 +12,12 @@ from PIL import Image, features
 
 from rescue_cli.engine.recorder import Recorder
 from rescue_cli.errors import DataError
+from rescue_cli.recipe import DataKeys
+from rescue_cli.recipe.sections import Decoder
 from rescue_cli.rundir import RunDirectory, read_json
 from rescue_cli.sections import data
-from rescue_cli.sections.data import Dataset, Files, Keys, Split
-from rescue_cli.sections.data.decode import Decoder, decode_to_array, image_size
+from rescue_cli.sections.data import Dataset, Files, Split
+from rescue_cli.sections.data.decode import decode_to_array, image_size
 from rescue_cli.sections.data.formats.class_folders import class_folders, read_class_folders
 from rescue_cli.sections.data.listing import SkippedFiles, image_extensions, list_images, read_lines
 from rescue_cli.sections.data.location import Location
@@ -28,7 +30,7 @@ MARK = "\ufeff"
 
 
 def load(name: str, root: Path, *, test_only: bool = False, **keys: Any) -> Dataset:
-    return data.load(name, Keys(root=str(root), **keys), root / "cache", test_only=test_only)
+    return data.load(name, DataKeys(root=str(root), **keys), root / "cache", test_only=test_only)
 
 
 def draw(path: Path, shade: int = 128) -> None:
@@ -243,7 +245,7 @@ def test_a_folder_without_a_split_is_told_how_many_images_to_hold_out(tmp_path: 
     assert f"{tmp_path}/half/val: no such folder. Add it, give data.test_root=DIR or hold out" in (
         refusal("folder", tmp_path / "half")
     )
-    measured = Keys(root=str(tmp_path / "cats"))
+    measured = DataKeys(root=str(tmp_path / "cats"))
     photos(tmp_path / "cats", "", "")
     with pytest.raises(DataError, match=rf"Give data.test_root={tmp_path}/cats\."):
         data.load("folder", measured, tmp_path, test_only=True)
@@ -452,7 +454,7 @@ def test_train_may_be_a_class_beside_others(tmp_path: Path) -> None:
 def test_folders_beside_a_published_set_change_nothing(tmp_path: Path) -> None:
     draw(tmp_path / "pictures/x.png")
     (tmp_path / "cifar-10-batches-py").mkdir()
-    place = Location("cifar10", Keys(root=str(tmp_path)))
+    place = Location("cifar10", DataKeys(root=str(tmp_path)))
     assert not place.has_train_folder
 
 

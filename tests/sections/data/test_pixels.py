@@ -17,12 +17,12 @@ import pytest
 import torch
 from PIL import Image, ImageOps, PngImagePlugin, features
 
+from rescue_cli.recipe.sections import Background, Decoder
 from rescue_cli.sections.annotations import Sample
 from rescue_cli.sections.augment.annotated import scale_crop
 from rescue_cli.sections.data.annotated import Masked, number_classes
 from rescue_cli.sections.data.decode import (
     Box,
-    Decoder,
     centre_crop,
     crop_resize,
     decode_image,
@@ -31,7 +31,7 @@ from rescue_cli.sections.data.decode import (
     describe_error,
     image_size,
 )
-from rescue_cli.sections.data.rgb import Background, Reading, UnknownRangeError
+from rescue_cli.sections.data.rgb import Reading, UnknownRangeError
 from rescue_cli.sections.data.splits import FileNames
 from rescue_cli.sections.task.segmentation import highest
 

@@ -12,18 +12,21 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from rescue_cli import build
 from rescue_cli import recipe as recipes
 from rescue_cli.batch import Measurement, View
-from rescue_cli.build.transfer import start
+from rescue_cli.build.check import check_recipe
+from rescue_cli.build.evaluation import describe_protocol
+from rescue_cli.build.transfer import plan_transfer
 from rescue_cli.build.weights import Source, find_weights
 from rescue_cli.errors import DataError, UsageError
 from rescue_cli.inference import _reading, predict_images
+from rescue_cli.recipe import DataKeys
 from rescue_cli.recipe import changes as plans
+from rescue_cli.recipe.sections import Exif
 from rescue_cli.runs.directory import reserve
-from rescue_cli.sections.data import FACTS, Keys, load
+from rescue_cli.sections.data import FACTS, load
 from rescue_cli.sections.data.decoding_notes import describe_files
-from rescue_cli.sections.data.rgb import Exif, Reading
+from rescue_cli.sections.data.rgb import Reading
 from rescue_cli.sections.data.splits import Files, Images
 from rescue_cli.sections.data.stream import Cropping, TrainSamples
 from rescue_cli.sections.data.stream_eval import EvalSamples, FileEvalFeed
@@ -76,7 +79,7 @@ def test_every_recipe_that_reads_files_says_that_it_ignores_orientation() -> Non
 )
 def test_another_value_is_refused(change: str, said: str) -> None:
     with pytest.raises(UsageError) as raised:
-        build.check(recipes.load("imagenette-5", [change]))
+        check_recipe(recipes.load("imagenette-5", [change]))
     assert said in str(raised.value)
 
 
@@ -95,7 +98,7 @@ def test_a_recipe_without_the_key_is_one_that_ignores_orientation(tmp_path: Path
 def test_the_protocol_tells_what_is_not_as_papers_have_it() -> None:
     def told(*changes: str) -> dict[str, Any]:
         at = Measurement(224, 0.875, "none")
-        found = build.protocol(recipes.load("imagenette-5", changes), "val", at, False)
+        found = describe_protocol(recipes.load("imagenette-5", changes), "val", at, False)
         return {key: found[key] for key in ("exif", "background", "range") if key in found}
 
     assert told() == told("~data.exif") == {}
@@ -113,10 +116,10 @@ def test_a_transfer_to_a_folder_turns_its_images_and_to_a_known_set_does_not(
     weights: Path, phone: Path
 ) -> None:
     base = recipes.load("transfer")
-    assert 'data.exif="applied"' in start(base, str(weights), str(phone), []).overrides
+    assert 'data.exif="applied"' in plan_transfer(base, str(weights), str(phone), []).overrides
     for to, given in (("flowers102", []), (str(phone), ["data.exif=ignored"])):
-        assert not any("exif" in o for o in start(base, str(weights), to, given).overrides)
-    boxes = start(recipes.load("detection-voc"), str(weights), str(phone), [])
+        assert not any("exif" in o for o in plan_transfer(base, str(weights), to, given).overrides)
+    boxes = plan_transfer(recipes.load("detection-voc"), str(weights), str(phone), [])
     assert 'data.exif="applied"' in boxes.overrides
 
 
@@ -188,15 +191,15 @@ def first(split: Any) -> Any:
 
 
 def test_every_way_to_an_image_turns_it(phone: Path, tmp_path: Path) -> None:
-    keys = Keys(root=str(phone), exif="applied")
+    keys = DataKeys(root=str(phone), exif="applied")
     files = load("folder", keys, tmp_path)
     train, test = first(files.train), first(files.tests["val"])
     for decoder in ("pil", "fast"):
         cut = Cropping(None, 48, "bilinear")
-        samples = TrainSamples(train, cut, 4, 0, decoder, keys.reading)
+        samples = TrainSamples(train, cut, 4, 0, decoder, Reading.of(keys))
         image = samples.read(0, [])[1]
         assert np.array_equal(np.array(image), np.array(samples.read(1, [])[1]))
-        shown = EvalSamples(test, [View(48, 1.0)], "bilinear", decoder, reading=keys.reading)
+        shown = EvalSamples(test, [View(48, 1.0)], "bilinear", decoder, reading=Reading.of(keys))
         turned, upright = shown[[0, 1]].images[0]
         assert torch.equal(turned, upright)
     resident = load("folder", replace(keys, resident=True, train_size=48), tmp_path)
@@ -211,11 +214,11 @@ def test_a_file_without_a_range_ends_a_run_and_is_not_replaced(phone: Path, tmp_
     for split in ("train", "val"):
         file = phone / split / "a" / "0.png"
         file.write_bytes(file_of(Image.fromarray(floats()), "TIFF"))
-    keys = Keys(root=str(phone))
+    keys = DataKeys(root=str(phone))
     files = load("folder", keys, tmp_path)
     cut = Cropping(None, 48, "bilinear")
     with pytest.raises(DataError, match=r"train/a/0\.png: its pixels are 32-bit floats"):
-        TrainSamples(first(files.train), cut, 4, 0, "fast", keys.reading).read(0, [])
+        TrainSamples(first(files.train), cut, 4, 0, "fast", Reading.of(keys)).read(0, [])
     samples = EvalSamples(first(files.tests["val"]), [View(48, 1.0)], "bilinear", "fast")
     with pytest.raises(DataError, match=r"val/a/0\.png: its pixels are 32-bit floats"):
         next(FileEvalFeed(samples, 2, 0, torch.device("cpu")).batches(0, 1))
@@ -228,7 +231,7 @@ def test_a_folders_notes_name_what_is_read_in_a_way_of_its_own(phone: Path, tmp_
     (phone / "train" / "a" / "1.png").write_bytes(file_of(clear, "PNG"))
     deep = file_of(Image.fromarray(colours()[..., 0].astype(np.uint16) * 257), "PNG")
     (phone / "train" / "b" / "1.png").write_bytes(deep)
-    said = load("folder", Keys(root=str(phone)), tmp_path).notes
+    said = load("folder", DataKeys(root=str(phone)), tmp_path).notes
     assert said == (
         "4 of 10 sampled images are stored rotated or mirrored, and used so; data.exif=applied "
         f"turns them; the first is {phone}/train/a/0.png",
@@ -237,7 +240,7 @@ def test_a_folders_notes_name_what_is_read_in_a_way_of_its_own(phone: Path, tmp_
         "1 of 10 sampled images have more than 8 bits: white is 65535, from 16 bits (data.range "
         f"overrides it); the first is {phone}/train/b/1.png",
     )
-    upright = load("folder", Keys(root=str(phone), exif="applied"), tmp_path).notes
+    upright = load("folder", DataKeys(root=str(phone), exif="applied"), tmp_path).notes
     assert "turned upright by EXIF (data.exif=applied)" in upright[0]
 
 
@@ -269,7 +272,7 @@ def test_a_mask_that_fits_the_stored_pixels_alone_names_the_key(tmp_path: Path) 
         (tmp_path / split / "images" / "a.jpg").write_bytes(turned_file("JPEG", 6))
         Image.fromarray(np.zeros((43, 61), np.uint8)).save(tmp_path / split / "masks" / "a.png")
     (tmp_path / "classes.txt").write_text("ground\nsky\n")
-    pairs: Any = load("mask-folder", Keys(root=str(tmp_path)), tmp_path).train
+    pairs: Any = load("mask-folder", DataKeys(root=str(tmp_path)), tmp_path).train
     views = [View(48, 1.0)]
     assert EvalSamples(pairs, views, "bilinear", "fast")[[0]].fault is None
     turned = EvalSamples(pairs, views, "bilinear", "fast", reading=Reading(exif="applied"))

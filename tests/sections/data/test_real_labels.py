@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from rescue_cli.errors import DataError, UsageError
+from rescue_cli.recipe import DataKeys
 from rescue_cli.sections import data
-from rescue_cli.sections.data import FileNames, Files, Images, Keys
+from rescue_cli.sections.data import FileNames, Files, Images
 from rescue_cli.sections.data.imagenet import real_labels
 from rescue_cli.sections.task.classification import ClassificationResult, prediction_rows
 
@@ -122,7 +123,7 @@ def test_images_in_memory_and_images_without_any_label_are_refused(every: list[i
 
 
 def test_real_needs_no_folder(tmp_path: Path) -> None:
-    keys = Keys(root=str(tmp_path), sets={"real": str(tmp_path)})
+    keys = DataKeys(root=str(tmp_path), sets={"real": str(tmp_path)})
     with pytest.raises(
         UsageError, match=r"data.sets.real: .* no folder of its own. Remove the key."
     ):

@@ -171,7 +171,7 @@ def test_a_worker_that_cannot_hand_over_is_an_error(monkeypatch: pytest.MonkeyPa
     decoded = start_workers(Samples(), iter(range(9)), 1)
     with pytest.raises(RescueError, match="could not send what it had loaded") as error:
         next_of(decoded)
-    assert "Where memory or /dev/shm is full" in str(error.value)
+    assert "If memory or /dev/shm is full" in str(error.value)
     end_workers(decoded)
 
 

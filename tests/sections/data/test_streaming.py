@@ -18,13 +18,15 @@ from torch import Tensor
 
 from rescue_cli.batch import View
 from rescue_cli.errors import DataError
+from rescue_cli.recipe import DataKeys
+from rescue_cli.recipe.sections import Decoder
 from rescue_cli.rng import Indices, uniform
 from rescue_cli.sections.annotations import Sample, mirror
 from rescue_cli.sections.augment import Operation
 from rescue_cli.sections.augment.annotated import flip
 from rescue_cli.sections.augment.crops import random_resized_crop
-from rescue_cli.sections.data import Dataset, Files, Images, Keys, load, make_resident
-from rescue_cli.sections.data.decode import Box, Decoder, centre_crop, crop_resize, decode_with_pil
+from rescue_cli.sections.data import Dataset, Files, Images, load, make_resident
+from rescue_cli.sections.data.decode import Box, centre_crop, crop_resize, decode_with_pil
 from rescue_cli.sections.data.formats.class_folders import class_folders, read_class_folders
 from rescue_cli.sections.data.splits import Pixels
 from rescue_cli.sections.data.stream import (
@@ -246,7 +248,7 @@ def test_boxes_and_masks_follow_their_image_through_the_draws_of_their_position(
     """Against a plain loop over positions; an image that two of them want is read once."""
     root = getattr(drawn_data, kind)(tmp_path / kind, 6, 1)
     name = {"voc": "voc-folder", "masks": "mask-folder"}[kind]
-    files = load(name, Keys(root=str(root)), tmp_path).train
+    files = load(name, DataKeys(root=str(root)), tmp_path).train
     assert isinstance(files, Files)
     operations = [flip(p=0.5), flip(p=0.5)]
 

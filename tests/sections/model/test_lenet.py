@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from rescue_cli import recipe as recipes
-from rescue_cli.build.ingredients import network_of
+from rescue_cli.build.networks import create_network
 from rescue_cli.sections.optim import assign_parameters
 
 
@@ -14,7 +14,7 @@ def test_lenet_is_caffes_example(name: str) -> None:
     """conv 20, pool, conv 50, pool, 500, ReLU, 10: no other ReLU, no padding; biases 0."""
     torch.manual_seed(0)
     recipe = recipes.load(name)
-    model = network_of(recipe, 10).double()
+    model = create_network(recipe, 10).double()
     parameters = [p.detach().numpy() for p in model.parameters()]
     weights, biases = parameters[0::2], parameters[1::2]
     assert [w.shape for w in weights] == [(20, 1, 5, 5), (50, 20, 5, 5), (500, 800), (10, 500)]
@@ -43,7 +43,7 @@ def test_pixels_are_divided_by_256_and_biases_have_twice_the_rate(name: str, lr:
     data = recipe.data.options
     assert data["mean"] == [0.0]
     assert 255 * data["std"][0] == pytest.approx(256, abs=1e-5)
-    found = assign_parameters(network_of(recipe, 10), [item.options for item in recipe.optim])
+    found = assign_parameters(create_network(recipe, 10), recipe.optim)
     for item, claim in zip(recipe.optim, found, strict=True):
         assert item.options["weight_decay"] == 5e-4  # the file has no decay_mult
         assert not claim.undecayed

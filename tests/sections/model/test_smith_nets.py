@@ -1,6 +1,7 @@
 """Smith's nets against plain restatements of their Caffe files, and what Caffe's fillers draw."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +11,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from rescue_cli import build
 from rescue_cli import recipe as recipes
-from rescue_cli.build.feeds import look
-from rescue_cli.build.ingredients import network_of
+from rescue_cli.build.check import check_ingredients
+from rescue_cli.build.feeds import initialise_from_images, load_dataset
+from rescue_cli.build.networks import build_network, create_network
 from rescue_cli.errors import UsageError
 from rescue_cli.sections.model import MODELS, DataDependentInit, init_weights
 from rescue_cli.sections.optim import assign_parameters
@@ -28,7 +29,7 @@ def count(model: nn.Module) -> int:
 
 def test_parameters_are_as_many_as_the_caffe_files_have() -> None:
     made = {
-        name: network_of(recipes.load(name), 10)
+        name: create_network(recipes.load(name), 10)
         for name in (
             "1cycle-3layer", "1cycle-resnet56", "1cycle-wide32", "1cycle-densenet40",
             "1cycle-lenet",
@@ -163,9 +164,9 @@ def test_densenet_is_twelve_layers_of_growth_twelve_between_transitions() -> Non
 
 def test_the_mean_image_is_that_of_all_training_images(cifar_folders: Path) -> None:
     recipe = recipes.load("1cycle-3layer", [f"data.root={cifar_folders}"])
-    data = build.dataset(recipe, cifar_folders)
-    network = build.model(recipe, 10, CPU)
-    look(recipe, network, data, CPU)
+    data = load_dataset(recipe, cifar_folders)
+    network = build_network(recipe, 10, CPU)
+    initialise_from_images(recipe, network, data, CPU)
     (layer,) = (m for m in network.modules() if isinstance(m, DataDependentInit))
     expected = data.train.pixels.astype(np.float64).mean(0)  # type: ignore[union-attr]
     assert expected.shape == (3, 32, 32)
@@ -195,26 +196,24 @@ def test_fillers_are_caffes(filler: str, std: float, largest: float | None) -> N
 
 def test_initial_weights_are_the_recipes_for_any_network() -> None:
     recipe = recipes.load("quickstart", ["model.init=msra"])
-    model = network_of(recipe, 10)
+    model = create_network(recipe, 10)
     convs = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
     inputs = convs[-1].weight[0].numel()
     std = float(convs[-1].weight.detach().std())
     assert std == pytest.approx(math.sqrt(2 / inputs), rel=0.05)
     with pytest.raises(UsageError, match="model"):
-        build.check_ingredients(recipes.load("quickstart", ["model.init=gauss"]))
+        check_ingredients(recipes.load("quickstart", ["model.init=gauss"]))
 
 
 def test_a_parameter_named_itself_leaves_its_group() -> None:
     recipe = recipes.load("1cycle-3layer")
-    found = assign_parameters(network_of(recipe, 10), [item.options for item in recipe.optim])
+    found = assign_parameters(create_network(recipe, 10), recipe.optim)
     assert [claim.decayed for claim in found] == [
         ("conv1.weight", "conv2.weight", "conv3.weight", "conv3.bias"),
         ("conv1.bias", "conv2.bias"),
         ("head.weight",),
         ("head.bias",),
     ]
+    wrong = [replace(recipe.optim[0], params=name) for name in ("all", "conv4.bias")]
     with pytest.raises(UsageError, match=r"optim\[1\].params: 'conv4.bias' is not known"):
-        assign_parameters(
-            network_of(recipe, 10),
-            [{"params": "all"}, {"params": "conv4.bias"}],
-        )
+        assign_parameters(create_network(recipe, 10), wrong)

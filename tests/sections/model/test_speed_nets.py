@@ -11,10 +11,12 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
-from rescue_cli import build
 from rescue_cli import recipe as recipes
 from rescue_cli.bench.plain_layers import replace_layers
-from rescue_cli.build.feeds import look
+from rescue_cli.build.check import check_recipe
+from rescue_cli.build.feeds import Machine, build_normalise, initialise_from_images
+from rescue_cli.build.networks import build_network
+from rescue_cli.build.step import build_step
 from rescue_cli.errors import UsageError
 from rescue_cli.sections.data import Dataset, FileNames, Files, Images
 from rescue_cli.sections.model import MODELS, Celu, GhostBatchNorm2d, Whitening
@@ -92,7 +94,7 @@ def test_celu_is_torchs_to_single_precision(
 
 def test_the_plain_network_of_the_bench_computes_what_ours_computes() -> None:
     recipe = recipes.load("myrtle", ["train.precision=float64", "model.width=8"])
-    ours, plain = (build.model(recipe, 10, CPU).train() for _ in range(2))
+    ours, plain = (build_network(recipe, 10, CPU).train() for _ in range(2))
     replace_layers(plain)
     kinds = {type(layer) for layer in plain.modules()}
     assert nn.CELU in kinds
@@ -429,12 +431,12 @@ def _yaml(value: Any) -> str:
 def test_a_run_whitens_by_training_images_spaced_over_the_set(tmp_path: Path) -> None:
     recipe = recipe_of(whitening_images=7)
     data = drawn(1, 28, 40)
-    machine = build.Machine(CPU, 0, tmp_path)
-    network = build.model(recipe, 10, CPU)
-    step = build.step(recipe, network, data, machine, print)
+    machine = Machine(CPU, 0, tmp_path)
+    network = build_network(recipe, 10, CPU)
+    step = build_step(recipe, network, data, machine, print)
     assert isinstance(data.train, Images)
     places = [0, 5, 11, 17, 22, 28, 34]  # of 40
-    images = build.normalise(recipe, CPU)(torch.from_numpy(data.train.pixels[places])).double()
+    images = build_normalise(recipe, CPU)(torch.from_numpy(data.train.pixels[places])).double()
     patches = patches_by_hand(images, 2)
     values, vectors = np.linalg.eigh((patches.T @ patches / len(patches)).numpy())
     scaled = torch.from_numpy(vectors / np.sqrt(values + 5e-4)).T.flip(0)
@@ -456,8 +458,8 @@ def test_a_run_whitens_by_training_images_spaced_over_the_set(tmp_path: Path) ->
 def test_a_set_smaller_than_asked_for_is_used_whole() -> None:
     data, filters = drawn(1, 28, 16), []
     for images in (16, 5000):
-        network = build.model(recipe_of(whitening_images=images), 10, CPU)
-        look(recipe_of(whitening_images=images), network, data, CPU)
+        network = build_network(recipe_of(whitening_images=images), 10, CPU)
+        initialise_from_images(recipe_of(whitening_images=images), network, data, CPU)
         filters.append(network.state_dict()["whitening.weight"])
     assert torch.equal(*filters)
 
@@ -467,7 +469,7 @@ def test_whitening_wants_images_in_memory(tmp_path: Path) -> None:
     files = Files(FileNames.of(tmp_path, []), np.zeros(0, dtype=np.int64))
     data = Dataset(files, {"test": files}, tuple("abcdefghij"))
     with pytest.raises(UsageError) as error:
-        look(recipe, build.model(recipe, 10, CPU), data, CPU)
+        initialise_from_images(recipe, build_network(recipe, 10, CPU), data, CPU)
     assert str(error.value) == (
         "model (airbench): looks at 10 training images before it trains, and fashion-mini is read "
         "from files. Set data.resident=true."
@@ -535,7 +537,7 @@ def test_a_micro_batch_that_does_not_divide_into_groups_is_refused_before_a_devi
 ):
     recipe = recipes.load("quickstart").with_overrides("model.ghost=48")
     with pytest.raises(UsageError) as error:
-        build.check(recipe)
+        check_recipe(recipe)
     assert str(error.value) == (
         "model.ghost: 128 does not divide into groups of 48. "
         "Set train.device_batch_size to a multiple of 48, or model.ghost to a divisor."

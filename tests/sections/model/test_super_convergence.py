@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from rescue_cli import recipe as recipes
-from rescue_cli.build.ingredients import network_of
-from rescue_cli.build.optimizers import optimizers
+from rescue_cli.build.networks import create_network
+from rescue_cli.build.optimizers import build_optimizers
 from rescue_cli.errors import UsageError
 from rescue_cli.sections.model import MODELS
 from rescue_cli.sections.model.caffe import CaffeBatchNorm2d
@@ -157,11 +157,11 @@ def test_every_parameter_moves_as_in_caffes_solver(name: str, lr: float) -> None
     """Three updates: V = mu V + rate (g + decay w), with Nesterov (1 + mu) V - mu V before."""
     torch.manual_seed(0)
     recipe = recipes.load(name, ["schedule={name: constant}"])
-    network = network_of(recipe, 10).double()
+    network = create_network(recipe, 10).double()
     first = recipe.optim[0].options
     assert first["lr"] == lr
     mu, nesterov, decay = first["momentum"], first["nesterov"], first["weight_decay"]
-    ours = optimizers(recipe, network, 10, torch.amp.GradScaler("cpu", enabled=False))
+    ours = build_optimizers(recipe, network, 10, torch.amp.GradScaler("cpu", enabled=False))
     weights = {n: p.detach().clone() for n, p in network.named_parameters()}
     velocity = {n: torch.zeros_like(w) for n, w in weights.items()}
     for step in range(3):

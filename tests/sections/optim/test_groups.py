@@ -1,5 +1,6 @@
 """Which parameters `norms`, `whitening`, `biases`, `filters`, `head` and `rest` stand for."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -8,9 +9,9 @@ import timm.optim
 import torch
 from torch import nn
 
-from rescue_cli import build
+from rescue_cli.build.check import check_recipe
 from rescue_cli.errors import UsageError
-from rescue_cli.recipe import load
+from rescue_cli.recipe import OptimItem, load
 from rescue_cli.sections.model import MODELS, timm_model
 from rescue_cli.sections.optim import assign_parameters, parameter_groups
 
@@ -20,6 +21,11 @@ def network(name: str) -> nn.Module:
         if name in MODELS:
             return MODELS[name](10, 3, width=8, logit_scale=0.125)
         return timm_model(name, 10, 3)
+
+
+def items_of(*given: Mapping[str, Any]) -> list[OptimItem]:
+    """Optimizer items with these keys."""
+    return [OptimItem("optim", "sgd", {}, lr=0.1, weight_decay=0.1, **keys) for keys in given]
 
 
 def undecayed_by_timm(model: nn.Module) -> set[str]:
@@ -33,7 +39,7 @@ def undecayed_by_timm(model: nn.Module) -> set[str]:
 
 
 def undecayed_here(model: nn.Module, *no_decay: str) -> set[str]:
-    (claim,) = assign_parameters(model, [{"no_decay": list(no_decay)}])
+    (claim,) = assign_parameters(model, items_of({"no_decay": list(no_decay)}))
     assert not set(claim.decayed) & set(claim.undecayed)
     assert {*claim.decayed, *claim.undecayed} == {name for name, _ in model.named_parameters()}
     return set(claim.undecayed)
@@ -46,7 +52,7 @@ def test_sparing_norms_and_biases_is_timms_own_split(name: str) -> None:
 
 
 def test_resnet50_has_54_decayed_tensors_and_107_that_are_spared() -> None:
-    (claim,) = assign_parameters(network("resnet50"), [{"no_decay": ["norms", "biases"]}])
+    (claim,) = assign_parameters(network("resnet50"), items_of({"no_decay": ["norms", "biases"]}))
     assert (len(claim.decayed), len(claim.undecayed)) == (54, 107)
 
 
@@ -90,12 +96,12 @@ def test_the_bias_of_a_whitening_layer_is_a_group_of_its_own() -> None:
     }
     plain.whitens = False  # type: ignore[assignment]
     whitening, others = assign_parameters(
-        model, [{"params": "whitening"}, {"params": "filters+norms+head+biases+rest"}]
+        model, items_of({"params": "whitening"}, {"params": "filters+norms+head+biases+rest"})
     )
     assert whitening.decayed == ("0.bias",)
     assert len(others.decayed) == 6
     with pytest.raises(UsageError, match=r"'whitening': 0.bias, ...\) are in no item"):
-        assign_parameters(model, [{"params": "filters+norms+head+biases+rest"}])
+        assign_parameters(model, items_of({"params": "filters+norms+head+biases+rest"}))
     model[0].weight.requires_grad_(True)
     assert parameter_groups(model)["0.weight"] == "filters"
 
@@ -107,7 +113,7 @@ def test_a_list_of_optimizers_shares_the_parameters_out() -> None:
         {"params": "head+biases", "no_decay": ["biases"]},
         {"params": "norms+rest"},
     ]
-    filters, head, norms = assign_parameters(model, items)
+    filters, head, norms = assign_parameters(model, items_of(*items))
     assert head.decayed == ("fc.weight",)
     assert head.undecayed == ("fc.bias",)
     assert len(filters.decayed) == 20
@@ -121,7 +127,7 @@ def test_a_module_is_named_for_all_its_parameters_which_keep_their_kinds() -> No
         {"params": "layer4+fc", "no_decay": ["norms", "biases"]},
         {"params": "layer4.1.conv2.weight"},
     ]
-    rest, named, one = assign_parameters(model, items)
+    rest, named, one = assign_parameters(model, items_of(*items))
     below = {n for n, _ in model.named_parameters() if n.startswith(("layer4.", "fc."))}
     assert one.decayed == ("layer4.1.conv2.weight",)
     assert {*named.decayed, *named.undecayed} == below - set(one.decayed)
@@ -148,18 +154,21 @@ def test_a_module_is_named_for_all_its_parameters_which_keep_their_kinds() -> No
             "optim[1]: missing key 'params' "
             "(one of norms, whitening, biases, filters, head, rest). Add it.",
         ),
-        ([{"params": "bias"}], "optim[0].params: 'bias' is not known. Did you mean 'biases'?"),
+        (
+            [{"params": "bias"}],
+            "optim[0].params: 'bias' is not a group or parameter. Did you mean 'biases'?",
+        ),
         (
             [{"no_decay": ["norm"]}],
-            "optim[0].no_decay: 'norm' is not known. Did you mean 'norms'?",
+            "optim[0].no_decay: 'norm' is not a group. Did you mean 'norms'?",
         ),
     ],
 )
 def test_parameters_claimed_by_none_or_twice_are_refused(
-    items: list[dict[str, object]], message: str
+    items: list[dict[str, Any]], message: str
 ) -> None:
     with pytest.raises(UsageError) as refused:
-        assign_parameters(network("resnet18"), items)
+        assign_parameters(network("resnet18"), items_of(*items))
     assert str(refused.value) == message
 
 
@@ -167,5 +176,5 @@ def test_the_recipe_check_finds_unclaimed_parameters_without_data_or_device() ->
     sgd = "name: sgd, lr: 0.1, momentum: 0.9, nesterov: true, weight_decay: 0"
     halves = load("quickstart", [f"optim=[{{params: filters, {sgd}}}, {{params: norms, {sgd}}}]"])
     with pytest.raises(UsageError, match=r"^optim: 1 parameters \('head': head.weight, ...\)"):
-        build.check(halves)
-    build.check(halves.with_overrides("optim.norms.params=norms+head"))
+        check_recipe(halves)
+    check_recipe(halves.with_overrides("optim.norms.params=norms+head"))

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
-from rescue_cli import build
 from rescue_cli import recipe as recipes
-from rescue_cli.build.optimizers import optimizers
+from rescue_cli.build.networks import build_network
+from rescue_cli.build.optimizers import build_optimizers
 from rescue_cli.engine import checkpoint
 from rescue_cli.errors import UsageError
 from rescue_cli.sections.optim import OPTIMIZERS
@@ -193,9 +193,9 @@ def test_hiverges_filters_are_renormalised_37_times_ever_rarer() -> None:
     ]  # fmt: skip
     assert renormalised((2, 17), 243) == expected
     recipe = recipes.load("hiverge94", ["model.widths=[8,8,8]", "train.precision=float64"])
-    network = build.model(recipe, 10, torch.device("cpu"))
+    network = build_network(recipe, 10, torch.device("cpu"))
     scaler = torch.amp.GradScaler("cpu", enabled=False)
-    made = optimizers(recipe, network, 50_000 // 1536, scaler)
+    made = build_optimizers(recipe, network, 50_000 // 1536, scaler)
     (rated,) = (r for r in made.rated if isinstance(r.optimizer, Muon))
     assert rated.group["updates"] == 243
     filters = rated.group["params"]

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.optim.lr_scheduler import CyclicLR, OneCycleLR
 
-from rescue_cli import build
 from rescue_cli import recipe as recipes
+from rescue_cli.build.check import check_recipe
 from rescue_cli.engine.optimizers import Optimizers, RatedGroup
 from rescue_cli.errors import UsageError
 from rescue_cli.sections.optim import OPTIMIZERS
@@ -173,7 +173,7 @@ def test_a_short_recipe_is_checked_by_its_steps_and_not_by_its_epochs() -> None:
         "schedule={name: torch-one-cycle, pct_start: 0.1, anneal: cos, div_factor: 25.0, "
         "final_div_factor: 10000.0, three_phase: false, momentum: null}"
     )
-    build.check(recipes.load("quickstart", [schedule, "train.epochs=3"]))
+    check_recipe(recipes.load("quickstart", [schedule, "train.epochs=3"]))
 
 
 def test_inv_is_caffes_formula() -> None:

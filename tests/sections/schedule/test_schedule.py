@@ -105,13 +105,13 @@ def test_a_milestone_within_an_epoch_is_reached_in_mid_epoch() -> None:
 
 def test_piecewise_is_numpys_interp_read_one_step_ahead_as_myrtle_reads_it() -> None:
     # dawn.py: lr_schedule = PiecewiseLinear([0, 5, 24], [0, 0.4, 0]), read at (step + 1) / steps
-    from rescue_cli.build.optimizers import schedule_of
+    from rescue_cli.build.optimizers import build_schedule
 
     per_epoch = 97
     recipe = recipes.load("myrtle-baseline")
     assert recipe.schedule.options["first_step"] == 1
     lr = float(recipe.optim[0].options["lr"])
-    ours = schedule_of(recipe.schedule, ScheduleContext(lr, per_epoch, 24))
+    ours = build_schedule(recipe.schedule, ScheduleContext(lr, per_epoch, 24))
     updates = np.arange(24 * per_epoch)
     expected = np.interp((updates + 1) / per_epoch, [0, 5, 24], [0, 0.4 / 512, 0])
     found = np.array([ours(int(update)).lr for update in updates])
@@ -159,10 +159,10 @@ def test_wrong_knots_are_refused(epochs: list[float], factors: list[float], said
     ],
 )
 def test_wrong_knots_are_refused_before_anything_starts(change: str, said: str) -> None:
-    from rescue_cli import build
+    from rescue_cli.build.check import check_ingredients
 
     with pytest.raises(UsageError, match=said):
-        build.check_ingredients(recipes.load("myrtle-baseline", [change]))
+        check_ingredients(recipes.load("myrtle-baseline", [change]))
 
 
 # --- which images a micro-batch holds ---
@@ -214,13 +214,13 @@ def test_a_small_subset_wraps_where_an_epoch_asks_for_more() -> None:
 
 
 def test_the_shipped_recipes_name_schedules_that_reach_their_end() -> None:
-    from rescue_cli.build.optimizers import schedule_of
+    from rescue_cli.build.optimizers import build_schedule
 
     for name in recipes.names():
         recipe = recipes.load(name)
         if recipe.schedule.name in ("constant", "inv"):  # of Smith's baselines
             continue
-        ours = schedule_of(recipe.schedule, ScheduleContext(1.0, 10, recipe.train.epochs))
+        ours = build_schedule(recipe.schedule, ScheduleContext(1.0, 10, recipe.train.epochs))
         rates = [ours(u).lr for u in range(round(recipe.train.epochs * 10))]
         assert max(rates) <= 1.0
         assert min(rates) >= 0
@@ -272,13 +272,12 @@ def test_exponential_per_step_moves_within_an_epoch() -> None:
 
 
 def test_until_freezes_from_the_update_on_that_begins_its_epoch() -> None:
-    from rescue_cli.build.optimizers import schedule_of
+    from rescue_cli.build.optimizers import build_schedule
 
-    item = recipes.Item(
-        "piecewise", {"epochs": [0, 8], "factors": [1, 0], "first_step": 1, "until": 3}
-    )
+    cut = "{name: piecewise, epochs: [0, 8], factors: [1, 0], first_step: 1, until: 3}"
+    item = recipes.load("quickstart", [f"schedule={cut}"]).schedule
     plain = piecewise(ScheduleContext(0.5, 25, 8), epochs=[0, 8], factors=[1, 0])
-    ours = schedule_of(item, ScheduleContext(0.5, 25, 8))
+    ours = build_schedule(item, ScheduleContext(0.5, 25, 8))
     assert [ours(u) for u in range(75)] == [plain(u + 1) for u in range(75)]
     assert {ours(u) for u in range(75, 201)} == {Rates(0.0, 0.0)}
 
@@ -301,10 +300,10 @@ FALLING = "schedule={name: piecewise, epochs: [0, 8], factors: [1, 0]}"
 
 
 def test_an_items_own_schedule_ends_where_it_says_and_the_others_go_on() -> None:
-    from rescue_cli.build.optimizers import rates_of
+    from rescue_cli.build.optimizers import build_schedules
 
     recipe = recipes.load("quickstart", [TWO, FALLING, "train.epochs=8"])
-    (first, ratio), (second, own_ratio) = rates_of(recipe, 10)
+    (first, ratio), (second, own_ratio) = build_schedules(recipe, 10)
     assert [first(u).lr * ratio for u in (0, 30, 79)] == pytest.approx([0.5, 0.3125, 0.00625])
     found = [second(u).lr * own_ratio for u in (0, 29, 30, 79)]
     assert found == pytest.approx([2.0, 0.55, 0.0, 0.0])
@@ -314,15 +313,15 @@ def test_another_length_moves_the_end_in_proportion() -> None:
     from rescue_cli.build import expand
 
     recipe = recipes.load("quickstart", [TWO, FALLING, "train.epochs=8"])
-    assert "optim.norms+biases.schedule.until=6" in expand.epochs(recipe, 16, [])
+    assert "optim.norms+biases.schedule.until=6" in expand.epochs_overrides(recipe, 16, [])
 
 
 @pytest.mark.parametrize(("until", "rule"), [("-1", "at least 0"), ("three", "a number")])
 def test_an_end_that_is_no_epoch_is_refused(until: str, rule: str) -> None:
-    from rescue_cli import build
+    from rescue_cli.build.check import check_ingredients
 
     with pytest.raises(UsageError, match=rule):
-        build.check_ingredients(recipes.load("quickstart", [f"schedule.until={until}"]))
+        check_ingredients(recipes.load("quickstart", [f"schedule.until={until}"]))
 
 
 @pytest.mark.parametrize("name", sorted(OPTIMIZERS))

@@ -15,14 +15,19 @@ from torch.nn import functional
 from torchvision.models import ResNet50_Weights
 from torchvision.models.detection import fasterrcnn_resnet50_fpn
 
-from rescue_cli import build
 from rescue_cli import recipe as recipes
 from rescue_cli.build import transfer
+from rescue_cli.build.check import check_recipe
+from rescue_cli.build.evaluation import build_evaluator
+from rescue_cli.build.feeds import Machine, build_test_sets, load_dataset
+from rescue_cli.build.networks import build_network
+from rescue_cli.build.step import build_step
 from rescue_cli.errors import DataError, UsageError
 from rescue_cli.metrics.average_precision import pixel_counts
+from rescue_cli.recipe import DataKeys
 from rescue_cli.sections.annotations import IGNORED, Objects, Sample
 from rescue_cli.sections.augment.annotated import flip, scale_crop
-from rescue_cli.sections.data import Keys, load
+from rescue_cli.sections.data import load
 from rescue_cli.sections.model.dense_prediction import faster_rcnn
 from rescue_cli.sections.schedule import ScheduleContext, poly
 from rescue_cli.sections.task.detection import Detection
@@ -128,11 +133,11 @@ def test_the_first_losses_are_those_of_a_plain_loop_of_torchvisions_parts(
         steady = ["schedule={name: constant}"] if task == "detection" else []
         longer = ["train.device_batch_size=4", "train.epochs=5", "train.precision=float64"]
         recipe = recipe.with_overrides(*longer, *steady)
-        machine = build.Machine(CPU, 0, tmp_path)
-        data = build.dataset(recipe, tmp_path)
-        networks = [build.model(recipe, len(data.classes), CPU) for _ in range(2)]
-        step = build.step(recipe, networks[0], data, machine, print)
-        plain = build.step(recipe, networks[1], data, machine, print)
+        machine = Machine(CPU, 0, tmp_path)
+        data = load_dataset(recipe, tmp_path)
+        networks = [build_network(recipe, len(data.classes), CPU) for _ in range(2)]
+        step = build_step(recipe, networks[0], data, machine, print)
+        plain = build_step(recipe, networks[1], data, machine, print)
         parts: dict[bool, list[torch.nn.Parameter]] = {False: [], True: []}
         for name, parameter in networks[1].named_parameters():
             parts["classifier" in name].append(parameter)
@@ -185,18 +190,18 @@ def test_what_stays_of_a_detectors_backbone_is_what_torchvisions_builder_keeps(
         trainable_backbone_layers=3,
     )
     recipe = recipes.load("detection-voc", ["model.backbone=resnet50"])
-    ours: Any = build.model(recipe, 20, CPU)
+    ours: Any = build_network(recipe, 20, CPU)
     learns, wanted = (
         {n: p.requires_grad for n, p in body.named_parameters()}
         for body in (ours.backbone.backbone.body, theirs.backbone.body)
     )
     assert learns == wanted
     assert sum(not does for does in learns.values()) == 1 + 10, "the stem's, the first stage's"
-    shipped = build.model(recipes.load("detection-voc"), 20, CPU)
+    shipped = build_network(recipes.load("detection-voc"), 20, CPU)
     still = {n for n, p in shipped.named_parameters() if not p.requires_grad}
     assert len(still) == 3 + 10, "the deep stem of ResNet-50-D has three convolutions"
     assert {n.split(".")[3] for n in still} == {"conv1", "layer1"}
-    every = build.model(recipe.with_overrides("model.frozen_stages=0"), 20, CPU)
+    every = build_network(recipe.with_overrides("model.frozen_stages=0"), 20, CPU)
     assert all(p.requires_grad for p in every.parameters())
 
 
@@ -207,7 +212,7 @@ def test_a_detector_from_scratch_learns_in_all_stages(tmp_path: Path) -> None:
     save_file(weights, file, metadata={"architecture": BACKBONE})
     base = recipes.load("detection-voc")
     begun, scratch = (
-        transfer.start(base, word, "pascal-voc", []).overrides
+        transfer.plan_transfer(base, word, "pascal-voc", []).overrides
         for word in (str(file), f"scratch:{file}")
     )
     assert not [o for o in begun if "frozen" in o or "norms" in o]
@@ -232,7 +237,7 @@ def test_a_backbone_comes_from_a_classifier_and_is_compared_with_none(
     run = tmp_path / "out" / "small" / "seed-0"
     recipe = recipes.recipe_in(run)
     assert recipe.model.options["backbone"] == BACKBONE
-    network = build.model(recipe, 3, CPU)
+    network = build_network(recipe, 3, CPU)
     ours = network.backbone.body.state_dict()  # type: ignore[union-attr]
     assert set(ours) < set(weights), "all but the head"
     for name, tensor in ours.items():
@@ -250,11 +255,11 @@ def test_a_backbone_comes_from_a_classifier_and_is_compared_with_none(
 def test_an_evaluation_at_another_size_leaves_that_of_training(voc: Path, tmp_path: Path) -> None:
     given = [f"data.root={voc}", "data.name=voc-folder", "eval.sizes=[32,64]"]
     recipe = recipes.load("detection-voc", [*DETECT[2:], *given])
-    machine = build.Machine(CPU, 0, tmp_path)
-    data = build.dataset(recipe, tmp_path)
-    network = build.model(recipe, len(data.classes), CPU)
-    tests = build.test_sets(recipe, data, machine)
-    evaluator = build.evaluator(recipe, data, machine)
+    machine = Machine(CPU, 0, tmp_path)
+    data = load_dataset(recipe, tmp_path)
+    network = build_network(recipe, len(data.classes), CPU)
+    tests = build_test_sets(recipe, data, machine)
+    evaluator = build_evaluator(recipe, data, machine)
     (found,) = evaluator(network, tests, lambda: None).values()
     assert [measurement.size for measurement in found] == [32, 64]
     assert network.transform.min_size == (48,)  # type: ignore[union-attr]
@@ -264,11 +269,11 @@ def test_an_evaluation_at_another_size_leaves_that_of_training(voc: Path, tmp_pa
 def test_a_picture_shows_the_mask_that_is_scored(masks: Path, tmp_path: Path) -> None:
     given = [f"data.root={masks}", "data.name=mask-folder", "eval.sizes=[32]"]
     recipe = recipes.load("segmentation-ade20k", [*SEGMENT[2:], *given])
-    machine = build.Machine(CPU, 0, tmp_path)
-    data = build.dataset(recipe, tmp_path)
-    network = build.model(recipe, len(data.classes), CPU)
-    evaluator = build.evaluator(recipe, data, machine)
-    tests = build.test_sets(recipe, data, machine)
+    machine = Machine(CPU, 0, tmp_path)
+    data = load_dataset(recipe, tmp_path)
+    network = build_network(recipe, len(data.classes), CPU)
+    evaluator = build_evaluator(recipe, data, machine)
+    tests = build_test_sets(recipe, data, machine)
     (found,) = evaluator(network, tests, lambda: None)["test"].values()
     shown = evaluator.predict_examples(network, tests["test"].feed, 4)
     counts = [pixel_counts(said, sample.target, 3) for sample, said in shown]  # type: ignore[arg-type]
@@ -298,7 +303,7 @@ def test_a_picture_shows_the_mask_that_is_scored(masks: Path, tmp_path: Path) ->
 def test_a_recipe_that_does_not_hold_together_is_refused(changes: list[str], said: str) -> None:
     recipe = recipes.load("detection-voc", ["data.name=voc-folder", *DETECT[2:]])
     with pytest.raises(UsageError) as refused:
-        build.check(recipe.with_overrides(*changes))
+        check_recipe(recipe.with_overrides(*changes))
     assert said in str(refused.value)
 
 
@@ -314,7 +319,7 @@ def test_a_dry_run_counts_the_files_of_a_folder(rescue: Rescue, voc: Path) -> No
 def test_masks_of_a_micro_batch_need_one_size() -> None:
     recipe = recipes.load("segmentation-ade20k", ["augment=[{name: flip, p: 0.5}]"])
     with pytest.raises(UsageError, match="masks of a micro-batch must have one size"):
-        build.check(recipe)
+        check_recipe(recipe)
 
 
 @pytest.mark.parametrize("words", ["tune", "plan", "bench step"])
@@ -324,7 +329,7 @@ def test_verbs_that_read_labels_say_so(rescue: Rescue, voc: Path, words: str) ->
         *words.split(), "--recipe", "detection-voc", "data.name=voc-folder", f"data.root={voc}"
     )
     assert ended.code == 2
-    assert f"{verb}: knows classification, and detection-voc does detection." in ended.err
+    assert f"{verb}: works for classification, and detection-voc is for detection." in ended.err
 
 
 def test_weights_of_another_network_are_refused_by_what_is_missing(tmp_path: Path) -> None:
@@ -332,7 +337,7 @@ def test_weights_of_another_network_are_refused_by_what_is_missing(tmp_path: Pat
     save_file(timm.create_model("resnet18", num_classes=10).state_dict(), file)
     recipe = recipes.load("detection-voc", [*DETECT[2:], f"model.weights={file}"])
     with pytest.raises(UsageError, match=f"is no {BACKBONE}: .* of the backbone's"):
-        build.model(recipe, 2, CPU)
+        build_network(recipe, 2, CPU)
 
 
 def test_weights_of_a_resnet_that_strides_elsewhere_are_refused(tmp_path: Path) -> None:
@@ -343,11 +348,11 @@ def test_weights_of_a_resnet_that_strides_elsewhere_are_refused(tmp_path: Path) 
     words = [*DETECT[2:], "model.backbone=resnet26", f"model.weights={file}"]
     save_file(weights, file, metadata={"recipe": older.to_yaml()})
     with pytest.raises(UsageError, match=r"was trained with model\.stride_in=1x1"):
-        build.check(recipes.load("detection-voc", words))
+        check_recipe(recipes.load("detection-voc", words))
     save_file(
         weights, file, metadata={"recipe": older.with_overrides("~model.stride_in").to_yaml()}
     )
-    build.check(recipes.load("detection-voc", words))
+    check_recipe(recipes.load("detection-voc", words))
 
 
 @pytest.mark.parametrize(
@@ -393,7 +398,7 @@ def test_the_range_test_reads_the_score_of_the_task(
 
 
 def read(name: str, root: Path) -> Any:
-    return load(name, Keys(root=str(root)), root / "cache")
+    return load(name, DataKeys(root=str(root)), root / "cache")
 
 
 def test_boxes_are_counted_from_nought_with_their_ends_outside(voc: Path) -> None:

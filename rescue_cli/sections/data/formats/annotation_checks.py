@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rescue_cli.errors import DataError
+from rescue_cli.recipe.sections import Exif
 from rescue_cli.sections.annotations import Objects
 from rescue_cli.sections.data.decode import OTHER_EXIF, UNREADABLE, image_size
-from rescue_cli.sections.data.rgb import Exif
 
 Size = tuple[int, int]  # width, height
 Problem = tuple[str, str]  # its wording for one and for several

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from rescue_cli.errors import DataError, did_you_mean
+from rescue_cli.recipe.sections import UnknownClasses
 from rescue_cli.sections.data.listing import (
     SkippedFiles,
     check_utf8,
@@ -22,7 +23,6 @@ from rescue_cli.sections.data.listing import (
     split_name,
     stem,
 )
-from rescue_cli.sections.data.location import UnknownClasses
 from rescue_cli.sections.data.splits import UNKNOWN_CLASS, FileNames, Files, join_names
 
 LABEL_FILES = ("val_labels.txt", "labels.txt", "LOC_val_solution.csv")

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from rescue_cli.errors import DataError, UsageError
+from rescue_cli.recipe.sections import MAX_MASK_VALUE, Exif
 from rescue_cli.rng import permute
 from rescue_cli.sections.annotations import IGNORED
 from rescue_cli.sections.data.annotated import UNKNOWN, Coding, Masked, number_classes
@@ -20,8 +21,7 @@ from rescue_cli.sections.data.listing import (
     read_lines,
     stem,
 )
-from rescue_cli.sections.data.location import MAX_MASK_VALUE, Location
-from rescue_cli.sections.data.rgb import Exif
+from rescue_cli.sections.data.location import Location
 from rescue_cli.sections.data.splits import (
     MAX_NAMES,
     SPLIT_SEED,

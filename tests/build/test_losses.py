@@ -15,16 +15,20 @@ from PIL import Image
 from torch import Tensor, nn
 from torchmetrics.functional.classification import multiclass_recall
 
-from rescue_cli import build, distributed
+from rescue_cli import distributed
 from rescue_cli import recipe as recipes
 from rescue_cli.analysis.accuracy import add_intervals
 from rescue_cli.analysis.stats import mean_of_proportions_interval, wilson_interval
 from rescue_cli.batch import Batch
+from rescue_cli.build.check import check_recipe
+from rescue_cli.build.feeds import Machine
+from rescue_cli.build.step import build_step
 from rescue_cli.errors import DataError, UsageError
+from rescue_cli.recipe import DataKeys
 from rescue_cli.report.table import interval_notes, measurement_table
 from rescue_cli.rundir import RunDirectory, read_result
 from rescue_cli.sections import data
-from rescue_cli.sections.data import Dataset, Images, Keys
+from rescue_cli.sections.data import Dataset, Images
 from rescue_cli.sections.loss import (
     LossContext,
     binary_cross_entropy,
@@ -120,7 +124,7 @@ def test_a_name_in_the_other_normal_form_is_the_same_class() -> None:
 )  # fmt: skip
 def test_weights_that_cannot_be_meant_are_refused(overrides: list[str], said: str) -> None:
     with pytest.raises(UsageError) as error:
-        build.check(recipes.load("quickstart", overrides))
+        check_recipe(recipes.load("quickstart", overrides))
     assert str(error.value) == said
 
 
@@ -271,7 +275,7 @@ def gradients(
         )  # fmt: skip
         torch.manual_seed(0)
         net = nn.Sequential(nn.Flatten(), nn.Linear(784, 10)).double()
-        step = build.step(recipe, net, uneven(), build.Machine(CPU, 0, Path()), print)
+        step = build_step(recipe, net, uneven(), Machine(CPU, 0, Path()), print)
         step.optimizers.step = lambda: None  # type: ignore[method-assign]
         step(0)
         found.append(torch.cat([p.grad.flatten() for p in net.parameters() if p.grad is not None]))
@@ -427,7 +431,7 @@ def load(
     root: Path, *, test_only: bool = False, known: tuple[str, ...] = (), **keys: Any
 ) -> Dataset:
     places: dict[str, Any] = {} if "test_root" in keys else {"root": str(root)}
-    return data.load("folder", Keys(**places, **keys), root, test_only=test_only, classes=known)
+    return data.load("folder", DataKeys(**places, **keys), root, test_only=test_only, classes=known)
 
 
 @pytest.mark.parametrize("empty", [False, True])
@@ -490,7 +494,7 @@ def test_a_label_file_may_name_other_classes_too(tmp_path: Path) -> None:
 def test_training_folders_of_no_class_are_not_left_out(tmp_path: Path) -> None:
     folder(tmp_path / "train", {"airplane": 1, "ghost": 1})
     with pytest.raises(DataError, match=r"train/ghost: not one of the classes. .* the folder\.$"):
-        data.load("cifar10", Keys(root=str(tmp_path), unknown_classes="skip"), tmp_path)
+        data.load("cifar10", DataKeys(root=str(tmp_path), unknown_classes="skip"), tmp_path)
 
 
 def test_an_evaluation_goes_by_the_names_that_the_weights_carry(tmp_path: Path) -> None:

@@ -1,19 +1,33 @@
-"""How a training set of uneven classes is balanced: what a recipe may ask for, and what it gets."""
+"""A recipe's loss, and how a training set with unevenly many images per class is balanced."""
 
 from math import ceil
 
 import numpy as np
 
-from rescue_cli.build.ingredients import training_of
 from rescue_cli.errors import UsageError
 from rescue_cli.recipe import Recipe, steps_per_epoch
 from rescue_cli.sections.data import FACTS, Dataset
-from rescue_cli.sections.loss import check_weight_count, resolve_class_weights
+from rescue_cli.sections.loss import Loss, LossContext, check_weight_count, resolve_class_weights
+
+
+def build_loss(recipe: Recipe, share: float = 1.0, data: Dataset | None = None) -> Loss:
+    """The loss over that share of a step's images; without `data` classes have no weights."""
+    images = round(recipe.train.batch_size * share)
+    loss: Loss = recipe.loss(images, None if data is None else count_classes(data))
+    return loss
+
+
+def count_classes(data: Dataset) -> LossContext:
+    """The classes, and how many training images each has."""
+    if data.train.annotated:
+        return LossContext(data.classes, None)
+    counts = np.bincount(data.train.labels, minlength=len(data.classes))
+    return LossContext(data.classes, counts.astype(np.int64))
 
 
 def check_balance(recipe: Recipe) -> None:
     """Raises `UsageError` where weights are of other classes, mean nothing, or count twice."""
-    given = recipe.loss.options.get("class_weights")
+    given = recipe.loss.arguments.get("class_weights")
     if given is None:
         return
     known = FACTS[recipe.data.name].classes
@@ -31,14 +45,14 @@ def check_balance(recipe: Recipe) -> None:
         )
 
 
-def said(recipe: Recipe, data: Dataset) -> list[str]:
+def describe_balance(recipe: Recipe, data: Dataset) -> list[str]:
     """A line for each thing that balances the classes, with its numbers. Raises `UsageError`."""
-    training = training_of(data)
+    training = count_classes(data)
     lines = []
-    weights = resolve_class_weights(recipe.loss.options.get("class_weights"), training)
+    weights = resolve_class_weights(recipe.loss.arguments.get("class_weights"), training)
     if weights is not None:
-        there = np.flatnonzero(weights)
-        low, high = (there[place(weights[there])] for place in (np.argmin, np.argmax))
+        present = np.flatnonzero(weights)
+        low, high = (present[extreme(weights[present])] for extreme in (np.argmin, np.argmax))
         lines.append(
             f"class weights: {weights[low]:.4g} ({data.classes[low]}) to {weights[high]:.4g} "
             f"({data.classes[high]})"
@@ -48,8 +62,8 @@ def said(recipe: Recipe, data: Dataset) -> list[str]:
         train = recipe.train
         draws = steps_per_epoch(train, len(data.train)) * train.batch_size / len(counts)
         lines.append(
-            f"balanced sampling: an epoch draws {draws:,.1f} of each of {len(counts)} classes, "
-            f"which have {counts.min()} to {counts.max()} images: those of the smallest come up to "
-            f"{ceil(draws / counts.min())} times"
+            f"balanced sampling: an epoch draws {draws:,.1f} images of each of {len(counts)} "
+            f"classes, which have {counts.min()} to {counts.max()}: those of the smallest are "
+            f"drawn up to {ceil(draws / counts.min())} times"
         )
     return lines
