@@ -13,9 +13,9 @@ import torch
 
 from rescue_cli.__main__ import main
 from rescue_cli.runs import pool
-from tests.engine_runs import ForkedWorker
+from tests.helpers.processes import ForkedWorker
 
-LONGEST = ("test_readme.py", "test_rates.py", "test_processes.py")
+LONGEST = ("test_readme.py", "test_error_rates.py", "test_processes.py")
 
 
 class Ended(NamedTuple):

@@ -28,8 +28,8 @@ from rescue_cli.recipe import DataKeys
 from rescue_cli.sections.data import FACTS, Dataset, FileNames, Files, Images, load
 from rescue_cli.sections.model import MODELS
 from rescue_cli.sections.optim import assign_parameters
-from tests import drawn_data
-from tests.engine_runs import drawn
+from tests.helpers import drawn_data
+from tests.helpers.processes import drawn
 
 GOLDEN = Path(__file__).with_name("golden.json")
 STEPS = 5

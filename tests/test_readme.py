@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from rescue_cli.cli import main
-from tests import drawn_data
+from tests.helpers import drawn_data
 
 README = Path(__file__).parents[1] / "README.md"
 # What is written -> what is run. `make` lines are not run here; the rest is as written.
@@ -172,3 +172,16 @@ def test_the_python_of_the_readme_runs(
 
 def test_every_console_line_is_a_command_that_is_run_or_make() -> None:
     assert {line.split()[0] for line in commands() if line.strip()} == {"rescue", "make"}
+
+
+def test_the_files_that_the_guides_name_are_there() -> None:
+    root = README.parent
+    for guide in ("ARCHITECTURE.md", "CONTRIBUTING.md"):
+        named = set(re.findall(r"`((?:\w+/)+\w+\.(?:py|toml))`", (root / guide).read_text()))
+        assert named
+        missing = [
+            name
+            for name in named
+            if not ((root / name).exists() or (root / "rescue_cli" / name).exists())
+        ]
+        assert missing == [], guide

@@ -19,7 +19,7 @@ from rescue_cli.rundir import RunDirectory, read_json
 from rescue_cli.rundir.planned import MissingRun, add_planned, count_missing
 from rescue_cli.runs import pool
 from tests.conftest import Rescue
-from tests.made_runs import made_run, made_sweep
+from tests.helpers.synthetic_runs import made_run, made_sweep
 
 TINY = (
     "model.width=4", "data.subset=[256,200]", "train.batch_size=32",

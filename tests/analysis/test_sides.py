@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from rescue_cli import recipe as recipes
 from rescue_cli.rundir.planned import add_planned
 from tests.conftest import Rescue
-from tests.made_runs import made_run, made_sweep
+from tests.helpers.synthetic_runs import made_run, made_sweep
 
 SMALL = ("model.width=4", "data.subset=[256,40]", "train.epochs=2")
 CODES = {0, 1, 2, 3, 4, 6}

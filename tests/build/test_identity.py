@@ -38,8 +38,8 @@ from rescue_cli.sections.data import (
     list_split,
 )
 from tests.conftest import Rescue
-from tests.engine_runs import assert_same, checkpoint_of, start
-from tests.made_runs import made_run, made_sweep
+from tests.helpers.processes import assert_same, checkpoint_of, start
+from tests.helpers.synthetic_runs import made_run, made_sweep
 
 CLASSES = ("ash", "birch", "cedar")
 IMAGES = {"train": 16, "val": 7}  # of each class

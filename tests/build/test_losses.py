@@ -39,7 +39,7 @@ from rescue_cli.sections.loss import (
 )
 from rescue_cli.sections.task.classification import ClassificationResult
 from rescue_cli.sections.teacher import network
-from tests.made_runs import made_run
+from tests.helpers.synthetic_runs import made_run
 
 CPU = torch.device("cpu")
 CLASSES = ("ant", "bee", "cat", "dog")

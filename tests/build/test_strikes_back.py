@@ -6,7 +6,7 @@ import pytest
 
 from rescue_cli import recipe as recipes
 from rescue_cli.rundir import RunDirectory, read_json
-from tests.engine_runs import Command, assert_same, group_of, start, steps_at, trained
+from tests.helpers.processes import Command, assert_same, group_of, start, steps_at, trained
 
 SMALL = [
     "model.name=test_resnet",  # timm's smallest residual net: drop path, zero-initialised gammas

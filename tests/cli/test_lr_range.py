@@ -18,8 +18,8 @@ from rescue_cli.analysis.lr_range_runs import RangeTest
 from rescue_cli.build.feeds import list_dataset
 from rescue_cli.cli.lr_range_test import parse_momentum
 from rescue_cli.errors import StoppedError, UsageError
+from tests.analysis.simulated_range_tests import TURNING, WITHOUT, Family, every_setting, simulated
 from tests.conftest import Rescue
-from tests.range_curves import TURNING, WITHOUT, Family, every_setting, simulated
 
 TINY = ("model.width=4", "data.subset=[640,200]", "train.batch_size=32",
         "train.device_batch_size=32")  # fmt: skip

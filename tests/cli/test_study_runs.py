@@ -11,8 +11,8 @@ from rescue_cli.analysis.stats import Sample, sample, t_interval, welch_test
 from rescue_cli.analysis.study import cell_runs, load_study, parse_snapshot, resolve_cells
 from rescue_cli.errors import UsageError
 from tests.conftest import Rescue
-from tests.engine_runs import descendants, start, until_gone
-from tests.made_runs import made_sweep
+from tests.helpers.processes import descendants, start, until_gone
+from tests.helpers.synthetic_runs import made_sweep
 
 SMALL = (
     "model.width=4", "data.subset=[256,100]", "train.batch_size=32", "train.device_batch_size=32",

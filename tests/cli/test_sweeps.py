@@ -19,8 +19,8 @@ from rescue_cli.rundir import RunDirectory, read_json, write_json
 from rescue_cli.rundir.planned import MissingRun
 from rescue_cli.runs import pool
 from tests.conftest import Rescue
-from tests.engine_runs import Command, descendants, start, until_gone
-from tests.made_runs import made_failure, made_run, made_sweep
+from tests.helpers.processes import Command, descendants, start, until_gone
+from tests.helpers.synthetic_runs import made_failure, made_run, made_sweep
 
 TINY = (
     "model.width=4", "data.subset=[256,200]", "train.batch_size=32",

@@ -16,9 +16,9 @@ from rescue_cli.errors import DivergedError, StoppedError
 from rescue_cli.recipe import Recipe
 from rescue_cli.rundir import read_json, write_json, write_text
 from rescue_cli.runs.single import time_limit, train_part
-from tests import tuning_worlds
+from tests.analysis import simulated_searches
+from tests.analysis.simulated_searches import World, rates, worlds
 from tests.conftest import Rescue
-from tests.tuning_worlds import World, rates, worlds
 
 
 @pytest.mark.parametrize(
@@ -167,7 +167,7 @@ def test_what_chose_a_setting_does_not_count_for_it() -> None:
 
 @pytest.fixture
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Recipe, "with_overrides", tuning_worlds.remembering())
+    monkeypatch.setattr(Recipe, "with_overrides", simulated_searches.remembering())
 
 
 NOTHING = ("all alike", "base is best, barely", "base is best, flat", "1cycle 3 % worse")

@@ -19,7 +19,7 @@ from rescue_cli.sections.data import load
 from rescue_cli.sections.data.stream_eval import EvalSamples, FileEvalFeed
 from rescue_cli.sections.task import TASKS
 from rescue_cli.sections.tta import TTAS
-from tests import drawn_data
+from tests.helpers import drawn_data
 
 CPU = torch.device("cpu")
 VIEW = View(48, 1.0)

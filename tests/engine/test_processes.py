@@ -20,7 +20,7 @@ from rescue_cli.runs.failure import record_failure
 from rescue_cli.sections.data import Images
 from rescue_cli.sections.data.memory import MemoryFeed
 from rescue_cli.sections.sampling import SamplingContext, shuffled
-from tests.engine_runs import (
+from tests.helpers.processes import (
     Command,
     alive,
     assert_same,

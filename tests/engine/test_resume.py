@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from rescue_cli.rundir import RunDirectory
-from tests.engine_runs import (
+from tests.helpers.processes import (
     Command,
     assert_same,
     checkpoint_of,

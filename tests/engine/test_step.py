@@ -27,7 +27,7 @@ from rescue_cli.sections import averaging
 from rescue_cli.sections.data import Images
 from rescue_cli.sections.optim import OPTIMIZERS
 from rescue_cli.sections.sampling import SamplingContext, shuffled
-from tests.engine_runs import drawn
+from tests.helpers.processes import drawn
 
 CPU = torch.device("cpu")
 SMALL = ["model.width=4", "train.batch_size=16", "train.device_batch_size=8"]

@@ -15,8 +15,8 @@ from rescue_cli import recipe as recipes
 from rescue_cli.analysis.stats import Sample
 from rescue_cli.report import page
 from tests.conftest import Rescue
-from tests.engine_runs import start
-from tests.made_runs import made_sweep
+from tests.helpers.processes import start
+from tests.helpers.synthetic_runs import made_sweep
 
 TINY = (
     "model.width=4", "data.subset=[256,200]", "train.batch_size=32",

@@ -19,7 +19,7 @@ from PIL import Image
 from rescue_cli import recipe as recipes
 from rescue_cli.runs.directory import prepare
 from rescue_cli.runs.environment import describe_environment
-from tests.engine_runs import PATIENCE, alive
+from tests.helpers.processes import PATIENCE, alive
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks into /proc")
 

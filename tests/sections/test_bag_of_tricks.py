@@ -30,7 +30,7 @@ from rescue_cli.sections.schedule.base import ScheduleContext
 from rescue_cli.sections.schedule.decays import cosine, step
 from rescue_cli.sections.task.classification import prediction_rows
 from tests.conftest import Rescue
-from tests.photographs import as_batch, crops, differences
+from tests.helpers.photos import as_batch, crops, differences
 
 TINY = (
     "model.width=4", "data.subset=[256,200]", "train.batch_size=32",

@@ -17,7 +17,7 @@ from rescue_cli.build.networks import build_network
 from rescue_cli.build.step import build_step
 from rescue_cli.errors import UsageError
 from rescue_cli.sections.selection import KeepHardest
-from tests.engine_runs import drawn
+from tests.helpers.processes import drawn
 
 SMALL = ["model.widths=[8,8,8]", "train.batch_size=16", "train.device_batch_size=16"]
 STEPS = 9  # the proxy learns on steps 0, 4 and 8

@@ -24,7 +24,7 @@ from rescue_cli.sections.data.memory import MemoryEvalFeed
 from rescue_cli.sections.data.stream_eval import EvalSamples, FileEvalFeed
 from rescue_cli.sections.task.classification import Classification
 from rescue_cli.sections.tta import TTAS, least_confident
-from tests.engine_runs import start
+from tests.helpers.processes import start
 
 CPU = torch.device("cpu")
 CLASSES = 10

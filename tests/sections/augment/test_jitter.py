@@ -20,7 +20,7 @@ from rescue_cli.sections.augment.jitter import (
     pca_lighting,
 )
 from rescue_cli.sections.augment.pipeline import Normalise
-from tests.photographs import as_batch, crops, differences
+from tests.helpers.photos import as_batch, crops, differences
 
 ADJUST = {
     "BrightnessFactor": theirs.adjust_brightness,

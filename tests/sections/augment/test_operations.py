@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from rescue_cli.sections.augment.kernels import affine, colour, levels
-from tests.photographs import as_batch, crops, differences
+from tests.helpers.photos import as_batch, crops, differences
 
 timms: Any = importlib.import_module("timm.data.auto_augment")
 

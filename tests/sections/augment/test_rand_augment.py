@@ -20,7 +20,7 @@ from rescue_cli.sections.augment import Operation
 from rescue_cli.sections.augment.named_operations import NAMED_OPERATIONS, Group, draw_magnitudes
 from rescue_cli.sections.augment.rand_augment import INCREASING, PLAIN, rand_augment
 from tests.engine.test_step import on_fake_tensors
-from tests.photographs import as_batch, crops, differences
+from tests.helpers.photos import as_batch, crops, differences
 
 timms: Any = importlib.import_module("timm.data.auto_augment")
 

@@ -14,7 +14,7 @@ from rescue_cli.build.feeds import Machine, build_normalise
 from rescue_cli.build.networks import build_network
 from rescue_cli.build.step import build_step
 from rescue_cli.errors import UsageError
-from tests.engine_runs import drawn
+from tests.helpers.processes import drawn
 
 GROWING = "augment=[{name: progressive-resize, sizes: [16, 24], until: [1, 2]}]"
 SMALL = ["model.widths=[8,8,8]", "train.batch_size=16", "train.device_batch_size=16"]

@@ -14,7 +14,7 @@ from torchvision.transforms import InterpolationMode, autoaugment
 from rescue_cli.rng import uniform
 from rescue_cli.sections.augment.named_operations import GEOMETRIC, Group
 from rescue_cli.sections.augment.trivial_augment import LEVELS, SPACE, trivial_augment
-from tests.photographs import as_batch, crops, differences
+from tests.helpers.photos import as_batch, crops, differences
 
 IMAGES = 30_000
 SIZE = 96

@@ -27,8 +27,8 @@ from rescue_cli.sections.data.formats.coco_shapes import Shape, ShapeMasks, draw
 from rescue_cli.sections.data.samples import read_sample
 from rescue_cli.sections.task.segmentation import Segmentation
 from rescue_cli.sections.tta import PLAIN
-from tests import drawn_data
 from tests.conftest import Rescue
+from tests.helpers import drawn_data
 
 Edit = Callable[[dict[str, Any]], object]
 

@@ -27,8 +27,8 @@ from rescue_cli.sections.annotations import Objects, Sample
 from rescue_cli.sections.data import shared_memory as slots
 from rescue_cli.sections.data.shared_memory import ROOM, Parcels
 from rescue_cli.sections.data.workers import end_workers, next_of, start_workers
-from tests import drawn_data
-from tests.engine_runs import PATIENCE, group_of, may_mount, mount_shared_memory, start
+from tests.helpers import drawn_data
+from tests.helpers.processes import PATIENCE, group_of, may_mount, mount_shared_memory, start
 
 SIZES = ((3, 1100, 1500), (3, 1500, 2700))  # 5 MB, and more than goes through memory
 

@@ -40,7 +40,7 @@ from rescue_cli.sections.data.stream import (
 from rescue_cli.sections.data.stream_eval import EvalSamples, FileEvalFeed
 from rescue_cli.sections.data.workers import CHUNK
 from rescue_cli.sections.sampling import Sampler, SamplingContext, shuffled
-from tests import drawn_data
+from tests.helpers import drawn_data
 
 CPU = torch.device("cpu")
 SEED, MICRO_BATCHES, MICRO_BATCH, SIZE, STEPS = 3, 4, 6, 24, 4

@@ -21,7 +21,7 @@ from rescue_cli.errors import UsageError
 from rescue_cli.sections.data import Dataset, FileNames, Files, Images
 from rescue_cli.sections.model import MODELS, Celu, GhostBatchNorm2d, Whitening
 from rescue_cli.sections.model.airbench import dirac_added
-from tests.engine_runs import drawn
+from tests.helpers.processes import drawn
 
 CPU = torch.device("cpu")
 WHITENED: dict[str, Any] = {"whitening_images": 10, "whitening_eps": 1e-2}

@@ -31,9 +31,9 @@ from rescue_cli.sections.data import load
 from rescue_cli.sections.model.dense_prediction import faster_rcnn
 from rescue_cli.sections.schedule import ScheduleContext, poly
 from rescue_cli.sections.task.detection import Detection
-from tests import drawn_data
 from tests.conftest import Rescue
-from tests.engine_runs import assert_same, group_of, last_step, start, trained
+from tests.helpers import drawn_data
+from tests.helpers.processes import assert_same, group_of, last_step, start, trained
 
 BACKBONE = "test_resnet"
 DETECT = (

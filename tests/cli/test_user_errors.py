@@ -26,7 +26,7 @@ from rescue_cli.runs.failure import record_failure
 from rescue_cli.runs.processes import Nodes, run_directory
 from rescue_cli.sections.data.decode import decode_with_pil, describe_error
 from tests.conftest import Rescue
-from tests.made_runs import made_run
+from tests.helpers.synthetic_runs import made_run
 
 TINY = (
     "model.width=4", "data.subset=[256,200]", "train.batch_size=32",

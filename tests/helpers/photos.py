@@ -1,4 +1,4 @@
-"""Real photographs as crops for the tests of augmentations."""
+"""Crops of real photographs for the tests of augmentations."""
 
 from pathlib import Path
 

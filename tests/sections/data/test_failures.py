@@ -32,7 +32,7 @@ from rescue_cli.sections.model import weights
 from rescue_cli.sections.sampling import SamplingContext, shuffled
 from rescue_cli.sections.tta import TTAS
 from tests.conftest import Rescue
-from tests.engine_runs import start
+from tests.helpers.processes import start
 
 CPU = torch.device("cpu")
 STEPS = 5

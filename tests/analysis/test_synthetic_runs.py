@@ -14,7 +14,7 @@ from rescue_cli.errors import DivergedError
 from rescue_cli.rundir import RunDirectory, read_json, read_metrics
 from rescue_cli.rundir.planned import MissingRun
 from tests.conftest import Rescue
-from tests.made_runs import made_failure, made_run, made_sweep
+from tests.helpers.synthetic_runs import made_failure, made_run, made_sweep
 
 TINY = [
     "model.width=4", "data.subset=[256,200]", "train.batch_size=32", "train.device_batch_size=32",

@@ -1,4 +1,4 @@
-"""Run directories as `rescue train` leaves them, with the accuracies that a test asks for.
+"""Writes run directories as `rescue train` leaves them, with the accuracies a test asks for.
 
 What a comparison says of two sweeps is judged by these, not by what a short training reached.
 """

@@ -18,7 +18,7 @@ from rescue_cli.recipe.schema import PositiveInt
 from rescue_cli.rundir import RunDirectory, read_metrics
 from rescue_cli.runs.worker import work
 from rescue_cli.sections.model import MODELS
-from tests.engine_runs import Command, checkpoint_of, last_step, saved_step, start, trained
+from tests.helpers.processes import Command, checkpoint_of, last_step, saved_step, start, trained
 
 SMALL = [
     "--recipe",

@@ -25,7 +25,7 @@ from rescue_cli.runs.launcher import (
     first_host,
 )
 from tests.conftest import Rescue
-from tests.engine_runs import (
+from tests.helpers.processes import (
     PATIENCE,
     Command,
     assert_same,

@@ -25,7 +25,7 @@ from rescue_cli.sections.data import FACTS, Images
 from rescue_cli.sections.mix import MixContext, beta_quantile, cutmix_box
 from rescue_cli.sections.model import Whitening
 from tests import restated
-from tests.engine_runs import drawn
+from tests.helpers.processes import drawn
 from tests.restated import MicroBatch, Restated, Weights, airbench, imagenet, myrtle, smith
 from tests.restated.plain import floats
 from tests.test_golden import drawn_in_float64, files

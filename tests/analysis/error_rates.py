@@ -1,6 +1,6 @@
-"""How often each printed test errs and each printed interval covers, over made runs of known truth.
+"""How often each printed test errs and each interval covers, over runs of known truth.
 
-`python -m tests.rates` prints the tables; tests/analysis/test_rates.py holds a part of
+`python -m tests.analysis.error_rates` prints the tables; test_error_rates.py checks a part of
 them in every run.
 """
 

@@ -1,4 +1,6 @@
-"""Range tests whose answer is known; `python -m tests.range_curves` prints the table.
+"""Simulated range tests whose answer is known.
+
+`python -m tests.analysis.simulated_range_tests` prints the table.
 
 A family is a shape of the test loss over the rate. Every curve is drawn anew: where it turns, how
 fast it falls, its noise. A test is two or three such curves, as the command has them: one of each

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Rescue
-from tests.made_runs import made_sweep
+from tests.helpers.synthetic_runs import made_sweep
 
 TINY = ("model.width=4", "data.subset=[256,200]", "train.batch_size=32",
         "train.device_batch_size=32", "train.epochs=2")  # fmt: skip

@@ -1,4 +1,4 @@
-"""Images drawn for tests: coloured rectangles on grey, with their boxes and their masks."""
+"""Draws images for tests: coloured rectangles on grey, with their boxes and masks."""
 
 import json
 from collections.abc import Sequence

@@ -1,4 +1,7 @@
-"""Searches in made-up worlds whose loss is known: `python -m tests.tuning_worlds [SEARCHES]`."""
+"""Simulated searches in worlds whose loss is known.
+
+`python -m tests.analysis.simulated_searches [SEARCHES]` prints how often they are right.
+"""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""Runs of the real command in processes of their own, and what two finished runs have in common.
+"""Starts the real command in processes of its own, and compares finished runs bit for bit.
 
 Each process is forked from one that holds torch already, so that a start takes a fraction of a
 second, and can be stopped or killed at a chosen moment like any other.
