@@ -172,3 +172,14 @@ def test_the_python_of_the_readme_runs(
 
 def test_every_console_line_is_a_command_that_is_run_or_make() -> None:
     assert {line.split()[0] for line in commands() if line.strip()} == {"rescue", "make"}
+
+
+def test_the_files_that_the_guides_name_are_there() -> None:
+    root = README.parent
+    for guide in ("ARCHITECTURE.md", "CONTRIBUTING.md"):
+        named = set(re.findall(r"`((?:\w+/)+\w+\.(?:py|toml))`", (root / guide).read_text()))
+        assert named
+        missing = [
+            n for n in named if not ((root / n).exists() or (root / "rescue_cli" / n).exists())
+        ]
+        assert missing == [], guide
