@@ -161,7 +161,7 @@ def _timm_config(name: str, *, downloads: bool) -> Any:
     architecture = name.partition(".")[0]
     if not timm.is_model(architecture):
         near = did_you_mean(name, timm.list_models())[:200]
-        raise UsageError(f"--model: '{name}' is neither ours nor timm's. {near}")
+        raise UsageError(f"--model: '{name}' is not a model of rescue or timm. {near}")
     try:
         config = timm.get_pretrained_cfg(name)
     except RuntimeError:  # an unknown tag

@@ -121,8 +121,8 @@ def test_an_unknown_network_and_one_that_sees_one_size_are_refused() -> None:
 def test_the_papers_micro_batches_are_said_where_they_differ() -> None:
     _, notes = expand(load("a3"), [], "regnety_320", None)
     assert notes[1:] == [
-        "the paper trained RegNetY-32GF on 16 GPUs of 128 images; micro-batches stay as they are "
-        "unless train.device_batch_size=128 is given"
+        "the paper trained RegNetY-32GF on 16 GPUs with 128 images each; for the same "
+        "micro-batches, give train.device_batch_size=128"
     ]
     assert len(expand(load("a3"), [], "regnety_040", None)[1]) == 1
     assert len(expand(load("a3"), ["train.device_batch_size=64"], "regnety_320", None)[1]) == 1

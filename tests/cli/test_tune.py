@@ -322,8 +322,8 @@ def test_a_search_is_judged_and_a_second_call_trains_nothing(
         data = recipes.recipe_in(folder / name).data.options
         assert (data["holdout"], data["fold"]) == (100, 0 if name.startswith("search/") else 1)
     html = (folder / "tune.html").read_text()
-    assert "lower than it will be again" in html
-    assert ("Judged by runs of full length on 100" in html) == changed
+    assert "lower than it would be if it were measured again" in html
+    assert ("Compared by full-length runs, evaluated on 100 held-out" in html) == changed
     times = {file: file.stat().st_mtime for file in folder.rglob("result.json")}
     again = rescue(*QUICK, "--budget", "2", "--json")
     assert json.loads(again.out) == found
