@@ -336,7 +336,7 @@ def test_weights_of_another_network_are_refused_by_what_is_missing(tmp_path: Pat
     file = tmp_path / "other.safetensors"
     save_file(timm.create_model("resnet18", num_classes=10).state_dict(), file)
     recipe = recipes.load("detection-voc", [*DETECT[2:], f"model.weights={file}"])
-    with pytest.raises(UsageError, match=f"is no {BACKBONE}: .* of the backbone's"):
+    with pytest.raises(UsageError, match=f"does not fit {BACKBONE}: .* of the backbone's"):
         build_network(recipe, 2, CPU)
 
 
