@@ -138,16 +138,16 @@ def test_check_sources_names_each_fault_of_each_recipe_and_ends_with_2(
     bad.write_text(text)
     ended = rescue("recipes", "check", "--sources", str(good), "quickstart")
     assert (ended.code, ended.out) == (
-        0, f"{good}: each key has its source\nquickstart: of no paper\n",
+        0, f"{good}: each key has a source\nquickstart: not from a paper\n",
     )  # fmt: skip
     ended = rescue("recipes", "check", "--sources", str(bad), "deit")
-    assert (ended.code, ended.out) == (2, "deit: each key has its source\n")
+    assert (ended.code, ended.out) == (2, "deit: each key has a source\n")
     assert (
         ended.err.split()
         == (
             f"error: {bad}: without a source: loss.name, loss.label_smoothing; "
             "listed twice: mix.mixup; not in the recipe: loss.nam. "
-            "List each key once, under sources: or, where nothing public answers it, unknown:."
+            "List each key once, under sources:, or under unknown: if no source is public."
         ).split()
     )
     assert rescue("recipes", "check", str(bad)).code == 0  # it trains as well as it did
