@@ -152,7 +152,7 @@ class RangeTest:
                 "command": command_line(),
                 "environment": {k: v for k, v in environment.items() if k != "cache"},
                 "ramp": asdict(self.ramp),
-                "runs": [curves.written() for curves in (*self.full, self.half)],
+                "runs": [curves.to_json() for curves in (*self.full, self.half)],
             },
         )
 

@@ -11,7 +11,7 @@ from rescue_cli.analysis.sides import Side, load_side, select_seeds
 from rescue_cli.analysis.stats import sample
 from rescue_cli.analysis.sweep import PREFIX, Sweep, read_sweep
 from rescue_cli.errors import DataError, DivergedError, UsageError
-from rescue_cli.formatting import counted
+from rescue_cli.formatting import format_count
 from rescue_cli.metrics.names import score
 from rescue_cli.recipe import Recipe
 from rescue_cli.rundir import RunDirectory, read_result, write_json
@@ -63,7 +63,7 @@ class RunningMean:
 # --- until a comparison is decided ---
 
 
-def opponent(word: str) -> Side:
+def load_reference(word: str) -> Side:
     """What a sweep is compared with; raises `UsageError` where it has no standard deviation."""
     side = load_side(word)
     if side.sample.std is None or side.sample.n < 2:
@@ -96,7 +96,7 @@ def train_until(
             continue
         pair["look"] = {"number": number, "of": len(planned), "seeds": count, "level": level}
         p = "-" if pair["p"] is None else f"{pair['p']:.2g}"
-        note(f"look {number} of {len(planned)}, after {counted(count, 'seed')}: p = {p}")
+        note(f"look {number} of {len(planned)}, after {format_count(count, 'seed')}: p = {p}")
         if is_claimed(pair, level):
             break
     return pair

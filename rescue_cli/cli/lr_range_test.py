@@ -12,7 +12,7 @@ from rescue_cli.analysis.lr_range_runs import RangeTest, plan_runs, train_runs
 from rescue_cli.cli import common
 from rescue_cli.cli.command import ComputingVerb
 from rescue_cli.cli.common import Architecture, Device, Json, Overrides, Procs, RecipeName, Workers
-from rescue_cli.cli.help import then
+from rescue_cli.cli.help import example_and_next
 from rescue_cli.errors import UsageError
 from rescue_cli.metrics.names import METRICS
 from rescue_cli.recipe import Recipe
@@ -26,7 +26,7 @@ ROWS = 12  # of the printed table
 
 @app.command(
     cls=ComputingVerb,
-    epilog=then(
+    epilog=example_and_next(
         "rescue lr-range-test --recipe 1cycle-3layer data.root=DIR",
         "the same with --out FOLDER --apply my.yaml (it trains nothing again)",
     ),

@@ -14,7 +14,7 @@ from rescue_cli.cli import common
 from rescue_cli.cli.command import ComputingVerb
 from rescue_cli.cli.common import Device, Json, Overrides, Procs, RecipeName, Workers
 from rescue_cli.cli.expand import Epochs, Model, expand
-from rescue_cli.cli.help import then
+from rescue_cli.cli.help import example_and_next
 from rescue_cli.errors import UnexpectedError, UsageError
 from rescue_cli.recipe import Recipe
 from rescue_cli.rundir import RunDirectory, read_result
@@ -46,7 +46,7 @@ class Changes:
 
 @app.command(
     cls=ComputingVerb,
-    epilog=then(
+    epilog=example_and_next(
         "rescue train --recipe myrtle-baseline data.root=DIR",
         "rescue eval RUN, or rescue report RUN",
     ),

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from rescue_cli.errors import InUseError, RescueError, UsageError
 from rescue_cli.recipe import Recipe, recipe_in
-from rescue_cli.recipe.changes import as_written, differences, is_path
+from rescue_cli.recipe.changes import differences, format_recipe_value, is_path
 from rescue_cli.rundir import RunDirectory, write_json, write_text
 
 if TYPE_CHECKING:
@@ -118,7 +118,8 @@ def reserve(
         other = {k: pair for k, pair in changed.items() if not is_path(k, *pair)}
         if other:
             listed = "; ".join(
-                f"{key}: {as_written(a)} -> {as_written(b)}" for key, (a, b) in other.items()
+                f"{key}: {format_recipe_value(a)} -> {format_recipe_value(b)}"
+                for key, (a, b) in other.items()
             )
             raise UsageError(
                 f"{path}: holds a run of another recipe: {listed}. "

@@ -21,7 +21,13 @@ from rescue_cli.errors import InUseError, RescueError, StoppedError, UsageError,
 from rescue_cli.rundir import RunDirectory, read_environment, read_failure
 from rescue_cli.runs.directory import wait_until_prepared
 from rescue_cli.runs.launcher import BY_HAND, GroupLaunch
-from rescue_cli.runs.rendezvous import POLL_SECONDS, has_key, meet, store_lost, watch_ends
+from rescue_cli.runs.rendezvous import (
+    POLL_SECONDS,
+    has_key,
+    meet,
+    unreachable_store_error,
+    watch_ends,
+)
 
 WATCH_SECONDS = 0.5  # between looks at whether another process has failed
 PREPARE_SECONDS = 60.0  # for a new folder to appear on a network file system
@@ -151,7 +157,7 @@ class Group:
         try:
             self.store.set(key, json.dumps(value))
         except RuntimeError:
-            raise store_lost() from None
+            raise unreachable_store_error() from None
 
     def get(self, key: str) -> Any:
         """Waits for a value in the store; raises `RescueError` where rank 0 has ended."""

@@ -151,7 +151,10 @@ def test_a_seed_that_was_stopped_has_not_failed(tmp_path: Path) -> None:
         folder.mkdir()
         word = {"rank": 0, "exit_code": code, "message": "why"}
         write_json(RunDirectory(folder).failure, word)
-    assert read_sweep(tmp_path).lost == {0: MissingRun("not run"), 1: MissingRun("failed", "why")}
+    assert read_sweep(tmp_path).missing == {
+        0: MissingRun("not run"),
+        1: MissingRun("failed", "why"),
+    }
 
 
 @pytest.fixture

@@ -246,8 +246,8 @@ def test_the_tuned_recipe_is_better_where_compare_says_so_and_none_of_its_runs_d
         assert found.sentences[0] == f"{tmp_path / 'tuned'}: {lost} of 5 runs diverged"
     if lost < 5:
         claim = f"{tmp_path / 'tuned'} is better than {tmp_path / 'base'} by"
-        assert found.written()["claim"].startswith(claim) == (gain == 8.0)
-    assert json.loads(json.dumps(found.written()))["better"] == better
+        assert found.to_json()["claim"].startswith(claim) == (gain == 8.0)
+    assert json.loads(json.dumps(found.to_json()))["better"] == better
 
 
 def test_one_base_run_that_is_left_makes_nothing_better(tmp_path: Path) -> None:

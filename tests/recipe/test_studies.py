@@ -163,5 +163,5 @@ def test_a_seed_on_record_counts_once_and_by_its_latest_run() -> None:
 def test_a_run_is_put_on_record_once() -> None:
     runs = read_json(records.record_path("quickstart"))["runs"]
     with pytest.raises(DataError, match=r"records: seed \d+ of `rescue .*` is already on record"):
-        records._joined(runs, [{**runs[1], "note": "another"}])
-    assert len(records._joined(runs[:1], runs[1:2])) == 2
+        records._join(runs, [{**runs[1], "note": "another"}])
+    assert len(records._join(runs[:1], runs[1:2])) == 2

@@ -25,7 +25,7 @@ class ImageIds(NamedTuple):
     seed: int
 
 
-def as_drawn(draws: Floats) -> tuple[Any, ...]:
+def identity_plan(draws: Floats) -> tuple[Any, ...]:
     """The default plan: the draws themselves."""
     return (draws,)
 
@@ -52,7 +52,7 @@ class Operation:
     columns: int
     stage: Stage
     apply: Callable[..., Any]
-    plan: Plan = as_drawn
+    plan: Plan = identity_plan
     plan_by_image: Callable[[ImageIds], tuple[Any, ...]] | None = None
     one_size: bool = False
 
