@@ -3,7 +3,7 @@
     python examples/compare.py [SECTION.KEY=VALUE ...]
 
 Two minutes on two CPU cores: quickstart with and without label smoothing, three seeds of each,
-shortened to two epochs. Started again it goes on with the runs that are missing.
+shortened to two epochs. Started again, it continues with the missing runs.
 """
 
 import sys
