@@ -36,7 +36,7 @@ def _with_assumption(pair: Mapping[str, Any], level: float) -> str:
     """For a side without a spread of its own: a single run, or a published mean."""
     alone, like, runs = (pair["assumes"][key] for key in ("alone", "like", "runs"))
     why = f"there is one run of {alone}" if runs == 1 else f"the {runs} runs of {alone} have no std"
-    assumption = f"assuming that runs of {alone} scatter like those of {like}: {why}."
+    assumption = f"assuming that runs of {alone} vary as much as those of {like}: {why}."
     if pair["p"] < level:
         better, worse = _better_and_worse(pair)
         return f"{better} is above {worse} by {_size(pair)}, {assumption}"

@@ -64,7 +64,7 @@ def _join(kept: Entries, entries: Entries) -> list[dict[str, Any]]:
     for entry in entries:
         if any(_figures(entry) == _figures(other) for other in kept):
             raise DataError(
-                f"records: seed {entry['seed']} of `{entry['command']}` is already on record, "
+                f"records: seed {entry['seed']} of `{entry['command']}` is already recorded, "
                 "identical to the last digit. Leave it out."
             )
     return [*kept, *entries]

@@ -52,7 +52,7 @@ class RunningMean:
             return f"seed {seed}: {how}: {ended.error}"
         try:
             result: Mapping[str, Any] = read_result(RunDirectory(ended.path))
-        except DataError as error:  # it is raised when all have ended; the others go on
+        except DataError as error:  # it is raised when all have ended; the others continue
             return f"seed {seed}: {error}"
         self.scores[seed] = score(result["sets"][0])
         all_seeds = sample([self.scores[seed] for seed in sorted(self.scores)])
@@ -85,7 +85,7 @@ def train_until(
     planned = interim.plan_looks(len(seeds))
     level = interim.level_per_look(planned)
     _keep_plan(folder, {"against": against.name, "seeds": list(seeds), "looks": planned})
-    note(f"looks after {', '.join(map(str, planned))} seeds, each at p < {level:.2g}: 5 % over all")
+    note(f"looks after {', '.join(map(str, planned))} seeds, each at p < {level:.2g}: 5 % overall")
     pair: dict[str, Any] = {}
     for number, count in enumerate(planned, 1):
         train_seeds(base, seeds[:count], read_sweep(folder), jobs)
@@ -106,7 +106,7 @@ def _keep_plan(folder: Path, plan: dict[str, Any]) -> None:
     if (before := interim.read_plan(folder)) is not None:
         if before != plan:
             raise UsageError(
-                f"--until: {folder} was begun with other looks, against {before['against']} "
+                f"--until: {folder} was started with other looks, against {before['against']} "
                 f"with {len(before['seeds'])} seeds. Repeat that, or use a new --out."
             )
         return

@@ -139,7 +139,9 @@ def parse_seeds(text: str) -> list[int]:
             raise UsageError(f"--seeds: '{text}' is more than {MOST_SEEDS:,} seeds. Give fewer.")
         seeds += range(first, last + 1)
     if not seeds or len(set(seeds)) != len(seeds):
-        raise UsageError(f"--seeds: '{text}' names no seed, or one seed twice.")
+        raise UsageError(
+            f"--seeds: '{text}' names no seed, or one seed twice. Give each seed once."
+        )
     return seeds
 
 

@@ -100,7 +100,7 @@ Run = Callable[[str, Recipe], Outcome]
 RangeRun = Callable[[str, Recipe, Ramp], Curves]
 Tried = tuple[str, Recipe, Outcome]  # a setting, the recipe with it, its first run
 KEPT = "as it is"
-KEEP = "Keep the recipe as it is."
+KEEP = "Keep the recipe unchanged."
 
 
 def largest_batch_size(images: int, fits: Callable[[int], bool]) -> tuple[int, str]:

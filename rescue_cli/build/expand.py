@@ -30,7 +30,7 @@ def model_overrides(base: Recipe, name: str, overrides: Sequence[str]) -> list[s
 
     given = given_keys(overrides)
     if is_given("model.name", given):
-        raise UsageError("--model and model.name say the same thing. Give one of them.")
+        raise UsageError("--model and model.name set the same thing. Give only one.")
     options = base.with_overrides(*overrides).model.options
     values: dict[str, Any] = {"model.name": name, **_sizes(base, name)}
     values = {key: value for key, value in values.items() if not is_given(key, given)}
@@ -50,7 +50,7 @@ def epochs_overrides(recipe: Recipe, number: float, overrides: Sequence[str]) ->
     """
     given = given_keys(overrides)
     if is_given("train.epochs", given):
-        raise UsageError("--epochs and train.epochs say the same thing. Give one of them.")
+        raise UsageError("--epochs and train.epochs set the same thing. Give only one.")
     ratio = number / recipe.train.epochs
     values: dict[str, Any] = {"train.epochs": _tidy(number)}
     for prefixes, options, signatures in _sections(recipe):
@@ -200,7 +200,7 @@ def smoke_overrides(recipe: Recipe, overrides: Sequence[str], *, cuda: bool) -> 
 def subset_override(text: str, overrides: Sequence[str] = ()) -> str:
     """The override that `--subset N` or `--subset TRAIN:TEST` stands for, beside the user's."""
     if is_given("data.subset", [k for k in given_keys(overrides) if k != "data"]):
-        raise UsageError("--subset and data.subset say the same thing. Give one of them.")
+        raise UsageError("--subset and data.subset set the same thing. Give only one.")
     parts = text.split(":")
     if len(parts) > 2 or not all(p.isdecimal() and int(p) > 0 for p in parts):
         raise UsageError(f"--subset: '{text}' must be N or TRAIN:TEST, whole numbers above 0.")

@@ -55,7 +55,7 @@ def plan(
             raise UsageError(f"{option}: {number} must be a finite number above 0.")
     if images_per_second is not None and hours_per_epoch is not None:
         raise UsageError(
-            "--images-per-second and --hours-per-epoch say the same thing. Give one of them."
+            "--images-per-second and --hours-per-epoch give the same figure. Give only one."
         )
     if price is not None and images_per_second is None and hours_per_epoch is None:
         raise UsageError("--price: needs the hours. Give --images-per-second or --hours-per-epoch.")

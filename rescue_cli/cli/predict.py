@@ -46,7 +46,7 @@ def predict(
     changes = [word for word in words if _is_change(word)]
     images = [Path(word) for word in words if word not in changes]
     if not all(words):
-        raise UsageError("predict: one of the images is an empty word. Give a file or a folder.")
+        raise UsageError("predict: the path of an image is empty. Give a file or a folder.")
     if not images:
         raise UsageError("predict: no images. Give image files or folders of images.")
     predictions = api.predict(

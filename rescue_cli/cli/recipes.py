@@ -145,7 +145,7 @@ def _check_sources(chosen: list[str], overrides: list[str]) -> None:
     if overrides:
         raise UsageError(
             f"--sources: takes no changes ('{overrides[0]}'), because sources are those of the "
-            "recipe as written. Drop them."
+            "recipe as written. Remove them."
         )
     wrong = []
     for each in chosen:

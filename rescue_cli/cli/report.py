@@ -37,7 +37,9 @@ def report(
     from rescue_cli.report import page
 
     if sum((csv_, markdown, as_json)) > 1:
-        raise UsageError("report: --csv, --markdown and --json exclude each other. Give one.")
+        raise UsageError(
+            "report: --csv, --markdown and --json are mutually exclusive. Give only one."
+        )
     for path in paths:
         _check(path)
     if tensorboard is not None:

@@ -72,7 +72,7 @@ def seed_sweep(
     base = named.with_overrides(*given, *longer)
     chosen = parse_seeds(seeds)
     if any(override.startswith("train.seed=") for override in given):
-        raise UsageError("--seeds and train.seed say the same thing. Give --seeds.")
+        raise UsageError("--seeds and train.seed set the same thing. Give only --seeds.")
     check_recipe(base)
     against = None if until is None else load_reference(until)
     folder = common.folder(out or Path("runs", "sweep", base.name))
@@ -104,8 +104,9 @@ def _warn_about_looks(sweep: Sweep, seeds: list[int]) -> None:
     others = interim.earlier_comparisons(sweep.path)
     if others and sweep.results and not set(seeds) <= sweep.results.keys():
         note(
-            f"warning: {sweep.path} was compared with {others[0]} already. A test repeated after "
-            "more seeds errs in more than 5 % of cases; --until keeps to 5 %"
+            f"warning: {sweep.path} was already compared with {others[0]}. Testing again after "
+            "adding seeds gives false positives in more than 5 % of cases; --until keeps "
+            "them to 5 %"
         )
 
 
@@ -147,7 +148,7 @@ def _print(summary: dict[str, Any], sweep: Sweep) -> None:
         look = summary["until"]["look"]
         out.print(
             f"look {look['number']} of {look['of']}, after {look['seeds']} seeds; each look has "
-            f"p < {look['level']:.2g}, 5 % over all"
+            f"p < {look['level']:.2g}, 5 % overall"
         )
 
 

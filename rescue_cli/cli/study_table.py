@@ -22,7 +22,7 @@ Rows = Sequence[Mapping[str, Any]]
 
 
 def print_study(study: Study, rows: Rows, compared: ComparedRows, *, as_json: bool) -> None:
-    """The rows, and of a study that compares them the claim of each pair, which is a look."""
+    """Prints the rows and the claim of each compared pair, which counts as a look at the data."""
     for line in interim.record_comparison(compared.sides):
         note(f"warning: {line}")
     if as_json:
@@ -43,7 +43,7 @@ def _table(rows: Rows) -> Table:
     metrics = list(dict.fromkeys(metric for row in rows for metric in row["paper"]))
     names = [METRICS.get(metric, f"{metric.replace('seed0', 'seed 0')} %") for metric in metrics]
     words = list(rows[0]["columns"])
-    last = "p" if metrics else "train s"
+    last = "p" if metrics else "time (s)"
     headings = ["row", *words, *(f"paper {name}" for name in names), "measured %", last]
     cells = []
     for row in rows:
@@ -62,7 +62,7 @@ def _table(rows: Rows) -> Table:
 
 
 def _format_result(row: Mapping[str, Any]) -> str:
-    """Of runs all of which were missing, how."""
+    """The mean of the runs; how they ended where none has a result."""
     missing = [one.how for one in missing_from_json(row["runs"]).values()]
     if row["measured"] is None and missing:
         return count_missing(missing)
@@ -91,11 +91,11 @@ def _legend(study: Study, *, metrics: bool) -> str:
     source = "" if study.paper is None else f"{study.source}. "
     measured = "measured: mean ± standard deviation (runs), last epoch."
     if not metrics:
-        return f"{source}{measured} train s: seconds of training, mean of the runs."
+        return f"{source}{measured} time (s): training time, mean of the runs."
     return (
-        f"{source}{measured} p: how probable so large a difference from the paper is by chance "
-        "(Welch's t-test, each row for itself; a side without a std is taken to scatter like the "
-        "other). A large p does not show that they agree."
+        f"{source}{measured} p: the probability of a difference from the paper at least this "
+        "large if the two are equal (Welch's t-test, each row by itself; a side without a "
+        "std is assumed to vary as much as the other). A large p does not show that they agree."
     )
 
 

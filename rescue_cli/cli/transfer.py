@@ -1,4 +1,4 @@
-"""`rescue transfer`: trained weights, another data set, and what they are worth there."""
+"""`rescue transfer`: fine-tunes weights on another data set, and compares several."""
 
 from pathlib import Path
 from typing import Annotated

@@ -124,7 +124,7 @@ class _Reader:
             if not isinstance(key, str):
                 raise UsageError(f"{line}: key {key!r} is not a string. Quote it.")
             if key in mapping:
-                raise UsageError(f"{line}: key '{key}' stands twice. Remove one.")
+                raise UsageError(f"{line}: key '{key}' occurs twice. Remove one.")
             mapping[key] = self.node(next(self.events), depth + 1)
         return mapping
 

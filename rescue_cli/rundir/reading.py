@@ -111,7 +111,7 @@ IDENTITY = {
 
 @dataclass(frozen=True)
 class FailureRecord:
-    """What a process says of the failure that it ended with, in `failure.json`."""
+    """The failure that ended a process, as `failure.json` records it."""
 
     rank: int
     exit_code: int
@@ -156,7 +156,7 @@ def _object(text: str, where: Path | str, cure: str) -> dict[str, Any]:
 
 
 def read_failure(run: RunDirectory) -> FailureRecord | None:
-    """The word that the run's processes left; None where they left none. Raises `DataError`."""
+    """The failure record of a run; None without one. Raises `DataError`."""
     if not run.failure.is_file():
         return None
     record = read_json(run.failure)

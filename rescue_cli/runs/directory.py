@@ -77,7 +77,7 @@ def prepare(
     look: "IdentityCache | None" = None,
     command: Sequence[str] | None = None,
 ) -> bool:
-    """Writes what the processes of a run read; whether the run is new.
+    """Writes what the processes of a run read; returns whether the run is new.
 
     Only a new run is this call's to `remove_unstarted`. With `resume` a directory of the same
     recipe is accepted, see `reserve`. `command` is recorded, by default this process's own. Raises
@@ -102,7 +102,7 @@ def reserve(
     verb: str = "train",
     look: "IdentityCache | None" = None,
 ) -> bool:
-    """Writes the recipe, or checks it against the one that is there; whether none was there.
+    """Writes the recipe, or checks it against an existing one; returns whether it is new.
 
     Raises `UsageError` where there is another recipe, or any without `resume`, or files that are
     not of a run. Recipes that differ only in where data and weights lie are the same recipe if the
@@ -123,7 +123,7 @@ def reserve(
             )
             raise UsageError(
                 f"{path}: holds a run of another recipe: {listed}. "
-                "Drop the overrides, or use a new --out."
+                "Remove the overrides, or use a new --out."
             )
         if changed:
             _relocate(run, recipe, look)

@@ -194,7 +194,7 @@ def test_a_claim_states_its_assumption_about_a_side_without_a_spread() -> None:
     assert pair["p"] < 1e-6
     assert " is better than " not in pair["claim"]
     assert pair["claim"].endswith(
-        "assuming that runs of 91.0 scatter like those of 90.0±0.1/20: there is one run of 91.0."
+        "assuming that runs of 91.0 vary as much as those of 90.0±0.1/20: there is one run of 91.0."
     )
     assert (pair["about"], pair["assumes"]["runs"]) == ("assumed", 1)
 

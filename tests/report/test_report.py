@@ -176,7 +176,7 @@ def test_the_table_is_available_as_data(
     ("words", "code", "said"),
     [
         (("nowhere",), 3, "nowhere: holds no result."),
-        (("run", "--csv", "--json"), 2, "--csv, --markdown and --json exclude each other."),
+        (("run", "--csv", "--json"), 2, "--csv, --markdown and --json are mutually exclusive."),
     ],
 )
 def test_a_folder_that_cannot_be_reported_is_refused(

@@ -69,7 +69,7 @@ def pad_crop(
     if offsets is not None and offsets > possible:
         raise UsageError(
             f"augment (pad-crop).offsets: {offsets}, and a pad of {pad} has {possible}. "
-            "Give at most that, or leave it out for all."
+            "Give at most that many, or remove the key to use all."
         )
     used = possible if offsets is None else offsets
 

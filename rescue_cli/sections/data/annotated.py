@@ -105,8 +105,8 @@ class Masked(Files):
     def relabel(self, order: Indices) -> "Masked":  # noqa: ARG002
         """Raises `DataError`: the masks on disk hold the labels."""
         raise DataError(
-            f"{self.masks.root}: its masks number the classes in another order than the weights "
-            "know. Order the classes' names (classes.txt) and the masks' numbers as they do."
+            f"{self.masks.root}: its masks number the classes in another order than the weights. "
+            "Use the weights' order in classes.txt and in the masks."
         )
 
     def target(self, index: int) -> Mask:

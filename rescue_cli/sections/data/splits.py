@@ -148,8 +148,8 @@ def drop_unknown_classes(name: str, files: Files) -> tuple[Files, list[str]]:
     names = sorted({path.partition("/")[0] for path in paths if "/" in path})
     of_classes = f" ({join_names(names)})" if names else ""
     note = (
-        f"{name}: left out {len(unknown)} of {len(files)} images, whose classes{of_classes} "
-        "training does not know."
+        f"{name}: left out {len(unknown)} of {len(files)} images: their classes{of_classes} "
+        "are not in the training set."
     )
     return files.take(np.flatnonzero(files.labels != UNKNOWN_CLASS)), [note]
 

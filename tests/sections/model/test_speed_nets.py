@@ -471,7 +471,7 @@ def test_whitening_wants_images_in_memory(tmp_path: Path) -> None:
     with pytest.raises(UsageError) as error:
         initialise_from_images(recipe, build_network(recipe, 10, CPU), data, CPU)
     assert str(error.value) == (
-        "model (airbench): looks at 10 training images before it trains, and fashion-mini is read "
+        "model (airbench): is initialised from 10 training images, and fashion-mini is read "
         "from files. Set data.resident=true."
     )
 

@@ -287,7 +287,7 @@ def used_classes(splits: Mapping[str, Sequence[CocoFile]]) -> tuple[str, ...]:
         if unknown := sorted(coco_file.used_names - known):
             hint = did_you_mean(unknown[0], known)
             raise DataError(
-                f"{coco_file.file}: '{unknown[0]}' is no category of {first.file}. {hint}"
+                f"{coco_file.file}: '{unknown[0]}' is not a category of {first.file}. {hint}"
             )
     ids = sorted(first.names, key=lambda id_: (isinstance(id_, str), id_))
     return tuple(first.names[id_] for id_ in ids if first.names[id_] in used)
