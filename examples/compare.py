@@ -3,7 +3,7 @@
     python examples/compare.py [SECTION.KEY=VALUE ...]
 
 Two minutes on two CPU cores: quickstart with and without label smoothing, three seeds of each,
-shortened to two epochs. Started again it goes on with the runs that are missing.
+shortened to two epochs. Started again, it continues with the missing runs.
 """
 
 import sys
@@ -22,10 +22,10 @@ def main() -> None:
             run = rescue.train(recipe, out=f"runs/smoothing/{name}/seed-{seed}", resume=True)
             print(f"{run.path}: top-1 {run.result['top1']:.2f} %")
 
-    found = rescue.compare("runs/smoothing/plain", "runs/smoothing/smoothed", want=0.5)
-    for side in found["sides"]:
+    comparison = rescue.compare("runs/smoothing/plain", "runs/smoothing/smoothed", want=0.5)
+    for side in comparison["sides"]:
         print(f"{side['name']}: {side['mean']:.2f} ± {side['std']:.2f} % ({side['n']} runs)")
-    print(found["claim"])
+    print(comparison["claim"])
 
 
 if __name__ == "__main__":

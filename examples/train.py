@@ -3,7 +3,7 @@
     python examples/train.py [SECTION.KEY=VALUE ...]
 
 Half a minute on two CPU cores; the images ship with the package. The run directory is the one that
-`rescue train --recipe quickstart` makes: `rescue report` reads it, `rescue train --resume` goes on.
+`rescue train --recipe quickstart` makes, for `rescue report` and `rescue train --resume`.
 """
 
 import sys

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from rescue_cli import recipe as recipes
 from rescue_cli.errors import RescueError, UsageError
-from rescue_cli.formatting import counted
+from rescue_cli.formatting import format_count
 from rescue_cli.recipe import Recipe, recipe_in
 from rescue_cli.rundir import RunDirectory, read_metrics, read_result
 from rescue_cli.runs.console import note
@@ -211,7 +211,7 @@ def train_in(
     if finished:
         say("finished already; nothing to do")
         return Run(path)
-    say(f"{recipe.name} on {launch.device}, {counted(launch.procs, 'process')}")
+    say(f"{recipe.name} on {launch.device}, {format_count(launch.procs, 'process')}")
     run_training(path, launch, new=new)
     if launch.nodes.rank == 0:
         draw_run(path)

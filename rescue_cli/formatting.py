@@ -1,7 +1,7 @@
 """Numbers as people read them."""
 
 
-def counted(number: int, noun: str) -> str:
+def format_count(number: int, noun: str) -> str:
     """`1 seed`, `3 seeds`, `4 micro-batches`, `2 processes`."""
     plural = "es" if noun.endswith(("ch", "ss")) else "s"
     return f"{number} {noun}" + ("" if number == 1 else plural)
@@ -20,6 +20,6 @@ def flop_count(petaflop: float) -> str:
     return f"{significant(petaflop * 1e9)} MFLOP"
 
 
-def shown_seconds(seconds: float) -> str:
+def format_seconds(seconds: float) -> str:
     """Whole seconds, or tenths below ten."""
     return f"{seconds:.0f}" if seconds >= 10 else f"{seconds:.1f}"

@@ -101,7 +101,7 @@ def remove_wait_limit() -> None:
 
 
 def end_wait() -> None:
-    """What was waited for has come; the next wait has its full time again."""
+    """Ends a wait; the next one has its full time again."""
     _wait_end.clear()
 
 

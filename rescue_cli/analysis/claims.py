@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from rescue_cli.formatting import shown_seconds
+from rescue_cli.formatting import format_seconds
 
 
 def is_claimed(pair: Mapping[str, Any], level: float) -> bool:
@@ -13,27 +13,32 @@ def is_claimed(pair: Mapping[str, Any], level: float) -> bool:
 
 def claim_sentence(pair: Mapping[str, Any], level: float, *, on: str | None) -> str:
     """What may be claimed of a pair; `on` names the test set where it is not the main one."""
-    write = {"recipes": _recipes, "assumed": _assumed, "networks": _networks, "nothing": _untested}
+    write = {
+        "recipes": _recipes,
+        "assumed": _with_assumption,
+        "networks": _networks,
+        "nothing": _without_test,
+    }
     sentence = write[pair["about"]](pair, level)
     return " ".join([f"On {on}: {sentence}" if on else sentence, *_caveats(pair)])
 
 
 def _recipes(pair: Mapping[str, Any], level: float) -> str:
     if is_claimed(pair, level):
-        better, worse = _ordered(pair)
+        better, worse = _better_and_worse(pair)
         return f"{better} is better than {worse} by {_size(pair)}."
     return f"No significant difference between {pair['a']} and {pair['b']}: {_size(pair)}. " + (
         _power(pair)
     )
 
 
-def _assumed(pair: Mapping[str, Any], level: float) -> str:
+def _with_assumption(pair: Mapping[str, Any], level: float) -> str:
     """For a side without a spread of its own: a single run, or a published mean."""
     alone, like, runs = (pair["assumes"][key] for key in ("alone", "like", "runs"))
     why = f"there is one run of {alone}" if runs == 1 else f"the {runs} runs of {alone} have no std"
-    assumption = f"assuming that runs of {alone} scatter like those of {like}: {why}."
+    assumption = f"assuming that runs of {alone} vary as much as those of {like}: {why}."
     if pair["p"] < level:
-        better, worse = _ordered(pair)
+        better, worse = _better_and_worse(pair)
         return f"{better} is above {worse} by {_size(pair)}, {assumption}"
     return (
         f"No significant difference between {pair['a']} and {pair['b']}: {_size(pair)}, "
@@ -46,7 +51,7 @@ def _networks(pair: Mapping[str, Any], level: float) -> str:
     if pair["p"] >= level:
         networks = f"the networks {pair['a']} and {pair['b']}"
         return f"No significant difference between {networks}: {_size(pair)}."
-    better, worse = _ordered(pair)
+    better, worse = _better_and_worse(pair)
     return (
         f"On these images the network {better} is better than {worse} by {_size(pair)}. One run "
         "each says nothing about the recipes: with a standard deviation between seeds of "
@@ -55,7 +60,7 @@ def _networks(pair: Mapping[str, Any], level: float) -> str:
     )
 
 
-def _untested(pair: Mapping[str, Any], _level: float) -> str:
+def _without_test(pair: Mapping[str, Any], _level: float) -> str:
     first, second = pair["n"]
     runs = "one run each" if first == second == 1 else f"{first} and {second} runs"
     return (
@@ -69,8 +74,8 @@ def _caveats(pair: Mapping[str, Any]) -> list[str]:
     caveats = []
     incomplete = [
         f"{runs} of {pair[side]}"
-        for side, runs, lost in zip(("a", "b"), pair["runs"], pair["lost"], strict=True)
-        if lost
+        for side, runs, missing in zip(("a", "b"), pair["runs"], pair["lost"], strict=True)
+        if missing
     ]
     if incomplete:
         caveats.append(f"Only finished runs are compared: {' and '.join(incomplete)}.")
@@ -101,7 +106,7 @@ def _power(pair: Mapping[str, Any]) -> str:
     return f"{detectable} To detect {pair['want']:g} points in 4 of 5 cases: {needed} runs of each."
 
 
-def _ordered(pair: Mapping[str, Any]) -> tuple[str, str]:
+def _better_and_worse(pair: Mapping[str, Any]) -> tuple[str, str]:
     """The better and the worse."""
     names = pair["a"], pair["b"]
     return (names[1], names[0]) if pair["difference"] > 0 else names
@@ -158,7 +163,7 @@ def _at_equal_budgets(pair: Mapping[str, Any]) -> list[str]:
         if equal is None:
             continue
         if what == "seconds":
-            budget = f"{shown_seconds(equal['at'])} seconds of training"
+            budget = f"{format_seconds(equal['at'])} seconds of training"
         else:
             budget = "1 epoch" if equal["at"] == 1 else f"{equal['at']:g} epochs"
         size = f"{abs(equal['difference']):.2f}"

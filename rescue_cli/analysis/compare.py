@@ -63,10 +63,10 @@ def choose_pairing(a: Side, b: Side) -> Pairing:
     in their evaluation alone are the same networks, and are paired from two seeds on.
     """
     common = sorted(a.values.keys() & b.values.keys())
-    planned = (a.values.keys() | a.lost.keys()) & (b.values.keys() | b.lost.keys())
+    planned = (a.values.keys() | a.missing.keys()) & (b.values.keys() | b.missing.keys())
     if len(common) < 2 or not (a.paths and b.paths):
         return Pairing((), "")
-    changed = _changed(next(iter(a.paths.values())), next(iter(b.paths.values())))
+    changed = _recipe_changes(next(iter(a.paths.values())), next(iter(b.paths.values())))
     if all(_is_in(key, ("eval",)) for key in changed):
         alike = (
             "same recipe and seeds, evaluated in two ways"
@@ -83,7 +83,7 @@ def choose_pairing(a: Side, b: Side) -> Pairing:
     return Pairing(tuple(common), shared)
 
 
-def _changed(a: Path, b: Path) -> Mapping[str, Any]:
+def _recipe_changes(a: Path, b: Path) -> Mapping[str, Any]:
     """The keys in which training or evaluation differs."""
     return {key: values for key, values in run_changes(a, b).items() if key not in NOT_PROCEDURE}
 
@@ -142,8 +142,8 @@ def describe_sides(sides: Sequence[Side]) -> list[dict[str, Any]]:
             "mean": side.sample.mean,
             "std": side.sample.std,
             "n": side.sample.n,
-            "runs": format_planned(side.sample.n, side.lost.values()),
-            "lost": dict(side.lost),
+            "runs": format_planned(side.sample.n, side.missing.values()),
+            "lost": dict(side.missing),
             **median_and_iqm(side.values),
             **_interval(side),
         }
@@ -209,11 +209,11 @@ def _pair(case: _Case, level: float, want: float | None) -> dict[str, Any]:
         "permutation_p": permuted,
         "cohens_dz" if test.paired else "cohens_d": test.effect,
         "n": list(test.n),
-        "runs": [format_planned(side.sample.n, side.lost.values()) for side in (a, b)],
-        "lost": [dict(a.lost), dict(b.lost)],
+        "runs": [format_planned(side.sample.n, side.missing.values()) for side in (a, b)],
+        "lost": [dict(a.missing), dict(b.missing)],
         "detectable": test.detectable(level),
         "want": want,
-        "needed": None if want is None else test.needed(want, level),
+        "needed": None if want is None else test.runs_needed(want, level),
         "how": how,
         "about": "nothing" if test.p is None else "assumed" if test.borrowed else "recipes",
         "skewed": skewed,
@@ -222,7 +222,7 @@ def _pair(case: _Case, level: float, want: float | None) -> dict[str, Any]:
         "middles": {
             side.name: median_and_iqm(side.values) for side in (a, b) if len(side.values) > 1
         },
-        "diverged": _diverged(a, b),
+        "diverged": _compare_divergence(a, b),
         "equal": {what: _at_equal(case, what) for what in ("epoch", "seconds")},
     }
     if test.p is not None and skewed and permuted is not None:
@@ -296,9 +296,9 @@ def median_and_iqm(values: Mapping[int, float]) -> dict[str, float | None]:
     return {"median": median(runs), "iqm": interquartile_mean(runs)}
 
 
-def _diverged(a: Side, b: Side) -> dict[str, Any] | None:
+def _compare_divergence(a: Side, b: Side) -> dict[str, Any] | None:
     """How many runs diverged on each side, and the p of Fisher's exact test."""
-    runs = [list(side.lost.values()).count("diverged") for side in (a, b)]
+    runs = [list(side.missing.values()).count("diverged") for side in (a, b)]
     if not any(runs):
         return None
     finished = [len(side.values) for side in (a, b)]

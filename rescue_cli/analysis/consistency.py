@@ -11,9 +11,9 @@ from rescue_cli.recipe.changes import (
     DEFAULTS,
     ROOTS,
     WEIGHTS,
-    as_written,
     differences,
     flat,
+    format_recipe_value,
     is_path,
 )
 from rescue_cli.rundir import RunDirectory, read_identity
@@ -87,7 +87,9 @@ def check_same_recipe(folders: Sequence[Path]) -> None:
 
 def check_same_test(results: Mapping[Path, Values]) -> None:
     """Raises `DataError` where a run's test images or evaluation differ from most runs'."""
-    _check_equal({folder: _tested(result) for folder, result in results.items()}, "result.json")
+    _check_equal(
+        {folder: _test_conditions(result) for folder, result in results.items()}, "result.json"
+    )
 
 
 def _procedure(folder: Path, *, ignore_paths: bool) -> dict[str, Any]:
@@ -107,7 +109,7 @@ def _procedure(folder: Path, *, ignore_paths: bool) -> dict[str, Any]:
     }
 
 
-def _tested(result: Values) -> dict[str, Any]:
+def _test_conditions(result: Values) -> dict[str, Any]:
     """The images and evaluation protocol of each measurement, by its name."""
     entries = result["sets"]
     values: dict[str, Any] = {"sets": [measurement_name(entry, entries) for entry in entries]}
@@ -130,9 +132,9 @@ def _check_equal(by_folder: Mapping[Path, Values], file: str) -> None:
     deviates, expected = by_folder[deviating[0]], by_folder[usual[0]]
     key = next(key for key in [*expected, *deviates] if deviates.get(key) != expected.get(key))
     raise DataError(
-        f"{deviating[0] / file}: {key}: {as_written(deviates.get(key))}, but {usual[0].name} has "
-        f"{as_written(expected.get(key))}. The runs of a sweep may differ only in their seed. "
-        f"{_cure(deviating[0])}"
+        f"{deviating[0] / file}: {key}: {format_recipe_value(deviates.get(key))}, "
+        f"but {usual[0].name} has {format_recipe_value(expected.get(key))}. "
+        f"The runs of a sweep may differ only in their seed. {_cure(deviating[0])}"
     )
 
 

@@ -78,9 +78,9 @@ def find_turn(
     """
     finite, end = _finite(values)
     curve = np.minimum(finite, ceiling)
-    lost = _lost(curve, end)
-    kept = curve[:lost]  # smoothed by itself: otherwise a blow-up affects the points before it
-    bound = None if lost is None else float(rates[lost])
+    cut = _worse_from(curve, end)
+    kept = curve[:cut]  # smoothed by itself: otherwise a blow-up affects the points before it
+    bound = None if cut is None else float(rates[cut])
 
     def result(verdict: Verdict, words: str, rate: float | None = None) -> Turn:
         return Turn(rate, verdict, bound, f"{what}: {words}")
@@ -93,7 +93,7 @@ def find_turn(
         where = f" after {_points(len(kept))}" if len(kept) else ", the first point,"
         words = f"no better than at the start from {bound:.3g}{where} on"
         return result("died" if end is not None else few, words)
-    near = _near_the_lowest(kept, noise_std(finite[:lost][:CALM]))
+    near = _near_the_lowest(kept, noise_std(finite[:cut][:CALM]))
     # How far it blows up does not matter
     curve = np.minimum(curve, kept[: int(kept.argmin()) + 1].max())
     before, bottom, after = kept[: near.start], kept[near.start : near.stop], curve[near.stop :]
@@ -148,7 +148,7 @@ def _above(some: Curve, bottom: Curve, spread: float) -> bool:
     return difference > float(BEYOND_NOISE * math.hypot(*errors))
 
 
-def _lost(curve: Curve, end: int | None) -> int | None:
+def _worse_from(curve: Curve, end: int | None) -> int | None:
     """The index from which a curve stays no better than its start; None where it ends better.
 
     `end`: the index from which it is not finite, if any.

@@ -50,7 +50,7 @@ def read_plan(folder: Path) -> dict[str, Any] | None:
         file,
         plan,
         PLAN_KEYS,
-        "Use a new --out: without the plan the looks do not keep their level.",
+        "Use a new --out: without the plan, the looks do not control false positives.",
     )
     return plan
 

@@ -89,7 +89,7 @@ class Curves:
         known = [value for value in self.accuracies if math.isfinite(value)]
         return not self.detects or max(known, default=0.0) > LEAST
 
-    def written(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """For JSON: null where a run diverged."""
         lists = {k: v for k, v in asdict(self).items() if isinstance(v, list)}
         finite = {k: [x if math.isfinite(x) else None for x in v] for k, v in lists.items()}

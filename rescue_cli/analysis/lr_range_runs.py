@@ -152,7 +152,7 @@ class RangeTest:
                 "command": command_line(),
                 "environment": {k: v for k, v in environment.items() if k != "cache"},
                 "ramp": asdict(self.ramp),
-                "runs": [curves.written() for curves in (*self.full, self.half)],
+                "runs": [curves.to_json() for curves in (*self.full, self.half)],
             },
         )
 
@@ -167,11 +167,11 @@ class RangeTest:
             raise UsageError(f"--apply: no rate was found ({reasons}). {cure}")
         if not answer.trusted and not untrusted:
             raise UsageError(
-                f"--apply: {answer.max_lr:.3g} is not to be trusted ({reasons}). {cure} "
-                "Or write it all the same with --apply-untrusted."
+                f"--apply: {answer.max_lr:.3g} is not trusted ({reasons}). {cure} "
+                "Or write it anyway with --apply-untrusted."
             )
         recipe = lr_range.with_one_cycle(self.recipe, answer.max_lr, self.ramp.momentum)
-        trust = "trusted" if answer.trusted else "NOT TRUSTED, applied all the same"
+        trust = "trusted" if answer.trusted else "NOT TRUSTED, applied anyway"
         source = f"A 1cycle up to {answer.max_lr:.3g}, by rescue lr-range-test"
         write_text(path, f"# {source}. {trust}: {reasons}.\n{recipe.to_yaml()}")
 
@@ -186,7 +186,7 @@ class RangeTest:
                 lines.append(
                     f"seed {curves.seed}: signs of overfitting from {low:.3g} to {high:.3g}"
                 )
-        trust = "trusted" if answer.trusted else "not to be trusted"
+        trust = "trusted" if answer.trusted else "not trusted"
         lines.append(f"{trust}: {'; '.join(answer.reasons)}")
         if not answer.trusted:
             lines.append(answer.advice(self.ramp))
@@ -205,7 +205,7 @@ def _describe_rates(answer: RangeTestResult, ramp: Ramp) -> list[str]:
             "flat": f"no turn found {upto}: the loss is flat at the end",
             "noisy": "no rate found: it learned, but noise hides any turn",
             "nothing learned": f"no rate found: nothing was learned from {ramp.start:.3g} on",
-            "died": "no rate found: the run died before it had learned enough to judge",
+            "died": "no rate found: a run lost all progress before it had learned enough to judge",
             "too few points": "no rate found: too few points on either side of a turn",
         }
         lines = [words.get(answer.verdict, "no rate found")]

@@ -39,7 +39,7 @@ def add_runs(runs: Sequence[Path], note: str | None) -> Path:
         )
     path = record_path(names.pop())
     kept = read_json(path)["runs"] if path.exists() else []
-    write_json(path, {"runs": _joined(kept, entries)})
+    write_json(path, {"runs": _join(kept, entries)})
     return path
 
 
@@ -52,19 +52,19 @@ def _entry(run: Path, note: str | None) -> dict[str, Any]:
     return {
         "command": _portable(read_command(files)),
         "seed": recipe.train.seed,
-        "differs": {k: _named(list(v)) for k, v in changed.items() if not _is_path(k)},
+        "differs": {k: _shorten_paths(list(v)) for k, v in changed.items() if not _is_path(k)},
         "result": {**{k: result[k] for k in RESULT if k in result}, **_others(result["sets"])},
         "environment": {k: v for k, v in environment.items() if k != "cache"},
         **({"note": note} if note else {}),
     }
 
 
-def _joined(kept: Entries, entries: Entries) -> list[dict[str, Any]]:
+def _join(kept: Entries, entries: Entries) -> list[dict[str, Any]]:
     """The record with new entries; raises `DataError` for one that is already there."""
     for entry in entries:
         if any(_figures(entry) == _figures(other) for other in kept):
             raise DataError(
-                f"records: seed {entry['seed']} of `{entry['command']}` is already on record, "
+                f"records: seed {entry['seed']} of `{entry['command']}` is already recorded, "
                 "identical to the last digit. Leave it out."
             )
     return [*kept, *entries]
@@ -86,13 +86,13 @@ def _portable(command: str) -> str:
     """The command without paths of the machine that it ran on."""
     words = re.sub(r"--out[ =]\S+", "", command).split()
     placeless = " ".join(re.sub(r"^(data\.\w*root)=.*", r"\1=DIR", word) for word in words)
-    return str(_named(placeless))
+    return str(_shorten_paths(placeless))
 
 
-def _named(value: Any) -> Any:
+def _shorten_paths(value: Any) -> Any:
     """A value with each absolute path in it shortened to its last part."""
     if isinstance(value, list):
-        return [_named(item) for item in value]
+        return [_shorten_paths(item) for item in value]
     return FOLDERS.sub("", value) if isinstance(value, str) else value
 
 

@@ -11,7 +11,7 @@ from rescue_cli.analysis.sides import Side, load_side, select_seeds
 from rescue_cli.analysis.stats import sample
 from rescue_cli.analysis.sweep import PREFIX, Sweep, read_sweep
 from rescue_cli.errors import DataError, DivergedError, UsageError
-from rescue_cli.formatting import counted
+from rescue_cli.formatting import format_count
 from rescue_cli.metrics.names import score
 from rescue_cli.recipe import Recipe
 from rescue_cli.rundir import RunDirectory, read_result, write_json
@@ -52,7 +52,7 @@ class RunningMean:
             return f"seed {seed}: {how}: {ended.error}"
         try:
             result: Mapping[str, Any] = read_result(RunDirectory(ended.path))
-        except DataError as error:  # it is raised when all have ended; the others go on
+        except DataError as error:  # it is raised when all have ended; the others continue
             return f"seed {seed}: {error}"
         self.scores[seed] = score(result["sets"][0])
         all_seeds = sample([self.scores[seed] for seed in sorted(self.scores)])
@@ -63,7 +63,7 @@ class RunningMean:
 # --- until a comparison is decided ---
 
 
-def opponent(word: str) -> Side:
+def load_reference(word: str) -> Side:
     """What a sweep is compared with; raises `UsageError` where it has no standard deviation."""
     side = load_side(word)
     if side.sample.std is None or side.sample.n < 2:
@@ -85,7 +85,7 @@ def train_until(
     planned = interim.plan_looks(len(seeds))
     level = interim.level_per_look(planned)
     _keep_plan(folder, {"against": against.name, "seeds": list(seeds), "looks": planned})
-    note(f"looks after {', '.join(map(str, planned))} seeds, each at p < {level:.2g}: 5 % over all")
+    note(f"looks after {', '.join(map(str, planned))} seeds, each at p < {level:.2g}: 5 % overall")
     pair: dict[str, Any] = {}
     for number, count in enumerate(planned, 1):
         train_seeds(base, seeds[:count], read_sweep(folder), jobs)
@@ -96,7 +96,7 @@ def train_until(
             continue
         pair["look"] = {"number": number, "of": len(planned), "seeds": count, "level": level}
         p = "-" if pair["p"] is None else f"{pair['p']:.2g}"
-        note(f"look {number} of {len(planned)}, after {counted(count, 'seed')}: p = {p}")
+        note(f"look {number} of {len(planned)}, after {format_count(count, 'seed')}: p = {p}")
         if is_claimed(pair, level):
             break
     return pair
@@ -106,7 +106,7 @@ def _keep_plan(folder: Path, plan: dict[str, Any]) -> None:
     if (before := interim.read_plan(folder)) is not None:
         if before != plan:
             raise UsageError(
-                f"--until: {folder} was begun with other looks, against {before['against']} "
+                f"--until: {folder} was started with other looks, against {before['against']} "
                 f"with {len(before['seeds'])} seeds. Repeat that, or use a new --out."
             )
         return

@@ -75,7 +75,7 @@ class Side:
     # every measurement of its runs; the first is `values` and `images`
     sets: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
     images_of: Mapping[str, Images] = field(default_factory=dict)
-    lost: Mapping[int, How] = field(default_factory=dict)  # planned seeds without a result
+    missing: Mapping[int, How] = field(default_factory=dict)  # planned seeds without a result
 
     def curves(self) -> dict[int, list[Point]]:
         """Each run's evaluations."""
@@ -148,9 +148,9 @@ def _sweep(text: str, path: Path) -> Side:
     sweep = read_sweep(path)
     if not sweep.results:
         raise DataError(
-            f"{path}: none of its {sweep.counted.removeprefix('0 of ')} has a result. "
+            f"{path}: none of its {sweep.seeds_text.removeprefix('0 of ')} has a result. "
             f"See {PREFIX}N/failure.json, and run the sweep again."
-            if sweep.lost
+            if sweep.missing
             else f"{path}: has neither result.json nor a seed-N/ with one. Give a run or a sweep."
         )
     values = {seed: score(result) for seed, result in sweep.results.items()}
@@ -163,26 +163,26 @@ def _sweep(text: str, path: Path) -> Side:
         _images(first),
         {name: sweep.values(name) for name in sweep.measurements},
         _images_of(first),
-        {seed: lost.how for seed, lost in sweep.lost.items()},
+        {seed: run.how for seed, run in sweep.missing.items()},
     )
 
 
 def select_seeds(side: Side, seeds: Collection[int]) -> Side:
     """A sweep with these seeds alone; raises `DataError` where none has a result."""
 
-    def kept(by_seed: Mapping[int, Any]) -> dict[int, Any]:
+    def select(by_seed: Mapping[int, Any]) -> dict[int, Any]:
         return {seed: value for seed, value in by_seed.items() if seed in seeds}
 
-    values = kept(side.values)
+    values = select(side.values)
     if not values:
         raise DataError(f"{side.name}: none of these seeds has a result.")
     return replace(
         side,
         sample=sample(list(values.values())),
         values=values,
-        paths=kept(side.paths),
-        sets={name: kept(by_seed) for name, by_seed in side.sets.items()},
-        lost=kept(side.lost),
+        paths=select(side.paths),
+        sets={name: select(by_seed) for name, by_seed in side.sets.items()},
+        missing=select(side.missing),
     )
 
 

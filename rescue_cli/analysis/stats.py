@@ -70,7 +70,7 @@ class Difference:
             return None
         return detectable_difference(self.error, self.freedom, level)
 
-    def needed(self, want: float, level: float = LEVEL) -> int | None:
+    def runs_needed(self, want: float, level: float = LEVEL) -> int | None:
         """Runs of each to detect a difference of `want` in 4 of 5 cases.
 
         Planned with the upper bound of the standard deviation; None where no spread is known, or
@@ -161,7 +161,7 @@ def welch_test(a: Sample, b: Sample) -> Difference:
     if not error or freedom is None:
         return test
     alone = (a.std is None) != (b.std is None)
-    return replace(test, error=error, freedom=freedom, std=_pooled(a, b), borrowed=alone)
+    return replace(test, error=error, freedom=freedom, std=_pooled_std(a, b), borrowed=alone)
 
 
 def paired_t_test(a: Floats, b: Floats) -> Difference:
@@ -292,7 +292,7 @@ def _error(a: Sample, b: Sample) -> tuple[float | None, float | None]:
     return math.sqrt(total), freedom
 
 
-def _pooled(a: Sample, b: Sample) -> float:
+def _pooled_std(a: Sample, b: Sample) -> float:
     """The pooled standard deviation."""
     known = [s for s in (a, b) if s.std is not None and s.n > 1]
     weights = sum(s.n - 1 for s in known)

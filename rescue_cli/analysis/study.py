@@ -192,7 +192,7 @@ def table_rows(
     """
     rows = []
     for number, (cell, recipe) in enumerate(resolve_cells(study, overrides), 1):
-        results, lost = read_cell_runs(
+        results, missing = read_cell_runs(
             study, None if folder is None else folder / row_folder(number)
         )
         seconds = [float(result["seconds_train"]) for result in results.values()]
@@ -204,8 +204,8 @@ def table_rows(
                 "paper": cell.paper,
                 "measured": None
                 if recipe is None
-                else _measured(cell, recipe, list(results.values())),
-                "runs": missing_to_json(len(results), lost),
+                else _summarize_results(cell, recipe, list(results.values())),
+                "runs": missing_to_json(len(results), missing),
                 "seconds_train": sum(seconds) / len(seconds) if seconds else None,
             }
         )
@@ -284,7 +284,7 @@ def _at(tree: Any, path: str) -> Any:
     return tree
 
 
-def _measured(
+def _summarize_results(
     cell: Cell, recipe: Recipe, results: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any] | None:
     if not results:

@@ -20,7 +20,7 @@ from rescue_cli.analysis.stats import (
     t_interval,
 )
 from rescue_cli.errors import DataError, UsageError
-from rescue_cli.formatting import counted
+from rescue_cli.formatting import format_count
 from rescue_cli.metrics.names import METRICS, measurement_name, metric_names, score
 from rescue_cli.rundir import RunDirectory, read_metrics, read_result
 from rescue_cli.rundir.planned import (
@@ -46,20 +46,20 @@ class Sweep:
 
     path: Path
     results: Mapping[int, Mapping[str, Any]]  # by seed, of finished runs
-    lost: Mapping[int, MissingRun]  # by seed, of planned runs without a result
+    missing: Mapping[int, MissingRun]  # by seed, of planned runs without a result
 
     @property
-    def counted(self) -> str:
+    def seeds_text(self) -> str:
         """How many seeds have a result: `10 seeds`, `6 of 10 seeds (4 diverged)`."""
-        n, every = len(self.results), len(self.results) + len(self.lost)
-        if not self.lost:
-            return counted(n, "seed")
-        return f"{n} of {counted(every, 'seed')} ({self.lost_words})"
+        n, every = len(self.results), len(self.results) + len(self.missing)
+        if not self.missing:
+            return format_count(n, "seed")
+        return f"{n} of {format_count(every, 'seed')} ({self.missing_text})"
 
     @property
-    def lost_words(self) -> str:
+    def missing_text(self) -> str:
         """`4 diverged, 1 failed`; empty where every planned seed has a result."""
-        return count_missing(lost.how for lost in self.lost.values())
+        return count_missing(run.how for run in self.missing.values())
 
     def values(self, name: str) -> dict[int, float]:
         """The score in percent of each finished seed on one of `measurements`."""
@@ -90,17 +90,17 @@ def read_sweep(path: Path) -> Sweep:
     """
     folders = seed_folders(path)
     results: dict[int, Mapping[str, Any]] = {}
-    lost = {}
+    missing = {}
     for seed, folder in folders.items():
         run = RunDirectory(folder)
         if run.result.is_file():
             results[seed] = read_result(run)
         else:
-            lost[seed] = read_missing(run)
+            missing[seed] = read_missing(run)
     check_seeds(folders, results)
     check_same_recipe(list(folders.values()))
     check_same_test({folders[seed]: result for seed, result in results.items()})
-    return Sweep(path, results, lost)
+    return Sweep(path, results, missing)
 
 
 def seed_folders(path: Path) -> dict[int, Path]:
@@ -139,7 +139,9 @@ def parse_seeds(text: str) -> list[int]:
             raise UsageError(f"--seeds: '{text}' is more than {MOST_SEEDS:,} seeds. Give fewer.")
         seeds += range(first, last + 1)
     if not seeds or len(set(seeds)) != len(seeds):
-        raise UsageError(f"--seeds: '{text}' names no seed, or one seed twice.")
+        raise UsageError(
+            f"--seeds: '{text}' names no seed, or one seed twice. Give each seed once."
+        )
     return seeds
 
 
@@ -153,7 +155,7 @@ def summarize_sweep(sweep: Sweep) -> dict[str, Any]:
     names = sweep.measurements
     rows = {name: _row(sweep.values(name)) for name in names}
     return {
-        **missing_to_json(len(sweep.results), sweep.lost),
+        **missing_to_json(len(sweep.results), sweep.missing),
         "sets": rows,
         "peak": {name: _peak(sweep, name) for name in names},
         "correlation": {
@@ -208,8 +210,8 @@ def sweep_csv(sweep: Sweep) -> str:
         writer.writerow(
             [seed, *(columns[name][seed] for name in names), result["seconds_train"], ""]
         )
-    for seed, lost in sweep.lost.items():
-        writer.writerow([seed, *("" for _ in names), "", f"{lost}"])
+    for seed, missing in sweep.missing.items():
+        writer.writerow([seed, *("" for _ in names), "", f"{missing}"])
     return text.getvalue()
 
 

@@ -20,7 +20,7 @@ from rescue_cli.analysis.sides import Side, load_side
 from rescue_cli.analysis.stats import LEVEL as TEST_LEVEL
 from rescue_cli.analysis.stats import t_quantile
 from rescue_cli.analysis.sweep import PREFIX
-from rescue_cli.formatting import counted
+from rescue_cli.formatting import format_count
 from rescue_cli.recipe import Recipe
 from rescue_cli.recipe.changes import optim_path, without_lr_rule
 from rescue_cli.rundir import RunDirectory
@@ -100,7 +100,7 @@ Run = Callable[[str, Recipe], Outcome]
 RangeRun = Callable[[str, Recipe, Ramp], Curves]
 Tried = tuple[str, Recipe, Outcome]  # a setting, the recipe with it, its first run
 KEPT = "as it is"
-KEEP = "Keep the recipe as it is."
+KEEP = "Keep the recipe unchanged."
 
 
 def largest_batch_size(images: int, fits: Callable[[int], bool]) -> tuple[int, str]:
@@ -197,19 +197,19 @@ class Search:
         """A grid of powers of ten, then midpoints between the best and its neighbours."""
         settings: list[Tried] = []
 
-        def tried(exponent: float) -> float:
+        def try_decay(exponent: float) -> float:
             value = 0.0 if exponent == -math.inf else _one_digit(10**exponent)
-            made = _decayed(self.recipe, value)
+            made = _with_weight_decay(self.recipe, value)
             if made == self.recipe:
                 return self.current.loss
             settings.append(self._try(f"decay-{value:g}", f"{value:g}", made))
             return settings[-1][2].loss
 
-        losses = {exponent: tried(exponent) for exponent in (*EXPONENTS, -math.inf)}
+        losses = {exponent: try_decay(exponent) for exponent in (*EXPONENTS, -math.inf)}
         best = min(losses, key=lambda e: losses[e])
         if best != -math.inf:
             for neighbour in (best + 0.5, best - 0.5):
-                tried(neighbour)
+                try_decay(neighbour)
         return self._decide("weight decay", settings)
 
     def _try(self, name: str, label: str, recipe: Recipe) -> Tried:
@@ -274,7 +274,7 @@ def _with_momentum(recipe: Recipe, value: float) -> Recipe:
     )
 
 
-def _decayed(recipe: Recipe, value: float) -> Recipe:
+def _with_weight_decay(recipe: Recipe, value: float) -> Recipe:
     """Sets the first weight decay to `value`; the others keep their ratio to it."""
     decays = [item.weight_decay for item in recipe.optim]
     reference = next((decay for decay in decays if decay), None)
@@ -323,7 +323,7 @@ class Verdict:
     sides: Sequence[Side] = ()
     pairs: Sequence[Mapping[str, Any]] = ()
 
-    def written(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """For JSON."""
         return {
             "better": self.better,
@@ -338,36 +338,38 @@ UNCHANGED = Verdict(False, [f"No setting is better beyond noise. {KEEP}"])
 
 def judge_sweeps(base: Path, tuned: Path, seeds: Sequence[int]) -> Verdict:
     """Compares the base and the tuned sweep, whose runs have all ended."""
-    lost = {path: [seed for seed in seeds if not _has_result(path, seed)] for path in (base, tuned)}
+    missing = {
+        path: [seed for seed in seeds if not _has_result(path, seed)] for path in (base, tuned)
+    }
     sentences = [
-        f"{path}: {len(diverged)} of {counted(len(seeds), 'run')} diverged"
-        for path, diverged in lost.items()
+        f"{path}: {len(diverged)} of {format_count(len(seeds), 'run')} diverged"
+        for path, diverged in missing.items()
         if diverged
     ]
-    if len(lost[tuned]) == len(seeds):
+    if len(missing[tuned]) == len(seeds):
         return Verdict(False, [*sentences, KEEP])
-    if len(lost[base]) == len(seeds):
-        return _without_base(load_side(str(tuned)), sentences, some_lost=bool(lost[tuned]))
-    verdict = judge(load_side(str(base)), load_side(str(tuned)), lost=len(lost[tuned]))
+    if len(missing[base]) == len(seeds):
+        return _without_base(load_side(str(tuned)), sentences, some_missing=bool(missing[tuned]))
+    verdict = judge(load_side(str(base)), load_side(str(tuned)), missing=len(missing[tuned]))
     return Verdict(verdict.better, [*sentences, *verdict.sentences], verdict.sides, verdict.pairs)
 
 
-def judge(base: Side, tuned: Side, *, lost: int = 0) -> Verdict:
-    """Compares the finished runs; a tuned recipe with `lost` runs is never better."""
+def judge(base: Side, tuned: Side, *, missing: int = 0) -> Verdict:
+    """Compares the finished runs; a tuned recipe with `missing` runs is never better."""
     sides = [base, tuned]
     pairs = compare_pairs(sides)
-    better = not lost and is_claimed(pairs[0], TEST_LEVEL) and pairs[0]["difference"] > 0
+    better = not missing and is_claimed(pairs[0], TEST_LEVEL) and pairs[0]["difference"] > 0
     return Verdict(better, [] if better else [KEEP], sides, pairs)
 
 
-def _without_base(tuned: Side, sentences: Sequence[str], *, some_lost: bool) -> Verdict:
+def _without_base(tuned: Side, sentences: Sequence[str], *, some_missing: bool) -> Verdict:
     """The verdict where every base run diverged, so that there is nothing to compare with.
 
     If both were equally likely to diverge, all runs of one and none of the other would do so in
     one case of 4^n at most, which is 1.6 % for three runs.
     """
     only_base = "Every run of the base recipe diverged, and none of the tuned one."
-    return Verdict(not some_lost, [*sentences, KEEP if some_lost else only_base], [tuned])
+    return Verdict(not some_missing, [*sentences, KEEP if some_missing else only_base], [tuned])
 
 
 def _has_result(sweep: Path, seed: int) -> bool:

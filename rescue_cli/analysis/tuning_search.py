@@ -114,7 +114,7 @@ class Tuner:
         """
         if (kept := self._decide_once("seeds", lambda: self.seeds)) != self.seeds:
             raise UsageError(
-                f"--seeds: {self.folder} is judged by {kept} runs each, as it was first asked. "
+                f"--seeds: {self.folder} was started with {kept} full runs of each recipe. "
                 f"Give --seeds {kept}, or another --out."
             )
 
@@ -276,7 +276,7 @@ class Tuner:
 
 
 def count_held_out(recipe: Recipe) -> int:
-    """How many training images choose, and as many judge: as the user says, or a tenth.
+    """Held-out images for the search, and as many for the verdict: as given, or a tenth.
 
     Raises `UsageError` where they leave none to train on.
     """
@@ -290,8 +290,9 @@ def count_held_out(recipe: Recipe) -> int:
     folds = recipe.data.fold + 2
     if folds * held_out >= whole:
         raise UsageError(
-            f"data.holdout: {held_out} images to choose by and as many to judge by leave none of "
-            f"the {whole} training images. Give data.holdout=N with a smaller N, or more images."
+            f"data.holdout: {held_out} images for the search and as many for the verdict "
+            f"leave none of the {whole} training images. Give data.holdout=N with a smaller N, "
+            "or more images."
         )
     return held_out
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from rescue_cli.bench.timing import rounds_shown, time_calls
+from rescue_cli.bench.timing import show_rounds, time_calls
 from rescue_cli.errors import UsageError
 from rescue_cli.recipe.architectures import row_of
 from rescue_cli.sections.model.timm_models import has_fixed_size, timm_model
@@ -48,7 +48,7 @@ def inference(
     with torch.inference_mode():
         time_calls(run, 2, device)
         rates = [
-            batch_size * batches / time_calls(run, batches, device) for _ in rounds_shown(rounds)
+            batch_size * batches / time_calls(run, batches, device) for _ in show_rounds(rounds)
         ]
     paper = row["images_per_second"] if row and size == paper_size else None
     return {

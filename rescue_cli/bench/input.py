@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from rescue_cli.bench import timm_pipeline
-from rescue_cli.bench.timing import rounds_shown
+from rescue_cli.bench.timing import show_rounds
 from rescue_cli.build.feeds import Machine, build_normalise, build_train_feed
 
 # data_keys
@@ -71,7 +71,7 @@ def against_timm(recipe: Recipe, folder: Path, *, steps: int, rounds: int) -> di
         samplings["shared"] = recipe.sampling
     costs: dict[str, list[Cost]] = {name: [] for name in ("theirs", *samplings)}
     with one_thread():
-        for number in rounds_shown(rounds):
+        for number in show_rounds(rounds):
             order = list(costs) if number % 2 else list(costs)[::-1]
             for name in order:
                 if name == "theirs":

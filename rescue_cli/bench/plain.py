@@ -14,7 +14,7 @@ from statistics import median
 from typing import Any
 
 from rescue_cli import lifetime
-from rescue_cli.bench.timing import rounds_shown
+from rescue_cli.bench.timing import show_rounds
 from rescue_cli.errors import RescueError, from_code
 from rescue_cli.recipe import Recipe
 
@@ -117,7 +117,7 @@ def _time_alternately(
     for name, tuned in variants:
         processes[tuned].time_steps(name, max(2, steps // 4))
     seconds: dict[Variant, list[float]] = {variant: [] for variant in variants}
-    for number in rounds_shown(rounds):
+    for number in show_rounds(rounds):
         for name, tuned in variants[:: 1 if number % 2 else -1]:
             seconds[name, tuned].append(processes[tuned].time_steps(name, steps))
     return seconds

@@ -25,7 +25,7 @@ def plain_optimizers(recipe: Recipe, network: nn.Module) -> list[Optimizer]:
     for item, claim in zip(recipe.optim, assign_parameters(network, recipe.optim), strict=True):
         if item.name not in PLAIN:
             raise UsageError(
-                f"bench step: --against plain has no plain form of optim ({item.name}). "
+                f"bench step: --against plain does not support optim ({item.name}). "
                 f"Use one of {', '.join(PLAIN)}."
             )
         decay = item.weight_decay

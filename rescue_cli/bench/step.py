@@ -65,7 +65,7 @@ def step(
                 ours, bare, calls=steps, rounds=rounds, images=images, device=machine.device
             )
             peaks.append(matrix_peak(dtype, machine.device))
-            step_seconds, waited = images / times["ours"], ours.waited()
+            step_seconds, waited = images / times["ours"], ours.wait_per_step()
             input_seconds = waited + ours.time_preparation(steps)
         flops = times["ours"] * multiply_adds * OPERATIONS
         return {
@@ -101,7 +101,7 @@ class _Ours:
             )
         self.engine(self.number % self.per_epoch if self.resident else self.number)
 
-    def waited(self) -> float:
+    def wait_per_step(self) -> float:
         """Seconds per step spent waiting for the data loader workers."""
         return (self.engine.feed.waited - self.before) / self.number
 

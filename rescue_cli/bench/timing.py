@@ -25,7 +25,7 @@ def time_alternately(
     for warm_up in (ours, theirs):
         time_calls(warm_up, max(2, calls // 4), device)
     pairs = []
-    for number in rounds_shown(rounds):
+    for number in show_rounds(rounds):
         order = (ours, theirs) if number % 2 else (theirs, ours)
         seconds = {function: time_calls(function, calls, device) for function in order}
         pairs.append((seconds[ours], seconds[theirs]))
@@ -39,7 +39,7 @@ def time_alternately(
     }
 
 
-def rounds_shown(rounds: int) -> Iterable[int]:
+def show_rounds(rounds: int) -> Iterable[int]:
     """The numbers of the rounds, counted on a terminal by a bar that moves only between them."""
     from rich.console import Console
     from rich.progress import track

@@ -39,7 +39,7 @@ def options(recipe: Recipe) -> Options:
     """
     keys = recipe.data
     mean, std = normalisation(recipe.data.name, keys)
-    found: Options = {
+    result: Options = {
         "hflip": 0.0,
         "color_jitter": None,
         "interpolation": keys.train_interpolation,
@@ -48,8 +48,8 @@ def options(recipe: Recipe) -> Options:
         **NO_CROP,
     }
     for item in recipe.augment:
-        found |= _as_options(item)
-    return found
+        result |= _as_options(item)
+    return result
 
 
 def _as_options(item: Item) -> Options:

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from rescue_cli import recipe as recipes
 from rescue_cli.bench import timm_pipeline
-from rescue_cli.bench.timing import rounds_shown
+from rescue_cli.bench.timing import show_rounds
 from rescue_cli.build.feeds import Machine, load_dataset
 from rescue_cli.build.networks import autocast, build_network
 from rescue_cli.build.step import build_step
@@ -118,7 +118,7 @@ def _time_alternately(
 ) -> dict[str, list[float]]:
     """Seconds of each loop, one entry per round."""
     seconds: dict[str, list[float]] = {name: [] for name in loops}
-    for number in rounds_shown(rounds):
+    for number in show_rounds(rounds):
         for name in list(loops)[:: 1 if number % 2 else -1]:
             seconds[name].append(loops[name](steps))
     return seconds

@@ -1,4 +1,4 @@
-"""A recipe held against its ingredients, before a device or a data set is touched."""
+"""Checks a recipe against its ingredients, before a device or a data set is touched."""
 
 import math
 
@@ -35,7 +35,7 @@ def check_recipe(recipe: Recipe) -> None:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise UsageError(
             f"model ({recipe.model.name}): cannot be built ({reason}). "
-            "Change its keys, or take another."
+            "Change its keys, or use another."
         ) from None
     assign_parameters(model, recipe.optim)
     if any(item.layer_decay is not None for item in recipe.optim):
@@ -47,7 +47,7 @@ def check_recipe(recipe: Recipe) -> None:
         if recipe.train.micro_batches > 1:
             raise UsageError(
                 f"selection (proxy): a step of {recipe.train.micro_batches} micro-batches. "
-                "The proxy sees a step whole: set "
+                "The proxy needs a step in one micro-batch: set "
                 f"train.device_batch_size={recipe.train.batch_size}."
             )
         check_recipe(proxy_recipe(recipe, recipe.selection.arguments["model"]))
@@ -85,7 +85,7 @@ def _check_scaling(item: OptimItem, batch_size: int) -> None:
         return
     raise UsageError(
         f"optim ({item.name}).lr: {lr:g} is not {rule:g} for 256 images times {batch_size} / 256. "
-        f"Set optim.lr={wanted:g}, or drop the rule with ~optim.lr_per_256."
+        f"Set optim.lr={wanted:g}, or remove the rule with ~optim.lr_per_256."
     )
 
 
@@ -94,7 +94,7 @@ def _check_data(recipe: Recipe) -> None:
     keys = recipe.data
     if recipe.data.name == PACKAGED and (keys.root or keys.train_root or keys.test_root):
         raise UsageError(
-            f"data.root: {PACKAGED} lies in this package and reads no folder. Drop the folder "
+            f"data.root: {PACKAGED} is part of this package and reads no folder. Remove the key "
             "(~data.root), or name what reads it: data.name=folder for class folders of your own."
         )
     channels = channels_of(recipe.data.name, keys)
@@ -107,7 +107,7 @@ def _check_data(recipe: Recipe) -> None:
         raise UsageError(f"data.std: {keys.std} must be above 0.")
     if keys.range is not None and keys.range[0] >= keys.range[1]:
         raise UsageError(
-            f"data.range: {list(keys.range)} must rise: the value of black, then that of white."
+            f"data.range: {list(keys.range)} must be in increasing order: black, white."
         )
     size = train_size(recipe)
     needed = max(math.floor(s / c) for s in recipe.eval.sizes for c in recipe.eval.crops)

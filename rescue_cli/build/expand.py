@@ -30,17 +30,17 @@ def model_overrides(base: Recipe, name: str, overrides: Sequence[str]) -> list[s
 
     given = given_keys(overrides)
     if is_given("model.name", given):
-        raise UsageError("--model and model.name say the same thing. Give one of them.")
+        raise UsageError("--model and model.name set the same thing. Give only one.")
     options = base.with_overrides(*overrides).model.options
     values: dict[str, Any] = {"model.name": name, **_sizes(base, name)}
     values = {key: value for key, value in values.items() if not is_given(key, given)}
-    after = base.with_overrides(*overrides, *_written(values))
+    after = base.with_overrides(*overrides, *_format_overrides(values))
     removed = _lacking(name, options)
     if name not in MODELS and has_fixed_size(name):
-        values |= _fixed(name, after, given)
+        values |= _fixed_size_keys(name, after, given)
         removed = [key for key in removed if f"model.{key}" not in values]
     kept = [f"~model.{key}" for key in removed if not is_given(f"model.{key}", given)]
-    return [*_written(values), *kept]
+    return [*_format_overrides(values), *kept]
 
 
 def epochs_overrides(recipe: Recipe, number: float, overrides: Sequence[str]) -> list[str]:
@@ -50,7 +50,7 @@ def epochs_overrides(recipe: Recipe, number: float, overrides: Sequence[str]) ->
     """
     given = given_keys(overrides)
     if is_given("train.epochs", given):
-        raise UsageError("--epochs and train.epochs say the same thing. Give one of them.")
+        raise UsageError("--epochs and train.epochs set the same thing. Give only one.")
     ratio = number / recipe.train.epochs
     values: dict[str, Any] = {"train.epochs": _tidy(number)}
     for prefixes, options, signatures in _sections(recipe):
@@ -58,7 +58,7 @@ def epochs_overrides(recipe: Recipe, number: float, overrides: Sequence[str]) ->
             paths = [f"{prefix}.{key}" for prefix in prefixes]
             if not any(is_given(path, given) for path in paths):
                 values.setdefault(paths[0], value)
-    return _written(values)
+    return _format_overrides(values)
 
 
 def _sizes(base: Recipe, name: str) -> dict[str, Any]:
@@ -71,7 +71,7 @@ def _sizes(base: Recipe, name: str) -> dict[str, Any]:
     return {"data.train_size": train_size, "eval.sizes": [test_size]}
 
 
-def _fixed(name: str, after: Recipe, given: Sequence[str]) -> dict[str, Any]:
+def _fixed_size_keys(name: str, after: Recipe, given: Sequence[str]) -> dict[str, Any]:
     """The keys by which a network made for one image size takes the recipe's."""
     from rescue_cli.sections.model.timm_models import unsupported_keys
 
@@ -135,7 +135,7 @@ def _scaled_keys(
         for name, key in schema.keys(signature).items():
             value = options.get(name, None if key.required else key.default)
             if value is not None and _is_marked(key.annotation):
-                yield name, _scaled(value, key.annotation, ratio)
+                yield name, _scale(value, key.annotation, ratio)
 
 
 def _is_marked(annotation: Any) -> bool:
@@ -144,7 +144,7 @@ def _is_marked(annotation: Any) -> bool:
     return any(isinstance(p, schema.InEpochs) for p in parts) or any(map(_is_marked, parts[1:]))
 
 
-def _scaled(value: Any, annotation: Any, ratio: float) -> Any:
+def _scale(value: Any, annotation: Any, ratio: float) -> Any:
     """What `annotation` marks in `value`, times `ratio`; the rest as it is."""
     parts = get_args(annotation)
     if value is None or not _is_marked(annotation):
@@ -152,13 +152,13 @@ def _scaled(value: Any, annotation: Any, ratio: float) -> Any:
     if get_origin(annotation) is Annotated:
         if any(isinstance(part, schema.InEpochs) for part in parts):
             return _tidy(value * ratio)
-        return _scaled(value, parts[0], ratio)
+        return _scale(value, parts[0], ratio)
     if isinstance(value, Mapping):
-        return {key: _scaled(item, parts[1], ratio) for key, item in value.items()}
+        return {key: _scale(item, parts[1], ratio) for key, item in value.items()}
     if isinstance(value, list | tuple):
         each = parts if get_origin(annotation) is tuple else parts[:1] * len(value)
-        return [_scaled(item, part, ratio) for item, part in zip(value, each, strict=True)]
-    return _scaled(value, next(filter(_is_marked, parts)), ratio)
+        return [_scale(item, part, ratio) for item, part in zip(value, each, strict=True)]
+    return _scale(value, next(filter(_is_marked, parts)), ratio)
 
 
 def _tidy(number: float) -> float:
@@ -167,7 +167,7 @@ def _tidy(number: float) -> float:
     return int(rounded) if rounded == int(rounded) else rounded
 
 
-def _written(values: Mapping[str, Any]) -> list[str]:
+def _format_overrides(values: Mapping[str, Any]) -> list[str]:
     return [
         f"{k}={schema.show(v) if isinstance(v, bool) else v}".replace(" ", "")
         for k, v in values.items()
@@ -200,7 +200,7 @@ def smoke_overrides(recipe: Recipe, overrides: Sequence[str], *, cuda: bool) -> 
 def subset_override(text: str, overrides: Sequence[str] = ()) -> str:
     """The override that `--subset N` or `--subset TRAIN:TEST` stands for, beside the user's."""
     if is_given("data.subset", [k for k in given_keys(overrides) if k != "data"]):
-        raise UsageError("--subset and data.subset say the same thing. Give one of them.")
+        raise UsageError("--subset and data.subset set the same thing. Give only one.")
     parts = text.split(":")
     if len(parts) > 2 or not all(p.isdecimal() and int(p) > 0 for p in parts):
         raise UsageError(f"--subset: '{text}' must be N or TRAIN:TEST, whole numbers above 0.")

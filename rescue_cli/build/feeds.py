@@ -168,8 +168,9 @@ def initialise_from_images(
         return
     if not isinstance(data.train, Images):
         raise UsageError(
-            f"model ({recipe.model.name}): looks at {layers[0].images or 'all'} training images "
-            f"before it trains, and {recipe.data.name} is read from files. Set data.resident=true."
+            f"model ({recipe.model.name}): is initialised from "
+            f"{layers[0].images or 'all'} training images, "
+            f"and {recipe.data.name} is read from files. Set data.resident=true."
         )
     pixels, to_floats = data.train.pixels, build_normalise(recipe, device)
     for layer in layers:

@@ -86,7 +86,8 @@ def build_trainee(
     layers = find_heads(network)
     if not layers:
         raise UsageError(
-            f"model ({recipe.model.name}).frozen: it has no classifier to train. Drop frozen."
+            f"model ({recipe.model.name}).frozen: it has no classifier to train. "
+            "Remove model.frozen."
         )
     head = Head(layers, float(getattr(network, "logit_scale", 1.0))).to(machine.device)
     reader = _Reader(recipe, network, list(layers.values()), head, machine)

@@ -36,12 +36,12 @@ def check_balance(recipe: Recipe) -> None:
     if given == "balanced" and recipe.sampling.name == "balanced":
         raise UsageError(
             "loss.class_weights: balanced, and sampling.name is balanced: rare classes would count "
-            "twice. Drop one of them (~loss.class_weights, or ~sampling)."
+            "twice. Remove one of them (~loss.class_weights, or ~sampling)."
         )
     if recipe.selection.name == "proxy":
         raise UsageError(
             "loss.class_weights: selection (proxy) keeps images by their losses and takes a plain "
-            "mean of those. Drop ~loss.class_weights or ~selection."
+            "mean of those. Remove one of them (~loss.class_weights, or ~selection)."
         )
 
 

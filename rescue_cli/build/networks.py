@@ -23,7 +23,7 @@ MIXED = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 def dtype_of(precision: str) -> torch.dtype:
-    """Of weights and images, which mixed precision keeps in float32."""
+    """The dtype of weights and images; mixed precision keeps both in float32."""
     return torch.float64 if precision == "float64" else torch.float32
 
 
@@ -81,7 +81,7 @@ def build_network(
 
 
 def weights_classes(recipe: Recipe) -> tuple[str, ...]:
-    """The names of the classes that the recipe's weights carry; none where they carry none."""
+    """The class names stored with the recipe's weights; empty without any."""
     weights = _weights_file(recipe)
     return () if weights is None else _class_names(weights_metadata(weights))
 
@@ -101,14 +101,14 @@ def match_labels(recipe: Recipe, data: Dataset) -> tuple[Dataset, str | None]:
     if len(known) != len(data.classes):
         raise UsageError(f"data.name: {difference} To train it on these: rescue transfer.")
     if sorted(known) == sorted(data.classes):
-        return relabel(data, known), f"{difference} Labels go by the names."
+        return relabel(data, known), f"{difference} Classes are matched by name."
     elsewhere = (c != k and c in known for c, k in zip(data.classes, known, strict=True))
     if moved := [*itertools.compress(data.classes, elsewhere)]:
         raise DataError(
-            f"data.name: {difference} Labels by the order would be wrong: {moved[0]!r} stands "
-            "at another place. Give the classes the names that the weights know."
+            f"data.name: {difference} Matching by position would be wrong: {moved[0]!r} is at "
+            "another position. Give the classes the names in the weights."
         )
-    return data, f"warning: {difference} Accuracies are by the classes' order."
+    return data, f"warning: {difference} Classes are matched by position."
 
 
 def warn_of_old_head(recipe: Recipe, classes: tuple[str, ...]) -> str | None:
@@ -121,8 +121,7 @@ def warn_of_old_head(recipe: Recipe, classes: tuple[str, ...]) -> str | None:
     if difference is None or len(_class_names(metadata)) != len(classes):
         return None
     return (
-        f"warning: {difference} The head begins with what it knows; model.new_head=true begins "
-        "anew."
+        f"warning: {difference} The head keeps its weights; model.new_head=true starts a new one."
     )
 
 
@@ -146,7 +145,7 @@ def _compare_classes(
         return None
     old, new = next((a, b) for a, b in itertools.zip_longest(known, classes) if a != b)
     return (
-        f"{weights} knows {len(known)} classes and the data has {len(classes)}; the first that "
+        f"{weights} has {len(known)} classes and the data has {len(classes)}; the first that "
         f"differs is {old!r} in place of {new!r}."
     )
 

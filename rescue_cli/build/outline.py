@@ -1,4 +1,4 @@
-"""What a run comes to, in images, steps and learning rates, before it starts."""
+"""A run's images, steps and learning rates, computed before it starts."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ SHOWN_RATES = 100_000  # the peak of a longer schedule is taken from as many of 
 
 
 def training_images(recipe: Recipe) -> int | None:
-    """How many images the run trains on: the files that are there, else the set's published number.
+    """How many images the run trains on: its files if they exist, else the set's published number.
 
     A class folder may hold less than the whole set. None where neither is known. Raises `DataError`
     for files that cannot be used.
@@ -41,7 +41,7 @@ def count_training_images(recipe: Recipe) -> int:
 
 
 def epoch_length(recipe: Recipe) -> int:
-    """The steps of an epoch, by the files where they are there."""
+    """The steps of an epoch, counted from the files if they exist."""
     given = recipe.train.steps_per_epoch is not None
     return steps_per_epoch(recipe.train, 0 if given else count_training_images(recipe))
 
@@ -58,7 +58,7 @@ def outline_run(recipe: Recipe) -> dict[str, Any]:
         facts["balance"] = balance
     facts["slices"] = f"{train.micro_batches} of {train.device_batch_size} images"
     if images is None and train.steps_per_epoch is None:
-        return {**facts, "steps": "unknown until data.root is there"}
+        return {**facts, "steps": "unknown until data.root exists"}
     per_epoch = steps_per_epoch(train, images or 0)
     steps = total_steps(train, per_epoch)
     schedule, ratio = build_schedules(recipe, per_epoch)[0]

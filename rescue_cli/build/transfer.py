@@ -79,8 +79,8 @@ def _backbone(base: Recipe, source: Source, *, random: bool) -> dict[str, Any]:
     trained = source.recipe.model
     if trained.name in MODELS:
         raise UsageError(
-            f"--from {source.given}: {trained.name} is not one of timm's networks, and a backbone "
-            "has to be. Use a run of one, such as ResNet or EfficientNet."
+            f"--from {source.given}: {trained.name} is not one of timm's networks, as a backbone "
+            "must be. Use a run of one, such as ResNet or EfficientNet."
         )
     mean, std = normalisation(source.recipe.data.name, source.recipe.data)
     values = {"model.backbone": trained.name, "data.mean": mean, "data.std": std}
@@ -151,7 +151,7 @@ def check_labels(starts: Mapping[str, Start]) -> None:
     for name, each in starts.items():
         if each.label in seen:
             raise UsageError(
-                f"--from: {seen[each.label]} and {name} would both be called {each.label}. "
+                f"--from: {seen[each.label]} and {name} would both be named {each.label}. "
                 "Give one of them another name."
             )
         seen[each.label] = name

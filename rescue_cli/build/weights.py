@@ -57,7 +57,7 @@ def check_changes(changes: Sequence[str], source: Source) -> None:
     for key in given_keys([change for change in changes if not change.startswith("~")]):
         section = recipes.SECTIONS.get(key.partition(".")[0])
         if section is not None and not section.evaluated:
-            raise UsageError(f"{key}: an evaluation does not read it. Drop it.")
+            raise UsageError(f"{key}: has no effect on an evaluation. Remove it.")
     asked, trained = source.recipe, source.trained
     if trained is None:
         return
@@ -67,7 +67,7 @@ def check_changes(changes: Sequence[str], source: Source) -> None:
         fold = f", data.fold: {keys.fold}" if (keys.fold, unseen[1]) != (0, 0) else ""
         raise UsageError(
             f"data.holdout: {keys.holdout}{fold}: {source.given} was trained on these images. "
-            "Drop it, or name others with data.test_root=DIR."
+            "Remove it, or name others with data.test_root=DIR."
         )
     seen: int | None = trained.data.channels
     seen = seen or (FACTS[trained.data.name].channels if trained.data.name in FACTS else None)
@@ -90,7 +90,9 @@ def find_weights(
         name, path, metadata = given.removeprefix(weights.TIMM), given, {}
         architecture: str | None = name
         if model is not None:
-            raise UsageError(f"--model: {given} says which network it is. Drop --model {model}.")
+            raise UsageError(
+                f"--model: {given} already names the architecture. Remove --model {model}."
+            )
     else:
         folder = Path(given).expanduser()
         name = folder.stem if folder.is_dir() else weights.source_label(given)
@@ -100,7 +102,9 @@ def find_weights(
         return _without_recipe(given, name, path, architecture, metadata, changes)
     if model is not None:
         whose = f"--recipe {recipe}" if recipe is not None else f"the recipe in {given}"
-        raise UsageError(f"--model: {whose} says which network it is. Drop --model {model}.")
+        raise UsageError(
+            f"--model: {whose} already names the architecture. Remove --model {model}."
+        )
     if recipe is not None:
         base, protocol = recipes.load(recipe), {"weights": given}
     else:
@@ -168,7 +172,7 @@ def _timm_config(name: str, *, downloads: bool) -> Any:
         config = None
     if (config is None and "." in name) or (downloads and not (config and config.has_weights)):
         tags = timm.list_pretrained(f"{architecture}.*")
-        near = did_you_mean(name, tags) if tags else "It has none of this architecture."
+        near = did_you_mean(name, tags) if tags else "It has no weights of this architecture."
         raise UsageError(f"timm has no weights called '{name}'. {near}")
     return config
 
@@ -271,5 +275,5 @@ def _compare_with_timm(config: Any) -> list[str]:
         )
     if config.test_input_size is not None:
         size, crop = config.test_input_size[-1], config.test_crop_pct or config.crop_pct
-        notes.append(f"timm also tests it larger: --sizes {size} --crops {crop:g}")
+        notes.append(f"timm also tests it at a larger size: --sizes {size} --crops {crop:g}")
     return notes

@@ -7,7 +7,7 @@ import typer
 from rescue_cli.cli import common
 from rescue_cli.cli.command import Benchmark
 from rescue_cli.cli.common import Device, Json, Overrides, RecipeName, Workers
-from rescue_cli.cli.help import then
+from rescue_cli.cli.help import example_and_next
 from rescue_cli.errors import UsageError
 from rescue_cli.recipe import Recipe
 from rescue_cli.runs.console import note
@@ -17,7 +17,7 @@ app = common.verb(no_args_is_help=True)
 
 
 @app.callback(
-    epilog=then(
+    epilog=example_and_next(
         "rescue bench step --recipe quickstart",
         "rescue plan --recipe quickstart --images-per-second SPEED",
     )

@@ -1,4 +1,4 @@
-"""The classes of the commands: how `rescue` and its verbs read their words, fail and begin."""
+"""The classes of the commands: how `rescue` and its verbs parse arguments, fail and start."""
 
 import difflib
 import os

@@ -173,7 +173,7 @@ def _file_reading(protocol: Mapping[str, Any]) -> str:
     return "".join(f"{name} {protocol[key]}, " for key, name in names.items() if protocol.get(key))
 
 
-def measured(figure: Mapping[str, Any] | None) -> str:
+def format_measured(figure: Mapping[str, Any] | None) -> str:
     """Mean top-1, standard deviation and number of runs, as tables show them."""
     if figure is None:
         return "not run"

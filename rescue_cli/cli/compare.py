@@ -17,16 +17,16 @@ from rescue_cli.analysis.sides import (
 )
 from rescue_cli.cli import common
 from rescue_cli.cli.common import Json
-from rescue_cli.cli.help import then
+from rescue_cli.cli.help import example_and_next
 from rescue_cli.errors import UnexpectedError, UsageError
-from rescue_cli.formatting import counted, flop_count, shown_seconds, significant
+from rescue_cli.formatting import flop_count, format_count, format_seconds, significant
 from rescue_cli.runs.console import note
 
 app = common.verb()
 
 
 @app.command(
-    epilog=then(
+    epilog=example_and_next(
         "rescue compare runs/sweep/a runs/sweep/b '79.72±0.10/100'",
         "rescue report runs/sweep/a runs/sweep/b",
     )
@@ -61,7 +61,7 @@ def compare(
     if len(pairs) > 1:
         result["pairs"] = pairs
     if to is not None:
-        result["reached"] = [_reached(side, to) for side in sides]
+        result["reached"] = [_budget_to_reach(side, to) for side in sides]
     # Either side can be the recipe whose expected band the other is checked against
     checks = [(words[0], sides[1]), (words[1], sides[0])] if pairs else []
     bands = [band for word, side in checks if (band := _band(word, side))]
@@ -89,7 +89,7 @@ def _recipe_of(word: str) -> list[str]:
     return [name] if name in recipes.names() else []
 
 
-def _reached(side: Side, top1: float) -> dict[str, Any]:
+def _budget_to_reach(side: Side, top1: float) -> dict[str, Any]:
     """Epochs, seconds and PFLOP to the accuracy: means over the runs that reached it."""
     from rescue_cli import estimate
 
@@ -129,16 +129,18 @@ def _print(
     common.print_comparison(sides, pairs)
     out = common.console()
     for side in result.get("reached", []):
-        out.print(_when(side, to))
+        out.print(_reach_line(side, to))
     for band in result["expected"]:
         out.print(band["said"])
 
 
-def _when(side: dict[str, Any], to: float | None) -> str:
-    head = f"{side['name']}: {side['reached']} of {counted(side['runs'], 'run')} reached {to:g} %"
+def _reach_line(side: dict[str, Any], to: float | None) -> str:
+    head = (
+        f"{side['name']}: {side['reached']} of {format_count(side['runs'], 'run')} reached {to:g} %"
+    )
     if not side["reached"]:
         return head
     return (
         f"{head}, on average after {significant(side['epochs'])} epochs, "
-        f"{shown_seconds(side['seconds'])} s, {flop_count(side['petaflop'])} of training"
+        f"{format_seconds(side['seconds'])} s, {flop_count(side['petaflop'])} of training"
     )

@@ -9,7 +9,7 @@ from rescue_cli.api import evaluate_weights
 from rescue_cli.cli import common
 from rescue_cli.cli.command import ComputingVerb
 from rescue_cli.cli.common import Architecture, Device, Json, Overrides, Procs, RecipeName, Workers
-from rescue_cli.cli.help import then
+from rescue_cli.cli.help import example_and_next
 from rescue_cli.rundir import RunDirectory, read_result
 from rescue_cli.runs.console import note
 
@@ -19,7 +19,9 @@ app = common.verb()
 @app.command(
     "eval",
     cls=ComputingVerb,
-    epilog=then("rescue eval runs/quickstart/0", "rescue predict runs/quickstart/0 IMAGE"),
+    epilog=example_and_next(
+        "rescue eval runs/quickstart/0", "rescue predict runs/quickstart/0 IMAGE"
+    ),
 )
 def evaluate(
     weights: Annotated[

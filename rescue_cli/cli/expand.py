@@ -37,19 +37,19 @@ def expand(
         return [], []
     from rescue_cli.build import expand as options
 
-    found, notes = [], []
+    changes, notes = [], []
     if model is not None:
-        found = options.model_overrides(base, model, overrides)
-        notes = [f"--model sets: {' '.join(found)}", *_note_paper_batch(base, model, overrides)]
+        changes = options.model_overrides(base, model, overrides)
+        notes = [f"--model sets: {' '.join(changes)}", *_note_paper_batch(base, model, overrides)]
     if epochs is not None:
         if not 0 < epochs <= 1_000_000:
             raise UsageError(f"--epochs: {epochs} must be above 0 and at most 1000000.")
         scaled = options.epochs_overrides(
-            base.with_overrides(*overrides, *found), epochs, overrides
+            base.with_overrides(*overrides, *changes), epochs, overrides
         )
         notes.append(f"--epochs sets: {' '.join(scaled)}")
-        found += scaled
-    return found, notes
+        changes += scaled
+    return changes, notes
 
 
 def _note_paper_batch(base: Recipe, model: str, overrides: Sequence[str]) -> list[str]:

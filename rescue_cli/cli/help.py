@@ -13,7 +13,7 @@ METAVARS = {int: "N", float: "X", Path: "PATH"}
 HIDDEN = ("help", "install_completion", "show_completion", "overrides")
 
 
-def then(example: str, following: str) -> str:
+def example_and_next(example: str, following: str) -> str:
     """The end of a verb's help: an example, and what is usually done after it."""
     return f"Example: {example}\nNext:    {following}"
 

@@ -12,7 +12,7 @@ from rescue_cli.analysis.lr_range_runs import RangeTest, plan_runs, train_runs
 from rescue_cli.cli import common
 from rescue_cli.cli.command import ComputingVerb
 from rescue_cli.cli.common import Architecture, Device, Json, Overrides, Procs, RecipeName, Workers
-from rescue_cli.cli.help import then
+from rescue_cli.cli.help import example_and_next
 from rescue_cli.errors import UsageError
 from rescue_cli.metrics.names import METRICS
 from rescue_cli.recipe import Recipe
@@ -26,9 +26,9 @@ ROWS = 12  # of the printed table
 
 @app.command(
     cls=ComputingVerb,
-    epilog=then(
+    epilog=example_and_next(
         "rescue lr-range-test --recipe 1cycle-3layer data.root=DIR",
-        "the same with --out FOLDER --apply my.yaml (it trains nothing again)",
+        "the same with --out FOLDER --apply my.yaml (nothing is trained again)",
     ),
 )
 def lr_range_test(
@@ -51,7 +51,7 @@ def lr_range_test(
     ] = None,
     ramp: Annotated[str, typer.Option(help="linear or exponential.")] = "linear",
     momentum: Annotated[
-        str | None, typer.Option(help="A:B, at the lowest and the highest learning rate.")
+        str | None, typer.Option(help="Momentum A:B, at the lowest and highest learning rate.")
     ] = None,
     seeds: Annotated[int, typer.Option(help="Number of runs, each with its own seed.", min=1)] = 1,
     points: Annotated[int, typer.Option(help="Evaluations per run.", min=10)] = 40,
@@ -105,7 +105,7 @@ def _check_apply(path: Path | None, *, untrusted: bool) -> None:
     if path is not None and path.exists():
         raise UsageError(f"--apply: {path} exists. Give the name of a new file.")
     if untrusted and path is None:
-        raise UsageError("--apply-untrusted: goes with --apply FILE. Give both.")
+        raise UsageError("--apply-untrusted: needs --apply FILE. Give both.")
 
 
 def _resolve(
@@ -114,10 +114,10 @@ def _resolve(
     """The recipe, or what `rescue transfer` would train with these options."""
     if from_ is None and to is None:
         if model is not None:
-            raise UsageError("--model: goes with --from and --to. Else set model.name.")
+            raise UsageError("--model: needs --from and --to. Without them, set model.name.")
         return recipes.load(common.named_or_default(recipe), given)
     if from_ is None or to is None:
-        raise UsageError("--from and --to: a transfer has both. Give the other one too.")
+        raise UsageError("--from and --to: a transfer needs both. Give both.")
     from rescue_cli.build.transfer import DEFAULT, plan_transfer
 
     base = recipes.load(recipe or DEFAULT)
@@ -139,7 +139,7 @@ def _length(recipe: Recipe, steps: int | None, epochs: float | None) -> tuple[fl
     from rescue_cli.build.outline import epoch_length
 
     if steps is not None and epochs is not None:
-        raise UsageError("--steps and --epochs say the same thing. Give one of them.")
+        raise UsageError("--steps and --epochs set the same thing. Give only one.")
     if epochs is not None and not 0 < epochs <= 1_000_000:
         raise UsageError(f"--epochs: {epochs} must be above 0 and at most 1000000.")
     per_epoch = epoch_length(recipe)

@@ -9,7 +9,7 @@ import typer
 from rescue_cli.cli import common
 from rescue_cli.cli.common import Json
 from rescue_cli.cli.expand import model_names
-from rescue_cli.cli.help import WIDTH, then
+from rescue_cli.cli.help import WIDTH, example_and_next
 from rescue_cli.errors import UsageError, did_you_mean
 from rescue_cli.recipe import architectures
 
@@ -24,7 +24,7 @@ LEGEND = (
 
 
 @app.command(
-    epilog=then(
+    epilog=example_and_next(
         "rescue models regnety_040", "rescue train --recipe a3 --model regnety_040 data.root=DIR"
     )
 )

@@ -9,9 +9,9 @@ from rescue_cli.build.expand import count_processes
 from rescue_cli.cli import common
 from rescue_cli.cli.common import Json, Overrides, RecipeName
 from rescue_cli.cli.expand import Epochs, Model, expand
-from rescue_cli.cli.help import then
+from rescue_cli.cli.help import example_and_next
 from rescue_cli.errors import UsageError
-from rescue_cli.formatting import counted, flop_count
+from rescue_cli.formatting import flop_count, format_count
 from rescue_cli.recipe import Recipe
 from rescue_cli.runs.console import note
 
@@ -20,7 +20,7 @@ MEGABYTES = 1024  # per GB of GPU memory
 
 
 @app.command(
-    epilog=then(
+    epilog=example_and_next(
         "rescue plan --recipe a2 --gpus 4 --hours-per-epoch 0.18 --price 2.5",
         "rescue train --recipe a2 --gpus 4 data.root=DIR",
     )
@@ -55,7 +55,7 @@ def plan(
             raise UsageError(f"{option}: {number} must be a finite number above 0.")
     if images_per_second is not None and hours_per_epoch is not None:
         raise UsageError(
-            "--images-per-second and --hours-per-epoch say the same thing. Give one of them."
+            "--images-per-second and --hours-per-epoch give the same figure. Give only one."
         )
     if price is not None and images_per_second is None and hours_per_epoch is None:
         raise UsageError("--price: needs the hours. Give --images-per-second or --hours-per-epoch.")
@@ -137,14 +137,14 @@ def _print(estimated: dict[str, Any], recipe: Recipe) -> None:
         "training": f"{flop_count(estimated['petaflop'])}: 2 per multiply-add, "
         + ("features computed once" if frozen else "forward and backward as 3 forward passes"),
         "steps": f"{estimated['updates']:,} of {train.batch_size} images, "
-        f"{counted(train.micro_batches, 'micro-batch')} of {train.device_batch_size}",
+        f"{format_count(train.micro_batches, 'micro-batch')} of {train.device_batch_size}",
         "images": f"{estimated['images']:,} in {train.epochs:g} epochs",
         "peak memory": ("at most " if frozen else "")
         + f"{estimated['peak_memory_mb']:,.0f} MB (2^20 "
         "bytes) per GPU, without CUDA's context and workspaces",
     }
     if estimated["hours"] is not None:
-        lines["hours"] = f"{estimated['hours']:,.1f} on {counted(estimated['gpus'], 'GPU')}"
+        lines["hours"] = f"{estimated['hours']:,.1f} on {format_count(estimated['gpus'], 'GPU')}"
     if estimated["cost"] is not None:
         lines["cost"] = f"{estimated['cost']:,.2f} in the currency of --price"
     width = max(map(len, lines)) + 2

@@ -8,7 +8,7 @@ import typer
 from rescue_cli import api
 from rescue_cli.cli import common
 from rescue_cli.cli.common import Architecture, Device, Json
-from rescue_cli.cli.help import then
+from rescue_cli.cli.help import example_and_next
 from rescue_cli.errors import UsageError
 from rescue_cli.recipe import SECTIONS
 
@@ -16,7 +16,7 @@ app = common.verb()
 
 
 @app.command(
-    epilog=then(
+    epilog=example_and_next(
         "rescue predict runs/quickstart/0 coat.png",
         "rescue eval runs/quickstart/0",
     )
@@ -46,7 +46,7 @@ def predict(
     changes = [word for word in words if _is_change(word)]
     images = [Path(word) for word in words if word not in changes]
     if not all(words):
-        raise UsageError("predict: one of the images is an empty word. Give a file or a folder.")
+        raise UsageError("predict: the path of an image is empty. Give a file or a folder.")
     if not images:
         raise UsageError("predict: no images. Give image files or folders of images.")
     predictions = api.predict(

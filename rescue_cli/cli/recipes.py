@@ -10,7 +10,7 @@ from rescue_cli import recipe as recipes
 from rescue_cli.analysis import records
 from rescue_cli.cli import common
 from rescue_cli.cli.common import Json, override_keys, recipe_names
-from rescue_cli.cli.help import then
+from rescue_cli.cli.help import example_and_next
 from rescue_cli.errors import UsageError
 from rescue_cli.recipe import changes
 
@@ -21,14 +21,16 @@ Name = Annotated[
 ]
 
 
-@app.callback(epilog=then("rescue recipes show quickstart", "rescue train --recipe quickstart"))
+@app.callback(
+    epilog=example_and_next("rescue recipes show quickstart", "rescue train --recipe quickstart")
+)
 def list_recipes(context: typer.Context, as_json: Json = False) -> None:
     """List, show, compare, copy and check recipes."""
     if context.invoked_subcommand is not None:
         return
-    found = [_summarise(name) for name in recipes.names()]
+    summaries = [_summarise(name) for name in recipes.names()]
     if as_json:
-        common.print_json(found)
+        common.print_json(summaries)
         return
     rows = [
         [
@@ -38,7 +40,7 @@ def list_recipes(context: typer.Context, as_json: Json = False) -> None:
             "-" if recipe["expected"] is None else f"{recipe['expected']:.2f}",
             recipe["measured"] or "not run",
         ]
-        for recipe in found
+        for recipe in summaries
     ]
     headings = ("recipe", "data", "epochs", "expected %", "measured %")
     out = common.console()
@@ -73,7 +75,7 @@ def diff(a: Name, b: Name) -> None:
         print(f"{a} and {b} train the same thing.")
         return
     rows = [
-        [key, *("-" if value is None else changes.as_written(value) for value in values)]
+        [key, *("-" if value is None else changes.format_recipe_value(value) for value in values)]
         for key, values in differences.items()
     ]
     common.console().print(common.table(("key", a, b), rows, words=("key", a, b)))
@@ -143,7 +145,7 @@ def _check_sources(chosen: list[str], overrides: list[str]) -> None:
     if overrides:
         raise UsageError(
             f"--sources: takes no changes ('{overrides[0]}'), because sources are those of the "
-            "recipe as written. Drop them."
+            "recipe as written. Remove them."
         )
     wrong = []
     for each in chosen:

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from rescue_cli.cli import common
-from rescue_cli.cli.help import then
+from rescue_cli.cli.help import example_and_next
 from rescue_cli.errors import DataError, RescueError, UsageError
 from rescue_cli.rundir import RunDirectory
 
@@ -17,7 +17,7 @@ app = common.verb()
 
 
 @app.command(
-    epilog=then(
+    epilog=example_and_next(
         "rescue report runs/quickstart/0 runs/sweep/quickstart", "open report.html in a browser"
     )
 )
@@ -37,7 +37,9 @@ def report(
     from rescue_cli.report import page
 
     if sum((csv_, markdown, as_json)) > 1:
-        raise UsageError("report: --csv, --markdown and --json exclude each other. Give one.")
+        raise UsageError(
+            "report: --csv, --markdown and --json are mutually exclusive. Give only one."
+        )
     for path in paths:
         _check(path)
     if tensorboard is not None:
@@ -69,9 +71,9 @@ def _check(path: Path) -> None:
     refuse_search(path)
     sweep = None if _is_run(path) or study_page.is_study(path) else read_sweep(path)
     if sweep is not None and not sweep.results:
-        lost = f" of {sweep.counted.removeprefix('0 of ')}" if sweep.lost else ""
+        missing = f" of {sweep.seeds_text.removeprefix('0 of ')}" if sweep.missing else ""
         raise DataError(
-            f"{path}: holds no result{lost}. Give folders of finished runs, sweeps or studies."
+            f"{path}: holds no result{missing}. Give folders of finished runs, sweeps or studies."
         )
 
 

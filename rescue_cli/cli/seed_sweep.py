@@ -8,13 +8,13 @@ import typer
 
 from rescue_cli import recipe as recipes
 from rescue_cli.analysis import interim
-from rescue_cli.analysis.seed_sweep import opponent, train_seeds, train_until
+from rescue_cli.analysis.seed_sweep import load_reference, train_seeds, train_until
 from rescue_cli.analysis.sweep import Sweep, parse_seeds, read_sweep, summarize_sweep, sweep_csv
 from rescue_cli.cli import common
 from rescue_cli.cli.command import ComputingVerb
 from rescue_cli.cli.common import Device, Json, Overrides, RecipeName, Workers
 from rescue_cli.cli.expand import Epochs, Model, expand
-from rescue_cli.cli.help import then
+from rescue_cli.cli.help import example_and_next
 from rescue_cli.errors import UsageError
 from rescue_cli.rundir import write_json, write_text
 from rescue_cli.runs.console import note
@@ -33,7 +33,7 @@ class Where(StrEnum):
 
 @app.command(
     cls=ComputingVerb,
-    epilog=then(
+    epilog=example_and_next(
         "rescue seed-sweep --recipe quickstart --seeds 10",
         "rescue report runs/sweep/quickstart, or rescue compare it with another",
     ),
@@ -72,9 +72,9 @@ def seed_sweep(
     base = named.with_overrides(*given, *longer)
     chosen = parse_seeds(seeds)
     if any(override.startswith("train.seed=") for override in given):
-        raise UsageError("--seeds and train.seed say the same thing. Give --seeds.")
+        raise UsageError("--seeds and train.seed set the same thing. Give only --seeds.")
     check_recipe(base)
-    against = None if until is None else opponent(until)
+    against = None if until is None else load_reference(until)
     folder = common.folder(out or Path("runs", "sweep", base.name))
     for line in [str(folder), *notes]:
         note(line)
@@ -96,7 +96,7 @@ def seed_sweep(
     summary = {"recipe": base.name, **summarize_sweep(sweep), **({"until": pair} if pair else {})}
     common.print_json(summary) if as_json else _print(summary, sweep)
     note(str(folder))
-    require_results(len(sweep.results), [lost.how for lost in sweep.lost.values()])
+    require_results(len(sweep.results), [run.how for run in sweep.missing.values()])
 
 
 def _warn_about_looks(sweep: Sweep, seeds: list[int]) -> None:
@@ -104,8 +104,9 @@ def _warn_about_looks(sweep: Sweep, seeds: list[int]) -> None:
     others = interim.earlier_comparisons(sweep.path)
     if others and sweep.results and not set(seeds) <= sweep.results.keys():
         note(
-            f"warning: {sweep.path} was compared with {others[0]} already. A test repeated after "
-            "more seeds errs in more than 5 % of cases; --until keeps to 5 %"
+            f"warning: {sweep.path} was already compared with {others[0]}. Testing again after "
+            "adding seeds gives false positives in more than 5 % of cases; --until keeps "
+            "them to 5 %"
         )
 
 
@@ -136,9 +137,9 @@ def _print(summary: dict[str, Any], sweep: Sweep) -> None:
         )
     out = common.console()
     out.print(common.table(headings, rows, words=["set"]))
-    out.print(f"{summary['recipe']}: {sweep.counted}; in percent")
-    for seed, lost in sweep.lost.items():
-        out.print(f"seed {seed} {lost}")
+    out.print(f"{summary['recipe']}: {sweep.seeds_text}; in percent")
+    for seed, missing in sweep.missing.items():
+        out.print(f"seed {seed} {missing}")
     for name, peak in summary["peak"].items():
         for line in _worth(name, peak):
             out.print(line)
@@ -147,7 +148,7 @@ def _print(summary: dict[str, Any], sweep: Sweep) -> None:
         look = summary["until"]["look"]
         out.print(
             f"look {look['number']} of {look['of']}, after {look['seeds']} seeds; each look has "
-            f"p < {look['level']:.2g}, 5 % over all"
+            f"p < {look['level']:.2g}, 5 % overall"
         )
 
 

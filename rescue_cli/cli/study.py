@@ -26,7 +26,7 @@ from rescue_cli.cli import common
 from rescue_cli.cli.command import ComputingVerb
 from rescue_cli.cli.common import Device, Json, Workers
 from rescue_cli.cli.expand import Epochs, Model
-from rescue_cli.cli.help import then
+from rescue_cli.cli.help import example_and_next
 from rescue_cli.cli.study_table import print_costs, print_study
 from rescue_cli.rundir.planned import missing_from_json
 from rescue_cli.runs.console import note
@@ -43,7 +43,7 @@ def study_names(incomplete: str) -> list[str]:
 
 @app.command(
     cls=ComputingVerb,
-    epilog=then(
+    epilog=example_and_next(
         "rescue study smith-momentum data.root=DIR --only 1",
         "rescue report runs/study/smith-momentum",
     ),
@@ -112,7 +112,7 @@ def study(
     rows = [row for row in table_rows(loaded, given, folder) if row["row"] in chosen]
     print_study(loaded, rows, compare_rows(loaded, rows, folder), as_json=as_json)
     if not table:
-        ends = [lost.how for row in rows for lost in missing_from_json(row["runs"]).values()]
+        ends = [run.how for row in rows for run in missing_from_json(row["runs"]).values()]
         require_results(sum(row["runs"]["n"] for row in rows), ends)
 
 

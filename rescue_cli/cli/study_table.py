@@ -13,7 +13,7 @@ from rescue_cli.analysis.study import (
     format_value,
 )
 from rescue_cli.cli import common
-from rescue_cli.formatting import flop_count, shown_seconds
+from rescue_cli.formatting import flop_count, format_seconds
 from rescue_cli.metrics.names import METRICS
 from rescue_cli.rundir.planned import count_missing, format_planned, missing_from_json
 from rescue_cli.runs.console import note
@@ -22,7 +22,7 @@ Rows = Sequence[Mapping[str, Any]]
 
 
 def print_study(study: Study, rows: Rows, compared: ComparedRows, *, as_json: bool) -> None:
-    """The rows, and of a study that compares them the claim of each pair, which is a look."""
+    """Prints the rows and the claim of each compared pair, which counts as a look at the data."""
     for line in interim.record_comparison(compared.sides):
         note(f"warning: {line}")
     if as_json:
@@ -33,7 +33,7 @@ def print_study(study: Study, rows: Rows, compared: ComparedRows, *, as_json: bo
     out = common.console()
     out.print(_table(rows))
     out.print(_legend(study, metrics=any(row["paper"] for row in rows)))
-    for line in _lost(rows):
+    for line in _missing_lines(rows):
         out.print(line)
     if compared.pairs:
         common.print_comparison(compared.sides, compared.pairs)
@@ -43,7 +43,7 @@ def _table(rows: Rows) -> Table:
     metrics = list(dict.fromkeys(metric for row in rows for metric in row["paper"]))
     names = [METRICS.get(metric, f"{metric.replace('seed0', 'seed 0')} %") for metric in metrics]
     words = list(rows[0]["columns"])
-    last = "p" if metrics else "train s"
+    last = "p" if metrics else "time (s)"
     headings = ["row", *words, *(f"paper {name}" for name in names), "measured %", last]
     cells = []
     for row in rows:
@@ -54,28 +54,28 @@ def _table(rows: Rows) -> Table:
                 str(row["row"]),
                 *(format_value(value) for value in row["columns"].values()),
                 *("-" if figure is None else f"{figure:.2f}" for figure in figures),
-                _measured(row),
+                _format_result(row),
                 _chance(measured) if metrics else _seconds(row),
             ]
         )
     return common.table(headings, cells, words=words)
 
 
-def _measured(row: Mapping[str, Any]) -> str:
-    """Of runs all of which were lost, how."""
-    lost = [one.how for one in missing_from_json(row["runs"]).values()]
-    if row["measured"] is None and lost:
-        return count_missing(lost)
-    return common.measured(row["measured"])
+def _format_result(row: Mapping[str, Any]) -> str:
+    """The mean of the runs; how they ended where none has a result."""
+    missing = [one.how for one in missing_from_json(row["runs"]).values()]
+    if row["measured"] is None and missing:
+        return count_missing(missing)
+    return common.format_measured(row["measured"])
 
 
-def _lost(rows: Rows) -> list[str]:
+def _missing_lines(rows: Rows) -> list[str]:
     """A line for each row that has planned runs without a result."""
     counted = [(row, [one.how for one in missing_from_json(row["runs"]).values()]) for row in rows]
     return [
-        f"row {row['row']}: runs with a result: {format_planned(row['runs']['n'], lost)}"
-        for row, lost in counted
-        if lost
+        f"row {row['row']}: runs with a result: {format_planned(row['runs']['n'], missing)}"
+        for row, missing in counted
+        if missing
     ]
 
 
@@ -84,18 +84,18 @@ def _chance(measured: Mapping[str, Any]) -> str:
 
 
 def _seconds(row: Mapping[str, Any]) -> str:
-    return "-" if row["seconds_train"] is None else shown_seconds(row["seconds_train"])
+    return "-" if row["seconds_train"] is None else format_seconds(row["seconds_train"])
 
 
 def _legend(study: Study, *, metrics: bool) -> str:
     source = "" if study.paper is None else f"{study.source}. "
     measured = "measured: mean ± standard deviation (runs), last epoch."
     if not metrics:
-        return f"{source}{measured} train s: seconds of training, mean of the runs."
+        return f"{source}{measured} time (s): training time, mean of the runs."
     return (
-        f"{source}{measured} p: how probable so large a difference from the paper is by chance "
-        "(Welch's t-test, each row for itself; a side without a std is taken to scatter like the "
-        "other). A large p does not show that they agree."
+        f"{source}{measured} p: the probability of a difference from the paper at least this "
+        "large if the two are equal (Welch's t-test, each row by itself; a side without a "
+        "std is assumed to vary as much as the other). A large p does not show that they agree."
     )
 
 

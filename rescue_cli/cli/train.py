@@ -14,7 +14,7 @@ from rescue_cli.cli import common
 from rescue_cli.cli.command import ComputingVerb
 from rescue_cli.cli.common import Device, Json, Overrides, Procs, RecipeName, Workers
 from rescue_cli.cli.expand import Epochs, Model, expand
-from rescue_cli.cli.help import then
+from rescue_cli.cli.help import example_and_next
 from rescue_cli.errors import UnexpectedError, UsageError
 from rescue_cli.recipe import Recipe
 from rescue_cli.rundir import RunDirectory, read_result
@@ -35,7 +35,7 @@ app = common.verb()
 
 @dataclass(frozen=True)
 class Changes:
-    """What the user wants to have other than the recipe has it."""
+    """The user's changes to the recipe."""
 
     overrides: Sequence[str]
     model: str | None
@@ -46,7 +46,7 @@ class Changes:
 
 @app.command(
     cls=ComputingVerb,
-    epilog=then(
+    epilog=example_and_next(
         "rescue train --recipe myrtle-baseline data.root=DIR",
         "rescue eval RUN, or rescue report RUN",
     ),
@@ -113,10 +113,10 @@ def train(
         warnings = check_precision(resolved.train.precision, where)
         notes += [f"warning: {warning}" for warning in warnings]
     if gpus is not None and procs is not None:
-        raise UsageError("--gpus and --procs say the same thing. Give one of them.")
+        raise UsageError("--gpus and --procs set the same thing. Give only one.")
     visible = visible_devices(where) * nodes
     if gpus is not None and gpus > visible and not dry_run and current_group() is None:
-        raise UsageError(f"--gpus: {gpus} asked for, {visible} visible. Use at most {visible}.")
+        raise UsageError(f"--gpus: {gpus} requested, {visible} visible. Use at most {visible}.")
     launch = plan_launch(
         resolved.train.micro_batches,
         where,
@@ -153,16 +153,14 @@ def _resolve(
     given = list(changes.overrides)
     if name is None and resumed is not None and RunDirectory(resumed).recipe.exists():
         if changes.subset is not None or changes.smoke:
-            raise UsageError(
-                "--subset and --smoke: the run that is resumed has its recipe. Drop them."
-            )
+            raise UsageError("--subset and --smoke: a resumed run keeps its recipe. Remove them.")
         base = recipes.recipe_in(resumed)
         expanded, notes = expand(base, given, changes.model, changes.epochs)
         resolved = base.with_overrides(*given, *expanded)
         return resolved, [*notes, *resolved.notes]
     if name is None and resumed is not None:
         raise UsageError(
-            f"--resume: {resumed} holds no run. Give --out RUN, or --recipe to begin one there."
+            f"--resume: {resumed} holds no run. Give --out RUN, or --recipe to start one there."
         )
     notes = [] if name else [common.NO_RECIPE]
     base = recipes.load(name or common.DEFAULT)
@@ -183,7 +181,9 @@ def _directory(recipe: Recipe, out: Path | None, *, resume: bool, nodes: int) ->
     if out is not None:
         return common.folder(out)
     if nodes > 1:
-        raise UsageError("--nodes: several machines need the same --out DIR that all of them see.")
+        raise UsageError(
+            "--nodes: several machines need the same --out DIR, visible to all of them."
+        )
     return choose_directory(Path("runs", recipe.name), resume=resume, restarted=is_restarted())
 
 
@@ -200,7 +200,7 @@ def _check_expected(recipe: Recipe, result: Mapping[str, Any]) -> None:
 
 
 def _print_plan(recipe: Recipe, launch: Launch, as_json: bool) -> None:
-    """The resolved recipe, and what it comes to in steps and learning rates."""
+    """The resolved recipe, and its steps and learning rates."""
     from rescue_cli.build.outline import outline_run
 
     plan = {**outline_run(recipe), "processes": launch.procs, "device": launch.device}

@@ -1,4 +1,4 @@
-"""`rescue transfer`: trained weights, another data set, and what they are worth there."""
+"""`rescue transfer`: fine-tunes weights on another data set, and compares several."""
 
 from pathlib import Path
 from typing import Annotated
@@ -13,7 +13,7 @@ from rescue_cli.cli import common
 from rescue_cli.cli.command import ComputingVerb
 from rescue_cli.cli.common import Architecture, Device, Json, Overrides, RecipeName, Workers
 from rescue_cli.cli.expand import Epochs, expand
-from rescue_cli.cli.help import then
+from rescue_cli.cli.help import example_and_next
 from rescue_cli.errors import RescueError, UsageError
 from rescue_cli.recipe import Recipe
 from rescue_cli.rundir import RunDirectory, read_failure
@@ -28,7 +28,7 @@ app = common.verb()
 
 @app.command(
     cls=ComputingVerb,
-    epilog=then(
+    epilog=example_and_next(
         "rescue transfer --from runs/a2/0 --to flowers102 data.root=DIR",
         "rescue predict RUN IMAGE, or rescue report RUN",
     ),
@@ -76,7 +76,7 @@ def transfer(
     sweeps = [read_sweep(folder / label) for label in starts]
     _show(sweeps, to, as_json=as_json)
     note(location)
-    ends = [lost.how for sweep in sweeps for lost in sweep.lost.values()]
+    ends = [missing.how for sweep in sweeps for missing in sweep.missing.values()]
     require_results(sum(len(sweep.results) for sweep in sweeps), ends)
 
 
@@ -130,8 +130,8 @@ def _train(runs: dict[Path, Recipe], jobs: Jobs) -> None:
 def _show(sweeps: list[Sweep], to: str, *, as_json: bool) -> None:
     """The accuracy of each start, and of several what may be claimed."""
     for sweep in sweeps:
-        if sweep.lost:
-            note(f"{sweep.path}: {sweep.counted}")
+        if sweep.missing:
+            note(f"{sweep.path}: {sweep.seeds_text}")
     sides = [load_side(str(sweep.path)) for sweep in sweeps if sweep.results]
     pairs = compare_pairs(sides)
     if not as_json:

@@ -12,7 +12,7 @@ from rescue_cli.analysis.tuning_search import Tuner
 from rescue_cli.cli import common
 from rescue_cli.cli.command import ComputingVerb
 from rescue_cli.cli.common import Device, Json, Overrides, RecipeName, Workers
-from rescue_cli.cli.help import then
+from rescue_cli.cli.help import example_and_next
 from rescue_cli.errors import RescueError
 from rescue_cli.report.tuning_page import render_tuning_page, tuning_title
 from rescue_cli.rundir import write_json, write_text
@@ -24,7 +24,7 @@ app = common.verb()
 
 @app.command(
     cls=ComputingVerb,
-    epilog=then(
+    epilog=example_and_next(
         "rescue tune --recipe quickstart --budget 0.5",
         "rescue train --recipe runs/tune/quickstart/tuned.yaml",
     ),
@@ -80,7 +80,7 @@ def _summary(tuner: Tuner, verdict: Verdict | None) -> dict[str, Any]:
         "finished": tuner.finished,
         "held_out": tuner.held_out,
         "decisions": [decision_to_json(decision) for decision in tuner.decisions],
-        "verdict": None if verdict is None else verdict.written(),
+        "verdict": None if verdict is None else verdict.to_json(),
         "tuned": str(tuner.folder / "tuned.yaml") if verdict and verdict.better else None,
     }
 

@@ -55,7 +55,7 @@ class EvalResult(Protocol):
 
 
 class EvalTask(Protocol):
-    """What is gathered of each image of a batch, and what the rows of a whole set amount to.
+    """What is collected for each image of a batch, and the result of the rows of a whole set.
 
     `confidence_column`: the rows' column by which images are shown once more; None where none are.
     """

@@ -79,7 +79,7 @@ class Loop:
                 if save or self.timing.saves(self.progress.step):
                     self._evaluate_if_due(agreement)  # so that the checkpoint has its result
                     self._save()
-                    agreement.saved()
+                    agreement.restart_save_clock()
             self._evaluate_if_due(agreement)
             if not self.latest:  # killed after the last checkpoint and before the result
                 self._evaluate(agreement)
@@ -111,7 +111,7 @@ class Loop:
         """Evaluates the averaged model on all test sets; stops between batches on a signal."""
 
         def stop_if_signalled() -> None:
-            if code := agreement.signalled():
+            if code := agreement.poll_signal():
                 now = time.perf_counter()
                 spent = self.progress.seconds_eval + now - self.clock
                 self.progress, self.clock = replace(self.progress, seconds_eval=spent), now

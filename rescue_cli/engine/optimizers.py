@@ -97,7 +97,7 @@ class Optimizers:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         # Options that no schedule changes are the recipe's and not the checkpoint's: a study may
         # continue from a checkpoint with other options
-        kept = [self._unscheduled(rated) for rated in self.rated]
+        kept = [self._unscheduled_options(rated) for rated in self.rated]
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         for rated, options in zip(self.rated, kept, strict=True):
@@ -106,7 +106,7 @@ class Optimizers:
         self.skipped.copy_(state["skipped"])
 
     @staticmethod
-    def _unscheduled(rated: RatedGroup) -> dict[str, Any]:
+    def _unscheduled_options(rated: RatedGroup) -> dict[str, Any]:
         """A group's options without its rate, and without a momentum that its schedule sets."""
         sets_momentum = any(rated.schedule(step).momentum is not None for step in (0, FAR))
         scheduled = {"params", "lr", *(("momentum", "betas") if sets_momentum else ())}

@@ -105,12 +105,12 @@ class Agreement:
         self.met_at, self.met_step, self.next_step = now, step, step + min(steps, 1000)
         return self._confirm(int(code)), bool(save)
 
-    def signalled(self) -> int:
+    def poll_signal(self) -> int:
         """The exit code of a signal to any of the processes, or 0; for use within an evaluation."""
         (code,) = distributed.max_over_ranks([float(self.stop.exit_code)], self.device)
         return self._confirm(int(code))
 
-    def saved(self) -> None:
+    def restart_save_clock(self) -> None:
         """Restarts the clock by which the next checkpoint is due."""
         self.saved_at = time.monotonic()
 

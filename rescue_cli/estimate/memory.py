@@ -61,8 +61,8 @@ def peak_memory(recipe: Recipe, micro_batch_size: int | None = None, gpus: int =
         with warnings.catch_warnings():  # of deepcopy, which an average makes of the network
             warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")
             step = _step(recipe, network, feed)
-        buckets = [_like(p) for p in _trained(network)] if gpus > 1 else None
-        _share(network, [_like(p) for p in _trained(network)])
+        buckets = [_like(p) for p in _trainable_parameters(network)] if gpus > 1 else None
+        _share(network, [_like(p) for p in _trainable_parameters(network)])
         step.optimizers.step()  # which makes its state
         _share(network, buckets)
         live.peak = live.now
@@ -160,11 +160,11 @@ class Live(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        found = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(found):
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
             if isinstance(tensor, Tensor):
                 self._see(tensor.untyped_storage())
-        return found
+        return result
 
     def _see(self, storage: torch.UntypedStorage) -> None:
         if storage._cdata in self.sizes:
@@ -214,12 +214,12 @@ def _like(tensor: Tensor) -> Tensor:
     return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype)
 
 
-def _trained(network: nn.Module) -> list[nn.Parameter]:
+def _trainable_parameters(network: nn.Module) -> list[nn.Parameter]:
     return [p for p in network.parameters() if p.requires_grad]
 
 
 def _share(network: nn.Module, gradients: list[Tensor] | None) -> None:
     """Sets the parameters' gradients, which several processes keep from step to step."""
     if gradients is not None:
-        for parameter, gradient in zip(_trained(network), gradients, strict=True):
+        for parameter, gradient in zip(_trainable_parameters(network), gradients, strict=True):
             parameter.grad = gradient

@@ -14,8 +14,8 @@ BATCH = 2048  # of every training in the table
 def table() -> dict[str, Any]:
     """The file: `paper`, `units`, `notes`, and `architectures`, one entry for each of 25 nets."""
     file = recipes_folder() / "resnet-strikes-back" / "architectures.json"
-    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    return found
+    content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return content
 
 
 def row_of(name: str) -> dict[str, Any] | None:

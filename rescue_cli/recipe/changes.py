@@ -62,10 +62,10 @@ def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str
     return {k: (a, b) for k, (a, b) in pairs.items() if a != b}
 
 
-def as_written(value: Any) -> str:
+def format_recipe_value(value: Any) -> str:
     """A key's value as a recipe has it: null, true, 0.1, cosine, [224, 288]."""
     if isinstance(value, list):
-        return f"[{', '.join(map(as_written, value))}]"
+        return f"[{', '.join(map(format_recipe_value, value))}]"
     return value if isinstance(value, str) else json.dumps(value)
 
 

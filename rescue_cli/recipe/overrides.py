@@ -83,8 +83,7 @@ def _index(items: list[Any], word: str, override: str) -> int:
     if matches:
         positions = " or ".join(map(str, matches))
         raise UsageError(
-            f"override '{override}': '{word}' stands for several items. "
-            f"Use the position {positions}."
+            f"override '{override}': '{word}' matches several items. Use the position {positions}."
         )
     known = [str(name) for item in names for name in item if name]
     raise UsageError(

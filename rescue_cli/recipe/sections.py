@@ -169,7 +169,7 @@ class OptimItem(Item):
 
 @dataclass(frozen=True, kw_only=True)
 class Train:
-    """The section `train`: how long, how much at once, in which numbers; engine switches off."""
+    """The section `train`: length, batch sizes, precision; engine options are off by default."""
 
     epochs: Annotated[float, Interval(gt=0, le=1_000_000), InEpochs()]
     batch_size: BatchSize

@@ -117,16 +117,16 @@ class _Reader:
         return self.mapping(depth)
 
     def mapping(self, depth: int) -> dict[str, Any]:
-        found: dict[str, Any] = {}
+        mapping: dict[str, Any] = {}
         for event in self.until(yaml.MappingEndEvent):
             line = f"{self.where}, line {event.start_mark.line + 1}"
             key = self.node(event, depth + 1)
             if not isinstance(key, str):
                 raise UsageError(f"{line}: key {key!r} is not a string. Quote it.")
-            if key in found:
-                raise UsageError(f"{line}: key '{key}' stands twice. Remove one.")
-            found[key] = self.node(next(self.events), depth + 1)
-        return found
+            if key in mapping:
+                raise UsageError(f"{line}: key '{key}' occurs twice. Remove one.")
+            mapping[key] = self.node(next(self.events), depth + 1)
+        return mapping
 
     def until(self, end: type) -> Iterator[Any]:
         while not isinstance(event := next(self.events), end):

@@ -22,7 +22,7 @@ from rescue_cli.analysis.sweep import (
 )
 from rescue_cli.metrics.names import measurement_name, score
 from rescue_cli.recipe import Recipe, recipe_in
-from rescue_cli.recipe.changes import as_written, differences
+from rescue_cli.recipe.changes import differences, format_recipe_value
 from rescue_cli.report import study_page
 from rescue_cli.report.html import render
 from rescue_cli.report.logit_gaps import plot_logit_gaps
@@ -87,8 +87,9 @@ def _lines_of_run(path: Path) -> list[ResultLine]:
     recipe, result = recipe_in(path), read_result(RunDirectory(path))
     return [
         ResultLine(
-            str(path), recipe.name, measurement_name(entry, result["sets"]), _published(recipe),
-            Sample(score(entry), None, 1), float(result["seconds_train"]),
+            str(path), recipe.name, measurement_name(entry, result["sets"]),
+            _published_sample(recipe), Sample(score(entry), None, 1),
+            float(result["seconds_train"]),
         )
         for entry in result["sets"]
     ]  # fmt: skip
@@ -100,8 +101,8 @@ def _lines_of_sweep(path: Path) -> list[ResultLine]:
     seconds = sample([float(result["seconds_train"]) for result in sweep.results.values()]).mean
     return [
         ResultLine(
-            str(path), recipe.name, name, _published(recipe),
-            Sample(row["mean"], row["std"], summary["n"]), seconds, sweep.lost,
+            str(path), recipe.name, name, _published_sample(recipe),
+            Sample(row["mean"], row["std"], summary["n"]), seconds, sweep.missing,
         )
         for name, row in summary["sets"].items()
     ]  # fmt: skip
@@ -118,7 +119,7 @@ def _is_run(path: Path) -> bool:
     return RunDirectory(path).result.is_file()
 
 
-def _published(recipe: Recipe) -> Sample | None:
+def _published_sample(recipe: Recipe) -> Sample | None:
     """What the recipe's paper reports; None of a recipe that was changed, or has no paper."""
     expect = recipe.tree.get("expect") or {}
     if "paper" not in recipe.tree or "top1" not in expect or records.changed_keys(recipe):
@@ -165,8 +166,8 @@ def _sweep_section(sweep: Sweep) -> dict[str, Any]:
     return {
         "template": "sweep.html",
         "path": sweep.path,
-        "seeds": sweep.counted,
-        "unfinished": [f"Seed {seed} {lost}" for seed, lost in sweep.lost.items()],
+        "seeds": sweep.seeds_text,
+        "unfinished": [f"Seed {seed} {missing}" for seed, missing in sweep.missing.items()],
         "figures": {Path(name).stem: figure for name, figure in sweep_figures(sweep).items()},
         "procedure": None if first is None else _procedure(first),
     }
@@ -191,7 +192,10 @@ def _procedure(path: Path) -> dict[str, Any]:
 
 
 def _rows(changes: Mapping[str, tuple[Any, Any]]) -> list[list[str]]:
-    return [[key, as_written(old), as_written(new)] for key, (old, new) in changes.items()]
+    return [
+        [key, format_recipe_value(old), format_recipe_value(new)]
+        for key, (old, new) in changes.items()
+    ]
 
 
 def _command(run: RunDirectory) -> str:

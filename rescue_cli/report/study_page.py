@@ -8,7 +8,7 @@ from rescue_cli.analysis.stats import Sample
 from rescue_cli.analysis.study import format_value
 from rescue_cli.analysis.study_runs import FILE
 from rescue_cli.errors import DataError
-from rescue_cli.formatting import shown_seconds
+from rescue_cli.formatting import format_seconds
 from rescue_cli.metrics.names import METRICS
 from rescue_cli.report.pictures import new_figure
 from rescue_cli.report.table import ResultLine, without_empty_columns
@@ -61,9 +61,9 @@ def study_lines(path: Path) -> list[ResultLine]:
             ours = Sample(measured["mean"], measured["std"], measured["n"])
             name = f"{path}, row {row['row']}"
             # Without runs in the folder the result is from the records
-            lost = missing_from_json(row["runs"]) if row["runs"]["n"] else {}
+            missing = missing_from_json(row["runs"]) if row["runs"]["n"] else {}
             lines.append(
-                ResultLine(name, row["recipe"], "-", paper, ours, row["seconds_train"], lost)
+                ResultLine(name, row["recipe"], "-", paper, ours, row["seconds_train"], missing)
             )
     return lines
 
@@ -120,7 +120,7 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]
             [
                 str(row["row"]), *(format_value(row["columns"][name]) for name in columns),
                 _paper(row), _number(ours["mean"], ".2f"), _number(ours["std"], ".2f"), _runs(row),
-                _number(ours["p"], ".2g"), "-" if seconds is None else shown_seconds(seconds),
+                _number(ours["p"], ".2g"), "-" if seconds is None else format_seconds(seconds),
             ]
         )  # fmt: skip
     measures = ["paper %", "measured %", "std", "runs", "p", "training time (s)"]
@@ -152,7 +152,7 @@ def _plot(rows: Sequence[Mapping[str, Any]]) -> Any:
         edgecolors="tab:red",
         label="paper" if published else None,
     )
-    axes.set_yticks(places, [_named(row) for row in rows], fontsize=8)
+    axes.set_yticks(places, [_row_label(row) for row in rows], fontsize=8)
     axes.set_ylim(min(places) - 0.7, max(places) + 0.7)
     first = next((metric for row in rows for metric in row["paper"] if metric in METRICS), "top1")
     axes.set_xlabel(METRICS[first])
@@ -161,7 +161,7 @@ def _plot(rows: Sequence[Mapping[str, Any]]) -> Any:
     return figure
 
 
-def _named(row: Mapping[str, Any]) -> str:
+def _row_label(row: Mapping[str, Any]) -> str:
     return f"{row['row']}: {format_value(next(iter(row['columns'].values())))}"
 
 
@@ -171,6 +171,6 @@ def _paper(row: Mapping[str, Any]) -> str:
 
 def _runs(row: Mapping[str, Any]) -> str:
     """The number of runs of the row's figure, and how the others ended."""
-    ends = [lost.how for lost in missing_from_json(row["runs"]).values()]
+    ends = [run.how for run in missing_from_json(row["runs"]).values()]
     n = 0 if row["measured"] is None else row["measured"]["n"]
     return format_planned(n, ends) if n or ends else "-"

@@ -5,7 +5,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from rescue_cli.analysis.sweep import Sweep, metric_label, scores_by_epoch, summarize_sweep
-from rescue_cli.formatting import counted
+from rescue_cli.formatting import format_count
 from rescue_cli.report.pictures import new_figure, save_figure
 
 FEW = 10  # seeds, below which each is a point in place of a histogram
@@ -48,7 +48,7 @@ def _histograms(sweep: Sweep) -> Any:
         axes.axvline(mean(values.values()), color="k", label="mean")
         if 0 in values:
             axes.axvline(values[0], color="tab:red", linestyle="--", label="seed 0")
-        axes.set_title(f"{name}: {counted(len(values), 'seed')}", fontsize=10)
+        axes.set_title(f"{name}: {format_count(len(values), 'seed')}", fontsize=10)
         axes.set_xlabel(metric_label(sweep))
         axes.legend(fontsize=8)
     return figure
@@ -100,7 +100,9 @@ def _band(sweep: Sweep) -> Any:
         )
         axes.fill_between(epochs, low, high, alpha=0.3, label="one standard deviation")
     axes.plot(epochs, means, label="mean")
-    axes.set_title(f"{sweep.measurements[0]}: {counted(len(sweep.results), 'seed')}", fontsize=10)
+    axes.set_title(
+        f"{sweep.measurements[0]}: {format_count(len(sweep.results), 'seed')}", fontsize=10
+    )
     axes.set_xlabel("epoch")
     axes.xaxis.get_major_locator().set_params(integer=all(float(e).is_integer() for e in epochs))
     axes.set_ylabel(metric_label(sweep))

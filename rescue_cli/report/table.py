@@ -10,7 +10,7 @@ from rescue_cli.analysis.accuracy import (
     classes_with_images,
     is_uneven,
 )
-from rescue_cli.formatting import shown_seconds
+from rescue_cli.formatting import format_seconds
 from rescue_cli.metrics.names import METRICS, measurement_stem, metric_names
 from rescue_cli.rundir.planned import MissingRun, format_planned, missing_to_json
 
@@ -37,17 +37,17 @@ class ResultLine:
     paper: "Sample | None"
     measured: "Sample"
     seconds: float | None  # of training: the mean of the runs
-    lost: Mapping[Any, MissingRun] = field(default_factory=dict)  # planned runs without a result
+    missing: Mapping[Any, MissingRun] = field(default_factory=dict)  # planned runs without a result
 
     @property
     def cells(self) -> list[str]:
         """As text, under `HEADINGS`."""
         std = self.measured.std
         return [
-            self.path, self.recipe, self.set, _published(self.paper), f"{self.measured.mean:.2f}",
-            "-" if std is None else f"{std:.2f}",
-            format_planned(self.measured.n, [lost.how for lost in self.lost.values()]),
-            "-" if self.seconds is None else shown_seconds(self.seconds),
+            self.path, self.recipe, self.set, _format_published(self.paper),
+            f"{self.measured.mean:.2f}", "-" if std is None else f"{std:.2f}",
+            format_planned(self.measured.n, [run.how for run in self.missing.values()]),
+            "-" if self.seconds is None else format_seconds(self.seconds),
         ]  # fmt: skip
 
     @property
@@ -60,7 +60,7 @@ class ResultLine:
             "paper": None if self.paper is None else self.paper.mean,
             "measured": self.measured.mean,
             "std": self.measured.std,
-            **missing_to_json(self.measured.n, self.lost),
+            **missing_to_json(self.measured.n, self.missing),
             "seconds_train": self.seconds,
         }
 
@@ -87,7 +87,7 @@ def without_empty_columns(
     return [headings[i] for i in kept], [[row[i] for i in kept] for row in rows]
 
 
-def _published(paper: "Sample | None") -> str:
+def _format_published(paper: "Sample | None") -> str:
     if paper is None:
         return "-"
     spread = "" if paper.std is None else f" ± {paper.std:.2f}"

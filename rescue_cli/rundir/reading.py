@@ -28,7 +28,7 @@ from rescue_cli.rundir.validation import (
     TEXT,
     Rule,
     check_keys,
-    format_found,
+    format_for_error,
 )
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ IDENTITY = {
 
 @dataclass(frozen=True)
 class FailureRecord:
-    """What a process says of the failure that it ended with, in `failure.json`."""
+    """The failure that ended a process, as `failure.json` records it."""
 
     rank: int
     exit_code: int
@@ -156,12 +156,12 @@ def _object(text: str, where: Path | str, cure: str) -> dict[str, Any]:
 
 
 def read_failure(run: RunDirectory) -> FailureRecord | None:
-    """The word that the run's processes left; None where they left none. Raises `DataError`."""
+    """The failure record of a run; None without one. Raises `DataError`."""
     if not run.failure.is_file():
         return None
-    found = read_json(run.failure)
-    check_keys(run.failure, found, FAILURE, "Remove the file; the run then counts as not run.")
-    return FailureRecord(**{key: found[key] for key in FAILURE})
+    record = read_json(run.failure)
+    check_keys(run.failure, record, FAILURE, "Remove the file; the run then counts as not run.")
+    return FailureRecord(**{key: record[key] for key in FAILURE})
 
 
 def read_result(run: RunDirectory, *, summarised: bool = False) -> dict[str, Any]:
@@ -187,8 +187,8 @@ def read_result(run: RunDirectory, *, summarised: bool = False) -> dict[str, Any
     for key in ("count", metric_names(entries[0])[0]):
         if result[key] != entries[0][key]:
             raise DataError(
-                f"{file}: {key}: {format_found(result[key])}, and sets[0].{key} is "
-                f"{format_found(entries[0][key])}; they must be equal. {cure}"
+                f"{file}: {key}: {format_for_error(result[key])}, and sets[0].{key} is "
+                f"{format_for_error(entries[0][key])}; they must be equal. {cure}"
             )
     if len({measurement_name(entry, entries) for entry in entries}) < len(entries):
         raise DataError(f"{file}: sets: two measurements have the same set and protocol. {cure}")

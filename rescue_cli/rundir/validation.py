@@ -74,11 +74,11 @@ def check_keys(
             raise DataError(f"{file}: has no key {at}{key}. {cure}")
         if not rule.holds(values[key]):
             raise DataError(
-                f"{file}: {at}{key}: {format_found(values[key])} is not {rule.words}. {cure}"
+                f"{file}: {at}{key}: {format_for_error(values[key])} is not {rule.words}. {cure}"
             )
 
 
-def format_found(value: Any) -> str:
+def format_for_error(value: Any) -> str:
     """A value for an error message: at most 60 characters."""
     if isinstance(value, int) and not -MOST < value < MOST:
         return "an integer of many digits"

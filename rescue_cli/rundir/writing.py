@@ -64,12 +64,12 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
     write_text(path, json.dumps(value, indent=1) + "\n")
 
 
-def write_failure(run: RunDirectory, word: FailureRecord) -> None:
+def write_failure(run: RunDirectory, record: FailureRecord) -> None:
     """Writes how the run failed, unless another process already has."""
     try:
         with run.failure.open("x") as file:
-            json.dump(asdict(word), file)
+            json.dump(asdict(record), file)
     except FileExistsError:
         pass
     except OSError:
-        run.failure.unlink(missing_ok=True)  # no word at all before half a one
+        run.failure.unlink(missing_ok=True)  # better no record than half of one

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from rescue_cli.errors import InUseError, RescueError, UsageError
 from rescue_cli.recipe import Recipe, recipe_in
-from rescue_cli.recipe.changes import as_written, differences, is_path
+from rescue_cli.recipe.changes import differences, format_recipe_value, is_path
 from rescue_cli.rundir import RunDirectory, write_json, write_text
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def prepare(
     look: "IdentityCache | None" = None,
     command: Sequence[str] | None = None,
 ) -> bool:
-    """Writes what the processes of a run read; whether the run is new.
+    """Writes what the processes of a run read; returns whether the run is new.
 
     Only a new run is this call's to `remove_unstarted`. With `resume` a directory of the same
     recipe is accepted, see `reserve`. `command` is recorded, by default this process's own. Raises
@@ -102,7 +102,7 @@ def reserve(
     verb: str = "train",
     look: "IdentityCache | None" = None,
 ) -> bool:
-    """Writes the recipe, or checks it against the one that is there; whether none was there.
+    """Writes the recipe, or checks it against an existing one; returns whether it is new.
 
     Raises `UsageError` where there is another recipe, or any without `resume`, or files that are
     not of a run. Recipes that differ only in where data and weights lie are the same recipe if the
@@ -118,11 +118,12 @@ def reserve(
         other = {k: pair for k, pair in changed.items() if not is_path(k, *pair)}
         if other:
             listed = "; ".join(
-                f"{key}: {as_written(a)} -> {as_written(b)}" for key, (a, b) in other.items()
+                f"{key}: {format_recipe_value(a)} -> {format_recipe_value(b)}"
+                for key, (a, b) in other.items()
             )
             raise UsageError(
                 f"{path}: holds a run of another recipe: {listed}. "
-                "Drop the overrides, or use a new --out."
+                "Remove the overrides, or use a new --out."
             )
         if changed:
             _relocate(run, recipe, look)

@@ -26,7 +26,7 @@ def explain_error(error: BaseException, recipe: Recipe) -> BaseException:
     if any(message in text for message in TOO_SMALL):
         sizes = ", ".join(map(str, recipe.eval.sizes))
         return UsageError(
-            f"eval.sizes: {sizes} (or data.train_size): nothing is left of images so small in "
+            f"eval.sizes: {sizes} (or data.train_size): images are too small for "
             f"{recipe.model.name} ({text.splitlines()[0]}). Use larger ones."
         )
     exhausted = isinstance(error, torch.OutOfMemoryError | MemoryError)
@@ -41,8 +41,8 @@ def explain_error(error: BaseException, recipe: Recipe) -> BaseException:
                 f"eval.sizes: {sizes}: a test image does not fit into {why}. Use a smaller size."
             )
         return MemoryExhausted(
-            f"eval.batch_size: {shown} images, or as many as there are, do not fit into {why}. "
-            "Set a smaller one."
+            f"eval.batch_size: {shown} images (or the whole test set, if smaller) do not fit "
+            f"into {why}. Set a smaller one."
         )
     train = recipe.train
     smaller = [d for d in range(1, train.device_batch_size) if train.batch_size % d == 0]

@@ -21,7 +21,13 @@ from rescue_cli.errors import InUseError, RescueError, StoppedError, UsageError,
 from rescue_cli.rundir import RunDirectory, read_environment, read_failure
 from rescue_cli.runs.directory import wait_until_prepared
 from rescue_cli.runs.launcher import BY_HAND, GroupLaunch
-from rescue_cli.runs.rendezvous import POLL_SECONDS, has_key, meet, store_lost, watch_ends
+from rescue_cli.runs.rendezvous import (
+    POLL_SECONDS,
+    has_key,
+    meet,
+    unreachable_store_error,
+    watch_ends,
+)
 
 WATCH_SECONDS = 0.5  # between looks at whether another process has failed
 PREPARE_SECONDS = 60.0  # for a new folder to appear on a network file system
@@ -52,7 +58,7 @@ def requested_processes(procs: int | None, option: str = "--procs") -> tuple[int
     if procs not in (None, launch.size):
         raise UsageError(
             f"{option}: {procs}, and this command runs as {launch.size} processes "
-            f"({launch.launcher}). Drop it, or start the command once."
+            f"({launch.launcher}). Remove it, or start the command once."
         )
     return launch.size, launch.launcher
 
@@ -64,7 +70,7 @@ def refuse_in_group(options: dict[str, bool]) -> None:
         launch = _current.launch
         raise UsageError(
             f"{given[0]}: this command runs as {launch.size} processes already "
-            f"({launch.launcher}). Drop it, or start the command once."
+            f"({launch.launcher}). Remove it, or start the command once."
         )
 
 
@@ -151,7 +157,7 @@ class Group:
         try:
             self.store.set(key, json.dumps(value))
         except RuntimeError:
-            raise store_lost() from None
+            raise unreachable_store_error() from None
 
     def get(self, key: str) -> Any:
         """Waits for a value in the store; raises `RescueError` where rank 0 has ended."""
@@ -160,7 +166,7 @@ class Group:
         return json.loads(self.store.get(key))
 
     def collect(self, kind: str, seconds: float) -> dict[int, Any]:
-        """The values of the other ranks, of those that live and put one within so many seconds."""
+        """The values that other ranks put within so many seconds; ended ranks are left out."""
         waiting, values = set(range(1, self.launch.size)), {}
         end = time.monotonic() + seconds
         while waiting and time.monotonic() < end:
@@ -176,7 +182,7 @@ class Group:
         """All ranks work on a prepared run directory; raises the first failure."""
         number, self.runs = self.runs, self.runs + 1
         if number == 0:
-            print(f"{self} work on this together", file=sys.stderr, flush=True)
+            print(f"{self} run this command together", file=sys.stderr, flush=True)
         # The others must see the directory before any process joins the run's process group, in
         # which it would wait for the others
         self.put(f"order/{number}", {"run": str(path.resolve())})
@@ -263,7 +269,7 @@ class Group:
         ready = {0: _check_ready(path), **answers}
         for rank in range(self.launch.size):
             if rank not in ready:
-                return f"{self.describe(rank)} does not answer. Start all of them again."
+                return f"{self.describe(rank)} does not respond. Start all processes again."
             if ready[rank]["error"]:
                 return f"{self.describe(rank)}: {ready[rank]['error']}"
         owners: dict[Any, int] = {}
@@ -367,5 +373,5 @@ def _gpu_uuid() -> str:
     from rescue_cli import distributed
 
     if not torch.cuda.is_available():
-        raise UsageError("there is no GPU for it. Use --device cpu, or give it one.")
+        raise UsageError("no GPU is visible to it. Use --device cpu, or make one visible.")
     return str(torch.cuda.get_device_properties(distributed.gpu_index()).uuid)

@@ -75,7 +75,7 @@ def _torchrun(environment: Mapping[str, str]) -> GroupLaunch | None:
     if missing := [name for name in names if not environment.get(name)]:
         present = [name for name in names if name not in missing]
         raise UsageError(
-            f"{_pairs(environment, present)} in the environment, without {_listed(missing)}: a "
+            f"{_pairs(environment, present)} in the environment, without {_join_names(missing)}: a "
             "group of processes needs all four. Set them (torchrun does), or, to run alone: "
             f"unset {' '.join(present)}."
         )
@@ -170,9 +170,9 @@ def _cure(variables: tuple[str, ...]) -> str:
 
 
 def _pairs(environment: Mapping[str, str], names: list[str]) -> str:
-    return _listed([f"{name}={environment[name]}" for name in names])
+    return _join_names([f"{name}={environment[name]}" for name in names])
 
 
-def _listed(names: list[str] | tuple[str, ...]) -> str:
+def _join_names(names: list[str] | tuple[str, ...]) -> str:
     *first, last = names
     return f"{', '.join(first)} and {last}" if first else last

@@ -124,7 +124,7 @@ def _remove_on_fatal_error(new: Sequence[Path]) -> Iterator[None]:
 
 
 def find_missing(runs: Mapping[Path, Recipe]) -> dict[Path, Recipe]:
-    """The runs that have neither a result nor diverged, which they would again; notes the others.
+    """The runs without a result, except diverged ones, which would diverge again; notes those.
 
     Raises `UsageError` for a directory of another recipe, and `DataError` for other data.
     """

@@ -42,7 +42,7 @@ def run_all(
 ) -> Iterator[EndedRun]:
     """Runs prepared directories, `jobs` at a time, and yields each run as it ends.
 
-    A run that fails or diverges is yielded, and the others go on. An error that all of them would
+    A run that fails or diverges is yielded, and others continue. An error that all of them would
     make (`EndedRun.fatal`) starts no further run; it is raised when those at work have ended. A
     signal makes the runs at work save their checkpoints and raises `StoppedError`; so does closing
     the iterator early, without an error.
@@ -135,7 +135,7 @@ class _Worker:
             self.process.stdin.flush()
 
     def read_end(self) -> EndedRun:
-        """Reads the exit code of the run that was started; the worker may have died of it."""
+        """Reads the exit code of the run that was started; the run may have killed the worker."""
         path, self.path = self.path, None
         assert path is not None
         line = self.answers.readline().strip()

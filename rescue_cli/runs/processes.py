@@ -17,8 +17,8 @@ from rescue_cli.runs.group import current_group
 LOG_LINES = 20
 SIGNALLED = 128  # exit codes above it are those of processes that a signal stopped
 CURES = {  # by the signal that killed a process
-    signal.SIGKILL: "Where memory ran out, use smaller micro-batches. ",
-    signal.SIGBUS: "Where /dev/shm is full, give it more room (docker run --shm-size=1g). ",
+    signal.SIGKILL: "If memory ran out, use smaller micro-batches. ",
+    signal.SIGBUS: "If /dev/shm is full, enlarge it (docker run --shm-size=1g). ",
 }
 
 

@@ -16,7 +16,7 @@ _NONE: Mapping[Path, float] = MappingProxyType({})
 
 
 class Progress:
-    """How many of the runs have ended, and how long the rest takes at the pace until now.
+    """How many of the runs have ended, and how long the rest takes at the current pace.
 
     Args:
         runs: The runs that are about to be trained.

@@ -156,10 +156,10 @@ def has_key(store: Any, key: str) -> bool:
     try:
         return bool(store.check([key]))
     except RuntimeError:
-        raise store_lost() from None
+        raise unreachable_store_error() from None
 
 
-def store_lost() -> RescueError:
+def unreachable_store_error() -> RescueError:
     """The error of a process that cannot reach rank 0, which serves the store."""
     return RescueError(
         "the first process of the group has ended. Its output says why; the last checkpoint is "

@@ -62,7 +62,7 @@ def plan_launch(
     count = count_processes(micro_batches, asked, default, option=option)
     if count % nodes.count:
         raise UsageError(
-            f"{option}: {count} processes do not divide over {nodes.count} machines. "
+            f"{option}: {count} processes cannot be divided evenly among {nodes.count} machines. "
             "Use a multiple."
         )
     torchrun = asked is not None or count > 1
@@ -80,7 +80,7 @@ def prepare_training(
     look: "IdentityCache | None" = None,
     command: Sequence[str] | None = None,
 ) -> bool:
-    """Writes what the processes of the run read; whether the run is new. Raises `RescueError`.
+    """Writes what the processes of the run read; returns whether it is new. Raises `RescueError`.
 
     On other machines than the first, waits for that instead.
 
@@ -130,7 +130,7 @@ def train_part(
     workers: int | None,
     folder: Path,
 ) -> bool:
-    """Trains one run of a command that trains several in turn; whether it diverged.
+    """Trains one run of a command that trains several in turn; returns whether it diverged.
 
     A run that has a result, or has diverged, is left as it is. Divergence is a result here, and no
     error. `folder` is the command's --out.
@@ -167,7 +167,7 @@ def is_done(path: Path, recipe: Recipe, look: "IdentityCache | None" = None) -> 
 
 
 def has_diverged(path: Path, recipe: Recipe, look: "IdentityCache | None" = None) -> bool:
-    """Whether the run ended so; raises `UsageError` for a run of another recipe."""
+    """Whether the run diverged; raises `UsageError` for a run of another recipe."""
     failure = read_failure(RunDirectory(path))
     if failure is None or failure.exit_code != DivergedError.exit_code:
         return False
@@ -177,7 +177,7 @@ def has_diverged(path: Path, recipe: Recipe, look: "IdentityCache | None" = None
 
 @contextlib.contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
-    """Stops what runs after so many seconds as SIGTERM does: a training saves its checkpoint."""
+    """Stops the body after so many seconds, as SIGTERM does: training saves its checkpoint."""
     before = signal.getsignal(signal.SIGTERM)
 
     def stop(*_: object) -> None:

@@ -70,7 +70,7 @@ def run_all(
     """Submits the runs that are not in the queue already, and yields each run as it ends.
 
     An error that all of them would make (`EndedRun.fatal`) cancels the others and is raised.
-    Interrupted, or the iterator closed early, the jobs go on; the same call finds them again.
+    Interrupted, or the iterator closed early, the jobs continue; the same call finds them again.
 
     Args:
         settings: sbatch's options: `partition`, `time` in minutes, `gpus_per_node`, ...;
@@ -109,7 +109,7 @@ def run_all(
     except KeyboardInterrupt:
         ids = " ".join(sorted(jobs[name] for name in waiting))
         raise StoppedError(
-            "stopped waiting; the jobs go on, and the same command waits for them again. "
+            "stopped waiting; the jobs continue, and the same command waits for them again. "
             f"To end them: scancel {ids}",
             130,
         ) from None

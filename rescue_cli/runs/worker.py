@@ -53,7 +53,7 @@ def work(path: Path, *, progress: bool = True) -> None:
     environment = read_environment(run)
     machine = _machine(environment)
     _prepare_torch(recipe, environment, machine)
-    with distributed.process_group(machine.device), _locked(run):
+    with distributed.process_group(machine.device), _lock(run):
         try:
             if environment["verb"] == "train":
                 _train(run, recipe, machine, start, progress)
@@ -128,7 +128,7 @@ def _prepare_torch(recipe: Recipe, environment: dict[str, Any], machine: Machine
 
 
 @contextlib.contextmanager
-def _locked(run: RunDirectory) -> Iterator[None]:
+def _lock(run: RunDirectory) -> Iterator[None]:
     """Locks the run directory against a second run, at most as long as this process lives."""
     if not distributed.is_first():
         yield

@@ -191,14 +191,14 @@ def binary_cross_entropy(
         return Loss(mean, each, 1)
     weights = _DeviceWeights(values)
 
-    def weighted(logits: Tensor, shares: Tensor) -> Tensor:
+    def weighted_mean(logits: Tensor, shares: Tensor) -> Tensor:
         by_class = weights.on(logits)
         labels = shares.ndim == 1
         of_images = by_class[shares] if labels else (shares.to(by_class) * by_class).sum(1)
         losses = each(logits, shares) * of_images
         return losses.sum() / of_images.sum() if labels else losses.mean()
 
-    return Loss(weighted, each, 1, values)
+    return Loss(weighted_mean, each, 1, values)
 
 
 def detector(_batch_size: int, _training: LossContext | None = None) -> Loss:

@@ -26,7 +26,7 @@ Sampler = Callable[[int, int], Indices]
 
 
 def shuffled(context: SamplingContext) -> Sampler:
-    """(step, micro-batch) -> indices (micro_batch_size,): a new order each epoch, without the rest.
+    """(step, micro-batch) -> indices (micro_batch_size,), reshuffled each epoch; drops the rest.
 
     Where an epoch needs more images than there are (`--smoke`), the order wraps around.
     """

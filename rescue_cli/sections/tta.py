@@ -69,8 +69,8 @@ def tta_logits(model: nn.Module, images: Tensor, wanted: Sequence[Weights]) -> l
 def least_confident(probabilities: NDArray[np.float64], share: float) -> Indices:
     """Sorted indices of the `share` (rounded down) with the lowest values; of equals the first."""
     order = np.argsort(probabilities, kind="stable")
-    found: Indices = np.sort(order[: int(len(order) * share)])
-    return found
+    chosen: Indices = np.sort(order[: int(len(order) * share)])
+    return chosen
 
 
 PLAIN = {Variant(0, False): 1.0}

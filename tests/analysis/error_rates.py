@@ -321,7 +321,7 @@ def planned_runs(n: int, trials: int) -> tuple[Rate, Rate]:
     for _ in range(trials):
         found = welch_test(sample(rng.normal(0, 1, n)), sample(rng.normal(0, 1, n)))
         assert found.std is not None
-        by_bound += (found.needed(0.5) or 0) >= enough
+        by_bound += (found.runs_needed(0.5) or 0) >= enough
         by_std += (runs_needed(0.5, found.std, 0.05, paired=False) or 0) >= enough
     return Rate(0.8, by_bound, trials), Rate(0.5, by_std, trials)
 

@@ -59,14 +59,14 @@ def test_a_side_has_its_seeds_without_result_and_all_its_measurements(
     survivors: str, tmp_path: Path
 ) -> None:
     side = sides.load_side(str(tmp_path / survivors))
-    assert side.lost == {3: "diverged", 4: "diverged", 8: "diverged", 9: "not run"}
-    assert count_missing(side.lost.values()) == "3 diverged, 1 not run"
+    assert side.missing == {3: "diverged", 4: "diverged", 8: "diverged", 9: "not run"}
+    assert count_missing(side.missing.values()) == "3 diverged, 1 not run"
     assert list(side.sets) == ["test"]
     assert side.sets["test"] == side.values == TOPS
     assert side.images_of == {"test": side.images}
     made_run(tmp_path / "run", {"test none": 50.0, "test flip": 52.0})
     run = sides.load_side(str(tmp_path / "run"))
-    assert not run.lost
+    assert not run.missing
     assert {name: each[0] for name, each in run.sets.items()} == {
         "test none": 50.0, "test flip": 52.0,
     }  # fmt: skip
@@ -77,8 +77,8 @@ def test_a_side_has_its_seeds_without_result_and_all_its_measurements(
 def test_a_sweep_without_a_plan_has_the_existing_seeds(tmp_path: Path) -> None:
     made_sweep(tmp_path / "old", {0: 60.0, 1: 61.0}, diverged={4: "the loss is nan."})
     found = read_sweep(tmp_path / "old")
-    assert found.lost == {4: MissingRun("diverged", "the loss is nan.")}
-    assert found.counted == "2 of 3 seeds (1 diverged)"
+    assert found.missing == {4: MissingRun("diverged", "the loss is nan.")}
+    assert found.seeds_text == "2 of 3 seeds (1 diverged)"
 
 
 def test_a_sweep_without_results_is_reported_as_such(rescue: Rescue, tmp_path: Path) -> None:
@@ -106,7 +106,7 @@ def test_a_worker_that_dies_without_a_failure_record_is_a_failed_seed(
     assert found["failed"]["1"].startswith(
         "its process ended with exit code 9 and without a failure record."
     )
-    assert read_sweep(tmp_path / "sweep").lost[0].how == "failed", "it is kept for `report`"
+    assert read_sweep(tmp_path / "sweep").missing[0].how == "failed", "it is kept for `report`"
 
 
 def test_a_users_file_does_not_shadow_python_modules(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ def made(tmp_path: Path) -> Path:
 def test_a_sweep_stops_at_the_first_significant_look(rescue: Rescue) -> None:
     ended = rescue(*CALL)
     assert ended.code == 0, ended.err
-    assert "looks after 3, 5, 10 seeds, each at p < 0.017: 5 % over all" in ended.err
+    assert "looks after 3, 5, 10 seeds, each at p < 0.017: 5 % overall" in ended.err
     found = json.loads(ended.out)["until"]
     assert found["look"]["number"] == 1
     assert found["n"] == [6, 3], "the seeds of the look, of the ten that are there"
@@ -45,7 +45,7 @@ def test_a_sweep_without_a_difference_runs_to_its_last_look(rescue: Rescue, made
     }  # fmt: skip
     more = rescue(*(word if word != "10" else "20" for word in words))
     assert more.code == 2
-    assert "c was begun with other looks, against a with 10 seeds. Repeat that" in more.err
+    assert "c was started with other looks, against a with 10 seeds. Repeat that" in more.err
 
 
 @pytest.mark.usefixtures("made")

@@ -125,7 +125,7 @@ def test_runs_are_planned_with_the_upper_bound_of_the_std() -> None:
     found = welch_test(Sample(90.0, 0.15, 10), Sample(90.3, 0.15, 10))
     bound = 0.15 * math.sqrt(18 / 12.857)
     assert std_upper_bound(0.15, 18) == pytest.approx(bound, rel=1e-4)
-    assert found.needed(0.1) == runs_needed(0.1, bound, 0.05, paired=False)
+    assert found.runs_needed(0.1) == runs_needed(0.1, bound, 0.05, paired=False)
 
 
 def test_holm_is_the_step_down_procedure() -> None:
@@ -194,7 +194,7 @@ def test_a_claim_states_its_assumption_about_a_side_without_a_spread() -> None:
     assert pair["p"] < 1e-6
     assert " is better than " not in pair["claim"]
     assert pair["claim"].endswith(
-        "assuming that runs of 91.0 scatter like those of 90.0±0.1/20: there is one run of 91.0."
+        "assuming that runs of 91.0 vary as much as those of 90.0±0.1/20: there is one run of 91.0."
     )
     assert (pair["about"], pair["assumes"]["runs"]) == ("assumed", 1)
 
@@ -232,7 +232,7 @@ def test_a_claim_states_how_many_runs_finished() -> None:
     del values[5]
     sides = [
         Side("a", sample(A), dict(enumerate(A))),
-        Side("b", sample(list(values.values())), values, lost=lost),  # type: ignore[arg-type]
+        Side("b", sample(list(values.values())), values, missing=lost),  # type: ignore[arg-type]
     ]
     (pair,) = compare_pairs(sides)
     assert pair["runs"] == ["5", "5 of 9 (4 diverged)"]
@@ -334,7 +334,7 @@ def test_a_spread_of_rounding_errors_is_0() -> None:
     """Both differences are 0.1 and both samples equal; in floats they are not, by 1e-14."""
     assert np.subtract([90.2, 91.3], [90.1, 91.2]).std() > 0
     found = paired_t_test([90.1, 91.2], [90.2, 91.3])
-    assert (found.p, found.needed(0.1)) == (None, None)
+    assert (found.p, found.runs_needed(0.1)) == (None, None)
     assert sample([90.1] * 3).std == 0
     assert sample([90.1, 90.1, 90.1 + 1e-4]).std == pytest.approx(1e-4 / 3**0.5)
 

@@ -61,7 +61,7 @@ def test_a_made_sweep_has_the_given_results(tmp_path: Path) -> None:
     )  # fmt: skip
     found = read_sweep(folder)
     assert found.values("test") == pytest.approx(tops)
-    assert found.lost == {2: MissingRun("diverged", "diverged at step 3")}
+    assert found.missing == {2: MissingRun("diverged", "diverged at step 3")}
     assert [r["loss"] for r in found.results.values()] == pytest.approx([1.5, 1.25, 2.0])
     right = sides.correct_predictions(sides.load_predictions(folder / "seed-1"))
     assert (100 * right.mean(), len(right)) == (42.5, 200)

@@ -102,7 +102,7 @@ def test_what_the_user_set_stays() -> None:
 def test_two_names_of_a_network_are_refused(override: str) -> None:
     with pytest.raises(UsageError) as refused:
         options.model_overrides(load("a3"), "resnet18", [override])
-    assert str(refused.value) == "--model and model.name say the same thing. Give one of them."
+    assert str(refused.value) == "--model and model.name set the same thing. Give only one."
 
 
 def test_an_unknown_network_and_one_that_sees_one_size_are_refused() -> None:
@@ -169,7 +169,7 @@ def test_a_key_set_by_the_user_and_a_section_replaced_stay() -> None:
     assert options.epochs_overrides(load("a2", [given]), 30, [given]) == ["train.epochs=30"]
     with pytest.raises(UsageError) as refused:
         options.epochs_overrides(load("a2"), 30, ["train.epochs=3"])
-    assert str(refused.value) == "--epochs and train.epochs say the same thing. Give one of them."
+    assert str(refused.value) == "--epochs and train.epochs set the same thing. Give only one."
 
 
 def test_schedules_of_optimizer_items_scale_and_are_addressed_by_group() -> None:
@@ -265,4 +265,4 @@ def test_resuming_with_the_same_options_is_the_same_run(rescue: Rescue) -> None:
     for option in (["--smoke"], ["--subset", "100:50"]):
         code, _, err = rescue("train", "--out", "run", "--resume", *option)
         assert code == 2
-        assert "--subset and --smoke: the run that is resumed has its recipe. Drop them." in err
+        assert "--subset and --smoke: a resumed run keeps its recipe. Remove them." in err

@@ -501,7 +501,7 @@ def test_labels_of_an_evaluation_go_by_the_names(tmp_path: Path) -> None:
     found, said = match_labels(recipe, data)
     assert found.classes == ("cedar", "ash", "birch")
     assert [found.classes[label] for label in found.tests["test"].labels] == names
-    assert str(said).endswith("differs is 'cedar' in place of 'ash'. Labels go by the names.")
+    assert str(said).endswith("differs is 'cedar' in place of 'ash'. Classes are matched by name.")
 
 
 @pytest.mark.parametrize(
@@ -509,8 +509,8 @@ def test_labels_of_an_evaluation_go_by_the_names(tmp_path: Path) -> None:
     [
         (CLASSES, None),
         # birch is called dogwood now, and cedar moved up
-        (("ash", "aspen", "birch"), "'birch' stands at another place"),
-        (("ash", "birch"), "knows 2 classes and the data has 3"),
+        (("ash", "aspen", "birch"), "'birch' is at another position"),
+        (("ash", "birch"), "has 2 classes and the data has 3"),
     ],
 )
 def test_classes_at_other_places_are_refused(
@@ -530,8 +530,8 @@ def test_classes_of_other_names_in_their_order_are_said(tmp_path: Path) -> None:
     found, said = match_labels(recipe, data)
     assert found is data
     assert str(said).startswith("warning: ")
-    assert str(said).endswith("Accuracies are by the classes' order.")
-    assert "model.new_head=true begins anew" in str(warn_of_old_head(recipe, data.classes))
+    assert str(said).endswith("Classes are matched by position.")
+    assert "model.new_head=true starts a new one" in str(warn_of_old_head(recipe, data.classes))
 
 
 def test_an_evaluation_says_that_its_images_are_others(tmp_path: Path) -> None:

@@ -115,11 +115,11 @@ def test_a_name_in_the_other_normal_form_is_the_same_class() -> None:
          "balanced or a list (a number above 0 each) or a mapping or null."),
         (["loss.class_weights=balanced", "sampling.name=balanced"],
          "loss.class_weights: balanced, and sampling.name is balanced: rare classes would count "
-         "twice. Drop one of them (~loss.class_weights, or ~sampling)."),
+         "twice. Remove one of them (~loss.class_weights, or ~sampling)."),
         (["loss.class_weights=balanced",
           "selection={name: proxy, share: 0.5, every: 2, model: {width: 4}}"],
          "loss.class_weights: selection (proxy) keeps images by their losses and takes a plain "
-         "mean of those. Drop ~loss.class_weights or ~selection."),
+         "mean of those. Remove one of them (~loss.class_weights, or ~selection)."),
     ],
 )  # fmt: skip
 def test_weights_that_cannot_be_meant_are_refused(overrides: list[str], said: str) -> None:
@@ -474,7 +474,7 @@ def test_classes_that_training_does_not_know_are_refused_by_name_or_left_out(
     assert found.notes == (
         f"{tmp_path}/val: 1 of 6 images are in subfolders of their class folder and belong to "
         "that class; the first is eel/monday/0.png",
-        "val: left out 3 of 6 images, whose classes (dog, eel) training does not know.",
+        "val: left out 3 of 6 images: their classes (dog, eel) are not in the training set.",
     )
 
 
@@ -488,7 +488,9 @@ def test_a_label_file_may_name_other_classes_too(tmp_path: Path) -> None:
         load(tmp_path)
     found = load(tmp_path, unknown_classes="skip")
     assert found.tests["val"].labels.tolist() == [1, 0]
-    assert found.notes == ("val: left out 1 of 3 images, whose classes training does not know.",)
+    assert found.notes == (
+        "val: left out 1 of 3 images: their classes are not in the training set.",
+    )
 
 
 def test_training_folders_of_no_class_are_not_left_out(tmp_path: Path) -> None:

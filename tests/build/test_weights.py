@@ -74,7 +74,7 @@ def test_timms_configuration_fills_what_the_file_leaves_open(write: Write) -> No
     assert source.notes == (
         "preprocessing of resnet50.a2_in1k: size 240, crop 0.9 (by the file's metadata); "
         "mean 0.485 0.456 0.406, std 0.229 0.224 0.225, interpolation bicubic (by timm)",
-        "timm also tests it larger: --sizes 288 --crops 1",
+        "timm also tests it at a larger size: --sizes 288 --crops 1",
     )
     recipe = source.recipe
     assert (recipe.name, recipe.model.name) == ("resnet50", "resnet50")
@@ -209,20 +209,20 @@ def test_names_that_timm_does_not_know_are_refused_with_the_nearest(write: Write
     )
     assert refusal("timm:resnet50.a22_in1k") == refusal(file, model="resnet50.a22_in1k")
     assert refusal("timm:resnetv2_50d") == (
-        "timm has no weights called 'resnetv2_50d'. It has none of this architecture."
+        "timm has no weights called 'resnetv2_50d'. It has no weights of this architecture."
     )
 
 
 def test_one_word_on_the_architecture_is_enough(write: Write) -> None:
     assert refusal("timm:resnet50.a2_in1k", model="resnet18") == (
-        "--model: timm:resnet50.a2_in1k says which network it is. Drop --model resnet18."
+        "--model: timm:resnet50.a2_in1k already names the architecture. Remove --model resnet18."
     )
     file = write(recipe=recipes.load("quickstart").to_yaml())
     assert refusal(file, model="resnet18") == (
-        f"--model: the recipe in {file} says which network it is. Drop --model resnet18."
+        f"--model: the recipe in {file} already names the architecture. Remove --model resnet18."
     )
     assert refusal(file, model="resnet18", recipe="pytorch") == (
-        "--model: --recipe pytorch says which network it is. Drop --model resnet18."
+        "--model: --recipe pytorch already names the architecture. Remove --model resnet18."
     )
     assert find_weights(file, []).recipe.name == "quickstart"
     assert find_weights(file, []).protocol == {}
@@ -282,7 +282,7 @@ def test_timms_weights_without_a_network_are_refused_with_the_cure(tmp_path: Pat
     assert ended.stderr.splitlines() == [
         "preprocessing of resnet50.a2_in1k: mean 0.485 0.456 0.406, std 0.229 0.224 0.225, "
         "size 224, crop 0.95, interpolation bicubic (by timm)",
-        "timm also tests it larger: --sizes 288 --crops 1",
+        "timm also tests it at a larger size: --sizes 288 --crops 1",
         "val: no image of 999 of 1000 classes (goldfish, great white shark, tiger shark, "
         "hammerhead, electric ray and 994 more): recall unknown; balanced accuracy averages the "
         "other 1.",

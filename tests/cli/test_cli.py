@@ -124,14 +124,14 @@ def test_check_validates_all_that_is_shipped(rescue: Rescue) -> None:
         ),
         ("train quickstart", "must read section.key=value. For that recipe: --recipe quickstart."),
         ("train --resume --out nothere", "error: --resume: nothere holds no run. Give --out RUN"),
-        ("train data.root=photos", "error: data.root: fashion-mini lies in this package"),
+        ("train data.root=photos", "error: data.root: fashion-mini is part of this package"),
         ("train --recipe quickstrat", "error: recipe: 'quickstrat' is not known. Did you mean"),
         ("train --recipe no/r.yaml", "error: recipe: no file 'no/r.yaml'."),
         ("train train.epoch=3", "error: train: unknown key 'epoch'. Did you mean 'epochs'?"),
         ("train train.epochs", "error: override 'train.epochs': must read section.key=value."),
         ("train --subset 0", "error: --subset: '0' must be N or TRAIN:TEST"),
         ("train --subset 1:2:3", "error: --subset: '1:2:3' must be N or TRAIN:TEST"),
-        ("train --subset 9 data.subset=[9,9]", "error: --subset and data.subset say the same"),
+        ("train --subset 9 data.subset=[9,9]", "error: --subset and data.subset set the same"),
         (
             "train --procs 2",
             "error: --procs: 2 processes do not divide the 1 micro-batches of a step.",
@@ -332,7 +332,7 @@ def test_resuming_a_finished_run_prints_its_result_and_another_recipe_is_refused
     other = rescue(*line, "--resume", "optim.lr=0.5")
     assert (other.code, other.out) == (2, "")
     assert other.said[-1].startswith("error: here: holds a run of another recipe: optim.lr: ")
-    assert other.said[-1].endswith("-> 0.5. Drop the overrides, or use a new --out.")
+    assert other.said[-1].endswith("-> 0.5. Remove the overrides, or use a new --out.")
 
 
 def test_a_run_needs_no_home_folder_no_colour_and_no_terminal(tmp_path: Path) -> None:

@@ -224,14 +224,12 @@ def a_finding(half: float) -> Any:
 
 def test_what_is_not_trusted_is_applied_only_where_it_is_forced(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
-    with pytest.raises(UsageError, match=r"0\.3 is not to be trusted \(with half the steps"):
+    with pytest.raises(UsageError, match=r"0\.3 is not trusted \(with half the steps"):
         RangeTest.write_recipe(a_finding(0.1), file, untrusted=False)
     assert not file.exists()
     RangeTest.write_recipe(a_finding(0.1), file, untrusted=True)
     said = file.read_text().splitlines()[0]
-    assert said.endswith(
-        "NOT TRUSTED, applied all the same: with half the steps, seed 1, it is 0.1."
-    )
+    assert said.endswith("NOT TRUSTED, applied anyway: with half the steps, seed 1, it is 0.1.")
     assert recipes.load(str(file)).optim[0].options["lr"] == 0.3
     RangeTest.write_recipe(a_finding(0.3), file, untrusted=False)
     assert "trusted: seed 0 and, with half the steps, seed 1 agree" in file.read_text()
@@ -323,7 +321,7 @@ def test_below_two_percent_of_trusted_rates_are_wrong_by_three(family: Family) -
         (("--ramp", "cubic"), "--ramp: 'cubic' is not known. Use linear or exponential."),
         (("--momentum", "0.9"), "--momentum: '0.9' is not A:B."),
         (("--momentum", "1.0:0.9"), "--momentum: 1.0:0.9 must be at least 0 and below 1"),
-        (("--steps", "20", "--epochs", "1"), "--steps and --epochs say the same thing."),
+        (("--steps", "20", "--epochs", "1"), "--steps and --epochs set the same thing."),
         (("--start", "5", "--end", "1"), "Give a start_lr below end_lr"),
     ],
 )

@@ -169,7 +169,7 @@ def test_hours_and_cost_are_null_where_nobody_says_how_fast(rescue: Rescue) -> N
         ),
         (
             ["--images-per-second", "9", "--hours-per-epoch", "1"],
-            "--images-per-second and --hours-per-epoch say the same thing. Give one of them.",
+            "--images-per-second and --hours-per-epoch give the same figure. Give only one.",
         ),
         (["--gpu-memory", "0"], "--gpu-memory: 0.0 must be a finite number above 0."),
         (["--price", "nan"], "--price: nan must be a finite number above 0."),

@@ -151,7 +151,10 @@ def test_a_seed_that_was_stopped_has_not_failed(tmp_path: Path) -> None:
         folder.mkdir()
         word = {"rank": 0, "exit_code": code, "message": "why"}
         write_json(RunDirectory(folder).failure, word)
-    assert read_sweep(tmp_path).lost == {0: MissingRun("not run"), 1: MissingRun("failed", "why")}
+    assert read_sweep(tmp_path).missing == {
+        0: MissingRun("not run"),
+        1: MissingRun("failed", "why"),
+    }
 
 
 @pytest.fixture
@@ -241,7 +244,7 @@ def test_a_result_outside_the_band_is_exit_6_only_where_it_is_asked(
     [
         (("seed-sweep", "--seeds", "1,1"), "--seeds: '1,1' names no seed, or one seed twice."),
         (("seed-sweep", "--seeds", "a"), "--seeds: 'a' is not of the form 100, 0-9 or 3,7,11."),
-        (("seed-sweep", "train.seed=3"), "--seeds and train.seed say the same thing."),
+        (("seed-sweep", "train.seed=3"), "--seeds and train.seed set the same thing."),
         (("compare", "79.72"), "compare: give two or more"),
         (("compare", "79.72", "nothing"), "'nothing' is not a run, a sweep, a recipe"),
         (("compare", "quickstart", "80"), "quickstart: this recipe has no published accuracy."),

@@ -197,7 +197,7 @@ def test_a_run_goes_to_images_in_memory_with_a_new_head(rescue: Rescue, tmp_path
         (("--from", "small.safetensors", "--to", "flowers"), 2, "Did you mean 'flowers102'?"),
         (
             ("--from", "small.safetensors", "--from", "./small.safetensors", "--to", "cifar100"),
-            2, "would both be called small.",
+            2, "would both be named small.",
         ),
     ],
 )  # fmt: skip
@@ -318,5 +318,5 @@ def test_a_range_test_of_a_transfer_begins_with_its_weights(
     assert recipe.data.options["root"] == str(pets)
     lonely = rescue(*call, "--from", weights)
     assert lonely.code == 2
-    assert lonely.said[-1].startswith("error: --from and --to: a transfer has both.")
-    assert rescue(*call, "--model", "resnet18").said[-1].startswith("error: --model: goes with")
+    assert lonely.said[-1].startswith("error: --from and --to: a transfer needs both.")
+    assert rescue(*call, "--model", "resnet18").said[-1].startswith("error: --model: needs --from")

@@ -244,10 +244,13 @@ def test_an_evaluation_refuses_what_it_would_not_read_and_what_would_mislead_it(
 ) -> None:
     assert rescue("train", "--out", "run", *TINY).code == 0
     for change, said in (
-        ("optim.lr=3", "optim.lr: an evaluation does not read it. Drop it."),
-        ("averaging={name: ema, decay: 0.9, every: 1}", "averaging: an evaluation does not read"),
+        ("optim.lr=3", "optim.lr: has no effect on an evaluation. Remove it."),
+        (
+            "averaging={name: ema, decay: 0.9, every: 1}",
+            "averaging: has no effect on an evaluation",
+        ),
         ("data.holdout=100", "data.holdout: 100: run was trained on these images."),
-        ("eval.sizes=[1]", "eval.sizes: 1 (or data.train_size): nothing is left of images so"),
+        ("eval.sizes=[1]", "eval.sizes: 1 (or data.train_size): images are too small"),
     ):
         ended = rescue("eval", "run", change)
         assert ended.code == 2, ended.err
@@ -281,14 +284,14 @@ def test_classes_that_a_network_does_not_know_are_refused_or_told(
         (photos / split / "cat").rename(photos / split / "lynx")
     told = rescue("eval", "run", "--json")  # not one name is known: other names, in their order?
     assert told.code == 0
-    assert "the first that differs is 'cat' in place of 'lynx'. Accuracies are by" in told.err
+    assert "the first that differs is 'cat' in place of 'lynx'. Classes are matched by" in told.err
     assert json.loads(told.out)["top1"] == read_json(tmp_path / "run" / "result.json")["top1"]
     for split in ("train", "val"):
         (photos / split / "owl").mkdir()
         (photos / split / "lynx" / "0.png").rename(photos / split / "owl" / "0.png")
     refused = rescue("eval", "run")
     assert refused.code == 2
-    assert "knows 2 classes and the data has 3;" in refused.err
+    assert "has 2 classes and the data has 3;" in refused.err
     assert "To train it on these: rescue transfer." in refused.err
 
 

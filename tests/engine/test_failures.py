@@ -122,8 +122,9 @@ def greedy(classes: int, _channels: int, *, width: PositiveInt) -> nn.Module:
         ),
         (
             9,
-            "error: eval.batch_size: 250 images, or as many as there are, do not fit into the "
-            "memory of the device (CUDA out of memory. Tried to allocate 9 GiB.). Set a smaller",
+            "error: eval.batch_size: 250 images (or the whole test set, if smaller) do not "
+            "fit into the memory of the device (CUDA out of memory. Tried to allocate 9 GiB.). "
+            "Set a smaller",
         ),
     ],
 )

@@ -238,17 +238,17 @@ LAUNCHER = -signal.SIGTERM
         (BUG, 0, [(0, 1, 0), (1, LAUNCHER, 0)], 1, "rank 0: Traceback"),
         (BUG, 0, [(0, 1, 0), (1, -signal.SIGABRT, 0)], 1, "rank 0: Traceback"),
         (None, 0, [(1, -signal.SIGKILL, 0), (0, LAUNCHER, 0)], 1, "rank 1 (pid 11) was killed by "
-         "SIGKILL. Where memory ran out, use smaller micro-batches. Go on with --resume."),
+         "SIGKILL. If memory ran out, use smaller micro-batches. Resume with --resume."),
         (None, 0, [(1, -signal.SIGKILL, 0), (0, 143, 7)], 1, "rank 1 (pid 11) was killed by SIG"),
         (BUG, 0, [(1, -signal.SIGKILL, 0), (0, 1, 0)], 1, "rank 1 (pid 11) was killed by SIGKILL"),
         (CORRUPT, 9, [(1, -signal.SIGKILL, 0), (0, 3, 1)], 1, "rank 1 (pid 11) was killed by SIG"),
         (HEARD, 3, [(1, -signal.SIGSEGV, 0), (0, 143, 7)], 1, "rank 1 (pid 11) was killed by "
-         "SIGSEGV. Go on with --resume."),
+         "SIGSEGV. Resume with --resume."),
         (HEARD, 0, [(0, 143, 0), (1, 143, 0)], 143, "stopped at step 7"),
         (None, 0, [(1, 1, 0), (0, LAUNCHER, 0)], 1, "rank 1 ended with 1."),
         (None, 0, [(0, LAUNCHER, 0), (1, 2, 1)], 2, "another run is using this directory"),
         (None, 0, [(1, LAUNCHER, 0), (0, LAUNCHER, 0)], 1, "rank 1 (pid 11) was killed by "
-         "SIGTERM. Go on with --resume."),
+         "SIGTERM. Resume with --resume."),
     ],
 )  # fmt: skip
 def test_the_first_failure_is_told_and_no_signal_of_the_launcher(

@@ -126,7 +126,7 @@ def test_the_value_is_yaml_as_in_a_recipe() -> None:
         ),
         (
             "augment.cutout.size=1",
-            "override 'augment.cutout.size=1': 'cutout' stands for several items. "
+            "override 'augment.cutout.size=1': 'cutout' matches several items. "
             "Use the position 2 or 3.",
         ),
         (
@@ -154,7 +154,7 @@ def test_the_value_is_yaml_as_in_a_recipe() -> None:
         ),
         (
             "train={epochs: 1, epochs: 2}",
-            "override 'train={epochs: 1, epochs: 2}', line 1: key 'epochs' stands twice. "
+            "override 'train={epochs: 1, epochs: 2}', line 1: key 'epochs' occurs twice. "
             "Remove one.",
         ),
     ],

@@ -104,10 +104,10 @@ def test_a_study_as_it_is_printed(
         "  3  T2         resnet50                      79.20       67.90     not run  -",
         "  4  T2         deit_small_patch16_224        80.40       69.20     not run  -",
         "ResNet strikes back, Comparing architectures and training procedures. measured:",
-        "mean ± standard deviation (runs), last epoch. p: how probable so large a",
-        "difference from the paper is by chance (Welch's t-test, each row for itself; a",
-        "side without a std is taken to scatter like the other). A large p does not show",
-        "that they agree.",
+        "mean ± standard deviation (runs), last epoch. p: the probability of a difference",
+        "from the paper at least this large if the two are equal (Welch's t-test, each",
+        "row by itself; a side without a std is assumed to vary as much as the other). A",
+        "large p does not show that they agree.",
     ]
 
 
@@ -162,6 +162,6 @@ def test_a_seed_on_record_counts_once_and_by_its_latest_run() -> None:
 
 def test_a_run_is_put_on_record_once() -> None:
     runs = read_json(records.record_path("quickstart"))["runs"]
-    with pytest.raises(DataError, match=r"records: seed \d+ of `rescue .*` is already on record"):
-        records._joined(runs, [{**runs[1], "note": "another"}])
-    assert len(records._joined(runs[:1], runs[1:2])) == 2
+    with pytest.raises(DataError, match=r"records: seed \d+ of `rescue .*` is already recorded"):
+        records._join(runs, [{**runs[1], "note": "another"}])
+    assert len(records._join(runs[:1], runs[1:2])) == 2

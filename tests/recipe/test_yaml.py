@@ -62,8 +62,8 @@ BOMB = "a: &a [x, x]\nb: &b [*a, *a]\nc: &c [*b, *b]\nd: [*c, *c]\n"
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a: 1\nb: 2\na: 3", "r.yaml, line 3: key 'a' stands twice. Remove one."),
-        ("a: {b: 1, 'b': 2}", "r.yaml, line 1: key 'b' stands twice. Remove one."),
+        ("a: 1\nb: 2\na: 3", "r.yaml, line 3: key 'a' occurs twice. Remove one."),
+        ("a: {b: 1, 'b': 2}", "r.yaml, line 1: key 'b' occurs twice. Remove one."),
         (
             "x: 1\na: !!python/object/apply:os.system [ls]",
             "r.yaml, line 2: tag 'tag:yaml.org,2002:python/object/apply:os.system' is not allowed. "

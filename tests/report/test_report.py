@@ -99,12 +99,13 @@ def test_runs_on_other_test_images_are_not_compared(
 
 
 def test_a_papers_figure_is_shown_only_for_an_unchanged_recipe() -> None:
-    assert page._published(recipes.load("a2")) == Sample(79.72, 0.10, 100)
+    assert page._published_sample(recipes.load("a2")) == Sample(79.72, 0.10, 100)
     assert (
-        page._published(recipes.load("a2", ["train.precision=float32", "train.seed=3"])) is not None
+        page._published_sample(recipes.load("a2", ["train.precision=float32", "train.seed=3"]))
+        is not None
     )
-    assert page._published(recipes.load("a2", ["model.name=resnet18"])) is None
-    assert page._published(recipes.load("rescue94")) is None
+    assert page._published_sample(recipes.load("a2", ["model.name=resnet18"])) is None
+    assert page._published_sample(recipes.load("rescue94")) is None
 
 
 def test_a_study_is_on_the_page_with_paper_and_measured_apart(
@@ -175,7 +176,7 @@ def test_the_table_is_available_as_data(
     ("words", "code", "said"),
     [
         (("nowhere",), 3, "nowhere: holds no result."),
-        (("run", "--csv", "--json"), 2, "--csv, --markdown and --json exclude each other."),
+        (("run", "--csv", "--json"), 2, "--csv, --markdown and --json are mutually exclusive."),
     ],
 )
 def test_a_folder_that_cannot_be_reported_is_refused(

@@ -354,12 +354,12 @@ def test_a_group_makes_one_run_that_stops_and_goes_on_as_with_procs(
         task.send(signal.SIGTERM)
     said = all_end(tasks, 143)
     assert said.startswith("runs/quickstart/0\n")
-    assert "\n2 processes of srun work on this together\n" in said
+    assert "\n2 processes of srun run this command together\n" in said
     assert f"error: stopped at step {saved_step(run)} of 32" in said
 
     tasks = group(tmp_path / "hand", [*words, "--resume"], port, folder=tmp_path)
     said = all_end(tasks, 0)
-    assert "\n2 processes work on this together\n" in said
+    assert "\n2 processes run this command together\n" in said
     assert tasks[0].result()["steps"] == 32
     assert [entry.name for entry in run.parent.iterdir() if entry.name != ".cache"] == ["0"]
     assert read_environment(RunDirectory(run))["procs"] == 2
@@ -416,7 +416,7 @@ def test_all_of_a_group_leave_with_the_code_of_what_went_wrong_first(
     [
         (
             ("train", "--procs", "4"),
-            "--procs: 4, and this command runs as 2 processes (WORLD_SIZE). Drop it, ",
+            "--procs: 4, and this command runs as 2 processes (WORLD_SIZE). Remove it, ",
         ),
         (
             ("train", "--max-restarts", "1"),
@@ -487,7 +487,7 @@ def test_torchrun_makes_one_run_and_goes_on_with_it_where_a_process_was_killed(
         out, _ = torchrun.communicate()
     said = printed.read_text()
     assert torchrun.returncode == 0, said
-    assert said.count("2 processes of torchrun work on this together") == 2
+    assert said.count("2 processes of torchrun run this command together") == 2
     assert out.count("top-1 %") == 1
     assert_same(run, own)
 

@@ -264,7 +264,7 @@ def test_jitter_with_hue_draws_it_evenly_in_any_of_24_orders(
 
 
 def test_hue_is_shifted_or_scaled_and_not_both() -> None:
-    with pytest.raises(UsageError, match=r"hue and hue_factor exclude each other\. Give one\."):
+    with pytest.raises(UsageError, match=r"hue and hue_factor are mutually exclusive\. Give one\."):
         colour_jitter(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, hue_factor=0.4)
 
 
@@ -316,7 +316,7 @@ def test_the_linear_scaling_rule_is_checked_and_its_cure_computed(rescue: Rescue
     assert ended.code == 2
     assert (
         "optim (sgd).lr: 0.4 is not 0.1 for 256 images times 512 / 256. Set optim.lr=0.2, "
-        "or drop the rule with ~optim.lr_per_256." in ended.err
+        "or remove the rule with ~optim.lr_per_256." in ended.err
     )
     assert rescue(*call, precision, "train.batch_size=512", "optim.lr=0.2").code == 0
     assert rescue(*call, "--smoke").code == 0
@@ -383,7 +383,7 @@ def test_a_teacher_of_other_means_sees_the_images_as_its_own(
 def test_a_teacher_of_other_classes_is_refused_by_their_names(rescue: Rescue) -> None:
     assert rescue("train", "--out", "teacher", *TINY).code == 0
     recipe = recipes.load("quickstart")
-    with pytest.raises(UsageError, match=r"knows 10 classes .* 'T-shirt/top' in place of 'cat'"):
+    with pytest.raises(UsageError, match=r"has 10 classes .* 'T-shirt/top' in place of 'cat'"):
         build_teacher(recipe, "teacher", ("cat", *"abcdefghi"), torch.device("cpu"))
 
 

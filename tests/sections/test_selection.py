@@ -104,7 +104,7 @@ def test_a_selection_goes_on_from_its_state_as_if_never_stopped(tmp_path: Path) 
 def test_a_proxy_needs_a_step_in_one_micro_batch() -> None:
     recipe = recipes.load("airbench96-filter", ["train.device_batch_size=512"])
     with pytest.raises(
-        UsageError, match=r"selection \(proxy\): a step of 2 micro-batches\. The proxy sees"
+        UsageError, match=r"selection \(proxy\): a step of 2 micro-batches\. The proxy needs"
     ):
         check_recipe(recipe)
 

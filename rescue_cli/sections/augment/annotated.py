@@ -32,7 +32,7 @@ def scale_crop(
     """
     low, high = (round(short_side * factor) for factor in scale)
     if low > high:
-        raise UsageError(f"augment (scale-crop).scale: {list(scale)} must not fall.")
+        raise UsageError(f"augment (scale-crop).scale: {list(scale)} must not decrease.")
 
     def apply(sample: Sample, draws: Floats) -> Sample:
         image, mask = sample

@@ -44,7 +44,7 @@ def colour_jitter(
     """
     if hue and hue_factor:
         raise UsageError(
-            "augment (colour-jitter): hue and hue_factor exclude each other. Give one."
+            "augment (colour-jitter): hue and hue_factor are mutually exclusive. Give one."
         )
     blends = zip(JITTERED, (brightness, contrast, saturation), strict=True)
     ranges = [(name, max(0.0, 1 - x), 1 + x) for name, x in blends]

@@ -63,7 +63,7 @@ def _enhance_increasing(magnitude: Doubles, sign: Doubles) -> Doubles:
     return np.maximum(0.1, 1.0 + sign * (magnitude / MAX_MAGNITUDE * 0.9))
 
 
-def _as_given(argument: Doubles, _sign: Doubles) -> Doubles:
+def _identity(argument: Doubles, _sign: Doubles) -> Doubles:
     return argument
 
 
@@ -96,19 +96,19 @@ NAMED_OPERATIONS = {
     "TranslateXRel": NamedOperation(affine.translate_x, _signed_up_to(0.45)),
     "TranslateYRel": NamedOperation(affine.translate_y, _signed_up_to(0.45)),
     # Used by colour jitter and TrivialAugment, which give arguments instead of magnitudes
-    "ColorFactor": NamedOperation(colour.saturation, _as_given),
-    "ContrastFactor": NamedOperation(colour.contrast, _as_given),
-    "BrightnessFactor": NamedOperation(colour.brightness, _as_given),
-    "SharpnessFactor": NamedOperation(colour.sharpness, _as_given),
-    "HueShift": NamedOperation(hue.shift_hue, _as_given),
-    "HueFactor": NamedOperation(hue.scale_hue, _as_given),
-    "PosterizeGiven": NamedOperation(levels.posterize, _as_given),
-    "SolarizeGiven": NamedOperation(levels.solarize, _as_given),
-    "RotateGiven": NamedOperation(affine.rotate, _as_given),
-    "ShearXGiven": NamedOperation(affine.shear_x, _as_given),
-    "ShearYGiven": NamedOperation(affine.shear_y, _as_given),
-    "TranslateXGiven": NamedOperation(affine.move_x, _as_given),
-    "TranslateYGiven": NamedOperation(affine.move_y, _as_given),
+    "ColorFactor": NamedOperation(colour.saturation, _identity),
+    "ContrastFactor": NamedOperation(colour.contrast, _identity),
+    "BrightnessFactor": NamedOperation(colour.brightness, _identity),
+    "SharpnessFactor": NamedOperation(colour.sharpness, _identity),
+    "HueShift": NamedOperation(hue.shift_hue, _identity),
+    "HueFactor": NamedOperation(hue.scale_hue, _identity),
+    "PosterizeGiven": NamedOperation(levels.posterize, _identity),
+    "SolarizeGiven": NamedOperation(levels.solarize, _identity),
+    "RotateGiven": NamedOperation(affine.rotate, _identity),
+    "ShearXGiven": NamedOperation(affine.shear_x, _identity),
+    "ShearYGiven": NamedOperation(affine.shear_y, _identity),
+    "TranslateXGiven": NamedOperation(affine.move_x, _identity),
+    "TranslateYGiven": NamedOperation(affine.move_y, _identity),
 }
 GEOMETRIC = {
     *("Rotate", "ShearX", "ShearY", "TranslateXRel", "TranslateYRel"),

@@ -25,7 +25,7 @@ class ImageIds(NamedTuple):
     seed: int
 
 
-def as_drawn(draws: Floats) -> tuple[Any, ...]:
+def identity_plan(draws: Floats) -> tuple[Any, ...]:
     """The default plan: the draws themselves."""
     return (draws,)
 
@@ -52,7 +52,7 @@ class Operation:
     columns: int
     stage: Stage
     apply: Callable[..., Any]
-    plan: Plan = as_drawn
+    plan: Plan = identity_plan
     plan_by_image: Callable[[ImageIds], tuple[Any, ...]] | None = None
     one_size: bool = False
 
@@ -69,7 +69,7 @@ def pad_crop(
     if offsets is not None and offsets > possible:
         raise UsageError(
             f"augment (pad-crop).offsets: {offsets}, and a pad of {pad} has {possible}. "
-            "Give at most that, or leave it out for all."
+            "Give at most that many, or remove the key to use all."
         )
     used = possible if offsets is None else offsets
 

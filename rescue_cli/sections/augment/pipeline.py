@@ -66,7 +66,7 @@ class Normalise:
 
 
 class Unchanged(Normalise):
-    """Floats that are seen as they are."""
+    """Passes floats through unchanged."""
 
     def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
         super().__init__([0.0], [1.0], device, dtype, channels_last=False)

@@ -29,7 +29,7 @@ class Boxed(Files):
         kept = tuple(self.objects[int(i)] for i in indices)
         return Boxed(self.names.take(indices), self.labels[indices], kept)
 
-    def relabelled(self, order: Indices) -> "Boxed":
+    def relabel(self, order: Indices) -> "Boxed":
         each = tuple(o._replace(labels=order[o.labels - 1] + 1) for o in self.objects)
         return replace(self, objects=each)
 
@@ -102,11 +102,11 @@ class Masked(Files):
         names, masks = self.names.take(indices), self.masks.take(indices)
         return Masked(names, self.labels[indices], masks, self.coding)
 
-    def relabelled(self, order: Indices) -> "Masked":  # noqa: ARG002
+    def relabel(self, order: Indices) -> "Masked":  # noqa: ARG002
         """Raises `DataError`: the masks on disk hold the labels."""
         raise DataError(
-            f"{self.masks.root}: its masks number the classes in another order than the weights "
-            "know. Order the classes' names (classes.txt) and the masks' numbers as they do."
+            f"{self.masks.root}: its masks number the classes in another order than the weights. "
+            "Use the weights' order in classes.txt and in the masks."
         )
 
     def target(self, index: int) -> Mask:

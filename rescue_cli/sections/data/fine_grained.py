@@ -103,8 +103,8 @@ def _read_list(file: Path) -> dict[str, Any]:
             f"{file}: not an annotation file ({error}). iNaturalist 2019 needs train2019.json, "
             "val2019.json and the images in data.root, as published."
         ) from None
-    found: dict[str, Any] = tree
-    return found
+    content: dict[str, Any] = tree
+    return content
 
 
 def _read_torchvision(location: Location, dataset: TorchvisionSet) -> Dataset:

@@ -68,9 +68,9 @@ class Images:
     def take(self, indices: Indices) -> "Images":
         return Images(self.pixels[indices], self.labels[indices])
 
-    def relabelled(self, order: Indices) -> "Images":
+    def relabel(self, order: Indices) -> "Images":
         """With `order[label]` in place of each label."""
-        files = None if self.files is None else self.files.relabelled(order)
+        files = None if self.files is None else self.files.relabel(order)
         return replace(self, labels=order[self.labels], files=files)
 
 
@@ -102,7 +102,7 @@ class Files:
     def take(self, indices: Indices) -> "Files":
         return Files(self.names.take(indices), self.labels[indices])
 
-    def relabelled(self, order: Indices) -> "Files":
+    def relabel(self, order: Indices) -> "Files":
         """With `order[label]` in place of each label."""
         return replace(self, labels=order[self.labels])
 
@@ -148,8 +148,8 @@ def drop_unknown_classes(name: str, files: Files) -> tuple[Files, list[str]]:
     names = sorted({path.partition("/")[0] for path in paths if "/" in path})
     of_classes = f" ({join_names(names)})" if names else ""
     note = (
-        f"{name}: left out {len(unknown)} of {len(files)} images, whose classes{of_classes} "
-        "training does not know."
+        f"{name}: left out {len(unknown)} of {len(files)} images: their classes{of_classes} "
+        "are not in the training set."
     )
     return files.take(np.flatnonzero(files.labels != UNKNOWN_CLASS)), [note]
 
@@ -238,20 +238,20 @@ def take_subset(dataset: Dataset, sizes: tuple[int, int] | None) -> Dataset:
 def grey_to_rgb(dataset: Dataset) -> Dataset:
     """The data set with grey images in memory repeated to three channels; files are read as RGB."""
 
-    def repeated(split: Split) -> Split:
+    def repeat_channels(split: Split) -> Split:
         if isinstance(split, Files) or split.pixels.shape[1] != 1:
             return split
         return replace(split, pixels=split.pixels.repeat(3, axis=1))
 
-    tests = {name: repeated(split) for name, split in dataset.tests.items()}
-    return replace(dataset, train=repeated(dataset.train), tests=tests)
+    tests = {name: repeat_channels(split) for name, split in dataset.tests.items()}
+    return replace(dataset, train=repeat_channels(dataset.train), tests=tests)
 
 
 def relabel(dataset: Dataset, classes: tuple[str, ...]) -> Dataset:
     """The data set with labels renumbered for `classes`, its own class names in another order."""
     order = np.array([classes.index(name) for name in dataset.classes])
-    tests = {name: split.relabelled(order) for name, split in dataset.tests.items()}
-    return replace(dataset, train=dataset.train.relabelled(order), tests=tests, classes=classes)
+    tests = {name: split.relabel(order) for name, split in dataset.tests.items()}
+    return replace(dataset, train=dataset.train.relabel(order), tests=tests, classes=classes)
 
 
 def count_rounds(images: int, batch_size: int, world_size: int) -> int:

@@ -114,7 +114,7 @@ def airbench(
     ]
     for group in groups:
         first, *others = (m.weight for m in group.modules() if isinstance(m, nn.Conv2d))
-        (dirac_replaced if dirac == "replaced" else dirac_added)(first, others)
+        (replace_with_dirac if dirac == "replaced" else add_dirac)(first, others)
     head = nn.Linear(widths[2], classes, bias=False)
     if head_init_std is not None:
         with torch.no_grad():
@@ -123,14 +123,14 @@ def airbench(
 
 
 @torch.no_grad()
-def dirac_replaced(first: Tensor, others: list[Tensor]) -> None:
+def replace_with_dirac(first: Tensor, others: list[Tensor]) -> None:
     """Sets the first `in` filters of weights (out, in, 3, 3) to the identity (airbench)."""
     for weight in (first, *others):
         nn.init.dirac_(weight[: weight.shape[1]])
 
 
 @torch.no_grad()
-def dirac_added(first: Tensor, others: list[Tensor]) -> None:
+def add_dirac(first: Tensor, others: list[Tensor]) -> None:
     """Sets `others` to the identity and adds it to the random weights of `first` (hlb).
 
     The sum is rescaled to the random weights' mean and standard deviation.

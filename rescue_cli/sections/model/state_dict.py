@@ -149,12 +149,13 @@ class _Mismatches:
         if first_filters and first_filters == self.beyond_head:
             (channels,) = {given[key].shape[1] for key in first_filters}
             return (
-                f"{message}They see images of {channels} channel(s): set data.channels={channels}."
+                f"{message}They take images with {channels} channel(s): "
+                f"set data.channels={channels}."
             )
         if self.beyond_head:
-            return f"{message}Name the architecture that they are of with model.name or --model."
+            return f"{message}Give their architecture with model.name or --model."
         return (
-            f"{message}All but the head fits: name the data of the classes that they know, or "
+            f"{message}Everything but the head fits: name the data set of their classes, or "
             "train a new head with rescue transfer."
         )
 

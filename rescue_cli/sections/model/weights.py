@@ -162,7 +162,7 @@ def _select_default(
     if distilled or (others and not ranked):
         choices = [first, teacher] if distilled else names
         raise UsageError(f"{file}: contains several networks. Give {_choices(file, choices)}.")
-    note = f"'{first}'{', the average,' if _rank(first) < len(_AVERAGED) else ''} is taken"
+    note = f"'{first}'{', the average,' if _rank(first) < len(_AVERAGED) else ''} is used"
     notes.append(f"{note} (for the others give {_choices(file, others)})" if others else note)
     if unread_keys := content.keys() - {path.partition(".")[0] for path in (*names, *partial)}:
         notes.append(describe_unread(unread_keys))
@@ -301,4 +301,4 @@ def _refuse_without_network(repository: str) -> None:
         try:
             socket.getaddrinfo(host, 443)
         except OSError as error:
-            raise OSError(f"no network: {host} is not found, {error.strerror}.") from None
+            raise OSError(f"no network: {host} cannot be resolved ({error.strerror}).") from None

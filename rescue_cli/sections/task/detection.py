@@ -107,10 +107,10 @@ class DetectionResult:
         """
         return {
             "ap50": average_precision.mean_over_classes(
-                average_precision.average_precisions(self._judged)
+                average_precision.average_precisions(self._verdicts)
             ),
             "ap50_07": average_precision.mean_over_classes(
-                average_precision.average_precisions(self._judged, eleven=True)
+                average_precision.average_precisions(self._verdicts, eleven=True)
             ),
             "map": coco(self.detections, self.truths, self.count),
         }
@@ -125,7 +125,7 @@ class DetectionResult:
             "detections": self.detections,
             "truths": self.truths,
             "count": np.array(self.count),
-            "per_class": average_precision.average_precisions(self._judged),
+            "per_class": average_precision.average_precisions(self._verdicts),
             "count_per_class": np.bincount(
                 self.truths[:, 1].astype(int), minlength=self.classes + 1
             )[1:],
@@ -133,7 +133,7 @@ class DetectionResult:
         }
 
     @cached_property
-    def _judged(self) -> average_precision.JudgedDetections:
+    def _verdicts(self) -> average_precision.JudgedDetections:
         return average_precision.judge_detections(
             self.detections, self.truths, self.count, self.classes
         )

@@ -406,7 +406,7 @@ def _first(**changes: Any) -> Edit:
         (lambda t: t.pop("categories"), "has no list 'categories'"),
         (lambda t: t["images"].clear(), "lists no image"),
         (lambda t: t["annotations"][0].pop("id"), r"annotations\[0\] must have an id"),
-        (lambda t: t["annotations"].clear(), "'green' is no category|no image has objects"),
+        (lambda t: t["annotations"].clear(), "'green' is not a category|no image has objects"),
         (_first(category_id=4), "annotation 1: category_id 4 is not in the categories"),
         (_first(bbox=[1, 2, 3]), "0.png: annotation 1: not enough values"),
         (_first(bbox=[1, 2, float("nan"), 4]), "1: a box edge is not a finite number"),

@@ -20,7 +20,7 @@ from rescue_cli.build.step import build_step
 from rescue_cli.errors import UsageError
 from rescue_cli.sections.data import Dataset, FileNames, Files, Images
 from rescue_cli.sections.model import MODELS, Celu, GhostBatchNorm2d, Whitening
-from rescue_cli.sections.model.airbench import dirac_added
+from rescue_cli.sections.model.airbench import add_dirac
 from tests.helpers.processes import drawn
 
 CPU = torch.device("cpu")
@@ -345,7 +345,7 @@ def test_an_added_identity_keeps_mean_and_deviation() -> None:
     deviations = [((w - w.mean()) ** 2).sum().div(6 * 4 * 9 - 1).sqrt() for w in (random, both)]
     expected = (both - both.mean()) / deviations[1] * deviations[0] + random.mean()
     first, other = random.clone(), torch.randn(4, 4, 3, 3, dtype=torch.float64)
-    dirac_added(first, [other])
+    add_dirac(first, [other])
     torch.testing.assert_close(first, expected, rtol=1e-12, atol=1e-14)
     torch.testing.assert_close(other, identity[:4], rtol=0, atol=0)
 
@@ -471,7 +471,7 @@ def test_whitening_wants_images_in_memory(tmp_path: Path) -> None:
     with pytest.raises(UsageError) as error:
         initialise_from_images(recipe, build_network(recipe, 10, CPU), data, CPU)
     assert str(error.value) == (
-        "model (airbench): looks at 10 training images before it trains, and fashion-mini is read "
+        "model (airbench): is initialised from 10 training images, and fashion-mini is read "
         "from files. Set data.resident=true."
     )
 

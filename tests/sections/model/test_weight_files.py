@@ -115,7 +115,7 @@ def checkpoints(state: State) -> dict[str, tuple[Any, str]]:
     return {
         "pytorch's example": (
             {**loop, "state_dict": before("module.", state), "best_acc1": torch.tensor(71.5)},
-            "'state_dict' is taken; 3 not used (best_acc1, epoch, optimizer); "
+            "'state_dict' is used; 3 not used (best_acc1, epoch, optimizer); "
             "prefix 'module.' removed",
         ),
         "timm": (
@@ -125,43 +125,43 @@ def checkpoints(state: State) -> dict[str, tuple[Any, str]]:
                 "args": argparse.Namespace(lr=0.1, out=Path("x")),
                 "metric": np.float64(71.5),
             },
-            "'state_dict_ema', the average, is taken (for the others give FILE#state_dict); "
+            "'state_dict_ema', the average, is used (for the others give FILE#state_dict); "
             "2 not used (args, metric)",
         ),
         "deit": (
             {"model": other, "model_ema": before("module.", state)},
-            "'model_ema', the average, is taken (for the others give FILE#model); "
+            "'model_ema', the average, is used (for the others give FILE#model); "
             "prefix 'module.' removed",
         ),
-        "the average alone": ({"model_ema": state}, "'model_ema', the average, is taken"),
+        "the average alone": ({"model_ema": state}, "'model_ema', the average, is used"),
         "composer": (
             {"state": {"model": before("module.", state)}},
-            "'state.model' is taken; prefix 'module.' removed",
+            "'state.model' is used; prefix 'module.' removed",
         ),
         "a teacher alone": (
             {"teacher": before("backbone.", state)},
-            "'teacher' is taken; prefix 'backbone.' removed",
+            "'teacher' is used; prefix 'backbone.' removed",
         ),
         "a student's average": (
             {"student": other, "teacher": other, "ema": state},
-            "'ema', the average, is taken (for the others give FILE#student); "
+            "'ema', the average, is used (for the others give FILE#student); "
             "1 not used (teacher)",
         ),
         "an average of parameters": (
             {"model": state, "ema": {k: v for k, v in other.items() if "running_" not in k}},
-            "'ema' is not a complete network; 'model' is taken",
+            "'ema' is not a complete network; 'model' is used",
         ),
         "an average's decay": (
             {"state_dict": state, "ema": {"decay": torch.tensor(0.99)}},
-            "'state_dict' is taken; 1 not used (ema)",
+            "'state_dict' is used; 1 not used (ema)",
         ),
         "an average's decays": (
             {"state_dict": state, "ema": {"decay": torch.tensor([0.99])}},
-            "'ema' is not a complete network; 'state_dict' is taken",
+            "'ema' is not a complete network; 'state_dict' is used",
         ),
         "an average within": (
             {"state_dict": other, "model_ema": {"num_updates": torch.tensor(3), "module": state}},
-            "'model_ema.module', the average, is taken (for the others give FILE#state_dict)",
+            "'model_ema.module', the average, is used (for the others give FILE#state_dict)",
         ),
         "a decay beside tensors": (
             {**state, "ema": {"decay": torch.tensor(0.99)}},
@@ -173,7 +173,7 @@ def checkpoints(state: State) -> dict[str, tuple[Any, str]]:
         ),
         "a number beside an unknown name": (
             {"mine": state, "best": torch.tensor(71.5)},
-            "'mine' is taken; 1 not used (best)",
+            "'mine' is used; 1 not used (best)",
         ),
         "torch's average": (
             {**before("module.", state), "n_averaged": torch.tensor(3)},
@@ -183,7 +183,7 @@ def checkpoints(state: State) -> dict[str, tuple[Any, str]]:
             {**before("backbone.", body), **head, "criterion.weight": torch.ones(3)},
             "prefix 'backbone.' removed; 1 not used (criterion.weight)",
         ),
-        "an unknown name": ({"mine": state, "note": "x"}, "'mine' is taken; 1 not used (note)"),
+        "an unknown name": ({"mine": state, "note": "x"}, "'mine' is used; 1 not used (note)"),
     }  # fmt: skip
 
 
@@ -298,8 +298,8 @@ def test_counts_of_batches_and_a_head_may_be_missing(state: State, tmp_path: Pat
     assert loaded(file, 10)[1] == "fc missing, reinitialised; 1 not used (fc.0.weight)"
     assert refused(file) == (
         f"model.weights: {file} does not fit {NAME}: 2 tensors are missing (fc.bias, fc.weight), "
-        "1 tensors are unknown (fc.0.weight). All but the head fits: name the data of the classes "
-        "that they know, or train a new head with rescue transfer."
+        "1 tensors are unknown (fc.0.weight). Everything but the head fits: name the data set "
+        "of their classes, or train a new head with rescue transfer."
     )
 
 
@@ -327,7 +327,7 @@ def test_weights_that_must_fit_whole_are_reshaped_and_never_resampled(tmp_path: 
     torch.save(state, file)
     assert refused(file, name="test_vit", img_size=96) == (
         f"model.weights: {file} does not fit test_vit: 1 tensors are of another shape (pos_embed "
-        "(1, 17, 64), not (1, 37, 64)). Name the architecture that they are of with model.name or "
+        "(1, 17, 64), not (1, 37, 64)). Give their architecture with model.name or "
         "--model."
     )
 
@@ -337,7 +337,7 @@ def test_a_backbone_takes_a_classifiers_weights_of_any_name(state: State, tmp_pa
     torch.save({"state_dict": before("module.", state)}, file)
     backbone = create_backbone(NAME, 3, "trained")
     assert backbone.load(str(file), NAME) == (
-        f"weights of {file}: 'state_dict' is taken; prefix 'module.' removed"
+        f"weights of {file}: 'state_dict' is used; prefix 'module.' removed"
     )
     own = {k: v for k, v in backbone.body.state_dict().items() if "num_batches" not in k}
     assert own
@@ -358,19 +358,19 @@ def test_other_misfits_name_tensors_shapes_and_the_cure(state: State, tmp_path: 
     torch.save(timm.create_model(NAME, num_classes=7).state_dict(), file)
     assert refused(file) == (
         f"model.weights: {file} does not fit {NAME}: 2 tensors are of another shape (fc.bias (7,), "
-        "not (1000,), fc.weight (7, 96), not (1000, 96)). All but the head fits: name the data of "
-        "the classes that they know, or train a new head with rescue transfer."
+        "not (1000,), fc.weight (7, 96), not (1000, 96)). Everything but the head fits: name the "
+        "data set of their classes, or train a new head with rescue transfer."
     )
     torch.save(timm.create_model(NAME, num_classes=1000, in_chans=1).state_dict(), file)
     assert refused(file) == (
         f"model.weights: {file} does not fit {NAME}: 1 tensors are of another shape "
-        "(conv1.0.weight (16, 1, 3, 3), not (16, 3, 3, 3)). They see images of 1 channel(s): set "
-        "data.channels=1."
+        "(conv1.0.weight (16, 1, 3, 3), not (16, 3, 3, 3)). They take images with 1 channel(s): "
+        "set data.channels=1."
     )
     torch.save({**state, "layer9.weight": torch.ones(1)}, file)
     for classes in (1000, 10):
         assert "1 tensors are unknown (layer9.weight)" in refused(file, classes)
-    assert "Name the architecture" in refused(file)
+    assert "Give their architecture" in refused(file)
 
 
 class Runs:
@@ -524,7 +524,7 @@ def test_predict_reads_a_checkpoint_and_says_so(state: State, tmp_path: Path) ->
     assert found[0] == found[1]
     told = [note for note in notes if note.startswith("weights of")]
     where = (tmp_path / "w.pth.tar").resolve()
-    assert told == [f"weights of {where}: 'state_dict' is taken; prefix 'module.' removed"]
+    assert told == [f"weights of {where}: 'state_dict' is used; prefix 'module.' removed"]
 
 
 def test_a_head_is_trained_on_features_of_a_checkpoint(rescue: Rescue, tmp_path: Path) -> None:
@@ -547,7 +547,7 @@ def test_a_head_is_trained_on_features_of_a_checkpoint(rescue: Rescue, tmp_path:
         "train.precision=float32", "data.train_size=32", "eval.sizes=[32]",
     )  # fmt: skip
     assert ended.code == 0, ended.err
-    assert "'model_ema', the average, is taken; 1 not used (arch); prefix 'module.'" in ended.err
+    assert "'model_ema', the average, is used; 1 not used (arch); prefix 'module.'" in ended.err
     trained = weights.read_weights(tmp_path / "out").tensors
     heads = {key for key in source if key.startswith("head.") and ".l." in key}
     assert len(heads) == 4

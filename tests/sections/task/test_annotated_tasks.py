@@ -313,7 +313,7 @@ def test_a_dry_run_counts_the_files_of_a_folder(rescue: Rescue, voc: Path) -> No
     assert json.loads(there.out)["training_images"] == 8
     assert json.loads(there.out)["steps"] == 6
     away = rescue(*call, f"data.root={voc / 'away'}", "--json")
-    assert json.loads(away.out)["steps"] == "unknown until data.root is there"
+    assert json.loads(away.out)["steps"] == "unknown until data.root exists"
 
 
 def test_masks_of_a_micro_batch_need_one_size() -> None:

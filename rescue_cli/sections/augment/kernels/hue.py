@@ -50,9 +50,9 @@ def to_rgb(hue: Tensor, saturation: Tensor, value: Tensor) -> Tensor:
     within = (position - sector).float().double()  # PIL stores it in single precision
     share = (saturation.double() / 255.0).float().double()
     full = value.double()
-    low = _rounded(full * (1.0 - share))
-    falling = _rounded(full * (1.0 - share * within))
-    rising = _rounded(full * (1.0 - share * (1.0 - within)))
+    low = _round(full * (1.0 - share))
+    falling = _round(full * (1.0 - share * within))
+    rising = _round(full * (1.0 - share * (1.0 - within)))
     columns = (
         (value, rising, low),
         (falling, value, low),
@@ -68,6 +68,6 @@ def to_rgb(hue: Tensor, saturation: Tensor, value: Tensor) -> Tensor:
     return torch.stack(channels, 1).to(torch.uint8)
 
 
-def _rounded(values: Tensor) -> Tensor:
+def _round(values: Tensor) -> Tensor:
     """Rounds halves away from 0, as C does."""
     return (values + 0.5).floor().to(torch.int64).clamp(0, 255)

@@ -70,7 +70,7 @@ class CocoFile:
     names: Mapping[Any, str]
 
     @property
-    def used(self) -> set[str]:
+    def used_names(self) -> set[str]:
         return {self.names[o["category_id"]] for image in self.images for o in image.objects}
 
 
@@ -279,15 +279,15 @@ def used_classes(splits: Mapping[str, Sequence[CocoFile]]) -> tuple[str, ...]:
     """
     files = [coco_file for of_split in splits.values() for coco_file in of_split]
     first = files[0]
-    used = set().union(*(coco_file.used for coco_file in files))
+    used = set().union(*(coco_file.used_names for coco_file in files))
     if not used:
         raise DataError(f"{first.file}: no image has objects. Add annotations.")
     known = set(first.names.values())
     for coco_file in files[1:]:
-        if unknown := sorted(coco_file.used - known):
+        if unknown := sorted(coco_file.used_names - known):
             hint = did_you_mean(unknown[0], known)
             raise DataError(
-                f"{coco_file.file}: '{unknown[0]}' is no category of {first.file}. {hint}"
+                f"{coco_file.file}: '{unknown[0]}' is not a category of {first.file}. {hint}"
             )
     ids = sorted(first.names, key=lambda id_: (isinstance(id_, str), id_))
     return tuple(first.names[id_] for id_ in ids if first.names[id_] in used)

@@ -51,7 +51,7 @@ class ShapeMasks(Files):
         sizes = tuple(self.sizes[int(i)] for i in indices)
         return ShapeMasks(self.names.take(indices), self.labels[indices], shapes, sizes)
 
-    def relabelled(self, order: Indices) -> "ShapeMasks":
+    def relabel(self, order: Indices) -> "ShapeMasks":
         """With `order[label]` as each shape's label; raises `DataError` if the background moves."""
         if order[0] != 0:
             raise DataError(

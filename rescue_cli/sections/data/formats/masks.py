@@ -208,7 +208,7 @@ def check_classes_present(
             raise DataError(
                 f"{file}: holds {IGNORED}, which is ignored, and no mask of {name} holds the class "
                 f"'{example}'. Say what each value means, as data.mask_values="
-                f"{{{_example_values(classes, example)}}}. Where {IGNORED} is to be ignored, "
+                f"{{{_example_values(classes, example)}}}. If {IGNORED} means ignored, "
                 f"give data.mask_values={{{IGNORED_NAME}: {IGNORED}}}, or remove the class."
             )
         if missing_here:
