@@ -129,7 +129,8 @@ def _summary(result: Mapping[str, Any]) -> str:
     ]
     if result["steps"]:
         lines.append(
-            f"{result['epochs']:g} epochs, {result['steps']:,} steps"
+            f"{result['epochs']:g} epoch{'' if result['epochs'] == 1 else 's'}, "
+            f"{result['steps']:,} steps"
             + ("" if (peak := result["peak_memory_mb"]) is None else f", peak {peak:,.0f} MB")
         )
     return "\n".join([*lines, *_times(result)])

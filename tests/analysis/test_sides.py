@@ -66,7 +66,7 @@ def test_an_evaluation_at_epoch_0_causes_no_division_by_zero(
     rescue: Rescue, tmp_path: Path
 ) -> None:
     made_run(tmp_path / "run", 60.0, overrides=SMALL, curve={0.0: 10.0, 2.0: 60.0})
-    assert "reach 5 %" in rescue("compare", "run", "--to", "5").out
+    assert "reached 5 %" in rescue("compare", "run", "--to", "5").out
     made_run(tmp_path / "begun", 60.0, overrides=SMALL, curve={0.0: 60.0})
     ended = rescue("compare", "begun", "--to", "5")
     assert ended.code == 3

@@ -89,7 +89,7 @@ def test_a_report_points_at_the_tests_own_picture(rescue: Rescue) -> None:
 
 
 def test_stopped_it_says_how_it_goes_on(rescue: Rescue, monkeypatch: pytest.MonkeyPatch) -> None:
-    def stop(*_: object) -> None:
+    def stop(*_: object, **__: object) -> None:
         raise StoppedError("stopped at step 3", 130)
 
     monkeypatch.setattr("rescue_cli.runs.single.run_directory", stop)

@@ -328,8 +328,8 @@ def test_a_study_of_our_own_compares_its_rows_at_equal_length(
         "rate",
         "measured",
         "%",
-        "train",
-        "s",
+        "time",
+        "(s)",
     ]
     assert pair["claim"] in " ".join(text.split())
     assert rescue("report", "out", "--out", "page.html").code == 0

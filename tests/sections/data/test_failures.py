@@ -328,7 +328,7 @@ def test_predict_refuses_what_is_not_an_image(quickstart: Path, tmp_path: Path) 
             predict_images(quickstart, [broken], 3, "cpu")
         assert error.value.exit_code == 3
         assert str(error.value).startswith(f"{broken}: cannot be decoded: ")
-    with pytest.raises(DataError, match="No such file"):
+    with pytest.raises(DataError, match="file not found"):
         predict_images(quickstart, [tmp_path / "absent.png"], 3, "cpu")
 
 

@@ -215,5 +215,7 @@ def test_a_parameter_named_itself_leaves_its_group() -> None:
         ("head.bias",),
     ]
     wrong = [replace(recipe.optim[0], params=name) for name in ("all", "conv4.bias")]
-    with pytest.raises(UsageError, match=r"optim\[1\].params: 'conv4.bias' is not known"):
+    with pytest.raises(
+        UsageError, match=r"optim\[1\].params: 'conv4.bias' is not a group or parameter"
+    ):
         assign_parameters(create_network(recipe, 10), wrong)

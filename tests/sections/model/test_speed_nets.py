@@ -539,6 +539,6 @@ def test_a_micro_batch_that_does_not_divide_into_groups_is_refused_before_a_devi
     with pytest.raises(UsageError) as error:
         check_recipe(recipe)
     assert str(error.value) == (
-        "model.ghost: 128 does not divide into groups of 48. "
+        "model.ghost: a micro-batch of 128 does not divide into groups of 48. "
         "Set train.device_batch_size to a multiple of 48, or model.ghost to a divisor."
     )
