@@ -180,7 +180,7 @@ def train(
     emulated = check_precision(recipe.train.precision, chosen)
     path = _choose_folder(out, Path("runs", recipe.name))
     if progress:
-        for line in (str(path), *(f"warning: {line}" for line in emulated)):
+        for line in (str(path), *recipe.notes, *(f"warning: {line}" for line in emulated)):
             note(line)
     command = ["rescue", "train", "--recipe", str(path / "recipe.yaml")]
     if launch.through_torchrun:
@@ -371,13 +371,9 @@ def compare(
 
 def _choose_folder(out: Path | str | None, parent: Path) -> Path:
     """`out`, else a new numbered folder below `parent`; raises `UsageError` for a file."""
-    from rescue_cli.runs.directory import create_next
+    from rescue_cli.runs.directory import check_folder, create_next
 
-    if out is None:
-        return create_next(parent)
-    if Path(out).exists() and not Path(out).is_dir():
-        raise UsageError(f"--out: {out} is a file. Give a folder.")
-    return Path(out)
+    return create_next(parent) if out is None else check_folder(Path(out))
 
 
 def _path_or_name(weights: Run | Path | str) -> str:

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -12,7 +11,6 @@ from rich.table import Table
 from rescue_cli import recipe as recipes
 from rescue_cli.analysis.accuracy import add_intervals
 from rescue_cli.cli.command import App, Group
-from rescue_cli.errors import UsageError
 from rescue_cli.report.table import TEXT_COLUMNS, interval_notes, measurement_table
 from rescue_cli.runs.console import note
 
@@ -58,13 +56,6 @@ Device = Annotated[str | None, typer.Option(help="cpu or cuda; default: cuda if 
 Procs = Annotated[int | None, typer.Option(help="Number of processes (torchrun).", min=1)]
 Workers = Annotated[int | None, typer.Option(help="Data loader workers per process.", min=0)]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-
-
-def folder(path: Path) -> Path:
-    """The path, as a folder for results; raises `UsageError` for a file."""
-    if path.exists() and not path.is_dir():
-        raise UsageError(f"--out: {path} is a file. Give a folder.")
-    return path
 
 
 def console() -> Console:

@@ -18,7 +18,7 @@ from rescue_cli.metrics.names import METRICS
 from rescue_cli.recipe import Recipe
 from rescue_cli.runs.console import note
 from rescue_cli.runs.devices import check_precision, select_device
-from rescue_cli.runs.directory import create_next
+from rescue_cli.runs.directory import check_folder, create_next
 
 app = common.verb()
 ROWS = 12  # of the printed table
@@ -86,8 +86,8 @@ def lr_range_test(
     if out is None:
         folder = create_next(Path("runs", "lr-range-test", resolved.name))
     else:
-        folder = common.folder(out)
-    note("\n".join([str(folder), *notes, plan.cost]))
+        folder = check_folder(out)
+    note("\n".join([str(folder), *resolved.notes, *notes, plan.cost]))
     curves = list(train_runs(plan, folder, where, procs, workers))
     test = RangeTest(resolved, test_ramp, curves)
     test.write(folder)

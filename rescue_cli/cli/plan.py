@@ -61,9 +61,9 @@ def plan(
         raise UsageError("--price: needs the hours. Give --images-per-second or --hours-per-epoch.")
     base = recipes.load(common.named_or_default(recipe))
     expanded, notes = expand(base, overrides or [], model, epochs)
-    for line in notes:
-        note(line)
     resolved = base.with_overrides(*(overrides or []), *expanded)
+    for line in [*notes, *resolved.notes]:
+        note(line)
     estimated = _estimate(resolved, gpus, gpu_memory)
     images = estimated["images"]
     hours = None

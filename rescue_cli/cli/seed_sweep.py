@@ -19,6 +19,7 @@ from rescue_cli.errors import UsageError
 from rescue_cli.rundir import write_json, write_text
 from rescue_cli.runs.console import note
 from rescue_cli.runs.devices import note_precision, select_device
+from rescue_cli.runs.directory import check_folder
 from rescue_cli.runs.many import Jobs, local_jobs, require_results, slurm_jobs
 
 app = common.verb()
@@ -75,8 +76,8 @@ def seed_sweep(
         raise UsageError("--seeds and train.seed set the same thing. Give only --seeds.")
     check_recipe(base)
     against = None if until is None else load_reference(until)
-    folder = common.folder(out or Path("runs", "sweep", base.name))
-    for line in [str(folder), *notes]:
+    folder = check_folder(out or Path("runs", "sweep", base.name))
+    for line in [str(folder), *base.notes, *notes]:
         note(line)
     if on is Where.slurm:
         work: Jobs = slurm_jobs(slurm or [], jobs, device, workers, folder / ".slurm")

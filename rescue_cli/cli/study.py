@@ -31,6 +31,7 @@ from rescue_cli.cli.study_table import print_costs, print_study
 from rescue_cli.rundir.planned import missing_from_json
 from rescue_cli.runs.console import note
 from rescue_cli.runs.devices import note_precision, select_device
+from rescue_cli.runs.directory import check_folder
 from rescue_cli.runs.many import local_jobs, require_results
 
 app = common.verb()
@@ -92,7 +93,7 @@ def study(
     if model is not None or epochs is not None:
         loaded = replace(loaded, model=model or loaded.model, epochs=epochs or loaded.epochs)
     given = overrides or []
-    folder = common.folder(out or Path("runs", "study", loaded.name))
+    folder = check_folder(out or Path("runs", "study", loaded.name))
     chosen = parse_rows(loaded, only)
     if not table:
         _note_expanded(loaded, given, chosen)
@@ -117,8 +118,10 @@ def study(
 
 
 def _note_expanded(study: Study, overrides: list[str], chosen: list[int]) -> None:
-    """Notes what the study's network and length set in each row."""
-    for row, (cell, _) in enumerate(resolve_cells(study, overrides), 1):
+    """Notes what the study's network and length set in each row, and its deprecated keys."""
+    for row, (cell, recipe) in enumerate(resolve_cells(study, overrides), 1):
         expanded = expand_options(study, cell, overrides) if row in chosen else []
+        for line in recipe.notes if recipe is not None and row in chosen else ():
+            note(f"row {row} ({cell.recipe}): {line}")
         if expanded:
             note(f"row {row} ({cell.recipe}) sets: {' '.join(expanded)}")

@@ -25,7 +25,7 @@ from rescue_cli.runs.devices import (
     select_device,
     visible_devices,
 )
-from rescue_cli.runs.directory import choose_directory
+from rescue_cli.runs.directory import check_folder, choose_directory
 from rescue_cli.runs.group import current_group, is_restarted, refuse_in_group
 from rescue_cli.runs.processes import Nodes
 from rescue_cli.runs.single import Launch, plan_launch
@@ -179,7 +179,7 @@ def _resolve(
 
 def _directory(recipe: Recipe, out: Path | None, *, resume: bool, nodes: int) -> Path:
     if out is not None:
-        return common.folder(out)
+        return check_folder(out)
     if nodes > 1:
         raise UsageError(
             "--nodes: several machines need the same --out DIR, visible to all of them."

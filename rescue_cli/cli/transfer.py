@@ -19,7 +19,7 @@ from rescue_cli.recipe import Recipe
 from rescue_cli.rundir import RunDirectory, read_failure
 from rescue_cli.runs.console import note
 from rescue_cli.runs.devices import note_precision, select_device
-from rescue_cli.runs.directory import is_finished
+from rescue_cli.runs.directory import check_folder, is_finished
 from rescue_cli.runs.many import Jobs, find_missing, local_jobs, record_planned, require_results
 from rescue_cli.runs.progress import Progress
 
@@ -60,7 +60,7 @@ def transfer(
 
     base = recipes.load(recipe or DEFAULT)
     name = Path(to).resolve().name if Path(to).is_dir() else to
-    folder = common.folder(out or Path("runs", base.name, name))
+    folder = check_folder(out or Path("runs", base.name, name))
     starts = _starts(base, from_, to, overrides or [], model, epochs)
     chosen = parse_seeds(seeds)
     runs = {
@@ -99,7 +99,7 @@ def _starts(
         note(f"--from {word} sets: {' '.join(each.overrides)}")
         changed = base.with_overrides(*each.overrides, *given)
         longer, notes = expand(changed, given, None, epochs)
-        for line in notes:
+        for line in [*notes, *changed.notes]:
             note(line)
         expanded[each.label] = changed.with_overrides(*longer)
         check_recipe(expanded[each.label])

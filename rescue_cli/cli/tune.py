@@ -18,6 +18,7 @@ from rescue_cli.report.tuning_page import render_tuning_page, tuning_title
 from rescue_cli.rundir import write_json, write_text
 from rescue_cli.runs.console import note
 from rescue_cli.runs.devices import check_precision, select_device
+from rescue_cli.runs.directory import check_folder
 
 app = common.verb()
 
@@ -52,8 +53,8 @@ def tune(
     check_recipe(base)
     base.demand_classification("tune")
     notes = [f"warning: {text}" for text in check_precision(base.train.precision, where)]
-    folder = common.folder(out or Path("runs", "tune", base.name))
-    for line in [str(folder), *notes]:
+    folder = check_folder(out or Path("runs", "tune", base.name))
+    for line in [str(folder), *base.notes, *notes]:
         note(line)
     tuner = Tuner(base, folder, where, workers, seeds, end)
     tuner.run()

@@ -23,6 +23,13 @@ LOG_SUFFIXES = (".log", ".out", ".err")
 LOG_FOLDERS = ("logs", RunDirectory(Path()).last.parent.name)
 
 
+def check_folder(path: Path) -> Path:
+    """The path, as a folder for results; raises `UsageError` for a file."""
+    if path.exists() and not path.is_dir():
+        raise UsageError(f"--out: {path} is a file. Give a folder.")
+    return path
+
+
 def create_next(parent: Path) -> Path:
     """Creates and returns the next numbered folder below `parent`: 0, 1, 2, ..."""
     parent.mkdir(parents=True, exist_ok=True)

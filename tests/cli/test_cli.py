@@ -177,6 +177,13 @@ def test_data_that_nobody_gave_are_exit_3_with_both_cures(rescue: Rescue) -> Non
     assert "Give data.root=DIR, or set RESCUE_DATA" in ended.err
 
 
+@pytest.mark.parametrize("verb", ["train", "plan", "seed-sweep", "tune"])
+def test_every_verb_says_that_a_key_is_deprecated(rescue: Rescue, verb: str) -> None:
+    ended = rescue(verb, "--recipe", "pytorch", "train.precision=float32", "train.clip_grad_norm=1")
+    assert "train.clip_grad_norm is deprecated; it is read as optim.max_grad_norm=1" in ended.err
+    assert ended.err.count("is deprecated") == 1
+
+
 def test_without_arguments_the_help_says_how_to_begin(rescue: Rescue) -> None:
     ended = rescue("--help")
     assert ended.code == 0
