@@ -113,18 +113,11 @@ def load(
     `model` puts in another network, with the sizes that the paper's table gives it; `epochs` is
     another length, which warm-up and milestones scale with. Raises `UsageError`.
     """
-    recipe = recipes.load(name, overrides)
     if model is None and epochs is None:
-        return recipe
-    from rescue_cli.build import expand
+        return recipes.load(name, overrides)
+    from rescue_cli.build.expand import expand_options
 
-    base, implied = recipes.load(name), []
-    if model is not None:
-        implied = expand.model_overrides(base, model, overrides)
-    if epochs is not None:
-        implied += expand.epochs_overrides(
-            base.with_overrides(*overrides, *implied), epochs, overrides
-        )
+    implied, _ = expand_options(recipes.load(name), overrides, model, epochs)
     return recipes.load(name, [*overrides, *implied])
 
 
@@ -160,7 +153,7 @@ def train(
     `DivergedError`, `MemoryExhausted`, `StoppedError` (all in `rescue_cli.errors`).
     """
     from rescue_cli.build.check import check_recipe
-    from rescue_cli.runs.devices import check_precision, select_device, visible_devices
+    from rescue_cli.runs.environment import check_precision, select_device, visible_devices
     from rescue_cli.runs.single import plan_launch
 
     if isinstance(recipe, str):
@@ -275,9 +268,8 @@ def evaluate_weights(
     from rescue_cli.build.check import check_recipe
     from rescue_cli.build.weights import check_changes, find_weights
     from rescue_cli.report.pictures import draw_run
-    from rescue_cli.runs.devices import check_precision, select_device
     from rescue_cli.runs.directory import prepare, remove_unstarted
-    from rescue_cli.runs.environment import describe_environment
+    from rescue_cli.runs.environment import check_precision, describe_environment, select_device
     from rescue_cli.runs.group import requested_processes
     from rescue_cli.runs.processes import ONE_MACHINE, run_directory
 
@@ -331,7 +323,7 @@ def predict(
     file does not; `images` are image files and folders of them. Raises `DataError`, `UsageError`.
     """
     from rescue_cli.inference import predict_images
-    from rescue_cli.runs.devices import select_device
+    from rescue_cli.runs.environment import select_device
 
     given = [images] if isinstance(images, Path | str) else images
     return predict_images(

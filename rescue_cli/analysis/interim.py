@@ -17,7 +17,7 @@ from rescue_cli.analysis.sides import Side
 from rescue_cli.analysis.stats import LEVEL
 from rescue_cli.errors import RescueError
 from rescue_cli.rundir import check_keys, read_json, write_json
-from rescue_cli.rundir.validation import COUNT, LIST, TEXT
+from rescue_cli.rundir.reading import COUNT, LIST, TEXT
 
 FILE = ".compared.json"
 PLAN = "until.json"  # what `seed-sweep --until` has planned

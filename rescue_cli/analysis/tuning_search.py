@@ -17,8 +17,8 @@ from rescue_cli.errors import StoppedError, UsageError
 from rescue_cli.recipe import Recipe, from_tree, total_steps
 from rescue_cli.rundir import RunDirectory, read_json, read_metrics, write_json
 from rescue_cli.runs.console import note
-from rescue_cli.runs.devices import free_memory_mb
 from rescue_cli.runs.directory import is_finished
+from rescue_cli.runs.environment import free_memory_mb
 from rescue_cli.runs.progress import format_duration
 from rescue_cli.runs.single import time_limit, train_part
 

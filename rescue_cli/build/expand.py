@@ -18,6 +18,46 @@ SMOKE_IMAGES = 16
 Signatures = Sequence[Callable[..., Any]]
 
 
+def expand_options(
+    base: Recipe, overrides: Sequence[str], model: str | None, epochs: float | None
+) -> tuple[list[str], list[str]]:
+    """The overrides that the options stand for, in addition to the user's, and notes to print.
+
+    Raises `UsageError`.
+    """
+    if model is None and epochs is None:
+        return [], []
+    changes, notes = [], []
+    if model is not None:
+        changes = model_overrides(base, model, overrides)
+        notes = [f"--model sets: {' '.join(changes)}", *_note_paper_batch(base, model, overrides)]
+    if epochs is not None:
+        if not 0 < epochs <= 1_000_000:
+            raise UsageError(f"--epochs: {epochs} must be above 0 and at most 1000000.")
+        scaled = epochs_overrides(base.with_overrides(*overrides, *changes), epochs, overrides)
+        notes.append(f"--epochs sets: {' '.join(scaled)}")
+        changes += scaled
+    return changes, notes
+
+
+def _note_paper_batch(base: Recipe, model: str, overrides: Sequence[str]) -> list[str]:
+    """A note if the paper used other micro-batches for this network than the recipe."""
+    train, size = base.train, base.data.train_size
+    row = architectures.row_of(model)
+    column = architectures.column_of(base.model.name, size, base.eval.sizes)
+    given = is_given("train.device_batch_size", given_keys(overrides))
+    if row is None or column is None or train.batch_size != architectures.BATCH or given:
+        return []
+    gpus = row["cost"]["a3" if column == "a3" else "a2"]["gpus"]
+    paper = train.batch_size // gpus
+    if paper == train.device_batch_size:
+        return []
+    return [
+        f"the paper trained {row['paper']} on {gpus} GPUs with {paper} images each; "
+        f"for the same micro-batches, give train.device_batch_size={paper}"
+    ]
+
+
 def model_overrides(base: Recipe, name: str, overrides: Sequence[str]) -> list[str]:
     """Overrides that put another network into the recipe `base`, beside the user's `overrides`.
 

@@ -11,8 +11,7 @@ from typer.core import TyperCommand
 from typer.main import get_command
 
 from rescue_cli import __version__
-from rescue_cli.cli.command import Group
-from rescue_cli.cli.help import WIDTH
+from rescue_cli.cli.command import WIDTH, Group
 from rescue_cli.errors import RescueError, refuse_url
 
 # Each is a module of that name here, and its line in the help; a module is imported when its verb

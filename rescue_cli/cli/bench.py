@@ -5,13 +5,12 @@ from typing import Annotated, Any
 import typer
 
 from rescue_cli.cli import common
-from rescue_cli.cli.command import Benchmark
+from rescue_cli.cli.command import Benchmark, example_and_next
 from rescue_cli.cli.common import Device, Json, Overrides, RecipeName, Workers
-from rescue_cli.cli.help import example_and_next
 from rescue_cli.errors import UsageError
 from rescue_cli.recipe import Recipe
 from rescue_cli.runs.console import note
-from rescue_cli.runs.devices import check_precision, select_device
+from rescue_cli.runs.environment import check_precision, select_device
 
 app = common.verb(no_args_is_help=True)
 

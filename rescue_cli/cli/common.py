@@ -9,9 +9,8 @@ from rich.console import Console
 from rich.table import Table
 
 from rescue_cli import recipe as recipes
-from rescue_cli.analysis.accuracy import add_intervals
 from rescue_cli.cli.command import App, Group
-from rescue_cli.report.table import TEXT_COLUMNS, interval_notes, measurement_table
+from rescue_cli.recipe import architectures
 from rescue_cli.runs.console import note
 
 if TYPE_CHECKING:
@@ -51,6 +50,22 @@ RecipeName = Annotated[
 Architecture = Annotated[
     str | None,
     typer.Option("--model", help="timm name of the model, for weights that do not name it."),
+]
+
+
+def model_names(incomplete: str) -> list[str]:
+    """The paper's architectures, for shell completion."""
+    rows = architectures.table()["architectures"]
+    return [row["name"] for row in rows if row["name"].startswith(incomplete)]
+
+
+Model = Annotated[
+    str | None,
+    typer.Option(help="Train this network; see `rescue models`.", autocompletion=model_names),
+]
+Epochs = Annotated[
+    float | None,
+    typer.Option(help="Train for this many epochs; warm-up and milestones scale with it."),
 ]
 Device = Annotated[str | None, typer.Option(help="cpu or cuda; default: cuda if available.")]
 Procs = Annotated[int | None, typer.Option(help="Number of processes (torchrun).", min=1)]
@@ -98,6 +113,9 @@ def named_or_default(name: str | None) -> str:
 
 def print_result(result: Mapping[str, Any], *, as_json: bool) -> None:
     """A run's result on stdout: a table, or one JSON object."""
+    from rescue_cli.analysis.accuracy import add_intervals
+    from rescue_cli.report.table import TEXT_COLUMNS, interval_notes, measurement_table
+
     if as_json:
         print_json({**result, **add_intervals(result)})
         return

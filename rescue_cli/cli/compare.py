@@ -16,8 +16,8 @@ from rescue_cli.analysis.sides import (
     test_image_count,
 )
 from rescue_cli.cli import common
+from rescue_cli.cli.command import example_and_next
 from rescue_cli.cli.common import Json
-from rescue_cli.cli.help import example_and_next
 from rescue_cli.errors import UnexpectedError, UsageError
 from rescue_cli.formatting import flop_count, format_count, format_seconds, significant
 from rescue_cli.runs.console import note

@@ -7,9 +7,8 @@ import typer
 
 from rescue_cli.api import evaluate_weights
 from rescue_cli.cli import common
-from rescue_cli.cli.command import ComputingVerb
+from rescue_cli.cli.command import ComputingVerb, example_and_next
 from rescue_cli.cli.common import Architecture, Device, Json, Overrides, Procs, RecipeName, Workers
-from rescue_cli.cli.help import example_and_next
 from rescue_cli.rundir import RunDirectory, read_result
 from rescue_cli.runs.console import note
 

@@ -10,15 +10,14 @@ from rescue_cli import recipe as recipes
 from rescue_cli.analysis.lr_range import Ramp
 from rescue_cli.analysis.lr_range_runs import RangeTest, plan_runs, train_runs
 from rescue_cli.cli import common
-from rescue_cli.cli.command import ComputingVerb
+from rescue_cli.cli.command import ComputingVerb, example_and_next
 from rescue_cli.cli.common import Architecture, Device, Json, Overrides, Procs, RecipeName, Workers
-from rescue_cli.cli.help import example_and_next
 from rescue_cli.errors import UsageError
 from rescue_cli.metrics.names import METRICS
 from rescue_cli.recipe import Recipe
 from rescue_cli.runs.console import note
-from rescue_cli.runs.devices import check_precision, select_device
 from rescue_cli.runs.directory import check_folder, create_next
+from rescue_cli.runs.environment import check_precision, select_device
 
 app = common.verb()
 ROWS = 12  # of the printed table

@@ -7,9 +7,8 @@ from typing import Annotated, Any
 import typer
 
 from rescue_cli.cli import common
-from rescue_cli.cli.common import Json
-from rescue_cli.cli.expand import model_names
-from rescue_cli.cli.help import WIDTH, example_and_next
+from rescue_cli.cli.command import WIDTH, example_and_next
+from rescue_cli.cli.common import Json, model_names
 from rescue_cli.errors import UsageError, did_you_mean
 from rescue_cli.recipe import architectures
 

@@ -5,11 +5,10 @@ from typing import Annotated, Any
 import typer
 
 from rescue_cli import recipe as recipes
-from rescue_cli.build.expand import count_processes
+from rescue_cli.build.expand import count_processes, expand_options
 from rescue_cli.cli import common
-from rescue_cli.cli.common import Json, Overrides, RecipeName
-from rescue_cli.cli.expand import Epochs, Model, expand
-from rescue_cli.cli.help import example_and_next
+from rescue_cli.cli.command import example_and_next
+from rescue_cli.cli.common import Epochs, Json, Model, Overrides, RecipeName
 from rescue_cli.errors import UsageError
 from rescue_cli.formatting import flop_count, format_count
 from rescue_cli.recipe import Recipe
@@ -60,7 +59,7 @@ def plan(
     if price is not None and images_per_second is None and hours_per_epoch is None:
         raise UsageError("--price: needs the hours. Give --images-per-second or --hours-per-epoch.")
     base = recipes.load(common.named_or_default(recipe))
-    expanded, notes = expand(base, overrides or [], model, epochs)
+    expanded, notes = expand_options(base, overrides or [], model, epochs)
     resolved = base.with_overrides(*(overrides or []), *expanded)
     for line in [*notes, *resolved.notes]:
         note(line)

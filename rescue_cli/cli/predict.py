@@ -7,8 +7,8 @@ import typer
 
 from rescue_cli import api
 from rescue_cli.cli import common
+from rescue_cli.cli.command import example_and_next
 from rescue_cli.cli.common import Architecture, Device, Json
-from rescue_cli.cli.help import example_and_next
 from rescue_cli.errors import UsageError
 from rescue_cli.recipe import SECTIONS
 

@@ -9,8 +9,8 @@ import typer
 from rescue_cli import recipe as recipes
 from rescue_cli.analysis import records
 from rescue_cli.cli import common
+from rescue_cli.cli.command import example_and_next
 from rescue_cli.cli.common import Json, override_keys, recipe_names
-from rescue_cli.cli.help import example_and_next
 from rescue_cli.errors import UsageError
 from rescue_cli.recipe import changes
 

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from rescue_cli.cli import common
-from rescue_cli.cli.help import example_and_next
+from rescue_cli.cli.command import example_and_next
 from rescue_cli.errors import DataError, RescueError, UsageError
 from rescue_cli.rundir import RunDirectory
 

@@ -10,16 +10,15 @@ from rescue_cli import recipe as recipes
 from rescue_cli.analysis import interim
 from rescue_cli.analysis.seed_sweep import load_reference, train_seeds, train_until
 from rescue_cli.analysis.sweep import Sweep, parse_seeds, read_sweep, summarize_sweep, sweep_csv
+from rescue_cli.build.expand import expand_options
 from rescue_cli.cli import common
-from rescue_cli.cli.command import ComputingVerb
-from rescue_cli.cli.common import Device, Json, Overrides, RecipeName, Workers
-from rescue_cli.cli.expand import Epochs, Model, expand
-from rescue_cli.cli.help import example_and_next
+from rescue_cli.cli.command import ComputingVerb, example_and_next
+from rescue_cli.cli.common import Device, Epochs, Json, Model, Overrides, RecipeName, Workers
 from rescue_cli.errors import UsageError
 from rescue_cli.rundir import write_json, write_text
 from rescue_cli.runs.console import note
-from rescue_cli.runs.devices import note_precision, select_device
 from rescue_cli.runs.directory import check_folder
+from rescue_cli.runs.environment import note_precision, select_device
 from rescue_cli.runs.many import Jobs, local_jobs, require_results, slurm_jobs
 
 app = common.verb()
@@ -69,7 +68,7 @@ def seed_sweep(
         raise UsageError("--slurm: options of sbatch, and the sweep is local. Add --on slurm.")
     given = [*(overrides or []), *common.with_lists(sets, None, None, None)]
     named = recipes.load(common.named_or_default(recipe))
-    longer, notes = expand(named, given, model, epochs)
+    longer, notes = expand_options(named, given, model, epochs)
     base = named.with_overrides(*given, *longer)
     chosen = parse_seeds(seeds)
     if any(override.startswith("train.seed=") for override in given):

@@ -23,15 +23,13 @@ from rescue_cli.analysis.study_runs import (
     train_missing,
 )
 from rescue_cli.cli import common
-from rescue_cli.cli.command import ComputingVerb
-from rescue_cli.cli.common import Device, Json, Workers
-from rescue_cli.cli.expand import Epochs, Model
-from rescue_cli.cli.help import example_and_next
+from rescue_cli.cli.command import ComputingVerb, example_and_next
+from rescue_cli.cli.common import Device, Epochs, Json, Model, Workers
 from rescue_cli.cli.study_table import print_costs, print_study
 from rescue_cli.rundir.planned import missing_from_json
 from rescue_cli.runs.console import note
-from rescue_cli.runs.devices import note_precision, select_device
 from rescue_cli.runs.directory import check_folder
+from rescue_cli.runs.environment import note_precision, select_device
 from rescue_cli.runs.many import local_jobs, require_results
 
 app = common.verb()

@@ -9,23 +9,21 @@ import typer
 
 from rescue_cli import recipe as recipes
 from rescue_cli.api import train_in
-from rescue_cli.build.expand import smoke_overrides, subset_override, warn_of_batch
+from rescue_cli.build.expand import expand_options, smoke_overrides, subset_override, warn_of_batch
 from rescue_cli.cli import common
-from rescue_cli.cli.command import ComputingVerb
-from rescue_cli.cli.common import Device, Json, Overrides, Procs, RecipeName, Workers
-from rescue_cli.cli.expand import Epochs, Model, expand
-from rescue_cli.cli.help import example_and_next
+from rescue_cli.cli.command import ComputingVerb, example_and_next
+from rescue_cli.cli.common import Device, Epochs, Json, Model, Overrides, Procs, RecipeName, Workers
 from rescue_cli.errors import UnexpectedError, UsageError
 from rescue_cli.recipe import Recipe
 from rescue_cli.rundir import RunDirectory, read_result
 from rescue_cli.runs.console import note
-from rescue_cli.runs.devices import (
+from rescue_cli.runs.directory import check_folder, choose_directory
+from rescue_cli.runs.environment import (
     check_precision,
     planned_device,
     select_device,
     visible_devices,
 )
-from rescue_cli.runs.directory import check_folder, choose_directory
 from rescue_cli.runs.group import current_group, is_restarted, refuse_in_group
 from rescue_cli.runs.processes import Nodes
 from rescue_cli.runs.single import Launch, plan_launch
@@ -155,7 +153,7 @@ def _resolve(
         if changes.subset is not None or changes.smoke:
             raise UsageError("--subset and --smoke: a resumed run keeps its recipe. Remove them.")
         base = recipes.recipe_in(resumed)
-        expanded, notes = expand(base, given, changes.model, changes.epochs)
+        expanded, notes = expand_options(base, given, changes.model, changes.epochs)
         resolved = base.with_overrides(*given, *expanded)
         return resolved, [*notes, *resolved.notes]
     if name is None and resumed is not None:
@@ -166,7 +164,7 @@ def _resolve(
     base = recipes.load(name or common.DEFAULT)
     if changes.subset is not None:
         given.append(subset_override(changes.subset, given))
-    expanded, more = expand(base, given, changes.model, changes.epochs)
+    expanded, more = expand_options(base, given, changes.model, changes.epochs)
     given, notes = [*given, *expanded], [*notes, *more]
     resolved = base.with_overrides(*given)
     implied = smoke_overrides(resolved, given, cuda=device == "cuda") if changes.smoke else []

@@ -9,17 +9,16 @@ from rescue_cli import recipe as recipes
 from rescue_cli.analysis.compare import compare_pairs, describe_sides
 from rescue_cli.analysis.sides import load_side
 from rescue_cli.analysis.sweep import PREFIX, Sweep, parse_seeds, read_sweep
+from rescue_cli.build.expand import expand_options
 from rescue_cli.cli import common
-from rescue_cli.cli.command import ComputingVerb
-from rescue_cli.cli.common import Architecture, Device, Json, Overrides, RecipeName, Workers
-from rescue_cli.cli.expand import Epochs, expand
-from rescue_cli.cli.help import example_and_next
+from rescue_cli.cli.command import ComputingVerb, example_and_next
+from rescue_cli.cli.common import Architecture, Device, Epochs, Json, Overrides, RecipeName, Workers
 from rescue_cli.errors import RescueError, UsageError
 from rescue_cli.recipe import Recipe
 from rescue_cli.rundir import RunDirectory, read_failure
 from rescue_cli.runs.console import note
-from rescue_cli.runs.devices import note_precision, select_device
 from rescue_cli.runs.directory import check_folder, is_finished
+from rescue_cli.runs.environment import note_precision, select_device
 from rescue_cli.runs.many import Jobs, find_missing, local_jobs, record_planned, require_results
 from rescue_cli.runs.progress import Progress
 
@@ -98,7 +97,7 @@ def _starts(
     for word, each in starts.items():
         note(f"--from {word} sets: {' '.join(each.overrides)}")
         changed = base.with_overrides(*each.overrides, *given)
-        longer, notes = expand(changed, given, None, epochs)
+        longer, notes = expand_options(changed, given, None, epochs)
         for line in [*notes, *changed.notes]:
             note(line)
         expanded[each.label] = changed.with_overrides(*longer)

@@ -10,15 +10,14 @@ from rescue_cli import recipe as recipes
 from rescue_cli.analysis.tuning import UNCHANGED, Verdict, decision_to_json, judge_sweeps
 from rescue_cli.analysis.tuning_search import Tuner
 from rescue_cli.cli import common
-from rescue_cli.cli.command import ComputingVerb
+from rescue_cli.cli.command import ComputingVerb, example_and_next
 from rescue_cli.cli.common import Device, Json, Overrides, RecipeName, Workers
-from rescue_cli.cli.help import example_and_next
 from rescue_cli.errors import RescueError
 from rescue_cli.report.tuning_page import render_tuning_page, tuning_title
 from rescue_cli.rundir import write_json, write_text
 from rescue_cli.runs.console import note
-from rescue_cli.runs.devices import check_precision, select_device
 from rescue_cli.runs.directory import check_folder
+from rescue_cli.runs.environment import check_precision, select_device
 
 app = common.verb()
 

@@ -16,10 +16,44 @@ from rescue_cli.engine.evaluate import EvalResult, EvalSet, Evaluator
 from rescue_cli.engine.recorder import Recorder
 from rescue_cli.engine.signals import Agreement, Stop
 from rescue_cli.engine.step import Step
-from rescue_cli.engine.timing import Timing
 from rescue_cli.errors import DataError, DivergedError, StoppedError
 from rescue_cli.metrics.names import finite_or_none
 from rescue_cli.rundir import RunDirectory
+
+
+@dataclass(frozen=True)
+class Timing:
+    """At which steps a run evaluates, saves and logs; `eval_every` and `save_every` are in epochs,
+    and may be fractions of one.
+    """
+
+    steps: int
+    steps_per_epoch: int
+    batch_size: int
+    eval_every: float
+    save_every: float
+    log_every: int
+    stop_above: float | None
+    snapshots: frozenset[int]
+
+    def epoch(self, step: int) -> float:
+        return step / self.steps_per_epoch
+
+    def evaluates(self, step: int) -> bool:
+        return step == self.steps or self._passes(step, self.eval_every)
+
+    def saves(self, step: int) -> bool:
+        """Whether a checkpoint is due; not at the last step, where the run saves in any case."""
+        return step < self.steps and (step in self.snapshots or self._passes(step, self.save_every))
+
+    def logs(self, step: int) -> bool:
+        """At every epoch's end, and every `log_every` steps within an epoch."""
+        return step == self.steps or step % self.steps_per_epoch % self.log_every == 0
+
+    def _passes(self, step: int, epochs: float) -> bool:
+        """Whether a multiple of `epochs` lies after the step before and not after this one."""
+        steps = epochs * self.steps_per_epoch
+        return step > 0 and math.floor(step / steps + 1e-9) > math.floor((step - 1) / steps + 1e-9)
 
 
 @dataclass(frozen=True)

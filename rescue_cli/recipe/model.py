@@ -108,8 +108,8 @@ class Recipe:
 def load(name: str, overrides: Sequence[str] = ()) -> Recipe:
     """The recipe of that name or path with the overrides applied; raises `UsageError`."""
     path = find(name)
-    tree = yaml.read(yaml.read_text(path), path.name)
-    return from_tree(apply(_check_sections(tree), overrides))
+    tree = _check_sections(yaml.read(yaml.read_text(path), path.name))
+    return from_tree(apply(tree, overrides) if overrides else tree)
 
 
 def from_tree(tree: Any) -> Recipe:

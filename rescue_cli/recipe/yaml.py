@@ -20,6 +20,7 @@ MOST_DEPTH = 20
 MOST_DIGITS = 300
 _INT = re.compile(r"[-+]?(0|[1-9][0-9]*)")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|(0|[1-9][0-9]*)(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
+_FIRST = frozenset("+-.0123456789")  # how a number begins
 _WORDS: dict[str, Any] = {"~": None, "": None}
 _WORDS |= dict.fromkeys(("null", "Null", "NULL"), None)
 _WORDS |= dict.fromkeys(("true", "True", "TRUE"), True)
@@ -98,20 +99,21 @@ class _Reader:
         value = self.node(next(self.events), 0)
         next(self.events)  # document end
         if not isinstance(event := next(self.events), yaml.StreamEndEvent):
-            line = f"{self.where}, line {event.start_mark.line + 1}"
-            raise UsageError(f"{line}: more than one YAML document. Keep the first.")
+            raise UsageError(f"{self.line(event)}: more than one YAML document. Keep the first.")
         return value
 
     def node(self, event: Any, depth: int) -> Any:
-        line = f"{self.where}, line {event.start_mark.line + 1}"
         if isinstance(event, yaml.AliasEvent) or event.anchor:
-            raise UsageError(f"{line}: anchors and aliases are not allowed. Write the value out.")
+            raise UsageError(
+                f"{self.line(event)}: anchors and aliases are not allowed. Write the value out."
+            )
         if event.tag:
-            raise UsageError(f"{line}: tag '{event.tag}' is not allowed. Remove it.")
+            raise UsageError(f"{self.line(event)}: tag '{event.tag}' is not allowed. Remove it.")
         if depth > MOST_DEPTH:
-            raise UsageError(f"{line}: nested deeper than {MOST_DEPTH} levels.")
+            raise UsageError(f"{self.line(event)}: nested deeper than {MOST_DEPTH} levels.")
         if isinstance(event, yaml.ScalarEvent):
-            return scalar(event.value, line) if event.implicit[0] else _plain(event.value, line)
+            read = scalar if event.implicit[0] else _plain
+            return read(event.value, self.line(event))
         if isinstance(event, yaml.SequenceStartEvent):
             return [self.node(e, depth + 1) for e in self.until(yaml.SequenceEndEvent)]
         return self.mapping(depth)
@@ -119,14 +121,16 @@ class _Reader:
     def mapping(self, depth: int) -> dict[str, Any]:
         mapping: dict[str, Any] = {}
         for event in self.until(yaml.MappingEndEvent):
-            line = f"{self.where}, line {event.start_mark.line + 1}"
             key = self.node(event, depth + 1)
             if not isinstance(key, str):
-                raise UsageError(f"{line}: key {key!r} is not a string. Quote it.")
+                raise UsageError(f"{self.line(event)}: key {key!r} is not a string. Quote it.")
             if key in mapping:
-                raise UsageError(f"{line}: key '{key}' occurs twice. Remove one.")
+                raise UsageError(f"{self.line(event)}: key '{key}' occurs twice. Remove one.")
             mapping[key] = self.node(next(self.events), depth + 1)
         return mapping
+
+    def line(self, event: Any) -> str:
+        return f"{self.where}, line {event.start_mark.line + 1}"
 
     def until(self, end: type) -> Iterator[Any]:
         while not isinstance(event := next(self.events), end):
@@ -137,6 +141,8 @@ def scalar(text: str, where: str) -> Any:
     """An unquoted scalar by YAML 1.2's core schema; raises `UsageError` if it is not finite."""
     if text in _WORDS:
         return _WORDS[text]
+    if text[:1] not in _FIRST:  # most scalars are words
+        return _plain(text, where)
     if _INT.fullmatch(text):
         if len(text) > MOST_DIGITS:
             raise UsageError(f"{where}: a number of {len(text)} digits. Give a smaller one.")

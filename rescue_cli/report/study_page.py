@@ -14,7 +14,7 @@ from rescue_cli.report.pictures import new_figure
 from rescue_cli.report.table import ResultLine, without_empty_columns
 from rescue_cli.rundir import check_keys, read_json
 from rescue_cli.rundir.planned import format_planned, missing_from_json
-from rescue_cli.rundir.validation import (
+from rescue_cli.rundir.reading import (
     COUNT,
     LIST,
     MAPPING,

@@ -1,8 +1,16 @@
 """A run directory: the paths of its files, checked reading, atomic writing."""
 
-from rescue_cli.rundir.paths import RunDirectory
-from rescue_cli.rundir.reading import (
+from rescue_cli.rundir.files import (
     FailureRecord,
+    RunDirectory,
+    remove_partial_files,
+    write_atomically,
+    write_failure,
+    write_json,
+    write_text,
+)
+from rescue_cli.rundir.reading import (
+    check_keys,
     last_epoch,
     read_arrays,
     read_command,
@@ -13,14 +21,6 @@ from rescue_cli.rundir.reading import (
     read_metrics,
     read_result,
     read_text,
-)
-from rescue_cli.rundir.validation import check_keys
-from rescue_cli.rundir.writing import (
-    remove_partial_files,
-    write_atomically,
-    write_failure,
-    write_json,
-    write_text,
 )
 
 __all__ = [

@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 
 from rescue_cli.errors import DivergedError, StoppedError
 from rescue_cli.rundir import RunDirectory, check_keys, read_failure, read_json, write_json
-from rescue_cli.rundir.validation import NAME, Rule
+from rescue_cli.rundir.reading import NAME, Rule
 
 FILE = "planned.json"
 NAMES = Rule("a list of folders' names", lambda v: isinstance(v, list) and all(map(NAME.holds, v)))

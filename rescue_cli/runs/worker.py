@@ -23,10 +23,9 @@ from rescue_cli.build.linear_probe import Trainee, build_trainee
 from rescue_cli.build.losses import describe_balance
 from rescue_cli.build.networks import build_network, match_labels, warn_of_old_head, weights_classes
 from rescue_cli.build.step import build_step
-from rescue_cli.engine.loop import Loop
+from rescue_cli.engine.loop import Loop, Timing
 from rescue_cli.engine.recorder import Recorder, batch_bar
 from rescue_cli.engine.signals import Stop
-from rescue_cli.engine.timing import Timing
 from rescue_cli.errors import InUseError, RescueError, StoppedError, UsageError
 from rescue_cli.recipe import Recipe, recipe_in, steps_per_epoch, total_steps
 from rescue_cli.rundir import RunDirectory, read_environment, remove_partial_files, write_json

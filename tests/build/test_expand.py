@@ -9,9 +9,9 @@ from annotated_types import Ge
 
 from rescue_cli.build import expand as options
 from rescue_cli.build.check import check_recipe
+from rescue_cli.build.expand import expand_options
 from rescue_cli.build.networks import build_network
 from rescue_cli.build.optimizers import build_schedules
-from rescue_cli.cli.expand import expand
 from rescue_cli.errors import UsageError
 from rescue_cli.recipe import Recipe, architectures, from_tree, load, names
 from rescue_cli.recipe.schema import Epochs, InEpochs, PositiveInt
@@ -119,13 +119,14 @@ def test_an_unknown_network_and_one_that_sees_one_size_are_refused() -> None:
 
 
 def test_the_papers_micro_batches_are_said_where_they_differ() -> None:
-    _, notes = expand(load("a3"), [], "regnety_320", None)
+    _, notes = expand_options(load("a3"), [], "regnety_320", None)
     assert notes[1:] == [
         "the paper trained RegNetY-32GF on 16 GPUs with 128 images each; for the same "
         "micro-batches, give train.device_batch_size=128"
     ]
-    assert len(expand(load("a3"), [], "regnety_040", None)[1]) == 1
-    assert len(expand(load("a3"), ["train.device_batch_size=64"], "regnety_320", None)[1]) == 1
+    assert len(expand_options(load("a3"), [], "regnety_040", None)[1]) == 1
+    smaller = ["train.device_batch_size=64"]
+    assert len(expand_options(load("a3"), smaller, "regnety_320", None)[1]) == 1
 
 
 # --- epochs ---

@@ -12,7 +12,7 @@ from rescue_cli.build.optimizers import build_schedules
 from rescue_cli.errors import RescueError, UsageError
 from rescue_cli.recipe import Recipe, find, from_text, load, names, recipes_folder, yaml
 from rescue_cli.recipe.changes import differences
-from rescue_cli.runs.devices import check_precision
+from rescue_cli.runs.environment import check_precision
 
 SHIPPED = sorted(names())
 NOT_RECIPES = {"studies", "records"}

@@ -1,16 +1,87 @@
-"""Writes files atomically."""
+"""The paths of a run directory's files, and how they are written."""
 
 import contextlib
 import json
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from rescue_cli.errors import RescueError
-from rescue_cli.rundir.paths import RunDirectory
-from rescue_cli.rundir.reading import FailureRecord
+from rescue_cli.errors import RescueError, from_code
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """The paths of one run's files."""
+
+    path: Path
+
+    @property
+    def recipe(self) -> Path:
+        return self.path / "recipe.yaml"
+
+    @property
+    def environment(self) -> Path:
+        return self.path / "environment.json"
+
+    @property
+    def command(self) -> Path:
+        return self.path / "command.txt"
+
+    @property
+    def data(self) -> Path:
+        return self.path / "data.json"
+
+    @property
+    def listing(self) -> Path:
+        return self.path / "data.npz"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def result(self) -> Path:
+        return self.path / "result.json"
+
+    @property
+    def failure(self) -> Path:
+        return self.path / "failure.json"
+
+    @property
+    def log(self) -> Path:
+        return self.path / "log.txt"
+
+    @property
+    def lock(self) -> Path:
+        return self.path / ".lock"
+
+    @property
+    def last(self) -> Path:
+        return self.path / "checkpoints" / "last.pt"
+
+    @property
+    def best(self) -> Path:
+        return self.path / "checkpoints" / "best.pt"
+
+    @property
+    def weights(self) -> Path:
+        return self.path / "model.safetensors"
+
+    @property
+    def samples(self) -> Path:
+        return self.path / "samples.npz"
+
+    @property
+    def examples(self) -> Path:
+        return self.path / "examples.npz"
+
+    def snapshot(self, step: int) -> Path:
+        return self.path / "snapshots" / f"{step}.pt"
+
+    def predictions(self, name: str) -> Path:
+        return self.path / "predictions" / f"{name}.npz"
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
@@ -62,6 +133,25 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     write_text(path, json.dumps(value, indent=1) + "\n")
+
+
+@dataclass(frozen=True)
+class FailureRecord:
+    """The failure that ended a process, as `failure.json` records it."""
+
+    rank: int
+    exit_code: int
+    message: str
+
+    @property
+    def error(self) -> RescueError:
+        return from_code(self.message, self.exit_code)
+
+    @property
+    def reason(self) -> str:
+        """The message in a line: its first, of a traceback the last."""
+        lines = self.message.strip().split("\n")
+        return lines[-1] if lines[0].startswith("Traceback ") else lines[0]
 
 
 def write_failure(run: RunDirectory, record: FailureRecord) -> None:
