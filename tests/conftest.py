@@ -26,7 +26,7 @@ class Ended(NamedTuple):
     err: str
 
     @property
-    def said(self) -> list[str]:
+    def notes(self) -> list[str]:
         return self.err.splitlines()
 
 

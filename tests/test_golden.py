@@ -28,8 +28,8 @@ from rescue_cli.recipe import DataKeys
 from rescue_cli.sections.data import FACTS, Dataset, FileNames, Files, Images, load
 from rescue_cli.sections.model import MODELS
 from rescue_cli.sections.optim import assign_parameters
-from tests.helpers import drawn_data
-from tests.helpers.processes import drawn
+from tests.helpers import rectangles
+from tests.helpers.processes import random_dataset
 
 GOLDEN = Path(__file__).with_name("golden.json")
 STEPS = 5
@@ -114,7 +114,7 @@ def losses(name: str, folder: Path, steps: int = STEPS) -> list[float]:
     if known.task != "classification":
         data = annotated(known.task, folder / "annotated")
     else:
-        data = drawn(known.channels, known.size, 64) if known.size else files(folder)
+        data = random_dataset(known.channels, known.size, 64) if known.size else files(folder)
     machine = Machine(cpu, 0, folder)
     network = build_network(recipe, len(data.classes), cpu)
     step = build_step(recipe, network, data, machine, print)
@@ -130,14 +130,14 @@ def losses(name: str, folder: Path, steps: int = STEPS) -> list[float]:
 def annotated(task: str, root: Path) -> Dataset:
     """Drawn images with boxes or masks."""
     if not root.exists():
-        (drawn_data.voc if task == "detection" else drawn_data.masks)(root, 16, 1)
+        (rectangles.voc if task == "detection" else rectangles.masks)(root, 16, 1)
     name = "voc-folder" if task == "detection" else "mask-folder"
     return load(name, DataKeys(root=str(root)), root)
 
 
 def files(folder: Path) -> Dataset:
     """PNG files, which every decoder reads alike."""
-    images = drawn(3, 48, 64).train
+    images = random_dataset(3, 48, 64).train
     assert isinstance(images, Images)
     names = [f"{number}.png" for number in range(len(images))]
     for name, pixels in zip(names, images.pixels, strict=True):

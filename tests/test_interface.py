@@ -98,7 +98,7 @@ def test_progress_is_what_the_command_shows(
     rescue.train(rescue.load("quickstart", SMALL), "other", progress=True)
     shown = capsys.readouterr().err.splitlines()
     assert shown[0] == "other"
-    assert shown[1:] == ended.said[1:-1]
+    assert shown[1:] == ended.notes[1:-1]
 
 
 def test_the_command_on_record_trains_the_same_recipe(run: rescue.Run) -> None:

@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from rescue_cli.cli import main
-from tests.helpers import drawn_data
+from tests.helpers import rectangles
 
 README = Path(__file__).parents[1] / "README.md"
 # What is written -> what is run. `make` lines are not run here; the rest is as written.
@@ -89,7 +89,7 @@ def commands() -> list[str]:
     return [*lines, *re.findall(r"- run: (rescue .*)", text)]
 
 
-def drawn_images(root: Path, classes: Sequence[str], splits: tuple[str, ...], size: int) -> None:
+def draw_images(root: Path, classes: Sequence[str], splits: tuple[str, ...], size: int) -> None:
     pixels = np.random.Generator(np.random.Philox(7)).integers(0, 256, (size, size, 3), np.uint8)
     for split in splits:
         for number, name in enumerate(classes):
@@ -103,9 +103,9 @@ def drawn_images(root: Path, classes: Sequence[str], splits: tuple[str, ...], si
 
 @pytest.fixture
 def places(tmp_path: Path) -> dict[str, str]:
-    drawn_images(tmp_path / "cifar", CIFAR, ("train", "test"), 32)
-    drawn_images(tmp_path / "imagenet", ["n01440764", "n02102040"], ("train", "val"), 256)
-    drawn_images(tmp_path / "folder", ["cat", "dog"], ("train", "val"), 256)
+    draw_images(tmp_path / "cifar", CIFAR, ("train", "test"), 32)
+    draw_images(tmp_path / "imagenet", ["n01440764", "n02102040"], ("train", "val"), 256)
+    draw_images(tmp_path / "folder", ["cat", "dog"], ("train", "val"), 256)
     weights = tmp_path / "weights.safetensors"
     save_file(timm.create_model("test_resnet").state_dict(), weights)
     image = tmp_path / "image.png"
@@ -114,8 +114,8 @@ def places(tmp_path: Path) -> dict[str, str]:
         "CIFAR": str(tmp_path / "cifar"),
         "IMAGENET": str(tmp_path / "imagenet"),
         "FOLDER": str(tmp_path / "folder"),
-        "VOC": str(drawn_data.voc(tmp_path / "voc")),
-        "MASKS": str(drawn_data.masks(tmp_path / "masks")),
+        "VOC": str(rectangles.voc(tmp_path / "voc")),
+        "MASKS": str(rectangles.masks(tmp_path / "masks")),
         "IMAGE": str(image),
         "WEIGHTS": str(weights),
         "PHOTOS": str(tmp_path / "folder"),

@@ -158,7 +158,7 @@ def noisy(curve: Any, seed: int = 0) -> list[float]:
 
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize(
-    ("said", "curve"),
+    ("message", "curve"),
     [
         ("underfitting", 2.3 - 1.2 * TIME),
         ("plateau", 0.6 + 1.7 * np.exp(-TIME / 0.08)),
@@ -166,8 +166,8 @@ def noisy(curve: Any, seed: int = 0) -> list[float]:
         ("divergence", EXPLODING),
     ],
 )
-def test_the_four_diagnoses(said: str, curve: Any, seed: int) -> None:
-    assert diagnose_fit(noisy(curve, seed)) == said
+def test_the_four_diagnoses(message: str, curve: Any, seed: int) -> None:
+    assert diagnose_fit(noisy(curve, seed)) == message
 
 
 def test_a_rise_is_overfitting_at_a_small_rate_and_divergence_at_a_large_one() -> None:

@@ -46,11 +46,11 @@ def test_the_counts_add_up_in_every_form_of_report(
     (line,) = csv.DictReader(io.StringIO(rescue("report", survivors, "--csv").out))
     ends = [int(line[key]) for key in ("planned", "n", "diverged", "failed", "not_run")]
     assert ends == [10, 6, 3, 0, 1]
-    said = "6 of 10 (3 diverged, 1 not run)"
-    assert f"| {said} |" in rescue("report", survivors, "--markdown").out
+    message = "6 of 10 (3 diverged, 1 not run)"
+    assert f"| {message} |" in rescue("report", survivors, "--markdown").out
     assert rescue("report", survivors).code == 0
     page = (tmp_path / "report.html").read_text()
-    assert f">{said}</td>" in page
+    assert f">{message}</td>" in page
     assert "<h2>survivors: 6 of 10 seeds (3 diverged, 1 not run)</h2>" in page
     assert f"Seed 8 diverged: {DIVERGED[8]}" in page
 
@@ -125,7 +125,7 @@ def test_a_users_file_does_not_shadow_python_modules(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("make", "said"),
+    ("make", "message"),
     [
         ("recipe", "odd/seed-2/recipe.yaml: optim.lr: 0.1, but seed-0 has 0.4."),
         ("images", "odd/seed-2/result.json: test.count: 500, but seed-0 has 1000."),
@@ -137,7 +137,7 @@ def test_a_users_file_does_not_shadow_python_modules(tmp_path: Path) -> None:
     ],
 )
 def test_runs_that_differ_in_more_than_their_seed_are_refused(
-    rescue: Rescue, tmp_path: Path, make: str, said: str
+    rescue: Rescue, tmp_path: Path, make: str, message: str
 ) -> None:
     folder = made_sweep(tmp_path / "odd", {0: 60.0, 1: 61.0, 3: 62.0})
     odd = folder / "seed-2"
@@ -157,7 +157,7 @@ def test_runs_that_differ_in_more_than_their_seed_are_refused(
     for verb in (("compare", "odd", "80"), ("report", "odd"), ("report", "odd", "--json")):
         ended = rescue(*verb)
         assert ended.code == 3
-        assert said in ended.err
+        assert message in ended.err
         assert "Move seed-2 out of odd." in ended.err or "Move it out of odd." in ended.err
 
 

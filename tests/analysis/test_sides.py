@@ -33,7 +33,7 @@ Break = Callable[[Path, random.Random], None]
 
 
 @pytest.mark.parametrize(
-    ("word", "said"),
+    ("word", "message"),
     [
         ("90/0", "'90/0' must have 1 to 1,000,000 runs."),
         ("90±0.1/" + "9" * 23, "must have 1 to 1,000,000 runs."),
@@ -49,12 +49,12 @@ Break = Callable[[Path, random.Random], None]
     ],
 )
 def test_an_unknown_word_is_refused_with_a_message(
-    rescue: Rescue, word: str, said: str | None
+    rescue: Rescue, word: str, message: str | None
 ) -> None:
     ended = rescue("compare", word, "80")
     assert ended.code in (2, 3)
     assert ended.err.startswith("error: ")
-    assert said is None or said in ended.err
+    assert message is None or message in ended.err
     assert len(ended.err) < 400
 
 
@@ -74,7 +74,7 @@ def test_an_evaluation_at_epoch_0_causes_no_division_by_zero(
 
 
 @pytest.mark.parametrize(
-    ("file", "old", "new", "said"),
+    ("file", "old", "new", "message"),
     [
         ("result.json", '"seed"', '"sead"', "run/result.json: has no key seed."),
         ("result.json", '"top1"', '"top9"', "run/result.json: has no key sets[0].top1."),
@@ -84,14 +84,14 @@ def test_an_evaluation_at_epoch_0_causes_no_division_by_zero(
     ],
 )
 def test_an_invalid_file_is_named_with_a_remedy(
-    rescue: Rescue, tmp_path: Path, file: str, old: str, new: str, said: str
+    rescue: Rescue, tmp_path: Path, file: str, old: str, new: str, message: str
 ) -> None:
     made_run(tmp_path / "run", 60.0, overrides=SMALL)
     path = tmp_path / "run" / file
     path.write_text(path.read_text().replace(old, new, 1))
     ended = rescue("compare", "run", "--to", "5")
     assert ended.code == 3
-    assert said in ended.err or said.replace("sets[0].", "") in ended.err
+    assert message in ended.err or message.replace("sets[0].", "") in ended.err
     assert "Remove the" in ended.err
 
 

@@ -104,9 +104,9 @@ def test_bench_step_prints_its_share_of_the_matrix_peak(
 def test_bench_step_reads_each_file_once_and_counts_waiting(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    from tests.test_readme import drawn_images
+    from tests.test_readme import draw_images
 
-    drawn_images(tmp_path, ["cat", "dog"], ("train", "val"), 64)
+    draw_images(tmp_path, ["cat", "dog"], ("train", "val"), 64)
     small = ("data={name: folder, root: .}", "data.train_size=32", "model={name: test_resnet}")
     whole = ("augment=[{name: flip, p: 0.5}]", "train.batch_size=2", "train.device_batch_size=2")
     options = ("--recipe", "quickstart", "--device", "cpu", "--rounds", "1", *small, *whole)

@@ -157,8 +157,8 @@ def test_squashing_is_part_of_the_protocol_and_needs_whole_files() -> None:
 def test_what_a_network_has_no_layer_for_is_refused(key: str, what: str) -> None:
     recipe = recipes.load("deit", ["model.name=vit_tiny_patch16_224", f"model.{key}"])
     name = key.partition("=")[0]
-    said = rf"model\.{name}: the network has no {what}\. Remove it with ~model\.{name}\."
-    with pytest.raises(UsageError, match=said), torch.device("meta"):
+    message = rf"model\.{name}: the network has no {what}\. Remove it with ~model\.{name}\."
+    with pytest.raises(UsageError, match=message), torch.device("meta"):
         create_network(recipe, 1000)
     assert unsupported_keys("vit_tiny_patch16_224", [name]) == [name]
     assert unsupported_keys("resnet18", [name]) == []

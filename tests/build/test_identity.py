@@ -168,9 +168,9 @@ def test_what_is_said_of_a_changed_folder(case: str, tmp_path: Path) -> None:
 
     change(root)
 
-    said = describe_difference(before, seen(root).data)
-    assert (said is None) == (wanted is None), said
-    assert said is None or said.startswith(str(wanted)), said
+    message = describe_difference(before, seen(root).data)
+    assert (message is None) == (wanted is None), message
+    assert message is None or message.startswith(str(wanted)), message
 
 
 def test_a_replaced_image_is_named_with_both_sizes(tmp_path: Path) -> None:
@@ -231,28 +231,28 @@ def test_held_out_images_are_known(tmp_path: Path) -> None:
 # --- other data than class folders ---
 
 
-def drawn_images(count: int = 20) -> Dataset:
+def draw_images(count: int = 20) -> Dataset:
     bits = np.random.Generator(np.random.Philox(5))
     images = Images(bits.integers(0, 256, (count, 1, 4, 4), dtype=np.uint8), np.arange(count) % 3)
     return Dataset(images, {"test": images.take(np.arange(6))}, CLASSES)
 
 
 def test_what_is_said_of_other_arrays() -> None:
-    data = drawn_images()
+    data = draw_images()
     before = compute_fingerprint(data, ["test"])
     assert describe_difference(before, compute_fingerprint(data, ["test"])) is None
 
     pixels = data.train.pixels.copy()  # type: ignore[union-attr]
     pixels[17, 0, 0, 0] ^= 1
     other = replace(data, train=Images(pixels, data.train.labels))
-    said = describe_difference(before, compute_fingerprint(other, ["test"]))
-    assert said == "train: 1 image has other pixels; the first is image 17"
+    message = describe_difference(before, compute_fingerprint(other, ["test"]))
+    assert message == "train: 1 image has other pixels; the first is image 17"
 
     labels = data.train.labels.copy()
     labels[[4, 5]] = labels[[5, 4]]
     other = replace(data, train=replace(data.train, labels=labels))
-    said = describe_difference(before, compute_fingerprint(other, ["test"]))
-    assert said == "train: 2 labels differ; image 4 is 'cedar', and was 'birch'"
+    message = describe_difference(before, compute_fingerprint(other, ["test"]))
+    assert message == "train: 2 labels differ; image 4 is 'cedar', and was 'birch'"
 
     other = replace(data, train=data.train.take(np.arange(18)))
     assert (
@@ -269,10 +269,10 @@ def test_images_listed_in_another_order_are_other_data(tmp_path: Path) -> None:
     root = draw(tmp_path / "pictures")
     data = list_dataset(recipe_of(root))
     backwards = data.train.take(np.arange(len(data.train))[::-1])
-    said = describe_difference(
+    message = describe_difference(
         compute_fingerprint(data, []), compute_fingerprint(replace(data, train=backwards), [])
     )
-    assert said == "train: the same 48 images in another order, from cedar/15.png on"
+    assert message == "train: the same 48 images in another order, from cedar/15.png on"
 
 
 def test_other_boxes_are_other_data(tmp_path: Path) -> None:
@@ -298,7 +298,7 @@ def test_accents_taken_apart_by_a_copy_are_the_same_names(tmp_path: Path) -> Non
 
 def test_what_is_kept_can_be_read_again(tmp_path: Path) -> None:
     for data, tests in (
-        (drawn_images(), ["test"]),
+        (draw_images(), ["test"]),
         (list_dataset(recipe_of(draw(tmp_path / "pictures"))), ["val"]),
     ):
         found = compute_fingerprint(data, tests)
@@ -334,8 +334,10 @@ def test_a_run_resumes_where_its_data_have_moved(tmp_path: Path) -> None:
 
     assert recipes.recipe_in(run.path).data.options["root"] == str(second)
     data = list_dataset(recipe_of(second))
-    said = identity.check_or_record(run, recipe_of(second), data)
-    assert said == [f"moved: data.root: {first}, now {second}; the same images (train 48, val 21)"]
+    message = identity.check_or_record(run, recipe_of(second), data)
+    assert message == [
+        f"moved: data.root: {first}, now {second}; the same images (train 48, val 21)"
+    ]
     assert read_json(run.data)["places"] == [{"data.root": str(first)}, {"data.root": str(second)}]
     assert identity.check_or_record(run, recipe_of(second), data) == []  # once is enough
 
@@ -398,8 +400,8 @@ def test_data_named_by_the_environment_may_move(
     monkeypatch.setenv("RESCUE_DATA", str(tmp_path / "a"))
     run = begun(tmp_path / "run", recipe)
     monkeypatch.setenv("RESCUE_DATA", str(tmp_path / "b"))
-    (said,) = identity.check_or_record(run, recipe, list_dataset(recipe))
-    assert said.startswith(f"moved: data.root: {tmp_path}/a/folder, now {tmp_path}/b/folder; ")
+    (message,) = identity.check_or_record(run, recipe, list_dataset(recipe))
+    assert message.startswith(f"moved: data.root: {tmp_path}/a/folder, now {tmp_path}/b/folder; ")
 
 
 @pytest.mark.parametrize("key", ["model.weights", "teacher.weights"])
@@ -495,13 +497,15 @@ def weights_of(folder: Path, classes: tuple[str, ...]) -> Recipe:
 
 
 def test_labels_of_an_evaluation_go_by_the_names(tmp_path: Path) -> None:
-    data = drawn_images()
+    data = draw_images()
     names = [data.classes[label] for label in data.tests["test"].labels]
     recipe = weights_of(tmp_path / "run", ("cedar", "ash", "birch"))
-    found, said = match_labels(recipe, data)
+    found, message = match_labels(recipe, data)
     assert found.classes == ("cedar", "ash", "birch")
     assert [found.classes[label] for label in found.tests["test"].labels] == names
-    assert str(said).endswith("differs is 'cedar' in place of 'ash'. Classes are matched by name.")
+    assert str(message).endswith(
+        "differs is 'cedar' in place of 'ash'. Classes are matched by name."
+    )
 
 
 @pytest.mark.parametrize(
@@ -518,19 +522,19 @@ def test_classes_at_other_places_are_refused(
 ) -> None:
     recipe = weights_of(tmp_path / "run", known)
     if wanted is None:
-        assert match_labels(recipe, drawn_images())[1] is None
+        assert match_labels(recipe, draw_images())[1] is None
         return
     with pytest.raises((DataError, UsageError), match=wanted):
-        match_labels(recipe, drawn_images())
+        match_labels(recipe, draw_images())
 
 
 def test_classes_of_other_names_in_their_order_are_said(tmp_path: Path) -> None:
     recipe = weights_of(tmp_path / "run", ("Esche", "Birke", "Zeder"))
-    data = drawn_images()
-    found, said = match_labels(recipe, data)
+    data = draw_images()
+    found, message = match_labels(recipe, data)
     assert found is data
-    assert str(said).startswith("warning: ")
-    assert str(said).endswith("Classes are matched by position.")
+    assert str(message).startswith("warning: ")
+    assert str(message).endswith("Classes are matched by position.")
     assert "model.new_head=true starts a new one" in str(warn_of_old_head(recipe, data.classes))
 
 
@@ -562,8 +566,8 @@ def test_a_part_of_the_held_out_images_was_not_learnt(tmp_path: Path) -> None:
     begun(tmp_path / "run", recipe_of(root, "data.holdout=9"))
     recipe = weights_of(tmp_path / "run", CLASSES)
     recipe = recipe.with_overrides(f"data.root={root}", "data.holdout=9", "data.subset=[30, 6]")
-    (said,) = identity.compare_test_sets(recipe, list_dataset(recipe))
-    assert "was tested on other images: holdout: 6 images, and was 9: 3 missing" in said
+    (message,) = identity.compare_test_sets(recipe, list_dataset(recipe))
+    assert "was tested on other images: holdout: 6 images, and was 9: 3 missing" in message
 
 
 @pytest.mark.parametrize("weights", ["timm", "timm:resnet18", "elsewhere/w.safetensors"])
@@ -583,7 +587,7 @@ def test_weights_that_timm_downloads_name_no_classes_of_a_file() -> None:
     assert recipe.model.options["weights"] == "timm"
     assert warn_of_old_head(recipe, CLASSES) is None
     assert weights_classes(recipe) == ()
-    assert match_labels(recipe, drawn_images())[1] is None
+    assert match_labels(recipe, draw_images())[1] is None
 
 
 # --- through the command ---
@@ -610,9 +614,9 @@ def test_a_killed_run_goes_on_in_the_same_bits_where_its_data_have_moved(tmp_pat
     root, elsewhere = draw(tmp_path / "pictures"), tmp_path / "elsewhere"
     reference, run = tmp_path / "reference", tmp_path / "run"
 
-    def train(told: str, *arguments: object) -> Any:
+    def train(output: str, *arguments: object) -> Any:
         given = ["train", "--resume", "--workers", "0", *arguments]
-        return start(given, tmp_path / "told" / told)
+        return start(given, tmp_path / "told" / output)
 
     train("first", "--out", reference, "--recipe", "pytorch", data_of(root), *SMALL).ends(0)
     shutil.copytree(reference, run)  # as a kill at step 10 leaves it
@@ -623,13 +627,13 @@ def test_a_killed_run_goes_on_in_the_same_bits_where_its_data_have_moved(tmp_pat
     root.rename(elsewhere)
     shutil.copytree(elsewhere, root)
     shrunk(root)
-    said = train("shrunk", "--out", run).ends(3)
-    assert "train: 18 images, and was 48: 30 missing, the first ash/06.png" in said
+    message = train("shrunk", "--out", run).ends(3)
+    assert "train: 18 images, and was 48: 30 missing, the first ash/06.png" in message
     assert checkpoint_of(run)["progress"]["step"] == 10, "nothing was trained"
 
-    said = train("moved", "--out", run, f"data.root={elsewhere}").ends(0)
-    assert f"moved: data.root: {root}, now {elsewhere}; the same images" in said
-    assert "resumed at step 10 of 12" in said
+    message = train("moved", "--out", run, f"data.root={elsewhere}").ends(0)
+    assert f"moved: data.root: {root}, now {elsewhere}; the same images" in message
+    assert "resumed at step 10 of 12" in message
     assert_same(run, reference)
 
     RunDirectory(run).data.unlink()  # as runs of an older version are
@@ -638,8 +642,8 @@ def test_a_killed_run_goes_on_in_the_same_bits_where_its_data_have_moved(tmp_pat
     root.rename(elsewhere)
     older = recipes.recipe_in(run).with_overrides("train.snapshots=[]")
     RunDirectory(run).recipe.write_text(older.to_yaml())
-    said = train("older", "--out", run).ends(3)
-    assert "last.pt: is at step 12, and this run has 4 steps" in said
+    message = train("older", "--out", run).ends(3)
+    assert "last.pt: is at step 12, and this run has 4 steps" in message
 
 
 def test_a_sweep_goes_on_where_its_data_have_moved(rescue: Rescue, tmp_path: Path) -> None:
@@ -654,7 +658,7 @@ def test_a_sweep_goes_on_where_its_data_have_moved(rescue: Rescue, tmp_path: Pat
     assert second.code == 0, second.err
     assert json.loads(second.out)["n"] == 2
     moved = f"moved: data.root: {root}, now {elsewhere}; the same images (train 48, val 21)"
-    assert moved in second.said
+    assert moved in second.notes
 
     shrunk(elsewhere)
     third = rescue(*sweep, "--seeds", "3", data_of(elsewhere), *small)

@@ -104,7 +104,7 @@ def test_a_name_in_the_other_normal_form_is_the_same_class() -> None:
 
 
 @pytest.mark.parametrize(
-    ("overrides", "said"),
+    ("overrides", "message"),
     [
         (["loss.class_weights=[1,2]"],
          "loss.class_weights: 2 weights for 10 classes. Give one per class, in order, or a "
@@ -122,10 +122,10 @@ def test_a_name_in_the_other_normal_form_is_the_same_class() -> None:
          "mean of those. Remove one of them (~loss.class_weights, or ~selection)."),
     ],
 )  # fmt: skip
-def test_weights_that_cannot_be_meant_are_refused(overrides: list[str], said: str) -> None:
+def test_weights_that_cannot_be_meant_are_refused(overrides: list[str], message: str) -> None:
     with pytest.raises(UsageError) as error:
         check_recipe(recipes.load("quickstart", overrides))
-    assert str(error.value) == said
+    assert str(error.value) == message
 
 
 def test_a_weight_for_a_class_that_is_not_there_names_those_that_are() -> None:
@@ -296,7 +296,7 @@ def test_a_step_of_micro_batches_and_processes_has_the_gradient_of_the_whole_bat
 # --- recall and balanced accuracy ---
 
 
-def said(labels: Sequence[int], guesses: Sequence[int]) -> ClassificationResult:
+def result_of(labels: Sequence[int], guesses: Sequence[int]) -> ClassificationResult:
     count = len(labels)
     top = (np.array(guesses)[:, None] + np.arange(4)) % 4
     return ClassificationResult(
@@ -304,10 +304,10 @@ def said(labels: Sequence[int], guesses: Sequence[int]) -> ClassificationResult:
     )
 
 
-def drawn_said(seed: int = 0) -> ClassificationResult:
+def random_result(seed: int = 0) -> ClassificationResult:
     rng = np.random.default_rng(seed)
     labels = np.repeat(np.arange(4), [40, 20, 7, 3])
-    return said(labels.tolist(), np.where(rng.random(70) < 0.6, labels, 0).tolist())
+    return result_of(labels.tolist(), np.where(rng.random(70) < 0.6, labels, 0).tolist())
 
 
 def entry_of(found: ClassificationResult) -> dict[str, Any]:
@@ -318,7 +318,7 @@ def entry_of(found: ClassificationResult) -> dict[str, Any]:
 
 
 def test_recall_and_balanced_accuracy_are_torchmetrics() -> None:
-    found = drawn_said()
+    found = random_result()
     rows = found.by_class(CLASSES)
     pair = torch.from_numpy(found.top[:, 0]), torch.from_numpy(found.labels)
     theirs = multiclass_recall(*pair, num_classes=4, average="none").numpy()
@@ -332,7 +332,7 @@ def test_recall_and_balanced_accuracy_are_torchmetrics() -> None:
 
 
 def test_the_recall_of_a_class_without_images_is_unknown_and_not_0() -> None:
-    found = said([0, 0, 1, 3], [0, 1, 1, 3])
+    found = result_of([0, 0, 1, 3], [0, 1, 1, 3])
     rows = found.by_class(CLASSES)
     assert rows["per_class"][2] == {"class": "cat", "images": 0, "recall": None}
     assert rows["balanced_accuracy"] == pytest.approx((50 + 100 + 100) / 3)
@@ -340,7 +340,7 @@ def test_the_recall_of_a_class_without_images_is_unknown_and_not_0() -> None:
 
 
 def test_classes_of_one_size_have_top_1_for_balanced_accuracy_and_no_column() -> None:
-    found = said([0, 0, 1, 1], [0, 1, 1, 1])
+    found = result_of([0, 0, 1, 1], [0, 1, 1, 1])
     assert found.balanced_accuracy == found.accuracy(1)
     assert "balanced" not in str(found)
     headings, _ = measurement_table({"sets": [entry_of(found)]})
@@ -348,12 +348,12 @@ def test_classes_of_one_size_have_top_1_for_balanced_accuracy_and_no_column() ->
 
 
 def test_labels_of_several_classes_have_no_balanced_accuracy() -> None:
-    found = said([0, 1, 2], [0, 1, 2]).relabel(np.array([[0, 1], [1, -1], [-1, -1]]))
+    found = result_of([0, 1, 2], [0, 1, 2]).relabel(np.array([[0, 1], [1, -1], [-1, -1]]))
     assert found.by_class(CLASSES) == {"balanced_accuracy": None}
 
 
 def test_uneven_classes_have_it_beside_top_1_with_its_interval() -> None:
-    entry = entry_of(drawn_said())
+    entry = entry_of(random_result())
     result = {**entry, "sets": [entry]}
     headings, (row,) = measurement_table(result, narrow=True)
     assert headings[4:6] == ["top-1 %", "bal. %"]
@@ -368,7 +368,7 @@ def test_uneven_classes_have_it_beside_top_1_with_its_interval() -> None:
 
 
 def test_a_result_from_before_has_no_balanced_accuracy() -> None:
-    entry = entry_of(drawn_said())
+    entry = entry_of(random_result())
     del entry["balanced_accuracy"], entry["per_class"]
     result = {**entry, "sets": [entry]}
     assert measurement_table(result, narrow=True)[0][4:6] == ["top-1 %", "top-5 %"]
@@ -396,7 +396,7 @@ def test_the_interval_of_balanced_accuracy_holds_it_95_times_in_100() -> None:
 
 
 @pytest.mark.parametrize(
-    ("per_class", "said"),
+    ("per_class", "message"),
     [
         ([{"class": "ant", "images": 3, "recall": 101}],
          r"sets\[0\]\.per_class\[0\]\.recall: 101 is not a number from 0 to 100, or null"),
@@ -406,13 +406,13 @@ def test_the_interval_of_balanced_accuracy_holds_it_95_times_in_100() -> None:
     ],
 )  # fmt: skip
 def test_what_stands_in_a_result_of_the_classes_is_not_taken_on_trust(
-    tmp_path: Path, per_class: Any, said: str
+    tmp_path: Path, per_class: Any, message: str
 ) -> None:
     run = RunDirectory(made_run(tmp_path / "run", 80.0))
     result = read_result(run)
     result["sets"][0] |= {"balanced_accuracy": 50.0, "per_class": per_class}
     run.result.write_text(json.dumps(result))
-    with pytest.raises(DataError, match=said):
+    with pytest.raises(DataError, match=message):
         read_result(run)
 
 

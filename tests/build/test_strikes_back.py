@@ -22,13 +22,13 @@ SMALL = [
 ]
 
 
-def small(run: Path, photographs: Path, procs: int, told: str) -> list[Command]:
+def small(run: Path, photographs: Path, procs: int, output: str) -> list[Command]:
     """Starts or goes on with A2's ingredients on a small net: the command, or a group."""
     keys = [*SMALL, f"data.train_root={photographs}", f"data.test_root={photographs}"]
     if procs == 1:
         words = ["train", "--recipe", "a2", "--resume", "--workers", 1, "--out", run, *keys]
-        return [start(words, run.with_name(told))]
-    return group_of(procs, run, recipes.load("a2", keys), run.with_name(told), workers=1)
+        return [start(words, run.with_name(output))]
+    return group_of(procs, run, recipes.load("a2", keys), run.with_name(output), workers=1)
 
 
 @pytest.mark.parametrize("procs", [1, 2])
@@ -57,8 +57,8 @@ def test_the_smoke_run_of_a2_trains_resnet50_on_photographs(
     where = [f"data.train_root={imagenet_sample}", f"data.test_root={imagenet_sample}"]
     words = ["train", "--recipe", "a2", "--smoke", "--json", "--out", tmp_path / "run", *where]
     command = start(words, tmp_path / "told", cores=2)
-    said = command.ends(0)
-    assert "--smoke sets: train.batch_size=32 train.device_batch_size=8" in said
+    message = command.ends(0)
+    assert "--smoke sets: train.batch_size=32 train.device_batch_size=8" in message
     result = command.result()
     assert (result["recipe"], result["steps"], result["count"]) == ("a2", 2, 16)
     assert result["parameters"] == 25_557_032

@@ -225,13 +225,13 @@ def test_a_dry_run_as_json_is_one_object(rescue: Rescue) -> None:
 
 def test_what_the_usual_rules_say_of_a_changed_batch_is_a_warning(rescue: Rescue) -> None:
     line = ("train", "--recipe", "pytorch", "--dry-run", "train.device_batch_size=16")
-    said = rescue(*line, "train.batch_size=512").said
-    assert said == [
+    noted = rescue(*line, "train.batch_size=512").notes
+    assert noted == [
         "warning: train.batch_size is 512 in place of 256, and optim.lr is unchanged. "
         "Its linear rule gives optim.lr=0.2.",
         "warning: micro-batches of 16 in place of 32: batch norm normalises over fewer images.",
     ]
-    assert rescue(*line[:-1], "train.batch_size=512", "optim.lr=0.2").said == []
+    assert rescue(*line[:-1], "train.batch_size=512", "optim.lr=0.2").notes == []
 
 
 def recorded(ended: Ended) -> Any:
@@ -250,7 +250,7 @@ def test_a_subset_is_recorded_in_the_recipe(rescue: Rescue, given: str, kept: li
 
 def test_smoke_keeps_the_micro_batches_and_says_what_it_set(rescue: Rescue) -> None:
     ended = rescue("train", "--recipe", "pytorch", "--smoke", "--dry-run", "--json")
-    assert ended.said == [
+    assert ended.notes == [
         "--smoke sets: train.batch_size=64 train.device_batch_size=8 train.epochs=1 "
         "train.steps_per_epoch=2 data.subset=[16, 16] data.holdout=0 train.precision=float32"
     ]
@@ -295,8 +295,8 @@ def test_a_smoke_run_gives_one_object_with_the_stable_keys(rescue: Rescue, tmp_p
     assert result["protocol"]["precision"] == "float32"
     assert 0 <= result["top1"] <= result["top5"] <= 100
     run = tmp_path / "runs" / "quickstart" / "0"
-    assert ended.said[0] == ended.said[-1] == result["run"] == str(run.relative_to(tmp_path))
-    assert "no --recipe given: using quickstart" in ended.said
+    assert ended.notes[0] == ended.notes[-1] == result["run"] == str(run.relative_to(tmp_path))
+    assert "no --recipe given: using quickstart" in ended.notes
     kept = yaml.safe_load((run / "recipe.yaml").read_text())
     assert kept["data"]["subset"] == [12, 10]
     assert kept["train"]["epochs"] == 2
@@ -317,7 +317,7 @@ def test_runs_are_numbered_from_0_and_a_table_shows_the_result(
     taken.mkdir(parents=True)
     line = ("train", "--recipe", "quickstart", "--smoke", *SMALL)
     ended = rescue(*line)
-    assert ended.said[0] == ended.said[-1] == "runs/quickstart/5"
+    assert ended.notes[0] == ended.notes[-1] == "runs/quickstart/5"
     heading, row, *_ = ended.out.splitlines()
     assert heading.split() == [
         "set", "size", "crop", "TTA", "top-1", "%", "bal.", "%", "95", "%", "loss", "images",
@@ -326,7 +326,7 @@ def test_runs_are_numbered_from_0_and_a_table_shows_the_result(
     assert max(len(text) for text in ended.out.splitlines()) <= 80
     refused = rescue(*line, "--out", "runs/quickstart/5")
     assert (refused.code, refused.out) == (2, "")
-    assert refused.said[-1] == (
+    assert refused.notes[-1] == (
         "error: runs/quickstart/5: holds a run already. Use another --out, or --resume."
     )
 
@@ -341,8 +341,8 @@ def test_resuming_a_finished_run_prints_its_result_and_another_recipe_is_refused
     assert json.loads(again.out) == json.loads(first.out)
     other = rescue(*line, "--resume", "optim.lr=0.5")
     assert (other.code, other.out) == (2, "")
-    assert other.said[-1].startswith("error: here: holds a run of another recipe: optim.lr: ")
-    assert other.said[-1].endswith("-> 0.5. Remove the overrides, or use a new --out.")
+    assert other.notes[-1].startswith("error: here: holds a run of another recipe: optim.lr: ")
+    assert other.notes[-1].endswith("-> 0.5. Remove the overrides, or use a new --out.")
 
 
 def test_a_run_needs_no_home_folder_no_colour_and_no_terminal(tmp_path: Path) -> None:
@@ -364,6 +364,6 @@ def test_an_evaluation_counts_its_batches_on_a_terminal_and_nowhere_else(
     assert "batches evaluated" not in rescue("eval", "run", "eval.batch_size=4").err
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    said = rescue("eval", "run", "eval.batch_size=4").err
-    last = [line for line in said.splitlines() if "batches evaluated" in line][-1]
+    noted = rescue("eval", "run", "eval.batch_size=4").err
+    last = [line for line in noted.splitlines() if "batches evaluated" in line][-1]
     assert re.search(r"(\d+)/\1 ", last)

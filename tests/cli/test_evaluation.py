@@ -168,11 +168,11 @@ def test_every_set_size_and_crop_is_a_row_and_each_image_is_decoded_once(
         (name, size, crop, counts[name]) for name in counts for size, crop in views
     ]
     assert {row[-2] for row in rows if row[0] == "real"} == {"-"}, "ReaL has no loss"
-    said = " ".join(" ".join(lines[12:]).split())
-    assert said.startswith(
+    message = " ".join(" ".join(lines[12:]).split())
+    assert message.startswith(
         "95 %: interval for this network over new images; one image is 8.3 points"
     )
-    assert said[said.index(NETWORK) :].startswith(
+    assert message[message.index(NETWORK) :].startswith(
         f"{NETWORK}: 4,652,008 parameters, float32, weights {network} "
         "decoder pil, bicubic, mean 0.5 0.5 0.5, std 0.5 0.5 0.5; "
         "mean, std, interpolation by metadata; size, crop as given"

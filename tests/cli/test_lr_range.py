@@ -143,8 +143,8 @@ def test_a_ramp_changes_the_schedules_and_nothing_else_of_the_training() -> None
 
 
 def reading(rate: float | None, verdict: Verdict = "falling", spacing: float = 1.1) -> RunEstimate:
-    said: Verdict = verdict if rate is None else "turn"
-    return RunEstimate(rate, said, None, spacing, ["said"], [], NONE)
+    message: Verdict = verdict if rate is None else "turn"
+    return RunEstimate(rate, message, None, spacing, ["said"], [], NONE)
 
 
 @pytest.mark.parametrize(
@@ -201,9 +201,9 @@ def test_a_run_that_learned_at_once_and_is_noisy_is_not_said_to_have_learned_not
 def test_a_run_that_only_explodes_says_which_rates_to_try() -> None:
     one = Curves(0, 8, [26.3, 51.7, 55.3], [5.0, 9.0, math.nan], [1e9, 7e9, math.nan],
                  [10.0, 10.0, math.nan], classes=10)  # fmt: skip
-    said = lr_range.estimate_max_lr(one)
-    assert (said.max_lr, said.verdict, said.bounded_above) == (None, "died", 26.3)
-    found = lr_range.combine_estimates([said], said, 1000.0)
+    message = lr_range.estimate_max_lr(one)
+    assert (message.max_lr, message.verdict, message.bounded_above) == (None, "died", 26.3)
+    found = lr_range.combine_estimates([message], message, 1000.0)
     assert found.advice(a_ramp()) == "Try --start 0.0263 --end 26.3 --ramp exponential."
 
 
@@ -228,8 +228,8 @@ def test_what_is_not_trusted_is_applied_only_where_it_is_forced(tmp_path: Path) 
         RangeTest.write_recipe(a_finding(0.1), file, untrusted=False)
     assert not file.exists()
     RangeTest.write_recipe(a_finding(0.1), file, untrusted=True)
-    said = file.read_text().splitlines()[0]
-    assert said.endswith("NOT TRUSTED, applied anyway: with half the steps, seed 1, it is 0.1.")
+    message = file.read_text().splitlines()[0]
+    assert message.endswith("NOT TRUSTED, applied anyway: with half the steps, seed 1, it is 0.1.")
     assert recipes.load(str(file)).optim[0].options["lr"] == 0.3
     RangeTest.write_recipe(a_finding(0.3), file, untrusted=False)
     assert "trusted: seed 0 and, with half the steps, seed 1 agree" in file.read_text()
@@ -238,8 +238,8 @@ def test_what_is_not_trusted_is_applied_only_where_it_is_forced(tmp_path: Path) 
 def test_a_large_test_set_is_cut_and_the_training_set_is_not() -> None:
     recipe = recipes.load("quickstart")
     data = list_dataset(recipe)
-    cut, said = lr_range_runs._limit_test_images(recipe, data, 100)
-    assert said == "100 of 1,000"
+    cut, message = lr_range_runs._limit_test_images(recipe, data, 100)
+    assert message == "100 of 1,000"
     assert cut.data.options["subset"] == [6000, 100]
     assert lr_range_runs._limit_test_images(recipe, data, 1000) == (recipe, "1,000")
     given = recipe.with_overrides("data.subset=[640, 200]")
@@ -272,19 +272,19 @@ def test_a_detector_is_judged_by_its_training_loss_and_by_ap50() -> None:
 
 
 def test_an_ap50_that_stays_at_nought_says_nothing_of_the_rate() -> None:
-    said = lr_range.estimate_max_lr(of_detector([0.0] * 40))
-    assert (said.verdict, said.bounded_above) == ("turn", None)
-    assert said.evidence[1] == "AP50: stays near 0 and is not used"
+    message = lr_range.estimate_max_lr(of_detector([0.0] * 40))
+    assert (message.verdict, message.bounded_above) == ("turn", None)
+    assert message.evidence[1] == "AP50: stays near 0 and is not used"
 
 
 def test_a_segmentation_is_judged_by_its_test_loss_and_by_miou() -> None:
     rates = list(np.linspace(0.01, 1, 40))
     rising, good = a_curve(0.9, 0.1, 2.0), [60 - x for x in a_curve(0.9, 0.0, 50.0)]
-    said = lr_range.estimate_max_lr(
+    message = lr_range.estimate_max_lr(
         Curves(0, 40, rates, rising, a_curve(0.4, 0.5, 1.0), good, 11, "miou")
     )
-    assert said.max_lr == pytest.approx(0.4, abs=0.06)
-    assert [line.split(":")[0] for line in said.evidence] == ["test loss", "mIoU"]
+    assert message.max_lr == pytest.approx(0.4, abs=0.06)
+    assert [line.split(":")[0] for line in message.evidence] == ["test loss", "mIoU"]
     noise = list(60 + 12 * np.random.default_rng(0).standard_normal(40))
     flat = lr_range.estimate_max_lr(Curves(0, 40, rates, noise, noise, noise, 11, "miou"))
     assert flat.verdict == "noisy", "it has learned: a guess has a mIoU of 9.1 at most"
@@ -316,7 +316,7 @@ def test_below_two_percent_of_trusted_rates_are_wrong_by_three(family: Family) -
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (("--ramp", "cubic"), "--ramp: 'cubic' is not known. Use linear or exponential."),
         (("--momentum", "0.9"), "--momentum: '0.9' is not A:B."),
@@ -325,10 +325,10 @@ def test_below_two_percent_of_trusted_rates_are_wrong_by_three(family: Family) -
         (("--start", "5", "--end", "1"), "Give a start_lr below end_lr"),
     ],
 )
-def test_bad_words_are_refused(rescue: Rescue, words: tuple[str, ...], said: str) -> None:
+def test_bad_words_are_refused(rescue: Rescue, words: tuple[str, ...], message: str) -> None:
     ended = rescue("lr-range-test", *words)
     assert ended.code == 2
-    assert said in ended.err
+    assert message in ended.err
 
 
 def test_momentum_is_read_as_it_is_written() -> None:

@@ -215,7 +215,7 @@ def test_data_that_is_not_there_ends_it_at_once(rescue: Rescue) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (("mine.yaml", "--only", "4"), "--only: '4' must be numbers of rows from 1 to 3."),
         (("mine.yaml", "--jobs", "0"), "--jobs: 0 must be at least 1"),
@@ -223,10 +223,10 @@ def test_data_that_is_not_there_ends_it_at_once(rescue: Rescue) -> None:
     ],
 )
 @pytest.mark.usefixtures("mine")
-def test_bad_words_are_refused(rescue: Rescue, words: tuple[str, ...], said: str) -> None:
+def test_bad_words_are_refused(rescue: Rescue, words: tuple[str, ...], message: str) -> None:
     ended = rescue("study", *words)
     assert ended.code == 2
-    assert said in ended.err
+    assert message in ended.err
 
 
 def test_a_study_killed_and_begun_again_repeats_no_finished_run(mine: str, tmp_path: Path) -> None:
@@ -314,9 +314,9 @@ def test_a_study_of_our_own_compares_its_rows_at_equal_length(
     assert ended.code == 0, ended.err
     assert "6 of 6 runs finished" in ended.err
     assert "row 1 (quickstart) sets: train.epochs=2 schedule.epochs=[0,0.5,2]" in ended.err
-    told = json.loads(ended.out)
-    assert [row["measured"]["n"] for row in told["rows"]] == [3, 3]
-    (pair,) = told["pairs"]
+    output = json.loads(ended.out)
+    assert [row["measured"]["n"] for row in output["rows"]] == [3, 3]
+    (pair,) = output["pairs"]
     assert (pair["a"], pair["b"]) == ("quickstart", "row 2")
     assert pair["how"].startswith("Welch's t-test (equal seeds share")
     assert pair["claim"].startswith("quickstart is better than row 2 by ")
@@ -355,11 +355,11 @@ def test_points_of_smiths_are_run_and_shown(rescue: Rescue, tmp_path: Path) -> N
     lines = ["points: smith" if line.startswith("seeds") else line for line in OWN.splitlines()]
     (tmp_path / "own.yaml").write_text("\n".join(lines))
     ended = rescue("study", "own.yaml", "--out", "out")
-    assert (ended.code, ended.said[-1]) == (
+    assert (ended.code, ended.notes[-1]) == (
         2, "error: study own.pairs: needs points: seeds. Remove pairs or points.",
     )  # fmt: skip
     (tmp_path / "own.yaml").write_text("\n".join(x for x in lines if not x.startswith("pairs")))
     ended = rescue("study", "own.yaml", "--only", "1", "--json", "--out", "out", "--epochs", "1")
     assert ended.code == 0, ended.err
-    told = json.loads(ended.out)
-    assert (told["rows"][0]["measured"]["n"], told["pairs"]) == (4, [])
+    output = json.loads(ended.out)
+    assert (output["rows"][0]["measured"]["n"], output["pairs"]) == (4, [])

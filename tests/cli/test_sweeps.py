@@ -112,10 +112,10 @@ def test_a_sweep_killed_twice_ends_bitwise_as_one_that_was_not(tmp_path: Path) -
         sweep.until(have_finished(tmp_path / "killed", goal))
         workers = descendants(sweep.pid)
         sweep.send(number)
-        said = sweep.ends(143 if number == signal.SIGTERM else -signal.SIGKILL)
+        message = sweep.ends(143 if number == signal.SIGTERM else -signal.SIGKILL)
         assert workers
         until_gone(workers)
-        assert ("The same command resumes them." in said) == (number == signal.SIGTERM)
+        assert ("The same command resumes them." in message) == (number == signal.SIGTERM)
         assert len(finished(tmp_path / "killed")) < 4
     for name in ("killed", "whole"):
         begin(name).ends(0)
@@ -235,12 +235,12 @@ def test_a_result_outside_the_band_is_exit_6_only_where_it_is_asked(
     assert rescue("compare", "run", "own.yaml", "--check-expected").code == 6
     other = rescue("compare", "run", "a2")
     assert other.code == 2
-    said = "run was measured on fashion-mini test (200 images), a2 (expected) on imagenet."
-    assert said in other.err
+    message = "run was measured on fashion-mini test (200 images), a2 (expected) on imagenet."
+    assert message in other.err
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (("seed-sweep", "--seeds", "1,1"), "--seeds: '1,1' names no seed, or one seed twice."),
         (("seed-sweep", "--seeds", "a"), "--seeds: 'a' is not of the form 100, 0-9 or 3,7,11."),
@@ -251,10 +251,10 @@ def test_a_result_outside_the_band_is_exit_6_only_where_it_is_asked(
         (("compare", "179.72±0.1/100", "80"), "is not an accuracy in percent. Give 0 to 100."),
     ],
 )
-def test_bad_words_are_refused(rescue: Rescue, words: tuple[str, ...], said: str) -> None:
+def test_bad_words_are_refused(rescue: Rescue, words: tuple[str, ...], message: str) -> None:
     ended = rescue(*words)
     assert ended.code == 2
-    assert said in ended.err
+    assert message in ended.err
 
 
 def test_the_images_compared_are_those_of_the_measurement_compared(

@@ -109,7 +109,7 @@ def test_each_recipe_has_its_folder_and_one_start_names_its_run(
         ended = rescue(*call, "--epochs", "1", "optim.lr=0.01")
         assert ended.code == 0, ended.err
         run = Path("runs", recipe, "pets", "small", "seed-0")
-        assert ended.said[-1] == str(run)
+        assert ended.notes[-1] == str(run)
         assert recipes.recipe_in(tmp_path / run).data.options["root"] == str(pets)
         assert rescue("predict", run, pets / "val" / "cat" / "0.png").code == 0
 
@@ -190,7 +190,7 @@ def test_a_run_goes_to_images_in_memory_with_a_new_head(rescue: Rescue, tmp_path
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "said"),
+    ("words", "code", "message"),
     [
         (("--to", "flowers102"), 2, "transfer: give --from WEIGHTS and --to DATA"),
         (("--from", "nowhere", "--to", "flowers102"), 3, "nowhere: no such file."),
@@ -202,12 +202,12 @@ def test_a_run_goes_to_images_in_memory_with_a_new_head(rescue: Rescue, tmp_path
     ],
 )  # fmt: skip
 def test_what_cannot_be_transferred_is_refused(
-    rescue: Rescue, weights: Path, words: tuple[str, ...], code: int, said: str
+    rescue: Rescue, weights: Path, words: tuple[str, ...], code: int, message: str
 ) -> None:
     assert weights.name == "small.safetensors"
     ended = rescue("transfer", *words)
     assert ended.code == code, ended.err
-    assert said in ended.err
+    assert message in ended.err
 
 
 # --- the sets ---
@@ -285,7 +285,7 @@ def test_inaturalist_by_the_competitions_split(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "message"),
     [
         ("stanford-cars", "can no longer be downloaded"),
         ("stanford-cars", "stanford_cars/devkit/cars_train_annos.mat and cars_meta.mat"),
@@ -293,9 +293,9 @@ def test_inaturalist_by_the_competitions_split(tmp_path: Path) -> None:
     ],
 )
 def test_a_set_that_is_not_there_says_what_belongs_where(
-    name: str, said: str, tmp_path: Path
+    name: str, message: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(DataError, match=said.replace(".", r"\.")):
+    with pytest.raises(DataError, match=message.replace(".", r"\.")):
         load(name, DataKeys(root=str(tmp_path)), tmp_path)
 
 
@@ -318,5 +318,5 @@ def test_a_range_test_of_a_transfer_begins_with_its_weights(
     assert recipe.data.options["root"] == str(pets)
     lonely = rescue(*call, "--from", weights)
     assert lonely.code == 2
-    assert lonely.said[-1].startswith("error: --from and --to: a transfer needs both.")
-    assert rescue(*call, "--model", "resnet18").said[-1].startswith("error: --model: needs --from")
+    assert lonely.notes[-1].startswith("error: --from and --to: a transfer needs both.")
+    assert rescue(*call, "--model", "resnet18").notes[-1].startswith("error: --model: needs --from")

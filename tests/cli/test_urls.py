@@ -8,7 +8,7 @@ from tests.conftest import Rescue
 
 
 @pytest.mark.parametrize(
-    ("call", "said"),
+    ("call", "message"),
     [
         ("train --out s3://b/x", "--out: s3://b/x is a URL; only local files can be read. "
          "Mount it or copy it, and give the path on this machine."),
@@ -31,10 +31,12 @@ from tests.conftest import Rescue
         ("recipes copy quickstart s3://b/x.yaml", "recipes copy: s3://b/x.yaml is a URL"),
     ],
 )  # fmt: skip
-def test_a_url_is_refused_as_a_path(rescue: Rescue, tmp_path: Path, call: str, said: str) -> None:
+def test_a_url_is_refused_as_a_path(
+    rescue: Rescue, tmp_path: Path, call: str, message: str
+) -> None:
     ended = rescue(*(word.replace("\xa0", " ") for word in call.split(" ")))
     assert ended.code == 2
-    assert ended.err.startswith(f"error: {said}")
+    assert ended.err.startswith(f"error: {message}")
     assert list(tmp_path.iterdir()) == []
 
 

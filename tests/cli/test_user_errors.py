@@ -105,7 +105,7 @@ def test_a_run_that_others_wait_for_records_what_it_lacks(
     assert ended.code == 3
     word = read_json(run.failure)
     assert word["exit_code"] == 3
-    assert ended.said[-1] == f"error: {word['message']}"
+    assert ended.notes[-1] == f"error: {word['message']}"
     photos.rename(tmp_path / "later")
     again = rescue("train", "--resume", "--out", "run")
     assert again.code == 0, again.err
@@ -243,7 +243,7 @@ def test_an_evaluation_refuses_what_it_would_not_read_and_what_would_mislead_it(
     rescue: Rescue, photos: Path
 ) -> None:
     assert rescue("train", "--out", "run", *TINY).code == 0
-    for change, said in (
+    for change, message in (
         ("optim.lr=3", "optim.lr: has no effect on an evaluation. Remove it."),
         (
             "averaging={name: ema, decay: 0.9, every: 1}",
@@ -254,7 +254,7 @@ def test_an_evaluation_refuses_what_it_would_not_read_and_what_would_mislead_it(
     ):
         ended = rescue("eval", "run", change)
         assert ended.code == 2, ended.err
-        assert said in ended.err
+        assert message in ended.err
     assert rescue("train", "--out", "held", *TINY, "data.holdout=100").code == 0
     other = rescue("eval", "held", "data.fold=1")
     assert other.code == 2
@@ -282,10 +282,12 @@ def test_classes_that_a_network_does_not_know_are_refused_or_told(
     assert "data.unknown_classes=skip" in refused.err
     for split in ("train", "val"):
         (photos / split / "cat").rename(photos / split / "lynx")
-    told = rescue("eval", "run", "--json")  # not one name is known: other names, in their order?
-    assert told.code == 0
-    assert "the first that differs is 'cat' in place of 'lynx'. Classes are matched by" in told.err
-    assert json.loads(told.out)["top1"] == read_json(tmp_path / "run" / "result.json")["top1"]
+    output = rescue("eval", "run", "--json")  # not one name is known: other names, in their order?
+    assert output.code == 0
+    assert (
+        "the first that differs is 'cat' in place of 'lynx'. Classes are matched by" in output.err
+    )
+    assert json.loads(output.out)["top1"] == read_json(tmp_path / "run" / "result.json")["top1"]
     for split in ("train", "val"):
         (photos / split / "owl").mkdir()
         (photos / split / "lynx" / "0.png").rename(photos / split / "owl" / "0.png")

@@ -19,7 +19,7 @@ from rescue_cli.sections.data import load
 from rescue_cli.sections.data.stream_eval import EvalSamples, FileEvalFeed
 from rescue_cli.sections.task import TASKS
 from rescue_cli.sections.tta import TTAS
-from tests.helpers import drawn_data
+from tests.helpers import rectangles
 
 CPU = torch.device("cpu")
 VIEW = View(48, 1.0)
@@ -58,14 +58,14 @@ class Faulty(FileEvalFeed):
 def feed_of(task: str, root: Path) -> Faulty:
     """Four test images, one per batch; those with boxes have no object in the last."""
     if task == "detection":
-        folder = drawn_data.voc(root / "voc", 2, 4)
-        (folder / "Annotations" / "5.xml").write_text(drawn_data.annotation([]))
+        folder = rectangles.voc(root / "voc", 2, 4)
+        (folder / "Annotations" / "5.xml").write_text(rectangles.annotation([]))
         name = "voc-folder"
     elif task == "segmentation":
-        folder, name = drawn_data.masks(root / "masks", 2, 4), "mask-folder"
+        folder, name = rectangles.masks(root / "masks", 2, 4), "mask-folder"
     else:
         folder, name = root / "classes", "folder"
-        images = drawn_data.masks(root / "masks", 4, 4)
+        images = rectangles.masks(root / "masks", 4, 4)
         for split, source in (("train", "train"), ("val", "test")):
             for number, file in enumerate(sorted((images / source / "images").iterdir())):
                 kind = folder / split / "abc"[number % 3]

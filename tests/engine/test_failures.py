@@ -60,13 +60,13 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_leaves_the_last_good_checkpo
     tmp_path: Path,
 ) -> None:
     run = tmp_path / "run"
-    said = train(run, "optim.lr=1.0e30", "schedule.factors=[0.0, 1, 0]").ends(4)
+    message = train(run, "optim.lr=1.0e30", "schedule.factors=[0.0, 1, 0]").ends(4)
     found = re.search(
         r"error: the loss is (nan|inf) between steps (\d+) and (\d+) \(learning rate (\S+)\); "
         r"the last finite loss was (\S+)\. .*The last good checkpoint is kept\.",
-        said,
+        message,
     )
-    assert found, said[-1500:]
+    assert found, message[-1500:]
     step = int(found[3])
     assert int(found[2]) == step - 1 == last_step(run, "train"), "losses are read at each step"
     assert float(found[4]) > 1e27
@@ -82,8 +82,8 @@ def test_a_run_that_diverges_after_a_resume_knows_the_loss_from_before(run: Path
     tree = RunDirectory(run).recipe.read_text()
     tree = tree.replace("lr: 0.4", "lr: 1.0e+38").replace("log_every: 1", "log_every: 4")
     RunDirectory(run).recipe.write_text(tree)  # no loss is read before the first that is not finite
-    said = start(["train", "--resume", "--out", run], run.with_name("told")).ends(4)
-    assert f"the last finite loss was {loss:.4g}." in said, said[-800:]
+    message = start(["train", "--resume", "--out", run], run.with_name("told")).ends(4)
+    assert f"the last finite loss was {loss:.4g}." in message, message[-800:]
 
 
 def last_loss_before(run: Path) -> float:
@@ -113,7 +113,7 @@ def greedy(classes: int, _channels: int, *, width: PositiveInt) -> nn.Module:
 
 
 @pytest.mark.parametrize(
-    ("width", "said"),
+    ("width", "message"),
     [
         (
             8,
@@ -130,7 +130,7 @@ def greedy(classes: int, _channels: int, *, width: PositiveInt) -> nn.Module:
 )
 def test_out_of_memory_says_which_micro_batch_to_try(
     width: int,
-    said: str,
+    message: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -145,19 +145,19 @@ def test_out_of_memory_says_which_micro_batch_to_try(
         main()
     torch.set_num_threads(threads)
     assert ended.value.code == MemoryExhausted.exit_code == 5
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 def test_a_full_disk_during_a_checkpoint_leaves_the_old_one(run: Path) -> None:
     before, step = RunDirectory(run).last.read_bytes(), saved_step(run)
     limit = len(before) * 2 // 3
     command = train(run, "--resume", largest_file=limit)
-    said = command.ends(1)
+    message = command.ends(1)
     assert re.search(
         rf"error: {RunDirectory(run).last}: could not be written \(.+\)\. "
         r"The previous file is intact\. Free space and resume\.",
-        said,
-    ), said[-1500:]
+        message,
+    ), message[-1500:]
     assert RunDirectory(run).last.read_bytes() == before
     assert not list(run.rglob("*.partial")), "the half is removed, since the disk is full"
     assert f"resumed at step {step}" in train(run, "--resume").ends(0)
@@ -169,28 +169,28 @@ def test_a_second_run_in_the_same_directory_is_refused(tmp_path: Path) -> None:
     first.until(trained(run, 3))
     for option in ("--resume", "--json"):
         words = ["train", "--out", run, *SMALL, "train.epochs=1000", option]
-        said = start(words, tmp_path / "second").ends(2)
-        assert f"error: {run}: another run is using this directory." in said
+        message = start(words, tmp_path / "second").ends(2)
+        assert f"error: {run}: another run is using this directory." in message
     reached = last_step(run, "train")
     first.until(trained(run, reached + 1))  # the first is none the worse
     first.kill()
-    said = train(run).ends(2)
-    assert f"error: {run}: holds a run already. Use another --out, or --resume." in said
+    message = train(run).ends(2)
+    assert f"error: {run}: holds a run already. Use another --out, or --resume." in message
 
 
 def test_resuming_with_another_recipe_names_the_keys(run: Path) -> None:
     before = RunDirectory(run).recipe.read_text()
-    said = train(run, "--resume", "optim.lr=0.2", "train.seed=3").ends(2)
-    assert "holds a run of another recipe: " in said
-    assert "optim.lr: 0.4 -> 0.2" in said
-    assert "train.seed: 0 -> 3" in said
+    message = train(run, "--resume", "optim.lr=0.2", "train.seed=3").ends(2)
+    assert "holds a run of another recipe: " in message
+    assert "optim.lr: 0.4 -> 0.2" in message
+    assert "train.seed: 0 -> 3" in message
     assert RunDirectory(run).recipe.read_text() == before
 
 
 def test_resuming_where_nothing_is_starts_at_step_0(tmp_path: Path) -> None:
     run = tmp_path / "new"
-    said = train(run, "--resume", "train.epochs=1").ends(0)
-    assert "resumed" not in said
+    message = train(run, "--resume", "train.epochs=1").ends(0)
+    assert "resumed" not in message
     assert saved_step(run) == 4
 
 

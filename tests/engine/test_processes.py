@@ -116,10 +116,10 @@ TWO = [
 ]
 
 
-def two(run: Path, told: Path) -> Command:
+def two(run: Path, output: Path) -> Command:
     """Starts or goes on with a run on two processes."""
     words = ["train", "--resume", "--json", "--procs", "2", "--out", run, *TWO]
-    return start(words, told, cores=2)
+    return start(words, output, cores=2)
 
 
 @pytest.fixture(scope="module")
@@ -142,8 +142,8 @@ def test_a_run_on_two_processes_survives_a_killed_rank_and_a_signal_exactly(
     victim = workers[1]
     os.kill(victim, signal.SIGKILL)
     until_gone([workers[0]])
-    said = command.ends(1)
-    error = said[said.index("error: ") :]
+    message = command.ends(1)
+    error = message[message.index("error: ") :]
     assert error.startswith(f"error: rank 1 (pid {victim}) was killed by SIGKILL.")
     assert str(run / "logs") in error
     assert "--resume" in error
@@ -152,10 +152,10 @@ def test_a_run_on_two_processes_survives_a_killed_rank_and_a_signal_exactly(
     command = two(run, tmp_path / "stopped")
     command.until(trained(run, 15))
     command.send(signal.SIGTERM)
-    said = command.ends(143)
+    message = command.ends(143)
     step = saved_step(run)
     assert 15 <= step < 32
-    assert re.search(rf"error: (rank \d: )?stopped at step {step} of 32", said), said[-500:]
+    assert re.search(rf"error: (rank \d: )?stopped at step {step} of 32", message), message[-500:]
 
     two(run, tmp_path / "again").ends(0)
     assert_same(run, pair)
@@ -188,10 +188,10 @@ def test_a_world_size_that_does_not_divide_the_micro_batches_names_those_that_do
 ) -> None:
     run = tmp_path / "run"
     words = ["train", "--procs", "3", "--out", run, "train.device_batch_size=32"]
-    said = start(words, tmp_path / "told").ends(2)
+    message = start(words, tmp_path / "told").ends(2)
     assert (
         "error: --procs: 3 processes do not divide the 4 micro-batches of a step. "
-        "Use 1, 2, 4, or another train.device_batch_size." in said
+        "Use 1, 2, 4, or another train.device_batch_size." in message
     )
     assert not run.exists(), "nothing was started"
 
@@ -228,7 +228,7 @@ LAUNCHER = -signal.SIGTERM
 
 
 @pytest.mark.parametrize(
-    ("word", "left", "ended", "exit_code", "said"),
+    ("word", "left", "ended", "exit_code", "message"),
     [
         # (rank, exit code, seconds after the first); the word was left so many seconds after it
         (CORRUPT, 0, [(0, 3, 0), (1, LAUNCHER, 0)], 3, "rank 0: val/x.png: cannot be decoded."),
@@ -256,7 +256,7 @@ def test_the_first_failure_is_told_and_no_signal_of_the_launcher(
     left: int,
     ended: list[tuple[int, int, int]],
     exit_code: int,
-    said: str,
+    message: str,
     tmp_path: Path,
 ) -> None:
     failures = {rank: ProcessFailure(rank, 10 + rank, code, "") for rank, code, _ in ended}
@@ -268,7 +268,7 @@ def test_the_first_failure_is_told_and_no_signal_of_the_launcher(
         write_failure(run, word)
         os.utime(run.failure, (start_of_all + left, start_of_all + left))
     found = processes._first_failure(tmp_path, ChildFailedError("worker", failures))
-    assert said in str(found)
+    assert message in str(found)
     assert found.exit_code == exit_code
 
 
@@ -308,6 +308,6 @@ def test_a_rank_that_meets_a_corrupt_file_is_told_while_the_other_sits_in_a_coll
     ]
     run = tmp_path / "run"
     given = ["train", "--recipe", "pytorch", "--procs", "2", "--workers", "1", "--out", run, *words]
-    said = start(given, tmp_path / "told", cores=2).ends(3)
-    error = said[said.index("error: ") :]
+    message = start(given, tmp_path / "told", cores=2).ends(3)
+    error = message[message.index("error: ") :]
     assert error.startswith(f"error: rank 1: {bad}: cannot be decoded: "), error

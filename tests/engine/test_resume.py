@@ -42,11 +42,15 @@ RESIDENT = [
 
 
 def train(
-    run: Path, recipe: Sequence[str], *options: str, told: str = "", largest_file: int | None = None
+    run: Path,
+    recipe: Sequence[str],
+    *options: str,
+    output: str = "",
+    largest_file: int | None = None,
 ) -> Command:
     """Starts or goes on with the run."""
     arguments = ["train", "--resume", "--json", "--out", run, *options, *recipe]
-    return start(arguments, run.with_name(f"{run.name}{told}"), largest_file=largest_file)
+    return start(arguments, run.with_name(f"{run.name}{output}"), largest_file=largest_file)
 
 
 @pytest.fixture(scope="module")
@@ -95,11 +99,11 @@ def test_a_stopped_run_saves_where_it_stopped_and_goes_on_exactly(
     command.until(trained(run, 13 if number == signal.SIGTERM else 27))
     reached = last_step(run, "train")
     command.send(number)
-    said = command.ends(code)
+    message = command.ends(code)
     step = saved_step(run)
     assert step >= reached
-    assert f"error: stopped at step {step} of {STEPS}; the checkpoint is saved." in said
-    assert f"rescue train --resume --out {run}" in said
+    assert f"error: stopped at step {step} of {STEPS}; the checkpoint is saved." in message
+    assert f"rescue train --resume --out {run}" in message
 
     train(run, RESIDENT).ends(0)
     assert_same(run, reference)
@@ -129,14 +133,14 @@ def test_a_run_killed_before_its_result_was_written_only_evaluates(
     command.kill()
     RunDirectory(run).result.unlink(missing_ok=True)
 
-    said = train(run, RESIDENT).ends(0)
-    assert f"resumed at step {STEPS} of {STEPS}" in said
+    message = train(run, RESIDENT).ends(0)
+    assert f"resumed at step {STEPS} of {STEPS}" in message
     assert_same(run, reference)
 
 
 def test_resuming_a_finished_run_prints_its_result(reference: Path) -> None:
     before = {f: f.stat().st_mtime_ns for f in reference.rglob("*.pt")}
-    command = train(reference, RESIDENT, told="-again")
+    command = train(reference, RESIDENT, output="-again")
     assert "finished already; nothing to do" in command.ends(0)
     assert command.result()["steps"] == STEPS
     assert {f: f.stat().st_mtime_ns for f in reference.rglob("*.pt")} == before

@@ -27,7 +27,7 @@ from rescue_cli.sections import averaging
 from rescue_cli.sections.data import Images
 from rescue_cli.sections.optim import OPTIMIZERS
 from rescue_cli.sections.sampling import SamplingContext, shuffled
-from tests.helpers.processes import drawn
+from tests.helpers.processes import random_dataset
 
 CPU = torch.device("cpu")
 SMALL = ["model.width=4", "train.batch_size=16", "train.device_batch_size=8"]
@@ -46,7 +46,7 @@ STRIKES_BACK = [
 def step_of(recipe: recipes.Recipe, network: nn.Module, device: torch.device = CPU) -> Step:
     pixels, channels = (28, 1) if recipe.name == "quickstart" else (32, 3)
     machine = Machine(device, 0, Path("unused"))
-    return build_step(recipe, network, drawn(channels, pixels, 64), machine, print)
+    return build_step(recipe, network, random_dataset(channels, pixels, 64), machine, print)
 
 
 # --- no host synchronisation ---
@@ -160,7 +160,7 @@ def test_the_engine_trains_what_a_loop_written_by_hand_trains(micro_batches: int
     for number in range(10):
         step(number)
 
-    data = drawn(1, 28, 64).train
+    data = random_dataset(1, 28, 64).train
     assert isinstance(data, Images)
     norms = [p for m in twin.modules() if isinstance(m, nn.BatchNorm2d) for p in m.parameters()]
     others = [p for p in twin.parameters() if all(p is not n for n in norms)]

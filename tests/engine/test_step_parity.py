@@ -25,7 +25,7 @@ from rescue_cli.sections.data import FACTS, Images
 from rescue_cli.sections.mix import MixContext, beta_quantile, cutmix_box
 from rescue_cli.sections.model import Whitening
 from tests import restated
-from tests.helpers.processes import drawn
+from tests.helpers.processes import random_dataset
 from tests.restated import MicroBatch, Restated, Weights, airbench, imagenet, myrtle, smith
 from tests.restated.plain import floats
 from tests.test_golden import drawn_in_float64, files
@@ -255,7 +255,9 @@ class Ours:
         small = ["train.precision=float64", *FAMILIES[name].small]
         recipe = recipes.load(name.split()[0], [*small, *changes])
         known, cpu = FACTS[recipe.data.name], torch.device("cpu")
-        self.data = drawn(known.channels, known.size, IMAGES) if known.size else files(folder)
+        self.data = (
+            random_dataset(known.channels, known.size, IMAGES) if known.size else files(folder)
+        )
         self.recipe = recipe
         self.network = build_network(recipe, len(self.data.classes), cpu)
         with torch.no_grad():

@@ -83,9 +83,9 @@ class Command:
     def ends(self, exit_code: int) -> str:
         """What it wrote on stderr, once it has ended with this code."""
         self.process.join(PATIENCE)
-        said = self.stderr.read_text(errors="replace")
-        assert self.process.exitcode == exit_code, (self.process.exitcode, said[-3000:])
-        return said
+        message = self.stderr.read_text(errors="replace")
+        assert self.process.exitcode == exit_code, (self.process.exitcode, message[-3000:])
+        return message
 
     def result(self) -> dict[str, Any]:
         """The object that `--json` printed."""
@@ -116,7 +116,7 @@ def until_gone(pids: Sequence[int]) -> None:
 
 def start(
     arguments: Sequence[object],
-    told: Path,
+    output: Path,
     *,
     environment: Mapping[str, str] | None = None,
     largest_file: int | None = None,
@@ -132,8 +132,8 @@ def start(
     `cores`, and takes as many threads. With `worker` the arguments are those of
     `python -m rescue_cli.runs.worker`.
     """
-    told.parent.mkdir(parents=True, exist_ok=True)
-    stdout, stderr = told.with_suffix(".out"), told.with_suffix(".err")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    stdout, stderr = output.with_suffix(".out"), output.with_suffix(".err")
     words = [str(a) for a in arguments]
     surroundings = {**os.environ, **(environment or {})}
     limits = (largest_file, shared_memory, cores)
@@ -210,7 +210,7 @@ def group_of(
     count: int,
     run: Path,
     recipe: Recipe,
-    told: Path,
+    output: Path,
     *,
     workers: int = 0,
     shared_memory: str = "",
@@ -237,7 +237,7 @@ def group_of(
     return [
         start(
             [run],
-            told.with_name(f"{told.name}-{rank}"),
+            output.with_name(f"{output.name}-{rank}"),
             environment={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
             shared_memory=shared_memory,
             worker=True,
@@ -455,7 +455,7 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def drawn(channels: int, pixels: int, count: int) -> Dataset:
+def random_dataset(channels: int, pixels: int, count: int) -> Dataset:
     """Images of ten classes, drawn from a fixed seed: no file is needed."""
     draws = np.random.Generator(np.random.Philox(key=2012))
     shape = (count, channels, pixels, pixels)

@@ -85,11 +85,11 @@ def made_run(
     for number, (name, percent) in enumerate(tops.items()):
         set_name, _, tta = name.partition(" ")
         count = images.get(set_name) if isinstance(images, Mapping) else images
-        said = _predictions(whole, set_name, percent, seed, count or _images(whole))
-        if loss is not None and number == 0 and said.losses is not None:
-            said.losses[:] *= loss / said.losses.mean()
-        entries.append(_entry(whole, set_name, tta or whole.eval.ttas[0], said))
-        arrays.append(said.arrays([str(label) for label in range(_classes(whole))]))
+        text = _predictions(whole, set_name, percent, seed, count or _images(whole))
+        if loss is not None and number == 0 and text.losses is not None:
+            text.losses[:] *= loss / text.losses.mean()
+        entries.append(_entry(whole, set_name, tta or whole.eval.ttas[0], text))
+        arrays.append(text.arrays([str(label) for label in range(_classes(whole))]))
     for entry, each in zip(entries, arrays, strict=True):
         file = run.predictions(measurement_stem(entry, entries))
         file.parent.mkdir(exist_ok=True)
@@ -192,7 +192,7 @@ def _predictions(
     return ClassificationResult(labels, losses, probabilities, 10 * probabilities, top)
 
 
-def _entry(recipe: Recipe, set_name: str, tta: str, said: ClassificationResult) -> dict[str, Any]:
+def _entry(recipe: Recipe, set_name: str, tta: str, text: ClassificationResult) -> dict[str, Any]:
     """As `result.json` lists it."""
     at = Measurement(recipe.eval.sizes[0], recipe.eval.crops[0], tta)
     resident = FACTS[recipe.data.name].size is not None
@@ -200,10 +200,10 @@ def _entry(recipe: Recipe, set_name: str, tta: str, said: ClassificationResult) 
         "set": set_name,
         "size": at.size,
         "crop": at.crop,
-        **said.metrics,
-        "loss": said.loss,
-        "count": said.count,
-        **said.by_class([str(label) for label in range(_classes(recipe))]),
+        **text.metrics,
+        "loss": text.loss,
+        "count": text.count,
+        **text.by_class([str(label) for label in range(_classes(recipe))]),
         "protocol": describe_protocol(recipe, set_name, at, resident),
     }
 

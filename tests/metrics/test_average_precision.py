@@ -93,12 +93,12 @@ def test_eleven_points_are_torchmetrics_with_eleven_recalls(seed: int) -> None:
         ],  # 0.3 is 3/10 too
     )
     for image in range(30):
-        said, there = (r[r[:, 0] == image] for r in (detections, truths))
+        message, there = (r[r[:, 0] == image] for r in (detections, truths))
         measure.update(
             [{
-                "boxes": torch.from_numpy(said[:, 3:]).float(),
-                "labels": torch.from_numpy(said[:, 1]).long(),
-                "scores": torch.from_numpy(said[:, 2]).float(),
+                "boxes": torch.from_numpy(message[:, 3:]).float(),
+                "labels": torch.from_numpy(message[:, 1]).long(),
+                "scores": torch.from_numpy(message[:, 2]).float(),
             }],
             [{
                 "boxes": torch.from_numpy(there[:, 3:]).float(),
@@ -136,14 +136,14 @@ def test_a_weight_of_two_equals_a_duplicated_image() -> None:
 def test_intersection_over_union_is_that_of_the_confusion_matrix() -> None:
     rng = np.random.default_rng(0)
     mask = rng.integers(0, 4, (40, 50)).astype(np.uint8)
-    said = np.where(rng.uniform(size=mask.shape) < 0.6, mask, rng.integers(0, 4, mask.shape))
+    message = np.where(rng.uniform(size=mask.shape) < 0.6, mask, rng.integers(0, 4, mask.shape))
     mask[:3] = 255
-    said = said.astype(np.uint8)
+    message = message.astype(np.uint8)
     confusion = np.zeros((5, 5))
-    for true, guess in zip(mask.ravel(), said.ravel(), strict=True):
+    for true, guess in zip(mask.ravel(), message.ravel(), strict=True):
         if true != 255:
             confusion[true, guess] += 1
-    counts = average_precision.pixel_counts(said, mask, 5)
+    counts = average_precision.pixel_counts(message, mask, 5)
     diagonal = np.diag(confusion)
     union = confusion.sum(0) + confusion.sum(1) - diagonal
     found = average_precision.class_iou(counts)

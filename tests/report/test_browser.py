@@ -51,12 +51,14 @@ def test_the_page_of_a_sweep_and_a_study_opens_without_console_messages(
             page = chromium.new_page(
                 color_scheme=scheme, viewport={"width": width, "height": height}
             )
-            said: list[str] = []
-            page.on("console", lambda message, said=said: said.append(message.text))
-            page.on("pageerror", lambda error, said=said: said.append(str(error)))
-            page.on("request", lambda r, said=said: said.append(r.url) if "http" in r.url else None)
+            noted: list[str] = []
+            page.on("console", lambda message, noted=noted: noted.append(message.text))
+            page.on("pageerror", lambda error, noted=noted: noted.append(str(error)))
+            page.on(
+                "request", lambda r, noted=noted: noted.append(r.url) if "http" in r.url else None
+            )
             page.goto(page_file.as_uri())
-            assert said == []
+            assert noted == []
             assert page.title() == "sweep, rates"
             assert page.evaluate("document.documentElement.scrollWidth") <= width
             broken = "[...document.images].filter(image => !image.naturalWidth).length"

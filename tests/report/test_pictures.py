@@ -37,9 +37,9 @@ def test_every_sample_is_upright_below_its_label(
     figure = plot_samples(tmp_path / "samples.npz")
     (axes,) = figure.axes
     assert [text.get_text() for text in axes.texts] == list(labels)
-    drawn, said = (boxes_of(figure, artists) for artists in (axes.images, axes.texts))
+    drawn, message = (boxes_of(figure, artists) for artists in (axes.images, axes.texts))
     pixels = np.asarray(figure.canvas.buffer_rgba())[::-1, :, 0]  # from below, as extents are
-    for box, text in zip(drawn, said, strict=True):
+    for box, text in zip(drawn, message, strict=True):
         assert box.width / box.height == pytest.approx(shape[2] / shape[1], rel=0.02)
         assert abs((text.x0 + text.x1) / 2 - (box.x0 + box.x1) / 2) < 2
         assert box.y1 - 0.1 < text.y0 < box.y1 + 4
@@ -48,7 +48,7 @@ def test_every_sample_is_upright_below_its_label(
             for y, x in ((0.9, 0.1), (0.9, 0.9), (0.1, 0.1), (0.1, 0.9))
         ]
         assert bright == [True, False, False, False]
-    for box in said:
+    for box in message:
         assert not any(box.y0 < other.y1 - 0.1 and other.y0 < box.y1 for other in drawn)
     assert not any(a.overlaps(b) for a, b in combinations(drawn, 2))
 
@@ -66,9 +66,9 @@ def test_curves_have_room_for_the_numbers_at_their_axes(
 ) -> None:
     lines: list[dict[str, object]] = []
     for epoch, (loss, rate) in enumerate(zip(losses, rates, strict=True), 1):
-        said = {"epoch": epoch, "loss": loss, "lr": rate, "top1": 89.975 + epoch / 100}
+        message = {"epoch": epoch, "loss": loss, "lr": rate, "top1": 89.975 + epoch / 100}
         view = {"set": "test", "size": 28, "crop": 1.0, "tta": "none"}
-        lines += [{"kind": "train", **said}, {"kind": "eval", **said, **view}]
+        lines += [{"kind": "train", **message}, {"kind": "eval", **message, **view}]
     figure = plot_curves(lines)
     figure.canvas.draw()
     frames = [axes.get_window_extent() for axes in figure.axes]

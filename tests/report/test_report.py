@@ -76,8 +76,12 @@ def test_the_page_is_valid_small_and_fetches_nothing(
     assert re.findall(r"<h2>([^<]*)</h2>", text) == [
         "Comparison", "run", "sweep: 3 seeds", "Logits",
     ]  # fmt: skip
-    for said in ("To repeat this run:", "rescue train --out run", "Changes to the shipped recipe"):
-        assert said in text
+    for message in (
+        "To repeat this run:",
+        "rescue train --out run",
+        "Changes to the shipped recipe",
+    ):
+        assert message in text
     assert "model.width" in text
     assert "The recipe is the same as that of run." in text
     assert json.loads(rescue("compare", *made, "--json").out)["claim"] in unescape(text)
@@ -173,17 +177,17 @@ def test_the_table_is_available_as_data(
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "said"),
+    ("words", "code", "message"),
     [
         (("nowhere",), 3, "nowhere: holds no result."),
         (("run", "--csv", "--json"), 2, "--csv, --markdown and --json are mutually exclusive."),
     ],
 )
 def test_a_folder_that_cannot_be_reported_is_refused(
-    rescue: Rescue, tmp_path: Path, words: tuple[str, ...], code: int, said: str
+    rescue: Rescue, tmp_path: Path, words: tuple[str, ...], code: int, message: str
 ) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "result.json").write_text("{}")
     ended = rescue("report", *words)
     assert ended.code == code
-    assert said in ended.err
+    assert message in ended.err

@@ -70,9 +70,9 @@ def starts(folder: Path, line: str, **more: str) -> tuple[int, list[list[str]], 
 def test_what_computes_on_a_cpu_begins_anew_once_in_the_same_process(
     tmp_path: Path, verb: str, exit_code: int
 ) -> None:
-    code, begun, said = starts(tmp_path, f"{verb} --device cpu {NEVER_STARTED}")
+    code, begun, message = starts(tmp_path, f"{verb} --device cpu {NEVER_STARTED}")
     assert code == exit_code
-    assert said.count("error: ") == 1
+    assert message.count("error: ") == 1
     (first, without), (second, settings) = begun
     assert (without, settings) == ("None", allocator.SETTINGS)
     assert first == second
@@ -106,8 +106,8 @@ def test_the_users_own_settings_and_the_switch_are_heeded(tmp_path: Path) -> Non
     (tmp_path / "diary").unlink()
     _, begun, _ = starts(tmp_path, f"train {NEVER_STARTED}", RESCUE_ALLOCATOR="off")
     assert [settings for _, settings in begun] == ["None"]
-    code, _, said = starts(tmp_path, f"train {NEVER_STARTED}", RESCUE_ALLOCATOR="no")
-    assert (code, said) == (2, "error: RESCUE_ALLOCATOR: 'no' is not known. Use on or off.\n")
+    code, _, message = starts(tmp_path, f"train {NEVER_STARTED}", RESCUE_ALLOCATOR="no")
+    assert (code, message) == (2, "error: RESCUE_ALLOCATOR: 'no' is not known. Use on or off.\n")
 
 
 def probe(settings: str | None) -> tuple[bool, int]:
@@ -146,16 +146,16 @@ def test_a_run_logs_and_records_the_settings_and_learns_the_same(
     monkeypatch.setenv(allocator.SWITCH, "off")
     ended = rescue(*line, tmp_path / "off")
     assert ended.code == 0, ended.err
-    said = {"on": done.stderr.splitlines(), "off": ended.said}
+    message = {"on": done.stderr.splitlines(), "off": ended.notes}
     recorded, weights = {}, {}
-    for switch, lines in said.items():
+    for switch, lines in message.items():
         run = tmp_path / switch
         recorded[switch] = json.loads((run / "environment.json").read_text())["allocator"]
         weights[switch] = load_file(run / "model.safetensors")
         assert lines[0] == lines[-1] == str(run)
         assert (run / "command.txt").read_text().startswith("rescue train -r quickstart --smoke")
     for switch in ("on", "off"):
-        assert allocator.LOG_LINE not in said[switch]
+        assert allocator.LOG_LINE not in message[switch]
         log = (tmp_path / switch / "log.txt").read_text()
         assert log.count(allocator.LOG_LINE) == (switch == "on")
     assert recorded == {"on": allocator.SETTINGS, "off": None}

@@ -90,7 +90,7 @@ class Run:
 
     process: subprocess.Popen[bytes]
     mark: str
-    told: Path
+    output: Path
 
     def living(self) -> dict[int, str]:
         """The kind of each of its processes: as started, or `loader` where it was forked."""
@@ -114,7 +114,7 @@ class Run:
         return "other"
 
     def epochs(self) -> int:
-        return self.told.read_text().count("epoch ")
+        return self.output.read_text().count("epoch ")
 
     def until(self, happened: Callable[[], bool], seconds: float = PATIENCE) -> bool:
         end = time.monotonic() + seconds
@@ -147,8 +147,8 @@ def running(words: Sequence[str], folder: Path) -> Iterator[Run]:
     """The command at work; on leaving nothing of it is."""
     mark = f"{MARK}={uuid.uuid4().hex}"
     name, _, value = mark.partition("=")
-    told = folder / "told.txt"
-    with told.open("wb") as file:
+    output = folder / "told.txt"
+    with output.open("wb") as file:
         process = subprocess.Popen(
             words,
             stdout=file,
@@ -156,7 +156,7 @@ def running(words: Sequence[str], folder: Path) -> Iterator[Run]:
             start_new_session=True,
             env={**os.environ, name: value, "OMP_NUM_THREADS": "1"},
         )
-    run = Run(process, mark, told)
+    run = Run(process, mark, output)
     try:
         yield run
     finally:
@@ -177,7 +177,7 @@ def killed(verb: str, kind: str, wait: float, choice: float, photos: Path, folde
             return sorted(pid for pid, found in run.living().items() if found == kind)
 
         def is_due() -> bool:
-            assert run.process.poll() is None, run.told.read_text()[-3000:]
+            assert run.process.poll() is None, run.output.read_text()[-3000:]
             return bool(there())
 
         assert run.until(is_due), f"no {kind} of {verb}"
@@ -197,7 +197,7 @@ def killed(verb: str, kind: str, wait: float, choice: float, photos: Path, folde
         def settled() -> bool:
             return gone() or (kind == "loader" and run.epochs() > epochs + MISSED)
 
-        assert run.until(settled), (verb, kind, wait, run.living(), run.told.read_text()[-2000:])
+        assert run.until(settled), (verb, kind, wait, run.living(), run.output.read_text()[-2000:])
         lived = time.monotonic() - started
         if run.process.poll() is None:
             os.kill(run.process.pid, signal.SIGKILL)
@@ -239,7 +239,7 @@ def test_nothing_outlives_a_killed_launcher(
         killed(verb, kind, wait, 0.0, photos, tmp_path)
         return
     with running(command(verb, photos, tmp_path), tmp_path) as run:
-        assert run.until(lambda: "worker" in run.living().values()), run.told.read_text()
+        assert run.until(lambda: "worker" in run.living().values()), run.output.read_text()
         os.kill(run.process.pid, signal.SIGKILL)
         run.process.wait()
         assert run.until(lambda: not run.living()), run.living()

@@ -130,13 +130,13 @@ def test_a_task_that_is_a_machine_joins_no_group(
 ) -> None:
     for name, value in STEP.items():
         monkeypatch.setenv(name, value)
-    told = rescue("train", *words, "--gpus", "1", "no=such")
-    assert told.code == 2
-    assert "SLURM" not in told.err
+    output = rescue("train", *words, "--gpus", "1", "no=such")
+    assert output.code == 2
+    assert "SLURM" not in output.err
 
 
 @pytest.mark.parametrize(
-    ("environment", "said"),
+    ("environment", "message"),
     [
         (
             {"RANK": "0"},
@@ -168,11 +168,11 @@ def test_a_task_that_is_a_machine_joins_no_group(
     ],
 )
 def test_half_a_group_and_none_that_can_be_are_refused(
-    environment: dict[str, str], said: str
+    environment: dict[str, str], message: str
 ) -> None:
     with pytest.raises(UsageError) as error:
         detect(environment)
-    assert said in str(error.value)
+    assert message in str(error.value)
 
 
 def test_the_first_of_slurms_machines_is_found() -> None:
@@ -208,7 +208,7 @@ def test_who_is_waited_for_is_told_and_how_to_go_on(
 ) -> None:
     monkeypatch.setattr(rendezvous, "NOTE_SECONDS", 0.1)
     monkeypatch.setattr(rendezvous, "LOCAL_TIMEOUT", 0.6)
-    told: list[str] = []
+    output: list[str] = []
     alone = GroupLaunch("WORLD_SIZE", tuple(BY_HAND), rank, 2, "127.0.0.1", port)
     place = f"RANK and WORLD_SIZE in the environment: rank {rank} of 2 at 127.0.0.1:{port}: "
     cure = (
@@ -216,9 +216,9 @@ def test_who_is_waited_for_is_told_and_how_to_go_on(
         "unset RANK WORLD_SIZE MASTER_ADDR MASTER_PORT."
     )
     with pytest.raises(UsageError) as error:
-        rendezvous.meet(alone, ["train"], told.append)
+        rendezvous.meet(alone, ["train"], output.append)
     assert str(error.value) == f"{place}rank {1 - rank} did not start. {cure}"
-    assert told == [f"{place}waiting for rank {1 - rank}, 0 s at most. {cure}"]
+    assert output == [f"{place}waiting for rank {1 - rank}, 0 s at most. {cure}"]
 
 
 def test_a_port_that_another_program_holds_is_told() -> None:
@@ -283,15 +283,15 @@ def test_who_has_done_its_part_may_leave_while_the_first_still_saves() -> None:
 
 def test_a_stranger_at_the_port_of_ties_is_no_end(port: int) -> None:
     first = GroupLaunch("WORLD_SIZE", tuple(BY_HAND), 0, 2, "127.0.0.1", port)
-    told: dict[str, str] = {}
+    output: dict[str, str] = {}
 
     class Store:
-        set = told.__setitem__
+        set = output.__setitem__
 
     ended = rendezvous.watch_ends(first, Store())
-    for said in (b"", b"GET / HTTP/1.1", (7).to_bytes(4), (1).to_bytes(4)):
-        with socket.create_connection(("127.0.0.1", int(told["ties"]))) as connection:
-            connection.sendall(said)
+    for message in (b"", b"GET / HTTP/1.1", (7).to_bytes(4), (1).to_bytes(4)):
+        with socket.create_connection(("127.0.0.1", int(output["ties"]))) as connection:
+            connection.sendall(message)
     end = time.monotonic() + PATIENCE
     while not ended and time.monotonic() < end:
         time.sleep(0.01)
@@ -302,7 +302,7 @@ def test_a_stranger_at_the_port_of_ties_is_no_end(port: int) -> None:
 
 
 def group(
-    told: Path,
+    output: Path,
     words: Sequence[object],
     port: int,
     *,
@@ -316,7 +316,7 @@ def group(
     return [
         start(
             words,
-            told.with_name(f"{told.name}-{rank}"),
+            output.with_name(f"{output.name}-{rank}"),
             environment={**shared, names[0]: str(rank), names[1]: str(size)},
             folder=folder,
             cores=2,
@@ -327,10 +327,10 @@ def group(
 
 def all_end(commands: list[Command], code: int) -> str:
     """What the first said, once all have ended with this code; the others say nothing."""
-    said = [command.ends(code) for command in commands]
+    message = [command.ends(code) for command in commands]
     for number, command in enumerate(commands[1:], 1):
-        assert (command.stdout.read_text(), said[number]) == ("", "")
-    return said[0]
+        assert (command.stdout.read_text(), message[number]) == ("", "")
+    return message[0]
 
 
 @pytest.fixture(scope="module")
@@ -352,14 +352,14 @@ def test_a_group_makes_one_run_that_stops_and_goes_on_as_with_procs(
     tasks[0].until(trained(run, 9))
     for task in tasks:  # as srun passes it on
         task.send(signal.SIGTERM)
-    said = all_end(tasks, 143)
-    assert said.startswith("runs/quickstart/0\n")
-    assert "\n2 processes of srun run this command together\n" in said
-    assert f"error: stopped at step {saved_step(run)} of 32" in said
+    message = all_end(tasks, 143)
+    assert message.startswith("runs/quickstart/0\n")
+    assert "\n2 processes of srun run this command together\n" in message
+    assert f"error: stopped at step {saved_step(run)} of 32" in message
 
     tasks = group(tmp_path / "hand", [*words, "--resume"], port, folder=tmp_path)
-    said = all_end(tasks, 0)
-    assert "\n2 processes run this command together\n" in said
+    message = all_end(tasks, 0)
+    assert "\n2 processes run this command together\n" in message
     assert tasks[0].result()["steps"] == 32
     assert [entry.name for entry in run.parent.iterdir() if entry.name != ".cache"] == ["0"]
     assert read_environment(RunDirectory(run))["procs"] == 2
@@ -383,11 +383,11 @@ def test_all_of_a_group_leave_with_the_code_of_what_went_wrong_first(
     tasks[0].until(trained(tmp_path / "run", 9))
     tasks[1].kill()
     since = time.monotonic()
-    said = tasks[0].ends(1)
+    message = tasks[0].ends(1)
     assert time.monotonic() - since < 60
     assert (
         f"error: rank 1 (pid {tasks[1].pid} on {socket.gethostname()}) ended without a failure "
-        "record. If memory ran out, use smaller micro-batches. Resume with --resume." in said
+        "record. If memory ran out, use smaller micro-batches. Resume with --resume." in message
     )
 
     tasks = group(tmp_path / "first", [*words, "--resume"], port, folder=tmp_path)
@@ -406,13 +406,13 @@ def test_all_of_a_group_leave_with_the_code_of_what_went_wrong_first(
         "train.device_batch_size=64",
         "--out=other",
     ]
-    said = all_end(group(tmp_path / "data", empty, port, folder=tmp_path), 3)
-    assert "none" in said
+    message = all_end(group(tmp_path / "data", empty, port, folder=tmp_path), 3)
+    assert "none" in message
     assert not (tmp_path / "other").exists()
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (
             ("train", "--procs", "4"),
@@ -432,20 +432,20 @@ def test_all_of_a_group_leave_with_the_code_of_what_went_wrong_first(
     ],
 )
 def test_what_a_group_cannot_do_is_refused_once(
-    words: tuple[str, ...], said: str, port: int, tmp_path: Path
+    words: tuple[str, ...], message: str, port: int, tmp_path: Path
 ) -> None:
     tasks = group(tmp_path / "told", words, port, folder=tmp_path)
-    told = [task.ends(2) for task in tasks]
-    assert f"error: {said}" in told[0]
-    assert words[0] == "bench" or told[1] == ""
+    output = [task.ends(2) for task in tasks]
+    assert f"error: {message}" in output[0]
+    assert words[0] == "bench" or output[1] == ""
     assert not list(tmp_path.glob("runs/*/[0-9]*/recipe.yaml"))
 
 
 def test_a_sweep_trains_its_seeds_on_the_group_one_after_another(port: int, tmp_path: Path) -> None:
     words = ["seed-sweep", "--seeds", "2", "--json", "--out", "sweep", "train.epochs=1", *SMALL]
     tasks = group(tmp_path / "told", words, port, folder=tmp_path)
-    said = all_end(tasks, 0)
-    assert "one run at a time, on 2 processes" in said
+    message = all_end(tasks, 0)
+    assert "one run at a time, on 2 processes" in message
     assert tasks[0].result()["n"] == 2
     for seed in (0, 1):
         assert read_environment(RunDirectory(tmp_path / "sweep" / f"seed-{seed}"))["procs"] == 2
@@ -464,10 +464,12 @@ def test_two_processes_that_were_told_different_things_are_no_group(
         )
         for rank in range(2)
     ]
-    said = all_end(tasks, 2)
-    assert f"error: rank 1 (pid {tasks[1].pid} on {socket.gethostname()}) was started with" in said
-    assert "and rank 0 with 'train --out=0 " in said
-    assert "in each task: unset SLURM_PROCID SLURM_STEP_NUM_TASKS." in said
+    message = all_end(tasks, 2)
+    assert (
+        f"error: rank 1 (pid {tasks[1].pid} on {socket.gethostname()}) was started with" in message
+    )
+    assert "and rank 0 with 'train --out=0 " in message
+    assert "in each task: unset SLURM_PROCID SLURM_STEP_NUM_TASKS." in message
 
 
 def test_torchrun_makes_one_run_and_goes_on_with_it_where_a_process_was_killed(
@@ -485,9 +487,9 @@ def test_torchrun_makes_one_run_and_goes_on_with_it_where_a_process_was_killed(
         ranks = {rank_of(pid): pid for pid in descendants(torchrun.pid)}
         os.kill(ranks[1], signal.SIGKILL)
         out, _ = torchrun.communicate()
-    said = printed.read_text()
-    assert torchrun.returncode == 0, said
-    assert said.count("2 processes of torchrun run this command together") == 2
+    message = printed.read_text()
+    assert torchrun.returncode == 0, message
+    assert message.count("2 processes of torchrun run this command together") == 2
     assert out.count("top-1 %") == 1
     assert_same(run, own)
 

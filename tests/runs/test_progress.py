@@ -50,7 +50,7 @@ def test_the_time_left_is_by_the_epochs_of_ended_and_of_running_runs(
 
 
 @pytest.mark.parametrize(
-    ("seconds", "said"), [(9.4, "9 s"), (200, "3 min 20 s"), (7500, "2 h 5 min")]
+    ("seconds", "message"), [(9.4, "9 s"), (200, "3 min 20 s"), (7500, "2 h 5 min")]
 )
-def test_a_duration_is_said_as_people_say_it(seconds: float, said: str) -> None:
-    assert format_duration(seconds) == said
+def test_a_duration_is_said_as_people_say_it(seconds: float, message: str) -> None:
+    assert format_duration(seconds) == message

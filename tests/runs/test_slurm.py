@@ -57,11 +57,11 @@ def test_four_seeds_one_of_them_requeued_equal_those_of_a_local_sweep(tmp_path: 
             _wait_for(lambda: len(_lines(run)) > 20, seconds=300)
             jobs = json.loads((tmp_path / "queued" / ".slurm" / "jobs.json").read_text())
             subprocess.run(["scontrol", "requeue", jobs[str(run)]], check=True)
-            _, said = process.communicate(timeout=900)
+            _, message = process.communicate(timeout=900)
         finally:
             process.kill()
-    assert process.returncode == 0, said
-    assert "4 of 4" in said
+    assert process.returncode == 0, message
+    assert "4 of 4" in message
     assert len((run / "command.txt").read_text().splitlines()) == 2  # begun, and gone on
     subprocess.run(command("--out", "local"), cwd=tmp_path, env=environment, check=True)
     for seed in range(4):
@@ -88,7 +88,7 @@ def _wait_for(condition: Callable[[], bool], seconds: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("word", "code", "said"),
+    ("word", "code", "message"),
     [
         (None, 1, "job 7 left the queue without a failure record."),
         ({"rank": 0, "exit_code": 3, "message": "no such folder"}, 3, "no such folder"),
@@ -97,7 +97,7 @@ def _wait_for(condition: Callable[[], bool], seconds: float) -> None:
 def test_a_job_is_judged_by_its_own_failure_record_and_not_an_earlier_jobs(
     word: dict[str, object] | None,
     code: int,
-    said: str,
+    message: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -123,22 +123,22 @@ def test_a_job_is_judged_by_its_own_failure_record_and_not_an_earlier_jobs(
         path, error = run.path, fatal
     assert path == run.path
     assert error is not None
-    assert (error.exit_code, said in str(error)) == (code, True)
+    assert (error.exit_code, message in str(error)) == (code, True)
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (("--slurm", "time=5"), "--slurm: options of sbatch, and the sweep is local."),
         (("--on", "slurm", "--slurm", "gpu"), "--slurm: 'gpu' is not KEY=VALUE."),
     ],
 )
 def test_what_the_queue_cannot_be_asked_is_refused(
-    rescue: Rescue, words: tuple[str, ...], said: str
+    rescue: Rescue, words: tuple[str, ...], message: str
 ) -> None:
     ended = rescue("seed-sweep", "--seeds", "2", *words)
     assert ended.code == 2
-    assert said in ended.err
+    assert message in ended.err
 
 
 def test_without_slurm_the_sweep_says_so_and_where_it_can_run(

@@ -17,7 +17,7 @@ from rescue_cli.build.networks import build_network
 from rescue_cli.build.step import build_step
 from rescue_cli.errors import UsageError
 from rescue_cli.sections.selection import KeepHardest
-from tests.helpers.processes import drawn
+from tests.helpers.processes import random_dataset
 
 SMALL = ["model.widths=[8,8,8]", "train.batch_size=16", "train.device_batch_size=16"]
 STEPS = 9  # the proxy learns on steps 0, 4 and 8
@@ -26,7 +26,7 @@ STEPS = 9  # the proxy learns on steps 0, 4 and 8
 def a_step(folder: Path, *overrides: str) -> tuple[recipes.Recipe, Any]:
     recipe = recipes.load("airbench96-filter", [*SMALL, "train.precision=float64", *overrides])
     cpu = torch.device("cpu")
-    data = drawn(3, 32, 64)
+    data = random_dataset(3, 32, 64)
     network = build_network(recipe, 10, cpu)
     step = build_step(recipe, network, data, Machine(cpu, 0, folder), print)
     step.feed.start(0)

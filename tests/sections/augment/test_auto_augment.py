@@ -24,7 +24,7 @@ POLICIES = ("original", "v0", "v0-pycls")  # the last is timm's v0 but for poste
 IMAGES = 20_000
 
 
-def drawn(op: Operation) -> list[tuple[Group, NDArray[np.float64]]]:
+def plan_draws(op: Operation) -> list[tuple[Group, NDArray[np.float64]]]:
     groups, arguments, _ = op.plan(uniform(0, "augment", 3, 1, (IMAGES, op.columns)))
     ends = list(itertools.accumulate(len(group.rows) for group in groups))
     return list(zip(groups, np.split(arguments, ends[:-1]), strict=True))
@@ -72,7 +72,9 @@ def test_pycls_leaves_a_bit_where_v0_leaves_none() -> None:
 def test_what_an_image_gets_is_distributed_as_with_timm(policy: Any) -> None:
     """Every sequence of operations and arguments, as often as timm's transform calls it."""
     ours: list[tuple[tuple[str, float], ...]] = [()] * IMAGES
-    for group, arguments in drawn(auto_augment(policy=policy, interpolation="bicubic", fill=FILL)):
+    for group, arguments in plan_draws(
+        auto_augment(policy=policy, interpolation="bicubic", fill=FILL)
+    ):
         for row, argument in zip(group.rows, arguments.tolist(), strict=True):
             ours[row] = (*ours[row], (group.name, round(argument, 9)))
 
@@ -105,7 +107,7 @@ def test_what_an_image_gets_is_distributed_as_with_timm(policy: Any) -> None:
 def test_magnitudes_vary_where_the_recipe_says_so() -> None:
     def degrees(std: float) -> NDArray[np.float64]:
         op = auto_augment(policy="original", std=std, interpolation="bicubic", fill=FILL)
-        return np.concatenate([given for group, given in drawn(op) if group.name == "Rotate"])
+        return np.concatenate([given for group, given in plan_draws(op) if group.name == "Rotate"])
 
     assert sorted({round(abs(d), 9) for d in degrees(0.0)}) == [9.0, 24.0, 27.0]
     assert len(np.unique(degrees(0.5))) > 1000

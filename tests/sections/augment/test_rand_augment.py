@@ -35,7 +35,9 @@ def operation(**changed: Any) -> Operation:
     return rand_augment(**{**keys, **changed})
 
 
-def drawn(op: Operation, n: int = IMAGES, seed: int = 0) -> list[tuple[Group, NDArray[np.float64]]]:
+def plan_draws(
+    op: Operation, n: int = IMAGES, seed: int = 0
+) -> list[tuple[Group, NDArray[np.float64]]]:
     """The groups of one micro-batch of `n` images, each with its images' arguments."""
     groups, arguments, _ = op.plan(uniform(seed, "augment", 3, 1, (n, op.columns)))
     ends = list(itertools.accumulate(len(group.rows) for group in groups))
@@ -69,7 +71,7 @@ def timms_draws(config: str, n: int = IMAGES) -> list[list[tuple[str, tuple[Any,
 def test_operations_arguments_and_signs_are_distributed_as_timms(
     increasing: bool, config: str, magnitude: float
 ) -> None:
-    ours = drawn(operation(increasing=increasing, magnitude=magnitude))
+    ours = plan_draws(operation(increasing=increasing, magnitude=magnitude))
     theirs = timms_draws(f"rand-m{magnitude:.0f}-mstd0.5{config}")
     names = INCREASING if increasing else PLAIN
     assert sorted(names) == sorted(timms.rand_augment_choices("", increasing))
@@ -94,7 +96,7 @@ def test_operations_arguments_and_signs_are_distributed_as_timms(
 
 def test_an_image_gets_none_one_or_two_operations_as_often_as_with_timm() -> None:
     ours = np.zeros(IMAGES, dtype=np.int64)
-    for group, _ in drawn(operation()):
+    for group, _ in plan_draws(operation()):
         ours[group.rows] += 1
     theirs = np.array([len(called) for called in timms_draws("rand-m7-mstd0.5-inc1")])
     counts = [np.bincount(of, minlength=3) for of in (ours, theirs)]
@@ -143,7 +145,9 @@ def test_a_magnitude_means_what_it_means_to_timm(
     ("interpolation", "share"), [("bilinear", 0.0), ("bicubic", 1.0), ("random", 0.5)]
 )
 def test_interpolation_is_drawn_for_each_image(interpolation: str, share: float) -> None:
-    groups = [g for g, _ in drawn(operation(interpolation=interpolation)) if g.name == "Rotate"]
+    groups = [
+        g for g, _ in plan_draws(operation(interpolation=interpolation)) if g.name == "Rotate"
+    ]
     bicubic = sum(len(g.rows) for g in groups if g.kernel == "bicubic")
     assert bicubic / sum(len(g.rows) for g in groups) == pytest.approx(share, abs=0.08)
 

@@ -14,7 +14,7 @@ from rescue_cli.build.feeds import Machine, build_normalise
 from rescue_cli.build.networks import build_network
 from rescue_cli.build.step import build_step
 from rescue_cli.errors import UsageError
-from tests.helpers.processes import drawn
+from tests.helpers.processes import random_dataset
 
 GROWING = "augment=[{name: progressive-resize, sizes: [16, 24], until: [1, 2]}]"
 SMALL = ["model.widths=[8,8,8]", "train.batch_size=16", "train.device_batch_size=16"]
@@ -22,7 +22,7 @@ SMALL = ["model.widths=[8,8,8]", "train.batch_size=16", "train.device_batch_size
 
 def test_sizes_last_until_their_epoch_and_the_pixels_are_torchs(tmp_path: Path) -> None:
     recipe = recipes.load("airbench94", [*SMALL, "train.precision=float64", GROWING])
-    cpu, data = torch.device("cpu"), drawn(3, 32, 64)
+    cpu, data = torch.device("cpu"), random_dataset(3, 32, 64)
     step = build_step(
         recipe, build_network(recipe, 10, cpu), data, Machine(cpu, 0, tmp_path), print
     )

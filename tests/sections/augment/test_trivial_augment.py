@@ -25,7 +25,7 @@ def theirs(name: str) -> str:
     return name.removesuffix("Given").removesuffix("Factor")
 
 
-def drawn(n: int, seed: int = 0) -> list[tuple[Group, NDArray[np.float64]]]:
+def plan_draws(n: int, seed: int = 0) -> list[tuple[Group, NDArray[np.float64]]]:
     """The groups of one micro-batch of `n` images, each with its images' arguments."""
     draws = uniform(seed, "augment", 3, 1, (n, OPERATION.columns))
     groups, arguments, _ = OPERATION.plan(draws)
@@ -66,7 +66,7 @@ def test_operations_levels_and_signs_are_distributed_as_torchvisions(
         transform(nothing)
 
     ours: list[tuple[str, float]] = []
-    for group, arguments in drawn(IMAGES, seed=1):
+    for group, arguments in plan_draws(IMAGES, seed=1):
         if group.name.endswith("Factor"):
             arguments = arguments - 1
         if "Solarize" in group.name:
@@ -128,7 +128,7 @@ def test_photographs_become_what_torchvision_makes_of_them(
 
 def test_an_image_gets_one_operation_or_stays_as_it_is() -> None:
     n = 2000
-    rows = [row for group, _ in drawn(n) for row in group.rows]
+    rows = [row for group, _ in plan_draws(n) for row in group.rows]
     assert len(rows) == len(set(rows))
     assert abs(len(rows) / n - 13 / 14) < 4 * np.sqrt(13 / 14**2 / n)
 
@@ -141,8 +141,8 @@ def test_a_draw_is_an_operation_a_level_and_a_sign() -> None:
     draws[2] = (names.index("PosterizeGiven") + 0.5) / 14, 30.5 / 31, 0.4
     draws[3] = 0.0
     groups, arguments, fill = OPERATION.plan(draws)
-    told = {group.name: (group.rows, a) for group, a in zip(groups, arguments, strict=True)}
-    assert told == {
+    output = {group.name: (group.rows, a) for group, a in zip(groups, arguments, strict=True)}
+    assert output == {
         "RotateGiven": ([0], pytest.approx(-90.0)),
         "ColorFactor": ([1], pytest.approx(1.99)),
         "PosterizeGiven": ([2], 2.0),

@@ -28,7 +28,7 @@ from rescue_cli.sections.data.samples import read_sample
 from rescue_cli.sections.task.segmentation import Segmentation
 from rescue_cli.sections.tta import PLAIN
 from tests.conftest import Rescue
-from tests.helpers import drawn_data
+from tests.helpers import rectangles
 
 Edit = Callable[[dict[str, Any]], object]
 
@@ -52,7 +52,7 @@ def other_form(folder: Path, name: str) -> None:
 
 def binary(root: Path, names: str = "ground\nvessel\n", high: int = 255) -> Path:
     """Masks of 0 and 255, as painting programs and most data sets of two classes have them."""
-    drawn_data.masks(root, 3, 2)
+    rectangles.masks(root, 3, 2)
     (root / "classes.txt").write_text(names)
     for file in root.glob("*/masks/*.png"):
         mask = np.array(Image.open(file))
@@ -72,9 +72,9 @@ def test_masks_of_0_and_255_are_refused_with_the_key_that_reads_them(tmp_path: P
     assert data.classes == ("ground", "vessel")
     assert np.unique(data.train.target(0)).tolist() == [0, 1]
     assert data.notes == ()
-    told = read("mask-folder", root, mask_values={"ignored": 255})
-    assert np.unique(told.train.target(0)).tolist() == [0, IGNORED]
-    assert told.notes == (
+    output = read("mask-folder", root, mask_values={"ignored": 255})
+    assert np.unique(output.train.target(0)).tolist() == [0, IGNORED]
+    assert output.notes == (
         "train has no pixel of 1 of 2 classes: vessel",
         "test has no pixel of 1 of 2 classes: vessel",
     )
@@ -100,7 +100,7 @@ def test_a_class_without_a_pixel_is_told_where_nothing_is_ignored(tmp_path: Path
 
 
 def test_a_rare_class_that_the_test_set_lacks_beside_a_border_is_told(tmp_path: Path) -> None:
-    root = drawn_data.masks(tmp_path / "masks", 4, 2)
+    root = rectangles.masks(tmp_path / "masks", 4, 2)
     for file in (root / "test" / "masks").iterdir():
         mask = np.array(Image.open(file))
         Image.fromarray(np.where(mask == 2, 0, mask).astype(np.uint8)).save(file)
@@ -110,7 +110,7 @@ def test_a_rare_class_that_the_test_set_lacks_beside_a_border_is_told(tmp_path: 
 def test_masks_are_evaluated_without_training_images_and_held_out_without_others(
     tmp_path: Path,
 ) -> None:
-    root = drawn_data.masks(tmp_path / "masks", 4, 2)
+    root = rectangles.masks(tmp_path / "masks", 4, 2)
     whole = read("mask-folder", root)
     (root / "train").rename(tmp_path / "away")
     data = evaluated("mask-folder", root, *whole.classes)
@@ -156,7 +156,7 @@ def test_values_that_mean_nothing_are_named(tmp_path: Path) -> None:
 
 
 def test_a_mask_of_another_size_is_refused_before_training(tmp_path: Path) -> None:
-    root = drawn_data.masks(tmp_path / "masks", 2, 1)
+    root = rectangles.masks(tmp_path / "masks", 2, 1)
     mask = root / "test" / "masks" / "2.png"
     Image.open(mask).resize((32, 24), Image.Resampling.NEAREST).save(mask)
     with pytest.raises(DataError) as refused:
@@ -192,7 +192,7 @@ def test_the_share_of_ignored_pixels_and_the_loss_stand_beside_every_miou() -> N
 
 
 def test_masks_are_found_in_the_other_normal_form(tmp_path: Path) -> None:
-    root = drawn_data.masks(tmp_path / "masks", 2, 1)
+    root = rectangles.masks(tmp_path / "masks", 2, 1)
     before = read("mask-folder", root).train.target(0)
     (root / "train" / "images" / "0.png").rename(root / "train" / "images" / "café.png")
     other_form(root / "train" / "masks", "0.png")
@@ -206,7 +206,7 @@ def test_masks_are_found_in_the_other_normal_form(tmp_path: Path) -> None:
 
 
 def test_halved_images_are_refused_with_both_sizes(tmp_path: Path) -> None:
-    root = drawn_data.voc(tmp_path / "voc", 3, 1)
+    root = rectangles.voc(tmp_path / "voc", 3, 1)
     for file in (root / "JPEGImages").iterdir():
         Image.open(file).resize((32, 24)).save(file)
     xml, image = root / "Annotations" / "0.xml", root / "JPEGImages" / "0.png"
@@ -217,21 +217,21 @@ def test_halved_images_are_refused_with_both_sizes(tmp_path: Path) -> None:
         "data.exif=ignored."
     )
     for file in (root / "Annotations").iterdir():  # and where no size is said, by the boxes
-        file.write_text(drawn_data.annotation(drawn_data.image(int(file.stem))[1], (0, 0)))
+        file.write_text(rectangles.annotation(rectangles.image(int(file.stem))[1], (0, 0)))
     with pytest.raises(DataError, match=rf"a box extends to .* but {image} is 32 x 24 pixels"):
         read("voc-folder", root)
 
 
 def test_swapped_sides_are_said_to_be_swapped(tmp_path: Path) -> None:
-    root = drawn_data.voc(tmp_path / "voc", 2, 1)
-    text = drawn_data.annotation(drawn_data.image(0)[1], (48, 64))
+    root = rectangles.voc(tmp_path / "voc", 2, 1)
+    text = rectangles.annotation(rectangles.image(0)[1], (48, 64))
     (root / "Annotations" / "0.xml").write_text(text)
     with pytest.raises(DataError, match=r"is 64 x 48 \(width and height are swapped\)"):
         read("voc-folder", root)
 
 
 def test_boxes_of_the_upright_picture_on_one_stored_lying_name_the_key(tmp_path: Path) -> None:
-    root = drawn_data.voc(tmp_path / "voc", 2, 1)
+    root = rectangles.voc(tmp_path / "voc", 2, 1)
     file = root / "JPEGImages" / "0.png"
     lying = Image.open(file).rotate(90, expand=True)
     exif = Image.Exif()
@@ -244,7 +244,7 @@ def test_boxes_of_the_upright_picture_on_one_stored_lying_name_the_key(tmp_path:
 
 
 @pytest.mark.parametrize(
-    ("box", "said"),
+    ("box", "message"),
     [
         (("0.1", "0.2", "0.5", "0.6"), "no box extends beyond the first pixel"),
         (("1", "nan", "5", "6"), "a box edge is not a finite number: 1.0, nan, 5.0, 6.0"),
@@ -252,9 +252,9 @@ def test_boxes_of_the_upright_picture_on_one_stored_lying_name_the_key(tmp_path:
     ],
 )
 def test_boxes_that_are_no_pixels_are_refused(
-    tmp_path: Path, box: tuple[str, ...], said: str
+    tmp_path: Path, box: tuple[str, ...], message: str
 ) -> None:
-    root = drawn_data.voc(tmp_path / "voc", 1, 1)
+    root = rectangles.voc(tmp_path / "voc", 1, 1)
     edges = "".join(
         f"<{edge}>{value}</{edge}>"
         for edge, value in zip(("xmin", "ymin", "xmax", "ymax"), box, strict=True)
@@ -262,18 +262,18 @@ def test_boxes_that_are_no_pixels_are_refused(
     (root / "Annotations" / "0.xml").write_text(
         f"<annotation><object><name>red</name><bndbox>{edges}</bndbox></object></annotation>"
     )
-    with pytest.raises(DataError, match=said):
+    with pytest.raises(DataError, match=message):
         read("voc-folder", root)
 
 
 def test_an_image_that_cannot_be_read_is_left_to_whoever_decodes_it(tmp_path: Path) -> None:
-    root = drawn_data.voc(tmp_path / "voc", 3, 1)
+    root = rectangles.voc(tmp_path / "voc", 3, 1)
     (root / "JPEGImages" / "0.png").write_bytes(b"broken")
     assert len(read("voc-folder", root).train) == 3
 
 
 def test_voc_without_a_list_of_test_images_has_those_that_are_held_out(tmp_path: Path) -> None:
-    root = drawn_data.voc(tmp_path / "voc", 4, 1)
+    root = rectangles.voc(tmp_path / "voc", 4, 1)
     (root / "ImageSets" / "Main" / "test.txt").unlink()
     held = read("voc-folder", root, holdout=1)
     assert (list(held.tests), len(held.train)) == (["holdout"], 3)
@@ -282,7 +282,7 @@ def test_voc_without_a_list_of_test_images_has_those_that_are_held_out(tmp_path:
 
 
 def test_voc_of_test_images_alone_has_the_classes_that_the_weights_know(tmp_path: Path) -> None:
-    root = drawn_data.voc(tmp_path / "voc", 2, 1)  # the third has no green
+    root = rectangles.voc(tmp_path / "voc", 2, 1)  # the third has no green
     wanted = read("voc-folder", root)
     (root / "ImageSets" / "Main" / "train.txt").unlink()
     data = evaluated("voc-folder", root, "green", "red")
@@ -307,8 +307,8 @@ def edited(root: Path, edit: Edit, split: str = "train") -> Path:
 
 @pytest.mark.parametrize("layout", ["folders", "official"])
 def test_coco_has_the_boxes_of_the_same_images_in_voc(tmp_path: Path, layout: str) -> None:
-    voc = read("voc-folder", drawn_data.voc(tmp_path / "voc"))
-    data = read("coco-boxes", drawn_data.coco(tmp_path / "coco", layout=layout))
+    voc = read("voc-folder", rectangles.voc(tmp_path / "voc"))
+    data = read("coco-boxes", rectangles.coco(tmp_path / "coco", layout=layout))
     assert data.classes == ("red", "green"), "by number; the one without an object is left out"
     assert data.notes == ()
     (test,) = data.tests
@@ -327,8 +327,8 @@ def test_coco_has_the_boxes_of_the_same_images_in_voc(tmp_path: Path, layout: st
 @pytest.mark.parametrize("layout", ["folders", "official"])
 def test_coco_paints_the_masks_of_the_same_images(tmp_path: Path, layout: str) -> None:
     pytest.importorskip("faster_coco_eval")
-    masks = read("mask-folder", drawn_data.masks(tmp_path / "masks"))
-    data = read("coco-masks", drawn_data.coco(tmp_path / "coco", layout=layout))
+    masks = read("mask-folder", rectangles.masks(tmp_path / "masks"))
+    data = read("coco-masks", rectangles.coco(tmp_path / "coco", layout=layout))
     assert data.classes == ("background", "red", "green")
     for place in range(len(data.train)):
         wanted = masks.train.target(place)
@@ -353,7 +353,7 @@ def test_run_lengths_crowds_and_overlaps_are_painted() -> None:
 
 
 def test_what_a_coco_file_has_too_much_of_is_counted_and_named(tmp_path: Path) -> None:
-    root = drawn_data.coco(tmp_path / "coco", 3, 1)
+    root = rectangles.coco(tmp_path / "coco", 3, 1)
     Image.new("RGB", (64, 48)).save(root / "train" / "extra.png")
     (root / "train" / "._0.png").write_bytes(b"")
 
@@ -393,7 +393,7 @@ def _first(**changes: Any) -> Edit:
 
 
 @pytest.mark.parametrize(
-    ("edit", "said"),
+    ("edit", "message"),
     [
         (lambda t: t["images"][0].update(width=32, height=24),
          "0.png: annotates an image of 32 x 24 pixels, but .*0.png is 64 x 48"),
@@ -416,26 +416,28 @@ def _first(**changes: Any) -> Edit:
          "no box extends beyond the first pixel"),
     ],
 )  # fmt: skip
-def test_what_a_coco_file_cannot_mean_is_refused(tmp_path: Path, edit: Edit, said: str) -> None:
-    root = drawn_data.coco(tmp_path / "coco", 3, 1)
+def test_what_a_coco_file_cannot_mean_is_refused(tmp_path: Path, edit: Edit, message: str) -> None:
+    root = rectangles.coco(tmp_path / "coco", 3, 1)
     edited(root, edit)
-    if "no image has objects" in said:
+    if "no image has objects" in message:
         edited(root, edit, "test")
-    with pytest.raises(DataError, match=said):
+    with pytest.raises(DataError, match=message):
         read("coco-boxes", root)
 
 
 @pytest.mark.parametrize(
-    ("segmentation", "said"),
+    ("segmentation", "message"),
     [
         ({"size": [64, 48], "counts": [10, 20]}, "run lengths have height and width"),
         ([[1, 2, 3, 4, 5]], "a polygon has 5 coordinates"),
     ],
 )
-def test_shapes_of_another_size_are_refused(tmp_path: Path, segmentation: Any, said: str) -> None:
-    root = drawn_data.coco(tmp_path / "coco", 1, 1)
+def test_shapes_of_another_size_are_refused(
+    tmp_path: Path, segmentation: Any, message: str
+) -> None:
+    root = rectangles.coco(tmp_path / "coco", 1, 1)
     edited(root, _first(segmentation=segmentation))
-    with pytest.raises(DataError, match=said):
+    with pytest.raises(DataError, match=message):
         read("coco-masks", root)
 
 
@@ -443,14 +445,14 @@ def test_objects_without_a_shape_are_ignored_pixels_and_a_set_without_any_is_ref
     tmp_path: Path,
 ) -> None:
     pytest.importorskip("faster_coco_eval")
-    root = drawn_data.coco(tmp_path / "coco", 2, 1)
+    root = rectangles.coco(tmp_path / "coco", 2, 1)
     file = edited(root, _first(segmentation=[]))
     data = read("coco-masks", root)
     assert data.notes[:1] == (
         f"1 object has a box but no shape: the pixels of the box are ignored; first in {file}, "
         "0.png: annotation 1",
     )
-    _, box = drawn_data.image(0)[1][0]
+    _, box = rectangles.image(0)[1][0]
     assert (data.train.target(0)[box.top : box.bottom, box.left : box.right] == IGNORED).all()
     edited(root, lambda t: [a.update(segmentation=[]) for a in t["annotations"]])
     with pytest.raises(
@@ -461,7 +463,7 @@ def test_objects_without_a_shape_are_ignored_pixels_and_a_set_without_any_is_ref
 
 def test_shapes_go_by_the_names_of_the_weights(tmp_path: Path) -> None:
     pytest.importorskip("faster_coco_eval")
-    data = read("coco-masks", drawn_data.coco(tmp_path / "coco", 1, 1))
+    data = read("coco-masks", rectangles.coco(tmp_path / "coco", 1, 1))
     found = relabel(data, ("background", "green", "red"))
     swapped = np.array([0, 2, 1], np.uint8)
     for mine, theirs in ((found.train, data.train), (found.tests["test"], data.tests["test"])):
@@ -483,7 +485,7 @@ def test_shapes_go_by_the_names_of_the_weights(tmp_path: Path) -> None:
 )
 def test_a_fingerprint_tells_shapes_that_were_changed(tmp_path: Path, edit: Edit) -> None:
     pytest.importorskip("faster_coco_eval")
-    root = drawn_data.coco(tmp_path / "coco", 2, 1)
+    root = rectangles.coco(tmp_path / "coco", 2, 1)
 
     def known() -> Any:
         return compute_fingerprint(read("coco-masks", root), ["test"])
@@ -491,8 +493,8 @@ def test_a_fingerprint_tells_shapes_that_were_changed(tmp_path: Path, edit: Edit
     before = known()
     assert describe_difference(before, known()) is None
     edited(root, edit)
-    said = describe_difference(before, known())
-    assert said == "train: 1 image has other shapes; the first is train/0.png"
+    message = describe_difference(before, known())
+    assert message == "train: 1 image has other shapes; the first is train/0.png"
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -501,7 +503,7 @@ def test_an_evaluation_without_an_object_of_a_class_has_the_classes_of_the_weigh
     tmp_path: Path, name: str, training: bool
 ) -> None:
     pytest.importorskip("faster_coco_eval")
-    root = drawn_data.coco(tmp_path / "coco", 2, 1)  # the third has no green
+    root = rectangles.coco(tmp_path / "coco", 2, 1)  # the third has no green
     classes = ("red", "green") if name == "coco-boxes" else ("background", "red", "green")
     wanted = read(name, root)
     if not training:
@@ -515,7 +517,7 @@ def test_an_evaluation_without_an_object_of_a_class_has_the_classes_of_the_weigh
 
 
 def test_names_in_the_other_normal_form_are_the_same(tmp_path: Path) -> None:
-    root = drawn_data.coco(tmp_path / "coco", 2, 1)
+    root = rectangles.coco(tmp_path / "coco", 2, 1)
     other_form(root / "train", "0.png")
 
     def rename(tree: dict[str, Any]) -> None:
@@ -535,7 +537,7 @@ def test_names_in_the_other_normal_form_are_the_same(tmp_path: Path) -> None:
 @pytest.mark.parametrize("counts", [["a"], [{}], [1.5], [-3]])
 def test_runs_that_are_no_numbers_are_refused_with_the_file(tmp_path: Path, counts: Any) -> None:
     pytest.importorskip("faster_coco_eval")
-    root = drawn_data.coco(tmp_path / "coco", 1, 1)
+    root = rectangles.coco(tmp_path / "coco", 1, 1)
     edited(root, _first(segmentation={"size": [48, 64], "counts": counts}))
     split = read("coco-masks", root).train
     with pytest.raises(DataError, match=r"Repair the mask of .*train/0.png"):
@@ -543,7 +545,7 @@ def test_runs_that_are_no_numbers_are_refused_with_the_file(tmp_path: Path, coun
 
 
 def test_which_files_of_a_folder_are_cocos(tmp_path: Path) -> None:
-    root = drawn_data.coco(tmp_path / "coco", 4, 1, "official")
+    root = rectangles.coco(tmp_path / "coco", 4, 1, "official")
     file = root / "annotations" / "instances_train2017.json"
     (root / "annotations" / "captions_train2017.json").write_text("{}")
     (root / "annotations" / "._instances_train2017.json").write_text("")
@@ -564,11 +566,11 @@ def test_which_files_of_a_folder_are_cocos(tmp_path: Path) -> None:
 
 
 def test_a_folder_with_cocos_json_is_known_in_a_transfer(tmp_path: Path) -> None:
-    root = drawn_data.coco(tmp_path / "coco", 1, 1)
+    root = rectangles.coco(tmp_path / "coco", 1, 1)
     for task, name in (("detection-voc", "coco-boxes"), ("segmentation-ade20k", "coco-masks")):
         begun = transfer.plan_transfer(recipes.load(task), "timm:test_resnet", str(root), [])
         assert f'data.name="{name}"' in begun.overrides
-    voc = drawn_data.voc(tmp_path / "voc", 1, 1)
+    voc = rectangles.voc(tmp_path / "voc", 1, 1)
     begun = transfer.plan_transfer(recipes.load("detection-voc"), "timm:test_resnet", str(voc), [])
     assert 'data.name="voc-folder"' in begun.overrides
 
@@ -577,7 +579,7 @@ def test_a_run_on_cocos_json_prints_the_share_that_is_ignored(
     rescue: Rescue, tmp_path: Path
 ) -> None:
     pytest.importorskip("faster_coco_eval")
-    root = drawn_data.coco(tmp_path / "coco", 4, 1)
+    root = rectangles.coco(tmp_path / "coco", 4, 1)
     edited(root, _first(iscrowd=1), "test")
     ended = rescue(
         "train", "--recipe", "segmentation-ade20k", "model.backbone=test_resnet",
@@ -588,7 +590,7 @@ def test_a_run_on_cocos_json_prints_the_share_that_is_ignored(
     )  # fmt: skip
     assert ended.code == 0, ended.err
     found = json.loads(ended.out)
-    _, box = drawn_data.image(4)[1][0]
+    _, box = rectangles.image(4)[1][0]
     share = 100 * (box.right - box.left) * (box.bottom - box.top) / (64 * 48)
     assert found["ignored"] == pytest.approx(share)
     assert f"ignored {share:.2f} %" in ended.err

@@ -349,16 +349,16 @@ def test_a_corrupt_training_image_of_a_resident_folder_gives_way_to_another(
     assert isinstance(images, Images)
     assert [path for path, _ in images.corrupt] == [str(broken)]
     assert (images.labels == (images.pixels[:, 0, 0, 0] >= 100)).all()  # the label came along
-    said: list[str] = []
+    message: list[str] = []
     steps = SamplingContext(samples=8, batch_size=4, micro_batch_size=4, per_epoch=2, seed=0)
     for most in (1, 0):
         feed = MemoryFeed(
-            images, shuffled(steps), [0], max_corrupt=most, device=CPU, log=said.append
+            images, shuffled(steps), [0], max_corrupt=most, device=CPU, log=message.append
         )
         if most:
             feed.start(0)
             feed.start(0)
-            assert (feed.replaced, feed.corrupt, len(said)) == (1, [str(broken)], 1)
+            assert (feed.replaced, feed.corrupt, len(message)) == (1, [str(broken)], 1)
         else:
             with pytest.raises(DataError, match=r"max_corrupt: 1 images are corrupt, more than 0"):
                 feed.start(0)

@@ -140,8 +140,8 @@ def test_what_is_passed_over_is_counted_and_the_first_named(tmp_path: Path) -> N
     (note,) = dataset.notes
     start, *others = note.split("; ")
     assert start.startswith("skipped files: ")
-    said = {part.partition(", the first ")[0] for part in [start[15:], *others]}
-    assert said == {
+    noted = {part.partition(", the first ")[0] for part in [start[15:], *others]}
+    assert noted == {
         "6 hidden or system files",
         "3 without an image extension (2 .dcm, 1 .txt)",
         "1 empty",
@@ -408,11 +408,11 @@ def test_a_run_a_transfer_and_predictions_on_a_folder_as_it_comes(
     assert len(notes) == 4
     assert notes[-1].startswith("skipped files: 10 hidden or system files, the first")
     for note in notes:
-        assert note in made.said
-    told = rescue("predict", "run", root / "valid", root / "train" / "猫" / "phone" / "._0.tif")
-    assert told.code == 0, told.err
-    assert told.said[-1].startswith("skipped files: 1 hidden or system files")
-    assert told.out.count(".gif") == 2
+        assert note in made.notes
+    output = rescue("predict", "run", root / "valid", root / "train" / "猫" / "phone" / "._0.tif")
+    assert output.code == 0, output.err
+    assert output.notes[-1].startswith("skipped files: 1 hidden or system files")
+    assert output.out.count(".gif") == 2
     empty = tmp_path / "nothing"
     empty.mkdir()
     refused = rescue("predict", "run", empty)

@@ -68,7 +68,7 @@ def test_every_recipe_that_reads_files_says_that_it_ignores_orientation() -> Non
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ("data.exif=yes", "data (imagenette).exif: 'yes' is not one of applied, ignored."),
         ("data.exif=true", "data (imagenette).exif: true is not one of applied, ignored."),
@@ -77,10 +77,10 @@ def test_every_recipe_that_reads_files_says_that_it_ignores_orientation() -> Non
         ("data.range=4095", "data (imagenette).range: 4095 is not a list (a number each)"),
     ],
 )
-def test_another_value_is_refused(change: str, said: str) -> None:
+def test_another_value_is_refused(change: str, message: str) -> None:
     with pytest.raises(UsageError) as raised:
         check_recipe(recipes.load("imagenette-5", [change]))
-    assert said in str(raised.value)
+    assert message in str(raised.value)
 
 
 def test_a_recipe_without_the_key_is_one_that_ignores_orientation(tmp_path: Path) -> None:
@@ -96,14 +96,14 @@ def test_a_recipe_without_the_key_is_one_that_ignores_orientation(tmp_path: Path
 
 
 def test_the_protocol_tells_what_is_not_as_papers_have_it() -> None:
-    def told(*changes: str) -> dict[str, Any]:
+    def output(*changes: str) -> dict[str, Any]:
         at = Measurement(224, 0.875, "none")
         found = describe_protocol(recipes.load("imagenette-5", changes), "val", at, False)
         return {key: found[key] for key in ("exif", "background", "range") if key in found}
 
-    assert told() == told("~data.exif") == {}
-    assert told("data.exif=applied") == {"exif": "applied"}
-    assert told("data.background=black", "data.range=[0, 4095]") == {
+    assert output() == output("~data.exif") == {}
+    assert output("data.exif=applied") == {"exif": "applied"}
+    assert output("data.background=black", "data.range=[0, 4095]") == {
         "background": "black",
         "range": (0.0, 4095.0),
     }
@@ -231,8 +231,8 @@ def test_a_folders_notes_name_what_is_read_in_a_way_of_its_own(phone: Path, tmp_
     (phone / "train" / "a" / "1.png").write_bytes(file_of(clear, "PNG"))
     deep = file_of(Image.fromarray(colours()[..., 0].astype(np.uint16) * 257), "PNG")
     (phone / "train" / "b" / "1.png").write_bytes(deep)
-    said = load("folder", DataKeys(root=str(phone)), tmp_path).notes
-    assert said == (
+    message = load("folder", DataKeys(root=str(phone)), tmp_path).notes
+    assert message == (
         "4 of 10 sampled images are stored rotated or mirrored, and used so; data.exif=applied "
         f"turns them; the first is {phone}/train/a/0.png",
         "1 of 10 sampled images are transparent, and shown on white (data.background); the first "

@@ -55,14 +55,14 @@ def test_made_up_logits_are_scored_as_timm_scores_them(every: list[int]) -> None
         theirs.add_result(logits)
         rows.append(prediction_rows(indices, torch.zeros(1000, dtype=torch.int64), logits))
     table = torch.cat(rows).numpy()
-    said = ClassificationResult(
+    message = ClassificationResult(
         np.zeros(IMAGES, dtype=np.int64),
         table[:, 2],
         table[:, 3],
         table[:, 4],
         table[:, 5:].astype(np.int64),
     )
-    real = said.relabel(answers)
+    real = message.relabel(answers)
     assert (real.count, real.loss) == (SCORED, None)
     assert 20 < real.accuracy(1) < real.accuracy(5) < 90
     for k in (1, 5):
@@ -70,14 +70,14 @@ def test_made_up_logits_are_scored_as_timm_scores_them(every: list[int]) -> None
 
 
 def test_any_of_several_labels_is_right_and_images_without_are_not_counted() -> None:
-    said = ClassificationResult(
+    message = ClassificationResult(
         labels=np.array([9, 9, 9, 9]),
         losses=np.zeros(4),
         probabilities=np.full(4, 0.5),
         gaps=np.zeros(4),
         top=np.array([[1, 2, 3], [2, 1, 3], [3, 1, 2], [1, 2, 3]]),
     )
-    real = said.relabel(np.array([[2, 1], [3, -1], [-1, -1], [7, 3]]))
+    real = message.relabel(np.array([[2, 1], [3, -1], [-1, -1], [7, 3]]))
     assert real.count == 3
     assert real.accuracy(1) == pytest.approx(100 / 3)
     assert real.accuracy(3) == 100

@@ -27,7 +27,7 @@ from rescue_cli.sections.annotations import Objects, Sample
 from rescue_cli.sections.data import shared_memory as slots
 from rescue_cli.sections.data.shared_memory import ROOM, Parcels
 from rescue_cli.sections.data.workers import end_workers, next_of, start_workers
-from tests.helpers import drawn_data
+from tests.helpers import rectangles
 from tests.helpers.processes import PATIENCE, group_of, may_mount, mount_shared_memory, start
 
 SIZES = ((3, 1100, 1500), (3, 1500, 2700))  # 5 MB, and more than goes through memory
@@ -59,8 +59,8 @@ def hand_over() -> None:
     decoded = start_workers(made, iter(range(20)), 2, ahead=5)
     try:
         for number in range(20):
-            (told, found), (_, expected) = next_of(decoded), made[number]
-            assert told == number
+            (output, found), (_, expected) = next_of(decoded), made[number]
+            assert output == number
             assert torch.equal(found.image, expected.image)
             if number % 5:  # sums over pixels depend on how they lie
                 assert found.image.stride() == expected.image.stride()
@@ -249,19 +249,19 @@ def classify(root: Path) -> list[str]:
 @pytest.mark.usefixtures("mounts")
 def test_two_processes_train_and_evaluate_in_a_megabyte(tmp_path: Path) -> None:
     _, name, *changes = classify(tmp_path / "photos")
-    told = tmp_path / "told"
+    output = tmp_path / "told"
     made = recipes.load(name, changes)
-    for worker in group_of(2, tmp_path / "run", made, told, workers=1, shared_memory="1m"):
+    for worker in group_of(2, tmp_path / "run", made, output, workers=1, shared_memory="1m"):
         worker.ends(0)
     assert (tmp_path / "run" / "result.json").exists()
 
 
 def detect(root: Path) -> list[str]:
-    large(drawn_data.voc(root, 12, 12) / "JPEGImages")
+    large(rectangles.voc(root, 12, 12) / "JPEGImages")
     for file in (root / "Annotations").iterdir():  # boxes stay, in a corner of what is large now
-        said = file.read_text()
-        said = re.sub("<width>.*</height>", "<width>1600</width><height>1200</height>", said)
-        file.write_text(said)
+        message = file.read_text()
+        message = re.sub("<width>.*</height>", "<width>1600</width><height>1200</height>", message)
+        file.write_text(message)
     return [
         *("--recipe", "detection-voc", "model.backbone=test_resnet", "model.min_size=48"),
         *("model.max_size=64", "model.strides=[8,16]", "model.anchors=[16,32,48]"),
@@ -272,7 +272,7 @@ def detect(root: Path) -> list[str]:
 
 
 def segment(root: Path) -> list[str]:
-    for folder in drawn_data.masks(root, 12, 12).glob("*/*"):
+    for folder in rectangles.masks(root, 12, 12).glob("*/*"):
         if folder.is_dir():
             large(folder)
     return [
@@ -299,11 +299,11 @@ def test_the_command_in_a_container(
     task: Callable[[Path], list[str]], limit: str, procs: int, tmp_path: Path
 ) -> None:
     words = task(tmp_path / "data")
-    run, told = tmp_path / "run", tmp_path / "told"
+    run, output = tmp_path / "run", tmp_path / "told"
     given = ["--device", "cpu", "--workers", "2", *(["--procs", "2"] if procs == 2 else [])]
-    start(["train", *given, "--out", run, *words], told, shared_memory=limit, cores=procs).ends(0)
+    start(["train", *given, "--out", run, *words], output, shared_memory=limit, cores=procs).ends(0)
     out = ["--out", tmp_path / "eval"]
-    start(["eval", *given, *out, run], told, shared_memory=limit, cores=procs).ends(0)
+    start(["eval", *given, *out, run], output, shared_memory=limit, cores=procs).ends(0)
     if task is classify and procs == 1:
         image = next((tmp_path / "data" / "val").rglob("*.jpg"))
-        start(["predict", run, image], told, shared_memory=limit).ends(0)
+        start(["predict", run, image], output, shared_memory=limit).ends(0)

@@ -40,7 +40,7 @@ from rescue_cli.sections.data.stream import (
 from rescue_cli.sections.data.stream_eval import EvalSamples, FileEvalFeed
 from rescue_cli.sections.data.workers import CHUNK
 from rescue_cli.sections.sampling import Sampler, SamplingContext, shuffled
-from tests.helpers import drawn_data
+from tests.helpers import rectangles
 
 CPU = torch.device("cpu")
 SEED, MICRO_BATCHES, MICRO_BATCH, SIZE, STEPS = 3, 4, 6, 24, 4
@@ -246,7 +246,7 @@ def test_boxes_and_masks_follow_their_image_through_the_draws_of_their_position(
     kind: str, workers: int, tmp_path: Path
 ) -> None:
     """Against a plain loop over positions; an image that two of them want is read once."""
-    root = getattr(drawn_data, kind)(tmp_path / kind, 6, 1)
+    root = getattr(rectangles, kind)(tmp_path / kind, 6, 1)
     name = {"voc": "voc-folder", "masks": "mask-folder"}[kind]
     files = load(name, DataKeys(root=str(root)), tmp_path).train
     assert isinstance(files, Files)

@@ -21,7 +21,7 @@ from rescue_cli.errors import UsageError
 from rescue_cli.sections.data import Dataset, FileNames, Files, Images
 from rescue_cli.sections.model import MODELS, Celu, GhostBatchNorm2d, Whitening
 from rescue_cli.sections.model.airbench import add_dirac
-from tests.helpers.processes import drawn
+from tests.helpers.processes import random_dataset
 
 CPU = torch.device("cpu")
 WHITENED: dict[str, Any] = {"whitening_images": 10, "whitening_eps": 1e-2}
@@ -430,7 +430,7 @@ def _yaml(value: Any) -> str:
 
 def test_a_run_whitens_by_training_images_spaced_over_the_set(tmp_path: Path) -> None:
     recipe = recipe_of(whitening_images=7)
-    data = drawn(1, 28, 40)
+    data = random_dataset(1, 28, 40)
     machine = Machine(CPU, 0, tmp_path)
     network = build_network(recipe, 10, CPU)
     step = build_step(recipe, network, data, machine, print)
@@ -456,7 +456,7 @@ def test_a_run_whitens_by_training_images_spaced_over_the_set(tmp_path: Path) ->
 
 
 def test_a_set_smaller_than_asked_for_is_used_whole() -> None:
-    data, filters = drawn(1, 28, 16), []
+    data, filters = random_dataset(1, 28, 16), []
     for images in (16, 5000):
         network = build_network(recipe_of(whitening_images=images), 10, CPU)
         initialise_from_images(recipe_of(whitening_images=images), network, data, CPU)

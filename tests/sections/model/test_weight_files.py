@@ -52,8 +52,8 @@ def moved(tensors: Mapping[str, Tensor]) -> State:
 def loaded(source: object, classes: int = 1000, name: str = NAME, **options: Any) -> Any:
     """The network with the weights, and what was said, less the file's name."""
     network = timm.create_model(name, num_classes=classes, **options)
-    said = load_weights(network, str(source), name, head=classes == 1000)
-    return network.state_dict(), said and said.partition(f"{source}: ")[2]
+    message = load_weights(network, str(source), name, head=classes == 1000)
+    return network.state_dict(), message and message.partition(f"{source}: ")[2]
 
 
 def same(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> bool:
@@ -70,9 +70,9 @@ def test_files_of_torch_are_read_whatever_they_are_called(
 ) -> None:
     file = tmp_path / f"w{ending}"
     torch.save(state, file, _use_new_zipfile_serialization=zipped)
-    found, said = loaded(file)
+    found, message = loaded(file)
     assert same(found, state)
-    assert said is None
+    assert message is None
     assert find_weights(str(file), [], model=NAME).name == "w"
 
 
@@ -86,24 +86,24 @@ PREFIXES = {
 }
 
 
-@pytest.mark.parametrize(("prefix", "said"), PREFIXES.items())
+@pytest.mark.parametrize(("prefix", "message"), PREFIXES.items())
 def test_a_common_prefix_is_removed_and_said(
-    state: State, tmp_path: Path, prefix: str, said: str
+    state: State, tmp_path: Path, prefix: str, message: str
 ) -> None:
     file = tmp_path / "w.safetensors"
     save_file(before(prefix, state), file)
     for classes in (1000, 10):
-        found, told = loaded(file, classes)
+        found, output = loaded(file, classes)
         assert same(found, {k: v for k, v in state.items() if classes == 1000 or "fc" not in k})
-        assert told == said
+        assert output == message
 
 
 def test_layers_that_were_compiled_or_sharded_alone_are_known(state: State, tmp_path: Path) -> None:
     file = tmp_path / "w.pt"
     torch.save({re.sub(r"^layer1\.", "layer1._orig_mod.", k): v for k, v in state.items()}, file)
-    found, said = loaded(file)
+    found, message = loaded(file)
     assert same(found, state)
-    assert said == "'_orig_mod.' removed from names"
+    assert message == "'_orig_mod.' removed from names"
 
 
 def checkpoints(state: State) -> dict[str, tuple[Any, str]]:
@@ -194,9 +194,9 @@ def test_the_weights_in_a_checkpoint_are_found_and_named(
     content, wanted = checkpoints(state)[kind]
     file = tmp_path / "w.pth.tar"
     torch.save(content, file)
-    found, said = loaded(file)
+    found, message = loaded(file)
     assert same(found, state)
-    assert said == wanted.replace("FILE", str(file))
+    assert message == wanted.replace("FILE", str(file))
 
 
 def test_a_part_of_a_file_is_named_after_a_hash(state: State, tmp_path: Path) -> None:
@@ -253,8 +253,8 @@ def test_a_folder_of_the_hub_says_its_network_and_preprocessing(
     torch.save(state, tmp_path / "pytorch_model.bin")
     shown = {"mean": [0.1, 0.2, 0.3], "std": [1, 1, 1], "input_size": [3, 96, 96],
              "crop_pct": 0.9, "interpolation": "bilinear"}  # fmt: skip
-    told = {"architecture": NAME, "num_classes": 1000, "pretrained_cfg": shown}
-    (tmp_path / "config.json").write_text(json.dumps(told))
+    output = {"architecture": NAME, "num_classes": 1000, "pretrained_cfg": shown}
+    (tmp_path / "config.json").write_text(json.dumps(output))
     recipe = find_weights(str(tmp_path), []).recipe
     assert (recipe.model.name, recipe.eval.sizes, recipe.eval.crops) == (NAME, [96], [0.9])
     assert recipe.data.options["mean"] == [0.1, 0.2, 0.3]
@@ -291,9 +291,9 @@ def test_counts_of_batches_and_a_head_may_be_missing(state: State, tmp_path: Pat
     assert loaded(file)[1] is None
     body = {k: v for k, v in old.items() if not k.startswith("fc.")}
     torch.save(body, file)
-    found, said = loaded(file, 10)
+    found, message = loaded(file, 10)
     assert same(found, body)
-    assert said == "fc missing, reinitialised"
+    assert message == "fc missing, reinitialised"
     torch.save({**body, "fc.0.weight": torch.ones(3, 3)}, file)
     assert loaded(file, 10)[1] == "fc missing, reinitialised; 1 not used (fc.0.weight)"
     assert refused(file) == (
@@ -307,8 +307,8 @@ def test_positions_of_another_size_are_resampled_by_timm_and_said(tmp_path: Path
     file = tmp_path / "w.pt"
     small = timm.create_model("test_vit", num_classes=1000, img_size=64).state_dict()
     torch.save(small, file)
-    found, said = loaded(file, 10, name="test_vit", img_size=96)
-    assert said == "names and shapes converted by timm"
+    found, message = loaded(file, 10, name="test_vit", img_size=96)
+    assert message == "names and shapes converted by timm"
     assert found["pos_embed"].shape != small["pos_embed"].shape
     assert same(found, {k: v for k, v in small.items() if k != "pos_embed" and "head" not in k})
 
@@ -318,8 +318,8 @@ def test_weights_that_must_fit_whole_are_reshaped_and_never_resampled(tmp_path: 
     state = timm.create_model("test_vit", num_classes=1000, img_size=64).state_dict()
     kernel = "patch_embed.proj.weight"
     torch.save({**state, kernel: state[kernel].flatten(1)}, file)  # as linear layers have it
-    found, said = loaded(file, name="test_vit", img_size=64)
-    assert said == "names and shapes converted by timm"
+    found, message = loaded(file, name="test_vit", img_size=64)
+    assert message == "names and shapes converted by timm"
     assert same(found, state)
     assert refused(file, name="test_vit", img_size=96).startswith(
         f"model.weights: {file} does not fit test_vit: 2 tensors are of another shape "
@@ -391,11 +391,11 @@ def test_no_code_of_a_file_is_run(
         file.write_bytes(pickle.dumps(content))
     else:
         torch.save(content, file, _use_new_zipfile_serialization=how == "zip")
-    said = refused(file)
+    message = refused(file)
     assert not ran.exists()
-    assert "convert it once: python -c" in said
+    assert "convert it once: python -c" in message
     if how != "pickle":
-        assert said.startswith(f"{file}: contains more than tensors (posix.system); reading it")
+        assert message.startswith(f"{file}: contains more than tensors (posix.system); reading it")
 
 
 def test_the_line_that_converts_a_file_converts_it(
@@ -416,15 +416,15 @@ def test_the_line_that_converts_a_file_converts_it(
     with pytest.warns(FutureWarning):
         scripted = jit.trace(network.eval(), torch.zeros(1, 3, 64, 64))
     scripted.save("s.pt")
-    said = refused("s.pt")
-    assert said.startswith("s.pt: is a TorchScript program")
-    convert(said)
+    message = refused("s.pt")
+    assert message.startswith("s.pt: is a TorchScript program")
+    convert(message)
     assert same(loaded("s.weights.pth")[0], {k: v for k, v in state.items() if "num_b" not in k})
 
 
-def convert(said: str) -> None:
+def convert(message: str) -> None:
     """Runs the line that a message gives, as a shell hands it on."""
-    _, _, line = said.partition("python -c ")
+    _, _, line = message.partition("python -c ")
     code = subprocess.check_output(["sh", "-c", f"printf %s {line}"], text=True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that jit is deprecated
@@ -502,10 +502,10 @@ def npz() -> bytes:
 def test_files_that_are_something_else_say_what_they_are(
     state: State, tmp_path: Path, kind: str
 ) -> None:
-    write, said = OTHERS[kind]
+    write, message = OTHERS[kind]
     file = tmp_path / "w.bin"
     write(file, state)
-    assert re.match(re.escape(f"{file}: ") + said, refused(file))
+    assert re.match(re.escape(f"{file}: ") + message, refused(file))
 
 
 # --- the verbs ---
@@ -522,9 +522,9 @@ def test_predict_reads_a_checkpoint_and_says_so(state: State, tmp_path: Path) ->
         for name in ("w.pth.tar", "w.safetensors")
     ]
     assert found[0] == found[1]
-    told = [note for note in notes if note.startswith("weights of")]
+    output = [note for note in notes if note.startswith("weights of")]
     where = (tmp_path / "w.pth.tar").resolve()
-    assert told == [f"weights of {where}: 'state_dict' is used; prefix 'module.' removed"]
+    assert output == [f"weights of {where}: 'state_dict' is used; prefix 'module.' removed"]
 
 
 def test_a_head_is_trained_on_features_of_a_checkpoint(rescue: Rescue, tmp_path: Path) -> None:

@@ -133,7 +133,7 @@ def test_constant_is_constant() -> None:
 
 
 @pytest.mark.parametrize(
-    ("epochs", "factors", "said"),
+    ("epochs", "factors", "message"),
     [
         ([0, 5], [0, 1, 0], "2 epochs and 3 factors"),
         ([0], [1], "at least two knots"),
@@ -142,15 +142,15 @@ def test_constant_is_constant() -> None:
         ([0, 6, 5], [0, 1, 0], "must increase"),
     ],
 )
-def test_wrong_knots_are_refused(epochs: list[float], factors: list[float], said: str) -> None:
-    with pytest.raises(UsageError, match=said) as error:
+def test_wrong_knots_are_refused(epochs: list[float], factors: list[float], message: str) -> None:
+    with pytest.raises(UsageError, match=message) as error:
         piecewise(ScheduleContext(1.0, 10, 5), epochs=epochs, factors=factors)
     assert error.value.exit_code == 2
     assert "schedule (piecewise)" in str(error.value)
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ("schedule.epochs=[0,5]", "2 epochs and 3 factors"),
         ("schedule.epochs=[-1,5,24]", "at least 0"),
@@ -158,10 +158,10 @@ def test_wrong_knots_are_refused(epochs: list[float], factors: list[float], said
         ("schedule.first_step=0.5", "an integer"),
     ],
 )
-def test_wrong_knots_are_refused_before_anything_starts(change: str, said: str) -> None:
+def test_wrong_knots_are_refused_before_anything_starts(change: str, message: str) -> None:
     from rescue_cli.build.check import check_ingredients
 
-    with pytest.raises(UsageError, match=said):
+    with pytest.raises(UsageError, match=message):
         check_ingredients(recipes.load("myrtle-baseline", [change]))
 
 

@@ -32,7 +32,7 @@ from rescue_cli.sections.model.dense_prediction import faster_rcnn
 from rescue_cli.sections.schedule import ScheduleContext, poly
 from rescue_cli.sections.task.detection import Detection
 from tests.conftest import Rescue
-from tests.helpers import drawn_data
+from tests.helpers import rectangles
 from tests.helpers.processes import assert_same, group_of, last_step, start, trained
 
 BACKBONE = "test_resnet"
@@ -55,12 +55,12 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def voc(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return drawn_data.voc(tmp_path_factory.mktemp("drawn") / "voc")
+    return rectangles.voc(tmp_path_factory.mktemp("drawn") / "voc")
 
 
 @pytest.fixture(scope="module")
 def masks(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return drawn_data.masks(tmp_path_factory.mktemp("drawn") / "masks")
+    return rectangles.masks(tmp_path_factory.mktemp("drawn") / "masks")
 
 
 def words(task: str, voc: Path, masks: Path) -> list[str]:
@@ -247,9 +247,11 @@ def test_a_backbone_comes_from_a_classifier_and_is_compared_with_none(
     )
     assert json.loads(compared.out)["how"].startswith("4 images are too few for a bootstrap")
     evaluated = rescue("eval", str(run), "--json", f"data.root={masks}")
-    said = json.loads(evaluated.out)
+    message = json.loads(evaluated.out)
     trained_to = json.loads((run / "result.json").read_text())["miou"]
-    assert said["miou"] == pytest.approx(trained_to, abs=0.1), "on other threads a pixel may flip"
+    assert message["miou"] == pytest.approx(trained_to, abs=0.1), (
+        "on other threads a pixel may flip"
+    )
 
 
 def test_an_evaluation_at_another_size_leaves_that_of_training(voc: Path, tmp_path: Path) -> None:
@@ -276,12 +278,12 @@ def test_a_picture_shows_the_mask_that_is_scored(masks: Path, tmp_path: Path) ->
     tests = build_test_sets(recipe, data, machine)
     (found,) = evaluator(network, tests, lambda: None)["test"].values()
     shown = evaluator.predict_examples(network, tests["test"].feed, 4)
-    counts = [pixel_counts(said, sample.target, 3) for sample, said in shown]  # type: ignore[arg-type]
+    counts = [pixel_counts(message, sample.target, 3) for sample, message in shown]  # type: ignore[arg-type]
     np.testing.assert_array_equal(np.stack(counts), found.arrays(data.classes)["counts"])
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         (["data.name=cifar10"], "task.name: detection, and the data set 'cifar10' is for class"),
         (["model={name: resnet18}"], "model.name: resnet18 is for classification, and task.name"),
@@ -300,11 +302,11 @@ def test_a_picture_shows_the_mask_that_is_scored(masks: Path, tmp_path: Path) ->
         (["model.strides=[8]"], "anchors: 3 sides for 2 maps. Give one for each of the 1 maps"),
     ],
 )
-def test_a_recipe_that_does_not_hold_together_is_refused(changes: list[str], said: str) -> None:
+def test_a_recipe_that_does_not_hold_together_is_refused(changes: list[str], message: str) -> None:
     recipe = recipes.load("detection-voc", ["data.name=voc-folder", *DETECT[2:]])
     with pytest.raises(UsageError) as refused:
         check_recipe(recipe.with_overrides(*changes))
-    assert said in str(refused.value)
+    assert message in str(refused.value)
 
 
 def test_a_dry_run_counts_the_files_of_a_folder(rescue: Rescue, voc: Path) -> None:
@@ -404,7 +406,7 @@ def read(name: str, root: Path) -> Any:
 def test_boxes_are_counted_from_nought_with_their_ends_outside(voc: Path) -> None:
     data = read("voc-folder", voc)
     assert data.classes == ("green", "red")
-    _, boxes = drawn_data.image(0)
+    _, boxes = rectangles.image(0)
     objects = data.train.target(0)
     assert objects.boxes.tolist() == [list(map(float, box)) for _, box in boxes]
     assert objects.labels.tolist() == [2, 1]
@@ -412,16 +414,16 @@ def test_boxes_are_counted_from_nought_with_their_ends_outside(voc: Path) -> Non
 
 
 def test_boxes_without_area_are_left_out_and_counted(tmp_path: Path) -> None:
-    root = drawn_data.voc(tmp_path / "voc", 3, 1)
-    whole = drawn_data.Box(5, 5, 20, 20)
+    root = rectangles.voc(tmp_path / "voc", 3, 1)
+    whole = rectangles.Box(5, 5, 20, 20)
     odd = [
-        ("red", drawn_data.Box(8, 8, 9, 9)),  # VOC: xmin = xmax
-        ("red", drawn_data.Box(50, 30, 70, 50)),  # over the corner
-        ("green", drawn_data.Box(80, 10, 90, 20)),  # outside
+        ("red", rectangles.Box(8, 8, 9, 9)),  # VOC: xmin = xmax
+        ("red", rectangles.Box(50, 30, 70, 50)),  # over the corner
+        ("green", rectangles.Box(80, 10, 90, 20)),  # outside
         ("green", whole),
     ]
-    (root / "Annotations" / "0.xml").write_text(drawn_data.annotation(odd))
-    (root / "Annotations" / "1.xml").write_text(drawn_data.annotation([]))
+    (root / "Annotations" / "0.xml").write_text(rectangles.annotation(odd))
+    (root / "Annotations" / "1.xml").write_text(rectangles.annotation([]))
     data = read("voc-folder", root)
     assert data.train.target(0).boxes.tolist() == [[50, 30, 64, 48], list(map(float, whole))]
     assert len(data.train.target(1).boxes) == 0, "an image without objects stays"
@@ -434,29 +436,29 @@ def test_boxes_without_area_are_left_out_and_counted(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("file", "text", "said"),
+    ("file", "text", "message"),
     [
         ("Annotations/0.xml", "<annotation>", "0.xml: cannot be read: "),
         ("Annotations/0.xml", "<annotation><object><name>red</name></object></annotation>",
          "an object has no name or no bndbox"),
-        ("Annotations/8.xml", drawn_data.annotation([("blue", drawn_data.Box(1, 1, 9, 9))]),
+        ("Annotations/8.xml", rectangles.annotation([("blue", rectangles.Box(1, 1, 9, 9))]),
          "'blue' is not one of the classes."),
         ("ImageSets/Main/train.txt", "0\n99\n", "99.xml: cannot be read"),
         ("ImageSets/Main/train.txt", "", "train.txt: lists no images."),
     ],
 )  # fmt: skip
 def test_what_is_wrong_with_a_voc_folder_names_the_file(
-    tmp_path: Path, file: str, text: str, said: str
+    tmp_path: Path, file: str, text: str, message: str
 ) -> None:
-    root = drawn_data.voc(tmp_path / "voc")
+    root = rectangles.voc(tmp_path / "voc")
     (root / file).write_text(text)
     with pytest.raises(DataError) as refused:
         read("voc-folder", root)
-    assert said in str(refused.value)
+    assert message in str(refused.value)
 
 
 def test_masks_that_do_not_fit_name_their_file(tmp_path: Path) -> None:
-    root = drawn_data.masks(tmp_path / "masks", 2, 1)
+    root = rectangles.masks(tmp_path / "masks", 2, 1)
     mask = root / "train" / "masks" / "0.png"
     Image.fromarray(np.full((48, 64), 3, np.uint8)).save(mask)
     data = read("mask-folder", root)
@@ -474,7 +476,7 @@ def test_masks_that_do_not_fit_name_their_file(tmp_path: Path) -> None:
 def test_a_mask_with_an_unknown_label_ends_a_run_with_exit_3(
     rescue: Rescue, tmp_path: Path, workers: int
 ) -> None:
-    root = drawn_data.masks(tmp_path / "masks", 4, 1)
+    root = rectangles.masks(tmp_path / "masks", 4, 1)
     mask = root / "train" / "masks" / "1.png"
     Image.fromarray(np.full((48, 64), 7, np.uint8)).save(mask)
     ended = rescue(
@@ -505,7 +507,7 @@ def test_ade20k_starts_at_one(tmp_path: Path) -> None:
 
 
 def test_a_mirrored_box_holds_the_same_pixels() -> None:
-    pixels, boxes = drawn_data.image(0)
+    pixels, boxes = rectangles.image(0)
     image = torch.from_numpy(pixels).permute(2, 0, 1)
     target = Objects.of([(tuple(map(float, box)), 1, False) for _, box in boxes])
     mirrored = flip(p=1.0).apply(Sample(image, target), np.zeros(1, np.float32))
