@@ -20,6 +20,7 @@ from rescue_cli.runs.console import note
 from rescue_cli.runs.directory import check_folder, choose_directory
 from rescue_cli.runs.environment import (
     check_precision,
+    free_memory_mb,
     planned_device,
     select_device,
     visible_devices,
@@ -29,6 +30,8 @@ from rescue_cli.runs.processes import Nodes
 from rescue_cli.runs.single import Launch, plan_launch
 
 app = common.verb()
+AUTO, BATCH_SIZE = "train.device_batch_size=auto", "train.batch_size="
+FREE_SHARE = 0.85  # of the free memory; the estimate leaves out workspaces and fragmentation
 
 
 @dataclass(frozen=True)
@@ -105,6 +108,10 @@ def train(
     where = planned_device(asked) if dry_run else select_device(asked)
     changes = Changes(overrides or [], model, epochs, subset, smoke)
     resolved, notes = _resolve(recipe, changes, out if resume else None, where)
+    if AUTO in changes.overrides and not (resume and recipe is None):
+        before = recipes.load(recipe or common.DEFAULT).train.device_batch_size
+        fitting, more = _fit_micro_batch(resolved, before, where, gpus or procs or 1)
+        resolved, notes = resolved.with_overrides(fitting), [*notes, *more]
     check_recipe(resolved)
     if check_expected and not resolved.tree.get("expect"):
         raise UsageError("--check-expected: the recipe has no `expect:`. Add it, or drop this.")
@@ -151,7 +158,7 @@ def _resolve(
     name: str | None, changes: Changes, resumed: Path | None, device: str
 ) -> tuple[Recipe, list[str]]:
     """The recipe with what the user and the options set, and the notes about it."""
-    given = list(changes.overrides)
+    given = [override for override in changes.overrides if override != AUTO]
     if name is None and resumed is not None and RunDirectory(resumed).recipe.exists():
         if changes.subset is not None or changes.smoke:
             raise UsageError("--subset and --smoke: a resumed run keeps its recipe. Remove them.")
@@ -165,6 +172,9 @@ def _resolve(
         )
     notes = [] if name else [common.NO_RECIPE]
     base = recipes.load(name or common.DEFAULT)
+    if AUTO in changes.overrides:  # for now the largest there can be
+        sizes = [o.removeprefix(BATCH_SIZE) for o in given if o.startswith(BATCH_SIZE)]
+        given.append(f"train.device_batch_size={[base.train.batch_size, *sizes][-1]}")
     if changes.subset is not None:
         given.append(subset_override(changes.subset, given))
     expanded, more = expand_options(base, given, changes.model, changes.epochs)
@@ -176,6 +186,34 @@ def _resolve(
     notes += [f"warning: {w}" for w in warn_of_batch(base, resolved, changes.overrides)]
     resolved = resolved.with_overrides(*implied)
     return resolved, [*notes, *resolved.notes]
+
+
+def _fit_micro_batch(recipe: Recipe, before: int, device: str, gpus: int) -> tuple[str, list[str]]:
+    """The override that `train.device_batch_size=auto` stands for, and notes; raises `UsageError`.
+
+    By the memory that is free now, with room for what the estimate leaves out. The recipe's own
+    micro-batches had `before` images.
+    """
+    from rescue_cli import estimate
+
+    recipe.demand_classification("train.device_batch_size=auto")
+    free = free_memory_mb(device)
+    fitting = estimate.fit_micro_batch(recipe, FREE_SHARE * free, gpus)
+    if fitting is None:
+        raise UsageError(
+            f"train.device_batch_size: auto: not even one image fits into {free:,.0f} MB. "
+            "Use a smaller model or size."
+        )
+    size, needed = fitting
+    notes = [
+        f"auto sets: train.device_batch_size={size} (needs about {needed:,.0f} MB of {free:,.0f})"
+    ]
+    if size != before and estimate.has_batch_norm(recipe):
+        notes.append(
+            f"warning: batch norm normalises over micro-batches of {size} images in place of "
+            f"{before}, so the result may differ from the recipe's."
+        )
+    return f"train.device_batch_size={size}", notes
 
 
 def _directory(recipe: Recipe, out: Path | None, *, resume: bool, nodes: int) -> Path:

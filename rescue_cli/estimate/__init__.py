@@ -2,12 +2,19 @@
 
 from rescue_cli.build.feeds import train_size
 from rescue_cli.estimate.flops import Flops, channels, flops, network_of, parameters, petaflop
-from rescue_cli.estimate.memory import largest_micro_batch, peak_memory
+from rescue_cli.estimate.memory import (
+    fit_micro_batch,
+    has_batch_norm,
+    largest_micro_batch,
+    peak_memory,
+)
 
 __all__ = [
     "Flops",
     "channels",
+    "fit_micro_batch",
     "flops",
+    "has_batch_norm",
     "largest_micro_batch",
     "network_of",
     "parameters",

@@ -10,14 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from rescue_cli.batch import Batch
 from rescue_cli.build.feeds import build_normalise, train_size
-
-# filled
 from rescue_cli.build.losses import build_loss
 from rescue_cli.build.networks import autocast
 from rescue_cli.build.optimizers import build_optimizers
@@ -50,9 +49,11 @@ def peak_memory(recipe: Recipe, micro_batch_size: int | None = None, gpus: int =
     on the device, what augmentation needs before the forward pass, what compiling saves, and
     fragmentation.
     """
+    if micro_batch_size is not None:
+        recipe = recipe.with_overrides(f"train.device_batch_size={micro_batch_size}")
     train, classes = recipe.train, FACTS[recipe.data.name].classes or CLASSES
     size = train_size(recipe)
-    shape = (micro_batch_size or train.device_batch_size, channels(recipe), size, size)
+    shape = (train.device_batch_size, channels(recipe), size, size)
     local = max(1, train.batch_size // shape[0] // gpus)
     network = network_of(recipe)
     with _Fake(), Live() as live, _CudaCasts():
@@ -88,6 +89,25 @@ def largest_micro_batch(recipe: Recipe, peak: float, megabytes: float, gpus: int
             return size
         an_image = needed / size
     return None
+
+
+def fit_micro_batch(recipe: Recipe, megabytes: float, gpus: int = 1) -> tuple[int, float] | None:
+    """The largest micro-batch whose step fits into that memory, in MB, and what it needs.
+
+    At most each GPU's share of the batch; None where not even one image fits.
+    """
+    most = recipe.train.batch_size // gpus
+    whole = recipe.with_overrides(f"train.device_batch_size={most}")
+    peak = peak_memory(whole, gpus=gpus)
+    if peak <= megabytes:
+        return most, peak
+    size = largest_micro_batch(whole, peak, megabytes, gpus)
+    return None if size is None else (size, peak_memory(whole, size, gpus))
+
+
+def has_batch_norm(recipe: Recipe) -> bool:
+    """Whether the recipe's network normalises over the images of a micro-batch."""
+    return any(isinstance(module, _BatchNorm) for module in network_of(recipe).modules())
 
 
 def _step(recipe: Recipe, network: nn.Module, feed: "_Feed") -> Step:
