@@ -32,19 +32,25 @@ def record_path(name: str) -> Path:
 
 def add_runs(runs: Sequence[Path], note: str | None) -> Path:
     """Adds finished runs of one shipped recipe to its record; raises `DataError`."""
-    entries = [_entry(run, note) for run in runs]
+    entries = [make_entry(run, note) for run in runs]
     names = {recipe_in(run).name for run in runs}
     if len(names) != 1:
         raise DataError(
             f"records: runs of several recipes ({', '.join(sorted(names))}). Give runs of one."
         )
-    path = record_path(names.pop())
+    return add_entries(names.pop(), entries)
+
+
+def add_entries(name: str, entries: Entries) -> Path:
+    """Adds entries to a recipe's record; raises `DataError` for one that is there already."""
+    path = record_path(name)
     kept = read_json(path)["runs"] if path.exists() else []
     write_json(path, {"runs": _join(kept, entries)})
     return path
 
 
-def _entry(run: Path, note: str | None) -> dict[str, Any]:
+def make_entry(run: Path, note: str | None) -> dict[str, Any]:
+    """What a record has of a finished run; raises `DataError`."""
     files = RunDirectory(run)
     recipe = recipe_in(run)
     result = read_result(files)
