@@ -12,7 +12,14 @@ import torch
 
 from rescue_cli import distributed
 from rescue_cli.engine import evaluate
-from rescue_cli.errors import InUseError, MemoryExhausted, RescueError, UsageError
+from rescue_cli.errors import (
+    DivergedError,
+    InUseError,
+    MemoryExhausted,
+    RescueError,
+    StoppedError,
+    UsageError,
+)
 from rescue_cli.recipe import Recipe
 from rescue_cli.rundir import FailureRecord, RunDirectory, write_failure
 
@@ -61,6 +68,11 @@ def _is_from_evaluation(error: BaseException) -> bool:
     """Whether it was raised while test images were evaluated."""
     frames = traceback.extract_tb(error.__traceback__)
     return any(frame.filename == evaluate.__file__ for frame in frames)
+
+
+def fails_on_all_ranks(error: Exception) -> bool:
+    """Whether all processes of a run raise it after the same step, as they have agreed."""
+    return isinstance(error, StoppedError | DivergedError)
 
 
 @contextlib.contextmanager
