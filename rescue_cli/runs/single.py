@@ -87,7 +87,8 @@ def describe_idle_gpus(train: Train, used: int, visible: int, option: str = "") 
     fitting = [d for d in range(1, size + 1) if train.batch_size % (d * visible) == 0]
     why = f"a step has {format_count(train.micro_batches, 'micro-batch')} of {size} images"
     if used < most:
-        why, cure = f"{option} is 1 by default", f"{option} {most} uses {most}"
+        reached = "all" if most == visible else str(most)
+        why, cure = f"{option} is 1 by default", f"{option} {most} uses {reached}"
     elif fitting:
         asking = f" and {option} {visible}" if option else ""
         cure = f"train.device_batch_size={fitting[-1]}{asking} uses all"

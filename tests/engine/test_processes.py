@@ -3,17 +3,28 @@
 import os
 import re
 import signal
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from numpy.typing import NDArray
-from PIL import Image
+from torch import nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from rescue_cli import recipe as recipes
-from rescue_cli.rundir import FailureRecord, RunDirectory, read_json, write_failure
+from rescue_cli.engine import signals
+from rescue_cli.rundir import (
+    FailureRecord,
+    RunDirectory,
+    read_failure,
+    read_json,
+    write_failure,
+)
 from rescue_cli.runs import processes, result
 from rescue_cli.runs.environment import describe_environment
 from rescue_cli.runs.failure import record_failure
@@ -21,10 +32,12 @@ from rescue_cli.sections.data import Images
 from rescue_cli.sections.data.memory import MemoryFeed
 from rescue_cli.sections.sampling import SamplingContext, shuffled
 from tests.helpers.processes import (
+    PATIENCE,
     Command,
     alive,
     assert_same,
     checkpoint_of,
+    corrupt_test_file,
     group_of,
     metrics_of,
     saved_step,
@@ -294,20 +307,97 @@ def test_what_an_attempt_said_is_forgotten_when_all_start_again(
 def test_a_rank_that_meets_a_corrupt_file_is_told_while_the_other_sits_in_a_collective(
     tmp_path: Path,
 ) -> None:
-    for number in range(16):
-        for split in ("train", "val"):
-            path = tmp_path / split / "ab"[number % 2] / f"{number:02}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.new("RGB", (32, 32), (number, 9, 9)).save(path)
-    bad = tmp_path / "val" / "b" / "15.png"  # in the second batch, which is rank 1's
-    bad.write_bytes(bad.read_bytes()[:50])
-    words = [
-        f"data={{name: folder, train_root: {tmp_path}/train, test_root: {tmp_path}/val}}",
-        *("model.name=test_resnet", "data.train_size=32", "eval.sizes=[32]", "eval.batch_size=8"),
-        *("train.batch_size=8", "train.device_batch_size=4", "train.epochs=1"),
-    ]
+    words, bad = corrupt_test_file(tmp_path)
     run = tmp_path / "run"
     given = ["train", "--recipe", "pytorch", "--procs", "2", "--workers", "1", "--out", run, *words]
     message = start(given, tmp_path / "told", cores=2).ends(3)
     error = message[message.index("error: ") :]
     assert error.startswith(f"error: rank 1: {bad}: cannot be decoded: "), error
+
+
+def leave_no_group() -> None:
+    """Leaving a process group takes for ever, as with NCCL where another sits in a collective."""
+    dist.destroy_process_group = lambda *_: time.sleep(3 * PATIENCE)
+
+
+def test_a_rank_that_fails_records_it_and_ends_without_leaving_the_group(tmp_path: Path) -> None:
+    words, bad = corrupt_test_file(tmp_path)
+    run = tmp_path / "run"
+    recipe = recipes.load("pytorch", words)
+    workers = group_of(2, run, recipe, tmp_path / "told", workers=1, change=leave_no_group)
+    workers[1].ends(3)
+    failure = read_failure(RunDirectory(run))
+    assert failure is not None
+    assert (failure.rank, failure.exit_code) == (1, 3)
+    assert failure.message.startswith(f"{bad}: cannot be decoded: ")
+    assert "another process has ended" in workers[0].ends(1)
+
+
+# --- a signal to a rank whose main thread waits for another ---
+
+
+def be_impatient() -> None:
+    signals.AGREE_SECONDS = 0.5
+
+
+def test_a_rank_that_waits_for_another_hears_a_signal_and_ends_in_time(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    recipe = recipes.load("quickstart", [*TWO[2:], "train.epochs=4000"])
+    first, second = group_of(2, run, recipe, tmp_path / "told", change=be_impatient)
+    first.until(trained(run, 12))
+    second.hold()
+    time.sleep(2)  # a step takes a hundredth: the first now waits for the gradients of the second
+    saved = RunDirectory(run).last.read_bytes()
+    first.send(signal.SIGTERM)
+    since = time.monotonic()
+    first.ends(143)
+    assert time.monotonic() - since < 60  # 2.5, and much for a busy machine
+    second.kill()
+    failure = read_failure(RunDirectory(run))
+    assert failure is not None
+    assert (failure.rank, failure.exit_code) == (0, 143)
+    assert failure.message.startswith("stopped before the processes could agree to save, after ")
+    assert failure.message.endswith(" s. The last checkpoint is kept.")
+    assert RunDirectory(run).last.read_bytes() == saved
+
+
+# --- compiled ---
+
+
+def compile_without_inductor() -> None:
+    """Compiles for a backend that needs no C++ compiler, and prints a line for each exchange."""
+    compile_for = torch.compile
+
+    def exchange(_: object, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
+        print("exchange", file=sys.stderr)
+        return allreduce_hook(None, bucket)
+
+    def compile_ddp(model: nn.Module, *, dynamic: bool) -> object:
+        assert isinstance(model, nn.parallel.DistributedDataParallel)
+        model.register_comm_hook(None, exchange)
+        return compile_for(model, dynamic=dynamic, backend="aot_eager")
+
+    setattr(torch, "compile", compile_ddp)  # noqa: B010
+
+
+def test_a_compiled_run_on_two_processes_is_the_run_and_exchanges_once_a_step(
+    tmp_path: Path,
+) -> None:
+    short = [*FOUR_MICRO_BATCHES, "data.subset=[64, 20]"]
+    states = []
+    for compiled in (False, True):
+        run = tmp_path / str(compiled)
+        recipe = recipes.load("quickstart", [*short, f"train.compile={str(compiled).lower()}"])
+        change = compile_without_inductor if compiled else None
+        workers = group_of(2, run, recipe, tmp_path / f"told{compiled}", change=change)
+        messages = [worker.ends(0) for worker in workers]
+        states.append(checkpoint_of(run))
+    eager, compiled_state = states
+    steps = eager["progress"]["step"]
+    assert steps == 4
+    for message in messages:
+        assert message.count("exchange\n") == steps, "two micro-batches a step, one exchange"
+    for part in ("model", "average"):
+        assert compiled_state[part].keys() == eager[part].keys()
+        for name, tensor in compiled_state[part].items():
+            assert difference(tensor, eager[part][name]) <= 1e-10, (part, name)
