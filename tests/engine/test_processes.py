@@ -344,15 +344,18 @@ def test_a_rank_that_waits_for_another_hears_a_signal_and_ends_in_time(tmp_path:
     run = tmp_path / "run"
     recipe = recipes.load("quickstart", [*TWO[2:], "train.epochs=4000"])
     first, second = group_of(2, run, recipe, tmp_path / "told", change=be_impatient)
-    first.until(trained(run, 12))
-    second.hold()
-    time.sleep(2)  # a step takes a hundredth: the first now waits for the gradients of the second
-    saved = RunDirectory(run).last.read_bytes()
-    first.send(signal.SIGTERM)
-    since = time.monotonic()
-    first.ends(143)
-    assert time.monotonic() - since < 60  # 2.5, and much for a busy machine
-    second.kill()
+    try:
+        first.until(trained(run, 12))
+        second.hold()
+        time.sleep(2)  # a step takes a hundredth: the first now waits for the second's gradients
+        saved = RunDirectory(run).last.read_bytes()
+        first.send(signal.SIGTERM)
+        since = time.monotonic()
+        first.ends(143)
+        assert time.monotonic() - since < 60  # 2.5, and much for a busy machine
+    finally:
+        first.kill()
+        second.kill()
     failure = read_failure(RunDirectory(run))
     assert failure is not None
     assert (failure.rank, failure.exit_code) == (0, 143)
