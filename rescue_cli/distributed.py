@@ -2,7 +2,7 @@
 
 import inspect
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
@@ -148,12 +148,10 @@ def wrap_ddp(model: nn.Module, device: torch.device) -> nn.Module:
 
 
 def without_exchange(model: nn.Module) -> AbstractContextManager[None]:
-    """While it lasts, a backward pass leaves its gradients in this process.
-
-    Nothing in a single process. A compiled `model` passes on the attributes of what it compiles.
-    """
-    no_sync: Callable[[], AbstractContextManager[None]] = getattr(model, "no_sync", nullcontext)
-    return no_sync()
+    """While it lasts, a backward pass leaves its gradients in this process."""
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        return model.no_sync()
+    return nullcontext()
 
 
 def sum_over_ranks(tensor: Tensor) -> Tensor:

@@ -58,19 +58,17 @@ def build_step(
     initialise_from_images(recipe, network, data, device)
     operations = [item() for item in recipe.augment]
     normalise = build_input_normalise(recipe, data, device)
-    # The optimizers keep the network itself: compiling and DDP share its parameters. DDP is what is
-    # compiled: torch then cuts the backward pass where a bucket of gradients is full, so that
-    # processes exchange one bucket while the gradients of the next are computed.
-    model = distributed.wrap_ddp(network, device)
-    if train.compile:
-        model = torch.compile(model, dynamic=False)  # type: ignore[assignment]
+    # The optimizers keep the network itself: compiling and DDP share its parameters. Within DDP
+    # torch cuts what it compiles where a bucket of gradients is full, so that processes exchange
+    # one bucket while the gradients of the next are computed.
+    forward = torch.compile(network, dynamic=False) if train.compile else network
     return Step(
         feed=build_train_feed(recipe, data, sampler, local, operations, machine, log, per_epoch),
         augment=Augment(operations, normalise, train.seed, per_epoch),
         select=select,
         mix=recipe.mix(MixContext(classes, train.seed, per_epoch)),
         task=recipe.task(teach(criterion), classes),
-        model=model,
+        model=distributed.wrap_ddp(forward, device),  # type: ignore[arg-type]
         optimizers=build_optimizers(recipe, network, per_epoch, scaler),
         statistics=RunningStatistics(network, train.micro_batches),
         average=recipe.averaging(network, RunLength(total_steps(train, per_epoch), per_epoch)),
