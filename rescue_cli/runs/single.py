@@ -39,6 +39,7 @@ class Launch:
     nodes: Nodes = ONE_MACHINE
     max_restarts: int = 0
     progress: bool = True  # shown on stderr
+    profile: bool = False  # some of its steps
     idle_gpus: str | None = None  # a line that names those which the run does not use
 
 
@@ -69,7 +70,7 @@ def plan_launch(
         )
     torchrun = asked is not None or count > 1
     idle = describe_idle_gpus(train, count, default) if asked is None else None
-    return Launch(device, count, torchrun, workers, nodes, max_restarts, progress, idle)
+    return Launch(device, count, torchrun, workers, nodes, max_restarts, progress, idle_gpus=idle)
 
 
 def describe_idle_gpus(train: Train, used: int, visible: int, option: str = "") -> str | None:
@@ -133,6 +134,8 @@ def prepare_training(
         share=share,
         nodes=launch.nodes.count,
     )
+    if launch.profile:
+        environment["profile"] = True
     return prepare(path, recipe, environment, resume=resume, look=look, command=command)
 
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
+from torch._C._distributed_c10d import HashStore
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
@@ -21,6 +22,7 @@ from rescue_cli import recipe as recipes
 from rescue_cli.build.feeds import Machine
 from rescue_cli.build.networks import build_network
 from rescue_cli.build.step import build_step
+from rescue_cli.cli import common
 from rescue_cli.engine import signals
 from rescue_cli.rundir import (
     FailureRecord,
@@ -233,8 +235,20 @@ def test_processes_of_other_machines_take_no_core_of_this_one(tmp_path: Path) ->
 def test_a_peak_that_an_earlier_run_left_is_not_this_runs() -> None:
     cpu = torch.device("cpu")
     stood = result.process_peak_mb()
-    assert result.peak_memory_mb(cpu, 2 * stood) is None
-    assert result.peak_memory_mb(cpu, stood - 1) == pytest.approx(stood, abs=1)
+    assert result.measure_peak_memory(cpu, 2 * stood) == {"peak_memory_mb": None}
+    risen = result.measure_peak_memory(cpu, stood - 1)
+    assert risen == {"peak_memory_mb": pytest.approx(stood, abs=1)}
+
+
+def test_a_gpu_has_what_its_allocator_reserved_beside_what_tensors_took(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda _: 3 * 2**20)
+    monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda _: 4 * 2**20)
+    measured = result.measure_peak_memory(torch.device("cuda", 0), 9.0)
+    assert measured == {"peak_memory_mb": 3.0, "peak_reserved_mb": 4.0}
+    shown = common._format_memory(measured)
+    assert shown == ", peak 3 MB (4 reserved)"
 
 
 # --- the first failure ---
@@ -411,7 +425,7 @@ def test_a_compiled_step_exchanges_gradients_while_others_are_computed(
         events.append("exchange")
         return allreduce_hook(group, bucket)
 
-    distributed.set_membership(dist.HashStore(), rank=0, size=1, local_rank=0, run=0)
+    distributed.set_membership(HashStore(), rank=0, size=1, local_rank=0, run=0)
     try:
         with distributed.process_group(cpu):
             network = build_network(recipe, 10, cpu)
@@ -420,7 +434,7 @@ def test_a_compiled_step_exchanges_gradients_while_others_are_computed(
             )
             model: Any = step.model
             model.register_comm_hook(None, exchange)
-            first = next(network.parameters())  # its gradient is computed last
+            first: Any = next(network.parameters())  # its gradient is computed last
             first.register_post_accumulate_grad_hook(lambda _: events.append("first layer"))
             step.feed.start(0)
             for number in range(2):  # buckets are filled anew after the first step
