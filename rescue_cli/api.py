@@ -16,7 +16,7 @@ from rescue_cli.errors import RescueError, UsageError
 from rescue_cli.formatting import format_count
 from rescue_cli.recipe import Recipe, recipe_in
 from rescue_cli.rundir import RunDirectory, read_metrics, read_result
-from rescue_cli.runs.console import note
+from rescue_cli.runs.console import format_idle_gpus, note
 
 if TYPE_CHECKING:
     import numpy as np
@@ -162,7 +162,7 @@ def train(
     check_recipe(recipe)
     chosen = select_device(device)
     launch = plan_launch(
-        recipe.train.micro_batches,
+        recipe.train,
         chosen,
         procs,
         option="procs",
@@ -205,6 +205,8 @@ def train_in(
         say("finished already; nothing to do")
         return Run(path)
     say(f"{recipe.name} on {launch.device}, {format_count(launch.procs, 'process')}")
+    if launch.idle_gpus:
+        say(launch.idle_gpus)
     run_training(path, launch, new=new)
     if launch.nodes.rank == 0:
         draw_run(path)
@@ -269,7 +271,12 @@ def evaluate_weights(
     from rescue_cli.build.weights import check_changes, find_weights
     from rescue_cli.report.pictures import draw_run
     from rescue_cli.runs.directory import prepare, remove_unstarted
-    from rescue_cli.runs.environment import check_precision, describe_environment, select_device
+    from rescue_cli.runs.environment import (
+        check_precision,
+        describe_environment,
+        select_device,
+        visible_devices,
+    )
     from rescue_cli.runs.group import requested_processes
     from rescue_cli.runs.processes import ONE_MACHINE, run_directory
 
@@ -279,8 +286,12 @@ def evaluate_weights(
     check_changes(overrides, source)
     check_recipe(source.recipe)
     emulated = check_precision(source.recipe.train.precision, chosen)
+    idle = []
+    if procs is None and (visible := visible_devices(chosen)) > 1:
+        cure = f"--procs {visible} uses all"
+        idle = [format_idle_gpus(1, visible, "--procs is 1 by default", cure)]
     if progress:
-        for line in (*source.notes, *(f"warning: {line}" for line in emulated)):
+        for line in (*source.notes, *(f"warning: {line}" for line in emulated), *idle):
             note(line)
     run = Path(given).expanduser()
     parent = run / "evals" if run.is_dir() else Path("runs", f"eval-{source.name}")

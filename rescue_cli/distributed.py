@@ -3,7 +3,7 @@
 import inspect
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 
 TIMEOUT = timedelta(minutes=10)
+LEAVE_SECONDS = 25.0  # to leave the group of a stopped run; another process may still save
 
 
 @dataclass
@@ -51,6 +52,11 @@ def is_launched_in_group() -> bool:
     return _member is not None or "RANK" in os.environ
 
 
+def is_command() -> bool:
+    """Whether this process executes the command of a group, and so reports how that ends."""
+    return _member is not None and _member.rank == 0
+
+
 def local_rank() -> int:
     return _member.local_rank if _member else int(os.environ.get("LOCAL_RANK", "0"))
 
@@ -85,7 +91,12 @@ def clear_membership() -> None:
 
 @contextmanager
 def process_group(device: torch.device) -> Iterator[None]:
-    """Joins the process group that `set_membership` or torchrun's environment describes, if any."""
+    """Joins the process group that `set_membership` or torchrun's environment describes, if any.
+
+    Leaves it at the end of the body, but not where the body fails: the other processes may sit in
+    a collective, and leaving would wait for them. The failure is recorded first; then this process
+    ends, or calls `leave_failed_group`.
+    """
     if not is_launched_in_group():
         yield
         return
@@ -99,10 +110,23 @@ def process_group(device: torch.device) -> Iterator[None]:
         device_id=device if device.type == "cuda" else None,
         **where,
     )
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
+    yield
+    dist.destroy_process_group()
+
+
+def leave_failed_group(*, together: bool) -> None:
+    """Leaves the group of a failed run, if this process is in one; may wait for the others.
+
+    Args:
+        together: Whether all processes failed alike, so that none waits in a collective. Otherwise
+            NCCL's collectives are aborted: on this device, some may wait for the others for ever.
+    """
+    if not dist.is_initialized():
+        return
+    if not together and dist.get_backend() == "nccl":
+        assert dist.group.WORLD is not None
+        dist.group.WORLD.abort()
+    dist.destroy_process_group()
 
 
 def wrap_ddp(model: nn.Module, device: torch.device) -> nn.Module:
@@ -121,6 +145,13 @@ def wrap_ddp(model: nn.Module, device: torch.device) -> nn.Module:
         gradient_as_bucket_view=True,
         **options,
     )
+
+
+def without_exchange(model: nn.Module) -> AbstractContextManager[None]:
+    """While it lasts, a backward pass leaves its gradients in this process."""
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        return model.no_sync()
+    return nullcontext()
 
 
 def sum_over_ranks(tensor: Tensor) -> Tensor:

@@ -58,7 +58,9 @@ def build_step(
     initialise_from_images(recipe, network, data, device)
     operations = [item() for item in recipe.augment]
     normalise = build_input_normalise(recipe, data, device)
-    # The optimizers keep the network itself: compiling and DDP share its parameters
+    # The optimizers keep the network itself: compiling and DDP share its parameters. Within DDP
+    # torch cuts what it compiles where a bucket of gradients is full, so that processes exchange
+    # one bucket while the gradients of the next are computed.
     forward = torch.compile(network, dynamic=False) if train.compile else network
     return Step(
         feed=build_train_feed(recipe, data, sampler, local, operations, machine, log, per_epoch),

@@ -17,7 +17,9 @@ from rescue_cli.metrics.names import METRICS
 from rescue_cli.recipe import Recipe
 from rescue_cli.runs.console import note
 from rescue_cli.runs.directory import check_folder, create_next
-from rescue_cli.runs.environment import check_precision, select_device
+from rescue_cli.runs.environment import check_precision, select_device, visible_devices
+from rescue_cli.runs.group import current_group
+from rescue_cli.runs.single import describe_idle_gpus
 
 app = common.verb()
 ROWS = 12  # of the printed table
@@ -86,6 +88,9 @@ def lr_range_test(
         folder = create_next(Path("runs", "lr-range-test", resolved.name))
     else:
         folder = check_folder(out)
+    if procs is None and current_group() is None:
+        idle = describe_idle_gpus(resolved.train, 1, visible_devices(where), "--procs")
+        notes += filter(None, [idle])
     note("\n".join([str(folder), *resolved.notes, *notes, plan.cost]))
     curves = list(train_runs(plan, folder, where, procs, workers))
     test = RangeTest(resolved, test_ramp, curves)

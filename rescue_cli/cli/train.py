@@ -126,7 +126,7 @@ def train(
     if gpus is not None and gpus > visible and not dry_run and current_group() is None:
         raise UsageError(f"--gpus: {gpus} requested, {visible} visible. Use at most {visible}.")
     launch = plan_launch(
-        resolved.train.micro_batches,
+        resolved.train,
         where,
         procs if gpus is None else gpus,
         option="--procs" if gpus is None else "--gpus",
@@ -136,7 +136,7 @@ def train(
         max_restarts=max_restarts,
     )
     if dry_run:
-        for line in notes:
+        for line in (*notes, *filter(None, [launch.idle_gpus])):
             note(line)
         _print_plan(resolved, launch, as_json)
         return

@@ -15,9 +15,10 @@ from rescue_cli.cli.common import Device, Json, Overrides, RecipeName, Workers
 from rescue_cli.errors import RescueError
 from rescue_cli.report.tuning_page import render_tuning_page, tuning_title
 from rescue_cli.rundir import write_json, write_text
-from rescue_cli.runs.console import note
+from rescue_cli.runs.console import format_idle_gpus, note
 from rescue_cli.runs.directory import check_folder
-from rescue_cli.runs.environment import check_precision, select_device
+from rescue_cli.runs.environment import check_precision, select_device, visible_devices
+from rescue_cli.runs.group import current_group
 
 app = common.verb()
 
@@ -53,6 +54,10 @@ def tune(
     base.demand_classification("tune")
     notes = [f"warning: {text}" for text in check_precision(base.train.precision, where)]
     folder = check_folder(out or Path("runs", "tune", base.name))
+    if current_group() is None and (visible := visible_devices(where)) > 1:
+        why = "tune trains one run at a time, in one process"
+        cure = "Others can work on other commands, each with CUDA_VISIBLE_DEVICES of its own"
+        notes.append(format_idle_gpus(1, visible, why, cure))
     for line in [str(folder), *base.notes, *notes]:
         note(line)
     tuner = Tuner(base, folder, where, workers, seeds, end)

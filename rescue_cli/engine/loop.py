@@ -98,7 +98,7 @@ class Loop:
         """Trains to the last step. Raises `StoppedError` on a signal, `DivergedError` on a loss
         that is not finite.
         """
-        with Stop() as stop:
+        with Stop(self.directory) as stop:
             agreement = Agreement(stop, self.step.device, self.save_minutes * 60)
             if self.warms_up:
                 self._warm_up()

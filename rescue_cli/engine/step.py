@@ -8,6 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from rescue_cli import distributed
 from rescue_cli.batch import Batch
 from rescue_cli.engine.batch_norm import RunningStatistics
 from rescue_cli.engine.optimizers import Optimizers
@@ -70,10 +71,9 @@ class Step:
 
     def gradients_meet(self, number: int) -> AbstractContextManager[None]:
         """Processes exchange gradients on the last of their micro-batches only."""
-        last = number == self.local_micro_batches - 1
-        if last or not isinstance(self.model, nn.parallel.DistributedDataParallel):
+        if number == self.local_micro_batches - 1:
             return nullcontext()
-        return self.model.no_sync()
+        return distributed.without_exchange(self.model)
 
 
 def seed_device(seed: int, step: int, micro_batch: int) -> None:

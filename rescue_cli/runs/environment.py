@@ -5,7 +5,7 @@ import importlib.metadata
 import os
 import platform
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,30 @@ def visible_devices(device: str) -> int:
     import torch
 
     return torch.cuda.device_count() if device == "cuda" else 1
+
+
+def select_gpu(
+    position: int, environment: Mapping[str, str], *, rocm: bool | None = None
+) -> dict[str, str]:
+    """The environment variable with which a process sees one GPU alone: the one at this position
+    among those that `environment` makes visible, by the name (number, UUID, MIG) that it has there.
+
+    Args:
+        rocm: By default as torch was built.
+    """
+    import torch
+
+    if rocm is None:
+        rocm = torch.version.hip is not None
+    # ROCm reads the second where the first is missing. Both count within ROCR_VISIBLE_DEVICES,
+    # which stays as it is.
+    variables = (
+        ["HIP_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES"] if rocm else ["CUDA_VISIBLE_DEVICES"]
+    )
+    for name in variables:
+        if names := environment.get(name):
+            return {name: names.split(",")[position].strip()}
+    return {variables[0]: str(position)}
 
 
 def check_precision(precision: str, device: str) -> list[str]:

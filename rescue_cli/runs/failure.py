@@ -12,7 +12,14 @@ import torch
 
 from rescue_cli import distributed
 from rescue_cli.engine import evaluate
-from rescue_cli.errors import InUseError, MemoryExhausted, RescueError, UsageError
+from rescue_cli.errors import (
+    DivergedError,
+    InUseError,
+    MemoryExhausted,
+    RescueError,
+    StoppedError,
+    UsageError,
+)
 from rescue_cli.recipe import Recipe
 from rescue_cli.rundir import FailureRecord, RunDirectory, write_failure
 from rescue_cli.sections.data import memory
@@ -70,6 +77,11 @@ def _passed_through(error: BaseException, file: str, function: str | None = None
     """Whether it was raised below a function of that file, or below the one of that name."""
     frames = traceback.extract_tb(error.__traceback__)
     return any(f.filename == file and function in (None, f.name) for f in frames)
+
+
+def fails_on_all_ranks(error: Exception) -> bool:
+    """Whether all processes of a run raise it after the same step, as they have agreed."""
+    return isinstance(error, StoppedError | DivergedError)
 
 
 @contextlib.contextmanager

@@ -88,7 +88,11 @@ def join_group(
     store, members = meet(launch, arguments, note)
     group = Group(launch, store, members, watch_ends(launch, store))
     if launch.rank:
-        exit_now(group.follow())
+        try:
+            code = group.follow()
+        except SystemExit as signalled:  # see `_exit_on_signal`
+            code = int(signalled.code or 0)
+        exit_now(code)
     _current, code = group, 1
     try:
         group.require_same_arguments()
@@ -100,8 +104,8 @@ def join_group(
     except SystemExit as error:
         code = error.code if isinstance(error.code, int) else int(error.code is not None)
     except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
         code = 130
-        raise
     finally:
         _current = None
         group.dismiss(code)
@@ -118,6 +122,7 @@ class Group:
     members: list[dict[str, Any]]  # by rank: host, pid, cores, arguments
     ended: list[int] = field(default_factory=list)  # ranks, see `rendezvous.watch_ends`
     runs: int = 0
+    leave_by: float = math.inf  # when this rank must have left a failed run (time.monotonic)
 
     def __str__(self) -> str:
         by = "" if self.launch.launcher == BY_HAND else f" of {self.launch.launcher}"
@@ -209,9 +214,11 @@ class Group:
 
     def _work(self, number: int, path: Path) -> Exception | None:
         """Works on the run; the error, of which the others are told as they wait for this rank."""
-        from rescue_cli.runs.failure import record_failure
+        from rescue_cli import distributed
+        from rescue_cli.runs.failure import fails_on_all_ranks, record_failure
         from rescue_cli.runs.worker import work
 
+        self.leave_by = math.inf
         with self._exit_with_the_others(number, path):
             try:
                 with record_failure(RunDirectory(path)):
@@ -220,12 +227,18 @@ class Group:
                 if not isinstance(error, StoppedError):  # on which all ranks have agreed
                     with contextlib.suppress(RescueError):  # rank 0, with the store, may have ended
                         self.put(f"failed/{number}", code_of(error))
+                # The next run needs a group of its own. This may wait for ranks in a collective,
+                # for as long as the context around it allows.
+                self.leave_by = time.monotonic() + distributed.LEAVE_SECONDS
+                distributed.leave_failed_group(together=fails_on_all_ranks(error))
                 return error
         return None
 
     @contextlib.contextmanager
     def _exit_with_the_others(self, number: int, path: Path) -> Iterator[None]:
-        """Ends this process where another has failed, and this one waits for it in a collective."""
+        """Ends this process where another has failed, and this one waits for it in a collective, or
+        takes too long to leave the run's process group.
+        """
         from rescue_cli import distributed
 
         launch, over = self.launch, threading.Event()
@@ -235,7 +248,7 @@ class Group:
 
         def watch() -> None:
             end = math.inf
-            while time.monotonic() < end:
+            while time.monotonic() < min(end, self.leave_by):
                 if over.wait(WATCH_SECONDS):
                     return
                 end = min(end, time.monotonic() + self._patience(store, number))

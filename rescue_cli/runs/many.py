@@ -11,7 +11,7 @@ from rescue_cli.errors import DataError, DivergedError, RescueError, UsageError
 from rescue_cli.recipe import Recipe
 from rescue_cli.rundir.planned import FILE, How, add_planned, count_missing
 from rescue_cli.runs import pool, slurm
-from rescue_cli.runs.console import note
+from rescue_cli.runs.console import format_idle_gpus, note
 from rescue_cli.runs.directory import remove_unstarted, reserve
 from rescue_cli.runs.group import current_group, refuse_in_group
 from rescue_cli.runs.pool import EndedRun
@@ -39,7 +39,7 @@ class LocalJobs:
 
     device: str
     jobs: int
-    gpus: list[int]  # none on a CPU
+    gpus: int  # visible; 0 on a CPU
     workers: int | None
     cache: Path
 
@@ -51,14 +51,20 @@ class LocalJobs:
 
         look = IdentityCache()
         new = []
+        if self.gpus and 0 < len(runs) < self.jobs:
+            why = f"there are as many runs to train ({len(runs)}), each on one GPU"
+            cure = "More runs use more; rescue train shares one run among several"
+            note(format_idle_gpus(len(runs), self.gpus, why, cure))
         for path, recipe in runs.items():
-            launch = plan_launch(recipe.train.micro_batches, self.device, workers=self.workers)
+            launch = plan_launch(recipe.train, self.device, workers=self.workers)
             if prepare_training(
                 path, recipe, launch, self.cache, resume=True, share=self.jobs, look=look
             ):
                 new.append(path)
         with _remove_on_fatal_error(new):
-            yield from pool.run_all(list(runs), self.jobs, self.gpus, deadline=deadline)
+            yield from pool.run_all(
+                list(runs), self.jobs, one_gpu_each=self.gpus > 0, deadline=deadline
+            )
 
 
 def local_jobs(device: str, jobs: int | None, workers: int | None, cache: Path) -> LocalJobs:
@@ -68,11 +74,11 @@ def local_jobs(device: str, jobs: int | None, workers: int | None, cache: Path) 
     refuse_in_group({"--jobs": jobs not in (None, 1)})
     if (group := current_group()) is not None:
         note(f"one run at a time, on {group}")
-        return LocalJobs(device, 1, [], workers, cache)
-    gpus = list(range(torch.cuda.device_count())) if device == "cuda" else []
-    count = max(1, len(gpus)) if jobs is None else jobs
-    if count < 1 or (gpus and count > len(gpus)):
-        most = f" and at most {len(gpus)}, one run per GPU" if gpus else ""
+        return LocalJobs(device, 1, 0, workers, cache)
+    gpus = torch.cuda.device_count() if device == "cuda" else 0
+    count = max(1, gpus) if jobs is None else jobs
+    if count < 1 or (gpus and count > gpus):
+        most = f" and at most {gpus}, one run per GPU" if gpus else ""
         raise UsageError(f"--jobs: {count} must be at least 1{most}.")
     return LocalJobs(device, count, gpus, workers, cache)
 

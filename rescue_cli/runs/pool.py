@@ -16,6 +16,7 @@ from typing import IO
 from rescue_cli import lifetime
 from rescue_cli.errors import DataError, InUseError, RescueError, StoppedError, UsageError
 from rescue_cli.rundir import FailureRecord, RunDirectory, read_failure, write_failure
+from rescue_cli.runs.environment import select_gpu
 from rescue_cli.runs.group import current_group
 from rescue_cli.runs.processes import ONE_MACHINE, run_directory
 
@@ -36,8 +37,8 @@ class EndedRun:
 def run_all(
     paths: Sequence[Path],
     jobs: int,
-    gpus: Sequence[int] = (),
     *,
+    one_gpu_each: bool = False,
     deadline: float = math.inf,
 ) -> Iterator[EndedRun]:
     """Runs prepared directories, `jobs` at a time, and yields each run as it ends.
@@ -48,7 +49,7 @@ def run_all(
     the iterator early, without an error.
 
     Args:
-        gpus: Worker i sees the i-th of them alone.
+        one_gpu_each: Worker i sees the i-th of the visible GPUs alone.
         deadline: Starts no further run after this time (`time.monotonic`).
     """
     if current_group() is not None:  # this command's processes work on one run at a time, together
@@ -66,8 +67,7 @@ def run_all(
 
         try:
             for number in range(min(jobs, len(paths))):
-                gpu = {"CUDA_VISIBLE_DEVICES": str(gpus[number])} if gpus else {}
-                workers.append(_Worker(gpu))
+                workers.append(_Worker(select_gpu(number, os.environ) if one_gpu_each else {}))
                 start_next(workers[-1])
             while selector.get_map():
                 for key, _ in selector.select(timeout=0.2):

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 
 from rescue_cli.build.expand import count_processes
 from rescue_cli.errors import DataError, DivergedError, StoppedError, UsageError
-from rescue_cli.recipe import Recipe
+from rescue_cli.formatting import format_count
+from rescue_cli.recipe import Recipe, Train
 from rescue_cli.rundir import RunDirectory, read_failure
-from rescue_cli.runs.console import note
+from rescue_cli.runs.console import format_idle_gpus, note
 from rescue_cli.runs.directory import (
     is_finished,
     prepare,
@@ -39,10 +40,11 @@ class Launch:
     max_restarts: int = 0
     progress: bool = True  # shown on stderr
     profile: bool = False  # some of its steps
+    idle_gpus: str | None = None  # a line that names those which the run does not use
 
 
 def plan_launch(
-    micro_batches: int,
+    train: Train,
     device: str,
     procs: int | None = None,
     *,
@@ -53,21 +55,48 @@ def plan_launch(
     max_restarts: int = 0,
     progress: bool = True,
 ) -> Launch:
-    """How many processes share a step of so many micro-batches; raises `UsageError`.
+    """How many processes share a step; raises `UsageError`.
 
     Args:
         procs: As `option` asks for, on all machines together.
         default: The most that are used where nothing is asked for.
     """
     asked, option = requested_processes(procs, option)
-    count = count_processes(micro_batches, asked, default, option=option)
+    count = count_processes(train.micro_batches, asked, default, option=option)
     if count % nodes.count:
         raise UsageError(
             f"{option}: {count} processes cannot be divided evenly among {nodes.count} machines. "
             "Use a multiple."
         )
     torchrun = asked is not None or count > 1
-    return Launch(device, count, torchrun, workers, nodes, max_restarts, progress)
+    idle = describe_idle_gpus(train, count, default) if asked is None else None
+    return Launch(device, count, torchrun, workers, nodes, max_restarts, progress, idle_gpus=idle)
+
+
+def describe_idle_gpus(train: Train, used: int, visible: int, option: str = "") -> str | None:
+    """How many of the visible GPUs a run uses, why no more, and how it would use all of them; None
+    where it does.
+
+    Args:
+        option: The option that asks for several, where one is used by default.
+    """
+    if used >= visible:
+        return None
+    most = count_processes(train.micro_batches, None, visible)
+    size = train.device_batch_size
+    # The largest micro-batches of which every GPU has as many as the others
+    fitting = [d for d in range(1, size + 1) if train.batch_size % (d * visible) == 0]
+    why = f"a step has {format_count(train.micro_batches, 'micro-batch')} of {size} images"
+    if used < most:
+        reached = "all" if most == visible else str(most)
+        why, cure = f"{option} is 1 by default", f"{option} {most} uses {reached}"
+    elif fitting:
+        asking = f" and {option} {visible}" if option else ""
+        cure = f"train.device_batch_size={fitting[-1]}{asking} uses all"
+        cure += "; batch norm then sees smaller micro-batches"
+    else:
+        cure = f"A train.batch_size that {visible} divides can use all"
+    return format_idle_gpus(used, visible, why, cure)
 
 
 def prepare_training(
@@ -144,7 +173,7 @@ def train_part(
         note(f"{path}: diverged before")
         return True
     note(f"{path}: {recipe.train.epochs:g} epochs, seed {recipe.train.seed}")
-    launch = plan_launch(recipe.train.micro_batches, device, procs, workers=workers)
+    launch = plan_launch(recipe.train, device, procs, workers=workers)
     new = prepare_training(path, recipe, launch, folder / ".cache", resume=True)
     try:
         run_training(path, launch, new=new)

@@ -7,6 +7,7 @@ import contextlib
 import fcntl
 import os
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -32,7 +33,7 @@ from rescue_cli.errors import InUseError, RescueError, StoppedError, UsageError
 from rescue_cli.recipe import Recipe, recipe_in, steps_per_epoch, total_steps
 from rescue_cli.rundir import RunDirectory, read_environment, remove_partial_files, write_json
 from rescue_cli.runs import allocator, result
-from rescue_cli.runs.failure import explain_error, record_failure
+from rescue_cli.runs.failure import explain_error, fails_on_all_ranks, record_failure
 
 
 @dataclass(frozen=True)
@@ -77,9 +78,10 @@ def main() -> None:
         return
     codes = (_attempt(RunDirectory(Path(argument))) for argument in sys.argv[1:])
     code = next(filter(None, codes), 0)
-    if "LOCAL_RANK" in os.environ:
-        # All is written and the process group destroyed. The interpreter's own clean-up can abort
-        # in one of torch's threads (seen once on a busy machine), and so fail a finished run.
+    if distributed.is_launched_in_group():
+        # All is written. The interpreter's own clean-up can abort in one of torch's threads (seen
+        # once on a busy machine), and so fail a finished run; after a failure it would also destroy
+        # the process group, and so wait for processes that sit in a collective.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
@@ -104,10 +106,23 @@ def _attempt(run: RunDirectory) -> int:
         with record_failure(run):
             work(run.path)
     except RescueError as error:
+        if fails_on_all_ranks(error):
+            _leave_group(error.exit_code)
         return error.exit_code
     except Exception:
         return 1
     return 0
+
+
+def _leave_group(exit_code: int) -> None:
+    """Leaves the process group, if any, so that no other process loses what it still exchanges;
+    ends this process where that takes too long.
+    """
+    end = threading.Timer(distributed.LEAVE_SECONDS, os._exit, [exit_code])
+    end.daemon = True
+    end.start()
+    distributed.leave_failed_group(together=True)
+    end.cancel()
 
 
 def _machine(environment: dict[str, Any]) -> Machine:
@@ -127,8 +142,12 @@ def _prepare_torch(recipe: Recipe, environment: dict[str, Any], machine: Machine
 
 @contextlib.contextmanager
 def _lock(run: RunDirectory) -> Iterator[None]:
-    """Locks the run directory against a second run, at most as long as this process lives."""
+    """Locks the run directory against a second run, at most as long as this process lives.
+
+    The other processes wait until the first has locked it: before that it is not theirs.
+    """
     if not distributed.is_first():
+        distributed.barrier()
         yield
         return
     with run.lock.open("a+") as file:
@@ -137,6 +156,7 @@ def _lock(run: RunDirectory) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise InUseError(run.path) from None
+        distributed.barrier()
         yield
 
 
@@ -272,7 +292,7 @@ def _evaluate(
     prepared = time.perf_counter() - start.clock
     feeds = {test.feed for test in tests.values()}
     batches = sum(feed.rounds(distributed.world_size()) for feed in feeds)
-    with Stop() as stop, batch_bar(batches, progress=progress) as count:
+    with Stop(run) as stop, batch_bar(batches, progress=progress) as count:
 
         def between() -> None:
             count()

@@ -3,18 +3,34 @@
 import os
 import re
 import signal
+import time
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from numpy.typing import NDArray
-from PIL import Image
+from torch._C._distributed_c10d import HashStore
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
+from rescue_cli import distributed
 from rescue_cli import recipe as recipes
+from rescue_cli.build.feeds import Machine
+from rescue_cli.build.networks import build_network
+from rescue_cli.build.step import build_step
 from rescue_cli.cli import common
-from rescue_cli.rundir import FailureRecord, RunDirectory, read_json, write_failure
+from rescue_cli.engine import signals
+from rescue_cli.rundir import (
+    FailureRecord,
+    RunDirectory,
+    read_failure,
+    read_json,
+    write_failure,
+)
 from rescue_cli.runs import processes, result
 from rescue_cli.runs.environment import describe_environment
 from rescue_cli.runs.failure import record_failure
@@ -22,12 +38,15 @@ from rescue_cli.sections.data import Images
 from rescue_cli.sections.data.memory import MemoryFeed
 from rescue_cli.sections.sampling import SamplingContext, shuffled
 from tests.helpers.processes import (
+    PATIENCE,
     Command,
     alive,
     assert_same,
     checkpoint_of,
+    corrupt_test_file,
     group_of,
     metrics_of,
+    random_dataset,
     saved_step,
     start,
     trained,
@@ -307,20 +326,122 @@ def test_what_an_attempt_said_is_forgotten_when_all_start_again(
 def test_a_rank_that_meets_a_corrupt_file_is_told_while_the_other_sits_in_a_collective(
     tmp_path: Path,
 ) -> None:
-    for number in range(16):
-        for split in ("train", "val"):
-            path = tmp_path / split / "ab"[number % 2] / f"{number:02}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.new("RGB", (32, 32), (number, 9, 9)).save(path)
-    bad = tmp_path / "val" / "b" / "15.png"  # in the second batch, which is rank 1's
-    bad.write_bytes(bad.read_bytes()[:50])
-    words = [
-        f"data={{name: folder, train_root: {tmp_path}/train, test_root: {tmp_path}/val}}",
-        *("model.name=test_resnet", "data.train_size=32", "eval.sizes=[32]", "eval.batch_size=8"),
-        *("train.batch_size=8", "train.device_batch_size=4", "train.epochs=1"),
-    ]
+    words, bad = corrupt_test_file(tmp_path)
     run = tmp_path / "run"
     given = ["train", "--recipe", "pytorch", "--procs", "2", "--workers", "1", "--out", run, *words]
     message = start(given, tmp_path / "told", cores=2).ends(3)
     error = message[message.index("error: ") :]
     assert error.startswith(f"error: rank 1: {bad}: cannot be decoded: "), error
+
+
+def leave_no_group() -> None:
+    """Leaving a process group takes for ever, as with NCCL where another sits in a collective."""
+    dist.destroy_process_group = lambda *_: time.sleep(3 * PATIENCE)
+
+
+def test_a_rank_that_fails_records_it_and_ends_without_leaving_the_group(tmp_path: Path) -> None:
+    words, bad = corrupt_test_file(tmp_path)
+    run = tmp_path / "run"
+    recipe = recipes.load("pytorch", words)
+    workers = group_of(2, run, recipe, tmp_path / "told", workers=1, change=leave_no_group)
+    workers[1].ends(3)
+    failure = read_failure(RunDirectory(run))
+    assert failure is not None
+    assert (failure.rank, failure.exit_code) == (1, 3)
+    assert failure.message.startswith(f"{bad}: cannot be decoded: ")
+    assert "another process has ended" in workers[0].ends(1)
+
+
+# --- a signal to a rank whose main thread waits for another ---
+
+
+def be_impatient() -> None:
+    signals.AGREE_SECONDS = 0.5
+
+
+def test_a_rank_that_waits_for_another_hears_a_signal_and_ends_in_time(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    recipe = recipes.load("quickstart", [*TWO[2:], "train.epochs=4000"])
+    first, second = group_of(2, run, recipe, tmp_path / "told", change=be_impatient)
+    try:
+        first.until(trained(run, 12))
+        second.hold()
+        time.sleep(2)  # a step takes a hundredth: the first now waits for the second's gradients
+        saved = RunDirectory(run).last.read_bytes()
+        first.send(signal.SIGTERM)
+        since = time.monotonic()
+        first.ends(143)
+        assert time.monotonic() - since < 60  # 2.5, and much for a busy machine
+    finally:
+        first.kill()
+        second.kill()
+    failure = read_failure(RunDirectory(run))
+    assert failure is not None
+    assert (failure.rank, failure.exit_code) == (0, 143)
+    assert failure.message.startswith("stopped before the processes could agree to save, after ")
+    assert failure.message.endswith(" s. The last checkpoint is kept.")
+    assert RunDirectory(run).last.read_bytes() == saved
+
+
+# --- compiled ---
+
+
+def compile_without_inductor() -> None:
+    """Compiles for a backend that needs no C++ compiler."""
+    setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))  # noqa: B010
+
+
+def test_a_compiled_run_on_two_processes_is_the_same_run(tmp_path: Path) -> None:
+    short = [*FOUR_MICRO_BATCHES, "data.subset=[64, 20]"]
+    states = []
+    for compiled in (False, True):
+        run = tmp_path / str(compiled)
+        recipe = recipes.load("quickstart", [*short, f"train.compile={str(compiled).lower()}"])
+        change = compile_without_inductor if compiled else None
+        for worker in group_of(2, run, recipe, tmp_path / f"told{compiled}", change=change):
+            worker.ends(0)
+        states.append(checkpoint_of(run))
+    eager, compiled_state = states
+    for part in ("model", "average"):
+        assert compiled_state[part].keys() == eager[part].keys()
+        for name, tensor in compiled_state[part].items():
+            assert difference(tensor, eager[part][name]) <= 1e-10, (part, name)
+
+
+def test_a_compiled_step_exchanges_gradients_while_others_are_computed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    cpu = torch.device("cpu")
+    sizes = ["train.batch_size=4", "train.device_batch_size=2", "train.compile=true"]
+    recipe = recipes.load("quickstart", [*sizes, "model.width=64"])
+    events: list[str] = []
+
+    # DDP demands these annotations
+    def exchange(
+        group: dist.ProcessGroup,
+        bucket: dist.GradBucket,  # type: ignore[name-defined]
+    ) -> torch.futures.Future[torch.Tensor]:
+        events.append("exchange")
+        return allreduce_hook(group, bucket)
+
+    distributed.set_membership(HashStore(), rank=0, size=1, local_rank=0, run=0)
+    try:
+        with distributed.process_group(cpu):
+            network = build_network(recipe, 10, cpu)
+            step = build_step(
+                recipe, network, random_dataset(1, 28, 64), Machine(cpu, 0, Path()), print
+            )
+            model: Any = step.model
+            model.register_comm_hook(None, exchange)
+            first: Any = next(network.parameters())  # its gradient is computed last
+            first.register_post_accumulate_grad_hook(lambda _: events.append("first layer"))
+            step.feed.start(0)
+            for number in range(2):  # buckets are filled anew after the first step
+                events.clear()
+                step(number)
+    finally:
+        distributed.clear_membership()
+        torch.compiler.reset()
+    # The first micro-batch exchanges nothing, the last its first bucket before the last gradient
+    assert events == ["first layer", "exchange", "first layer", "exchange"]

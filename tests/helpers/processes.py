@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from rescue_cli.recipe import Recipe
@@ -124,20 +125,21 @@ def start(
     cores: int = 1,
     worker: bool = False,
     folder: Path | None = None,
+    change: Callable[[], None] | None = None,
 ) -> Command:
     """Starts `rescue ARGUMENTS...` in that folder; what it prints goes to files named after `told`.
 
     `largest_file` is a limit in bytes, at which the system refuses to write on; `shared_memory` is
     the size of a /dev/shm of its own, as `mount_shared_memory` has it. The process sees so many
     `cores`, and takes as many threads. With `worker` the arguments are those of
-    `python -m rescue_cli.runs.worker`.
+    `python -m rescue_cli.runs.worker`. The process calls `change`, a function of a module, first.
     """
     output.parent.mkdir(parents=True, exist_ok=True)
     stdout, stderr = output.with_suffix(".out"), output.with_suffix(".err")
     words = [str(a) for a in arguments]
     surroundings = {**os.environ, **(environment or {})}
     limits = (largest_file, shared_memory, cores)
-    given = (words, stdout, stderr, surroundings, limits, worker, folder)
+    given = (words, stdout, stderr, surroundings, limits, worker, folder, change)
     process = _processes.Process(target=_run, args=given)
     process.start()
     return Command(process, stdout, stderr)
@@ -151,6 +153,7 @@ def _run(
     limits: tuple[int | None, str, int],
     worker: bool,
     folder: Path | None,
+    change: Callable[[], None] | None,
 ) -> None:
     from rescue_cli.__main__ import main
     from rescue_cli.runs import pool
@@ -169,6 +172,8 @@ def _run(
     if shared_memory and not mount_shared_memory(shared_memory):
         sys.exit(NOT_ALLOWED)
     setattr(pool, "_start_process", lambda given: ForkedWorker(given, _fork))  # noqa: B010
+    if change is not None:
+        change()
     worker_module.main() if worker else main()
 
 
@@ -214,10 +219,12 @@ def group_of(
     *,
     workers: int = 0,
     shared_memory: str = "",
+    change: Callable[[], None] | None = None,
 ) -> list[Command]:
     """`count` processes that begin a run or go on with it, in a group over gloo without torchrun.
 
-    Each has one thread, since sums depend on their number, and so many loader `workers`.
+    Each has one thread, since sums depend on their number, and so many loader `workers`. It calls
+    `change` first.
     """
     cache = run.with_name("cache")
     facts = describe_environment(
@@ -241,6 +248,7 @@ def group_of(
             environment={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
             shared_memory=shared_memory,
             worker=True,
+            change=change,
         )
         for rank in range(count)
     ]
@@ -461,6 +469,24 @@ def random_dataset(channels: int, pixels: int, count: int) -> Dataset:
     shape = (count, channels, pixels, pixels)
     images = Images(draws.integers(0, 256, shape, dtype=np.uint8), draws.integers(0, 10, count))
     return Dataset(images, {"test": images}, tuple("abcdefghij"))
+
+
+def corrupt_test_file(folder: Path) -> tuple[list[str], Path]:
+    """Overrides for a run on images in `folder`, and the file that is cut off: one of the second
+    batch of test images, which is rank 1's.
+    """
+    for number in range(16):
+        for split in ("train", "val"):
+            path = folder / split / "ab"[number % 2] / f"{number:02}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (32, 32), (number, 9, 9)).save(path)
+    bad = folder / "val" / "b" / "15.png"
+    bad.write_bytes(bad.read_bytes()[:50])
+    return [
+        f"data={{name: folder, train_root: {folder}/train, test_root: {folder}/val}}",
+        *("model.name=test_resnet", "data.train_size=32", "eval.sizes=[32]", "eval.batch_size=8"),
+        *("train.batch_size=8", "train.device_batch_size=4", "train.epochs=1"),
+    ], bad
 
 
 def alive(pid: int) -> bool:

@@ -9,13 +9,15 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+import torch.distributed as dist
 
 from rescue_cli.errors import UsageError
-from rescue_cli.rundir import RunDirectory, read_environment
+from rescue_cli.rundir import RunDirectory, read_environment, read_failure
+from rescue_cli.runs import group as groups
 from rescue_cli.runs import rendezvous
 from rescue_cli.runs.group import ENDED_SECONDS, FAILED_SECONDS, Group
 from rescue_cli.runs.launcher import (
@@ -29,6 +31,7 @@ from tests.helpers.processes import (
     PATIENCE,
     Command,
     assert_same,
+    corrupt_test_file,
     descendants,
     rank_of,
     saved_step,
@@ -309,6 +312,7 @@ def group(
     folder: Path,
     srun: bool = False,
     size: int = 2,
+    change: Callable[[], None] | None = None,
 ) -> list[Command]:
     """Starts the command `size` times, as srun does or by hand."""
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
@@ -320,6 +324,7 @@ def group(
             environment={**shared, names[0]: str(rank), names[1]: str(size)},
             folder=folder,
             cores=2,
+            change=change,
         )
         for rank in range(size)
     ]
@@ -409,6 +414,37 @@ def test_all_of_a_group_leave_with_the_code_of_what_went_wrong_first(
     message = all_end(group(tmp_path / "data", empty, port, folder=tmp_path), 3)
     assert "none" in message
     assert not (tmp_path / "other").exists()
+
+
+def leave_no_group() -> None:
+    """Leaving a process group takes for ever, as with NCCL where another sits in a collective."""
+    dist.destroy_process_group = lambda *_: time.sleep(3 * PATIENCE)
+    groups.FAILED_SECONDS = 1.0
+
+
+def test_a_failed_rank_that_cannot_leave_the_group_is_reported_and_ends(
+    port: int, tmp_path: Path
+) -> None:
+    words, bad = corrupt_test_file(tmp_path)
+    given = ["train", "--recipe", "pytorch", "--workers", "1", "--out", "run", *words]
+    tasks = group(tmp_path / "told", given, port, folder=tmp_path, change=leave_no_group)
+    message = [task.ends(3) for task in tasks]
+    assert f"error: rank 1: {bad}: cannot be decoded: " in message[0]
+    failure = read_failure(RunDirectory(tmp_path / "run"))
+    assert failure is not None
+    assert (failure.rank, failure.exit_code) == (1, 3)
+
+
+def test_a_group_trains_on_after_a_run_that_diverged(port: int, tmp_path: Path) -> None:
+    words = ["seed-sweep", "--seeds", "2", "--out", "sweep", "optim.lr=1.0e30", *SMALL]
+    tasks = group(
+        tmp_path / "told", [*words, "schedule.factors=[0.0, 1, 0]"], port, folder=tmp_path
+    )
+    all_end(tasks, 4)
+    for seed in (0, 1):
+        failure = read_failure(RunDirectory(tmp_path / "sweep" / f"seed-{seed}"))
+        assert failure is not None
+        assert failure.message.startswith("the loss is ")
 
 
 @pytest.mark.parametrize(

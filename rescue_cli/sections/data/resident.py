@@ -1,9 +1,10 @@
 """Folders of small images, decoded once and kept in memory as one array."""
 
 import contextlib
+import fcntl
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -58,13 +59,43 @@ def _images(
     if isinstance(split, Images):
         return split
     file = cache / f"{_key(split, size, interpolation, reading)}.npy"
-    pixels = _read(file, (len(split), 3, size, size))
-    if pixels is not None:
-        return Images(pixels, split.labels, files=split)
-    images = _decode(split, size, interpolation, reading, replacing)
-    if not images.corrupt:
-        _write(file, images.pixels)
-    return images
+    shape = (len(split), 3, size, size)
+
+    def decode() -> Images:
+        images = _decode(split, size, interpolation, reading, replacing)
+        if not images.corrupt:
+            _write(file, images.pixels)
+        return images
+
+    pixels = _read(file, shape)
+    if pixels is None:
+        # Processes of one run, and runs that start together, need the same images: one decodes
+        with _lock(file.with_suffix(".lock")) as first:
+            pixels = _read(file, shape)
+            if pixels is None and first:
+                return decode()
+    # None where the first has failed; the others then decode at the same time
+    return decode() if pixels is None else Images(pixels, split.labels, files=split)
+
+
+@contextlib.contextmanager
+def _lock(file: Path) -> Iterator[bool]:
+    """Whether this process is the first to lock the file; the others wait until it has done its
+    work, or has ended. True without a lock where the file system has none.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            opened = stack.enter_context(file.open("a"))
+            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            stack.callback(_remove, file)
+            first = True
+        except BlockingIOError:
+            fcntl.flock(opened, fcntl.LOCK_SH)
+            first = False
+        except OSError:
+            first = True
+        yield first
 
 
 def _key(split: Files, size: int, interpolation: Interpolation, reading: Reading) -> str:
@@ -129,5 +160,9 @@ def _write(file: Path, pixels: Pixels) -> None:
             np.save(target, pixels)
         os.replace(partial, file)
     except OSError:
-        with contextlib.suppress(OSError):
-            partial.unlink()
+        _remove(partial)
+
+
+def _remove(file: Path) -> None:
+    with contextlib.suppress(OSError):
+        file.unlink()

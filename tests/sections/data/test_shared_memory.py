@@ -23,6 +23,7 @@ import rescue_cli
 from rescue_cli import recipe as recipes
 from rescue_cli.engine import signals
 from rescue_cli.errors import RescueError, StoppedError
+from rescue_cli.rundir import RunDirectory
 from rescue_cli.sections.annotations import Objects, Sample
 from rescue_cli.sections.data import shared_memory as slots
 from rescue_cli.sections.data.shared_memory import ROOM, Parcels
@@ -181,11 +182,13 @@ class Never(Dataset[int]):
         return number
 
 
-def test_a_signal_is_heard_while_images_do_not_come(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_signal_is_heard_while_images_do_not_come(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(signals, "WAIT_SECONDS", 0.5)
     monkeypatch.setattr(_utils, "MP_STATUS_CHECK_INTERVAL", 0.5)
     before = multiprocessing.active_children()
-    with signals.Stop() as stop:
+    with signals.Stop(RunDirectory(tmp_path)) as stop:
         decoded = start_workers(Never(), iter(range(9)), 1)
         assert next_of(decoded) == 0
         threading.Timer(0.2, os.kill, [os.getpid(), signal.SIGTERM]).start()
@@ -203,9 +206,11 @@ class Slow(Dataset[int]):
         return number
 
 
-def test_a_long_step_after_a_signal_leaves_time_to_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_step_after_a_signal_leaves_time_to_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(signals, "WAIT_SECONDS", 0.9)
-    with signals.Stop() as stop:
+    with signals.Stop(RunDirectory(tmp_path)) as stop:
         decoded = start_workers(Slow(), iter(range(9)), 1, ahead=1)
         assert next_of(decoded) == 0
         os.kill(os.getpid(), signal.SIGTERM)

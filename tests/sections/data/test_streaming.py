@@ -4,9 +4,11 @@ import contextlib
 import io
 import multiprocessing
 import os
+import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from multiprocessing.synchronize import Barrier as BarrierType
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from rescue_cli.sections.augment import Operation
 from rescue_cli.sections.augment.annotated import flip
 from rescue_cli.sections.augment.crops import random_resized_crop
 from rescue_cli.sections.data import Dataset, Files, Images, load, make_resident
+from rescue_cli.sections.data import resident as resident_module
 from rescue_cli.sections.data.decode import Box, centre_crop, crop_resize, decode_with_pil
 from rescue_cli.sections.data.formats.class_folders import class_folders, read_class_folders
 from rescue_cli.sections.data.splits import Pixels
@@ -41,6 +44,7 @@ from rescue_cli.sections.data.stream_eval import EvalSamples, FileEvalFeed
 from rescue_cli.sections.data.workers import CHUNK
 from rescue_cli.sections.sampling import Sampler, SamplingContext, shuffled
 from tests.helpers import rectangles
+from tests.helpers.processes import PATIENCE
 
 CPU = torch.device("cpu")
 SEED, MICRO_BATCHES, MICRO_BATCH, SIZE, STEPS = 3, 4, 6, 24, 4
@@ -375,6 +379,71 @@ def test_a_resident_folder_is_decoded_once(small: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="cannot be decoded") as error:
         resident(small, tmp_path / "another cache")
     assert str(path) in str(error.value)
+
+
+def decode_beside_another(
+    root: Path, cache: Path, folder: Path, number: int, start: BarrierType, *, fails: bool
+) -> None:
+    """Makes the folder resident at the same time as another process, and writes what was decoded.
+
+    With `fails` the process that begins to decode first is killed.
+    """
+
+    def read_slowly(path: Path, *_: object) -> Any:
+        with (folder / f"decoded-{number}").open("ab") as file:
+            file.write(b".")
+        time.sleep(0.02)
+        if fails and _is_first(folder / "first"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return decode_with_pil(path.read_bytes())
+
+    setattr(resident_module, "read_image", read_slowly)  # noqa: B010
+    start.wait(PATIENCE)
+    np.save(folder / f"{number}.npy", resident(root, cache))
+
+
+def _is_first(file: Path) -> bool:
+    try:
+        file.touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("outcome", ["decodes", "is killed", "cannot write"])
+def test_of_the_processes_that_need_a_folder_one_decodes_it(
+    outcome: str, small: Path, tmp_path: Path
+) -> None:
+    cache = tmp_path / "cache"
+    expected = resident(small, tmp_path / "other")
+    if outcome == "cannot write":
+        cache.touch()  # where a folder belongs
+    context = multiprocessing.get_context("forkserver")
+    start = context.Barrier(2)
+    processes = [
+        context.Process(
+            target=decode_beside_another,
+            args=(small, cache, tmp_path, number, start),
+            kwargs={"fails": outcome == "is killed"},
+        )
+        for number in range(2)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(PATIENCE)
+    killed = [-signal.SIGKILL] if outcome == "is killed" else []
+    assert sorted(p.exitcode or 0 for p in processes) == [*killed, *[0] * (2 - len(killed))]
+    ended = [n for n, process in enumerate(processes) if process.exitcode == 0]
+    for number in ended:
+        np.testing.assert_array_equal(np.load(tmp_path / f"{number}.npy"), expected)
+    images = len(split_of(small)) + 9  # of the two sets
+    counts = [len(f.read_bytes()) for f in tmp_path.glob("decoded-*")]
+    if outcome == "decodes":
+        assert sum(counts) == images
+        assert sorted(file.suffix for file in cache.iterdir()) == [".npy"] * 2
+    elif outcome == "cannot write":
+        assert counts == [images, images]
 
 
 def encoded(shade: int) -> bytes:
