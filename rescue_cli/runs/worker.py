@@ -17,6 +17,7 @@ import torch
 
 from rescue_cli import distributed, lifetime
 from rescue_cli.build import identity
+from rescue_cli.build.backends import configure_backends, reserve_cublas_workspace
 from rescue_cli.build.evaluation import build_evaluator
 from rescue_cli.build.feeds import Machine, build_test_sets, load_dataset
 from rescue_cli.build.linear_probe import Trainee, build_trainee
@@ -50,6 +51,8 @@ def work(path: Path, *, progress: bool = True) -> None:
     run = RunDirectory(path)
     recipe = recipe_in(path)
     environment = read_environment(run)
+    if recipe.train.deterministic:
+        reserve_cublas_workspace()
     machine = _machine(environment)
     _prepare_torch(recipe, environment, machine)
     with distributed.process_group(machine.device), _lock(run):
@@ -84,6 +87,7 @@ def main() -> None:
 
 def _serve() -> None:
     """Runs one directory after another and answers each with its exit code on stdout."""
+    reserve_cublas_workspace()  # for whichever of them is deterministic
     with os.fdopen(os.dup(1), "w") as answers:
         os.dup2(2, 1)  # anything else that is printed goes to stderr
         for line in sys.stdin:
@@ -115,13 +119,7 @@ def _machine(environment: dict[str, Any]) -> Machine:
 
 def _prepare_torch(recipe: Recipe, environment: dict[str, Any], machine: Machine) -> None:
     torch.set_num_threads(environment["threads"])
-    torch.backends.cuda.matmul.allow_tf32 = True
-    torch.backends.cudnn.allow_tf32 = True
-    torch.backends.cudnn.benchmark = not recipe.train.deterministic
-    if recipe.train.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    if recipe.train.deterministic != torch.are_deterministic_algorithms_enabled():
-        torch.use_deterministic_algorithms(recipe.train.deterministic)  # slow: its compiler
+    configure_backends(recipe)
     if machine.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(machine.device)
 
