@@ -6,7 +6,7 @@ import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 import torch
@@ -14,6 +14,9 @@ import torch
 from rescue_cli.__main__ import main
 from rescue_cli.runs import pool
 from tests.helpers.processes import ForkedWorker
+
+if TYPE_CHECKING:
+    from tests.helpers.pretend_cuda.device import PretendGpu
 
 LONGEST = ("test_readme.py", "test_error_rates.py", "test_processes.py")
 
@@ -84,6 +87,15 @@ def _reason(report: pytest.TestReport) -> str:
 def forked_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where a command starts workers, they are forked from a process that has imported torch."""
     monkeypatch.setattr(pool, "_start_process", ForkedWorker)
+
+
+@pytest.fixture
+def pretend_cuda() -> "Iterator[PretendGpu]":
+    """A machine with a CUDA device, which computes on the CPU and knows CUDA's rules."""
+    from tests.helpers.pretend_cuda import device  # imports torch's compiler, which takes seconds
+
+    with device.pretend_cuda() as gpu:
+        yield gpu
 
 
 @pytest.fixture
