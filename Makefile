@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # One more than the cores: some tests wait for processes, files or the clock
 WORKERS ?= $(shell expr $$(nproc) + 1)
 
-.PHONY: install train test test-long test-slurm test-browser clean
+.PHONY: install train test test-long test-slurm test-browser gpu-check clean
 
 install: $(VENV)/installed
 
@@ -37,6 +37,11 @@ test-browser: install
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check playwright
 	command -v chromium || (apt-get update && apt-get install --yes chromium)
 	$(BIN)/pytest tests/report/test_browser.py
+
+# Ten minutes on one GPU, into build/gpu-check/gpu-check.json; CIFAR=DIR_OR_TAR for the whole runs.
+# PYTHON may be a machine's own that has torch already; nothing is installed
+gpu-check:
+	$(PYTHON) -m tests.gpu_check build/gpu-check $(if $(CIFAR),--data $(CIFAR))
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache

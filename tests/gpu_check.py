@@ -28,16 +28,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 
 from rescue_cli.__main__ import main as run_command
 from rescue_cli.analysis import records
 from rescue_cli.rundir import RunDirectory, read_metrics, write_json
-from tests.helpers.pretend_cuda.runs import RUNS, draw_classes, make_data
+from tests.helpers.pretend_cuda.runs import RUNS, make_data
 
 FILE = "gpu-check.json"
 SECONDS = 120  # the longest that one check may take
 AGREES = 1e-6  # largest difference of losses in float64 between a CPU and a GPU
-SPEED = ("--device", "cuda", "--json")
+DEVICE = "cuda"
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,9 @@ def result_of(*words: object) -> Any:
 
 def train(place: Place, name: str, *words: object) -> dict[str, Any]:
     """Trains on the GPU; what matters of the result."""
-    result = result_of("train", *words, *SPEED, "--out", place.out / "runs" / name)
+    result = result_of(
+        "train", *words, "--device", DEVICE, "--json", "--out", place.out / "runs" / name
+    )
     keys = ("top1", "map", "miou", "loss", "steps", "seconds_warmup", "seconds_train",
             "seconds_prepare", "images_per_second", "peak_memory_mb", "peak_reserved_mb")  # fmt: skip
     return {key: result[key] for key in keys if key in result}
@@ -138,7 +141,7 @@ def families(place: Place) -> dict[str, Any]:
 def agreement(place: Place) -> dict[str, Any]:
     """A2's first losses in float64 on a CPU and on the GPU, and the images that both see."""
     words = ["--recipe", "a2", *place.words("a2"), "train.precision=float64", "train.log_every=1"]
-    runs = [RunDirectory(place.out / "runs" / f"a2-{device}") for device in ("cpu", "cuda")]
+    runs = [RunDirectory(place.out / "runs" / f"a2-{device}") for device in ("cpu", DEVICE)]
     losses, pictures = [], []
     for run in runs:
         device = run.path.name.rpartition("-")[2]
@@ -147,7 +150,7 @@ def agreement(place: Place) -> dict[str, Any]:
         losses.append([line["loss"] for line in lines if line["kind"] == "train"])
         with np.load(run.samples) as file:
             pictures.append(file["images"].tobytes())
-    difference = float(np.abs(np.subtract(*losses)).max())
+    difference = max(abs(a - b) for a, b in zip(*losses, strict=True))
     assert pictures[0] == pictures[1], "the augmented images differ"
     assert difference < AGREES, f"losses differ by {difference}: {losses}"
     return {"losses": len(losses[0]), "largest_difference": difference}
@@ -187,7 +190,9 @@ def step_of_airbench(place: Place) -> Any:
             raise LeftOut("needs --data")
         words = ["data.name=cifar10", f"data.root={place.cifar}"]
     rounds = ("--steps", 2, "--rounds", 1) if place.small else ()
-    return result_of("bench", "step", "--recipe", "airbench94", *words, *rounds, *SPEED)
+    return result_of(
+        "bench", "step", "--recipe", "airbench94", *words, *rounds, "--device", DEVICE, "--json"
+    )
 
 
 def step_of_a2(place: Place) -> Any:
@@ -197,17 +202,32 @@ def step_of_a2(place: Place) -> Any:
     if not place.small:
         photos = place.out / "photographs"
         if not photos.exists():
-            draw_classes(photos, "jpg", (360, 480), train=100, test=5)
+            draw_photographs(photos, {"train": 100, "test": 5})
         words = ["data.name=folder", f"data.root={photos}", "train.batch_size=256",
                  "train.device_batch_size=256", "optim.lr=6.0e-4", "train.epochs=100"]  # fmt: skip
         rounds = ("--steps", 5, "--rounds", 5)
-    return result_of("bench", "step", "--recipe", "a2", *words, *rounds, *SPEED)
+    return result_of(
+        "bench", "step", "--recipe", "a2", *words, *rounds, "--device", DEVICE, "--json"
+    )
+
+
+def draw_photographs(root: Path, counts: Mapping[str, int]) -> None:
+    """Class folders of ten classes, in each so many JPEGs of noise at a photograph's size."""
+    draws = np.random.Generator(np.random.Philox(7))
+    for split, count in counts.items():
+        for label in range(10):
+            folder = root / split / str(label)
+            folder.mkdir(parents=True)
+            for number in range(count):
+                coarse = draws.integers(0, 256, (45, 60, 3), np.uint8)
+                image = Image.fromarray(coarse).resize((480, 360), Image.Resampling.BICUBIC)
+                image.save(folder / f"{number}.jpg", quality=90)
 
 
 def optimizer(place: Place) -> Any:
     """LAMB beside timm's."""
     model = "test_resnet" if place.small else "resnet50"
-    return result_of("bench", "optimizer", "--model", model, *SPEED)
+    return result_of("bench", "optimizer", "--model", model, "--device", DEVICE, "--json")
 
 
 def inference(place: Place) -> Any:
@@ -215,7 +235,7 @@ def inference(place: Place) -> Any:
     model: Sequence[object] = ("resnet50", "--batch-size", 512)
     if place.small:
         model = ("test_resnet", "--size", 32, "--batch-size", 2, "--precision", "float32")
-    return result_of("bench", "inference", "--model", *model, *SPEED)
+    return result_of("bench", "inference", "--model", *model, "--device", DEVICE, "--json")
 
 
 def stop_and_resume(place: Place) -> dict[str, Any]:
@@ -224,7 +244,7 @@ def stop_and_resume(place: Place) -> dict[str, Any]:
              "train.deterministic=true", "train.epochs=400", "train.log_every=1"]  # fmt: skip
     whole, stopped = (place.out / "runs" / name for name in ("never-stopped", "stopped"))
     train(place, whole.name, *words)
-    call = [sys.executable, "-m", "rescue_cli", "train", *map(str, words), "--device", "cuda"]
+    call = [sys.executable, "-m", "rescue_cli", "train", *map(str, words), "--device", DEVICE]
     process = subprocess.Popen([*call, "--out", str(stopped)])
     metrics = RunDirectory(stopped).metrics
     while process.poll() is None and (not metrics.exists() or metrics.stat().st_size < 2000):
@@ -242,7 +262,7 @@ def out_of_memory(place: Place) -> dict[str, Any]:
     """With a hundredth of the memory that the run has: exit code 5, and the key to change."""
     recipe = "myrtle-ghost-norm"
     torch.cuda.set_per_process_memory_fraction(1e-4)
-    words = ["--recipe", recipe, *place.words(recipe), "model.width=512", "--device", "cuda"]
+    words = ["--recipe", recipe, *place.words(recipe), "model.width=512", "--device", DEVICE]
     code, _, err = command("train", *words, "--out", place.out / "runs" / "exhausted")
     assert code == 5, f"exit code {code}: {err[-1500:]}"
     return {"message": err.strip().splitlines()[-1]}

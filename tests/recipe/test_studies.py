@@ -144,7 +144,7 @@ def test_a_record_names_files_without_their_folders(rescue: Rescue, tmp_path: Pa
     again = tmp_path / "deep" / "again"
     from_run = [f"model.weights={run}", *words]
     assert rescue("train", "--recipe", "quickstart", "--out", again, *from_run).code == 0
-    entry = records._entry(again, None)
+    entry = records.make_entry(again, None)
     assert entry["differs"]["model.weights"] == [None, "run"]
     assert "model.weights=run" in entry["command"]
     assert str(tmp_path) not in json.dumps(entry)
