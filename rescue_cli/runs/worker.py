@@ -25,6 +25,7 @@ from rescue_cli.build.losses import describe_balance
 from rescue_cli.build.networks import build_network, match_labels, warn_of_old_head, weights_classes
 from rescue_cli.build.step import build_step
 from rescue_cli.engine.loop import Loop, Timing
+from rescue_cli.engine.profiler import profile_steps
 from rescue_cli.engine.recorder import Recorder, batch_bar
 from rescue_cli.engine.signals import Stop
 from rescue_cli.errors import InUseError, RescueError, StoppedError, UsageError
@@ -58,7 +59,7 @@ def work(path: Path, *, progress: bool = True) -> None:
     with distributed.process_group(machine.device), _lock(run):
         try:
             if environment["verb"] == "train":
-                _train(run, recipe, machine, start, progress)
+                _train(run, recipe, machine, start, progress, profiled="profile" in environment)
             else:
                 _evaluate(run, recipe, machine, start, progress)
         except (RuntimeError, MemoryError) as error:
@@ -143,7 +144,13 @@ def _lock(run: RunDirectory) -> Iterator[None]:
 
 
 def _train(
-    run: RunDirectory, recipe: Recipe, machine: Machine, start: _Start, progress: bool
+    run: RunDirectory,
+    recipe: Recipe,
+    machine: Machine,
+    start: _Start,
+    progress: bool,
+    *,
+    profiled: bool,
 ) -> None:
     data = load_dataset(recipe, machine.cache)
     notes = identity.check_or_record(run, recipe, data)
@@ -164,7 +171,11 @@ def _train(
             if trainee.data is data and distributed.is_first() and not run.samples.exists():
                 result.write_samples(run, loop.step, loop.evaluator.normalise, data)
             prepared = time.perf_counter() - start.clock
-            loop.run()
+            with contextlib.ExitStack() as stack:
+                if profiled and distributed.is_first():
+                    profiler = profile_steps(loop.step, run, loop.timing.steps)
+                    loop.after_step = stack.enter_context(profiler)
+                loop.run()
             _finish(run, recipe, trainee, loop, prepared, start.peak_mb)
 
 
@@ -202,6 +213,7 @@ def _make_loop(
         directory=run,
         recorder=recorder,
         save_minutes=recipe.train.checkpoint_minutes,
+        warms_up=machine.device.type == "cuda" or recipe.train.compile,
     )
 
 
@@ -216,7 +228,7 @@ def _finish(
     """Writes the weights, the predictions and the result, in this order."""
     step, progress = loop.step, loop.progress
     replaced, corrupt = distributed.merge_over_ranks(step.feed.replaced, step.feed.corrupt)
-    memory = result.peak_memory_mb(step.device, peak_before)
+    memory = result.measure_peak_memory(step.device, peak_before)
     if not distributed.is_first():
         return
     model, data = trainee.whole(step.average.model), trainee.images
@@ -236,6 +248,7 @@ def _finish(
         "replaced_images": replaced,
         "corrupt_files": corrupt,
         "skipped_steps": int(step.optimizers.skipped.item()),
+        **({"seconds_warmup": round(loop.seconds_warmup, 3)} if loop.warms_up else {}),
     }
     write_json(run.result, {**collected, **trained})
 
@@ -269,7 +282,7 @@ def _evaluate(
 
         measured = evaluator(network, tests, between)
     seconds = time.perf_counter() - start.clock - prepared
-    memory = result.peak_memory_mb(machine.device, start.peak_mb)
+    memory = result.measure_peak_memory(machine.device, start.peak_mb)
     if distributed.is_first():
         result.write_examples(run, network, evaluator, tests)
         images = sum(len(feed) for feed in feeds)
