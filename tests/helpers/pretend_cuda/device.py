@@ -353,14 +353,13 @@ class PretendGpu:
             written = sum(t.nbytes for t in tensors_in(result))
             self.count("kernels", name)
             self.add("moved", written + sum(t.data_on_cpu.nbytes for t in mine))
-        # An operation in place returns its own argument
-        owners = {id(t.data_on_cpu): t for t in mine}
         if torch.Tag.inplace_view in operation.tags:  # the wrapper takes the new shape as well
             with internals.without_dispatch():
                 operation(*args, **kwargs)
         for tensor in mine:
             assert tensor.shape == tensor.data_on_cpu.shape, f"{operation} changes a shape in place"
-        return map_tensors(lambda value: self.wrap(owners.get(id(value), value)), result)
+        # What an operation in place returns is dropped: C++ returns its argument
+        return map_tensors(self.wrap, result)
 
     def wrap(self, tensor: Tensor) -> "PretendTensor":
         """The tensor as one of this device."""

@@ -14,6 +14,8 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from rescue_cli import recipe as recipes
+from rescue_cli.engine import loop
+from rescue_cli.engine.loop import Loop
 from rescue_cli.engine.step import Step
 from rescue_cli.recipe import Recipe
 from rescue_cli.rundir import RunDirectory
@@ -141,14 +143,22 @@ def train_from_middle(gpu: PretendGpu, recipe: Recipe, whole: Watched, path: Pat
 
 @contextlib.contextmanager
 def counted_steps(gpu: PretendGpu) -> Iterator[list[Counts]]:
-    """What each step of a run did that is trained in the context."""
+    """What each step of a run does that is trained in the context, without its warm-up."""
     steps: list[Counts] = []
-    call = Step.__call__
+    call, warm_up = Step.__call__, Loop._warm_up
 
     def counted(step: Step, number: int) -> None:
         with gpu.counting() as counts:
             call(step, number)
         steps.append(counts)
 
-    with mock.patch.object(Step, "__call__", counted):
+    def uncounted(warmed: Loop) -> None:
+        warm_up(warmed)
+        steps.clear()
+
+    with (
+        mock.patch.object(Step, "__call__", counted),
+        mock.patch.object(Loop, "_warm_up", uncounted),
+        mock.patch.object(loop, "WARM_UP_STEPS", 1),  # of three, which take as long as the run
+    ):
         yield steps
