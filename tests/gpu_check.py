@@ -39,6 +39,10 @@ FILE = "gpu-check.json"
 SECONDS = 120  # the longest that one check may take
 AGREES = 1e-6  # largest difference of losses in float64 between a CPU and a GPU
 DEVICE = "cuda"
+KEYS = (
+    "top1", "map", "miou", "loss", "steps", "seconds_prepare", "seconds_warmup", "seconds_train",
+    "images_per_second", "peak_memory_mb", "peak_reserved_mb",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,8 @@ class Place:
 
     def words(self, recipe: str) -> list[str]:
         """Overrides for a run of seconds on drawn images."""
-        return [word.format(**self.data) for word in RUNS[recipe]]
+        precision = ["train.precision=float32"] if DEVICE == "cpu" else []
+        return [*(word.format(**self.data) for word in RUNS[recipe]), *precision]
 
 
 class LeftOut(Exception):
@@ -79,21 +84,17 @@ def command(*words: object) -> tuple[int, str, str]:
     raise AssertionError("the command ends with SystemExit")
 
 
-def result_of(*words: object) -> Any:
-    """What `rescue WORDS... --json` prints."""
-    code, out, err = command(*words)
+def result_of(*words: object, device: str | None = None) -> Any:
+    """What `rescue WORDS... --json` prints, on the GPU where there is no other device."""
+    code, out, err = command(*words, "--device", device or DEVICE, "--json")
     assert code == 0, f"exit code {code}: {err[-1500:]}"
     return json.loads(out)
 
 
 def train(place: Place, name: str, *words: object) -> dict[str, Any]:
     """Trains on the GPU; what matters of the result."""
-    result = result_of(
-        "train", *words, "--device", DEVICE, "--json", "--out", place.out / "runs" / name
-    )
-    keys = ("top1", "map", "miou", "loss", "steps", "seconds_warmup", "seconds_train",
-            "seconds_prepare", "images_per_second", "peak_memory_mb", "peak_reserved_mb")  # fmt: skip
-    return {key: result[key] for key in keys if key in result}
+    result = result_of("train", *words, "--out", place.out / "runs" / name)
+    return {key: result[key] for key in KEYS if key in result}
 
 
 # --- the checks ---
@@ -145,7 +146,7 @@ def agreement(place: Place) -> dict[str, Any]:
     losses, pictures = [], []
     for run in runs:
         device = run.path.name.rpartition("-")[2]
-        result_of("train", *words, "--device", device, "--out", run.path, "--workers", 0, "--json")
+        result_of("train", *words, "--out", run.path, "--workers", 0, device=device)
         lines = read_metrics(run.metrics)
         losses.append([line["loss"] for line in lines if line["kind"] == "train"])
         with np.load(run.samples) as file:
@@ -190,9 +191,7 @@ def step_of_airbench(place: Place) -> Any:
             raise LeftOut("needs --data")
         words = ["data.name=cifar10", f"data.root={place.cifar}"]
     rounds = ("--steps", 2, "--rounds", 1) if place.small else ()
-    return result_of(
-        "bench", "step", "--recipe", "airbench94", *words, *rounds, "--device", DEVICE, "--json"
-    )
+    return result_of("bench", "step", "--recipe", "airbench94", *words, *rounds)
 
 
 def step_of_a2(place: Place) -> Any:
@@ -206,9 +205,7 @@ def step_of_a2(place: Place) -> Any:
         words = ["data.name=folder", f"data.root={photos}", "train.batch_size=256",
                  "train.device_batch_size=256", "optim.lr=6.0e-4", "train.epochs=100"]  # fmt: skip
         rounds = ("--steps", 5, "--rounds", 5)
-    return result_of(
-        "bench", "step", "--recipe", "a2", *words, *rounds, "--device", DEVICE, "--json"
-    )
+    return result_of("bench", "step", "--recipe", "a2", *words, *rounds)
 
 
 def draw_photographs(root: Path, counts: Mapping[str, int]) -> None:
@@ -227,7 +224,7 @@ def draw_photographs(root: Path, counts: Mapping[str, int]) -> None:
 def optimizer(place: Place) -> Any:
     """LAMB beside timm's."""
     model = "test_resnet" if place.small else "resnet50"
-    return result_of("bench", "optimizer", "--model", model, "--device", DEVICE, "--json")
+    return result_of("bench", "optimizer", "--model", model)
 
 
 def inference(place: Place) -> Any:
@@ -235,13 +232,14 @@ def inference(place: Place) -> Any:
     model: Sequence[object] = ("resnet50", "--batch-size", 512)
     if place.small:
         model = ("test_resnet", "--size", 32, "--batch-size", 2, "--precision", "float32")
-    return result_of("bench", "inference", "--model", *model, "--device", DEVICE, "--json")
+    return result_of("bench", "inference", "--model", *model)
 
 
 def stop_and_resume(place: Place) -> dict[str, Any]:
     """A run that gets SIGTERM saves and ends with 143, and resumes to the very same weights."""
     words = ["--recipe", "myrtle-ghost-norm", *place.words("myrtle-ghost-norm"),
-             "train.deterministic=true", "train.epochs=400", "train.log_every=1"]  # fmt: skip
+             "train.deterministic=true", "train.epochs=200", "eval.every=200",
+             "train.checkpoint_epochs=200", "train.log_every=1"]  # fmt: skip
     whole, stopped = (place.out / "runs" / name for name in ("never-stopped", "stopped"))
     train(place, whole.name, *words)
     call = [sys.executable, "-m", "rescue_cli", "train", *map(str, words), "--device", DEVICE]
@@ -262,7 +260,8 @@ def out_of_memory(place: Place) -> dict[str, Any]:
     """With a hundredth of the memory that the run has: exit code 5, and the key to change."""
     recipe = "myrtle-ghost-norm"
     torch.cuda.set_per_process_memory_fraction(1e-4)
-    words = ["--recipe", recipe, *place.words(recipe), "model.width=512", "--device", DEVICE]
+    width = f"model.width={4 if place.small else 512}"
+    words = ["--recipe", recipe, *place.words(recipe), width, "--device", DEVICE]
     code, _, err = command("train", *words, "--out", place.out / "runs" / "exhausted")
     assert code == 5, f"exit code {code}: {err[-1500:]}"
     return {"message": err.strip().splitlines()[-1]}

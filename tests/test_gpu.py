@@ -11,7 +11,7 @@ from torch import nn
 from rescue_cli import recipe as recipes
 from rescue_cli.build.networks import create_network
 from rescue_cli.build.optimizers import build_optimizers
-from rescue_cli.sections.augment.named_operations import NAMED_OPERATIONS
+from rescue_cli.sections.augment.named_operations import NAMED_OPERATIONS, Group, apply_groups
 from rescue_cli.sections.model import GhostBatchNorm2d
 from rescue_cli.sections.model.pooling import GlobalMaxPool2d
 
@@ -31,10 +31,14 @@ def gpu(request: pytest.FixtureRequest) -> torch.device:
 def test_an_augmentation_gives_the_same_levels(name: str, gpu: torch.device) -> None:
     draws = np.random.Generator(np.random.Philox(3))
     images = torch.from_numpy(draws.integers(0, 256, (16, 3, 33, 40), dtype=np.uint8))
-    operation = NAMED_OPERATIONS[name]
-    arguments = torch.from_numpy(operation.argument(draws.uniform(0, 8, 16), np.ones(16)))
-    there = operation.apply(images.to(gpu), arguments.to(gpu)).cpu()
-    assert (there.short() - operation.apply(images, arguments).short()).abs().max() <= 1
+    magnitudes = draws.uniform(0, 8, 16)
+    arguments = torch.from_numpy(NAMED_OPERATIONS[name].argument(magnitudes, np.ones(16)))
+    groups, fill = [Group(name, "bilinear", list(range(16)))], torch.tensor([1, 2, 3])
+    here, there = (
+        apply_groups("x", images.to(device), groups, arguments.to(device), fill.to(device))
+        for device in (CPU, gpu)
+    )
+    assert (there.cpu().short() - here.short()).abs().max() <= 1
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
@@ -46,7 +50,7 @@ def test_a_layer_of_ours_has_the_same_output_and_gradients(
     outcomes = []
     for device in (CPU, gpu):
         layer = make().double().to(device)
-        x = inputs.to(device).requires_grad_()
+        x = inputs.clone().to(device).requires_grad_()
         y = layer(x)
         (y * y).sum().backward()
         assert x.grad is not None

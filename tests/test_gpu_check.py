@@ -24,7 +24,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
 
 
 @pytest.mark.usefixtures("pretend_cuda", "forked_workers")
-@pytest.mark.parametrize("name", ["families", "agreement", "step-airbench94", "profile"])
+@pytest.mark.parametrize("name", ["families", "step-airbench94"])
 def test_a_check_passes_on_the_pretend_device(name: str, place: Place) -> None:
     outcome = gpu_check.attempt(name, place)
     assert outcome["ok"], outcome
@@ -56,6 +56,13 @@ def test_a_whole_run_goes_on_record(
 def on_a_cpu(name: str, place: Place, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     monkeypatch.setattr(gpu_check, "DEVICE", "cpu")
     return gpu_check.attempt(name, place)
+
+
+@pytest.mark.parametrize("name", ["agreement", "profile", "nccl"])
+def test_a_check_passes_on_a_cpu(name: str, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    outcome = on_a_cpu(name, place, monkeypatch)
+    assert outcome["ok"], outcome
+    assert json.dumps(outcome)
 
 
 def test_a_run_that_is_stopped_is_compared_with_one_that_never_was(
