@@ -22,7 +22,7 @@ from rescue_cli.build.feeds import Machine
 from rescue_cli.build.networks import build_network
 from rescue_cli.build.step import build_step
 from rescue_cli.engine.batch_norm import RunningStatistics
-from rescue_cli.engine.step import Step
+from rescue_cli.engine.step import Step, seed_device
 from rescue_cli.sections import averaging
 from rescue_cli.sections.data import Images
 from rescue_cli.sections.optim import OPTIMIZERS
@@ -41,6 +41,26 @@ STRIKES_BACK = [
     "max_grad_norm: 1.0}",
     "schedule={name: cosine, warmup_epochs: 5, warmup_lr: 0, min_lr: 0, per: epoch}",
 ]
+
+
+# --- seeds ---
+
+
+def test_the_devices_generator_alone_is_seeded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the numbers that `torch.manual_seed` gives, which would also seed every other device."""
+    seeds: list[int] = []
+    monkeypatch.setattr(torch.cuda, "manual_seed", seeds.append)
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeds.append)
+    number = ((3 * 1_000_003 + 17) * 4_099 + 2) % 2**63
+    seed_device(CPU, 3, 17, 2)
+    drawn = torch.rand(5)
+    assert not seeds
+    torch.default_generator.manual_seed(number)
+    assert torch.equal(torch.rand(5), drawn)
+    state = torch.get_rng_state()
+    seed_device(torch.device("cuda", 0), 3, 17, 2)
+    assert seeds == [number]
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 def step_of(recipe: recipes.Recipe, network: nn.Module, device: torch.device = CPU) -> Step:

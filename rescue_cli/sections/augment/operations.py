@@ -46,7 +46,8 @@ class Operation:
     draws (n, columns), by default the draws themselves; or by `plan_by_image` from the images'
     indices, for draws of an image that do not change from epoch to epoch. Its arrays are copied to
     the device (those of all operations at once), the rest stays as it is: so the host may know
-    which image gets what, and no step waits for the device.
+    which image gets what, and no step waits for the device. `from_device`: `apply` draws from the
+    device's generator as well, which is seeded for each micro-batch, so only one at a time.
     """
 
     columns: int
@@ -55,6 +56,7 @@ class Operation:
     plan: Plan = identity_plan
     plan_by_image: Callable[[ImageIds], tuple[Any, ...]] | None = None
     one_size: bool = False
+    from_device: bool = False
 
 
 def pad_crop(
