@@ -32,7 +32,7 @@ from rescue_cli.sections.data.stream import Cropping, FileFeed, TrainSamples, Wh
 from rescue_cli.sections.data.stream_eval import EvalSamples, FileEvalFeed
 from rescue_cli.sections.model import DataDependentInit
 
-AHEAD_BYTES = 64 * 2**20  # images in memory that are augmented at once on a GPU, as uint8
+AHEAD_BYTES = 96 * 2**20  # images in memory that are augmented at once on a GPU, as uint8
 CHUNK = 500  # images in memory at once: their patches are 100 MB at 32 px
 
 

@@ -130,7 +130,7 @@ def test_bench_step_gives_the_hosts_time_by_part(
     result = json.loads(capsys.readouterr().out)
     assert result["what"] == "host of airbench94, batch 1024"
     ahead = result["steps_at_once"]
-    assert ahead == 2**26 // (1024 * 3 * 32 * 32)
+    assert ahead == 96 * 2**20 // (1024 * 3 * 32 * 32)
     assert set(result["beside"]) == {"sampler", "draws"}
     assert (
         result["parts"]["augmentation"] == result["beside"]["draws"] == pytest.approx(1e3 / ahead)
@@ -151,7 +151,7 @@ def test_bench_step_prints_the_hosts_time(
 ) -> None:
     assert run_bench(monkeypatch, "step", "--host", "--rounds", "1", "--recipe", "myrtle") == 0
     printed = capsys.readouterr().out
-    assert printed.startswith("host of myrtle, batch 512, augmented 42 steps at once\n")
+    assert printed.startswith("host of myrtle, batch 512, augmented 64 steps at once\n")
     assert "draws (in a thread)" in printed
 
 
