@@ -12,6 +12,7 @@ from rescue_cli.batch import squares
 from rescue_cli.errors import UsageError
 from rescue_cli.recipe.schema import Fraction, NotNegativeInt, PositiveInt
 from rescue_cli.rng import Floats, Indices, random_bits
+from rescue_cli.sections.augment.kernels import devices
 
 Plan = Callable[[Floats], tuple[Any, ...]]
 Stage = Literal["file", "sample", "pixels", "levels", "normalised"]
@@ -128,6 +129,8 @@ def alternating_flip() -> Operation:
 
 def _mirror(images: Tensor, chosen: Tensor) -> Tensor:
     """The images (n, c, h, w), the chosen ones (n,) mirrored left to right."""
+    if not devices.on_cpu(images):
+        return torch.where(chosen[:, None, None, None], images.flip(-1), images)
     # By bit masks: torch.where is not vectorised for bytes and takes five times as long
     mask = chosen[:, None, None, None].to(torch.uint8).neg_()
     return images.flip(-1).bitwise_xor_(images).bitwise_and_(mask).bitwise_xor_(images)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from rescue_cli.batch import Batch, to_device
 from rescue_cli.rng import uniform
+from rescue_cli.sections.augment.kernels import devices
 from rescue_cli.sections.augment.operations import ImageIds, Operation
 
 ON_DEVICE = ("pixels", "levels", "normalised")
@@ -52,6 +53,8 @@ class Normalise:
         """
         if isinstance(images, list):
             return [self(image[None])[0] for image in images]
+        if not devices.on_cpu(images):  # converts what it reads
+            return images.contiguous(memory_format=self.format).sub(self.shift).mul_(self.factor)
         # in place: each new tensor of this size costs its page faults as well
         floats = images.to(dtype=self.dtype, memory_format=self.format, copy=True)
         if self.format == torch.contiguous_format:

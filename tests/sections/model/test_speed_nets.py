@@ -549,7 +549,8 @@ def test_off_the_cpu_ghost_norm_makes_as_few_kernels_for_many_groups_as_for_two(
         images.requires_grad_()
         with Kernels() as counted:
             block(images).sum().backward()
-        return counted.count
+        count: int = counted.count
+        return count
 
     in_chunks = kernels(16)
     monkeypatch.setattr(GhostBatchNorm2d, "_by_chunks", GhostBatchNorm2d._by_reshape)
