@@ -62,7 +62,8 @@ def build_step(
     augment = Augment(operations, normalise, train.seed, per_epoch)
     feed = build_train_feed(recipe, data, sampler, local, operations, machine, log, per_epoch)
     # The optimizers keep the network itself: compiling and DDP share its parameters
-    forward = torch.compile(network, dynamic=False) if train.compile else network
+    mode = train.compile_mode
+    forward = torch.compile(network, dynamic=False, mode=mode) if mode else network
     return Step(
         feed=feed,
         augment=augment_ahead(feed, augment, device, per_epoch),
