@@ -1,7 +1,7 @@
 """The way of a batch to a GPU, with streams that only note what they are asked for."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -65,12 +65,13 @@ ENTER, LEAVE = ("enter", "side"), ("leave", "side")
 
 def test_a_micro_batch_is_copied_while_the_one_before_is_computed(notes: list[Any]) -> None:
     side = SideStream(GPU)
-    given: list[Callable[[], Any]] = [partial(copy, number, notes) for number in range(3)]
-    for batch in side.ahead(given):
+    given = [partial(copy, number, notes) for number in range(3)]
+    batches: Iterator[dict[str, Any]] = side.ahead(given)
+    for batch in batches:
         notes.append(("compute", int(batch["images"][0].sum())))
     started = [[ENTER, ("copy", n), ("event", "side", n), LEAVE] for n in range(3)]
     used = [[("wait", "computing", n), ("keep", "computing", n), ("compute", n)] for n in range(3)]
-    order = [started[0], started[1], used[0], started[2], used[1], used[2]]
+    order: list[list[Any]] = [started[0], started[1], used[0], started[2], used[1], used[2]]
     assert notes == [note for part in order for note in part]
 
 

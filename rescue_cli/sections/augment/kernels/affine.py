@@ -32,6 +32,18 @@ def shear_y(images: Tensor, factor: Tensor, kernel: Kernel, fill: Tensor) -> Ten
     return _shift_lines(images, _pixel_centres(images, 3) * factor[:, None], 2, kernel, fill)
 
 
+def slide_x(images: Tensor, slope: Tensor, offset: Tensor, kernel: Kernel, fill: Tensor) -> Tensor:
+    """Row y moved by slope * (y + 0.5) + offset pixels: any of the operations along x."""
+    shift = _pixel_centres(images, 2) * slope[:, None] + offset[:, None]
+    return _shift_lines(images, shift, 3, kernel, fill)
+
+
+def slide_y(images: Tensor, slope: Tensor, offset: Tensor, kernel: Kernel, fill: Tensor) -> Tensor:
+    """Column x moved by slope * (x + 0.5) + offset pixels: any of the operations along y."""
+    shift = _pixel_centres(images, 3) * slope[:, None] + offset[:, None]
+    return _shift_lines(images, shift, 2, kernel, fill)
+
+
 def translate_x(images: Tensor, share: Tensor, kernel: Kernel, fill: Tensor) -> Tensor:
     """All pixels moved by a share of the width."""
     return move_x(images, share * images.shape[3], kernel, fill)
