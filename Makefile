@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# One more than the cores: some tests wait for processes, files or the clock
+WORKERS ?= $(shell expr $$(nproc) + 1)
 
 .PHONY: install train test test-long test-slurm test-browser clean
 
@@ -19,7 +21,7 @@ test: install
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/pytest -m "not long" --numprocesses auto --dist worksteal
+	$(BIN)/pytest -m "not long" --numprocesses $(WORKERS) --dist worksteal
 
 test-long: install
 	$(BIN)/pytest -m long

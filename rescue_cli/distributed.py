@@ -1,5 +1,6 @@
 """Process groups: the only module that uses `torch.distributed`."""
 
+import inspect
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
+from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 
 TIMEOUT = timedelta(minutes=10)
 
@@ -111,11 +112,14 @@ def wrap_ddp(model: nn.Module, device: torch.device) -> nn.Module:
     """
     if not dist.is_initialized():
         return model
-    return nn.parallel.DistributedDataParallel(
+    wrapper = nn.parallel.DistributedDataParallel
+    is_new = "forward_sync_buffers" in inspect.signature(wrapper).parameters
+    options: dict[str, Any] = {"forward_sync_buffers" if is_new else "broadcast_buffers": False}
+    return wrapper(
         model,
         device_ids=[device.index] if device.type == "cuda" else None,
-        forward_sync_buffers=False,
         gradient_as_bucket_view=True,
+        **options,
     )
 
 

@@ -21,7 +21,8 @@ FOLDERS = re.compile(r"(?<![\w.])/(?:[^\s/,'\"]+/)+")  # in an absolute path
 Entries = Sequence[dict[str, Any]]
 RESULT = (
     *METRICS, "loss", "count", "epochs", "steps", "seconds_train", "seconds_prepare",
-    "seconds_eval", "images_per_second", "peak_memory_mb", "parameters", "protocol",
+    "seconds_warmup", "seconds_eval", "images_per_second", "peak_memory_mb", "peak_reserved_mb",
+    "parameters", "protocol",
 )  # fmt: skip
 
 

@@ -44,7 +44,11 @@ def cost_of(run: RunDirectory) -> Cost:
     epoch = (last["seconds"] - first["seconds"]) / max(last["epoch"] - first["epoch"], 1e-9)
     if len(timed) == 1:
         epoch = last["seconds"] / last["epoch"]
-    start = result["seconds_prepare"] + max(0.0, last["seconds"] - epoch * last["epoch"])
+    start = (
+        result["seconds_prepare"]
+        + result.get("seconds_warmup", 0.0)
+        + max(0.0, last["seconds"] - epoch * last["epoch"])
+    )
     evaluations = sum(line["kind"] == "eval" for line in lines)
     return Cost(start, epoch, result["seconds_eval"] / max(1, evaluations))
 

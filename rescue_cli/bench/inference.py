@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from rescue_cli.bench.timing import show_rounds, time_calls
+from rescue_cli.build.backends import use_fast_kernels
 from rescue_cli.errors import UsageError
 from rescue_cli.recipe.architectures import row_of
 from rescue_cli.sections.model.timm_models import has_fixed_size, timm_model
@@ -41,6 +42,8 @@ def inference(
     images = torch.randn(batch_size, 3, size, size).to(
         device=device, dtype=DTYPES[precision], memory_format=layout
     )
+
+    use_fast_kernels()
 
     def run() -> None:
         network(images)

@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from rescue_cli.bench.peak_flops import matrix_peak
 from rescue_cli.bench.timing import time_alternately, time_calls
+from rescue_cli.build.backends import configure_backends
 from rescue_cli.build.feeds import Machine, load_dataset
 from rescue_cli.build.networks import autocast, build_network
 from rescue_cli.build.step import build_step
@@ -49,6 +50,7 @@ def step(
     spent on its images: gathering them or waiting for the workers (which is `waiting`), augmenting
     and mixing. Raises `UsageError` if the recipe has too few steps.
     """
+    configure_backends(recipe)
     with TemporaryDirectory() as cache:
         machine = Machine(torch.device(device), workers, Path(cache))
         data = load_dataset(recipe, machine.cache)

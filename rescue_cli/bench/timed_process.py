@@ -22,6 +22,7 @@ from rescue_cli.batch import Batch
 from rescue_cli.bench.plain_layers import replace_layers
 from rescue_cli.bench.plain_optim import LR, plain_optimizers
 from rescue_cli.bench.timing import time_calls
+from rescue_cli.build.backends import configure_backends
 from rescue_cli.build.feeds import Machine, load_dataset
 from rescue_cli.build.networks import build_network
 from rescue_cli.build.optimizers import shared_max_norm
@@ -40,6 +41,7 @@ def main() -> None:
     request = json.loads(sys.stdin.readline())
     recipe = recipes.from_text(request["recipe"], "bench step")
     device = torch.device(request["device"])
+    configure_backends(recipe)
     with TemporaryDirectory() as cache:
         machine = Machine(device, 0, Path(cache))
         try:

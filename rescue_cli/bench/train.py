@@ -16,6 +16,7 @@ from torch.nn import functional
 from rescue_cli import recipe as recipes
 from rescue_cli.bench import timm_pipeline
 from rescue_cli.bench.timing import show_rounds
+from rescue_cli.build.backends import configure_backends
 from rescue_cli.build.feeds import Machine, load_dataset
 from rescue_cli.build.networks import autocast, build_network
 from rescue_cli.build.step import build_step
@@ -68,6 +69,7 @@ def against_timm(recipe: Recipe, *, steps: int, rounds: int) -> dict[str, Any]:
     batch_size = recipe.train.batch_size
     if recipe.train.micro_batches != 1:
         raise UsageError("bench train: set train.device_batch_size to train.batch_size.")
+    configure_backends(recipe)
     with TemporaryDirectory() as cache:
         machine = Machine(torch.device("cpu"), 1, Path(cache))
         data = load_dataset(recipe, machine.cache)

@@ -124,5 +124,19 @@ def _print_error(error: typer.TyperException) -> None:
     context = getattr(error, "ctx", None)  # typer's exceptions for usage have it, the base has not
     path = context.command_path if context else "rescue"
     message = error.format_message()
+    keys = _keys_for_option(getattr(error, "option_name", None), context)
+    if keys:
+        message = f"{message.partition(' (')[0]}. It is a key of the recipe: {' or '.join(keys)}"
     end = "" if message.endswith((".", "?")) else "."
     print(f"error: {message}{end} See {path} --help.", file=sys.stderr)
+
+
+def _keys_for_option(option: str | None, context: Any) -> list[str]:
+    """How to set what an unknown option seems to mean: `train.seed=VALUE` for `--seed`."""
+    from rescue_cli.recipe import SECTIONS, schema
+
+    if option is None or not any(p.name == "overrides" for p in context.command.params):
+        return []
+    name = option.lstrip("-").replace("-", "_")
+    sections = [s for s, entry in SECTIONS.items() if name in schema.keys(entry.keys)]
+    return [f"{section}.{name}=VALUE" for section in sections]

@@ -139,10 +139,17 @@ def _summary(result: Mapping[str, Any]) -> str:
     if result["steps"]:
         lines.append(
             f"{result['epochs']:g} epoch{'' if result['epochs'] == 1 else 's'}, "
-            f"{result['steps']:,} steps"
-            + ("" if (peak := result["peak_memory_mb"]) is None else f", peak {peak:,.0f} MB")
+            f"{result['steps']:,} steps" + _format_memory(result)
         )
     return "\n".join([*lines, *_times(result)])
+
+
+def _format_memory(result: Mapping[str, Any]) -> str:
+    """`, peak 1,234 MB`, on a GPU with what torch's allocator reserved."""
+    if (peak := result["peak_memory_mb"]) is None:
+        return ""
+    reserved = result.get("peak_reserved_mb")
+    return f", peak {peak:,.0f} MB" + ("" if reserved is None else f" ({reserved:,.0f} reserved)")
 
 
 def _times(result: Mapping[str, Any]) -> list[str]:
@@ -151,7 +158,8 @@ def _times(result: Mapping[str, Any]) -> list[str]:
     if result["steps"]:
         contents = {
             "seconds_prepare": "to prepare: data, network and its whitening, first augmented batch",
-            "seconds_train": f"to train ({rate}): steps, augmentation, compilation",
+            "seconds_warmup": "to warm up: steps that were undone; compilation, choice of kernels",
+            "seconds_train": f"to train ({rate}): steps, augmentation",
             "seconds_eval": "to evaluate: every evaluation of the run, with its TTA",
         }
     else:
@@ -159,7 +167,7 @@ def _times(result: Mapping[str, Any]) -> list[str]:
             "seconds_prepare": "to prepare: data, network, weights",
             "seconds_eval": f"to evaluate ({rate}): decoding, network, TTA",
         }
-    return [f"{result[key]:.1f} s {content}" for key, content in contents.items()]
+    return [f"{result[key]:.1f} s {text}" for key, text in contents.items() if key in result]
 
 
 def _preprocessing(protocol: Mapping[str, Any]) -> str:

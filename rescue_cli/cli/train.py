@@ -1,7 +1,7 @@
 """`rescue train`: one run, new or resumed."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -69,6 +69,9 @@ def train(
         bool,
         typer.Option("--check-expected", help="Exit with 6 if outside the recipe's expected band."),
     ] = False,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Write a profile of 5 steps to the run directory.")
+    ] = False,
     as_json: Json = False,
     device: Device = None,
     gpus: Annotated[
@@ -133,7 +136,7 @@ def train(
     path = _directory(resolved, out, resume=resume, nodes=nodes)
     for line in [str(path), *notes]:
         note(line)
-    train_in(path, resolved, launch, resume=resume)
+    train_in(path, resolved, replace(launch, profile=profile), resume=resume)
     if machines.rank > 0:
         note(str(path))
         return

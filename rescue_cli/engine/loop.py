@@ -1,8 +1,9 @@
 """The training loop around the step: evaluates, logs, saves, stops, and resumes."""
 
+import copy
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -19,6 +20,8 @@ from rescue_cli.engine.step import Step
 from rescue_cli.errors import DataError, DivergedError, StoppedError
 from rescue_cli.metrics.names import finite_or_none
 from rescue_cli.rundir import RunDirectory
+
+WARM_UP_STEPS = 3
 
 
 @dataclass(frozen=True)
@@ -80,8 +83,11 @@ class Loop:
     directory: RunDirectory
     recorder: Recorder
     save_minutes: float
+    warms_up: bool = False  # whether steps that are undone come before the clock starts
+    after_step: Callable[[], None] = lambda: None
 
     def __post_init__(self) -> None:
+        self.seconds_warmup = 0.0
         self.progress = Progress()
         self.latest: Mapping[str, Mapping[Measurement, EvalResult]] = {}
         self.clock = time.perf_counter()  # since when seconds are not counted yet
@@ -94,6 +100,8 @@ class Loop:
         """
         with Stop() as stop:
             agreement = Agreement(stop, self.step.device, self.save_minutes * 60)
+            if self.warms_up:
+                self._warm_up()
             self._resume()
             agreement.begin(self.progress.step)
             self.step.feed.start(self.progress.step)
@@ -106,6 +114,7 @@ class Loop:
                 self._evaluate_if_due(agreement)
                 self.step(self.progress.step)
                 self.progress = replace(self.progress, step=self.progress.step + 1)
+                self.after_step()
                 self._log_if_due()
                 code, save = agreement.decide(self.progress.step)
                 if code:
@@ -301,6 +310,29 @@ class Loop:
             "corrupt": list(corrupt),
         }
 
+    def _load(self, state: Mapping[str, Any]) -> None:
+        self.model.load_state_dict(state["model"])
+        self.step.optimizers.load_state_dict(state["updates"])
+        self.step.average.load_state_dict(state["average"])
+        self.step.select.load_state_dict(state["selection"])
+        self.step.loss_sum.copy_(state["loss_sum"])
+
+    def _warm_up(self) -> None:
+        """Takes a few steps and undoes them: compilation, cuDNN's search and the loading of
+        kernels then take place before training, and its seconds are those of its steps.
+        """
+        started = time.perf_counter()
+        feed = self.step.feed
+        before = copy.deepcopy(self._state(self.step.loss_sum, 0, ()))
+        counts = feed.waited, feed.replaced
+        feed.start(0)
+        for step in range(min(WARM_UP_STEPS, self.timing.steps)):
+            self.step(step)
+        self._load(before)
+        feed.waited, feed.replaced = counts
+        to_host(self.step.loss_sum)  # waits for the device
+        self.seconds_warmup = time.perf_counter() - started
+
     def _resume(self) -> None:
         """Loads the last checkpoint, if there is one, and opens the metrics at its step."""
         if self.directory.last.exists():
@@ -312,11 +344,7 @@ class Loop:
                     f"{self.timing.steps} steps: it had more training images when it started. Put "
                     "them back, or start a new run with another --out."
                 )
-            self.model.load_state_dict(state["model"])
-            self.step.optimizers.load_state_dict(state["updates"])
-            self.step.average.load_state_dict(state["average"])
-            self.step.select.load_state_dict(state["selection"])
-            self.step.loss_sum.copy_(state["loss_sum"])
+            self._load(state)
             if distributed.is_first():
                 self.step.feed.replaced = state["replaced"]
                 self.step.feed.corrupt = list(state["corrupt"])

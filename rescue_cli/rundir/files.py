@@ -46,6 +46,14 @@ class RunDirectory:
         return self.path / "result.json"
 
     @property
+    def profile(self) -> Path:
+        return self.path / "profile.json.gz"
+
+    @property
+    def profile_table(self) -> Path:
+        return self.path / "profile.txt"
+
+    @property
     def failure(self) -> Path:
         return self.path / "failure.json"
 

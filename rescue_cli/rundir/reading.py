@@ -128,6 +128,8 @@ SUMMARY = {
     "images_per_second": POSITIVE,
     "peak_memory_mb": POSITIVE.or_null(),
 }
+# Of runs that warm up, and of runs on a GPU
+SUMMARY_OPTIONAL = {"seconds_warmup": POSITIVE, "peak_reserved_mb": POSITIVE}
 SUMMARY_PROTOCOL = {
     **dict.fromkeys(("precision", "weights", "decoder", "interpolation"), TEXT),
     **dict.fromkeys(("mean", "std"), NUMBERS),
@@ -235,7 +237,8 @@ def read_result(run: RunDirectory, *, summarised: bool = False) -> dict[str, Any
     if len({measurement_name(entry, entries) for entry in entries}) < len(entries):
         raise DataError(f"{file}: sets: two measurements have the same set and protocol. {cure}")
     if summarised:
-        check_keys(file, result, SUMMARY, cure)
+        optional = {k: rule for k, rule in SUMMARY_OPTIONAL.items() if k in result}
+        check_keys(file, result, {**SUMMARY, **optional}, cure)
         check_keys(file, result["protocol"], SUMMARY_PROTOCOL, cure, "protocol.")
     return result
 

@@ -14,6 +14,8 @@ from rescue_cli.errors import UsageError
 from rescue_cli.runs.console import note
 from rescue_cli.runs.group import current_group
 
+PACKAGES = ("torch", "torchvision", "timm", "numpy", "simplejpeg", "pillow")
+
 
 def select_device(asked: str | None) -> str:
     """`cpu` or `cuda`; raises `UsageError` where it does not exist on this machine."""
@@ -52,21 +54,29 @@ def check_precision(precision: str, device: str) -> list[str]:
     """
     import torch
 
-    has_bfloat16 = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
     if device == "cuda":
-        return []
+        if precision != "bfloat16" or torch.cuda.is_bf16_supported(including_emulation=False):
+            return []
+        return ["this GPU only emulates bfloat16. Use train.precision=float16."]
     if precision == "float16":
-        cure = "bfloat16" if has_bfloat16 else "float32"
+        cure = "bfloat16" if computes_bfloat16() else "float32"
         raise UsageError(
             "train.precision: float16 needs CUDA, and this run is on a CPU. "
             f"Use train.precision={cure}."
         )
-    if precision == "bfloat16" and not has_bfloat16:
+    if precision == "bfloat16" and not computes_bfloat16():
         return [
             "this processor only emulates bfloat16; a matrix product takes hundreds of "
             "times longer than in float32. Use train.precision=float32."
         ]
     return []
+
+
+def computes_bfloat16() -> bool:
+    """Whether this processor has matrix products in bfloat16; torch emulates them otherwise."""
+    import torch
+
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())  # torch has no public name for it
 
 
 def note_precision(precisions: Iterable[str], device: str) -> None:
@@ -86,9 +96,6 @@ def free_memory_mb(device: str) -> float:
         lines = Path("/proc/meminfo").read_text().splitlines()
         return int(next(x for x in lines if x.startswith("MemAvailable:")).split()[1]) / 2**10
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**20
-
-
-PACKAGES = ("torch", "torchvision", "timm", "numpy", "simplejpeg", "pillow")
 
 
 def describe_environment(
@@ -128,7 +135,7 @@ def describe_environment(
         "cores": cores,
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "allocator": os.environ.get("GLIBC_TUNABLES"),
-        "bfloat16_computed": bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()),
+        "bfloat16_computed": computes_bfloat16(),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "rescue": __version__,

@@ -15,9 +15,12 @@ from rescue_cli.engine import evaluate
 from rescue_cli.errors import InUseError, MemoryExhausted, RescueError, UsageError
 from rescue_cli.recipe import Recipe
 from rescue_cli.rundir import FailureRecord, RunDirectory, write_failure
+from rescue_cli.sections.data import memory
 
 # torch's messages for a layer whose input has no pixels left
 TOO_SMALL = ("Output size is too small", "Kernel size can't be greater than actual input size")
+# What torch, cuDNN, cuBLAS and the host's allocator say where no memory is left
+NO_MEMORY = ("out of memory", "_STATUS_ALLOC_FAILED", "can't allocate memory")
 
 
 def explain_error(error: BaseException, recipe: Recipe) -> BaseException:
@@ -30,10 +33,16 @@ def explain_error(error: BaseException, recipe: Recipe) -> BaseException:
             f"{recipe.model.name} ({text.splitlines()[0]}). Use larger ones."
         )
     exhausted = isinstance(error, torch.OutOfMemoryError | MemoryError)
-    if not exhausted and "can't allocate memory" not in text and "out of memory" not in text:
+    if not exhausted and not any(message in text for message in NO_MEMORY):
         return error
-    why = f"the memory of the device ({text.splitlines()[0][:120]})"
-    if _is_from_evaluation(error):
+    first_line, *_ = text.splitlines() or [type(error).__name__]
+    why = f"the memory of the device ({first_line[:120]})"
+    if _passed_through(error, memory.__file__, "__init__"):
+        cure = "Set data.resident=false." if recipe.data.resident else "Use fewer: data.subset."
+        return MemoryExhausted(
+            f"data: the images, all of which are kept on the device, do not fit into {why}. {cure}"
+        )
+    if _passed_through(error, evaluate.__file__):
         shown = recipe.eval.batch_size
         if recipe.is_annotated or shown == 1:
             sizes = ", ".join(map(str, recipe.eval.sizes))
@@ -57,10 +66,10 @@ def explain_error(error: BaseException, recipe: Recipe) -> BaseException:
     )
 
 
-def _is_from_evaluation(error: BaseException) -> bool:
-    """Whether it was raised while test images were evaluated."""
+def _passed_through(error: BaseException, file: str, function: str | None = None) -> bool:
+    """Whether it was raised below a function of that file, or below the one of that name."""
     frames = traceback.extract_tb(error.__traceback__)
-    return any(frame.filename == evaluate.__file__ for frame in frames)
+    return any(f.filename == file and function in (None, f.name) for f in frames)
 
 
 @contextlib.contextmanager

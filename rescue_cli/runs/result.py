@@ -44,7 +44,7 @@ def collect_result(
     model: nn.Module,
     measured: Mapping[str, Mapping[Measurement, EvalResult]],
     clock: Clock,
-    peak_memory_mb: float | None,
+    memory: Mapping[str, float | None],
 ) -> dict[str, Any]:
     """Writes the predictions; returns the keys of `result.json` that train and eval share."""
     entries = _write_predictions(run, recipe, data, measured)
@@ -62,7 +62,7 @@ def collect_result(
         "seconds_prepare": round(clock.prepare, 3),
         "seconds_eval": round(clock.evaluate, 3),
         "images_per_second": round(clock.images / max(clock.train or clock.evaluate, 1e-9), 1),
-        "peak_memory_mb": peak_memory_mb,
+        **memory,
         "parameters": sum(p.numel() for p in model.parameters()),
         **({"notes": data.notes} if data.notes else {}),
         "sets": entries,
@@ -74,17 +74,20 @@ def process_peak_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 
-def peak_memory_mb(device: torch.device, before: float) -> float | None:
-    """The largest peak of all processes in 2^20 bytes: of the GPU's memory, else of the process.
+def measure_peak_memory(device: torch.device, before: float) -> dict[str, float | None]:
+    """The largest peak of all processes in 2^20 bytes, by key of the result.
 
-    A process that works on several runs has the peak of the largest. None where this run did not
-    rise above `before`, the peak when it began: its own need is then not known.
+    `peak_memory_mb` is of the tensors on the GPU, `peak_reserved_mb` of all that torch's allocator
+    holds for them. On a CPU the first is of the process; one that works on several runs has the
+    peak of the largest: None where this run did not rise above `before`, the peak when it began.
     """
     if device.type == "cuda":
-        peak = torch.cuda.max_memory_allocated(device) / 2**20
-        return round(distributed.max_over_ranks([peak], device)[0], 1)
+        peaks = torch.cuda.max_memory_allocated(device), torch.cuda.max_memory_reserved(device)
+        largest = distributed.max_over_ranks([peak / 2**20 for peak in peaks], device)
+        keys = ("peak_memory_mb", "peak_reserved_mb")
+        return {key: round(peak, 1) for key, peak in zip(keys, largest, strict=True)}
     now, earlier = distributed.max_over_ranks([process_peak_mb(), before], device)
-    return round(now, 1) if now > earlier else None
+    return {"peak_memory_mb": round(now, 1) if now > earlier else None}
 
 
 def write_weights(run: RunDirectory, recipe: Recipe, model: nn.Module, data: Dataset) -> None:

@@ -38,6 +38,7 @@ class Launch:
     nodes: Nodes = ONE_MACHINE
     max_restarts: int = 0
     progress: bool = True  # shown on stderr
+    profile: bool = False  # some of its steps
 
 
 def plan_launch(
@@ -104,6 +105,8 @@ def prepare_training(
         share=share,
         nodes=launch.nodes.count,
     )
+    if launch.profile:
+        environment["profile"] = True
     return prepare(path, recipe, environment, resume=resume, look=look, command=command)
 
 

@@ -17,6 +17,7 @@ import torch
 
 from rescue_cli import distributed, lifetime
 from rescue_cli.build import identity
+from rescue_cli.build.backends import configure_backends, reserve_cublas_workspace
 from rescue_cli.build.evaluation import build_evaluator
 from rescue_cli.build.feeds import Machine, build_test_sets, load_dataset
 from rescue_cli.build.linear_probe import Trainee, build_trainee
@@ -24,6 +25,7 @@ from rescue_cli.build.losses import describe_balance
 from rescue_cli.build.networks import build_network, match_labels, warn_of_old_head, weights_classes
 from rescue_cli.build.step import build_step
 from rescue_cli.engine.loop import Loop, Timing
+from rescue_cli.engine.profiler import profile_steps
 from rescue_cli.engine.recorder import Recorder, batch_bar
 from rescue_cli.engine.signals import Stop
 from rescue_cli.errors import InUseError, RescueError, StoppedError, UsageError
@@ -50,12 +52,14 @@ def work(path: Path, *, progress: bool = True) -> None:
     run = RunDirectory(path)
     recipe = recipe_in(path)
     environment = read_environment(run)
+    if recipe.train.deterministic:
+        reserve_cublas_workspace()
     machine = _machine(environment)
     _prepare_torch(recipe, environment, machine)
     with distributed.process_group(machine.device), _lock(run):
         try:
             if environment["verb"] == "train":
-                _train(run, recipe, machine, start, progress)
+                _train(run, recipe, machine, start, progress, profiled="profile" in environment)
             else:
                 _evaluate(run, recipe, machine, start, progress)
         except (RuntimeError, MemoryError) as error:
@@ -84,6 +88,7 @@ def main() -> None:
 
 def _serve() -> None:
     """Runs one directory after another and answers each with its exit code on stdout."""
+    reserve_cublas_workspace()  # for whichever of them is deterministic
     with os.fdopen(os.dup(1), "w") as answers:
         os.dup2(2, 1)  # anything else that is printed goes to stderr
         for line in sys.stdin:
@@ -115,13 +120,7 @@ def _machine(environment: dict[str, Any]) -> Machine:
 
 def _prepare_torch(recipe: Recipe, environment: dict[str, Any], machine: Machine) -> None:
     torch.set_num_threads(environment["threads"])
-    torch.backends.cuda.matmul.allow_tf32 = True
-    torch.backends.cudnn.allow_tf32 = True
-    torch.backends.cudnn.benchmark = not recipe.train.deterministic
-    if recipe.train.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    if recipe.train.deterministic != torch.are_deterministic_algorithms_enabled():
-        torch.use_deterministic_algorithms(recipe.train.deterministic)  # slow: its compiler
+    configure_backends(recipe)
     if machine.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(machine.device)
 
@@ -145,7 +144,13 @@ def _lock(run: RunDirectory) -> Iterator[None]:
 
 
 def _train(
-    run: RunDirectory, recipe: Recipe, machine: Machine, start: _Start, progress: bool
+    run: RunDirectory,
+    recipe: Recipe,
+    machine: Machine,
+    start: _Start,
+    progress: bool,
+    *,
+    profiled: bool,
 ) -> None:
     data = load_dataset(recipe, machine.cache)
     notes = identity.check_or_record(run, recipe, data)
@@ -166,7 +171,11 @@ def _train(
             if trainee.data is data and distributed.is_first() and not run.samples.exists():
                 result.write_samples(run, loop.step, loop.evaluator.normalise, data)
             prepared = time.perf_counter() - start.clock
-            loop.run()
+            with contextlib.ExitStack() as stack:
+                if profiled and distributed.is_first():
+                    profiler = profile_steps(loop.step, run, loop.timing.steps)
+                    loop.after_step = stack.enter_context(profiler)
+                loop.run()
             _finish(run, recipe, trainee, loop, prepared, start.peak_mb)
 
 
@@ -204,6 +213,7 @@ def _make_loop(
         directory=run,
         recorder=recorder,
         save_minutes=recipe.train.checkpoint_minutes,
+        warms_up=machine.device.type == "cuda" or recipe.train.compile,
     )
 
 
@@ -218,7 +228,7 @@ def _finish(
     """Writes the weights, the predictions and the result, in this order."""
     step, progress = loop.step, loop.progress
     replaced, corrupt = distributed.merge_over_ranks(step.feed.replaced, step.feed.corrupt)
-    memory = result.peak_memory_mb(step.device, peak_before)
+    memory = result.measure_peak_memory(step.device, peak_before)
     if not distributed.is_first():
         return
     model, data = trainee.whole(step.average.model), trainee.images
@@ -238,6 +248,7 @@ def _finish(
         "replaced_images": replaced,
         "corrupt_files": corrupt,
         "skipped_steps": int(step.optimizers.skipped.item()),
+        **({"seconds_warmup": round(loop.seconds_warmup, 3)} if loop.warms_up else {}),
     }
     write_json(run.result, {**collected, **trained})
 
@@ -271,7 +282,7 @@ def _evaluate(
 
         measured = evaluator(network, tests, between)
     seconds = time.perf_counter() - start.clock - prepared
-    memory = result.peak_memory_mb(machine.device, start.peak_mb)
+    memory = result.measure_peak_memory(machine.device, start.peak_mb)
     if distributed.is_first():
         result.write_examples(run, network, evaluator, tests)
         images = sum(len(feed) for feed in feeds)

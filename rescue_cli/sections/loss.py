@@ -224,13 +224,17 @@ def pixel_cross_entropy(
 
     def mean(logits: Mapping[str, Tensor], masks: Tensor) -> Tensor:
         weight = None if weights is None else weights.on(logits["out"])
-        out, aux = (
-            functional.cross_entropy(logits[head], masks, weight, ignore_index=IGNORED)
-            for head in ("out", "aux")
-        )
+        out, aux = (_mean_over_pixels(logits[head], masks, weight) for head in ("out", "aux"))
         return out + auxiliary * aux
 
     return Loss(mean, None, 1)
+
+
+def _mean_over_pixels(logits: Tensor, masks: Tensor, weight: Tensor | None) -> Tensor:
+    if torch.are_deterministic_algorithms_enabled():
+        # CUDA's loss over maps has no deterministic kernel; that over a list of pixels has one
+        logits, masks = logits.movedim(1, -1).flatten(0, -2), masks.flatten()
+    return functional.cross_entropy(logits, masks, weight, ignore_index=IGNORED)
 
 
 def micro_batch_loss(loss: Loss) -> Callable[[Any, Batch], Tensor]:

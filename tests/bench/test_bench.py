@@ -84,7 +84,9 @@ def test_bench_step_prints_its_share_of_the_matrix_peak(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = ("--recipe", "quickstart", "--device", "cpu", "--steps", "4", "--rounds", "1")
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
     assert run_bench(monkeypatch, "step", *options, "--json", *TINY) == 0
+    assert torch.backends.cudnn.benchmark, "as in training"
     found = json.loads(capsys.readouterr().out)
     recipe = recipes.load("quickstart", TINY)
     multiply_adds = estimate.flops(estimate.network_of(recipe), 28, 1).multiply_adds

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torchmetrics.functional.classification import multiclass_recall
 
 from rescue_cli import distributed
@@ -204,6 +205,36 @@ def test_pixels_are_weighed_as_torch_does_and_cannot_be_balanced() -> None:
     assert float(found.mean(heads, masks)) == pytest.approx(1.5 * float(theirs), rel=1e-12)
     with pytest.raises(UsageError, match=r"here each pixel has one\. Give a list, or a mapping"):
         pixel_cross_entropy(2, LossContext(CLASSES, None), auxiliary=0.5, class_weights="balanced")
+
+
+def test_a_deterministic_run_takes_pixels_as_a_list_for_which_cuda_has_a_kernel() -> None:
+    heads = {head: LOGITS.reshape(2, 4, 2, 2) for head in ("out", "aux")}
+    masks = torch.tensor([[[0, 1], [3, 255]], [[2, 2], [0, 255]]])
+    loss = pixel_cross_entropy(2, LossContext(CLASSES, None), auxiliary=0.5, class_weights=GIVEN)
+    expected, operations = loss.mean(heads, masks), Operations()
+    torch.use_deterministic_algorithms(True)
+    try:
+        with operations:
+            deterministic = loss.mean(heads, masks)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    torch.testing.assert_close(deterministic, expected)
+    assert "nll_loss_forward" in operations.names
+    assert "nll_loss2d_forward" not in operations.names
+
+
+class Operations(TorchDispatchMode):
+    """The names of the operations that torch runs."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.names: list[str] = []
+
+    def __torch_dispatch__(
+        self, function: Any, _types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        self.names.append(function.overloadpacket.__name__)
+        return function(*args, **(kwargs or {}))
 
 
 def of_a_micro_batch(start: int, end: int, micro_batch: int, targets: Tensor) -> Batch:

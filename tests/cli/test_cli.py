@@ -116,6 +116,17 @@ def test_check_validates_all_that_is_shipped(rescue: Rescue) -> None:
     [
         ("nosuch", "error: No such command 'nosuch'. See rescue --help."),
         ("train --nosuch", "error: No such option: --nosuch"),
+        (
+            "train --seed 1",
+            "error: No such option: --seed. It is a key of the recipe: train.seed=VALUE. "
+            "See rescue train --help.",
+        ),
+        (
+            "study bot-efficient --batch-size 32",
+            "error: No such option: --batch-size. It is a key of the recipe: "
+            "eval.batch_size=VALUE or train.batch_size=VALUE. See rescue study --help.",
+        ),
+        ("models --seed 1", "error: No such option: --seed"),
         ("train --procs none", "error: Invalid value for '--procs':"),
         ("train --procs 0", "error: Invalid value for '--procs':"),
         (

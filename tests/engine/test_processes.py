@@ -13,6 +13,7 @@ from PIL import Image
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from rescue_cli import recipe as recipes
+from rescue_cli.cli import common
 from rescue_cli.rundir import FailureRecord, RunDirectory, read_json, write_failure
 from rescue_cli.runs import processes, result
 from rescue_cli.runs.environment import describe_environment
@@ -215,8 +216,20 @@ def test_processes_of_other_machines_take_no_core_of_this_one(tmp_path: Path) ->
 def test_a_peak_that_an_earlier_run_left_is_not_this_runs() -> None:
     cpu = torch.device("cpu")
     stood = result.process_peak_mb()
-    assert result.peak_memory_mb(cpu, 2 * stood) is None
-    assert result.peak_memory_mb(cpu, stood - 1) == pytest.approx(stood, abs=1)
+    assert result.measure_peak_memory(cpu, 2 * stood) == {"peak_memory_mb": None}
+    risen = result.measure_peak_memory(cpu, stood - 1)
+    assert risen == {"peak_memory_mb": pytest.approx(stood, abs=1)}
+
+
+def test_a_gpu_has_what_its_allocator_reserved_beside_what_tensors_took(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda _: 3 * 2**20)
+    monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda _: 4 * 2**20)
+    measured = result.measure_peak_memory(torch.device("cuda", 0), 9.0)
+    assert measured == {"peak_memory_mb": 3.0, "peak_reserved_mb": 4.0}
+    shown = common._format_memory(measured)
+    assert shown == ", peak 3 MB (4 reserved)"
 
 
 # --- the first failure ---

@@ -387,6 +387,19 @@ def test_bfloat16_warns_where_the_processor_only_emulates_it() -> None:
         assert warning.endswith("Use train.precision=float32.")
 
 
+@pytest.mark.parametrize("computed", [True, False])
+def test_bfloat16_warns_on_a_gpu_that_only_emulates_it(
+    computed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def is_supported(including_emulation: bool = True) -> bool:
+        return computed or including_emulation
+
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", is_supported)
+    warning = "this GPU only emulates bfloat16. Use train.precision=float16."
+    assert check_precision("bfloat16", "cuda") == ([] if computed else [warning])
+    assert check_precision("float32", "cuda") == []
+
+
 def test_differences_show_the_order_of_augmentations_and_items_of_one_name() -> None:
     flips = [{"name": "flip", "p": 0.1}, {"name": "cutout", "size": 8}, {"name": "flip", "p": 0.2}]
     turned = [flips[1], flips[0], flips[2]]

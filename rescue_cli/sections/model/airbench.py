@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from rescue_cli.recipe.schema import Fraction, NotNegative, Positive, PositiveInt
+from rescue_cli.sections.model.pooling import GlobalMaxPool2d
 from rescue_cli.sections.model.whitening import Whitening
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"gelu": nn.GELU, "silu": nn.SiLU}
@@ -56,7 +57,7 @@ class Airbench(nn.Module):
         self.whitening = whitening
         self.activation = nn.GELU()
         self.groups = nn.Sequential(*groups)
-        self.pool = nn.Sequential(nn.AdaptiveMaxPool2d(1), nn.Flatten())
+        self.pool = nn.Sequential(GlobalMaxPool2d(), nn.Flatten())
         self.head = head
         self.logit_scale = logit_scale
 

@@ -14,6 +14,7 @@ from rescue_cli.sections.model.ghost_batch_norm import (
     interleave_groups,
     undo_interleave,
 )
+from rescue_cli.sections.model.pooling import GlobalMaxPool2d
 from rescue_cli.sections.model.whitening import Whitening
 
 Pool = Literal["after-activation", "before-norm"]
@@ -112,7 +113,7 @@ class ResNet9(nn.Module):
             ConvBlock(2 * width, 4 * width, layers, pooled=True),
             ConvBlock(4 * width, 8 * width, layers, pooled=True),
             Residual(8 * width, layers),
-            nn.AdaptiveMaxPool2d(1),
+            GlobalMaxPool2d(),
             nn.Flatten(),
         )
         self.head = nn.Linear(8 * width, classes, bias=False)

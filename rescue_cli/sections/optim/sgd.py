@@ -76,7 +76,7 @@ def _update(
 ) -> None:
     changes = torch._foreach_add(gradients, parameters, alpha=group["weight_decay"])
     torch._foreach_mul_(changes, group["lr"])
-    before = velocities if found_inf is None else torch._foreach_clone(velocities)
+    before = velocities if found_inf is None else [v.clone() for v in velocities]
     torch._foreach_mul_(velocities, group["momentum"])
     torch._foreach_sub_(velocities, changes)
     ahead = velocities

@@ -22,6 +22,7 @@ from rescue_cli.errors import UsageError
 from rescue_cli.sections.data import Dataset, FileNames, Files, Images
 from rescue_cli.sections.model import MODELS, Celu, GhostBatchNorm2d, Whitening
 from rescue_cli.sections.model.airbench import add_dirac
+from rescue_cli.sections.model.pooling import GlobalMaxPool2d
 from tests.helpers.kernels import Kernels
 from tests.helpers.processes import random_dataset
 
@@ -616,3 +617,21 @@ def test_a_micro_batch_that_does_not_divide_into_groups_is_refused_before_a_devi
         "model.ghost: a micro-batch of 128 does not divide into groups of 48. "
         "Set train.device_batch_size to a multiple of 48, or model.ghost to a divisor."
     )
+
+
+# --- pooling ---
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_the_global_maximum_and_its_gradient_are_those_of_adaptive_pooling(layout: Any) -> None:
+    torch.manual_seed(1)
+    ours = torch.randint(0, 4, (3, 5, 6, 7)).float().to(memory_format=layout).requires_grad_()
+    theirs = ours.detach().clone().requires_grad_()  # of four levels, so that maxima tie
+    weights = torch.randn(3, 5, 1, 1)
+    pooled, adaptive = GlobalMaxPool2d()(ours), nn.AdaptiveMaxPool2d(1)(theirs)
+    assert pooled.equal(adaptive)
+    (pooled * weights).sum().backward()
+    (adaptive * weights).sum().backward()
+    assert ours.grad is not None
+    assert theirs.grad is not None
+    assert ours.grad.equal(theirs.grad)

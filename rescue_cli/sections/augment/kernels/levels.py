@@ -16,8 +16,8 @@ def invert(images: Tensor, _argument: Tensor) -> Tensor:
 
 def posterize(images: Tensor, bits: Tensor) -> Tensor:
     """Keeps the upper `bits` of each level; 0 bits give black, which Pillow 13 refuses."""
-    mask = LEVELS - 2.0 ** (8 - bits)
-    return images & _column(mask.to(torch.uint8))
+    mask = 0xFF << (8 - bits.to(torch.int16))  # a power of 2.0 may be rounded on a GPU
+    return images & _column((mask & 0xFF).to(torch.uint8))
 
 
 def solarize(images: Tensor, threshold: Tensor) -> Tensor:
