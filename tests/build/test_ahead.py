@@ -99,6 +99,26 @@ def test_the_next_steps_are_drawn_while_these_train(monkeypatch: pytest.MonkeyPa
     assert len(drawn) == 2 * len({number for number, _ in drawn}), "each micro-batch once"
 
 
+def test_a_start_forgets_what_was_prepared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that no image that a warm-up augmented is missing in the time of the training."""
+    step = step_of("airbench94")
+    feed = look_ahead(step, monkeypatch)
+    assert feed.ahead is not None
+    augmented: list[int] = []
+
+    def counted(images: torch.Tensor, _plan: object) -> torch.Tensor:
+        augmented.append(len(images))
+        return images
+
+    feed.ahead = feed.ahead._replace(apply=counted)
+    feed.start(0)
+    micro_batches(step, range(2))
+    feed.start(0)
+    micro_batches(step, range(2))
+    feed.close()
+    assert augmented == [STEPS_AHEAD * 16] * 2
+
+
 def test_noise_of_the_devices_generator_is_drawn_for_each_micro_batch() -> None:
     """That generator is seeded before each, so no two of them may be augmented together."""
     erase = (

@@ -75,7 +75,10 @@ class MemoryFeed:
         self.corrupt: list[str] = []
 
     def start(self, _step: int) -> None:
-        """Reports the images that were corrupt when the set was read."""
+        """Reports the images that were corrupt when the set was read, and forgets what a warm-up
+        prepared, whose time is not the training's.
+        """
+        self.prepared, self.next_drawn = {}, None
         record_corrupt(self.corrupt, self.to_report, self.max_corrupt, self.log)
         self.replaced = len(self.corrupt)
 
