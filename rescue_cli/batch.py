@@ -1,8 +1,8 @@
 """What flows through a step: one micro-batch of images, and its way from host to device."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rescue_cli.rng import Indices
+
+Copied = TypeVar("Copied")
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,75 @@ def to_device(array: NDArray[np.generic] | Tensor, device: torch.device) -> Tens
     if device.type == "cuda":
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)
+
+
+def joined(parts: Sequence[Tensor], device: torch.device) -> Tensor:
+    """The parts one after another; for CUDA in pinned memory, from which `to_device` copies."""
+    if device.type != "cuda":
+        return torch.cat(list(parts))
+    shape = (sum(len(part) for part in parts), *parts[0].shape[1:])
+    whole = torch.empty(shape, dtype=parts[0].dtype, pin_memory=True)
+    for place, part in zip(torch.split(whole, [len(p) for p in parts]), parts, strict=True):
+        place.copy_(part)
+    return whole
+
+
+class SideStream:
+    """Copies to a GPU beside what it computes, on a stream of their own; to a CPU as they come."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.stream: Any = None
+        if device.type == "cuda":
+            self.stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+    def __call__(self, copy: Callable[[], Copied]) -> Copied:
+        """What `copy` gives, tensors within lists, tuples and dictionaries."""
+        return self._take(self._start(copy))
+
+    def ahead(self, copies: Iterable[Callable[[], Copied]]) -> Iterator[Copied]:
+        """What each gives, copied to a GPU while what is computed from the one before."""
+        if self.stream is None:
+            yield from (copy() for copy in copies)
+            return
+        before = None
+        for copy in copies:
+            started = self._start(copy)
+            if before is not None:
+                yield self._take(before)
+            before = started
+        if before is not None:
+            yield self._take(before)
+
+    def _start(self, copy: Callable[[], Copied]) -> tuple[Copied, Any]:
+        """What is being copied, and the event that says that it has been."""
+        if self.stream is None:
+            return copy(), None
+        with torch.cuda.stream(self.stream):
+            return copy(), self.stream.record_event()
+
+    def _take(self, started: tuple[Copied, Any]) -> Copied:
+        """Lets what is computed from now on wait for the copies, and keep their memory."""
+        copied, event = started
+        if event is not None:
+            computing = torch.cuda.current_stream(self.device)
+            computing.wait_event(event)
+            # It was allocated on the side stream, which would use it again without waiting
+            for tensor in _tensors(copied):
+                if tensor.device.type == "cuda":
+                    tensor.record_stream(computing)
+        return copied
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """The tensors in lists, tuples and dictionaries."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from _tensors(list(value.values()))
+    elif isinstance(value, list | tuple):
+        for part in value:
+            yield from _tensors(part)
 
 
 def to_host(tensor: Tensor) -> list[float]:

@@ -31,8 +31,11 @@ def random_words(seed: int, purpose: str, a: int, b: int, count: int) -> NDArray
 
 def uniform(seed: int, purpose: str, a: int, b: int, shape: tuple[int, ...]) -> Floats:
     """Uniform float32 numbers in [0, 1) with 24 random bits each."""
-    raw = random_words(seed, purpose, a, b, int(np.prod(shape)))
-    return ((raw >> np.uint64(40)).astype(np.float32) * np.float32(2.0**-24)).reshape(shape)
+    raw = random_words(seed, purpose, a, b, math.prod(shape))
+    # Through int32, from which processors convert many numbers at a time
+    numbers = (raw >> np.uint64(40)).astype(np.int32).astype(np.float32)
+    numbers *= np.float32(2.0**-24)
+    return numbers.reshape(shape)
 
 
 def random_bits(seed: int, purpose: str, counters: Indices) -> NDArray[np.bool_]:
@@ -92,15 +95,21 @@ def _feistel(
     keys (8,), or (8, n) with `a` and `b` (n,) for separate keys per value.
     """
     tall, wide = np.asarray(a, np.uint64), np.asarray(b, np.uint64)
-    left, right = np.divmod(values, wide)
+    left = values // wide
+    right = values - left * wide
     for even, odd in zip(keys[::2], keys[1::2], strict=True):
-        left = (left + (_splitmix(right ^ even) >> np.uint64(32))) % tall
-        right = (right + (_splitmix(left ^ odd) >> np.uint64(32))) % wide
+        left += _splitmix(right ^ even) >> np.uint64(32)
+        left -= left // tall * tall  # numpy vectorises // but not %
+        right += _splitmix(left ^ odd) >> np.uint64(32)
+        right -= right // wide * wide
     return left * wide + right
 
 
 def _splitmix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """The finaliser of splitmix64 (Steele et al. 2014); products wrap around."""
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
+    mixed = values ^ (values >> np.uint64(30))
+    mixed *= np.uint64(0xBF58476D1CE4E5B9)
+    mixed ^= mixed >> np.uint64(27)
+    mixed *= np.uint64(0x94D049BB133111EB)
+    mixed ^= mixed >> np.uint64(31)
+    return mixed

@@ -127,7 +127,8 @@ def _bare(
     )
     scaler = torch.amp.GradScaler(device.type, enabled=recipe.train.precision == "float16")
     cast = autocast(recipe.train.precision, device)
-    forward: Any = torch.compile(model, dynamic=False) if recipe.train.compile else model
+    mode = recipe.train.compile_mode
+    forward: Any = torch.compile(model, dynamic=False, mode=mode) if mode else model
 
     def run() -> None:
         for _ in range(recipe.train.micro_batches):

@@ -1,5 +1,6 @@
 """A run's images: training micro-batches and test sets, from memory or from files."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -8,13 +9,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from rescue_cli.batch import View, to_device
+from rescue_cli.batch import Batch, View, to_device
 from rescue_cli.build.networks import dtype_of
 from rescue_cli.engine.evaluate import EvalFeed, EvalSet
 from rescue_cli.engine.step import Feed
 from rescue_cli.errors import UsageError
 from rescue_cli.recipe import Recipe, schema, total_steps
-from rescue_cli.sections.augment import Operation
+from rescue_cli.sections.augment import Augment, Operation
 from rescue_cli.sections.augment.pipeline import Normalise, Unchanged
 from rescue_cli.sections.data import (
     FACTS,
@@ -25,12 +26,13 @@ from rescue_cli.sections.data import (
     load,
     normalisation,
 )
-from rescue_cli.sections.data.memory import MemoryEvalFeed, MemoryFeed
+from rescue_cli.sections.data.memory import Ahead, MemoryEvalFeed, MemoryFeed
 from rescue_cli.sections.data.rgb import Reading
 from rescue_cli.sections.data.stream import Cropping, FileFeed, TrainSamples, WholeImages
 from rescue_cli.sections.data.stream_eval import EvalSamples, FileEvalFeed
 from rescue_cli.sections.model import DataDependentInit
 
+AHEAD_BYTES = 96 * 2**20  # images in memory that are augmented at once on a GPU, as uint8
 CHUNK = 500  # images in memory at once: their patches are 100 MB at 32 px
 
 
@@ -119,6 +121,26 @@ def build_train_feed(
         device=machine.device,
         log=log,
     )
+
+
+def augment_ahead(
+    feed: Feed, augment: Augment, device: torch.device, per_epoch: int
+) -> Callable[[Batch], Batch]:
+    """Lets a feed from memory augment many steps at once where the device is not a CPU, whose
+    cache holds one micro-batch; returns how its micro-batches are to be augmented then.
+    """
+    if device.type == "cpu" or not isinstance(feed, MemoryFeed):
+        return augment
+    of_step = len(feed.local) * len(feed.sampler(0, feed.local[0])) * feed.images[0].nbytes
+    if (steps := steps_ahead(augment, of_step, per_epoch)) == 1:
+        return augment
+    feed.ahead = Ahead(augment.plan, augment.apply, steps, per_epoch)
+    return lambda batch: batch
+
+
+def steps_ahead(augment: Augment, step_bytes: int, per_epoch: int) -> int:
+    """How many steps are augmented at once, of images that take `step_bytes` a step."""
+    return 1 if augment.from_device else min(max(AHEAD_BYTES // step_bytes, 1), per_epoch)
 
 
 def build_test_sets(recipe: Recipe, data: Dataset, machine: Machine) -> dict[str, EvalSet]:

@@ -91,7 +91,10 @@ def build_optimizers(
         for name in optimizers
         for index, (schedule, ratio) in enumerate(rates[name])
     ]
-    return Optimizers(list(optimizers.values()), rated, shared_max_norm(recipe.optim), scaler)
+    # A graph's memory is written anew at each replay, so gradients that are summed lie elsewhere
+    kept = recipe.train.uses_graphs and recipe.train.micro_batches > 1
+    largest_norm = shared_max_norm(recipe.optim)
+    return Optimizers(list(optimizers.values()), rated, largest_norm, scaler, keep_gradients=kept)
 
 
 def _split_by_depth(

@@ -8,6 +8,7 @@ from torch import nn
 from rescue_cli import distributed
 from rescue_cli.build.feeds import (
     Machine,
+    augment_ahead,
     build_input_normalise,
     build_train_feed,
     initialise_from_images,
@@ -58,13 +59,16 @@ def build_step(
     initialise_from_images(recipe, network, data, device)
     operations = [item() for item in recipe.augment]
     normalise = build_input_normalise(recipe, data, device)
+    augment = Augment(operations, normalise, train.seed, per_epoch)
+    feed = build_train_feed(recipe, data, sampler, local, operations, machine, log, per_epoch)
     # The optimizers keep the network itself: compiling and DDP share its parameters. Within DDP
     # torch cuts what it compiles where a bucket of gradients is full, so that processes exchange
     # one bucket while the gradients of the next are computed.
-    forward = torch.compile(network, dynamic=False) if train.compile else network
+    mode = train.compile_mode
+    forward = torch.compile(network, dynamic=False, mode=mode) if mode else network
     return Step(
-        feed=build_train_feed(recipe, data, sampler, local, operations, machine, log, per_epoch),
-        augment=Augment(operations, normalise, train.seed, per_epoch),
+        feed=feed,
+        augment=augment_ahead(feed, augment, device, per_epoch),
         select=select,
         mix=recipe.mix(MixContext(classes, train.seed, per_epoch)),
         task=recipe.task(teach(criterion), classes),

@@ -40,13 +40,18 @@ def step(
     ] = "bare",
     steps: Annotated[int, Steps] = 20,
     rounds: Rounds = 7,
+    host: Annotated[
+        bool,
+        typer.Option("--host", help="Time what the host does in a step, part by part, instead."),
+    ] = False,
     as_json: Json = False,
     device: Device = None,
     workers: Workers = None,
 ) -> None:
     """Time the training step against a bare loop, or against plain PyTorch.
 
-    Against plain PyTorch, it prints what each optimisation gains.
+    Against plain PyTorch, it prints what each optimisation gains. With --host, it prints
+    microseconds of one core per step beside network and optimizer, measured without data or GPU.
     """
     from rescue_cli import recipe as recipes
     from rescue_cli.build.check import check_recipe
@@ -57,6 +62,9 @@ def step(
     resolved = recipes.load(common.named_or_default(recipe), overrides or [])
     check_recipe(resolved)
     resolved.demand_classification("bench")
+    if host:
+        _print_host(resolved, rounds, as_json=as_json)
+        return
     for warning in check_precision(resolved.train.precision, where):
         note(f"warning: {warning}")
     if against == "plain":
@@ -69,6 +77,20 @@ def step(
         _print_gains(result)
     else:
         _print_step(result)
+
+
+def _print_host(recipe: Recipe, rounds: int, *, as_json: bool) -> None:
+    from rescue_cli.bench.host import host
+
+    result = host(recipe, rounds=rounds)
+    if as_json:
+        common.print_json(result)
+        return
+    rows = [[name, f"{time:.1f}"] for name, time in result["parts"].items()]
+    rows.append(["total", f"{result['total']:.1f}"])
+    rows += [[f"{name} (in a thread)", f"{time:.1f}"] for name, time in result["beside"].items()]
+    print(f"{result['what']}, augmented {result['steps_at_once']} steps at once")
+    common.console().print(common.table(("part", "us/step"), rows, words=["part"]))
 
 
 def _time_against_bare(

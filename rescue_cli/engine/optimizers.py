@@ -31,7 +31,11 @@ class RatedGroup:
 
 
 class Optimizers:
-    """The recipe's optimizers: one for each name, over all parameters together."""
+    """The recipe's optimizers: one for each name, over all parameters together.
+
+    With `keep_gradients` each parameter keeps its gradient's memory, which is set to 0 after a
+    step; else it is freed.
+    """
 
     def __init__(
         self,
@@ -39,6 +43,8 @@ class Optimizers:
         rated: Sequence[RatedGroup],
         max_grad_norm: float | None,
         scaler: torch.amp.GradScaler,
+        *,
+        keep_gradients: bool = False,
     ) -> None:
         self.optimizers = list(optimizers)
         self.rated = list(rated)
@@ -48,6 +54,10 @@ class Optimizers:
             p for o in self.optimizers for g in o.param_groups for p in g["params"]
         ]
         self.skipped = torch.zeros((), device=self.parameters[0].device)
+        self.keep_gradients = keep_gradients
+        if keep_gradients:
+            for parameter in self.parameters:
+                parameter.grad = torch.zeros_like(parameter)
 
     def set_rates(self, step: int) -> Rates:
         """Gives every group its learning rate and momentum; returns the reference group's."""
@@ -74,7 +84,7 @@ class Optimizers:
             self.scaler.step(optimizer)
         self.scaler.update()
         for optimizer in self.optimizers:
-            optimizer.zero_grad(set_to_none=True)
+            optimizer.zero_grad(set_to_none=not self.keep_gradients)
 
     def _share_infinities(self) -> Tensor:
         """1 where any gradient of this step is infinite, else 0; stays on the device.

@@ -57,7 +57,7 @@ class Step:
     def __call__(self, step: int) -> None:
         self.optimizers.set_rates(step)
         for number, batch in enumerate(self.feed.micro_batches(step)):
-            seed_device(self.seed, step, batch.micro_batch)
+            seed_device(self.device, self.seed, step, batch.micro_batch)
             batch = self.select(self.mix(self.augment(batch)))
             with self.gradients_meet(number), self.statistics.micro_batch():
                 with self.autocast():
@@ -76,6 +76,14 @@ class Step:
         return distributed.without_exchange(self.model)
 
 
-def seed_device(seed: int, step: int, micro_batch: int) -> None:
-    """The device's generator (dropout, drop path) as a function of (seed, step, micro-batch)."""
-    torch.manual_seed(((seed * 1_000_003 + step) * 4_099 + micro_batch) % 2**63)
+def seed_device(device: torch.device, seed: int, step: int, micro_batch: int) -> None:
+    """The device's generator (dropout, drop path) as a function of (seed, step, micro-batch).
+
+    Of that device alone: `torch.manual_seed` visits every backend, and where CUDA has not started
+    it also formats a stack trace, which takes a hundred times as long.
+    """
+    number = ((seed * 1_000_003 + step) * 4_099 + micro_batch) % 2**63
+    if device.type == "cuda":
+        torch.cuda.manual_seed(number)  # the current device's, which is this process's
+    else:
+        torch.default_generator.manual_seed(number)

@@ -177,7 +177,7 @@ class Train:
     precision: Literal["float16", "bfloat16", "float32", "float64"]
     channels_last: bool
     seed: Annotated[int, Interval(ge=0, le=2**63 - 1)]
-    compile: bool = False
+    compile: bool | Literal["default", "reduce-overhead", "max-autotune"] = False
     deterministic: bool = False
     stop_above: Positive | None = None  # times the first loss on record: the run has diverged
     steps_per_epoch: PositiveInt | None = None
@@ -190,6 +190,27 @@ class Train:
     def micro_batches(self) -> int:
         """How many micro-batches of `device_batch_size` images make a step."""
         return self.batch_size // self.device_batch_size
+
+    @property
+    def compile_mode(self) -> str | None:
+        """torch.compile's mode, `default` where `compile` is true; None: not compiled."""
+        return (
+            ("default" if self.compile else None)
+            if isinstance(self.compile, bool)
+            else self.compile
+        )
+
+    @property
+    def uses_graphs(self) -> bool:
+        """Whether torch.compile records CUDA graphs of the network, on a GPU.
+
+        A graph holds forward and backward of a micro-batch. That has always `device_batch_size`
+        images, in each of few sizes (`progressive-resize`), and nothing in it asks the device; what
+        changes from step to step is outside: images are copied to the graph's own memory, the
+        device's generator is seeded between replays, and the gradient scaler and the optimizers,
+        whose rates are numbers of the host, follow eagerly, in a few kernels.
+        """
+        return self.compile_mode in ("reduce-overhead", "max-autotune")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -151,7 +151,7 @@ def describe_environment(
         "device": device,
         "procs": procs,
         "threads": threads,
-        "workers": min(8, threads) if workers is None else workers,
+        "workers": default_workers(threads, device) if workers is None else workers,
         "cache": os.environ.get("RESCUE_CACHE", str(cache)),
         "seed": seed,
         "device_name": torch.cuda.get_device_name() if device == "cuda" else processor,
@@ -166,6 +166,15 @@ def describe_environment(
         "commit": _commit(),
         **{name: importlib.metadata.version(name) for name in PACKAGES},
     }
+
+
+def default_workers(cores: int, device: str) -> int:
+    """Loader workers of a process with so many cores: for a GPU one for each but its own.
+
+    At most 32, which decode for the fastest GPU. On a CPU they share the cores with the training:
+    at most 8.
+    """
+    return max(1, min(32, cores - 1)) if device == "cuda" else min(8, cores)
 
 
 def _processor_name() -> str:

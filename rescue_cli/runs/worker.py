@@ -233,7 +233,7 @@ def _make_loop(
         directory=run,
         recorder=recorder,
         save_minutes=recipe.train.checkpoint_minutes,
-        warms_up=machine.device.type == "cuda" or recipe.train.compile,
+        warms_up=machine.device.type == "cuda" or recipe.train.compile_mode is not None,
     )
 
 

@@ -117,7 +117,7 @@ def cutmix_patch(context: MixContext, *, size: PositiveInt, from_epoch: Epochs) 
         places = to_device(draws, batch.images.device)
         which, rows, columns = squares(places, size, height, width)
         images = batch.images.clone()
-        images[which, :, rows, columns] = batch.images.flip(0)[which, :, rows, columns]
+        images[which, :, rows, columns] = batch.images[which.flip(0), :, rows, columns]
         shares = _mixed_targets(batch, 1 - size**2 / (height * width), context.classes)
         return replace(batch, images=images, targets=shares)
 

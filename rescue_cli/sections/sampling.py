@@ -2,12 +2,15 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache, lru_cache
 from typing import Literal
 
 import numpy as np
 
 from rescue_cli.recipe.schema import PositiveInt
 from rescue_cli.rng import Indices, permute, permute_each
+
+DRAWN_AT_ONCE = 16_384  # indices of a micro-batch's steps; more leave a processor's cache
 
 
 @dataclass(frozen=True)
@@ -30,14 +33,7 @@ def shuffled(context: SamplingContext) -> Sampler:
 
     Where an epoch needs more images than there are (`--smoke`), the order wraps around.
     """
-
-    def indices(step: int, micro_batch: int) -> Indices:
-        epoch, within = divmod(step, context.per_epoch)
-        first = within * context.batch_size + micro_batch * context.micro_batch_size
-        positions = np.arange(first, first + context.micro_batch_size, dtype=np.int64)
-        return permute(positions % context.samples, context.samples, context.seed, epoch)
-
-    return indices
+    return _in_random_order(context, 1, _adjacent_entries)
 
 
 def repeated(
@@ -50,11 +46,36 @@ def repeated(
     copies in one micro-batch.
     """
     deal = _spread_entries if placement == "spread" else _adjacent_entries
+    return _in_random_order(context, views, deal)
+
+
+def _in_random_order(
+    context: SamplingContext, views: int, deal: Callable[[SamplingContext, int], Indices]
+) -> Sampler:
+    """A sampler of an epoch's random order with each image `views` times; `deal` gives the
+    positions in a step's batch that a micro-batch takes.
+    """
+    # A call of numpy costs more than its work on one micro-batch, so many steps are drawn at once
+    steps = max(1, DRAWN_AT_ONCE // context.micro_batch_size)
+
+    @cache
+    def drawn_of(micro_batch: int) -> Callable[[int, int], Indices]:
+        within_step = deal(context, micro_batch)
+
+        # Loader workers are a step or more ahead of the step that trains, perhaps in the next block
+        @lru_cache(maxsize=2)
+        def drawn(epoch: int, block: int) -> Indices:
+            within = np.arange(block * steps, min((block + 1) * steps, context.per_epoch))
+            positions = (within[:, None] * context.batch_size + within_step) // views
+            return permute(positions % context.samples, context.samples, context.seed, epoch)
+
+        return drawn
 
     def indices(step: int, micro_batch: int) -> Indices:
         epoch, within = divmod(step, context.per_epoch)
-        entries = within * context.batch_size + deal(context, micro_batch)
-        return permute(entries // views % context.samples, context.samples, context.seed, epoch)
+        block = drawn_of(micro_batch)(epoch, within // steps)
+        chosen: Indices = block[within % steps].copy()
+        return chosen
 
     return indices
 

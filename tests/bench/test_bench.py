@@ -1,5 +1,6 @@
 """`rescue bench` compares equal work: same files, same augmentation, consistent sums."""
 
+import itertools
 import json
 import shutil
 import sys
@@ -118,6 +119,42 @@ def test_bench_step_reads_each_file_once_and_counts_waiting(
     assert 0 < found["waiting"] < found["input_share"] < 1
     assert run_bench(monkeypatch, "step", *options, "--steps", "4", "train.epochs=1") == 2
     assert "the recipe ends after 4 steps" in capsys.readouterr().err
+
+
+def test_bench_step_gives_the_hosts_time_by_part(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without data: a2's and airbench94's are not there. The clock moves 1 ms a look at it."""
+    looks = itertools.count()
+    monkeypatch.setattr("time.thread_time", lambda: next(looks) / 1000)
+    options = ("--host", "--rounds", "1", "--json")
+    assert run_bench(monkeypatch, "step", *options, "--recipe", "airbench94") == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["what"] == "host of airbench94, batch 1024"
+    ahead = result["steps_at_once"]
+    assert ahead == 96 * 2**20 // (1024 * 3 * 32 * 32)
+    assert set(result["beside"]) == {"sampler", "draws"}
+    assert (
+        result["parts"]["augmentation"] == result["beside"]["draws"] == pytest.approx(1e3 / ahead)
+    )
+    others = {"rates", "mix", "seeding", "statistics", "loss sum", "averaging"}
+    assert [result["parts"][name] for name in others] == [pytest.approx(1e3 / 64)] * len(others)
+    assert result["total"] == pytest.approx(sum(result["parts"].values()))
+
+    small = ("model={name: test_resnet}", "train.batch_size=512", "train.device_batch_size=256")
+    assert run_bench(monkeypatch, "step", *options, "--recipe", "a2", *small) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert (result["steps_at_once"], result["beside"]) == (1, {})
+    assert result["parts"]["draws"] == pytest.approx(1e3)
+
+
+def test_bench_step_prints_the_hosts_time(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_bench(monkeypatch, "step", "--host", "--rounds", "1", "--recipe", "myrtle") == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("host of myrtle, batch 512, augmented 64 steps at once\n")
+    assert "draws (in a thread)" in printed
 
 
 def test_the_matrix_peak_is_that_of_its_precision(monkeypatch: pytest.MonkeyPatch) -> None:

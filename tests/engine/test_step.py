@@ -20,9 +20,11 @@ from rescue_cli import recipe as recipes
 from rescue_cli.batch import Batch, Transfers
 from rescue_cli.build.feeds import Machine
 from rescue_cli.build.networks import build_network
+from rescue_cli.build.optimizers import build_optimizers
 from rescue_cli.build.step import build_step
 from rescue_cli.engine.batch_norm import RunningStatistics
-from rescue_cli.engine.step import Step
+from rescue_cli.engine.step import Step, seed_device
+from rescue_cli.errors import UsageError
 from rescue_cli.sections import averaging
 from rescue_cli.sections.data import Images
 from rescue_cli.sections.optim import OPTIMIZERS
@@ -41,6 +43,26 @@ STRIKES_BACK = [
     "max_grad_norm: 1.0}",
     "schedule={name: cosine, warmup_epochs: 5, warmup_lr: 0, min_lr: 0, per: epoch}",
 ]
+
+
+# --- seeds ---
+
+
+def test_the_devices_generator_alone_is_seeded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the numbers that `torch.manual_seed` gives, which would also seed every other device."""
+    seeds: list[int] = []
+    monkeypatch.setattr(torch.cuda, "manual_seed", seeds.append)
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeds.append)
+    number = ((3 * 1_000_003 + 17) * 4_099 + 2) % 2**63
+    seed_device(CPU, 3, 17, 2)
+    drawn = torch.rand(5)
+    assert not seeds
+    torch.default_generator.manual_seed(number)
+    assert torch.equal(torch.rand(5), drawn)
+    state = torch.get_rng_state()
+    seed_device(torch.device("cuda", 0), 3, 17, 2)
+    assert seeds == [number]
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 def step_of(recipe: recipes.Recipe, network: nn.Module, device: torch.device = CPU) -> Step:
@@ -286,3 +308,76 @@ def test_sgd_velocity_is_torchs_sgd_while_the_rate_is_constant_and_only_then(
     torch.testing.assert_close(ours, torchs, rtol=1e-13, atol=1e-13)
     ours, torchs = ours_and_torchs(CHANGING)
     assert (ours - torchs).abs().max() > 0.01
+
+
+# --- torch.compile ---
+
+
+def test_the_key_names_torch_compiles_mode(monkeypatch: pytest.MonkeyPatch) -> None:
+    modes: list[Any] = []
+
+    def compiled(network: nn.Module, *, dynamic: bool, mode: str) -> nn.Module:
+        modes.append((dynamic, mode))
+        return network
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    kept = []
+    for value in ("false", "true", "default", "reduce-overhead", "max-autotune"):
+        recipe = recipes.load("quickstart", [*SMALL, f"train.compile={value}"])
+        step = step_of(recipe, build_network(recipe, 10, CPU))
+        step(0)
+        kept.append(all(p.grad is not None for p in step.optimizers.parameters))
+    assert modes == [(False, m) for m in ("default", "default", "reduce-overhead", "max-autotune")]
+    assert kept == [False, False, False, True, True]
+    whole = recipes.load(
+        "quickstart", [*SMALL, "train.device_batch_size=16", "train.compile=max-autotune"]
+    )
+    step = step_of(whole, build_network(whole, 10, CPU))
+    step(0)
+    assert all(p.grad is None for p in step.optimizers.parameters), "one micro-batch: freed"
+
+
+def test_a_mode_that_is_not_known_is_refused() -> None:
+    with pytest.raises(UsageError) as refused:
+        recipes.load("quickstart", ["train.compile=fastest"])
+    assert str(refused.value) == (
+        "train.compile: 'fastest' is not true or false or one of default, reduce-overhead, "
+        "max-autotune."
+    )
+
+
+def test_gradients_that_are_kept_stay_in_their_memory_and_train_the_same() -> None:
+    """As a graph needs it, whose own memory is written anew for every micro-batch."""
+    finals = []
+    for value in ("false", "reduce-overhead"):
+        recipe = recipes.load("quickstart", [*SMALL, "train.precision=float64", *AVERAGED])
+        network = build_network(recipe, 10, CPU)
+        step = step_of(recipe, network)
+        graphs = recipe.with_overrides(f"train.compile={value}")
+        step.optimizers = build_optimizers(graphs, network, 4, step.optimizers.scaler)
+        places = {p.grad.data_ptr() for p in step.optimizers.parameters if p.grad is not None}
+        for number in range(3):
+            step(number)
+            now = {p.grad.data_ptr() for p in step.optimizers.parameters if p.grad is not None}
+            assert now == places
+        finals.append([p.detach() for p in network.parameters()])
+        assert len(places) == (len(step.optimizers.parameters) if value != "false" else 0)
+    assert all(torch.equal(a, b) for a, b in zip(*finals, strict=True))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("mode", ["reduce-overhead", "max-autotune"])
+def test_a_compiled_step_computes_what_an_eager_one_does(mode: str) -> None:
+    """In float64: in float32 a maximum of a pool changes its place within few steps."""
+    finals = []
+    for value in ("false", mode):
+        recipe = recipes.load(
+            "quickstart", [*SMALL, "train.precision=float64", f"train.compile={value}"]
+        )
+        network = build_network(recipe, 10, CPU)
+        step = step_of(recipe, network)
+        for number in range(3):
+            step(number)
+        finals.append([p.detach() for p in network.parameters()])
+    for eager, compiled in zip(*finals, strict=True):
+        torch.testing.assert_close(compiled, eager, rtol=1e-9, atol=1e-12)

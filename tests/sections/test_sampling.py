@@ -11,7 +11,13 @@ from numpy.typing import NDArray
 from rescue_cli.rng import permute, permute_each
 from rescue_cli.sections.data import Images
 from rescue_cli.sections.data.memory import MemoryFeed
-from rescue_cli.sections.sampling import SamplingContext, balanced, repeated
+from rescue_cli.sections.sampling import (
+    DRAWN_AT_ONCE,
+    SamplingContext,
+    balanced,
+    repeated,
+    shuffled,
+)
 
 SAMPLES, MICRO_BATCHES, MICRO_BATCH = 5000, 4, 64
 BATCH = MICRO_BATCHES * MICRO_BATCH
@@ -90,6 +96,27 @@ def test_the_images_of_a_micro_batch_do_not_depend_on_how_many_processes_there_a
     assert [given[micro_batch] for micro_batch in range(MICRO_BATCHES)] == [
         part.tolist() for part in expected
     ]
+
+
+@pytest.mark.parametrize("placement", [None, "spread", "together"])
+def test_drawn_many_steps_at_once_a_micro_batch_is_what_the_permutation_says(
+    placement: str | None,
+) -> None:
+    """In any order of calls, with more steps than are drawn at once, and round the end of a set."""
+    many = SamplingContext(500, 8, 4, 5000, seed=2)
+    assert many.per_epoch * many.micro_batch_size > DRAWN_AT_ONCE
+    ours = shuffled(many) if placement is None else repeated(many, views=3, placement=placement)  # type: ignore[arg-type]
+    for step in (0, 4999, 4095, 4096, 5000, 9999, 3, 4097):
+        epoch, within = divmod(step, many.per_epoch)
+        for micro_batch in (1, 0):
+            of_step = np.arange(4) * 2 + micro_batch
+            if placement != "spread":
+                of_step = micro_batch * 4 + np.arange(4)
+            entries = (within * 8 + of_step) // (1 if placement is None else 3)
+            wanted = permute(entries % 500, 500, many.seed, epoch)
+            assert ours(step, micro_batch).tolist() == wanted.tolist()
+    ours(7, 0)[:] = -1  # a caller's own copy
+    assert (ours(7, 0) >= 0).all()
 
 
 def test_another_epoch_sees_other_images() -> None:

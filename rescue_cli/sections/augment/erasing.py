@@ -62,7 +62,8 @@ def random_erasing(
                 region.zero_()
         return images
 
-    return Operation(COLOUR_COLUMN + 2 * 3, "normalised", apply, plan)
+    columns = COLOUR_COLUMN + 2 * 3
+    return Operation(columns, "normalised", apply, plan, from_device=mode == "pixel")
 
 
 def erased_boxes(

@@ -5,7 +5,7 @@ The names, and what a magnitude of 0 to 10 means for each, are timm's (data/auto
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from rescue_cli.errors import UsageError
 from rescue_cli.rng import Floats
-from rescue_cli.sections.augment.kernels import affine, colour, hue, levels
+from rescue_cli.sections.augment.kernels import affine, colour, devices, hue, levels
 
 Doubles = NDArray[np.float64]
 Interpolation = Literal["bilinear", "bicubic", "random"]
@@ -116,6 +116,19 @@ GEOMETRIC = {
 }
 
 
+# Along x or y: what does them all, and what each one's argument is
+SLIDES: dict[str, tuple[Callable[..., Tensor], Literal["slope", "share", "pixels"]]] = {
+    "ShearX": (affine.slide_x, "slope"),
+    "ShearXGiven": (affine.slide_x, "slope"),
+    "TranslateXRel": (affine.slide_x, "share"),
+    "TranslateXGiven": (affine.slide_x, "pixels"),
+    "ShearY": (affine.slide_y, "slope"),
+    "ShearYGiven": (affine.slide_y, "slope"),
+    "TranslateYRel": (affine.slide_y, "share"),
+    "TranslateYGiven": (affine.slide_y, "pixels"),
+}
+
+
 class LayerDraws(NamedTuple):
     """One layer's draws per image: index of the operation (-1: none), magnitude, sign, kernel."""
 
@@ -191,18 +204,65 @@ def apply_groups(
             f"{images.shape[1]}. Remove {augmentation}."
         )
     images = images.clone(memory_format=torch.contiguous_format)
-    each = images.unbind()
-    at_a_time = max(IMAGES_AT_A_TIME, PIXELS_AT_A_TIME // max(images.shape[2:].numel(), 1))
-    if images.device.type != "cpu":
-        at_a_time = len(each)
-    used = 0
-    for name, kernel, rows in groups:
+    each, (height, width) = images.unbind(), images.shape[2:]
+    at_a_time = max(IMAGES_AT_A_TIME, PIXELS_AT_A_TIME // max(height * width, 1))
+    calls = _calls(groups, arguments, fill)
+    if not devices.on_cpu(images):
+        at_a_time, calls = len(each), _with_slides_together(calls, groups, height, width, fill)
+    for apply, rows, values in calls:
+        for begin in range(0, len(rows), at_a_time):
+            some = slice(begin, begin + at_a_time)
+            chunk = [each[row] for row in rows[some]]
+            changed = apply(torch.stack(chunk), *(value[some] for value in values))
+            torch._foreach_copy_(chunk, changed.unbind())
+    return images
+
+
+class _Call(NamedTuple):
+    """An operation, the rows of the batch it is applied to, and its arguments (rows,)."""
+
+    apply: Callable[..., Tensor]
+    rows: list[int]
+    arguments: tuple[Tensor, ...]
+
+
+def _calls(groups: Sequence[Group], arguments: Tensor, fill: Tensor) -> list[_Call]:
+    """A call for each group."""
+    calls = []
+    parts = torch.split(arguments, [len(group.rows) for group in groups])
+    for (name, kernel, rows), argument in zip(groups, parts, strict=True):
         apply = NAMED_OPERATIONS[name].apply
         if name in GEOMETRIC:
             apply = partial(apply, kernel=kernel, fill=fill)
-        for begin in range(0, len(rows), at_a_time):
-            chunk = [each[row] for row in rows[begin : begin + at_a_time]]
-            changed = apply(torch.stack(chunk), arguments[used : used + len(chunk)])
-            torch._foreach_copy_(chunk, changed.unbind())
-            used += len(chunk)
-    return images
+        calls.append(_Call(apply, rows, (argument,)))
+    return calls
+
+
+def _with_slides_together(
+    calls: Sequence[_Call], groups: Sequence[Group], height: int, width: int, fill: Tensor
+) -> list[_Call]:
+    """The calls with those along x, and those along y, in one: each call has its price, but on a
+    CPU. Only where no image has anything done to it between.
+    """
+    together: list[_Call] = []
+    latest: dict[tuple[Any, affine.Kernel], int] = {}  # the latest call of each kind
+    for call, (name, kernel, rows) in zip(calls, groups, strict=True):
+        if name not in SLIDES:
+            together.append(call)
+            continue
+        slide, meaning = SLIDES[name]
+        (argument,) = call.arguments
+        nothing = torch.zeros_like(argument)
+        if meaning == "share":
+            argument = argument * (width if slide is affine.slide_x else height)
+        values = (argument, nothing) if meaning == "slope" else (nothing, argument)
+        place = latest.get((slide, kernel))
+        since = [row for other in together[place:] for row in other.rows]
+        if place is not None and set(rows).isdisjoint(since):
+            before = together[place]
+            joint = tuple(torch.cat(pair) for pair in zip(before.arguments, values, strict=True))
+            together[place] = _Call(before.apply, [*before.rows, *rows], joint)
+        else:
+            latest[slide, kernel] = len(together)
+            together.append(_Call(partial(slide, kernel=kernel, fill=fill), rows, values))
+    return together

@@ -12,6 +12,7 @@ from rescue_cli.batch import squares
 from rescue_cli.errors import UsageError
 from rescue_cli.recipe.schema import Fraction, NotNegativeInt, PositiveInt
 from rescue_cli.rng import Floats, Indices, random_bits
+from rescue_cli.sections.augment.kernels import devices
 
 Plan = Callable[[Floats], tuple[Any, ...]]
 Stage = Literal["file", "sample", "pixels", "levels", "normalised"]
@@ -46,7 +47,8 @@ class Operation:
     draws (n, columns), by default the draws themselves; or by `plan_by_image` from the images'
     indices, for draws of an image that do not change from epoch to epoch. Its arrays are copied to
     the device (those of all operations at once), the rest stays as it is: so the host may know
-    which image gets what, and no step waits for the device.
+    which image gets what, and no step waits for the device. `from_device`: `apply` draws from the
+    device's generator as well, which is seeded for each micro-batch, so only one at a time.
     """
 
     columns: int
@@ -55,6 +57,7 @@ class Operation:
     plan: Plan = identity_plan
     plan_by_image: Callable[[ImageIds], tuple[Any, ...]] | None = None
     one_size: bool = False
+    from_device: bool = False
 
 
 def pad_crop(
@@ -126,6 +129,8 @@ def alternating_flip() -> Operation:
 
 def _mirror(images: Tensor, chosen: Tensor) -> Tensor:
     """The images (n, c, h, w), the chosen ones (n,) mirrored left to right."""
+    if not devices.on_cpu(images):
+        return torch.where(chosen[:, None, None, None], images.flip(-1), images)
     # By bit masks: torch.where is not vectorised for bytes and takes five times as long
     mask = chosen[:, None, None, None].to(torch.uint8).neg_()
     return images.flip(-1).bitwise_xor_(images).bitwise_and_(mask).bitwise_xor_(images)

@@ -13,12 +13,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rescue_cli.batch import Batch, to_device
-from rescue_cli.rng import Floats, uniform
+from rescue_cli.rng import uniform
+from rescue_cli.sections.augment.kernels import devices
 from rescue_cli.sections.augment.operations import ImageIds, Operation
 
 ON_DEVICE = ("pixels", "levels", "normalised")
 Images = TypeVar("Images", Tensor, list[Tensor])
 Planned = tuple[Operation, tuple[Any, ...]]
+Plans = list[list[Planned]]  # by stage
 
 
 class Normalise:
@@ -36,6 +38,7 @@ class Normalise:
         shift = torch.tensor(mean, dtype=torch.float64) * 255
         self.shift = shift.to(dtype).to(device)[:, None, None]
         self.factor = (1 / scale).to(dtype).to(device)[:, None, None]
+        self.rows: dict[int, tuple[Tensor, Tensor]] = {}  # by width
         self.device = device
         self.dtype = dtype
         self.format = torch.channels_last if channels_last else torch.contiguous_format
@@ -50,6 +53,8 @@ class Normalise:
         """
         if isinstance(images, list):
             return [self(image[None])[0] for image in images]
+        if not devices.on_cpu(images):  # converts what it reads
+            return images.contiguous(memory_format=self.format).sub(self.shift).mul_(self.factor)
         # in place: each new tensor of this size costs its page faults as well
         floats = images.to(dtype=self.dtype, memory_format=self.format, copy=True)
         if self.format == torch.contiguous_format:
@@ -57,8 +62,18 @@ class Normalise:
         # row by row: a processor's loop over the three channels takes nine times as long
         n, channels, height, width = images.shape
         rows = floats.permute(0, 2, 3, 1).view(n, height, width * channels)
-        rows.sub_(self.shift.flatten().repeat(width)).mul_(self.factor.flatten().repeat(width))
+        shift, factor = self._of_row(width)
+        rows.sub_(shift).mul_(factor)
         return floats
+
+    def _of_row(self, width: int) -> tuple[Tensor, Tensor]:
+        """Shift and factor of each value of a row of pixels."""
+        if width not in self.rows:
+            self.rows[width] = (
+                self.shift.flatten().repeat(width),
+                self.factor.flatten().repeat(width),
+            )
+        return self.rows[width]
 
     def undo(self, images: Tensor) -> Tensor:
         """Normalised images back to uint8 pixels."""
@@ -91,21 +106,32 @@ class Augment:
         self.seed = seed
         self.steps_per_epoch = steps_per_epoch
         self.columns = sum(op.columns for stage in self.stages for op in stage)
+        self.from_device = any(op.from_device for stage in self.stages for op in stage)
 
     def __call__(self, batch: Batch) -> Batch:
-        shape = (len(batch.images), self.columns)
-        block = uniform(self.seed, "augment", batch.step, batch.micro_batch, shape)
-        ids = ImageIds(batch.indices, batch.step // self.steps_per_epoch, self.seed)
-        pixels, levels, normalised = self._plan(block, ids)
-        images = _apply(pixels, batch.images)
+        return replace(batch, images=self.apply(batch.images, self.plan([batch])))
+
+    def apply(self, images: Any, plans: Plans) -> Any:
+        """The images augmented as planned, and normalised in between."""
+        pixels, levels, normalised = self._send(plans)
+        images = _apply(pixels, images)
         if levels:
             images = _apply(levels, self.normalise.floats(images))
-        return replace(batch, images=_apply(normalised, self.normalise(images)))
+        return _apply(normalised, self.normalise(images))
 
-    def _plan(self, draws: Floats, ids: ImageIds) -> list[list[Planned]]:
-        """Each stage's operations with the values they are applied with, arrays on the device."""
+    def plan(self, batches: Sequence[Batch]) -> Plans:
+        """Each stage's operations with the values they are applied with; on the host alone, from
+        the steps, numbers and indices of micro-batches of one epoch, one after another.
+        """
+        blocks = [
+            uniform(self.seed, "augment", b.step, b.micro_batch, (len(b.indices), self.columns))
+            for b in batches
+        ]
+        (epoch,) = {batch.step // self.steps_per_epoch for batch in batches}
+        draws = np.concatenate(blocks)
+        ids = ImageIds(np.concatenate([b.indices for b in batches]), epoch, self.seed)
         used = 0
-        plans: list[list[Planned]] = []
+        plans: Plans = []
         for operations in self.stages:
             plans.append([])
             for operation in operations:
@@ -114,6 +140,10 @@ class Augment:
                 plan = by_image(ids) if by_image else operation.plan(columns)
                 plans[-1].append((operation, plan))
                 used += operation.columns
+        return plans
+
+    def _send(self, plans: Plans) -> Plans:
+        """The plans with their arrays on the device."""
         arrays = [v for stage in plans for _, values in stage for v in values if _is_array(v)]
         sent = iter(_send(arrays, self.normalise.device))
         return [

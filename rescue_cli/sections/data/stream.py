@@ -5,6 +5,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from rescue_cli.batch import Batch, to_device
+from rescue_cli.batch import Batch, SideStream, to_device
 from rescue_cli.errors import DataError
 from rescue_cli.recipe.sections import Decoder, Interpolation
 from rescue_cli.rng import Floats, Indices, uniform
@@ -214,6 +215,7 @@ class FileFeed:
         self.max_corrupt = max_corrupt
         self.workers = workers
         self.device = device
+        self.side = SideStream(device)
         self.log = log
         self.waited = 0.0
         self.replaced = 0
@@ -259,8 +261,9 @@ class FileFeed:
             loaded = self._next()
             rows = [first[micro_batch] + position for micro_batch, position in loaded.positions]
             collected.add(rows, loaded)
-        for micro_batch, start in first.items():
-            images, targets = collected.batch(slice(start, start + size))
+        parts = (slice(start, start + size) for start in first.values())
+        copies = self.side.ahead(partial(collected.batch, part) for part in parts)
+        for micro_batch, (images, targets) in zip(first, copies, strict=True):
             yield Batch(images, targets, step, micro_batch, self.sampler(step, micro_batch))
 
     def _next(self) -> Loaded:

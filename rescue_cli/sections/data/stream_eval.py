@@ -2,13 +2,14 @@
 
 import itertools
 from collections.abc import Generator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from rescue_cli.batch import EvalBatch, View, to_device
+from rescue_cli.batch import EvalBatch, SideStream, View, joined, to_device
 from rescue_cli.errors import DataError
 from rescue_cli.recipe.sections import Decoder, Interpolation
 from rescue_cli.rng import Indices
@@ -106,6 +107,7 @@ class FileEvalFeed:
         self.batch_size = batch_size
         self.workers = workers
         self.device = device
+        self.side = SideStream(device)
 
     def __len__(self) -> int:
         return len(self.samples.files)
@@ -127,7 +129,8 @@ class FileEvalFeed:
         loaded = start_workers(self.samples, itertools.chain.from_iterable(parts), self.workers)
         try:
             for of_batch in parts:
-                yield self._join([_check(next_of(loaded)) for _ in of_batch])
+                taken = [_check(next_of(loaded)) for _ in of_batch]
+                yield self.side(partial(self._join, taken))
         finally:
             end_workers(loaded)
 
@@ -146,7 +149,9 @@ class FileEvalFeed:
         if self.samples.annotated:
             whole = [to_device(image, self.device) for part in parts for image in part.images[0]]
             return EvalBatch(indices, targets, dict.fromkeys(self.views, whole))
-        columns = [torch.cat([part.images[v] for part in parts]) for v in range(len(self.views))]
+        columns = [
+            joined([part.images[v] for part in parts], self.device) for v in range(len(self.views))
+        ]
         return EvalBatch(
             to_device(indices, self.device),
             to_device(torch.tensor(targets), self.device),

@@ -73,7 +73,7 @@ def test_the_device_generator_decides_who_is_dropped() -> None:
     images = torch.randn(8, 3, 32, 32)
     outputs = []
     for step, micro_batch in ((5, 1), (5, 1), (5, 2), (6, 1)):
-        seed_device(0, step, micro_batch)
+        seed_device(torch.device("cpu"), 0, step, micro_batch)
         outputs.append(model(images).detach())
     assert torch.equal(outputs[0], outputs[1])
     assert not torch.equal(outputs[0], outputs[2])

@@ -1,5 +1,6 @@
 """The nets of fast CIFAR-10 training against restatements written out here, and their parts."""
 
+import copy
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.nn import functional
 
 from rescue_cli import recipe as recipes
@@ -22,6 +23,7 @@ from rescue_cli.sections.data import Dataset, FileNames, Files, Images
 from rescue_cli.sections.model import MODELS, Celu, GhostBatchNorm2d, Whitening
 from rescue_cli.sections.model.airbench import add_dirac
 from rescue_cli.sections.model.pooling import GlobalMaxPool2d
+from tests.helpers.kernels import Kernels
 from tests.helpers.processes import random_dataset
 
 CPU = torch.device("cpu")
@@ -489,6 +491,18 @@ def test_whitening_wants_both_its_keys() -> None:
 # --- ghost batch norm ---
 
 
+PATHS = ("_by_chunks", "_by_reshape")  # on a CPU, and elsewhere
+
+
+@pytest.fixture(params=PATHS)
+def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Ghost norm takes this path on a CPU."""
+    name: str = request.param
+    monkeypatch.setattr(GhostBatchNorm2d, "_by_chunks", getattr(GhostBatchNorm2d, name))
+    return name
+
+
+@pytest.mark.usefixtures("path")
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_ghost_norm_is_batch_norm_of_each_group(layout: torch.memory_format) -> None:
     torch.manual_seed(5)
@@ -518,10 +532,70 @@ def test_ghost_norm_is_batch_norm_of_each_group(layout: torch.memory_format) -> 
         torch.testing.assert_close(found, reference, rtol=1e-10, atol=1e-10)
     fresh = GhostBatchNorm2d(3, 4).double()
     fresh(images)
+    assert norm(images).is_contiguous(memory_format=layout)
     moved = [(fresh.running_mean, means), (fresh.running_var, variances)]
     for buffer, each in moved:
         torch.testing.assert_close(buffer, torch.stack(each).mean(0), rtol=1e-10, atol=1e-10)
     assert fresh.num_batches_tracked == 1
+
+
+def test_off_the_cpu_ghost_norm_makes_as_few_kernels_for_many_groups_as_for_two(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And an activation that changes its result in place adds no copies."""
+
+    def kernels(groups: int) -> int:
+        block = nn.Sequential(GhostBatchNorm2d(3, 4), nn.CELU(0.3, inplace=True))
+        images = torch.randn(4 * groups, 3, 5, 4).to(memory_format=torch.channels_last)
+        images.requires_grad_()
+        with Kernels() as counted:
+            block(images).sum().backward()
+        count: int = counted.count
+        return count
+
+    in_chunks = kernels(16)
+    monkeypatch.setattr(GhostBatchNorm2d, "_by_chunks", GhostBatchNorm2d._by_reshape)
+    assert kernels(2) == kernels(16) <= 30 < in_chunks
+
+
+def test_both_paths_of_ghost_norm_train_alike_cast_compiled_and_in_ddp(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    torch.manual_seed(6)
+    images = torch.randn(12, 3, 5, 4).to(memory_format=torch.channels_last)
+    layers = (nn.Conv2d(3, 6, 3), GhostBatchNorm2d(6, 4), nn.CELU(0.3, inplace=True))
+    start = nn.Sequential(*layers).to(memory_format=torch.channels_last)
+
+    def trained(wrap: Callable[[nn.Module], Any], *, cast: bool) -> dict[str, Tensor]:
+        net = copy.deepcopy(start)
+        wrapped = wrap(net)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=cast):
+            outputs = wrapped(images)
+        assert outputs.is_contiguous(memory_format=torch.channels_last)
+        (outputs.float() ** 3).mean().backward()
+        gradients = {f"{name}.grad": p.grad for name, p in net.named_parameters()}
+        return {**dict(net.named_buffers()), **gradients, "outputs": outputs.detach().float()}
+
+    def compiled(net: nn.Module) -> Any:
+        return torch.compile(net, dynamic=False, backend="aot_eager", fullgraph=True)
+
+    def plain(net: nn.Module) -> Any:
+        return net
+
+    expected = {cast: trained(plain, cast=cast) for cast in (False, True)}
+    monkeypatch.setattr(GhostBatchNorm2d, "_by_chunks", GhostBatchNorm2d._by_reshape)
+    store = distributed.HashStore()  # type: ignore[attr-defined]
+    distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        ways = ((plain, True), (compiled, True), (nn.parallel.DistributedDataParallel, False))
+        for wrap, cast in ways:
+            result, tolerance = trained(wrap, cast=cast), 2e-2 if cast else 1e-5
+            for key, value in expected[cast].items():
+                torch.testing.assert_close(
+                    result[key], value, rtol=tolerance, atol=tolerance, msg=key
+                )
+    finally:
+        distributed.destroy_process_group()
 
 
 @pytest.mark.parametrize(("training", "count"), [(False, 12), (True, 4), (True, 3)])
