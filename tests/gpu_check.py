@@ -29,6 +29,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from rescue_cli.__main__ import main as run_command
 from rescue_cli.analysis import records
@@ -111,7 +112,7 @@ def describe(_: Place) -> dict[str, Any]:
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
         "hip": torch.version.hip,
-        "cudnn": torch.backends.cudnn.version(),
+        "cudnn": torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
         "python": platform.python_version(),
         "cores": len(os.sched_getaffinity(0)),
     }
@@ -142,10 +143,10 @@ def families(place: Place) -> dict[str, Any]:
 def agreement(place: Place) -> dict[str, Any]:
     """A2's first losses in float64 on a CPU and on the GPU, and the images that both see."""
     words = ["--recipe", "a2", *place.words("a2"), "train.precision=float64", "train.log_every=1"]
-    runs = [RunDirectory(place.out / "runs" / f"a2-{device}") for device in ("cpu", DEVICE)]
+    runs = [RunDirectory(place.out / "runs" / f"a2-{device}") for device in ("cpu", "gpu")]
     losses, pictures = [], []
     for run in runs:
-        device = run.path.name.rpartition("-")[2]
+        device = DEVICE if run.path.name == "a2-gpu" else "cpu"
         result_of("train", *words, "--out", run.path, "--workers", 0, device=device)
         lines = read_metrics(run.metrics)
         losses.append([line["loss"] for line in lines if line["kind"] == "train"])
@@ -237,9 +238,11 @@ def inference(place: Place) -> Any:
 
 def stop_and_resume(place: Place) -> dict[str, Any]:
     """A run that gets SIGTERM saves and ends with 143, and resumes to the very same weights."""
-    words = ["--recipe", "myrtle-ghost-norm", *place.words("myrtle-ghost-norm"),
-             "train.deterministic=true", "train.epochs=200", "eval.every=200",
-             "train.checkpoint_epochs=200", "train.log_every=1"]  # fmt: skip
+    epochs = 100 if place.small else 2000
+    lengths = ("train.epochs", "eval.every", "train.checkpoint_epochs")
+    words = ["--recipe", "myrtle-ghost-norm", *place.words("myrtle-ghost-norm")]
+    words += [*(f"{key}={epochs}" for key in lengths), "train.log_every=1"]
+    words += ["train.deterministic=true"]
     whole, stopped = (place.out / "runs" / name for name in ("never-stopped", "stopped"))
     train(place, whole.name, *words)
     call = [sys.executable, "-m", "rescue_cli", "train", *map(str, words), "--device", DEVICE]
@@ -252,7 +255,8 @@ def stop_and_resume(place: Place) -> dict[str, Any]:
     assert code == 143, f"exit code {code}"
     steps = len(read_metrics(metrics))
     train(place, stopped.name, *words, "--resume")
-    assert RunDirectory(stopped).weights.read_bytes() == RunDirectory(whole).weights.read_bytes()
+    weights, resumed = (load_file(RunDirectory(run).weights) for run in (whole, stopped))
+    assert all(torch.equal(tensor, resumed[key]) for key, tensor in weights.items())
     return {"lines_before": steps}
 
 
