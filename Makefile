@@ -2,8 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-# One more than the cores: some tests wait for processes, files or the clock
-WORKERS ?= $(shell expr $$(nproc) + 1)
+# Two for each core: many tests wait for processes, files or the clock
+WORKERS ?= $(shell expr $$(nproc) \* 2)
 
 .PHONY: install train test test-long test-slurm test-browser gpu-check clean
 

@@ -37,18 +37,17 @@ Rescue = Callable[..., Ended]
 
 
 def pytest_configure() -> None:
-    """Of several workers of xdist each keeps to its own cores; those that are left without one
-    share all of them.
+    """Of several workers of xdist each keeps to its own cores; more workers than cores share them.
 
-    It has no more threads than its own cores, unless OMP_NUM_THREADS says how many.
+    It has no more threads than those, unless OMP_NUM_THREADS says how many.
     """
     number = os.environ.get("PYTEST_XDIST_WORKER", "").removeprefix("gw")
     if number:
         every = sorted(os.sched_getaffinity(0))
-        mine = every[int(number) :: int(os.environ["PYTEST_XDIST_WORKER_COUNT"])]
-        os.sched_setaffinity(0, mine or every)
+        mine = every[int(number) % len(every) :: int(os.environ["PYTEST_XDIST_WORKER_COUNT"])]
+        os.sched_setaffinity(0, mine)
         if "OMP_NUM_THREADS" not in os.environ:  # else torch chose by the cores there were before
-            torch.set_num_threads(max(1, len(mine)))
+            torch.set_num_threads(len(mine))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

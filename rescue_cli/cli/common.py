@@ -65,7 +65,7 @@ Model = Annotated[
 ]
 Epochs = Annotated[
     float | None,
-    typer.Option(help="Train for this many epochs; warm-up and milestones scale with it."),
+    typer.Option(help="Train this many epochs; warm-up and milestones scale."),
 ]
 Device = Annotated[str | None, typer.Option(help="cpu or cuda; default: cuda if available.")]
 Procs = Annotated[int | None, typer.Option(help="Number of processes (torchrun).", min=1)]

@@ -35,6 +35,10 @@ def planned_device(asked: str | None) -> str:
 
     if asked is None:
         return "cuda" if torch.cuda.is_available() else "cpu"
+    if asked in ("rocm", "hip"):
+        raise UsageError(f"--device: '{asked}': torch calls AMD's GPUs cuda too. Use cuda.")
+    if asked == "mps":
+        raise UsageError("--device: mps has no float64, in which losses are summed. Use cpu.")
     if asked not in ("cpu", "cuda"):
         raise UsageError(f"--device: '{asked}' is not known. Use cpu or cuda.")
     return asked

@@ -149,6 +149,8 @@ def test_check_validates_all_that_is_shipped(rescue: Rescue) -> None:
         ),
         ("train --gpus 1", "error: --device: cuda is not available on this machine."),
         ("train --device tpu", "error: --device: 'tpu' is not known. Use cpu or cuda."),
+        ("train --device mps", "error: --device: mps has no float64, in which losses are summed."),
+        ("train --device rocm", "error: --device: 'rocm': torch calls AMD's GPUs cuda too. Use"),
         ("train --nodes 2", "error: --nodes: several machines need --rendezvous HOST:PORT"),
         ("train --recipe myrtle-baseline", "error: train.precision: float16 needs CUDA"),
         ("train --dry-run optim.lr=0", "error: optim (sgd).lr: 0 must be above 0."),
