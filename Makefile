@@ -2,8 +2,6 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-# Two for each core: many tests wait for processes, files or the clock
-WORKERS ?= $(shell expr $$(nproc) \* 2)
 
 .PHONY: install train test test-long test-slurm test-browser gpu-check clean
 
@@ -21,7 +19,7 @@ test: install
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/pytest -m "not long" --numprocesses $(WORKERS) --dist worksteal
+	$(BIN)/pytest -m "not long" --numprocesses auto --dist worksteal
 
 test-long: install
 	$(BIN)/pytest -m long

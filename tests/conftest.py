@@ -37,7 +37,7 @@ Rescue = Callable[..., Ended]
 
 
 def pytest_configure() -> None:
-    """Of several workers of xdist each keeps to its own cores; more workers than cores share them.
+    """Of several workers of xdist each keeps to its own cores; more of them than cores share some.
 
     It has no more threads than those, unless OMP_NUM_THREADS says how many.
     """
