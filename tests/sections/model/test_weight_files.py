@@ -413,7 +413,7 @@ def test_the_line_that_converts_a_file_converts_it(
     convert(refused("w.pkl"))
     assert same(loaded("w.pkl.weights.pth")[0], state)
     jit: Any = torch.jit
-    with pytest.warns(FutureWarning):
+    with pytest.warns((FutureWarning, DeprecationWarning)):
         scripted = jit.trace(network.eval(), torch.zeros(1, 3, 64, 64))
     scripted.save("s.pt")
     message = refused("s.pt")
