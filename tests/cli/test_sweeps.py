@@ -39,6 +39,10 @@ def have_finished(folder: Path, count: int) -> Callable[[], bool]:
     return lambda: len(finished(folder)) >= count
 
 
+def has_workers(command: Command) -> Callable[[], bool]:
+    return lambda: bool(descendants(command.pid))
+
+
 def test_a_sweep_does_what_is_missing_and_says_what_its_seeds_say(
     rescue: Rescue, tmp_path: Path
 ) -> None:
@@ -110,6 +114,7 @@ def test_a_sweep_killed_twice_ends_bitwise_as_one_that_was_not(tmp_path: Path) -
     for goal, number in ((1, signal.SIGTERM), (2, signal.SIGKILL)):
         sweep = begin("killed")
         sweep.until(have_finished(tmp_path / "killed", goal))
+        sweep.until(has_workers(sweep))  # the goal may be reached before they are started
         workers = descendants(sweep.pid)
         sweep.send(number)
         message = sweep.ends(143 if number == signal.SIGTERM else -signal.SIGKILL)
