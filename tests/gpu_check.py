@@ -249,7 +249,7 @@ def stop_and_resume(place: Place) -> dict[str, Any]:
     process = subprocess.Popen([*call, "--out", str(stopped)])
     metrics = RunDirectory(stopped).metrics
     while process.poll() is None and (not metrics.exists() or metrics.stat().st_size < 2000):
-        time.sleep(0.02)
+        time.sleep(0.005)
     process.send_signal(signal.SIGTERM)
     code = process.wait(timeout=60)
     assert code == 143, f"exit code {code}"

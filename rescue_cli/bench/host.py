@@ -5,8 +5,7 @@ less time than they take.
 """
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from statistics import median
 from typing import Any
@@ -16,7 +15,7 @@ import torch
 from torch import nn
 
 from rescue_cli.batch import Batch
-from rescue_cli.bench.timing import show_rounds
+from rescue_cli.bench.timing import one_thread, show_rounds
 from rescue_cli.build.feeds import build_normalise, steps_ahead, train_size
 from rescue_cli.build.networks import create_network
 from rescue_cli.build.optimizers import build_optimizers
@@ -48,7 +47,7 @@ def host(recipe: Recipe, *, rounds: int) -> dict[str, Any]:
     not in it. `beside` is what another thread does meanwhile, where several steps are augmented at
     once, and not in the total. No data set is read.
     """
-    with _one_thread():
+    with one_thread():
         parts = _parts(recipe)
         times: dict[str, list[float]] = {name: [] for name in parts}
         for number in show_rounds(rounds + 1):
@@ -177,13 +176,3 @@ def _one_number_each(network: nn.Module) -> nn.Module:
     for number, buffer in enumerate(network.buffers()):
         small.register_buffer(f"b{number}", torch.zeros(1, dtype=buffer.dtype))
     return small
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)

@@ -3,8 +3,7 @@
 import math
 import resource
 import time
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -14,7 +13,7 @@ import numpy as np
 import torch
 
 from rescue_cli.bench import timm_pipeline
-from rescue_cli.bench.timing import show_rounds
+from rescue_cli.bench.timing import one_thread, show_rounds
 from rescue_cli.build.feeds import Machine, build_normalise, build_train_feed
 
 # data_keys
@@ -175,14 +174,3 @@ def _workers_seconds() -> float:
     """CPU seconds of all child processes that have ended."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Without torch's thread pool, whose threads use CPU time while they wait."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)

@@ -16,7 +16,7 @@ from torch.nn import functional
 from rescue_cli import recipe as recipes
 from rescue_cli.bench import timm_pipeline
 from rescue_cli.bench.timing import show_rounds
-from rescue_cli.build.backends import configure_backends
+from rescue_cli.build.backends import computes_bfloat16, configure_backends
 from rescue_cli.build.feeds import Machine, load_dataset
 from rescue_cli.build.networks import autocast, build_network
 from rescue_cli.build.step import build_step
@@ -51,8 +51,7 @@ def measured_recipe(name: str | None, overrides: Sequence[str]) -> Recipe:
     """
     if name is not None:
         return recipes.load(name, overrides)
-    has_bfloat16 = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    precision = f"train.precision={'bfloat16' if has_bfloat16 else 'float32'}"
+    precision = f"train.precision={'bfloat16' if computes_bfloat16() else 'float32'}"
     return recipes.load(BASE, [*OVERRIDES, precision, *overrides])
 
 

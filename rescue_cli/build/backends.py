@@ -32,3 +32,8 @@ def use_fast_kernels(*, search: bool = True) -> None:
     torch.backends.cuda.matmul.allow_tf32 = True
     torch.backends.cudnn.allow_tf32 = True
     torch.backends.cudnn.benchmark = search
+
+
+def computes_bfloat16() -> bool:
+    """Whether this processor has matrix products in bfloat16; torch emulates them otherwise."""
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())  # torch has no public name for it

@@ -135,7 +135,8 @@ def _keys_for_option(option: str | None, context: Any) -> list[str]:
     """How to set what an unknown option seems to mean: `train.seed=VALUE` for `--seed`."""
     from rescue_cli.recipe import SECTIONS, schema
 
-    if option is None or not any(p.name == "overrides" for p in context.command.params):
+    params = context.command.params if context else []
+    if option is None or not any(param.name == "overrides" for param in params):
         return []
     name = option.lstrip("-").replace("-", "_")
     sections = [s for s, entry in SECTIONS.items() if name in schema.keys(entry.keys)]

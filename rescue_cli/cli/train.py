@@ -25,7 +25,12 @@ from rescue_cli.runs.environment import (
     select_device,
     visible_devices,
 )
-from rescue_cli.runs.group import current_group, is_restarted, refuse_in_group
+from rescue_cli.runs.group import (
+    current_group,
+    is_restarted,
+    refuse_in_group,
+    requested_processes,
+)
 from rescue_cli.runs.processes import Nodes
 from rescue_cli.runs.single import Launch, plan_launch
 
@@ -104,14 +109,14 @@ def train(
     )
     machines = Nodes(nodes, node_rank, rendezvous)
     resume = resume or is_restarted()
+    if resume and out is None and AUTO in (overrides or []):
+        raise UsageError(
+            f"{AUTO}: a resumed run keeps its micro-batches, so it has to be named. Give --out RUN."
+        )
     asked = "cuda" if gpus is not None and device is None else device
     where = planned_device(asked) if dry_run else select_device(asked)
     changes = Changes(overrides or [], model, epochs, subset, smoke)
     resolved, notes = _resolve(recipe, changes, out if resume else None, where)
-    if AUTO in changes.overrides and not (resume and recipe is None):
-        before = recipes.load(recipe or common.DEFAULT).train.device_batch_size
-        fitting, more = _fit_micro_batch(resolved, before, where, gpus or procs or 1)
-        resolved, notes = resolved.with_overrides(fitting), [*notes, *more]
     check_recipe(resolved)
     if check_expected and not resolved.tree.get("expect"):
         raise UsageError("--check-expected: the recipe has no `expect:`. Add it, or drop this.")
@@ -125,11 +130,19 @@ def train(
     visible = visible_devices(where) * nodes
     if gpus is not None and gpus > visible and not dry_run and current_group() is None:
         raise UsageError(f"--gpus: {gpus} requested, {visible} visible. Use at most {visible}.")
+    processes = procs if gpus is None else gpus
+    option = "--procs" if gpus is None else "--gpus"
+    if AUTO in changes.overrides and not (resume and _holds_run(out)):
+        asked_processes, _ = requested_processes(processes, option)
+        before = recipes.load(recipe or common.DEFAULT).train.device_batch_size
+        resolved, more = _fit_micro_batch(resolved, before, where, asked_processes, visible)
+        notes += more
+        check_recipe(resolved)
     launch = plan_launch(
         resolved.train,
         where,
-        procs if gpus is None else gpus,
-        option="--procs" if gpus is None else "--gpus",
+        processes,
+        option=option,
         default=visible,
         workers=workers,
         nodes=machines,
@@ -159,7 +172,7 @@ def _resolve(
 ) -> tuple[Recipe, list[str]]:
     """The recipe with what the user and the options set, and the notes about it."""
     given = [override for override in changes.overrides if override != AUTO]
-    if name is None and resumed is not None and RunDirectory(resumed).recipe.exists():
+    if name is None and resumed is not None and _holds_run(resumed):
         if changes.subset is not None or changes.smoke:
             raise UsageError("--subset and --smoke: a resumed run keeps its recipe. Remove them.")
         base = recipes.recipe_in(resumed)
@@ -172,9 +185,14 @@ def _resolve(
         )
     notes = [] if name else [common.NO_RECIPE]
     base = recipes.load(name or common.DEFAULT)
-    if AUTO in changes.overrides:  # for now the largest there can be
+    if AUTO in changes.overrides:
+        if changes.smoke:
+            raise UsageError(f"--smoke and {AUTO} set the same thing. Give only one.")
         sizes = [o.removeprefix(BATCH_SIZE) for o in given if o.startswith(BATCH_SIZE)]
-        given.append(f"train.device_batch_size={[base.train.batch_size, *sizes][-1]}")
+        size = [base.train.batch_size, *sizes][-1]  # the largest there can be, before it is fitted
+        if resumed is not None and _holds_run(resumed):
+            size = recipes.recipe_in(resumed).train.device_batch_size
+        given.append(f"train.device_batch_size={size}")
     if changes.subset is not None:
         given.append(subset_override(changes.subset, given))
     expanded, more = expand_options(base, given, changes.model, changes.epochs)
@@ -188,32 +206,46 @@ def _resolve(
     return resolved, [*notes, *resolved.notes]
 
 
-def _fit_micro_batch(recipe: Recipe, before: int, device: str, gpus: int) -> tuple[str, list[str]]:
-    """The override that `train.device_batch_size=auto` stands for, and notes; raises `UsageError`.
+def _holds_run(path: Path | None) -> bool:
+    return path is not None and RunDirectory(path).recipe.exists()
 
-    By the memory that is free now, with room for what the estimate leaves out. The recipe's own
-    micro-batches had `before` images.
+
+def _fit_micro_batch(
+    recipe: Recipe, before: int, device: str, processes: int | None, visible: int
+) -> tuple[Recipe, list[str]]:
+    """The recipe with what `train.device_batch_size=auto` stands for, and notes.
+
+    The largest micro-batch by the memory that is free now, with room for what the estimate leaves
+    out, if that many processes share a step, or else as many of the `visible` devices as divide
+    the batch. The recipe's own micro-batches have `before` images. Raises `UsageError`.
     """
     from rescue_cli import estimate
 
-    recipe.demand_classification("train.device_batch_size=auto")
+    recipe.demand_classification(AUTO)
+    batch = recipe.train.batch_size
+    if processes is None:
+        processes = max(n for n in range(1, max(1, visible) + 1) if batch % n == 0)
+    elif batch % processes:
+        raise UsageError(
+            f"train.batch_size: {batch} images cannot be shared evenly by {processes} processes. "
+            "Use a multiple."
+        )
     free = free_memory_mb(device)
-    fitting = estimate.fit_micro_batch(recipe, FREE_SHARE * free, gpus)
+    fitting = estimate.fit_micro_batch(recipe, FREE_SHARE * free, processes)
     if fitting is None:
         raise UsageError(
             f"train.device_batch_size: auto: not even one image fits into {free:,.0f} MB. "
             "Use a smaller model or size."
         )
     size, needed = fitting
-    notes = [
-        f"auto sets: train.device_batch_size={size} (needs about {needed:,.0f} MB of {free:,.0f})"
-    ]
+    override = f"train.device_batch_size={size}"
+    notes = [f"auto sets: {override} (needs about {needed:,.0f} MB of {free:,.0f})"]
     if size != before and estimate.has_batch_norm(recipe):
         notes.append(
             f"warning: batch norm normalises over micro-batches of {size} images in place of "
             f"{before}, so the result may differ from the recipe's."
         )
-    return f"train.device_batch_size={size}", notes
+    return recipe.with_overrides(override), notes
 
 
 def _directory(recipe: Recipe, out: Path | None, *, resume: bool, nodes: int) -> Path:

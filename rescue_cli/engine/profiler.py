@@ -20,11 +20,14 @@ ROWS = 40
 
 
 @contextmanager
-def profile_steps(step: Step, run: RunDirectory, steps: int) -> Iterator[Callable[[], None]]:
+def profile_steps(
+    step: Step, run: RunDirectory, steps: int, log: Callable[[str], None]
+) -> Iterator[Callable[[], None]]:
     """Profiles some of a run's `steps`; yields what is to be called after each of them.
 
     Writes `profile.json.gz`, a trace for Perfetto or chrome://tracing, and `profile.txt`, a table.
-    The parts of the step are named ranges in both, and NVTX ranges for NVIDIA Nsight.
+    The parts of the step are named ranges in both, and NVTX ranges for NVIDIA Nsight. Where a
+    resumed run ends before them, `log` receives a warning.
     """
     recorded = max(1, min(RECORDED, steps - 1))
     warm_up = min(WARM_UP, steps - recorded)
@@ -33,7 +36,10 @@ def profile_steps(step: Step, run: RunDirectory, steps: int) -> Iterator[Callabl
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
     sort_by = "cuda_time_total" if on_gpu else "cpu_time_total"
 
+    written = []
+
     def write(profiler: Any) -> None:
+        written.append(run.profile)
         table = profiler.key_averages().table(sort_by=sort_by, row_limit=ROWS)
         write_text(run.profile_table, f"of {format_count(recorded, 'step')}\n{table}\n")
         with tempfile.TemporaryDirectory() as folder:
@@ -51,6 +57,8 @@ def profile_steps(step: Step, run: RunDirectory, steps: int) -> Iterator[Callabl
         acc_events=True,
     ) as profiler:
         yield profiler.step
+    if not written:
+        log("warning: --profile: too few steps were left, so nothing was profiled")
 
 
 def _compress(source: Any, target: Any) -> None:

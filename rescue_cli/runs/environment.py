@@ -82,6 +82,8 @@ def check_precision(precision: str, device: str) -> list[str]:
     """
     import torch
 
+    from rescue_cli.build.backends import computes_bfloat16
+
     if device == "cuda":
         if precision != "bfloat16" or torch.cuda.is_bf16_supported(including_emulation=False):
             return []
@@ -98,13 +100,6 @@ def check_precision(precision: str, device: str) -> list[str]:
             "times longer than in float32. Use train.precision=float32."
         ]
     return []
-
-
-def computes_bfloat16() -> bool:
-    """Whether this processor has matrix products in bfloat16; torch emulates them otherwise."""
-    import torch
-
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())  # torch has no public name for it
 
 
 def note_precision(precisions: Iterable[str], device: str) -> None:
@@ -143,6 +138,8 @@ def describe_environment(
     machine at a time, each on its part of the cores.
     """
     import torch
+
+    from rescue_cli.build.backends import computes_bfloat16
 
     cores = len(os.sched_getaffinity(0))
     if (group := current_group()) is not None:

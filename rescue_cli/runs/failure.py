@@ -45,7 +45,9 @@ def explain_error(error: BaseException, recipe: Recipe) -> BaseException:
     first_line, *_ = text.splitlines() or [type(error).__name__]
     why = f"the memory of the device ({first_line[:120]})"
     if _passed_through(error, memory.__file__, "__init__"):
-        cure = "Set data.resident=false." if recipe.data.resident else "Use fewer: data.subset."
+        cure = "Use fewer images (data.subset)."
+        if recipe.data.resident:
+            cure = "Set data.resident=false."
         return MemoryExhausted(
             f"data: the images, all of which are kept on the device, do not fit into {why}. {cure}"
         )

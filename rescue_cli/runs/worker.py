@@ -193,7 +193,7 @@ def _train(
             prepared = time.perf_counter() - start.clock
             with contextlib.ExitStack() as stack:
                 if profiled and distributed.is_first():
-                    profiler = profile_steps(loop.step, run, loop.timing.steps)
+                    profiler = profile_steps(loop.step, run, loop.timing.steps, recorder.log)
                     loop.after_step = stack.enter_context(profiler)
                 loop.run()
             _finish(run, recipe, trainee, loop, prepared, start.peak_mb)

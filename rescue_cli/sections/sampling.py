@@ -10,7 +10,7 @@ import numpy as np
 from rescue_cli.recipe.schema import PositiveInt
 from rescue_cli.rng import Indices, permute, permute_each
 
-DRAWN_AT_ONCE = 16_384  # indices of a micro-batch's steps; more leave a processor's cache
+DRAWN_AT_ONCE = 4_096  # indices of a micro-batch's steps: two blocks of each are kept
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """`train.device_batch_size=auto`: the largest micro-batch that fits."""
 
+import json
 from importlib import import_module
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import yaml
 
 from rescue_cli import estimate
 from rescue_cli.recipe import load
-from tests.conftest import Rescue
+from tests.conftest import Ended, Rescue
 
 AUTO = "train.device_batch_size=auto"
 SMALL = ("model.width=8", "train.batch_size=96", AUTO)
@@ -47,9 +48,11 @@ def test_train_says_what_it_chose_and_that_batch_norm_changes(
     ) in ended.notes
     recorded = yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())
     assert recorded["train"]["device_batch_size"] == 24
-    again = rescue("train", AUTO, "--resume", "--out", tmp_path / "run")
-    assert again.code == 0, again.err
-    assert "finished already; nothing to do" in again.notes
+    monkeypatch.setattr(import_module("rescue_cli.cli.train"), "free_memory_mb", lambda _: 1e6)
+    for words in ((AUTO,), ("--recipe", "quickstart", *small)):
+        again = rescue("train", *words, "--resume", "--out", tmp_path / "run")
+        assert again.code == 0, again.err
+        assert "finished already; nothing to do" in again.notes
 
 
 def test_where_nothing_fits_the_run_does_not_start(
@@ -63,6 +66,47 @@ def test_where_nothing_fits_the_run_does_not_start(
         "Use a smaller model or size."
     )
     assert not (tmp_path / "run").exists()
+
+
+def micro_batch(ended: Ended) -> int:
+    assert ended.code == 0, ended.err
+    size: int = json.loads(ended.out)["recipe"]["train"]["device_batch_size"]
+    return size
+
+
+def test_it_is_a_share_of_the_batch_for_each_process(
+    rescue: Rescue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = import_module("rescue_cli.cli.train")
+    monkeypatch.setattr(command, "free_memory_mb", lambda _: 1e6)
+    words = ("train", *SMALL, "--device", "cpu", "--dry-run", "--json")
+    assert micro_batch(rescue(*words)) == 96
+    assert micro_batch(rescue(*words, "--procs", "4")) == 24
+    monkeypatch.setattr(command, "visible_devices", lambda _: 5)
+    assert micro_batch(rescue(*words)) == 24, "5 do not divide 96 images, 4 do"
+    refused = rescue(*words, "--procs", "5")
+    assert refused.code == 2
+    assert refused.notes[-1] == (
+        "error: train.batch_size: 96 images cannot be shared evenly by 5 processes. Use a multiple."
+    )
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--smoke", "--smoke and train.device_batch_size=auto set the same thing. Give only one."),
+        (
+            "--resume",
+            "train.device_batch_size=auto: a resumed run keeps its micro-batches, so it has to be "
+            "named. Give --out RUN.",
+        ),
+    ],
+)
+def test_what_decides_the_micro_batch_too_is_refused(
+    option: str, message: str, rescue: Rescue
+) -> None:
+    ended = rescue("train", *SMALL, option, "--device", "cpu")
+    assert (ended.code, ended.notes[-1]) == (2, f"error: {message}")
 
 
 def test_boxes_are_not_estimated(rescue: Rescue) -> None:

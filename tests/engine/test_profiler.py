@@ -40,3 +40,17 @@ def test_without_the_option_there_is_no_profile(rescue: Rescue, tmp_path: Path) 
     run = RunDirectory(tmp_path / "run")
     assert not run.profile.exists()
     assert "profile" not in read_json(run.environment)
+
+
+def test_a_resumed_run_that_ends_too_soon_says_that_nothing_was_profiled(
+    rescue: Rescue, tmp_path: Path
+) -> None:
+    small = (TINY[0].format(32 * 14), *TINY[1:], "train.device_batch_size=32")
+    assert rescue("train", *small, "--out", tmp_path / "run").code == 0
+    run = RunDirectory(tmp_path / "run")
+    run.result.unlink()  # as if killed just before it was written
+    again = rescue("train", "--resume", "--profile", "--out", run.path)
+    assert again.code == 0, again.err
+    warning = "warning: --profile: too few steps were left, so nothing was profiled"
+    assert warning in run.log.read_text()
+    assert not run.profile.exists()

@@ -40,7 +40,7 @@ def test_another_error_of_cudnn_stays_what_it_is() -> None:
     ("overrides", "cure"),
     [
         (["data.resident=true"], "Set data.resident=false."),
-        ([], "Use fewer: data.subset."),
+        ([], "Use fewer images (data.subset)."),
     ],
 )
 def test_images_that_the_device_cannot_keep_are_no_matter_of_the_micro_batch(

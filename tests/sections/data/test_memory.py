@@ -101,6 +101,6 @@ def test_an_order_of_100_million_images_is_never_in_memory(
     seen = [sampler(step, s) for step in (0, 1, 48_827, 48_828, 10**7) for s in range(4)]
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert peak < 4e6, "blocks of 16,384 indices, and what is computed on the way"
+    assert peak < 1e6, "blocks of 4,096 indices, and what is computed on the way"
     assert max(indices.max() for indices in seen) < steps.samples
     assert max(indices.max() for indices in seen) > 0.99 * steps.samples
