@@ -111,10 +111,8 @@ def wilson_interval(right: float, count: int) -> tuple[float, float]:
 
     `right`: how many of `count` images were classified correctly.
     """
-    from scipy.stats import binomtest
-
-    interval = binomtest(round(right), count).proportion_ci(CONFIDENCE, method="wilson")
-    return 100 * float(interval.low), 100 * float(interval.high)
+    whole = np.array([round(right)], dtype=np.float64)
+    return mean_of_proportions_interval(whole, np.array([count], dtype=np.float64))
 
 
 def mean_of_proportions_interval(

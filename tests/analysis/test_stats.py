@@ -241,11 +241,11 @@ def test_a_claim_states_how_many_runs_finished() -> None:
     assert pair["diverged"]["p"] == pytest.approx(fisher)
 
 
-def test_an_accuracys_interval_is_wilsons() -> None:
-    low, high = wilson_interval(143, 153)
-    theirs = stats.binomtest(143, 153).proportion_ci(method="wilson")
-    assert (low, high) == pytest.approx((100 * theirs.low, 100 * theirs.high))
-    assert (low, high) == pytest.approx((88.388, 96.398), abs=0.02)
+@pytest.mark.parametrize(("right", "count"), [(143, 153), (0, 20), (3, 20), (17, 20), (20, 20)])
+def test_an_accuracys_interval_is_wilsons(right: int, count: int) -> None:
+    theirs = stats.binomtest(right, count).proportion_ci(method="wilson")
+    expected = (100 * theirs.low, 100 * theirs.high)
+    assert wilson_interval(right, count) == pytest.approx(expected, abs=1e-9)
 
 
 def test_mcnemar_is_the_exact_binomial_of_the_disagreements() -> None:

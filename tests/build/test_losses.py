@@ -19,7 +19,7 @@ from torchmetrics.functional.classification import multiclass_recall
 from rescue_cli import distributed
 from rescue_cli import recipe as recipes
 from rescue_cli.analysis.accuracy import add_intervals
-from rescue_cli.analysis.stats import mean_of_proportions_interval, wilson_interval
+from rescue_cli.analysis.stats import mean_of_proportions_interval
 from rescue_cli.batch import Batch
 from rescue_cli.build.check import check_recipe
 from rescue_cli.build.feeds import Machine
@@ -405,12 +405,6 @@ def test_a_result_from_before_has_no_balanced_accuracy() -> None:
     assert measurement_table(result, narrow=True)[0][4:6] == ["top-1 %", "top-5 %"]
     assert "balanced_interval" not in add_intervals(result)
     assert len(interval_notes(result)) == 1
-
-
-@pytest.mark.parametrize("right", [0.0, 3.0, 17.0, 20.0])
-def test_the_interval_of_one_class_is_wilsons(right: float) -> None:
-    found = mean_of_proportions_interval(np.array([right]), np.array([20.0]))
-    assert found == pytest.approx(wilson_interval(right, 20), abs=1e-9)
 
 
 def test_the_interval_of_balanced_accuracy_holds_it_95_times_in_100() -> None:

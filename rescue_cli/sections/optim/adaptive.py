@@ -3,10 +3,10 @@
 from collections.abc import Iterable
 from typing import Any
 
-import torch
 from torch.optim import Optimizer
 
 from rescue_cli.recipe.schema import Fraction, NotNegative, Positive
+from rescue_cli.sections.optim.uncompiled import Adadelta, Adagrad, Adam, AdamW
 
 
 def adamw(
@@ -21,9 +21,7 @@ def adamw(
 
     Fused, so that the gradient scaler can skip a step without a host sync.
     """
-    return torch.optim.AdamW(
-        groups, lr=lr, weight_decay=weight_decay, betas=betas, eps=eps, fused=True
-    )
+    return AdamW(groups, lr=lr, weight_decay=weight_decay, betas=betas, eps=eps, fused=True)
 
 
 def adam(
@@ -35,9 +33,7 @@ def adam(
     eps: Positive = 1e-8,
 ) -> Optimizer:
     """Adam (Kingma and Ba 2015), with weight decay added to the gradient."""
-    return torch.optim.Adam(
-        groups, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, fused=True
-    )
+    return Adam(groups, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, fused=True)
 
 
 def adagrad(
@@ -48,7 +44,7 @@ def adagrad(
     eps: Positive = 1e-10,
 ) -> Optimizer:
     """AdaGrad (Duchi et al. 2011), with weight decay added to the gradient."""
-    return torch.optim.Adagrad(groups, lr=lr, eps=eps, weight_decay=weight_decay)
+    return Adagrad(groups, lr=lr, eps=eps, weight_decay=weight_decay)
 
 
 def adadelta(
@@ -60,4 +56,4 @@ def adadelta(
     eps: Positive = 1e-6,
 ) -> Optimizer:
     """AdaDelta (Zeiler 2012), with weight decay added to the gradient."""
-    return torch.optim.Adadelta(groups, lr=lr, rho=rho, eps=eps, weight_decay=weight_decay)
+    return Adadelta(groups, lr=lr, rho=rho, eps=eps, weight_decay=weight_decay)

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from rescue_cli.sections.optim.uncompiled import Uncompiled
+
 
 def groups_with_gradients(
     optimizer: Optimizer,
@@ -26,7 +28,7 @@ def groups_with_gradients(
         yield group, parameters, gradients
 
 
-class ScalerAwareOptimizer(Optimizer):
+class ScalerAwareOptimizer(Uncompiled, Optimizer):
     """An optimizer that divides by the scale itself and skips steps without a host sync."""
 
     _step_supports_amp_scaling = True

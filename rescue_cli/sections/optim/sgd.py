@@ -9,6 +9,7 @@ from torch.optim import Optimizer
 
 from rescue_cli.recipe.schema import Fraction, NotNegative, Positive
 from rescue_cli.sections.optim.grad_scaling import ScalerAwareOptimizer, groups_with_gradients
+from rescue_cli.sections.optim.uncompiled import SGD
 
 
 def sgd(
@@ -23,7 +24,7 @@ def sgd(
 
     Fused, so that the gradient scaler can skip a step without a host sync.
     """
-    optimizer = torch.optim.SGD(
+    optimizer = SGD(
         groups, lr=lr, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay, fused=True
     )
     # Without this, a first step that the scaler skips would leave uninitialised velocities
