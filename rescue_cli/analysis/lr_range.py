@@ -15,7 +15,7 @@ from rescue_cli.analysis.curves import Verdict, find_turn, overfitting_rates, su
 from rescue_cli.metrics.names import METRICS, metric_names
 from rescue_cli.recipe import Recipe
 from rescue_cli.recipe.changes import optim_path, without_lr_rule
-from rescue_cli.rundir import RunDirectory, read_metrics
+from rescue_cli.rundir import RunDirectory, read_curve, read_metrics
 
 NAN = float("nan")
 DETECTION = "ap50"  # the metric of a task whose evaluation has no loss
@@ -110,7 +110,7 @@ def read_curves(
     `rate`: maps a fraction of the run to the learning rate.
     """
     lines = read_metrics(RunDirectory(path).metrics)
-    tests = [line for line in lines if line["kind"] == "eval"]
+    tests = read_curve(RunDirectory(path).metrics)
     trained = [line for line in lines if line["kind"] == "train"]
     metric = metric_names(tests[0])[0] if tests else "top1"
     rates: list[float] = []

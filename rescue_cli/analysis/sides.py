@@ -17,7 +17,7 @@ from rescue_cli.analysis.stats import PERCENT, Sample, sample
 from rescue_cli.analysis.sweep import PREFIX, published_sample, read_sweep
 from rescue_cli.errors import DataError, UsageError
 from rescue_cli.metrics.names import measurement_name, measurement_stem, score
-from rescue_cli.rundir import RunDirectory, read_arrays, read_metrics, read_result
+from rescue_cli.rundir import RunDirectory, read_arrays, read_curve, read_metrics, read_result
 from rescue_cli.rundir.planned import How
 
 MAIN = ("val", "test")  # what data sets call their test images
@@ -225,12 +225,15 @@ def read_points(path: Path) -> list[Point]:
     """A run's evaluations on its first measurement, with the seconds trained until each."""
     lines = read_metrics(RunDirectory(path).metrics)
     seconds = {line["step"]: line["seconds"] for line in lines if line["kind"] == "train"}
-    points: dict[int, Point] = {}
-    for line in lines:
-        if line["kind"] == "eval" and line["step"] not in points:
-            spent = max((s for step, s in seconds.items() if step <= line["step"]), default=0.0)
-            points[line["step"]] = Point(line["epoch"], line["step"], spent, score(line))
-    return list(points.values())
+    return [
+        Point(
+            line["epoch"],
+            line["step"],
+            max((spent for step, spent in seconds.items() if step <= line["step"]), default=0.0),
+            score(line),
+        )
+        for line in read_curve(RunDirectory(path).metrics)
+    ]
 
 
 def load_predictions(path: Path, name: str | None = None) -> dict[str, NDArray[Any]]:

@@ -22,7 +22,7 @@ from rescue_cli.analysis.stats import (
 from rescue_cli.errors import DataError, UsageError
 from rescue_cli.formatting import format_count
 from rescue_cli.metrics.names import METRICS, measurement_name, metric_names, score
-from rescue_cli.rundir import RunDirectory, read_metrics, read_result
+from rescue_cli.rundir import RunDirectory, read_curve, read_result
 from rescue_cli.rundir.planned import (
     MissingRun,
     count_missing,
@@ -219,11 +219,8 @@ def scores_by_epoch(sweep: Sweep) -> dict[float, list[float]]:
     """The scores on the first measurement by epoch, where every finished seed has one."""
     scores: dict[float, list[float]] = {}
     for seed in sweep.results:
-        lines = read_metrics(RunDirectory(sweep.path / f"{PREFIX}{seed}").metrics)
-        tests = [line for line in lines if line["kind"] == "eval"]
-        firsts = {line["epoch"]: score(line) for line in reversed(tests)}
-        for epoch, top1 in firsts.items():
-            scores.setdefault(epoch, []).append(top1)
+        for line in read_curve(RunDirectory(sweep.path / f"{PREFIX}{seed}").metrics):
+            scores.setdefault(line["epoch"], []).append(score(line))
     whole = len(sweep.results)
     return {epoch: scores[epoch] for epoch in sorted(scores) if len(scores[epoch]) == whole}
 

@@ -15,7 +15,7 @@ from rescue_cli.analysis.tuning import Decision, Outcome
 from rescue_cli.analysis.tuning_cost import SLACK, Cost, format_hours, median_cost
 from rescue_cli.errors import StoppedError, UsageError
 from rescue_cli.recipe import Recipe, from_tree, total_steps
-from rescue_cli.rundir import RunDirectory, read_json, read_metrics, write_json
+from rescue_cli.rundir import RunDirectory, read_curve, read_json, write_json
 from rescue_cli.runs.console import note
 from rescue_cli.runs.directory import is_finished
 from rescue_cli.runs.environment import free_memory_mb
@@ -164,9 +164,7 @@ class Tuner:
         recipe = recipe.with_overrides(f"eval.every={recipe.train.epochs / EVALUATIONS:.6g}")
         path = self.folder / "search" / name
         diverged = self._train(path, recipe)
-        tests = [
-            line for line in read_metrics(RunDirectory(path).metrics) if line["kind"] == "eval"
-        ]
+        tests = read_curve(RunDirectory(path).metrics)
         outcome = Outcome(
             name,
             [math.inf if x["loss"] is None else x["loss"] for x in tests],

@@ -20,6 +20,7 @@ def build_evaluator(recipe: Recipe, data: Dataset, machine: Machine) -> Evaluato
     return Evaluator(
         task=recipe.task(micro_batch_loss(build_loss(recipe)), len(data.classes)),
         ttas={name: TTAS[name] for name in recipe.eval.ttas},
+        while_training=recipe.eval.tta_while_training,
         normalise=build_input_normalise(recipe, data, machine.device),
         autocast=autocast(recipe.train.precision, machine.device),
         device=machine.device,

@@ -95,17 +95,25 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Evaluator:
-    """Evaluates a model on test sets, at each view and with each test-time augmentation."""
+    """Evaluates a model on test sets, at each view and with each test-time augmentation, or with
+    the one that a network which is still in training is measured with.
+    """
 
     task: EvalTask
     ttas: Mapping[str, Tta]
+    while_training: str
     normalise: Normalise
     autocast: Callable[[], AbstractContextManager[None]]
     device: torch.device
 
     @torch.inference_mode()
     def __call__(
-        self, model: nn.Module, tests: Mapping[str, EvalSet], after_batch: Callable[[], None]
+        self,
+        model: nn.Module,
+        tests: Mapping[str, EvalSet],
+        after_batch: Callable[[], None],
+        *,
+        in_training: bool = False,
     ) -> dict[str, dict[Measurement, EvalResult]]:
         """The results of each set, by view and test-time augmentation, the recipe's first ones
         first.
@@ -114,8 +122,11 @@ class Evaluator:
         equally often.
         """
         feeds = {id(test.feed): test.feed for test in tests.values()}
+        names = [self.while_training] if in_training else list(self.ttas)
         with evaluation_mode(model):
-            tables = {key: self._tables(model, feed, after_batch) for key, feed in feeds.items()}
+            tables = {
+                key: self._tables(model, feed, names, after_batch) for key, feed in feeds.items()
+            }
         return {
             name: {
                 measurement: self.task.measure(rows, len(feed), labels)
@@ -137,13 +148,15 @@ class Evaluator:
             ]
 
     def _tables(
-        self, model: nn.Module, feed: EvalFeed, after_batch: Callable[[], None]
+        self,
+        model: nn.Module,
+        feed: EvalFeed,
+        names: Sequence[str],
+        after_batch: Callable[[], None],
     ) -> dict[Measurement, Table]:
         """The rows of the whole set by each measurement, the same on every process."""
         first = {
-            Measurement(*view, name): tta.first
-            for view in feed.views
-            for name, tta in self.ttas.items()
+            Measurement(*view, name): self.ttas[name].first for view in feed.views for name in names
         }
         tables = self._gather_rows(model, feed, first, after_batch)
         # Some augmentations are for the least confident images only, which are known by now

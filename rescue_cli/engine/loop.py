@@ -160,7 +160,12 @@ class Loop:
                 self.progress, self.clock = replace(self.progress, seconds_eval=spent), now
                 self._stop(code)
 
-        self.latest = self.evaluator(self.step.average.model, self.test_sets, stop_if_signalled)
+        self.latest = self.evaluator(
+            self.step.average.model,
+            self.test_sets,
+            stop_if_signalled,
+            in_training=self.progress.step < self.timing.steps,
+        )
 
     def _check_evaluation(self) -> None:
         """Raises `DivergedError` where the trained network's loss on its test set is not finite.
@@ -196,8 +201,10 @@ class Loop:
                 }
                 self.recorder.add_metrics("eval", step, values)
                 self.recorder.log(f"epoch {epoch:g}  {name} {measurement}  {result}")
-        main = next(iter(next(iter(self.latest.values())).values())).metrics
-        metric, value = next(iter(main.items()))
+        of_first_set = next(iter(self.latest.values()))
+        tta = self.evaluator.while_training  # what every evaluation of the run has
+        main = next(result for measured, result in of_first_set.items() if measured.tta == tta)
+        metric, value = next(iter(main.metrics.items()))
         is_best = value > self.progress.best.get(metric, -1.0)
         best = {metric: value, "step": step} if is_best else self.progress.best
         self.progress = replace(

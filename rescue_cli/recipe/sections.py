@@ -217,6 +217,8 @@ class Train:
 class Eval:
     """The section `eval`: when to evaluate, on which sets, at which sizes and crop ratios, by which
     test-time augmentations; the first of each list is the number that the recipe claims.
+
+    Before the last step only one of `tta` is measured: `none` where it is listed, else the first.
     """
 
     sizes: list[PositiveInt]
@@ -232,6 +234,11 @@ class Eval:
     def ttas(self) -> tuple[str, ...]:
         """The names in `tta`, which may be one or a list."""
         return (self.tta,) if isinstance(self.tta, str) else tuple(dict.fromkeys(self.tta))
+
+    @property
+    def tta_while_training(self) -> str:
+        """What the evaluations before the last step measure."""
+        return "none" if "none" in self.ttas else self.ttas[0]
 
 
 @dataclass(frozen=True)

@@ -284,6 +284,16 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return list(_lines(path)) if path.exists() else []
 
 
+def read_curve(path: Path) -> list[dict[str, Any]]:
+    """The lines of a run's evaluations, one for each step that has any: its first measurement.
+
+    That is what every evaluation measures; the last one may add test-time augmentations.
+    """
+    lines = [line for line in read_metrics(path) if line["kind"] == "eval"]
+    measurements = [[line.get(key) for key in ("set", "size", "crop", "tta")] for line in lines]
+    return [line for line, of in zip(lines, measurements, strict=True) if of == measurements[0]]
+
+
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
     cure = "Remove the line."
     metrics: list[str] = []  # the first evaluation's

@@ -83,6 +83,7 @@ def evaluate(task: str, feed: FileEvalFeed) -> Any:
     evaluator = Evaluator(
         task=TASKS[task](no_loss, CLASSES[task]),
         ttas={"none": TTAS["none"]},
+        while_training="none",
         normalise=Normalise([0.5] * 3, [0.5] * 3, CPU, torch.float32, False),
         autocast=nullcontext,
         device=CPU,

@@ -98,7 +98,7 @@ def made_run(
     steps = total_steps(whole.train, per_epoch)
     if curve is None:
         curve = _flattening(entries[0]["top1"], steps / per_epoch)
-    lines = _lines(entries, curve, per_epoch, seconds)
+    lines = _lines(entries, curve, per_epoch, seconds, whole.eval.tta_while_training)
     run.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
     trained = seconds * steps / per_epoch
     result = {
@@ -219,6 +219,7 @@ def _lines(
     curve: Mapping[float, float],
     per_epoch: int,
     seconds: float,
+    tta: str,
 ) -> list[dict[str, Any]]:
     """As `metrics.jsonl` has them; the other measurements move with the main one."""
     found: list[dict[str, Any]] = []
@@ -232,6 +233,8 @@ def _lines(
             }
         )  # fmt: skip
         for entry in entries:
+            if epoch != max(curve) and entry["protocol"]["tta"] != tta:
+                continue
             share = main / entries[0]["top1"] if entries[0]["top1"] else 1.0
             kept = {key: entry[key] for key in ("set", "size", "crop", "loss", "count")}
             tops = {key: min(100.0, share * entry[key]) for key in ("top1", "top5")}

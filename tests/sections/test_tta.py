@@ -111,6 +111,7 @@ def evaluator(ttas: Sequence[str]) -> Evaluator:
     return Evaluator(
         task=Classification(len),  # type: ignore[arg-type]
         ttas={name: TTAS[name] for name in ttas},
+        while_training="none",
         normalise=Normalise(MEAN, STD, CPU, torch.float64, False),
         autocast=nullcontext,
         device=CPU,
