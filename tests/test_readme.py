@@ -63,8 +63,8 @@ SUBSTITUTIONS = {
         "lr-range-test --recipe quickstart --seeds 1 --epochs 0.5 --points 10 data.subset=[512,64]"
     ),
     "tune --recipe quickstart --budget 0.5": (
-        "tune --recipe quickstart --budget 0.5 --seeds 3 model.width=4 data.subset=[320,100] "
-        "data.holdout=100 train.epochs=1 schedule.epochs=[0,0.5,1]"
+        "tune --recipe quickstart --budget 0.5 --seeds 3 model.width=4 data.subset=[160,40] "
+        "data.holdout=10 train.epochs=1 schedule.epochs=[0,0.5,1]"
     ),
     "study smith-momentum data.root=DATA --plan": "study smith-momentum --plan --only 1",
     "seed-sweep --recipe quickstart --seeds 10": (
