@@ -15,7 +15,7 @@ from rescue_cli.recipe import SECTIONS, OptimItem, Recipe, from_text, schema
 from rescue_cli.sections.data import FACTS, PACKAGED, channels_of
 from rescue_cli.sections.model import GhostBatchNorm2d, group_count
 from rescue_cli.sections.model.weights import read_metadata
-from rescue_cli.sections.optim import assign_parameters, layer_depths
+from rescue_cli.sections.optim import LBFGS, assign_parameters, layer_depths
 from rescue_cli.sections.schedule import ScheduleContext
 from rescue_cli.sections.tta import TTAS
 
@@ -128,12 +128,29 @@ def _check_data(recipe: Recipe) -> None:
 
 def _check_frozen(recipe: Recipe) -> None:
     """A frozen network sees each image once and alone."""
+    if recipe.fits_head:
+        _check_fit(recipe)
     views = len(recipe.eval.sizes) * len(recipe.eval.crops)
     plain = recipe.eval.ttas == ("none",) and recipe.teacher.name == "none"
     if recipe.model.frozen and (recipe.augment or views > 1 or not plain):
         raise UsageError(
             f"model ({recipe.model.name}).frozen: features are computed once, of one view. Use "
             "augment=[], one size and one crop, eval.tta=none, and no teacher."
+        )
+
+
+def _check_fit(recipe: Recipe) -> None:
+    """Raises `UsageError` unless a fit of the head is all that the recipe asks for."""
+    if len(recipe.optim) > 1:
+        raise UsageError(f"optim: {LBFGS} fits the whole head. Remove the other items.")
+    loss, others = recipe.loss, (recipe.mix, recipe.averaging, recipe.selection)
+    plain = loss.name == "cross-entropy" and loss.options["label_smoothing"] == 0
+    weighted = loss.options.get("class_weights") or recipe.sampling.name != "shuffled"
+    if not plain or weighted or any(item.name != "none" for item in others):
+        raise UsageError(
+            f"optim.name: {LBFGS} minimises the cross-entropy of single images, all alike. Use "
+            "loss={name: cross-entropy, label_smoothing: 0.0, reduction: mean} and no sampling, "
+            "mix, averaging or selection, or another optimizer."
         )
 
 

@@ -13,8 +13,10 @@ from rescue_cli.build.feeds import Machine, build_normalise, build_test_feed
 from rescue_cli.build.networks import Autocast, autocast, build_network
 from rescue_cli.errors import UsageError
 from rescue_cli.recipe import Recipe
+from rescue_cli.rng import Indices
 from rescue_cli.sections.data import Dataset, Features, Split
 from rescue_cli.sections.heads import find_heads
+from rescue_cli.sections.optim.logistic import Fit, LogisticRegression
 
 
 class Head(nn.Module):
@@ -33,6 +35,15 @@ class Head(nn.Module):
     def get_classifier(self) -> list[nn.Module]:
         """Its layers, by the method that timm's networks have; see `find_heads`."""
         return list(self.heads)
+
+    @torch.no_grad()
+    def assign(self, weights: Tensor, biases: Tensor) -> None:
+        """Sets the logits to weights (classes, d) times the features plus biases (classes,)."""
+        for layer, part in zip(self.heads, torch.split(weights, self.widths, 1), strict=True):
+            assert isinstance(layer.weight, Tensor)
+            layer.weight.copy_((part * (len(self.heads) / self.scale)).view(layer.weight.shape))
+            if isinstance(layer.bias, Tensor):
+                layer.bias.copy_(biases / self.scale)
 
     def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *rest: Any) -> None:
         for name in ("weight", "bias"):  # a checkpoint of a version that had one head
@@ -104,6 +115,41 @@ def build_trainee(
         return network
 
     return Trainee(head, features, data, whole)
+
+
+def fit_head(recipe: Recipe, trainee: Trainee) -> Fit:
+    """Fits the head to the training features, as the recipe's optimizer `lbfgs` says."""
+    head, features = trainee.network, trainee.data.train
+    assert isinstance(head, Head)
+    assert isinstance(features, Features)
+    regression: LogisticRegression = recipe.optim[0]()
+    fitted = regression.fit(
+        features.pixels[:, :, 0, 0].astype(np.float64),
+        features.labels,
+        len(trainee.data.classes),
+        seed=recipe.train.seed,
+        intercept=all(layer.bias is not None for layer in head.heads),
+    )
+    head.assign(torch.from_numpy(fitted.weights), torch.from_numpy(fitted.biases))
+    return fitted
+
+
+def describe_fit(fitted: Fit, labels: Indices) -> tuple[str, dict[str, Any]]:
+    """How the weight decay was chosen: as a line of the log, and as `fit` of `result.json`."""
+    line = f"head fitted to {len(labels):,} images, weight decay {fitted.decay:.2g}"
+    if fitted.log_probabilities is None:
+        return line, {"weight_decay": fitted.decay}
+    right = int((fitted.log_probabilities.argmax(1) == labels).sum())
+    found = {
+        "top1": 100 * right / len(labels),
+        "loss": fitted.losses[fitted.decay],
+        "count": len(labels),
+    }
+    line += (
+        f", of {len(fitted.losses)} by cross-validation: {right} of {len(labels)} right "
+        f"({found['top1']:.2f} %), loss {found['loss']:.4f}"
+    )
+    return line, {"weight_decay": fitted.decay, "cross_validation": found}
 
 
 class _Reader:

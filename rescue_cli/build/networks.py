@@ -80,6 +80,17 @@ def build_network(
     return network
 
 
+def accepts_size(recipe: Recipe, size: int) -> bool:
+    """Whether the network takes images of that size, as one with position embeddings may not."""
+    with torch.device("meta"):
+        network = create_network(recipe, 2).eval()
+        try:
+            network(torch.empty(1, channels_of(recipe.data.name, recipe.data), size, size))
+        except Exception:  # what an architecture raises has no common base
+            return False
+    return True
+
+
 def weights_classes(recipe: Recipe) -> tuple[str, ...]:
     """The class names stored with the recipe's weights; empty without any."""
     weights = _weights_file(recipe)

@@ -10,7 +10,7 @@ from torch import nn
 from rescue_cli.engine.optimizers import Optimizers, RatedGroup
 from rescue_cli.errors import UsageError
 from rescue_cli.recipe import OptimItem, Recipe, ScheduleItem, total_steps
-from rescue_cli.sections.optim import assign_parameters, layer_depths
+from rescue_cli.sections.optim import LBFGS, assign_parameters, layer_depths
 from rescue_cli.sections.schedule import Schedule, ScheduleContext, freeze_after
 
 
@@ -66,6 +66,11 @@ def build_optimizers(
 
     Each group says as `updates` how many the run has, for what an optimizer changes over it.
     """
+    if LBFGS in [item.name for item in recipe.optim]:
+        raise UsageError(
+            f"optim.name: {LBFGS} takes no steps: it fits the head of a frozen network "
+            "(model.frozen=true) in `rescue train` and `rescue transfer`. Use another optimizer."
+        )
     updates = total_steps(recipe.train, per_epoch)
     parameters = dict(network.named_parameters())
     groups: dict[str, list[dict[str, Any]]] = {}

@@ -155,7 +155,13 @@ def _format_memory(result: Mapping[str, Any]) -> str:
 def _times(result: Mapping[str, Any]) -> list[str]:
     """One line per measured time of the run: seconds, and what they include."""
     rate = f"{result['images_per_second']:.0f} images/s"
-    if result["steps"]:
+    if "fit" in result:
+        contents = {
+            "seconds_prepare": "to prepare: data, network, features of all images",
+            "seconds_train": "to fit the head",
+            "seconds_eval": "to evaluate it on the features",
+        }
+    elif result["steps"]:
         contents = {
             "seconds_prepare": "to prepare: data, network and its whitening, first augmented batch",
             "seconds_warmup": "to warm up: steps that were undone; compilation, choice of kernels",

@@ -1,12 +1,16 @@
 """`rescue transfer`: fine-tunes weights on another data set, and compares several."""
 
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from rescue_cli import recipe as recipes
+from rescue_cli.analysis.accuracy import accuracy_interval
 from rescue_cli.analysis.compare import compare_pairs, describe_sides
+from rescue_cli.analysis.image_tables import ImageRow, doubtful_labels, wrong_images
 from rescue_cli.analysis.sides import load_side
 from rescue_cli.analysis.sweep import PREFIX, Sweep, parse_seeds, read_sweep
 from rescue_cli.build.expand import expand_options
@@ -14,8 +18,9 @@ from rescue_cli.cli import common
 from rescue_cli.cli.command import ComputingVerb, example_and_next
 from rescue_cli.cli.common import Architecture, Device, Epochs, Json, Overrides, RecipeName, Workers
 from rescue_cli.errors import RescueError, UsageError
+from rescue_cli.metrics.names import measurement_stem
 from rescue_cli.recipe import Recipe
-from rescue_cli.rundir import RunDirectory, read_failure
+from rescue_cli.rundir import CROSS_VALIDATED, RunDirectory, read_failure, read_result
 from rescue_cli.runs.console import note
 from rescue_cli.runs.directory import check_folder, is_finished
 from rescue_cli.runs.environment import note_precision, select_device
@@ -23,6 +28,9 @@ from rescue_cli.runs.many import Jobs, find_missing, local_jobs, record_planned,
 from rescue_cli.runs.progress import Progress
 
 app = common.verb()
+MINUTES = 5.0  # of a transfer without --recipe
+FINE = "transfer-layerwise"  # its recipe for the whole network
+SHOWN = 10  # images that are listed
 
 
 @app.command(
@@ -46,20 +54,31 @@ def transfer(
     model: Architecture = None,
     epochs: Epochs = None,
     seeds: Annotated[str, typer.Option(help="Number of seeds, or a list: 0-9 or 3,7,11.")] = "1",
+    minutes: Annotated[
+        float | None,
+        typer.Option(help=f"Time for all of it, without --recipe. [{MINUTES:g}]", min=0),
+    ] = None,
     jobs: Annotated[int | None, typer.Option(help="Parallel runs.", min=1)] = None,
     out: Annotated[Path | None, typer.Option(help="Folder; default: runs/RECIPE/TO.")] = None,
     as_json: Json = False,
     device: Device = None,
     workers: Workers = None,
 ) -> None:
-    """Fine-tune weights on another data set, and compare several starting weights."""
+    """Fine-tune weights on another data set, and compare several starting weights.
+
+    Without --recipe a head is fitted to the network's features, larger images are tried, and the
+    whole network is trained if held-out images say that it pays.
+    """
     if not from_ or to is None:
         raise UsageError("transfer: give --from WEIGHTS and --to DATA (a data set or a folder).")
     from rescue_cli.build.transfer import DEFAULT
 
+    guided = recipe is None and len(from_) == 1 and seeds == "1"
+    if minutes is not None and not guided:
+        raise UsageError("--minutes: is for one --from and one seed without --recipe. Remove it.")
     base = recipes.load(recipe or DEFAULT)
     name = Path(to).resolve().name if Path(to).is_dir() else to
-    folder = check_folder(out or Path("runs", base.name, name))
+    folder = check_folder(out or Path("runs", "transfer" if guided else base.name, name))
     starts = _starts(base, from_, to, overrides or [], model, epochs)
     chosen = parse_seeds(seeds)
     runs = {
@@ -71,12 +90,82 @@ def transfer(
     note(location)
     where = select_device(device)
     note_precision((one.train.precision for one in runs.values()), where)
+    if guided:
+        (final,) = runs.items()
+        later = recipes.load(FINE)
+        (fine,) = _starts(
+            later, from_, to, overrides or [], model, None, tell=lambda _: None
+        ).values()
+        _guide(final, fine, folder, where, workers, minutes, as_json=as_json)
+        return
     _train(runs, local_jobs(where, jobs, workers, folder / ".cache"))
     sweeps = [read_sweep(folder / label) for label in starts]
     _show(sweeps, to, as_json=as_json)
     note(location)
     ends = [missing.how for sweep in sweeps for missing in sweep.missing.values()]
     require_results(sum(len(sweep.results) for sweep in sweeps), ends)
+
+
+def _guide(
+    final: tuple[Path, Recipe],
+    fine: Recipe,
+    folder: Path,
+    device: str,
+    workers: int | None,
+    minutes: float | None,
+    *,
+    as_json: bool,
+) -> None:
+    """Searches within the time budget, trains the final run, and shows what it got wrong."""
+    from rescue_cli.analysis.transfer_search import TransferSearch
+    from rescue_cli.report.pictures import draw_run
+
+    (path, probe), budget = final, MINUTES if minutes is None else minutes
+    end = time.monotonic() + 60 * budget
+    search = TransferSearch(probe, fine, folder, device, workers, budget, end)
+    decisions = search.run(path)
+    draw_run(path)
+    result = read_result(RunDirectory(path), summarised=True)
+    if as_json:
+        common.print_result({**result, "transfer": decisions}, as_json=True)
+        return
+    common.print_result(result, as_json=False)
+    for line in _describe_images(path, result, decisions, probe.data.root):
+        print(line)
+    note(str(path))
+
+
+def _describe_images(
+    path: Path, result: Mapping[str, Any], decisions: Mapping[str, Any], root: str | None
+) -> Iterator[str]:
+    """The result in images, those that are wrong, labels that look wrong, and what comes next."""
+    run, count = RunDirectory(path), result["count"]
+    low, high = accuracy_interval(result)
+    right = round(result["top1"] * count / 100)
+    yield (
+        f"{right:,} of {count:,} right; 95 %: {low:.1f} to {high:.1f}; "
+        f"one image is {100 / count:.2g} points"
+    )
+    table = run.image_table(measurement_stem(result["sets"][0], result["sets"]))
+    yield from _list_images("wrong", wrong_images(table), table, root)
+    # Of a head that was fitted without the image; fine-tuning has none, and the search's is taken
+    fitted = RunDirectory(path.parents[1] / "search" / f"probe-{decisions['size']}")
+    tables = [each.image_table(CROSS_VALIDATED) for each in (run, fitted)]
+    for table in [table for table in tables if table.exists()][:1]:
+        what = "training images that look mislabelled"
+        yield from _list_images(what, doubtful_labels(table), table, root)
+    yield f"Next: rescue predict {path} IMAGE, or rescue report {path}"
+
+
+def _list_images(
+    what: str, rows: Sequence[ImageRow], table: Path, root: str | None
+) -> Iterator[str]:
+    """The first of them by their names below the folder of images, and where all stand."""
+    if rows:
+        yield f"{len(rows)} {what}:"
+    yield from (f"  {row}".replace(f"{root}/", "", 1) for row in rows[:SHOWN])
+    if len(rows) > SHOWN:
+        yield f"  and {len(rows) - SHOWN} more in {table}"
 
 
 def _starts(
@@ -86,8 +175,13 @@ def _starts(
     given: list[str],
     model: str | None,
     epochs: float | None,
+    *,
+    tell: Callable[[str], None] = note,
 ) -> dict[str, Recipe]:
-    """The recipe of each --from by its label; all are checked before any is trained."""
+    """The recipe of each --from by its label; all are checked before any is trained.
+
+    `tell` receives a line on what each of them sets.
+    """
     from rescue_cli.build.check import check_recipe
     from rescue_cli.build.transfer import check_labels, plan_transfer
 
@@ -95,11 +189,11 @@ def _starts(
     check_labels(starts)
     expanded = {}
     for word, each in starts.items():
-        note(f"--from {word} sets: {' '.join(each.overrides)}")
+        tell(f"--from {word} sets: {' '.join(each.overrides)}")
         changed = base.with_overrides(*each.overrides, *given)
         longer, notes = expand_options(changed, given, None, epochs)
         for line in [*notes, *changed.notes]:
-            note(line)
+            tell(line)
         expanded[each.label] = changed.with_overrides(*longer)
         check_recipe(expanded[each.label])
     return expanded

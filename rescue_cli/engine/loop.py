@@ -18,7 +18,6 @@ from rescue_cli.engine.recorder import Recorder
 from rescue_cli.engine.signals import Agreement, Stop
 from rescue_cli.engine.step import Step
 from rescue_cli.errors import DataError, DivergedError, StoppedError
-from rescue_cli.metrics.names import finite_or_none
 from rescue_cli.rundir import RunDirectory
 
 WARM_UP_STEPS = 3
@@ -190,17 +189,7 @@ class Loop:
         step, epoch = self.progress.step, self.timing.epoch(self.progress.step)
         for name, results in self.latest.items():
             for measurement, result in results.items():
-                values = {
-                    "epoch": epoch,
-                    "set": name,
-                    **measurement._asdict(),
-                    **result.metrics,
-                    "loss": finite_or_none(result.loss),
-                    "count": result.count,
-                    "seconds": seconds,
-                }
-                self.recorder.add_metrics("eval", step, values)
-                self.recorder.log(f"epoch {epoch:g}  {name} {measurement}  {result}")
+                self.recorder.add_evaluation(step, epoch, name, measurement, result, seconds)
         of_first_set = next(iter(self.latest.values()))
         tta = self.evaluator.while_training  # what every evaluation of the run has
         main = next(result for measured, result in of_first_set.items() if measured.tta == tta)

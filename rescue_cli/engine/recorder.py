@@ -9,6 +9,9 @@ from contextlib import contextmanager
 from typing import IO, Any
 
 from rescue_cli import distributed
+from rescue_cli.batch import Measurement
+from rescue_cli.engine.evaluate import EvalResult
+from rescue_cli.metrics.names import finite_or_none
 from rescue_cli.rundir import RunDirectory, read_metrics, write_text
 
 
@@ -69,6 +72,28 @@ class Recorder:
         if self.metrics is not None:
             self.metrics.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
             self.metrics.flush()
+
+    def add_evaluation(
+        self,
+        step: int,
+        epoch: float,
+        name: str,
+        measurement: Measurement,
+        result: EvalResult,
+        seconds: float,
+    ) -> None:
+        """One line of metrics and of the log for a set `name`, which took so many seconds."""
+        values = {
+            "epoch": epoch,
+            "set": name,
+            **measurement._asdict(),
+            **result.metrics,
+            "loss": finite_or_none(result.loss),
+            "count": result.count,
+            "seconds": seconds,
+        }
+        self.add_metrics("eval", step, values)
+        self.log(f"epoch {epoch:g}  {name} {measurement}  {result}")
 
     def write_log(self, message: str) -> None:
         """A line in log.txt alone."""

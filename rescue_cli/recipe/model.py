@@ -83,6 +83,11 @@ class Recipe:
         return value if isinstance(value, tuple) else ()
 
     @property
+    def fits_head(self) -> bool:
+        """Whether the head of a frozen network is fitted as a whole, in no steps."""
+        return self.model.frozen and self.optim[0].name == "lbfgs"
+
+    @property
     def is_annotated(self) -> bool:
         """Whether images carry boxes or masks in place of one label."""
         return self.task.name != "classification"

@@ -26,7 +26,7 @@ def draw_run(path: Path) -> None:
         save_figure(plot_samples(run.examples), path / "examples.png")
     for file in sorted((path / "predictions").glob("*.npz")):
         arrays = read_classes(file)
-        _write_classes(arrays, file.with_suffix(".csv"))
+        _write_classes(arrays, run.class_table(file.stem))
         if "confusion" in arrays and len(arrays["classes"]) <= SHOWN_CLASSES:
             save_figure(_confusion(arrays, file.stem), file.with_suffix(".png"))
 

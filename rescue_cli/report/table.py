@@ -119,7 +119,7 @@ def _of_classes(entry: Mapping[str, Any], name: str) -> str:
     return (
         f"bal.: balanced accuracy, the mean recall of {of} classes of {min(images)} to "
         f"{max(images)} images\nits 95 % interval: {interval[0]:.1f} to {interval[1]:.1f}; "
-        f"by class: predictions/{name}.csv"
+        f"by class: predictions/{name}-classes.csv"
     )
 
 

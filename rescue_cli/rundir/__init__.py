@@ -1,6 +1,7 @@
 """A run directory: the paths of its files, checked reading, atomic writing."""
 
 from rescue_cli.rundir.files import (
+    CROSS_VALIDATED,
     FailureRecord,
     RunDirectory,
     remove_partial_files,
@@ -25,6 +26,7 @@ from rescue_cli.rundir.reading import (
 )
 
 __all__ = [
+    "CROSS_VALIDATED",
     "FailureRecord",
     "RunDirectory",
     "check_keys",

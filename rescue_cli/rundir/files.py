@@ -10,6 +10,8 @@ from typing import IO, Any
 
 from rescue_cli.errors import RescueError, from_code
 
+CROSS_VALIDATED = "train-cross-validated"  # the table of training images, fitted without them
+
 
 @dataclass(frozen=True)
 class RunDirectory:
@@ -90,6 +92,14 @@ class RunDirectory:
 
     def predictions(self, name: str) -> Path:
         return self.path / "predictions" / f"{name}.npz"
+
+    def image_table(self, name: str) -> Path:
+        """What was predicted for each image, one line each."""
+        return self.predictions(name).with_suffix(".csv")
+
+    def class_table(self, name: str) -> Path:
+        """The accuracy of each class."""
+        return self.predictions(f"{name}-classes").with_suffix(".csv")
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:

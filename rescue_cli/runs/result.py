@@ -1,14 +1,17 @@
 """The files that a run writes at its end: weights, predictions, samples, and result.json."""
 
+import csv
+import io
 import json
 import resource
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from rescue_cli import distributed
@@ -18,10 +21,10 @@ from rescue_cli.engine.evaluate import EvalResult, EvalSet, Evaluator
 from rescue_cli.engine.step import Step
 from rescue_cli.metrics.names import finite_or_none, measurement_stem
 from rescue_cli.recipe import Recipe
-from rescue_cli.rundir import RunDirectory, read_json, write_atomically
+from rescue_cli.rundir import CROSS_VALIDATED, RunDirectory, read_json, write_atomically
 from rescue_cli.runs import overlays
 from rescue_cli.sections.augment.pipeline import Normalise
-from rescue_cli.sections.data import Dataset, Images
+from rescue_cli.sections.data import Dataset, Files, Images, Split
 
 SAMPLES = 16
 EXAMPLES = 8
@@ -105,6 +108,22 @@ def write_weights(run: RunDirectory, recipe: Recipe, model: nn.Module, data: Dat
     write_atomically(run.weights, lambda file: file.write(content))
 
 
+def write_cross_validation(
+    run: RunDirectory, data: Dataset, log_probabilities: NDArray[np.float64]
+) -> None:
+    """Writes what classifiers that were fitted without a training image say of it."""
+    predicted = log_probabilities.argmax(1)
+    top = np.exp(log_probabilities.max(1))
+    _write_image_table(
+        run.image_table(CROSS_VALIDATED),
+        data.train,
+        data.classes,
+        data.train.labels,
+        predicted,
+        top,
+    )
+
+
 def write_samples(run: RunDirectory, step: Step, normalise: Normalise, data: Dataset) -> None:
     """The first images of step 0 as the network sees them, back in pixels, with their labels."""
     replaced = step.feed.replaced
@@ -159,10 +178,42 @@ def _write_predictions(
         }
         entries.append(entry)
     for entry, (_, _, predictions) in zip(entries, rows, strict=True):
+        stem = measurement_stem(entry, entries)
         arrays = predictions.arrays(data.classes)
+        if "top" in arrays:
+            split = data.tests.get(entry["set"]) or next(iter(data.tests.values()))
+            labels, (top, most) = arrays["labels"], (arrays["top"][:, 0], arrays["probabilities"])
+            _write_image_table(run.image_table(stem), split, data.classes, labels, top, most)
         # a thousand classes' confusion is 8 MB, almost all of it zero
         write_atomically(
-            run.predictions(measurement_stem(entry, entries)),
+            run.predictions(stem),
             lambda file, a=arrays: np.savez_compressed(file, **a),  # type: ignore[misc]
         )
     return entries
+
+
+def _write_image_table(
+    path: Path,
+    split: Split,
+    classes: Sequence[str],
+    labels: NDArray[np.int64],
+    predicted: NDArray[np.int64],
+    probabilities: NDArray[np.float64],
+) -> None:
+    """A line for each image: file (its index where it has none), label, prediction, probability.
+
+    Several right labels, (n, most) padded with -1, are joined by `|`.
+    """
+    files = split if isinstance(split, Files) else split.files
+    of_images = labels if labels.ndim > 1 else labels[:, None]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["file", "label", "predicted", "probability"])
+    for index, (right, top, probability) in enumerate(
+        zip(of_images, predicted, probabilities, strict=True)
+    ):
+        name = str(index) if files is None else str(files.names.path(index))
+        label = "|".join(classes[one] for one in right if one >= 0)
+        writer.writerow([name, label, classes[top], f"{probability:.6f}"])
+    content = text.getvalue().encode("utf-8", "backslashreplace")
+    write_atomically(path, lambda file: file.write(content))

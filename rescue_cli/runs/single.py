@@ -172,7 +172,8 @@ def train_part(
     if has_diverged(path, recipe):
         note(f"{path}: diverged before")
         return True
-    note(f"{path}: {recipe.train.epochs:g} epochs, seed {recipe.train.seed}")
+    if not recipe.fits_head:
+        note(f"{path}: {recipe.train.epochs:g} epochs, seed {recipe.train.seed}")
     launch = plan_launch(recipe.train, device, procs, workers=workers)
     new = prepare_training(path, recipe, launch, folder / ".cache", resume=True)
     try:

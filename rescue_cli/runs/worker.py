@@ -21,7 +21,7 @@ from rescue_cli.build import identity
 from rescue_cli.build.backends import configure_backends, reserve_cublas_workspace
 from rescue_cli.build.evaluation import build_evaluator
 from rescue_cli.build.feeds import Machine, build_test_sets, load_dataset
-from rescue_cli.build.linear_probe import Trainee, build_trainee
+from rescue_cli.build.linear_probe import Trainee, build_trainee, describe_fit, fit_head
 from rescue_cli.build.losses import describe_balance
 from rescue_cli.build.networks import build_network, match_labels, warn_of_old_head, weights_classes
 from rescue_cli.build.step import build_step
@@ -179,7 +179,9 @@ def _train(
     recorder = Recorder(run, writes=distributed.is_first(), steps=steps, progress=progress)
     with contextlib.closing(recorder):
         trainee = build_trainee(recipe, data, machine, recorder.log)
-        loop = _make_loop(run, recipe, trainee, machine, recorder)
+        loop = None
+        if not recipe.fits_head:
+            loop = _make_loop(run, recipe, trainee, machine, recorder)
         recorder.open_log()
         if allocator.in_force():
             recorder.write_log(allocator.LOG_LINE)
@@ -187,6 +189,9 @@ def _train(
             recorder.log(note)
         if distributed.is_first():
             remove_partial_files(run.path)
+        if loop is None:
+            _fit(run, recipe, trainee, machine, start, recorder)
+            return
         with contextlib.closing(loop.step.feed):
             if trainee.data is data and distributed.is_first() and not run.samples.exists():
                 result.write_samples(run, loop.step, loop.evaluator.normalise, data)
@@ -197,6 +202,44 @@ def _train(
                     loop.after_step = stack.enter_context(profiler)
                 loop.run()
             _finish(run, recipe, trainee, loop, prepared, start.peak_mb)
+
+
+def _fit(
+    run: RunDirectory,
+    recipe: Recipe,
+    trainee: Trainee,
+    machine: Machine,
+    start: _Start,
+    recorder: Recorder,
+) -> None:
+    """Fits the head of a frozen network, evaluates it, and writes what a training writes."""
+    prepared = time.perf_counter()
+    fitted = fit_head(recipe, trainee)
+    trained = time.perf_counter()
+    recorder.open_metrics(0, -1)
+    chosen, evidence = describe_fit(fitted, trainee.data.train.labels)
+    recorder.log(chosen)
+    evaluator = build_evaluator(recipe, trainee.data, machine)
+    tests = build_test_sets(recipe, trainee.data, machine)
+    measured = evaluator(trainee.network, tests, lambda: None)
+    clock = result.Clock(
+        images=len(trainee.data.train),
+        prepare=prepared - start.clock,
+        train=trained - prepared,
+        evaluate=time.perf_counter() - trained,
+    )
+    for name, results in measured.items():
+        for measurement, one in results.items():
+            recorder.add_evaluation(1, 1.0, name, measurement, one, clock.evaluate)
+    memory = result.measure_peak_memory(machine.device, start.peak_mb)
+    if not distributed.is_first():
+        return
+    model, data = trainee.whole(trainee.network), trainee.images
+    result.write_weights(run, recipe, model, data)
+    if fitted.log_probabilities is not None:
+        result.write_cross_validation(run, data, fitted.log_probabilities)
+    collected = result.collect_result(run, recipe, data, model, measured, clock, memory)
+    write_json(run.result, {**collected, "fit": evidence})
 
 
 def _make_loop(

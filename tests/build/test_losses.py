@@ -394,7 +394,7 @@ def test_uneven_classes_have_it_beside_top_1_with_its_interval() -> None:
     assert add_intervals(result)["sets"][0]["balanced_interval"] == (low, high)
     assert interval_notes(result)[1] == (
         "bal.: balanced accuracy, the mean recall of 4 classes of 3 to 40 images\n"
-        f"its 95 % interval: {low:.1f} to {high:.1f}; by class: predictions/val.csv"
+        f"its 95 % interval: {low:.1f} to {high:.1f}; by class: predictions/val-classes.csv"
     )
 
 

@@ -1,8 +1,7 @@
 """The section `optim`: optimizers, and which parameters each of them updates."""
 
 from collections.abc import Callable
-
-from torch.optim import Optimizer
+from typing import Any
 
 from rescue_cli.sections.optim.adaptive import adadelta, adagrad, adam, adamw
 from rescue_cli.sections.optim.groups import (
@@ -13,10 +12,11 @@ from rescue_cli.sections.optim.groups import (
     parameter_groups,
 )
 from rescue_cli.sections.optim.lamb import lamb
+from rescue_cli.sections.optim.logistic import LBFGS, lbfgs
 from rescue_cli.sections.optim.muon import muon
 from rescue_cli.sections.optim.sgd import sgd, sgd_velocity
 
-OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
+OPTIMIZERS: dict[str, Callable[..., Any]] = {
     "sgd": sgd,
     "sgd-velocity": sgd_velocity,
     "lamb": lamb,
@@ -25,10 +25,12 @@ OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
     "adagrad": adagrad,
     "adadelta": adadelta,
     "muon": muon,
+    LBFGS: lbfgs,
 }
 
 __all__ = [
     "GROUPS",
+    "LBFGS",
     "OPTIMIZERS",
     "ParameterAssignment",
     "assign_parameters",

@@ -241,7 +241,7 @@ def test_a_test_set_without_a_class_is_evaluated_and_the_class_named(
     assert (even["class"], even["images"]) == ("even", 20)
     assert odd == {"class": "odd", "images": 0, "recall": None}
     assert result["balanced_accuracy"] == even["recall"] == pytest.approx(result["top1"])
-    assert (tmp_path / "run/predictions/val.csv").read_text().endswith('\n"odd",,0\n')
+    assert (tmp_path / "run/predictions/val-classes.csv").read_text().endswith('\n"odd",,0\n')
     # By the names that the weights carry: the training folder is not there, nor is a class
     again = rescue(
         *("eval", str(tmp_path / "run"), "--json", "~data.train_root"),

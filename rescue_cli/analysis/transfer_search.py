@@ -1,0 +1,199 @@
+"""Transfer within a time budget: a linear probe, larger images, and fine-tuning where it pays."""
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rescue_cli.analysis.sides import correct_predictions, load_predictions
+from rescue_cli.analysis.stats import LEVEL, mcnemar_test
+from rescue_cli.errors import StoppedError
+from rescue_cli.recipe import Recipe
+from rescue_cli.rundir import RunDirectory, read_json, write_json
+from rescue_cli.runs.console import note
+from rescue_cli.runs.directory import is_finished
+from rescue_cli.runs.progress import format_duration
+from rescue_cli.runs.single import time_limit, train_part
+
+LARGER = (32, 64)  # pixels: sizes that are tried above the recipe's
+SIZES_SHARE = 0.25  # of the budget that trying larger images may take
+BACKWARD = 3.5  # forward passes that training on an image costs, with its augmentation
+SPARE = 1.25  # what is planned may take this much longer
+FEWEST_EPOCHS, MOST_EPOCHS = 3, 30  # of fine-tuning
+LARGEST_BATCH, SMALLEST_BATCH, UPDATES = 64, 8, 8  # images; steps that an epoch should have
+
+
+@dataclass
+class TransferSearch:
+    """Chooses how to train on a data set; a later call resumes it in the same folder.
+
+    All choices are made on held-out training images, and the test set is read once, at the end.
+    What depends on the clock is decided once and kept in the folder.
+
+    Args:
+        probe: The recipe that fits a head.
+        fine: The recipe that trains the whole network.
+        end: Of the budget (time.monotonic).
+    """
+
+    probe: Recipe
+    fine: Recipe
+    folder: Path
+    device: str
+    workers: int | None
+    minutes: float
+    end: float
+
+    def run(self, final: Path) -> dict[str, Any]:
+        """Trains the final run in the directory `final`; returns what was decided and why."""
+        from rescue_cli.build.feeds import list_dataset
+        from rescue_cli.sections.data.splits import suggest_holdout
+
+        data = list_dataset(self.probe)
+        self.images, self.tests = len(data.train), sum(map(len, data.tests.values()))
+        counts = np.bincount(data.train.labels, minlength=len(data.classes))
+        smallest = int(counts[counts > 0].min())
+        self.held_out = suggest_holdout(data.train.labels)
+        note(
+            f"{self.images:,} training images of {len(data.classes)} classes (the smallest has "
+            f"{smallest:,}), {self.tests:,} test images; {self.minutes:g} minutes (--minutes)"
+        )
+        if smallest < 3:
+            note("the smallest class has fewer than 3 images: none is held out, nothing compared")
+            candidates = ["optim.candidates=1"] if smallest < 2 else []
+            self._train(final, self.probe.with_overrides(*candidates))
+            return {"chosen": "probe", "size": self.probe.eval.sizes[0]}
+        size, probes = self._choose_size()
+        decisions: dict[str, Any] = {"size": size, "probes": probes}
+        decisions["fine_tuning"] = fine = self._judge_fine_tuning(size)
+        if fine.get("pays"):
+            decisions["chosen"] = "fine-tuning"
+            self._train(final, self._fine_recipe(fine["epochs"], [size], held_out=False))
+        else:
+            decisions["chosen"] = "probe"
+            self._train(final, self.probe.with_overrides(f"eval.sizes=[{size}]"))
+        write_json(self.folder / "search" / "decisions.json", decisions)
+        return decisions
+
+    def _train(self, path: Path, recipe: Recipe) -> None:
+        train_part(path, recipe, self.device, None, self.workers, self.folder)
+
+    # --- the size of test images ---
+
+    def _choose_size(self) -> tuple[int, dict[str, Any]]:
+        """The size with the lowest loss on images that the head was not fitted to."""
+        from rescue_cli.build.networks import accepts_size
+
+        base = self.probe.eval.sizes[0]
+        sizes = [base]
+        if self.probe.data.resident is not True:
+            sizes += [base + more for more in LARGER if accepts_size(self.probe, base + more)]
+        found: dict[str, Any] = {}
+        for size in sizes:
+            seconds = self._extraction_seconds(size) if found else 0.0
+            if size != base and seconds > SIZES_SHARE * 60 * self.minutes:
+                note(f"{size} px: not tried; it would take {format_duration(seconds)}")
+                continue
+            path = self._probe_path(size)
+            self._train(path, self._held_out(self.probe, f"eval.sizes=[{size}]"))
+            found[str(size)] = summary = _summarise(path)
+            note(f"{size} px: {summary['text']}")
+        best = min(found, key=lambda size: float(found[size]["loss"]))
+        return int(best), found
+
+    def _probe_path(self, size: int) -> Path:
+        return self.folder / "search" / f"probe-{size}"
+
+    def _extraction_seconds(self, size: int) -> float:
+        """How long the features of the training images take, by the first probe."""
+        base = self.probe.eval.sizes[0]
+        result = read_json(RunDirectory(self._probe_path(base)).result)
+        return float(result["seconds_prepare"]) * (size / base) ** 2
+
+    def _held_out(self, recipe: Recipe, *overrides: str) -> Recipe:
+        return recipe.with_overrides(f"data.holdout={self.held_out}", *overrides)
+
+    # --- fine-tuning ---
+
+    def _judge_fine_tuning(self, size: int) -> dict[str, Any]:
+        """Whether held-out images say that fine-tuning beats the probe, by more than noise."""
+        plan = self.folder / "search" / "fine-tuning.json"
+        if not plan.exists():
+            write_json(plan, {"epochs": self._affordable_epochs(size)})
+        epochs = int(read_json(plan)["epochs"])
+        path = self.folder / "search" / "fine-tuning"
+        if epochs < FEWEST_EPOCHS and not is_finished(path):
+            needed = self.minutes + 2 * FEWEST_EPOCHS * self._epoch_seconds(size) * SPARE / 60
+            note(
+                f"fine-tuning: not tried; {FEWEST_EPOCHS} epochs, twice, need about "
+                f"--minutes {math.ceil(needed)}"
+            )
+            return {"epochs": epochs}
+        try:
+            with time_limit(self.end - time.monotonic()):
+                self._train(path, self._fine_recipe(epochs, [size], held_out=True))
+        except StoppedError:
+            if time.monotonic() < self.end:
+                raise
+            note("fine-tuning: not finished in time; more --minutes would judge it")
+            return {"epochs": epochs}
+        if not is_finished(path):  # it diverged
+            return {"epochs": epochs, "pays": False}
+        sides = [load_predictions(each) for each in (self._probe_path(size), path)]
+        probe, fine = (correct_predictions(arrays) for arrays in sides)
+        only_probe, only_fine, p = mcnemar_test(probe, fine)
+        pays = only_fine > only_probe and p < LEVEL
+        verdict = "it pays" if pays else "no gain beyond noise, so the probe stays"
+        note(
+            f"fine-tuning, {epochs} epochs: {fine.sum()} of {len(fine)} held-out images right, the "
+            f"probe {probe.sum()}; {only_fine} gained, {only_probe} lost (McNemar p = {p:.2g}): "
+            f"{verdict}"
+        )
+        return {
+            "epochs": epochs, "right": int(fine.sum()), "probe_right": int(probe.sum()),
+            "count": len(fine), "p": p, "pays": bool(pays),
+        }  # fmt: skip
+
+    def _epoch_seconds(self, size: int) -> float:
+        return BACKWARD * self._extraction_seconds(self.fine.data.train_size or size)
+
+    def _affordable_epochs(self, size: int) -> int:
+        """The epochs of two trainings, the one that is judged and the final one, that fit."""
+        last = self._extraction_seconds(size) * (1 + self.tests / self.images)
+        left = self.end - time.monotonic() - last
+        epochs = math.floor(left / SPARE / 2 / self._epoch_seconds(size))
+        return max(0, min(MOST_EPOCHS, epochs))
+
+    def _fine_recipe(self, epochs: int, sizes: list[int], *, held_out: bool) -> Recipe:
+        """Fine-tuning from the probe's head (Kumar et al. 2022), evaluated at its end."""
+        batch = 2 ** math.floor(math.log2(max(1, self.images / UPDATES)))
+        batch = max(SMALLEST_BATCH, min(LARGEST_BATCH, batch))
+        precision = [] if self.device == "cuda" else ["train.precision=float32"]
+        recipe = self.fine.with_overrides(
+            f"model.weights={self._probe_path(self.probe.eval.sizes[0])}",
+            "model.new_head=false",
+            f"train.epochs={epochs}",
+            f"schedule.warmup_epochs={epochs / 10:g}",
+            f"train.batch_size={batch}",
+            f"train.device_batch_size={batch}",
+            f"eval.sizes={sizes}",
+            f"eval.every={epochs}",
+            f"eval.batch_size={self.probe.eval.batch_size}",
+            *precision,
+        )
+        return self._held_out(recipe) if held_out else recipe
+
+
+def _summarise(path: Path) -> dict[str, Any]:
+    """Images that a probe was not fitted to: by cross-validation and held out, taken together."""
+    result: Mapping[str, Any] = read_json(RunDirectory(path).result)
+    crossed = result["fit"]["cross_validation"]
+    count = crossed["count"] + result["count"]
+    right = round((crossed["top1"] * crossed["count"] + result["top1"] * result["count"]) / 100)
+    loss = (crossed["loss"] * crossed["count"] + result["loss"] * result["count"]) / count
+    text = f"{right} of {count} right, each by a head fitted without it (loss {loss:.4f})"
+    return {"right": right, "count": count, "loss": loss, "text": text}
