@@ -1,22 +1,32 @@
 """The runs of an LR range test: their plan and cost, their training, and what they say together."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from rescue_cli.analysis import lr_range
 from rescue_cli.analysis.lr_range import Curves, Ramp, RangeTestResult, RunEstimate, read_curves
-from rescue_cli.errors import UsageError
-from rescue_cli.recipe import Recipe, total_steps
-from rescue_cli.rundir import RunDirectory, read_json, write_json, write_text
+from rescue_cli.errors import DataError, UsageError
+from rescue_cli.recipe import Recipe, recipe_in, total_steps
+from rescue_cli.recipe.changes import given_keys, is_given, optim_path, without_lr_rule
+from rescue_cli.rundir import RunDirectory, check_keys, read_json, write_json, write_text
+from rescue_cli.rundir.reading import BOOLEAN, LIST, OBJECTS, POSITIVE
 from rescue_cli.runs.console import note
 from rescue_cli.runs.directory import command_line
 from rescue_cli.runs.progress import format_duration
 from rescue_cli.runs.single import train_part
 
 IMAGES = 1000  # of the test set, per evaluation: all evaluations are of the same images
+FILE = "lr-range.json"
+PREFIX = "seed-"  # of the folders of its runs
+ANSWER = {
+    "max_lr": POSITIVE.or_null(),
+    "trusted": BOOLEAN,
+    "reasons": LIST,
+    "seeds": OBJECTS,
+}
 ANNOTATED_IMAGES = 100  # the same where images carry boxes or masks
 
 
@@ -60,7 +70,7 @@ def plan_runs(recipe: Recipe, ramp: Ramp, seeds: int, steps_per_epoch: int) -> P
     measured, images = _limit_test_images(recipe, data, most)
     half = replace(ramp, epochs=ramp.epochs / 2)
     # The run of half the steps has a seed of its own: only an independent run can agree
-    ramps = {**{f"seed-{seed}": (ramp, seed) for seed in range(seeds)}, "half": (half, seeds)}
+    ramps = {**{f"{PREFIX}{seed}": (ramp, seed) for seed in range(seeds)}, "half": (half, seeds)}
     runs = {}
     for name, (each, seed) in ramps.items():
         one = each.of(measured, seed, steps_per_epoch)
@@ -108,6 +118,37 @@ def train_runs(
         )
 
 
+def rate_from(folder: Path, recipe: Recipe, given: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The overrides that give a recipe the rate which the test in `folder` found, and notes.
+
+    Raises `UsageError` where there is none, or one that its runs do not support; `DataError`.
+    """
+    if any(is_given(f"{optim_path(recipe, 0)}.lr", [key]) for key in given_keys(given)):
+        raise UsageError("--lr-from and optim.lr set the same thing. Give only one.")
+    file = folder / FILE
+    if not file.is_file():
+        raise DataError(f"--lr-from: {folder} holds no {FILE}. Give a folder of lr-range-test.")
+    test = read_json(file)
+    check_keys(file, test, ANSWER, "Remove --lr-from.")
+    reasons = "; ".join(test["reasons"])
+    if test["max_lr"] is None or not test["trusted"]:
+        raise UsageError(
+            f"--lr-from: {folder} found no learning rate that its runs support ({reasons}). "
+            "Set optim.lr yourself."
+        )
+    rate = float(f"{test['max_lr']:.3g}")
+    notes = [f"--lr-from sets: optim.lr={rate:g} ({reasons})"]
+    tested = recipe_in(folder / f"{PREFIX}{test['seeds'][0]['seed']}")
+    for name, before, now in (
+        ("train.batch_size", tested.train.batch_size, recipe.train.batch_size),
+        ("optim.name", tested.optim[0].name, recipe.optim[0].name),
+        ("model.name", tested.model.name, recipe.model.name),
+    ):
+        if before != now:
+            notes.append(f"warning: the range test had {name}={before}, and this run has {now}")
+    return [f"{optim_path(recipe, 0)}.lr={rate:g}", *without_lr_rule(recipe)], notes
+
+
 class RangeTest:
     """The finished runs of a test, the estimate of each, and the answer of all."""
 
@@ -146,7 +187,7 @@ class RangeTest:
         """Writes the answer, its evidence and every curve to `lr-range.json`."""
         environment = read_json(RunDirectory(folder / f"seed-{self.full[0].seed}").environment)
         write_json(
-            folder / "lr-range.json",
+            folder / FILE,
             {
                 **self.summary,
                 "command": command_line(),

@@ -66,10 +66,10 @@ class Cell:
 class Study:
     """A published table: `columns` are headings and the recipe keys under them.
 
-    `set`, and `model` and `epochs` (the options of `rescue train`), apply to all cells. `points`:
-    one run per seed, or `smith`: 4 runs with batches that grow by 4 images, initialised by msra and
-    xavier in turn where the recipe names a filler. `pairs`: compare the rows with one another.
-    Without `paper` it is our own study.
+    `set`, and `model`, `epochs` and `smoke` (the options of `rescue train`), apply to all cells.
+    `points`: one run per seed, or `smith`: 4 runs with batches that grow by 4 images, initialised
+    by msra and xavier in turn where the recipe names a filler. `pairs`: compare the rows with one
+    another. Without `paper` it is our own study.
     """
 
     name: str
@@ -79,6 +79,7 @@ class Study:
     set: list[str] = field(default_factory=list)
     model: str | None = None
     epochs: Positive | None = None
+    smoke: bool = False
     seeds: PositiveInt = 1
     points: Literal["seeds", "smith"] = "seeds"
     pairs: bool = False
@@ -120,8 +121,8 @@ def resolve_cells(study: Study, overrides: Sequence[str] = ()) -> list[tuple[Cel
 
 
 def expand_options(study: Study, cell: Cell, overrides: Sequence[str]) -> list[str]:
-    """The overrides that the study's `model` and `epochs` expand to."""
-    if cell.recipe is None or (study.model is None and study.epochs is None):
+    """The overrides that the study's `model`, `epochs` and `smoke` expand to."""
+    if cell.recipe is None or (study.model is None and study.epochs is None and not study.smoke):
         return []
     from rescue_cli.build import expand
 
@@ -132,6 +133,9 @@ def expand_options(study: Study, cell: Cell, overrides: Sequence[str]) -> list[s
         expanded += expand.epochs_overrides(
             base.with_overrides(*changes, *expanded), study.epochs, changes
         )
+    if study.smoke:
+        given = [*changes, *expanded]
+        expanded += expand.smoke_overrides(base.with_overrides(*given), given, cuda=False)
     return expanded
 
 

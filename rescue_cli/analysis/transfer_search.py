@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,24 +67,28 @@ class TransferSearch:
             candidates = ["optim.candidates=1"] if smallest < 2 else []
             self._train(final, self.probe.with_overrides(*candidates))
             return {"chosen": "probe", "size": self.probe.eval.sizes[0]}
-        size, probes = self._choose_size()
-        decisions: dict[str, Any] = {"size": size, "probes": probes}
-        decisions["fine_tuning"] = fine = self._judge_fine_tuning(size)
-        if fine.get("pays"):
-            decisions["chosen"] = "fine-tuning"
+        chosen = self._decide_once("size", self._choose_size)
+        size = chosen["size"]
+        fine = self._decide_once("fine-tuning", lambda: self._judge_fine_tuning(size))
+        if pays := fine.get("pays", False):
             self._train(final, self._fine_recipe(fine["epochs"], [size], held_out=False))
         else:
-            decisions["chosen"] = "probe"
             self._train(final, self.probe.with_overrides(f"eval.sizes=[{size}]"))
-        write_json(self.folder / "search" / "decisions.json", decisions)
-        return decisions
+        return {**chosen, "fine_tuning": fine, "chosen": "fine-tuning" if pays else "probe"}
+
+    def _decide_once(self, name: str, decide: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """What was decided before in this folder, else now; kept there."""
+        file = self.folder / "search" / f"{name}.json"
+        if not file.exists():
+            write_json(file, decide())
+        return read_json(file)
 
     def _train(self, path: Path, recipe: Recipe) -> None:
         train_part(path, recipe, self.device, None, self.workers, self.folder)
 
     # --- the size of test images ---
 
-    def _choose_size(self) -> tuple[int, dict[str, Any]]:
+    def _choose_size(self) -> dict[str, Any]:
         """The size with the lowest loss on images that the head was not fitted to."""
         from rescue_cli.build.networks import accepts_size
 
@@ -103,7 +107,7 @@ class TransferSearch:
             found[str(size)] = summary = _summarise(path)
             note(f"{size} px: {summary['text']}")
         best = min(found, key=lambda size: float(found[size]["loss"]))
-        return int(best), found
+        return {"size": int(best), "probes": found}
 
     def _probe_path(self, size: int) -> Path:
         return self.folder / "search" / f"probe-{size}"
@@ -121,16 +125,14 @@ class TransferSearch:
 
     def _judge_fine_tuning(self, size: int) -> dict[str, Any]:
         """Whether held-out images say that fine-tuning beats the probe, by more than noise."""
-        plan = self.folder / "search" / "fine-tuning.json"
-        if not plan.exists():
-            write_json(plan, {"epochs": self._affordable_epochs(size)})
-        epochs = int(read_json(plan)["epochs"])
+        planned = self._decide_once("epochs", lambda: {"epochs": self._affordable_epochs(size)})
+        epochs = planned["epochs"]
         path = self.folder / "search" / "fine-tuning"
-        if epochs < FEWEST_EPOCHS and not is_finished(path):
+        if epochs < FEWEST_EPOCHS:
             needed = self.minutes + 2 * FEWEST_EPOCHS * self._epoch_seconds(size) * SPARE / 60
             note(
                 f"fine-tuning: not tried; {FEWEST_EPOCHS} epochs, twice, need about "
-                f"--minutes {math.ceil(needed)}"
+                f"--minutes {math.ceil(needed)} and a new --out"
             )
             return {"epochs": epochs}
         try:
@@ -139,7 +141,7 @@ class TransferSearch:
         except StoppedError:
             if time.monotonic() < self.end:
                 raise
-            note("fine-tuning: not finished in time; more --minutes would judge it")
+            note("fine-tuning: not finished in time; more --minutes and a new --out would judge it")
             return {"epochs": epochs}
         if not is_finished(path):  # it diverged
             return {"epochs": epochs, "pays": False}

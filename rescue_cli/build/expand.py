@@ -214,6 +214,21 @@ def _format_overrides(values: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def cut_short(
+    recipe: Recipe, given: Sequence[str], *, subset: str | None, smoke: bool, cuda: bool
+) -> tuple[list[str], list[str]]:
+    """What `--subset` and `--smoke` stand for, in addition to the user's overrides, and notes.
+
+    `recipe` has the user's overrides already. Raises `UsageError`.
+    """
+    changes = [] if subset is None else [subset_override(subset, given)]
+    if not smoke:
+        return changes, []
+    changed = recipe.with_overrides(*changes)
+    implied = smoke_overrides(changed, [*given, *changes], cuda=cuda)
+    return [*changes, *implied], [f"--smoke sets: {' '.join(implied)}"]
+
+
 def smoke_overrides(recipe: Recipe, overrides: Sequence[str], *, cuda: bool) -> list[str]:
     """Overrides for a run of seconds: as many micro-batches, of 8 images; one epoch of two steps.
 

@@ -20,7 +20,8 @@ FOLDERS = {
     "segmentation": "mask-folder",
 }
 OF_COCO = {"detection": "coco-boxes", "segmentation": "coco-masks"}  # with COCO's annotations
-DEFAULT = "transfer-probe"  # the recipe without --recipe
+DEFAULT = "transfer"  # the recipe of several starts, without --recipe
+PROBE, FINE = "transfer-probe", "transfer-layerwise"  # those of one start, in a time budget
 SCRATCH = "scratch:"  # before weights, or a timm name: the same network at a random start
 # Keys of the source's `model` that say how it was trained, and not what it is
 _OWN = ("weights", "new_head", "frozen", "init")

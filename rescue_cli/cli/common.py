@@ -2,7 +2,8 @@
 
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 from rich.console import Console
@@ -10,7 +11,7 @@ from rich.table import Table
 
 from rescue_cli import recipe as recipes
 from rescue_cli.cli.command import App, Group
-from rescue_cli.recipe import architectures
+from rescue_cli.recipe import Recipe, architectures
 from rescue_cli.runs.console import note
 
 if TYPE_CHECKING:
@@ -70,7 +71,44 @@ Epochs = Annotated[
 Device = Annotated[str | None, typer.Option(help="cpu or cuda; default: cuda if available.")]
 Procs = Annotated[int | None, typer.Option(help="Number of processes (torchrun).", min=1)]
 Workers = Annotated[int | None, typer.Option(help="Data loader workers per process.", min=0)]
+Subset = Annotated[str | None, typer.Option(help="Use N or TRAIN:TEST images, balanced by class.")]
+Smoke = Annotated[bool, typer.Option("--smoke", help="Train 2 steps on a few images.")]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Print the resolved recipe and plan; train nothing.")
+]
+LrFrom = Annotated[
+    Path | None,
+    typer.Option(metavar="FOLDER", help="Use the learning rate that an LR range test found."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+
+class Shortened(NamedTuple):
+    """Overrides in addition to the user's, and notes to print."""
+
+    overrides: list[str]
+    notes: list[str]
+
+
+def shorten_and_rate(
+    base: Recipe,
+    given: Sequence[str],
+    subset: str | None,
+    smoke: bool,
+    lr_from: Path | None,
+    device: str,
+) -> Shortened:
+    """What --subset, --smoke and --lr-from stand for, beside the `given` overrides of `base`."""
+    from rescue_cli.build.expand import cut_short
+
+    recipe = base.with_overrides(*given)
+    cut, notes = cut_short(recipe, given, subset=subset, smoke=smoke, cuda=device == "cuda")
+    if lr_from is None:
+        return Shortened(cut, notes)
+    from rescue_cli.analysis.lr_range_runs import rate_from
+
+    rate, more = rate_from(lr_from, recipe.with_overrides(*cut), given)
+    return Shortened([*cut, *rate], [*notes, *more])
 
 
 def console() -> Console:
@@ -240,3 +278,18 @@ def print_comparison(sides: Sequence["Side"], pairs: Sequence[Mapping[str, Any]]
         out.print(pair["claim"])
         for line in detail_lines(pair):
             out.print(f"  {line}")
+
+
+def print_plan(recipe: Recipe, more: Mapping[str, Any], *, as_json: bool) -> None:
+    """What --dry-run prints: the resolved recipe, its steps and learning rates, and `more`."""
+    from rescue_cli.build.outline import outline_run
+
+    plan = {**outline_run(recipe), **more}
+    if as_json:
+        print_json({"recipe": recipe.tree, **plan})
+        return
+    print(recipe.to_yaml(), end="")
+    for key, value in plan.items():
+        shown = f"{value:.4g}" if isinstance(value, float) else value
+        name = "micro-batches" if key == "slices" else key.replace("_", " ")  # a stable key
+        print(f"{name}: {shown}")

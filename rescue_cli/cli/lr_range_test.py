@@ -11,18 +11,35 @@ from rescue_cli.analysis.lr_range import Ramp
 from rescue_cli.analysis.lr_range_runs import RangeTest, plan_runs, train_runs
 from rescue_cli.cli import common
 from rescue_cli.cli.command import ComputingVerb, example_and_next
-from rescue_cli.cli.common import Architecture, Device, Json, Overrides, Procs, RecipeName, Workers
+from rescue_cli.cli.common import (
+    Architecture,
+    Device,
+    DryRun,
+    Json,
+    Overrides,
+    Procs,
+    RecipeName,
+    Smoke,
+    Subset,
+    Workers,
+)
 from rescue_cli.errors import UsageError
 from rescue_cli.metrics.names import METRICS
 from rescue_cli.recipe import Recipe
 from rescue_cli.runs.console import note
 from rescue_cli.runs.directory import check_folder, create_next
-from rescue_cli.runs.environment import check_precision, select_device, visible_devices
+from rescue_cli.runs.environment import (
+    check_precision,
+    planned_device,
+    select_device,
+    visible_devices,
+)
 from rescue_cli.runs.group import current_group
 from rescue_cli.runs.single import describe_idle_gpus
 
 app = common.verb()
 ROWS = 12  # of the printed table
+SMOKE_STEPS = 10  # of a run of --smoke
 
 
 @app.command(
@@ -65,6 +82,9 @@ def lr_range_test(
     out: Annotated[
         Path | None, typer.Option(help="Folder; default: runs/lr-range-test/RECIPE/N.")
     ] = None,
+    subset: Subset = None,
+    smoke: Smoke = False,
+    dry_run: DryRun = False,
     as_json: Json = False,
     device: Device = None,
     procs: Procs = None,
@@ -74,16 +94,29 @@ def lr_range_test(
     from rescue_cli.build.check import check_recipe
     from rescue_cli.report.lr_range import draw_range_test
 
-    where = select_device(device)
-    resolved = _resolve(recipe, from_, to, model, overrides or [])
+    where = planned_device(device) if dry_run else select_device(device)
+    given = overrides or []
+    whole = _resolve(recipe, from_, to, model, given)
+    more = common.shorten_and_rate(whole, given, subset, smoke, None, where)
+    resolved = whole.with_overrides(*more.overrides)
     check_recipe(resolved)
-    notes = [f"warning: {text}" for text in check_precision(resolved.train.precision, where)]
+    if smoke and steps is None and epochs is None:
+        steps, points = SMOKE_STEPS, min(points, SMOKE_STEPS)
+    notes = [
+        *more.notes,
+        *(f"warning: {text}" for text in check_precision(resolved.train.precision, where)),
+    ]
     _check_apply(apply, untrusted=apply_untrusted)
     length, per_epoch = _length(resolved, steps, epochs)
     lr = resolved.optim[0].lr
     first, last = lr / 100 if start is None else start, lr * 10 if end is None else end
     test_ramp = Ramp(first, last, _shape(ramp), parse_momentum(momentum), length, points)
     plan = plan_runs(resolved, test_ramp, seeds, per_epoch)
+    if dry_run:
+        note("\n".join([*resolved.notes, *notes]))
+        each = {"rates": f"{first:g} to {last:g}, {ramp}", "runs": plan.cost, "device": where}
+        common.print_plan(resolved, each, as_json=as_json)
+        return
     if out is None:
         folder = create_next(Path("runs", "lr-range-test", resolved.name))
     else:

@@ -13,12 +13,24 @@ from rescue_cli.analysis.sweep import Sweep, parse_seeds, read_sweep, summarize_
 from rescue_cli.build.expand import expand_options
 from rescue_cli.cli import common
 from rescue_cli.cli.command import ComputingVerb, example_and_next
-from rescue_cli.cli.common import Device, Epochs, Json, Model, Overrides, RecipeName, Workers
+from rescue_cli.cli.common import (
+    Device,
+    DryRun,
+    Epochs,
+    Json,
+    LrFrom,
+    Model,
+    Overrides,
+    RecipeName,
+    Smoke,
+    Subset,
+    Workers,
+)
 from rescue_cli.errors import UsageError
 from rescue_cli.rundir import write_json, write_text
 from rescue_cli.runs.console import note
 from rescue_cli.runs.directory import check_folder
-from rescue_cli.runs.environment import note_precision, select_device
+from rescue_cli.runs.environment import note_precision, planned_device, select_device
 from rescue_cli.runs.many import Jobs, local_jobs, require_results, slurm_jobs
 
 app = common.verb()
@@ -48,6 +60,10 @@ def seed_sweep(
         int | None, typer.Option(help="Parallel runs; default: one per GPU, one on a CPU.", min=1)
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder; default: runs/sweep/RECIPE.")] = None,
+    subset: Subset = None,
+    smoke: Smoke = False,
+    dry_run: DryRun = False,
+    lr_from: LrFrom = None,
     sets: Annotated[str | None, typer.Option(help="Test sets (sets eval.sets).")] = None,
     until: Annotated[
         str | None,
@@ -69,11 +85,19 @@ def seed_sweep(
     given = [*(overrides or []), *common.with_lists(sets, None, None, None)]
     named = recipes.load(common.named_or_default(recipe))
     longer, notes = expand_options(named, given, model, epochs)
-    base = named.with_overrides(*given, *longer)
+    given = [*given, *longer]
+    where = planned_device(device) if dry_run or on is Where.slurm else select_device(device)
+    more = common.shorten_and_rate(named, given, subset, smoke, lr_from, where)
+    base, notes = named.with_overrides(*given, *more.overrides), [*notes, *more.notes]
     chosen = parse_seeds(seeds)
     if any(override.startswith("train.seed=") for override in given):
         raise UsageError("--seeds and train.seed set the same thing. Give only --seeds.")
     check_recipe(base)
+    if dry_run:
+        for line in (*base.notes, *notes):
+            note(line)
+        common.print_plan(base, {"runs": len(chosen), "device": where}, as_json=as_json)
+        return
     against = None if until is None else load_reference(until)
     folder = check_folder(out or Path("runs", "sweep", base.name))
     for line in [str(folder), *base.notes, *notes]:
@@ -81,7 +105,6 @@ def seed_sweep(
     if on is Where.slurm:
         work: Jobs = slurm_jobs(slurm or [], jobs, device, workers, folder / ".slurm")
     else:
-        where = select_device(device)
         work = local_jobs(where, jobs, workers, folder / ".cache")
         note_precision([base.train.precision], where)
     before = read_sweep(folder)  # raises now what is wrong with the folder, not after hours

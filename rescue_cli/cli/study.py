@@ -22,9 +22,10 @@ from rescue_cli.analysis.study_runs import (
     record_study,
     train_missing,
 )
+from rescue_cli.build.expand import subset_override
 from rescue_cli.cli import common
 from rescue_cli.cli.command import ComputingVerb, example_and_next
-from rescue_cli.cli.common import Device, Epochs, Json, Model, Workers
+from rescue_cli.cli.common import Device, Epochs, Json, Model, Smoke, Subset, Workers
 from rescue_cli.cli.study_table import print_costs, print_study
 from rescue_cli.rundir.planned import missing_from_json
 from rescue_cli.runs.console import note
@@ -33,6 +34,9 @@ from rescue_cli.runs.environment import note_precision, select_device
 from rescue_cli.runs.many import local_jobs, require_results
 
 app = common.verb()
+
+
+Plan = Annotated[bool, typer.Option("--plan", "--dry-run", help="Print the cost; run nothing.")]
 
 
 def study_names(incomplete: str) -> list[str]:
@@ -70,7 +74,9 @@ def study(
     budget: Annotated[
         float | None, typer.Option(help="Start no run after this many hours.")
     ] = None,
-    plan: Annotated[bool, typer.Option("--plan", help="Print the cost; run nothing.")] = False,
+    plan: Annotated[
+        bool, typer.Option("--plan", "--dry-run", help="Print the cost; run nothing.")
+    ] = False,
     images_per_second: Annotated[
         float | None, typer.Option(help="With --plan: print the hours at this speed.", min=0.001)
     ] = None,
@@ -78,6 +84,8 @@ def study(
         bool, typer.Option("--table", help="Print the table so far; run nothing.")
     ] = False,
     out: Annotated[Path | None, typer.Option(help="Folder; default: runs/study/NAME.")] = None,
+    subset: Subset = None,
+    smoke: Smoke = False,
     as_json: Json = False,
     device: Device = None,
     workers: Workers = None,
@@ -91,6 +99,10 @@ def study(
     if model is not None or epochs is not None:
         loaded = replace(loaded, model=model or loaded.model, epochs=epochs or loaded.epochs)
     given = overrides or []
+    if subset is not None:
+        given = [*given, subset_override(subset, given)]
+    if smoke:
+        loaded = replace(loaded, epochs=1, smoke=True)
     folder = check_folder(out or Path("runs", "study", loaded.name))
     chosen = parse_rows(loaded, only)
     if not table:

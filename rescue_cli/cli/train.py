@@ -9,10 +9,23 @@ import typer
 
 from rescue_cli import recipe as recipes
 from rescue_cli.api import train_in
-from rescue_cli.build.expand import expand_options, smoke_overrides, subset_override, warn_of_batch
+from rescue_cli.build.expand import expand_options, warn_of_batch
 from rescue_cli.cli import common
 from rescue_cli.cli.command import ComputingVerb, example_and_next
-from rescue_cli.cli.common import Device, Epochs, Json, Model, Overrides, Procs, RecipeName, Workers
+from rescue_cli.cli.common import (
+    Device,
+    DryRun,
+    Epochs,
+    Json,
+    LrFrom,
+    Model,
+    Overrides,
+    Procs,
+    RecipeName,
+    Smoke,
+    Subset,
+    Workers,
+)
 from rescue_cli.errors import UnexpectedError, UsageError
 from rescue_cli.recipe import Recipe
 from rescue_cli.rundir import RunDirectory, read_result
@@ -32,7 +45,7 @@ from rescue_cli.runs.group import (
     requested_processes,
 )
 from rescue_cli.runs.processes import Nodes
-from rescue_cli.runs.single import Launch, plan_launch
+from rescue_cli.runs.single import plan_launch
 
 app = common.verb()
 AUTO, BATCH_SIZE = "train.device_batch_size=auto", "train.batch_size="
@@ -48,6 +61,7 @@ class Changes:
     epochs: float | None
     subset: str | None
     smoke: bool
+    lr_from: Path | None
 
 
 @app.command(
@@ -66,13 +80,10 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Resume from the last checkpoint.")
     ] = False,
-    subset: Annotated[
-        str | None, typer.Option(help="Use N or TRAIN:TEST images, balanced by class.")
-    ] = None,
-    smoke: Annotated[bool, typer.Option("--smoke", help="Train 2 steps on a few images.")] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the resolved recipe and plan; train nothing.")
-    ] = False,
+    subset: Subset = None,
+    smoke: Smoke = False,
+    dry_run: DryRun = False,
+    lr_from: LrFrom = None,
     check_expected: Annotated[
         bool,
         typer.Option("--check-expected", help="Exit with 6 if outside the recipe's expected band."),
@@ -115,7 +126,7 @@ def train(
         )
     asked = "cuda" if gpus is not None and device is None else device
     where = planned_device(asked) if dry_run else select_device(asked)
-    changes = Changes(overrides or [], model, epochs, subset, smoke)
+    changes = Changes(overrides or [], model, epochs, subset, smoke, lr_from)
     resolved, notes = _resolve(recipe, changes, out if resume else None, where)
     check_recipe(resolved)
     if check_expected and not resolved.tree.get("expect"):
@@ -151,7 +162,8 @@ def train(
     if dry_run:
         for line in (*notes, *filter(None, [launch.idle_gpus])):
             note(line)
-        _print_plan(resolved, launch, as_json)
+        by_launch = {"processes": launch.procs, "device": launch.device}
+        common.print_plan(resolved, by_launch, as_json=as_json)
         return
     path = _directory(resolved, out, resume=resume, nodes=nodes)
     for line in [str(path), *notes]:
@@ -173,8 +185,10 @@ def _resolve(
     """The recipe with what the user and the options set, and the notes about it."""
     given = [override for override in changes.overrides if override != AUTO]
     if name is None and resumed is not None and _holds_run(resumed):
-        if changes.subset is not None or changes.smoke:
-            raise UsageError("--subset and --smoke: a resumed run keeps its recipe. Remove them.")
+        if changes.subset is not None or changes.smoke or changes.lr_from is not None:
+            raise UsageError(
+                "--subset, --smoke and --lr-from: a resumed run keeps its recipe. Remove them."
+            )
         base = recipes.recipe_in(resumed)
         expanded, notes = expand_options(base, given, changes.model, changes.epochs)
         resolved = base.with_overrides(*given, *expanded)
@@ -193,16 +207,15 @@ def _resolve(
         if resumed is not None and _holds_run(resumed):
             size = recipes.recipe_in(resumed).train.device_batch_size
         given.append(f"train.device_batch_size={size}")
-    if changes.subset is not None:
-        given.append(subset_override(changes.subset, given))
     expanded, more = expand_options(base, given, changes.model, changes.epochs)
     given, notes = [*given, *expanded], [*notes, *more]
+    whole = base.with_overrides(*given)
+    added = common.shorten_and_rate(
+        base, given, changes.subset, changes.smoke, changes.lr_from, device
+    )
+    given, notes = [*given, *added.overrides], [*notes, *added.notes]
     resolved = base.with_overrides(*given)
-    implied = smoke_overrides(resolved, given, cuda=device == "cuda") if changes.smoke else []
-    if changes.smoke:
-        notes.append(f"--smoke sets: {' '.join(implied)}")
-    notes += [f"warning: {w}" for w in warn_of_batch(base, resolved, changes.overrides)]
-    resolved = resolved.with_overrides(*implied)
+    notes += [f"warning: {w}" for w in warn_of_batch(base, whole, changes.overrides)]
     return resolved, [*notes, *resolved.notes]
 
 
@@ -268,18 +281,3 @@ def _check_expected(recipe: Recipe, result: Mapping[str, Any]) -> None:
     if not band["inside"]:
         raise UnexpectedError(band["said"])
     note(band["said"])
-
-
-def _print_plan(recipe: Recipe, launch: Launch, as_json: bool) -> None:
-    """The resolved recipe, and its steps and learning rates."""
-    from rescue_cli.build.outline import outline_run
-
-    plan = {**outline_run(recipe), "processes": launch.procs, "device": launch.device}
-    if as_json:
-        common.print_json({"recipe": recipe.tree, **plan})
-        return
-    print(recipe.to_yaml(), end="")
-    for key, value in plan.items():
-        shown = f"{value:.4g}" if isinstance(value, float) else value
-        name = "micro-batches" if key == "slices" else key.replace("_", " ")  # a stable key
-        print(f"{name}: {shown}")

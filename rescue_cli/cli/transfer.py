@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,21 +17,45 @@ from rescue_cli.analysis.sweep import PREFIX, Sweep, parse_seeds, read_sweep
 from rescue_cli.build.expand import expand_options
 from rescue_cli.cli import common
 from rescue_cli.cli.command import ComputingVerb, example_and_next
-from rescue_cli.cli.common import Architecture, Device, Epochs, Json, Overrides, RecipeName, Workers
+from rescue_cli.cli.common import (
+    Architecture,
+    Device,
+    DryRun,
+    Epochs,
+    Json,
+    LrFrom,
+    Overrides,
+    RecipeName,
+    Smoke,
+    Subset,
+    Workers,
+)
 from rescue_cli.errors import RescueError, UsageError
 from rescue_cli.metrics.names import measurement_stem
 from rescue_cli.recipe import Recipe
 from rescue_cli.rundir import CROSS_VALIDATED, RunDirectory, read_failure, read_result
 from rescue_cli.runs.console import note
 from rescue_cli.runs.directory import check_folder, is_finished
-from rescue_cli.runs.environment import note_precision, select_device
+from rescue_cli.runs.environment import note_precision, planned_device, select_device
 from rescue_cli.runs.many import Jobs, find_missing, local_jobs, record_planned, require_results
 from rescue_cli.runs.progress import Progress
 
 app = common.verb()
 MINUTES = 5.0  # of a transfer without --recipe
-FINE = "transfer-layerwise"  # its recipe for the whole network
 SHOWN = 10  # images that are listed
+
+
+@dataclass(frozen=True)
+class Options:
+    """The user's changes to the recipe of each start, and the device."""
+
+    overrides: list[str]
+    model: str | None
+    epochs: float | None
+    subset: str | None
+    smoke: bool
+    lr_from: Path | None
+    device: str
 
 
 @app.command(
@@ -60,6 +85,10 @@ def transfer(
     ] = None,
     jobs: Annotated[int | None, typer.Option(help="Parallel runs.", min=1)] = None,
     out: Annotated[Path | None, typer.Option(help="Folder; default: runs/RECIPE/TO.")] = None,
+    subset: Subset = None,
+    smoke: Smoke = False,
+    dry_run: DryRun = False,
+    lr_from: LrFrom = None,
     as_json: Json = False,
     device: Device = None,
     workers: Workers = None,
@@ -71,15 +100,29 @@ def transfer(
     """
     if not from_ or to is None:
         raise UsageError("transfer: give --from WEIGHTS and --to DATA (a data set or a folder).")
-    from rescue_cli.build.transfer import DEFAULT
+    from rescue_cli.build.transfer import DEFAULT, FINE, PROBE, SCRATCH
 
-    guided = recipe is None and len(from_) == 1 and seeds == "1"
+    single = len(from_) == 1 and not from_[0].startswith(SCRATCH) and seeds == "1"
+    guided = single and recipe is None and epochs is None
     if minutes is not None and not guided:
-        raise UsageError("--minutes: is for one --from and one seed without --recipe. Remove it.")
-    base = recipes.load(recipe or DEFAULT)
+        raise UsageError(
+            "--minutes: is for one trained --from and one seed, without --recipe and --epochs. "
+            "Remove it."
+        )
+    base = recipes.load(recipe or (PROBE if guided else DEFAULT))
     name = Path(to).resolve().name if Path(to).is_dir() else to
     folder = check_folder(out or Path("runs", "transfer" if guided else base.name, name))
-    starts = _starts(base, from_, to, overrides or [], model, epochs)
+    where = planned_device(device) if dry_run else select_device(device)
+    if guided and lr_from is not None:
+        raise UsageError("--lr-from: is for a --recipe that takes steps. Give one, or remove it.")
+    options = Options(overrides or [], model, epochs, subset, smoke, lr_from, where)
+    starts = _starts(base, from_, to, options)
+    if dry_run:
+        for label, each in starts.items():
+            note(label)
+            planned = {"runs": len(parse_seeds(seeds)), "device": where}
+            common.print_plan(each, planned, as_json=as_json)
+        return
     chosen = parse_seeds(seeds)
     runs = {
         folder / label / f"{PREFIX}{seed}": one.with_overrides(f"train.seed={seed}")
@@ -88,14 +131,10 @@ def transfer(
     }
     location = str(next(iter(runs)) if len(runs) == 1 else folder)
     note(location)
-    where = select_device(device)
     note_precision((one.train.precision for one in runs.values()), where)
     if guided:
         (final,) = runs.items()
-        later = recipes.load(FINE)
-        (fine,) = _starts(
-            later, from_, to, overrides or [], model, None, tell=lambda _: None
-        ).values()
+        (fine,) = _starts(recipes.load(FINE), from_, to, options, tell=lambda _: None).values()
         _guide(final, fine, folder, where, workers, minutes, as_json=as_json)
         return
     _train(runs, local_jobs(where, jobs, workers, folder / ".cache"))
@@ -172,9 +211,7 @@ def _starts(
     base: Recipe,
     words: list[str],
     to: str,
-    given: list[str],
-    model: str | None,
-    epochs: float | None,
+    options: Options,
     *,
     tell: Callable[[str], None] = note,
 ) -> dict[str, Recipe]:
@@ -185,16 +222,21 @@ def _starts(
     from rescue_cli.build.check import check_recipe
     from rescue_cli.build.transfer import check_labels, plan_transfer
 
-    starts = {word: plan_transfer(base, word, to, given, model=model) for word in words}
+    given = options.overrides
+    starts = {word: plan_transfer(base, word, to, given, model=options.model) for word in words}
     check_labels(starts)
     expanded = {}
     for word, each in starts.items():
         tell(f"--from {word} sets: {' '.join(each.overrides)}")
         changed = base.with_overrides(*each.overrides, *given)
-        longer, notes = expand_options(changed, given, None, epochs)
-        for line in [*notes, *changed.notes]:
+        longer, notes = expand_options(changed, given, None, options.epochs)
+        more = common.shorten_and_rate(
+            changed.with_overrides(*longer), given, options.subset, options.smoke,
+            options.lr_from, options.device,
+        )  # fmt: skip
+        for line in [*notes, *more.notes, *changed.notes]:
             tell(line)
-        expanded[each.label] = changed.with_overrides(*longer)
+        expanded[each.label] = changed.with_overrides(*longer, *more.overrides)
         check_recipe(expanded[each.label])
     return expanded
 

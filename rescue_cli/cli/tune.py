@@ -8,19 +8,34 @@ import typer
 
 from rescue_cli import recipe as recipes
 from rescue_cli.analysis.tuning import UNCHANGED, Verdict, decision_to_json, judge_sweeps
-from rescue_cli.analysis.tuning_search import Tuner
+from rescue_cli.analysis.tuning_search import Tuner, count_held_out
 from rescue_cli.cli import common
 from rescue_cli.cli.command import ComputingVerb, example_and_next
-from rescue_cli.cli.common import Device, Json, Overrides, RecipeName, Workers
+from rescue_cli.cli.common import (
+    Device,
+    DryRun,
+    Json,
+    Overrides,
+    RecipeName,
+    Smoke,
+    Subset,
+    Workers,
+)
 from rescue_cli.errors import RescueError
 from rescue_cli.report.tuning_page import render_tuning_page, tuning_title
 from rescue_cli.rundir import write_json, write_text
 from rescue_cli.runs.console import format_idle_gpus, note
 from rescue_cli.runs.directory import check_folder
-from rescue_cli.runs.environment import check_precision, select_device, visible_devices
+from rescue_cli.runs.environment import (
+    check_precision,
+    planned_device,
+    select_device,
+    visible_devices,
+)
 from rescue_cli.runs.group import current_group
 
 app = common.verb()
+SMOKE = ("data.subset=[64,16]", "data.holdout=10", "train.steps_per_epoch=null")
 
 
 @app.command(
@@ -40,6 +55,9 @@ def tune(
         int, typer.Option(help="Full runs of each recipe, original and tuned.", min=3)
     ] = 5,
     out: Annotated[Path | None, typer.Option(help="Folder; default: runs/tune/RECIPE.")] = None,
+    subset: Subset = None,
+    smoke: Smoke = False,
+    dry_run: DryRun = False,
     as_json: Json = False,
     device: Device = None,
     workers: Workers = None,
@@ -48,11 +66,21 @@ def tune(
     from rescue_cli.build.check import check_recipe
 
     end = time.monotonic() + budget * 3600
-    where = select_device(device)
-    base = recipes.load(common.named_or_default(recipe), overrides or [])
+    where = planned_device(device) if dry_run else select_device(device)
+    named, given = recipes.load(common.named_or_default(recipe)), overrides or []
+    if smoke:  # a search cannot do with two steps; what the user sets comes last, and stays
+        given = [*SMOKE, *given]
+    more = common.shorten_and_rate(named, given, subset, smoke, None, where)
+    base = named.with_overrides(*given, *more.overrides)
     check_recipe(base)
     base.demand_classification("tune")
-    notes = [f"warning: {text}" for text in check_precision(base.train.precision, where)]
+    notes = [*more.notes, *(f"warning: {w}" for w in check_precision(base.train.precision, where))]
+    if dry_run:
+        for line in (*base.notes, *notes):
+            note(line)
+        held_out = {"held out, twice": count_held_out(base), "hours": budget, "device": where}
+        common.print_plan(base, held_out, as_json=as_json)
+        return
     folder = check_folder(out or Path("runs", "tune", base.name))
     if current_group() is None and (visible := visible_devices(where)) > 1:
         why = "tune trains one run at a time, in one process"

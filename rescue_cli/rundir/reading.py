@@ -56,6 +56,7 @@ LOSS = Rule(  # also of a step that diverged
 STEP = Rule("a non-negative integer", lambda v: _is_whole(v, 0))
 COUNT = Rule("a positive integer", lambda v: _is_whole(v, 1))
 NAME = Rule("a name without '/'", _is_name)
+BOOLEAN = Rule("true or false", lambda v: isinstance(v, bool))
 TEXT = Rule("a string", lambda v: isinstance(v, str))
 MAPPING = Rule("an object", lambda v: isinstance(v, dict))
 LIST = Rule("a list", lambda v: isinstance(v, list))

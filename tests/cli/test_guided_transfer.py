@@ -1,0 +1,163 @@
+"""`rescue transfer` without a recipe: what it chooses, on which images, and what it prints."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from rescue_cli import recipe as recipes
+from rescue_cli.analysis import transfer_search
+from rescue_cli.analysis.image_tables import doubtful_labels, wrong_images
+from rescue_cli.analysis.transfer_search import TransferSearch
+from rescue_cli.errors import DataError
+from rescue_cli.rundir import CROSS_VALIDATED, RunDirectory, read_result
+from tests.conftest import Rescue
+
+SEEN = ("data.train_size=32", "eval.sizes=[32]", "eval.interpolation=bilinear")
+MISLABELLED = "train/dark/7.png"
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Two classes that differ in brightness; one dark training image is bright."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 10), ("val", 5)):
+        for number, name in enumerate(("bright", "dark")):
+            folder = tmp_path / "photos" / split / name
+            folder.mkdir(parents=True)
+            for index in range(count):
+                wrong = f"{split}/{name}/{index}.png" == MISLABELLED
+                low = 150 if (number == 0) != wrong else 20
+                pixels = rng.integers(low, low + 60, (40, 40, 3), np.uint8)
+                Image.fromarray(pixels).save(folder / f"{index}.png")
+    return tmp_path / "photos"
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    torch.manual_seed(1)
+    file = tmp_path / "small.safetensors"
+    network = timm.create_model("test_resnet", num_classes=10)
+    save_file(network.state_dict(), file, metadata={"architecture": "test_resnet"})
+    return file
+
+
+def test_a_head_is_fitted_at_the_size_that_suits_images_it_has_not_seen(
+    rescue: Rescue, photos: Path, weights: Path, tmp_path: Path
+) -> None:
+    call = ("transfer", "--from", weights, "--to", photos, "--out", "out", "--minutes", "0.05")
+    ended = rescue(*call, *SEEN)
+    assert ended.code == 0, ended.err
+    assert "20 training images of 2 classes (the smallest has 10), 10 test images" in ended.err
+    assert "fine-tuning: not tried; 3 epochs, twice, need about --minutes" in ended.err
+    (final,) = (tmp_path / "out").glob("*/seed-0")
+    result = read_result(RunDirectory(final))
+    assert result["top1"] == 100
+    assert "10 of 10 right; 95 %: 72.2 to 100.0; one image is 10 points" in ended.out
+    assert "1 training images that look mislabelled:" in ended.out
+    assert f"  {MISLABELLED}: dark, predicted bright (" in ended.out
+    assert f"Next: rescue predict {final.relative_to(tmp_path)} IMAGE" in ended.out
+    # The search saw the training folder alone, the final run all of it
+    probes = (tmp_path / "out/search").glob("probe-*")
+    searched = [read_result(RunDirectory(path)) for path in probes]
+    assert searched
+    assert {entry["set"] for each in searched for entry in each["sets"]} == {"holdout"}
+    assert result["fit"]["cross_validation"]["count"] == 20
+    before, after = load_file(weights), load_file(final / "model.safetensors")
+    kept = [name for name in before if not name.startswith("fc.")]
+    assert all(torch.equal(before[name], after[name]) for name in kept)
+    again = rescue(*call, *SEEN, "--json")
+    assert again.code == 0, again.err
+    assert "head fitted to" not in again.err, "all of it was there"
+    assert json.loads(again.out)["transfer"]["chosen"] == "probe"
+
+
+@pytest.mark.parametrize("p", [0.01, 0.5])
+def test_the_network_is_trained_where_held_out_images_say_that_it_pays(
+    p: float,
+    rescue: Rescue,
+    photos: Path,
+    weights: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(TransferSearch, "_affordable_epochs", lambda *_: 3)
+    monkeypatch.setattr(transfer_search, "mcnemar_test", lambda *_: (0, 8, p))
+    call = ("transfer", "--from", weights, "--to", photos, "--out", "out", "--minutes", "9")
+    ended = rescue(*call, *SEEN, "--json")
+    assert ended.code == 0, ended.err
+    found = json.loads(ended.out)["transfer"]
+    assert found["chosen"] == ("fine-tuning" if p < 0.05 else "probe")
+    (final,) = (tmp_path / "out").glob("*/seed-0")
+    recipe = recipes.recipe_in(final)
+    before, after = load_file(weights), load_file(final / "model.safetensors")
+    first = next(name for name in before if name.endswith(".weight"))
+    same = torch.equal(before[first], after[first])
+    assert same == recipe.model.frozen == (p >= 0.05)
+    judged = recipes.recipe_in(tmp_path / "out/search/fine-tuning")
+    assert (judged.data.holdout, recipe.data.holdout) == (4, 0)
+    assert Path(judged.model.weights or "").name == "probe-32", "it begins with the fitted head"
+    if p < 0.05:
+        assert (recipe.train.epochs, recipe.train.batch_size) == (3, 8)
+
+
+def test_too_few_images_are_not_compared(
+    rescue: Rescue, photos: Path, weights: Path, tmp_path: Path
+) -> None:
+    for file in sorted((photos / "train/dark").iterdir())[1:]:
+        file.unlink()
+    call = ("transfer", "--from", weights, "--to", photos, "--out", "out", *SEEN)
+    ended = rescue(*call)
+    assert ended.code == 0, ended.err
+    assert "fewer than 3 images: none is held out, nothing compared" in ended.err
+    assert not (tmp_path / "out/search").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--minutes", "3", "--recipe", "transfer-linear"), "--minutes: is for one trained --from"),
+        (("--lr-from", "x"), "--lr-from: is for a --recipe that takes steps."),
+    ],
+)
+def test_options_of_another_way_to_transfer_are_refused(
+    words: tuple[str, ...], message: str, rescue: Rescue, photos: Path, weights: Path
+) -> None:
+    ended = rescue("transfer", "--from", weights, "--to", photos, *words)
+    assert ended.code == 2
+    assert message in ended.err
+    assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize("more", [("--dry-run",), ("--recipe", "transfer-probe", "--dry-run")])
+def test_a_dry_run_trains_nothing(
+    more: tuple[str, ...], rescue: Rescue, photos: Path, weights: Path, tmp_path: Path
+) -> None:
+    ended = rescue("transfer", "--from", weights, "--to", photos, *more, *SEEN)
+    assert ended.code == 0, ended.err
+    assert "name: transfer-probe" in ended.out
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_table_of_images_names_the_wrong_ones_the_surest_first(tmp_path: Path) -> None:
+    table = tmp_path / f"{CROSS_VALIDATED}.csv"
+    rows: list[Any] = [
+        ("file", "label", "predicted", "probability"),
+        ("a.jpg", "cat", "cat", 0.99), ("b, c.jpg", "cat", "dog", 0.6),
+        ("d.jpg", "dog", "cat", 0.95), ("e.jpg", "cat|dog", "dog", 0.9),
+    ]  # fmt: skip
+    with table.open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    assert [row.file for row in wrong_images(table)] == ["d.jpg", "b, c.jpg"]
+    assert [row.file for row in doubtful_labels(table)] == ["d.jpg"]
+    assert str(wrong_images(table)[0]) == "d.jpg: dog, predicted cat (95%)"
+    table.write_text(table.read_text() + "f.jpg,cat\n")
+    with pytest.raises(DataError, match=r"line 6: is not a prediction\. Remove the file\."):
+        wrong_images(table)
