@@ -331,7 +331,8 @@ def predict(
     """The `top` most probable classes of each image, with probabilities.
 
     `weights` is a run, a weights file or `timm:NAME`, whose architecture `model` names where the
-    file does not; `images` are image files and folders of them. Raises `DataError`, `UsageError`.
+    file does not; `images` are image files, folders of them, and patterns (`photos/*.jpg`). Raises
+    `DataError`, `UsageError`.
     """
     from rescue_cli.inference import predict_images
     from rescue_cli.runs.environment import select_device
@@ -345,6 +346,7 @@ def predict(
         model=model,
         changes=overrides,
         note=note if progress else _say_nothing,
+        progress=progress,
     )
 
 

@@ -1,6 +1,10 @@
 """Classifies single images with the weights and the preprocessing of a run."""
 
+import glob
+import itertools
+import os
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TypedDict
@@ -13,14 +17,19 @@ from torch import Tensor
 from rescue_cli.build.check import check_recipe
 from rescue_cli.build.feeds import build_normalise
 from rescue_cli.build.networks import build_network
-
-# data_keys
 from rescue_cli.build.weights import Source, check_changes, find_weights, known_classes
+from rescue_cli.engine.recorder import batch_bar
 from rescue_cli.errors import DataError, UsageError
 from rescue_cli.recipe import Recipe
 from rescue_cli.recipe.changes import given_keys, is_given
 from rescue_cli.sections.data import FACTS, channels_of, imagenet_class_names
-from rescue_cli.sections.data.decode import UNREADABLE, centre_crop, describe_error, read_image
+from rescue_cli.sections.data.decode import (
+    UNREADABLE,
+    centre_crop,
+    decode_image,
+    describe_error,
+    read_image,
+)
 from rescue_cli.sections.data.decoding_notes import describe_files
 from rescue_cli.sections.data.listing import (
     HIDDEN_FILES,
@@ -31,6 +40,8 @@ from rescue_cli.sections.data.listing import (
 )
 from rescue_cli.sections.data.rgb import Reading
 from rescue_cli.sections.tta import TTAS
+
+BATCH = 32  # images that the network sees at once
 
 
 class ClassProbability(TypedDict("_Class", {"class": str})):
@@ -71,11 +82,22 @@ class Classifier:
 
         Raises `DataError` for a file that is not a readable image.
         """
+        return self.normalise(self.read(image).unsqueeze(0))[0]
+
+    def read(self, image: Path | str | bytes | Image.Image) -> Tensor:
+        """The centre crop that the network sees: (C, size, size) uint8.
+
+        Of a file, the bytes of one, or an RGB image. Raises `DataError`; for bytes what PIL raises.
+        """
         if isinstance(image, Image.Image):
-            pixels = _crop(image.convert("RGB"), self._recipe)
-        else:
-            pixels = _read(Path(image), self._recipe, self._reading)
-        normalised: Tensor = self._normalise(pixels.unsqueeze(0).to(self.device))[0]
+            return _crop(image.convert("RGB"), self._recipe)
+        if isinstance(image, bytes):
+            return _crop(decode_image(image, "pil", self._reading), self._recipe)
+        return _read(Path(image), self._recipe, self._reading)
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """Images (N, C, size, size) uint8 as the network takes them, on `device`."""
+        normalised: Tensor = self._normalise(images.to(self.device))
         return normalised
 
     @torch.inference_mode()
@@ -85,6 +107,16 @@ class Classifier:
         With the test-time augmentation of the protocol.
         """
         return self._view(self.network, images).double().softmax(1)
+
+    def prediction(self, image: str, probabilities: Tensor, top: int) -> "Prediction":
+        """The `top` classes by the probabilities (classes,) of an image of that name."""
+        values, indices = probabilities.topk(min(top, len(self.classes)))
+        best = zip(indices.tolist(), values.tolist(), strict=True)
+        return {
+            "image": image,
+            "classes": [{"class": self.classes[i], "probability": p} for i, p in best],
+            "protocol": self.protocol,
+        }
 
 
 def load_classifier(
@@ -112,10 +144,12 @@ def predict_images(
     model: str | None = None,
     changes: Sequence[str] = (),
     note: Callable[[str], None] = lambda _: None,
+    progress: bool = False,
 ) -> list[Prediction]:
     """For each image its `top` classes with probabilities; of a folder for each image in it.
 
-    `note` gets a line for each thing worth knowing: how images are read, which files are skipped.
+    An image may be a pattern, as `photos/*.jpg`. `note` gets a line for each thing worth knowing:
+    how images are read, which files are skipped.
     Raises `DataError`, `UsageError`.
     """
     classifier = load_classifier(given, device, model=model, changes=changes)
@@ -130,19 +164,18 @@ def predict_images(
     files = _files(images, note)
     for line in describe_files(files, reading):
         note(line)
-    classes = classifier.classes
     predictions: list[Prediction] = []
-    for path in files:
-        probabilities = classifier(classifier.preprocess(path).unsqueeze(0))[0]
-        values, indices = probabilities.topk(min(top, len(classes)))
-        best = zip(indices.tolist(), values.tolist(), strict=True)
-        predictions.append(
-            {
-                "image": str(path),
-                "classes": [{"class": classes[i], "probability": p} for i, p in best],
-                "protocol": classifier.protocol,
-            }
-        )
+    batches = [files[i : i + BATCH] for i in range(0, len(files), BATCH)]
+    with (
+        ThreadPoolExecutor(len(os.sched_getaffinity(0))) as decoders,
+        batch_bar(len(batches), progress=progress) as after_batch,
+    ):
+        for batch in batches:
+            pixels = torch.stack([*decoders.map(classifier.read, batch)])
+            probabilities = classifier(classifier.normalise(pixels))
+            for path, each in zip(batch, probabilities, strict=True):
+                predictions.append(classifier.prediction(str(path), each, top))
+            after_batch()
     return predictions
 
 
@@ -151,7 +184,7 @@ def _files(given: Sequence[Path], note: Callable[[str], None]) -> list[Path]:
     files: list[Path] = []
     passed = SkippedFiles(check_sizes=True)
     image_extensions()  # registers the formats of PIL's plugins
-    for path in given:
+    for path in itertools.chain.from_iterable(map(_matches, given)):
         if path.is_dir():
             files += [path / name for name in list_images(path, passed)]
         elif is_hidden(path.name):
@@ -164,6 +197,15 @@ def _files(given: Sequence[Path], note: Callable[[str], None]) -> list[Path]:
     for line in passed.notes():
         note(line)
     return files
+
+
+def _matches(path: Path) -> list[Path]:
+    """The files that a pattern stands for, in order; a path without wildcards stands for itself."""
+    if path.exists() or not glob.has_magic(str(path)):
+        return [path]
+    if not (matches := sorted(glob.glob(str(path), recursive=True))):
+        raise DataError(f"{path}: no file matches. Give another pattern, file or folder.")
+    return [Path(match) for match in matches]
 
 
 def _classes(source: Source) -> list[str]:

@@ -1,5 +1,6 @@
 """`import rescue_cli as rescue`: what it exports, and that it does what the command does."""
 
+import csv
 import json
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from safetensors.torch import load_file
 
 import rescue_cli
 import rescue_cli as rescue
-from rescue_cli import errors
+from rescue_cli import errors, inference
 from tests.conftest import Rescue
 
 CHECKOUT = Path(__file__).parents[1]
@@ -205,6 +206,36 @@ def test_predict_is_the_model_on_preprocessed_images(run: rescue.Run, image: Pat
     assert {guess["class"]: guess["probability"] for guess in prediction["classes"]} == dict(
         zip(model.classes, probabilities.tolist(), strict=True)
     )
+
+
+def test_predict_takes_folders_and_patterns_in_batches(
+    run: rescue.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inference, "BATCH", 3)
+    rng, folder = np.random.default_rng(0), tmp_path / "photos"
+    folder.mkdir()
+    for index in range(7):
+        pixels = rng.integers(0, 256, (30, 28 + index), np.uint8)
+        Image.fromarray(pixels).save(folder / f"{index}.png")
+    alone = [rescue.predict(run, folder / f"{index}.png", top=1)[0] for index in range(7)]
+    for images in (folder, folder / "[0-9].png"):
+        together = rescue.predict(run, images, top=1)
+        assert [each["image"] for each in together] == [each["image"] for each in alone]
+        for one, other in zip(together, alone, strict=True):
+            (mine,), (theirs,) = one["classes"], other["classes"]
+            assert mine["probability"] == pytest.approx(theirs["probability"], abs=1e-5)
+    with pytest.raises(errors.DataError, match=r"\*\.gif: no file matches\. Give another pattern"):
+        rescue.predict(run, folder / "*.gif")
+
+
+def test_predict_prints_csv(run: rescue.Run, image: Path, rescue_command: Rescue) -> None:
+    ended = rescue_command("predict", run.path, image, "--csv", "--top", "2")
+    assert ended.code == 0, ended.err
+    head, line = csv.reader(ended.out.splitlines())
+    assert head == ["image", "class", "probability", "class_2", "probability_2"]
+    (expected,) = rescue.predict(run, image, top=2)
+    assert line[:2] == [str(image), expected["classes"][0]["class"]]
+    assert float(line[4]) == pytest.approx(expected["classes"][1]["probability"], abs=1e-6)
 
 
 # --- compare ---
