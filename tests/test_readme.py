@@ -32,16 +32,14 @@ SUBSTITUTIONS = {
     "--rendezvous host0:29500 --gpus 8": "--rendezvous host0:29500 --procs 8 --dry-run",
     "train.device_batch_size=64 --procs 2": "train.device_batch_size=64 --procs 2 --smoke",
     "--epochs 3 optim.lr=0.2": "--epochs 3 optim.lr=0.2 --smoke",
-    "tf_efficientnet_lite0 --to PHOTOS --steps 60 data.holdout=100 data.train_size=160 "
-    "eval.sizes=[160]": (
-        "test_resnet --to PHOTOS --steps 10 --points 10 data.holdout=4 data.train_size=64 "
-        "eval.sizes=[64] train.batch_size=4 train.device_batch_size=4"
-    ),
-    "tf_efficientnet_lite0 --to PHOTOS data.train_size=160 eval.sizes=[160]": (
-        "test_resnet --to PHOTOS --epochs 1 --out walk data.train_size=64 eval.sizes=[64] "
-        "train.batch_size=4 train.device_batch_size=4"
+    "tf_efficientnet_lite0 --to PHOTOS": (
+        "test_resnet --to PHOTOS --minutes 0.1 --out walk data.train_size=64 eval.sizes=[64]"
     ),
     "eval RUN --sizes 160,192": "eval RUN --sizes 64,96",
+    "resnet50 --to DATA --steps 60 data.holdout=100": (
+        "test_resnet --to FOLDER --steps 10 --points 10 data.holdout=4 data.train_size=64 "
+        "eval.sizes=[64] train.batch_size=4 train.device_batch_size=4"
+    ),
     "--model resnet50 --to DATA --recipe transfer-linear train.precision=float32": (
         "--model test_resnet --to FOLDER --recipe transfer-linear --epochs 1 "
         "train.precision=float32 train.batch_size=8 train.device_batch_size=8 --out linear"
