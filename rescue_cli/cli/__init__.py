@@ -22,6 +22,7 @@ VERBS = {
     "train": "Train a recipe; the result is kept in the run directory.",
     "eval": "Evaluate weights on test sets, at several sizes and crops.",
     "predict": "Print the most probable classes of images.",
+    "export": "Write a network as ONNX, torch.export or timm, and check the file.",
     "transfer": "Fine-tune weights on another data set, and compare weights.",
     "lr-range-test": "Find the largest stable learning rate (Smith).",
     "tune": "Tune batch size, learning rate, momentum and weight decay.",
