@@ -16,7 +16,7 @@ from rescue_cli import lifetime
 from rescue_cli.export.formats import Probabilities, Runtime
 from rescue_cli.export.images import TestSet, load_test_images
 from rescue_cli.export.onnx_graph import OnnxRuntime
-from rescue_cli.export.timm_folder import TimmFolder
+from rescue_cli.export.timm_folder import open_folder
 from rescue_cli.export.torch_program import TorchProgram
 from rescue_cli.recipe import from_text
 from rescue_cli.rundir import read_json, write_atomically, write_json
@@ -24,7 +24,7 @@ from rescue_cli.rundir import read_json, write_atomically, write_json
 RUNTIMES: dict[str, Callable[[Path], Runtime]] = {
     "onnx": OnnxRuntime,
     "torch-export": TorchProgram,
-    "timm": TimmFolder,
+    "timm": open_folder,
 }
 SAME = 1e-3  # grey levels: what float32 leaves of the same pixels
 

@@ -9,6 +9,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from rescue_cli.build.weights import describe_preprocessing
 from rescue_cli.errors import RescueError, UsageError
 from rescue_cli.export import check, model_card, onnx_graph, timm_folder, torch_program
@@ -198,7 +200,6 @@ def _own(request: Request, formats: Sequence[str]) -> Iterator[tuple[str, _Own]]
 
 
 def _load(request: Request, changes: Sequence[str]) -> Classifier:
-    changes = ["train.channels_last=false", *changes]  # the layout of other programs
     return load_classifier(
         request.given, "cpu", model=request.model, changes=changes, verb="export"
     )
@@ -221,7 +222,7 @@ def _export(request: Request, name: str, own: _Own) -> Exported:
     """Writes a format under another name first, and gives it its own when it has passed."""
     folder, failed = request.out / name, request.out / f"{name}-failed"
     partial = request.out / f".{name}.partial"
-    network = _exportable(own, from_pixels=request.from_pixels)
+    network = exportable(own.classifier, from_pixels=request.from_pixels)
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
@@ -248,11 +249,13 @@ def _export(request: Request, name: str, own: _Own) -> Exported:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _exportable(own: _Own, *, from_pixels: bool) -> Exportable:
-    recipe, classifier = own.classifier.recipe, own.classifier
+def exportable(classifier: Classifier, *, from_pixels: bool) -> Exportable:
+    """The classifier as formats write it: in the layout of other programs, without gradients."""
+    recipe = classifier.recipe
+    network = classifier.network.to(memory_format=torch.contiguous_format).requires_grad_(False)
     mean, std = normalisation(recipe.data.name, recipe.data)
     return Exportable(
-        network=classifier.network,
+        network=network,
         tta=TTAS[recipe.eval.ttas[0]].weights,
         recipe=recipe,
         classes=classifier.classes,

@@ -80,17 +80,10 @@ def _configuration(network: Exportable) -> dict[str, Any]:
 
 
 class TimmFolder:
-    """The folder as `timm.create_model` loads it, with timm's transform of images."""
+    """timm's network of the folder, and its transform of images."""
 
-    def __init__(self, folder: Path) -> None:
-        import timm
-        from timm.data.config import resolve_model_data_config
-        from timm.data.transforms_factory import create_transform
-
-        network: Any = timm.create_model(f"local-dir:{folder}", pretrained=True)
-        settings = resolve_model_data_config(network)  # type: ignore[no-untyped-call]
-        self.network: torch.nn.Module = network.eval()
-        self.transform: Any = create_transform(**settings, is_training=False)
+    def __init__(self, network: torch.nn.Module, transform: Any, settings: Any) -> None:
+        self.network, self.transform = network, transform
         self.mean, self.std = (torch.tensor(settings[key]) for key in ("mean", "std"))
         self.levels = 255 * self.std[:, None, None].numpy()
 
@@ -110,3 +103,14 @@ class TimmFolder:
     def __call__(self, inputs: Inputs) -> Probabilities:
         """Probabilities of a batch of any size."""
         return softmax(self.network(torch.from_numpy(inputs)).double().numpy())
+
+
+def open_folder(folder: Path) -> TimmFolder:
+    """The folder as a user of timm opens it."""
+    import timm
+    from timm.data.config import resolve_model_data_config
+    from timm.data.transforms_factory import create_transform
+
+    network = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    settings = resolve_model_data_config(network)  # type: ignore[no-untyped-call]
+    return TimmFolder(network, create_transform(**settings, is_training=False), settings)
