@@ -374,6 +374,7 @@ def export(
     """
     from rescue_cli.export.run import raise_fault
 
+    _refuse_group("export")
     exported = export_weights(
         _path_or_name(weights),
         formats,

@@ -41,6 +41,8 @@ SUBSTITUTIONS = {
         "test_resnet --to PHOTOS --epochs 1 --out walk data.train_size=64 eval.sizes=[64] "
         "train.batch_size=4 train.device_batch_size=4"
     ),
+    "export RUN --to timm": "export RUN --to timm --subset 4",
+    "export runs/quickstart/0 --to": "export runs/quickstart/0 --subset 10 --to",
     "eval RUN --sizes 160,192": "eval RUN --sizes 64,96",
     "--model resnet50 --to DATA --recipe transfer-linear train.precision=float32": (
         "--model test_resnet --to FOLDER --recipe transfer-linear --epochs 1 "

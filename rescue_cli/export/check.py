@@ -68,7 +68,7 @@ class Comparison:
         return None
 
     def sentences(self) -> list[str]:
-        """The result in two lines."""
+        """The result in two lines, the second on the file's own preprocessing."""
         same_pixels = f"{self.same_pixels:,} of {self.images:,} with the same pixels"
         if self.same_pixels < self.images:
             same_pixels += (
@@ -79,7 +79,7 @@ class Comparison:
         return [
             f"{self.same:,} of {self.images:,} same class, largest difference in probability "
             f"{self.difference:.1g}",
-            f"preprocessed by what the file says: {same_pixels}",
+            f"preprocessed by what the file says: {same_pixels}; top-1 {self.top1:.2f} %",
         ]
 
 

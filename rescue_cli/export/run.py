@@ -1,5 +1,6 @@
 """Writes a trained network in other programs' formats, and keeps what its own runtime confirms."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -188,7 +189,7 @@ def _own(request: Request, formats: Sequence[str]) -> Iterator[tuple[str, _Own]]
         request.note(line)
     if tta != "none" and any(not FORMATS[name].is_graph for name in formats):
         request.note(f"timm has no test-time augmentation: compared without {tta}")
-    if TTAS[tta].share < 1:
+    if TTAS[tta].share < 1 and any(FORMATS[name].is_graph for name in formats):
         request.note(f"every image is augmented, where an evaluation does {TTAS[tta].share:g}")
     for name in formats:
         key = tta if FORMATS[name].is_graph else "none"
@@ -247,6 +248,8 @@ def _export(request: Request, name: str, own: _Own) -> Exported:
         return replace(one, folder=target, takes=takes, gives=gives)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+        with contextlib.suppress(OSError):  # where it holds nothing
+            request.out.rmdir()
 
 
 def exportable(classifier: Classifier, *, from_pixels: bool) -> Exportable:

@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from timm.data.config import resolve_model_data_config
+from timm.data.transforms_factory import create_transform
 
 import rescue_cli as rescue_interface
 from rescue_cli.errors import RescueError
@@ -86,7 +88,7 @@ def hand_cropped(image: Path) -> Image.Image:
         whole = opened.convert("RGB")
     scale = 73 / min(whole.size)
     resized = whole.resize(
-        [73 if side == min(whole.size) else int(side * scale) for side in whole.size],  # type: ignore[arg-type]
+        [73 if side == min(whole.size) else int(side * scale) for side in whole.size],
         Image.Resampling.BICUBIC,
     )
     left, top = (round((side - 64) / 2) for side in resized.size)
@@ -105,15 +107,19 @@ def test_timm_loads_the_folder_and_gives_what_predict_gives(
     assert ended.notes == ["timm: writing", "timm: comparing 12 images of val", str(folder)]
     first, second, third = ended.out.splitlines()
     assert first.startswith("timm: 12 of 12 same class, largest difference in probability ")
-    assert second == "  preprocessed by what the file says: 12 of 12 with the same pixels"
+    result = read_json(run / "result.json")
+    assert second == (
+        "  preprocessed by what the file says: 12 of 12 with the same pixels; "
+        f"top-1 {result['top1']:.2f} %"
+    )
     assert third == "  takes images (N, 3, 64, 64) float32, normalised; gives logits"
     assert sorted(path.name for path in folder.iterdir()) == [
         "README.md", "check.json", "config.json", "model.safetensors",
     ]  # fmt: skip
-    network = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    network: Any = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     assert network.pretrained_cfg["label_names"] == list(KINDS)
-    settings = timm.data.resolve_model_data_config(network)  # type: ignore[attr-defined]
-    transform = timm.data.create_transform(**settings, is_training=False)  # type: ignore[attr-defined]
+    settings = resolve_model_data_config(network)  # type: ignore[no-untyped-call]
+    transform: Any = create_transform(**settings, is_training=False)
     image = pets / "val" / "dog" / "2.png"
     with Image.open(image) as opened, torch.inference_mode():
         output = network(transform(opened.convert("RGB"))[None]).double().softmax(1)[0].numpy()
