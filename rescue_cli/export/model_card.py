@@ -33,13 +33,13 @@ tags:
 """
 _USE = """```python
 import timm, torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 model = timm.create_model("local-dir:.", pretrained=True).eval()  # or "hf-hub:OWNER/NAME"
 settings = timm.data.resolve_model_data_config(model)
 transform = timm.data.create_transform(**settings, is_training=False)
 with torch.inference_mode():
-    image = transform(Image.open("IMAGE").convert("{mode}"))
+    image = transform({opened}.convert("{mode}"))
     best = model(image[None]).softmax(1)[0].topk({top})
 for probability, label in zip(*best):
     print(model.pretrained_cfg["label_names"][label], float(probability))
@@ -61,8 +61,7 @@ def write_model_card(
     parts = [
         _HEAD + f"# {recipe.model.name}, trained by the recipe {trained.name}",
         _summary(recipe, classes),
-        "## Use\n\n"
-        + _USE.format(mode=metadata["colour"].replace("grey", "L"), top=min(5, len(classes))),
+        "## Use\n\n" + _use(metadata, len(classes)),
         f"Preprocessing, in `config.json`: {metadata['preprocessing']}.",
         _reading(metadata),
         "## Accuracy\n\n" + _accuracy(of_run if finished else None, comparison, set_name),
@@ -99,6 +98,16 @@ def _summary(recipe: Recipe, classes: Sequence[str]) -> str:
     return (
         f"An image classifier with {len(classes)} classes ({shown}): timm's "
         f"`{recipe.model.name}`, trained with `rescue`."
+    )
+
+
+def _use(metadata: Mapping[str, str], classes: int) -> str:
+    """Code that reads a file as the run did, but for transparent pixels and more than 8 bits."""
+    opened = 'Image.open("IMAGE")'
+    return _USE.format(
+        opened=f"ImageOps.exif_transpose({opened})" if metadata["exif"] == "applied" else opened,
+        mode="L" if metadata["colour"] == "grey" else "RGB",
+        top=min(5, classes),
     )
 
 

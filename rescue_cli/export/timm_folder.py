@@ -12,6 +12,7 @@ from rescue_cli.export.formats import Exportable, Inputs, Probabilities, softmax
 from rescue_cli.export.preprocessing import Pixels
 from rescue_cli.recipe import Recipe
 from rescue_cli.rundir import write_json
+from rescue_cli.sections.data import imagenet_class_names
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 # What an architecture's own configuration says of its layers, which fine-tuning reads
@@ -64,6 +65,7 @@ def _configuration(network: Exportable) -> dict[str, Any]:
         "num_classes": len(network.classes),
         "num_features": own.num_features,
         "label_names": list(network.classes),
+        **_descriptions(network.classes),
         **({"model_args": arguments} if arguments else {}),
         "pretrained_cfg": {
             **layers,
@@ -77,6 +79,14 @@ def _configuration(network: Exportable) -> dict[str, Any]:
             "num_classes": len(network.classes),
         },
     }
+
+
+def _descriptions(classes: Sequence[str]) -> dict[str, Any]:
+    """ImageNet's words, where all the classes are WordNet ids of its."""
+    words = imagenet_class_names()
+    if not all(name in words for name in classes):
+        return {}
+    return {"label_descriptions": {name: words[name] for name in classes}}
 
 
 class TimmFolder:
