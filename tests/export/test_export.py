@@ -21,7 +21,7 @@ from timm.data.transforms_factory import create_transform
 
 import rescue_cli as rescue_interface
 from rescue_cli.errors import RescueError
-from rescue_cli.export import hub
+from rescue_cli.export import hub, timm_folder
 from rescue_cli.export import run as export_run
 from rescue_cli.export.check import compare, evaluate
 from rescue_cli.export.formats import Exportable, Runtime
@@ -205,6 +205,42 @@ def test_the_metadata_say_how_the_evaluation_crops(
     own = centre_crop(image, 48, 0.9, interpolation, "squash" if squash else "shorter")
     by_metadata = Preprocessing((0,) * 3, (1,) * 3, 48, 0.9, interpolation, squash)
     np.testing.assert_array_equal(by_metadata.crop_image(image), own.permute(1, 2, 0))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "changes"),
+    [
+        ("test_resnet", {}, ["eval.sizes=[64]", "eval.resize=squash", "eval.crops=[0.8]"]),
+        (
+            "test_resnet",
+            {"in_chans": 1},
+            [
+                "data.name=fashion-mini",
+                "data.mean=[0.5]",
+                "data.std=[0.25]",
+                "eval.sizes=[28]",
+                "eval.crops=[1]",
+            ],
+        ),
+        ("test_vit", {"img_size": 64}, ["model.img_size=64", "eval.sizes=[64]"]),
+    ],
+)
+def test_timm_builds_the_network_and_crops_as_the_configuration_says(
+    name: str, options: dict[str, int], changes: list[str], pets: Path, tmp_path: Path
+) -> None:
+    torch.manual_seed(2)
+    weights = tmp_path / "weights.safetensors"
+    classes = [str(number) for number in range(10)] if "in_chans" in options else list(KINDS)
+    network = timm.create_model(name, num_classes=len(classes), **options)
+    save_file(network.state_dict(), weights, {"classes": json.dumps(classes)})
+    places = ["data.name=folder", f"data.root={pets}"] if len(classes) == len(KINDS) else []
+    classifier = load_classifier(weights, "cpu", model=name, changes=[*places, *changes])
+    tests = load_test_images(classifier.recipe, tmp_path, 0, 6)
+    own = evaluate(classifier, tests, progress=False)
+    timm_folder.write(export_run.exportable(classifier, from_pixels=False), tmp_path)
+    result = compare(own, run_file(RUNTIMES["timm"](tmp_path), tests), tests.labels)
+    assert result.fault is None
+    assert (result.same, result.same_pixels) == (6, 6)
 
 
 # --- what the comparison notices ---
