@@ -202,8 +202,8 @@ def test_the_metadata_say_how_the_evaluation_crops(
 ) -> None:
     pixels = np.random.default_rng(1).integers(0, 256, (*shape, 3), np.uint8)
     image = Image.fromarray(pixels)
-    own = centre_crop(image, 48, 0.9, interpolation, "squash" if squash else "shorter")
-    by_metadata = Preprocessing((0,) * 3, (1,) * 3, 48, 0.9, interpolation, squash)
+    own = centre_crop(image, 48, 0.88, interpolation, "squash" if squash else "shorter")
+    by_metadata = Preprocessing((0,) * 3, (1,) * 3, 48, 0.88, interpolation, squash)
     np.testing.assert_array_equal(by_metadata.crop_image(image), own.permute(1, 2, 0))
 
 
@@ -238,6 +238,7 @@ def test_timm_builds_the_network_and_crops_as_the_configuration_says(
     tests = load_test_images(classifier.recipe, tmp_path, 0, 6)
     own = evaluate(classifier, tests, progress=False)
     timm_folder.write(export_run.exportable(classifier, from_pixels=False), tmp_path)
+    assert read_json(tmp_path / "config.json").get("model_args", {}) == options
     result = compare(own, run_file(RUNTIMES["timm"](tmp_path), tests), tests.labels)
     assert result.fault is None
     assert (result.same, result.same_pixels) == (6, 6)
@@ -296,6 +297,19 @@ def test_one_changed_weight_is_noticed(name: str, trained: Path, tmp_path: Path)
     assert fault() is None
     CHANGES[name](tmp_path)
     assert "probabilities differ by up to " in str(fault())
+
+
+def test_a_configuration_that_crops_otherwise_is_noticed(trained: Path, tmp_path: Path) -> None:
+    classifier = load_classifier(trained, "cpu")
+    tests = load_test_images(classifier.recipe, tmp_path, 0, 6)
+    own = evaluate(classifier, tests, progress=False)
+    timm_folder.write(export_run.exportable(classifier, from_pixels=False), tmp_path)
+    config = read_json(tmp_path / "config.json")
+    config["pretrained_cfg"]["crop_pct"] = 1.0
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    result = compare(own, run_file(RUNTIMES["timm"](tmp_path), tests), tests.labels)
+    assert str(result.fault).startswith("its preprocessing gives other pixels in 6 of 6 images")
+    assert result.difference < 1e-5 < result.prepared_difference
 
 
 def test_what_does_not_pass_is_kept_under_another_name(
