@@ -7,7 +7,7 @@ import typer
 
 from rescue_cli import api
 from rescue_cli.cli import common
-from rescue_cli.cli.command import example_and_next
+from rescue_cli.cli.command import SingleProcess, example_and_next
 from rescue_cli.cli.common import Architecture, Json, Overrides, Workers
 from rescue_cli.runs.console import note
 
@@ -15,6 +15,7 @@ app = common.verb()
 
 
 @app.command(
+    cls=SingleProcess,
     epilog=example_and_next(
         "rescue export runs/quickstart/0 --to onnx --from-pixels",
         "rescue export runs/quickstart/0 --to onnx --check-only",

@@ -22,6 +22,8 @@ from rescue_cli.sections.data import Images, Split
 from rescue_cli.sections.data.decode import read_image
 from rescue_cli.sections.data.rgb import Reading
 
+AT_ONCE = 32  # images whose features stay in a processor's caches
+
 
 @dataclass(frozen=True)
 class TestSet:
@@ -60,8 +62,12 @@ class TestSet:
 
 def load_test_images(recipe: Recipe, cache: Path, workers: int, subset: int | None) -> TestSet:
     """The images, or `subset` of them, evenly spaced; raises `DataError`, `UsageError`."""
-    first = (f"eval.sizes=[{recipe.eval.sizes[0]}]", f"eval.crops=[{recipe.eval.crops[0]}]")
-    recipe = recipe.with_overrides(*first)
+    evaluation = recipe.eval
+    recipe = recipe.with_overrides(
+        f"eval.sizes=[{evaluation.sizes[0]}]",
+        f"eval.crops=[{evaluation.crops[0]}]",
+        f"eval.batch_size={min(evaluation.batch_size, AT_ONCE)}",
+    )
     known = weights_classes(recipe)
     data, note = match_labels(recipe, load_dataset(recipe, cache, test_only=True, classes=known))
     notes = [*data.notes, *identity.compare_test_sets(recipe, data), *([note] if note else [])]
