@@ -226,7 +226,7 @@ def test_the_metadata_say_how_the_evaluation_crops(
     ],
 )
 def test_timm_builds_the_network_and_crops_as_the_configuration_says(
-    name: str, options: dict[str, int], changes: list[str], pets: Path, tmp_path: Path
+    name: str, options: dict[str, Any], changes: list[str], pets: Path, tmp_path: Path
 ) -> None:
     torch.manual_seed(2)
     weights = tmp_path / "weights.safetensors"
