@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from rescue_cli.export.run import Exported
     from rescue_cli.inference import Classifier, Prediction
     from rescue_cli.runs.single import Launch
 
@@ -31,6 +32,7 @@ __all__ = [
     "Run",
     "compare",
     "evaluate",
+    "export",
     "load",
     "open_run",
     "predict",
@@ -348,6 +350,90 @@ def predict(
         note=note if progress else _say_nothing,
         progress=progress,
     )
+
+
+def export(
+    weights: Run | Path | str,
+    formats: Sequence[str],
+    *,
+    overrides: Sequence[str] = (),
+    out: Path | str | None = None,
+    from_pixels: bool = False,
+    subset: int | None = None,
+    model: str | None = None,
+    workers: int | None = None,
+    progress: bool = False,
+) -> dict[str, Path]:
+    """Writes a network as `onnx`, `torch-export` or `timm`; returns the folder of each format.
+
+    Each file is run by its own program in a fresh process on the test images (`subset` of them,
+    evenly spaced), and its probabilities compared with the run's own in float32. The folders are in
+    `out`, by default `RUN/export`. With `from_pixels` a graph takes uint8 pixels (N, size, size,
+    channels) and gives probabilities; else normalised floats (N, channels, size, size), and logits.
+
+    Raises `RescueError` where a file does not give what the run's evaluation gives, `UsageError`,
+    `DataError`.
+    """
+    from rescue_cli.export.run import raise_fault
+
+    _refuse_group("export")
+    exported = export_weights(
+        _path_or_name(weights),
+        formats,
+        overrides,
+        out=out,
+        from_pixels=from_pixels,
+        subset=subset,
+        model=model,
+        workers=workers,
+        progress=progress,
+    )
+    raise_fault(exported)
+    return {one.format: one.folder for one in exported if one.folder is not None}
+
+
+def export_weights(
+    given: str,
+    formats: Sequence[str],
+    overrides: Sequence[str],
+    *,
+    model: str | None,
+    out: Path | str | None,
+    from_pixels: bool,
+    subset: int | None,
+    workers: int | None,
+    check_only: bool = False,
+    push: str | None = None,
+    progress: bool = True,
+) -> "list[Exported]":
+    """As `export`, with what did not pass. With `check_only` nothing is written; `push` is the
+    repository that a timm folder is uploaded to once all have passed.
+    """
+    from rescue_cli.export import hub
+    from rescue_cli.export.run import Request, check_again, run
+
+    formats = list(dict.fromkeys(formats))
+    if not formats:
+        raise UsageError("--to: no format. Give --to onnx, --to torch-export or --to timm.")
+    if push is not None and "timm" not in formats:
+        raise UsageError("--push: uploads a timm folder. Add --to timm.")
+    folder = Path(given).expanduser()
+    parent = folder if folder.is_dir() else Path("runs", f"export-{Path(given).stem}")
+    request = Request(
+        given=given,
+        changes=overrides,
+        model=model,
+        out=parent / "export" if out is None else Path(out),
+        from_pixels=from_pixels,
+        subset=subset,
+        workers=workers,
+        progress=progress,
+        note=note if progress else _say_nothing,
+    )
+    exported = check_again(request, formats) if check_only else run(request, formats)
+    if push is not None and all(one.fault is None for one in exported):
+        request.note(f"uploaded: {hub.push(request.out / 'timm', push)}")
+    return exported
 
 
 def compare(

@@ -62,7 +62,7 @@ class Classifier:
     """A trained network with its own preprocessing and the names of its classes.
 
     `network` maps float images (N, C, H, W) to logits (N, classes) and is in evaluation mode;
-    `protocol` says how an image is read, resized and cropped.
+    `protocol` says how an image is read, resized and cropped; `recipe` is in float32.
     """
 
     def __init__(self, source: Source, reading: Reading, classes: list[str], device: str) -> None:
@@ -70,7 +70,7 @@ class Classifier:
         self.device = torch.device(device)
         self.protocol = _protocol(source.recipe, reading)
         self.notes = list(source.notes)  # how the weights and the preprocessing were found
-        self._recipe, self._reading = source.recipe, reading
+        self.recipe, self._reading = source.recipe, reading
         self._normalise = build_normalise(source.recipe, self.device)
         self._view = TTAS[source.recipe.eval.ttas[0]]
         self.network = build_network(
@@ -90,10 +90,10 @@ class Classifier:
         Of a file, the bytes of one, or an RGB image. Raises `DataError`; for bytes what PIL raises.
         """
         if isinstance(image, Image.Image):
-            return _crop(image.convert("RGB"), self._recipe)
+            return _crop(image.convert("RGB"), self.recipe)
         if isinstance(image, bytes):
-            return _crop(decode_image(image, "pil", self._reading), self._recipe)
-        return _read(Path(image), self._recipe, self._reading)
+            return _crop(decode_image(image, "pil", self._reading), self.recipe)
+        return _read(Path(image), self.recipe, self._reading)
 
     def normalise(self, images: Tensor) -> Tensor:
         """Images (N, C, size, size) uint8 as the network takes them, on `device`."""
@@ -120,18 +120,23 @@ class Classifier:
 
 
 def load_classifier(
-    given: Path | str, device: str, *, model: str | None = None, changes: Sequence[str] = ()
+    given: Path | str,
+    device: str,
+    *,
+    model: str | None = None,
+    changes: Sequence[str] = (),
+    verb: str = "predict",
 ) -> Classifier:
     """The classifier in a run directory, a weights file or `timm:NAME`.
 
-    `model` names the architecture of weights without a recipe, `changes` are overrides. Raises
-    `DataError`, `UsageError`.
+    `model` names the architecture of weights without a recipe, `changes` are overrides, `verb` is
+    what the message calls the caller. Raises `DataError`, `UsageError`.
     """
     source = find_weights(str(given), ["train.precision=float32", *changes], model=model)
     check_changes(changes, source)
     classes = _classes(source)
     check_recipe(source.recipe)
-    source.recipe.demand_classification("predict")
+    source.recipe.demand_classification(verb)
     return Classifier(source, _reading(source, changes), classes, device)
 
 

@@ -38,8 +38,8 @@ def image(tmp_path: Path) -> Path:
 # --- what is there ---
 
 
-def test_ten_names_are_exported_and_each_is_there() -> None:
-    assert len(rescue_cli.__all__) == 10
+def test_eleven_names_are_exported_and_each_is_there() -> None:
+    assert len(rescue_cli.__all__) == 11
     assert all(getattr(rescue_cli, name) is not None for name in rescue_cli.__all__)
     assert set(rescue_cli.__all__) <= set(dir(rescue_cli))
     with pytest.raises(AttributeError, match="has no attribute 'trian'"):

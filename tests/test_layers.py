@@ -25,7 +25,7 @@ LAYERS = (
     {"build"},
     {"inference", "runs", "estimate", "bench"},
     {"analysis"},
-    {"report", "serving"},
+    {"report", "serving", "export"},
     {"api"},
     {"cli"},
     {"__main__"},

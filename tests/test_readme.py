@@ -35,6 +35,8 @@ SUBSTITUTIONS = {
     "tf_efficientnet_lite0 --to PHOTOS": (
         "test_resnet --to PHOTOS --minutes 0.1 --out walk data.train_size=64 eval.sizes=[64]"
     ),
+    "export RUN --to timm": "export RUN --to timm --subset 4",
+    "export runs/quickstart/0 --to": "export runs/quickstart/0 --subset 10 --to",
     "eval RUN --sizes 160,192": "eval RUN --sizes 64,96",
     "resnet50 --to DATA --steps 60 data.holdout=100": (
         "test_resnet --to FOLDER --steps 10 --points 10 data.holdout=4 data.train_size=64 "

@@ -6,8 +6,9 @@ evaluation does not read.
 """
 
 import json
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from rescue_cli import recipe as recipes
 from rescue_cli.errors import DataError, UsageError, did_you_mean
 from rescue_cli.recipe import Recipe
 from rescue_cli.recipe.changes import given_keys
-from rescue_cli.sections.data import FACTS, channels_of
+from rescue_cli.sections.data import FACTS, channels_of, normalisation
+from rescue_cli.sections.data.rgb import Reading
 from rescue_cli.sections.model import MODELS, weights
 
 # What is done to the network's images, and the recipe's section and key of it
@@ -50,6 +52,36 @@ def known_classes(metadata: Mapping[str, str]) -> list[str] | None:
     except ValueError:
         return None
     return [str(name) for name in names] if isinstance(names, list) else None
+
+
+def describe_preprocessing(recipe: Recipe) -> dict[str, str]:
+    """How an image becomes the network's input, as text by key: the metadata of a weights file.
+
+    `find_weights` reads the first five keys in a file without a recipe; `preprocessing` has all of
+    them in a sentence. Of detection and segmentation, `mean` and `std` alone.
+    """
+    mean, std = (", ".join(map(str, v)) for v in normalisation(recipe.data.name, recipe.data))
+    if recipe.is_annotated:
+        return {"mean": mean, "std": std}
+    evaluation, reading = recipe.eval, Reading.of(recipe.data)
+    size, crop, tta = evaluation.sizes[0], evaluation.crops[0], evaluation.ttas[0]
+    colour = "RGB" if channels_of(recipe.data.name, recipe.data) == 3 else "grey"
+    side = "both sides" if evaluation.resize == "squash" else "the shorter side"
+    return {
+        "mean": mean,
+        "std": std,
+        "input": str(size),
+        "crop": str(crop),
+        "interpolation": evaluation.interpolation,
+        "resize": evaluation.resize,
+        "colour": colour,
+        "tta": tta,
+        **{key: str(value) for key, value in asdict(reading).items() if value is not None},
+        "preprocessing": (
+            f"{colour}; {side} resized to {math.floor(size / crop)} px ({evaluation.interpolation}"
+            f", antialiased, 8 bits); the centre {size} x {size} px; (value / 255 - mean) / std"
+        ),
+    }
 
 
 def check_changes(changes: Sequence[str], source: Source) -> None:

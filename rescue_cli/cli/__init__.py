@@ -23,6 +23,7 @@ VERBS = {
     "eval": "Evaluate weights on test sets, at several sizes and crops.",
     "predict": "Print the most probable classes of images.",
     "serve": "Try a network in a browser, or over HTTP.",
+    "export": "Write a network as ONNX, torch.export or timm, and check the file.",
     "transfer": "Fine-tune weights on another data set, and compare weights.",
     "lr-range-test": "Find the largest stable learning rate (Smith).",
     "tune": "Tune batch size, learning rate, momentum and weight decay.",

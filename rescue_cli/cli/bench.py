@@ -5,7 +5,7 @@ from typing import Annotated, Any
 import typer
 
 from rescue_cli.cli import common
-from rescue_cli.cli.command import Benchmark, example_and_next
+from rescue_cli.cli.command import SingleProcess, example_and_next
 from rescue_cli.cli.common import Device, Json, Overrides, RecipeName, Workers
 from rescue_cli.errors import UsageError
 from rescue_cli.recipe import Recipe
@@ -30,7 +30,7 @@ Rounds = Annotated[int, typer.Option(help="Rounds; the order alternates.", min=1
 Against = Annotated[str, typer.Option(help="What to compare with: timm.")]
 
 
-@app.command(cls=Benchmark)
+@app.command(cls=SingleProcess)
 def step(
     overrides: Overrides = None,
     recipe: RecipeName = None,
@@ -225,7 +225,7 @@ def input(
     )
 
 
-@app.command(cls=Benchmark)
+@app.command(cls=SingleProcess)
 def train(
     overrides: Overrides = None,
     recipe: RecipeName = None,
@@ -263,7 +263,7 @@ def train(
     )
 
 
-@app.command(cls=Benchmark)
+@app.command(cls=SingleProcess)
 def inference(
     model: Annotated[str, typer.Option("--model", help="timm name of the network.")],
     size: Annotated[int | None, typer.Option(help="Image size in pixels.", min=1)] = None,

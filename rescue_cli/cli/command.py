@@ -151,7 +151,8 @@ class ComputingVerb(Verb):
             launch = None  # each task is a machine, which starts its own processes
         if launch is not None and self.one_process:
             raise UsageError(
-                f"bench: measures one process, and runs as {launch.size} ({launch.launcher}). "
+                f"{ctx.command_path.split()[1]}: works in one process, and runs as {launch.size} "
+                f"({launch.launcher}). "
                 f"Start it once. {launch.cure}"
             )
         launcher.clear_torchrun_variables(os.environ)
@@ -162,8 +163,8 @@ class ComputingVerb(Verb):
             ctx.obj.enter_context(join_group(launch, sys.argv[1:], note))
 
 
-class Benchmark(ComputingVerb):
-    """A benchmark that uses the allocator's settings, and measures a single process."""
+class SingleProcess(ComputingVerb):
+    """A verb that uses the allocator's settings, and works in one process: benchmarks, exports."""
 
     one_process = True
 

@@ -17,6 +17,7 @@ from torch import nn
 from rescue_cli import distributed
 from rescue_cli.batch import Measurement
 from rescue_cli.build.evaluation import describe_protocol
+from rescue_cli.build.weights import describe_preprocessing
 from rescue_cli.engine.evaluate import EvalResult, EvalSet, Evaluator
 from rescue_cli.engine.step import Step
 from rescue_cli.metrics.names import finite_or_none, measurement_stem
@@ -94,7 +95,9 @@ def measure_peak_memory(device: torch.device, before: float) -> dict[str, float 
 
 
 def write_weights(run: RunDirectory, recipe: Recipe, model: nn.Module, data: Dataset) -> None:
-    """Writes the weights that the result is of, as safetensors with class names and recipe."""
+    """Writes the weights that the result is of, as safetensors whose metadata has class names,
+    preprocessing and recipe.
+    """
     from safetensors.torch import save
 
     tensors = {k: v.detach().cpu().contiguous().clone() for k, v in model.state_dict().items()}
@@ -102,6 +105,7 @@ def write_weights(run: RunDirectory, recipe: Recipe, model: nn.Module, data: Dat
         "format": "pt",
         "architecture": recipe.model.name,
         "classes": json.dumps(data.classes),
+        **describe_preprocessing(recipe),
         "recipe": recipe.to_yaml(),
     }
     content = save(tensors, metadata)

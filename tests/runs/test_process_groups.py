@@ -463,7 +463,7 @@ def test_a_group_trains_on_after_a_run_that_diverged(port: int, tmp_path: Path) 
             "WORLD_SIZE: 2 processes do not divide the 1 micro-batches",
         ),
         (("seed-sweep", "--jobs", "2", *SMALL), "--jobs: this command runs as 2 processes already"),
-        (("bench", "step"), "bench: measures one process, and runs as 2 (WORLD_SIZE)."),
+        (("bench", "step"), "bench: works in one process, and runs as 2 (WORLD_SIZE)."),
         (("transfer",), "transfer: give --from WEIGHTS and --to DATA"),
     ],
 )
