@@ -9,11 +9,11 @@ from typing import Any
 from rescue_cli.analysis import lr_range
 from rescue_cli.analysis.lr_range import Curves, Ramp, RangeTestResult, RunEstimate, read_curves
 from rescue_cli.errors import UsageError
+from rescue_cli.formatting import format_duration
 from rescue_cli.recipe import Recipe, total_steps
 from rescue_cli.rundir import RunDirectory, read_json, write_json, write_text
 from rescue_cli.runs.console import note
 from rescue_cli.runs.directory import command_line
-from rescue_cli.runs.progress import format_duration
 from rescue_cli.runs.single import train_part
 
 IMAGES = 1000  # of the test set, per evaluation: all evaluations are of the same images

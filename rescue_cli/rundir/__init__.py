@@ -10,8 +10,8 @@ from rescue_cli.rundir.files import (
     write_text,
 )
 from rescue_cli.rundir.reading import (
+    Reached,
     check_keys,
-    last_epoch,
     read_arrays,
     read_command,
     read_curve,
@@ -20,15 +20,16 @@ from rescue_cli.rundir.reading import (
     read_identity,
     read_json,
     read_metrics,
+    read_reached,
     read_result,
     read_text,
 )
 
 __all__ = [
     "FailureRecord",
+    "Reached",
     "RunDirectory",
     "check_keys",
-    "last_epoch",
     "read_arrays",
     "read_command",
     "read_curve",
@@ -37,6 +38,7 @@ __all__ = [
     "read_identity",
     "read_json",
     "read_metrics",
+    "read_reached",
     "read_result",
     "read_text",
     "remove_partial_files",
