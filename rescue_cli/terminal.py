@@ -1,6 +1,7 @@
-"""Progress on a terminal: a bar, the time left, and what the runs at work do, in whole words."""
+"""What a terminal shows: text broken between names, a progress bar, and the time left."""
 
 import math
+import re
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -73,6 +74,55 @@ def fit_parts(parts: Sequence[str], width: int) -> str:
     return shown
 
 
+class Words:
+    """Text for rich that breaks after spaces and slashes, so that names in a path stay whole.
+
+    A name that is longer than a line breaks after `_`, `-`, `.`, `=` or `,`, or else anywhere.
+    """
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def __rich_measure__(self, _console: object, options: Any) -> Any:
+        from rich.cells import cell_len
+        from rich.measure import Measurement
+
+        parts = [cell_len(part.rstrip()) for part in _parts(self.text, r"\s/")]
+        whole = max(map(cell_len, self.text.split("\n")))
+        return Measurement(max(parts, default=0), whole).with_maximum(options.max_width)
+
+    def __rich_console__(self, _console: object, options: Any) -> Any:
+        from rich.text import Text
+
+        lines = [
+            line
+            for paragraph in self.text.split("\n")
+            for line in _break_lines(paragraph, options.max_width)
+        ]
+        yield Text("\n".join(lines), overflow="fold")
+
+
+def _parts(text: str, after: str) -> list[str]:
+    """The text cut after each run of the characters in a class of regular expressions."""
+    return re.findall(rf"[^{after}]+[{after}]*|[{after}]+", text)
+
+
+def _break_lines(text: str, width: int) -> list[str]:
+    """Lines of at most `width` cells, without the spaces at their ends."""
+    from rich.cells import cell_len
+
+    lines = [""]
+    for part in _parts(text, r"\s/"):
+        is_long = cell_len(part.rstrip()) > width
+        if is_long and lines[-1]:
+            lines.append("")
+        for piece in _parts(part, r"\s/_\-.=,") if is_long else [part]:
+            if lines[-1] and cell_len((lines[-1] + piece).rstrip()) > width:
+                lines.append("")
+            lines[-1] += piece
+    return [line.rstrip() for line in lines]
+
+
 def make_bar(
     total: float, console: Any, read: Callable[[], tuple[float, str, str, list[list[str]]]]
 ) -> Any:
@@ -88,7 +138,8 @@ def make_bar(
     class LinesBar(Progress):
         def get_renderables(self) -> Any:
             done, count, left, lines = read()
-            self.update(self.task_ids[0], completed=done, count=count, left=left)
+            for task in self.tasks:  # none while rich makes the bar
+                self.update(task.id, completed=done, count=count, left=left)
             yield from super().get_renderables()
             for parts in lines:
                 yield Text(fit_parts(parts, self.console.width), no_wrap=True)

@@ -12,6 +12,7 @@ from rescue_cli import recipe as recipes
 from rescue_cli.cli.command import App, Group
 from rescue_cli.recipe import architectures
 from rescue_cli.runs.console import note
+from rescue_cli.terminal import Words
 
 if TYPE_CHECKING:
     from rescue_cli.analysis.sides import Side
@@ -73,8 +74,16 @@ Workers = Annotated[int | None, typer.Option(help="Data loader workers per proce
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
+class _Console(Console):
+    def print(self, *objects: Any, **options: Any) -> None:
+        """As rich's; a path that does not fit in a line breaks between names."""
+        if not options.get("soft_wrap"):
+            objects = tuple(Words(each) if isinstance(each, str) else each for each in objects)
+        super().print(*objects, **options)
+
+
 def console() -> Console:
-    return Console(highlight=False, markup=False)
+    return _Console(highlight=False, markup=False)
 
 
 def table(
@@ -86,8 +95,8 @@ def table(
 ) -> Table:
     """A table of results that fits the width of the terminal.
 
-    Columns whose heading is in `words` are left-aligned and wrap; the others hold numbers: right-
-    aligned and kept whole. `gap` is the number of spaces between two columns.
+    Columns whose heading is in `words` are left-aligned and wrap, paths between names; the others
+    hold numbers: right-aligned and kept whole. `gap` is the number of spaces between two columns.
     """
     result = Table(box=None, pad_edge=False, padding=(0, gap, 0, 0), header_style="bold")
     for heading in headings:
@@ -95,8 +104,10 @@ def table(
             result.add_column(heading, overflow="fold")
         else:
             result.add_column(heading, justify="right", no_wrap=True)
+    are_words = [heading in words for heading in headings]
     for row in rows:
-        result.add_row(*row)
+        cells = zip(row, are_words, strict=True)
+        result.add_row(*(Words(cell) if wraps else cell for cell, wraps in cells))
     return result
 
 
