@@ -90,6 +90,7 @@ def plot_bands(sweeps: Sequence[Sweep]) -> Any:
     shown = [sweep for sweep in sweeps if len(curves.get(sweep.path, ())) > 1]
     if not shown:
         return None
+    shown = [sweep for sweep in shown if metric_label(sweep) == metric_label(shown[0])]
     figure = new_figure(4.8, 3.2)
     axes = figure.subplots()
     for number, sweep in enumerate(shown):
