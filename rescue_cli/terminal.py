@@ -142,7 +142,7 @@ def make_bar(
                 self.update(task.id, completed=done, count=count, left=left)
             yield from super().get_renderables()
             for parts in lines:
-                yield Text(fit_parts(parts, self.console.width), no_wrap=True)
+                yield Text(fit_parts(parts, console.width), no_wrap=True)
 
     bar = LinesBar(
         TextColumn("{task.fields[count]}"), BarColumn(bar_width=24),

@@ -1,12 +1,16 @@
 """How far several runs are, and how long the rest takes."""
 
+import io
 import json
+import sys
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from rescue_cli import recipe as recipes
+from rescue_cli.engine.recorder import Recorder
 from rescue_cli.errors import StoppedError
 from rescue_cli.formatting import format_duration
 from rescue_cli.rundir import Reached, RunDirectory, read_reached
@@ -92,3 +96,58 @@ def test_the_time_left_is_by_the_epochs_of_ended_and_of_running_runs(
 )
 def test_a_duration_is_said_as_people_say_it(seconds: float, message: str) -> None:
     assert format_duration(seconds) == message
+
+
+def test_a_run_of_many_notes_its_epoch_as_long_as_it_is_at_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    run = RunDirectory(tmp_path)
+    run.step.write_text("9")  # of a run that was killed
+    recorder = Recorder(run, writes=True, steps=100, progress=False)
+    assert not run.step.exists()
+    noted = []
+    for step in range(1, 8):
+        now[0] += 0.4
+        recorder.count_step(step, step / 50)
+        noted.append(read_reached(run).epoch)
+    assert noted == [0, 0, 0.06, 0.06, 0.06, 0.12, 0.12]
+    recorder.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_on_80_columns_each_run_at_work_has_a_line_that_is_not_cut(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = recipes.load("quickstart", ["train.epochs=10"])
+    label = "efficientnet_lite0-pretrained-on-imagenet-and-then-on-flowers"
+    paths = [tmp_path / label / f"seed-{seed}" for seed in range(8)]
+    for path in paths[:7]:
+        path.parent.mkdir(exist_ok=True)
+        reach(path, 3.5)
+        RunDirectory(path).log.touch()
+    RunDirectory(paths[0]).result.touch()
+    RunDirectory(paths[1]).metrics.unlink()
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "80")
+    progress = Progress(dict.fromkeys(paths, recipe))
+    shown = Console(file=io.StringIO(), width=80, force_terminal=True, color_system=None)
+    shown.print(progress.bar.get_renderable())
+    assert isinstance(shown.file, io.StringIO)
+    bar, *lines = shown.file.getvalue().splitlines()
+    assert bar.startswith("0 of 8 runs ━")
+    assert bar.rstrip().endswith("time unknown")
+    whole = ": epoch 3.5 of 10, loss 1.500, top-1 81.25 %"
+    assert [line.rstrip() for line in lines] == [
+        "seed-1: preparing", *(f"seed-{n}{whole}" for n in (2, 3, 4)), "and 2 more",
+    ]  # fmt: skip
+
+
+def test_nothing_but_the_lines_of_ended_runs_is_printed_on_a_pipe(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reach(tmp_path / "a", 2)
+    with Progress({tmp_path / "a": recipes.load("quickstart")}):
+        pass
+    assert capsys.readouterr().err == ""
