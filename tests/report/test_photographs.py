@@ -43,7 +43,7 @@ def run(tmp_path: Path) -> Path:
     np.savez(
         folder / "predictions" / "val.npz",
         labels=labels, top=top, probabilities=np.array(PROBABILITIES), classes=np.array(CLASSES),
-        losses=np.where(np.isin(np.arange(8), WRONG), 5.0, 0.1) + np.arange(8) / 100,
+        losses=np.where(np.isin(np.arange(8), WRONG), 5.0, 0.1) - np.arange(8) / 100,
     )  # fmt: skip
     return folder
 
@@ -59,7 +59,7 @@ def test_the_hardest_images_are_shown_with_what_they_are(run: Path) -> None:
     assert hardest is not None
     assert (hardest.wrong, hardest.count, hardest.missing) == (2, 8, "")
     assert [(p.name, p.label, p.predicted, p.probability) for p in hardest.worst] == [
-        ("dog/6.png", "dog", "cat", 99.0), ("cat/1.png", "cat", "dog", 60.0)
+        ("cat/1.png", "cat", "dog", 60.0), ("dog/6.png", "dog", "cat", 99.0)
     ]  # fmt: skip
     names = [photo.name for photo in hardest.doubtful]
     assert names == ["dog/5.png", "cat/3.png", "dog/4.png", "dog/7.png", "cat/0.png", "cat/2.png"]
@@ -76,7 +76,7 @@ def test_without_the_data_there_are_names_and_the_reason(run: Path, tmp_path: Pa
     hardest = find_hardest(run, "val", file)
     assert hardest is not None
     assert [(photo.name, photo.url) for photo in hardest.worst] == [
-        ("image 6", None), ("image 1", None)
+        ("image 1", None), ("image 6", None)
     ]  # fmt: skip
     assert str(tmp_path / "photos") in hardest.missing
     with file.with_suffix(".csv").open("w", newline="") as table:
@@ -84,7 +84,7 @@ def test_without_the_data_there_are_names_and_the_reason(run: Path, tmp_path: Pa
         csv.writer(table).writerows([["file", "label", "predicted", "probability"], *rows])
     hardest = find_hardest(run, "val", file)
     assert hardest is not None
-    assert [photo.name for photo in hardest.worst] == ["6.png", "1.png"]
+    assert [photo.name for photo in hardest.worst] == ["1.png", "6.png"]
 
 
 def test_images_that_are_not_those_that_were_predicted_are_not_shown(
