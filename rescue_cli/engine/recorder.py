@@ -31,7 +31,7 @@ class Recorder:
         self.early: list[str] = []  # lines from before the log is open
         self.first_loss: float | None = None
         self.last_loss: float | None = None
-        self.bar = Bar(steps) if self.prints and sys.stderr.isatty() else None
+        self.bar = Bar(steps, "steps") if self.prints and sys.stderr.isatty() else None
         self.score: list[str] = []  # the last evaluation's main metric, in words
         self.notes_steps = writes and not progress
         self.noted = time.monotonic()
@@ -117,12 +117,12 @@ class Recorder:
 
 
 class Bar:
-    """A bar that counts steps or batches, with the remaining time and a line below, on stderr."""
+    """A bar that counts `what`, with the remaining time and a line below, on stderr."""
 
-    def __init__(self, total: int) -> None:
+    def __init__(self, total: int, what: str) -> None:
         from rich.console import Console
 
-        self.total, self.done = total, 0
+        self.total, self.what, self.done = total, what, 0
         self.left = TimeLeft(total)
         self.parts: list[str] = []
         self.progress = make_bar(total, Console(stderr=True), self._read)
@@ -131,7 +131,8 @@ class Bar:
     def _read(self) -> tuple[float, str, str, list[list[str]]]:
         self.left.watch(self.done)
         lines = [self.parts] if self.parts else []
-        return self.done, f"{self.done:,} of {self.total:,}", str(self.left), lines
+        count = f"{self.done:,} of {self.total:,} {self.what}"
+        return self.done, count, str(self.left), lines
 
     def print(self, message: str) -> None:
         self.progress.console.print(message, highlight=False, markup=False, soft_wrap=True)
@@ -146,8 +147,7 @@ def batch_bar(batches: int, *, progress: bool = True) -> Iterator[Callable[[], N
     if not (progress and distributed.is_first() and sys.stderr.isatty()):
         yield lambda: None
         return
-    bar = Bar(batches)
-    bar.parts = ["batches evaluated"]
+    bar = Bar(batches, "batches evaluated")
 
     def count() -> None:
         bar.done += 1
