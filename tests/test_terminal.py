@@ -1,11 +1,13 @@
 """Text on a terminal: paths break between names."""
 
 import io
+import sys
 
 import pytest
 from rich.console import Console
 
 from rescue_cli.cli import common
+from rescue_cli.runs.console import note
 
 PATH = "runs/hymenoptera-experiments/transfer-layerwise/tf_efficientnet_lite0-imagenet/seed-0"
 
@@ -43,3 +45,17 @@ def test_a_sentence_breaks_at_spaces_and_its_paths_after_slashes(
         "transfer-layerwise/tf_efficientnet_lite0-imagenet/seed-0 and b:",
         "  more of it",
     ]
+
+
+def test_a_note_breaks_between_words_on_a_terminal_and_nowhere_on_a_pipe(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    message = f"two words\n  --from {PATH} sets: data.name=folder and more"
+    note(message)
+    assert capsys.readouterr().err == f"{message}\n"
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "60")
+    note(message)
+    assert capsys.readouterr().err.splitlines() == [
+        "two words", "  --from", PATH, "sets: data.name=folder and more",
+    ]  # fmt: skip
