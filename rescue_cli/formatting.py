@@ -1,10 +1,10 @@
 """Numbers as people read them."""
 
 
-def format_count(number: int, noun: str) -> str:
-    """`1 seed`, `3 seeds`, `4 micro-batches`, `2 processes`."""
+def format_count(number: int, noun: str, grouping: str = "") -> str:
+    """`1 seed`, `3 seeds`, `4 micro-batches`, `2 processes`; `3,925 images` with `grouping` ","."""
     plural = "es" if noun.endswith(("ch", "ss")) else "s"
-    return f"{number} {noun}" + ("" if number == 1 else plural)
+    return f"{number:{grouping}} {noun}" + ("" if number == 1 else plural)
 
 
 def significant(value: float) -> str:
@@ -23,3 +23,12 @@ def flop_count(petaflop: float) -> str:
 def format_seconds(seconds: float) -> str:
     """Whole seconds, or tenths below ten."""
     return f"{seconds:.0f}" if seconds >= 10 else f"{seconds:.1f}"
+
+
+def format_duration(seconds: float) -> str:
+    """`20 s`, `3 min 20 s`, `2 h 5 min`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, beyond = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {beyond} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"

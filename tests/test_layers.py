@@ -15,6 +15,7 @@ PACKAGE = Path(rescue_cli.__file__).parent
 LAYERS = (
     {"errors"},
     {"formatting", "lifetime", "metrics"},
+    {"terminal"},
     {"rundir", "recipe", "distributed", "rng"},
     {"batch"},
     {"sections/annotations", "sections/heads", "sections/tta"},  # what several sections share
@@ -33,8 +34,8 @@ LAYERS = (
 LAYER = {room: number for number, rooms in enumerate(LAYERS) for room in rooms}
 SLOW = {"timm", "torchvision", "scipy", "matplotlib"}
 WITHOUT_TORCH = {
-    "errors", "formatting", "lifetime", "metrics", "rundir", "recipe", "analysis", "report", "api",
-    "cli", "runs",
+    "errors", "formatting", "lifetime", "metrics", "terminal", "rundir", "recipe", "analysis",
+    "report", "api", "cli", "runs",
 }  # fmt: skip
 # What only the process that trains imports
 TRAINING = {PACKAGE / "runs" / f"{name}.py" for name in ("worker", "result", "failure", "overlays")}

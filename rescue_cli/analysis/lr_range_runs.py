@@ -9,13 +9,13 @@ from typing import Any
 from rescue_cli.analysis import lr_range
 from rescue_cli.analysis.lr_range import Curves, Ramp, RangeTestResult, RunEstimate, read_curves
 from rescue_cli.errors import DataError, UsageError
+from rescue_cli.formatting import format_duration
 from rescue_cli.recipe import Recipe, recipe_in, total_steps
 from rescue_cli.recipe.changes import given_keys, is_given, optim_path, without_lr_rule
 from rescue_cli.rundir import RunDirectory, check_keys, read_json, write_json, write_text
 from rescue_cli.rundir.reading import BOOLEAN, LIST, OBJECTS, POSITIVE
 from rescue_cli.runs.console import note
 from rescue_cli.runs.directory import command_line
-from rescue_cli.runs.progress import format_duration
 from rescue_cli.runs.single import train_part
 
 IMAGES = 1000  # of the test set, per evaluation: all evaluations are of the same images

@@ -12,11 +12,11 @@ import numpy as np
 from rescue_cli.analysis.sides import correct_predictions, load_predictions
 from rescue_cli.analysis.stats import LEVEL, mcnemar_test
 from rescue_cli.errors import StoppedError
+from rescue_cli.formatting import format_duration
 from rescue_cli.recipe import Recipe
 from rescue_cli.rundir import RunDirectory, read_json, write_json
 from rescue_cli.runs.console import note
 from rescue_cli.runs.directory import is_finished
-from rescue_cli.runs.progress import format_duration
 from rescue_cli.runs.single import time_limit, train_part
 
 LARGER = (32, 64)  # pixels: sizes that are tried above the recipe's

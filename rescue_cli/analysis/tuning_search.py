@@ -14,12 +14,12 @@ from rescue_cli.analysis.sweep import PREFIX
 from rescue_cli.analysis.tuning import Decision, Outcome
 from rescue_cli.analysis.tuning_cost import SLACK, Cost, format_hours, median_cost
 from rescue_cli.errors import StoppedError, UsageError
+from rescue_cli.formatting import format_duration
 from rescue_cli.recipe import Recipe, from_tree, total_steps
 from rescue_cli.rundir import RunDirectory, read_curve, read_json, write_json
 from rescue_cli.runs.console import note
 from rescue_cli.runs.directory import is_finished
 from rescue_cli.runs.environment import free_memory_mb
-from rescue_cli.runs.progress import format_duration
 from rescue_cli.runs.single import time_limit, train_part
 
 HELD_OUT = 0.1  # of the training images

@@ -13,6 +13,7 @@ from typer.main import get_command
 from rescue_cli import __version__
 from rescue_cli.cli.command import WIDTH, Group
 from rescue_cli.errors import RescueError, refuse_url
+from rescue_cli.runs.console import note
 
 # Each is a module of that name here, and its line in the help; a module is imported when its verb
 # runs
@@ -101,7 +102,7 @@ def _run(stack: contextlib.ExitStack) -> None:
     try:
         code = app(prog_name="rescue", standalone_mode=False, obj=stack)
     except RescueError as error:
-        print(f"error: {error}", file=sys.stderr)
+        note(f"error: {error}")
         sys.exit(error.exit_code)
     except typer.Abort:
         code = INTERRUPTED
@@ -114,7 +115,7 @@ def _run(stack: contextlib.ExitStack) -> None:
     except OSError as error:
         if error.filename is None:
             raise
-        print(f"error: {os.fsdecode(error.filename)}: {error.strerror}.", file=sys.stderr)
+        note(f"error: {os.fsdecode(error.filename)}: {error.strerror}.")
         sys.exit(1)
     if code == INTERRUPTED:  # typer returns this code for Ctrl-C
         raise KeyboardInterrupt
@@ -130,7 +131,7 @@ def _print_error(error: typer.TyperException) -> None:
     if keys:
         message = f"{message.partition(' (')[0]}. It is a key of the recipe: {' or '.join(keys)}"
     end = "" if message.endswith((".", "?")) else "."
-    print(f"error: {message}{end} See {path} --help.", file=sys.stderr)
+    note(f"error: {message}{end} See {path} --help.")
 
 
 def _keys_for_option(option: str | None, context: Any) -> list[str]:

@@ -13,6 +13,7 @@ from rescue_cli import recipe as recipes
 from rescue_cli.cli.command import App, Group
 from rescue_cli.recipe import Recipe, architectures
 from rescue_cli.runs.console import note
+from rescue_cli.terminal import Words
 
 if TYPE_CHECKING:
     from rescue_cli.analysis.sides import Side
@@ -111,8 +112,16 @@ def shorten_and_rate(
     return Shortened([*cut, *rate], [*notes, *more])
 
 
+class _Console(Console):
+    def print(self, *objects: Any, **options: Any) -> None:
+        """As rich's; a path that does not fit in a line breaks between names."""
+        if not options.get("soft_wrap"):
+            objects = tuple(Words(each) if isinstance(each, str) else each for each in objects)
+        super().print(*objects, **options)
+
+
 def console() -> Console:
-    return Console(highlight=False, markup=False)
+    return _Console(highlight=False, markup=False)
 
 
 def table(
@@ -124,8 +133,8 @@ def table(
 ) -> Table:
     """A table of results that fits the width of the terminal.
 
-    Columns whose heading is in `words` are left-aligned and wrap; the others hold numbers: right-
-    aligned and kept whole. `gap` is the number of spaces between two columns.
+    Columns whose heading is in `words` are left-aligned and wrap, paths between names; the others
+    hold numbers: right-aligned and kept whole. `gap` is the number of spaces between two columns.
     """
     result = Table(box=None, pad_edge=False, padding=(0, gap, 0, 0), header_style="bold")
     for heading in headings:
@@ -133,8 +142,10 @@ def table(
             result.add_column(heading, overflow="fold")
         else:
             result.add_column(heading, justify="right", no_wrap=True)
+    are_words = [heading in words for heading in headings]
     for row in rows:
-        result.add_row(*row)
+        cells = zip(row, are_words, strict=True)
+        result.add_row(*(Words(cell) if wraps else cell for cell, wraps in cells))
     return result
 
 

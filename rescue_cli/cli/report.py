@@ -29,6 +29,9 @@ def report(
         bool, typer.Option("--markdown", help="Print the table in Markdown.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the table as JSON.")] = False,
+    logits: Annotated[
+        bool, typer.Option("--logits", help="Draw how far the largest logit is from the others.")
+    ] = False,
     tensorboard: Annotated[
         Path | None, typer.Option(help="Write the curves to this folder, for TensorBoard.")
     ] = None,
@@ -58,7 +61,7 @@ def report(
     else:
         from rescue_cli.rundir import write_text
 
-        write_text(out, page.render_page(paths))
+        write_text(out, page.render_page(paths, logits=logits))
         print(out)
 
 

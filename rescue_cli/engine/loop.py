@@ -114,6 +114,7 @@ class Loop:
                 self.step(self.progress.step)
                 self.progress = replace(self.progress, step=self.progress.step + 1)
                 self.after_step()
+                self.recorder.count_step(self.progress.step, self.timing.epoch(self.progress.step))
                 self._log_if_due()
                 code, save = agreement.decide(self.progress.step)
                 if code:
@@ -232,9 +233,10 @@ class Loop:
         self.progress = replace(self.progress, logged=step)
         self.recorder.add_metrics("train", step, values)
         self.recorder.show_progress(
-            step,
-            f"epoch {values['epoch']:.1f}  loss {loss:.3f}  "
-            f"{values['images_per_second']:.0f} images/s  wait {100 * waited / seconds:.0f} %",
+            f"epoch {values['epoch']:.1f}",
+            f"loss {loss:.3f}",
+            f"{values['images_per_second']:.0f} images/s",
+            f"wait {100 * waited / seconds:.0f} %",
         )
 
     def _mean_loss(self, steps: int) -> float:

@@ -1,6 +1,6 @@
 """metrics.jsonl, log.txt and the progress bar; only the first process writes."""
 
-import itertools
+import contextlib
 import json
 import sys
 import time
@@ -11,8 +11,11 @@ from typing import IO, Any
 from rescue_cli import distributed
 from rescue_cli.batch import Measurement
 from rescue_cli.engine.evaluate import EvalResult
-from rescue_cli.metrics.names import finite_or_none
+from rescue_cli.metrics.names import METRICS, finite_or_none, metric_names
 from rescue_cli.rundir import RunDirectory, read_metrics, write_text
+from rescue_cli.terminal import TimeLeft, make_bar
+
+NOTE_SECONDS = 1.0  # between two notes of a run's step
 
 
 class Recorder:
@@ -30,7 +33,12 @@ class Recorder:
         self.early: list[str] = []  # lines from before the log is open
         self.first_loss: float | None = None
         self.last_loss: float | None = None
-        self.bar = Bar(steps) if self.prints and sys.stderr.isatty() else None
+        self.bar = Bar(steps, "steps") if self.prints and sys.stderr.isatty() else None
+        self.score: list[str] = []  # the last evaluation's main metric, in words
+        self.notes_steps = writes and not progress
+        self.noted = time.monotonic()
+        if writes:
+            run.step.unlink(missing_ok=True)  # of a run that was killed, and resumes before it
 
     def open_metrics(self, step: int, evaluated: int) -> None:
         """Opens metrics.jsonl at a step; drops the lines after it, which will be written again.
@@ -63,12 +71,16 @@ class Recorder:
                 file.close()
         if self.bar is not None:
             self.bar.close()
+        if self.notes_steps:
+            self.run.step.unlink(missing_ok=True)
 
     def add_metrics(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
         """One line of metrics."""
         if kind == "train":
             self.last_loss = values["loss"]
             self.first_loss = self.last_loss if self.first_loss is None else self.first_loss
+        elif names := metric_names(values):
+            self.score = [f"{METRICS[names[0]].removesuffix(' %')} {values[names[0]]:.2f} %"]
         if self.metrics is not None:
             self.metrics.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
             self.metrics.flush()
@@ -112,35 +124,42 @@ class Recorder:
         elif self.prints:
             print(message, file=sys.stderr, flush=True)
 
-    def show_progress(self, step: int, text: str) -> None:
-        """Updates the progress bar, if there is one."""
+    def show_progress(self, *parts: str) -> None:
+        """Shows these below the progress bar, if there is one, with the last accuracy."""
         if self.bar is not None:
-            self.bar.show(step, text)
+            first, *others = parts
+            self.bar.parts = [first, *others[:1], *self.score, *others[1:]]
+
+    def count_step(self, step: int, epoch: float) -> None:
+        """Moves the bar; a run of many notes its epoch for the command that shows them all."""
+        if self.bar is not None:
+            self.bar.done = step
+        elif self.notes_steps and (now := time.monotonic()) - self.noted > NOTE_SECONDS:
+            self.noted = now
+            with contextlib.suppress(OSError):  # a full disk is reported where it matters
+                self.run.step.write_text(f"{epoch:.4f}")
 
 
 class Bar:
-    """A progress bar with the remaining time, on stderr."""
+    """A bar that counts `what`, with the remaining time and a line below, on stderr."""
 
-    def __init__(self, steps: int) -> None:
+    def __init__(self, total: int, what: str) -> None:
         from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-        self.progress = Progress(
-            TextColumn("{task.completed:.0f}/{task.total:.0f}"),
-            BarColumn(bar_width=20),
-            TimeRemainingColumn(compact=True),
-            TextColumn("{task.description}"),
-            console=Console(stderr=True),
-            transient=True,
-        )
-        self.task = self.progress.add_task("starting", total=steps)
+        self.total, self.what, self.done = total, what, 0
+        self.left = TimeLeft(total)
+        self.parts: list[str] = []
+        self.progress = make_bar(total, Console(stderr=True), self._read)
         self.progress.start()
 
-    def show(self, step: int, text: str) -> None:
-        self.progress.update(self.task, completed=step, description=text)
+    def _read(self) -> tuple[float, str, str, list[list[str]]]:
+        self.left.watch(self.done)
+        lines = [self.parts] if self.parts else []
+        count = f"{self.done:,} of {self.total:,} {self.what}"
+        return self.done, count, str(self.left), lines
 
     def print(self, message: str) -> None:
-        self.progress.console.print(message, highlight=False, markup=False)
+        self.progress.console.print(message, highlight=False, markup=False, soft_wrap=True)
 
     def close(self) -> None:
         self.progress.stop()
@@ -152,8 +171,12 @@ def batch_bar(batches: int, *, progress: bool = True) -> Iterator[Callable[[], N
     if not (progress and distributed.is_first() and sys.stderr.isatty()):
         yield lambda: None
         return
-    bar, done = Bar(batches), itertools.count(1)
+    bar = Bar(batches, "batches evaluated")
+
+    def count() -> None:
+        bar.done += 1
+
     try:
-        yield lambda: bar.show(next(done), "batches evaluated")
+        yield count
     finally:
         bar.close()

@@ -10,6 +10,8 @@ from rescue_cli.report.fonts import use_fallback_fonts
 
 if TYPE_CHECKING:
     from jinja2 import Environment
+    from markupsafe import Markup
+    from PIL.Image import Image
 
 
 def render(template: str, **values: Any) -> str:
@@ -29,16 +31,40 @@ def _environment() -> "Environment":
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters.update(png_url=png_url, numeric_columns=numeric_columns)
+    environment.filters.update(
+        svg_url=svg_url, numeric_columns=numeric_columns, breakable=breakable
+    )
     return environment
 
 
-def png_url(figure: Any) -> str:
-    """A matplotlib figure as a `data:` URL."""
+def svg_url(figure: Any) -> str:
+    """A matplotlib figure as a `data:` URL: vectors, with its text as text, on no background."""
+    from matplotlib import rc_context
+
     content = io.BytesIO()
     use_fallback_fonts(figure)
-    figure.savefig(content, format="png", dpi=100)
-    return f"data:image/png;base64,{base64.b64encode(content.getvalue()).decode()}"
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "rescue"}):
+        figure.savefig(content, format="svg", transparent=True, metadata={"Date": None})
+    return _data_url("svg+xml", content.getvalue())
+
+
+def image_url(image: "Image") -> str:
+    """A PIL image as a `data:` URL: JPEG, or PNG for a few pixels, which JPEG would blur."""
+    content = io.BytesIO()
+    small = max(image.size) <= 64
+    image.save(content, "PNG" if small else "JPEG", quality=82)
+    return _data_url("png" if small else "jpeg", content.getvalue())
+
+
+def _data_url(kind: str, content: bytes) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def breakable(text: object) -> "Markup":
+    """The text, escaped, which may break after a slash: not in the middle of a file's name."""
+    from markupsafe import Markup, escape
+
+    return Markup(str(escape(text)).replace("/", "/<wbr>"))
 
 
 def numeric_columns(rows: Sequence[Sequence[str]]) -> list[bool]:

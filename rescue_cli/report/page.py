@@ -8,11 +8,12 @@ import numpy as np
 
 from rescue_cli import recipe as recipes
 from rescue_cli.analysis import interim, records
-from rescue_cli.analysis.claims import detail_lines
+from rescue_cli.analysis.accuracy import accuracy_interval
+from rescue_cli.analysis.claims import detail_lines, is_claimed
 from rescue_cli.analysis.compare import compare_pairs
 from rescue_cli.analysis.consistency import run_changes
 from rescue_cli.analysis.sides import group_comparable, load_side
-from rescue_cli.analysis.stats import Sample, sample
+from rescue_cli.analysis.stats import LEVEL, Sample, sample
 from rescue_cli.analysis.sweep import (
     PREFIX,
     Sweep,
@@ -20,20 +21,28 @@ from rescue_cli.analysis.sweep import (
     read_sweep,
     summarize_sweep,
 )
-from rescue_cli.metrics.names import measurement_name, score
+from rescue_cli.metrics.names import (
+    measurement_name,
+    measurement_stem,
+    metric_names,
+    score,
+)
 from rescue_cli.recipe import Recipe, recipe_in
 from rescue_cli.recipe.changes import differences, format_recipe_value
 from rescue_cli.report import study_page
+from rescue_cli.report.answer import describe_result, strip_charts
 from rescue_cli.report.html import render
 from rescue_cli.report.logit_gaps import plot_logit_gaps
+from rescue_cli.report.photographs import find_hardest, sample_gallery
 from rescue_cli.report.pictures import (
     class_counts,
-    new_figure,
-    plot_curves,
-    plot_samples,
+    curve_panels,
+    plot_panel,
     read_classes,
+    scheduled_rates,
+    shows_counts,
 )
-from rescue_cli.report.sweep_pictures import sweep_figures
+from rescue_cli.report.sweep_pictures import plot_bands, plot_cloud
 from rescue_cli.report.table import ResultLine, interval_notes, measurement_table, results_table
 from rescue_cli.rundir import RunDirectory, read_command, read_json, read_metrics, read_result
 
@@ -42,11 +51,19 @@ SHOWN_ENVIRONMENT = (
     "rescue", "commit",
 )  # fmt: skip
 SHOWN_CLASSES = 40
+MATRIX_CLASSES = 20  # a larger confusion matrix does not fit a page; its largest cells are listed
+LISTED_CONFUSIONS = 12
 
 
-def render_page(paths: Sequence[Path]) -> str:
-    """The whole page; every path is a run, a sweep or a study that has results."""
-    headings, rows = results_table(result_lines(paths))
+def render_page(paths: Sequence[Path], *, logits: bool = False) -> str:
+    """The whole page; every path is a run, a sweep or a study that has results.
+
+    `logits`: also draw the gaps of the runs' logits.
+    """
+    lines = result_lines(paths)
+    headings, rows = results_table(lines)
+    comparison = _comparison([path for path in paths if not study_page.is_study(path)])
+    answer, more = _answer(paths, lines, comparison["pairs"])
     sections: list[dict[str, Any]] = []
     previous = None  # the last run or sweep above, which the next one's recipe is compared with
     for path in paths:
@@ -62,25 +79,68 @@ def render_page(paths: Sequence[Path]) -> str:
     return render(
         "report.html",
         title=", ".join(path.name or str(path) for path in paths),
+        answer=answer,
+        more=more,
+        charts=strip_charts(lines),
         headings=headings,
         rows=rows,
+        bands=plot_bands([read_sweep(path) for path in paths if is_sweep(path)]),
         sections=sections,
-        logits=plot_logit_gaps([path for path in paths if _is_run(path)]),
-        **_comparison([path for path in paths if not study_page.is_study(path)]),
+        logits=plot_logit_gaps([path for path in paths if _is_run(path)]) if logits else None,
+        **comparison,
     )
 
 
+def is_sweep(path: Path) -> bool:
+    """Whether a folder that has results is neither a run nor a study."""
+    return not (_is_run(path) or study_page.is_study(path))
+
+
+def _answer(
+    paths: Sequence[Path], lines: Sequence[ResultLine], pairs: Sequence[Mapping[str, Any]]
+) -> tuple[str, str]:
+    """What the page shows in a sentence, and what has to be said with it."""
+    if pairs:
+        claimed = [pair for pair in pairs if is_claimed({**pair["pair"]}, LEVEL)]
+        first, _, more = (claimed or pairs)[0]["claim"].partition(". ")
+        if len(pairs) > 1:
+            more = f"{len(claimed)} of {len(pairs)} comparisons show a difference. {more}"
+        return f"{first.rstrip('.')}.", more
+    if len(paths) > 1:
+        return f"{len(paths)} results that cannot be compared with one another.", ""
+    if study_page.is_study(paths[0]):
+        return study_page.describe_study(paths[0]), ""
+    baseline = None
+    run = first_run(paths[0])
+    entry = read_result(RunDirectory(run))["sets"][0]
+    if "top1" in entry and entry.get("per_class"):
+        largest = max(entry["per_class"], key=lambda row: row["images"])
+        baseline = (largest["class"], 100 * largest["images"] / entry["count"])
+    return describe_result(lines[0], baseline), ""
+
+
 def result_lines(paths: Sequence[Path]) -> list[ResultLine]:
-    """A line for each set of a run or a sweep, and for each row of a study that was measured."""
+    """A line for each set of a run or a sweep, and for each row of a study that was measured.
+
+    Below a run are its evaluations, unless they are among `paths` themselves.
+    """
     lines = []
     for path in paths:
         if study_page.is_study(path):
             lines += study_page.study_lines(path)
         elif _is_run(path):
-            lines += _lines_of_run(path)
+            beside = [one for one in evaluations(path) if one not in paths]
+            lines += [line for run in (path, *beside) for line in _lines_of_run(run)]
         else:
             lines += _lines_of_sweep(path)
     return lines
+
+
+def evaluations(run: Path) -> list[Path]:
+    """The evaluations that `rescue eval RUN` has left in a run's folder, the oldest first."""
+    results = (run / "evals").glob("*/result.json")
+    numbered = [file.parent for file in results if file.parent.name.isdecimal()]
+    return sorted(numbered, key=lambda folder: int(folder.name))
 
 
 def _lines_of_run(path: Path) -> list[ResultLine]:
@@ -89,7 +149,9 @@ def _lines_of_run(path: Path) -> list[ResultLine]:
         ResultLine(
             str(path), recipe.name, measurement_name(entry, result["sets"]),
             _published_sample(recipe), Sample(score(entry), None, 1),
-            float(result["seconds_train"]),
+            float(result["seconds_train"]) or None, metric=metric_names(entry)[0],
+            interval=accuracy_interval(entry) if "top1" in entry else None,
+            images=entry["count"],
         )
         for entry in result["sets"]
     ]  # fmt: skip
@@ -99,12 +161,16 @@ def _lines_of_sweep(path: Path) -> list[ResultLine]:
     sweep, recipe = read_sweep(path), recipe_in(first_run(path))
     summary = summarize_sweep(sweep)
     seconds = sample([float(result["seconds_train"]) for result in sweep.results.values()]).mean
+    entries = next(iter(sweep.results.values()))["sets"]
+    alone = len(sweep.results) == 1 and "top1" in entries[0]
     return [
         ResultLine(
             str(path), recipe.name, name, _published_sample(recipe),
             Sample(row["mean"], row["std"], summary["n"]), seconds, sweep.missing,
+            metric=metric_names(entry)[0], seeds=sweep.values(name), images=entry["count"],
+            interval=accuracy_interval(entry) if alone else row["interval"],
         )
-        for name, row in summary["sets"].items()
+        for (name, row), entry in zip(summary["sets"].items(), entries, strict=True)
     ]  # fmt: skip
 
 
@@ -133,7 +199,9 @@ def _comparison(paths: Sequence[Path]) -> dict[str, Any]:
     warnings = [line for group in groups for line in interim.record_comparison(group)]
     pairs = [pair for group in groups if len(group) > 1 for pair in compare_pairs(group)]
     return {
-        "pairs": [{"claim": pair["claim"], "details": detail_lines(pair)} for pair in pairs],
+        "pairs": [
+            {"claim": pair["claim"], "details": detail_lines(pair), "pair": pair} for pair in pairs
+        ],
         "not_compared": reasons,
         "warnings": warnings,
     }
@@ -142,35 +210,103 @@ def _comparison(paths: Sequence[Path]) -> dict[str, Any]:
 def _run_section(path: Path) -> dict[str, Any]:
     """What `run.html` shows."""
     run = RunDirectory(path)
-    lines, result = read_metrics(run.metrics), read_result(run)
-    figures = {"loss, accuracy and learning rate by epoch": plot_curves(lines)} if lines else {}
-    if moved := [line for line in lines if line.get("momentum") is not None]:
-        figures["momentum by epoch"] = _plot_momentum(moved)
-    predictions = sorted((path / "predictions").glob("*.npz"))
-    examples = run.examples
+    measured = [read_result(RunDirectory(one)) for one in (path, *evaluations(path))]
+    entries = [entry for result in measured for entry in result["sets"]]
+    headings, rows = measurement_table({**measured[0], "sets": entries})
+    if len(measured) > 1:  # which of the measurements is the training's own, and which came later
+        places = ["last step", *(f"evals/{one.name}" for one in evaluations(path))]
+        counts = [len(result["sets"]) for result in measured]
+        of = [place for place, count in zip(places, counts, strict=True) for _ in range(count)]
+        headings = ["measured in", *headings]
+        rows = [[place, *row] for place, row in zip(of, rows, strict=True)]
     return {
         "template": "run.html",
         "path": path,
-        "measurements": measurement_table(result),
-        "notes": interval_notes(result),
-        "figures": figures,
-        "classes": [_class_table(file) for file in predictions],
-        "samples": {"examples": plot_samples(examples)} if examples.is_file() else {},
+        "measurements": (headings, rows),
+        "notes": interval_notes(measured[0]),
+        "evaluated": len(measured) > 1,
+        **_details(path),
+        "samples": {
+            "test images, annotated and predicted": sample_gallery(run.examples),
+            "Training images as the network sees them": sample_gallery(run.samples),
+        },
         "procedure": _procedure(path),
+    }
+
+
+def _details(path: Path) -> dict[str, Any]:
+    """A run's curves, its classes, and the images that are hardest for it."""
+    run, figures = RunDirectory(path), {}
+    if lines := read_metrics(run.metrics):
+        panels = curve_panels(lines, scheduled_rates(recipe_in(path), lines))
+        figures = {f"{panel.title} by epoch": plot_panel(panel) for panel in panels}
+    entries = read_result(run)["sets"]
+    files = {e["set"]: run.predictions(measurement_stem(e, entries)) for e in reversed(entries)}
+    kept = {name: file for name, file in reversed(files.items()) if file.is_file()}
+    main = next(iter(kept.items()), None)
+    return {
+        "figures": figures,
+        "confusion": [table for name, file in kept.items() if (table := _confusion(name, file))],
+        "hardest": None if main is None else find_hardest(path, *main),
+        "classes": [_class_table(name, file) for name, file in kept.items()],
     }
 
 
 def _sweep_section(sweep: Sweep) -> dict[str, Any]:
     """What `sweep.html` shows."""
     first = next((sweep.path / f"{PREFIX}{seed}" for seed in sweep.results), None)
+    several = len(sweep.measurements) > 1 and len(sweep.results) > 1
     return {
         "template": "sweep.html",
         "path": sweep.path,
         "seeds": sweep.seeds_text,
         "unfinished": [f"Seed {seed} {missing}" for seed, missing in sweep.missing.items()],
-        "figures": {Path(name).stem: figure for name, figure in sweep_figures(sweep).items()},
+        "clouds": {"one test set against another": plot_cloud(sweep)} if several else {},
+        "first": None if first is None else first.name,
+        **({} if first is None else _details(first)),
         "procedure": None if first is None else _procedure(first),
     }
+
+
+def _confusion(name: str, file: Path) -> dict[str, Any] | None:
+    """What was taken for what: a matrix, or of many classes its largest cells; else None.
+
+    As counts where a class has few images, else in percent of the class.
+    """
+    arrays = read_classes(file)
+    if "confusion" not in arrays:
+        return None
+    counts, classes = arrays["confusion"], [str(one) for one in arrays["classes"]]
+    percent = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    if len(classes) > MATRIX_CLASSES:
+        wrong = counts * (1 - np.eye(len(classes), dtype=counts.dtype))
+        order = np.argsort(-wrong, axis=None, kind="stable")[:LISTED_CONFUSIONS]
+        cells = [divmod(int(cell), len(classes)) for cell in order if wrong.flat[cell]]
+        return {
+            "set": name,
+            "classes": None,
+            "rows": [
+                [classes[i], classes[j], str(counts[i, j]), str(counts[i].sum())] for i, j in cells
+            ],
+        }
+    as_counts = shows_counts(counts)
+    shown = counts if as_counts else percent.round().astype(int)
+    return {
+        "set": name,
+        "classes": classes,
+        "unit": "images" if as_counts else "percent of each class",
+        "rows": [
+            {
+                "label": label,
+                "cells": [
+                    {"text": str(shown[i, j]) if counts[i, j] else "", "right": i == j,
+                     "share": round(float(percent[i, j]))}
+                    for j in range(len(classes))
+                ],
+            }
+            for i, label in enumerate(classes)
+        ],
+    }  # fmt: skip
 
 
 def _procedure(path: Path) -> dict[str, Any]:
@@ -206,18 +342,7 @@ def _command(run: RunDirectory) -> str:
     return f"rescue train --recipe {run.recipe} --out OUT    # was started by: {written}"
 
 
-def _plot_momentum(lines: Sequence[Mapping[str, Any]]) -> Any:
-    """Momentum by epoch, of a schedule that changes it."""
-    figure = new_figure(5, 2.8)
-    axes = figure.subplots()
-    axes.plot([line["epoch"] for line in lines], [line["momentum"] for line in lines])
-    axes.set_title("momentum", fontsize=10)
-    axes.set_xlabel("epoch")
-    axes.grid(alpha=0.3)
-    return figure
-
-
-def _class_table(file: Path) -> dict[str, Any]:
+def _class_table(name: str, file: Path) -> dict[str, Any]:
     """Accuracy of each class, the worst first."""
     arrays = read_classes(file)
     names = [str(name) for name in arrays["classes"]]
@@ -226,7 +351,7 @@ def _class_table(file: Path) -> dict[str, Any]:
     order = np.argsort(accuracy, kind="stable")[:SHOWN_CLASSES]
     more = len(names) - len(order)
     return {
-        "title": f"Classes of {file.stem}, the worst first" + (f" ({more} more)" if more else ""),
+        "title": f"Classes of {name}, the worst first" + (f" ({more} more)" if more else ""),
         "headings": ["class", *headings],
         "rows": [
             [names[i], f"{accuracy[i]:.1f}" if counts[i] else "unknown", str(counts[i])]

@@ -1,17 +1,25 @@
 """A run's pictures: curves, augmented samples, confusion matrices."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from rescue_cli.errors import DataError
+from rescue_cli.errors import DataError, RescueError
 from rescue_cli.metrics.names import METRICS, measurement_name, metric_names
+from rescue_cli.recipe import Recipe, recipe_in
 from rescue_cli.report.fonts import use_fallback_fonts
 from rescue_cli.rundir import RunDirectory, read_arrays, read_metrics
 
 SHOWN_CLASSES = 40  # a larger confusion matrix is not legible
+FEW_IMAGES = 100  # of a class, below which a confusion matrix shows counts: 1 % is not an image
+PANEL = (4.4, 2.9)  # inches of a picture that stands alone
+DRAWN_STEPS = 400  # of a schedule
+FEW_POINTS = 40  # evaluations, below which their markers are large
+VISIBLE = 0.02  # of an axis, from which one image is a visible slope
 
 
 def draw_run(path: Path) -> None:
@@ -19,7 +27,8 @@ def draw_run(path: Path) -> None:
     run = RunDirectory(path)
     lines = read_metrics(run.metrics)
     if lines:
-        save_figure(plot_curves(lines), path / "curves.png")
+        rates = scheduled_rates(recipe_in(path), lines)
+        save_figure(plot_curves(lines, rates), path / "curves.png")
     if run.samples.exists():
         save_figure(plot_samples(run.samples), path / "samples.png")
     if run.examples.exists():
@@ -49,32 +58,129 @@ def save_figure(figure: Any, path: Path) -> None:
     figure.savefig(path)
 
 
-def plot_curves(lines: Sequence[Mapping[str, Any]]) -> Any:
-    """Loss, accuracy and learning rate by epoch."""
+@dataclass(frozen=True)
+class Panel:
+    """One of a run's curves over the epochs."""
+
+    title: str
+    draw: Callable[[Any], None]  # on matplotlib's axes
+
+
+def curve_panels(
+    lines: Sequence[Mapping[str, Any]], rates: Sequence[Mapping[str, float | None]] = ()
+) -> list[Panel]:
+    """Loss, the main metric, learning rate and momentum, as far as there is anything to show.
+
+    Training and each test set have the same colour in every panel.
+
+    Args:
+        lines: Of `metrics.jsonl`.
+        rates: `epoch`, `lr` and `momentum` of every step that is to be drawn; by default those of
+            the lines, which may lack the warm-up.
+    """
     train = [line for line in lines if line["kind"] == "train"]
-    tests = [line for line in lines if line["kind"] == "eval"]
-    metric = metric_names(tests[0])[0] if tests else "top1"
-    figure = new_figure(10, 3.2, arranged=False)
-    figure.subplots_adjust(left=0.08, right=0.985, bottom=0.15, top=0.86, wspace=0.32)
-    loss, accuracy, rate = figure.subplots(1, 3)
-    loss.plot(*_columns(train, "loss"), label="training", linewidth=1)
-    for name, rows in _by_set(lines).items():
-        mark = "o" if len(rows) == 1 else None
-        if any(row["loss"] is not None for row in rows):
-            loss.plot(*_columns(rows, "loss"), label=name, marker=mark)
-        accuracy.plot(*_columns(rows, metric), label=name, marker=mark)
-    rate.plot(*_columns(train, "lr"), color="tab:green")
-    titles = ((loss, "loss"), (accuracy, METRICS[metric]), (rate, "learning rate"))
-    for axes, title in titles:
-        axes.set_title(title, fontsize=10)
-        axes.set_xlabel("epoch")
-        axes.ticklabel_format(axis="y", scilimits=(-3, 4))  # so that tick labels fit the margins
-        axes.tick_params(axis="y", labelsize=9)
-        axes.grid(alpha=0.3)
-    for axes in (loss, accuracy):
-        if axes.get_legend_handles_labels()[0]:
-            axes.legend(fontsize=8)
+    tests = _by_set(lines)
+    colours = {name: f"C{1 + number % 9}" for number, name in enumerate(tests)}
+    metric = metric_names(next(iter(tests.values()))[0])[0] if tests else "top1"
+    rates = rates or train
+    with_loss = {k: rows for k, rows in tests.items() if any(r["loss"] is not None for r in rows)}
+
+    def draw_loss(axes: Any) -> None:
+        axes.plot(*_columns(train, "loss"), label="training", color="C0", linewidth=1)
+        for name, rows in with_loss.items():
+            _plot_evaluations(axes, rows, "loss", name, colours[name])
+
+    def draw_metric(axes: Any) -> None:
+        for name, rows in tests.items():
+            _plot_evaluations(axes, rows, metric, name, colours[name])
+        counts = [row["count"] for rows in tests.values() for row in rows if row.get("count")]
+        low, high = axes.get_ylim()
+        if counts and metric == "top1" and 100 / min(counts) > VISIBLE * (high - low):
+            axes.set_title(f"{axes.get_title()}; one image: {100 / min(counts):.2g}", fontsize=10)
+
+    def draw_rate(key: str) -> Callable[[Any], None]:
+        return lambda axes: axes.plot(*_columns(rates, key), color="0.35")
+
+    panels = [Panel("learning rate", draw_rate("lr"))] if rates else []
+    if len({row.get("momentum") for row in rates} - {None}) > 1:
+        panels.append(Panel("momentum", draw_rate("momentum")))
+    if tests:
+        panels.insert(0, Panel(METRICS[metric], draw_metric))
+    if train or with_loss:
+        panels.insert(0, Panel("loss", draw_loss))
+    return panels
+
+
+def draw_panel(axes: Any, panel: Panel) -> None:
+    """Draws a panel with its title, its axes' labels, and a legend where curves have names."""
+    axes.set_title(panel.title, fontsize=10)
+    panel.draw(axes)
+    axes.set_xlabel("epoch")
+    axes.set_xlim(left=0)  # the same in all panels
+    axes.ticklabel_format(axis="y", scilimits=(-3, 4))  # so that tick labels fit the margins
+    axes.tick_params(axis="y", labelsize=9)
+    axes.grid(alpha=0.3)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(fontsize=8)
+
+
+def plot_curves(
+    lines: Sequence[Mapping[str, Any]], rates: Sequence[Mapping[str, float | None]] = ()
+) -> Any:
+    """The panels of `curve_panels` side by side."""
+    panels = curve_panels(lines, rates)
+    width = 10 * max(1, len(panels)) / 3
+    figure = new_figure(width, 3.2, arranged=False)
+    # In inches 0.8 at the left and 0.15 at the right, so that tick labels fit at any number
+    figure.subplots_adjust(
+        left=0.8 / width, right=1 - 0.15 / width, bottom=0.15, top=0.86, wspace=0.32
+    )
+    grid = figure.subplots(1, len(panels), squeeze=False)[0] if panels else ()
+    for axes, panel in zip(grid, panels, strict=True):
+        draw_panel(axes, panel)
     return figure
+
+
+def plot_panel(panel: Panel) -> Any:
+    """A panel as a picture of its own, which is legible on a phone."""
+    figure = new_figure(*PANEL, arranged=False)
+    figure.subplots_adjust(left=0.17, right=0.97, bottom=0.16, top=0.89)
+    draw_panel(figure.subplots(), panel)
+    return figure
+
+
+def scheduled_rates(
+    recipe: Recipe, lines: Sequence[Mapping[str, Any]]
+) -> list[dict[str, float | None]]:
+    """Epoch, learning rate and momentum at the steps of a run, the warm-up among them.
+
+    The lines have them at every `train.log_every`-th step alone. Empty where the schedule does not
+    give what the lines have, as where an older version trained.
+    """
+    from rescue_cli.build.optimizers import build_schedules
+
+    train = [line for line in lines if line["kind"] == "train" and line["epoch"] > 0]
+    if not train:
+        return []
+    per_epoch, steps = round(train[-1]["step"] / train[-1]["epoch"]), train[-1]["step"]
+    try:
+        schedule, _ = build_schedules(recipe, per_epoch)[0]
+        if any(not math.isclose(schedule(line["step"] - 1).lr, line["lr"], rel_tol=1e-6,
+                                abs_tol=1e-12) for line in train):  # fmt: skip
+            return []
+    except RescueError:
+        return []
+    drawn = sorted({round(i * (steps - 1) / DRAWN_STEPS) for i in range(DRAWN_STEPS + 1)})
+    return [{"epoch": step / per_epoch, **asdict(schedule(step))} for step in drawn]
+
+
+def _plot_evaluations(
+    axes: Any, rows: Sequence[Mapping[str, Any]], key: str, name: str, colour: str
+) -> None:
+    """A curve with a marker at each evaluation."""
+    size = 5 if len(rows) < FEW_POINTS else 2
+    axes.plot(*_columns(rows, key), label=name, color=colour, marker="o", markersize=size,
+              linewidth=1.2)  # fmt: skip
 
 
 def _by_set(lines: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
@@ -90,12 +196,18 @@ def _columns(rows: Sequence[Mapping[str, Any]], key: str) -> tuple[list[float], 
     return [r["epoch"] for r in rows], [r[key] for r in rows]
 
 
-def plot_samples(file: Path) -> Any:
-    """Images in rows of four, each with its label above."""
+def read_samples(file: Path) -> tuple[Any, Any]:
+    """The stored images, (n, channels, height, width) uint8, and their n labels; `DataError`."""
     arrays = read_arrays(file, "images", "labels")
     images, labels = arrays["images"], arrays["labels"]
     if images.ndim != 4 or len(images) != len(labels):
         raise DataError(f"{file}: images, labels: not one label per image. Remove the file.")
+    return images, labels
+
+
+def plot_samples(file: Path) -> Any:
+    """Images in rows of four, each with its label above."""
+    images, labels = read_samples(file)
     count, _, height, width = images.shape
     gap = 0.1 * width  # between the images of a row
     across = width + gap
@@ -116,11 +228,21 @@ def plot_samples(file: Path) -> Any:
     return figure
 
 
+def shows_counts(confusion: Any) -> bool:
+    """Whether a class has so few images that a percentage would pretend more."""
+    counts = confusion.sum(1)
+    return bool(counts[counts > 0].min(initial=FEW_IMAGES) < FEW_IMAGES)
+
+
 def _confusion(arrays: Mapping[str, Any], title: str) -> Any:
-    """Percent of each class (row) that was predicted as each class (column)."""
+    """The images of each class (row) that were predicted as each class (column).
+
+    In percent of the row; as counts where a class has few images.
+    """
     classes = [str(name) for name in arrays["classes"]]
     counts = arrays["confusion"]
     percent = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    as_counts = shows_counts(counts)
     side = 3 + 0.35 * len(classes)
     figure = new_figure(side, side)
     axes = figure.subplots()
@@ -129,13 +251,14 @@ def _confusion(arrays: Mapping[str, Any], title: str) -> Any:
     axes.set_yticks(range(len(classes)), classes, fontsize=8)
     axes.set_xlabel("predicted")
     axes.set_ylabel("label")
-    axes.set_title(f"{title}: % of each class", fontsize=10)
+    axes.set_title(f"{title}: {'images' if as_counts else '% of each class'}", fontsize=10)
     if len(classes) <= 12:
         for (row, column), value in np.ndenumerate(percent):
             if value >= 0.5:
                 colour = "white" if value > 60 else "black"
+                words = str(counts[row, column]) if as_counts else f"{value:.0f}"
                 axes.text(
-                    column, row, f"{value:.0f}", ha="center", va="center", fontsize=7,
+                    column, row, words, ha="center", va="center", fontsize=7,
                     color=colour, in_layout=False,  # it lies within its cell anyway
                 )  # fmt: skip
     return figure

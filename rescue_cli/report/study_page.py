@@ -1,16 +1,16 @@
-"""A study's section of the page: its table, and a plot of measured and published accuracies."""
+"""A study's section of the page: its table, and its rows for the table of all results."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rescue_cli.analysis.stats import Sample
+from rescue_cli.analysis.stats import PERCENT as RANGE
+from rescue_cli.analysis.stats import Sample, t_interval
 from rescue_cli.analysis.study import format_value
 from rescue_cli.analysis.study_runs import FILE
 from rescue_cli.errors import DataError
 from rescue_cli.formatting import format_seconds
 from rescue_cli.metrics.names import METRICS
-from rescue_cli.report.pictures import new_figure
 from rescue_cli.report.table import ResultLine, without_empty_columns
 from rescue_cli.rundir import check_keys, read_json
 from rescue_cli.rundir.planned import format_planned, missing_from_json
@@ -62,9 +62,13 @@ def study_lines(path: Path) -> list[ResultLine]:
             name = f"{path}, row {row['row']}"
             # Without runs in the folder the result is from the records
             missing = missing_from_json(row["runs"]) if row["runs"]["n"] else {}
+            metric = next((key for key in row["paper"] if key in METRICS), "top1")
             lines.append(
-                ResultLine(name, row["recipe"], "-", paper, ours, row["seconds_train"], missing)
-            )
+                ResultLine(
+                    name, row["recipe"], "-", paper, ours, row["seconds_train"], missing,
+                    metric=metric, interval=t_interval(ours, RANGE), note=_row_label(row),
+                )
+            )  # fmt: skip
     return lines
 
 
@@ -89,7 +93,7 @@ def _read_study(path: Path) -> dict[str, Any]:
 
 
 def study_section(path: Path) -> dict[str, Any]:
-    """What `study.html` shows: source, table, picture, and the command that continues the study."""
+    """What `study.html` shows: source, table, and the command that continues the study."""
     study = _read_study(path)
     rows = study["rows"]
     measured = [row for row in rows if row["measured"] is not None]
@@ -103,11 +107,25 @@ def study_section(path: Path) -> dict[str, Any]:
         "total": len(rows),
         "headings": headings,
         "rows": cells,
-        "figure": _plot(measured) if measured else None,
         "has_paper": any(row["paper"] for row in rows),
         "pairs": study["pairs"],
         "command": study["command"],
     }
+
+
+def describe_study(path: Path) -> str:
+    """How much of a study is measured, and how far from the paper, in a sentence."""
+    study = _read_study(path)
+    rows = [row for row in study["rows"] if row["measured"] is not None]
+    apart = [
+        row["measured"]["mean"] - next(iter(row["paper"].values())) for row in rows if row["paper"]
+    ]
+    text = f"{study['study']}: {len(rows)} of {len(study['rows'])} rows are measured"
+    if not apart:
+        return f"{text}."
+    mean = sum(apart) / len(apart)
+    side = "above" if mean > 0 else "below"
+    return f"{text}, on average {abs(mean):.2f} points {side} the paper."
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
@@ -131,38 +149,10 @@ def _number(value: float | None, form: str) -> str:
     return "-" if value is None else format(value, form)
 
 
-def _plot(rows: Sequence[Mapping[str, Any]]) -> Any:
-    """The measured rows with one standard deviation, and the paper's figures."""
-    figure = new_figure(7, 1.2 + 0.32 * len(rows))
-    axes = figure.subplots()
-    places = [-row["row"] for row in rows]
-    axes.errorbar(
-        [row["measured"]["mean"] for row in rows],
-        places,
-        xerr=[row["measured"]["std"] or 0.0 for row in rows],
-        fmt="o",
-        label="measured ± std",
-    )
-    published = [row for row in rows if row["paper"]]
-    axes.scatter(
-        [next(iter(row["paper"].values())) for row in published],
-        [-row["row"] for row in published],
-        marker="D",
-        facecolors="none",
-        edgecolors="tab:red",
-        label="paper" if published else None,
-    )
-    axes.set_yticks(places, [_row_label(row) for row in rows], fontsize=8)
-    axes.set_ylim(min(places) - 0.7, max(places) + 0.7)
-    first = next((metric for row in rows for metric in row["paper"] if metric in METRICS), "top1")
-    axes.set_xlabel(METRICS[first])
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
-    return figure
-
-
 def _row_label(row: Mapping[str, Any]) -> str:
-    return f"{row['row']}: {format_value(next(iter(row['columns'].values())))}"
+    """The value of its first column."""
+    name, value = next(iter(row["columns"].items()))
+    return f"{name} {format_value(value)}"
 
 
 def _paper(row: Mapping[str, Any]) -> str:

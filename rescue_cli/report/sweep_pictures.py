@@ -1,12 +1,13 @@
-"""A sweep's pictures: histograms, one set against another, and the range by epoch."""
+"""Pictures of sweeps: histograms, one set against another, and the range by epoch."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
 from rescue_cli.analysis.sweep import Sweep, metric_label, scores_by_epoch, summarize_sweep
 from rescue_cli.formatting import format_count
-from rescue_cli.report.pictures import new_figure, save_figure
+from rescue_cli.report.pictures import FEW_POINTS, new_figure, save_figure
 
 FEW = 10  # seeds, below which each is a point in place of a histogram
 
@@ -25,9 +26,9 @@ def sweep_figures(sweep: Sweep) -> dict[str, Any]:
     if len(sweep.results) > 1:
         figures["histogram.png"] = _histograms(sweep)
     if len(scores_by_epoch(sweep)) > 1:
-        figures["band.png"] = _band(sweep)
+        figures["band.png"] = plot_bands([sweep])
     if len(sweep.measurements) > 1 and len(sweep.results) > 1:
-        figures["cloud.png"] = _cloud(sweep)
+        figures["cloud.png"] = plot_cloud(sweep)
     return figures
 
 
@@ -54,7 +55,7 @@ def _histograms(sweep: Sweep) -> Any:
     return figure
 
 
-def _cloud(sweep: Sweep) -> Any:
+def plot_cloud(sweep: Sweep) -> Any:
     """The second measurement against the first, one point per seed."""
     first, second = sweep.measurements[:2]
     a, b = sweep.values(first), sweep.values(second)
@@ -80,32 +81,50 @@ def _cloud(sweep: Sweep) -> Any:
     return figure
 
 
-def _band(sweep: Sweep) -> Any:
-    """Mean, standard deviation, minimum and maximum over seeds by epoch."""
-    curves = scores_by_epoch(sweep)
-    epochs = list(curves)
-    figure = new_figure(6, 3.6)
+def plot_bands(sweeps: Sequence[Sweep]) -> Any:
+    """Mean, minimum and maximum over seeds by epoch, of several sweeps on the same axes.
+
+    A sweep alone has its standard deviation as well. None where no sweep was evaluated twice.
+    """
+    curves = {sweep.path: scores_by_epoch(sweep) for sweep in sweeps if sweep.results}
+    shown = [sweep for sweep in sweeps if len(curves.get(sweep.path, ())) > 1]
+    if not shown:
+        return None
+    shown = [sweep for sweep in shown if metric_label(sweep) == metric_label(shown[0])]
+    figure = new_figure(4.8, 3.2)
     axes = figure.subplots()
-    means = [mean(values) for values in curves.values()]
-    spreads = [stdev(values) if len(values) > 1 else 0.0 for values in curves.values()]
-    low = [m - s for m, s in zip(means, spreads, strict=True)]
-    high = [m + s for m, s in zip(means, spreads, strict=True)]
-    if len(sweep.results) > 1:
-        axes.fill_between(
-            epochs,
-            [min(v) for v in curves.values()],
-            [max(v) for v in curves.values()],
-            alpha=0.15,
-            label="min to max",
-        )
-        axes.fill_between(epochs, low, high, alpha=0.3, label="one standard deviation")
-    axes.plot(epochs, means, label="mean")
-    axes.set_title(
-        f"{sweep.measurements[0]}: {format_count(len(sweep.results), 'seed')}", fontsize=10
-    )
+    for number, sweep in enumerate(shown):
+        _plot_band(axes, sweep, curves[sweep.path], f"C{number % 10}", alone=len(shown) == 1)
+    epochs = [epoch for sweep in shown for epoch in curves[sweep.path]]
     axes.set_xlabel("epoch")
     axes.xaxis.get_major_locator().set_params(integer=all(float(e).is_integer() for e in epochs))
-    axes.set_ylabel(metric_label(sweep))
+    axes.set_ylabel(metric_label(shown[0]))
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     return figure
+
+
+def _plot_band(
+    axes: Any, sweep: Sweep, curves: Mapping[float, Sequence[float]], colour: str, *, alone: bool
+) -> None:
+    epochs, values = list(curves), list(curves.values())
+    means = [mean(each) for each in values]
+    name = f"{sweep.path}: mean of {format_count(len(sweep.results), 'seed')}"
+    mark = "o" if len(epochs) < FEW_POINTS else None
+    axes.plot(epochs, means, color=colour, label="mean" if alone else name, marker=mark,
+              markersize=4)  # fmt: skip
+    if len(sweep.results) > 1:
+        axes.fill_between(
+            epochs, list(map(min, values)), list(map(max, values)), color=colour, alpha=0.15,
+            linewidth=0, label="min to max" if alone else None,
+        )  # fmt: skip
+    if alone:
+        if len(sweep.results) > 1:
+            spreads = [stdev(each) for each in values]
+            low = [m - s for m, s in zip(means, spreads, strict=True)]
+            high = [m + s for m, s in zip(means, spreads, strict=True)]
+            axes.fill_between(epochs, low, high, color=colour, alpha=0.3, linewidth=0,
+                              label="one standard deviation")  # fmt: skip
+        axes.set_title(
+            f"{sweep.measurements[0]}: {format_count(len(sweep.results), 'seed')}", fontsize=10
+        )

@@ -36,8 +36,14 @@ class ResultLine:
     set: str
     paper: "Sample | None"
     measured: "Sample"
-    seconds: float | None  # of training: the mean of the runs
+    seconds: float | None  # of training: the mean of the runs; None of an evaluation
     missing: Mapping[Any, MissingRun] = field(default_factory=dict)  # planned runs without a result
+    metric: str = "top1"
+    # 95 %: of a mean over new seeds, of a single network over new test images; None: unknown
+    interval: tuple[float, float] | None = None
+    seeds: Mapping[int, float] = field(default_factory=dict)  # percent by seed, of a sweep
+    images: int | None = None  # in the test set
+    note: str = ""  # what distinguishes a study's row
 
     @property
     def cells(self) -> list[str]:

@@ -10,7 +10,7 @@ from rescue_cli.analysis.lr_range import Curves
 from rescue_cli.analysis.tuning import Decision, Outcome, Verdict
 from rescue_cli.report.html import render
 from rescue_cli.report.lr_range import scale_loss_axis
-from rescue_cli.report.pictures import new_figure
+from rescue_cli.report.pictures import PANEL, new_figure
 
 
 def tuning_title(recipe: str, verdict: Verdict | None) -> str:
@@ -43,46 +43,48 @@ def render_tuning_page(
 
 
 def _section(decision: Decision) -> dict[str, Any]:
-    figures = {}
-    if decision.ranges:
-        figures["loss over the learning rate"] = _plot_ranges(decision.ranges)
-    if decision.outcomes:
-        figures["held-out loss and accuracy"] = _plot_outcomes(decision.outcomes)
     return {
         "heading": f"{decision.step.capitalize()}: {decision.chosen}",
         "why": f"{decision.why[:1].upper()}{decision.why[1:]}.",
         "tried": decision.tried,
-        "figures": figures,
+        "figures": {**_plot_ranges(decision.ranges), **_plot_outcomes(decision.outcomes)},
     }
 
 
-def _plot_outcomes(outcomes: Sequence[Outcome]) -> Any:
+def _plot_outcomes(outcomes: Sequence[Outcome]) -> dict[str, Any]:
     """Held-out loss and accuracy over the run, a line for each run."""
-    figure = new_figure(10, 3.4)
-    loss, accuracy = figure.subplots(1, 2)
-    for outcome in outcomes:
-        share = [100 * (i + 1) / len(outcome.losses) for i in range(len(outcome.losses))]
-        loss.plot(share, outcome.losses, marker=".", label=outcome.name)
-        accuracy.plot(share, outcome.accuracies, marker=".", label=outcome.name)
-    for axes, title in ((loss, "held-out loss"), (accuracy, "held-out top-1 %")):
-        axes.set_title(title, fontsize=10)
-        axes.set_xlabel("% of the run")
-        axes.grid(alpha=0.3)
+    figures = {}
+    for title in ("held-out loss", "held-out top-1 %") if outcomes else ():
+        figures[title], axes = _panel(title, "% of the run")
+        for outcome in outcomes:
+            values = outcome.losses if title == "held-out loss" else outcome.accuracies
+            share = [100 * (i + 1) / len(values) for i in range(len(values))]
+            axes.plot(share, values, marker=".", label=outcome.name)
         axes.legend(fontsize=7)
-    return figure
+    return figures
 
 
-def _plot_ranges(ranges: Sequence[Curves]) -> Any:
-    """Training and held-out loss over the learning rate."""
-    figure = new_figure(10, 3.4)
-    for axes, curves in zip(figure.subplots(1, len(ranges), squeeze=False)[0], ranges, strict=True):
+def _plot_ranges(ranges: Sequence[Curves]) -> dict[str, Any]:
+    """Training and held-out loss over the learning rate, a picture for each run."""
+    figures = {}
+    for curves in ranges:
+        of = f" (seed {curves.seed})" if len(ranges) > 1 else ""
+        title = f"loss over the learning rate{of}"
+        figures[title], axes = _panel(title, "learning rate")
         for name, values in (("training", curves.train_losses), ("held-out", curves.test_losses)):
             axes.plot(curves.rates, smooth(values), label=f"{name}, smoothed")
         if curves.rates[-1] > 100 * max(curves.rates[0], 1e-12):
             axes.set_xscale("log")
         scale_loss_axis(axes, [*curves.train_losses, *curves.test_losses])
-        axes.set_title("loss over the learning rate", fontsize=10)
-        axes.set_xlabel("learning rate")
-        axes.grid(alpha=0.3)
         axes.legend(fontsize=7)
-    return figure
+    return figures
+
+
+def _panel(title: str, below: str) -> tuple[Any, Any]:
+    """A picture of its own, and its axes."""
+    figure = new_figure(*PANEL)
+    axes = figure.subplots()
+    axes.set_title(title, fontsize=10)
+    axes.set_xlabel(below)
+    axes.grid(alpha=0.3)
+    return figure, axes

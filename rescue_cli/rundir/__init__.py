@@ -11,8 +11,8 @@ from rescue_cli.rundir.files import (
     write_text,
 )
 from rescue_cli.rundir.reading import (
+    Reached,
     check_keys,
-    last_epoch,
     read_arrays,
     read_command,
     read_curve,
@@ -21,6 +21,7 @@ from rescue_cli.rundir.reading import (
     read_identity,
     read_json,
     read_metrics,
+    read_reached,
     read_result,
     read_text,
 )
@@ -28,9 +29,9 @@ from rescue_cli.rundir.reading import (
 __all__ = [
     "CROSS_VALIDATED",
     "FailureRecord",
+    "Reached",
     "RunDirectory",
     "check_keys",
-    "last_epoch",
     "read_arrays",
     "read_command",
     "read_curve",
@@ -39,6 +40,7 @@ __all__ = [
     "read_identity",
     "read_json",
     "read_metrics",
+    "read_reached",
     "read_result",
     "read_text",
     "remove_partial_files",

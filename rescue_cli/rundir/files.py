@@ -68,6 +68,11 @@ class RunDirectory:
         return self.path / ".lock"
 
     @property
+    def step(self) -> Path:
+        """The step that a run at work has reached, for the progress of a command of many runs."""
+        return self.path / ".step"
+
+    @property
     def last(self) -> Path:
         return self.path / "checkpoints" / "last.pt"
 

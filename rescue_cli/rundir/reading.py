@@ -3,6 +3,7 @@
 People copy, edit and truncate these files, and disks fail, so every value that is used is checked.
 """
 
+import contextlib
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -314,16 +315,48 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
         yield entry
 
 
-def last_epoch(path: Path) -> float:
-    """The epoch of the last complete line of `metrics.jsonl`, for a progress bar; 0 on errors."""
+@dataclass(frozen=True)
+class Reached:
+    """How far a run is, for a progress bar."""
+
+    epoch: float = 0.0
+    loss: float | None = None  # of training
+    score: tuple[str, float] | None = None  # the last evaluation's heading and main metric
+
+
+def read_reached(run: RunDirectory) -> Reached:
+    """From the end of `metrics.jsonl`, and from the step that a run at work has noted.
+
+    Errors count as nothing reached: they are raised where a result is read.
+    """
+    epoch, loss, score = 0.0, None, None
+    for line in _last_lines(run.metrics):
+        epoch = float(line["epoch"]) if POSITIVE.holds(line.get("epoch")) else epoch
+        if line.get("kind") == "train" and NUMBER.holds(line.get("loss")):
+            loss = float(line["loss"])
+        for metric in metric_names(line)[:1]:
+            if PERCENT.holds(line[metric]):
+                score = (METRICS[metric].removesuffix(" %"), float(line[metric]))
+    try:
+        noted = float(run.step.read_text())
+    except (OSError, ValueError):
+        noted = 0.0
+    return Reached(max(epoch, noted) if EPOCH.holds(noted) else epoch, loss, score)
+
+
+def _last_lines(path: Path) -> list[dict[str, Any]]:
+    """The complete lines at the end of a file of JSON objects; fewer on errors."""
     try:
         with path.open("rb") as file:
             file.seek(max(0, path.stat().st_size - LINE))
             lines = file.read().split(b"\n")[:-1]
-        epoch = json.loads(lines[-1])["epoch"]
-    except (OSError, ValueError, LookupError, TypeError, RecursionError):
-        return 0.0
-    return float(epoch) if POSITIVE.holds(epoch) else 0.0
+    except OSError:
+        return []
+    values = []
+    for line in lines:
+        with contextlib.suppress(ValueError, RecursionError):  # the first may be cut
+            values.append(json.loads(line))
+    return [value for value in values if isinstance(value, dict)]
 
 
 def read_arrays(path: Path, *names: str) -> dict[str, "NDArray[np.generic]"]:

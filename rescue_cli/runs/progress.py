@@ -1,17 +1,19 @@
 """The progress of the runs of one command: a line for each that ends, and a bar on a terminal."""
 
-import sys
-import time
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType, TracebackType
-from typing import Any, Self
+from typing import Self
 
 from rescue_cli.errors import StoppedError
+from rescue_cli.formatting import format_count
 from rescue_cli.recipe import Recipe
-from rescue_cli.rundir import RunDirectory, last_epoch, read_json
+from rescue_cli.rundir import Reached, RunDirectory, read_json, read_reached
 from rescue_cli.runs.pool import EndedRun
+from rescue_cli.terminal import TimeLeft, make_bar
 
+SHOWN_RUNS = 4  # at work at the same time, each with a line of its own
 _NONE: Mapping[Path, float] = MappingProxyType({})
 
 
@@ -32,10 +34,12 @@ class Progress:
             for path, recipe in runs.items()
         }
         self.ended: set[Path] = set()
-        self.started, self.before = time.monotonic(), self._epochs_done()
+        self.reached: dict[Path, Reached] = {}
+        self.folder = Path(os.path.commonpath([path.parent for path in runs])) if runs else Path()
+        self.left = TimeLeft(sum(self.epochs.values()), self._epochs_done())
         self.printed: set[str] = set()  # notes about the data, which most runs share
         self.console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
-        self.bar = _bar(self)
+        self.bar = make_bar(sum(self.epochs.values()), self.console, self._read)
 
     def __enter__(self) -> Self:
         self.bar.start()
@@ -55,22 +59,14 @@ class Progress:
             self.console.print(f"{ended.path}: {ended.error}")
             return
         self.ended.add(ended.path)
+        self.left.update(self._epochs_done())
         result = RunDirectory(ended.path).result
         notes = read_json(result).get("notes", []) if not ended.error and result.exists() else []
         for line in notes:
             if line not in self.printed:
                 self.printed.add(line)
                 self.console.print(line)
-        self.console.print(f"{text}; {len(self.ended)} of {len(self.epochs)}, {self.time_left()}")
-
-    def time_left(self) -> str:
-        """`3 min 20 s left`, or `time unknown`."""
-        done = self._epochs_done()
-        if done <= self.before:
-            return "time unknown"
-        spent = time.monotonic() - self.started
-        rest = sum(self.epochs.values()) - done
-        return f"{format_duration(spent * rest / (done - self.before))} left"
+        self.console.print(f"{text}; {len(self.ended)} of {len(self.epochs)}, {self.left}")
 
     def _epochs_done(self) -> float:
         """The epochs of runs that have ended, however they did, and of those at work."""
@@ -79,44 +75,35 @@ class Progress:
             if path in self.ended:
                 done += epochs
             else:
-                trained = last_epoch(RunDirectory(path).metrics) - self.skipped[path]
+                self.reached[path] = read_reached(RunDirectory(path))
+                trained = self.reached[path].epoch - self.skipped[path]
                 done += min(epochs, max(0.0, trained))
         return done
 
+    def _read(self) -> tuple[float, str, str, list[list[str]]]:
+        """What the bar shows: see `make_bar`."""
+        done = self._epochs_done()
+        self.left.watch(done)
+        at_work = [path for path in self.epochs if self._is_at_work(path)]
+        lines = [self._describe(path) for path in at_work[:SHOWN_RUNS]]
+        if len(at_work) > SHOWN_RUNS:
+            lines.append([f"and {len(at_work) - SHOWN_RUNS} more"])
+        count = f"{len(self.ended)} of {format_count(len(self.epochs), 'run')}"
+        return done, count, str(self.left), lines
 
-def _bar(progress: Progress) -> Any:
-    """On a terminal, a bar that is updated once a second from the run directories."""
-    from rich.progress import BarColumn, TextColumn
-    from rich.progress import Progress as RichProgress
+    def _is_at_work(self, path: Path) -> bool:
+        return path not in self.ended and RunDirectory(path).log.exists() and not (
+            RunDirectory(path).result.exists() or RunDirectory(path).failure.exists()
+        )  # fmt: skip
 
-    class RunsBar(RichProgress):
-        def get_renderables(self) -> Any:
-            for task in self.tasks:
-                self.update(
-                    task.id,
-                    completed=progress._epochs_done(),
-                    runs=f"{len(progress.ended)}/{len(progress.epochs)} runs",
-                    left=progress.time_left(),
-                )
-            return super().get_renderables()
-
-    bar = RunsBar(
-        TextColumn("{task.fields[runs]}"),
-        BarColumn(bar_width=20),
-        TextColumn("{task.fields[left]}"),
-        console=progress.console,
-        disable=not sys.stderr.isatty(),
-        refresh_per_second=1,
-        transient=True,
-    )
-    bar.add_task("", total=sum(progress.epochs.values()), runs="", left="")
-    return bar
-
-
-def format_duration(seconds: float) -> str:
-    """`20 s`, `3 min 20 s`, `2 h 5 min`."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, beyond = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {beyond} min"
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+    def _describe(self, path: Path) -> list[str]:
+        """`seed-2: epoch 3.4 of 10`, `loss 0.412`, `top-1 83.20 %`: what a run at work does."""
+        reached, epochs = self.reached[path], self.skipped[path] + self.epochs[path]
+        name = path.relative_to(self.folder)
+        parts = [f"{name}: " + (f"epoch {reached.epoch:.1f} of {epochs:g}" if reached.epoch else
+                                "preparing")]  # fmt: skip
+        if reached.loss is not None:
+            parts.append(f"loss {reached.loss:.3f}")
+        if reached.score is not None:
+            parts.append("{} {:.2f} %".format(*reached.score))
+        return parts

@@ -379,4 +379,4 @@ def test_an_evaluation_counts_its_batches_on_a_terminal_and_nowhere_else(
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     noted = rescue("eval", "run", "eval.batch_size=4").err
     last = [line for line in noted.splitlines() if "batches evaluated" in line][-1]
-    assert re.search(r"(\d+)/\1 ", last)
+    assert re.search(r"(\d+) of \1 batches evaluated", last)

@@ -63,5 +63,9 @@ def test_the_page_of_a_sweep_and_a_study_opens_without_console_messages(
             assert page.evaluate("document.documentElement.scrollWidth") <= width
             broken = "[...document.images].filter(image => !image.naturalWidth).length"
             assert page.evaluate(broken) == 0
+            chart = page.locator(".chart").first.bounding_box()
+            assert chart["y"] + chart["height"] < height, "the result is the first thing to see"
+            texts = page.locator(".chart text").all()
+            assert min(text.bounding_box()["height"] for text in texts) >= 11
             page.screenshot(path=SCREENSHOTS / f"report-{scheme}-{width}.png", full_page=True)
             page.close()

@@ -10,8 +10,18 @@ from typing import Any
 import numpy as np
 import pytest
 
+from rescue_cli import recipe as recipes
+from rescue_cli.build.optimizers import build_schedules
 from rescue_cli.report.fonts import use_fallback_fonts
-from rescue_cli.report.pictures import draw_run, new_figure, plot_curves, plot_samples, save_figure
+from rescue_cli.report.pictures import (
+    curve_panels,
+    draw_run,
+    new_figure,
+    plot_curves,
+    plot_samples,
+    save_figure,
+    scheduled_rates,
+)
 
 
 def boxes_of(figure: Any, artists: Sequence[Any]) -> list[Any]:
@@ -85,6 +95,64 @@ def test_curves_have_room_for_the_numbers_at_their_axes(
         title, power = axes.title, axes.yaxis.get_offset_text()
         words = boxes_of(figure, [title, axes.xaxis.label, *([power] if power.get_text() else [])])
         assert not any(a.overlaps(b) for a, b in combinations([*words, frame], 2))
+
+
+def lines_of(epochs: int, **values: object) -> list[dict[str, Any]]:
+    """`metrics.jsonl` of a run with a line at each epoch's end."""
+    view = {"set": "test", "size": 28, "crop": 1.0, "tta": "none", "count": 1000}
+    lines: list[dict[str, Any]] = []
+    for epoch in range(1, epochs + 1):
+        at = {"epoch": epoch, "step": 10 * epoch, "loss": 2 / epoch, "lr": 0.1, "momentum": None}
+        lines.append({"kind": "train", **at})
+        lines.append({"kind": "eval", **at, **view, "top1": 90 - 50 / epoch, **values})
+    return lines
+
+
+def test_a_panel_without_data_is_left_out() -> None:
+    lines = lines_of(3)
+    assert [p.title for p in curve_panels(lines)] == ["loss", "top-1 %", "learning rate"]
+    train = [line for line in lines if line["kind"] == "train"]
+    assert [p.title for p in curve_panels(train)] == ["loss", "learning rate"]
+    moving = [{**line, "momentum": 0.9 - line["epoch"] / 100} for line in train]
+    assert [p.title for p in curve_panels(moving)] == ["loss", "learning rate", "momentum"]
+    tests = [{**line, "loss": None} for line in lines if line["kind"] == "eval"]
+    assert [p.title for p in curve_panels(tests)] == ["top-1 %"]
+    assert curve_panels([]) == []
+
+
+def test_each_set_has_one_colour_in_all_panels_and_a_marker_at_each_evaluation() -> None:
+    other = [{**line, "set": "v2"} for line in lines_of(3) if line["kind"] == "eval"]
+    without_loss = [{**line, "set": "real", "loss": None} for line in other]
+    lines = sorted([*lines_of(3), *without_loss, *other], key=lambda line: line["step"])
+    loss, accuracy, _ = plot_curves(lines).axes
+    colours: dict[str, set[str]] = {}
+    for axes in (loss, accuracy):
+        for line in axes.lines:
+            colours.setdefault(line.get_label(), set()).add(line.get_color())
+            assert (line.get_marker() == "o") == (line.get_label() != "training")
+    assert set(colours) == {"training", "test", "v2", "real"}
+    assert all(len(each) == 1 for each in colours.values())
+    assert len(set.union(*colours.values())) == 4
+
+
+@pytest.mark.parametrize(("count", "title"), [(20, "top-1 %; one image: 5"), (5000, "top-1 %")])
+def test_an_axis_says_what_one_image_is_where_it_is_visible(count: int, title: str) -> None:
+    _, accuracy, _ = plot_curves(lines_of(4, count=count)).axes
+    assert accuracy.get_title() == title
+
+
+def test_the_learning_rate_is_drawn_with_its_warm_up() -> None:
+    """The lines begin after the warm-up, at the end of the first epoch."""
+    schedule = "schedule={name: cosine, warmup_epochs: 1, warmup_lr: 0.01, min_lr: 0, per: step}"
+    recipe = recipes.load("quickstart", [schedule, "optim.lr=0.5", "train.epochs=4"])
+    rates, _ = build_schedules(recipe, 10)[0]
+    lines = [{**line, "lr": rates(line["step"] - 1).lr} for line in lines_of(4)]
+    drawn = scheduled_rates(recipe, lines)
+    assert [row["lr"] for row in drawn[:11]] == [rates(step).lr for step in range(11)]
+    assert (drawn[0]["epoch"], drawn[0]["lr"]) == (0, 0.01)
+    assert len(drawn) == 40
+    lines[0]["lr"] *= 1.01
+    assert scheduled_rates(recipe, lines) == [], "another schedule than the recipe's was used"
 
 
 NAMES = ["猫", "US$ and $x$", "Äpfel", "मछली 🐟", 'say "cheese"']

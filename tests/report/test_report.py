@@ -9,11 +9,15 @@ from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from rescue_cli import recipe as recipes
+from rescue_cli.analysis.accuracy import accuracy_interval
 from rescue_cli.analysis.stats import Sample
 from rescue_cli.report import page
+from rescue_cli.report.answer import strip_charts
+from rescue_cli.report.table import ResultLine
 from tests.conftest import Rescue
 from tests.helpers.processes import start
 from tests.helpers.synthetic_runs import made_sweep
@@ -22,7 +26,7 @@ TINY = (
     "model.width=4", "data.subset=[256,200]", "train.batch_size=32",
     "train.device_batch_size=32", "train.epochs=2",
 )  # fmt: skip
-VOID = {"meta", "link", "img", "br", "hr", "input"}
+VOID = {"meta", "link", "img", "br", "hr", "input", "wbr"}
 
 
 class Nesting(HTMLParser):
@@ -70,11 +74,11 @@ def test_the_page_is_valid_small_and_fetches_nothing(
     nesting.feed(text)
     assert nesting.open == []
     assert len(nesting.fetched) >= 4
-    assert all(source.startswith("data:image/png;base64,") for source in nesting.fetched)
+    assert all(source.startswith("data:image/") for source in nesting.fetched)
     assert "prefers-color-scheme:dark" in text
     assert "width=device-width" in text
     assert re.findall(r"<h2>([^<]*)</h2>", text) == [
-        "Comparison", "run", "sweep: 3 seeds", "Logits",
+        "Comparison", "By epoch", "run", "sweep: 3 seeds",
     ]  # fmt: skip
     for message in (
         "To repeat this run:",
@@ -85,6 +89,108 @@ def test_the_page_is_valid_small_and_fetches_nothing(
     assert "model.width" in text
     assert "The recipe is the same as that of run." in text
     assert json.loads(rescue("compare", *made, "--json").out)["claim"] in unescape(text)
+
+
+def heading(text: str) -> str:
+    """The page's first heading, without its tags."""
+    found = re.search(r"<h1>(.*?)</h1>", text)
+    assert found is not None
+    return unescape(re.sub("<[^>]*>", "", found[1]))
+
+
+def test_the_page_opens_with_the_answer(
+    rescue: Rescue, made: tuple[str, str], tmp_path: Path
+) -> None:
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert rescue("report", "run").code == 0
+    opening = heading((tmp_path / "report.html").read_text())
+    low, high = accuracy_interval(result)
+    assert opening.startswith(
+        f"run: {result['top1']:.2f} % top-1 on 200 test images (95 %: {low:.1f} to {high:.1f}); "
+        'always answering "'
+    )
+    assert opening.endswith(" gives 10.0.")
+    assert rescue("report", "sweep").code == 0
+    assert heading((tmp_path / "report.html").read_text()).startswith(
+        "sweep: 41.00 % top-1 on 200 test images, the mean of 3 seeds (95 %: 38.5 to 43.5)"
+    )
+    assert rescue("report", *made).code == 0
+    claim = json.loads(rescue("compare", *made, "--json").out)["claim"]
+    text = (tmp_path / "report.html").read_text()
+    assert claim.startswith(heading(text))
+    assert text.index("<h1>") < text.index('class="chart"') < text.index("<table")
+
+
+@pytest.mark.usefixtures("made")
+def test_evaluations_of_a_run_are_on_its_page(rescue: Rescue, tmp_path: Path) -> None:
+    assert rescue("eval", "run", "--tta", "none,flip").code == 0
+    rows = json.loads(rescue("report", "run", "--json").out)
+    evaluated = [("run/evals/0", "test none"), ("run/evals/0", "test flip")]
+    assert [(row["path"], row["set"]) for row in rows] == [("run", "test"), *evaluated]
+    assert [row["seconds_train"] is None for row in rows] == [False, True, True]
+    rows = json.loads(rescue("report", "run", "run/evals/0", "--json").out)
+    assert len(rows) == 3, "none is listed twice"
+    assert rescue("report", "run").code == 0
+    text = (tmp_path / "report.html").read_text()
+    assert text.count("<td>last step</td>") == 1
+    assert text.count("<td>evals/<wbr>0</td>") == 2
+
+
+@pytest.mark.usefixtures("made")
+def test_logits_are_drawn_only_where_asked(rescue: Rescue, tmp_path: Path) -> None:
+    for options, drawn in (((), False), (("--logits",), True)):
+        assert rescue("report", "run", *options).code == 0
+        assert ("<h2>Logits</h2>" in (tmp_path / "report.html").read_text()) == drawn
+
+
+def test_results_share_an_axis_on_which_positions_are_in_proportion() -> None:
+    lines = [
+        ResultLine("a", "r", "test", None, Sample(90, 1, 3), 1.0, interval=(88, 92),
+                   seeds={0: 89, 1: 90, 2: 91}),
+        ResultLine("b", "r", "test", Sample(96, None, 1), Sample(94, None, 1), 1.0),
+        ResultLine("c", "r", "test", None, Sample(50, None, 1), 1.0, metric="miou"),
+    ]  # fmt: skip
+    chart, other = strip_charts(lines)
+    a, b = chart["rows"]
+    at = {88: a["interval"][0], 90: a["x"], 92: a["interval"][1], 89: a["first"], 94: b["x"],
+          96: b["paper"], **{float(text): x for x, text in chart["ticks"]}}  # fmt: skip
+    assert at[88] == 8, "what is lowest and what is highest leave a margin"
+    assert at[96] == 92
+    for value, x in at.items():
+        assert x == pytest.approx(8 + 84 * (value - 88) / 8, abs=0.01)
+    assert a["seeds"] == [at[90], pytest.approx(39.5)], "seed 0 is drawn by itself"
+    assert len(chart["ticks"]) >= 2
+    assert other["rows"][0]["x"] == 50
+
+
+def test_an_evaluation_is_named_within_its_run() -> None:
+    paths = ["x/run", "x/run/evals/0", "x/run/evals/1", "x/other/evals/2"]
+    lines = [ResultLine(path, "r", "t", None, Sample(9, None, 1), None) for path in paths]
+    (chart,) = strip_charts(lines)
+    names = [row["name"] for row in chart["rows"]]
+    assert names == ["x/run", "evals/0", "evals/1", "x/other/evals/2"]
+
+
+def test_a_confusion_matrix_has_counts_where_classes_are_small(tmp_path: Path) -> None:
+    def cells(counts: list[list[int]]) -> tuple[str, list[list[str]]]:
+        matrix = np.array(counts)
+        names = np.array([f"class {n}" for n in range(len(counts))])
+        per_class = 100 * np.diag(matrix) / matrix.sum(1)
+        np.savez(tmp_path / "a.npz", confusion=matrix, classes=names, per_class=per_class)
+        table = page._confusion("test", tmp_path / "a.npz")
+        assert table is not None
+        return table.get("unit", ""), [
+            row if isinstance(row, list) else [cell["text"] for cell in row["cells"]]
+            for row in table["rows"]
+        ]
+
+    assert cells([[9, 1], [0, 300]]) == ("images", [["9", "1"], ["", "300"]])
+    assert cells([[150, 50], [0, 300]]) == ("percent of each class", [["75", "25"], ["", "100"]])
+    many = np.diag([50] * 30)
+    many[3, 4], many[7, 1] = 9, 11
+    assert cells(many.tolist()) == (
+        "", [["class 7", "class 1", "11", "61"], ["class 3", "class 4", "9", "59"]]
+    )  # fmt: skip
 
 
 def test_runs_on_other_test_images_are_not_compared(
@@ -99,7 +205,7 @@ def test_runs_on_other_test_images_are_not_compared(
     refused = rescue("compare", made[0], "other")
     assert refused.code == 2
     assert "Evaluate them on the same images: rescue eval." in refused.err
-    assert re.findall(r"<h2>([^<]*)</h2>", text)[1] == "other: 1 seed"
+    assert re.findall(r"<h2>([^<]*)</h2>", text)[-1] == "other: 1 seed"
 
 
 def test_a_papers_figure_is_shown_only_for_an_unchanged_recipe() -> None:
