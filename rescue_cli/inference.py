@@ -19,7 +19,7 @@ from rescue_cli.build.weights import Source, check_changes, find_weights, known_
 from rescue_cli.errors import DataError, UsageError
 from rescue_cli.recipe import Recipe
 from rescue_cli.recipe.changes import given_keys, is_given
-from rescue_cli.sections.data import FACTS, channels_of, imagenet_class_names
+from rescue_cli.sections.data import FACTS, channels_of, facts_of, imagenet_class_names
 from rescue_cli.sections.data.decode import UNREADABLE, centre_crop, describe_error, read_image
 from rescue_cli.sections.data.decoding_notes import describe_files
 from rescue_cli.sections.data.listing import (
@@ -218,7 +218,7 @@ def _read(path: Path, recipe: Recipe, reading: Reading) -> Tensor:
 def _crop(image: Image.Image, recipe: Recipe) -> Tensor:
     """The centre crop that the network sees, (C, size, size) uint8."""
     evaluation = recipe.eval
-    if FACTS[recipe.data.name].channels == 1:
+    if facts_of(recipe.data.name, recipe.data).channels == 1:
         image = Image.fromarray(np.array(image.convert("L"))).convert("RGB")
     view = evaluation.sizes[0], evaluation.crops[0], evaluation.interpolation, evaluation.resize
     return centre_crop(image, *view)[: channels_of(recipe.data.name, recipe.data)]

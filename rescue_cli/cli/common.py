@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -11,6 +12,7 @@ from rich.table import Table
 from rescue_cli import recipe as recipes
 from rescue_cli.cli.command import App, Group
 from rescue_cli.recipe import architectures
+from rescue_cli.recipe.own import give
 from rescue_cli.runs.console import note
 
 if TYPE_CHECKING:
@@ -70,6 +72,18 @@ Epochs = Annotated[
 Device = Annotated[str | None, typer.Option(help="cpu or cuda; default: cuda if available.")]
 Procs = Annotated[int | None, typer.Option(help="Number of processes (torchrun).", min=1)]
 Workers = Annotated[int | None, typer.Option(help="Data loader workers per process.", min=0)]
+
+
+def _give(files: list[Path] | None) -> list[Path] | None:
+    """Lets the command run the files, before it reads a recipe."""
+    give(files or [])
+    return files
+
+
+With = Annotated[
+    list[Path] | None,
+    typer.Option("--with", metavar="FILE", callback=_give, help="Python file of your own to run."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
@@ -141,6 +155,8 @@ def _summary(result: Mapping[str, Any]) -> str:
             f"{result['epochs']:g} epoch{'' if result['epochs'] == 1 else 's'}, "
             f"{result['steps']:,} steps" + _format_memory(result)
         )
+    if result.get("code"):
+        lines.append(f"code of your own: {result['code']}")
     return "\n".join([*lines, *_times(result)])
 
 

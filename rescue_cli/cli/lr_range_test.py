@@ -11,7 +11,16 @@ from rescue_cli.analysis.lr_range import Ramp
 from rescue_cli.analysis.lr_range_runs import RangeTest, plan_runs, train_runs
 from rescue_cli.cli import common
 from rescue_cli.cli.command import ComputingVerb, example_and_next
-from rescue_cli.cli.common import Architecture, Device, Json, Overrides, Procs, RecipeName, Workers
+from rescue_cli.cli.common import (
+    Architecture,
+    Device,
+    Json,
+    Overrides,
+    Procs,
+    RecipeName,
+    With,
+    Workers,
+)
 from rescue_cli.errors import UsageError
 from rescue_cli.metrics.names import METRICS
 from rescue_cli.recipe import Recipe
@@ -35,6 +44,7 @@ ROWS = 12  # of the printed table
 def lr_range_test(
     overrides: Overrides = None,
     recipe: RecipeName = None,
+    _code: With = None,
     from_: Annotated[
         str | None, typer.Option("--from", help="Starting weights: a run, a file, or timm:NAME.")
     ] = None,

@@ -13,7 +13,7 @@ from rescue_cli.analysis.sweep import Sweep, parse_seeds, read_sweep, summarize_
 from rescue_cli.build.expand import expand_options
 from rescue_cli.cli import common
 from rescue_cli.cli.command import ComputingVerb, example_and_next
-from rescue_cli.cli.common import Device, Epochs, Json, Model, Overrides, RecipeName, Workers
+from rescue_cli.cli.common import Device, Epochs, Json, Model, Overrides, RecipeName, With, Workers
 from rescue_cli.errors import UsageError
 from rescue_cli.rundir import write_json, write_text
 from rescue_cli.runs.console import note
@@ -41,6 +41,7 @@ class Where(StrEnum):
 def seed_sweep(
     overrides: Overrides = None,
     recipe: RecipeName = None,
+    _code: With = None,
     model: Model = None,
     epochs: Epochs = None,
     seeds: Annotated[str, typer.Option(help="Number of seeds, or a list: 0-9 or 3,7,11.")] = "5",

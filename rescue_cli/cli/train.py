@@ -12,7 +12,17 @@ from rescue_cli.api import train_in
 from rescue_cli.build.expand import expand_options, smoke_overrides, subset_override, warn_of_batch
 from rescue_cli.cli import common
 from rescue_cli.cli.command import ComputingVerb, example_and_next
-from rescue_cli.cli.common import Device, Epochs, Json, Model, Overrides, Procs, RecipeName, Workers
+from rescue_cli.cli.common import (
+    Device,
+    Epochs,
+    Json,
+    Model,
+    Overrides,
+    Procs,
+    RecipeName,
+    With,
+    Workers,
+)
 from rescue_cli.errors import UnexpectedError, UsageError
 from rescue_cli.recipe import Recipe
 from rescue_cli.rundir import RunDirectory, read_result
@@ -60,6 +70,7 @@ class Changes:
 def train(
     overrides: Overrides = None,
     recipe: RecipeName = None,
+    _code: With = None,
     model: Model = None,
     epochs: Epochs = None,
     out: Annotated[Path | None, typer.Option(help="Run directory; default: runs/RECIPE/N.")] = None,

@@ -12,7 +12,16 @@ from rescue_cli.analysis.sweep import PREFIX, Sweep, parse_seeds, read_sweep
 from rescue_cli.build.expand import expand_options
 from rescue_cli.cli import common
 from rescue_cli.cli.command import ComputingVerb, example_and_next
-from rescue_cli.cli.common import Architecture, Device, Epochs, Json, Overrides, RecipeName, Workers
+from rescue_cli.cli.common import (
+    Architecture,
+    Device,
+    Epochs,
+    Json,
+    Overrides,
+    RecipeName,
+    With,
+    Workers,
+)
 from rescue_cli.errors import RescueError, UsageError
 from rescue_cli.recipe import Recipe
 from rescue_cli.rundir import RunDirectory, read_failure
@@ -43,6 +52,7 @@ def transfer(
     ] = None,
     to: Annotated[str | None, typer.Option(help="A data set, or a folder of your own.")] = None,
     recipe: RecipeName = None,
+    _code: With = None,
     model: Architecture = None,
     epochs: Epochs = None,
     seeds: Annotated[str, typer.Option(help="Number of seeds, or a list: 0-9 or 3,7,11.")] = "1",

@@ -11,7 +11,7 @@ from rescue_cli.analysis.tuning import UNCHANGED, Verdict, decision_to_json, jud
 from rescue_cli.analysis.tuning_search import Tuner
 from rescue_cli.cli import common
 from rescue_cli.cli.command import ComputingVerb, example_and_next
-from rescue_cli.cli.common import Device, Json, Overrides, RecipeName, Workers
+from rescue_cli.cli.common import Device, Json, Overrides, RecipeName, With, Workers
 from rescue_cli.errors import RescueError
 from rescue_cli.report.tuning_page import render_tuning_page, tuning_title
 from rescue_cli.rundir import write_json, write_text
@@ -33,6 +33,7 @@ app = common.verb()
 def tune(
     overrides: Overrides = None,
     recipe: RecipeName = None,
+    _code: With = None,
     budget: Annotated[
         float, typer.Option(help="Hours that this command may take.", min=0.001)
     ] = 1.0,

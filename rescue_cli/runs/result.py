@@ -18,6 +18,7 @@ from rescue_cli.engine.evaluate import EvalResult, EvalSet, Evaluator
 from rescue_cli.engine.step import Step
 from rescue_cli.metrics.names import finite_or_none, measurement_stem
 from rescue_cli.recipe import Recipe
+from rescue_cli.recipe.own import describe_code
 from rescue_cli.rundir import RunDirectory, read_json, write_atomically
 from rescue_cli.runs import overlays
 from rescue_cli.sections.augment.pipeline import Normalise
@@ -65,6 +66,7 @@ def collect_result(
         **memory,
         "parameters": sum(p.numel() for p in model.parameters()),
         **({"notes": data.notes} if data.notes else {}),
+        **({"code": describe_code(recipe.code)} if recipe.code else {}),
         "sets": entries,
     }
 
