@@ -13,7 +13,15 @@ from rescue_cli.errors import UsageError, did_you_mean, refuse_url
 from rescue_cli.recipe import yaml
 from rescue_cli.recipe.library import find
 from rescue_cli.recipe.overrides import apply
-from rescue_cli.recipe.own import FOLDER, Code, check_code, find_code, offer_copies
+from rescue_cli.recipe.own import (
+    FOLDER,
+    Code,
+    check_code,
+    find_code,
+    names_code,
+    offer_copies,
+    without_folders,
+)
 from rescue_cli.recipe.schema import Positive, PositiveInt, check, convert, show
 from rescue_cli.recipe.sections import (
     SECTIONS,
@@ -116,7 +124,9 @@ def load(name: str, overrides: Sequence[str] = ()) -> Recipe:
     """The recipe of that name or path with the overrides applied; raises `UsageError`."""
     path = find(name)
     tree = _check_sections(yaml.read(yaml.read_text(path), path.name))
-    return from_tree(apply(tree, overrides) if overrides else tree)
+    recipe = from_tree(apply(tree, overrides) if overrides else tree)
+    offer_copies(path.parent / FOLDER, recipe.code)  # of a run's recipe.yaml
+    return recipe
 
 
 def from_tree(tree: Any) -> Recipe:
@@ -199,11 +209,16 @@ def _clip(item: Any, norm: float) -> Any:
 
 
 def _with_code(tree: dict[str, Any]) -> dict[str, Any]:
-    """The tree with the hashes of the user's files that it names; a recipe of ours has none."""
+    """The tree with the hashes of the user's files that it names, and the names without folders.
+
+    A recipe of ours has none.
+    """
     sections = {name: tree[name] for name in SECTIONS if name in tree}
     code = find_code(sections, tree.get("code", {}))
+    if not code and "code" not in tree and not names_code(sections):
+        return tree
     rest = {key: value for key, value in tree.items() if key != "code"}
-    return {**rest, "code": code} if code else rest
+    return {**rest, **without_folders(sections), **({"code": code} if code else {})}
 
 
 def _check_header(tree: Mapping[str, Any]) -> None:

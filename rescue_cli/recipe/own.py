@@ -45,6 +45,7 @@ class Registry:
     given: dict[str, str] = field(default_factory=dict)  # hashes by file name, of `--with`
     contents: dict[str, tuple[Path, bytes]] = field(default_factory=dict)
     copies: dict[str, list[Path]] = field(default_factory=dict)  # where they may lie
+    of_weights: dict[str, set[str]] = field(default_factory=dict)  # hashes by file name
     modules: dict[str, types.ModuleType] = field(default_factory=dict)
     functions: dict[tuple[str, str, str | None], Callable[..., Any]] = field(default_factory=dict)
 
@@ -81,15 +82,17 @@ def check_code(code: Any) -> None:
 
 
 def find_code(sections: Mapping[str, Any], recorded: Code) -> dict[str, str]:
-    """The code that the sections name: as recorded, else as the user gave it or it is installed.
+    """The code that the sections name: as recorded, else as the user gave it or it is installed,
+    else of the weights that the command names, whose network another recipe takes over.
 
-    A file that is neither recorded nor given is left out. Raises `UsageError` where the recorded
-    one is not the one that the user gave.
+    A file of which nothing is known is left out. Raises `UsageError` where the recorded one is not
+    the one that the user gave.
     """
     code: dict[str, str] = {}
     for source in sorted({source for source, _ in filter(None, map(split_name, _names(sections)))}):
         now = REGISTRY.given.get(source) if source.endswith(".py") else _version(source)
-        known = recorded.get(source, now)
+        of_weights = REGISTRY.of_weights.get(source, set())
+        known = recorded.get(source, now) or (min(of_weights) if len(of_weights) == 1 else None)
         if source.endswith(".py") and now is not None and known != now:
             raise UsageError(
                 f"--with: {source} has the SHA-256 {_short(now)}, and the recipe was made with "
@@ -99,6 +102,23 @@ def find_code(sections: Mapping[str, Any], recorded: Code) -> dict[str, str]:
         if known is not None:
             code[source] = known
     return code
+
+
+def names_code(sections: Mapping[str, Any]) -> bool:
+    """Whether a name is one of the user's code."""
+    return any(split_name(name) is not None for name in _names(sections))
+
+
+def without_folders(node: Any) -> Any:
+    """The same tree with `mynet.py:Net` in place of `FOLDER/mynet.py:Net`: it names no place."""
+    if isinstance(node, list):
+        return [without_folders(each) for each in node]
+    if not isinstance(node, Mapping):
+        return node
+    tree = {key: without_folders(value) for key, value in node.items()}
+    if isinstance(name := node.get("name"), str) and (match := _IN_FILE.fullmatch(name)):
+        tree["name"] = f"{match[1]}:{match[2]}"
+    return tree
 
 
 def _names(node: Any) -> Iterator[str]:
@@ -171,6 +191,14 @@ def offer_copies(folder: Path, code: Code) -> None:
         path, known = folder / name, REGISTRY.copies.setdefault(digest, [])
         if name.endswith(".py") and path not in known:
             known.append(path)
+
+
+def offer_weights(file: Path, code: Code) -> None:
+    """As `offer_copies`, of weights in a run directory or in a folder of it."""
+    for folder in list(file.parents)[:2]:
+        offer_copies(folder / FOLDER, code)
+    for name, digest in code.items():
+        REGISTRY.of_weights.setdefault(name, set()).add(digest)
 
 
 def write_copies(run: Path, code: Code) -> None:
