@@ -47,11 +47,10 @@ def test_a_net_a_loss_and_an_augmentation_train_and_are_evaluated_without_being_
     assert read_result(RunDirectory(tmp_path / "evaluated"))["top1"] == result["top1"]
     assert rescue("predict", "run", "run/curves.png").code == 0
     words = ("--to", "fashion-mini", "--out", "moved", "train.precision=float32", *SMALL)
-    ended = rescue(
-        "transfer", "--from", "run", *words
-    )  # its recipe is another, its network the same
+    ended = rescue("transfer", "--from", "run", *words)  # another recipe with the same network
     assert ended.code == 0, ended.err
-    assert recipe_in(tmp_path / "moved" / "run" / "seed-0").code == recipe.code
+    (moved,) = (tmp_path / "moved").rglob("recipe.yaml")
+    assert recipe_in(moved.parent).code == recipe.code
     assert rescue("report", "run", "--out", "page.html").code == 0
     assert digest in (tmp_path / "page.html").read_text()
     assert "mine.py (SHA-256" in rescue("plan", "--recipe", "run/recipe.yaml").out
