@@ -1,7 +1,7 @@
 """A network, a loss and an augmentation of one's own, for the recipe `examples/own.yaml`.
 
     rescue seed-sweep --recipe examples/own.yaml --with examples/ingredients.py --seeds 5
-    rescue seed-sweep --recipe quickstart --seeds 5 train.epochs=4 data.subset=[2000,1000]
+    rescue seed-sweep --seeds 5 model.width=4 train.epochs=4 data.subset=[2000,1000]
     rescue compare runs/sweep/quickstart runs/sweep/own
 
 A few seconds a seed on two CPU cores. A recipe names what is here as `ingredients.py:NAME`. The
@@ -75,7 +75,7 @@ def occlude(images: Tensor, *, size: int, p: float = 0.5) -> Tensor:
     lefts = torch.randint(width - size + 1, (n, 1), device=where)
     rows = torch.arange(height, device=where) - tops  # (n, height), 0 at the square's top
     columns = torch.arange(width, device=where) - lefts
-    in_rows, in_columns = ((0 <= each) & (each < size) for each in (rows, columns))
+    in_rows, in_columns = ((each >= 0) & (each < size) for each in (rows, columns))
     chosen = torch.rand(n, 1, 1, device=where) < p
     inside = chosen & in_rows[:, :, None] & in_columns[:, None, :]
     return torch.where(inside[:, None], torch.randint_like(images, 256), images)
