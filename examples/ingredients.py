@@ -4,7 +4,7 @@
     rescue seed-sweep --seeds 5 model.width=4 train.epochs=4 data.subset=[2000,1000]
     rescue compare runs/sweep/quickstart runs/sweep/own
 
-A few seconds a seed on two CPU cores. A recipe names what is here as `ingredients.py:NAME`. The
+Ten seconds a seed on two CPU cores. A recipe names what is here as `ingredients.py:NAME`. The
 parameters `classes` and `channels`, `logits` and `targets`, and `images` come from the run; all
 others are keys of the recipe, with the types that stand here.
 """

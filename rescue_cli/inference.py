@@ -181,7 +181,10 @@ def _reading(source: Source, changes: Sequence[str]) -> Reading:
 
     A run that read files and whose recipe has no `data.exif` ignored it.
     """
-    facts = FACTS.get(source.trained.data.name) if source.trained is not None else None
+    trained, asked = source.trained, source.recipe.data
+    facts = FACTS.get(trained.data.name) if trained is not None else None
+    if facts is None and trained is not None and trained.data.name == asked.name:
+        facts = facts_of(asked.name, asked)  # of the user's code
     of_files = facts is not None and facts.size is None
     reading = Reading.of(source.recipe.data)
     if of_files or is_given("data.exif", given_keys(changes)):

@@ -129,11 +129,14 @@ def load(name: str, overrides: Sequence[str] = ()) -> Recipe:
     return recipe
 
 
-def from_tree(tree: Any) -> Recipe:
-    """The recipe that a tree describes, its sections checked as far as needs no ingredient."""
+def from_tree(tree: Any, where: str = "the recipe") -> Recipe:
+    """The recipe that a tree describes, its sections checked as far as needs no ingredient.
+
+    `where` is the file that holds it.
+    """
     tree, notes = _move_old_keys(_check_sections(tree))
     _check_header(tree)
-    tree = _with_code(tree)
+    tree = _with_code(tree, where)
     for section in SECTIONS:
         _refuse_urls(section, tree.get(section))
     parts = {name: _read_section(name, tree) for name in SECTIONS}
@@ -208,13 +211,13 @@ def _clip(item: Any, norm: float) -> Any:
     return {**item, "max_grad_norm": norm}
 
 
-def _with_code(tree: dict[str, Any]) -> dict[str, Any]:
+def _with_code(tree: dict[str, Any], where: str) -> dict[str, Any]:
     """The tree with the hashes of the user's files that it names, and the names without folders.
 
     A recipe of ours has none.
     """
     sections = {name: tree[name] for name in SECTIONS if name in tree}
-    code = find_code(sections, tree.get("code", {}))
+    code = find_code(sections, tree.get("code", {}), where)
     if not code and "code" not in tree and not names_code(sections):
         return tree
     rest = {key: value for key, value in tree.items() if key != "code"}
@@ -280,7 +283,7 @@ def _check_numbers(train: Train, evaluation: Eval) -> None:
 
 def from_text(text: str, where: str) -> Recipe:
     """The recipe that a YAML text holds; `where` begins every message."""
-    return from_tree(yaml.read(text, where))
+    return from_tree(yaml.read(text, where), where)
 
 
 def recipe_in(run: Path) -> Recipe:

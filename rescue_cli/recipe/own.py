@@ -81,12 +81,12 @@ def check_code(code: Any) -> None:
             raise UsageError(f"code.{name}: {show(value)} is not a version. Remove it.")
 
 
-def find_code(sections: Mapping[str, Any], recorded: Code) -> dict[str, str]:
+def find_code(sections: Mapping[str, Any], recorded: Code, where: str) -> dict[str, str]:
     """The code that the sections name: as recorded, else as the user gave it or it is installed,
     else of the weights that the command names, whose network another recipe takes over.
 
     A file of which nothing is known is left out. Raises `UsageError` where the recorded one is not
-    the one that the user gave.
+    the one that the user gave; `where` is what holds the recipe.
     """
     code: dict[str, str] = {}
     for source in sorted({source for source, _ in filter(None, map(split_name, _names(sections)))}):
@@ -95,9 +95,8 @@ def find_code(sections: Mapping[str, Any], recorded: Code) -> dict[str, str]:
         known = recorded.get(source, now) or (min(of_weights) if len(of_weights) == 1 else None)
         if source.endswith(".py") and now is not None and known != now:
             raise UsageError(
-                f"--with: {source} has the SHA-256 {_short(now)}, and the recipe was made with "
-                f"{_short(known)}. Give that file, leave --with out where the run has a copy of "
-                "it, or start a new run from a recipe without `code`."
+                f"--with: {source} has the SHA-256 {_short(now)}, and {where} was made with "
+                f"{_short(known)}. Give that file, or train with this one in a new --out."
             )
         if known is not None:
             code[source] = known

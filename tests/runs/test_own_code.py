@@ -145,7 +145,7 @@ def test_a_sweep_trains_in_processes_of_its_own_and_adds_seeds(
     write_ingredients(tmp_path, more="# changed")  # its seeds would be of another recipe
     ended = rescue(*words, "--seeds", "4")
     assert ended.code == 2
-    assert "sweep/seed-0" in ended.err or "SHA-256" in ended.err
+    assert "sweep/seed-0/recipe.yaml was made with" in ended.err
     assert not (tmp_path / "sweep" / "seed-3").exists()
     assert rescue("compare", "sweep", "90").code == 0
 
@@ -298,6 +298,15 @@ def test_mistakes_are_named_before_anything_starts(
     ended = rescue("train", "--with", "mine.py", "--with", "bad.py", "--out", "run", override)
     assert (ended.code, (tmp_path / "run").exists()) == (2, False)
     assert f"error: {message}" in ended.err
+
+
+def test_the_option_for_shipped_networks_names_the_key(rescue: Rescue, tmp_path: Path) -> None:
+    write_ingredients(tmp_path)
+    ended = rescue("train", "--with", "mine.py", "--model", "mine.py:Net")
+    assert ended.code == 2
+    assert (
+        "--model: mine.py:Net is code of your own, whose keys are others. Set model={" in ended.err
+    )
 
 
 @pytest.mark.parametrize(
