@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from rescue_cli import recipe as recipes
 from rescue_cli.errors import RescueError, UsageError
 from rescue_cli.formatting import format_count
-from rescue_cli.recipe import Recipe, recipe_in
+from rescue_cli.recipe import Recipe, own, recipe_in
 from rescue_cli.rundir import RunDirectory, read_metrics, read_result
 from rescue_cli.runs.console import format_idle_gpus, note
 
@@ -108,23 +108,32 @@ def load(
     *,
     model: str | None = None,
     epochs: float | None = None,
+    code: Sequence[Path | str] = (),
 ) -> Recipe:
     """The recipe of a name (`rescue recipes` lists them) or a file, with overrides applied.
 
     Overrides are as on the command line: `optim.lr=0.2`, `augment.flip.p=0.3`, `~model.drop_path`.
     `model` puts in another network, with the sizes that the paper's table gives it; `epochs` is
-    another length, which warm-up and milestones scale with. Raises `UsageError`.
+    another length, which warm-up and milestones scale with. `code` are Python files with
+    ingredients of your own, which the recipe or an override names: `model.name=mynet.py:Net`.
+    Raises `UsageError`.
     """
-    if model is None and epochs is None:
-        return recipes.load(name, overrides)
-    from rescue_cli.build.expand import expand_options
+    with own.giving(code):
+        if model is None and epochs is None:
+            return recipes.load(name, overrides)
+        from rescue_cli.build.expand import expand_options
 
-    implied, _ = expand_options(recipes.load(name), overrides, model, epochs)
-    return recipes.load(name, [*overrides, *implied])
+        implied, _ = expand_options(recipes.load(name), overrides, model, epochs)
+        return recipes.load(name, [*overrides, *implied])
 
 
-def open_run(path: Path | str) -> Run:
-    """The run in a directory; raises `UsageError` where there is none."""
+def open_run(path: Path | str, *, code: Sequence[Path | str] = ()) -> Run:
+    """The run in a directory; raises `UsageError` where there is none.
+
+    `code` are the Python files that the run may import, where they were not given here before.
+    """
+    with own.giving(code):
+        pass
     if not RunDirectory(Path(path)).recipe.is_file():
         raise UsageError(f"{path}: holds no run. Give a run directory, as runs/quickstart/0.")
     return Run(Path(path))
@@ -226,13 +235,15 @@ def evaluate(
     procs: int | None = None,
     workers: int | None = None,
     progress: bool = False,
+    code: Sequence[Path | str] = (),
 ) -> Run:
     """Evaluates weights on test sets as `rescue eval` does, and returns the evaluation's run.
 
     `weights` is a run, a weights file or `timm:NAME`. `overrides` change what is measured:
     `eval.sizes=[160,192]`, `eval.tta=flip`, `data.root=DIR`. `recipe` stands in for the one that
     the weights carry, `model` names the architecture where they carry none. `out` is a new folder,
-    by default `RUN/evals/N` or `runs/eval-NAME/N`; the rest is as for `train`.
+    by default `RUN/evals/N` or `runs/eval-NAME/N`; `code` are Python files that the weights'
+    recipe may import, where they were not given here before; the rest is as for `train`.
 
     Raises `RescueError`; nothing is left behind then.
     """
@@ -241,18 +252,19 @@ def evaluate(
     command = ["rescue", "eval", given, *overrides]
     command += [] if recipe is None else ["--recipe", recipe]
     command += [] if model is None else ["--model", model]
-    return evaluate_weights(
-        given,
-        overrides,
-        recipe=recipe,
-        model=model,
-        out=out,
-        device=device,
-        procs=procs,
-        workers=workers,
-        progress=progress,
-        command=command,
-    )
+    with own.giving(code):
+        return evaluate_weights(
+            given,
+            overrides,
+            recipe=recipe,
+            model=model,
+            out=out,
+            device=device,
+            procs=procs,
+            workers=workers,
+            progress=progress,
+            command=command,
+        )
 
 
 def evaluate_weights(
@@ -329,27 +341,30 @@ def predict(
     overrides: Sequence[str] = (),
     device: str | None = None,
     progress: bool = False,
+    code: Sequence[Path | str] = (),
 ) -> "list[Prediction]":
     """The `top` most probable classes of each image, with probabilities.
 
     `weights` is a run, a weights file or `timm:NAME`, whose architecture `model` names where the
-    file does not; `images` are image files, folders of them, and patterns (`photos/*.jpg`). Raises
+    file does not; `images` are image files, folders of them, and patterns (`photos/*.jpg`); `code`
+    is as for `evaluate`. Raises
     `DataError`, `UsageError`.
     """
     from rescue_cli.inference import predict_images
     from rescue_cli.runs.environment import select_device
 
     given = [images] if isinstance(images, Path | str) else images
-    return predict_images(
-        _path_or_name(weights),
-        [Path(image) for image in given],
-        top,
-        select_device(device),
-        model=model,
-        changes=overrides,
-        note=note if progress else _say_nothing,
-        progress=progress,
-    )
+    with own.giving(code):
+        return predict_images(
+            _path_or_name(weights),
+            [Path(image) for image in given],
+            top,
+            select_device(device),
+            model=model,
+            changes=overrides,
+            note=note if progress else _say_nothing,
+            progress=progress,
+        )
 
 
 def export(

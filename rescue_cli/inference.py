@@ -22,7 +22,7 @@ from rescue_cli.engine.recorder import batch_bar
 from rescue_cli.errors import DataError, UsageError
 from rescue_cli.recipe import Recipe
 from rescue_cli.recipe.changes import given_keys, is_given
-from rescue_cli.sections.data import FACTS, channels_of, imagenet_class_names
+from rescue_cli.sections.data import FACTS, channels_of, facts_of, imagenet_class_names
 from rescue_cli.sections.data.decode import (
     UNREADABLE,
     centre_crop,
@@ -228,7 +228,10 @@ def _reading(source: Source, changes: Sequence[str]) -> Reading:
 
     A run that read files and whose recipe has no `data.exif` ignored it.
     """
-    facts = FACTS.get(source.trained.data.name) if source.trained is not None else None
+    trained, asked = source.trained, source.recipe.data
+    facts = FACTS.get(trained.data.name) if trained is not None else None
+    if facts is None and trained is not None and trained.data.name == asked.name:
+        facts = facts_of(asked.name, asked)  # of the user's code
     of_files = facts is not None and facts.size is None
     reading = Reading.of(source.recipe.data)
     if of_files or is_given("data.exif", given_keys(changes)):
@@ -265,7 +268,7 @@ def _read(path: Path, recipe: Recipe, reading: Reading) -> Tensor:
 def _crop(image: Image.Image, recipe: Recipe) -> Tensor:
     """The centre crop that the network sees, (C, size, size) uint8."""
     evaluation = recipe.eval
-    if FACTS[recipe.data.name].channels == 1:
+    if facts_of(recipe.data.name, recipe.data).channels == 1:
         image = Image.fromarray(np.array(image.convert("L"))).convert("RGB")
     view = evaluation.sizes[0], evaluation.crops[0], evaluation.interpolation, evaluation.resize
     return centre_crop(image, *view)[: channels_of(recipe.data.name, recipe.data)]

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from rescue_cli.__main__ import main
+from rescue_cli.recipe import own
 from rescue_cli.runs import pool
 from tests.helpers.processes import ForkedWorker
 
@@ -104,12 +105,18 @@ def rescue(
     tmp_path: Path,
     forked_workers: None,  # noqa: ARG001
 ) -> Rescue:
-    """Runs the command in an empty folder, in this process, on a terminal 80 columns wide."""
+    """Runs the command in an empty folder, in this process, on a terminal 80 columns wide.
+
+    Of the user's own code each call knows what a new process would.
+    """
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.delenv("RESCUE_DATA", raising=False)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / ".state"))
 
     def run(*arguments: object) -> Ended:
+        monkeypatch.setattr(own, "REGISTRY", own.Registry())
+        monkeypatch.delenv(own.TRUSTED, raising=False)
         monkeypatch.setattr(sys, "argv", ["rescue", *map(str, arguments)])
         with pytest.raises(SystemExit) as ended:
             main()

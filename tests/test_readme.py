@@ -13,6 +13,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from rescue_cli.cli import main
+from rescue_cli.recipe import own
 from tests.helpers import rectangles
 
 README = Path(__file__).parents[1] / "README.md"
@@ -31,6 +32,7 @@ SUBSTITUTIONS = {
     ),
     "--rendezvous host0:29500 --gpus 8": "--rendezvous host0:29500 --procs 8 --dry-run",
     "train.device_batch_size=64 --procs 2": "train.device_batch_size=64 --procs 2 --smoke",
+    "--with examples/ingredients.py": "--with examples/ingredients.py --smoke",
     "--epochs 3 optim.lr=0.2": "--epochs 3 optim.lr=0.2 --smoke",
     "tf_efficientnet_lite0 --to PHOTOS": (
         "test_resnet --to PHOTOS --minutes 0.1 --out walk data.train_size=64 eval.sizes=[64]"
@@ -78,6 +80,7 @@ SUBSTITUTIONS = {
 LONG = (
     "rescue bench step --recipe quickstart --against plain"  # run by a long test of test_bench.py
 )
+EXAMPLES = ("examples/own.yaml", "examples/ingredients.py")
 CIFAR = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 
@@ -120,6 +123,7 @@ def places(tmp_path: Path) -> dict[str, str]:
         "WEIGHTS": str(weights),
         "PHOTOS": str(tmp_path / "folder"),
         "RUN": "walk/weights/seed-0",
+        **{name: str(README.parent / name) for name in EXAMPLES},
     }
 
 
@@ -150,6 +154,8 @@ def test_every_command_of_the_readme_runs(
 ) -> None:
     """In the README's own order, since later lines use what earlier ones made."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.setenv(own.TRUSTED, "")
     lines = [line for line in commands() if line.startswith("rescue ") and line != LONG]
     failed = []
     for line in lines:

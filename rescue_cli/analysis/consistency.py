@@ -98,7 +98,7 @@ def _procedure(folder: Path, *, ignore_paths: bool) -> dict[str, Any]:
     With `ignore_paths` also without the paths of its data and weights.
     """
     tree = recipe_in(folder).tree
-    values = flat({key: value for key, value in tree.items() if key in SECTIONS})
+    values = flat({k: value for k, value in tree.items() if k in SECTIONS or k == "code"})
     return {
         key: value
         for key, value in values.items()

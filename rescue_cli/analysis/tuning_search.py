@@ -279,10 +279,10 @@ def count_held_out(recipe: Recipe) -> int:
     Raises `UsageError` where they leave none to train on.
     """
     from rescue_cli.build.outline import count_training_images
-    from rescue_cli.sections.data import FACTS
+    from rescue_cli.sections.data import facts_of
 
     whole = count_training_images(recipe.with_overrides("data.holdout=0", "data.fold=0"))
-    classes = FACTS[recipe.data.name].classes or 1
+    classes = facts_of(recipe.data.name, recipe.data).classes or 1
     given = recipe.data.holdout
     held_out = given or max(classes, round(HELD_OUT * whole / classes) * classes)
     folds = recipe.data.fold + 2

@@ -24,7 +24,7 @@ from rescue_cli.engine.step import seed_device
 from rescue_cli.recipe import Recipe, steps_per_epoch, total_steps
 from rescue_cli.sections.augment import Augment
 from rescue_cli.sections.averaging import RunLength
-from rescue_cli.sections.data import FACTS, channels_of
+from rescue_cli.sections.data import channels_of, facts_of
 from rescue_cli.sections.mix import MixContext
 from rescue_cli.sections.sampling import DRAWN_AT_ONCE, SamplingContext
 
@@ -74,7 +74,7 @@ Part = tuple[Callable[[range], None], int]  # runs these steps; how many it is t
 
 
 def _parts(recipe: Recipe) -> dict[str, Part]:
-    train, facts = recipe.train, FACTS[recipe.data.name]
+    train, facts = recipe.train, facts_of(recipe.data.name, recipe.data)
     samples, classes = facts.images or SAMPLES, facts.classes or CLASSES
     per_epoch = steps_per_epoch(train, samples)
     labels = np.arange(samples) % classes

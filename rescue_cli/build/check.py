@@ -10,9 +10,10 @@ from rescue_cli.build.feeds import train_size
 from rescue_cli.build.losses import check_balance
 from rescue_cli.build.networks import create_network, proxy_recipe
 from rescue_cli.build.optimizers import build_schedule, shared_max_norm
+from rescue_cli.build.own_code import try_own_code
 from rescue_cli.errors import DataError, RescueError, UsageError
 from rescue_cli.recipe import SECTIONS, OptimItem, Recipe, from_text, schema
-from rescue_cli.sections.data import FACTS, PACKAGED, channels_of
+from rescue_cli.sections.data import PACKAGED, channels_of, facts_of
 from rescue_cli.sections.model import GhostBatchNorm2d, group_count
 from rescue_cli.sections.model.weights import read_metadata
 from rescue_cli.sections.optim import LBFGS, assign_parameters, layer_depths
@@ -28,9 +29,10 @@ def check_recipe(recipe: Recipe) -> None:
     Raises `UsageError` before a device or a data set is touched.
     """
     check_ingredients(recipe)
+    try_own_code(recipe)
     try:
         with torch.device("meta"):
-            model = create_network(recipe, FACTS[recipe.data.name].classes or 10)
+            model = create_network(recipe, facts_of(recipe.data.name, recipe.data).classes or 10)
     except RescueError:
         raise
     except Exception as error:  # what an architecture raises has no common base
@@ -60,7 +62,7 @@ def check_ingredients(recipe: Recipe) -> None:
     recipe.task.check()
     recipe.data.check()
     # Before the other sections: of a recipe for another task their names would be unknown
-    check_task(recipe, FACTS[recipe.data.name].task)
+    check_task(recipe, facts_of(recipe.data.name, recipe.data).task)
     for section in SECTIONS:
         for item in recipe.items(section):
             item.check()
@@ -113,13 +115,17 @@ def _check_data(recipe: Recipe) -> None:
         )
     size = train_size(recipe)
     needed = max(math.floor(s / c) for s in recipe.eval.sizes for c in recipe.eval.crops)
-    if keys.resident and FACTS[recipe.data.name].size is None and needed > size:
+    if keys.resident and facts_of(recipe.data.name, recipe.data).size is None and needed > size:
         raise UsageError(
             f"data.resident: test images are kept at data.train_size, {size} px, and "
             f"eval.sizes and eval.crops need {needed} px. Set data.train_size={needed}, "
             "data.resident=false, or smaller views."
         )
-    if keys.resident and FACTS[recipe.data.name].size is None and recipe.eval.resize == "squash":
+    if (
+        keys.resident
+        and facts_of(recipe.data.name, recipe.data).size is None
+        and recipe.eval.resize == "squash"
+    ):
         raise UsageError(
             "eval.resize: squash needs whole files, and data.resident keeps their centres. "
             "Set data.resident=false."

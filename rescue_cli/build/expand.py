@@ -11,6 +11,7 @@ from typing import Annotated, Any, get_args, get_origin
 from rescue_cli.errors import UsageError
 from rescue_cli.recipe import SECTIONS, Item, OptimItem, Recipe, architectures, schema
 from rescue_cli.recipe.changes import given_keys, is_given, without_lr_rule
+from rescue_cli.recipe.own import split_name
 
 SMOKE_MICRO_BATCH = 8
 SMOKE_STEPS = 2
@@ -69,6 +70,11 @@ def model_overrides(base: Recipe, name: str, overrides: Sequence[str]) -> list[s
     from rescue_cli.sections.model.timm_models import has_fixed_size
 
     given = given_keys(overrides)
+    if split_name(name) is not None:
+        raise UsageError(
+            f"--model: {name} is code of your own, whose keys are others. Set "
+            f"model={{name: {name}, KEY: VALUE}}."
+        )
     if is_given("model.name", given):
         raise UsageError("--model and model.name set the same thing. Give only one.")
     options = base.with_overrides(*overrides).model.options

@@ -18,11 +18,11 @@ from rescue_cli.recipe import Recipe, schema, total_steps
 from rescue_cli.sections.augment import Augment, Operation
 from rescue_cli.sections.augment.pipeline import Normalise, Unchanged
 from rescue_cli.sections.data import (
-    FACTS,
     Dataset,
     Features,
     Images,
     Split,
+    facts_of,
     load,
     normalisation,
 )
@@ -59,7 +59,7 @@ def list_dataset(recipe: Recipe) -> Dataset:
 
 def train_size(recipe: Recipe) -> int:
     """Height and width of a training image in pixels."""
-    return recipe.data.train_size or FACTS[recipe.data.name].size or 224
+    return recipe.data.train_size or facts_of(recipe.data.name, recipe.data).size or 224
 
 
 def build_normalise(recipe: Recipe, device: torch.device) -> Normalise:

@@ -22,6 +22,7 @@ from rescue_cli.recipe import Recipe
 from rescue_cli.recipe.changes import ROOTS, WEIGHTS, flat, is_path
 from rescue_cli.rundir import RunDirectory, read_identity, write_atomically, write_json
 from rescue_cli.sections.data import (
+    FACTS,
     PACKAGED,
     Dataset,
     Fingerprint,
@@ -79,7 +80,8 @@ class IdentityCache:
     def __call__(self, recipe: Recipe) -> Identity:
         """Raises `DataError` where the data are not there."""
         tree = recipe.tree
-        key = repr([tree["data"], tree["eval"], tree["model"], tree.get("teacher")])
+        parts = (tree["data"], tree["eval"], tree["model"], tree.get("teacher"), recipe.code)
+        key = repr(parts)
         if key not in self._known:
             self._known[key] = identify(recipe, list_dataset(recipe))
         return self._known[key]
@@ -88,7 +90,8 @@ class IdentityCache:
 def _paths(recipe: Recipe) -> dict[str, str]:
     given = {k: v for k, v in flat(recipe.tree).items() if v is not None and is_path(k, v)}
     place = Location(recipe.data.name, recipe.data)
-    if not any(key in given for key in ROOTS) and place.has_root and place.name != PACKAGED:
+    elsewhere = place.name in FACTS and place.name != PACKAGED
+    if not any(key in given for key in ROOTS) and place.has_root and elsewhere:
         given["data.root"] = place.root  # of RESCUE_DATA
     return {key: os.path.abspath(os.path.expanduser(value)) for key, value in given.items()}
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from rescue_cli.errors import UsageError
 from rescue_cli.recipe import Recipe, steps_per_epoch
-from rescue_cli.sections.data import FACTS, Dataset
+from rescue_cli.sections.data import Dataset, facts_of
 from rescue_cli.sections.loss import Loss, LossContext, check_weight_count, resolve_class_weights
 
 
@@ -30,7 +30,7 @@ def check_balance(recipe: Recipe) -> None:
     given = recipe.loss.arguments.get("class_weights")
     if given is None:
         return
-    known = FACTS[recipe.data.name].classes
+    known = facts_of(recipe.data.name, recipe.data).classes
     if isinstance(given, list | tuple) and known is not None:
         check_weight_count(list(given), known)
     if given == "balanced" and recipe.sampling.name == "balanced":

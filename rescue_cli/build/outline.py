@@ -6,7 +6,7 @@ from rescue_cli.build.feeds import list_dataset
 from rescue_cli.build.losses import describe_balance
 from rescue_cli.build.optimizers import build_schedules
 from rescue_cli.recipe import Recipe, steps_per_epoch, total_steps
-from rescue_cli.sections.data import FACTS, PACKAGED, Location
+from rescue_cli.sections.data import FACTS, PACKAGED, Location, facts_of
 
 SHOWN_RATES = 100_000  # the peak of a longer schedule is taken from as many of its steps
 
@@ -17,7 +17,7 @@ def training_images(recipe: Recipe) -> int | None:
     A class folder may hold less than the whole set. None where neither is known. Raises `DataError`
     for files that cannot be used.
     """
-    published = FACTS[recipe.data.name].images
+    published = facts_of(recipe.data.name, recipe.data).images
     if has_files(recipe):
         return len(list_dataset(recipe).train)
     if published is None:
@@ -29,9 +29,10 @@ def training_images(recipe: Recipe) -> int | None:
 def has_files(recipe: Recipe) -> bool:
     """Whether `training_images` counts files, and does not go by the set's published number."""
     location = Location(recipe.data.name, recipe.data)
-    return location.has_train_folder or (
-        FACTS[recipe.data.name].images is None and location.has_folder
-    )
+    facts = FACTS.get(location.name)
+    if facts is None:  # the user's code says how many images it reads
+        return False
+    return location.has_train_folder or (facts.images is None and location.has_folder)
 
 
 def count_training_images(recipe: Recipe) -> int:

@@ -16,6 +16,7 @@ from rescue_cli import recipe as recipes
 from rescue_cli.errors import DataError, UsageError, did_you_mean
 from rescue_cli.recipe import Recipe
 from rescue_cli.recipe.changes import given_keys
+from rescue_cli.recipe.own import offer_weights
 from rescue_cli.sections.data import FACTS, channels_of, normalisation
 from rescue_cli.sections.data.rgb import Reading
 from rescue_cli.sections.model import MODELS, weights
@@ -141,6 +142,7 @@ def find_weights(
         base, protocol = recipes.load(recipe), {"weights": given}
     else:
         base, protocol = recipes.from_text(metadata["recipe"], path), {}
+        offer_weights(Path(path), base.code)
     # `frozen` says how the network was trained; an evaluation runs all of it
     whole = ["~model.frozen"] if "frozen" in base.model.options else []
     loaded = base.with_overrides(f"model.weights={json.dumps(path)}", *whole, *changes)

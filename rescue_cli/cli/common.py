@@ -12,6 +12,7 @@ from rich.table import Table
 from rescue_cli import recipe as recipes
 from rescue_cli.cli.command import App, Group
 from rescue_cli.recipe import Recipe, architectures
+from rescue_cli.recipe.own import give
 from rescue_cli.runs.console import note
 from rescue_cli.terminal import Words
 
@@ -80,6 +81,18 @@ DryRun = Annotated[
 LrFrom = Annotated[
     Path | None,
     typer.Option(metavar="FOLDER", help="Use the learning rate that an LR range test found."),
+]
+
+
+def _give(files: list[Path] | None) -> list[Path] | None:
+    """Lets the command run the files, before it reads a recipe."""
+    give(files or [])
+    return files
+
+
+With = Annotated[
+    list[Path] | None,
+    typer.Option("--with", metavar="FILE", callback=_give, help="Python file of your own to run."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
@@ -190,6 +203,8 @@ def _summary(result: Mapping[str, Any]) -> str:
             f"{result['epochs']:g} epoch{'' if result['epochs'] == 1 else 's'}, "
             f"{result['steps']:,} steps" + _format_memory(result)
         )
+    if result.get("code"):
+        lines.append(f"code of your own: {result['code']}")
     return "\n".join([*lines, *_times(result)])
 
 

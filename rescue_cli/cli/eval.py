@@ -8,7 +8,16 @@ import typer
 from rescue_cli.api import evaluate_weights
 from rescue_cli.cli import common
 from rescue_cli.cli.command import ComputingVerb, example_and_next
-from rescue_cli.cli.common import Architecture, Device, Json, Overrides, Procs, RecipeName, Workers
+from rescue_cli.cli.common import (
+    Architecture,
+    Device,
+    Json,
+    Overrides,
+    Procs,
+    RecipeName,
+    With,
+    Workers,
+)
 from rescue_cli.rundir import RunDirectory, read_result
 from rescue_cli.runs.console import note
 
@@ -31,6 +40,7 @@ def evaluate(
     ],
     overrides: Overrides = None,
     recipe: RecipeName = None,
+    _code: With = None,
     model: Architecture = None,
     sets: Annotated[str | None, typer.Option(help="Test sets: val,real,v2.")] = None,
     sizes: Annotated[str | None, typer.Option(help="Image sizes in pixels: 224,288.")] = None,

@@ -8,7 +8,7 @@ import typer
 from rescue_cli import api
 from rescue_cli.cli import common
 from rescue_cli.cli.command import SingleProcess, example_and_next
-from rescue_cli.cli.common import Architecture, Json, Overrides, Workers
+from rescue_cli.cli.common import Architecture, Json, Overrides, With, Workers
 from rescue_cli.runs.console import note
 
 app = common.verb()
@@ -47,6 +47,7 @@ def export(
         str | None, typer.Option(help="Upload timm's folder to this repository of the hub.")
     ] = None,
     model: Architecture = None,
+    _code: With = None,
     as_json: Json = False,
     workers: Workers = None,
 ) -> None:

@@ -21,6 +21,7 @@ from rescue_cli.cli.common import (
     RecipeName,
     Smoke,
     Subset,
+    With,
     Workers,
 )
 from rescue_cli.errors import UsageError
@@ -52,6 +53,7 @@ SMOKE_STEPS = 10  # of a run of --smoke
 def lr_range_test(
     overrides: Overrides = None,
     recipe: RecipeName = None,
+    _code: With = None,
     from_: Annotated[
         str | None, typer.Option("--from", help="Starting weights: a run, a file, or timm:NAME.")
     ] = None,

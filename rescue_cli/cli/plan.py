@@ -8,10 +8,11 @@ from rescue_cli import recipe as recipes
 from rescue_cli.build.expand import count_processes, expand_options
 from rescue_cli.cli import common
 from rescue_cli.cli.command import example_and_next
-from rescue_cli.cli.common import Epochs, Json, Model, Overrides, RecipeName
+from rescue_cli.cli.common import Epochs, Json, Model, Overrides, RecipeName, With
 from rescue_cli.errors import UsageError
 from rescue_cli.formatting import flop_count, format_count
 from rescue_cli.recipe import Recipe
+from rescue_cli.recipe.own import describe_code
 from rescue_cli.runs.console import note
 
 app = common.verb()
@@ -27,6 +28,7 @@ MEGABYTES = 1024  # per GB of GPU memory
 def plan(
     overrides: Overrides = None,
     recipe: RecipeName = None,
+    _code: With = None,
     model: Model = None,
     epochs: Epochs = None,
     gpus: Annotated[int, typer.Option(help="Number of GPUs that share a step.", min=1)] = 1,
@@ -130,6 +132,7 @@ def _print(estimated: dict[str, Any], recipe: Recipe) -> None:
     train, frozen = recipe.train, recipe.model.frozen
     lines = {
         "recipe": f"{estimated['recipe']}, {recipe.model.name}",
+        **({"code of your own": describe_code(recipe.code)} if recipe.code else {}),
         "parameters": f"{estimated['parameters']:,}",
         "multiply-adds": f"{estimated['flops'] / 1e9:.2f} G per image, forward pass, "
         f"at {recipe.eval.sizes[0]} px",

@@ -11,7 +11,7 @@ import typer
 from rescue_cli import api
 from rescue_cli.cli import common
 from rescue_cli.cli.command import example_and_next
-from rescue_cli.cli.common import Architecture, Device, Json
+from rescue_cli.cli.common import Architecture, Device, Json, With
 from rescue_cli.errors import UsageError
 from rescue_cli.recipe import SECTIONS
 
@@ -43,6 +43,7 @@ def predict(
     ],
     top: Annotated[int, typer.Option(help="Number of classes to print.", min=1)] = 3,
     model: Architecture = None,
+    _code: With = None,
     as_json: Json = False,
     as_csv: Annotated[
         bool, typer.Option("--csv", help="Print a line of CSV for each image.")

@@ -10,7 +10,7 @@ from rescue_cli import recipe as recipes
 from rescue_cli.analysis import records
 from rescue_cli.cli import common
 from rescue_cli.cli.command import example_and_next
-from rescue_cli.cli.common import Json, override_keys, recipe_names
+from rescue_cli.cli.common import Json, With, override_keys, recipe_names
 from rescue_cli.errors import UsageError
 from rescue_cli.recipe import changes
 
@@ -121,6 +121,7 @@ def check(
             autocompletion=_names_and_keys,
         ),
     ] = None,
+    _code: With = None,
     sources: Annotated[
         bool,
         typer.Option("--sources", help="Check that each key of a paper's recipe has a source."),

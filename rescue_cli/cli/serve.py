@@ -6,7 +6,7 @@ import typer
 
 from rescue_cli.cli import common
 from rescue_cli.cli.command import example_and_next
-from rescue_cli.cli.common import Architecture, Device
+from rescue_cli.cli.common import Architecture, Device, With
 from rescue_cli.errors import UsageError
 from rescue_cli.runs.console import note
 
@@ -34,6 +34,7 @@ def serve(
     top: Annotated[int, typer.Option(help="Number of classes to return.", min=1)] = 3,
     max_mb: Annotated[float, typer.Option(help="Largest image file in megabytes.", min=0.001)] = 20,
     model: Architecture = None,
+    _code: With = None,
     device: Device = None,
 ) -> None:
     """Classify images from a browser or over HTTP, one at a time, until Ctrl-C."""

@@ -25,7 +25,16 @@ from rescue_cli.analysis.study_runs import (
 from rescue_cli.build.expand import subset_override
 from rescue_cli.cli import common
 from rescue_cli.cli.command import ComputingVerb, example_and_next
-from rescue_cli.cli.common import Device, Epochs, Json, Model, Smoke, Subset, Workers
+from rescue_cli.cli.common import (
+    Device,
+    Epochs,
+    Json,
+    Model,
+    Smoke,
+    Subset,
+    With,
+    Workers,
+)
 from rescue_cli.cli.study_table import print_costs, print_study
 from rescue_cli.rundir.planned import missing_from_json
 from rescue_cli.runs.console import note
@@ -64,6 +73,7 @@ def study(
         list[str] | None,
         typer.Argument(metavar="SECTION.KEY=VALUE", help="Changes to the recipe of every row."),
     ] = None,
+    _code: With = None,
     only: Annotated[str | None, typer.Option(help="Numbers of the rows to run: 1,3.")] = None,
     model: Model = None,
     epochs: Epochs = None,

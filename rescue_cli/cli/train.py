@@ -24,6 +24,7 @@ from rescue_cli.cli.common import (
     RecipeName,
     Smoke,
     Subset,
+    With,
     Workers,
 )
 from rescue_cli.errors import UnexpectedError, UsageError
@@ -74,6 +75,7 @@ class Changes:
 def train(
     overrides: Overrides = None,
     recipe: RecipeName = None,
+    _code: With = None,
     model: Model = None,
     epochs: Epochs = None,
     out: Annotated[Path | None, typer.Option(help="Run directory; default: runs/RECIPE/N.")] = None,

@@ -19,6 +19,7 @@ from rescue_cli.cli.common import (
     RecipeName,
     Smoke,
     Subset,
+    With,
     Workers,
 )
 from rescue_cli.errors import RescueError
@@ -48,6 +49,7 @@ SMOKE = ("data.subset=[64,16]", "data.holdout=10", "train.steps_per_epoch=null")
 def tune(
     overrides: Overrides = None,
     recipe: RecipeName = None,
+    _code: With = None,
     budget: Annotated[
         float, typer.Option(help="Hours that this command may take.", min=0.001)
     ] = 1.0,

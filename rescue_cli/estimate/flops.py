@@ -15,7 +15,7 @@ from rescue_cli.build.networks import build_network, proxy_recipe
 from rescue_cli.build.weights import find_weights
 from rescue_cli.recipe import Recipe
 from rescue_cli.sections.augment.progressive_resize import size_at_epoch
-from rescue_cli.sections.data import FACTS, channels_of
+from rescue_cli.sections.data import channels_of, facts_of
 
 CLASSES = 10  # assumed for a user's folder, whose classes are not known yet
 META = torch.device("meta")
@@ -37,7 +37,9 @@ def network_of(recipe: Recipe) -> nn.Module:
     if recipe.model.weights is not None:
         recipe = recipe.with_overrides("~model.weights")
     with META:
-        return build_network(recipe, FACTS[recipe.data.name].classes or CLASSES, META)
+        return build_network(
+            recipe, facts_of(recipe.data.name, recipe.data).classes or CLASSES, META
+        )
 
 
 def parameters(network: nn.Module) -> int:

@@ -25,7 +25,7 @@ from rescue_cli.engine.step import Step
 from rescue_cli.estimate.flops import CLASSES, channels, network_of
 from rescue_cli.recipe import Recipe
 from rescue_cli.sections.averaging import RunLength
-from rescue_cli.sections.data import FACTS
+from rescue_cli.sections.data import facts_of
 from rescue_cli.sections.loss import micro_batch_loss
 from rescue_cli.sections.selection import KeepAll
 
@@ -51,7 +51,7 @@ def peak_memory(recipe: Recipe, micro_batch_size: int | None = None, gpus: int =
     """
     if micro_batch_size is not None:
         recipe = recipe.with_overrides(f"train.device_batch_size={micro_batch_size}")
-    train, classes = recipe.train, FACTS[recipe.data.name].classes or CLASSES
+    train, classes = recipe.train, facts_of(recipe.data.name, recipe.data).classes or CLASSES
     size = train_size(recipe)
     shape = (train.device_batch_size, channels(recipe), size, size)
     local = max(1, train.batch_size // shape[0] // gpus)

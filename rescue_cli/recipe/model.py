@@ -13,6 +13,15 @@ from rescue_cli.errors import UsageError, did_you_mean, refuse_url
 from rescue_cli.recipe import yaml
 from rescue_cli.recipe.library import find
 from rescue_cli.recipe.overrides import apply
+from rescue_cli.recipe.own import (
+    FOLDER,
+    Code,
+    check_code,
+    find_code,
+    names_code,
+    offer_copies,
+    without_folders,
+)
 from rescue_cli.recipe.schema import Positive, PositiveInt, check, convert, show
 from rescue_cli.recipe.sections import (
     SECTIONS,
@@ -28,7 +37,7 @@ from rescue_cli.recipe.sections import (
 )
 from rescue_cli.recipe.sources import check_form
 
-HEADER = ("name", "paper", "expect", "unknown", "sources")
+HEADER = ("name", "paper", "expect", "unknown", "sources", "code")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -75,6 +84,12 @@ class Recipe:
     train: Train
     notes: tuple[str, ...] = field(default=(), compare=False)
 
+    @property
+    def code(self) -> Code:
+        """The user's code that the recipe was made with: SHA-256 by file, version by package."""
+        code: Code = self.tree.get("code", {})
+        return code
+
     def items(self, section: str) -> tuple[Item, ...]:
         """The section's ingredients; none of `eval` and `train`, which have keys alone."""
         value = getattr(self, section)
@@ -114,13 +129,19 @@ def load(name: str, overrides: Sequence[str] = ()) -> Recipe:
     """The recipe of that name or path with the overrides applied; raises `UsageError`."""
     path = find(name)
     tree = _check_sections(yaml.read(yaml.read_text(path), path.name))
-    return from_tree(apply(tree, overrides) if overrides else tree)
+    recipe = from_tree(apply(tree, overrides) if overrides else tree)
+    offer_copies(path.parent / FOLDER, recipe.code)  # of a run's recipe.yaml
+    return recipe
 
 
-def from_tree(tree: Any) -> Recipe:
-    """The recipe that a tree describes, its sections checked as far as needs no ingredient."""
+def from_tree(tree: Any, where: str = "the recipe") -> Recipe:
+    """The recipe that a tree describes, its sections checked as far as needs no ingredient.
+
+    `where` is the file that holds it.
+    """
     tree, notes = _move_old_keys(_check_sections(tree))
     _check_header(tree)
+    tree = _with_code(tree, where)
     for section in SECTIONS:
         _refuse_urls(section, tree.get(section))
     parts = {name: _read_section(name, tree) for name in SECTIONS}
@@ -195,6 +216,19 @@ def _clip(item: Any, norm: float) -> Any:
     return {**item, "max_grad_norm": norm}
 
 
+def _with_code(tree: dict[str, Any], where: str) -> dict[str, Any]:
+    """The tree with the hashes of the user's files that it names, and the names without folders.
+
+    A recipe of ours has none.
+    """
+    sections = {name: tree[name] for name in SECTIONS if name in tree}
+    code = find_code(sections, tree.get("code", {}), where)
+    if not code and "code" not in tree and not names_code(sections):
+        return tree
+    rest = {key: value for key, value in tree.items() if key != "code"}
+    return {**rest, **without_folders(sections), **({"code": code} if code else {})}
+
+
 def _check_header(tree: Mapping[str, Any]) -> None:
     """The claim: what may stand in `paper`, `expect`, `unknown` and `sources`."""
     for key, kind in (("paper", Paper), ("expect", Expect)):
@@ -202,6 +236,7 @@ def _check_header(tree: Mapping[str, Any]) -> None:
             check(key, as_mapping(key, tree[key]), kind)
     convert("unknown", tree.get("unknown", []), list[str])
     check_form(tree.get("sources", {}))
+    check_code(tree.get("code", {}))
 
 
 def _refuse_urls(key: str, value: Any) -> None:
@@ -222,14 +257,15 @@ def _read_section(name: str, tree: Mapping[str, Any]) -> Any:
     if section.ingredients is None:
         return section.keys(**check(name, as_mapping(name, value), section.keys))
     task = tree["task"].get("name") if name == "augment" else "classification"
+    code = tree.get("code", {})
     if not section.many:
-        return read_item(name, value)
+        return read_item(name, value, code=code)
     if isinstance(value, list):
         if not value and section.neutral is None:
             raise UsageError(f"{name}: an empty list. Give at least one optimizer.")
-        return tuple(read_item(name, v, f"{name}[{i}]", task) for i, v in enumerate(value))
+        return tuple(read_item(name, v, f"{name}[{i}]", task, code) for i, v in enumerate(value))
     if name == "optim":
-        return (read_item(name, value),)
+        return (read_item(name, value, code=code),)
     raise UsageError(f"{name}: {show(value)} is not a list. Write {name}: [{{name: ...}}].")
 
 
@@ -252,10 +288,12 @@ def _check_numbers(train: Train, evaluation: Eval) -> None:
 
 def from_text(text: str, where: str) -> Recipe:
     """The recipe that a YAML text holds; `where` begins every message."""
-    return from_tree(yaml.read(text, where))
+    return from_tree(yaml.read(text, where), where)
 
 
 def recipe_in(run: Path) -> Recipe:
-    """The resolved recipe of a run directory."""
+    """The resolved recipe of a run directory; its code is the run's copy."""
     file = run / "recipe.yaml"
-    return from_text(yaml.read_text(file), str(file))
+    recipe = from_text(yaml.read_text(file), str(file))
+    offer_copies(run / FOLDER, recipe.code)
+    return recipe

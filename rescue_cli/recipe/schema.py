@@ -115,8 +115,13 @@ def show(value: Any) -> str:
 
 
 _NO = object()
-_NAMES = {float: "a number", int: "an integer", bool: "true or false", str: "a string"}
-_NAMES[types.NoneType] = "null"
+_NAMES: dict[Any, str] = {
+    float: "a number",
+    int: "an integer",
+    bool: "true or false",
+    str: "a string",
+}
+_NAMES |= {types.NoneType: "null", Any: "any value"}
 
 
 def _split(annotation: Any) -> tuple[Any, tuple[Any, ...]]:

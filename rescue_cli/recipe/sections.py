@@ -9,11 +9,14 @@ import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache, cached_property, partial
+from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
 from annotated_types import Interval
 
 from rescue_cli.errors import UsageError
+from rescue_cli.recipe import own
+from rescue_cli.recipe.own import Code, split_name
 from rescue_cli.recipe.schema import (
     Epochs,
     InEpochs,
@@ -44,18 +47,20 @@ class Item:
     """An ingredient as the recipe names it, with the options given to it.
 
     Called with the ingredient's runtime objects, it makes the ingredient: `recipe.mix(mixing)`.
-    `task` is the recipe's, by which some ingredients of one name differ.
+    `task` is the recipe's, by which some ingredients of one name differ; `code` says which files
+    and packages of the user's the recipe was made with.
     """
 
     section: str
     name: str
     options: Mapping[str, Any]
     task: str = "classification"
+    code: Code = field(default_factory=dict)
 
     @property
     def function(self) -> Callable[..., Any]:
         """The ingredient's function; raises `UsageError` for an unknown name."""
-        return find_ingredient(self.section, self.name, self.task)
+        return find_function(self.section, self.name, self.task, self.code)
 
     @cached_property
     def arguments(self) -> Mapping[str, Any]:
@@ -162,7 +167,7 @@ class OptimItem(Item):
             return None
         if not isinstance(self.schedule.get("name"), str):
             raise UsageError(f"optim ({self.name}).schedule: must be a mapping with a name.")
-        item = read_item("schedule", self.schedule)
+        item = read_item("schedule", self.schedule, code=self.code)
         assert isinstance(item, ScheduleItem)
         return item
 
@@ -248,6 +253,7 @@ class Section:
     keys: type  # what an item of the section is once it has been read
     ingredients: str | None = None  # module and dictionary of the functions by name
     otherwise: str | None = None  # the function for all other names, which takes the name first
+    own: str | None = None  # makes an ingredient of a class or function of the user's
     neutral: Any = None  # what a recipe without the section stands for; None: it must have it
     many: bool = False  # a list of items; `optim` may be one item too
     evaluated: bool = False  # whether an evaluation of weights reads it
@@ -258,29 +264,76 @@ _NONE = {"name": "none"}
 _ROOM = "rescue_cli.sections"
 SECTIONS: Mapping[str, Section] = {
     "task": Section(Item, f"{_ROOM}.task:TASKS", evaluated=True),
-    "data": Section(DataItem, f"{_ROOM}.data:DATASETS", evaluated=True),
+    "data": Section(
+        DataItem, f"{_ROOM}.data:DATASETS", own=f"{_ROOM}.data:own_data", evaluated=True
+    ),
     "sampling": Section(
         Item, f"{_ROOM}.sampling:SAMPLERS", neutral={"name": "shuffled"}, labels_only=True
     ),
-    "augment": Section(Item, f"{_ROOM}.augment:AUGMENTATIONS_OF", neutral=[], many=True),
+    "augment": Section(
+        Item,
+        f"{_ROOM}.augment:AUGMENTATIONS_OF",
+        own=f"{_ROOM}.augment:own_augmentation",
+        neutral=[],
+        many=True,
+    ),
     "mix": Section(Item, f"{_ROOM}.mix:MIXES", neutral=_NONE, labels_only=True),
     "selection": Section(Item, f"{_ROOM}.selection:SELECTIONS", neutral=_NONE, labels_only=True),
     "model": Section(
-        ModelItem, f"{_ROOM}.model:MODELS", otherwise=f"{_ROOM}.model:timm_model", evaluated=True
+        ModelItem,
+        f"{_ROOM}.model:MODELS",
+        otherwise=f"{_ROOM}.model:timm_model",
+        own=f"{_ROOM}.model:own_model",
+        evaluated=True,
     ),
     "teacher": Section(Item, f"{_ROOM}.teacher:TEACHERS", neutral=_NONE, labels_only=True),
-    "loss": Section(Item, f"{_ROOM}.loss:LOSSES"),
-    "optim": Section(OptimItem, f"{_ROOM}.optim:OPTIMIZERS", many=True),
-    "schedule": Section(ScheduleItem, f"{_ROOM}.schedule:SCHEDULES"),
+    "loss": Section(Item, f"{_ROOM}.loss:LOSSES", own=f"{_ROOM}.loss:own_loss"),
+    "optim": Section(
+        OptimItem, f"{_ROOM}.optim:OPTIMIZERS", own=f"{_ROOM}.optim:own_optimizer", many=True
+    ),
+    "schedule": Section(
+        ScheduleItem, f"{_ROOM}.schedule:SCHEDULES", own=f"{_ROOM}.schedule:own_schedule"
+    ),
     "averaging": Section(Item, f"{_ROOM}.averaging:AVERAGES", neutral=_NONE),
     "eval": Section(Eval, evaluated=True),
     "train": Section(Train, evaluated=True),
 }
 
 
+def find_function(section: str, name: str, task: str, code: Code) -> Callable[..., Any]:
+    """The function behind a name, ours or the user's; raises `UsageError` for an unknown one."""
+    parts = split_name(name) if ":" in name else None
+    if parts is None:
+        return find_ingredient(section, name, task)
+    key = section, name, code.get(parts[0])
+    if key not in own.REGISTRY.functions:
+        own.REGISTRY.functions[key] = _find_own(*key)
+    return own.REGISTRY.functions[key]
+
+
+def _find_own(section: str, name: str, recorded: str | None) -> Callable[..., Any]:
+    """The user's function with the parameters that the section's functions have."""
+    adapt = SECTIONS[section].own
+    if adapt is None:
+        sections = ", ".join(name for name, entry in SECTIONS.items() if entry.own)
+        raise UsageError(
+            f"{section}.name: {name}: code of your own can stand in {sections}. "
+            "Use one of the names known here."
+        )
+    loaded = own.load_own(section, name, recorded)
+    function: Callable[..., Any] = _import(adapt)(loaded)
+    # An optimizer takes `lr` and `weight_decay`, which all of them have
+    shared = set() if section == "optim" else set(keys(SECTIONS[section].keys))
+    if taken := shared.intersection(keys(function)):
+        raise loaded.error(
+            f"its parameter '{min(taken)}' has the name of a key that {section} has. Rename it."
+        )
+    return function
+
+
 @cache
 def find_ingredient(section: str, name: str, task: str) -> Callable[..., Any]:
-    """The function behind a name; raises `UsageError` for an unknown one."""
+    """The function behind a name of ours; raises `UsageError` for an unknown one."""
     entry = SECTIONS[section]
     assert entry.ingredients is not None
     known = _import(entry.ingredients)
@@ -297,10 +350,16 @@ def _import(path: str) -> Any:
     return getattr(importlib.import_module(module), attribute)
 
 
-def read_item(section: str, value: Any, where: str = "", task: str = "classification") -> Item:
+def read_item(
+    section: str,
+    value: Any,
+    where: str = "",
+    task: str = "classification",
+    code: Code = MappingProxyType({}),
+) -> Item:
     """An item of a section, its shared keys in their types; raises `UsageError`.
 
-    `where` is what messages call it where that is not the section.
+    `where` is what messages call it where that is not the section; `code` is the recipe's.
     """
     options = dict(as_mapping(where or section, value))
     name = options.pop("name", None)
@@ -310,13 +369,13 @@ def read_item(section: str, value: Any, where: str = "", task: str = "classifica
     shared = keys(kind)
     if any(key.required and name not in options for name, key in shared.items()):
         # Most likely the key is misspelt, which only the ingredient's signature can say
-        check(f"{section} ({name})", options, find_ingredient(section, name, task), kind)
+        check(f"{section} ({name})", options, find_function(section, name, task, code), kind)
     given = {
         key: convert(f"{section} ({name}).{key}", options[key], shared[key].annotation)
         for key in shared
         if key in options
     }
-    return kind(section, name, options, task, **given)
+    return kind(section, name, options, task, code, **given)
 
 
 def as_mapping(where: str, value: Any) -> Mapping[str, Any]:

@@ -29,6 +29,7 @@ from rescue_cli.metrics.names import (
 )
 from rescue_cli.recipe import Recipe, recipe_in
 from rescue_cli.recipe.changes import differences, format_recipe_value
+from rescue_cli.recipe.own import describe_code
 from rescue_cli.report import study_page
 from rescue_cli.report.answer import describe_result, strip_charts
 from rescue_cli.report.html import render
@@ -318,7 +319,8 @@ def _procedure(path: Path) -> dict[str, Any]:
     return {
         "command": _command(run),
         "environment": [
-            [key, str(environment[key])] for key in SHOWN_ENVIRONMENT if environment.get(key)
+            *([["code of your own", describe_code(recipe.code)]] if recipe.code else []),
+            *([k, str(environment[k])] for k in SHOWN_ENVIRONMENT if environment.get(k)),
         ],
         "recipe": recipe.name,
         "shipped": shipped,

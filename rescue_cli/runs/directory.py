@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from rescue_cli.errors import InUseError, RescueError, UsageError
 from rescue_cli.recipe import Recipe, recipe_in
 from rescue_cli.recipe.changes import differences, format_recipe_value, is_path
+from rescue_cli.recipe.own import remove_copies, write_copies
 from rescue_cli.rundir import RunDirectory, write_json, write_text
 
 if TYPE_CHECKING:
@@ -134,11 +135,14 @@ def reserve(
             )
         if changed:
             _relocate(run, recipe, look)
+        if not run.result.exists():
+            write_copies(path, recipe.code)
         return False
     if path.is_dir() and (foreign := [e.name for e in path.iterdir() if _is_foreign(e)]):
         raise UsageError(
             f"{path}: is not a run directory; it holds {min(foreign)}. Use a new --out."
         )
+    write_copies(path, recipe.code)
     write_text(run.recipe, recipe.to_yaml())
     return True
 
@@ -166,6 +170,8 @@ def remove_unstarted(path: Path) -> None:
     run = RunDirectory(path)
     if run.metrics.exists() or run.last.exists() or run.result.exists() or _is_in_use(run):
         return
+    if run.recipe.exists():
+        remove_copies(path, recipe_in(path).code)
     prepared = (run.recipe, run.command, run.environment, run.failure, run.log, run.lock)
     for file in (*prepared, run.samples, run.data, run.listing):
         file.unlink(missing_ok=True)

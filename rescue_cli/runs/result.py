@@ -22,6 +22,7 @@ from rescue_cli.engine.evaluate import EvalResult, EvalSet, Evaluator
 from rescue_cli.engine.step import Step
 from rescue_cli.metrics.names import finite_or_none, measurement_stem
 from rescue_cli.recipe import Recipe
+from rescue_cli.recipe.own import describe_code
 from rescue_cli.rundir import CROSS_VALIDATED, RunDirectory, read_json, write_atomically
 from rescue_cli.runs import overlays
 from rescue_cli.sections.augment.pipeline import Normalise
@@ -69,6 +70,7 @@ def collect_result(
         **memory,
         "parameters": sum(p.numel() for p in model.parameters()),
         **({"notes": data.notes} if data.notes else {}),
+        **({"code": describe_code(recipe.code)} if recipe.code else {}),
         "sets": entries,
     }
 

@@ -18,6 +18,7 @@ from typing import Any
 
 from rescue_cli import lifetime
 from rescue_cli.errors import RescueError, StoppedError, UsageError
+from rescue_cli.recipe.own import TRUSTED
 from rescue_cli.rundir import (
     FailureRecord,
     RunDirectory,
@@ -39,6 +40,7 @@ class Train:
     """The function of a job; submitit keeps it in a file, and calls it again after a requeue."""
 
     options: tuple[str, ...]
+    trusted: str = ""  # hashes of the user's own code that it may run
 
     def __call__(self, path: Path) -> int:
         """Trains the directory's recipe; the exit code of `rescue train`."""
@@ -46,9 +48,8 @@ class Train:
         call = [sys.executable, "-P", "-m", "rescue_cli", "train", "--resume", "--out", str(path)]
         # SLURM sends a job's signals to all of its processes; submitit's would end this one
         before = signal.signal(signal.SIGUSR2, signal.SIG_IGN)
-        process = subprocess.Popen(
-            [*call, *self.options], env={**os.environ, **lifetime.parent_variable()}
-        )
+        variables = {TRUSTED: self.trusted, **lifetime.parent_variable()}
+        process = subprocess.Popen([*call, *self.options], env={**os.environ, **variables})
         signal.signal(signal.SIGUSR2, before)
         try:
             return process.wait()
@@ -87,7 +88,8 @@ def run_all(
         executor = _executor(folder, settings)
         for path in new:
             RunDirectory(path).failure.unlink(missing_ok=True)  # of an earlier job
-        submitted = executor.map_array(Train(tuple(options)), new)
+        job = Train(tuple(options), os.environ.get(TRUSTED, ""))
+        submitted = executor.map_array(job, new)
         jobs |= {str(path): job.job_id for path, job in zip(new, submitted, strict=True)}
         write_json(kept, jobs)
     queued, asked = set(jobs.values()), time.monotonic()

@@ -9,6 +9,7 @@ weighted mean (the sum of weighted losses over the sum of weights); for class pr
 images) or with `reduction: sum` it is the sum of weighted losses over the number of images.
 """
 
+import inspect
 import unicodedata
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from torch.nn import functional
 
 from rescue_cli.batch import Batch
 from rescue_cli.errors import UsageError, did_you_mean
+from rescue_cli.recipe.own import Own, require
 from rescue_cli.recipe.schema import Fraction, NotNegative, Positive
 from rescue_cli.rng import Indices
 from rescue_cli.sections.annotations import IGNORED
@@ -235,6 +237,34 @@ def _mean_over_pixels(logits: Tensor, masks: Tensor, weight: Tensor | None) -> T
         # CUDA's loss over maps has no deterministic kernel; that over a list of pixels has one
         logits, masks = logits.movedim(1, -1).flatten(0, -2), masks.flatten()
     return functional.cross_entropy(logits, masks, weight, ignore_index=IGNORED)
+
+
+def own_loss(own: Own) -> Callable[..., Loss]:
+    """A loss of the user's: a function of logits and targets, or a class whose instances are.
+
+    It returns the losses of single images, (n,), of logits (n, classes) and targets, which are
+    labels (n,), or probabilities (n, classes) of mixed images.
+    """
+
+    def build(_batch_size: int, _context: LossContext | None = None, **options: Any) -> Loss:
+        losses = own.bind(options)
+
+        def each(logits: Tensor, targets: Tensor) -> Tensor:
+            values: Tensor = losses(logits, targets)
+            if getattr(values, "shape", None) != logits.shape[:1]:
+                shape = tuple(getattr(values, "shape", ()))
+                raise own.error(
+                    f"returns losses of the shape {shape} for logits of the shape "
+                    f"{tuple(logits.shape)}. Return one loss for each image."
+                )
+            return values
+
+        return Loss(lambda logits, targets: each(logits, targets).mean(), each, 1)
+
+    if inspect.isclass(own.target):
+        return own.with_keys(build)
+    require(own, ["logits", "targets"], "loss")
+    return own.with_keys(build, "logits", "targets")
 
 
 def micro_batch_loss(loss: Loss) -> Callable[[Any, Batch], Tensor]:

@@ -22,6 +22,7 @@ from rescue_cli.sections.augment.operations import (
     flip,
     pad_crop,
 )
+from rescue_cli.sections.augment.own import own_augmentation
 from rescue_cli.sections.augment.pipeline import Augment
 from rescue_cli.sections.augment.progressive_resize import progressive_resize
 from rescue_cli.sections.augment.rand_augment import rand_augment
@@ -51,4 +52,4 @@ AUGMENTATIONS_OF: dict[str, dict[str, Callable[..., Operation]]] = {
     "segmentation": {"flip": annotated.flip, "scale-crop": annotated.scale_crop},
 }
 
-__all__ = ["AUGMENTATIONS", "AUGMENTATIONS_OF", "Augment", "Operation"]
+__all__ = ["AUGMENTATIONS", "AUGMENTATIONS_OF", "Augment", "Operation", "own_augmentation"]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rescue_cli.recipe import DataKeys
+from rescue_cli.recipe import DataItem, DataKeys
 from rescue_cli.sections.data.annotated import Boxed, Masked
 from rescue_cli.sections.data.datasets import DATASETS
 from rescue_cli.sections.data.decoding_notes import describe_splits
@@ -25,8 +25,10 @@ from rescue_cli.sections.data.location import (
     Facts,
     Location,
     channels_of,
+    facts_of,
     normalisation,
 )
+from rescue_cli.sections.data.own import own_data
 from rescue_cli.sections.data.resident import make_resident
 from rescue_cli.sections.data.rgb import Reading
 from rescue_cli.sections.data.splits import (
@@ -62,6 +64,7 @@ __all__ = [
     "channels_of",
     "compute_fingerprint",
     "describe_difference",
+    "facts_of",
     "fingerprint_from_arrays",
     "grey_to_rgb",
     "hold_out",
@@ -71,6 +74,7 @@ __all__ = [
     "load",
     "make_resident",
     "normalisation",
+    "own_data",
     "relabel",
     "take_subset",
 ]
@@ -90,13 +94,15 @@ def load(
     names of the weights that are evaluated. Raises `DataError` and `UsageError`.
     """
     location = Location(name, keys, test_only and not keys.holdout, classes)
-    dataset = take_subset(hold_out(DATASETS[name](location), keys.holdout, keys.fold), keys.subset)
+    whole: Dataset = keys(location) if isinstance(keys, DataItem) else DATASETS[name](location)
+    dataset = take_subset(hold_out(whole, keys.holdout, keys.fold), keys.subset)
     if keys.channels is not None:
         dataset = grey_to_rgb(dataset)
     if location.test_only:
         dataset = replace(dataset, train=dataset.train.take(np.zeros(0, dtype=np.int64)))
-    size = FACTS[name].size
-    if FACTS[name].images is None:  # the user's own folder
+    facts = facts_of(name, keys)
+    size = facts.size
+    if facts.images is None:  # the user's own folder
         remarks = describe_splits([dataset.train, *dataset.tests.values()], Reading.of(keys))
         dataset = replace(dataset, notes=(*dataset.notes, *remarks))
     if dataset.train.annotated:

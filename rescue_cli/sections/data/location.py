@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 
 from rescue_cli.errors import DataError
-from rescue_cli.recipe import DataKeys
+from rescue_cli.recipe import DataItem, DataKeys
 from rescue_cli.sections.data.listing import (
     find_split_folder,
     holds_images,
@@ -132,7 +132,7 @@ class Location:
     @cached_property
     def is_unsplit(self) -> bool:
         """Whether `top` holds class folders instead of splits; all images are then for training."""
-        if FACTS[self.name].images is not None:
+        if self.name not in FACTS or FACTS[self.name].images is not None:
             return False  # a published data set has a fixed layout
         # A folder `train` may be a class (beside `car`): then images lie directly in it
         splits = list_split_folders(self.top)
@@ -222,13 +222,21 @@ class Location:
         return replace(self, keys=replace(self.keys, root=str(root)))
 
 
+def facts_of(name: str, keys: DataKeys) -> Facts:
+    """What is known of a data set, ours or one that the user's code reads; raises `UsageError`."""
+    if name in FACTS or not isinstance(keys, DataItem):
+        return FACTS[name]
+    facts: Facts = keys.function.facts  # type: ignore[attr-defined]
+    return facts
+
+
 def normalisation(name: str, keys: DataKeys) -> tuple[list[float], list[float]]:
     """Mean and standard deviation per channel for pixels in [0, 1]: as given, else from `FACTS`."""
-    facts = FACTS[name]
+    facts = facts_of(name, keys)
     repeats = (keys.channels or facts.channels) // facts.channels
     return keys.mean or list(facts.mean) * repeats, keys.std or list(facts.std) * repeats
 
 
 def channels_of(name: str, keys: DataKeys) -> int:
     """The number of channels of the images that the network sees."""
-    return keys.channels or FACTS[name].channels
+    return keys.channels or facts_of(name, keys).channels

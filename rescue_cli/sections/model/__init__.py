@@ -9,6 +9,7 @@ from rescue_cli.sections.model.celu import Celu
 from rescue_cli.sections.model.dense_prediction import Backbone, faster_rcnn, fcn
 from rescue_cli.sections.model.ghost_batch_norm import GhostBatchNorm2d, group_count
 from rescue_cli.sections.model.init import DataDependentInit, init_weights
+from rescue_cli.sections.model.own import own_model
 from rescue_cli.sections.model.resnet9 import ResNet9, resnet9
 from rescue_cli.sections.model.smith import (
     lenet,
@@ -47,5 +48,6 @@ __all__ = [
     "group_count",
     "init_weights",
     "load_weights",
+    "own_model",
     "timm_model",
 ]

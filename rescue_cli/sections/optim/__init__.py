@@ -14,6 +14,7 @@ from rescue_cli.sections.optim.groups import (
 from rescue_cli.sections.optim.lamb import lamb
 from rescue_cli.sections.optim.logistic import LBFGS, lbfgs
 from rescue_cli.sections.optim.muon import muon
+from rescue_cli.sections.optim.own import own_optimizer
 from rescue_cli.sections.optim.sgd import sgd, sgd_velocity
 
 OPTIMIZERS: dict[str, Callable[..., Any]] = {
@@ -35,5 +36,6 @@ __all__ = [
     "ParameterAssignment",
     "assign_parameters",
     "layer_depths",
+    "own_optimizer",
     "parameter_groups",
 ]

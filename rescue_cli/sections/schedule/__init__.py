@@ -19,6 +19,7 @@ from rescue_cli.sections.schedule.decays import (
     poly,
     step,
 )
+from rescue_cli.sections.schedule.own import own_schedule
 
 SCHEDULES: dict[str, Callable[..., Schedule]] = {
     "constant": constant,
@@ -47,6 +48,7 @@ __all__ = [
     "freeze_after",
     "inv",
     "one_cycle",
+    "own_schedule",
     "piecewise",
     "poly",
     "ramp",
