@@ -1,6 +1,7 @@
 """What the verbs share: options, finding the recipe and the device, and printing."""
 
 import json
+import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
@@ -93,6 +94,26 @@ def _give(files: list[Path] | None) -> list[Path] | None:
 With = Annotated[
     list[Path] | None,
     typer.Option("--with", metavar="FILE", callback=_give, help="Python file of your own to run."),
+]
+
+
+def _track(names: list[str] | None) -> list[str] | None:
+    """Lets the processes of the command know, as RESCUE_TRACK does."""
+    if names:
+        from rescue_cli.runs.tracking import VARIABLE, check_trackers
+
+        os.environ[VARIABLE] = ",".join(check_trackers(names))
+    return names
+
+
+Track = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--track",
+        metavar="NAME",
+        callback=_track,
+        help="Also log to csv, mlflow, tensorboard, trackio or wandb.",
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 

@@ -21,6 +21,7 @@ from rescue_cli.cli.common import (
     RecipeName,
     Smoke,
     Subset,
+    Track,
     With,
     Workers,
 )
@@ -54,6 +55,7 @@ def lr_range_test(
     overrides: Overrides = None,
     recipe: RecipeName = None,
     _code: With = None,
+    _track: Track = None,
     from_: Annotated[
         str | None, typer.Option("--from", help="Starting weights: a run, a file, or timm:NAME.")
     ] = None,

@@ -24,6 +24,7 @@ from rescue_cli.cli.common import (
     RecipeName,
     Smoke,
     Subset,
+    Track,
     With,
     Workers,
 )
@@ -55,6 +56,7 @@ def seed_sweep(
     overrides: Overrides = None,
     recipe: RecipeName = None,
     _code: With = None,
+    _track: Track = None,
     model: Model = None,
     epochs: Epochs = None,
     seeds: Annotated[str, typer.Option(help="Number of seeds, or a list: 0-9 or 3,7,11.")] = "5",

@@ -32,6 +32,7 @@ from rescue_cli.cli.common import (
     Model,
     Smoke,
     Subset,
+    Track,
     With,
     Workers,
 )
@@ -74,6 +75,7 @@ def study(
         typer.Argument(metavar="SECTION.KEY=VALUE", help="Changes to the recipe of every row."),
     ] = None,
     _code: With = None,
+    _track: Track = None,
     only: Annotated[str | None, typer.Option(help="Numbers of the rows to run: 1,3.")] = None,
     model: Model = None,
     epochs: Epochs = None,

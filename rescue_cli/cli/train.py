@@ -24,6 +24,7 @@ from rescue_cli.cli.common import (
     RecipeName,
     Smoke,
     Subset,
+    Track,
     With,
     Workers,
 )
@@ -76,6 +77,7 @@ def train(
     overrides: Overrides = None,
     recipe: RecipeName = None,
     _code: With = None,
+    _track: Track = None,
     model: Model = None,
     epochs: Epochs = None,
     out: Annotated[Path | None, typer.Option(help="Run directory; default: runs/RECIPE/N.")] = None,

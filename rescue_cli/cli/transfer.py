@@ -28,6 +28,7 @@ from rescue_cli.cli.common import (
     RecipeName,
     Smoke,
     Subset,
+    Track,
     With,
     Workers,
 )
@@ -78,6 +79,7 @@ def transfer(
     to: Annotated[str | None, typer.Option(help="A data set, or a folder of your own.")] = None,
     recipe: RecipeName = None,
     _code: With = None,
+    _track: Track = None,
     model: Architecture = None,
     epochs: Epochs = None,
     seeds: Annotated[str, typer.Option(help="Number of seeds, or a list: 0-9 or 3,7,11.")] = "1",

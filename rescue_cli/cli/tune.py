@@ -19,6 +19,7 @@ from rescue_cli.cli.common import (
     RecipeName,
     Smoke,
     Subset,
+    Track,
     With,
     Workers,
 )
@@ -50,6 +51,7 @@ def tune(
     overrides: Overrides = None,
     recipe: RecipeName = None,
     _code: With = None,
+    _track: Track = None,
     budget: Annotated[
         float, typer.Option(help="Hours that this command may take.", min=0.001)
     ] = 1.0,

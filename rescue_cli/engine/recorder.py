@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import IO, Any
+from typing import IO, Any, Protocol
 
 from rescue_cli import distributed
 from rescue_cli.batch import Measurement
@@ -18,12 +18,27 @@ from rescue_cli.terminal import TimeLeft, make_bar
 NOTE_SECONDS = 1.0  # between two notes of a run's step
 
 
+class LineTracker(Protocol):
+    """Where lines of metrics go beside the run's files, from the step at which it begins."""
+
+    def begin(self, step: int) -> None: ...
+    def log(self, kind: str, step: int, values: Mapping[str, Any]) -> None: ...
+    def close(self) -> None: ...
+
+
 class Recorder:
     """Appends whole lines to the run's files, and shows a progress bar on a terminal."""
 
     def __init__(
-        self, run: RunDirectory, *, writes: bool, steps: int, progress: bool = True
+        self,
+        run: RunDirectory,
+        *,
+        writes: bool,
+        steps: int,
+        progress: bool = True,
+        tracker: LineTracker | None = None,
     ) -> None:
+        self.tracker = tracker if writes else None
         self.run = run
         self.steps = steps
         self.writes = writes
@@ -57,6 +72,8 @@ class Recorder:
             return
         write_text(self.run.metrics, "".join(json.dumps(line) + "\n" for line in kept))
         self.metrics = self.run.metrics.open("a")
+        if self.tracker is not None:
+            self.tracker.begin(step)
 
     def open_log(self) -> None:
         if self.writes:
@@ -69,6 +86,8 @@ class Recorder:
         for file in (self.metrics, self.log_file):
             if file is not None:
                 file.close()
+        if self.tracker is not None:
+            self.tracker.close()
         if self.bar is not None:
             self.bar.close()
         if self.notes_steps:
@@ -81,6 +100,8 @@ class Recorder:
             self.first_loss = self.last_loss if self.first_loss is None else self.first_loss
         elif names := metric_names(values):
             self.score = [f"{METRICS[names[0]].removesuffix(' %')} {values[names[0]]:.2f} %"]
+        if self.tracker is not None:
+            self.tracker.log(kind, step, values)
         if self.metrics is not None:
             self.metrics.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
             self.metrics.flush()

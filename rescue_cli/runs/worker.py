@@ -34,6 +34,7 @@ from rescue_cli.recipe import Recipe, recipe_in, steps_per_epoch, total_steps
 from rescue_cli.rundir import RunDirectory, read_environment, remove_partial_files, write_json
 from rescue_cli.runs import allocator, result
 from rescue_cli.runs.failure import explain_error, fails_on_all_ranks, record_failure
+from rescue_cli.runs.tracking import Trackers
 
 
 @dataclass(frozen=True)
@@ -176,7 +177,9 @@ def _train(
     notes = identity.check_or_record(run, recipe, data)
     notes += [kept] if (kept := warn_of_old_head(recipe, data.classes)) else []
     steps = total_steps(recipe.train, steps_per_epoch(recipe.train, len(data.train)))
-    recorder = Recorder(run, writes=distributed.is_first(), steps=steps, progress=progress)
+    first = distributed.is_first()
+    tracker = Trackers(run, recipe) if first else None
+    recorder = Recorder(run, writes=first, steps=steps, progress=progress, tracker=tracker)
     with contextlib.closing(recorder):
         trainee = build_trainee(recipe, data, machine, recorder.log)
         loop = None
