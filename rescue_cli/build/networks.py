@@ -91,6 +91,12 @@ def accepts_size(recipe: Recipe, size: int) -> bool:
     return True
 
 
+def has_layer_order(recipe: Recipe) -> bool:
+    """Whether `optim.layer_decay` can tell the network's layers apart."""
+    with torch.device("meta"):
+        return hasattr(create_network(recipe, 2), "group_matcher")
+
+
 def weights_classes(recipe: Recipe) -> tuple[str, ...]:
     """The class names stored with the recipe's weights; empty without any."""
     weights = _weights_file(recipe)

@@ -126,17 +126,18 @@ class Shortened(NamedTuple):
 
 
 def shorten_and_rate(
-    base: Recipe,
+    recipe: Recipe,
     given: Sequence[str],
     subset: str | None,
     smoke: bool,
     lr_from: Path | None,
     device: str,
 ) -> Shortened:
-    """What --subset, --smoke and --lr-from stand for, beside the `given` overrides of `base`."""
+    """What --subset, --smoke and --lr-from stand for, beside the `given` overrides, which the
+    recipe has already.
+    """
     from rescue_cli.build.expand import cut_short
 
-    recipe = base.with_overrides(*given)
     cut, notes = cut_short(recipe, given, subset=subset, smoke=smoke, cuda=device == "cuda")
     if lr_from is None:
         return Shortened(cut, notes)

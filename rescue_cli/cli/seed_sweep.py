@@ -91,7 +91,9 @@ def seed_sweep(
     longer, notes = expand_options(named, given, model, epochs)
     given = [*given, *longer]
     where = planned_device(device) if dry_run or on is Where.slurm else select_device(device)
-    more = common.shorten_and_rate(named, given, subset, smoke, lr_from, where)
+    more = common.shorten_and_rate(
+        named.with_overrides(*given), given, subset, smoke, lr_from, where
+    )
     base, notes = named.with_overrides(*given, *more.overrides), [*notes, *more.notes]
     chosen = parse_seeds(seeds)
     if any(override.startswith("train.seed=") for override in given):

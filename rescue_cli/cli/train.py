@@ -215,7 +215,7 @@ def _resolve(
     given, notes = [*given, *expanded], [*notes, *more]
     whole = base.with_overrides(*given)
     added = common.shorten_and_rate(
-        base, given, changes.subset, changes.smoke, changes.lr_from, device
+        whole, given, changes.subset, changes.smoke, changes.lr_from, device
     )
     given, notes = [*given, *added.overrides], [*notes, *added.notes]
     resolved = base.with_overrides(*given)

@@ -104,6 +104,7 @@ def transfer(
     """
     if not from_ or to is None:
         raise UsageError("transfer: give --from WEIGHTS and --to DATA (a data set or a folder).")
+    from rescue_cli.build.networks import has_layer_order
     from rescue_cli.build.transfer import DEFAULT, FINE, PROBE, SCRATCH
 
     single = len(from_) == 1 and not from_[0].startswith(SCRATCH) and seeds == "1"
@@ -119,7 +120,7 @@ def transfer(
     where = planned_device(device) if dry_run else select_device(device)
     if guided and lr_from is not None:
         raise UsageError("--lr-from: is for a --recipe that takes steps. Give one, or remove it.")
-    options = Options(overrides or [], model, epochs, subset, smoke, lr_from, where)
+    options = Options([*(overrides or [])], model, epochs, subset, smoke, lr_from, where)
     starts = _starts(base, from_, to, options)
     if dry_run:
         for label, each in starts.items():
@@ -138,6 +139,8 @@ def transfer(
     note_precision((one.train.precision for one in runs.values()), where)
     if guided:
         (final,) = runs.items()
+        if not has_layer_order(final[1]):
+            options.overrides.append("~optim.layer_decay")
         (fine,) = _starts(recipes.load(FINE), from_, to, options, tell=lambda _: None).values()
         _guide(final, fine, folder, where, workers, minutes, as_json=as_json)
         return

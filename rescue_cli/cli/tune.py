@@ -74,7 +74,7 @@ def tune(
     named, given = recipes.load(common.named_or_default(recipe)), overrides or []
     if smoke:  # a search cannot do with two steps; what the user sets comes last, and stays
         given = [*SMOKE, *given]
-    more = common.shorten_and_rate(named, given, subset, smoke, None, where)
+    more = common.shorten_and_rate(named.with_overrides(*given), given, subset, smoke, None, where)
     base = named.with_overrides(*given, *more.overrides)
     check_recipe(base)
     base.demand_classification("tune")

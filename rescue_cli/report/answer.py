@@ -7,6 +7,7 @@ from typing import Any
 from rescue_cli.formatting import format_count
 from rescue_cli.metrics.names import METRICS
 from rescue_cli.report.table import ResultLine
+from rescue_cli.rundir.planned import format_planned
 
 MARGIN = 0.08  # of the axis, left free on both sides
 LEAST_SPAN = 0.5  # points, of an axis whose results are all equal
@@ -23,8 +24,11 @@ def describe_result(line: ResultLine, baseline: tuple[str, float] | None = None)
     if line.images is not None:
         on = f" on {format_count(line.images, 'test image', ',')}"
     subject, value = f"{line.path}: {line.measured.mean:.2f} % {metric}", ""
-    if line.measured.n > 1:
-        value = f", the mean of {line.measured.n} seeds"
+    if line.measured.n > 1 or line.missing:
+        planned, _, ends = format_planned(
+            line.measured.n, [run.how for run in line.missing.values()]
+        ).partition(" (")
+        value = f", the mean of {planned} seeds" + (f" ({ends}" if ends else "")
     if line.interval is not None:
         value += f" (95 %: {line.interval[0]:.1f} to {line.interval[1]:.1f})"
     against = ""

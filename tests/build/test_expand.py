@@ -266,4 +266,4 @@ def test_resuming_with_the_same_options_is_the_same_run(rescue: Rescue) -> None:
     for option in (["--smoke"], ["--subset", "100:50"]):
         code, _, err = rescue("train", "--out", "run", "--resume", *option)
         assert code == 2
-        assert "--subset and --smoke: a resumed run keeps its recipe. Remove them." in err
+        assert "--subset, --smoke and --lr-from: a resumed run keeps its recipe. " in err

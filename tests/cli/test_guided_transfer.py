@@ -21,6 +21,7 @@ from rescue_cli.rundir import CROSS_VALIDATED, RunDirectory, read_result
 from tests.conftest import Rescue
 
 SEEN = ("data.train_size=32", "eval.sizes=[32]", "eval.interpolation=bilinear")
+BATCH = ("train.batch_size=8", "train.device_batch_size=8")
 MISLABELLED = "train/dark/7.png"
 
 
@@ -136,13 +137,19 @@ def test_options_of_another_way_to_transfer_are_refused(
     assert not Path("runs").exists()
 
 
-@pytest.mark.parametrize("more", [("--dry-run",), ("--recipe", "transfer-probe", "--dry-run")])
+@pytest.mark.parametrize(
+    ("more", "name"),
+    [
+        ((), "transfer-probe"),
+        (("--recipe", "transfer-layerwise", "~optim.layer_decay", *BATCH), "transfer-layerwise"),
+    ],
+)
 def test_a_dry_run_trains_nothing(
-    more: tuple[str, ...], rescue: Rescue, photos: Path, weights: Path, tmp_path: Path
+    more: tuple[str, ...], name: str, rescue: Rescue, photos: Path, weights: Path, tmp_path: Path
 ) -> None:
-    ended = rescue("transfer", "--from", weights, "--to", photos, *more, *SEEN)
+    ended = rescue("transfer", "--from", weights, "--to", photos, *more, "--dry-run", *SEEN)
     assert ended.code == 0, ended.err
-    assert "name: transfer-probe" in ended.out
+    assert f"name: {name}" in ended.out
     assert not (tmp_path / "runs").exists()
 
 

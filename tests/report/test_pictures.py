@@ -183,6 +183,6 @@ def test_class_accuracies_are_valid_csv_for_any_class_name(tmp_path: Path) -> No
     file, each = tmp_path / "predictions" / "val.npz", np.full(len(NAMES), 100.0)
     np.savez(file, confusion=counts, classes=np.array(NAMES), per_class=each)
     draw_run(tmp_path)
-    with file.with_suffix(".csv").open(encoding="utf-8", newline="") as table:
+    with file.with_name("val-classes.csv").open(encoding="utf-8", newline="") as table:
         rows = list(csv.reader(table))
     assert [row[0] for row in rows[1:]] == NAMES

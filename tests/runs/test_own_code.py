@@ -47,7 +47,9 @@ def test_a_net_a_loss_and_an_augmentation_train_and_are_evaluated_without_being_
     assert read_result(RunDirectory(tmp_path / "evaluated"))["top1"] == result["top1"]
     assert rescue("predict", "run", "run/curves.png").code == 0
     words = ("--to", "fashion-mini", "--out", "moved", "train.precision=float32", *SMALL)
-    ended = rescue("transfer", "--from", "run", *words)  # another recipe with the same network
+    ended = rescue(
+        "transfer", "--recipe", "transfer", "--from", "run", *words
+    )  # another recipe with the same network
     assert ended.code == 0, ended.err
     (moved,) = (tmp_path / "moved").rglob("recipe.yaml")
     assert recipe_in(moved.parent).code == recipe.code

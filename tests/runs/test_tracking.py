@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -127,20 +128,33 @@ def read_trackio(_run: Path) -> dict[tuple[str, int], float]:
 
 def read_wandb(run: Path) -> dict[tuple[str, int], float]:
     from wandb.proto import wandb_internal_pb2
-    from wandb.sdk.internal.datastore import DataStore
 
     (file,) = run.glob("wandb/offline-run-*/*.wandb")
-    store, found = DataStore(), {}
-    store.open_for_scan(str(file))
-    while (data := store.scan_data()) is not None:
+    found: dict[tuple[str, int], float] = {}
+    for data in read_log(file.read_bytes()):
         record: Any = wandb_internal_pb2.Record()
         record.ParseFromString(data)
         if record.WhichOneof("record_type") != "history":
             continue
-        items = {"/".join(i.nested_key) or i.key: i.value_json for i in record.history.item}
-        step = record.history.step.num
+        items = {i.key or "/".join(i.nested_key): i.value_json for i in record.history.item}
+        step = json.loads(items["_step"])
         found |= {(k, step): json.loads(v) for k, v in items.items() if not k.startswith("_")}
     return found
+
+
+def read_log(data: bytes, block: int = 32768) -> Iterator[bytes]:
+    """The records of a log in LevelDB's format, after its 7 bytes of identification."""
+    at, parts = 7, b""
+    while at + 7 <= len(data):
+        if block - at % block < 7:  # too little for a header: the rest of a block is empty
+            at += block - at % block
+            continue
+        length, kind = int.from_bytes(data[at + 4 : at + 6], "little"), data[at + 6]
+        parts += data[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):  # a whole record, or the last part of one
+            yield parts
+            parts = b""
 
 
 READERS = {

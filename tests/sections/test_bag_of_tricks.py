@@ -172,7 +172,8 @@ def test_a_report_of_two_runs_shows_their_gaps(rescue: Rescue, tmp_path: Path) -
     for name, smoothing in (("plain", 0.0), ("smoothed", 0.1)):
         words = (*TINY, f"loss.label_smoothing={smoothing}")
         assert rescue("train", "--out", name, *words).code == 0
-    assert rescue("report", "plain", "smoothed", "--out", "report.html").code == 0
+    words = ("report", "plain", "smoothed", "--logits", "--out", "report.html")
+    assert rescue(*words).code == 0
     assert "<h2>Logits</h2>" in (tmp_path / "report.html").read_text()
     figure = plot_logit_gaps([tmp_path / "plain", tmp_path / "smoothed"])
     (axes,) = figure.axes
