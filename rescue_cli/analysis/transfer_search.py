@@ -84,7 +84,9 @@ class TransferSearch:
         return read_json(file)
 
     def _train(self, path: Path, recipe: Recipe) -> None:
-        train_part(path, recipe, self.device, None, self.workers, self.folder)
+        # Workers would take the network's cores: 15 s with two of them, 10 without
+        workers = 0 if self.workers is None and self.device == "cpu" else self.workers
+        train_part(path, recipe, self.device, None, workers, self.folder)
 
     # --- the size of test images ---
 
