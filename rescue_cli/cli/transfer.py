@@ -198,7 +198,7 @@ def _describe_images(
     fitted = RunDirectory(path.parents[1] / "search" / f"probe-{decisions['size']}")
     tables = [each.image_table(CROSS_VALIDATED) for each in (run, fitted)]
     for table in [table for table in tables if table.exists()][:1]:
-        what = "training images that look mislabelled"
+        what = "training images whose label looks wrong"
         yield from _list_images(what, doubtful_labels(table), table, root)
     yield f"Next: rescue predict {path} IMAGE, or rescue report {path}"
 
@@ -208,7 +208,7 @@ def _list_images(
 ) -> Iterator[str]:
     """The first of them by their names below the folder of images, and where all stand."""
     if rows:
-        yield f"{len(rows)} {what}:"
+        yield f"{what}: {len(rows):,}"
     yield from (f"  {row}".replace(f"{root}/", "", 1) for row in rows[:SHOWN])
     if len(rows) > SHOWN:
         yield f"  and {len(rows) - SHOWN} more in {table}"

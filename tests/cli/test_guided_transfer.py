@@ -62,7 +62,7 @@ def test_a_head_is_fitted_at_the_size_that_suits_images_it_has_not_seen(
     result = read_result(RunDirectory(final))
     assert result["top1"] == 100
     assert "10 of 10 right; 95 %: 72.2 to 100.0; one image is 10 points" in ended.out
-    assert "1 training images that look mislabelled:" in ended.out
+    assert "training images whose label looks wrong: 1" in ended.out
     assert f"  {MISLABELLED}: dark, predicted bright (" in ended.out
     assert f"Next: rescue predict {final.relative_to(tmp_path)} IMAGE" in ended.out
     # The search saw the training folder alone, the final run all of it
