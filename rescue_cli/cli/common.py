@@ -12,6 +12,7 @@ from rich.table import Table
 
 from rescue_cli import recipe as recipes
 from rescue_cli.cli.command import App, Group
+from rescue_cli.cli.completion import complete_override
 from rescue_cli.recipe import Recipe, architectures
 from rescue_cli.recipe.own import give
 from rescue_cli.runs.console import note
@@ -34,17 +35,12 @@ def recipe_names(incomplete: str) -> list[str]:
     return [name for name in recipes.names() if name.startswith(incomplete)]
 
 
-def override_keys(incomplete: str) -> list[str]:
-    """Section names, for shell completion of overrides."""
-    return [f"{s}." for s in recipes.SECTIONS if s.startswith(incomplete)]
-
-
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="SECTION.KEY=VALUE",
         help="Changes to the recipe.",
-        autocompletion=override_keys,
+        autocompletion=complete_override,
     ),
 ]
 RecipeName = Annotated[

@@ -10,7 +10,8 @@ from rescue_cli import recipe as recipes
 from rescue_cli.analysis import records
 from rescue_cli.cli import common
 from rescue_cli.cli.command import example_and_next
-from rescue_cli.cli.common import Json, With, override_keys, recipe_names
+from rescue_cli.cli.common import Json, With, recipe_names
+from rescue_cli.cli.completion import complete_override
 from rescue_cli.errors import UsageError
 from rescue_cli.recipe import changes
 
@@ -108,7 +109,7 @@ def copy(
 
 def _names_and_keys(incomplete: str) -> list[str]:
     """For shell completion."""
-    return [*recipe_names(incomplete), *override_keys(incomplete)]
+    return [*recipe_names(incomplete), *complete_override(incomplete)]
 
 
 @app.command()

@@ -32,6 +32,7 @@ from rescue_cli.cli.common import (
     With,
     Workers,
 )
+from rescue_cli.cli.completion import complete_data_set
 from rescue_cli.errors import RescueError, UsageError
 from rescue_cli.metrics.names import measurement_stem
 from rescue_cli.recipe import Recipe
@@ -76,7 +77,10 @@ def transfer(
             help="Starting weights: a run, a file, timm:NAME or scratch:NAME. Repeat to compare.",
         ),
     ] = None,
-    to: Annotated[str | None, typer.Option(help="A data set, or a folder of your own.")] = None,
+    to: Annotated[
+        str | None,
+        typer.Option(help="A data set, or a folder of your own.", autocompletion=complete_data_set),
+    ] = None,
     recipe: RecipeName = None,
     _code: With = None,
     _track: Track = None,
