@@ -176,6 +176,7 @@ class TransferSearch:
         """Fine-tuning from the probe's head (Kumar et al. 2022), evaluated at its end."""
         batch = 2 ** math.floor(math.log2(max(1, self.images / UPDATES)))
         batch = max(SMALLEST_BATCH, min(LARGEST_BATCH, batch))
+        batch = min(batch, self.images - self.held_out)  # a step has at most every image once
         precision = [] if self.device == "cuda" else ["train.precision=float32"]
         recipe = self.fine.with_overrides(
             f"model.weights={self._probe_path(self.probe.eval.sizes[0])}",

@@ -55,9 +55,7 @@ class TensorBoard:
     """Event files in the run directory, in `tensorboard/`."""
 
     def __init__(self, run: RunDirectory, recipe: Recipe, step: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        self.writer = SummaryWriter(str(run.path / "tensorboard"), purge_step=step + 1)
+        self.writer = _event_writer(run, step)
         self.writer.add_text("recipe", f"```yaml\n{recipe.to_yaml()}```", step)
 
     def log(self, values: Mapping[str, float], step: int) -> None:
@@ -194,6 +192,13 @@ def name_numbers(kind: str, values: Mapping[str, Any]) -> dict[str, float]:
         group = f"{values['set']} {Measurement(values['size'], values['crop'], values['tta'])}"
     numbers = {key: v for key, v in values.items() if key not in NO_NUMBERS}
     return {f"{group}/{key}": float(v) for key, v in numbers.items() if v is not None}
+
+
+def _event_writer(run: RunDirectory, step: int) -> Any:
+    """Drops what an earlier process wrote after the step."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(str(run.path / "tensorboard"), purge_step=step + 1)
 
 
 def _identifier(run: RunDirectory) -> str:

@@ -109,6 +109,18 @@ def test_the_network_is_trained_where_held_out_images_say_that_it_pays(
         assert (recipe.train.epochs, recipe.train.batch_size) == (3, 8)
 
 
+def test_a_step_has_at_most_as_many_images_as_are_left_beside_those_held_out(
+    rescue: Rescue, photos: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(TransferSearch, "_affordable_epochs", lambda *_: 3)
+    for folder in (photos / "train").iterdir():
+        for file in sorted(folder.iterdir())[4:]:
+            file.unlink()
+    ended = rescue("transfer", "--from", weights, "--to", photos, "--out", "out", *SEEN)
+    assert ended.code == 0, ended.err
+    assert recipes.recipe_in(tmp_path / "out/search/fine-tuning").train.batch_size == 6
+
+
 def test_too_few_images_are_not_compared(
     rescue: Rescue, photos: Path, weights: Path, tmp_path: Path
 ) -> None:
