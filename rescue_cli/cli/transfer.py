@@ -108,6 +108,7 @@ def transfer(
     """
     if not from_ or to is None:
         raise UsageError("transfer: give --from WEIGHTS and --to DATA (a data set or a folder).")
+    from rescue_cli.analysis.transfer_search import check_overrides
     from rescue_cli.build.networks import has_layer_order
     from rescue_cli.build.transfer import DEFAULT, FINE, PROBE, SCRATCH
 
@@ -122,8 +123,16 @@ def transfer(
     name = Path(to).resolve().name if Path(to).is_dir() else to
     folder = check_folder(out or Path("runs", "transfer" if guided else base.name, name))
     where = planned_device(device) if dry_run else select_device(device)
-    if guided and lr_from is not None:
-        raise UsageError("--lr-from: is for a --recipe that takes steps. Give one, or remove it.")
+    if guided:
+        check_overrides(overrides or [])
+        if lr_from is not None:
+            raise UsageError(
+                "--lr-from: is for a --recipe that takes steps. Give one, or remove it."
+            )
+        if jobs is not None:
+            raise UsageError("--jobs: a transfer without --recipe trains one by one. Remove it.")
+        if minutes is None:
+            minutes = 0.0 if smoke else MINUTES  # of a few images nothing can be learned
     options = Options([*(overrides or [])], model, epochs, subset, smoke, lr_from, where)
     starts = _starts(base, from_, to, options)
     if dry_run:
@@ -146,6 +155,7 @@ def transfer(
         if not has_layer_order(final[1]):
             options.overrides.append("~optim.layer_decay")
         (fine,) = _starts(recipes.load(FINE), from_, to, options, tell=lambda _: None).values()
+        assert minutes is not None
         _guide(final, fine, folder, where, workers, minutes, as_json=as_json)
         return
     _train(runs, local_jobs(where, jobs, workers, folder / ".cache"))
@@ -162,7 +172,7 @@ def _guide(
     folder: Path,
     device: str,
     workers: int | None,
-    minutes: float | None,
+    minutes: float,
     *,
     as_json: bool,
 ) -> None:
@@ -170,9 +180,9 @@ def _guide(
     from rescue_cli.analysis.transfer_search import TransferSearch
     from rescue_cli.report.pictures import draw_run
 
-    (path, probe), budget = final, MINUTES if minutes is None else minutes
-    end = time.monotonic() + 60 * budget
-    search = TransferSearch(probe, fine, folder, device, workers, budget, end)
+    path, probe = final
+    end = time.monotonic() + 60 * minutes
+    search = TransferSearch(probe, fine, folder, device, workers, minutes, end)
     decisions = search.run(path)
     draw_run(path)
     result = read_result(RunDirectory(path), summarised=True)

@@ -7,10 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-import timm
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from rescue_cli import recipe as recipes
 from rescue_cli.analysis import transfer_search
@@ -39,15 +38,6 @@ def photos(tmp_path: Path) -> Path:
                 pixels = rng.integers(low, low + 60, (40, 40, 3), np.uint8)
                 Image.fromarray(pixels).save(folder / f"{index}.png")
     return tmp_path / "photos"
-
-
-@pytest.fixture
-def weights(tmp_path: Path) -> Path:
-    torch.manual_seed(1)
-    file = tmp_path / "small.safetensors"
-    network = timm.create_model("test_resnet", num_classes=10)
-    save_file(network.state_dict(), file, metadata={"architecture": "test_resnet"})
-    return file
 
 
 def test_a_head_is_fitted_at_the_size_that_suits_images_it_has_not_seen(
@@ -138,6 +128,10 @@ def test_too_few_images_are_not_compared(
     [
         (("--minutes", "3", "--recipe", "transfer-linear"), "--minutes: is for one trained --from"),
         (("--lr-from", "x"), "--lr-from: is for a --recipe that takes steps."),
+        (("--jobs", "2"), "--jobs: a transfer without --recipe trains one by one."),
+        (("data.holdout=4",), "data.holdout: a transfer without --recipe decides this by itself."),
+        (("train.epochs=3",), "train.epochs: a transfer without --recipe decides this"),
+        (("optim.weight_decay=0.1",), "optim: a transfer without --recipe decides this"),
     ],
 )
 def test_options_of_another_way_to_transfer_are_refused(

@@ -8,7 +8,7 @@ import pytest
 import timm
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from rescue_cli import recipe as recipes
 from rescue_cli.build.check import check_recipe
@@ -40,16 +40,6 @@ def pets(tmp_path: Path) -> Path:
                 pixels = rng.integers(80 * number, 80 * number + 40, (70, 80, 3), np.uint8)
                 Image.fromarray(pixels).save(folder / f"{i}.png")
     return tmp_path / "pets"
-
-
-@pytest.fixture
-def weights(tmp_path: Path) -> Path:
-    """A small network of timm's with weights that anyone can make again."""
-    torch.manual_seed(1)
-    file = tmp_path / "small.safetensors"
-    network = timm.create_model("test_resnet", num_classes=10)
-    save_file(network.state_dict(), file, metadata={"architecture": "test_resnet"})
-    return file
 
 
 def test_weights_and_a_start_from_scratch_are_compared_on_a_folder(
