@@ -114,8 +114,13 @@ class TransferSearch:
 
         base = self.probe.eval.sizes[0]
         sizes = [base]
-        if self.probe.data.resident is not True:
-            sizes += [base + more for more in LARGER if accepts_size(self.probe, base + more)]
+        for size in (base + more for more in LARGER):
+            if self.probe.data.resident:
+                note(f"{size} px: not tried; data.resident keeps the images at one size")
+            elif not accepts_size(self.probe, size):
+                note(f"{size} px: not tried; the network takes images of one size")
+            else:
+                sizes.append(size)
         found: dict[str, Any] = {}
         for size in sizes:
             seconds = self._extraction_seconds(size) if found else 0.0

@@ -1,6 +1,5 @@
 """The test images that a network gets most wrong or doubts most, as thumbnails where they are."""
 
-import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rescue_cli.analysis.image_tables import read_image_table
 from rescue_cli.analysis.sides import correct_predictions
 from rescue_cli.errors import RescueError
 from rescue_cli.recipe import recipe_in
@@ -102,13 +102,12 @@ def _find_split(path: Path, set_name: str, arrays: Mapping[str, NDArray[Any]]) -
 
 
 def _file_names(file: Path, count: int) -> Sequence[str]:
-    """The names in the first column of the table beside the predictions; empty without one."""
-    table = file.with_suffix(".csv")
-    if not table.is_file():
+    """The files in the table beside the predictions; empty without one, as in older runs."""
+    try:
+        names = [row.file for row in read_image_table(file.with_suffix(".csv"))]
+    except RescueError:
         return []
-    with table.open(encoding="utf-8", errors="surrogateescape", newline="") as lines:
-        heading, *rows = csv.reader(lines)
-    return [row[0] for row in rows] if heading[:1] == ["file"] and len(rows) == count else []
+    return names if len(names) == count else []
 
 
 def _photograph(
@@ -122,7 +121,10 @@ def _photograph(
     labels = [int(label) for label in np.atleast_1d(arrays["labels"][index]) if label >= 0]
     image = None if split is None else _thumbnail(path, split, index)
     files = getattr(split, "names", None) or getattr(getattr(split, "files", None), "names", None)
-    name = names[index] if names else f"image {index}" if files is None else files.name(index)
+    if files is not None:
+        name = files.name(index)
+    else:
+        name = names[index] if names and not names[index].isdecimal() else f"image {index}"
     return Photograph(
         name=name,
         label=" or ".join(str(classes[label]) for label in labels),
