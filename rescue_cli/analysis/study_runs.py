@@ -24,7 +24,7 @@ from rescue_cli.recipe import Recipe, total_steps
 from rescue_cli.rundir import RunDirectory, write_atomically, write_json
 from rescue_cli.runs.console import note
 from rescue_cli.runs.directory import command_line
-from rescue_cli.runs.many import LocalJobs, record_planned
+from rescue_cli.runs.many import Jobs, record_planned
 from rescue_cli.runs.progress import Progress
 from rescue_cli.runs.single import has_diverged, is_done
 
@@ -130,7 +130,7 @@ def count_costs(
     return list(rows.values())
 
 
-def train_missing(runs: Sequence[StudyRun], jobs: LocalJobs, budget: float | None) -> None:
+def train_missing(runs: Sequence[StudyRun], jobs: Jobs, budget: float | None) -> None:
     """Trains what has no result, row after row; raises what all of them fail with.
 
     Args:

@@ -2,9 +2,11 @@
 
 import json
 import os
+import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, NoReturn
 
 import typer
 from rich.console import Console
@@ -13,6 +15,7 @@ from rich.table import Table
 from rescue_cli import recipe as recipes
 from rescue_cli.cli.command import App, Group
 from rescue_cli.cli.completion import complete_override
+from rescue_cli.errors import UsageError
 from rescue_cli.recipe import Recipe, architectures
 from rescue_cli.recipe.own import give
 from rescue_cli.runs.console import note
@@ -111,6 +114,59 @@ Track = Annotated[
         help="Also log to csv, mlflow, tensorboard, trackio or wandb.",
     ),
 ]
+
+
+class Where(StrEnum):
+    """Where a command trains."""
+
+    local = "local"
+    slurm = "slurm"
+
+
+On = Annotated[Where, typer.Option(help="Run on this machine, or through SLURM.")]
+SlurmOptions = Annotated[
+    list[str] | None,
+    typer.Option("--slurm", metavar="KEY=VALUE", help="Option of sbatch: partition=gpu."),
+]
+
+
+def check_place(on: Where, slurm: Sequence[str] | None) -> None:
+    """Raises `UsageError` for options of SLURM without it, and for a job that would submit jobs."""
+    from rescue_cli.runs.group import refuse_in_group
+
+    if slurm and on is not Where.slurm:
+        raise UsageError("--slurm: options of sbatch, and this command runs here. Add --on slurm.")
+    refuse_in_group({"--on": on is Where.slurm})
+
+
+def run_as_job(slurm: Sequence[str] | None, folder: Path) -> NoReturn:
+    """Executes this whole command as one job of SLURM with this --out; exits with its exit code."""
+    from rescue_cli.runs import slurm as jobs
+
+    words = _without_options(sys.argv[1:], ("--on", "--slurm", "--out"))
+    raise typer.Exit(
+        jobs.run_verb([*words, "--out", str(folder)], jobs.parse_settings(slurm or []), folder)
+    )
+
+
+def script_of_job(slurm: Sequence[str] | None, folder: Path) -> str:
+    """What `run_as_job` gives to sbatch."""
+    from rescue_cli.runs import slurm as jobs
+
+    return jobs.submission_script(1, jobs.parse_settings(slurm or []), folder / jobs.FOLDER)
+
+
+def _without_options(words: Sequence[str], options: Sequence[str]) -> list[str]:
+    """The words of a command line without these options, each of which has a value."""
+    kept, rest = [], iter(words)
+    for word in rest:
+        if word in options:
+            next(rest, None)
+        elif word.partition("=")[0] not in options:
+            kept.append(word)
+    return kept
+
+
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
@@ -324,16 +380,23 @@ def print_comparison(sides: Sequence["Side"], pairs: Sequence[Mapping[str, Any]]
             out.print(f"  {line}")
 
 
-def print_plan(recipe: Recipe, more: Mapping[str, Any], *, as_json: bool) -> None:
-    """What --dry-run prints: the resolved recipe, its steps and learning rates, and `more`."""
+def print_plan(
+    recipe: Recipe, more: Mapping[str, Any], *, as_json: bool, script: str | None = None
+) -> None:
+    """What --dry-run prints: the resolved recipe, its steps and learning rates, and `more`; last
+    the `script` that would be submitted.
+    """
     from rescue_cli.build.outline import outline_run
 
     plan = {**outline_run(recipe), **more}
     if as_json:
-        print_json({"recipe": recipe.tree, **plan})
+        submitted = {} if script is None else {"script": script}
+        print_json({"recipe": recipe.tree, **plan, **submitted})
         return
     print(recipe.to_yaml(), end="")
     for key, value in plan.items():
         shown = f"{value:.4g}" if isinstance(value, float) else value
         name = "micro-batches" if key == "slices" else key.replace("_", " ")  # a stable key
         print(f"{name}: {shown}")
+    if script is not None:
+        print(f"\n{script}")

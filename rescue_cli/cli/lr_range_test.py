@@ -16,12 +16,15 @@ from rescue_cli.cli.common import (
     Device,
     DryRun,
     Json,
+    On,
     Overrides,
     Procs,
     RecipeName,
+    SlurmOptions,
     Smoke,
     Subset,
     Track,
+    Where,
     With,
     Workers,
 )
@@ -29,7 +32,7 @@ from rescue_cli.errors import UsageError
 from rescue_cli.metrics.names import METRICS
 from rescue_cli.recipe import Recipe
 from rescue_cli.runs.console import note
-from rescue_cli.runs.directory import check_folder, create_next
+from rescue_cli.runs.directory import check_folder, create_next, next_folder
 from rescue_cli.runs.environment import (
     check_precision,
     planned_device,
@@ -89,16 +92,23 @@ def lr_range_test(
     subset: Subset = None,
     smoke: Smoke = False,
     dry_run: DryRun = False,
+    on: On = Where.local,
+    slurm: SlurmOptions = None,
     as_json: Json = False,
     device: Device = None,
     procs: Procs = None,
     workers: Workers = None,
 ) -> None:
-    """Find the largest stable learning rate by raising it during a run (Smith)."""
+    """Find the largest stable learning rate by raising it during a run (Smith).
+
+    Through SLURM all runs are one job.
+    """
     from rescue_cli.build.check import check_recipe
     from rescue_cli.report.lr_range import draw_range_test
 
-    where = planned_device(device) if dry_run else select_device(device)
+    common.check_place(on, slurm)
+    elsewhere = dry_run or on is Where.slurm
+    where = planned_device(device) if elsewhere else select_device(device)
     given = overrides or []
     whole = _resolve(recipe, from_, to, model, given)
     more = common.shorten_and_rate(whole, given, subset, smoke, None, where)
@@ -106,25 +116,27 @@ def lr_range_test(
     check_recipe(resolved)
     if smoke and steps is None and epochs is None:
         steps, points = SMOKE_STEPS, min(points, SMOKE_STEPS)
-    notes = [
-        *more.notes,
-        *(f"warning: {text}" for text in check_precision(resolved.train.precision, where)),
-    ]
+    notes = [*more.notes]
+    if on is Where.local:
+        notes += (f"warning: {text}" for text in check_precision(resolved.train.precision, where))
     _check_apply(apply, untrusted=apply_untrusted)
     length, per_epoch = _length(resolved, steps, epochs)
     lr = resolved.optim[0].lr
     first, last = lr / 100 if start is None else start, lr * 10 if end is None else end
     test_ramp = Ramp(first, last, _shape(ramp), parse_momentum(momentum), length, points)
     plan = plan_runs(resolved, test_ramp, seeds, per_epoch)
+    parent = Path("runs", "lr-range-test", resolved.name)
     if dry_run:
         note("\n".join([*resolved.notes, *notes]))
         each = {"rates": f"{first:g} to {last:g}, {ramp}", "runs": plan.cost, "device": where}
-        common.print_plan(resolved, each, as_json=as_json)
+        script = None
+        if on is Where.slurm:
+            script = common.script_of_job(slurm, out or next_folder(parent))
+        common.print_plan(resolved, each, as_json=as_json, script=script)
         return
-    if out is None:
-        folder = create_next(Path("runs", "lr-range-test", resolved.name))
-    else:
-        folder = check_folder(out)
+    folder = create_next(parent) if out is None else check_folder(out)
+    if on is Where.slurm:
+        common.run_as_job(slurm, folder)
     if procs is None and current_group() is None:
         idle = describe_idle_gpus(resolved.train, 1, visible_devices(where), "--procs")
         notes += filter(None, [idle])

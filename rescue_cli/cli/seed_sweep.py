@@ -1,6 +1,5 @@
 """`rescue seed-sweep`: one recipe, many seeds, and what they say together."""
 
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,11 +19,14 @@ from rescue_cli.cli.common import (
     Json,
     LrFrom,
     Model,
+    On,
     Overrides,
     RecipeName,
+    SlurmOptions,
     Smoke,
     Subset,
     Track,
+    Where,
     With,
     Workers,
 )
@@ -36,13 +38,6 @@ from rescue_cli.runs.environment import note_precision, planned_device, select_d
 from rescue_cli.runs.many import Jobs, local_jobs, require_results, slurm_jobs
 
 app = common.verb()
-
-
-class Where(StrEnum):
-    """Where the runs are trained."""
-
-    local = "local"
-    slurm = "slurm"
 
 
 @app.command(
@@ -73,10 +68,8 @@ def seed_sweep(
         str | None,
         typer.Option(metavar="A", help="Stop at a planned interim look if it differs from A."),
     ] = None,
-    on: Annotated[Where, typer.Option(help="Run on this machine, or through SLURM.")] = Where.local,
-    slurm: Annotated[
-        list[str] | None, typer.Option(metavar="KEY=VALUE", help="Option of sbatch: partition=gpu.")
-    ] = None,
+    on: On = Where.local,
+    slurm: SlurmOptions = None,
     as_json: Json = False,
     device: Device = None,
     workers: Workers = None,
@@ -84,8 +77,7 @@ def seed_sweep(
     """Train a recipe with many seeds; seeds with a result are not trained again."""
     from rescue_cli.build.check import check_recipe
 
-    if slurm and on is not Where.slurm:
-        raise UsageError("--slurm: options of sbatch, and the sweep is local. Add --on slurm.")
+    common.check_place(on, slurm)
     given = [*(overrides or []), *common.with_lists(sets, None, None, None)]
     named = recipes.load(common.named_or_default(recipe))
     longer, notes = expand_options(named, given, model, epochs)
@@ -99,17 +91,23 @@ def seed_sweep(
     if any(override.startswith("train.seed=") for override in given):
         raise UsageError("--seeds and train.seed set the same thing. Give only --seeds.")
     check_recipe(base)
+    folder = check_folder(out or Path("runs", "sweep", base.name))
+    queue = None
+    if on is Where.slurm:
+        queue = slurm_jobs(slurm or [], jobs, device, workers, folder)
+        queue.check_tasks([base])
     if dry_run:
         for line in (*base.notes, *notes):
             note(line)
-        common.print_plan(base, {"runs": len(chosen), "device": where}, as_json=as_json)
+        script = None if queue is None else queue.script(len(chosen))
+        planned = {"runs": len(chosen), "device": where}
+        common.print_plan(base, planned, as_json=as_json, script=script)
         return
     against = None if until is None else load_reference(until)
-    folder = check_folder(out or Path("runs", "sweep", base.name))
     for line in [str(folder), *base.notes, *notes]:
         note(line)
-    if on is Where.slurm:
-        work: Jobs = slurm_jobs(slurm or [], jobs, device, workers, folder / ".slurm")
+    if queue is not None:
+        work: Jobs = queue
     else:
         work = local_jobs(where, jobs, workers, folder / ".cache")
         note_precision([base.train.precision], where)

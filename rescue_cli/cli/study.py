@@ -30,18 +30,22 @@ from rescue_cli.cli.common import (
     Epochs,
     Json,
     Model,
+    On,
+    SlurmOptions,
     Smoke,
     Subset,
     Track,
+    Where,
     With,
     Workers,
 )
 from rescue_cli.cli.study_table import print_costs, print_study
+from rescue_cli.errors import UsageError
 from rescue_cli.rundir.planned import missing_from_json
 from rescue_cli.runs.console import note
 from rescue_cli.runs.directory import check_folder
-from rescue_cli.runs.environment import note_precision, select_device
-from rescue_cli.runs.many import local_jobs, require_results
+from rescue_cli.runs.environment import note_precision, planned_device, select_device
+from rescue_cli.runs.many import Jobs, local_jobs, require_results, slurm_jobs
 
 app = common.verb()
 
@@ -82,7 +86,9 @@ def study(
     seeds: Annotated[
         int | None, typer.Option(help="Runs per row; default: as the study says.", min=1)
     ] = None,
-    jobs: Annotated[int, typer.Option(help="Parallel runs; they share the CPU's threads.")] = 1,
+    jobs: Annotated[
+        int | None, typer.Option(help="Parallel runs; default: 1, of SLURM all.")
+    ] = None,
     budget: Annotated[
         float | None, typer.Option(help="Start no run after this many hours.")
     ] = None,
@@ -98,6 +104,8 @@ def study(
     out: Annotated[Path | None, typer.Option(help="Folder; default: runs/study/NAME.")] = None,
     subset: Subset = None,
     smoke: Smoke = False,
+    on: On = Where.local,
+    slurm: SlurmOptions = None,
     as_json: Json = False,
     device: Device = None,
     workers: Workers = None,
@@ -107,6 +115,9 @@ def study(
         listed = list(study_files())
         common.print_json(listed) if as_json else "\n".join(listed)
         return
+    common.check_place(on, slurm)
+    if on is Where.slurm and budget is not None:
+        raise UsageError("--budget: SLURM starts the runs. Limit them by --slurm time=MINUTES.")
     loaded = load_study(name)
     if model is not None or epochs is not None:
         loaded = replace(loaded, model=model or loaded.model, epochs=epochs or loaded.epochs)
@@ -122,15 +133,24 @@ def study(
     if plan:
         columns = {row["row"]: row["columns"] for row in table_rows(loaded, given, None)}
         planned = plan_runs(loaded, given, chosen, seeds, folder)
-        print_costs(count_costs(planned, columns, images_per_second), as_json=as_json)
+        costs = count_costs(planned, columns, images_per_second)
+        script = None
+        if on is Where.slurm:
+            queue = slurm_jobs(slurm or [], jobs, device, workers, folder)
+            queue.check_tasks(run.recipe for run in planned)
+            script = queue.script(sum(not run.done and run.start is None for run in planned))
+        print_costs(costs, as_json=as_json, script=script)
         return
     if not table:
-        where = select_device(device)
+        where = planned_device(device) if on is Where.slurm else select_device(device)
         note(str(folder))
         runs = plan_runs(loaded, given, chosen, seeds, folder)
         with record_study(loaded, given, folder, runs):
-            work = local_jobs(where, jobs, workers, folder / ".cache")
-            note_precision((run.recipe.train.precision for run in runs if not run.done), where)
+            if on is Where.slurm:
+                work: Jobs = slurm_jobs(slurm or [], jobs, device, workers, folder)
+            else:
+                work = local_jobs(where, jobs or 1, workers, folder / ".cache")
+                note_precision((run.recipe.train.precision for run in runs if not run.done), where)
             train_missing(runs, work, budget)
     rows = [row for row in table_rows(loaded, given, folder) if row["row"] in chosen]
     print_study(loaded, rows, compare_rows(loaded, rows, folder), as_json=as_json)

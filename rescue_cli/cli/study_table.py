@@ -99,10 +99,15 @@ def _legend(study: Study, *, metrics: bool) -> str:
     )
 
 
-def print_costs(rows: Collection[Mapping[str, Any]], *, as_json: bool) -> None:
-    """What is left of each row and in total, see `study_runs.count_costs`."""
+def print_costs(
+    rows: Collection[Mapping[str, Any]], *, as_json: bool, script: str | None = None
+) -> None:
+    """What is left of each row and in total, see `study_runs.count_costs`; last the `script` that
+    would be submitted.
+    """
     if as_json:
-        common.print_json(list(rows))
+        listed = list(rows)
+        common.print_json(listed if script is None else {"rows": listed, "script": script})
         return
     keys = ("runs", "left", "updates", "images", "petaflop", "hours")
     timed = all(row["hours"] is not None for row in rows)
@@ -124,3 +129,5 @@ def print_costs(rows: Collection[Mapping[str, Any]], *, as_json: bool) -> None:
         for row in [*rows, total]
     ]
     common.console().print(common.table(headings, cells, words=[name]))
+    if script is not None:
+        print(f"\n{script}")

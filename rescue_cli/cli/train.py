@@ -19,12 +19,15 @@ from rescue_cli.cli.common import (
     Json,
     LrFrom,
     Model,
+    On,
     Overrides,
     Procs,
     RecipeName,
+    SlurmOptions,
     Smoke,
     Subset,
     Track,
+    Where,
     With,
     Workers,
 )
@@ -32,7 +35,7 @@ from rescue_cli.errors import UnexpectedError, UsageError
 from rescue_cli.recipe import Recipe
 from rescue_cli.rundir import RunDirectory, read_result
 from rescue_cli.runs.console import note
-from rescue_cli.runs.directory import check_folder, choose_directory
+from rescue_cli.runs.directory import check_folder, choose_directory, next_folder
 from rescue_cli.runs.environment import (
     check_precision,
     free_memory_mb,
@@ -46,8 +49,11 @@ from rescue_cli.runs.group import (
     refuse_in_group,
     requested_processes,
 )
+from rescue_cli.runs.many import SlurmJobs
 from rescue_cli.runs.processes import Nodes
-from rescue_cli.runs.single import plan_launch
+from rescue_cli.runs.progress import Progress
+from rescue_cli.runs.single import is_done, plan_launch
+from rescue_cli.runs.slurm import FOLDER, count_tasks, parse_settings, submission_script
 
 app = common.verb()
 AUTO, BATCH_SIZE = "train.device_batch_size=auto", "train.batch_size="
@@ -95,6 +101,8 @@ def train(
     profile: Annotated[
         bool, typer.Option("--profile", help="Write a profile of 5 steps to the run directory.")
     ] = False,
+    on: On = Where.local,
+    slurm: SlurmOptions = None,
     as_json: Json = False,
     device: Device = None,
     gpus: Annotated[
@@ -114,22 +122,24 @@ def train(
     """Train a recipe; the result is printed and kept in the run directory."""
     from rescue_cli.build.check import check_recipe
 
-    refuse_in_group(
-        {
-            "--nodes": nodes > 1,
-            "--node-rank": node_rank > 0,
-            "--rendezvous": rendezvous is not None,
-            "--max-restarts": max_restarts > 0,
-        }
-    )
-    machines = Nodes(nodes, node_rank, rendezvous)
+    common.check_place(on, slurm)
+    queued = on is Where.slurm
+    by_launcher = {
+        "--node-rank": node_rank > 0,
+        "--rendezvous": rendezvous is not None,
+        "--max-restarts": max_restarts > 0,
+    }
+    refuse_in_group({"--nodes": nodes > 1, **by_launcher})
+    if queued:
+        _refuse_in_job({**by_launcher, AUTO: AUTO in (overrides or [])})
+    machines = Nodes() if queued else Nodes(nodes, node_rank, rendezvous)
     resume = resume or is_restarted()
     if resume and out is None and AUTO in (overrides or []):
         raise UsageError(
             f"{AUTO}: a resumed run keeps its micro-batches, so it has to be named. Give --out RUN."
         )
     asked = "cuda" if gpus is not None and device is None else device
-    where = planned_device(asked) if dry_run else select_device(asked)
+    where = planned_device(asked) if dry_run or queued else select_device(asked)
     changes = Changes(overrides or [], model, epochs, subset, smoke, lr_from)
     resolved, notes = _resolve(recipe, changes, out if resume else None, where)
     check_recipe(resolved)
@@ -137,13 +147,14 @@ def train(
         raise UsageError("--check-expected: the recipe has no `expect:`. Add it, or drop this.")
     if dry_run and asked is None and resolved.train.precision == "float16":
         where = "cuda"  # the only device that has it, here or elsewhere
-    if not dry_run or asked == "cpu":
+    if not (dry_run or queued) or asked == "cpu":
         warnings = check_precision(resolved.train.precision, where)
         notes += [f"warning: {warning}" for warning in warnings]
     if gpus is not None and procs is not None:
         raise UsageError("--gpus and --procs set the same thing. Give only one.")
-    visible = visible_devices(where) * nodes
-    if gpus is not None and gpus > visible and not dry_run and current_group() is None:
+    visible = 1 if queued else visible_devices(where) * nodes
+    elsewhere = dry_run or queued or current_group() is not None
+    if gpus is not None and gpus > visible and not elsewhere:
         raise UsageError(f"--gpus: {gpus} requested, {visible} visible. Use at most {visible}.")
     processes = procs if gpus is None else gpus
     option = "--procs" if gpus is None else "--gpus"
@@ -153,6 +164,10 @@ def train(
         resolved, more = _fit_micro_batch(resolved, before, where, asked_processes, visible)
         notes += more
         check_recipe(resolved)
+    if queued:
+        settings = _share_among_nodes(slurm or [], nodes, gpus, procs)
+        tasks = count_tasks(settings)
+        processes, option = (tasks, "tasks of SLURM") if tasks > 1 else (processes, option)
     launch = plan_launch(
         resolved.train,
         where,
@@ -167,12 +182,27 @@ def train(
         for line in (*notes, *filter(None, [launch.idle_gpus])):
             note(line)
         by_launch = {"processes": launch.procs, "device": launch.device}
-        common.print_plan(resolved, by_launch, as_json=as_json)
+        script = None
+        if queued:
+            path = out or next_folder(Path("runs", resolved.name))
+            script = submission_script(1, settings, path / FOLDER)
+        common.print_plan(resolved, by_launch, as_json=as_json, script=script)
         return
-    path = _directory(resolved, out, resume=resume, nodes=nodes)
+    path = _directory(resolved, out, resume=resume, nodes=1 if queued else nodes)
     for line in [str(path), *notes]:
         note(line)
-    train_in(path, resolved, replace(launch, profile=profile), resume=resume)
+    if queued:
+        # The tasks of several nodes are the processes; on one node they are the job's to start
+        options = {"--device": device, "--workers": workers}
+        if tasks == 1:
+            options |= {"--gpus": gpus, "--procs": procs}
+        words = [w for key, v in options.items() if v is not None for w in (key, str(v))]
+        words += ["--profile"] if profile else []
+        again = f"the same command with --resume --out {path}"
+        jobs = SlurmJobs(settings, words, path / FOLDER, resume, again)
+        _train_queued(path, resolved, jobs)
+    else:
+        train_in(path, resolved, replace(launch, profile=profile), resume=resume)
     if machines.rank > 0:
         note(str(path))
         return
@@ -181,6 +211,48 @@ def train(
     note(str(path))
     if check_expected:
         _check_expected(resolved, result)
+
+
+def _refuse_in_job(options: Mapping[str, bool]) -> None:
+    """Raises `UsageError` for an option that is given although the job's nodes decide it."""
+    for option, is_given in options.items():
+        if is_given:
+            raise UsageError(f"{option}: depends on the nodes that SLURM gives. Remove it.")
+
+
+def _share_among_nodes(
+    slurm: Sequence[str], nodes: int, gpus: int | None, procs: int | None
+) -> dict[str, Any]:
+    """sbatch's options with what --nodes, --gpus and --procs say; raises `UsageError`."""
+    given = [text.partition("=")[0].replace("-", "_") for text in slurm]
+    said = {"nodes": nodes if nodes > 1 else None}
+    count = procs if gpus is None else gpus
+    if nodes > 1 and count is not None:
+        if count % nodes:
+            raise UsageError(
+                f"--nodes: {count} processes cannot be divided evenly among {nodes} machines. "
+                "Use a multiple."
+            )
+        said["ntasks_per_node"] = count // nodes
+    if gpus is not None:
+        said["gpus_per_node"] = gpus // nodes
+    chosen = {key: value for key, value in said.items() if value is not None}
+    for key in chosen:
+        if key in given:
+            raise UsageError(f"--slurm {key}: --nodes, --gpus and --procs set it. Give only one.")
+    return parse_settings([*slurm, *(f"{key}={value}" for key, value in chosen.items())])
+
+
+def _train_queued(path: Path, recipe: Recipe, jobs: SlurmJobs) -> None:
+    """Trains the run as a job of SLURM, unless it is finished; raises how it failed."""
+    if jobs.resume and is_done(path, recipe):
+        note("finished already; nothing to do")
+        return
+    with Progress({path: recipe}) as progress:
+        for ended in jobs.train({path: recipe}):
+            progress.print_end(ended, f"{path}: {ended.error or 'done'}")
+            if ended.error is not None:
+                raise ended.error
 
 
 def _resolve(

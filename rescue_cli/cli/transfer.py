@@ -24,11 +24,14 @@ from rescue_cli.cli.common import (
     Epochs,
     Json,
     LrFrom,
+    On,
     Overrides,
     RecipeName,
+    SlurmOptions,
     Smoke,
     Subset,
     Track,
+    Where,
     With,
     Workers,
 )
@@ -40,7 +43,14 @@ from rescue_cli.rundir import CROSS_VALIDATED, RunDirectory, read_failure, read_
 from rescue_cli.runs.console import note
 from rescue_cli.runs.directory import check_folder, is_finished
 from rescue_cli.runs.environment import note_precision, planned_device, select_device
-from rescue_cli.runs.many import Jobs, find_missing, local_jobs, record_planned, require_results
+from rescue_cli.runs.many import (
+    Jobs,
+    find_missing,
+    local_jobs,
+    record_planned,
+    require_results,
+    slurm_jobs,
+)
 from rescue_cli.runs.progress import Progress
 
 app = common.verb()
@@ -97,6 +107,8 @@ def transfer(
     smoke: Smoke = False,
     dry_run: DryRun = False,
     lr_from: LrFrom = None,
+    on: On = Where.local,
+    slurm: SlurmOptions = None,
     as_json: Json = False,
     device: Device = None,
     workers: Workers = None,
@@ -104,8 +116,9 @@ def transfer(
     """Fine-tune weights on another data set, and compare several starting weights.
 
     Without --recipe a head is fitted to the network's features, larger images are tried, and the
-    whole network is trained if held-out images say that it pays.
+    whole network is trained if held-out images say that it pays; through SLURM all in one job.
     """
+    common.check_place(on, slurm)
     if not from_ or to is None:
         raise UsageError("transfer: give --from WEIGHTS and --to DATA (a data set or a folder).")
     from rescue_cli.analysis.transfer_search import check_overrides
@@ -122,7 +135,8 @@ def transfer(
     base = recipes.load(recipe or (PROBE if guided else DEFAULT))
     name = Path(to).resolve().name if Path(to).is_dir() else to
     folder = check_folder(out or Path("runs", "transfer" if guided else base.name, name))
-    where = planned_device(device) if dry_run else select_device(device)
+    elsewhere = dry_run or on is Where.slurm
+    where = planned_device(device) if elsewhere else select_device(device)
     if guided:
         check_overrides(overrides or [])
         if lr_from is not None:
@@ -135,13 +149,23 @@ def transfer(
             minutes = 0.0 if smoke else MINUTES  # of a few images nothing can be learned
     options = Options([*(overrides or [])], model, epochs, subset, smoke, lr_from, where)
     starts = _starts(base, from_, to, options)
+    chosen = parse_seeds(seeds)
+    queue = None
+    if on is Where.slurm and not guided:
+        queue = slurm_jobs(slurm or [], jobs, device, workers, folder)
+        queue.check_tasks(starts.values())
     if dry_run:
+        script = common.script_of_job(slurm, folder) if on is Where.slurm else None
+        if queue is not None:
+            script = queue.script(len(starts) * len(chosen))
         for label, each in starts.items():
             note(label)
-            planned = {"runs": len(parse_seeds(seeds)), "device": where}
-            common.print_plan(each, planned, as_json=as_json)
+            planned = {"runs": len(chosen), "device": where}
+            last = label == [*starts][-1]
+            common.print_plan(each, planned, as_json=as_json, script=script if last else None)
         return
-    chosen = parse_seeds(seeds)
+    if on is Where.slurm and guided:
+        common.run_as_job(slurm, folder)
     runs = {
         folder / label / f"{PREFIX}{seed}": one.with_overrides(f"train.seed={seed}")
         for label, one in starts.items()
@@ -149,7 +173,8 @@ def transfer(
     }
     location = str(next(iter(runs)) if len(runs) == 1 else folder)
     note(location)
-    note_precision((one.train.precision for one in runs.values()), where)
+    if queue is None:
+        note_precision((one.train.precision for one in runs.values()), where)
     if guided:
         (final,) = runs.items()
         if not has_layer_order(final[1]):
@@ -158,7 +183,7 @@ def transfer(
         assert minutes is not None
         _guide(final, fine, folder, where, workers, minutes, as_json=as_json)
         return
-    _train(runs, local_jobs(where, jobs, workers, folder / ".cache"))
+    _train(runs, queue or local_jobs(where, jobs, workers, folder / ".cache"))
     sweeps = [read_sweep(folder / label) for label in starts]
     _show(sweeps, to, as_json=as_json)
     note(location)

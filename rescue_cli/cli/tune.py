@@ -15,11 +15,14 @@ from rescue_cli.cli.common import (
     Device,
     DryRun,
     Json,
+    On,
     Overrides,
     RecipeName,
+    SlurmOptions,
     Smoke,
     Subset,
     Track,
+    Where,
     With,
     Workers,
 )
@@ -62,15 +65,22 @@ def tune(
     subset: Subset = None,
     smoke: Smoke = False,
     dry_run: DryRun = False,
+    on: On = Where.local,
+    slurm: SlurmOptions = None,
     as_json: Json = False,
     device: Device = None,
     workers: Workers = None,
 ) -> None:
-    """Tune batch size, learning rate, momentum and weight decay by short runs (Smith)."""
+    """Tune batch size, learning rate, momentum and weight decay by short runs (Smith).
+
+    Each run depends on those before it: through SLURM all of them are one job.
+    """
+    common.check_place(on, slurm)
     from rescue_cli.build.check import check_recipe
 
     end = time.monotonic() + budget * 3600
-    where = planned_device(device) if dry_run else select_device(device)
+    elsewhere = dry_run or on is Where.slurm
+    where = planned_device(device) if elsewhere else select_device(device)
     named, given = recipes.load(common.named_or_default(recipe)), overrides or []
     if smoke:  # a search cannot do with two steps; what the user sets comes last, and stays
         given = [*SMOKE, *given]
@@ -78,14 +88,19 @@ def tune(
     base = named.with_overrides(*given, *more.overrides)
     check_recipe(base)
     base.demand_classification("tune")
-    notes = [*more.notes, *(f"warning: {w}" for w in check_precision(base.train.precision, where))]
+    folder = check_folder(out or Path("runs", "tune", base.name))
+    if on is Where.slurm and not dry_run:
+        common.run_as_job(slurm, folder)
+    notes = [*more.notes]
+    if on is Where.local:
+        notes += (f"warning: {w}" for w in check_precision(base.train.precision, where))
     if dry_run:
         for line in (*base.notes, *notes):
             note(line)
         held_out = {"held out, twice": count_held_out(base), "hours": budget, "device": where}
-        common.print_plan(base, held_out, as_json=as_json)
+        script = common.script_of_job(slurm, folder) if on is Where.slurm else None
+        common.print_plan(base, held_out, as_json=as_json, script=script)
         return
-    folder = check_folder(out or Path("runs", "tune", base.name))
     if current_group() is None and (visible := visible_devices(where)) > 1:
         why = "tune trains one run at a time, in one process"
         cure = "Others can work on other commands, each with CUDA_VISIBLE_DEVICES of its own"

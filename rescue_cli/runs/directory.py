@@ -31,17 +31,21 @@ def check_folder(path: Path) -> Path:
     return path
 
 
+def next_folder(parent: Path) -> Path:
+    """The next numbered folder below `parent`: 0, 1, 2, ..."""
+    entries = parent.iterdir() if parent.is_dir() else ()
+    return parent / str(max((int(p.name) for p in entries if p.name.isdecimal()), default=-1) + 1)
+
+
 def create_next(parent: Path) -> Path:
-    """Creates and returns the next numbered folder below `parent`: 0, 1, 2, ..."""
+    """Creates and returns the next numbered folder below `parent`."""
     parent.mkdir(parents=True, exist_ok=True)
-    number = max((int(p.name) for p in parent.iterdir() if p.name.isdecimal()), default=-1) + 1
     while True:
-        try:
-            (parent / str(number)).mkdir()
-        except FileExistsError:  # another process was faster
-            number += 1
-        else:
-            return parent / str(number)
+        folder = next_folder(parent)
+        # where another process was faster, the one after its folder
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir()
+            return folder
 
 
 def choose_directory(parent: Path, *, resume: bool, restarted: bool) -> Path:

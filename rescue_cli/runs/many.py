@@ -5,8 +5,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
+from rescue_cli.build.expand import count_processes
 from rescue_cli.errors import DataError, DivergedError, RescueError, UsageError
 from rescue_cli.recipe import Recipe
 from rescue_cli.rundir.planned import FILE, How, add_planned, count_missing
@@ -17,18 +18,18 @@ from rescue_cli.runs.group import current_group, refuse_in_group
 from rescue_cli.runs.pool import EndedRun
 from rescue_cli.runs.single import has_diverged, is_done, plan_launch, prepare_training
 
-if TYPE_CHECKING:
-    pass
-
 
 class Jobs(Protocol):
     """Where runs are trained."""
 
-    def train(self, runs: Mapping[Path, Recipe]) -> Iterator[EndedRun]:
+    def train(
+        self, runs: Mapping[Path, Recipe], *, deadline: float = math.inf
+    ) -> Iterator[EndedRun]:
         """Trains or resumes each directory's recipe; yields each run as it ends.
 
-        A run that fails or diverges is yielded like the others. An error that all of them would
-        make is raised, and new directories in which nothing was trained are removed.
+        No run is started after the deadline (`time.monotonic`). A run that fails or diverges is
+        yielded like the others. An error that all of them would make is raised, and new directories
+        in which nothing was trained are removed.
         """
         ...
 
@@ -46,7 +47,7 @@ class LocalJobs:
     def train(
         self, runs: Mapping[Path, Recipe], *, deadline: float = math.inf
     ) -> Iterator[EndedRun]:
-        """See `Jobs`; starts no run after the deadline (`time.monotonic`)."""
+        """See `Jobs`."""
         from rescue_cli.build.identity import IdentityCache
 
         look = IdentityCache()
@@ -85,37 +86,61 @@ def local_jobs(device: str, jobs: int | None, workers: int | None, cache: Path) 
 
 @dataclass(frozen=True)
 class SlurmJobs:
-    """Runs as jobs of SLURM, see `slurm.run_all`."""
+    """Runs as jobs of SLURM, see `slurm.run_all`.
+
+    `resume` accepts directories that hold a run already; `again` is the command that does so, in
+    words.
+    """
 
     settings: Mapping[str, Any]
     options: Sequence[str]
     folder: Path
+    resume: bool = True
+    again: str = "the same command"
 
-    def train(self, runs: Mapping[Path, Recipe]) -> Iterator[EndedRun]:
+    def train(
+        self, runs: Mapping[Path, Recipe], *, deadline: float = math.inf
+    ) -> Iterator[EndedRun]:
         """See `Jobs`; waits for what is in SLURM's queue already."""
         from rescue_cli.build.identity import IdentityCache
 
+        assert deadline == math.inf, "SLURM starts the jobs when it can"
+        self.check_tasks(runs.values())
         look = IdentityCache()
-        new = [path for path, one in runs.items() if reserve(path, one, resume=True, look=look)]
+        new = [
+            path for path, one in runs.items() if reserve(path, one, resume=self.resume, look=look)
+        ]
         with _remove_on_fatal_error(new):
-            yield from slurm.run_all(list(runs), self.settings, self.options, self.folder)
+            yield from slurm.run_all(
+                list(runs), self.settings, self.options, self.folder, self.again
+            )
+
+    def check_tasks(self, recipes: Iterable[Recipe]) -> None:
+        """Raises `UsageError` where the tasks of a job cannot share a step of a recipe."""
+        tasks = slurm.count_tasks(self.settings)
+        for recipe in recipes if tasks > 1 else ():
+            option = "--slurm nodes and ntasks_per_node"
+            count_processes(recipe.train.micro_batches, tasks, 1, option=option)
+
+    def script(self, count: int) -> str:
+        """What `sbatch` is given for so many runs; raises `UsageError`."""
+        return slurm.submission_script(count, self.settings, self.folder)
 
 
 def slurm_jobs(
     given: Sequence[str], jobs: int | None, device: str | None, workers: int | None, folder: Path
 ) -> SlurmJobs:
-    """With the sbatch options of `--slurm KEY=VALUE ...`; raises `UsageError`."""
-    settings: dict[str, Any] = {}
-    for text in given:
-        key, equals, value = text.partition("=")
-        if not (key and equals and value):
-            raise UsageError(f"--slurm: '{text}' is not KEY=VALUE. Write --slurm partition=gpu.")
-        settings[key.replace("-", "_")] = int(value) if value.isdecimal() else value
+    """With the sbatch options of `--slurm KEY=VALUE ...`; raises `UsageError`.
+
+    Args:
+        folder: Of the runs; what is submitted is kept in a folder below it.
+    """
+    settings = slurm.parse_settings(given)
     if jobs is not None:
         settings["array_parallelism"] = jobs
     values = {"--device": device, "--workers": workers}
     options = [part for key, v in values.items() if v is not None for part in (key, str(v))]
-    return SlurmJobs(settings, options, folder)
+    return SlurmJobs(settings, options, folder / slurm.FOLDER)
 
 
 @contextmanager

@@ -129,7 +129,7 @@ def test_a_job_is_judged_by_its_own_failure_record_and_not_an_earlier_jobs(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--slurm", "time=5"), "--slurm: options of sbatch, and the sweep is local."),
+        (("--slurm", "time=5"), "--slurm: options of sbatch, and this command runs here."),
         (("--on", "slurm", "--slurm", "gpu"), "--slurm: 'gpu' is not KEY=VALUE."),
     ],
 )
