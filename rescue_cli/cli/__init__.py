@@ -20,6 +20,7 @@ from rescue_cli.runs.console import note
 VERBS = {
     "recipes": "List, show, compare, copy and check recipes.",
     "plan": "Estimate what a recipe costs: steps, FLOPs, memory, hours, money.",
+    "preflight": "Check recipe, memory, data, disk and SLURM's script before a training.",
     "train": "Train a recipe; the result is kept in the run directory.",
     "eval": "Evaluate weights on test sets, at several sizes and crops.",
     "predict": "Print the most probable classes of images.",

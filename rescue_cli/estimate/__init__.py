@@ -7,6 +7,7 @@ from rescue_cli.estimate.memory import (
     has_batch_norm,
     largest_micro_batch,
     peak_memory,
+    saved_megabytes,
 )
 
 __all__ = [
@@ -20,5 +21,6 @@ __all__ = [
     "parameters",
     "peak_memory",
     "petaflop",
+    "saved_megabytes",
     "train_size",
 ]

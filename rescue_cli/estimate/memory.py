@@ -72,6 +72,32 @@ def peak_memory(recipe: Recipe, micro_batch_size: int | None = None, gpus: int =
     return peak / MEGABYTE
 
 
+def saved_megabytes(recipe: Recipe) -> tuple[float, float]:
+    """The sizes of a checkpoint (weights, optimizer, average) and of the weights alone, in MB of
+    2^20 bytes; a fit of a head writes no checkpoint.
+    """
+    network, size = network_of(recipe), train_size(recipe)
+    with _Fake():
+        _materialise(network)
+        weights = _megabytes(network.state_dict())
+        if recipe.fits_head:
+            return 0.0, weights
+        with warnings.catch_warnings():  # of deepcopy, which an average makes of the network
+            warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")
+            step = _step(recipe, network, _Feed((1, channels(recipe), size, size), None, 1))
+        _share(network, [_like(p) for p in _trainable_parameters(network)])
+        step.optimizers.step()  # which makes its state
+        state = [network.state_dict(), step.optimizers.state_dict(), step.average.state_dict()]
+        return _megabytes([*state, step.select.state_dict()]), weights
+
+
+def _megabytes(state: object) -> float:
+    """Of the storages of all tensors in it, each counted once."""
+    tensors = [leaf for leaf in tree_leaves(state) if isinstance(leaf, Tensor)]
+    storages = {s._cdata: s.nbytes() for s in (tensor.untyped_storage() for tensor in tensors)}
+    return sum(storages.values()) / MEGABYTE
+
+
 def largest_micro_batch(recipe: Recipe, peak: float, megabytes: float, gpus: int = 1) -> int | None:
     """The largest micro-batch that fits, divides the batch and is even over GPUs; None without one.
 

@@ -96,7 +96,7 @@ def prepare(
     `UsageError` where another run must not change.
     """
     run = RunDirectory(path)
-    if _is_in_use(run):
+    if is_in_use(path):
         raise InUseError(path)
     new = reserve(path, recipe, resume=resume, verb=environment["verb"], look=look)
     earlier = run.command.read_text() if run.command.exists() else ""
@@ -172,7 +172,7 @@ def _is_same_folder(key: str, a: Any, b: Any) -> bool:
 def remove_unstarted(path: Path) -> None:
     """Removes the files of a prepared run, if nothing was trained and no process works on it."""
     run = RunDirectory(path)
-    if run.metrics.exists() or run.last.exists() or run.result.exists() or _is_in_use(run):
+    if run.metrics.exists() or run.last.exists() or run.result.exists() or is_in_use(path):
         return
     if run.recipe.exists():
         remove_copies(path, recipe_in(path).code)
@@ -201,7 +201,9 @@ def _is_foreign(entry: Path) -> bool:
     return not (name.startswith(".") or name in LOG_FOLDERS or entry.suffix in LOG_SUFFIXES)
 
 
-def _is_in_use(run: RunDirectory) -> bool:
+def is_in_use(path: Path) -> bool:
+    """Whether a process on this machine works on the run directory."""
+    run = RunDirectory(path)
     if not run.lock.exists():
         return False
     with run.lock.open("a+") as file:

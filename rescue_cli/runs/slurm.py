@@ -319,9 +319,8 @@ def parse_settings(given: Sequence[str]) -> dict[str, Any]:
             raise UsageError(f"--slurm: {key}={value} must be a whole number{COUNTS[key]}.")
         else:
             settings[key] = int(value) if value.isdecimal() else value
-    if settings.get("nodes", 1) > 1:
-        _, _, gpus = str(settings.get("gpus_per_node", 1)).rpartition(":")  # a100:4
-        settings.setdefault("ntasks_per_node", int(gpus) if gpus.isdecimal() else 1)
+    if (nodes := settings.get("nodes", 1)) > 1:
+        settings.setdefault("ntasks_per_node", count_gpus(settings) // nodes)
     if "cpus_per_task" in settings:
         # Since SLURM 22.05 a step does not take it over from its job
         settings.setdefault("srun_args", []).append(f"--cpus-per-task={settings['cpus_per_task']}")
@@ -331,6 +330,16 @@ def parse_settings(given: Sequence[str]) -> dict[str, Any]:
 def count_tasks(settings: Mapping[str, Any]) -> int:
     """How many processes share each run of a job, as srun starts them; 1 without srun's."""
     return int(settings.get("nodes", 1)) * int(settings.get("ntasks_per_node", 1))
+
+
+def count_gpus(settings: Mapping[str, Any], none: int = 1) -> int:
+    """The GPUs of a job, or `none` on each node where none are asked for by these options."""
+    tasks_per_node = int(settings.get("ntasks_per_node", 1))
+    for key, factor in (("gpus_per_node", 1), ("gpus_per_task", tasks_per_node)):
+        _, _, number = str(settings.get(key, "")).rpartition(":")  # of a100:4
+        if number.isdecimal():
+            return int(number) * factor * int(settings.get("nodes", 1))
+    return none * int(settings.get("nodes", 1))
 
 
 def _queued_jobs() -> set[str]:
