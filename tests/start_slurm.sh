@@ -7,6 +7,7 @@ if ! command -v slurmctld > /dev/null; then
     DEBIAN_FRONTEND=noninteractive apt-get install --yes --quiet --quiet slurm-wlm munge > /dev/null
 fi
 host=$(hostname -s)
+cores=$(getconf _NPROCESSORS_ONLN)  # nproc would heed OMP_NUM_THREADS
 nodes=(rescue-1 rescue-2)
 mkdir -p /etc/slurm /run/munge /var/log/munge /var/spool/slurmctld
 cat > /etc/slurm/slurm.conf << CONF
@@ -19,13 +20,14 @@ TaskPlugin=task/none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
 ReturnToService=2
+SchedulerParameters=requeue_delay=5
 StateSaveLocation=/var/spool/slurmctld
 SlurmdSpoolDir=/var/spool/slurmd-%n
 SlurmdPidFile=/run/slurmd-%n.pid
 SlurmctldLogFile=/var/log/slurmctld.log
 SlurmdLogFile=/var/log/slurmd-%n.log
-NodeName=${nodes[0]} NodeHostname=$host Port=17001 CPUs=$(nproc) State=UNKNOWN
-NodeName=${nodes[1]} NodeHostname=$host Port=17002 CPUs=$(nproc) State=UNKNOWN
+NodeName=${nodes[0]} NodeHostname=$host Port=17001 CPUs=$cores State=UNKNOWN
+NodeName=${nodes[1]} NodeHostname=$host Port=17002 CPUs=$cores State=UNKNOWN
 PartitionName=debug Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 CONF
 for node in "${nodes[@]}"; do

@@ -18,20 +18,27 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from rescue_cli.errors import InUseError, RescueError, StoppedError, UsageError, from_code
-from rescue_cli.rundir import RunDirectory, read_environment, read_failure
+from rescue_cli.rundir import (
+    FailureRecord,
+    RunDirectory,
+    read_environment,
+    read_failure,
+    write_failure,
+)
 from rescue_cli.runs.directory import wait_until_prepared
 from rescue_cli.runs.launcher import BY_HAND, GroupLaunch
 from rescue_cli.runs.rendezvous import (
+    ENDED_SECONDS,
     POLL_SECONDS,
+    Ties,
     has_key,
     meet,
+    tie,
     unreachable_store_error,
-    watch_ends,
 )
 
 WATCH_SECONDS = 0.5  # between looks at whether another process has failed
 PREPARE_SECONDS = 60.0  # for a new folder to appear on a network file system
-ENDED_SECONDS = 2.0  # for the others, once a process has ended without a failure record
 FAILED_SECONDS = 10.0  # for the others to record how a run failed, and for all to exit
 
 _current: "Group | None" = None
@@ -86,7 +93,9 @@ def join_group(
 
     global _current
     store, members = meet(launch, arguments, note)
-    group = Group(launch, store, members, watch_ends(launch, store))
+    # On its own machine torchrun watches its processes itself
+    alone = launch.hosted and len({member["host"] for member in members}) == 1
+    group = Group(launch, store, members, Ties() if alone else tie(launch, store))
     if launch.rank:
         try:
             code = group.follow()
@@ -120,13 +129,18 @@ class Group:
     launch: GroupLaunch
     store: Any
     members: list[dict[str, Any]]  # by rank: host, pid, cores, arguments
-    ended: list[int] = field(default_factory=list)  # ranks, see `rendezvous.watch_ends`
+    ties: Ties = field(default_factory=Ties)
     runs: int = 0
     leave_by: float = math.inf  # when this rank must have left a failed run (time.monotonic)
 
     def __str__(self) -> str:
         by = "" if self.launch.launcher == BY_HAND else f" of {self.launch.launcher}"
         return f"{self.launch.size} processes{by}"
+
+    @property
+    def ended(self) -> list[int]:
+        """The ranks whose processes have ended: rank 0 sees all, the others rank 0."""
+        return self.ties.ended
 
     @property
     def threads(self) -> int:
@@ -246,29 +260,37 @@ class Group:
         store = distributed.create_store(launch.host, launch.port, serves=False, seconds=30)
         store = distributed.prefix_store(store, f"rescue/{launch.attempt}")
 
+        patience = math.inf
+
+        def ask() -> None:
+            nonlocal patience
+            while not over.wait(WATCH_SECONDS):
+                patience = self._patience(store, number)
+
         def watch() -> None:
             end = math.inf
             while time.monotonic() < min(end, self.leave_by):
                 if over.wait(WATCH_SECONDS):
                     return
-                end = min(end, time.monotonic() + self._patience(store, number))
+                # Of the store on a machine that is gone, an answer may never come
+                end = min(end, time.monotonic() + (ENDED_SECONDS if 0 in self.ended else patience))
             first = self._first_failure(path, None, {})
-            if launch.rank == 0:
+            if launch.rank == 0 or 0 in self.ended:
                 print(f"error: {first}", file=sys.stderr)
+            if launch.rank == 0:
                 self.store = store
                 self.dismiss(code_of(first))
             exit_now(code_of(first))
 
-        threading.Thread(target=watch, daemon=True).start()
+        for target in (ask, watch):
+            threading.Thread(target=target, daemon=True).start()
         try:
             yield
         finally:
             over.set()
 
     def _patience(self, store: Any, number: int) -> float:
-        """For how many more seconds this rank may work, given what became of the others."""
-        if 0 in self.ended:
-            return ENDED_SECONDS
+        """For how many more seconds this rank may work, by what the store has of the others."""
         try:
             # A rank that has done its part may have exited while rank 0 still saves
             if not all(has_key(store, f"done/{number}/{rank}") for rank in self.ended):
@@ -312,11 +334,13 @@ class Group:
             return from_code(f"rank {failure.rank}: {failure.message}", failure.exit_code)
         if not failed:
             return error
-        first = next((rank for rank in self.ended if rank in failed), failed[0])
-        return RescueError(
-            f"{self.describe(first)} ended without a failure record. If memory ran out, use "
-            "smaller micro-batches. Resume with --resume."
-        )
+        lost = [rank for rank in self.ended if rank in (0, *failed)]
+        first = lost[0] if lost else failed[0]
+        message = self.ties.describe(first, self.describe(first))
+        # For whoever looks at the run later
+        record = FailureRecord(self.launch.rank, RescueError.exit_code, message)
+        write_failure(RunDirectory(path), record)
+        return RescueError(message)
 
     def dismiss(self, code: int) -> None:
         """Makes all ranks exit with this code, the others first."""
@@ -324,10 +348,12 @@ class Group:
         with contextlib.suppress(RescueError, RuntimeError):
             self.put(f"order/{self.runs}", {"exit": code})
             self.collect("left", self._last_seconds)
+        self.ties.release()
 
     def follow(self) -> int:
         """Carries out the orders of rank 0 until it orders to exit; the exit code."""
         signal.signal(signal.SIGTERM, _exit_on_signal)
+        threading.Thread(target=self._exit_after_first, daemon=True).start()
         rank = self.launch.rank
         while True:
             number, self.runs = self.runs, self.runs + 1
@@ -341,6 +367,16 @@ class Group:
             self.put(f"ready/{number}/{rank}", _check_ready(path))
             if self.get(f"go/{number}"):
                 self.put(f"done/{number}/{rank}", code_of(self._work(number, path)))
+
+    def _exit_after_first(self) -> None:
+        """Ends this process after rank 0, for whose orders it would wait for ever if rank 0's
+        machine is gone.
+        """
+        while 0 not in self.ended:
+            time.sleep(WATCH_SECONDS)
+        time.sleep(FAILED_SECONDS)  # a run that it works on is ended before, see above
+        print(f"error: {self.ties.describe(0, self.describe(0))}", file=sys.stderr)
+        exit_now(RescueError.exit_code)
 
 
 def code_of(error: Exception | None) -> int:

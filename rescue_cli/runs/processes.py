@@ -3,6 +3,8 @@
 import os
 import signal
 import sys
+import threading
+import time
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,9 +14,12 @@ from typing import Any
 from rescue_cli import lifetime
 from rescue_cli.errors import InUseError, RescueError, StoppedError, UsageError, from_code
 from rescue_cli.rundir import FailureRecord, RunDirectory, read_failure, write_failure
+from rescue_cli.runs.console import note
 from rescue_cli.runs.group import current_group
 
 LOG_LINES = 20
+FAILURE_POLL_SECONDS = 1.0
+FAILED_SECONDS = 30.0  # for torchrun to end the processes of a failed run, on all machines
 SIGNALLED = 128  # exit codes above it are those of processes that a signal stopped
 CURES = {  # by the signal that killed a process
     signal.SIGKILL: "If memory ran out, use smaller micro-batches. ",
@@ -72,6 +77,7 @@ def _run_torchrun(path: Path, procs: int, max_restarts: int, nodes: Nodes, progr
     """
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException, Std
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.elastic.rendezvous.api import RendezvousError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     logs = path / "logs"
@@ -90,9 +96,13 @@ def _run_torchrun(path: Path, procs: int, max_restarts: int, nodes: Nodes, progr
         ),
     )
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # else torchrun warns; the worker sets threads
+    if nodes.count > 1 and max_restarts == 0:
+        threading.Thread(target=_exit_after_failure, args=[RunDirectory(path)], daemon=True).start()
     try:
         with lifetime.export_parent():
             elastic_launch(config, sys.executable)("-P", "-m", "rescue_cli.runs.worker", str(path))
+    except RendezvousError as error:
+        raise _rendezvous_error(path, nodes, nodes.rank * procs, error) from None
     except ChildFailedError as error:
         first = _first_failure(path, error)
         if not isinstance(first, InUseError):  # the directory and its record are the other run's
@@ -100,6 +110,40 @@ def _run_torchrun(path: Path, procs: int, max_restarts: int, nodes: Nodes, progr
         raise first from None
     except SignalException as error:
         raise _stop_error(path, int(error.sigval)) from None
+
+
+def _rendezvous_error(path: Path, nodes: Nodes, rank: int, error: Exception) -> RescueError:
+    """Of a machine whose torchrun cannot reach that of the first; recorded for its first `rank`."""
+    reason, _, _ = " ".join(str(error).split()).partition(".")
+    message = (
+        f"--rendezvous: {nodes.rendezvous}: the first machine has ended or cannot be reached "
+        f"({reason}). Its output says why; the last checkpoint is kept. Resume with --resume."
+    )
+    write_failure(RunDirectory(path), FailureRecord(rank, RescueError.exit_code, message))
+    return RescueError(message)
+
+
+def _exit_after_failure(run: RunDirectory) -> None:
+    """Ends this process, and with it those that it has started, if a failure of the run was
+    recorded and it does not end by itself: torchrun waits for minutes for another machine.
+    """
+    earlier = _time_of(run.failure)  # the first machine removes it before it begins
+    while _time_of(run.failure) in (None, earlier):
+        time.sleep(FAILURE_POLL_SECONDS)
+    time.sleep(FAILED_SECONDS)
+    failure = read_failure(run)
+    code = RescueError.exit_code if failure is None else failure.exit_code
+    if failure is not None:
+        note(f"error: rank {failure.rank}: {failure.message}")
+    os._exit(code)
+
+
+def _time_of(file: Path) -> float | None:
+    """When it was written; None without such a file."""
+    try:
+        return file.stat().st_mtime
+    except OSError:
+        return None
 
 
 def _first_failure(path: Path, error: Exception) -> RescueError:

@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from rescue_cli.errors import RescueError, UsageError
@@ -15,6 +16,10 @@ from rescue_cli.runs.launcher import BY_HAND, LOCALHOST, GroupLaunch
 POLL_SECONDS = 0.05  # between looks at the store
 NOTE_SECONDS = 5.0  # after which a note says who is waited for
 CONNECT_SECONDS = 10.0
+# Of a tie: a machine that does not answer is given up after 10 + 4 x 5 seconds
+KEEPALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 4}
+DONE = b"."  # what a process that is done sends before it ends
+ENDED_SECONDS = 2.0  # for the others, once a process has ended without a failure record
 LOCAL_TIMEOUT = 120.0  # seconds for the others to start on this machine, by hand,
 TIMEOUT = 600.0  # and elsewhere, where a queue or a container may delay them
 
@@ -85,56 +90,85 @@ def _waiter(
     yield wait
 
 
-def watch_ends(launch: GroupLaunch, store: Any) -> list[int]:
-    """A list to which the ranks of ended processes are added: rank 0 sees all, the others rank 0.
+@dataclass
+class Ties:
+    """Connections by which processes notice each other's end: rank 0's to each other one.
 
-    Each keeps a connection open, which the system closes with the process. A heartbeat would also
-    stop in a process that lives but is held up by a long import. A process that cannot connect is
-    not watched; torchrun watches its processes itself.
+    The system closes them with the process. A heartbeat would also stop in a process that lives but
+    is held up by a long import. Of a machine that is gone nothing is closed: what it does not
+    answer, tells after half a minute.
     """
-    ended: list[int] = []
-    if not launch.hosted and launch.rank == 0:
+
+    ended: list[int] = field(default_factory=list)  # ranks: rank 0 sees all, the others rank 0
+    unreachable: set[int] = field(default_factory=set)  # those of them that did not answer
+    _connections: list[socket.socket] = field(default_factory=list)
+
+    def release(self) -> None:
+        """Says that this process ends because it is done."""
+        for connection in self._connections:
+            with contextlib.suppress(OSError):
+                connection.sendall(DONE)
+
+    def describe(self, rank: int, name: str) -> str:
+        """What became of an ended rank, and what helps; `name` says where it ran."""
+        if rank in self.unreachable:
+            what = "cannot be reached: its machine or the network is down."
+        else:
+            what = "ended without a failure record. If memory ran out, use smaller micro-batches."
+        return f"{name} {what} Resume with --resume."
+
+    def accept(self, server: socket.socket, size: int) -> None:
+        """Waits for connections of the other ranks, and watches each."""
+        while True:
+            _in_background(self._greet, server.accept()[0], size)
+
+    def _greet(self, connection: socket.socket, size: int) -> None:
+        with connection:
+            rank = 0
+            with contextlib.suppress(OSError):
+                rank = int.from_bytes(connection.recv(4, socket.MSG_WAITALL))
+            if 0 < rank < size:  # anything else is no process of this group
+                self.watch(connection, rank)
+
+    def watch(self, connection: socket.socket, rank: int) -> None:
+        """Adds the rank when its process ends before it is done."""
+        self._connections.append(connection)
+        connection.settimeout(None)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for name, value in KEEPALIVE.items():
+            if hasattr(socket, name):
+                connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+        try:
+            if connection.recv(1) == DONE:
+                return
+        except ConnectionResetError:
+            pass
+        except OSError:  # no answer, or no way to it
+            self.unreachable.add(rank)
+        self.ended.append(rank)
+
+
+def tie(launch: GroupLaunch, store: Any) -> Ties:
+    """Ties this process to rank 0, or as rank 0 to all others; one that cannot connect is not
+    watched.
+    """
+    ties = Ties()
+    if launch.rank == 0:
         family = socket.getaddrinfo(launch.host, None)[0][0]
         server = socket.create_server(("", 0), family=family, backlog=launch.size)
         store.set("ties", str(server.getsockname()[1]))
-        _in_background(_accept, server, launch.size, ended)
-    elif not launch.hosted:
+        _in_background(ties.accept, server, launch.size)
+    else:
         with contextlib.suppress(OSError, RuntimeError):  # the store fails if rank 0 has ended
             address = launch.host, int(store.get("ties"))
             connection = socket.create_connection(address, timeout=CONNECT_SECONDS)
             connection.sendall(launch.rank.to_bytes(4))
-            _in_background(_wait_for_close, connection, 0, ended)
-    return ended
+            _in_background(ties.watch, connection, 0)
+    return ties
 
 
 def _in_background(action: Callable[..., None], *arguments: Any) -> None:
     threading.Thread(target=action, args=arguments, daemon=True).start()
-
-
-def _accept(server: socket.socket, size: int, ended: list[int]) -> None:
-    while True:
-        _in_background(_watch_connection, server.accept()[0], size, ended)
-
-
-def _watch_connection(connection: socket.socket, size: int, ended: list[int]) -> None:
-    with connection:
-        rank = 0
-        with contextlib.suppress(OSError):
-            rank = int.from_bytes(connection.recv(4, socket.MSG_WAITALL))
-        if 0 < rank < size:  # anything else is no process of this group
-            _wait_for_close(connection, rank, ended)
-
-
-def _wait_for_close(connection: socket.socket, rank: int, ended: list[int]) -> None:
-    """Adds the rank when its process ends; of a machine that is gone, after half a minute."""
-    connection.settimeout(None)
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for name, value in (("TCP_KEEPIDLE", 10), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 4)):
-        if hasattr(socket, name):
-            connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
-    with contextlib.suppress(OSError):
-        connection.recv(1)
-    ended.append(rank)
 
 
 def _describe(launch: GroupLaunch) -> str:

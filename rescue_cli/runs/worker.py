@@ -29,11 +29,21 @@ from rescue_cli.engine.loop import Loop, Timing
 from rescue_cli.engine.profiler import profile_steps
 from rescue_cli.engine.recorder import Recorder, batch_bar
 from rescue_cli.engine.signals import Stop
-from rescue_cli.errors import InUseError, RescueError, StoppedError, UsageError
+from rescue_cli.errors import DivergedError, InUseError, RescueError, StoppedError, UsageError
 from rescue_cli.recipe import Recipe, recipe_in, steps_per_epoch, total_steps
-from rescue_cli.rundir import RunDirectory, read_environment, remove_partial_files, write_json
+from rescue_cli.rundir import (
+    FailureRecord,
+    RunDirectory,
+    read_environment,
+    read_failure,
+    remove_partial_files,
+    write_failure,
+    write_json,
+)
 from rescue_cli.runs import allocator, result
 from rescue_cli.runs.failure import explain_error, fails_on_all_ranks, record_failure
+from rescue_cli.runs.launcher import detect
+from rescue_cli.runs.rendezvous import ENDED_SECONDS, Ties, tie
 from rescue_cli.runs.tracking import Trackers
 
 
@@ -77,8 +87,11 @@ def main() -> None:
     if sys.argv[1:] == ["-"]:
         _serve()
         return
-    codes = (_attempt(RunDirectory(Path(argument))) for argument in sys.argv[1:])
-    code = next(filter(None, codes), 0)
+    runs = [RunDirectory(Path(argument)) for argument in sys.argv[1:]]
+    ties = _tie_to_other_machines(runs[0])
+    code = next(filter(None, (_attempt(run) for run in runs)), 0)
+    if code in (0, DivergedError.exit_code) or code > 128:  # as all ranks have agreed
+        ties.release()
     if distributed.is_launched_in_group():
         # All is written. The interpreter's own clean-up can abort in one of torch's threads (seen
         # once on a busy machine), and so fail a finished run; after a failure it would also destroy
@@ -87,6 +100,34 @@ def main() -> None:
         sys.stderr.flush()
         os._exit(code)
     sys.exit(code)
+
+
+def _tie_to_other_machines(run: RunDirectory) -> Ties:
+    """Notices the end of processes on other machines: torchrun watches those of its own, and a
+    collective waits ten minutes for a machine that does not answer.
+    """
+    launch = None
+    if int(os.environ.get("GROUP_WORLD_SIZE", "1")) > 1:  # torchrun's word for machines
+        launch = detect(os.environ)
+    if launch is None:
+        return Ties()
+    store = distributed.create_store(launch.host, launch.port, serves=False, seconds=300)
+    # The store is that of all attempts
+    ties = tie(launch, distributed.prefix_store(store, f"rescue/{launch.attempt}"))
+
+    def watch() -> None:
+        while not ties.ended:
+            time.sleep(ENDED_SECONDS / 10)
+        time.sleep(ENDED_SECONDS)  # a process that has failed records why
+        lost = ties.ended[0]
+        message = ties.describe(lost, f"rank {lost}, on another machine,")
+        write_failure(run, FailureRecord(launch.rank, RescueError.exit_code, message))
+        print(f"rank {launch.rank}: {message}", file=sys.stderr, flush=True)
+        failure = read_failure(run)
+        os._exit(RescueError.exit_code if failure is None else failure.exit_code)
+
+    threading.Thread(target=watch, daemon=True).start()
+    return ties
 
 
 def _serve() -> None:

@@ -19,13 +19,14 @@ from rescue_cli.errors import UsageError
 from rescue_cli.rundir import RunDirectory, read_environment, read_failure
 from rescue_cli.runs import group as groups
 from rescue_cli.runs import rendezvous
-from rescue_cli.runs.group import ENDED_SECONDS, FAILED_SECONDS, Group
+from rescue_cli.runs.group import FAILED_SECONDS, Group
 from rescue_cli.runs.launcher import (
     GroupLaunch,
     clear_torchrun_variables,
     detect,
     first_host,
 )
+from rescue_cli.runs.rendezvous import ENDED_SECONDS, Ties
 from tests.conftest import Rescue
 from tests.helpers.processes import (
     PATIENCE,
@@ -238,7 +239,7 @@ def wait_for_ever(rank: int, port: int, folder: Path) -> None:
     """As in a collective of NCCL, whatever becomes of the others."""
     start = GroupLaunch("WORLD_SIZE", tuple(BY_HAND), rank, 3, "127.0.0.1", port)
     store, members = rendezvous.meet(start, ["train"], print)
-    group = Group(start, store, members, rendezvous.watch_ends(start, store))
+    group = Group(start, store, members, rendezvous.tie(start, store))
     with group._exit_with_the_others(0, folder):
         (folder / str(rank)).touch()
         time.sleep(PATIENCE)
@@ -278,7 +279,7 @@ class Said:
 
 
 def test_who_has_done_its_part_may_leave_while_the_first_still_saves() -> None:
-    first = Group(GroupLaunch("srun", (), 0, 3, "127.0.0.1", 1), None, [], [2])
+    first = Group(GroupLaunch("srun", (), 0, 3, "127.0.0.1", 1), None, [], Ties([2]))
     assert first._patience(Said("done/1/2"), 1) == math.inf
     assert first._patience(Said("done/1/2", "failed/1"), 1) == FAILED_SECONDS
     assert first._patience(Said("done/0/2"), 1) == ENDED_SECONDS
@@ -291,7 +292,7 @@ def test_a_stranger_at_the_port_of_ties_is_no_end(port: int) -> None:
     class Store:
         set = output.__setitem__
 
-    ended = rendezvous.watch_ends(first, Store())
+    ended = rendezvous.tie(first, Store()).ended
     for message in (b"", b"GET / HTTP/1.1", (7).to_bytes(4), (1).to_bytes(4)):
         with socket.create_connection(("127.0.0.1", int(output["ties"]))) as connection:
             connection.sendall(message)

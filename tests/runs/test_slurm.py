@@ -1,4 +1,4 @@
-"""`seed-sweep --on slurm`: refusals anywhere, and four seeds where SLURM runs (make test-slurm)."""
+"""`--on slurm`: what is submitted and refused, anywhere; real runs by `make test-cluster`."""
 
 import contextlib
 import json
@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Self
 
 import pytest
 import torch
@@ -20,9 +21,13 @@ from rescue_cli.rundir import RunDirectory, write_json
 from rescue_cli.runs import slurm
 from tests.conftest import Rescue
 
+CORES = len(os.sched_getaffinity(0))
+ENVIRONMENT = {**os.environ, "RESCUE_ALLOCATOR": "off"}
+# One at a time: both nodes are this machine, and each run takes all of its cores
+ON_SLURM = ("--on", "slurm", "--slurm", f"cpus_per_task={CORES}", "--jobs", "1")
 SMALL = (
     "model.width=4", "data.subset=[512,200]", "train.batch_size=32",
-    "train.device_batch_size=32", "train.epochs=30", "train.log_every=1", "eval.every=30",
+    "train.device_batch_size=32", "train.epochs=10", "train.log_every=1", "eval.every=10",
 )  # fmt: skip
 
 
@@ -35,41 +40,172 @@ def _slurm_runs() -> bool:
     return False
 
 
-runs_here = pytest.mark.skipif(
-    not _slurm_runs(), reason="no SLURM runs here: make test-slurm starts one"
-)
+def runs_here(test: Callable[..., None]) -> Callable[..., None]:
+    skip = pytest.mark.skipif(
+        not _slurm_runs(), reason="no SLURM runs here: make test-cluster starts one"
+    )
+    marked: Callable[..., None] = pytest.mark.cluster(skip(test))
+    return marked
 
 
-def command(*words: str) -> list[str]:
-    return [sys.executable, "-m", "rescue_cli", "seed-sweep", "--seeds", "4", *SMALL, *words]
+def command(*words: object) -> list[str]:
+    return [sys.executable, "-m", "rescue_cli", *map(str, words)]
+
+
+class Waiting:
+    """A command that waits for its jobs; it is killed at the end of the body."""
+
+    def __init__(self, folder: Path, *words: object) -> None:
+        self.folder = folder
+        with (folder / "stderr").open("w") as stderr:
+            self.process = subprocess.Popen(
+                command(*words), cwd=folder, env=ENVIRONMENT, text=True, stdout=subprocess.PIPE,
+                stderr=stderr,
+            )  # fmt: skip
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+    def wait_for(self, condition: Callable[[], bool]) -> None:
+        end = time.monotonic() + 300
+        while not condition():
+            assert self.process.poll() is None, self.stderr
+            assert time.monotonic() < end, "SLURM did not come so far in time"
+            time.sleep(0.2)
+
+    def ends(self) -> str:
+        """What it has printed, once it has ended well."""
+        out, _ = self.process.communicate(timeout=600)
+        assert self.process.returncode == 0, self.stderr
+        return str(out)
+
+    @property
+    def stderr(self) -> str:
+        return (self.folder / "stderr").read_text()
+
+
+def job_of(path: Path, submissions: Path) -> str:
+    """The id of the job that works on a path."""
+    return str(json.loads((submissions / ".slurm" / "jobs.json").read_text())[str(path)])
+
+
+def run_here(folder: Path, *words: object) -> None:
+    subprocess.run(command(*words), cwd=folder, env=ENVIRONMENT, check=True)
+
+
+def is_at_step(run: Path, step: int) -> Callable[[], bool]:
+    return lambda: len(_lines(run)) > step
+
+
+def assert_same(ours: Path, theirs: Path) -> None:
+    """Weights bit for bit, and all lines of metrics but for the clock."""
+    weights = [load_file(path / "model.safetensors") for path in (ours, theirs)]
+    assert weights[0].keys() == weights[1].keys()
+    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[1])
+    assert _lines(ours) == _lines(theirs)
+
+
+def starts(run: Path) -> int:
+    """How often `rescue train` has begun or resumed it."""
+    return len((run / "command.txt").read_text().splitlines())
 
 
 @runs_here
 def test_four_seeds_one_of_them_requeued_equal_those_of_a_local_sweep(tmp_path: Path) -> None:
-    environment = {**os.environ, "RESCUE_ALLOCATOR": "off"}
-    cores = len(os.sched_getaffinity(0))
-    queued = command("--out", "queued", "--on", "slurm", "--slurm", f"cpus_per_task={cores}")
-    with subprocess.Popen(
-        queued, cwd=tmp_path, env=environment, text=True, stderr=subprocess.PIPE
-    ) as process:
+    words = ("seed-sweep", "--seeds", 4, *SMALL)
+    queued = ("--out", "queued", *ON_SLURM)
+    with Waiting(tmp_path, *words, *queued) as sweep:
         run = tmp_path / "queued" / "seed-1"
-        try:
-            _wait_for(lambda: len(_lines(run)) > 20, seconds=300)
-            jobs = json.loads((tmp_path / "queued" / ".slurm" / "jobs.json").read_text())
-            subprocess.run(["scontrol", "requeue", jobs[str(run)]], check=True)
-            _, message = process.communicate(timeout=900)
-        finally:
-            process.kill()
-    assert process.returncode == 0, message
-    assert "4 of 4" in message
-    assert len((run / "command.txt").read_text().splitlines()) == 2  # begun, and gone on
-    subprocess.run(command("--out", "local"), cwd=tmp_path, env=environment, check=True)
+        sweep.wait_for(is_at_step(run, 20))
+        subprocess.run(["scontrol", "requeue", job_of(run, tmp_path / "queued")], check=True)
+        sweep.ends()
+        assert "4 of 4" in sweep.stderr
+    assert starts(run) == 2
+    run_here(tmp_path, *words, "--out", "local")
     for seed in range(4):
         ours, theirs = (tmp_path / f / f"seed-{seed}" for f in ("queued", "local"))
-        assert json.loads((ours / "result.json").read_text())["steps"] == 30 * 16
-        weights = [load_file(path / "model.safetensors") for path in (ours, theirs)]
-        assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[1])
-        assert _lines(ours) == _lines(theirs)
+        assert json.loads((ours / "result.json").read_text())["steps"] == 10 * 16
+        assert_same(ours, theirs)
+
+
+@runs_here
+def test_a_run_on_two_nodes_that_is_preempted_equals_one_on_two_local_processes(
+    tmp_path: Path,
+) -> None:
+    words = ("train", *SMALL, "train.device_batch_size=16")
+    with Waiting(tmp_path, *words, "--on", "slurm", "--nodes", 2, "--json") as train:
+        run = tmp_path / "runs" / "quickstart" / "0"
+        train.wait_for(is_at_step(run, 20))
+        # As SLURM announces the end of the time limit, or a preemption
+        job = job_of(run, run)
+        subprocess.run(["scancel", "--signal=USR2", job], check=True)
+        assert json.loads(train.ends())["steps"] == 10 * 16
+    assert starts(run) == 2
+    assert " resumed at step " in (run / "log.txt").read_text()
+    environment = json.loads((run / "environment.json").read_text())
+    assert environment["procs"] == 2
+    assert "#SBATCH --nodes=2\n" in (run / ".slurm" / f"{job}_submission.sh").read_text()
+    run_here(tmp_path, *words, "--procs", 2, "--out", "local")
+    assert_same(run, tmp_path / "local")
+
+
+STUDY = """
+name: own
+columns: {rate: optim.lr}
+points: seeds
+cells:
+- {recipe: quickstart, set: [optim.lr=0.1], label: [low], n: 2}
+- {recipe: quickstart, set: [optim.lr=0.2], label: [high], n: 2}
+"""
+
+
+@runs_here
+def test_a_study_is_one_array_and_its_requeued_run_equals_a_local_one(tmp_path: Path) -> None:
+    (tmp_path / "own.yaml").write_text(STUDY)
+    words = ("study", "own.yaml", *SMALL)
+    with Waiting(tmp_path, *words, "--out", "queued", *ON_SLURM) as study:
+        run = tmp_path / "queued" / "01" / "seed-0"
+        study.wait_for(is_at_step(run, 20))
+        subprocess.run(["scontrol", "requeue", job_of(run, tmp_path / "queued")], check=True)
+        study.ends()
+        assert "4 of 4" in study.stderr
+    jobs = json.loads((tmp_path / "queued" / ".slurm" / "jobs.json").read_text())
+    assert len({job.partition("_")[0] for job in jobs.values()}) == 1
+    assert {job.partition("_")[2] for job in jobs.values()} == {"0", "1", "2", "3"}
+    assert starts(run) == 2
+    run_here(tmp_path, *words, "--out", "local", "--only", 1, "--seeds", 1)
+    assert_same(run, tmp_path / "local" / "01" / "seed-0")
+
+
+@runs_here
+def test_a_range_test_is_one_job_that_goes_on_where_it_was_requeued(tmp_path: Path) -> None:
+    words = ("lr-range-test", *SMALL, "--steps", 300, "--points", 10, "--json")
+    with Waiting(tmp_path, *words, "--on", "slurm") as test:
+        folder = tmp_path / "runs" / "lr-range-test" / "quickstart" / "0"
+        test.wait_for(is_at_step(folder / "seed-0", 20))
+        subprocess.run(["scontrol", "requeue", job_of(folder, folder)], check=True)
+        summary = json.loads(test.ends())
+        assert "seed-0 took" in test.stderr
+    assert starts(folder / "seed-0") == 2
+    run_here(tmp_path, *words, "--out", "local")
+    assert summary == json.loads((tmp_path / "local" / "lr-range.json").read_text())
+    assert_same(folder / "seed-0", tmp_path / "local" / "seed-0")
+
+
+@runs_here
+def test_a_kill_test_on_two_nodes_finds_equal_bits(tmp_path: Path) -> None:
+    words = ("preflight", *SMALL, "train.device_batch_size=16", "--kill-test", "--json")
+    with Waiting(tmp_path, *words, "--on", "slurm", "--slurm", "nodes=2") as preflight:
+        checks = {each["check"]: each for each in json.loads(preflight.ends())["checks"]}
+    assert checks["SLURM"]["verdict"] == "ok"
+    test = checks["kill test"]
+    assert (test["verdict"], test["different"]) == ("ok", 0)
+    assert 0 < test["resumed_at"] < test["killed_after"] < test["steps"]
+    assert not list(tmp_path.glob("runs/quickstart/*"))
 
 
 def _lines(run: Path) -> list[tuple[object, ...]]:
@@ -78,13 +214,6 @@ def _lines(run: Path) -> list[tuple[object, ...]]:
         return []
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [(line["kind"], line["step"], line["loss"], line.get("top1")) for line in lines]
-
-
-def _wait_for(condition: Callable[[], bool], seconds: float) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "SLURM did not come so far in time"
-        time.sleep(0.5)
 
 
 @pytest.mark.parametrize(
