@@ -16,6 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from rescue_cli.cli import common
 from rescue_cli.errors import DataError, RescueError
 from rescue_cli.rundir import RunDirectory, write_json
 from rescue_cli.runs import slurm
@@ -93,6 +94,21 @@ def job_of(path: Path, submissions: Path) -> str:
     return str(json.loads((submissions / ".slurm" / "jobs.json").read_text())[str(path)])
 
 
+def requeue(job: str) -> None:
+    subprocess.run(["scontrol", "requeue", job], check=True)
+    start_again(job)
+
+
+def start_again(job: str) -> None:
+    """Waits until a job is requeued, and starts it at once: SLURM would do so after two minutes."""
+    call = ["squeue", "--noheader", "--states=PENDING", f"--jobs={job}", "--format=%r"]
+    end = time.monotonic() + 120
+    while "BeginTime" not in subprocess.run(call, capture_output=True, text=True).stdout:
+        assert time.monotonic() < end, "the job was not requeued"
+        time.sleep(0.5)
+    subprocess.run(["scontrol", "update", f"JobId={job}", "StartTime=now"], check=True)
+
+
 def run_here(folder: Path, *words: object) -> None:
     subprocess.run(command(*words), cwd=folder, env=ENVIRONMENT, check=True)
 
@@ -121,7 +137,7 @@ def test_four_seeds_one_of_them_requeued_equal_those_of_a_local_sweep(tmp_path: 
     with Waiting(tmp_path, *words, *queued) as sweep:
         run = tmp_path / "queued" / "seed-1"
         sweep.wait_for(is_at_step(run, 20))
-        subprocess.run(["scontrol", "requeue", job_of(run, tmp_path / "queued")], check=True)
+        requeue(job_of(run, tmp_path / "queued"))
         sweep.ends()
         assert "4 of 4" in sweep.stderr
     assert starts(run) == 2
@@ -143,6 +159,7 @@ def test_a_run_on_two_nodes_that_is_preempted_equals_one_on_two_local_processes(
         # As SLURM announces the end of the time limit, or a preemption
         job = job_of(run, run)
         subprocess.run(["scancel", "--signal=USR2", job], check=True)
+        start_again(job)
         assert json.loads(train.ends())["steps"] == 10 * 16
     assert starts(run) == 2
     assert " resumed at step " in (run / "log.txt").read_text()
@@ -158,26 +175,26 @@ name: own
 columns: {rate: optim.lr}
 points: seeds
 cells:
-- {recipe: quickstart, set: [optim.lr=0.1], label: [low], n: 2}
-- {recipe: quickstart, set: [optim.lr=0.2], label: [high], n: 2}
+- {recipe: quickstart, set: [optim.lr=0.1], label: [low]}
+- {recipe: quickstart, set: [optim.lr=0.2], label: [high]}
 """
 
 
 @runs_here
 def test_a_study_is_one_array_and_its_requeued_run_equals_a_local_one(tmp_path: Path) -> None:
     (tmp_path / "own.yaml").write_text(STUDY)
-    words = ("study", "own.yaml", *SMALL)
+    words = ("study", "own.yaml", "--seeds", 2, *SMALL)
     with Waiting(tmp_path, *words, "--out", "queued", *ON_SLURM) as study:
         run = tmp_path / "queued" / "01" / "seed-0"
         study.wait_for(is_at_step(run, 20))
-        subprocess.run(["scontrol", "requeue", job_of(run, tmp_path / "queued")], check=True)
+        requeue(job_of(run, tmp_path / "queued"))
         study.ends()
         assert "4 of 4" in study.stderr
     jobs = json.loads((tmp_path / "queued" / ".slurm" / "jobs.json").read_text())
     assert len({job.partition("_")[0] for job in jobs.values()}) == 1
     assert {job.partition("_")[2] for job in jobs.values()} == {"0", "1", "2", "3"}
     assert starts(run) == 2
-    run_here(tmp_path, *words, "--out", "local", "--only", 1, "--seeds", 1)
+    run_here(tmp_path, *words, "--out", "local", "--only", 1)
     assert_same(run, tmp_path / "local" / "01" / "seed-0")
 
 
@@ -187,7 +204,7 @@ def test_a_range_test_is_one_job_that_goes_on_where_it_was_requeued(tmp_path: Pa
     with Waiting(tmp_path, *words, "--on", "slurm") as test:
         folder = tmp_path / "runs" / "lr-range-test" / "quickstart" / "0"
         test.wait_for(is_at_step(folder / "seed-0", 20))
-        subprocess.run(["scontrol", "requeue", job_of(folder, folder)], check=True)
+        requeue(job_of(folder, folder))
         summary = json.loads(test.ends())
         assert "seed-0 took" in test.stderr
     assert starts(folder / "seed-0") == 2
@@ -258,16 +275,213 @@ def test_a_job_is_judged_by_its_own_failure_record_and_not_an_earlier_jobs(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--slurm", "time=5"), "--slurm: options of sbatch, and this command runs here."),
-        (("--on", "slurm", "--slurm", "gpu"), "--slurm: 'gpu' is not KEY=VALUE."),
+        ("seed-sweep --slurm time=5", "--slurm: options of sbatch, and this command runs here."),
+        ("seed-sweep --on slurm --slurm gpu", "--slurm: 'gpu' is not KEY=VALUE."),
+        ("train --on slurm --slurm time=4:00", "--slurm: time=4:00 must be a whole number of min"),
+        ("train --on slurm --nodes 2 --procs 3", "--nodes: 3 processes cannot be divided evenly"),
+        ("train --on slurm --nodes 2 --slurm nodes=2", "--slurm nodes: --nodes, --gpus and --pro"),
+        ("train --on slurm --rendezvous a:1", "--rendezvous: depends on the nodes that SLURM giv"),
+        ("train --on slurm train.device_batch_size=auto", "train.device_batch_size=auto: depends"),
+        (
+            "train --on slurm --nodes 3",
+            "tasks of SLURM: 3 processes do not divide the 1 micro-batches of a step.",
+        ),
+        (
+            "seed-sweep --on slurm --slurm nodes=2",
+            "--slurm nodes and ntasks_per_node: 2 processes do not divide the 1 micro-batches",
+        ),
+        ("study own.yaml --on slurm --budget 1", "--budget: SLURM starts the runs."),
     ],
 )
 def test_what_the_queue_cannot_be_asked_is_refused(
-    rescue: Rescue, words: tuple[str, ...], message: str
+    rescue: Rescue, words: str, message: str
 ) -> None:
-    ended = rescue("seed-sweep", "--seeds", "2", *words)
+    ended = rescue(*words.split())
     assert ended.code == 2
     assert message in ended.err
+
+
+@pytest.mark.parametrize(
+    ("given", "settings", "tasks", "gpus"),
+    [
+        ([], {}, 1, 1),
+        (["nodes=2"], {"nodes": 2, "ntasks_per_node": 1}, 2, 2),
+        (
+            ["nodes=2", "gpus-per-node=a100:4"],
+            {"nodes": 2, "gpus_per_node": "a100:4", "ntasks_per_node": 4},
+            8,
+            8,
+        ),
+        (["gpus_per_node=4"], {"gpus_per_node": 4}, 1, 4),
+        (
+            ["nodes=2", "ntasks_per_node=3", "gpus_per_task=1"],
+            {"nodes": 2, "ntasks_per_node": 3, "gpus_per_task": 1},
+            6,
+            6,
+        ),
+        (
+            ["setup=module load a", "setup=export B=1", "srun_args=--mpi none", "cpus_per_task=8"],
+            {
+                "setup": ["module load a", "export B=1"],
+                "srun_args": ["--mpi", "none", "--cpus-per-task=8"],
+                "cpus_per_task": 8,
+            },
+            1,
+            1,
+        ),
+    ],
+)
+def test_several_nodes_have_a_task_for_each_gpu(
+    given: list[str], settings: dict[str, object], tasks: int, gpus: int
+) -> None:
+    parsed = slurm.parse_settings(given)
+    assert parsed == settings
+    assert (slurm.count_tasks(parsed), slurm.count_gpus(parsed)) == (tasks, gpus)
+
+
+# Tools of a SLURM that takes every job and then has none
+TOOLS = {
+    "sbatch": 'cp "$1" submitted.sh && echo Submitted batch job 7',
+    "srun": "exit 1",
+    "squeue": "exit 0",
+    "scancel": "exit 0",
+}
+
+
+@pytest.fixture
+def forgetful_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What it was given last."""
+    pytest.importorskip("submitit")
+    for name, line in TOOLS.items():
+        tool = tmp_path / "bin" / name
+        tool.parent.mkdir(exist_ok=True)
+        tool.write_text(f"#!/bin/sh\n{line}\n")
+        tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
+    monkeypatch.setattr(slurm, "POLL_SECONDS", 0.0)
+    monkeypatch.setattr(slurm, "QUEUE_SECONDS", 0.0)
+    return tmp_path / "submitted.sh"
+
+
+@pytest.mark.parametrize(
+    ("words", "lines"),
+    [
+        (
+            ("train", "--nodes", "2", "--gpus", "4", "train.device_batch_size=32"),
+            ["nodes=2", "gpus-per-node=2", "ntasks-per-node=2", "time=240"],
+        ),
+        (("train", "--slurm", "partition=gpu", "--slurm", "time=90"), ["partition=gpu", "time=90"]),
+        (("seed-sweep", "--seeds", "4", "--jobs", "2"), ["array=0-3%2"]),
+        (("study", "own.yaml", "--seeds", "3"), ["array=0-5%6"]),
+        (("tune", "--slurm", "qos=long"), ["qos=long"]),
+        (("lr-range-test", "--slurm", "mem=8G"), ["mem=8G"]),
+    ],
+)
+def test_a_dry_run_prints_what_sbatch_is_given_and_submits_nothing(
+    words: tuple[str, ...],
+    lines: list[str],
+    forgetful_slurm: Path,
+    rescue: Rescue,
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "own.yaml").write_text(STUDY)
+    given = [*words, "--on", "slurm", "--out", "out"]
+    planned = rescue(*given, "--dry-run")
+    assert planned.code == 0, planned.err
+    assert not forgetful_slurm.exists()
+    assert not (tmp_path / "out").exists()
+    _, start, script = planned.out.partition("#!/bin/bash\n")
+    for line in lines:
+        assert f"\n#SBATCH --{line}\n" in script
+    assert rescue(*given).code == 1  # its jobs are gone at once
+    assert forgetful_slurm.read_text() == (start + script).removesuffix("\n")
+
+
+def test_what_sbatch_refuses_is_told_and_leaves_nothing(
+    forgetful_slurm: Path, rescue: Rescue, tmp_path: Path
+) -> None:
+    (forgetful_slurm.parent / "bin" / "sbatch").write_text(
+        "#!/bin/sh\necho sbatch: error: invalid partition specified: gpu >&2; exit 1\n"
+    )
+    ended = rescue("train", "--on", "slurm", "--slurm", "partition=gpu", "--out", "run")
+    assert ended.code == 2
+    assert "error: --slurm: sbatch refuses the job: sbatch: error: invalid part" in ended.notes[-1]
+    assert not (tmp_path / "run" / "recipe.yaml").exists()
+
+
+class Here:
+    """An executor whose jobs run in this process, at once."""
+
+    def map_array(self, job: Callable[[Path], int], paths: list[Path]) -> list[SimpleNamespace]:
+        for path in paths:
+            job(path)
+        return [SimpleNamespace(job_id="7") for _ in paths]
+
+
+@pytest.fixture
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slurm, "_executor", lambda *_: Here())
+    monkeypatch.setattr(slurm, "_refused_submission", contextlib.nullcontext)
+    monkeypatch.setattr(slurm, "_queued_jobs", set)
+    monkeypatch.setattr(slurm, "POLL_SECONDS", 0.0)
+    monkeypatch.setattr(slurm, "QUEUE_SECONDS", 0.0)
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "out", "err"),
+    [
+        (("recipes", "show", "a2"), 0, "name: a2", ""),
+        (("recipes", "show", "nosuch"), 2, "", "error: recipe: 'nosuch' is not known."),
+    ],
+)
+def test_a_verb_in_a_job_prints_and_ends_as_here(
+    at_once: None,  # noqa: ARG001
+    words: tuple[str, ...],
+    code: int,
+    out: str,
+    err: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / ".slurm").mkdir()
+    assert slurm.run_verb(words, {}, tmp_path) == code
+    printed = capsys.readouterr()
+    assert out in printed.out
+    assert printed.err.splitlines()[0] == f"job 7: rescue {' '.join(words)}"
+    assert err in printed.err
+
+
+def test_a_verb_whose_job_was_cancelled_is_no_result(
+    at_once: None,  # noqa: ARG001
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    (tmp_path / ".slurm").mkdir()
+    monkeypatch.setattr(slurm.Job, "_execute", lambda *_, **__: 143)
+    with pytest.raises(RescueError, match="job 7 left the queue before the command had ended"):
+        slurm.run_verb(("recipes",), {}, tmp_path)
+
+
+def test_only_the_first_task_of_a_job_speaks_and_cleans_up(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The others may begin when it has already failed."""
+    run = RunDirectory(tmp_path)
+    (tmp_path / ".slurm").mkdir()
+    monkeypatch.setattr(slurm.Job, "_execute", lambda *_, **__: 0)
+    for rank, is_kept in (("1", True), ("0", False)):
+        monkeypatch.setenv("SLURM_PROCID", rank)
+        write_json(run.failure, {"rank": 0, "exit_code": 3, "message": "its own"})
+        slurm.Train(())(tmp_path)
+        slurm.Verb(("recipes",))(tmp_path)
+        assert run.failure.exists() is is_kept
+        assert (tmp_path / ".slurm" / "ended.json").exists() is not is_kept
+
+
+def test_a_job_is_given_the_command_without_its_place() -> None:
+    words = "tune --on slurm --slurm a=b --out x --slurm=c=d --seeds 3 optim.lr=1 --on=slurm"
+    kept = common._without_options(words.split(), ("--on", "--slurm", "--out"))
+    assert kept == ["tune", "--seeds", "3", "optim.lr=1"]
 
 
 def test_without_slurm_the_sweep_says_so_and_where_it_can_run(
