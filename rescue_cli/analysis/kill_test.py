@@ -108,9 +108,12 @@ def run_kill_test(
     runner.resume(killed, short)
     resumed_at = _resumed_step(killed)
     weights = [read_tensors(RunDirectory(path).weights) for path in (undisturbed, killed)]
-    names = sorted(weights[0].keys() | weights[1].keys())
-    different = [name for name in names if weights[0].get(name) != weights[1].get(name)]
-    return KillTest(steps, killed_after, resumed_at, len(names), different)
+    return KillTest(steps, killed_after, resumed_at, len(weights[0]), find_different(*weights))
+
+
+def find_different(a: Tensors, b: Tensors) -> list[str]:
+    """The names of the tensors that are not the same in both, bit for bit."""
+    return [name for name in sorted(a.keys() | b.keys()) if a.get(name) != b.get(name)]
 
 
 def read_tensors(file: Path) -> Tensors:

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -178,7 +179,7 @@ class FailureRecord:
 
 
 def write_failure(run: RunDirectory, record: FailureRecord) -> None:
-    """Writes how the run failed, unless another process already has."""
+    """Writes how the run failed, unless another process already has; on a full disk to stderr."""
     try:
         with run.failure.open("x") as file:
             json.dump(asdict(record), file)
@@ -186,3 +187,4 @@ def write_failure(run: RunDirectory, record: FailureRecord) -> None:
         pass
     except OSError:
         run.failure.unlink(missing_ok=True)  # better no record than half of one
+        print(f"rank {record.rank}: {record.message}", file=sys.stderr, flush=True)

@@ -31,6 +31,8 @@ class Machine:
 
     def __init__(self, name: str, number: int) -> None:
         self.name, self.address = name, f"{NETWORK}.{number}"
+        every = sorted(os.sched_getaffinity(0))
+        self.cores = [every[number % len(every)]]  # bits depend on the number of threads
         self.port = f"{name}-s"  # of the switch
 
     def start(
@@ -39,6 +41,7 @@ class Machine:
         """Starts `rescue WORDS...` on this machine, in that folder."""
         inside = ["sh", "-c", f'hostname {self.name} && exec "$@"', "sh"]
         call = ["ip", "netns", "exec", self.name, "unshare", "--uts", *inside]
+        call += ["taskset", "--cpu-list", ",".join(map(str, self.cores))]
         call += [sys.executable, "-m", "rescue_cli", *map(str, words)]
         with output.open("w") as stderr:
             process = subprocess.Popen(
