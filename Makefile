@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: install train test test-long test-slurm test-browser gpu-check clean
+.PHONY: install train test test-long test-cluster test-slurm test-browser docker gpu-check clean
 
 install: $(VENV)/installed
 
@@ -19,12 +19,17 @@ test: install
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/pytest -m "not long" --numprocesses auto --dist worksteal
+	$(BIN)/pytest -m "not long and not cluster" --numprocesses auto --dist worksteal
 
 test-long: install
 	$(BIN)/pytest -m long
 
-# SLURM with one node on this machine: needs Debian and root
+# SLURM with two nodes on this machine, and two machines in network namespaces: needs Debian and
+# root; half an hour on two cores
+test-cluster: test-slurm
+	command -v bindfs || (apt-get update && apt-get install --yes bindfs)
+	$(BIN)/pytest tests/runs/test_machines.py
+
 test-slurm: install
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[slurm]'
 	bash tests/start_slurm.sh
@@ -35,6 +40,22 @@ test-browser: install
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check playwright
 	command -v chromium || (apt-get update && apt-get install --yes chromium)
 	$(BIN)/pytest tests/report/test_browser.py
+
+# The image for a CPU, or with DEVICE=cuda, by the first builder that answers; it trains two steps
+DEVICE ?= cpu
+docker:
+	@for builder in docker podman; do \
+	    if $$builder info > /dev/null 2>&1; then \
+	        $$builder build --tag rescue --build-arg DEVICE=$(DEVICE) . \
+	            && $$builder run --rm rescue train --smoke --device cpu; \
+	        exit; \
+	    fi; \
+	done; \
+	if command -v buildah > /dev/null; then \
+	    buildah build --tag rescue --build-arg DEVICE=$(DEVICE) .; \
+	    exit; \
+	fi; \
+	echo "No builder answers here: docker, podman (info) and buildah were tried." >&2; exit 1
 
 # Ten minutes on one GPU, into build/gpu-check/gpu-check.json; CIFAR=DIR_OR_TAR for the whole runs.
 # PYTHON may be a machine's own that has torch already; nothing is installed
