@@ -1,7 +1,9 @@
 """Data sets after reading: splits as pixels in memory or as file names; subsets and hold-outs."""
 
 import math
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar
@@ -15,6 +17,7 @@ from rescue_cli.sections.annotations import Target
 
 SPLIT_SEED = 2018  # fixed: subsets and hold-outs are the same for every seed of a run
 UNKNOWN_CLASS = -1  # label of a test image whose class is not in the training set
+THREADS = 16  # a network file system answers many requests at once
 MAX_NAMES = 5  # class names listed in a message
 Pixels = NDArray[np.uint8]
 
@@ -44,8 +47,38 @@ class FileNames:
     def path(self, index: int) -> Path:
         return Path(self.root, self.name(index))
 
+    def read(self, index: int) -> bytes:
+        """The file's content; raises `OSError`."""
+        return self.path(index).read_bytes()
+
+    def sizes(self) -> Indices:
+        """Each file's size in bytes; -1 for a missing file, which is reported when it is read."""
+
+        def sizes_of(part: Iterable[int]) -> list[int]:
+            return [_file_size(f"{root}{self.name(index)}") for index in part]
+
+        root = os.path.join(self.root, "")
+        parts = [range(at, min(at + 4096, len(self))) for at in range(0, len(self), 4096)]
+        with ThreadPoolExecutor(THREADS) as pool:
+            each = [size for sizes in pool.map(sizes_of, parts) for size in sizes]
+        return np.array(each, dtype=np.int64)
+
+    def stamps(self) -> Iterable[str]:
+        """A text for each file that changes with it: path, size and time."""
+        for index in range(len(self)):
+            path = self.path(index)
+            status = path.stat()
+            yield f"{path}\0{status.st_size}\0{status.st_mtime_ns}"
+
     def take(self, indices: Indices) -> "FileNames":
         return FileNames.of(Path(self.root), (self.name(int(i)) for i in indices))
+
+
+def _file_size(path: str) -> int:
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return -1
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,190 @@
+"""Which files are shards, and which splits they hold."""
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+from rescue_cli.errors import DataError
+from rescue_cli.sections.data.listing import (
+    SkippedFiles,
+    holds_images,
+    is_hidden,
+    list_folders,
+    normalise_name,
+    read_lines,
+    split_name,
+)
+from rescue_cli.sections.data.packed.index import PackedIndex, Shard, kept_text, load_index
+from rescue_cli.sections.data.packed.members import Scan
+from rescue_cli.sections.data.packed.parquet import scan_parquet
+from rescue_cli.sections.data.packed.tar import scan_tar
+from rescue_cli.sections.data.packed.zip import scan_zip
+
+ENDINGS = (".tar", ".zip", ".parquet")
+CLASS_FILES = ("classes.txt", "classnames.txt")  # beside the shards: the classes by number
+HUB_FOLDER = "data"  # of a data set's repository on the Hugging Face hub
+_WORD = re.compile(r"[A-Za-z]+")
+
+
+class Source(NamedTuple):
+    """Shards that are read as one split; perhaps a `folder` (with its slash) of a single one."""
+
+    shards: tuple[Path, ...]
+    folder: str = ""
+
+
+def find_source(root: Path) -> Source | None:
+    """The shards whose images are those of `root`, which may be a file, a folder of shards, a
+    split of either (`photos.zip/train`), or neither. Raises `DataError`.
+    """
+    if (archive := _archive_of(root)) is not None:
+        folder = _folder_inside(archive, root.relative_to(archive).parts)
+        return None if folder is None else Source((archive,), folder)
+    if root.is_dir():
+        of_split = _shards_by_split(root)
+        split, shards = next(iter(of_split.items())) if len(of_split) == 1 else (None, ())
+    else:
+        split = split_name(root.name)
+        shards = _shards_by_split(root.parent).get(split, ()) if split else ()
+    if len(shards) == 1:
+        return Source(shards, _folder_inside(shards[0], (), split) or "")
+    return Source(shards) if shards else None
+
+
+def packed_splits(root: Path) -> list[str] | None:
+    """The splits of the shards at `root`; none if they are not split, None if it has no shards."""
+    if (archive := _archive_of(root)) is not None:
+        inside = _folder_inside(archive, root.relative_to(archive).parts)
+        children = [] if inside is None else _children(_folders_in(archive), inside)
+        return sorted({split for name in children if (split := split_name(name))})
+    of_split = _shards_by_split(root) if root.is_dir() else {}
+    return [name for name in of_split if name] if of_split else None
+
+
+def open_index(source: Source, label_field: str | None) -> PackedIndex:
+    """The index of the images, made or read; raises `DataError`."""
+    folder = source.shards[0].parent
+    file = next((folder / name for name in CLASS_FILES if (folder / name).is_file()), None)
+    names = [normalise_name(line) for line in read_lines(file)] if file else []
+    shards = [_shard(path) for path in source.shards]
+
+    def scan(shard: Shard, skipped: SkippedFiles) -> Scan:
+        return _scan(shard, skipped, label_field)
+
+    return load_index(shards, source.folder, names, label_field or "", scan)
+
+
+def _shard(path: Path) -> Shard:
+    status = path.stat()
+    return Shard(str(path), status.st_size, str(status.st_mtime_ns))
+
+
+def _scan(shard: Shard, skipped: SkippedFiles, label_field: str | None) -> Scan:
+    with open(shard.place, "rb") as opened:
+        if shard.place.endswith(".tar"):
+            return scan_tar(opened, shard.place, skipped, label_field)
+        if shard.place.endswith(".zip"):
+            return scan_zip(opened, shard.place, skipped)
+        return scan_parquet(opened, shard.place, skipped, label_field)
+
+
+def _archive_of(root: Path) -> Path | None:
+    """The shard that `root` is, or that it is a folder in."""
+    return next(
+        (path for path in (root, *root.parents) if path.suffix in ENDINGS and path.is_file()), None
+    )
+
+
+def _shards_by_split(folder: Path) -> dict[str | None, tuple[Path, ...]]:
+    """The shards in a folder, or in its folder `data`, by the split in their names, or by None.
+
+    None at all beside folders of images. Raises `DataError` for a shard without a split's name
+    among others that have one.
+    """
+    listed = {name: folder / name for name in list_folders(folder)}
+    hub = listed.pop(HUB_FOLDER, None)
+    shards = _shard_files(folder)
+    if not shards and hub is not None:
+        shards = _shard_files(hub)
+    if not shards or any(holds_images(path, 1) for path in listed.values()):
+        return {}
+    of_split: dict[str | None, tuple[Path, ...]] = {}
+    for path in shards:
+        split = next((s for word in _WORD.findall(path.stem) if (s := split_name(word))), None)
+        of_split[split] = (*of_split.get(split, ()), path)
+    if None in of_split and len(of_split) > 1:
+        raise DataError(
+            f"{of_split[None][0]}: of which split are its images? Other shards beside it have a "
+            "split (train, val, test) in their names. Rename the file, or move it elsewhere."
+        )
+    return of_split
+
+
+def _shard_files(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    return sorted(
+        path
+        for path in folder.iterdir()
+        if path.suffix in ENDINGS and not is_hidden(path.name) and path.is_file()
+    )
+
+
+# --- folders in an archive ---
+
+
+def _folder_inside(archive: Path, parts: Sequence[str], split: str | None = None) -> str | None:
+    """The folder in an archive, with its slash, that these parts of a path name; None without it.
+
+    Folders around all others are passed over: `photos.zip/train` may be `photos/train/` in it. A
+    part may be a synonym of a split's name. `split`: what the archive as a whole is.
+    """
+    folders = _folders_in(archive)
+    whole = "".join(f"{part}/" for part in parts)
+    if parts and any(folder.startswith(whole) for folder in folders):
+        return whole
+    folder = _enter(folders, split)
+    for part in parts:
+        children = _children(folders, folder)
+        synonyms = [c for c in children if split_name(c) is not None]
+        same = [c for c in synonyms if split_name(c) == split_name(part)]
+        if not same:
+            return None
+        folder += f"{same[0]}/"
+    return folder
+
+
+def _enter(folders: frozenset[str], split: str | None) -> str:
+    """The innermost folder that is around all images and is neither a class nor a split."""
+    folder = ""
+    while folder not in folders and len(children := _children(folders, folder)) == 1:
+        inner = f"{folder}{children[0]}/"
+        is_other_split = split_name(children[0]) is not None and split_name(children[0]) != split
+        if is_other_split or not _children(folders, inner):
+            break
+        folder = inner
+    return folder
+
+
+def _children(folders: Iterable[str], folder: str) -> list[str]:
+    """The names of the folders in `folder`, sorted."""
+    below = (each[len(folder) :] for each in folders if each.startswith(folder))
+    return sorted({each.partition("/")[0] for each in below if each})
+
+
+@lru_cache(maxsize=8)
+def _folders_in(archive: Path) -> frozenset[str]:
+    """The folders, with their slash, of an archive's images without labels beside them."""
+    shard = _shard(archive)
+
+    def list_folders_in() -> str:
+        members = _scan(shard, SkippedFiles(), None).members
+        folders = {m.name[: m.name.rfind("/") + 1] for m in members if m.label is None}
+        return json.dumps(sorted(folders))
+
+    if archive.suffix == ".parquet":
+        return frozenset()
+    return frozenset(json.loads(kept_text("folders", shard, list_folders_in)))

@@ -1,0 +1,94 @@
+"""The images of shards as `FileNames` of a split."""
+
+import os
+import zlib
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from rescue_cli.errors import DataError
+from rescue_cli.rng import Indices
+from rescue_cli.sections.data.packed.index import PackedIndex, Shard
+from rescue_cli.sections.data.packed.parquet import unpack
+from rescue_cli.sections.data.splits import FileNames, Files
+
+OPEN_SHARDS = 64  # of a process
+UNPACKED_BLOCKS = 4  # kept by a process
+
+
+@dataclass(frozen=True)
+class PackedNames(FileNames):
+    """Images inside shards. `rows`: their places in the index; None for all of them."""
+
+    index: PackedIndex
+    rows: Indices | None = None
+
+    def row(self, position: int) -> int:
+        """The place in the index of the image at this position."""
+        return position if self.rows is None else int(self.rows[position])
+
+    def read(self, position: int) -> bytes:
+        index, row = self.index, self.row(position)
+        shard = index.shards[index.shard[row]]
+        start, size, block = int(index.offset[row]), int(index.size[row]), int(index.block[row])
+        if block < 0:
+            return _read_range(shard, start, size)
+        at, packed, unpacked = map(int, index.blocks[block])
+        return _unpacked(shard, index.codec, at, packed, unpacked)[start : start + size]
+
+    def path(self, position: int) -> Path:
+        """The shard, and in it the class and the name of the image."""
+        shard = self.index.shards[self.index.shard[self.row(position)]]
+        return Path(shard.place, self.name(position))
+
+    def sizes(self) -> Indices:
+        return self.index.size if self.rows is None else self.index.size[self.rows]
+
+    def stamps(self) -> Iterable[str]:
+        for position in range(len(self)):
+            row = self.row(position)
+            shard = self.index.shards[self.index.shard[row]]
+            yield f"{shard.place}\0{shard.size}\0{shard.stamp}\0{self.index.offset[row]}"
+
+    def take(self, indices: Indices) -> "PackedNames":
+        names = super().take(indices)
+        rows = indices if self.rows is None else self.rows[indices]
+        return replace(self, block=names.block, ends=names.ends, rows=rows)
+
+
+def packed_files(root: Path, index: PackedIndex, label_of: Indices) -> Files:
+    """All images of the index, labelled by `label_of` their class (classes,)."""
+    in_order = np.array_equal(label_of, np.arange(len(label_of)))
+    labels = index.labels if in_order else label_of[index.labels]
+    return Files(PackedNames(str(root), index.name_bytes, index.name_ends, index), labels)
+
+
+@lru_cache(maxsize=OPEN_SHARDS)
+def _open(path: str) -> BinaryIO:
+    return open(path, "rb", buffering=0)  # closed when the cache drops it
+
+
+def _read_range(shard: Shard, start: int, size: int) -> bytes:
+    """Bytes of a shard, without a position in the file that forked processes would share."""
+    data = os.pread(_open(shard.place).fileno(), size, start)
+    if len(data) != size:
+        raise DataError(
+            f"{shard.place}: ends before byte {start + size}, and was longer when it was indexed. "
+            "Copy or download the file again."
+        )
+    return data
+
+
+@lru_cache(maxsize=UNPACKED_BLOCKS)
+def _unpacked(shard: Shard, codec: str, start: int, size: int, unpacked: int) -> bytes:
+    data = _read_range(shard, start, size)
+    if codec != "deflate":
+        return unpack(data, codec, unpacked)
+    try:
+        return zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, unpacked)
+    except zlib.error as error:
+        raise OSError(f"{shard.place}: {error}") from None
