@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,13 @@ UNKNOWN_CLASS = -1  # label of a test image whose class is not in the training s
 THREADS = 16  # a network file system answers many requests at once
 MAX_NAMES = 5  # class names listed in a message
 Pixels = NDArray[np.uint8]
+
+
+class Storage(NamedTuple):
+    """The images of a split in the order in which shards hold them, (n,), and the shards' ends."""
+
+    order: Indices
+    ends: Indices
 
 
 @dataclass(frozen=True)
@@ -51,6 +58,11 @@ class FileNames:
         """The file's content; raises `OSError`."""
         return self.path(index).read_bytes()
 
+    @property
+    def resized(self) -> str:
+        """What was done to the images before they were packed; empty for the originals."""
+        return ""
+
     def sizes(self) -> Indices:
         """Each file's size in bytes; -1 for a missing file, which is reported when it is read."""
 
@@ -69,6 +81,10 @@ class FileNames:
             path = self.path(index)
             status = path.stat()
             yield f"{path}\0{status.st_size}\0{status.st_mtime_ns}"
+
+    def storage(self) -> Storage | None:
+        """Where images lie in shards; None for files."""
+        return None
 
     def take(self, indices: Indices) -> "FileNames":
         return FileNames.of(Path(self.root), (self.name(int(i)) for i in indices))

@@ -48,6 +48,7 @@ class PackedIndex:
     class_ends: Indices  # (classes,): images of a class are consecutive
     numbers: Mapping[str, int]  # of the classes, where the shards have numbers
     notes: tuple[str, ...]
+    resized: str  # what was done to the images; empty for originals
     name_bytes: NDArray[np.uint8]  # as `FileNames` has them
     name_ends: Indices
     labels: Indices  # the index of the class
@@ -56,6 +57,7 @@ class PackedIndex:
     size: Indices
     block: NDArray[np.int32]
     blocks: Indices  # (blocks, 3)
+    stored: Indices  # the images in the order in which the shards hold them
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -71,6 +73,7 @@ ARRAYS = (
     "size",
     "block",
     "blocks",
+    "stored",
 )
 
 
@@ -78,6 +81,7 @@ def load_index(
     shards: Sequence[Shard],
     folder: str,
     names: Sequence[str],
+    resized: str,
     key: str,
     scan: Callable[[Shard, SkippedFiles], Scan],
 ) -> PackedIndex:
@@ -88,9 +92,10 @@ def load_index(
 
     Args:
         names: The names of the classes by number, where the shards themselves have none.
+        resized: What was done to the images.
         key: What else the index depends on.
     """
-    facts = [VERSION, *shards, folder, names, key, sorted(image_extensions())]
+    facts = [VERSION, *shards, folder, names, resized, key, sorted(image_extensions())]
     kept = _cache_folder() / _digest(facts)
     if (index := _read(kept)) is not None:
         return index
@@ -98,7 +103,7 @@ def load_index(
         if not first and (index := _read(kept)) is not None:
             return index
         table, arrays = _Builder(shards, folder, names).build(scan)
-        return _keep(kept, table, arrays)
+        return _keep(kept, {**table, "resized": resized}, arrays)
 
 
 def kept_text(kind: str, shard: Shard, make: Callable[[], str]) -> str:
@@ -139,6 +144,7 @@ def _read(kept: Path) -> PackedIndex | None:
             classes=tuple(table["classes"]),
             numbers=table["numbers"],
             notes=tuple(table["notes"]),
+            resized=table["resized"],
             **arrays,
         )
     except (OSError, ValueError, KeyError, TypeError, EOFError):
@@ -172,6 +178,12 @@ def _keep(kept: Path, table: dict[str, Any], arrays: dict[str, NDArray[Any]]) ->
             shutil.rmtree(folder, ignore_errors=True)  # what is mapped stays until the end
     assert index is not None
     return index
+
+
+def stored_order(shard: NDArray[np.int32], block: NDArray[np.int32], offset: Indices) -> Indices:
+    """The order of images in storage, from where each lies (n,)."""
+    order: Indices = np.lexsort((offset, block, shard))
+    return order
 
 
 @dataclass
@@ -219,6 +231,7 @@ class _Builder:
             "block": np.array(self.block, np.int32)[order],
             "blocks": np.array(self.blocks, np.int64).reshape(-1, 3),
         }
+        arrays["stored"] = stored_order(arrays["shard"], arrays["block"], arrays["offset"])
         table = {
             "shards": self.shards,
             "codec": self.codec,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rescue_cli.errors import DataError
+from rescue_cli.rundir import read_json
 from rescue_cli.sections.data.listing import (
     SkippedFiles,
     holds_images,
@@ -25,6 +26,7 @@ from rescue_cli.sections.data.packed.zip import scan_zip
 
 ENDINGS = (".tar", ".zip", ".parquet")
 CLASS_FILES = ("classes.txt", "classnames.txt")  # beside the shards: the classes by number
+PACK_FILE = "pack.json"  # which `rescue pack` writes
 HUB_FOLDER = "data"  # of a data set's repository on the Hugging Face hub
 _WORD = re.compile(r"[A-Za-z]+")
 
@@ -69,12 +71,14 @@ def open_index(source: Source, label_field: str | None) -> PackedIndex:
     folder = source.shards[0].parent
     file = next((folder / name for name in CLASS_FILES if (folder / name).is_file()), None)
     names = [normalise_name(line) for line in read_lines(file)] if file else []
+    pack = next((p for p in (folder, folder.parent) if (p / PACK_FILE).is_file()), None)
+    resized = "" if pack is None else str(read_json(pack / PACK_FILE).get("resized", ""))
     shards = [_shard(path) for path in source.shards]
 
     def scan(shard: Shard, skipped: SkippedFiles) -> Scan:
         return _scan(shard, skipped, label_field)
 
-    return load_index(shards, source.folder, names, label_field or "", scan)
+    return load_index(shards, source.folder, names, resized, label_field or "", scan)
 
 
 def _shard(path: Path) -> Shard:

@@ -12,9 +12,9 @@ import numpy as np
 
 from rescue_cli.errors import DataError
 from rescue_cli.rng import Indices
-from rescue_cli.sections.data.packed.index import PackedIndex, Shard
+from rescue_cli.sections.data.packed.index import PackedIndex, Shard, stored_order
 from rescue_cli.sections.data.packed.parquet import unpack
-from rescue_cli.sections.data.splits import FileNames, Files
+from rescue_cli.sections.data.splits import FileNames, Files, Storage
 
 OPEN_SHARDS = 64  # of a process
 UNPACKED_BLOCKS = 4  # kept by a process
@@ -45,6 +45,10 @@ class PackedNames(FileNames):
         shard = self.index.shards[self.index.shard[self.row(position)]]
         return Path(shard.place, self.name(position))
 
+    @property
+    def resized(self) -> str:
+        return self.index.resized
+
     def sizes(self) -> Indices:
         return self.index.size if self.rows is None else self.index.size[self.rows]
 
@@ -53,6 +57,17 @@ class PackedNames(FileNames):
             row = self.row(position)
             shard = self.index.shards[self.index.shard[row]]
             yield f"{shard.place}\0{shard.size}\0{shard.stamp}\0{self.index.offset[row]}"
+
+    def storage(self) -> Storage:
+        """The images in the order in which the shards hold them, and where each shard ends."""
+        index = self.index
+        if self.rows is None:
+            order, shard = index.stored, index.shard
+        else:
+            shard = index.shard[self.rows]
+            order = stored_order(shard, index.block[self.rows], index.offset[self.rows])
+        counts = np.bincount(shard, minlength=len(index.shards))
+        return Storage(order, np.cumsum(counts[counts > 0]))
 
     def take(self, indices: Indices) -> "PackedNames":
         names = super().take(indices)
@@ -74,7 +89,8 @@ def _open(path: str) -> BinaryIO:
 
 def _read_range(shard: Shard, start: int, size: int) -> bytes:
     """Bytes of a shard, without a position in the file that forked processes would share."""
-    data = os.pread(_open(shard.place).fileno(), size, start)
+    file = _open(shard.place)  # kept from closing by this name
+    data = os.pread(file.fileno(), size, start)
     if len(data) != size:
         raise DataError(
             f"{shard.place}: ends before byte {start + size}, and was longer when it was indexed. "
