@@ -4,7 +4,20 @@ import difflib
 import re
 from collections.abc import Iterable
 
+# Schemes of URLs that images may come from, and the package that reads them with fsspec
+STORES = {
+    "s3": "s3fs",
+    "gs": "gcsfs",
+    "gcs": "gcsfs",
+    "az": "adlfs",
+    "abfs": "adlfs",
+    "hf": "huggingface_hub",
+    "http": "aiohttp",
+    "https": "aiohttp",
+}
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+_STORE = re.compile(rf"({'|'.join(STORES)})://")
+_OF_IMAGES = re.compile(r"data\.(root|train_root|test_root|sets\..*)")
 
 
 class RescueError(Exception):
@@ -90,9 +103,9 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 def refuse_url(key: str, value: str) -> None:
     """Raises `UsageError` for a URL in place of a file or folder.
 
-    As a path it would be a local file with that odd name.
+    As a path it would be a local file with that odd name. Shards of images may lie elsewhere.
     """
-    if not _URL.match(value):
+    if not _URL.match(value) or (_OF_IMAGES.fullmatch(key) and _STORE.match(value)):
         return
     if value.startswith("file:///"):
         cure = f"Give the path {value[7:]}."

@@ -224,7 +224,7 @@ def _write_image_table(
     for index, (right, top, probability) in enumerate(
         zip(of_images, predicted, probabilities, strict=True)
     ):
-        name = str(index) if files is None else str(files.names.path(index))
+        name = str(index) if files is None else files.names.place(index)
         label = "|".join(classes[one] for one in right if one >= 0)
         writer.writerow([name, label, classes[top], f"{probability:.6f}"])
     content = text.getvalue().encode("utf-8", "backslashreplace")

@@ -21,14 +21,14 @@ def describe_splits(splits: Iterable[Split], reading: Reading) -> tuple[str, ...
     for split in splits:
         if isinstance(split, Files):
             names = split.names
-            files += [(names.path(i), partial(names.read, i)) for i in _sample_indices(len(split))]
+            files += [(names.place(i), partial(names.read, i)) for i in _sample_indices(len(split))]
     return _describe(files, reading)
 
 
 def describe_files(paths: Sequence[Path], reading: Reading) -> tuple[str, ...]:
     """A note for each property of a sample of the files that `reading` decides about."""
     chosen = [paths[index] for index in _sample_indices(len(paths))]
-    return _describe([(path, path.read_bytes) for path in chosen], reading)
+    return _describe([(str(path), path.read_bytes) for path in chosen], reading)
 
 
 def _sample_indices(count: int) -> list[int]:
@@ -36,9 +36,9 @@ def _sample_indices(count: int) -> list[int]:
 
 
 def _describe(
-    files: Sequence[tuple[Path, Callable[[], bytes]]], reading: Reading
+    files: Sequence[tuple[str, Callable[[], bytes]]], reading: Reading
 ) -> tuple[str, ...]:
-    files_of: dict[str, list[Path]] = {}
+    files_of: dict[str, list[str]] = {}
     for path, read in files:
         try:
             remarks = _describe_file(read(), reading)

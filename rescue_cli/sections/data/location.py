@@ -15,7 +15,7 @@ from rescue_cli.sections.data.listing import (
     list_split_folders,
     split_name,
 )
-from rescue_cli.sections.data.packed.location import find_source, packed_splits
+from rescue_cli.sections.data.packed.location import find_source, folder_of, packed_splits
 
 
 @dataclass(frozen=True)
@@ -58,10 +58,6 @@ FACTS: Mapping[str, Facts] = {
 }
 
 
-def _expand_user(text: str) -> Path:
-    return Path(os.path.expanduser(text))  # unlike Path.expanduser, leaves ~nobody as it is
-
-
 def _exists(root: Path) -> bool:
     """Whether there is a folder, or shards that stand for it."""
     return root.is_dir() or find_source(root) is not None or packed_splits(root) is not None
@@ -82,7 +78,7 @@ class Location:
     @cached_property
     def root(self) -> Path:
         if self.keys.root is not None:
-            return _expand_user(self.keys.root)
+            return folder_of(self.keys.root)
         if "RESCUE_DATA" in os.environ:
             return Path(os.environ["RESCUE_DATA"], self.name)
         raise DataError(
@@ -164,7 +160,7 @@ class Location:
     @cached_property
     def train_root(self) -> Path:
         if self.keys.train_root:
-            return _expand_user(self.keys.train_root)
+            return folder_of(self.keys.train_root)
         if self.is_unsplit:
             return self.top
         return self.split("train") or self.top / "train"
@@ -177,7 +173,7 @@ class Location:
         if self.keys.holdout:
             return {}
         if self.keys.test_root:
-            return {names[0]: _expand_user(self.keys.test_root)}
+            return {names[0]: folder_of(self.keys.test_root)}
         if self.test_only and self.keys.sets and not self.has_root:
             return {}  # an evaluation of data.sets alone
         first = [self.root_split] if self.root_split in names else []
@@ -232,7 +228,7 @@ class Location:
 
     @property
     def extra_sets(self) -> dict[str, Path]:
-        return {name: _expand_user(root) for name, root in self.keys.sets.items()}
+        return {name: folder_of(root) for name, root in self.keys.sets.items()}
 
     def with_root(self, root: Path) -> "Location":
         return replace(self, keys=replace(self.keys, root=str(root)))

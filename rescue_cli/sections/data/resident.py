@@ -92,7 +92,7 @@ def _decode(
         try:
             image = read_file(split, index, "pil", reading)
         except UNREADABLE as error:
-            path, reason = str(split.names.path(index)), describe_error(error)
+            path, reason = split.names.place(index), describe_error(error)
             if not replacing:
                 raise corrupt_test_image_error(path, reason) from None
             return path, reason

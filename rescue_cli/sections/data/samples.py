@@ -26,7 +26,7 @@ def read_file(files: Files, index: int, decoder: Decoder, reading: Reading) -> A
     try:
         return decode_image(data, decoder, reading)
     except UnknownRangeError as error:
-        raise DataError(f"{files.names.path(index)}: {error}") from None
+        raise DataError(f"{files.names.place(index)}: {error}") from None
 
 
 def read_sample(files: Files, index: int, decoder: Decoder, reading: Reading) -> tuple[Any, Target]:

@@ -54,6 +54,10 @@ class FileNames:
     def path(self, index: int) -> Path:
         return Path(self.root, self.name(index))
 
+    def place(self, index: int) -> str:
+        """Where the image lies, for messages and tables."""
+        return str(self.path(index))
+
     def read(self, index: int) -> bytes:
         """The file's content; raises `OSError`."""
         return self.path(index).read_bytes()
@@ -81,6 +85,10 @@ class FileNames:
             path = self.path(index)
             status = path.stat()
             yield f"{path}\0{status.st_size}\0{status.st_mtime_ns}"
+
+    def kept_whole(self) -> "FileNames":
+        """The same, for reading shard by shard: those of a store are fetched whole."""
+        return self
 
     def storage(self) -> Storage | None:
         """Where images lie in shards; None for files."""

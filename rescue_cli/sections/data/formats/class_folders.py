@@ -42,9 +42,20 @@ def class_folders(root: Path, label_field: str | None = None) -> list[str]:
 
 
 def index_at(root: Path, label_field: str | None) -> PackedIndex | None:
-    """The index of the shards whose images are those of `root`; None where they are files."""
+    """The index of the shards whose images are those of `root`; None where they are files.
+
+    Raises `DataError`.
+    """
     source = find_source(root)
-    return None if source is None else open_index(source, label_field)
+    if source is None:
+        return None
+    index = open_index(source, label_field)
+    if all(split_name(name) for name in index.classes):
+        raise DataError(
+            f"{root}: holds splits ({', '.join(index.classes)}) and no classes. Give "
+            f"{source.shards[0]} as data.root=, or one of its splits as data.train_root=."
+        )
+    return index
 
 
 def _names_by_class(root: Path) -> dict[str, list[str]]:

@@ -6,6 +6,8 @@ import json
 import os
 import shutil
 import tempfile
+import zipfile
+import zlib
 from array import array
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -33,6 +35,11 @@ class Shard(NamedTuple):
     place: str
     size: int
     stamp: str
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether it lies on a store."""
+        return "://" in self.place
 
 
 @dataclass(frozen=True)
@@ -83,6 +90,7 @@ def load_index(
     names: Sequence[str],
     resized: str,
     key: str,
+    shipped: Path | None,
     scan: Callable[[Shard, SkippedFiles], Scan],
 ) -> PackedIndex:
     """The index of the images below `folder` (with its slash, or empty) in these shards.
@@ -94,22 +102,48 @@ def load_index(
         names: The names of the classes by number, where the shards themselves have none.
         resized: What was done to the images.
         key: What else the index depends on.
+        shipped: A file that `save_index` wrote beside these shards, which need not be read then.
     """
     facts = [VERSION, *shards, folder, names, resized, key, sorted(image_extensions())]
-    kept = _cache_folder() / _digest(facts)
+    kept = cache_folder() / "indexes" / _digest(facts)
     if (index := _read(kept)) is not None:
         return index
     with lock_first(kept.with_suffix(".lock")) as first:
         if not first and (index := _read(kept)) is not None:
             return index
-        table, arrays = _Builder(shards, folder, names).build(scan)
+        if shipped is not None:
+            table, arrays = _read_shipped(shipped, shards)
+        else:
+            table, arrays = _Builder(shards, folder, names).build(scan)
         return _keep(kept, {**table, "resized": resized}, arrays)
+
+
+def save_index(index: PackedIndex, file: Path) -> None:
+    """Writes the index into one file, to go along with its shards."""
+    table = {"codec": index.codec, "classes": index.classes, "numbers": index.numbers, "notes": []}
+    arrays = {name: getattr(index, name) for name in ARRAYS}
+    arrays["table"] = np.array(json.dumps(table))
+    write_atomically(file, lambda opened: np.savez_compressed(opened, **arrays))
+
+
+def _read_shipped(
+    file: Path, shards: Sequence[Shard]
+) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            table = json.loads(str(arrays["table"]))
+            return {**table, "shards": shards}, {name: arrays[name] for name in ARRAYS}
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise DataError(
+            f"{file}: cannot be read: {error}. Copy it again, or delete it: the shards are then "
+            "read once to make it."
+        ) from None
 
 
 def kept_text(kind: str, shard: Shard, make: Callable[[], str]) -> str:
     """What `make` returns about a shard, read from the user's cache where it is there."""
     facts = [VERSION, kind, *shard, sorted(image_extensions())]
-    file = _cache_folder() / f"{_digest(facts)}.json"
+    file = cache_folder() / "indexes" / f"{_digest(facts)}.json"
     try:
         return file.read_text(encoding="utf-8", errors="surrogateescape")
     except (OSError, ValueError):
@@ -125,9 +159,10 @@ def _digest(facts: list[Any]) -> str:
     return hashlib.blake2b(json.dumps(facts).encode(), digest_size=16).hexdigest()
 
 
-def _cache_folder() -> Path:
+def cache_folder() -> Path:
+    """The user's folder for what can be made again."""
     home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return Path(os.environ.get("RESCUE_CACHE") or Path(home, "rescue"), "indexes")
+    return Path(os.environ.get("RESCUE_CACHE") or Path(home, "rescue"))
 
 
 def _read(kept: Path) -> PackedIndex | None:

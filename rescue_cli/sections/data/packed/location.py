@@ -1,11 +1,12 @@
 """Which files are shards, and which splits they hold."""
 
 import json
+import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
-from pathlib import Path
-from typing import NamedTuple
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
 
 from rescue_cli.errors import DataError
 from rescue_cli.rundir import read_json
@@ -18,6 +19,7 @@ from rescue_cli.sections.data.listing import (
     read_lines,
     split_name,
 )
+from rescue_cli.sections.data.packed import remote
 from rescue_cli.sections.data.packed.index import PackedIndex, Shard, kept_text, load_index
 from rescue_cli.sections.data.packed.members import Scan
 from rescue_cli.sections.data.packed.parquet import scan_parquet
@@ -27,6 +29,7 @@ from rescue_cli.sections.data.packed.zip import scan_zip
 ENDINGS = (".tar", ".zip", ".parquet")
 CLASS_FILES = ("classes.txt", "classnames.txt")  # beside the shards: the classes by number
 PACK_FILE = "pack.json"  # which `rescue pack` writes
+INDEX_FILE = "index-{}.npz"  # beside it, of a split
 HUB_FOLDER = "data"  # of a data set's repository on the Hugging Face hub
 _WORD = re.compile(r"[A-Za-z]+")
 
@@ -36,6 +39,13 @@ class Source(NamedTuple):
 
     shards: tuple[Path, ...]
     folder: str = ""
+
+
+def folder_of(place: str) -> Path:
+    """The folder or file that a recipe names; for a URL the local folder that stands for it."""
+    if remote.is_url(place):
+        return remote.mirror(place, ENDINGS, (PACK_FILE, INDEX_FILE.format("*"), *CLASS_FILES))
+    return Path(os.path.expanduser(place))  # unlike Path.expanduser, leaves ~nobody as it is
 
 
 def find_source(root: Path) -> Source | None:
@@ -48,12 +58,14 @@ def find_source(root: Path) -> Source | None:
     if root.is_dir():
         of_split = _shards_by_split(root)
         split, shards = next(iter(of_split.items())) if len(of_split) == 1 else (None, ())
+        split = split or split_name(root.name)
     else:
         split = split_name(root.name)
         shards = _shards_by_split(root.parent).get(split, ()) if split else ()
-    if len(shards) == 1:
-        return Source(shards, _folder_inside(shards[0], (), split) or "")
-    return Source(shards) if shards else None
+    if not shards:
+        return None
+    is_archive = len(shards) == 1 and _pack_of(shards[0]) is None
+    return Source(shards, (is_archive and _folder_inside(shards[0], (), split)) or "")
 
 
 def packed_splits(root: Path) -> list[str] | None:
@@ -71,23 +83,48 @@ def open_index(source: Source, label_field: str | None) -> PackedIndex:
     folder = source.shards[0].parent
     file = next((folder / name for name in CLASS_FILES if (folder / name).is_file()), None)
     names = [normalise_name(line) for line in read_lines(file)] if file else []
-    pack = next((p for p in (folder, folder.parent) if (p / PACK_FILE).is_file()), None)
-    resized = "" if pack is None else str(read_json(pack / PACK_FILE).get("resized", ""))
+    pack = _pack_of(source.shards[0])
+    facts = {} if pack is None else read_json(pack / PACK_FILE)
+    resized = str(facts.get("resized", ""))
     shards = [_shard(path) for path in source.shards]
+    keep = remote.fits_cache(sum(shard.size for shard in shards))
 
     def scan(shard: Shard, skipped: SkippedFiles) -> Scan:
-        return _scan(shard, skipped, label_field)
+        return _scan(shard, skipped, label_field, keep=keep)
 
-    return load_index(shards, source.folder, names, resized, label_field or "", scan)
+    shipped = None
+    if pack is not None and label_field is None:
+        shipped = _shipped_index(pack, facts, shards)
+    return load_index(shards, source.folder, names, resized, label_field or "", shipped, scan)
+
+
+def _pack_of(shard: Path) -> Path | None:
+    """The folder of the pack that a shard belongs to; None for shards of other programs."""
+    folders = (shard.parent, shard.parent.parent)
+    return next((folder for folder in folders if (folder / PACK_FILE).is_file()), None)
+
+
+def _shipped_index(pack: Path, facts: Mapping[str, Any], shards: Sequence[Shard]) -> Path | None:
+    """The index that goes along with exactly these shards of a pack, if there is one."""
+    here = [(PurePosixPath(shard.place).name, shard.size) for shard in shards]
+    for split, written in facts.get("shards", {}).items():
+        file = pack / INDEX_FILE.format(split)
+        if file.is_file() and [(each["file"], each["bytes"]) for each in written] == here:
+            return file
+    return None
 
 
 def _shard(path: Path) -> Shard:
+    if (shard := remote.shard_of(path)) is not None:
+        return shard
     status = path.stat()
     return Shard(str(path), status.st_size, str(status.st_mtime_ns))
 
 
-def _scan(shard: Shard, skipped: SkippedFiles, label_field: str | None) -> Scan:
-    with open(shard.place, "rb") as opened:
+def _scan(
+    shard: Shard, skipped: SkippedFiles, label_field: str | None, *, keep: bool = True
+) -> Scan:
+    with remote.open_shard(shard, keep=keep) as opened:
         if shard.place.endswith(".tar"):
             return scan_tar(opened, shard.place, skipped, label_field)
         if shard.place.endswith(".zip"):

@@ -6,12 +6,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 
 from rescue_cli.errors import DataError
 from rescue_cli.rng import Indices
+from rescue_cli.sections.data.packed import remote
 from rescue_cli.sections.data.packed.index import PackedIndex, Shard, stored_order
 from rescue_cli.sections.data.packed.parquet import unpack
 from rescue_cli.sections.data.splits import FileNames, Files, Storage
@@ -22,10 +22,15 @@ UNPACKED_BLOCKS = 4  # kept by a process
 
 @dataclass(frozen=True)
 class PackedNames(FileNames):
-    """Images inside shards. `rows`: their places in the index; None for all of them."""
+    """Images inside shards. `rows`: their places in the index; None for all of them.
+
+    `whole`: shards of a store are fetched whole and kept, as far as there is room; else each image
+    is read alone.
+    """
 
     index: PackedIndex
     rows: Indices | None = None
+    whole: bool = True
 
     def row(self, position: int) -> int:
         """The place in the index of the image at this position."""
@@ -36,14 +41,14 @@ class PackedNames(FileNames):
         shard = index.shards[index.shard[row]]
         start, size, block = int(index.offset[row]), int(index.size[row]), int(index.block[row])
         if block < 0:
-            return _read_range(shard, start, size)
-        at, packed, unpacked = map(int, index.blocks[block])
-        return _unpacked(shard, index.codec, at, packed, unpacked)[start : start + size]
+            return _read_range(shard, start, size, whole=self.whole)
+        place = map(int, index.blocks[block])
+        return _unpacked(shard, index.codec, *place, whole=self.whole)[start : start + size]
 
-    def path(self, position: int) -> Path:
+    def place(self, position: int) -> str:
         """The shard, and in it the class and the name of the image."""
         shard = self.index.shards[self.index.shard[self.row(position)]]
-        return Path(shard.place, self.name(position))
+        return f"{shard.place}/{self.name(position)}"
 
     @property
     def resized(self) -> str:
@@ -57,6 +62,9 @@ class PackedNames(FileNames):
             row = self.row(position)
             shard = self.index.shards[self.index.shard[row]]
             yield f"{shard.place}\0{shard.size}\0{shard.stamp}\0{self.index.offset[row]}"
+
+    def kept_whole(self) -> "PackedNames":
+        return replace(self, whole=True)
 
     def storage(self) -> Storage:
         """The images in the order in which the shards hold them, and where each shard ends."""
@@ -79,18 +87,30 @@ def packed_files(root: Path, index: PackedIndex, label_of: Indices) -> Files:
     """All images of the index, labelled by `label_of` their class (classes,)."""
     in_order = np.array_equal(label_of, np.arange(len(label_of)))
     labels = index.labels if in_order else label_of[index.labels]
-    return Files(PackedNames(str(root), index.name_bytes, index.name_ends, index), labels)
+    whole = remote.fits_cache(sum(shard.size for shard in index.shards))
+    names = PackedNames(str(root), index.name_bytes, index.name_ends, index, whole=whole)
+    return Files(names, labels)
 
 
 @lru_cache(maxsize=OPEN_SHARDS)
-def _open(path: str) -> BinaryIO:
-    return open(path, "rb", buffering=0)  # closed when the cache drops it
+class _Descriptor:
+    """A file that is open until nobody uses it."""
+
+    def __init__(self, path: str) -> None:
+        self.number = os.open(path, os.O_RDONLY)
+
+    def __del__(self) -> None:
+        if "number" in vars(self):
+            os.close(self.number)
 
 
-def _read_range(shard: Shard, start: int, size: int) -> bytes:
+def _read_range(shard: Shard, start: int, size: int, *, whole: bool) -> bytes:
     """Bytes of a shard, without a position in the file that forked processes would share."""
-    file = _open(shard.place)  # kept from closing by this name
-    data = os.pread(file.fileno(), size, start)
+    if shard.is_remote and not whole:
+        return remote.read_range(shard, start, size)
+    path = str(remote.kept_shard(shard)) if shard.is_remote else shard.place
+    file = _Descriptor(path)  # kept from closing by this name
+    data = os.pread(file.number, size, start)
     if len(data) != size:
         raise DataError(
             f"{shard.place}: ends before byte {start + size}, and was longer when it was indexed. "
@@ -100,8 +120,10 @@ def _read_range(shard: Shard, start: int, size: int) -> bytes:
 
 
 @lru_cache(maxsize=UNPACKED_BLOCKS)
-def _unpacked(shard: Shard, codec: str, start: int, size: int, unpacked: int) -> bytes:
-    data = _read_range(shard, start, size)
+def _unpacked(
+    shard: Shard, codec: str, start: int, size: int, unpacked: int, *, whole: bool
+) -> bytes:
+    data = _read_range(shard, start, size, whole=whole)
     if codec != "deflate":
         return unpack(data, codec, unpacked)
     try:

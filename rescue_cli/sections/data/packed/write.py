@@ -23,7 +23,15 @@ from rescue_cli.sections.data.decode import UNREADABLE, decode_with_pil
 from rescue_cli.sections.data.fingerprint import compute_fingerprint
 from rescue_cli.sections.data.listing import SkippedFiles, stem
 from rescue_cli.sections.data.location import Location
-from rescue_cli.sections.data.packed.location import CLASS_FILES, HUB_FOLDER, PACK_FILE
+from rescue_cli.sections.data.packed.index import save_index
+from rescue_cli.sections.data.packed.location import (
+    CLASS_FILES,
+    HUB_FOLDER,
+    INDEX_FILE,
+    PACK_FILE,
+    find_source,
+    open_index,
+)
 from rescue_cli.sections.data.packed.members import Member
 from rescue_cli.sections.data.packed.parquet import scan_parquet
 from rescue_cli.sections.data.packed.tar import scan_tar
@@ -101,10 +109,10 @@ def write_pack(
 ) -> dict[str, list[Written]]:
     """Writes the shards of each split that are not there yet; returns all of them by split.
 
-    Beside them lie `classes.txt` (a name a line, by number) and `pack.json`. `advance` is told of
-    images that are done: how many, and how many of them were there already. Raises `UsageError`
-    where the folder holds something else, and `DataError` for a shard that does not read back as
-    it was written.
+    Beside them lie `classes.txt` (a name a line, by number), `pack.json` and an index of each
+    split. `advance` is told of images that are done: how many, and how many of them were there
+    already. Raises `UsageError` where the folder holds something else, and `DataError` for a shard
+    that does not read back as it was written.
     """
     classes = _folder_names(dataset)
     splits = {"train": dataset.train, **dataset.tests}
@@ -136,6 +144,9 @@ def write_pack(
             done[name].append(written)
             state["shards"][name] = [each._asdict() for each in done[name]]
             write_json(out / PACK_FILE, state)
+        source = find_source(out / name)
+        assert source is not None
+        save_index(open_index(source, None), out / INDEX_FILE.format(name))
     return done
 
 
