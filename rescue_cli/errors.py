@@ -17,7 +17,7 @@ STORES = {
 }
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _STORE = re.compile(rf"({'|'.join(STORES)})://")
-_OF_IMAGES = re.compile(r"data\.(root|train_root|test_root|sets\..*)")
+_OF_IMAGES = re.compile(r"--to|data\.(root|train_root|test_root|sets\..*)")
 
 
 class RescueError(Exception):
@@ -107,8 +107,10 @@ def refuse_url(key: str, value: str) -> None:
     """
     if not _URL.match(value) or (_OF_IMAGES.fullmatch(key) and _STORE.match(value)):
         return
+    rule = "only local files can be read"
+    cure = "Mount it or copy it, and give the path on this machine."
     if value.startswith("file:///"):
         cure = f"Give the path {value[7:]}."
-    else:
-        cure = "Mount it or copy it, and give the path on this machine."
-    raise UsageError(f"{key}: {value} is a URL; only local files can be read. {cure}")
+    elif _OF_IMAGES.fullmatch(key):
+        rule = f"images are read from local files, or from {', '.join(STORES)}"
+    raise UsageError(f"{key}: {value} is a URL; {rule}. {cure}")

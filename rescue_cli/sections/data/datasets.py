@@ -250,9 +250,9 @@ def _training_labels(location: Location, labels: dict[str, int]) -> dict[str, in
 
     Raises `DataError` where no training folder is a class of this data set.
     """
-    root = location.train_root
     if location.test_only or not location.has_train_folder:
         return labels
+    root = location.train_root
     present = class_folders(root, location.keys.label_field)
     if any(name in labels for name in present):
         return labels

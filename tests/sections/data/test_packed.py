@@ -490,7 +490,7 @@ def test_the_command_says_what_it_packed_and_what_it_cannot(
         ((out / "nothing", out / "a"), "no such file or folder"),
         ((folder, out / "full"), "is not empty, and holds no pack"),
         ((folder, out / "a", "--format", "rar"), "'rar' is not known"),
-        ((folder, out / "a", "--name", "coco-boxes"), "no such"),
+        ((folder, out / "a", "--name", "coco-boxes"), "has no training annotations"),
     ):
         refused = rescue("pack", *words)
         assert refused.code in (2, 3)

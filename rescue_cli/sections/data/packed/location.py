@@ -48,6 +48,11 @@ def folder_of(place: str) -> Path:
     return Path(os.path.expanduser(place))  # unlike Path.expanduser, leaves ~nobody as it is
 
 
+def is_images(path: Path) -> bool:
+    """Whether the path is a folder, or a file that holds images."""
+    return path.is_dir() or (path.is_file() and path.suffix in ENDINGS)
+
+
 def find_source(root: Path) -> Source | None:
     """The shards whose images are those of `root`, which may be a file, a folder of shards, a
     split of either (`photos.zip/train`), or neither. Raises `DataError`.
