@@ -187,7 +187,7 @@ def store(packs: dict[str, Path]) -> Iterator[tuple[str, Failing]]:
     server_module = pytest.importorskip("moto.server")
     from werkzeug.serving import WSGIRequestHandler, make_server
 
-    class Silent(WSGIRequestHandler):  # type: ignore[misc]
+    class Silent(WSGIRequestHandler):
         def log(self, *_: Any, **__: Any) -> None: ...
 
     application = Failing(

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shutil
 import tarfile
 import zipfile
 from collections.abc import Callable, Mapping
@@ -19,6 +20,7 @@ from rescue_cli.recipe import DataKeys
 from rescue_cli.sections.data import Dataset, Files, compute_fingerprint, load
 from rescue_cli.sections.data.packed import index as index_module
 from rescue_cli.sections.data.packed import location, write
+from rescue_cli.sections.data.packed import names as names_module
 from rescue_cli.sections.data.packed.names import PackedNames, packed_files
 from rescue_cli.sections.data.packed.tar import scan_tar
 from rescue_cli.sections.data.packed.write import Packing, read_splits, write_pack
@@ -179,7 +181,7 @@ def test_classes_go_by_number_where_the_shards_name_them_otherwise(folder: Path,
 def test_other_programs_shards_without_folders_and_names(folder: Path, out: Path) -> None:
     with tarfile.open(out / "train-0.tar", "w") as tar:
         for number, path in enumerate(shards.files_of(folder, "train")):
-            add(tar, f"{number:06}.jpg", path.read_bytes())
+            add(tar, f"{number:06}.{'left.' * (number % 2)}jpg", path.read_bytes())
             add(tar, f"{number:06}.cls", str(number % 11).encode())
             add(tar, f"{number:06}.txt", b"a caption")
     dataset = read(out, holdout=11)
@@ -190,6 +192,13 @@ def test_other_programs_shards_without_folders_and_names(folder: Path, out: Path
     (out / "classes.txt").write_text("only\n")
     with pytest.raises(DataError, match=r"train-0.tar: label \d+, where there are names of 1"):
         read(out, holdout=11)
+
+
+def test_a_table_beside_image_files_is_no_shard(folder: Path, out: Path) -> None:
+    shutil.copytree(folder, out / "photos")
+    for place in ("photos", "photos/train"):
+        (out / place / "metadata.parquet").write_bytes(b"no images")
+    assert content(read(out / "photos")) == content(read(folder))
 
 
 def test_splits_in_one_archive_of_a_folder_are_no_classes(folder: Path, out: Path) -> None:
@@ -356,6 +365,10 @@ def test_a_shard_that_ends_early_stops_the_run_and_is_no_corrupt_image(
     assert isinstance(dataset.train, Files)
     with pytest.raises(DataError, match=r"photos.tar: ends before byte \d+, and was longer"):
         dataset.train.names.read(len(dataset.train) - 1)
+    names_module._open.cache_clear()
+    os.unlink(out / "photos.tar")
+    with pytest.raises(DataError, match=r"photos.tar: cannot be read: No such file"):
+        dataset.train.names.read(0)
 
 
 def test_null_images_of_parquet_are_counted_and_left_out(folder: Path, out: Path) -> None:
@@ -411,6 +424,7 @@ def test_a_pack_is_the_folder_and_goes_on_where_it_stopped(
         pack(folder, out, Packing(kind, 10_000, max_side=30))
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # its open files
 def test_web_dataset_reads_what_was_packed(folder: Path, out: Path) -> None:
     wds = pytest.importorskip("webdataset")
     pack(folder, out, Packing("tar", shard_bytes=10**9))

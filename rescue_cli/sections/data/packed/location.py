@@ -150,12 +150,9 @@ def _shards_by_split(folder: Path) -> dict[str | None, tuple[Path, ...]]:
     None at all beside folders of images. Raises `DataError` for a shard without a split's name
     among others that have one.
     """
-    listed = {name: folder / name for name in list_folders(folder)}
-    hub = listed.pop(HUB_FOLDER, None)
-    shards = _shard_files(folder)
-    if not shards and hub is not None:
-        shards = _shard_files(hub)
-    if not shards or any(holds_images(path, 1) for path in listed.values()):
+    shards = _shard_files(folder) or _shard_files(folder / HUB_FOLDER)
+    others = [folder / name for name in list_folders(folder) if shards and name != HUB_FOLDER]
+    if not shards or holds_images(folder, 0) or any(holds_images(path, 1) for path in others):
         return {}
     of_split: dict[str | None, tuple[Path, ...]] = {}
     for path in shards:
@@ -170,13 +167,11 @@ def _shards_by_split(folder: Path) -> dict[str | None, tuple[Path, ...]]:
 
 
 def _shard_files(folder: Path) -> list[Path]:
-    if not folder.is_dir():
+    try:
+        names = sorted(name for name in os.listdir(folder) if name.endswith(ENDINGS))
+    except OSError:
         return []
-    return sorted(
-        path
-        for path in folder.iterdir()
-        if path.suffix in ENDINGS and not is_hidden(path.name) and path.is_file()
-    )
+    return [folder / name for name in names if not is_hidden(name) and (folder / name).is_file()]
 
 
 # --- folders in an archive ---

@@ -13,6 +13,7 @@ from rescue_cli.errors import DataError
 from rescue_cli.rng import Indices
 from rescue_cli.sections.data.packed import remote
 from rescue_cli.sections.data.packed.index import PackedIndex, Shard, stored_order
+from rescue_cli.sections.data.packed.members import unreadable
 from rescue_cli.sections.data.packed.parquet import unpack
 from rescue_cli.sections.data.splits import FileNames, Files, Storage
 
@@ -92,7 +93,6 @@ def packed_files(root: Path, index: PackedIndex, label_of: Indices) -> Files:
     return Files(names, labels)
 
 
-@lru_cache(maxsize=OPEN_SHARDS)
 class _Descriptor:
     """A file that is open until nobody uses it."""
 
@@ -104,13 +104,24 @@ class _Descriptor:
             os.close(self.number)
 
 
+@lru_cache(maxsize=OPEN_SHARDS)
+def _open(path: str) -> _Descriptor:
+    return _Descriptor(path)
+
+
 def _read_range(shard: Shard, start: int, size: int, *, whole: bool) -> bytes:
-    """Bytes of a shard, without a position in the file that forked processes would share."""
+    """Bytes of a shard, without a position in the file that forked processes would share.
+
+    Raises `DataError`.
+    """
     if shard.is_remote and not whole:
         return remote.read_range(shard, start, size)
     path = str(remote.kept_shard(shard)) if shard.is_remote else shard.place
-    file = _Descriptor(path)  # kept from closing by this name
-    data = os.pread(file.number, size, start)
+    try:
+        file = _open(path)  # kept from closing by this name
+        data = os.pread(file.number, size, start)
+    except OSError as error:  # of many images: none of them is to be replaced as corrupt
+        raise unreadable(shard.place, error.strerror) from None
     if len(data) != size:
         raise DataError(
             f"{shard.place}: ends before byte {start + size}, and was longer when it was indexed. "

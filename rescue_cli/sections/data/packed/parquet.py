@@ -82,10 +82,16 @@ def scan_parquet(
                         continue
                     if label is None:
                         raise DataError(f"{shard}: row {row - 1} has no {columns.label}. Add it.")
-                    members.append(Member(name.replace("\\", "/").lstrip("/"), label, *span))
+                    members.append(Member(_plain_path(name), label, *span))
     except (pa.ArrowException, *BROKEN) as error:
         raise unreadable(shard, error) from None
     return Scan(members, pages.blocks, pages.codec, columns.classes)
+
+
+def _plain_path(path: str) -> str:
+    """The path as it may stand in an archive: relative, and of plain parts."""
+    parts = path.replace("\\", "/").split("/")
+    return "/".join(part for part in parts if part.strip(".")) or path
 
 
 def _values(rows: Any, column: str) -> list[Any]:

@@ -29,7 +29,10 @@ def scan_tar(opened: BinaryIO, shard: str, skipped: SkippedFiles, label_field: s
         raise unreadable(shard, error) from None
     if not labels:
         return Scan(images, [])
-    members = [image._replace(label=labels.get(stem(image.name))) for image in images]
+    members = [
+        image._replace(label=labels.get(stem(image.name), labels.get(_key(image.name))))
+        for image in images
+    ]
     bare = [member.name for member in members if member.label is None]
     if bare:
         raise DataError(
@@ -71,6 +74,12 @@ def _scan(
                     images.append(Member(name, None, entry.offset_data, entry.size))
                 else:
                     skipped.add(EMPTY_FILES, f"{shard}/{name}")
+
+
+def _key(name: str) -> str:
+    """What WebDataset takes for a sample's key: the path up to the name's first dot."""
+    folder, slash, file = name.rpartition("/")
+    return f"{folder}{slash}{file.partition('.')[0]}"
 
 
 def _read_label(content: bytes, kind: str, place: str, fields: Sequence[str]) -> Label:
