@@ -48,7 +48,7 @@ class SplitListing:
         if self.names is not None:
             arrays += [self.names.ends, self.names.block]
         for array in arrays:
-            hasher.update(array.tobytes())
+            hasher.update(np.ascontiguousarray(array).data)  # not a copy of the names
         return hasher.hexdigest()
 
     def name(self, index: int) -> str:
@@ -75,10 +75,10 @@ class Fingerprint:
             arrays_[f"{split}/labels"] = listing.labels
             arrays_ |= {f"{split}/marks/{what}": each for what, each in listing.marks.items()}
             if listing.names is not None:
-                arrays_[f"{split}/block"], arrays_[f"{split}/ends"] = (
-                    listing.names.block,
-                    listing.names.ends,
-                )
+                arrays_[f"{split}/block"] = listing.names.block
+                # Compressed, the ends themselves would take as much space as the names
+                lengths = np.diff(listing.names.ends, prepend=0)
+                arrays_[f"{split}/lengths"] = lengths.astype(np.uint32)
         return arrays_
 
 
@@ -95,7 +95,13 @@ def fingerprint_from_arrays(arrays: Mapping[str, NDArray[Any]]) -> Fingerprint:
             }
             names = None
             if f"{split}/block" in arrays:
-                names = FileNames("", arrays[f"{split}/block"], arrays[f"{split}/ends"])
+                # A run of an older version has the ends
+                ends = (
+                    arrays[f"{split}/ends"]
+                    if f"{split}/ends" in arrays
+                    else np.cumsum(arrays[f"{split}/lengths"], dtype=np.int64)
+                )
+                names = FileNames("", arrays[f"{split}/block"], ends)
             splits[split] = SplitListing(names, arrays[key], marks)
     return Fingerprint(tuple(json.loads(str(arrays["classes"]))), splits)
 
@@ -130,16 +136,17 @@ def list_split(split: Split) -> SplitListing:
 
 def _file_sizes(names: FileNames) -> Indices:
     """Each file's size in bytes; -1 for a missing file, which is reported when it is read."""
+    if names.bytes_listed is not None:
+        return names.bytes_listed
 
-    def sizes_of(part: Iterable[int]) -> list[int]:
-        return [_file_size(f"{root}{names.name(index)}") for index in part]
+    def sizes_of(part: range) -> Indices:
+        each = (_file_size(f"{root}{names.name(index)}") for index in part)
+        return np.fromiter(each, np.int64, len(part))
 
     root = os.path.join(names.root, "")
     parts = [range(at, min(at + 4096, len(names))) for at in range(0, len(names), 4096)]
     with ThreadPoolExecutor(THREADS) as pool:
-        return np.array(
-            [size for sizes in pool.map(sizes_of, parts) for size in sizes], dtype=np.int64
-        )
+        return np.concatenate([np.zeros(0, np.int64), *pool.map(sizes_of, parts)])
 
 
 def _file_size(path: str) -> int:

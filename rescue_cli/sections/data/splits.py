@@ -16,22 +16,48 @@ from rescue_cli.sections.annotations import Target
 SPLIT_SEED = 2018  # fixed: subsets and hold-outs are the same for every seed of a run
 UNKNOWN_CLASS = -1  # label of a test image whose class is not in the training set
 MAX_NAMES = 5  # class names listed in a message
+TAKEN = 2**18  # names copied at a time, so that the places of their bytes take few MB
 Pixels = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
 class FileNames:
-    """Paths relative to `root` in one block of bytes, whose memory pages loader workers share."""
+    """Paths relative to `root` in one block of bytes, whose memory pages loader workers share.
+
+    `bytes_listed`: (n,) the sizes of the files, where they were read when these were listed.
+    """
 
     root: str
     block: NDArray[np.uint8]
     ends: Indices
+    bytes_listed: Indices | None = field(default=None, kw_only=True)
 
     @staticmethod
-    def of(root: Path, names: Iterable[str]) -> "FileNames":
+    def of(root: Path, names: Iterable[str], sizes: Iterable[int | None] = ()) -> "FileNames":
+        """`sizes`: of the files in bytes; where one of them is None, none is kept."""
         encoded = [name.encode("utf-8", "surrogateescape") for name in names]
         ends = np.cumsum([len(name) for name in encoded], dtype=np.int64)
-        return FileNames(str(root), np.frombuffer(b"".join(encoded), dtype=np.uint8), ends)
+        block = np.frombuffer(b"".join(encoded), dtype=np.uint8)
+        known = [size for size in sizes if size is not None]
+        listed = np.array(known, dtype=np.int64) if len(known) == len(encoded) else None
+        return FileNames(str(root), block, ends, bytes_listed=listed)
+
+    @staticmethod
+    def join(root: Path, parts: Sequence["FileNames"]) -> "FileNames":
+        """All files of the parts in order, without a Python object for each name."""
+        starts = np.cumsum([0, *(len(part.block) for part in parts)])
+        sizes = [part.bytes_listed for part in parts if part.bytes_listed is not None]
+        return FileNames(
+            str(root),
+            np.concatenate([np.zeros(0, np.uint8), *(part.block for part in parts)]),
+            np.concatenate(
+                [
+                    np.zeros(0, np.int64),
+                    *(part.ends + at for part, at in zip(parts, starts, strict=False)),
+                ]
+            ),
+            bytes_listed=np.concatenate(sizes) if sizes and len(sizes) == len(parts) else None,
+        )
 
     def __len__(self) -> int:
         return len(self.ends)
@@ -45,7 +71,24 @@ class FileNames:
         return Path(self.root, self.name(index))
 
     def take(self, indices: Indices) -> "FileNames":
-        return FileNames.of(Path(self.root), (self.name(int(i)) for i in indices))
+        starts = np.concatenate([np.zeros(min(len(self), 1), np.int64), self.ends[:-1]])[indices]
+        lengths = self.ends[indices] - starts
+        parts = [
+            self.block[_ranges(starts[at : at + TAKEN], lengths[at : at + TAKEN])]
+            for at in range(0, len(indices), TAKEN)
+        ]
+        return FileNames(
+            self.root,
+            np.concatenate([self.block[:0], *parts]),
+            np.cumsum(lengths),
+            bytes_listed=None if self.bytes_listed is None else self.bytes_listed[indices],
+        )
+
+
+def _ranges(starts: Indices, lengths: Indices) -> Indices:
+    """The numbers from each start on, as many as its length says, one after another."""
+    before = np.cumsum(lengths) - lengths
+    return np.repeat(starts - before, lengths) + np.arange(int(lengths.sum()))
 
 
 @dataclass(frozen=True)
