@@ -43,20 +43,19 @@ class FileNames:
         return FileNames(str(root), block, ends, bytes_listed=listed)
 
     @staticmethod
-    def join(root: Path, parts: Sequence["FileNames"]) -> "FileNames":
-        """All files of the parts in order, without a Python object for each name."""
-        starts = np.cumsum([0, *(len(part.block) for part in parts)])
-        sizes = [part.bytes_listed for part in parts if part.bytes_listed is not None]
+    def join(root: Path, parts: Iterable["FileNames"]) -> "FileNames":
+        """All files of the parts in order; each part is copied and may be dropped."""
+        block, ends, sizes, have_sizes = bytearray(), bytearray(), bytearray(), True
+        for part in parts:
+            ends += (part.ends + len(block)).tobytes()
+            block += part.block.data
+            have_sizes = have_sizes and part.bytes_listed is not None
+            sizes += b"" if part.bytes_listed is None else part.bytes_listed.tobytes()
         return FileNames(
             str(root),
-            np.concatenate([np.zeros(0, np.uint8), *(part.block for part in parts)]),
-            np.concatenate(
-                [
-                    np.zeros(0, np.int64),
-                    *(part.ends + at for part, at in zip(parts, starts, strict=False)),
-                ]
-            ),
-            bytes_listed=np.concatenate(sizes) if sizes and len(sizes) == len(parts) else None,
+            np.frombuffer(block, dtype=np.uint8),
+            np.frombuffer(ends, dtype=np.int64),
+            bytes_listed=np.frombuffer(sizes, dtype=np.int64) if have_sizes else None,
         )
 
     def __len__(self) -> int:

@@ -1,7 +1,7 @@
 """Image folders: one folder per class, or a flat folder with a label file."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -94,22 +94,28 @@ def read_class_folders(
         )
     count_stray_files(root, skipped)
     folders = [(name, folder) for name in sorted(names_by_class) for folder in names_by_class[name]]
-    # Each folder's names become bytes at once: as Python's strings they would take three times
-    # the memory, and a training set may have millions
-    list_folder = partial(
-        _list_class_images, root, check_sizes=skipped.check_sizes, may_be_empty=test
-    )
-    with ThreadPoolExecutor(THREADS) as pool:
-        listed = list(pool.map(list_folder, [folder for _, folder in folders]))
-    for (name, folder), of_folder in zip(folders, listed, strict=True):
-        if folder == names_by_class[name][0] and len(names_by_class[name]) > 1:
-            skipped.messages.append(
-                f"{root}: {len(names_by_class[name])} folders are called {name}, in different "
-                "Unicode normal forms; they are read as one class"
-            )
-        skipped.merge(of_folder.skipped)
-    names = FileNames.join(root, [of_folder.names for of_folder in listed])
-    nested = [image for of_folder in listed for image in of_folder.nested]
+    counts: list[int] = []
+    nested: list[str] = []
+
+    def listed() -> Iterator[FileNames]:
+        """The images of each folder, as bytes: millions of Python's strings take gigabytes."""
+        list_folder = partial(
+            _list_class_images, root, check_sizes=skipped.check_sizes, may_be_empty=test
+        )
+        with ThreadPoolExecutor(THREADS) as pool:
+            each = pool.map(list_folder, [folder for _, folder in folders])
+            for (name, folder), content in zip(folders, each, strict=True):
+                if folder == names_by_class[name][0] and len(names_by_class[name]) > 1:
+                    skipped.messages.append(
+                        f"{root}: {len(names_by_class[name])} folders are called {name}, in "
+                        "different Unicode normal forms; they are read as one class"
+                    )
+                skipped.merge(content.skipped)
+                counts.append(len(content.names))
+                nested.extend(content.nested)
+                yield content.names
+
+    names = FileNames.join(root, listed())
     if not test and len(names_by_class) == 1 and len(nested) == len(names):
         (only,) = names_by_class
         raise DataError(
@@ -122,7 +128,7 @@ def read_class_folders(
             f"and belong to that class; the first is {printable(nested[0])}"
         )
     label_list = np.array([labels.get(name, UNKNOWN_CLASS) for name, _ in folders], np.int64)
-    return Files(names, np.repeat(label_list, [len(of_folder.names) for of_folder in listed]))
+    return Files(names, np.repeat(label_list, counts))
 
 
 def _unknown_folder_error(
