@@ -143,7 +143,7 @@ def transfer(
         return
     chosen = parse_seeds(seeds)
     runs = {
-        folder / label / f"{PREFIX}{seed}": one.with_overrides(f"train.seed={seed}")
+        folder / label / f"{PREFIX}{seed}": one.with_seed(seed)
         for label, one in starts.items()
         for seed in chosen
     }

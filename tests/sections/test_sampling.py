@@ -188,6 +188,15 @@ def test_balanced_is_a_function_of_step_and_micro_batch_and_deals_to_processes_a
     )
 
 
+def test_balanced_needs_no_index_where_images_are_listed_by_class() -> None:
+    """As class folders are; the same places within the classes as in any other order."""
+    by_class, listed = np.argsort(UNEVEN, kind="stable"), np.sort(UNEVEN)
+    assert not np.array_equal(UNEVEN, listed)
+    any_order, in_order = balanced(EVEN_DRAWS), balanced(replace(EVEN_DRAWS, labels=listed))
+    for step in range(9):
+        np.testing.assert_array_equal(any_order(step, 1), by_class[in_order(step, 1)])
+
+
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 64, 1000])
 def test_each_order_is_a_permutation_of_its_own(size: int) -> None:
     places, orders = np.tile(np.arange(size), 3), np.repeat([0, 1, 2**40], size)

@@ -44,7 +44,7 @@ class SplitListing:
         if self.names is not None:
             arrays += [self.names.ends, self.names.block]
         for array in arrays:
-            hasher.update(array.tobytes())
+            hasher.update(np.ascontiguousarray(array).data)  # not a copy of the names
         return hasher.hexdigest()
 
     def name(self, index: int) -> str:
@@ -71,10 +71,10 @@ class Fingerprint:
             arrays_[f"{split}/labels"] = listing.labels
             arrays_ |= {f"{split}/marks/{what}": each for what, each in listing.marks.items()}
             if listing.names is not None:
-                arrays_[f"{split}/block"], arrays_[f"{split}/ends"] = (
-                    listing.names.block,
-                    listing.names.ends,
-                )
+                arrays_[f"{split}/block"] = listing.names.block
+                # Compressed, the ends themselves would take as much space as the names
+                lengths = np.diff(listing.names.ends, prepend=0)
+                arrays_[f"{split}/lengths"] = lengths.astype(np.uint32)
         return arrays_
 
 
@@ -91,7 +91,13 @@ def fingerprint_from_arrays(arrays: Mapping[str, NDArray[Any]]) -> Fingerprint:
             }
             names = None
             if f"{split}/block" in arrays:
-                names = FileNames("", arrays[f"{split}/block"], arrays[f"{split}/ends"])
+                # A run of an older version has the ends
+                ends = (
+                    arrays[f"{split}/ends"]
+                    if f"{split}/ends" in arrays
+                    else np.cumsum(arrays[f"{split}/lengths"], dtype=np.int64)
+                )
+                names = FileNames("", arrays[f"{split}/block"], ends)
             splits[split] = SplitListing(names, arrays[key], marks)
     return Fingerprint(tuple(json.loads(str(arrays["classes"]))), splits)
 

@@ -55,9 +55,6 @@ class PackedNames(FileNames):
     def resized(self) -> str:
         return self.index.resized
 
-    def sizes(self) -> Indices:
-        return self.index.size if self.rows is None else self.index.size[self.rows]
-
     def stamps(self) -> Iterable[str]:
         for position in range(len(self)):
             row = self.row(position)
@@ -81,7 +78,15 @@ class PackedNames(FileNames):
     def take(self, indices: Indices) -> "PackedNames":
         names = super().take(indices)
         rows = indices if self.rows is None else self.rows[indices]
-        return replace(self, block=names.block, ends=names.ends, rows=rows)
+        return PackedNames(
+            names.root,
+            names.block,
+            names.ends,
+            self.index,
+            rows,
+            self.whole,
+            bytes_listed=names.bytes_listed,
+        )
 
 
 def packed_files(root: Path, index: PackedIndex, label_of: Indices) -> Files:
@@ -89,7 +94,14 @@ def packed_files(root: Path, index: PackedIndex, label_of: Indices) -> Files:
     in_order = np.array_equal(label_of, np.arange(len(label_of)))
     labels = index.labels if in_order else label_of[index.labels]
     whole = remote.fits_cache(sum(shard.size for shard in index.shards))
-    names = PackedNames(str(root), index.name_bytes, index.name_ends, index, whole=whole)
+    names = PackedNames(
+        str(root),
+        index.name_bytes,
+        index.name_ends,
+        index,
+        whole=whole,
+        bytes_listed=index.size,
+    )
     return Files(names, labels)
 
 
