@@ -1,6 +1,6 @@
 """In what runs differ: recipe, data, weights; checks that a sweep differs in its seeds alone."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -53,13 +53,22 @@ def run_changes(a: Path, b: Path) -> dict[str, tuple[Any, Any]]:
     return kept
 
 
-def check_seeds(folders: Mapping[int, Path], results: Mapping[int, Values]) -> None:
+def read_procedures(folders: Iterable[Path]) -> dict[Path, Values]:
+    """The keys that decide the training of each run that has a recipe, its seed among them."""
+    return {
+        folder: _procedure(folder) for folder in folders if RunDirectory(folder).recipe.is_file()
+    }
+
+
+def check_seeds(
+    folders: Mapping[int, Path], procedures: Mapping[Path, Values], results: Mapping[int, Values]
+) -> None:
     """Raises `DataError` where a run's seed is not the one in its folder's name."""
     for seed, folder in folders.items():
         run = RunDirectory(folder)
         seeds = {}
-        if run.recipe.is_file():
-            seeds[run.recipe] = (SEED, recipe_in(folder).train.seed)
+        if folder in procedures:
+            seeds[run.recipe] = (SEED, procedures[folder][SEED])
         if seed in results and results[seed]["seed"] is not None:
             seeds[run.result] = ("seed", results[seed]["seed"])
         for file, (key, other) in seeds.items():
@@ -69,19 +78,24 @@ def check_seeds(folders: Mapping[int, Path], results: Mapping[int, Values]) -> N
                 )
 
 
-def check_same_recipe(folders: Sequence[Path]) -> None:
+def check_same_recipe(procedures: Mapping[Path, Values]) -> None:
     """Raises `DataError` where a run's recipe or training data differs from most runs'."""
-    existing = [folder for folder in folders if RunDirectory(folder).recipe.is_file()]
     fingerprints = {
-        folder: each for folder in existing if (each := data_fingerprints(folder)) is not None
+        folder: each for folder in procedures if (each := data_fingerprints(folder)) is not None
     }
     # without fingerprints, data and weights are told apart by their paths
     all_known = all(
-        folder in fingerprints for folder in existing if RunDirectory(folder).result.is_file()
+        folder in fingerprints for folder in procedures if RunDirectory(folder).result.is_file()
     )
-    _check_equal(
-        {folder: _procedure(folder, ignore_paths=all_known) for folder in existing}, "recipe.yaml"
-    )
+    compared = {
+        folder: {
+            key: value
+            for key, value in values.items()
+            if key != SEED and not (all_known and is_path(key, value))
+        }
+        for folder, values in procedures.items()
+    }
+    _check_equal(compared, "recipe.yaml")
     _check_equal(fingerprints, "data.json")
 
 
@@ -92,20 +106,14 @@ def check_same_test(results: Mapping[Path, Values]) -> None:
     )
 
 
-def _procedure(folder: Path, *, ignore_paths: bool) -> dict[str, Any]:
-    """The keys that decide a run's training, without its seed.
-
-    With `ignore_paths` also without the paths of its data and weights.
-    """
+def _procedure(folder: Path) -> Values:
+    """The keys that decide a run's training, the paths of its data and weights among them."""
     tree = recipe_in(folder).tree
     values = flat({k: value for k, value in tree.items() if k in SECTIONS or k == "code"})
     return {
         key: value
         for key, value in values.items()
-        if value not in (None, DEFAULTS.get(key))
-        and key != SEED
-        and key not in ROOTS
-        and not (ignore_paths and is_path(key, value))
+        if key == SEED or (value not in (None, DEFAULTS.get(key)) and key not in ROOTS)
     }
 
 

@@ -29,7 +29,7 @@ def train_seeds(base: Recipe, seeds: Sequence[int], sweep: Sweep, jobs: Jobs) ->
     Args:
         sweep: What is in the folder already.
     """
-    runs = {sweep.path / f"{PREFIX}{s}": base.with_overrides(f"train.seed={s}") for s in seeds}
+    runs = {sweep.path / f"{PREFIX}{s}": base.with_seed(s) for s in seeds}
     mean = RunningMean(sweep)
     missing = find_missing(runs)
     with record_planned(runs), Progress(missing) as progress:

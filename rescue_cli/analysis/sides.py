@@ -3,9 +3,12 @@
 import math
 import os
 import re
+from bisect import bisect_right
+from collections import deque
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import combinations
+from functools import cached_property
+from itertools import accumulate, combinations
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +17,16 @@ from numpy.typing import NDArray
 
 from rescue_cli import recipe as recipes
 from rescue_cli.analysis.stats import PERCENT, Sample, sample
-from rescue_cli.analysis.sweep import PREFIX, published_sample, read_sweep
+from rescue_cli.analysis.sweep import PREFIX, Sweep, published_sample, read_sweep
 from rescue_cli.errors import DataError, UsageError
 from rescue_cli.metrics.names import measurement_name, measurement_stem, score
-from rescue_cli.rundir import RunDirectory, read_arrays, read_curve, read_metrics, read_result
+from rescue_cli.rundir import (
+    RunDirectory,
+    each_line,
+    first_measurement,
+    read_arrays,
+    read_result,
+)
 from rescue_cli.rundir.planned import How
 
 MAIN = ("val", "test")  # what data sets call their test images
@@ -77,8 +86,9 @@ class Side:
     images_of: Mapping[str, Images] = field(default_factory=dict)
     missing: Mapping[int, How] = field(default_factory=dict)  # planned seeds without a result
 
+    @cached_property
     def curves(self) -> dict[int, list[Point]]:
-        """Each run's evaluations."""
+        """Each run's evaluations, read once."""
         return {seed: read_points(path) for seed, path in self.paths.items()}
 
 
@@ -145,7 +155,12 @@ def _run(text: str, path: Path) -> Side:
 
 def _sweep(text: str, path: Path) -> Side:
     refuse_search(path)
-    sweep = read_sweep(path)
+    return side_of_sweep(text, read_sweep(path))
+
+
+def side_of_sweep(text: str, sweep: Sweep) -> Side:
+    """The side that a sweep is; raises `DataError` where none of its runs has a result."""
+    path = sweep.path
     if not sweep.results:
         raise DataError(
             f"{path}: none of its {sweep.seeds_text.removeprefix('0 of ')} has a result. "
@@ -223,16 +238,22 @@ def shared_run(a: Side, b: Side) -> str | None:
 
 def read_points(path: Path) -> list[Point]:
     """A run's evaluations on its first measurement, with the seconds trained until each."""
-    lines = read_metrics(RunDirectory(path).metrics)
-    seconds = {line["step"]: line["seconds"] for line in lines if line["kind"] == "train"}
+    seconds: dict[int, float] = {}  # by step, which never falls from line to line
+    tests = []
+    for line in each_line(RunDirectory(path).metrics):
+        if line["kind"] == "train":
+            seconds[line["step"]] = line["seconds"]
+        else:
+            tests.append(line)
+    steps, longest = list(seconds), [0.0, *accumulate(seconds.values(), max)]
     return [
         Point(
             line["epoch"],
             line["step"],
-            max((spent for step, spent in seconds.items() if step <= line["step"]), default=0.0),
+            longest[bisect_right(steps, line["step"])],
             score(line),
         )
-        for line in read_curve(RunDirectory(path).metrics)
+        for line in first_measurement(tests)
     ]
 
 
@@ -280,7 +301,7 @@ def first_reaching(curves: Mapping[int, list[Point]], top1: float) -> dict[int, 
 
 def at_equal_budget(a: Side, b: Side, what: str) -> tuple[float, Side, Side] | None:
     """The last `epoch`, or `seconds`, that every run of both has reached, and both sides then."""
-    curves = [a.curves(), b.curves()]
+    curves = [a.curves, b.curves]
     lines = [line for side in curves for line in side.values()]
     if not all(curves) or not all(lines):  # a typed number and a published accuracy have no curve
         return None
@@ -300,12 +321,12 @@ def at_equal_budget(a: Side, b: Side, what: str) -> tuple[float, Side, Side] | N
 def recipe_and_epoch_length(path: Path) -> tuple[Any, int]:
     """The run's recipe, and the steps per epoch; raises `DataError` where they are not known."""
     recipe = recipes.recipe_in(path)
-    lines = read_metrics(RunDirectory(path).metrics)
-    if not lines[-1]["epoch"]:
+    (last,) = deque(each_line(RunDirectory(path).metrics), maxlen=1)
+    if not last["epoch"]:
         raise DataError(
             f"{path}: every line of metrics.jsonl is from epoch 0. Train the run further."
         )
-    return recipe, max(1, round(lines[-1]["step"] / lines[-1]["epoch"]))
+    return recipe, max(1, round(last["step"] / last["epoch"]))
 
 
 def parse_typed_result(text: str) -> Sample | None:

@@ -1,7 +1,7 @@
 """Statistics of samples of runs: intervals, t-tests, power, permutation tests; by scipy."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from itertools import combinations
@@ -27,6 +27,8 @@ EXACT = 20_000  # arrangements up to which a permutation test enumerates all
 DRAWS = 20_000  # normal samples that a skewness is compared with
 SKEWED = 0.99  # quantile of the skewness of normal samples, beyond which one is reported
 EDGE = 1e-9
+BLOCK = 2**20  # numbers of a permutation test or a simulation that are in memory at a time
+KEPT = 2**22  # indices of a permutation test's orders, up to which they are kept for the next one
 
 
 @dataclass(frozen=True)
@@ -385,8 +387,15 @@ def is_skewed(values: Floats) -> bool:
 @cache
 def _skewness_bound(n: int) -> float:
     """The 99 % quantile of the absolute skewness of n normal values, by a fixed simulation."""
-    drawn = np.random.default_rng(0).standard_normal((max(1000, DRAWS // max(1, n // 50)), n))
-    return float(np.quantile(np.abs(_skewness(drawn)), SKEWED))
+    rng, draws = np.random.default_rng(0), max(1000, DRAWS // max(1, n // 50))
+    drawn = [_skewness(rng.standard_normal((rows, n))) for rows in _blocks(draws, n)]
+    return float(np.quantile(np.abs(np.concatenate(drawn)), SKEWED))
+
+
+def _blocks(rows: int, columns: int) -> list[int]:
+    """So many rows, in blocks of a bounded size."""
+    most = max(1, BLOCK // columns)
+    return [min(most, rows - at) for at in range(0, rows, most)]
 
 
 def _skewness(samples: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -403,10 +412,10 @@ def probability_of_superiority(a: Floats, b: Floats) -> tuple[float, float, floa
     """
     from scipy.optimize import brentq
 
-    first, second = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
-    above = second[None, :] - first[:, None]
-    theta = float(((above > 0) + 0.5 * (above == 0)).mean())
+    first, second = np.sort(np.asarray(a, dtype=np.float64)), np.asarray(b, dtype=np.float64)
     m, n = len(first), len(second)
+    below, up_to = (int(np.searchsorted(first, second, side).sum()) for side in ("left", "right"))
+    theta = (below + up_to) / 2 / (m * n)
     weight = (m + n) / 2 - 1
     bound = t_quantile(m + n - 2, 0.05)
 
@@ -431,7 +440,8 @@ def sign_flip_test(differences: Floats) -> float:
         lambda x, axis: np.mean(x, axis=axis),
         permutation_type="samples",
         vectorized=True,
-        n_resamples=np.inf if 2.0 ** len(values) <= EXACT else EXACT,
+        n_resamples=np.inf if len(values) < math.log2(EXACT) else EXACT,
+        batch=max(1, BLOCK // len(values)),  # which changes the memory alone
         rng=np.random.default_rng(0),
     )
     return float(test.pvalue)
@@ -443,28 +453,45 @@ def two_sample_permutation_test(a: Floats, b: Floats) -> float:
     What scipy.stats.permutation_test computes; its orders are kept for samples of equal sizes.
     """
     first, second = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
-    orders, drawn = _orders(len(first), len(second))
-    shuffled = np.concatenate([first, second])[orders]
-    under_null = shuffled[:, len(first) :].mean(1) - shuffled[:, : len(first)].mean(1)
+    m, n = len(first), len(second)
+    both, parts = np.concatenate([first, second]), []
+    drawn = math.comb(m + n, m) > EXACT
+    for orders in _drawn_orders(m + n) if drawn else [_all_orders(m, n)]:
+        shuffled = both[orders]
+        parts.append(shuffled[:, m:].mean(1) - shuffled[:, :m].mean(1))
+    under_null = np.concatenate(parts)
     observed = second.mean() - first.mean()
     rounding = 100 * np.finfo(np.float64).eps * abs(observed)
     tails = (
         np.count_nonzero(under_null <= observed + rounding) + drawn,
         np.count_nonzero(under_null >= observed - rounding) + drawn,
     )
-    return float(min(1.0, 2 * min(tails) / (len(orders) + drawn)))
+    return float(min(1.0, 2 * min(tails) / (len(under_null) + drawn)))
 
 
 @lru_cache(maxsize=4)
-def _orders(m: int, n: int) -> tuple[NDArray[np.uint16], int]:
-    """(ways, m + n): indices of runs, of which the first m form one sample; 1 where drawn.
+def _all_orders(m: int, n: int) -> NDArray[np.int32]:
+    """(ways, m + n): indices of runs, of which the first m form one sample.
 
     Each sample is in the order of a set, as in scipy, since a sum's rounding depends on its order.
     """
     total = m + n
-    if math.comb(total, m) <= EXACT:
-        chosen = map(set, combinations(range(total), m))
-        orders = [[*way, *({*range(total)} - way)] for way in chosen]
-        return np.array(orders, dtype=np.uint16), 0
+    chosen = map(set, combinations(range(total), m))
+    orders = [[*way, *({*range(total)} - way)] for way in chosen]
+    return np.array(orders, dtype=np.int32)
+
+
+def _drawn_orders(total: int) -> Iterable[NDArray[np.int32]]:
+    """20,000 random orders of so many runs with a fixed seed, in blocks of (orders, total)."""
+    return _kept_orders(total) if EXACT * total <= KEPT else _draw_orders(total)
+
+
+@lru_cache(maxsize=4)
+def _kept_orders(total: int) -> list[NDArray[np.int32]]:
+    return list(_draw_orders(total))
+
+
+def _draw_orders(total: int) -> Iterator[NDArray[np.int32]]:
     rng = np.random.default_rng(0)
-    return np.array([rng.permutation(total) for _ in range(EXACT)], dtype=np.uint16), 1
+    for rows in _blocks(EXACT, total):
+        yield np.array([rng.permutation(total) for _ in range(rows)], dtype=np.int32)

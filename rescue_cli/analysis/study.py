@@ -10,7 +10,11 @@ from typing import Any, Literal
 
 from rescue_cli.analysis import records, sweep
 from rescue_cli.analysis.compare import compare_pairs
-from rescue_cli.analysis.consistency import check_same_recipe, check_same_test
+from rescue_cli.analysis.consistency import (
+    check_same_recipe,
+    check_same_test,
+    read_procedures,
+)
 from rescue_cli.analysis.sides import Side, load_side
 from rescue_cli.analysis.stats import Sample, sample, welch_test
 from rescue_cli.errors import UsageError, did_you_mean
@@ -143,7 +147,7 @@ def cell_runs(study: Study, recipe: Recipe, seeds: int | None) -> dict[str, Reci
     """The runs of a cell by folder name; `seeds` None: the study's own points."""
     if study.points == "seeds" or seeds is not None:
         count = seeds or study.seeds
-        return {f"seed-{s}": recipe.with_overrides(f"train.seed={s}") for s in range(count)}
+        return {f"seed-{s}": recipe.with_seed(s) for s in range(count)}
     runs = {}
     for index in range(STEPS):
         batch = recipe.train.batch_size + 4 * index
@@ -227,7 +231,7 @@ def read_cell_runs(
         return {}, {}
     if study.points == "seeds":
         names = [path.name for path in sweep.seed_folders(folder).values()]
-        check_same_recipe([folder / name for name in names])
+        check_same_recipe(read_procedures(folder / name for name in names))
     else:
         there = sorted(path.parent.name for path in folder.glob("*/recipe.yaml"))
         names = list(dict.fromkeys([*read_planned(folder), *there]))

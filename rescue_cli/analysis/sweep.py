@@ -9,7 +9,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from rescue_cli.analysis.consistency import check_same_recipe, check_same_test, check_seeds
+from rescue_cli.analysis.consistency import (
+    check_same_recipe,
+    check_same_test,
+    check_seeds,
+    read_procedures,
+)
 from rescue_cli.analysis.stats import (
     PERCENT,
     Sample,
@@ -97,8 +102,9 @@ def read_sweep(path: Path) -> Sweep:
             results[seed] = read_result(run)
         else:
             missing[seed] = read_missing(run)
-    check_seeds(folders, results)
-    check_same_recipe(list(folders.values()))
+    procedures = read_procedures(folders.values())
+    check_seeds(folders, procedures, results)
+    check_same_recipe(procedures)
     check_same_test({folders[seed]: result for seed, result in results.items()})
     return Sweep(path, results, missing)
 

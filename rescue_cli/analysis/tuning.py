@@ -219,7 +219,7 @@ class Search:
         """Runs with the comparison seeds, which were not used to select a setting."""
         first = recipe.train.seed + 1
         outcomes = [
-            self.run(f"{name}-seed-{seed}", recipe.with_overrides(f"train.seed={seed}"))
+            self.run(f"{name}-seed-{seed}", recipe.with_seed(seed))
             for seed in range(first, first + SEEDS)
         ]
         self.known.append(Candidate(recipe, outcomes))

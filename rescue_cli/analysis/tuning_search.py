@@ -104,7 +104,7 @@ class Tuner:
         self._judging = True
         for seed in self.judging_seeds:
             for name, recipe in (("base", self.base), ("tuned", self.tuned)):
-                one = self._for_judging(recipe).with_overrides(f"train.seed={seed}")
+                one = self._for_judging(recipe).with_seed(seed)
                 self._train(self.folder / name / f"{PREFIX}{seed}", one)
 
     def _keep_seeds(self) -> None:

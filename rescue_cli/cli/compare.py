@@ -93,7 +93,7 @@ def _budget_to_reach(side: Side, top1: float) -> dict[str, Any]:
     """Epochs, seconds and PFLOP to the accuracy: means over the runs that reached it."""
     from rescue_cli import estimate
 
-    firsts = first_reaching(side.curves(), top1)
+    firsts = first_reaching(side.curves, top1)
     result: dict[str, Any] = {"name": side.name, "runs": len(side.paths), "reached": len(firsts)}
     if not firsts:
         return result

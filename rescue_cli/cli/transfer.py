@@ -133,7 +133,7 @@ def transfer(
             "Remove it."
         )
     base = recipes.load(recipe or (PROBE if guided else DEFAULT))
-    name = Path(to).resolve().name if Path(to).is_dir() else to
+    name = Path(to).resolve().name if Path(to).exists() else to.rstrip("/").rpartition("/")[2]
     folder = check_folder(out or Path("runs", "transfer" if guided else base.name, name))
     elsewhere = dry_run or on is Where.slurm
     where = planned_device(device) if elsewhere else select_device(device)
@@ -167,7 +167,7 @@ def transfer(
     if on is Where.slurm and guided:
         common.run_as_job(slurm, folder)
     runs = {
-        folder / label / f"{PREFIX}{seed}": one.with_overrides(f"train.seed={seed}")
+        folder / label / f"{PREFIX}{seed}": one.with_seed(seed)
         for label, one in starts.items()
         for seed in chosen
     }

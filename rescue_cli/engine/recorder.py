@@ -12,7 +12,7 @@ from rescue_cli import distributed
 from rescue_cli.batch import Measurement
 from rescue_cli.engine.evaluate import EvalResult
 from rescue_cli.metrics.names import METRICS, finite_or_none, metric_names
-from rescue_cli.rundir import RunDirectory, read_metrics, write_text
+from rescue_cli.rundir import RunDirectory, each_line_and_text, write_atomically
 from rescue_cli.terminal import TimeLeft, make_bar
 
 NOTE_SECONDS = 1.0  # between two notes of a run's step
@@ -60,17 +60,26 @@ class Recorder:
 
         `evaluated`: the last step whose evaluation the run has; a later one is dropped as well.
         """
-        kept = [
-            line
-            for line in read_metrics(self.run.metrics)
-            if line["step"] < step
-            or (line["step"] == step and (line["kind"] == "train" or evaluated == step))
-        ]
-        losses = [line["loss"] for line in kept if line["kind"] == "train"]
-        self.first_loss, self.last_loss = (losses[0], losses[-1]) if losses else (None, None)
+
+        def keep() -> Iterator[str]:
+            """The lines that stay; one at a time, as a long run has millions."""
+            self.first_loss = self.last_loss = None
+            for line, text in each_line_and_text(self.run.metrics):
+                is_train = line["kind"] == "train"
+                if line["step"] < step or (
+                    line["step"] == step and (is_train or evaluated == step)
+                ):
+                    if is_train:
+                        self._note_loss(line["loss"])
+                    yield text
+
         if not self.writes:
+            for _ in keep():
+                pass
             return
-        write_text(self.run.metrics, "".join(json.dumps(line) + "\n" for line in kept))
+        write_atomically(
+            self.run.metrics, lambda file: file.writelines(f"{text}\n".encode() for text in keep())
+        )
         self.metrics = self.run.metrics.open("a")
         if self.tracker is not None:
             self.tracker.begin(step)
@@ -96,8 +105,7 @@ class Recorder:
     def add_metrics(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
         """One line of metrics."""
         if kind == "train":
-            self.last_loss = values["loss"]
-            self.first_loss = self.last_loss if self.first_loss is None else self.first_loss
+            self._note_loss(values["loss"])
         elif names := metric_names(values):
             self.score = [f"{METRICS[names[0]].removesuffix(' %')} {values[names[0]]:.2f} %"]
         if self.tracker is not None:
@@ -105,6 +113,10 @@ class Recorder:
         if self.metrics is not None:
             self.metrics.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
             self.metrics.flush()
+
+    def _note_loss(self, loss: float) -> None:
+        self.last_loss = loss
+        self.first_loss = loss if self.first_loss is None else self.first_loss
 
     def add_evaluation(
         self,

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -12,13 +13,14 @@ from rescue_cli.analysis.accuracy import accuracy_interval
 from rescue_cli.analysis.claims import detail_lines, is_claimed
 from rescue_cli.analysis.compare import compare_pairs
 from rescue_cli.analysis.consistency import run_changes
-from rescue_cli.analysis.sides import group_comparable, load_side
+from rescue_cli.analysis.sides import group_comparable, load_side, side_of_sweep
 from rescue_cli.analysis.stats import LEVEL, Sample, sample
 from rescue_cli.analysis.sweep import (
     PREFIX,
     Sweep,
     published_sample,
     read_sweep,
+    seed_folders,
     summarize_sweep,
 )
 from rescue_cli.metrics.names import (
@@ -45,7 +47,8 @@ from rescue_cli.report.pictures import (
 )
 from rescue_cli.report.sweep_pictures import plot_bands, plot_cloud
 from rescue_cli.report.table import ResultLine, interval_notes, measurement_table, results_table
-from rescue_cli.rundir import RunDirectory, read_command, read_json, read_metrics, read_result
+from rescue_cli.report.thinning import thin_lines
+from rescue_cli.rundir import RunDirectory, each_line, read_command, read_json, read_result
 
 SHOWN_ENVIRONMENT = (
     "device_name", "cores", "threads", "cpu_capability", "torch", "torchvision", "timm", "python",
@@ -61,9 +64,10 @@ def render_page(paths: Sequence[Path], *, logits: bool = False) -> str:
 
     `logits`: also draw the gaps of the runs' logits.
     """
-    lines = result_lines(paths)
+    sweeps = {path: read_sweep(path) for path in paths if is_sweep(path)}
+    lines = result_lines(paths, sweeps)
     headings, rows = results_table(lines)
-    comparison = _comparison([path for path in paths if not study_page.is_study(path)])
+    comparison = _comparison([path for path in paths if not study_page.is_study(path)], sweeps)
     answer, more = _answer(paths, lines, comparison["pairs"])
     sections: list[dict[str, Any]] = []
     previous = None  # the last run or sweep above, which the next one's recipe is compared with
@@ -71,7 +75,7 @@ def render_page(paths: Sequence[Path], *, logits: bool = False) -> str:
         if study_page.is_study(path):
             sections.append(study_page.study_section(path))
             continue
-        section = _run_section(path) if _is_run(path) else _sweep_section(read_sweep(path))
+        section = _run_section(path) if _is_run(path) else _sweep_section(sweeps[path])
         changed: Mapping[str, tuple[Any, Any]] = {}
         if previous is not None:
             changed = run_changes(first_run(previous), first_run(path))
@@ -85,7 +89,7 @@ def render_page(paths: Sequence[Path], *, logits: bool = False) -> str:
         charts=strip_charts(lines),
         headings=headings,
         rows=rows,
-        bands=plot_bands([read_sweep(path) for path in paths if is_sweep(path)]),
+        bands=plot_bands(list(sweeps.values())),
         sections=sections,
         logits=plot_logit_gaps([path for path in paths if _is_run(path)]) if logits else None,
         **comparison,
@@ -120,10 +124,13 @@ def _answer(
     return describe_result(lines[0], baseline), ""
 
 
-def result_lines(paths: Sequence[Path]) -> list[ResultLine]:
+def result_lines(
+    paths: Sequence[Path], sweeps: Mapping[Path, Sweep] = MappingProxyType({})
+) -> list[ResultLine]:
     """A line for each set of a run or a sweep, and for each row of a study that was measured.
 
-    Below a run are its evaluations, unless they are among `paths` themselves.
+    Below a run are its evaluations, unless they are among `paths` themselves. `sweeps`: those that
+    were read before.
     """
     lines = []
     for path in paths:
@@ -133,7 +140,7 @@ def result_lines(paths: Sequence[Path]) -> list[ResultLine]:
             beside = [one for one in evaluations(path) if one not in paths]
             lines += [line for run in (path, *beside) for line in _lines_of_run(run)]
         else:
-            lines += _lines_of_sweep(path)
+            lines += _lines_of_sweep(sweeps.get(path) or read_sweep(path))
     return lines
 
 
@@ -158,8 +165,8 @@ def _lines_of_run(path: Path) -> list[ResultLine]:
     ]  # fmt: skip
 
 
-def _lines_of_sweep(path: Path) -> list[ResultLine]:
-    sweep, recipe = read_sweep(path), recipe_in(first_run(path))
+def _lines_of_sweep(sweep: Sweep) -> list[ResultLine]:
+    path, recipe = sweep.path, recipe_in(first_run(sweep.path))
     summary = summarize_sweep(sweep)
     seconds = sample([float(result["seconds_train"]) for result in sweep.results.values()]).mean
     entries = next(iter(sweep.results.values()))["sets"]
@@ -179,7 +186,7 @@ def first_run(path: Path) -> Path:
     """The run itself, or the first finished run of a sweep."""
     if _is_run(path):
         return path
-    return path / f"{PREFIX}{min(read_sweep(path).results)}"
+    return next(folder for folder in seed_folders(path).values() if _is_run(folder))
 
 
 def _is_run(path: Path) -> bool:
@@ -194,9 +201,13 @@ def _published_sample(recipe: Recipe) -> Sample | None:
     return published_sample(expect)
 
 
-def _comparison(paths: Sequence[Path]) -> dict[str, Any]:
+def _comparison(paths: Sequence[Path], sweeps: Mapping[Path, Sweep]) -> dict[str, Any]:
     """What may be claimed of the runs and sweeps that were tested on the same images."""
-    groups, reasons = group_comparable([load_side(str(path)) for path in paths])
+    sides = [
+        side_of_sweep(str(path), sweeps[path]) if path in sweeps else load_side(str(path))
+        for path in paths
+    ]
+    groups, reasons = group_comparable(sides)
     warnings = [line for group in groups for line in interim.record_comparison(group)]
     pairs = [pair for group in groups if len(group) > 1 for pair in compare_pairs(group)]
     return {
@@ -238,7 +249,7 @@ def _run_section(path: Path) -> dict[str, Any]:
 def _details(path: Path) -> dict[str, Any]:
     """A run's curves, its classes, and the images that are hardest for it."""
     run, figures = RunDirectory(path), {}
-    if lines := read_metrics(run.metrics):
+    if lines := thin_lines(each_line(run.metrics)):
         panels = curve_panels(lines, scheduled_rates(recipe_in(path), lines))
         figures = {f"{panel.title} by epoch": plot_panel(panel) for panel in panels}
     entries = read_result(run)["sets"]

@@ -12,7 +12,8 @@ from rescue_cli.errors import DataError, RescueError
 from rescue_cli.metrics.names import METRICS, measurement_name, metric_names
 from rescue_cli.recipe import Recipe, recipe_in
 from rescue_cli.report.fonts import use_fallback_fonts
-from rescue_cli.rundir import RunDirectory, read_arrays, read_metrics
+from rescue_cli.report.thinning import thin_lines
+from rescue_cli.rundir import RunDirectory, each_line, read_arrays
 
 SHOWN_CLASSES = 40  # a larger confusion matrix is not legible
 FEW_IMAGES = 100  # of a class, below which a confusion matrix shows counts: 1 % is not an image
@@ -25,8 +26,7 @@ VISIBLE = 0.02  # of an axis, from which one image is a visible slope
 def draw_run(path: Path) -> None:
     """Writes the run's pictures, as far as it has the data, and the accuracy of each class."""
     run = RunDirectory(path)
-    lines = read_metrics(run.metrics)
-    if lines:
+    if lines := thin_lines(each_line(run.metrics)):
         rates = scheduled_rates(recipe_in(path), lines)
         save_figure(plot_curves(lines, rates), path / "curves.png")
     if run.samples.exists():
@@ -187,9 +187,16 @@ def _by_set(lines: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, A
     """Evaluations by measurement."""
     by_name: dict[str, list[Mapping[str, Any]]] = {}
     tests = [line for line in lines if line["kind"] == "eval"]
+    # Of a line of each measurement: a name depends on all others, and there may be thousands
+    kinds = {_measured(line): line for line in reversed(tests)}
+    names = {of: measurement_name(line, [*kinds.values()]) for of, line in kinds.items()}
     for line in tests:
-        by_name.setdefault(measurement_name(line, tests), []).append(line)
+        by_name.setdefault(names[_measured(line)], []).append(line)
     return by_name
+
+
+def _measured(line: Mapping[str, Any]) -> tuple[Any, ...]:
+    return tuple(map(line.get, ("set", "size", "crop", "tta")))
 
 
 def _columns(rows: Sequence[Mapping[str, Any]], key: str) -> tuple[list[float], list[float]]:

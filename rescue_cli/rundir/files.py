@@ -123,6 +123,9 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
             os.fsync(file.fileno())
         os.replace(partial, path)
         _sync_folder(path.parent)
+    except RescueError:  # of what `write` reads
+        partial.unlink(missing_ok=True)
+        raise
     except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)

@@ -21,13 +21,24 @@ MOST = 2**53  # integers up to here are exact as floats
 
 @dataclass(frozen=True)
 class Rule:
-    """What a value must be, in words and as a test."""
+    """What a value must be, in words and as a test.
+
+    `low`, `high`: a float from one to the other holds, which is tried first: most values in files
+    are floats, and a long run has millions.
+    """
 
     words: str
     holds: Callable[[Any], bool]
+    low: float = math.inf
+    high: float = -math.inf
 
     def or_null(self) -> "Rule":
-        return Rule(f"{self.words}, or null", lambda value: value is None or self.holds(value))
+        return Rule(
+            f"{self.words}, or null",
+            lambda value: value is None or self.holds(value),
+            self.low,
+            self.high,
+        )
 
 
 def _between(value: Any, low: float, high: float) -> bool:
@@ -47,12 +58,19 @@ def _is_name(value: Any) -> bool:
     )  # fmt: skip
 
 
-PERCENT = Rule("a number from 0 to 100", lambda v: _between(v, 0, 100))
-NUMBER = Rule("a finite number", lambda v: _between(v, -LARGEST, LARGEST))
-POSITIVE = Rule("a non-negative number", lambda v: _between(v, 0, LARGEST))
-EPOCH = Rule("a number from 0 to 1,000,000", lambda v: _between(v, 0, 1e6))
+def _number(words: str, low: float, high: float) -> Rule:
+    return Rule(words, lambda value: _between(value, low, high), low, high)
+
+
+PERCENT = _number("a number from 0 to 100", 0, 100)
+NUMBER = _number("a finite number", -LARGEST, LARGEST)
+POSITIVE = _number("a non-negative number", 0, LARGEST)
+EPOCH = _number("a number from 0 to 1,000,000", 0, 1e6)
 LOSS = Rule(  # also of a step that diverged
-    "a number", lambda v: NUMBER.holds(v) or (isinstance(v, float) and not math.isfinite(v))
+    "a number",
+    lambda v: NUMBER.holds(v) or (isinstance(v, float) and not math.isfinite(v)),
+    NUMBER.low,
+    NUMBER.high,
 )
 STEP = Rule("a non-negative integer", lambda v: _is_whole(v, 0))
 COUNT = Rule("a positive integer", lambda v: _is_whole(v, 1))
@@ -80,9 +98,12 @@ def check_keys(
     for key, rule in rules.items():
         if key not in values:
             raise DataError(f"{file}: has no key {at}{key}. {cure}")
-        if not rule.holds(values[key]):
+        value = values[key]
+        if type(value) is float and rule.low <= value <= rule.high:
+            continue
+        if not rule.holds(value):
             raise DataError(
-                f"{file}: {at}{key}: {format_for_error(values[key])} is not {rule.words}. {cure}"
+                f"{file}: {at}{key}: {format_for_error(value)} is not {rule.words}. {cure}"
             )
 
 
@@ -137,7 +158,7 @@ SUMMARY_PROTOCOL = {
     **dict.fromkeys(("mean", "std"), NUMBERS),
     "preprocessing": MAPPING,
 }
-KIND = Rule("train or eval", lambda value: value in ("train", "eval"))
+OF_ANY_LINE = {"kind": Rule("train or eval", lambda value: value in ("train", "eval"))}
 LINES = {
     "train": {"step": STEP, "epoch": EPOCH, "loss": LOSS, "lr": LOSS, "seconds": POSITIVE},
     "eval": {"step": STEP, "epoch": EPOCH, "set": NAME, "size": COUNT, "crop": POSITIVE,
@@ -283,7 +304,12 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
     Raises `DataError`.
     """
-    return list(_lines(path)) if path.exists() else []
+    return list(each_line(path))
+
+
+def each_line(path: Path) -> Iterator[dict[str, Any]]:
+    """As `read_metrics`, one line at a time: a long run has millions."""
+    return (entry for entry, _ in each_line_and_text(path))
 
 
 def read_curve(path: Path) -> list[dict[str, Any]]:
@@ -291,19 +317,24 @@ def read_curve(path: Path) -> list[dict[str, Any]]:
 
     That is what every evaluation measures; the last one may add test-time augmentations.
     """
-    lines = [line for line in read_metrics(path) if line["kind"] == "eval"]
+    return first_measurement([line for line in each_line(path) if line["kind"] == "eval"])
+
+
+def first_measurement(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of the lines of evaluations those of the measurement that is the first."""
     measurements = [[line.get(key) for key in ("set", "size", "crop", "tta")] for line in lines]
     return [line for line, of in zip(lines, measurements, strict=True) if of == measurements[0]]
 
 
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    cure = "Remove the line."
+def each_line_and_text(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
+    """As `each_line`, each with the text that holds it."""
+    cure, name = "Remove the line.", str(path)
     metrics: list[str] = []  # the first evaluation's
     before = 0
-    for number, line in enumerate(read_text(path).split("\n")[:-1], 1):
-        where = f"{path}, line {number}"
+    for number, line in enumerate(_whole_lines(path), 1):
+        where = f"{name}, line {number}"
         entry = _object(line, where, cure)
-        check_keys(where, entry, {"kind": KIND}, cure)
+        check_keys(where, entry, OF_ANY_LINE, cure)
         check_keys(where, entry, LINES[entry["kind"]], cure)
         check_keys(where, entry, {k: rule for k, rule in IF_THERE.items() if k in entry}, cure)
         if entry["step"] < before:
@@ -312,7 +343,23 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
         if entry["kind"] == "eval":
             metrics = metrics or metric_names(entry)
             _check_metrics(where, entry, metrics, cure)
-        yield entry
+        yield entry, line
+
+
+def _whole_lines(path: Path) -> Iterator[str]:
+    """The lines without their ends, but for a last one that has none; raises `DataError`.
+
+    None where there is no file.
+    """
+    if not path.exists():
+        return
+    try:
+        with path.open(encoding="utf-8") as file:
+            yield from (line[:-1] for line in file if line.endswith("\n"))
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}.") from None
+    except UnicodeDecodeError:
+        read_text(path)  # whose error names the place in the whole file
 
 
 @dataclass(frozen=True)

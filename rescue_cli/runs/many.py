@@ -162,7 +162,7 @@ def find_missing(runs: Mapping[Path, Recipe]) -> dict[Path, Recipe]:
     from rescue_cli.build.identity import IdentityCache, compare_data
 
     look = IdentityCache()
-    done = [path for path, recipe in runs.items() if is_done(path, recipe, look)]
+    done = dict.fromkeys(path for path, recipe in runs.items() if is_done(path, recipe, look))
     rest = {path: recipe for path, recipe in runs.items() if path not in done}
     diverged = [path for path, recipe in rest.items() if has_diverged(path, recipe, look)]
     for line in compare_data(runs, done, look):

@@ -6,11 +6,9 @@ equal.
 
 import hashlib
 import json
-import os
 import unicodedata
 import zlib
 from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,8 +21,6 @@ from rescue_cli.rng import Indices
 from rescue_cli.sections.data.annotated import Boxed, Masked
 from rescue_cli.sections.data.formats.coco_shapes import ShapeMasks, shapes_checksum
 from rescue_cli.sections.data.splits import Dataset, FileNames, Files, Images, Split, join_names
-
-THREADS = 16  # a network file system answers many requests at once
 
 
 @dataclass(frozen=True)
@@ -48,7 +44,7 @@ class SplitListing:
         if self.names is not None:
             arrays += [self.names.ends, self.names.block]
         for array in arrays:
-            hasher.update(array.tobytes())
+            hasher.update(np.ascontiguousarray(array).data)  # not a copy of the names
         return hasher.hexdigest()
 
     def name(self, index: int) -> str:
@@ -75,10 +71,10 @@ class Fingerprint:
             arrays_[f"{split}/labels"] = listing.labels
             arrays_ |= {f"{split}/marks/{what}": each for what, each in listing.marks.items()}
             if listing.names is not None:
-                arrays_[f"{split}/block"], arrays_[f"{split}/ends"] = (
-                    listing.names.block,
-                    listing.names.ends,
-                )
+                arrays_[f"{split}/block"] = listing.names.block
+                # Compressed, the ends themselves would take as much space as the names
+                lengths = np.diff(listing.names.ends, prepend=0)
+                arrays_[f"{split}/lengths"] = lengths.astype(np.uint32)
         return arrays_
 
 
@@ -95,7 +91,13 @@ def fingerprint_from_arrays(arrays: Mapping[str, NDArray[Any]]) -> Fingerprint:
             }
             names = None
             if f"{split}/block" in arrays:
-                names = FileNames("", arrays[f"{split}/block"], arrays[f"{split}/ends"])
+                # A run of an older version has the ends
+                ends = (
+                    arrays[f"{split}/ends"]
+                    if f"{split}/ends" in arrays
+                    else np.cumsum(arrays[f"{split}/lengths"], dtype=np.int64)
+                )
+                names = FileNames("", arrays[f"{split}/block"], ends)
             splits[split] = SplitListing(names, arrays[key], marks)
     return Fingerprint(tuple(json.loads(str(arrays["classes"]))), splits)
 
@@ -113,40 +115,19 @@ def list_split(split: Split) -> SplitListing:
         sums = np.array([zlib.crc32(image.tobytes()) for image in split.pixels], np.int64)
         return SplitListing(None, split.labels, {"pixels": sums})
     assert files is not None
-    marks = {"bytes": _file_sizes(files.names)}
+    marks = {"bytes": files.names.sizes()}
     if isinstance(files, Boxed):
         marks["boxes"] = np.array(
             [zlib.crc32(b"".join(part.tobytes() for part in objects)) for objects in files.objects],
             np.int64,
         )
     if isinstance(files, Masked):
-        marks["bytes of its mask"] = _file_sizes(files.masks)
+        marks["bytes of its mask"] = files.masks.sizes()
     if isinstance(files, ShapeMasks):
         marks["shapes"] = np.array(
             [shapes_checksum(of_image) for of_image in files.shapes], np.int64
         )
     return SplitListing(_normalise_names(files.names), files.labels, marks)
-
-
-def _file_sizes(names: FileNames) -> Indices:
-    """Each file's size in bytes; -1 for a missing file, which is reported when it is read."""
-
-    def sizes_of(part: Iterable[int]) -> list[int]:
-        return [_file_size(f"{root}{names.name(index)}") for index in part]
-
-    root = os.path.join(names.root, "")
-    parts = [range(at, min(at + 4096, len(names))) for at in range(0, len(names), 4096)]
-    with ThreadPoolExecutor(THREADS) as pool:
-        return np.array(
-            [size for sizes in pool.map(sizes_of, parts) for size in sizes], dtype=np.int64
-        )
-
-
-def _file_size(path: str) -> int:
-    try:
-        return os.stat(path).st_size
-    except OSError:
-        return -1
 
 
 def _normalise_names(names: FileNames) -> FileNames:

@@ -113,9 +113,20 @@ def list_images(folder: Path, skipped: SkippedFiles) -> list[str]:
 
 def list_files(folder: Path, extensions: Collection[str], skipped: SkippedFiles) -> list[str]:
     """As `list_images`, for the files with one of these extensions."""
+    return list(_list_with_sizes(folder, extensions, skipped))
+
+
+def list_images_with_sizes(folder: Path, skipped: SkippedFiles) -> dict[str, int | None]:
+    """As `list_images`, with the sizes in bytes where `skipped` checks them."""
+    return _list_with_sizes(folder, image_extensions(), skipped)
+
+
+def _list_with_sizes(
+    folder: Path, extensions: Collection[str], skipped: SkippedFiles
+) -> dict[str, int | None]:
     listed = _walk_folder(str(folder), "", extensions, skipped, frozenset())
     folders = sorted(listed, key=lambda entry: entry[0].removesuffix("/"))
-    return [f"{path}{name}" for path, names in folders for name in sorted(names)]
+    return {f"{path}{name}": sizes[name] for path, sizes in folders for name in sorted(sizes)}
 
 
 def _walk_folder(
@@ -124,10 +135,13 @@ def _walk_folder(
     extensions: Collection[str],
     skipped: SkippedFiles,
     ancestors: frozenset[object],
-) -> Iterator[tuple[str, list[str]]]:
-    """Yields (path from the root with its slash, file names) for the folder and each subfolder."""
+) -> Iterator[tuple[str, dict[str, int | None]]]:
+    """Yields (path from the root with its slash, sizes by file name) for the folder and each
+    subfolder; a size is None where `skipped` does not check it.
+    """
     folder = os.path.join(root, path)
-    names, folders = [], []
+    sizes: dict[str, int | None] = {}
+    folders = []
     try:
         status = os.stat(folder)
         if (identity := (status.st_dev, status.st_ino)) in ancestors:
@@ -144,13 +158,13 @@ def _walk_folder(
                         skipped.add_file(entry.path)
                 elif not _is_file(entry):
                     skipped.add(BROKEN_LINKS, entry.path)
-                elif skipped.check_sizes and entry.stat().st_size == 0:
+                elif (size := entry.stat().st_size if skipped.check_sizes else None) == 0:
                     skipped.add(EMPTY_FILES, entry.path)
                 else:
-                    names.append(entry.name)
+                    sizes[entry.name] = size
     except OSError as error:
         raise DataError(f"{printable(folder)}: cannot be listed: {error.strerror}.") from None
-    yield path, names
+    yield path, sizes
     for name in folders:
         yield from _walk_folder(root, f"{path}{name}/", extensions, skipped, ancestors | {identity})
 

@@ -1,7 +1,10 @@
 """Image folders: one folder per class, or a flat folder with a label file."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +19,7 @@ from rescue_cli.sections.data.listing import (
     holds_images,
     list_folders,
     list_images,
+    list_images_with_sizes,
     list_split_folders,
     normalise_name,
     printable,
@@ -23,14 +27,40 @@ from rescue_cli.sections.data.listing import (
     split_name,
     stem,
 )
+from rescue_cli.sections.data.packed.index import PackedIndex
+from rescue_cli.sections.data.packed.location import find_source, open_index
+from rescue_cli.sections.data.packed.names import packed_files
 from rescue_cli.sections.data.splits import UNKNOWN_CLASS, FileNames, Files, join_names
 
 LABEL_FILES = ("val_labels.txt", "labels.txt", "LOC_val_solution.csv")
+THREADS = 16  # a network file system lists many folders at once
 
 
-def class_folders(root: Path) -> list[str]:
-    """The class names of the folders in `root`, sorted; raises `DataError` where there is none."""
+def class_folders(root: Path, label_field: str | None = None) -> list[str]:
+    """The class names of the folders in `root`, or of the shards there (see `open_index`), sorted.
+
+    Raises `DataError` where there is none.
+    """
+    if (index := index_at(root, label_field)) is not None:
+        return list(index.classes)
     return sorted(_names_by_class(root))
+
+
+def index_at(root: Path, label_field: str | None) -> PackedIndex | None:
+    """The index of the shards whose images are those of `root`; None where they are files.
+
+    Raises `DataError`.
+    """
+    source = find_source(root)
+    if source is None:
+        return None
+    index = open_index(source, label_field)
+    if all(split_name(name) for name in index.classes):
+        raise DataError(
+            f"{root}: holds splits ({', '.join(index.classes)}) and no classes. Give "
+            f"{source.shards[0]} as data.root=, or one of its splits as data.train_root=."
+        )
+    return index
 
 
 def _names_by_class(root: Path) -> dict[str, list[str]]:
@@ -68,15 +98,19 @@ def read_class_folders(
     test: bool = False,
     unknown: UnknownClasses = "refuse",
     skipped: SkippedFiles | None = None,
+    label_field: str | None = None,
 ) -> Files:
     """Lists the images in and below `root`'s class folders; `labels` maps folder names to labels.
+
+    Of shards at `root` the classes stand for the folders.
 
     `complete`: every class must have a folder. A `test` set may lack images of some classes; with
     `unknown="skip"` images in folders of unknown classes get the label -1. Files that are not read
     are counted in `skipped`. Raises `DataError`.
     """
     skipped = skipped or SkippedFiles()
-    names_by_class = _names_by_class(root)
+    index = index_at(root, label_field)
+    names_by_class = _names_by_class(root) if index is None else {n: [n] for n in index.classes}
     if (
         unknown_names := [name for name in names_by_class if name not in labels]
     ) and unknown == "refuse":
@@ -87,34 +121,47 @@ def read_class_folders(
             f"{root / missing[0]}: the class folder is missing ({len(missing)} of {len(labels)}). "
             "Add it, or remove the class from the training set."
         )
-    names: list[str] = []
-    label_list: list[int] = []
+    if index is not None:
+        skipped.messages += index.notes
+        of_class = [labels.get(name, UNKNOWN_CLASS) for name in index.classes]
+        return packed_files(root, index, np.array(of_class, dtype=np.int64))
     count_stray_files(root, skipped)
-    for name in sorted(names_by_class):
-        if len(names_by_class[name]) > 1:
-            skipped.messages.append(
-                f"{root}: {len(names_by_class[name])} folders are called {name}, in different "
-                "Unicode normal forms; they are read as one class"
-            )
-        images = [
-            image
-            for folder in names_by_class[name]
-            for image in _list_class_images(root, folder, skipped, may_be_empty=test)
-        ]
-        names += images
-        label_list += [labels.get(name, UNKNOWN_CLASS)] * len(images)
-    if (
-        not test
-        and len(names_by_class) == 1
-        and all("/" in name.partition("/")[2] for name in names)
-    ):
+    folders = [(name, folder) for name in sorted(names_by_class) for folder in names_by_class[name]]
+    counts: list[int] = []
+    nested: list[str] = []
+
+    def listed() -> Iterator[FileNames]:
+        """The images of each folder, as bytes: millions of Python's strings take gigabytes."""
+        list_folder = partial(
+            _list_class_images, root, check_sizes=skipped.check_sizes, may_be_empty=test
+        )
+        with ThreadPoolExecutor(THREADS) as pool:
+            each = pool.map(list_folder, [folder for _, folder in folders])
+            for (name, folder), content in zip(folders, each, strict=True):
+                if folder == names_by_class[name][0] and len(names_by_class[name]) > 1:
+                    skipped.messages.append(
+                        f"{root}: {len(names_by_class[name])} folders are called {name}, in "
+                        "different Unicode normal forms; they are read as one class"
+                    )
+                skipped.merge(content.skipped)
+                counts.append(len(content.names))
+                nested.extend(content.nested)
+                yield content.names
+
+    names = FileNames.join(root, listed())
+    if not test and len(names_by_class) == 1 and len(nested) == len(names):
         (only,) = names_by_class
         raise DataError(
             f"{root / only}: the only class, and it holds folders but no images. If these are "
             f"the classes, give {root / only} as data.train_root=, data.test_root= or --data."
         )
-    _note_nested_images(root, names, skipped)
-    return Files(FileNames.of(root, names), np.array(label_list, dtype=np.int64))
+    if nested:
+        skipped.messages.append(
+            f"{root}: {len(nested)} of {len(names)} images are in subfolders of their class folder "
+            f"and belong to that class; the first is {printable(nested[0])}"
+        )
+    label_list = np.array([labels.get(name, UNKNOWN_CLASS) for name, _ in folders], np.int64)
+    return Files(names, np.repeat(label_list, counts))
 
 
 def _unknown_folder_error(
@@ -136,35 +183,35 @@ def _unknown_folder_error(
     return DataError(f"{root / unknown_names[0]}: not one of the classes. {hint}{others} {fix}")
 
 
-def _list_class_images(
-    root: Path, folder: str, skipped: SkippedFiles, *, may_be_empty: bool
-) -> list[str]:
-    """The class's images as paths relative to `root`.
-
-    Raises `DataError` for a class without images unless it `may_be_empty`.
+@dataclass(frozen=True)
+class _ClassFolder:
+    """What a class folder holds: images, as paths relative to the root; those of `nested` are in
+    its subfolders.
     """
-    of_class = SkippedFiles(skipped.check_sizes)
-    images = list_images(root / folder, of_class)
+
+    names: FileNames
+    nested: list[str]
+    skipped: SkippedFiles
+
+
+def _list_class_images(
+    root: Path, folder: str, *, check_sizes: bool, may_be_empty: bool
+) -> _ClassFolder:
+    """Raises `DataError` for a class without images unless it `may_be_empty`."""
+    skipped = SkippedFiles(check_sizes)
+    images = list_images_with_sizes(root / folder, skipped)
     if not images and not may_be_empty:
-        summary = of_class.summary() or "nothing"
+        summary = skipped.summary() or "nothing"
         raise DataError(f"{root / folder}: holds no readable image ({summary}). Remove the folder.")
-    subfolders = {image.partition("/")[0] for image in images}
-    if subfolders and all(split_name(subfolder) for subfolder in subfolders):
+    nested = [image for image in images if "/" in image]
+    subfolders = {image.partition("/")[0] for image in nested}
+    if subfolders and len(nested) == len(images) and all(map(split_name, subfolders)):
         raise DataError(
             f"{root / folder}: holds splits ({', '.join(sorted(subfolders))}) and no images. Put "
             f"the classes inside the splits ({sorted(subfolders)[0]}/{folder}/), or name one split."
         )
-    skipped.merge(of_class)
-    return [f"{folder}/{image}" for image in images]
-
-
-def _note_nested_images(root: Path, names: list[str], skipped: SkippedFiles) -> None:
-    nested = [name for name in names if name.count("/") > 1]
-    if nested:
-        skipped.messages.append(
-            f"{root}: {len(nested)} of {len(names)} images are in subfolders of their class folder "
-            f"and belong to that class; the first is {printable(nested[0])}"
-        )
+    names = FileNames.of(root, (f"{folder}/{image}" for image in images), images.values())
+    return _ClassFolder(names, [f"{folder}/{image}" for image in nested], skipped)
 
 
 def parse_label_line(
@@ -189,7 +236,7 @@ def parse_label_line(
 
 def is_flat_folder(root: Path) -> bool:
     """Whether images lie directly in the folder, without class folders or with a label file."""
-    if not holds_images(root, 0):
+    if find_source(root) is not None or not holds_images(root, 0):
         return False
     return not list_folders(root) or _find_label_file(root) is not None
 
