@@ -17,7 +17,8 @@ from rescue_cli.recipe import Recipe
 from rescue_cli.recipe.changes import WEIGHTS, flat, is_path
 
 if TYPE_CHECKING:
-    from rescue_cli.sections.data import Dataset, Files
+    from rescue_cli.sections.data import Dataset, FileNames, Files
+    from rescue_cli.sections.data.packed.index import Shard
 
 SAMPLE = 64  # images of each split that are decoded
 THREADS = 16  # that ask a file system, which may be far away, for sizes
@@ -153,31 +154,52 @@ def _describe_data(data: "Dataset") -> Check:
 
 
 def _check_sizes(name: str, files: "Files", most: int) -> Check:
-    """The size of all files; up to `most` may be missing, empty or not readable."""
-    starts = range(0, len(files), CHUNK)
-    with ThreadPoolExecutor(THREADS) as threads:
-        parts = threads.map(lambda start: _stat_files(files, start), starts)
-        sizes, missing = zip(*parts, strict=True) if len(files) else ((), ())
-    bad = [path for paths in missing for path in paths]
-    figure = f"{len(files):,} files, {format_bytes(sum(sizes))}"
+    """The size of all files; up to `most` may be missing, empty or not readable. Of shards all have
+    to be as they were when they were indexed.
+    """
+    from rescue_cli.sections.data.packed.names import PackedNames
+
+    names, what = files.names, "files"
+    sizes = names.sizes()
+    if isinstance(names, PackedNames):
+        what, most = f"images in {format_count(len(names.index.shards), 'shard')}", 0
+        bad = [shard.place for shard in names.index.shards if not _is_as_indexed(shard)]
+    else:
+        starts = range(0, len(files), CHUNK)
+        with ThreadPoolExecutor(THREADS) as threads:
+            parts = threads.map(lambda start: _unreadable(names, sizes, start), starts)
+            bad = [path for part in parts for path in part]
+    total = int(sizes[sizes > 0].sum())
+    figure = f"{len(files):,} {what}, {format_bytes(total)}"
     if bad:
         figure += f"; {len(bad):,} missing, empty or not readable, the first {bad[0]}"
-    return Check(name, figure, _judge(len(bad), most), {"bytes": sum(sizes), "bad": len(bad)})
+    return Check(name, figure, _judge(len(bad), most), {"bytes": total, "bad": len(bad)})
 
 
-def _stat_files(files: "Files", start: int) -> tuple[int, list[str]]:
-    """The bytes of the files from index `start` on, and the paths of those that cannot be read."""
-    total, bad = 0, []
-    for index in range(start, min(start + CHUNK, len(files))):
-        path = files.names.path(index)
-        try:
-            size = path.stat().st_size
-        except OSError:
-            size = 0
-        total += size
-        if size == 0 or not os.access(path, os.R_OK):
-            bad.append(str(path))
-    return total, bad
+def _unreadable(names: "FileNames", sizes: Any, start: int) -> list[str]:
+    """The paths of the files, from index `start` on, that are missing, empty or not readable.
+
+    Args:
+        sizes: (n,) of all files in bytes, -1 for a missing one.
+    """
+    each = range(start, min(start + CHUNK, len(names)))
+    paths = [names.path(index) for index in each]
+    empty = [size <= 0 for size in sizes[start : start + CHUNK]]
+    return [
+        str(path)
+        for path, is_empty in zip(paths, empty, strict=True)
+        if is_empty or not os.access(path, os.R_OK)
+    ]
+
+
+def _is_as_indexed(shard: "Shard") -> bool:
+    """Whether a shard on this machine has its size; one of a store is read with the sample."""
+    if shard.is_remote:
+        return True
+    try:
+        return os.stat(shard.place).st_size == shard.size and os.access(shard.place, os.R_OK)
+    except OSError:
+        return False
 
 
 def _check_sample(name: str, files: "Files", recipe: Recipe, most: int) -> Check:
@@ -206,7 +228,7 @@ def _read(files: "Files", index: int, recipe: Recipe) -> str | None:
     except RescueError as error:
         return str(error)
     except UNREADABLE as error:
-        return f"{files.names.path(index)}: {describe_error(error)}"
+        return f"{files.names.place(index)}: {describe_error(error)}"
     return None
 
 

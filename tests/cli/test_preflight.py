@@ -110,6 +110,15 @@ def test_files_that_are_empty_or_gone_are_counted(photos: Path) -> None:
     assert preflight._check_sizes("train files", files, 2).verdict == "warning"
 
 
+def test_shards_are_checked_as_they_were_indexed(rescue: Rescue, photos: Path) -> None:
+    shutil.make_archive(str(photos), "zip", photos)
+    checks = checked(rescue, 0, "data.root=photos.zip")
+    assert checks["train files"]["figure"].startswith("8 images in 1 shard, ")
+    assert checks["train images"]["decoded"] == 8
+    names = SimpleNamespace(place=str(photos.with_suffix(".zip")), size=5, is_remote=False)
+    assert not preflight._is_as_indexed(names)  # type: ignore[arg-type]
+
+
 def test_what_is_too_large_for_gpu_or_disk_fails(
     rescue: Rescue, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
