@@ -16,7 +16,6 @@ from rescue_cli.cli.common import (
     Device,
     DryRun,
     Json,
-    On,
     Overrides,
     Procs,
     RecipeName,
@@ -92,17 +91,16 @@ def lr_range_test(
     subset: Subset = None,
     smoke: Smoke = False,
     dry_run: DryRun = False,
-    on: On = Where.local,
+    on: Annotated[
+        Where, typer.Option(help="Run on this machine, or all of it as one job of SLURM.")
+    ] = Where.local,
     slurm: SlurmOptions = None,
     as_json: Json = False,
     device: Device = None,
     procs: Procs = None,
     workers: Workers = None,
 ) -> None:
-    """Find the largest stable learning rate by raising it during a run (Smith).
-
-    Through SLURM all runs are one job.
-    """
+    """Find the largest stable learning rate by raising it during a run (Smith)."""
     from rescue_cli.build.check import check_recipe
     from rescue_cli.report.lr_range import draw_range_test
 

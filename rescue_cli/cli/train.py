@@ -237,7 +237,7 @@ def _share_among_nodes(
     if gpus is not None:
         said["gpus_per_node"] = gpus // nodes
     chosen = {key: value for key, value in said.items() if value is not None}
-    for key in chosen:
+    for key in [*chosen, *(["nodes"] if count is not None else [])]:
         if key in given:
             raise UsageError(f"--slurm {key}: --nodes, --gpus and --procs set it. Give only one.")
     return parse_settings([*slurm, *(f"{key}={value}" for key, value in chosen.items())])

@@ -34,6 +34,7 @@ class Machine:
         every = sorted(os.sched_getaffinity(0))
         self.cores = [every[number % len(every)]]  # bits depend on the number of threads
         self.port = f"{name}-s"  # of the switch
+        self.processes: list[subprocess.Popen[bytes]] = []
 
     def start(
         self, words: Sequence[object], output: Path, folder: Path, **environment: str
@@ -49,6 +50,7 @@ class Machine:
                 env={**os.environ, "RESCUE_ALLOCATOR": "off", "OMP_NUM_THREADS": "1",
                      **environment},
             )  # fmt: skip
+        self.processes.append(process)
         return Process(process, output)
 
     def kill(self) -> None:
@@ -56,6 +58,8 @@ class Machine:
         for pid in _call("ip", "netns", "pids", self.name).split():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(int(pid), signal.SIGKILL)
+        for process in self.processes:
+            process.wait()
 
 
 class Process:

@@ -281,6 +281,7 @@ def test_a_job_is_judged_by_its_own_failure_record_and_not_an_earlier_jobs(
         ("train --on slurm --slurm time=4:00", "--slurm: time=4:00 must be a whole number of min"),
         ("train --on slurm --nodes 2 --procs 3", "--nodes: 3 processes cannot be divided evenly"),
         ("train --on slurm --nodes 2 --slurm nodes=2", "--slurm nodes: --nodes, --gpus and --pro"),
+        ("train --on slurm --gpus 2 --slurm nodes=2", "--slurm nodes: --nodes, --gpus and --procs"),
         ("train --on slurm --rendezvous a:1", "--rendezvous: depends on the nodes that SLURM giv"),
         ("train --on slurm train.device_batch_size=auto", "train.device_batch_size=auto: depends"),
         (
