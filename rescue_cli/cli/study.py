@@ -149,7 +149,7 @@ def study(
             if on is Where.slurm:
                 work: Jobs = slurm_jobs(slurm or [], jobs, device, workers, folder)
             else:
-                work = local_jobs(where, jobs or 1, workers, folder / ".cache")
+                work = local_jobs(where, 1 if jobs is None else jobs, workers, folder / ".cache")
                 note_precision((run.recipe.train.precision for run in runs if not run.done), where)
             train_missing(runs, work, budget)
     rows = [row for row in table_rows(loaded, given, folder) if row["row"] in chosen]

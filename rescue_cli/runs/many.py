@@ -136,6 +136,8 @@ def slurm_jobs(
         folder: Of the runs; what is submitted is kept in a folder below it.
     """
     settings = slurm.parse_settings(given)
+    if jobs is not None and jobs < 1:
+        raise UsageError(f"--jobs: {jobs} must be at least 1.")
     if jobs is not None:
         settings["array_parallelism"] = jobs
     values = {"--device": device, "--workers": workers}
