@@ -4,7 +4,20 @@ import difflib
 import re
 from collections.abc import Iterable
 
+# Schemes of URLs that images may come from, and the package that reads them with fsspec
+STORES = {
+    "s3": "s3fs",
+    "gs": "gcsfs",
+    "gcs": "gcsfs",
+    "az": "adlfs",
+    "abfs": "adlfs",
+    "hf": "huggingface_hub",
+    "http": "aiohttp",
+    "https": "aiohttp",
+}
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+_STORE = re.compile(rf"({'|'.join(STORES)})://")
+_OF_IMAGES = re.compile(r"--to|data\.(root|train_root|test_root|sets\..*)")
 
 
 class RescueError(Exception):
@@ -90,12 +103,14 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 def refuse_url(key: str, value: str) -> None:
     """Raises `UsageError` for a URL in place of a file or folder.
 
-    As a path it would be a local file with that odd name.
+    As a path it would be a local file with that odd name. Shards of images may lie elsewhere.
     """
-    if not _URL.match(value):
+    if not _URL.match(value) or (_OF_IMAGES.fullmatch(key) and _STORE.match(value)):
         return
+    rule = "only local files can be read"
+    cure = "Mount it or copy it, and give the path on this machine."
     if value.startswith("file:///"):
         cure = f"Give the path {value[7:]}."
-    else:
-        cure = "Mount it or copy it, and give the path on this machine."
-    raise UsageError(f"{key}: {value} is a URL; only local files can be read. {cure}")
+    elif _OF_IMAGES.fullmatch(key):
+        rule = f"images are read from local files, or from {', '.join(STORES)}"
+    raise UsageError(f"{key}: {value} is a URL; {rule}. {cure}")

@@ -22,6 +22,10 @@ SMALL = "--smoke model.name=test_resnet data.train_size=64 eval.sizes=[64]"
 SUBSTITUTIONS = {
     "--recipe myrtle-baseline data.root=DATA": "--recipe myrtle-baseline data.root=CIFAR --smoke",
     "data.name=folder data.root=DATA --subset 100:50": f"data.name=folder data.root=FOLDER {SMALL}",
+    "data.name=folder data.root=shards --subset 100:50": (
+        f"data.name=folder data.root=shards {SMALL}"
+    ),
+    "pack DATA shards": "pack FOLDER shards",
     "data.root=DATA --gpus 4": f"data.root=IMAGENET {SMALL}",
     "data.root=DATA --dry-run": "data.root=nowhere --dry-run",  # 1,281,167 images then
     "--model regnety_040 --epochs 50 data.root=DATA": (

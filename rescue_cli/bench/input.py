@@ -15,10 +15,6 @@ import torch
 from rescue_cli.bench import timm_pipeline
 from rescue_cli.bench.timing import one_thread, show_rounds
 from rescue_cli.build.feeds import Machine, build_normalise, build_train_feed
-
-# data_keys
-# filled
-# operations_of
 from rescue_cli.recipe import Item, Recipe
 from rescue_cli.sections.augment import Augment
 from rescue_cli.sections.data import Dataset, Files
@@ -76,7 +72,7 @@ def against_timm(recipe: Recipe, folder: Path, *, steps: int, rounds: int) -> di
                 if name == "theirs":
                     cost = _theirs(folder, recipe, size, len(files), given)
                 else:
-                    cost = _ours(recipe, tiled, tuple(names), samplings[name], steps)
+                    cost = ours(recipe, tiled, tuple(names), samplings[name], steps)
                 costs[name].append(cost)
     return {
         "what": f"worker of {recipe.name}'s input at {size} px, {len(files)} images x {times}, "
@@ -112,9 +108,10 @@ def _median(costs: list[Cost]) -> Cost:
     )
 
 
-def _ours(
+def ours(
     recipe: Recipe, files: Files, classes: tuple[str, ...], sampling: Item, steps: int
 ) -> Cost:
+    """The cost of so many steps of our loader with one worker."""
     train = recipe.train
     per_epoch = len(files) // train.batch_size
     size, labels = train.device_batch_size, files.labels
@@ -138,13 +135,13 @@ def _ours(
         train.seed,
         per_epoch,
     )
-    own_before, workers_before = time.process_time(), _workers_seconds()
+    own_before, workers_before = time.process_time(), workers_seconds()
     with closing(feed):
         feed.start(0)
         for step in range(steps):
             batches = list(feed.micro_batches(step))
     loading = time.process_time() - own_before
-    worker = _workers_seconds() - workers_before
+    worker = workers_seconds() - workers_before
     # Afterwards, because at the same time it would compete with the worker for caches and memory
     started = time.process_time()
     for batch in batches:
@@ -160,9 +157,9 @@ def _theirs(
     batch_size = recipe.train.device_batch_size
     times = math.ceil(recipe.train.batch_size / images)
     loader = timm_pipeline.loader(folder, size, batch_size, times, given)
-    own_before, workers_before = time.process_time(), _workers_seconds()
+    own_before, workers_before = time.process_time(), workers_seconds()
     seen = sum(len(batch) for batch, _ in loader)
-    worker = _workers_seconds() - workers_before
+    worker = workers_seconds() - workers_before
     return _cost(seen, worker, time.process_time() - own_before, 0.0)
 
 
@@ -170,7 +167,7 @@ def _cost(views: int, *seconds: float) -> Cost:
     return Cost(*(1e3 * s / views for s in seconds))
 
 
-def _workers_seconds() -> float:
+def workers_seconds() -> float:
     """CPU seconds of all child processes that have ended."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime

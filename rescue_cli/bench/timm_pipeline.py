@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 
-# data_keys
 from rescue_cli.errors import UsageError
 from rescue_cli.recipe import Item, Recipe
 from rescue_cli.sections.data import normalisation

@@ -9,7 +9,7 @@ from rescue_cli.build.networks import autocast
 from rescue_cli.build.weights import PREPROCESSING
 from rescue_cli.engine.evaluate import Evaluator
 from rescue_cli.recipe import Recipe
-from rescue_cli.sections.data import Dataset, normalisation
+from rescue_cli.sections.data import Dataset, Files, Split, normalisation
 from rescue_cli.sections.data.rgb import Reading
 from rescue_cli.sections.loss import micro_batch_loss
 from rescue_cli.sections.tta import TTAS
@@ -48,3 +48,17 @@ def describe_protocol(
         **Reading.of(recipe.data).unusual,
         **({"resize": "squash"} if recipe.eval.resize == "squash" else {}),
     }
+
+
+def describe_shards(recipe: Recipe, test: Split, train: Split) -> dict[str, str]:
+    """For the protocol: what was done to images before they were packed; an order by shards."""
+    facts = {"images": _resized(test), "training_images": _resized(train)}
+    if recipe.sampling.name == "shard-shuffled":
+        facts["sampling"] = f"shard-shuffled, buffer {recipe.sampling.arguments['buffer']}"
+    return {key: text for key, text in facts.items() if text}
+
+
+def _resized(split: Split) -> str:
+    """What was done to a split's images before they were packed; empty for the originals."""
+    files = split if isinstance(split, Files) else split.files
+    return "" if files is None else files.names.resized

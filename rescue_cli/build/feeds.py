@@ -108,8 +108,11 @@ def build_train_feed(
         if data.train.annotated
         else Cropping(crop, keys.train_size or 224, keys.train_interpolation)
     )
+    files = data.train
+    if recipe.sampling.name == "shard-shuffled":
+        files = replace(files, names=files.names.kept_whole())
     samples = TrainSamples(
-        data.train, cut, train.device_batch_size, train.seed, keys.decoder, Reading.of(keys)
+        files, cut, train.device_batch_size, train.seed, keys.decoder, Reading.of(keys)
     )
     return FileFeed(
         samples,

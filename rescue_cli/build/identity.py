@@ -33,6 +33,7 @@ from rescue_cli.sections.data import (
     fingerprint_from_arrays,
     list_split,
 )
+from rescue_cli.sections.data.packed.remote import is_url
 from rescue_cli.sections.model.weights import locate_file
 
 FORMAT = 1
@@ -93,7 +94,11 @@ def _paths(recipe: Recipe) -> dict[str, str]:
     elsewhere = place.name in FACTS and place.name != PACKAGED
     if not any(key in given for key in ROOTS) and place.has_root and elsewhere:
         given["data.root"] = place.root  # of RESCUE_DATA
-    return {key: os.path.abspath(os.path.expanduser(value)) for key, value in given.items()}
+    return {key: _absolute(str(value)) for key, value in given.items()}
+
+
+def _absolute(place: str) -> str:
+    return place if is_url(place) else os.path.abspath(os.path.expanduser(place))
 
 
 def _digest(source: str) -> str | None:

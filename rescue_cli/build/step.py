@@ -21,7 +21,7 @@ from rescue_cli.engine.step import Step
 from rescue_cli.recipe import Recipe, steps_per_epoch, total_steps
 from rescue_cli.sections.augment import Augment
 from rescue_cli.sections.averaging import RunLength
-from rescue_cli.sections.data import Dataset
+from rescue_cli.sections.data import Dataset, Files
 from rescue_cli.sections.loss import weighted_micro_batch_loss
 from rescue_cli.sections.mix import MixContext
 from rescue_cli.sections.sampling import SamplingContext
@@ -43,6 +43,7 @@ def build_step(
             per_epoch,
             train.seed,
             data.train.labels,
+            data.train.names.storage() if isinstance(data.train, Files) else None,
         )
     )
     scaler = torch.amp.GradScaler(device.type, enabled=train.precision == "float16")

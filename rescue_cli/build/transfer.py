@@ -11,6 +11,8 @@ from rescue_cli.errors import UsageError, did_you_mean
 from rescue_cli.recipe import Recipe
 from rescue_cli.recipe.changes import given_keys, is_given
 from rescue_cli.sections.data import DATASETS, FACTS, channels_of, is_coco, normalisation
+from rescue_cli.sections.data.packed.location import is_images
+from rescue_cli.sections.data.packed.remote import is_url
 from rescue_cli.sections.model import MODELS, weights
 
 # The data set that reads the user's own folder, by task
@@ -63,11 +65,11 @@ def _target(base: Recipe, to: str) -> dict[str, Any]:
     """`data.name`; for the user's own folder also `data.root`, with EXIF orientation applied."""
     if to in DATASETS:
         return {"data.name": to}
-    if Path(to).is_dir():
-        names = OF_COCO if base.is_annotated and is_coco(Path(to)) else FOLDERS
+    if is_url(to) or is_images(Path(to)):
+        has_coco = base.is_annotated and not is_url(to) and is_coco(Path(to))
         return {
-            "data.name": names[base.task.name],
-            "data.root": str(Path(to).resolve()),
+            "data.name": (OF_COCO if has_coco else FOLDERS)[base.task.name],
+            "data.root": to if is_url(to) else str(Path(to).resolve()),
             "data.exif": "applied",
         }
     raise UsageError(

@@ -32,6 +32,7 @@ VERBS = {
     "study": "Run a published comparison; paper and measured side by side.",
     "compare": "Test whether B is better than A.",
     "report": "Write an HTML page about runs, sweeps and studies.",
+    "pack": "Pack images into tar or parquet shards.",
     "models": "List the architectures of the paper's tables.",
     "bench": "Measure speed relative to timm or a plain PyTorch loop.",
 }

@@ -225,6 +225,43 @@ def input(
     )
 
 
+@app.command()
+def shards(
+    data: Annotated[str, typer.Option("--data", help="Folder of class folders of images.")],
+    overrides: Overrides = None,
+    recipe: RecipeName = "a3",
+    max_side: Annotated[int, typer.Option(help="Of the resized shards, in pixels.", min=16)] = 400,
+    steps: Annotated[int, typer.Option(help="Steps per round.", min=1)] = 2,
+    rounds: Rounds = 3,
+    as_json: Json = False,
+) -> None:
+    """Time reading from tar, parquet and resized shards against the folder and WebDataset.
+
+    CPU seconds of one worker. The shards are made for it, and deleted; webdataset is left out where
+    it is not installed.
+    """
+    import tempfile
+    from pathlib import Path
+
+    from rescue_cli import recipe as recipes
+    from rescue_cli.bench.shards import compare_storage
+    from rescue_cli.build.check import check_ingredients
+
+    resolved = recipes.load(recipe or "a3", overrides or [])
+    check_ingredients(resolved)
+    resolved.demand_classification("bench")
+    with tempfile.TemporaryDirectory(prefix="rescue-shards-") as scratch:
+        result = compare_storage(
+            resolved, Path(data), Path(scratch), max_side=max_side, steps=steps, rounds=rounds
+        )
+    if as_json:
+        common.print_json(result)
+        return
+    print(result["what"])
+    for name, value in result["views_per_second"].items():
+        print(f"  {name}: {value:.0f} {result['unit']}, {result['ratios'][name]:.2f} of the folder")
+
+
 @app.command(cls=SingleProcess)
 def train(
     overrides: Overrides = None,

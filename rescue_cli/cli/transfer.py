@@ -120,7 +120,7 @@ def transfer(
             "Remove it."
         )
     base = recipes.load(recipe or (PROBE if guided else DEFAULT))
-    name = Path(to).resolve().name if Path(to).is_dir() else to
+    name = Path(to).resolve().name if Path(to).exists() else to.rstrip("/").rpartition("/")[2]
     folder = check_folder(out or Path("runs", "transfer" if guided else base.name, name))
     where = planned_device(device) if dry_run else select_device(device)
     if guided:

@@ -19,8 +19,8 @@ from rescue_cli.export.preprocessing import Pixels
 from rescue_cli.recipe import Recipe
 from rescue_cli.rng import Indices
 from rescue_cli.sections.data import Images, Split
-from rescue_cli.sections.data.decode import read_image
 from rescue_cli.sections.data.rgb import Reading
+from rescue_cli.sections.data.samples import read_file
 
 AT_ONCE = 32  # images whose features stay in a processor's caches
 
@@ -55,8 +55,7 @@ class TestSet:
             planes = self.split.pixels[index]
             return Image.fromarray(planes[0] if len(planes) == 1 else planes.transpose(1, 2, 0))
         keys = self.recipe.data
-        path = self.split.names.path(index)
-        image = read_image(path, keys.eval_decoder, Reading.of(keys))
+        image = read_file(self.split, index, keys.eval_decoder, Reading.of(keys))
         return image if isinstance(image, Image.Image) else Image.fromarray(image)
 
 

@@ -102,6 +102,7 @@ class DataKeys:
     background: Background = "white"
     range: tuple[float, float] | None = None
     mask_values: dict[str, MaskValue | list[MaskValue]] | None = None  # by class, or `ignored`
+    label_field: str | None = None  # of shards: the column or JSON entry that holds the class
     unknown_classes: UnknownClasses = "refuse"  # of test sets: classes that training does not have
 
 

@@ -139,15 +139,14 @@ def _thumbnail(path: Path, split: "Split", index: int) -> "Image | None":
     from PIL import Image
 
     from rescue_cli.sections.data import Files
-    from rescue_cli.sections.data.decode import UNREADABLE, read_image
+    from rescue_cli.sections.data.decode import UNREADABLE
     from rescue_cli.sections.data.rgb import Reading
+    from rescue_cli.sections.data.samples import read_file
 
     if not isinstance(split, Files):
         return image_of(split.pixels[index])
     try:
-        image: Image.Image = read_image(
-            split.names.path(index), "pil", Reading.of(recipe_in(path).data)
-        )
+        image: Image.Image = read_file(split, index, "pil", Reading.of(recipe_in(path).data))
     except (*UNREADABLE, RescueError):
         return None
     image.thumbnail((SIDE, SIDE))

@@ -16,7 +16,7 @@ from torch import nn
 
 from rescue_cli import distributed
 from rescue_cli.batch import Measurement
-from rescue_cli.build.evaluation import describe_protocol
+from rescue_cli.build.evaluation import describe_protocol, describe_shards
 from rescue_cli.build.weights import describe_preprocessing
 from rescue_cli.engine.evaluate import EvalResult, EvalSet, Evaluator
 from rescue_cli.engine.step import Step
@@ -171,7 +171,9 @@ def _write_predictions(
     rows = [(name, at, one) for name, each in measured.items() for at, one in each.items()]
     entries = []
     for name, measurement, predictions in rows:
-        resident = isinstance(data.tests.get(name), Images)
+        images = data.tests.get(name) or next(
+            iter(data.tests.values())
+        )  # `real` is of the main one
         entry = {
             "set": name,
             "size": measurement.size,
@@ -180,7 +182,11 @@ def _write_predictions(
             "loss": finite_or_none(predictions.loss),
             "count": predictions.count,
             **predictions.by_class(data.classes),
-            "protocol": {**describe_protocol(recipe, name, measurement, resident), **given},
+            "protocol": {
+                **describe_protocol(recipe, name, measurement, isinstance(images, Images)),
+                **describe_shards(recipe, images, data.train),
+                **given,
+            },
         }
         entries.append(entry)
     for entry, (_, _, predictions) in zip(entries, rows, strict=True):
@@ -218,7 +224,7 @@ def _write_image_table(
     for index, (right, top, probability) in enumerate(
         zip(of_images, predicted, probabilities, strict=True)
     ):
-        name = str(index) if files is None else str(files.names.path(index))
+        name = str(index) if files is None else files.names.place(index)
         label = "|".join(classes[one] for one in right if one >= 0)
         writer.writerow([name, label, classes[top], f"{probability:.6f}"])
     content = text.getvalue().encode("utf-8", "backslashreplace")

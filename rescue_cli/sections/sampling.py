@@ -3,14 +3,24 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, lru_cache
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 
+from rescue_cli.errors import UsageError
 from rescue_cli.recipe.schema import PositiveInt
 from rescue_cli.rng import Indices, permute, permute_each
 
 DRAWN_AT_ONCE = 4_096  # indices of a micro-batch's steps: two blocks of each are kept
+
+
+class Storage(Protocol):
+    """Images in the order in which shards hold them, (samples,), and where each shard ends."""
+
+    @property
+    def order(self) -> Indices: ...
+    @property
+    def ends(self) -> Indices: ...
 
 
 @dataclass(frozen=True)
@@ -23,6 +33,7 @@ class SamplingContext:
     per_epoch: int
     seed: int
     labels: Indices | None = None  # (samples,), for a sampler that balances classes
+    storage: Storage | None = None  # of images in shards
 
 
 Sampler = Callable[[int, int], Indices]
@@ -113,6 +124,46 @@ def balanced(context: SamplingContext) -> Sampler:
     return indices
 
 
+def shard_shuffled(context: SamplingContext, *, buffer: PositiveInt) -> Sampler:
+    """(step, micro-batch) -> indices (micro_batch_size,), shard by shard, for slow random reads.
+
+    Each epoch has the shards in a new order, one after another as they are stored, and of this
+    stream every `buffer` consecutive images in random order: so many are read from a few shards at
+    a time. The order is less random than `shuffled`'s: images of one shard stay close to each
+    other. Raises `UsageError` where images do not lie in shards.
+    """
+    if context.storage is None:
+        raise UsageError(
+            "sampling.name: shard-shuffled needs images in shards, which data.root does not have. "
+            "Make some with rescue pack, or use shuffled."
+        )
+    order, ends = context.storage.order, context.storage.ends
+    starts = np.concatenate([[0], ends[:-1]])
+    blocks = -(-context.samples // buffer)
+
+    @lru_cache(maxsize=2)
+    def shards_of(epoch: int) -> tuple[Indices, Indices]:
+        """The shards in the order of the epoch, and where they end in its stream."""
+        shards = permute(np.arange(len(ends)), len(ends), context.seed, epoch)
+        return shards, np.cumsum((ends - starts)[shards])
+
+    def indices(step: int, micro_batch: int) -> Indices:
+        epoch, within = divmod(step, context.per_epoch)
+        first = within * context.batch_size + micro_batch * context.micro_batch_size
+        drawn = (first + np.arange(context.micro_batch_size)) % context.samples
+        block, place = np.divmod(drawn, buffer)
+        sizes = np.minimum(buffer, context.samples - block * buffer)
+        stream = block * buffer + permute_each(place, sizes, epoch * blocks + block, context.seed)
+        shards, stream_ends = shards_of(epoch)
+        number = np.searchsorted(stream_ends, stream, side="right")
+        shard = shards[number]
+        left = stream_ends[number] - stream  # from the image to the end of its shard
+        chosen: Indices = order[ends[shard] - left]
+        return chosen
+
+    return indices
+
+
 def _spread_entries(context: SamplingContext, micro_batch: int) -> Indices:
     """The positions in a step's batch that a micro-batch takes: every n-th of n micro-batches."""
     return np.arange(
@@ -125,4 +176,9 @@ def _adjacent_entries(context: SamplingContext, micro_batch: int) -> Indices:
     return micro_batch * context.micro_batch_size + np.arange(context.micro_batch_size)
 
 
-SAMPLERS = {"shuffled": shuffled, "repeated": repeated, "balanced": balanced}
+SAMPLERS = {
+    "shuffled": shuffled,
+    "repeated": repeated,
+    "balanced": balanced,
+    "shard-shuffled": shard_shuffled,
+}

@@ -23,6 +23,8 @@ from rescue_cli.build.optimizers import build_optimizers
 from rescue_cli.cli import main
 from rescue_cli.errors import UsageError
 from rescue_cli.sections.optim import OPTIMIZERS
+from tests.conftest import Rescue
+from tests.helpers import shards
 
 CPU = torch.device("cpu")
 TINY = ("model.width=4", "train.batch_size=32", "train.device_batch_size=16")
@@ -396,3 +398,17 @@ def test_bench_inference_of_a_net_outside_the_table_has_timms_test_size(
     assert " 224 px" in json.loads(capsys.readouterr().out)["what"]
     assert run_bench(monkeypatch, "inference", "--model", "test_resnet", *quick) == 0
     assert " 160 px" in json.loads(capsys.readouterr().out)["what"]
+
+
+def test_bench_shards_times_every_way_to_read_the_same_images(
+    rescue: Rescue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RESCUE_CACHE", str(tmp_path / "cache"))
+    folder = shards.write_folder(tmp_path / "photos", train=6, val=1)
+    words = ["--data", folder, "--rounds", 1, "--steps", 1, "--max-side", 32, "--json"]
+    more = ["train.batch_size=16", "train.device_batch_size=8", "data.train_size=24"]
+    result = json.loads(rescue("bench", "shards", *words, *more).out)
+    ways = ["folder", "tar", "parquet", "tar, longer side at most 32"]
+    assert list(result["ratios"])[:4] == ways
+    assert result["ratios"]["folder"] == 1
+    assert all(0.02 < ratio < 50 for ratio in result["ratios"].values())

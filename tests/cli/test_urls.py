@@ -22,7 +22,8 @@ from tests.conftest import Rescue
         ("eval az://c/run", "eval: az://c/run is a URL"),
         ("predict run https://x/y.jpg", "predict: https://x/y.jpg is a URL"),
         ("transfer --from s3://b/w.safetensors --to a", "--from: s3://b/w.safetensors is a URL"),
-        ("transfer --from a --to s3://b/photos", "--to: s3://b/photos is a URL"),
+        ("transfer --from a --to ftp://b/photos", "--to: ftp://b/photos is a URL; images are read "
+         "from local files, or from s3, gs, gcs, az, abfs, hf, http, https."),
         ("lr-range-test --apply s3://b/x.yaml", "--apply: s3://b/x.yaml is a URL"),
         ("seed-sweep --out s3://b/x", "--out: s3://b/x is a URL"),
         ("study resnet --out s3://b/x", "--out: s3://b/x is a URL"),

@@ -1,5 +1,6 @@
-"""Repeated augmentation against timm's sampler, index by index; classes drawn equally often."""
+"""Repeated augmentation against timm's sampler; classes drawn equally often; order by shards."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -8,14 +9,17 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from rescue_cli.errors import UsageError
 from rescue_cli.rng import permute, permute_each
 from rescue_cli.sections.data import Images
 from rescue_cli.sections.data.memory import MemoryFeed
+from rescue_cli.sections.data.splits import Storage
 from rescue_cli.sections.sampling import (
     DRAWN_AT_ONCE,
     SamplingContext,
     balanced,
     repeated,
+    shard_shuffled,
     shuffled,
 )
 
@@ -211,3 +215,71 @@ def test_every_order_of_three_comes_as_often() -> None:
     _, counts = np.unique(found, axis=0, return_counts=True)
     assert len(counts) == 6
     assert np.abs(counts - 1000).max() < 150  # five standard deviations
+
+
+# --- by shards ---
+
+BUFFER = 96
+
+
+def stored(sizes: Sequence[int]) -> SamplingContext:
+    """Images in shards of these sizes, in another order than they are stored in."""
+    order = np.random.default_rng(5).permutation(sum(sizes))
+    storage = Storage(order, np.cumsum(sizes))
+    return SamplingContext(sum(sizes), 64, 16, sum(sizes) // 64, 3, storage=storage)
+
+
+def epoch_by_shards(
+    context: SamplingContext, epoch: int, buffer: int = BUFFER
+) -> NDArray[np.int64]:
+    sampler = shard_shuffled(context, buffer=buffer)
+    steps = range(epoch * context.per_epoch, (epoch + 1) * context.per_epoch)
+    return np.concatenate([sampler(step, part) for step in steps for part in range(4)])
+
+
+def test_by_shards_an_epoch_sees_each_image_once_and_few_shards_at_a_time() -> None:
+    sizes = (100, 7, 250, 31, 180, 72)
+    context = stored(sizes)
+    assert context.storage is not None
+    shard_of = np.empty(context.samples, dtype=np.int64)
+    shard_of[context.storage.order] = np.repeat(np.arange(6), sizes)
+    for epoch in range(3):
+        drawn = epoch_by_shards(context, epoch)
+        assert sorted(drawn) == list(range(640)), "640 of 640 images"
+        for start in range(0, 640, BUFFER):
+            block = drawn[start : start + BUFFER]
+            in_order = list(dict.fromkeys(shard_of[epoch_by_shards(context, epoch, buffer=1)]))
+            open_shards = {in_order.index(shard) for shard in shard_of[block]}
+            assert len(open_shards) == max(open_shards) - min(open_shards) + 1, "neighbours"
+            assert len(open_shards) <= 4
+    assert sorted(in_order) == list(range(6)), "one shard after another"
+
+
+def test_by_shards_orders_differ_by_epoch_and_a_buffer_is_shuffled() -> None:
+    context = stored((320, 320))
+    assert context.storage is not None
+    rank = np.empty(640, dtype=np.int64)
+    rank[context.storage.order] = np.arange(640)
+    ranks = [rank[epoch_by_shards(context, epoch)] for epoch in range(40)]
+    assert len({tuple(each) for each in ranks}) == 40
+    first = [each[0] // 320 for each in ranks]
+    assert 8 <= sum(first) <= 32, "either shard comes first"
+    unshuffled = rank[epoch_by_shards(context, 0, buffer=1)]
+    assert (np.diff(unshuffled) == 1).sum() >= 638, "as they are stored, shard after shard"
+    blocks = np.concatenate(ranks).reshape(-1, 640)[:, :BUFFER]
+    moved = [abs(int(np.argsort(np.argsort(b))[0])) for b in blocks]
+    assert 25 < np.mean(moved) < 70, "the first of a block of 96 may be any of them"
+
+
+def test_by_shards_a_micro_batch_is_a_function_of_its_number() -> None:
+    context = stored((200, 56, 384))
+    forwards, backwards = (shard_shuffled(context, buffer=BUFFER) for _ in range(2))
+    places = [(step, part) for step in range(25) for part in range(4)]
+    one = {place: forwards(*place).tolist() for place in places}
+    other = {place: backwards(*place).tolist() for place in reversed(places)}
+    assert one == other
+
+
+def test_images_that_lie_in_no_shards_cannot_be_drawn_by_them() -> None:
+    with pytest.raises(UsageError, match="shard-shuffled needs images in shards"):
+        shard_shuffled(STEPS, buffer=100)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from rescue_cli.errors import DataError
 from rescue_cli.recipe import DataItem, DataKeys
 from rescue_cli.sections.data.annotated import Boxed, Masked
 from rescue_cli.sections.data.datasets import DATASETS
@@ -29,6 +30,7 @@ from rescue_cli.sections.data.location import (
     normalisation,
 )
 from rescue_cli.sections.data.own import own_data
+from rescue_cli.sections.data.packed.remote import with_urls
 from rescue_cli.sections.data.resident import make_resident
 from rescue_cli.sections.data.rgb import Reading
 from rescue_cli.sections.data.splits import (
@@ -94,7 +96,11 @@ def load(
     names of the weights that are evaluated. Raises `DataError` and `UsageError`.
     """
     location = Location(name, keys, test_only and not keys.holdout, classes)
-    whole: Dataset = keys(location) if isinstance(keys, DataItem) else DATASETS[name](location)
+    try:
+        whole: Dataset = keys(location) if isinstance(keys, DataItem) else DATASETS[name](location)
+    except DataError as error:
+        raise DataError(with_urls(str(error))) from None
+    whole = replace(whole, notes=tuple(map(with_urls, whole.notes)))
     dataset = take_subset(hold_out(whole, keys.holdout, keys.fold), keys.subset)
     if keys.channels is not None:
         dataset = grey_to_rgb(dataset)

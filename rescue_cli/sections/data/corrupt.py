@@ -1,7 +1,6 @@
 """Corrupt images: a training image is replaced by another and logged; too many are an error."""
 
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -19,7 +18,7 @@ def read_or_replace(
     images: int,
     seed: int,
     read: Callable[[int], Image],
-    path: Callable[[int], Path],
+    place: Callable[[int], str],
     broken: list[tuple[str, str]],
 ) -> tuple[int, Image | None]:
     """(index, image) of the image, or of another drawn in its place where it cannot be decoded.
@@ -30,7 +29,7 @@ def read_or_replace(
         try:
             return index, read(index)
         except UNREADABLE as error:
-            broken.append((str(path(index)), describe_error(error)))
+            broken.append((place(index), describe_error(error)))
         (word,) = random_words(seed, "redraw", index, attempt, 1)
         index = int(word % np.uint64(images))
     return index, None

@@ -2,6 +2,7 @@
 
 import io
 import lzma
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -21,6 +22,7 @@ from rescue_cli.sections.data.fine_grained import (
 )
 from rescue_cli.sections.data.formats.class_folders import (
     class_folders,
+    index_at,
     is_flat_folder,
     read_class_folders,
     read_flat_folder,
@@ -158,7 +160,7 @@ def _classes_from_folders(location: Location, *, own: bool) -> Dataset:
         root = next(iter({**location.test_root(names), **location.extra_sets}.values()))
     else:
         root = location.train_root
-    classes = class_folders(root)
+    classes = class_folders(root, location.keys.label_field)
     if any(name in location.classes for name in classes):
         classes = list(location.classes)
     labels = {name: i for i, name in enumerate(classes)}
@@ -210,7 +212,8 @@ def _read_class_folder_sets(
     own: bool = False,
 ) -> Dataset:
     """`own`: the user's own folder, in which empty files and unread splits are noted."""
-    _check_classes(location, labels)
+    field = location.keys.label_field
+    labels_here = _training_labels(location, labels)
     skipped = SkippedFiles(check_sizes=own)
     if location.test_only:
         train = Files(FileNames.of(Path(), []), np.zeros(0, dtype=np.int64))
@@ -218,13 +221,17 @@ def _read_class_folder_sets(
         # The weights of an evaluation may know classes that the folder lacks
         all_classes = complete and not location.classes
         train = read_class_folders(
-            location.train_root, labels, complete=all_classes, skipped=skipped
+            location.train_root,
+            labels_here,
+            complete=all_classes,
+            skipped=skipped,
+            label_field=field,
         )
     main_roots = location.test_root(test_names, suggest_holdout(train.labels))
     roots = {**main_roots, **location.extra_sets}
     unknown = location.keys.unknown_classes
     splits = {
-        name: drop_unknown_classes(name, _read_test_split(root, labels, unknown, skipped))
+        name: drop_unknown_classes(name, _read_test_split(root, labels, unknown, skipped, field))
         for name, root in roots.items()
     }
     tests: dict[str, Any] = {name: files for name, (files, _) in splits.items()}
@@ -238,29 +245,58 @@ def _read_class_folder_sets(
     return Dataset(train, tests, classes, notes=notes)
 
 
-def _check_classes(location: Location, labels: dict[str, int]) -> None:
-    """Raises `DataError` where no training folder is a class of this data set."""
-    if location.test_only or not location.train_root.is_dir():
-        return
-    present = class_folders(location.train_root)
-    if not any(name in labels for name in present):
+def _training_labels(location: Location, labels: dict[str, int]) -> dict[str, int]:
+    """The labels of the training folder's classes: by name, or by the numbers that shards have.
+
+    Raises `DataError` where no training folder is a class of this data set.
+    """
+    if location.test_only or not location.has_train_folder:
+        return labels
+    root = location.train_root
+    present = class_folders(root, location.keys.label_field)
+    if any(name in labels for name in present):
+        return labels
+    index = index_at(root, location.keys.label_field)
+    if index is None or not (by_number := _labels_by_number(index.numbers, present, labels)):
         raise DataError(
             f"{location.train_root}: no folder is a class of {location.name} ({present[0]} is "
             "not). For classes of your own use data.name=folder."
         )
+    return by_number
+
+
+def _labels_by_number(
+    numbers: Mapping[str, int], present: Sequence[str], labels: Mapping[str, int]
+) -> dict[str, int]:
+    """The labels of these classes by their numbers; of all classes, so that none seems to lack."""
+    if not all(0 <= numbers.get(name, -1) < len(labels) for name in present):
+        return {}
+    rest = set(range(len(labels))) - {numbers[name] for name in present}
+    return {name: numbers[name] for name in present} | {str(number): number for number in rest}
 
 
 def _read_test_split(
-    root: Path, labels: dict[str, int], unknown: UnknownClasses, skipped: SkippedFiles
+    root: Path,
+    labels: dict[str, int],
+    unknown: UnknownClasses,
+    skipped: SkippedFiles,
+    label_field: str | None,
 ) -> Files:
     if is_flat_folder(root):
         return read_flat_folder(root, labels, unknown, skipped)
-    names = class_folders(root)
-    numbered = {str(i): i for i in range(len(labels))}
-    by_number = not any(n in labels for n in names) and all(n in numbered for n in names)
-    label_of = numbered if by_number else labels
+    names = class_folders(root, label_field)
+    if not any(name in labels for name in names):
+        index = index_at(root, label_field)
+        numbers = {str(i): i for i in range(len(labels))} if index is None else index.numbers
+        labels = _labels_by_number(numbers, names, labels) or labels
     return read_class_folders(
-        root, label_of, complete=False, test=True, unknown=unknown, skipped=skipped
+        root,
+        labels,
+        complete=False,
+        test=True,
+        unknown=unknown,
+        skipped=skipped,
+        label_field=label_field,
     )
 
 

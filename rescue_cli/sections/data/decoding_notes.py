@@ -1,6 +1,8 @@
 """Notes on how unusual files are read: rotated, more than 8 bits, transparent, several frames."""
 
-from collections.abc import Iterable, Sequence
+import io
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,42 +17,43 @@ SAMPLE = 64  # evenly spaced files per split; reading a header takes 0.2 ms
 
 def describe_splits(splits: Iterable[Split], reading: Reading) -> tuple[str, ...]:
     """As `describe_files`, for a sample of each split's files."""
-    paths = []
+    files = []
     for split in splits:
         if isinstance(split, Files):
-            paths += [split.names.path(index) for index in _sample_indices(len(split))]
-    return _describe_paths(paths, reading)
+            names = split.names
+            files += [(names.place(i), partial(names.read, i)) for i in _sample_indices(len(split))]
+    return _describe(files, reading)
 
 
 def describe_files(paths: Sequence[Path], reading: Reading) -> tuple[str, ...]:
     """A note for each property of a sample of the files that `reading` decides about."""
-    return _describe_paths([paths[index] for index in _sample_indices(len(paths))], reading)
+    chosen = [paths[index] for index in _sample_indices(len(paths))]
+    return _describe([(str(path), path.read_bytes) for path in chosen], reading)
 
 
 def _sample_indices(count: int) -> list[int]:
     return [int(index) for index in np.linspace(0, count - 1, min(SAMPLE, count))]
 
 
-def _describe_paths(paths: Iterable[Path], reading: Reading) -> tuple[str, ...]:
-    files_of: dict[str, list[Path]] = {}
-    count = 0
-    for path in paths:
-        count += 1
+def _describe(
+    files: Sequence[tuple[str, Callable[[], bytes]]], reading: Reading
+) -> tuple[str, ...]:
+    files_of: dict[str, list[str]] = {}
+    for path, read in files:
         try:
-            remarks = _describe_file(path, reading)
+            remarks = _describe_file(read(), reading)
         except (*UNREADABLE, UnknownRangeError):
             continue  # reported when the file is read
         for remark in remarks:
             files_of.setdefault(remark, []).append(path)
     return tuple(
-        f"{len(files)} of {count} sampled images {remark}; the first is {files[0]}"
-        for remark, files in files_of.items()
+        f"{len(paths)} of {len(files)} sampled images {remark}; the first is {paths[0]}"
+        for remark, paths in files_of.items()
     )
 
 
-def _describe_file(path: Path, reading: Reading) -> list[str]:
-    data = path.read_bytes()
-    with Image.open(path) as image:
+def _describe_file(data: bytes, reading: Reading) -> list[str]:
+    with Image.open(io.BytesIO(data)) as image:
         remarks = [_describe_depth(image, data, reading)]
         if exif_orientation(image) != UPRIGHT:
             remarks.append(

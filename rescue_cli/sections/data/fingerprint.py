@@ -6,11 +6,9 @@ equal.
 
 import hashlib
 import json
-import os
 import unicodedata
 import zlib
 from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,8 +21,6 @@ from rescue_cli.rng import Indices
 from rescue_cli.sections.data.annotated import Boxed, Masked
 from rescue_cli.sections.data.formats.coco_shapes import ShapeMasks, shapes_checksum
 from rescue_cli.sections.data.splits import Dataset, FileNames, Files, Images, Split, join_names
-
-THREADS = 16  # a network file system answers many requests at once
 
 
 @dataclass(frozen=True)
@@ -119,41 +115,19 @@ def list_split(split: Split) -> SplitListing:
         sums = np.array([zlib.crc32(image.tobytes()) for image in split.pixels], np.int64)
         return SplitListing(None, split.labels, {"pixels": sums})
     assert files is not None
-    marks = {"bytes": _file_sizes(files.names)}
+    marks = {"bytes": files.names.sizes()}
     if isinstance(files, Boxed):
         marks["boxes"] = np.array(
             [zlib.crc32(b"".join(part.tobytes() for part in objects)) for objects in files.objects],
             np.int64,
         )
     if isinstance(files, Masked):
-        marks["bytes of its mask"] = _file_sizes(files.masks)
+        marks["bytes of its mask"] = files.masks.sizes()
     if isinstance(files, ShapeMasks):
         marks["shapes"] = np.array(
             [shapes_checksum(of_image) for of_image in files.shapes], np.int64
         )
     return SplitListing(_normalise_names(files.names), files.labels, marks)
-
-
-def _file_sizes(names: FileNames) -> Indices:
-    """Each file's size in bytes; -1 for a missing file, which is reported when it is read."""
-    if names.bytes_listed is not None:
-        return names.bytes_listed
-
-    def sizes_of(part: range) -> Indices:
-        each = (_file_size(f"{root}{names.name(index)}") for index in part)
-        return np.fromiter(each, np.int64, len(part))
-
-    root = os.path.join(names.root, "")
-    parts = [range(at, min(at + 4096, len(names))) for at in range(0, len(names), 4096)]
-    with ThreadPoolExecutor(THREADS) as pool:
-        return np.concatenate([np.zeros(0, np.int64), *pool.map(sizes_of, parts)])
-
-
-def _file_size(path: str) -> int:
-    try:
-        return os.stat(path).st_size
-    except OSError:
-        return -1
 
 
 def _normalise_names(names: FileNames) -> FileNames:

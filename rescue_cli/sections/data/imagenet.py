@@ -51,7 +51,7 @@ def _validation_number(files: Files, index: int, count: int) -> int:
     match = _NUMBER.search(name)
     if match is None or not 1 <= int(match[1]) <= count:
         raise DataError(
-            f"{files.names.path(index)}: the name has no number ILSVRC2012_val_00000001 to "
+            f"{files.names.place(index)}: the name has no number ILSVRC2012_val_00000001 to "
             f"_{count:08}, by which ReaL identifies images. Keep the original file names, or leave "
             "out the set real."
         )

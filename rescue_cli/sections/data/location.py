@@ -15,6 +15,7 @@ from rescue_cli.sections.data.listing import (
     list_split_folders,
     split_name,
 )
+from rescue_cli.sections.data.packed.location import find_source, folder_of, packed_splits
 
 
 @dataclass(frozen=True)
@@ -57,13 +58,14 @@ FACTS: Mapping[str, Facts] = {
 }
 
 
-def _expand_user(text: str) -> Path:
-    return Path(os.path.expanduser(text))  # unlike Path.expanduser, leaves ~nobody as it is
+def _exists(root: Path) -> bool:
+    """Whether there is a folder, or shards that stand for it."""
+    return root.is_dir() or find_source(root) is not None or packed_splits(root) is not None
 
 
 @dataclass(frozen=True)
 class Location:
-    """The folders that a recipe's data come from.
+    """The folders that a recipe's data come from; a folder may be that of shards (`find_source`).
 
     The properties raise `DataError` for a folder that is needed and was not given.
     """
@@ -76,7 +78,7 @@ class Location:
     @cached_property
     def root(self) -> Path:
         if self.keys.root is not None:
-            return _expand_user(self.keys.root)
+            return folder_of(self.keys.root)
         if "RESCUE_DATA" in os.environ:
             return Path(os.environ["RESCUE_DATA"], self.name)
         raise DataError(
@@ -98,12 +100,12 @@ class Location:
         """Whether the folder that was given for training images exists."""
         if not self.has_train_root:
             return False
-        return (self.train_root if self.keys.train_root else self.root).is_dir()
+        return _exists(self.train_root if self.keys.train_root else self.root)
 
     @property
     def has_train_folder(self) -> bool:
         """Whether a folder of training images alone exists, as for class folders."""
-        return self.has_train_root and self.train_root.is_dir()
+        return self.has_train_root and _exists(self.train_root)
 
     @property
     def has_one_root(self) -> bool:
@@ -117,7 +119,9 @@ class Location:
         """
         root = Path(os.path.abspath(self.root))
         split = split_name(root.name)
-        if split is None or list_split_folders(root) or not holds_images(root, 2):
+        if split is None or list_split_folders(root):
+            return None
+        if not holds_images(root, 2) and find_source(root) is None:
             return None
         is_split = split == "train" or self.test_only or find_split_folder(root.parent, "train")
         return split if is_split else None
@@ -130,10 +134,17 @@ class Location:
         return Path(os.path.abspath(self.root)).parent
 
     @cached_property
+    def packed_splits(self) -> list[str] | None:
+        """The splits that the shards at `top` hold; None where the images do not lie in shards."""
+        return packed_splits(self.top)
+
+    @cached_property
     def is_unsplit(self) -> bool:
         """Whether `top` holds class folders instead of splits; all images are then for training."""
         if self.name not in FACTS or FACTS[self.name].images is not None:
             return False  # a published data set has a fixed layout
+        if self.packed_splits is not None:
+            return not self.packed_splits
         # A folder `train` may be a class (beside `car`): then images lie directly in it
         splits = list_split_folders(self.top)
         if any(split_name(n) != "train" or not holds_images(self.top / n, 0) for n in splits):
@@ -142,12 +153,14 @@ class Location:
 
     def split(self, name: str) -> Path | None:
         """The folder of a split, or None."""
+        if self.packed_splits is not None:
+            return self.top / name if name in self.packed_splits else None
         return self.root if self.root_split == name else find_split_folder(self.top, name)
 
     @cached_property
     def train_root(self) -> Path:
         if self.keys.train_root:
-            return _expand_user(self.keys.train_root)
+            return folder_of(self.keys.train_root)
         if self.is_unsplit:
             return self.top
         return self.split("train") or self.top / "train"
@@ -160,7 +173,7 @@ class Location:
         if self.keys.holdout:
             return {}
         if self.keys.test_root:
-            return {names[0]: _expand_user(self.keys.test_root)}
+            return {names[0]: folder_of(self.keys.test_root)}
         if self.test_only and self.keys.sets and not self.has_root:
             return {}  # an evaluation of data.sets alone
         first = [self.root_split] if self.root_split in names else []
@@ -200,13 +213,12 @@ class Location:
 
     def note_unread_splits(self, tests: Mapping[str, Path]) -> tuple[str, ...]:
         """A note for each split folder that exists and is not read."""
-        if not self.has_root or not self.top.is_dir() or self.keys.holdout:
+        if not self.has_root or not _exists(self.top) or self.keys.holdout:
             return ()
         read = {self.train_root, *tests.values(), *self.extra_sets.values()}
         read_paths = {Path(os.path.abspath(folder)) for folder in read}
-        test_folders = [
-            self.top / n for n in list_split_folders(self.top) if split_name(n) != "train"
-        ]
+        splits = self.packed_splits or list_split_folders(self.top)
+        test_folders = [self.top / n for n in splits if split_name(n) != "train"]
         return tuple(
             f"{folder}: is not used; data.sets={{{split_name(folder.name)}: {folder}}} evaluates "
             "on it too"
@@ -216,7 +228,7 @@ class Location:
 
     @property
     def extra_sets(self) -> dict[str, Path]:
-        return {name: _expand_user(root) for name, root in self.keys.sets.items()}
+        return {name: folder_of(root) for name, root in self.keys.sets.items()}
 
     def with_root(self, root: Path) -> "Location":
         return replace(self, keys=replace(self.keys, root=str(root)))

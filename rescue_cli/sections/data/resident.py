@@ -1,10 +1,8 @@
 """Folders of small images, decoded once and kept in memory as one array."""
 
-import contextlib
-import fcntl
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -20,9 +18,10 @@ from rescue_cli.sections.data.decode import (
     UNREADABLE,
     centre_crop,
     describe_error,
-    read_image,
 )
+from rescue_cli.sections.data.first_process import lock_first, remove
 from rescue_cli.sections.data.rgb import Reading
+from rescue_cli.sections.data.samples import read_file
 from rescue_cli.sections.data.splits import SPLIT_SEED, Dataset, Files, Images, Pixels, Split
 
 REDRAWS = 1000
@@ -70,7 +69,7 @@ def _images(
     pixels = _read(file, shape)
     if pixels is None:
         # Processes of one run, and runs that start together, need the same images: one decodes
-        with _lock(file.with_suffix(".lock")) as first:
+        with lock_first(file.with_suffix(".lock")) as first:
             pixels = _read(file, shape)
             if pixels is None and first:
                 return decode()
@@ -78,33 +77,11 @@ def _images(
     return decode() if pixels is None else Images(pixels, split.labels, files=split)
 
 
-@contextlib.contextmanager
-def _lock(file: Path) -> Iterator[bool]:
-    """Whether this process is the first to lock the file; the others wait until it has done its
-    work, or has ended. True without a lock where the file system has none.
-    """
-    with contextlib.ExitStack() as stack:
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            opened = stack.enter_context(file.open("a"))
-            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            stack.callback(_remove, file)
-            first = True
-        except BlockingIOError:
-            fcntl.flock(opened, fcntl.LOCK_SH)
-            first = False
-        except OSError:
-            first = True
-        yield first
-
-
 def _key(split: Files, size: int, interpolation: Interpolation, reading: Reading) -> str:
     """A digest of file names, sizes and times, so that a changed folder is decoded again."""
     digest = hashlib.sha256(f"{size} {interpolation} {reading}\n".encode())
-    for index in range(len(split)):
-        path = split.names.path(index)
-        stat = path.stat()
-        digest.update(os.fsencode(path) + f"\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+    for stamp in split.names.stamps():
+        digest.update(os.fsencode(f"{stamp}\n"))
     return digest.hexdigest()[:32]
 
 
@@ -112,14 +89,13 @@ def _decode(
     split: Files, size: int, interpolation: Interpolation, reading: Reading, replacing: bool
 ) -> Images:
     def decode(index: int) -> Pixels | tuple[str, str]:
-        path = split.names.path(index)
         try:
-            image = read_image(path, "pil", reading)
+            image = read_file(split, index, "pil", reading)
         except UNREADABLE as error:
-            reason = describe_error(error)
+            path, reason = split.names.place(index), describe_error(error)
             if not replacing:
-                raise corrupt_test_image_error(str(path), reason) from None
-            return str(path), reason
+                raise corrupt_test_image_error(path, reason) from None
+            return path, reason
         pixels: Pixels = centre_crop(image, size, 1.0, interpolation).numpy()
         return pixels
 
@@ -160,9 +136,4 @@ def _write(file: Path, pixels: Pixels) -> None:
             np.save(target, pixels)
         os.replace(partial, file)
     except OSError:
-        _remove(partial)
-
-
-def _remove(file: Path) -> None:
-    with contextlib.suppress(OSError):
-        file.unlink()
+        remove(partial)

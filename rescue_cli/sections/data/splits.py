@@ -1,10 +1,12 @@
 """Data sets after reading: splits as pixels in memory or as file names; subsets and hold-outs."""
 
 import math
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,16 +17,24 @@ from rescue_cli.sections.annotations import Target
 
 SPLIT_SEED = 2018  # fixed: subsets and hold-outs are the same for every seed of a run
 UNKNOWN_CLASS = -1  # label of a test image whose class is not in the training set
+THREADS = 16  # a network file system answers many requests at once
 MAX_NAMES = 5  # class names listed in a message
 TAKEN = 2**18  # names copied at a time, so that the places of their bytes take few MB
 Pixels = NDArray[np.uint8]
+
+
+class Storage(NamedTuple):
+    """The images of a split in the order in which shards hold them, (n,), and the shards' ends."""
+
+    order: Indices
+    ends: Indices
 
 
 @dataclass(frozen=True)
 class FileNames:
     """Paths relative to `root` in one block of bytes, whose memory pages loader workers share.
 
-    `bytes_listed`: (n,) the sizes of the files, where they were read when these were listed.
+    `bytes_listed`: (n,) the sizes of the files, where they are known from listing them.
     """
 
     root: str
@@ -69,6 +79,49 @@ class FileNames:
     def path(self, index: int) -> Path:
         return Path(self.root, self.name(index))
 
+    def place(self, index: int) -> str:
+        """Where the image lies, for messages and tables."""
+        return str(self.path(index))
+
+    def read(self, index: int) -> bytes:
+        """The file's content; raises `OSError`."""
+        return self.path(index).read_bytes()
+
+    @property
+    def resized(self) -> str:
+        """What was done to the images before they were packed; empty for the originals."""
+        return ""
+
+    def sizes(self) -> Indices:
+        """Each file's size in bytes; -1 for a missing file, which is reported when it is read."""
+
+        if self.bytes_listed is not None:
+            return self.bytes_listed
+
+        def sizes_of(part: range) -> Indices:
+            each = (_file_size(f"{root}{self.name(index)}") for index in part)
+            return np.fromiter(each, np.int64, len(part))
+
+        root = os.path.join(self.root, "")
+        parts = [range(at, min(at + 4096, len(self))) for at in range(0, len(self), 4096)]
+        with ThreadPoolExecutor(THREADS) as pool:
+            return np.concatenate([np.zeros(0, np.int64), *pool.map(sizes_of, parts)])
+
+    def stamps(self) -> Iterable[str]:
+        """A text for each file that changes with it: path, size and time."""
+        for index in range(len(self)):
+            path = self.path(index)
+            status = path.stat()
+            yield f"{path}\0{status.st_size}\0{status.st_mtime_ns}"
+
+    def kept_whole(self) -> "FileNames":
+        """The same, for reading shard by shard: those of a store are fetched whole."""
+        return self
+
+    def storage(self) -> Storage | None:
+        """Where images lie in shards; None for files."""
+        return None
+
     def take(self, indices: Indices) -> "FileNames":
         starts = np.concatenate([np.zeros(min(len(self), 1), np.int64), self.ends[:-1]])[indices]
         lengths = self.ends[indices] - starts
@@ -88,6 +141,13 @@ def _ranges(starts: Indices, lengths: Indices) -> Indices:
     """The numbers from each start on, as many as its length says, one after another."""
     before = np.cumsum(lengths) - lengths
     return np.repeat(starts - before, lengths) + np.arange(int(lengths.sum()))
+
+
+def _file_size(path: str) -> int:
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return -1
 
 
 @dataclass(frozen=True)

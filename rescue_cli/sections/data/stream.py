@@ -178,8 +178,8 @@ class TrainSamples(Dataset[Loaded]):
         def read(place: int) -> tuple[Any, Target]:
             return read_sample(self.files, place, self.decoder, self.reading)
 
-        path = self.files.names.path
-        used, sample = read_or_replace(index, len(self.files), self.seed, read, path, broken)
+        place = self.files.names.place
+        used, sample = read_or_replace(index, len(self.files), self.seed, read, place, broken)
         return used, *(sample or (None, None))
 
     def _draws(self, step: int, micro_batch: int) -> Floats:

@@ -76,8 +76,8 @@ class EvalSamples(Dataset[EvalPart]):
             except DataError as error:
                 return EvalPart([], [], [], str(error))
             except UNREADABLE as error:
-                path = str(self.files.names.path(index))
-                fault = corrupt_test_image_error(path, describe_error(error))
+                place = self.files.names.place(index)
+                fault = corrupt_test_image_error(place, describe_error(error))
                 return EvalPart([], [], [], str(fault))
             targets.append(target)
             cuts.append(self._cut(image))

@@ -389,15 +389,15 @@ def decode_beside_another(
     With `fails` the process that begins to decode first is killed.
     """
 
-    def read_slowly(path: Path, *_: object) -> Any:
+    def read_slowly(files: Files, index: int, *_: object) -> Any:
         with (folder / f"decoded-{number}").open("ab") as file:
             file.write(b".")
         time.sleep(0.02)
         if fails and _is_first(folder / "first"):
             os.kill(os.getpid(), signal.SIGKILL)
-        return decode_with_pil(path.read_bytes())
+        return decode_with_pil(files.names.read(index))
 
-    setattr(resident_module, "read_image", read_slowly)  # noqa: B010
+    setattr(resident_module, "read_file", read_slowly)  # noqa: B010
     start.wait(PATIENCE)
     np.save(folder / f"{number}.npy", resident(root, cache))
 

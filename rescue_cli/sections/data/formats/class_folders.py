@@ -27,15 +27,40 @@ from rescue_cli.sections.data.listing import (
     split_name,
     stem,
 )
+from rescue_cli.sections.data.packed.index import PackedIndex
+from rescue_cli.sections.data.packed.location import find_source, open_index
+from rescue_cli.sections.data.packed.names import packed_files
 from rescue_cli.sections.data.splits import UNKNOWN_CLASS, FileNames, Files, join_names
 
 LABEL_FILES = ("val_labels.txt", "labels.txt", "LOC_val_solution.csv")
 THREADS = 16  # a network file system lists many folders at once
 
 
-def class_folders(root: Path) -> list[str]:
-    """The class names of the folders in `root`, sorted; raises `DataError` where there is none."""
+def class_folders(root: Path, label_field: str | None = None) -> list[str]:
+    """The class names of the folders in `root`, or of the shards there (see `open_index`), sorted.
+
+    Raises `DataError` where there is none.
+    """
+    if (index := index_at(root, label_field)) is not None:
+        return list(index.classes)
     return sorted(_names_by_class(root))
+
+
+def index_at(root: Path, label_field: str | None) -> PackedIndex | None:
+    """The index of the shards whose images are those of `root`; None where they are files.
+
+    Raises `DataError`.
+    """
+    source = find_source(root)
+    if source is None:
+        return None
+    index = open_index(source, label_field)
+    if all(split_name(name) for name in index.classes):
+        raise DataError(
+            f"{root}: holds splits ({', '.join(index.classes)}) and no classes. Give "
+            f"{source.shards[0]} as data.root=, or one of its splits as data.train_root=."
+        )
+    return index
 
 
 def _names_by_class(root: Path) -> dict[str, list[str]]:
@@ -73,15 +98,19 @@ def read_class_folders(
     test: bool = False,
     unknown: UnknownClasses = "refuse",
     skipped: SkippedFiles | None = None,
+    label_field: str | None = None,
 ) -> Files:
     """Lists the images in and below `root`'s class folders; `labels` maps folder names to labels.
+
+    Of shards at `root` the classes stand for the folders.
 
     `complete`: every class must have a folder. A `test` set may lack images of some classes; with
     `unknown="skip"` images in folders of unknown classes get the label -1. Files that are not read
     are counted in `skipped`. Raises `DataError`.
     """
     skipped = skipped or SkippedFiles()
-    names_by_class = _names_by_class(root)
+    index = index_at(root, label_field)
+    names_by_class = _names_by_class(root) if index is None else {n: [n] for n in index.classes}
     if (
         unknown_names := [name for name in names_by_class if name not in labels]
     ) and unknown == "refuse":
@@ -92,6 +121,10 @@ def read_class_folders(
             f"{root / missing[0]}: the class folder is missing ({len(missing)} of {len(labels)}). "
             "Add it, or remove the class from the training set."
         )
+    if index is not None:
+        skipped.messages += index.notes
+        of_class = [labels.get(name, UNKNOWN_CLASS) for name in index.classes]
+        return packed_files(root, index, np.array(of_class, dtype=np.int64))
     count_stray_files(root, skipped)
     folders = [(name, folder) for name in sorted(names_by_class) for folder in names_by_class[name]]
     counts: list[int] = []
@@ -203,7 +236,7 @@ def parse_label_line(
 
 def is_flat_folder(root: Path) -> bool:
     """Whether images lie directly in the folder, without class folders or with a label file."""
-    if not holds_images(root, 0):
+    if find_source(root) is not None or not holds_images(root, 0):
         return False
     return not list_folders(root) or _find_label_file(root) is not None
 
