@@ -1,9 +1,11 @@
-# Two commands: `make train` trains the quickstart recipe, `make test` runs every check.
+# `make train` trains the quickstart recipe, `make test` runs the checks and most tests (8 minutes on two
+# cores), `make test-all` also those that start and kill processes or train for a while (as CI does).
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: install train test test-long test-cluster test-slurm test-browser docker gpu-check clean
+.PHONY: install train check test test-all test-long test-cluster test-slurm test-browser docker \
+	gpu-check clean
 
 install: $(VENV)/installed
 
@@ -15,10 +17,15 @@ $(VENV)/installed: pyproject.toml
 train: install
 	$(BIN)/rescue train --recipe quickstart
 
-test: install
+check: install
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+test: check
+	$(BIN)/pytest -m "not long and not slow and not cluster" --numprocesses auto --dist worksteal
+
+test-all: check
 	$(BIN)/pytest -m "not long and not cluster" --numprocesses auto --dist worksteal
 
 test-long: install

@@ -66,6 +66,7 @@ def test_a_check_passes_on_a_cpu(name: str, place: Place, monkeypatch: pytest.Mo
     assert json.dumps(outcome)
 
 
+@pytest.mark.slow
 def test_a_run_that_is_stopped_is_compared_with_one_that_never_was(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:

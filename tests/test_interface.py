@@ -117,6 +117,7 @@ def test_a_finished_run_is_resumed_at_once_and_refused_otherwise(run: rescue.Run
         rescue.train(run.recipe, run.path)
 
 
+@pytest.mark.slow
 # torch's elastic agent leaves the log files of its processes to the garbage collector
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_two_processes_train_and_print_nothing(

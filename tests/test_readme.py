@@ -150,6 +150,7 @@ def substituted(line: str, places: dict[str, str]) -> str:
     return line
 
 
+@pytest.mark.slow
 # torch's elastic agent leaves the log files of its processes to the garbage collector
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.usefixtures("forked_workers")

@@ -71,6 +71,7 @@ def test_a_fresh_environment_lists_the_recipes_of_the_wheel(fresh: Path, tmp_pat
     assert [row["recipe"] for row in rows] == list(names())
 
 
+@pytest.mark.slow
 def test_a_fresh_environment_trains_quickstart_to_a_result(fresh: Path, tmp_path: Path) -> None:
     call = ("train", "--recipe", "quickstart", "--smoke", "--json")
     result = json.loads(run(str(fresh / "rescue"), *call, cwd=tmp_path))

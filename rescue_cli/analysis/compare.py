@@ -1,7 +1,8 @@
 """Compares every pair of sides: the difference, its interval and p, and what may be claimed."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import combinations, product
 from math import comb
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 from rescue_cli.analysis import claims
 from rescue_cli.analysis.accuracy import accuracy_interval
 from rescue_cli.analysis.bootstrap import bootstrap_difference, task_of
-from rescue_cli.analysis.consistency import run_changes
+from rescue_cli.analysis.consistency import Trained, read_trained, run_changes
 from rescue_cli.analysis.records import NOT_PROCEDURE
 from rescue_cli.analysis.sides import Side, at_equal_budget, correct_predictions, load_predictions
 from rescue_cli.analysis.stats import (
@@ -53,7 +54,7 @@ class Pairing:
     why: str
 
 
-def choose_pairing(a: Side, b: Side) -> Pairing:
+def choose_pairing(a: Side, b: Side, *, read: Callable[[Path], Trained] = read_trained) -> Pairing:
     """Whether two sides are compared seed by seed: decided by their recipes, not their results.
 
     Runs of one seed share what the seed draws where the recipes draw it alike: the initial weights,
@@ -66,7 +67,8 @@ def choose_pairing(a: Side, b: Side) -> Pairing:
     planned = (a.values.keys() | a.missing.keys()) & (b.values.keys() | b.missing.keys())
     if len(common) < 2 or not (a.paths and b.paths):
         return Pairing((), "")
-    changed = _recipe_changes(next(iter(a.paths.values())), next(iter(b.paths.values())))
+    first, second = (next(iter(side.paths.values())) for side in (a, b))
+    changed = [key for key in run_changes(first, second, read=read) if key not in NOT_PROCEDURE]
     if all(_is_in(key, ("eval",)) for key in changed):
         alike = (
             "same recipe and seeds, evaluated in two ways"
@@ -81,11 +83,6 @@ def choose_pairing(a: Side, b: Side) -> Pairing:
     if len(planned) < FEWEST:
         return Pairing((), f"{shared}, but {len(planned)} common seeds are fewer than {FEWEST}")
     return Pairing(tuple(common), shared)
-
-
-def _recipe_changes(a: Path, b: Path) -> Mapping[str, Any]:
-    """The keys in which training or evaluation differs."""
-    return {key: values for key, values in run_changes(a, b).items() if key not in NOT_PROCEDURE}
 
 
 def _is_in(key: str, sections: tuple[str, ...]) -> bool:
@@ -116,7 +113,8 @@ def compare_pairs(
     """
     if want is not None and not 0 < want <= 100:
         raise UsageError(f"--want: {want:g} must be above 0 and at most 100 points.")
-    each = [_cases(a, b) for a, b in combinations(sides, 2)]
+    read = cache(read_trained)  # each side is in many pairs
+    each = [_cases(a, b, choose_pairing(a, b, read=read)) for a, b in combinations(sides, 2)]
     cases = [cases[0] for cases in each] + [case for cases in each for case in cases[1:]]
     pairs = [_pair(case, level / len(cases), want) for case in cases]
     tested = [pair for pair in pairs if pair["p"] is not None]
@@ -163,9 +161,8 @@ def _interval(side: Side) -> dict[str, Any]:
     return {"low": None, "high": None, "over": None}
 
 
-def _cases(a: Side, b: Side) -> list[_Case]:
+def _cases(a: Side, b: Side, pairing: Pairing) -> list[_Case]:
     """The main test set of both, then every other set that both were measured on."""
-    pairing = choose_pairing(a, b)
     mains = next(iter(a.sets), None), next(iter(b.sets), None)
     cases = [_Case(a, b, mains, pairing)]
     seen = {_set_of(label) for label in mains if label is not None}

@@ -1,6 +1,6 @@
 """In what runs differ: recipe, data, weights; checks that a sweep differs in its seeds alone."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from rescue_cli.recipe.changes import (
 from rescue_cli.rundir import RunDirectory, read_identity
 
 Values = Mapping[str, Any]  # by dotted key
+Trained = tuple[Mapping[str, Any], Values | None]  # the recipe's tree, and `data_fingerprints`
 SEED = "train.seed"
 
 
@@ -35,14 +36,22 @@ def data_fingerprints(run: Path) -> dict[str, Any] | None:
     return {"data.classes": len(identity["classes"]), **images, **weights}
 
 
-def run_changes(a: Path, b: Path) -> dict[str, tuple[Any, Any]]:
+def read_trained(run: Path) -> Trained:
+    """What a run was trained by and on, as `run_changes` compares it; raises `DataError`."""
+    return recipe_in(run).tree, data_fingerprints(run)
+
+
+def run_changes(
+    a: Path, b: Path, *, read: Callable[[Path], Trained] = read_trained
+) -> dict[str, tuple[Any, Any]]:
     """The keys in which two runs' recipes differ: (a's, b's).
 
     Where both runs recorded fingerprints of their data and weights, these are compared in place of
-    the paths: the training images as the key `data.train`, and the weights.
+    the paths: the training images as the key `data.train`, and the weights. `read`: for a caller
+    that compares many pairs of a few runs, and keeps what it has read.
     """
-    changed = differences(recipe_in(a).tree, recipe_in(b).tree)
-    first, second = data_fingerprints(a), data_fingerprints(b)
+    (tree, first), (other_tree, second) = read(a), read(b)
+    changed = differences(tree, other_tree)
     if first is None or second is None:
         return changed
     kept = {key: values for key, values in changed.items() if not is_path(key, *values)}

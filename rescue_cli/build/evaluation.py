@@ -40,7 +40,7 @@ def describe_protocol(
         "interpolation": recipe.eval.interpolation,
         "decoder": "resident" if resident else recipe.data.eval_decoder,
         "tta": measurement.tta,
-        "weights": "last epoch" if recipe.averaging.name == "none" else recipe.averaging.name,
+        "weights": _weights(recipe),
         "precision": recipe.train.precision,
         "mean": mean,
         "std": std,
@@ -48,6 +48,12 @@ def describe_protocol(
         **Reading.of(recipe.data).unusual,
         **({"resize": "squash"} if recipe.eval.resize == "squash" else {}),
     }
+
+
+def _weights(recipe: Recipe) -> str:
+    if recipe.fits_head:
+        return "fitted classifier"
+    return "last epoch" if recipe.averaging.name == "none" else recipe.averaging.name
 
 
 def describe_shards(recipe: Recipe, test: Split, train: Split) -> dict[str, str]:

@@ -171,9 +171,8 @@ def _write_predictions(
     rows = [(name, at, one) for name, each in measured.items() for at, one in each.items()]
     entries = []
     for name, measurement, predictions in rows:
-        images = data.tests.get(name) or next(
-            iter(data.tests.values())
-        )  # `real` is of the main one
+        # `real` is of the main set's images
+        images = data.tests.get(name) or next(iter(data.tests.values()))
         entry = {
             "set": name,
             "size": measurement.size,

@@ -109,6 +109,7 @@ def test_a_worker_that_dies_without_a_failure_record_is_a_failed_seed(
     assert read_sweep(tmp_path / "sweep").missing[0].how == "failed", "it is kept for `report`"
 
 
+@pytest.mark.slow
 def test_a_users_file_does_not_shadow_python_modules(tmp_path: Path) -> None:
     """Workers, the processes of torchrun and `python -m rescue_cli`, begun beside such files."""
     for name in ("timeit", "random"):

@@ -239,6 +239,7 @@ def test_no_word_ends_in_a_traceback(rescue: Rescue, tmp_path: Path) -> None:
     assert say_words(rescue, tmp_path, FAST).total() >= FAST
 
 
+@pytest.mark.slow
 def test_no_broken_folder_ends_in_a_traceback(rescue: Rescue, tmp_path: Path) -> None:
     assert set(break_folders(rescue, tmp_path, FAST // 2)) >= {0, 3}
 

@@ -330,6 +330,7 @@ def test_without_repeats_there_is_nothing_to_share(
     assert total.startswith("  in total ")
 
 
+@pytest.mark.slow
 def test_bench_train_times_three_loops(
     cifar_folders: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

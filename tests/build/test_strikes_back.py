@@ -31,6 +31,7 @@ def small(run: Path, photographs: Path, procs: int, output: str) -> list[Command
     return group_of(procs, run, recipes.load("a2", keys), run.with_name(output), workers=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("procs", [1, 2])
 def test_a2s_ingredients_go_on_exactly_after_a_kill(
     procs: int, imagenet_sample: Path, tmp_path: Path

@@ -48,6 +48,7 @@ def losses_of(run: Path, name: str) -> NDArray[np.float64]:
 # --- 256 photographs, a network trained on ImageNet ---
 
 
+@pytest.mark.slow
 def test_the_network_is_as_right_as_timm_has_it_and_the_fast_decoder_barely_differs(
     rescue: Rescue, network: Path, imagenet_sample: Path, tmp_path: Path
 ) -> None:
@@ -201,6 +202,7 @@ def _assert_real_is_val_by_other_labels(run: Path, validation: Path) -> None:
             assert [label for label in row if label >= 0] == table[numbers[index] - 1]
 
 
+@pytest.mark.slow
 # torch's elastic agent leaves the log files of its processes to the garbage collector
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_two_processes_find_the_very_same_rows(

@@ -71,6 +71,7 @@ def test_a_head_is_fitted_at_the_size_that_suits_images_it_has_not_seen(
     assert json.loads(again.out)["transfer"]["chosen"] == "probe"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("p", [0.01, 0.5])
 def test_the_network_is_trained_where_held_out_images_say_that_it_pays(
     p: float,

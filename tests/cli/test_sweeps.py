@@ -43,6 +43,7 @@ def has_workers(command: Command) -> Callable[[], bool]:
     return lambda: bool(descendants(command.pid))
 
 
+@pytest.mark.slow
 def test_a_sweep_does_what_is_missing_and_says_what_its_seeds_say(
     rescue: Rescue, tmp_path: Path
 ) -> None:
@@ -106,6 +107,7 @@ def test_a_seed_that_diverges_is_kept_shown_and_counted(rescue: Rescue, tmp_path
     assert {f: f.stat().st_mtime_ns for f in words} == words, "it would diverge again"
 
 
+@pytest.mark.slow
 def test_a_sweep_killed_twice_ends_bitwise_as_one_that_was_not(tmp_path: Path) -> None:
     def begin(name: str) -> Command:
         words = ["seed-sweep", "--seeds", "4", *TINY, "--out", name]

@@ -182,6 +182,7 @@ def test_where_there_is_nothing_to_gain_hardly_any_search_writes_a_recipe(name: 
     assert found.written <= 0.05
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_quick")
 @pytest.mark.parametrize("what", ["rate", "rate too low", "momentum", "decay"])
 def test_where_there_is_something_to_gain_most_searches_find_it(what: str) -> None:
@@ -291,6 +292,7 @@ def _few(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tuning_search, "EVALUATIONS", 2)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_few")
 def test_a_search_is_judged_and_a_second_call_trains_nothing(
     rescue: Rescue, tmp_path: Path

@@ -82,6 +82,7 @@ def test_a_start_without_its_data_leaves_no_folder(
     assert not list((tmp_path / "sweep").glob("seed-*"))
 
 
+@pytest.mark.slow
 def test_a_start_through_torchrun_that_failed_can_be_repeated(rescue: Rescue, photos: Path) -> None:
     words = ("--recipe", "imagenette-5", "train.precision=float32", f"data.root={photos}")
     for _ in range(2):
@@ -112,6 +113,7 @@ def test_a_run_that_others_wait_for_records_what_it_lacks(
     assert not run.failure.exists()
 
 
+@pytest.mark.slow
 def test_a_worker_writes_no_failure_record_for_another_run(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path / "run")
     recipe = recipes.load("quickstart", TINY)

@@ -96,6 +96,7 @@ def test_shards_train_what_the_folder_trains_with_any_number_of_workers(
     assert_equal(tmp_path / "run", reference)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["tar", "parquet"])
 def test_killed_and_moved_to_other_shards_a_run_ends_in_the_same_bits(
     kind: str, packs: dict[str, Path], reference: Path, tmp_path: Path
@@ -113,6 +114,7 @@ def test_killed_and_moved_to_other_shards_a_run_ends_in_the_same_bits(
     assert_equal(run, reference)
 
 
+@pytest.mark.slow
 def test_two_processes_train_on_shards_what_one_trains_on_the_folder(
     packs: dict[str, Path], reference: Path, tmp_path: Path
 ) -> None:
@@ -122,6 +124,7 @@ def test_two_processes_train_on_shards_what_one_trains_on_the_folder(
     assert loss == pytest.approx(expected, rel=1e-4), "as from files: sums in another order"
 
 
+@pytest.mark.slow
 def test_a_run_by_shards_goes_on_exactly_and_its_result_says_the_order(
     packs: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -217,6 +220,7 @@ def quickly() -> None:
     remote.FIRST_WAIT = 0.01
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", ["1", "0.00001"], ids=["kept on disk", "image by image"])
 def test_a_store_of_which_every_tenth_read_fails_gives_the_same_bits(
     size: str, store: tuple[str, Failing], reference: Path, tmp_path: Path
@@ -233,6 +237,7 @@ def test_a_store_of_which_every_tenth_read_fails_gives_the_same_bits(
         assert len(kept) > 5, "every shard"
 
 
+@pytest.mark.slow
 def test_a_cache_that_is_too_small_for_all_shards_drops_the_oldest(
     store: tuple[str, Failing], packs: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -249,6 +254,7 @@ def test_a_cache_that_is_too_small_for_all_shards_drops_the_oldest(
     assert 0 < sum(kept) <= 60_000
 
 
+@pytest.mark.slow
 def test_a_store_that_is_gone_ends_the_run_which_goes_on_when_it_is_back(
     store: tuple[str, Failing], reference: Path, tmp_path: Path
 ) -> None:

@@ -57,6 +57,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 # --- recipes ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RUNS)
 def test_a_recipe_trains_evaluates_saves_and_resumes_and_no_step_waits_for_the_device(
     name: str, pretend_cuda: PretendGpu, data: dict[str, Path], tmp_path: Path

@@ -91,6 +91,7 @@ def test_a_micro_batch_holds_the_same_samples_on_any_number_of_processes(world_s
         assert len({i for held in alone.values() for i in held}) == 32, "none twice in an epoch"
 
 
+@pytest.mark.slow
 def test_twenty_steps_on_one_two_and_four_processes_give_the_same_weights(tmp_path: Path) -> None:
     recipe = recipes.load("quickstart", FOUR_MICRO_BATCHES)
     states = {}
@@ -150,6 +151,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
+@pytest.mark.slow
 def test_a_run_on_two_processes_survives_a_killed_rank_and_a_signal_exactly(
     pair: Path, tmp_path: Path
 ) -> None:
@@ -323,6 +325,7 @@ def test_what_an_attempt_said_is_forgotten_when_all_start_again(
         assert run.failure.exists() == kept, (count, left)
 
 
+@pytest.mark.slow
 def test_a_rank_that_meets_a_corrupt_file_is_told_while_the_other_sits_in_a_collective(
     tmp_path: Path,
 ) -> None:
@@ -391,6 +394,7 @@ def compile_without_inductor() -> None:
     setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))  # noqa: B010
 
 
+@pytest.mark.slow
 def test_a_compiled_run_on_two_processes_is_the_same_run(tmp_path: Path) -> None:
     short = [*FOUR_MICRO_BATCHES, "data.subset=[64, 20]"]
     states = []

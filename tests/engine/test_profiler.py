@@ -12,6 +12,7 @@ from tests.conftest import Rescue
 TINY = ("data.subset=[{}, 32]", "model.width=4", "train.batch_size=32", "train.epochs=1")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("steps", "recorded"), [(14, range(7, 12)), (2, range(1, 2))])
 def test_a_profile_has_a_few_steps_with_their_parts_by_name(
     steps: int, recorded: range, rescue: Rescue, tmp_path: Path

@@ -61,6 +61,7 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
+@pytest.mark.slow
 def test_a_run_killed_five_times_ends_as_the_one_never_killed(
     reference: Path, tmp_path: Path
 ) -> None:
@@ -88,6 +89,7 @@ def test_a_run_killed_five_times_ends_as_the_one_never_killed(
     assert_same(run, reference)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["SIGTERM", "Ctrl-C"]
 )
@@ -181,6 +183,7 @@ def streamed(root: Path) -> list[str]:
     ]
 
 
+@pytest.mark.slow
 def test_a_streamed_run_goes_on_exactly_with_any_number_of_loader_workers(
     pictures: Path, tmp_path: Path
 ) -> None:

@@ -387,6 +387,7 @@ def test_ten_steps_are_those_of_the_authors_code(name: str) -> None:
 MISTAKES = [(name, change) for name, family in FAMILIES.items() for change in family.wrong]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "change"), MISTAKES)
 @drawn_in_float64()
 def test_a_wrong_constant_is_seen(name: str, change: str, tmp_path: Path) -> None:

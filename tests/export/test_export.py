@@ -99,6 +99,7 @@ def hand_cropped(image: Path) -> Image.Image:
 # --- what other programs compute ---
 
 
+@pytest.mark.slow
 def test_timm_loads_the_folder_and_a_change_to_it_is_noticed_later(
     rescue: Rescue, run: Path, pets: Path
 ) -> None:
@@ -137,6 +138,7 @@ def test_timm_loads_the_folder_and_a_change_to_it_is_noticed_later(
     )
 
 
+@pytest.mark.slow
 def test_torch_loads_the_program_which_takes_pixels_in_any_number(
     rescue: Rescue, run: Path, pets: Path
 ) -> None:
@@ -158,6 +160,7 @@ def test_torch_loads_the_program_which_takes_pixels_in_any_number(
         np.testing.assert_allclose(program(pixels[:count]), expected[:count], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_onnxruntime_runs_the_graph(rescue: Rescue, run: Path, pets: Path) -> None:
     runtime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")

@@ -64,6 +64,7 @@ def starts(folder: Path, line: str, **more: str) -> tuple[int, list[list[str]], 
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("verb", "exit_code"), [("train", 2), ("eval runs/0", 3), ("bench step", 2)]
 )
@@ -78,6 +79,7 @@ def test_what_computes_on_a_cpu_begins_anew_once_in_the_same_process(
     assert first == second
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "line",
     [

@@ -224,6 +224,7 @@ KINDS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("verb", "kind", "wait"),
     [

@@ -245,6 +245,7 @@ def wait_for_ever(rank: int, port: int, folder: Path) -> None:
         time.sleep(PATIENCE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("killed", [0, 2])
 def test_one_that_is_killed_is_waited_for_by_nobody(killed: int, port: int, tmp_path: Path) -> None:
     context = multiprocessing.get_context("forkserver")
@@ -348,6 +349,7 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
+@pytest.mark.slow
 def test_a_group_makes_one_run_that_stops_and_goes_on_as_with_procs(
     own: Path, port: int, tmp_path: Path
 ) -> None:
@@ -381,6 +383,7 @@ def test_a_group_makes_one_run_that_stops_and_goes_on_as_with_procs(
     assert tasks[0].result()["loss"] == json.loads(RunDirectory(run).result.read_text())["loss"]
 
 
+@pytest.mark.slow
 def test_all_of_a_group_leave_with_the_code_of_what_went_wrong_first(
     port: int, tmp_path: Path
 ) -> None:
@@ -509,6 +512,7 @@ def test_two_processes_that_were_told_different_things_are_no_group(
     assert "in each task: unset SLURM_PROCID SLURM_STEP_NUM_TASKS." in message
 
 
+@pytest.mark.slow
 def test_torchrun_makes_one_run_and_goes_on_with_it_where_a_process_was_killed(
     own: Path, tmp_path: Path
 ) -> None:

@@ -87,6 +87,15 @@ def test_sizes_read_with_the_listing_are_those_of_the_files(tmp_path: Path) -> N
     assert list_split(unlooked).digest == list_split(files).digest
 
 
+def test_no_file_is_looked_at_again_where_its_size_was_listed(tmp_path: Path) -> None:
+    skipped = SkippedFiles(check_sizes=True)
+    files = read_class_folders(tmp_path, draw_classes(tmp_path), complete=True, skipped=skipped)
+    before = list_split(files).digest
+    for index in range(len(files)):
+        files.names.path(index).unlink(missing_ok=True)
+    assert list_split(files).digest == before
+
+
 def test_of_several_broken_class_folders_the_first_is_named(tmp_path: Path) -> None:
     """Folders are listed by several threads."""
     for name in ("a", "b", "c", "d"):

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import random
 import shutil
 import tarfile
 import zipfile
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rescue_cli.errors import DataError, UsageError
+from rescue_cli.errors import DataError, RescueError, UsageError
 from rescue_cli.recipe import DataKeys
 from rescue_cli.sections.data import Dataset, Files, compute_fingerprint, load
 from rescue_cli.sections.data.packed import index as index_module
@@ -279,6 +280,22 @@ def broken_tar(folder: Path, out: Path) -> Path:
     return made
 
 
+def broken_header(folder: Path, out: Path) -> Path:
+    made = shards.as_archive(folder, out)
+    with tarfile.open(made) as tar:
+        header = tar.getmembers()[20].offset
+    data = bytearray(made.read_bytes())
+    data[header + 100] ^= 1
+    made.write_bytes(data)
+    return made
+
+
+def two_archives(folder: Path, out: Path) -> Path:
+    made = shards.as_archive(folder, out)
+    made.write_bytes(made.read_bytes() * 2)
+    return made
+
+
 def label_missing(folder: Path, out: Path) -> Path:
     with tarfile.open(out / "train.tar", "w") as tar:
         data = shards.files_of(folder, "train")[0].read_bytes()
@@ -328,6 +345,8 @@ def broken_parquet(folder: Path, out: Path) -> Path:
 
 FAULTS: Mapping[str, tuple[Make, str]] = {
     "broken tar": (broken_tar, r"photos.tar: cannot be read: .*Copy or download the file again"),
+    "broken header": (broken_header, r"photos.tar: cannot be read: it breaks off at byte \d+"),
+    "two archives": (two_archives, r"cannot be read: another archive follows its end at byte"),
     "label missing": (label_missing, r"1 of 2 images have no label, the first 2.jpg. Add 2.cls"),
     "label empty": (label_empty, r"train.tar/1.json: has no label: an entry cls or label or class"),
     "no class": (no_class, r"train.tar/1.jpg: is in no class folder, and has no label"),
@@ -509,3 +528,44 @@ def test_the_command_says_what_it_packed_and_what_it_cannot(
         refused = rescue("pack", *words)
         assert refused.code in (2, 3)
         assert message in refused.err
+
+
+def _mutate(data: bytes, draw: random.Random) -> bytes:
+    """The bytes cut off, with a part replaced or repeated, or with bytes changed at either end."""
+    changed, place = bytearray(data), draw.randrange(len(data))
+    match draw.randrange(4):
+        case 0:
+            del changed[place:]
+        case 1:
+            changed[place : place + draw.randrange(200)] = draw.randbytes(draw.randrange(200))
+        case 2:
+            changed[place:place] = changed[draw.randrange(len(data)) :][: draw.randrange(2000)]
+        case _:
+            for _ in range(draw.randrange(1, 20)):
+                at = draw.randrange(min(900, len(data)))
+                changed[draw.choice([at, len(data) - 1 - at])] = draw.randrange(256)
+    return bytes(changed)
+
+
+@pytest.mark.parametrize(
+    "kind", ["tar of folders", "zip, deflated", "WebDataset, names", "parquet, snappy", "pack"]
+)
+def test_no_mutated_shard_ends_in_a_traceback(kind: str, folder: Path, out: Path) -> None:
+    if kind == "pack":
+        pack(folder, out, Packing("tar", 10**9))
+        made = out
+    else:
+        made = KINDS[kind](folder, out)
+    files = sorted(path for path in out.rglob("*") if path.is_file())
+    draw = random.Random(kind)
+    refused = 0
+    for _ in range(30):
+        file = draw.choice(files)
+        data = file.read_bytes()
+        file.write_bytes(_mutate(data, draw))
+        try:
+            content(read(made))
+        except (RescueError, OSError):  # of an image's own block, as of a corrupt file
+            refused += 1
+        file.write_bytes(data)
+    assert refused > 10

@@ -69,6 +69,7 @@ def words(task: str, voc: Path, masks: Path) -> list[str]:
     return [*SEGMENT, "data.name=mask-folder", f"data.root={masks}"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("task", "metrics"),
     [("detection", {"ap50", "ap50_07", "map"}), ("segmentation", {"miou", "pixels", "ignored"})],
@@ -96,6 +97,7 @@ def test_a_run_killed_and_resumed_ends_as_the_one_never_killed(
     assert load_file(whole / "model.safetensors")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", ["detection", "segmentation"])
 def test_two_processes_train_what_one_does(
     task: str, voc: Path, masks: Path, tmp_path: Path
@@ -125,6 +127,7 @@ def test_under_autocast_boxes_are_found_in_float32() -> None:
     assert shown.boxes.shape[1] == 4
 
 
+@pytest.mark.slow
 def test_the_first_losses_are_those_of_a_plain_loop_of_torchvisions_parts(
     voc: Path, masks: Path, tmp_path: Path
 ) -> None:
@@ -357,6 +360,7 @@ def test_weights_of_a_resnet_that_strides_elsewhere_are_refused(tmp_path: Path) 
     check_recipe(recipes.load("detection-voc", words))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("task", "metric", "heading", "evidence"),
     [

@@ -130,7 +130,7 @@ def _read_shipped(
     file: Path, shards: Sequence[Shard]
 ) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
     try:
-        with np.load(file, allow_pickle=False) as arrays:
+        with file.open("rb") as opened, np.load(opened, allow_pickle=False) as arrays:
             table = json.loads(str(arrays["table"]))
             return {**table, "shards": shards}, {name: arrays[name] for name in ARRAYS}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:

@@ -25,7 +25,7 @@ PLAIN, PLAIN_DICTIONARY, RLE_DICTIONARY = 0, 2, 8  # encodings of values
 HEADER_BYTES = 1 << 14  # of a page's header at first; one with long statistics has more
 LENGTH = struct.Struct("<I")
 # What reading a broken file raises here
-BROKEN = (OSError, EOFError, ValueError, IndexError, KeyError, OverflowError, struct.error)
+BROKEN = (OSError, EOFError, ValueError, OverflowError, MemoryError, struct.error)
 
 
 class Span(NamedTuple):
@@ -83,6 +83,8 @@ def scan_parquet(
                     if label is None:
                         raise DataError(f"{shard}: row {row - 1} has no {columns.label}. Add it.")
                     members.append(Member(_plain_path(name), label, *span))
+    except (KeyError, IndexError):
+        raise unreadable(shard, "a page is broken") from None
     except (pa.ArrowException, *BROKEN) as error:
         raise unreadable(shard, error) from None
     return Scan(members, pages.blocks, pages.codec, columns.classes)

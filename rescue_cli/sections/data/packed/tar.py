@@ -1,6 +1,7 @@
 """Tar files: WebDataset's shards, or class folders in an archive."""
 
 import json
+import os
 import tarfile
 from collections.abc import Sequence
 from typing import Any, BinaryIO
@@ -11,6 +12,7 @@ from rescue_cli.sections.data.packed.members import Label, Member, Scan, is_imag
 
 JSON_KEYS = ("cls", "label", "class", "class_id", "label_name", "class_name", "target")
 MAX_LABEL_BYTES = 1 << 20
+LOOKED_AT = 1 << 20  # bytes after the end of an archive, which are padding
 
 
 def scan_tar(opened: BinaryIO, shard: str, skipped: SkippedFiles, label_field: str | None) -> Scan:
@@ -24,7 +26,9 @@ def scan_tar(opened: BinaryIO, shard: str, skipped: SkippedFiles, label_field: s
     labels: dict[str, Label] = {}
     fields = JSON_KEYS if label_field is None else (label_field,)
     try:
-        _scan(opened, shard, "", fields, images, labels, skipped)
+        size = opened.seek(0, os.SEEK_END)
+        opened.seek(0)
+        _scan(opened, shard, "", size, fields, images, labels, skipped)
     except (tarfile.TarError, OSError, EOFError) as error:
         raise unreadable(shard, error) from None
     if not labels:
@@ -46,12 +50,13 @@ def _scan(
     opened: BinaryIO,
     shard: str,
     folder: str,
+    end: int,
     fields: Sequence[str],
     images: list[Member],
     labels: dict[str, Label],
     skipped: SkippedFiles,
 ) -> None:
-    """Adds the images and labels of the tar file that begins where `opened` is."""
+    """Adds the images and labels of the tar file from where `opened` is to the byte `end`."""
     with tarfile.open(fileobj=opened, mode="r:") as tar:
         while (entry := tar.next()) is not None:
             tar.members.clear()  # type: ignore[attr-defined]  # it would keep all that it has read
@@ -68,12 +73,27 @@ def _scan(
                 )
             elif kind == ".tar" and not folder:
                 opened.seek(entry.offset_data)
-                _scan(opened, shard, f"{stem(name)}/", fields, images, labels, skipped)
+                inner = entry.offset_data + entry.size
+                _scan(opened, shard, f"{stem(name)}/", inner, fields, images, labels, skipped)
             elif is_image_name(name, shard, skipped):
                 if entry.size:
                     images.append(Member(name, None, entry.offset_data, entry.size))
                 else:
                     skipped.add(EMPTY_FILES, f"{shard}/{name}")
+
+        _check_end(opened, tar.offset, end)
+
+
+def _check_end(opened: BinaryIO, start: int, end: int) -> None:
+    """Raises `tarfile.ReadError` where there is no end of an archive: tarfile takes a broken header
+    for it, and all that follows would be left out.
+    """
+    opened.seek(start)
+    rest = opened.read(min(end - start, LOOKED_AT))
+    if len(rest) < tarfile.BLOCKSIZE or rest[: tarfile.BLOCKSIZE].strip(b"\0"):
+        raise tarfile.ReadError(f"it breaks off at byte {start}")
+    if rest.strip(b"\0"):
+        raise tarfile.ReadError(f"another archive follows its end at byte {start}")
 
 
 def _key(name: str) -> str:
