@@ -185,6 +185,7 @@ class ForkedRunner:
         return start(words, self.folder / f"told-{self.number}")
 
 
+@pytest.mark.slow
 def test_a_kill_test_resumes_in_the_middle_and_finds_equal_bits(tmp_path: Path) -> None:
     given = ["model.width=4", "train.epochs=300"]
     recipe = load("quickstart").with_overrides(*given)
