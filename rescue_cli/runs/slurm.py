@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,11 +43,15 @@ MINUTES = 240  # of a job; a time-out costs a requeue and the steps since the la
 
 
 @dataclass(frozen=True)
-class Job:
+class Job(ABC):
     """The function of a job; submitit keeps it in a file, and calls it again after a requeue."""
 
     options: tuple[str, ...]
     trusted: str = ""  # hashes of the user's own code that it may run
+
+    @abstractmethod
+    def __call__(self, path: Path) -> int:
+        """Works in the folder; the exit code."""
 
     def checkpoint(self, path: Path) -> Any:
         """What submitit submits when a time-out or a preemption ends the job."""

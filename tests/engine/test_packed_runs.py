@@ -115,13 +115,16 @@ def test_killed_and_moved_to_other_shards_a_run_ends_in_the_same_bits(
 
 
 @pytest.mark.slow
-def test_two_processes_train_on_shards_what_one_trains_on_the_folder(
+def test_two_processes_train_on_shards_what_they_train_on_the_folder(
     packs: dict[str, Path], reference: Path, tmp_path: Path
 ) -> None:
-    train(tmp_path / "run", packs["parquet"], "--procs", "2", "--workers", "1", cores=2).ends(0)
+    two = ["--procs", "2", "--workers", "1"]
+    train(tmp_path / "run", packs["parquet"], *two, cores=2).ends(0)
+    train(tmp_path / "folder", packs["folder"], *two, cores=2).ends(0)
+    assert_equal(tmp_path / "run", tmp_path / "folder")
     loss = [line["loss"] for line in metrics_of(tmp_path / "run") if "loss" in line]
     expected = [line["loss"] for line in metrics_of(reference) if "loss" in line]
-    assert loss == pytest.approx(expected, rel=1e-4), "as from files: sums in another order"
+    assert loss == pytest.approx(expected, rel=1e-4), "sums in another order"
 
 
 @pytest.mark.slow
