@@ -1,6 +1,6 @@
 # `docker build -t rescue .` for a CPU, `docker build -t rescue --build-arg DEVICE=cuda .` for NVIDIA's
 # GPUs; `make docker` does the first. Runs as a user without rights:
-#   docker run --gpus all --shm-size=8g -v DATA:/data:ro -v RUNS:/work rescue \
+#   docker run --gpus all --shm-size=8g -v DATA:/data:ro -v RUNS:/runs rescue \
 #       train --recipe a3 data.root=/data
 ARG BASE=docker.io/library/debian:12-slim
 
@@ -30,10 +30,10 @@ RUN apt-get update \
     && apt-get install --yes --no-install-recommends ca-certificates g++ python3 python3-dev \
     && rm -rf /var/lib/apt/lists/* \
     && useradd --create-home --uid 1000 rescue \
-    && install --directory --owner=rescue /work
+    && install --directory --owner=rescue /runs
 COPY --from=build /opt/rescue /opt/rescue
 ENV PATH=/opt/rescue/bin:$PATH
 USER rescue
-WORKDIR /work
+WORKDIR /runs
 ENTRYPOINT ["rescue"]
 CMD ["--help"]
