@@ -12,17 +12,17 @@ ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=igno
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends ca-certificates python3-venv \
     && rm -rf /var/lib/apt/lists/* \
-    && python3 -m venv /opt/rescue
+    && python3 -m venv /venv
 RUN case "$DEVICE" in \
-        cpu) /opt/rescue/bin/pip install --index-url "$CPU_WHEELS" 'torch>=2.11' 'torchvision>=0.26' ;; \
-        cuda) /opt/rescue/bin/pip install 'torch>=2.11' 'torchvision>=0.26' ;; \
+        cpu) /venv/bin/pip install --index-url "$CPU_WHEELS" 'torch>=2.11' 'torchvision>=0.26' ;; \
+        cuda) /venv/bin/pip install 'torch>=2.11' 'torchvision>=0.26' ;; \
         *) echo "DEVICE: '$DEVICE' must be cpu or cuda." >&2; exit 2 ;; \
     esac
 COPY pyproject.toml README.md LICENSE /src/
 COPY recipes /src/recipes
 COPY rescue_cli /src/rescue_cli
-RUN /opt/rescue/bin/pip install '/src[slurm]' \
-    && find /opt/rescue -name __pycache__ -prune -exec rm -rf {} +
+RUN /venv/bin/pip install '/src[slurm]' \
+    && find /venv -name __pycache__ -prune -exec rm -rf {} +
 
 FROM ${BASE}
 # g++ and Python's headers are for torch.compile
@@ -31,8 +31,8 @@ RUN apt-get update \
     && rm -rf /var/lib/apt/lists/* \
     && useradd --create-home --uid 1000 rescue \
     && install --directory --owner=rescue /runs
-COPY --from=build /opt/rescue /opt/rescue
-ENV PATH=/opt/rescue/bin:$PATH
+COPY --from=build /venv /venv
+ENV PATH=/venv/bin:$PATH
 USER rescue
 WORKDIR /runs
 ENTRYPOINT ["rescue"]

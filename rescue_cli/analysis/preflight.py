@@ -243,8 +243,8 @@ def check_script(script: str, jobs: int, tasks: int) -> Check:
     """Whether SLURM would accept the script; nothing is submitted."""
     call = ["sbatch", "--test-only"]
     answer = subprocess.run(call, input=script, capture_output=True, text=True, check=False)
-    told = " ".join((answer.stderr or answer.stdout).removeprefix("sbatch: ").split())
-    figure = f"{format_count(jobs, 'job')} of {format_count(tasks, 'task')}: {told}"
+    reply = " ".join((answer.stderr or answer.stdout).removeprefix("sbatch: ").split())
+    figure = f"{format_count(jobs, 'job')} of {format_count(tasks, 'task')}: {reply}"
     return Check("SLURM", figure, "fails" if answer.returncode else "ok", {"script": script})
 
 

@@ -167,6 +167,12 @@ def _without_options(words: Sequence[str], options: Sequence[str]) -> list[str]:
     return kept
 
 
+ImagesPerSecond = Annotated[float | None, typer.Option(help="Training speed of all GPUs together.")]
+HoursPerEpoch = Annotated[
+    float | None, typer.Option(help="Hours per epoch, in place of the speed.")
+]
+Price = Annotated[float | None, typer.Option(help="Price of one GPU for one hour.")]
+GpuMemory = Annotated[float | None, typer.Option(help="Memory of one GPU in GB (2^30 bytes).")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 

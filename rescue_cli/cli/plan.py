@@ -9,7 +9,18 @@ from rescue_cli.analysis.cost import Prices, estimate_cost, memory_warning
 from rescue_cli.build.expand import expand_options
 from rescue_cli.cli import common
 from rescue_cli.cli.command import example_and_next
-from rescue_cli.cli.common import Epochs, Json, Model, Overrides, RecipeName, With
+from rescue_cli.cli.common import (
+    Epochs,
+    GpuMemory,
+    HoursPerEpoch,
+    ImagesPerSecond,
+    Json,
+    Model,
+    Overrides,
+    Price,
+    RecipeName,
+    With,
+)
 from rescue_cli.formatting import flop_count, format_count
 from rescue_cli.recipe import Recipe
 from rescue_cli.recipe.own import describe_code
@@ -31,16 +42,10 @@ def plan(
     model: Model = None,
     epochs: Epochs = None,
     gpus: Annotated[int, typer.Option(help="Number of GPUs that share a step.", min=1)] = 1,
-    images_per_second: Annotated[
-        float | None, typer.Option(help="Training speed of all GPUs together.")
-    ] = None,
-    hours_per_epoch: Annotated[
-        float | None, typer.Option(help="Hours per epoch, in place of the speed.")
-    ] = None,
-    price: Annotated[float | None, typer.Option(help="Price of one GPU for one hour.")] = None,
-    gpu_memory: Annotated[
-        float | None, typer.Option(help="Memory of one GPU in GB (2^30 bytes).")
-    ] = None,
+    images_per_second: ImagesPerSecond = None,
+    hours_per_epoch: HoursPerEpoch = None,
+    price: Price = None,
+    gpu_memory: GpuMemory = None,
     as_json: Json = False,
 ) -> None:
     """Estimate the steps, FLOPs, memory, hours and money of a recipe; needs no GPU."""

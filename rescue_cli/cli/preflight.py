@@ -26,10 +26,14 @@ from rescue_cli.cli.command import SingleProcess, example_and_next
 from rescue_cli.cli.common import (
     Device,
     Epochs,
+    GpuMemory,
+    HoursPerEpoch,
+    ImagesPerSecond,
     Json,
     Model,
     On,
     Overrides,
+    Price,
     RecipeName,
     SlurmOptions,
     Where,
@@ -63,16 +67,10 @@ def preflight(
     gpus: Annotated[
         int | None, typer.Option(help="GPUs that share a step; default: SLURM's, or 1.", min=1)
     ] = None,
-    images_per_second: Annotated[
-        float | None, typer.Option(help="Training speed of all GPUs together.")
-    ] = None,
-    hours_per_epoch: Annotated[
-        float | None, typer.Option(help="Hours per epoch, in place of the speed.")
-    ] = None,
-    price: Annotated[float | None, typer.Option(help="Price of one GPU for one hour.")] = None,
-    gpu_memory: Annotated[
-        float | None, typer.Option(help="Memory of one GPU in GB (2^30 bytes).")
-    ] = None,
+    images_per_second: ImagesPerSecond = None,
+    hours_per_epoch: HoursPerEpoch = None,
+    price: Price = None,
+    gpu_memory: GpuMemory = None,
     kill_test: Annotated[
         bool, typer.Option("--kill-test", help="Kill a short run, resume it, compare the bits.")
     ] = False,
@@ -138,7 +136,7 @@ def _test_kill(
     words: list[str],
     on_gpu: bool,
 ) -> Check:
-    """Kills a short run in a folder beside the run directory, which stays only if bits differ."""
+    """Kills a short run in a folder beside the run directory, removed if bits agree."""
     if recipe.fits_head:
         return Check("kill test", "the recipe fits a head, in no steps", "not judged")
     parent.mkdir(parents=True, exist_ok=True)

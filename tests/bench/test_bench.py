@@ -412,4 +412,4 @@ def test_bench_shards_times_every_way_to_read_the_same_images(
     ways = ["folder", "tar", "parquet", "tar, longer side at most 32"]
     assert list(result["ratios"])[:4] == ways
     assert result["ratios"]["folder"] == 1
-    assert all(0.02 < ratio < 50 for ratio in result["ratios"].values())
+    assert all(speed > 0 for speed in result["views_per_second"].values())

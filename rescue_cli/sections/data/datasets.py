@@ -272,7 +272,7 @@ def _labels_by_number(
     if not all(0 <= numbers.get(name, -1) < len(labels) for name in present):
         return {}
     rest = set(range(len(labels))) - {numbers[name] for name in present}
-    return {name: numbers[name] for name in present} | {str(number): number for number in rest}
+    return {str(number): number for number in rest} | {name: numbers[name] for name in present}
 
 
 def _read_test_split(

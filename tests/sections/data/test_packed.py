@@ -19,6 +19,7 @@ from PIL import Image
 from rescue_cli.errors import DataError, RescueError, UsageError
 from rescue_cli.recipe import DataKeys
 from rescue_cli.sections.data import Dataset, Files, compute_fingerprint, load
+from rescue_cli.sections.data.datasets import _labels_by_number
 from rescue_cli.sections.data.packed import index as index_module
 from rescue_cli.sections.data.packed import location, write
 from rescue_cli.sections.data.packed import names as names_module
@@ -177,6 +178,12 @@ def test_classes_go_by_number_where_the_shards_name_them_otherwise(folder: Path,
         17: some[2].read_bytes(),
     }
     assert names_of(dataset).index.classes == ("word 17", "word 5 (5)", "word 5 (995)")
+
+
+def test_a_class_whose_name_is_another_ones_number_keeps_its_own() -> None:
+    labels = {f"n{number}": number for number in range(4)}
+    by_number = _labels_by_number({"3": 0, "0": 1}, ["3", "0"], labels)
+    assert (by_number["3"], by_number["0"], by_number["2"]) == (0, 1, 2)
 
 
 def test_other_programs_shards_without_folders_and_names(folder: Path, out: Path) -> None:

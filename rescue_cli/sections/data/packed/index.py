@@ -30,11 +30,14 @@ TABLE = "index.json"
 
 
 class Shard(NamedTuple):
-    """A file: its path or URL, its size, and what changes with its content (a time, an ETag)."""
+    """A file: its path or URL, its size, what changes with its content (a time, an ETag), and its
+    SHA-256 where the pack of a store says it.
+    """
 
     place: str
     size: int
     stamp: str
+    sha256: str = ""
 
     @property
     def is_remote(self) -> bool:

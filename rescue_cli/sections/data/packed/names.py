@@ -1,5 +1,6 @@
 """The images of shards as `FileNames` of a split."""
 
+import contextlib
 import os
 import zlib
 from collections.abc import Iterable
@@ -18,6 +19,7 @@ from rescue_cli.sections.data.packed.parquet import unpack
 from rescue_cli.sections.data.splits import FileNames, Files, Storage
 
 OPEN_SHARDS = 64  # of a process
+OPEN_KEPT = 4  # of those fetched from a store: the disk has no room for a dropped one that is open
 UNPACKED_BLOCKS = 4  # kept by a process
 
 
@@ -116,9 +118,16 @@ class _Descriptor:
             os.close(self.number)
 
 
-@lru_cache(maxsize=OPEN_SHARDS)
-def _open(path: str) -> _Descriptor:
-    return _Descriptor(path)
+_open = lru_cache(maxsize=OPEN_SHARDS)(_Descriptor)
+_open_kept = lru_cache(maxsize=OPEN_KEPT)(_Descriptor)
+
+
+def _descriptor_of(shard: Shard) -> _Descriptor:
+    if not shard.is_remote:
+        return _open(shard.place)
+    while True:
+        with contextlib.suppress(FileNotFoundError):  # another process has made room meanwhile
+            return _open_kept(str(remote.kept_shard(shard)))
 
 
 def _read_range(shard: Shard, start: int, size: int, *, whole: bool) -> bytes:
@@ -128,9 +137,8 @@ def _read_range(shard: Shard, start: int, size: int, *, whole: bool) -> bytes:
     """
     if shard.is_remote and not whole:
         return remote.read_range(shard, start, size)
-    path = str(remote.kept_shard(shard)) if shard.is_remote else shard.place
     try:
-        file = _open(path)  # kept from closing by this name
+        file = _descriptor_of(shard)  # kept from closing by this name
         data = os.pread(file.number, size, start)
     except OSError as error:  # of many images: none of them is to be replaced as corrupt
         raise unreadable(shard.place, error.strerror) from None

@@ -35,7 +35,6 @@ class Mirror:
 
 
 _MIRRORS: dict[Path, Mirror] = {}  # of this process and those it forks, by their folders
-_CHECKSUMS: dict[str, str] = {}  # SHA-256 by a shard's URL, as the pack says
 
 
 def is_url(text: str) -> bool:
@@ -80,7 +79,7 @@ def mirror(url: str, endings: tuple[str, ...], small: tuple[str, ...]) -> Path:
         )
     for path in root.rglob("pack.json"):
         sums = {each["file"]: each["sha256"] for part in _shards_in(path) for each in part}
-        _CHECKSUMS.update({s.place: sums[p.name] for p, s in shards.items() if p.name in sums})
+        shards = {p: s._replace(sha256=sums.get(p.name, "")) for p, s in shards.items()}
     _MIRRORS[folder] = Mirror(base, folder, shards)
     return folder
 
@@ -109,9 +108,9 @@ def with_urls(text: str) -> str:
     return text
 
 
-def fits_cache(sizes: int) -> bool:
+def fits_cache(size: int) -> bool:
     """Whether shards of so many bytes in all can be kept on disk at the same time."""
-    return sizes <= _cache_bytes()
+    return size <= _cache_bytes()
 
 
 def read_range(shard: Shard, start: int, size: int) -> bytes:
@@ -127,7 +126,7 @@ def kept_shard(shard: Shard) -> Path:
 
     The shards that were not used for longest make room for it.
     """
-    file = cache_folder() / "shards" / _digest(f"{shard.place}\n{shard.size}\n{shard.stamp}")
+    file = cache_folder() / "shards" / _digest(json.dumps(shard))
     while not _is_there(file, shard):
         with lock_first(file.with_suffix(".lock")) as first:
             if first and not _is_there(file, shard):
@@ -179,7 +178,12 @@ def _is_there(file: Path, shard: Shard) -> bool:
 
 
 def _fetch(shard: Shard, file: Path) -> None:
-    """Downloads a shard whole or not at all, and checks it."""
+    """Downloads a shard whole or not at all, and checks it; raises `DataError`."""
+    if not fits_cache(shard.size):
+        raise DataError(
+            f"RESCUE_CACHE_GB: is less than the {shard.size / 1e9:.3g} GB of {shard.place} alone. "
+            "Raise it, or read image by image with sampling.name=shuffled."
+        )
     _make_room(file.parent, shard.size)
     partial = file.with_suffix(f".{os.getpid()}.partial")
 
@@ -190,7 +194,7 @@ def _fetch(shard: Shard, file: Path) -> None:
             raise OSError(f"{partial.stat().st_size} of {shard.size} bytes came")
         with partial.open("rb") as opened:
             digest = hashlib.file_digest(opened, "sha256").hexdigest()
-        if _CHECKSUMS.get(shard.place, digest) != digest:
+        if shard.sha256 not in ("", digest):
             raise OSError("its SHA-256 is not that of pack.json")
 
     try:

@@ -10,7 +10,6 @@ from rescue_cli.sections.data.packed.members import Block, Member, Scan, is_imag
 
 LOCAL_HEADER = struct.Struct("<26x2H")  # of which the lengths of name and extra field are read
 ENCRYPTED = 0x1
-ODD = (ValueError, NotImplementedError)  # of names and of features that zipfile does not know
 
 
 def scan_zip(opened: BinaryIO, shard: str, skipped: SkippedFiles) -> Scan:
@@ -43,6 +42,14 @@ def scan_zip(opened: BinaryIO, shard: str, skipped: SkippedFiles) -> Scan:
                 else:
                     members.append(Member(entry.filename, None, 0, entry.file_size, len(blocks)))
                     blocks.append(Block(start, entry.compress_size, entry.file_size))
-    except (zipfile.BadZipFile, struct.error, OSError, EOFError, *ODD) as error:
+    # The last two are of names and of features that zipfile does not know
+    except (
+        zipfile.BadZipFile,
+        struct.error,
+        OSError,
+        EOFError,
+        ValueError,
+        NotImplementedError,
+    ) as error:
         raise unreadable(shard, error) from None
     return Scan(members, blocks, "deflate")
