@@ -40,7 +40,10 @@ class Transfers:
 def to_device(array: NDArray[np.generic] | Tensor, device: torch.device) -> Tensor:
     """A copy on the device that does not wait for it (from pinned memory on CUDA)."""
     Transfers.to_device += 1
-    tensor = torch.from_numpy(array) if isinstance(array, np.ndarray) else array
+    if isinstance(array, np.ndarray):  # one of a memory-mapped file cannot be written to
+        tensor = torch.from_numpy(array if array.flags.writeable else array.copy())
+    else:
+        tensor = array
     if device.type == "cuda":
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)

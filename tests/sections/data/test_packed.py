@@ -14,12 +14,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from rescue_cli.batch import View
 from rescue_cli.errors import DataError, RescueError, UsageError
 from rescue_cli.recipe import DataKeys
-from rescue_cli.sections.data import Dataset, Files, compute_fingerprint, load
+from rescue_cli.sections.data import Dataset, Files, Images, compute_fingerprint, load
 from rescue_cli.sections.data.datasets import _labels_by_number
+from rescue_cli.sections.data.memory import MemoryEvalFeed
 from rescue_cli.sections.data.packed import index as index_module
 from rescue_cli.sections.data.packed import location, write
 from rescue_cli.sections.data.packed import names as names_module
@@ -30,6 +33,7 @@ from tests.conftest import Rescue
 from tests.helpers import shards
 from tests.helpers.shards import CLASSES, add, by_name, by_number
 
+CPU = torch.device("cpu")
 Make = Callable[[Path, Path], Path]
 PARQUET: Mapping[str, dict[str, Any]] = {
     "snappy": {},
@@ -200,6 +204,19 @@ def test_other_programs_shards_without_folders_and_names(folder: Path, out: Path
     (out / "classes.txt").write_text("only\n")
     with pytest.raises(DataError, match=r"train-0.tar: label \d+, where there are names of 1"):
         read(out, holdout=11)
+
+
+def test_shards_in_memory_are_the_folder_in_memory(folder: Path, out: Path) -> None:
+    """Labels are memory-mapped, of which torch warns; warnings are errors here."""
+    made, feeds = shards.as_zip(folder, out, zipfile.ZIP_STORED), []
+    for root in (folder, made):
+        keys = DataKeys(root=str(root), resident=True, train_size=16)
+        images = load("folder", keys, out / "pixels").tests["val"]
+        assert isinstance(images, Images)
+        feeds.append(MemoryEvalFeed(images, [View(16, 1.0)], 4, "bicubic", CPU))
+    first, second = feeds
+    assert torch.equal(first.images, second.images)
+    assert torch.equal(first.labels, second.labels)
 
 
 def test_a_table_beside_image_files_is_no_shard(folder: Path, out: Path) -> None:
