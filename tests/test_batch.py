@@ -5,11 +5,12 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from rescue_cli.batch import SideStream, joined
+from rescue_cli.batch import SideStream, joined, to_device
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 
@@ -104,3 +105,11 @@ def test_parts_are_joined_in_pinned_memory_by_one_copy(monkeypatch: pytest.Monke
     monkeypatch.setattr(torch, "empty", pinning)
     assert torch.equal(joined(parts, GPU), torch.cat(parts))
     assert pinned == [(3, 3)]
+
+
+def test_what_cannot_be_written_to_is_copied_and_all_else_is_shared() -> None:
+    mapped, own = np.arange(3), np.arange(3)
+    mapped.flags.writeable = False
+    for array, seen in ((mapped, 0), (own, 7)):
+        to_device(array, torch.device("cpu"))[0] = 7
+        assert array[0] == seen
