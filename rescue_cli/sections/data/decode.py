@@ -5,7 +5,7 @@ import math
 import os
 import struct
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +19,7 @@ from torch import Tensor
 from rescue_cli.errors import DataError
 from rescue_cli.recipe.sections import Decoder, Exif, Interpolation
 from rescue_cli.sections.annotations import ASPECT
+from rescue_cli.sections.data.jpeg_region import region_decoder
 from rescue_cli.sections.data.rgb import Reading, UnknownRangeError, to_rgb
 from rescue_cli.sections.data.splits import Pixels
 
@@ -56,6 +57,30 @@ class Box:
     left: int
     height: int
     width: int
+
+    def within(self, other: "Box") -> "Box":
+        """The same pixels, counted from the corner of `other`."""
+        return Box(self.top - other.top, self.left - other.left, self.height, self.width)
+
+
+@dataclass(frozen=True)
+class Part:
+    """The decoded pixels (height, width, 3) uint8 of a box of an image, and the image's size."""
+
+    pixels: Pixels
+    box: Box
+    size: tuple[int, int]  # height, width
+
+
+Needed = Callable[[int, int], Box]  # height and width of an image -> the part that is needed
+
+
+def bounding_box(boxes: Sequence[Box]) -> Box:
+    """The smallest box that holds all of them."""
+    top, left = min(box.top for box in boxes), min(box.left for box in boxes)
+    bottom = max(box.top + box.height for box in boxes)
+    right = max(box.left + box.width for box in boxes)
+    return Box(top, left, bottom - top, right - left)
 
 
 def describe_error(error: BaseException) -> str:
@@ -116,13 +141,23 @@ def read_image(path: Path, decoder: Decoder, reading: Reading) -> Any:
         raise DataError(f"{path}: {error}") from None
 
 
-def decode_image(data: bytes, decoder: Decoder, reading: Reading = DEFAULT_READING) -> Any:
-    """As `read_image`, for a file's bytes; raises `UnknownRangeError`, and what PIL raises."""
-    return (
-        decode_with_pil(data, reading)
-        if decoder == "pil"
-        else decode_to_array(data, decoder, reading)
-    )
+def decode_image(
+    data: bytes,
+    decoder: Decoder,
+    reading: Reading = DEFAULT_READING,
+    needed: Needed | None = None,
+) -> Any:
+    """As `read_image`, for a file's bytes; raises `UnknownRangeError`, and what PIL raises.
+
+    Where only a part of the image is `needed`, it may come alone, as a `Part`.
+    """
+    if decoder == "pil":
+        return decode_with_pil(data, reading)
+    if decoder == "fast" and needed is not None:
+        part = _decode_part(data, reading, needed)
+        if part is not None:
+            return part
+    return decode_to_array(data, decoder, reading)
 
 
 def decode_with_pil(data: bytes, reading: Reading = DEFAULT_READING) -> Image.Image:
@@ -141,38 +176,68 @@ def decode_to_array(data: bytes, decoder: Decoder, reading: Reading = DEFAULT_RE
     CMYK, whose conversion to RGB differs, and very large images are decoded by PIL as well. Raises
     as `decode_image`.
     """
-    if decoder == "fast" and data[:2] == b"\xff\xd8":
+    if decoder == "fast" and _jpeg_size(data) is not None:
         try:
-            height, width, space, _ = simplejpeg.decode_jpeg_header(data)
-            if space in ("RGB", "YCbCr", "Gray") and height * width <= MAX_PIXELS:
-                decoded: Pixels = simplejpeg.decode_jpeg(data, colorspace="RGB", strict=True)
-                return decoded if reading.exif == "ignored" else _turn_upright(decoded, data)
+            decoded: Pixels = simplejpeg.decode_jpeg(data, colorspace="RGB", strict=True)
+            return _turn_upright(decoded, _jpeg_orientation(data, reading))
         except ValueError:
             pass  # truncated, or decoded with warnings: PIL decides
     return np.array(decode_with_pil(data, reading))  # a copy: torch warns about read-only arrays
 
 
-def _turn_upright(stored: Pixels, data: bytes) -> Pixels:
-    """The decoded pixels of a JPEG file turned upright."""
-    if b"Exif" not in data and b"tiff:Orientation" not in data:
-        return stored
+def _decode_part(data: bytes, reading: Reading, needed: Needed) -> Part | None:
+    """What is needed of a JPEG file; None where the whole image must be decoded."""
+    decode_region, size = region_decoder(), _jpeg_size(data)
+    if decode_region is None or size is None or _jpeg_orientation(data, reading) != UPRIGHT:
+        return None
+    box = needed(*size)
+    pixels = decode_region(data, box.top, box.left, box.height, box.width)
+    return None if pixels is None else Part(pixels, box, size)
+
+
+def _jpeg_size(data: bytes) -> tuple[int, int] | None:
+    """(height, width) of a JPEG file as stored; None where PIL must decode it, or refuse to."""
+    if data[:2] != b"\xff\xd8":
+        return None
+    try:
+        height, width, space, _ = simplejpeg.decode_jpeg_header(data)
+    except ValueError:
+        return None
+    known = space in ("RGB", "YCbCr", "Gray") and height * width <= MAX_PIXELS
+    return (height, width) if known else None
+
+
+def _jpeg_orientation(data: bytes, reading: Reading) -> int:
+    """EXIF's orientation where it is applied."""
+    if reading.exif == "ignored" or (b"Exif" not in data and b"tiff:Orientation" not in data):
+        return UPRIGHT
     with Image.open(io.BytesIO(data)) as image:
-        orientation = exif_orientation(image)
+        return exif_orientation(image)
+
+
+def _turn_upright(stored: Pixels, orientation: int) -> Pixels:
+    """The decoded pixels of a JPEG file turned upright."""
     if orientation == UPRIGHT:
         return stored
     upright: Pixels = np.ascontiguousarray(_ORIENTATIONS[orientation][1](stored))
     return upright
 
 
-def height_and_width(image: Pixels | Image.Image) -> tuple[int, int]:
-    """(height, width)."""
+def height_and_width(image: Pixels | Part | Image.Image) -> tuple[int, int]:
+    """(height, width), of a part's whole image."""
+    if isinstance(image, Part):
+        return image.size
     if isinstance(image, Image.Image):
         return image.height, image.width
     return image.shape[0], image.shape[1]
 
 
 def crop_resize(
-    image: Pixels | Image.Image, box: Box, height: int, width: int, interpolation: Interpolation
+    image: Pixels | Part | Image.Image,
+    box: Box,
+    height: int,
+    width: int,
+    interpolation: Interpolation,
 ) -> Tensor:
     """Crops `box` and resizes it with antialiasing: (3, height, width) uint8, channels last.
 
@@ -183,10 +248,12 @@ def crop_resize(
         edges = (box.left, box.top, box.left + box.width, box.top + box.height)
         cut = image.crop(edges).resize((width, height), _PIL[interpolation])
         return torch.from_numpy(np.array(cut)).permute(2, 0, 1)
+    if isinstance(image, Part):
+        box, image = box.within(image.box), image.pixels
     part = image[box.top : box.top + box.height, box.left : box.left + box.width]
     # Only where all four strides are channels-last (numpy's [None] has stride 0) does torch resize
     # without a conversion to planes: 0.15 ms instead of 0.23, with 0.01 for the copy
-    planes = torch.from_numpy(np.array(part)).unsqueeze(0).permute(0, 3, 1, 2)
+    planes = torch.from_numpy(np.ascontiguousarray(part)).unsqueeze(0).permute(0, 3, 1, 2)
     if (box.height, box.width) == (height, width):
         return planes[0]
     return torch.nn.functional.interpolate(

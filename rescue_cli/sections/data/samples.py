@@ -11,6 +11,7 @@ from rescue_cli.recipe.sections import Decoder
 from rescue_cli.sections.annotations import Target, required_size
 from rescue_cli.sections.data.decode import (
     OTHER_EXIF,
+    Needed,
     decode_image,
     describe_error,
     height_and_width,
@@ -20,22 +21,26 @@ from rescue_cli.sections.data.rgb import Reading, UnknownRangeError
 from rescue_cli.sections.data.splits import Files
 
 
-def read_file(files: Files, index: int, decoder: Decoder, reading: Reading) -> Any:
-    """As `read_image`, for an image of a split, which may lie in a shard."""
+def read_file(
+    files: Files, index: int, decoder: Decoder, reading: Reading, needed: Needed | None = None
+) -> Any:
+    """As `decode_image`, for an image of a split, which may lie in a shard."""
     data = files.names.read(index)
     try:
-        return decode_image(data, decoder, reading)
+        return decode_image(data, decoder, reading, needed)
     except UnknownRangeError as error:
         raise DataError(f"{files.names.place(index)}: {error}") from None
 
 
-def read_sample(files: Files, index: int, decoder: Decoder, reading: Reading) -> tuple[Any, Target]:
+def read_sample(
+    files: Files, index: int, decoder: Decoder, reading: Reading, needed: Needed | None = None
+) -> tuple[Any, Target]:
     """The decoded image, as `read_file` has it, and its target.
 
     Raises what PIL raises for a broken image, and `DataError` where image and target do not fit.
     """
     path = files.names.path(index)
-    image = read_file(files, index, decoder, reading)
+    image = read_file(files, index, decoder, reading, needed)
     try:
         target = files.target(index)
     except (OSError, ValueError, SyntaxError) as error:

@@ -22,10 +22,13 @@ from rescue_cli.sections.data.corrupt import all_corrupt_error, read_or_replace,
 from rescue_cli.sections.data.decode import (
     DEFAULT_READING,
     Box,
+    Needed,
+    bounding_box,
     centre_crop,
     crop_resize,
     height_and_width,
 )
+from rescue_cli.sections.data.jpeg_region import region_decoder
 from rescue_cli.sections.data.rgb import Reading
 from rescue_cli.sections.data.samples import as_tensor, read_sample
 from rescue_cli.sections.data.shared_memory import Slots
@@ -66,6 +69,13 @@ class Cropping:
     def columns(self) -> int:
         return self.crop.columns if self.crop else 0
 
+    def needed(self, draws: Sequence[Floats]) -> Needed | None:
+        """The part of an image that the views of these draws are cut from; None: all of it."""
+        crop = self.crop
+        if crop is None:
+            return None
+        return lambda *size: bounding_box([Box(*crop.apply(*size, row)) for row in draws])
+
     def __call__(self, image: Any, target: Target, draws: Floats) -> Sample:
         if self.crop is None:
             return Sample(centre_crop(image, self.size, 1.0, self.interpolation), target)
@@ -85,6 +95,9 @@ class WholeImages:
     @property
     def columns(self) -> int:
         return sum(operation.columns for operation in self.operations)
+
+    def needed(self, draws: Sequence[Floats]) -> None:
+        """All of an image."""
 
     def __call__(self, image: Any, target: Target, draws: Floats) -> Sample:
         sample = Sample(as_tensor(image), target)
@@ -151,32 +164,34 @@ class TrainSamples(Dataset[Loaded]):
         loaded = Loaded(chunk.slot, [], [], [], [], 0)
         replaced = 0
         for index, positions in chunk.images:
+            draws = [self._draws(chunk.step, number)[place] for number, place in positions]
             try:
-                used, image, target = self.read(index, loaded.broken)
+                used, image, target = self.read(index, loaded.broken, self.cut.needed(draws))
             except DataError as error:
                 return Loaded(chunk.slot, [], [], [], loaded.broken, 0, str(error))
             if image is None:
                 return Loaded(chunk.slot, [], [], [], loaded.broken, 0)
             replaced += len(positions) if used != index else 0
-            for micro_batch, position in positions:
-                draws = self._draws(chunk.step, micro_batch)[position]
-                sample = self.cut(image, target, draws)
+            for position, row in zip(positions, draws, strict=True):
+                sample = self.cut(image, target, row)
                 if self.cut.size is None:
                     loaded.images.append(sample.image)
                 else:
                     view = sample.image.permute(1, 2, 0).numpy()
                     self.slots.pixels[chunk.slot, len(loaded.positions)] = view
                 loaded.targets.append(sample.target)
-                loaded.positions.append((micro_batch, position))
+                loaded.positions.append(position)
         return loaded._replace(replaced=replaced)
 
-    def read(self, index: int, broken: list[tuple[str, str]]) -> tuple[int, Any, Any]:
+    def read(
+        self, index: int, broken: list[tuple[str, str]], needed: Needed | None = None
+    ) -> tuple[int, Any, Any]:
         """Index, image and target; of another image drawn for it where it cannot be decoded, and
         without an image where all that were drawn are corrupt. Adds the corrupt files to `broken`.
         """
 
         def read(place: int) -> tuple[Any, Target]:
-            return read_sample(self.files, place, self.decoder, self.reading)
+            return read_sample(self.files, place, self.decoder, self.reading, needed)
 
         place = self.files.names.place
         used, sample = read_or_replace(index, len(self.files), self.seed, read, place, broken)
@@ -225,6 +240,7 @@ class FileFeed:
     def start(self, step: int) -> None:
         """Starts the workers from `step` on, a whole step ahead of the one that trains."""
         self.close()
+        region_decoder()  # once, before the workers are forked
         ahead = max(AHEAD, math.ceil(len(self.chunks(step)) / max(self.workers, 1)))
         # At most so many chunks are under way, and one more is being read here
         count = ahead * self.workers + 1

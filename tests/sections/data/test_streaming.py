@@ -187,10 +187,10 @@ class CountedSamples(TrainSamples):
         super().__init__(*arguments)
         self.log = log
 
-    def read(self, index: int, broken: list[tuple[str, str]]) -> tuple[int, Any, Any]:
+    def read(self, index: int, *arguments: Any) -> tuple[int, Any, Any]:
         with self.log.open("a") as file:
             file.write(f"{index}\n")
-        return super().read(index, broken)
+        return super().read(index, *arguments)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
