@@ -219,7 +219,7 @@ def test_a_pinned_buffer_that_is_filled_again_too_early_is_named(
 
 @pytest.mark.parametrize("recipe", ["airbench94", "hiverge94"])
 def test_a_step_computes_what_it_does_on_a_cpu(recipe: str) -> None:
-    """In float64: of float16, which Muon's products are in otherwise, a CPU may only have a stand-in."""
+    """In float64: a CPU may compute Muon's float16 otherwise than a GPU does."""
     weights = []
     for where in (torch.device("cpu"), CUDA):
         with device.pretend_cuda() if where == CUDA else contextlib.nullcontext():
