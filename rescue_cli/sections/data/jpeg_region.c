@@ -9,7 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { ABI = 62, BLOCK = 8, RGB = 2, EOI = 0xd9, RST0 = 0xd0, RST7 = 0xd7, PLANES = 3 };
+enum { ABI = 62, BLOCK = 8, RGB = 2, EOI = 0xd9, RST0 = 0xd0, RST7 = 0xd7, PLANES = 3, ROWS = 16 };
 
 struct source {
     const unsigned char *next;
@@ -108,14 +108,14 @@ static int is_complete(const struct source *source)
     return 0;
 }
 
-/* Writes the pixels, (height, width, 3) RGB; the box must lie within the image. Returns 0, or 1
- * where the whole image must be decoded to know what to do: it is cut short, or has an error. */
+/* Writes the pixels, (height, width, 3) RGB. Returns 0, or 1 where the whole image must be decoded
+ * to know what to do: it is cut short, has an error, or does not hold the rectangle. */
 int decode_jpeg_region(const unsigned char *data, unsigned long bytes, unsigned top, unsigned left,
                        unsigned height, unsigned width, unsigned char *pixels)
 {
     struct decoder decoder;
     struct errors errors;
-    unsigned char *volatile line = NULL;
+    unsigned char *volatile lines = NULL;
     volatile int failed = 1;
     memset(&decoder, 0, sizeof decoder);
     decoder.errors = jpeg_std_error(&errors);
@@ -126,8 +126,9 @@ int decode_jpeg_region(const unsigned char *data, unsigned long bytes, unsigned 
         jpeg_mem_src(&decoder, data, bytes);
         jpeg_read_header(&decoder, 1);
         decoder.output_space = RGB;
+        int within = top + height <= decoder.height && left + width <= decoder.width;
         /* A progressive file is read whole, with a warning where it is cut short */
-        if (decoder.progressive || is_complete(decoder.source)) {
+        if (within && (decoder.progressive || is_complete(decoder.source))) {
             jpeg_start_decompress(&decoder);
             /* A row or column of chroma depends on its neighbours: one MCU more on each side */
             unsigned across = (unsigned)(decoder.h_factor * BLOCK);
@@ -141,22 +142,22 @@ int decode_jpeg_region(const unsigned char *data, unsigned long bytes, unsigned 
                 jpeg_crop_scanline(&decoder, &start, &span);
             if (top / down > 1)
                 jpeg_skip_scanlines(&decoder, (top / down - 1) * down);
-            line = malloc((size_t)span * PLANES);
-            size_t row_bytes = (size_t)width * PLANES;
-            while (line != NULL && decoder.row < top + height) {
-                unsigned row = decoder.row;
-                unsigned char *rows[1] = {line};
-                if (row >= top && span == width)
-                    rows[0] = pixels + (row - top) * row_bytes;
-                jpeg_read_scanlines(&decoder, rows, 1);
-                if (row >= top && span != width)
-                    memcpy(pixels + (row - top) * row_bytes, line + (left - start) * PLANES,
-                           row_bytes);
+            size_t row_bytes = (size_t)width * PLANES, line_bytes = (size_t)span * PLANES;
+            lines = malloc(line_bytes * ROWS);
+            while (lines != NULL && decoder.row < top + height) {
+                unsigned char *rows[ROWS];
+                unsigned first = decoder.row, wanted = top + height - first;
+                for (unsigned i = 0; i < ROWS; i++)
+                    rows[i] = lines + i * line_bytes;
+                unsigned read = jpeg_read_scanlines(&decoder, rows, wanted < ROWS ? wanted : ROWS);
+                for (unsigned i = first < top ? top - first : 0; i < read; i++)
+                    memcpy(pixels + (first + i - top) * row_bytes,
+                           rows[i] + (left - start) * PLANES, row_bytes);
             }
-            failed = line == NULL || errors.warnings != 0;
+            failed = lines == NULL || errors.warnings != 0;
         }
     }
     jpeg_destroy_decompress(&decoder);
-    free(line);
+    free(lines);
     return failed;
 }
