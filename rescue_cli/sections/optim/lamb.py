@@ -62,10 +62,11 @@ class Lamb(ScalerAwareOptimizer):
         }
         counters = [self._state_of(p)["step"] for p in parameters]
         torch._foreach_add_(counters, 1)
+        directions = _Scratch()
         for group, members in zip(self.param_groups, moving, strict=True):
             for chunk in _split_chunks(members):
                 if group["weight_decay"]:
-                    self._update_adapted(chunk, group, scaling)
+                    self._update_adapted(chunk, directions.like(chunk), group, scaling)
                 else:
                     self._adam(chunk, chunk, group, group["lr"], scaling)
         if found_inf is not None:  # a skipped step does not count
@@ -113,10 +114,16 @@ class Lamb(ScalerAwareOptimizer):
         )
 
     def _update_adapted(
-        self, parameters: list[Tensor], group: dict[str, Any], scaling: dict[str, Tensor | None]
+        self,
+        parameters: list[Tensor],
+        updates: list[Tensor],
+        group: dict[str, Any],
+        scaling: dict[str, Tensor | None],
     ) -> None:
-        """Adds the decay to Adam's direction and scales the update by each tensor's trust ratio."""
-        updates = _scratch_buffers(parameters)
+        """Adds the decay to Adam's direction and scales it by each tensor's trust ratio.
+
+        `updates`: memory for the directions.
+        """
         torch._foreach_copy_(updates, parameters)
         torch._foreach_mul_(updates, group["weight_decay"])
         self._adam(updates, parameters, group, -1.0, scaling)
@@ -162,11 +169,18 @@ def _split_chunks(parameters: list[Tensor]) -> Iterator[list[Tensor]]:
         yield chunk
 
 
-def _scratch_buffers(parameters: list[Tensor]) -> list[Tensor]:
-    """Buffers with the parameters' memory layout, cut from one block."""
-    sizes = [p.numel() for p in parameters]
-    parts = torch.split(parameters[0].new_empty(sum(sizes)), sizes)
-    return [
-        torch.as_strided(part, p.shape, p.stride(), part.storage_offset())
-        for part, p in zip(parts, parameters, strict=True)
-    ]
+class _Scratch:
+    """Memory that the chunks of a step use one after another: new memory costs page faults."""
+
+    block: Tensor | None = None
+
+    def like(self, parameters: list[Tensor]) -> list[Tensor]:
+        """Tensors with the parameters' sizes and memory layout, of any content."""
+        sizes = [p.numel() for p in parameters]
+        if self.block is None or self.block.numel() < sum(sizes):
+            self.block = parameters[0].new_empty(sum(sizes))
+        parts = torch.split(self.block[: sum(sizes)], sizes)
+        return [
+            torch.as_strided(part, p.shape, p.stride(), part.storage_offset())
+            for part, p in zip(parts, parameters, strict=True)
+        ]
