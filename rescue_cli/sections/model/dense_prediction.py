@@ -214,7 +214,9 @@ def _feature_strides(name: str) -> list[int]:
 
 
 class Fcn(nn.Module):
-    """Images (n, channels, height, width) -> logits of that size: `out`, and `aux` in training."""
+    """Images (n, channels, height, width) -> logits of that size; in training as `out`, and those
+    of the auxiliary head as `aux`.
+    """
 
     def __init__(self, backbone: Backbone, head: nn.Module, auxiliary: nn.Module) -> None:
         super().__init__()
@@ -222,16 +224,18 @@ class Fcn(nn.Module):
         self.classifier = head
         self.aux_classifier = auxiliary
 
-    def forward(self, images: Tensor) -> dict[str, Tensor]:
+    def forward(self, images: Tensor) -> Tensor | dict[str, Tensor]:
         maps = list(self.backbone(images).values())
-        logits = {"out": self.classifier(maps[-1])}
-        if self.training:
-            logits["aux"] = self.aux_classifier(maps[-2])
-        size = images.shape[-2:]
-        return {
-            name: nn.functional.interpolate(logits_, size, mode="bilinear", align_corners=False)
-            for name, logits_ in logits.items()
-        }
+        out = _resize(self.classifier(maps[-1]), images)
+        if not self.training:
+            return out
+        return {"out": out, "aux": _resize(self.aux_classifier(maps[-2]), images)}
+
+
+def _resize(logits: Tensor, images: Tensor) -> Tensor:
+    """The logits at the images' size."""
+    size = images.shape[-2:]
+    return nn.functional.interpolate(logits, size, mode="bilinear", align_corners=False)
 
 
 def fcn(classes: int, channels: int, *, backbone: str, norms: Norms) -> nn.Module:

@@ -41,16 +41,7 @@ class Segmentation:
     @staticmethod
     def _logits(model: nn.Module, image: Tensor, size: int) -> Tensor:
         """(1, classes, h, w), as the network gives them."""
-        seen = image[None]
-        height, width = _sides(image)
-        # Its longer side may stand for no more than ASPECT of the shorter one
-        factor = min(size / min(height, width), ASPECT * size / max(height, width))
-        if factor != 1:
-            to = (max(1, round(height * factor)), max(1, round(width * factor)))
-            seen = functional.interpolate(
-                seen, to, mode="bilinear", antialias=factor < 1, align_corners=False
-            )
-        logits: Tensor = model(seen)["out"]
+        logits: Tensor = model(resized(image, size))
         return logits
 
     def rows(
@@ -86,6 +77,20 @@ class Segmentation:
         counts = rows[:, 2:-1].reshape(count, 3, self.classes)
         labelled = counts[:, 2].sum()
         return SegmentationResult(counts, rows[:, -1], float(rows[:, 1].sum() / max(labelled, 1)))
+
+
+def resized(image: Tensor, size: int) -> Tensor:
+    """An image (3, height, width) as the network sees it, (1, 3, h, w): its shorter side is `size`,
+    unless the longer one would be more than `ASPECT` times that.
+    """
+    height, width = _sides(image)
+    factor = min(size / min(height, width), ASPECT * size / max(height, width))
+    if factor == 1:
+        return image[None]
+    to = (max(1, round(height * factor)), max(1, round(width * factor)))
+    return functional.interpolate(
+        image[None], to, mode="bilinear", antialias=factor < 1, align_corners=False
+    )
 
 
 def _sides(image: Tensor) -> tuple[int, int]:

@@ -176,7 +176,7 @@ def test_the_share_of_ignored_pixels_and_the_loss_stand_beside_every_miou() -> N
     view = View(4, 1.0)
     images = [torch.zeros(3, 4, 10)] * 2
     batch = EvalBatch(torch.arange(2), [mask, mask], {view: images})
-    model: Any = lambda _: {"out": logits}  # noqa: E731
+    model: Any = lambda _: logits  # noqa: E731
     (rows,) = task.rows(model, batch, view, lambda images: images, [PLAIN])
     found = task.measure(rows.numpy(), 2, None)
     assert found.metrics["ignored"] == 25.0
