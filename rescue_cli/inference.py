@@ -104,7 +104,8 @@ class Classifier:
     def __call__(self, images: Tensor) -> Tensor:
         """Probabilities (N, classes), float64, of preprocessed images (N, C, H, W).
 
-        With the test-time augmentation of the protocol.
+        With the test-time augmentation of the protocol. Of a segmentation network those of each
+        pixel, (N, classes, H, W).
         """
         return self._view(self.network, images).double().softmax(1)
 
@@ -126,17 +127,19 @@ def load_classifier(
     model: str | None = None,
     changes: Sequence[str] = (),
     verb: str = "predict",
+    other_tasks: Sequence[str] = (),
 ) -> Classifier:
     """The classifier in a run directory, a weights file or `timm:NAME`.
 
     `model` names the architecture of weights without a recipe, `changes` are overrides, `verb` is
-    what the message calls the caller. Raises `DataError`, `UsageError`.
+    what the message calls the caller, which takes networks of `other_tasks` as well. Raises
+    `DataError`, `UsageError`.
     """
     source = find_weights(str(given), ["train.precision=float32", *changes], model=model)
     check_changes(changes, source)
     classes = _classes(source)
     check_recipe(source.recipe)
-    source.recipe.demand_classification(verb)
+    source.recipe.demand_classification(verb, *other_tasks)
     return Classifier(source, _reading(source, changes), classes, device)
 
 

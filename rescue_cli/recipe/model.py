@@ -107,11 +107,15 @@ class Recipe:
         """Whether images carry boxes or masks in place of one label."""
         return self.task.name != "classification"
 
-    def demand_classification(self, verb: str) -> None:
-        """Raises `UsageError` where the verb needs accuracies of labels and the recipe has none."""
-        if self.is_annotated:
+    def demand_classification(self, verb: str, *others: str) -> None:
+        """Raises `UsageError` where the verb is for classification and these `others`, and the
+        recipe's task is another one.
+        """
+        tasks = ("classification", *others)
+        if self.task.name not in tasks:
             raise UsageError(
-                f"{verb}: works for classification, and {self.name} is for {self.task.name}. "
+                f"{verb}: works for {' and '.join(tasks)}, and {self.name} is for "
+                f"{self.task.name}. "
                 "Use train, eval, transfer, lr-range-test, seed-sweep, compare or report."
             )
 
