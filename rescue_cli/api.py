@@ -385,6 +385,7 @@ def export(
     evenly spaced), and its probabilities compared with the run's own in float32. The folders are in
     `out`, by default `RUN/export`. With `from_pixels` a graph takes uint8 pixels (N, size, size,
     channels) and gives probabilities; else normalised floats (N, channels, size, size), and logits.
+    A graph of a segmentation network takes any height and width, and gives those of each pixel.
 
     Raises `RescueError` where a file does not give what the run's evaluation gives, `UsageError`,
     `DataError`.

@@ -17,6 +17,7 @@ from rescue_cli.errors import DataError, UsageError, did_you_mean
 from rescue_cli.recipe import Recipe
 from rescue_cli.recipe.changes import given_keys
 from rescue_cli.recipe.own import offer_weights
+from rescue_cli.sections.annotations import ASPECT
 from rescue_cli.sections.data import FACTS, channels_of, normalisation
 from rescue_cli.sections.data.rgb import Reading
 from rescue_cli.sections.model import MODELS, weights
@@ -59,28 +60,36 @@ def describe_preprocessing(recipe: Recipe) -> dict[str, str]:
     """How an image becomes the network's input, as text by key: the metadata of a weights file.
 
     `find_weights` reads the first five keys in a file without a recipe; `preprocessing` has all of
-    them in a sentence. Of detection and segmentation, `mean` and `std` alone.
+    them in a sentence. `longest` is of segmentation: its images stay whole, and none is longer.
+    Of detection, `mean` and `std` alone.
     """
     mean, std = (", ".join(map(str, v)) for v in normalisation(recipe.data.name, recipe.data))
-    if recipe.is_annotated:
+    if recipe.task.name == "detection":
         return {"mean": mean, "std": std}
     evaluation, reading = recipe.eval, Reading.of(recipe.data)
     size, crop, tta = evaluation.sizes[0], evaluation.crops[0], evaluation.ttas[0]
     colour = "RGB" if channels_of(recipe.data.name, recipe.data) == 3 else "grey"
     side = "both sides" if evaluation.resize == "squash" else "the shorter side"
+    interpolation, longest = evaluation.interpolation, {}
+    resized = f"{side} resized to {math.floor(size / crop)} px"
+    cut = f"the centre {size} x {size} px; "
+    if recipe.is_annotated:  # whole
+        interpolation, longest = "bilinear", {"longest": str(ASPECT * size)}
+        resized, cut = f"{resized}, the longer in proportion, to {ASPECT * size} px at most", ""
     return {
         "mean": mean,
         "std": std,
         "input": str(size),
         "crop": str(crop),
-        "interpolation": evaluation.interpolation,
+        "interpolation": interpolation,
         "resize": evaluation.resize,
+        **longest,
         "colour": colour,
         "tta": tta,
         **{key: str(value) for key, value in asdict(reading).items() if value is not None},
         "preprocessing": (
-            f"{colour}; {side} resized to {math.floor(size / crop)} px ({evaluation.interpolation}"
-            f", antialiased, 8 bits); the centre {size} x {size} px; (value / 255 - mean) / std"
+            f"{colour}; {resized} ({interpolation}, antialiased, 8 bits); {cut}"
+            "(value / 255 - mean) / std"
         ),
     }
 

@@ -5,17 +5,18 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import nn
 
-from rescue_cli.export.network import ExportedNetwork, Interface
+from rescue_cli.export.network import ExportedNetwork, Interface, trace
 from rescue_cli.export.preprocessing import Pixels, Preprocessing
 from rescue_cli.recipe import Recipe
 from rescue_cli.sections.tta import Weights
 
 Inputs = NDArray[Any]  # (n, ...) as the network's file takes them
-Probabilities = NDArray[np.float64]  # (n, classes)
+Probabilities = NDArray[np.float64]  # (n, classes), or of each pixel (n, classes, height, width)
 
 
 @dataclass(frozen=True)
@@ -33,10 +34,11 @@ class Exportable:
     normalisation: tuple[Sequence[float], Sequence[float]]
     metadata: Mapping[str, str]
 
-    def graph(self) -> nn.Module:
-        """What is traced: the network with all that the interface asks for."""
+    def program(self) -> torch.export.ExportedProgram:
+        """The network with all that the interface asks for, traced; raises what torch raises."""
         inside = self.normalisation if self.interface.input == "pixels" else None
-        return ExportedNetwork(self.network, self.tta, inside).eval()
+        graph = ExportedNetwork(self.network, self.tta, inside).eval()
+        return trace(graph, self.interface)
 
 
 class Runtime(Protocol):
@@ -49,7 +51,7 @@ class Runtime(Protocol):
         ...
 
     def from_pixels(self, pixels: Pixels, /) -> Inputs:
-        """The input of images (n, size, size, channels) that are cropped already."""
+        """The input of images (n, height, width, channels) that are cropped already."""
         ...
 
     def __call__(self, inputs: Inputs, /) -> Probabilities: ...
@@ -79,7 +81,7 @@ class Preparation:
 
 
 def softmax(logits: NDArray[np.float64]) -> Probabilities:
-    """Over the classes, (n, classes)."""
+    """Over the classes."""
     powers = np.exp(logits - logits.max(1, keepdims=True))
     probabilities: Probabilities = powers / powers.sum(1, keepdims=True)
     return probabilities

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from rescue_cli.rng import Indices
 from rescue_cli.sections.data import Images, Split
 from rescue_cli.sections.data.rgb import Reading
 from rescue_cli.sections.data.samples import read_file
+from rescue_cli.sections.task.segmentation import resized
 
 AT_ONCE = 32  # images whose features stay in a processor's caches
 
@@ -38,16 +40,22 @@ class TestSet:
     notes: tuple[str, ...]
 
     @property
-    def labels(self) -> NDArray[np.int64]:
-        """The label of each image, in order."""
-        return self.split.labels[self.order]
+    def rounds(self) -> int:
+        """How many batches there are."""
+        return self.feed.rounds(1, self.order)
 
-    def batches(self) -> Iterator[tuple[Indices, Pixels]]:
-        """Batches as the run's evaluation has them: indices (n,), pixels (n, size, size, c)."""
+    def batches(self) -> Iterator[tuple[Indices, Pixels, NDArray[Any]]]:
+        """Batches as the run's evaluation has them: indices (n,), pixels (n, height, width, c),
+        labels (n,). In segmentation each of one image, resized and rounded, and its mask.
+        """
         view = View(self.recipe.eval.sizes[0], self.recipe.eval.crops[0])
         for batch in self.feed.batches(0, 1, self.order):
-            pixels = batch.views[view].permute(0, 2, 3, 1).contiguous()
-            yield batch.indices.numpy(), pixels.numpy()
+            images, targets = batch.views[view], batch.targets
+            if self.recipe.is_annotated:
+                ((image,), (targets,)) = images, targets
+                images = resized(image.float(), view.size).round().to(torch.uint8)
+            pixels = images.permute(0, 2, 3, 1).contiguous()
+            yield batch.indices.numpy(), pixels.numpy(), np.asarray(targets)
 
     def decode(self, index: int) -> Image.Image:
         """An image of the set whole, read as the recipe reads files."""
@@ -65,7 +73,7 @@ def load_test_images(recipe: Recipe, cache: Path, workers: int, subset: int | No
     recipe = recipe.with_overrides(
         f"eval.sizes=[{evaluation.sizes[0]}]",
         f"eval.crops=[{evaluation.crops[0]}]",
-        f"eval.batch_size={min(evaluation.batch_size, AT_ONCE)}",
+        f"eval.batch_size={1 if recipe.is_annotated else min(evaluation.batch_size, AT_ONCE)}",
     )
     known = weights_classes(recipe)
     data, note = match_labels(recipe, load_dataset(recipe, cache, test_only=True, classes=known))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rescue_cli.analysis.accuracy import add_intervals
-from rescue_cli.export.check import Comparison
+from rescue_cli.export.comparison import Comparison
 from rescue_cli.export.formats import Exportable
 from rescue_cli.recipe import Recipe, recipe_in, yaml
 from rescue_cli.recipe.changes import WEIGHTS, flat, is_path
@@ -127,7 +127,7 @@ def _accuracy(run: RunDirectory | None, comparison: Comparison, set_name: str) -
         lines += _measured({**result, **add_intervals(result)}, _siblings(run.path))
     agreed = "; ".join(comparison.sentences())
     lines.append(
-        f"This folder, loaded by timm: top-1 {comparison.top1:.2f} % on {comparison.images:,} "
+        f"This folder, loaded by timm: top-1 {comparison.score:.2f} % on {comparison.images:,} "
         f"images of `{set_name}`. Against the run's own evaluation in float32: {agreed}."
     )
     return "\n\n".join(lines)

@@ -13,22 +13,20 @@ ONE_FILE = 1_900_000_000  # bytes of weights; protobuf ends at 2 GiB, and they g
 
 def write(network: Exportable, folder: Path) -> None:
     """Writes the file; raises what torch raises for a network that it cannot trace."""
-    interface, graph = network.interface, network.graph()
-    batch = torch.export.Dim("batch")
+    interface, traced = network.interface, network.program()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's own, about its own code
         program = torch.onnx.export(
-            graph,
-            (interface.example(),),
+            traced,
             dynamo=True,
             input_names=[interface.input],
             output_names=[interface.output],
-            dynamic_shapes={"images": {0: batch}},
+            dynamic_shapes={"images": interface.axes()},
             verbose=False,
         )
     assert program is not None
     program.model.metadata_props.update(network.metadata)
-    size = sum(weight.nbytes for weight in graph.state_dict().values())
+    size = sum(weight.nbytes for weight in traced.state_dict.values())
     program.save(folder / FILE, external_data=size > ONE_FILE)
 
 

@@ -24,6 +24,7 @@ class Preprocessing:
     crop: float
     interpolation: str
     squash: bool
+    longest: int | None = None  # pixels; images stay whole
 
     @classmethod
     def of(cls, metadata: Mapping[str, str]) -> "Preprocessing":
@@ -36,6 +37,7 @@ class Preprocessing:
             float(metadata["crop"]),
             metadata["interpolation"],
             metadata["resize"] == "squash",
+            int(metadata["longest"]) if "longest" in metadata else None,
         )
 
     @property
@@ -44,7 +46,11 @@ class Preprocessing:
         return np.array(self.std, np.float32)[:, None, None]
 
     def crop_image(self, image: Image.Image) -> Pixels:
-        """The centre of the resized image: (size, size, channels) uint8."""
+        """The centre of the resized image, or all of it: (height, width, channels) uint8."""
+        if self.longest is not None:
+            factor = min(self.size / min(image.size), self.longest / max(image.size))
+            width, height = (max(1, round(factor * side)) for side in image.size)
+            return np.asarray(image.resize((width, height), _FILTERS[self.interpolation]))
         target = math.floor(self.size / self.crop)
         width, height = (
             target
@@ -58,7 +64,7 @@ class Preprocessing:
         return np.asarray(resized.crop(box)).reshape(self.size, self.size, -1)
 
     def normalise(self, pixels: Pixels) -> Floats:
-        """(n, size, size, channels) to (n, channels, size, size)."""
+        """(n, height, width, channels) to (n, channels, height, width)."""
         mean, std = np.array(self.mean, np.float32), np.array(self.std, np.float32)
         floats = (pixels.astype(np.float32) / 255 - mean) / std
         return np.ascontiguousarray(floats.transpose(0, 3, 1, 2))

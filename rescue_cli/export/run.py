@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,12 @@ import torch
 from rescue_cli.build.weights import describe_preprocessing
 from rescue_cli.errors import RescueError, UsageError
 from rescue_cli.export import check, model_card, onnx_graph, timm_folder, torch_program
-from rescue_cli.export.check import Comparison
-from rescue_cli.export.formats import Exportable, Probabilities
+from rescue_cli.export.comparison import Comparison
+from rescue_cli.export.formats import Exportable
 from rescue_cli.export.images import TestSet, load_test_images
 from rescue_cli.export.network import interface
-from rescue_cli.export.own_process import Job
-from rescue_cli.inference import Classifier, load_classifier
+from rescue_cli.export.own_process import Job, load_network
+from rescue_cli.inference import Classifier
 from rescue_cli.recipe.schema import lookup
 from rescue_cli.rundir import RunDirectory
 from rescue_cli.runs.environment import default_workers
@@ -77,17 +77,17 @@ class Exported:
             "fault": self.fault,
             "takes": self.takes,
             "gives": self.gives,
-            **({} if self.comparison is None else asdict(self.comparison)),
+            **({} if self.comparison is None else self.comparison.as_json()),
         }
 
 
 @dataclass(frozen=True)
 class _Own:
-    """A trained network, the test images, and its own probabilities of them."""
+    """A trained network, the overrides that it was loaded with, and the test images."""
 
     classifier: Classifier
+    changes: Sequence[str]
     tests: TestSet
-    probabilities: Probabilities
 
 
 @dataclass(frozen=True)
@@ -179,9 +179,9 @@ def _check_formats(formats: Sequence[str], request: Request) -> None:
 
 
 def _own(request: Request, formats: Sequence[str]) -> Iterator[tuple[str, _Own]]:
-    """Each format with the evaluation that its file has to repeat."""
+    """Each format with the network that its file has to repeat."""
     own: dict[str, _Own] = {}  # by test-time augmentation
-    loaded = _load(request, request.changes)
+    loaded = load_network(request.given, request.changes, request.model)
     if "timm" in formats:
         timm_folder.check(loaded.recipe)
     (tta, *_) = loaded.recipe.eval.ttas
@@ -194,24 +194,17 @@ def _own(request: Request, formats: Sequence[str]) -> Iterator[tuple[str, _Own]]
     for name in formats:
         key = tta if FORMATS[name].is_graph else "none"
         if key not in own:
-            changes = [] if key == tta else ["eval.tta=none"]
-            classifier = _load(request, [*request.changes, *changes]) if changes else loaded
-            own[key] = _evaluate(request, classifier)
+            changes = [*request.changes, *([] if key == tta else ["eval.tta=none"])]
+            network = loaded if key == tta else load_network(request.given, changes, request.model)
+            own[key] = _Own(network, changes, _test_images(request, network))
         yield name, own[key]
 
 
-def _load(request: Request, changes: Sequence[str]) -> Classifier:
-    return load_classifier(
-        request.given, "cpu", model=request.model, changes=changes, verb="export"
-    )
-
-
-def _evaluate(request: Request, classifier: Classifier) -> _Own:
+def _test_images(request: Request, classifier: Classifier) -> TestSet:
     tests = load_test_images(classifier.recipe, request.cache, _workers(request), request.subset)
     for line in tests.notes:
         request.note(line)
-    probabilities = check.evaluate(classifier, tests, progress=request.progress)
-    return _Own(classifier, tests, probabilities)
+    return tests
 
 
 def _workers(request: Request) -> int:
@@ -266,6 +259,7 @@ def exportable(classifier: Classifier, *, from_pixels: bool) -> Exportable:
             channels_of(recipe.data.name, recipe.data),
             recipe.eval.sizes[0],
             from_pixels=from_pixels,
+            any_size=recipe.is_annotated,
         ),
         normalisation=(list(mean), list(std)),
         metadata={
@@ -282,14 +276,15 @@ def _compare(request: Request, name: str, folder: Path, own: _Own) -> Exported:
     job = Job(
         format=name,
         folder=str(folder.resolve()),
-        recipe=own.classifier.recipe.to_yaml(),
+        given=request.given,
+        changes=own.changes,
+        model=request.model,
         cache=str(request.cache),
         workers=_workers(request),
         subset=request.subset,
     )
     try:
-        outputs = check.run_in_fresh_process(job)
+        comparison = check.run_in_fresh_process(job, own.tests.rounds, progress=request.progress)
     except RescueError as error:
         return Exported(name, folder, None, str(error))
-    comparison = check.compare(own.probabilities, outputs, own.tests.labels)
     return Exported(name, folder, comparison, comparison.fault)

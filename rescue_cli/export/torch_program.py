@@ -13,14 +13,9 @@ METADATA = "metadata.json"  # within the file: torch.export.load(FILE, extra_fil
 
 def write(network: Exportable, folder: Path) -> None:
     """Writes the file; raises what torch raises for a network that it cannot trace."""
-    interface = network.interface
-    batch = torch.export.Dim("batch")
-    program = torch.export.export(
-        network.graph(), (interface.example(),), dynamic_shapes={"images": {0: batch}}
-    )
-    metadata = {**network.metadata, "input_name": interface.input}
+    metadata = {**network.metadata, "input_name": network.interface.input}
     text = json.dumps(metadata, indent=1)
-    torch.export.save(program, folder / FILE, extra_files={METADATA: text})
+    torch.export.save(network.program(), folder / FILE, extra_files={METADATA: text})
 
 
 class TorchProgram(Preparation):

@@ -3,7 +3,8 @@
 import json
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -23,16 +24,18 @@ import rescue_cli as rescue_interface
 from rescue_cli.errors import RescueError
 from rescue_cli.export import hub, timm_folder
 from rescue_cli.export import run as export_run
-from rescue_cli.export.check import compare, evaluate
-from rescue_cli.export.formats import Exportable, Runtime
+from rescue_cli.export.comparison import Comparison, compare
+from rescue_cli.export.formats import Exportable
 from rescue_cli.export.images import load_test_images
-from rescue_cli.export.own_process import RUNTIMES, Outputs, run_file
+from rescue_cli.export.own_process import RUNTIMES
 from rescue_cli.export.preprocessing import Preprocessing
 from rescue_cli.export.torch_program import METADATA
 from rescue_cli.inference import load_classifier
 from rescue_cli.rundir import read_json
 from rescue_cli.sections.data.decode import centre_crop
 from tests.conftest import Rescue
+from tests.helpers import rectangles
+from tests.sections.task.test_annotated_tasks import DETECT, SEGMENT
 
 KINDS = ("cat", "dog", "owl")
 SMALL = (
@@ -239,15 +242,93 @@ def test_timm_builds_the_network_and_crops_as_the_configuration_says(
     places = ["data.name=folder", f"data.root={pets}"] if len(classes) == len(KINDS) else []
     classifier = load_classifier(weights, "cpu", model=name, changes=[*places, *changes])
     tests = load_test_images(classifier.recipe, tmp_path, 0, 6)
-    own = evaluate(classifier, tests, progress=False)
     timm_folder.write(export_run.exportable(classifier, from_pixels=False), tmp_path)
     assert read_json(tmp_path / "config.json").get("model_args", {}) == options
-    result = compare(own, run_file(RUNTIMES["timm"](tmp_path), tests), tests.labels)
+    result = compare(classifier, RUNTIMES["timm"](tmp_path), tests)
     assert result.fault is None
     assert (result.same, result.same_pixels) == (6, 6)
 
 
+# --- networks with a class for each pixel ---
+
+
+@pytest.fixture(scope="module")
+def segmenter(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of three steps, on images of two sizes and shapes."""
+    root = rectangles.masks(tmp_path_factory.mktemp("drawn") / "masks")
+    for folder in ("images", "masks"):
+        for file in sorted((root / "test" / folder).iterdir())[:2]:
+            with Image.open(file) as opened:
+                image = opened.resize((91, 102), Image.Resampling.NEAREST)
+            image.save(file)
+    words = [*SEGMENT[2:], "data.name=mask-folder", f"data.root={root}", "train.epochs=1"]
+    recipe = rescue_interface.load(SEGMENT[1], words)
+    return rescue_interface.train(recipe, tmp_path_factory.mktemp("made") / "segmenter").path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["onnx", "torch-export"])
+def test_a_segmentation_network_gives_each_pixel_what_its_run_does(
+    name: str, rescue: Rescue, segmenter: Path, tmp_path: Path
+) -> None:
+    if name == "onnx":
+        pytest.importorskip("onnxruntime")
+        pytest.importorskip("onnxscript")
+    for options, takes, gives in (
+        ([], "images (N, 3, H, W) float32, normalised", "logits of each pixel"),
+        (["--from-pixels"], "pixels (N, H, W, 3) uint8, RGB", "probabilities of each pixel"),
+    ):
+        out = tmp_path / f"out{len(options)}"
+        ended = rescue("export", segmenter, "--to", name, "--out", out, *options, "--json")
+        assert ended.code == 0, ended.err
+        (record,) = json.loads(ended.out)
+        assert (record["takes"], record["gives"]) == (takes, gives)
+        assert record["passed"]
+        assert record["images"] == 4
+        assert record["outputs"] == record["same"] == 2 * 48 * 64 + 2 * 48 * 54
+        assert record["difference"] < 1e-5
+        assert record["same_pixels"] >= 2  # the two that are not resized
+        own = read_json(segmenter / "result.json")["miou"]
+        assert record["own_miou"] == pytest.approx(own, abs=0.5)  # its pixels are rounded
+        assert record["miou"] == pytest.approx(own, abs=0.5)
+    ended = rescue("export", segmenter, "--to", name, "--out", out, "--check-only")
+    first, second = ended.out.splitlines()
+    assert first.startswith(f"{name}: 11,328 of 11,328 pixels of 4 images same class, largest ")
+    assert re.search(r"; mIoU \d+\.\d\d %, the run's own \d+\.\d\d %$", second)
+    CHANGES[name](out / name)
+    ended = rescue("export", segmenter, "--to", name, "--out", out, "--check-only")
+    assert ended.code == 1
+    assert "of 11,328 pixels have another class, and probabilities differ" in ended.err
+
+
+def test_timm_has_no_segmentation_networks(rescue: Rescue, segmenter: Path) -> None:
+    ended = rescue("export", segmenter, "--to", "timm")
+    assert ended.code == 2
+    assert ended.err == (
+        "error: --to timm: timm has no network called fcn. Use --to onnx or --to torch-export.\n"
+    )
+
+
+def test_a_detector_is_not_exported(rescue: Rescue, tmp_path: Path) -> None:
+    root = rectangles.voc(tmp_path / "voc")
+    words = [*DETECT[2:], "data.name=voc-folder", f"data.root={root}", "train.epochs=1"]
+    recipe = rescue_interface.load(DETECT[1], words)
+    run = rescue_interface.train(recipe, tmp_path / "run").path
+    ended = rescue("export", run, "--to", "onnx")
+    assert ended.code == 2
+    assert ended.err == (
+        "error: export: works for classification and segmentation, and detection-voc is for "
+        "detection. Use train, eval, transfer, lr-range-test, seed-sweep, compare or report.\n"
+    )
+
+
 # --- what the comparison notices ---
+
+
+def first_weight(names: Iterable[str]) -> str:
+    """Of the first convolution, alone or as a backbone's."""
+    (name,) = (name for name in names if name.endswith(".conv1.0.weight") and "layer" not in name)
+    return name
 
 
 def change_timm(folder: Path) -> None:
@@ -261,14 +342,15 @@ def change_torch_program(folder: Path) -> None:
     file, metadata = folder / "model.pt2", {METADATA: ""}
     program = torch.export.load(file, extra_files=metadata)
     with torch.no_grad():
-        program.state_dict["network.conv1.0.weight"].view(-1)[0] += 1
+        program.state_dict[first_weight(program.state_dict)].view(-1)[0] += 1
     torch.export.save(program, file, extra_files=metadata)
 
 
 def change_onnx(folder: Path) -> None:
     onnx = pytest.importorskip("onnx")
     graph = onnx.load(folder / "model.onnx")
-    (weight,) = (w for w in graph.graph.initializer if w.name == "network.conv1.0.weight")
+    name = first_weight([w.name for w in graph.graph.initializer])
+    (weight,) = (w for w in graph.graph.initializer if w.name == name)
     values = onnx.numpy_helper.to_array(weight).copy()
     values.flat[0] += 1
     weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
@@ -289,13 +371,11 @@ def test_one_changed_weight_is_noticed(name: str, trained: Path, tmp_path: Path)
         pytest.importorskip("onnxscript")
     classifier = load_classifier(trained, "cpu")
     tests = load_test_images(classifier.recipe, tmp_path, 0, None)
-    own = evaluate(classifier, tests, progress=False)
     network = export_run.exportable(classifier, from_pixels=False)
     export_run.FORMATS[name].write(network, tmp_path)
 
     def fault() -> str | None:
-        runtime: Runtime = RUNTIMES[name](tmp_path)
-        return compare(own, run_file(runtime, tests), tests.labels).fault
+        return compare(classifier, RUNTIMES[name](tmp_path), tests).fault
 
     assert fault() is None
     CHANGES[name](tmp_path)
@@ -305,12 +385,11 @@ def test_one_changed_weight_is_noticed(name: str, trained: Path, tmp_path: Path)
 def test_a_configuration_that_crops_otherwise_is_noticed(trained: Path, tmp_path: Path) -> None:
     classifier = load_classifier(trained, "cpu")
     tests = load_test_images(classifier.recipe, tmp_path, 0, 6)
-    own = evaluate(classifier, tests, progress=False)
     timm_folder.write(export_run.exportable(classifier, from_pixels=False), tmp_path)
     config = read_json(tmp_path / "config.json")
     config["pretrained_cfg"]["crop_pct"] = 1.0
     (tmp_path / "config.json").write_text(json.dumps(config))
-    result = compare(own, run_file(RUNTIMES["timm"](tmp_path), tests), tests.labels)
+    result = compare(classifier, RUNTIMES["timm"](tmp_path), tests)
     assert str(result.fault).startswith("its preprocessing gives other pixels in 6 of 6 images")
     assert result.difference < 1e-5 < result.prepared_difference
 
@@ -337,13 +416,12 @@ def test_what_does_not_pass_is_kept_under_another_name(
 
 
 def test_wrong_preprocessing_is_a_fault_even_where_every_class_is_the_same() -> None:
-    own = np.array([[0.9, 0.1], [0.2, 0.8]])
-    labels = np.array([0, 1])
+    result = Comparison(2, 2, 2, 0, 1, 0.4, 2, 0, 100, 100)
     for levels, fault in ((0.4, None), (0.6, "its preprocessing gives other pixels in 1 of 2 ")):
-        result = compare(own, Outputs(own, own, np.array([0, levels])), labels)
+        result = replace(result, levels=levels)
         assert str(result.fault).startswith(str(fault))
         assert "1 of 2 with the same pixels" in result.sentences()[1]
-    assert compare(own, Outputs(own * np.nan, own, np.zeros(2)), labels).fault is not None
+    assert replace(result, levels=0, difference=np.nan).fault is not None
 
 
 # --- the folder for the hub ---
