@@ -341,14 +341,15 @@ def predict(
     overrides: Sequence[str] = (),
     device: str | None = None,
     progress: bool = False,
+    keep_broken: bool = False,
     code: Sequence[Path | str] = (),
 ) -> "list[Prediction]":
     """The `top` most probable classes of each image, with probabilities.
 
     `weights` is a run, a weights file or `timm:NAME`, whose architecture `model` names where the
     file does not; `images` are image files, folders of them, and patterns (`photos/*.jpg`); `code`
-    is as for `evaluate`. Raises
-    `DataError`, `UsageError`.
+    is as for `evaluate`. Raises `UsageError`, and `DataError`, also for a file that cannot be
+    decoded; with `keep_broken` such a file has no `classes` and an `error`.
     """
     from rescue_cli.inference import predict_images
     from rescue_cli.runs.environment import select_device
@@ -364,6 +365,7 @@ def predict(
             changes=overrides,
             note=note if progress else _say_nothing,
             progress=progress,
+            keep_broken=keep_broken,
         )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 import torch
@@ -51,11 +51,15 @@ class ClassProbability(TypedDict("_Class", {"class": str})):
 
 
 class Prediction(TypedDict):
-    """The most probable classes of one image, and how the image was read and resized."""
+    """The most probable classes of one image, and how the image was read and resized.
+
+    None of a file that cannot be decoded, and then `error` says why.
+    """
 
     image: str
     classes: list[ClassProbability]
     protocol: dict[str, Any]
+    error: NotRequired[str]
 
 
 class Classifier:
@@ -93,7 +97,19 @@ class Classifier:
             return _crop(image.convert("RGB"), self.recipe)
         if isinstance(image, bytes):
             return _crop(decode_image(image, "pil", self._reading), self.recipe)
-        return _read(Path(image), self.recipe, self._reading)
+        pixels = self._try_read(Path(image))
+        if isinstance(pixels, str):
+            raise DataError(f"{image}: {pixels}. Give a readable image file.")
+        return pixels
+
+    def _try_read(self, path: Path) -> Tensor | str:
+        """As `read`; of a file that cannot be decoded, why. Raises `DataError` for no file."""
+        try:
+            return _crop(read_image(path, "pil", self._reading), self.recipe)
+        except FileNotFoundError:
+            raise _not_found(path) from None
+        except UNREADABLE as error:
+            return f"cannot be decoded: {describe_error(error)}"
 
     def normalise(self, images: Tensor) -> Tensor:
         """Images (N, C, size, size) uint8 as the network takes them, on `device`."""
@@ -118,6 +134,10 @@ class Classifier:
             "classes": [{"class": self.classes[i], "probability": p} for i, p in best],
             "protocol": self.protocol,
         }
+
+    def unread(self, image: str, error: str) -> "Prediction":
+        """That of a file which cannot be decoded, and why."""
+        return {"image": image, "classes": [], "protocol": self.protocol, "error": error}
 
 
 def load_classifier(
@@ -153,11 +173,13 @@ def predict_images(
     changes: Sequence[str] = (),
     note: Callable[[str], None] = lambda _: None,
     progress: bool = False,
+    keep_broken: bool = False,
 ) -> list[Prediction]:
     """For each image its `top` classes with probabilities; of a folder for each image in it.
 
     An image may be a pattern, as `photos/*.jpg`. `note` gets a line for each thing worth knowing:
-    how images are read, which files are skipped.
+    how images are read, which files are skipped. With `keep_broken` a file that cannot be decoded
+    has no classes and an `error`.
     Raises `DataError`, `UsageError`.
     """
     classifier = load_classifier(given, device, model=model, changes=changes)
@@ -179,10 +201,14 @@ def predict_images(
         batch_bar(len(batches), progress=progress) as after_batch,
     ):
         for batch in batches:
-            pixels = torch.stack([*decoders.map(classifier.read, batch)])
-            probabilities = classifier(classifier.normalise(pixels))
-            for path, each in zip(batch, probabilities, strict=True):
-                predictions.append(classifier.prediction(str(path), each, top))
+            read = [*decoders.map(classifier._try_read if keep_broken else classifier.read, batch)]
+            pixels = [each for each in read if isinstance(each, Tensor)]
+            rows = iter(classifier(classifier.normalise(torch.stack(pixels))) if pixels else ())
+            for path, each in zip(batch, read, strict=True):
+                if isinstance(each, str):
+                    predictions.append(classifier.unread(str(path), each))
+                else:
+                    predictions.append(classifier.prediction(str(path), next(rows), top))
             after_batch()
     return predictions
 
@@ -197,6 +223,8 @@ def _files(given: Sequence[Path], note: Callable[[str], None]) -> list[Path]:
             files += [path / name for name in list_images(path, passed)]
         elif is_hidden(path.name):
             passed.add(HIDDEN_FILES, str(path))
+        elif not path.exists():
+            raise _not_found(path)
         else:
             files.append(path)
     if not files:
@@ -255,17 +283,8 @@ def _protocol(recipe: Recipe, reading: Reading) -> dict[str, Any]:
     }
 
 
-def _read(path: Path, recipe: Recipe, reading: Reading) -> Tensor:
-    """A file as `_crop` returns it; raises `DataError`."""
-    try:
-        image = read_image(path, "pil", reading)
-    except FileNotFoundError:
-        raise DataError(f"{path}: file not found. Give the path of an image.") from None
-    except UNREADABLE as error:
-        raise DataError(
-            f"{path}: cannot be decoded: {describe_error(error)}. Give a readable image file."
-        ) from None
-    return _crop(image, recipe)
+def _not_found(path: Path) -> DataError:
+    return DataError(f"{path}: file not found. Give the path of an image.")
 
 
 def _crop(image: Image.Image, recipe: Recipe) -> Tensor:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -233,10 +234,52 @@ def test_predict_prints_csv(run: rescue.Run, image: Path, rescue_command: Rescue
     ended = rescue_command("predict", run.path, image, "--csv", "--top", "2")
     assert ended.code == 0, ended.err
     head, line = csv.reader(ended.out.splitlines())
-    assert head == ["image", "class", "probability", "class_2", "probability_2"]
+    assert head == ["image", "class", "probability", "class_2", "probability_2", "error"]
     (expected,) = rescue.predict(run, image, top=2)
     assert line[:2] == [str(image), expected["classes"][0]["class"]]
     assert float(line[4]) == pytest.approx(expected["classes"][1]["probability"], abs=1e-6)
+
+
+def test_a_broken_image_has_an_error_and_the_others_their_classes(
+    run: rescue.Run, image: Path, rescue_command: Rescue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inference, "BATCH", 2)
+    folder = image.parent / "photos"
+    folder.mkdir()
+    names = [str(folder / name) for name in ("a.png", "b.png", "c.png", "d.png")]
+    for name in (names[0], names[3]):
+        shutil.copy(image, name)
+    for name in names[1:3]:
+        Path(name).write_bytes(image.read_bytes()[:-400])
+    says = "cannot be decoded: image file is truncated"
+    endings = []
+    for option in ("--json", "--csv", "--top=2"):
+        ended = rescue_command("predict", run.path, folder, option)
+        assert ended.code == 3
+        endings.append(ended.out)
+        assert (
+            f"error: 2 of 4 images cannot be decoded; the first is {names[1]}: {says}" in ended.err
+        )
+    as_json, as_csv, as_table = endings
+    found = json.loads(as_json)
+    assert [each["image"] for each in found] == names
+    assert [bool(each["classes"]) for each in found] == [True, False, False, True]
+    assert [says in each.get("error", "") for each in found] == [False, True, True, False]
+    rows = list(csv.DictReader(as_csv.splitlines()))
+    assert [says in row["error"] for row in rows] == [False, True, True, False]
+    assert [row["class"] for row in rows] == [
+        each["classes"][0]["class"] if each["classes"] else "" for each in found
+    ]
+    assert as_table.count("cannot be decoded") == 2
+    with pytest.raises(errors.DataError, match="cannot be decoded"):
+        rescue.predict(run, folder)
+    assert "error" in rescue.predict(run, folder, keep_broken=True)[1]
+    alone = rescue_command("predict", run.path, names[1])
+    assert (alone.code, f"error: {names[1]}: {says}" in alone.err) == (3, True)
+    assert (
+        f"{folder}/e.png: file not found"
+        in rescue_command("predict", run.path, names[0], f"{folder}/e.png").err
+    )
 
 
 # --- compare ---

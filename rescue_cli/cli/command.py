@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Iterator
 from enum import Enum
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,7 @@ def _text(default: object) -> str:
     return f"{default:g}" if isinstance(default, float) else str(default)
 
 
+PRINTED = {"--csv": ".csv", "--json": ".json", "--markdown": ".md"}  # flags, and what they print
 TEXT_OPTIONS = ("--note",)  # may hold a URL, because they name no file
 
 
@@ -91,7 +93,8 @@ class Verb(OneScreen, TyperCommand):
     """A verb."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parses the words; raises `UsageError` where a URL is given as a file or folder.
+        """Parses the words; raises `UsageError` where a URL is given as a file or folder, or a file
+        to a flag that prints.
 
         Before they are parsed, because a `Path` keeps one slash of two. URLs in a recipe's keys are
         refused when the recipe is read.
@@ -99,6 +102,7 @@ class Verb(OneScreen, TyperCommand):
         if not ctx.resilient_parsing:
             _, _, verb = ctx.command_path.partition(" ")
             _refuse_urls(verb, args)
+            _refuse_output_files(args)
         return super().parse_args(ctx, args)
 
 
@@ -114,6 +118,15 @@ def _refuse_urls(verb: str, words: list[str]) -> None:
         if option not in TEXT_OPTIONS:
             refuse_url(option, value)
         key = verb
+
+
+def _refuse_output_files(words: list[str]) -> None:
+    """Raises `UsageError` for `--csv out.csv`: the flag takes no word."""
+    for option, word in pairwise(words):
+        if (end := PRINTED.get(option)) is not None and word.lower().endswith(end):
+            raise UsageError(
+                f"{option} {word}: {option} takes no file; it prints. Write {option} > {word}"
+            )
 
 
 class ComputingVerb(Verb):

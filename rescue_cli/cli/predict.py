@@ -12,7 +12,7 @@ from rescue_cli import api
 from rescue_cli.cli import common
 from rescue_cli.cli.command import example_and_next
 from rescue_cli.cli.common import Architecture, Device, Json, With
-from rescue_cli.errors import UsageError
+from rescue_cli.errors import DataError, UsageError
 from rescue_cli.recipe import SECTIONS
 
 if TYPE_CHECKING:
@@ -50,9 +50,10 @@ def predict(
     ] = False,
     device: Device = None,
 ) -> None:
-    """Print the most probable classes of images."""
-    from rescue_cli.sections.data.listing import printable
+    """Print the most probable classes of images.
 
+    A file that cannot be decoded has an error in their place, and the exit code is 3.
+    """
     changes = [word for word in words if _is_change(word)]
     images = [Path(word) for word in words if word not in changes]
     if not all(words):
@@ -62,36 +63,52 @@ def predict(
     if not images:
         raise UsageError("predict: no images. Give image files or folders of images.")
     predictions = api.predict(
-        weights, images, top=top, model=model, overrides=changes, device=device, progress=True
-    )
+        weights, images, top=top, model=model, overrides=changes, device=device, progress=True,
+        keep_broken=True,
+    )  # fmt: skip
     if as_json:
         common.print_json(predictions)
-        return
-    if as_csv:
+    elif as_csv:
         _print_csv(predictions)
-        return
-    rows = [
-        [
-            "" if rank else printable(image["image"]),
-            best["class"],
-            f"{100 * best['probability']:.1f}",
-        ]
-        for image in predictions
-        for rank, best in enumerate(image["classes"])
-    ]
+    else:
+        _print_table(predictions)
+    broken = [f"{each['image']}: {each['error']}" for each in predictions if "error" in each]
+    if len(broken) == 1:
+        raise DataError(f"{broken[0]}. Repair or remove it.")
+    if broken:
+        raise DataError(
+            f"{len(broken):,} of {len(predictions):,} images cannot be decoded; the first is "
+            f"{broken[0]}. Repair or remove them."
+        )
+
+
+def _print_table(predictions: "Sequence[Prediction]") -> None:
+    """A line for each class of an image, or for its error."""
+    from rescue_cli.sections.data.listing import printable
+
+    rows = []
+    for image in predictions:
+        lines = [(one["class"], f"{100 * one['probability']:.1f}") for one in image["classes"]]
+        for rank, cells in enumerate(lines or [(image["error"], "-")]):
+            rows.append(["" if rank else printable(image["image"]), *cells])
     headings = ("image", "class", "probability %")
     common.console().print(common.table(headings, rows, words=("image", "class")))
 
 
 def _print_csv(predictions: "Sequence[Prediction]") -> None:
-    """image, class, probability, and the same of the next most probable classes."""
-    writer = csv.writer(sys.stdout, lineterminator="\n")
-    most = len(predictions[0]["classes"])
+    """image, class, probability, the same of the next most probable classes, and the error of a
+    file that cannot be decoded.
+    """
+    most = max(1, *(len(each["classes"]) for each in predictions))
     more = [f"{name}_{rank}" for rank in range(2, most + 1) for name in ("class", "probability")]
-    writer.writerow(["image", "class", "probability", *more])
+    columns = ["image", "class", "probability", *more, "error"]
+    writer = csv.DictWriter(sys.stdout, columns, restval="", lineterminator="\n")
+    writer.writeheader()
     for each in predictions:
         pairs = [(best["class"], f"{best['probability']:.6f}") for best in each["classes"]]
-        writer.writerow([each["image"], *(value for pair in pairs for value in pair)])
+        values = [value for pair in pairs for value in pair]
+        row = dict(zip(columns[1:], values, strict=False))
+        writer.writerow({"image": each["image"], **row, "error": each.get("error", "")})
 
 
 def _is_change(word: str) -> bool:

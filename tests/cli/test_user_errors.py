@@ -52,6 +52,23 @@ def test_the_version_is_said(rescue: Rescue) -> None:
     assert (ended.code, ended.out, ended.err) == (0, f"rescue {__version__}\n", "")
 
 
+@pytest.mark.parametrize(
+    ("words", "cure"),
+    [
+        ("predict run a.jpg --csv out.csv", "Write --csv > out.csv"),
+        ("report run --markdown table.md", "Write --markdown > table.md"),
+        ("train --json result.json", "Write --json > result.json"),
+    ],
+)
+def test_a_file_after_a_flag_that_prints_is_told_how_to_be_written(
+    words: str, cure: str, rescue: Rescue
+) -> None:
+    *_, option, _ = words.split()
+    ended = rescue(*words.split())
+    assert ended.code == 2
+    assert f"{option} takes no file; it prints. {cure}\n" in ended.err
+
+
 def test_a_run_directory_is_not_a_folder_with_other_files(rescue: Rescue, tmp_path: Path) -> None:
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.tex").write_text("")
