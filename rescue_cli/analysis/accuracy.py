@@ -32,11 +32,6 @@ def classes_with_images(entry: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return [row for row in rows if row["images"] and row["recall"] is not None]
 
 
-def is_uneven(entry: Mapping[str, Any]) -> bool:
-    """Whether classes differ in their number of images, so that top-1 is not their mean recall."""
-    return len({row["images"] for row in classes_with_images(entry)}) > 1
-
-
 def add_intervals(result: Mapping[str, Any]) -> dict[str, Any]:
     """The JSON keys with the interval of each accuracy; empty for other metrics."""
     if "top1" not in result:

@@ -12,6 +12,7 @@ from rescue_cli.recipe import Recipe
 from rescue_cli.sections.data import Dataset, Files, Split, normalisation
 from rescue_cli.sections.data.rgb import Reading
 from rescue_cli.sections.loss import micro_batch_loss
+from rescue_cli.sections.optim import LBFGS
 from rescue_cli.sections.tta import TTAS
 
 
@@ -51,7 +52,7 @@ def describe_protocol(
 
 
 def _weights(recipe: Recipe) -> str:
-    if recipe.fits_head:
+    if recipe.optim[0].name == LBFGS:  # not `fits_head`: an evaluation has no `model.frozen`
         return "fitted classifier"
     return "last epoch" if recipe.averaging.name == "none" else recipe.averaging.name
 

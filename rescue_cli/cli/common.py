@@ -256,7 +256,12 @@ def named_or_default(name: str | None) -> str:
 def print_result(result: Mapping[str, Any], *, as_json: bool) -> None:
     """A run's result on stdout: a table, or one JSON object."""
     from rescue_cli.analysis.accuracy import add_intervals
-    from rescue_cli.report.table import TEXT_COLUMNS, interval_notes, measurement_table
+    from rescue_cli.report.table import (
+        TEXT_COLUMNS,
+        class_tables,
+        interval_notes,
+        measurement_table,
+    )
 
     if as_json:
         print_json({**result, **add_intervals(result)})
@@ -266,6 +271,8 @@ def print_result(result: Mapping[str, Any], *, as_json: bool) -> None:
     out.print(table(headings, rows, words=TEXT_COLUMNS))
     for line in interval_notes(result):
         out.print(line)
+    if (tables := class_tables(result)) is not None:
+        out.print(f"by class: {tables}", soft_wrap=True)
     out.print(_summary(result), highlight=False, soft_wrap=True)
 
 

@@ -1,7 +1,7 @@
 """The names of metrics and of measurements."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 # Metrics in percent and their headings; the first of a task's metrics is its score
@@ -15,6 +15,10 @@ METRICS = {
     "pixels": "pixels %",
     "ignored": "ignored %",  # share of pixels that the other two leave out
 }
+
+
+TOP = 5  # classes that an image may be right in for the second metric; with no more it is 100 %
+EVEN = 1.25  # times the images of the smallest class, up to which top-1 stands for all classes
 
 
 def score(entry: Mapping[str, Any]) -> float:
@@ -49,6 +53,23 @@ def finite_or_none(value: float | None) -> float | None:
 def format_metrics(metrics: Mapping[str, float]) -> str:
     """`top-1 34.30 %  top-5 80.10 %`."""
     return "  ".join(f"{METRICS[m].removesuffix(' %')} {v:.2f} %" for m, v in metrics.items())
+
+
+def is_uneven(counts: Iterable[int]) -> bool:
+    """Whether classes differ enough in their numbers of images to show balanced accuracy.
+
+    Of two classes below that, balanced accuracy and top-1 differ by at most an eighteenth of the
+    difference between the classes' recalls. A class without images does not count.
+    """
+    known = [count for count in counts if count]
+    return bool(known) and max(known) > EVEN * min(known)
+
+
+def shown_metrics(entry: Mapping[str, Any]) -> list[str]:
+    """As `metric_names`, without top-5 of so few classes that it says nothing."""
+    classes = len(entry.get("per_class") or ()) or None
+    few = classes is not None and classes <= TOP
+    return [metric for metric in metric_names(entry) if not (few and metric == "top5")]
 
 
 def metric_names(entry: Mapping[str, Any]) -> list[str]:

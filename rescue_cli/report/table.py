@@ -2,16 +2,17 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rescue_cli.analysis.accuracy import (
     accuracy_interval,
     balanced_interval,
     classes_with_images,
-    is_uneven,
 )
 from rescue_cli.formatting import format_seconds
-from rescue_cli.metrics.names import METRICS, measurement_stem, metric_names
+from rescue_cli.metrics.names import METRICS, is_uneven, measurement_stem, shown_metrics
+from rescue_cli.rundir import RunDirectory
 from rescue_cli.rundir.planned import MissingRun, format_planned, missing_to_json
 
 if TYPE_CHECKING:
@@ -101,32 +102,42 @@ def _format_published(paper: "Sample | None") -> str:
 
 
 def interval_notes(result: Mapping[str, Any]) -> list[str]:
-    """Explains the table's intervals, and how much one image counts; empty without top-1."""
+    """Explains the table's intervals, how much one image counts, and which accuracy to quote; empty
+    without top-1.
+    """
     if "top1" not in result:
         return []
     steps = {entry["set"]: 100 / entry["count"] for entry in result["sets"]}
     each = ", ".join(f"{points:.2g} points" + f" on {name}" * (len(steps) > 1)
                      for name, points in steps.items())  # fmt: skip
     main = result["sets"][0]
-    if not is_uneven(main):
+    if not _has_uneven_classes(main):
         return [f"95 %: interval for this network over new images; one image is {each}"]
+    rows, interval = classes_with_images(main), balanced_interval(main)
+    assert interval is not None
+    known, images = len(main["per_class"]), [row["images"] for row in rows]
+    of = f"{len(rows)}" if len(rows) == known else f"{len(rows)} of {known}"
     return [
         f"95 %: interval for this network's top-1 over new images; one image is {each}",
-        _of_classes(main, measurement_stem(main, result["sets"])),
+        f"bal.: balanced accuracy, the mean recall of {of} classes of {min(images)} to "
+        f"{max(images)} images; 95 %: {interval[0]:.1f} to {interval[1]:.1f}",
+        "Quote top-1 if new images come from the classes as often as these, bal. if every class "
+        "counts the same.",
     ]
 
 
-def _of_classes(entry: Mapping[str, Any], name: str) -> str:
-    """Explains balanced accuracy, and says where the accuracy of each class is."""
-    rows, interval = classes_with_images(entry), balanced_interval(entry)
-    assert interval is not None
-    known, images = len(entry["per_class"]), [row["images"] for row in rows]
-    of = f"{len(rows)}" if len(rows) == known else f"{len(rows)} of {known}"
-    return (
-        f"bal.: balanced accuracy, the mean recall of {of} classes of {min(images)} to "
-        f"{max(images)} images\nits 95 % interval: {interval[0]:.1f} to {interval[1]:.1f}; "
-        f"by class: predictions/{name}-classes.csv"
-    )
+def class_tables(result: Mapping[str, Any]) -> str | None:
+    """The file with the accuracy of each class, a pattern for several; None of even classes."""
+    entries = result["sets"]
+    if not any(map(_has_uneven_classes, entries)):
+        return None
+    stems = [measurement_stem(entry, entries) for entry in entries]
+    run = RunDirectory(Path(result["run"]))
+    return str(run.class_table(stems[0] if len(stems) == 1 else "*"))
+
+
+def _has_uneven_classes(entry: Mapping[str, Any]) -> bool:
+    return is_uneven(row["images"] for row in entry.get("per_class", []))
 
 
 def measurement_table(
@@ -134,13 +145,13 @@ def measurement_table(
 ) -> tuple[list[str], list[list[str]]]:
     """Headings and rows of a run's measurements: one per set, size, crop and TTA.
 
-    Where classes differ in size, balanced accuracy is shown beside top-1; in a `narrow` table it
-    replaces top-5, which would not fit.
+    Where classes differ in size (`is_uneven`), balanced accuracy is shown beside top-1; in a
+    `narrow` table it replaces top-5, which would not fit.
     """
     entries = result["sets"]
-    metrics = metric_names(entries[0])
-    has_top1, uneven = "top1" in metrics, any(is_uneven(entry) for entry in entries)
-    if uneven and narrow:
+    metrics = shown_metrics(entries[0])
+    has_top1, uneven = "top1" in metrics, any(map(_has_uneven_classes, entries))
+    if uneven and narrow and "top5" in metrics:
         metrics.remove("top5")
     numbers = [{METRICS[m]: f"{entry[m]:.2f}" for m in metrics} for entry in entries]
     if uneven:

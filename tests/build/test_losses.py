@@ -26,7 +26,7 @@ from rescue_cli.build.feeds import Machine
 from rescue_cli.build.step import build_step
 from rescue_cli.errors import DataError, UsageError
 from rescue_cli.recipe import DataKeys
-from rescue_cli.report.table import interval_notes, measurement_table
+from rescue_cli.report.table import class_tables, interval_notes, measurement_table
 from rescue_cli.rundir import RunDirectory, read_result
 from rescue_cli.sections import data
 from rescue_cli.sections.data import Dataset, Images
@@ -389,13 +389,43 @@ def test_uneven_classes_have_it_beside_top_1_with_its_interval() -> None:
     headings, (row,) = measurement_table(result, narrow=True)
     assert headings[4:6] == ["top-1 %", "bal. %"]
     assert row[5] == f"{entry['balanced_accuracy']:.2f}"
-    assert measurement_table(result)[0][4:7] == ["top-1 %", "bal. %", "top-5 %"]
     low, high = add_intervals(result)["balanced_interval"]
     assert add_intervals(result)["sets"][0]["balanced_interval"] == (low, high)
-    assert interval_notes(result)[1] == (
-        "bal.: balanced accuracy, the mean recall of 4 classes of 3 to 40 images\n"
-        f"its 95 % interval: {low:.1f} to {high:.1f}; by class: predictions/val-classes.csv"
-    )
+    assert interval_notes(result)[1:] == [
+        "bal.: balanced accuracy, the mean recall of 4 classes of 3 to 40 images; "
+        f"95 %: {low:.1f} to {high:.1f}",
+        "Quote top-1 if new images come from the classes as often as these, bal. if every class "
+        "counts the same.",
+    ]
+    file = "runs/a/predictions/val-classes.csv"
+    assert class_tables({**result, "run": "runs/a"}) == file
+    twice = [entry, {**entry, "size": 32}]
+    several = class_tables({**result, "run": "runs/a", "sets": twice})
+    assert several == "runs/a/predictions/*-classes.csv"
+
+
+@pytest.mark.parametrize(("counts", "shown"), [([76, 77, 0], False), ([40, 50], False),
+                                               ([40, 51], True)])  # fmt: skip
+def test_balanced_accuracy_is_left_out_where_classes_are_nearly_equal(
+    counts: list[int], shown: bool
+) -> None:
+    labels = np.repeat(np.arange(len(counts)), counts)
+    found = result_of(labels.tolist(), np.minimum(labels, 1)[::-1].tolist())
+    entry = entry_of(found)
+    assert entry["balanced_accuracy"] != entry["top1"], "a key of the JSON, whatever the sizes"
+    result = {**entry, "sets": [entry], "run": "a"}
+    assert ("bal. %" in measurement_table(result)[0]) is shown
+    assert ("balanced" in str(found)) is shown
+    assert (len(interval_notes(result)) == 3) is shown
+    assert (class_tables(result) is not None) is shown
+
+
+def test_top_5_of_five_classes_is_left_out_of_the_table_alone() -> None:
+    few = entry_of(random_result())
+    assert "top5" in few
+    assert "top-5 %" not in measurement_table({"sets": [few]})[0]
+    many = {**few, "per_class": few["per_class"] * 2}
+    assert "top-5 %" in measurement_table({"sets": [many]})[0]
 
 
 def test_a_result_from_before_has_no_balanced_accuracy() -> None:

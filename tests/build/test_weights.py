@@ -13,7 +13,9 @@ import torch
 from safetensors.torch import save_file
 
 from rescue_cli import recipe as recipes
+from rescue_cli.batch import Measurement
 from rescue_cli.build.check import check_recipe
+from rescue_cli.build.evaluation import describe_protocol
 from rescue_cli.build.weights import Source, find_weights
 from rescue_cli.errors import DataError, UsageError
 from rescue_cli.sections.model import weights
@@ -50,6 +52,13 @@ def refusal(given: str, *changes: str, error: type[Exception] = UsageError, **na
     with pytest.raises(error) as raised:
         find_weights(given, changes, **named)
     return str(raised.value)
+
+
+def test_an_evaluation_calls_the_weights_of_a_fitted_head_what_the_training_called_them() -> None:
+    trained = recipes.load("transfer-probe")
+    for recipe in (trained, trained.with_overrides("~model.frozen")):  # as `find_weights` has it
+        protocol = describe_protocol(recipe, "val", Measurement(224, 0.875, "none"), False)
+        assert protocol["weights"] == "fitted classifier"
 
 
 # --- preprocessing: the user, the file, timm ---

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from rescue_cli.batch import Batch, EvalBatch, View
+from rescue_cli.metrics.names import TOP, is_uneven
 from rescue_cli.rng import Indices
 from rescue_cli.sections.tta import Weights, tta_logits
 
-TOP = 5
 CONFIDENCE = 3  # the column of the highest probability
 
 
@@ -164,14 +164,9 @@ class ClassificationResult:
     def __str__(self) -> str:
         loss = "" if self.loss is None else f"  loss {self.loss:.4f}"
         balanced = self.balanced_accuracy
-        beside = "" if balanced is None or self._is_even else f"  balanced {balanced:.2f} %"
+        uneven = balanced is not None and is_uneven(np.bincount(self.labels).tolist())
+        beside = f"  balanced {balanced:.2f} %" if uneven else ""
         return f"top-1 {self.accuracy(1):.2f} %{beside}{loss}"
-
-    @property
-    def _is_even(self) -> bool:
-        """Whether the classes that the set has have equally many images."""
-        counts = np.bincount(self.labels)
-        return len(set(counts[counts > 0].tolist())) <= 1
 
     def _hits(self, k: int) -> NDArray[np.bool_]:
         """(count, k): whether each of the k most probable classes is a label of the image."""
