@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rescue_cli.errors import DataError
-from rescue_cli.rundir import read_text
+from rescue_cli.rundir import CROSS_VALIDATED, RunDirectory, read_text
 
 SURE = 0.9  # probability from which another class than the label's is taken for a mislabelled image
 COLUMNS = ["file", "label", "predicted", "probability"]
@@ -45,6 +45,16 @@ def wrong_images(path: Path) -> list[ImageRow]:
     """The images whose prediction is not among their labels, the surest first."""
     rows = [row for row in read_image_table(path) if row.predicted not in row.label.split("|")]
     return sorted(rows, key=lambda row: -row.probability)
+
+
+def label_table(run: Path, size: int) -> Path | None:
+    """The table of training images for `doubtful_labels`, at that image size; None without one.
+
+    That of the fitted head, which in a transfer's folder a run of fine-tuning has from the search.
+    """
+    search = run.absolute().parent.parent / "search" / f"probe-{size}"
+    tables = [RunDirectory(each).image_table(CROSS_VALIDATED) for each in (run, search)]
+    return next((table for table in tables if table.exists()), None)
 
 
 def doubtful_labels(path: Path) -> list[ImageRow]:

@@ -11,7 +11,7 @@ import typer
 from rescue_cli import recipe as recipes
 from rescue_cli.analysis.accuracy import accuracy_interval
 from rescue_cli.analysis.compare import compare_pairs, describe_sides
-from rescue_cli.analysis.image_tables import ImageRow, doubtful_labels, wrong_images
+from rescue_cli.analysis.image_tables import ImageRow, doubtful_labels, label_table, wrong_images
 from rescue_cli.analysis.sides import load_side
 from rescue_cli.analysis.sweep import PREFIX, Sweep, parse_seeds, read_sweep
 from rescue_cli.build.expand import expand_options
@@ -39,7 +39,7 @@ from rescue_cli.cli.completion import complete_data_set
 from rescue_cli.errors import RescueError, UsageError
 from rescue_cli.metrics.names import measurement_stem
 from rescue_cli.recipe import Recipe
-from rescue_cli.rundir import CROSS_VALIDATED, RunDirectory, read_failure, read_result
+from rescue_cli.rundir import RunDirectory, read_failure, read_result
 from rescue_cli.runs.console import note
 from rescue_cli.runs.directory import check_folder, is_finished
 from rescue_cli.runs.environment import note_precision, planned_device, select_device
@@ -233,12 +233,9 @@ def _describe_images(
     )
     table = run.image_table(measurement_stem(result["sets"][0], result["sets"]))
     yield from _list_images("wrong", wrong_images(table), table, root)
-    # Of a head that was fitted without the image; fine-tuning has none, and the search's is taken
-    fitted = RunDirectory(path.parents[1] / "search" / f"probe-{decisions['size']}")
-    tables = [each.image_table(CROSS_VALIDATED) for each in (run, fitted)]
-    for table in [table for table in tables if table.exists()][:1]:
+    if (labels := label_table(path, decisions["size"])) is not None:
         what = "training images whose label looks wrong"
-        yield from _list_images(what, doubtful_labels(table), table, root)
+        yield from _list_images(what, doubtful_labels(labels), labels, root)
     yield f"Next: rescue predict {path} IMAGE, or rescue report {path}"
 
 

@@ -13,17 +13,20 @@ MARGIN = 0.08  # of the axis, left free on both sides
 LEAST_SPAN = 0.5  # points, of an axis whose results are all equal
 
 
-def describe_result(line: ResultLine, baseline: tuple[str, float] | None = None) -> str:
+def describe_result(
+    line: ResultLine, baseline: tuple[str, float] | None = None, subject: str | None = None
+) -> str:
     """What was measured, how sure that is, and against what, in one sentence.
 
     Args:
         line: A run's, a sweep's or a study row's result.
         baseline: A class, and the percentage of the test images that it has.
+        subject: What was measured, by default the line's path.
     """
     metric, on = METRICS[line.metric].removesuffix(" %"), ""
     if line.images is not None:
         on = f" on {format_count(line.images, 'test image', ',')}"
-    subject, value = f"{line.path}: {line.measured.mean:.2f} % {metric}", ""
+    measured, value = f"{subject or line.path}: {line.measured.mean:.2f} % {metric}", ""
     if line.measured.n > 1 or line.missing:
         planned, _, ends = format_planned(
             line.measured.n, [run.how for run in line.missing.values()]
@@ -36,18 +39,21 @@ def describe_result(line: ResultLine, baseline: tuple[str, float] | None = None)
         against = f"; the paper reports {line.paper.mean:.2f}"
     elif baseline is not None:
         against = f'; always answering "{baseline[0]}" gives {baseline[1]:.1f}'
-    return f"{subject}{on}{value}{against}."
+    return f"{measured}{on}{value}{against}."
 
 
-def strip_charts(lines: Sequence[ResultLine]) -> list[dict[str, Any]]:
-    """A chart for each metric of the lines: positions in percent of its width, and ticks."""
+def strip_charts(lines: Sequence[ResultLine], *, alone: bool = False) -> list[dict[str, Any]]:
+    """A chart for each metric of the lines: positions in percent of its width, and ticks.
+
+    `alone`: all lines are of one run or sweep, whose path need not be repeated.
+    """
     by_metric: dict[str, list[ResultLine]] = {}
     for line in lines:
         by_metric.setdefault(line.metric, []).append(line)
-    return [_chart(metric, each) for metric, each in by_metric.items()]
+    return [_chart(metric, each, alone=alone) for metric, each in by_metric.items()]
 
 
-def _chart(metric: str, lines: Sequence[ResultLine]) -> dict[str, Any]:
+def _chart(metric: str, lines: Sequence[ResultLine], *, alone: bool) -> dict[str, Any]:
     values = [value for line in lines for value in _values(line)]
     low, high = min(values), max(values)
     room = max(high - low, LEAST_SPAN) * MARGIN / (1 - 2 * MARGIN)
@@ -65,7 +71,7 @@ def _chart(metric: str, lines: Sequence[ResultLine]) -> dict[str, Any]:
         "ticks": [(at(tick), f"{tick:g}") for tick in _ticks(low, high) if 0 <= tick <= 100],
         "rows": [
             _row(line, name, at, several_sets=len({each.set for each in lines}) > 1)
-            for line, name in zip(lines, _names(lines), strict=True)
+            for line, name in zip(lines, _names(lines, alone=alone), strict=True)
         ],
         "has_paper": any(line.paper is not None for line in lines),
         "has_seeds": any(len(line.seeds) > 1 for line in lines),
@@ -79,13 +85,19 @@ def _values(line: ResultLine) -> list[float]:
     return [line.measured.mean, *(line.interval or ()), *line.seeds.values(), *paper]
 
 
-def _names(lines: Sequence[ResultLine]) -> list[str]:
-    """The lines' paths; of an evaluation below its run, the path within that."""
+def _names(lines: Sequence[ResultLine], *, alone: bool) -> list[str]:
+    """The lines' paths; of an evaluation below its run, the path within that.
+
+    Where all are of one run or sweep, that is `last step`, as in the table below; of a single line,
+    the test set.
+    """
+    if alone and len(lines) == 1:
+        return [lines[0].set]
     names, above = [], ""
     for line in lines:
         within = line.path.removeprefix(f"{above}/")
         is_evaluation = bool(above) and within.startswith("evals/")
-        names.append(within if is_evaluation else line.path)
+        names.append(within if is_evaluation else "last step" if alone else line.path)
         above = above if is_evaluation else line.path
     return names
 

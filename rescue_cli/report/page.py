@@ -36,19 +36,17 @@ from rescue_cli.report import study_page
 from rescue_cli.report.answer import describe_result, strip_charts
 from rescue_cli.report.html import render
 from rescue_cli.report.logit_gaps import plot_logit_gaps
-from rescue_cli.report.photographs import find_hardest, sample_gallery
+from rescue_cli.report.photographs import find_doubtful_labels, find_hardest, sample_gallery
 from rescue_cli.report.pictures import (
     class_counts,
-    curve_panels,
     plot_panel,
     read_classes,
-    scheduled_rates,
+    run_panels,
     shows_counts,
 )
 from rescue_cli.report.sweep_pictures import plot_bands, plot_cloud
 from rescue_cli.report.table import ResultLine, interval_notes, measurement_table, results_table
-from rescue_cli.report.thinning import thin_lines
-from rescue_cli.rundir import RunDirectory, each_line, read_command, read_json, read_result
+from rescue_cli.rundir import RunDirectory, read_command, read_json, read_result
 
 SHOWN_ENVIRONMENT = (
     "device_name", "cores", "threads", "cpu_capability", "torch", "torchvision", "timm", "python",
@@ -67,6 +65,7 @@ def render_page(paths: Sequence[Path], *, logits: bool = False) -> str:
     sweeps = {path: read_sweep(path) for path in paths if is_sweep(path)}
     lines = result_lines(paths, sweeps)
     headings, rows = results_table(lines)
+    several = len(paths) > 1
     comparison = _comparison([path for path in paths if not study_page.is_study(path)], sweeps)
     answer, more = _answer(paths, lines, comparison["pairs"])
     sections: list[dict[str, Any]] = []
@@ -83,10 +82,11 @@ def render_page(paths: Sequence[Path], *, logits: bool = False) -> str:
         previous = path
     return render(
         "report.html",
-        title=", ".join(path.name or str(path) for path in paths),
+        title=", ".join(path.name or str(path) for path in paths) if several else answer,
         answer=answer,
         more=more,
-        charts=strip_charts(lines),
+        alone=None if several else paths[0],
+        charts=strip_charts(lines, alone=not (several or study_page.is_study(paths[0]))),
         headings=headings,
         rows=rows,
         bands=plot_bands(list(sweeps.values())),
@@ -121,7 +121,19 @@ def _answer(
     if "top1" in entry and entry.get("per_class"):
         largest = max(entry["per_class"], key=lambda row: row["images"])
         baseline = (largest["class"], 100 * largest["images"] / entry["count"])
-    return describe_result(lines[0], baseline), ""
+    return describe_result(lines[0], baseline, _subject(run)), ""
+
+
+def _subject(run: Path) -> str:
+    """The network, its data and its recipe: `resnet50 on photos, recipe transfer`."""
+    from rescue_cli.sections.data import FACTS
+
+    recipe = recipe_in(run)
+    data, facts = recipe.data, FACTS.get(recipe.data.name)
+    own = data.root is not None and facts is not None and facts.images is None
+    name = Path(data.root).name if own and data.root is not None else data.name
+    named = "" if recipe.name == recipe.model.name else f", recipe {recipe.name}"
+    return f"{recipe.model.name} on {name}{named}"
 
 
 def result_lines(
@@ -248,18 +260,16 @@ def _run_section(path: Path) -> dict[str, Any]:
 
 def _details(path: Path) -> dict[str, Any]:
     """A run's curves, its classes, and the images that are hardest for it."""
-    run, figures = RunDirectory(path), {}
-    if lines := thin_lines(each_line(run.metrics)):
-        panels = curve_panels(lines, scheduled_rates(recipe_in(path), lines))
-        figures = {f"{panel.title} by epoch": plot_panel(panel) for panel in panels}
+    run = RunDirectory(path)
     entries = read_result(run)["sets"]
     files = {e["set"]: run.predictions(measurement_stem(e, entries)) for e in reversed(entries)}
     kept = {name: file for name, file in reversed(files.items()) if file.is_file()}
     main = next(iter(kept.items()), None)
     return {
-        "figures": figures,
+        "figures": {f"{panel.title} by epoch": plot_panel(panel) for panel in run_panels(path)},
         "confusion": [table for name, file in kept.items() if (table := _confusion(name, file))],
         "hardest": None if main is None else find_hardest(path, *main),
+        "labels": find_doubtful_labels(path, int(entries[0]["size"])),
         "classes": [_class_table(name, file) for name, file in kept.items()],
     }
 
@@ -328,7 +338,7 @@ def _procedure(path: Path) -> dict[str, Any]:
     shipped = recipe.name in recipes.names()
     changes = differences(recipes.load(recipe.name).tree, recipe.tree) if shipped else {}
     return {
-        "command": _command(run),
+        **_commands(run),
         "environment": [
             *([["code of your own", describe_code(recipe.code)]] if recipe.code else []),
             *([k, str(environment[k])] for k in SHOWN_ENVIRONMENT if environment.get(k)),
@@ -347,12 +357,12 @@ def _rows(changes: Mapping[str, tuple[Any, Any]]) -> list[list[str]]:
     ]
 
 
-def _command(run: RunDirectory) -> str:
-    """What trained the run: for a run of a sweep or study, a command that trains it alone."""
+def _commands(run: RunDirectory) -> dict[str, str | None]:
+    """What trains the run alone, and where another command started it (a sweep, ...) that one."""
     written = read_command(run)
     if written.split()[1:2] == ["train"]:
-        return written
-    return f"rescue train --recipe {run.recipe} --out OUT    # was started by: {written}"
+        return {"command": written, "started_by": None}
+    return {"command": f"rescue train --recipe {run.recipe} --out OUT", "started_by": written}
 
 
 def _class_table(name: str, file: Path) -> dict[str, Any]:

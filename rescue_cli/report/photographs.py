@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rescue_cli.analysis.image_tables import read_image_table
+from rescue_cli.analysis.image_tables import doubtful_labels, label_table, read_image_table
 from rescue_cli.analysis.sides import correct_predictions
 from rescue_cli.errors import RescueError
 from rescue_cli.recipe import recipe_in
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from rescue_cli.sections.data import Split
+    from rescue_cli.sections.data.rgb import Reading
 
 SHOWN = 12  # of the worst, and of the most doubtful
 SIDE = 176  # pixels of a thumbnail, twice what a phone shows
@@ -65,6 +66,47 @@ def find_hardest(path: Path, set_name: str, file: Path) -> Hardest | None:
         doubtful=[_photograph(path, arrays, int(i), split, names) for i in doubtful],
         missing=missing,
     )
+
+
+@dataclass(frozen=True)
+class DoubtfulLabels:
+    """Training images whose label looks wrong, and how many there are."""
+
+    count: int
+    shown: list[Photograph]
+
+
+def find_doubtful_labels(path: Path, size: int) -> DoubtfulLabels | None:
+    """Those of a run at that image size; None where there are none or it is not known."""
+    table = label_table(path, size)
+    if table is None or not (rows := doubtful_labels(table)):
+        return None
+    from rescue_cli.sections.data.rgb import Reading
+
+    data = recipe_in(path).data
+    reading, root = Reading.of(data), f"{data.root}/"
+    return DoubtfulLabels(
+        len(rows),
+        [
+            Photograph(
+                row.file.removeprefix(root), row.label, row.predicted, 100 * row.probability,
+                _file_url(Path(row.file), reading),
+            )
+            for row in rows[:SHOWN]
+        ],
+    )  # fmt: skip
+
+
+def _file_url(file: Path, reading: "Reading") -> str | None:
+    """The thumbnail of a file; None where it is none or is broken."""
+    from rescue_cli.sections.data.decode import UNREADABLE, read_image
+
+    try:
+        image = read_image(file, "pil", reading)
+    except UNREADABLE:
+        return None
+    image.thumbnail((SIDE, SIDE))
+    return image_url(image)
 
 
 def hardest_indices(

@@ -26,9 +26,8 @@ VISIBLE = 0.02  # of an axis, from which one image is a visible slope
 def draw_run(path: Path) -> None:
     """Writes the run's pictures, as far as it has the data, and the accuracy of each class."""
     run = RunDirectory(path)
-    if lines := thin_lines(each_line(run.metrics)):
-        rates = scheduled_rates(recipe_in(path), lines)
-        save_figure(plot_curves(lines, rates), path / "curves.png")
+    if panels := run_panels(path):
+        save_figure(plot_curves(panels), path / "curves.png")
     if run.samples.exists():
         save_figure(plot_samples(run.samples), path / "samples.png")
     if run.examples.exists():
@@ -66,10 +65,16 @@ class Panel:
     draw: Callable[[Any], None]  # on matplotlib's axes
 
 
+def run_panels(path: Path) -> list[Panel]:
+    """The curves of a run; empty of one without metrics."""
+    lines = thin_lines(each_line(RunDirectory(path).metrics))
+    return curve_panels(lines, scheduled_rates(recipe_in(path), lines)) if lines else []
+
+
 def curve_panels(
     lines: Sequence[Mapping[str, Any]], rates: Sequence[Mapping[str, float | None]] = ()
 ) -> list[Panel]:
-    """Loss, the main metric, learning rate and momentum, as far as there is anything to show.
+    """Loss, the main metric, learning rate and momentum, each if something has two points in it.
 
     Training and each test set have the same colour in every panel.
 
@@ -86,13 +91,15 @@ def curve_panels(
     with_loss = {k: rows for k, rows in tests.items() if any(r["loss"] is not None for r in rows)}
 
     def draw_loss(axes: Any) -> None:
-        axes.plot(*_columns(train, "loss"), label="training", color="C0", linewidth=1)
+        if train:
+            axes.plot(*_columns(train, "loss"), label="training", color="C0", linewidth=1)
         for name, rows in with_loss.items():
             _plot_evaluations(axes, rows, "loss", name, colours[name])
 
     def draw_metric(axes: Any) -> None:
         for name, rows in tests.items():
             _plot_evaluations(axes, rows, metric, name, colours[name])
+        end_at_100(axes)
         counts = [row["count"] for rows in tests.values() for row in rows if row.get("count")]
         low, high = axes.get_ylim()
         if counts and metric == "top1" and 100 / min(counts) > VISIBLE * (high - low):
@@ -101,14 +108,21 @@ def curve_panels(
     def draw_rate(key: str) -> Callable[[Any], None]:
         return lambda axes: axes.plot(*_columns(rates, key), color="0.35")
 
-    panels = [Panel("learning rate", draw_rate("lr"))] if rates else []
+    panels = [Panel("learning rate", draw_rate("lr"))] if len(rates) > 1 else []
     if len({row.get("momentum") for row in rates} - {None}) > 1:
         panels.append(Panel("momentum", draw_rate("momentum")))
-    if tests:
+    if any(len(rows) > 1 for rows in tests.values()):
         panels.insert(0, Panel(METRICS[metric], draw_metric))
-    if train or with_loss:
+    if any(len(rows) > 1 for rows in (train, *with_loss.values())):
         panels.insert(0, Panel("loss", draw_loss))
     return panels
+
+
+def end_at_100(axes: Any, *, also_x: bool = False) -> None:
+    """Ends the axis of a percentage, y and if asked also x, where that ends."""
+    axes.set_ylim(top=min(axes.get_ylim()[1], 100))
+    if also_x:
+        axes.set_xlim(right=min(axes.get_xlim()[1], 100))
 
 
 def draw_panel(axes: Any, panel: Panel) -> None:
@@ -124,18 +138,15 @@ def draw_panel(axes: Any, panel: Panel) -> None:
         axes.legend(fontsize=8)
 
 
-def plot_curves(
-    lines: Sequence[Mapping[str, Any]], rates: Sequence[Mapping[str, float | None]] = ()
-) -> Any:
-    """The panels of `curve_panels` side by side."""
-    panels = curve_panels(lines, rates)
-    width = 10 * max(1, len(panels)) / 3
+def plot_curves(panels: Sequence[Panel]) -> Any:
+    """The panels, of which there is at least one, side by side."""
+    width = 10 * len(panels) / 3
     figure = new_figure(width, 3.2, arranged=False)
     # In inches 0.8 at the left and 0.15 at the right, so that tick labels fit at any number
     figure.subplots_adjust(
         left=0.8 / width, right=1 - 0.15 / width, bottom=0.15, top=0.86, wspace=0.32
     )
-    grid = figure.subplots(1, len(panels), squeeze=False)[0] if panels else ()
+    grid = figure.subplots(1, len(panels), squeeze=False)[0]
     for axes, panel in zip(grid, panels, strict=True):
         draw_panel(axes, panel)
     return figure
@@ -180,7 +191,7 @@ def _plot_evaluations(
     """A curve with a marker at each evaluation."""
     size = 5 if len(rows) < FEW_POINTS else 2
     axes.plot(*_columns(rows, key), label=name, color=colour, marker="o", markersize=size,
-              linewidth=1.2)  # fmt: skip
+              linewidth=1.2, clip_on=False)  # fmt: skip
 
 
 def _by_set(lines: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:

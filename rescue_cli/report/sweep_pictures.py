@@ -7,7 +7,7 @@ from typing import Any
 
 from rescue_cli.analysis.sweep import Sweep, metric_label, scores_by_epoch, summarize_sweep
 from rescue_cli.formatting import format_count
-from rescue_cli.report.pictures import FEW_POINTS, new_figure, save_figure
+from rescue_cli.report.pictures import FEW_POINTS, end_at_100, new_figure, save_figure
 
 FEW = 10  # seeds, below which each is a point in place of a histogram
 
@@ -77,6 +77,7 @@ def plot_cloud(sweep: Sweep) -> Any:
         )
     axes.set_xlabel(f"{first}: {metric_label(sweep)}")
     axes.set_ylabel(f"{second}: {metric_label(sweep)}")
+    end_at_100(axes, also_x=True)
     axes.grid(alpha=0.3)
     return figure
 
@@ -99,6 +100,7 @@ def plot_bands(sweeps: Sequence[Sweep]) -> Any:
     axes.set_xlabel("epoch")
     axes.xaxis.get_major_locator().set_params(integer=all(float(e).is_integer() for e in epochs))
     axes.set_ylabel(metric_label(shown[0]))
+    end_at_100(axes)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     return figure

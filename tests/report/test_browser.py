@@ -61,6 +61,9 @@ def test_the_page_of_a_sweep_and_a_study_opens_without_console_messages(
             assert noted == []
             assert page.title() == "sweep, rates"
             assert page.evaluate("document.documentElement.scrollWidth") <= width
+            hidden = "[...document.querySelectorAll('.cards td')].filter(cell => "
+            hidden += f"cell.offsetParent && cell.getBoundingClientRect().right > {width}).length"
+            assert page.evaluate(hidden) == 0, "every cell of a table without scrolling"
             broken = "[...document.images].filter(image => !image.naturalWidth).length"
             assert page.evaluate(broken) == 0
             chart = page.locator(".chart").first.bounding_box()

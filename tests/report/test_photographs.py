@@ -13,8 +13,13 @@ import pytest
 from PIL import Image
 
 from rescue_cli import recipe as recipes
-from rescue_cli.report.photographs import Photograph, find_hardest, hardest_indices
-from rescue_cli.rundir import RunDirectory
+from rescue_cli.report.photographs import (
+    Photograph,
+    find_doubtful_labels,
+    find_hardest,
+    hardest_indices,
+)
+from rescue_cli.rundir import CROSS_VALIDATED, RunDirectory
 
 CLASSES = ("cat", "dog")
 PER_CLASS = 4  # photographs; the image `index` of the set is a grey of 20 + 25 * index
@@ -46,6 +51,33 @@ def run(tmp_path: Path) -> Path:
         losses=np.where(np.isin(np.arange(8), WRONG), 5.0, 0.1) - np.arange(8) / 100,
     )  # fmt: skip
     return folder
+
+
+@pytest.mark.parametrize("fine_tuned", [False, True])
+def test_training_images_whose_label_looks_wrong_are_shown(
+    fine_tuned: bool, run: Path, tmp_path: Path
+) -> None:
+    """Those of a fitted head; a run of fine-tuning has none, and the search's are taken."""
+    rows = [("cat/0.png", "cat", "dog", 0.97), ("cat/1.png", "cat", "cat", 0.99),
+            ("dog/9.png", "dog", "cat", 0.95), ("dog/5.png", "dog", "cat", 0.6)]  # fmt: skip
+    final = tmp_path / "out" / "weights" / "seed-0"
+    shutil.copytree(run, final)
+    assert find_doubtful_labels(final, 32) is None
+    kept = tmp_path / "out" / "search" / "probe-32" if fine_tuned else final
+    file = RunDirectory(kept).image_table(CROSS_VALIDATED)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("w", newline="") as table:
+        writer = csv.writer(table, lineterminator="\n")
+        writer.writerow(("file", "label", "predicted", "probability"))
+        writer.writerows((tmp_path / "photos" / "train" / name, *rest) for name, *rest in rows)
+    found = find_doubtful_labels(final, 32)
+    assert found is not None
+    assert found.count == 2
+    first, missing = found.shown
+    assert (first.name, first.label, first.predicted) == ("train/cat/0.png", "cat", "dog")
+    assert first.probability == pytest.approx(97)
+    assert abs(int(pixels_of(first).mean()) - 20) <= 1
+    assert (missing.name, missing.url) == ("train/dog/9.png", None)
 
 
 def pixels_of(photo: Photograph) -> Any:

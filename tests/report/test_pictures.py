@@ -79,7 +79,7 @@ def test_curves_have_room_for_the_numbers_at_their_axes(
         message = {"epoch": epoch, "loss": loss, "lr": rate, "top1": 89.975 + epoch / 100}
         view = {"set": "test", "size": 28, "crop": 1.0, "tta": "none"}
         lines += [{"kind": "train", **message}, {"kind": "eval", **message, **view}]
-    figure = plot_curves(lines)
+    figure = plot_curves(curve_panels(lines))
     figure.canvas.draw()
     frames = [axes.get_window_extent() for axes in figure.axes]
     for axes, frame in zip(figure.axes, frames, strict=True):
@@ -120,11 +120,32 @@ def test_a_panel_without_data_is_left_out() -> None:
     assert curve_panels([]) == []
 
 
+def test_a_single_point_is_no_curve() -> None:
+    """A fitted head has one evaluation and no steps, a short training one of each."""
+    assert curve_panels(lines_of(1)) == []
+    assert curve_panels([line for line in lines_of(1) if line["kind"] == "eval"]) == []
+    steps = [line for line in lines_of(5) if line["kind"] == "train" or line["epoch"] == 5]
+    panels = curve_panels(steps)
+    assert [panel.title for panel in panels] == ["loss", "learning rate"]
+    evaluations = [line for line in lines_of(3) if line["kind"] == "eval"]
+    loss, _ = plot_curves(curve_panels(evaluations)).axes
+    assert [line.get_label() for line in loss.lines] == ["test"], "no legend without a line"
+
+
+@pytest.mark.parametrize("top1", [100.0, 99.5, 60.0])
+def test_the_axis_of_an_accuracy_ends_at_100(top1: float) -> None:
+    lines = [{**line, "top1": top1 - 1 / line["epoch"] + 1 / 3} for line in lines_of(3)]
+    _, accuracy, _ = plot_curves(curve_panels(lines)).axes
+    low, high = accuracy.get_ylim()
+    assert low < top1 - 0.6
+    assert top1 <= high <= 100
+
+
 def test_each_set_has_one_colour_in_all_panels_and_a_marker_at_each_evaluation() -> None:
     other = [{**line, "set": "v2"} for line in lines_of(3) if line["kind"] == "eval"]
     without_loss = [{**line, "set": "real", "loss": None} for line in other]
     lines = sorted([*lines_of(3), *without_loss, *other], key=lambda line: line["step"])
-    loss, accuracy, _ = plot_curves(lines).axes
+    loss, accuracy, _ = plot_curves(curve_panels(lines)).axes
     colours: dict[str, set[str]] = {}
     for axes in (loss, accuracy):
         for line in axes.lines:
@@ -137,7 +158,7 @@ def test_each_set_has_one_colour_in_all_panels_and_a_marker_at_each_evaluation()
 
 @pytest.mark.parametrize(("count", "title"), [(20, "top-1 %; one image: 5"), (5000, "top-1 %")])
 def test_an_axis_says_what_one_image_is_where_it_is_visible(count: int, title: str) -> None:
-    _, accuracy, _ = plot_curves(lines_of(4, count=count)).axes
+    _, accuracy, _ = plot_curves(curve_panels(lines_of(4, count=count))).axes
     assert accuracy.get_title() == title
 
 

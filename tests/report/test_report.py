@@ -106,13 +106,15 @@ def test_the_page_opens_with_the_answer(
     opening = heading((tmp_path / "report.html").read_text())
     low, high = accuracy_interval(result)
     assert opening.startswith(
-        f"run: {result['top1']:.2f} % top-1 on 200 test images (95 %: {low:.1f} to {high:.1f}); "
+        "resnet9 on fashion-mini, recipe quickstart: "
+        f"{result['top1']:.2f} % top-1 on 200 test images (95 %: {low:.1f} to {high:.1f}); "
         'always answering "'
     )
     assert opening.endswith(" gives 10.0.")
     assert rescue("report", "sweep").code == 0
     assert heading((tmp_path / "report.html").read_text()).startswith(
-        "sweep: 41.00 % top-1 on 200 test images, the mean of 3 seeds (95 %: 38.5 to 43.5)"
+        "resnet9 on fashion-mini, recipe quickstart: 41.00 % top-1 on 200 test images, the mean of "
+        "3 seeds (95 %: 38.5 to 43.5)"
     )
     assert rescue("report", *made).code == 0
     claim = json.loads(rescue("compare", *made, "--json").out)["claim"]
@@ -132,8 +134,31 @@ def test_evaluations_of_a_run_are_on_its_page(rescue: Rescue, tmp_path: Path) ->
     assert len(rows) == 3, "none is listed twice"
     assert rescue("report", "run").code == 0
     text = (tmp_path / "report.html").read_text()
-    assert text.count("<td>last step</td>") == 1
-    assert text.count("<td>evals/<wbr>0</td>") == 2
+    assert text.count(">last step</td>") == 1
+    assert text.count(">evals/<wbr>0</td>") == 2
+
+
+@pytest.mark.usefixtures("made")
+def test_a_page_of_one_run_has_its_path_below_the_answer_and_in_no_heading(
+    rescue: Rescue, tmp_path: Path
+) -> None:
+    (tmp_path / "run" / "command.txt").write_text("rescue seed-sweep --seeds 3 --out here\n")
+    for path, heads in (("run", ["Measurements"]), ("sweep", ["By epoch", "3 seeds"])):
+        assert rescue("report", path).code == 0
+        text = (tmp_path / "report.html").read_text()
+        assert re.findall(r"<h2>([^<]*)</h2>", text) == heads
+        assert f'</h1>\n<p class="dim">{path}</p>' in text
+        if path == "run":
+            assert "<pre>rescue train --recipe run/recipe.yaml --out OUT</pre>" in text
+            assert (
+                "<p>It was started by:</p>\n<pre>rescue seed-sweep --seeds 3 --out here</pre>"
+                in text
+            )
+            cells = re.findall('data-label="([^"]*)"', text)
+            assert cells[0] == "set"
+            assert {"95 %", "images"} <= set(cells), (
+                "which a phone shows beside the cells of a card"
+            )
 
 
 @pytest.mark.usefixtures("made")
@@ -169,6 +194,10 @@ def test_an_evaluation_is_named_within_its_run() -> None:
     (chart,) = strip_charts(lines)
     names = [row["name"] for row in chart["rows"]]
     assert names == ["x/run", "evals/0", "evals/1", "x/other/evals/2"]
+    (chart,) = strip_charts(lines[:3], alone=True)
+    assert [row["name"] for row in chart["rows"]] == ["last step", "evals/0", "evals/1"]
+    (chart,) = strip_charts(lines[:1], alone=True)
+    assert [row["name"] for row in chart["rows"]] == ["t"]
 
 
 def test_a_confusion_matrix_has_counts_where_classes_are_small(tmp_path: Path) -> None:
