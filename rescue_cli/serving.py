@@ -9,24 +9,35 @@ from typing import Any
 from rescue_cli.inference import Classifier
 from rescue_cli.sections.data.decode import UNREADABLE, describe_error
 
+FORM = "multipart/form-data"  # what curl -F and a page's form send
+LISTED_CLASSES = 20  # more of them are folded
 SECONDS = 30.0  # without a byte from a client, after which it is dropped
 PAGE = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>{title}</title>
+<title>{name}</title>
 <style>
 :root {{ color-scheme: light dark; font: 16px/1.5 system-ui, sans-serif }}
 body {{ max-width: 34rem; margin: 2rem auto; padding: 0 1rem }}
+h1 {{ font-size: 1.3rem; line-height: 1.3 }} body {{ overflow-wrap: anywhere }}
+label {{ display: block; border: 2px dashed #8888; border-radius: .5rem; padding: 1.5rem 1rem }}
+label.over {{ border-color: Highlight }}
+input {{ display: block; margin-top: .5rem; max-width: 100% }}
 img {{ display: block; max-width: 100%; max-height: 50vh; margin: 1rem 0 }}
 meter {{ width: 8rem }} td {{ padding-right: 1rem }}
 </style>
-<h1>{title}</h1><p>{about}</p>
-<input type="file" accept="image/*" aria-label="image"><img alt="" hidden>
-<p role="status"></p><table></table>
+<h1>{heading}</h1>{about}
+<label>Choose an image, or drop one here<input type="file" accept="image/*"></label>
+<img alt="" hidden><p role="status"></p><table></table>
 <script>
-const [input, image, status, table] = ["input", "img", "p[role]", "table"].map(
+const [input, image, status, table, area] = ["input", "img", "p[role]", "table", "label"].map(
   name => document.querySelector(name));
-input.onchange = async () => {{
-  const file = input.files[0];
+input.onchange = () => classify(input.files[0]);
+document.ondragover = event => {{ event.preventDefault(); area.classList.add("over"); }};
+document.ondragleave = () => area.classList.remove("over");
+document.ondrop = event => {{
+  event.preventDefault(); area.classList.remove("over"); classify(event.dataTransfer.files[0]);
+}};
+async function classify(file) {{
   if (!file) return;
   image.src = URL.createObjectURL(file); image.hidden = false;
   status.textContent = "classifying"; table.replaceChildren();
@@ -38,22 +49,28 @@ input.onchange = async () => {{
     const bar = row.insertCell().appendChild(document.createElement("meter"));
     bar.value = one.probability;
   }}
-}};
+}}
 </script></html>
 """
 
 
 def make_server(
-    classifier: Classifier, host: str, port: int, *, top: int, max_bytes: int
+    classifier: Classifier,
+    host: str,
+    port: int,
+    *,
+    top: int,
+    max_bytes: int,
+    name: str,
+    result: str = "",
 ) -> HTTPServer:
     """A server that answers one request after another; `serve_forever` begins.
 
-    GET / is the page. POST /predict takes the bytes of one image file and answers with the `top`
-    classes, as `rescue predict --json` has them, or with `error` and status 400, 411 or 413.
+    GET / is the page, with the weights' `name`, their `result` in a sentence, and their classes.
+    POST /predict takes one image file, as the body or as the file of a form, and answers with the
+    `top` classes, as `rescue predict --json` has them, or with `error` and status 400, 411 or 413.
     """
-    size = classifier.protocol["size"]
-    about = f"{len(classifier.classes)} classes, images at {size} px"
-    page = PAGE.format(title="rescue", about=html.escape(about)).encode()
+    page = _page(classifier, name, result).encode()
 
     class Handler(BaseHTTPRequestHandler):
         timeout = SECONDS
@@ -82,6 +99,13 @@ def make_server(
                 self._classify(self.rfile.read(int(length)))
 
         def _classify(self, content: bytes) -> None:
+            if self.headers.get_content_type() == FORM:
+                files = _files_of_form(content, self.headers.get_boundary(""))
+                if len(files) != 1:
+                    error = f"the form has {len(files)} files; send one: curl -F file=@IMAGE"
+                    self._fail(HTTPStatus.BAD_REQUEST, error)
+                    return
+                (content,) = files
             try:
                 pixels = classifier.read(content)
             except UNREADABLE as error:
@@ -106,3 +130,27 @@ def make_server(
             self.wfile.write(body)
 
     return HTTPServer((host, port), Handler)
+
+
+def _page(classifier: Classifier, name: str, result: str) -> str:
+    """The page, with what is served."""
+    names, size = classifier.classes, classifier.protocol["size"]
+    listed, count = html.escape(", ".join(names)), f"{len(names):,} classes"
+    if len(names) > LISTED_CLASSES:
+        classes = f"<details><summary>{count}</summary>{listed}</details>"
+    else:
+        classes = f"<p>{count}: {listed}</p>"
+    path = f"<p>{html.escape(name)}</p>" if result else ""
+    about = f"{path}{classes}<p>Images are classified at {size} px.</p>"
+    heading = html.escape(result or name)
+    return PAGE.format(name=html.escape(name), heading=heading, about=about)
+
+
+def _files_of_form(content: bytes, boundary: str) -> list[bytes]:
+    """The contents of the files in a body of multipart/form-data (RFC 7578)."""
+    files = []
+    for part in (b"\r\n" + content).split(f"\r\n--{boundary}".encode())[1:-1]:
+        head, _, body = part.partition(b"\r\n\r\n")
+        if b"filename" in head.lower():
+            files.append(body)
+    return files

@@ -12,6 +12,7 @@ from rescue_cli.cli import common
 from rescue_cli.cli.command import example_and_next
 from rescue_cli.errors import DataError, RescueError, UsageError
 from rescue_cli.rundir import RunDirectory
+from rescue_cli.runs.console import note
 
 app = common.verb()
 
@@ -61,7 +62,10 @@ def report(
     else:
         from rescue_cli.rundir import write_text
 
-        write_text(out, page.render_page(paths, logits=logits))
+        text = page.render_page(paths, logits=logits)
+        if out.exists():
+            note(f"{out}: replaces the file that was there; --out FILE writes another")
+        write_text(out, text)
         print(out)
 
 

@@ -1,5 +1,6 @@
 """`rescue serve`: a page to try a network in a browser, and a JSON endpoint."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -8,6 +9,7 @@ from rescue_cli.cli import common
 from rescue_cli.cli.command import example_and_next
 from rescue_cli.cli.common import Architecture, Device, With
 from rescue_cli.errors import UsageError
+from rescue_cli.rundir import RunDirectory
 from rescue_cli.runs.console import note
 
 app = common.verb()
@@ -17,7 +19,7 @@ PORT = 8000
 @app.command(
     epilog=example_and_next(
         "rescue serve runs/quickstart/0",
-        "curl --data-binary @coat.png http://127.0.0.1:8000/predict",
+        "curl -F file=@coat.png http://127.0.0.1:8000/predict",
     )
 )
 def serve(
@@ -39,14 +41,20 @@ def serve(
 ) -> None:
     """Classify images from a browser or over HTTP, one at a time, until Ctrl-C."""
     from rescue_cli.inference import load_classifier
+    from rescue_cli.report.page import describe_run
     from rescue_cli.runs.environment import select_device
     from rescue_cli.serving import make_server
 
     classifier = load_classifier(weights, select_device(device), model=model)
     for line in classifier.notes:
         note(line)
+    run = RunDirectory(Path(weights).expanduser())
+    result = describe_run(run.path) if run.result.is_file() else ""
+    limit = round(max_mb * 1e6)
     try:
-        server = make_server(classifier, host, port, top=top, max_bytes=round(max_mb * 1e6))
+        server = make_server(
+            classifier, host, port, top=top, max_bytes=limit, name=weights, result=result
+        )
     except OSError as error:
         raise UsageError(
             f"--host, --port: {host}:{port}: {error.strerror}. Give others; --port 0 takes a free "

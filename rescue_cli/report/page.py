@@ -124,6 +124,11 @@ def _answer(
     return describe_result(lines[0], baseline, _subject(run)), ""
 
 
+def describe_run(path: Path) -> str:
+    """What a finished run is and how accurate: the sentence that its report begins with."""
+    return _answer([path], _lines_of_run(path), [])[0]
+
+
 def _subject(run: Path) -> str:
     """The network, its data and its recipe: `resnet50 on photos, recipe transfer`."""
     from rescue_cli.sections.data import FACTS

@@ -13,8 +13,10 @@ from PIL import Image
 
 from rescue_cli import api
 from rescue_cli.inference import load_classifier
+from rescue_cli.report.page import describe_run
 from rescue_cli.serving import make_server
 from tests.conftest import Rescue
+from tests.report.test_report import Nesting
 
 MOST = 100_000  # bytes
 
@@ -30,7 +32,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def port(run: Path) -> Iterator[int]:
     classifier = load_classifier(run, "cpu")
-    with make_server(classifier, "127.0.0.1", 0, top=2, max_bytes=MOST) as server:
+    named = {"name": "runs/<a>", "result": describe_run(run)}
+    with make_server(classifier, "127.0.0.1", 0, top=2, max_bytes=MOST, **named) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         yield int(server.server_address[1])
@@ -38,9 +41,11 @@ def port(run: Path) -> Iterator[int]:
         thread.join()
 
 
-def ask(port: int, method: str, path: str, body: bytes | None = None) -> tuple[HTTPResponse, bytes]:
+def ask(
+    port: int, method: str, path: str, body: bytes | None = None, **headers: str
+) -> tuple[HTTPResponse, bytes]:
     connection = HTTPConnection("127.0.0.1", port, timeout=20)
-    connection.request(method, path, body)
+    connection.request(method, path, body, {k.replace("_", "-"): v for k, v in headers.items()})
     answer = connection.getresponse()
     content = answer.read()
     connection.close()
@@ -68,11 +73,38 @@ def test_an_image_is_answered_as_predict_prints_it(port: int, run: Path, tmp_pat
         assert mine["probability"] == pytest.approx(theirs["probability"], abs=1e-6)
 
 
+def form(*files: bytes) -> bytes:
+    """What `curl -F file=@...` sends, with a field that is no file."""
+    field = b'--x\r\nContent-Disposition: form-data; name="a"\r\n\r\n1\r\n'
+    head = b'--x\r\nContent-Disposition: form-data; name="file"; filename="coat.png"\r\n\r\n'
+    return b"".join([field, *(head + file + b"\r\n" for file in files), b"--x--\r\n"])
+
+
+def test_a_form_with_one_file_is_that_file(port: int) -> None:
+    sent = {"Content_Type": "multipart/form-data; boundary=x"}
+    _, content = ask(port, "POST", "/predict", coat())
+    answer, of_form = ask(port, "POST", "/predict", form(coat()), **sent)
+    assert (answer.status, of_form) == (200, content)
+    for files in ((), (coat(), coat())):
+        answer, refused = ask(port, "POST", "/predict", form(*files), **sent)
+        assert answer.status == 400
+        assert json.loads(refused)["error"] == (
+            f"the form has {len(files)} files; send one: curl -F file=@IMAGE"
+        )
+
+
 def test_the_page_is_one_document_that_loads_nothing_from_elsewhere(port: int) -> None:
     answer, content = ask(port, "GET", "/")
     page = content.decode()
     assert answer.status == 200
-    assert "10 classes, images at 28 px" in page
+    assert "<h1>resnet9 on fashion-mini, recipe quickstart: " in page
+    assert " % top-1 on 32 test images (95 %: " in page
+    assert "<p>runs/&lt;a&gt;</p>" in page
+    assert "<p>10 classes: T-shirt/top, Trouser, " in page
+    assert "Images are classified at 28 px." in page
+    nesting = Nesting()
+    nesting.feed(page)
+    assert nesting.open == []
     assert "http://" not in page
     assert "https://" not in page
 

@@ -67,7 +67,7 @@ def test_the_page_is_valid_small_and_fetches_nothing(
     rescue: Rescue, made: tuple[str, str], tmp_path: Path
 ) -> None:
     ended = rescue("report", *made)
-    assert (ended.code, ended.out) == (0, "report.html\n")
+    assert (ended.code, ended.out, ended.err) == (0, "report.html\n", "")
     text = (tmp_path / "report.html").read_text()
     assert len(text) < 3_000_000
     nesting = Nesting()
@@ -111,7 +111,11 @@ def test_the_page_opens_with_the_answer(
         'always answering "'
     )
     assert opening.endswith(" gives 10.0.")
-    assert rescue("report", "sweep").code == 0
+    ended = rescue("report", "sweep")
+    assert (ended.code, ended.out) == (0, "report.html\n")
+    assert ended.err == (
+        "report.html: replaces the file that was there; --out FILE writes another\n"
+    )
     assert heading((tmp_path / "report.html").read_text()).startswith(
         "resnet9 on fashion-mini, recipe quickstart: 41.00 % top-1 on 200 test images, the mean of "
         "3 seeds (95 %: 38.5 to 43.5)"

@@ -63,6 +63,21 @@ def _exists(root: Path) -> bool:
     return root.is_dir() or find_source(root) is not None or packed_splits(root) is not None
 
 
+def refuse_images_alone(folder: Path) -> None:
+    """Raises `DataError` for a folder that holds images and no folders, as that of one class."""
+    if not holds_images(folder, 0) or list_folders(folder):
+        return
+    top = folder.parent.parent if split_name(folder.parent.name) else folder.parent
+    classes = [
+        name for name in list_folders(folder.parent) if holds_images(folder.parent / name, 0)
+    ]
+    example = f", such as {top}" if len(classes) > 1 else ""
+    raise DataError(
+        f"{folder}: holds images, and no class folders. Give a folder with one folder of images "
+        f"per class, or with train/ and val/ that have these{example}."
+    )
+
+
 @dataclass(frozen=True)
 class Location:
     """The folders that a recipe's data come from; a folder may be that of shards (`find_source`).
@@ -180,6 +195,7 @@ class Location:
         for name in [*first, *names]:
             if (folder := self.split(name)) is not None:
                 return {name: folder}
+        refuse_images_alone(self.top)
         missing = f"{self.top / names[0]}: no such folder"
         cures = [f"give data.test_root={self.top if self.is_unsplit and not holdout else 'DIR'}"]
         if self.is_unsplit:

@@ -251,6 +251,24 @@ def test_a_folder_without_a_split_is_told_how_many_images_to_hold_out(tmp_path: 
         data.load("folder", measured, tmp_path, test_only=True)
 
 
+def test_a_folder_of_one_class_is_named_with_the_folder_to_give(tmp_path: Path) -> None:
+    photos(tmp_path, "train", "val")
+    one = tmp_path / "train" / "cat"
+    says = (
+        f"{one}: holds images, and no class folders. Give a folder with one folder of images per "
+        f"class, or with train/ and val/ that have these, such as {tmp_path}."
+    )
+    assert refusal("folder", one) == says
+    with pytest.raises(DataError) as raised:
+        data.load("folder", DataKeys(root=str(one)), tmp_path, test_only=True)
+    assert str(raised.value) == says
+    with pytest.raises(DataError) as raised:
+        data.load("folder", DataKeys(train_root=str(one), holdout=2), tmp_path)
+    assert str(raised.value) == says
+    draw(tmp_path / "alone" / "images" / "a.png")
+    assert refusal("folder", tmp_path / "alone" / "images").endswith("val/ that have these.")
+
+
 def test_a_split_given_in_place_of_the_folder_above_is_understood(tmp_path: Path) -> None:
     photos(tmp_path)
     photos(tmp_path, "train", "test")

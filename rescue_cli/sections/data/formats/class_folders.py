@@ -27,6 +27,7 @@ from rescue_cli.sections.data.listing import (
     split_name,
     stem,
 )
+from rescue_cli.sections.data.location import refuse_images_alone
 from rescue_cli.sections.data.packed.index import PackedIndex
 from rescue_cli.sections.data.packed.location import find_source, open_index
 from rescue_cli.sections.data.packed.names import packed_files
@@ -65,6 +66,7 @@ def index_at(root: Path, label_field: str | None) -> PackedIndex | None:
 
 def _names_by_class(root: Path) -> dict[str, list[str]]:
     """Maps each class to its folder names on disk: two where they differ in normal form alone."""
+    refuse_images_alone(root if root.is_dir() else root.parent)
     if not root.is_dir():
         siblings = list_folders(root.parent) if split_name(root.name) else []
         split_parents = [
