@@ -14,7 +14,7 @@ LISTED_CLASSES = 20  # more of them are folded
 SECONDS = 30.0  # without a byte from a client, after which it is dropped
 PAGE = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>{name}</title>
+<title>{name}</title><link rel="icon" href="data:,">
 <style>
 :root {{ color-scheme: light dark; font: 16px/1.5 system-ui, sans-serif }}
 body {{ max-width: 34rem; margin: 2rem auto; padding: 0 1rem }}

@@ -274,7 +274,7 @@ def _details(path: Path) -> dict[str, Any]:
         "figures": {f"{panel.title} by epoch": plot_panel(panel) for panel in run_panels(path)},
         "confusion": [table for name, file in kept.items() if (table := _confusion(name, file))],
         "hardest": None if main is None else find_hardest(path, *main),
-        "labels": find_doubtful_labels(path, int(entries[0]["size"])),
+        "labels": find_doubtful_labels(path, entries[0]["size"]),
         "classes": [_class_table(name, file) for name, file in kept.items()],
     }
 
