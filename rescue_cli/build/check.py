@@ -8,7 +8,7 @@ import torch
 
 from rescue_cli.build.feeds import train_size
 from rescue_cli.build.losses import check_balance
-from rescue_cli.build.networks import create_network, proxy_recipe
+from rescue_cli.build.networks import check_weights, create_network, proxy_recipe
 from rescue_cli.build.optimizers import build_schedule, shared_max_norm
 from rescue_cli.build.own_code import try_own_code
 from rescue_cli.errors import DataError, RescueError, UsageError
@@ -41,6 +41,7 @@ def check_recipe(recipe: Recipe) -> None:
             f"model ({recipe.model.name}): cannot be built ({reason}). "
             "Change its keys, or use another."
         ) from None
+    check_weights(recipe, model)
     assign_parameters(model, recipe.optim)
     if any(item.layer_decay is not None for item in recipe.optim):
         layer_depths(model, recipe.model.name)

@@ -1,6 +1,8 @@
 """A recipe's network, the precision it computes in, and the teacher that it may learn from."""
 
+import contextlib
 import itertools
+import warnings
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
@@ -65,19 +67,38 @@ def build_network(
     """
     torch.manual_seed(recipe.train.seed)
     network = create_network(recipe, classes)
-    if weights := recipe.model.weights:
-        backbone = next((m for m in network.modules() if isinstance(m, Backbone)), None)
-        if backbone is not None and not whole:
-            line = backbone.load(weights, recipe.model.arguments["backbone"])
-        else:
-            new_head = recipe.model.new_head and not whole
-            line = load_weights(network, weights, recipe.model.name, head=whole, new_head=new_head)
-        if line:
-            note(line)
+    if line := _load(recipe, network, whole=whole):
+        note(line)
     network = network.to(device=device, dtype=dtype_of(recipe.train.precision))
     if recipe.train.channels_last:
         network = network.to(memory_format=torch.channels_last)
     return network
+
+
+def _load(recipe: Recipe, network: nn.Module, *, whole: bool) -> str | None:
+    """Loads the recipe's weights, if it names any; returns a note on how they were read, or None.
+
+    For `whole` see `build_network`.
+    """
+    if not (weights := recipe.model.weights):
+        return None
+    backbone = next((m for m in network.modules() if isinstance(m, Backbone)), None)
+    if backbone is not None and not whole:
+        return backbone.load(weights, recipe.model.arguments["backbone"])
+    new_head = recipe.model.new_head and not whole
+    return load_weights(network, weights, recipe.model.name, head=whole, new_head=new_head)
+
+
+def check_weights(recipe: Recipe, network: nn.Module) -> None:
+    """Raises `UsageError` where a weights file does not fit the network, on the meta device.
+
+    A file that is missing or cannot be read is reported when it is loaded.
+    """
+    if _weights_file(recipe) is None:
+        return
+    with contextlib.suppress(DataError), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that nothing is copied to the meta device
+        _load(recipe, network, whole=False)
 
 
 def accepts_size(recipe: Recipe, size: int) -> bool:

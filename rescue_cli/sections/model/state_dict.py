@@ -31,8 +31,11 @@ def match_weights(
     *,
     strict: bool,
     new_head: bool,
+    architecture: str | None = None,
 ) -> MatchedWeights:
     """Matches the `given` tensors to `model`, the architecture `name`; `source` names them.
+
+    `architecture`: the one that their file names.
 
     A head that is missing or has other classes is reinitialised, unless `strict`; with `new_head`
     any head is. Where names or shapes are not timm's, timm's own conversion is tried, which with
@@ -51,7 +54,7 @@ def match_weights(
             tensors, mismatches = converted, after_conversion
             notes = [*notes, "names and shapes converted by timm"]
     if mismatches.beyond_head or (strict and mismatches.head):
-        raise UsageError(mismatches.message(source, name, own, tensors))
+        raise UsageError(mismatches.message(source, name, own, tensors, architecture))
     if missing_layers := sorted({_layer_of(key) for key in mismatches.head & mismatches.missing}):
         notes = [*notes, f"{', '.join(missing_layers)} missing, reinitialised"]
     if mismatches.spare:
@@ -128,7 +131,12 @@ class _Mismatches:
         return (self.missing | self.unknown | self.reshaped) - self.head
 
     def message(
-        self, source: str, name: str, own: Mapping[str, Tensor], given: Mapping[str, Tensor]
+        self,
+        source: str,
+        name: str,
+        own: Mapping[str, Tensor],
+        given: Mapping[str, Tensor],
+        architecture: str | None,
     ) -> str:
         shapes = [f"{k} {tuple(given[k].shape)}, not {tuple(own[k].shape)}" for k in self.reshaped]
         parts = [
@@ -152,6 +160,9 @@ class _Mismatches:
                 f"{message}They take images with {channels} channel(s): "
                 f"set data.channels={channels}."
             )
+        its = (architecture or name).partition(".")[0]  # less timm's tag
+        if self.beyond_head and its != name:
+            return f"{message}They are of {its}: give model.name={its}, or --model {its}."
         if self.beyond_head:
             return f"{message}Give their architecture with model.name or --model."
         return (

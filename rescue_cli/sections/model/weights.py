@@ -247,7 +247,15 @@ def load_weights(
     `UsageError` naming the tensors for any other difference.
     """
     weights = load_source(source, name)
-    matched = match_weights(model, weights.tensors, source, name, strict=head, new_head=new_head)
+    matched = match_weights(
+        model,
+        weights.tensors,
+        source,
+        name,
+        strict=head,
+        new_head=new_head,
+        architecture=weights.metadata.get("architecture"),
+    )
     model.load_state_dict(matched.tensors, strict=False)
     for layer in matched.new:
         head_layer: Any = model.get_submodule(layer)
