@@ -11,6 +11,7 @@ from rescue_cli.engine.evaluate import Evaluator
 from rescue_cli.recipe import Recipe
 from rescue_cli.sections.data import Dataset, Files, Split, normalisation
 from rescue_cli.sections.data.rgb import Reading
+from rescue_cli.sections.data.splits import HELD_OUT
 from rescue_cli.sections.loss import micro_batch_loss
 from rescue_cli.sections.optim import LBFGS
 from rescue_cli.sections.tta import TTAS
@@ -47,8 +48,17 @@ def describe_protocol(
         "std": std,
         "preprocessing": dict.fromkeys(PREPROCESSING, "recipe"),
         **Reading.of(recipe.data).unusual,
+        **_held_out(recipe, data_name),
         **({"resize": "squash"} if recipe.eval.resize == "squash" else {}),
     }
+
+
+def _held_out(recipe: Recipe, data_name: str) -> dict[str, str]:
+    """How the test set came about, where the data set has none of its own."""
+    if data_name != HELD_OUT["test_holdout"]:
+        return {}
+    count = recipe.data.test_holdout
+    return {"held_out": f"{count:,} of the training images, equally many per class, fixed seed"}
 
 
 def _weights(recipe: Recipe) -> str:

@@ -22,7 +22,7 @@ def training_images(recipe: Recipe) -> int | None:
         return len(list_dataset(recipe).train)
     if published is None:
         return None
-    left = published - recipe.data.holdout
+    left = published - recipe.data.holdout - recipe.data.test_holdout
     return min(left, recipe.data.subset[0]) if recipe.data.subset else left
 
 

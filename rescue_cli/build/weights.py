@@ -111,6 +111,11 @@ def check_changes(changes: Sequence[str], source: Source) -> None:
             f"data.holdout: {keys.holdout}{fold}: {source.given} was trained on these images. "
             "Remove it, or name others with data.test_root=DIR."
         )
+    if keys.test_holdout not in (0, trained.data.test_holdout):
+        raise UsageError(
+            f"data.test_holdout: {keys.test_holdout}: {source.given} was trained on some of these "
+            "images. Remove it, or name others with data.test_holdout=0 data.test_root=DIR."
+        )
     seen: int | None = trained.data.channels
     seen = seen or (FACTS[trained.data.name].channels if trained.data.name in FACTS else None)
     if seen is not None and (now := channels_of(asked.data.name, keys)) != seen:

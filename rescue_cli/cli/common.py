@@ -273,6 +273,9 @@ def print_result(result: Mapping[str, Any], *, as_json: bool) -> None:
         out.print(line)
     if (tables := class_tables(result)) is not None:
         out.print(f"by class: {tables}", soft_wrap=True)
+    for line in result.get("notes", []):
+        if line.startswith("warning: "):
+            out.print(line)
     out.print(_summary(result), highlight=False, soft_wrap=True)
 
 

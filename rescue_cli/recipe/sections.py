@@ -88,6 +88,7 @@ class DataKeys:
     sets: dict[str, str] = field(default_factory=dict)
     holdout: NotNegativeInt = 0
     fold: NotNegativeInt = 0  # which of the disjoint sets of `holdout` images
+    test_holdout: NotNegativeInt = 0  # the test set, held out before `holdout`
     subset: tuple[PositiveInt, PositiveInt] | None = None
     mean: list[float] | None = None
     std: list[float] | None = None
@@ -104,6 +105,11 @@ class DataKeys:
     mask_values: dict[str, MaskValue | list[MaskValue]] | None = None  # by class, or `ignored`
     label_field: str | None = None  # of shards: the column or JSON entry that holds the class
     unknown_classes: UnknownClasses = "refuse"  # of test sets: classes that training does not have
+
+    @property
+    def holds_out(self) -> bool:
+        """Whether training images stand in for the data set's own test images."""
+        return self.holdout > 0 or self.test_holdout > 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,8 +1,10 @@
 """Uneven classes: their weights, balanced accuracy and its interval, test sets that lack some."""
 
 import json
+import os
 import shutil
 import unicodedata
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -478,8 +480,14 @@ def folder(root: Path, counts: dict[str, int]) -> Path:
     for name, count in counts.items():
         (root / name).mkdir(parents=True, exist_ok=True)
         for number in range(count):
-            Image.new("RGB", (8, 8), (number, 0, 0)).save(root / name / f"{number}.png")
+            draw(root / name / f"{number}.png")
     return root
+
+
+def draw(file: Path) -> None:
+    """An image of a colour that no other path has."""
+    red, green, blue, _ = zlib.crc32(os.fsencode(file)).to_bytes(4, "big")
+    Image.new("RGB", (8, 8), (red, green, blue)).save(file)
 
 
 def load(
@@ -537,7 +545,7 @@ def test_a_label_file_may_name_other_classes_too(tmp_path: Path) -> None:
     folder(tmp_path / "train", {"ant": 3, "bee": 3})
     (tmp_path / "val").mkdir()
     for name in "xyz":
-        Image.new("RGB", (8, 8)).save(tmp_path / "val" / f"{name}.png")
+        draw(tmp_path / "val" / f"{name}.png")
     (tmp_path / "val_labels.txt").write_text("x bee\ny dog\nz ant\n")
     with pytest.raises(DataError, match=r"'dog' of y.png is not one of the 2 classes. .*=skip"):
         load(tmp_path)

@@ -29,6 +29,7 @@ from rescue_cli.sections.data.location import (
     facts_of,
     normalisation,
 )
+from rescue_cli.sections.data.overlap import check_folders, note_shared_images
 from rescue_cli.sections.data.own import own_data
 from rescue_cli.sections.data.packed.remote import with_urls
 from rescue_cli.sections.data.resident import make_resident
@@ -95,22 +96,26 @@ def load(
     With `test_only` the training folder may be missing and is not decoded; `classes` are the class
     names of the weights that are evaluated. Raises `DataError` and `UsageError`.
     """
-    location = Location(name, keys, test_only and not keys.holdout, classes)
+    location = Location(name, keys, test_only and not keys.holds_out, classes)
     try:
         whole: Dataset = keys(location) if isinstance(keys, DataItem) else DATASETS[name](location)
     except DataError as error:
         raise DataError(with_urls(str(error))) from None
     whole = replace(whole, notes=tuple(map(with_urls, whole.notes)))
-    dataset = take_subset(hold_out(whole, keys.holdout, keys.fold), keys.subset)
+    same = check_folders(whole, keys, own=facts_of(name, keys).images is None)
+    rest = hold_out(whole, keys.test_holdout, key="test_holdout")
+    dataset = take_subset(hold_out(rest, keys.holdout, keys.fold), keys.subset)
     if keys.channels is not None:
         dataset = grey_to_rgb(dataset)
     if location.test_only:
         dataset = replace(dataset, train=dataset.train.take(np.zeros(0, dtype=np.int64)))
     facts = facts_of(name, keys)
     size = facts.size
+    dataset = replace(dataset, notes=(*dataset.notes, *same))
     if facts.images is None:  # the user's own folder
         remarks = describe_splits([dataset.train, *dataset.tests.values()], Reading.of(keys))
-        dataset = replace(dataset, notes=(*dataset.notes, *remarks))
+        shared = note_shared_images(dataset)
+        dataset = replace(dataset, notes=(*dataset.notes, *remarks, *shared))
     if dataset.train.annotated:
         return dataset
     dataset = replace(dataset, notes=(*dataset.notes, *note_classes_without_images(dataset)))

@@ -9,6 +9,7 @@ from pathlib import Path
 from rescue_cli.errors import DataError
 from rescue_cli.recipe import DataItem, DataKeys
 from rescue_cli.sections.data.listing import (
+    SPLITS,
     find_split_folder,
     holds_images,
     list_folders,
@@ -172,6 +173,15 @@ class Location:
             return self.top / name if name in self.packed_splits else None
         return self.root if self.root_split == name else find_split_folder(self.top, name)
 
+    @property
+    def lacks_test_split(self) -> bool:
+        """Whether there are training images alone, in class folders of the user's own."""
+        keys, splits = self.keys, [split for split in SPLITS if split != "train"]
+        own = self.name in FACTS and FACTS[self.name].images is None
+        if not own or keys.test_root or keys.holds_out or not self.has_train_folder:
+            return False
+        return self.is_unsplit or all(self.split(name) is None for name in splits)
+
     @cached_property
     def train_root(self) -> Path:
         if self.keys.train_root:
@@ -185,7 +195,7 @@ class Location:
 
         `holdout` is the number of held-out images that the error suggests where there is none.
         """
-        if self.keys.holdout:
+        if self.keys.holds_out:
             return {}
         if self.keys.test_root:
             return {names[0]: folder_of(self.keys.test_root)}
@@ -220,7 +230,8 @@ class Location:
         )
         if reads_sibling:
             notes.append(f"data.root: {self.root} is a split; reading its parent {self.top}")
-        if self.is_unsplit and not self.keys.train_root and not self.test_only:
+        trains = not self.keys.train_root and not self.test_only and not self.keys.test_holdout
+        if self.is_unsplit and trains:
             notes.append(f"{self.top}: has no train/; all class folders are used for training")
         for name, folder in tests.items():
             if not self.keys.test_root and folder.name != name:
@@ -229,7 +240,7 @@ class Location:
 
     def note_unread_splits(self, tests: Mapping[str, Path]) -> tuple[str, ...]:
         """A note for each split folder that exists and is not read."""
-        if not self.has_root or not _exists(self.top) or self.keys.holdout:
+        if not self.has_root or not _exists(self.top) or self.keys.holds_out:
             return ()
         read = {self.train_root, *tests.values(), *self.extra_sets.values()}
         read_paths = {Path(os.path.abspath(folder)) for folder in read}

@@ -16,6 +16,7 @@ from rescue_cli.rng import Indices, permute
 from rescue_cli.sections.annotations import Target
 
 SPLIT_SEED = 2018  # fixed: subsets and hold-outs are the same for every seed of a run
+HELD_OUT = {"holdout": "holdout", "test_holdout": "holdout-test"}  # test sets by the key for them
 UNKNOWN_CLASS = -1  # label of a test image whose class is not in the training set
 THREADS = 16  # a network file system answers many requests at once
 MAX_NAMES = 5  # class names listed in a message
@@ -294,10 +295,11 @@ def suggest_holdout(labels: Indices) -> int:
     return len(present) * max(1, int(present.min()) // 5) if len(present) else 0
 
 
-def hold_out(dataset: Dataset, count: int, fold: int = 0) -> Dataset:
-    """The data set with `count` held-out training images in place of its test sets (for tuning).
+def hold_out(dataset: Dataset, count: int, fold: int = 0, key: str = "holdout") -> Dataset:
+    """The data set with `count` held-out training images in place of its test sets.
 
-    Folds are disjoint. Raises `UsageError` where there are too few images.
+    Folds are disjoint. `key` of the recipe says how many. Raises `UsageError` where there are too
+    few images.
     """
     if count == 0 and fold:
         raise UsageError(
@@ -307,7 +309,7 @@ def hold_out(dataset: Dataset, count: int, fold: int = 0) -> Dataset:
         return dataset
     if count >= len(dataset.train):
         raise UsageError(
-            f"data.holdout: {count} of {len(dataset.train)} training images leaves none to train "
+            f"data.{key}: {count} of {len(dataset.train)} training images leaves none to train "
             "on. Give a smaller number."
         )
     if (fold + 1) * count > len(dataset.train):
@@ -319,7 +321,7 @@ def hold_out(dataset: Dataset, count: int, fold: int = 0) -> Dataset:
     held = balanced_indices(dataset.train.labels, count, fold)
     kept = np.setdiff1d(np.arange(len(dataset.train)), held)
     # Named by its fold, so that results of two folds are never compared as pairs
-    name = f"holdout-{fold}" if fold else "holdout"
+    name = f"holdout-{fold}" if fold else HELD_OUT[key]
     tests: dict[str, Split] = {name: dataset.train.take(held)}
     return replace(dataset, train=dataset.train.take(kept), tests=tests)
 

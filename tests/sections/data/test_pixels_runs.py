@@ -231,15 +231,16 @@ def test_a_folders_notes_name_what_is_read_in_a_way_of_its_own(phone: Path, tmp_
     (phone / "train" / "a" / "1.png").write_bytes(file_of(clear, "PNG"))
     deep = file_of(Image.fromarray(colours()[..., 0].astype(np.uint16) * 257), "PNG")
     (phone / "train" / "b" / "1.png").write_bytes(deep)
-    message = load("folder", DataKeys(root=str(phone)), tmp_path).notes
-    assert message == (
+    *message, shared = load("folder", DataKeys(root=str(phone)), tmp_path).notes
+    assert shared.startswith("warning: val: 4 of 4 test images are training images too")
+    assert message == [
         "4 of 10 sampled images are stored rotated or mirrored, and used so; data.exif=applied "
         f"turns them; the first is {phone}/train/a/0.png",
         "1 of 10 sampled images are transparent, and shown on white (data.background); the first "
         f"is {phone}/train/a/1.png",
         "1 of 10 sampled images have more than 8 bits: white is 65535, from 16 bits (data.range "
         f"overrides it); the first is {phone}/train/b/1.png",
-    )
+    ]
     upright = load("folder", DataKeys(root=str(phone), exif="applied"), tmp_path).notes
     assert "turned upright by EXIF (data.exif=applied)" in upright[0]
 

@@ -91,7 +91,7 @@ def read_splits(location: Location, checker: AnnotationChecker) -> dict[str, lis
             f"{location.root}: has no training annotations. COCO's format has a JSON file per "
             "split, such as annotations/instances_train2017.json or train/_annotations.coco.json."
         )
-    if test_name is None and not location.keys.holdout:
+    if test_name is None and not location.keys.holds_out:
         raise DataError(
             f"{location.root}: has training annotations, but none to test on. Add a JSON file for "
             "val or test, or hold out images with data.holdout=N."

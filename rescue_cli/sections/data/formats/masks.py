@@ -54,7 +54,7 @@ def mask_folder(location: Location) -> Dataset:
         parts["train"].append("val")
     if location.test_only and not folders["train"].is_dir():
         parts["train"].clear()
-    if location.keys.holdout and not folders[test_name].is_dir():
+    if location.keys.holds_out and not folders[test_name].is_dir():
         del parts[test_name]
     skipped = SkippedFiles(check_sizes=True)
     splits = {

@@ -77,7 +77,7 @@ def voc_folder(location: Location) -> Dataset:
     )
     annotations = _read_annotations(root, names)
     test_annotations = {}
-    if not location.keys.holdout or _list_file(root, test_name).is_file():
+    if not location.keys.holds_out or _list_file(root, test_name).is_file():
         test_annotations = _read_annotations(root, _read_split_list(root, test_name, skipped))
     annotated = (annotations or test_annotations).values()
     classes = tuple(sorted({o.name for annotation in annotated for o in annotation.objects}))
