@@ -99,10 +99,11 @@ def train_runs(
 ) -> Iterator[Curves]:
     """Trains one run after another, and yields the curves of each; they end where it diverged."""
     left = sum(run.steps for run in plan.runs.values())
+    told: set[str] = set()
     for number, (name, run) in enumerate(plan.runs.items(), 1):
         note(f"run {number} of {len(plan.runs)}: {name}")
         started = time.monotonic()
-        diverged = train_part(folder / name, run.recipe, device, procs, workers, folder)
+        diverged = train_part(folder / name, run.recipe, device, procs, workers, folder, told)
         left -= run.steps
         if left and not diverged:
             spent = time.monotonic() - started

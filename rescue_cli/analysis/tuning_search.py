@@ -61,6 +61,7 @@ class Tuner:
         first = self.base.train.seed + 1 + tuning.SEEDS
         self.judging_seeds = range(first, first + self.seeds)
         self._judging = False
+        self.told: set[str] = set()  # notes on the data
 
     def run(self) -> None:
         """Searches, then trains what judges the result, as far as the budget reaches."""
@@ -181,7 +182,9 @@ class Tuner:
             raise _BudgetUsedUp
         try:
             with time_limit(self.end - time.monotonic()):
-                return train_part(path, recipe, self.device, None, self.workers, self.folder)
+                return train_part(
+                    path, recipe, self.device, None, self.workers, self.folder, self.told
+                )
         except StoppedError:
             if time.monotonic() < self.end:
                 raise

@@ -26,6 +26,7 @@ from rescue_cli.sections.data import (
     load,
     normalisation,
 )
+from rescue_cli.sections.data.corrupt import TEST_IMAGE
 from rescue_cli.sections.data.memory import Ahead, MemoryEvalFeed, MemoryFeed
 from rescue_cli.sections.data.rgb import Reading
 from rescue_cli.sections.data.stream import Cropping, FileFeed, TrainSamples, WholeImages
@@ -164,8 +165,10 @@ def build_test_sets(recipe: Recipe, data: Dataset, machine: Machine) -> dict[str
     return sets
 
 
-def build_test_feed(recipe: Recipe, split: Split, machine: Machine) -> EvalFeed:
-    """A split's images in order, at the recipe's sizes and crops."""
+def build_test_feed(
+    recipe: Recipe, split: Split, machine: Machine, corrupt: str = TEST_IMAGE
+) -> EvalFeed:
+    """A split's images in order, at the recipe's sizes and crops; see `EvalSamples`."""
     evaluation = recipe.eval
     views = list(dict.fromkeys(View(s, c) for s in evaluation.sizes for c in evaluation.crops))
     if isinstance(split, Images):
@@ -174,8 +177,9 @@ def build_test_feed(recipe: Recipe, split: Split, machine: Machine) -> EvalFeed:
         )
     keys, reading = recipe.data, Reading.of(recipe.data)
     samples = EvalSamples(
-        split, views, evaluation.interpolation, keys.eval_decoder, evaluation.resize, reading
-    )
+        split, views, evaluation.interpolation, keys.eval_decoder, evaluation.resize, reading,
+        corrupt,
+    )  # fmt: skip
     return FileEvalFeed(samples, evaluation.batch_size, machine.workers, machine.device)
 
 

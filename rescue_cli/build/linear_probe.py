@@ -15,6 +15,7 @@ from rescue_cli.errors import UsageError
 from rescue_cli.recipe import Recipe
 from rescue_cli.rng import Indices
 from rescue_cli.sections.data import Dataset, Features, Split
+from rescue_cli.sections.data.corrupt import OF_FEATURES, TEST_IMAGE
 from rescue_cli.sections.heads import find_heads
 from rescue_cli.sections.optim.logistic import Fit, LogisticRegression
 
@@ -84,12 +85,13 @@ def build_trainee(
     data: Dataset,
     machine: Machine,
     note: Callable[[str], None] = lambda _: None,
+    count: Callable[[int], None] = lambda _: None,
 ) -> Trainee:
     """The network itself, or where `model.frozen` is set its head, on features in place of images.
 
     Features are those of the test view, without augmentation. `note` receives a line on how the
-    weights were read. Raises `UsageError` where the classifier is not the last thing that the
-    network computes.
+    weights were read, `count` the number of images of each batch whose features are computed.
+    Raises `UsageError` where the classifier is not the last thing that the network computes.
     """
     network = build_network(recipe, len(data.classes), machine.device, note=note)
     if not recipe.model.frozen:
@@ -101,10 +103,10 @@ def build_trainee(
             "Remove model.frozen."
         )
     head = Head(layers, float(getattr(network, "logit_scale", 1.0))).to(machine.device)
-    reader = _Reader(recipe, network, list(layers.values()), head, machine)
+    reader = _Reader(recipe, network, list(layers.values()), head, machine, count)
     features = replace(
         data,
-        train=reader.of(data.train),
+        train=reader.of(data.train, OF_FEATURES),
         tests={name: reader.of(split) for name, split in data.tests.items()},
     )
 
@@ -136,7 +138,10 @@ def fit_head(recipe: Recipe, trainee: Trainee) -> Fit:
 
 def describe_fit(fitted: Fit, labels: Indices) -> tuple[str, dict[str, Any]]:
     """How the weight decay was chosen: as a line of the log, and as `fit` of `result.json`."""
-    line = f"head fitted to {len(labels):,} images, weight decay {fitted.decay:.2g}"
+    line = (
+        f"classifier fitted to the features of {len(labels):,} images, "
+        f"weight decay {fitted.decay:.2g}"
+    )
     if fitted.log_probabilities is None:
         return line, {"weight_decay": fitted.decay}
     right = int((fitted.log_probabilities.argmax(1) == labels).sum())
@@ -146,7 +151,7 @@ def describe_fit(fitted: Fit, labels: Indices) -> tuple[str, dict[str, Any]]:
         "count": len(labels),
     }
     line += (
-        f", of {len(fitted.losses)} by cross-validation: {right} of {len(labels)} right "
+        f", the best of {len(fitted.losses)} in cross-validation: {right} of {len(labels)} right "
         f"({found['top1']:.2f} %), loss {found['loss']:.4f}"
     )
     return line, {"weight_decay": fitted.decay, "cross_validation": found}
@@ -162,19 +167,21 @@ class _Reader:
         layers: list[nn.Module],
         head: Head,
         machine: Machine,
+        count: Callable[[int], None],
     ) -> None:
         self.recipe, self.network, self.layers, self.head = recipe, network.eval(), layers, head
+        self.count = count
         self.machine = machine
         self.autocast: Autocast = autocast(recipe.train.precision, machine.device)
         self.normalise = build_normalise(recipe, machine.device)
         self.checked = False
 
     @torch.no_grad()
-    def of(self, split: Split) -> Features:
-        """(images, d, 1, 1) floats with the images' labels."""
+    def of(self, split: Split, corrupt: str = TEST_IMAGE) -> Features:
+        """(images, d, 1, 1) floats with the images' labels; for `corrupt` see `EvalSamples`."""
         if len(split) == 0:
             return Features(np.zeros((0, sum(self.head.widths), 1, 1), np.float32), split.labels)
-        feed = build_test_feed(self.recipe, split, self.machine)
+        feed = build_test_feed(self.recipe, split, self.machine, corrupt)
         features: list[Tensor] = []
         inputs: dict[nn.Module, Tensor] = {}
         hooks = [
@@ -189,6 +196,7 @@ class _Reader:
                     logits = self.network(self.normalise(images))
                 features.append(self._features(inputs))
                 self._check(features[-1], logits)
+                self.count(len(logits))
         finally:
             batches.close()
             for hook in hooks:

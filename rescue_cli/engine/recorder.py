@@ -27,7 +27,12 @@ class LineTracker(Protocol):
 
 
 class Recorder:
-    """Appends whole lines to the run's files, and shows a progress bar on a terminal."""
+    """Appends whole lines to the run's files, and shows a progress bar on a terminal.
+
+    Args:
+        steps: Of the training; 0 where a head is fitted at once.
+        images: Those whose features are computed before.
+    """
 
     def __init__(
         self,
@@ -35,6 +40,7 @@ class Recorder:
         *,
         writes: bool,
         steps: int,
+        images: int = 0,
         progress: bool = True,
         tracker: LineTracker | None = None,
     ) -> None:
@@ -48,7 +54,10 @@ class Recorder:
         self.early: list[str] = []  # lines from before the log is open
         self.first_loss: float | None = None
         self.last_loss: float | None = None
-        self.bar = Bar(steps, "steps") if self.prints and sys.stderr.isatty() else None
+        self.images, self.images_done = images, 0
+        self.bar: Bar | None = None
+        if self.prints and sys.stderr.isatty():
+            self.bar = Bar(images, "images decoded") if images else Bar(steps, "steps")
         self.score: list[str] = []  # the last evaluation's main metric, in words
         self.notes_steps = writes and not progress
         self.noted = time.monotonic()
@@ -60,6 +69,9 @@ class Recorder:
 
         `evaluated`: the last step whose evaluation the run has; a later one is dropped as well.
         """
+        if self.bar is not None and self.images and self.steps:
+            self.bar.close()
+            self.bar = Bar(self.steps, "steps")
 
         def keep() -> Iterator[str]:
             """The lines that stay; one at a time, as a long run has millions."""
@@ -138,7 +150,8 @@ class Recorder:
             "seconds": seconds,
         }
         self.add_metrics("eval", step, values)
-        self.log(f"epoch {epoch:g}  {name} {measurement}  {result}")
+        when = f"epoch {epoch:g}  " if self.steps else ""
+        self.log(f"{when}{name} {measurement}  {result}")
 
     def write_log(self, message: str) -> None:
         """A line in log.txt alone."""
@@ -167,7 +180,19 @@ class Recorder:
         """Moves the bar; a run of many notes its epoch for the command that shows them all."""
         if self.bar is not None:
             self.bar.done = step
-        elif self.notes_steps and (now := time.monotonic()) - self.noted > NOTE_SECONDS:
+        else:
+            self._note_epoch(epoch)
+
+    def count_images(self, count: int) -> None:
+        """As `count_step`, for so many more images whose features are computed."""
+        self.images_done += count
+        if self.bar is not None:
+            self.bar.done = self.images_done
+        elif not self.steps:
+            self._note_epoch(self.images_done / self.images)
+
+    def _note_epoch(self, epoch: float) -> None:
+        if self.notes_steps and (now := time.monotonic()) - self.noted > NOTE_SECONDS:
             self.noted = now
             with contextlib.suppress(OSError):  # a full disk is reported where it matters
                 self.run.step.write_text(f"{epoch:.4f}")

@@ -48,12 +48,18 @@ ONE_MACHINE = Nodes()
 
 
 def run_directory(
-    path: Path, procs: int | None, max_restarts: int, nodes: Nodes, *, progress: bool = True
+    path: Path,
+    procs: int | None,
+    max_restarts: int,
+    nodes: Nodes,
+    *,
+    progress: bool = True,
+    told: set[str] | None = None,
 ) -> None:
     """Trains or evaluates what a prepared run directory says; raises `RescueError`.
 
     In all processes of the group that this command was started in; else in this process, or in
-    `procs` processes of torchrun. `progress` is shown on stderr.
+    `procs` processes of torchrun. `progress` is shown on stderr; for `told` see `worker.work`.
     """
     if nodes.rank == 0:
         RunDirectory(path).failure.unlink(missing_ok=True)
@@ -65,7 +71,7 @@ def run_directory(
         from rescue_cli.runs.worker import work
 
         with record_failure(RunDirectory(path)):
-            work(path, progress=progress)
+            work(path, progress=progress, told=told)
         return
     _run_torchrun(path, procs // nodes.count, max_restarts, nodes, progress)
 

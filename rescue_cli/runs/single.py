@@ -3,7 +3,7 @@
 import contextlib
 import signal
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,6 +41,7 @@ class Launch:
     progress: bool = True  # shown on stderr
     profile: bool = False  # some of its steps
     idle_gpus: str | None = None  # a line that names those which the run does not use
+    told: set[str] | None = None  # notes on the data that the command has shown
 
 
 def plan_launch(
@@ -147,7 +148,14 @@ def run_training(path: Path, launch: Launch, *, new: bool) -> None:
     """
     procs = launch.procs if launch.through_torchrun else None
     try:
-        run_directory(path, procs, launch.max_restarts, launch.nodes, progress=launch.progress)
+        run_directory(
+            path,
+            procs,
+            launch.max_restarts,
+            launch.nodes,
+            progress=launch.progress,
+            told=launch.told,
+        )
     except (UsageError, DataError):
         if new and launch.nodes.count == 1:  # other machines still read what is there
             remove_unstarted(path)
@@ -161,11 +169,12 @@ def train_part(
     procs: int | None,
     workers: int | None,
     folder: Path,
+    told: set[str],
 ) -> bool:
     """Trains one run of a command that trains several in turn; returns whether it diverged.
 
     A run that has a result, or has diverged, is left as it is. Divergence is a result here, and no
-    error. `folder` is the command's --out.
+    error. `folder` is the command's --out, `told` the notes on the data that it has shown.
     """
     if is_done(path, recipe):
         return False
@@ -174,7 +183,7 @@ def train_part(
         return True
     if not recipe.fits_head:
         note(f"{path}: {recipe.train.epochs:g} epochs, seed {recipe.train.seed}")
-    launch = plan_launch(recipe.train, device, procs, workers=workers)
+    launch = replace(plan_launch(recipe.train, device, procs, workers=workers), told=told)
     new = prepare_training(path, recipe, launch, folder / ".cache", resume=True)
     try:
         run_training(path, launch, new=new)

@@ -55,10 +55,11 @@ class _Start:
     peak_mb: float
 
 
-def work(path: Path, *, progress: bool = True) -> None:
+def work(path: Path, *, progress: bool = True, told: set[str] | None = None) -> None:
     """Trains or evaluates as the run directory says, and shows `progress` on stderr.
 
-    Raises `RescueError`.
+    `told`: notes on the data that the command has shown; a training adds its own. Raises
+    `RescueError`.
     """
     start = _Start(time.perf_counter(), result.process_peak_mb())
     run = RunDirectory(path)
@@ -71,7 +72,9 @@ def work(path: Path, *, progress: bool = True) -> None:
     with distributed.process_group(machine.device), _lock(run):
         try:
             if environment["verb"] == "train":
-                _train(run, recipe, machine, start, progress, profiled="profile" in environment)
+                profiled = "profile" in environment
+                told = set() if told is None else told
+                _train(run, recipe, machine, start, progress, told, profiled=profiled)
             else:
                 _evaluate(run, recipe, machine, start, progress)
         except (RuntimeError, MemoryError) as error:
@@ -211,6 +214,7 @@ def _train(
     machine: Machine,
     start: _Start,
     progress: bool,
+    told: set[str],
     *,
     profiled: bool,
 ) -> None:
@@ -220,16 +224,27 @@ def _train(
     steps = total_steps(recipe.train, steps_per_epoch(recipe.train, len(data.train)))
     first = distributed.is_first()
     tracker = Trackers(run, recipe) if first else None
-    recorder = Recorder(run, writes=first, steps=steps, progress=progress, tracker=tracker)
+    splits = (data.train, *data.tests.values()) if recipe.model.frozen else ()
+    recorder = Recorder(
+        run,
+        writes=first,
+        steps=0 if recipe.fits_head else steps,
+        images=sum(map(len, splits)),
+        progress=progress,
+        tracker=tracker,
+    )
     with contextlib.closing(recorder):
-        trainee = build_trainee(recipe, data, machine, recorder.log)
+        for note in data.notes:
+            (recorder.write_log if note in told else recorder.log)(note)
+        told.update(data.notes)
+        trainee = build_trainee(recipe, data, machine, recorder.log, recorder.count_images)
         loop = None
         if not recipe.fits_head:
             loop = _make_loop(run, recipe, trainee, machine, recorder)
         recorder.open_log()
         if allocator.in_force():
             recorder.write_log(allocator.LOG_LINE)
-        for note in (*data.notes, *describe_balance(recipe, data), *notes):
+        for note in (*describe_balance(recipe, data), *notes):
             recorder.log(note)
         if distributed.is_first():
             remove_partial_files(run.path)

@@ -370,7 +370,7 @@ def test_a_search_that_runs_out_of_time_is_unfinished_and_writes_no_recipe(
 def test_what_outlives_the_budget_is_stopped_and_saved(tmp_path: Path) -> None:
     recipe = recipes.load("quickstart", [*QUICK[5:8], "train.epochs=100000"])
     with pytest.raises(StoppedError, match="its checkpoint is saved"), time_limit(4.0):
-        train_part(tmp_path / "run", recipe, "cpu", None, 0, tmp_path)
+        train_part(tmp_path / "run", recipe, "cpu", None, 0, tmp_path, set())
     assert not (tmp_path / "run" / "result.json").exists()
 
 

@@ -117,6 +117,29 @@ def test_a_run_of_many_notes_its_epoch_as_long_as_it_is_at_work(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_images_whose_features_are_computed_are_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    one_of_many = Recorder(RunDirectory(tmp_path), writes=True, steps=0, images=200, progress=False)
+    now[0] += 2
+    one_of_many.count_images(50)
+    assert read_reached(RunDirectory(tmp_path)).epoch == 0.25, "of the one that a fit has"
+    one_of_many.close()
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    for steps in (0, 70):
+        recorder = Recorder(RunDirectory(tmp_path), writes=True, steps=steps, images=200)
+        recorder.count_images(32)
+        recorder.count_images(32)
+        assert recorder.bar is not None
+        assert recorder.bar._read()[:2] == (64, "64 of 200 images decoded")
+        recorder.open_metrics(0, -1)
+        counted = "0 of 70 steps" if steps else "64 of 200 images decoded"
+        assert recorder.bar._read()[1] == counted
+        recorder.close()
+
+
 def test_on_80_columns_each_run_at_work_has_a_line_that_is_not_cut(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,6 +10,8 @@ from rescue_cli.rng import random_words
 from rescue_cli.sections.data.decode import UNREADABLE, describe_error
 
 REDRAWS = 20
+TEST_IMAGE = "Test images are never replaced"
+OF_FEATURES = "Training images whose features are computed are never replaced"
 Image = TypeVar("Image")
 
 
@@ -43,12 +45,9 @@ def all_corrupt_error(broken: list[tuple[str, str]]) -> DataError:
     )
 
 
-def corrupt_test_image_error(path: str, reason: str) -> DataError:
-    """The error for a corrupt test image."""
-    return DataError(
-        f"{path}: cannot be decoded: {reason}. Test images are never replaced: "
-        "repair or remove the file."
-    )
+def corrupt_image_error(path: str, reason: str, why: str = TEST_IMAGE) -> DataError:
+    """The error for a corrupt image in whose place no other can be drawn; `why` says so."""
+    return DataError(f"{path}: cannot be decoded: {reason}. {why}: repair or remove the file.")
 
 
 def record_corrupt(

@@ -12,7 +12,7 @@ import numpy as np
 from rescue_cli.errors import DataError
 from rescue_cli.recipe.sections import Interpolation
 from rescue_cli.rng import random_words
-from rescue_cli.sections.data.corrupt import corrupt_test_image_error
+from rescue_cli.sections.data.corrupt import corrupt_image_error
 from rescue_cli.sections.data.decode import (
     DEFAULT_READING,
     UNREADABLE,
@@ -94,7 +94,7 @@ def _decode(
         except UNREADABLE as error:
             path, reason = split.names.place(index), describe_error(error)
             if not replacing:
-                raise corrupt_test_image_error(path, reason) from None
+                raise corrupt_image_error(path, reason) from None
             return path, reason
         pixels: Pixels = centre_crop(image, size, 1.0, interpolation).numpy()
         return pixels

@@ -14,7 +14,7 @@ from rescue_cli.errors import DataError
 from rescue_cli.recipe.sections import Decoder, Interpolation
 from rescue_cli.rng import Indices
 from rescue_cli.sections.annotations import Sample, Target
-from rescue_cli.sections.data.corrupt import corrupt_test_image_error
+from rescue_cli.sections.data.corrupt import TEST_IMAGE, corrupt_image_error
 from rescue_cli.sections.data.decode import (
     DEFAULT_READING,
     UNREADABLE,
@@ -48,7 +48,10 @@ class EvalPart(NamedTuple):
 
 
 class EvalSamples(Dataset[EvalPart]):
-    """Decodes each test image once and cuts every view of it; runs inside loader workers."""
+    """Decodes each test image once and cuts every view of it; runs inside loader workers.
+
+    `corrupt`: why no other image is drawn in the place of a corrupt one.
+    """
 
     def __init__(
         self,
@@ -58,6 +61,7 @@ class EvalSamples(Dataset[EvalPart]):
         decoder: Decoder,
         resize: Resize = "shorter",
         reading: Reading = DEFAULT_READING,
+        corrupt: str = TEST_IMAGE,
     ) -> None:
         self.files = files
         self.annotated = files.annotated
@@ -66,6 +70,7 @@ class EvalSamples(Dataset[EvalPart]):
         self.decoder = decoder
         self.resize = resize
         self.reading = reading
+        self.corrupt = corrupt
 
     def __getitem__(self, indices: Any) -> EvalPart:
         targets: list[Target] = []
@@ -77,7 +82,7 @@ class EvalSamples(Dataset[EvalPart]):
                 return EvalPart([], [], [], str(error))
             except UNREADABLE as error:
                 place = self.files.names.place(index)
-                fault = corrupt_test_image_error(place, describe_error(error))
+                fault = corrupt_image_error(place, describe_error(error), self.corrupt)
                 return EvalPart([], [], [], str(fault))
             targets.append(target)
             cuts.append(self._cut(image))
