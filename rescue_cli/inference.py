@@ -32,10 +32,12 @@ from rescue_cli.sections.data.decode import (
 )
 from rescue_cli.sections.data.decoding_notes import describe_files
 from rescue_cli.sections.data.listing import (
+    HEIC_CURE,
     HIDDEN_FILES,
     SkippedFiles,
     image_extensions,
     is_hidden,
+    lacks_decoder,
     list_images,
 )
 from rescue_cli.sections.data.rgb import Reading
@@ -109,7 +111,8 @@ class Classifier:
         except FileNotFoundError:
             raise _not_found(path) from None
         except UNREADABLE as error:
-            return f"cannot be decoded: {describe_error(error)}"
+            missing = f"; no decoder for its format ({HEIC_CURE})" if lacks_decoder(str(path)) else ""
+            return f"cannot be decoded: {describe_error(error)}{missing}"
 
     def normalise(self, images: Tensor) -> Tensor:
         """Images (N, C, size, size) uint8 as the network takes them, on `device`."""

@@ -26,7 +26,8 @@ BROKEN_LINKS = "broken links or not regular files"
 BESIDE_CLASSES = "outside the class folders"
 LINK_CYCLE = "links to a parent folder"
 EXTENSIONS_WITH_PLUGIN = {".avif", ".avifs", ".heic", ".heif", ".hif"}
-NO_DECODER = "without a decoder (for .heic: pip install pillow-heif)"
+HEIC_CURE = "for .heic: pip install 'rescue[heic]'"
+NO_DECODER = f"without a decoder ({HEIC_CURE})"
 # Byte order marks, as Notepad and PowerShell write them. UTF-32 precedes UTF-16, whose mark begins
 # UTF-32's
 _MARKS = (
@@ -40,7 +41,7 @@ _MARKS = (
 
 @lru_cache
 def image_extensions() -> frozenset[str]:
-    """The file extensions that PIL can read here; with `pillow-heif` installed also HEIC's."""
+    """The file extensions that PIL can read here; with the extra `heic` also HEIC's."""
     try:
         from pillow_heif import register_heif_opener
     except ImportError:
@@ -50,6 +51,12 @@ def image_extensions() -> frozenset[str]:
     formats = FORMATS if features.check("avif") else FORMATS - {"AVIF"}
     registered = Image.registered_extensions()
     return frozenset(e for e, kind in registered.items() if kind in formats and kind in Image.OPEN)
+
+
+def lacks_decoder(path: str) -> bool:
+    """Whether a file has the extension of a format that only the extra `heic` can read."""
+    ending = os.path.splitext(path)[1].lower()
+    return ending in EXTENSIONS_WITH_PLUGIN and ending not in image_extensions()
 
 
 def is_hidden(name: str) -> bool:
@@ -79,7 +86,10 @@ class SkippedFiles:
     def add_file(self, path: str) -> None:
         """Counts a file without an image extension."""
         ending = os.path.splitext(path)[1].lower()
-        self.add(NO_DECODER if ending in EXTENSIONS_WITH_PLUGIN else OTHER_EXTENSIONS, path)
+        if ending in EXTENSIONS_WITH_PLUGIN:
+            self.add(NO_DECODER, path)
+            return
+        self.add(OTHER_EXTENSIONS, path)
         self.extensions[ending or "none"] += 1
 
     def merge(self, other: "SkippedFiles") -> None:

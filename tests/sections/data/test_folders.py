@@ -2,6 +2,7 @@
 
 import os
 import unicodedata
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +35,12 @@ def load(name: str, root: Path, *, test_only: bool = False, **keys: Any) -> Data
 
 
 def draw(path: Path, shade: int = 128) -> None:
+    """An image whose last pixel no other path has."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", (16, 16), (shade, 255 - shade, 7)).save(path)
+    image = Image.new("RGB", (16, 16), (shade, 255 - shade, 7))
+    red, green, blue, _ = zlib.crc32(os.fsencode(path)).to_bytes(4, "big")
+    image.putpixel((15, 15), (red, green, blue))
+    image.save(path)
 
 
 def photos(root: Path, train: str = "train", test: str = "val", each: int = 5) -> Path:
@@ -95,11 +100,13 @@ def test_what_has_no_decoder_here_is_counted_with_the_cure(
     monkeypatch.setattr("rescue_cli.sections.data.listing.image_extensions", lambda: without)
     photos(tmp_path)
     (tmp_path / "train/cat/phone.heic").write_bytes(b"a picture")
+    (tmp_path / "train/dog/notes.txt").write_bytes(b"a text")
     dataset = load("folder", tmp_path)
     assert len(dataset.train) == 10
     assert dataset.notes == (
-        "skipped files: 1 without a decoder (for .heic: pip install pillow-heif), the "
-        f"first {tmp_path}/train/cat/phone.heic",
+        "skipped files: 1 without a decoder (for .heic: pip install 'rescue[heic]'), the "
+        f"first {tmp_path}/train/cat/phone.heic; 1 without an image extension (1 .txt), the "
+        f"first {tmp_path}/train/dog/notes.txt",
     )
 
 
