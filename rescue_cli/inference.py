@@ -111,7 +111,9 @@ class Classifier:
         except FileNotFoundError:
             raise _not_found(path) from None
         except UNREADABLE as error:
-            missing = f"; no decoder for its format ({HEIC_CURE})" if lacks_decoder(str(path)) else ""
+            missing = (
+                f"; no decoder for its format ({HEIC_CURE})" if lacks_decoder(str(path)) else ""
+            )
             return f"cannot be decoded: {describe_error(error)}{missing}"
 
     def normalise(self, images: Tensor) -> Tensor:

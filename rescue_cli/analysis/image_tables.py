@@ -23,7 +23,8 @@ class ImageRow:
     probability: float
 
     def __str__(self) -> str:
-        return f"{self.file}: {self.label}, predicted {self.predicted} ({self.probability:.0%})"
+        percent = f"{100 * self.probability:.1f} %"
+        return f"{self.file}: {self.label}, predicted {self.predicted} ({percent})"
 
 
 def read_image_table(path: Path) -> Iterator[ImageRow]:

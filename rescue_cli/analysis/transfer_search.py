@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,12 @@ def check_overrides(overrides: Sequence[str]) -> None:
             )
 
 
+def sizes_to_try(probe: Recipe) -> list[int]:
+    """The sizes of test images among which the search chooses, where network and time allow."""
+    base = probe.eval.sizes[0]
+    return [base, *(base + more for more in LARGER)]
+
+
 @dataclass
 class TransferSearch:
     """Chooses how to train on a data set; a later call resumes it in the same folder.
@@ -64,6 +70,7 @@ class TransferSearch:
     workers: int | None
     minutes: float
     end: float
+    told: set[str] = field(default_factory=set)  # notes on the data
 
     def run(self, final: Path) -> dict[str, Any]:
         """Trains the final run in the directory `final`; returns what was decided and why."""
@@ -75,23 +82,53 @@ class TransferSearch:
         counts = np.bincount(data.train.labels, minlength=len(data.classes))
         smallest = int(counts[counts > 0].min())
         self.held_out = suggest_holdout(data.train.labels)
-        note(
+        for line in data.notes:
+            note(line)
+        self.told.update(data.notes)
+        self._note_start(
+            final,
             f"{self.images:,} training images of {len(data.classes)} classes (the smallest has "
-            f"{smallest:,}), {self.tests:,} test images; {self.minutes:g} minutes (--minutes)"
+            f"{smallest:,}), {self.tests:,} test images",
         )
         if smallest < 3:
             note("the smallest class has fewer than 3 images: none is held out, nothing compared")
             candidates = ["optim.candidates=1"] if smallest < 2 else []
             self._train(final, self.probe.with_overrides(*candidates))
             return {"chosen": "probe", "size": self.probe.eval.sizes[0]}
+        self._decide_once("budget", lambda: {"minutes": self.minutes})
         chosen = self._decide_once("size", self._choose_size)
         size = chosen["size"]
         fine = self._decide_once("fine-tuning", lambda: self._judge_fine_tuning(size))
         if pays := fine.get("pays", False):
             self._train(final, self._fine_recipe(fine["epochs"], [size], held_out=False))
         else:
+            self._note_features(final, size, self.images + self.tests)
             self._train(final, self.probe.with_overrides(f"eval.sizes=[{size}]"))
         return {**chosen, "fine_tuning": fine, "chosen": "fine-tuning" if pays else "probe"}
+
+    def _note_start(self, final: Path, images: str) -> None:
+        """What there is to work on, and in which time; or that it was done before."""
+        file = self.folder / "search" / "budget.json"
+        earlier = read_json(file)["minutes"] if file.exists() else None
+        if is_finished(final):
+            made = "" if earlier is None else f" with --minutes {earlier:g}"
+            note(images)
+            note(f"{final}: finished before{made}; it is not trained again")
+        elif earlier is None or earlier == self.minutes:
+            note(f"{images}; {self.minutes:g} min (--minutes)")
+        else:
+            note(images)
+            note(f"{final}: begun with --minutes {earlier:g}; what was decided stays")
+        if earlier not in (None, self.minutes):
+            note(f"for --minutes {self.minutes:g} give a new --out")
+
+    def _note_features(self, path: Path, size: int, images: int) -> None:
+        """What is about to be computed, and how much of the budget is used."""
+        if is_finished(path):
+            return
+        used = format_duration(max(0.0, 60 * self.minutes - (self.end - time.monotonic())))
+        of_budget = f"; {used} of {self.minutes:g} min used" if self.minutes else ""
+        note(f"{size} px: computing the features of {images:,} images{of_budget}")
 
     def _decide_once(self, name: str, decide: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """What was decided before in this folder, else now; kept there."""
@@ -104,7 +141,7 @@ class TransferSearch:
         # Workers would take the network's cores: on two cores, the features of 398 photographs
         # took 15 s with two workers and 10 s without
         workers = 0 if self.workers is None and self.device == "cpu" else self.workers
-        train_part(path, recipe, self.device, None, workers, self.folder)
+        train_part(path, recipe, self.device, None, workers, self.folder, self.told)
 
     # --- the size of test images ---
 
@@ -114,7 +151,7 @@ class TransferSearch:
 
         base = self.probe.eval.sizes[0]
         sizes = [base]
-        for size in (base + more for more in LARGER):
+        for size in sizes_to_try(self.probe)[1:]:
             if self.probe.data.resident:
                 note(f"{size} px: not tried; data.resident keeps the images at one size")
             elif not accepts_size(self.probe, size):
@@ -128,10 +165,13 @@ class TransferSearch:
                 note(f"{size} px: not tried; it would take {format_duration(seconds)}")
                 continue
             path = self._probe_path(size)
+            self._note_features(path, size, self.images)
             self._train(path, self._held_out(self.probe, f"eval.sizes=[{size}]"))
             found[str(size)] = summary = _summarise(path)
             note(f"{size} px: {summary['text']}")
         best = min(found, key=lambda size: float(found[size]["loss"]))
+        if len(found) > 1:
+            note(f"{best} px chosen: the lowest loss (the mean of -log p of an image's label)")
         return {"size": int(best), "probes": found}
 
     def _probe_path(self, size: int) -> Path:
@@ -224,5 +264,5 @@ def _summarise(path: Path) -> dict[str, Any]:
     count = crossed["count"] + result["count"]
     right = round((crossed["top1"] * crossed["count"] + result["top1"] * result["count"]) / 100)
     loss = (crossed["loss"] * crossed["count"] + result["loss"] * result["count"]) / count
-    text = f"{right} of {count} right, each by a head fitted without it (loss {loss:.4f})"
+    text = f"{right} of {count} right, each by a classifier fitted without it; loss {loss:.4f}"
     return {"right": right, "count": count, "loss": loss, "text": text}

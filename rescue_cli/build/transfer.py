@@ -6,13 +6,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from rescue_cli.build.feeds import list_dataset
 from rescue_cli.build.weights import Source, find_weights
-from rescue_cli.errors import UsageError, did_you_mean
+from rescue_cli.errors import DataError, UsageError, did_you_mean
 from rescue_cli.recipe import Recipe
 from rescue_cli.recipe.changes import given_keys, is_given
-from rescue_cli.sections.data import DATASETS, FACTS, channels_of, is_coco, normalisation
+from rescue_cli.sections.data import DATASETS, FACTS, Location, channels_of, is_coco, normalisation
 from rescue_cli.sections.data.packed.location import is_images
 from rescue_cli.sections.data.packed.remote import is_url
+from rescue_cli.sections.data.splits import suggest_holdout
 from rescue_cli.sections.model import MODELS, weights
 
 # The data set that reads the user's own folder, by task
@@ -58,6 +62,32 @@ def plan_transfer(
     kept = {key: v for key, v in values.items() if key == "model" or not is_given(key, keys)}
     return Start(
         _label(weights_name), [f"{key}={json.dumps(value)}" for key, value in kept.items()]
+    )
+
+
+def hold_out_test(recipe: Recipe) -> tuple[list[str], str]:
+    """The override that holds out a test set where the user's folder has none, and a note on it.
+
+    Equally many images per class: a fifth of the smallest. Raises `DataError` where that has one.
+    """
+    location = Location(recipe.data.name, recipe.data)
+    if not location.lacks_test_split:
+        return [], ""
+    parts = list_dataset(recipe.with_overrides("data.test_holdout=1", "data.subset=null"))
+    (held,) = parts.tests.values()
+    labels = np.concatenate([parts.train.labels, held.labels])
+    counts = np.bincount(labels, minlength=len(parts.classes))
+    count, fewest = suggest_holdout(labels), int(counts.argmin())
+    if counts[fewest] < 2:
+        raise DataError(
+            f"{location.train_root}: there is no test split, and the class "
+            f"'{parts.classes[fewest]}' has one image, so none of it can be held out. Add images, "
+            "or give data.test_root=DIR."
+        )
+    return [f"data.test_holdout={count}"], (
+        f"{location.top}: has no test split such as val/; {count:,} of {len(labels):,} images, "
+        f"{count // len(counts):,} per class (a fifth of the smallest), drawn at random with a "
+        f"fixed seed, are held out as the test set: data.test_holdout={count}"
     )
 
 

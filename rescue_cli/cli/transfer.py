@@ -11,7 +11,13 @@ import typer
 from rescue_cli import recipe as recipes
 from rescue_cli.analysis.accuracy import accuracy_interval
 from rescue_cli.analysis.compare import compare_pairs, describe_sides
-from rescue_cli.analysis.image_tables import ImageRow, doubtful_labels, label_table, wrong_images
+from rescue_cli.analysis.image_tables import (
+    SURE,
+    ImageRow,
+    doubtful_labels,
+    label_table,
+    wrong_images,
+)
 from rescue_cli.analysis.sides import load_side
 from rescue_cli.analysis.sweep import PREFIX, Sweep, parse_seeds, read_sweep
 from rescue_cli.build.expand import expand_options
@@ -37,6 +43,7 @@ from rescue_cli.cli.common import (
 )
 from rescue_cli.cli.completion import complete_data_set
 from rescue_cli.errors import RescueError, UsageError
+from rescue_cli.formatting import format_duration
 from rescue_cli.metrics.names import measurement_stem
 from rescue_cli.recipe import Recipe
 from rescue_cli.rundir import RunDirectory, read_failure, read_result
@@ -121,9 +128,9 @@ def transfer(
     common.check_place(on, slurm)
     if not from_ or to is None:
         raise UsageError("transfer: give --from WEIGHTS and --to DATA (a data set or a folder).")
-    from rescue_cli.analysis.transfer_search import check_overrides
+    from rescue_cli.analysis.transfer_search import check_overrides, sizes_to_try
     from rescue_cli.build.networks import has_layer_order
-    from rescue_cli.build.transfer import DEFAULT, FINE, PROBE, SCRATCH
+    from rescue_cli.build.transfer import DEFAULT, FINE, PROBE, SCRATCH, hold_out_test
 
     single = len(from_) == 1 and not from_[0].startswith(SCRATCH) and seeds == "1"
     guided = single and recipe is None and epochs is None
@@ -148,7 +155,13 @@ def transfer(
         if minutes is None:
             minutes = 0.0 if smoke else MINUTES  # of a few images nothing can be learned
     options = Options([*(overrides or [])], model, epochs, subset, smoke, lr_from, where)
-    starts = _starts(base, from_, to, options)
+    starts = _starts(base, from_, to, options, shows_keys=not guided)
+    if guided:
+        held_out, line = hold_out_test(*starts.values())
+        options.overrides.extend(held_out)
+        starts = {label: one.with_overrides(*held_out) for label, one in starts.items()}
+        if line:
+            note(line)
     chosen = parse_seeds(seeds)
     queue = None
     if on is Where.slurm and not guided:
@@ -161,6 +174,8 @@ def transfer(
         for label, each in starts.items():
             note(label)
             planned = {"runs": len(chosen), "device": where}
+            if guided:
+                planned |= {"minutes": minutes, "sizes_tried": sizes_to_try(each)}
             last = label == [*starts][-1]
             common.print_plan(each, planned, as_json=as_json, script=script if last else None)
         return
@@ -184,6 +199,10 @@ def transfer(
         _guide(final, fine, folder, where, workers, minutes, as_json=as_json)
         return
     _train(runs, queue or local_jobs(where, jobs, workers, folder / ".cache"))
+    if len(runs) == 1 and not as_json and not base.is_annotated:
+        ((path, one),) = runs.items()
+        _show_run(path, one)
+        return
     sweeps = [read_sweep(folder / label) for label in starts]
     _show(sweeps, to, as_json=as_json)
     note(location)
@@ -206,7 +225,8 @@ def _guide(
     from rescue_cli.report.pictures import draw_run
 
     path, probe = final
-    end = time.monotonic() + 60 * minutes
+    begun, new = time.monotonic(), not is_finished(path)
+    end = begun + 60 * minutes
     search = TransferSearch(probe, fine, folder, device, workers, minutes, end)
     decisions = search.run(path)
     draw_run(path)
@@ -214,16 +234,29 @@ def _guide(
     if as_json:
         common.print_result({**result, "transfer": decisions}, as_json=True)
         return
+    seconds = time.monotonic() - begun if new else None
+    _show_run(path, probe, seconds)
+
+
+def _show_run(path: Path, recipe: Recipe, seconds: float | None = None) -> None:
+    """The result of one run, the images that it got wrong, and what comes next.
+
+    `seconds`: of the command in all.
+    """
+    result = read_result(RunDirectory(path), summarised=True)
     common.print_result(result, as_json=False)
-    for line in _describe_images(path, result, decisions, probe.data.root):
-        print(line)
+    if seconds is not None:
+        print(f"{format_duration(seconds)} in all")
+    out = common.console()
+    for line in _describe_images(path, result, recipe.data.root):
+        out.print(line)
+    print(f"Next: rescue predict {path} IMAGE")
+    print(f"      rescue report {path}")
     note(str(path))
 
 
-def _describe_images(
-    path: Path, result: Mapping[str, Any], decisions: Mapping[str, Any], root: str | None
-) -> Iterator[str]:
-    """The result in images, those that are wrong, labels that look wrong, and what comes next."""
+def _describe_images(path: Path, result: Mapping[str, Any], root: str | None) -> Iterator[str]:
+    """The result in images, those that are wrong, and labels that look wrong."""
     run, count = RunDirectory(path), result["count"]
     low, high = accuracy_interval(result)
     right = round(result["top1"] * count / 100)
@@ -231,23 +264,30 @@ def _describe_images(
         f"{right:,} of {count:,} right; 95 %: {low:.1f} to {high:.1f}; "
         f"one image is {100 / count:.2g} points"
     )
+    if held_out := result["protocol"].get("held_out"):
+        yield f"test set: {held_out}"
     table = run.image_table(measurement_stem(result["sets"][0], result["sets"]))
-    yield from _list_images("wrong", wrong_images(table), table, root)
-    if (labels := label_table(path, decisions["size"])) is not None:
-        what = "training images whose label looks wrong"
-        yield from _list_images(what, doubtful_labels(labels), labels, root)
-    yield f"Next: rescue predict {path} IMAGE, or rescue report {path}"
+    if table.exists():
+        yield from _list_images("wrong", wrong_images(table), table, root)
+    if (labels := label_table(path, result["protocol"]["size"])) is not None:
+        yield (
+            f"labels that look wrong: {len(doubtful_labels(labels)):,} (another class has "
+            f"{100 * SURE:g} % or more, from a classifier fitted without the image)"
+        )
+        what = "training images that it classifies wrong"
+        yield from _list_images(what, wrong_images(labels), labels, root)
 
 
 def _list_images(
     what: str, rows: Sequence[ImageRow], table: Path, root: str | None
 ) -> Iterator[str]:
-    """The first of them by their names below the folder of images, and where all stand."""
-    if rows:
-        yield f"{what}: {len(rows):,}"
+    """How many they are, the first of them by their names below the folder of images, and where all
+    images stand.
+    """
+    yield f"{what}: {len(rows):,}" + (f" ({table})" if rows else "")
     yield from (f"  {row}".replace(f"{root}/", "", 1) for row in rows[:SHOWN])
     if len(rows) > SHOWN:
-        yield f"  and {len(rows) - SHOWN} more in {table}"
+        yield f"  and {len(rows) - SHOWN:,} more"
 
 
 def _starts(
@@ -257,10 +297,11 @@ def _starts(
     options: Options,
     *,
     tell: Callable[[str], None] = note,
+    shows_keys: bool = True,
 ) -> dict[str, Recipe]:
     """The recipe of each --from by its label; all are checked before any is trained.
 
-    `tell` receives a line on what each of them sets.
+    `tell` receives a line on what each of them sets, with `shows_keys` key by key.
     """
     from rescue_cli.build.check import check_recipe
     from rescue_cli.build.transfer import check_labels, plan_transfer
@@ -270,8 +311,9 @@ def _starts(
     check_labels(starts)
     expanded = {}
     for word, each in starts.items():
-        tell(f"--from {word} sets: {' '.join(each.overrides)}")
         changed = base.with_overrides(*each.overrides, *given)
+        sets = f" sets: {' '.join(each.overrides)}"
+        tell(f"--from {word}{sets if shows_keys else f': {changed.model.name}, a new classifier'}")
         longer, notes = expand_options(changed, given, None, options.epochs)
         more = common.shorten_and_rate(
             changed.with_overrides(*longer), given, options.subset, options.smoke,

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from rescue_cli import recipe as recipes
 from rescue_cli.analysis import image_tables, transfer_search
-from rescue_cli.analysis.image_tables import doubtful_labels, wrong_images
+from rescue_cli.analysis.image_tables import doubtful_labels, read_image_table, wrong_images
 from rescue_cli.analysis.transfer_search import TransferSearch
 from rescue_cli.errors import DataError
 from rescue_cli.rundir import CROSS_VALIDATED, RunDirectory, read_result
@@ -45,7 +45,7 @@ def test_a_head_is_fitted_at_the_size_that_suits_images_it_has_not_seen(
 ) -> None:
     monkeypatch.setattr(image_tables, "SURE", 0.6)  # of the wrong label it is surer by far
     monkeypatch.setattr(TransferSearch, "_affordable_epochs", lambda *_: 0)  # on any machine
-    call = ("transfer", "--from", weights, "--to", photos, "--out", "out", "--minutes", "0.05")
+    call = ("transfer", "--from", weights, "--to", photos, "--out", "out", "--minutes", "1")
     ended = rescue(*call, *SEEN)
     assert ended.code == 0, ended.err
     assert "20 training images of 2 classes (the smallest has 10), 10 test images" in ended.err
@@ -54,9 +54,16 @@ def test_a_head_is_fitted_at_the_size_that_suits_images_it_has_not_seen(
     result = read_result(RunDirectory(final))
     assert result["top1"] == 100
     assert "10 of 10 right; 95 %: 72.2 to 100.0; one image is 10 points" in ended.out
-    assert "training images whose label looks wrong: 1" in ended.out
+    words = " ".join(ended.out.split())
+    assert "wrong: 0 labels that look wrong: 1 (another class has 60 % or more, from" in words
+    assert "training images that it classifies wrong: 1 (" in words
     assert f"  {MISLABELLED}: dark, predicted bright (" in ended.out
-    assert f"Next: rescue predict {final.relative_to(tmp_path)} IMAGE" in ended.out
+    run = final.relative_to(tmp_path)
+    assert f"Next: rescue predict {run} IMAGE\n      rescue report {run}\n" in ended.out
+    assert " s in all\n" in ended.out
+    assert f"--from {weights}: test_resnet, a new classifier" in ended.notes
+    assert f"{result['sets'][0]['size']} px chosen: the lowest loss" in ended.err
+    assert "32 px: computing the features of 20 images; 0 s of 1 min used" in ended.err
     # The search saw the training folder alone, the final run all of it
     probes = (tmp_path / "out/search").glob("probe-*")
     searched = [read_result(RunDirectory(path)) for path in probes]
@@ -68,8 +75,79 @@ def test_a_head_is_fitted_at_the_size_that_suits_images_it_has_not_seen(
     assert all(torch.equal(before[name], after[name]) for name in kept)
     again = rescue(*call, *SEEN, "--json")
     assert again.code == 0, again.err
-    assert "head fitted to" not in again.err, "all of it was there"
+    assert "classifier fitted to" not in again.err, "all of it was there"
+    assert f"{run}: finished before with --minutes 1; it is not trained again" in again.err
+    assert "new --out" not in again.err
+    longer = rescue(*call[:-1], "7", *SEEN)
+    assert "for --minutes 7 give a new --out" in longer.notes
+    assert " in all\n" not in longer.out
     assert json.loads(again.out)["transfer"]["chosen"] == "probe"
+
+
+def test_a_folder_without_a_split_has_a_part_of_its_images_held_out_for_the_test(
+    rescue: Rescue, photos: Path, weights: Path, tmp_path: Path
+) -> None:
+    flat = (photos / "train").rename(tmp_path / "flat")
+    call = ("transfer", "--from", weights, "--to", flat, "--out", "out", "--minutes", "0")
+    ended = rescue(*call, *SEEN)
+    assert ended.code == 0, ended.err
+    line = (
+        f"{flat}: has no test split such as val/; 4 of 20 images, 2 per class (a fifth of the "
+        "smallest), drawn at random with a fixed seed, are held out as the test set: "
+        "data.test_holdout=4"
+    )
+    assert ended.notes.count(line) == 1
+    assert "16 training images of 2 classes (the smallest has 8), 4 test images" in ended.err
+    how = "4 of the training images, equally many per class, fixed seed"
+    assert f"test set: {how}" in ended.out
+    (final,) = (tmp_path / "out").glob("*/seed-0")
+    assert read_result(RunDirectory(final))["protocol"]["held_out"] == how
+    tested = {row.file for row in read_image_table(final / "predictions/holdout-test.csv")}
+    assert len(tested) == 4
+    probe = tmp_path / "out/search/probe-32/predictions"
+    seen = {row.file for name in ("holdout", CROSS_VALIDATED)
+            for row in read_image_table(probe / f"{name}.csv")}  # fmt: skip
+    assert len(seen) == 16
+    assert not seen & tested, "nothing was chosen by a test image"
+    assert rescue("eval", final, "--out", "again").code == 0
+    for file in sorted((flat / "dark").iterdir())[1:]:
+        file.unlink()
+    lonely = rescue(*call[:-3], "other", *SEEN)
+    assert lonely.code == 3
+    assert "the class 'dark' has one image, so none of it can be held out." in lonely.err
+
+
+def test_a_head_fitted_by_recipe_is_described_as_without_one(
+    rescue: Rescue, photos: Path, weights: Path
+) -> None:
+    call = ("transfer", "--from", weights, "--to", photos, "--recipe", "transfer-probe", *SEEN)
+    ended = rescue(*call, "--out", "out")
+    assert ended.code == 0, ended.err
+    assert "10 of 10 right; 95 %: 72.2 to 100.0; one image is 10 points" in ended.out
+    assert "Next: rescue predict out/small/seed-0 IMAGE" in ended.out
+
+
+def test_a_broken_training_image_is_called_one(rescue: Rescue, photos: Path, weights: Path) -> None:
+    (photos / "train/dark/3.png").write_bytes(b"no image")
+    (photos / "train/dark/notes.txt").write_bytes(b"a text")
+    ended = rescue("transfer", "--from", weights, "--to", photos, "--out", "out", *SEEN)
+    assert ended.code == 3
+    assert (
+        "train/dark/3.png: cannot be decoded: not a readable image. Training images whose features "
+        "are computed are never replaced: repair or remove the file."
+    ) in ended.err
+    assert ended.err.count("skipped files: 1 without an image extension (1 .txt)") == 1
+
+
+def test_weights_of_another_network_are_refused_before_anything_is_trained(
+    rescue: Rescue, photos: Path, weights: Path
+) -> None:
+    call = ("transfer", "--from", weights, "--model", "test_vit", "--to", photos, *SEEN)
+    for more in ((), ("--recipe", "transfer-linear")):
+        ended = rescue(*call, *more, "--dry-run")
+        assert ended.code == 2
+        assert "does not fit test_vit: " in ended.err
+        assert "give model.name=test_resnet, or --model test_resnet." in ended.err
 
 
 @pytest.mark.slow
@@ -173,7 +251,7 @@ def test_a_table_of_images_names_the_wrong_ones_the_surest_first(tmp_path: Path)
         csv.writer(file).writerows(rows)
     assert [row.file for row in wrong_images(table)] == ["d.jpg", "b, c.jpg"]
     assert [row.file for row in doubtful_labels(table)] == ["d.jpg"]
-    assert str(wrong_images(table)[0]) == "d.jpg: dog, predicted cat (95%)"
+    assert str(wrong_images(table)[0]) == "d.jpg: dog, predicted cat (95.0 %)"
     table.write_text(table.read_text() + "f.jpg,cat\n")
     with pytest.raises(DataError, match=r"line 6: is not a prediction\. Remove the file\."):
         wrong_images(table)
