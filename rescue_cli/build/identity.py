@@ -263,6 +263,9 @@ def compare_test_sets(recipe: Recipe, data: Dataset) -> list[str]:
     of_run = file == run.weights and run.recipe.is_file()
     if distributed.is_first() and of_run and (before := read_record(run)) is not None:
         known = _read_fingerprint(run)
+        name = recipe.data.name
+        if known is not None and name in FACTS and FACTS[name].images is None:  # the user's own
+            notes += _note_trained_images(run, known.splits["train"], data)
         for name in data.tests.keys() & before.splits.keys():
             now = Fingerprint(tuple(before.classes), {name: list_split(data.tests[name])})
             if now.splits[name].digest != before.splits[name]["digest"]:
@@ -280,16 +283,32 @@ def compare_test_sets(recipe: Recipe, data: Dataset) -> list[str]:
     return notes
 
 
+def _note_trained_images(run: RunDirectory, trained: SplitListing, data: Dataset) -> list[str]:
+    """A warning for each test set with images that the run was trained on, by name and size."""
+    notes = []
+    for name, split in data.tests.items():
+        now = list_split(split)
+        if now.names is None or trained.names is None:
+            continue
+        if shared := _images(now) & _images(trained):
+            notes.append(
+                f"warning: {name}: {run.path} was trained on {len(shared):,} of these "
+                f"{len(now):,} images, by their names and sizes; accuracy on them says nothing "
+                "about new ones"
+            )
+    return notes
+
+
+def _images(listing: SplitListing) -> set[tuple[Any, ...]]:
+    names = (listing.name(index) for index in range(len(listing)))
+    return set(zip(names, *listing.marks.values(), strict=True))
+
+
 def _is_part(now: SplitListing, before: SplitListing) -> bool:
     """Whether all images were there before, unchanged."""
     if now.names is None or before.names is None:
         return False
-
-    def images(listing: SplitListing) -> set[tuple[Any, ...]]:
-        names = (listing.name(index) for index in range(len(listing)))
-        return set(zip(names, *listing.marks.values(), strict=True))
-
-    return images(now) <= images(before)
+    return _images(now) <= _images(before)
 
 
 def _describe_move(before: DataRecord, now: Paths) -> str | None:

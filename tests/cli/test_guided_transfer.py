@@ -109,7 +109,10 @@ def test_a_folder_without_a_split_has_a_part_of_its_images_held_out_for_the_test
             for row in read_image_table(probe / f"{name}.csv")}  # fmt: skip
     assert len(seen) == 16
     assert not seen & tested, "nothing was chosen by a test image"
-    assert rescue("eval", final, "--out", "again").code == 0
+    assert "was trained on" not in rescue("eval", final, "--out", "again").err
+    trained = rescue("eval", final, "data.test_holdout=0", f"data.test_root={flat}")
+    told = "was trained on 16 of these 20 images, by their names and sizes"
+    assert told in trained.err
     for file in sorted((flat / "dark").iterdir())[1:]:
         file.unlink()
     lonely = rescue(*call[:-3], "other", *SEEN)
