@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from rescue_cli import recipe as recipes
 from rescue_cli.batch import Measurement
-from rescue_cli.build.check import check_recipe
+from rescue_cli.build.check import check_ingredients
 from rescue_cli.build.evaluation import describe_protocol
 from rescue_cli.build.weights import Source, find_weights
 from rescue_cli.errors import DataError, UsageError
@@ -89,7 +89,7 @@ def test_timms_configuration_fills_what_the_file_leaves_open(write: Write) -> No
     assert (recipe.name, recipe.model.name) == ("resnet50", "resnet50")
     assert recipe.model.options["weights"] == file
     assert (recipe.data.name, recipe.train.precision) == ("imagenet", "float32")
-    check_recipe(recipe)
+    check_ingredients(recipe)
     assert recipes.from_text(recipe.to_yaml(), "its own text").tree == recipe.tree
 
 
@@ -180,7 +180,7 @@ def test_numbers_that_cannot_be_are_refused_as_in_a_recipe(write: Write) -> None
     assert refusal(file) == "eval.crops: [1.5]: a crop ratio is at most 1."
     file = write(architecture="resnet18", std="0,1,1")
     with pytest.raises(UsageError, match=r"data\.std: .* must be above 0"):
-        check_recipe(find_weights(file, []).recipe)
+        check_ingredients(find_weights(file, []).recipe)
 
 
 def test_a_net_of_our_own_needs_every_number(write: Write) -> None:
@@ -191,7 +191,7 @@ def test_a_net_of_our_own_needs_every_number(write: Write) -> None:
         "Give eval.crops=VALUE."
     )
     source = find_weights(file, [*changes, "eval.crops=[1.0]", "eval.interpolation=bilinear"])
-    check_recipe(source.recipe)
+    check_ingredients(source.recipe)
     assert source.recipe.eval.sizes == [28]
 
 
