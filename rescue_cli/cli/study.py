@@ -113,7 +113,7 @@ def study(
     """Run the missing runs of a study; print paper and measured side by side."""
     if name is None:
         listed = list(study_files())
-        common.print_json(listed) if as_json else "\n".join(listed)
+        common.print_json(listed) if as_json else print("\n".join(listed))
         return
     common.check_place(on, slurm)
     if on is Where.slurm and budget is not None:
