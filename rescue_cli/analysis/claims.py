@@ -17,6 +17,7 @@ def claim_sentence(pair: Mapping[str, Any], level: float, *, on: str | None) -> 
         "recipes": _recipes,
         "assumed": _with_assumption,
         "networks": _networks,
+        "evaluations": _evaluations,
         "nothing": _without_test,
     }
     sentence = write[pair["about"]](pair, level)
@@ -27,9 +28,8 @@ def _recipes(pair: Mapping[str, Any], level: float) -> str:
     if is_claimed(pair, level):
         better, worse = _better_and_worse(pair)
         return f"{better} is better than {worse} by {_size(pair)}."
-    return f"No significant difference between {pair['a']} and {pair['b']}: {_size(pair)}. " + (
-        _power(pair)
-    )
+    a, b = _names(pair)
+    return f"No significant difference between {a} and {b}: {_size(pair)}. {_power(pair)}"
 
 
 def _with_assumption(pair: Mapping[str, Any], level: float) -> str:
@@ -40,17 +40,17 @@ def _with_assumption(pair: Mapping[str, Any], level: float) -> str:
     if pair["p"] < level:
         better, worse = _better_and_worse(pair)
         return f"{better} is above {worse} by {_size(pair)}, {assumption}"
+    a, b = _names(pair)
     return (
-        f"No significant difference between {pair['a']} and {pair['b']}: {_size(pair)}, "
-        f"{assumption} {_power(pair)}"
+        f"No significant difference between {a} and {b}: {_size(pair)}, {assumption} {_power(pair)}"
     )
 
 
 def _networks(pair: Mapping[str, Any], level: float) -> str:
     """For two single runs on the same images."""
     if pair["p"] >= level:
-        networks = f"the networks {pair['a']} and {pair['b']}"
-        return f"No significant difference between {networks}: {_size(pair)}."
+        a, b = _names(pair)
+        return f"No significant difference between the networks {a} and {b}: {_size(pair)}."
     better, worse = _better_and_worse(pair)
     return (
         f"On these images the network {better} is better than {worse} by {_size(pair)}. One run "
@@ -60,11 +60,23 @@ def _networks(pair: Mapping[str, Any], level: float) -> str:
     )
 
 
+def _evaluations(pair: Mapping[str, Any], level: float) -> str:
+    """For one network, evaluated in two ways on the same images."""
+    if pair["p"] >= level:
+        a, b = _names(pair)
+        return f"No significant difference between {a} and {b}, of one network: {_size(pair)}."
+    better, worse = _better_and_worse(pair)
+    return (
+        f"On these images {better} is better than {worse} by {_size(pair)}: one network, evaluated "
+        "in two ways."
+    )
+
+
 def _without_test(pair: Mapping[str, Any], _level: float) -> str:
-    first, second = pair["n"]
+    (a, b), (first, second) = _names(pair), pair["n"]
     runs = "one run each" if first == second == 1 else f"{first} and {second} runs"
     return (
-        f"{pair['a']} and {pair['b']} differ by {abs(pair['difference']):.2f} points; {runs}: "
+        f"{a} and {b} differ by {abs(pair['difference']):.2f} points; {runs}: "
         "without a spread no test is possible."
     )
 
@@ -98,23 +110,79 @@ def _size(pair: Mapping[str, Any]) -> str:
 
 
 def _power(pair: Mapping[str, Any]) -> str:
-    """What these runs can detect, and how many runs the wanted difference takes."""
-    detectable = f"Smallest detectable difference with these runs: {pair['detectable']:.2f} points."
-    if pair["want"] is None:
-        return detectable
-    needed = "more than a million" if pair["needed"] is None else pair["needed"]
-    return f"{detectable} To detect {pair['want']:g} points in 4 of 5 cases: {needed} runs of each."
+    """What these runs can detect."""
+    return f"Smallest detectable difference with these runs: {pair['detectable']:.2f} points."
+
+
+def _names(pair: Mapping[str, Any]) -> tuple[str, str]:
+    """Both names, with the length of training and the row where these differ."""
+    notes: tuple[list[str], list[str]] = ([], [])
+    if pair["rows"][0] != pair["rows"][1]:
+        for side, row, chosen in zip(notes, pair["rows"], pair["rows_chosen"], strict=True):
+            side += [row] if row and not chosen else []
+    if None not in pair["epochs"]:
+        lengths = [_length(epochs) for epochs in pair["epochs"]]
+        if lengths[0] != lengths[1]:
+            for side, length in zip(notes, lengths, strict=True):
+                side.append(length)
+    a, b = (
+        f"{name} ({', '.join(of_side)})".replace(") (", ", ") if of_side else name
+        for name, of_side in zip((pair["a"], pair["b"]), notes, strict=True)
+    )
+    return a, b
+
+
+def _length(epochs: float) -> str:
+    return "1 epoch" if epochs == 1 else f"{epochs:.4g} epochs"
 
 
 def _better_and_worse(pair: Mapping[str, Any]) -> tuple[str, str]:
     """The better and the worse."""
-    names = pair["a"], pair["b"]
+    names = _names(pair)
     return (names[1], names[0]) if pair["difference"] > 0 else names
 
 
 def detail_lines(pair: Mapping[str, Any]) -> list[str]:
     """The lines below a claim: the test, other views of the same runs, and equal budgets."""
-    return [line for line in (_test(pair), *_views(pair), *_at_equal_budgets(pair)) if line]
+    lines = (_needed(pair), _test(pair), _rows(pair), *_views(pair), *_at_equal_budgets(pair))
+    return [line for line in lines if line]
+
+
+def _needed(pair: Mapping[str, Any]) -> str:
+    """How many runs the wanted difference takes, and by which standard deviation."""
+    if pair["want"] is None:
+        return ""
+    points = "1 point" if pair["want"] == 1 else f"{pair['want']:g} points"
+    if pair["std_bound"] is None:
+        return (
+            f"to detect {points}: the number of runs is unknown without a std between seeds; "
+            "compare sweeps, or MEAN±STD/N"
+        )
+    needed = "more than a million" if pair["needed"] is None else f"{pair['needed']:,}"
+    of = "the pooled std"
+    if "cohens_dz" in pair:
+        of = "the std of the differences of equal seeds"
+    elif "assumes" in pair:
+        of = f"the std of {pair['assumes']['like']}"
+    return (
+        f"to detect {points} in 4 of 5 cases: {needed} runs of each, planned with a std of "
+        f"{pair['std_bound']:.2f}: the upper 80 % confidence bound of {of}, {pair['std']:.2f}"
+    )
+
+
+def _rows(pair: Mapping[str, Any]) -> str:
+    """Which rows were compared, where nobody chose them."""
+    several = {
+        pair[side]: row
+        for side, row, chosen in zip("ab", pair["rows"], pair["rows_chosen"], strict=True)
+        if row and not chosen
+    }
+    if not several:
+        return ""
+    rows = " and ".join(f"{row} of {name}" for name, row in several.items())
+    if len(several) == 2 and len({*several.values()}) == 1:
+        rows = f"{pair['rows'][0]} of both"
+    return f"first rows are compared: {rows}; RUN#ROW takes another, as RUN#flip"
 
 
 def _test(pair: Mapping[str, Any]) -> str:
@@ -165,7 +233,7 @@ def _at_equal_budgets(pair: Mapping[str, Any]) -> list[str]:
         if what == "seconds":
             budget = f"{format_seconds(equal['at'])} seconds of training"
         else:
-            budget = "1 epoch" if equal["at"] == 1 else f"{equal['at']:g} epochs"
+            budget = _length(equal["at"])
         size = f"{abs(equal['difference']):.2f}"
         if size == "0.00":
             lines.append(f"after {budget}, no difference")

@@ -1,7 +1,7 @@
 """Compares every pair of sides: the difference, its interval and p, and what may be claimed."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from itertools import combinations, product
 from math import comb
@@ -14,7 +14,13 @@ from rescue_cli.analysis.accuracy import accuracy_interval
 from rescue_cli.analysis.bootstrap import bootstrap_difference, task_of
 from rescue_cli.analysis.consistency import Trained, read_trained, run_changes
 from rescue_cli.analysis.records import NOT_PROCEDURE
-from rescue_cli.analysis.sides import Side, at_equal_budget, correct_predictions, load_predictions
+from rescue_cli.analysis.sides import (
+    Side,
+    at_equal_budget,
+    at_measurement,
+    correct_predictions,
+    load_predictions,
+)
 from rescue_cli.analysis.stats import (
     LEVEL,
     NORMAL_95,
@@ -28,13 +34,13 @@ from rescue_cli.analysis.stats import (
     paired_t_test,
     pearson_r,
     probability_of_superiority,
-    sample,
     sign_flip_test,
     t_interval,
     two_sample_permutation_test,
     welch_test,
 )
 from rescue_cli.errors import UsageError
+from rescue_cli.metrics.names import measurement_name
 from rescue_cli.rundir import RunDirectory, read_result
 from rescue_cli.rundir.planned import format_planned
 
@@ -67,8 +73,11 @@ def choose_pairing(a: Side, b: Side, *, read: Callable[[Path], Trained] = read_t
     planned = (a.values.keys() | a.missing.keys()) & (b.values.keys() | b.missing.keys())
     if len(common) < 2 or not (a.paths and b.paths):
         return Pairing((), "")
+    if all(a.networks[seed] == b.networks[seed] for seed in common):
+        return Pairing(tuple(common), "the same networks, evaluated in two ways")
     first, second = (next(iter(side.paths.values())) for side in (a, b))
-    changed = [key for key in run_changes(first, second, read=read) if key not in NOT_PROCEDURE]
+    differing = run_changes(first, second, read=read)
+    changed = [key for key in differing if key not in NOT_PROCEDURE]
     if all(_is_in(key, ("eval",)) for key in changed):
         alike = (
             "same recipe and seeds, evaluated in two ways"
@@ -76,13 +85,29 @@ def choose_pairing(a: Side, b: Side, *, read: Callable[[Path], Trained] = read_t
             else "same recipe and seeds, trained twice"
         )
         return Pairing(tuple(common), alike)
-    other = sorted(key for key in changed if _is_in(key, DRAWN))
+    other = {key: differing[key] for key in changed if _decides_draws(key, differing[key])}
     if other:
-        return Pairing((), f"equal seeds do not share their random draws: {other[0]} differs")
+        return Pairing(
+            (), f"equal seeds do not share their random draws: {_first_difference(other)}"
+        )
     shared = "equal seeds share initial weights, order and augmentation"
     if len(planned) < FEWEST:
         return Pairing((), f"{shared}, but {len(planned)} common seeds are fewer than {FEWEST}")
     return Pairing(tuple(common), shared)
+
+
+def _decides_draws(key: str, values: tuple[Any, Any]) -> bool:
+    """Of code of the user's own, what it decides is not known where both have that file."""
+    return _is_in(key, DRAWN) or (_is_in(key, ("code",)) and None not in values)
+
+
+def _first_difference(other: Mapping[str, tuple[Any, Any]]) -> str:
+    """`model.width differs`; of ingredients that differ as a whole, their names."""
+    for key, (a, b) in sorted(other.items()):
+        section, _, rest = key.partition(".")
+        if rest == "name":
+            return f"{section} differs ({a}, {b})"
+    return f"{min(other)} differs"
 
 
 def _is_in(key: str, sections: tuple[str, ...]) -> bool:
@@ -137,6 +162,7 @@ def describe_sides(sides: Sequence[Side]) -> list[dict[str, Any]]:
     return [
         {
             "name": side.name,
+            "row": side.row,
             "mean": side.sample.mean,
             "std": side.sample.std,
             "n": side.sample.n,
@@ -155,8 +181,9 @@ def _interval(side: Side) -> dict[str, Any]:
         return {"low": interval[0], "high": interval[1], "over": "seeds"}
     if len(side.paths) == 1:
         result = read_result(RunDirectory(next(iter(side.paths.values()))))
+        rows = {measurement_name(entry, result["sets"]): entry for entry in result["sets"]}
         if "top1" in result:
-            low, high = accuracy_interval(result)
+            low, high = accuracy_interval(rows[side.row] if side.row else result)
             return {"low": low, "high": high, "over": "images"}
     return {"low": None, "high": None, "over": None}
 
@@ -170,21 +197,15 @@ def _cases(a: Side, b: Side, pairing: Pairing) -> list[_Case]:
         new = _set_of(first) == _set_of(second) and _set_of(first) not in seen
         if new and a.images_of[first].may_equal(b.images_of[second]):
             seen.add(_set_of(first))
-            cases.append(_Case(_at(a, first), _at(b, second), (first, second), pairing))
+            cases.append(
+                _Case(at_measurement(a, first), at_measurement(b, second), (first, second), pairing)
+            )
     return cases
 
 
 def _set_of(label: str) -> str:
     """The test set of a measurement: `val` of `val 224px@0.95 flip`."""
     return label.split(" ")[0]
-
-
-def _at(side: Side, label: str) -> Side:
-    """The side on another of its measurements."""
-    values = side.sets[label]
-    return replace(
-        side, values=values, sample=sample(list(values.values())), images=side.images_of[label]
-    )
 
 
 def _pair(case: _Case, level: float, want: float | None) -> dict[str, Any]:
@@ -211,6 +232,11 @@ def _pair(case: _Case, level: float, want: float | None) -> dict[str, Any]:
         "detectable": test.detectable(level),
         "want": want,
         "needed": None if want is None else test.runs_needed(want, level),
+        "std": test.std,
+        "std_bound": test.std_bound,
+        "epochs": [a.epochs, b.epochs],
+        "rows": [a.row, b.row],
+        "rows_chosen": [a.row_is_chosen, b.row_is_chosen],
         "how": how,
         "about": "nothing" if test.p is None else "assumed" if test.borrowed else "recipes",
         "skewed": skewed,
@@ -305,8 +331,9 @@ def _compare_divergence(a: Side, b: Side) -> dict[str, Any] | None:
 def _test_networks(case: _Case) -> dict[str, Any]:
     """Two single runs on the same images: McNemar's test, or a bootstrap over images.
 
-    This compares two networks, not their recipes. `seed_noise`: the standard deviation between
-    seeds at which two runs of one recipe differ by as much in 5 % of cases.
+    This compares two networks, not their recipes, or two evaluations of one network. `seed_noise`:
+    the standard deviation between seeds at which two runs of one recipe differ by as much in 5 % of
+    cases.
     """
     a, b = case.a, case.b
     paths = [next(iter(side.paths.values())) for side in (a, b)]
@@ -314,8 +341,9 @@ def _test_networks(case: _Case) -> dict[str, Any]:
     tasks = [task_of(each) for each in arrays]
     if tasks[0] != tasks[1]:
         return {}
-    noise = abs(b.sample.mean - a.sample.mean) / CHANCE
-    networks = {"about": "networks", "seed_noise": noise}
+    same = [*a.networks.values()] == [*b.networks.values()]
+    noise = None if same else abs(b.sample.mean - a.sample.mean) / CHANCE
+    networks = {"about": "evaluations" if same else "networks", "seed_noise": noise}
     if tasks[0] is not None:
         test = bootstrap_difference(arrays[0], arrays[1])
         return {**networks, **test} if "p" in test else test

@@ -57,7 +57,7 @@ def read_plan(folder: Path) -> dict[str, Any] | None:
 
 def _planned_looks(side: Side) -> str | None:
     """That a sweep stopped when it differed from another, so that an ordinary p is too small."""
-    folder = _sweep_of(side)
+    folder = side.folder
     plan = None if folder is None else read_plan(folder)
     if plan is None:
         return None
@@ -73,18 +73,12 @@ def earlier_comparisons(folder: Path) -> list[str]:
     return list(_read(folder))
 
 
-def _sweep_of(side: Side) -> Path | None:
-    """The folder of a sweep; None of single runs and numbers."""
-    first = next(iter(side.paths.values()), None)
-    return None if first is None or first == Path(side.name) else first.parent
-
-
 def _look(side: Side, other: Side) -> list[int]:
     """The total runs at earlier comparisons, by the side's folder; adds this one.
 
     A folder that cannot be written to records nothing.
     """
-    if (folder := _sweep_of(side)) is None:
+    if (folder := side.folder) is None:
         return []
     known, now = _read(folder), side.sample.n + other.sample.n
     earlier = known.get(_key(other), [])
@@ -108,7 +102,7 @@ def _read(folder: Path) -> dict[str, list[int]]:
 
 def _key(side: Side) -> str:
     """A side's path, or the word that was typed."""
-    path = _sweep_of(side) or Path(side.name)
+    path = side.folder or Path(side.name)
     return str(path.resolve()) if side.paths else side.name
 
 

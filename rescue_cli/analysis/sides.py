@@ -20,6 +20,7 @@ from rescue_cli.analysis.stats import PERCENT, Sample, sample
 from rescue_cli.analysis.sweep import PREFIX, Sweep, published_sample, read_sweep
 from rescue_cli.errors import DataError, UsageError
 from rescue_cli.metrics.names import measurement_name, measurement_stem, score
+from rescue_cli.recipe.changes import is_timm
 from rescue_cli.rundir import (
     RunDirectory,
     each_line,
@@ -85,10 +86,21 @@ class Side:
     sets: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
     images_of: Mapping[str, Images] = field(default_factory=dict)
     missing: Mapping[int, How] = field(default_factory=dict)  # planned seeds without a result
+    folder: Path | None = None  # of a sweep
+    row: str | None = None  # the measurement compared, where there are several or one was chosen
+    epochs: float | None = None  # of training
+    networks: Mapping[int, str] = field(default_factory=dict)  # the weights measured, by seed
+    has_curve: bool = True  # of its row; while training, runs are measured on the first
+
+    @property
+    def row_is_chosen(self) -> bool:
+        return self.row is not None and "#" in self.name
 
     @cached_property
     def curves(self) -> dict[int, list[Point]]:
-        """Each run's evaluations, read once."""
+        """Each run's evaluations on the first row, read once."""
+        if not self.has_curve:
+            return {}
         return {seed: read_points(path) for seed, path in self.paths.items()}
 
 
@@ -111,11 +123,11 @@ def load_comparable(words: Sequence[str]) -> list[Side]:
 
 def load_side(text: str) -> Side:
     """The side that a word of the command line names; raises `UsageError`, `DataError`."""
-    path = Path(text)
-    if os.path.isfile(RunDirectory(path).result):  # of the OS: True of no name that cannot be
-        return _run(text, path)
-    if os.path.isdir(path):
-        return _sweep(text, path)
+    if (side := _measured(text)) is not None:
+        return side
+    word, _, row = text.rpartition("#")
+    if word and (side := _measured(word)) is not None:
+        return _select_row(side, text, row)
     if is_recipe(text):
         recipe = recipes.load(text)
         expect = recipe.tree.get("expect")
@@ -124,12 +136,15 @@ def load_side(text: str) -> Side:
                 f"{text}: this recipe has no published accuracy. Give a run or a sweep of it."
             )
         claim = published_sample(expect)
-        return Side(f"{text} (expected)", claim, images=Images(recipe.data.name))
+        return Side(
+            f"{text} (expected)", claim, images=Images(recipe.data.name), epochs=recipe.train.epochs
+        )
     if (number := parse_typed_result(text)) is not None:
         return Side(text, number)
     raise UsageError(
         f"compare: '{shorten(text)}' is not a run, a sweep, a recipe or a number. "
-        "Give a directory, a recipe's name, or MEAN±STD/N such as 79.72±0.10/100."
+        "Give a directory (RUN#flip: its row with flip), a recipe's name, or MEAN±STD/N such as "
+        "79.72±0.10/100."
     )
 
 
@@ -138,18 +153,106 @@ def is_recipe(text: str) -> bool:
     return text in recipes.names() or (text.endswith(".yaml") and os.path.isfile(text))
 
 
+def _measured(text: str) -> Side | None:
+    """The side that a run or a sweep is; None of other words."""
+    path = Path(text)
+    if os.path.isfile(RunDirectory(path).result):  # of the OS: True of no name that cannot be
+        return _run(text, path)
+    return _sweep(text, path) if os.path.isdir(path) else None
+
+
+def _select_row(side: Side, text: str, row: str) -> Side:
+    """The side on the measurement that `row` names: `flip`, `24px`, `val,224px@0.95,flip`.
+
+    Raises `UsageError` unless it names exactly one.
+    """
+    asked = row.replace(",", " ").split()
+    found = [
+        label
+        for label in side.sets
+        if asked
+        and all(any(p == a or p.startswith(f"{a}@") for p in label.split(" ")) for a in asked)
+    ]
+    if len(found) != 1:
+        rows = ", ".join(label.replace(" ", ",") for label in side.sets)
+        count = "several rows" if found else "no row"
+        raise UsageError(
+            f"compare: '{shorten(text)}': #{shorten(row)} names {count} of {side.name}. "
+            f"Rows: {rows}. Give what only one has, as {side.name}#{_shortest(list(side.sets))}."
+        )
+    label = found[0]
+    chosen = replace(at_measurement(side, label), name=text, row=label)
+    return replace(chosen, sets={label: chosen.values})
+
+
+def _shortest(labels: Sequence[str]) -> str:
+    """A part that only the last label has, else the whole label."""
+    *others, last = labels
+    known = {part for label in others for part in label.split(" ")}
+    return next((part for part in last.split(" ") if part not in known), last.replace(" ", ","))
+
+
+def at_measurement(side: Side, label: str) -> Side:
+    """The side on another of its measurements."""
+    values = side.sets[label]
+    return replace(
+        side,
+        values=values,
+        sample=sample(list(values.values())),
+        images=side.images_of[label],
+        row=side.row and label,
+        has_curve=label == next(iter(side.sets)),
+    )
+
+
+def _first_of_several(names: Sequence[str]) -> str | None:
+    return names[0] if len(names) > 1 else None
+
+
+def _network(path: Path, result: Mapping[str, Any]) -> tuple[str, Path]:
+    """The weights that a run ends with, or that an evaluation measured, and their run directory."""
+    run = RunDirectory(path)
+    if result.get("epochs") is not None or run.weights.is_file() or not run.recipe.is_file():
+        return str(run.weights.resolve()), path
+    if path.absolute().parent.name == "evals":  # where `rescue eval RUN` writes
+        trained = RunDirectory(path.absolute().parents[1])
+        return str(trained.weights.resolve()), trained.path
+    weights = recipes.recipe_in(path).tree["model"].get("weights")
+    if not isinstance(weights, str) or is_timm(weights):
+        return str(weights or run.weights.resolve()), path
+    return str(Path(weights).resolve()), Path(weights).parent
+
+
+def _epochs(result: Mapping[str, Any], trained: Path) -> float | None:
+    """How long the network was trained, by its run's result; None where that is not known."""
+    if result.get("epochs") is not None:
+        return float(result["epochs"])
+    run = RunDirectory(trained)
+    if not run.weights.is_file() or not run.result.is_file():
+        return None
+    epochs = read_result(run).get("epochs")
+    return None if epochs is None else float(epochs)
+
+
 def _run(text: str, path: Path) -> Side:
     result = read_result(RunDirectory(path))
     seed = int(result["seed"] or 0)
     value = score(result)
+    sets = {
+        measurement_name(entry, result["sets"]): {seed: score(entry)} for entry in result["sets"]
+    }
+    network, trained = _network(path, result)
     return Side(
         text,
         sample([value]),
         {seed: value},
         {seed: path},
         _images(result),
-        {measurement_name(entry, result["sets"]): {seed: score(entry)} for entry in result["sets"]},
+        sets,
         _images_of(result),
+        row=_first_of_several(list(sets)),
+        epochs=_epochs(result, trained),
+        networks={seed: network},
     )
 
 
@@ -170,15 +273,21 @@ def side_of_sweep(text: str, sweep: Sweep) -> Side:
         )
     values = {seed: score(result) for seed, result in sweep.results.items()}
     first = next(iter(sweep.results.values()))
+    paths = {seed: path / f"{PREFIX}{seed}" for seed in values}
+    networks = {seed: _network(paths[seed], result) for seed, result in sweep.results.items()}
     return Side(
         text,
         sample(list(values.values())),
         values,
-        {seed: path / f"{PREFIX}{seed}" for seed in values},
+        paths,
         _images(first),
         {name: sweep.values(name) for name in sweep.measurements},
         _images_of(first),
         {seed: run.how for seed, run in sweep.missing.items()},
+        folder=path,
+        row=_first_of_several(sweep.measurements),
+        epochs=_epochs(first, next(iter(networks.values()))[1]),
+        networks={seed: network for seed, (network, _) in networks.items()},
     )
 
 
@@ -198,6 +307,7 @@ def select_seeds(side: Side, seeds: Collection[int]) -> Side:
         paths=select(side.paths),
         sets={name: select(by_seed) for name, by_seed in side.sets.items()},
         missing=select(side.missing),
+        networks=select(side.networks),
     )
 
 
@@ -227,7 +337,12 @@ def different_images(sides: Sequence[Side]) -> str | None:
 
 
 def shared_run(a: Side, b: Side) -> str | None:
-    """The run that two sides have in common, as a sentence; else None."""
+    """The run that two sides have in common, as a sentence; else None.
+
+    Two rows of one run are two measurements of its network.
+    """
+    if a.row != b.row and (a.row_is_chosen or b.row_is_chosen):
+        return None
     runs_of_b = {path.resolve(): path for path in b.paths.values()}
     for path in a.paths.values():
         if (other := runs_of_b.get(path.resolve())) is not None:

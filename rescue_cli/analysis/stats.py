@@ -78,10 +78,15 @@ class Difference:
         Planned with the upper bound of the standard deviation; None where no spread is known, or
         for over a million runs.
         """
+        bound = self.std_bound
+        return None if bound is None else runs_needed(want, bound, level, paired=self.paired)
+
+    @property
+    def std_bound(self) -> float | None:
+        """The upper 80 % confidence bound of the standard deviation; None without a spread."""
         if self.freedom is None or not self.std:
             return None
-        bound = std_upper_bound(self.std, self.freedom)
-        return runs_needed(want, bound, level, paired=self.paired)
+        return std_upper_bound(self.std, self.freedom)
 
     @property
     def effect(self) -> float | None:

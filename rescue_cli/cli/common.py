@@ -375,7 +375,7 @@ def print_comparison(sides: Sequence["Side"], pairs: Sequence[Mapping[str, Any]]
     summaries = describe_sides(sides)
     rows = [
         [
-            side["name"],
+            side["name"] + (f" ({side['row']})" if side["row"] and "#" not in side["name"] else ""),
             f"{side['mean']:.2f}",
             "-" if side["std"] is None else f"{side['std']:.2f}",
             side["runs"],

@@ -93,6 +93,8 @@ def _budget_to_reach(side: Side, top1: float) -> dict[str, Any]:
     """Epochs, seconds and PFLOP to the accuracy: means over the runs that reached it."""
     from rescue_cli import estimate
 
+    if not side.has_curve:
+        raise UsageError(f"--to: while training, only the first row of {side.name} is measured.")
     firsts = first_reaching(side.curves, top1)
     result: dict[str, Any] = {"name": side.name, "runs": len(side.paths), "reached": len(firsts)}
     if not firsts:

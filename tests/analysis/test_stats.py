@@ -1,6 +1,7 @@
 """Statistics of runs against scipy's own calls, textbook values, and simulation."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -178,15 +179,34 @@ def test_every_common_test_set_is_tested_and_corrected_for() -> None:
     assert v2["claim"].startswith("On v2: b is better than a by 0.60 points")
 
 
-def test_the_runs_needed_are_given_only_for_a_wanted_difference() -> None:
-    sides = sides_of({"a": [-0.1, 0.0, 0.1], "b": [-0.3, 0.0, 0.3]}, {"a": 0.0, "b": 0.1})
-    (pair,) = compare_pairs(sides)
+def test_the_runs_needed_are_given_for_a_wanted_difference_whatever_was_found() -> None:
+    noise = {"a": [-0.1, 0.0, 0.1], "b": [-0.3, 0.0, 0.3]}
+    (pair,) = compare_pairs(sides_of(noise, {"a": 0.0, "b": 0.1}))
     assert pair["needed"] is None
-    assert "runs of each" not in pair["claim"]
-    (wanted,) = compare_pairs(sides, 0.2)
-    assert (
-        f"To detect 0.2 points in 4 of 5 cases: {wanted['needed']} runs of each." in wanted["claim"]
-    )
+    assert "runs of each" not in pair["claim"] + " ".join(detail_lines(pair))
+    for shift, significant in ((0.1, False), (9.0, True)):
+        (wanted,) = compare_pairs(sides_of(noise, {"a": 0.0, "b": shift}), 0.2)
+        assert (wanted["p"] < 0.05) == significant
+        assert detail_lines(wanted)[0] == (
+            f"to detect 0.2 points in 4 of 5 cases: {wanted['needed']} runs of each, planned with "
+            f"a std of {std_upper_bound(wanted['std'], 2.43902):.2f}: the upper 80 % confidence "
+            "bound of the pooled std, 0.22"
+        )
+    (unknown,) = compare_pairs([load_side("80"), load_side("81")], 1)
+    assert detail_lines(unknown) == [
+        "to detect 1 point: the number of runs is unknown without a std between seeds; compare "
+        "sweeps, or MEAN±STD/N"
+    ]
+
+
+def test_a_claim_names_the_length_of_training_where_it_differs() -> None:
+    short, long = sides_of({"a": A, "b": A}, {"a": 0.0, "b": 9.0})
+    (pair,) = compare_pairs([replace(short, epochs=2.0), replace(long, epochs=6.0)])
+    assert pair["claim"].startswith("b (6 epochs) is better than a (2 epochs) by 9.00 points")
+    (pair,) = compare_pairs([replace(short, epochs=6.0), replace(long, epochs=6.0)])
+    assert pair["claim"].startswith("b is better than a by")
+    (pair,) = compare_pairs([load_side("a2"), replace(short, epochs=1.0, images=None)])
+    assert pair["claim"].startswith("a (1 epoch) is better than a2 (expected, 300 epochs) by")
 
 
 def test_a_claim_states_its_assumption_about_a_side_without_a_spread() -> None:

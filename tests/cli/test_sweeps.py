@@ -214,6 +214,48 @@ def test_two_runs_are_compared_image_by_image(rescue: Rescue, apart: tuple[str, 
     assert (runs["about"], runs["images"]) == ("networks", 200)
 
 
+def test_the_rows_of_evaluations_are_named_and_chosen(rescue: Rescue, tmp_path: Path) -> None:
+    """Two evaluations of one network, of which the first is at two sizes with two rows each."""
+    made_run(tmp_path / "run", 60.0, overrides=LONGER)
+    (tmp_path / "run" / "model.safetensors").touch()
+    rows = {"test none": 60.0, "test flip": 70.0}
+    words = [*LONGER, "eval.tta=[none,flip]"]
+    for number in ("0", "1"):
+        made_run(tmp_path / "run" / "evals" / number, rows, overrides=words)
+        file = tmp_path / "run" / "evals" / number / "result.json"
+        write_json(file, {**read_json(file), "epochs": None})
+    found = json.loads(rescue("compare", "run", "run/evals/0#flip", "--json").out)
+    assert found["claim"].endswith("points (p = 1.9e-06): one network, evaluated in two ways.")
+    assert found["about"] == "evaluations"
+    assert "seed" not in found["claim"]
+    assert found["sides"][1]["mean"] == pytest.approx(70.0)
+    assert found["sides"][1]["low"] < 70 < found["sides"][1]["high"]
+    assert found["epochs"] == [6, 6]
+
+    ended = " ".join(rescue("compare", "run/evals/0", "run/evals/1#flip").out.split())
+    assert "run/evals/1#flip is better than run/evals/0 (test none) by 10.00 points" in ended
+    assert "first rows are compared: test none of run/evals/0; RUN#ROW takes another" in ended
+    same = rescue("compare", "run/evals/0#none", "run/evals/0#flip")
+    assert same.code == 0, "two rows of one run are two measurements"
+    assert "would count twice" in rescue("compare", "run/evals/0#flip", "run/evals/0#flip").err
+    for row, problem in (("24px", "names no row"), ("test", "names several rows")):
+        assert (
+            f"#{row} {problem} of run/evals/0. Rows: test,none, test,flip. Give what only one has, "
+            "as run/evals/0#flip." in rescue("compare", f"run/evals/0#{row}", "80").err
+        )
+
+
+def test_the_networks_of_a_sweep_are_paired_with_their_own_evaluations(
+    rescue: Rescue, tmp_path: Path
+) -> None:
+    tops = {seed: {"test none": 40.0 + seed, "test flip": 41.0 + 1.5 * seed} for seed in range(3)}
+    made_sweep(tmp_path / "sweep", tops, overrides=[*TINY, "eval.tta=[none,flip]"])
+    found = json.loads(rescue("compare", "sweep#none", "sweep#flip", "--json").out)
+    assert found["how"] == ("paired t-test over seeds (the same networks, evaluated in two ways)")
+    assert found["difference"] == pytest.approx(1.5)
+    assert found["equal"]["epoch"] is None, "while training, flip was not measured"
+
+
 def test_numbers_alone_are_compared_and_too_few_of_them_claim_nothing(rescue: Rescue) -> None:
     found = json.loads(rescue("compare", "79.72±0.10/100", "79.85", "--json").out)
     assert found["difference"] == pytest.approx(0.13)
@@ -294,6 +336,8 @@ def test_a_spread_of_an_unknown_number_of_runs_is_refused_or_left_out(rescue: Re
     (["eval.tta=[flip]"], 2, "same recipe and seeds, evaluated in two ways"),
     (["optim.lr=0.01", "model.width=6"], 8,
      "equal seeds do not share their random draws: model.width differs"),
+    (["model={name: myrtle-baseline, logit_scale: 0.1}"], 8,
+     "equal seeds do not share their random draws: model differs (resnet9, myrtle-baseline)"),
 ])  # fmt: skip
 def test_pairs_are_decided_by_recipes_and_outlive_a_seed_that_failed(
     rescue: Rescue, tmp_path: Path, changes: list[str], count: int, why: str
