@@ -176,7 +176,7 @@ def _lines_of_run(path: Path) -> list[ResultLine]:
             _published_sample(recipe), Sample(score(entry), None, 1),
             float(result["seconds_train"]) or None, metric=metric_names(entry)[0],
             interval=accuracy_interval(entry) if "top1" in entry else None,
-            images=entry["count"],
+            images=entry["count"], epochs=result.get("epochs"),
         )
         for entry in result["sets"]
     ]  # fmt: skip
@@ -194,6 +194,7 @@ def _lines_of_sweep(sweep: Sweep) -> list[ResultLine]:
             Sample(row["mean"], row["std"], summary["n"]), seconds, sweep.missing,
             metric=metric_names(entry)[0], seeds=sweep.values(name), images=entry["count"],
             interval=accuracy_interval(entry) if alone else row["interval"],
+            epochs=next(iter(sweep.results.values())).get("epochs"),
         )
         for (name, row), entry in zip(summary["sets"].items(), entries, strict=True)
     ]  # fmt: skip

@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 
 TEXT_COLUMNS = ("set", "TTA")  # columns that hold no numbers
 BALANCED = "bal. %"  # balanced accuracy; the other columns leave 7 characters of 80
-HEADINGS = ("path", "recipe", "set", "paper %", "measured %", "std", "runs",
+HEADINGS = ("path", "recipe", "set", "paper %", "measured %", "std", "runs", "epochs",
             "training time (s)")  # fmt: skip
 KEYS = (
     "path", "recipe", "set", "paper", "measured", "std", "planned", "n", "diverged", "failed",
-    "not_run", "seconds_train",
+    "not_run", "epochs", "seconds_train",
 )  # fmt: skip
 
 
@@ -45,6 +45,7 @@ class ResultLine:
     seeds: Mapping[int, float] = field(default_factory=dict)  # percent by seed, of a sweep
     images: int | None = None  # in the test set
     note: str = ""  # what distinguishes a study's row
+    epochs: float | None = None  # of training; None of an evaluation
 
     @property
     def cells(self) -> list[str]:
@@ -54,6 +55,7 @@ class ResultLine:
             self.path, self.recipe, self.set, _format_published(self.paper),
             f"{self.measured.mean:.2f}", "-" if std is None else f"{std:.2f}",
             format_planned(self.measured.n, [run.how for run in self.missing.values()]),
+            "-" if self.epochs is None else f"{self.epochs:.4g}",
             "-" if self.seconds is None else format_seconds(self.seconds),
         ]  # fmt: skip
 
@@ -68,6 +70,7 @@ class ResultLine:
             "measured": self.measured.mean,
             "std": self.measured.std,
             **missing_to_json(self.measured.n, self.missing),
+            "epochs": self.epochs,
             "seconds_train": self.seconds,
         }
 

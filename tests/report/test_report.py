@@ -311,7 +311,9 @@ def test_the_table_is_available_as_data(
     assert [row["paper"] for row in table] == ["", ""]
     lines = rescue("report", *made, "--markdown").out.splitlines()
     assert len(lines) == 4
-    assert {line.count("|") for line in lines} == {8}
+    assert {line.count("|") for line in lines} == {9}
+    assert lines[0].endswith(" runs | epochs | training time (s) |")
+    assert [row["epochs"] for row in rows] == [result["epochs"]] * 2
     assert "paper" not in lines[0], "a column without a figure is not shown"
 
 
