@@ -151,10 +151,10 @@ def train(
 ) -> Run:
     """Trains a recipe and returns its run, as `rescue train` does.
 
-    The run directory is `out`, else `runs/RECIPE/N`. With `resume` a run that is there resumes from
-    its checkpoint, and a finished one is returned. `device` is cpu or cuda, by default cuda where
-    there is one. `procs` processes share each step through torchrun; by default there is one per
-    GPU, and on a CPU this process alone. `workers` are data loader workers per process. With
+    The run directory is `out`, else `runs/RECIPE/N`. With `resume` a run that is in `out` resumes
+    from its checkpoint, and a finished one is returned. `device` is cpu or cuda, by default cuda
+    where there is one. `procs` processes share each step through torchrun; by default there is one
+    per GPU, and on a CPU this process alone. `workers` are data loader workers per process. With
     `progress` the run's messages go to stderr; `log.txt` has them in any case.
 
     One process trains within this one, with the thread count and the determinism that the run asks
@@ -169,6 +169,8 @@ def train(
 
     if isinstance(recipe, str):
         recipe = recipes.load(recipe)
+    if resume and out is None:
+        raise UsageError("resume: needs to know which run. Give out, its run directory.")
     _refuse_group("train")
     check_recipe(recipe)
     chosen = select_device(device)

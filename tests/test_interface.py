@@ -230,6 +230,11 @@ def test_predict_takes_folders_and_patterns_in_batches(
         rescue.predict(run, folder / "*.gif")
 
 
+def test_resuming_wants_to_know_the_run() -> None:
+    with pytest.raises(errors.UsageError, match=r"resume: needs to know which run\. Give out, its"):
+        rescue.train("quickstart", resume=True)
+
+
 def test_predict_prints_csv(run: rescue.Run, image: Path, rescue_command: Rescue) -> None:
     ended = rescue_command("predict", run.path, image, "--csv", "--top", "2")
     assert ended.code == 0, ended.err

@@ -52,7 +52,7 @@ def choose_directory(parent: Path, *, resume: bool, restarted: bool) -> Path:
     """A run directory below `parent`: a new one, or with `resume` the latest.
 
     A command that torchrun has `restarted` takes the one that it began itself, and none from
-    before it.
+    before it. Raises `UsageError` where there is nothing to resume.
     """
     numbers = [p for p in parent.iterdir() if p.name.isdecimal()] if parent.is_dir() else []
     latest = max(numbers, key=lambda p: int(p.name), default=None)
@@ -60,6 +60,11 @@ def choose_directory(parent: Path, *, resume: bool, restarted: bool) -> Path:
         latest = None
     if latest is not None and (resume or restarted):
         return latest
+    if resume and not restarted:
+        raise UsageError(
+            f"--resume: {parent} has no run to resume. Give --out RUN, or remove --resume to start "
+            "one."
+        )
     return create_next(parent)
 
 

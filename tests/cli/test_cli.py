@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
+from rescue_cli.analysis.study import study_files
 from rescue_cli.recipe import find, load, names
 from tests.conftest import Ended, Rescue
 
@@ -106,6 +107,13 @@ def test_check_validates_all_that_is_shipped(rescue: Rescue) -> None:
     ended = rescue("recipes", "check")
     assert (ended.code, ended.err) == (0, "")
     assert ended.out.splitlines() == [f"{name}: valid" for name in names()]
+
+
+def test_study_without_a_name_lists_all(rescue: Rescue) -> None:
+    ended = rescue("study")
+    assert (ended.code, ended.out.splitlines()) == (0, list(study_files()))
+    assert "smith-momentum" in ended.out
+    assert json.loads(rescue("study", "--json").out) == list(study_files())
 
 
 # --- usage errors ---
@@ -342,6 +350,22 @@ def test_runs_are_numbered_from_0_and_a_table_shows_the_result(
     assert refused.notes[-1] == (
         "error: runs/quickstart/5: holds a run already. Use another --out, or --resume."
     )
+
+
+def test_resuming_without_a_run_starts_one_only_where_out_says_so(
+    rescue: Rescue, tmp_path: Path
+) -> None:
+    line = ("train", "--recipe", "quickstart", "--smoke", "--resume", *SMALL)
+    refused = rescue(*line)
+    assert (refused.code, refused.notes[-1]) == (
+        2,
+        "error: --resume: runs/quickstart has no run to resume. Give --out RUN, or remove --resume "
+        "to start one.",
+    )
+    assert written(tmp_path) == []
+    started = rescue(*line, "--out", "job")  # the first of a job script's starts
+    assert started.code == 0, started.err
+    assert "--resume: job holds no run yet, so training starts at step 0" in started.notes
 
 
 def test_resuming_a_finished_run_prints_its_result_and_another_recipe_is_refused(
