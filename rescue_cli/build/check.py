@@ -10,7 +10,7 @@ from rescue_cli.build.feeds import train_size
 from rescue_cli.build.losses import check_balance
 from rescue_cli.build.networks import check_weights, create_network, proxy_recipe
 from rescue_cli.build.optimizers import build_schedule, shared_max_norm
-from rescue_cli.build.own_code import try_own_code
+from rescue_cli.build.own_code import try_network, try_own_code
 from rescue_cli.errors import DataError, RescueError, UsageError
 from rescue_cli.recipe import SECTIONS, OptimItem, Recipe, from_text, schema
 from rescue_cli.sections.data import PACKAGED, channels_of, facts_of
@@ -30,9 +30,10 @@ def check_recipe(recipe: Recipe) -> None:
     """
     check_ingredients(recipe)
     try_own_code(recipe)
+    classes = facts_of(recipe.data.name, recipe.data).classes or 10
     try:
         with torch.device("meta"):
-            model = create_network(recipe, facts_of(recipe.data.name, recipe.data).classes or 10)
+            model = create_network(recipe, classes)
     except RescueError:
         raise
     except Exception as error:  # what an architecture raises has no common base
@@ -42,6 +43,7 @@ def check_recipe(recipe: Recipe) -> None:
             "Change its keys, or use another."
         ) from None
     check_weights(recipe, model)
+    try_network(recipe, model, classes)
     assign_parameters(model, recipe.optim)
     if any(item.layer_decay is not None for item in recipe.optim):
         layer_depths(model, recipe.model.name)

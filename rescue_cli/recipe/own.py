@@ -16,6 +16,7 @@ import os
 import re
 import stat
 import sys
+import traceback
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -451,6 +452,39 @@ def _load_entry_point(where: str, package: str, name: str, recorded: str | None)
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise UsageError(f"{where}: {package} cannot be imported: {reason}.") from error
+
+
+def describe_error(error: BaseException) -> str:
+    """The error on one line, and the last line of the user's files that it passed through:
+    `TypeError: ... (mine.py, line 12, in focal, with logits (2, 10), targets (2,))`.
+    """
+    reason = " ".join(f"{type(error).__name__}: {error}".split())[:300].rstrip(".")
+    where = _own_place(error)
+    return f"{reason} ({where})" if where else reason
+
+
+def passed_own_code(error: BaseException) -> bool:
+    """Whether it was raised in or below a function of the user's files."""
+    return bool(_own_place(error))
+
+
+def _own_place(error: BaseException) -> str:
+    """File, line, function and the shapes of its arguments; empty where none is the user's."""
+    files = {module.__file__ for module in REGISTRY.modules.values()}
+    frames = [
+        (frame, line)
+        for frame, line in traceback.walk_tb(error.__traceback__)
+        if frame.f_code.co_filename in files
+    ]
+    if not frames:
+        return ""
+    frame, line = frames[-1]
+    code = frame.f_code
+    arguments = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+    values = {name: getattr(frame.f_locals.get(name), "shape", None) for name in arguments}
+    shapes = [f"{name} {tuple(shape)}" for name, shape in values.items() if shape is not None]
+    given = f", with {', '.join(shapes)}" if shapes else ""
+    return f"{code.co_filename}, line {line}, in {code.co_qualname}{given}"
 
 
 def require(own: Own, names: Sequence[str], kind: str) -> None:

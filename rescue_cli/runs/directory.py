@@ -177,12 +177,13 @@ def _is_same_folder(key: str, a: Any, b: Any) -> bool:
 def remove_unstarted(path: Path) -> None:
     """Removes the files of a prepared run, if nothing was trained and no process works on it."""
     run = RunDirectory(path)
-    if run.metrics.exists() or run.last.exists() or run.result.exists() or is_in_use(path):
+    trained = run.metrics.exists() and run.metrics.stat().st_size > 0
+    if trained or run.last.exists() or run.result.exists() or is_in_use(path):
         return
     if run.recipe.exists():
         remove_copies(path, recipe_in(path).code)
     prepared = (run.recipe, run.command, run.environment, run.failure, run.log, run.lock)
-    for file in (*prepared, run.samples, run.data, run.listing):
+    for file in (*prepared, run.metrics, run.samples, run.data, run.listing):
         file.unlink(missing_ok=True)
     with contextlib.suppress(OSError):  # not empty, or already gone
         path.rmdir()

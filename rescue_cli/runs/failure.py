@@ -21,6 +21,7 @@ from rescue_cli.errors import (
     UsageError,
 )
 from rescue_cli.recipe import Recipe
+from rescue_cli.recipe.own import describe_error, passed_own_code
 from rescue_cli.rundir import FailureRecord, RunDirectory, write_failure
 from rescue_cli.sections.data import memory
 
@@ -31,7 +32,9 @@ NO_MEMORY = ("out of memory", "_STATUS_ALLOC_FAILED", "can't allocate memory")
 
 
 def explain_error(error: BaseException, recipe: Recipe) -> BaseException:
-    """The error, or for out of memory and too small images one that names the recipe's key."""
+    """The error, or one that names the key where memory runs out or images are too small, and the
+    file and line where code of the user's own raised it.
+    """
     text = str(error)
     if any(message in text for message in TOO_SMALL):
         sizes = ", ".join(map(str, recipe.eval.sizes))
@@ -41,7 +44,11 @@ def explain_error(error: BaseException, recipe: Recipe) -> BaseException:
         )
     exhausted = isinstance(error, torch.OutOfMemoryError | MemoryError)
     if not exhausted and not any(message in text for message in NO_MEMORY):
-        return error
+        return (
+            UsageError(f"code of your own: {describe_error(error)}")
+            if passed_own_code(error)
+            else error
+        )
     first_line, *_ = text.splitlines() or [type(error).__name__]
     why = f"the memory of the device ({first_line[:120]})"
     if _passed_through(error, memory.__file__, "__init__"):

@@ -77,7 +77,9 @@ def work(path: Path, *, progress: bool = True, told: set[str] | None = None) -> 
                 _train(run, recipe, machine, start, progress, told, profiled=profiled)
             else:
                 _evaluate(run, recipe, machine, start, progress)
-        except (RuntimeError, MemoryError) as error:
+        except RescueError:
+            raise
+        except Exception as error:  # also what code of the user's own raises
             raise explain_error(error, recipe) from error
 
 

@@ -257,7 +257,32 @@ WRONG = {
     ),
     "an error when it is tried": (
         "loss={name: bad.py:fails}",
-        "loss (bad.py:fails): fails when it is tried: KeyError: 'nothing'",
+        "loss (bad.py:fails): fails when it is tried: KeyError: 'nothing' (bad.py, line 4, "
+        "in fails, with logits (2, 10), targets (2,))",
+    ),
+    "a network for colour": (
+        "model={name: bad.py:Colour}",
+        "model (bad.py:Colour): fails on images of the shape (2, 1, 28, 28), by "
+        "data.name=fashion-mini and data.train_size=28: RuntimeError: Given groups=1, weight of "
+        "size [10, 3, 1, 1], expected input[2, 1, 28, 28] to have 3 channels, but got 1 channels instead (bad.py, line 14, in "
+        "Colour.forward, with images (2, 1, 28, 28)). Make it take this shape (its parameter "
+        "`channels` is 1 here).",
+    ),
+    "a network for one size": (
+        ("model={name: bad.py:Fixed}", "eval.sizes=[28,32]"),
+        "model (bad.py:Fixed): fails on images of the shape (2, 1, 32, 32), by "
+        "data.name=fashion-mini and eval.sizes=32: RuntimeError: ",
+    ),
+    "a network without logits": (
+        "model={name: bad.py:maps}",
+        "model (bad.py:maps): returns (2, 10, 28, 28) for images of the shape (2, 1, 28, 28), "
+        "and must return logits of the shape (2, 10): one for each of `classes`.",
+    ),
+    "a network of timm's for another size": (
+        "model={name: vit_tiny_patch16_224}",
+        "model (vit_tiny_patch16_224): fails on images of the shape (2, 1, 28, 28), by "
+        "data.name=fashion-mini and data.train_size=28: AssertionError: Input height (28) doesn't "
+        "match model (224). Use another size or model.",
     ),
     "an optimizer that takes no decay": (
         "optim={name: bad.py:undecayed, lr: 1, weight_decay: 0}",
@@ -288,18 +313,49 @@ def undecayed(params, lr: float): return None
 def words(step): return ["fast"]
 def named(classes, weights: str = ""): return None
 class Empty: pass
+from torch import nn
+class Colour(nn.Conv2d):
+    def __init__(self, classes):
+        super().__init__(3, classes, 1)
+    def forward(self, images):
+        return super().forward(images).mean((2, 3))
+def maps(classes): return nn.Conv2d(1, classes, 1)
+class Fixed(nn.Sequential):
+    def __init__(self, classes):
+        super().__init__(nn.Flatten(), nn.Linear(784, classes))
+    def forward(self, images):
+        assert images.mean().item() < 99, "what the meta device does not know"
+        return super().forward(images)
+def late(logits, targets):
+    return logits[:, 0] + targets.new_zeros(2)
 """
 
 
 @pytest.mark.parametrize(("override", "message"), WRONG.values(), ids=WRONG.keys())
 def test_mistakes_are_named_before_anything_starts(
-    override: str, message: str, rescue: Rescue, tmp_path: Path
+    override: str | tuple[str, ...], message: str, rescue: Rescue, tmp_path: Path
 ) -> None:
     write_ingredients(tmp_path)
     (tmp_path / "bad.py").write_text(BAD)
-    ended = rescue("train", "--with", "mine.py", "--with", "bad.py", "--out", "run", override)
+    overrides = (override,) if isinstance(override, str) else override
+    line = ("train", "--with", "mine.py", "--with", "bad.py", "--out", "run", *overrides)
+    for ended in (rescue(*line, "--dry-run"), rescue(*line)):
+        assert (ended.code, (tmp_path / "run").exists()) == (2, False)
+        assert f"error: {message}" in ended.err
+
+
+def test_what_fails_at_the_first_step_names_the_line_and_the_shapes(
+    rescue: Rescue, tmp_path: Path
+) -> None:
+    (tmp_path / "bad.py").write_text(BAD)
+    line = ("train", "--with", "bad.py", "--out", "run", "loss={name: bad.py:late}", *SMALL)
+    ended = rescue(*line)
     assert (ended.code, (tmp_path / "run").exists()) == (2, False)
-    assert f"error: {message}" in ended.err
+    assert ended.notes[-1] == (
+        "error: code of your own: RuntimeError: The size of tensor a (32) must match the size of "
+        "tensor b (2) at non-singleton dimension 0 (bad.py, line 23, in late, with "
+        "logits (32, 10), targets (32,))"
+    )
 
 
 def test_the_option_for_shipped_networks_names_the_key(rescue: Rescue, tmp_path: Path) -> None:
