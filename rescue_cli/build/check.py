@@ -13,6 +13,7 @@ from rescue_cli.build.optimizers import build_schedule, shared_max_norm
 from rescue_cli.build.own_code import try_network, try_own_code
 from rescue_cli.errors import DataError, RescueError, UsageError
 from rescue_cli.recipe import SECTIONS, OptimItem, Recipe, from_text, schema
+from rescue_cli.recipe.own import refuse_unused
 from rescue_cli.sections.data import PACKAGED, channels_of, facts_of
 from rescue_cli.sections.model import GhostBatchNorm2d, group_count
 from rescue_cli.sections.model.weights import read_metadata
@@ -50,6 +51,8 @@ def check_recipe(recipe: Recipe) -> None:
     for module in model.modules():
         if isinstance(module, GhostBatchNorm2d):
             group_count(recipe.train.device_batch_size, module.size)
+    if recipe.teacher.name == "none":  # a teacher's weights are read later, and may need a file
+        refuse_unused(recipe.code)
     if recipe.selection.name == "proxy":
         if recipe.train.micro_batches > 1:
             raise UsageError(

@@ -122,7 +122,7 @@ def check(
             autocompletion=_names_and_keys,
         ),
     ] = None,
-    _code: With = None,
+    code: With = None,
     sources: Annotated[
         bool,
         typer.Option("--sources", help="Check that each key of a paper's recipe has a source."),
@@ -137,6 +137,9 @@ def check(
         return
     from rescue_cli.build.check import check_recipe
 
+    if code:  # a file may be for one of the recipes alone
+        for each in chosen:
+            recipes.load(each, overrides)
     for each in chosen:
         check_recipe(recipes.load(each, overrides))
         print(f"{each}: valid")

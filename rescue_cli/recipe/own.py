@@ -44,6 +44,7 @@ class Registry:
     """What this process knows of the user's files, by hash: a hash stands for one content."""
 
     given: dict[str, str] = field(default_factory=dict)  # hashes by file name, of `--with`
+    named: set[str] = field(default_factory=set)  # files that a recipe names which was read
     contents: dict[str, tuple[Path, bytes]] = field(default_factory=dict)
     copies: dict[str, list[Path]] = field(default_factory=dict)  # where they may lie
     of_weights: dict[str, set[str]] = field(default_factory=dict)  # hashes by file name
@@ -92,6 +93,7 @@ def find_code(sections: Mapping[str, Any], recorded: Code, where: str) -> dict[s
     code: dict[str, str] = {}
     for source in sorted({source for source, _ in filter(None, map(split_name, _names(sections)))}):
         now = REGISTRY.given.get(source) if source.endswith(".py") else _version(source)
+        REGISTRY.named.add(source)
         of_weights = REGISTRY.of_weights.get(source, set())
         known = recorded.get(source, now) or (min(of_weights) if len(of_weights) == 1 else None)
         if source.endswith(".py") and now is not None and known != now:
@@ -102,6 +104,19 @@ def find_code(sections: Mapping[str, Any], recorded: Code, where: str) -> dict[s
         if known is not None:
             code[source] = known
     return code
+
+
+def refuse_unused(code: Code) -> None:
+    """Raises `UsageError` for a file of `--with` in which no recipe names anything; `code` is that
+    of the command's recipe.
+    """
+    unused = next((name for name in REGISTRY.given if name not in REGISTRY.named), None)
+    if unused is not None:
+        others = f" (its code: {', '.join(code)})" if code else ""
+        raise UsageError(
+            f"--with: {unused}: the recipe names nothing in that file{others}, so it would not be "
+            f"used. Remove it; a recipe names it as model.name={unused}:NAME."
+        )
 
 
 def names_code(sections: Mapping[str, Any]) -> bool:

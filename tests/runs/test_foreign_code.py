@@ -64,7 +64,7 @@ def foreign(attackers: Path, rescue: Rescue, tmp_path: Path) -> Path:
 def trusted(users: Path, rescue: Rescue, tmp_path: Path) -> Path:
     """A run of the user's own, whose file was given to a command here."""
     run = Path(shutil.copytree(users, tmp_path / "run"))
-    assert rescue("plan", "--with", run / "code" / "mine.py").code == 0
+    assert rescue("plan", "-r", run / "recipe.yaml", "--with", run / "code" / "mine.py").code == 0
     assert rescue("eval", "run", "--out", "before").code == 0
     return run
 
@@ -150,6 +150,23 @@ def test_it_runs_where_the_user_gives_it_and_from_then_on(
     mark.unlink()
     assert rescue("eval", "run").code == 0
     assert mark.exists()
+
+
+@pytest.mark.parametrize(
+    "call", [("eval", "run"), ("predict", "run", "run/curves.png"), ("train", "--dry-run")],
+    ids=lambda call: call[0],
+)  # fmt: skip
+def test_a_file_that_is_not_used_is_refused(
+    call: tuple[str, ...], trusted: Path, rescue: Rescue
+) -> None:
+    shutil.copy(trusted / "code" / "mine.py", "other.py")
+    ended = rescue(*call, "--with", "other.py")
+    of_run = " (its code: mine.py)" if "run" in call else ""
+    assert (ended.code, ended.notes[-1]) == (
+        2,
+        f"error: --with: other.py: the recipe names nothing in that file{of_run}, so it would not "
+        "be used. Remove it; a recipe names it as model.name=other.py:NAME.",
+    )
 
 
 def test_a_recipe_alone_runs_no_file_beside_it(mark: Path, rescue: Rescue, tmp_path: Path) -> None:

@@ -264,9 +264,9 @@ WRONG = {
         "model={name: bad.py:Colour}",
         "model (bad.py:Colour): fails on images of the shape (2, 1, 28, 28), by "
         "data.name=fashion-mini and data.train_size=28: RuntimeError: Given groups=1, weight of "
-        "size [10, 3, 1, 1], expected input[2, 1, 28, 28] to have 3 channels, but got 1 channels instead (bad.py, line 14, in "
-        "Colour.forward, with images (2, 1, 28, 28)). Make it take this shape (its parameter "
-        "`channels` is 1 here).",
+        "size [10, 3, 1, 1], expected input[2, 1, 28, 28] to have 3 channels, but got 1 "
+        "channels instead (bad.py, line 14, in Colour.forward, with images (2, 1, 28, 28)). Make "
+        "it take this shape (its parameter `channels` is 1 here).",
     ),
     "a network for one size": (
         ("model={name: bad.py:Fixed}", "eval.sizes=[28,32]"),
