@@ -16,7 +16,7 @@ from rescue_cli.recipe.changes import (
     format_recipe_value,
     is_path,
 )
-from rescue_cli.rundir import RunDirectory, read_identity
+from rescue_cli.rundir import RunDirectory, read_environment, read_identity
 
 Values = Mapping[str, Any]  # by dotted key
 Trained = tuple[Mapping[str, Any], Values | None]  # the recipe's tree, and `data_fingerprints`
@@ -96,16 +96,25 @@ def check_same_recipe(procedures: Mapping[Path, Values]) -> None:
     all_known = all(
         folder in fingerprints for folder in procedures if RunDirectory(folder).result.is_file()
     )
+    # each seed's evaluation is of its own weights
+    evaluated = all(map(_is_evaluation, procedures))
     compared = {
         folder: {
             key: value
             for key, value in values.items()
-            if key != SEED and not (all_known and is_path(key, value))
+            if key != SEED
+            and not (all_known and is_path(key, value))
+            and not (evaluated and key == WEIGHTS[0])
         }
         for folder, values in procedures.items()
     }
     _check_equal(compared, "recipe.yaml")
     _check_equal(fingerprints, "data.json")
+
+
+def _is_evaluation(folder: Path) -> bool:
+    run = RunDirectory(folder)
+    return run.environment.is_file() and read_environment(run)["verb"] == "eval"
 
 
 def check_same_test(results: Mapping[Path, Values]) -> None:

@@ -214,9 +214,12 @@ def _network(path: Path, result: Mapping[str, Any]) -> tuple[str, Path]:
     run = RunDirectory(path)
     if result.get("epochs") is not None or run.weights.is_file() or not run.recipe.is_file():
         return str(run.weights.resolve()), path
-    if path.absolute().parent.name == "evals":  # where `rescue eval RUN` writes
-        trained = RunDirectory(path.absolute().parents[1])
-        return str(trained.weights.resolve()), trained.path
+    # `rescue eval` writes to RUN/evals/N, and to SWEEP/evals/N/seed-S
+    place = path.absolute()
+    for trained in (place.parents[1], *(p / place.name for p in place.parents[2:3])):
+        run_of = RunDirectory(trained)
+        if "evals" in (place.parent.name, place.parents[1].name) and run_of.weights.is_file():
+            return str(run_of.weights.resolve()), trained
     weights = recipes.recipe_in(path).tree["model"].get("weights")
     if not isinstance(weights, str) or is_timm(weights):
         return str(weights or run.weights.resolve()), path

@@ -1,11 +1,14 @@
 """`rescue eval`: weights of a run or a file on test sets, at several sizes and crops."""
 
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from rescue_cli.api import evaluate_weights
+from rescue_cli.analysis.sweep import PREFIX, read_sweep, seed_folders, summarize_sweep
+from rescue_cli.api import Run, evaluate_weights
 from rescue_cli.cli import common
 from rescue_cli.cli.command import ComputingVerb, example_and_next
 from rescue_cli.cli.common import (
@@ -18,8 +21,12 @@ from rescue_cli.cli.common import (
     With,
     Workers,
 )
+from rescue_cli.cli.seed_sweep import print_sweep
+from rescue_cli.errors import DataError
+from rescue_cli.recipe import recipe_in
 from rescue_cli.rundir import RunDirectory, read_result
 from rescue_cli.runs.console import note
+from rescue_cli.runs.directory import check_folder, create_next
 
 app = common.verb()
 
@@ -35,7 +42,7 @@ def evaluate(
     weights: Annotated[
         str,
         typer.Argument(
-            metavar="RUN|FILE|timm:NAME", help="A run, a weights file, or timm weights."
+            metavar="RUN|FILE|timm:NAME", help="A run, a sweep, a weights file, or timm weights."
         ),
     ],
     overrides: Overrides = None,
@@ -53,16 +60,47 @@ def evaluate(
     workers: Workers = None,
 ) -> None:
     """Evaluate weights on test sets, at several sizes and crops; print one table."""
-    run = evaluate_weights(
-        weights,
-        [*common.with_lists(sets, sizes, crops, tta), *(overrides or [])],
+    evaluate_one = partial(
+        evaluate_weights,
+        overrides=[*common.with_lists(sets, sizes, crops, tta), *(overrides or [])],
         recipe=recipe,
         model=model,
-        out=out,
         device=device,
         procs=procs,
         workers=workers,
     )
+    folder = Path(weights)
+    if not RunDirectory(folder).recipe.is_file() and (seeds := seed_folders(folder)):
+        _evaluate_sweep(folder, seeds, evaluate_one, out, as_json=as_json)
+        return
+    run = evaluate_one(weights, out=out)
     result = read_result(RunDirectory(run.path), summarised=True)
     common.print_result(result, as_json=as_json)
     note(str(run.path))
+
+
+def _evaluate_sweep(
+    sweep: Path,
+    seeds: Mapping[int, Path],
+    evaluate_one: Callable[..., Run],
+    out: Path | None,
+    *,
+    as_json: bool,
+) -> None:
+    """Evaluates each finished run of a sweep; the evaluations are a sweep, too."""
+    trained = {seed: run for seed, run in seeds.items() if RunDirectory(run).result.is_file()}
+    if not trained:
+        raise DataError(f"{sweep}: none of its {len(seeds)} seeds has a result. Train it further.")
+    folder = create_next(sweep / "evals") if out is None else check_folder(out)
+    note(str(folder))
+    for seed, run in seeds.items():
+        if seed not in trained:
+            note(f"seed {seed}: has no result, and is left out")
+            continue
+        evaluate_one(str(run), out=folder / f"{PREFIX}{seed}")
+        note(f"seed {seed}: evaluated")
+    evaluated = read_sweep(folder)
+    name = recipe_in(next(iter(trained.values()))).name
+    summary = {"recipe": name, **summarize_sweep(evaluated)}
+    common.print_json(summary) if as_json else print_sweep(summary, evaluated)
+    note(str(folder))

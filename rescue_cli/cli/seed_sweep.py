@@ -121,7 +121,7 @@ def seed_sweep(
     sweep = read_sweep(folder)
     _write(sweep)
     summary = {"recipe": base.name, **summarize_sweep(sweep), **({"until": pair} if pair else {})}
-    common.print_json(summary) if as_json else _print(summary, sweep)
+    common.print_json(summary) if as_json else print_sweep(summary, sweep)
     note(str(folder))
     require_results(len(sweep.results), [run.how for run in sweep.missing.values()])
 
@@ -145,7 +145,7 @@ def _write(sweep: Sweep) -> None:
     draw_sweep(sweep)
 
 
-def _print(summary: dict[str, Any], sweep: Sweep) -> None:
+def print_sweep(summary: dict[str, Any], sweep: Sweep) -> None:
     """The table of the paper's Figure 1, then what the best seed is worth."""
     headings = ("set", "mean", "std", "max", "min", "seed 0", "95 % interval")
     rows = []

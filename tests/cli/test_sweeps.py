@@ -11,7 +11,8 @@ import pytest
 from safetensors.torch import load_file
 
 from rescue_cli import recipe as recipes
-from rescue_cli.analysis.sides import correct_predictions, load_predictions
+from rescue_cli.analysis.compare import choose_pairing
+from rescue_cli.analysis.sides import correct_predictions, load_predictions, load_side
 from rescue_cli.analysis.stats import Sample
 from rescue_cli.analysis.sweep import published_sample, read_sweep
 from rescue_cli.errors import DivergedError
@@ -254,6 +255,29 @@ def test_the_networks_of_a_sweep_are_paired_with_their_own_evaluations(
     assert found["how"] == ("paired t-test over seeds (the same networks, evaluated in two ways)")
     assert found["difference"] == pytest.approx(1.5)
     assert found["equal"]["epoch"] is None, "while training, flip was not measured"
+
+
+def test_a_sweep_is_evaluated_as_one_and_paired_with_its_evaluation(
+    rescue: Rescue, tmp_path: Path
+) -> None:
+    assert rescue("seed-sweep", "--out", "sweep", "--seeds", "2", "--smoke").code == 0
+    made_failure(tmp_path / "sweep" / "seed-2", DivergedError("nan"), seed=2)
+    shutil.copy(tmp_path / "sweep/seed-0/recipe.yaml", tmp_path / "sweep/seed-2/recipe.yaml")
+    recipe = (tmp_path / "sweep/seed-2/recipe.yaml").read_text()
+    (tmp_path / "sweep/seed-2/recipe.yaml").write_text(recipe.replace("seed: 0", "seed: 2"))
+    ended = rescue("eval", "sweep", "--tta", "none,flip", "--json")
+    assert ended.code == 0, ended.err
+    assert ended.notes[0] == ended.notes[-1] == "sweep/evals/0"
+    assert "seed 2: has no result, and is left out" in ended.notes
+    found = json.loads(ended.out)
+    assert (found["n"], list(found["sets"])) == (2, ["test none", "test flip"])
+    again = read_sweep(tmp_path / "sweep")
+    assert found["sets"]["test none"]["mean"] == np.mean([*again.values("test").values()])
+    side, evaluated = load_side("sweep"), load_side("sweep/evals/0#flip")
+    assert choose_pairing(side, evaluated).why == "the same networks, evaluated in two ways"
+    shutil.rmtree(tmp_path / "sweep" / "seed-0")
+    shutil.rmtree(tmp_path / "sweep" / "seed-1")
+    assert "sweep: none of its 3 seeds has a result." in rescue("eval", "sweep").err
 
 
 def test_numbers_alone_are_compared_and_too_few_of_them_claim_nothing(rescue: Rescue) -> None:
