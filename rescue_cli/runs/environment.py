@@ -143,16 +143,16 @@ def describe_environment(
 
     cores = len(os.sched_getaffinity(0))
     if (group := current_group()) is not None:
-        threads = group.threads
+        own_cores, launcher = group.threads, group.launch.launcher
     else:
-        threads = max(1, cores // (procs // nodes * share))
+        own_cores, launcher = max(1, cores // (procs // nodes * share)), None
     processor = _processor_name()
     return {
         "verb": verb,
         "device": device,
         "procs": procs,
-        "threads": threads,
-        "workers": default_workers(threads, device) if workers is None else workers,
+        "threads": _asked_threads(launcher) or own_cores,
+        "workers": default_workers(own_cores, device) if workers is None else workers,
         "cache": os.environ.get("RESCUE_CACHE", str(cache)),
         "seed": seed,
         "device_name": torch.cuda.get_device_name() if device == "cuda" else processor,
@@ -167,6 +167,19 @@ def describe_environment(
         "commit": _commit(),
         **{name: importlib.metadata.version(name) for name in PACKAGES},
     }
+
+
+def _asked_threads(launcher: str | None) -> int | None:
+    """The threads of a process that OMP_NUM_THREADS asks for; raises `UsageError`."""
+    given = os.environ.get("OMP_NUM_THREADS")
+    if not given or launcher == "torchrun":  # which sets it to 1 where the user does not set it
+        return None
+    first = given.partition(",")[0].strip()  # those of nested regions follow
+    if not first.isdecimal() or int(first) < 1:
+        raise UsageError(
+            f"OMP_NUM_THREADS: '{given}' must be an integer of at least 1. Correct it or unset it."
+        )
+    return int(first)
 
 
 def default_workers(cores: int, device: str) -> int:

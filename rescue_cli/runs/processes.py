@@ -101,7 +101,6 @@ def _run_torchrun(path: Path, procs: int, max_restarts: int, nodes: Nodes, progr
             log_dir=str(logs), redirects=dict.fromkeys(range(int(progress), procs), Std.ALL)
         ),
     )
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # else torchrun warns; the worker sets threads
     if nodes.count > 1 and max_restarts == 0:
         threading.Thread(target=_exit_after_failure, args=[RunDirectory(path)], daemon=True).start()
     try:

@@ -218,7 +218,10 @@ def test_a_world_size_that_does_not_divide_the_micro_batches_names_those_that_do
     assert not run.exists(), "nothing was started"
 
 
-def test_processes_of_other_machines_take_no_core_of_this_one(tmp_path: Path) -> None:
+def test_processes_of_other_machines_take_no_core_of_this_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     found = [
         describe_environment(
             verb="train",

@@ -1,4 +1,4 @@
-"""How many loader workers a process gets when nobody says."""
+"""How many threads and loader workers a process gets, asked and unasked."""
 
 from pathlib import Path
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from rescue_cli.errors import UsageError
 from rescue_cli.runs.environment import default_workers, describe_environment
 
 
@@ -18,6 +19,7 @@ def test_workers_follow_the_cores_of_a_process(cores: int, cpu: int, cuda: int) 
 
 def test_what_is_recorded_is_what_is_given_or_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(32)))
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
 
     def recorded(device: str, workers: int | None) -> Any:
@@ -29,3 +31,22 @@ def test_what_is_recorded_is_what_is_given_or_chosen(monkeypatch: pytest.MonkeyP
     assert recorded("cuda", None) == (16, 15)
     assert recorded("cpu", None) == (16, 8)
     assert recorded("cuda", 3) == (16, 3)
+
+
+def test_each_process_takes_the_threads_that_omp_num_threads_says(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(32)))
+
+    def recorded(given: str) -> Any:
+        monkeypatch.setenv("OMP_NUM_THREADS", given)
+        environment = describe_environment(
+            verb="train", seed=0, device="cpu", procs=2, workers=None, cache=Path("cache")
+        )
+        return environment["threads"], environment["workers"]
+
+    assert recorded("3") == (3, 8), "its workers follow its cores all the same"
+    assert recorded("2,1") == (2, 8)
+    assert recorded("") == (16, 8), "as unset"
+    with pytest.raises(UsageError, match="OMP_NUM_THREADS: '0' must be an integer of at least 1"):
+        recorded("0")
