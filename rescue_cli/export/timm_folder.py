@@ -11,7 +11,7 @@ from rescue_cli.errors import UsageError
 from rescue_cli.export.formats import Exportable, Inputs, Probabilities, softmax
 from rescue_cli.export.preprocessing import Pixels
 from rescue_cli.recipe import Recipe
-from rescue_cli.rundir import write_json
+from rescue_cli.rundir import write_atomically, write_json
 from rescue_cli.sections.data import imagenet_class_names
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
@@ -39,10 +39,11 @@ def check(recipe: Recipe) -> None:
 
 def write(network: Exportable, folder: Path) -> None:
     """Writes weights and configuration; `model_card.py` writes the card."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     tensors = {k: v.contiguous().clone() for k, v in network.network.state_dict().items()}
-    save_file(tensors, folder / WEIGHTS, {"format": "pt", **network.metadata})
+    content = save(tensors, {"format": "pt", **network.metadata})
+    write_atomically(folder / WEIGHTS, lambda file: file.write(content))
     write_json(folder / CONFIG, _configuration(network))
 
 

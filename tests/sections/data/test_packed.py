@@ -268,6 +268,8 @@ def test_an_index_is_mapped_and_broken_ones_are_made_again(
     index = names_of(dataset).index
     mapped = [getattr(index, name) for name in index_module.ARRAYS]
     assert all(isinstance(array.base, np.memmap) for array in mapped)
+    modes = {path.stat().st_mode for path in cache.glob("indexes/*") if path.is_dir()}
+    assert modes == {cache.stat().st_mode}, "other accounts read a cache that the umask shares"
     for file in cache.glob("indexes/*/labels.npy"):
         file.write_bytes(file.read_bytes()[:-3])
     for file in cache.glob("indexes/*.json"):

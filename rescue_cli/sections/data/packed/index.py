@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import tempfile
+import uuid
 import zipfile
 import zlib
 from array import array
@@ -192,8 +193,8 @@ def _read(kept: Path) -> PackedIndex | None:
 def _keep(kept: Path, table: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> PackedIndex:
     """Writes the index whole or not at all; elsewhere, for this process, where that fails."""
     try:
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(dir=kept.parent, prefix=".partial-"))
+        folder = kept.parent / f".partial-{uuid.uuid4().hex}"
+        folder.mkdir(parents=True)  # not by mkdtemp: a shared cache is read by other accounts
     except OSError:
         folder, kept = Path(tempfile.mkdtemp(prefix="rescue-index-")), Path()
     try:
