@@ -127,6 +127,7 @@ def test_reports_and_recipes_never_import_torch() -> None:
         "main(['recipes', 'diff', 'quickstart', 'pytorch'])",
         "main(['recipes', 'nosuch'])",
         "main(['models'])",
+        "main(['export', 'runs/x', '--to', 'timm', '--from-pixels'])",
     ],
 )
 def test_what_needs_no_torch_does_not_import_it(code: str) -> None:

@@ -52,8 +52,6 @@ def export(
     workers: Workers = None,
 ) -> None:
     """Write a network in other programs' formats, and compare each file on the test images."""
-    from rescue_cli.export.run import raise_fault
-
     exported = api.export_weights(
         weights,
         to or [],
@@ -66,6 +64,8 @@ def export(
         push=push,
         workers=workers,
     )
+    from rescue_cli.export.run import raise_fault  # imports torch: after what needs none
+
     if as_json:
         common.print_json([one.as_json() for one in exported])
     else:

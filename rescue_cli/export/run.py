@@ -50,22 +50,27 @@ FORMATS: Mapping[str, Format] = {
 
 @dataclass(frozen=True)
 class Exported:
-    """A written network; `fault` says why it is not to be used, where it is not."""
+    """A written network; `fault` says why it is not to be used, where it is not.
+
+    `takes` and `gives` are None where the file was written before.
+    """
 
     format: str
     folder: Path | None
     comparison: Comparison | None
     fault: str | None
-    takes: str = ""
-    gives: str = ""
+    takes: str | None = None
+    gives: str | None = None
 
     def lines(self) -> list[str]:
         """For people: what was compared, and what the file takes and gives."""
         if self.comparison is None:
             return [f"{self.format}: {self.fault}"]
         first, *more = self.comparison.sentences()
-        if self.takes:
+        if self.takes is not None:
             more.append(f"takes {self.takes}; gives {self.gives}")
+        if self.fault is not None:
+            more.append(f"failed: {self.fault}")
         return [f"{self.format}: {first}", *(f"  {line}" for line in more)]
 
     def as_json(self) -> dict[str, Any]:
@@ -171,11 +176,6 @@ def _check_formats(formats: Sequence[str], request: Request) -> None:
                 f"--to {name}: needs the package {missing[0]}. Install it: pip install "
                 "'rescue[export]'"
             )
-    if request.from_pixels and "timm" in formats:
-        raise UsageError(
-            "--from-pixels: a timm folder has no graph to hold the preprocessing; its config.json "
-            "says it. Export timm in a command without it."
-        )
 
 
 def _own(request: Request, formats: Sequence[str]) -> Iterator[tuple[str, _Own]]:

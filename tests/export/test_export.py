@@ -1,6 +1,7 @@
 """`rescue export`: what other programs compute from the files, and what is refused."""
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable, Iterable
@@ -135,10 +136,9 @@ def test_timm_loads_the_folder_and_a_change_to_it_is_noticed_later(
     ended = rescue("export", run, "--to", "timm", "--subset", "4", "--check-only")
     assert ended.code == 1
     assert "timm: 4 of 4 same class" in ended.out
-    assert ended.notes[-1] == (
-        "error: timm: model.safetensors is not the file that was compared when it was written "
-        f"(SHA-256). It is in {folder}; do not use it."
-    )
+    fault = "model.safetensors is not the file that was compared when it was written (SHA-256)"
+    assert ended.out.splitlines()[-1] == f"  failed: {fault}"
+    assert ended.notes[-1] == f"error: timm: {fault}. It is in {folder}; do not use it."
 
 
 @pytest.mark.slow
@@ -362,6 +362,20 @@ CHANGES: dict[str, Callable[[Path], None]] = {
     "torch-export": change_torch_program,
     "timm": change_timm,
 }
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077])
+def test_written_files_are_readable_as_the_umask_says(
+    umask: int, trained: Path, tmp_path: Path
+) -> None:
+    network = export_run.exportable(load_classifier(trained, "cpu"), from_pixels=False)
+    before = os.umask(umask)
+    try:
+        timm_folder.write(network, tmp_path)
+    finally:
+        os.umask(before)
+    modes = {file.name: file.stat().st_mode & 0o777 for file in tmp_path.iterdir()}
+    assert modes == dict.fromkeys(("config.json", "model.safetensors"), 0o666 & ~umask)
 
 
 @pytest.mark.parametrize("name", CHANGES)
