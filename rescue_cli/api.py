@@ -208,7 +208,7 @@ def train_in(
     """
     from rescue_cli.report.pictures import draw_run
     from rescue_cli.runs.directory import is_finished
-    from rescue_cli.runs.single import prepare_training, run_training
+    from rescue_cli.runs.single import describe_restart, prepare_training, run_training
 
     say = note if launch.progress else _say_nothing
     finished = resume and is_finished(path)
@@ -220,6 +220,8 @@ def train_in(
     say(f"{recipe.name} on {launch.device}, {format_count(launch.procs, 'process')}")
     if launch.idle_gpus:
         say(launch.idle_gpus)
+    if resume and (restart := describe_restart(path, recipe, new=new)):
+        say(restart)
     run_training(path, launch, new=new)
     if launch.nodes.rank == 0:
         draw_run(path)
@@ -429,14 +431,19 @@ def export_weights(
     """As `export`, with what did not pass. With `check_only` nothing is written; `push` is the
     repository that a timm folder is uploaded to once all have passed.
     """
-    from rescue_cli.export import hub
-    from rescue_cli.export.run import Request, check_again, run
-
     formats = list(dict.fromkeys(formats))
     if not formats:
         raise UsageError("--to: no format. Give --to onnx, --to torch-export or --to timm.")
     if push is not None and "timm" not in formats:
         raise UsageError("--push: uploads a timm folder. Add --to timm.")
+    if from_pixels and "timm" in formats:
+        raise UsageError(
+            "--from-pixels: a timm folder has no graph to hold the preprocessing; its config.json "
+            "says it. Export timm in a command without it."
+        )
+    from rescue_cli.export import hub  # which imports torch
+    from rescue_cli.export.run import Request, check_again, run
+
     folder = Path(given).expanduser()
     parent = folder if folder.is_dir() else Path("runs", f"export-{Path(given).stem}")
     request = Request(

@@ -162,6 +162,17 @@ def run_training(path: Path, launch: Launch, *, new: bool) -> None:
         raise
 
 
+def describe_restart(path: Path, recipe: Recipe, *, new: bool) -> str | None:
+    """Why a run that is to resume begins at step 0; None where it has a checkpoint.
+
+    What is resumed says itself at which step.
+    """
+    if RunDirectory(path).last.exists() or recipe.fits_head:  # the latter takes no steps
+        return None
+    what = "no run" if new else "no checkpoint"
+    return f"{path}: there is {what} to resume; training starts at step 0"
+
+
 def train_part(
     path: Path,
     recipe: Recipe,
@@ -185,6 +196,8 @@ def train_part(
         note(f"{path}: {recipe.train.epochs:g} epochs, seed {recipe.train.seed}")
     launch = replace(plan_launch(recipe.train, device, procs, workers=workers), told=told)
     new = prepare_training(path, recipe, launch, folder / ".cache", resume=True)
+    if not new and (restart := describe_restart(path, recipe, new=new)):
+        note(restart)
     try:
         run_training(path, launch, new=new)
     except DivergedError as error:

@@ -372,9 +372,11 @@ def test_resuming_a_finished_run_prints_its_result_and_another_recipe_is_refused
     rescue: Rescue,
 ) -> None:
     line = ("train", "--recipe", "quickstart", "--smoke", "--json", "--out", "here", *SMALL)
-    first = rescue(*line)
+    first = rescue(*line, "--resume")
+    assert "here: there is no run to resume; training starts at step 0" in first.notes
     again = rescue(*line, "--resume")
     assert again.code == 0
+    assert "starts at step 0" not in again.err
     assert json.loads(again.out) == json.loads(first.out)
     other = rescue(*line, "--resume", "optim.lr=0.5")
     assert (other.code, other.out) == (2, "")

@@ -127,6 +127,7 @@ def test_a_run_that_others_wait_for_records_what_it_lacks(
     photos.rename(tmp_path / "later")
     again = rescue("train", "--resume", "--out", "run")
     assert again.code == 0, again.err
+    assert "run: there is no checkpoint to resume; training starts at step 0" in again.notes
     assert not run.failure.exists()
 
 
