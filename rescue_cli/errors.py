@@ -92,11 +92,14 @@ def from_code(message: str, exit_code: int) -> RescueError:
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """A question that names the nearest known word, else a list of all of them."""
+    """A question that names the nearest known word, the first of several; else all of them."""
     words = list(known)
-    near = difflib.get_close_matches(word, words, n=1)
-    if near:
-        return f"Did you mean '{near[0]}'?"
+
+    def distance(name: str) -> tuple[float, str]:
+        return -difflib.SequenceMatcher(None, name, word).ratio(), name
+
+    if near := difflib.get_close_matches(word, words, n=len(words) or 1):
+        return f"Did you mean '{min(near, key=distance)}'?"
     return f"Known: {', '.join(sorted(words))}." if words else ""
 
 

@@ -116,18 +116,22 @@ def format_record(name: str) -> str | None:
 
 
 def recorded_results(name: str, differs: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The latest result of each seed on record whose changes to the recipe are `differs`.
+    """The results on record, one of each seed, of runs whose changes to the recipe are `differs`:
+    those of one command where it trained all of these seeds, else the latest of each.
 
     Keys in `NOT_PROCEDURE` are not changes.
     """
     path = record_path(name)
     runs = read_json(path)["runs"] if path.exists() else []
     wanted = _procedure(differs)
-    return list(
-        {
-            run["seed"]: run["result"] for run in runs if _procedure(run["differs"]) == wanted
-        }.values()
-    )
+    latest: dict[int, Mapping[str, Any]] = {}
+    by_command: dict[str, dict[int, Mapping[str, Any]]] = {}
+    for run in runs:
+        if _procedure(run["differs"]) == wanted:
+            latest[run["seed"]] = run["result"]
+            by_command.setdefault(run["command"], {})[run["seed"]] = run["result"]
+    complete = [results for results in by_command.values() if results.keys() == latest.keys()]
+    return list([latest, *complete][-1].values())
 
 
 def changed_keys(recipe: Recipe) -> dict[str, Any]:

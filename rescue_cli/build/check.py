@@ -2,6 +2,7 @@
 
 import importlib.util
 import math
+import warnings
 from collections.abc import Sequence
 
 import torch
@@ -33,7 +34,8 @@ def check_recipe(recipe: Recipe) -> None:
     try_own_code(recipe)
     classes = facts_of(recipe.data.name, recipe.data).classes or 10
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it is built again to be trained
             model = create_network(recipe, classes)
     except RescueError:
         raise

@@ -33,16 +33,20 @@ def list_recipes(context: typer.Context, as_json: Json = False) -> None:
     if as_json:
         common.print_json(summaries)
         return
-    rows = [
-        [
-            recipe["recipe"],
-            recipe["data"],
-            f"{recipe['epochs']:g}",
-            "-" if recipe["expected"] is None else f"{recipe['expected']:.2f}",
-            recipe["measured"] or "not run",
-        ]
-        for recipe in summaries
-    ]
+    rows, folder = [], ""
+    for recipe in summaries:
+        if (own := recipes.find(recipe["recipe"]).parent.name) != folder:
+            folder = own
+            rows.append([f"{folder}/", "", "", "", ""])
+        rows.append(
+            [
+                recipe["recipe"],
+                recipe["data"],
+                f"{recipe['epochs']:g}",
+                "-" if recipe["expected"] is None else f"{recipe['expected']:.2f}",
+                recipe["measured"] or "not run",
+            ]
+        )
     headings = ("recipe", "data", "epochs", "expected %", "measured %")
     out = common.console()
     out.print(common.table(headings, rows, words=("recipe", "data")))
@@ -75,9 +79,11 @@ def diff(a: Name, b: Name) -> None:
     if not differences:
         print(f"{a} and {b} train the same thing.")
         return
+    order = list(recipes.SECTIONS)
+    keys = sorted(differences, key=lambda key: order.index(key.partition(".")[0]))
     rows = [
-        [key, *("-" if value is None else changes.format_recipe_value(value) for value in values)]
-        for key, values in differences.items()
+        [key, *("-" if value is None else changes.format_recipe_value(value) for value in differences[key])]
+        for key in keys
     ]
     common.console().print(common.table(("key", a, b), rows, words=("key", a, b)))
 
@@ -96,7 +102,8 @@ def copy(
     source = recipes.find(name)
     text = recipes.read_text(source)
     text = re.sub(rf"^name: {re.escape(source.stem)}$", f"name: {file.stem}", text, flags=re.M)
-    text = re.sub(rf"^(# .*--recipe ){re.escape(source.stem)}\b", rf"\1{file}", text)
+    copied = rf"\1{file}\2\n#\n# Copied from {source.stem}, whose description was:"
+    text = re.sub(rf"^(# .*--recipe ){re.escape(source.stem)}\b(.*)", copied, text)
     try:
         with file.open("x", encoding="utf-8") as target:
             target.write(text)

@@ -132,7 +132,7 @@ def run(request: Request, formats: Sequence[str]) -> list[Exported]:
     A folder of that name is there only if its file passed; one that did not is kept as
     FORMAT-failed. Raises `UsageError`, `DataError`.
     """
-    _check_formats(formats, request)
+    _check_formats(formats)
     for name in formats:
         if (folder := request.out / name).exists():
             raise UsageError(
@@ -144,7 +144,7 @@ def run(request: Request, formats: Sequence[str]) -> list[Exported]:
 
 def check_again(request: Request, formats: Sequence[str]) -> list[Exported]:
     """Compares what is in `out`/FORMAT, and writes nothing. Raises `UsageError`, `DataError`."""
-    _check_formats(formats, request)
+    _check_formats(formats)
     for name in formats:
         if not (folder := request.out / name).is_dir():
             raise UsageError(f"{folder}: there is no such folder. Leave --check-only out.")
@@ -167,7 +167,7 @@ def raise_fault(exported: Sequence[Exported]) -> None:
             raise RescueError(f"{one.format}: {one.fault}.{kept}")
 
 
-def _check_formats(formats: Sequence[str], request: Request) -> None:
+def _check_formats(formats: Sequence[str]) -> None:
     """Raises `UsageError` for formats that cannot be written here."""
     for name in formats:
         missing = [p for p in lookup("--to", name, FORMATS).packages if not find_spec(p)]

@@ -372,6 +372,11 @@ def test_the_recall_of_a_class_without_images_is_unknown_and_not_0() -> None:
     assert np.isnan(found.arrays(CLASSES)["per_class"]).tolist() == [False, False, True, False]
 
 
+def test_accuracy_is_the_percentage_without_an_error_of_rounding() -> None:
+    labels = [0] * 834 + [1] * 166
+    assert result_of(labels, [0] * 1000).metrics["top1"] == 83.4, "not 83.39999999999999"
+
+
 def test_classes_of_one_size_have_top_1_for_balanced_accuracy_and_no_column() -> None:
     found = result_of([0, 0, 1, 1], [0, 1, 1, 1])
     assert found.balanced_accuracy == found.accuracy(1)

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from rescue_cli.analysis.study import study_files
-from rescue_cli.recipe import find, load, names
+from rescue_cli.recipe import SECTIONS, find, load, names
 from tests.conftest import Ended, Rescue
 
 STABLE = {
@@ -40,7 +40,10 @@ def test_recipes_are_listed_one_a_row_in_80_columns(rescue: Rescue) -> None:
     assert max(map(len, lines)) <= 80
     assert lines[-1].startswith("measured: mean (seeds) of the unchanged recipe; partly: ")
     first_words = [line.split()[0] for line in lines[1:-1] if not line.startswith(" ")]
-    assert first_words == list(names())
+    folders = dict.fromkeys(file.parent.name for file in names().values())
+    assert [word for word in first_words if word.endswith("/")] == [f"{f}/" for f in folders]
+    assert [word for word in first_words if not word.endswith("/")] == list(names())
+    assert first_words[:2] == ["bag-of-tricks/", "bag-of-tricks"]
     (myrtle,) = (line for line in lines if line.startswith("myrtle-baseline "))
     assert myrtle.split()[:4] == ["myrtle-baseline", "cifar10", "24", "94.10"]
 
@@ -71,6 +74,8 @@ def test_diff_prints_the_keys_that_differ_side_by_side(rescue: Rescue) -> None:
     assert shown["loss.reduction"] == ["mean", "sum"]
     assert shown["augment.pad-crop.pad"] == ["2", "4"]
     assert not {"model.name", "augment.flip.p", "data.root", "name", "paper.title"} & set(shown)
+    sections = [key.partition(".")[0] for key in shown]
+    assert sections == sorted(sections, key=list(SECTIONS).index), "keys of one section together"
 
 
 def test_diff_with_itself_says_so(rescue: Rescue) -> None:
@@ -85,7 +90,8 @@ def test_copy_writes_a_recipe_that_loads_and_never_overwrites(
     assert rescue("recipes", "copy", "quickstart", "mine.yaml").out == "mine.yaml\n"
     copied = tmp_path / "mine.yaml"
     given = find("quickstart").read_text()
-    mine = given.replace("--recipe quickstart", "--recipe mine.yaml")
+    origin = "--recipe mine.yaml\n#\n# Copied from quickstart, whose description was:"
+    mine = given.replace("--recipe quickstart", origin)
     mine = mine.replace("name: quickstart", "name: mine")
     assert copied.read_text() == mine != given
     assert rescue("recipes", "check", "mine.yaml").out == "mine.yaml: valid\n"

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 import pytest
 from annotated_types import Ge, Gt, Interval, Le
 
-from rescue_cli.errors import UsageError
+from rescue_cli.errors import UsageError, did_you_mean
 from rescue_cli.recipe import schema as registry
 from rescue_cli.recipe.schema import (
     Fraction,
@@ -64,6 +64,11 @@ def test_an_unknown_ingredient_is_named_with_the_nearest_known_one() -> None:
     with pytest.raises(UsageError) as refused:
         registry.lookup("schedule.name", "cosin", SCHEDULES)
     assert str(refused.value) == "schedule.name: 'cosin' is not known. Did you mean 'cosine'?"
+
+
+def test_of_equally_near_names_the_first_is_suggested() -> None:
+    names = [f"tf_efficientnet_lite{number}" for number in range(5)]
+    assert did_you_mean("tf_efficientnet_lite", names) == "Did you mean 'tf_efficientnet_lite0'?"
 
 
 def test_a_missing_key_comes_with_its_rule_and_cure() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import statistics
 from pathlib import Path
 
 import pytest
@@ -150,14 +151,17 @@ def test_a_record_names_files_without_their_folders(rescue: Rescue, tmp_path: Pa
     assert str(tmp_path) not in json.dumps(entry)
 
 
-def test_a_seed_on_record_counts_once_and_by_its_latest_run() -> None:
-    """`quickstart` was measured at several commits, seed 0 three times."""
+def test_a_seed_on_record_counts_once_and_a_sweep_is_not_mixed_with_single_runs() -> None:
+    """`quickstart` has a sweep of ten seeds on record, and single runs of seed 0 besides."""
     runs = read_json(records.record_path("quickstart"))["runs"]
     whole = [run for run in runs if not set(run["differs"]) - set(records.NOT_PROCEDURE)]
     assert len(whole) > len({run["seed"] for run in whole}) == 10
-    latest = {run["seed"]: run["result"]["top1"] for run in whole}
-    assert [r["top1"] for r in records.recorded_results("quickstart", {})] == list(latest.values())
-    assert records.format_record("quickstart") == f"{sum(latest.values()) / 10:.2f} (10)"
+    sweep = [run["result"]["top1"] for run in whole if "seed-sweep" in run["command"]]
+    found = [result["top1"] for result in records.recorded_results("quickstart", {})]
+    assert found == sweep
+    assert records.format_record("quickstart") == "90.21 (10)"
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    assert f"| `quickstart` | - | 90.21 ± {statistics.stdev(sweep):.2f} (10, one sweep)" in readme
 
 
 def test_a_run_is_put_on_record_once() -> None:
