@@ -87,9 +87,8 @@ class Words:
         from rich.cells import cell_len
         from rich.measure import Measurement
 
-        parts = [cell_len(part.rstrip()) for part in _parts(self.text, r"\s/")]
         whole = max(map(cell_len, self.text.split("\n")))
-        return Measurement(max(parts, default=0), whole).with_maximum(options.max_width)
+        return Measurement(least_width(self.text), whole).with_maximum(options.max_width)
 
     def __rich_console__(self, _console: object, options: Any) -> Any:
         from rich.text import Text
@@ -100,6 +99,13 @@ class Words:
             for line in _break_lines(paragraph, options.max_width)
         ]
         yield Text("\n".join(lines), overflow="fold")
+
+
+def least_width(text: str) -> int:
+    """The width of the longest name in a text, which `Words` then keeps whole."""
+    from rich.cells import cell_len
+
+    return max((cell_len(part.rstrip()) for part in _parts(text, r"\s/")), default=0)
 
 
 def _parts(text: str, after: str) -> list[str]:

@@ -59,3 +59,22 @@ def test_a_note_breaks_between_words_on_a_terminal_and_nowhere_on_a_pipe(
     assert capsys.readouterr().err.splitlines() == [
         "two words", "  --from", PATH, "sets: data.name=folder and more",
     ]  # fmt: skip
+
+
+def test_headings_of_numbers_break_before_a_name_or_a_figure_does(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    headings = ["row", "procedure", "paper val %", "measured %", "time (s)"]
+    row = ["1", "pytorch", "76.10", "64.71 ± 2.90 (3)", "1041"]
+
+    def printed(width: int) -> list[str]:
+        monkeypatch.setenv("COLUMNS", str(width))
+        common.console().print(common.table(headings, [row], words=["procedure"]))
+        return [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+
+    assert printed(80)[0] == "row  procedure  paper val %        measured %  time (s)"
+    assert printed(54) == [
+        "                paper",
+        "row  procedure  val %        measured %  time (s)",
+        "  1  pytorch    76.10  64.71 ± 2.90 (3)      1041",
+    ]

@@ -205,6 +205,7 @@ def estimate_max_lr(curves: Curves) -> RunEstimate:
     bound = min((rate for rate in bounds if rate is not None), default=None)
     rates = [turn.rate for turn in turns if turn.rate is not None]
     max_lr = min(rates) if rates and (bound is None or min(rates) < bound) else None
+    overfitting = overfitting_rates(curves.rates, curves.test_losses, curves.errors)
     unused = [] if curves.has_score else [f"{curves.score}: stays near 0 and is not used"]
     return RunEstimate(
         max_lr=max_lr,
@@ -212,7 +213,8 @@ def estimate_max_lr(curves: Curves) -> RunEstimate:
         bounded_above=bound,
         spacing=1.0 if max_lr is None else _spacing(curves.rates, max_lr),
         evidence=[*(turn.evidence for turn in turns), *unused],
-        overfitting=overfitting_rates(curves.rates, curves.test_losses, curves.errors),
+        # Where the run has lost what it learned it does not overfit
+        overfitting=[span for span in overfitting if bound is None or span[0] < bound],
         suggestions=suggest_rates(curves.rates, curves.train_losses),
     )
 

@@ -1,6 +1,5 @@
 """The runs of an LR range test: their plan and cost, their training, and what they say together."""
 
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -12,7 +11,14 @@ from rescue_cli.errors import DataError, UsageError
 from rescue_cli.formatting import format_duration
 from rescue_cli.recipe import Recipe, recipe_in, total_steps
 from rescue_cli.recipe.changes import given_keys, is_given, optim_path, without_lr_rule
-from rescue_cli.rundir import RunDirectory, check_keys, read_json, write_json, write_text
+from rescue_cli.rundir import (
+    RunDirectory,
+    check_keys,
+    read_json,
+    read_result,
+    write_json,
+    write_text,
+)
 from rescue_cli.rundir.reading import BOOLEAN, LIST, OBJECTS, POSITIVE
 from rescue_cli.runs.console import note
 from rescue_cli.runs.directory import command_line
@@ -54,8 +60,8 @@ class Plan:
         times = f"{len(full)} x " if len(full) > 1 else ""
         evaluations = sum(min(run.ramp.points, run.steps) for run in self.runs.values())
         return (
-            f"{len(self.runs)} runs, {times}{full[0].steps} + {half.steps} steps, "
-            f"{evaluations} evaluations of {self.images} test images"
+            f"{len(self.runs)} runs: {times}{full[0].steps} steps, and half as many "
+            f"({half.steps}) to confirm; {evaluations} evaluations of {self.images} test images"
         )
 
 
@@ -102,11 +108,10 @@ def train_runs(
     told: set[str] = set()
     for number, (name, run) in enumerate(plan.runs.items(), 1):
         note(f"run {number} of {len(plan.runs)}: {name}")
-        started = time.monotonic()
         diverged = train_part(folder / name, run.recipe, device, procs, workers, folder, told)
         left -= run.steps
         if left and not diverged:
-            spent = time.monotonic() - started
+            spent = _seconds(folder / name)  # with those before it was resumed
             rest = format_duration(spent * left / run.steps)
             note(f"{name} took {format_duration(spent)}; at most {rest} left")
         yield read_curves(
@@ -117,6 +122,12 @@ def train_runs(
             plan.classes,
             diverged=diverged,
         )
+
+
+def _seconds(run: Path) -> float:
+    """What a finished run took."""
+    result = read_result(RunDirectory(run))
+    return sum(float(result[f"seconds_{part}"]) for part in ("prepare", "train", "eval"))
 
 
 def rate_from(folder: Path, recipe: Recipe, given: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -233,8 +244,9 @@ class RangeTest:
         if not answer.trusted:
             lines.append(answer.advice(self.ramp))
         fastai = self.estimates[0].suggestions
+        alone = "" if answer.trusted else " alone, which these runs do not confirm"
         shown = ", ".join(f"{k} {'-' if v is None else f'{v:.3g}'}" for k, v in fastai.items())
-        lines.append(f"fastai's suggestions, from the training loss: {shown}")
+        lines.append(f"fastai's suggestions, from the training loss{alone}: {shown}")
         return lines
 
 

@@ -32,7 +32,8 @@ def train_seeds(base: Recipe, seeds: Sequence[int], sweep: Sweep, jobs: Jobs) ->
     runs = {sweep.path / f"{PREFIX}{s}": base.with_seed(s) for s in seeds}
     mean = RunningMean(sweep)
     missing = find_missing(runs)
-    with record_planned(runs), Progress(missing) as progress:
+    ended_before = len(runs) - len(missing)
+    with record_planned(runs), Progress(missing, before=ended_before) as progress:
         for ended in jobs.train(missing):
             progress.print_end(ended, mean.add(ended))
 
@@ -56,8 +57,9 @@ class RunningMean:
             return f"seed {seed}: {error}"
         self.scores[seed] = score(result["sets"][0])
         all_seeds = sample([self.scores[seed] for seed in sorted(self.scores)])
-        spread = "" if all_seeds.std is None else f" ± {all_seeds.std:.2f}"
-        return f"seed {seed}: mean {all_seeds.mean:.2f}{spread} %"
+        if all_seeds.std is None:
+            return f"seed {seed}: {all_seeds.mean:.2f} %"
+        return f"seed {seed}: mean {all_seeds.mean:.2f} ± {all_seeds.std:.2f} %"
 
 
 # --- until a comparison is decided ---

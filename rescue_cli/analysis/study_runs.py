@@ -148,7 +148,8 @@ def train_missing(runs: Sequence[StudyRun], jobs: Jobs, budget: float | None) ->
     fresh = [run for run in waiting if run.start is None]
     continued = [run for run in waiting if run.start is not None]
     skipped = {run.path: run.epochs_before for run in waiting}
-    with Progress({run.path: run.recipe for run in waiting}, skipped) as progress:
+    recipes = {run.path: run.recipe for run in waiting}
+    with Progress(recipes, skipped, before=len(done)) as progress:
         for group in (fresh, continued):
             if group and time.monotonic() < deadline:
                 started = {run.path: run.recipe for run in _copy_starts(group)}

@@ -59,7 +59,9 @@ def outline_run(recipe: Recipe) -> dict[str, Any]:
         facts["balance"] = balance
     facts["slices"] = f"{train.micro_batches} of {train.device_batch_size} images"
     if images is None and train.steps_per_epoch is None:
-        return {**facts, "steps": "unknown until data.root exists"}
+        place = Location(recipe.data.name, recipe.data)
+        missing = f"; there is no folder {place.root}" if place.has_root else ""
+        return {**facts, "steps": f"unknown until data.root exists{missing}"}
     per_epoch = steps_per_epoch(train, images or 0)
     steps = total_steps(train, per_epoch)
     schedule, ratio = build_schedules(recipe, per_epoch)[0]

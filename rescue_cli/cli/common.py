@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from enum import StrEnum
@@ -19,7 +20,7 @@ from rescue_cli.errors import UsageError
 from rescue_cli.recipe import Recipe, architectures
 from rescue_cli.recipe.own import give
 from rescue_cli.runs.console import note
-from rescue_cli.terminal import Words
+from rescue_cli.terminal import Words, least_width
 
 if TYPE_CHECKING:
     from rescue_cli.analysis.sides import Side
@@ -227,15 +228,24 @@ def table(
     """A table of results that fits the width of the terminal.
 
     Columns whose heading is in `words` are left-aligned and wrap, paths between names; the others
-    hold numbers: right-aligned and kept whole. `gap` is the number of spaces between two columns.
+    hold numbers: right-aligned and kept whole. Where names would not fit whole, the headings of
+    numbers break between words. `gap` is the number of spaces between two columns.
     """
+    rows = list(rows)
+    are_words = [heading in words for heading in headings]
+    columns = zip(headings, are_words, zip(*rows, strict=True) if rows else headings, strict=True)
+    needed = sum(
+        max(map(least_width if wraps else len, (heading, *cells))) + gap
+        for heading, wraps, cells in columns
+    )
+    breaks = needed - gap > console().width
     result = Table(box=None, pad_edge=False, padding=(0, gap, 0, 0), header_style="bold")
-    for heading in headings:
-        if heading in words:
+    for heading, wraps in zip(headings, are_words, strict=True):
+        if wraps:
             result.add_column(heading, overflow="fold")
         else:
-            result.add_column(heading, justify="right", no_wrap=True)
-    are_words = [heading in words for heading in headings]
+            shown = re.sub(r" (?![%(])", "\n", heading) if breaks else heading
+            result.add_column(shown, justify="right", no_wrap=True)
     for row in rows:
         cells = zip(row, are_words, strict=True)
         result.add_row(*(Words(cell) if wraps else cell for cell, wraps in cells))
@@ -412,6 +422,7 @@ def print_plan(
     print(recipe.to_yaml(), end="")
     for key, value in plan.items():
         shown = f"{value:.4g}" if isinstance(value, float) else value
+        shown = "unknown" if value is None else shown
         name = "micro-batches" if key == "slices" else key.replace("_", " ")  # a stable key
         print(f"{name}: {shown}")
     if script is not None:

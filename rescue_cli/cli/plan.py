@@ -21,7 +21,7 @@ from rescue_cli.cli.common import (
     RecipeName,
     With,
 )
-from rescue_cli.formatting import flop_count, format_count
+from rescue_cli.formatting import flop_count, format_count, significant
 from rescue_cli.recipe import Recipe
 from rescue_cli.recipe.own import describe_code
 from rescue_cli.runs.console import note
@@ -73,7 +73,7 @@ def _print(estimated: dict[str, Any], recipe: Recipe) -> None:
         "recipe": f"{estimated['recipe']}, {recipe.model.name}",
         **({"code of your own": describe_code(recipe.code)} if recipe.code else {}),
         "parameters": f"{estimated['parameters']:,}",
-        "multiply-adds": f"{estimated['flops'] / 1e9:.2f} G per image, forward pass, "
+        "multiply-adds": f"{_multiply_adds(estimated['flops'])} per image, forward pass, "
         f"at {recipe.eval.sizes[0]} px",
         "training": f"{flop_count(estimated['petaflop'])}: 2 per multiply-add, "
         + ("features computed once" if frozen else "forward and backward as 3 forward passes"),
@@ -85,9 +85,16 @@ def _print(estimated: dict[str, Any], recipe: Recipe) -> None:
         "bytes) per GPU, without CUDA's context and workspaces",
     }
     if estimated["hours"] is not None:
-        lines["hours"] = f"{estimated['hours']:,.1f} on {format_count(estimated['gpus'], 'GPU')}"
+        hours = estimated["hours"]
+        shown = f"{hours:,.1f}" if hours >= 1 else significant(hours)
+        lines["hours"] = f"{shown} on {format_count(estimated['gpus'], 'GPU')}"
     if estimated["cost"] is not None:
         lines["cost"] = f"{estimated['cost']:,.2f} in the currency of --price"
     width = max(map(len, lines)) + 2
     for key, text in lines.items():
         print(f"{key + ':':{width}}{text}")
+
+
+def _multiply_adds(count: float) -> str:
+    """`4.09 G`, and `6.23 M` of small networks."""
+    return f"{count / 1e9:.2f} G" if count >= 1e9 else f"{significant(count / 1e6)} M"

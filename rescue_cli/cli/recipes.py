@@ -82,7 +82,13 @@ def diff(a: Name, b: Name) -> None:
     order = list(recipes.SECTIONS)
     keys = sorted(differences, key=lambda key: order.index(key.partition(".")[0]))
     rows = [
-        [key, *("-" if value is None else changes.format_recipe_value(value) for value in differences[key])]
+        [
+            key,
+            *(
+                "-" if value is None else changes.format_recipe_value(value)
+                for value in differences[key]
+            ),
+        ]
         for key in keys
     ]
     common.console().print(common.table(("key", a, b), rows, words=("key", a, b)))

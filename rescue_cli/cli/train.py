@@ -145,8 +145,9 @@ def train(
     check_recipe(resolved)
     if check_expected and not resolved.tree.get("expect"):
         raise UsageError("--check-expected: the recipe has no `expect:`. Add it, or drop this.")
-    if dry_run and asked is None and resolved.train.precision == "float16":
-        where = "cuda"  # the only device that has it, here or elsewhere
+    if dry_run and asked is None and (where, resolved.train.precision) == ("cpu", "float16"):
+        where = "cuda"  # the only device that has it
+        notes.append("planned for a GPU, which float16 needs; this machine has none")
     if not (dry_run or queued) or asked == "cpu":
         warnings = check_precision(resolved.train.precision, where)
         notes += [f"warning: {warning}" for warning in warnings]

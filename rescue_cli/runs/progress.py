@@ -23,11 +23,19 @@ class Progress:
     Args:
         runs: The runs that are about to be trained.
         skipped: Epochs that another run has trained for some of them.
+        before: How many runs of the command have ended already, which are counted with these.
     """
 
-    def __init__(self, runs: Mapping[Path, Recipe], skipped: Mapping[Path, float] = _NONE) -> None:
+    def __init__(
+        self,
+        runs: Mapping[Path, Recipe],
+        skipped: Mapping[Path, float] = _NONE,
+        *,
+        before: int = 0,
+    ) -> None:
         from rich.console import Console
 
+        self.before, self.count = before, before + len(runs)
         self.skipped = {path: skipped.get(path, 0.0) for path in runs}
         self.epochs = {
             path: max(0.0, recipe.train.epochs - self.skipped[path])
@@ -66,7 +74,8 @@ class Progress:
             if line not in self.printed:
                 self.printed.add(line)
                 self.console.print(line)
-        self.console.print(f"{text}; {len(self.ended)} of {len(self.epochs)}, {self.left}")
+        ended_runs = self.before + len(self.ended)
+        self.console.print(f"{text}; {ended_runs} of {self.count}, {self.left}")
 
     def _epochs_done(self) -> float:
         """The epochs of runs that have ended, however they did, and of those at work."""
@@ -88,7 +97,7 @@ class Progress:
         lines = [self._describe(path) for path in at_work[:SHOWN_RUNS]]
         if len(at_work) > SHOWN_RUNS:
             lines.append([f"and {len(at_work) - SHOWN_RUNS} more"])
-        count = f"{len(self.ended)} of {format_count(len(self.epochs), 'run')}"
+        count = f"{self.before + len(self.ended)} of {format_count(self.count, 'run')}"
         return done, count, str(self.left), lines
 
     def _is_at_work(self, path: Path) -> bool:

@@ -12,12 +12,13 @@ import pytest
 
 from rescue_cli import recipe as recipes
 from rescue_cli.analysis import lr_range, lr_range_runs
-from rescue_cli.analysis.curves import Verdict
+from rescue_cli.analysis.curves import Verdict, overfitting_rates
 from rescue_cli.analysis.lr_range import Curves, Ramp, RunEstimate, read_curves
 from rescue_cli.analysis.lr_range_runs import RangeTest
 from rescue_cli.build.feeds import list_dataset
 from rescue_cli.cli.lr_range_test import parse_momentum
 from rescue_cli.errors import StoppedError, UsageError
+from rescue_cli.formatting import format_duration
 from tests.analysis.simulated_range_tests import TURNING, WITHOUT, Family, every_setting, simulated
 from tests.conftest import Rescue
 
@@ -46,7 +47,10 @@ def test_it_answers_writes_its_curves_and_a_picture_and_goes_on(
         1,
         2,
     ]  # the half run is a seed of its own
-    assert ended.err.count("3 runs, 2 x 30 + 15 steps, 30 evaluations of 200 test images") == 1
+    cost = (
+        "3 runs: 2 x 30 steps, and half as many (15) to confirm; 30 evaluations of 200 test images"
+    )
+    assert ended.err.count(cost) == 1
     full, _, half = written["runs"]
     assert len(full["rates"]) == len(full["test_losses"]) == len(full["accuracies"])
     assert len(full["rates"]) == 10
@@ -55,6 +59,9 @@ def test_it_answers_writes_its_curves_and_a_picture_and_goes_on(
     before = (tmp_path / "test" / "seed-0" / "metrics.jsonl").read_text()
     again = rescue(*QUICK, "--seeds", "2", "--end", "2", "--json")
     assert json.loads(again.out) == found
+    result = json.loads((tmp_path / "test" / "seed-0" / "result.json").read_text())
+    took = sum(result[f"seconds_{part}"] for part in ("prepare", "train", "eval"))
+    assert f"seed-0 took {format_duration(took)}; at most " in again.err, "though not now"
     assert (tmp_path / "test" / "seed-0" / "metrics.jsonl").read_text() == before
 
 
@@ -288,6 +295,19 @@ def test_a_segmentation_is_judged_by_its_test_loss_and_by_miou() -> None:
     noise = list(60 + 12 * np.random.default_rng(0).standard_normal(40))
     flat = lr_range.estimate_max_lr(Curves(0, 40, rates, noise, noise, noise, 11, "miou"))
     assert flat.verdict == "noisy", "it has learned: a guess has a mIoU of 9.1 at most"
+
+
+def test_a_run_that_is_never_better_than_at_its_start_does_not_overfit() -> None:
+    """Its test loss explodes; what fastai would suggest of it is not to be used."""
+    rates, accuracies = np.linspace(0.1, 4, 40).tolist(), np.linspace(30, 18, 40).tolist()
+    losses = [2.0 + 0.001 * i + 0.3 * max(0, i - 30) for i in range(40)]
+    curves = Curves(0, 92, rates, [2.0] * 40, losses, accuracies, 10)
+    assert overfitting_rates(rates, losses, curves.errors) == [(0.1, 4.0)]
+    sentences = RangeTest(recipes.load("quickstart"), a_ramp(end=4.0), [curves, curves]).sentences
+    assert "the largest stable rate is below 0.1" in sentences
+    assert not [line for line in sentences if "overfitting" in line]
+    alone = "fastai's suggestions, from the training loss alone, which these runs do not confirm: "
+    assert sentences[-1].startswith(alone)
 
 
 # --- the whole decision, on curves whose answer is known ---

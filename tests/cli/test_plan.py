@@ -148,6 +148,13 @@ def test_plan_prints_what_is_needed_and_assumed(rescue: Rescue) -> None:
     ]
 
 
+def test_small_networks_and_short_runs_are_not_rounded_to_0(rescue: Rescue) -> None:
+    out = rescue("plan", "--recipe", "quickstart", "--images-per-second", "2000").out
+    lines = {line.split(":")[0]: line.split(":", 1)[1].strip() for line in out.splitlines()}
+    assert lines["multiply-adds"].startswith("9.71 M per image, forward pass")
+    assert lines["hours"] == "0.00491 on 1 GPU"
+
+
 def test_hours_and_cost_are_null_where_nobody_says_how_fast(rescue: Rescue) -> None:
     found = planned(rescue, "--recipe", "quickstart")
     assert (found["hours"], found["cost"]) == (None, None)

@@ -76,7 +76,7 @@ def test_the_time_left_is_by_the_epochs_of_ended_and_of_running_runs(
     recipe = recipes.load("quickstart", ["train.epochs=10"])
     paths = [tmp_path / "a", tmp_path / "b"]
     reach(paths[0], 2)
-    with Progress(dict.fromkeys(paths, recipe)) as progress:
+    with Progress(dict.fromkeys(paths, recipe), before=3) as progress:
         now[0] += 10
         for path in paths:
             reach(path, 7)
@@ -87,8 +87,8 @@ def test_the_time_left_is_by_the_epochs_of_ended_and_of_running_runs(
         progress.print_end(EndedRun(paths[1], None), "b")
     first, second, third = capsys.readouterr().err.splitlines()
     assert first.endswith("stopped at step 3")
-    assert second == "a; 1 of 2, 5 s left"
-    assert third == "b; 2 of 2, 0 s left"
+    assert second == "a; 4 of 5, 5 s left", "with the 3 that ended before"
+    assert third == "b; 5 of 5, 0 s left"
 
 
 @pytest.mark.parametrize(

@@ -318,7 +318,10 @@ def test_a_dry_run_counts_the_files_of_a_folder(rescue: Rescue, voc: Path) -> No
     assert json.loads(there.out)["training_images"] == 8
     assert json.loads(there.out)["steps"] == 6
     away = rescue(*call, f"data.root={voc / 'away'}", "--json")
-    assert json.loads(away.out)["steps"] == "unknown until data.root exists"
+    missing = f"unknown until data.root exists; there is no folder {voc / 'away'}"
+    assert json.loads(away.out)["steps"] == missing
+    shown = rescue(*call, f"data.root={voc / 'away'}").out.splitlines()
+    assert {"training images: unknown", f"steps: {missing}"} <= set(shown)
 
 
 def test_masks_of_a_micro_batch_need_one_size() -> None:
@@ -382,7 +385,10 @@ def test_the_range_test_reads_the_score_of_the_task(
     small = ["train.batch_size=2", "train.device_batch_size=2", "data.subset=[4, 1]"]
     ended = rescue(*given, *words(task, voc, masks), *small)
     assert ended.code == 0, ended.err
-    assert "2 runs, 10 + 5 steps, 15 evaluations of 1 test images" in ended.err
+    assert (
+        "2 runs: 10 steps, and half as many (5) to confirm; 15 evaluations of 1 test images"
+        in ended.err
+    )
     first = ended.out.splitlines()[0]
     assert heading in first
     assert ("test loss" in first) == (task == "segmentation")
