@@ -19,7 +19,7 @@ from rescue_cli import distributed
 from rescue_cli.build.feeds import list_dataset
 from rescue_cli.errors import DataError, RescueError
 from rescue_cli.recipe import Recipe
-from rescue_cli.recipe.changes import ROOTS, WEIGHTS, flat, is_path
+from rescue_cli.recipe.changes import ROOTS, WEIGHTS, places
 from rescue_cli.rundir import RunDirectory, read_identity, write_atomically, write_json
 from rescue_cli.sections.data import (
     FACTS,
@@ -89,12 +89,12 @@ class IdentityCache:
 
 
 def _paths(recipe: Recipe) -> dict[str, str]:
-    given = {k: v for k, v in flat(recipe.tree).items() if v is not None and is_path(k, v)}
+    given = places(recipe)
     place = Location(recipe.data.name, recipe.data)
     elsewhere = place.name in FACTS and place.name != PACKAGED
     if not any(key in given for key in ROOTS) and place.has_root and elsewhere:
-        given["data.root"] = place.root  # of RESCUE_DATA
-    return {key: _absolute(str(value)) for key, value in given.items()}
+        given["data.root"] = str(place.root)  # of RESCUE_DATA
+    return {key: _absolute(value) for key, value in given.items()}
 
 
 def _absolute(place: str) -> str:

@@ -15,8 +15,9 @@ from typing import Any
 from rescue_cli import recipe as recipes
 from rescue_cli.errors import DataError, UsageError, did_you_mean
 from rescue_cli.recipe import Recipe
-from rescue_cli.recipe.changes import given_keys
+from rescue_cli.recipe.changes import given_keys, places
 from rescue_cli.recipe.own import offer_weights
+from rescue_cli.rundir import RunDirectory
 from rescue_cli.sections.annotations import ASPECT
 from rescue_cli.sections.data import FACTS, channels_of, normalisation
 from rescue_cli.sections.data.rgb import Reading
@@ -156,11 +157,23 @@ def find_weights(
         base, protocol = recipes.load(recipe), {"weights": given}
     else:
         base, protocol = recipes.from_text(metadata["recipe"], path), {}
+        base = base.with_overrides(*_places_of_run(Path(path)))
         offer_weights(Path(path), base.code)
     # `frozen` says how the network was trained; an evaluation runs all of it
     whole = ["~model.frozen"] if "frozen" in base.model.options else []
     loaded = base.with_overrides(f"model.weights={json.dumps(path)}", *whole, *changes)
     return Source(given, name, loaded, metadata, protocol, trained=_read_recipe(metadata, path))
+
+
+def _places_of_run(file: Path) -> list[str]:
+    """Where the data of a run lie, as overrides, which its weights do not say; without a run
+    around the file none.
+    """
+    run = RunDirectory(file.parent)
+    if file != run.weights or not run.recipe.is_file():
+        return []
+    known = places(recipes.recipe_in(run.path))
+    return [f"{key}={json.dumps(place)}" for key, place in known.items()]
 
 
 def _read_recipe(metadata: Mapping[str, str], path: str) -> Recipe | None:

@@ -110,7 +110,7 @@ Track = Annotated[
     list[str] | None,
     typer.Option(
         "--track",
-        metavar="NAME",
+        metavar="NAME,...",
         callback=_track,
         help="Also log to csv, mlflow, tensorboard, trackio or wandb.",
     ),

@@ -68,13 +68,17 @@ def trace(network: nn.Module, interface: Interface) -> torch.export.ExportedProg
     sizes: dict[int, Any] = {i: torch.export.Dim(n, min=least[n]) for i, n in axes.items()}
     integers = patch("timm.layers.padding.get_same_padding", _same_padding)
     with integers if interface.any_size else nullcontext():
-        return torch.export.export(
+        program = torch.export.export(
             network,
             (interface.example(),),
             dynamic_shapes={"images": sizes},
             # what torch cannot show of free sizes is asserted when the program runs
             prefer_deferred_runtime_asserts_over_guards=interface.any_size,
         )
+    for module in program.graph_module.modules():
+        for node in module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ():
+            node.meta.pop("stack_trace", None)  # which names this machine's folders
+    return program
 
 
 def _same_padding(side: int, kernel: int, stride: int, dilation: int) -> int | torch.SymInt:

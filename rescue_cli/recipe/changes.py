@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import PurePath
 from typing import Any
 
 from rescue_cli.recipe import Recipe
@@ -25,6 +26,23 @@ def is_path(key: str, *values: Any) -> bool:
         return True
     named = key in WEIGHTS or key.startswith("data.sets.")
     return named and all(isinstance(v, str) and not is_timm(v) for v in values)
+
+
+def places(recipe: Recipe) -> dict[str, str]:
+    """Where data and weights lie, by key."""
+    leaves = flat(recipe.tree).items()
+    return {key: str(value) for key, value in leaves if value is not None and is_path(key, value)}
+
+
+def without_places(recipe: Recipe) -> Recipe:
+    """The recipe as a file has it that is given to others: without data roots, and of weights and
+    further test sets the last name of their paths.
+    """
+    changes = (
+        f"~{key}" if key in ROOTS else f"{key}={json.dumps(PurePath(place).name)}"
+        for key, place in places(recipe).items()
+    )
+    return recipe.with_overrides(*changes)
 
 
 def without_lr_rule(recipe: Recipe) -> list[str]:

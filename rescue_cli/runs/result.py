@@ -22,6 +22,7 @@ from rescue_cli.engine.evaluate import EvalResult, EvalSet, Evaluator
 from rescue_cli.engine.step import Step
 from rescue_cli.metrics.names import finite_or_none, measurement_stem
 from rescue_cli.recipe import Recipe
+from rescue_cli.recipe.changes import without_places
 from rescue_cli.recipe.own import describe_code
 from rescue_cli.rundir import CROSS_VALIDATED, RunDirectory, read_json, write_atomically
 from rescue_cli.runs import overlays
@@ -98,7 +99,7 @@ def measure_peak_memory(device: torch.device, before: float) -> dict[str, float 
 
 def write_weights(run: RunDirectory, recipe: Recipe, model: nn.Module, data: Dataset) -> None:
     """Writes the weights that the result is of, as safetensors whose metadata has class names,
-    preprocessing and recipe.
+    preprocessing and recipe, and no path of this machine: the file is given to others.
     """
     from safetensors.torch import save
 
@@ -108,7 +109,7 @@ def write_weights(run: RunDirectory, recipe: Recipe, model: nn.Module, data: Dat
         "architecture": recipe.model.name,
         "classes": json.dumps(data.classes),
         **describe_preprocessing(recipe),
-        "recipe": recipe.to_yaml(),
+        "recipe": without_places(recipe).to_yaml(),
     }
     content = save(tensors, metadata)
     write_atomically(run.weights, lambda file: file.write(content))

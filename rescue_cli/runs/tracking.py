@@ -147,8 +147,11 @@ TRACKERS: dict[str, type[Tracker]] = {
 
 
 def check_trackers(names: Iterable[str]) -> list[str]:
-    """The names, each once; raises `UsageError` for unknown ones and missing packages."""
-    checked = list(dict.fromkeys(names))
+    """The names, each once, also of lists with commas; raises `UsageError` for unknown ones and
+    missing packages.
+    """
+    parts = (part for name in names for part in name.split(","))
+    checked = list(dict.fromkeys(filter(None, parts)))
     for name in checked:
         if name not in TRACKERS:
             raise UsageError(f"--track: '{name}' is not known. {did_you_mean(name, TRACKERS)}")
@@ -159,7 +162,7 @@ def check_trackers(names: Iterable[str]) -> list[str]:
 
 def names_in_environment() -> list[str]:
     """What RESCUE_TRACK names; raises `UsageError`."""
-    return check_trackers(filter(None, os.environ.get(VARIABLE, "").split(",")))
+    return check_trackers([os.environ.get(VARIABLE, "")])
 
 
 class Trackers:

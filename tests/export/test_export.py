@@ -4,7 +4,9 @@ import json
 import os
 import re
 import shutil
+import zipfile
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -392,6 +394,14 @@ def test_one_changed_weight_is_noticed(name: str, trained: Path, tmp_path: Path)
         return compare(classifier, RUNTIMES[name](tmp_path), tests).fault
 
     assert fault() is None
+    (file,) = (path for path in tmp_path.iterdir() if path.name.startswith("model."))
+    names_folders = [
+        str(Path(module.__file__ or "").parent) for module in (rescue_interface, timm, torch)
+    ]
+    with zipfile.ZipFile(file) if zipfile.is_zipfile(file) else nullcontext() as archive:
+        parts = [archive.read(part) for part in archive.namelist()] if archive else []
+    for content in (file.read_bytes(), *parts):
+        assert not [folder for folder in names_folders if folder.encode() in content]
     CHANGES[name](tmp_path)
     assert "probabilities differ by up to " in str(fault())
 
@@ -545,6 +555,19 @@ def test_the_file_is_evaluated_alike_by_its_keys_alone_and_without_them(
         assert ended.code == 0, ended.err
         results.append(json.loads(ended.out))
     assert results[0]["loss"] == results[1]["loss"]
+
+
+def test_the_file_names_no_folder_and_the_run_around_it_does(
+    rescue: Rescue, run: Path, pets: Path
+) -> None:
+    file = run / "model.safetensors"
+    assert str(pets.parent).encode() not in file.read_bytes()
+    assert rescue("eval", file).code == 0
+    shutil.copy(file, "alone.safetensors")
+    ended = rescue("eval", "alone.safetensors")
+    assert ended.code == 3
+    assert "data.root: missing" in ended.err
+    assert rescue("eval", "alone.safetensors", f"data.root={pets}").code == 0
 
 
 # --- what is refused ---

@@ -71,6 +71,7 @@ def test_csv_has_the_numbers_of_the_metrics_once_also_after_a_resume(
 def test_a_name_that_is_unknown_or_not_installed_is_refused(rescue: Rescue) -> None:
     with pytest.raises(UsageError, match=r"--track: 'wandbb' is not known\. Did you mean 'wandb'"):
         check_trackers(["wandbb"])
+    assert check_trackers(["csv,csv", "csv"]) == ["csv"], "a list is several names"
     ended = rescue("train", "--smoke", "--track", "tensorboad")
     assert ended.code == 2
     assert "Did you mean 'tensorboard'?" in ended.err
