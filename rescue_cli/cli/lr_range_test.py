@@ -126,7 +126,7 @@ def lr_range_test(
     parent = Path("runs", "lr-range-test", resolved.name)
     if dry_run:
         note("\n".join([*resolved.notes, *notes]))
-        each = {"rates": f"{first:g} to {last:g}, {ramp}", "runs": plan.cost, "device": where}
+        each = {"rates": f"{first:g} to {last:g}, {ramp}", "plan": plan.cost, "device": where}
         script = None
         if on is Where.slurm:
             script = common.script_of_job(slurm, out or next_folder(parent))

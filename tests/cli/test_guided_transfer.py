@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from rescue_cli import recipe as recipes
-from rescue_cli.analysis import image_tables, transfer_search
+from rescue_cli.analysis import transfer_search
 from rescue_cli.analysis.image_tables import doubtful_labels, read_image_table, wrong_images
 from rescue_cli.analysis.transfer_search import TransferSearch
 from rescue_cli.errors import DataError
@@ -43,7 +43,8 @@ def photos(tmp_path: Path) -> Path:
 def test_a_head_is_fitted_at_the_size_that_suits_images_it_has_not_seen(
     rescue: Rescue, photos: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(image_tables, "SURE", 0.6)  # of the wrong label it is surer by far
+    for module in ("rescue_cli.analysis.image_tables", "rescue_cli.cli.transfer"):
+        monkeypatch.setattr(f"{module}.SURE", 0.6)  # of the wrong label it is surer by far
     monkeypatch.setattr(TransferSearch, "_affordable_epochs", lambda *_: 0)  # on any machine
     call = ("transfer", "--from", weights, "--to", photos, "--out", "out", "--minutes", "1")
     ended = rescue(*call, *SEEN)

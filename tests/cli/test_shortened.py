@@ -18,7 +18,10 @@ SUBSET = ("--subset", "160:40")
     ("words", "line"),
     [
         (("seed-sweep", "--seeds", "3"), "runs: 3"),
-        (("lr-range-test", "--seeds", "2"), "runs: 3 runs, 2 x 6 + 3 steps, "),
+        (
+            ("lr-range-test", "--seeds", "2"),
+            "plan: 3 runs: 2 x 6 steps, and half as many (3) to confirm; ",
+        ),
         (("tune",), "held out, twice: 20"),
     ],
 )
