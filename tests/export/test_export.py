@@ -276,6 +276,8 @@ def test_a_segmentation_network_gives_each_pixel_what_its_run_does(
     if name == "onnx":
         pytest.importorskip("onnxruntime")
         pytest.importorskip("onnxscript")
+    elif torch.__version__ < "2.12":
+        pytest.skip("torch 2.11 fixes whether a side is even; the command refuses such a file")
     for options, takes, gives in (
         ([], "images (N, 3, H, W) float32, normalised", "logits of each pixel"),
         (["--from-pixels"], "pixels (N, H, W, 3) uint8, RGB", "probabilities of each pixel"),
