@@ -40,8 +40,14 @@ def have_finished(folder: Path, count: int) -> Callable[[], bool]:
     return lambda: len(finished(folder)) >= count
 
 
-def has_workers(command: Command) -> Callable[[], bool]:
-    return lambda: bool(descendants(command.pid))
+def has_workers(command: Command, seen: list[int]) -> Callable[[], bool]:
+    """The moment when it has workers, which are added to `seen`: they may end before one looks."""
+
+    def happened() -> bool:
+        seen.extend(descendants(command.pid))
+        return bool(seen)
+
+    return happened
 
 
 @pytest.mark.slow
@@ -117,11 +123,10 @@ def test_a_sweep_killed_twice_ends_bitwise_as_one_that_was_not(tmp_path: Path) -
     for goal, number in ((1, signal.SIGTERM), (2, signal.SIGKILL)):
         sweep = begin("killed")
         sweep.until(have_finished(tmp_path / "killed", goal))
-        sweep.until(has_workers(sweep))  # the goal may be reached before they are started
-        workers = descendants(sweep.pid)
+        workers: list[int] = []
+        sweep.until(has_workers(sweep, workers))  # the goal may be reached before they are started
         sweep.send(number)
         message = sweep.ends(143 if number == signal.SIGTERM else -signal.SIGKILL)
-        assert workers
         until_gone(workers)
         assert ("The same command resumes them." in message) == (number == signal.SIGTERM)
         assert len(finished(tmp_path / "killed")) < 4
