@@ -263,8 +263,8 @@ def compare_test_sets(recipe: Recipe, data: Dataset) -> list[str]:
     of_run = file == run.weights and run.recipe.is_file()
     if distributed.is_first() and of_run and (before := read_record(run)) is not None:
         known = _read_fingerprint(run)
-        name = recipe.data.name
-        if known is not None and name in FACTS and FACTS[name].images is None:  # the user's own
+        facts = FACTS.get(recipe.data.name)
+        if known is not None and facts is not None and facts.images is None:  # the user's own
             notes += _note_trained_images(run, known.splits["train"], data)
         for name in data.tests.keys() & before.splits.keys():
             now = Fingerprint(tuple(before.classes), {name: list_split(data.tests[name])})

@@ -233,10 +233,10 @@ def table(
     """
     rows = list(rows)
     are_words = [heading in words for heading in headings]
-    columns = zip(headings, are_words, zip(*rows, strict=True) if rows else headings, strict=True)
+    columns = zip(headings, *rows, strict=True)
     needed = sum(
-        max(map(least_width if wraps else len, (heading, *cells))) + gap
-        for heading, wraps, cells in columns
+        max(map(least_width if wraps else len, cells)) + gap
+        for wraps, cells in zip(are_words, columns, strict=True)
     )
     breaks = needed - gap > console().width
     result = Table(box=None, pad_edge=False, padding=(0, gap, 0, 0), header_style="bold")

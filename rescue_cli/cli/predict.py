@@ -99,7 +99,7 @@ def _print_csv(predictions: "Sequence[Prediction]") -> None:
     """image, class, probability, the same of the next most probable classes, and the error of a
     file that cannot be decoded.
     """
-    most = max(1, *(len(each["classes"]) for each in predictions))
+    most = max(len(each["classes"]) for each in predictions) or 1
     more = [f"{name}_{rank}" for rank in range(2, most + 1) for name in ("class", "probability")]
     columns = ["image", "class", "probability", *more, "error"]
     writer = csv.DictWriter(sys.stdout, columns, restval="", lineterminator="\n")

@@ -190,8 +190,6 @@ def train(
         common.print_plan(resolved, by_launch, as_json=as_json, script=script)
         return
     path = _directory(resolved, out, resume=resume, nodes=1 if queued else nodes)
-    if resume and not is_restarted() and not _holds_run(path):
-        notes.append(f"--resume: {path} holds no run yet, so training starts at step 0")
     for line in [str(path), *notes]:
         note(line)
     if queued:

@@ -332,7 +332,8 @@ def _train(runs: dict[Path, Recipe], jobs: Jobs) -> None:
 
     errors: list[RescueError] = []
     missing = find_missing(runs)
-    with record_planned(runs), Progress(missing) as progress:
+    ended_before = len(runs) - len(missing)
+    with record_planned(runs), Progress(missing, before=ended_before) as progress:
         for ended in jobs.train(missing):
             if ended.error is None:
                 draw_run(ended.path)

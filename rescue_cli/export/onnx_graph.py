@@ -8,7 +8,6 @@ import torch
 from rescue_cli.export.formats import Exportable, Inputs, Preparation, Probabilities
 
 FILE = "model.onnx"
-STACK_TRACE = "pkg.torch.onnx.stack_trace"
 ONE_FILE = 1_900_000_000  # bytes of weights; protobuf ends at 2 GiB, and they go beside it then
 
 
@@ -26,8 +25,6 @@ def write(network: Exportable, folder: Path) -> None:
             verbose=False,
         )
     assert program is not None
-    for node in program.model.graph.all_nodes():  # else it names this machine's folders
-        node.metadata_props.pop(STACK_TRACE, None)
     program.model.metadata_props.update(network.metadata)
     size = sum(weight.nbytes for weight in traced.state_dict.values())
     program.save(folder / FILE, external_data=size > ONE_FILE)

@@ -371,7 +371,8 @@ def test_resuming_without_a_run_starts_one_only_where_out_says_so(
     assert written(tmp_path) == []
     started = rescue(*line, "--out", "job")  # the first of a job script's starts
     assert started.code == 0, started.err
-    assert "--resume: job holds no run yet, so training starts at step 0" in started.notes
+    about = [line for line in started.notes if "step 0" in line]
+    assert about == ["job: there is no run to resume; training starts at step 0"]
 
 
 def test_resuming_a_finished_run_prints_its_result_and_another_recipe_is_refused(

@@ -29,6 +29,7 @@ UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBom
 MAX_PIXELS = Image.MAX_IMAGE_PIXELS or 2**62  # PIL warns above it and refuses twice as many
 _PIL = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 DEFAULT_READING = Reading()
+LARGEST_PART = 0.85  # of an image's pixels, that takes less time alone than the whole image
 OTHER_EXIF: dict[Exif, Exif] = {"applied": "ignored", "ignored": "applied"}
 UPRIGHT = 1
 # EXIF orientation -> what turns the stored pixels upright, for PIL images and for arrays
@@ -191,6 +192,8 @@ def _decode_part(data: bytes, reading: Reading, needed: Needed) -> Part | None:
     if decode_region is None or size is None or _jpeg_orientation(data, reading) != UPRIGHT:
         return None
     box = needed(*size)
+    if box.height * box.width > LARGEST_PART * size[0] * size[1]:
+        return None
     pixels = decode_region(data, box.top, box.left, box.height, box.width)
     return None if pixels is None else Part(pixels, box, size)
 

@@ -1,7 +1,8 @@
 """Decodes only the part of a JPEG file that a crop needs.
 
 `jpeg_region.c` is compiled on first use, where a C compiler is, against the libjpeg-turbo that PIL
-has loaded, and is kept in the user's cache. Without it whole images are decoded: the same pixels.
+has loaded, and is kept in the account's own cache, because it is code: RESCUE_CACHE may be shared.
+Without it whole images are decoded: the same pixels.
 """
 
 import contextlib
@@ -10,7 +11,7 @@ import functools
 import hashlib
 import io
 import os
-import shutil
+import shlex
 import subprocess
 import tempfile
 from collections.abc import Callable
@@ -20,7 +21,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, _imaging
 
-from rescue_cli.sections.data.packed.index import cache_folder
+from rescue_cli.sections.data.packed.index import own_cache_folder
 from rescue_cli.sections.data.splits import Pixels
 
 SOURCE = Path(__file__).with_suffix(".c")
@@ -36,7 +37,7 @@ def region_decoder() -> DecodeRegion | None:
     """Decodes (file's bytes, top, left, height, width) to (height, width, 3) uint8 RGB, or to None
     where the whole image must be decoded. None where it cannot be compiled here.
     """
-    with contextlib.suppress(OSError, subprocess.SubprocessError):
+    with contextlib.suppress(OSError, ValueError, subprocess.SubprocessError):
         library = _pil_library()
         file = library and _compiled(library)
         if file:
@@ -57,21 +58,21 @@ def _pil_library() -> Path | None:
 
 
 def _compiled(library: Path) -> Path | None:
-    """The compiled source, from the cache or made now; None without a compiler."""
+    """The compiled source, from the cache or made now; None where another account wrote it.
+
+    Raises `OSError` without a compiler, and `SubprocessError`.
+    """
     stat, source = library.stat(), SOURCE.read_bytes()
     facts = repr((source, str(library), stat.st_size, stat.st_mtime_ns)).encode()
     digest = hashlib.blake2b(facts, digest_size=16).hexdigest()
-    file = cache_folder() / "compiled" / f"jpeg-region-{digest}.so"
+    file = own_cache_folder() / "compiled" / f"jpeg-region-{digest}.so"
     if file.is_file():
-        return file
-    compiler = shutil.which(os.environ.get("CC", "cc"))
-    if compiler is None:
-        return None
+        return file if file.stat().st_uid == os.getuid() else None
     file.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=file.parent, prefix=".partial-") as scratch:
         made = Path(scratch, file.name)
         options = ["-O2", "-shared", "-fPIC", f"-Wl,-rpath,{library.parent}", "-o", str(made)]
-        call = [compiler, str(SOURCE), str(library), *options]
+        call = [*shlex.split(os.environ.get("CC") or "cc"), str(SOURCE), str(library), *options]
         subprocess.run(call, check=True, capture_output=True, timeout=COMPILE_SECONDS)
         made.replace(file)
     return file

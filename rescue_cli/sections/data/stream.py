@@ -240,7 +240,8 @@ class FileFeed:
     def start(self, step: int) -> None:
         """Starts the workers from `step` on, a whole step ahead of the one that trains."""
         self.close()
-        region_decoder()  # once, before the workers are forked
+        if self.samples.decoder == "fast":
+            region_decoder()  # once, before the workers are forked
         ahead = max(AHEAD, math.ceil(len(self.chunks(step)) / max(self.workers, 1)))
         # At most so many chunks are under way, and one more is being read here
         count = ahead * self.workers + 1

@@ -1,6 +1,7 @@
 """A crop that is decoded alone has the pixels that a decode of the whole image gives it."""
 
 import io
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 import simplejpeg
 from PIL import Image
 
-from rescue_cli.sections.data import jpeg_region
+from rescue_cli.sections.data import decode, jpeg_region
 from rescue_cli.sections.data.decode import (
     UNREADABLE,
     Box,
@@ -26,6 +27,12 @@ from rescue_cli.sections.data.splits import Pixels
 SUBSAMPLINGS = ("444", "422", "420", "440", "411", "Gray")
 SIZES = ((1, 1), (7, 9), (16, 16), (17, 33), (97, 64), (131, 203), (240, 319))
 pytestmark = pytest.mark.skipif(region_decoder() is None, reason="no C compiler here")
+
+
+@pytest.fixture(autouse=True)
+def any_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parts of any size are decoded alone, so that large ones are compared, too."""
+    monkeypatch.setattr(decode, "LARGEST_PART", 1.0)
 
 
 def photograph(height: int, width: int, seed: int) -> Pixels:
@@ -182,6 +189,14 @@ def test_views_cut_from_their_common_region_are_those_cut_from_the_image() -> No
         np.testing.assert_array_equal(view.numpy(), expected.numpy())
 
 
+def test_nearly_all_of_an_image_is_decoded_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decode, "LARGEST_PART", 0.85)
+    data = encoded(photograph(100, 100, 8), "420")
+    for height, alone in ((85, True), (86, False)):
+        box = Box(5, 0, height, 100)
+        assert isinstance(decode_image(data, "fast", Reading(), lambda *_, b=box: b), Part) == alone
+
+
 def test_an_image_that_is_turned_by_its_exif_is_decoded_whole() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -195,7 +210,7 @@ def test_an_image_that_is_turned_by_its_exif_is_decoded_whole() -> None:
 def test_without_a_compiler_or_a_cache_whole_images_are_decoded(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setenv("RESCUE_CACHE", str(tmp_path / "empty"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "empty"))
     data, box = encoded(photograph(64, 64, 7), "420"), Box(8, 8, 20, 20)
     for variable, value in (("CC", "no-such-compiler"), ("CC", "false")):
         jpeg_region.region_decoder.cache_clear()
@@ -204,9 +219,28 @@ def test_without_a_compiler_or_a_cache_whole_images_are_decoded(
         assert decode_image(data, "fast", Reading(), lambda *_: box).shape == (64, 64, 3)
     monkeypatch.delenv("CC")
     (tmp_path / "file").touch()
-    monkeypatch.setenv("RESCUE_CACHE", str(tmp_path / "file"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     jpeg_region.region_decoder.cache_clear()
     assert region_decoder() is None
     monkeypatch.undo()
     jpeg_region.region_decoder.cache_clear()
     assert region_decoder() is not None
+
+
+def test_what_another_account_compiled_is_not_loaded(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Nor is it looked for in RESCUE_CACHE, which accounts may share."""
+    shared, own = tmp_path / "shared", tmp_path / "own"
+    monkeypatch.setenv("RESCUE_CACHE", str(shared))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(own))
+    uses = []
+    for account in (os.getuid(), os.getuid() + 1):
+        monkeypatch.setattr(os, "getuid", lambda account=account: account)
+        jpeg_region.region_decoder.cache_clear()
+        uses.append(region_decoder() is not None)
+    monkeypatch.undo()
+    jpeg_region.region_decoder.cache_clear()
+    assert uses == [True, False]
+    assert [file.suffix for file in own.rglob("*") if file.is_file()] == [".so"]
+    assert not shared.exists()

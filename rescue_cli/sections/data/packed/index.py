@@ -164,9 +164,13 @@ def _digest(facts: list[Any]) -> str:
 
 
 def cache_folder() -> Path:
-    """The user's folder for what can be made again."""
-    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return Path(os.environ.get("RESCUE_CACHE") or Path(home, "rescue"))
+    """The folder for what can be made again, which accounts may share."""
+    return Path(os.environ.get("RESCUE_CACHE") or own_cache_folder())
+
+
+def own_cache_folder() -> Path:
+    """The same of this account alone."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "rescue")
 
 
 def _read(kept: Path) -> PackedIndex | None:
