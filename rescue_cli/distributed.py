@@ -28,6 +28,7 @@ class _Membership:
 
 
 _member: _Membership | None = None
+_left: dist.ProcessGroup | None = None  # see `_leave`
 
 
 def rank() -> int:
@@ -85,8 +86,8 @@ def set_membership(store: Store, rank: int, size: int, local_rank: int, run: int
 
 
 def clear_membership() -> None:
-    global _member
-    _member = None
+    global _member, _left
+    _member = _left = None
 
 
 @contextmanager
@@ -111,7 +112,7 @@ def process_group(device: torch.device) -> Iterator[None]:
         **where,
     )
     yield
-    dist.destroy_process_group()
+    _leave()
 
 
 def leave_failed_group(*, together: bool) -> None:
@@ -126,7 +127,19 @@ def leave_failed_group(*, together: bool) -> None:
     if not together and dist.get_backend() == "nccl":
         assert dist.group.WORLD is not None
         dist.group.WORLD.abort()
+    _leave()
+
+
+def _leave() -> None:
+    """Leaves the group, and keeps the object until the next group is left.
+
+    Else DDP, which an error's traceback holds for longer, would be the last to hold it. In torch
+    2.11 DDP ends a gloo group's threads without releasing the GIL, for which one of them may wait.
+    """
+    global _left
+    group = dist.group.WORLD
     dist.destroy_process_group()
+    _left = group
 
 
 def wrap_ddp(model: nn.Module, device: torch.device) -> nn.Module:
