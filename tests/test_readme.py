@@ -1,4 +1,4 @@
-"""Every command of the README runs, as written or with the substitutions below."""
+"""Every command of the README and the guide runs, as written or as substituted below."""
 
 import re
 import shlex
@@ -16,9 +16,11 @@ from rescue_cli.cli import main
 from rescue_cli.recipe import own
 from tests.helpers import rectangles
 
-README = Path(__file__).parents[1] / "README.md"
+ROOT = Path(__file__).parents[1]
+PAGES = (ROOT / "README.md", ROOT / "docs" / "guide.md")
 # What is written -> what is run. `make` lines are not run here; the rest is as written.
 SMALL = "--smoke model.name=test_resnet data.train_size=64 eval.sizes=[64]"
+SWEEP = "--seeds 2 data.subset=[256,64] train.epochs=1"
 SUBSTITUTIONS = {
     "--recipe myrtle-baseline data.root=DATA": "--recipe myrtle-baseline data.root=CIFAR --smoke",
     "data.name=folder data.root=DATA --subset 100:50": f"data.name=folder data.root=FOLDER {SMALL}",
@@ -73,8 +75,9 @@ SUBSTITUTIONS = {
         "data.holdout=10 train.epochs=1 schedule.epochs=[0,0.5,1]"
     ),
     "study smith-momentum data.root=DATA --plan": "study smith-momentum --plan --only 1",
-    "seed-sweep --recipe quickstart --seeds 10": (
-        "seed-sweep --recipe quickstart --seeds 2 data.subset=[256,64] train.epochs=1"
+    "seed-sweep --recipe quickstart --seeds 5": f"seed-sweep --recipe quickstart {SWEEP}",
+    "seed-sweep --recipe quickstart ~augment.flip --seeds 5": (
+        f"seed-sweep --recipe quickstart ~augment.flip {SWEEP}"
     ),
     "bench optimizer --model resnet50": "bench optimizer --model test_resnet --steps 1 --rounds 1",
     "bench step --recipe quickstart": (
@@ -89,11 +92,11 @@ CIFAR = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse"
 
 
 def commands() -> list[str]:
-    """The lines of the README's console blocks, and the commands of its workflow."""
-    text = README.read_text()
+    """The different lines of the pages' console blocks, and the commands of the workflow."""
+    text = "\n".join(page.read_text() for page in PAGES)
     blocks = re.findall(r"```console\n(.*?)```", text, re.DOTALL)
     lines = [line for block in blocks for line in block.splitlines()]
-    return [*lines, *re.findall(r"- run: (rescue .*)", text)]
+    return list(dict.fromkeys([*lines, *re.findall(r"- run: (rescue .*)", text)]))
 
 
 def draw_images(root: Path, classes: Sequence[str], splits: tuple[str, ...], size: int) -> None:
@@ -127,7 +130,7 @@ def places(tmp_path: Path) -> dict[str, str]:
         "WEIGHTS": str(weights),
         "PHOTOS": str(tmp_path / "folder"),
         "RUN": "walk/weights/seed-0",
-        **{name: str(README.parent / name) for name in EXAMPLES},
+        **{name: str(ROOT / name) for name in EXAMPLES},
     }
 
 
@@ -154,10 +157,10 @@ def substituted(line: str, places: dict[str, str]) -> str:
 # torch's elastic agent leaves the log files of its processes to the garbage collector
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.usefixtures("forked_workers")
-def test_every_command_of_the_readme_runs(
+def test_every_command_of_the_pages_runs(
     places: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In the README's own order, since later lines use what earlier ones made."""
+    """In the pages' own order, since later lines use what earlier ones made."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     monkeypatch.setenv(own.TRUSTED, "")
@@ -171,14 +174,14 @@ def test_every_command_of_the_readme_runs(
     assert failed == []
 
 
-def test_the_python_of_the_readme_runs(
+def test_the_python_of_the_guide_runs(
     places: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    (code,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    (code,) = re.findall(r"```python\n(.*?)```", PAGES[1].read_text(), re.DOTALL)
     fewer = code.replace('"optim.lr=0.3"', '"data.subset=[256,64]", "train.epochs=1"')
     assert fewer != code
-    exec(compile(fewer.replace("IMAGE", places["IMAGE"]), "README.md", "exec"), {})
+    exec(compile(fewer.replace("IMAGE", places["IMAGE"]), "guide.md", "exec"), {})
 
 
 def test_every_console_line_is_a_command_that_is_run_or_make() -> None:
@@ -186,13 +189,29 @@ def test_every_console_line_is_a_command_that_is_run_or_make() -> None:
 
 
 def test_the_files_that_the_guides_name_are_there() -> None:
-    root = README.parent
     for guide in ("ARCHITECTURE.md", "CONTRIBUTING.md"):
-        named = set(re.findall(r"`((?:\w+/)+\w+\.(?:py|toml))`", (root / guide).read_text()))
+        named = set(re.findall(r"`((?:\w+/)+\w+\.(?:py|toml))`", (ROOT / guide).read_text()))
         assert named
         missing = [
             name
             for name in named
-            if not ((root / name).exists() or (root / "rescue_cli" / name).exists())
+            if not ((ROOT / name).exists() or (ROOT / "rescue_cli" / name).exists())
         ]
         assert missing == [], guide
+
+
+@pytest.mark.parametrize(
+    "page",
+    sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "recipes" / "README.md"]),
+    ids=lambda page: page.name,
+)
+def test_the_links_between_the_pages_lead_somewhere(page: Path) -> None:
+    for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        name, _, heading = link.partition("#")
+        if name.startswith("https:"):
+            continue
+        target = page.parent / name if name else page
+        assert target.exists(), link
+        headings = re.findall(r"^#+ (.*)", target.read_text(), re.MULTILINE) if heading else []
+        anchors = [re.sub(r"[^a-z0-9 -]", "", text.lower()).replace(" ", "-") for text in headings]
+        assert not heading or heading in anchors, link

@@ -90,7 +90,7 @@ def rescue(
 
 
 def main() -> None:
-    """Runs the command line; the exit code says how it ended (see README).
+    """Runs the command line; the exit code says how it ended (see docs/guide.md).
 
     Raises `KeyboardInterrupt` on Ctrl-C, which `__main__` reports.
     """

@@ -5,16 +5,24 @@ import re
 import pytest
 
 from rescue_cli.cli import VERBS
+from tests.cli.verbs_page import PAGE, SUBCOMMANDS, page
 from tests.conftest import Rescue
 
-GROUPS = ("bench", "recipes")
-SUBCOMMANDS = (
-    "bench step", "bench optimizer", "bench input", "bench train", "bench inference",
-    "recipes show", "recipes diff", "recipes copy", "recipes check", "recipes record",
-)  # fmt: skip
+GROUPS = tuple(SUBCOMMANDS)
+VERBS_OF_GROUPS = [f"{group} {verb}" for group, verbs in SUBCOMMANDS.items() for verb in verbs]
 
 
-@pytest.mark.parametrize("verb", ["", *VERBS, *SUBCOMMANDS])
+@pytest.mark.parametrize("group", GROUPS)
+def test_the_subcommands_are_those_of_the_group(group: str, rescue: Rescue) -> None:
+    listed = re.findall(r"^  ([a-z]+) {2,}", rescue(group, "--help").out, re.MULTILINE)
+    assert tuple(listed) == SUBCOMMANDS[group]
+
+
+def test_the_page_of_verbs_is_what_help_prints() -> None:
+    assert PAGE.read_text() == page(), "python -m tests.cli.verbs_page"
+
+
+@pytest.mark.parametrize("verb", ["", *VERBS, *VERBS_OF_GROUPS])
 def test_help_fits_a_screen(verb: str, rescue: Rescue) -> None:
     ended = rescue(*verb.split(), "--help")
     lines = ended.out.splitlines()

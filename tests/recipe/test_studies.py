@@ -160,8 +160,8 @@ def test_a_seed_on_record_counts_once_and_a_sweep_is_not_mixed_with_single_runs(
     found = [result["top1"] for result in records.recorded_results("quickstart", {})]
     assert found == sweep
     assert records.format_record("quickstart") == "90.21 (10)"
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
-    assert f"| `quickstart` | - | 90.21 ± {statistics.stdev(sweep):.2f} (10, one sweep)" in readme
+    page = (Path(__file__).parents[2] / "recipes" / "README.md").read_text()
+    assert f"90.21 ± {statistics.stdev(sweep):.2f} (10, one sweep)" in page
 
 
 def test_a_run_is_put_on_record_once() -> None:
