@@ -13,14 +13,16 @@ from types import SimpleNamespace
 from typing import Self
 
 import pytest
+import timm
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from rescue_cli.cli import common
 from rescue_cli.errors import DataError, RescueError
 from rescue_cli.rundir import RunDirectory, write_json
 from rescue_cli.runs import slurm
 from tests.conftest import Rescue
+from tests.helpers.shards import write_folder
 
 CORES = len(os.sched_getaffinity(0))
 ENVIRONMENT = {**os.environ, "RESCUE_ALLOCATOR": "off"}
@@ -196,6 +198,28 @@ def test_a_study_is_one_array_and_its_requeued_run_equals_a_local_one(tmp_path: 
     assert starts(run) == 2
     run_here(tmp_path, *words, "--out", "local", "--only", 1)
     assert_same(run, tmp_path / "local" / "01" / "seed-0")
+
+
+@runs_here
+def test_transfers_are_one_array_and_a_requeued_one_equals_a_local_one(tmp_path: Path) -> None:
+    write_folder(tmp_path / "photos")
+    network = timm.create_model("test_resnet")
+    save_file(network.state_dict(), tmp_path / "weights.safetensors")
+    words = (
+        "transfer", "--from", "weights.safetensors", "--model", "test_resnet", "--to", "photos",
+        "--recipe", "transfer-layerwise", "--seeds", 2, "--epochs", 30, "data.train_size=64",
+        "eval.sizes=[64]", "eval.every=100", "train.precision=float32", "train.batch_size=4",
+        "train.device_batch_size=4", "train.log_every=1",
+    )  # fmt: skip
+    with Waiting(tmp_path, *words, "--out", "queued", *ON_SLURM) as transfers:
+        run = tmp_path / "queued" / "weights" / "seed-0"
+        transfers.wait_for(is_at_step(run, 20))
+        requeue(job_of(run, tmp_path / "queued"))
+        transfers.ends()
+        assert "2 of 2" in transfers.stderr
+    assert starts(run) == 2
+    run_here(tmp_path, *words, "--out", "local")
+    assert_same(run, tmp_path / "local" / "weights" / "seed-0")
 
 
 @runs_here
