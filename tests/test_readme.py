@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from rescue_cli.cli import main
-from rescue_cli.recipe import own
+from rescue_cli.recipe import names, own
 from tests.helpers import rectangles
 
 ROOT = Path(__file__).parents[1]
@@ -186,6 +186,12 @@ def test_the_python_of_the_guide_runs(
 
 def test_every_console_line_is_a_command_that_is_run_or_make() -> None:
     assert {line.split()[0] for line in commands() if line.strip()} == {"rescue", "make"}
+
+
+def test_the_readme_counts_the_recipes() -> None:
+    text = PAGES[0].read_text()
+    assert f"[{len(names())} recipes]" in text
+    assert f"| published procedures by name | {len(names())}, " in text
 
 
 def test_the_files_that_the_guides_name_are_there() -> None:

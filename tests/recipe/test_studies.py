@@ -15,6 +15,8 @@ from rescue_cli.errors import DataError
 from rescue_cli.rundir import read_json
 from tests.conftest import Rescue
 
+PAGE = Path(__file__).parents[2] / "recipes" / "README.md"
+
 
 @pytest.mark.parametrize("name", study_files())
 def test_every_cell_of_a_study_is_a_recipe_that_holds(name: str) -> None:
@@ -160,8 +162,20 @@ def test_a_seed_on_record_counts_once_and_a_sweep_is_not_mixed_with_single_runs(
     found = [result["top1"] for result in records.recorded_results("quickstart", {})]
     assert found == sweep
     assert records.format_record("quickstart") == "90.21 (10)"
-    page = (Path(__file__).parents[2] / "recipes" / "README.md").read_text()
-    assert f"90.21 ± {statistics.stdev(sweep):.2f} (10, one sweep)" in page
+    assert f"90.21 ± {statistics.stdev(sweep):.2f} (10, one sweep)" in PAGE.read_text()
+
+
+def test_the_page_of_recipes_has_every_accuracy_that_the_listing_has() -> None:
+    listed = {name: records.format_record(name) or "partly" for name in recipes.names()}
+    accuracies = {name: text.split()[0] for name, text in listed.items() if text != "partly"}
+    assert len(accuracies) > 5
+    rows = PAGE.read_text().splitlines()
+    missing = [
+        name
+        for name, accuracy in accuracies.items()
+        if not any(f"`{name}`" in row and f" {accuracy} " in row for row in rows)
+    ]
+    assert missing == []
 
 
 def test_a_run_is_put_on_record_once() -> None:
