@@ -1,6 +1,7 @@
 """The state of a run in one file, which cannot execute code when it is loaded."""
 
-import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from rescue_cli.errors import DataError
 from rescue_cli.rundir import write_atomically
 
 FORMAT = 1
+CURE = "Delete it and start again, or replace it by a copy."
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
@@ -19,14 +21,29 @@ def save(path: Path, state: dict[str, Any]) -> None:
 
 def load(path: Path, device: torch.device) -> dict[str, Any]:
     """The state in `path`; raises `DataError` where that is not a checkpoint."""
-    cure = "Delete it and start again, or replace it by a copy."
     try:
         state = torch.load(path, map_location=device, weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        reason = " ".join(str(error).split())[:200]
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # what torch raises for a broken file has no common base
         raise DataError(
-            f"{path}: not a checkpoint that can be loaded safely: {reason} {cure}"
+            f"{path}: not a checkpoint that can be loaded safely: {_reason(error)}. {CURE}"
         ) from None
     if not isinstance(state, dict) or state.get("format") != FORMAT:
-        raise DataError(f"{path}: not a checkpoint of format {FORMAT}. {cure}")
+        raise DataError(f"{path}: not a checkpoint of format {FORMAT}. {CURE}")
     return state
+
+
+@contextmanager
+def fitting(path: Path) -> Iterator[None]:
+    """Raises `DataError` where the body finds that the state in `path` is not of this run."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # wrong types raise anything
+        raise DataError(f"{path}: does not fit this run: {_reason(error)}. {CURE}") from None
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:200].rstrip(".")

@@ -69,6 +69,22 @@ class Progress:
     seconds_eval: float = 0.0
     best: dict[str, float] = field(default_factory=dict)  # metric and step; by the test set
 
+    @classmethod
+    def of(cls, saved: Mapping[str, Any]) -> "Progress":
+        """As it was saved; raises `TypeError` or `ValueError` where it cannot have been."""
+        progress = cls(**saved)
+        for name, value in asdict(cls()).items():
+            given = getattr(progress, name)
+            if not isinstance(given, (int, float) if isinstance(value, float) else type(value)):
+                raise TypeError(f"{name} is {given!r}")
+        if not all(isinstance(value, int | float) for value in progress.best.values()):
+            raise TypeError(f"best is {progress.best!r}")
+        if not (
+            -1 <= progress.evaluated <= progress.step and 0 <= progress.logged <= progress.step
+        ):
+            raise ValueError(f"its steps are {progress}")
+        return progress
+
 
 @dataclass
 class Loop:
@@ -335,17 +351,19 @@ class Loop:
         """Loads the last checkpoint, if there is one, and opens the metrics at its step."""
         if self.directory.last.exists():
             state = checkpoint.load(self.directory.last, self.step.device)
-            self.progress = Progress(**state["progress"])
+            with checkpoint.fitting(self.directory.last):
+                self.progress = Progress.of(state["progress"])
             if self.progress.step > self.timing.steps:
                 raise DataError(
                     f"{self.directory.last}: is at step {self.progress.step}, and this run has "
                     f"{self.timing.steps} steps: it had more training images when it started. Put "
                     "them back, or start a new run with another --out."
                 )
-            self._load(state)
+            with checkpoint.fitting(self.directory.last):
+                self._load(state)
+                replaced, corrupt = int(state["replaced"]), [str(f) for f in state["corrupt"]]
             if distributed.is_first():
-                self.step.feed.replaced = state["replaced"]
-                self.step.feed.corrupt = list(state["corrupt"])
+                self.step.feed.replaced, self.step.feed.corrupt = replaced, corrupt
             self.recorder.log(f"resumed at step {self.progress.step} of {self.timing.steps}")
         self.recorder.open_metrics(self.progress.step, self.progress.evaluated)
         distributed.barrier()

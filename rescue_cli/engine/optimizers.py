@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from rescue_cli.sections.schedule import Rates, Schedule
 
 FAR = 10**9  # a step beyond the end of any schedule
+SCALARS = ("step", "renormalised")  # in the state of a parameter; all else has its shape
 
 
 @dataclass(frozen=True)
@@ -105,11 +106,12 @@ class Optimizers:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Raises `ValueError` where the state is not of these parameters, and what torch raises."""
         # Options that no schedule changes are the recipe's and not the checkpoint's: a study may
         # continue from a checkpoint with other options
         kept = [self._unscheduled_options(rated) for rated in self.rated]
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
+            _load(optimizer, saved)
         for rated, options in zip(self.rated, kept, strict=True):
             rated.group.update(options)
         self.scaler.load_state_dict(state["scaler"])
@@ -121,3 +123,24 @@ class Optimizers:
         sets_momentum = any(rated.schedule(step).momentum is not None for step in (0, FAR))
         scheduled = {"params", "lr", *(("momentum", "betas") if sets_momentum else ())}
         return {key: value for key, value in rated.group.items() if key not in scheduled}
+
+
+def _load(optimizer: Optimizer, saved: dict[str, Any]) -> None:
+    """Loads a state; raises `ValueError` where a parameter's is not of its shape: torch's fused
+    kernels do not look, and would write to memory that is not theirs. The state of the user's own
+    optimizers can be anything.
+    """
+    begun = {parameter for parameter, state in optimizer.state.items() if state}
+    optimizer.load_state_dict(saved)
+    if not type(optimizer).__module__.startswith("rescue_cli."):
+        return
+    parameters = {parameter for group in optimizer.param_groups for parameter in group["params"]}
+    states = {parameter: state for parameter, state in optimizer.state.items() if state}
+    names = next((state.keys() for state in states.values()), None)
+    if not begun <= states.keys() <= parameters or any(s.keys() != names for s in states.values()):
+        raise ValueError("the states of an optimizer's parameters are not alike")
+    for parameter, state in states.items():
+        for name, value in state.items():
+            shape = () if name in SCALARS else tuple(parameter.shape)
+            if not isinstance(value, Tensor) or value.shape != shape:
+                raise ValueError(f"an optimizer's {name} is not a tensor of the shape {shape}")

@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -222,6 +223,35 @@ def test_a_file_that_is_no_checkpoint_is_refused_and_nothing_in_it_runs(
     with pytest.raises(DataError, match="Delete it and start again"):
         work(run)
     assert not (tmp_path / "sprung").exists()
+
+
+def _momentum(state: dict[str, Any]) -> dict[int, Any]:
+    found: dict[int, Any] = state["updates"]["optimizers"][0]["state"]
+    return found
+
+
+MISFITS: dict[str, Callable[[dict[str, Any]], object]] = {
+    "no step": lambda state: state["progress"].update(step=None),
+    "a step that no run has": lambda state: state["progress"].update(step=-2),
+    "an accuracy as text": lambda state: state["progress"].update(best={"top1": "9"}),
+    "no weights": lambda state: state.pop("model"),
+    "no momentum of a tensor": lambda state: _momentum(state).pop(3),
+    "a momentum by another name": lambda state: _momentum(state).update({3: {"x": torch.ones(1)}}),
+    "a short momentum": lambda state: _momentum(state)[3].update(momentum_buffer=torch.ones(2)),
+    "a list of corrupt files that is none": lambda state: state.update(corrupt=3),
+}
+
+
+@pytest.mark.parametrize("kind", MISFITS)
+def test_a_checkpoint_that_does_not_fit_the_run_is_refused_before_a_step(
+    kind: str, run: Path
+) -> None:
+    last = RunDirectory(run).last
+    state = checkpoint_of(run)
+    MISFITS[kind](state)
+    torch.save(state, last)
+    with pytest.raises(DataError, match=re.escape(f"{last}: does not fit this run: ")):
+        work(run)
 
 
 def test_the_trap_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
