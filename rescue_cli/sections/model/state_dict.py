@@ -150,9 +150,7 @@ class _Mismatches:
         ]
         message = f"model.weights: {source} does not fit {name}: {', '.join(parts)}. "
         first_filters = {
-            key
-            for key in self.reshaped
-            if own[key].ndim == 4 and _differs_in_input_channels(key, own, given)
+            key for key in self.reshaped if _differs_in_input_channels(key, own, given)
         }
         if first_filters and first_filters == self.beyond_head:
             (channels,) = {given[key].shape[1] for key in first_filters}
@@ -177,7 +175,8 @@ def _differs_in_input_channels(
     """Whether a filter differs only in its input channels, 1 or 3, as the first layer's may."""
     own_shape, given_shape = own[key].shape, given[key].shape
     return (
-        own_shape[0] == given_shape[0]
+        len(own_shape) == len(given_shape) == 4
+        and own_shape[0] == given_shape[0]
         and own_shape[2:] == given_shape[2:]
         and {own_shape[1], given_shape[1]} == {1, 3}
     )

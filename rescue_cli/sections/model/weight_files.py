@@ -228,7 +228,7 @@ def _read_pickle(file: Path, *, zipped: bool) -> Any:
             return torch.load(file, map_location="cpu", weights_only=True, mmap=zipped)
     except pickle.UnpicklingError as error:
         raise _unsafe_pickle_error(file, str(error)) from None
-    except (RuntimeError, EOFError, ValueError, KeyError, IndexError, OSError) as error:
+    except Exception as error:  # what torch raises for a broken file has no common base
         raise _damaged_error(file, str(error)) from None
 
 
@@ -263,6 +263,8 @@ def _check_archive(file: Path) -> None:
             names = archive.namelist()
     except zipfile.BadZipFile:  # the table of contents is at the end of the file
         raise _truncated_error(file, file.stat().st_size) from None
+    except (ValueError, OSError, NotImplementedError) as error:
+        raise _damaged_error(file, str(error)) from None
     parts = {name.partition("/")[2] for name in names}
     if "constants.pkl" in parts:
         raise DataError(

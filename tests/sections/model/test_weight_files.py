@@ -2,6 +2,7 @@
 
 import argparse
 import gzip
+import io
 import json
 import os
 import pickle
@@ -9,6 +10,7 @@ import re
 import subprocess
 import tarfile
 import warnings
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -367,6 +369,8 @@ def test_other_misfits_name_tensors_shapes_and_the_cure(state: State, tmp_path: 
         "(conv1.0.weight (16, 1, 3, 3), not (16, 3, 3, 3)). They take images with 1 channel(s): "
         "set data.channels=1."
     )
+    torch.save({**state, "conv1.0.weight": torch.ones(())}, file)
+    assert "1 tensors are of another shape (conv1.0.weight (), not" in refused(file)
     torch.save({**state, "layer9.weight": torch.ones(1)}, file)
     for classes in (1000, 10):
         assert "1 tensors are unknown (layer9.weight)" in refused(file, classes)
@@ -478,6 +482,9 @@ OTHERS: dict[str, tuple[Callable[[Path, State], Any], str]] = {
         lambda file, _: file.write_bytes(npz()),
         r"is a zip archive that torch\.save did not write \(a\.npy\)",
     ),
+    "a zip with names that are no text": (
+        lambda file, _: file.write_bytes(misnamed()), r"is truncated or damaged \(.*\)"
+    ),
     "json": (lambda file, _: file.write_text('{"a": 1}'), r"is JSON, but not an index"),
     "one tensor": (
         lambda file, _: torch.save(torch.zeros(3), file),
@@ -491,11 +498,17 @@ OTHERS: dict[str, tuple[Callable[[Path, State], Any], str]] = {
 
 
 def npz() -> bytes:
-    import io
-
     file = io.BytesIO()
     np.savez(file, a=np.zeros(3))
     return file.getvalue()
+
+
+def misnamed() -> bytes:
+    """An archive that says of a name's bytes that they are UTF-8."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("é", b"")
+    return file.getvalue().replace("é".encode(), b"\xe9\xe9")
 
 
 @pytest.mark.parametrize("kind", OTHERS)
