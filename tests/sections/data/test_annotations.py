@@ -362,7 +362,7 @@ def test_what_a_coco_file_has_too_much_of_is_counted_and_named(tmp_path: Path) -
         odd = {"id": 50, "image_id": 101, "category_id": 3, "segmentation": [], "iscrowd": 0}
         tree["annotations"] += [
             dict(first),
-            {**first, "image_id": 999},
+            {**first, "image_id": [999]},
             {**odd, "bbox": [4, 4, 0, 9]},
             {**odd, "id": 51, "bbox": [50, 40, 40, 40]},
             {**odd, "id": 52, "bbox": [90, 40, 4, 4]},
@@ -408,6 +408,7 @@ def _first(**changes: Any) -> Edit:
         (lambda t: t["annotations"][0].pop("id"), r"annotations\[0\] must have an id"),
         (lambda t: t["annotations"].clear(), "'green' is not a category|no image has objects"),
         (_first(category_id=4), "annotation 1: category_id 4 is not in the categories"),
+        (_first(category_id=[3]), r"annotation 1: category_id \[3\] is not in the categories"),
         (_first(bbox=[1, 2, 3]), "0.png: annotation 1: not enough values"),
         (_first(bbox=[1, 2, float("nan"), 4]), "1: a box edge is not a finite number"),
         (_first(bbox=None, segmentation=[]), "annotation 1: has neither a box nor polygons"),
@@ -430,6 +431,7 @@ def test_what_a_coco_file_cannot_mean_is_refused(tmp_path: Path, edit: Edit, mes
     [
         ({"size": [64, 48], "counts": [10, 20]}, "run lengths have height and width"),
         ([[1, 2, 3, 4, 5]], "a polygon has 5 coordinates"),
+        ([[0, 0, 1e9, 0, 9, 9]], "a polygon reaches further out of its image, of 64 x 48 pixels"),
     ],
 )
 def test_shapes_of_another_size_are_refused(

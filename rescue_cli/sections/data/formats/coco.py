@@ -38,6 +38,7 @@ from rescue_cli.sections.data.location import Location
 from rescue_cli.sections.data.splits import Dataset, FileNames
 
 BACKGROUND = "background"
+Id = int | float | str
 # Prefixes of COCO's own files that hold no object instances
 OTHER_KINDS = ("captions_", "person_keypoints_", "stuff_", "panoptic_", "image_info_")
 UNLISTED_IMAGE = (
@@ -165,13 +166,13 @@ def _read_file(root: Path, file: Path, split: str, checker: AnnotationChecker) -
     by_image: dict[Any, list[Mapping[str, Any]]] = {entry["id"]: [] for entry in tree["images"]}
     seen_ids: set[Any] = set()
     for annotation in tree["annotations"]:
-        number = annotation["id"]
-        if annotation.get("category_id") not in names:
+        number, category, of = (annotation.get(key) for key in ("id", "category_id", "image_id"))
+        if not isinstance(category, Id) or category not in names:
             raise DataError(
-                f"{file}: annotation {number}: category_id {annotation.get('category_id')} is not "
+                f"{file}: annotation {number}: category_id {category} is not "
                 "in the categories. Add the category, or correct the id."
             )
-        of_image = by_image.get(annotation.get("image_id"))
+        of_image = by_image.get(of) if isinstance(of, Id) else None
         if of_image is None:
             checker.count(UNLISTED_IMAGE, file)
         elif number in seen_ids and annotation in of_image:
@@ -201,7 +202,7 @@ def _parse_json(file: Path) -> dict[str, list[dict[str, Any]]]:
                 "categories."
             )
         for index, entry in enumerate(value):
-            if not isinstance(entry.get("id"), int | float | str) or not (
+            if not isinstance(entry.get("id"), Id) or not (
                 text_key is None or isinstance(entry.get(text_key), str)
             ):
                 wanted = "an id" if text_key is None else f"an id and a {text_key}"

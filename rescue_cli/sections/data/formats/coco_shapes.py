@@ -161,6 +161,14 @@ def parse_polygons(segmentation: Any) -> list[Polygon]:
     return [coordinates for coordinates in polygons if len(coordinates) >= 6]
 
 
+def _reaches_far_outside(polygon: Polygon, size: Size) -> bool:
+    """Whether a polygon leaves its image by more than the image's size; to draw it takes memory in
+    proportion to its length.
+    """
+    points = polygon.reshape(-1, 2) / size
+    return bool(points.min() < -1 or points.max() > 2)
+
+
 def parse_shape(
     where: str,
     annotation: Mapping[str, Any],
@@ -179,6 +187,11 @@ def parse_shape(
         )
     except (TypeError, ValueError) as error:
         raise DataError(f"{where}: {error}.") from None
+    if any(_reaches_far_outside(polygon, size) for polygon in parts):
+        raise DataError(
+            f"{where}: a polygon reaches further out of its image, of {format_size(size)} pixels, "
+            "than that is wide or high. Correct its coordinates."
+        )
     if isinstance(segmentation, Mapping):
         rle_size = segmentation.get("size")
         if rle_size != [size[1], size[0]] or not isinstance(segmentation.get("counts"), str | list):
