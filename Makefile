@@ -4,8 +4,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: install train check test test-all test-long test-cluster test-slurm test-browser docker \
-	gpu-check clean
+.PHONY: install train check test test-all test-long test-faults test-cluster test-slurm \
+	test-browser docker gpu-check clean
 
 install: $(VENV)/installed
 
@@ -23,13 +23,19 @@ check: install
 	$(BIN)/mypy
 
 test: check
-	$(BIN)/pytest -m "not long and not slow and not cluster" --numprocesses auto --dist worksteal
+	$(BIN)/pytest -m "not long and not slow and not cluster and not faults" \
+		--numprocesses auto --dist worksteal
 
 test-all: check
-	$(BIN)/pytest -m "not long and not cluster" --numprocesses auto --dist worksteal
+	$(BIN)/pytest -m "not long and not cluster and not faults" \
+		--numprocesses auto --dist worksteal
 
 test-long: install
 	$(BIN)/pytest -m long
+
+# Kills, mutated files and failing systems, with a table of what came of them
+test-faults: install
+	$(BIN)/pytest -m faults tests/faults
 
 # SLURM with two nodes on this machine, and two machines in network namespaces: needs Debian and
 # root; half an hour on two cores

@@ -1,7 +1,7 @@
 """Mutations of valid recipes: each validates or is refused, and no key is ever lost on the way."""
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,6 +13,7 @@ from rescue_cli.errors import RescueError
 from rescue_cli.recipe import SECTIONS, Recipe, apply, from_text, from_tree, load, names, yaml
 from rescue_cli.recipe.changes import flat
 from rescue_cli.sections.model import MODELS
+from tests.helpers.mutations import Path, inside, places
 
 TREES = [load(name).tree for name in names()]
 KEYS = sorted({key for tree in TREES for section in [tree, *tree.values()] for key in section
@@ -37,22 +38,6 @@ VALUES = st.recursive(
     ),
     max_leaves=6,
 )
-Path = tuple[str | int, ...]
-
-
-def places(node: Any, path: Path = ()) -> Iterator[Path]:
-    """The path of every key and every list item in a tree."""
-    items = node.items() if isinstance(node, dict) else enumerate(node)
-    for key, inner in items:
-        yield (*path, key)
-        if isinstance(inner, dict | list):
-            yield from places(inner, (*path, key))
-
-
-def inside(tree: Any, path: Path) -> Any:
-    for key in path:
-        tree = tree[key]
-    return tree
 
 
 def renamed(mapping: dict[str, Any], old: str, new: str) -> None:

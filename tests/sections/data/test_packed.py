@@ -31,6 +31,7 @@ from rescue_cli.sections.data.packed.tar import scan_tar
 from rescue_cli.sections.data.packed.write import Packing, read_splits, write_pack
 from tests.conftest import Rescue
 from tests.helpers import shards
+from tests.helpers.mutations import mutate
 from tests.helpers.shards import CLASSES, add, by_name, by_number
 
 CPU = torch.device("cpu")
@@ -556,23 +557,6 @@ def test_the_command_says_what_it_packed_and_what_it_cannot(
         assert message in refused.err
 
 
-def _mutate(data: bytes, draw: random.Random) -> bytes:
-    """The bytes cut off, with a part replaced or repeated, or with bytes changed at either end."""
-    changed, place = bytearray(data), draw.randrange(len(data))
-    match draw.randrange(4):
-        case 0:
-            del changed[place:]
-        case 1:
-            changed[place : place + draw.randrange(200)] = draw.randbytes(draw.randrange(200))
-        case 2:
-            changed[place:place] = changed[draw.randrange(len(data)) :][: draw.randrange(2000)]
-        case _:
-            for _ in range(draw.randrange(1, 20)):
-                at = draw.randrange(min(900, len(data)))
-                changed[draw.choice([at, len(data) - 1 - at])] = draw.randrange(256)
-    return bytes(changed)
-
-
 @pytest.mark.parametrize(
     "kind", ["tar of folders", "zip, deflated", "WebDataset, names", "parquet, snappy", "pack"]
 )
@@ -588,7 +572,7 @@ def test_no_mutated_shard_ends_in_a_traceback(kind: str, folder: Path, out: Path
     for _ in range(30):
         file = draw.choice(files)
         data = file.read_bytes()
-        file.write_bytes(_mutate(data, draw))
+        file.write_bytes(mutate(data, draw))
         try:
             content(read(made))
         except (RescueError, OSError):  # of an image's own block, as of a corrupt file

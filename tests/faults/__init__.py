@@ -1,0 +1,1 @@
+"""Faults by the thousand, each from a seed; run by `make test-faults`."""
