@@ -1,6 +1,7 @@
 """The paths of a run directory's files, and how they are written."""
 
 import contextlib
+import errno
 import json
 import os
 import sys
@@ -130,10 +131,12 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
         kept = " The previous file is intact." if path.exists() else ""
-        reason = " ".join(str(error).split("\n")[0].split())
-        raise RescueError(
-            f"{path}: could not be written ({reason}).{kept} Free space and resume."
-        ) from None
+        number, said = getattr(error, "errno", None), getattr(error, "strerror", None)
+        reason = " ".join((said or str(error)).split("\n")[0].split())
+        cure = "Free space and resume."
+        if number in (errno.EACCES, errno.EPERM, errno.EROFS):
+            cure = "Make its folder writable, or use another."
+        raise RescueError(f"{path}: could not be written ({reason}).{kept} {cure}") from None
 
 
 def remove_partial_files(folder: Path) -> None:
