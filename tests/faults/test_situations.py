@@ -11,6 +11,7 @@ import pytest
 
 from rescue_cli.rundir import RunDirectory
 from tests.engine.test_failures import SMALL
+from tests.engine.test_resume import streamed
 from tests.faults.tally import Tally
 from tests.helpers.processes import (
     NOT_ALLOWED,
@@ -122,13 +123,13 @@ def test_read_only(place: str, reference: Path, tally: Tally) -> None:
         "PLACE": str(folders[place]), "XDG_CACHE_HOME": str(folders["cache"]),
         "HOME": str(folders["home"]), "TMPDIR": str(folders["temporary"]),
     }  # fmt: skip
-    images = f"data.root={write_folder(tally.folder / 'images')}"
+    image = next(write_folder(tally.folder / "images").rglob("*.jpg"))
     if count(tally, place, train(run, environment=environment, change=read_only), run):
         assert_same(run, reference)
-    words = ["eval", run if place == "temporary" else reference, "--out", tally.folder / "out"]
+    words = ["eval", reference, "--out", tally.folder / "out"]
     command = start(words, tally.folder / "e", environment=environment, change=read_only)
     count(tally, "eval", command, tally.folder)
-    words = ["predict", reference, next(Path(images[10:]).rglob("*.jpg"))]
+    words = ["predict", reference, image]
     command = start(words, tally.folder / "p", environment=environment, change=read_only)
     count(tally, "predict", command, tally.folder)
 
@@ -140,6 +141,16 @@ def test_no_home(home: str, reference: Path, tally: Tally) -> None:
     environment = {} if home == "none" else {"HOME": home, "XDG_CACHE_HOME": "", "TMPDIR": ""}
     if count(tally, home, train(run, environment=environment, change=change), run):
         assert_same(run, reference)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_no_shared_memory(workers: int, tally: Tally) -> None:
+    """Nothing can be made in /dev/shm."""
+    run, root = tally.folder / "run", write_folder(tally.folder / "images")
+    words = ["train", "--workers", workers, "--out", run, *streamed(root)]
+    environment = {"PLACE": "/dev/shm"}
+    command = start(words, tally.folder / "told", environment=environment, change=read_only)
+    count(tally, f"{workers} workers", command, run)
 
 
 def test_clock_set_back(reference: Path, tally: Tally) -> None:
