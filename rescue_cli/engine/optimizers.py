@@ -126,9 +126,10 @@ class Optimizers:
 
 
 def _load(optimizer: Optimizer, saved: dict[str, Any]) -> None:
-    """Loads a state; raises `ValueError` where a parameter's is not of its shape: torch's fused
-    kernels do not look, and would write to memory that is not theirs. The state of the user's own
-    optimizers can be anything.
+    """Loads a state; raises `ValueError` where a parameter's is not of its shape.
+
+    torch's fused kernels look at neither shape nor strides, and would write to memory that is not
+    theirs. The state of the user's own optimizers can be anything.
     """
     begun = {parameter for parameter, state in optimizer.state.items() if state}
     optimizer.load_state_dict(saved)
@@ -144,3 +145,5 @@ def _load(optimizer: Optimizer, saved: dict[str, Any]) -> None:
             shape = () if name in SCALARS else tuple(parameter.shape)
             if not isinstance(value, Tensor) or value.shape != shape:
                 raise ValueError(f"an optimizer's {name} is not a tensor of the shape {shape}")
+            if shape and value.stride() != parameter.stride():
+                state[name] = torch.empty_like(parameter).copy_(value)

@@ -50,6 +50,20 @@ def test_gradients_of_several_optimizers_are_clipped_together() -> None:
     assert not are_equal(clipped, updated(plain))
 
 
+def test_a_loaded_momentum_lies_in_memory_as_its_parameter_does() -> None:
+    """A fused kernel would write beyond one number that stands for all."""
+    recipe = two(SGD, SGD)
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    optimizers = build_optimizers(recipe, build_network(recipe, 10, CPU), 10, scaler)
+    state = optimizers.state_dict()
+    for saved in state["optimizers"][0]["state"].values():
+        saved["momentum_buffer"] = torch.ones(1).expand(saved["momentum_buffer"].shape)
+    optimizers.load_state_dict(state)
+    for parameter, loaded in optimizers.optimizers[0].state.items():
+        assert loaded["momentum_buffer"].stride() == parameter.stride()
+        assert torch.equal(loaded["momentum_buffer"], torch.ones_like(parameter))
+
+
 @pytest.mark.parametrize(
     ("first", "second", "norm"),
     [
