@@ -10,7 +10,7 @@ import pytest
 from rescue_cli import recipe as recipes
 from rescue_cli.rundir import RunDirectory
 from tests.faults.tally import Tally
-from tests.helpers.processes import Command, assert_same, checkpoint_of, group_of, start
+from tests.helpers.processes import PATIENCE, Command, assert_same, checkpoint_of, group_of, start
 
 pytestmark = pytest.mark.faults
 SMALL = [
@@ -43,15 +43,16 @@ def check(run: Path) -> None:
 @pytest.mark.parametrize(("processes", "kills"), [(1, 60), (2, 40)])
 def test_kills(processes: int, kills: int, tally: Tally) -> None:
     draw, reference = random.Random(processes), tally.folder / "reference"
-    began = time.monotonic()
-    end(begin(processes, reference))
-    seconds = time.monotonic() - began
+    end(begin(processes, reference))  # with what a first start takes
+    seconds = PATIENCE
     number = killed = 0
     while killed < kills:
         run = tally.folder / f"run-{number}"
         commands = begin(processes, run)
-        time.sleep(draw.uniform(0, seconds))
-        if all(command.process.is_alive() for command in commands):
+        began = time.monotonic()
+        commands[0].process.join(draw.uniform(0, seconds))
+        runs_still = all(command.process.is_alive() for command in commands)
+        if runs_still:
             killed += 1
             for command in draw.sample(commands, len(commands)):
                 command.process.kill()
@@ -61,7 +62,8 @@ def test_kills(processes: int, kills: int, tally: Tally) -> None:
             tally.attempt(f"kill {killed}", partial(check, run))
         if killed == kills:
             commands = begin(processes, run)
-        if killed == kills or not commands[0].process.exitcode:
+        if killed == kills or not runs_still:
             end(commands)
+            seconds = min(seconds, time.monotonic() - began)
             assert_same(run, reference)
             number += 1
