@@ -2,6 +2,7 @@
 
 import html
 import json
+import re
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
@@ -99,20 +100,21 @@ def make_server(
                 self._classify(self.rfile.read(int(length)))
 
         def _classify(self, content: bytes) -> None:
+            name = ""
             if self.headers.get_content_type() == FORM:
                 files = _files_of_form(content, self.headers.get_boundary(""))
                 if len(files) != 1:
                     error = f"the form has {len(files)} files; send one: curl -F file=@IMAGE"
                     self._fail(HTTPStatus.BAD_REQUEST, error)
                     return
-                (content,) = files
+                ((name, content),) = files
             try:
                 pixels = classifier.read(content)
             except UNREADABLE as error:
                 self._fail(HTTPStatus.BAD_REQUEST, f"not an image: {describe_error(error)}")
                 return
             (probabilities,) = classifier(classifier.normalise(pixels.unsqueeze(0)))
-            self._json(HTTPStatus.OK, dict(classifier.prediction("", probabilities, top)))
+            self._json(HTTPStatus.OK, dict(classifier.prediction(name, probabilities, top)))
 
         def _fail(self, status: HTTPStatus, error: str) -> None:
             self.close_connection = True  # what is left of the request is not read
@@ -146,11 +148,12 @@ def _page(classifier: Classifier, name: str, result: str) -> str:
     return PAGE.format(name=html.escape(name), heading=heading, about=about)
 
 
-def _files_of_form(content: bytes, boundary: str) -> list[bytes]:
-    """The contents of the files in a body of multipart/form-data (RFC 7578)."""
+def _files_of_form(content: bytes, boundary: str) -> list[tuple[str, bytes]]:
+    """(name, content) of the files in a body of multipart/form-data (RFC 7578)."""
     files = []
     for part in (b"\r\n" + content).split(f"\r\n--{boundary}".encode())[1:-1]:
         head, _, body = part.partition(b"\r\n\r\n")
         if b"filename" in head.lower():
-            files.append(body)
+            found = re.search(rb'filename="([^"]*)"', head, re.IGNORECASE)
+            files.append((found[1].decode(errors="replace") if found else "", body))
     return files

@@ -1,5 +1,6 @@
 """`rescue serve`: a page to try a network in a browser, and a JSON endpoint."""
 
+import contextlib
 from pathlib import Path
 from typing import Annotated
 
@@ -60,7 +61,7 @@ def serve(
             f"--host, --port: {host}:{port}: {error.strerror}. Give others; --port 0 takes a free "
             "one."
         ) from None
-    with server:
+    with server, contextlib.suppress(KeyboardInterrupt):
         address, bound = server.server_address[:2]
         note(f"http://{address!s}:{bound}/ and POST /predict; Ctrl-C ends it")
         server.serve_forever()

@@ -1,6 +1,6 @@
 """Corrupt images: a training image is replaced by another and logged; too many are an error."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -10,7 +10,7 @@ from rescue_cli.rng import random_words
 from rescue_cli.sections.data.decode import UNREADABLE, describe_error
 
 REDRAWS = 20
-TEST_IMAGE = "Test images are never replaced"
+TEST_IMAGE = "Images of a test or held-out set are never replaced"
 OF_FEATURES = "Training images whose features are computed are never replaced"
 Image = TypeVar("Image")
 
@@ -45,9 +45,15 @@ def all_corrupt_error(broken: list[tuple[str, str]]) -> DataError:
     )
 
 
-def corrupt_image_error(path: str, reason: str, why: str = TEST_IMAGE) -> DataError:
-    """The error for a corrupt image in whose place no other can be drawn; `why` says so."""
-    return DataError(f"{path}: cannot be decoded: {reason}. {why}: repair or remove the file.")
+def corrupt_images_error(broken: Sequence[tuple[str, str]], why: str) -> DataError:
+    """The error for (file, reason) of images in whose place no other is drawn; `why` says so."""
+    if len(broken) == 1:
+        ((place, reason),) = broken
+        return DataError(f"{place}: cannot be decoded: {reason}. {why}: repair or remove the file.")
+    listed = "".join(f"\n  {place}: {reason}" for place, reason in broken)
+    return DataError(
+        f"{len(broken)} images cannot be decoded. {why}: repair or remove the files:{listed}"
+    )
 
 
 def record_corrupt(

@@ -12,7 +12,7 @@ import numpy as np
 from rescue_cli.errors import DataError
 from rescue_cli.recipe.sections import Interpolation
 from rescue_cli.rng import random_words
-from rescue_cli.sections.data.corrupt import corrupt_image_error
+from rescue_cli.sections.data.corrupt import TEST_IMAGE, corrupt_images_error
 from rescue_cli.sections.data.decode import (
     DEFAULT_READING,
     UNREADABLE,
@@ -92,18 +92,17 @@ def _decode(
         try:
             image = read_file(split, index, "pil", reading)
         except UNREADABLE as error:
-            path, reason = split.names.place(index), describe_error(error)
-            if not replacing:
-                raise corrupt_image_error(path, reason) from None
-            return path, reason
+            return split.names.place(index), describe_error(error)
         pixels: Pixels = centre_crop(image, size, 1.0, interpolation).numpy()
         return pixels
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # PIL decodes without the interpreter's lock
         decoded = list(pool.map(decode, range(len(split)), chunksize=256))
+    corrupt = tuple(entry for entry in decoded if isinstance(entry, tuple))
+    if corrupt and not replacing:
+        raise corrupt_images_error(corrupt, TEST_IMAGE)
     used = np.array([_readable(decoded, index) for index in range(len(decoded))], dtype=np.int64)
     pixels = np.array([decoded[i] for i in used], np.uint8).reshape(-1, 3, size, size)
-    corrupt = tuple(entry for entry in decoded if isinstance(entry, tuple))
     return Images(pixels, split.labels[used], corrupt, split)
 
 

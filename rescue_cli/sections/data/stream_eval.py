@@ -1,7 +1,7 @@
 """Test sets on disk: each image is decoded once, and every view is cut from it."""
 
 import itertools
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -14,7 +14,7 @@ from rescue_cli.errors import DataError
 from rescue_cli.recipe.sections import Decoder, Interpolation
 from rescue_cli.rng import Indices
 from rescue_cli.sections.annotations import Sample, Target
-from rescue_cli.sections.data.corrupt import TEST_IMAGE, corrupt_image_error
+from rescue_cli.sections.data.corrupt import TEST_IMAGE, corrupt_images_error
 from rescue_cli.sections.data.decode import (
     DEFAULT_READING,
     UNREADABLE,
@@ -44,7 +44,8 @@ class EvalPart(NamedTuple):
     indices: list[int]
     targets: list[Target]
     images: list[Any]
-    fault: str | None = None
+    fault: str | None = None  # the images cannot be used
+    broken: Sequence[tuple[str, str]] = ()  # (file, reason) of images that cannot be decoded
 
 
 class EvalSamples(Dataset[EvalPart]):
@@ -75,17 +76,19 @@ class EvalSamples(Dataset[EvalPart]):
     def __getitem__(self, indices: Any) -> EvalPart:
         targets: list[Target] = []
         cuts: list[list[Tensor]] = []
+        broken: list[tuple[str, str]] = []
         for index in indices:
             try:
                 image, target = read_sample(self.files, index, self.decoder, self.reading)
             except DataError as error:
                 return EvalPart([], [], [], str(error))
             except UNREADABLE as error:
-                place = self.files.names.place(index)
-                fault = corrupt_image_error(place, describe_error(error), self.corrupt)
-                return EvalPart([], [], [], str(fault))
+                broken.append((self.files.names.place(index), describe_error(error)))
+                continue
             targets.append(target)
             cuts.append(self._cut(image))
+        if broken:
+            return EvalPart([], [], [], broken=broken)
         columns = [list(column) for column in zip(*cuts, strict=True)]
         if self.annotated:
             return EvalPart(indices, targets, columns)
@@ -135,15 +138,25 @@ class FileEvalFeed:
         try:
             for of_batch in parts:
                 taken = [_check(next_of(loaded)) for _ in of_batch]
+                if any(part.broken for part in taken):
+                    raise self._broken_error(itertools.chain(taken, loaded))
                 yield self.side(partial(self._join, taken))
         finally:
             end_workers(loaded)
+
+    def _broken_error(self, parts: Iterable[EvalPart]) -> DataError:
+        """Names all images that cannot be decoded in this process's parts from here on."""
+        broken = [each for part in parts for each in part.broken]
+        return corrupt_images_error(broken, self.samples.corrupt)
 
     def annotated_samples(self, count: int) -> list[Sample]:
         """The first images with their boxes or masks, read in this process; none of labels."""
         if not self.samples.annotated:
             return []
-        batch = self._join([_check(self.samples[list(range(min(count, len(self))))])])
+        part = _check(self.samples[list(range(min(count, len(self))))])
+        if part.broken:
+            raise self._broken_error([part])
+        batch = self._join([part])
         return [
             Sample(*pair) for pair in zip(batch.views[self.views[0]], batch.targets, strict=True)
         ]

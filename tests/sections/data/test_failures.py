@@ -184,6 +184,19 @@ def test_a_corrupt_test_image_is_an_error_that_names_it(
     assert "repair or remove the file" in str(error.value)
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_all_corrupt_test_images_are_named_at_once(folder: Path, workers: int) -> None:
+    spoil(folder)
+    (folder / "even" / "12.png").write_bytes(b"")
+    samples = EvalSamples(split_of(folder), [View(8, 1.0)], "bilinear", "pil")
+    with pytest.raises(DataError) as error:
+        list(FileEvalFeed(samples, 4, workers, CPU).batches(0, 1))
+    first, *listed = str(error.value).splitlines()
+    assert first.startswith(f"{len(listed)} images cannot be decoded. Images of a test or held-out")
+    named = sorted(line.strip().partition(": ")[0] for line in listed)
+    assert named == [str(folder / name) for name in ("even/06.png", "even/12.png", "odd/13.png")]
+
+
 def test_a_killed_loader_worker_ends_the_run_with_the_cure(folder: Path) -> None:
     before = {child.pid for child in multiprocessing.active_children()}
     of = feed(folder, [], workers=2)
@@ -368,7 +381,7 @@ def test_a_corrupt_training_image_of_a_resident_folder_gives_way_to_another(
             with pytest.raises(DataError, match=r"max_corrupt: 1 images are corrupt, more than 0"):
                 feed.start(0)
     broken.rename(tmp_path / "test" / "cat" / "9.png")
-    with pytest.raises(DataError, match="Test images are never replaced"):
+    with pytest.raises(DataError, match="Images of a test or held-out set are never replaced"):
         load("folder", keys, tmp_path / "cache")
 
 
