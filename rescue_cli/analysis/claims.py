@@ -159,14 +159,14 @@ def _needed(pair: Mapping[str, Any]) -> str:
             "compare sweeps, or MEAN±STD/N"
         )
     needed = "more than a million" if pair["needed"] is None else f"{pair['needed']:,}"
-    of = "the pooled std"
+    of = "the pooled std, with Welch's degrees of freedom"
     if "cohens_dz" in pair:
         of = "the std of the differences of equal seeds"
     elif "assumes" in pair:
         of = f"the std of {pair['assumes']['like']}"
     return (
         f"to detect {points} in 4 of 5 cases: {needed} runs of each, planned with a std of "
-        f"{pair['std_bound']:.2f}: the upper 80 % confidence bound of {of}, {pair['std']:.2f}"
+        f"{pair['std_bound']:.2f}: the upper 80 % confidence bound of {pair['std']:.2f}, {of}"
     )
 
 

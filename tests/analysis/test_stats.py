@@ -190,7 +190,7 @@ def test_the_runs_needed_are_given_for_a_wanted_difference_whatever_was_found() 
         assert detail_lines(wanted)[0] == (
             f"to detect 0.2 points in 4 of 5 cases: {wanted['needed']} runs of each, planned with "
             f"a std of {std_upper_bound(wanted['std'], 2.43902):.2f}: the upper 80 % confidence "
-            "bound of the pooled std, 0.22"
+            "bound of 0.22, the pooled std, with Welch's degrees of freedom"
         )
     (unknown,) = compare_pairs([load_side("80"), load_side("81")], 1)
     assert detail_lines(unknown) == [
