@@ -298,7 +298,10 @@ def combine_estimates(
         if one.max_lr is None:
             reasons.append(f"seed {seed}: {_no_rate(one, end)}")
     if not rates:
-        return RangeTestResult(None, estimates[0].verdict, bound, False, reasons)
+        verdict = estimates[0].verdict
+        if bound is not None and verdict in ("falling", "flat"):  # another run was lost
+            verdict = "died"
+        return RangeTestResult(None, verdict, bound, False, reasons)
     if max(rates) > FACTOR * min(rates):
         reasons.append(f"it ranges from {min(rates):.3g} to {max(rates):.3g} between seeds")
     if not below:

@@ -233,6 +233,8 @@ def _print(test: RangeTest) -> None:
             ]
         )
     out = common.console()
+    if len(test.full) > 1:
+        out.print(f"seed {curves.seed}:")
     out.print(common.table([*headings, METRICS[curves.metric]], rows))
     for line in test.sentences:
         out.print(line)

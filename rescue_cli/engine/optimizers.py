@@ -138,7 +138,8 @@ def _load(optimizer: Optimizer, saved: dict[str, Any]) -> None:
     parameters = {parameter for group in optimizer.param_groups for parameter in group["params"]}
     states = {parameter: state for parameter, state in optimizer.state.items() if state}
     names = next((state.keys() for state in states.values()), None)
-    if not begun <= states.keys() <= parameters or any(s.keys() != names for s in states.values()):
+    complete = not states or begun <= states.keys() <= parameters  # none: before the first step
+    if not complete or any(state.keys() != names for state in states.values()):
         raise ValueError("the states of an optimizer's parameters are not alike")
     for parameter, state in states.items():
         for name, value in state.items():

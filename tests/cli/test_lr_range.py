@@ -183,6 +183,9 @@ def test_no_rate_is_named_at_which_another_run_was_lost() -> None:
     early = replace(reading(None, "died"), bounded_above=0.2)
     found = lr_range.combine_estimates([early, reading(0.8)], reading(0.8), 1.0)
     assert (found.max_lr, found.verdict, found.trusted) == (None, "died", False)
+    found = lr_range.combine_estimates([reading(None), early], reading(None), 1.0)
+    assert (found.max_lr, found.verdict) == (None, "died")
+    assert found.advice(a_ramp()) == "Try --start 0.0002 --end 0.2 --ramp exponential."
 
 
 def test_points_further_apart_than_two_agree_on_nothing() -> None:
