@@ -15,6 +15,8 @@ STORES = {
     "http": "aiohttp",
     "https": "aiohttp",
 }
+# What torch, cuDNN, cuBLAS and the host's allocator say where no memory is left
+NO_MEMORY = ("out of memory", "_STATUS_ALLOC_FAILED", "can't allocate memory")
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _STORE = re.compile(rf"({'|'.join(STORES)})://")
 _OF_IMAGES = re.compile(r"--to|data\.(root|train_root|test_root|sets\..*)")
@@ -82,6 +84,11 @@ BY_CODE: dict[int, type[RescueError]] = {
         UnexpectedError,
     )
 }
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a device's memory or the machine's was exhausted."""
+    return isinstance(error, MemoryError) or any(text in str(error) for text in NO_MEMORY)
 
 
 def from_code(message: str, exit_code: int) -> RescueError:

@@ -196,8 +196,8 @@ class TransferSearch:
         if epochs < FEWEST_EPOCHS:
             needed = self.minutes + 2 * FEWEST_EPOCHS * self._epoch_seconds(size) * SPARE / 60
             note(
-                f"fine-tuning: not tried: {FEWEST_EPOCHS} epochs, twice, take longer. To try it: "
-                f"--minutes {math.ceil(needed)}, with a new --out"
+                f"fine-tuning: not tried: {FEWEST_EPOCHS} epochs, twice, take longer than is left. "
+                f"To try it: --minutes {math.ceil(needed)}, with a new --out"
             )
             return {"epochs": epochs}
         try:

@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from rescue_cli.errors import DataError
+from rescue_cli.errors import DataError, is_out_of_memory
+from rescue_cli.recipe.own import passed_own_code
 from rescue_cli.rundir import write_atomically
 
 FORMAT = 1
@@ -23,7 +24,7 @@ def load(path: Path, device: torch.device) -> dict[str, Any]:
     """The state in `path`; raises `DataError` where that is not a checkpoint."""
     try:
         state = torch.load(path, map_location=device, weights_only=True)
-    except torch.OutOfMemoryError:
+    except (MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # what torch raises for a broken file has no common base
         raise DataError(
@@ -36,12 +37,15 @@ def load(path: Path, device: torch.device) -> dict[str, Any]:
 
 @contextmanager
 def fitting(path: Path) -> Iterator[None]:
-    """Raises `DataError` where the body finds that the state in `path` is not of this run."""
+    """Raises `DataError` where the body finds that the state in `path` is not of this run.
+
+    It is not the file's fault where memory runs out, or code of the user's own fails.
+    """
     try:
         yield
-    except torch.OutOfMemoryError:
-        raise
     except Exception as error:  # wrong types raise anything
+        if is_out_of_memory(error) or passed_own_code(error):
+            raise
         raise DataError(f"{path}: does not fit this run: {_reason(error)}. {CURE}") from None
 
 

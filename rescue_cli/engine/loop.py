@@ -79,10 +79,9 @@ class Progress:
                 raise TypeError(f"{name} is {given!r}")
         if not all(isinstance(value, int | float) for value in progress.best.values()):
             raise TypeError(f"best is {progress.best!r}")
-        if not (
-            -1 <= progress.evaluated <= progress.step and 0 <= progress.logged <= progress.step
-        ):
-            raise ValueError(f"its steps are {progress}")
+        step, evaluated, logged = progress.step, progress.evaluated, progress.logged
+        if not (-1 <= evaluated <= step and 0 <= logged <= step):
+            raise ValueError(f"it is at step {step}, evaluated at {evaluated}, logged at {logged}")
         return progress
 
 

@@ -54,6 +54,7 @@ class Optimizers:
         self.parameters: list[Tensor] = [
             p for o in self.optimizers for g in o.param_groups for p in g["params"]
         ]
+        self._begun = [{p for p, state in o.state.items() if state} for o in self.optimizers]
         self.skipped = torch.zeros((), device=self.parameters[0].device)
         self.keep_gradients = keep_gradients
         if keep_gradients:
@@ -110,8 +111,9 @@ class Optimizers:
         # Options that no schedule changes are the recipe's and not the checkpoint's: a study may
         # continue from a checkpoint with other options
         kept = [self._unscheduled_options(rated) for rated in self.rated]
-        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-            _load(optimizer, saved)
+        saved_states = zip(self.optimizers, state["optimizers"], self._begun, strict=True)
+        for optimizer, saved, begun in saved_states:
+            _load(optimizer, saved, begun)
         for rated, options in zip(self.rated, kept, strict=True):
             rated.group.update(options)
         self.scaler.load_state_dict(state["scaler"])
@@ -125,21 +127,20 @@ class Optimizers:
         return {key: value for key, value in rated.group.items() if key not in scheduled}
 
 
-def _load(optimizer: Optimizer, saved: dict[str, Any]) -> None:
-    """Loads a state; raises `ValueError` where a parameter's is not of its shape.
+def _load(optimizer: Optimizer, saved: dict[str, Any], begun: set[Tensor]) -> None:
+    """Loads a state; raises `ValueError` where a parameter's is not of its shape, or one of those
+    that had a state before the first step, `begun`, has none.
 
     torch's fused kernels look at neither shape nor strides, and would write to memory that is not
     theirs. The state of the user's own optimizers can be anything.
     """
-    begun = {parameter for parameter, state in optimizer.state.items() if state}
     optimizer.load_state_dict(saved)
     if not type(optimizer).__module__.startswith("rescue_cli."):
         return
     parameters = {parameter for group in optimizer.param_groups for parameter in group["params"]}
     states = {parameter: state for parameter, state in optimizer.state.items() if state}
     names = next((state.keys() for state in states.values()), None)
-    complete = not states or begun <= states.keys() <= parameters  # none: before the first step
-    if not complete or any(state.keys() != names for state in states.values()):
+    if not begun <= states.keys() <= parameters or any(s.keys() != names for s in states.values()):
         raise ValueError("the states of an optimizer's parameters are not alike")
     for parameter, state in states.items():
         for name, value in state.items():

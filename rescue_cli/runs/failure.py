@@ -8,8 +8,6 @@ import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
-import torch
-
 from rescue_cli import distributed
 from rescue_cli.engine import evaluate
 from rescue_cli.errors import (
@@ -19,6 +17,7 @@ from rescue_cli.errors import (
     RescueError,
     StoppedError,
     UsageError,
+    is_out_of_memory,
 )
 from rescue_cli.recipe import Recipe
 from rescue_cli.recipe.own import describe_error, passed_own_code
@@ -27,8 +26,6 @@ from rescue_cli.sections.data import memory
 
 # torch's messages for a layer whose input has no pixels left
 TOO_SMALL = ("Output size is too small", "Kernel size can't be greater than actual input size")
-# What torch, cuDNN, cuBLAS and the host's allocator say where no memory is left
-NO_MEMORY = ("out of memory", "_STATUS_ALLOC_FAILED", "can't allocate memory")
 
 
 def explain_error(error: BaseException, recipe: Recipe) -> BaseException:
@@ -42,8 +39,7 @@ def explain_error(error: BaseException, recipe: Recipe) -> BaseException:
             f"eval.sizes: {sizes} (or data.train_size): images are too small for "
             f"{recipe.model.name} ({text.splitlines()[0]}). Use larger ones."
         )
-    exhausted = isinstance(error, torch.OutOfMemoryError | MemoryError)
-    if not exhausted and not any(message in text for message in NO_MEMORY):
+    if not is_out_of_memory(error):
         return (
             UsageError(f"code of your own: {describe_error(error)}")
             if passed_own_code(error)

@@ -50,7 +50,10 @@ def test_a_head_is_fitted_at_the_size_that_suits_images_it_has_not_seen(
     ended = rescue(*call, *SEEN)
     assert ended.code == 0, ended.err
     assert "20 training images of 2 classes (the smallest has 10), 10 test images" in ended.err
-    assert "fine-tuning: not tried: 3 epochs, twice, take longer. To try it: --minutes" in ended.err
+    assert (
+        "fine-tuning: not tried: 3 epochs, twice, take longer than is left. To try it: --minutes"
+        in ended.err
+    )
     (final,) = (tmp_path / "out").glob("*/seed-0")
     result = read_result(RunDirectory(final))
     assert result["top1"] == 100

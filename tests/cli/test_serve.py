@@ -5,6 +5,7 @@ import json
 import threading
 from collections.abc import Iterator
 from http.client import HTTPConnection, HTTPResponse
+from http.server import HTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -133,3 +134,13 @@ def test_a_port_in_use_is_named(port: int, run: Path, rescue: Rescue) -> None:
     ended = rescue("serve", run, "--port", str(port))
     assert ended.code == 2
     assert f"--host, --port: 127.0.0.1:{port}: Address already in use." in ended.err
+
+
+def test_ctrl_c_is_how_it_ends(run: Path, rescue: Rescue, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(_: HTTPServer) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(HTTPServer, "serve_forever", interrupted)
+    ended = rescue("serve", run, "--port", "0")
+    assert ended.code == 0
+    assert ended.notes[-1].endswith(" and POST /predict; Ctrl-C ends it")

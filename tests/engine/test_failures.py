@@ -235,6 +235,7 @@ MISFITS: dict[str, Callable[[dict[str, Any]], object]] = {
     "a step that no run has": lambda state: state["progress"].update(step=-2),
     "an accuracy as text": lambda state: state["progress"].update(best={"top1": "9"}),
     "no weights": lambda state: state.pop("model"),
+    "no momentum": lambda state: _momentum(state).clear(),
     "no momentum of a tensor": lambda state: _momentum(state).pop(3),
     "a momentum by another name": lambda state: _momentum(state).update({3: {"x": torch.ones(1)}}),
     "a short momentum": lambda state: _momentum(state)[3].update(momentum_buffer=torch.ones(2)),
@@ -252,6 +253,22 @@ def test_a_checkpoint_that_does_not_fit_the_run_is_refused_before_a_step(
     torch.save(state, last)
     with pytest.raises(DataError, match=re.escape(f"{last}: does not fit this run: ")):
         work(run)
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("CUDA out of memory. Tried to")])
+def test_where_memory_runs_out_the_checkpoint_is_not_blamed(
+    error: Exception, tmp_path: Path
+) -> None:
+    with pytest.raises(type(error)), checkpoint.fitting(tmp_path / "last.pt"):
+        raise error
+
+
+def test_a_fault_of_the_users_own_code_is_no_fault_of_the_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoint, "passed_own_code", lambda _: True)
+    with pytest.raises(KeyError), checkpoint.fitting(tmp_path / "last.pt"):
+        raise KeyError("mine")
 
 
 def test_the_trap_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -66,7 +66,10 @@ class Tally:
         self.examples.setdefault(failure, str(case))
 
     def end(self) -> None:
-        """Raises `AssertionError` with the kinds of failures and the first case of each."""
+        """Raises `AssertionError` with the kinds of failures and the first case of each, or where
+        nothing was tried.
+        """
+        assert self.count
         self.seconds = time.monotonic() - self.started
         listed = [f"{n} x {kind} [{self.examples[kind]}]" for kind, n in self.failures.items()]
         assert not listed, "\n".join(listed)

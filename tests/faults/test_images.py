@@ -137,6 +137,9 @@ def test_images(kind: str, tally: Tally) -> None:
         lambda: trained_on(root, "pil"),
         lambda: evaluated_on(root),
     ]
+    for way in ways:
+        file.write_bytes(encoded(kind, random.Random(0)))
+        way()
     for case in range(COUNT):
         file.write_bytes(spoiled(kind, random.Random(f"{kind} {case}")))
         tally.attempt(case, ways[case % len(ways)])

@@ -128,6 +128,7 @@ def test_weights(
     file = tally.folder / name
     image = tally.folder / "i.png"
     Image.fromarray(np.zeros((28, 28), np.uint8)).save(image)
+    predict_images(RunDirectory(finished).weights, [image], 3, "cpu")
     for case in range(COUNT // 2):
         write(file, finished, random.Random(case))
         tally.attempt(case, lambda: predict_images(file, [image], 3, "cpu"))

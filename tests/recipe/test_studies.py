@@ -158,7 +158,7 @@ def test_a_seed_on_record_counts_once_and_a_sweep_is_not_mixed_with_single_runs(
     runs = read_json(records.record_path("quickstart"))["runs"]
     whole = [run for run in runs if not set(run["differs"]) - set(records.NOT_PROCEDURE)]
     assert len(whole) > len({run["seed"] for run in whole}) == 10
-    sweep = [run["result"]["top1"] for run in whole if "seed-sweep" in run["command"]]
+    sweep = [run["result"]["top1"] for run in whole if "--seeds 10" in run["command"]]
     found = [result["top1"] for result in records.recorded_results("quickstart", {})]
     assert found == sweep
     assert records.format_record("quickstart") == "90.21 (10)"

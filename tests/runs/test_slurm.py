@@ -111,6 +111,16 @@ def start_again(job: str) -> None:
     subprocess.run(["scontrol", "update", f"JobId={job}", "StartTime=now"], check=True)
 
 
+def requeued_once(folder: Path, run: Path, *words: object) -> str:
+    """What the command says that queues several runs in `queued`, one of which is requeued."""
+    with Waiting(folder, *words, "--out", "queued", *ON_SLURM) as queue:
+        queue.wait_for(is_at_step(run, 20))
+        requeue(job_of(run, folder / "queued"))
+        queue.ends()
+    assert starts(run) == 2
+    return queue.stderr
+
+
 def run_here(folder: Path, *words: object) -> None:
     subprocess.run(command(*words), cwd=folder, env=ENVIRONMENT, check=True)
 
@@ -135,14 +145,8 @@ def starts(run: Path) -> int:
 @runs_here
 def test_four_seeds_one_of_them_requeued_equal_those_of_a_local_sweep(tmp_path: Path) -> None:
     words = ("seed-sweep", "--seeds", 4, *SMALL)
-    queued = ("--out", "queued", *ON_SLURM)
-    with Waiting(tmp_path, *words, *queued) as sweep:
-        run = tmp_path / "queued" / "seed-1"
-        sweep.wait_for(is_at_step(run, 20))
-        requeue(job_of(run, tmp_path / "queued"))
-        sweep.ends()
-        assert "4 of 4" in sweep.stderr
-    assert starts(run) == 2
+    said = requeued_once(tmp_path, tmp_path / "queued" / "seed-1", *words)
+    assert "4 of 4" in said
     run_here(tmp_path, *words, "--out", "local")
     for seed in range(4):
         ours, theirs = (tmp_path / f / f"seed-{seed}" for f in ("queued", "local"))
@@ -186,16 +190,11 @@ cells:
 def test_a_study_is_one_array_and_its_requeued_run_equals_a_local_one(tmp_path: Path) -> None:
     (tmp_path / "own.yaml").write_text(STUDY)
     words = ("study", "own.yaml", "--seeds", 2, *SMALL)
-    with Waiting(tmp_path, *words, "--out", "queued", *ON_SLURM) as study:
-        run = tmp_path / "queued" / "01" / "seed-0"
-        study.wait_for(is_at_step(run, 20))
-        requeue(job_of(run, tmp_path / "queued"))
-        study.ends()
-        assert "4 of 4" in study.stderr
+    run = tmp_path / "queued" / "01" / "seed-0"
+    assert "4 of 4" in requeued_once(tmp_path, run, *words)
     jobs = json.loads((tmp_path / "queued" / ".slurm" / "jobs.json").read_text())
     assert len({job.partition("_")[0] for job in jobs.values()}) == 1
     assert {job.partition("_")[2] for job in jobs.values()} == {"0", "1", "2", "3"}
-    assert starts(run) == 2
     run_here(tmp_path, *words, "--out", "local", "--only", 1)
     assert_same(run, tmp_path / "local" / "01" / "seed-0")
 
@@ -211,13 +210,8 @@ def test_transfers_are_one_array_and_a_requeued_one_equals_a_local_one(tmp_path:
         "eval.sizes=[64]", "eval.every=100", "train.precision=float32", "train.batch_size=4",
         "train.device_batch_size=4", "train.log_every=1",
     )  # fmt: skip
-    with Waiting(tmp_path, *words, "--out", "queued", *ON_SLURM) as transfers:
-        run = tmp_path / "queued" / "weights" / "seed-0"
-        transfers.wait_for(is_at_step(run, 20))
-        requeue(job_of(run, tmp_path / "queued"))
-        transfers.ends()
-        assert "2 of 2" in transfers.stderr
-    assert starts(run) == 2
+    run = tmp_path / "queued" / "weights" / "seed-0"
+    assert "2 of 2" in requeued_once(tmp_path, run, *words)
     run_here(tmp_path, *words, "--out", "local")
     assert_same(run, tmp_path / "local" / "weights" / "seed-0")
 

@@ -6,6 +6,7 @@ from typing import TypeVar
 import numpy as np
 
 from rescue_cli.errors import DataError
+from rescue_cli.formatting import format_count
 from rescue_cli.rng import random_words
 from rescue_cli.sections.data.decode import UNREADABLE, describe_error
 
@@ -45,15 +46,19 @@ def all_corrupt_error(broken: list[tuple[str, str]]) -> DataError:
     )
 
 
-def corrupt_images_error(broken: Sequence[tuple[str, str]], why: str) -> DataError:
-    """The error for (file, reason) of images in whose place no other is drawn; `why` says so."""
-    if len(broken) == 1:
+def corrupt_images_error(
+    broken: Sequence[tuple[str, str]], why: str, *, whole: bool = True
+) -> DataError:
+    """The error for (file, reason) of images in whose place no other is drawn; `why` says so.
+
+    `whole`: whether all images were looked at.
+    """
+    if whole and len(broken) == 1:
         ((place, reason),) = broken
         return DataError(f"{place}: cannot be decoded: {reason}. {why}: repair or remove the file.")
     listed = "".join(f"\n  {place}: {reason}" for place, reason in broken)
-    return DataError(
-        f"{len(broken)} images cannot be decoded. {why}: repair or remove the files:{listed}"
-    )
+    count = f"{'' if whole else 'at least '}{format_count(len(broken), 'image')}"
+    return DataError(f"{count} cannot be decoded. {why}: repair or remove the files:{listed}")
 
 
 def record_corrupt(

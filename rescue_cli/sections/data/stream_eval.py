@@ -1,7 +1,8 @@
 """Test sets on disk: each image is decoded once, and every view is cut from it."""
 
 import itertools
-from collections.abc import Generator, Iterable, Sequence
+import time
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -32,6 +33,8 @@ from rescue_cli.sections.data.workers import (
     next_of,
     start_workers,
 )
+
+SEARCH_SECONDS = 10.0  # for other images that cannot be decoded, once one is found
 
 
 class EvalPart(NamedTuple):
@@ -136,18 +139,27 @@ class FileEvalFeed:
         parts = [[b[i : i + size] for i in range(0, len(b), size)] for b in batches]
         loaded = start_workers(self.samples, itertools.chain.from_iterable(parts), self.workers)
         try:
-            for of_batch in parts:
+            left = iter(parts)
+            for of_batch in left:
                 taken = [_check(next_of(loaded)) for _ in of_batch]
                 if any(part.broken for part in taken):
-                    raise self._broken_error(itertools.chain(taken, loaded))
+                    more = (next_of(loaded) for other in left for _ in other)
+                    raise self._broken_error(taken, more)
                 yield self.side(partial(self._join, taken))
         finally:
             end_workers(loaded)
 
-    def _broken_error(self, parts: Iterable[EvalPart]) -> DataError:
-        """Names all images that cannot be decoded in this process's parts from here on."""
+    def _broken_error(self, parts: Iterable[EvalPart], more: Iterator[EvalPart]) -> DataError:
+        """Names the images that cannot be decoded in `parts`, and those in `more` that are found in
+        a moment: signals and other processes wait meanwhile.
+        """
         broken = [each for part in parts for each in part.broken]
-        return corrupt_images_error(broken, self.samples.corrupt)
+        end = time.monotonic() + SEARCH_SECONDS
+        while time.monotonic() < end:
+            if (part := next(more, None)) is None:
+                return corrupt_images_error(broken, self.samples.corrupt)
+            broken += part.broken
+        return corrupt_images_error(broken, self.samples.corrupt, whole=False)
 
     def annotated_samples(self, count: int) -> list[Sample]:
         """The first images with their boxes or masks, read in this process; none of labels."""
@@ -155,7 +167,7 @@ class FileEvalFeed:
             return []
         part = _check(self.samples[list(range(min(count, len(self))))])
         if part.broken:
-            raise self._broken_error([part])
+            raise self._broken_error([part], iter(()))
         batch = self._join([part])
         return [
             Sample(*pair) for pair in zip(batch.views[self.views[0]], batch.targets, strict=True)

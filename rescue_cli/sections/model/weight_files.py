@@ -228,6 +228,8 @@ def _read_pickle(file: Path, *, zipped: bool) -> Any:
             return torch.load(file, map_location="cpu", weights_only=True, mmap=zipped)
     except pickle.UnpicklingError as error:
         raise _unsafe_pickle_error(file, str(error)) from None
+    except MemoryError:
+        raise
     except Exception as error:  # what torch raises for a broken file has no common base
         raise _damaged_error(file, str(error)) from None
 

@@ -22,7 +22,7 @@ from rescue_cli.errors import DataError, RescueError
 from rescue_cli.inference import predict_images
 from rescue_cli.recipe import DataKeys, recipe_in
 from rescue_cli.rng import random_words
-from rescue_cli.sections.data import Files, Images, load
+from rescue_cli.sections.data import Files, Images, load, stream_eval
 from rescue_cli.sections.data.corrupt import REDRAWS
 from rescue_cli.sections.data.formats.class_folders import class_folders, read_class_folders
 from rescue_cli.sections.data.memory import MemoryFeed
@@ -195,6 +195,16 @@ def test_all_corrupt_test_images_are_named_at_once(folder: Path, workers: int) -
     assert first.startswith(f"{len(listed)} images cannot be decoded. Images of a test or held-out")
     named = sorted(line.strip().partition(": ")[0] for line in listed)
     assert named == [str(folder / name) for name in ("even/06.png", "even/12.png", "odd/13.png")]
+
+
+def test_where_the_search_for_corrupt_images_is_cut_short_there_may_be_more(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spoil(folder)
+    monkeypatch.setattr(stream_eval, "SEARCH_SECONDS", 0)
+    samples = EvalSamples(split_of(folder), [View(8, 1.0)], "bilinear", "pil")
+    with pytest.raises(DataError, match=r"^at least 1 image cannot be decoded\. "):
+        list(FileEvalFeed(samples, 4, 0, CPU).batches(0, 1))
 
 
 def test_a_killed_loader_worker_ends_the_run_with_the_cure(folder: Path) -> None:

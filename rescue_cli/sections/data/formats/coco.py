@@ -166,13 +166,13 @@ def _read_file(root: Path, file: Path, split: str, checker: AnnotationChecker) -
     by_image: dict[Any, list[Mapping[str, Any]]] = {entry["id"]: [] for entry in tree["images"]}
     seen_ids: set[Any] = set()
     for annotation in tree["annotations"]:
-        number, category, of = (annotation.get(key) for key in ("id", "category_id", "image_id"))
+        number, category, image = (annotation.get(k) for k in ("id", "category_id", "image_id"))
         if not isinstance(category, Id) or category not in names:
             raise DataError(
                 f"{file}: annotation {number}: category_id {category} is not "
                 "in the categories. Add the category, or correct the id."
             )
-        of_image = by_image.get(of) if isinstance(of, Id) else None
+        of_image = by_image.get(image) if isinstance(image, Id) else None
         if of_image is None:
             checker.count(UNLISTED_IMAGE, file)
         elif number in seen_ids and annotation in of_image:
