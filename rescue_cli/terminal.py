@@ -75,7 +75,7 @@ def fit_parts(parts: Sequence[str], width: int) -> str:
 
 
 class Words:
-    """Text for rich that breaks after spaces and slashes, so that names in a path stay whole.
+    """Text for rich that breaks after spaces; a path that is longer than a line, after slashes.
 
     A name that is longer than a line breaks after `_`, `-`, `.`, `=` or `,`, or else anywhere.
     """
@@ -117,15 +117,18 @@ def _break_lines(text: str, width: int) -> list[str]:
     """Lines of at most `width` cells, without the spaces at their ends."""
     from rich.cells import cell_len
 
+    def fits(piece: str) -> bool:
+        return cell_len(piece.rstrip()) <= width
+
     lines = [""]
-    for part in _parts(text, r"\s/"):
-        is_long = cell_len(part.rstrip()) > width
-        if is_long and lines[-1]:
-            lines.append("")
-        for piece in _parts(part, r"\s/_\-.=,") if is_long else [part]:
-            if lines[-1] and cell_len((lines[-1] + piece).rstrip()) > width:
+    for word in _parts(text, r"\s"):
+        for part in [word] if fits(word) else _parts(word, r"\s/"):
+            if not fits(part) and lines[-1]:
                 lines.append("")
-            lines[-1] += piece
+            for piece in [part] if fits(part) else _parts(part, r"\s/_\-.=,"):
+                if lines[-1] and not fits(lines[-1] + piece):
+                    lines.append("")
+                lines[-1] += piece
     return [line.rstrip() for line in lines]
 
 

@@ -45,6 +45,8 @@ def test_a_sentence_breaks_at_spaces_and_its_paths_after_slashes(
         "transfer-layerwise/tf_efficientnet_lite0-imagenet/seed-0 and b:",
         "  more of it",
     ]
+    common.console().print(f"{'x' * 60} runs/study/procedures/3 and b")
+    assert capsys.readouterr().out.splitlines() == ["x" * 60, "runs/study/procedures/3 and b"]
 
 
 def test_a_note_breaks_between_words_on_a_terminal_and_nowhere_on_a_pipe(

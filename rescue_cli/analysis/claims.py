@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rescue_cli.formatting import format_seconds
+from rescue_cli.recipe.changes import format_recipe_value
 
 
 def is_claimed(pair: Mapping[str, Any], level: float) -> bool:
@@ -144,7 +145,8 @@ def _better_and_worse(pair: Mapping[str, Any]) -> tuple[str, str]:
 
 def detail_lines(pair: Mapping[str, Any]) -> list[str]:
     """The lines below a claim: the test, other views of the same runs, and equal budgets."""
-    lines = (_needed(pair), _test(pair), _rows(pair), *_views(pair), *_at_equal_budgets(pair))
+    lines = (_needed(pair), _test(pair), _rows(pair), _subsets(pair), *_views(pair),
+             *_at_equal_budgets(pair))  # fmt: skip
     return [line for line in lines if line]
 
 
@@ -183,6 +185,16 @@ def _rows(pair: Mapping[str, Any]) -> str:
     if len(several) == 2 and len({*several.values()}) == 1:
         rows = f"{pair['rows'][0]} of both"
     return f"first rows are compared: {rows}; RUN#ROW takes another, as RUN#flip"
+
+
+def _subsets(pair: Mapping[str, Any]) -> str:
+    """Which sides took a part of the images, as `--smoke` and `--subset` do."""
+    parts = [
+        f"{pair[side]} (data.subset={format_recipe_value(subset)})"
+        for side, subset in zip("ab", pair["subsets"], strict=True)
+        if subset is not None
+    ]
+    return f"on a part of the images: {' and '.join(parts)}" if parts else ""
 
 
 def _test(pair: Mapping[str, Any]) -> str:

@@ -41,6 +41,7 @@ from rescue_cli.analysis.stats import (
 )
 from rescue_cli.errors import UsageError
 from rescue_cli.metrics.names import measurement_name
+from rescue_cli.recipe import recipe_in
 from rescue_cli.rundir import RunDirectory, read_result
 from rescue_cli.rundir.planned import format_planned
 
@@ -237,6 +238,7 @@ def _pair(case: _Case, level: float, want: float | None) -> dict[str, Any]:
         "epochs": [a.epochs, b.epochs],
         "rows": [a.row, b.row],
         "rows_chosen": [a.row_is_chosen, b.row_is_chosen],
+        "subsets": [_subset(a), _subset(b)],
         "how": how,
         "about": "nothing" if test.p is None else "assumed" if test.borrowed else "recipes",
         "skewed": skewed,
@@ -256,6 +258,14 @@ def _pair(case: _Case, level: float, want: float | None) -> dict[str, Any]:
     if test.p is None and len(a.paths) == len(b.paths) == 1:
         pair |= _test_networks(case)
     return pair
+
+
+def _subset(side: Side) -> Any:
+    """`data.subset` of the side's runs, which took a part of the images; else None."""
+    first = next(iter(side.paths.values()), None)
+    if first is None or not RunDirectory(first).recipe.is_file():
+        return None
+    return recipe_in(first).tree["data"].get("subset")
 
 
 def _test(a: Side, b: Side, pairing: Pairing) -> tuple[Difference, str]:

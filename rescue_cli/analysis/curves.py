@@ -192,7 +192,8 @@ def overfitting_rates(
 ) -> list[tuple[float, float]]:
     """Ranges of the rate below the turn over which test loss and generalisation error both rise.
 
-    Rises within the noise of either curve do not count.
+    Rises within the noise of either curve do not count, nor what comes after the loss has risen
+    above that at the lowest rate: a run that has lost what it learned does not overfit.
     """
     curve, _ = _finite(test_losses)
     gap, _ = _finite(errors)
@@ -201,8 +202,12 @@ def overfitting_rates(
     count = min(stable, len(gap))
     if count < FEWEST:
         return []
-    curve, gap = curve[:count], gap[:count]
-    loss, gap = smooth(curve), smooth(gap)
+    loss = smooth(curve[:count])
+    lost = loss > loss[0] + 3 * noise_std(curve[:count])
+    count = int(lost.argmax()) if lost.any() else count
+    if count < FEWEST:
+        return []
+    curve, gap, loss = curve[:count], smooth(gap[:count]), loss[:count]
     ranges: list[tuple[float, float]] = []
     first = 0
     for index in range(1, count + 1):

@@ -342,16 +342,33 @@ def different_images(sides: Sequence[Side]) -> str | None:
 def shared_run(a: Side, b: Side) -> str | None:
     """The run that two sides have in common, as a sentence; else None.
 
-    Two rows of one run are two measurements of its network.
+    Also where both measure its network in the same way, as a run and its evaluation without
+    changes. Two rows of one run are two measurements of its network.
     """
-    if a.row != b.row and (a.row_is_chosen or b.row_is_chosen):
-        return None
+    two_rows = a.row != b.row and (a.row_is_chosen or b.row_is_chosen)
     runs_of_b = {path.resolve(): path for path in b.paths.values()}
     for path in a.paths.values():
-        if (other := runs_of_b.get(path.resolve())) is not None:
+        if not two_rows and (other := runs_of_b.get(path.resolve())) is not None:
             also = "" if other == path else f" (as {other})"
             return f"{path} is a run of both {a.name} and {b.name}{also}, and would count twice."
+    seed_in_b = {network: seed for seed, network in b.networks.items()}
+    for seed, network in a.networks.items():
+        if (same := seed_in_b.get(network)) is None:
+            continue
+        first, second = a.paths[seed], b.paths[same]
+        if _protocol(first, a.row) == _protocol(second, b.row):
+            return (
+                f"{first} and {second} are the same network, measured in the same way, and would "
+                "count twice."
+            )
     return None
+
+
+def _protocol(path: Path, row: str | None) -> Any:
+    """How a run's row, by default its first, was measured."""
+    entries = read_result(RunDirectory(path))["sets"]
+    named = {measurement_name(entry, entries): entry for entry in entries}
+    return (entries[0] if row is None else named[row])["protocol"]
 
 
 def read_points(path: Path) -> list[Point]:

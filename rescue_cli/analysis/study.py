@@ -144,8 +144,16 @@ def expand_options(study: Study, cell: Cell, overrides: Sequence[str]) -> list[s
 
 
 def cell_runs(study: Study, recipe: Recipe, seeds: int | None) -> dict[str, Recipe]:
-    """The runs of a cell by folder name; `seeds` None: the study's own points."""
-    if study.points == "seeds" or seeds is not None:
+    """The runs of a cell by folder name; `seeds` None: as many as the study says.
+
+    Raises `UsageError` for `seeds` of a study whose runs differ in more than their seed.
+    """
+    if seeds is not None and study.points != "seeds":
+        raise UsageError(
+            f"--seeds: a row of {study.name} is {STEPS} runs with growing batches, as the paper "
+            "averages them. Remove it, or run fewer rows: --only 1."
+        )
+    if study.points == "seeds":
         count = seeds or study.seeds
         return {f"seed-{s}": recipe.with_seed(s) for s in range(count)}
     runs = {}

@@ -20,8 +20,6 @@ from rescue_cli.build.backends import computes_bfloat16, configure_backends
 from rescue_cli.build.feeds import Machine, load_dataset
 from rescue_cli.build.networks import autocast, build_network
 from rescue_cli.build.step import build_step
-
-# data_keys
 from rescue_cli.errors import UsageError
 from rescue_cli.recipe import Recipe, steps_per_epoch
 from rescue_cli.sections.data import Images, Location
@@ -58,7 +56,8 @@ def measured_recipe(name: str | None, overrides: Sequence[str]) -> Recipe:
 def against_timm(recipe: Recipe, *, steps: int, rounds: int) -> dict[str, Any]:
     """Images/s of our engine (`ours`), of timm's parts (`theirs`) and of a `bare` loop on ready
     tensors with torch's fused SGD; the seconds per image that each of the two adds to the bare
-    loop, and `ratio`, ours divided by theirs. Medians over rounds; the order alternates.
+    loop, and `ratio`, ours divided by theirs. Medians over rounds, of `ours_adds` and `speed_ratio`
+    also the lowest and the highest; the order alternates.
 
     Raises `UsageError` for data that are not class folders read into memory, or an ingredient that
     timm's script does not have.
@@ -102,15 +101,21 @@ def against_timm(recipe: Recipe, *, steps: int, rounds: int) -> dict[str, Any]:
 def _figures(seconds: dict[str, list[float]], images: int) -> dict[str, float]:
     rates = {name: images / median(times) for name, times in seconds.items()}
     rounds = list(zip(seconds["ours"], seconds["theirs"], seconds["bare"], strict=True))
-    ours, theirs = (median((r[loop] - r[2]) / images for r in rounds) for loop in (0, 1))
+    ours = sorted((own - bare) / images for own, _, bare in rounds)
+    theirs = median((other - bare) / images for _, other, bare in rounds)
+    speeds = sorted(other / own for own, other, _ in rounds)
     return {
         "ours": rates["ours"],
         "theirs": rates["theirs"],
         "bare": rates["bare"],
-        "ratio": ours / theirs,
-        "ours_adds": ours,
+        "ratio": median(ours) / theirs,
+        "ours_adds": median(ours),
+        "ours_adds_low": ours[0],
+        "ours_adds_high": ours[-1],
         "theirs_adds": theirs,
-        "speed_ratio": rates["ours"] / rates["theirs"],
+        "speed_ratio": median(speeds),
+        "speed_ratio_low": speeds[0],
+        "speed_ratio_high": speeds[-1],
     }
 
 

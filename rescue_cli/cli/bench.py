@@ -294,8 +294,10 @@ def train(
     print(
         f"{result['what']}\n"
         f"images/s: ours {result['ours']:.0f}, timm {result['theirs']:.0f}, "
-        f"bare loop {result['bare']:.0f}; speedup over timm {result['speed_ratio']:.2f}\n"
-        f"added to the bare loop, ms per image: ours {1e3 * result['ours_adds']:.3f}, "
+        f"bare loop {result['bare']:.0f}; speedup over timm {result['speed_ratio']:.2f} "
+        f"(rounds {result['speed_ratio_low']:.2f} to {result['speed_ratio_high']:.2f})\n"
+        f"added to the bare loop, ms per image: ours {1e3 * result['ours_adds']:.3f} "
+        f"(rounds {1e3 * result['ours_adds_low']:.3f} to {1e3 * result['ours_adds_high']:.3f}), "
         f"timm {1e3 * result['theirs_adds']:.3f}; ratio of times {result['ratio']:.2f}"
     )
 

@@ -76,13 +76,13 @@ def _print(estimated: dict[str, Any], recipe: Recipe) -> None:
         "multiply-adds": f"{_multiply_adds(estimated['flops'])} per image, forward pass, "
         f"at {recipe.eval.sizes[0]} px",
         "training": f"{flop_count(estimated['petaflop'])}: 2 per multiply-add, "
-        + ("features computed once" if frozen else "forward and backward as 3 forward passes"),
+        + ("features computed once" if frozen else "a step as 3 forward passes"),
         "steps": f"{estimated['updates']:,} of {train.batch_size} images, "
         f"{format_count(train.micro_batches, 'micro-batch')} of {train.device_batch_size}",
         "images": f"{estimated['images']:,} in {train.epochs:g} epochs",
         "peak memory": ("at most " if frozen else "")
         + f"{estimated['peak_memory_mb']:,.0f} MB (2^20 "
-        "bytes) per GPU, without CUDA's context and workspaces",
+        "bytes) per GPU, beside what CUDA itself takes",
     }
     if estimated["hours"] is not None:
         hours = estimated["hours"]

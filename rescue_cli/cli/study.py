@@ -112,8 +112,7 @@ def study(
 ) -> None:
     """Run the missing runs of a study; print paper and measured side by side."""
     if name is None:
-        listed = list(study_files())
-        common.print_json(listed) if as_json else print("\n".join(listed))
+        _list_studies(as_json=as_json)
         return
     common.check_place(on, slurm)
     if on is Where.slurm and budget is not None:
@@ -157,6 +156,20 @@ def study(
     if not table:
         ends = [run.how for row in rows for run in missing_from_json(row["runs"]).values()]
         require_results(sum(row["runs"]["n"] for row in rows), ends)
+
+
+def _list_studies(*, as_json: bool) -> None:
+    """Each shipped study with its rows and its source."""
+    studies = [load_study(name) for name in study_files()]
+    if as_json:
+        common.print_json(
+            [{"study": s.name, "rows": len(s.cells), "source": s.source} for s in studies]
+        )
+        return
+    rows = [[study.name, str(len(study.cells)), study.source] for study in studies]
+    common.console().print(
+        common.table(("study", "rows", "source"), rows, words=("study", "source"))
+    )
 
 
 def _note_expanded(study: Study, overrides: list[str], chosen: list[int]) -> None:

@@ -250,9 +250,10 @@ def remove_copies(run: Path, code: Code) -> None:
 def read_content(name: str, digest: str | None) -> bytes:
     """The file's content; raises `UsageError` unless it has the hash and the user has given it."""
     if digest is None:
+        file = name if Path(name).is_file() else f"FOLDER/{name}"
         raise UsageError(
             f"{name}: is Python code, which a recipe alone does not run. Give the file: "
-            f"--with {name}"
+            f"--with {file}"
         )
     if digest in REGISTRY.contents:
         return REGISTRY.contents[digest][1]

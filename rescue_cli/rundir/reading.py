@@ -172,6 +172,12 @@ ENVIRONMENT = {
     "workers": STEP,
     "cache": TEXT,
 }
+EARLIER = {  # of a run that was resumed with other threads, device or torch
+    "earlier": Rule(
+        "an object of lists",
+        lambda v: isinstance(v, dict) and all(isinstance(seen, list) for seen in v.values()),
+    )
+}
 IDENTITY = {
     "format": Rule("1, the format of this version", lambda value: value == 1),
     "digest": TEXT,
@@ -278,7 +284,8 @@ def _check_metrics(
 def read_environment(run: RunDirectory) -> dict[str, Any]:
     """The environment of a run, as its worker needs it; raises `DataError`."""
     environment = read_json(run.environment)
-    check_keys(run.environment, environment, ENVIRONMENT, "Start the run in another folder.")
+    rules = ENVIRONMENT | (EARLIER if "earlier" in environment else {})
+    check_keys(run.environment, environment, rules, "Start the run in another folder.")
     return environment
 
 

@@ -5,7 +5,7 @@ import fcntl
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ from rescue_cli.errors import InUseError, RescueError, UsageError
 from rescue_cli.recipe import Recipe, recipe_in
 from rescue_cli.recipe.changes import differences, format_recipe_value, is_path
 from rescue_cli.recipe.own import remove_copies, write_copies
-from rescue_cli.rundir import RunDirectory, write_json, write_text
+from rescue_cli.rundir import RunDirectory, read_environment, write_json, write_text
 
 if TYPE_CHECKING:
     from rescue_cli.build.identity import IdentityCache
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 # the checkpoint of another run that this one starts from
 LOG_SUFFIXES = (".log", ".out", ".err")
 LOG_FOLDERS = ("logs", RunDirectory(Path()).last.parent.name)
+# With another of these a run resumes, but not to the bits of an uninterrupted one
+LAST_BITS = ("device", "device_name", "procs", "threads", "cpu_capability", "torch")
 
 
 def check_folder(path: Path) -> Path:
@@ -107,8 +109,21 @@ def prepare(
     earlier = run.command.read_text() if run.command.exists() else ""
     recorded = shlex.join(command) if command else command_line()
     write_text(run.command, f"{earlier}{recorded}\n")
-    write_json(run.environment, environment)
+    write_json(run.environment, {**environment, **_earlier(run, environment)})
     return new
+
+
+def _earlier(run: RunDirectory, environment: Mapping[str, Any]) -> dict[str, Any]:
+    """What the steps of a run's checkpoint were computed with, where it is something else now."""
+    if not (run.last.exists() and run.environment.is_file()):
+        return {}
+    before = read_environment(run)
+    changed = {}
+    for key in LAST_BITS:
+        seen = [*before.get("earlier", {}).get(key, []), before.get(key, environment[key])]
+        if other := [v for at, v in enumerate(seen) if v not in [environment[key], *seen[:at]]]:
+            changed[key] = other
+    return {"earlier": changed} if changed else {}
 
 
 def reserve(

@@ -41,6 +41,7 @@ from rescue_cli.rundir import (
     write_json,
 )
 from rescue_cli.runs import allocator, result
+from rescue_cli.runs.environment import describe_change
 from rescue_cli.runs.failure import explain_error, fails_on_all_ranks, record_failure
 from rescue_cli.runs.launcher import detect
 from rescue_cli.runs.rendezvous import ENDED_SECONDS, Ties, tie
@@ -222,6 +223,7 @@ def _train(
 ) -> None:
     data = load_dataset(recipe, machine.cache)
     notes = identity.check_or_record(run, recipe, data)
+    notes += describe_change(read_environment(run))
     notes += [kept] if (kept := warn_of_old_head(recipe, data.classes)) else []
     steps = total_steps(recipe.train, steps_per_epoch(recipe.train, len(data.train)))
     first = distributed.is_first()

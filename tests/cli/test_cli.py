@@ -117,9 +117,17 @@ def test_check_validates_all_that_is_shipped(rescue: Rescue) -> None:
 
 def test_study_without_a_name_lists_all(rescue: Rescue) -> None:
     ended = rescue("study")
-    assert (ended.code, ended.out.splitlines()) == (0, list(study_files()))
-    assert "smith-momentum" in ended.out
-    assert json.loads(rescue("study", "--json").out) == list(study_files())
+    lines = ended.out.splitlines()
+    assert (ended.code, [line.split()[0] for line in lines[1:] if line[0] != " "]) == (
+        0,
+        list(study_files()),
+    )
+    assert max(map(len, lines)) <= 80
+    listed = json.loads(rescue("study", "--json").out)
+    assert [each["study"] for each in listed] == list(study_files())
+    (momentum,) = (each for each in listed if each["study"] == "smith-momentum")
+    assert momentum["rows"] == 20
+    assert momentum["source"].endswith("Part 1, Table 1")
 
 
 # --- usage errors ---

@@ -36,6 +36,13 @@ cells:
 """
 
 
+def test_seeds_are_refused_where_a_row_is_not_of_seeds(rescue: Rescue) -> None:
+    ended = rescue("study", "smith-momentum", "--only", "1", "--seeds", "2", "--plan")
+    assert ended.code == 2
+    assert "--seeds: a row of smith-momentum is 4 runs with growing batches" in ended.err
+    assert rescue("study", "smith-momentum", "--only", "1", "--plan").code == 0
+
+
 @pytest.fixture
 def mine(tmp_path: Path) -> str:
     (tmp_path / "mine.yaml").write_text(STUDY)

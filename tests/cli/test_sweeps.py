@@ -220,6 +220,16 @@ def test_two_runs_are_compared_image_by_image(rescue: Rescue, apart: tuple[str, 
     assert (runs["about"], runs["images"]) == ("networks", 200)
 
 
+def test_runs_on_a_part_of_the_images_are_named(rescue: Rescue, tmp_path: Path) -> None:
+    """A run of --smoke must not pass for one on all images."""
+    made_run(tmp_path / "part", 60.0, overrides=["data.subset=[512, 1000]"])
+    made_run(tmp_path / "whole", 70.0, seed=1)
+    ended = rescue("compare", "part", "whole")
+    assert "on a part of the images: part (data.subset=[512, 1000])" in " ".join(ended.out.split())
+    found = json.loads(rescue("compare", "part", "whole", "--json").out)
+    assert found["subsets"] == [[512, 1000], None]
+
+
 def test_the_rows_of_evaluations_are_named_and_chosen(rescue: Rescue, tmp_path: Path) -> None:
     """Two evaluations of one network, of which the first is at two sizes with two rows each."""
     made_run(tmp_path / "run", 60.0, overrides=LONGER)
@@ -244,6 +254,10 @@ def test_the_rows_of_evaluations_are_named_and_chosen(rescue: Rescue, tmp_path: 
     same = rescue("compare", "run/evals/0#none", "run/evals/0#flip")
     assert same.code == 0, "two rows of one run are two measurements"
     assert "would count twice" in rescue("compare", "run/evals/0#flip", "run/evals/0#flip").err
+    for itself in ("run/evals/0", "run/evals/1#none"):
+        refused = rescue("compare", "run", itself)
+        assert refused.code == 2
+        assert "are the same network, measured in the same way" in refused.err
     for row, problem in (("24px", "names no row"), ("test", "names several rows")):
         assert (
             f"#{row} {problem} of run/evals/0. Rows: test,none, test,flip. Give what only one has, "

@@ -6,8 +6,32 @@ from typing import Any
 import pytest
 import torch
 
-from rescue_cli.errors import UsageError
-from rescue_cli.runs.environment import default_workers, describe_environment
+from rescue_cli import recipe as recipes
+from rescue_cli.errors import DataError, UsageError
+from rescue_cli.rundir import RunDirectory, read_environment, write_json
+from rescue_cli.runs.directory import prepare
+from rescue_cli.runs.environment import default_workers, describe_change, describe_environment
+
+
+def test_a_run_that_resumes_with_other_threads_says_so(tmp_path: Path) -> None:
+    run, recipe = RunDirectory(tmp_path / "run"), recipes.load("quickstart")
+    facts = describe_environment(
+        verb="train", seed=0, device="cpu", procs=1, workers=0, cache=tmp_path
+    )
+    said = []
+    for threads in (2, 2, 1, 2):
+        prepare(run.path, recipe, {**facts, "threads": threads}, resume=True)
+        said.append(describe_change(read_environment(run)))
+        run.last.parent.mkdir(exist_ok=True)
+        run.last.touch()
+    assert said[:2] == [[], []]
+    assert said[2] == [
+        "earlier steps with threads 2 (now 1): not the last bits of an uninterrupted run"
+    ]
+    assert said[3] == [said[2][0].replace("threads 2 (now 1)", "threads 1 (now 2)")]
+    write_json(run.environment, {**facts, "earlier": {"threads": 2}})
+    with pytest.raises(DataError, match="earlier"):
+        read_environment(run)
 
 
 @pytest.mark.parametrize(
