@@ -462,8 +462,12 @@ def test_two_roots_and_further_sets_of_a_folder(tmp_path: Path) -> None:
 
 def test_what_is_wrong_with_a_folder_is_said_with_its_name(tmp_path: Path) -> None:
     root = str(tmp_path)
+    assert refusal("folder", root=f"{root}/none") == (
+        f"{root}/none/train: no such folder. Set data.root= (or train_root, test_root)."
+    )
     assert refusal("folder", root=root) == (
-        f"{root}/train: no such folder. Set data.root= (or train_root, test_root)."
+        f"{root}: holds no folder. Give a folder with train/ and val/, or with one folder of "
+        "images for each class."
     )
     (tmp_path / "train").mkdir()
     assert f"{root}/train: has no class folders" in refusal("folder", root=root)

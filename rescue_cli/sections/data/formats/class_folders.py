@@ -69,6 +69,11 @@ def _names_by_class(root: Path) -> dict[str, list[str]]:
     refuse_images_alone(root if root.is_dir() else root.parent)
     if not root.is_dir():
         siblings = list_folders(root.parent) if split_name(root.name) else []
+        if root.parent.is_dir() and split_name(root.name) and not siblings:
+            raise DataError(
+                f"{root.parent}: holds no folder. Give a folder with train/ and val/, or with one "
+                "folder of images for each class."
+            )
         split_parents = [
             name for name in siblings if find_split_folder(root.parent / name, "train")
         ]
