@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import sysconfig
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -22,13 +23,16 @@ def run(*call: str, cwd: Path) -> str:
     return done.stdout
 
 
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("wheel")
+def built_wheel(source: Path, folder: Path) -> Path:
     options = ("--no-build-isolation", "--no-deps", "--no-index", "--wheel-dir", str(folder))
-    run(sys.executable, "-m", "pip", "wheel", *options, str(CHECKOUT), cwd=folder)
+    run(sys.executable, "-m", "pip", "wheel", *options, str(source), cwd=folder)
     (file,) = folder.glob("rescue-*.whl")
     return file
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return built_wheel(CHECKOUT, tmp_path_factory.mktemp("wheel"))
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +65,23 @@ def test_the_wheel_holds_recipes_data_and_licences_and_no_tests(wheel: Path) -> 
     unwanted = ("/test_", "tests/", ".pyc", "Makefile")
     assert not [name for name in held if any(part in name for part in unwanted)]
     assert {name.partition("/")[0] for name in held if ".dist-info" not in name} == {"rescue_cli"}
+
+
+def test_the_source_archive_has_the_tests_and_builds_the_same_wheel(
+    wheel: Path, tmp_path: Path
+) -> None:
+    options = ("build", "--target", "sdist", "--directory", str(tmp_path))
+    run(sys.executable, "-m", "hatchling", *options, cwd=CHECKOUT)
+    (archive,) = tmp_path.glob("rescue-*.tar.gz")
+    with tarfile.open(archive) as held:
+        names = {name.partition("/")[2] for name in held.getnames()}
+    assert {"README.md", "LICENSE", "Makefile", "tests/test_wheel.py", "docs/guide.md"} <= names
+    assert content(built_wheel(archive, tmp_path)) == content(wheel)
+
+
+def content(wheel: Path) -> dict[str, int]:
+    with zipfile.ZipFile(wheel) as archive:
+        return {entry.filename: entry.CRC for entry in archive.infolist()}
 
 
 def test_a_fresh_environment_lists_the_recipes_of_the_wheel(fresh: Path, tmp_path: Path) -> None:
