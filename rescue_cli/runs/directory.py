@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rescue_cli.errors import InUseError, RescueError, UsageError
+from rescue_cli.errors import DataError, InUseError, RescueError, UsageError
 from rescue_cli.recipe import Recipe, recipe_in
 from rescue_cli.recipe.changes import differences, format_recipe_value, is_path
 from rescue_cli.recipe.own import remove_copies, write_copies
@@ -115,10 +115,11 @@ def prepare(
 
 def _earlier(run: RunDirectory, environment: Mapping[str, Any]) -> dict[str, Any]:
     """What the steps of a run's checkpoint were computed with, where it is something else now."""
-    if not (run.last.exists() and run.environment.is_file()):
-        return {}
-    before = read_environment(run)
-    changed = {}
+    changed: dict[str, Any] = {}
+    try:
+        before = read_environment(run) if run.last.exists() else {}
+    except DataError:  # it is written anew
+        before = {}
     for key in LAST_BITS:
         seen = [*before.get("earlier", {}).get(key, []), before.get(key, environment[key])]
         if other := [v for at, v in enumerate(seen) if v not in [environment[key], *seen[:at]]]:
