@@ -356,7 +356,7 @@ def shared_run(a: Side, b: Side) -> str | None:
         if (same := seed_in_b.get(network)) is None:
             continue
         first, second = a.paths[seed], b.paths[same]
-        if _protocol(first, a.row) == _protocol(second, b.row):
+        if _measured_by(first, a.row) == _measured_by(second, b.row):
             return (
                 f"{first} and {second} are the same network, measured in the same way, and would "
                 "count twice."
@@ -364,11 +364,14 @@ def shared_run(a: Side, b: Side) -> str | None:
     return None
 
 
-def _protocol(path: Path, row: str | None) -> Any:
-    """How a run's row, by default its first, was measured."""
+def _measured_by(path: Path, row: str | None) -> tuple[Any, ...]:
+    """How, and on which images, a run's row was measured; by default its first."""
     entries = read_result(RunDirectory(path))["sets"]
     named = {measurement_name(entry, entries): entry for entry in entries}
-    return (entries[0] if row is None else named[row])["protocol"]
+    entry = entries[0] if row is None else named[row]
+    # Folders of images share a name; only the recipe says which one it was
+    data = recipes.recipe_in(path).tree["data"] if RunDirectory(path).recipe.is_file() else path
+    return entry["protocol"], entry["count"], data
 
 
 def read_points(path: Path) -> list[Point]:

@@ -177,7 +177,10 @@ def describe_change(environment: Mapping[str, Any]) -> list[str]:
     ]
     if not changed:
         return []
-    return [f"earlier steps with {'; '.join(changed)}: not the last bits of an uninterrupted run"]
+    return [
+        f"earlier steps ran with {'; '.join(changed)}: "
+        "the weights will differ from an uninterrupted run's in their last bits"
+    ]
 
 
 def _asked_threads(launcher: str | None) -> int | None:

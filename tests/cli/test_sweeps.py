@@ -258,6 +258,8 @@ def test_the_rows_of_evaluations_are_named_and_chosen(rescue: Rescue, tmp_path: 
         refused = rescue("compare", "run", itself)
         assert refused.code == 2
         assert "are the same network, measured in the same way" in refused.err
+    made_run(tmp_path / "run/evals/2", 60.0, overrides=[*LONGER, "data.root=elsewhere"])
+    assert rescue("compare", "run", "run/evals/2").code == 0, "other images may be in that folder"
     for row, problem in (("24px", "names no row"), ("test", "names several rows")):
         assert (
             f"#{row} {problem} of run/evals/0. Rows: test,none, test,flip. Give what only one has, "

@@ -26,7 +26,8 @@ def test_a_run_that_resumes_with_other_threads_says_so(tmp_path: Path) -> None:
         run.last.touch()
     assert said[:2] == [[], []]
     assert said[2] == [
-        "earlier steps with threads 2 (now 1): not the last bits of an uninterrupted run"
+        "earlier steps ran with threads 2 (now 1): "
+        "the weights will differ from an uninterrupted run's in their last bits"
     ]
     assert said[3] == [said[2][0].replace("threads 2 (now 1)", "threads 1 (now 2)")]
     write_json(run.environment, {**facts, "earlier": {"threads": 2}})
