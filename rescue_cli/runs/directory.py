@@ -127,6 +127,20 @@ def _earlier(run: RunDirectory, environment: Mapping[str, Any]) -> dict[str, Any
     return {"earlier": changed} if changed else {}
 
 
+def describe_change(environment: Mapping[str, Any]) -> list[str]:
+    """A note for a run that resumes with other threads, another device or torch than before."""
+    changed = [
+        f"{key} {', '.join(map(str, seen))} (now {environment.get(key)})"
+        for key, seen in environment.get("earlier", {}).items()
+    ]
+    if not changed:
+        return []
+    return [
+        f"earlier steps ran with {'; '.join(changed)}: "
+        "the weights will differ from an uninterrupted run's in their last bits"
+    ]
+
+
 def reserve(
     path: Path,
     recipe: Recipe,

@@ -169,20 +169,6 @@ def describe_environment(
     }
 
 
-def describe_change(environment: Mapping[str, Any]) -> list[str]:
-    """A note for a run that resumes with other threads, another device or torch than before."""
-    changed = [
-        f"{key} {', '.join(map(str, seen))} (now {environment.get(key)})"
-        for key, seen in environment.get("earlier", {}).items()
-    ]
-    if not changed:
-        return []
-    return [
-        f"earlier steps ran with {'; '.join(changed)}: "
-        "the weights will differ from an uninterrupted run's in their last bits"
-    ]
-
-
 def _asked_threads(launcher: str | None) -> int | None:
     """The threads of a process that OMP_NUM_THREADS asks for; raises `UsageError`."""
     given = os.environ.get("OMP_NUM_THREADS")

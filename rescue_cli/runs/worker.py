@@ -41,7 +41,7 @@ from rescue_cli.rundir import (
     write_json,
 )
 from rescue_cli.runs import allocator, result
-from rescue_cli.runs.environment import describe_change
+from rescue_cli.runs.directory import describe_change
 from rescue_cli.runs.failure import explain_error, fails_on_all_ranks, record_failure
 from rescue_cli.runs.launcher import detect
 from rescue_cli.runs.rendezvous import ENDED_SECONDS, Ties, tie

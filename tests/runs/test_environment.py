@@ -9,8 +9,8 @@ import torch
 from rescue_cli import recipe as recipes
 from rescue_cli.errors import DataError, UsageError
 from rescue_cli.rundir import RunDirectory, read_environment, write_json
-from rescue_cli.runs.directory import prepare
-from rescue_cli.runs.environment import default_workers, describe_change, describe_environment
+from rescue_cli.runs.directory import describe_change, prepare
+from rescue_cli.runs.environment import default_workers, describe_environment
 
 
 def test_a_run_that_resumes_with_other_threads_says_so(tmp_path: Path) -> None:
