@@ -7,7 +7,7 @@ run.result["top1"]
 import os
 from typing import TYPE_CHECKING
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 if "RESCUE_PARENT" in os.environ:  # started by this program, whose end may come while torch loads
     from rescue_cli.lifetime import end_with_parent

@@ -58,7 +58,7 @@ class Run:
     @property
     def finished(self) -> bool:
         """Whether the run has a result."""
-        return RunDirectory(self.path).result.is_file()
+        return RunDirectory(self.path).finished
 
     @property
     def result(self) -> dict[str, Any]:
@@ -207,11 +207,10 @@ def train_in(
     `command` is recorded, by default this process's own. Raises `RescueError`.
     """
     from rescue_cli.report.pictures import draw_run
-    from rescue_cli.runs.directory import is_finished
     from rescue_cli.runs.single import describe_restart, prepare_training, run_training
 
     say = note if launch.progress else _say_nothing
-    finished = resume and is_finished(path)
+    finished = resume and RunDirectory(path).finished
     cache = path.parent / ".cache"
     new = prepare_training(path, recipe, launch, cache, resume=resume, command=command)
     if finished:
@@ -296,7 +295,7 @@ def evaluate_weights(
         visible_devices,
     )
     from rescue_cli.runs.group import requested_processes
-    from rescue_cli.runs.processes import ONE_MACHINE, run_directory
+    from rescue_cli.runs.processes import run_directory
 
     procs, _ = requested_processes(procs)
     chosen = select_device(device)
@@ -325,7 +324,7 @@ def evaluate_weights(
     environment = {**environment, "protocol": source.protocol}
     prepare(path, source.recipe, environment, resume=False, command=command)
     try:
-        run_directory(path, procs, 0, ONE_MACHINE, progress=progress)
+        run_directory(path, procs, progress=progress)
     except BaseException:  # an evaluation leaves a result or nothing
         if out is None:
             shutil.rmtree(path, ignore_errors=True)

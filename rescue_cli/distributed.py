@@ -184,18 +184,18 @@ def max_over_ranks(values: list[float], device: torch.device) -> list[float]:
     return maxima
 
 
-def gather_rows(rows: Tensor, device: torch.device) -> Tensor:
+def gather_rows(rows: Tensor) -> Tensor:
     """The rows (n_rank, k) of all processes, concatenated by rank, on every process."""
     if not dist.is_initialized():
         return rows
-    counts = [torch.zeros(1, dtype=torch.int64, device=device) for _ in range(world_size())]
-    dist.all_gather(counts, torch.tensor([len(rows)], device=device))
+    counts = [torch.zeros(1, dtype=torch.int64, device=rows.device) for _ in range(world_size())]
+    dist.all_gather(counts, torch.tensor([len(rows)], device=rows.device))
     most = max(int(c) for c in counts)
-    padded = torch.zeros((most, *rows.shape[1:]), dtype=rows.dtype, device=device)
-    padded[: len(rows)] = rows.to(device)
+    padded = torch.zeros((most, *rows.shape[1:]), dtype=rows.dtype, device=rows.device)
+    padded[: len(rows)] = rows
     parts = [torch.empty_like(padded) for _ in counts]
     dist.all_gather(parts, padded)
-    return torch.cat([p[: int(c)] for p, c in zip(parts, counts, strict=True)]).to(rows.device)
+    return torch.cat([p[: int(c)] for p, c in zip(parts, counts, strict=True)])
 
 
 def merge_over_ranks(count: int, names: list[str]) -> tuple[int, list[str]]:

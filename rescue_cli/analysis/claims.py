@@ -1,6 +1,6 @@
 """The sentences of a comparison: what may be claimed of a pair, and the details below it."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from rescue_cli.formatting import format_seconds
@@ -148,6 +148,11 @@ def detail_lines(pair: Mapping[str, Any]) -> list[str]:
     lines = (_needed(pair), _test(pair), _rows(pair), _subsets(pair), *_views(pair),
              *_at_equal_budgets(pair))  # fmt: skip
     return [line for line in lines if line]
+
+
+def with_details(pairs: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The pairs, each with the lines below its claim as `details`."""
+    return [{**pair, "details": detail_lines(pair)} for pair in pairs]
 
 
 def _needed(pair: Mapping[str, Any]) -> str:

@@ -40,7 +40,7 @@ from rescue_cli.analysis.stats import (
     welch_test,
 )
 from rescue_cli.errors import UsageError
-from rescue_cli.metrics.names import measurement_name
+from rescue_cli.metrics.names import by_measurement
 from rescue_cli.recipe import recipe_in
 from rescue_cli.rundir import RunDirectory, read_result
 from rescue_cli.rundir.planned import format_planned
@@ -182,8 +182,8 @@ def _interval(side: Side) -> dict[str, Any]:
         return {"low": interval[0], "high": interval[1], "over": "seeds"}
     if len(side.paths) == 1:
         result = read_result(RunDirectory(next(iter(side.paths.values()))))
-        rows = {measurement_name(entry, result["sets"]): entry for entry in result["sets"]}
         if "top1" in result:
+            rows = by_measurement(result["sets"])
             low, high = accuracy_interval(rows[side.row] if side.row else result)
             return {"low": low, "high": high, "over": "images"}
     return {"low": None, "high": None, "over": None}

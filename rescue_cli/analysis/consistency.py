@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from rescue_cli.errors import DataError
-from rescue_cli.metrics.names import measurement_name
+from rescue_cli.metrics.names import by_measurement
 from rescue_cli.recipe import SECTIONS, recipe_in
 from rescue_cli.recipe.changes import (
     DEFAULTS,
@@ -94,7 +94,7 @@ def check_same_recipe(procedures: Mapping[Path, Values]) -> None:
     }
     # without fingerprints, data and weights are told apart by their paths
     all_known = all(
-        folder in fingerprints for folder in procedures if RunDirectory(folder).result.is_file()
+        folder in fingerprints for folder in procedures if RunDirectory(folder).finished
     )
     # each seed's evaluation is of its own weights
     evaluated = all(map(_is_evaluation, procedures))
@@ -137,9 +137,9 @@ def _procedure(folder: Path) -> Values:
 
 def _test_conditions(result: Values) -> dict[str, Any]:
     """The images and evaluation protocol of each measurement, by its name."""
-    entries = result["sets"]
-    values: dict[str, Any] = {"sets": [measurement_name(entry, entries) for entry in entries]}
-    for name, entry in zip(values["sets"], entries, strict=True):
+    named = by_measurement(result["sets"])
+    values: dict[str, Any] = {"sets": [*named]}
+    for name, entry in named.items():
         values[f"{name}.count"] = entry["count"]
         values |= {f"{name}.protocol.{key}": v for key, v in flat(entry["protocol"]).items()}
     return values

@@ -11,6 +11,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from rescue_cli.formatting import format_count
+
 Curve = NDArray[np.float64]
 Diagnosis = Literal["underfitting", "overfitting", "divergence", "plateau"]
 Verdict = Literal["turn", "died", "nothing learned", "noisy", "too few points", "falling", "flat"]
@@ -90,7 +92,7 @@ def find_turn(
         if bound is None:
             return result("too few points", f"{len(curve)} points are too few to judge")
         few: Verdict = "too few points" if len(kept) else "nothing learned"
-        where = f" after {_points(len(kept))}" if len(kept) else ", the first point,"
+        where = f" after {format_count(len(kept), 'point')}" if len(kept) else ", the first point,"
         words = f"no better than at the start from {bound:.3g}{where} on"
         return result("died" if end is not None else few, words)
     near = _near_the_lowest(kept, noise_std(finite[:cut][:CALM]))
@@ -105,7 +107,8 @@ def find_turn(
     if bound is None and (len(after) < AFTER or not _above(after, bottom, near.spread)):
         return result(*_no_turn(kept, near, rates))
     if near.last + 1 < BEFORE:
-        words = f"turns at {rates[near.last]:.3g}, {_points(near.last)} before it: too few"
+        points = format_count(near.last, "point")
+        words = f"turns at {rates[near.last]:.3g}, {points} before it: too few"
         return result("too few points", words + dies)
     rate = float(rates[near.last])
     return result("turn", f"turns at {rate:.3g}{dies}", rate)
@@ -183,10 +186,6 @@ def _falls_at_the_end(curve: Curve, way: float, spread: float) -> bool:
     return bool(fall > max(STILL_FALLING * way, 3 * spread / quarter**0.5))
 
 
-def _points(count: int) -> str:
-    return f"{count} point{'' if count == 1 else 's'}"
-
-
 def overfitting_rates(
     rates: Sequence[float], test_losses: Sequence[float], errors: Sequence[float]
 ) -> list[tuple[float, float]]:
@@ -225,11 +224,11 @@ def overfitting_rates(
     return ranges
 
 
-def diagnose_fit(losses: Sequence[float], rates: Sequence[float] | None = None) -> Diagnosis:
-    """How a run fits, from its test loss over time and its learning rates, if they vary.
+def diagnose_fit(losses: Sequence[float]) -> Diagnosis:
+    """How a run fits, from its test loss over time.
 
     `divergence`: a sharp rise, or a loss that is not finite. `overfitting`: the loss rises at the
-    end, at a small rate. `underfitting`: it still falls at the end. Else `plateau`.
+    end, but slowly. `underfitting`: it still falls at the end. Else `plateau`.
     """
     curve, end = _finite(losses)
     if end is not None:
@@ -244,9 +243,7 @@ def diagnose_fit(losses: Sequence[float], rates: Sequence[float] | None = None) 
         tenth = max(1, len(curve) // 10)
         climbs = smoothed[tenth:] - smoothed[:-tenth]
         first = min(lowest, len(climbs) - 1)
-        steepest = first + int(climbs[first:].argmax())
-        at_large = rates is None or rates[steepest] >= max(rates) / 2
-        return "divergence" if climbs[steepest] > SHARP * way and at_large else "overfitting"
+        return "divergence" if climbs[first:].max() > SHARP * way else "overfitting"
     return "underfitting" if _falls_at_the_end(curve, way, spread) else "plateau"
 
 

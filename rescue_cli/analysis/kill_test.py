@@ -22,7 +22,7 @@ from rescue_cli.recipe import Recipe
 from rescue_cli.recipe.changes import given_keys, is_given
 from rescue_cli.rundir import RunDirectory, read_failure, read_json
 from rescue_cli.runs.console import note
-from rescue_cli.runs.directory import is_finished, is_in_use, reserve
+from rescue_cli.runs.directory import is_in_use, reserve
 from rescue_cli.runs.many import SlurmJobs
 
 STEPS = 32  # of the first attempt; a run that has ended before it could be killed is made longer
@@ -98,7 +98,7 @@ def run_kill_test(
         short = short_recipe(recipe, given, steps, cuda=cuda)
         undisturbed, killed = (folder / f"{name}-{attempt}" for name in ("undisturbed", "killed"))
         runner.train(undisturbed, killed, short)
-        if not is_finished(killed) and _last_step(killed) < steps:
+        if not RunDirectory(killed).finished and _last_step(killed) < steps:
             break
         note(f"kill test: {steps} steps had ended before they could be killed; again, with more")
         steps *= LONGER
@@ -118,15 +118,10 @@ def find_different(a: Tensors, b: Tensors) -> list[str]:
 
 def read_tensors(file: Path) -> Tensors:
     """The tensors of a safetensors file by name: type and shape, and their bytes."""
-    content = file.read_bytes()
-    begin = 8 + int.from_bytes(content[:8], "little")
-    header = json.loads(content[8:begin])
-    header.pop("__metadata__", None)
-    tensors = {}
-    for name, entry in header.items():
-        first, last = entry["data_offsets"]
-        tensors[name] = ([entry["dtype"], entry["shape"]], content[begin + first : begin + last])
-    return tensors
+    from safetensors import deserialize
+
+    tensors = deserialize(file.read_bytes())  # type: ignore[no-untyped-call]
+    return {name: ([t["dtype"], t["shape"]], bytes(t["data"])) for name, t in tensors}
 
 
 @dataclass(frozen=True)
@@ -158,7 +153,7 @@ class LocalRunner:
             os.killpg(process.pid, signal.SIGTERM)
             raise
         _raise_failure(path)
-        if code or not is_finished(path):
+        if code or not RunDirectory(path).finished:
             raise RescueError(f"{path}: rescue train ended with exit code {code}.")
 
     def _start(self, path: Path, recipe: Recipe) -> subprocess.Popen[bytes]:
@@ -193,7 +188,7 @@ class SlurmRunner:
             killer.join()
 
     def _kill(self, path: Path, over: threading.Event) -> None:
-        """Kills all processes of the run's job, once it has lost steps to lose."""
+        """Kills all processes of the run's job, once that would lose steps."""
         lost_steps = _LostSteps(path)
         while not over.wait(WATCH_SECONDS):
             if lost_steps():

@@ -339,7 +339,6 @@ def _no_rate(estimate: RunEstimate, end: float) -> str:
         "too few points": "too few points to judge",
         "falling": f"no turn found up to {end:.3g}, still falling",
         "flat": f"no turn found up to {end:.3g}, flat at the end",
-        "turn": "the curves contradict each other",
     }[estimate.verdict]
     late = bound is not None and estimate.verdict in ("nothing learned", "too few points")
     return f"{words}; no better than at the start from {bound:.3g} on" if late else words

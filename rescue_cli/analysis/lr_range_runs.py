@@ -7,6 +7,7 @@ from typing import Any
 
 from rescue_cli.analysis import lr_range
 from rescue_cli.analysis.lr_range import Curves, Ramp, RangeTestResult, RunEstimate, read_curves
+from rescue_cli.analysis.sweep import PREFIX
 from rescue_cli.errors import DataError, UsageError
 from rescue_cli.formatting import format_duration
 from rescue_cli.recipe import Recipe, recipe_in, total_steps
@@ -26,7 +27,6 @@ from rescue_cli.runs.single import train_part
 
 IMAGES = 1000  # of the test set, per evaluation: all evaluations are of the same images
 FILE = "lr-range.json"
-PREFIX = "seed-"  # of the folders of its runs
 ANSWER = {
     "max_lr": POSITIVE.or_null(),
     "trusted": BOOLEAN,
@@ -197,7 +197,7 @@ class RangeTest:
 
     def write(self, folder: Path) -> None:
         """Writes the answer, its evidence and every curve to `lr-range.json`."""
-        environment = read_json(RunDirectory(folder / f"seed-{self.full[0].seed}").environment)
+        environment = read_json(RunDirectory(folder / f"{PREFIX}{self.full[0].seed}").environment)
         write_json(
             folder / FILE,
             {
@@ -262,7 +262,7 @@ def _describe_rates(answer: RangeTestResult, ramp: Ramp) -> list[str]:
             "died": "no rate found: a run lost all progress before it had learned enough to judge",
             "too few points": "no rate found: too few points on either side of a turn",
         }
-        lines = [words.get(answer.verdict, "no rate found")]
+        lines = [words[answer.verdict]]
         if answer.bounded_above is not None:
             lines.append(f"the largest stable rate is below {answer.bounded_above:.3g}")
         return lines

@@ -19,7 +19,7 @@ from rescue_cli import recipe as recipes
 from rescue_cli.analysis.stats import PERCENT, Sample, sample
 from rescue_cli.analysis.sweep import PREFIX, Sweep, published_sample, read_sweep
 from rescue_cli.errors import DataError, UsageError
-from rescue_cli.metrics.names import measurement_name, measurement_stem, score
+from rescue_cli.metrics.names import by_measurement, measurement_stem, score
 from rescue_cli.recipe.changes import is_timm
 from rescue_cli.rundir import (
     RunDirectory,
@@ -156,7 +156,7 @@ def is_recipe(text: str) -> bool:
 def _measured(text: str) -> Side | None:
     """The side that a run or a sweep is; None of other words."""
     path = Path(text)
-    if os.path.isfile(RunDirectory(path).result):  # of the OS: True of no name that cannot be
+    if RunDirectory(path).finished:
         return _run(text, path)
     return _sweep(text, path) if os.path.isdir(path) else None
 
@@ -231,7 +231,7 @@ def _epochs(result: Mapping[str, Any], trained: Path) -> float | None:
     if result.get("epochs") is not None:
         return float(result["epochs"])
     run = RunDirectory(trained)
-    if not run.weights.is_file() or not run.result.is_file():
+    if not run.weights.is_file() or not run.finished:
         return None
     epochs = read_result(run).get("epochs")
     return None if epochs is None else float(epochs)
@@ -241,9 +241,7 @@ def _run(text: str, path: Path) -> Side:
     result = read_result(RunDirectory(path))
     seed = int(result["seed"] or 0)
     value = score(result)
-    sets = {
-        measurement_name(entry, result["sets"]): {seed: score(entry)} for entry in result["sets"]
-    }
+    sets = {name: {seed: score(each)} for name, each in by_measurement(result["sets"]).items()}
     network, trained = _network(path, result)
     return Side(
         text,
@@ -328,7 +326,7 @@ def _images(entry: Mapping[str, Any]) -> Images:
 
 
 def _images_of(result: Mapping[str, Any]) -> dict[str, Images]:
-    return {measurement_name(entry, result["sets"]): _images(entry) for entry in result["sets"]}
+    return {name: _images(entry) for name, entry in by_measurement(result["sets"]).items()}
 
 
 def different_images(sides: Sequence[Side]) -> str | None:
@@ -367,8 +365,7 @@ def shared_run(a: Side, b: Side) -> str | None:
 def _measured_by(path: Path, row: str | None) -> tuple[Any, ...]:
     """How, and on which images, a run's row was measured; by default its first."""
     entries = read_result(RunDirectory(path))["sets"]
-    named = {measurement_name(entry, entries): entry for entry in entries}
-    entry = entries[0] if row is None else named[row]
+    entry = entries[0] if row is None else by_measurement(entries)[row]
     # Folders of images share a name; only the recipe says which one it was
     data = recipes.recipe_in(path).tree["data"] if RunDirectory(path).recipe.is_file() else path
     return entry["protocol"], entry["count"], data
@@ -399,7 +396,7 @@ def load_predictions(path: Path, name: str | None = None) -> dict[str, NDArray[A
     """A run's stored predictions of a measurement, its first by default; raises `DataError`."""
     run = RunDirectory(path)
     entries = read_result(run)["sets"]
-    named = {measurement_name(entry, entries): entry for entry in entries}
+    named = by_measurement(entries)
     if name is not None and name not in named:
         raise DataError(f"{path}: was not measured on {name}. Measured: {', '.join(named)}.")
     entry = entries[0] if name is None else named[name]

@@ -118,29 +118,24 @@ def resolve_cells(study: Study, overrides: Sequence[str] = ()) -> list[tuple[Cel
         cell = Cell(**check(f"study {study.name}, row {number}", tree, Cell))
         recipe = None
         if cell.recipe is not None:
-            more = expand_options(study, cell, overrides)
+            more = implied_overrides(study, cell, overrides)
             recipe = load_recipe(cell.recipe, [*study.set, *cell.set, *overrides, *more])
         resolved.append((cell, recipe))
     return resolved
 
 
-def expand_options(study: Study, cell: Cell, overrides: Sequence[str]) -> list[str]:
-    """The overrides that the study's `model`, `epochs` and `smoke` expand to."""
+def implied_overrides(study: Study, cell: Cell, overrides: Sequence[str]) -> list[str]:
+    """The overrides that the study's `model`, `epochs` and `smoke` stand for."""
     if cell.recipe is None or (study.model is None and study.epochs is None and not study.smoke):
         return []
-    from rescue_cli.build import expand
+    from rescue_cli.build.expand import cut_short, expand_options
 
-    base, changes, expanded = load_recipe(cell.recipe), [*study.set, *cell.set, *overrides], []
-    if study.model is not None:
-        expanded = expand.model_overrides(base, study.model, changes)
-    if study.epochs is not None:
-        expanded += expand.epochs_overrides(
-            base.with_overrides(*changes, *expanded), study.epochs, changes
-        )
-    if study.smoke:
-        given = [*changes, *expanded]
-        expanded += expand.smoke_overrides(base.with_overrides(*given), given, cuda=False)
-    return expanded
+    base, changes = load_recipe(cell.recipe), [*study.set, *cell.set, *overrides]
+    longer, _ = expand_options(base, changes, study.model, study.epochs)
+    given = [*changes, *longer]
+    whole = base.with_overrides(*given)
+    cut, _ = cut_short(whole, given, subset=None, smoke=study.smoke, cuda=False)
+    return [*longer, *cut]
 
 
 def cell_runs(study: Study, recipe: Recipe, seeds: int | None) -> dict[str, Recipe]:
@@ -155,7 +150,7 @@ def cell_runs(study: Study, recipe: Recipe, seeds: int | None) -> dict[str, Reci
         )
     if study.points == "seeds":
         count = seeds or study.seeds
-        return {f"seed-{s}": recipe.with_seed(s) for s in range(count)}
+        return {f"{sweep.PREFIX}{s}": recipe.with_seed(s) for s in range(count)}
     runs = {}
     for index in range(STEPS):
         batch = recipe.train.batch_size + 4 * index
@@ -245,7 +240,7 @@ def read_cell_runs(
         names = list(dict.fromkeys([*read_planned(folder), *there]))
     runs = {name: RunDirectory(folder / name) for name in names}
     results: dict[str, Mapping[str, Any]] = {
-        name: read_result(run) for name, run in runs.items() if run.result.is_file()
+        name: read_result(run) for name, run in runs.items() if run.finished
     }
     check_same_test({folder / name: result for name, result in results.items()})
     return results, {name: read_missing(run) for name, run in runs.items() if name not in results}

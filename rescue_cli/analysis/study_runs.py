@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from rescue_cli.analysis.claims import detail_lines
+from rescue_cli.analysis.claims import with_details
 from rescue_cli.analysis.study import (
     Snapshot,
     Study,
@@ -24,7 +24,7 @@ from rescue_cli.recipe import Recipe, total_steps
 from rescue_cli.rundir import RunDirectory, write_atomically, write_json
 from rescue_cli.runs.console import note
 from rescue_cli.runs.directory import command_line
-from rescue_cli.runs.many import Jobs, record_planned
+from rescue_cli.runs.many import Jobs, find_missing, record_planned
 from rescue_cli.runs.progress import Progress
 from rescue_cli.runs.single import has_diverged, is_done
 
@@ -136,20 +136,14 @@ def train_missing(runs: Sequence[StudyRun], jobs: Jobs, budget: float | None) ->
     Args:
         budget: Hours after which no run is started.
     """
-    from rescue_cli.build.identity import IdentityCache, compare_data
-
-    done = [run.path for run in runs if run.done]
-    for line in compare_data({run.path: run.recipe for run in runs}, done, IdentityCache()):
-        note(line)
-    waiting = [run for run in runs if not run.done]
-    note(f"{len(done)} of {len(runs)} runs finished")
+    missing = find_missing({run.path: run.recipe for run in runs})
+    waiting = [run for run in runs if run.path in missing]
     deadline = float("inf") if budget is None else time.monotonic() + 3600 * budget
     # First the runs that start from scratch, then those that start from a checkpoint of these
     fresh = [run for run in waiting if run.start is None]
     continued = [run for run in waiting if run.start is not None]
     skipped = {run.path: run.epochs_before for run in waiting}
-    recipes = {run.path: run.recipe for run in waiting}
-    with Progress(recipes, skipped, before=len(done)) as progress:
+    with Progress(missing, skipped, before=len(runs) - len(missing)) as progress:
         for group in (fresh, continued):
             if group and time.monotonic() < deadline:
                 started = {run.path: run.recipe for run in _copy_starts(group)}
@@ -185,7 +179,7 @@ def _copy_start(run: StudyRun) -> None:
         return
     source = RunDirectory(run.start.parent.parent)
     at_the_end = run.start_step == "last"
-    if not run.start.is_file() or (at_the_end and not source.result.is_file()):
+    if not run.start.is_file() or (at_the_end and not source.finished):
         cure = "to its end" if at_the_end else "with train.snapshots naming the step"
         raise RescueError(
             f"{run.start}: the checkpoint that row {run.row} starts from does not exist. "
@@ -212,6 +206,6 @@ def record_study(
                 "source": study.source,
                 "command": command_line(),
                 "rows": rows,
-                "pairs": [{**pair, "details": detail_lines(pair)} for pair in pairs],
+                "pairs": with_details(pairs),
             }
             write_json(folder / FILE, content)

@@ -26,7 +26,7 @@ from rescue_cli.analysis.stats import (
 )
 from rescue_cli.errors import DataError, UsageError
 from rescue_cli.formatting import format_count
-from rescue_cli.metrics.names import METRICS, measurement_name, metric_names, score
+from rescue_cli.metrics.names import METRICS, by_measurement, metric_names, score
 from rescue_cli.rundir import RunDirectory, read_curve, read_result
 from rescue_cli.rundir.planned import (
     MissingRun,
@@ -69,9 +69,7 @@ class Sweep:
     def values(self, name: str) -> dict[int, float]:
         """The score in percent of each finished seed on one of `measurements`."""
         return {
-            seed: next(
-                score(e) for e in result["sets"] if measurement_name(e, result["sets"]) == name
-            )
+            seed: score(by_measurement(result["sets"])[name])
             for seed, result in self.results.items()
         }
 
@@ -79,7 +77,7 @@ class Sweep:
     def measurements(self) -> list[str]:
         """The names of what every run measured: set, and size, crop or TTA where they vary."""
         first = next(iter(self.results.values()), None)
-        return [] if first is None else [measurement_name(e, first["sets"]) for e in first["sets"]]
+        return [] if first is None else [*by_measurement(first["sets"])]
 
 
 def metric_label(sweep: Sweep) -> str:
@@ -98,7 +96,7 @@ def read_sweep(path: Path) -> Sweep:
     missing = {}
     for seed, folder in folders.items():
         run = RunDirectory(folder)
-        if run.result.is_file():
+        if run.finished:
             results[seed] = read_result(run)
         else:
             missing[seed] = read_missing(run)
@@ -129,7 +127,7 @@ def seed_folders(path: Path) -> dict[int, Path]:
 
 def _holds_run(folder: Path) -> bool:
     run = RunDirectory(folder)
-    return run.recipe.is_file() or run.result.is_file() or run.failure.is_file()
+    return run.recipe.is_file() or run.finished or run.failure.is_file()
 
 
 def parse_seeds(text: str) -> list[int]:

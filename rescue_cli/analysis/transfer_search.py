@@ -17,7 +17,6 @@ from rescue_cli.recipe import Recipe
 from rescue_cli.recipe.changes import given_keys, is_given
 from rescue_cli.rundir import RunDirectory, read_json, write_json
 from rescue_cli.runs.console import note
-from rescue_cli.runs.directory import is_finished
 from rescue_cli.runs.single import time_limit, train_part
 
 # Keys that are decided here, or mean another thing to a fit than to training
@@ -110,7 +109,7 @@ class TransferSearch:
         """What there is to work on, and in which time; or that it was done before."""
         file = self.folder / "search" / "budget.json"
         earlier = read_json(file)["minutes"] if file.exists() else None
-        if is_finished(final):
+        if RunDirectory(final).finished:
             made = "" if earlier is None else f" with --minutes {earlier:g}"
             note(images)
             note(f"{final}: finished before{made}; it is not trained again")
@@ -124,7 +123,7 @@ class TransferSearch:
 
     def _note_features(self, path: Path, size: int, images: int) -> None:
         """What is about to be computed, and how much of the budget is used."""
-        if is_finished(path):
+        if RunDirectory(path).finished:
             return
         used = format_duration(max(0.0, 60 * self.minutes - (self.end - time.monotonic())))
         of_budget = f"; {used} of {self.minutes:g} min used" if self.minutes else ""
@@ -208,7 +207,7 @@ class TransferSearch:
                 raise
             note("fine-tuning: not finished in time; more --minutes and a new --out would judge it")
             return {"epochs": epochs}
-        if not is_finished(path):  # it diverged
+        if not RunDirectory(path).finished:  # it diverged
             return {"epochs": epochs, "pays": False}
         sides = [load_predictions(each) for each in (self._probe_path(size), path)]
         probe, fine = (correct_predictions(arrays) for arrays in sides)

@@ -339,7 +339,8 @@ UNCHANGED = Verdict(False, [f"No setting is better beyond noise. {KEEP}"])
 def judge_sweeps(base: Path, tuned: Path, seeds: Sequence[int]) -> Verdict:
     """Compares the base and the tuned sweep, whose runs have all ended."""
     missing = {
-        path: [seed for seed in seeds if not _has_result(path, seed)] for path in (base, tuned)
+        path: [seed for seed in seeds if not RunDirectory(path / f"{PREFIX}{seed}").finished]
+        for path in (base, tuned)
     }
     sentences = [
         f"{path}: {len(diverged)} of {format_count(len(seeds), 'run')} diverged"
@@ -370,7 +371,3 @@ def _without_base(tuned: Side, sentences: Sequence[str], *, some_missing: bool) 
     """
     only_base = "Every run of the base recipe diverged, and none of the tuned one."
     return Verdict(not some_missing, [*sentences, KEEP if some_missing else only_base], [tuned])
-
-
-def _has_result(sweep: Path, seed: int) -> bool:
-    return RunDirectory(sweep / f"{PREFIX}{seed}").result.is_file()

@@ -18,7 +18,6 @@ from rescue_cli.formatting import format_duration
 from rescue_cli.recipe import Recipe, from_tree, total_steps
 from rescue_cli.rundir import RunDirectory, read_curve, read_json, write_json
 from rescue_cli.runs.console import note
-from rescue_cli.runs.directory import is_finished
 from rescue_cli.runs.environment import free_memory_mb
 from rescue_cli.runs.single import time_limit, train_part
 
@@ -177,7 +176,7 @@ class Tuner:
 
     def _train(self, path: Path, recipe: Recipe) -> bool:
         """Whether it diverged; raises `_BudgetUsedUp` where the budget is too short for the run."""
-        new = not is_finished(path) and not RunDirectory(path).failure.exists()
+        new = not RunDirectory(path).finished and not RunDirectory(path).failure.exists()
         if new and self._seconds_left() < self._cost().of(recipe):
             raise _BudgetUsedUp
         try:

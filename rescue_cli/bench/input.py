@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from rescue_cli.bench import timm_pipeline
-from rescue_cli.bench.timing import one_thread, show_rounds
-from rescue_cli.build.feeds import Machine, build_normalise, build_train_feed
+from rescue_cli.bench.timing import alternate, one_thread
+from rescue_cli.build.feeds import Machine, build_normalise, build_train_feed, train_size
 from rescue_cli.recipe import Item, Recipe
 from rescue_cli.sections.augment import Augment
 from rescue_cli.sections.data import Dataset, Files
@@ -58,7 +58,7 @@ def against_timm(recipe: Recipe, folder: Path, *, steps: int, rounds: int) -> di
         folder, {name: place for place, name in enumerate(names)}, complete=True
     )
     times = math.ceil(recipe.train.batch_size / len(files))  # no image twice in a step's order
-    size = recipe.data.train_size or 224
+    size = train_size(recipe)
     given = timm_pipeline.options(recipe)
     tiled = files.take(np.tile(np.arange(len(files)), times))
     samplings = {"alone": SHUFFLED}
@@ -66,14 +66,12 @@ def against_timm(recipe: Recipe, folder: Path, *, steps: int, rounds: int) -> di
         samplings["shared"] = recipe.sampling
     costs: dict[str, list[Cost]] = {name: [] for name in ("theirs", *samplings)}
     with one_thread():
-        for number in show_rounds(rounds):
-            order = list(costs) if number % 2 else list(costs)[::-1]
-            for name in order:
-                if name == "theirs":
-                    cost = _theirs(folder, recipe, size, len(files), given)
-                else:
-                    cost = ours(recipe, tiled, tuple(names), samplings[name], steps)
-                costs[name].append(cost)
+        for name in alternate(costs, rounds):
+            if name == "theirs":
+                cost = _theirs(folder, recipe, size, len(files), given)
+            else:
+                cost = ours(recipe, tiled, tuple(names), samplings[name], steps)
+            costs[name].append(cost)
     return {
         "what": f"worker of {recipe.name}'s input at {size} px, {len(files)} images x {times}, "
         f"timm: {given.get('auto_augment', 'no auto-augment')}",

@@ -14,7 +14,7 @@ from statistics import median
 from typing import Any
 
 from rescue_cli import lifetime
-from rescue_cli.bench.timing import show_rounds
+from rescue_cli.bench.timing import alternate
 from rescue_cli.errors import RescueError, from_code
 from rescue_cli.recipe import Recipe
 
@@ -117,9 +117,8 @@ def _time_alternately(
     for name, tuned in variants:
         processes[tuned].time_steps(name, max(2, steps // 4))
     seconds: dict[Variant, list[float]] = {variant: [] for variant in variants}
-    for number in show_rounds(rounds):
-        for name, tuned in variants[:: 1 if number % 2 else -1]:
-            seconds[name, tuned].append(processes[tuned].time_steps(name, steps))
+    for name, tuned in alternate(variants, rounds):
+        seconds[name, tuned].append(processes[tuned].time_steps(name, steps))
     return seconds
 
 

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from rescue_cli.bench.input import SHUFFLED, ours, workers_seconds
-from rescue_cli.bench.timing import one_thread, show_rounds
+from rescue_cli.bench.timing import alternate, one_thread
+from rescue_cli.build.feeds import train_size
 from rescue_cli.recipe import Recipe
 from rescue_cli.sections.data import Dataset, Files
 from rescue_cli.sections.data.packed.write import Packing, read_splits, write_pack
@@ -50,13 +51,11 @@ def compare_storage(
         workers["webdataset"] = partial(_web_dataset, scratch / "tar", recipe)
     times: dict[str, list[float]] = {name: [] for name in workers}
     with one_thread():
-        for number in show_rounds(rounds):
-            for name in list(workers) if number % 2 else list(workers)[::-1]:
-                times[name].append(workers[name]())
+        for name in alternate(workers, rounds):
+            times[name].append(workers[name]())
     per_second = {name: 1e3 / median(each) for name, each in times.items()}
     return {
-        "what": f"{recipe.name}'s crop at {recipe.data.train_size or 224} px, "
-        f"{len(given.train)} images",
+        "what": f"{recipe.name}'s crop at {train_size(recipe)} px, {len(given.train)} images",
         "views_per_second": per_second,
         "ratios": {name: value / per_second["folder"] for name, value in per_second.items()},
         "unit": "views/s a core",
@@ -77,7 +76,7 @@ def _web_dataset(folder: Path, recipe: Recipe) -> float:
     from torchvision.transforms import v2
 
     crop = next(item for item in recipe.augment if item.name == "random-resized-crop")
-    keys, size = crop.arguments, recipe.data.train_size or 224
+    keys, size = crop.arguments, train_size(recipe)
     mode = v2.InterpolationMode(recipe.data.train_interpolation)
     cut = v2.RandomResizedCrop(size, tuple(keys["scale"]), tuple(keys["ratio"]), mode)
     transform = v2.Compose([cut, v2.PILToTensor()])

@@ -5,9 +5,11 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from statistics import median
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+
+Thing = TypeVar("Thing")
 
 
 def time_alternately(
@@ -25,15 +27,13 @@ def time_alternately(
     """
     for warm_up in (ours, theirs):
         time_calls(warm_up, max(2, calls // 4), device)
-    pairs = []
-    for number in show_rounds(rounds):
-        order = (ours, theirs) if number % 2 else (theirs, ours)
-        seconds = {function: time_calls(function, calls, device) for function in order}
-        pairs.append((seconds[ours], seconds[theirs]))
-    ratios = sorted(a / b for a, b in pairs)
+    seconds: dict[Callable[[], None], list[float]] = {ours: [], theirs: []}
+    for function in alternate((ours, theirs), rounds):
+        seconds[function].append(time_calls(function, calls, device))
+    ratios = sorted(a / b for a, b in zip(seconds[ours], seconds[theirs], strict=True))
     return {
-        "ours": calls * images / median(a for a, _ in pairs),
-        "theirs": calls * images / median(b for _, b in pairs),
+        "ours": calls * images / median(seconds[ours]),
+        "theirs": calls * images / median(seconds[theirs]),
         "ratio": median(ratios),
         "ratio_low": ratios[0],
         "ratio_high": ratios[-1],
@@ -49,6 +49,15 @@ def show_rounds(rounds: int) -> Iterable[int]:
     return track(
         range(rounds), "rounds", console=out, auto_refresh=False, transient=True, disable=not shown
     )
+
+
+def alternate(things: Iterable[Thing], rounds: int) -> Iterator[Thing]:
+    """All of them in each round, in turn from the last to the first and from the first to the last,
+    so that no other work on the machine is at the cost of always the same one.
+    """
+    order = list(things)
+    for number in show_rounds(rounds):
+        yield from order[:: 1 if number % 2 else -1]
 
 
 def time_calls(function: Callable[[], None], calls: int, device: torch.device) -> float:

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from rescue_cli import recipe as recipes
 from rescue_cli.bench import timm_pipeline
-from rescue_cli.bench.timing import show_rounds
+from rescue_cli.bench.timing import alternate
 from rescue_cli.build.backends import computes_bfloat16, configure_backends
 from rescue_cli.build.feeds import Machine, load_dataset
 from rescue_cli.build.networks import autocast, build_network
@@ -124,9 +124,8 @@ def _time_alternately(
 ) -> dict[str, list[float]]:
     """Seconds of each loop, one entry per round."""
     seconds: dict[str, list[float]] = {name: [] for name in loops}
-    for number in show_rounds(rounds):
-        for name in list(loops)[:: 1 if number % 2 else -1]:
-            seconds[name].append(loops[name](steps))
+    for name in alternate(loops, rounds):
+        seconds[name].append(loops[name](steps))
     return seconds
 
 

@@ -121,19 +121,17 @@ def _check_data(recipe: Recipe) -> None:
         raise UsageError(
             f"data.range: {list(keys.range)} must be in increasing order: black, white."
         )
+    if not keys.resident or facts_of(recipe.data.name, recipe.data).size is not None:
+        return
     size = train_size(recipe)
     needed = max(math.floor(s / c) for s in recipe.eval.sizes for c in recipe.eval.crops)
-    if keys.resident and facts_of(recipe.data.name, recipe.data).size is None and needed > size:
+    if needed > size:
         raise UsageError(
             f"data.resident: test images are kept at data.train_size, {size} px, and "
             f"eval.sizes and eval.crops need {needed} px. Set data.train_size={needed}, "
             "data.resident=false, or smaller views."
         )
-    if (
-        keys.resident
-        and facts_of(recipe.data.name, recipe.data).size is None
-        and recipe.eval.resize == "squash"
-    ):
+    if recipe.eval.resize == "squash":
         raise UsageError(
             "eval.resize: squash needs whole files, and data.resident keeps their centres. "
             "Set data.resident=false."

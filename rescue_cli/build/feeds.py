@@ -107,7 +107,7 @@ def build_train_feed(
     cut: Cropping | WholeImages = (
         WholeImages([op for op in operations if op.stage == "sample"])
         if data.train.annotated
-        else Cropping(crop, keys.train_size or 224, keys.train_interpolation)
+        else Cropping(crop, train_size(recipe), keys.train_interpolation)
     )
     files = data.train
     if recipe.sampling.name == "shard-shuffled":

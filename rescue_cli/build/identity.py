@@ -178,7 +178,7 @@ def _read_fingerprint(run: RunDirectory) -> Fingerprint | None:
 
 
 def _has_trained(run: RunDirectory) -> bool:
-    return run.last.exists() or run.result.exists()
+    return run.last.exists() or run.finished
 
 
 def check_same_data(run: RunDirectory, recipe: Recipe, cache: IdentityCache) -> None:

@@ -48,15 +48,16 @@ def shared_max_norm(items: Sequence[OptimItem]) -> float | None:
     None where no item has one, or where only LAMB has, which clips its own in a pass it makes
     anyway. Raises `UsageError` where items have different ones: there is one norm to clip.
     """
-    left = {item.max_grad_norm for item in items if "max_grad_norm" not in item.arguments}
-    if left <= {None}:
-        return None
-    if len({item.max_grad_norm for item in items}) > 1:
+    by_lamb, others = (
+        {item.max_grad_norm for item in items if ("max_grad_norm" in item.arguments) is own}
+        for own in (True, False)
+    )
+    if len(by_lamb if others <= {None} else by_lamb | others) > 1:
         raise UsageError(
             "optim.max_grad_norm: gradients are clipped over all parameters together. "
             "Give each item the same."
         )
-    return items[0].max_grad_norm
+    return None if others <= {None} else items[0].max_grad_norm
 
 
 def build_optimizers(

@@ -9,8 +9,7 @@ from rescue_cli.cli.command import SingleProcess, example_and_next
 from rescue_cli.cli.common import Device, Json, Overrides, RecipeName, Workers
 from rescue_cli.errors import UsageError
 from rescue_cli.recipe import Recipe
-from rescue_cli.runs.console import note
-from rescue_cli.runs.environment import check_precision, select_device
+from rescue_cli.runs.environment import note_precision, select_device
 
 app = common.verb(no_args_is_help=True)
 
@@ -65,8 +64,7 @@ def step(
     if host:
         _print_host(resolved, rounds, as_json=as_json)
         return
-    for warning in check_precision(resolved.train.precision, where):
-        note(f"warning: {warning}")
+    note_precision([resolved.train.precision], where)
     if against == "plain":
         result = _time_against_plain(resolved, where, steps, rounds)
     else:
@@ -285,8 +283,7 @@ def train(
     resolved = measured_recipe(recipe, [*root, *(overrides or [])])
     check_recipe(resolved)
     resolved.demand_classification("bench")
-    for warning in check_precision(resolved.train.precision, "cpu"):
-        note(f"warning: {warning}")
+    note_precision([resolved.train.precision], "cpu")
     result = against_timm(resolved, steps=steps, rounds=rounds)
     if as_json:
         common.print_json(result)

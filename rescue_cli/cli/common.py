@@ -5,9 +5,10 @@ import os
 import re
 import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -177,33 +178,48 @@ GpuMemory = Annotated[float | None, typer.Option(help="Memory of one GPU in GB (
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
-class Shortened(NamedTuple):
-    """Overrides in addition to the user's, and notes to print."""
+@dataclass(frozen=True)
+class Changes:
+    """The user's changes to a recipe: overrides, and options that stand for some."""
 
+    overrides: Sequence[str]
+    model: str | None = None
+    epochs: float | None = None
+    subset: str | None = None
+    smoke: bool = False
+    lr_from: Path | None = None
+
+
+@dataclass(frozen=True)
+class Changed:
+    """A recipe with all changes, and `whole`, without --subset, --smoke and --lr-from.
+
+    `overrides`: the user's, and what --model and --epochs stand for. `notes` are to be printed.
+    """
+
+    recipe: Recipe
+    whole: Recipe
     overrides: list[str]
     notes: list[str]
 
 
-def shorten_and_rate(
-    recipe: Recipe,
-    given: Sequence[str],
-    subset: str | None,
-    smoke: bool,
-    lr_from: Path | None,
-    device: str,
-) -> Shortened:
-    """What --subset, --smoke and --lr-from stand for, beside the `given` overrides, which the
-    recipe has already.
-    """
-    from rescue_cli.build.expand import cut_short
+def change(base: Recipe, changes: Changes, device: str = "cpu") -> Changed:
+    """The recipe with the changes; what the user sets stays. Raises `UsageError`."""
+    from rescue_cli.build.expand import cut_short, expand_options
 
-    cut, notes = cut_short(recipe, given, subset=subset, smoke=smoke, cuda=device == "cuda")
-    if lr_from is None:
-        return Shortened(cut, notes)
-    from rescue_cli.analysis.lr_range_runs import rate_from
+    longer, notes = expand_options(base, changes.overrides, changes.model, changes.epochs)
+    given = [*changes.overrides, *longer]
+    whole = base.with_overrides(*given)
+    cut, more = cut_short(
+        whole, given, subset=changes.subset, smoke=changes.smoke, cuda=device == "cuda"
+    )
+    notes += more
+    if changes.lr_from is not None:
+        from rescue_cli.analysis.lr_range_runs import rate_from
 
-    rate, more = rate_from(lr_from, recipe.with_overrides(*cut), given)
-    return Shortened([*cut, *rate], [*notes, *more])
+        rate, more = rate_from(changes.lr_from, whole.with_overrides(*cut), given)
+        cut, notes = [*cut, *rate], [*notes, *more]
+    return Changed(base.with_overrides(*given, *cut), whole, given, notes)
 
 
 class _Console(Console):
@@ -369,11 +385,8 @@ def format_measured(figure: Mapping[str, Any] | None) -> str:
     return f"{figure['mean']:.2f}{spread} ({figure['n']})"
 
 
-def with_lists(
-    sets: str | None, sizes: str | None, crops: str | None, tta: str | None
-) -> Sequence[str]:
-    """The overrides that `eval`'s list options stand for."""
-    options = {"sets": sets, "sizes": sizes, "crops": crops, "tta": tta}
+def with_lists(**options: str | None) -> list[str]:
+    """The overrides that the list options of `eval`, by their keys, stand for."""
     return [f"eval.{key}=[{value}]" for key, value in options.items() if value is not None]
 
 

@@ -62,7 +62,10 @@ def evaluate(
     """Evaluate weights on test sets, at several sizes and crops; print one table."""
     evaluate_one = partial(
         evaluate_weights,
-        overrides=[*common.with_lists(sets, sizes, crops, tta), *(overrides or [])],
+        overrides=[
+            *common.with_lists(sets=sets, sizes=sizes, crops=crops, tta=tta),
+            *(overrides or []),
+        ],
         recipe=recipe,
         model=model,
         device=device,
@@ -88,7 +91,7 @@ def _evaluate_sweep(
     as_json: bool,
 ) -> None:
     """Evaluates each finished run of a sweep; the evaluations are a sweep, too."""
-    trained = {seed: run for seed, run in seeds.items() if RunDirectory(run).result.is_file()}
+    trained = {seed: run for seed, run in seeds.items() if RunDirectory(run).finished}
     if not trained:
         raise DataError(f"{sweep}: none of its {len(seeds)} seeds has a result. Train it further.")
     folder = create_next(sweep / "evals") if out is None else check_folder(out)

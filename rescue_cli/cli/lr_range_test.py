@@ -34,7 +34,6 @@ from rescue_cli.runs.console import note
 from rescue_cli.runs.directory import check_folder, create_next, next_folder
 from rescue_cli.runs.environment import (
     check_precision,
-    planned_device,
     select_device,
     visible_devices,
 )
@@ -102,19 +101,18 @@ def lr_range_test(
 ) -> None:
     """Find the largest stable learning rate by raising it during a run (Smith)."""
     from rescue_cli.build.check import check_recipe
+    from rescue_cli.build.expand import cut_short
     from rescue_cli.report.lr_range import draw_range_test
 
     common.check_place(on, slurm)
-    elsewhere = dry_run or on is Where.slurm
-    where = planned_device(device) if elsewhere else select_device(device)
+    where = select_device(device, elsewhere=dry_run or on is Where.slurm)
     given = overrides or []
     whole = _resolve(recipe, from_, to, model, given)
-    more = common.shorten_and_rate(whole, given, subset, smoke, None, where)
-    resolved = whole.with_overrides(*more.overrides)
+    cut, notes = cut_short(whole, given, subset=subset, smoke=smoke, cuda=where == "cuda")
+    resolved = whole.with_overrides(*cut)
     check_recipe(resolved)
     if smoke and steps is None and epochs is None:
         steps, points = SMOKE_STEPS, min(points, SMOKE_STEPS)
-    notes = [*more.notes]
     if on is Where.local:
         notes += (f"warning: {text}" for text in check_precision(resolved.train.precision, where))
     _check_apply(apply, untrusted=apply_untrusted)
@@ -142,8 +140,7 @@ def lr_range_test(
     curves = list(train_runs(plan, folder, where, procs, workers))
     test = RangeTest(resolved, test_ramp, curves)
     test.write(folder)
-    picture = folder / "lr-range.png"
-    draw_range_test(picture, test.full, test.half, test.estimates, test.answer)
+    draw_range_test(folder / "lr-range.png", test)
     common.print_json(test.summary) if as_json else _print(test)
     note(str(folder))
     if apply is not None:

@@ -6,7 +6,6 @@ import typer
 
 from rescue_cli import recipe as recipes
 from rescue_cli.analysis.cost import Prices, estimate_cost, memory_warning
-from rescue_cli.build.expand import expand_options
 from rescue_cli.cli import common
 from rescue_cli.cli.command import example_and_next
 from rescue_cli.cli.common import (
@@ -51,16 +50,16 @@ def plan(
     """Estimate the steps, FLOPs, memory, hours and money of a recipe; needs no GPU."""
     prices = Prices(images_per_second, hours_per_epoch, price, gpu_memory)
     base = recipes.load(common.named_or_default(recipe))
-    expanded, notes = expand_options(base, overrides or [], model, epochs)
-    resolved = base.with_overrides(*(overrides or []), *expanded)
-    for line in [*notes, *resolved.notes]:
+    changed = common.change(base, common.Changes(overrides or [], model, epochs))
+    resolved = changed.recipe
+    for line in [*changed.notes, *resolved.notes]:
         note(line)
     resolved.demand_classification("plan")
     estimated = estimate_cost(resolved, gpus, prices)
     if gpu_memory is not None:
         warning = memory_warning(resolved, estimated["peak_memory_mb"], gpu_memory, gpus)
-        for line in filter(None, [warning]):
-            note(f"warning: {line}")
+        if warning:
+            note(f"warning: {warning}")
     if as_json:
         common.print_json(estimated)
     else:

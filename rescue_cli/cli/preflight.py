@@ -20,7 +20,6 @@ from rescue_cli.analysis.preflight import (
     check_weights,
     describe_kill_test,
 )
-from rescue_cli.build.expand import expand_options
 from rescue_cli.cli import common
 from rescue_cli.cli.command import SingleProcess, example_and_next
 from rescue_cli.cli.common import (
@@ -43,7 +42,7 @@ from rescue_cli.cli.common import (
 from rescue_cli.recipe import Recipe
 from rescue_cli.runs.console import note
 from rescue_cli.runs.directory import check_folder, next_folder
-from rescue_cli.runs.environment import planned_device, select_device
+from rescue_cli.runs.environment import select_device
 from rescue_cli.runs.many import SlurmJobs, slurm_jobs
 from rescue_cli.runs.slurm import count_gpus, count_tasks
 
@@ -88,12 +87,11 @@ def preflight(
 
     common.check_place(on, slurm)
     prices = Prices(images_per_second, hours_per_epoch, price, gpu_memory)
-    base, given = recipes.load(common.named_or_default(recipe)), list(overrides or [])
-    expanded, notes = expand_options(base, given, model, epochs)
-    given += expanded
-    resolved = base.with_overrides(*given)
+    base = recipes.load(common.named_or_default(recipe))
+    changed = common.change(base, common.Changes(overrides or [], model, epochs))
+    resolved = changed.recipe
     check_recipe(resolved)
-    for line in [*notes, *resolved.notes]:
+    for line in [*changed.notes, *resolved.notes]:
         note(line)
     parent = Path("runs", resolved.name)
     path = next_folder(parent) if out is None else check_folder(out)
@@ -111,12 +109,13 @@ def preflight(
         script = queue.script(1)
         checks.append(check_script(script, 1, count_tasks(queue.settings)))
     if kill_test:
-        where = planned_device(device) if queue is not None else select_device(device)
+        where = select_device(device, elsewhere=queue is not None)
         on_gpu = where == "cuda" or (queue is not None and count_gpus(queue.settings, none=0) > 0)
         options = [("--device", device), ("--workers", workers)]
         words = [str(w) for pair in options if pair[1] is not None for w in pair]
         checks += attempt(
-            "kill test", lambda: [_test_kill(resolved, given, path.parent, queue, words, on_gpu)]
+            "kill test",
+            lambda: [_test_kill(resolved, changed.overrides, path.parent, queue, words, on_gpu)],
         )
     failed = any(check.verdict == "fails" for check in checks)
     if as_json:

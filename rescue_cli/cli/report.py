@@ -1,7 +1,6 @@
 """`rescue report`: one page about runs and sweeps, or their table as data."""
 
 import csv
-import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -76,7 +75,7 @@ def _check(path: Path) -> None:
     from rescue_cli.report import study_page
 
     refuse_search(path)
-    sweep = None if _is_run(path) or study_page.is_study(path) else read_sweep(path)
+    sweep = None if RunDirectory(path).finished or study_page.is_study(path) else read_sweep(path)
     if sweep is not None and not sweep.results:
         missing = f" of {sweep.seeds_text.removeprefix('0 of ')}" if sweep.missing else ""
         raise DataError(
@@ -84,14 +83,10 @@ def _check(path: Path) -> None:
         )
 
 
-def _is_run(path: Path) -> bool:
-    return os.path.isfile(RunDirectory(path).result)
-
-
 def _write_events(paths: list[Path], folder: Path) -> None:
     """Writes each run's curves for TensorBoard; raises `RescueError` without that package."""
-    from rescue_cli.analysis.sweep import seed_folders
     from rescue_cli.rundir import read_metrics
+    from rescue_cli.runs.tracking import name_numbers
 
     try:
         from torch.utils.tensorboard import SummaryWriter
@@ -100,11 +95,9 @@ def _write_events(paths: list[Path], folder: Path) -> None:
             "--tensorboard: the package tensorboard is not installed. pip install tensorboard"
         ) from None
     for path in paths:
-        is_run = _is_run(path)
-        for run in [path] if is_run else seed_folders(path).values():
-            with SummaryWriter(str(folder / path.name / ("" if is_run else run.name))) as writer:
-                for line in read_metrics(RunDirectory(run).metrics):
-                    prefix = "train" if line["kind"] == "train" else line["set"]
-                    for key in ("loss", "lr", "momentum", "top1", "top5"):
-                        if line.get(key) is not None:
-                            writer.add_scalar(f"{prefix}/{key}", line[key], line["step"])
+        for metrics in sorted(path.rglob(RunDirectory(path).metrics.name)):
+            run = metrics.parent.relative_to(path)
+            with SummaryWriter(str(folder / path.resolve().name / run)) as writer:
+                for line in read_metrics(metrics):
+                    for name, number in name_numbers(line.pop("kind"), line).items():
+                        writer.add_scalar(name, number, line["step"])

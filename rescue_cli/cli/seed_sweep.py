@@ -9,7 +9,6 @@ from rescue_cli import recipe as recipes
 from rescue_cli.analysis import interim
 from rescue_cli.analysis.seed_sweep import load_reference, train_seeds, train_until
 from rescue_cli.analysis.sweep import Sweep, parse_seeds, read_sweep, summarize_sweep, sweep_csv
-from rescue_cli.build.expand import expand_options
 from rescue_cli.cli import common
 from rescue_cli.cli.command import ComputingVerb, example_and_next
 from rescue_cli.cli.common import (
@@ -34,7 +33,7 @@ from rescue_cli.errors import UsageError
 from rescue_cli.rundir import write_json, write_text
 from rescue_cli.runs.console import note
 from rescue_cli.runs.directory import check_folder
-from rescue_cli.runs.environment import note_precision, planned_device, select_device
+from rescue_cli.runs.environment import note_precision, select_device
 from rescue_cli.runs.many import Jobs, local_jobs, require_results, slurm_jobs
 
 app = common.verb()
@@ -78,15 +77,12 @@ def seed_sweep(
     from rescue_cli.build.check import check_recipe
 
     common.check_place(on, slurm)
-    given = [*(overrides or []), *common.with_lists(sets, None, None, None)]
+    given = [*(overrides or []), *common.with_lists(sets=sets)]
+    where = select_device(device, elsewhere=dry_run or on is Where.slurm)
     named = recipes.load(common.named_or_default(recipe))
-    longer, notes = expand_options(named, given, model, epochs)
-    given = [*given, *longer]
-    where = planned_device(device) if dry_run or on is Where.slurm else select_device(device)
-    more = common.shorten_and_rate(
-        named.with_overrides(*given), given, subset, smoke, lr_from, where
-    )
-    base, notes = named.with_overrides(*given, *more.overrides), [*notes, *more.notes]
+    changes = common.Changes(given, model, epochs, subset, smoke, lr_from)
+    changed = common.change(named, changes, where)
+    base, notes = changed.recipe, changed.notes
     chosen = parse_seeds(seeds)
     if any(override.startswith("train.seed=") for override in given):
         raise UsageError("--seeds and train.seed set the same thing. Give only --seeds.")

@@ -50,7 +50,7 @@ def serve(
     for line in classifier.notes:
         note(line)
     run = RunDirectory(Path(weights).expanduser())
-    result = describe_run(run.path) if run.result.is_file() else ""
+    result = describe_run(run.path) if run.finished else ""
     limit = round(max_mb * 1e6)
     try:
         server = make_server(

@@ -9,7 +9,7 @@ import typer
 from rescue_cli.analysis.study import (
     Study,
     compare_rows,
-    expand_options,
+    implied_overrides,
     load_study,
     resolve_cells,
     study_files,
@@ -44,7 +44,7 @@ from rescue_cli.errors import UsageError
 from rescue_cli.rundir.planned import missing_from_json
 from rescue_cli.runs.console import note
 from rescue_cli.runs.directory import check_folder
-from rescue_cli.runs.environment import note_precision, planned_device, select_device
+from rescue_cli.runs.environment import note_precision, select_device
 from rescue_cli.runs.many import Jobs, local_jobs, require_results, slurm_jobs
 
 app = common.verb()
@@ -87,7 +87,7 @@ def study(
         int | None, typer.Option(help="Runs per row; default: as the study says.", min=1)
     ] = None,
     jobs: Annotated[
-        int | None, typer.Option(help="Parallel runs; default: 1, of SLURM all.")
+        int | None, typer.Option(help="Parallel runs; default: 1, of SLURM all.", min=1)
     ] = None,
     budget: Annotated[
         float | None, typer.Option(help="Start no run after this many hours.")
@@ -118,13 +118,15 @@ def study(
     if on is Where.slurm and budget is not None:
         raise UsageError("--budget: SLURM starts the runs. Limit them by --slurm time=MINUTES.")
     loaded = load_study(name)
-    if model is not None or epochs is not None:
-        loaded = replace(loaded, model=model or loaded.model, epochs=epochs or loaded.epochs)
+    loaded = replace(
+        loaded,
+        model=loaded.model if model is None else model,
+        epochs=loaded.epochs if epochs is None else epochs,
+        smoke=smoke or loaded.smoke,
+    )
     given = overrides or []
     if subset is not None:
         given = [*given, subset_override(subset, given)]
-    if smoke:
-        loaded = replace(loaded, epochs=1, smoke=True)
     folder = check_folder(out or Path("runs", "study", loaded.name))
     chosen = parse_rows(loaded, only)
     if not table:
@@ -141,7 +143,7 @@ def study(
         print_costs(costs, as_json=as_json, script=script)
         return
     if not table:
-        where = planned_device(device) if on is Where.slurm else select_device(device)
+        where = select_device(device, elsewhere=on is Where.slurm)
         note(str(folder))
         runs = plan_runs(loaded, given, chosen, seeds, folder)
         with record_study(loaded, given, folder, runs):
@@ -175,7 +177,7 @@ def _list_studies(*, as_json: bool) -> None:
 def _note_expanded(study: Study, overrides: list[str], chosen: list[int]) -> None:
     """Notes what the study's network and length set in each row, and its deprecated keys."""
     for row, (cell, recipe) in enumerate(resolve_cells(study, overrides), 1):
-        expanded = expand_options(study, cell, overrides) if row in chosen else []
+        expanded = implied_overrides(study, cell, overrides) if row in chosen else []
         for line in recipe.notes if recipe is not None and row in chosen else ():
             note(f"row {row} ({cell.recipe}): {line}")
         if expanded:

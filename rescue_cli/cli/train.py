@@ -1,7 +1,7 @@
 """`rescue train`: one run, new or resumed."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,10 +9,11 @@ import typer
 
 from rescue_cli import recipe as recipes
 from rescue_cli.api import train_in
-from rescue_cli.build.expand import expand_options, warn_of_batch
+from rescue_cli.build.expand import warn_of_batch
 from rescue_cli.cli import common
 from rescue_cli.cli.command import ComputingVerb, example_and_next
 from rescue_cli.cli.common import (
+    Changes,
     Device,
     DryRun,
     Epochs,
@@ -39,7 +40,6 @@ from rescue_cli.runs.directory import check_folder, choose_directory, next_folde
 from rescue_cli.runs.environment import (
     check_precision,
     free_memory_mb,
-    planned_device,
     select_device,
     visible_devices,
 )
@@ -56,20 +56,9 @@ from rescue_cli.runs.single import is_done, plan_launch
 from rescue_cli.runs.slurm import FOLDER, count_tasks, parse_settings, submission_script
 
 app = common.verb()
-AUTO, BATCH_SIZE = "train.device_batch_size=auto", "train.batch_size="
+MICRO_BATCH = "train.device_batch_size"
+AUTO = f"{MICRO_BATCH}=auto"
 FREE_SHARE = 0.85  # of the free memory; the estimate leaves out workspaces and fragmentation
-
-
-@dataclass(frozen=True)
-class Changes:
-    """The user's changes to the recipe."""
-
-    overrides: Sequence[str]
-    model: str | None
-    epochs: float | None
-    subset: str | None
-    smoke: bool
-    lr_from: Path | None
 
 
 @app.command(
@@ -139,7 +128,7 @@ def train(
             f"{AUTO}: a resumed run keeps its micro-batches, so it has to be named. Give --out RUN."
         )
     asked = "cuda" if gpus is not None and device is None else device
-    where = planned_device(asked) if dry_run or queued else select_device(asked)
+    where = select_device(asked, elsewhere=dry_run or queued)
     changes = Changes(overrides or [], model, epochs, subset, smoke, lr_from)
     resolved, notes = _resolve(recipe, changes, out if resume else None, where)
     check_recipe(resolved)
@@ -151,14 +140,9 @@ def train(
     if not (dry_run or queued) or asked == "cpu":
         warnings = check_precision(resolved.train.precision, where)
         notes += [f"warning: {warning}" for warning in warnings]
-    if gpus is not None and procs is not None:
-        raise UsageError("--gpus and --procs set the same thing. Give only one.")
     visible = 1 if queued else visible_devices(where) * nodes
     elsewhere = dry_run or queued or current_group() is not None
-    if gpus is not None and gpus > visible and not elsewhere:
-        raise UsageError(f"--gpus: {gpus} requested, {visible} visible. Use at most {visible}.")
-    processes = procs if gpus is None else gpus
-    option = "--procs" if gpus is None else "--gpus"
+    processes, option = _asked_processes(gpus, procs, None if elsewhere else visible)
     if AUTO in changes.overrides and not (resume and _holds_run(out)):
         asked_processes, _ = requested_processes(processes, option)
         before = recipes.load(recipe or common.DEFAULT).train.device_batch_size
@@ -193,9 +177,8 @@ def train(
     for line in [str(path), *notes]:
         note(line)
     if queued:
-        # The tasks of several nodes are the processes; on one node they are the job's to start
         options = {"--device": device, "--workers": workers}
-        if tasks == 1:
+        if tasks == 1:  # else they are the processes
             options |= {"--gpus": gpus, "--procs": procs}
         words = [w for key, v in options.items() if v is not None for w in (key, str(v))]
         words += ["--profile"] if profile else []
@@ -212,6 +195,22 @@ def train(
     note(str(path))
     if check_expected:
         _check_expected(resolved, result)
+
+
+def _asked_processes(
+    gpus: int | None, procs: int | None, visible: int | None
+) -> tuple[int | None, str]:
+    """How many processes --gpus or --procs asks for, and which of them; raises `UsageError`.
+
+    `visible`: the devices that there are, where they are known.
+    """
+    if gpus is not None and procs is not None:
+        raise UsageError("--gpus and --procs set the same thing. Give only one.")
+    if gpus is None:
+        return procs, "--procs"
+    if visible is not None and gpus > visible:
+        raise UsageError(f"--gpus: {gpus} requested, {visible} visible. Use at most {visible}.")
+    return gpus, "--gpus"
 
 
 def _refuse_in_job(options: Mapping[str, bool]) -> None:
@@ -261,39 +260,30 @@ def _resolve(
 ) -> tuple[Recipe, list[str]]:
     """The recipe with what the user and the options set, and the notes about it."""
     given = [override for override in changes.overrides if override != AUTO]
-    if name is None and resumed is not None and _holds_run(resumed):
+    if name is None and resumed is not None:
+        if not _holds_run(resumed):
+            raise UsageError(
+                f"--resume: {resumed} holds no run. Give --out RUN, or --recipe to start one there."
+            )
         if changes.subset is not None or changes.smoke or changes.lr_from is not None:
             raise UsageError(
                 "--subset, --smoke and --lr-from: a resumed run keeps its recipe. Remove them."
             )
-        base = recipes.recipe_in(resumed)
-        expanded, notes = expand_options(base, given, changes.model, changes.epochs)
-        resolved = base.with_overrides(*given, *expanded)
-        return resolved, [*notes, *resolved.notes]
-    if name is None and resumed is not None:
-        raise UsageError(
-            f"--resume: {resumed} holds no run. Give --out RUN, or --recipe to start one there."
-        )
-    notes = [] if name else [common.NO_RECIPE]
+        changed = common.change(recipes.recipe_in(resumed), replace(changes, overrides=given))
+        return changed.recipe, [*changed.notes, *changed.recipe.notes]
     base = recipes.load(name or common.DEFAULT)
     if AUTO in changes.overrides:
         if changes.smoke:
             raise UsageError(f"--smoke and {AUTO} set the same thing. Give only one.")
-        sizes = [o.removeprefix(BATCH_SIZE) for o in given if o.startswith(BATCH_SIZE)]
-        size = [base.train.batch_size, *sizes][-1]  # the largest there can be, before it is fitted
+        # The largest there can be, before it is fitted: the whole batch
+        size = base.with_overrides(*given, f"{MICRO_BATCH}=1").train.batch_size
         if resumed is not None and _holds_run(resumed):
             size = recipes.recipe_in(resumed).train.device_batch_size
-        given.append(f"train.device_batch_size={size}")
-    expanded, more = expand_options(base, given, changes.model, changes.epochs)
-    given, notes = [*given, *expanded], [*notes, *more]
-    whole = base.with_overrides(*given)
-    added = common.shorten_and_rate(
-        whole, given, changes.subset, changes.smoke, changes.lr_from, device
-    )
-    given, notes = [*given, *added.overrides], [*notes, *added.notes]
-    resolved = base.with_overrides(*given)
-    notes += [f"warning: {w}" for w in warn_of_batch(base, whole, changes.overrides)]
-    return resolved, [*notes, *resolved.notes]
+        given.append(f"{MICRO_BATCH}={size}")
+    changed = common.change(base, replace(changes, overrides=given), device)
+    notes = [*([] if name else [common.NO_RECIPE]), *changed.notes]
+    notes += [f"warning: {w}" for w in warn_of_batch(base, changed.whole, changes.overrides)]
+    return changed.recipe, [*notes, *changed.recipe.notes]
 
 
 def _holds_run(path: Path | None) -> bool:
@@ -328,7 +318,7 @@ def _fit_micro_batch(
             "Use a smaller model or size."
         )
     size, needed = fitting
-    override = f"train.device_batch_size={size}"
+    override = f"{MICRO_BATCH}={size}"
     notes = [f"auto sets: {override} (needs about {needed:,.0f} MB of {free:,.0f})"]
     if size != before and estimate.has_batch_norm(recipe):
         notes.append(

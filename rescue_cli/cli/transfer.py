@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,11 +20,11 @@ from rescue_cli.analysis.image_tables import (
 )
 from rescue_cli.analysis.sides import load_side
 from rescue_cli.analysis.sweep import PREFIX, Sweep, parse_seeds, read_sweep
-from rescue_cli.build.expand import expand_options
 from rescue_cli.cli import common
 from rescue_cli.cli.command import ComputingVerb, example_and_next
 from rescue_cli.cli.common import (
     Architecture,
+    Changes,
     Device,
     DryRun,
     Epochs,
@@ -48,8 +48,8 @@ from rescue_cli.metrics.names import measurement_stem
 from rescue_cli.recipe import Recipe
 from rescue_cli.rundir import RunDirectory, read_failure, read_result
 from rescue_cli.runs.console import note
-from rescue_cli.runs.directory import check_folder, is_finished
-from rescue_cli.runs.environment import note_precision, planned_device, select_device
+from rescue_cli.runs.directory import check_folder
+from rescue_cli.runs.environment import note_precision, select_device
 from rescue_cli.runs.many import (
     Jobs,
     find_missing,
@@ -63,19 +63,6 @@ from rescue_cli.runs.progress import Progress
 app = common.verb()
 MINUTES = 5.0  # of a transfer without --recipe
 SHOWN = 10  # images that are listed
-
-
-@dataclass(frozen=True)
-class Options:
-    """The user's changes to the recipe of each start, and the device."""
-
-    overrides: list[str]
-    model: str | None
-    epochs: float | None
-    subset: str | None
-    smoke: bool
-    lr_from: Path | None
-    device: str
 
 
 @app.command(
@@ -128,13 +115,17 @@ def transfer(
     common.check_place(on, slurm)
     if not from_ or to is None:
         raise UsageError("transfer: give --from WEIGHTS and --to DATA (a data set or a folder).")
-    from rescue_cli.analysis.transfer_search import check_overrides, sizes_to_try
+    from rescue_cli.analysis.transfer_search import sizes_to_try
     from rescue_cli.build.networks import has_layer_order
     from rescue_cli.build.transfer import DEFAULT, FINE, PROBE, SCRATCH, hold_out_test
 
     single = len(from_) == 1 and not from_[0].startswith(SCRATCH) and seeds == "1"
     guided = single and recipe is None and epochs is None
-    if minutes is not None and not guided:
+    if guided:
+        _check_guided(overrides or [], lr_from, jobs)
+        if minutes is None:
+            minutes = 0.0 if smoke else MINUTES  # of a few images nothing can be learned
+    elif minutes is not None:
         raise UsageError(
             "--minutes: is for one trained --from and one seed, without --recipe and --epochs. "
             "Remove it."
@@ -142,23 +133,12 @@ def transfer(
     base = recipes.load(recipe or (PROBE if guided else DEFAULT))
     name = Path(to).resolve().name if Path(to).exists() else to.rstrip("/").rpartition("/")[2]
     folder = check_folder(out or Path("runs", "transfer" if guided else base.name, name))
-    elsewhere = dry_run or on is Where.slurm
-    where = planned_device(device) if elsewhere else select_device(device)
-    if guided:
-        check_overrides(overrides or [])
-        if lr_from is not None:
-            raise UsageError(
-                "--lr-from: is for a --recipe that takes steps. Give one, or remove it."
-            )
-        if jobs is not None:
-            raise UsageError("--jobs: a transfer without --recipe trains one by one. Remove it.")
-        if minutes is None:
-            minutes = 0.0 if smoke else MINUTES  # of a few images nothing can be learned
-    options = Options([*(overrides or [])], model, epochs, subset, smoke, lr_from, where)
-    starts = _starts(base, from_, to, options, shows_keys=not guided)
+    where = select_device(device, elsewhere=dry_run or on is Where.slurm)
+    changes = Changes(overrides or [], model, epochs, subset, smoke, lr_from)
+    starts = _starts(base, from_, to, changes, where, shows_keys=not guided)
     if guided:
         held_out, line = hold_out_test(*starts.values())
-        options.overrides.extend(held_out)
+        changes = replace(changes, overrides=[*changes.overrides, *held_out])
         starts = {label: one.with_overrides(*held_out) for label, one in starts.items()}
         if line:
             note(line)
@@ -193,8 +173,9 @@ def transfer(
     if guided:
         (final,) = runs.items()
         if not has_layer_order(final[1]):
-            options.overrides.append("~optim.layer_decay")
-        (fine,) = _starts(recipes.load(FINE), from_, to, options, tell=lambda _: None).values()
+            changes = replace(changes, overrides=[*changes.overrides, "~optim.layer_decay"])
+        fine_base, silent = recipes.load(FINE), lambda _: None
+        (fine,) = _starts(fine_base, from_, to, changes, where, tell=silent).values()
         assert minutes is not None
         _guide(final, fine, folder, where, workers, minutes, as_json=as_json)
         return
@@ -208,6 +189,17 @@ def transfer(
     note(location)
     ends = [missing.how for sweep in sweeps for missing in sweep.missing.values()]
     require_results(sum(len(sweep.results) for sweep in sweeps), ends)
+
+
+def _check_guided(overrides: list[str], lr_from: Path | None, jobs: int | None) -> None:
+    """Raises `UsageError` for an option that a transfer without --recipe does not take."""
+    from rescue_cli.analysis.transfer_search import check_overrides
+
+    check_overrides(overrides)
+    if lr_from is not None:
+        raise UsageError("--lr-from: is for a --recipe that takes steps. Give one, or remove it.")
+    if jobs is not None:
+        raise UsageError("--jobs: a transfer without --recipe trains one by one. Remove it.")
 
 
 def _guide(
@@ -225,7 +217,7 @@ def _guide(
     from rescue_cli.report.pictures import draw_run
 
     path, probe = final
-    begun, new = time.monotonic(), not is_finished(path)
+    begun, new = time.monotonic(), not RunDirectory(path).finished
     end = begun + 60 * minutes
     search = TransferSearch(probe, fine, folder, device, workers, minutes, end)
     decisions = search.run(path)
@@ -285,7 +277,8 @@ def _list_images(
     images stand.
     """
     yield f"{what}: {len(rows):,}" + (f" ({table})" if rows else "")
-    yield from (f"  {row}".replace(f"{root}/", "", 1) for row in rows[:SHOWN])
+    shared = "" if root is None else f"{root}/"
+    yield from (f"  {row}".replace(shared, "", 1) for row in rows[:SHOWN])
     if len(rows) > SHOWN:
         yield f"  and {len(rows) - SHOWN:,} more"
 
@@ -294,7 +287,8 @@ def _starts(
     base: Recipe,
     words: list[str],
     to: str,
-    options: Options,
+    changes: Changes,
+    device: str,
     *,
     tell: Callable[[str], None] = note,
     shows_keys: bool = True,
@@ -306,23 +300,20 @@ def _starts(
     from rescue_cli.build.check import check_recipe
     from rescue_cli.build.transfer import check_labels, plan_transfer
 
-    given = options.overrides
-    starts = {word: plan_transfer(base, word, to, given, model=options.model) for word in words}
+    given, model = changes.overrides, changes.model
+    starts = {word: plan_transfer(base, word, to, given, model=model) for word in words}
     check_labels(starts)
     expanded = {}
     for word, each in starts.items():
-        changed = base.with_overrides(*each.overrides, *given)
+        start = base.with_overrides(*each.overrides)
+        changed = common.change(start, replace(changes, model=None), device)
+        network = changed.recipe.model.name
         sets = f" sets: {' '.join(each.overrides)}"
-        tell(f"--from {word}{sets if shows_keys else f': {changed.model.name}, a new classifier'}")
-        longer, notes = expand_options(changed, given, None, options.epochs)
-        more = common.shorten_and_rate(
-            changed.with_overrides(*longer), given, options.subset, options.smoke,
-            options.lr_from, options.device,
-        )  # fmt: skip
-        for line in [*notes, *more.notes, *changed.notes]:
+        tell(f"--from {word}{sets if shows_keys else f': {network}, a new classifier'}")
+        for line in [*changed.notes, *changed.recipe.notes]:
             tell(line)
-        expanded[each.label] = changed.with_overrides(*longer, *more.overrides)
-        check_recipe(expanded[each.label])
+        expanded[each.label] = changed.recipe
+        check_recipe(changed.recipe)
     return expanded
 
 
@@ -340,7 +331,7 @@ def _train(runs: dict[Path, Recipe], jobs: Jobs) -> None:
             else:
                 errors.append(ended.error)
             progress.print_end(ended, f"{ended.path}: {ended.error or 'done'}")
-    if any(is_finished(path) for path in runs):
+    if any(RunDirectory(path).finished for path in runs):
         return
     # Runs that diverged before were not trained again
     errors += [failure.error for path in runs if (failure := read_failure(RunDirectory(path)))]

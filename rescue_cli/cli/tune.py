@@ -33,7 +33,6 @@ from rescue_cli.runs.console import format_idle_gpus, note
 from rescue_cli.runs.directory import check_folder
 from rescue_cli.runs.environment import (
     check_precision,
-    planned_device,
     select_device,
     visible_devices,
 )
@@ -79,19 +78,17 @@ def tune(
     from rescue_cli.build.check import check_recipe
 
     end = time.monotonic() + budget * 3600
-    elsewhere = dry_run or on is Where.slurm
-    where = planned_device(device) if elsewhere else select_device(device)
+    where = select_device(device, elsewhere=dry_run or on is Where.slurm)
     named, given = recipes.load(common.named_or_default(recipe)), overrides or []
     if smoke:  # a search cannot do with two steps; what the user sets comes last, and stays
         given = [*SMOKE, *given]
-    more = common.shorten_and_rate(named.with_overrides(*given), given, subset, smoke, None, where)
-    base = named.with_overrides(*given, *more.overrides)
+    changed = common.change(named, common.Changes(given, subset=subset, smoke=smoke), where)
+    base, notes = changed.recipe, changed.notes
     check_recipe(base)
     base.demand_classification("tune")
     folder = check_folder(out or Path("runs", "tune", base.name))
     if on is Where.slurm and not dry_run:
         common.run_as_job(slurm, folder)
-    notes = [*more.notes]
     if on is Where.local:
         notes += (f"warning: {w}" for w in check_precision(base.train.precision, where))
     if dry_run:

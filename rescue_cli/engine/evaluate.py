@@ -222,5 +222,5 @@ class Evaluator:
             rows = torch.cat(list(parts)).to(self.device)
         else:  # a process without a batch
             rows = torch.zeros((0, int(width_everywhere)), dtype=torch.float64, device=self.device)
-        table: Table = distributed.gather_rows(rows, self.device).cpu().numpy()
+        table: Table = distributed.gather_rows(rows).cpu().numpy()
         return table[np.argsort(table[:, 0], kind="stable")]

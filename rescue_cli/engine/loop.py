@@ -113,11 +113,11 @@ class Loop:
         that is not finite.
         """
         with Stop(self.directory) as stop:
-            agreement = Agreement(stop, self.step.device, self.save_minutes * 60)
             if self.warms_up:
                 self._warm_up()
             self._resume()
-            agreement.begin(self.progress.step)
+            save_seconds, step = self.save_minutes * 60, self.progress.step
+            agreement = Agreement(stop, self.step.device, save_seconds, step)
             self.step.feed.start(self.progress.step)
             # Only now: reading the checkpoint and starting the workers is not training
             self.clock = time.perf_counter()

@@ -15,7 +15,7 @@ from rescue_cli.metrics.names import METRICS, finite_or_none, metric_names
 from rescue_cli.rundir import RunDirectory, each_line_and_text, write_atomically
 from rescue_cli.terminal import TimeLeft, make_bar
 
-NOTE_SECONDS = 1.0  # between two notes of a run's step
+NOTE_SECONDS = 1.0  # between two notes of a run's epoch
 
 
 class LineTracker(Protocol):
@@ -59,10 +59,10 @@ class Recorder:
         if self.prints and sys.stderr.isatty():
             self.bar = Bar(images, "images decoded") if images else Bar(steps, "steps")
         self.score: list[str] = []  # the last evaluation's main metric, in words
-        self.notes_steps = writes and not progress
+        self.notes_epochs = writes and not progress
         self.noted = time.monotonic()
         if writes:
-            run.step.unlink(missing_ok=True)  # of a run that was killed, and resumes before it
+            run.epoch.unlink(missing_ok=True)  # of a run that was killed, and resumes before it
 
     def open_metrics(self, step: int, evaluated: int) -> None:
         """Opens metrics.jsonl at a step; drops the lines after it, which will be written again.
@@ -111,8 +111,8 @@ class Recorder:
             self.tracker.close()
         if self.bar is not None:
             self.bar.close()
-        if self.notes_steps:
-            self.run.step.unlink(missing_ok=True)
+        if self.notes_epochs:
+            self.run.epoch.unlink(missing_ok=True)
 
     def add_metrics(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
         """One line of metrics."""
@@ -192,10 +192,10 @@ class Recorder:
             self._note_epoch(self.images_done / self.images)
 
     def _note_epoch(self, epoch: float) -> None:
-        if self.notes_steps and (now := time.monotonic()) - self.noted > NOTE_SECONDS:
+        if self.notes_epochs and (now := time.monotonic()) - self.noted > NOTE_SECONDS:
             self.noted = now
             with contextlib.suppress(OSError):  # a full disk is reported where it matters
-                self.run.step.write_text(f"{epoch:.4f}")
+                self.run.epoch.write_text(f"{epoch:.4f}")
 
 
 class Bar:

@@ -124,18 +124,15 @@ class Agreement:
 
     A single process checks after every step. Several exchange their state every few steps; how many
     follows from the slowest one's pace, so that all of them do it after the same step.
+
+    Args:
+        step: The first of this process.
     """
 
-    def __init__(self, stop: Stop, device: torch.device, save_seconds: float) -> None:
+    def __init__(self, stop: Stop, device: torch.device, save_seconds: float, step: int) -> None:
         self.stop = stop
         self.device = device
         self.save_seconds = save_seconds
-        self.saved_at = time.monotonic()
-        self.met_at = time.monotonic()
-        self.met_step = self.next_step = 0
-
-    def begin(self, step: int) -> None:
-        """Starts at this step, the first of this process."""
         self.met_step, self.next_step = step, step + 1
         self.met_at = self.saved_at = time.monotonic()
 

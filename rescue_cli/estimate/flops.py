@@ -9,8 +9,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.flop_counter import FlopCounterMode
 
 from rescue_cli.build.feeds import train_size
-
-# data_keys
 from rescue_cli.build.networks import build_network, proxy_recipe
 from rescue_cli.build.weights import find_weights
 from rescue_cli.recipe import Recipe

@@ -56,7 +56,7 @@ def write_model_card(
     """Writes `README.md`; of weights without a run it has what the recipe and the check say."""
     recipe, classes, metadata = network.recipe, network.classes, network.metadata
     of_run = None if run is None else RunDirectory(run)
-    finished = of_run is not None and of_run.result.is_file()
+    finished = of_run is not None and of_run.finished
     trained = recipe if of_run is None else recipe_in(of_run.path)
     parts = [
         _HEAD + f"# {recipe.model.name}, trained by the recipe {trained.name}",
@@ -162,7 +162,7 @@ def _siblings(run: Path) -> list[float]:
     if not re.fullmatch(r"seed-\d+", run.name):
         return []
     runs = [RunDirectory(path) for path in sorted(run.parent.glob("seed-*"))]
-    return [read_result(each)["top1"] for each in runs if each.result.is_file()]
+    return [read_result(each)["top1"] for each in runs if each.finished]
 
 
 def _untested(recipe: Recipe, set_name: str) -> str:

@@ -6,24 +6,37 @@ writes `comparison.json` there, and a line to stdout after each batch.
 """
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from rescue_cli import lifetime
+from rescue_cli.export import onnx_graph, timm_folder, torch_program
 from rescue_cli.export.comparison import Comparison, compare
-from rescue_cli.export.formats import Runtime
+from rescue_cli.export.formats import Exportable, Runtime
 from rescue_cli.export.images import load_test_images
-from rescue_cli.export.onnx_graph import OnnxRuntime
-from rescue_cli.export.timm_folder import open_folder
-from rescue_cli.export.torch_program import TorchProgram
 from rescue_cli.inference import Classifier, load_classifier
 from rescue_cli.rundir import read_json, write_json
 
-RUNTIMES: dict[str, Callable[[Path], Runtime]] = {
-    "onnx": OnnxRuntime,
-    "torch-export": TorchProgram,
-    "timm": open_folder,
+
+@dataclass(frozen=True)
+class Format:
+    """How a network is written and opened, and which packages that takes beside this tool's own.
+
+    `is_graph`: the file computes what the run's evaluation does, test-time augmentation included;
+    else it holds weights for another program's network.
+    """
+
+    write: Callable[[Exportable, Path], None]
+    open: Callable[[Path], Runtime]
+    packages: tuple[str, ...] = ()
+    is_graph: bool = True
+
+
+FORMATS: Mapping[str, Format] = {
+    "onnx": Format(onnx_graph.write, onnx_graph.OnnxRuntime, ("onnx", "onnxruntime", "onnxscript")),
+    "torch-export": Format(torch_program.write, torch_program.TorchProgram),
+    "timm": Format(timm_folder.write, timm_folder.open_folder, is_graph=False),
 }
 
 
@@ -63,7 +76,7 @@ def main() -> None:
     job = Job(**read_json(folder / "job.json"))
     classifier = load_network(job.given, job.changes, job.model)
     tests = load_test_images(classifier.recipe, Path(job.cache), job.workers, job.subset)
-    runtime = RUNTIMES[job.format](Path(job.folder))
+    runtime = FORMATS[job.format].open(Path(job.folder))
     comparison = compare(classifier, runtime, tests, lambda: print(flush=True))
     write_json(folder / "comparison.json", asdict(comparison))
 

@@ -4,7 +4,7 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,38 +14,18 @@ import torch
 
 from rescue_cli.build.weights import describe_preprocessing
 from rescue_cli.errors import RescueError, UsageError
-from rescue_cli.export import check, model_card, onnx_graph, timm_folder, torch_program
+from rescue_cli.export import check, model_card, timm_folder
 from rescue_cli.export.comparison import Comparison
 from rescue_cli.export.formats import Exportable
 from rescue_cli.export.images import TestSet, load_test_images
 from rescue_cli.export.network import interface
-from rescue_cli.export.own_process import Job, load_network
+from rescue_cli.export.own_process import FORMATS, Job, load_network
 from rescue_cli.inference import Classifier
 from rescue_cli.recipe.schema import lookup
 from rescue_cli.rundir import RunDirectory
 from rescue_cli.runs.environment import default_workers
 from rescue_cli.sections.data import channels_of, normalisation
 from rescue_cli.sections.tta import TTAS
-
-
-@dataclass(frozen=True)
-class Format:
-    """How a network is written, and which packages that takes beside this tool's own.
-
-    `is_graph`: the file computes what the run's evaluation does, test-time augmentation included;
-    else it holds weights for another program's network.
-    """
-
-    write: Callable[[Exportable, Path], None]
-    packages: tuple[str, ...] = ()
-    is_graph: bool = True
-
-
-FORMATS: Mapping[str, Format] = {
-    "onnx": Format(onnx_graph.write, ("onnx", "onnxruntime", "onnxscript")),
-    "torch-export": Format(torch_program.write),
-    "timm": Format(timm_folder.write, is_graph=False),
-}
 
 
 @dataclass(frozen=True)
@@ -271,7 +251,7 @@ def exportable(classifier: Classifier, *, from_pixels: bool) -> Exportable:
 
 
 def _compare(request: Request, name: str, folder: Path, own: _Own) -> Exported:
-    """What its own program, in a fresh process, computes from the folder; records it there."""
+    """What its own program, in a fresh process, computes from the folder."""
     request.note(f"{name}: comparing {len(own.tests.order):,} images of {own.tests.name}")
     job = Job(
         format=name,

@@ -22,9 +22,7 @@ class JudgedDetections(NamedTuple):
     wanted: NDArray[np.int64]  # (images, classes)
 
 
-def judge_detections(
-    detections: Rows, truths: Rows, images: int, classes: int, overlap: float = OVERLAP
-) -> JudgedDetections:
+def judge_detections(detections: Rows, truths: Rows, images: int, classes: int) -> JudgedDetections:
     """PASCAL VOC's verdicts: the highest-scoring detection of an object hits, others miss.
 
     detections (n, 7): image, label from 1, score, box; truths (m, 7): image, label, difficult, box.
@@ -43,7 +41,7 @@ def judge_detections(
             continue
         shares = box_iou(detections[index, 3:], truths[objects, 3:])
         best = objects[int(shares.argmax())]
-        if shares.max() < overlap:
+        if shares.max() < OVERLAP:
             continue
         if truths[best, 2]:
             verdict[index] = IGNORED

@@ -2,8 +2,9 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
+Entry = TypeVar("Entry", bound=Mapping[str, Any])
 # Metrics in percent and their headings; the first of a task's metrics is its score
 METRICS = {
     "top1": "top-1 %",
@@ -34,6 +35,11 @@ def measurement_name(entry: Mapping[str, Any], among: Sequence[Mapping[str, Any]
     if len({_tta(e) for e in among}) > 1:
         parts.append(_tta(entry))
     return " ".join(parts)
+
+
+def by_measurement(entries: Sequence[Entry]) -> dict[str, Entry]:
+    """A result's entries by the names of their measurements."""
+    return {measurement_name(entry, entries): entry for entry in entries}
 
 
 def measurement_stem(entry: Mapping[str, Any], among: Sequence[Mapping[str, Any]]) -> str:

@@ -56,12 +56,8 @@ def strip_charts(lines: Sequence[ResultLine], *, alone: bool = False) -> list[di
 def _chart(metric: str, lines: Sequence[ResultLine], *, alone: bool) -> dict[str, Any]:
     values = [value for line in lines for value in _values(line)]
     low, high = min(values), max(values)
-    room = max(high - low, LEAST_SPAN) * MARGIN / (1 - 2 * MARGIN)
-    # Centred where the results are all equal; never beyond what a percentage can be
-    low, high = (
-        (low + high) / 2 - max(high - low, LEAST_SPAN) / 2 - room,
-        ((low + high) / 2 + max(high - low, LEAST_SPAN) / 2 + room),
-    )
+    middle, half = (low + high) / 2, max(high - low, LEAST_SPAN) / 2 / (1 - 2 * MARGIN)
+    low, high = middle - half, middle + half
 
     def at(value: float) -> float:
         return round(100 * (value - low) / (high - low), 2)

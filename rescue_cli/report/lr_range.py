@@ -7,7 +7,8 @@ from statistics import median
 from typing import Any
 
 from rescue_cli.analysis.curves import smooth
-from rescue_cli.analysis.lr_range import Curves, RangeTestResult, RunEstimate
+from rescue_cli.analysis.lr_range import Curves, RunEstimate
+from rescue_cli.analysis.lr_range_runs import RangeTest
 from rescue_cli.metrics.names import METRICS
 from rescue_cli.report.pictures import new_figure, save_figure
 
@@ -15,14 +16,9 @@ WIDE = 10  # ratio of the largest loss to the median, from which the axis is log
 MARKS = {"valley": "v", "steepest": "s", "minimum": "o"}
 
 
-def draw_range_test(
-    path: Path,
-    full: Sequence[Curves],
-    half: Curves,
-    readings: Sequence[RunEstimate],
-    answer: RangeTestResult,
-) -> None:
+def draw_range_test(path: Path, test: RangeTest) -> None:
     """Writes a picture of losses, their difference and accuracy over the learning rate."""
+    full, half, answer, estimate = test.full, test.half, test.answer, test.estimates[0]
     tested = not full[0].detects
     figure = new_figure(10, 7 if tested else 4)
     names = [
@@ -33,7 +29,6 @@ def draw_range_test(
     grid = figure.subplots(*((2, 2) if tested else (1, 2))).flat
     panels = [(axes, title, key) for axes, (title, key) in zip(grid, names, strict=True)]
     of = {key: axes for axes, _, key in panels}
-    exponential = _is_exponential(full[0].rates)
     for axes, title, key in panels:
         for index, curves in enumerate([*full, half]):
             values = getattr(curves, key)
@@ -47,11 +42,11 @@ def draw_range_test(
             )
         axes.set_title(title, fontsize=10)
         axes.set_xlabel("learning rate")
-        if exponential:
+        if test.ramp.shape == "exponential":
             axes.set_xscale("log")
         axes.grid(alpha=0.3)
-    _mark(of["train_losses"], full[0], readings[0])
-    for low, high in readings[0].overfitting:
+    _mark(of["train_losses"], full[0], estimate)
+    for low, high in estimate.overfitting:
         of["errors"].axvspan(low, high, color="tab:red", alpha=0.1, label="signs of overfitting")
     for axes, _, key in panels[:-1]:
         scale_loss_axis(axes, [v for curves in [*full, half] for v in getattr(curves, key)])
@@ -74,17 +69,10 @@ def scale_loss_axis(axes: Any, values: Sequence[float]) -> None:
         axes.set_yscale("symlog", linthresh=max(1e-3, median(finite)))
 
 
-def _is_exponential(rates: Sequence[float]) -> bool:
-    """Whether the points are closer to equal ratios than to equal differences."""
-    if len(rates) < 3 or rates[0] <= 0:
-        return False
-    return rates[len(rates) // 2] < (rates[0] + rates[-1]) / 4
-
-
-def _mark(axes: Any, curves: Curves, reading: RunEstimate) -> None:
+def _mark(axes: Any, curves: Curves, estimate: RunEstimate) -> None:
     """Marks fastai's suggestions on the training loss."""
     smoothed = smooth(curves.train_losses)
-    for name, rate in reading.suggestions.items():
+    for name, rate in estimate.suggestions.items():
         if rate is None:
             continue
         nearest = min(range(len(curves.rates)), key=lambda i: abs(curves.rates[i] - rate))

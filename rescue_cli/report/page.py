@@ -10,7 +10,7 @@ import numpy as np
 from rescue_cli import recipe as recipes
 from rescue_cli.analysis import interim, records
 from rescue_cli.analysis.accuracy import accuracy_interval
-from rescue_cli.analysis.claims import detail_lines, is_claimed
+from rescue_cli.analysis.claims import is_claimed, with_details
 from rescue_cli.analysis.compare import compare_pairs
 from rescue_cli.analysis.consistency import run_changes
 from rescue_cli.analysis.sides import group_comparable, load_side, side_of_sweep
@@ -74,7 +74,9 @@ def render_page(paths: Sequence[Path], *, logits: bool = False) -> str:
         if study_page.is_study(path):
             sections.append(study_page.study_section(path))
             continue
-        section = _run_section(path) if _is_run(path) else _sweep_section(sweeps[path])
+        section = (
+            _run_section(path) if RunDirectory(path).finished else _sweep_section(sweeps[path])
+        )
         changed: Mapping[str, tuple[Any, Any]] = {}
         if previous is not None:
             changed = run_changes(first_run(previous), first_run(path))
@@ -91,14 +93,16 @@ def render_page(paths: Sequence[Path], *, logits: bool = False) -> str:
         rows=rows,
         bands=plot_bands(list(sweeps.values())),
         sections=sections,
-        logits=plot_logit_gaps([path for path in paths if _is_run(path)]) if logits else None,
+        logits=plot_logit_gaps([path for path in paths if RunDirectory(path).finished])
+        if logits
+        else None,
         **comparison,
     )
 
 
 def is_sweep(path: Path) -> bool:
     """Whether a folder that has results is neither a run nor a study."""
-    return not (_is_run(path) or study_page.is_study(path))
+    return not (RunDirectory(path).finished or study_page.is_study(path))
 
 
 def _answer(
@@ -106,7 +110,7 @@ def _answer(
 ) -> tuple[str, str]:
     """What the page shows in a sentence, and what has to be said with it."""
     if pairs:
-        claimed = [pair for pair in pairs if is_claimed({**pair["pair"]}, LEVEL)]
+        claimed = [pair for pair in pairs if is_claimed(pair, LEVEL)]
         first, _, more = (claimed or pairs)[0]["claim"].partition(". ")
         if len(pairs) > 1:
             more = f"{len(claimed)} of {len(pairs)} comparisons show a difference. {more}"
@@ -153,7 +157,7 @@ def result_lines(
     for path in paths:
         if study_page.is_study(path):
             lines += study_page.study_lines(path)
-        elif _is_run(path):
+        elif RunDirectory(path).finished:
             beside = [one for one in evaluations(path) if one not in paths]
             lines += [line for run in (path, *beside) for line in _lines_of_run(run)]
         else:
@@ -202,13 +206,9 @@ def _lines_of_sweep(sweep: Sweep) -> list[ResultLine]:
 
 def first_run(path: Path) -> Path:
     """The run itself, or the first finished run of a sweep."""
-    if _is_run(path):
+    if RunDirectory(path).finished:
         return path
-    return next(folder for folder in seed_folders(path).values() if _is_run(folder))
-
-
-def _is_run(path: Path) -> bool:
-    return RunDirectory(path).result.is_file()
+    return next(folder for folder in seed_folders(path).values() if RunDirectory(folder).finished)
 
 
 def _published_sample(recipe: Recipe) -> Sample | None:
@@ -229,9 +229,7 @@ def _comparison(paths: Sequence[Path], sweeps: Mapping[Path, Sweep]) -> dict[str
     warnings = [line for group in groups for line in interim.record_comparison(group)]
     pairs = [pair for group in groups if len(group) > 1 for pair in compare_pairs(group)]
     return {
-        "pairs": [
-            {"claim": pair["claim"], "details": detail_lines(pair), "pair": pair} for pair in pairs
-        ],
+        "pairs": with_details(pairs),
         "not_compared": reasons,
         "warnings": warnings,
     }

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from rescue_cli.analysis.claims import detail_lines
+from rescue_cli.analysis.claims import with_details
 from rescue_cli.analysis.compare import describe_sides
 from rescue_cli.analysis.curves import smooth
 from rescue_cli.analysis.lr_range import Curves
@@ -36,7 +36,7 @@ def render_tuning_page(
              "-" if side["std"] is None else f"{side['std']:.2f}", str(side["n"])]
             for side in sides
         ],
-        pairs=[{"claim": pair["claim"], "details": detail_lines(pair)} for pair in pairs],
+        pairs=with_details(pairs),
         held_out=held_out,
         decisions=[_section(decision) for decision in decisions],
     )  # fmt: skip
@@ -73,8 +73,7 @@ def _plot_ranges(ranges: Sequence[Curves]) -> dict[str, Any]:
         figures[title], axes = _panel(title, "learning rate")
         for name, values in (("training", curves.train_losses), ("held-out", curves.test_losses)):
             axes.plot(curves.rates, smooth(values), label=f"{name}, smoothed")
-        if curves.rates[-1] > 100 * max(curves.rates[0], 1e-12):
-            axes.set_xscale("log")
+        axes.set_xscale("log")
         scale_loss_axis(axes, [*curves.train_losses, *curves.test_losses])
         axes.legend(fontsize=7)
     return figures

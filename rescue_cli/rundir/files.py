@@ -54,6 +54,11 @@ class RunDirectory:
         return self.path / "profile.json.gz"
 
     @property
+    def finished(self) -> bool:
+        """Whether the run has a result."""
+        return os.path.isfile(self.result)  # False, too, of a name that is too long for a file
+
+    @property
     def profile_table(self) -> Path:
         return self.path / "profile.txt"
 
@@ -70,9 +75,9 @@ class RunDirectory:
         return self.path / ".lock"
 
     @property
-    def step(self) -> Path:
-        """The step that a run at work has reached, for the progress of a command of many runs."""
-        return self.path / ".step"
+    def epoch(self) -> Path:
+        """The epoch that a run at work has reached, for the progress of a command of many runs."""
+        return self.path / ".epoch"
 
     @property
     def last(self) -> Path:

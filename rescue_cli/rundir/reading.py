@@ -379,7 +379,7 @@ class Reached:
 
 
 def read_reached(run: RunDirectory) -> Reached:
-    """From the end of `metrics.jsonl`, and from the step that a run at work has noted.
+    """From the end of `metrics.jsonl`, and from the epoch that a run at work has noted.
 
     Errors count as nothing reached: they are raised where a result is read.
     """
@@ -392,7 +392,7 @@ def read_reached(run: RunDirectory) -> Reached:
             if PERCENT.holds(line[metric]):
                 score = (METRICS[metric].removesuffix(" %"), float(line[metric]))
     try:
-        noted = float(run.step.read_text())
+        noted = float(run.epoch.read_text())
     except (OSError, ValueError):
         noted = 0.0
     return Reached(max(epoch, noted) if EPOCH.holds(noted) else epoch, loss, score)

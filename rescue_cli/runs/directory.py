@@ -60,7 +60,7 @@ def choose_directory(parent: Path, *, resume: bool, restarted: bool) -> Path:
     latest = max(numbers, key=lambda p: int(p.name), default=None)
     if restarted and latest is not None and not _was_begun_by_this_command(latest):
         latest = None
-    if latest is not None and (resume or restarted):
+    if latest is not None and resume:
         return latest
     if resume and not restarted:
         raise UsageError(
@@ -73,13 +73,9 @@ def choose_directory(parent: Path, *, resume: bool, restarted: bool) -> Path:
 def _was_begun_by_this_command(path: Path) -> bool:
     """Whether a directory holds an unfinished run of this very command."""
     command = RunDirectory(path).command
-    if is_finished(path) or not command.exists():
+    if RunDirectory(path).finished or not command.exists():
         return False
     return command.read_text().endswith(f"{command_line()}\n")
-
-
-def is_finished(path: Path) -> bool:
-    return RunDirectory(path).result.is_file()
 
 
 def command_line() -> str:
@@ -174,7 +170,7 @@ def reserve(
             )
         if changed:
             _relocate(run, recipe, look)
-        if not run.result.exists():
+        if not run.finished:
             write_copies(path, recipe.code)
         return False
     if path.is_dir() and (foreign := [e.name for e in path.iterdir() if _is_foreign(e)]):
@@ -194,7 +190,7 @@ def _relocate(run: RunDirectory, recipe: Recipe, look: "IdentityCache | None") -
     from rescue_cli.build.identity import IdentityCache, check_same_data
 
     check_same_data(run, recipe, look or IdentityCache())
-    if not run.result.exists():
+    if not run.finished:
         write_text(run.recipe, recipe.to_yaml())
 
 
@@ -208,7 +204,7 @@ def remove_unstarted(path: Path) -> None:
     """Removes the files of a prepared run, if nothing was trained and no process works on it."""
     run = RunDirectory(path)
     trained = run.metrics.exists() and run.metrics.stat().st_size > 0
-    if trained or run.last.exists() or run.result.exists() or is_in_use(path):
+    if trained or run.last.exists() or run.finished or is_in_use(path):
         return
     if run.recipe.exists():
         remove_copies(path, recipe_in(path).code)

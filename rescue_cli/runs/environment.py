@@ -17,19 +17,10 @@ from rescue_cli.runs.group import current_group
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "simplejpeg", "pillow")
 
 
-def select_device(asked: str | None) -> str:
-    """`cpu` or `cuda`; raises `UsageError` where it does not exist on this machine."""
-    import torch
+def select_device(asked: str | None, *, elsewhere: bool = False) -> str:
+    """`cpu` or `cuda`, by default what this machine has.
 
-    device = planned_device(asked)
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UsageError("--device: cuda is not available on this machine. Use --device cpu.")
-    return device
-
-
-def planned_device(asked: str | None) -> str:
-    """The device that is asked for, even if it does not exist here; by default what this machine
-    has.
+    Raises `UsageError` where this machine lacks it, and nothing is to run `elsewhere`.
     """
     import torch
 
@@ -41,6 +32,8 @@ def planned_device(asked: str | None) -> str:
         raise UsageError("--device: mps has no float64, in which losses are summed. Use cpu.")
     if asked not in ("cpu", "cuda"):
         raise UsageError(f"--device: '{asked}' is not known. Use cpu or cuda.")
+    if asked == "cuda" and not elsewhere and not torch.cuda.is_available():
+        raise UsageError("--device: cuda is not available on this machine. Use --device cpu.")
     return asked
 
 

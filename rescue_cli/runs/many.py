@@ -78,9 +78,8 @@ def local_jobs(device: str, jobs: int | None, workers: int | None, cache: Path) 
         return LocalJobs(device, 1, 0, workers, cache)
     gpus = torch.cuda.device_count() if device == "cuda" else 0
     count = max(1, gpus) if jobs is None else jobs
-    if count < 1 or (gpus and count > gpus):
-        most = f" and at most {gpus}, one run per GPU" if gpus else ""
-        raise UsageError(f"--jobs: {count} must be at least 1{most}.")
+    if gpus and count > gpus:
+        raise UsageError(f"--jobs: {count} must be at most {gpus}, one run per GPU.")
     return LocalJobs(device, count, gpus, workers, cache)
 
 
@@ -136,8 +135,6 @@ def slurm_jobs(
         folder: Of the runs; what is submitted is kept in a folder below it.
     """
     settings = slurm.parse_settings(given)
-    if jobs is not None and jobs < 1:
-        raise UsageError(f"--jobs: {jobs} must be at least 1.")
     if jobs is not None:
         settings["array_parallelism"] = jobs
     values = {"--device": device, "--workers": workers}

@@ -18,7 +18,7 @@ from rescue_cli.errors import DataError, InUseError, RescueError, StoppedError, 
 from rescue_cli.rundir import FailureRecord, RunDirectory, read_failure, write_failure
 from rescue_cli.runs.environment import select_gpu
 from rescue_cli.runs.group import current_group
-from rescue_cli.runs.processes import ONE_MACHINE, run_directory
+from rescue_cli.runs.processes import run_directory
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def _run_in_group(paths: Sequence[Path], deadline: float) -> Iterator[EndedRun]:
         try:
             # What it prints is in its log.txt, as for runs that are at work at the same time
             with open(os.devnull, "w") as devnull, contextlib.redirect_stderr(devnull):
-                run_directory(path, None, 0, ONE_MACHINE)
+                run_directory(path, None)
         except (StoppedError, UsageError, DataError):
             raise
         except RescueError as failure:

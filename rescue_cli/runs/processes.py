@@ -50,9 +50,9 @@ ONE_MACHINE = Nodes()
 def run_directory(
     path: Path,
     procs: int | None,
-    max_restarts: int,
-    nodes: Nodes,
     *,
+    max_restarts: int = 0,
+    nodes: Nodes = ONE_MACHINE,
     progress: bool = True,
     told: set[str] | None = None,
 ) -> None:

@@ -102,7 +102,7 @@ class Progress:
 
     def _is_at_work(self, path: Path) -> bool:
         return path not in self.ended and RunDirectory(path).log.exists() and not (
-            RunDirectory(path).result.exists() or RunDirectory(path).failure.exists()
+            RunDirectory(path).finished or RunDirectory(path).failure.exists()
         )  # fmt: skip
 
     def _describe(self, path: Path) -> list[str]:

@@ -14,7 +14,6 @@ from rescue_cli.recipe import Recipe, Train
 from rescue_cli.rundir import RunDirectory, read_failure
 from rescue_cli.runs.console import format_idle_gpus, note
 from rescue_cli.runs.directory import (
-    is_finished,
     prepare,
     remove_unstarted,
     reserve,
@@ -151,8 +150,8 @@ def run_training(path: Path, launch: Launch, *, new: bool) -> None:
         run_directory(
             path,
             procs,
-            launch.max_restarts,
-            launch.nodes,
+            max_restarts=launch.max_restarts,
+            nodes=launch.nodes,
             progress=launch.progress,
             told=launch.told,
         )
@@ -215,7 +214,7 @@ def train_part(
 
 def is_done(path: Path, recipe: Recipe, look: "IdentityCache | None" = None) -> bool:
     """Whether the directory holds a result; raises `UsageError` for one of another recipe."""
-    if not is_finished(path):
+    if not RunDirectory(path).finished:
         return False
     reserve(path, recipe, resume=True, look=look)
     return True

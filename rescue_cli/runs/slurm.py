@@ -31,7 +31,6 @@ from rescue_cli.rundir import (
     write_json,
 )
 from rescue_cli.runs.console import note
-from rescue_cli.runs.directory import is_finished
 from rescue_cli.runs.pool import EndedRun
 
 FOLDER = ".slurm"  # of submissions and logs, in the folder of a run or of runs
@@ -162,7 +161,9 @@ def run_all(
             # A directory has its result when the run has ended well, and else the job leaves the
             # queue without one
             gone = {name for name in waiting if jobs[name] not in queue.jobs}
-            for name in [n for n, path in waiting.items() if n in gone or is_finished(path)]:
+            for name in [
+                n for n, path in waiting.items() if n in gone or RunDirectory(path).finished
+            ]:
                 path = waiting.pop(name)
                 ended = EndedRun(path, _read_failure(path, jobs[name], folder))
                 if ended.fatal is not None:
@@ -272,7 +273,7 @@ def submission_script(count: int, settings: Mapping[str, Any], folder: Path) -> 
 
 def _read_failure(path: Path, job: str, folder: Path) -> RescueError | None:
     """Why a run that has ended has no result."""
-    if is_finished(path):
+    if RunDirectory(path).finished:
         return None
     if (failure := read_failure(RunDirectory(path))) is not None:
         return failure.error

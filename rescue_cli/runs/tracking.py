@@ -19,7 +19,7 @@ from rescue_cli.rundir import RunDirectory, write_text
 
 VARIABLE = "RESCUE_TRACK"  # names, separated by commas
 PROJECT = "rescue"
-NO_NUMBERS = {"epoch", "set", "size", "crop", "tta", "count"}
+NO_NUMBERS = {"step", "epoch", "set", "size", "crop", "tta", "count"}
 CSV_HEAD = ["step", "name", "value"]
 
 

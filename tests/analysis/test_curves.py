@@ -142,7 +142,7 @@ def test_every_curve_gets_a_verdict(values: list[float]) -> None:
         found: Any = find_turn(rates, values)
         assert found.rate is None or found.rate in rates
         assert found.evidence
-    assert diagnose_fit(values, rates) in ("underfitting", "overfitting", "divergence", "plateau")
+    assert diagnose_fit(values) in ("underfitting", "overfitting", "divergence", "plateau")
     assert set(suggest_rates(rates, values)) == {"valley", "steepest", "minimum"}
     assert len(smooth(values)) == len(values)
     overfitting_rates(rates, values, values[::-1])
@@ -170,10 +170,9 @@ def test_the_four_diagnoses(message: str, curve: Any, seed: int) -> None:
     assert diagnose_fit(noisy(curve, seed)) == message
 
 
-def test_a_rise_is_overfitting_at_a_small_rate_and_divergence_at_a_large_one() -> None:
+def test_a_sharp_rise_and_a_loss_that_is_not_finite_are_divergence() -> None:
     curve = noisy(EXPLODING)
-    assert diagnose_fit(curve, list(0.01 + TIME)) == "divergence"
-    assert diagnose_fit(curve, list(1.01 - TIME)) == "overfitting"
+    assert diagnose_fit(curve) == "divergence"
     assert diagnose_fit([2.0, 1.0, math.nan]) == "divergence"
 
 

@@ -85,6 +85,7 @@ def test_there_is_one_norm_to_clip_to(first: str, second: str, norm: float | Non
         (f"{SGD}, max_grad_norm: 1", SGD),
         (f"{SGD}, max_grad_norm: 1", f"{SGD}, max_grad_norm: 2"),
         (f"{LAMB}, max_grad_norm: null", f"{SGD}, max_grad_norm: 1"),
+        (f"{LAMB}, max_grad_norm: 1", f"{LAMB}, max_grad_norm: 2"),
     ],
 )
 def test_items_that_disagree_on_the_norm_are_refused(first: str, second: str) -> None:

@@ -100,3 +100,29 @@ def test_a_rate_that_cannot_be_used_is_refused(
 def test_a_folder_without_a_range_test_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"holds no lr-range\.json"):
         rate_from(tmp_path, recipes.load("quickstart"), [])
+
+
+def test_what_the_user_sets_stays_in_a_smoked_run_of_every_verb(
+    rescue: Rescue, tmp_path: Path
+) -> None:
+    (tmp_path / "own.yaml").write_text(
+        "name: own\ncolumns: {width: model.width}\ncells:\n  - {recipe: quickstart}\n"
+    )
+    longer = ("--epochs", "1.5", "--smoke")
+    for words in (
+        ("train", *longer, "--out", "run"),
+        ("seed-sweep", *longer, "--out", "sweep"),
+        ("study", "own.yaml", *longer, "--out", "study"),
+    ):
+        assert rescue(*words).code == 0
+    transfer = ("transfer", "--from", "run", "--to", "fashion-mini", "--recipe", "transfer")
+    ended = rescue(*transfer, "~augment.flip", *longer, "--out", "there")
+    assert ended.code == 0, ended.err
+    runs = [file.parent for file in tmp_path.rglob("result.json")]
+    assert len(runs) == 4
+    assert {recipes.recipe_in(run).train.epochs for run in runs} == {1.5}
+
+
+def test_a_study_of_no_epochs_is_refused(rescue: Rescue) -> None:
+    ended = rescue("study", "procedures", "--epochs", "0", "--plan")
+    assert (ended.code, "--epochs: 0.0 must be above 0" in ended.err) == (2, True), ended.err

@@ -218,7 +218,6 @@ def test_data_that_is_not_there_ends_it_at_once(rescue: Rescue) -> None:
     ("words", "message"),
     [
         (("mine.yaml", "--only", "4"), "--only: '4' must be numbers of rows from 1 to 3."),
-        (("mine.yaml", "--jobs", "0"), "--jobs: 0 must be at least 1"),
         (("smith-momentun",), "Did you mean 'smith-momentum'?"),
     ],
 )

@@ -23,7 +23,7 @@ from rescue_cli.runs import pool, worker
 from rescue_cli.runs.directory import prepare, remove_unstarted, reserve
 from rescue_cli.runs.environment import describe_environment
 from rescue_cli.runs.failure import record_failure
-from rescue_cli.runs.processes import Nodes, run_directory
+from rescue_cli.runs.processes import run_directory
 from rescue_cli.sections.data.decode import decode_with_pil, describe_error
 from tests.conftest import Rescue
 from tests.helpers.synthetic_runs import made_run
@@ -145,7 +145,7 @@ def test_a_worker_writes_no_failure_record_for_another_run(tmp_path: Path) -> No
         with pytest.raises(InUseError):
             list(pool.run_all([run.path], 1))
         with pytest.raises(InUseError):
-            run_directory(run.path, 1, 0, Nodes())
+            run_directory(run.path, 1)
     assert not run.failure.exists()
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from rescue_cli.errors import DataError
+from rescue_cli.errors import DataError, UsageError
 from rescue_cli.rundir import RunDirectory, read_json
 from rescue_cli.sections.data.packed import names, remote
 from rescue_cli.sections.data.packed.index import Shard
@@ -293,6 +293,18 @@ def test_a_shard_that_is_larger_than_the_cache_is_refused_with_the_cure(
     monkeypatch.setenv("RESCUE_CACHE_GB", "0.5")
     with pytest.raises(DataError, match=r"less than the 0.6 GB of s3://b/x.tar alone. Raise it"):
         remote.kept_shard(Shard("s3://b/x.tar", 600_000_000, "1"))
+
+
+@pytest.mark.parametrize("size", ["nan", "-1", "all"])
+def test_the_size_of_the_cache_is_a_number_or_infinite(
+    size: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RESCUE_CACHE", str(tmp_path))
+    monkeypatch.setenv("RESCUE_CACHE_GB", "inf")
+    assert remote.fits_cache(10**15)
+    monkeypatch.setenv("RESCUE_CACHE_GB", size)
+    with pytest.raises(UsageError, match=f"RESCUE_CACHE_GB: '{size}' is not a number"):
+        remote.fits_cache(10)
 
 
 def test_a_shard_that_another_process_drops_before_it_is_opened_is_fetched_again(

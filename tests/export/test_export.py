@@ -30,7 +30,7 @@ from rescue_cli.export import run as export_run
 from rescue_cli.export.comparison import Comparison, compare
 from rescue_cli.export.formats import Exportable
 from rescue_cli.export.images import load_test_images
-from rescue_cli.export.own_process import RUNTIMES
+from rescue_cli.export.own_process import FORMATS
 from rescue_cli.export.preprocessing import Preprocessing
 from rescue_cli.export.torch_program import METADATA
 from rescue_cli.inference import load_classifier
@@ -192,9 +192,7 @@ def test_a_graph_holds_the_test_time_augmentation(
     trained: Path, pets: Path, tmp_path: Path
 ) -> None:
     classifier = load_classifier(trained, "cpu", changes=["eval.tta=flip"])
-    export_run.FORMATS["torch-export"].write(
-        export_run.exportable(classifier, from_pixels=False), tmp_path
-    )
+    FORMATS["torch-export"].write(export_run.exportable(classifier, from_pixels=False), tmp_path)
     program = torch.export.load(tmp_path / "model.pt2").module()
     image = classifier.preprocess(pets / "val" / "owl" / "0.png")[None]
     plain, flipped = (classifier.network(each) for each in (image, image.flip(-1)))
@@ -246,7 +244,7 @@ def test_timm_builds_the_network_and_crops_as_the_configuration_says(
     tests = load_test_images(classifier.recipe, tmp_path, 0, 6)
     timm_folder.write(export_run.exportable(classifier, from_pixels=False), tmp_path)
     assert read_json(tmp_path / "config.json").get("model_args", {}) == options
-    result = compare(classifier, RUNTIMES["timm"](tmp_path), tests)
+    result = compare(classifier, FORMATS["timm"].open(tmp_path), tests)
     assert result.fault is None
     assert (result.same, result.same_pixels) == (6, 6)
 
@@ -390,10 +388,10 @@ def test_one_changed_weight_is_noticed(name: str, trained: Path, tmp_path: Path)
     classifier = load_classifier(trained, "cpu")
     tests = load_test_images(classifier.recipe, tmp_path, 0, None)
     network = export_run.exportable(classifier, from_pixels=False)
-    export_run.FORMATS[name].write(network, tmp_path)
+    FORMATS[name].write(network, tmp_path)
 
     def fault() -> str | None:
-        return compare(classifier, RUNTIMES[name](tmp_path), tests).fault
+        return compare(classifier, FORMATS[name].open(tmp_path), tests).fault
 
     assert fault() is None
     (file,) = (path for path in tmp_path.iterdir() if path.name.startswith("model."))
@@ -415,7 +413,7 @@ def test_a_configuration_that_crops_otherwise_is_noticed(trained: Path, tmp_path
     config = read_json(tmp_path / "config.json")
     config["pretrained_cfg"]["crop_pct"] = 1.0
     (tmp_path / "config.json").write_text(json.dumps(config))
-    result = compare(classifier, RUNTIMES["timm"](tmp_path), tests)
+    result = compare(classifier, FORMATS["timm"].open(tmp_path), tests)
     assert str(result.fault).startswith("its preprocessing gives other pixels in 6 of 6 images")
     assert result.difference < 1e-5 < result.prepared_difference
 
@@ -423,14 +421,14 @@ def test_a_configuration_that_crops_otherwise_is_noticed(trained: Path, tmp_path
 def test_what_does_not_pass_is_kept_under_another_name(
     rescue: Rescue, run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    own = export_run.FORMATS["timm"]
+    own = FORMATS["timm"]
 
     def write(network: Exportable, folder: Path) -> None:
         """As a damaged disk would have it."""
         own.write(network, folder)
         change_timm(folder)
 
-    damaged = {**export_run.FORMATS, "timm": export_run.Format(write, is_graph=False)}
+    damaged = {**FORMATS, "timm": replace(own, write=write)}
     monkeypatch.setattr(export_run, "FORMATS", damaged)
     ended = rescue("export", run, "--to", "timm", "--push", "me/pets", "eval.tta=flip")
     folder = run / "export" / "timm-failed"

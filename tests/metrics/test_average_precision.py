@@ -33,7 +33,7 @@ def test_a_duplicate_misses_and_a_difficult_object_is_ignored() -> None:
         (1, 1, 0.5, A),  # a hit
         (1, 2, 0.95, A),  # of a class that nothing has
     )
-    found = judge_detections(detections, truths, 2, 2, 0.5)
+    found = judge_detections(detections, truths, 2, 2)
     assert found.verdict.tolist() == [HIT, MISS, IGNORED, MISS, HIT, MISS]
     assert found.wanted.tolist() == [[1, 0], [1, 0]]
     # precision 1 at recall 1/2, 1/2, 1/3, then 2/4 at recall 1: envelope 1 and 1/2
@@ -49,14 +49,14 @@ def test_a_detection_is_matched_to_the_object_it_overlaps_most() -> None:
     truths = rows((0, 1, 0, A), (0, 1, 0, near))
     # the second overlaps `near` most as well, which is taken: VOC calls it a miss
     detections = rows((0, 1, 0.9, near), (0, 1, 0.8, [1, 0, 12, 10]))
-    assert judge_detections(detections, truths, 1, 1, 0.5).verdict.tolist() == [HIT, MISS]
+    assert judge_detections(detections, truths, 1, 1).verdict.tolist() == [HIT, MISS]
 
 
 def test_an_overlap_of_one_half_suffices() -> None:
     half = [0, 0, 10, 5]
-    assert judge_detections(
-        rows((0, 1, 0.9, half)), rows((0, 1, 0, A)), 1, 1, 0.5
-    ).verdict.tolist() == [HIT]
+    assert judge_detections(rows((0, 1, 0.9, half)), rows((0, 1, 0, A)), 1, 1).verdict.tolist() == [
+        HIT
+    ]
 
 
 def made(seed: int, images: int = 30, classes: int = 3) -> tuple[np.ndarray, np.ndarray]:
@@ -83,7 +83,7 @@ def test_eleven_points_are_torchmetrics_with_eleven_recalls(seed: int) -> None:
 
     detections, truths = made(seed)
     found = average_precision.mean_over_classes(
-        average_precisions(judge_detections(detections, truths, 30, 3, 0.5), eleven=True)
+        average_precisions(judge_detections(detections, truths, 30, 3), eleven=True)
     )
     measure = MeanAveragePrecision(
         backend="faster_coco_eval",
@@ -113,7 +113,7 @@ def test_perfect_detections_have_an_average_precision_of_100() -> None:
     _, truths = made(0)
     detections = truths.copy()
     detections[:, 2] = 0.9
-    found = judge_detections(detections, truths, 30, 3, 0.5)
+    found = judge_detections(detections, truths, 30, 3)
     assert average_precisions(found).tolist() == pytest.approx([100, 100, 100])
     assert average_precisions(found, eleven=True).tolist() == pytest.approx([100, 100, 100])
     assert coco(detections, truths, 30) == pytest.approx(100)
@@ -122,14 +122,14 @@ def test_perfect_detections_have_an_average_precision_of_100() -> None:
 def test_a_weight_of_two_equals_a_duplicated_image() -> None:
     detections, truths = made(1, images=4)
     times = np.array([2, 0, 1, 3])
-    counted = average_precisions(judge_detections(detections, truths, 4, 3, 0.5), times)
+    counted = average_precisions(judge_detections(detections, truths, 4, 3), times)
     copies = [image for image, count in enumerate(times) for _ in range(count)]
     again = [
         np.concatenate([np.c_[np.full(sum(r[:, 0] == old), new), r[r[:, 0] == old][:, 1:]]
                         for new, old in enumerate(copies)])
         for r in (detections, truths)
     ]  # fmt: skip
-    copied = average_precisions(judge_detections(again[0], again[1], len(copies), 3, 0.5))
+    copied = average_precisions(judge_detections(again[0], again[1], len(copies), 3))
     np.testing.assert_allclose(counted, copied, atol=1.0)
 
 

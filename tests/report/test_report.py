@@ -288,7 +288,7 @@ def test_tensorboard_reads_the_written_events(
     found = EventAccumulator(str(tmp_path / "events" / "run"))
     found.Reload()
     result = json.loads((tmp_path / "run" / "result.json").read_text())
-    last = found.Scalars("test/top1")[-1]
+    last = found.Scalars("test 28px@1/top1")[-1]
     assert last.step == result["steps"]
     assert last.value == pytest.approx(result["top1"], abs=1e-4)
     assert sorted(f.name for f in (tmp_path / "events" / "sweep").iterdir()) == [

@@ -36,7 +36,7 @@ def test_how_far_a_run_is_says_its_last_whole_line_or_the_step_it_noted(tmp_path
     reach(run.path, 3.5)
     assert read_reached(run) == Reached(3.5, 1.5, ("top-1", 81.25))
     for noted, epoch in (("3.75", 3.75), ("3.25", 3.5), ("nan", 3.5), ("", 3.5)):
-        run.step.write_text(noted)
+        run.epoch.write_text(noted)
         assert read_reached(run).epoch == epoch
 
 
@@ -104,9 +104,9 @@ def test_a_run_of_many_notes_its_epoch_as_long_as_it_is_at_work(
     now = [100.0]
     monkeypatch.setattr("time.monotonic", lambda: now[0])
     run = RunDirectory(tmp_path)
-    run.step.write_text("9")  # of a run that was killed
+    run.epoch.write_text("9")  # of a run that was killed
     recorder = Recorder(run, writes=True, steps=100, progress=False)
-    assert not run.step.exists()
+    assert not run.epoch.exists()
     noted = []
     for step in range(1, 8):
         now[0] += 0.4

@@ -310,7 +310,6 @@ def test_a_job_is_judged_by_its_own_failure_record_and_not_an_earlier_jobs(
             "seed-sweep --on slurm --slurm nodes=2",
             "--slurm nodes and ntasks_per_node: 2 processes do not divide the 1 micro-batches",
         ),
-        ("study own.yaml --on slurm --jobs 0 --plan", "--jobs: 0 must be at least 1."),
         ("study own.yaml --on slurm --budget 1", "--budget: SLURM starts the runs."),
     ],
 )

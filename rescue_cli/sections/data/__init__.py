@@ -7,7 +7,7 @@ import numpy as np
 
 from rescue_cli.errors import DataError
 from rescue_cli.recipe import DataItem, DataKeys
-from rescue_cli.sections.data.annotated import Boxed, Masked
+from rescue_cli.sections.data.annotated import Boxed
 from rescue_cli.sections.data.datasets import DATASETS
 from rescue_cli.sections.data.decoding_notes import describe_splits
 from rescue_cli.sections.data.fingerprint import (
@@ -23,7 +23,6 @@ from rescue_cli.sections.data.imagenet import imagenet_class_names
 from rescue_cli.sections.data.location import (
     FACTS,
     PACKAGED,
-    Facts,
     Location,
     channels_of,
     facts_of,
@@ -54,14 +53,12 @@ __all__ = [
     "PACKAGED",
     "Boxed",
     "Dataset",
-    "Facts",
     "Features",
     "FileNames",
     "Files",
     "Fingerprint",
     "Images",
     "Location",
-    "Masked",
     "Split",
     "SplitListing",
     "channels_of",
@@ -69,7 +66,6 @@ __all__ = [
     "describe_difference",
     "facts_of",
     "fingerprint_from_arrays",
-    "grey_to_rgb",
     "hold_out",
     "imagenet_class_names",
     "is_coco",

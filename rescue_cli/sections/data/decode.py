@@ -154,11 +154,9 @@ def decode_image(
     """
     if decoder == "pil":
         return decode_with_pil(data, reading)
-    if decoder == "fast" and needed is not None:
-        part = _decode_part(data, reading, needed)
-        if part is not None:
-            return part
-    return decode_to_array(data, decoder, reading)
+    if needed is not None and (part := _decode_part(data, reading, needed)) is not None:
+        return part
+    return decode_to_array(data, reading)
 
 
 def decode_with_pil(data: bytes, reading: Reading = DEFAULT_READING) -> Image.Image:
@@ -171,13 +169,13 @@ def decode_with_pil(data: bytes, reading: Reading = DEFAULT_READING) -> Image.Im
     )
 
 
-def decode_to_array(data: bytes, decoder: Decoder, reading: Reading = DEFAULT_READING) -> Pixels:
-    """The image (height, width, 3) uint8. `fast` uses libjpeg-turbo, and PIL where that refuses.
+def decode_to_array(data: bytes, reading: Reading = DEFAULT_READING) -> Pixels:
+    """The image (height, width, 3) uint8, by libjpeg-turbo, and by PIL where that refuses.
 
     CMYK, whose conversion to RGB differs, and very large images are decoded by PIL as well. Raises
     as `decode_image`.
     """
-    if decoder == "fast" and _jpeg_size(data) is not None:
+    if _jpeg_size(data) is not None:
         try:
             decoded: Pixels = simplejpeg.decode_jpeg(data, colorspace="RGB", strict=True)
             return _turn_upright(decoded, _jpeg_orientation(data, reading))

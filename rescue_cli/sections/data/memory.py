@@ -56,7 +56,6 @@ class MemoryFeed:
         max_corrupt: int,
         device: torch.device,
         log: Callable[[str], None],
-        ahead: Ahead | None = None,
     ) -> None:
         # Every process has read the whole set; one of them reports what was corrupt
         self.to_report = images.corrupt if 0 in micro_batches else ()
@@ -66,7 +65,7 @@ class MemoryFeed:
         self.sampler = sampler
         self.local = micro_batches
         self.device = device
-        self.ahead = ahead
+        self.ahead: Ahead | None = None
         self.prepared: dict[int, list[Batch]] = {}  # steps whose micro-batches are augmented
         self.thread: ThreadPoolExecutor | None = None
         self.next_drawn: tuple[int, Future[Drawn]] | None = None  # first step, batches and plan

@@ -1,5 +1,6 @@
 """Folders of small images, decoded once and kept in memory as one array."""
 
+import contextlib
 import hashlib
 import os
 from collections.abc import Sequence
@@ -9,9 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from rescue_cli.errors import DataError
+from rescue_cli.errors import DataError, RescueError
 from rescue_cli.recipe.sections import Interpolation
 from rescue_cli.rng import random_words
+from rescue_cli.rundir import write_atomically
 from rescue_cli.sections.data.corrupt import TEST_IMAGE, corrupt_images_error
 from rescue_cli.sections.data.decode import (
     DEFAULT_READING,
@@ -19,7 +21,7 @@ from rescue_cli.sections.data.decode import (
     centre_crop,
     describe_error,
 )
-from rescue_cli.sections.data.first_process import lock_first, remove
+from rescue_cli.sections.data.first_process import lock_first
 from rescue_cli.sections.data.rgb import Reading
 from rescue_cli.sections.data.samples import read_file
 from rescue_cli.sections.data.splits import SPLIT_SEED, Dataset, Files, Images, Pixels, Split
@@ -63,7 +65,8 @@ def _images(
     def decode() -> Images:
         images = _decode(split, size, interpolation, reading, replacing)
         if not images.corrupt:
-            _write(file, images.pixels)
+            with contextlib.suppress(RescueError):  # without it the next run is only slower
+                write_atomically(file, lambda target: np.save(target, images.pixels))
         return images
 
     pixels = _read(file, shape)
@@ -124,15 +127,3 @@ def _read(file: Path, shape: tuple[int, ...]) -> Pixels | None:
     except (OSError, ValueError, EOFError):
         return None
     return pixels if pixels.shape == shape and pixels.dtype == np.uint8 else None
-
-
-def _write(file: Path, pixels: Pixels) -> None:
-    """Writes the cache atomically; without a cache the next run is only slower."""
-    partial = file.with_suffix(f".{os.getpid()}.partial")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as target:
-            np.save(target, pixels)
-        os.replace(partial, file)
-    except OSError:
-        remove(partial)

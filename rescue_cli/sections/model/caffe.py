@@ -1,7 +1,7 @@
 """Caffe's layers, and settings of published Caffe files that differ from timm's models."""
 
 from collections.abc import Sized
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -9,9 +9,6 @@ from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from rescue_cli.errors import UsageError
-
-# A valid value for each key, with which `apply_caffe_settings` checks that a network has the layers
-CAFFE_KEYS: dict[str, Any] = {"norm_momentum": 0.1, "first_norm": "zeros", "pooling": "caffe"}
 
 
 class CaffeBatchNorm2d(nn.BatchNorm2d):

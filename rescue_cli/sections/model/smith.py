@@ -45,19 +45,15 @@ class MeanImage(DataDependentInit, nn.Module):
 
 
 class LocalResponseNorm(nn.Module):
-    """Caffe's LRN WITHIN_CHANNEL: x (1 + alpha m)^-beta, m the mean square of a 3x3 window.
+    """Caffe's LRN WITHIN_CHANNEL: x (1 + 5e-5 m)^-0.75, m the mean square of a 3x3 window.
 
     The window includes the zero padding. The output has the input's shape.
     """
 
-    def __init__(self, alpha: float = 5e-5, beta: float = 0.75) -> None:
-        super().__init__()
-        self.alpha, self.beta = alpha, beta
-
     def forward(self, x: Tensor) -> Tensor:
         exact = x.to(torch.promote_types(x.dtype, torch.float32))
         squares = functional.avg_pool2d(exact.square(), 3, stride=1, padding=1)
-        y: Tensor = x * (1 + self.alpha * squares).pow(-self.beta).to(x.dtype)
+        y: Tensor = x * (1 + 5e-5 * squares).pow(-0.75).to(x.dtype)
         return y
 
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from rescue_cli.errors import UsageError, did_you_mean
 from rescue_cli.recipe.schema import Fraction, PositiveInt
-from rescue_cli.sections.model.caffe import CAFFE_KEYS, apply_caffe_settings
+from rescue_cli.sections.model.caffe import apply_caffe_settings
 
 _TIMM_NAMES = {
     "drop_path": "drop_path_rate",
@@ -18,7 +18,18 @@ _TIMM_NAMES = {
     "dynamic_img_size": "dynamic_img_size",
     "zero_init_last": "zero_init_last",
 }
-_NEUTRAL = {"drop_path": 0.0, "dropout": 0.0, "img_size": 224}  # any value that is not None
+# A valid value of each key, with which an architecture shows whether it has it
+_VALID: dict[str, Any] = {
+    "drop_path": 0.0,
+    "dropout": 0.0,
+    "img_size": 224,
+    "dynamic_img_size": False,
+    "zero_init_last": False,
+    "stride_in": "1x1",
+    "norm_momentum": 0.1,
+    "first_norm": "zeros",
+    "pooling": "caffe",
+}
 
 
 def timm_model(
@@ -94,13 +105,8 @@ def unsupported_keys(name: str, keys: Iterable[str]) -> list[str]:
     for key in keys:
         try:
             with torch.device("meta"):
-                if key == "stride_in":
-                    _move_strides(_create_model(name, 10, 3, {}), name, "1x1")
-                elif key in CAFFE_KEYS:
-                    apply_caffe_settings(_create_model(name, 10, 3, {}), **{key: CAFFE_KEYS[key]})
-                else:
-                    _create_model(name, 10, 3, {key: _NEUTRAL.get(key, False)})
-        except (TypeError, UsageError):
+                timm_model(name, 10, 3, **{key: _VALID[key]})
+        except UsageError:
             unsupported.append(key)
     return unsupported
 

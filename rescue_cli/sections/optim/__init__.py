@@ -5,8 +5,6 @@ from typing import Any
 
 from rescue_cli.sections.optim.adaptive import adadelta, adagrad, adam, adamw
 from rescue_cli.sections.optim.groups import (
-    GROUPS,
-    ParameterAssignment,
     assign_parameters,
     layer_depths,
     parameter_groups,
@@ -30,10 +28,8 @@ OPTIMIZERS: dict[str, Callable[..., Any]] = {
 }
 
 __all__ = [
-    "GROUPS",
     "LBFGS",
     "OPTIMIZERS",
-    "ParameterAssignment",
     "assign_parameters",
     "layer_depths",
     "own_optimizer",

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from rescue_cli.errors import UsageError
 from rescue_cli.recipe.schema import Fraction, NotNegative, Positive
 from rescue_cli.sections.optim.grad_scaling import ScalerAwareOptimizer
 
@@ -29,14 +28,8 @@ def lamb(
 
     u = m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + eps) + wd w; w -= lr |w| / |u| u. Gradients are
     first divided by max(1, norm over all parameters / `max_grad_norm`). Tensors without weight
-    decay take Adam's step. Raises `UsageError` where the groups' `max_grad_norm` differ.
+    decay take Adam's step. All groups have the same `max_grad_norm`.
     """
-    groups = list(groups)
-    if len({group.get("max_grad_norm", max_grad_norm) for group in groups}) > 1:
-        raise UsageError(
-            "optim (lamb).max_grad_norm: the norm is taken over the parameters of all items. "
-            "Give each the same value."
-        )
     return Lamb(
         groups,
         lr=lr,

@@ -107,6 +107,8 @@ def _cross_validate(
     seed: int,
 ) -> Doubles:
     """Log-probabilities (decays, n, classes) of each image by a fit to the other folds."""
+    from scipy.special import log_softmax
+
     part = _assign_folds(labels, folds, seed)
     by_decay: list[list[Doubles]] = [[] for _ in decays]
     order: list[Indices] = []
@@ -116,7 +118,7 @@ def _cross_validate(
         start = None
         for decay, parts in zip(decays, by_decay, strict=True):
             start = minimise(rows[~apart], labels[~apart], decay=decay, start=start)
-            parts.append(_log_softmax(rows[apart] @ start[0].T + start[1]))
+            parts.append(log_softmax(rows[apart] @ start[0].T + start[1], axis=1))
     back = np.argsort(np.concatenate(order))
     return np.stack([np.concatenate(parts)[back] for parts in by_decay])
 
@@ -147,6 +149,7 @@ def _minimise(
 ) -> tuple[Doubles, Doubles]:
     """Weights (classes, d) and biases (classes,) at the minimum."""
     from scipy.optimize import minimize
+    from scipy.special import log_softmax
 
     n, d = rows.shape
     wanted = np.zeros((n, classes))
@@ -154,7 +157,7 @@ def _minimise(
 
     def objective(values: Doubles) -> tuple[float, Doubles]:
         weights, biases = values[: classes * d].reshape(classes, d), values[classes * d :]
-        log_probabilities = _log_softmax(rows @ weights.T + biases)
+        log_probabilities = log_softmax(rows @ weights.T + biases, axis=1)
         loss = -(wanted * log_probabilities).sum() / n + decay / 2 * (weights**2).sum()
         errors = (np.exp(log_probabilities) - wanted) / n
         of_biases = errors.sum(0) * intercept
@@ -165,9 +168,3 @@ def _minimise(
     options = {"maxiter": MOST_STEPS, "maxfun": 2 * MOST_STEPS, "gtol": TOLERANCE, "ftol": 0.0}
     values = minimize(objective, initial, jac=True, method="L-BFGS-B", options=options).x
     return values[: classes * d].reshape(classes, d), values[classes * d :]
-
-
-def _log_softmax(logits: Doubles) -> Doubles:
-    logits = logits - logits.max(1, keepdims=True)
-    shifted: Doubles = logits - np.log(np.exp(logits).sum(1, keepdims=True))
-    return shifted

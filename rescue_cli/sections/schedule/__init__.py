@@ -3,7 +3,6 @@
 from collections.abc import Callable
 
 from rescue_cli.sections.schedule.base import (
-    FROZEN,
     Rates,
     Schedule,
     ScheduleContext,
@@ -36,7 +35,6 @@ SCHEDULES: dict[str, Callable[..., Schedule]] = {
 }
 
 __all__ = [
-    "FROZEN",
     "SCHEDULES",
     "Rates",
     "Schedule",

@@ -118,9 +118,7 @@ def test_what_makes_the_odd_files_odd() -> None:
     assert modes["png with alpha"] == "RGBA"
     turned = odd_files()["rotated by EXIF"]
     assert Image.open(io.BytesIO(turned)).getexif()[0x0112] == 6
-    assert decode_to_array(turned, "fast").shape == (43, 61, 3), (
-        "as it is stored, not as it is shown"
-    )
+    assert decode_to_array(turned).shape == (43, 61, 3), "as it is stored, not as it is shown"
 
 
 @pytest.mark.parametrize("decoder", DECODERS)
@@ -172,9 +170,7 @@ def test_evaluation_of_small_and_exact_sizes_is_timms_too(width: int, height: in
 
 def test_the_fast_decoder_gives_pils_pixels_on_real_photographs(imagenet_sample: Path) -> None:
     differences = [
-        np.abs(
-            decode_to_array(d, "fast").astype(int) - np.array(decode_with_pil(d)).astype(int)
-        ).ravel()
+        np.abs(decode_to_array(d).astype(int) - np.array(decode_with_pil(d)).astype(int)).ravel()
         for d in photographs(imagenet_sample, 8)
     ]
     together = np.concatenate(differences)

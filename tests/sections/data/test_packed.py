@@ -1,5 +1,6 @@
 """Images in tar, zip and parquet files are those of the folder that they were made from."""
 
+import errno
 import io
 import json
 import os
@@ -26,6 +27,7 @@ from rescue_cli.sections.data.memory import MemoryEvalFeed
 from rescue_cli.sections.data.packed import index as index_module
 from rescue_cli.sections.data.packed import location, write
 from rescue_cli.sections.data.packed import names as names_module
+from rescue_cli.sections.data.packed import parquet as parquet_module
 from rescue_cli.sections.data.packed.names import PackedNames, packed_files
 from rescue_cli.sections.data.packed.tar import scan_tar
 from rescue_cli.sections.data.packed.write import Packing, read_splits, write_pack
@@ -284,6 +286,23 @@ def test_without_a_cache_the_index_is_made_for_the_process(
     cache.parent.mkdir()
     cache.write_text("a file where the folder should be")
     assert content(read(shards.as_archive(folder, out))) == content(read(folder))
+
+
+def test_on_a_full_disk_what_is_listed_in_a_shard_is_listed_again(
+    out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    shard = index_module.Shard(str(out / "photos.zip"), 1, "1")
+    assert index_module.kept_text("folders", shard, lambda: "listed") == "listed"
+
+
+def test_a_page_of_parquet_with_fewer_values_than_rows_is_broken() -> None:
+    pages, one_value = object.__new__(parquet_module._Pages), b"\1\0\0\0a"
+    with pytest.raises(EOFError, match="fewer values than rows"):
+        pages._rows(np.ones(2, dtype=bool), parquet_module.PLAIN, (one_value, 0, -1), 0, [])
 
 
 def test_storage_has_the_order_of_the_shards(folder: Path, out: Path) -> None:

@@ -376,7 +376,7 @@ def test_a_bomb_is_refused_in_plain_words() -> None:
     data = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + checked
     data += struct.pack(">I4s", 9, b"IDAT")
     with pytest.raises(Image.DecompressionBombError) as raised:
-        decode_to_array(data, "fast", Reading(exif="applied"))
+        decode_to_array(data, Reading(exif="applied"))
     assert describe_error(raised.value) == "more than 178,956,970 pixels, the most that are read"
 
 

@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import nn
 
-from rescue_cli.errors import UsageError
 from rescue_cli.sections.optim.adaptive import adamw
 from rescue_cli.sections.optim.lamb import Lamb, lamb
 from rescue_cli.sections.optim.sgd import SgdVelocity
@@ -99,15 +98,6 @@ def test_a_tensor_of_zeros_takes_adams_step() -> None:
     weight.grad = torch.ones(2, 2, dtype=torch.float64)
     lamb([{"params": [weight]}], lr=0.5, weight_decay=0.1, max_grad_norm=None).step()
     torch.testing.assert_close(weight.detach(), torch.full_like(weight, -0.5), rtol=2e-6, atol=0)
-
-
-def test_items_that_differ_in_the_norm_that_they_share_are_refused() -> None:
-    weights = [nn.Parameter(torch.ones(2)) for _ in range(2)]
-    groups = [
-        {"params": [w], "max_grad_norm": norm} for w, norm in zip(weights, (1.0, 2.0), strict=True)
-    ]
-    with pytest.raises(UsageError, match=r"optim \(lamb\).max_grad_norm: the norm is taken over"):
-        lamb(groups, lr=1.0, weight_decay=0.0, max_grad_norm=1.0)
 
 
 @pytest.mark.parametrize("make", ["lamb", "adamw"])

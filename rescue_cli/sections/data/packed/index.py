@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from rescue_cli.errors import DataError
+from rescue_cli.errors import DataError, RescueError
 from rescue_cli.rng import Indices
 from rescue_cli.rundir import write_atomically
 from rescue_cli.sections.data.first_process import lock_first
@@ -56,7 +56,6 @@ class PackedIndex:
     shards: tuple[Shard, ...]
     codec: str
     classes: tuple[str, ...]
-    class_ends: Indices  # (classes,): images of a class are consecutive
     numbers: Mapping[str, int]  # of the classes, where the shards have numbers
     notes: tuple[str, ...]
     resized: str  # what was done to the images; empty for originals
@@ -75,7 +74,6 @@ class PackedIndex:
 
 
 ARRAYS = (
-    "class_ends",
     "name_bytes",
     "name_ends",
     "labels",
@@ -109,7 +107,7 @@ def load_index(
         shipped: A file that `save_index` wrote beside these shards, which need not be read then.
     """
     facts = [VERSION, *shards, folder, names, resized, key, sorted(image_extensions())]
-    kept = cache_folder() / "indexes" / _digest(facts)
+    kept = cache_folder() / "indexes" / digest(facts)
     if (index := _read(kept)) is not None:
         return index
     with lock_first(kept.with_suffix(".lock")) as first:
@@ -147,19 +145,19 @@ def _read_shipped(
 def kept_text(kind: str, shard: Shard, make: Callable[[], str]) -> str:
     """What `make` returns about a shard, read from the user's cache where it is there."""
     facts = [VERSION, kind, *shard, sorted(image_extensions())]
-    file = cache_folder() / "indexes" / f"{_digest(facts)}.json"
+    file = cache_folder() / "indexes" / f"{digest(facts)}.json"
     try:
         return file.read_text(encoding="utf-8", errors="surrogateescape")
     except (OSError, ValueError):
         text = make()
     content = text.encode("utf-8", "surrogateescape")
-    with contextlib.suppress(OSError):  # without the cache it is only made again
-        file.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(RescueError):  # without the cache it is only made again
         write_atomically(file, lambda opened: opened.write(content))
     return text
 
 
-def _digest(facts: list[Any]) -> str:
+def digest(facts: Sequence[Any]) -> str:
+    """A name for what is kept about these facts."""
     return hashlib.blake2b(json.dumps(facts).encode(), digest_size=16).hexdigest()
 
 
@@ -264,7 +262,6 @@ class _Builder:
         rank = np.array([place[names[label]] for label in self.ids], dtype=np.int64)
         order, labels, name_bytes, name_ends = self._sort(classes, rank)
         arrays: dict[str, NDArray[Any]] = {
-            "class_ends": np.cumsum(np.bincount(labels, minlength=len(classes))),
             "name_bytes": name_bytes,
             "name_ends": name_ends,
             "labels": labels,

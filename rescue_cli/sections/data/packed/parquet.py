@@ -260,6 +260,8 @@ class _Pages:
             spans = [dictionary[place] for place in places]
         else:
             raise OSError(f"encoding {encoding} of its images is not supported; write them plain")
+        if len(spans) < present.sum():
+            raise EOFError("a page has fewer values than rows")
         each = iter(spans)
         return (next(each) if is_there else None for is_there in present)
 

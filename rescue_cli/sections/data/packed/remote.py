@@ -2,20 +2,21 @@
 
 import hashlib
 import io
-import json
+import math
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from functools import lru_cache, partial
+from operator import methodcaller
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 from rescue_cli.errors import STORES, DataError, UsageError
 from rescue_cli.rundir import read_json, write_atomically
 from rescue_cli.sections.data.first_process import lock_first, remove
-from rescue_cli.sections.data.packed.index import Shard, cache_folder
+from rescue_cli.sections.data.packed.index import Shard, cache_folder, digest
 
 ATTEMPTS = 8  # of a read; the waits between them add up to 32 seconds
 FIRST_WAIT = 0.25  # seconds; each is twice as long as the one before
@@ -56,7 +57,7 @@ def mirror(url: str, endings: tuple[str, ...], small: tuple[str, ...]) -> Path:
     places = {name: f"{base}/{name}" if name else base for name in files}
     of_files = [(name, facts["size"], _stamp(facts)) for name, facts in files.items()]
     # Named after what it lists, so that processes that make it at the same time agree
-    root = cache_folder() / "remote" / _digest(json.dumps([base, *of_files]))
+    root = cache_folder() / "remote" / digest([base, *of_files])
     folder = root / PurePosixPath(base).name
     shards: dict[Path, Shard] = {}
     for name, size, stamp in of_files:
@@ -71,7 +72,7 @@ def mirror(url: str, endings: tuple[str, ...], small: tuple[str, ...]) -> Path:
             shards[path] = Shard(places[name], int(size), stamp)
         else:
             content = _retry(places[name], partial(_read, places[name], None, None))
-            write_atomically(path, partial(_write, content))
+            write_atomically(path, methodcaller("write", content))
     if not shards:
         raise DataError(
             f"{url}: no shard there ({', '.join(endings)}). Pack the images with rescue pack and "
@@ -82,10 +83,6 @@ def mirror(url: str, endings: tuple[str, ...], small: tuple[str, ...]) -> Path:
         shards = {p: s._replace(sha256=sums.get(p.name, "")) for p, s in shards.items()}
     _MIRRORS[folder] = Mirror(base, folder, shards)
     return folder
-
-
-def _write(content: bytes, file: IO[bytes]) -> None:
-    file.write(content)
 
 
 def _shards_in(pack: Path) -> Iterable[list[dict[str, str]]]:
@@ -126,7 +123,7 @@ def kept_shard(shard: Shard) -> Path:
 
     The shards that were not used for longest make room for it.
     """
-    file = cache_folder() / "shards" / _digest(json.dumps(shard))
+    file = cache_folder() / "shards" / digest(shard)
     while not _is_there(file, shard):
         with lock_first(file.with_suffix(".lock")) as first:
             if first and not _is_there(file, shard):
@@ -222,16 +219,15 @@ def _make_room(folder: Path, size: int) -> None:
         used -= each
 
 
-def _cache_bytes() -> int:
+def _cache_bytes() -> float:
     given = os.environ.get("RESCUE_CACHE_GB", "")
     try:
-        return int(float(given or CACHE_GB) * 1e9)
+        gigabytes = float(given or CACHE_GB)
     except ValueError:
-        raise UsageError(f"RESCUE_CACHE_GB: '{given}' is not a number of gigabytes.") from None
-
-
-def _digest(text: str) -> str:
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+        gigabytes = math.nan
+    if not gigabytes >= 0:
+        raise UsageError(f"RESCUE_CACHE_GB: '{given}' is not a number of gigabytes.")
+    return gigabytes * 1e9
 
 
 # --- fsspec ---
