@@ -111,11 +111,11 @@ def test_what_the_user_sets_stays_in_a_smoked_run_of_every_verb(
     longer = ("--epochs", "1.5", "--smoke")
     for words in (
         ("train", *longer, "--out", "run"),
-        ("seed-sweep", *longer, "--out", "sweep"),
+        ("seed-sweep", "--seeds", "1", *longer, "--out", "sweep"),
         ("study", "own.yaml", *longer, "--out", "study"),
     ):
         assert rescue(*words).code == 0
-    transfer = ("transfer", "--from", "run", "--to", "fashion-mini", "--recipe", "transfer")
+    transfer = ("transfer", "--from", "run", "--to", "fashion-mini", "--recipe", "quickstart")
     ended = rescue(*transfer, "~augment.flip", *longer, "--out", "there")
     assert ended.code == 0, ended.err
     runs = [file.parent for file in tmp_path.rglob("result.json")]

@@ -29,10 +29,26 @@ IMAGES_AT_A_TIME, PIXELS_AT_A_TIME = 4, 65_536
 
 
 class NamedOperation(NamedTuple):
-    """`apply` acts on images; `argument(magnitude, sign)` computes its argument elementwise."""
+    """`apply` acts on images; `argument(magnitude, sign)` computes its argument elementwise.
+
+    `slides`: what the argument of `slide_x` or `slide_y` is: the slope, or the offset in pixels or
+    as a share of the width or height.
+    """
 
     apply: Callable[..., Tensor]
     argument: Callable[[Doubles, Doubles], Doubles]
+    slides: Literal["slope", "pixels", "share"] | None = None
+
+    def values(self, argument: Tensor, height: int, width: int) -> tuple[Tensor, ...]:
+        """What `apply` takes beside the images."""
+        if self.slides is None:
+            return (argument,)
+        nothing = torch.zeros_like(argument)
+        if self.slides == "slope":
+            return argument, nothing
+        if self.slides == "share":
+            argument = argument * (width if self.apply is affine.slide_x else height)
+        return nothing, argument
 
 
 def _no_argument(magnitude: Doubles, _sign: Doubles) -> Doubles:
@@ -91,10 +107,10 @@ NAMED_OPERATIONS = {
     "BrightnessIncreasing": NamedOperation(colour.brightness, _enhance_increasing),
     "Sharpness": NamedOperation(colour.sharpness, _enhance),
     "SharpnessIncreasing": NamedOperation(colour.sharpness, _enhance_increasing),
-    "ShearX": NamedOperation(affine.shear_x, _signed_up_to(0.3)),
-    "ShearY": NamedOperation(affine.shear_y, _signed_up_to(0.3)),
-    "TranslateXRel": NamedOperation(affine.translate_x, _signed_up_to(0.45)),
-    "TranslateYRel": NamedOperation(affine.translate_y, _signed_up_to(0.45)),
+    "ShearX": NamedOperation(affine.slide_x, _signed_up_to(0.3), "slope"),
+    "ShearY": NamedOperation(affine.slide_y, _signed_up_to(0.3), "slope"),
+    "TranslateXRel": NamedOperation(affine.slide_x, _signed_up_to(0.45), "share"),
+    "TranslateYRel": NamedOperation(affine.slide_y, _signed_up_to(0.45), "share"),
     # Used by colour jitter and TrivialAugment, which give arguments instead of magnitudes
     "ColorFactor": NamedOperation(colour.saturation, _identity),
     "ContrastFactor": NamedOperation(colour.contrast, _identity),
@@ -105,27 +121,13 @@ NAMED_OPERATIONS = {
     "PosterizeGiven": NamedOperation(levels.posterize, _identity),
     "SolarizeGiven": NamedOperation(levels.solarize, _identity),
     "RotateGiven": NamedOperation(affine.rotate, _identity),
-    "ShearXGiven": NamedOperation(affine.shear_x, _identity),
-    "ShearYGiven": NamedOperation(affine.shear_y, _identity),
-    "TranslateXGiven": NamedOperation(affine.move_x, _identity),
-    "TranslateYGiven": NamedOperation(affine.move_y, _identity),
+    "ShearXGiven": NamedOperation(affine.slide_x, _identity, "slope"),
+    "ShearYGiven": NamedOperation(affine.slide_y, _identity, "slope"),
+    "TranslateXGiven": NamedOperation(affine.slide_x, _identity, "pixels"),
+    "TranslateYGiven": NamedOperation(affine.slide_y, _identity, "pixels"),
 }
 GEOMETRIC = {
-    *("Rotate", "ShearX", "ShearY", "TranslateXRel", "TranslateYRel"),
-    *("RotateGiven", "ShearXGiven", "ShearYGiven", "TranslateXGiven", "TranslateYGiven"),
-}
-
-
-# Along x or y: what does them all, and what each one's argument is
-SLIDES: dict[str, tuple[Callable[..., Tensor], Literal["slope", "share", "pixels"]]] = {
-    "ShearX": (affine.slide_x, "slope"),
-    "ShearXGiven": (affine.slide_x, "slope"),
-    "TranslateXRel": (affine.slide_x, "share"),
-    "TranslateXGiven": (affine.slide_x, "pixels"),
-    "ShearY": (affine.slide_y, "slope"),
-    "ShearYGiven": (affine.slide_y, "slope"),
-    "TranslateYRel": (affine.slide_y, "share"),
-    "TranslateYGiven": (affine.slide_y, "pixels"),
+    name for name, each in NAMED_OPERATIONS.items() if each.slides or each.apply is affine.rotate
 }
 
 
@@ -206,9 +208,9 @@ def apply_groups(
     images = images.clone(memory_format=torch.contiguous_format)
     each, (height, width) = images.unbind(), images.shape[2:]
     at_a_time = max(IMAGES_AT_A_TIME, PIXELS_AT_A_TIME // max(height * width, 1))
-    calls = _calls(groups, arguments, fill)
+    calls = _calls(groups, arguments, height, width, fill)
     if not devices.on_cpu(images):
-        at_a_time, calls = len(each), _with_slides_together(calls, groups, height, width, fill)
+        at_a_time, calls = len(each), _with_slides_together(calls, groups)
     for apply, rows, values in calls:
         for begin in range(0, len(rows), at_a_time):
             some = slice(begin, begin + at_a_time)
@@ -226,43 +228,40 @@ class _Call(NamedTuple):
     arguments: tuple[Tensor, ...]
 
 
-def _calls(groups: Sequence[Group], arguments: Tensor, fill: Tensor) -> list[_Call]:
+def _calls(
+    groups: Sequence[Group], arguments: Tensor, height: int, width: int, fill: Tensor
+) -> list[_Call]:
     """A call for each group."""
     calls = []
     parts = torch.split(arguments, [len(group.rows) for group in groups])
     for (name, kernel, rows), argument in zip(groups, parts, strict=True):
-        apply = NAMED_OPERATIONS[name].apply
+        operation = NAMED_OPERATIONS[name]
+        apply = operation.apply
         if name in GEOMETRIC:
             apply = partial(apply, kernel=kernel, fill=fill)
-        calls.append(_Call(apply, rows, (argument,)))
+        calls.append(_Call(apply, rows, operation.values(argument, height, width)))
     return calls
 
 
-def _with_slides_together(
-    calls: Sequence[_Call], groups: Sequence[Group], height: int, width: int, fill: Tensor
-) -> list[_Call]:
+def _with_slides_together(calls: Sequence[_Call], groups: Sequence[Group]) -> list[_Call]:
     """The calls with those along x, and those along y, in one: each call has its price, but on a
     CPU. Only where no image has anything done to it between.
     """
     together: list[_Call] = []
     latest: dict[tuple[Any, affine.Kernel], int] = {}  # the latest call of each kind
     for call, (name, kernel, rows) in zip(calls, groups, strict=True):
-        if name not in SLIDES:
+        if NAMED_OPERATIONS[name].slides is None:
             together.append(call)
             continue
-        slide, meaning = SLIDES[name]
-        (argument,) = call.arguments
-        nothing = torch.zeros_like(argument)
-        if meaning == "share":
-            argument = argument * (width if slide is affine.slide_x else height)
-        values = (argument, nothing) if meaning == "slope" else (nothing, argument)
-        place = latest.get((slide, kernel))
+        kind = NAMED_OPERATIONS[name].apply, kernel
+        place = latest.get(kind)
         since = [row for other in together[place:] for row in other.rows]
         if place is not None and set(rows).isdisjoint(since):
             before = together[place]
-            joint = tuple(torch.cat(pair) for pair in zip(before.arguments, values, strict=True))
+            pairs = zip(before.arguments, call.arguments, strict=True)
+            joint = tuple(torch.cat(pair) for pair in pairs)
             together[place] = _Call(before.apply, [*before.rows, *rows], joint)
         else:
-            latest[slide, kernel] = len(together)
-            together.append(_Call(partial(slide, kernel=kernel, fill=fill), rows, values))
+            latest[kind] = len(together)
+            together.append(call)
     return together

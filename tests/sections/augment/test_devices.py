@@ -11,7 +11,7 @@ from rescue_cli.batch import Batch
 from rescue_cli.recipe import load
 from rescue_cli.sections.augment import Augment, named_operations
 from rescue_cli.sections.augment.kernels import devices
-from rescue_cli.sections.augment.named_operations import GEOMETRIC, NAMED_OPERATIONS, SLIDES
+from rescue_cli.sections.augment.named_operations import GEOMETRIC, NAMED_OPERATIONS
 from rescue_cli.sections.augment.operations import flip
 from rescue_cli.sections.augment.pipeline import Normalise
 from tests.helpers.kernels import Kernels
@@ -55,10 +55,12 @@ def test_every_operation_gives_the_same_pixels_off_the_cpu(
     pixels = images(4, *size)
     argument = argument_of(name, len(pixels))
     options = {"kernel": kernel, "fill": FILL} if kernel else {}
-    on_cpu = NAMED_OPERATIONS[name].apply(pixels, argument, **options)
+    operation = NAMED_OPERATIONS[name]
+    values = operation.values(argument, *size)
+    on_cpu = operation.apply(pixels, *values, **options)
     before = pixels.clone()
     monkeypatch.setattr(devices, "on_cpu", lambda _: False)
-    off_cpu = NAMED_OPERATIONS[name].apply(pixels, argument, **options)
+    off_cpu = operation.apply(pixels, *values, **options)
     assert torch.equal(on_cpu, off_cpu)
     assert torch.equal(pixels, before)
     if min(size) > 3 and name not in ("HueShift", "HueFactor"):
@@ -97,13 +99,13 @@ def test_operations_along_an_axis_are_done_together_where_no_image_has_two(
     )()
     pixels, draws = images(40, 12, 9), np.random.default_rng(3).random((80, 24), np.float32)
     groups, *rest = operation.plan(draws)
-    slides = [g for g in groups if g.name in SLIDES]
+    slides = [g for g in groups if NAMED_OPERATIONS[g.name].slides]
     arguments, fill = (torch.from_numpy(value) for value in rest)
     on_cpu = operation.apply(pixels, groups, arguments, fill)
     monkeypatch.setattr(devices, "on_cpu", lambda _: False)
     assert torch.equal(operation.apply(pixels, groups, arguments, fill), on_cpu)
-    calls = named_operations._calls(groups, arguments, fill)
-    fewer = named_operations._with_slides_together(calls, groups, 12, 9, fill)
+    calls = named_operations._calls(groups, arguments, 12, 9, fill)
+    fewer = named_operations._with_slides_together(calls, groups)
     assert len(fewer) <= len(calls) - len(slides) // 3
     rows = sorted(row for call in fewer for row in call.rows)
     assert rows == sorted(row for group in groups for row in group.rows)

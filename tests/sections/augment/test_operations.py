@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from rescue_cli.sections.augment.kernels import affine, colour, levels
+from rescue_cli.sections.augment.kernels import colour, levels
+from rescue_cli.sections.augment.named_operations import NAMED_OPERATIONS
 from tests.helpers.photos import as_batch, crops, differences
 
 timms: Any = importlib.import_module("timm.data.auto_augment")
@@ -29,6 +30,13 @@ def photographs(imagenet_sample: Path) -> list[Image.Image]:
 def of_all(apply: Apply, images: list[Image.Image], argument: float) -> Tensor:
     arguments = torch.full((len(images),), argument, dtype=torch.float64)
     return apply(as_batch(images), arguments)
+
+
+def move(name: str, images: Tensor, argument: Tensor, kernel: str = "bicubic") -> Tensor:
+    """A geometric operation, as a batch's plan calls it."""
+    operation = NAMED_OPERATIONS[name]
+    values = operation.values(argument, *images.shape[2:])
+    return operation.apply(images, *values, kernel=kernel, fill=COLOUR)
 
 
 @pytest.mark.parametrize(
@@ -72,18 +80,18 @@ def test_an_operation_on_levels_is_timms_to_the_level(
 
 @pytest.mark.parametrize("kernel", ["bilinear", "bicubic"])
 @pytest.mark.parametrize(
-    ("apply", "theirs", "arguments"),
+    ("name", "theirs", "arguments"),
     [
-        (affine.rotate, timms.rotate, (0.0, 5.0, 17.3, 21.0, -30.0)),
-        (affine.shear_x, timms.shear_x, (0.0, 0.05, 0.21, -0.3)),
-        (affine.shear_y, timms.shear_y, (0.0, 0.05, 0.21, -0.3)),
-        (affine.translate_x, timms.translate_x_rel, (0.0, 0.1234, -0.315, 0.45)),
-        (affine.translate_y, timms.translate_y_rel, (0.0, 0.1234, -0.315, 0.45)),
+        ("Rotate", timms.rotate, (0.0, 5.0, 17.3, 21.0, -30.0)),
+        ("ShearX", timms.shear_x, (0.0, 0.05, 0.21, -0.3)),
+        ("ShearY", timms.shear_y, (0.0, 0.05, 0.21, -0.3)),
+        ("TranslateXRel", timms.translate_x_rel, (0.0, 0.1234, -0.315, 0.45)),
+        ("TranslateYRel", timms.translate_y_rel, (0.0, 0.1234, -0.315, 0.45)),
     ],
     ids=["rotate", "shear-x", "shear-y", "translate-x", "translate-y"],
 )
 def test_a_geometric_operation_is_timms_within_one_level(
-    apply: Callable[..., Tensor],
+    name: str,
     theirs: Callable[..., Image.Image],
     arguments: tuple[float, ...],
     kernel: str,
@@ -97,7 +105,7 @@ def test_a_geometric_operation_is_timms_within_one_level(
     """
     for argument in arguments:
         found = of_all(
-            lambda images, given: apply(images, given, kernel, COLOUR), photographs, argument
+            lambda images, given: move(name, images, given, kernel), photographs, argument
         )
         resample = Image.Resampling[kernel.upper()]
         expected = [
@@ -116,11 +124,11 @@ def test_geometry_and_smoothing_hold_at_every_size(size: tuple[int, int]) -> Non
     bicubic = Image.Resampling.BICUBIC
     one = {"resample": bicubic, "fillcolor": FILL}
     pairs = [
-        (affine.rotate(pixels, torch.tensor([23.0]).double(), "bicubic", COLOUR),
+        (move("Rotate", pixels, torch.tensor([23.0]).double()),
          timms.rotate(image, 23.0, **one)),
-        (affine.shear_x(pixels, torch.tensor([0.3]).double(), "bicubic", COLOUR),
+        (move("ShearX", pixels, torch.tensor([0.3]).double()),
          timms.shear_x(image, 0.3, **one)),
-        (affine.shear_y(pixels, torch.tensor([-0.25]).double(), "bicubic", COLOUR),
+        (move("ShearY", pixels, torch.tensor([-0.25]).double()),
          timms.shear_y(image, -0.25, **one)),
     ]  # fmt: skip
     if min(size) >= 3:  # PIL copies the border of what has an inside
@@ -147,13 +155,9 @@ def test_no_bits_leave_black() -> None:
 def test_each_image_of_a_batch_has_its_own_argument(photographs: list[Image.Image]) -> None:
     whole = as_batch([image.resize((64, 48)) for image in photographs[:6]])
     arguments = torch.tensor([0.0, 0.3, -0.3, 0.1, 0.2, -0.05], dtype=torch.float64)
-    for apply in (affine.shear_x, affine.shear_y, affine.translate_x, affine.translate_y):
-        together = apply(whole, arguments, "bicubic", COLOUR)
+    for name in ("ShearX", "ShearY", "TranslateXRel", "TranslateYRel", "Rotate"):
+        given = arguments * 100 if name == "Rotate" else arguments
+        together = move(name, whole, given)
         for i in range(6):
-            alone = apply(whole[i : i + 1], arguments[i : i + 1], "bicubic", COLOUR)
+            alone = move(name, whole[i : i + 1], given[i : i + 1])
             assert torch.equal(together[i : i + 1], alone)
-    degrees = arguments * 100
-    turned = affine.rotate(whole, degrees, "bicubic", COLOUR)
-    for i in range(6):
-        alone = affine.rotate(whole[i : i + 1], degrees[i : i + 1], "bicubic", COLOUR)
-        assert torch.equal(turned[i : i + 1], alone)

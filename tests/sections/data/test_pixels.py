@@ -312,6 +312,7 @@ def grown(work: Callable[[], object]) -> float:
     """2^20 bytes by which a process's peak rises where it does the work."""
 
     def child(into: Any) -> None:
+        torch.set_num_threads(1)  # OpenMP's other threads are not forked, and it waits for them
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         work()
         into.send((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**10)

@@ -499,6 +499,7 @@ def test_a_cache_that_cannot_be_read_is_made_anew(
 
 
 def _make(root: Path, cache: Path, results: Any) -> None:
+    torch.set_num_threads(1)  # OpenMP's other threads are not forked
     results.put(resident(root, cache).tobytes())
 
 

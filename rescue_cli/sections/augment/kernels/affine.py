@@ -1,6 +1,6 @@
 """Geometric operations with PIL's own interpolation: Image.transform and Image.rotate.
 
-Images are uint8 (k, 3, h, w); `argument` is (k,) float64 on their device. A pixel's centre is at
+Images are uint8 (k, 3, h, w); arguments are (k,) float64 on their device. A pixel's centre is at
 +0.5, the four taps of `bicubic` are the cubic with a = -1, values are truncated, taps outside the
 image repeat its border, and a pixel whose source point is outside the image is `fill`.
 """
@@ -22,46 +22,16 @@ TRUNCATION = 2.0**-13
 BORDER = 2  # taps of `bicubic` on each side of a point
 
 
-def shear_x(images: Tensor, factor: Tensor, kernel: Kernel, fill: Tensor) -> Tensor:
-    """Row y moved by factor * (y + 0.5) pixels."""
-    return _shift_lines(images, _pixel_centres(images, 2) * factor[:, None], 3, kernel, fill)
-
-
-def shear_y(images: Tensor, factor: Tensor, kernel: Kernel, fill: Tensor) -> Tensor:
-    """Column x moved by factor * (x + 0.5) pixels."""
-    return _shift_lines(images, _pixel_centres(images, 3) * factor[:, None], 2, kernel, fill)
-
-
 def slide_x(images: Tensor, slope: Tensor, offset: Tensor, kernel: Kernel, fill: Tensor) -> Tensor:
-    """Row y moved by slope * (y + 0.5) + offset pixels: any of the operations along x."""
+    """Row y moved left by slope * (y + 0.5) + offset pixels: sheared and translated along x."""
     shift = _pixel_centres(images, 2) * slope[:, None] + offset[:, None]
     return _shift_lines(images, shift, 3, kernel, fill)
 
 
 def slide_y(images: Tensor, slope: Tensor, offset: Tensor, kernel: Kernel, fill: Tensor) -> Tensor:
-    """Column x moved by slope * (x + 0.5) + offset pixels: any of the operations along y."""
+    """Column x moved up by slope * (x + 0.5) + offset pixels: sheared and translated along y."""
     shift = _pixel_centres(images, 3) * slope[:, None] + offset[:, None]
     return _shift_lines(images, shift, 2, kernel, fill)
-
-
-def translate_x(images: Tensor, share: Tensor, kernel: Kernel, fill: Tensor) -> Tensor:
-    """All pixels moved by a share of the width."""
-    return move_x(images, share * images.shape[3], kernel, fill)
-
-
-def translate_y(images: Tensor, share: Tensor, kernel: Kernel, fill: Tensor) -> Tensor:
-    """All pixels moved by a share of the height."""
-    return move_y(images, share * images.shape[2], kernel, fill)
-
-
-def move_x(images: Tensor, pixels: Tensor, kernel: Kernel, fill: Tensor) -> Tensor:
-    """All pixels moved left by `pixels`."""
-    return _shift_lines(images, pixels[:, None].expand(-1, images.shape[2]), 3, kernel, fill)
-
-
-def move_y(images: Tensor, pixels: Tensor, kernel: Kernel, fill: Tensor) -> Tensor:
-    """All pixels moved up by `pixels`."""
-    return _shift_lines(images, pixels[:, None].expand(-1, images.shape[3]), 2, kernel, fill)
 
 
 def rotate(images: Tensor, degrees: Tensor, kernel: Kernel, fill: Tensor) -> Tensor:
