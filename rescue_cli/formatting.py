@@ -7,6 +7,11 @@ def format_count(number: int, noun: str, grouping: str = "") -> str:
     return f"{number:{grouping}} {noun}" + ("" if number == 1 else plural)
 
 
+def format_loss(value: float) -> str:
+    """`0.3769`, and `1.832e+17` of a run that has lost what it learned."""
+    return f"{value:.4f}" if abs(value) < 1e4 else f"{value:.4g}"
+
+
 def significant(value: float) -> str:
     """With three significant digits, and no power of ten."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

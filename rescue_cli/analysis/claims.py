@@ -29,29 +29,28 @@ def _recipes(pair: Mapping[str, Any], level: float) -> str:
     if is_claimed(pair, level):
         better, worse = _better_and_worse(pair)
         return f"{better} is better than {worse} by {_size(pair)}."
-    a, b = _names(pair)
-    return f"No significant difference between {a} and {b}: {_size(pair)}. {_power(pair)}"
+    return f"No significant difference between {_leads(pair)}. {_power(pair)}"
 
 
 def _with_assumption(pair: Mapping[str, Any], level: float) -> str:
     """For a side without a spread of its own: a single run, or a published mean."""
     alone, like, runs = (pair["assumes"][key] for key in ("alone", "like", "runs"))
-    why = f"there is one run of {alone}" if runs == 1 else f"the {runs} runs of {alone} have no std"
+    why = f"the {runs} runs of {alone} have no std"
+    if runs is None:
+        why = f"the number of runs of {alone} is not known, and counted as one"
+    elif runs == 1:
+        why = f"there is one run of {alone}"
     assumption = f"assuming that runs of {alone} vary as much as those of {like}: {why}."
     if pair["p"] < level:
         better, worse = _better_and_worse(pair)
         return f"{better} is above {worse} by {_size(pair)}, {assumption}"
-    a, b = _names(pair)
-    return (
-        f"No significant difference between {a} and {b}: {_size(pair)}, {assumption} {_power(pair)}"
-    )
+    return f"No significant difference between {_leads(pair)}, {assumption} {_power(pair)}"
 
 
 def _networks(pair: Mapping[str, Any], level: float) -> str:
     """For two single runs on the same images."""
     if pair["p"] >= level:
-        a, b = _names(pair)
-        return f"No significant difference between the networks {a} and {b}: {_size(pair)}."
+        return f"No significant difference between the networks {_leads(pair)}."
     better, worse = _better_and_worse(pair)
     return (
         f"On these images the network {better} is better than {worse} by {_size(pair)}. One run "
@@ -64,8 +63,7 @@ def _networks(pair: Mapping[str, Any], level: float) -> str:
 def _evaluations(pair: Mapping[str, Any], level: float) -> str:
     """For one network, evaluated in two ways on the same images."""
     if pair["p"] >= level:
-        a, b = _names(pair)
-        return f"No significant difference between {a} and {b}, of one network: {_size(pair)}."
+        return f"No significant difference, of one network, between {_leads(pair)}."
     better, worse = _better_and_worse(pair)
     return (
         f"On these images {better} is better than {worse} by {_size(pair)}: one network, evaluated "
@@ -76,6 +74,8 @@ def _evaluations(pair: Mapping[str, Any], level: float) -> str:
 def _without_test(pair: Mapping[str, Any], _level: float) -> str:
     (a, b), (first, second) = _names(pair), pair["n"]
     runs = "one run each" if first == second == 1 else f"{first} and {second} runs"
+    if not all(pair["counted"]):
+        runs = "of how many runs is not known"
     return (
         f"{a} and {b} differ by {abs(pair['difference']):.2f} points; {runs}: "
         "without a spread no test is possible."
@@ -101,18 +101,23 @@ def _caveats(pair: Mapping[str, Any]) -> list[str]:
 
 
 def _size(pair: Mapping[str, Any]) -> str:
-    """`0.26 points (p = 0.034, 95 % interval 0.10 to 0.42)`, of the better less the worse."""
+    """`0.26 points (p = 0.034, 95 % interval 0.10 to 0.42)`, of the better less the worse; of one
+    of several looks a wider interval than 95 %.
+    """
     size, p = f"{abs(pair['difference']):.2f} points", f"p = {pair['p']:.2g}"
     if pair["low"] is None:
         return f"{size} ({p})"
     sign = 1 if pair["difference"] > 0 else -1
     low, high = sorted((sign * pair["low"], sign * pair["high"]))
-    return f"{size} ({p}, 95 % interval {low:.2f} to {high:.2f})"
+    return f"{size} ({p}, {pair['confidence']:.3g} % interval {low:.2f} to {high:.2f})"
 
 
 def _power(pair: Mapping[str, Any]) -> str:
     """What these runs can detect."""
-    return f"Smallest detectable difference with these runs: {pair['detectable']:.2f} points."
+    return (
+        f"Smallest difference that these runs detect in 4 of 5 cases: {pair['detectable']:.2f} "
+        "points."
+    )
 
 
 def _names(pair: Mapping[str, Any]) -> tuple[str, str]:
@@ -135,6 +140,14 @@ def _names(pair: Mapping[str, Any]) -> tuple[str, str]:
 
 def _length(epochs: float) -> str:
     return "1 epoch" if epochs == 1 else f"{epochs:.4g} epochs"
+
+
+def _leads(pair: Mapping[str, Any]) -> str:
+    """Both names, and which is higher by how much."""
+    a, b = _names(pair)
+    if round(pair["difference"], 2) == 0:
+        return f"{a} and {b}: {_size(pair)}"
+    return f"{a} and {b}: {_better_and_worse(pair)[0]} is higher by {_size(pair)}"
 
 
 def _better_and_worse(pair: Mapping[str, Any]) -> tuple[str, str]:
@@ -166,14 +179,15 @@ def _needed(pair: Mapping[str, Any]) -> str:
             "compare sweeps, or MEAN±STD/N"
         )
     needed = "more than a million" if pair["needed"] is None else f"{pair['needed']:,}"
-    of = "the pooled std, with Welch's degrees of freedom"
+    of = "the root mean square of both stds"
     if "cohens_dz" in pair:
         of = "the std of the differences of equal seeds"
     elif "assumes" in pair:
         of = f"the std of {pair['assumes']['like']}"
     return (
         f"to detect {points} in 4 of 5 cases: {needed} runs of each, planned with a std of "
-        f"{pair['std_bound']:.2f}: the upper 80 % confidence bound of {pair['std']:.2f}, {of}"
+        f"{pair['std_bound']:.2f}: the upper 80 % confidence bound of {pair['std_planned']:.2f}, "
+        f"{of}"
     )
 
 
@@ -208,9 +222,13 @@ def _test(pair: Mapping[str, Any]) -> str:
         return ""
     test: str = pair["how"]
     if corrected:
-        test += ", p corrected for all tests (Holm), simultaneous intervals (Bonferroni)"
+        test += ", p corrected for all tests (Holm)"
+        if pair["low"] is not None:
+            cut = ", cut at 0 to agree with Holm's p: Guilbaud 2008" if pair.get("clipped") else ""
+            test += f", simultaneous intervals (Bonferroni{cut})"
     if (p := pair["permutation_p"]) is not None:
-        test += f"; permutation test: p = {p:.2g}" + (", uncorrected" * corrected)
+        name = "sign-flip test" if "cohens_dz" in pair else "permutation test"
+        test += f"; {name}: p = {p:.2g}" + (", uncorrected" * corrected)
     return test
 
 

@@ -31,6 +31,7 @@ from rescue_cli.analysis.stats import (
     interquartile_mean,
     is_skewed,
     mcnemar_test,
+    paired_proportions_interval,
     paired_t_test,
     pearson_r,
     probability_of_superiority,
@@ -149,6 +150,7 @@ def compare_pairs(
             pair["p_uncorrected"], pair["p"] = pair["p"], p
     for number, (pair, case) in enumerate(zip(pairs, cases, strict=True)):
         _clip_at_zero(pair, level)
+        pair["confidence"] = 100 * (1 - level)
         on = case.set if number >= len(each) else None
         pair["claim"] = claims.claim_sentence(pair, level, on=on)
     return pairs
@@ -165,9 +167,11 @@ def describe_sides(sides: Sequence[Side]) -> list[dict[str, Any]]:
             "name": side.name,
             "row": side.row,
             "mean": side.sample.mean,
-            "std": side.sample.std,
-            "n": side.sample.n,
-            "runs": format_planned(side.sample.n, side.missing.values()),
+            "std": side.stated_std if side.sample.std is None else side.sample.std,
+            "n": side.sample.n if side.counts_runs else None,
+            "runs": format_planned(side.sample.n, side.missing.values())
+            if side.counts_runs
+            else "?",
             "lost": dict(side.missing),
             **median_and_iqm(side.values),
             **_interval(side),
@@ -233,7 +237,9 @@ def _pair(case: _Case, level: float, want: float | None) -> dict[str, Any]:
         "detectable": test.detectable(level),
         "want": want,
         "needed": None if want is None else test.runs_needed(want, level),
+        "counted": [a.counts_runs, b.counts_runs],
         "std": test.std,
+        "std_planned": test.planned and test.planned.std,
         "std_bound": test.std_bound,
         "epochs": [a.epochs, b.epochs],
         "rows": [a.row, b.row],
@@ -254,9 +260,10 @@ def _pair(case: _Case, level: float, want: float | None) -> dict[str, Any]:
         pair["p"] = max(test.p, permuted)
     if test.borrowed:
         alone, other = (b, a) if b.sample.std is None else (a, b)
-        pair["assumes"] = {"alone": alone.name, "like": other.name, "runs": alone.sample.n}
+        runs = alone.sample.n if alone.counts_runs else None
+        pair["assumes"] = {"alone": alone.name, "like": other.name, "runs": runs}
     if test.p is None and len(a.paths) == len(b.paths) == 1:
-        pair |= _test_networks(case)
+        pair |= _test_networks(case, level)
     return pair
 
 
@@ -338,7 +345,7 @@ def _compare_divergence(a: Side, b: Side) -> dict[str, Any] | None:
     return {"runs": runs, "p": fisher_exact_test(runs, finished) if all(finished) else None}
 
 
-def _test_networks(case: _Case) -> dict[str, Any]:
+def _test_networks(case: _Case, level: float) -> dict[str, Any]:
     """Two single runs on the same images: McNemar's test, or a bootstrap over images.
 
     This compares two networks, not their recipes, or two evaluations of one network. `seed_noise`:
@@ -361,12 +368,16 @@ def _test_networks(case: _Case) -> dict[str, Any]:
     if len(first) != len(second):
         return {}
     only_a, only_b, p = mcnemar_test(first, second)
+    both = int((first & second).sum())
+    low, high = paired_proportions_interval(only_a, only_b, both, len(first), level)
     return {
         **networks,
         "p": p,
+        "low": low,
+        "high": high,
         "images": len(first),
         "how": f"McNemar's test on {len(first)} images: {only_a} correct only in {a.name}, "
-        f"{only_b} only in {b.name}",
+        f"{only_b} only in {b.name}; Newcombe's interval",
     }
 
 
@@ -385,9 +396,6 @@ def _clip_at_zero(pair: dict[str, Any], level: float) -> None:
     Holm's test rejects more than Bonferroni's intervals exclude; clipped, the intervals are
     simultaneous with its claims (Guilbaud 2008).
     """
-    if pair["low"] is None or pair["p"] >= level:
-        return
-    if pair["difference"] > 0:
-        pair["low"] = max(pair["low"], 0.0)
-    else:
-        pair["high"] = min(pair["high"], 0.0)
+    end, sign = ("low", 1) if pair["difference"] > 0 else ("high", -1)
+    if pair["low"] is not None and pair["p"] < level and sign * pair[end] < 0:
+        pair |= {end: 0.0, "clipped": True}

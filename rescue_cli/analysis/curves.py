@@ -92,8 +92,10 @@ def find_turn(
         if bound is None:
             return result("too few points", f"{len(curve)} points are too few to judge")
         few: Verdict = "too few points" if len(kept) else "nothing learned"
-        where = f" after {format_count(len(kept), 'point')}" if len(kept) else ", the first point,"
-        words = f"no better than at the start from {bound:.3g}{where} on"
+        where = (
+            f"only {format_count(len(kept), 'point')} before" if len(kept) else "the first point"
+        )
+        words = f"from {bound:.3g} on, {where}, no better than at the start"
         return result("died" if end is not None else few, words)
     near = _near_the_lowest(kept, noise_std(finite[:cut][:CALM]))
     # How far it blows up does not matter
@@ -102,7 +104,8 @@ def find_turn(
     if not _above(before, bottom, near.spread):
         verdict: Verdict = "nothing learned" if end is None else "died"
         return result(
-            verdict, f"no improvement beyond noise up to {rates[len(kept) - 1]:.3g}{dies}"
+            verdict,
+            f"no improvement beyond the noise of its points up to {rates[len(kept) - 1]:.3g}{dies}",
         )
     if bound is None and (len(after) < AFTER or not _above(after, bottom, near.spread)):
         return result(*_no_turn(kept, near, rates))

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rescue_cli import recipe as recipes
+from rescue_cli.analysis.image_tables import read_image_table
 from rescue_cli.analysis.stats import PERCENT, Sample, sample
 from rescue_cli.analysis.sweep import PREFIX, Sweep, published_sample, read_sweep
 from rescue_cli.errors import DataError, UsageError
@@ -31,6 +32,8 @@ from rescue_cli.rundir import (
 from rescue_cli.rundir.planned import How
 
 MAIN = ("val", "test")  # what data sets call their test images
+OWN = "folder"  # the data set of the user's own images
+GIVE, MOST_NAMED = "Give a run or a sweep.", 3
 # The file that marks the folder of a search, and its page or picture
 SEARCHES = {"lr-range.json": "lr-range.png", "tune.json": "tune.html"}
 NUMBER = r"[0-9]+(\.[0-9]+)?"
@@ -55,6 +58,7 @@ class Images:
     data: str
     set: str | None = None
     count: int | None = None
+    files: tuple[str, ...] | None = None  # of a folder of the user's own: CLASS/FILE, in order
 
     def __str__(self) -> str:
         if self.set is None:
@@ -66,7 +70,9 @@ class Images:
 
         A published accuracy is on its data set's main test images.
         """
-        if self.data != other.data and "folder" not in (self.data, other.data):
+        if self.files is not None and other.files is not None:
+            return self.files == other.files
+        if self.data != other.data and OWN not in (self.data, other.data):
             return False
         if self.set is None or other.set is None:
             return {self.set, other.set} <= {None, *MAIN}
@@ -90,6 +96,9 @@ class Side:
     row: str | None = None  # the measurement compared, where there are several or one was chosen
     epochs: float | None = None  # of training
     networks: Mapping[int, str] = field(default_factory=dict)  # the weights measured, by seed
+    # A published mean may come with a std, and without a number of runs: it is then taken as one
+    stated_std: float | None = None
+    counts_runs: bool = True
     has_curve: bool = True  # of its row; while training, runs are measured on the first
 
     @property
@@ -135,9 +144,13 @@ def load_side(text: str) -> Side:
             raise UsageError(
                 f"{text}: this recipe has no published accuracy. Give a run or a sweep of it."
             )
-        claim = published_sample(expect)
         return Side(
-            f"{text} (expected)", claim, images=Images(recipe.data.name), epochs=recipe.train.epochs
+            f"{text} (expected)",
+            published_sample(expect),
+            images=Images(recipe.data.name),
+            epochs=recipe.train.epochs,
+            stated_std=expect.get("std"),
+            counts_runs=expect.get("n") is not None,
         )
     if (number := parse_typed_result(text)) is not None:
         return Side(text, number)
@@ -248,12 +261,13 @@ def _run(text: str, path: Path) -> Side:
         sample([value]),
         {seed: value},
         {seed: path},
-        _images(result),
+        _images(path, result["sets"][0], result["sets"]),
         sets,
-        _images_of(result),
+        _images_of(path, result["sets"]),
         row=_first_of_several(list(sets)),
         epochs=_epochs(result, trained),
         networks={seed: network},
+        has_curve="fit" not in result,
     )
 
 
@@ -270,26 +284,35 @@ def side_of_sweep(text: str, sweep: Sweep) -> Side:
             f"{path}: none of its {sweep.seeds_text.removeprefix('0 of ')} has a result. "
             f"See {PREFIX}N/failure.json, and run the sweep again."
             if sweep.missing
-            else f"{path}: has neither result.json nor a seed-N/ with one. Give a run or a sweep."
+            else f"{path}: has neither result.json nor a seed-N/ with one. "
+            + (f"Give {' or '.join(inside)}." if (inside := sweeps_in(path)) else GIVE)
         )
     values = {seed: score(result) for seed, result in sweep.results.items()}
     first = next(iter(sweep.results.values()))
     paths = {seed: path / f"{PREFIX}{seed}" for seed in values}
+    one = next(iter(paths.values()))
     networks = {seed: _network(paths[seed], result) for seed, result in sweep.results.items()}
     return Side(
         text,
         sample(list(values.values())),
         values,
         paths,
-        _images(first),
+        _images(one, first["sets"][0], first["sets"]),
         {name: sweep.values(name) for name in sweep.measurements},
-        _images_of(first),
+        _images_of(one, first["sets"]),
         {seed: run.how for seed, run in sweep.missing.items()},
         folder=path,
         row=_first_of_several(sweep.measurements),
         epochs=_epochs(first, next(iter(networks.values()))[1]),
         networks={seed: network for seed, (network, _) in networks.items()},
+        has_curve="fit" not in first,
     )
+
+
+def sweeps_in(path: Path) -> list[str]:
+    """The folders in a folder, as of a transfer, that are sweeps; the first few."""
+    inside = sorted({str(run.parents[1]) for run in path.glob(f"*/{PREFIX}*/result.json")})
+    return inside[:MOST_NAMED]
 
 
 def select_seeds(side: Side, seeds: Collection[int]) -> Side:
@@ -319,21 +342,28 @@ def refuse_search(path: Path) -> None:
             raise DataError(f"{path}: holds a search and not a sweep. Open {path / page}.")
 
 
-def _images(entry: Mapping[str, Any]) -> Images:
-    """The test images of a result, or of one of its measurements."""
-    protocol = entry["protocol"]
-    return Images(protocol["data"], protocol["set"], int(entry["count"]))
+def _images(path: Path, entry: Mapping[str, Any], entries: Sequence[Mapping[str, Any]]) -> Images:
+    """The test images of one of a run's measurements."""
+    protocol, files = entry["protocol"], None
+    table = RunDirectory(path).image_table(measurement_stem(entry, entries))
+    if protocol["data"] == OWN and table.is_file():
+        # Below the class folder, so that a folder that has moved is the same
+        files = tuple("/".join(row.file.split("/")[-2:]) for row in read_image_table(table))
+    return Images(protocol["data"], protocol["set"], int(entry["count"]), files)
 
 
-def _images_of(result: Mapping[str, Any]) -> dict[str, Images]:
-    return {name: _images(entry) for name, entry in by_measurement(result["sets"]).items()}
+def _images_of(path: Path, entries: Sequence[Mapping[str, Any]]) -> dict[str, Images]:
+    return {name: _images(path, each, entries) for name, each in by_measurement(entries).items()}
 
 
 def different_images(sides: Sequence[Side]) -> str | None:
     """The first two sides that were measured on different images, as a sentence; else None."""
     for a, b in combinations(sides, 2):
         if a.images and b.images and not a.images.may_equal(b.images):
-            return f"{a.name} was measured on {a.images}, {b.name} on {b.images}."
+            known = None not in (a.images.files, b.images.files)
+            shared = len({*(a.images.files or ())} & {*(b.images.files or ())})
+            common = f", {shared:,} of them the same" if known else ""
+            return f"{a.name} was measured on {a.images}, {b.name} on {b.images}{common}."
     return None
 
 
@@ -435,7 +465,11 @@ def first_reaching(curves: Mapping[int, list[Point]], top1: float) -> dict[int, 
 
 
 def at_equal_budget(a: Side, b: Side, what: str) -> tuple[float, Side, Side] | None:
-    """The last `epoch`, or `seconds`, that every run of both has reached, and both sides then."""
+    """The last `epoch`, or `seconds`, that every run of both has reached, and both sides then.
+
+    Between two evaluations of a run its accuracy is interpolated: a run that was a second slower
+    would else be represented by its last evaluation but one.
+    """
     curves = [a.curves, b.curves]
     lines = [line for side in curves for line in side.values()]
     if not all(curves) or not all(lines):  # a typed number and a published accuracy have no curve
@@ -445,10 +479,10 @@ def at_equal_budget(a: Side, b: Side, what: str) -> tuple[float, Side, Side] | N
     for side, by_seed in zip((a, b), curves, strict=True):
         values = {}
         for seed, line in by_seed.items():
-            before = [p.top1 for p in line if getattr(p, what) <= end * (1 + 1e-9)]
-            if not before:
+            at = [getattr(point, what) for point in line]
+            if at[0] > end * (1 + 1e-9):
                 return None
-            values[seed] = before[-1]
+            values[seed] = float(np.interp(end, at, [point.top1 for point in line]))
         sides.append(Side(side.name, sample(list(values.values())), values))
     return end, sides[0], sides[1]
 

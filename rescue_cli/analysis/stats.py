@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from itertools import combinations
 from statistics import NormalDist
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,6 +41,13 @@ class Sample:
     n: int
 
 
+class Spread(NamedTuple):
+    """A standard deviation, and its degrees of freedom."""
+
+    std: float
+    freedom: float
+
+
 @dataclass(frozen=True)
 class Difference:
     """The mean of b less that of a, with its uncertainty by Student's t."""
@@ -50,6 +58,7 @@ class Difference:
     error: float | None = None  # the standard error; None where no spread is known
     freedom: float | None = None
     std: float | None = None  # of single runs, pooled; of the differences where they are paired
+    planned: "Spread | None" = None  # to plan as many runs of each with
     borrowed: bool = False  # one side is a single run, assumed to scatter like the other
 
     @property
@@ -83,10 +92,8 @@ class Difference:
 
     @property
     def std_bound(self) -> float | None:
-        """The upper 80 % confidence bound of the standard deviation; None without a spread."""
-        if self.freedom is None or not self.std:
-            return None
-        return std_upper_bound(self.std, self.freedom)
+        """The upper 80 % confidence bound of the planned std; None without a spread."""
+        return std_upper_bound(*self.planned) if self.planned and self.planned.std else None
 
     @property
     def effect(self) -> float | None:
@@ -166,7 +173,10 @@ def welch_test(a: Sample, b: Sample) -> Difference:
     if not error or freedom is None:
         return test
     alone = (a.std is None) != (b.std is None)
-    return replace(test, error=error, freedom=freedom, std=_pooled_std(a, b), borrowed=alone)
+    return replace(
+        test, error=error, freedom=freedom, std=_pooled_std(a, b), planned=_mean_spread(a, b),
+        borrowed=alone,
+    )  # fmt: skip
 
 
 def paired_t_test(a: Floats, b: Floats) -> Difference:
@@ -179,7 +189,8 @@ def paired_t_test(a: Floats, b: Floats) -> Difference:
     test = Difference(mean, (n, n), paired=True)
     if std == 0:
         return test
-    return replace(test, error=std / math.sqrt(n), freedom=n - 1, std=std)
+    spread = Spread(std, n - 1)
+    return replace(test, error=std / math.sqrt(n), freedom=n - 1, std=std, planned=spread)
 
 
 def holm_correction(p_values: Floats) -> list[float]:
@@ -191,6 +202,35 @@ def holm_correction(p_values: Floats) -> list[float]:
         largest = max(largest, min(1.0, (len(p_values) - rank) * float(p_values[index])))
         corrected[index] = largest
     return corrected
+
+
+def paired_proportions_interval(
+    only_a: int, only_b: int, both: int, count: int, level: float
+) -> tuple[float, float]:
+    """Interval in percent of b's accuracy less a's on the same `count` images, over new images.
+
+    `only_a`, `only_b`, `both`: the images that are right in a alone, in b alone, in both. Wilson's
+    intervals combined with the correlation of the two (Newcombe 1998, method 10).
+    """
+    from scipy.stats import binomtest
+
+    neither = count - only_a - only_b - both
+    right = [both + only_a, both + only_b]
+    (low_a, high_a), (low_b, high_b) = (
+        binomtest(each, count).proportion_ci(1 - level, method="wilson") for each in right
+    )
+    a, b = (each / count for each in right)
+    product = math.prod(right) * math.prod(count - each for each in right)
+    covariance = float(both * neither - only_a * only_b)
+    if covariance > 0:
+        covariance = max(covariance - count / 2, 0.0)
+    phi = covariance / math.sqrt(product) if product else 0.0
+
+    def distance(x: float, y: float) -> float:
+        return math.sqrt(max(x**2 - 2 * phi * x * y + y**2, 0.0))
+
+    low, high = distance(b - low_b, high_a - a), distance(high_b - b, a - low_a)
+    return 100 * (b - a - low), 100 * (b - a + high)
 
 
 def mcnemar_test(right_a: NDArray[np.bool_], right_b: NDArray[np.bool_]) -> tuple[int, int, float]:
@@ -302,6 +342,17 @@ def _pooled_std(a: Sample, b: Sample) -> float:
     known = [s for s in (a, b) if s.std is not None and s.n > 1]
     weights = sum(s.n - 1 for s in known)
     return math.sqrt(sum((s.n - 1) * (s.std or 0.0) ** 2 for s in known) / weights)
+
+
+def _mean_spread(a: Sample, b: Sample) -> Spread:
+    """The root mean square of both stds, which decides the error of as many runs of each, with
+    Satterthwaite's degrees of freedom; of one side alone, its own.
+    """
+    known = [s for s in (a, b) if s.std is not None and s.n > 1]
+    variances = [(s.std or 0.0) ** 2 for s in known]
+    total = sum(variances)
+    freedom = total**2 / sum(v**2 / (s.n - 1) for v, s in zip(variances, known, strict=True))
+    return Spread(math.sqrt(total / len(known)), freedom)
 
 
 def t_quantile(freedom: float, level: float) -> float:

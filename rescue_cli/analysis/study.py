@@ -3,7 +3,7 @@
 A study is a YAML file in `recipes/studies/`; each of its cells is a recipe with overrides.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +19,7 @@ from rescue_cli.analysis.sides import Side, load_side
 from rescue_cli.analysis.stats import Sample, sample, welch_test
 from rescue_cli.errors import UsageError, did_you_mean
 from rescue_cli.metrics.names import METRICS, score
-from rescue_cli.recipe import SECTIONS, Recipe, read_text, recipes_folder
+from rescue_cli.recipe import SECTIONS, Recipe, read_text, recipe_in, recipes_folder
 from rescue_cli.recipe import load as load_recipe
 from rescue_cli.recipe.changes import differences
 from rescue_cli.recipe.schema import Positive, PositiveInt, check
@@ -199,12 +199,17 @@ def table_rows(
 
     `measured`: mean, std and n of the finished runs in `folder`, else of those on record with
     exactly these changes, and `p`, Welch's t-test against the paper's figure; None without runs.
-    `runs`: how the planned runs of the folder ended. `seconds_train`: the mean of finished runs.
+    `recorded`: whether they are those on record. `partial`: whether they took a part of the images
+    that the study does not name; such runs have no p. `runs`: how the planned runs of the folder
+    ended. `seconds_train`: the mean of finished runs.
     """
     rows = []
     for number, (cell, recipe) in enumerate(resolve_cells(study, overrides), 1):
         results, missing = read_cell_runs(
             study, None if folder is None else folder / row_folder(number)
+        )
+        partial = folder is not None and _takes_part(
+            study, cell, folder / row_folder(number), results
         )
         seconds = [float(result["seconds_train"]) for result in results.values()]
         rows.append(
@@ -215,12 +220,26 @@ def table_rows(
                 "paper": cell.paper,
                 "measured": None
                 if recipe is None
-                else _summarize_results(cell, recipe, list(results.values())),
+                else _summarize_results(cell, recipe, list(results.values()), partial=partial),
+                "recorded": recipe is not None and not results,
+                "partial": partial,
                 "runs": missing_to_json(len(results), missing),
                 "seconds_train": sum(seconds) / len(seconds) if seconds else None,
             }
         )
     return rows
+
+
+def _takes_part(study: Study, cell: Cell, folder: Path, names: Iterable[str]) -> bool:
+    """Whether a row's runs took another part of the images than the study says."""
+    first = next(iter(names), None)
+    if first is None or cell.recipe is None:
+        return False
+    subset = recipe_in(folder / first).data.subset
+    return (
+        subset is not None
+        and subset != load_recipe(cell.recipe, [*study.set, *cell.set]).data.subset
+    )
 
 
 def read_cell_runs(
@@ -296,7 +315,7 @@ def _at(tree: Any, path: str) -> Any:
 
 
 def _summarize_results(
-    cell: Cell, recipe: Recipe, results: Sequence[Mapping[str, Any]]
+    cell: Cell, recipe: Recipe, results: Sequence[Mapping[str, Any]], *, partial: bool
 ) -> dict[str, Any] | None:
     if not results:
         changed = records.changed_keys(recipe)
@@ -306,7 +325,7 @@ def _summarize_results(
     metric = next((metric for metric in cell.paper if metric in METRICS), None)
     ours = sample([score(r) if metric is None else float(r[metric]) for r in results])
     measured = {"mean": ours.mean, "std": ours.std, "n": ours.n, "p": None}
-    if cell.paper:
+    if cell.paper and not partial:
         paper = Sample(next(iter(cell.paper.values())), cell.std, cell.n or 1)
         measured["p"] = welch_test(paper, ours).p
     return measured

@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from rescue_cli.analysis.sides import correct_predictions, load_predictions
 from rescue_cli.analysis.stats import LEVEL, mcnemar_test
-from rescue_cli.errors import StoppedError, UsageError
+from rescue_cli.errors import DataError, StoppedError, UsageError
 from rescue_cli.formatting import format_duration
 from rescue_cli.recipe import Recipe
 from rescue_cli.recipe.changes import given_keys, is_given
@@ -74,13 +74,19 @@ class TransferSearch:
     def run(self, final: Path) -> dict[str, Any]:
         """Trains the final run in the directory `final`; returns what was decided and why."""
         from rescue_cli.build.feeds import list_dataset
-        from rescue_cli.sections.data.splits import suggest_holdout
+        from rescue_cli.sections.data.rgb import Reading
+        from rescue_cli.sections.data.splits import Files, suggest_holdout
+        from rescue_cli.sections.data.stream_eval import refuse_broken
 
         data = list_dataset(self.probe)
         self.images, self.tests = len(data.train), sum(map(len, data.tests.values()))
         counts = np.bincount(data.train.labels, minlength=len(data.classes))
         smallest = int(counts[counts > 0].min())
         self.held_out = suggest_holdout(data.train.labels)
+        self._check_same_images(final)
+        for split in data.tests.values():
+            if isinstance(split, Files) and not RunDirectory(final).finished:
+                refuse_broken(split, Reading.of(self.probe.data))
         for line in data.notes:
             note(line)
         self.told.update(data.notes)
@@ -104,6 +110,19 @@ class TransferSearch:
             self._note_features(final, size, self.images + self.tests)
             self._train(final, self.probe.with_overrides(f"eval.sizes=[{size}]"))
         return {**chosen, "fine_tuning": fine, "chosen": "fine-tuning" if pays else "probe"}
+
+    def _check_same_images(self, final: Path) -> None:
+        """Raises `DataError` where an earlier call chose or trained on other images."""
+        from rescue_cli.build.identity import IdentityCache, find_fault, read_record
+
+        look, held_out = IdentityCache(), self._held_out(self.probe)
+        probes = [self._probe_path(size) for size in sizes_to_try(self.probe)]
+        for path in (final, *probes):
+            run = RunDirectory(path)
+            if run.finished and (before := read_record(run)) is not None:
+                now = replace(look(self.probe if path == final else held_out), weights={})
+                if (fault := find_fault(run, before, now)) is not None:
+                    raise DataError(fault)
 
     def _note_start(self, final: Path, images: str) -> None:
         """What there is to work on, and in which time; or that it was done before."""
@@ -170,7 +189,10 @@ class TransferSearch:
             note(f"{size} px: {summary['text']}")
         best = min(found, key=lambda size: float(found[size]["loss"]))
         if len(found) > 1:
-            note(f"{best} px chosen: the lowest loss (the mean of -log p of an image's label)")
+            note(
+                f"{best} px chosen: {found[best]['loss']:.4f} is the lowest of these losses, each "
+                "the mean of -log p of an image's label"
+            )
         return {"size": int(best), "probes": found}
 
     def _probe_path(self, size: int) -> Path:

@@ -237,7 +237,9 @@ class Search:
         tried += [(f"{label}, again", str(outcome)) for outcome in challenger.outcomes]
         better, why = self._beyond_noise(before, challenger)
         if not better:
-            return Decision(step, tried, KEPT, f"the best was {label}: {why}", outcomes)
+            return Decision(
+                step, tried, KEPT, f"{label} was best by its first run; again, {why}", outcomes
+            )
         self.current = challenger
         return Decision(step, tried, label, why, outcomes)
 

@@ -204,15 +204,14 @@ def compare_data(
 ) -> list[str]:
     """A note for all data that moved since one of these runs was started.
 
-    Raises `DataError` where the runs still to be trained would see other data than those that are
-    `done`. Data that cannot be read here, as on a login node, is compared when there are results.
+    Raises `DataError` where the data are not those that the runs that are `done` were trained on.
+    Data that cannot be read here, as on a login node, is compared when there are results.
     """
     trained = [path for path in runs if _has_trained(RunDirectory(path))]
     records = {path: r for path in trained if (r := read_record(RunDirectory(path))) is not None}
-    missing = {path.parent: recipe for path, recipe in runs.items() if path not in done}
-    for path in [path for path in done if path in records and path.parent in missing]:
+    for path in [path for path in done if path in records]:
         try:
-            now = cache(missing[path.parent])
+            now = cache(runs[path])
         except RescueError:
             break
         if (message := find_fault(RunDirectory(path), records[path], now)) is not None:

@@ -222,6 +222,15 @@ def change(base: Recipe, changes: Changes, device: str = "cpu") -> Changed:
     return Changed(base.with_overrides(*given, *cut), whole, given, notes)
 
 
+def planned_device(recipe: Recipe, asked: str | None, device: str) -> tuple[str, list[str]]:
+    """What --dry-run plans for, where the user has not `asked`: a GPU, where the recipe needs one;
+    and a note on that.
+    """
+    if asked is not None or (device, recipe.train.precision) != ("cpu", "float16"):
+        return device, []
+    return "cuda", ["planned for a GPU, which float16 needs; this machine has none"]
+
+
 class _Console(Console):
     def print(self, *objects: Any, **options: Any) -> None:
         """As rich's; a path that does not fit in a line breaks between names."""
@@ -409,7 +418,7 @@ def print_comparison(sides: Sequence["Side"], pairs: Sequence[Mapping[str, Any]]
     ]  # fmt: skip
     out = console()
     out.print(table(["", "mean %", "std", "runs", "95 % interval"], rows, words=[""]))
-    if any(side["over"] == "seeds" and side["n"] > 1 for side in summaries):
+    if any(side["over"] == "seeds" for side in summaries):
         out.print("95 % interval: of the mean, over new seeds on these test images")
     if any(side["over"] == "images" for side in summaries):
         out.print("* of this one network, over new test images")

@@ -113,6 +113,11 @@ def lr_range_test(
     check_recipe(resolved)
     if smoke and steps is None and epochs is None:
         steps, points = SMOKE_STEPS, min(points, SMOKE_STEPS)
+    if not resolved.data.holdout:
+        notes.append(
+            "losses are of the test images, which the rate is then chosen by; with data.holdout=N "
+            "of N training images that are held out"
+        )
     if on is Where.local:
         notes += (f"warning: {text}" for text in check_precision(resolved.train.precision, where))
     _check_apply(apply, untrusted=apply_untrusted)

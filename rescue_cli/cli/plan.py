@@ -74,8 +74,16 @@ def _print(estimated: dict[str, Any], recipe: Recipe) -> None:
         "parameters": f"{estimated['parameters']:,}",
         "multiply-adds": f"{_multiply_adds(estimated['flops'])} per image, forward pass, "
         f"at {recipe.eval.sizes[0]} px",
-        "training": f"{flop_count(estimated['petaflop'])}: 2 per multiply-add, "
-        + ("features computed once" if frozen else "a step as 3 forward passes"),
+        **(
+            {}
+            if frozen
+            else {
+                "training image": f"{1e6 * estimated['petaflop'] / estimated['images']:.3g} GFLOP: "
+                "2 per multiply-add, a step as 3 forward passes"
+            }
+        ),
+        "training": flop_count(estimated["petaflop"])
+        + (": 2 per multiply-add, features computed once" if frozen else ""),
         "steps": f"{estimated['updates']:,} of {train.batch_size} images, "
         f"{format_count(train.micro_batches, 'micro-batch')} of {train.device_batch_size}",
         "images": f"{estimated['images']:,} in {train.epochs:g} epochs",

@@ -70,7 +70,7 @@ def report(
 
 def _check(path: Path) -> None:
     """Raises `DataError` if the folder has no results."""
-    from rescue_cli.analysis.sides import refuse_search
+    from rescue_cli.analysis.sides import refuse_search, sweeps_in
     from rescue_cli.analysis.sweep import read_sweep
     from rescue_cli.report import study_page
 
@@ -78,9 +78,8 @@ def _check(path: Path) -> None:
     sweep = None if RunDirectory(path).finished or study_page.is_study(path) else read_sweep(path)
     if sweep is not None and not sweep.results:
         missing = f" of {sweep.seeds_text.removeprefix('0 of ')}" if sweep.missing else ""
-        raise DataError(
-            f"{path}: holds no result{missing}. Give folders of finished runs, sweeps or studies."
-        )
+        inside = " or ".join(sweeps_in(path)) or "folders of finished runs, sweeps or studies"
+        raise DataError(f"{path}: holds no result{missing}. Give {inside}.")
 
 
 def _write_events(paths: list[Path], folder: Path) -> None:

@@ -93,7 +93,8 @@ def seed_sweep(
         queue = slurm_jobs(slurm or [], jobs, device, workers, folder)
         queue.check_tasks([base])
     if dry_run:
-        for line in (*base.notes, *notes):
+        where, more = common.planned_device(base, device, where)
+        for line in (*base.notes, *notes, *more):
             note(line)
         script = None if queue is None else queue.script(len(chosen))
         planned = {"runs": len(chosen), "device": where}

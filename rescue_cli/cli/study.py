@@ -127,7 +127,8 @@ def study(
     given = overrides or []
     if subset is not None:
         given = [*given, subset_override(subset, given)]
-    folder = check_folder(out or Path("runs", "study", loaded.name))
+    part = "-smoke" if loaded.smoke else "" if subset is None else "-subset"
+    folder = check_folder(out or Path("runs", "study", f"{loaded.name}{part}"))
     chosen = parse_rows(loaded, only)
     if not table:
         _note_expanded(loaded, given, chosen)

@@ -33,7 +33,7 @@ def print_study(study: Study, rows: Rows, compared: ComparedRows, *, as_json: bo
     out = common.console()
     out.print(_table(rows))
     out.print(_legend(study, metrics=any(row["paper"] for row in rows)))
-    for line in _missing_lines(rows):
+    for line in (*_origin_lines(rows), *_missing_lines(rows)):
         out.print(line)
     if compared.pairs:
         common.print_comparison(compared.sides, compared.pairs)
@@ -67,6 +67,16 @@ def _format_result(row: Mapping[str, Any]) -> str:
     if row["measured"] is None and missing:
         return count_missing(missing)
     return common.format_measured(row["measured"])
+
+
+def _origin_lines(rows: Rows) -> list[str]:
+    """Which rows were not run here, and which on a part of the images."""
+    lines = []
+    measured = [row for row in rows if row["measured"] is not None]
+    for words, key in (("on record", "recorded"), ("on a part of the images", "partial")):
+        if chosen := [str(row["row"]) for row in measured if row[key]]:
+            lines.append(f"row{'s' * (len(chosen) > 1)} {', '.join(chosen)}: {words}")
+    return lines
 
 
 def _missing_lines(rows: Rows) -> list[str]:

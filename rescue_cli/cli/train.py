@@ -134,9 +134,9 @@ def train(
     check_recipe(resolved)
     if check_expected and not resolved.tree.get("expect"):
         raise UsageError("--check-expected: the recipe has no `expect:`. Add it, or drop this.")
-    if dry_run and asked is None and (where, resolved.train.precision) == ("cpu", "float16"):
-        where = "cuda"  # the only device that has it
-        notes.append("planned for a GPU, which float16 needs; this machine has none")
+    if dry_run:
+        where, more = common.planned_device(resolved, asked, where)
+        notes += more
     if not (dry_run or queued) or asked == "cpu":
         warnings = check_precision(resolved.train.precision, where)
         notes += [f"warning: {warning}" for warning in warnings]

@@ -153,7 +153,10 @@ def transfer(
             script = queue.script(len(starts) * len(chosen))
         for label, each in starts.items():
             note(label)
-            planned = {"runs": len(chosen), "device": where}
+            of_each, more = common.planned_device(each, device, where)
+            for line in more:
+                note(line)
+            planned = {"runs": len(chosen), "device": of_each}
             if guided:
                 planned |= {"minutes": minutes, "sizes_tried": sizes_to_try(each)}
             last = label == [*starts][-1]
@@ -167,6 +170,8 @@ def transfer(
         for seed in chosen
     }
     location = str(next(iter(runs)) if len(runs) == 1 else folder)
+    if len(starts) == 1 and len(runs) > 1:
+        location = str(folder / next(iter(starts)))
     note(location)
     if queue is None:
         note_precision((one.train.precision for one in runs.values()), where)
@@ -220,7 +225,11 @@ def _guide(
     begun, new = time.monotonic(), not RunDirectory(path).finished
     end = begun + 60 * minutes
     search = TransferSearch(probe, fine, folder, device, workers, minutes, end)
-    decisions = search.run(path)
+    try:
+        decisions = search.run(path)
+    except KeyboardInterrupt:
+        note("the same command goes on from here")
+        raise
     draw_run(path)
     result = read_result(RunDirectory(path), summarised=True)
     if as_json:
@@ -257,7 +266,7 @@ def _describe_images(path: Path, result: Mapping[str, Any], root: str | None) ->
         f"one image is {100 / count:.2g} points"
     )
     if held_out := result["protocol"].get("held_out"):
-        yield f"test set: {held_out}"
+        yield f"test set: {held_out}; they were not trained on"
     table = run.image_table(measurement_stem(result["sets"][0], result["sets"]))
     if table.exists():
         yield from _list_images("wrong", wrong_images(table), table, root)

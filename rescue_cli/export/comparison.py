@@ -72,7 +72,7 @@ class Comparison:
 
     def sentences(self) -> list[str]:
         """The result in two lines, the second on the file's own preprocessing."""
-        same_pixels = f"{self.same_pixels:,} of {self.images:,} with the same pixels"
+        same_pixels = f"{self.same_pixels:,} of {self.images:,} images get the same pixels"
         if self.same_pixels < self.images:
             same_pixels += (
                 f" (the others differ by up to {self.levels:.2g} grey levels on average), "

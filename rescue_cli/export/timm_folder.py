@@ -13,6 +13,7 @@ from rescue_cli.export.preprocessing import Pixels
 from rescue_cli.recipe import Recipe
 from rescue_cli.rundir import write_atomically, write_json
 from rescue_cli.sections.data import imagenet_class_names
+from rescue_cli.sections.model.weight_files import serialize
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 # What an architecture's own configuration says of its layers, which fine-tuning reads
@@ -39,10 +40,8 @@ def check(recipe: Recipe) -> None:
 
 def write(network: Exportable, folder: Path) -> None:
     """Writes weights and configuration; `model_card.py` writes the card."""
-    from safetensors.torch import save
-
     tensors = {k: v.contiguous().clone() for k, v in network.network.state_dict().items()}
-    content = save(tensors, {"format": "pt", **network.metadata})
+    content = serialize(tensors, {"format": "pt", **network.metadata})
     write_atomically(folder / WEIGHTS, lambda file: file.write(content))
     write_json(folder / CONFIG, _configuration(network))
 

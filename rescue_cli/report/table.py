@@ -10,7 +10,7 @@ from rescue_cli.analysis.accuracy import (
     balanced_interval,
     classes_with_images,
 )
-from rescue_cli.formatting import format_seconds
+from rescue_cli.formatting import format_loss, format_seconds
 from rescue_cli.metrics.names import METRICS, is_uneven, measurement_stem, shown_metrics
 from rescue_cli.rundir import RunDirectory
 from rescue_cli.rundir.planned import MissingRun, format_planned, missing_to_json
@@ -173,7 +173,7 @@ def measurement_table(
                 if has_top1
                 else []
             ),
-            "-" if entry["loss"] is None else f"{entry['loss']:.4f}",
+            "-" if entry["loss"] is None else format_loss(entry["loss"]),
             str(entry["count"]),
         ]
         for entry, shown in zip(entries, numbers, strict=True)

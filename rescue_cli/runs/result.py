@@ -28,6 +28,7 @@ from rescue_cli.rundir import CROSS_VALIDATED, RunDirectory, read_json, write_at
 from rescue_cli.runs import overlays
 from rescue_cli.sections.augment.pipeline import Normalise
 from rescue_cli.sections.data import Dataset, Files, Images, Split
+from rescue_cli.sections.model.weight_files import serialize
 
 SAMPLES = 16
 EXAMPLES = 8
@@ -101,8 +102,6 @@ def write_weights(run: RunDirectory, recipe: Recipe, model: nn.Module, data: Dat
     """Writes the weights that the result is of, as safetensors whose metadata has class names,
     preprocessing and recipe, and no path of this machine: the file is given to others.
     """
-    from safetensors.torch import save
-
     tensors = {k: v.detach().cpu().contiguous().clone() for k, v in model.state_dict().items()}
     metadata = {
         "format": "pt",
@@ -111,7 +110,7 @@ def write_weights(run: RunDirectory, recipe: Recipe, model: nn.Module, data: Dat
         **describe_preprocessing(recipe),
         "recipe": without_places(recipe).to_yaml(),
     }
-    content = save(tensors, metadata)
+    content = serialize(tensors, metadata)
     write_atomically(run.weights, lambda file: file.write(content))
 
 

@@ -96,8 +96,8 @@ def test_a_run_that_diverges_before_learning_gives_an_upper_bound_only(
 ) -> None:
     found = find_turn([1.0, 2.0, 3.0, 4.0], losses, ceiling=math.log(10))
     assert (found.rate, found.verdict, found.bounded_above) == (None, "died", bound)
-    where = " after 3 points" if bound == 4 else ", the first point,"
-    assert found.evidence == f"test loss: no better than at the start from {bound:g}{where} on"
+    where = "only 3 points before" if bound == 4 else "the first point"
+    assert found.evidence == f"test loss: from {bound:g} on, {where}, no better than at the start"
 
 
 def test_a_recovery_from_a_blow_up_to_chance_level_is_not_learning() -> None:

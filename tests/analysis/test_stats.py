@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 from rescue_cli.analysis.claims import detail_lines
-from rescue_cli.analysis.compare import compare_pairs
+from rescue_cli.analysis.compare import compare_pairs, describe_sides
 from rescue_cli.analysis.sides import Images, Side, load_side
 from rescue_cli.analysis.stats import (
     PERCENT,
@@ -20,6 +20,7 @@ from rescue_cli.analysis.stats import (
     interquartile_mean,
     is_skewed,
     mcnemar_test,
+    paired_proportions_interval,
     paired_t_test,
     probability_of_superiority,
     runs_needed,
@@ -129,6 +130,36 @@ def test_runs_are_planned_with_the_upper_bound_of_the_std() -> None:
     assert found.runs_needed(0.1) == runs_needed(0.1, bound, 0.05, paired=False)
 
 
+def test_runs_of_unequal_spread_are_planned_with_the_root_mean_square() -> None:
+    """Of 3 runs with a std of 1 and 30 of 0.1, as many of each vary by 0.71 and not by 0.27."""
+    found = welch_test(Sample(80.0, 1.0, 3), Sample(80.5, 0.1, 30))
+    assert found.planned is not None
+    assert found.planned.std == pytest.approx(math.sqrt((1 + 0.01) / 2))
+    assert found.planned.freedom == pytest.approx(1.01**2 / (1 / 2 + 0.0001 / 29))
+
+
+def test_the_paired_interval_is_newcombes() -> None:
+    """His example of 36, 12, 2 and 0 of 50 (1998, method 10): 5.69 to 34.04."""
+    found = paired_proportions_interval(2, 12, 36, 50, 0.05)
+    assert found == pytest.approx((5.69, 34.04), abs=0.005)
+    assert paired_proportions_interval(12, 2, 36, 50, 0.05) == pytest.approx(
+        (-34.04, -5.69), abs=5e-3
+    )
+    assert paired_proportions_interval(0, 0, 50, 50, 0.05) == pytest.approx((-7.13, 7.13), abs=0.01)
+
+
+@pytest.mark.parametrize(("right", "differ"), [(0.9, 0.03), (0.97, 0.01), (0.6, 0.2)])
+def test_the_paired_interval_covers_the_difference(right: float, differ: float) -> None:
+    """Two networks on 1,000 images: the second wins two thirds of those that differ."""
+    rng, shares = np.random.default_rng(0), [2 * differ / 3, differ / 3, right - differ]
+    counts = rng.multinomial(1000, [*shares, 1 - sum(shares)], 2000)
+    covered = 0
+    for only_b, only_a, both, _ in counts.tolist():
+        low, high = paired_proportions_interval(only_a, only_b, both, 1000, 0.05)
+        covered += low <= 100 * differ / 3 <= high
+    assert 0.935 < covered / 2000 < 0.975
+
+
 def test_holm_is_the_step_down_procedure() -> None:
     assert holm_correction([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
     assert holm_correction([0.5, 0.001]) == pytest.approx([0.5, 0.002])
@@ -155,7 +186,9 @@ def test_several_pairs_are_corrected_together_and_so_are_their_intervals() -> No
     found = welch_test(sides[0].sample, sides[1].sample)
     assert (together["low"], together["high"]) == found.interval(0.05 / 3)
     assert together["detectable"] > alone["detectable"]
-    assert together["claim"].startswith("No significant difference between a and b: 0.68")
+    assert together["claim"].startswith(
+        "No significant difference between a and b: b is higher by 0.68"
+    )
 
 
 def test_every_common_test_set_is_tested_and_corrected_for() -> None:
@@ -190,7 +223,7 @@ def test_the_runs_needed_are_given_for_a_wanted_difference_whatever_was_found() 
         assert detail_lines(wanted)[0] == (
             f"to detect 0.2 points in 4 of 5 cases: {wanted['needed']} runs of each, planned with "
             f"a std of {std_upper_bound(wanted['std'], 2.43902):.2f}: the upper 80 % confidence "
-            "bound of 0.22, the pooled std, with Welch's degrees of freedom"
+            "bound of 0.22, the root mean square of both stds"
         )
     (unknown,) = compare_pairs([load_side("80"), load_side("81")], 1)
     assert detail_lines(unknown) == [
@@ -217,6 +250,11 @@ def test_a_claim_states_its_assumption_about_a_side_without_a_spread() -> None:
         "assuming that runs of 91.0 vary as much as those of 90.0±0.1/20: there is one run of 91.0."
     )
     assert (pair["about"], pair["assumes"]["runs"]) == ("assumed", 1)
+    sides = [load_side("a2"), load_side("a3")]
+    (pair,) = compare_pairs(sides)
+    assert pair["claim"].endswith("runs of a3 (expected) is not known, and counted as one.")
+    shown = describe_sides(sides)[1]
+    assert (shown["std"], shown["n"], shown["runs"]) == (0.09, None, "?")
 
 
 def test_skewed_runs_are_reported_and_tested_by_permutation() -> None:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,8 @@ def test_a_head_is_fitted_at_the_size_that_suits_images_it_has_not_seen(
     assert f"Next: rescue predict {run} IMAGE\n      rescue report {run}\n" in ended.out
     assert " s in all\n" in ended.out
     assert f"--from {weights}: test_resnet, a new classifier" in ended.notes
-    assert f"{result['sets'][0]['size']} px chosen: the lowest loss" in ended.err
+    assert f"{result['sets'][0]['size']} px chosen: " in ended.err
+    assert "is the lowest of these losses" in ended.err
     assert "32 px: computing the features of 20 images; 0 s of 1 min used" in ended.err
     # The search saw the training folder alone, the final run all of it
     probes = (tmp_path / "out/search").glob("probe-*")
@@ -122,6 +124,45 @@ def test_a_folder_without_a_split_has_a_part_of_its_images_held_out_for_the_test
     lonely = rescue(*call[:-3], "other", *SEEN)
     assert lonely.code == 3
     assert "the class 'dark' has one image, so none of it can be held out." in lonely.err
+
+
+def test_other_photographs_are_not_given_an_earlier_choice_or_result(
+    rescue: Rescue, photos: Path, weights: Path, tmp_path: Path
+) -> None:
+    shutil.copy(photos / "train/dark/2.png", photos / "train/bright/same.png")
+    flat = (photos / "train").rename(tmp_path / "flat")
+    call = ("transfer", "--from", weights, "--to", flat, *SEEN, "--minutes", "0", "--out")
+    first = rescue(*call, "out")
+    assert first.code == 0, first.err
+    twice = f"warning: one image in two classes: {flat}/bright/same.png and {flat}/dark/2.png."
+    assert twice in first.err
+    (final,) = (tmp_path / "out").glob("*/seed-0")
+    (flat / "bright/same.png").unlink()
+    for changed in (final, tmp_path / "out/search/probe-32"):
+        again = rescue(*call, "out")
+        assert again.code == 3
+        assert f"{changed.relative_to(tmp_path)}: was trained on other data" in again.err
+        assert "start a new run with another --out" in again.err
+        if final.exists():
+            assert "train: 15 images, and was 16: 1 missing, the first bright/same.png" in again.err
+            shutil.move(final, tmp_path / "first")
+    assert "two classes" not in rescue(*call, "other").err
+    (other,) = (tmp_path / "other").glob("*/seed-0")
+    ended = rescue("compare", tmp_path / "first", other)
+    assert ended.code == 2
+    assert "was measured on folder holdout-test (4 images)" in ended.err
+    assert ", 3 of them the same." in ended.err
+
+
+def test_a_broken_test_image_is_named_before_anything_is_chosen(
+    rescue: Rescue, photos: Path, weights: Path
+) -> None:
+    for name in ("dark/1", "bright/2"):
+        (photos / f"val/{name}.png").write_bytes(b"no image")
+    ended = rescue("transfer", "--from", weights, "--to", photos, *SEEN, "--minutes", "0")
+    assert ended.code == 3
+    assert "2 images cannot be decoded" in ended.err
+    assert "computing the features" not in ended.err
 
 
 def test_a_head_fitted_by_recipe_is_described_as_without_one(

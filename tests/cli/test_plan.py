@@ -132,7 +132,11 @@ def test_plan_prints_what_is_needed_and_assumed(rescue: Rescue) -> None:
     assert lines["parameters"].strip() == "11,689,512"
     assert lines["multiply-adds"].strip() == "1.81 G per image, forward pass, at 224 px"
     assert lines["steps"].strip() == "6,250 of 2048 images, 4 micro-batches of 512"
-    assert lines["training"].endswith(" PFLOP: 2 per multiply-add, a step as 3 forward passes")
+    assert lines["training image"].endswith(
+        " GFLOP: 2 per multiply-add, a step as 3 forward passes"
+    )
+    per_image = float(lines["training image"].split()[0])
+    assert float(lines["training"].split()[0]) == pytest.approx(12.8 * per_image, rel=0.01)
     assert max(map(len, out.splitlines())) <= 80
     assert lines["images"].strip() == "12,800,000 in 10 epochs"
     assert lines["hours"].strip() == "3.6 on 1 GPU"

@@ -46,7 +46,7 @@ def test_a_study_smokes_every_row_and_holds_to_its_own_rule_for_the_rate(
     )
     ended = rescue("study", study, "--smoke")
     assert ended.code == 0, ended.err
-    runs = sorted(tmp_path.glob("runs/study/mine/0*/seed-0"))
+    runs = sorted(tmp_path.glob("runs/study/mine-smoke/0*/seed-0"))
     assert len(runs) == 2
     for run in runs:
         recipe = recipes.recipe_in(run)

@@ -157,8 +157,8 @@ def test_what_chose_a_setting_does_not_count_for_it() -> None:
     assert decision.chosen == KEPT
     assert [seed for name, seed in asked.items() if "momentum-0.99-seed" in name] == [1, 2, 3]
     assert decision.why == (
-        "the best was 0.99: loss 1.0200 against 1.0200 (3 runs each), 0.0 % higher; "
-        "beyond noise from 1.2 %"
+        "0.99 was best by its first run; again, loss 1.0200 against 1.0200 (3 runs each), "
+        "0.0 % higher; beyond noise from 1.2 %"
     )
 
 

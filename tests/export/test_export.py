@@ -117,7 +117,7 @@ def test_timm_loads_the_folder_and_a_change_to_it_is_noticed_later(
     assert first.startswith("timm: 12 of 12 same class, largest difference in probability ")
     result = read_json(run / "result.json")
     assert second == (
-        "  preprocessed by what the file says: 12 of 12 with the same pixels; "
+        "  preprocessed by what the file says: 12 of 12 images get the same pixels; "
         f"top-1 {result['top1']:.2f} %"
     )
     assert third == "  takes images (N, 3, 64, 64) float32, normalised; gives logits"
@@ -444,7 +444,7 @@ def test_wrong_preprocessing_is_a_fault_even_where_every_class_is_the_same() -> 
     for levels, fault in ((0.4, None), (0.6, "its preprocessing gives other pixels in 1 of 2 ")):
         result = replace(result, levels=levels)
         assert str(result.fault).startswith(str(fault))
-        assert "1 of 2 with the same pixels" in result.sentences()[1]
+        assert "1 of 2 images get the same pixels" in result.sentences()[1]
     assert replace(result, levels=0, difference=np.nan).fault is not None
 
 

@@ -28,7 +28,7 @@ from rescue_cli.sections.data.location import (
     facts_of,
     normalisation,
 )
-from rescue_cli.sections.data.overlap import check_folders, note_shared_images
+from rescue_cli.sections.data.overlap import check_folders, note_contradictions, note_shared_images
 from rescue_cli.sections.data.own import own_data
 from rescue_cli.sections.data.packed.remote import with_urls
 from rescue_cli.sections.data.resident import make_resident
@@ -110,7 +110,7 @@ def load(
     dataset = replace(dataset, notes=(*dataset.notes, *same))
     if facts.images is None:  # the user's own folder
         remarks = describe_splits([dataset.train, *dataset.tests.values()], Reading.of(keys))
-        shared = note_shared_images(dataset)
+        shared = [*note_shared_images(dataset), *note_contradictions(dataset.train)]
         dataset = replace(dataset, notes=(*dataset.notes, *remarks, *shared))
     if dataset.train.annotated:
         return dataset

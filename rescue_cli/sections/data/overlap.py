@@ -11,7 +11,7 @@ from rescue_cli.errors import DataError
 from rescue_cli.recipe import DataKeys
 from rescue_cli.rng import Indices
 from rescue_cli.sections.data.packed.names import PackedNames
-from rescue_cli.sections.data.splits import THREADS, Dataset, Files, suggest_holdout
+from rescue_cli.sections.data.splits import THREADS, Dataset, Files, Split, suggest_holdout
 
 SAMPLE = 1000  # files of a split that are read at most, evenly spaced; of small folders all
 HEAD = 2**16  # bytes of a file that are compared, beside its size
@@ -63,6 +63,29 @@ def note_shared_images(dataset: Dataset) -> list[str]:
             "images. Remove them from one of the two."
         )
     return warnings
+
+
+def note_contradictions(train: Split) -> list[str]:
+    """A warning of files of equal content that lie in two classes.
+
+    Files of equal size are read, of large sets a sample.
+    """
+    if not isinstance(train, Files) or train.annotated or _is_remote(train):
+        return []
+    sizes = train.names.sizes()
+    _, inverse, counts = np.unique(sizes, return_inverse=True, return_counts=True)
+    first: dict[bytes, int] = {}
+    pairs = []
+    for index, digest in _digests(train, sizes, _spaced(np.flatnonzero((counts > 1)[inverse]))):
+        other = first.setdefault(digest, index)
+        if train.labels[other] != train.labels[index]:
+            pairs.append((train.names.place(other), train.names.place(index)))
+    if not pairs:
+        return []
+    more = f" ({len(pairs) - 1:,} more)" if len(pairs) > 1 else ""
+    return [
+        f"warning: one image in two classes{more}: {' and '.join(pairs[0])}. Remove the wrong one."
+    ]
 
 
 def _is_remote(files: Files) -> bool:

@@ -1,5 +1,6 @@
 """Data sets after reading: splits as pixels in memory or as file names; subsets and hold-outs."""
 
+import hashlib
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -275,17 +276,31 @@ def note_classes_without_images(dataset: Dataset) -> list[str]:
     return notes
 
 
-def balanced_indices(labels: Indices, count: int, fold: int = 0) -> Indices:
+def balanced_indices(
+    labels: Indices, count: int, fold: int = 0, order: Indices | None = None
+) -> Indices:
     """`count` indices in ascending order, drawn at random, equally many per class where possible.
 
-    Different `fold`s are disjoint.
+    Different `fold`s are disjoint. `order`: a random number for each index.
     """
-    order = permute(np.arange(len(labels)), len(labels), SPLIT_SEED, 0)
+    if order is None:
+        order = permute(np.arange(len(labels)), len(labels), SPLIT_SEED, 0)
     by_class = np.lexsort((order, labels))
     starts = np.searchsorted(labels[by_class], labels[by_class], side="left")
     rank = np.arange(len(labels)) - starts  # the index within the class
     drawn = by_class[np.lexsort((labels[by_class], rank))]
     return np.sort(drawn[fold * count : (fold + 1) * count])
+
+
+def _order_of_names(split: Split) -> Indices | None:
+    """A random number for each file, by its name alone: what is drawn by them stays drawn where
+    others are added or removed.
+    """
+    if not isinstance(split, Files):
+        return None
+    names = (split.names.name(i).encode("utf-8", "surrogateescape") for i in range(len(split)))
+    digests = b"".join(hashlib.blake2b(name, digest_size=7).digest() + b"\0" for name in names)
+    return np.frombuffer(digests, dtype="<i8")
 
 
 def suggest_holdout(labels: Indices) -> int:
@@ -318,7 +333,8 @@ def hold_out(dataset: Dataset, count: int, fold: int = 0, key: str = "holdout") 
             f"{len(dataset.train) // count} folds of data.holdout={count}, from 0 on. "
             "Give a smaller fold, or a smaller data.holdout."
         )
-    held = balanced_indices(dataset.train.labels, count, fold)
+    order = _order_of_names(dataset.train) if key == "test_holdout" else None
+    held = balanced_indices(dataset.train.labels, count, fold, order)
     kept = np.setdiff1d(np.arange(len(dataset.train)), held)
     # Named by its fold, so that results of two folds are never compared as pairs
     name = f"holdout-{fold}" if fold else HELD_OUT[key]

@@ -3,6 +3,7 @@
 import itertools
 import time
 from collections.abc import Generator, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -24,8 +25,8 @@ from rescue_cli.sections.data.decode import (
     describe_error,
 )
 from rescue_cli.sections.data.rgb import Reading
-from rescue_cli.sections.data.samples import as_tensor, read_sample
-from rescue_cli.sections.data.splits import Files, count_rounds
+from rescue_cli.sections.data.samples import as_tensor, read_file, read_sample
+from rescue_cli.sections.data.splits import THREADS, Files, count_rounds
 from rescue_cli.sections.data.workers import (
     ANNOTATED_CHUNK,
     CHUNK,
@@ -105,6 +106,26 @@ class EvalSamples(Dataset[EvalPart]):
             centre_crop(image, view.size, view.crop, self.interpolation, self.resize)
             for view in self.views
         ]
+
+
+def refuse_broken(split: Files, reading: Reading) -> None:
+    """Raises `DataError` that names the test images that cannot be decoded, before the work whose
+    result they would prevent; of a large set, those that are found in a moment.
+    """
+    end = time.monotonic() + SEARCH_SECONDS
+
+    def fault(index: int) -> tuple[str, str] | None:
+        if time.monotonic() < end:
+            try:
+                read_file(split, index, "pil", reading)
+            except UNREADABLE as error:
+                return split.names.place(index), describe_error(error)
+        return None
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        broken = list(filter(None, pool.map(fault, range(len(split)))))
+    if broken:
+        raise corrupt_images_error(broken, TEST_IMAGE, whole=time.monotonic() < end)
 
 
 class FileEvalFeed:

@@ -188,6 +188,21 @@ def _open_safetensors(file: Path) -> Iterator[Any]:
         ) from None
 
 
+def serialize(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
+    """A safetensors file of the same bytes for the same content.
+
+    safetensors itself writes the metadata in another order each time.
+    """
+    from safetensors.torch import save
+
+    content = save(dict(tensors), dict(metadata))
+    start, end = 8, 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[start:end])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    return content[:start] + text.ljust(end - start) + content[end:]
+
+
 def _read_safetensors(file: Path) -> dict[str, Tensor]:
     with _open_safetensors(file) as opened:
         return {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118

@@ -208,8 +208,9 @@ def _list_class_images(
     skipped = SkippedFiles(check_sizes)
     images = list_images_with_sizes(root / folder, skipped)
     if not images and not may_be_empty:
-        summary = skipped.summary() or "nothing"
-        raise DataError(f"{root / folder}: holds no readable image ({summary}). Remove the folder.")
+        summary = skipped.summary()
+        found = f"holds no readable image ({summary})" if summary else "is empty"
+        raise DataError(f"{root / folder}: {found}. Remove the folder.")
     nested = [image for image in images if "/" in image]
     subfolders = {image.partition("/")[0] for image in nested}
     if subfolders and len(nested) == len(images) and all(map(split_name, subfolders)):
