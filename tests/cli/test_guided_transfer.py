@@ -144,7 +144,7 @@ def test_other_photographs_are_not_given_an_earlier_choice_or_result(
         assert f"{changed.relative_to(tmp_path)}: was trained on other data" in again.err
         assert "start a new run with another --out" in again.err
         if final.exists():
-            assert "train: 15 images, and was 16: 1 missing, the first bright/same.png" in again.err
+            assert "train: 16 images, and was 17: 1 missing, the first bright/same.png" in again.err
             shutil.move(final, tmp_path / "first")
     assert "two classes" not in rescue(*call, "other").err
     (other,) = (tmp_path / "other").glob("*/seed-0")
