@@ -40,6 +40,10 @@ SUBSTITUTIONS = {
     "train.device_batch_size=64 --procs 2": "train.device_batch_size=64 --procs 2 --smoke",
     "--with examples/ingredients.py": "--with examples/ingredients.py --smoke",
     "--epochs 3 optim.lr=0.2": "--epochs 3 optim.lr=0.2 --smoke",
+    "tf_efficientnet_lite0 --to PHOTOS --epochs 5 --seeds 3": (
+        "test_resnet --to PHOTOS --epochs 1 --seeds 2 data.train_size=64 eval.sizes=[64] "
+        "train.batch_size=4 train.device_batch_size=4"
+    ),
     "tf_efficientnet_lite0 --to PHOTOS": (
         "test_resnet --to PHOTOS --minutes 0.1 --out walk data.train_size=64 eval.sizes=[64]"
     ),

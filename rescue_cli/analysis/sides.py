@@ -171,7 +171,11 @@ def _measured(text: str) -> Side | None:
     path = Path(text)
     if RunDirectory(path).finished:
         return _run(text, path)
-    return _sweep(text, path) if os.path.isdir(path) else None
+    if not os.path.isdir(path):
+        return None
+    # A transfer from one start has its sweep below
+    inside = [] if any(path.glob(f"{PREFIX}*")) else sweeps_in(path)
+    return _sweep(text, Path(inside[0]) if len(inside) == 1 else path)
 
 
 def _select_row(side: Side, text: str, row: str) -> Side:

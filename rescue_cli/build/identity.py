@@ -34,6 +34,7 @@ from rescue_cli.sections.data import (
     list_split,
 )
 from rescue_cli.sections.data.packed.remote import is_url
+from rescue_cli.sections.data.splits import HELD_OUT
 from rescue_cli.sections.model.weights import locate_file
 
 FORMAT = 1
@@ -257,6 +258,7 @@ def compare_test_sets(recipe: Recipe, data: Dataset) -> list[str]:
     """
     faults: list[str] = []
     notes: list[str] = []
+    key = "holdout"
     file = Path(str(recipe.model.weights))
     run = RunDirectory(file.parent)
     of_run = file == run.weights and run.recipe.is_file()
@@ -273,11 +275,13 @@ def compare_test_sets(recipe: Recipe, data: Dataset) -> list[str]:
                 held = name.startswith("holdout")
                 part = known is not None and _is_part(now.splits[name], known.splits[name])
                 (faults if held and not part else notes).append(text)
+                if name == HELD_OUT["test_holdout"]:
+                    key = "test_holdout"
     _, faults = distributed.merge_over_ranks(0, faults)
     if faults:
         raise DataError(
             f"{faults[0]}. It may have been trained on some of these. Restore the images, or name "
-            "a test set: data.holdout=0 data.test_root=DIR."
+            f"a test set: data.{key}=0 data.test_root=DIR."
         )
     return notes
 

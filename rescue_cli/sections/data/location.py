@@ -214,7 +214,8 @@ class Location:
             cures.insert(0, "add it")
         if holdout:
             cures.append(
-                f"hold out training images, equally many per class, with data.holdout={holdout}"
+                "hold out training images, equally many per class, with "
+                f"data.test_holdout={holdout}"
             )
         cure = f"{', '.join(cures[:-1])}{' or ' if cures[1:] else ''}{cures[-1]}"
         raise DataError(f"{missing}. {cure[0].upper()}{cure[1:]}.")

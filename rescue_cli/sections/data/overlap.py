@@ -36,8 +36,8 @@ def check_folders(dataset: Dataset, keys: DataKeys, *, own: bool) -> list[str]:
         return [f"warning: {fault}"]
     raise DataError(
         f"{fault} Set data.test_root= to other images, or remove it and hold out training images "
-        f"with data.holdout={suggest_holdout(test.labels)}, as a transfer without --recipe does by "
-        "itself."
+        f"with data.test_holdout={suggest_holdout(test.labels)}, as a transfer without --recipe "
+        "does by itself."
     )
 
 

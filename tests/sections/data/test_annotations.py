@@ -558,7 +558,7 @@ def test_which_files_of_a_folder_are_cocos(tmp_path: Path) -> None:
         read("coco-boxes", root)
     second.unlink()
     (root / "annotations" / "instances_val2017.json").unlink()
-    with pytest.raises(DataError, match=r"none to test on. .* data.holdout=N"):
+    with pytest.raises(DataError, match=r"none to test on. .* data.test_holdout=N"):
         read("coco-boxes", root)
     held = read("coco-boxes", root, holdout=1)
     assert (len(held.train), len(held.tests["holdout"])) == (3, 1)

@@ -477,7 +477,7 @@ def test_what_is_wrong_with_a_folder_is_said_with_its_name(tmp_path: Path) -> No
     message = refusal("folder", root=root)
     assert f"{root}/val: no such folder" in message
     assert "data.test_root=DIR" in message
-    assert "data.holdout=1" in message
+    assert "data.test_holdout=1" in message
     image(tmp_path / "val/cat/a.png")
     image(tmp_path / "val/catt/a.png")
     message = refusal("folder", root=root)

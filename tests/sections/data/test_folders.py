@@ -242,7 +242,7 @@ def test_a_folder_without_a_split_is_told_how_many_images_to_hold_out(tmp_path: 
     message = refusal("folder", tmp_path)
     assert message == (
         f"{tmp_path}: holds class folders, and no test split such as val/. Give data.test_root=DIR "
-        "or hold out training images, equally many per class, with data.holdout=4."
+        "or hold out training images, equally many per class, with data.test_holdout=4."
     )
     dataset = load("folder", tmp_path, holdout=4)
     assert np.bincount(dataset.train.labels).tolist() == [8, 8]

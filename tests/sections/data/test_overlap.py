@@ -39,8 +39,8 @@ def test_the_training_folder_is_no_test_set(photos: Path) -> None:
         assert str(error.value) == (
             f"{photos / name}: is both the training folder and the test set 'val'; accuracy on "
             "images that were trained on says nothing about new ones. Set data.test_root= to other "
-            "images, or remove it and hold out training images with data.holdout=2, as a transfer "
-            "without --recipe does by itself."
+            "images, or remove it and hold out training images with data.test_holdout=2, as a "
+            "transfer without --recipe does by itself."
         )
 
 

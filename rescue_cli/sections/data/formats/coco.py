@@ -95,7 +95,7 @@ def read_splits(location: Location, checker: AnnotationChecker) -> dict[str, lis
     if test_name is None and not location.keys.holds_out:
         raise DataError(
             f"{location.root}: has training annotations, but none to test on. Add a JSON file for "
-            "val or test, or hold out images with data.holdout=N."
+            "val or test, or hold out images with data.test_holdout=N."
         )
     parts = ["train", *(["val"] if test_name == "test" and "val" in files else [])]
     splits = {
