@@ -366,7 +366,7 @@ def different_images(sides: Sequence[Side]) -> str | None:
         if a.images and b.images and not a.images.may_equal(b.images):
             known = None not in (a.images.files, b.images.files)
             shared = len({*(a.images.files or ())} & {*(b.images.files or ())})
-            common = f", {shared:,} of them the same" if known else ""
+            common = f", {shared:,} in common" if known else ""
             return f"{a.name} was measured on {a.images}, {b.name} on {b.images}{common}."
     return None
 

@@ -146,12 +146,17 @@ def test_other_photographs_are_not_given_an_earlier_choice_or_result(
         if final.exists():
             assert "train: 16 images, and was 17: 1 missing, the first bright/same.png" in again.err
             shutil.move(final, tmp_path / "first")
-    assert "two classes" not in rescue(*call, "other").err
+    assert "two classes" not in rescue(*call, "same-tests").err
+    (same,) = (tmp_path / "same-tests").glob("*/seed-0")
+    assert "McNemar's test on 4 images" in rescue("compare", tmp_path / "first", same).out
+    tested = [row.file for row in read_image_table(same / "predictions/holdout-test.csv")]
+    Path(tested[0]).unlink()
+    assert rescue(*call, "other").code == 0
     (other,) = (tmp_path / "other").glob("*/seed-0")
-    ended = rescue("compare", tmp_path / "first", other)
+    ended = rescue("compare", same, other)
     assert ended.code == 2
     assert "was measured on folder holdout-test (4 images)" in ended.err
-    assert ", 3 of them the same." in ended.err
+    assert "folder holdout-test (2 images), 2 in common." in ended.err
 
 
 def test_a_broken_test_image_is_named_before_anything_is_chosen(

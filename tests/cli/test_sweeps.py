@@ -241,7 +241,9 @@ def test_the_rows_of_evaluations_are_named_and_chosen(rescue: Rescue, tmp_path: 
         file = tmp_path / "run" / "evals" / number / "result.json"
         write_json(file, {**read_json(file), "epochs": None})
     found = json.loads(rescue("compare", "run", "run/evals/0#flip", "--json").out)
-    assert found["claim"].endswith("points (p = 1.9e-06): one network, evaluated in two ways.")
+    assert found["claim"].endswith(
+        "points (p = 1.9e-06, 95 % interval 5.72 to 14.26): one network, evaluated in two ways."
+    )
     assert found["about"] == "evaluations"
     assert "seed" not in found["claim"]
     assert found["sides"][1]["mean"] == pytest.approx(70.0)
@@ -305,7 +307,8 @@ def test_numbers_alone_are_compared_and_too_few_of_them_claim_nothing(rescue: Re
     found = json.loads(rescue("compare", "79.72±0.10/100", "79.85", "--json").out)
     assert found["difference"] == pytest.approx(0.13)
     assert found["claim"].startswith(
-        "No significant difference between 79.72±0.10/100 and 79.85: 0.13 points (p = 0.2"
+        "No significant difference between 79.72±0.10/100 and 79.85: 79.85 is higher by 0.13 "
+        "points (p = 0.2"
     )
     assert "80 and 81 differ by 1.00 points; one run each:" in rescue("compare", "80", "81").out
     named = json.loads(rescue("compare", "a2", "79.60±0.10/100", "--json").out)

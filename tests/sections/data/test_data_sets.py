@@ -472,7 +472,7 @@ def test_what_is_wrong_with_a_folder_is_said_with_its_name(tmp_path: Path) -> No
     (tmp_path / "train").mkdir()
     assert f"{root}/train: has no class folders" in refusal("folder", root=root)
     (tmp_path / "train/cat").mkdir()
-    assert f"{root}/train/cat: holds no readable image" in refusal("folder", root=root)
+    assert f"{root}/train/cat: is empty. Remove the folder." in refusal("folder", root=root)
     image(tmp_path / "train/cat/a.png")
     message = refusal("folder", root=root)
     assert f"{root}/val: no such folder" in message

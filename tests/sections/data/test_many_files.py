@@ -101,7 +101,7 @@ def test_of_several_broken_class_folders_the_first_is_named(tmp_path: Path) -> N
     for name in ("a", "b", "c", "d"):
         (tmp_path / name).mkdir()
     Image.new("RGB", (8, 8)).save(tmp_path / "a" / "0.png")
-    with pytest.raises(DataError, match="b: holds no readable image"):
+    with pytest.raises(DataError, match="b: is empty"):
         read_class_folders(tmp_path, {name: i for i, name in enumerate("abcd")}, complete=True)
 
 
