@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import accumulate, combinations
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,7 @@ from rescue_cli.rundir.planned import How
 
 MAIN = ("val", "test")  # what data sets call their test images
 OWN = "folder"  # the data set of the user's own images
+ALIKE = 0.1  # by which the training times of two sides may differ that cost the same
 GIVE, MOST_NAMED = "Give a run or a sweep.", 3
 # The file that marks the folder of a search, and its page or picture
 SEARCHES = {"lr-range.json": "lr-range.png", "tune.json": "tune.html"}
@@ -472,12 +474,17 @@ def at_equal_budget(a: Side, b: Side, what: str) -> tuple[float, Side, Side] | N
     """The last `epoch`, or `seconds`, that every run of both has reached, and both sides then.
 
     Between two evaluations of a run its accuracy is interpolated: a run that was a second slower
-    would else be represented by its last evaluation but one.
+    would else be represented by its last evaluation but one. None of seconds where both sides take
+    about as long, which differ by what else the machine did.
     """
     curves = [a.curves, b.curves]
     lines = [line for side in curves for line in side.values()]
     if not all(curves) or not all(lines):  # a typed number and a published accuracy have no curve
         return None
+    if what == "seconds":
+        means = [fmean(line[-1].seconds for line in side.values()) for side in curves]
+        if min(means) > (1 - ALIKE) * max(means):
+            return None
     end = min(getattr(line[-1], what) for line in lines)
     sides = []
     for side, by_seed in zip((a, b), curves, strict=True):
