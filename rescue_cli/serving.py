@@ -82,11 +82,11 @@ def make_server(
             if self.path == "/":
                 self._answer(HTTPStatus.OK, page, "text/html; charset=utf-8")
             else:
-                self._fail(HTTPStatus.NOT_FOUND, "there are / and POST /predict")
+                self._fail(HTTPStatus.NOT_FOUND, "there is nothing here but / and POST /predict")
 
         def do_POST(self) -> None:
             if self.path != "/predict":
-                self._fail(HTTPStatus.NOT_FOUND, "there are / and POST /predict")
+                self._fail(HTTPStatus.NOT_FOUND, "there is nothing here but / and POST /predict")
                 return
             length = self.headers.get("Content-Length", "")
             if not length.isdecimal():

@@ -111,6 +111,12 @@ def plan_looks(most: int) -> list[int]:
     return [n for n in LOOKS if n < most] + [most]
 
 
+def describe_looks(planned: list[int]) -> str:
+    """When a sweep is tested, and at which level."""
+    after = ", ".join(map(str, planned))
+    return f"looks after {after} seeds, each at p < {level_per_look(planned):.2g}: 5 % overall"
+
+
 def level_per_look(planned: list[int]) -> float:
     """The level of each look, an equal share of 5 % (Bonferroni)."""
     return LEVEL / len(planned)

@@ -87,7 +87,7 @@ def train_until(
     planned = interim.plan_looks(len(seeds))
     level = interim.level_per_look(planned)
     _keep_plan(folder, {"against": against.name, "seeds": list(seeds), "looks": planned})
-    note(f"looks after {', '.join(map(str, planned))} seeds, each at p < {level:.2g}: 5 % overall")
+    note(interim.describe_looks(planned))
     pair: dict[str, Any] = {}
     for number, count in enumerate(planned, 1):
         train_seeds(base, seeds[:count], read_sweep(folder), jobs)

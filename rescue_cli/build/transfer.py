@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +103,11 @@ def _target(base: Recipe, to: str) -> dict[str, Any]:
             "data.root": to if is_url(to) else str(Path(to).resolve()),
             "data.exif": "applied",
         }
+    path = Path(to)
+    if path.parent != Path():  # a data set's name is no path
+        near = get_close_matches(path.name, [each.name for each in path.parent.glob("*/")], n=1)
+        meant = f" Did you mean {path.parent / near[0]}?" if near else ""
+        raise UsageError(f"--to: {to}: no such folder.{meant}")
     raise UsageError(
         f"--to: '{to}' is neither a folder here nor a data set. {did_you_mean(to, DATASETS)}"
     )

@@ -94,6 +94,8 @@ def seed_sweep(
         queue.check_tasks([base])
     if dry_run:
         where, more = common.planned_device(base, device, where)
+        if until is not None:
+            more.append(interim.describe_looks(interim.plan_looks(len(chosen))))
         for line in (*base.notes, *notes, *more):
             note(line)
         script = None if queue is None else queue.script(len(chosen))

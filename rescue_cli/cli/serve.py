@@ -63,5 +63,8 @@ def serve(
         ) from None
     with server, contextlib.suppress(KeyboardInterrupt):
         address, bound = server.server_address[:2]
-        note(f"http://{address!s}:{bound}/ and POST /predict; Ctrl-C ends it")
+        note(
+            f"open http://{address!s}:{bound}/ in a browser, or POST an image to /predict; "
+            "Ctrl-C ends it"
+        )
         server.serve_forever()

@@ -96,7 +96,7 @@ def transfer(
         typer.Option(help=f"Time for all of it, without --recipe. [{MINUTES:g}]", min=0),
     ] = None,
     jobs: Annotated[int | None, typer.Option(help="Parallel runs.", min=1)] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder; default: runs/RECIPE/TO.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder; default: runs/transfer/TO.")] = None,
     subset: Subset = None,
     smoke: Smoke = False,
     dry_run: DryRun = False,

@@ -159,6 +159,15 @@ def test_other_photographs_are_not_given_an_earlier_choice_or_result(
     assert "folder holdout-test (2 images), 2 in common." in ended.err
 
 
+def test_a_folder_that_is_not_there_is_answered_with_one_beside_it(
+    rescue: Rescue, photos: Path, weights: Path
+) -> None:
+    ended = rescue("transfer", "--from", weights, "--to", photos.with_name("photo"))
+    assert ended.code == 2
+    assert f"photo: no such folder. Did you mean {photos}?" in ended.err
+    assert "no such folder.\n" in rescue("transfer", "--from", weights, "--to", "/no/where").err
+
+
 def test_a_broken_test_image_is_named_before_anything_is_chosen(
     rescue: Rescue, photos: Path, weights: Path
 ) -> None:

@@ -114,8 +114,8 @@ def test_the_page_is_one_document_that_loads_nothing_from_elsewhere(port: int) -
 @pytest.mark.parametrize(
     ("method", "path", "body", "status", "error"),
     [
-        ("GET", "/etc/passwd", None, 404, "there are / and POST /predict"),
-        ("POST", "/", b"x", 404, "there are / and POST /predict"),
+        ("GET", "/etc/passwd", None, 404, "there is nothing here but / and POST /predict"),
+        ("POST", "/", b"x", 404, "there is nothing here but / and POST /predict"),
         ("POST", "/predict", b"not an image", 400, "not an image: "),
         ("POST", "/predict", b"", 400, "not an image: "),
         ("POST", "/predict", bytes(MOST + 1), 413, "the file has 100,001 bytes; at most 100,000"),
@@ -143,4 +143,4 @@ def test_ctrl_c_is_how_it_ends(run: Path, rescue: Rescue, monkeypatch: pytest.Mo
     monkeypatch.setattr(HTTPServer, "serve_forever", interrupted)
     ended = rescue("serve", run, "--port", "0")
     assert ended.code == 0
-    assert ended.notes[-1].endswith(" and POST /predict; Ctrl-C ends it")
+    assert ended.notes[-1].endswith("/ in a browser, or POST an image to /predict; Ctrl-C ends it")
