@@ -24,9 +24,11 @@ def made(tmp_path: Path) -> Path:
 
 @pytest.mark.usefixtures("made")
 def test_a_sweep_stops_at_the_first_significant_look(rescue: Rescue) -> None:
-    ended = rescue(*CALL)
+    ended, planned = rescue(*CALL), rescue(*CALL, "--dry-run")
     assert ended.code == 0, ended.err
-    assert "looks after 3, 5, 10 seeds, each at p < 0.017: 5 % overall" in ended.err
+    for told in (ended.err, planned.err):
+        assert "looks after 3, 5, 10 seeds, each at p < 0.017: 5 % overall" in told
+    assert "98.3 % interval" in ended.out
     found = json.loads(ended.out)["until"]
     assert found["look"]["number"] == 1
     assert found["n"] == [6, 3], "the seeds of the look, of the ten that are there"
