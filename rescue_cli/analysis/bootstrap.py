@@ -22,7 +22,9 @@ def task_of(arrays: Arrays) -> Literal["detection", "segmentation"] | None:
     return "segmentation" if "counts" in arrays else None
 
 
-def bootstrap_difference(a: Arrays, b: Arrays, draws: int = DRAWS) -> dict[str, Any]:
+def bootstrap_difference(
+    a: Arrays, b: Arrays, level: float = LEVEL, draws: int = DRAWS
+) -> dict[str, Any]:
     """b's score less a's with images resampled, the same for both (paired bootstrap, Efron 1979).
 
     Percentile intervals are too narrow for few images; here the percentiles are expanded to those
@@ -42,7 +44,7 @@ def bootstrap_difference(a: Arrays, b: Arrays, draws: int = DRAWS) -> dict[str, 
     drawn = rng.multinomial(count, np.full(count, 1 / count), size=draws)
     differences = np.array([second.score(times) - first.score(times) for times in drawn])
     wide = math.sqrt(count / (count - 1))
-    tail = float(ndtr(-wide * t_quantile(count - 1, LEVEL)))
+    tail = float(ndtr(-wide * t_quantile(count - 1, level)))
     low, high = np.quantile(differences, [tail, 1 - tail])
     beyond = max(min((differences <= 0).mean(), (differences >= 0).mean()), 1 / draws)
     p = 2 * float(stdtr(count - 1, ndtri(beyond) / wide))

@@ -63,7 +63,7 @@ def _networks(pair: Mapping[str, Any], level: float) -> str:
 def _evaluations(pair: Mapping[str, Any], level: float) -> str:
     """For one network, evaluated in two ways on the same images."""
     if pair["p"] >= level:
-        return f"No significant difference, of one network, between {_leads(pair)}."
+        return f"No significant difference between {_leads(pair, ', of one network')}."
     better, worse = _better_and_worse(pair)
     return (
         f"On these images {better} is better than {worse} by {_size(pair)}: one network, evaluated "
@@ -73,13 +73,11 @@ def _evaluations(pair: Mapping[str, Any], level: float) -> str:
 
 def _without_test(pair: Mapping[str, Any], _level: float) -> str:
     (a, b), (first, second) = _names(pair), pair["n"]
-    runs = "one run each" if first == second == 1 else f"{first} and {second} runs"
+    differ = f"{a} and {b} differ by {abs(pair['difference']):.2f} points"
     if not all(pair["counted"]):
-        runs = "of how many runs is not known"
-    return (
-        f"{a} and {b} differ by {abs(pair['difference']):.2f} points; {runs}: "
-        "without a spread no test is possible."
-    )
+        return f"{differ}; without the numbers of their runs no test is possible."
+    runs = "one run each" if first == second == 1 else f"{first} and {second} runs"
+    return f"{differ}; {runs}: without a spread no test is possible."
 
 
 def _caveats(pair: Mapping[str, Any]) -> list[str]:
@@ -142,12 +140,12 @@ def _length(epochs: float) -> str:
     return "1 epoch" if epochs == 1 else f"{epochs:.4g} epochs"
 
 
-def _leads(pair: Mapping[str, Any]) -> str:
-    """Both names, and which is higher by how much."""
+def _leads(pair: Mapping[str, Any], what: str = "") -> str:
+    """Both names, what they are, and which is higher by how much."""
     a, b = _names(pair)
     if round(pair["difference"], 2) == 0:
-        return f"{a} and {b}: {_size(pair)}"
-    return f"{a} and {b}: {_better_and_worse(pair)[0]} is higher by {_size(pair)}"
+        return f"{a} and {b}{what}: {_size(pair)}"
+    return f"{a} and {b}{what}: {_better_and_worse(pair)[0]} is higher by {_size(pair)}"
 
 
 def _better_and_worse(pair: Mapping[str, Any]) -> tuple[str, str]:

@@ -362,7 +362,7 @@ def _test_networks(case: _Case, level: float) -> dict[str, Any]:
     noise = None if same else abs(b.sample.mean - a.sample.mean) / CHANCE
     networks = {"about": "evaluations" if same else "networks", "seed_noise": noise}
     if tasks[0] is not None:
-        test = bootstrap_difference(arrays[0], arrays[1])
+        test = bootstrap_difference(arrays[0], arrays[1], level)
         return {**networks, **test} if "p" in test else test
     first, second = (correct_predictions(each) for each in arrays)
     if len(first) != len(second):
@@ -396,6 +396,8 @@ def _clip_at_zero(pair: dict[str, Any], level: float) -> None:
     Holm's test rejects more than Bonferroni's intervals exclude; clipped, the intervals are
     simultaneous with its claims (Guilbaud 2008).
     """
+    if pair["low"] is None or pair["p"] >= level or "images" in pair:
+        return  # of McNemar's test p and interval are not of one statistic
     end, sign = ("low", 1) if pair["difference"] > 0 else ("high", -1)
-    if pair["low"] is not None and pair["p"] < level and sign * pair[end] < 0:
+    if sign * pair[end] < 0:
         pair |= {end: 0.0, "clipped": True}

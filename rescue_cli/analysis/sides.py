@@ -262,14 +262,15 @@ def _run(text: str, path: Path) -> Side:
     value = score(result)
     sets = {name: {seed: score(each)} for name, each in by_measurement(result["sets"]).items()}
     network, trained = _network(path, result)
+    images = _images_of(path, result["sets"])
     return Side(
         text,
         sample([value]),
         {seed: value},
         {seed: path},
-        _images(path, result["sets"][0], result["sets"]),
+        next(iter(images.values())),
         sets,
-        _images_of(path, result["sets"]),
+        images,
         row=_first_of_several(list(sets)),
         epochs=_epochs(result, trained),
         networks={seed: network},
@@ -296,16 +297,16 @@ def side_of_sweep(text: str, sweep: Sweep) -> Side:
     values = {seed: score(result) for seed, result in sweep.results.items()}
     first = next(iter(sweep.results.values()))
     paths = {seed: path / f"{PREFIX}{seed}" for seed in values}
-    one = next(iter(paths.values()))
+    images = _images_of(next(iter(paths.values())), first["sets"])
     networks = {seed: _network(paths[seed], result) for seed, result in sweep.results.items()}
     return Side(
         text,
         sample(list(values.values())),
         values,
         paths,
-        _images(one, first["sets"][0], first["sets"]),
+        next(iter(images.values())),
         {name: sweep.values(name) for name in sweep.measurements},
-        _images_of(one, first["sets"]),
+        images,
         {seed: run.how for seed, run in sweep.missing.items()},
         folder=path,
         row=_first_of_several(sweep.measurements),

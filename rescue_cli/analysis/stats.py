@@ -58,7 +58,7 @@ class Difference:
     error: float | None = None  # the standard error; None where no spread is known
     freedom: float | None = None
     std: float | None = None  # of single runs, pooled; of the differences where they are paired
-    planned: "Spread | None" = None  # to plan as many runs of each with
+    planned: Spread | None = None  # to plan as many runs of each with
     borrowed: bool = False  # one side is a single run, assumed to scatter like the other
 
     @property

@@ -52,8 +52,8 @@ def show_rounds(rounds: int) -> Iterable[int]:
 
 
 def alternate(things: Iterable[Thing], rounds: int) -> Iterator[Thing]:
-    """All of them in each round, in turn from the last to the first and from the first to the last,
-    so that no other work on the machine is at the cost of always the same one.
+    """All of them in each round, in an order that is reversed from round to round, so that other
+    work on the machine does not always slow the same one.
     """
     order = list(things)
     for number in show_rounds(rounds):

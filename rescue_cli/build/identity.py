@@ -258,7 +258,6 @@ def compare_test_sets(recipe: Recipe, data: Dataset) -> list[str]:
     """
     faults: list[str] = []
     notes: list[str] = []
-    key = "holdout"
     file = Path(str(recipe.model.weights))
     run = RunDirectory(file.parent)
     of_run = file == run.weights and run.recipe.is_file()
@@ -275,13 +274,12 @@ def compare_test_sets(recipe: Recipe, data: Dataset) -> list[str]:
                 held = name.startswith("holdout")
                 part = known is not None and _is_part(now.splits[name], known.splits[name])
                 (faults if held and not part else notes).append(text)
-                if name == HELD_OUT["test_holdout"]:
-                    key = "test_holdout"
     _, faults = distributed.merge_over_ranks(0, faults)
     if faults:
+        keys = " ".join(f"data.{key}=0" for key in HELD_OUT if getattr(recipe.data, key))
         raise DataError(
             f"{faults[0]}. It may have been trained on some of these. Restore the images, or name "
-            f"a test set: data.{key}=0 data.test_root=DIR."
+            f"a test set: {keys} data.test_root=DIR."
         )
     return notes
 

@@ -111,6 +111,14 @@ def _run(stack: contextlib.ExitStack) -> None:
     except typer.TyperException as error:
         _print_error(error)
         sys.exit(2)
+    except RuntimeError as error:
+        if "operator torchvision::" not in str(error):
+            raise
+        note(
+            f"error: torchvision is not built for this torch ({error}). Install both from one "
+            "place: pip install --force-reinstall torch torchvision"
+        )
+        sys.exit(1)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)

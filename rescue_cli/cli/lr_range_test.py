@@ -115,8 +115,8 @@ def lr_range_test(
         steps, points = SMOKE_STEPS, min(points, SMOKE_STEPS)
     if not resolved.data.holdout:
         notes.append(
-            "losses are of the test images, which the rate is then chosen by; with data.holdout=N "
-            "of N training images that are held out"
+            "the rate is chosen by the loss on the test images; data.holdout=N holds out N "
+            "training images in their place"
         )
     if on is Where.local:
         notes += (f"warning: {text}" for text in check_precision(resolved.train.precision, where))

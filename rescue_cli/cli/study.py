@@ -92,9 +92,7 @@ def study(
     budget: Annotated[
         float | None, typer.Option(help="Start no run after this many hours.")
     ] = None,
-    plan: Annotated[
-        bool, typer.Option("--plan", "--dry-run", help="Print the cost; run nothing.")
-    ] = False,
+    plan: Plan = False,
     images_per_second: Annotated[
         float | None, typer.Option(help="With --plan: print the hours at this speed.", min=0.001)
     ] = None,
@@ -127,7 +125,7 @@ def study(
     given = overrides or []
     if subset is not None:
         given = [*given, subset_override(subset, given)]
-    part = "-smoke" if loaded.smoke else "" if subset is None else "-subset"
+    part = "-smoke" if smoke else "" if subset is None else "-subset"
     folder = check_folder(out or Path("runs", "study", f"{loaded.name}{part}"))
     chosen = parse_rows(loaded, only)
     if not table:

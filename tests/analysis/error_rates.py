@@ -260,7 +260,7 @@ def scene_bootstrap(count: int, trials: int, draws: int) -> Rate:
 
     def claims(rng: np.random.Generator) -> bool:
         counts = [_segmented(rng, shared) for shared in [_drawn(rng, count)] * 2]
-        found = bootstrap_difference({"counts": counts[0]}, {"counts": counts[1]}, draws)
+        found = bootstrap_difference({"counts": counts[0]}, {"counts": counts[1]}, draws=draws)
         return "p" in found and found["p"] < 0.05
 
     return over(0.05, trials, claims)

@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from rescue_cli.analysis.study import study_files
+from rescue_cli.cli import main
 from rescue_cli.recipe import SECTIONS, find, load, names
 from tests.conftest import Ended, Rescue
 
@@ -421,3 +422,25 @@ def test_an_evaluation_counts_its_batches_on_a_terminal_and_nowhere_else(
     noted = rescue("eval", "run", "eval.batch_size=4").err
     last = [line for line in noted.splitlines() if "batches evaluated" in line][-1]
     assert re.search(r"(\d+) of \1 batches evaluated", last)
+
+
+def test_a_torchvision_of_another_torch_is_told_with_the_cure(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(**_: object) -> None:
+        raise RuntimeError("operator torchvision::nms does not exist")
+
+    monkeypatch.setattr(sys.modules["rescue_cli.cli"], "app", broken)
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 1
+    assert "error: torchvision is not built for this torch" in capsys.readouterr().err
+
+
+def test_other_faults_of_ours_are_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(**_: object) -> None:
+        raise RuntimeError("of another kind")
+
+    monkeypatch.setattr(sys.modules["rescue_cli.cli"], "app", broken)
+    with pytest.raises(RuntimeError, match="of another kind"):
+        main()

@@ -166,6 +166,10 @@ def test_a_bootstrap_finds_the_better_of_two_and_no_difference_of_equals() -> No
     )
     assert found["low"] > 10
     assert found["p"] < 0.002  # no draw of 4,000 is on the other side
+    wider = bootstrap.bootstrap_difference(
+        {"counts": worse, "classes": classes}, {"counts": better, "classes": classes}, 0.05 / 6
+    )
+    assert wider["low"] < found["low"] < found["high"] < wider["high"]
     same = bootstrap.bootstrap_difference(
         {"counts": worse, "classes": classes}, {"counts": worse, "classes": classes}
     )

@@ -84,7 +84,7 @@ def note_contradictions(train: Split) -> list[str]:
         return []
     more = f" ({len(pairs) - 1:,} more)" if len(pairs) > 1 else ""
     return [
-        f"warning: one image in two classes{more}: {' and '.join(pairs[0])}. Remove the wrong one."
+        f"warning: one image in two classes{more}: {' and '.join(pairs[0])}. Remove one of them."
     ]
 
 
