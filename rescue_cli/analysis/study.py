@@ -15,7 +15,7 @@ from rescue_cli.analysis.consistency import (
     check_same_test,
     read_procedures,
 )
-from rescue_cli.analysis.sides import Side, load_side
+from rescue_cli.analysis.sides import Images, Side, load_side
 from rescue_cli.analysis.stats import Sample, sample, welch_test
 from rescue_cli.errors import UsageError, did_you_mean
 from rescue_cli.metrics.names import METRICS, score
@@ -200,8 +200,9 @@ def table_rows(
     `measured`: mean, std and n of the finished runs in `folder`, else of those on record with
     exactly these changes, and `p`, Welch's t-test against the paper's figure; None without runs.
     `recorded`: whether they are those on record. `partial`: whether they took a part of the images
-    that the study does not name; such runs have no p. `runs`: how the planned runs of the folder
-    ended. `seconds_train`: the mean of finished runs.
+    that the study does not name; such runs have no p. `images`: what they were tested on, none
+    without runs. `runs`: how the planned runs of the folder ended. `seconds_train`: the mean of
+    finished runs.
     """
     rows = []
     for number, (cell, recipe) in enumerate(resolve_cells(study, overrides), 1):
@@ -212,17 +213,17 @@ def table_rows(
             study, cell, folder / row_folder(number), results
         )
         seconds = [float(result["seconds_train"]) for result in results.values()]
+        shown = list(results.values()) or _on_record(recipe)
         rows.append(
             {
                 "row": number,
                 "recipe": cell.recipe,
                 "columns": _columns(study, cell, recipe),
                 "paper": cell.paper,
-                "measured": None
-                if recipe is None
-                else _summarize_results(cell, recipe, list(results.values()), partial=partial),
+                "measured": _summarize_results(cell, shown, partial=partial),
                 "recorded": recipe is not None and not results,
                 "partial": partial,
+                "images": list(dict.fromkeys(map(_test_images, shown))),
                 "runs": missing_to_json(len(results), missing),
                 "seconds_train": sum(seconds) / len(seconds) if seconds else None,
             }
@@ -287,6 +288,27 @@ def format_value(value: Any) -> str:
     return "-" if value is None else str(value)
 
 
+def tested_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What the rows were tested on: `rows 1 to 3, 5: tested on cifar10 test (10,000 images)`."""
+    every = dict.fromkeys(images for row in rows for images in row["images"])
+    return [
+        f"{name_rows([row for row in rows if images in row['images']])}: tested on {images}"
+        for images in every
+    ]
+
+
+def name_rows(rows: Sequence[Mapping[str, Any]]) -> str:
+    """`row 1`, or `rows 1 to 3, 5`."""
+    spans: list[list[int]] = []
+    for number in (row["row"] for row in rows):
+        if spans and number == spans[-1][-1] + 1:
+            spans[-1].append(number)
+        else:
+            spans.append([number])
+    texts = [", ".join(map(str, s)) if len(s) < 3 else f"{s[0]} to {s[-1]}" for s in spans]
+    return f"row{'s' * (len(rows) > 1)} {', '.join(texts)}"
+
+
 def row_folder(number: int) -> str:
     """The name of a row's folder in the study's folder."""
     return f"{number:02d}"
@@ -314,12 +336,23 @@ def _at(tree: Any, path: str) -> Any:
     return tree
 
 
+def _on_record(recipe: Recipe | None) -> Sequence[Mapping[str, Any]]:
+    """The results on record of a recipe with exactly its changes."""
+    if recipe is None:
+        return []
+    changed = records.changed_keys(recipe)
+    return records.recorded_results(recipe.name, {k: list(v) for k, v in changed.items()})
+
+
+def _test_images(result: Mapping[str, Any]) -> str:
+    """`cifar10 test (10,000 images)`."""
+    protocol = result["protocol"]
+    return str(Images(protocol["data"], protocol["set"], int(result["count"])))
+
+
 def _summarize_results(
-    cell: Cell, recipe: Recipe, results: Sequence[Mapping[str, Any]], *, partial: bool
+    cell: Cell, results: Sequence[Mapping[str, Any]], *, partial: bool
 ) -> dict[str, Any] | None:
-    if not results:
-        changed = records.changed_keys(recipe)
-        results = records.recorded_results(recipe.name, {k: list(v) for k, v in changed.items()})
     if not results:
         return None
     metric = next((metric for metric in cell.paper if metric in METRICS), None)

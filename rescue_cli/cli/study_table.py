@@ -11,6 +11,8 @@ from rescue_cli.analysis.study import (
     ComparedRows,
     Study,
     format_value,
+    name_rows,
+    tested_lines,
 )
 from rescue_cli.cli import common
 from rescue_cli.formatting import flop_count, format_seconds
@@ -32,7 +34,7 @@ def print_study(study: Study, rows: Rows, compared: ComparedRows, *, as_json: bo
         return
     out = common.console()
     out.print(_table(rows))
-    out.print(_legend(study, metrics=any(row["paper"] for row in rows)))
+    out.print(_legend(study, rows))
     for line in (*_origin_lines(rows), *_missing_lines(rows)):
         out.print(line)
     if compared.pairs:
@@ -43,8 +45,9 @@ def _table(rows: Rows) -> Table:
     metrics = list(dict.fromkeys(metric for row in rows for metric in row["paper"]))
     names = [METRICS.get(metric, f"{metric.replace('seed0', 'seed 0')} %") for metric in metrics]
     words = list(rows[0]["columns"])
-    last = "p" if metrics else "time (s)"
-    headings = ["row", *words, *(f"paper {name}" for name in names), "measured %", last]
+    timed = not metrics and any(row["seconds_train"] is not None for row in rows)
+    last = ["p"] if metrics else ["time (s)"] * timed
+    headings = ["row", *words, *(f"paper {name}" for name in names), "measured %", *last]
     cells = []
     for row in rows:
         figures = [row["paper"].get(metric) for metric in metrics]
@@ -55,7 +58,7 @@ def _table(rows: Rows) -> Table:
                 *(format_value(value) for value in row["columns"].values()),
                 *("-" if figure is None else f"{figure:.2f}" for figure in figures),
                 _format_result(row),
-                _chance(measured) if metrics else _seconds(row),
+                *([_chance(measured)] if metrics else [_seconds(row)] * timed),
             ]
         )
     return common.table(headings, cells, words=words)
@@ -70,12 +73,12 @@ def _format_result(row: Mapping[str, Any]) -> str:
 
 
 def _origin_lines(rows: Rows) -> list[str]:
-    """Which rows were not run here, and which on a part of the images."""
-    lines = []
+    """What the rows were tested on; which were not run here, and which on a part of the images."""
+    lines = tested_lines(rows)
     measured = [row for row in rows if row["measured"] is not None]
     for words, key in (("on record", "recorded"), ("on a part of the images", "partial")):
-        if chosen := [str(row["row"]) for row in measured if row[key]]:
-            lines.append(f"row{'s' * (len(chosen) > 1)} {', '.join(chosen)}: {words}")
+        if chosen := [row for row in measured if row[key]]:
+            lines.append(f"{name_rows(chosen)}: {words}")
     return lines
 
 
@@ -97,16 +100,18 @@ def _seconds(row: Mapping[str, Any]) -> str:
     return "-" if row["seconds_train"] is None else format_seconds(row["seconds_train"])
 
 
-def _legend(study: Study, *, metrics: bool) -> str:
+def _legend(study: Study, rows: Rows) -> str:
     source = "" if study.paper is None else f"{study.source}. "
-    measured = "measured: mean ± standard deviation (runs), last epoch."
-    if not metrics:
-        return f"{source}{measured} time (s): training time, mean of the runs."
-    return (
-        f"{source}{measured} p: the probability of a difference from the paper at least this "
-        "large if the two are equal (Welch's t-test, each row by itself; a side without a "
-        "std is assumed to vary as much as the other). A large p does not show that they agree."
-    )
+    measured = f"{source}measured: mean ± standard deviation (runs), last epoch."
+    if any(row["paper"] for row in rows):
+        return (
+            f"{measured} p: the probability of a difference from the paper at least this "
+            "large if the two are equal (Welch's t-test, each row by itself; a side without a "
+            "std is assumed to vary as much as the other). A large p does not show that they agree."
+        )
+    if any(row["seconds_train"] is not None for row in rows):
+        return f"{measured} time (s): training time, mean of the runs."
+    return measured
 
 
 def print_costs(

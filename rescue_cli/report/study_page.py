@@ -6,7 +6,7 @@ from typing import Any
 
 from rescue_cli.analysis.stats import PERCENT as RANGE
 from rescue_cli.analysis.stats import Sample, t_interval
-from rescue_cli.analysis.study import format_value
+from rescue_cli.analysis.study import format_value, tested_lines
 from rescue_cli.analysis.study_runs import FILE
 from rescue_cli.errors import DataError
 from rescue_cli.formatting import format_seconds
@@ -35,12 +35,12 @@ FIGURES = Rule(
     "percentages by name", lambda v: MAPPING.holds(v) and all(map(NUMBER.holds, v.values()))
 )
 REASONS = Rule("strings by name", lambda v: MAPPING.holds(v) and all(map(TEXT.holds, v.values())))
+TEXTS = Rule("a list of strings", lambda v: LIST.holds(v) and all(map(TEXT.holds, v)))
 ROW = {
     "row": COUNT, "recipe": TEXT.or_null(), "paper": FIGURES, "measured": MAPPING.or_null(),
-    "seconds_train": POSITIVE.or_null(), "runs": MAPPING,
+    "seconds_train": POSITIVE.or_null(), "runs": MAPPING, "images": TEXTS,
     "columns": Rule("a non-empty object", lambda v: MAPPING.holds(v) and bool(v)),
 }  # fmt: skip
-TEXTS = Rule("a list of strings", lambda v: LIST.holds(v) and all(map(TEXT.holds, v)))
 RUNS = {"n": STEP, "diverged": REASONS, "failed": REASONS, "not_run": LIST}
 MEASURED = {
     "mean": PERCENT, "std": POSITIVE.or_null(), "n": COUNT, "p": PERCENT.or_null(),
@@ -107,6 +107,7 @@ def study_section(path: Path) -> dict[str, Any]:
         "total": len(rows),
         "headings": headings,
         "rows": cells,
+        "tested": tested_lines(rows),
         "has_paper": any(row["paper"] for row in rows),
         "pairs": study["pairs"],
         "command": study["command"],
