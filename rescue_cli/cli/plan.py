@@ -20,6 +20,7 @@ from rescue_cli.cli.common import (
     RecipeName,
     With,
 )
+from rescue_cli.errors import UsageError
 from rescue_cli.formatting import flop_count, format_count, significant
 from rescue_cli.recipe import Recipe
 from rescue_cli.recipe.own import describe_code
@@ -55,6 +56,11 @@ def plan(
     for line in [*changed.notes, *resolved.notes]:
         note(line)
     resolved.demand_classification("plan")
+    if resolved.fits_head:
+        raise UsageError(
+            f"plan: {resolved.name} has no steps to plan: each image passes the frozen network "
+            "once, and a classifier is fitted to its features. Run it, or plan transfer-linear."
+        )
     estimated = estimate_cost(resolved, gpus, prices)
     if gpu_memory is not None:
         warning = memory_warning(resolved, estimated["peak_memory_mb"], gpu_memory, gpus)

@@ -218,3 +218,9 @@ def test_an_epoch_has_the_images_that_are_there(rescue: Rescue, tmp_path: Path) 
     assert (there["training_images"], there["steps_per_epoch"]) == (10, 5)
     elsewhere = [f"data.root={tmp_path / 'nowhere'}", *words[1:]]
     assert epoch_length(load("pytorch", elsewhere)) == 1_281_167 // 2
+
+
+def test_a_head_that_is_fitted_has_no_steps_to_plan(rescue: Rescue) -> None:
+    ended = rescue("plan", "--recipe", "transfer-probe", "data.name=fashion-mini")
+    assert ended.code == 2
+    assert "transfer-probe has no steps to plan" in ended.err
