@@ -91,10 +91,11 @@ def _caveats(pair: Mapping[str, Any]) -> list[str]:
     if incomplete:
         caveats.append(f"Only finished runs are compared: {' and '.join(incomplete)}.")
     if pair["skewed"] and pair["p"] is not None:
-        caveats.append(
-            f"Skewed: {' and '.join(pair['skewed'])}. p is the larger of the t-test's and the "
-            "permutation test's; see the medians."
-        )
+        settled = "p is the larger of the t-test's and the permutation test's, and the interval "
+        settled += "what neither rejects"
+        if not pair["settled"]:
+            settled = "The t-test's p may be wrong, and no permutation test can settle it"
+        caveats.append(f"Skewed: {' and '.join(pair['skewed'])}. {settled}; see the medians.")
     return caveats
 
 

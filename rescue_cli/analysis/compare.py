@@ -9,6 +9,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import numpy as np
+
 from rescue_cli.analysis import claims
 from rescue_cli.analysis.accuracy import accuracy_interval
 from rescue_cli.analysis.bootstrap import bootstrap_difference, task_of
@@ -34,6 +36,7 @@ from rescue_cli.analysis.stats import (
     paired_proportions_interval,
     paired_t_test,
     pearson_r,
+    permutation_interval,
     probability_of_superiority,
     sign_flip_test,
     t_interval,
@@ -217,19 +220,25 @@ def _pair(case: _Case, level: float, want: float | None) -> dict[str, Any]:
     """The stable keys of `--json` for one pair."""
     a, b = case.a, case.b
     test, how = _test(a, b, case.pairing)
-    low, high = test.interval(level) or (None, None)
+    bounds = test.interval(level)
     samples = _samples(case, test)
     skewed = [name for name, values in samples.items() if is_skewed(values)]
-    permuted = _permutation_p(list(samples.values()), paired=test.paired, always=bool(skewed))
+    permutation = _permutation_test(list(samples.values()), LEVEL, paired=test.paired)
+    deciding, p = None, test.p
+    if skewed and p is not None and bounds is not None:
+        deciding = _permutation_test(list(samples.values()), level, paired=test.paired)
+        if deciding is not None:
+            p = max(p, deciding(0.0))
+            bounds = permutation_interval(deciding, bounds, level)
     pair: dict[str, Any] = {
         "a": a.name,
         "b": b.name,
         "set": case.set,
         "difference": test.mean,
-        "low": low,
-        "high": high,
-        "p": test.p,
-        "permutation_p": permuted,
+        "low": bounds and bounds[0],
+        "high": bounds and bounds[1],
+        "p": p,
+        "permutation_p": permutation and permutation(0.0),
         "cohens_dz" if test.paired else "cohens_d": test.effect,
         "n": list(test.n),
         "runs": [format_planned(side.sample.n, side.missing.values()) for side in (a, b)],
@@ -248,6 +257,7 @@ def _pair(case: _Case, level: float, want: float | None) -> dict[str, Any]:
         "how": how,
         "about": "nothing" if test.p is None else "assumed" if test.borrowed else "recipes",
         "skewed": skewed,
+        "settled": deciding is not None,
         "correlation": _correlation(a, b),
         "superiority": _superiority(a, b),
         "middles": {
@@ -256,8 +266,6 @@ def _pair(case: _Case, level: float, want: float | None) -> dict[str, Any]:
         "diverged": _compare_divergence(a, b),
         "equal": {what: _at_equal(case, what) for what in ("epoch", "seconds")},
     }
-    if test.p is not None and skewed and permuted is not None:
-        pair["p"] = max(test.p, permuted)
     if test.borrowed:
         alone, other = (b, a) if b.sample.std is None else (a, b)
         runs = alone.sample.n if alone.counts_runs else None
@@ -298,19 +306,21 @@ def _samples(case: _Case, test: Difference) -> dict[str, list[float]]:
     return {f"the runs of {side.name}": list(side.values.values()) for side in known}
 
 
-def _permutation_p(
-    samples: Sequence[Sequence[float]], *, paired: bool, always: bool
-) -> float | None:
-    """The p of a permutation test, where the runs of both sides are known.
+def _permutation_test(
+    samples: Sequence[Sequence[float]], level: float, *, paired: bool
+) -> Callable[[float], float] | None:
+    """The p of a permutation test, given the assumed difference.
 
-    None where so few runs cannot reach a p below the level, unless `always`.
+    None where the runs of a side are not known, or are so few that no p is below the level.
     """
     if len(samples) < 2 and not paired:
         return None
     arrangements = 2 ** len(samples[0]) if paired else comb(sum(map(len, samples)), len(samples[0]))
-    if 2 / arrangements >= LEVEL and not always:
+    if 2 / arrangements >= level:
         return None
-    return sign_flip_test(samples[0]) if paired else two_sample_permutation_test(*samples)
+    if paired:
+        return lambda assumed: sign_flip_test(np.subtract(samples[0], assumed))
+    return lambda assumed: two_sample_permutation_test(samples[0], np.subtract(samples[1], assumed))
 
 
 def _correlation(a: Side, b: Side) -> float | None:

@@ -1,7 +1,7 @@
 """Statistics of samples of runs: intervals, t-tests, power, permutation tests; by scipy."""
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from itertools import combinations
@@ -26,6 +26,7 @@ NORMAL_95 = 1.959964  # standard errors: half of a 95 % interval for a known sta
 MOST = 1_000_000  # runs
 EXACT = 20_000  # arrangements up to which a permutation test enumerates all
 DRAWS = 20_000  # normal samples that a skewness is compared with
+FEWEST_SKEWED = 5  # values that may be called skewed
 SKEWED = 0.99  # quantile of the skewness of normal samples, beyond which one is reported
 EDGE = 1e-9
 BLOCK = 2**20  # numbers of a permutation test or a simulation that are in memory at a time
@@ -432,10 +433,11 @@ def is_skewed(values: Floats) -> bool:
     """Whether the sample is more skewed than 99 % of normal samples of its size.
 
     The error rates of a t-test and its interval are then not as stated; the usual cause is a few
-    seeds that nearly diverge. False for two values, and for equal ones.
+    seeds that nearly diverge. False for equal values, and for fewer than 5: an accuracy is a count
+    of images, and two equal ones of three are as skewed as three values can be.
     """
     runs = np.asarray(values, dtype=np.float64)
-    if len(runs) < 3 or np.ptp(runs) == 0:
+    if len(runs) < FEWEST_SKEWED or np.ptp(runs) == 0:
         return False
     return bool(abs(_skewness(runs[None])[0]) > _skewness_bound(len(runs)))
 
@@ -523,6 +525,31 @@ def two_sample_permutation_test(a: Floats, b: Floats) -> float:
         np.count_nonzero(under_null >= observed - rounding) + drawn,
     )
     return float(min(1.0, 2 * min(tails) / (len(under_null) + drawn)))
+
+
+def permutation_interval(
+    test: Callable[[float], float], inside: tuple[float, float], level: float
+) -> tuple[float, float]:
+    """The differences that neither a permutation test nor another interval rejects.
+
+    Args:
+        test: The permutation test's p, given the difference that is assumed to be the true one.
+        inside: The other interval, from whose ends the search goes outwards.
+        level: Of the test.
+    """
+    middle, width = sum(inside) / 2, inside[1] - inside[0]
+    ends = []
+    for kept in inside:
+        step = math.copysign(width, kept - middle)
+        out = kept
+        while test(out) >= level:
+            kept, out = out, out + step
+            step *= 2
+        while abs(out - kept) > width / 200:
+            between = (kept + out) / 2
+            kept, out = (between, out) if test(between) >= level else (kept, between)
+        ends.append(kept)
+    return ends[0], ends[1]
 
 
 @lru_cache(maxsize=4)

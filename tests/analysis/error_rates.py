@@ -68,6 +68,11 @@ def normal(rng: np.random.Generator, n: int) -> NDArray[np.float64]:
     return rng.normal(90, 0.3, n)
 
 
+def counted(rng: np.random.Generator, n: int) -> NDArray[np.float64]:
+    """Normal runs, tested on so few images that results repeat: one is two thirds of the std."""
+    return np.round(normal(rng, n) / 0.2) * 0.2
+
+
 def minority(rng: np.random.Generator, n: int) -> NDArray[np.float64]:
     """One run in ten nearly diverges: it ends 3 points, ten standard deviations, lower."""
     return rng.normal(90, 0.3, n) - 3 * (rng.random(n) < 0.1)
@@ -158,6 +163,16 @@ def claimed(draw: Draw, n: int, trials: int, more: int = 1) -> Rate:
         return " is better than " in pair["claim"]
 
     return over(0.05, trials, claims)
+
+
+def found(draw: Draw, n: int, trials: int) -> Rate:
+    """Claims of `compare` for a recipe that is six standard deviations better."""
+
+    def claims(rng: np.random.Generator) -> bool:
+        (pair,) = compare_pairs([side("a", draw(rng, n)), side("b", draw(rng, n) + 1.8)])
+        return "b is better than " in pair["claim"]
+
+    return over(0.95, trials, claims)
 
 
 def warned(draw: Draw, n: int, trials: int) -> Rate:
@@ -377,6 +392,9 @@ def by_runs(trials: int) -> Iterator[tuple[str, float, list[Rate | None]]]:
     yield line("- 3 times the runs", 5, lambda n: claimed(minority, n, few, more=3), most=10)
     yield line("compare, log-normal errors", 5, lambda n: claimed(lognormal, n, few), most=10)
     yield line("- 3 times the runs", 5, lambda n: claimed(lognormal, n, few, more=3), most=10)
+    yield line("compare, few test images", 5, lambda n: claimed(counted, n, few), most=10)
+    yield line("- b 6 stds above: claimed", 95, lambda n: found(counted, n, few), least=3,
+               most=10)  # fmt: skip
     yield line("called skewed: normal runs", 1, lambda n: warned(normal, n, trials), least=3)
     yield line("called skewed: a diverging tenth", 1, lambda n: warned(minority, n, trials),
                least=3)  # fmt: skip

@@ -32,11 +32,20 @@ def test_error_rates_and_coverage_are_nominal(n: int) -> None:
         assert holds(rate), rate
 
 
-@pytest.mark.parametrize("draw", [error_rates.normal, error_rates.minority, error_rates.lognormal])
+@pytest.mark.parametrize(
+    "draw",
+    [error_rates.normal, error_rates.counted, error_rates.minority, error_rates.lognormal],
+)
 def test_compare_keeps_its_level_for_skewed_runs(draw: error_rates.Draw) -> None:
     for n in (3, 5):
         assert holds(error_rates.claimed(draw, n, 200)), n
         assert holds(error_rates.claimed(draw, n, 200, more=3)), n
+
+
+@pytest.mark.parametrize("n", [3, 4, 5])
+def test_compare_claims_a_large_difference_where_accuracies_repeat(n: int) -> None:
+    """Of three accuracies two are often equal, which is no skewness."""
+    assert holds(error_rates.found(error_rates.counted, n, 300))
 
 
 def test_claims_and_intervals_of_four_sweeps_are_simultaneous() -> None:

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from rescue_cli.analysis.stats import (
     mcnemar_test,
     paired_proportions_interval,
     paired_t_test,
+    permutation_interval,
     probability_of_superiority,
     runs_needed,
     sample,
@@ -271,6 +273,42 @@ def test_skewed_runs_are_reported_and_tested_by_permutation() -> None:
     assert not is_skewed(steady)
     assert not is_skewed([90.0, 91.0])
     assert not is_skewed([90.0] * 5)
+
+
+def _compared(a: list[float], b: list[float]) -> dict[str, Any]:
+    named = {"a": a, "b": b}
+    (pair,) = compare_pairs(
+        [Side(name, sample(runs), dict(enumerate(runs))) for name, runs in named.items()]
+    )
+    return pair
+
+
+def test_two_equal_seeds_of_three_do_not_stand_in_the_way_of_a_claim() -> None:
+    pair = _compared([90.7, 90.7, 91.4], [60.1, 61.4, 62.9])
+    assert (pair["skewed"], pair["permutation_p"]) == ([], None)
+    assert pair["claim"].startswith("a is better than b by ")
+
+
+@pytest.mark.parametrize("n", [5, 6, 9])
+def test_of_skewed_runs_the_interval_says_what_p_says(n: int) -> None:
+    """Over differences about those that are just significant, where the two tests disagree."""
+    rng, disagreed = np.random.default_rng(n), 0
+    for shift in np.linspace(0.2, 3, 30):
+        a = [*rng.normal(90, 0.1, n - 1), 88.0]
+        pair = _compared(a, list(rng.normal(90, 0.1, n) + shift))
+        assert pair["settled"], "skewed, and enough runs"
+        assert (pair["low"] > 0) == (pair["p"] < 0.05), shift
+        disagreed += pair["p"] == pair["permutation_p"]
+    assert 0 < disagreed < 30, "both tests decide sometimes"
+
+
+def test_an_interval_by_permutation_holds_what_the_test_does_not_reject() -> None:
+    a, b = np.array([89.9, 90.3, 90.0, 90.2, 87.0]), np.array([91.0, 90.6, 91.2, 90.9, 91.1])
+    low, high = permutation_interval(
+        lambda assumed: two_sample_permutation_test(a, b - assumed), (1.4, 1.5), 0.05
+    )
+    held = [d for d in np.arange(-2, 6, 0.01) if two_sample_permutation_test(a, b - d) >= 0.05]
+    assert (low, high) == pytest.approx((held[0], held[-1]), abs=0.011)
 
 
 def test_interquartile_mean_and_superiority_are_scipys() -> None:
