@@ -108,11 +108,15 @@ def _size(pair: Mapping[str, Any]) -> str:
         return f"{size} ({p})"
     sign = 1 if pair["difference"] > 0 else -1
     low, high = sorted((sign * pair["low"], sign * pair["high"]))
+    # Without the minus of -0.00
+    low, high = (round(bound, 2) + 0.0 for bound in (low, high))
     return f"{size} ({p}, {pair['confidence']:.3g} % interval {low:.2f} to {high:.2f})"
 
 
 def _power(pair: Mapping[str, Any]) -> str:
     """What these runs can detect."""
+    if pair["detectable"] > 100:
+        return "These runs detect no difference of accuracies in 4 of 5 cases."
     return (
         f"Smallest difference that these runs detect in 4 of 5 cases: {pair['detectable']:.2f} "
         "points."

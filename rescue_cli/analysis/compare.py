@@ -24,6 +24,7 @@ from rescue_cli.analysis.sides import (
     load_predictions,
 )
 from rescue_cli.analysis.stats import (
+    FEWEST_WELCH,
     LEVEL,
     NORMAL_95,
     PERCENT,
@@ -230,6 +231,8 @@ def _pair(case: _Case, level: float, want: float | None) -> dict[str, Any]:
         if deciding is not None:
             p = max(p, deciding(0.0))
             bounds = permutation_interval(deciding, bounds, level)
+    if bounds is not None:
+        bounds = max(bounds[0], -PERCENT[1]), min(bounds[1], PERCENT[1])
     pair: dict[str, Any] = {
         "a": a.name,
         "b": b.name,
@@ -289,10 +292,16 @@ def _test(a: Side, b: Side, pairing: Pairing) -> tuple[Difference, str]:
         first, second = ([side.values[seed] for seed in pairing.seeds] for side in (a, b))
         test = paired_t_test(first, second)
         if test.p is not None:
-            return test, f"paired t-test over seeds ({pairing.why})"
+            alone = {*a.values, *b.values} - {*pairing.seeds}
+            of = f"the {len(pairing.seeds)} common seeds" if alone else "seeds"
+            return test, f"paired t-test over {of} ({pairing.why})"
     why = "the differences of equal seeds have no spread" if pairing.seeds else pairing.why
     test = welch_test(a.sample, b.sample)
-    how = "" if test.p is None else "Welch's t-test" + (f" ({why})" if why else "")
+    if test.p is None:
+        return test, ""
+    how = "Welch's t-test" + (f" ({why})" if why else "")
+    if min(test.n) < FEWEST_WELCH and not test.borrowed:
+        how += ", with 1 degree of freedom, as 2 runs are too few for its approximation"
     return test, how
 
 

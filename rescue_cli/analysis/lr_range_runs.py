@@ -267,7 +267,8 @@ def _describe_rates(answer: RangeTestResult, ramp: Ramp) -> list[str]:
             lines.append(f"the largest stable rate is below {answer.bounded_above:.3g}")
         return lines
     return [
-        f"max_lr {answer.max_lr:.3g}, the largest stable rate",
+        f"max_lr {answer.max_lr:.3g}, the largest stable rate"
+        + ("" if answer.trusted else " by a turn that is not trusted"),
         f"min_lr {answer.min_lr:.3g}, a tenth (one cycle: {answer.max_lr / 20:.3g} to "
         f"{answer.max_lr / 10:.3g}; many cycles: {answer.max_lr / 4:.3g} to "
         f"{answer.max_lr / 3:.3g})",

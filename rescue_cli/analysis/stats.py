@@ -14,9 +14,8 @@ from numpy.typing import NDArray
 CONFIDENCE = 0.95
 LEVEL = 0.05  # of a single test
 PERCENT = (0.0, 100.0)  # the range of accuracies
-FEWEST = (
-    3  # runs; for fewer, Welch's degrees of freedom are too many, and the smaller n - 1 is used
-)
+# Runs; for fewer, Welch's degrees of freedom are too many, and the smaller n - 1 is used
+FEWEST_WELCH = 3
 NOISE = 1e-9  # relative: a smaller spread is rounding, and counts as 0
 Floats = Sequence[float] | NDArray[np.float64]
 POWER = 0.8
@@ -153,11 +152,12 @@ def mean_of_proportions_interval(
 def t_interval(
     of: Sample, within: tuple[float, float] = (-math.inf, math.inf)
 ) -> tuple[float, float] | None:
-    """95 % interval of the mean by Student's t; None for fewer than two runs.
+    """95 % interval of the mean by Student's t; None for fewer than two runs, and for equal ones,
+    which tell nothing of the spread.
 
     Clipped to `within`, the range of the values: `PERCENT` for accuracies.
     """
-    if of.std is None or of.n < 2:
+    if not of.std or of.n < 2:
         return None
     half = t_quantile(of.n - 1, LEVEL) * of.std / math.sqrt(of.n)
     return max(within[0], of.mean - half), min(within[1], of.mean + half)
@@ -332,7 +332,7 @@ def _error(a: Sample, b: Sample) -> tuple[float | None, float | None]:
     total = sum(parts)
     if total == 0:
         return 0.0, None
-    if min(a.n, b.n) < FEWEST:
+    if min(a.n, b.n) < FEWEST_WELCH:
         return math.sqrt(total), min(a.n, b.n) - 1
     freedom = total**2 / sum(p**2 / (s.n - 1) for p, s in zip(parts, (a, b), strict=True))
     return math.sqrt(total), freedom

@@ -3,6 +3,7 @@
 A study is a YAML file in `recipes/studies/`; each of its cells is a recipe with overrides.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -267,18 +268,25 @@ def read_cell_runs(
 
 
 def compare_rows(study: Study, rows: Sequence[Mapping[str, Any]], folder: Path) -> ComparedRows:
-    """Compares the rows that have results in the folder; their names are the first column.
+    """Compares those of the `rows` that have results in the folder.
 
-    Empty for a study without `pairs`.
+    A row is named by its first column, or by its number where another of the study has the same
+    there. Empty for a study without `pairs`.
     """
+    if not study.pairs:
+        return ComparedRows((), ())
+    every = Counter(_name(_columns(study, *cell)) for cell in resolve_cells(study))
+    shown = Counter(_name(row["columns"]) for row in rows)
     sides: list[Side] = []
-    for row in rows if study.pairs else ():
-        if row["runs"]["n"]:
-            side = load_side(str(folder / row_folder(row["row"])))
-            name = format_value(next(iter(row["columns"].values())))
-            taken = name in [other.name for other in sides]
-            sides.append(replace(side, name=f"row {row['row']}" if taken else name))
+    for row in (row for row in rows if row["runs"]["n"]):
+        side, name = load_side(str(folder / row_folder(row["row"]))), _name(row["columns"])
+        alone = max(every[name], shown[name]) == 1
+        sides.append(replace(side, name=name if alone else f"row {row['row']}"))
     return ComparedRows(sides, compare_pairs(sides))
+
+
+def _name(columns: Mapping[str, Any]) -> str:
+    return format_value(next(iter(columns.values())))
 
 
 def format_value(value: Any) -> str:

@@ -96,7 +96,7 @@ class TransferSearch:
             f"{smallest:,}), {self.tests:,} test images",
         )
         if smallest < 3:
-            note("the smallest class has fewer than 3 images: none is held out, nothing compared")
+            note("the smallest class has fewer than 3 images to learn from: no sizes are compared")
             candidates = ["optim.candidates=1"] if smallest < 2 else []
             self._train(final, self.probe.with_overrides(*candidates))
             return {"chosen": "probe", "size": self.probe.eval.sizes[0]}

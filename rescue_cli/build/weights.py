@@ -110,12 +110,16 @@ def check_changes(changes: Sequence[str], source: Source) -> None:
         fold = f", data.fold: {keys.fold}" if (keys.fold, unseen[1]) != (0, 0) else ""
         raise UsageError(
             f"data.holdout: {keys.holdout}{fold}: {source.given} was trained on these images. "
-            "Remove it, or name others with data.test_root=DIR."
+            "Remove data.holdout, or name others with data.test_root=DIR."
         )
-    if keys.test_holdout not in (0, trained.data.test_holdout):
+    # Of fewer images the run's record says whether it was trained on any: `compare_test_sets`
+    recorded = RunDirectory(Path(source.given).expanduser()).listing.is_file()
+    fewer = recorded and keys.test_holdout < trained.data.test_holdout
+    if keys.test_holdout not in (0, trained.data.test_holdout) and not fewer:
         raise UsageError(
             f"data.test_holdout: {keys.test_holdout}: {source.given} was trained on some of these "
-            "images. Remove it, or name others with data.test_holdout=0 data.test_root=DIR."
+            "images. Remove data.test_holdout, or name others with data.test_holdout=0 "
+            "data.test_root=DIR."
         )
     seen: int | None = trained.data.channels
     seen = seen or (FACTS[trained.data.name].channels if trained.data.name in FACTS else None)

@@ -12,6 +12,7 @@ from rescue_cli.analysis.sides import (
     first_reaching,
     is_recipe,
     load_comparable,
+    parse_typed_result,
     recipe_and_epoch_length,
     test_image_count,
 )
@@ -55,7 +56,7 @@ def compare(
         raise UsageError("compare: give two or more of runs, sweeps, recipes and MEAN±STD/N.")
     sides = load_comparable(words)
     pairs = compare_pairs(sides, want)
-    for line in interim.record_comparison(sides):
+    for line in [*interim.record_comparison(sides), *_fractions(words)]:
         note(f"warning: {line}")
     result = {**(pairs[0] if pairs else {}), "sides": describe_sides(sides)}
     if len(pairs) > 1:
@@ -77,6 +78,16 @@ def compare(
         )
     if check_expected and not all(band["inside"] for band in bands):
         raise UnexpectedError(bands[0]["said"])
+
+
+def _fractions(words: list[str]) -> list[str]:
+    """What typed accuracies are taken for that look like fractions."""
+    typed = {word: parse_typed_result(word) for word in words}
+    return [
+        f"{word}: is taken as {result.mean:g} %; accuracies are in percent"
+        for word, result in typed.items()
+        if result is not None and 0 < result.mean < 1
+    ]
 
 
 def _recipe_of(word: str) -> list[str]:

@@ -30,6 +30,7 @@ from rescue_cli.cli.common import (
     Workers,
 )
 from rescue_cli.errors import UsageError
+from rescue_cli.formatting import format_count
 from rescue_cli.rundir import write_json, write_text
 from rescue_cli.runs.console import note
 from rescue_cli.runs.directory import check_folder
@@ -122,7 +123,14 @@ def seed_sweep(
     summary = {"recipe": base.name, **summarize_sweep(sweep), **({"until": pair} if pair else {})}
     common.print_json(summary) if as_json else print_sweep(summary, sweep)
     note(str(folder))
-    require_results(len(sweep.results), [run.how for run in sweep.missing.values()])
+    if others := [str(seed) for seed in sweep.missing if seed not in chosen]:
+        note(
+            f"warning: {format_count(len(others), 'seed')} of an earlier command "
+            f"{'has' if len(others) == 1 else 'have'} no result; --seeds {','.join(others)} "
+            "trains what is missing"
+        )
+    ends = [run.how for seed, run in sweep.missing.items() if seed in chosen]
+    require_results(len(sweep.results.keys() & {*chosen}), ends)
 
 
 def _warn_about_looks(sweep: Sweep, seeds: list[int]) -> None:

@@ -266,7 +266,8 @@ def _describe_images(path: Path, result: Mapping[str, Any], root: str | None) ->
         f"one image is {100 / count:.2g} points"
     )
     if held_out := result["protocol"].get("held_out"):
-        yield f"test set: {held_out}; they were not trained on"
+        how = held_out.partition(", ")[2]
+        yield f"test set: {count:,} images kept out of training, {how}"
     table = run.image_table(measurement_stem(result["sets"][0], result["sets"]))
     if table.exists():
         yield from _list_images("wrong", wrong_images(table), table, root)

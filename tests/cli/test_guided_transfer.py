@@ -104,10 +104,10 @@ def test_a_folder_without_a_split_has_a_part_of_its_images_held_out_for_the_test
     )
     assert ended.notes.count(line) == 1
     assert "16 training images of 2 classes (the smallest has 8), 4 test images" in ended.err
-    how = "4 of the training images, equally many per class, fixed seed"
-    assert f"test set: {how}" in ended.out
+    how = "equally many per class, fixed seed"
+    assert f"test set: 4 images kept out of training, {how}" in ended.out
     (final,) = (tmp_path / "out").glob("*/seed-0")
-    assert read_result(RunDirectory(final))["protocol"]["held_out"] == how
+    assert read_result(RunDirectory(final))["protocol"]["held_out"] == f"4 of the training images, {how}"
     tested = {row.file for row in read_image_table(final / "predictions/holdout-test.csv")}
     assert len(tested) == 4
     probe = tmp_path / "out/search/probe-32/predictions"
@@ -262,7 +262,7 @@ def test_too_few_images_are_not_compared(
     call = ("transfer", "--from", weights, "--to", photos, "--out", "out", *SEEN)
     ended = rescue(*call)
     assert ended.code == 0, ended.err
-    assert "fewer than 3 images: none is held out, nothing compared" in ended.err
+    assert "fewer than 3 images to learn from: no sizes are compared" in ended.err
     assert not (tmp_path / "out/search").exists()
 
 

@@ -156,6 +156,9 @@ def test_a_seed_that_neither_ended_nor_failed_is_told(
     assert "2 of 3 planned runs have no result (2 not run)." in ended.err
     found = json.loads(ended.out)
     assert (found["planned"], found["n"], found["not_run"]) == (3, 1, ["1", "2"])
+    fewer = rescue(*call, "--seeds", "1")
+    assert fewer.code == 0, "what was asked for is there"
+    assert "2 seeds of an earlier command have no result; --seeds 1,2 trains" in fewer.err
 
 
 def test_a_seed_that_was_stopped_has_not_failed(tmp_path: Path) -> None:
@@ -408,7 +411,7 @@ def test_pairs_are_decided_by_recipes_and_outlive_a_seed_that_failed(
             tmp_path / "b" / "seed-7", DivergedError("nan"), seed=7, overrides=[*TINY, *changes]
         )
         again = json.loads(rescue("compare", "a", "b", "--json").out)
-        assert again["how"] == found["how"]
+        assert again["how"] == f"paired t-test over the 7 common seeds ({why})"
         assert again["n"] == [7, 7]
         assert again["p"] < 0.05
         assert "7 of 8 (1 diverged) of b" in again["claim"]

@@ -151,7 +151,7 @@ def describe_difference(before: Fingerprint, now: Fingerprint) -> str | None:
         if split not in before.splits:
             return f"its test set is {split}, and was {', '.join([*before.splits][1:]) or 'none'}"
         if listing.digest != before.splits[split].digest:
-            return f"{split}: {_describe_listings(before.splits[split], listing, now.classes)}"
+            return f"{split}: {_describe_listings(before, now, split)}"
     return f"the test set {next(s for s in before.splits if s not in now.splits)} is missing"
 
 
@@ -172,31 +172,57 @@ def _describe_classes(before: tuple[str, ...], now: tuple[str, ...]) -> str:
     return f"{' and '.join(changes)} ({len(now)} classes, was {len(before)})"
 
 
-def _describe_listings(before: SplitListing, now: SplitListing, classes: tuple[str, ...]) -> str:
+def _describe_listings(earlier: Fingerprint, later: Fingerprint, split: str) -> str:
+    before, now = earlier.splits[split], later.splits[split]
     count = f"{len(now):,} images, and was {len(before):,}"
     if before.names is None or now.names is None:
         if len(now) != len(before) or (before.names is None) != (now.names is None):
             return count
-        return _describe_images(before, now, classes, range(len(now))) or count
+        return _describe_images(before, now, later.classes, range(len(now))) or count
     before_index, now_index = (
         {each.name(i): i for i in range(len(each))} for each in (before, now)
     )
-    missing, new = (
+    gone, come = (
         [n for n in a if n not in b]
         for a, b in ((before_index, now_index), (now_index, before_index))
     )
-    if missing or new:
+    if gone or come:
+        left, missing = _sort_by_split(gone, earlier, later, split)
+        entered, new = _sort_by_split(come, later, earlier, split)
         changes = [
-            f"{len(names):,} {what}, the first {names[0]}"
-            for names, what in ((missing, "missing"), (new, "new"))
-            if names
+            *((names, f"in {other} now") for other, names in left.items()),
+            (missing, "missing"),
+            *((names, f"from {other}") for other, names in entered.items()),
+            (new, "new"),
         ]
-        return f"{count}: {'; '.join(changes)}"
+        shown = [f"{len(names):,} {what}, the first {names[0]}" for names, what in changes if names]
+        return f"{count}: {'; '.join(shown)}"
     same = [before_index[now.name(i)] for i in range(len(now))]
-    if (image_change := _describe_images(before, now, classes, same)) is not None:
+    if (image_change := _describe_images(before, now, later.classes, same)) is not None:
         return image_change
     first = next(i for i, old_index in enumerate(same) if i != old_index)
     return f"the same {len(now):,} images in another order, from {now.name(first)} on"
+
+
+def _sort_by_split(
+    names: Iterable[str], here: Fingerprint, there: Fingerprint, split: str
+) -> tuple[dict[str, list[str]], list[str]]:
+    """Names that a split has here and not there, by the split that has them there alone; and the
+    rest.
+    """
+    places: dict[str, str] = {}
+    for other, listing in there.splits.items():
+        if other != split and other in here.splits:
+            places |= dict.fromkeys(_names(listing) - _names(here.splits[other]), other)
+    moved: dict[str, list[str]] = {}
+    rest = []
+    for name in names:
+        moved.setdefault(places[name], []).append(name) if name in places else rest.append(name)
+    return moved, rest
+
+
+def _names(listing: SplitListing) -> set[str]:
+    return {listing.name(index) for index in range(len(listing))}
 
 
 def _describe_images(
