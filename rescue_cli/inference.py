@@ -233,8 +233,8 @@ def _files(given: Sequence[Path], note: Callable[[str], None]) -> list[Path]:
         else:
             files.append(path)
     if not files:
-        skipped = passed.summary() or "nothing"
-        raise DataError(f"{given[0]}: no readable image ({skipped}). Give another file or folder.")
+        skipped = f" ({passed.summary()})" if passed.summary() else ""
+        raise DataError(f"{given[0]}: no readable image{skipped}. Give another file or folder.")
     for line in passed.notes():
         note(line)
     return files

@@ -79,6 +79,9 @@ SUBSTITUTIONS = {
         "data.holdout=10 train.epochs=1 schedule.epochs=[0,0.5,1]"
     ),
     "study smith-momentum data.root=DATA --plan": "study smith-momentum --plan --only 1",
+    "study examples/study.yaml --jobs 2": (
+        "study examples/study.yaml --epochs 1 --seeds 2 data.subset=[256,64]"
+    ),
     "seed-sweep --recipe quickstart --seeds 5": f"seed-sweep --recipe quickstart {SWEEP}",
     "seed-sweep --recipe quickstart ~augment.flip --seeds 5": (
         f"seed-sweep --recipe quickstart ~augment.flip {SWEEP}"
@@ -91,7 +94,7 @@ SUBSTITUTIONS = {
 LONG = (
     "rescue bench step --recipe quickstart --against plain"  # run by a long test of test_bench.py
 )
-EXAMPLES = ("examples/own.yaml", "examples/ingredients.py")
+EXAMPLES = ("examples/own.yaml", "examples/ingredients.py", "examples/study.yaml")
 CIFAR = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 

@@ -43,6 +43,7 @@ from rescue_cli.analysis.stats import (
     t_interval,
     two_sample_permutation_test,
     welch_test,
+    wilson_interval,
 )
 from rescue_cli.errors import UsageError
 from rescue_cli.metrics.names import by_measurement
@@ -188,6 +189,9 @@ def _interval(side: Side) -> dict[str, Any]:
     """A side's 95 % interval, and what it is over."""
     if (interval := t_interval(side.sample, PERCENT)) is not None:
         return {"low": interval[0], "high": interval[1], "over": "seeds"}
+    if side.kept is not None:
+        low, high = wilson_interval(side.sample.mean / 100 * len(side.kept), len(side.kept))
+        return {"low": low, "high": high, "over": "images"}
     if len(side.paths) == 1:
         result = read_result(RunDirectory(next(iter(side.paths.values()))))
         if "top1" in result:
@@ -383,7 +387,10 @@ def _test_networks(case: _Case, level: float) -> dict[str, Any]:
     if tasks[0] is not None:
         test = bootstrap_difference(arrays[0], arrays[1], level)
         return {**networks, **test} if "p" in test else test
-    first, second = (correct_predictions(each) for each in arrays)
+    first, second = (
+        correct_predictions(each)[slice(None) if side.kept is None else side.kept]
+        for each, side in zip(arrays, (a, b), strict=True)
+    )
     if len(first) != len(second):
         return {}
     only_a, only_b, p = mcnemar_test(first, second)

@@ -31,6 +31,7 @@ from rescue_cli.rundir import (
     read_result,
 )
 from rescue_cli.rundir.planned import How
+from rescue_cli.runs.console import note
 
 MAIN = ("val", "test")  # what data sets call their test images
 OWN = "folder"  # the data set of the user's own images
@@ -102,6 +103,7 @@ class Side:
     stated_std: float | None = None
     counts_runs: bool = True
     has_curve: bool = True  # of its row; while training, runs are measured on the first
+    kept: Sequence[int] | None = None  # the test images that are compared, where not all are
 
     @property
     def row_is_chosen(self) -> bool:
@@ -125,11 +127,47 @@ def load_sides(words: Sequence[str]) -> list[Side]:
 
 
 def load_comparable(words: Sequence[str]) -> list[Side]:
-    """As `load_sides`; raises `UsageError` also for sides measured on different test images."""
+    """As `load_sides`; raises `UsageError` also for sides measured on different test images.
+
+    Single runs are compared on the images that all were tested on, with a note.
+    """
     sides = load_sides(words)
-    if (difference := different_images(sides)) is not None:
+    if (difference := different_images(sides)) is None:
+        return sides
+    common = _on_common_images(sides)
+    if common is None:
         raise UsageError(f"compare: {difference} Evaluate them on the same images: rescue eval.")
-    return sides
+    note(f"compared on the test images in common: {difference}")
+    return common
+
+
+def _on_common_images(sides: Sequence[Side]) -> list[Side] | None:
+    """Single runs on the images that all were tested on, where these are known by their names."""
+    every = [side.images.files for side in sides if side.images and side.images.files]
+    if len(every) < len(sides) or any(len(side.paths) > 1 for side in sides):
+        return None
+    if any(len({*files}) < len(files) for files in every):
+        return None
+    shared = set.intersection(*map(set, every))
+    common = tuple(file for file in every[0] if file in shared)
+    chosen = []
+    for side, files in zip(sides, every, strict=True):
+        place = {file: index for index, file in enumerate(files)}
+        kept = [place[file] for file in common]
+        label, ((seed, path),) = side.row or next(iter(side.sets)), side.paths.items()
+        arrays = load_predictions(path, label)
+        if "top" not in arrays or not kept:
+            return None
+        assert side.images is not None
+        values = {seed: 100 * float(correct_predictions(arrays)[kept].mean())}
+        images = replace(side.images, count=len(kept), files=common)
+        chosen.append(
+            replace(
+                side, sample=sample(list(values.values())), values=values, images=images,
+                sets={label: values}, images_of={label: images}, has_curve=False, kept=kept,
+            )
+        )  # fmt: skip
+    return chosen
 
 
 def load_side(text: str) -> Side:

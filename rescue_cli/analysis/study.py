@@ -104,7 +104,11 @@ def load_study(name: str) -> Study:
     """The study of that name, or in that file; raises `UsageError`."""
     file = Path(name) if name.endswith(".yaml") else study_files().get(name)
     if file is None or not file.is_file():
-        raise UsageError(f"study: '{name}' is not known. {did_you_mean(name, study_files())}")
+        if name.endswith(".yaml"):
+            raise UsageError(f"study: {name}: no such file. Give a file, or a name: rescue study")
+        hint = f"Give {name}.yaml" if Path(f"{name}.yaml").is_file() else ""
+        hint = hint or did_you_mean(name, study_files())
+        raise UsageError(f"study: '{name}' is not known. {hint}")
     tree = read(read_text(file), file.name)
     study = Study(**check(f"study {file.stem}", tree, Study))
     if study.pairs and study.points != "seeds":
@@ -205,7 +209,7 @@ def table_rows(
     without runs. `runs`: how the planned runs of the folder ended. `seconds_train`: the mean of
     finished runs.
     """
-    rows = []
+    rows: list[dict[str, Any]] = []
     for number, (cell, recipe) in enumerate(resolve_cells(study, overrides), 1):
         results, missing = read_cell_runs(
             study, None if folder is None else folder / row_folder(number)
@@ -229,6 +233,12 @@ def table_rows(
                 "seconds_train": sum(seconds) / len(seconds) if seconds else None,
             }
         )
+    for heading, key in study.columns.items():
+        if all(row["columns"][heading] is None for row in rows):
+            raise UsageError(
+                f"study {study.name}.columns.{heading}: no row's recipe sets {key}. "
+                "Name a key that the rows set."
+            )
     return rows
 
 

@@ -179,6 +179,7 @@ def print_sweep(summary: dict[str, Any], sweep: Sweep) -> None:
             out.print(line)
     if "until" in summary:
         out.print(summary["until"]["claim"])
+        out.print(f"  {summary['until']['how']}")
         look = summary["until"]["look"]
         out.print(
             f"look {look['number']} of {look['of']}, after {look['seeds']} seeds; each look has "

@@ -22,6 +22,7 @@ from rescue_cli.analysis.study_runs import (
     record_study,
     train_missing,
 )
+from rescue_cli.build.check import check_ingredients
 from rescue_cli.build.expand import subset_override
 from rescue_cli.cli import common
 from rescue_cli.cli.command import ComputingVerb, example_and_next
@@ -128,7 +129,11 @@ def study(
     part = "-smoke" if smoke else "" if subset is None else "-subset"
     folder = check_folder(out or Path("runs", "study", f"{loaded.name}{part}"))
     chosen = parse_rows(loaded, only)
-    if not table:
+    if table:  # of a file, whose keys no other command may have checked
+        for _, recipe in resolve_cells(loaded, given) if name.endswith(".yaml") else ():
+            if recipe is not None:
+                check_ingredients(recipe)
+    else:
         _note_expanded(loaded, given, chosen)
     if plan:
         columns = {row["row"]: row["columns"] for row in table_rows(loaded, given, None)}

@@ -107,7 +107,8 @@ def test_a_folder_without_a_split_has_a_part_of_its_images_held_out_for_the_test
     how = "equally many per class, fixed seed"
     assert f"test set: 4 images kept out of training, {how}" in ended.out
     (final,) = (tmp_path / "out").glob("*/seed-0")
-    assert read_result(RunDirectory(final))["protocol"]["held_out"] == f"4 of the training images, {how}"
+    protocol = read_result(RunDirectory(final))["protocol"]
+    assert protocol["held_out"] == f"4 of the training images, {how}"
     tested = {row.file for row in read_image_table(final / "predictions/holdout-test.csv")}
     assert len(tested) == 4
     probe = tmp_path / "out/search/probe-32/predictions"
@@ -124,6 +125,45 @@ def test_a_folder_without_a_split_has_a_part_of_its_images_held_out_for_the_test
     lonely = rescue(*call[:-3], "other", *SEEN)
     assert lonely.code == 3
     assert "the class 'dark' has one image, so none of it can be held out." in lonely.err
+
+
+def test_runs_before_and_after_photographs_were_added_are_compared_on_common_ones(
+    rescue: Rescue, photos: Path, weights: Path, tmp_path: Path
+) -> None:
+    """Each class has 10 photographs and then 15: the test set grows from 4 to 6."""
+    flat = (photos / "train").rename(tmp_path / "flat")
+    call = ("transfer", "--from", weights, "--to", flat, *SEEN, "--minutes", "0", "--out")
+    assert rescue(*call, "old").code == 0
+    for number in range(5):
+        for name in ("bright", "dark"):
+            shutil.copy(flat / name / f"{number}.png", flat / name / f"new-{number}.png")
+    assert "was trained on other data" in rescue(*call, "old").err
+    assert rescue(*call, "new").code == 0
+    old, new = "old/small/seed-0", "new/small/seed-0"
+    right = {run: {row.file: row.label == row.predicted
+                   for row in read_image_table(Path(run) / "predictions/holdout-test.csv")}
+             for run in (old, new)}  # fmt: skip
+    common = right[old].keys() & right[new].keys()
+    assert 0 < len(common) < 6
+    ended = rescue("compare", old, new, "--json")
+    assert f"{len(common)} in common." in ended.err
+    found = json.loads(ended.out)
+    assert found["images"] == len(common)
+    wanted = [100 * sum(right[run][file] for file in common) / len(common) for run in (old, new)]
+    assert [side["mean"] for side in found["sides"]] == pytest.approx(wanted)
+    larger = rescue("eval", old, "data.test_holdout=6")
+    assert "was trained on some of these images. Remove data.test_holdout" in larger.err
+    again = rescue("eval", new, "data.test_holdout=4")
+    assert again.code == 0, again.err
+
+
+def test_one_class_is_no_classification(
+    rescue: Rescue, photos: Path, weights: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(photos / "train/bright", tmp_path / "only/bright")
+    ended = rescue("transfer", "--from", weights, "--to", tmp_path / "only", *SEEN)
+    assert ended.code == 3
+    assert "has one class (bright), and a classifier needs at least two." in ended.err
 
 
 def test_other_photographs_are_not_given_an_earlier_choice_or_result(

@@ -46,8 +46,9 @@ def _describe(
             continue  # reported when the file is read
         for remark in remarks:
             files_of.setdefault(remark, []).append(path)
+    images = "images" if len(files) < SAMPLE else "sampled images"
     return tuple(
-        f"{len(paths)} of {len(files)} sampled images {remark}; the first is {paths[0]}"
+        f"{len(paths)} of {len(files)} {images} {remark}; the first is {paths[0]}"
         for remark, paths in files_of.items()
     )
 

@@ -59,8 +59,8 @@ def note_shared_images(dataset: Dataset) -> list[str]:
         kind = "held-out" if name == "holdout" else "test"
         warnings.append(
             f"warning: {name}: {'' if whole else 'at least '}{len(pairs):,} of {len(split):,} "
-            f"{kind} images are training images too, the first {split.names.place(first)}, which is "
-            f"{train.names.place(same)}. The accuracy on them says nothing about new "
+            f"{kind} images are training images too, the first {split.names.place(first)}, which "
+            f"is {train.names.place(same)}. The accuracy on them says nothing about new "
             "images. Remove them from one of the two."
         )
     return warnings

@@ -442,7 +442,7 @@ def test_a_run_a_transfer_and_predictions_on_a_folder_as_it_comes(
     empty.mkdir()
     refused = rescue("predict", "run", empty)
     assert refused.code == 3
-    assert f"{empty}: no readable image (nothing)." in refused.err
+    assert f"{empty}: no readable image." in refused.err
     (tmp_path / "photos" / "valid" / "猫" / ".DS_Store").write_bytes(b"x")
     measured = rescue("eval", "run", f"data.root={root}/valid")
     assert measured.code == 0, measured.err

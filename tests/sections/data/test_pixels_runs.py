@@ -160,7 +160,7 @@ def test_a_phones_picture_is_predicted_upright_and_the_command_says_so(
     assert turned["classes"] == upright["classes"]
     assert turned["protocol"]["exif"] == "applied"
     assert "images: EXIF orientation applied (data.exif)" in ended.err
-    assert "1 of 2 sampled images are stored rotated or mirrored, and turned upright" in ended.err
+    assert "1 of 2 images are stored rotated or mirrored, and turned upright" in ended.err
     lying = rescue("predict", weights, *images, "data.exif=ignored", "--json")
     first, second = json.loads(lying.out)
     assert second["classes"] == upright["classes"]
@@ -234,11 +234,11 @@ def test_a_folders_notes_name_what_is_read_in_a_way_of_its_own(phone: Path, tmp_
     *message, shared = load("folder", DataKeys(root=str(phone)), tmp_path).notes
     assert shared.startswith("warning: val: 4 of 4 test images are training images too")
     assert message == [
-        "4 of 10 sampled images are stored rotated or mirrored, and used so; data.exif=applied "
+        "4 of 10 images are stored rotated or mirrored, and used so; data.exif=applied "
         f"turns them; the first is {phone}/train/a/0.png",
-        "1 of 10 sampled images are transparent, and shown on white (data.background); the first "
+        "1 of 10 images are transparent, and shown on white (data.background); the first "
         f"is {phone}/train/a/1.png",
-        "1 of 10 sampled images have more than 8 bits: white is 65535, from 16 bits (data.range "
+        "1 of 10 images have more than 8 bits: white is 65535, from 16 bits (data.range "
         f"overrides it); the first is {phone}/train/b/1.png",
     ]
     upright = load("folder", DataKeys(root=str(phone), exif="applied"), tmp_path).notes
@@ -260,7 +260,7 @@ def test_ordinary_files_are_worth_no_word(tmp_path: Path) -> None:
     )
     (tmp_path / "e.gif").write_bytes(moving)
     (only,) = describe_files([tmp_path / "e.gif"], Reading())
-    assert only.startswith("1 of 1 sampled images have several frames, of which the first is")
+    assert only.startswith("1 of 1 images have several frames, of which the first is")
 
 
 # --- masks ---
