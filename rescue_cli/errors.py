@@ -3,6 +3,7 @@
 import difflib
 import re
 from collections.abc import Iterable
+from pathlib import Path
 
 # Schemes of URLs that images may come from, and the package that reads them with fsspec
 STORES = {
@@ -96,6 +97,16 @@ def from_code(message: str, exit_code: int) -> RescueError:
     if exit_code in BY_CODE:
         return BY_CODE[exit_code](message)
     return StoppedError(message, exit_code)
+
+
+def near_path(path: Path) -> str:
+    """` Did you mean DIR/NAME?` of the nearest name beside a path that is not there, or ``."""
+    try:
+        beside = [each.name for each in path.parent.iterdir()]
+    except OSError:
+        return ""
+    near = difflib.get_close_matches(path.name, beside, n=1)
+    return f" Did you mean {path.parent / near[0]}?" if near else ""
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

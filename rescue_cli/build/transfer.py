@@ -3,7 +3,6 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import numpy as np
 
 from rescue_cli.build.feeds import list_dataset
 from rescue_cli.build.weights import Source, find_weights
-from rescue_cli.errors import DataError, UsageError, did_you_mean
+from rescue_cli.errors import DataError, UsageError, did_you_mean, near_path
 from rescue_cli.recipe import Recipe
 from rescue_cli.recipe.changes import given_keys, is_given
 from rescue_cli.sections.data import DATASETS, FACTS, Location, channels_of, is_coco, normalisation
@@ -105,9 +104,7 @@ def _target(base: Recipe, to: str) -> dict[str, Any]:
         }
     path = Path(to)
     if path.parent != Path():  # a data set's name is no path
-        near = get_close_matches(path.name, [each.name for each in path.parent.glob("*/")], n=1)
-        meant = f" Did you mean {path.parent / near[0]}?" if near else ""
-        raise UsageError(f"--to: {to}: no such folder.{meant}")
+        raise UsageError(f"--to: {to}: no such folder.{near_path(path)}")
     raise UsageError(
         f"--to: '{to}' is neither a folder here nor a data set. {did_you_mean(to, DATASETS)}"
     )

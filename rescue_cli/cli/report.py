@@ -9,7 +9,7 @@ import typer
 
 from rescue_cli.cli import common
 from rescue_cli.cli.command import example_and_next
-from rescue_cli.errors import DataError, RescueError, UsageError
+from rescue_cli.errors import DataError, RescueError, UsageError, near_path
 from rescue_cli.rundir import RunDirectory
 from rescue_cli.runs.console import note
 
@@ -74,6 +74,8 @@ def _check(path: Path) -> None:
     from rescue_cli.analysis.sweep import read_sweep
     from rescue_cli.report import study_page
 
+    if not path.exists():
+        raise DataError(f"{path}: no such folder.{near_path(path)}")
     refuse_search(path)
     sweep = None if RunDirectory(path).finished or study_page.is_study(path) else read_sweep(path)
     if sweep is not None and not sweep.results:

@@ -242,6 +242,19 @@ def test_files_that_are_no_weights_are_refused(tmp_path: Path) -> None:
     assert refusal(absent, error=DataError, model="resnet18") == (
         f"{absent}: no such file. Give a run directory or a weight file."
     )
+    run = tmp_path / "photos" / "start" / "seed-0"
+    run.mkdir(parents=True)
+    (run / "model.safetensors").touch()
+    above = str(tmp_path / "photos")
+    assert refusal(above, error=DataError) == f"{above}: holds no weights. Give {run}."
+    assert refusal(str(tmp_path / "fotos"), error=DataError) == (
+        f"{tmp_path}/fotos: no such file. Did you mean {above}?"
+    )
+    empty = str(run.parent.parent / "start" / "nothing")
+    Path(empty).mkdir()
+    assert refusal(empty, error=DataError) == (
+        f"{empty}: holds no weights. Give a run directory or a weight file."
+    )
     broken = tmp_path / "broken.safetensors"
     broken.write_bytes(b"not weights")
     assert refusal(str(broken), error=DataError, model="resnet18") == (

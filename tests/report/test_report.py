@@ -320,7 +320,7 @@ def test_the_table_is_available_as_data(
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
-        (("nowhere",), 3, "nowhere: holds no result."),
+        (("nowhere",), 3, "nowhere: no such folder."),
         (("run", "--csv", "--json"), 2, "--csv, --markdown and --json are mutually exclusive."),
     ],
 )

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from rescue_cli.errors import DataError, UsageError
+from rescue_cli.errors import DataError, UsageError, near_path
 from rescue_cli.sections.model import weight_files
 from rescue_cli.sections.model.state_dict import describe_unread, match_weights
 
@@ -54,9 +54,17 @@ def locate_file(source: str | Path) -> tuple[Path, str]:
         path = path.with_name(name)
     if path.is_dir():
         candidates = [path / name for name in weight_files.IN_FOLDER]
-        path = next((file for file in candidates if file.is_file()), candidates[0])
+        found = next((file for file in candidates if file.is_file()), None)
+        if found is None:
+            # A run of a sweep or a transfer lies one or two folders below
+            places = (f"{depth}/{weight_files.IN_FOLDER[0]}" for depth in ("*", "*/*"))
+            runs = [file.parent for place in places for file in path.glob(place)]
+            cure = " or ".join(map(str, sorted({*runs})[:3])) or "a run directory or a weight file"
+            raise DataError(f"{path}: holds no weights. Give {cure}.")
+        path = found
     if not path.is_file():
-        raise DataError(f"{path}: no such file. Give a run directory or a weight file.")
+        meant = near_path(path) or " Give a run directory or a weight file."
+        raise DataError(f"{path}: no such file.{meant}")
     return path, part
 
 
