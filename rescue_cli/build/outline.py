@@ -49,7 +49,7 @@ def epoch_length(recipe: Recipe) -> int:
 
 def outline_run(recipe: Recipe) -> dict[str, Any]:
     """The run's images, steps and learning rates; what only the files can say is left out without
-    them.
+    them. A head that is fitted takes no steps.
     """
     train, images = recipe.train, training_images(recipe)
     facts: dict[str, Any] = {"training_images": images}
@@ -57,6 +57,8 @@ def outline_run(recipe: Recipe) -> dict[str, Any]:
         facts["images_known_by"] = "the files" if has_files(recipe) else "the data set's name"
     if balance := _balance(recipe):
         facts["balance"] = balance
+    if recipe.fits_head:  # as a whole, to the features of all images
+        return facts
     facts["slices"] = f"{train.micro_batches} of {train.device_batch_size} images"
     if images is None and train.steps_per_epoch is None:
         place = Location(recipe.data.name, recipe.data)
