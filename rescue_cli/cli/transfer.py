@@ -117,6 +117,7 @@ def transfer(
         raise UsageError("transfer: give --from WEIGHTS and --to DATA (a data set or a folder).")
     from rescue_cli.analysis.transfer_search import sizes_to_try
     from rescue_cli.build.networks import has_layer_order
+    from rescue_cli.build.outline import epoch_length, has_files
     from rescue_cli.build.transfer import DEFAULT, FINE, PROBE, SCRATCH, hold_out_test
 
     single = len(from_) == 1 and not from_[0].startswith(SCRATCH) and seeds == "1"
@@ -174,6 +175,9 @@ def transfer(
         location = str(folder / next(iter(starts)))
     note(location)
     if queue is None:
+        for one in starts.values():
+            if has_files(one):  # what is wrong with them is said before a run is started
+                epoch_length(one)
         note_precision((one.train.precision for one in runs.values()), where)
     if guided:
         (final,) = runs.items()
