@@ -50,8 +50,9 @@ def list_recipes(context: typer.Context, as_json: Json = False) -> None:
     headings = ("recipe", "data", "epochs", "expected %", "measured %")
     out = common.console()
     out.print(common.table(headings, rows, words=("recipe", "data")))
-    out.print("expected: the paper's, or our own aim; CIFAR-10 was measured re-encoded as JPEG")
-    out.print("measured: mean (seeds) of the unchanged recipe; partly: only changed runs")
+    out.print("expected: the paper's, or our own aim")
+    out.print("CIFAR-10 was measured re-encoded as JPEG, Imagenette squashed to squares")
+    out.print("measured: mean (seeds), unchanged but for precision; partly: only changed runs")
 
 
 def _summarise(name: str) -> dict[str, Any]:
