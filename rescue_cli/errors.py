@@ -99,10 +99,10 @@ def from_code(message: str, exit_code: int) -> RescueError:
     return StoppedError(message, exit_code)
 
 
-def near_path(path: Path) -> str:
+def near_path(path: Path, *, folders: bool = False) -> str:
     """` Did you mean DIR/NAME?` of the nearest name beside a path that is not there, or ``."""
     try:
-        beside = [each.name for each in path.parent.iterdir()]
+        beside = [each.name for each in path.parent.iterdir() if each.is_dir() or not folders]
     except OSError:
         return ""
     near = difflib.get_close_matches(path.name, beside, n=1)

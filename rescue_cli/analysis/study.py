@@ -129,6 +129,17 @@ def resolve_cells(study: Study, overrides: Sequence[str] = ()) -> list[tuple[Cel
     return resolved
 
 
+def check_columns(study: Study) -> None:
+    """Raises `UsageError` for a column that says nothing of any row."""
+    rows = [_columns(study, *cell) for cell in resolve_cells(study)]
+    for heading, key in study.columns.items():
+        if all(row[heading] is None for row in rows):
+            raise UsageError(
+                f"study {study.name}.columns.{heading}: no row's recipe sets {key}. "
+                "Name a key that the rows set."
+            )
+
+
 def implied_overrides(study: Study, cell: Cell, overrides: Sequence[str]) -> list[str]:
     """The overrides that the study's `model`, `epochs` and `smoke` stand for."""
     if cell.recipe is None or (study.model is None and study.epochs is None and not study.smoke):
@@ -209,7 +220,7 @@ def table_rows(
     without runs. `runs`: how the planned runs of the folder ended. `seconds_train`: the mean of
     finished runs.
     """
-    rows: list[dict[str, Any]] = []
+    rows = []
     for number, (cell, recipe) in enumerate(resolve_cells(study, overrides), 1):
         results, missing = read_cell_runs(
             study, None if folder is None else folder / row_folder(number)
@@ -233,12 +244,6 @@ def table_rows(
                 "seconds_train": sum(seconds) / len(seconds) if seconds else None,
             }
         )
-    for heading, key in study.columns.items():
-        if all(row["columns"][heading] is None for row in rows):
-            raise UsageError(
-                f"study {study.name}.columns.{heading}: no row's recipe sets {key}. "
-                "Name a key that the rows set."
-            )
     return rows
 
 

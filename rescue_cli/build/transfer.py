@@ -104,7 +104,7 @@ def _target(base: Recipe, to: str) -> dict[str, Any]:
         }
     path = Path(to)
     if path.parent != Path():  # a data set's name is no path
-        raise UsageError(f"--to: {to}: no such folder.{near_path(path)}")
+        raise UsageError(f"--to: {to}: no such folder.{near_path(path, folders=True)}")
     raise UsageError(
         f"--to: '{to}' is neither a folder here nor a data set. {did_you_mean(to, DATASETS)}"
     )

@@ -75,7 +75,7 @@ def _check(path: Path) -> None:
     from rescue_cli.report import study_page
 
     if not path.exists():
-        raise DataError(f"{path}: no such folder.{near_path(path)}")
+        raise DataError(f"{path}: no such folder.{near_path(path, folders=True)}")
     refuse_search(path)
     sweep = None if RunDirectory(path).finished or study_page.is_study(path) else read_sweep(path)
     if sweep is not None and not sweep.results:

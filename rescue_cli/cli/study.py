@@ -8,6 +8,7 @@ import typer
 
 from rescue_cli.analysis.study import (
     Study,
+    check_columns,
     compare_rows,
     implied_overrides,
     load_study,
@@ -22,7 +23,6 @@ from rescue_cli.analysis.study_runs import (
     record_study,
     train_missing,
 )
-from rescue_cli.build.check import check_ingredients
 from rescue_cli.build.expand import subset_override
 from rescue_cli.cli import common
 from rescue_cli.cli.command import ComputingVerb, example_and_next
@@ -129,11 +129,14 @@ def study(
     part = "-smoke" if smoke else "" if subset is None else "-subset"
     folder = check_folder(out or Path("runs", "study", f"{loaded.name}{part}"))
     chosen = parse_rows(loaded, only)
-    if table:  # of a file, whose keys no other command may have checked
-        for _, recipe in resolve_cells(loaded, given) if name.endswith(".yaml") else ():
+    if name.endswith(".yaml"):
+        from rescue_cli.build.check import check_ingredients
+
+        check_columns(loaded)
+        for _, recipe in resolve_cells(loaded, given):
             if recipe is not None:
                 check_ingredients(recipe)
-    else:
+    if not table:
         _note_expanded(loaded, given, chosen)
     if plan:
         columns = {row["row"]: row["columns"] for row in table_rows(loaded, given, None)}

@@ -179,7 +179,7 @@ def test_rows_of_a_recipe_of_ones_own_are_not_looked_for_on_record(
     rescue: Rescue, tmp_path: Path
 ) -> None:
     assert rescue("recipes", "copy", "quickstart", "own.yaml").code == 0
-    study = "name: own\ncolumns: {rate: optim.0.lr}\ncells: [{recipe: own.yaml}]\n"
+    study = "name: own\ncolumns: {rate: optim.lr}\ncells: [{recipe: own.yaml}]\n"
     (tmp_path / "own-study.yaml").write_text(study)
     ended = rescue("study", "own-study.yaml", "--table")
     assert ended.code == 0, ended.err
@@ -342,6 +342,33 @@ def test_a_study_of_our_own_compares_its_rows_at_equal_length(
         "were compared before, with 6 runs in total."
         in rescue("study", "own.yaml", "--table", "--out", "out").err
     )
+
+
+def test_a_misspelt_key_of_a_study_is_found_before_its_table(
+    rescue: Rescue, tmp_path: Path
+) -> None:
+    (tmp_path / "own.yaml").write_text(OWN.replace("[optim.lr=", "[optim.lrr="))
+    ended = rescue("study", "own.yaml", "--table")
+    assert (ended.code, ended.out) == (2, "")
+    assert "unknown key 'lrr'. Did you mean 'lr'?" in ended.err
+    (tmp_path / "own.yaml").write_text(OWN.replace("rate: optim.lr}", "rate: optim.lrx}"))
+    ended = rescue("study", "own.yaml", "--only", "1")
+    assert ended.code == 2
+    assert "study own.columns.rate: no row's recipe sets optim.lrx." in ended.err
+    ended = rescue("study", "own")
+    assert "study: 'own' is not known. Give own.yaml" in ended.err
+
+
+def test_rows_of_one_name_are_called_by_their_numbers(rescue: Rescue, tmp_path: Path) -> None:
+    """Also where only one of them has run."""
+    text = OWN + "  - {recipe: myrtle, set: [model.width=2]}\n"
+    (tmp_path / "own.yaml").write_text(text.replace(str(list(SMALL)), "[]"))
+    for row, changes in ((2, [*SMALL, "optim.lr=1.0e-6"]), (3, [*SMALL])):
+        made_sweep(tmp_path / "out" / f"0{row}", {0: 61.0, 1: 60.0 - row}, overrides=changes)
+    ended = rescue("study", "own.yaml", "--table", "--out", "out", "--json", "--only", "2,3")
+    assert ended.code == 0, ended.err
+    (pair,) = json.loads(ended.out)["pairs"]
+    assert (pair["a"], pair["b"]) == ("row 2", "myrtle")
 
 
 def test_a_study_can_be_run_for_another_length(rescue: Rescue, tmp_path: Path) -> None:
