@@ -311,7 +311,7 @@ def format_value(value: Any) -> str:
     return "-" if value is None else str(value)
 
 
-def tested_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+def image_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """What the rows were tested on: `rows 1 to 3, 5: tested on cifar10 test (10,000 images)`."""
     every = dict.fromkeys(images for row in rows for images in row["images"])
     return [

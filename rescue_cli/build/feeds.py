@@ -13,7 +13,7 @@ from rescue_cli.batch import Batch, View, to_device
 from rescue_cli.build.networks import dtype_of
 from rescue_cli.engine.evaluate import EvalFeed, EvalSet
 from rescue_cli.engine.step import Feed
-from rescue_cli.errors import UsageError
+from rescue_cli.errors import DataError, UsageError
 from rescue_cli.recipe import Recipe, schema, total_steps
 from rescue_cli.sections.augment import Augment, Operation
 from rescue_cli.sections.augment.pipeline import Normalise, Unchanged
@@ -21,6 +21,7 @@ from rescue_cli.sections.data import (
     Dataset,
     Features,
     Images,
+    Location,
     Split,
     facts_of,
     load,
@@ -50,12 +51,26 @@ def load_dataset(
     recipe: Recipe, cache: Path, *, test_only: bool = False, classes: tuple[str, ...] = ()
 ) -> Dataset:
     """The recipe's images; `test_only` for an evaluation of weights trained on these `classes`."""
-    return load(recipe.data.name, recipe.data, cache, test_only=test_only, classes=classes)
+    data = load(recipe.data.name, recipe.data, cache, test_only=test_only, classes=classes)
+    return data if test_only else _check_classes(recipe, data)
 
 
 def list_dataset(recipe: Recipe) -> Dataset:
     """The recipe's data set with its files listed, not decoded; raises `DataError`."""
-    return load(recipe.data.name, replace(recipe.data, resident=False), Path())
+    return _check_classes(
+        recipe, load(recipe.data.name, replace(recipe.data, resident=False), Path())
+    )
+
+
+def _check_classes(recipe: Recipe, data: Dataset) -> Dataset:
+    """The data; raises `DataError` for images of one class, which teach a classifier nothing."""
+    if len(data.classes) == 1 and not data.train.annotated:
+        root = Location(recipe.data.name, recipe.data).train_root
+        raise DataError(
+            f"{root}: has one class ({data.classes[0]}), and a classifier needs at least two. "
+            "Add a folder for another class."
+        )
+    return data
 
 
 def train_size(recipe: Recipe) -> int:

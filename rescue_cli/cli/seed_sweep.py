@@ -123,14 +123,14 @@ def seed_sweep(
     summary = {"recipe": base.name, **summarize_sweep(sweep), **({"until": pair} if pair else {})}
     common.print_json(summary) if as_json else print_sweep(summary, sweep)
     note(str(folder))
-    if others := [str(seed) for seed in sweep.missing if seed not in chosen]:
+    ends = {seed: run.how for seed, run in sweep.missing.items()}
+    later = [s for s, how in ends.items() if how == "not run" and s not in chosen]
+    if later:
         note(
-            f"warning: {format_count(len(others), 'seed')} of an earlier command "
-            f"{'has' if len(others) == 1 else 'have'} no result; --seeds {','.join(others)} "
-            "trains what is missing"
+            f"warning: {format_count(len(later), 'seed')} of an earlier command did not run; "
+            f"--seeds {','.join(map(str, later))} trains what is missing"
         )
-    ends = [run.how for seed, run in sweep.missing.items() if seed in chosen]
-    require_results(len(sweep.results.keys() & {*chosen}), ends)
+    require_results(len(sweep.results), [how for s, how in ends.items() if s not in later])
 
 
 def _warn_about_looks(sweep: Sweep, seeds: list[int]) -> None:

@@ -11,8 +11,8 @@ from rescue_cli.analysis.study import (
     ComparedRows,
     Study,
     format_value,
+    image_lines,
     name_rows,
-    tested_lines,
 )
 from rescue_cli.cli import common
 from rescue_cli.formatting import flop_count, format_seconds
@@ -74,7 +74,7 @@ def _format_result(row: Mapping[str, Any]) -> str:
 
 def _origin_lines(rows: Rows) -> list[str]:
     """What the rows were tested on; which were not run here, and which on a part of the images."""
-    lines = tested_lines(rows)
+    lines = image_lines(rows)
     measured = [row for row in rows if row["measured"] is not None]
     for words, key in (("on record", "recorded"), ("on a part of the images", "partial")):
         if chosen := [row for row in measured if row[key]]:

@@ -276,8 +276,10 @@ def _describe_images(path: Path, result: Mapping[str, Any], root: str | None) ->
     if table.exists():
         yield from _list_images("wrong", wrong_images(table), table, root)
     if (labels := label_table(path, result["protocol"]["size"])) is not None:
+        doubtful = len(doubtful_labels(labels))
+        below = f", the first {f'{doubtful:,} ' if doubtful > 1 else ''}below" if doubtful else ""
         yield (
-            f"labels that look wrong: {len(doubtful_labels(labels)):,} (another class has "
+            f"labels that look wrong: {doubtful:,}{below} (another class has "
             f"{100 * SURE:g} % or more, from a classifier fitted without the image)"
         )
         what = "training images that it classifies wrong"

@@ -6,7 +6,7 @@ from typing import Any
 
 from rescue_cli.analysis.stats import PERCENT as RANGE
 from rescue_cli.analysis.stats import Sample, t_interval
-from rescue_cli.analysis.study import format_value, tested_lines
+from rescue_cli.analysis.study import format_value, image_lines
 from rescue_cli.analysis.study_runs import FILE
 from rescue_cli.errors import DataError
 from rescue_cli.formatting import format_seconds
@@ -107,7 +107,7 @@ def study_section(path: Path) -> dict[str, Any]:
         "total": len(rows),
         "headings": headings,
         "rows": cells,
-        "tested": tested_lines(rows),
+        "tested": image_lines(rows),
         "has_paper": any(row["paper"] for row in rows),
         "pairs": study["pairs"],
         "command": study["command"],

@@ -158,7 +158,7 @@ def test_a_seed_that_neither_ended_nor_failed_is_told(
     assert (found["planned"], found["n"], found["not_run"]) == (3, 1, ["1", "2"])
     fewer = rescue(*call, "--seeds", "1")
     assert fewer.code == 0, "what was asked for is there"
-    assert "2 seeds of an earlier command have no result; --seeds 1,2 trains" in fewer.err
+    assert "2 seeds of an earlier command did not run; --seeds 1,2 trains" in fewer.err
 
 
 def test_a_seed_that_was_stopped_has_not_failed(tmp_path: Path) -> None:

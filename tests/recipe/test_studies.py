@@ -10,11 +10,11 @@ import pytest
 from rescue_cli import recipe as recipes
 from rescue_cli.analysis import records
 from rescue_cli.analysis.study import (
+    image_lines,
     load_study,
     resolve_cells,
     study_files,
     table_rows,
-    tested_lines,
 )
 from rescue_cli.build.check import check_ingredients
 from rescue_cli.errors import DataError
@@ -193,8 +193,8 @@ def test_a_run_is_put_on_record_once() -> None:
 
 def test_the_table_of_a_study_says_on_which_images_each_row_was_tested() -> None:
     rows = table_rows(load_study("rescue94-cheaper"))
-    assert tested_lines(rows) == ["rows 1 to 7: tested on cifar10 holdout (10,000 images)"]
+    assert image_lines(rows) == ["rows 1 to 7: tested on cifar10 holdout (10,000 images)"]
     some = [{**row, "images": ["a test (9 images)"]} for row in rows if row["row"] in (1, 2, 3, 5)]
     unmeasured = [{**rows[3], "images": []}]
-    assert tested_lines([*some, *unmeasured]) == ["rows 1 to 3, 5: tested on a test (9 images)"]
-    assert tested_lines(some[:1]) == ["row 1: tested on a test (9 images)"]
+    assert image_lines([*some, *unmeasured]) == ["rows 1 to 3, 5: tested on a test (9 images)"]
+    assert image_lines(some[:1]) == ["row 1: tested on a test (9 images)"]

@@ -112,12 +112,6 @@ def load(
         remarks = describe_splits([dataset.train, *dataset.tests.values()], Reading.of(keys))
         shared = [*note_shared_images(dataset), *note_contradictions(dataset.train)]
         dataset = replace(dataset, notes=(*dataset.notes, *remarks, *shared))
-        evaluates = classes or location.test_only
-        if len(dataset.classes) == 1 and not dataset.train.annotated and not evaluates:
-            raise DataError(
-                f"{location.train_root}: has one class ({dataset.classes[0]}), and a "
-                "classifier needs at least two. Add a folder for another class."
-            )
     if dataset.train.annotated:
         return dataset
     dataset = replace(dataset, notes=(*dataset.notes, *note_classes_without_images(dataset)))
