@@ -91,11 +91,13 @@ def _caveats(pair: Mapping[str, Any]) -> list[str]:
     if incomplete:
         caveats.append(f"Only finished runs are compared: {' and '.join(incomplete)}.")
     if pair["skewed"] and pair["p"] is not None:
-        settled = "p is the larger of the t-test's and the permutation test's, and the interval "
-        settled += "what neither rejects"
-        if not pair["settled"]:
-            settled = "The t-test's p may be wrong, and no permutation test can settle it"
-        caveats.append(f"Skewed: {' and '.join(pair['skewed'])}. {settled}; see the medians.")
+        why = "The t-test's p may be wrong, and no permutation test can settle it"
+        if pair["permutation_decides"]:
+            why = (
+                "p is the larger of the t-test's and the permutation test's, and the interval is "
+                "what neither rejects"
+            )
+        caveats.append(f"Skewed: {' and '.join(pair['skewed'])}. {why}; see the medians.")
     return caveats
 
 

@@ -29,6 +29,7 @@ from rescue_cli.analysis.stats import (
     NORMAL_95,
     PERCENT,
     Difference,
+    exchange_test,
     fisher_exact_test,
     holm_correction,
     interquartile_mean,
@@ -41,7 +42,6 @@ from rescue_cli.analysis.stats import (
     probability_of_superiority,
     sign_flip_test,
     t_interval,
-    two_sample_permutation_test,
     welch_test,
     wilson_interval,
 )
@@ -225,16 +225,17 @@ def _pair(case: _Case, level: float, want: float | None) -> dict[str, Any]:
     """The stable keys of `--json` for one pair."""
     a, b = case.a, case.b
     test, how = _test(a, b, case.pairing)
-    bounds = test.interval(level)
+    p, bounds = test.p, test.interval(level)
     samples = _samples(case, test)
     skewed = [name for name, values in samples.items() if is_skewed(values)]
-    permutation = _permutation_test(list(samples.values()), LEVEL, paired=test.paired)
-    deciding, p = None, test.p
-    if skewed and p is not None and bounds is not None:
-        deciding = _permutation_test(list(samples.values()), level, paired=test.paired)
-        if deciding is not None:
-            p = max(p, deciding(0.0))
-            bounds = permutation_interval(deciding, bounds, level)
+    least = _smallest_p(list(samples.values()), paired=test.paired)
+    permutation = None
+    if least < LEVEL:
+        permutation = _permutation_test(list(samples.values()), paired=test.paired)
+    decides = bool(skewed) and least < level
+    if decides and permutation is not None and p is not None and bounds is not None:
+        p = max(p, permutation(0.0))
+        bounds = permutation_interval(permutation, bounds, level)
     if bounds is not None:
         bounds = max(bounds[0], -PERCENT[1]), min(bounds[1], PERCENT[1])
     pair: dict[str, Any] = {
@@ -264,7 +265,7 @@ def _pair(case: _Case, level: float, want: float | None) -> dict[str, Any]:
         "how": how,
         "about": "nothing" if test.p is None else "assumed" if test.borrowed else "recipes",
         "skewed": skewed,
-        "settled": deciding is not None,
+        "permutation_decides": decides,
         "correlation": _correlation(a, b),
         "superiority": _superiority(a, b),
         "middles": {
@@ -319,21 +320,21 @@ def _samples(case: _Case, test: Difference) -> dict[str, list[float]]:
     return {f"the runs of {side.name}": list(side.values.values()) for side in known}
 
 
-def _permutation_test(
-    samples: Sequence[Sequence[float]], level: float, *, paired: bool
-) -> Callable[[float], float] | None:
-    """The p of a permutation test, given the assumed difference.
-
-    None where the runs of a side are not known, or are so few that no p is below the level.
-    """
+def _smallest_p(samples: Sequence[Sequence[float]], *, paired: bool) -> float:
+    """The smallest p that a permutation test can have; 1 where the runs of a side are not known."""
     if len(samples) < 2 and not paired:
-        return None
+        return 1.0
     arrangements = 2 ** len(samples[0]) if paired else comb(sum(map(len, samples)), len(samples[0]))
-    if 2 / arrangements >= level:
-        return None
+    return min(1.0, 2 / arrangements)
+
+
+def _permutation_test(
+    samples: Sequence[Sequence[float]], *, paired: bool
+) -> Callable[[float], float]:
+    """The p of a permutation test, given the difference that is assumed to be the true one."""
     if paired:
         return lambda assumed: sign_flip_test(np.subtract(samples[0], assumed))
-    return lambda assumed: two_sample_permutation_test(samples[0], np.subtract(samples[1], assumed))
+    return exchange_test(*samples)
 
 
 def _correlation(a: Side, b: Side) -> float | None:

@@ -134,40 +134,37 @@ def load_comparable(words: Sequence[str]) -> list[Side]:
     sides = load_sides(words)
     if (difference := different_images(sides)) is None:
         return sides
-    common = _on_common_images(sides)
-    if common is None:
+    common = _common_files(sides)
+    if not common:
         raise UsageError(f"compare: {difference} Evaluate them on the same images: rescue eval.")
     note(f"compared on the test images in common: {difference}")
-    return common
+    return [_on_images(side, common) for side in sides]
 
 
-def _on_common_images(sides: Sequence[Side]) -> list[Side] | None:
-    """Single runs on the images that all were tested on, where these are known by their names."""
+def _common_files(sides: Sequence[Side]) -> tuple[str, ...]:
+    """The images that single runs were all tested on, where these are known by their names."""
     every = [side.images.files for side in sides if side.images and side.images.files]
     if len(every) < len(sides) or any(len(side.paths) > 1 for side in sides):
-        return None
+        return ()
     if any(len({*files}) < len(files) for files in every):
-        return None
+        return ()
     shared = set.intersection(*map(set, every))
-    common = tuple(file for file in every[0] if file in shared)
-    chosen = []
-    for side, files in zip(sides, every, strict=True):
-        place = {file: index for index, file in enumerate(files)}
-        kept = [place[file] for file in common]
-        label, ((seed, path),) = side.row or next(iter(side.sets)), side.paths.items()
-        arrays = load_predictions(path, label)
-        if "top" not in arrays or not kept:
-            return None
-        assert side.images is not None
-        values = {seed: 100 * float(correct_predictions(arrays)[kept].mean())}
-        images = replace(side.images, count=len(kept), files=common)
-        chosen.append(
-            replace(
-                side, sample=sample(list(values.values())), values=values, images=images,
-                sets={label: values}, images_of={label: images}, has_curve=False, kept=kept,
-            )
-        )  # fmt: skip
-    return chosen
+    return tuple(file for file in every[0] if file in shared)
+
+
+def _on_images(side: Side, files: tuple[str, ...]) -> Side:
+    """A single run on some of its test images; raises `DataError` without its predictions."""
+    assert side.images is not None
+    place = {file: index for index, file in enumerate(side.images.files or ())}
+    kept = [place[file] for file in files]
+    label, ((seed, path),) = side.row or next(iter(side.sets)), side.paths.items()
+    correct = correct_predictions(load_predictions(path, label))[kept]
+    values = {seed: 100 * float(correct.mean())}
+    images = replace(side.images, count=len(kept), files=files)
+    return replace(
+        side, sample=sample(list(values.values())), values=values, images=images,
+        sets={label: values}, images_of={label: images}, has_curve=False, kept=kept,
+    )  # fmt: skip
 
 
 def load_side(text: str) -> Side:
@@ -496,7 +493,7 @@ def correct_predictions(arrays: Mapping[str, NDArray[Any]]) -> NDArray[np.bool_]
     return correct
 
 
-def test_image_count(path: Path) -> int:
+def count_test_images(path: Path) -> int:
     """The test images of a run's first measurement."""
     return int(read_result(RunDirectory(path))["count"])
 
@@ -610,4 +607,9 @@ def group_comparable(sides: Sequence[Side]) -> tuple[list[list[Side]], list[str]
 
 def _apart(a: Side, b: Side) -> str | None:
     """Why two sides may not be compared with each other, as a sentence; else None."""
-    return shared_run(a, b) or different_images([a, b])
+    if (shared := shared_run(a, b)) is not None:
+        return shared
+    difference = different_images([a, b])
+    if difference is not None and _common_files([a, b]):
+        difference += f" On those in common: rescue compare {a.name} {b.name}"
+    return difference

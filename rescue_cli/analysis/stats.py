@@ -510,21 +510,35 @@ def two_sample_permutation_test(a: Floats, b: Floats) -> float:
 
     What scipy.stats.permutation_test computes; its orders are kept for samples of equal sizes.
     """
+    return exchange_test(a, b)(0.0)
+
+
+def exchange_test(a: Floats, b: Floats) -> Callable[[float], float]:
+    """`two_sample_permutation_test` of a true difference, b less a, that is assumed.
+
+    Whatever it is, the runs are exchanged once: each mean moves with the share of b's runs in it.
+    """
     first, second = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     m, n = len(first), len(second)
-    both, parts = np.concatenate([first, second]), []
+    both, parts, shares = np.concatenate([first, second]), [], []
     drawn = math.comb(m + n, m) > EXACT
     for orders in _drawn_orders(m + n) if drawn else [_all_orders(m, n)]:
-        shuffled = both[orders]
+        shuffled, of_b = both[orders], orders >= m
         parts.append(shuffled[:, m:].mean(1) - shuffled[:, :m].mean(1))
-    under_null = np.concatenate(parts)
-    observed = second.mean() - first.mean()
-    rounding = 100 * np.finfo(np.float64).eps * abs(observed)
-    tails = (
-        np.count_nonzero(under_null <= observed + rounding) + drawn,
-        np.count_nonzero(under_null >= observed - rounding) + drawn,
-    )
-    return float(min(1.0, 2 * min(tails) / (len(under_null) + drawn)))
+        shares.append(of_b[:, m:].mean(1) - of_b[:, :m].mean(1))
+    difference, share = np.concatenate(parts), np.concatenate(shares)
+    whole = second.mean() - first.mean()
+
+    def p(assumed: float) -> float:
+        under_null, observed = difference - assumed * share, whole - assumed
+        rounding = 100 * np.finfo(np.float64).eps * max(abs(whole), abs(assumed))
+        tails = (
+            np.count_nonzero(under_null <= observed + rounding) + drawn,
+            np.count_nonzero(under_null >= observed - rounding) + drawn,
+        )
+        return float(min(1.0, 2 * min(tails) / (len(under_null) + drawn)))
+
+    return p
 
 
 def permutation_interval(

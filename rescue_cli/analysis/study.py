@@ -290,17 +290,17 @@ def compare_rows(study: Study, rows: Sequence[Mapping[str, Any]], folder: Path) 
     """
     if not study.pairs:
         return ComparedRows((), ())
-    every = Counter(_name(_columns(study, *cell)) for cell in resolve_cells(study))
-    shown = Counter(_name(row["columns"]) for row in rows)
+    every = Counter(_first(_columns(study, *cell)) for cell in resolve_cells(study))
+    shown = Counter(_first(row["columns"]) for row in rows)
     sides: list[Side] = []
     for row in (row for row in rows if row["runs"]["n"]):
-        side, name = load_side(str(folder / row_folder(row["row"]))), _name(row["columns"])
+        side, name = load_side(str(folder / row_folder(row["row"]))), _first(row["columns"])
         alone = max(every[name], shown[name]) == 1
         sides.append(replace(side, name=name if alone else f"row {row['row']}"))
     return ComparedRows(sides, compare_pairs(sides))
 
 
-def _name(columns: Mapping[str, Any]) -> str:
+def _first(columns: Mapping[str, Any]) -> str:
     return format_value(next(iter(columns.values())))
 
 

@@ -9,12 +9,11 @@ from rescue_cli.analysis import interim
 from rescue_cli.analysis.compare import compare_pairs, describe_sides
 from rescue_cli.analysis.sides import (
     Side,
+    count_test_images,
     first_reaching,
     is_recipe,
     load_comparable,
-    parse_typed_result,
     recipe_and_epoch_length,
-    test_image_count,
 )
 from rescue_cli.cli import common
 from rescue_cli.cli.command import example_and_next
@@ -56,7 +55,7 @@ def compare(
         raise UsageError("compare: give two or more of runs, sweeps, recipes and MEAN±STD/N.")
     sides = load_comparable(words)
     pairs = compare_pairs(sides, want)
-    for line in [*interim.record_comparison(sides), *_fractions(words)]:
+    for line in [*interim.record_comparison(sides), *_fractions(sides)]:
         note(f"warning: {line}")
     result = {**(pairs[0] if pairs else {}), "sides": describe_sides(sides)}
     if len(pairs) > 1:
@@ -80,13 +79,12 @@ def compare(
         raise UnexpectedError(bands[0]["said"])
 
 
-def _fractions(words: list[str]) -> list[str]:
+def _fractions(sides: list[Side]) -> list[str]:
     """What typed accuracies are taken for that look like fractions."""
-    typed = {word: parse_typed_result(word) for word in words}
     return [
-        f"{word}: is taken as {result.mean:g} %; accuracies are in percent"
-        for word, result in typed.items()
-        if result is not None and 0 < result.mean < 1
+        f"{side.name}: is taken as {side.sample.mean:g} %; accuracies are in percent"
+        for side in sides
+        if side.images is None and 0 < side.sample.mean < 1
     ]
 
 
@@ -132,7 +130,7 @@ def _band(word: str, other: Side) -> dict[str, Any] | None:
     from rescue_cli.analysis.expected import check_expected, subset_size
 
     first = next(iter(other.paths.values()))
-    drawn = subset_size(recipes.recipe_in(first), test_image_count(first))
+    drawn = subset_size(recipes.recipe_in(first), count_test_images(first))
     return check_expected(recipes.load(word), other.sample, drawn)
 
 

@@ -176,7 +176,7 @@ def transfer(
     note(location)
     if queue is None:
         for one in starts.values():
-            if has_files(one):  # what is wrong with them is said before a run is started
+            if not guided and has_files(one):  # what is wrong with them is said before a run starts
                 epoch_length(one)
         note_precision((one.train.precision for one in runs.values()), where)
     if guided:
@@ -269,9 +269,8 @@ def _describe_images(path: Path, result: Mapping[str, Any], root: str | None) ->
         f"{right:,} of {count:,} right; 95 %: {low:.1f} to {high:.1f}; "
         f"one image is {100 / count:.2g} points"
     )
-    if held_out := result["protocol"].get("held_out"):
-        how = held_out.partition(", ")[2]
-        yield f"test set: {count:,} images kept out of training, {how}"
+    if "held_out" in result["protocol"]:
+        yield f"test set: {count:,} images kept out of training"
     table = run.image_table(measurement_stem(result["sets"][0], result["sets"]))
     if table.exists():
         yield from _list_images("wrong", wrong_images(table), table, root)

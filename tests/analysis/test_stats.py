@@ -16,6 +16,7 @@ from rescue_cli.analysis.stats import (
     Sample,
     best_seed_bias,
     correlation_interval,
+    exchange_test,
     expected_maximum,
     holm_correction,
     interquartile_mean,
@@ -296,7 +297,7 @@ def test_of_skewed_runs_the_interval_says_what_p_says(n: int) -> None:
     for shift in np.linspace(0.2, 3, 30):
         a = [*rng.normal(90, 0.1, n - 1), 88.0]
         pair = _compared(a, list(rng.normal(90, 0.1, n) + shift))
-        assert pair["settled"], "skewed, and enough runs"
+        assert pair["permutation_decides"], "skewed, and enough runs"
         assert (pair["low"] > 0) == (pair["p"] < 0.05), shift
         disagreed += pair["p"] == pair["permutation_p"]
     assert 0 < disagreed < 30, "both tests decide sometimes"
@@ -307,6 +308,7 @@ def test_an_interval_by_permutation_holds_what_the_test_does_not_reject() -> Non
     low, high = permutation_interval(
         lambda assumed: two_sample_permutation_test(a, b - assumed), (1.4, 1.5), 0.05
     )
+    assert permutation_interval(exchange_test(a, b), (1.4, 1.5), 0.05) == (low, high)
     held = [d for d in np.arange(-2, 6, 0.01) if two_sample_permutation_test(a, b - d) >= 0.05]
     assert (low, high) == pytest.approx((held[0], held[-1]), abs=0.011)
 

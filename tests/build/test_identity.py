@@ -173,6 +173,18 @@ def test_what_is_said_of_a_changed_folder(case: str, tmp_path: Path) -> None:
     assert message is None or message.startswith(str(wanted)), message
 
 
+def test_images_that_moved_between_training_and_test_are_said_to_have(tmp_path: Path) -> None:
+    root = draw(tmp_path / "pictures")
+    few, many = (seen(root, f"data.holdout={count}").data for count in (9, 12))
+    moved = describe_difference(few, many)
+    assert moved is not None
+    assert moved.endswith(f"3 in holdout now, the first {moved.rpartition(' ')[2]}")
+    back = describe_difference(many, few)
+    assert back is not None
+    assert "3 from holdout, the first " in back
+    assert not {"missing", "new"} & {*moved.split(), *back.split()}
+
+
 def test_a_replaced_image_is_named_with_both_sizes(tmp_path: Path) -> None:
     root = draw(tmp_path / "pictures")
     before, size = seen(root).data, (root / "train/ash/02.png").stat().st_size

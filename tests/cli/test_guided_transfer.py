@@ -104,11 +104,10 @@ def test_a_folder_without_a_split_has_a_part_of_its_images_held_out_for_the_test
     )
     assert ended.notes.count(line) == 1
     assert "16 training images of 2 classes (the smallest has 8), 4 test images" in ended.err
-    how = "equally many per class, fixed seed"
-    assert f"test set: 4 images kept out of training, {how}" in ended.out
+    assert "test set: 4 images kept out of training\n" in ended.out
     (final,) = (tmp_path / "out").glob("*/seed-0")
     protocol = read_result(RunDirectory(final))["protocol"]
-    assert protocol["held_out"] == f"4 of the training images, {how}"
+    assert protocol["held_out"] == "4 of the training images, equally many per class, fixed seed"
     tested = {row.file for row in read_image_table(final / "predictions/holdout-test.csv")}
     assert len(tested) == 4
     probe = tmp_path / "out/search/probe-32/predictions"
@@ -151,6 +150,9 @@ def test_runs_before_and_after_photographs_were_added_are_compared_on_common_one
     assert found["images"] == len(common)
     wanted = [100 * sum(right[run][file] for file in common) / len(common) for run in (old, new)]
     assert [side["mean"] for side in found["sides"]] == pytest.approx(wanted)
+    assert rescue("report", old, new, "--out", "page.html").code == 0
+    cure = f"in common. On those in common: rescue compare {old} {new}"
+    assert cure in (tmp_path / "page.html").read_text().replace("<wbr>", "")
     larger = rescue("eval", old, "data.test_holdout=6")
     assert "was trained on some of these images. Remove data.test_holdout" in larger.err
     again = rescue("eval", new, "data.test_holdout=4")
