@@ -138,6 +138,8 @@ def _load(optimizer: Optimizer, saved: dict[str, Any], begun: set[Tensor]) -> No
     if not type(optimizer).__module__.startswith("rescue_cli."):
         return
     parameters = {parameter for group in optimizer.param_groups for parameter in group["params"]}
+    if not all(isinstance(state, dict) for state in optimizer.state.values()):
+        raise ValueError("the state of an optimizer's parameter is not a mapping")
     states = {parameter: state for parameter, state in optimizer.state.items() if state}
     names = next((state.keys() for state in states.values()), None)
     if not begun <= states.keys() <= parameters or any(s.keys() != names for s in states.values()):

@@ -239,6 +239,7 @@ MISFITS: dict[str, Callable[[dict[str, Any]], object]] = {
     "no momentum of a tensor": lambda state: _momentum(state).pop(3),
     "a momentum by another name": lambda state: _momentum(state).update({3: {"x": torch.ones(1)}}),
     "a short momentum": lambda state: _momentum(state)[3].update(momentum_buffer=torch.ones(2)),
+    "a scalar for a state": lambda state: _momentum(state).update({3: torch.zeros(())}),
     "a list of corrupt files that is none": lambda state: state.update(corrupt=3),
 }
 

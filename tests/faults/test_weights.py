@@ -25,12 +25,24 @@ from tests.helpers.mutations import mutate, mutate_tree
 from tests.helpers.processes import start
 
 pytestmark = [pytest.mark.faults, pytest.mark.filterwarnings("ignore")]
-COUNT = 500  # of checkpoints, and of each format of weights half as many
+COUNT = 250  # of each format of weights
+CHECKPOINTS = 100  # of each optimizer
+SGD = "momentum: 0.9, nesterov: true"
+OPTIMIZERS = {  # their options beside lr and weight_decay
+    "sgd": SGD,
+    "sgd-velocity": SGD,
+    "muon": f"{SGD}, params: filters, steps: 3, coefficients: [3.4, -4.8, 2.0], "
+    "iterate: float32, renormalise_every: 2",
+    "lamb": "max_grad_norm: 1",
+    **dict.fromkeys(("adamw", "adam", "adagrad", "adadelta"), "eps: 1e-6"),
+}
+REST = f", {{name: sgd, params: head+norms+biases, lr: 0.01, weight_decay: 0, {SGD}}}"
+AVERAGES = ("ema, decay: 0.9, every: 1", "lookahead, decay: 0.95, every: 2, power: 3")
 STEP = 3  # of four
 SMALL = [
     "--recipe", "quickstart", "data.subset=[128, 20]", "model.width=4", "train.batch_size=32",
     "train.device_batch_size=32", "train.epochs=1", f"train.snapshots=[{STEP}]",
-    "averaging={name: ema, decay: 0.9, every: 1}",
+    f"averaging={{name: {AVERAGES[0]}}}",
 ]  # fmt: skip
 VALUES: list[Any] = [
     None, True, 0, -1, 1, 2.5, 10**30, float("nan"), "", "../x", [], {}, [None], {"a": {}},
@@ -39,12 +51,16 @@ VALUES: list[Any] = [
 ]  # fmt: skip
 
 
+def finish(folder: Path, *overrides: str) -> Path:
+    """A run of four steps that kept its checkpoint of the third; to be copied."""
+    run = folder / "finished"
+    start(["train", "--out", run, *SMALL, *overrides], folder / "told").ends(0)
+    return run
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of four steps that kept its checkpoint of the third; to be copied."""
-    run = tmp_path_factory.mktemp("finished") / "run"
-    start(["train", "--out", run, *SMALL], run.with_name("told")).ends(0)
-    return run
+    return finish(tmp_path_factory.mktemp("run"))
 
 
 @pytest.fixture
@@ -80,10 +96,15 @@ def pickled(tree: dict[str, Any], draw: random.Random, file: Path) -> None:
         file.write_bytes(mutate(file.read_bytes(), draw))
 
 
-def test_checkpoints(finished: Path, tally: Tally, trap: Path) -> None:
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_checkpoints(optimizer: str, tally: Tally, trap: Path) -> None:
+    average = AVERAGES[len(optimizer) % len(AVERAGES)]
+    item = f"{{name: {optimizer}, lr: 0.001, weight_decay: 0.01, {OPTIMIZERS[optimizer]}}}"
+    rest = REST if optimizer == "muon" else ""
+    finished = finish(tally.folder, f"optim=[{item}{rest}]", f"averaging={{name: {average}}}")
     run = RunDirectory(tally.folder / "run")
     state = torch.load(RunDirectory(finished).snapshot(STEP), weights_only=True)
-    for case in range(COUNT):
+    for case in range(CHECKPOINTS):
         shutil.rmtree(run.path, ignore_errors=True)
         shutil.copytree(finished, run.path)
         run.result.unlink()
@@ -129,7 +150,7 @@ def test_weights(
     image = tally.folder / "i.png"
     Image.fromarray(np.zeros((28, 28), np.uint8)).save(image)
     predict_images(RunDirectory(finished).weights, [image], 3, "cpu")
-    for case in range(COUNT // 2):
+    for case in range(COUNT):
         write(file, finished, random.Random(case))
         tally.attempt(case, lambda: predict_images(file, [image], 3, "cpu"))
     assert not trap.exists()

@@ -106,10 +106,11 @@ def assign_parameters(model: nn.Module, items: Sequence[OptimItem]) -> list[Para
             item_of[group] = i
     unassigned = sorted({group for group in owner_of.values() if group not in item_of})
     if unassigned:
-        names = [n for n, g in owner_of.items() if g == unassigned[0]]
+        first = next(n for n, g in owner_of.items() if g in unassigned)
+        missing = "+".join(unassigned)
         raise UsageError(
-            f"optim: {len(names)} parameters ('{unassigned[0]}': {names[0]}, ...) are in no item. "
-            f"Add an item with params: {unassigned[0]}, or give one item params: all."
+            f"optim: the parameters '{missing}' ({first}, ...) are in no item. Add an item with "
+            f"params: {missing}, or give one item params: all."
         )
     return [
         _split_by_decay([n for n, group in owner_of.items() if item_of[group] == i], item, group_of)

@@ -100,7 +100,7 @@ def test_the_bias_of_a_whitening_layer_is_a_group_of_its_own() -> None:
     )
     assert whitening.decayed == ("0.bias",)
     assert len(others.decayed) == 6
-    with pytest.raises(UsageError, match=r"'whitening': 0.bias, ...\) are in no item"):
+    with pytest.raises(UsageError, match=r"'whitening' \(0.bias, ...\) are in no item"):
         assign_parameters(model, items_of({"params": "filters+norms+head+biases+rest"}))
     model[0].weight.requires_grad_(True)
     assert parameter_groups(model)["0.weight"] == "filters"
@@ -142,8 +142,8 @@ def test_a_module_is_named_for_all_its_parameters_which_keep_their_kinds() -> No
     [
         (
             [{"params": "filters"}, {"params": "norms"}],
-            "optim: 1 parameters ('biases': fc.bias, ...) are in no item. Add an item with "
-            "params: biases, or give one item params: all.",
+            "optim: the parameters 'biases+head' (fc.weight, ...) are in no item. Add an item with "
+            "params: biases+head, or give one item params: all.",
         ),
         (
             [{"params": "all"}, {"params": "norms"}],
@@ -175,6 +175,6 @@ def test_parameters_claimed_by_none_or_twice_are_refused(
 def test_the_recipe_check_finds_unclaimed_parameters_without_data_or_device() -> None:
     sgd = "name: sgd, lr: 0.1, momentum: 0.9, nesterov: true, weight_decay: 0"
     halves = load("quickstart", [f"optim=[{{params: filters, {sgd}}}, {{params: norms, {sgd}}}]"])
-    with pytest.raises(UsageError, match=r"^optim: 1 parameters \('head': head.weight, ...\)"):
+    with pytest.raises(UsageError, match=r"^optim: the parameters 'head' \(head.weight, ...\)"):
         check_recipe(halves)
     check_recipe(halves.with_overrides("optim.norms.params=norms+head"))
