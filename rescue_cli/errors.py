@@ -110,15 +110,19 @@ def near_path(path: Path, *, folders: bool = False) -> str:
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """A question that names the nearest known word, the first of several; else all of them."""
-    words = list(known)
+    """A question that names the nearest known word, the first of several; else all of them.
+
+    Capital letters are as good as small ones.
+    """
+    words = sorted(set(known))
+    small = [each.lower() for each in words]
 
     def distance(name: str) -> tuple[float, str]:
-        return -difflib.SequenceMatcher(None, name, word).ratio(), name
+        return -difflib.SequenceMatcher(None, name.lower(), word.lower()).ratio(), name
 
-    if near := difflib.get_close_matches(word, words, n=len(words) or 1):
-        return f"Did you mean '{min(near, key=distance)}'?"
-    return f"Known: {', '.join(sorted(words))}." if words else ""
+    if near := difflib.get_close_matches(word.lower(), small, n=len(words) or 1):
+        return f"Did you mean '{min((w for w in words if w.lower() in near), key=distance)}'?"
+    return f"Known: {', '.join(words)}." if words else ""
 
 
 def refuse_url(key: str, value: str) -> None:

@@ -136,6 +136,7 @@ def places(tmp_path: Path) -> dict[str, str]:
         "IMAGE": str(image),
         "WEIGHTS": str(weights),
         "PHOTOS": str(tmp_path / "folder"),
+        "LATER": str(tmp_path / "folder" / "val"),
         "RUN": "walk/weights/seed-0",
         **{name: str(ROOT / name) for name in EXAMPLES},
     }

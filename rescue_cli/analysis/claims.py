@@ -239,13 +239,20 @@ def _test(pair: Mapping[str, Any]) -> str:
 
 def _views(pair: Mapping[str, Any]) -> list[str]:
     lines = []
-    if (r := pair["correlation"]) is not None:
-        lines.append(f"correlation between equal seeds: {r:.2f}")
-    if pair["superiority"] is not None:
-        probability, low, high = (100 * x for x in pair["superiority"])
+    if pair["correlation"] is not None:
+        r, low, high = pair["correlation"]
         lines.append(
-            f"a run of {pair['b']} beats one of {pair['a']} with probability {probability:.0f} % "
-            f"(95 % interval {low:.0f} to {high:.0f} %)"
+            f"correlation between equal seeds: {r:.2f} (95 % interval {low:.2f} to {high:.2f})"
+        )
+    if pair["superiority"] is not None:
+        share, low, high = (100 * x for x in pair["superiority"])
+        better, worse = pair["b"], pair["a"]
+        if share < 50:
+            share, low, high = 100 - share, 100 - high, 100 - low
+            better, worse = worse, better
+        lines.append(
+            f"a run of {better} beats one of {worse} in {share:.0f} % of {pair['run_pairs']} pairs "
+            f"(95 % interval {low:.0f} to {high:.0f} %, by their order alone)"
         )
     if pair["skewed"]:
         lines += [
@@ -270,14 +277,14 @@ def _at_equal_budgets(pair: Mapping[str, Any]) -> list[str]:
     for what, equal in pair["equal"].items():
         if equal is None:
             continue
+        budget, clock = _length(equal["at"]), ""
         if what == "seconds":
             budget = f"{format_seconds(equal['at'])} seconds of training"
-        else:
-            budget = _length(equal["at"])
+            clock = ", by a clock that counts other work on the machine too"
         size = f"{abs(equal['difference']):.2f}"
         if size == "0.00":
-            lines.append(f"after {budget}, no difference")
+            lines.append(f"after {budget}, no difference{clock}")
         else:
             leader = pair["b" if equal["difference"] > 0 else "a"]
-            lines.append(f"after {budget}, {leader} leads by {size} points")
+            lines.append(f"after {budget}, {leader} leads by {size} points{clock}")
     return lines

@@ -29,6 +29,7 @@ from rescue_cli.analysis.stats import (
     NORMAL_95,
     PERCENT,
     Difference,
+    correlation_interval,
     exchange_test,
     fisher_exact_test,
     holm_correction,
@@ -37,7 +38,6 @@ from rescue_cli.analysis.stats import (
     mcnemar_test,
     paired_proportions_interval,
     paired_t_test,
-    pearson_r,
     permutation_interval,
     probability_of_superiority,
     sign_flip_test,
@@ -54,8 +54,10 @@ from rescue_cli.rundir.planned import format_planned
 # The sections and keys that decide what a seed draws
 DRAWN = ("data", "sampling", "augment", "mix", "selection", "model",
          "train.batch_size", "train.device_batch_size")  # fmt: skip
+# Those that do not decide what a step of training costs, but for the optimizer's name
+FREE = ("sampling", "loss", "optim", "schedule", "averaging", "eval", "train.seed", "train.epochs")
 FEWEST = 8  # common seeds, from which runs that share their draws are tested as pairs
-FEWEST_CORRELATED = 3  # common seeds, from which their correlation is computed
+FEWEST_CORRELATED = 4  # common seeds, from which their correlation has an interval
 CHANCE = NORMAL_95 * 2**0.5  # stds: 5 % of pairs of runs of one recipe differ by more
 
 
@@ -129,6 +131,7 @@ class _Case:
     b: Side
     labels: tuple[str | None, str | None]  # of the measurements, None for numbers
     pairing: Pairing
+    read: Callable[[Path], Trained]
 
     @property
     def set(self) -> str | None:
@@ -146,7 +149,7 @@ def compare_pairs(
     if want is not None and not 0 < want <= 100:
         raise UsageError(f"--want: {want:g} must be above 0 and at most 100 points.")
     read = cache(read_trained)  # each side is in many pairs
-    each = [_cases(a, b, choose_pairing(a, b, read=read)) for a, b in combinations(sides, 2)]
+    each = [_cases(a, b, read) for a, b in combinations(sides, 2)]
     cases = [cases[0] for cases in each] + [case for cases in each for case in cases[1:]]
     pairs = [_pair(case, level / len(cases), want) for case in cases]
     tested = [pair for pair in pairs if pair["p"] is not None]
@@ -178,6 +181,7 @@ def describe_sides(sides: Sequence[Side]) -> list[dict[str, Any]]:
             if side.counts_runs
             else "?",
             "lost": dict(side.missing),
+            "warnings": side.warnings,
             **median_and_iqm(side.values),
             **_interval(side),
         }
@@ -201,18 +205,18 @@ def _interval(side: Side) -> dict[str, Any]:
     return {"low": None, "high": None, "over": None}
 
 
-def _cases(a: Side, b: Side, pairing: Pairing) -> list[_Case]:
+def _cases(a: Side, b: Side, read: Callable[[Path], Trained]) -> list[_Case]:
     """The main test set of both, then every other set that both were measured on."""
+    pairing = choose_pairing(a, b, read=read)
     mains = next(iter(a.sets), None), next(iter(b.sets), None)
-    cases = [_Case(a, b, mains, pairing)]
+    cases = [_Case(a, b, mains, pairing, read)]
     seen = {_set_of(label) for label in mains if label is not None}
     for first, second in product(list(a.sets)[1:], list(b.sets)[1:]):
         new = _set_of(first) == _set_of(second) and _set_of(first) not in seen
         if new and a.images_of[first].may_equal(b.images_of[second]):
             seen.add(_set_of(first))
-            cases.append(
-                _Case(at_measurement(a, first), at_measurement(b, second), (first, second), pairing)
-            )
+            sides = at_measurement(a, first), at_measurement(b, second)
+            cases.append(_Case(*sides, (first, second), pairing, read))
     return cases
 
 
@@ -268,6 +272,7 @@ def _pair(case: _Case, level: float, want: float | None) -> dict[str, Any]:
         "permutation_decides": decides,
         "correlation": _correlation(a, b),
         "superiority": _superiority(a, b),
+        "run_pairs": len(a.values) * len(b.values),
         "middles": {
             side.name: median_and_iqm(side.values) for side in (a, b) if len(side.values) > 1
         },
@@ -337,12 +342,15 @@ def _permutation_test(
     return exchange_test(*samples)
 
 
-def _correlation(a: Side, b: Side) -> float | None:
-    """Pearson's r between the results of common seeds."""
+def _correlation(a: Side, b: Side) -> list[float] | None:
+    """Pearson's r between the results of common seeds, and its 95 % interval."""
     common = sorted(a.values.keys() & b.values.keys())
     if len(common) < FEWEST_CORRELATED:
         return None
-    return pearson_r([a.values[seed] for seed in common], [b.values[seed] for seed in common])
+    first, second = (np.array([side.values[seed] for seed in common]) for side in (a, b))
+    if not (first.std() and second.std()):
+        return None
+    return list(correlation_interval(first, second))
 
 
 def _superiority(a: Side, b: Side) -> list[float] | None:
@@ -409,12 +417,22 @@ def _test_networks(case: _Case, level: float) -> dict[str, Any]:
 
 
 def _at_equal(case: _Case, what: str) -> dict[str, Any] | None:
-    """The pair at the same epoch, or after the same seconds of training."""
-    if (equal := at_equal_budget(case.a, case.b, what)) is None:
+    """The pair at the same epoch, or after the same seconds of training where these may differ for
+    another reason than the machine's load.
+    """
+    equal = at_equal_budget(case.a, case.b, what)
+    if equal is None or (what == "seconds" and _steps_cost_alike(case)):
         return None
     end, first, second = equal
     test, how = _test(first, second, case.pairing)
     return {"at": end, "difference": test.mean, "p": test.p, "how": how}
+
+
+def _steps_cost_alike(case: _Case) -> bool:
+    first, second = (next(iter(side.paths.values())) for side in (case.a, case.b))
+    changed = run_changes(first, second, read=case.read)
+    other = [key for key in changed if key not in NOT_PROCEDURE and not _is_in(key, FREE)]
+    return not other and not any(_is_in(key, ("optim",)) and ".name" in key for key in changed)
 
 
 def _clip_at_zero(pair: dict[str, Any], level: float) -> None:

@@ -6,12 +6,20 @@ unchanged.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from itertools import product
 from pathlib import Path
 from statistics import median, median_low
 from typing import Any, Literal
 
-from rescue_cli.analysis.curves import Verdict, find_turn, overfitting_rates, suggest_rates
+from rescue_cli.analysis.curves import (
+    Turn,
+    Verdict,
+    find_turn,
+    overfitting_rates,
+    smooth,
+    suggest_rates,
+)
 from rescue_cli.metrics.names import METRICS, metric_names
 from rescue_cli.recipe import Recipe
 from rescue_cli.recipe.changes import optim_path, without_lr_rule
@@ -23,6 +31,7 @@ LEAST = 1.0  # percent of average precision, below which a curve is not used
 FACTOR = 2.0  # largest ratio of rates that agree
 WIDER = 1000.0  # how far below a rate that was too high the next test should start
 LEARNED = 0.1  # of the way from a guess's score to 100 %
+NEAR_A_GUESS = 0.25  # of the same way: below it little that was learned is left
 STOP_ABOVE = 4.0  # times the first loss, at which a run is stopped, as in fastai's finder
 # What --apply writes: 45 % of the run up and 45 % down, as in most runs of the paper
 ONE_CYCLE = {
@@ -199,13 +208,11 @@ def estimate_max_lr(curves: Curves) -> RunEstimate:
     guess, _ = curves.guess
     turns = [find_turn(curves.rates, losses, name, guess)]
     if curves.has_score:
-        falling = [-value for value in curves.accuracies]
-        turns.append(find_turn(curves.rates, falling, curves.score))
+        turns.append(_turn_of_score(curves))
     bounds = [turn.bounded_above for turn in turns]
     bound = min((rate for rate in bounds if rate is not None), default=None)
     rates = [turn.rate for turn in turns if turn.rate is not None]
     max_lr = min(rates) if rates and (bound is None or min(rates) < bound) else None
-    overfitting = overfitting_rates(curves.rates, curves.test_losses, curves.errors)
     unused = [] if curves.has_score else [f"{curves.score}: stays near 0 and is not used"]
     return RunEstimate(
         max_lr=max_lr,
@@ -213,10 +220,49 @@ def estimate_max_lr(curves: Curves) -> RunEstimate:
         bounded_above=bound,
         spacing=1.0 if max_lr is None else _spacing(curves.rates, max_lr),
         evidence=[*(turn.evidence for turn in turns), *unused],
-        # Where the run has lost what it learned it does not overfit
-        overfitting=[span for span in overfitting if bound is None or span[0] < bound],
+        overfitting=_overfitting(curves, bound),
         suggestions=suggest_rates(curves.rates, curves.train_losses),
     )
+
+
+def _turn_of_score(curves: Curves) -> Turn:
+    """Where the score begins to fall: its negation, which is analysed, falls where it rises."""
+    turn = find_turn(curves.rates, [-value for value in curves.accuracies], curves.score)
+    return replace(turn, evidence=turn.evidence.replace("still falling", "still rising"))
+
+
+def _overfitting(curves: Curves, bound: float | None) -> list[tuple[float, float]]:
+    """Where test loss and generalisation error both rise, at rates below `bound`.
+
+    A rise that ends with the loss of a guess or more, and a score near that of a guess, does not
+    count: an overfitted network still knows more of the test images than a guess does, while one
+    that has lost what it learned, or whose batch norm statistics lag, does not.
+    """
+    losses, scores = smooth(curves.test_losses), smooth(curves.accuracies)
+    guess, chance = curves.guess
+
+    def ends_at_a_guess(rate: float) -> bool:
+        end = curves.rates.index(rate)
+        while end + 1 < len(losses) and losses[end + 1] > losses[end]:
+            end += 1
+        near = chance is not None and scores[end] < chance + NEAR_A_GUESS * (100 - chance)
+        return near and bool(losses[end] >= guess)
+
+    ranges = overfitting_rates(curves.rates, curves.test_losses, curves.errors)
+    return [
+        (low, high)
+        for low, high in ranges
+        if (bound is None or low < bound) and not ends_at_a_guess(high)
+    ]
+
+
+def shared_overfitting(estimates: Sequence[RunEstimate]) -> list[tuple[float, float]]:
+    """The ranges of the rate in which every run has signs of overfitting."""
+    first, *others = (estimate.overfitting for estimate in estimates)
+    for other in others:
+        both = ((max(a, c), min(b, d)) for (a, b), (c, d) in product(first, other))
+        first = [(low, high) for low, high in both if low < high]
+    return first
 
 
 def _verdict(curves: Curves, *verdicts: Verdict) -> Verdict:
@@ -337,7 +383,7 @@ def _no_rate(estimate: RunEstimate, end: float) -> str:
         "noisy": f"noise hides any turn up to {end:.3g}",
         "nothing learned": f"nothing was learned up to {end:.3g}",
         "too few points": "too few points to judge",
-        "falling": f"no turn found up to {end:.3g}, still falling",
+        "falling": f"no turn found up to {end:.3g}, still improving",
         "flat": f"no turn found up to {end:.3g}, flat at the end",
     }[estimate.verdict]
     late = bound is not None and estimate.verdict in ("nothing learned", "too few points")

@@ -33,6 +33,12 @@ ANSWER = {
     "reasons": LIST,
     "seeds": OBJECTS,
 }
+# What fastai's suggestions are; the fall is by its definition that per decade of the rate
+SUGGESTIONS = {
+    "valley": "valley",
+    "steepest": "steepest fall per decade",
+    "minimum": "minimum / 10",
+}
 ANNOTATED_IMAGES = 100  # the same where images carry boxes or masks
 
 
@@ -244,9 +250,12 @@ class RangeTest:
         if not answer.trusted:
             lines.append(answer.advice(self.ramp))
         fastai = self.estimates[0].suggestions
+        of = f" of seed {self.full[0].seed}" if len(self.full) > 1 else ""
         alone = "" if answer.trusted else " alone, which these runs do not confirm"
-        shown = ", ".join(f"{k} {'-' if v is None else f'{v:.3g}'}" for k, v in fastai.items())
-        lines.append(f"fastai's suggestions, from the training loss{alone}: {shown}")
+        shown = ", ".join(
+            f"{SUGGESTIONS[k]}: {'-' if v is None else f'{v:.3g}'}" for k, v in fastai.items()
+        )
+        lines.append(f"fastai's suggestions, from the training loss{of}{alone}: {shown}")
         return lines
 
 
@@ -256,7 +265,7 @@ def _describe_rates(answer: RangeTestResult, ramp: Ramp) -> list[str]:
         upto = f"up to {ramp.end:.3g}"
         words = {
             "falling": f"no turn found {upto}: the largest stable rate lies beyond",
-            "flat": f"no turn found {upto}: the loss is flat at the end",
+            "flat": f"no turn found {upto}: flat at the end",
             "noisy": "no rate found: it learned, but noise hides any turn",
             "nothing learned": f"no rate found: nothing was learned from {ramp.start:.3g} on",
             "died": "no rate found: a run lost all progress before it had learned enough to judge",

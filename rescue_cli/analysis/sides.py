@@ -41,6 +41,7 @@ GIVE, MOST_NAMED = "Give a run or a sweep.", 3
 SEARCHES = {"lr-range.json": "lr-range.png", "tune.json": "tune.html"}
 NUMBER = r"[0-9]+(\.[0-9]+)?"
 TYPED = re.compile(rf"(?P<mean>{NUMBER})((±|\+-|\+/-)(?P<std>{NUMBER}))?(/(?P<n>[0-9]+))?")
+IN_COMMON = "On those in common:"  # the command that compares the rest
 MOST_RUNS = 1_000_000  # of a number that is typed
 
 
@@ -110,6 +111,13 @@ class Side:
         return self.row is not None and "#" in self.name
 
     @cached_property
+    def warnings(self) -> list[str]:
+        """What makes its accuracy say little, in a sentence each; the same of several runs once."""
+        label = self.row or next(iter(self.sets), None)
+        found = [line for path in self.paths.values() for line in image_warnings(path, label)]
+        return [f"{self.name}: {line}" for line in dict.fromkeys(found)]
+
+    @cached_property
     def curves(self) -> dict[int, list[Point]]:
         """Each run's evaluations on the first row, read once."""
         if not self.has_curve:
@@ -129,9 +137,13 @@ def load_sides(words: Sequence[str]) -> list[Side]:
 def load_comparable(words: Sequence[str]) -> list[Side]:
     """As `load_sides`; raises `UsageError` also for sides measured on different test images.
 
-    Single runs are compared on the images that all were tested on, with a note.
+    Single runs are compared on the images that all were tested on, with a note. Warnings about a
+    side's test images and a note on classes that differ are printed.
     """
     sides = load_sides(words)
+    for line in [*(f"warning: {line}" for side in sides for line in side.warnings),
+                 *differing_classes(sides)]:  # fmt: skip
+        note(line)
     if (difference := different_images(sides)) is None:
         return sides
     common = _common_files(sides)
@@ -177,9 +189,10 @@ def load_side(text: str) -> Side:
     if is_recipe(text):
         recipe = recipes.load(text)
         expect = recipe.tree.get("expect")
-        if not expect:
+        if not expect or not ("paper" in recipe.tree or {"std", "n"} & expect.keys()):
+            aim = f"; {expect['top1']:g} % is an aim" if expect else ""
             raise UsageError(
-                f"{text}: this recipe has no published accuracy. Give a run or a sweep of it."
+                f"{text}: this recipe has no published accuracy{aim}. Give a run or a sweep of it."
             )
         return Side(
             f"{text} (expected)",
@@ -318,13 +331,19 @@ def _sweep(text: str, path: Path) -> Side:
     return side_of_sweep(text, read_sweep(path))
 
 
+def _see_failures(sweep: Sweep) -> str:
+    """`See seed-3/failure.json, and run`, where a run has such a file; else `Run`."""
+    failed = [seed for seed, run in sweep.missing.items() if run.how in ("diverged", "failed")]
+    return f"See {PREFIX}{failed[0]}/failure.json, and run" if failed else "Run"
+
+
 def side_of_sweep(text: str, sweep: Sweep) -> Side:
     """The side that a sweep is; raises `DataError` where none of its runs has a result."""
     path = sweep.path
     if not sweep.results:
         raise DataError(
             f"{path}: none of its {sweep.seeds_text.removeprefix('0 of ')} has a result. "
-            f"See {PREFIX}N/failure.json, and run the sweep again."
+            f"{_see_failures(sweep)} the sweep again."
             if sweep.missing
             else f"{path}: has neither result.json nor a seed-N/ with one. "
             + (f"Give {' or '.join(inside)}." if (inside := sweeps_in(path)) else GIVE)
@@ -396,6 +415,50 @@ def _images(path: Path, entry: Mapping[str, Any], entries: Sequence[Mapping[str,
 
 def _images_of(path: Path, entries: Sequence[Mapping[str, Any]]) -> dict[str, Images]:
     return {name: _images(path, each, entries) for name, each in by_measurement(entries).items()}
+
+
+def image_warnings(path: Path, label: str | None = None) -> list[str]:
+    """Why a run's results say little, in a sentence each: above all, test images that it was
+    trained on. `label`: only of the test set of this measurement.
+    """
+    result = read_result(RunDirectory(path))
+    named = by_measurement(result["sets"])
+    sets = {entry["set"]: entry for name, entry in named.items() if label in (None, name)}
+    trained = [
+        f"{name}: {count:,} of these {entry['count']:,} images were trained on, by their names "
+        "and sizes; accuracy on them says nothing about new ones"
+        for name, entry in sets.items()
+        if (count := entry["protocol"].get("trained_on"))
+    ]
+    start = tuple("warning: " if label is None else f"warning: {name}: " for name in sets)
+    noted = [line for line in result.get("notes", []) if line.startswith(start)]
+    return [*trained, *(line.removeprefix("warning: ") for line in noted)]
+
+
+def differing_classes(sides: Sequence[Side]) -> list[str]:
+    """For each two sides whose networks know different classes, which these are, in a line."""
+    lines = []
+    for a, b in combinations(sides, 2):
+        known = [_classes(side) for side in (a, b)]
+        only = [[name for name in each if name not in other]
+                for each, other in (known, known[::-1])]  # fmt: skip
+        if all(known) and any(only):
+            apart = [
+                f"only {side.name} has {', '.join(names[:MOST_NAMED])}"
+                + (f" and {len(names) - MOST_NAMED:,} more" if len(names) > MOST_NAMED else "")
+                for side, names in zip((a, b), only, strict=True)
+                if names
+            ]
+            lines.append(f"the classes differ: {'; '.join(apart)}. Their images are not compared.")
+    return lines
+
+
+def _classes(side: Side) -> dict[str, None]:
+    """The classes of a side's first run; empty where they are not known."""
+    for path in side.paths.values():
+        entry = read_result(RunDirectory(path))["sets"][0]
+        return {row["class"]: None for row in entry.get("per_class", [])}
+    return {}
 
 
 def different_images(sides: Sequence[Side]) -> str | None:
@@ -611,5 +674,5 @@ def _apart(a: Side, b: Side) -> str | None:
         return shared
     difference = different_images([a, b])
     if difference is not None and _common_files([a, b]):
-        difference += f" On those in common: rescue compare {a.name} {b.name}"
+        difference += f" {IN_COMMON} rescue compare {a.name} {b.name}"
     return difference

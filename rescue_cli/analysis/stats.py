@@ -251,13 +251,6 @@ def fisher_exact_test(diverged: Sequence[int], finished: Sequence[int]) -> float
     return float(fisher_exact([diverged, finished]).pvalue)
 
 
-def pearson_r(a: Floats, b: Floats) -> float | None:
-    """Pearson's r of pairs; None where one side has no spread."""
-    if sample(a).std == 0 or sample(b).std == 0:
-        return None
-    return float(np.corrcoef(a, b)[0, 1])
-
-
 def correlation_interval(a: Floats, b: Floats) -> tuple[float, float, float]:
     """Pearson's r with its 95 % interval (Fisher), for at least four pairs."""
     from scipy.stats import pearsonr

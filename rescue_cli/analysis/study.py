@@ -3,8 +3,8 @@
 A study is a YAML file in `recipes/studies/`; each of its cells is a recipe with overrides.
 """
 
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -22,7 +22,7 @@ from rescue_cli.errors import UsageError, did_you_mean
 from rescue_cli.metrics.names import METRICS, score
 from rescue_cli.recipe import SECTIONS, Recipe, read_text, recipe_in, recipes_folder
 from rescue_cli.recipe import load as load_recipe
-from rescue_cli.recipe.changes import differences
+from rescue_cli.recipe.changes import differences, format_recipe_value, is_path
 from rescue_cli.recipe.schema import Positive, PositiveInt, check
 from rescue_cli.recipe.yaml import read
 from rescue_cli.rundir import RunDirectory, read_result
@@ -123,10 +123,40 @@ def resolve_cells(study: Study, overrides: Sequence[str] = ()) -> list[tuple[Cel
         cell = Cell(**check(f"study {study.name}, row {number}", tree, Cell))
         recipe = None
         if cell.recipe is not None:
-            more = implied_overrides(study, cell, overrides)
-            recipe = load_recipe(cell.recipe, [*study.set, *cell.set, *overrides, *more])
+            with naming_row(study, number):
+                more = implied_overrides(study, cell, overrides)
+                recipe = load_recipe(cell.recipe, [*study.set, *cell.set, *overrides, *more])
         resolved.append((cell, recipe))
     return resolved
+
+
+@contextmanager
+def naming_row(study: Study, number: int) -> Iterator[None]:
+    """Begins the message of a `UsageError` in its body with the row."""
+    try:
+        yield
+    except UsageError as error:
+        raise UsageError(f"study {study.name}, row {number}: {error}") from None
+
+
+def check_rows(study: Study, overrides: Sequence[str]) -> None:
+    """Raises `UsageError` for a key that a row's recipe lacks, and for two rows of one recipe that
+    would be compared with each other.
+    """
+    from rescue_cli.build.check import check_ingredients
+
+    trees: list[Mapping[str, Any] | None] = []
+    for number, (_, recipe) in enumerate(resolve_cells(study, overrides), 1):
+        if recipe is not None:
+            with naming_row(study, number):
+                check_ingredients(recipe)
+        tree = None if recipe is None else recipe.tree
+        if study.pairs and tree is not None and tree in trees:
+            raise UsageError(
+                f"study {study.name}, rows {trees.index(tree) + 1} and {number}: are the same "
+                "recipe. Change one of them, or remove it."
+            )
+        trees.append(tree)
 
 
 def check_columns(study: Study) -> None:
@@ -213,6 +243,7 @@ def table_rows(
 ) -> list[dict[str, Any]]:
     """For each cell its recipe, the columns' values, the paper's figures, and the results.
 
+    `columns`: of the recipe that was run, where there are results.
     `measured`: mean, std and n of the finished runs in `folder`, else of those on record with
     exactly these changes, and `p`, Welch's t-test against the paper's figure; None without runs.
     `recorded`: whether they are those on record. `partial`: whether they took a part of the images
@@ -234,7 +265,9 @@ def table_rows(
             {
                 "row": number,
                 "recipe": cell.recipe,
-                "columns": _columns(study, cell, recipe),
+                "columns": _columns(
+                    study, cell, _measured_recipe(folder, number, results) or recipe
+                ),
                 "paper": cell.paper,
                 "measured": _summarize_results(cell, shown, partial=partial),
                 "recorded": recipe is not None and not results,
@@ -282,26 +315,71 @@ def read_cell_runs(
     return results, {name: read_missing(run) for name, run in runs.items() if name not in results}
 
 
+def describe_changes(study: Study, overrides: Sequence[str], folder: Path) -> list[str]:
+    """What the results of each row were run with, where the study says otherwise now."""
+    lines = []
+    for number, (_, recipe) in enumerate(resolve_cells(study, overrides), 1):
+        results, _missing = read_cell_runs(study, folder / row_folder(number))
+        ran = _measured_recipe(folder, number, results)
+        if ran is None or recipe is None or study.points != "seeds":
+            continue
+        changed = differences(ran.with_seed(0).tree, recipe.with_seed(0).tree)
+        texts = [
+            f"{key}: {format_recipe_value(then)} -> {format_recipe_value(now)}"
+            for key, (then, now) in changed.items()
+            if not is_path(key, then, now)
+        ]
+        if texts:
+            lines.append(
+                f"row {number} shows runs from before the study was changed: {'; '.join(texts)}"
+            )
+    return lines
+
+
+def _measured_recipe(folder: Path | None, number: int, results: Mapping[str, Any]) -> Recipe | None:
+    """The recipe of a row's results; they differ in their seed, or as the points of a row do."""
+    first = next(iter(results), None)
+    return (
+        None if folder is None or first is None else recipe_in(folder / row_folder(number) / first)
+    )
+
+
 def compare_rows(study: Study, rows: Sequence[Mapping[str, Any]], folder: Path) -> ComparedRows:
     """Compares those of the `rows` that have results in the folder.
 
-    A row is named by its first column, or by its number where another of the study has the same
-    there. Empty for a study without `pairs`.
+    Empty for a study without `pairs`.
     """
     if not study.pairs:
         return ComparedRows((), ())
-    every = Counter(_first(_columns(study, *cell)) for cell in resolve_cells(study))
-    shown = Counter(_first(row["columns"]) for row in rows)
     sides: list[Side] = []
-    for row in (row for row in rows if row["runs"]["n"]):
-        side, name = load_side(str(folder / row_folder(row["row"]))), _first(row["columns"])
-        alone = max(every[name], shown[name]) == 1
-        sides.append(replace(side, name=name if alone else f"row {row['row']}"))
+    for row, name in zip(rows, _row_names(study, rows), strict=True):
+        if row["runs"]["n"]:
+            side = load_side(str(folder / row_folder(row["row"])))
+            sides.append(replace(side, name=name))
     return ComparedRows(sides, compare_pairs(sides))
 
 
-def _first(columns: Mapping[str, Any]) -> str:
-    return format_value(next(iter(columns.values())))
+def _row_names(study: Study, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What sentences call the rows: by the words of the first column, if each row of the study has
+    its own there, else `row 3 (learning rate 0.2)`: by its number and what differs from the first.
+    """
+    whole = [_columns(study, *cell) for cell in resolve_cells(study)]
+    shown = [row["columns"] for row in rows]
+    for every in (whole, shown):
+        firsts = [next(iter(columns.values()), None) for columns in every]
+        if not all(isinstance(first, str) for first in firsts) or len({*firsts}) < len(every):
+            break
+    else:
+        return [str(first) for first in firsts]
+    names = []
+    for row in rows:
+        changed = ", ".join(
+            f"{heading} {format_value(value)}"
+            for heading, value in row["columns"].items()
+            if value != rows[0]["columns"][heading]
+        )
+        names.append(f"row {row['row']} ({changed})" if changed else f"row {row['row']}")
+    return names
 
 
 def format_value(value: Any) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rescue_cli.analysis.sides import correct_predictions, load_predictions
 from rescue_cli.analysis.stats import LEVEL, mcnemar_test
@@ -28,6 +29,7 @@ LARGER = (32, 64)  # pixels: sizes that are tried above the recipe's
 SIZES_SHARE = 0.25  # of the budget that trying larger images may take
 BACKWARD = 3.5  # forward passes that training on an image costs, with its augmentation
 SPARE = 1.25  # what is planned may take this much longer
+SLOWER = 1.1  # so much longer another call may take for the same
 FEWEST_EPOCHS, MOST_EPOCHS = 3, 30  # of fine-tuning
 LARGEST_BATCH, SMALLEST_BATCH, UPDATES = 64, 8, 8  # images; steps that an epoch should have
 
@@ -133,7 +135,8 @@ class TransferSearch:
             note(images)
             note(f"{final}: finished before{made}; it is not trained again")
         elif earlier is None or earlier == self.minutes:
-            note(f"{images}; {self.minutes:g} min (--minutes)")
+            least = ": only what must be done; no larger images, no fine-tuning"
+            note(f"{images}; {self.minutes:g} min (--minutes){'' if self.minutes else least}")
         else:
             note(images)
             note(f"{final}: begun with --minutes {earlier:g}; what was decided stays")
@@ -165,15 +168,11 @@ class TransferSearch:
 
     def _choose_size(self) -> dict[str, Any]:
         """The size with the lowest loss on images that the head was not fitted to."""
-        from rescue_cli.build.networks import accepts_size
-
         base = self.probe.eval.sizes[0]
         sizes = [base]
         for size in sizes_to_try(self.probe)[1:]:
-            if self.probe.data.resident:
-                note(f"{size} px: not tried; data.resident keeps the images at one size")
-            elif not accepts_size(self.probe, size):
-                note(f"{size} px: not tried; the network takes images of one size")
+            if hindrance := self._hindrance(size):
+                note(f"{size} px: not tried; {hindrance}")
             else:
                 sizes.append(size)
         found: dict[str, Any] = {}
@@ -195,6 +194,14 @@ class TransferSearch:
             )
         return {"size": int(best), "probes": found}
 
+    def _hindrance(self, size: int) -> str:
+        """Why images larger than the recipe's cannot be tried; empty where they can."""
+        from rescue_cli.build.networks import accepts_size
+
+        if self.probe.data.resident:
+            return "data.resident keeps the images at one size"
+        return "" if accepts_size(self.probe, size) else "the network takes images of one size"
+
     def _probe_path(self, size: int) -> Path:
         return self.folder / "search" / f"probe-{size}"
 
@@ -211,14 +218,20 @@ class TransferSearch:
 
     def _judge_fine_tuning(self, size: int) -> dict[str, Any]:
         """Whether held-out images say that fine-tuning beats the probe, by more than noise."""
+        probe = correct_predictions(load_predictions(self._probe_path(size)))
+        if not can_pay(probe):
+            note(
+                f"fine-tuning: not tried: the probe has {probe.sum()} of {len(probe)} held-out "
+                "images right, and even all of them right would be no gain beyond noise"
+            )
+            return {"probe_right": int(probe.sum()), "count": len(probe), "pays": False}
         planned = self._decide_once("epochs", lambda: {"epochs": self._affordable_epochs(size)})
         epochs = planned["epochs"]
         path = self.folder / "search" / "fine-tuning"
         if epochs < FEWEST_EPOCHS:
-            needed = self.minutes + 2 * FEWEST_EPOCHS * self._epoch_seconds(size) * SPARE / 60
             note(
                 f"fine-tuning: not tried: {FEWEST_EPOCHS} epochs, twice, take longer than is left. "
-                f"To try it: --minutes {math.ceil(needed)}, with a new --out"
+                f"To try it: about --minutes {self._minutes_needed(size)}, with a new --out"
             )
             return {"epochs": epochs}
         try:
@@ -231,8 +244,7 @@ class TransferSearch:
             return {"epochs": epochs}
         if not RunDirectory(path).finished:  # it diverged
             return {"epochs": epochs, "pays": False}
-        sides = [load_predictions(each) for each in (self._probe_path(size), path)]
-        probe, fine = (correct_predictions(arrays) for arrays in sides)
+        fine = correct_predictions(load_predictions(path))
         only_probe, only_fine, p = mcnemar_test(probe, fine)
         pays = only_fine > only_probe and p < LEVEL
         verdict = "it pays" if pays else "no gain beyond noise, so the probe stays"
@@ -251,10 +263,29 @@ class TransferSearch:
 
     def _affordable_epochs(self, size: int) -> int:
         """The epochs of two trainings, the one that is judged and the final one, that fit."""
-        last = self._extraction_seconds(size) * (1 + self.tests / self.images)
-        left = self.end - time.monotonic() - last
+        left = self.end - time.monotonic() - self._final_seconds(size)
         epochs = math.floor(left / SPARE / 2 / self._epoch_seconds(size))
         return max(0, min(MOST_EPOCHS, epochs))
+
+    def _final_seconds(self, size: int) -> float:
+        """How long the features for the last fit take."""
+        return self._extraction_seconds(size) * (1 + self.tests / self.images)
+
+    def _minutes_needed(self, size: int) -> int:
+        """The budget of a new call that would try fine-tuning: what the probes took, with larger
+        sizes that it would try as well, the last features and the fewest epochs, twice.
+        """
+        seconds = self._final_seconds(size) + 2 * FEWEST_EPOCHS * self._epoch_seconds(size) * SPARE
+        for each in sizes_to_try(self.probe):
+            run = RunDirectory(self._probe_path(each))
+            if run.finished:
+                result = read_json(run.result)
+                parts = ("seconds_prepare", "seconds_train", "seconds_eval")
+                seconds += sum(float(result[part]) for part in parts)
+            elif not self._hindrance(each):
+                more = self._extraction_seconds(each)
+                seconds += more if more <= SIZES_SHARE * seconds else 0.0
+        return math.ceil(seconds * SLOWER / 60)
 
     def _fine_recipe(self, epochs: int, sizes: list[int], *, held_out: bool) -> Recipe:
         """Fine-tuning from the probe's head (Kumar et al. 2022), evaluated at its end."""
@@ -276,6 +307,12 @@ class TransferSearch:
             *precision,
         )
         return self._held_out(recipe) if held_out else recipe
+
+
+def can_pay(probe: NDArray[np.bool_]) -> bool:
+    """Whether all held-out images right would be more than the probe's by more than noise."""
+    _, _, p = mcnemar_test(probe, np.ones_like(probe))
+    return p < LEVEL
 
 
 def _summarise(path: Path) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """What the runs of a search cost in time, from the clocks of those that have finished."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 
@@ -26,9 +26,9 @@ class Cost:
         return SLACK * (self.start + epochs * self.epoch + evaluations * self.evaluation)
 
 
-def median_cost(runs: Iterable[RunDirectory]) -> Cost:
-    """The median of finished runs; 0 where there is none."""
-    costs = [cost_of(run) for run in runs] or [Cost(0.0, 0.0, 0.0)]
+def median_cost(costs: Sequence[Cost]) -> Cost:
+    """The median of each part; 0 where there is none."""
+    costs = costs or [Cost(0.0, 0.0, 0.0)]
     return Cost(
         median(cost.start for cost in costs),
         median(cost.epoch for cost in costs),

@@ -12,9 +12,9 @@ from rescue_cli.analysis import tuning
 from rescue_cli.analysis.lr_range import Curves, Ramp, read_curves
 from rescue_cli.analysis.sweep import PREFIX
 from rescue_cli.analysis.tuning import Decision, Outcome
-from rescue_cli.analysis.tuning_cost import SLACK, Cost, format_hours, median_cost
+from rescue_cli.analysis.tuning_cost import Cost, cost_of, format_hours, median_cost
 from rescue_cli.errors import StoppedError, UsageError
-from rescue_cli.formatting import format_duration
+from rescue_cli.formatting import format_count, format_duration
 from rescue_cli.recipe import Recipe, from_tree, total_steps
 from rescue_cli.rundir import RunDirectory, read_curve, read_json, write_json
 from rescue_cli.runs.console import note
@@ -22,14 +22,16 @@ from rescue_cli.runs.environment import free_memory_mb
 from rescue_cli.runs.single import time_limit, train_part
 
 HELD_OUT = 0.1  # of the training images
-TIMED_STEPS = 10  # of the run that tells how long the others will take
+TIMED = "timing"  # how the names of the runs begin that tell how long the others will take
+TIMED_STEPS = 10
 RANGE_STEPS = 200  # updates of a range test, or an epoch where that is more
 EVALUATIONS = 8  # of a short run
 SHORT = (0.1, 0.5)  # of the recipe's epochs: the least and the most that a short run has
+RESERVE = 1.25  # the budget that is asked for, in parts of what all is planned to take
 
 
-class _BudgetUsedUp(Exception):
-    """No time for another run."""
+class _BudgetTooShort(Exception):
+    """No time for another run, and in words how much there is."""
 
 
 @dataclass
@@ -49,7 +51,7 @@ class Tuner:
     end: float  # of the budget (time.monotonic)
     decisions: list[Decision] = field(default_factory=list)
     finished: bool = False
-    missing: str = ""  # how much time, where the budget is used up
+    missing: str = ""  # how much time, where the budget is too short
 
     def __post_init__(self) -> None:
         self.held_out = count_held_out(self.base)
@@ -61,29 +63,48 @@ class Tuner:
         self.judging_seeds = range(first, first + self.seeds)
         self._judging = False
         self.told: set[str] = set()  # notes on the data
+        self._costs: dict[Path, tuple[int, Cost]] = {}  # of finished runs, with the batch size
 
     def run(self) -> None:
         """Searches, then trains what judges the result, as far as the budget reaches."""
         try:
-            self._train_timed_run()
+            self._train_timed_run(TIMED, self._for_search(self.base))
             # By now the folder is known to be this recipe's; an earlier result is written again
             (self.folder / "tuned.yaml").unlink(missing_ok=True)
             self._search()
             if self.tuned != self.base:
                 self._train_judging_runs()
             self.finished = True
-        except _BudgetUsedUp:
-            self.missing = self._describe_rest()
+        except _BudgetTooShort as error:
+            self.missing = f"{error}. {self._describe_rest()}"
+
+    def describe_plan(self) -> str:
+        """The runs and how long they take; it trains nothing, so by an earlier call's runs."""
+        shortest, longest = short_epochs(self.base)
+        full = format_count(2 * self.seeds, "full run")
+        plan = (
+            f"at most {tuning.planned_runs(self.base)} short runs (epochs: {shortest:g} to "
+            f"{longest:g}), a range test, {full} (epochs: {self.base.train.epochs:g})"
+        )
+        if "batch_size" not in self._kept_decisions() or not self._finished():
+            return f"{plan}; --budget 0.01 times a few updates here and says how long all take"
+        least, most = map(self._total_seconds, (shortest, longest))
+        return (
+            f"{plan}; by the runs in {self.folder}, all take about {format_duration(least)} to "
+            f"{format_duration(most)}"
+        )
 
     def _search(self) -> None:
         from rescue_cli.build.outline import epoch_length
 
+        base = self._for_search(self.base)
+        size, why = self._batch_size(base)
+        if size != base.train.batch_size:
+            self._train_timed_run(f"{TIMED}-batch-{size}", tuning.with_batch_size(base, size))
         short = self._short_epochs()
         self._keep_seeds()
-        base = self._for_search(self.base)
         search = tuning.Search(base, lambda name, one: self._outcome(name, shorten(one, short)))
         self._add(search.base)
-        size, why = self._batch_size(base)
         per_epoch = epoch_length(tuning.with_batch_size(base, size))
         self._add(
             search.rate(
@@ -175,10 +196,12 @@ class Tuner:
         return outcome
 
     def _train(self, path: Path, recipe: Recipe) -> bool:
-        """Whether it diverged; raises `_BudgetUsedUp` where the budget is too short for the run."""
-        new = not RunDirectory(path).finished and not RunDirectory(path).failure.exists()
-        if new and self._seconds_left() < self._cost().of(recipe):
-            raise _BudgetUsedUp
+        """Whether it diverged; raises `_BudgetTooShort` where too little time is left for it."""
+        if not RunDirectory(path).finished and not RunDirectory(path).failure.exists():
+            self._demand_time(recipe)
+        return self._train_untimed(path, recipe)
+
+    def _train_untimed(self, path: Path, recipe: Recipe) -> bool:
         try:
             with time_limit(self.end - time.monotonic()):
                 return train_part(
@@ -187,33 +210,56 @@ class Tuner:
         except StoppedError:
             if time.monotonic() < self.end:
                 raise
-            raise _BudgetUsedUp from None
+            raise _BudgetTooShort("the time is used up") from None
 
-    # --- time ---
-
-    def _train_timed_run(self) -> None:
-        """A run of a few updates, at rates that change nothing, by which the others are planned."""
+    def _train_timed_run(self, name: str, recipe: Recipe) -> None:
+        """A run of a few updates, at rates that change nothing, by which others are planned."""
         from rescue_cli.build.outline import epoch_length
 
-        recipe = self._for_search(self.base)
         per_epoch = epoch_length(recipe)
         lr = recipe.optim[0].lr
         ramp = Ramp(lr * 1e-6, lr * 1e-5, "linear", None, TIMED_STEPS / per_epoch, 1)
         timed = ramp.of(recipe, recipe.train.seed, per_epoch)
-        self._train(self.folder / "search" / "timing", timed)
+        self._train_untimed(self.folder / "search" / name, timed)
 
-    def _seconds_left(self) -> float:
-        """For another run, besides those that will judge."""
-        left = self.end - time.monotonic()
-        return left if self._judging else left - self._judging_seconds()
+    # --- time ---
+
+    def _demand_time(self, recipe: Recipe) -> None:
+        """Raises `_BudgetTooShort` unless the time suffices for a run and those that will judge."""
+        left, needed, what = self.end - time.monotonic(), self._seconds(recipe), "the next run"
+        if not self._judging:
+            needed += self._judging_seconds()
+            what += f" and the {2 * self.seeds} full runs that judge"
+        if left < needed:
+            raise _BudgetTooShort(
+                f"{format_duration(max(0.0, left))} are left, and about "
+                f"{format_duration(needed)} are needed for {what}"
+            )
+
+    def _finished(self) -> list[Path]:
+        return [file.parent for file in self.folder.rglob("result.json")]
+
+    def _seconds(self, recipe: Recipe) -> float:
+        """Of a run, by the finished ones with its batch size; by the timed one if it is alone."""
+        for path in self._finished():
+            if path not in self._costs:
+                size = recipes.recipe_in(path).train.batch_size
+                self._costs[path] = size, cost_of(RunDirectory(path))
+        alike = {
+            path: cost for path, (size, cost) in self._costs.items()
+            if size == recipe.train.batch_size
+        }  # fmt: skip
+        trained = [cost for path, cost in alike.items() if not path.name.startswith(TIMED)]
+        return median_cost(trained or list(alike.values())).of(recipe)
+
+    def _slower(self, recipe: Recipe) -> float:
+        """Seconds of a run with the recipe's batch size or with the search's, whichever is more."""
+        size, _ = self._batch_size(self._for_search(self.base))
+        return max(self._seconds(recipe), self._seconds(tuning.with_batch_size(recipe, size)))
 
     def _judging_seconds(self) -> float:
-        return 2 * self.seeds * self._cost().of(self._for_judging(self.base))
-
-    def _cost(self) -> Cost:
-        """From the finished runs; from the timed one as long as there is no other."""
-        finished = [RunDirectory(file.parent) for file in self.folder.rglob("result.json")]
-        return median_cost([run for run in finished if run.path.name != "timing"] or finished)
+        judging = self._for_judging(self.base)
+        return self.seeds * (self._seconds(judging) + self._slower(judging))
 
     def _short_epochs(self) -> float:
         """What the budget leaves for each short run, decided once.
@@ -222,19 +268,21 @@ class Tuner:
         """
 
         def decide() -> float:
-            longest = SHORT[1] * self.base.train.epochs
-            shortest = min(longest, max(1.0, SHORT[0] * self.base.train.epochs))
+            shortest, longest = short_epochs(self.base)
             least, most = (self._total_seconds(epochs) for epochs in (shortest, longest))
-            left = self.end - time.monotonic()
+            left, runs = self.end - time.monotonic(), tuning.planned_runs(self.base)
             if left < least:
                 raise UsageError(
-                    f"--budget: the search and the {2 * self.seeds} full runs that judge it take "
-                    f"about {format_hours(least)} hours here. "
-                    f"Give --budget {format_hours(1.1 * least)}."
+                    f"--budget: the search of at most {runs} short runs and the {2 * self.seeds} "
+                    f"full runs that judge it take about {format_hours(least)} hours here. "
+                    f"Give --budget {format_hours(RESERVE * least)}."
                 )
-            share = min(1.0, (left - least) / max(most - least, 1e-9))
-            epochs = round(shortest + share * (longest - shortest), 3)
-            note(f"about {format_duration(min(left, most))}; short runs have {epochs:g} epochs")
+            share = (left / RESERVE - least) / max(most - least, 1e-9)
+            epochs = round(shortest + min(1.0, max(0.0, share)) * (longest - shortest), 3)
+            note(
+                f"at most {runs} short runs (epochs: {epochs:g}) and {2 * self.seeds} full ones: "
+                f"about {format_duration(self._total_seconds(epochs))}"
+            )
             return epochs
 
         return float(self._decide_once("short_epochs", decide))
@@ -243,24 +291,39 @@ class Tuner:
         """Of a whole search and the runs that judge it, at most."""
         from rescue_cli.build.outline import epoch_length
 
-        base, cost = self._for_search(self.base), self._cost()
+        base = self._for_search(self.base)
         short = shorten(base, short_epochs).with_overrides(
             f"eval.every={short_epochs / EVALUATIONS:.6g}"
         )
-        size, _ = self._batch_size(base)
-        epochs = max(1.0, RANGE_STEPS / epoch_length(tuning.with_batch_size(base, size)))
-        ramp = SLACK * (cost.start + epochs * cost.epoch + tuning.POINTS * cost.evaluation)
-        return tuning.planned_runs(base) * cost.of(short) + ramp + self._judging_seconds()
+        tried = tuning.planned_runs(base) - tuning.SEEDS
+        other = tuning.with_batch_size(base, self._batch_size(base)[0])
+        per_epoch = epoch_length(other)
+        epochs = max(1.0, RANGE_STEPS / per_epoch)
+        ramp = Ramp(0.1, 1.0, "exponential", None, epochs, tuning.POINTS)  # any rates
+        return (
+            tuning.SEEDS * self._seconds(short)
+            + tried * self._slower(short)
+            + self._seconds(ramp.of(other, 0, per_epoch))
+            + self._judging_seconds()
+        )
 
     def _describe_rest(self) -> str:
-        """How much time is missing, where that is known."""
+        """How much time all that is left takes, where that is known."""
         epochs = self._kept_decisions().get("short_epochs")
         if epochs is None:
-            return ""
-        finished = [file.parent for file in self.folder.rglob("result.json")]
-        done = sum(self._cost().of(recipes.recipe_in(path)) for path in finished)
-        rest = format_hours(max(0.0, self._total_seconds(epochs) - done))
-        return f"It takes about {rest} hours more. "
+            return "The same command with a larger --budget resumes it."
+        whole = self._judging_seconds() if self._judging else self._total_seconds(epochs)
+        searched = self.folder / "search"
+        done = sum(
+            self._seconds(recipes.recipe_in(path))
+            for path in self._finished()
+            if not (self._judging and path.is_relative_to(searched))
+        )
+        rest = max(0.0, whole - done)
+        return (
+            f"All that is left takes about {format_duration(rest)}: the same command with "
+            f"--budget {format_hours(RESERVE * rest)} resumes it."
+        )
 
     # --- what is decided once ---
 
@@ -295,6 +358,12 @@ def count_held_out(recipe: Recipe) -> int:
             "or more images."
         )
     return held_out
+
+
+def short_epochs(recipe: Recipe) -> tuple[float, float]:
+    """The least and the most epochs of a short run."""
+    longest = SHORT[1] * recipe.train.epochs
+    return min(longest, max(1.0, SHORT[0] * recipe.train.epochs)), longest
 
 
 def with_held_out(recipe: Recipe, images: int, fold: int) -> Recipe:

@@ -41,7 +41,8 @@ def step(
     rounds: int,
     workers: int,
 ) -> dict[str, Any]:
-    """Images/s of both, and the median over rounds of the ratio of our time to the bare loop's.
+    """Images/s of both and the ratio of our time to the bare loop's, all by the medians of the
+    rounds; and the lowest and the highest ratio of a round.
 
     The bare loop trains a copy of the network with torch's SGD on batches that are already on the
     device. The difference is everything that the engine adds, including decoding by `workers` and
@@ -66,6 +67,7 @@ def step(
             times = time_alternately(
                 ours, bare, calls=steps, rounds=rounds, images=images, device=machine.device
             )
+            times["ratio"] = times["theirs"] / times["ours"]
             peaks.append(matrix_peak(dtype, machine.device))
             step_seconds, waited = images / times["ours"], ours.wait_per_step()
             input_seconds = waited + ours.time_preparation(steps)

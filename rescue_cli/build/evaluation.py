@@ -4,6 +4,7 @@ from typing import Any
 
 from rescue_cli.batch import Measurement
 from rescue_cli.build.feeds import Machine, build_input_normalise
+from rescue_cli.build.identity import count_trained_images
 from rescue_cli.build.losses import build_loss
 from rescue_cli.build.networks import autocast
 from rescue_cli.build.weights import PREPROCESSING
@@ -67,12 +68,15 @@ def _weights(recipe: Recipe) -> str:
     return "last epoch" if recipe.averaging.name == "none" else recipe.averaging.name
 
 
-def describe_shards(recipe: Recipe, test: Split, train: Split) -> dict[str, str]:
-    """For the protocol: what was done to images before they were packed; an order by shards."""
+def describe_shards(recipe: Recipe, test: Split, train: Split) -> dict[str, Any]:
+    """For the protocol: what was done to images before they were packed; an order by shards; on
+    how many of the test images the weights were trained before.
+    """
     facts = {"images": _resized(test), "training_images": _resized(train)}
     if recipe.sampling.name == "shard-shuffled":
         facts["sampling"] = f"shard-shuffled, buffer {recipe.sampling.arguments['buffer']}"
-    return {key: text for key, text in facts.items() if text}
+    found = {**facts, "trained_on": count_trained_images(recipe, test)}
+    return {key: value for key, value in found.items() if value}
 
 
 def _resized(split: Split) -> str:

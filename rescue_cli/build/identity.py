@@ -10,6 +10,7 @@ import zipfile
 import zlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import numpy as np
 from rescue_cli import distributed
 from rescue_cli.build.feeds import list_dataset
 from rescue_cli.errors import DataError, RescueError
+from rescue_cli.formatting import format_count
 from rescue_cli.recipe import Recipe
 from rescue_cli.recipe.changes import ROOTS, WEIGHTS, places
 from rescue_cli.rundir import RunDirectory, read_identity, write_atomically, write_json
@@ -27,6 +29,7 @@ from rescue_cli.sections.data import (
     Dataset,
     Fingerprint,
     Location,
+    Split,
     SplitListing,
     compute_fingerprint,
     describe_difference,
@@ -258,46 +261,83 @@ def compare_test_sets(recipe: Recipe, data: Dataset) -> list[str]:
     """
     faults: list[str] = []
     notes: list[str] = []
-    file = Path(str(recipe.model.weights))
-    run = RunDirectory(file.parent)
-    of_run = file == run.weights and run.recipe.is_file()
-    if distributed.is_first() and of_run and (before := read_record(run)) is not None:
+    run = _run_of_weights(recipe)
+    if distributed.is_first() and run is not None and (before := read_record(run)) is not None:
         known = _read_fingerprint(run)
-        facts = FACTS.get(recipe.data.name)
-        if known is not None and facts is not None and facts.images is None:  # the user's own
-            notes += _note_trained_images(run, known.splits["train"], data)
+        notes += _note_trained_images(recipe, run, data)
         for name in data.tests.keys() & before.splits.keys():
             now = Fingerprint(tuple(before.classes), {name: list_split(data.tests[name])})
             if now.splits[name].digest != before.splits[name]["digest"]:
-                text = _describe(run, before, now, whole=False)
-                text = f"{run.path}: was tested on other images: {text}"
-                held = name.startswith("holdout")
-                part = known is not None and _is_part(now.splits[name], known.splits[name])
-                (faults if held and not part else notes).append(text)
+                text = f"was tested on other images: {_describe(run, before, now, whole=False)}"
+                if not name.startswith("holdout") or (
+                    known is not None and _is_part(now.splits[name], known.splits[name])
+                ):
+                    notes.append(f"{run.path}: {text}")
+                    continue
+                drawn = None if known is None else _describe_draw(known, data, name)
+                faults.append(f"{run.path}: {drawn or text}")
     _, faults = distributed.merge_over_ranks(0, faults)
     if faults:
         keys = " ".join(f"data.{key}=0" for key in HELD_OUT if getattr(recipe.data, key))
         raise DataError(
-            f"{faults[0]}. It may have been trained on some of these. Restore the images, or name "
-            f"a test set: {keys} data.test_root=DIR."
+            f"{faults[0]}. It may have been trained on some of these. Restore the folder, or test "
+            f"on other images, in one folder per class: {keys} data.test_root=DIR."
         )
     return notes
 
 
-def _note_trained_images(run: RunDirectory, trained: SplitListing, data: Dataset) -> list[str]:
-    """A warning for each test set with images that the run was trained on, by name and size."""
-    notes = []
-    for name, split in data.tests.items():
-        now = list_split(split)
-        if now.names is None or trained.names is None:
-            continue
-        if shared := _images(now) & _images(trained):
-            notes.append(
-                f"warning: {name}: {run.path} was trained on {len(shared):,} of these "
-                f"{len(now):,} images, by their names and sizes; accuracy on them says nothing "
-                "about new ones"
-            )
-    return notes
+def _run_of_weights(recipe: Recipe) -> RunDirectory | None:
+    """The run whose weights the recipe begins with; None of other weights."""
+    file = Path(str(recipe.model.weights))
+    run = RunDirectory(file.parent)
+    return run if file == run.weights and run.recipe.is_file() else None
+
+
+def count_trained_images(recipe: Recipe, split: Split) -> int:
+    """How many images of a split the weights' own run was trained on, by their names and sizes.
+
+    0 but for the user's own images, and where the run has no record of them.
+    """
+    run, facts = _run_of_weights(recipe), FACTS.get(recipe.data.name)
+    if run is None or facts is None or facts.images is not None:
+        return 0
+    known, now = _read_fingerprint(run), list_split(split)
+    if known is None or now.names is None or known.splits["train"].names is None:
+        return 0
+    return len(_images(now) & _images(known.splits["train"]))
+
+
+def _note_trained_images(recipe: Recipe, run: RunDirectory, data: Dataset) -> list[str]:
+    """A warning for each test set with images that the run was trained on."""
+    return [
+        f"warning: {name}: {run.path} was trained on {shared:,} of these {len(split):,} images, by "
+        "their names and sizes; accuracy on them says nothing about new ones"
+        for name, split in data.tests.items()
+        if (shared := count_trained_images(recipe, split))
+    ]
+
+
+def _describe_draw(known: Fingerprint, data: Dataset, name: str) -> str | None:
+    """That the held-out images were drawn from other files than the run's; None where this is not
+    known by the files' names.
+    """
+    splits = {"train": data.train, **data.tests}
+    before, now = known.splits, {key: list_split(split) for key, split in splits.items()}
+    if before.keys() != now.keys() or any(
+        listing.names is None for listing in (*before.values(), *now.values())
+    ):
+        return None
+    old, new = ({*chain(*map(_images, each.values()))} for each in (before, now))
+    gone = sorted(image[0] for image in _images(before[name]) - _images(now[name]))
+    if old == new or not gone:
+        return None
+    come = len(_images(now[name]) - _images(before[name]))
+    return (
+        f"{name} is drawn anew, from a folder that has changed since the training "
+        f"({format_count(len(new - old), 'file', ',')} added, {len(old - new):,} removed): "
+        f"{format_count(len(gone), 'image', ',')} of then {'is' if len(gone) == 1 else 'are'} no "
+        f"longer in it, the first {gone[0]}, and {come:,} {'is' if come == 1 else 'are'} new in it"
+    )
 
 
 def _images(listing: SplitListing) -> set[tuple[Any, ...]]:

@@ -150,8 +150,11 @@ def describe_fit(fitted: Fit, labels: Indices) -> tuple[str, dict[str, Any]]:
         "loss": fitted.losses[fitted.decay],
         "count": len(labels),
     }
+    end = {min(fitted.losses): "the smallest of", max(fitted.losses): "the largest of"}
     line += (
-        f", the best of {len(fitted.losses)} in cross-validation: {right} of {len(labels)} right "
+        f", {end.get(fitted.decay, 'the best of')} {len(fitted.losses)}"
+        f"{' and the best' * (fitted.decay in end)} in cross-validation: "
+        f"{right} of {len(labels)} right "
         f"({found['top1']:.2f} %), loss {found['loss']:.4f}"
     )
     return line, {"weight_decay": fitted.decay, "cross_validation": found}

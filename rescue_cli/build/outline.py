@@ -1,13 +1,26 @@
 """A run's images, steps and learning rates, computed before it starts."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rescue_cli.build.feeds import list_dataset
 from rescue_cli.build.losses import describe_balance
 from rescue_cli.build.optimizers import build_schedules
-from rescue_cli.recipe import Recipe, steps_per_epoch, total_steps
+from rescue_cli.recipe import Recipe, ScheduleItem, steps_per_epoch, total_steps
+from rescue_cli.recipe.changes import given_keys, is_given, optim_path
 from rescue_cli.sections.data import FACTS, PACKAGED, Location, facts_of
 
+# By each key of a schedule that is counted in epochs: the part that it describes, how many times
+# the key that part takes, and what a run lacks that ends before
+PARTS: Mapping[str, tuple[str, int, str]] = {
+    "warmup_epochs": ("a warm-up of {} epochs", 1, "the rate never reaches its peak"),
+    "stepsize_epochs": ("a cycle of {} epochs", 2, "the run ends before it does"),
+    "epochs": ("a last knot at epoch {}", 1, "the rate never gets there"),
+    "milestones": ("a last milestone at epoch {}", 1, "it never comes"),
+    "until": ("parameters frozen at epoch {}", 1, "they never are"),
+}
+MAY_END_WITH_RUN = ("stepsize_epochs", "epochs", "milestones")
+ROUNDING = 1.01  # how much longer a part may be that ends with the run: airbench94's by 0.2 %
 SHOWN_RATES = 100_000  # the peak of a longer schedule is taken from as many of its steps
 
 
@@ -77,6 +90,39 @@ def outline_run(recipe: Recipe) -> dict[str, Any]:
         "learning_rate_at_peak": max(rates),
         "learning_rate_at_end": rates[-1],
     }
+
+
+def warn_of_length(recipe: Recipe, overrides: Sequence[str] = ()) -> list[str]:
+    """A sentence on each part of a schedule that begins or ends beyond the run's last epoch.
+
+    Such a run is possible, and seldom meant. `overrides`: the user's. Raises `UsageError`.
+    """
+    epochs, cure = recipe.train.epochs, ""
+    if is_given("train.epochs", given_keys(overrides)):
+        scaling = f"--epochs {epochs:g} in place of train.epochs={epochs:g}"
+        cure = f", or give {scaling}, which scales the schedule"
+    schedules = [("schedule", recipe.schedule)]
+    for position, item in enumerate(recipe.optim):
+        if item.own_schedule is not None:
+            schedules.append((f"{optim_path(recipe, position)}.schedule", item.own_schedule))
+    return [
+        f"{path} ({item.name}): {part.format(f'{end:g}')} in a run of {epochs:g}: {lack}. "
+        f"Set {path}.{key}{cure}."
+        for path, item in ([] if recipe.fits_head else schedules)
+        for key, end, part, lack in _parts(item)
+        if (end > ROUNDING * epochs if key in MAY_END_WITH_RUN else end >= epochs)
+    ]
+
+
+def _parts(schedule: ScheduleItem) -> list[tuple[str, float, str, str]]:
+    """The parts of `PARTS` that a schedule has: the key, the epoch of its end, and the words."""
+    values = {**schedule.arguments, "until": schedule.until}
+    parts = []
+    for key, (part, times, lack) in PARTS.items():
+        if value := values.get(key):
+            end = max(value) if isinstance(value, list) else value
+            parts.append((key, times * end, part, lack))
+    return parts
 
 
 def _balance(recipe: Recipe) -> str:

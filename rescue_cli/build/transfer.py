@@ -28,6 +28,7 @@ FOLDERS = {
 OF_COCO = {"detection": "coco-boxes", "segmentation": "coco-masks"}  # with COCO's annotations
 DEFAULT = "transfer"  # the recipe of several starts, without --recipe
 PROBE, FINE = "transfer-probe", "transfer-layerwise"  # those of one start, in a time budget
+SMALL_TEST = 100  # images: at 90 % right the 95 % interval is 12 points wide
 SCRATCH = "scratch:"  # before weights, or a timm name: the same network at a random start
 # Keys of the source's `model` that say how it was trained, and not what it is
 _OWN = ("weights", "new_head", "frozen", "init")
@@ -68,7 +69,8 @@ def plan_transfer(
 def hold_out_test(recipe: Recipe) -> tuple[list[str], str]:
     """The override that holds out a test set where the user's folder has none, and a note on it.
 
-    Equally many images per class: a fifth of the smallest. Raises `DataError` where that has one.
+    Equally many images per class: a fifth of the smallest. Of a small test set the note names
+    a larger one, half of the smallest class. Raises `DataError` where that has one.
     """
     location = Location(recipe.data.name, recipe.data)
     if not location.lacks_test_split:
@@ -84,10 +86,13 @@ def hold_out_test(recipe: Recipe) -> tuple[list[str], str]:
             f"'{parts.classes[fewest]}' has one image, so none of it can be held out. Add images, "
             "or give data.test_root=DIR."
         )
+    most = len(counts) * int(counts[fewest] // 2)
+    more = f"; for a narrower interval give more, such as data.test_holdout={most}"
     return [f"data.test_holdout={count}"], (
         f"{location.top}: has no test split such as val/; {count:,} of {len(labels):,} images, "
         f"{count // len(counts):,} per class (a fifth of the smallest), drawn at random with a "
         f"fixed seed, are held out as the test set: data.test_holdout={count}"
+        f"{more * (count < SMALL_TEST and most > count)}"
     )
 
 

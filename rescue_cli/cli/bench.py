@@ -6,12 +6,14 @@ import typer
 
 from rescue_cli.cli import common
 from rescue_cli.cli.command import SingleProcess, example_and_next
-from rescue_cli.cli.common import Device, Json, Overrides, RecipeName, Workers
+from rescue_cli.cli.common import Device, Json, NamedRecipe, Overrides, RecipeName, Workers
 from rescue_cli.errors import UsageError
 from rescue_cli.recipe import Recipe
+from rescue_cli.runs.console import note
 from rescue_cli.runs.environment import note_precision, select_device
 
 app = common.verb(no_args_is_help=True)
+MOST_SPREAD = 1.5  # of the highest round's ratio to the lowest's, on a machine that is free
 
 
 @app.callback(
@@ -69,6 +71,7 @@ def step(
         result = _time_against_plain(resolved, where, steps, rounds)
     else:
         result = _time_against_bare(resolved, where, steps, rounds, workers)
+        _warn_of_spread(result)
     if as_json:
         common.print_json(result)
     elif against == "plain":
@@ -115,6 +118,15 @@ def _time_against_plain(recipe: Recipe, device: str, steps: int, rounds: int) ->
 
     settings = allocator.SETTINGS if device == "cpu" and allocator.available() else None
     return against_plain(recipe, device, settings, steps=steps, rounds=rounds)
+
+
+def _warn_of_spread(result: dict[str, Any]) -> None:
+    spread = result["ratio_high"] / result["ratio_low"]
+    if spread > MOST_SPREAD:
+        note(
+            f"warning: the rounds' ratios differ by a factor of {spread:.1f}: the machine was too "
+            "busy for these figures to mean anything. Repeat it when nothing else runs."
+        )
 
 
 def _print_step(result: dict[str, Any]) -> None:
@@ -186,7 +198,7 @@ def optimizer(
 def input(
     data: Annotated[str, typer.Option("--data", help="Folder of class folders of images.")],
     overrides: Overrides = None,
-    recipe: RecipeName = "a2",
+    recipe: NamedRecipe = "a2",
     against: Against = "timm",
     steps: Annotated[int, typer.Option(help="Our steps per round.", min=1)] = 3,
     rounds: Rounds = 3,
@@ -227,7 +239,7 @@ def input(
 def shards(
     data: Annotated[str, typer.Option("--data", help="Folder of class folders of images.")],
     overrides: Overrides = None,
-    recipe: RecipeName = "a3",
+    recipe: NamedRecipe = "a3",
     max_side: Annotated[int, typer.Option(help="Of the resized shards, in pixels.", min=16)] = 400,
     steps: Annotated[int, typer.Option(help="Steps per round.", min=1)] = 2,
     rounds: Rounds = 3,
@@ -263,7 +275,7 @@ def shards(
 @app.command(cls=SingleProcess)
 def train(
     overrides: Overrides = None,
-    recipe: RecipeName = None,
+    recipe: NamedRecipe = None,
     data: Annotated[str | None, typer.Option("--data", help="Folder of the images.")] = None,
     against: Against = "timm",
     steps: Annotated[int, Steps] = 10,

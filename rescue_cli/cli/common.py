@@ -32,7 +32,7 @@ NO_RECIPE = f"no --recipe given: using {DEFAULT}"
 
 def verb(**options: Any) -> typer.Typer:
     """The app of one verb, without options for shell completion: those are `rescue`'s."""
-    return App(add_completion=False, rich_markup_mode=None, cls=Group, **options)
+    return App(**{"add_completion": False, "rich_markup_mode": None, "cls": Group, **options})
 
 
 def recipe_names(incomplete: str) -> list[str]:
@@ -48,10 +48,20 @@ Overrides = Annotated[
         autocompletion=complete_override,
     ),
 ]
-RecipeName = Annotated[
-    str | None,
-    typer.Option("-r", "--recipe", help="Name or path of a recipe.", autocompletion=recipe_names),
-]
+
+
+def _recipe_option(default: str) -> Any:
+    return typer.Option(
+        "-r",
+        "--recipe",
+        help=f"Name or path of a recipe.{default}",
+        autocompletion=recipe_names,
+    )
+
+
+# NamedRecipe: of a verb that has a default of its own, or none
+NamedRecipe = Annotated[str | None, _recipe_option("")]
+RecipeName = Annotated[str | None, _recipe_option(f" [{DEFAULT}]")]
 Architecture = Annotated[
     str | None,
     typer.Option("--model", help="timm name of the model, for weights that do not name it."),
@@ -206,6 +216,7 @@ class Changed:
 def change(base: Recipe, changes: Changes, device: str = "cpu") -> Changed:
     """The recipe with the changes; what the user sets stays. Raises `UsageError`."""
     from rescue_cli.build.expand import cut_short, expand_options
+    from rescue_cli.build.outline import warn_of_length
 
     longer, notes = expand_options(base, changes.overrides, changes.model, changes.epochs)
     given = [*changes.overrides, *longer]
@@ -214,6 +225,7 @@ def change(base: Recipe, changes: Changes, device: str = "cpu") -> Changed:
         whole, given, subset=changes.subset, smoke=changes.smoke, cuda=device == "cuda"
     )
     notes += more
+    notes += [f"warning: {w}" for w in warn_of_length(whole, changes.overrides)]
     if changes.lr_from is not None:
         from rescue_cli.analysis.lr_range_runs import rate_from
 

@@ -1,6 +1,7 @@
 """`rescue eval`: weights of a run or a file on test sets, at several sizes and crops."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -15,14 +16,14 @@ from rescue_cli.cli.common import (
     Architecture,
     Device,
     Json,
+    NamedRecipe,
     Overrides,
     Procs,
-    RecipeName,
     With,
     Workers,
 )
 from rescue_cli.cli.seed_sweep import print_sweep
-from rescue_cli.errors import DataError
+from rescue_cli.errors import DataError, UsageError
 from rescue_cli.recipe import recipe_in
 from rescue_cli.rundir import RunDirectory, read_result
 from rescue_cli.runs.console import note
@@ -46,7 +47,7 @@ def evaluate(
         ),
     ],
     overrides: Overrides = None,
-    recipe: RecipeName = None,
+    recipe: NamedRecipe = None,
     _code: With = None,
     model: Architecture = None,
     sets: Annotated[str | None, typer.Option(help="Test sets: val,real,v2.")] = None,
@@ -73,13 +74,32 @@ def evaluate(
         workers=workers,
     )
     folder = Path(weights)
-    if not RunDirectory(folder).recipe.is_file() and (seeds := seed_folders(folder)):
-        _evaluate_sweep(folder, seeds, evaluate_one, out, as_json=as_json)
-        return
-    run = evaluate_one(weights, out=out)
+    with _other_images(overrides or []):
+        if not RunDirectory(folder).recipe.is_file() and (seeds := seed_folders(folder)):
+            _evaluate_sweep(folder, seeds, evaluate_one, out, as_json=as_json)
+            return
+        run = evaluate_one(weights, out=out)
     result = read_result(RunDirectory(run.path), summarised=True)
     common.print_result(result, as_json=as_json)
     note(str(run.path))
+
+
+@contextmanager
+def _other_images(overrides: Sequence[str]) -> Iterator[None]:
+    """Where a test set cannot be held out of another `data.root`, the error says how to test on
+    all of its images.
+    """
+    root = next((text for text in overrides if text.startswith("data.root=")), None)
+    try:
+        yield
+    except (DataError, UsageError) as error:
+        if root is None or "data.test_holdout: " not in str(error):
+            raise
+        whole = root.replace("data.root=", "data.test_root=")
+        raise type(error)(
+            f"{error} To test on all images there, in one folder per class, replace {root} by "
+            f"data.test_holdout=0 {whole}."
+        ) from None
 
 
 def _evaluate_sweep(

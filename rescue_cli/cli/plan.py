@@ -85,7 +85,7 @@ def _print(estimated: dict[str, Any], recipe: Recipe) -> None:
             if frozen
             else {
                 "training image": f"{1e6 * estimated['petaflop'] / estimated['images']:.3g} GFLOP: "
-                "2 per multiply-add, a step as 3 forward passes"
+                f"2 per multiply-add, a step as {_passes(recipe)}"
             }
         ),
         "training": flop_count(estimated["petaflop"])
@@ -105,7 +105,18 @@ def _print(estimated: dict[str, Any], recipe: Recipe) -> None:
         lines["cost"] = f"{estimated['cost']:,.2f} in the currency of --price"
     width = max(map(len, lines)) + 2
     for key, text in lines.items():
-        print(f"{key + ':':{width}}{text}")
+        first, *below = text.splitlines()
+        print(f"{key + ':':{width}}{first}")
+        for line in below:
+            print(" " * width + line)
+
+
+def _passes(recipe: Recipe) -> str:
+    """What the operations of a training image are counted as."""
+    passes = "3 forward passes"
+    if recipe.selection.name == "proxy":
+        passes += "\nof the chosen images, and the proxy's passes"
+    return passes + ("\nand the teacher's forward pass" if recipe.teacher.name != "none" else "")
 
 
 def _multiply_adds(count: float) -> str:

@@ -9,13 +9,25 @@ import typer
 from rescue_cli import recipe as recipes
 from rescue_cli.analysis import records
 from rescue_cli.cli import common
-from rescue_cli.cli.command import example_and_next
+from rescue_cli.cli.command import Group, example_and_next
 from rescue_cli.cli.common import Json, With, recipe_names
 from rescue_cli.cli.completion import complete_override
 from rescue_cli.errors import UsageError
 from rescue_cli.recipe import changes
+from rescue_cli.runs import console
 
-app = common.verb(invoke_without_command=True)
+
+class RecipesGroup(Group):
+    """The verb, whose own verbs come before a recipe's name."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """As `Group`'s; says how to show a recipe whose name stands in the place of a verb."""
+        if args and args[0] in recipes.names() and not ctx.resilient_parsing:
+            ctx.fail(f"'{args[0]}' is a recipe. Show it with: rescue recipes show {args[0]}")
+        return super().resolve_command(ctx, args)
+
+
+app = common.verb(cls=RecipesGroup, invoke_without_command=True)
 Name = Annotated[
     str,
     typer.Argument(metavar="NAME", help="Name or path of a recipe.", autocompletion=recipe_names),
@@ -151,13 +163,17 @@ def check(
         _check_sources(chosen, overrides)
         return
     from rescue_cli.build.check import check_recipe
+    from rescue_cli.build.outline import warn_of_length
 
     if code:  # a file may be for one of the recipes alone
         for each in chosen:
             recipes.load(each, overrides)
     for each in chosen:
-        check_recipe(recipes.load(each, overrides))
+        recipe = recipes.load(each, overrides)
+        check_recipe(recipe)
         print(f"{each}: valid")
+        for line in warn_of_length(recipe, overrides):
+            console.note(f"{each}: warning: {line}" if len(chosen) > 1 else f"warning: {line}")
 
 
 def _check_sources(chosen: list[str], overrides: list[str]) -> None:

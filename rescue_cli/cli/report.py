@@ -45,6 +45,9 @@ def report(
         )
     for path in paths:
         _check(path)
+    if csv_ or as_json:
+        for line in page.result_warnings(paths):
+            note(f"warning: {line}")
     if tensorboard is not None:
         _write_events(paths, tensorboard)
         print(tensorboard)

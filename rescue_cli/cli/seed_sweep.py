@@ -124,7 +124,7 @@ def seed_sweep(
     common.print_json(summary) if as_json else print_sweep(summary, sweep)
     note(str(folder))
     ends = {seed: run.how for seed, run in sweep.missing.items()}
-    later = [s for s, how in ends.items() if how == "not run" and s not in chosen]
+    later = [s for s, how in ends.items() if how in ("unfinished", "not run") and s not in chosen]
     if later:
         note(
             f"warning: {format_count(len(later), 'seed')} of an earlier command did not run; "

@@ -9,7 +9,9 @@ import typer
 from rescue_cli.analysis.study import (
     Study,
     check_columns,
+    check_rows,
     compare_rows,
+    describe_changes,
     implied_overrides,
     load_study,
     resolve_cells,
@@ -130,13 +132,12 @@ def study(
     folder = check_folder(out or Path("runs", "study", f"{loaded.name}{part}"))
     chosen = parse_rows(loaded, only)
     if name.endswith(".yaml"):  # a shipped one is checked by its tests
-        from rescue_cli.build.check import check_ingredients
-
         check_columns(loaded)
-        for _, recipe in resolve_cells(loaded, given):
-            if recipe is not None:
-                check_ingredients(recipe)
-    if not table:
+        check_rows(loaded, given)
+    if table:
+        for line in describe_changes(loaded, given, folder):
+            note(f"warning: {line}")
+    else:
         _note_expanded(loaded, given, chosen)
     if plan:
         columns = {row["row"]: row["columns"] for row in table_rows(loaded, given, None)}

@@ -1,7 +1,7 @@
 """`rescue transfer`: fine-tunes weights on another data set, and compares several."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -30,9 +30,9 @@ from rescue_cli.cli.common import (
     Epochs,
     Json,
     LrFrom,
+    NamedRecipe,
     On,
     Overrides,
-    RecipeName,
     SlurmOptions,
     Smoke,
     Subset,
@@ -85,7 +85,7 @@ def transfer(
         str | None,
         typer.Option(help="A data set, or a folder of your own.", autocompletion=complete_data_set),
     ] = None,
-    recipe: RecipeName = None,
+    recipe: NamedRecipe = None,
     _code: With = None,
     _track: Track = None,
     model: Architecture = None,
@@ -240,16 +240,19 @@ def _guide(
         common.print_result({**result, "transfer": decisions}, as_json=True)
         return
     seconds = time.monotonic() - begun if new else None
-    _show_run(path, probe, seconds)
+    _show_run(path, probe, seconds, search.told)
 
 
-def _show_run(path: Path, recipe: Recipe, seconds: float | None = None) -> None:
+def _show_run(
+    path: Path, recipe: Recipe, seconds: float | None = None, told: Collection[str] = ()
+) -> None:
     """The result of one run, the images that it got wrong, and what comes next.
 
-    `seconds`: of the command in all.
+    `seconds`: of the command in all. `told`: notes on the data that it has shown.
     """
     result = read_result(RunDirectory(path), summarised=True)
-    common.print_result(result, as_json=False)
+    notes = [line for line in result.get("notes", []) if line not in told]
+    common.print_result({**result, "notes": notes}, as_json=False)
     if seconds is not None:
         print(f"{format_duration(seconds)} in all")
     out = common.console()
@@ -275,14 +278,14 @@ def _describe_images(path: Path, result: Mapping[str, Any], root: str | None) ->
     if table.exists():
         yield from _list_images("wrong", wrong_images(table), table, root)
     if (labels := label_table(path, result["protocol"]["size"])) is not None:
-        doubtful = len(doubtful_labels(labels))
-        below = f", the first {f'{doubtful:,} ' if doubtful > 1 else ''}below" if doubtful else ""
-        yield (
-            f"labels that look wrong: {doubtful:,}{below} (another class has "
-            f"{100 * SURE:g} % or more, from a classifier fitted without the image)"
+        doubtful, wrong = doubtful_labels(labels), wrong_images(labels)
+        what = (
+            f"labels that look wrong (another class has {100 * SURE:g} % or more, from a "
+            "classifier fitted without the image)"
         )
-        what = "training images that it classifies wrong"
-        yield from _list_images(what, wrong_images(labels), labels, root)
+        yield from _list_images(what, doubtful, labels, root)
+        what = f"{'other ' if doubtful else ''}training images that it classifies wrong"
+        yield from _list_images(what, wrong[len(doubtful) :], labels, root)
 
 
 def _list_images(

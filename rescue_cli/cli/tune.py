@@ -8,7 +8,7 @@ import typer
 
 from rescue_cli import recipe as recipes
 from rescue_cli.analysis.tuning import UNCHANGED, Verdict, decision_to_json, judge_sweeps
-from rescue_cli.analysis.tuning_search import Tuner, count_held_out
+from rescue_cli.analysis.tuning_search import Tuner
 from rescue_cli.cli import common
 from rescue_cli.cli.command import ComputingVerb, example_and_next
 from rescue_cli.cli.common import (
@@ -58,7 +58,7 @@ def tune(
         float, typer.Option(help="Hours that this command may take.", min=0.001)
     ] = 1.0,
     seeds: Annotated[
-        int, typer.Option(help="Full runs of each recipe, original and tuned.", min=3)
+        int, typer.Option(help="Full runs of each recipe, base and tuned; at least 3.", min=3)
     ] = 5,
     out: Annotated[Path | None, typer.Option(help="Folder; default: runs/tune/RECIPE.")] = None,
     subset: Subset = None,
@@ -94,9 +94,15 @@ def tune(
     if dry_run:
         for line in (*base.notes, *notes):
             note(line)
-        held_out = {"held out, twice": count_held_out(base), "hours": budget, "device": where}
+        tuner = Tuner(base, folder, where, workers, seeds, end)
+        each = {
+            "held out, twice": tuner.held_out,
+            "hours": budget,
+            "plan": tuner.describe_plan(),
+            "device": where,
+        }
         script = common.script_of_job(slurm, folder) if on is Where.slurm else None
-        common.print_plan(base, held_out, as_json=as_json, script=script)
+        common.print_plan(base, each, as_json=as_json, script=script)
         return
     if current_group() is None and (visible := visible_devices(where)) > 1:
         why = "tune trains one run at a time, in one process"
@@ -117,8 +123,7 @@ def tune(
     note(str(folder))
     if not tuner.finished:
         raise RescueError(
-            "--budget: the time is used up and the search is unfinished: there is no tuned.yaml. "
-            f"{tuner.missing}The same command with a larger --budget resumes it."
+            f"--budget: the search is unfinished, there is no tuned.yaml: {tuner.missing}"
         )
 
 

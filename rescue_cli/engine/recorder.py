@@ -11,6 +11,7 @@ from typing import IO, Any, Protocol
 from rescue_cli import distributed
 from rescue_cli.batch import Measurement
 from rescue_cli.engine.evaluate import EvalResult
+from rescue_cli.formatting import significant
 from rescue_cli.metrics.names import METRICS, finite_or_none, metric_names
 from rescue_cli.rundir import RunDirectory, each_line_and_text, write_atomically
 from rescue_cli.terminal import TimeLeft, make_bar
@@ -150,7 +151,7 @@ class Recorder:
             "seconds": seconds,
         }
         self.add_metrics("eval", step, values)
-        when = f"epoch {epoch:g}  " if self.steps else ""
+        when = f"epoch {significant(epoch)}  " if self.steps else ""
         self.log(f"{when}{name} {measurement}  {result}")
 
     def write_log(self, message: str) -> None:

@@ -283,9 +283,12 @@ def _check_numbers(train: Train, evaluation: Eval) -> None:
     if size % micro_batch_size:
         nearest = max(micro_batch_size, round(size / micro_batch_size) * micro_batch_size)
         fits = max(d for d in range(1, micro_batch_size + 1) if size % d == 0)
+        # Batch norm, and the speed, would be others with far smaller micro-batches
+        is_near = 2 * fits >= min(size, micro_batch_size)
+        other = f" or set train.device_batch_size={fits}" if is_near else ""
         raise UsageError(
             f"train.batch_size: {size} does not divide into micro-batches of {micro_batch_size}. "
-            f"Use {nearest} or set train.device_batch_size={fits}."
+            f"Use {nearest}{other}."
         )
     if not evaluation.sizes or not evaluation.crops:
         raise UsageError("eval.sizes, eval.crops: an empty list. Give at least one of each.")

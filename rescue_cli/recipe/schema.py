@@ -174,7 +174,9 @@ def _name(choice: Any) -> str:
     if origin is Literal:
         return "one of " + ", ".join(str(v) for v in get_args(bare))
     if origin in (list, tuple):
-        return f"a list ({describe(get_args(bare)[0])} each)"
+        items = get_args(bare)
+        count = f" of {len(items)} items" if origin is tuple else ""
+        return f"a list{count} ({describe(items[0])} each)"
     if origin is dict:
         return "a mapping"
     return _NAMES.get(bare, str(bare))

@@ -66,9 +66,22 @@ class Item:
     def arguments(self) -> Mapping[str, Any]:
         """The function's own keys, in its types, checked at the first call; raises `UsageError`."""
         where = f"{self.section} ({self.name})"
-        options = check(where, self.options, self.function, type(self))
+        try:
+            options = check(where, self.options, self.function, type(self))
+        except UsageError:
+            self._check_other_name()
+            raise
         own = keys(self.function)
         return {name: value for name, value in options.items() if name in own}
+
+    def _check_other_name(self) -> None:
+        """Raises `UsageError` where `otherwise` does not know the name, whatever its keys.
+
+        It takes seconds to import what knows it, so only a wrong recipe is worth that.
+        """
+        otherwise, known_by = SECTIONS[self.section].otherwise, SECTIONS[self.section].names
+        if otherwise and known_by and getattr(self.function, "func", None) is _import(otherwise):
+            _import(known_by)(self.name)
 
     def check(self) -> None:
         """Raises `UsageError` for an unknown name or key, a missing key, a value out of range."""
@@ -260,6 +273,7 @@ class Section:
     keys: type  # what an item of the section is once it has been read
     ingredients: str | None = None  # module and dictionary of the functions by name
     otherwise: str | None = None  # the function for all other names, which takes the name first
+    names: str | None = None  # raises `UsageError` for a name that `otherwise` does not know
     own: str | None = None  # makes an ingredient of a class or function of the user's
     neutral: Any = None  # what a recipe without the section stands for; None: it must have it
     many: bool = False  # a list of items; `optim` may be one item too
@@ -290,6 +304,7 @@ SECTIONS: Mapping[str, Section] = {
         ModelItem,
         f"{_ROOM}.model:MODELS",
         otherwise=f"{_ROOM}.model:timm_model",
+        names=f"{_ROOM}.model.timm_models:check_name",
         own=f"{_ROOM}.model:own_model",
         evaluated=True,
     ),

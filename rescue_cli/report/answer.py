@@ -4,12 +4,15 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from rescue_cli.analysis.claims import is_claimed
+from rescue_cli.analysis.stats import LEVEL
 from rescue_cli.formatting import format_count
 from rescue_cli.metrics.names import METRICS
 from rescue_cli.report.table import ResultLine
 from rescue_cli.rundir.planned import format_planned
 
 MARGIN = 0.08  # of the axis, left free on both sides
+LAST_STEP = "last step"  # what the lines of a run itself are called beside its evaluations
 LEAST_SPAN = 0.5  # points, of an axis whose results are all equal
 
 
@@ -42,18 +45,50 @@ def describe_result(
     return f"{measured}{on}{value}{against}."
 
 
-def strip_charts(lines: Sequence[ResultLine], *, alone: bool = False) -> list[dict[str, Any]]:
+def leading_claim(pairs: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
+    """What may be claimed of the side with the highest mean, and what has to be said with it.
+
+    Of several claims that with the largest difference; beside it the pair of this side, if any,
+    that shows none.
+    """
+    ahead: dict[str, float] = {}  # by a side, the sum of its leads over the others
+    main = {(pair["a"], pair["b"]): pair for pair in reversed(pairs)}  # on the main test set
+    for (a, b), pair in main.items():
+        ahead[a] = ahead.get(a, 0.0) - pair["difference"]
+        ahead[b] = ahead.get(b, 0.0) + pair["difference"]
+
+    def rank(pair: Mapping[str, Any]) -> tuple[bool, float, float]:
+        better = pair["b"] if pair["difference"] > 0 else pair["a"]
+        on_main = pair is main[pair["a"], pair["b"]]
+        return on_main, ahead[better], abs(pair["difference"])
+
+    claimed = [pair for pair in pairs if is_claimed(pair, LEVEL)]
+    chosen = max(claimed or pairs, key=rank)
+    first, _, more = chosen["claim"].partition(". ")
+    if len(pairs) > 1:
+        best = max(ahead, key=lambda name: ahead[name])
+        equal = [pair for pair in main.values() if best in (pair["a"], pair["b"])
+                 and pair is not chosen and not is_claimed(pair, LEVEL)]  # fmt: skip
+        said = [f"{pair['claim'].partition('. ')[0].rstrip('.')}." for pair in equal[-1:]]
+        count = f"{len(claimed)} of {len(pairs)} comparisons show a difference."
+        more = " ".join(filter(None, [count, *said, more]))
+    return f"{first.rstrip('.')}.", more
+
+
+def strip_charts(
+    lines: Sequence[ResultLine], *, alone: bool = False, itself: str = LAST_STEP
+) -> list[dict[str, Any]]:
     """A chart for each metric of the lines: positions in percent of its width, and ticks.
 
-    `alone`: all lines are of one run or sweep, whose path need not be repeated.
+    `alone`: all lines are of one run or sweep, whose path need not be repeated: it is `itself`.
     """
     by_metric: dict[str, list[ResultLine]] = {}
     for line in lines:
         by_metric.setdefault(line.metric, []).append(line)
-    return [_chart(metric, each, alone=alone) for metric, each in by_metric.items()]
+    return [_chart(metric, each, itself if alone else None) for metric, each in by_metric.items()]
 
 
-def _chart(metric: str, lines: Sequence[ResultLine], *, alone: bool) -> dict[str, Any]:
+def _chart(metric: str, lines: Sequence[ResultLine], itself: str | None) -> dict[str, Any]:
     values = [value for line in lines for value in _values(line)]
     low, high = min(values), max(values)
     middle, half = (low + high) / 2, max(high - low, LEAST_SPAN) / 2 / (1 - 2 * MARGIN)
@@ -67,7 +102,7 @@ def _chart(metric: str, lines: Sequence[ResultLine], *, alone: bool) -> dict[str
         "ticks": [(at(tick), f"{tick:g}") for tick in _ticks(low, high) if 0 <= tick <= 100],
         "rows": [
             _row(line, name, at, several_sets=len({each.set for each in lines}) > 1)
-            for line, name in zip(lines, _names(lines, alone=alone), strict=True)
+            for line, name in zip(lines, _names(lines, itself), strict=True)
         ],
         "has_paper": any(line.paper is not None for line in lines),
         "has_seeds": any(len(line.seeds) > 1 for line in lines),
@@ -81,19 +116,19 @@ def _values(line: ResultLine) -> list[float]:
     return [line.measured.mean, *(line.interval or ()), *line.seeds.values(), *paper]
 
 
-def _names(lines: Sequence[ResultLine], *, alone: bool) -> list[str]:
+def _names(lines: Sequence[ResultLine], itself: str | None) -> list[str]:
     """The lines' paths; of an evaluation below its run, the path within that.
 
-    Where all are of one run or sweep, that is `last step`, as in the table below; of a single line,
+    Where all are of one run or sweep, that is `itself`, as in the table below; of a single line,
     the test set.
     """
-    if alone and len(lines) == 1:
+    if itself is not None and len(lines) == 1:
         return [lines[0].set]
     names, above = [], ""
     for line in lines:
         within = line.path.removeprefix(f"{above}/")
         is_evaluation = bool(above) and within.startswith("evals/")
-        names.append(within if is_evaluation else "last step" if alone else line.path)
+        names.append(within if is_evaluation else itself or line.path)
         above = above if is_evaluation else line.path
     return names
 

@@ -7,8 +7,8 @@ from statistics import median
 from typing import Any
 
 from rescue_cli.analysis.curves import smooth
-from rescue_cli.analysis.lr_range import Curves, RunEstimate
-from rescue_cli.analysis.lr_range_runs import RangeTest
+from rescue_cli.analysis.lr_range import Curves, RunEstimate, shared_overfitting
+from rescue_cli.analysis.lr_range_runs import SUGGESTIONS, RangeTest
 from rescue_cli.metrics.names import METRICS
 from rescue_cli.report.pictures import new_figure, save_figure
 
@@ -18,7 +18,7 @@ MARKS = {"valley": "v", "steepest": "s", "minimum": "o"}
 
 def draw_range_test(path: Path, test: RangeTest) -> None:
     """Writes a picture of losses, their difference and accuracy over the learning rate."""
-    full, half, answer, estimate = test.full, test.half, test.answer, test.estimates[0]
+    full, half, answer = test.full, test.half, test.answer
     tested = not full[0].detects
     figure = new_figure(10, 7 if tested else 4)
     names = [
@@ -37,17 +37,18 @@ def draw_range_test(path: Path, test: RangeTest) -> None:
             axes.plot(curves.rates, values, color=colour, alpha=0.3, linewidth=1)
             axes.plot(curves.rates, smooth(values), color=colour, label=f"{name}, smoothed")
         if answer.max_lr is not None:
-            axes.axvline(
-                answer.max_lr, color="k", linestyle="--", linewidth=1, label="largest stable rate"
-            )
+            style, label = ("--", "") if answer.trusted else (":", ", not trusted")
+            label = f"largest stable rate{label}"
+            axes.axvline(answer.max_lr, color="k", linestyle=style, linewidth=1, label=label)
         axes.set_title(title, fontsize=10)
         axes.set_xlabel("learning rate")
         if test.ramp.shape == "exponential":
             axes.set_xscale("log")
         axes.grid(alpha=0.3)
-    _mark(of["train_losses"], full[0], estimate)
-    for low, high in estimate.overfitting:
-        of["errors"].axvspan(low, high, color="tab:red", alpha=0.1, label="signs of overfitting")
+    _mark(of["train_losses"], full[0], test.estimates[0])
+    signs = f"signs of overfitting{', all seeds' if len(full) > 1 else ''}"
+    for low, high in shared_overfitting(test.estimates):
+        of["errors"].axvspan(low, high, color="tab:red", alpha=0.1, label=signs)
     for axes, _, key in panels[:-1]:
         scale_loss_axis(axes, [v for curves in [*full, half] for v in getattr(curves, key)])
     named: dict[str, Any] = {}
@@ -76,4 +77,5 @@ def _mark(axes: Any, curves: Curves, estimate: RunEstimate) -> None:
         if rate is None:
             continue
         nearest = min(range(len(curves.rates)), key=lambda i: abs(curves.rates[i] - rate))
-        axes.plot(rate, smoothed[nearest], MARKS[name], color="k", markersize=5, label=name)
+        label = f"fastai's {SUGGESTIONS[name]}, seed {curves.seed}"
+        axes.plot(rate, smoothed[nearest], MARKS[name], color="k", markersize=5, label=label)

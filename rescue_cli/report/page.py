@@ -1,5 +1,6 @@
 """`report.html`: runs, sweeps and studies on one page that fetches nothing."""
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -10,11 +11,18 @@ import numpy as np
 from rescue_cli import recipe as recipes
 from rescue_cli.analysis import interim, records
 from rescue_cli.analysis.accuracy import accuracy_interval
-from rescue_cli.analysis.claims import is_claimed, with_details
+from rescue_cli.analysis.claims import with_details
 from rescue_cli.analysis.compare import compare_pairs
 from rescue_cli.analysis.consistency import run_changes
-from rescue_cli.analysis.sides import group_comparable, load_side, side_of_sweep
-from rescue_cli.analysis.stats import LEVEL, Sample, sample
+from rescue_cli.analysis.sides import (
+    IN_COMMON,
+    differing_classes,
+    group_comparable,
+    image_warnings,
+    load_side,
+    side_of_sweep,
+)
+from rescue_cli.analysis.stats import Sample, sample
 from rescue_cli.analysis.sweep import (
     PREFIX,
     Sweep,
@@ -33,7 +41,7 @@ from rescue_cli.recipe import Recipe, recipe_in
 from rescue_cli.recipe.changes import differences, format_recipe_value
 from rescue_cli.recipe.own import describe_code
 from rescue_cli.report import study_page
-from rescue_cli.report.answer import describe_result, strip_charts
+from rescue_cli.report.answer import LAST_STEP, describe_result, leading_claim, strip_charts
 from rescue_cli.report.html import render
 from rescue_cli.report.logit_gaps import plot_logit_gaps
 from rescue_cli.report.photographs import find_doubtful_labels, find_hardest, sample_gallery
@@ -46,7 +54,7 @@ from rescue_cli.report.pictures import (
 )
 from rescue_cli.report.sweep_pictures import plot_bands, plot_cloud
 from rescue_cli.report.table import ResultLine, interval_notes, measurement_table, results_table
-from rescue_cli.rundir import RunDirectory, read_command, read_json, read_result
+from rescue_cli.rundir import RunDirectory, read_command, read_identity, read_json, read_result
 
 SHOWN_ENVIRONMENT = (
     "device_name", "cores", "threads", "cpu_capability", "torch", "torchvision", "timm", "python",
@@ -67,7 +75,7 @@ def render_page(paths: Sequence[Path], *, logits: bool = False) -> str:
     headings, rows = results_table(lines)
     several = len(paths) > 1
     comparison = _comparison([path for path in paths if not study_page.is_study(path)], sweeps)
-    answer, more = _answer(paths, lines, comparison["pairs"])
+    answer, more = _answer(paths, lines, comparison)
     sections: list[dict[str, Any]] = []
     previous = None  # the last run or sweep above, which the next one's recipe is compared with
     for path in paths:
@@ -84,11 +92,14 @@ def render_page(paths: Sequence[Path], *, logits: bool = False) -> str:
         previous = path
     return render(
         "report.html",
-        title=", ".join(path.name or str(path) for path in paths) if several else answer,
+        title=_title(paths) if several else answer,
         answer=answer,
         more=more,
         alone=None if several else paths[0],
-        charts=strip_charts(lines, alone=not (several or study_page.is_study(paths[0]))),
+        charts=strip_charts(
+            lines, alone=not (several or study_page.is_study(paths[0])), itself=_itself(paths[0])
+        ),
+        doubts=result_warnings(paths, sweeps),
         headings=headings,
         rows=rows,
         bands=plot_bands(list(sweeps.values())),
@@ -105,20 +116,40 @@ def is_sweep(path: Path) -> bool:
     return not (RunDirectory(path).finished or study_page.is_study(path))
 
 
+def _title(paths: Sequence[Path]) -> str:
+    """The names of the folders; where two are the same, as much of their paths as differs."""
+    names = [path.name or str(path) for path in paths]
+    if len({*names}) < len(names):
+        absolute = [os.path.abspath(path) for path in paths]
+        above = os.path.commonpath([os.path.dirname(path) for path in absolute])
+        names = [os.path.relpath(path, above) for path in absolute]
+    return ", ".join(names)
+
+
+def _itself(path: Path) -> str:
+    """What a run's own measurement is called beside its evaluations: of the last step, or of a
+    head that was fitted without steps.
+    """
+    run = RunDirectory(path)
+    return "fitted head" if run.finished and "fit" in read_result(run) else LAST_STEP
+
+
 def _answer(
-    paths: Sequence[Path], lines: Sequence[ResultLine], pairs: Sequence[Mapping[str, Any]]
+    paths: Sequence[Path], lines: Sequence[ResultLine], comparison: Mapping[str, Any]
 ) -> tuple[str, str]:
     """What the page shows in a sentence, and what has to be said with it."""
-    if pairs:
-        claimed = [pair for pair in pairs if is_claimed(pair, LEVEL)]
-        first, _, more = (claimed or pairs)[0]["claim"].partition(". ")
-        if len(pairs) > 1:
-            more = f"{len(claimed)} of {len(pairs)} comparisons show a difference. {more}"
-        return f"{first.rstrip('.')}.", more
+    if comparison["pairs"]:
+        return leading_claim(comparison["pairs"])
     if len(paths) > 1:
+        if comparison["in_common"]:
+            return f"{len(paths)} results on different test images, some of them in common.", ""
         return f"{len(paths)} results that cannot be compared with one another.", ""
     if study_page.is_study(paths[0]):
-        return study_page.describe_study(paths[0]), ""
+        measured = study_page.describe_study(paths[0])
+        if not (pairs := study_page.study_pairs(paths[0])):
+            return measured, ""
+        claim, more = leading_claim(pairs)
+        return claim, " ".join(filter(None, [measured, more]))
     baseline = None
     run = first_run(paths[0])
     entry = read_result(RunDirectory(run))["sets"][0]
@@ -130,19 +161,24 @@ def _answer(
 
 def describe_run(path: Path) -> str:
     """What a finished run is and how accurate: the sentence that its report begins with."""
-    return _answer([path], _lines_of_run(path), [])[0]
+    return _answer([path], _lines_of_run(path), {"pairs": []})[0]
 
 
 def _subject(run: Path) -> str:
     """The network, its data and its recipe: `resnet50 on photos, recipe transfer`."""
-    from rescue_cli.sections.data import FACTS
-
     recipe = recipe_in(run)
-    data, facts = recipe.data, FACTS.get(recipe.data.name)
-    own = data.root is not None and facts is not None and facts.images is None
-    name = Path(data.root).name if own and data.root is not None else data.name
+    root = _own_root(recipe)
+    name = recipe.data.name if root is None else Path(root).name
     named = "" if recipe.name == recipe.model.name else f", recipe {recipe.name}"
     return f"{recipe.model.name} on {name}{named}"
+
+
+def _own_root(recipe: Recipe) -> str | None:
+    """The folder of the user's own images; None of other data."""
+    from rescue_cli.sections.data import FACTS
+
+    facts = FACTS.get(recipe.data.name)
+    return recipe.data.root if facts is not None and facts.images is None else None
 
 
 def result_lines(
@@ -163,6 +199,24 @@ def result_lines(
         else:
             lines += _lines_of_sweep(sweeps.get(path) or read_sweep(path))
     return lines
+
+
+def result_warnings(
+    paths: Sequence[Path], sweeps: Mapping[Path, Sweep] = MappingProxyType({})
+) -> list[str]:
+    """What makes the results of `result_lines` say little; the same of a sweep's runs once."""
+    warnings: dict[str, None] = {}
+    for path in paths:
+        if RunDirectory(path).finished:
+            runs = {path: path, **{one: one for one in evaluations(path)}}
+        elif is_sweep(path):
+            sweep = sweeps.get(path) or read_sweep(path)
+            runs = {path / f"{PREFIX}{seed}": path for seed in sweep.results}
+        else:
+            continue
+        for run, name in runs.items():
+            warnings |= dict.fromkeys(f"{name}: {line}" for line in image_warnings(run))
+    return list(warnings)
 
 
 def evaluations(run: Path) -> list[Path]:
@@ -227,10 +281,12 @@ def _comparison(paths: Sequence[Path], sweeps: Mapping[Path, Sweep]) -> dict[str
     ]
     groups, reasons = group_comparable(sides)
     warnings = [line for group in groups for line in interim.record_comparison(group)]
+    warnings += differing_classes(sides)
     pairs = [pair for group in groups if len(group) > 1 for pair in compare_pairs(group)]
     return {
         "pairs": with_details(pairs),
         "not_compared": reasons,
+        "in_common": any(IN_COMMON in reason for reason in reasons),
         "warnings": warnings,
     }
 
@@ -242,7 +298,7 @@ def _run_section(path: Path) -> dict[str, Any]:
     entries = [entry for result in measured for entry in result["sets"]]
     headings, rows = measurement_table({**measured[0], "sets": entries})
     if len(measured) > 1:  # which of the measurements is the training's own, and which came later
-        places = ["last step", *(f"evals/{one.name}" for one in evaluations(path))]
+        places = [_itself(path), *(f"evals/{one.name}" for one in evaluations(path))]
         counts = [len(result["sets"]) for result in measured]
         of = [place for place, count in zip(places, counts, strict=True) for _ in range(count)]
         headings = ["measured in", *headings]
@@ -251,8 +307,9 @@ def _run_section(path: Path) -> dict[str, Any]:
         "template": "run.html",
         "path": path,
         "measurements": (headings, rows),
-        "notes": interval_notes(measured[0]),
+        "notes": interval_notes({**measured[0], "sets": entries}),
         "evaluated": len(measured) > 1,
+        "weights": _itself(path),
         **_details(path),
         "samples": {
             "test images, annotated and predicted": sample_gallery(run.examples),
@@ -290,7 +347,7 @@ def _sweep_section(sweep: Sweep) -> dict[str, Any]:
         "clouds": {"one test set against another": plot_cloud(sweep)} if several else {},
         "first": None if first is None else first.name,
         **({} if first is None else _details(first)),
-        "procedure": None if first is None else _procedure(first),
+        "procedure": None if first is None else _procedure(first, _runs_of(sweep)),
     }
 
 
@@ -335,14 +392,22 @@ def _confusion(name: str, file: Path) -> dict[str, Any] | None:
     }  # fmt: skip
 
 
-def _procedure(path: Path) -> dict[str, Any]:
-    """Command, environment, the recipe, and what differs from the shipped one."""
+def _runs_of(sweep: Sweep) -> list[Path]:
+    return [sweep.path / f"{PREFIX}{seed}" for seed in sweep.results]
+
+
+def _procedure(path: Path, others: Sequence[Path] = ()) -> dict[str, Any]:
+    """Command, environment, the recipe, and what differs from the shipped one.
+
+    `others`: the runs of its sweep, which several commands may have started.
+    """
     run, recipe = RunDirectory(path), recipe_in(path)
     environment = read_json(run.environment)
     shipped = recipe.name in recipes.names()
     changes = differences(recipes.load(recipe.name).tree, recipe.tree) if shipped else {}
     return {
-        **_commands(run),
+        **_commands(run, others),
+        "images": _training_images(run, recipe),
         "environment": [
             *([["code of your own", describe_code(recipe.code)]] if recipe.code else []),
             *([k, str(environment[k])] for k in SHOWN_ENVIRONMENT if environment.get(k)),
@@ -361,12 +426,23 @@ def _rows(changes: Mapping[str, tuple[Any, Any]]) -> list[list[str]]:
     ]
 
 
-def _commands(run: RunDirectory) -> dict[str, str | None]:
-    """What trains the run alone, and where another command started it (a sweep, ...) that one."""
+def _commands(run: RunDirectory, others: Sequence[Path]) -> dict[str, str | None]:
+    """What trains the run alone, and where other commands started it (a sweep, ...) those."""
     written = read_command(run)
     if written.split()[1:2] == ["train"]:
         return {"command": written, "started_by": None}
-    return {"command": f"rescue train --recipe {run.recipe} --out OUT", "started_by": written}
+    all_of_them = [written, *(read_command(RunDirectory(other)) for other in others)]
+    return {
+        "command": f"rescue train --recipe {run.recipe} --out OUT",
+        "started_by": "\n".join(dict.fromkeys(line.strip() for line in all_of_them)),
+    }
+
+
+def _training_images(run: RunDirectory, recipe: Recipe) -> int | None:
+    """How many images of the user's own a run was trained on; None of other data."""
+    identity = read_identity(run)
+    own = _own_root(recipe) is not None and identity is not None
+    return identity["splits"]["train"]["images"] if own and identity is not None else None
 
 
 def _class_table(name: str, file: Path) -> dict[str, Any]:
@@ -388,7 +464,8 @@ def _class_table(name: str, file: Path) -> dict[str, Any]:
 
 
 def markdown_table(paths: Sequence[Path]) -> str:
-    """The table of results for a README."""
+    """The table of results for a README, and below it why some of them say little."""
     headings, rows = results_table(result_lines(paths))
     cells = [headings, ["---"] * len(headings), *rows]
-    return "\n".join("| " + " | ".join(row) + " |" for row in cells) + "\n"
+    table = "\n".join("| " + " | ".join(row) + " |" for row in cells) + "\n"
+    return table + "".join(f"\nwarning: {line}\n" for line in result_warnings(paths))

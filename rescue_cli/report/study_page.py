@@ -31,6 +31,7 @@ STUDY = {
     "study": TEXT, "source": TEXT, "command": TEXT, "rows": OBJECTS,
     "pairs": Rule("a list of objects", lambda v: v == [] or OBJECTS.holds(v)),
 }  # fmt: skip
+PAIR = {"a", "b", "difference", "p", "about", "claim"}
 FIGURES = Rule(
     "percentages by name", lambda v: MAPPING.holds(v) and all(map(NUMBER.holds, v.values()))
 )
@@ -112,6 +113,11 @@ def study_section(path: Path) -> dict[str, Any]:
         "pairs": study["pairs"],
         "command": study["command"],
     }
+
+
+def study_pairs(path: Path) -> list[dict[str, Any]]:
+    """The comparisons of a study's rows; none of one that an older version has written."""
+    return [pair for pair in _read_study(path)["pairs"] if pair.keys() >= PAIR]
 
 
 def describe_study(path: Path) -> str:

@@ -24,7 +24,7 @@ HEADINGS = ("path", "recipe", "set", "paper %", "measured %", "std", "runs", "ep
             "training time (s)")  # fmt: skip
 KEYS = (
     "path", "recipe", "set", "paper", "measured", "std", "planned", "n", "diverged", "failed",
-    "not_run", "epochs", "seconds_train",
+    "unfinished", "not_run", "epochs", "seconds_train",
 )  # fmt: skip
 
 
@@ -110,18 +110,22 @@ def interval_notes(result: Mapping[str, Any]) -> list[str]:
     """
     if "top1" not in result:
         return []
-    steps = {entry["set"]: 100 / entry["count"] for entry in result["sets"]}
-    each = ", ".join(f"{points:.2g} points" + f" on {name}" * (len(steps) > 1)
-                     for name, points in steps.items())  # fmt: skip
+    counts = dict.fromkeys((entry["set"], entry["count"]) for entry in result["sets"])
+    steps = {name: 100 / count for name, count in counts}
+    each = "; one image is " + ", ".join(
+        f"{points:.2g} points" + f" on {name}" * (len(steps) > 1) for name, points in steps.items()
+    )
+    if len(counts) > len(steps):  # sets of one name and of two sizes
+        each = ""
     main = result["sets"][0]
     if not _has_uneven_classes(main):
-        return [f"95 %: interval for this network over new images; one image is {each}"]
+        return [f"95 %: interval for this network over new images{each}"]
     rows, interval = classes_with_images(main), balanced_interval(main)
     assert interval is not None
     known, images = len(main["per_class"]), [row["images"] for row in rows]
     of = f"{len(rows)}" if len(rows) == known else f"{len(rows)} of {known}"
     return [
-        f"95 %: interval for this network's top-1 over new images; one image is {each}",
+        f"95 %: interval for this network's top-1 over new images{each}",
         f"bal.: balanced accuracy, the mean recall of {of} classes of {min(images)} to "
         f"{max(images)} images; 95 %: {interval[0]:.1f} to {interval[1]:.1f}",
         "Quote top-1 if new images come from the classes as often as these, bal. if every class "

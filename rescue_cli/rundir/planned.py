@@ -1,7 +1,8 @@
 """The runs that are planned in a folder, and how those ended that have no result.
 
 The folder is that of a sweep, of a study's row, or of one start of `rescue transfer`. A planned run
-is in exactly one state: it has a result, it diverged, it failed, or it was not run.
+is in exactly one state: it has a result, it diverged, it failed, it is unfinished (stopped, or at
+work), or it was not run.
 """
 
 from collections import Counter
@@ -16,7 +17,7 @@ from rescue_cli.rundir.reading import NAME, Rule
 
 FILE = "planned.json"
 NAMES = Rule("a list of folders' names", lambda v: isinstance(v, list) and all(map(NAME.holds, v)))
-How = Literal["diverged", "failed", "not run"]
+How = Literal["diverged", "failed", "unfinished", "not run"]
 
 
 @dataclass(frozen=True)
@@ -50,10 +51,12 @@ def read_planned(folder: Path) -> list[str]:
 
 
 def read_missing(run: RunDirectory) -> MissingRun:
-    """How a run without a result ended; one that was stopped, or never began, was not run."""
+    """How a run without a result ended; one that was stopped before its first checkpoint, or never
+    began, was not run.
+    """
     failure = read_failure(run)
     if failure is None or isinstance(failure.error, StoppedError):
-        return MissingRun("not run")
+        return MissingRun("unfinished" if run.last.is_file() else "not run")
     how: How = "diverged" if failure.exit_code == DivergedError.exit_code else "failed"
     return MissingRun(how, failure.reason)
 
@@ -71,10 +74,17 @@ def format_planned(n: int, missing: Iterable[How]) -> str:
 
 
 def missing_from_json(content: Mapping[str, Any]) -> dict[str, MissingRun]:
-    """The runs without a result, as `missing_to_json` wrote them."""
+    """The runs without a result, as `missing_to_json` wrote them; an older version had no
+    `unfinished`.
+    """
+    unfinished = content.get("unfinished")
     return {
         **{name: MissingRun("diverged", why) for name, why in content["diverged"].items()},
         **{name: MissingRun("failed", why) for name, why in content["failed"].items()},
+        **{
+            str(name): MissingRun("unfinished")
+            for name in (unfinished if isinstance(unfinished, list) else ())
+        },
         **{name: MissingRun("not run") for name in content["not_run"]},
     }
 
@@ -90,5 +100,6 @@ def missing_to_json(n: int, missing: Mapping[Any, MissingRun]) -> dict[str, Any]
         "n": n,
         "diverged": reasons("diverged"),
         "failed": reasons("failed"),
+        "unfinished": list(reasons("unfinished")),
         "not_run": list(reasons("not run")),
     }

@@ -166,7 +166,7 @@ def reserve(
             )
             raise UsageError(
                 f"{path}: holds a run of another recipe: {listed}. "
-                "Remove the overrides, or use a new --out."
+                "Undo these changes, or use a new --out."
             )
         if changed:
             _relocate(run, recipe, look)

@@ -4,8 +4,8 @@
 them in every run.
 """
 
+import argparse
 import math
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -444,4 +444,7 @@ def main(trials: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 20_000)
+    parser = argparse.ArgumentParser(prog="python -m tests.analysis.error_rates")
+    parser.description = "Print how often each test errs and each interval covers."
+    parser.add_argument("trials", type=int, nargs="?", default=20_000, help="default: 20000")
+    main(parser.parse_args().trials)

@@ -1,5 +1,8 @@
 """A part of the rates of tests/analysis/error_rates.py, with bounds of four Monte Carlo errors."""
 
+import subprocess
+import sys
+
 import pytest
 
 from tests.analysis import error_rates
@@ -87,3 +90,9 @@ def test_every_rate_of_the_tables_is_no_worse_than_nominal() -> None:
     for what, _, rate in error_rates.others(2000):
         if not any(word in what for word in known):
             assert holds(rate), what
+
+
+def test_the_tables_have_a_usage_line() -> None:
+    call = [sys.executable, "-m", "tests.analysis.error_rates", "--help"]
+    ended = subprocess.run(call, capture_output=True, text=True, check=True)
+    assert ended.stdout.startswith("usage: python -m tests.analysis.error_rates [-h] [trials]")

@@ -62,6 +62,50 @@ def test_a_typed_result_may_have_a_std_of_0(rescue: Rescue) -> None:
     assert rescue("compare", "90±0/5", "80±1.0/5").code == 0
 
 
+def change_result(run: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    result = json.loads((run / "result.json").read_text())
+    change(result)
+    (run / "result.json").write_text(json.dumps(result))
+
+
+def test_images_that_one_side_was_trained_on_are_a_warning(rescue: Rescue, tmp_path: Path) -> None:
+    for name in "abc":
+        made_run(tmp_path / name, 60.0 if name == "a" else 50.0, overrides=SMALL)
+
+    def trained(result: dict[str, Any]) -> None:
+        result["sets"][0]["protocol"]["trained_on"] = 33
+
+    copies = "warning: test: 1 of 40 test images are training images too, the first x."
+    change_result(tmp_path / "b", trained)
+    change_result(tmp_path / "c", lambda result: result.update(notes=["skipped files: 2", copies]))
+    ended = rescue("compare", "a", "b", "c", "--json")
+    assert ended.code == 0
+    lines = [
+        "b: test: 33 of these 40 images were trained on, by their names and sizes; accuracy on "
+        "them says nothing about new ones",
+        "c: test: 1 of 40 test images are training images too, the first x.",
+    ]
+    assert ended.err.splitlines() == [f"warning: {line}" for line in lines]
+    warnings = [side["warnings"] for side in json.loads(ended.out)["sides"]]
+    assert warnings == [[], [lines[0]], [lines[1]]]
+
+
+def test_classes_that_differ_are_named(rescue: Rescue, tmp_path: Path) -> None:
+    for name in "ab":
+        made_run(tmp_path / name, 60.0 if name == "a" else 50.0, overrides=SMALL)
+
+    def rename(result: dict[str, Any]) -> None:
+        result["sets"][0]["per_class"][3]["class"] = "parachute"
+        del result["sets"][0]["per_class"][4:]
+
+    assert "classes" not in rescue("compare", "a", "b").err
+    change_result(tmp_path / "b", rename)
+    assert rescue("compare", "a", "b").err.splitlines() == [
+        "the classes differ: only a has 3, 4, 5 and 4 more; only b has parachute. Their images are "
+        "not compared."
+    ]
+
+
 def test_an_evaluation_at_epoch_0_causes_no_division_by_zero(
     rescue: Rescue, tmp_path: Path
 ) -> None:

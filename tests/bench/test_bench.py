@@ -20,7 +20,7 @@ from rescue_cli.bench.plain_optim import LR, plain_optimizers
 from rescue_cli.bench.train import measured_recipe
 from rescue_cli.build.networks import build_network
 from rescue_cli.build.optimizers import build_optimizers
-from rescue_cli.cli import main
+from rescue_cli.cli import bench, main
 from rescue_cli.errors import UsageError
 from rescue_cli.sections.optim import OPTIMIZERS
 from tests.conftest import Rescue
@@ -96,6 +96,7 @@ def test_bench_step_prints_its_share_of_the_matrix_peak(
     assert found["peak_share"] == pytest.approx(found["gigaflops"] / found["peak_gigaflops"])
     assert 0 < found["peak_share"] < 1
     assert 0 < found["input_share"] < 1
+    assert found["ratio"] == pytest.approx(found["theirs"] / found["ours"])
     assert run_bench(monkeypatch, "step", *options, *TINY) == 0
     speed, peak, share = capsys.readouterr().out.splitlines()
     assert speed.startswith("step of quickstart on cpu, float32, batch 32: ours ")
@@ -103,6 +104,16 @@ def test_bench_step_prints_its_share_of_the_matrix_peak(
     assert share.endswith(
         " % of a step is spent on its images (loading, augmenting, mixing), 0.0 % on waiting for "
         "workers"
+    )
+
+
+@pytest.mark.parametrize(("high", "is_warned"), [(1.4, False), (1.6, True)])
+def test_figures_of_a_busy_machine_are_called_meaningless(
+    high: float, is_warned: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bench._warn_of_spread({"ratio_low": 1.0, "ratio_high": high})
+    assert ("differ by a factor of 1.6: the machine was too" in capsys.readouterr().err) is (
+        is_warned
     )
 
 

@@ -19,6 +19,7 @@ from rescue_cli.analysis.compare import choose_pairing
 from rescue_cli.analysis.consistency import run_changes
 from rescue_cli.analysis.sweep import read_sweep as read_sweep
 from rescue_cli.build import identity
+from rescue_cli.build.evaluation import describe_shards
 from rescue_cli.build.feeds import list_dataset
 from rescue_cli.build.networks import match_labels, warn_of_old_head, weights_classes
 from rescue_cli.errors import DataError, UsageError
@@ -571,6 +572,57 @@ def test_held_out_images_that_may_have_been_learnt_are_refused(tmp_path: Path) -
     grown(root)
     with pytest.raises(DataError, match="It may have been trained on some of these"):
         identity.compare_test_sets(recipe, list_dataset(recipe))
+
+
+def test_a_test_set_that_is_drawn_anew_is_not_said_to_be_missing(tmp_path: Path) -> None:
+    root = draw(tmp_path / "pictures") / "train"
+    held = ("data.test_holdout=9", f"data.root={root}")
+    run = begun(tmp_path / "run", recipe_of(root, "data.test_holdout=9"))
+    recipe = weights_of(tmp_path / "run", CLASSES).with_overrides(*held)
+    drawn = {*names_of(list_dataset(recipe).tests["holdout-test"])}
+    for number in range(50, 58):
+        shutil.copy(root / "ash/00.png", root / f"ash/{number}.png")
+    now = list_dataset(recipe)
+    gone = sorted(drawn - {*names_of(now.tests["holdout-test"])})
+    assert gone, "the new images would have to displace some"
+    verb = "1 image of then is" if len(gone) == 1 else f"{len(gone)} images of then are"
+    with pytest.raises(DataError) as refused:
+        identity.compare_test_sets(recipe, now)
+    assert str(refused.value).startswith(
+        f"{run.path}: holdout-test is drawn anew, from a folder that has changed since the "
+        f"training (8 files added, 0 removed): {verb} no longer in it, the first {gone[0]}, and "
+    )
+    cure = "in one folder per class: data.test_holdout=0 data.test_root=DIR."
+    assert str(refused.value).endswith(cure)
+    assert "missing" not in str(refused.value)
+
+
+def names_of(split: Any) -> list[str]:
+    return [split.names.name(index) for index in range(len(split))]
+
+
+def test_images_that_the_network_was_trained_on_are_counted_in_the_protocol(tmp_path: Path) -> None:
+    root = draw(tmp_path / "pictures")
+    begun(tmp_path / "run", recipe_of(root))
+    later = tmp_path / "later"
+    shutil.copytree(root / "val", later)
+    (later / "ash" / "05.png").write_bytes(b"another image of this name")
+    for number in range(9):
+        shutil.copy(root / f"train/birch/{number:02}.png", later / "birch" / f"{number:02}.png")
+    recipe = weights_of(tmp_path / "run", CLASSES)
+    recipe = recipe.with_overrides(f"data.root={root}", f"data.test_root={later}")
+    data = list_dataset(recipe)
+    (test,) = data.tests.values()
+    trained = {*names_and_sizes(data.train)} & {*names_and_sizes(test)}
+    assert 9 <= len(trained) < len(test)
+    assert describe_shards(recipe, test, data.train)["trained_on"] == len(trained)
+    (warning,) = identity.compare_test_sets(recipe, data)[:1]
+    assert f"was trained on {len(trained)} of these {len(test)} images" in warning
+    assert "trained_on" not in describe_shards(recipe_of(root), test, data.train)
+
+
+def names_and_sizes(split: Any) -> list[tuple[str, int]]:
+    return list(zip(names_of(split), split.names.sizes().tolist(), strict=True))
 
 
 def test_a_part_of_the_held_out_images_was_not_learnt(tmp_path: Path) -> None:

@@ -247,6 +247,11 @@ def test_files_that_are_no_weights_are_refused(tmp_path: Path) -> None:
     (run / "model.safetensors").touch()
     above = str(tmp_path / "photos")
     assert refusal(above, error=DataError) == f"{above}: holds no weights. Give {run}."
+    tried = run.parent / "search" / "probe-224"
+    tried.mkdir(parents=True)
+    (tried / "model.safetensors").touch()
+    start = str(run.parent)
+    assert refusal(start, error=DataError) == f"{start}: holds no weights. Give {run}."
     assert refusal(str(tmp_path / "fotos"), error=DataError) == (
         f"{tmp_path}/fotos: no such file. Did you mean {above}?"
     )

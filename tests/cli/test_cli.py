@@ -397,7 +397,7 @@ def test_resuming_a_finished_run_prints_its_result_and_another_recipe_is_refused
     other = rescue(*line, "--resume", "optim.lr=0.5")
     assert (other.code, other.out) == (2, "")
     assert other.notes[-1].startswith("error: here: holds a run of another recipe: optim.lr: ")
-    assert other.notes[-1].endswith("-> 0.5. Remove the overrides, or use a new --out.")
+    assert other.notes[-1].endswith("-> 0.5. Undo these changes, or use a new --out.")
 
 
 def test_a_run_needs_no_home_folder_no_colour_and_no_terminal(tmp_path: Path) -> None:

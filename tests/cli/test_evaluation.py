@@ -13,6 +13,8 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from rescue_cli.cli.eval import _other_images
+from rescue_cli.errors import UsageError
 from rescue_cli.recipe import DataKeys
 from rescue_cli.rundir import RunDirectory, read_json
 from rescue_cli.sections import data
@@ -265,3 +267,12 @@ def test_folders_0_to_999_are_in_timms_natural_order(tmp_path: Path) -> None:
     assert isinstance(split, Files)
     ours = {str(split.names.path(i)): int(label) for i, label in enumerate(split.labels)}
     assert ours == dict(images)
+
+
+def test_a_folder_too_small_to_hold_out_of_is_tested_as_a_whole() -> None:
+    cure = r"leaves none\. .* replace data\.root=X by data\.test_holdout=0 data\.test_root=X\."
+    with pytest.raises(UsageError, match=cure), _other_images(["eval.tta=flip", "data.root=X"]):
+        raise UsageError("data.test_holdout: 24 of 12 training images leaves none.")
+    for overrides in ([], ["data.root=X"]):
+        with pytest.raises(UsageError, match=r"^no such folder\.$"), _other_images(overrides):
+            raise UsageError("no such folder.")

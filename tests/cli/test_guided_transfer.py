@@ -2,8 +2,10 @@
 
 import csv
 import json
+import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -47,21 +49,24 @@ def test_a_head_is_fitted_at_the_size_that_suits_images_it_has_not_seen(
     for module in ("rescue_cli.analysis.image_tables", "rescue_cli.cli.transfer"):
         monkeypatch.setattr(f"{module}.SURE", 0.6)  # of the wrong label it is surer by far
     monkeypatch.setattr(TransferSearch, "_affordable_epochs", lambda *_: 0)  # on any machine
+    monkeypatch.setattr(transfer_search, "can_pay", lambda _: True)
     call = ("transfer", "--from", weights, "--to", photos, "--out", "out", "--minutes", "1")
     ended = rescue(*call, *SEEN)
     assert ended.code == 0, ended.err
     assert "20 training images of 2 classes (the smallest has 10), 10 test images" in ended.err
     assert (
-        "fine-tuning: not tried: 3 epochs, twice, take longer than is left. To try it: --minutes"
-        in ended.err
-    )
+        "fine-tuning: not tried: 3 epochs, twice, take longer than is left. "
+        "To try it: about --minutes "
+    ) in ended.err
     (final,) = (tmp_path / "out").glob("*/seed-0")
     result = read_result(RunDirectory(final))
     assert result["top1"] == 100
     assert "10 of 10 right; 95 %: 72.2 to 100.0; one image is 10 points" in ended.out
     words = " ".join(ended.out.split())
-    assert "wrong: 0 labels that look wrong: 1, the first below (another class has 60 %" in words
-    assert "training images that it classifies wrong: 1 (" in words
+    table = (final / f"predictions/{CROSS_VALIDATED}.csv").relative_to(tmp_path)
+    assert "wrong: 0 labels that look wrong (another class has 60 % or more, from" in words
+    assert f"fitted without the image): 1 ({table}) {MISLABELLED}: dark, predicted" in words
+    assert "other training images that it classifies wrong: 0 Next:" in words
     assert f"  {MISLABELLED}: dark, predicted bright (" in ended.out
     run = final.relative_to(tmp_path)
     assert f"Next: rescue predict {run} IMAGE\n      rescue report {run}\n" in ended.out
@@ -69,7 +74,7 @@ def test_a_head_is_fitted_at_the_size_that_suits_images_it_has_not_seen(
     assert f"--from {weights}: test_resnet, a new classifier" in ended.notes
     assert f"{result['sets'][0]['size']} px chosen: " in ended.err
     assert "is the lowest of these losses" in ended.err
-    assert "32 px: computing the features of 20 images; 0 s of 1 min used" in ended.err
+    assert re.search(r"32 px: computing the features of 20 images; \d+ s of 1 min used", ended.err)
     # The search saw the training folder alone, the final run all of it
     probes = (tmp_path / "out/search").glob("probe-*")
     searched = [read_result(RunDirectory(path)) for path in probes]
@@ -100,9 +105,11 @@ def test_a_folder_without_a_split_has_a_part_of_its_images_held_out_for_the_test
     line = (
         f"{flat}: has no test split such as val/; 4 of 20 images, 2 per class (a fifth of the "
         "smallest), drawn at random with a fixed seed, are held out as the test set: "
-        "data.test_holdout=4"
+        "data.test_holdout=4; for a narrower interval give more, such as data.test_holdout=10"
     )
     assert ended.notes.count(line) == 1
+    least = "0 min (--minutes): only what must be done; no larger images, no fine-tuning"
+    assert least in ended.err
     assert "16 training images of 2 classes (the smallest has 8), 4 test images" in ended.err
     assert "test set: 4 images kept out of training\n" in ended.out
     (final,) = (tmp_path / "out").glob("*/seed-0")
@@ -265,6 +272,7 @@ def test_the_network_is_trained_where_held_out_images_say_that_it_pays(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(TransferSearch, "_affordable_epochs", lambda *_: 3)
+    monkeypatch.setattr(transfer_search, "can_pay", lambda _: True)
     monkeypatch.setattr(transfer_search, "mcnemar_test", lambda *_: (0, 8, p))
     call = ("transfer", "--from", weights, "--to", photos, "--out", "out", "--minutes", "9")
     ended = rescue(*call, *SEEN, "--json")
@@ -288,12 +296,66 @@ def test_a_step_has_at_most_as_many_images_as_are_left_beside_those_held_out(
     rescue: Rescue, photos: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(TransferSearch, "_affordable_epochs", lambda *_: 3)
+    monkeypatch.setattr(transfer_search, "can_pay", lambda _: True)
     for folder in (photos / "train").iterdir():
         for file in sorted(folder.iterdir())[4:]:
             file.unlink()
     ended = rescue("transfer", "--from", weights, "--to", photos, "--out", "out", *SEEN)
     assert ended.code == 0, ended.err
     assert recipes.recipe_in(tmp_path / "out/search/fine-tuning").train.batch_size == 6
+
+
+@pytest.mark.parametrize(("wrong", "can"), [(0, False), (5, False), (6, True), (30, True)])
+def test_fine_tuning_is_tried_where_all_images_right_would_be_a_gain(wrong: int, can: bool) -> None:
+    """Six gained and none lost: p = 2 / 2^6 = 0.031."""
+    assert transfer_search.can_pay(np.arange(30) >= wrong) == can
+
+
+def test_fine_tuning_that_cannot_win_is_not_tried_and_no_minutes_are_advised(
+    rescue: Rescue, photos: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(TransferSearch, "_affordable_epochs", lambda *_: 3)
+    call = ("transfer", "--from", weights, "--to", photos, "--out", "out", "--minutes", "0")
+    ended = rescue(*call, *SEEN, "--json")
+    assert ended.code == 0, ended.err
+    found = json.loads(ended.out)["transfer"]["fine_tuning"]
+    assert found["pays"] is False
+    assert (
+        f"fine-tuning: not tried: the probe has {found['probe_right']} of {found['count']} "
+        "held-out images right, and even all of them right would be no gain beyond noise"
+    ) in ended.notes
+    assert "To try it" not in ended.err
+    assert not (tmp_path / "out/search/fine-tuning").exists()
+
+
+@pytest.mark.parametrize("minutes", [0, 1, 5])
+@pytest.mark.parametrize("seconds", [3.0, 20.0, 60.0])
+def test_the_minutes_that_are_advised_are_enough_and_not_many_more(
+    seconds: float, minutes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Calls whose clock goes by what the probes of each size take."""
+    monkeypatch.setattr(TransferSearch, "_hindrance", lambda *_: "")
+    probe, fine = recipes.load("transfer-probe"), recipes.load("transfer-layerwise")
+
+    def call(name: str, minutes: float) -> tuple[int, int]:
+        """The epochs that it would train, and the minutes that it advises."""
+        search = TransferSearch(probe, fine, tmp_path / name, "cpu", 0, minutes, 60 * minutes)
+        search.images, search.tests = 300, 30
+        clock = 0.0
+        for size in (224, 256, 288):
+            takes = seconds * (size / 224) ** 2
+            if size == 224 or takes <= 0.25 * 60 * minutes:
+                parts = {"seconds_prepare": takes, "seconds_train": 2.0, "seconds_eval": 0.1}
+                file = tmp_path / name / f"search/probe-{size}/result.json"
+                file.parent.mkdir(parents=True)
+                file.write_text(json.dumps(parts))
+                clock += sum(parts.values())
+        monkeypatch.setattr(transfer_search, "time", SimpleNamespace(monotonic=lambda: clock))
+        return search._affordable_epochs(224), search._minutes_needed(224)
+
+    _, advised = call("first", minutes)
+    assert call("second", advised)[0] >= 3
+    assert call("third", advised / 1.2 - 1)[0] < 3
 
 
 def test_too_few_images_are_not_compared(

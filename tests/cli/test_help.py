@@ -39,9 +39,15 @@ def test_help_ends_with_an_example_and_a_next_step(verb: str, rescue: Rescue) ->
     assert following.startswith("Next:    ")
 
 
+def test_a_recipe_in_place_of_a_verb_is_answered_with_how_to_show_it(rescue: Rescue) -> None:
+    ended = rescue("recipes", "a2")
+    assert (ended.code, ended.out) == (2, "")
+    assert "'a2' is a recipe. Show it with: rescue recipes show a2." in ended.err
+
+
 def test_help_of_an_option_is_one_line_with_its_kind_and_default(rescue: Rescue) -> None:
     lines = rescue("lr-range-test", "--help").out.splitlines()
-    assert "  -r, --recipe TEXT  Name or path of a recipe." in lines
+    assert "  -r, --recipe TEXT  Name or path of a recipe. [quickstart]" in lines
     assert "  --points N         Evaluations per run. [40]" in lines
     assert "  --steps N          Steps per run." in lines
     assert not any(re.search("<.*>|x>=", line) for line in lines)

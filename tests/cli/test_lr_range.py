@@ -19,6 +19,7 @@ from rescue_cli.build.feeds import list_dataset
 from rescue_cli.cli.lr_range_test import parse_momentum
 from rescue_cli.errors import StoppedError, UsageError
 from rescue_cli.formatting import format_duration
+from rescue_cli.report import lr_range as picture
 from tests.analysis.simulated_range_tests import TURNING, WITHOUT, Family, every_setting, simulated
 from tests.conftest import Rescue
 
@@ -160,11 +161,11 @@ def reading(rate: float | None, verdict: Verdict = "falling", spacing: float = 1
         ([0.5, 0.6, 0.9], 0.5, True,
          "seeds 0, 1, 2 and, with half the steps, seed 3 agree within a factor of 2"),
         ([0.6], 0.5, True, "seed 0 and, with half the steps, seed 1 agree within a factor of 2"),
-        ([0.6], None, False, "with half the steps, seed 1: no turn found up to 1, still falling, "
+        ([0.6], None, False, "with half the steps, seed 1: no turn found up to 1, still improving, "
          "so there is no second run to agree with"),
         ([0.4, 0.6, 0.9], 0.5, False, "it ranges from 0.4 to 0.9 between seeds"),
         ([0.5, 0.6, 0.7], 0.2, False, "with half the steps, seed 3, it is 0.2"),
-        ([0.6, None, 0.7], 0.5, False, "seed 1: no turn found up to 1, still falling"),
+        ([0.6, None, 0.7], 0.5, False, "seed 1: no turn found up to 1, still improving"),
     ],
 )  # fmt: skip
 def test_a_rate_is_trusted_where_independent_runs_agree_within_two(
@@ -196,7 +197,7 @@ def test_points_further_apart_than_two_agree_on_nothing() -> None:
 def test_without_any_turn_there_is_no_rate() -> None:
     found = lr_range.combine_estimates([reading(None)], reading(None), 3.0)
     assert (found.max_lr, found.min_lr, found.trusted) == (None, None, False)
-    assert found.reasons == ["seed 0: no turn found up to 3, still falling"]
+    assert found.reasons == ["seed 0: no turn found up to 3, still improving"]
     assert found.advice(a_ramp(end=3.0)) == "Give a higher --end, such as 30."
 
 
@@ -311,6 +312,62 @@ def test_a_run_that_is_never_better_than_at_its_start_does_not_overfit() -> None
     assert not [line for line in sentences if "overfitting" in line]
     alone = "fastai's suggestions, from the training loss alone, which these runs do not confirm: "
     assert sentences[-1].startswith(alone)
+
+
+def lagging(accuracies: list[float]) -> Curves:
+    """The training loss falls; the test loss rises from 1.6 past that of a guess, and falls."""
+    rates = list(np.linspace(0.1, 4, 40))
+    test = [*np.linspace(2.3, 1.6, 8), 1.7, 1.9, 2.1, 4.0, 8.0, 12.0, *np.linspace(11.0, 0.9, 26)]
+    return Curves(0, 40, rates, list(np.linspace(2.3, 1.0, 40)), test, accuracies, 10)
+
+
+def test_a_test_loss_of_a_guess_is_overfitting_only_where_the_score_is_better() -> None:
+    near, better = [*[12.0] * 20, *np.linspace(12, 60, 20)], list(np.linspace(50, 60, 40))
+    assert lr_range.estimate_max_lr(lagging(near)).overfitting == []
+    ((low, high),) = lr_range.estimate_max_lr(lagging(better)).overfitting
+    assert (low, high) == pytest.approx((0.8, 1.1), abs=0.11)
+    unknown = replace(lagging(near), classes=None)
+    assert lr_range.estimate_max_lr(unknown).overfitting == [(low, high)]
+
+
+def test_an_accuracy_rises_where_its_error_falls() -> None:
+    curves = lagging(list(np.linspace(10, 60, 40)))
+    loss, accuracy = lr_range.estimate_max_lr(curves).evidence
+    assert (loss, accuracy) == (
+        "test loss: still falling, no turn up to 4",
+        "accuracy: still rising, no turn up to 4",
+    )
+
+
+def test_ranges_of_overfitting_are_those_of_every_seed() -> None:
+    ranges = ([(0.1, 0.3), (0.5, 0.8)], [(0.2, 0.6)], [(0.1, 0.9)])
+    each = [replace(reading(0.5), overfitting=spans) for spans in ranges]
+    assert lr_range.shared_overfitting(each[:1]) == [(0.1, 0.3), (0.5, 0.8)]
+    assert lr_range.shared_overfitting(each) == [(0.2, 0.3), (0.5, 0.6)]
+    assert lr_range.shared_overfitting([*each, reading(0.5)]) == []
+
+
+@pytest.mark.parametrize("trusted", [True, False])
+def test_the_picture_says_of_what_it_marks_what_the_text_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trusted: bool
+) -> None:
+    saved: list[Any] = []
+    monkeypatch.setattr(picture, "save_figure", lambda figure, _path: saved.append(figure))
+    rates = list(np.linspace(0.01, 1, 40))
+    loss, better = a_curve(0.5, 0.4, 2.0), [90 - x for x in a_curve(0.5, 0.0, 70.0)]
+    turning = Curves(0, 40, rates, loss, loss, better, 10)
+    falling = list(np.linspace(2.0, 0.4, 40))
+    rising = Curves(2, 40, rates, falling, falling, list(np.linspace(20, 90, 40)), 10)
+    runs = [turning, replace(turning, seed=1), turning if trusted else rising]
+    test = RangeTest(recipes.load("quickstart"), a_ramp(), runs)
+    assert test.answer.trusted == trusted
+    picture.draw_range_test(tmp_path / "range.png", test)
+    labels = {text.get_text() for text in saved[0].legends[0].get_texts()}
+    marks = ("valley", "steepest fall per decade", "minimum / 10")
+    assert {f"fastai's {mark}, seed 0" for mark in marks} <= labels
+    assert ("largest stable rate" in labels) == trusted
+    assert ("largest stable rate, not trusted" in labels) != trusted
+    assert [mark for mark in marks if f"{mark}: " not in test.sentences[-1]] == []
 
 
 # --- the whole decision, on curves whose answer is known ---

@@ -120,6 +120,13 @@ def test_plan_warns_and_names_the_largest_micro_batch_that_fits(rescue: Rescue) 
     assert estimate.largest_micro_batch(recipe, peak, 100.0, 2) is None
 
 
+def test_plan_counts_the_teachers_forward_pass_and_says_so(rescue: Rescue) -> None:
+    out = rescue("plan", "--recipe", "bag-of-tricks").out.splitlines()
+    (at,) = (n for n, line in enumerate(out) if line.startswith("training image: "))
+    assert out[at].endswith("a step as 3 forward passes")
+    assert out[at + 1] == " " * 16 + "and the teacher's forward pass"
+
+
 def test_plan_prints_what_is_needed_and_assumed(rescue: Rescue) -> None:
     code, out, err = rescue(
         "plan",

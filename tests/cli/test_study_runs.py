@@ -317,10 +317,11 @@ def test_a_study_of_our_own_compares_its_rows_at_equal_length(
     output = json.loads(ended.out)
     assert [row["measured"]["n"] for row in output["rows"]] == [3, 3]
     (pair,) = output["pairs"]
-    assert (pair["a"], pair["b"]) == ("row 1", "row 2"), "both are quickstart"
+    assert (pair["a"], pair["b"]) == ("row 1", "row 2 (rate 1e-06)"), "both are quickstart"
     assert pair["how"].startswith("Welch's t-test (equal seeds share")
-    assert pair["claim"].startswith("row 1 is better than row 2 by ")
+    assert pair["claim"].startswith("row 1 is better than row 2 (rate 1e-06) by ")
     assert pair["equal"]["epoch"]["at"] == 2
+    assert pair["equal"]["seconds"] is None, "a rate costs nothing"
     text = rescue("study", "own.yaml", "--table", "--out", "out").out
     assert text.splitlines()[0].split() == [
         "row",
@@ -350,7 +351,7 @@ def test_a_misspelt_key_of_a_study_is_found_before_its_table(
     (tmp_path / "own.yaml").write_text(OWN.replace("[optim.lr=", "[optim.lrr="))
     ended = rescue("study", "own.yaml", "--table")
     assert (ended.code, ended.out) == (2, "")
-    assert "unknown key 'lrr'. Did you mean 'lr'?" in ended.err
+    assert "study own, row 2: optim (sgd): unknown key 'lrr'. Did you mean 'lr'?" in ended.err
     (tmp_path / "own.yaml").write_text(OWN.replace("rate: optim.lr}", "rate: optim.lrx}"))
     ended = rescue("study", "own.yaml", "--only", "1")
     assert ended.code == 2
@@ -368,7 +369,39 @@ def test_rows_of_one_name_are_called_by_their_numbers(rescue: Rescue, tmp_path: 
     ended = rescue("study", "own.yaml", "--table", "--out", "out", "--json", "--only", "2,3")
     assert ended.code == 0, ended.err
     (pair,) = json.loads(ended.out)["pairs"]
-    assert (pair["a"], pair["b"]) == ("row 2", "myrtle")
+    assert (pair["a"], pair["b"]) == ("row 2", "row 3 (rate 0.4)")
+
+
+def test_a_table_shows_what_was_run_and_not_what_its_file_says_now(
+    rescue: Rescue, tmp_path: Path
+) -> None:
+    words = [*SMALL, "train.epochs=2", "schedule.epochs=[0,0.5,2]"]
+    for row, more in ((1, []), (2, ["optim.lr=1.0e-6"])):
+        values = {seed: 60.0 + row + seed for seed in range(3)}
+        made_sweep(tmp_path / "out" / f"0{row}", values, overrides=[*words, *more])
+    (tmp_path / "own.yaml").write_text(OWN.replace("1.0e-6", "0.1"))
+    ended = rescue("study", "own.yaml", "--table", "--out", "out")
+    assert ended.code == 0
+    assert (
+        "warning: row 2 shows runs from before the study was changed: optim.lr: 1e-06 -> 0.1"
+        in (ended.err)
+    )
+    assert "row 1 shows" not in ended.err
+    assert "  2  quickstart  1e-06" in ended.out
+    ended = rescue("study", "own.yaml", "--out", "out")
+    assert ended.code == 2
+    assert "another recipe: optim.lr: 1e-06 -> 0.1. Undo these changes, or use a new --out." in (
+        ended.err
+    )
+
+
+def test_two_rows_of_one_recipe_are_not_compared(rescue: Rescue, tmp_path: Path) -> None:
+    (tmp_path / "own.yaml").write_text(OWN.replace("1.0e-6", "0.4"))
+    ended = rescue("study", "own.yaml", "--plan")
+    assert (ended.code, ended.notes[-1]) == (
+        2,
+        "error: study own, rows 1 and 2: are the same recipe. Change one of them, or remove it.",
+    )
 
 
 def test_a_study_can_be_run_for_another_length(rescue: Rescue, tmp_path: Path) -> None:

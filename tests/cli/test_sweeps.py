@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.torch import load_file
+from scipy.stats import pearsonr
 
 from rescue_cli import recipe as recipes
 from rescue_cli.analysis.compare import choose_pairing
@@ -17,7 +18,12 @@ from rescue_cli.analysis.stats import Sample
 from rescue_cli.analysis.sweep import published_sample, read_sweep
 from rescue_cli.errors import DivergedError
 from rescue_cli.rundir import RunDirectory, read_json, write_json
-from rescue_cli.rundir.planned import MissingRun
+from rescue_cli.rundir.planned import (
+    MissingRun,
+    add_planned,
+    missing_from_json,
+    missing_to_json,
+)
 from rescue_cli.runs import pool
 from tests.conftest import Rescue
 from tests.helpers.processes import Command, descendants, start, until_gone
@@ -29,6 +35,7 @@ TINY = (
 )  # fmt: skip
 
 LONGER = [*TINY, "train.epochs=6"]
+APART = (30.0, 31.0, 30.5, 29.5), (60.5, 61.5, 61.0, 59.5)
 
 
 def finished(folder: Path) -> dict[str, float]:
@@ -161,6 +168,22 @@ def test_a_seed_that_neither_ended_nor_failed_is_told(
     assert "2 seeds of an earlier command did not run; --seeds 1,2 trains" in fewer.err
 
 
+def test_a_seed_that_was_stopped_is_told_from_one_that_never_began(
+    rescue: Rescue, tmp_path: Path
+) -> None:
+    sweep = tmp_path / "sweep"
+    add_planned(sweep, [f"seed-{seed}" for seed in range(3)])
+    write_json(RunDirectory(sweep / "seed-0").last, {})
+    found = read_sweep(sweep)
+    assert found.missing_text == "1 unfinished, 2 not run"
+    assert missing_from_json(missing_to_json(0, found.missing)) == {
+        str(seed): run for seed, run in found.missing.items()
+    }
+    ended = rescue("compare", "sweep", "80")
+    assert ended.code == 3
+    assert "none of its 3 seeds (1 unfinished, 2 not run) has a result. Run the sweep" in ended.err
+
+
 def test_a_seed_that_was_stopped_has_not_failed(tmp_path: Path) -> None:
     for seed, code in enumerate((143, 3)):
         folder = tmp_path / f"seed-{seed}"
@@ -176,9 +199,9 @@ def test_a_seed_that_was_stopped_has_not_failed(tmp_path: Path) -> None:
 @pytest.fixture
 def apart(tmp_path: Path) -> tuple[str, str]:
     """Two sweeps that no rule can call alike: their ranges are 30 times their spread apart."""
-    low, high = (30.0, 31.0, 30.5, 29.5), (60.5, 61.5, 61.0, 59.5)
-    made_sweep(tmp_path / "a", dict(enumerate(low)), overrides=[*LONGER, "optim.lr=0.01"])
-    made_sweep(tmp_path / "b", dict(enumerate(high)), overrides=LONGER)
+    low, high = (dict(enumerate(values)) for values in APART)
+    made_sweep(tmp_path / "a", low, overrides=[*LONGER, "optim.lr=0.01"])
+    made_sweep(tmp_path / "b", high, overrides=LONGER)
     return "a", "b"
 
 
@@ -200,6 +223,27 @@ def test_compare_tests_sweeps_and_says_what_may_be_claimed(
     assert second["low"] < second["mean"] < second["high"]
     assert found["equal"]["epoch"]["at"] == 6
     assert found["equal"]["epoch"]["difference"] == pytest.approx(found["difference"])
+    r = pearsonr(*APART)
+    bounds = r.confidence_interval()
+    assert found["correlation"] == pytest.approx([r.statistic, bounds.low, bounds.high])
+    lines = " ".join(rescue("compare", *apart).out.split())
+    assert f"correlation between equal seeds: {r.statistic:.2f} (95 % interval " in lines
+    assert "a run of b beats one of a in 100 % of 16 pairs (95 % interval " in lines
+
+
+@pytest.mark.parametrize(
+    ("change", "counts"),
+    [("optim.lr=0.1", False), ("loss.label_smoothing=0", False), ("~augment.flip", True)],
+)
+def test_seconds_count_where_the_recipes_differ_in_what_a_step_costs(
+    rescue: Rescue, tmp_path: Path, change: str, counts: bool
+) -> None:
+    """Else they say what else the machine did."""
+    made_run(tmp_path / "a", 60.0, overrides=TINY)
+    made_run(tmp_path / "b", 60.0, seed=1, overrides=[*TINY, change], seconds=2.5)
+    text = " ".join(rescue("compare", "a", "b").out.split())
+    assert (" seconds of training, a leads by " in text) == counts
+    assert ("points, by a clock that counts other work on the machine too" in text) == counts
 
 
 def test_of_several_every_pair_is_compared_and_who_reaches_what(
@@ -333,6 +377,13 @@ def test_a_result_outside_the_band_is_exit_6_only_where_it_is_asked(
         ended.out.split()
     )
     assert rescue("compare", "run", "own.yaml", "--check-expected").code == 6
+    (tmp_path / "own.yaml").write_text(own.replace(", std: 0.1, n: 100", ""))
+    ended = rescue("compare", "90.8±0.2/6", "own.yaml")
+    assert (ended.code, ended.notes[-1]) == (
+        2,
+        "error: own.yaml: this recipe has no published accuracy; 96 % is an aim. Give a run or a "
+        "sweep of it.",
+    )
     other = rescue("compare", "run", "a2")
     assert other.code == 2
     message = "run was measured on fashion-mini test (200 images), a2 (expected) on imagenet."

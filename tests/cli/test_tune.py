@@ -2,6 +2,8 @@
 
 import json
 import math
+import re
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -11,8 +13,11 @@ from rescue_cli import recipe as recipes
 from rescue_cli.analysis import tuning, tuning_search
 from rescue_cli.analysis.lr_range import Curves, Ramp
 from rescue_cli.analysis.tuning import KEEP, KEPT, Outcome, Search, judge_sweeps
-from rescue_cli.analysis.tuning_cost import format_hours
-from rescue_cli.errors import DivergedError, StoppedError
+from rescue_cli.analysis.tuning_cost import SLACK, Cost, format_hours
+from rescue_cli.analysis.tuning_search import Tuner
+from rescue_cli.build.outline import epoch_length
+from rescue_cli.errors import DivergedError, StoppedError, UsageError
+from rescue_cli.formatting import format_duration
 from rescue_cli.recipe import Recipe
 from rescue_cli.rundir import read_json, write_json, write_text
 from rescue_cli.runs.single import time_limit, train_part
@@ -345,8 +350,9 @@ def test_a_budget_that_cannot_hold_it_is_refused_at_once_with_what_it_takes(
     (tmp_path / "found" / "tuned.yaml").write_text("of an earlier version")
     ended = rescue(*LONG, "--budget", "0.01")
     assert ended.code == 2, ended.err
-    assert "--budget: the search and the 6 full runs that judge it take about" in ended.err
-    assert [p.parent.name for p in tmp_path.rglob("recipe.yaml")] == ["timing"]
+    assert "--budget: the search of at most 27 short runs and the 6 full runs that" in ended.err
+    timed = {p.parent.name for p in tmp_path.rglob("recipe.yaml")}
+    assert timed == {"timing", "timing-batch-4"}, "by the recipe's batch size and the search's"
     assert not (tmp_path / "found" / "tuned.yaml").exists()
 
 
@@ -358,13 +364,80 @@ def test_a_search_that_runs_out_of_time_is_unfinished_and_writes_no_recipe(
     write_json(tmp_path / "found" / "decided.json", decided)
     ended = rescue(*LONG, "--budget", "0.01")
     assert ended.code == 1, ended.err
-    assert "error: --budget: the time is used up and the search is unfinished" in ended.err
-    assert "The same command with a larger --budget resumes it." in ended.err
+    assert "error: --budget: the search is unfinished, there is no tuned.yaml: " in ended.err
+    said = ended.err.partition("tuned.yaml: ")[2]
+    assert re.match(
+        r"\d+ s are left, and about .+ are needed for the next run and the 6 full "
+        r"runs that judge\. All that is left takes about .+: the same command with "
+        r"--budget [\d.]+ resumes it\.",
+        said,
+    ), said
     found = json.loads(ended.out)
     assert (found["finished"], found["verdict"], found["tuned"]) == (False, None, None)
     assert read_json(tmp_path / "found" / "tune.json") == found
     assert "an unfinished search" in (tmp_path / "found" / "tune.html").read_text()
     assert not (tmp_path / "found" / "tuned.yaml").exists()
+
+
+@pytest.fixture
+def paced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[float], Tuner]:
+    """A tuner with so many seconds left; an epoch takes 1 s, and 2 s by the search's batches."""
+    folder = tmp_path / "found"
+    write_json(folder / "decided.json", {"batch_size": [8, "as it was decided"]})
+    base = recipes.load("quickstart", ["data.subset=[320,100]", "train.batch_size=32",
+                                       "train.device_batch_size=32"])  # fmt: skip
+    monkeypatch.setattr(Tuner, "_finished", lambda tuner: list(tuner._costs))
+
+    def left(seconds: float) -> Tuner:
+        tuner = Tuner(base, folder, "cpu", None, 3, time.monotonic() + seconds)
+        tuner._costs = {
+            Path("timing"): (32, Cost(0.0, 1.0, 0.0)),
+            Path("timing-batch-8"): (8, Cost(0.0, 2.0, 0.0)),
+        }
+        return tuner
+
+    return left
+
+
+def test_what_is_planned_is_of_all_runs_by_the_batch_sizes_that_they_have(
+    paced: Callable[[float], Tuner],
+) -> None:
+    # 3 short runs of the base, 24 others, a range test of 200 updates, 2 x 3 full runs
+    tuner = paced(1000)
+    per_epoch = epoch_length(tuning.with_batch_size(tuner._for_search(tuner.base), 8))
+    seconds = 3 + 24 * 2 + 2 * 200 / per_epoch + 3 * 6 + 3 * 6 * 2
+    assert tuner._total_seconds(1.0) == pytest.approx(SLACK * seconds)
+    with pytest.raises(UsageError, match="at most 27 short runs") as refused:
+        paced(0.9 * SLACK * seconds)._short_epochs()
+    advised = float(str(refused.value).split()[-1].rstrip("."))
+    granted = paced(3600 * advised)
+    assert granted._total_seconds(granted._short_epochs()) < 3600 * advised / 1.2
+
+
+def test_a_run_of_its_batch_size_counts_for_more_than_the_timed_one(
+    paced: Callable[[float], Tuner],
+) -> None:
+    tuner = paced(1000)
+    tuner._costs[Path("base-seed-1")] = 32, Cost(0.0, 3.0, 0.0)
+    assert tuner._seconds(tuner.base) == pytest.approx(SLACK * 6 * 3)
+    assert tuner._slower(tuner.base) == pytest.approx(SLACK * 6 * 3)
+
+
+def test_a_dry_run_says_how_many_runs_are_planned_and_by_earlier_ones_how_long(
+    rescue: Rescue, tmp_path: Path, paced: Callable[[float], Tuner]
+) -> None:
+    ended = rescue(*QUICK, "--out", "new", "--dry-run")
+    assert (
+        "plan: at most 27 short runs (epochs: 0.5 to 0.5), a range test, 6 full runs (epochs: 1); "
+        "--budget 0.01 times a few updates here and says how long all take"
+    ) in ended.out
+    assert not (tmp_path / "new").exists()
+    tuner = paced(1000)
+    times = " to ".join(format_duration(tuner._total_seconds(epochs)) for epochs in (1.0, 3.0))
+    assert tuner.describe_plan() == (
+        "at most 27 short runs (epochs: 1 to 3), a range test, 6 full runs (epochs: 6); "
+        f"by the runs in {tuner.folder}, all take about {times}"
+    )
 
 
 def test_what_outlives_the_budget_is_stopped_and_saved(tmp_path: Path) -> None:

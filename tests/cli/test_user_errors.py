@@ -216,7 +216,7 @@ def test_one_folder_by_two_names_is_one_recipe(
     assert reserve(tmp_path / "run", near, resume=True)
     assert not reserve(tmp_path / "run", far, resume=True)
     other = recipes.load("pytorch", ["data.root=elsewhere", "train.seed=1"])
-    with pytest.raises(UsageError, match=r"another recipe: train\.seed: 0 -> 1\. Remove"):
+    with pytest.raises(UsageError, match=r"another recipe: train\.seed: 0 -> 1\. Undo"):
         reserve(tmp_path / "run", other, resume=True)
     assert recipes.recipe_in(tmp_path / "run") == near
 

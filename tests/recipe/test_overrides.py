@@ -131,8 +131,7 @@ def test_the_value_is_yaml_as_in_a_recipe() -> None:
         ),
         (
             "augment.9.p=1",
-            "override 'augment.9.p=1': '9' is not in the list. "
-            "Known: cutout, cutout, flip, pad-crop.",
+            "override 'augment.9.p=1': '9' is not in the list. Known: cutout, flip, pad-crop.",
         ),
         (
             "train.epochs.x=1",

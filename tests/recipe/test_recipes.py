@@ -221,6 +221,15 @@ def test_fixres_is_trained_as_long_as_the_table_says_and_as_its_authors_do() -> 
             "train.batch_size: 7 does not divide into micro-batches of 512. "
             "Use 512 or set train.device_batch_size=7.",
         ),
+        (
+            ["train.batch_size=5001"],
+            "train.batch_size: 5001 does not divide into micro-batches of 128. Use 4992.",
+        ),
+        (
+            ["data.subset=100000"],
+            "data (fashion-mini).subset: 100000 is not a list of 2 items (an integer at least 1 "
+            "each) or null.",
+        ),
         (["train.epochs=0"], "train.epochs: 0 must be above 0 and at most 1000000."),
         (["train.batch_size=0"], "train.batch_size: 0 must be between 1 and 1000000."),
         (["train.seed=-1"], "train.seed: -1 must be between 0 and 9223372036854775807."),
@@ -243,13 +252,13 @@ def test_fixres_is_trained_as_long_as_the_table_says_and_as_its_authors_do() -> 
         (["data.mean=[0.5, 0.5, 0.5]"], "data.mean: 3 values for 1 channels. Give one for each."),
         (["data.std=[0.0]"], "data.std: [0.0] must be above 0."),
         (
-            ["model.name=resnet5O"],
-            "model (resnet5O): unknown key 'width'. Known: drop_path, dropout, dynamic_img_size, "
+            ["model.name=resnet50"],
+            "model (resnet50): unknown key 'width'. Known: drop_path, dropout, dynamic_img_size, "
             "first_norm, frozen, img_size, init, new_head, norm_momentum, pooling, stride_in, "
             "weights, zero_init_last.",
         ),
         (
-            ["model={name: resnet5O}"],
+            ["model.name=resnet5O"],  # nor has any network of timm the key width
             "model.name: 'resnet5O' is not a model of rescue or timm. Did you mean 'resnet50'?",
         ),
         (

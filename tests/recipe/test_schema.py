@@ -71,6 +71,11 @@ def test_of_equally_near_names_the_first_is_suggested() -> None:
     assert did_you_mean("tf_efficientnet_lite", names) == "Did you mean 'tf_efficientnet_lite0'?"
 
 
+def test_a_known_word_is_suggested_whatever_its_case_and_named_once() -> None:
+    assert did_you_mean("LR", ["lr", "weight_decay"]) == "Did you mean 'lr'?"
+    assert did_you_mean("x", ["sgd", "lamb", "sgd"]) == "Known: lamb, sgd."
+
+
 def test_a_missing_key_comes_with_its_rule_and_cure() -> None:
     assert refusal("optim (x)", {}, ingredient) == (
         "optim (x): missing key 'lr' (a number above 0). Add lr: to the section."
@@ -101,9 +106,13 @@ def test_a_missing_key_comes_with_its_rule_and_cure() -> None:
         ("nesterov", 1, "x.nesterov: 1 is not true or false."),
         ("nesterov", "yes", "x.nesterov: 'yes' is not true or false."),
         ("mode", "reflekt", "x.mode: 'reflekt' is not one of reflect, zeros."),
-        ("scale", [0.1], "x.scale: [0.1] is not a list (a number between 0 and 1 each)."),
+        (
+            "scale",
+            [0.1],
+            "x.scale: [0.1] is not a list of 2 items (a number between 0 and 1 each).",
+        ),
         ("scale", [0.1, 2], "x.scale[1]: 2 must be between 0 and 1."),
-        ("scale", "ab", "x.scale: 'ab' is not a list (a number between 0 and 1 each)."),
+        ("scale", "ab", "x.scale: 'ab' is not a list of 2 items (a number between 0 and 1 each)."),
         ("milestones", 3, "x.milestones: 3 is not a list (a number at least 0 each)."),
         ("milestones", [3, -1], "x.milestones[1]: -1 must be at least 0."),
         ("milestones", [3, None], "x.milestones[1]: null is not a number at least 0."),

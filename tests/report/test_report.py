@@ -8,6 +8,7 @@ import shutil
 from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,10 +18,12 @@ from rescue_cli.analysis.accuracy import accuracy_interval
 from rescue_cli.analysis.stats import Sample
 from rescue_cli.report import page
 from rescue_cli.report.answer import strip_charts
-from rescue_cli.report.table import ResultLine
+from rescue_cli.report.html import render
+from rescue_cli.report.table import ResultLine, interval_notes
+from rescue_cli.rundir import RunDirectory
 from tests.conftest import Rescue
 from tests.helpers.processes import start
-from tests.helpers.synthetic_runs import made_sweep
+from tests.helpers.synthetic_runs import made_run, made_sweep
 
 TINY = (
     "model.width=4", "data.subset=[256,200]", "train.batch_size=32",
@@ -190,6 +193,138 @@ def test_results_share_an_axis_on_which_positions_are_in_proportion() -> None:
     assert a["seeds"] == [at[90], pytest.approx(39.5)], "seed 0 is drawn by itself"
     assert len(chart["ticks"]) >= 2
     assert other["rows"][0]["x"] == 50
+
+
+@pytest.mark.usefixtures("made")
+def test_warnings_of_results_are_on_the_page_and_below_the_table(
+    rescue: Rescue, tmp_path: Path
+) -> None:
+    file = tmp_path / "run" / "result.json"
+    result = json.loads(file.read_text())
+    result["notes"] = ["skipped files: 1", "warning: test: 1 of 200 test images are copies."]
+    file.write_text(json.dumps(result))
+    evaluation = tmp_path / "run" / "evals" / "0"
+    shutil.copytree(tmp_path / "run", evaluation, ignore=shutil.ignore_patterns("evals"))
+    result["notes"], result["sets"][0]["protocol"]["trained_on"] = [], 150
+    (evaluation / "result.json").write_text(json.dumps(result))
+    warnings = [
+        "run: test: 1 of 200 test images are copies.",
+        "run/evals/0: test: 150 of these 200 images were trained on, by their names and sizes; "
+        "accuracy on them says nothing about new ones",
+    ]
+    assert rescue("report", "run").code == 0
+    text = unescape((tmp_path / "report.html").read_text()).replace("<wbr>", "")
+    for line in warnings:
+        assert text.index("<h1>") < text.index(line) < text.index("<h2>")
+    assert "skipped files" not in text
+    table = rescue("report", "run", "--markdown").out
+    assert table.split("\n\n", 1)[1] == "\n".join(f"warning: {line}\n" for line in warnings)
+    for option in ("--csv", "--json"):
+        ended = rescue("report", "run", option)
+        assert ended.err.splitlines() == [f"warning: {line}" for line in warnings]
+
+
+def test_the_claim_about_the_highest_mean_comes_first(rescue: Rescue, tmp_path: Path) -> None:
+    for name, mean in {"c": 40.0, "a": 45.0, "b": 45.5}.items():
+        made_sweep(tmp_path / name, {seed: mean + seed for seed in range(3)}, overrides=TINY)
+    assert rescue("report", "a", "b", "c").code == 0
+    text = (tmp_path / "report.html").read_text()
+    assert heading(text).startswith("b is better than c by 5.")
+    more = unescape(text[text.index("</h1>") : text.index('class="chart"')])
+    assert "2 of 3 comparisons show a difference. No significant difference between a and b" in more
+
+
+def test_a_studys_report_begins_with_its_claim(tmp_path: Path) -> None:
+    def row(number: int, mean: float) -> dict[str, Any]:
+        return {
+            "row": number, "recipe": "r", "paper": {}, "seconds_train": None, "images": [],
+            "measured": {"mean": mean, "std": 1.0, "n": 5, "p": None},
+            "runs": {"n": 5, "diverged": {}, "failed": {}, "not_run": []},
+            "columns": {"width": number},
+        }  # fmt: skip
+
+    pair = {"a": "x", "b": "y", "difference": 2.0, "p": 0.001, "about": "recipes", "details": [],
+            "claim": "y is better than x by 2.00 points (p = 0.001). Skewed."}  # fmt: skip
+    for pairs, wanted in (
+        ([pair], ("y is better than x by 2.00 points (p = 0.001).",
+                  "s: 2 of 2 rows are measured. Skewed.")),
+        ([{"claim": "of an older version", "details": []}], ("s: 2 of 2 rows are measured.", "")),
+    ):  # fmt: skip
+        study = {"study": "s", "source": "?", "command": "?", "rows": [row(1, 90), row(2, 92)],
+                 "pairs": pairs}  # fmt: skip
+        (tmp_path / "study.json").write_text(json.dumps(study))
+        assert page._answer([tmp_path], [], {"pairs": []}) == wanted
+
+
+def test_a_title_tells_folders_of_one_name_apart() -> None:
+    paths = [Path("runs/old/lite0/seed-0"), Path("runs/new/lite0/seed-0")]
+    assert page._title(paths) == "old/lite0/seed-0, new/lite0/seed-0"
+    assert page._title([Path("runs/a"), Path("x/b")]) == "a, b"
+    assert page._title([Path("runs/a"), Path("runs/a/evals/a")]) == "a, a/evals/a"
+
+
+def test_results_that_share_some_images_are_not_said_to_be_incomparable() -> None:
+    paths = [Path("a"), Path("b")]
+    said = {
+        common: page._answer(paths, [], {"pairs": [], "in_common": common})[0]
+        for common in (True, False)
+    }
+    assert said[True] == "2 results on different test images, some of them in common."
+    assert said[False] == "2 results that cannot be compared with one another."
+
+
+def test_each_command_that_started_runs_of_a_sweep_is_named(rescue: Rescue, tmp_path: Path) -> None:
+    made_sweep(tmp_path / "sweep", {seed: 40.0 + seed for seed in range(5)}, overrides=TINY)
+    for seed in range(5):
+        call = f"rescue seed-sweep --seeds {3 if seed < 3 else 5} --out sweep\n"
+        (tmp_path / "sweep" / f"seed-{seed}" / "command.txt").write_text(call)
+    assert rescue("report", "sweep").code == 0
+    assert (
+        "<p>It was started by:</p>\n<pre>rescue seed-sweep --seeds 3 --out sweep\n"
+        "rescue seed-sweep --seeds 5 --out sweep</pre>"
+    ) in (tmp_path / "report.html").read_text()
+
+
+def test_a_run_says_on_which_of_the_users_images_it_was_trained(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    splits = {"train": {"images": 310, "digest": "d"}}
+    record = {"format": 1, "digest": "d", "classes": ["x"], "splits": splits, "weights": {},
+              "places": [{}]}  # fmt: skip
+    own = recipes.load("pytorch", ["data={name: folder, root: photos}"])
+    assert page._training_images(run, own) is None
+    run.data.write_text(json.dumps(record))
+    assert page._training_images(run, own) == 310
+    assert page._training_images(run, recipes.load("quickstart")) is None
+    procedure: dict[str, Any] = {
+        "command": "x", "started_by": None, "images": 310, "environment": [], "recipe": "pytorch",
+        "shipped": False, "changes": [], "yaml": "",
+    }  # fmt: skip
+    text = render("procedure.html", section={"procedure": procedure, "previous": None})
+    assert "It was trained on the 310 images on record in data.json" in text
+
+
+def test_how_much_an_image_counts_is_said_of_each_set() -> None:
+    def notes(*counts: tuple[str, int]) -> str:
+        sets = [{"set": name, "count": count} for name, count in counts]
+        (line,) = interval_notes({"top1": 90.0, "sets": sets})
+        return line
+
+    assert notes(("test", 36)).endswith("; one image is 2.8 points")
+    assert notes(("test", 36), ("val", 48)).endswith("2.8 points on test, 2.1 points on val")
+    assert notes(("val", 36), ("val", 48)).endswith("over new images")
+
+
+def test_a_fitted_head_has_no_last_step(tmp_path: Path) -> None:
+    run = made_run(tmp_path / "run", 40.0, overrides=TINY)
+    assert page._itself(run) == "last step"
+    result = json.loads((run / "result.json").read_text())
+    (run / "result.json").write_text(json.dumps({**result, "fit": {}}))
+    assert page._itself(run) == "fitted head"
+    lines = [
+        ResultLine(path, "r", "t", None, Sample(9, None, 1), None) for path in ("x", "x/evals/0")
+    ]
+    (chart,) = strip_charts(lines, alone=True, itself="fitted head")
+    assert [row["name"] for row in chart["rows"]] == ["fitted head", "evals/0"]
 
 
 def test_an_evaluation_is_named_within_its_run() -> None:

@@ -5,11 +5,14 @@ import json
 import sys
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from rich.console import Console
 
 from rescue_cli import recipe as recipes
+from rescue_cli.batch import Measurement
 from rescue_cli.engine.recorder import Recorder
 from rescue_cli.errors import StoppedError
 from rescue_cli.formatting import format_duration
@@ -115,6 +118,16 @@ def test_a_run_of_many_notes_its_epoch_as_long_as_it_is_at_work(
     assert noted == [0, 0, 0.06, 0.06, 0.06, 0.12, 0.12]
     recorder.close()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_epoch_of_an_evaluation_is_told_in_three_digits(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recorder = Recorder(RunDirectory(tmp_path), writes=False, steps=276, progress=False)
+    recorder.bar, recorder.prints = None, True
+    result: Any = SimpleNamespace(metrics={"top1": 50.0}, loss=1.0, count=2)
+    recorder.add_evaluation(2, 2 / 23, "test", Measurement(28, 1.0, "none"), result, 0.1)
+    assert capsys.readouterr().err.startswith("epoch 0.087  test ")
 
 
 def test_images_whose_features_are_computed_are_counted(

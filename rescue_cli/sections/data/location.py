@@ -17,6 +17,7 @@ from rescue_cli.sections.data.listing import (
     split_name,
 )
 from rescue_cli.sections.data.packed.location import find_source, folder_of, packed_splits
+from rescue_cli.sections.data.splits import join_names
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,28 @@ def refuse_images_alone(folder: Path) -> None:
         f"{folder}: holds images, and no class folders. Give a folder with one folder of images "
         f"per class, or with train/ and val/ that have these{example}."
     )
+
+
+def refuse_folders_of_classes(folder: Path, otherwise: str = "") -> None:
+    """Raises `DataError` for a folder whose folders hold class folders: one level too high.
+
+    `otherwise`: the cure where they are classes whose images lie in subfolders.
+    """
+    if list_split_folders(folder):
+        return
+    inside = [name for name in list_folders(folder) if _holds_classes(folder / name)]
+    if inside:
+        raise DataError(
+            f"{folder}: holds folders of class folders ({join_names(inside)}). Give one of them, "
+            f"such as {folder / inside[0]}{otherwise}."
+        )
+
+
+def _holds_classes(folder: Path) -> bool:
+    """Whether images lie in two of its folders or more, and none beside these."""
+    if holds_images(folder, 0):
+        return False
+    return sum(holds_images(folder / name, 0) for name in list_folders(folder)) > 1
 
 
 @dataclass(frozen=True)
@@ -206,6 +229,8 @@ class Location:
             if (folder := self.split(name)) is not None:
                 return {name: folder}
         refuse_images_alone(self.top)
+        if not self.is_unsplit:
+            refuse_folders_of_classes(self.top)
         missing = f"{self.top / names[0]}: no such folder"
         cures = [f"give data.test_root={self.top if self.is_unsplit and not holdout else 'DIR'}"]
         if self.is_unsplit:

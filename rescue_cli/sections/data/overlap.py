@@ -57,11 +57,16 @@ def note_shared_images(dataset: Dataset) -> list[str]:
             continue
         first, same = pairs[0]
         kind = "held-out" if name == "holdout" else "test"
+        classes, cure = "", "Keep one file of each such pair"
+        if not split.annotated and split.labels[first] != train.labels[same]:
+            names = [dataset.classes[of] for of in (split.labels[first], train.labels[same])]
+            classes = f", in another class ({' and '.join(names)})"
+            cure += ", in the right class"
         warnings.append(
             f"warning: {name}: {'' if whole else 'at least '}{len(pairs):,} of {len(split):,} "
             f"{kind} images are training images too, the first {split.names.place(first)}, which "
-            f"is {train.names.place(same)}. The accuracy on them says nothing about new "
-            "images. Remove them from one of the two."
+            f"is {train.names.place(same)}{classes}. The accuracy on them says nothing about new "
+            f"images. {cure}."
         )
     return warnings
 

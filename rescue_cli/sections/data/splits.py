@@ -86,8 +86,15 @@ class FileNames:
         return str(self.path(index))
 
     def read(self, index: int) -> bytes:
-        """The file's content; raises `OSError`."""
-        return self.path(index).read_bytes()
+        """The file's content; raises `OSError`, and `DataError` for a file that is gone: it was
+        there when the folder was listed, so it is not a corrupt image.
+        """
+        try:
+            return self.path(index).read_bytes()
+        except FileNotFoundError:
+            raise DataError(
+                f"{self.place(index)}: is gone since the folder was listed. Put it back."
+            ) from None
 
     @property
     def resized(self) -> str:

@@ -56,7 +56,7 @@ def timm_model(
     take images of other sizes than `img_size` by resampling its position embedding (bicubic).
     Raises `UsageError` for an unknown name, or a key that the architecture lacks.
     """
-    _check_name(name)
+    check_name(name)
     values = {
         "drop_path": drop_path,
         "dropout": dropout,
@@ -100,7 +100,7 @@ def _move_strides(model: nn.Module, name: str, stride_in: str) -> nn.Module:
 
 def unsupported_keys(name: str, keys: Iterable[str]) -> list[str]:
     """The given keys of `timm_model` that an architecture lacks; raises `UsageError`."""
-    _check_name(name)
+    check_name(name)
     unsupported = []
     for key in keys:
         try:
@@ -115,12 +115,13 @@ def has_fixed_size(name: str) -> bool:
     """Whether an architecture takes images of only one size; raises `UsageError`."""
     import timm
 
-    _check_name(name)
+    check_name(name)
     config = timm.get_pretrained_cfg(name)
     return bool(config and config.fixed_input_size)
 
 
-def _check_name(name: str) -> None:
+def check_name(name: str) -> None:
+    """Raises `UsageError` for a name that timm does not know."""
     import timm
 
     if not timm.is_model(name):

@@ -58,8 +58,10 @@ def locate_file(source: str | Path) -> tuple[Path, str]:
         if found is None:
             # A run of a sweep or a transfer lies one or two folders below
             places = (f"{depth}/{weight_files.IN_FOLDER[0]}" for depth in ("*", "*/*"))
-            runs = [file.parent for place in places for file in path.glob(place)]
-            cure = " or ".join(map(str, sorted({*runs})[:3])) or "a run directory or a weight file"
+            runs = {file.parent for place in places for file in path.glob(place)}
+            # `search` holds what a transfer only compared
+            listed = sorted(run for run in runs if "search" not in run.relative_to(path).parts)
+            cure = " or ".join(map(str, listed[:3])) or "a run directory or a weight file"
             raise DataError(f"{path}: holds no weights. Give {cure}.")
         path = found
     if not path.is_file():

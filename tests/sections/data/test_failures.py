@@ -226,13 +226,21 @@ def test_a_killed_loader_worker_ends_the_run_with_the_cure(folder: Path) -> None
     assert "use fewer workers (--workers), then --resume" in str(error.value)
 
 
-def test_a_training_folder_that_vanishes_is_counted_like_corrupt_images(folder: Path) -> None:
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_image_that_is_gone_ends_the_run_and_is_not_called_corrupt(
+    folder: Path, workers: int
+) -> None:
     log: list[str] = []
-    of = feed(folder, log, max_corrupt=3)
-    shutil.rmtree(folder)
-    with pytest.raises(DataError, match="more than 3"):
-        shown(of)
-    assert "No such file" in log[0]
+    training = feed(folder, log, workers=workers)
+    test = EvalSamples(split_of(folder), [View(8, 1.0)], "bilinear", "pil")
+    (folder / "even/06.png").unlink()
+    gone = f"{folder}/even/06.png: is gone since the folder was listed. Put it back."
+    with pytest.raises(DataError) as error:
+        shown(training)
+    assert (str(error.value), log) == (gone, [])
+    with pytest.raises(DataError) as error:
+        list(FileEvalFeed(test, 10, workers, CPU).batches(0, 1))
+    assert str(error.value) == gone
 
 
 # --- through the command ---

@@ -185,7 +185,8 @@ def test_a_class_of_nothing_that_can_be_read_says_what_lies_there(tmp_path: Path
     (tmp_path / "train/owl/scan.dcm").write_bytes(b"x")
     assert refusal("folder", tmp_path) == (
         f"{tmp_path}/train/owl: holds no readable image (1 without an image extension (1 .dcm), "
-        f"the first {tmp_path}/train/owl/scan.dcm). Remove the folder."
+        f"the first {tmp_path}/train/owl/scan.dcm). Add images if it is a class, or move "
+        f"it out of {tmp_path}/train."
     )
 
 
@@ -297,6 +298,29 @@ def test_a_folder_in_the_folder_of_an_archive_is_pointed_at(tmp_path: Path) -> N
         f"{tmp_path}/train: no such folder. Set data.root= (or train_root, test_root), or use "
         f"data.root={tmp_path}/photos."
     )
+
+
+def test_a_folder_one_level_too_high_is_answered_with_one_in_it(tmp_path: Path) -> None:
+    photos(tmp_path / "later", "", "")
+    photos(tmp_path / "photos", "", "")
+    says = (
+        f"{tmp_path}: holds folders of class folders (later, photos). Give one of them, such as "
+        f"{tmp_path}/later"
+    )
+    assert refusal("folder", tmp_path) == f"{says}."
+    with pytest.raises(DataError) as raised:
+        data.load("folder", DataKeys(root=str(tmp_path)), tmp_path, test_only=True)
+    assert str(raised.value) == f"{says}."
+    draw(tmp_path / "new" / "a.png")  # so that the others look like classes, too
+    draw(tmp_path / "new" / "b.png")
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache/x.bin").write_bytes(b"x")
+    assert refusal("folder", tmp_path, holdout=2) == (
+        f"{says}; or, if they are classes, move cache, which has no image, out of {tmp_path}."
+    )
+    (tmp_path / "cache/x.bin").unlink()
+    (tmp_path / "cache").rmdir()
+    assert load("folder", tmp_path, holdout=3).classes == ("later", "new", "photos")
 
 
 # --- names ---

@@ -53,8 +53,9 @@ def test_files_with_the_content_of_a_training_file_are_counted(
     (line,) = notes(photos)
     assert line == (
         f"warning: val: 2 of 8 test images are training images too, the first {photos}/val/dog/"
-        f"1-again.bmp, which is {photos}/train/cat/1.bmp. The accuracy on them says nothing about "
-        "new images. Remove them from one of the two."
+        f"1-again.bmp, which is {photos}/train/cat/1.bmp, in another class (dog and cat). The "
+        "accuracy on them says nothing about "
+        "new images. Keep one file of each such pair, in the right class."
     )
     for split in ("holdout", "holdout-test"):
         key = "holdout" if split == "holdout" else "test_holdout"

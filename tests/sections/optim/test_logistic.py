@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch.nn import functional
 
+from rescue_cli.build.linear_probe import describe_fit
 from rescue_cli.errors import DataError
 from rescue_cli.rng import Indices
 from rescue_cli.sections.optim.logistic import Doubles, Fit, lbfgs
@@ -74,3 +75,18 @@ def test_folds_hold_each_class_evenly_and_a_class_with_one_image_is_refused() ->
     labels[0] = 2
     with pytest.raises(DataError, match=r"1 of 3 classes have a single training image"):
         cross_validated(features, labels)
+
+
+@pytest.mark.parametrize(
+    ("decay", "words"),
+    [
+        (1.0, "the largest of 3 and the best in"),
+        (0.1, "the best of 3 in"),
+        (0.01, "the smallest of 3 and the best in"),
+    ],
+)
+def test_a_decay_at_an_end_of_those_tried_is_called_so(decay: float, words: str) -> None:
+    losses = {1.0: 0.5, 0.1: 0.5, 0.01: 0.5}
+    fit = Fit(np.zeros((2, 1)), np.zeros(2), decay, losses, np.log([[0.9, 0.1], [0.8, 0.2]]))
+    line, _ = describe_fit(fit, np.array([0, 1]))
+    assert f"weight decay {decay:g}, {words} cross-validation: 1 of 2 right (50.00 %)" in line

@@ -27,7 +27,7 @@ from rescue_cli.sections.data.listing import (
     split_name,
     stem,
 )
-from rescue_cli.sections.data.location import refuse_images_alone
+from rescue_cli.sections.data.location import refuse_folders_of_classes, refuse_images_alone
 from rescue_cli.sections.data.packed.index import PackedIndex
 from rescue_cli.sections.data.packed.location import find_source, open_index
 from rescue_cli.sections.data.packed.names import packed_files
@@ -77,6 +77,8 @@ def _names_by_class(root: Path) -> dict[str, list[str]]:
         split_parents = [
             name for name in siblings if find_split_folder(root.parent / name, "train")
         ]
+        if split_name(root.name) and not split_parents:
+            refuse_folders_of_classes(root.parent)
         hint = f", or use data.root={root.parent / split_parents[0]}" if split_parents else ""
         raise DataError(f"{root}: no such folder. Set data.root= (or train_root, test_root){hint}.")
     names_by_class: dict[str, list[str]] = {}
@@ -208,9 +210,16 @@ def _list_class_images(
     skipped = SkippedFiles(check_sizes)
     images = list_images_with_sizes(root / folder, skipped)
     if not images and not may_be_empty:
+        refuse_folders_of_classes(
+            root, f"; or, if they are classes, move {folder}, which has no image, out of {root}"
+        )
         summary = skipped.summary()
-        found = f"holds no readable image ({summary})" if summary else "is empty"
-        raise DataError(f"{root / folder}: {found}. Remove the folder.")
+        if not summary:
+            raise DataError(f"{root / folder}: is empty. Remove the folder.")
+        raise DataError(
+            f"{root / folder}: holds no readable image ({summary}). Add images if it is a class, "
+            f"or move it out of {root}."
+        )
     nested = [image for image in images if "/" in image]
     subfolders = {image.partition("/")[0] for image in nested}
     if subfolders and len(nested) == len(images) and all(map(split_name, subfolders)):
