@@ -164,6 +164,7 @@ def train(
     `DivergedError`, `MemoryExhausted`, `StoppedError` (all in `rescue_cli.errors`).
     """
     from rescue_cli.build.check import check_recipe
+    from rescue_cli.build.outline import warn_of_length
     from rescue_cli.runs.environment import check_precision, select_device, visible_devices
     from rescue_cli.runs.single import plan_launch
 
@@ -186,7 +187,8 @@ def train(
     emulated = check_precision(recipe.train.precision, chosen)
     path = _choose_folder(out, Path("runs", recipe.name))
     if progress:
-        for line in (str(path), *recipe.notes, *(f"warning: {line}" for line in emulated)):
+        warned = [f"warning: {line}" for line in (*warn_of_length(recipe), *emulated)]
+        for line in (str(path), *recipe.notes, *warned):
             note(line)
     command = ["rescue", "train", "--recipe", str(path / "recipe.yaml")]
     if launch.through_torchrun:

@@ -68,7 +68,7 @@ def _weights(recipe: Recipe) -> str:
     return "last epoch" if recipe.averaging.name == "none" else recipe.averaging.name
 
 
-def describe_shards(recipe: Recipe, test: Split, train: Split) -> dict[str, Any]:
+def describe_images(recipe: Recipe, test: Split, train: Split) -> dict[str, Any]:
     """For the protocol: what was done to images before they were packed; an order by shards; on
     how many of the test images the weights were trained before.
     """

@@ -16,7 +16,7 @@ from torch import nn
 
 from rescue_cli import distributed
 from rescue_cli.batch import Measurement
-from rescue_cli.build.evaluation import describe_protocol, describe_shards
+from rescue_cli.build.evaluation import describe_images, describe_protocol
 from rescue_cli.build.weights import describe_preprocessing
 from rescue_cli.engine.evaluate import EvalResult, EvalSet, Evaluator
 from rescue_cli.engine.step import Step
@@ -183,7 +183,7 @@ def _write_predictions(
             **predictions.by_class(data.classes),
             "protocol": {
                 **describe_protocol(recipe, name, measurement, isinstance(images, Images)),
-                **describe_shards(recipe, images, data.train),
+                **describe_images(recipe, images, data.train),
                 **given,
             },
         }

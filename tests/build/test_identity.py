@@ -19,7 +19,7 @@ from rescue_cli.analysis.compare import choose_pairing
 from rescue_cli.analysis.consistency import run_changes
 from rescue_cli.analysis.sweep import read_sweep as read_sweep
 from rescue_cli.build import identity
-from rescue_cli.build.evaluation import describe_shards
+from rescue_cli.build.evaluation import describe_images
 from rescue_cli.build.feeds import list_dataset
 from rescue_cli.build.networks import match_labels, warn_of_old_head, weights_classes
 from rescue_cli.errors import DataError, UsageError
@@ -615,10 +615,10 @@ def test_images_that_the_network_was_trained_on_are_counted_in_the_protocol(tmp_
     (test,) = data.tests.values()
     trained = {*names_and_sizes(data.train)} & {*names_and_sizes(test)}
     assert 9 <= len(trained) < len(test)
-    assert describe_shards(recipe, test, data.train)["trained_on"] == len(trained)
+    assert describe_images(recipe, test, data.train)["trained_on"] == len(trained)
     (warning,) = identity.compare_test_sets(recipe, data)[:1]
     assert f"was trained on {len(trained)} of these {len(test)} images" in warning
-    assert "trained_on" not in describe_shards(recipe_of(root), test, data.train)
+    assert "trained_on" not in describe_images(recipe_of(root), test, data.train)
 
 
 def names_and_sizes(split: Any) -> list[tuple[str, int]]:
