@@ -55,8 +55,9 @@ def is_study(path: Path) -> bool:
 
 def study_lines(path: Path) -> list[ResultLine]:
     """The measured rows, for the table of all results."""
-    lines = []
-    for row in _read_study(path)["rows"]:
+    rows = _read_study(path)["rows"]
+    lines, headings = [], _telling_columns(rows)
+    for row in rows:
         if (measured := row["measured"]) is not None:
             paper = next((Sample(value, None, 1) for value in row["paper"].values()), None)
             ours = Sample(measured["mean"], measured["std"], measured["n"])
@@ -67,7 +68,7 @@ def study_lines(path: Path) -> list[ResultLine]:
             lines.append(
                 ResultLine(
                     name, row["recipe"], "-", paper, ours, row["seconds_train"], missing,
-                    metric=metric, interval=t_interval(ours, RANGE), note=_row_label(row),
+                    metric=metric, interval=t_interval(ours, RANGE), note=_row_label(row, headings),
                 )
             )  # fmt: skip
     return lines
@@ -156,10 +157,20 @@ def _number(value: float | None, form: str) -> str:
     return "-" if value is None else format(value, form)
 
 
-def _row_label(row: Mapping[str, Any]) -> str:
-    """The value of its first column."""
-    name, value = next(iter(row["columns"].items()))
-    return f"{name} {format_value(value)}"
+def _telling_columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The first column, where it tells the rows apart; else all in which rows differ."""
+    values = {
+        heading: {format_value(row["columns"][heading]) for row in rows}
+        for heading in rows[0]["columns"]
+    }
+    first = next(iter(values))
+    varying = [heading for heading, each in values.items() if len(each) > 1]
+    return [first] if len(values[first]) == len(rows) or not varying else varying
+
+
+def _row_label(row: Mapping[str, Any], headings: Sequence[str]) -> str:
+    """Its values in these columns."""
+    return ", ".join(f"{heading} {format_value(row['columns'][heading])}" for heading in headings)
 
 
 def _paper(row: Mapping[str, Any]) -> str:

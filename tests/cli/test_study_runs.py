@@ -338,6 +338,8 @@ def test_a_study_of_our_own_compares_its_rows_at_equal_length(
     assert "Source: our own. 2 of 2 rows are measured." in page
     assert pair["claim"] in page
     assert '<th class="n">p</th>' not in page
+    assert "rate 0.4</" in page
+    assert "procedure quickstart" not in page, "both rows are"
     made_sweep(tmp_path / "out" / "01", {3: 60.5}, overrides=words)
     assert (
         "were compared before, with 6 runs in total."
