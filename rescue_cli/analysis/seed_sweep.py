@@ -98,7 +98,7 @@ def train_until(
             continue
         pair["look"] = {"number": number, "of": len(planned), "seeds": count, "level": level}
         p = "-" if pair["p"] is None else f"{pair['p']:.2g}"
-        how = f" by the {pair['how'].partition(' (')[0]}" if pair["how"] else ""
+        how = f" ({pair['how'].partition(' (')[0]})" if pair["how"] else ""
         note(f"look {number} of {len(planned)}, after {format_count(count, 'seed')}: p = {p}{how}")
         if is_claimed(pair, level):
             break

@@ -364,7 +364,7 @@ def _times(result: Mapping[str, Any]) -> list[str]:
         }
     elif result["steps"]:
         contents = {
-            "seconds_prepare": "to prepare: data, network and its whitening, first augmented batch",
+            "seconds_prepare": "to prepare: data, network, first augmented batch",
             "seconds_warmup": "to warm up: steps that were undone; compilation, choice of kernels",
             "seconds_train": f"to train ({rate}): steps, augmentation",
             "seconds_eval": "to evaluate: every evaluation of the run, with its TTA",

@@ -74,7 +74,10 @@ def test_every_recipe_that_reads_files_says_that_it_ignores_orientation() -> Non
         ("data.exif=true", "data (imagenette).exif: true is not one of applied, ignored."),
         ("data.background=pink", "is not one of white, black, grey, ignored."),
         ("data.range=[4095, 0]", "data.range: [4095.0, 0.0] must be in increasing"),
-        ("data.range=4095", "data (imagenette).range: 4095 is not a list of 2 items (a number each)"),
+        (
+            "data.range=4095",
+            "data (imagenette).range: 4095 is not a list of 2 items (a number each)",
+        ),
     ],
 )
 def test_another_value_is_refused(change: str, message: str) -> None:
